@@ -1,0 +1,91 @@
+# Needs Python 3.11 or newer with venv, and make. Everything else installs itself into .venv.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help up demo test faults check bench install lock clean
+
+# The Python that .venv is made with, for example: make up PYTHON=python3.13
+PYTHON ?= python3
+
+BIN := .venv/bin
+# Stamps, each as old as the last installation from its lock, so that what is installed already costs no time.
+# `make up` needs the first alone.
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCK := $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --generate-hashes \
+	--no-config --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
+PYTEST := $(BIN)/python -m pytest
+# One process for each core, four at most: each may start a PostgreSQL of its own.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup
+
+help: ## this list
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+# -- Running. `exec`, so that Ctrl-C and SIGTERM reach the program and no shell in between.
+
+up: $(RUNTIME) ## run it here: PostgreSQL, API, views, expiry; Ctrl-C stops everything
+	@exec $(BIN)/sparkledger up
+
+demo: $(RUNTIME) ## against a running `make up`: the guide's story, with what each step recorded
+	@exec $(BIN)/sparkledger demo
+
+# -- Proving. ARGS goes to pytest, for example: make test ARGS="-k window"
+
+test: $(DEV) ## all tests but the long ones, in minutes
+	@$(PYTEST) tests --ignore tests/faults --ignore tests/bench $(PARALLEL) $(ARGS)
+
+# One at a time: they kill processes, fill disks and wait for minutes.
+faults: $(DEV) ## the long tests: real kills, 60-second readers, full disks
+	@$(PYTEST) tests/faults --timeout 900 $(ARGS)
+
+check: $(DEV) ## format, lint, types, import rules, unused dependencies
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/deptry .
+
+bench: $(DEV) ## every benchmark, in minutes (FULL=1: with 10M events)
+	@exec $(BIN)/sparkledger bench $(if $(FULL),--full)
+
+# -- docker-compose
+
+# Made once and never overwritten: the database in the volume keeps the passwords it was first given.
+.env: ## passwords for docker-compose, generated once
+	@umask 077 && $(PYTHON) -c '\
+	from base64 import b64encode; from secrets import token_bytes, token_hex; \
+	names = "POSTGRES SPARKLEDGER_OWNER SPARKLEDGER_API SPARKLEDGER_WORKER".split(); \
+	print(*(f"{name}_PASSWORD={token_hex(24)}" for name in names), sep="\n"); \
+	print("SPARKLEDGER_MASTER_KEY=" + b64encode(token_bytes(32)).decode()); \
+	print("SPARKLEDGER_ADMIN_KEY=" + token_hex(24))' > $@.new && mv $@.new $@
+	@echo "Wrote .env (mode 0600). Keep a copy of SPARKLEDGER_MASTER_KEY: without it no secret can be unsealed."
+
+# -- The virtual environment.
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not one; name another: make PYTHON=python3.13" >&2; exit 1; }
+	@echo "Making .venv (once)."
+	@$(PYTHON) -m venv --clear .venv || { rm -rf .venv; exit 1; }
+
+$(RUNTIME): requirements.lock pyproject.toml | .venv/bin/python
+	@echo "Installing what the program needs into .venv."
+	@$(PIP) install --require-hashes --requirement requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): requirements-dev.lock $(RUNTIME)
+	@echo "Installing what tests and checks need into .venv."
+	@$(PIP) install --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+install: $(DEV) ## the virtual environment alone, with what tests and checks need
+
+lock: $(DEV) ## write both locks anew from pyproject.toml (UPGRADE=1: with the newest versions)
+	@$(LOCK) $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+
+clean: ## remove what make can make again; the data in .sparkledger and the passwords in .env stay
+	@rm -rf .venv .bench .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

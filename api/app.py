@@ -1,0 +1,105 @@
+"""The application: the routes, what surrounds them, and what they are wired with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+
+from api import access_keys, audit, commands, docs, health, reads
+from api.edge import MAX_BODY_BYTES, MAX_REQUEST_S, Edge
+from api.limits import Limit
+from api.openapi import reference
+from api.problems import Problem, as_problem
+from api.trail import KeyNames
+from api.wiring import Limits, Services
+from domain.errors import Refused
+from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
+
+if TYPE_CHECKING:
+    from starlette.routing import Route as StarletteRoute
+
+TITLE: Final = "Sparkledger"
+TAGS: Final = [
+    {"name": "Commands", "description": "Change something; each answers what now stands."},
+    {"name": "Reads", "description": "Codes, permissions, the question and the figures."},
+    {"name": "Audit", "description": "The trail: every event, in the order it was recorded."},
+    {"name": "Keys", "description": "Who may call."},
+    {"name": "Health", "description": "For machines that look after the service."},
+]
+
+# What routes raise on purpose; everything else is a fault of ours, and `Edge` answers it.
+_RAISED: Final = (
+    HTTPException,
+    RequestValidationError,
+    Refused,
+    IdempotencyMismatch,
+    IdempotencyRunning,
+    KeyNoLongerValid,
+    Unavailable,
+)
+
+
+def create_app(
+    services: Services, *, max_body_bytes: int = MAX_BODY_BYTES, max_request_s: float = MAX_REQUEST_S
+) -> FastAPI:
+    """Build the application; what it is wired with is opened and closed by the caller."""
+    app = FastAPI(
+        title=TITLE,
+        version=importlib.metadata.version("sparkledger"),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        openapi_tags=TAGS,
+        # Its hooks see raw bodies, and its log would repeat what validation refused.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
+    )
+    app.state.services = services
+    per_second = services.settings.requests_per_second
+    app.state.limits = Limits(Limit(per_second, per_second))
+    app.state.key_names = KeyNames(services.identity)
+    # One flat list, the busiest routes first: a router within a router is matched twice for every request.
+    for router in (commands.router, reads.router, audit.router, access_keys.router, health.router):
+        app.router.routes.extend(router.routes)
+    app.add_route("/openapi.json", _openapi, methods=["GET"])
+    app.add_route("/docs", _docs, methods=["GET"])
+    app.openapi = lambda: reference(app)  # type: ignore[method-assign]
+    for raised in _RAISED:
+        app.add_exception_handler(raised, _answer_problem)
+    app.add_middleware(Edge, max_body_bytes=max_body_bytes, max_request_s=max_request_s)
+    return app
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    problem = as_problem(error)
+    if problem.code == "method_not_allowed":
+        problem = Problem(problem.code, headers={"Allow": ", ".join(_methods(request))})
+    return problem.response(request.scope["request_id"])
+
+
+def _methods(request: Request) -> list[str]:
+    """Return every method that an address knows: several routes may share it."""
+    routes = cast("list[StarletteRoute]", request.app.router.routes)
+    at = [route for route in routes if route.path_regex.match(request.scope["path"])]
+    return sorted({method for route in at for method in route.methods or ()})
+
+
+async def _openapi(request: Request) -> Response:
+    return Response(orjson.dumps(request.app.openapi()), media_type="application/json")
+
+
+async def _docs(request: Request) -> Response:
+    document: dict[str, Any] = request.app.openapi()
+    return HTMLResponse(docs.page(document), headers={"Content-Security-Policy": docs.POLICY})

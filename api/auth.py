@@ -1,0 +1,174 @@
+"""Who calls, and what they may: keys, roles, subjects, and how much.
+
+A route's signature names its roles: `caller: Annotated[Caller, allow("creator", "operator", "admin")]`. `Route` reads
+them from there and lets nobody else in, before it reads the body; `ROLES` collects them into the one table that the
+documentation and the tests compare with the contract.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import orjson
+from fastapi import Depends, Request
+from fastapi.routing import APIRoute
+
+from api import headers
+from api.problems import Problem, too_many, unauthenticated
+from api.wiring import Services, limits_of, services_of
+from domain.errors import NotAllowed
+from domain.values import Actor, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from fastapi import FastAPI
+    from starlette.responses import Response
+
+    from domain.code import Code
+    from infra.identity import ApiKey
+
+REQUEST_HASH_BYTES: Final = 16
+# Those who act for everyone in their ledger.
+UNBOUND: Final[frozenset[Role]] = frozenset({"admin", "operator"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A request that was let in: whose key it bears, and what it may touch."""
+
+    key: ApiKey
+    services: Services
+    request: Request
+    presented: str = field(repr=False)
+
+    @property
+    def ledger_id(self) -> int:
+        """The only ledger that this request reaches."""
+        return self.key.ledger_id
+
+    @property
+    def role(self) -> Role:
+        """What the key may."""
+        return self.key.role
+
+    def actor(self, subject: str | None) -> Actor:
+        """Return who is recorded as having done it; `subject` is the creator or advertiser that they act for."""
+        return Actor(str(self.key.key_id), self.role, None if self.role in UNBOUND else subject)
+
+    def request_hash(self) -> bytes:
+        """Return what tells a repeated request from another one with the same Idempotency-Key.
+
+        It is keyed with the presented API key, which is stored nowhere: nobody can test a guess at a secret or a note
+        against what is kept of the request.
+        """
+        request = self.request
+        sent = orjson.dumps(request.scope.get("json"), option=orjson.OPT_SORT_KEYS)
+        line = f"{request.method}\n{request.scope['path']}\n{request.headers.get('if-match', '')}\n"
+        digest = hmac.digest(self.presented.encode(), line.encode("utf-8", "surrogatepass") + sent, "sha256")
+        return digest[:REQUEST_HASH_BYTES]
+
+    def act_for_creator(self, creator_id: str) -> None:
+        """Raise `NotAllowed` where the key does not act for this creator."""
+        if self.role == "creator" and creator_id not in self.key.subjects.creator_ids:
+            raise NotAllowed("This key acts for other creators alone.")
+
+    def act_for_advertiser(self, advertiser_id: str) -> None:
+        """Raise `NotAllowed` where the key does not act for this advertiser account."""
+        if self.role == "brand" and advertiser_id not in self.key.subjects.advertiser_ids:
+            raise NotAllowed("This key acts for other advertiser accounts alone.")
+
+    def read_code(self, code: Code) -> None:
+        """Raise `NotAllowed` where the key may not read this code."""
+        self.act_for_creator(code.creator_id)
+        if self.role == "brand" and not self.names_us(
+            {share.brand_id for share in code.shares},
+            {share.advertiser_id for share in code.shares} | code.redemptions.keys(),
+        ):
+            raise NotAllowed("This key reads codes alone that were shared with its brands or redeemed by its accounts.")
+
+    def names_us(self, brand_ids: Iterable[str | None], advertiser_ids: Iterable[str | None]) -> bool:
+        """Tell whether a brand's key may see what names these brands and advertiser accounts."""
+        ours = self.key.subjects
+        return not ours.brand_ids.isdisjoint(brand_ids) or not ours.advertiser_ids.isdisjoint(advertiser_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The dependency that a route names its roles with."""
+
+    roles: tuple[Role, ...]
+
+    async def __call__(self, request: Request) -> Caller:
+        """Hand over whom `Route` has let in."""
+        return cast("Caller", request.scope["caller"])
+
+
+def allow(*roles: Role) -> Any:
+    """Let keys of these roles in, and no others."""
+    return Depends(Allowed(roles), use_cache=False)
+
+
+class JsonRequest(Request):
+    """A request whose body is JSON as RFC 8259 has it: no NaN, no lone surrogates, nothing but UTF-8."""
+
+    async def json(self) -> Any:
+        """Parse the body, and keep what it says for the request's hash."""
+        parsed = orjson.loads(await self.body())
+        self.scope["json"] = parsed
+        return parsed
+
+
+class Route(APIRoute):
+    """A route that knows its roles, and turns callers away before it reads what they send."""
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles that are let in; none where anyone is."""
+        calls = [dependency.call for dependency in self.dependant.dependencies]
+        return next((call.roles for call in calls if isinstance(call, Allowed)), ())
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Put the door in front of what FastAPI does."""
+        answer = super().get_route_handler()
+        roles = self.roles
+        takes_body = self.body_field is not None
+
+        async def handler(request: Request) -> Response:
+            if roles:
+                request.scope["caller"] = await _admit(request, roles)
+            if takes_body:
+                if headers.has_body(request) and not headers.is_json(request):
+                    raise Problem("unsupported_media_type")
+                request = JsonRequest(request.scope, request.receive)
+            return await answer(request)
+
+        return handler
+
+
+async def _admit(request: Request, roles: tuple[Role, ...]) -> Caller:
+    services = services_of(request.scope)
+    presented = headers.bearer(request)
+    key = None if presented is None else await services.identity.authenticate(presented, services.now())
+    if key is None or presented is None:
+        raise unauthenticated()
+    requests = limits_of(request.scope).requests
+    wait_s = requests.wait_s(key.key_id)
+    if wait_s > 0:
+        raise too_many("too_many_requests", wait_s)
+    requests.take(key.key_id)
+    if key.role not in roles:
+        raise NotAllowed(f"A key with the role {key.role} may not do this.")
+    return Caller(key, services, request, presented)
+
+
+def roles_by_route(app: FastAPI) -> dict[str, tuple[Role, ...]]:
+    """Return the one table of what each role may, read from the routes themselves: `METHOD /path` → roles."""
+    return {
+        f"{method} {route.path}": route.roles
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in sorted(route.methods or ())
+    }

@@ -1,0 +1,239 @@
+"""The guide's story, told against a running server: each step, what it mirrors on TikTok, and what it recorded."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TIMEOUT_S: Final = 10.0
+CREATIVE: Final = "c" * 64
+OTHER_CREATIVE: Final = "d" * 64
+
+
+class StoryBroke(Exception):
+    """A step did not come out as the story tells it."""
+
+
+@dataclass
+class Story:
+    """One telling, with a creator, a video and a brand of its own, so that it can be told again and again."""
+
+    client: httpx.Client
+    say: Callable[[str], None]
+    number: int = 0
+    tag: str = field(default_factory=lambda: secrets.token_hex(3))
+
+    def step(self, what: str, mirrors: str, method: str, path: str, expected: int, **request: Any) -> dict[str, Any]:
+        """Take one step and say what became of it."""
+        self.number += 1
+        answer = self.client.request(method, path, **request)
+        body: dict[str, Any] = answer.json()
+        self.say(f"\n{self.number:2}. {what}\n    {mirrors}")
+        if answer.status_code != expected:
+            message = (
+                f"step {self.number} was answered {answer.status_code}, not {expected}: {body.get('detail', body)}"
+            )
+            raise StoryBroke(message)
+        if answer.is_client_error:
+            self.say(f"    → refused, {answer.status_code} {body['code']}: {body['detail']}")
+        elif "position" in body:
+            self.say(f"    → recorded at position {body['position']}, version {body['version']}")
+        return body
+
+
+def tell(url: str, key: str, say: Callable[[str], None]) -> int:
+    """Tell the story.
+
+    Args:
+        url: where the server is.
+        key: an admin key of the ledger to tell it in.
+        say: takes each line.
+
+    Returns:
+        0 if every step came out as told, else 1.
+
+    """
+    headers = {"Authorization": f"Bearer {key}"}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False) as client:
+            _tell(Story(client, say))
+    except httpx.HTTPError as error:
+        say(f"No answer from {url}: {error}. Is `make up` running?")
+        return 1
+    except StoryBroke as broke:
+        say(f"\nThe story broke: {broke}")
+        return 1
+    return 0
+
+
+def _tell(story: Story) -> None:
+    creator, video, advertiser = f"creator-{story.tag}", f"video-{story.tag}", f"advertiser-{story.tag}"
+    code = _issue(story, creator, video, advertiser)
+    code_id = code["code_id"]
+    _redeem_and_run(story, code, advertiser)
+    then = datetime.now(UTC)
+    revoked = story.step(
+        "The creator takes the code back",
+        "the video's Ad authorization, off",
+        "POST",
+        f"/v1/codes/{code_id}/revocation",
+        200,
+        json={"reason": "the collaboration is over"},
+    )
+    history = story.step(
+        "The audit trail of the code",
+        "nothing on TikTok keeps this",
+        "GET",
+        f"/v1/codes/{code_id}/history",
+        200,
+        params={"at_least": revoked["position"]},
+    )
+    for event in history["events"]:
+        story.say(f"    {event['position']:>5}  {event['type']:<17} {event['summary']}")
+    for name, moment in (("then, while it ran", then), ("now", datetime.now(UTC))):
+        answer = story.step(
+            f"Was the video authorized for the advertiser, {name}?",
+            "the question a compliance team asks",
+            "GET",
+            "/v1/authorizations",
+            200,
+            params={
+                "video_id": video,
+                "advertiser_id": advertiser,
+                "at": moment.isoformat().replace("+00:00", "Z"),
+                "at_least": revoked["position"],
+            },
+        )
+        verdict = "yes" if answer["authorized"] else "no"
+        evidence = ", ".join(map(str, answer["evidence"]))
+        story.say(f"    → {verdict}: {answer['reason']}; proven by positions {evidence}")
+
+
+def _issue(story: Story, creator: str, video: str, advertiser: str) -> dict[str, Any]:
+    order = {"creator_id": creator, "video_id": video}
+    story.step(
+        "The creator allows ads",
+        "Settings & Privacy > Creator Tools > Ad Settings > Ad Authorization, on",
+        "PUT",
+        f"/v1/creators/{creator}/permission",
+        200,
+        json={"enabled": True},
+    )
+    story.step(
+        "A code without the terms is refused",
+        "the advertising terms, not accepted",
+        "POST",
+        "/v1/codes",
+        409,
+        json=order,
+    )
+    code = story.step(
+        "The creator accepts the terms and generates a code",
+        "the video > … > Ad settings > Ad authorization, on > accept the terms > Generate code",
+        "POST",
+        "/v1/codes",
+        201,
+        json={**order, "terms_version": "2026-01"},
+    )
+    story.say(f"    the code, shown to its owner: {code['masked']} (masked here), until {code['expires_at']}")
+    extended = story.step(
+        "The creator extends it to 60 days",
+        "Extend",
+        "POST",
+        f"/v1/codes/{code['code_id']}/extensions",
+        201,
+        json={"days": 60},
+    )
+    story.say(f"    now until {extended['expires_at']}")
+    story.step(
+        "The creator sends it to the brand",
+        "Copy code, paste it in a DM",
+        "POST",
+        f"/v1/codes/{code['code_id']}/shares",
+        201,
+        json={"brand_id": f"brand-{story.tag}", "channel": "dm", "advertiser_id": advertiser},
+    )
+    return code
+
+
+def _redeem_and_run(story: Story, code: dict[str, Any], advertiser: str) -> None:
+    code_id, enter = code["code_id"], "TikTok Ads Manager > Spark Ads > Use Authorization Code"
+    story.step(
+        "A mistyped code is refused",
+        enter,
+        "POST",
+        "/v1/redemptions",
+        404,
+        json={"secret": "#mistyped", "advertiser_id": advertiser},
+    )
+    story.step(
+        "The brand looks up what the code covers",
+        "nothing on TikTok tells this before the code is used",
+        "POST",
+        "/v1/codes/lookup",
+        200,
+        json={"secret": code["secret"]},
+    )
+    story.step(
+        "The brand redeems it",
+        enter,
+        "POST",
+        "/v1/redemptions",
+        201,
+        json={"secret": code["secret"], "advertiser_id": advertiser},
+    )
+    now = datetime.now(UTC)
+    campaign = {
+        "campaign_id": f"campaign-{story.tag}",
+        "advertiser_id": advertiser,
+        "budget": {"amount": "500.00", "currency": "USD"},
+        "starts_at": _text(now),
+        "ends_at": _text(now + timedelta(days=90)),
+        "creative_sha256": CREATIVE,
+    }
+    campaigns = f"/v1/codes/{code_id}/campaigns"
+    launched = story.step(
+        "The brand launches a campaign",
+        "set budget, targeting, duration > launch",
+        "POST",
+        campaigns,
+        201,
+        json=campaign,
+    )
+    for warning in launched["warnings"]:
+        story.say(f"    warning: {warning}")
+    story.step(
+        "Another creative is refused while it runs",
+        "a Spark video cannot be edited once it is live",
+        "POST",
+        campaigns,
+        409,
+        json={**campaign, "campaign_id": f"other-{story.tag}", "creative_sha256": OTHER_CREATIVE},
+    )
+    story.step(
+        "Revoking is refused while it runs",
+        "a code can only be deleted when its ads are",
+        "POST",
+        f"/v1/codes/{code_id}/revocation",
+        409,
+        json={"reason": "too early"},
+    )
+    story.step(
+        "The brand ends the campaign",
+        "Ads Manager > campaign, off",
+        "POST",
+        f"{campaigns}/{campaign['campaign_id']}/end",
+        200,
+        json={"reason": "sold out"},
+    )
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,154 @@
+"""What every request passes first and every answer last: an id, the limits, the headers, the metrics.
+
+Plain ASGI, around the whole application: what breaks inside is answered here, as a problem like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from api.problems import Problem, as_problem
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+# Longer than the longest wait that a read may ask for, and than the database's own limit for a statement.
+MAX_REQUEST_S: Final = 30.0
+
+_REQUESTS: Final = Counter("sparkledger_http_requests", "Requests answered.", ["method", "route", "status"])
+_SECONDS: Final = Histogram(
+    "sparkledger_http_request_seconds",
+    "Time from the first byte of a request to the last of its answer.",
+    ["method", "route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+_IN_FLIGHT: Final = Gauge("sparkledger_http_requests_in_flight", "Requests that are being answered.")
+# The label of what no route answers: an address that a stranger made up must not become a time series.
+UNMATCHED: Final = "none"
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+
+_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
+# Where an answer does not say otherwise: answers are for the caller alone, and never a page.
+_DEFAULTS: Final = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
+log = logging.getLogger(__name__)
+
+
+class Edge:
+    """The outermost layer of the application."""
+
+    def __init__(
+        self, app: ASGIApp, *, max_body_bytes: int = MAX_BODY_BYTES, max_request_s: float = MAX_REQUEST_S
+    ) -> None:
+        """Wrap the application."""
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._max_request_s = max_request_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens inside."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(receive, send, self._max_body_bytes)
+        scope["request_id"] = exchange.request_id
+        _IN_FLIGHT.inc()
+        began = time.perf_counter()
+        try:
+            await self._answer(scope, exchange)
+        finally:
+            _IN_FLIGHT.dec()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            route = getattr(scope.get("route"), "path", UNMATCHED)
+            _REQUESTS.labels(method, route, str(exchange.status)).inc()
+            _SECONDS.labels(method, route).observe(time.perf_counter() - began)
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+        try:
+            exchange.refuse_announced(scope)
+            async with asyncio.timeout(self._max_request_s) as exchange.timeout:
+                await self._app(scope, exchange.receive, exchange.send)
+                return
+        except TimeoutError as error:
+            mine = exchange.timeout is not None and exchange.timeout.expired()
+            problem = Problem("timed_out", headers={"Retry-After": "1"}) if mine else as_problem(error)
+            log.warning("Request %s took too long.", exchange.request_id)
+        except Problem as refused:
+            problem = refused
+        except Exception as error:  # the last resort: whatever broke, the caller gets an answer and we a traceback
+            problem = as_problem(error)
+            log.exception("Request %s broke.", exchange.request_id)
+        exchange.timeout = None
+        if not exchange.begun:
+            await problem.response(exchange.request_id)(scope, exchange.receive, exchange.send)
+
+
+class Exchange:
+    """One request and its answer, as they pass."""
+
+    __slots__ = ("_max_body_bytes", "_receive", "_received", "_send", "request_id", "status", "timeout")
+
+    def __init__(self, receive: Receive, send: Send, max_body_bytes: int) -> None:
+        """Give the request an id."""
+        self.request_id = secrets.token_hex(16)
+        self.status = 0
+        self.timeout: asyncio.Timeout | None = None
+        self._receive = receive
+        self._send = send
+        self._received = 0
+        self._max_body_bytes = max_body_bytes
+
+    @property
+    def begun(self) -> bool:
+        """Whether the answer is on its way, so that no other can be given."""
+        return self.status != 0
+
+    def refuse_announced(self, scope: Scope) -> None:
+        """Refuse a body that says of itself that it is too large, before any of it is read."""
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value[:20]) > self._max_body_bytes:
+                raise _too_large()
+
+    async def receive(self) -> Message:
+        """Pass on what comes in, as long as it is not too much, whatever its headers said."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            if self._received > self._max_body_bytes:
+                raise _too_large()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on what goes out, with the headers that every answer bears."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.timeout is not None and not self.timeout.expired():
+                self.timeout.reschedule(None)
+            headers = message["headers"]
+            given = {name for name, _ in headers}
+            message["headers"] = [
+                *headers,
+                (b"request-id", self.request_id.encode()),
+                *_HEADERS,
+                *(default for default in _DEFAULTS if default[0] not in given),
+            ]
+        await self._send(message)
+
+
+def _too_large() -> Problem:
+    # The rest of the body is not read, so the connection cannot be used again.
+    return Problem("body_too_large", headers={"Connection": "close"})

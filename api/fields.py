@@ -1,0 +1,175 @@
+"""The kinds of values that requests and answers are made of, each with its bounds, its description and an example."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from domain.values import ID_PATTERN, Sealed
+
+MAX_TARGETING_BYTES: Final = 16 * 1024
+MAX_TARGETING_DEPTH: Final = 8
+MAX_POSITION: Final = 2**62
+MAX_SECRET_CHARACTERS: Final = 512
+MAX_TEXT_CHARACTERS: Final = 4_000
+MAX_REASON_CHARACTERS: Final = 500
+MAX_NAME_CHARACTERS: Final = 200
+
+# The years that a ledger speaks of; others are slips of a finger, or of a clock.
+FIRST_YEAR: Final = 2000
+LAST_YEAR: Final = 2099
+
+_RFC3339: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+# The same to the day, for the reference, with those years alone: what it lets through is accepted.
+_RFC3339_PATTERN: Final = (
+    r"^(20[0-9]{2}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    r"|02-(0[1-9]|1[0-9]|2[0-8]))|20([02468][048]|[13579][26])-02-29)"
+    r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+
+NO_NUL: Final = r"^[^\u0000]*$"
+
+
+def parse_moment(value: object) -> datetime:
+    """Read a time of RFC 3339, which always names its offset, and turn it to UTC.
+
+    Raises:
+        PydanticCustomError: it is none, or lies outside of the years that this ledger speaks of.
+
+    """
+    moment = _moment(value) if isinstance(value, str) and _RFC3339.fullmatch(value) else None
+    if moment is None:
+        raise PydanticCustomError(
+            "moment", "This is not a time of RFC 3339 with its offset, such as 2026-03-01T12:00:00Z."
+        )
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise PydanticCustomError("moment", f"A time lies in the years {FIRST_YEAR} to {LAST_YEAR}.")
+    return moment.astimezone(UTC)
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text.upper())
+    except ValueError:  # a day or an hour that does not exist
+        return None
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul", "A text cannot hold the character NUL.")
+    return text
+
+
+def _secret(text: str) -> Sealed:
+    """Trim what a paste leaves around a code; what is left is an opaque string."""
+    secret = Sealed(_no_nul(text).strip())
+    if not 1 <= len(secret) <= MAX_SECRET_CHARACTERS:
+        raise PydanticCustomError("secret", f"A code has 1 to {MAX_SECRET_CHARACTERS} characters.")
+    return secret
+
+
+def _bounded(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what is too deep, too large, or what no store and no other JSON parser would give back unchanged."""
+    if _depth(value) > MAX_TARGETING_DEPTH:
+        raise PydanticCustomError("depth", f"This is nested deeper than {MAX_TARGETING_DEPTH} levels.")
+    if len(orjson.dumps(value)) > MAX_TARGETING_BYTES:
+        raise PydanticCustomError("size", f"This is larger than {MAX_TARGETING_BYTES // 1024} KiB.")
+    return value
+
+
+def _depth(value: object) -> int:
+    """Return how deep a value is nested, one more than allowed for all that is deeper; walks without recursion."""
+    level, depth = [value], 0
+    while level and depth <= MAX_TARGETING_DEPTH:
+        depth += 1
+        below: list[object] = []
+        for item in level:
+            match item:
+                case dict():
+                    below += [*item.keys(), *item.values()]
+                case list():
+                    below += item
+                case str():
+                    _no_nul(item)
+                case float() if not math.isfinite(item):
+                    raise PydanticCustomError("number", "A number here is too large.")
+                case _:
+                    pass
+        level = [item for item in below if isinstance(item, dict | list)]
+        for item in below:
+            if isinstance(item, str):
+                _no_nul(item)
+    return depth
+
+
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+CreatorId = Annotated[Id, Field(description="The creator's TikTok account, as you name it.", examples=["ana.creates"])]
+VideoId = Annotated[Id, Field(description="The video that the code is for.", examples=["7312345678901234567"])]
+BrandId = Annotated[Id, Field(description="The brand, as you name it.", examples=["acme"])]
+AdvertiserId = Annotated[Id, Field(description="The advertiser account in TikTok Ads Manager.", examples=["adv-7001"])]
+CampaignId = Annotated[Id, Field(description="The campaign, as you name it.", examples=["spring-sale"])]
+
+MOMENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": _RFC3339_PATTERN,
+    "examples": ["2026-03-01T12:00:00Z"],
+}
+Moment = Annotated[datetime, BeforeValidator(parse_moment), WithJsonSchema(MOMENT_SCHEMA)]
+
+Sha256 = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9a-f]{64}$"),
+    Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]),
+]
+Secret = Annotated[
+    str,
+    AfterValidator(_secret),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^\s*[^\s\u0000]([^\u0000]{0,510}[^\s\u0000])?\s*$",
+            "examples": ["#k9/Tz+example+of+a+spark+ad+code=="],
+            "description": "The code's string. White space around it is trimmed; the rest is compared exactly.",
+        }
+    ),
+]
+Note = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_TEXT_CHARACTERS),
+    AfterValidator(_no_nul),
+    AfterValidator(Sealed),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARACTERS, "pattern": NO_NUL}),
+]
+Text = Annotated[str, StringConstraints(pattern=NO_NUL)]
+Reason = Annotated[
+    Text,
+    StringConstraints(min_length=1, max_length=MAX_REASON_CHARACTERS),
+    Field(examples=["Shared with the wrong brand"]),
+]
+Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+Amount = Annotated[
+    str,
+    StringConstraints(pattern=r"^([1-9][0-9]{0,11}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"),
+    Field(description="More than nothing, in decimals, as text, so that no cent is lost.", examples=["500.00"]),
+]
+Currency = Annotated[
+    str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="The currency's ISO 4217 code.", examples=["USD"])
+]
+# Stands in a schema for "any JSON without NUL, at any depth"; the reference says so with a schema that names itself.
+ANY_JSON: Final = "x-any-json"
+Targeting = Annotated[
+    dict[str, Any],
+    AfterValidator(_bounded),
+    WithJsonSchema({"type": "object", ANY_JSON: True, "examples": [{"countries": ["US", "CA"], "age_min": 18}]}),
+]
+Position = Annotated[int, Field(ge=1, le=MAX_POSITION, examples=[42])]
+State = Literal["generated", "shared", "redeemed", "expired", "revoked"]

@@ -1,0 +1,50 @@
+"""How much one key may ask: token buckets in bounded memory.
+
+The counts are those of one process: with several API processes each grants its own share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+K = TypeVar("K")
+
+# Keys remembered; one that is forgotten begins with a full bucket.
+MAX_KEYS: Final = 10_000
+
+UNKNOWN_CODES_AT_ONCE: Final = 20
+UNKNOWN_CODES_PER_SECOND: Final = 1 / 3
+
+
+class Limit(Generic[K]):
+    """A bucket for each key: so many at once, and so many a second after that."""
+
+    def __init__(self, at_once: float, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with full buckets."""
+        self._at_once = at_once
+        self._per_second = per_second
+        self._clock = clock
+        self._buckets: OrderedDict[K, tuple[float, float]] = OrderedDict()
+
+    def wait_s(self, key: K) -> float:
+        """Return the seconds until the key has a token; 0 where it has one."""
+        return max(0.0, (1 - self._tokens(key)) / self._per_second)
+
+    def take(self, key: K) -> None:
+        """Take a token, on credit where there is none: what was let in together is paid for together."""
+        self._buckets[key] = (self._tokens(key) - 1, self._clock())
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > MAX_KEYS:
+            self._buckets.popitem(last=False)
+
+    def _tokens(self, key: K) -> float:
+        known = self._buckets.get(key)
+        if known is None:
+            return self._at_once
+        tokens, since = known
+        return min(self._at_once, tokens + (self._clock() - since) * self._per_second)

@@ -1,0 +1,144 @@
+"""What reads take in their query: one model for each, with nothing unknown let through."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from api.fields import MAX_POSITION, MOMENT_SCHEMA, NO_NUL, Id, Moment, State, parse_moment
+
+LIMIT: Final = 100
+MAX_LIMIT: Final = 1_000
+MAX_CURSOR_CHARACTERS: Final = 500
+MAX_Q_CHARACTERS: Final = 200
+
+# Any whole number that an event's position may be; PostgreSQL's bigint holds it.
+_WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
+
+
+def _whole(value: object) -> object:
+    """Read a number from the query: digits alone, for `1_0`, ` 1` and `1.0` are slips, not numbers."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value) is None:
+        raise PydanticCustomError("whole", "This is not a whole number from 0 upwards.")
+    return int(value) if isinstance(value, str) else value
+
+
+def _as_of(value: object) -> datetime | int:
+    if isinstance(value, str) and _WHOLE.fullmatch(value) is not None:
+        position = int(value)
+        if position > MAX_POSITION:
+            raise PydanticCustomError("as_of", "No ledger reaches this position.")
+        return position
+    return parse_moment(value)
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+AtLeast = Annotated[
+    Whole | None,
+    Field(
+        ge=0, le=MAX_POSITION, description="Wait, at most 5 seconds, until this position has been read.", examples=[42]
+    ),
+]
+AsOf = Annotated[
+    datetime | int | None,
+    BeforeValidator(_as_of),
+    WithJsonSchema({"anyOf": [MOMENT_SCHEMA, {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}]}),
+    Field(description="As the ledger knew then: a time, or a position.", examples=["2026-03-01T12:00:00Z"]),
+]
+At = Annotated[Moment | None, Field(description="As it was true then, in effective time.")]
+Limit = Annotated[Whole, Field(ge=1, le=MAX_LIMIT, description="Entries a page, at most.", examples=[LIMIT])]
+CodeId = Annotated[
+    UUID, WithJsonSchema({"type": "string", "format": "uuid"}), Field(examples=["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"])
+]
+
+
+class Query(BaseModel):
+    """A query: unknown parameters are refused, because a misspelt filter would filter nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class PermissionQuery(Query):
+    as_of: AsOf = None
+    at_least: AtLeast = None
+
+
+class CodeQuery(Query):
+    as_of: AsOf = None
+    at: At = None
+    version: Annotated[
+        Whole | None, Field(ge=1, le=2**31 - 1, description="As it stood at this version.", examples=[2])
+    ] = None
+    at_least: AtLeast = None
+
+
+class HistoryQuery(Query):
+    at_least: AtLeast = None
+
+
+class CodesQuery(Query):
+    state: Annotated[State | None, Field(description="Codes in this state alone.")] = None
+    creator_id: Annotated[Id | None, Field(description="Codes of this creator alone.", examples=["ana.creates"])] = None
+    video_id: Annotated[Id | None, Field(description="Codes for this video alone.")] = None
+    brand_id: Annotated[Id | None, Field(description="Codes shared with this brand alone.", examples=["acme"])] = None
+    advertiser_id: Annotated[
+        Id | None, Field(description="Codes shared with or redeemed by this account alone.", examples=["adv-7001"])
+    ] = None
+    expires_before: Annotated[Moment | None, Field(description="Codes whose window ends before this moment.")] = None
+    limit: Limit = LIMIT
+    cursor: Annotated[
+        str | None,
+        StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
+        Field(description="`next` of the page before, for the same filters."),
+    ] = None
+    at_least: AtLeast = None
+
+
+class AuthorizationQuery(Query):
+    video_id: Annotated[Id, Field(description="The video.", examples=["7312345678901234567"])]
+    advertiser_id: Annotated[Id, Field(description="The account that ran the ad.", examples=["adv-7001"])]
+    at: Annotated[Moment | None, Field(description="The moment it ran. Absent: now.")] = None
+    as_of: AsOf = None
+    at_least: AtLeast = None
+
+
+class EventsQuery(Query):
+    after: Annotated[Whole | None, Field(ge=0, le=MAX_POSITION, description="Later positions alone.", examples=[0])] = (
+        None
+    )
+    before: Annotated[Whole | None, Field(ge=0, le=MAX_POSITION, description="Earlier positions alone.")] = None
+    order: Annotated[Literal["asc", "desc"], Field(description="Oldest or newest first.")] = "asc"
+    limit: Limit = LIMIT
+    type: Annotated[Id | None, Field(description="Events of this type alone.", examples=["Redeemed"])] = None
+    code_id: Annotated[CodeId | None, Field(description="Events of this code alone.")] = None
+    creator_id: Annotated[Id | None, Field(description="Events of this creator's permission and codes alone.")] = None
+    video_id: Annotated[Id | None, Field(description="Events of this video's codes alone.")] = None
+    advertiser_id: Annotated[Id | None, Field(description="Events that name this advertiser account alone.")] = None
+    actor: Annotated[Id | None, Field(description="Events recorded with this key, by its id, or by `clock`.")] = None
+    from_: Annotated[Moment | None, Field(alias="from", description="Recorded at this moment or later.")] = None
+    to: Annotated[Moment | None, Field(description="Recorded before this moment.")] = None
+    q: Annotated[
+        str | None,
+        StringConstraints(min_length=1, max_length=MAX_Q_CHARACTERS, pattern=NO_NUL),
+        Field(description="Words that stand in the summary, in any case.", examples=["spring-sale"]),
+    ] = None
+    at_least: AtLeast = None
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters that are given, in the words of the history's search; `q` is not one of them."""
+        given = {
+            "type": self.type,
+            "code_id": self.code_id,
+            "creator_ids": None if self.creator_id is None else {self.creator_id},
+            "video_id": self.video_id,
+            "advertiser_id": self.advertiser_id,
+            "actor": self.actor,
+            "recorded_from": self.from_,
+            "recorded_before": self.to,
+        }
+        return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,117 @@
+"""Run the application: uvicorn on one event loop, with everything it is wired of opened around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+import uvloop
+
+from api.app import create_app
+from api.wiring import Services
+from infra.migrate import require_migrated
+from infra.runtime import API, runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from infra.settings import Settings
+    from infra.vault import MasterKey
+
+# Requests that are being answered when the end is asked for have this long; the supervisor waits a second more.
+GRACE_S: Final = 4
+BACKLOG: Final = 2048
+MAX_HEAD_BYTES: Final = 32 * 1024
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, with the signals left to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the signals alone: uvicorn would raise them again after its own end, in the middle of ours."""
+        yield
+
+
+def run(
+    settings: Settings, conninfo: str, master_key: MasterKey, *, started: Callable[[str], None] = lambda _: None
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: where to listen, and what the rules leave to configuration.
+        conninfo: the database, as a login that is or may become the API's role.
+        master_key: the key that the database's keys are wrapped with.
+        started: told the URL once requests are answered.
+
+    Raises:
+        MigrationError: the database lacks a migration.
+        LookupError: the address cannot be listened on.
+
+    """
+    require_migrated(conninfo)
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        uvloop.run(_serve(settings, conninfo, master_key, listener, started))
+
+
+async def _serve(
+    settings: Settings,
+    conninfo: str,
+    master_key: MasterKey,
+    listener: socket.socket,
+    started: Callable[[str], None],
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with runtime(conninfo, API, master_key) as opened:
+        services = Services(
+            ledgers=opened.ledgers,
+            identity=opened.identity,
+            views=opened.views,
+            settings=settings,
+            now=lambda: datetime.now(UTC),
+        )
+        server = Server(
+            uvicorn.Config(
+                create_app(services),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                backlog=BACKLOG,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, _stop, server)
+        serving = loop.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
+            await asyncio.sleep(0.01)
+        if server.started:
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            started(f"http://{shown}:{port}")
+        await serving
+
+
+def _stop(server: Server) -> None:
+    server.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen, before anything else is opened: an address in use is the first thing to know."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        message = (
+            f"The API cannot listen on {host}, port {port}: {error.strerror or error}. "
+            "Set SPARKLEDGER_HOST or SPARKLEDGER_PORT to another."
+        )
+        raise LookupError(message) from error

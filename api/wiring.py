@@ -1,0 +1,64 @@
+"""What the API is wired with, and how a request finds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from uuid import UUID
+
+from api.limits import UNKNOWN_CODES_AT_ONCE, UNKNOWN_CODES_PER_SECOND, Limit
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import Scope
+
+    from infra.identity import Identity
+    from infra.ledger import Ledgers
+    from infra.settings import Settings
+
+T = TypeVar("T")
+
+
+class Views(Protocol):
+    """Runs a view's query under the row-level security of one ledger."""
+
+    async def read(
+        self,
+        ledger_id: int,
+        query: Callable[[Any], Awaitable[T]],
+        *,
+        view: str,
+        at_least: int | None = None,
+    ) -> tuple[T, int]:
+        """Return the query's result and the position that the view has read to, waiting for one if asked to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything outside of this package that a request may need; `now` is the clock, aware and in UTC."""
+
+    ledgers: Ledgers
+    identity: Identity
+    views: Views
+    settings: Settings
+    now: Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The buckets of every key, by key id."""
+
+    requests: Limit[UUID]
+    unknown_codes: Limit[UUID] = field(default_factory=lambda: Limit(UNKNOWN_CODES_AT_ONCE, UNKNOWN_CODES_PER_SECOND))
+
+
+def services_of(scope: Scope) -> Services:
+    """Return what the application that serves this request is wired with."""
+    return cast("Services", scope["app"].state.services)
+
+
+def limits_of(scope: Scope) -> Limits:
+    """Return the buckets of the application that serves this request."""
+    return cast("Limits", scope["app"].state.limits)

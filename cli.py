@@ -1,0 +1,341 @@
+"""The command line: the one file that wires everything. Exit codes: 0 done, 1 refused or failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from infra.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from infra.vault import MasterKey
+
+START_S: Final = 60.0
+LINE: Final = "sparkledger: "
+
+app = typer.Typer(
+    help="The record of who allowed which TikTok video as an ad, until when.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+ledgers = typer.Typer(help="Ledgers: one organisation's own log each.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+app.add_typer(ledgers, name="ledgers")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A database as commands reach it: one connection string for each role."""
+
+    owner: str
+    api: str
+    worker: str
+
+
+@contextlib.contextmanager
+def database(settings: Settings) -> Iterator[Place]:
+    """Reach the configured database; or the embedded one, which is started for as long as it is not running."""
+    if settings.database_url is not None:
+        url = settings.database_url.get_secret_value()
+        owner = settings.migration_database_url
+        worker = settings.worker_database_url
+        yield Place(
+            owner=owner.get_secret_value() if owner else url,
+            api=url,
+            worker=worker.get_secret_value() if worker else url,
+        )
+        return
+    from infra.postgres import attach_or_start
+    from infra.supervisor import exit_on_signals
+
+    with exit_on_signals(), attach_or_start(settings.data_dir) as cluster:
+        yield Place(cluster.dsn(), cluster.dsn("sparkledger_api"), cluster.dsn("sparkledger_worker"))
+
+
+def main() -> None:
+    """Run the command line; whatever is wrong becomes one line that says what to do."""
+    import psycopg
+
+    from infra.errors import Unavailable
+    from infra.identity import LedgerExists
+    from infra.migrate import MigrationError
+    from infra.postgres import PostgresError
+    from infra.supervisor import SupervisorError
+    from infra.vault import MasterKeyError
+
+    try:
+        app(standalone_mode=True)
+    except (
+        *(SettingsError, PostgresError, SupervisorError, MigrationError, MasterKeyError),
+        *(Unavailable, LedgerExists, LookupError),
+    ) as error:
+        _fail(str(error) or str(error.__doc__))
+    except psycopg.OperationalError as error:
+        # libpq's own text names host, user and cause, never a password.
+        _fail(f"The database cannot be reached: {' '.join(str(error).split())}")
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"{LINE}{message}\n")
+    sys.exit(1)
+
+
+@app.command()
+def up() -> None:
+    """Run everything in the foreground: PostgreSQL, migrations, API, views, expiry. Ctrl-C stops it all."""
+    from infra.postgres import EmbeddedPostgres
+    from infra.supervisor import exit_on_signals
+    from infra.telemetry import configure_logs
+
+    settings = load_settings()
+    configure_logs()
+    if settings.database_url is not None:
+        with database(settings) as place:
+            _run_everything(settings, place)
+        return
+    # Until the supervisor takes the signals over, one that asks for the end still releases PostgreSQL.
+    with exit_on_signals(), EmbeddedPostgres(settings.data_dir) as server:
+        _run_everything(settings, Place(server.dsn(), server.dsn("sparkledger_api"), server.dsn("sparkledger_worker")))
+
+
+def _run_everything(settings: Settings, place: Place) -> None:
+    from infra.supervisor import Child, Supervisor
+
+    generated = _prepare(settings, place)
+    program = (sys.executable, "-m", "cli")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:]), "PYTHONUNBUFFERED": "1"}
+    children = [Child("api", (*program, "serve"), environment), Child("worker", (*program, "work"), environment)]
+    with Supervisor(children) as supervisor:
+        supervisor.start()
+        url = supervisor.wait_ready("api", START_S)
+        if url is not None and supervisor.wait_ready("worker", START_S) is not None:
+            _welcome(settings, url, generated)
+        supervisor.run()
+
+
+def _prepare(settings: Settings, place: Place) -> str | None:
+    """Migrate, and make the first ledger and its administrator; return the admin key if it was generated now."""
+    import asyncio
+
+    from infra.bootstrap import first_keys, master_key
+    from infra.migrate import migrate as apply
+    from infra.worker import create_views
+
+    passwords = {
+        role: password.get_secret_value()
+        for role, password in (
+            ("sparkledger_api", settings.api_password),
+            ("sparkledger_worker", settings.worker_password),
+        )
+        if password is not None
+    }
+    apply(place.owner, passwords)
+    asyncio.run(create_views(place.owner))
+    admin = settings.admin_key.get_secret_value() if settings.admin_key else None
+    return asyncio.run(first_keys(place.owner, master_key(settings), admin))
+
+
+def _welcome(settings: Settings, url: str, generated: str | None) -> None:
+    lines = [f"Sparkledger is up at {url}   (reference: {url}/docs, ready: {url}/readyz)"]
+    if settings.database_url is None:
+        lines.append(f"Data is kept in {settings.data_dir}. Ctrl-C stops everything.")
+    if generated is not None:
+        lines += [
+            "",
+            f"  Admin key, shown this once: {generated}",
+            "  Lost it? Mint another:      .venv/bin/sparkledger keys create --role admin",
+        ]
+    typer.echo("\n".join(lines))
+
+
+@app.command()
+def serve() -> None:
+    """Run the API alone."""
+    from infra.supervisor import announce_ready, die_with_parent
+    from infra.telemetry import configure_logs
+
+    settings = load_settings()
+    die_with_parent()
+    configure_logs()
+    with database(settings) as place:
+        from api.server import run
+
+        run(settings, place.api, _master_key(settings), started=announce_ready)
+
+
+@app.command()
+def work(
+    only: Annotated[str, typer.Option(help="Which of the worker's parts to run, separated by commas.")] = "",
+) -> None:
+    """Run views and expiry alone."""
+    import asyncio
+
+    from infra.supervisor import announce_ready, die_with_parent
+    from infra.telemetry import configure_logs
+    from infra.worker import PARTS, run
+
+    wanted = frozenset(part.strip() for part in only.split(",") if part.strip()) or frozenset(PARTS)
+    unknown = wanted - set(PARTS)
+    if unknown:
+        message = f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}"
+        raise typer.BadParameter(message, param_hint="--only")
+    settings = load_settings()
+    die_with_parent()
+    configure_logs()
+    with database(settings) as place:
+        asyncio.run(run(place.worker, _master_key(settings), wanted, started=announce_ready))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database up to this program, and make the first ledger and its admin key."""
+    settings = load_settings()
+    with database(settings) as place:
+        generated = _prepare(settings, place)
+    typer.echo("The database is up to date.")
+    if generated is not None:
+        typer.echo(f"Admin key, shown this once: {generated}")
+
+
+@app.command()
+def rebuild(view: Annotated[str, typer.Argument(help="The view to fill anew from the log.")]) -> None:
+    """Fill a view anew beside itself, then switch: reads go on meanwhile."""
+    import asyncio
+
+    from infra.worker import rebuild as fill
+
+    settings = load_settings()
+    with database(settings) as place:
+        asyncio.run(fill(place.worker, _master_key(settings), view, typer.echo))
+
+
+@keys.command("create")
+def keys_create(
+    role: Annotated[str, typer.Option(help="admin, operator, creator, brand, auditor or subscriber.")],
+    ledger: Annotated[str, typer.Option(help="The ledger it is for.")] = "main",
+    name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    creator_id: Annotated[list[str] | None, typer.Option(help="A creator it acts for; may be repeated.")] = None,
+    brand_id: Annotated[list[str] | None, typer.Option(help="A brand it acts for; may be repeated.")] = None,
+    advertiser_id: Annotated[list[str] | None, typer.Option(help="An advertiser account; may be repeated.")] = None,
+) -> None:
+    """Mint a key and show it, once."""
+    from infra.bootstrap import mint
+    from infra.identity import Subjects
+
+    subjects = Subjects(frozenset(creator_id or ()), frozenset(brand_id or ()), frozenset(advertiser_id or ()))
+    checked = _checked_role(role, subjects)
+    minted, text = _with_database(lambda place, key: mint(place.owner, key, ledger, checked, name, subjects))
+    typer.echo(f"{minted.key_id}  {minted.role}  {ledger}\nKey, shown this once: {text}")
+
+
+def _checked_role(role: str, subjects: Any) -> Any:
+    from typing import get_args
+
+    from domain.values import Role
+    from infra.identity import subjects_problem
+
+    if role not in get_args(Role):
+        message = f"a role is one of {', '.join(get_args(Role))}"
+        raise typer.BadParameter(message, param_hint="--role")
+    problem = subjects_problem(role, subjects)  # type: ignore[arg-type] # it is one of the roles
+    if problem:
+        raise typer.BadParameter(problem, param_hint="--role")
+    return role
+
+
+@keys.command("list")
+def keys_list(ledger: Annotated[str, typer.Option(help="Whose keys.")] = "main") -> None:
+    """List a ledger's keys, newest first; never their text."""
+    from infra.bootstrap import list_keys
+
+    for key in _with_database(lambda place, master: list_keys(place.owner, master, ledger)):
+        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
+        typer.echo(f"{key.key_id}  {key.role:<10}  {key.created_at:%Y-%m-%d}  {state:<18}  {key.name or ''}".rstrip())
+
+
+@keys.command("revoke")
+def keys_revoke(key_id: str, ledger: Annotated[str, typer.Option(help="Whose key.")] = "main") -> None:
+    """Revoke a key for good, at once for commands and within a second for reads."""
+    from uuid import UUID
+
+    from infra.bootstrap import revoke_key
+
+    try:
+        wanted = UUID(key_id)
+    except ValueError as error:
+        message = "a key's id is a UUID; `sparkledger keys list` shows them"
+        raise typer.BadParameter(message) from error
+    _with_database(lambda place, master: revoke_key(place.owner, master, ledger, wanted))
+    typer.echo("Revoked.")
+
+
+@ledgers.command("create")
+def ledgers_create(name: str) -> None:
+    """Begin a ledger and print its first admin key, once."""
+    import re
+
+    from domain.values import ID_PATTERN
+    from infra.bootstrap import begin_ledger
+
+    if not re.fullmatch(ID_PATTERN, name):
+        message = "a ledger's name is 1 to 128 of: letters, digits, . _ : @ -"
+        raise typer.BadParameter(message)
+    text = _with_database(lambda place, master: begin_ledger(place.owner, master, name))
+    typer.echo(f"Ledger {name} begins.\nAdmin key, shown this once: {text}")
+
+
+@ledgers.command("list")
+def ledgers_list() -> None:
+    """List the ledgers."""
+    from infra.bootstrap import list_ledgers
+
+    for ledger_id, name in _with_database(lambda place, master: list_ledgers(place.owner, master)):
+        typer.echo(f"{ledger_id:>6}  {name}")
+
+
+@app.command()
+def demo() -> None:
+    """Walk through the whole life of a code against a running server, saying what each step recorded."""
+    from infra.bootstrap import mint
+
+    settings = load_settings()
+    _, key = _with_database(
+        lambda place, master: mint(place.owner, master, "demo", "admin", "demo", create=True), settings
+    )
+    from api.demo import tell
+
+    raise typer.Exit(tell(f"http://{settings.host}:{settings.port}", key, typer.echo))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(installed_version("sparkledger"))
+
+
+def _with_database(action: Any, settings: Settings | None = None) -> Any:
+    """Run one asynchronous action on the database, as its owner."""
+    import asyncio
+
+    settings = settings or load_settings()
+    with database(settings) as place:
+        return asyncio.run(action(place, _master_key(settings)))
+
+
+def _master_key(settings: Settings) -> MasterKey:
+    from infra.bootstrap import master_key
+
+    return master_key(settings)
+
+
+if __name__ == "__main__":
+    main()

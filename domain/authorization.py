@@ -1,0 +1,110 @@
+"""The question the product exists for: was this video authorized for this advertiser at this moment?
+
+The reason depends on code, window, revocation and redemption alone. Whether the creator's permission was on and
+whether the code had been shared stand beside it: running ads stay valid when a permission goes off, and sharing happens
+in chats that nobody may have recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING, Literal
+
+from domain.code import Code
+from domain.creator import Creator
+from domain.recorded import Recorded, fold_code, true_at
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+Reason = Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer, and the positions of the events that it rests on, in ascending order."""
+
+    reason: Reason
+    code_id: UUID | None = None
+    starts_at: datetime | None = None
+    expires_at: datetime | None = None
+    permission_enabled: bool = False
+    shared: bool = False
+    evidence: tuple[int, ...] = ()
+
+    @property
+    def authorized(self) -> bool:
+        """Yes or no."""
+        return self.reason == "authorized"
+
+
+def verdict(
+    codes: Sequence[Sequence[Recorded]],
+    permissions: Mapping[UUID, Sequence[Recorded]],
+    advertiser_id: str,
+    at: datetime,
+) -> Verdict:
+    """Answer from the streams of the video's codes and of their creators, as far as the asker lets them be known.
+
+    Args:
+        codes: the streams of all codes of the video, each whole or cut off at the position asked for.
+        permissions: the streams of their creators by stream id, cut off likewise.
+        advertiser_id: the advertiser account that ran the ad.
+        at: the moment it ran.
+
+    Returns:
+        The code that authorizes where there is one, else what holds for the latest code.
+
+    """
+    # By the position of a code's beginning, for the latest code is the one generated last.
+    answers = [(stream[0].position, _of_code(stream, permissions, advertiser_id, at)) for stream in codes if stream]
+    candidates = [answer for answer in answers if answer[1].authorized] or answers
+    return max(candidates, key=itemgetter(0), default=(0, Verdict("no_code")))[1]
+
+
+def _of_code(
+    stream: Sequence[Recorded],
+    permissions: Mapping[UUID, Sequence[Recorded]],
+    advertiser_id: str,
+    at: datetime,
+) -> Verdict:
+    kept = true_at(stream, at)
+    code = fold_code(kept)
+    deciding = [recorded for recorded in kept if _decides(recorded, advertiser_id)]
+    switches = true_at(permissions.get(stream[0].creator_stream, ()), at)[-1:]
+    named = code.shared_with(advertiser_id) or any(
+        isinstance(r.event, Code.Redeemed) and r.event.shared_with_advertiser for r in deciding
+    )
+    return Verdict(
+        reason=_reason(code, advertiser_id, at),
+        code_id=code.id,
+        starts_at=code.window.starts_at,
+        expires_at=code.window.expires_at,
+        permission_enabled=any(isinstance(switch.event, Creator.Enabled) for switch in switches),
+        shared=named,
+        evidence=tuple(sorted(r.position for r in [*deciding, *switches])),
+    )
+
+
+def _reason(code: Code, advertiser_id: str, at: datetime) -> Reason:
+    if code.revoked_at is not None:
+        return "revoked"
+    if not code.window.started_by(at):
+        return "not_started"
+    if code.window.ended_by(at):
+        return "expired"
+    return "authorized" if advertiser_id in code.redemptions else "not_redeemed"
+
+
+def _decides(recorded: Recorded, advertiser_id: str) -> bool:
+    """Tell whether an event bears on the answer for this advertiser."""
+    match recorded.event:
+        case Code.Generated() | Code.Extended() | Code.Revoked() | Code.Expired():
+            return True
+        case Code.Redeemed(advertiser_id=redeemer) | Code.Shared(advertiser_id=redeemer):
+            return redeemer == advertiser_id
+        case _:
+            return False

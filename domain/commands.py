@@ -1,0 +1,316 @@
+"""One function a command: load what the rules look at, decide, and say what is to be appended.
+
+Every function takes the ledger it reads from, what was asked, and when; it returns a `Decision` or raises `Refused`.
+Nothing is written here. Whoever carries a decision out appends its events, preconditions and claims in one
+transaction, and asks for a new decision where another writer came first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+
+from domain.code import Campaign, Code, Share
+from domain.creator import Creator
+from domain.errors import Refused, StaleVersion, Unknown
+from domain.values import Policy, Sealed, Window
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+A = TypeVar("A", Code, Creator)
+
+
+class Ledger(Protocol):
+    """What a command may read. Answers come from the log itself, never from a view, for views lag."""
+
+    async def creator(self, creator_id: str) -> Creator | None:
+        """Load a creator, or nothing where the permission was never switched on."""
+
+    async def code(self, code_id: UUID) -> Code:
+        """Load a code; raises `Unknown` where this ledger has none of that id."""
+
+    async def code_by_secret(self, secret: Sealed) -> Code | None:
+        """Load the code that has this secret."""
+
+    async def code_on_video(self, video_id: str) -> Code | None:
+        """Load the code that was last known to occupy the video."""
+
+    def fingerprint(self, text: str) -> str:
+        """Return the keyed hash under which a secret text is known in this ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """The moment a command arrived, and the moment it says it is true for: usually the same, never a later one."""
+
+    now: datetime
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A name in the ledger that one stream holds at a time: compared and set in the append's own transaction."""
+
+    kind: Literal["creator", "video", "secret"]
+    name: str
+    expected: UUID | None
+    new: UUID | None
+
+
+@dataclass(slots=True)
+class Decision(Generic[A]):
+    """What a command wants appended, whole or not at all.
+
+    Attributes:
+        aggregate: what the command changed; its pending events are the ones to append, none for a repeat.
+        unchanged: what the rules read besides; each must still stand at its version when the events go in.
+        claims: names taken, kept or freed with the events.
+        refusal: raised after the append: the refusal is itself recorded.
+
+    """
+
+    aggregate: A
+    unchanged: list[Code | Creator] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    refusal: Refused | None = None
+
+
+async def set_permission(
+    ledger: Ledger, creator_id: str, *, enabled: bool, stream_id: UUID, when: When
+) -> Decision[Creator] | None:
+    """Switch a creator's permission; `None` where an unknown account is switched off, which it is already."""
+    creator = await ledger.creator(creator_id)
+    if creator is None:
+        if not enabled:
+            return None
+        creator = Creator.enable_first(stream_id, creator_id, when.at)
+        return Decision(creator, claims=[Claim("creator", creator_id, expected=None, new=stream_id)])
+    creator.switch(enabled=enabled, at=when.at)
+    return Decision(creator)
+
+
+async def generate(
+    ledger: Ledger,
+    policy: Policy,
+    *,
+    code_id: UUID,
+    creator_id: str,
+    video_id: str,
+    terms_version: str | None,
+    days: int,
+    starts_at: datetime | None,
+    secret: Sealed,
+    caption_sha256: str | None,
+    when: When,
+) -> Decision[Code]:
+    """Begin a code for a video.
+
+    Raises:
+        Refused: `permission_disabled`, `terms_not_accepted`, `duration_not_allowed`, `secret_exists`,
+            `live_code_exists`, in this order.
+
+    """
+    creator = await _permitted(ledger, creator_id)
+    if not terms_version:
+        raise Refused("terms_not_accepted")
+    if days not in policy.allowed_days:
+        raise Refused("duration_not_allowed", _allowed(policy))
+    if await ledger.code_by_secret(secret) is not None:
+        raise Refused("secret_exists")
+    begins = starts_at or when.at
+    window = Window(begins, begins + timedelta(days=days))
+    unchanged: list[Code | Creator] = [creator]
+    claims = [Claim("secret", secret, expected=None, new=code_id)]
+    if not window.ended_by(when.now):  # one that has ended already, recorded late, occupies nothing
+        occupant = await _free_video(ledger, video_id, when.now)
+        if occupant is not None:
+            unchanged.append(occupant)
+        claims.append(Claim("video", video_id, expected=occupant.id if occupant else None, new=code_id))
+    code = Code.generate(
+        code_id,
+        creator_id=creator_id,
+        video_id=video_id,
+        terms_version=terms_version,
+        window=window,
+        secret=secret,
+        fingerprint=ledger.fingerprint(secret),
+        caption_sha256=caption_sha256,
+        at=when.at,
+    )
+    return Decision(code, unchanged, claims)
+
+
+async def extend(
+    ledger: Ledger,
+    policy: Policy,
+    code_id: UUID,
+    *,
+    days: int | None,
+    expires_at: datetime | None,
+    if_match: int | None,
+    when: When,
+) -> Decision[Code]:
+    """Move the window's end: to `days` counted from its start, or to the moment `expires_at`.
+
+    Raises:
+        Refused: `permission_disabled`, `code_revoked`, `duration_not_allowed`, `code_expired` (only where the policy
+            forbids reviving), `live_code_exists`, `window_not_longer`, in this order.
+
+    """
+    code = await _matching(ledger, code_id, if_match)
+    creator = await _permitted(ledger, code.creator_id)
+    code.refuse_revoked()
+    if days is not None:
+        if days not in policy.allowed_days:
+            raise Refused("duration_not_allowed", _allowed(policy))
+        new_end = code.window.starts_at + timedelta(days=days)
+    elif expires_at is not None and expires_at <= when.now + policy.longest:
+        new_end = expires_at
+    else:
+        raise Refused("duration_not_allowed", f"An end can lie at most {policy.longest.days} days from now.")
+    if not policy.extend_after_expiry:
+        code.refuse_expired(when.now)
+    unchanged: list[Code | Creator] = [creator]
+    occupant = None
+    if code.occupies(when.now):
+        # Still compared on append: were the window to end in between, another code may have taken the video.
+        claims = [Claim("video", code.video_id, expected=code.id, new=code.id)]
+    else:
+        occupant = await _free_video(ledger, code.video_id, when.now)
+        if occupant is not None and occupant.id != code.id:
+            unchanged.append(occupant)
+        claims = [Claim("video", code.video_id, expected=occupant.id if occupant else None, new=code.id)]
+    code.extend(new_end, now=when.now, at=when.at)
+    return Decision(code, unchanged, claims)
+
+
+async def share(
+    ledger: Ledger, code_id: UUID, share: Share, note: Sealed | None, *, if_match: int | None, when: When
+) -> Decision[Code]:
+    """Record that the code was handed to a brand.
+
+    Raises:
+        Refused: `permission_disabled`, `code_revoked`, `code_expired`, in this order.
+
+    """
+    code = await _matching(ledger, code_id, if_match)
+    creator = await _permitted(ledger, code.creator_id)
+    code.share(share, note, at=when.at)
+    return Decision(code, [creator])
+
+
+async def redeem(
+    ledger: Ledger, secret: Sealed, advertiser_id: str, brand_ids: frozenset[str], *, when: When
+) -> Decision[Code]:
+    """Record that an advertiser entered a code; a known one that cannot be used records the refusal.
+
+    Raises:
+        Unknown: no code of this ledger has the secret.
+
+    """
+    code = await ledger.code_by_secret(secret)
+    if code is None:
+        raise Unknown("code")
+    try:
+        code.redeem(advertiser_id, brand_ids, at=when.at)
+    except Refused as refusal:
+        code.refuse_redemption(advertiser_id, refusal.code, at=when.at)
+        return Decision(code, refusal=refusal)
+    return Decision(code)
+
+
+async def launch(
+    ledger: Ledger, code_id: UUID, campaign: Campaign, *, if_match: int | None, when: When
+) -> Decision[Code]:
+    """Record a campaign on a redeemed code; its refusals are those of `Code.launch`."""
+    code = await _matching(ledger, code_id, if_match)
+    code.launch(campaign, at=when.at)
+    return Decision(code)
+
+
+async def end_campaign(
+    ledger: Ledger, code_id: UUID, campaign_id: str, reason: str | None, *, if_match: int | None, when: When
+) -> Decision[Code]:
+    """Record that a campaign was stopped."""
+    code = await _matching(ledger, code_id, if_match)
+    code.end_campaign(campaign_id, reason, at=when.at)
+    return Decision(code)
+
+
+async def revoke(
+    ledger: Ledger, code_id: UUID, reason: str, *, force: bool, if_match: int | None, when: When
+) -> Decision[Code]:
+    """Take a code back for good, and free its video."""
+    code = await _matching(ledger, code_id, if_match)
+    code.revoke(reason, force=force, at=when.at)
+    return Decision(code, claims=await _freed(ledger, code))
+
+
+async def reveal(ledger: Ledger, code_id: UUID, reason: str, *, if_match: int | None, when: When) -> Decision[Code]:
+    """Record that the secret is shown again."""
+    code = await _matching(ledger, code_id, if_match)
+    code.reveal(reason, at=when.at)
+    return Decision(code)
+
+
+async def add_note(
+    ledger: Ledger,
+    code_id: UUID,
+    text: Sealed,
+    about_position: int | None,
+    *,
+    if_match: int | None,
+    when: When,
+) -> Decision[Code]:
+    """Record a remark on a code."""
+    code = await _matching(ledger, code_id, if_match)
+    code.add_note(text, ledger.fingerprint(text), about_position, at=when.at)
+    return Decision(code)
+
+
+async def expire(ledger: Ledger, code_id: UUID, *, when: When) -> Decision[Code]:
+    """Record that a code's window is over, where that is so and not recorded yet, and free its video."""
+    code = await ledger.code(code_id)
+    if not code.expiry_due(when.now):
+        return Decision(code)
+    code.expire(now=when.now)
+    return Decision(code, claims=await _freed(ledger, code))
+
+
+async def _matching(ledger: Ledger, code_id: UUID, if_match: int | None) -> Code:
+    """Load a code that the caller has seen as it stands."""
+    code = await ledger.code(code_id)
+    if if_match is not None and if_match != code.command_version:
+        raise StaleVersion(code.command_version)
+    return code
+
+
+async def _permitted(ledger: Ledger, creator_id: str) -> Creator:
+    """Load a creator whose permission is on."""
+    creator = await ledger.creator(creator_id)
+    if creator is None or not creator.enabled:
+        raise Refused("permission_disabled")
+    return creator
+
+
+async def _free_video(ledger: Ledger, video_id: str, now: datetime) -> Code | None:
+    """Return who last held a video that is free now: one that ended or was revoked, if there is any."""
+    occupant = await ledger.code_on_video(video_id)
+    if occupant is not None and occupant.occupies(now):
+        raise Refused("live_code_exists", conflict_id=str(occupant.id))
+    return occupant
+
+
+async def _freed(ledger: Ledger, code: Code) -> list[Claim]:
+    """Free the video that a code holds; where another holds it by now, there is nothing to free."""
+    occupant = await ledger.code_on_video(code.video_id)
+    if occupant is None or occupant.id != code.id:
+        return []
+    return [Claim("video", code.video_id, expected=code.id, new=None)]
+
+
+def _allowed(policy: Policy) -> str:
+    lengths = ", ".join(str(days) for days in policy.allowed_days)
+    return f"A window's length in days is one of: {lengths}."

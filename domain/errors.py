@@ -1,0 +1,145 @@
+"""Every way a command can be turned down.
+
+    Refused                       a rule said no; `code` is stable, `detail` is for people
+    ├── Unknown                   there is no such code, campaign or secret here
+    ├── StaleVersion              the caller decided on an older version than the one that stands
+    └── NotAllowed                the actor's role or subject does not reach this far
+
+`REFUSALS` lists the rules' refusals; the order inside each command is the order of precedence: the first that holds is
+the answer. HTTP statuses are the API's business and stand in its own table.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+RefusalCode = Literal[
+    "permission_disabled",
+    "terms_not_accepted",
+    "duration_not_allowed",
+    "secret_exists",
+    "live_code_exists",
+    "code_revoked",
+    "code_not_started",
+    "code_expired",
+    "window_not_longer",
+    "not_redeemed_by_advertiser",
+    "campaign_exists_differently",
+    "campaign_outside_window",
+    "creative_locked",
+    "campaign_running",
+]
+
+REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
+    "permission": (),
+    "generate": (
+        "permission_disabled",
+        "terms_not_accepted",
+        "duration_not_allowed",
+        "secret_exists",
+        "live_code_exists",
+    ),
+    "extend": (
+        "permission_disabled",
+        "code_revoked",
+        "duration_not_allowed",
+        "code_expired",
+        "live_code_exists",
+        "window_not_longer",
+    ),
+    "share": ("permission_disabled", "code_revoked", "code_expired"),
+    "redeem": ("code_revoked", "code_not_started", "code_expired"),
+    "launch": (
+        "code_revoked",
+        "code_not_started",
+        "code_expired",
+        "not_redeemed_by_advertiser",
+        "campaign_exists_differently",
+        "campaign_outside_window",
+        "creative_locked",
+    ),
+    "end": (),
+    "revoke": ("campaign_running",),
+}
+
+# What a person reads when a rule says no: what happened, why, and what to do about it.
+SENTENCES: Final[dict[RefusalCode, str]] = {
+    "permission_disabled": (
+        "The creator's ad authorization is switched off, so no code of theirs can be generated, extended or shared. "
+        "Switch it on first."
+    ),
+    "terms_not_accepted": (
+        "TikTok's advertising terms were not accepted. Send the version that the creator accepted as terms_version."
+    ),
+    "duration_not_allowed": "The window would have a length that is not allowed here.",
+    "secret_exists": "A code with this secret is recorded already. Look it up instead of recording it again.",
+    "live_code_exists": (
+        "Another code occupies this video until it ends or is revoked; a video has at most one code at a time. "
+        "Use that code, or revoke it first."
+    ),
+    "code_revoked": "The code was revoked, and that is final. Ask the creator for a new one.",
+    "code_not_started": "The code's window has not begun yet. Try again once it has.",
+    "code_expired": "The code's window is over. Ask the creator to extend it or to generate a new one.",
+    "window_not_longer": "The new end must lie after the present end and after now: extending never shortens.",
+    "not_redeemed_by_advertiser": "This advertiser has not redeemed the code. Redeem it first.",
+    "campaign_exists_differently": (
+        "A campaign with this id was launched on the code with other details. Use another campaign_id."
+    ),
+    "campaign_outside_window": "The campaign would start outside the code's window.",
+    "creative_locked": (
+        "A campaign is running on this code, so caption and creative cannot change. End it, or use the recorded ones."
+    ),
+    "campaign_running": (
+        "A campaign is running on this code. End it first; an operator may force the revocation with a reason."
+    ),
+}
+
+
+class Refused(Exception):
+    """A rule turned the command down; nothing but what the rule itself records has changed."""
+
+    # True where the same request may succeed later without anyone changing it.
+    RETRYABLE: Final = frozenset({"code_not_started"})
+
+    def __init__(self, code: str, detail: str | None = None, *, conflict_id: str | None = None) -> None:
+        """Refuse with a stable code; `conflict_id` names what stands in the way, where there is such a thing."""
+        self.code = code
+        self.detail = detail or SENTENCES[code]  # type: ignore[index] # a subclass gives its own detail
+        self.conflict_id = conflict_id
+        super().__init__(self.detail)
+
+    @property
+    def retryable(self) -> bool:
+        """Tell whether the same request may succeed later."""
+        return self.code in self.RETRYABLE
+
+
+class Unknown(Refused):
+    """There is no such thing in this ledger."""
+
+    def __init__(self, what: str) -> None:
+        """Name the kind of thing, never the id or secret that was asked for."""
+        super().__init__(f"{what}_unknown", f"There is no such {what} in this ledger.")
+
+
+class StaleVersion(Refused):
+    """The code changed since the caller read it."""
+
+    def __init__(self, current: int) -> None:
+        """Keep the version that stands, so that the caller can decide anew."""
+        super().__init__(
+            "stale_version",
+            f"The code has changed: its version is now {current}. Read it again and decide anew.",
+        )
+        self.current = current
+
+
+class NotAllowed(Refused):
+    """The actor's role or subject does not reach this far."""
+
+    def __init__(self, detail: str) -> None:
+        """Say what the key is for, never what it asked for."""
+        super().__init__("not_allowed", detail)
+
+
+assert set(SENTENCES) == set(get_args(RefusalCode))  # noqa: S101 - a refusal without a sentence must not start

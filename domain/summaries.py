@@ -1,0 +1,67 @@
+"""Each event as one plain sentence, for people who read the trail. Only clear facts: nothing sealed is ever in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from domain.code import Code
+from domain.creator import Creator
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from domain.recorded import Event
+
+
+def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each event
+    """Say in one sentence what happened."""
+    match event:
+        case Creator.Enabled():
+            return f"Creator {event.creator_id} switched ad authorization on."
+        case Creator.Disabled():
+            return f"Creator {event.creator_id} switched ad authorization off."
+        case Code.Generated():
+            return (
+                f"Creator {event.creator_id} accepted terms {event.terms_version} and generated code {event.masked} "
+                f"for video {event.video_id}, valid from {_day(event.starts_at)} until {_day(event.expires_at)}."
+            )
+        case Code.Extended():
+            return f"The code was extended from {_day(event.old_expires_at)} to {_day(event.expires_at)}."
+        case Code.Shared():
+            via = {"dm": "a direct message", "email": "e-mail", "text": "a text message"}
+            account = f" (advertiser {event.advertiser_id})" if event.advertiser_id else ""
+            channel = via.get(event.channel, "another channel")
+            return f"The code was shared with brand {event.brand_id}{account} by {channel}."
+        case Code.Redeemed():
+            flag = "" if event.shared_with_advertiser else ", with which it had not been shared"
+            return f"Advertiser {event.advertiser_id} redeemed the code{flag}."
+        case Code.RedemptionRefused():
+            return f"Advertiser {event.advertiser_id} was refused the code: {event.reason}."
+        case Code.CampaignLaunched():
+            budget = f"{event.budget['amount']} {event.budget['currency']}"
+            return (
+                f"Advertiser {event.advertiser_id} launched campaign {event.campaign_id} with {budget}, "
+                f"from {_day(event.starts_at)} until {_day(event.ends_at)}."
+            )
+        case Code.CampaignEnded():
+            why = {
+                "code_expired": ", because the code expired",
+                "code_revoked": ", because the code was revoked",
+            }
+            return f"Campaign {event.campaign_id} of advertiser {event.advertiser_id} ended{why.get(event.cause, '')}."
+        case Code.Revealed():
+            return "The secret was revealed again."
+        case Code.NoteAdded():
+            about = "" if event.about_position is None else f" about position {event.about_position}"
+            return f"A note was added{about}."
+        case Code.Revoked():
+            return "The code was revoked by force." if event.forced else "The code was revoked."
+        case Code.Expired():
+            return f"The code expired at {_day(event.expires_at)}."
+        case _:
+            message = f"no sentence is written for {type(event).__name__}"
+            raise NotImplementedError(message)
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"

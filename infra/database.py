@@ -1,0 +1,125 @@
+"""Connections to PostgreSQL: a pool whose sessions are bound to one ledger at a time, and what a lost one means."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from infra.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+T = TypeVar("T")
+
+# The limits of a session, sent when it begins.
+STATEMENT_TIMEOUT_MS: Final = 10_000
+LOCK_TIMEOUT_MS: Final = 5_000
+CONNECT_TIMEOUT_S: Final = 5
+POOL_WAIT_S: Final = 5
+POOL_SIZE: Final = 6
+
+# What the database says when it cannot serve now; a standby, or a server short of disk, may refuse only to write.
+SHORT: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
+AWAY: Final = "The database cannot be reached; nothing was recorded. Try again in a moment."
+
+
+class LedgerConnection(psycopg.AsyncConnection[Any]):
+    """A session that remembers which ledger its row-level security is bound to."""
+
+    ledger_id: int | None = None
+
+    async def bind(self, ledger_id: int) -> None:
+        """Bind the session to a ledger; costs a statement only where it was bound to another."""
+        if self.ledger_id != ledger_id:
+            self.ledger_id = None  # whoever is cancelled in between leaves it unknown, not wrong
+            await self.execute("SELECT set_config('sparkledger.ledger', %s, false)", (str(ledger_id),))
+            self.ledger_id = ledger_id
+
+
+def session(conninfo: str, role: str, *, statement_timeout_ms: int = STATEMENT_TIMEOUT_MS) -> dict[str, Any]:
+    """Return what every connection is made with: the role whose rights it has, its limits, its time zone."""
+    options = (
+        f"-c role={role} -c statement_timeout={statement_timeout_ms} -c lock_timeout={LOCK_TIMEOUT_MS}"
+        " -c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+        # A ledger starts out empty, and a plan made then would go on reading whole tables when it no longer is.
+        " -c enable_seqscan=off"
+    )
+    return {
+        "conninfo": conninfo,
+        "autocommit": True,
+        "options": options,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": "sparkledger",
+        # A server that vanished without a word is noticed within half a minute.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    }
+
+
+class Database:
+    """A bounded pool of sessions in one role."""
+
+    def __init__(self, conninfo: str, role: str, *, size: int = POOL_SIZE) -> None:
+        """Prepare the pool; `open` connects it."""
+        self.conninfo = conninfo
+        self.role = role
+        settings = session(conninfo, role)
+        self._pool: AsyncConnectionPool[LedgerConnection] = AsyncConnectionPool(
+            settings.pop("conninfo"),
+            connection_class=LedgerConnection,
+            kwargs=settings,
+            min_size=1,
+            max_size=size,
+            max_waiting=1000,
+            timeout=POOL_WAIT_S,
+            open=False,
+        )
+
+    async def open(self) -> None:
+        """Begin connecting; a database that is away is no reason not to start."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Close every session."""
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self, ledger_id: int | None = None) -> AsyncIterator[LedgerConnection]:
+        """Lend a session, bound to a ledger if one is given.
+
+        Raises:
+            Unavailable: none became free in time, or the database is away.
+
+        """
+        try:
+            async with self._pool.connection() as connection:
+                if ledger_id is not None:
+                    await connection.bind(ledger_id)
+                yield connection
+        except (PoolTimeout, *SHORT) as error:
+            raise Unavailable(AWAY) from error
+
+    async def read(self, ledger_id: int | None, query: Callable[[LedgerConnection], Awaitable[T]]) -> T:
+        """Run a query that changes nothing, once more where its session turns out to be dead.
+
+        Raises:
+            Unavailable: the database is away, or the query took too long.
+
+        """
+        try:
+            async with self.connection(ledger_id) as connection:
+                return await query(connection)
+        except Unavailable as unavailable:
+            if not isinstance(unavailable.__cause__, psycopg.OperationalError) or isinstance(
+                unavailable.__cause__, psycopg.errors.QueryCanceled
+            ):
+                raise
+        # After a restart of the server every pooled session is dead: drop those, then ask a new one.
+        await self._pool.check()
+        async with self.connection(ledger_id) as connection:
+            return await query(connection)

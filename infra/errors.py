@@ -1,0 +1,31 @@
+"""What can go wrong between a command and the log, other than a rule saying no.
+
+Unavailable            the database is away, a queue is full or a wait ran out; the request may be sent again
+IdempotencyMismatch    the Idempotency-Key belongs to another request
+IdempotencyRunning     the first request with the Idempotency-Key is still running
+KeyNoLongerValid       the API key was revoked or expired on the way from the door to the log
+"""
+
+from __future__ import annotations
+
+
+class Unavailable(Exception):
+    """Nothing can be served now."""
+
+    def __init__(self, detail: str, retry_after: int = 1) -> None:
+        """Say why, and after how many seconds to try again."""
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class IdempotencyMismatch(Exception):
+    """The Idempotency-Key was used for another request. Use a fresh one for each new request."""
+
+
+class IdempotencyRunning(Exception):
+    """The first request with this Idempotency-Key is still running. Ask again in a moment."""
+
+
+class KeyNoLongerValid(Exception):
+    """The API key was revoked or has expired."""

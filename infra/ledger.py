@@ -1,0 +1,428 @@
+"""Carry out commands: decide, append, answer; again where another writer came first."""
+
+from __future__ import annotations
+
+import hashlib
+from copy import copy
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Generic, cast
+from uuid import UUID
+
+from domain.code import Code
+from domain.commands import A, Claim, Decision, When
+from domain.creator import Creator
+from domain.errors import Refused, Unknown
+from domain.recorded import Recorded, replay_code, replay_creator
+from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
+from infra.ids import uuid7
+from infra.mapper import clear_body, sealed_fields, wire_type
+from infra.vault import place
+from infra.writer import Append, Appended, Conflict, EventRow, KeyRefused, Mismatch, Outcome, Replayed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from domain.commands import Ledger
+    from domain.recorded import Event
+    from domain.values import Actor, Sealed
+    from infra.event_store import EventStore
+    from infra.keyring import Keyring
+    from infra.refusals import Refusals
+    from infra.vault import LedgerKeys
+    from infra.writer import Writer
+
+# How often a command is decided anew because another writer came first, before it is told to come back.
+MAX_ATTEMPTS: Final = 32
+BUSY: Final = "Others change the same code or video faster than this command could be decided. Try again in a moment."
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is known of a command besides what it asks for.
+
+    Attributes:
+        ledger_id: the ledger of the caller's key.
+        actor: who asks; `actor.key_id` is the API key's UUID as text, or the clock's name.
+        request_hash: 16 bytes over method, path and body; what tells a repeat from a misuse of its key.
+        effective_at: when it was true in the world, where that is not now.
+
+    """
+
+    ledger_id: int
+    actor: Actor
+    correlation_id: str | None = None
+    traceparent: str | None = None
+    idempotency_key: str | None = None
+    request_hash: bytes = b""
+    effective_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[A]):
+    """What a command came to. Told again for the same Idempotency-Key, it is the same to the last field.
+
+    Attributes:
+        aggregate: as it stood right after the command; `None` where an unknown creator was switched off.
+        position: of the aggregate's last event at that time; 0 for an unknown creator.
+        recorded_at: the clock that the answer's state is computed with.
+        appended: events recorded by the command; 0 for a repeat.
+        replayed: told again for the same Idempotency-Key.
+        creator_stream: the stream of the creator whom it concerns.
+
+    """
+
+    aggregate: A | None
+    position: int
+    recorded_at: datetime
+    appended: int
+    replayed: bool
+    creator_stream: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An aggregate as it stands in the log; never changed, commands get a copy."""
+
+    aggregate: Code | Creator
+    position: int
+    creator_stream: UUID
+
+
+class Session:
+    """One attempt at one command: what it reads, and what is known of that. Implements `domain.commands.Ledger`."""
+
+    def __init__(self, ledger_id: int, store: EventStore, keys: LedgerKeys) -> None:
+        """Begin with nothing read."""
+        self._ledger_id = ledger_id
+        self._store = store
+        self._keys = keys
+        self.loaded: dict[UUID, Loaded] = {}
+
+    async def creator(self, creator_id: str) -> Creator | None:
+        """Load a creator by claim."""
+        return cast("Creator | None", await self._claimed("creator", creator_id))
+
+    async def code(self, code_id: UUID) -> Code:
+        """Load a code by its stream."""
+        stream = await self._store.stream(self._ledger_id, code_id)
+        if not stream or not isinstance(stream[0].event, Code.Generated):
+            raise Unknown("code")
+        return cast("Code", self._keep(stream))
+
+    async def code_by_secret(self, secret: Sealed) -> Code | None:
+        """Load a code by the keyed hash of its secret."""
+        return cast("Code | None", await self._claimed("secret", secret))
+
+    async def code_on_video(self, video_id: str) -> Code | None:
+        """Load the code that holds the video's slot."""
+        return cast("Code | None", await self._claimed("video", video_id))
+
+    def fingerprint(self, text: str) -> str:
+        """Hash a text with the ledger's key."""
+        return self._keys.fingerprint(text)
+
+    async def _claimed(self, kind: str, name: str) -> Code | Creator | None:
+        stream = await self._store.claimed(self._ledger_id, self._keys.claim(kind, name))
+        return self._keep(stream) if stream else None
+
+    def _keep(self, stream: Sequence[Recorded]) -> Code | Creator:
+        known = Loaded(_replayed(stream), stream[-1].position, stream[-1].creator_stream)
+        self.loaded[known.aggregate.id] = known
+        return _copy(known.aggregate)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt(Generic[A]):
+    """One attempt at a command: when, what was read, what came out."""
+
+    request: Request
+    when: When
+    session: Session
+    decision: Decision[A] | None
+    events: Sequence[Event]
+    refusal: Refused | None
+
+    @property
+    def decided(self) -> Decision[A]:
+        """The decision, where there are events to append."""
+        return cast("Decision[A]", self.decision)
+
+    @property
+    def creator_stream(self) -> UUID:
+        """The stream of the creator whom it concerns: their own, or the one their code remembers."""
+        aggregate = self.decided.aggregate
+        if isinstance(aggregate, Creator):
+            return aggregate.id
+        known = self.session.loaded.get(aggregate.id)
+        if known is not None:
+            return known.creator_stream
+        return next(read.id for read in self.decided.unchanged if isinstance(read, Creator))
+
+    def dated(self, event: Event) -> bool:
+        """Tell whether an event's effective time is stated, by the caller or a window's end; else it is recording's."""
+        return self.request.effective_at is not None or event.timestamp != self.when.at
+
+
+class Ledgers:
+    """All ledgers of one database, as commands change them and reads see them."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        writer: Writer,
+        keyring: Keyring,
+        refusals: Refusals,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Take the log's two ends, the keys, the counts of refusals, and the clock that commands are decided by."""
+        self.store = store
+        self.refusals = refusals
+        self.now = now
+        self._writer = writer
+        self._keyring = keyring
+        self._running: set[tuple[int, bytes]] = set()
+
+    async def session(self, ledger_id: int) -> Session:
+        """Begin to read aggregates of a ledger."""
+        return Session(ledger_id, self.store, await self._keyring.ledger(ledger_id))
+
+    async def execute(
+        self, request: Request, decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]]
+    ) -> Done[A]:
+        """Decide and append, whole or not at all.
+
+        Args:
+            request: who asks, and what makes a repeat of it known.
+            decide: the command; called again with fresh reads where another writer came first.
+
+        Raises:
+            Refused: a rule said no.
+            IdempotencyMismatch, IdempotencyRunning: the Idempotency-Key is taken.
+            KeyNoLongerValid: the API key was revoked meanwhile.
+            Unavailable: the database is away, or too busy with the same streams.
+
+        """
+        if request.idempotency_key is None:
+            return await self._attempts(request, decide, None)
+        scope = f"{request.actor.key_id}\0{request.idempotency_key}"
+        idempotency = hashlib.sha256(scope.encode()).digest()[:16]
+        running = (request.ledger_id, idempotency)
+        if running in self._running:
+            raise IdempotencyRunning
+        self._running.add(running)
+        try:
+            return await self._attempts(request, decide, idempotency)
+        finally:
+            self._running.discard(running)
+
+    async def _attempts(
+        self,
+        request: Request,
+        decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]],
+        idempotency: bytes | None,
+    ) -> Done[A]:
+        command_id = uuid7()
+        for _ in range(MAX_ATTEMPTS):
+            attempt = await self._decide(request, decide)
+            if idempotency is not None and (attempt.refusal is not None or not attempt.events):
+                # What would be turned down now may have been done before: then its first answer stands.
+                told = await self._told_again(request, idempotency)
+                if told is not None:
+                    return cast("Done[A]", told)
+            if not attempt.events:
+                return await self._nothing_recorded(attempt)
+            outcome = await self._writer.append(
+                # A refusal is recorded without the key: the same request may succeed later.
+                await self._append_of(attempt, command_id, None if attempt.refusal else idempotency)
+            )
+            if not isinstance(outcome, Conflict):
+                return await self._answered(attempt, outcome)
+        raise Unavailable(BUSY)
+
+    async def _decide(
+        self, request: Request, decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]]
+    ) -> Attempt[A]:
+        now = self.now()
+        when = When(now, request.effective_at or now)
+        session = await self.session(request.ledger_id)
+        try:
+            decision = await decide(session, when)
+        except Refused as refusal:
+            return Attempt(request, when, session, None, (), refusal)
+        if decision is None:
+            return Attempt(request, when, session, None, (), None)
+        events = cast("list[Event]", list(decision.aggregate.collect_events()))
+        return Attempt(request, when, session, decision, events, decision.refusal)
+
+    async def _nothing_recorded(self, attempt: Attempt[A]) -> Done[A]:
+        """Answer a repeat, or raise the refusal; one that its hour has recorded already is counted."""
+        if attempt.refusal is not None:
+            if attempt.decision is not None:
+                await self.refusals.count(attempt.request.ledger_id, attempt.request.actor, attempt.refusal.code)
+            raise attempt.refusal
+        if attempt.decision is None:
+            return Done(None, 0, attempt.when.now, 0, replayed=False, creator_stream=None)
+        aggregate = attempt.decision.aggregate
+        known = attempt.session.loaded[aggregate.id]
+        return Done(aggregate, known.position, attempt.when.now, 0, replayed=False, creator_stream=known.creator_stream)
+
+    async def _answered(self, attempt: Attempt[A], outcome: Outcome) -> Done[A]:
+        """Answer what became of an append that did not lose a race."""
+        match outcome:
+            case Replayed():
+                return cast("Done[A]", await self._replayed(attempt.request.ledger_id, outcome.first, outcome.last))
+            case Mismatch():
+                raise IdempotencyMismatch
+            case KeyRefused():
+                raise KeyNoLongerValid
+        if attempt.refusal is not None:
+            raise attempt.refusal
+        return _done(attempt, cast("Appended", outcome))
+
+    async def _append_of(self, attempt: Attempt[A], command_id: UUID, idempotency: bytes | None) -> Append:
+        request = attempt.request
+        decision: Decision[A] = attempt.decided
+        aggregate = decision.aggregate
+        keys = await self._keyring.ledger(request.ledger_id)
+        by_clock = request.actor.role == "clock"
+        return Append(
+            ledger_id=request.ledger_id,
+            events=[await self._row(attempt, event) for event in attempt.events],
+            preconditions=[
+                (aggregate.id, aggregate.version - len(attempt.events)),
+                *[(read.id, read.version) for read in decision.unchanged],
+            ],
+            claims=[_hashed(claim, keys) for claim in decision.claims],
+            role=request.actor.role,
+            source=request.actor.source,
+            command_id=command_id,
+            subject=request.actor.subject,
+            api_key=None if by_clock else UUID(request.actor.key_id),
+            idempotency=idempotency,
+            request_hash=request.request_hash,
+            correlation_id=request.correlation_id,
+            traceparent=request.traceparent,
+        )
+
+    async def _row(self, attempt: Attempt[A], event: Event) -> EventRow:
+        """Make an event's row: its clear body, and its secret fields sealed for its place in the log."""
+        ledger_id, aggregate = attempt.request.ledger_id, attempt.decided.aggregate
+        event_id = uuid7()
+        type_, type_version = wire_type(event)
+        secret = sealed_fields(event)
+        sealed = None
+        if secret:
+            key = await self._keyring.creator(ledger_id, aggregate.creator_id)
+            sealed = key.seal(secret, place(ledger_id, aggregate.id, event.originator_version, event_id, type_))
+        return EventRow(
+            stream_id=aggregate.id,
+            version=event.originator_version,
+            event_id=event_id,
+            type=type_,
+            type_version=type_version,
+            effective_at=event.timestamp if attempt.dated(event) else None,
+            creator_stream=attempt.creator_stream,
+            causation_id=None,
+            key_id=sealed.key_id if sealed else None,
+            commitment=sealed.commitment if sealed else None,
+            body=clear_body(event),
+            sealed=sealed.sealed if sealed else None,
+        )
+
+    async def _told_again(self, request: Request, idempotency: bytes) -> Done[Any] | None:
+        known = await self.store.command(request.ledger_id, idempotency)
+        if known is None:
+            return None
+        request_hash, first, last = known
+        if request_hash != request.request_hash:
+            raise IdempotencyMismatch
+        return await self._replayed(request.ledger_id, first, last)
+
+    async def _replayed(self, ledger_id: int, first: int, last: int) -> Done[Any]:
+        """Build a command's first answer again from the events it recorded."""
+        (recorded,) = await self.store.at_positions(ledger_id, [last])
+        streams = await self.store.streams(ledger_id, [recorded.stream_id])
+        stream = [r for r in streams[recorded.stream_id] if r.position <= last]
+        return Done(
+            aggregate=_replayed(stream),
+            position=last,
+            recorded_at=recorded.recorded_at,
+            appended=last - first + 1,
+            replayed=True,
+            creator_stream=recorded.creator_stream,
+        )
+
+    async def code_stream(self, ledger_id: int, code_id: UUID) -> list[Recorded]:
+        """Read a code's events; none where there is no such code."""
+        stream = await self.store.stream(ledger_id, code_id)
+        return stream if stream and isinstance(stream[0].event, Code.Generated) else []
+
+    async def creator_stream(self, ledger_id: int, creator_id: str) -> list[Recorded]:
+        """Read a creator's events; none where the permission was never switched."""
+        keys = await self._keyring.ledger(ledger_id)
+        return await self.store.claimed(ledger_id, keys.claim("creator", creator_id)) or []
+
+    async def live_codes(self, ledger_id: int, creator_stream: UUID, *, upto: int, at: datetime) -> int:
+        """Count a creator's codes that were live at a moment, as far as the ledger knew at a position."""
+        codes = await self.store.codes_of_creator(ledger_id, creator_stream, upto)
+        streams = await self.store.streams(ledger_id, codes) if codes else {}
+        heads = ([r for r in stream if r.position <= upto] for stream in streams.values())
+        return sum(replay_code(head).live(at) for head in heads)
+
+    async def secret(self, ledger_id: int, code_id: UUID) -> Sealed:
+        """Unseal a code's secret.
+
+        Raises:
+            Unknown: there is no such code.
+
+        """
+        stream = await self.code_stream(ledger_id, code_id)
+        if not stream:
+            raise Unknown("code")
+        fields = await self.unsealed(ledger_id, stream[:1])
+        return fields[stream[0].position]["secret"]
+
+    async def unsealed(self, ledger_id: int, recorded: Sequence[Recorded]) -> dict[int, dict[str, Sealed]]:
+        """Unseal the secret fields of events, by position; events without any are absent."""
+        by_position = {r.position: r for r in recorded}
+        fields = {}
+        for position, (key_id, sealed) in (await self.store.sealed(ledger_id, list(by_position))).items():
+            r = by_position[position]
+            key = await self._keyring.creator_by_id(ledger_id, key_id)
+            where = place(ledger_id, r.stream_id, r.stream_version, r.event_id, r.type)
+            fields[position] = key.unseal(sealed, where)
+        return fields
+
+
+def _replayed(stream: Sequence[Recorded]) -> Code | Creator:
+    return replay_code(stream) if isinstance(stream[0].event, Code.Generated) else replay_creator(stream)
+
+
+def _copy(aggregate: Code | Creator) -> Code | Creator:
+    """Copy an aggregate for one command: appliers assign new values, so only its list of events is its own."""
+    fresh = copy(aggregate)
+    fresh._pending_events = []  # noqa: SLF001 - the library offers no way to copy an aggregate
+    return fresh
+
+
+def _hashed(claim: Claim, keys: LedgerKeys) -> tuple[bytes, UUID | None, UUID | None]:
+    return keys.claim(claim.kind, claim.name), claim.expected, claim.new
+
+
+def _done(attempt: Attempt[A], outcome: Appended) -> Done[A]:
+    """Answer with the aggregate as the log now has it: what took effect on recording bears that moment."""
+    known = attempt.session.loaded.get(attempt.decided.aggregate.id)
+    aggregate: Any = _copy(known.aggregate) if known is not None else None
+    for event in attempt.events:
+        if not attempt.dated(event):
+            vars(event)["timestamp"] = outcome.recorded_at
+        aggregate = event.mutate(aggregate)
+    return Done(
+        aggregate=aggregate,
+        position=outcome.last,
+        recorded_at=outcome.recorded_at,
+        appended=len(attempt.events),
+        replayed=False,
+        creator_stream=attempt.creator_stream,
+    )

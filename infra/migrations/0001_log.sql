@@ -1,0 +1,372 @@
+-- The log and what stands beside it. Only durable tables are migrated; views are rebuilt from the log.
+-- Nothing here is newer than PostgreSQL 15, and no extension is used.
+
+-- A ledger's row is locked by every append and never updated: an updated row would rot under a long snapshot.
+CREATE TABLE ledgers (
+    ledger_id       int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name            text NOT NULL UNIQUE CHECK (name ~ '^[A-Za-z0-9._:@-]{1,128}$'),
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    -- The key of fingerprints and claims, wrapped by the master key. It never changes: claims rest on it.
+    fingerprint_key bytea NOT NULL
+);
+
+CREATE TABLE events (
+    ledger_id       int NOT NULL REFERENCES ledgers,
+    position        bigint NOT NULL CHECK (position > 0),
+    stream_id       uuid NOT NULL,
+    version         int NOT NULL,
+    event_id        uuid NOT NULL,
+    type            text NOT NULL,
+    type_version    smallint NOT NULL,
+    recorded_at     timestamptz NOT NULL,
+    effective_at    timestamptz NOT NULL,
+    creator_stream  uuid NOT NULL,
+    actor_key       uuid,
+    actor_role      text NOT NULL,
+    actor_subject   text,
+    source          text NOT NULL,
+    command_id      uuid NOT NULL,
+    correlation_id  text,
+    causation_id    uuid,
+    traceparent     text,
+    -- The sealed part's key; absent where nothing is sealed.
+    key_id          uuid,
+    format          smallint NOT NULL,
+    -- SHA-256 over a salt and the sealed plaintext; the salt lies inside the sealed part.
+    commitment      bytea,
+    -- Both bodies are kept exactly as they were hashed, hence not jsonb.
+    body            bytea NOT NULL,
+    sealed          bytea,
+    PRIMARY KEY (ledger_id, position),
+    UNIQUE (ledger_id, stream_id, version),
+    CHECK ((key_id IS NULL) = (sealed IS NULL) AND (key_id IS NULL) = (commitment IS NULL))
+);
+
+-- Which codes a creator has: asked when the permission is switched. Touched only when a code is generated.
+CREATE INDEX events_codes_of_creator ON events (ledger_id, creator_stream, position) WHERE type = 'CodeGenerated';
+
+-- Idempotency: what a request with a key came to. Never a body; purged after its retention.
+CREATE TABLE commands (
+    ledger_id       int NOT NULL REFERENCES ledgers,
+    key             bytea NOT NULL,
+    request_hash    bytea NOT NULL,
+    first_position  bigint NOT NULL,
+    last_position   bigint NOT NULL,
+    recorded_at     timestamptz NOT NULL,
+    PRIMARY KEY (ledger_id, key)
+);
+CREATE INDEX commands_recorded ON commands USING brin (recorded_at);
+
+-- A name that one stream holds at a time: a creator's id, a video's slot, a secret; by keyed hash.
+CREATE TABLE claims (
+    ledger_id       int NOT NULL REFERENCES ledgers,
+    claim           bytea NOT NULL,
+    stream_id       uuid NOT NULL,
+    PRIMARY KEY (ledger_id, claim)
+);
+
+-- The key that a creator's sealed parts are under, wrapped by the master key; `creator` is the keyed hash of the id.
+CREATE TABLE creator_keys (
+    ledger_id       int NOT NULL REFERENCES ledgers,
+    key_id          uuid NOT NULL,
+    creator         bytea NOT NULL,
+    wrapped         bytea NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (ledger_id, key_id),
+    UNIQUE (ledger_id, creator)
+);
+
+CREATE TABLE api_keys (
+    key_id          uuid PRIMARY KEY,
+    ledger_id       int NOT NULL REFERENCES ledgers,
+    hash            bytea NOT NULL UNIQUE,
+    name            text,
+    role            text NOT NULL CHECK (role IN ('admin', 'operator', 'creator', 'brand', 'auditor', 'subscriber')),
+    creator_ids     text[] NOT NULL DEFAULT '{}',
+    brand_ids       text[] NOT NULL DEFAULT '{}',
+    advertiser_ids  text[] NOT NULL DEFAULT '{}',
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    created_by      uuid,
+    expires_at      timestamptz,
+    revoked_at      timestamptz,
+    idempotency     bytea,
+    request_hash    bytea,
+    UNIQUE (ledger_id, idempotency)
+);
+
+-- Refused attempts that are counted and not recorded one by one: unknown secrets, repeats within the hour.
+CREATE TABLE refused_attempts (
+    ledger_id       int NOT NULL REFERENCES ledgers,
+    hour            timestamptz NOT NULL,
+    reason          text NOT NULL,
+    key_id          uuid NOT NULL,
+    count           bigint NOT NULL,
+    PRIMARY KEY (ledger_id, hour, reason, key_id)
+);
+
+-- How far each view has read each ledger, and what became of the view; the views' own tables are in schema views.
+CREATE TABLE view_versions (
+    view                text PRIMARY KEY,
+    version             int NOT NULL,
+    state               text NOT NULL CHECK (state IN ('following', 'building', 'failed')),
+    error               text,
+    failed_ledger_id    int,
+    failed_position     bigint,
+    changed_at          timestamptz NOT NULL DEFAULT now()
+);
+
+-- One row a ledger, updated with every page: the free space lets each new version stay in its block.
+CREATE TABLE view_positions (
+    view                text NOT NULL,
+    version             int NOT NULL,
+    ledger_id           int NOT NULL,
+    position            bigint NOT NULL,
+    recorded_at         timestamptz,
+    PRIMARY KEY (view, version, ledger_id)
+) WITH (fillfactor = 20);
+
+ALTER TABLE view_positions ENABLE ROW LEVEL SECURITY;
+ALTER TABLE view_positions FORCE ROW LEVEL SECURITY;
+CREATE POLICY one_ledger ON view_positions TO sparkledger_api
+    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+CREATE POLICY every_ledger ON view_positions TO sparkledger_worker
+    USING (true);
+GRANT SELECT ON view_versions, view_positions TO sparkledger_api;
+GRANT SELECT, INSERT, UPDATE, DELETE ON view_versions, view_positions TO sparkledger_worker;
+
+CREATE FUNCTION events_are_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'events are append-only: % is refused', TG_OP
+        USING HINT = 'A wrong fact is answered by the command that undoes it, or by a note.';
+END $$;
+CREATE TRIGGER events_are_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION events_are_append_only();
+
+-- Row-level security: the API sees the one ledger its session is bound to, the workers all, the append its own.
+DO $$
+DECLARE name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['ledgers', 'events', 'commands', 'claims', 'creator_keys', 'api_keys',
+                                'refused_attempts'] LOOP
+        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
+        EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
+        EXECUTE format($policy$CREATE POLICY one_ledger ON %I TO sparkledger_api
+            USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int)$policy$, name);
+        EXECUTE format('CREATE POLICY every_ledger ON %I TO sparkledger_worker, sparkledger_log USING (true)', name);
+    END LOOP;
+END $$;
+
+GRANT SELECT ON ledgers, events, commands, claims, creator_keys, api_keys, refused_attempts
+    TO sparkledger_api, sparkledger_worker, sparkledger_log;
+GRANT INSERT ON events, commands, claims TO sparkledger_log;
+GRANT UPDATE, DELETE ON claims TO sparkledger_log;
+GRANT UPDATE (name) ON ledgers TO sparkledger_log; -- a row lock asks for it; no statement uses it
+GRANT INSERT ON creator_keys TO sparkledger_api, sparkledger_worker;
+GRANT INSERT, UPDATE ON api_keys, refused_attempts TO sparkledger_api, sparkledger_worker;
+GRANT INSERT ON ledgers TO sparkledger_worker;
+GRANT DELETE ON commands TO sparkledger_worker;
+
+-- Who presents a key is not known to belong to a ledger yet, so this one look-up goes around row-level security.
+CREATE FUNCTION authenticate(presented bytea)
+RETURNS TABLE (key_id uuid, ledger_id int, ledger_name text, name text, role text, creator_ids text[],
+               brand_ids text[], advertiser_ids text[], created_at timestamptz, expires_at timestamptz,
+               revoked_at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT k.key_id, k.ledger_id, l.name, k.name, k.role, k.creator_ids, k.brand_ids, k.advertiser_ids,
+           k.created_at, k.expires_at, k.revoked_at
+    FROM api_keys k
+    JOIN ledgers l ON l.ledger_id = k.ledger_id
+    WHERE k.hash = presented
+$$;
+
+-- `as_of` turns a time into a position: the last one recorded by then, 0 before the first. recorded_at never decreases
+-- with position, so halving finds it with a few reads of the primary key and no index of its own.
+CREATE FUNCTION position_at(of_ledger int, moment timestamptz) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    low bigint := 0;
+    high bigint := coalesce((SELECT max(position) FROM events WHERE ledger_id = of_ledger), 0);
+    middle bigint;
+BEGIN
+    WHILE low < high LOOP
+        middle := (low + high + 1) / 2;
+        IF (SELECT recorded_at <= moment FROM events WHERE ledger_id = of_ledger AND position = middle) THEN
+            low := middle;
+        ELSE
+            high := middle - 1;
+        END IF;
+    END LOOP;
+    RETURN low;
+END $$;
+
+-- The one way into the log: a batch of callers, each appended whole or told why not.
+--
+-- The order of its statements is its correctness. First the ledgers' rows are locked, sorted, so that no two calls can
+-- deadlock; only then, in later statements whose snapshots are taken after the lock, is anything compared. Only the
+-- callers accepted are numbered and inserted, so a refused one leaves no hole.
+--
+--   c_…  one element a caller: ledger, idempotency key and request hash (or null), API key, number of events, and
+--        what all events of a caller share.
+--   p_…  preconditions: the version at which a stream must stand, 0 for one that must not exist.
+--   e_…  events.
+--   k_…  claims: compared with `expected` (null: free) and set to `new` (null: freed).
+--
+-- Answers one row for each caller that was refused or replayed (outcome, a, b, stream, actual), and one row with
+-- outcome 'base' for each ledger: a = the last position before, b = the ledger, at = the moment of recording.
+CREATE FUNCTION append(
+    c_ledger int[], c_key bytea[], c_hash bytea[], c_api_key uuid[], c_n int[], c_effective timestamptz[],
+    c_role text[], c_subject text[], c_source text[], c_command uuid[], c_correlation text[], c_traceparent text[],
+    p_caller int[], p_stream uuid[], p_version int[],
+    e_caller int[], e_stream uuid[], e_version int[], e_id uuid[], e_type text[], e_type_version int[],
+    e_effective timestamptz[], e_creator uuid[], e_causation uuid[], e_key_id uuid[], e_commitment bytea[],
+    e_body bytea[], e_sealed bytea[],
+    k_caller int[], k_claim bytea[], k_expected uuid[], k_new uuid[])
+RETURNS TABLE (caller int, outcome text, a bigint, b bigint, stream uuid, actual int, at timestamptz)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = public, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_bitmapscan = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    refused int[] := '{}';
+    ledger int;
+    base bigint;
+    moment timestamptz;
+    last_moment timestamptz;
+    r record;
+    locked int[];
+BEGIN
+    SELECT array_agg(DISTINCT x ORDER BY x) INTO locked FROM unnest(c_ledger) x;
+    PERFORM 1 FROM ledgers l WHERE l.ledger_id = ANY (locked) ORDER BY l.ledger_id FOR NO KEY UPDATE;
+
+    IF cardinality(array_remove(c_key, NULL)) > 0 THEN
+        FOR r IN
+            SELECT x.i::int AS i, m.request_hash = x.hash AS same, m.first_position, m.last_position
+            FROM unnest(c_ledger, c_key, c_hash) WITH ORDINALITY AS x (ledger, key, hash, i)
+            CROSS JOIN LATERAL (
+                SELECT * FROM commands m WHERE m.ledger_id = x.ledger AND m.key = x.key OFFSET 0
+            ) m
+        LOOP
+            refused := refused || r.i;
+            caller := r.i; outcome := CASE WHEN r.same THEN 'replay' ELSE 'mismatch' END;
+            a := r.first_position; b := r.last_position; stream := NULL; actual := NULL; at := NULL;
+            RETURN NEXT;
+        END LOOP;
+    END IF;
+
+    -- A key revoked since the door let it in must not write: a cache may outlive it by a second.
+    FOR r IN
+        SELECT x.i::int AS i
+        FROM unnest(c_ledger, c_api_key) WITH ORDINALITY AS x (ledger, api_key, i)
+        WHERE x.api_key IS NOT NULL
+        AND NOT EXISTS (
+            SELECT 1 FROM api_keys k
+            WHERE k.key_id = x.api_key AND k.ledger_id = x.ledger AND k.revoked_at IS NULL
+            AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+        )
+    LOOP
+        IF r.i <> ALL (refused) THEN
+            refused := refused || r.i;
+            caller := r.i; outcome := 'key'; a := NULL; b := NULL; stream := NULL; actual := NULL; at := NULL;
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+
+    FOR r IN
+        SELECT p.caller AS i, p.stream AS s, v.v
+        FROM unnest(p_caller, p_stream, p_version) AS p (caller, stream, version)
+        CROSS JOIN LATERAL (
+            SELECT coalesce((
+                SELECT e.version FROM events e
+                WHERE e.ledger_id = c_ledger[p.caller] AND e.stream_id = p.stream
+                ORDER BY e.version DESC LIMIT 1
+            ), -1) AS v
+        ) v
+        WHERE v.v <> p.version AND NOT (v.v = -1 AND p.version = 0)
+    LOOP
+        IF r.i <> ALL (refused) THEN
+            refused := refused || r.i;
+            caller := r.i; outcome := 'conflict'; a := NULL; b := NULL; stream := r.s; actual := r.v; at := NULL;
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+
+    IF cardinality(k_caller) > 0 THEN
+        FOR r IN
+            SELECT k.caller AS i, v.s
+            FROM unnest(k_caller, k_claim, k_expected) AS k (caller, claim, expected)
+            CROSS JOIN LATERAL (
+                SELECT (
+                    SELECT m.stream_id FROM claims m WHERE m.ledger_id = c_ledger[k.caller] AND m.claim = k.claim
+                ) AS s
+            ) v
+            WHERE v.s IS DISTINCT FROM k.expected
+        LOOP
+            IF r.i <> ALL (refused) THEN
+                refused := refused || r.i;
+                caller := r.i; outcome := 'taken'; a := NULL; b := NULL; stream := r.s; actual := NULL; at := NULL;
+                RETURN NEXT;
+            END IF;
+        END LOOP;
+    END IF;
+
+    FOREACH ledger IN ARRAY locked LOOP
+        moment := clock_timestamp();
+        SELECT e.position, e.recorded_at INTO base, last_moment
+        FROM events e WHERE e.ledger_id = ledger ORDER BY e.position DESC LIMIT 1;
+        base := coalesce(base, 0);
+        moment := greatest(moment, last_moment);
+        INSERT INTO events (
+            ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at,
+            creator_stream, actor_key, actor_role, actor_subject, source, command_id, correlation_id, causation_id,
+            traceparent, key_id, format, commitment, body, sealed)
+        SELECT ledger, base + row_number() OVER (), e.stream, e.version, e.id, e.type, e.type_version, moment,
+               coalesce(e.effective, c_effective[e.caller], moment), e.creator, c_api_key[e.caller],
+               c_role[e.caller], c_subject[e.caller], c_source[e.caller], c_command[e.caller],
+               c_correlation[e.caller], e.causation, c_traceparent[e.caller], e.key_id, 1, e.commitment, e.body,
+               e.sealed
+        FROM unnest(e_caller, e_stream, e_version, e_id, e_type, e_type_version, e_effective, e_creator, e_causation,
+                    e_key_id, e_commitment, e_body, e_sealed)
+             AS e (caller, stream, version, id, type, type_version, effective, creator, causation,
+                   key_id, commitment, body, sealed)
+        WHERE c_ledger[e.caller] = ledger AND e.caller <> ALL (refused);
+        INSERT INTO commands (ledger_id, key, request_hash, first_position, last_position, recorded_at)
+        SELECT ledger, x.key, x.hash, base + x.upto - x.n + 1, base + x.upto, moment
+        FROM (
+            SELECT u.key, u.hash, u.n, sum(u.n) OVER (ORDER BY u.i) AS upto
+            -- The column has another name than the variable: `ledger = ledger` would be true of every caller.
+            FROM unnest(c_key, c_hash, c_n, c_ledger) WITH ORDINALITY AS u (key, hash, n, of_ledger, i)
+            WHERE u.of_ledger = ledger AND u.i::int <> ALL (refused)
+        ) x
+        WHERE x.key IS NOT NULL;
+        caller := NULL; outcome := 'base'; a := base; b := ledger; stream := NULL; actual := NULL; at := moment;
+        RETURN NEXT;
+    END LOOP;
+
+    IF cardinality(k_caller) > 0 THEN
+        INSERT INTO claims (ledger_id, claim, stream_id)
+        SELECT c_ledger[k.caller], k.claim, k.new
+        FROM unnest(k_caller, k_claim, k_expected, k_new) AS k (caller, claim, expected, new)
+        WHERE k.caller <> ALL (refused) AND k.new IS NOT NULL AND k.new IS DISTINCT FROM k.expected
+        ON CONFLICT (ledger_id, claim) DO UPDATE SET stream_id = excluded.stream_id;
+        IF array_position(k_new, NULL) IS NOT NULL THEN
+            DELETE FROM claims c
+            USING unnest(k_caller, k_claim, k_new) AS k (caller, claim, new)
+            WHERE k.caller <> ALL (refused) AND k.new IS NULL
+            AND c.ledger_id = c_ledger[k.caller] AND c.claim = k.claim;
+        END IF;
+    END IF;
+END $$;
+
+GRANT CREATE ON SCHEMA public TO sparkledger_log;
+ALTER FUNCTION append OWNER TO sparkledger_log;
+ALTER FUNCTION authenticate OWNER TO sparkledger_log;
+REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
+REVOKE ALL ON FUNCTION append, authenticate, position_at FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION append, authenticate, position_at TO sparkledger_api, sparkledger_worker;
+
+CREATE SCHEMA views AUTHORIZATION sparkledger_worker;
+GRANT USAGE ON SCHEMA views TO sparkledger_api;

@@ -1,0 +1,90 @@
+"""Waking readers: one coalesced NOTIFY per process after commits, never inside the append, and a listener.
+
+A NOTIFY in the append's own transaction would serialise every commit of the database. A lost one costs only the poll
+that readers fall back on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from infra.database import session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHANNEL: Final = "sparkledger_events"
+RETRY_S: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class _Loop:
+    """A task with a connection of its own that is begun again when the connection is lost."""
+
+    def __init__(self, conninfo: str, role: str, name: str) -> None:
+        self._session = {**session(conninfo, role), "application_name": f"sparkledger {name}"}
+        self._name = name
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name=self._name)
+
+    async def stop(self) -> None:
+        """End, and close the connection."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(**self._session) as connection:
+                    await self._use(connection)
+            except psycopg.OperationalError as error:
+                log.warning("The %s lost its connection and tries again: %s", self._name, str(error).strip())
+                await asyncio.sleep(RETRY_S)
+
+    async def _use(self, connection: psycopg.AsyncConnection) -> None:
+        raise NotImplementedError
+
+
+class Notifier(_Loop):
+    """Tells readers in all processes that something was committed."""
+
+    def __init__(self, conninfo: str, role: str) -> None:
+        """Prepare; `start` connects."""
+        super().__init__(conninfo, role, "notifier")
+        self._committed = asyncio.Event()
+
+    def committed(self) -> None:
+        """Note that something was committed; many before the next NOTIFY are one."""
+        self._committed.set()
+
+    async def _use(self, connection: psycopg.AsyncConnection) -> None:
+        while True:
+            await self._committed.wait()
+            self._committed.clear()
+            await connection.execute(f"NOTIFY {CHANNEL}")
+
+
+class Listener(_Loop):
+    """Calls back whenever something was committed, by whatever process."""
+
+    def __init__(self, conninfo: str, role: str, heard: Callable[[], None]) -> None:
+        """Prepare; `start` listens."""
+        super().__init__(conninfo, role, "listener")
+        self._heard = heard
+
+    async def _use(self, connection: psycopg.AsyncConnection) -> None:
+        await connection.execute(f"LISTEN {CHANNEL}")
+        self._heard()  # what was committed while nobody listened
+        async for _ in connection.notifies():
+            self._heard()

@@ -1,0 +1,387 @@
+"""Which codes are there, and how does each stand?
+
+Reads every event of a code. Read by the list of codes, by one code as it stands now, and by the question, which finds
+a video's codes here. State and liveness are computed by the clock at the time of the question, never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, get_args
+from uuid import UUID
+
+from psycopg import sql
+
+from domain.code import Code
+from domain.values import State
+from projections.parties import PARTIES, PartyRow, concerns_one_of, demands, party
+from projections.table import Table
+from projections.view import View
+
+if TYPE_CHECKING:
+    from psycopg import AsyncCursor
+
+    from domain.recorded import Recorded
+
+NAME: Final = "codes"
+VERSION: Final = 1
+
+
+@dataclass(slots=True)
+class CodeRow:
+    """One code as it stands.
+
+    Attributes:
+        version: what `If-Match` speaks of: the stream version of the last event that changed the code.
+        stream_version, position: those of the code's last event of any kind.
+        generated_position: of its first; newest first means by this, descending.
+        generated_at, revoked_at: effective times.
+        brand_ids, advertiser_ids: with whom it was shared; the latter also by whom it was redeemed.
+        campaigns: by campaign id: `advertiser_id`, `amount`, `currency`, `name`, and in RFC 3339 `starts_at`,
+            `ends_at`, `launched_at`, `ended_at` (None unless it was ended).
+
+    """
+
+    ledger_id: int
+    code_id: UUID
+    creator_id: str
+    creator_stream: UUID
+    video_id: str
+    masked: str
+    terms_version: str
+    starts_at: datetime
+    expires_at: datetime
+    generated_at: datetime
+    generated_position: int
+    revoked_at: datetime | None
+    version: int
+    stream_version: int
+    position: int
+    brand_ids: set[str]
+    advertiser_ids: set[str]
+    share_count: int
+    redemption_count: int
+    refusal_count: int
+    campaigns: dict[str, Any]
+
+    def state(self, moment: datetime) -> State:
+        """Return the one word for where the code stands, as `Code.state` does."""
+        if self.revoked_at is not None:
+            return "revoked"
+        if moment >= self.expires_at:
+            return "expired"
+        if self.redemption_count:
+            return "redeemed"
+        return "shared" if self.share_count else "generated"
+
+    def live(self, moment: datetime) -> bool:
+        """Tell whether the code is unrevoked and inside its window."""
+        return self.revoked_at is None and self.starts_at <= moment < self.expires_at
+
+
+CODES: Final = Table(
+    "codes",
+    CodeRow,
+    key=("ledger_id", "code_id"),
+    ddl="""
+        CREATE TABLE {table} (
+            ledger_id           int NOT NULL,
+            code_id             uuid NOT NULL,
+            creator_id          text NOT NULL,
+            creator_stream      uuid NOT NULL,
+            video_id            text NOT NULL,
+            masked              text NOT NULL,
+            terms_version       text NOT NULL,
+            starts_at           timestamptz NOT NULL,
+            expires_at          timestamptz NOT NULL,
+            generated_at        timestamptz NOT NULL,
+            generated_position  bigint NOT NULL,
+            revoked_at          timestamptz,
+            version             int NOT NULL,
+            stream_version      int NOT NULL,
+            position            bigint NOT NULL,
+            brand_ids           text[] NOT NULL,
+            advertiser_ids      text[] NOT NULL,
+            share_count         int NOT NULL,
+            redemption_count    int NOT NULL,
+            refusal_count       int NOT NULL,
+            campaigns           jsonb NOT NULL,
+            PRIMARY KEY (ledger_id, code_id)
+        ) WITH (fillfactor = 80) -- most changes touch no index, and stay in their block where there is room
+    """,
+    indexes=(
+        "CREATE INDEX ON {table} (ledger_id, generated_position)",
+        "CREATE INDEX ON {table} (ledger_id, creator_id, generated_position)",
+        "CREATE INDEX ON {table} (ledger_id, video_id, generated_position)",
+        "CREATE INDEX ON {table} (ledger_id, expires_at)",
+        "CREATE INDEX ON {table} (ledger_id, generated_position) WHERE revoked_at IS NOT NULL",
+    ),
+)
+
+# Handlers, in the order of a code's life.
+
+
+def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> CodeRow:
+    return CodeRow(
+        ledger_id=ledger_id,
+        code_id=recorded.stream_id,
+        creator_id=event.creator_id,
+        creator_stream=recorded.creator_stream,
+        video_id=event.video_id,
+        masked=event.masked,
+        terms_version=event.terms_version,
+        starts_at=event.starts_at,
+        expires_at=event.expires_at,
+        generated_at=recorded.effective_at,
+        generated_position=recorded.position,
+        revoked_at=None,
+        version=recorded.stream_version,
+        stream_version=recorded.stream_version,
+        position=recorded.position,
+        brand_ids=set(),
+        advertiser_ids=set(),
+        share_count=0,
+        redemption_count=0,
+        refusal_count=0,
+        campaigns={},
+    )
+
+
+def happened(row: CodeRow, recorded: Recorded, _event: Code.Event) -> None:
+    """Follow an event that leaves the version which `If-Match` speaks of as it is."""
+    row.stream_version = recorded.stream_version
+    row.position = recorded.position
+
+
+def changed(row: CodeRow, recorded: Recorded, _event: Code.Event) -> None:
+    row.version = row.stream_version = recorded.stream_version
+    row.position = recorded.position
+
+
+def extended(row: CodeRow, recorded: Recorded, event: Code.Extended) -> None:
+    changed(row, recorded, event)
+    row.expires_at = event.expires_at
+
+
+def shared(row: CodeRow, recorded: Recorded, event: Code.Shared) -> list[PartyRow]:
+    changed(row, recorded, event)
+    row.share_count += 1
+    return [*party(row, "brand", event.brand_id), *party(row, "advertiser", event.advertiser_id)]
+
+
+def redeemed(row: CodeRow, recorded: Recorded, event: Code.Redeemed) -> list[PartyRow]:
+    changed(row, recorded, event)
+    row.redemption_count += 1
+    return party(row, "advertiser", event.advertiser_id)
+
+
+def redemption_refused(row: CodeRow, recorded: Recorded, event: Code.RedemptionRefused) -> None:
+    happened(row, recorded, event)
+    row.refusal_count += 1
+
+
+def campaign_launched(row: CodeRow, recorded: Recorded, event: Code.CampaignLaunched) -> None:
+    changed(row, recorded, event)
+    row.campaigns[event.campaign_id] = {
+        "advertiser_id": event.advertiser_id,
+        "amount": event.budget["amount"],
+        "currency": event.budget["currency"],
+        "name": event.name,
+        "starts_at": event.starts_at.isoformat(),
+        "ends_at": event.ends_at.isoformat(),
+        "launched_at": recorded.effective_at.isoformat(),
+        "ended_at": None,
+    }
+
+
+def campaign_ended(row: CodeRow, recorded: Recorded, event: Code.CampaignEnded) -> None:
+    changed(row, recorded, event)
+    row.campaigns[event.campaign_id]["ended_at"] = recorded.effective_at.isoformat()
+
+
+def revoked(row: CodeRow, recorded: Recorded, event: Code.Revoked) -> None:
+    changed(row, recorded, event)
+    row.revoked_at = recorded.effective_at
+
+
+VIEW: Final = View(
+    NAME,
+    VERSION,
+    CODES,
+    row_of=lambda recorded: recorded.stream_id,
+    begins={Code.Generated: generated},
+    changes={
+        Code.Event: happened,
+        Code.Changed: changed,
+        Code.Extended: extended,
+        Code.Shared: shared,
+        Code.Redeemed: redeemed,
+        Code.RedemptionRefused: redemption_refused,
+        Code.CampaignLaunched: campaign_launched,
+        Code.CampaignEnded: campaign_ended,
+        Code.Revoked: revoked,
+    },
+    further=[PARTIES],
+)
+
+
+# Queries.
+
+_ONE: Final = sql.SQL("""
+    SELECT {columns}
+    FROM views.codes t
+    WHERE t.ledger_id = %(ledger_id)s
+    AND t.code_id = %(code_id)s
+""").format(columns=CODES.select())
+
+_NEWEST_FIRST: Final = sql.SQL("""
+    SELECT {columns}
+    FROM views.codes t
+    WHERE t.ledger_id = %(ledger_id)s
+    AND t.generated_position < %(after_key)s
+    {filters}
+    ORDER BY t.generated_position DESC
+    LIMIT %(limit)s
+""")
+
+# Each party's newest codes by its own index, then the newest of all: nothing is read that no party may see.
+_OF_PARTIES: Final = sql.SQL("""
+    SELECT DISTINCT ON (t.generated_position) {columns}
+    FROM unnest(%(kinds_0)s::text[], %(party_ids_0)s::text[]) AS x (kind, party_id)
+    CROSS JOIN LATERAL (
+        SELECT t.*
+        FROM views.code_parties p
+        JOIN views.codes t ON t.ledger_id = p.ledger_id AND t.code_id = p.code_id
+        WHERE p.ledger_id = %(ledger_id)s
+        AND p.kind = x.kind
+        AND p.party_id = x.party_id
+        AND p.generated_position < %(after_key)s
+        {filters}
+        ORDER BY p.generated_position DESC
+        LIMIT %(limit)s
+    ) t
+    ORDER BY t.generated_position DESC
+    LIMIT %(limit)s
+""")
+
+# The same words as `CodeRow.state`, and in the same order of precedence.
+_IN_STATE: Final[dict[State, sql.SQL]] = {
+    "revoked": sql.SQL("AND t.revoked_at IS NOT NULL"),
+    "expired": sql.SQL("AND t.revoked_at IS NULL AND t.expires_at <= %(now)s"),
+    "redeemed": sql.SQL("AND t.revoked_at IS NULL AND t.expires_at > %(now)s AND t.redemption_count > 0"),
+    "shared": sql.SQL(
+        "AND t.revoked_at IS NULL AND t.expires_at > %(now)s AND t.redemption_count = 0 AND t.share_count > 0"
+    ),
+    "generated": sql.SQL(
+        "AND t.revoked_at IS NULL AND t.expires_at > %(now)s AND t.redemption_count = 0 AND t.share_count = 0"
+    ),
+}
+
+_OF_VIDEO: Final = """
+    SELECT code_id
+    FROM views.codes
+    WHERE ledger_id = %s
+    AND video_id = %s
+    ORDER BY generated_position
+"""
+
+_COUNT_BY_STATE: Final = """
+    SELECT
+        CASE
+            WHEN revoked_at IS NOT NULL THEN 'revoked'
+            WHEN expires_at <= %(now)s THEN 'expired'
+            WHEN redemption_count > 0 THEN 'redeemed'
+            WHEN share_count > 0 THEN 'shared'
+            ELSE 'generated'
+        END,
+        count(*)
+    FROM views.codes
+    WHERE ledger_id = %(ledger_id)s
+    GROUP BY 1
+"""
+
+# Beyond any position.
+_END: Final = 2**62
+
+
+async def one(cur: AsyncCursor[Any], ledger_id: int, code_id: UUID) -> CodeRow | None:
+    """Return a code, or nothing where this ledger has none of that id (or the view has not read so far)."""
+    found = await CODES.fetch(cur, _ONE, {"ledger_id": ledger_id, "code_id": code_id})
+    return found[0] if found else None
+
+
+async def search(
+    cur: AsyncCursor[Any],
+    ledger_id: int,
+    *,
+    now: datetime,
+    limit: int,
+    after_key: int | None = None,
+    state: State | None = None,
+    creator_ids: Collection[str] | None = None,
+    video_id: str | None = None,
+    brand_ids: Collection[str] | None = None,
+    advertiser_ids: Collection[str] | None = None,
+    visible_brands: Collection[str] | None = None,
+    visible_advertisers: Collection[str] | None = None,
+    expires_before: datetime | None = None,
+) -> list[CodeRow]:
+    """Return the codes that pass every filter given, newest first.
+
+    Args:
+        cur: bound to the ledger; rows as tuples.
+        ledger_id: the ledger.
+        now: the clock that states are computed with.
+        limit: rows at most.
+        after_key: the `generated_position` of the last row of the page before.
+        state: as answers show it.
+        creator_ids: of any of these; an empty collection matches nothing. So do the others.
+        video_id: of this video.
+        brand_ids: shared with any of these brands.
+        advertiser_ids: shared with or redeemed by any of these accounts.
+        visible_brands: together with `visible_advertisers` what a brand's key may see: codes shared with any of
+            these brands or accounts, or redeemed by any of the accounts. Both None: everything.
+        visible_advertisers: see `visible_brands`.
+        expires_before: whose window ends before this moment.
+
+    """
+    filters: list[sql.Composable] = []
+    parameters: dict[str, Any] = {
+        "ledger_id": ledger_id,
+        "now": now,
+        "limit": limit,
+        "after_key": _END if after_key is None else after_key,
+    }
+    if state is not None:
+        filters.append(_IN_STATE[state])
+    if creator_ids is not None:
+        filters.append(sql.SQL("AND t.creator_id = ANY (%(creator_ids)s)"))
+        parameters["creator_ids"] = list(creator_ids)
+    if video_id is not None:
+        filters.append(sql.SQL("AND t.video_id = %(video_id)s"))
+        parameters["video_id"] = video_id
+    if expires_before is not None:
+        filters.append(sql.SQL("AND t.expires_at < %(expires_before)s"))
+        parameters["expires_before"] = expires_before
+    demanded = demands(brand_ids, advertiser_ids, visible_brands, visible_advertisers)
+    for i, demand in enumerate(demanded):
+        parameters |= demand.parameters(i)
+        if i > 0:  # the first is what the codes are found by
+            filters.append(concerns_one_of(i))
+    query = _OF_PARTIES if demanded else _NEWEST_FIRST
+    return await CODES.fetch(cur, query.format(columns=CODES.select(), filters=sql.SQL(" ").join(filters)), parameters)
+
+
+async def of_video(cur: AsyncCursor[Any], ledger_id: int, video_id: str) -> list[UUID]:
+    """Return every code that a video ever had, oldest first."""
+    await cur.execute(_OF_VIDEO, (ledger_id, video_id))
+    return [row[0] for row in await cur.fetchall()]
+
+
+async def count_by_state(cur: AsyncCursor[Any], ledger_id: int, now: datetime) -> dict[State, int]:
+    """Return how many codes stand in each state, zeros included."""
+    await cur.execute(_COUNT_BY_STATE, {"ledger_id": ledger_id, "now": now})
+    counts: dict[State, int] = dict.fromkeys(get_args(State), 0)
+    return counts | dict(await cur.fetchall())

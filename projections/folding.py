@@ -1,0 +1,185 @@
+"""Pages of events into a view's tables, those that are read or those being filled beside them.
+
+One transaction writes a page's rows and the positions that the view has then reached, and only where it still stood
+at the positions that the page was read from. So nothing is lost and nothing is taken in twice, whoever is killed and
+whenever, even if two workers both believe that they lead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import psycopg
+
+from projections import progress
+from projections.progress import Gap, Overtaken
+from projections.view import NEXT, Page, View
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, AsyncCursor
+
+    from domain.recorded import Recorded
+
+# Events folded at a time: enough for one statement's cost to vanish, few enough to hold in memory.
+PAGE_EVENTS_MAX: Final = 2_000
+
+# What a session that writes views needs. Rows are looked up in tables that fill while plans for them are kept, so no
+# scan of a whole table may look cheap. A commit need not reach the disk at once: rows and positions are lost or kept
+# together, and what was lost is read from the log again. Building an index takes longer than a caller would wait.
+_SESSION: Final = """
+    SET enable_seqscan = off;
+    SET synchronous_commit = off;
+    SET statement_timeout = 0
+"""
+
+_CREATION: Final = 7_290_115
+
+Connect = Callable[[], Awaitable["AsyncConnection[Any]"]]
+
+
+class Log(Protocol):
+    """The log of all ledgers, as views read it."""
+
+    async def after(self, positions: Mapping[int, int], limit: int) -> Sequence[tuple[int, Recorded]]:
+        """Return events past the given positions, by ledger and then by position, at most `limit`.
+
+        Ledgers that are not named are read from their beginning. An event that cannot be read ends the page before
+        it; where it would be the page's first, `Unreadable` is raised.
+        """
+
+
+class Unreadable(Exception):
+    """An event in the log cannot be read."""
+
+    def __init__(self, ledger_id: int, position: int, reason: str) -> None:
+        """Name the event, and what is wrong with it."""
+        super().__init__(f"Event {position} of ledger {ledger_id} cannot be read: {reason}")
+        self.ledger_id = ledger_id
+        self.position = position
+
+
+class Poisoned(Exception):
+    """A view cannot take in an event, and stops before it."""
+
+    def __init__(self, view: str, ledger_id: int, position: int, reason: str) -> None:
+        """Name the view, the event, and what is wrong."""
+        super().__init__(f"View {view} stops before event {position} of ledger {ledger_id}: {reason}")
+        self.ledger_id = ledger_id
+        self.position = position
+        self.reason = reason
+
+
+class Folding:
+    """One view's tables on one session, and the positions that they have reached.
+
+    Attributes:
+        name: what it is called in the durable tables: the view's name, or that with `NEXT`.
+        positions: by ledger, as they stood after the last page.
+        stopped: it is written down that the view has stopped, and it has not read past that event yet.
+
+    """
+
+    def __init__(self, view: View[Any], connection: AsyncConnection[Any], *, beside: bool = False) -> None:
+        """Take the view, and a session of the worker's in autocommit; `beside` for the tables being filled."""
+        self.view = view
+        self.connection = connection
+        self.suffix = NEXT if beside else ""
+        self.name = view.name + self.suffix
+        self.positions: dict[int, int] = {}
+        self.stopped = False
+
+    async def prepare(self) -> None:
+        """Set the session up for writing."""
+        await self.connection.execute(_SESSION)
+
+    async def create(self, *, indexes: bool) -> None:
+        """Create the tables, and write down that the view begins; nothing where it has begun already."""
+        async with self.connection.transaction():
+            cur = self.connection.cursor()
+            # Whoever else creates it now waits, and then finds it.
+            await cur.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_CREATION, self.name))
+            if await progress.status(cur, self.name) is not None:
+                return
+            for table in self.view.tables:
+                await table.create(cur, self.suffix)
+                if indexes:
+                    await table.create_indexes(cur, self.suffix)
+            state = "building" if self.suffix else "following"
+            await progress.begin(cur, self.name, self.view.version, state)
+
+    async def find(self) -> None:
+        """Find out which positions the view has reached, and whether it has stopped."""
+        cur = self.connection.cursor()
+        standing = await progress.status(cur, self.name)
+        self.stopped = standing is not None and standing.state == "failed"
+        self.positions = await progress.positions(cur, self.name, self.view.version)
+
+    async def take_in_all(self, log: Log, page_events: int, folded: Callable[[int], None] | None = None) -> int:
+        """Take in page after page until the log has no more; return how many events that were.
+
+        While one page is written the next is read already. `folded` is called after each with how many were in it.
+
+        Raises:
+            Poisoned: the view cannot take in an event; all before it is written.
+            Overtaken: somebody else has moved the view.
+
+        """
+        total = 0
+        page = await self._read(log, self.positions, page_events)
+        while page:
+            reached = progress.after(self.positions, page)
+            ahead = asyncio.create_task(self._read(log, reached, page_events)) if len(page) == page_events else None
+            try:
+                await self.take_in(page)
+            except BaseException:
+                if ahead is not None:
+                    ahead.cancel()
+                    await asyncio.gather(ahead, return_exceptions=True)
+                raise
+            total += len(page)
+            if folded is not None:
+                folded(len(page))
+            page = await ahead if ahead is not None else await self._read(log, self.positions, page_events)
+        return total
+
+    async def take_in(self, page: Page) -> None:
+        """Write a page's rows and the positions it leads to; on an error, find the event that caused it.
+
+        Raises:
+            Poisoned: the view cannot take in an event of the page; all before it is written.
+            Overtaken: somebody else has moved the view.
+            psycopg.OperationalError: the database is away, or could not do it now.
+
+        """
+        try:
+            async with self.connection.transaction():
+                await self.write(self.connection.cursor(binary=True), page)
+        except (Overtaken, Gap, psycopg.OperationalError, psycopg.InterfaceError):
+            raise
+        except Exception as error:
+            if len(page) > 1:
+                middle = len(page) // 2
+                await self.take_in(page[:middle])
+                await self.take_in(page[middle:])
+            else:
+                ledger_id, recorded = page[0]
+                reason = f"{type(error).__name__}: {error}"
+                raise Poisoned(self.name, ledger_id, recorded.position, reason) from error
+        else:
+            self.positions = progress.after(self.positions, page)
+            if self.stopped:
+                self.stopped = not await progress.recover(self.connection.cursor(), self.name)
+
+    async def write(self, cur: AsyncCursor[Any], page: Page) -> None:
+        """Write a page's rows and positions in the caller's transaction; `positions` is left to the caller."""
+        # First the positions: whoever comes second waits here, and learns that it does before it touches a row.
+        await progress.advance(cur, self.name, self.view.version, self.positions, page)
+        await self.view.fold(cur, page, self.suffix)
+
+    async def _read(self, log: Log, positions: Mapping[int, int], page_events: int) -> Page:
+        try:
+            return await log.after(positions, page_events)
+        except Unreadable as error:
+            raise Poisoned(self.name, error.ledger_id, error.position, str(error)) from error

@@ -1,0 +1,109 @@
+"""Whom does a code concern: which brands was it shared with, which advertiser accounts shared with or redeemed by?
+
+An index that the view of codes keeps beside its rows, one row for each code and party. Equality alone is quick under
+row-level security: PostgreSQL applies the policy before any operator that might leak, and those of arrays might, so
+no index over an array of ids would ever be used for the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+from uuid import UUID
+
+from psycopg import sql
+
+from projections.table import Table
+
+Kind = Literal["brand", "advertiser"]
+
+
+@dataclass(frozen=True, slots=True)
+class PartyRow:
+    """A code concerns a brand or an advertiser account; `generated_position` is the code's, and puts it in order."""
+
+    ledger_id: int
+    kind: str
+    party_id: str
+    generated_position: int
+    code_id: UUID
+
+
+PARTIES: Final = Table(
+    "code_parties",
+    PartyRow,
+    key=("ledger_id", "kind", "party_id", "generated_position"),
+    ddl="""
+        CREATE TABLE {table} (
+            ledger_id           int NOT NULL,
+            kind                text NOT NULL,
+            party_id            text NOT NULL,
+            generated_position  bigint NOT NULL,
+            code_id             uuid NOT NULL,
+            PRIMARY KEY (ledger_id, kind, party_id, generated_position)
+        )
+    """,
+)
+
+
+class _Code(Protocol):
+    ledger_id: int
+    code_id: UUID
+    generated_position: int
+    brand_ids: set[str]
+    advertiser_ids: set[str]
+
+
+def party(code: _Code, kind: Kind, party_id: str | None) -> list[PartyRow]:
+    """Add a party, if there is one, to those that a code concerns, and return its row if it is new."""
+    known = code.brand_ids if kind == "brand" else code.advertiser_ids
+    if party_id is None or party_id in known:
+        return []
+    known.add(party_id)
+    return [PartyRow(code.ledger_id, kind, party_id, code.generated_position, code.code_id)]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Parties of which a code must concern one."""
+
+    brand_ids: Collection[str] = ()
+    advertiser_ids: Collection[str] = ()
+
+    def parameters(self, i: int) -> dict[str, list[str]]:
+        """Return the parties as query parameters `kinds_i` and `party_ids_i`."""
+        return {
+            f"kinds_{i}": ["brand"] * len(self.brand_ids) + ["advertiser"] * len(self.advertiser_ids),
+            f"party_ids_{i}": [*self.brand_ids, *self.advertiser_ids],
+        }
+
+
+def concerns_one_of(i: int) -> sql.Composed:
+    """Return the condition that a code `t` meets the demand whose parameters end in `i`."""
+    return sql.SQL("""
+        AND EXISTS (
+            SELECT
+            FROM unnest({kinds}::text[], {party_ids}::text[]) AS x (kind, party_id)
+            JOIN views.code_parties p ON p.kind = x.kind AND p.party_id = x.party_id
+            WHERE p.ledger_id = t.ledger_id
+            AND p.generated_position = t.generated_position
+        )
+    """).format(kinds=sql.Placeholder(f"kinds_{i}"), party_ids=sql.Placeholder(f"party_ids_{i}"))
+
+
+def demands(
+    brand_ids: Collection[str] | None,
+    advertiser_ids: Collection[str] | None,
+    visible_brands: Collection[str] | None,
+    visible_advertisers: Collection[str] | None,
+) -> list[Demand]:
+    """Return what `codes.search` was asked, as demands that must all be met; the narrowest by nature comes first."""
+    asked = []
+    if visible_brands is not None or visible_advertisers is not None:
+        asked.append(Demand(visible_brands or (), visible_advertisers or ()))
+    if brand_ids is not None:
+        asked.append(Demand(brand_ids=brand_ids))
+    if advertiser_ids is not None:
+        asked.append(Demand(advertiser_ids=advertiser_ids))
+    return asked

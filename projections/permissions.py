@@ -1,0 +1,93 @@
+"""Does this creator allow ads, and since when?
+
+Reads the creator's switch going on and off. Read by the permission as it stands now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from psycopg import sql
+
+from domain.creator import Creator
+from projections.table import Table
+from projections.view import View
+
+if TYPE_CHECKING:
+    from psycopg import AsyncCursor
+
+    from domain.recorded import Recorded
+
+NAME: Final = "permissions"
+VERSION: Final = 1
+
+
+@dataclass(slots=True)
+class PermissionRow:
+    """One creator's switch: `since` (effective time), `version` and `position` are those of its last event."""
+
+    ledger_id: int
+    creator_id: str
+    creator_stream: UUID
+    enabled: bool
+    since: datetime
+    version: int
+    position: int
+
+
+PERMISSIONS: Final = Table(
+    "permissions",
+    PermissionRow,
+    key=("ledger_id", "creator_id"),
+    ddl="""
+        CREATE TABLE {table} (
+            ledger_id           int NOT NULL,
+            creator_id          text NOT NULL,
+            creator_stream      uuid NOT NULL,
+            enabled             boolean NOT NULL,
+            since               timestamptz NOT NULL,
+            version             int NOT NULL,
+            position            bigint NOT NULL,
+            PRIMARY KEY (ledger_id, creator_id)
+        )
+    """,
+)
+
+
+def switched(ledger_id: int, recorded: Recorded, event: Creator.Enabled | Creator.Disabled) -> PermissionRow:
+    """Each event says all that there is to know, so each begins the row anew."""
+    return PermissionRow(
+        ledger_id=ledger_id,
+        creator_id=event.creator_id,
+        creator_stream=recorded.stream_id,
+        enabled=isinstance(event, Creator.Enabled),
+        since=recorded.effective_at,
+        version=recorded.stream_version,
+        position=recorded.position,
+    )
+
+
+VIEW: Final = View(
+    NAME,
+    VERSION,
+    PERMISSIONS,
+    row_of=lambda recorded: recorded.event.creator_id,
+    begins={Creator.Enabled: switched, Creator.Disabled: switched},
+)
+
+
+_ONE: Final = sql.SQL("""
+    SELECT {columns}
+    FROM views.permissions t
+    WHERE t.ledger_id = %(ledger_id)s
+    AND t.creator_id = %(creator_id)s
+""").format(columns=PERMISSIONS.select())
+
+
+async def one(cur: AsyncCursor[Any], ledger_id: int, creator_id: str) -> PermissionRow | None:
+    """Return a creator's permission; nothing where it was never switched on, which reads as disabled, version 0."""
+    found = await PERMISSIONS.fetch(cur, _ONE, {"ledger_id": ledger_id, "creator_id": creator_id})
+    return found[0] if found else None

@@ -1,0 +1,192 @@
+"""A table of a view: how its rows are read and written, a page at a time, and how the table comes to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar, get_type_hints
+
+from psycopg import sql
+
+from projections.arrays import Bigints, array_of, decoder_of
+
+if TYPE_CHECKING:
+    from psycopg import AsyncCursor
+
+R = TypeVar("R")
+
+SCHEMA: Final = "views"
+
+# One rule of access for every view: the API sees the ledger that its session is bound to, workers see all.
+_ACCESS: Final = """
+ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
+ALTER TABLE {table} FORCE ROW LEVEL SECURITY;
+CREATE POLICY one_ledger ON {table} TO sparkledger_api
+    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+CREATE POLICY every_ledger ON {table} TO sparkledger_worker
+    USING (true);
+GRANT SELECT ON {table} TO sparkledger_api;
+"""
+
+# The lateral join keeps the planner at one look-up a row, whatever it believes about a table that fills this minute.
+_LOAD: Final = """
+SELECT r.*
+FROM unnest(%b, %b) AS x (ledger_id, key)
+CROSS JOIN LATERAL (
+    SELECT {columns}
+    FROM {table} t
+    WHERE t.ledger_id = x.ledger_id
+    AND t.{key} = x.key
+    OFFSET 0
+) r
+"""
+
+_HAS_INDEXES: Final = """
+SELECT
+FROM pg_index
+WHERE indrelid = %s::regclass
+AND NOT indisprimary
+"""
+
+_WRITE: Final = """
+INSERT INTO {table} ({columns})
+SELECT {values}
+FROM unnest({parameters}) AS x ({columns})
+ON CONFLICT ({key}) DO {overwrite}
+"""
+
+
+class Table(Generic[R]):
+    """A table in schema `views`.
+
+    Attributes:
+        name: its name while it is the one that is read; one that is being filled beside it has a suffix.
+        row: the dataclass of its rows, whose fields are its columns in order.
+        key: its primary key: `ledger_id`, and what names a row within its ledger.
+
+    """
+
+    def __init__(
+        self,
+        name: str,
+        row: type[R],
+        *,
+        key: Sequence[str],
+        ddl: LiteralString,
+        indexes: Sequence[LiteralString] = (),
+    ) -> None:
+        """Derive from the row's fields how rows are read and written.
+
+        `ddl` creates `{table}`, each of `indexes` indexes it, without naming the index: two versions of a table stand
+        side by side during a rebuild.
+        """
+        self.name = name
+        self.row = row
+        self.key = tuple(key)
+        self.columns = [column.name for column in fields(row)]  # type: ignore[arg-type] # a row is a dataclass
+        self._ddl: Final = ddl
+        self._indexes: Final = tuple(indexes)
+        types = get_type_hints(row)
+        self._arrays = [array_of(types[column]) for column in self.columns]
+        self._decoders = [(i, decode) for i, c in enumerate(self.columns) if (decode := decoder_of(types[c]))]
+        self._values = attrgetter(*self.columns)
+        self.key_of = attrgetter(*self.key)
+        self._load = cache(self._load_statement)
+        self._write = cache(self._write_statement)
+
+    def identifier(self, suffix: str = "") -> sql.Identifier:
+        """Return the qualified name."""
+        return sql.Identifier(SCHEMA, self.name + suffix)
+
+    def select(self, alias: LiteralString = "t") -> sql.Composed:
+        """Return the columns as a SELECT lists them, for rows that `fetch` is to build."""
+        return sql.SQL(", ").join(sql.Identifier(alias, column) for column in self.columns)
+
+    async def fetch(self, cur: AsyncCursor[Any], query: sql.Composed, parameters: Mapping[str, Any]) -> list[R]:
+        """Run a query that lists `select`, and return its rows; the cursor's rows must be tuples."""
+        await cur.execute(query, parameters)
+        return [self._from_record(record) for record in await cur.fetchall()]
+
+    async def load(self, cur: AsyncCursor[Any], keys: Iterable[tuple[int, Any]], suffix: str = "") -> list[R]:
+        """Return the rows that there are of these `(ledger_id, key)`."""
+        ledger_ids, names = zip(*keys, strict=True)
+        key_array, _ = self._arrays[self.columns.index(self.key[1])]
+        await cur.execute(self._load(suffix), [Bigints(ledger_ids), key_array(names)])
+        return [self._from_record(record) for record in await cur.fetchall()]
+
+    async def write(self, cur: AsyncCursor[Any], rows: Iterable[R], suffix: str = "") -> None:
+        """Insert these rows, overwriting what has the same key."""
+        columns = zip(*map(self._values, rows), strict=True)
+        parameters = [array(column) for (array, _), column in zip(self._arrays, columns, strict=True)]
+        await cur.execute(self._write(suffix), parameters)
+
+    async def create(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
+        """Create the table, open to the API's eyes as far as it is bound to a ledger, and without indexes yet."""
+        await cur.execute(sql.SQL(self._ddl).format(table=self.identifier(suffix)))
+        await cur.execute(sql.SQL(_ACCESS).format(table=self.identifier(suffix)))
+
+    async def create_indexes(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
+        """Create the indexes, all or none as the caller's transaction has it, unless they are there.
+
+        After the bulk of rows went in, where there is one: that is quicker.
+        """
+        await cur.execute(_HAS_INDEXES, (self.identifier(suffix).as_string(),))
+        if await cur.fetchone():
+            return
+        for index in self._indexes:
+            await cur.execute(sql.SQL(index).format(table=self.identifier(suffix)))
+
+    async def drop(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
+        """Drop the table if it is there."""
+        await cur.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.identifier(suffix)))
+
+    async def take_place(self, cur: AsyncCursor[Any], suffix: str) -> None:
+        """Make the table with this suffix the one that is read, and drop the one that was."""
+        await self.drop(cur)
+        await cur.execute(
+            sql.SQL("ALTER TABLE {} RENAME TO {}").format(self.identifier(suffix), sql.Identifier(self.name))
+        )
+
+    async def analyze(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
+        """Let the planner know what is in the table."""
+        await cur.execute(sql.SQL("ANALYZE {}").format(self.identifier(suffix)))
+
+    def _from_record(self, record: Sequence[Any]) -> R:
+        if self._decoders:
+            values = list(record)
+            for i, decode in self._decoders:
+                values[i] = decode(values[i])
+            return self.row(*values)
+        return self.row(*record)
+
+    def _load_statement(self, suffix: str) -> bytes:
+        return (
+            sql.SQL(_LOAD)
+            .format(columns=self.select(), table=self.identifier(suffix), key=sql.Identifier(self.key[1]))
+            .as_bytes()
+        )
+
+    def _write_statement(self, suffix: str) -> bytes:
+        overwritten = [sql.Identifier(column) for column in self.columns if column not in self.key]
+        comma = sql.SQL(", ")
+        return (
+            sql.SQL(_WRITE)
+            .format(
+                table=self.identifier(suffix),
+                columns=comma.join(map(sql.Identifier, self.columns)),
+                values=comma.join(
+                    sql.SQL(expression).format(sql.Identifier("x", column))
+                    for (_, expression), column in zip(self._arrays, self.columns, strict=True)
+                ),
+                parameters=comma.join([sql.SQL("%b")] * len(self.columns)),
+                key=comma.join(map(sql.Identifier, self.key)),
+                overwrite=sql.SQL("UPDATE SET {}").format(
+                    comma.join(sql.SQL("{0} = excluded.{0}").format(column) for column in overwritten)
+                )
+                if overwritten
+                else sql.SQL("NOTHING"),
+            )
+            .as_bytes()
+        )

@@ -1,0 +1,254 @@
+"""The life cycle as one table: what every command comes to in every state.
+
+An answer names the events that are recorded, in order, and then the refusal, if there is one. `nothing` is a repeat, or
+a command that finds nothing to do. The states and the commands are those of `tests.given`.
+"""
+
+from datetime import timedelta
+
+import pytest
+
+from tests import given
+from tests.given import NOW, OTHER_CODE, OTHER_SECRET
+
+STATES = {
+    "unknown": given.unknown,
+    "permitted": given.permitted,
+    "generated": given.generated,
+    "not started": given.not_started,
+    "shared": given.shared,
+    "redeemed": given.redeemed,
+    "running": given.running,
+    "campaign ended": given.campaign_ended,
+    "window over": given.window_over,
+    "cut off": given.cut_off,
+    "expired": given.expired,
+    "revived": given.revived,
+    "revoked": given.revoked,
+    "permission off": given.permission_off,
+}
+COMMANDS = {
+    "permit": given.permission(enabled=True),
+    "forbid": given.permission(enabled=False),
+    # A second code for the same video.
+    "generate": given.generate(OTHER_CODE, secret=OTHER_SECRET),
+    "extend": given.extend(expires_at=NOW + timedelta(days=90)),
+    "share": given.share(),
+    "redeem": given.redeem(),
+    "launch": given.launch(),
+    "end": given.end(),
+    "revoke": given.revoke(),
+    "force revoke": given.revoke(force=True),
+    "reveal": given.reveal(),
+    "note": given.note(),
+    "expire": given.expire(),
+}
+TABLE = """
+state          | command      | answer
+
+unknown        | permit       | PermissionEnabled
+unknown        | forbid       | nothing
+unknown        | generate     | permission_disabled
+unknown        | extend       | code_unknown
+unknown        | share        | code_unknown
+unknown        | redeem       | code_unknown
+unknown        | launch       | code_unknown
+unknown        | end          | code_unknown
+unknown        | revoke       | code_unknown
+unknown        | force revoke | code_unknown
+unknown        | reveal       | code_unknown
+unknown        | note         | code_unknown
+unknown        | expire       | code_unknown
+
+permitted      | permit       | nothing
+permitted      | forbid       | PermissionDisabled
+permitted      | generate     | CodeGenerated
+permitted      | extend       | code_unknown
+permitted      | share        | code_unknown
+permitted      | redeem       | code_unknown
+permitted      | launch       | code_unknown
+permitted      | end          | code_unknown
+permitted      | revoke       | code_unknown
+permitted      | force revoke | code_unknown
+permitted      | reveal       | code_unknown
+permitted      | note         | code_unknown
+permitted      | expire       | code_unknown
+
+generated      | permit       | nothing
+generated      | forbid       | PermissionDisabled
+generated      | generate     | live_code_exists
+generated      | extend       | Extended
+generated      | share        | Shared
+generated      | redeem       | Redeemed
+generated      | launch       | not_redeemed_by_advertiser
+generated      | end          | campaign_unknown
+generated      | revoke       | Revoked
+generated      | force revoke | Revoked
+generated      | reveal       | CodeRevealed
+generated      | note         | NoteAdded
+generated      | expire       | nothing
+
+not started    | permit       | nothing
+not started    | forbid       | PermissionDisabled
+not started    | generate     | live_code_exists
+not started    | extend       | Extended
+not started    | share        | Shared
+not started    | redeem       | RedemptionRefused code_not_started
+not started    | launch       | code_not_started
+not started    | end          | campaign_unknown
+not started    | revoke       | Revoked
+not started    | force revoke | Revoked
+not started    | reveal       | CodeRevealed
+not started    | note         | NoteAdded
+not started    | expire       | nothing
+
+shared         | permit       | nothing
+shared         | forbid       | PermissionDisabled
+shared         | generate     | live_code_exists
+shared         | extend       | Extended
+shared         | share        | nothing
+shared         | redeem       | Redeemed
+shared         | launch       | not_redeemed_by_advertiser
+shared         | end          | campaign_unknown
+shared         | revoke       | Revoked
+shared         | force revoke | Revoked
+shared         | reveal       | CodeRevealed
+shared         | note         | NoteAdded
+shared         | expire       | nothing
+
+redeemed       | permit       | nothing
+redeemed       | forbid       | PermissionDisabled
+redeemed       | generate     | live_code_exists
+redeemed       | extend       | Extended
+redeemed       | share        | nothing
+redeemed       | redeem       | nothing
+redeemed       | launch       | CampaignLaunched
+redeemed       | end          | campaign_unknown
+redeemed       | revoke       | Revoked
+redeemed       | force revoke | Revoked
+redeemed       | reveal       | CodeRevealed
+redeemed       | note         | NoteAdded
+redeemed       | expire       | nothing
+
+running        | permit       | nothing
+running        | forbid       | PermissionDisabled
+running        | generate     | live_code_exists
+running        | extend       | Extended
+running        | share        | nothing
+running        | redeem       | nothing
+running        | launch       | nothing
+running        | end          | CampaignEnded
+running        | revoke       | campaign_running
+running        | force revoke | CampaignEnded Revoked
+running        | reveal       | CodeRevealed
+running        | note         | NoteAdded
+running        | expire       | nothing
+
+campaign ended | permit       | nothing
+campaign ended | forbid       | PermissionDisabled
+campaign ended | generate     | live_code_exists
+campaign ended | extend       | Extended
+campaign ended | share        | nothing
+campaign ended | redeem       | nothing
+campaign ended | launch       | nothing
+campaign ended | end          | nothing
+campaign ended | revoke       | Revoked
+campaign ended | force revoke | Revoked
+campaign ended | reveal       | CodeRevealed
+campaign ended | note         | NoteAdded
+campaign ended | expire       | nothing
+
+window over    | permit       | nothing
+window over    | forbid       | PermissionDisabled
+window over    | generate     | CodeGenerated
+window over    | extend       | Expired Extended
+window over    | share        | code_expired
+window over    | redeem       | RedemptionRefused code_expired
+window over    | launch       | code_expired
+window over    | end          | campaign_unknown
+window over    | revoke       | Expired Revoked
+window over    | force revoke | Expired Revoked
+window over    | reveal       | CodeRevealed
+window over    | note         | NoteAdded
+window over    | expire       | Expired
+
+cut off        | permit       | nothing
+cut off        | forbid       | PermissionDisabled
+cut off        | generate     | CodeGenerated
+cut off        | extend       | CampaignEnded Expired Extended
+cut off        | share        | code_expired
+cut off        | redeem       | RedemptionRefused code_expired
+cut off        | launch       | code_expired
+cut off        | end          | nothing
+cut off        | revoke       | CampaignEnded Expired Revoked
+cut off        | force revoke | CampaignEnded Expired Revoked
+cut off        | reveal       | CodeRevealed
+cut off        | note         | NoteAdded
+cut off        | expire       | CampaignEnded Expired
+
+expired        | permit       | nothing
+expired        | forbid       | PermissionDisabled
+expired        | generate     | CodeGenerated
+expired        | extend       | Extended
+expired        | share        | code_expired
+expired        | redeem       | RedemptionRefused code_expired
+expired        | launch       | code_expired
+expired        | end          | nothing
+expired        | revoke       | Revoked
+expired        | force revoke | Revoked
+expired        | reveal       | CodeRevealed
+expired        | note         | NoteAdded
+expired        | expire       | nothing
+
+revived        | permit       | nothing
+revived        | forbid       | PermissionDisabled
+revived        | generate     | live_code_exists
+revived        | extend       | Extended
+revived        | share        | nothing
+revived        | redeem       | nothing
+revived        | launch       | nothing
+revived        | end          | nothing
+revived        | revoke       | Revoked
+revived        | force revoke | Revoked
+revived        | reveal       | CodeRevealed
+revived        | note         | NoteAdded
+revived        | expire       | nothing
+
+revoked        | permit       | nothing
+revoked        | forbid       | PermissionDisabled
+revoked        | generate     | CodeGenerated
+revoked        | extend       | code_revoked
+revoked        | share        | code_revoked
+revoked        | redeem       | RedemptionRefused code_revoked
+revoked        | launch       | code_revoked
+revoked        | end          | campaign_unknown
+revoked        | revoke       | nothing
+revoked        | force revoke | nothing
+revoked        | reveal       | CodeRevealed
+revoked        | note         | NoteAdded
+revoked        | expire       | nothing
+
+permission off | permit       | PermissionEnabled
+permission off | forbid       | nothing
+permission off | generate     | permission_disabled
+permission off | extend       | permission_disabled
+permission off | share        | permission_disabled
+permission off | redeem       | nothing
+permission off | launch       | CampaignLaunched
+permission off | end          | campaign_unknown
+permission off | revoke       | Revoked
+permission off | force revoke | Revoked
+permission off | reveal       | CodeRevealed
+permission off | note         | NoteAdded
+permission off | expire       | nothing
+"""
+ROWS = [tuple(cell.strip() for cell in line.split("|")) for line in TABLE.splitlines() if line][1:]
+
+
+@pytest.mark.parametrize(("state", "command", "answer"), ROWS)
+def test_the_answer_is_what_the_table_says(state: str, command: str, answer: str) -> None:
+    assert STATES[state]().outcome(COMMANDS[command]) == answer
+
+
+def test_the_table_has_one_row_for_every_command_in_every_state() -> None:
+    assert [row[:2] for row in ROWS] == [(state, command) for state in STATES for command in COMMANDS]

@@ -1,0 +1,292 @@
+"""What holds in every story, whatever is asked, in whatever order and however late."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from domain.authorization import verdict
+from domain.code import Campaign, Code
+from domain.commands import Decision
+from domain.creator import Creator
+from domain.errors import Refused
+from domain.recorded import fold_code, replay_code, replay_creator
+from domain.values import Sealed
+from tests import given
+from tests.given import CODE, NOW, OTHER_CODE, OTHER_SECRET, SECRET, Command, Story
+from tests.memory_ledger import Conflict
+
+SECRETS = {CODE: SECRET, OTHER_CODE: OTHER_SECRET, UUID(int=3): Sealed("#third/secret+of-a-code=E5F6")}
+# The states that stories begin in, all with a code of the first video.
+STATES = [
+    *(given.generated, given.not_started, given.redeemed, given.running),
+    *(given.window_over, given.cut_off, given.expired, given.revived, given.revoked),
+]
+VIDEOS = ["video-1", "video-2"]
+ADVERTISERS = ["advertiser-1", "advertiser-2"]
+HASHES = [None, "a" * 64, "b" * 64]
+
+# What a command that was carried out comes to when it is given again, where that is not simply nothing.
+AGAIN = {"extend": "window_not_longer", "generate": "secret_exists", "reveal": "CodeRevealed"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of `tests.given` with its facts, after some time, and recorded some days late."""
+
+    name: str
+    facts: dict[str, Any]
+    hours_later: int
+    days_late: int
+
+    @property
+    def command(self) -> Command:
+        command: Command = getattr(given, self.name)(**self.facts)
+        return command
+
+    def outcome(self, story: Story) -> str:
+        return story.outcome(self.command, effective_at=self.effective_at(story))
+
+    def decide(self, story: Story) -> Decision[Code] | Decision[Creator] | None:
+        """Decide; nothing where a rule refuses."""
+        try:
+            return story.decide(self.command, effective_at=self.effective_at(story))
+        except Refused:
+            return None
+
+    def effective_at(self, story: Story) -> datetime:
+        return story.clock() - timedelta(days=self.days_late)
+
+
+@dataclass(frozen=True)
+class Tale:
+    """A story to be: a state, and what is asked from then on."""
+
+    begin: Callable[[], Story]
+    steps: list[Step]
+
+    def play(self) -> Iterator[tuple[Story, Step]]:
+        """Give the story before each step, once time has passed."""
+        story = self.begin()
+        for step in self.steps:
+            yield story.later(hours=step.hours_later), step
+
+    def played(self) -> Story:
+        """Give the story after all steps."""
+        story = self.begin()
+        for step in self.steps:
+            step.outcome(story.later(hours=step.hours_later))
+        return story
+
+
+def day(first: int, last: int) -> st.SearchStrategy[Any]:
+    return st.integers(first, last).map(lambda days: NOW + timedelta(days=days))
+
+
+def campaign(number: int, advertiser_id: str, start: int, length: int, mark: str | None) -> Campaign:
+    starts_at = NOW + timedelta(days=start)
+    ends_at = starts_at + timedelta(days=length)
+    return Campaign(f"campaign-{number}", advertiser_id, "5.00", "USD", starts_at, ends_at, caption_sha256=mark)
+
+
+# The code that a story begins with is asked for most, for the others may not exist yet.
+codes = st.sampled_from([CODE, CODE, CODE, *SECRETS])
+facts: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "permission": st.fixed_dictionaries({"enabled": st.sampled_from([True, True, False])}),
+    "generate": st.builds(
+        lambda code_id, **rest: {"code_id": code_id, "secret": SECRETS[code_id], **rest},
+        st.sampled_from(list(SECRETS)),
+        video_id=st.sampled_from(["video-1", *VIDEOS]),
+        days=st.sampled_from([7, 30]),
+        starts_at=st.none() | day(-40, 40),
+    ),
+    "extend": st.fixed_dictionaries({"code_id": codes}).flatmap(
+        lambda code: st.sampled_from([7, 30, 60, 365]).map(lambda days: {**code, "days": days})
+    )
+    | st.fixed_dictionaries({"code_id": codes, "expires_at": day(0, 120)}),
+    "share": st.fixed_dictionaries({"code_id": codes, "advertiser_id": st.sampled_from([None, *ADVERTISERS])}),
+    "redeem": st.fixed_dictionaries(
+        {"secret": codes.map(SECRETS.__getitem__), "advertiser_id": st.sampled_from(ADVERTISERS)}
+    ),
+    "launch": st.fixed_dictionaries(
+        {
+            "code_id": codes,
+            "campaign": st.builds(
+                campaign,
+                st.integers(1, 2),
+                st.sampled_from(ADVERTISERS),
+                st.integers(0, 60),
+                st.integers(1, 60),
+                st.sampled_from(HASHES),
+            ),
+        }
+    ),
+    "end": st.fixed_dictionaries({"code_id": codes, "campaign_id": st.sampled_from(["campaign-1", "campaign-2"])}),
+    "revoke": st.fixed_dictionaries({"code_id": codes, "force": st.booleans()}),
+    "reveal": st.fixed_dictionaries({"code_id": codes}),
+    "note": st.fixed_dictionaries({"code_id": codes, "about_position": st.none() | st.integers(1, 3)}),
+    "expire": st.fixed_dictionaries({"code_id": codes}),
+}
+steps = st.sampled_from(list(facts)).flatmap(
+    lambda name: st.builds(
+        Step,
+        st.just(name),
+        facts[name],
+        hours_later=st.sampled_from([0, 0, 0, 1, 24, 8 * 24, 25 * 24]),
+        days_late=st.sampled_from([0, 0, 0, 1, 10]),
+    )
+)
+stories = st.builds(Tale, st.sampled_from(STATES), st.lists(steps, min_size=8, max_size=25))
+bounded = settings(max_examples=50, deadline=None)
+
+
+def codes_of(story: Story) -> list[Code]:
+    return [story.code(code_id) for code_id in SECRETS if code_id in story.ledger.streams]
+
+
+def kept(code: Code) -> dict[str, Any]:
+    """Return the state of a code without what an outsider or a remark may add to it."""
+    beside = {"_version", "_modified_on", "refusals", "notes"}
+    return {name: value for name, value in vars(code).items() if name not in beside}
+
+
+def occupants(story: Story) -> dict[str, list[UUID]]:
+    now = story.clock()
+    return {video: [c.id for c in codes_of(story) if c.video_id == video and c.occupies(now)] for video in VIDEOS}
+
+
+@bounded
+@for_all(stories)
+def test_replaying_what_was_recorded_gives_the_aggregate_that_recorded_it(tale: Tale) -> None:
+    for story, step in tale.play():
+        decision = step.decide(story)
+        if decision is not None:
+            story.ledger.append(decision, now=story.clock(), actor=given.OPERATOR)
+            stream = story.ledger.streams[decision.aggregate.id]
+            replay = replay_code if isinstance(decision.aggregate, Code) else replay_creator
+            assert replay(stream) == decision.aggregate
+
+
+@bounded
+@for_all(stories)
+def test_the_same_command_again_records_nothing_new(tale: Tale) -> None:
+    for story, step in tale.play():
+        first = step.outcome(story).split()
+        refusal = " ".join(word for word in first if word.islower())
+        carried_out = first != ["nothing"] and not refusal
+        assert step.outcome(story) == (AGAIN.get(step.name, "nothing") if carried_out else refusal or "nothing")
+
+
+@bounded
+@for_all(stories)
+def test_nothing_changes_a_revoked_code(tale: Tale) -> None:
+    revoked: dict[UUID, dict[str, Any]] = {}
+    for story, step in tale.play():
+        step.outcome(story)
+        for code in codes_of(story):
+            if code.revoked_at is not None:
+                assert kept(code) == revoked.setdefault(code.id, kept(code))
+
+
+@bounded
+@for_all(stories)
+def test_a_window_never_shrinks_and_never_moves_its_start(tale: Tale) -> None:
+    story = tale.played()
+    for code in codes_of(story):
+        stream = story.stream(code.id)
+        windows = [replay_code(stream[:length]).window for length in range(1, len(stream) + 1)]
+        assert {window.starts_at for window in windows} == {code.window.starts_at}
+        assert windows == sorted(windows, key=lambda window: window.expires_at)
+
+
+@bounded
+@for_all(stories, day(-50, 400))
+def test_live_depends_on_window_revocation_and_the_clock_alone(tale: Tale, moment: Any) -> None:
+    story = tale.played()
+    for code in codes_of(story):
+        matters = (Code.Generated, Code.Extended, Code.Revoked)
+        bare = fold_code([r for r in story.stream(code.id) if isinstance(r.event, matters)])
+        assert code.live(moment) == bare.live(moment)
+
+
+@bounded
+@for_all(stories)
+def test_at_most_one_code_occupies_a_video_and_the_video_is_claimed_for_it(tale: Tale) -> None:
+    for story, step in tale.play():
+        step.outcome(story)
+        for video, holding in occupants(story).items():
+            claimed = given.done(story.ledger.code_on_video(video))
+            assert holding == ([claimed.id] if claimed and holding else [])
+
+
+@bounded
+@for_all(stories, steps, steps)
+def test_at_most_one_code_occupies_a_video_when_two_commands_race(tale: Tale, one: Step, other: Step) -> None:
+    story = tale.played()
+    slow = one.decide(story)
+    other.outcome(story.later(hours=other.hours_later))
+    try:
+        story.ledger.append(slow, now=story.clock(), actor=given.OPERATOR)
+    except Conflict:
+        one.outcome(story)
+    assert all(len(holding) <= 1 for holding in occupants(story).values())
+
+
+@bounded
+@for_all(stories)
+def test_a_decision_that_records_nothing_takes_and_frees_no_name(tale: Tale) -> None:
+    for story, step in tale.play():
+        decision = step.decide(story)
+        if decision is not None and not decision.aggregate.pending_events:
+            assert decision.claims == []
+        story.ledger.append(decision, now=story.clock(), actor=given.OPERATOR)
+
+
+@bounded
+@for_all(stories, st.data())
+def test_no_event_fails_to_apply_whichever_came_before_it(tale: Tale, data: st.DataObject) -> None:
+    story = tale.played()
+    for code in codes_of(story):
+        first, *rest = story.stream(code.id)
+        some = [first, *(r for r in rest if data.draw(st.booleans()))]
+        assert fold_code(some).version == some[-1].stream_version
+
+
+@bounded
+@for_all(stories)
+def test_folding_a_whole_stream_is_replaying_it(tale: Tale) -> None:
+    story = tale.played()
+    for code in codes_of(story):
+        assert fold_code(story.stream(code.id)) == code
+
+
+@bounded
+@for_all(stories, st.sampled_from(ADVERTISERS), st.sampled_from(VIDEOS))
+def test_the_answer_about_now_agrees_with_the_codes_as_they_stand(
+    tale: Tale, advertiser_id: str, video_id: str
+) -> None:
+    story = tale.played()
+    now = story.clock()
+    of_video = [code for code in codes_of(story) if code.video_id == video_id]
+    answer = verdict([story.stream(code.id) for code in of_video], story.ledger.streams, advertiser_id, now)
+    assert answer.authorized == any(code.live(now) and advertiser_id in code.redemptions for code in of_video)
+
+
+def test_the_stories_tell_of_every_event() -> None:
+    told: set[str] = set()
+
+    @settings(bounded, derandomize=True, database=None)
+    @for_all(stories)
+    def listen(tale: Tale) -> None:
+        told.update(given.types(tale.played().ledger.events))
+
+    listen()
+    assert told == {
+        *("PermissionEnabled", "PermissionDisabled", "CodeGenerated", "Extended", "Shared", "Redeemed"),
+        *("RedemptionRefused", "CampaignLaunched", "CampaignEnded", "CodeRevealed", "NoteAdded", "Revoked", "Expired"),
+    }

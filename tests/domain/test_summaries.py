@@ -1,0 +1,107 @@
+"""Each event as one plain sentence, and nothing sealed in any of them."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from eventsourcing.utils import get_topic
+
+from domain.code import Code
+from domain.creator import Creator
+from domain.recorded import Event, Recorded
+from domain.summaries import summary
+from domain.values import Sealed
+from tests import given
+from tests.given import CAMPAIGN, NOW, Story
+
+NOTE = "for the spring campaign of somebody"
+REMARK = "this was meant for somebody else"
+
+
+def everything() -> Story:
+    """One story in which every event occurs."""
+    story = given.after(
+        given.generated(),
+        given.share(note=NOTE),
+        given.share(advertiser_id=None, channel="email"),
+        given.share(advertiser_id=None, channel="text"),
+        given.share(advertiser_id=None, channel="other"),
+        given.redeem(),
+        given.redeem(advertiser_id="advertiser-2"),
+        given.launch(),
+        given.end(reason="budget spent"),
+        given.reveal(),
+        given.note(text=REMARK),
+        given.note(text=REMARK, about_position=3),
+        given.launch(replace(CAMPAIGN, campaign_id="campaign-2")),
+    ).later(days=31)
+    story.outcome(given.redeem())
+    given.after(story, given.expire(), given.extend(days=60), given.launch(replace(CAMPAIGN, campaign_id="campaign-3")))
+    return given.after(story, given.revoke(force=True), given.permission(enabled=False))
+
+
+VALID = "valid from 2026-03-01 12:00 UTC until 2026-03-31 12:00 UTC."
+LAUNCHED = "with 500.00 USD, from 2026-03-02 12:00 UTC until 2026-05-30 12:00 UTC."
+SENTENCES = [
+    "Creator creator-1 switched ad authorization on.",
+    f"Creator creator-1 accepted terms terms-2026 and generated code …A1B2 for video video-1, {VALID}",
+    "The code was shared with brand brand-1 (advertiser advertiser-1) by a direct message.",
+    "The code was shared with brand brand-1 by e-mail.",
+    "The code was shared with brand brand-1 by a text message.",
+    "The code was shared with brand brand-1 by another channel.",
+    "Advertiser advertiser-1 redeemed the code.",
+    "Advertiser advertiser-2 redeemed the code, with which it had not been shared.",
+    f"Advertiser advertiser-1 launched campaign campaign-1 {LAUNCHED}",
+    "Campaign campaign-1 of advertiser advertiser-1 ended.",
+    "The secret was revealed again.",
+    "A note was added.",
+    "A note was added about position 3.",
+    f"Advertiser advertiser-1 launched campaign campaign-2 {LAUNCHED}",
+    "Advertiser advertiser-1 was refused the code: code_expired.",
+    "Campaign campaign-2 of advertiser advertiser-1 ended, because the code expired.",
+    "The code expired at 2026-03-31 12:00 UTC.",
+    "The code was extended from 2026-03-31 12:00 UTC to 2026-04-30 12:00 UTC.",
+    f"Advertiser advertiser-1 launched campaign campaign-3 {LAUNCHED}",
+    "Campaign campaign-3 of advertiser advertiser-1 ended, because the code was revoked.",
+    "The code was revoked by force.",
+    "Creator creator-1 switched ad authorization off.",
+]
+
+
+def with_sealed_texts(story: Story, recorded: Recorded) -> Event:
+    """Put what is sealed back into an event, as only its writer has it."""
+    for name, text in story.ledger.sealed.get(recorded.position, {}).items():
+        vars(recorded.event)[name] = text
+    return recorded.event
+
+
+def event_types(of: type[Code] | type[Creator]) -> set[str]:
+    """Return the wire names of an aggregate's events; what further events are made of is none itself."""
+    kinds = [kind for kind in vars(of).values() if isinstance(kind, type) and issubclass(kind, of.Event)]
+    return {get_topic(kind) for kind in kinds if not kind.__subclasses__()}
+
+
+def test_every_event_has_its_sentence() -> None:
+    assert [summary(r.event) for r in everything().ledger.events] == SENTENCES
+
+
+def test_a_revocation_without_force_has_its_sentence() -> None:
+    assert summary(given.revoked().stream()[-1].event) == "The code was revoked."
+
+
+def test_no_event_is_left_out_here() -> None:
+    assert set(given.types(everything().ledger.events)) == event_types(Code) | event_types(Creator)
+
+
+def test_no_sentence_holds_a_sealed_text() -> None:
+    story = everything()
+    sealed = {text for texts in story.ledger.sealed.values() for text in texts.values()}
+    sentences = " ".join(summary(with_sealed_texts(story, r)) for r in story.ledger.events)
+    assert sealed == {given.SECRET, Sealed(NOTE), Sealed(REMARK)}
+    assert not [str(text) for text in sealed if text in sentences]
+
+
+def test_an_event_without_a_sentence_stops_whoever_asks_for_it() -> None:
+    event = Code.Event(given.CODE, 1, NOW + timedelta(days=1))
+    with pytest.raises(NotImplementedError, match="no sentence is written for Event"):
+        summary(event)

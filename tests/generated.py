@@ -1,0 +1,302 @@
+"""Writes what the documentation takes from the code: docs/events.md, and the tables of the README.
+
+    python -m tests.generated --write    refreshes them
+    python -m tests.generated --check    fails where one is stale, and names it
+
+A table stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`; what is around it is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import types
+from dataclasses import fields
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
+from uuid import UUID
+
+from api.app import create_app
+from api.auth import roles_by_route
+from api.wiring import Services
+from domain.code import Campaign, Code
+from domain.creator import Creator
+from domain.summaries import summary
+from domain.values import Role, Sealed
+from eventsourcing.domain import Aggregate
+from eventsourcing.utils import get_topic
+from infra.mapper import clear_body, sealed_fields, wire_type
+from infra.settings import Settings, settings_table
+from tests import given
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from domain.recorded import Event
+
+ROOT: Final = Path(__file__).parent.parent
+EVENTS: Final = "docs/events.md"
+README: Final = "README.md"
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+
+_INTRODUCTION: Final = """\
+# Events
+
+<!-- Written by `python -m tests.generated --write` from the event classes in domain/; edit those. -->
+
+Everything that a ledger knows is one of these events. The name and the version are what is stored and published: a name
+is never changed or used again, and a new version of an event reads its old ones (`CONTRIBUTING.md` says how).
+
+Every event also has its place and its provenance, the same for all types:
+
+| Field | Type | Meaning |
+|---|---|---|
+| `position` | whole number | the place in the ledger: 1, 2, 3 … without gaps, in the order of commits |
+| `event_id` | UUID | the event's own id |
+| `type`, `type_version` | text, whole number | the name and version below |
+| `code_id` or `creator_id` | UUID, text | what it happened to |
+| `stream_version` | whole number | the event's number among those of its code or creator: 1, 2, 3 … |
+| `recorded_at` | time | when the ledger learned it; never decreases with position |
+| `effective_at` | time | when it was true in the world |
+| `actor` | object | `key_id`, `key_name`, `role`, and the `subject` that the key acted for |
+| `source` | text | who says so: `creator`, `brand`, `operator`, `platform` or `clock` |
+| `correlation_id` | text | what the caller named the larger undertaking by |
+| `causation_id` | UUID | the event that it follows from |
+| `summary` | text | a plain sentence, made of clear facts alone |
+| `body` | object | the fields below |
+
+*Clear* fields are stored as JSON and stay readable for good. *Sealed* fields are stored encrypted, under a key of their
+creator's own; no list, export or stream of events ever shows them. Fields without a value are left out. Times are
+RFC 3339 in UTC. An event that *moves the version* makes an `If-Match` of before stale; the others do not, so that an
+outsider cannot disturb the owner.
+"""
+
+# The longest column of a table cell that still reads well is no concern of Markdown's; ids stand as they are.
+_WORDS: Final[dict[Any, str]] = {
+    str: "text",
+    int: "whole number",
+    bool: "true or false",
+    datetime: "time",
+    Sealed: "text",
+    Any: "any JSON",
+    dict[str, str]: "object of texts",
+}
+
+
+# -- docs/events.md
+
+
+def event_classes() -> list[type[Any]]:
+    """Return every class of events that can be recorded, in the order of the files that define them."""
+    found: dict[type[Any], None] = {}
+    for aggregate in (Creator, Code):
+        inner = [value for value in vars(aggregate).values() if isinstance(value, type)]
+        kinds = [value for value in inner if issubclass(value, aggregate.Event)]
+        leaves = (kind for kind in kinds if not any(k is not kind and issubclass(k, kind) for k in kinds))
+        found |= dict.fromkeys(leaves)
+    return list(found)
+
+
+def own_fields(kind: type[Any]) -> Iterator[tuple[str, str, bool]]:
+    """Yield what an event says beyond its place: each field's name, its type in words, whether it is sealed."""
+    inherited = {field.name for base in (Aggregate.Event, Aggregate.Created) for field in fields(base)}
+    annotations = get_type_hints(kind)
+    for field in fields(kind):
+        if field.name not in inherited:
+            yield field.name, *_in_words(annotations[field.name])
+
+
+def _in_words(annotation: Any) -> tuple[str, bool]:
+    if get_origin(annotation) in {Union, types.UnionType}:
+        (present,) = [part for part in get_args(annotation) if part is not type(None)]
+        words, sealed = _in_words(present)
+        return f"{words}, may be absent", sealed
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(f"`{value}`" for value in get_args(annotation)), False
+    return _WORDS[annotation], annotation is Sealed
+
+
+def examples() -> dict[str, tuple[Event, dict[str, str]]]:
+    """Tell the whole life of a code in memory; return by wire name the first event of each type, and what it seals."""
+    story = given.Story()
+    month, account = timedelta(days=30), "adv-7001"
+    creator = {"creator_id": "ana.creates", "video_id": "7312345678901234567"}
+    secret = Sealed("#k9/Tz+example+of+a+spark+ad+code==")
+    campaign = Campaign(
+        campaign_id="spring-sale",
+        advertiser_id=account,
+        amount="500.00",
+        currency="USD",
+        starts_at=given.NOW + timedelta(days=1),
+        ends_at=given.NOW + 4 * month,
+        name="Spring sale",
+        targeting={"countries": ["US", "CA"]},
+        creative_sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    )
+    told: tuple[given.Command, ...] = (
+        given.permission(creator_id="ana.creates"),
+        given.generate(**creator, terms_version="2026-01", secret=secret),
+        given.extend(days=60),
+        given.share(brand_id="acme", advertiser_id=account, note="For the spring sale"),
+        given.redeem(secret, advertiser_id=account),
+        given.launch(campaign),
+        given.reveal(reason="The brand lost it"),
+        given.note(text="Position 4 names the right brand.", about_position=4),
+    )
+    pending: list[Event] = []
+    for command in told:
+        pending += _decided(story, command)
+    story.later(days=61)
+    late: tuple[given.Command, ...] = (
+        given.expire(),
+        given.redeem(secret, advertiser_id="adv-9999"),
+        given.revoke(reason="The agreement ended"),
+        given.permission(creator_id="ana.creates", enabled=False),
+    )
+    for command in late:
+        pending += _decided(story, command)
+    first: dict[str, tuple[Event, dict[str, str]]] = {}
+    for event in pending:
+        first.setdefault(get_topic(type(event)), (event, sealed_fields(event)))
+    return first
+
+
+def _decided(story: given.Story, command: given.Command) -> list[Event]:
+    """Carry a command out in the story, and return its events with their sealed fields in place."""
+    decision = story.decide(command)
+    assert decision is not None
+    pending = cast("list[Event]", list(decision.aggregate.pending_events))
+    story.ledger.append(decision, now=story.clock(), actor=given.OPERATOR)
+    return pending
+
+
+def events_page() -> str:
+    """Return docs/events.md."""
+    kinds, told = event_classes(), examples()
+    untold = [get_topic(kind) for kind in kinds if get_topic(kind) not in told]
+    assert not untold, f"tell of {', '.join(untold)} in tests/generated.py"
+    overview = _table(
+        ("Event", "Version", "Of a", "Moves the version", "What happened"),
+        [
+            (
+                f"[`{get_topic(kind)}`](#{get_topic(kind).lower()})",
+                str(getattr(kind, "class_version", 1)),
+                "creator" if issubclass(kind, Creator.Event) else "code",
+                "no" if issubclass(kind, Code.Event) and not _moves_version(kind) else "yes",
+                _prose(kind),
+            )
+            for kind in kinds
+        ],
+    )
+    return "\n".join([_INTRODUCTION, overview, *(_section(kind, *told[get_topic(kind)]) for kind in kinds)])
+
+
+def _section(kind: type[Any], event: Event, sealed: dict[str, str]) -> str:
+    name, version = wire_type(event)
+    rows = [(f"`{field}`", words, "sealed" if secret else "clear") for field, words, secret in own_fields(kind)]
+    stored = json.dumps(json.loads(clear_body(event)), indent=2, ensure_ascii=False)
+    also = f"Sealed beside it: {', '.join(f'`{field}`' for field in sealed)}.\n" if sealed else ""
+    return f"""
+## {name}
+
+Version {version}. {_prose(kind)}
+
+{_table(("Field", "Type", "Stored"), rows)}
+> {summary(event)}
+
+```json
+{stored}
+```
+{also}""".rstrip("\n") + "\n"
+
+
+def _moves_version(kind: type[Any]) -> bool:
+    return issubclass(kind, Code.Changed | Code.Generated)
+
+
+def _prose(kind: type[Any]) -> str:
+    """Return a docstring as one line, a sentence."""
+    text = " ".join((kind.__doc__ or "").split())
+    assert text, f"{kind.__qualname__} needs a docstring"
+    return text
+
+
+# -- The README's tables
+
+
+def settings() -> str:
+    """Return the table of settings."""
+    rows = [
+        (f"`{name}`", f"`{default}`" if default else "", description) for name, default, description in settings_table()
+    ]
+    return _table(("Variable", "Default", "Meaning"), rows)
+
+
+def roles() -> str:
+    """Return the table of routes and who may use them."""
+    nothing = cast("Any", None)
+    app = create_app(Services(nothing, nothing, nothing, Settings(), nothing))
+    rows = [
+        (f"`{route}`", *("yes" if role in allowed else "" for role in ROLES))
+        for route, allowed in roles_by_route(app).items()
+        if allowed
+    ]
+    return _table(("Route", *(f"`{role}`" for role in ROLES)), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+TABLES: Final[dict[str, Callable[[], str]]] = {"settings": settings, "roles": roles}
+
+
+def with_tables(text: str) -> str:
+    """Return a page with every table in it as the code has it now."""
+    for name, table in TABLES.items():
+        place = re.compile(f"(<!-- generated: {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        assert len(place.findall(text)) == 1, f"the table {name} has no place"
+        text = place.sub(lambda marks, table=table: f"{marks[1]}\n{table()}\n{marks[2]}", text)  # type: ignore[misc] # bound by default
+    return text
+
+
+# -- Both
+
+
+def pages() -> dict[str, str]:
+    """Return every page that holds something generated, as it should be."""
+    return {EVENTS: events_page(), README: with_tables((ROOT / README).read_text())}
+
+
+def stale() -> list[str]:
+    """Return the pages that are not as they should be."""
+    return [
+        name for name, text in pages().items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text
+    ]
+
+
+def main() -> int:
+    """Check or write; 0 where nothing is stale any more."""
+    parser = argparse.ArgumentParser(prog="python -m tests.generated", description=(__doc__ or "").split("\n")[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--check", action="store_true", help="fail where a page is stale")
+    what.add_argument("--write", action="store_true", help="refresh what is stale")
+    chosen = parser.parse_args()
+    found = stale()
+    if chosen.write:
+        fresh = pages()
+        for name in found:
+            (ROOT / name).write_text(fresh[name])
+            sys.stdout.write(f"wrote {name}\n")
+        return 0
+    for name in found:
+        sys.stderr.write(f"{name} is stale: run `python -m tests.generated --write`\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

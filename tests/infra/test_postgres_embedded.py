@@ -1,0 +1,582 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pwd
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import psutil
+import psycopg
+import pytest
+
+from infra import postgres
+from infra.postgres import Cluster, DataDirectoryInUse, EmbeddedPostgres, PostgresError, attach_or_start
+from infra.postgres_cluster import User, launch_command, stop_leftovers
+from tests.infra.programs import DEADLINE_SECONDS, running, wait_until_gone
+
+AS_ROOT: Final = os.geteuid() == 0
+NOBODY: Final = pwd.getpwnam("nobody")
+DAEMON: Final = User(pwd.getpwnam("daemon").pw_uid, pwd.getpwnam("daemon").pw_gid)
+ON_LINUX: Final = sys.platform == "linux"
+
+only_for_root = pytest.mark.skipif(not AS_ROOT, reason="tells what root does; run the tests as root")
+only_on_linux = pytest.mark.skipif(not ON_LINUX, reason="only Linux signals a child at its parent's death")
+
+# Runs the server until it is told to stop, or killed.
+SERVE: Final = """
+import signal, sys
+from pathlib import Path
+from infra.postgres import EmbeddedPostgres
+
+with EmbeddedPostgres(Path(sys.argv[1])) as server:
+    print("serving", server.pid, flush=True)
+    signal.pause()
+"""
+
+# The same, as on a platform that tells no child of its parent's death: that signal is one that changes nothing.
+SERVE_UNTIED: Final = f"""
+from infra import postgres
+tied = postgres.launch_command
+postgres.launch_command = lambda reach, user, _, *command: tied(reach, user, "SIGCONT", *command)
+{SERVE}"""
+
+
+def a_place() -> Path:
+    """Make a directory that every user may pass through, as pytest's own are not."""
+    path = Path(tempfile.mkdtemp(prefix="sparkledger-test-"))
+    path.chmod(0o711)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made_once() -> Iterator[Path]:
+    """A cluster to copy, because most tests are not about how one is made."""
+    path = a_place()
+    with EmbeddedPostgres(path / "d"):
+        pass
+    yield path / "d" / "postgres"
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def place(made_once: Path) -> Iterator[Path]:
+    """A directory with a data directory `d`, whose cluster has run once; where root runs the tests, root's copy."""
+    path = a_place()
+    (path / "d").mkdir(mode=0o755)
+    shutil.copytree(made_once, path / "d" / "postgres")
+    yield path
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(psutil.Error):
+            if process.info["name"] == "postgres" and process.cwd().startswith(f"{path}/"):
+                process.kill()
+    shutil.rmtree(path)
+
+
+def run(cluster: Cluster | EmbeddedPostgres, statement: str, user: str = "postgres") -> list[tuple[object, ...]]:
+    with psycopg.connect(cluster.dsn(user), autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def remember(cluster: Cluster | EmbeddedPostgres) -> None:
+    run(cluster, "CREATE TABLE remembered AS SELECT 42 AS answer")
+
+
+def remembers(cluster: Cluster | EmbeddedPostgres) -> bool:
+    return run(cluster, "SELECT answer FROM remembered") == [(42,)]
+
+
+def answers(cluster: EmbeddedPostgres) -> bool:
+    with contextlib.suppress(psycopg.OperationalError):
+        return run(cluster, "SELECT 1") == [(1,)]
+    return False
+
+
+# -- Starting and stopping
+
+
+def test_a_second_start_finds_the_same_rows_within_a_second(place: Path) -> None:
+    with EmbeddedPostgres(place / "d") as first:
+        remember(first)
+        pid = first.pid
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+
+    began = time.monotonic()
+    with EmbeddedPostgres(place / "d") as second:
+        took = time.monotonic() - began
+        assert remembers(second)
+
+    # A whole second on a machine of its own; the tests share theirs.
+    assert took < 5
+    assert "was not properly shut down" not in (place / "d" / "postgres.log").read_text()
+
+
+def test_it_listens_on_a_private_socket_alone_and_keeps_what_it_commits(place: Path) -> None:
+    with EmbeddedPostgres(place / "fresh", {"shared_buffers": "16MB"}) as server:
+        names = (
+            *("listen_addresses", "fsync", "synchronous_commit", "full_page_writes", "data_checksums", "timezone"),
+            *("server_encoding", "max_connections", "max_wal_size", "jit", "shared_buffers"),
+        )
+        shown = {name: run(server, f"SHOW {name}")[0][0] for name in names}
+        sockets = server.cluster.socket_dir.stat()
+        sorting = run(server, "SELECT datcollate, datlocale FROM pg_database WHERE datname = 'sparkledger'")
+
+    assert shown == {
+        "listen_addresses": "",
+        "fsync": "on",
+        "synchronous_commit": "on",
+        "full_page_writes": "on",
+        "data_checksums": "on",
+        "timezone": "UTC",
+        "server_encoding": "UTF8",
+        "max_connections": "100",
+        "max_wal_size": "2GB",
+        "jit": "off",
+        "shared_buffers": "16MB",
+    }
+    assert sorting == [("C", "C.UTF-8")]
+    assert stat.S_IMODE(sockets.st_mode) == 0o700
+
+
+def test_a_login_role_is_held_to_its_grants(place: Path) -> None:
+    with EmbeddedPostgres(place / "d") as server:
+        remember(server)
+        run(server, "CREATE ROLE visitor LOGIN")
+
+        assert run(server, "SELECT current_user::text", user="visitor") == [("visitor",)]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            run(server, "SELECT answer FROM remembered", user="visitor")
+
+
+def test_another_server_named_in_the_environment_is_not_reached(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
+    monkeypatch.setenv("PGPORT", "1")
+    monkeypatch.setenv("PGDATABASE", "elsewhere")
+
+    with EmbeddedPostgres(place / "d") as server:
+        assert run(server, "SELECT current_database()::text") == [("sparkledger",)]
+
+
+@only_on_linux
+def test_the_server_sees_nothing_of_our_environment_and_no_ctrl_c(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARKLEDGER_MASTER_KEY", "hunter2")
+
+    with EmbeddedPostgres(place / "d") as server:
+        assert server.pid is not None
+        assert psutil.Process(server.pid).environ().keys() <= {"PATH", "LC_ALL", "TZ"}
+        assert os.getsid(server.pid) == server.pid
+
+
+def test_a_start_that_fails_says_why_and_leaves_the_directory_free(place: Path) -> None:
+    with pytest.raises(PostgresError) as refused:
+        EmbeddedPostgres(place / "d", {"shared_buffers": "plenty"}).start()
+
+    message = str(refused.value)
+    assert message.startswith(f"The embedded PostgreSQL, whose log is postgres.log, did not start in {place}/d: ")
+    assert 'invalid value for parameter "shared_buffers": "plenty"' in message
+    assert "\n" not in message
+    with EmbeddedPostgres(place / "d"):
+        pass
+
+
+def test_a_data_directory_that_is_a_file_is_refused_with_what_to_do(place: Path) -> None:
+    (place / "file").touch()
+
+    with pytest.raises(PostgresError, match="choose another directory with SPARKLEDGER_DATA_DIR"):
+        EmbeddedPostgres(place / "file").start()
+
+
+def test_a_cluster_of_another_version_is_left_alone(place: Path) -> None:
+    (place / "d" / "postgres" / "PG_VERSION").write_text("16\n")
+
+    with pytest.raises(PostgresError, match="was written by PostgreSQL 16, and this program carries 18: move it"):
+        EmbeddedPostgres(place / "d").start()
+
+
+def test_a_log_that_has_grown_is_put_aside_at_the_next_start(place: Path) -> None:
+    (place / "d" / "postgres.log").write_bytes(b"x" * (postgres.LOG_BYTES_MAX + 1))
+
+    with EmbeddedPostgres(place / "d") as server:
+        assert server.cluster.log_file.stat().st_size < 10_000
+        assert (place / "d" / "postgres.log.old").stat().st_size == postgres.LOG_BYTES_MAX + 1
+
+
+def test_below_a_deep_directory_it_listens_in_a_short_one(place: Path) -> None:
+    deep = place / ("d" * 120)
+
+    with EmbeddedPostgres(deep) as server:
+        sockets = server.cluster.socket_dir
+        remember(server)
+        with attach_or_start(deep) as attached:
+            assert remembers(attached)
+    sockets.rmdir()
+
+    assert sockets.parent == Path(tempfile.gettempdir())
+
+
+@pytest.mark.parametrize("trap", ["open to others", "a link"])
+def test_a_short_directory_that_others_prepared_is_refused(place: Path, trap: str) -> None:
+    server = EmbeddedPostgres(place / ("d" * 120))
+    sockets = server.cluster.socket_dir
+    if trap == "a link":
+        sockets.symlink_to(place)
+    else:
+        sockets.mkdir()
+        sockets.chmod(0o777)
+
+    try:
+        with pytest.raises(PostgresError, match="is not a private directory of the user that runs it: remove it"):
+            server.start()
+    finally:
+        if trap == "a link":
+            sockets.unlink()
+        else:
+            sockets.rmdir()
+
+
+# -- Kills
+
+
+def test_a_killed_server_is_started_again_with_everything_that_was_committed(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EmbeddedPostgres(place / "d") as server:
+        remember(server)
+        pid = server.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while server.pid in {pid, None} or not answers(server):
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.02)
+        assert remembers(server)
+
+    assert "PostgreSQL ended unasked (code -9); starting it again in 0.2 s" in caplog.messages
+
+
+@only_on_linux
+def test_when_the_parent_is_killed_the_server_ends_too_and_the_next_start_finds_the_same_rows(place: Path) -> None:
+    with running(SERVE, str(place / "d")) as program:
+        pid = int(program.line("serving").split()[-1])
+        remember(Cluster(place / "d"))
+        program.process.kill()
+        wait_until_gone(pid)
+
+    with EmbeddedPostgres(place / "d") as server:
+        assert remembers(server)
+
+
+@pytest.mark.parametrize("what_is_left", ["a server", "a busy backend"])
+def test_what_a_killed_run_left_running_is_stopped_by_the_next_start(place: Path, what_is_left: str) -> None:
+    with running(SERVE_UNTIED, str(place / "d")) as program:
+        pid = int(program.line("serving").split()[-1])
+        cluster = Cluster(place / "d")
+        remember(cluster)
+        with contextlib.closing(psycopg.connect(cluster.dsn(), autocommit=True)) as busy:
+            # Nothing tells a backend in the middle of a computation that its postmaster is gone.
+            busy.pgconn.send_query(b"SELECT count(*) FROM (SELECT generate_series(1, 1000000000000)) AS endless")
+            program.process.kill()
+            program.process.wait(DEADLINE_SECONDS)
+            if what_is_left == "a busy backend":
+                os.kill(pid, signal.SIGKILL)
+                wait_until_gone(pid)
+            left = cluster.processes()
+            assert left
+
+            with EmbeddedPostgres(place / "d") as server:
+                assert server.pid != pid
+                assert remembers(server)
+                _, alive = psutil.wait_procs(left, timeout=DEADLINE_SECONDS)
+                assert not alive
+
+
+def test_a_kill_in_the_middle_of_initdb_leaves_nothing_half_done(place: Path) -> None:
+    script = f"""
+import os, signal
+from infra import postgres_cluster
+postgres_cluster.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+{SERVE}"""
+    with running(script, str(place / "fresh")) as program:
+        assert program.process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
+    assert not (place / "fresh" / "postgres").exists()
+    assert list((place / "fresh").glob("postgres.new-*"))
+
+    with EmbeddedPostgres(place / "fresh") as server:
+        remember(server)
+
+    assert not list((place / "fresh").glob("postgres.new-*"))
+
+
+def test_a_stale_note_is_removed_only_where_another_program_has_its_process_id(place: Path) -> None:
+    cluster = Cluster(place / "fresh")
+    cluster.directory.mkdir(parents=True)
+    note = cluster.directory / "postmaster.pid"
+
+    note.write_text(f"{os.getpid()}\n")
+    stop_leftovers(cluster)
+    assert not note.exists()
+
+    note.write_text("999999999\n")
+    stop_leftovers(cluster)
+    assert note.exists()
+
+
+# -- One holder, many users
+
+
+def test_a_second_holder_is_refused_with_the_process_id_of_the_first(place: Path) -> None:
+    with EmbeddedPostgres(place / "d") as first:
+        with pytest.raises(DataDirectoryInUse) as refused:
+            EmbeddedPostgres(place / "d").start()
+        with pytest.raises(PostgresError, match="was started already"):
+            first.start()
+        assert run(first, "SELECT 1") == [(1,)]
+
+    assert str(refused.value) == (
+        f"{place}/d is in use by process {os.getpid()}: stop that one first, "
+        "or choose another directory with SPARKLEDGER_DATA_DIR."
+    )
+
+
+def test_a_command_uses_the_server_that_runs_and_leaves_it_running(place: Path) -> None:
+    with running(SERVE, str(place / "d")) as program:
+        pid = int(program.line("serving").split()[-1])
+        with attach_or_start(place / "d") as cluster:
+            remember(cluster)
+            noted = cluster.noted()
+            assert noted is not None
+            assert noted.pid == pid
+        assert remembers(cluster)
+
+
+def test_a_command_runs_a_server_of_its_own_where_none_runs(place: Path) -> None:
+    with attach_or_start(place / "d") as cluster:
+        remember(cluster)
+        noted = cluster.noted()
+
+    assert noted is not None
+    assert not psutil.pid_exists(noted.pid)
+    with attach_or_start(place / "d") as cluster:
+        assert remembers(cluster)
+
+
+def test_a_command_that_started_the_server_waits_for_those_that_use_it_too(place: Path) -> None:
+    started, may_end, waits = threading.Event(), threading.Event(), threading.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("waiting for another command"):
+                waits.set()
+
+    def first() -> None:
+        with attach_or_start(place / "d"):
+            started.set()
+            assert may_end.wait(DEADLINE_SECONDS)
+
+    listener = Listener()
+    log = logging.getLogger(postgres.__name__)
+    log.addHandler(listener)
+    log.setLevel(logging.INFO)
+    thread = threading.Thread(target=first)
+    try:
+        thread.start()
+        assert started.wait(DEADLINE_SECONDS)
+        with attach_or_start(place / "d") as second:
+            may_end.set()
+            assert waits.wait(DEADLINE_SECONDS)
+            remember(second)
+            assert remembers(second)
+            noted = second.noted()
+        thread.join(DEADLINE_SECONDS)
+    finally:
+        may_end.set()
+        log.removeHandler(listener)
+        log.setLevel(logging.NOTSET)
+
+    assert noted is not None
+    assert not psutil.pid_exists(noted.pid)
+
+
+# -- Root
+
+
+@only_for_root
+@pytest.mark.parametrize("owner", ["root", "daemon", "a user without a name"])
+def test_root_runs_it_as_an_unprivileged_user_and_changes_no_parent(place: Path, owner: str) -> None:
+    parent = place / "parent"
+    (parent / "d").mkdir(mode=0o755, parents=True)
+    if owner == "daemon":
+        os.chown(parent / "d", DAEMON.uid, DAEMON.gid)
+    elif owner == "a user without a name":
+        os.chown(parent / "d", 54321, 54321)
+    before = [(path.stat().st_mode, path.stat().st_uid) for path in (place, parent, parent / "d")]
+
+    with EmbeddedPostgres(parent / "d") as server:
+        assert server.pid is not None
+        uid = DAEMON.uid if owner == "daemon" else NOBODY.pw_uid
+        assert psutil.Process(server.pid).uids() == (uid, uid, uid)
+        if ON_LINUX:
+            assert capabilities(server.pid) == 0
+
+    assert [(path.stat().st_mode, path.stat().st_uid) for path in (place, parent, parent / "d")] == before
+    assert (parent / "d" / "postgres").stat().st_uid == uid
+    assert (parent / "d" / "postgres.log").stat().st_uid == (parent / "d").stat().st_uid
+
+
+@only_for_root
+@only_on_linux
+def test_root_keeps_one_capability_where_a_parent_is_closed_and_none_may_be_kept_elsewhere(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    search = 1 << 2
+    if not capabilities(os.getpid()) & search:
+        pytest.skip("this container took CAP_DAC_READ_SEARCH away; give it back to see it kept")
+
+    with EmbeddedPostgres(closed / "d") as server:
+        assert server.pid is not None
+        assert capabilities(server.pid) == search
+        remember(server)
+
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
+@only_for_root
+@only_on_linux
+def test_where_that_capability_cannot_be_kept_the_closed_directory_is_named(tmp_path: Path) -> None:
+    closed = tmp_path.resolve() / "closed"
+    closed.mkdir(mode=0o700)
+    drop_from_the_bounding_set = """
+import ctypes
+PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH = 24, 2
+ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH, 0, 0, 0)
+import sys
+from pathlib import Path
+from infra.postgres import EmbeddedPostgres, PostgresError
+try:
+    EmbeddedPostgres(Path(sys.argv[1])).start()
+except PostgresError as error:
+    print("refused:", error)
+"""
+    with running(drop_from_the_bounding_set, str(closed / "d")) as program:
+        lines = program.rest()
+
+    assert len(lines) == 1
+    blocked = next(path for path in (*reversed(closed.parents), closed) if not path.stat().st_mode & 0o001)
+    assert f"the user with id {NOBODY.pw_uid} may not enter the directory {blocked}. " in lines[0]
+    assert "choose another directory with SPARKLEDGER_DATA_DIR" in lines[0]
+
+
+@only_for_root
+def test_any_other_user_runs_it_as_themselves(place: Path) -> None:
+    (place / "home").mkdir(mode=0o700)
+    os.chown(place / "home", DAEMON.uid, DAEMON.gid)
+    script = """
+import os, sys
+from pathlib import Path
+import psutil
+from infra.postgres import EmbeddedPostgres
+with EmbeddedPostgres(Path(sys.argv[1])) as server:
+    print("runs as", os.geteuid(), psutil.Process(server.pid).uids().effective, flush=True)
+"""
+    # The interpreter and this repository may lie where only root may go: what the launcher keeps for PostgreSQL
+    # serves here as well.
+    reach = [Path(sys.executable).resolve(), Path(postgres.__file__).parent]
+    before = launch_command(reach, DAEMON, "SIGKILL")
+    with running(script, str(place / "home" / "d"), before=before) as program:
+        assert program.rest() == [f"runs as {DAEMON.uid} {DAEMON.uid}"]
+
+    assert stat.S_IMODE((place / "home" / "d").stat().st_mode) == 0o700
+
+
+@only_for_root
+def test_the_cluster_of_another_user_is_refused(place: Path) -> None:
+    with EmbeddedPostgres(place / "d"):
+        pass
+    os.chown(place / "d", DAEMON.uid, DAEMON.gid)
+    for name in ("up.lock", "postgres.log"):
+        os.chown(place / "d" / name, DAEMON.uid, DAEMON.gid)
+    script = """
+import sys
+from pathlib import Path
+from infra.postgres import EmbeddedPostgres, PostgresError
+try:
+    EmbeddedPostgres(Path(sys.argv[1])).start()
+except PostgresError as error:
+    print("refused:", error)
+"""
+    reach = [Path(sys.executable).resolve(), Path(postgres.__file__).parent]
+    before = launch_command(reach, DAEMON, "SIGKILL")
+    with running(script, str(place / "d"), before=before) as program:
+        refusal = program.rest()[-1]
+
+    assert refusal == (
+        f"refused: {place}/d/postgres belongs to the user with id {NOBODY.pw_uid}: run as that user, "
+        "or choose another directory with SPARKLEDGER_DATA_DIR."
+    )
+
+
+def capabilities(pid: int) -> int:
+    """Return the set of capabilities in effect for a process, from Linux's own account of it."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+# -- With the supervisor
+
+UP: Final = """
+import sys
+from pathlib import Path
+from infra.postgres import EmbeddedPostgres
+from infra.supervisor import Child, Supervisor
+
+child = '''
+import os, signal
+from infra.supervisor import announce_ready, die_with_parent
+die_with_parent()
+announce_ready()
+while True:
+    signal.pause()
+'''
+with EmbeddedPostgres(Path(sys.argv[1])) as server:
+    with Supervisor([Child(name, [sys.executable, "-c", child]) for name in ("api", "worker")]) as up:
+        up.start()
+        up.wait_ready("api", 20)
+        up.wait_ready("worker", 20)
+        print("up", server.pid, up.pid("api"), up.pid("worker"), flush=True)
+        up.run()
+print("down", flush=True)
+"""
+
+
+@only_on_linux
+def test_after_a_kill_of_everything_at_its_root_a_second_up_finds_the_same_rows_and_stops_cleanly(place: Path) -> None:
+    with running(UP, str(place / "d")) as program:
+        pids = [int(pid) for pid in program.line("up ").split()[1:]]
+        remember(Cluster(place / "d"))
+        program.process.kill()
+        for pid in pids:
+            wait_until_gone(pid)
+
+    with running(UP, str(place / "d")) as program:
+        pids = [int(pid) for pid in program.line("up ").split()[1:]]
+        assert remembers(Cluster(place / "d"))
+        began = time.monotonic()
+        program.process.send_signal(signal.SIGTERM)
+        program.line("down")
+        assert program.process.wait(DEADLINE_SECONDS) == 0
+        assert time.monotonic() - began < 5
+        assert not any(psutil.pid_exists(pid) for pid in pids)

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Final
+
+import pytest
+from pydantic import SecretStr
+
+from infra.settings import Settings, SettingsError, load_settings, settings_table
+
+MASTER_KEY: Final = base64.b64encode(bytes(range(32))).decode()
+URL: Final = "postgresql://api:hunter2@db:5432/sparkledger"
+
+
+def refusal(**variables: str) -> str:
+    with pytest.raises(SettingsError) as refused:
+        load_settings({f"SPARKLEDGER_{name}": value for name, value in variables.items()})
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
+    settings = load_settings({})
+
+    assert settings.model_dump() == {
+        "database_url": None,
+        "migration_database_url": None,
+        "worker_database_url": None,
+        "api_password": None,
+        "worker_password": None,
+        "data_dir": Path(".sparkledger"),
+        "host": "127.0.0.1",
+        "port": 8080,
+        "admin_key": None,
+        "master_key": None,
+        "allowed_days": (7, 30, 60, 365),
+        "extend_after_expiry": True,
+        "requests_per_second": 100_000,
+        "kafka_bootstrap_servers": (),
+        "kafka_security_protocol": "PLAINTEXT",
+        "kafka_sasl_mechanism": "SCRAM-SHA-512",
+        "kafka_sasl_username": None,
+        "kafka_sasl_password": None,
+        "kafka_ssl_cafile": None,
+        "kafka_topic": "sparkledger.events",
+    }
+
+
+def test_every_setting_is_read_from_its_variable() -> None:
+    settings = load_settings(
+        {
+            "SPARKLEDGER_DATABASE_URL": URL,
+            "SPARKLEDGER_MIGRATION_DATABASE_URL": "host=db user=owner",
+            "SPARKLEDGER_WORKER_DATABASE_URL": "host=db user=worker",
+            "SPARKLEDGER_API_PASSWORD": "a",
+            "SPARKLEDGER_WORKER_PASSWORD": "w",
+            "SPARKLEDGER_DATA_DIR": "/nowhere/yet",
+            "SPARKLEDGER_HOST": "::1",
+            "SPARKLEDGER_PORT": "0",
+            "SPARKLEDGER_ADMIN_KEY": "k" * 32,
+            "SPARKLEDGER_MASTER_KEY": MASTER_KEY,
+            "SPARKLEDGER_ALLOWED_DAYS": "30, 7,7",
+            "SPARKLEDGER_EXTEND_AFTER_EXPIRY": "false",
+            "SPARKLEDGER_REQUESTS_PER_SECOND": "5",
+            "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS": "one:9092, [::1]:9093",
+            "SPARKLEDGER_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+            "SPARKLEDGER_KAFKA_SASL_MECHANISM": "PLAIN",
+            "SPARKLEDGER_KAFKA_SASL_USERNAME": "u",
+            "SPARKLEDGER_KAFKA_SASL_PASSWORD": "p",
+            "SPARKLEDGER_KAFKA_SSL_CAFILE": "/etc/ca.pem",
+            "SPARKLEDGER_KAFKA_TOPIC": "t",
+        }
+    )
+
+    assert settings == Settings(
+        database_url=SecretStr(URL),
+        migration_database_url=SecretStr("host=db user=owner"),
+        worker_database_url=SecretStr("host=db user=worker"),
+        api_password=SecretStr("a"),
+        worker_password=SecretStr("w"),
+        data_dir=Path("/nowhere/yet"),
+        host="::1",
+        port=0,
+        admin_key=SecretStr("k" * 32),
+        master_key=SecretStr(MASTER_KEY),
+        allowed_days=(7, 30),
+        extend_after_expiry=False,
+        requests_per_second=5,
+        kafka_bootstrap_servers=("one:9092", "[::1]:9093"),
+        kafka_security_protocol="SASL_SSL",
+        kafka_sasl_mechanism="PLAIN",
+        kafka_sasl_username="u",
+        kafka_sasl_password=SecretStr("p"),
+        kafka_ssl_cafile=Path("/etc/ca.pem"),
+        kafka_topic="t",
+    )
+    assert settings.master_key_bytes == bytes(range(32))
+
+
+def test_the_environment_of_the_process_is_what_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARKLEDGER_PORT", "8123")
+
+    assert load_settings().port == 8123
+
+
+def test_an_empty_variable_counts_as_absent() -> None:
+    assert load_settings({"SPARKLEDGER_ADMIN_KEY": "", "SPARKLEDGER_PORT": ""}) == load_settings({})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expects"),
+    [
+        ("PORT", "http", "whole number from 0 to 65535, or leave it out for 8080"),
+        ("PORT", "65536", "whole number from 0 to 65535"),
+        ("HOST", "a b", "host name or an IP address"),
+        ("DATA_DIR", __file__, "directory"),
+        ("ALLOWED_DAYS", "7;30", "whole numbers of days from 1 to 3650, separated by commas"),
+        ("ALLOWED_DAYS", "0", "whole numbers of days"),
+        ("ALLOWED_DAYS", "-7", "whole numbers of days"),
+        ("ALLOWED_DAYS", ",", "whole numbers of days"),
+        ("EXTEND_AFTER_EXPIRY", "maybe", "give true or false, or leave it out for true"),
+        ("REQUESTS_PER_SECOND", "0", "whole number from 1"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "broker", "host:port"),
+        ("KAFKA_SECURITY_PROTOCOL", "TLS", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"),
+        ("KAFKA_SASL_MECHANISM", "GSSAPI", "SCRAM-SHA-512"),
+        ("KAFKA_TOPIC", "a b", "letters, digits"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_to_give_instead(name: str, value: str, expects: str) -> None:
+    message = refusal(**{name: value})
+
+    assert message.startswith(f"SPARKLEDGER_{name} cannot be {value[:60]!r}: ")
+    assert expects in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expects"),
+    [
+        ("DATABASE_URL", "postgresql+asyncpg://api:hunter2@db/sparkledger?sslmode=require", "connection string"),
+        ("MIGRATION_DATABASE_URL", "hunter2", "connection string"),
+        ("WORKER_DATABASE_URL", "postgresql://api:hunter2@db:5432/x?nonsense=hunter2", "connection string"),
+        ("ADMIN_KEY", "hunter2", "at least 32 characters"),
+        ("MASTER_KEY", "hunter2", "32 random bytes in base64"),
+        ("MASTER_KEY", base64.b64encode(b"hunter2").decode(), "32 random bytes in base64"),
+    ],
+)
+def test_a_wrong_secret_is_refused_without_being_shown(name: str, value: str, expects: str) -> None:
+    message = refusal(**{name: value})
+
+    assert message.startswith(f"SPARKLEDGER_{name} cannot be right (its value is not shown): ")
+    assert expects in message
+    assert "hunter2" not in message
+    assert value not in message
+
+
+def test_a_secret_is_not_shown_by_the_settings_themselves() -> None:
+    settings = load_settings({"SPARKLEDGER_DATABASE_URL": URL, "SPARKLEDGER_MASTER_KEY": MASTER_KEY})
+
+    assert "hunter2" not in f"{settings!r}{settings}{settings.model_dump_json()}"
+    assert MASTER_KEY not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("written", "nearest"),
+    [
+        ("SPARKLEDGER_PROT", "SPARKLEDGER_PORT"),
+        ("SPARKLEDGER_ALLOWED_DAY", "SPARKLEDGER_ALLOWED_DAYS"),
+        ("SPARKLEDGER_KAFKA_SERVERS", "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS"),
+        ("sparkledger_port", "SPARKLEDGER_PORT"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest_name(written: str, nearest: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings({written: "hunter2"})
+
+    assert str(refused.value) == f"{written} is not a setting: did you mean {nearest}? Rename it, or unset it."
+
+
+def test_variables_that_others_read_are_let_pass() -> None:
+    others = ("TEST_KAFKA", "TEST_ANYTHING", "FAULTS", "OWNER_PASSWORD", "PARENT_FD", "READY_FD")
+
+    assert load_settings({f"SPARKLEDGER_{name}": "x" for name in others} | {"PATH": "/bin"}) == load_settings({})
+
+
+def test_a_database_url_needs_a_master_key() -> None:
+    message = refusal(DATABASE_URL=URL)
+
+    assert message.startswith(
+        "SPARKLEDGER_MASTER_KEY is not set, and SPARKLEDGER_DATABASE_URL is: give 32 random bytes"
+    )
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("name", ["MIGRATION_DATABASE_URL", "WORKER_DATABASE_URL"])
+def test_another_login_needs_a_database_url(name: str) -> None:
+    assert refusal(**{name: URL}).startswith(f"SPARKLEDGER_{name} is set, but SPARKLEDGER_DATABASE_URL is not: ")
+
+
+def test_worker_and_migrations_log_in_as_the_api_does_unless_told_otherwise() -> None:
+    given = {"SPARKLEDGER_DATABASE_URL": URL, "SPARKLEDGER_MASTER_KEY": MASTER_KEY}
+    plain = load_settings(given)
+    apart = load_settings(
+        given | {"SPARKLEDGER_WORKER_DATABASE_URL": "user=worker", "SPARKLEDGER_MIGRATION_DATABASE_URL": "user=owner"}
+    )
+
+    assert (plain.worker_login, plain.migration_login) == (SecretStr(URL), SecretStr(URL))
+    assert (apart.worker_login, apart.migration_login) == (SecretStr("user=worker"), SecretStr("user=owner"))
+    assert load_settings({}).worker_login is None
+
+
+def test_a_kafka_login_is_complete_and_is_never_silently_left_out() -> None:
+    assert refusal(KAFKA_SECURITY_PROTOCOL="SASL_SSL", KAFKA_SASL_USERNAME="u").startswith(
+        "SPARKLEDGER_KAFKA_SASL_PASSWORD is not set, and SPARKLEDGER_KAFKA_SECURITY_PROTOCOL is SASL_SSL: "
+    )
+    unused = refusal(KAFKA_SECURITY_PROTOCOL="SSL", KAFKA_SASL_PASSWORD="hunter2")
+    assert unused.startswith("SPARKLEDGER_KAFKA_SASL_PASSWORD is set, but SPARKLEDGER_KAFKA_SECURITY_PROTOCOL is SSL")
+    assert "hunter2" not in unused
+
+
+def test_the_table_lists_every_setting_with_a_default_that_reads_back_as_itself() -> None:
+    table = list(settings_table())
+
+    assert [row[0] for row in table] == [f"SPARKLEDGER_{name.upper()}" for name in Settings.model_fields]
+    assert all(description.endswith(".") for _, _, description in table)
+    assert load_settings({name: default for name, default, _ in table}) == load_settings({})

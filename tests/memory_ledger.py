@@ -1,0 +1,130 @@
+"""A ledger that keeps everything in memory: what commands read from, and what carries their decisions out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from eventsourcing.utils import get_topic
+
+from domain.code import Code
+from domain.creator import Creator
+from domain.errors import Unknown
+from domain.recorded import Event, Recorded, replay_code, replay_creator
+from domain.values import Sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from domain.commands import Claim, Decision
+    from domain.values import Actor
+
+
+class Conflict(Exception):
+    """Another writer came first; decide anew."""
+
+
+class MemoryLedger:
+    """A ledger in memory: dense positions, expected versions, preconditions, and claims by compare-and-set."""
+
+    def __init__(self) -> None:
+        self.events: list[Recorded] = []
+        self.streams: dict[UUID, list[Recorded]] = {}
+        self.sealed: dict[int, dict[str, Sealed]] = {}
+        self.claims: dict[tuple[str, str], UUID] = {}
+        self._ids = count(1)
+
+    async def creator(self, creator_id: str) -> Creator | None:
+        stream_id = self._holder("creator", creator_id)
+        return None if stream_id is None else replay_creator(self.streams[stream_id])
+
+    async def code(self, code_id: UUID) -> Code:
+        if code_id not in self.streams:
+            raise Unknown("code")
+        return replay_code(self.streams[code_id])
+
+    async def code_by_secret(self, secret: Sealed) -> Code | None:
+        stream_id = self._holder("secret", secret)
+        return None if stream_id is None else replay_code(self.streams[stream_id])
+
+    async def code_on_video(self, video_id: str) -> Code | None:
+        stream_id = self._holder("video", video_id)
+        return None if stream_id is None else replay_code(self.streams[stream_id])
+
+    def fingerprint(self, text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def append(
+        self, decision: Decision[Code] | Decision[Creator] | None, *, now: datetime, actor: Actor
+    ) -> list[Recorded]:
+        """Carry a decision out, whole or not at all, and return what it recorded; a repeat records nothing.
+
+        Raises:
+            Conflict: a stream, a precondition or a claim no longer stands as it was decided on.
+
+        """
+        pending = [] if decision is None else cast("list[Event]", decision.aggregate.collect_events())
+        if decision is None or not pending:
+            return []
+        first = pending[0]
+        expected = {first.originator_id: first.originator_version - 1}
+        expected |= {read.id: read.version for read in decision.unchanged}
+        if any(len(self.streams.get(stream, ())) != version for stream, version in expected.items()):
+            raise Conflict
+        if any(self._holder(claim.kind, claim.name) != claim.expected for claim in decision.claims):
+            raise Conflict
+        for claim in decision.claims:
+            self._set(claim)
+        return self._record(decision.aggregate, pending, now, actor)
+
+    def _record(
+        self, aggregate: Code | Creator, pending: Sequence[Event], now: datetime, actor: Actor
+    ) -> list[Recorded]:
+        recorded_at = max([now, *(r.recorded_at for r in self.events[-1:])])
+        command_id = UUID(int=next(self._ids))
+        before = len(self.events)
+        for event in pending:
+            bare, sealed = _unsealed(event)
+            recorded = Recorded(
+                position=len(self.events) + 1,
+                event_id=UUID(int=next(self._ids)),
+                type=get_topic(type(event)),
+                type_version=1,
+                stream_id=event.originator_id,
+                stream_version=event.originator_version,
+                creator_stream=cast("UUID", self._holder("creator", aggregate.creator_id)),
+                recorded_at=recorded_at,
+                effective_at=event.timestamp,
+                actor=actor,
+                source=actor.source,
+                command_id=command_id,
+                correlation_id=None,
+                causation_id=None,
+                event=bare,
+            )
+            self.events.append(recorded)
+            self.streams.setdefault(recorded.stream_id, []).append(recorded)
+            if sealed:
+                self.sealed[recorded.position] = sealed
+        return self.events[before:]
+
+    def _holder(self, kind: str, name: str) -> UUID | None:
+        return self.claims.get((kind, self.fingerprint(name)))
+
+    def _set(self, claim: Claim) -> None:
+        key = (claim.kind, self.fingerprint(claim.name))
+        if claim.new is None:
+            self.claims.pop(key, None)
+        else:
+            self.claims[key] = claim.new
+
+
+def _unsealed(event: Event) -> tuple[Event, dict[str, Sealed]]:
+    """Take what is sealed out of an event."""
+    sealed = {name: value for name, value in vars(event).items() if isinstance(value, Sealed)}
+    without: dict[str, Any] = dict.fromkeys(sealed)
+    return replace(event, **without), sealed

@@ -1,0 +1,61 @@
+"""What tests of views share: sessions of both roles, and a view brought up to date without a runner."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from projections.folding import Connect, Folding
+from projections.view import View
+from tests.conftest import TestDatabase
+from tests.projections.memory_log import MemoryLog
+
+Cursor = psycopg.AsyncCursor[Any]
+Followed = Callable[[View[Any], MemoryLog], Awaitable[None]]
+
+
+@pytest.fixture
+def connect(database: TestDatabase) -> Connect:
+    """Open sessions of the worker's, as a worker does."""
+
+    async def session() -> psycopg.AsyncConnection[Any]:
+        options = "-c lock_timeout=5000 -c timezone=UTC"
+        return await psycopg.AsyncConnection.connect(
+            database.dsn("sparkledger_worker"), autocommit=True, options=options
+        )
+
+    return session
+
+
+@pytest.fixture
+async def worker(connect: Connect) -> AsyncIterator[Cursor]:
+    """A cursor that sees every ledger."""
+    async with await connect() as connection:
+        yield connection.cursor()
+
+
+@pytest.fixture
+async def api(database: TestDatabase) -> AsyncIterator[Cursor]:
+    """A cursor of the API's, bound to ledger 1."""
+    dsn = database.dsn("sparkledger_api")
+    options = "-c sparkledger.ledger=1 -c timezone=UTC"
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, options=options) as connection:
+        yield connection.cursor()
+
+
+@pytest.fixture
+def follow(connect: Connect) -> Followed:
+    """Bring a view up to date with a log, creating it where it never began, and stop."""
+
+    async def followed(view: View[Any], log: MemoryLog) -> None:
+        async with await connect() as connection:
+            folding = Folding(view, connection)
+            await folding.prepare()
+            await folding.create(indexes=True)
+            await folding.find()
+            await folding.take_in_all(log, page_events=3)
+
+    return followed

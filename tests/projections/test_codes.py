@@ -1,0 +1,289 @@
+"""The view of codes: as they stand, found by every filter, in pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+from psycopg.sql import SQL
+
+from domain.code import Code
+from domain.recorded import replay_code
+from domain.values import Sealed
+from projections import codes
+from projections.codes import CodeRow
+from tests import given
+from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, VIDEO, Story
+from tests.projections.conftest import Cursor, Followed
+from tests.projections.memory_log import MemoryLog, happening
+
+MONTH = timedelta(days=30)
+
+
+def row(story: Story, **differs: Any) -> CodeRow:
+    """What `given.generated` comes to, but for what differs."""
+    first, last = story.stream()[0], story.stream()[-1]
+    facts: dict[str, Any] = {
+        "ledger_id": 1,
+        "code_id": CODE,
+        "creator_id": CREATOR,
+        "creator_stream": first.creator_stream,
+        "video_id": VIDEO,
+        "masked": "…B2",
+        "terms_version": "terms-2026",
+        "starts_at": NOW,
+        "expires_at": NOW + MONTH,
+        "generated_at": NOW,
+        "generated_position": 2,
+        "revoked_at": None,
+        "version": 1,
+        "stream_version": len(story.stream()),
+        "position": last.position,
+        "brand_ids": set(),
+        "advertiser_ids": set(),
+        "share_count": 0,
+        "redemption_count": 0,
+        "refusal_count": 0,
+        "campaigns": {},
+    }
+    return CodeRow(**(facts | {"masked": first.event.masked} | differs))  # type: ignore[union-attr]
+
+
+SHARED = {"brand_ids": {BRAND}, "advertiser_ids": {ADVERTISER}, "share_count": 1}
+REDEEMED = {**SHARED, "redemption_count": 1}
+LAUNCHED = {
+    "advertiser_id": ADVERTISER,
+    "amount": "500.00",
+    "currency": "USD",
+    "name": None,
+    "starts_at": (NOW + timedelta(days=1)).isoformat(),
+    "ends_at": (NOW + timedelta(days=90)).isoformat(),
+    "launched_at": NOW.isoformat(),
+    "ended_at": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("story", "differs"),
+    [
+        (given.generated(), {}),
+        (given.shared(), {**SHARED, "version": 2}),
+        (given.redeemed(), {**REDEEMED, "version": 3}),
+        (given.after(given.redeemed(), given.reveal(), given.note()), {**REDEEMED, "version": 3}),
+        (given.running(), {**REDEEMED, "version": 4, "campaigns": {"campaign-1": LAUNCHED}}),
+        (
+            given.campaign_ended(),
+            {**REDEEMED, "version": 5, "campaigns": {"campaign-1": LAUNCHED | {"ended_at": NOW.isoformat()}}},
+        ),
+        (
+            given.expired(),
+            {
+                **REDEEMED,
+                "version": 6,
+                "campaigns": {"campaign-1": LAUNCHED | {"ended_at": (NOW + MONTH).isoformat()}},
+            },
+        ),
+        (
+            given.revived(),
+            {
+                **REDEEMED,
+                "version": 7,
+                "expires_at": NOW + timedelta(days=61),
+                "campaigns": {"campaign-1": LAUNCHED | {"ended_at": (NOW + MONTH).isoformat()}},
+            },
+        ),
+        (given.revoked(), {**REDEEMED, "version": 4, "revoked_at": NOW}),
+    ],
+    ids=["generated", "shared", "redeemed", "revealed", "running", "ended", "expired", "revived", "revoked"],
+)
+async def test_a_code_stands_as_its_events_left_it(
+    story: Story, differs: dict[str, Any], follow: Followed, api: Cursor
+) -> None:
+    await follow(codes.VIEW, MemoryLog(story))
+    assert await codes.one(api, 1, CODE) == row(story, **differs)
+
+
+async def test_a_refused_redemption_is_counted_and_makes_nobodys_version_stale(follow: Followed, api: Cursor) -> None:
+    story = given.revoked()
+    assert story.outcome(given.redeem(advertiser_id="late")) == "RedemptionRefused code_revoked"
+    await follow(codes.VIEW, MemoryLog(story))
+    assert await codes.one(api, 1, CODE) == row(story, **REDEEMED, version=4, revoked_at=NOW, refusal_count=1)
+
+
+async def test_a_code_recorded_late_was_generated_and_revoked_when_that_was_true(follow: Followed, api: Cursor) -> None:
+    story = given.permitted().later(days=10)
+    story.when(given.generate(), effective_at=NOW)
+    story.when(given.revoke(), effective_at=NOW + timedelta(days=3))
+    await follow(codes.VIEW, MemoryLog(story))
+    assert await codes.one(api, 1, CODE) == row(story, version=2, revoked_at=NOW + timedelta(days=3))
+
+
+async def test_a_code_of_another_ledger_is_unknown(follow: Followed, api: Cursor) -> None:
+    await follow(codes.VIEW, MemoryLog(given.unknown(), given.shared()))
+    assert await codes.one(api, 1, CODE) is None
+    assert await codes.one(api, 2, CODE) is None, "row-level security hides it from whoever asks for the wrong ledger"
+    assert await codes.search(api, 2, now=NOW, limit=10, brand_ids=[BRAND]) == []
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@for_all(st.integers(0, 10**6), st.integers(0, 800))
+def test_state_and_liveness_are_the_aggregates_own(seed: int, hours: int) -> None:
+    story = happening(seed, 30)
+    moment = NOW + timedelta(hours=hours)
+    for stream in story.ledger.streams.values():
+        if isinstance(stream[0].event, Code.Generated):
+            code, seen = replay_code(stream), codes.generated(1, stream[0], stream[0].event)
+            for recorded in stream[1:]:
+                _, change = codes.VIEW._handler(type(recorded.event))
+                assert change is not None
+                change(seen, recorded, recorded.event)
+            assert (seen.state(moment), seen.live(moment)) == (code.state(moment), code.live(moment))
+            assert (seen.version, seen.stream_version) == (code.command_version, code.version)
+            assert seen.advertiser_ids >= code.redemptions.keys()
+
+
+# Searching: eight codes, one on each video, newest last, in every state.
+
+
+def code_id(number: int) -> UUID:
+    return UUID(int=number)
+
+
+def shelf() -> Story:
+    story = given.unknown()
+    for creator in ("creator-a", "creator-b"):
+        story.when(given.permission(creator_id=creator))
+    for number in range(1, 9):
+        story.when(
+            given.generate(
+                code_id(number),
+                creator_id="creator-a" if number % 2 else "creator-b",
+                video_id=f"video-{number}",
+                secret=Sealed(f"#secret+of+code+number+{number}="),
+                days=7 if number == 5 else 30,
+            )
+        )
+    for number, brand, advertiser in [
+        (2, "brand-x", "account-x"),
+        (3, "brand-y", None),
+        (4, "brand-x", None),
+        (4, "brand-y", "account-y"),
+        (6, "brand-x", "account-x"),
+    ]:
+        story.when(given.share(code_id(number), brand_id=brand, advertiser_id=advertiser))
+    story.when(given.redeem(Sealed("#secret+of+code+number+3="), advertiser_id="account-z"))
+    story.when(given.redeem(Sealed("#secret+of+code+number+4="), advertiser_id="account-y"))
+    story.when(given.revoke(code_id(6)))
+    return story.later(days=8)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, [8, 7, 6, 5, 4, 3, 2, 1]),
+        ({"state": "revoked"}, [6]),
+        ({"state": "expired"}, [5]),
+        ({"state": "redeemed"}, [4, 3]),
+        ({"state": "shared"}, [2]),
+        ({"state": "generated"}, [8, 7, 1]),
+        ({"creator_ids": ["creator-a"]}, [7, 5, 3, 1]),
+        ({"creator_ids": ["creator-a", "creator-b"], "state": "redeemed"}, [4, 3]),
+        ({"creator_ids": []}, []),
+        ({"video_id": "video-4"}, [4]),
+        ({"brand_ids": ["brand-x"]}, [6, 4, 2]),
+        ({"brand_ids": ["brand-x", "brand-y"]}, [6, 4, 3, 2]),
+        ({"brand_ids": []}, []),
+        ({"advertiser_ids": ["account-y"]}, [4]),
+        ({"advertiser_ids": ["account-z", "account-x"]}, [6, 3, 2]),
+        ({"brand_ids": ["brand-x"], "advertiser_ids": ["account-y"]}, [4]),
+        ({"brand_ids": ["brand-x"], "state": "shared"}, [2]),
+        ({"visible_brands": ["brand-y"], "visible_advertisers": ["account-x"]}, [6, 4, 3, 2]),
+        ({"visible_brands": ["brand-y"], "visible_advertisers": []}, [4, 3]),
+        ({"visible_brands": ["brand-y"], "brand_ids": ["brand-x"]}, [4]),
+        ({"visible_brands": [], "visible_advertisers": []}, []),
+        ({"expires_before": NOW + timedelta(days=10)}, [5]),
+    ],
+    ids=str,
+)
+async def test_codes_are_found_newest_first_by_every_filter(
+    filters: dict[str, Any], expected: list[int], follow: Followed, api: Cursor
+) -> None:
+    story = shelf()
+    await follow(codes.VIEW, MemoryLog(story))
+    found = await codes.search(api, 1, now=story.clock(), limit=100, **filters)
+    assert [row.code_id.int for row in found] == expected
+
+
+@pytest.mark.parametrize("filters", [{}, {"visible_brands": ["brand-x", "brand-y"]}, {"creator_ids": ["creator-a"]}])
+async def test_pages_of_codes_together_are_the_whole(filters: dict[str, Any], follow: Followed, api: Cursor) -> None:
+    story = shelf()
+    await follow(codes.VIEW, MemoryLog(story))
+
+    async def page(after_key: int | None, limit: int) -> Sequence[CodeRow]:
+        return await codes.search(api, 1, now=NOW, limit=limit, after_key=after_key, **filters)
+
+    whole, paged = await page(None, 100), list(await page(None, 2))
+    while following := await page(paged[-1].generated_position, 2):
+        paged += following
+    assert paged == whole
+
+
+async def test_a_video_knows_all_its_codes_oldest_first(follow: Followed, api: Cursor) -> None:
+    story = given.after(given.revoked(), given.generate(given.OTHER_CODE, secret=given.OTHER_SECRET))
+    await follow(codes.VIEW, MemoryLog(story))
+    assert await codes.of_video(api, 1, VIDEO) == [CODE, given.OTHER_CODE]
+    assert await codes.of_video(api, 1, "video-2") == []
+
+
+async def test_every_code_is_counted_in_the_state_that_the_clock_says(follow: Followed, api: Cursor) -> None:
+    story = shelf()
+    await follow(codes.VIEW, MemoryLog(story))
+    assert await codes.count_by_state(api, 1, story.clock()) == {
+        "generated": 3,
+        "shared": 1,
+        "redeemed": 2,
+        "expired": 1,
+        "revoked": 1,
+    }
+    assert await codes.count_by_state(api, 1, NOW + timedelta(days=365)) == {
+        "generated": 0,
+        "shared": 0,
+        "redeemed": 0,
+        "expired": 7,
+        "revoked": 1,
+    }
+
+
+async def test_what_concerns_a_party_comes_from_an_index_under_row_level_security(
+    follow: Followed, api: Cursor, worker: Cursor
+) -> None:
+    await follow(codes.VIEW, MemoryLog(shelf()))
+    for fill in (
+        """
+        INSERT INTO views.codes
+        SELECT (t).* FROM (
+            SELECT jsonb_populate_record(c, jsonb_build_object('code_id', gen_random_uuid(), 'generated_position', n)) t
+            FROM views.codes c, generate_series(100, 20100) n
+            WHERE c.generated_position = 3
+        ) many
+        """,
+        """
+        INSERT INTO views.code_parties
+        SELECT ledger_id, 'brand', 'brand-' || generated_position % 500, generated_position, code_id FROM views.codes
+        """,
+        "ANALYZE views.codes",
+        "ANALYZE views.code_parties",
+    ):
+        await worker.execute(fill.encode())
+    query = codes._OF_PARTIES.format(columns=codes.CODES.select(), filters=SQL(""))
+    asked = {"kinds_0": ["brand"], "party_ids_0": ["brand-7"], "ledger_id": 1, "after_key": 2**62, "limit": 10}
+    await api.execute(SQL("EXPLAIN ") + query, asked)
+    plan = "\n".join(line for (line,) in await api.fetchall())
+    assert "Seq Scan" not in plan
+    assert "(kind = x.kind) AND (party_id = x.party_id) AND (generated_position <" in plan

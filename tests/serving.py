@@ -1,0 +1,256 @@
+"""Real servers for tests: one in this process on a real PostgreSQL, shared by tests that each get their own ledger;
+and the whole program as a user starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Self
+
+import httpx
+import uvicorn
+
+from api.app import create_app
+from api.wiring import Services
+from infra.bootstrap import begin_ledger, mint
+from infra.expiry import ExpiryClock
+from infra.feed import Feed
+from infra.identity import Subjects
+from infra.runtime import API, WORKER, runtime
+from infra.settings import load_settings
+from infra.vault import MasterKey, fresh_key
+from infra.wake import Listener
+from infra.worker import connect, create_views
+from projections import VIEWS
+from projections.runner import Runner
+from tests.conftest import TestDatabase
+
+REPOSITORY = Path(__file__).parent.parent
+START_S = 60
+
+
+class Clock:
+    """The server's clock: real time, moved forward by whoever must not wait for it."""
+
+    def __init__(self) -> None:
+        self.ahead = datetime.now(UTC) - datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+class Serving:
+    """The API, the views and the expiry clock on one database, in a thread of this process."""
+
+    def __init__(self, database: TestDatabase) -> None:
+        self.database = database
+        self.master_key = MasterKey(fresh_key())
+        self.clock = Clock()
+        self.url = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="serving")
+
+    def __enter__(self) -> Self:
+        asyncio.run(create_views(self.database.dsn()))
+        self._thread.start()
+        assert self._ready.wait(START_S), "the server did not start in time"
+        if self._failure is not None:
+            raise self._failure
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(START_S)
+        if self._failure is not None:
+            raise self._failure
+
+    def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the server's own loop, and return its result."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(START_S)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - the test's own thread raises it
+            self._failure = error
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        dsn = self.database.dsn
+        async with (
+            runtime(dsn(API), API, self.master_key) as api,
+            runtime(dsn(WORKER), WORKER, self.master_key) as worker,
+        ):
+            api.ledgers.now = worker.ledgers.now = self.clock
+            self.ledgers = api.ledgers
+            self.expiry = ExpiryClock(worker.ledgers, worker.database)
+            wakes = [asyncio.Event() for _ in VIEWS]
+            feed = Feed(worker.database)
+            runners = [
+                Runner(view, feed, lambda: connect(dsn(WORKER)), wake, poll_s=0.2)
+                for view, wake in zip(VIEWS, wakes, strict=True)
+            ]
+
+            def heard() -> None:
+                for wake in (*wakes, self.expiry.woken):
+                    wake.set()
+
+            listener = Listener(dsn(WORKER), WORKER, heard)
+            listener.start()
+            tasks = [asyncio.create_task(runner.run()) for runner in runners]
+            tasks.append(asyncio.create_task(self.expiry.run()))
+            services = Services(
+                ledgers=api.ledgers,
+                identity=api.identity,
+                views=api.views,
+                settings=load_settings({}),
+                now=self.clock,
+            )
+            app = create_app(services)
+            listening = socket.create_server(("127.0.0.1", 0))
+            server = uvicorn.Server(uvicorn.Config(app, log_config=None, server_header=False, lifespan="off"))
+            server.capture_signals = _no_signals  # type: ignore[method-assign] # a thread cannot handle them
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            while not server.started:  # noqa: ASYNC110 - uvicorn offers nothing to wait for
+                await asyncio.sleep(0.005)
+            self._ready.set()
+            await self._stop.wait()
+            server.should_exit = True
+            await serving
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await listener.stop()
+            listening.close()
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    yield
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server as one test sees it: with a ledger of its own, and the key of that ledger's administrator."""
+
+    serving: Serving
+    ledger: str
+    admin_key: str
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return self.serving.url
+
+    @property
+    def clock(self) -> Clock:
+        """The clock it decides by; move it forward by setting `ahead`."""
+        return self.serving.clock
+
+    @property
+    def database(self) -> TestDatabase:
+        """The database behind it."""
+        return self.serving.database
+
+    def key(self, role: Any, **subjects: Any) -> str:
+        """Mint a key of the test's ledger, with creator_ids, brand_ids or advertiser_ids."""
+        given = Subjects(**{name: frozenset(ids) for name, ids in subjects.items()})
+        conninfo, master = self.serving.database.dsn(), self.serving.master_key
+        return asyncio.run(mint(conninfo, master, self.ledger, role, None, given))[1]
+
+    def another(self) -> Server:
+        """Begin another ledger on the same server."""
+        return new_ledger(self.serving)
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        """Return a client that authenticates with a key, the administrator's if none is given."""
+        headers = {"Authorization": f"Bearer {key or self.admin_key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False)
+
+
+def new_ledger(serving: Serving) -> Server:
+    """Begin a ledger and return the server as its administrator sees it."""
+    name = f"ledger-{secrets.token_hex(6)}"
+    return Server(serving, name, asyncio.run(begin_ledger(serving.database.dsn(), serving.master_key, name)))
+
+
+@dataclass
+class LiveServer:
+    """`sparkledger up` as a user starts it: a process tree of its own, on a data directory of its own."""
+
+    process: subprocess.Popen[str]
+    url: str
+    admin_key: str
+    data_dir: Path
+    environment: dict[str, str]
+    lines: list[str]
+    reader: threading.Thread
+    log: IO[str]
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Ask it to end, as Ctrl-C does by default, and return its exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(20)
+        self.reader.join(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.log.close()
+        return code
+
+
+def start_live_server(data_dir: Path, port: int = 0, admin_key: str = "") -> LiveServer:
+    """Run `sparkledger up` on a data directory, and wait until it says where it answers."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARKLEDGER_")}
+    environment |= {"SPARKLEDGER_DATA_DIR": str(data_dir), "SPARKLEDGER_PORT": str(port)}
+    log = (data_dir.parent / "up.log").open("a")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "up"],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    said = threading.Event()
+    told: dict[str, str] = {"key": admin_key}
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(r"is up at (http://\S+)", line):
+                told["url"] = found[1]
+            if found := re.search(r"shown this once: (slk_\S+)", line):
+                told["key"] = found[1]
+            if "url" in told and (told["key"] or "Ctrl-C" not in line):
+                said.set()
+        said.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert said.wait(START_S), "sparkledger up did not say that it is up"
+    if "url" not in told:
+        raise AssertionError((data_dir.parent / "up.log").read_text())
+    return LiveServer(process, told["url"], told["key"], data_dir, environment, lines, reader, log)

@@ -1,0 +1,94 @@
+"""The import rule of the house holds, and the check that says so would notice if it did not."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("api", "infra", "projections", "domain")
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """An empty house with the real rules."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "cli.py").touch()
+    return tmp_path
+
+
+def test_every_package_imports_to_the_right_only() -> None:
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
+    (house / "cli.py").write_text("import api, infra, projections, domain\n")
+    (house / "api" / "app.py").write_text("import fastapi, starlette, infra.kafka, projections.codes, domain\n")
+    (house / "infra" / "kafka.py").write_text("import kafka, psycopg, projections.codes, domain\n")
+    (house / "projections" / "codes.py").write_text("import psycopg, domain.code\n")
+    (house / "domain" / "code.py").write_text("import eventsourcing.domain\n")
+
+    result = lint_imports(house)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "imported", "rule"),
+    [
+        ("domain/code.py", "projections", "api → infra → projections → domain, to the right only"),
+        ("domain/code.py", "infra", "api → infra → projections → domain, to the right only"),
+        ("domain/code.py", "api", "api → infra → projections → domain, to the right only"),
+        ("projections/codes.py", "infra", "api → infra → projections → domain, to the right only"),
+        ("projections/codes.py", "api", "api → infra → projections → domain, to the right only"),
+        ("infra/worker.py", "api", "api → infra → projections → domain, to the right only"),
+        ("api/app.py", "cli", "nothing imports cli"),
+        ("domain/code.py", "pydantic", "domain is pure: no framework but eventsourcing"),
+        ("domain/code.py", "psycopg", "domain is pure: no framework but eventsourcing"),
+        ("api/app.py", "psycopg", "psycopg stays in projections and infra"),
+        ("api/app.py", "psycopg_pool", "psycopg stays in projections and infra"),
+        ("infra/worker.py", "fastapi", "fastapi stays in api"),
+        ("projections/codes.py", "starlette", "fastapi stays in api"),
+        ("infra/worker.py", "kafka", "kafka stays in infra.kafka"),
+        ("api/app.py", "kafka", "kafka stays in infra.kafka"),
+    ],
+)
+def test_the_check_names_the_rule_that_an_import_breaks(house: Path, module: str, imported: str, rule: str) -> None:
+    (house / module).write_text(f"import {imported}\n")
+
+    result = lint_imports(house)
+
+    assert result.returncode == 1
+    assert f"{rule} BROKEN" in result.stdout
+
+
+@pytest.mark.parametrize("line", ["import eventsourcing.postgres", "from eventsourcing import postgres"])
+def test_the_librarys_own_postgres_recorder_is_refused(house: Path, line: str) -> None:
+    (house / "infra" / "event_store.py").write_text(f"{line}\n")
+
+    result = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251", "infra/event_store.py"],
+        cwd=house,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 1
+    assert "`eventsourcing.postgres` is banned" in result.stdout

@@ -1,0 +1,202 @@
+"""What the repository promises about itself: its layout, its locks, its Makefile, and what must never be in it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+
+
+# Under `make test`, a make that a test starts would take itself for a part of that one, and say so.
+OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if not re.fullmatch("MAKE.*|MFLAGS", name)}
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    return subprocess.run(command, cwd=cwd, env=OUTSIDE_MAKE, capture_output=True, text=True, check=True).stdout
+
+
+def locked(lock: str) -> dict[str, tuple[str, list[str]]]:
+    """Return name → (version, hashes) of a lock's entries."""
+    entries = re.findall(
+        r"^([a-z0-9._-]+)==([^ ]+)(?: ;[^\\\n]+)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)",
+        (ROOT / lock).read_text(),
+        flags=re.MULTILINE,
+    )
+    return {name: (version, re.findall("sha256:([0-9a-f]{64})", hashes)) for name, version, hashes in entries}
+
+
+def direct(lock: str) -> list[Requirement]:
+    """Return what pyproject.toml asks for and the lock must hold."""
+    asked = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["dependency-groups"]["build"]]
+    if lock == "requirements-dev.lock":
+        asked += PYPROJECT["project"]["optional-dependencies"]["dev"]
+    return [Requirement(line) for line in asked]
+
+
+def files_in_git() -> list[Path]:
+    """Return every file that is committed, or would be by `git add --all`."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+
+
+# -- Layout
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"),
+        *("Makefile", "pyproject.toml", *LOCKS, "docker-compose.yml", "Dockerfile", ".ci/run", "cli.py"),
+        *("domain/__init__.py", "projections/__init__.py", "infra/__init__.py", "api/__init__.py"),
+        *("infra/migrations", "docs", "tests/faults"),
+    ],
+)
+def test_the_house_has(name: str) -> None:
+    assert (ROOT / name).exists()
+
+
+def test_ci_runs_as_a_program() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_license_is_apache_2() -> None:
+    lines = [line.strip() for line in (ROOT / "LICENSE").read_text().splitlines() if line.strip()]
+    assert lines[:2] == ["Apache License", "Version 2.0, January 2004"]
+    assert "END OF TERMS AND CONDITIONS" in lines
+
+
+def test_an_installation_carries_every_migration_and_static_file(tmp_path: Path) -> None:
+    # Built from a copy: the build writes beside its source.
+    source = tmp_path / "source"
+    packages = ("api", "domain", "infra", "projections")
+    for package in packages:
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE", "cli.py"):
+        shutil.copy(ROOT / name, source)
+    expected = {
+        path.relative_to(source).as_posix()
+        for package in packages
+        for path in (source / package).rglob("*")
+        if path.is_file()
+    }
+
+    run(
+        *(sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel"),
+        *("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path, source),
+    )
+
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        carried = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert carried == expected | {"cli.py"}
+
+
+# -- Locks
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_line_of_a_lock_is_a_version_or_its_hash(lock: str) -> None:
+    entries = locked(lock)
+    lines = (ROOT / lock).read_text().splitlines()
+
+    assert all(hashes for _, hashes in entries.values())
+    # Nothing is left over: no address, no path, no option, and no entry without a hash.
+    assert len(lines) == len(entries) + sum(len(hashes) for _, hashes in entries.values())
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_holds_every_direct_dependency_within_its_range(lock: str) -> None:
+    entries = locked(lock)
+    for requirement in direct(lock):
+        name = canonicalize_name(requirement.name)
+        assert name in entries, f"{name} is not in {lock}: run make lock"
+        assert requirement.specifier.contains(entries[name][0]), f"{name} in {lock}: run make lock"
+
+
+def test_both_locks_agree() -> None:
+    runtime, everything = (locked(lock) for lock in LOCKS)
+    assert runtime.items() <= everything.items()
+
+
+def test_the_locks_pin_what_the_build_asks_for() -> None:
+    assert PYPROJECT["dependency-groups"]["build"] == PYPROJECT["build-system"]["requires"]
+
+
+# -- Rules and their reasons
+
+
+def test_every_ignored_rule_has_its_reason_beside_it() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:ignore|\"[^\"]+\"|DEP\d+) = \[\n(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(lists) == 1 + len(PYPROJECT["tool"]["ruff"]["lint"]["per-file-ignores"]) + 1
+
+    unexplained = [line for block in lists for line in block.splitlines() if not re.search(r",\s+# \w", line)]
+    assert unexplained == []
+
+
+# -- Makefile
+
+
+def test_make_help_lists_every_target_and_is_the_default() -> None:
+    listed = run("make", "help")
+
+    assert set(re.findall(r"^make (\S+) +\S", listed, flags=re.MULTILINE)) == {
+        *("up", "demo", "test", "faults", "check", "bench"),
+        *(".env", "install", "lock", "clean", "help"),
+    }
+    assert run("make") == listed
+
+
+def test_a_python_that_is_too_old_or_missing_gets_one_clear_line(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", *LOCKS):
+        shutil.copy(ROOT / name, tmp_path)
+
+    result = subprocess.run(
+        ["make", "install", "PYTHON=no-such-python"],
+        cwd=tmp_path,
+        env=OUTSIDE_MAKE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode != 0
+    assert result.stdout == ""
+    said = [line for line in result.stderr.splitlines() if not line.startswith("make")]
+    assert said == [
+        "Python 3.11 or newer is needed, and 'no-such-python' is not one; name another: make PYTHON=python3.13"
+    ]
+    assert not (tmp_path / ".venv").exists()
+
+
+# -- What must not be in it
+
+
+def test_no_file_names_a_place_on_the_machine_it_was_written_on() -> None:
+    # A folder directly under / may be named for other reasons, as in a Dockerfile.
+    here = [str(path) for path in (ROOT, Path.home()) if len(path.parts) > 2 or path == Path("/root")]
+    place = re.compile("|".join([*(re.escape(path) + r"(?![\w-])" for path in here), r"/(?:home|Users)/\w"]))
+
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in files_in_git()
+        if path != Path(__file__)
+        for match in place.finditer(path.read_bytes().decode(errors="replace"))
+    ]
+    assert found == []
+
+
+def test_nothing_that_is_made_or_secret_is_in_git() -> None:
+    made = re.compile(r"(^|/)(\.env.*|\.venv|\.sparkledger|\.bench|__pycache__|[^/]+\.(pyc|key|pem|egg-info))(/|$)")
+    assert [name for path in files_in_git() if made.search(name := path.relative_to(ROOT).as_posix())] == []
