@@ -10,8 +10,9 @@ from starlette.responses import Response
 from api import headers
 from api.answer_models import KeyAnswer, KeysAnswer
 from api.answers import NO_STORE, answer, key_content
-from api.auth import Caller, Route, allow
+from api.auth import Caller, allow
 from api.problems import Problem, malformed_body
+from api.route import Route
 from api.schemas import CreateKey
 from domain.errors import Unknown
 from infra.identity import Subjects

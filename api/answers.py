@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from api.auth import Caller
-    from domain.code import Campaign, Code
+    from domain.campaign import Campaign
+    from domain.code import Code
     from infra.identity import ApiKey
     from infra.ledger import Done
     from projections.codes import CodeRow

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
@@ -36,7 +35,6 @@ TAGS: Final = [
 # What routes raise on purpose; everything else is a fault of ours, and `Edge` answers it.
 _RAISED: Final = (
     HTTPException,
-    RequestValidationError,
     Refused,
     IdempotencyMismatch,
     IdempotencyRunning,

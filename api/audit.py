@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Query
@@ -9,10 +10,11 @@ from starlette.responses import Response
 
 from api.answer_models import EventAnswer, EventsAnswer
 from api.answers import answer
-from api.auth import Caller, Route, allow
+from api.auth import Caller, allow
 from api.cursors import link_next
 from api.problems import Problem, malformed_query
 from api.queries import EventsQuery
+from api.route import Route
 from api.trail import csv_text, event_content, names_of, ndjson
 from domain.code import Code
 from domain.creator import Creator
@@ -34,6 +36,9 @@ FORMATS: Final = (JSON, NDJSON, CSV)
 # Words are looked for in the sentences themselves: so many events are looked through for one page, then a page ends.
 MAX_LOOKED_THROUGH: Final = 5_000
 _LOOKED_THROUGH_AT_ONCE: Final = 1_000
+
+_QUALITY: Final = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+_POSITION: Final = re.compile(r"[1-9][0-9]{0,17}")
 
 router = APIRouter(route_class=Route, tags=["Audit"])
 
@@ -68,8 +73,7 @@ async def read_event(
 ) -> Response:
     """Read one event by its position."""
     store = caller.services.ledgers.store
-    place = int(position) if position.isascii() and position.isdigit() and len(position) < len(str(2**62)) else 0
-    found = await store.at_positions(caller.ledger_id, [place]) if place else []
+    found = await store.at_positions(caller.ledger_id, [int(position)]) if _POSITION.fullmatch(position) else []
     if not found:
         raise Problem("event_unknown")
     if caller.role == "creator":
@@ -157,15 +161,10 @@ def _creator_of(first: Recorded) -> str:
 
 def _format(accept: str) -> str:
     """Return the format that is wanted most, JSON where none is named."""
-    wanted: list[tuple[float, str]] = []
-    for part in accept.split(","):
-        media_type, *parameters = [piece.strip() for piece in part.lower().split(";")]
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        wanted.append((-float(quality) if quality.replace(".", "", 1).isdigit() else 0.0, media_type))
-    return next(
-        (media_type for quality, media_type in sorted(wanted, key=_quality) if media_type in FORMATS and quality), JSON
-    )
-
-
-def _quality(wanted: tuple[float, str]) -> float:
-    return wanted[0]
+    wanted: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        media_type, *parameters = [piece.strip() for piece in part.split(";")]
+        quality = next((_QUALITY.fullmatch(p) for p in parameters if p.startswith("q=")), None)
+        wanted[media_type] = float(quality[1]) if quality else 1.0
+    best = max(FORMATS, key=lambda media_type: wanted.get(media_type, 0.0))
+    return best if wanted.get(best) else JSON

@@ -1,31 +1,26 @@
 """Who calls, and what they may: keys, roles, subjects, and how much.
 
 A route's signature names its roles: `caller: Annotated[Caller, allow("creator", "operator", "admin")]`. `Route` reads
-them from there and lets nobody else in, before it reads the body; `ROLES` collects them into the one table that the
-documentation and the tests compare with the contract.
+them from there and lets nobody else in, before it reads the body.
 """
 
 from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from fastapi import Depends, Request
-from fastapi.routing import APIRoute
 
 from api import headers
-from api.problems import Problem, too_many, unauthenticated
+from api.problems import too_many, unauthenticated
 from api.wiring import Services, limits_of, services_of
 from domain.errors import NotAllowed
 from domain.values import Actor, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
-
-    from fastapi import FastAPI
-    from starlette.responses import Response
+    from collections.abc import Iterable
 
     from domain.code import Code
     from infra.identity import ApiKey
@@ -33,6 +28,8 @@ if TYPE_CHECKING:
 REQUEST_HASH_BYTES: Final = 16
 # Those who act for everyone in their ledger.
 UNBOUND: Final[frozenset[Role]] = frozenset({"admin", "operator"})
+# Those who read what concerns their subjects alone.
+BOUND: Final[frozenset[Role]] = frozenset({"creator", "brand"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +98,8 @@ class Allowed:
 
     roles: tuple[Role, ...]
 
-    async def __call__(self, request: Request) -> Caller:
-        """Hand over whom `Route` has let in."""
-        return cast("Caller", request.scope["caller"])
+    async def __call__(self) -> None:
+        """Stand in the signature; `Route` lets the caller in itself."""
 
 
 def allow(*roles: Role) -> Any:
@@ -111,44 +107,14 @@ def allow(*roles: Role) -> Any:
     return Depends(Allowed(roles), use_cache=False)
 
 
-class JsonRequest(Request):
-    """A request whose body is JSON as RFC 8259 has it: no NaN, no lone surrogates, nothing but UTF-8."""
+async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
+    """Let a request in whose key is valid, has not asked too much, and has one of the roles.
 
-    async def json(self) -> Any:
-        """Parse the body, and keep what it says for the request's hash."""
-        parsed = orjson.loads(await self.body())
-        self.scope["json"] = parsed
-        return parsed
+    Raises:
+        Problem: there is no valid key, or it must wait.
+        NotAllowed: its role does not reach this far.
 
-
-class Route(APIRoute):
-    """A route that knows its roles, and turns callers away before it reads what they send."""
-
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """The roles that are let in; none where anyone is."""
-        calls = [dependency.call for dependency in self.dependant.dependencies]
-        return next((call.roles for call in calls if isinstance(call, Allowed)), ())
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Put the door in front of what FastAPI does."""
-        answer = super().get_route_handler()
-        roles = self.roles
-        takes_body = self.body_field is not None
-
-        async def handler(request: Request) -> Response:
-            if roles:
-                request.scope["caller"] = await _admit(request, roles)
-            if takes_body:
-                if headers.has_body(request) and not headers.is_json(request):
-                    raise Problem("unsupported_media_type")
-                request = JsonRequest(request.scope, request.receive)
-            return await answer(request)
-
-        return handler
-
-
-async def _admit(request: Request, roles: tuple[Role, ...]) -> Caller:
+    """
     services = services_of(request.scope)
     presented = headers.bearer(request)
     key = None if presented is None else await services.identity.authenticate(presented, services.now())
@@ -162,13 +128,3 @@ async def _admit(request: Request, roles: tuple[Role, ...]) -> Caller:
     if key.role not in roles:
         raise NotAllowed(f"A key with the role {key.role} may not do this.")
     return Caller(key, services, request, presented)
-
-
-def roles_by_route(app: FastAPI) -> dict[str, tuple[Role, ...]]:
-    """Return the one table of what each role may, read from the routes themselves: `METHOD /path` → roles."""
-    return {
-        f"{method} {route.path}": route.roles
-        for route in app.routes
-        if isinstance(route, Route)
-        for method in sorted(route.methods or ())
-    }

@@ -19,9 +19,10 @@ from api.answer_models import (
     RevealAnswer,
 )
 from api.answers import NO_STORE, answer, code_answer, created_or_repeated, replayed, stands, warnings
-from api.auth import UNBOUND, Caller, Route, allow
+from api.auth import UNBOUND, Caller, allow
 from api.execution import Guarded, creator_of, execute, loaded, owned, policy_of
 from api.problems import Problem, malformed_body, too_many
+from api.route import Route
 from api.schemas import (
     AddNote,
     EndCampaign,
@@ -37,7 +38,8 @@ from api.schemas import (
 )
 from api.wiring import limits_of
 from domain import commands
-from domain.code import Campaign, Code, Share
+from domain.campaign import Campaign, Share
+from domain.code import Code
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
 from domain.errors import NotAllowed, StaleVersion, Unknown

@@ -36,10 +36,10 @@ def place_of(text: str, query: object) -> int:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise Problem("malformed_cursor") from None
-    place, check = raw[:_KEY_BYTES], raw[_KEY_BYTES:]
-    if len(place) != _KEY_BYTES or check != _check(place, query):
+    key = int.from_bytes(raw[:_KEY_BYTES], "big")
+    if cursor(key, query) != text:
         raise Problem("malformed_cursor")
-    return int.from_bytes(place, "big")
+    return key
 
 
 def link_next(request: Request, **changed: object) -> Mapping[str, str]:

@@ -50,6 +50,10 @@ class Guarded:
         """Load the code that occupies a video, whosever it is."""
         return await self._ledger.code_on_video(video_id)
 
+    async def holds_video(self, code: Code) -> bool:
+        """Tell whether a code is what its video is kept for."""
+        return await self._ledger.holds_video(code)
+
     async def creator(self, creator_id: str) -> Creator | None:
         """Load a creator."""
         creator = await self._ledger.creator(creator_id)

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from api.answer_models import HealthAnswer
 from api.answers import answer
-from api.auth import Route
+from api.route import Route
 from api.wiring import services_of
 from projections import codes, view
 

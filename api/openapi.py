@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi.openapi.utils import get_openapi
 
 from api.answer_models import Problem
-from api.auth import Route
 from api.edge import MAX_BODY_BYTES
 from api.fields import ANY_JSON, NO_NUL
 from api.problems import MEDIA_TYPE
+from api.route import Route
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

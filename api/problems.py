@@ -12,7 +12,6 @@ import http
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -20,7 +19,10 @@ from domain.errors import SENTENCES, Refused, StaleVersion
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
+
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -142,6 +144,12 @@ def malformed_query(parameter: str, problem: str) -> Problem:
     return Problem("malformed_query", members={"errors": [{"pointer": f"/{parameter}", "problem": problem}]})
 
 
+def malformed(code: str, error: ValidationError) -> Problem:
+    """Return the problem of what a model refused: where and why, and nothing of what was sent."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return Problem(code, members={"errors": [{"pointer": _pointer(e), "problem": _sentence(e)} for e in found]})
+
+
 def too_many(code: str, wait_s: float) -> Problem:
     """Return the problem of a caller that must wait; seconds are rounded up, to at least one."""
     return Problem(code, headers={"Retry-After": str(max(1, -int(-wait_s // 1)))})
@@ -170,8 +178,6 @@ def as_problem(error: Exception) -> Problem:  # noqa: PLR0911 - one line for eac
             return Problem("unauthenticated", headers=_CHALLENGE)
         case Unavailable():
             return Problem("unavailable", error.detail, headers={"Retry-After": str(error.retry_after)})
-        case RequestValidationError():
-            return _malformed(error.errors())
         case HTTPException():
             return _of_status(error)
         case _:
@@ -193,30 +199,16 @@ def _of_status(error: HTTPException) -> Problem:
     return Problem("internal_error")
 
 
-def _malformed(errors: Sequence[Any]) -> Problem:
-    """Say where validation failed; what stands outside of the body is a matter of 400."""
-    outside = [error for error in errors if error["loc"][0] != "body"]
-    if any(error["loc"][0] == "path" for error in outside):
-        return Problem("malformed_path")
-    code = "malformed_query" if outside else "malformed_body"
-    found = [{"pointer": _pointer(error), "problem": _sentence(error)} for error in outside or errors]
-    return Problem(code, members={"errors": found})
-
-
-def _pointer(error: Mapping[str, Any]) -> str:
+def _pointer(error: ErrorDetails) -> str:
     """Return the JSON Pointer (RFC 6901) of a field that we named; one that the caller named is not told back."""
-    if error["type"] == "json_invalid":
-        return ""
-    path = error["loc"][1:-1] if error["type"] == "extra_forbidden" else error["loc"][1:]
+    path = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
     return "".join(f"/{part}" for part in path)
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
+def _sentence(error: ErrorDetails) -> str:
     match error["type"]:
         case "extra_forbidden":
-            return "There is a field here that this route does not know."
-        case "json_invalid":
-            return "This is not JSON in UTF-8."
+            return "There is a field here that is not known."
         case "missing":
             return "This is required."
         case _:

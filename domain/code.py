@@ -10,12 +10,13 @@ a rule that tightens later must never make an old stream unloadable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from eventsourcing.domain import Aggregate
 
+from domain.campaign import Campaign, Share
 from domain.errors import Refused, Unknown
 from domain.values import Channel, Sealed, State, Window, masked
 
@@ -24,38 +25,6 @@ if TYPE_CHECKING:
 
 # The same refusal of the same advertiser is recorded once in this time; what comes sooner is only counted.
 REFUSAL_REPEAT_AFTER = timedelta(hours=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Campaign:
-    """An ad on a redeemed code, as it was launched; `ended_at` is set by `CampaignEnded` alone."""
-
-    campaign_id: str
-    advertiser_id: str
-    amount: str
-    currency: str
-    starts_at: datetime
-    ends_at: datetime
-    name: str | None = None
-    targeting: Any = None
-    caption_sha256: str | None = None
-    creative_sha256: str | None = None
-    launched_at: datetime | None = None
-    ended_at: datetime | None = None
-
-    def same_as(self, other: Campaign) -> bool:
-        """Tell whether both were launched with the same details, whatever became of them."""
-        return replace(self, launched_at=None, ended_at=None) == replace(other, launched_at=None, ended_at=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """The code was handed to a brand over a channel; a note is compared by its fingerprint, its text is sealed."""
-
-    brand_id: str
-    channel: Channel
-    advertiser_id: str | None = None
-    note_fingerprint: str | None = None
 
 
 class Code(Aggregate):
@@ -82,7 +51,6 @@ class Code(Aggregate):
         caption_sha256: str | None = None
 
         def apply(self, aggregate: Code) -> None:
-            """Begin the code."""
             aggregate.creator_id = self.creator_id
             aggregate.video_id = self.video_id
             aggregate.terms_version = self.terms_version
@@ -109,7 +77,6 @@ class Code(Aggregate):
         TOPIC = "CodeChanged"
 
         def apply(self, aggregate: Code) -> None:
-            """Move the version that a caller's `If-Match` must name."""
             aggregate.command_version = self.originator_version
 
     class Extended(Changed):
@@ -120,7 +87,6 @@ class Code(Aggregate):
         expires_at: datetime
 
         def apply(self, aggregate: Code) -> None:
-            """Move the end."""
             super().apply(aggregate)
             aggregate.window = Window(aggregate.window.starts_at, self.expires_at)
 
@@ -135,7 +101,6 @@ class Code(Aggregate):
         note: Sealed | None = None
 
         def apply(self, aggregate: Code) -> None:
-            """Remember to whom, how and when."""
             super().apply(aggregate)
             share = Share(self.brand_id, self.channel, self.advertiser_id, self.note_fingerprint)
             aggregate.shares = {**aggregate.shares, share: self.timestamp}
@@ -148,7 +113,6 @@ class Code(Aggregate):
         shared_with_advertiser: bool
 
         def apply(self, aggregate: Code) -> None:
-            """Remember the advertiser."""
             super().apply(aggregate)
             aggregate.redemptions = {**aggregate.redemptions, self.advertiser_id: self.timestamp}
 
@@ -160,7 +124,6 @@ class Code(Aggregate):
         reason: str
 
         def apply(self, aggregate: Code) -> None:
-            """Remember when, to record the same refusal once an hour."""
             aggregate.refusals = {**aggregate.refusals, (self.advertiser_id, self.reason): self.timestamp}
 
     class CampaignLaunched(Changed):
@@ -178,7 +141,6 @@ class Code(Aggregate):
         creative_sha256: str | None = None
 
         def apply(self, aggregate: Code) -> None:
-            """Remember the campaign, and the hashes it was launched with."""
             super().apply(aggregate)
             campaign = Campaign(
                 campaign_id=self.campaign_id,
@@ -207,7 +169,6 @@ class Code(Aggregate):
         reason: str | None = None
 
         def apply(self, aggregate: Code) -> None:
-            """Mark the campaign as ended."""
             super().apply(aggregate)
             campaign = aggregate.campaigns.get(self.campaign_id)
             if campaign is not None:  # a read "as it was true then" may leave the launch out
@@ -229,7 +190,6 @@ class Code(Aggregate):
         text: Sealed | None = None
 
         def apply(self, aggregate: Code) -> None:
-            """Remember the note's fingerprint, to know the same note again."""
             aggregate.notes = aggregate.notes | {(self.note_fingerprint, self.about_position)}
 
     class Revoked(Changed):
@@ -240,7 +200,6 @@ class Code(Aggregate):
         forced: bool = False
 
         def apply(self, aggregate: Code) -> None:
-            """Revoke, for good."""
             super().apply(aggregate)
             aggregate.revoked_at = self.timestamp
 
@@ -251,7 +210,6 @@ class Code(Aggregate):
         expires_at: datetime
 
         def apply(self, aggregate: Code) -> None:
-            """Remember for which end the expiry is recorded."""
             super().apply(aggregate)
             aggregate.expiry_recorded = self.expires_at
 
@@ -402,6 +360,10 @@ class Code(Aggregate):
                 caption_sha256=campaign.caption_sha256,
                 creative_sha256=campaign.creative_sha256,
             )
+            if self.expiry_recorded == self.window.expires_at < campaign.ends_at:
+                # Recorded after the expiry that ended it: it must not run again when the code is revived.
+                launched = self.campaigns[campaign.campaign_id]
+                self._end(launched, "code_expired", None, at=self.window.expires_at)
 
     def end_campaign(self, campaign_id: str, reason: str | None, *, at: datetime) -> None:
         """Record that a campaign was stopped; one that no longer runs stays as it is.
@@ -499,6 +461,11 @@ class Code(Aggregate):
         ]
 
     # ── guards ──
+
+    def refuse_before_it_began(self, at: datetime) -> None:
+        """Raise `effective_too_early` for what is said to have happened before the code was there at all."""
+        if at < min(self.generated_at, self.window.starts_at):
+            raise Refused("effective_too_early")
 
     def refuse_revoked(self) -> None:
         """Raise `code_revoked` where it was."""

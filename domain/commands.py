@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
-from domain.code import Campaign, Code, Share
+from domain.campaign import Campaign, Share
+from domain.code import Code
 from domain.creator import Creator
 from domain.errors import Refused, StaleVersion, Unknown
 from domain.values import Policy, Sealed, Window
@@ -36,6 +37,9 @@ class Ledger(Protocol):
 
     async def code_on_video(self, video_id: str) -> Code | None:
         """Load the code that was last known to occupy the video."""
+
+    async def holds_video(self, code: Code) -> bool:
+        """Tell whether a code is what its video is kept for."""
 
     def fingerprint(self, text: str) -> str:
         """Return the keyed hash under which a secret text is known in this ledger."""
@@ -117,9 +121,12 @@ async def generate(
         raise Refused("terms_not_accepted")
     if days not in policy.allowed_days:
         raise Refused("duration_not_allowed", _allowed(policy))
+    begins = starts_at or when.at
+    if begins > when.now + policy.longest:
+        # Else a window that begins in a hundred years would keep its video until it is revoked.
+        raise Refused("duration_not_allowed", f"A window can begin at most {policy.longest.days} days from now.")
     if await ledger.code_by_secret(secret) is not None:
         raise Refused("secret_exists")
-    begins = starts_at or when.at
     window = Window(begins, begins + timedelta(days=days))
     unchanged: list[Code | Creator] = [creator]
     claims = [Claim("secret", secret, expected=None, new=code_id)]
@@ -159,7 +166,7 @@ async def extend(
             forbids reviving), `live_code_exists`, `window_not_longer`, in this order.
 
     """
-    code = await _matching(ledger, code_id, if_match)
+    code = await _matching(ledger, code_id, if_match, when)
     creator = await _permitted(ledger, code.creator_id)
     code.refuse_revoked()
     if days is not None:
@@ -195,7 +202,7 @@ async def share(
         Refused: `permission_disabled`, `code_revoked`, `code_expired`, in this order.
 
     """
-    code = await _matching(ledger, code_id, if_match)
+    code = await _matching(ledger, code_id, if_match, when)
     creator = await _permitted(ledger, code.creator_id)
     code.share(share, note, at=when.at)
     return Decision(code, [creator])
@@ -225,7 +232,7 @@ async def launch(
     ledger: Ledger, code_id: UUID, campaign: Campaign, *, if_match: int | None, when: When
 ) -> Decision[Code]:
     """Record a campaign on a redeemed code; its refusals are those of `Code.launch`."""
-    code = await _matching(ledger, code_id, if_match)
+    code = await _matching(ledger, code_id, if_match, None)  # launching compares the moment with the window itself
     code.launch(campaign, at=when.at)
     return Decision(code)
 
@@ -234,7 +241,7 @@ async def end_campaign(
     ledger: Ledger, code_id: UUID, campaign_id: str, reason: str | None, *, if_match: int | None, when: When
 ) -> Decision[Code]:
     """Record that a campaign was stopped."""
-    code = await _matching(ledger, code_id, if_match)
+    code = await _matching(ledger, code_id, if_match, when)
     code.end_campaign(campaign_id, reason, at=when.at)
     return Decision(code)
 
@@ -243,14 +250,14 @@ async def revoke(
     ledger: Ledger, code_id: UUID, reason: str, *, force: bool, if_match: int | None, when: When
 ) -> Decision[Code]:
     """Take a code back for good, and free its video."""
-    code = await _matching(ledger, code_id, if_match)
+    code = await _matching(ledger, code_id, if_match, when)
     code.revoke(reason, force=force, at=when.at)
     return Decision(code, claims=await _freed(ledger, code))
 
 
 async def reveal(ledger: Ledger, code_id: UUID, reason: str, *, if_match: int | None, when: When) -> Decision[Code]:
     """Record that the secret is shown again."""
-    code = await _matching(ledger, code_id, if_match)
+    code = await _matching(ledger, code_id, if_match, when)
     code.reveal(reason, at=when.at)
     return Decision(code)
 
@@ -265,7 +272,7 @@ async def add_note(
     when: When,
 ) -> Decision[Code]:
     """Record a remark on a code."""
-    code = await _matching(ledger, code_id, if_match)
+    code = await _matching(ledger, code_id, if_match, when)
     code.add_note(text, ledger.fingerprint(text), about_position, at=when.at)
     return Decision(code)
 
@@ -279,11 +286,13 @@ async def expire(ledger: Ledger, code_id: UUID, *, when: When) -> Decision[Code]
     return Decision(code, claims=await _freed(ledger, code))
 
 
-async def _matching(ledger: Ledger, code_id: UUID, if_match: int | None) -> Code:
-    """Load a code that the caller has seen as it stands."""
+async def _matching(ledger: Ledger, code_id: UUID, if_match: int | None, when: When | None) -> Code:
+    """Load a code that the caller has seen as it stands, and that was there when this is said to have happened."""
     code = await ledger.code(code_id)
     if if_match is not None and if_match != code.command_version:
         raise StaleVersion(code.command_version)
+    if when is not None and when.at < when.now:  # a clock that steps back is no statement about the past
+        code.refuse_before_it_began(when.at)
     return code
 
 
@@ -305,8 +314,7 @@ async def _free_video(ledger: Ledger, video_id: str, now: datetime) -> Code | No
 
 async def _freed(ledger: Ledger, code: Code) -> list[Claim]:
     """Free the video that a code holds; where another holds it by now, there is nothing to free."""
-    occupant = await ledger.code_on_video(code.video_id)
-    if occupant is None or occupant.id != code.id:
+    if not await ledger.holds_video(code):
         return []
     return [Claim("video", code.video_id, expected=code.id, new=None)]
 

@@ -28,6 +28,7 @@ RefusalCode = Literal[
     "campaign_outside_window",
     "creative_locked",
     "campaign_running",
+    "effective_too_early",
 ]
 
 REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
@@ -88,6 +89,9 @@ SENTENCES: Final[dict[RefusalCode, str]] = {
     "campaign_outside_window": "The campaign would start outside the code's window.",
     "creative_locked": (
         "A campaign is running on this code, so caption and creative cannot change. End it, or use the recorded ones."
+    ),
+    "effective_too_early": (
+        "This is said to have happened before the code began. Send an effective_at at which the code was there."
     ),
     "campaign_running": (
         "A campaign is running on this code. End it first; an operator may force the revocation with a reason."

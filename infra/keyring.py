@@ -36,9 +36,14 @@ class Recent(Generic[K, V]):
             self._values.move_to_end(key)
         return value
 
+    def drop(self, key: K) -> None:
+        """Forget what is remembered under a key."""
+        self._values.pop(key, None)
+
     def put(self, key: K, value: V) -> V:
         """Remember a value, and return it."""
         self._values[key] = value
+        self._values.move_to_end(key)
         if len(self._values) > self._limit:
             self._values.popitem(last=False)
         return value

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from copy import copy
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, cast
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from domain.code import Code
 from domain.commands import A, Claim, Decision, When
 from domain.creator import Creator
 from domain.errors import Refused, Unknown
-from domain.recorded import Recorded, replay_code, replay_creator
+from domain.recorded import Recorded, replay_code
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.ids import uuid7
 from infra.mapper import clear_body, sealed_fields, wire_type
+from infra.session import Loaded, Memory, Session, copied, replayed
 from infra.vault import place
 from infra.writer import Append, Appended, Conflict, EventRow, KeyRefused, Mismatch, Outcome, Replayed
 
@@ -81,58 +84,6 @@ class Done(Generic[A]):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """An aggregate as it stands in the log; never changed, commands get a copy."""
-
-    aggregate: Code | Creator
-    position: int
-    creator_stream: UUID
-
-
-class Session:
-    """One attempt at one command: what it reads, and what is known of that. Implements `domain.commands.Ledger`."""
-
-    def __init__(self, ledger_id: int, store: EventStore, keys: LedgerKeys) -> None:
-        """Begin with nothing read."""
-        self._ledger_id = ledger_id
-        self._store = store
-        self._keys = keys
-        self.loaded: dict[UUID, Loaded] = {}
-
-    async def creator(self, creator_id: str) -> Creator | None:
-        """Load a creator by claim."""
-        return cast("Creator | None", await self._claimed("creator", creator_id))
-
-    async def code(self, code_id: UUID) -> Code:
-        """Load a code by its stream."""
-        stream = await self._store.stream(self._ledger_id, code_id)
-        if not stream or not isinstance(stream[0].event, Code.Generated):
-            raise Unknown("code")
-        return cast("Code", self._keep(stream))
-
-    async def code_by_secret(self, secret: Sealed) -> Code | None:
-        """Load a code by the keyed hash of its secret."""
-        return cast("Code | None", await self._claimed("secret", secret))
-
-    async def code_on_video(self, video_id: str) -> Code | None:
-        """Load the code that holds the video's slot."""
-        return cast("Code | None", await self._claimed("video", video_id))
-
-    def fingerprint(self, text: str) -> str:
-        """Hash a text with the ledger's key."""
-        return self._keys.fingerprint(text)
-
-    async def _claimed(self, kind: str, name: str) -> Code | Creator | None:
-        stream = await self._store.claimed(self._ledger_id, self._keys.claim(kind, name))
-        return self._keep(stream) if stream else None
-
-    def _keep(self, stream: Sequence[Recorded]) -> Code | Creator:
-        known = Loaded(_replayed(stream), stream[-1].position, stream[-1].creator_stream)
-        self.loaded[known.aggregate.id] = known
-        return _copy(known.aggregate)
-
-
-@dataclass(frozen=True, slots=True)
 class Attempt(Generic[A]):
     """One attempt at a command: when, what was read, what came out."""
 
@@ -147,6 +98,11 @@ class Attempt(Generic[A]):
     def decided(self) -> Decision[A]:
         """The decision, where there are events to append."""
         return cast("Decision[A]", self.decision)
+
+    @property
+    def nothing_sure(self) -> bool:
+        """Whether it guessed, and would append nothing that could prove the guess right."""
+        return self.session.guessed and (self.refusal is not None or not self.events)
 
     @property
     def creator_stream(self) -> UUID:
@@ -174,6 +130,7 @@ class Ledgers:
         keyring: Keyring,
         refusals: Refusals,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        memory: Memory | None = None,
     ) -> None:
         """Take the log's two ends, the keys, the counts of refusals, and the clock that commands are decided by."""
         self.store = store
@@ -181,11 +138,13 @@ class Ledgers:
         self.now = now
         self._writer = writer
         self._keyring = keyring
+        self._memory = memory or Memory()
         self._running: set[tuple[int, bytes]] = set()
+        self._turns: WeakValueDictionary[tuple[int, UUID], asyncio.Lock] = WeakValueDictionary()
 
-    async def session(self, ledger_id: int) -> Session:
-        """Begin to read aggregates of a ledger."""
-        return Session(ledger_id, self.store, await self._keyring.ledger(ledger_id))
+    async def session(self, ledger_id: int, *, guess: bool = False) -> Session:
+        """Begin to read aggregates of a ledger; guessing is for attempts whose every outcome is checked again."""
+        return Session(ledger_id, self.store, await self._keyring.ledger(ledger_id), self._memory, guess=guess)
 
     async def execute(
         self, request: Request, decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]]
@@ -223,29 +182,48 @@ class Ledgers:
         idempotency: bytes | None,
     ) -> Done[A]:
         command_id = uuid7()
-        for _ in range(MAX_ATTEMPTS):
-            attempt = await self._decide(request, decide)
-            if idempotency is not None and (attempt.refusal is not None or not attempt.events):
-                # What would be turned down now may have been done before: then its first answer stands.
-                told = await self._told_again(request, idempotency)
-                if told is not None:
-                    return cast("Done[A]", told)
-            if not attempt.events:
-                return await self._nothing_recorded(attempt)
-            outcome = await self._writer.append(
-                # A refusal is recorded without the key: the same request may succeed later.
-                await self._append_of(attempt, command_id, None if attempt.refusal else idempotency)
-            )
-            if not isinstance(outcome, Conflict):
-                return await self._answered(attempt, outcome)
+        async with AsyncExitStack() as turn:
+            for number in range(MAX_ATTEMPTS):
+                attempt = await self._decide(request, decide, guess=number == 0)
+                if attempt.nothing_sure:
+                    attempt = await self._decide(request, decide, guess=False)
+                if idempotency is not None and (attempt.refusal is not None or not attempt.events):
+                    # What would be turned down now may have been done before: then its first answer stands.
+                    told = await self._told_again(request, idempotency)
+                    if told is not None:
+                        return cast("Done[A]", told)
+                if not attempt.events:
+                    return await self._nothing_recorded(attempt)
+                append = await self._append_of(
+                    # A refusal is recorded without the key: the same request may succeed later.
+                    attempt,
+                    command_id,
+                    None if attempt.refusal else idempotency,
+                )
+                outcome = await self._writer.append(append)
+                if not isinstance(outcome, Conflict):
+                    return await self._answered(attempt, append, outcome)
+                if number == 0:
+                    # Whoever lost a race takes turns from now on with the others here that want the same stream.
+                    await turn.enter_async_context(self._turn(request.ledger_id, attempt.decided.aggregate.id))
         raise Unavailable(BUSY)
 
+    def _turn(self, ledger_id: int, stream_id: UUID) -> asyncio.Lock:
+        lock = self._turns.get((ledger_id, stream_id))
+        if lock is None:
+            lock = self._turns[ledger_id, stream_id] = asyncio.Lock()
+        return lock
+
     async def _decide(
-        self, request: Request, decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]]
+        self,
+        request: Request,
+        decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]],
+        *,
+        guess: bool,
     ) -> Attempt[A]:
         now = self.now()
         when = When(now, request.effective_at or now)
-        session = await self.session(request.ledger_id)
+        session = await self.session(request.ledger_id, guess=guess)
         try:
             decision = await decide(session, when)
         except Refused as refusal:
@@ -267,7 +245,7 @@ class Ledgers:
         known = attempt.session.loaded[aggregate.id]
         return Done(aggregate, known.position, attempt.when.now, 0, replayed=False, creator_stream=known.creator_stream)
 
-    async def _answered(self, attempt: Attempt[A], outcome: Outcome) -> Done[A]:
+    async def _answered(self, attempt: Attempt[A], append: Append, outcome: Outcome) -> Done[A]:
         """Answer what became of an append that did not lose a race."""
         match outcome:
             case Replayed():
@@ -276,9 +254,17 @@ class Ledgers:
                 raise IdempotencyMismatch
             case KeyRefused():
                 raise KeyNoLongerValid
+        done = _done(attempt, cast("Appended", outcome))
+        self._remember(attempt, append, done)
         if attempt.refusal is not None:
             raise attempt.refusal
-        return _done(attempt, cast("Appended", outcome))
+        return done
+
+    def _remember(self, attempt: Attempt[A], append: Append, done: Done[A]) -> None:
+        ledger_id = append.ledger_id
+        self._memory.keep(ledger_id, Loaded(cast("A", done.aggregate), done.position, attempt.creator_stream))
+        for claim, _, holder in append.claims:
+            self._memory.keep_claim(ledger_id, claim, holder)
 
     async def _append_of(self, attempt: Attempt[A], command_id: UUID, idempotency: bytes | None) -> Append:
         request = attempt.request
@@ -345,7 +331,7 @@ class Ledgers:
         streams = await self.store.streams(ledger_id, [recorded.stream_id])
         stream = [r for r in streams[recorded.stream_id] if r.position <= last]
         return Done(
-            aggregate=_replayed(stream),
+            aggregate=replayed(stream),
             position=last,
             recorded_at=recorded.recorded_at,
             appended=last - first + 1,
@@ -395,17 +381,6 @@ class Ledgers:
         return fields
 
 
-def _replayed(stream: Sequence[Recorded]) -> Code | Creator:
-    return replay_code(stream) if isinstance(stream[0].event, Code.Generated) else replay_creator(stream)
-
-
-def _copy(aggregate: Code | Creator) -> Code | Creator:
-    """Copy an aggregate for one command: appliers assign new values, so only its list of events is its own."""
-    fresh = copy(aggregate)
-    fresh._pending_events = []  # noqa: SLF001 - the library offers no way to copy an aggregate
-    return fresh
-
-
 def _hashed(claim: Claim, keys: LedgerKeys) -> tuple[bytes, UUID | None, UUID | None]:
     return keys.claim(claim.kind, claim.name), claim.expected, claim.new
 
@@ -413,7 +388,7 @@ def _hashed(claim: Claim, keys: LedgerKeys) -> tuple[bytes, UUID | None, UUID | 
 def _done(attempt: Attempt[A], outcome: Appended) -> Done[A]:
     """Answer with the aggregate as the log now has it: what took effect on recording bears that moment."""
     known = attempt.session.loaded.get(attempt.decided.aggregate.id)
-    aggregate: Any = _copy(known.aggregate) if known is not None else None
+    aggregate: Any = copied(known.aggregate) if known is not None else None
     for event in attempt.events:
         if not attempt.dated(event):
             vars(event)["timestamp"] = outcome.recorded_at

@@ -143,6 +143,7 @@ class EmbeddedPostgres:
             self._start_log()
             self._stopping.clear()
             self._ready.clear()
+            self._process, self._launch_error = None, None
             self._keeper = threading.Thread(target=self._keep, name="embedded-postgres", daemon=True)
             self._keeper.start()
             self._wait_until_ready()

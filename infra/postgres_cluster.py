@@ -15,13 +15,15 @@ import importlib.util
 import json
 import os
 import pwd
+import selectors
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -159,11 +161,12 @@ def prepare(cluster: Cluster, user: User | None) -> None:
     """
     for unfinished in cluster.data_dir.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-    if cluster.directory.exists():
+    existed = cluster.directory.exists()
+    if existed:
         _check_existing(cluster, user)
-    else:
-        _initialise(cluster, user)
     _make_socket_dir(cluster.socket_dir, user)
+    if not existed:
+        _initialise(cluster, user)
 
 
 def _check_existing(cluster: Cluster, user: User | None) -> None:
@@ -202,18 +205,23 @@ def _initialise(cluster: Cluster, user: User | None) -> None:
         "--data-checksums",
         "--no-instructions",
     ]
-    done = subprocess.run(
-        launch_command([fresh, initdb], user, "SIGTERM", str(initdb), *options),
-        env=environment(),
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        timeout=INITDB_SECONDS_MAX,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            launch_command([fresh, initdb], user, "SIGTERM", str(initdb), *options),
+            env=environment(),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            timeout=INITDB_SECONDS_MAX,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise failure(
+            "PostgreSQL's initdb failed", cluster, None, f"it was not done after {INITDB_SECONDS_MAX} seconds"
+        ) from None
     if done.returncode != 0:
         shutil.rmtree(fresh, ignore_errors=True)
         raise failure("PostgreSQL's initdb failed", cluster, done.returncode, done.stdout)
@@ -295,7 +303,7 @@ def stop_leftovers(cluster: Cluster) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 # Backends without a postmaster know no fast stop, and there is nothing left for them to do.
                 process.send_signal(number if postmaster else max(number, signal.SIGQUIT))
-        psutil.wait_procs(left, timeout=seconds)
+        wait_for_end(left, seconds)
     if left := cluster.processes():
         pids = ", ".join(str(process.pid) for process in left)
         raise PostgresError(
@@ -304,6 +312,24 @@ def stop_leftovers(cluster: Cluster) -> None:
         )
     for noted_in in _lock_files(cluster):
         _forget_reused_pid(noted_in)
+
+
+def wait_for_end(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Wait until every process has ended, `seconds` at most; one that its new parent has yet to bury has ended."""
+    if sys.platform != "linux":
+        psutil.wait_procs(processes, timeout=seconds)
+        return
+    # psutil waits for the burial too, which takes seconds with some init processes, and never comes with others.
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as opened:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                ended = os.pidfd_open(process.pid)
+                opened.callback(os.close, ended)
+                selector.register(ended, selectors.EVENT_READ)
+        deadline = time.monotonic() + seconds
+        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                selector.unregister(key.fd)
 
 
 def _lock_files(cluster: Cluster) -> Iterator[Path]:

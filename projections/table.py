@@ -125,7 +125,8 @@ class Table(Generic[R]):
     async def create(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
         """Create the table, open to the API's eyes as far as it is bound to a ledger, and without indexes yet."""
         await cur.execute(sql.SQL(self._ddl).format(table=self.identifier(suffix)))
-        await cur.execute(sql.SQL(_ACCESS).format(table=self.identifier(suffix)))
+        # In text: a statement whose answer is to be binary goes alone.
+        await cur.execute(sql.SQL(_ACCESS).format(table=self.identifier(suffix)), binary=False)
 
     async def create_indexes(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
         """Create the indexes, all or none as the caller's transaction has it, unless they are there.

@@ -1,4 +1,4 @@
-"""Writes what the documentation takes from the code: docs/events.md, and the tables of the README.
+"""Writes what the documentation takes from the code: docs/events.md, and tables of the README and of the decisions.
 
     python -m tests.generated --write    refreshes them
     python -m tests.generated --check    fails where one is stale, and names it
@@ -13,21 +13,27 @@ import json
 import re
 import sys
 import types
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
-from uuid import UUID
 
+from eventsourcing.domain import Aggregate
+from eventsourcing.utils import get_topic
+
+from api import edge, queries, schemas
+from api import fields as fields_
+from api import limits as limit
 from api.app import create_app
-from api.auth import roles_by_route
+from api.problems import RETRYABLE, STATUSES
+from api.route import roles_by_route
 from api.wiring import Services
-from domain.code import Campaign, Code
+from domain.campaign import Campaign
+from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
 from domain.summaries import summary
 from domain.values import Role, Sealed
-from eventsourcing.domain import Aggregate
-from eventsourcing.utils import get_topic
+from infra import views, worker, writer
 from infra.mapper import clear_body, sealed_fields, wire_type
 from infra.settings import Settings, settings_table
 from tests import given
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parent.parent
 EVENTS: Final = "docs/events.md"
 README: Final = "README.md"
+DECISIONS: Final = "docs/decisions"
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 _INTRODUCTION: Final = """\
@@ -53,7 +60,7 @@ is never changed or used again, and a new version of an event reads its old ones
 Every event also has its place and its provenance, the same for all types:
 
 | Field | Type | Meaning |
-|---|---|---|
+| --- | --- | --- |
 | `position` | whole number | the place in the ledger: 1, 2, 3 … without gaps, in the order of commits |
 | `event_id` | UUID | the event's own id |
 | `type`, `type_version` | text, whole number | the name and version below |
@@ -63,18 +70,17 @@ Every event also has its place and its provenance, the same for all types:
 | `effective_at` | time | when it was true in the world |
 | `actor` | object | `key_id`, `key_name`, `role`, and the `subject` that the key acted for |
 | `source` | text | who says so: `creator`, `brand`, `operator`, `platform` or `clock` |
-| `correlation_id` | text | what the caller named the larger undertaking by |
-| `causation_id` | UUID | the event that it follows from |
+| `correlation_id` | text, may be null | what the caller named the larger undertaking by |
+| `causation_id` | UUID, may be null | the event that it follows from |
 | `summary` | text | a plain sentence, made of clear facts alone |
 | `body` | object | the fields below |
 
 *Clear* fields are stored as JSON and stay readable for good. *Sealed* fields are stored encrypted, under a key of their
-creator's own; no list, export or stream of events ever shows them. Fields without a value are left out. Times are
-RFC 3339 in UTC. An event that *moves the version* makes an `If-Match` of before stale; the others do not, so that an
-outsider cannot disturb the owner.
+creator's own. No event ever shows a secret; notes are shown in their code's history, to those who may read them there.
+Fields without a value are left out. Times are RFC 3339 in UTC. An event that *moves the version* makes an `If-Match` of
+before stale; the others do not, so that an outsider cannot disturb the owner.
 """
 
-# The longest column of a table cell that still reads well is no concern of Markdown's; ids stand as they are.
 _WORDS: Final[dict[Any, str]] = {
     str: "text",
     int: "whole number",
@@ -106,14 +112,14 @@ def own_fields(kind: type[Any]) -> Iterator[tuple[str, str, bool]]:
     annotations = get_type_hints(kind)
     for field in fields(kind):
         if field.name not in inherited:
-            yield field.name, *_in_words(annotations[field.name])
+            words, sealed = _in_words(annotations[field.name])
+            yield field.name, words if field.default is MISSING else f"{words}, may be absent", sealed
 
 
 def _in_words(annotation: Any) -> tuple[str, bool]:
     if get_origin(annotation) in {Union, types.UnionType}:
         (present,) = [part for part in get_args(annotation) if part is not type(None)]
-        words, sealed = _in_words(present)
-        return f"{words}, may be absent", sealed
+        return _in_words(present)
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(f"`{value}`" for value in get_args(annotation)), False
     return _WORDS[annotation], annotation is Sealed
@@ -123,7 +129,7 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
     """Tell the whole life of a code in memory; return by wire name the first event of each type, and what it seals."""
     story = given.Story()
     month, account = timedelta(days=30), "adv-7001"
-    creator = {"creator_id": "ana.creates", "video_id": "7312345678901234567"}
+    creator, video = "ana.creates", "7312345678901234567"
     secret = Sealed("#k9/Tz+example+of+a+spark+ad+code==")
     campaign = Campaign(
         campaign_id="spring-sale",
@@ -137,8 +143,8 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         creative_sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     )
     told: tuple[given.Command, ...] = (
-        given.permission(creator_id="ana.creates"),
-        given.generate(**creator, terms_version="2026-01", secret=secret),
+        given.permission(creator_id=creator),
+        given.generate(creator_id=creator, video_id=video, terms_version="2026-01", secret=secret),
         given.extend(days=60),
         given.share(brand_id="acme", advertiser_id=account, note="For the spring sale"),
         given.redeem(secret, advertiser_id=account),
@@ -154,7 +160,7 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         given.expire(),
         given.redeem(secret, advertiser_id="adv-9999"),
         given.revoke(reason="The agreement ended"),
-        given.permission(creator_id="ana.creates", enabled=False),
+        given.permission(creator_id=creator, enabled=False),
     )
     for command in late:
         pending += _decided(story, command)
@@ -198,8 +204,8 @@ def _section(kind: type[Any], event: Event, sealed: dict[str, str]) -> str:
     name, version = wire_type(event)
     rows = [(f"`{field}`", words, "sealed" if secret else "clear") for field, words, secret in own_fields(kind)]
     stored = json.dumps(json.loads(clear_body(event)), indent=2, ensure_ascii=False)
-    also = f"Sealed beside it: {', '.join(f'`{field}`' for field in sealed)}.\n" if sealed else ""
-    return f"""
+    also = f"\nSealed beside it: {', '.join(f'`{field}`' for field in sealed)}.\n" if sealed else ""
+    return f"""\
 ## {name}
 
 Version {version}. {_prose(kind)}
@@ -210,7 +216,7 @@ Version {version}. {_prose(kind)}
 ```json
 {stored}
 ```
-{also}""".rstrip("\n") + "\n"
+{also}"""
 
 
 def _moves_version(kind: type[Any]) -> bool:
@@ -224,7 +230,7 @@ def _prose(kind: type[Any]) -> str:
     return text
 
 
-# -- The README's tables
+# -- Tables of other pages
 
 
 def settings() -> str:
@@ -252,15 +258,73 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-TABLES: Final[dict[str, Callable[[], str]]] = {"settings": settings, "roles": roles}
+def problems() -> str:
+    """Return the table of what is answered where something is refused, by HTTP status."""
+    by_status: dict[int, list[str]] = {}
+    for code, status in STATUSES.items():
+        by_status.setdefault(status, []).append(f"`{code}`" + ("*" if code in RETRYABLE else ""))
+    table = _table(("Status", "`code`"), [(str(status), ", ".join(codes)) for status, codes in by_status.items()])
+    return f"{table}\n\\* `retryable`\n"
 
 
-def with_tables(text: str) -> str:
+def limits() -> str:
+    """Return the table of limits."""
+    kib = 1024
+    rows: list[tuple[str, str]] = [
+        ("a request's body", f"{edge.MAX_BODY_BYTES // kib:,} KiB"),
+        ("an id", "1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`"),
+        ("a secret", f"{fields_.MAX_SECRET_CHARACTERS} characters"),
+        ("a reason", f"{fields_.MAX_REASON_CHARACTERS} characters"),
+        ("a note", f"{fields_.MAX_TEXT_CHARACTERS:,} characters"),
+        (
+            "a campaign's targeting",
+            f"{fields_.MAX_TARGETING_BYTES // kib} KiB of JSON, {fields_.MAX_TARGETING_DEPTH} levels",
+        ),
+        ("a time", f"the years {fields_.FIRST_YEAR} to {fields_.LAST_YEAR}"),
+        ("a page", f"{queries.LIMIT} entries, at most {queries.MAX_LIMIT:,}"),
+        ("a key's subjects", f"{schemas.MAX_SUBJECTS:,} of a kind"),
+        ("a request", f"answered within {edge.MAX_REQUEST_S:.0f} s"),
+        ("`at_least`", f"waits {views.AT_LEAST_WAIT_S:.0f} s at most"),
+        (
+            "codes that nobody generated, for each key and API process",
+            f"{limit.UNKNOWN_CODES_AT_ONCE} at once, then one in {1 / limit.UNKNOWN_CODES_PER_SECOND:.0f} s",
+        ),
+        ("commands that wait to be recorded, for each API process", f"{writer.MAX_WAITING:,}"),
+        ("an `Idempotency-Key`", f"kept for {worker.KEEP_IDEMPOTENCY_HOURS} hours"),
+        (
+            "the same refused redemption",
+            f"recorded once in {REFUSAL_REPEAT_AFTER.seconds // 3600} h, and counted beyond",
+        ),
+    ]
+    return _table(("What", "Limit"), rows)
+
+
+def decisions() -> str:
+    """Return the table of decisions: each one's title, and the line to quote."""
+    rows = []
+    for path in sorted((ROOT / DECISIONS).glob("[0-9]*.md")):
+        text = path.read_text()
+        quoted = " ".join(" ".join(re.findall(r"^> ?(.*)$", text, flags=re.MULTILINE)).split())
+        title = text.split("\n", 1)[0].removeprefix("# ")
+        rows.append((f"[{title}]({path.name})", quoted))
+    return _table(("Decision", "In one line"), rows)
+
+
+TABLES: Final[dict[str, dict[str, Callable[[], str]]]] = {
+    README: {"roles": roles, "problems": problems, "settings": settings, "limits": limits},
+    f"{DECISIONS}/README.md": {"decisions": decisions},
+}
+
+
+def with_tables(page: str) -> str:
     """Return a page with every table in it as the code has it now."""
-    for name, table in TABLES.items():
-        place = re.compile(f"(<!-- generated: {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        assert len(place.findall(text)) == 1, f"the table {name} has no place"
-        text = place.sub(lambda marks, table=table: f"{marks[1]}\n{table()}\n{marks[2]}", text)  # type: ignore[misc] # bound by default
+    text = (ROOT / page).read_text()
+    for name, table in TABLES[page].items():
+        before, begins, rest = text.partition(f"<!-- generated: {name} -->\n")
+        _, ends, after = rest.partition(f"<!-- end of {name} -->")
+        assert begins, f"{page} has no place for the table {name}"
+        assert ends, f"{page} does not say where the table {name} ends"
+        text = f"{before}{begins}\n{table()}\n{ends}{after}"
     return text
 
 
@@ -269,14 +333,14 @@ def with_tables(text: str) -> str:
 
 def pages() -> dict[str, str]:
     """Return every page that holds something generated, as it should be."""
-    return {EVENTS: events_page(), README: with_tables((ROOT / README).read_text())}
+    return {EVENTS: events_page(), **{page: with_tables(page) for page in TABLES}}
 
 
-def stale() -> list[str]:
-    """Return the pages that are not as they should be."""
-    return [
-        name for name, text in pages().items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text
-    ]
+def stale() -> dict[str, str]:
+    """Return the pages that are not as they should be, as they should be."""
+    return {
+        page: text for page, text in pages().items() if not (ROOT / page).exists() or (ROOT / page).read_text() != text
+    }
 
 
 def main() -> int:
@@ -285,17 +349,15 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check", action="store_true", help="fail where a page is stale")
     what.add_argument("--write", action="store_true", help="refresh what is stale")
-    chosen = parser.parse_args()
+    write = parser.parse_args().write
     found = stale()
-    if chosen.write:
-        fresh = pages()
-        for name in found:
-            (ROOT / name).write_text(fresh[name])
-            sys.stdout.write(f"wrote {name}\n")
-        return 0
-    for name in found:
-        sys.stderr.write(f"{name} is stale: run `python -m tests.generated --write`\n")
-    return 1 if found else 0
+    for page, text in found.items():
+        if write:
+            (ROOT / page).write_text(text)
+            sys.stdout.write(f"wrote {page}\n")
+        else:
+            sys.stderr.write(f"{page} is stale: run `.venv/bin/python -m tests.generated --write`\n")
+    return 1 if found and not write else 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import UUID
 
 from domain import commands
-from domain.code import Campaign, Code, Share
+from domain.campaign import Campaign, Share
+from domain.code import Code
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
 from domain.errors import Refused

@@ -55,6 +55,9 @@ class MemoryLedger:
         stream_id = self._holder("video", video_id)
         return None if stream_id is None else replay_code(self.streams[stream_id])
 
+    async def holds_video(self, code: Code) -> bool:
+        return self._holder("video", code.video_id) == code.id
+
     def fingerprint(self, text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

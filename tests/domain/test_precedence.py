@@ -153,7 +153,8 @@ def test_every_command_with_refusals_has_its_situations_here() -> None:
 
 
 def test_every_refusal_of_a_command_has_a_sentence() -> None:
-    assert {refusal for refusals in REFUSALS.values() for refusal in refusals} == set(SENTENCES)
+    of_commands = {refusal for refusals in REFUSALS.values() for refusal in refusals}
+    assert of_commands | {"effective_too_early"} == set(SENTENCES)  # what is recorded late has a rule of its own
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from domain.authorization import verdict
-from domain.code import Campaign, Code
+from domain.campaign import Campaign
+from domain.code import Code
 from domain.commands import Decision
 from domain.creator import Creator
 from domain.errors import Refused

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from domain.code import Campaign, Code
+from domain.campaign import Campaign
+from domain.code import Code
 from domain.values import Sealed
 from tests import given
 from tests.given import ADVERTISER, BRAND, CAMPAIGN, NOW, Command, Story
@@ -239,11 +240,12 @@ def test_a_hash_that_a_later_campaign_recorded_first_is_locked_too() -> None:
     assert story.outcome(given.launch(third)) == "creative_locked"
 
 
-@pytest.mark.parametrize(("locked", "other"), [({"caption_sha256": A}, B), ({"creative_sha256": A}, B)])
-def test_a_campaign_that_names_no_hash_leaves_the_locked_one(locked: dict[str, Any], other: str) -> None:
-    story = given.after(given.redeemed(), given.launch(replace(CAMPAIGN, **locked)), given.launch(SECOND))
-    third = replace(CAMPAIGN, campaign_id="campaign-3", **dict.fromkeys(locked, other))
-    assert story.outcome(given.launch(third)) == "creative_locked"
+@pytest.mark.parametrize("name", ["caption_sha256", "creative_sha256"])
+def test_a_campaign_that_names_no_hash_leaves_the_locked_one(name: str) -> None:
+    first: dict[str, Any] = {name: A}
+    other: dict[str, Any] = {name: B, "campaign_id": "campaign-3"}
+    story = given.after(given.redeemed(), given.launch(replace(CAMPAIGN, **first)), given.launch(SECOND))
+    assert story.outcome(given.launch(replace(CAMPAIGN, **other))) == "creative_locked"
 
 
 def test_the_lock_is_lifted_when_no_campaign_runs() -> None:
@@ -255,3 +257,13 @@ def test_an_end_whose_launch_is_left_out_changes_no_campaign() -> None:
     code = given.redeemed().code()
     code.trigger_event(Code.CampaignEnded, timestamp=NOW, campaign_id="gone", advertiser_id=ADVERTISER, cause="ended")
     assert code.campaigns == {}
+
+
+def test_a_campaign_recorded_after_the_expiry_that_ended_it_does_not_run_again_when_the_code_is_revived() -> None:
+    story = given.redeemed().later(days=31)
+    story = given.after(story, given.expire())
+    within = NOW + timedelta(days=1)
+    late = replace(CAMPAIGN, starts_at=within, ends_at=NOW + timedelta(days=90))
+    story = given.after(story, lambda ledger, when: given.launch(late)(ledger, replace(when, at=within)))
+    story = given.after(story, given.extend(days=60))
+    assert story.outcome(given.revoke()) == "Revoked"

@@ -4,12 +4,15 @@ Redemptions and campaigns have a file of their own; what each command comes to i
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from domain.code import Code
+from domain.commands import Ledger, When
 from domain.values import CLOCK, Actor, Policy, Sealed, Window
 from tests import given
 from tests.given import (
@@ -386,3 +389,12 @@ def test_an_event_is_applied_even_where_a_rule_of_today_would_refuse_it() -> Non
     code = given.revoked().code()
     code.trigger_event(Code.Extended, timestamp=NOW, old_expires_at=END, expires_at=NOW)
     assert code.window == Window(NOW, NOW)
+
+
+def test_nothing_can_be_said_to_have_happened_before_the_code_began() -> None:
+    story = given.generated()
+
+    def early(ledger: Ledger, when: When) -> Any:
+        return given.revoke()(ledger, replace(when, at=NOW - timedelta(days=1)))
+
+    assert story.outcome(early) == "effective_too_early"

@@ -15,6 +15,8 @@ from typing import Final
 
 import psutil
 
+from infra.postgres_cluster import wait_for_end
+
 ROOT: Final = Path(__file__).parents[2]
 DEADLINE_SECONDS: Final = 20.0
 
@@ -95,8 +97,8 @@ def running(
 
 
 def wait_until_gone(pid: int) -> None:
-    """Wait until the process is no more; a zombie that its new parent has not buried yet counts as gone."""
+    """Wait until the process has ended, buried by its parent or not."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            process.wait(DEADLINE_SECONDS)
+        wait_for_end([process], DEADLINE_SECONDS)
+        assert process.status() == psutil.STATUS_ZOMBIE

@@ -69,16 +69,35 @@ def made_once() -> Iterator[Path]:
 
 
 @pytest.fixture
-def place(made_once: Path) -> Iterator[Path]:
-    """A directory with a data directory `d`, whose cluster has run once; where root runs the tests, root's copy."""
+def place() -> Iterator[Path]:
+    """A directory for data directories; whatever still runs below it is ended afterwards."""
     path = a_place()
-    (path / "d").mkdir(mode=0o755)
-    shutil.copytree(made_once, path / "d" / "postgres")
     yield path
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(psutil.Error):
             if process.info["name"] == "postgres" and process.cwd().startswith(f"{path}/"):
                 process.kill()
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def ready(place: Path, made_once: Path) -> Path:
+    """A data directory whose cluster has run before; where root runs the tests, the copy is root's."""
+    (place / "d").mkdir(mode=0o755)
+    shutil.copytree(made_once, place / "d" / "postgres")
+    return place / "d"
+
+
+@pytest.fixture(scope="module")
+def server(made_once: Path) -> Iterator[EmbeddedPostgres]:
+    """A server for the tests that change nothing that another would notice."""
+    path = a_place()
+    (path / "d").mkdir(mode=0o755)
+    shutil.copytree(made_once, path / "d" / "postgres")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SPARKLEDGER_MASTER_KEY", "hunter2")
+        with EmbeddedPostgres(path / "d") as server:
+            yield server
     shutil.rmtree(path)
 
 
@@ -105,25 +124,25 @@ def answers(cluster: EmbeddedPostgres) -> bool:
 # -- Starting and stopping
 
 
-def test_a_second_start_finds_the_same_rows_within_a_second(place: Path) -> None:
-    with EmbeddedPostgres(place / "d") as first:
+def test_a_second_start_finds_the_same_rows_within_a_second(ready: Path) -> None:
+    with EmbeddedPostgres(ready) as first:
         remember(first)
         pid = first.pid
     assert pid is not None
     assert not psutil.pid_exists(pid)
 
     began = time.monotonic()
-    with EmbeddedPostgres(place / "d") as second:
+    with EmbeddedPostgres(ready) as second:
         took = time.monotonic() - began
         assert remembers(second)
 
     # A whole second on a machine of its own; the tests share theirs.
     assert took < 5
-    assert "was not properly shut down" not in (place / "d" / "postgres.log").read_text()
+    assert "was not properly shut down" not in (ready / "postgres.log").read_text()
 
 
 def test_it_listens_on_a_private_socket_alone_and_keeps_what_it_commits(place: Path) -> None:
-    with EmbeddedPostgres(place / "fresh", {"shared_buffers": "16MB"}) as server:
+    with EmbeddedPostgres(place / "d", {"shared_buffers": "16MB"}) as server:
         names = (
             *("listen_addresses", "fsync", "synchronous_commit", "full_page_writes", "data_checksums", "timezone"),
             *("server_encoding", "max_connections", "max_wal_size", "jit", "shared_buffers"),
@@ -149,44 +168,42 @@ def test_it_listens_on_a_private_socket_alone_and_keeps_what_it_commits(place: P
     assert stat.S_IMODE(sockets.st_mode) == 0o700
 
 
-def test_a_login_role_is_held_to_its_grants(place: Path) -> None:
-    with EmbeddedPostgres(place / "d") as server:
-        remember(server)
-        run(server, "CREATE ROLE visitor LOGIN")
+def test_a_login_role_is_held_to_its_grants(server: EmbeddedPostgres) -> None:
+    remember(server)
+    run(server, "CREATE ROLE visitor LOGIN")
 
-        assert run(server, "SELECT current_user::text", user="visitor") == [("visitor",)]
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            run(server, "SELECT answer FROM remembered", user="visitor")
+    assert run(server, "SELECT current_user::text", user="visitor") == [("visitor",)]
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        run(server, "SELECT answer FROM remembered", user="visitor")
 
 
-def test_another_server_named_in_the_environment_is_not_reached(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_server_named_in_the_environment_is_not_reached(
+    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
     monkeypatch.setenv("PGPORT", "1")
     monkeypatch.setenv("PGDATABASE", "elsewhere")
 
-    with EmbeddedPostgres(place / "d") as server:
-        assert run(server, "SELECT current_database()::text") == [("sparkledger",)]
+    assert run(server, "SELECT current_database()::text") == [("sparkledger",)]
 
 
 @only_on_linux
-def test_the_server_sees_nothing_of_our_environment_and_no_ctrl_c(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARKLEDGER_MASTER_KEY", "hunter2")
-
-    with EmbeddedPostgres(place / "d") as server:
-        assert server.pid is not None
-        assert psutil.Process(server.pid).environ().keys() <= {"PATH", "LC_ALL", "TZ"}
-        assert os.getsid(server.pid) == server.pid
+def test_the_server_sees_nothing_of_our_environment_and_no_ctrl_c(server: EmbeddedPostgres) -> None:
+    assert server.pid is not None
+    assert os.environ["SPARKLEDGER_MASTER_KEY"] == "hunter2"
+    assert psutil.Process(server.pid).environ().keys() <= {"PATH", "LC_ALL", "TZ"}
+    assert os.getsid(server.pid) == server.pid
 
 
-def test_a_start_that_fails_says_why_and_leaves_the_directory_free(place: Path) -> None:
+def test_a_start_that_fails_says_why_and_leaves_the_directory_free(ready: Path) -> None:
     with pytest.raises(PostgresError) as refused:
-        EmbeddedPostgres(place / "d", {"shared_buffers": "plenty"}).start()
+        EmbeddedPostgres(ready, {"shared_buffers": "plenty"}).start()
 
     message = str(refused.value)
-    assert message.startswith(f"The embedded PostgreSQL, whose log is postgres.log, did not start in {place}/d: ")
+    assert message.startswith(f"The embedded PostgreSQL, whose log is postgres.log, did not start in {ready}: ")
     assert 'invalid value for parameter "shared_buffers": "plenty"' in message
     assert "\n" not in message
-    with EmbeddedPostgres(place / "d"):
+    with EmbeddedPostgres(ready):
         pass
 
 
@@ -197,19 +214,19 @@ def test_a_data_directory_that_is_a_file_is_refused_with_what_to_do(place: Path)
         EmbeddedPostgres(place / "file").start()
 
 
-def test_a_cluster_of_another_version_is_left_alone(place: Path) -> None:
-    (place / "d" / "postgres" / "PG_VERSION").write_text("16\n")
+def test_a_cluster_of_another_version_is_left_alone(ready: Path) -> None:
+    (ready / "postgres" / "PG_VERSION").write_text("16\n")
 
     with pytest.raises(PostgresError, match="was written by PostgreSQL 16, and this program carries 18: move it"):
-        EmbeddedPostgres(place / "d").start()
+        EmbeddedPostgres(ready).start()
 
 
-def test_a_log_that_has_grown_is_put_aside_at_the_next_start(place: Path) -> None:
-    (place / "d" / "postgres.log").write_bytes(b"x" * (postgres.LOG_BYTES_MAX + 1))
+def test_a_log_that_has_grown_is_put_aside_at_the_next_start(ready: Path) -> None:
+    (ready / "postgres.log").write_bytes(b"x" * (postgres.LOG_BYTES_MAX + 1))
 
-    with EmbeddedPostgres(place / "d") as server:
+    with EmbeddedPostgres(ready) as server:
         assert server.cluster.log_file.stat().st_size < 10_000
-        assert (place / "d" / "postgres.log.old").stat().st_size == postgres.LOG_BYTES_MAX + 1
+        assert (ready / "postgres.log.old").stat().st_size == postgres.LOG_BYTES_MAX + 1
 
 
 def test_below_a_deep_directory_it_listens_in_a_short_one(place: Path) -> None:
@@ -249,9 +266,9 @@ def test_a_short_directory_that_others_prepared_is_refused(place: Path, trap: st
 
 
 def test_a_killed_server_is_started_again_with_everything_that_was_committed(
-    place: Path, caplog: pytest.LogCaptureFixture
+    ready: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with EmbeddedPostgres(place / "d") as server:
+    with EmbeddedPostgres(ready) as server:
         remember(server)
         pid = server.pid
         assert pid is not None
@@ -267,22 +284,22 @@ def test_a_killed_server_is_started_again_with_everything_that_was_committed(
 
 
 @only_on_linux
-def test_when_the_parent_is_killed_the_server_ends_too_and_the_next_start_finds_the_same_rows(place: Path) -> None:
-    with running(SERVE, str(place / "d")) as program:
+def test_when_the_parent_is_killed_the_server_ends_too_and_the_next_start_finds_the_same_rows(ready: Path) -> None:
+    with running(SERVE, str(ready)) as program:
         pid = int(program.line("serving").split()[-1])
-        remember(Cluster(place / "d"))
+        remember(Cluster(ready))
         program.process.kill()
         wait_until_gone(pid)
 
-    with EmbeddedPostgres(place / "d") as server:
+    with EmbeddedPostgres(ready) as server:
         assert remembers(server)
 
 
 @pytest.mark.parametrize("what_is_left", ["a server", "a busy backend"])
-def test_what_a_killed_run_left_running_is_stopped_by_the_next_start(place: Path, what_is_left: str) -> None:
-    with running(SERVE_UNTIED, str(place / "d")) as program:
+def test_what_a_killed_run_left_running_is_stopped_by_the_next_start(ready: Path, what_is_left: str) -> None:
+    with running(SERVE_UNTIED, str(ready)) as program:
         pid = int(program.line("serving").split()[-1])
-        cluster = Cluster(place / "d")
+        cluster = Cluster(ready)
         remember(cluster)
         with contextlib.closing(psycopg.connect(cluster.dsn(), autocommit=True)) as busy:
             # Nothing tells a backend in the middle of a computation that its postmaster is gone.
@@ -295,11 +312,11 @@ def test_what_a_killed_run_left_running_is_stopped_by_the_next_start(place: Path
             left = cluster.processes()
             assert left
 
-            with EmbeddedPostgres(place / "d") as server:
+            with EmbeddedPostgres(ready) as server:
                 assert server.pid != pid
                 assert remembers(server)
-                _, alive = psutil.wait_procs(left, timeout=DEADLINE_SECONDS)
-                assert not alive
+            for process in left:
+                wait_until_gone(process.pid)
 
 
 def test_a_kill_in_the_middle_of_initdb_leaves_nothing_half_done(place: Path) -> None:
@@ -308,19 +325,19 @@ import os, signal
 from infra import postgres_cluster
 postgres_cluster.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 {SERVE}"""
-    with running(script, str(place / "fresh")) as program:
+    with running(script, str(place / "d")) as program:
         assert program.process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
-    assert not (place / "fresh" / "postgres").exists()
-    assert list((place / "fresh").glob("postgres.new-*"))
+    assert not (place / "d" / "postgres").exists()
+    assert list((place / "d").glob("postgres.new-*"))
 
-    with EmbeddedPostgres(place / "fresh") as server:
+    with EmbeddedPostgres(place / "d") as server:
         remember(server)
 
-    assert not list((place / "fresh").glob("postgres.new-*"))
+    assert not list((place / "d").glob("postgres.new-*"))
 
 
 def test_a_stale_note_is_removed_only_where_another_program_has_its_process_id(place: Path) -> None:
-    cluster = Cluster(place / "fresh")
+    cluster = Cluster(place / "d")
     cluster.directory.mkdir(parents=True)
     note = cluster.directory / "postmaster.pid"
 
@@ -336,24 +353,23 @@ def test_a_stale_note_is_removed_only_where_another_program_has_its_process_id(p
 # -- One holder, many users
 
 
-def test_a_second_holder_is_refused_with_the_process_id_of_the_first(place: Path) -> None:
-    with EmbeddedPostgres(place / "d") as first:
-        with pytest.raises(DataDirectoryInUse) as refused:
-            EmbeddedPostgres(place / "d").start()
-        with pytest.raises(PostgresError, match="was started already"):
-            first.start()
-        assert run(first, "SELECT 1") == [(1,)]
+def test_a_second_holder_is_refused_with_the_process_id_of_the_first(server: EmbeddedPostgres) -> None:
+    with pytest.raises(DataDirectoryInUse) as refused:
+        EmbeddedPostgres(server.cluster.data_dir).start()
+    with pytest.raises(PostgresError, match="was started already"):
+        server.start()
 
+    assert run(server, "SELECT 1") == [(1,)]
     assert str(refused.value) == (
-        f"{place}/d is in use by process {os.getpid()}: stop that one first, "
+        f"{server.cluster.data_dir} is in use by process {os.getpid()}: stop that one first, "
         "or choose another directory with SPARKLEDGER_DATA_DIR."
     )
 
 
-def test_a_command_uses_the_server_that_runs_and_leaves_it_running(place: Path) -> None:
-    with running(SERVE, str(place / "d")) as program:
+def test_a_command_uses_the_server_that_runs_and_leaves_it_running(ready: Path) -> None:
+    with running(SERVE, str(ready)) as program:
         pid = int(program.line("serving").split()[-1])
-        with attach_or_start(place / "d") as cluster:
+        with attach_or_start(ready) as cluster:
             remember(cluster)
             noted = cluster.noted()
             assert noted is not None
@@ -361,18 +377,18 @@ def test_a_command_uses_the_server_that_runs_and_leaves_it_running(place: Path) 
         assert remembers(cluster)
 
 
-def test_a_command_runs_a_server_of_its_own_where_none_runs(place: Path) -> None:
-    with attach_or_start(place / "d") as cluster:
+def test_a_command_runs_a_server_of_its_own_where_none_runs(ready: Path) -> None:
+    with attach_or_start(ready) as cluster:
         remember(cluster)
         noted = cluster.noted()
 
     assert noted is not None
     assert not psutil.pid_exists(noted.pid)
-    with attach_or_start(place / "d") as cluster:
+    with attach_or_start(ready) as cluster:
         assert remembers(cluster)
 
 
-def test_a_command_that_started_the_server_waits_for_those_that_use_it_too(place: Path) -> None:
+def test_a_command_that_started_the_server_waits_for_those_that_use_it_too(ready: Path) -> None:
     started, may_end, waits = threading.Event(), threading.Event(), threading.Event()
 
     class Listener(logging.Handler):
@@ -381,7 +397,7 @@ def test_a_command_that_started_the_server_waits_for_those_that_use_it_too(place
                 waits.set()
 
     def first() -> None:
-        with attach_or_start(place / "d"):
+        with attach_or_start(ready):
             started.set()
             assert may_end.wait(DEADLINE_SECONDS)
 
@@ -393,7 +409,7 @@ def test_a_command_that_started_the_server_waits_for_those_that_use_it_too(place
     try:
         thread.start()
         assert started.wait(DEADLINE_SECONDS)
-        with attach_or_start(place / "d") as second:
+        with attach_or_start(ready) as second:
             may_end.set()
             assert waits.wait(DEADLINE_SECONDS)
             remember(second)
@@ -501,12 +517,12 @@ with EmbeddedPostgres(Path(sys.argv[1])) as server:
 
 
 @only_for_root
-def test_the_cluster_of_another_user_is_refused(place: Path) -> None:
-    with EmbeddedPostgres(place / "d"):
+def test_the_cluster_of_another_user_is_refused(ready: Path) -> None:
+    with EmbeddedPostgres(ready):
         pass
-    os.chown(place / "d", DAEMON.uid, DAEMON.gid)
+    os.chown(ready, DAEMON.uid, DAEMON.gid)
     for name in ("up.lock", "postgres.log"):
-        os.chown(place / "d" / name, DAEMON.uid, DAEMON.gid)
+        os.chown(ready / name, DAEMON.uid, DAEMON.gid)
     script = """
 import sys
 from pathlib import Path
@@ -518,11 +534,11 @@ except PostgresError as error:
 """
     reach = [Path(sys.executable).resolve(), Path(postgres.__file__).parent]
     before = launch_command(reach, DAEMON, "SIGKILL")
-    with running(script, str(place / "d"), before=before) as program:
+    with running(script, str(ready), before=before) as program:
         refusal = program.rest()[-1]
 
     assert refusal == (
-        f"refused: {place}/d/postgres belongs to the user with id {NOBODY.pw_uid}: run as that user, "
+        f"refused: {ready}/postgres belongs to the user with id {NOBODY.pw_uid}: run as that user, "
         "or choose another directory with SPARKLEDGER_DATA_DIR."
     )
 
@@ -563,17 +579,17 @@ print("down", flush=True)
 
 
 @only_on_linux
-def test_after_a_kill_of_everything_at_its_root_a_second_up_finds_the_same_rows_and_stops_cleanly(place: Path) -> None:
-    with running(UP, str(place / "d")) as program:
+def test_after_a_kill_of_everything_at_its_root_a_second_up_finds_the_same_rows_and_stops_cleanly(ready: Path) -> None:
+    with running(UP, str(ready)) as program:
         pids = [int(pid) for pid in program.line("up ").split()[1:]]
-        remember(Cluster(place / "d"))
+        remember(Cluster(ready))
         program.process.kill()
         for pid in pids:
             wait_until_gone(pid)
 
-    with running(UP, str(place / "d")) as program:
+    with running(UP, str(ready)) as program:
         pids = [int(pid) for pid in program.line("up ").split()[1:]]
-        assert remembers(Cluster(place / "d"))
+        assert remembers(Cluster(ready))
         began = time.monotonic()
         program.process.send_signal(signal.SIGTERM)
         program.line("down")

@@ -106,21 +106,20 @@ def _command(random: Random) -> given.Command:
     creator, video = f"creator-{number % 2 + 1}", f"video-{number % 4}"
     brand, advertiser = f"brand-{random.randrange(2)}", f"advertiser-{random.randrange(3)}"
     campaign = replace(CAMPAIGN, campaign_id=f"campaign-{random.randrange(3)}", advertiser_id=advertiser)
-    return random.choice(
-        [
-            lambda: given.permission(enabled=random.random() < 0.7, creator_id=creator),
-            lambda: given.generate(code, creator_id=creator, video_id=video, secret=secret),
-            lambda: given.generate(code, creator_id=creator, video_id=video, secret=secret),
-            lambda: given.extend(code, days=random.choice([30, 60, 365])),
-            lambda: given.share(code, brand_id=brand, advertiser_id=random.choice([None, advertiser])),
-            lambda: given.share(code, brand_id=brand, advertiser_id=advertiser),
-            lambda: given.redeem(secret, advertiser_id=advertiser),
-            lambda: given.redeem(secret, advertiser_id=advertiser),
-            lambda: given.launch(campaign, code),
-            lambda: given.end(campaign.campaign_id, code),
-            lambda: given.revoke(code, force=random.random() < 0.5),
-            lambda: given.reveal(code),
-            lambda: given.note(code),
-            lambda: given.expire(code),
-        ]
-    )()
+    possible: list[Callable[[], given.Command]] = [
+        lambda: given.permission(enabled=random.random() < 0.7, creator_id=creator),
+        lambda: given.generate(code, creator_id=creator, video_id=video, secret=secret),
+        lambda: given.generate(code, creator_id=creator, video_id=video, secret=secret),
+        lambda: given.extend(code, days=random.choice([30, 60, 365])),
+        lambda: given.share(code, brand_id=brand, advertiser_id=random.choice([None, advertiser])),
+        lambda: given.share(code, brand_id=brand, advertiser_id=advertiser),
+        lambda: given.redeem(secret, advertiser_id=advertiser),
+        lambda: given.redeem(secret, advertiser_id=advertiser),
+        lambda: given.launch(campaign, code),
+        lambda: given.end(campaign.campaign_id, code),
+        lambda: given.revoke(code, force=random.random() < 0.5),
+        lambda: given.reveal(code),
+        lambda: given.note(code),
+        lambda: given.expire(code),
+    ]
+    return random.choice(possible)()

@@ -1,0 +1,227 @@
+"""The audit trail: pages, filters, formats, and what never stands in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from api.trail import CSV_COLUMNS
+from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
+
+
+def positions(answer: httpx.Response) -> list[int]:
+    return [event["position"] for event in told(answer, 200)["events"]]
+
+
+def trail(world: World, client: Any = None, **query: Any) -> list[int]:
+    return positions((client or world.client).get("/v1/events", params=query))
+
+
+def test_an_event_reads_whole(world: World) -> None:
+    code = world.generate()
+    (event,) = told(world.client.get("/v1/events", params={"after": 1}), 200)["events"]
+    (key,) = [key for key in told(world.client.get("/v1/keys"), 200)["keys"] if key["role"] == "admin"]
+
+    assert {**event, "event_id": "", "recorded_at": "", "effective_at": "", "summary": "", "body": {}} == {
+        "position": 2,
+        "event_id": "",
+        "type": "CodeGenerated",
+        "type_version": 1,
+        "code_id": code["code_id"],
+        "stream_version": 1,
+        "recorded_at": "",
+        "effective_at": "",
+        "actor": {"key_id": key["key_id"], "key_name": key["name"], "role": "admin", "subject": None},
+        "source": "operator",
+        "correlation_id": None,
+        "causation_id": None,
+        "summary": "",
+        "body": {},
+    }
+    assert event["recorded_at"].endswith("Z")
+    assert event["body"] == {
+        **{
+            name: code[name]
+            for name in ("creator_id", "video_id", "terms_version", "starts_at", "expires_at", "masked")
+        },
+        "terms_accepted_at": event["body"]["terms_accepted_at"],
+        "fingerprint": event["body"]["fingerprint"],
+    }
+    assert event == told(world.client.get("/v1/events/2"), 200)
+
+
+def test_a_permissions_event_names_its_creator_instead_of_a_code(world: World) -> None:
+    world.permit()
+    (event,) = told(world.client.get("/v1/events"), 200)["events"]
+    assert (event["creator_id"], "code_id" in event) == (OWN_CREATOR, False)
+
+
+def test_what_is_committed_is_visible_at_once(world: World) -> None:
+    for _ in range(10):
+        position = world.generate()["position"]
+        assert trail(world, after=position - 1) == [position]
+        assert trail(world, after=position - 1, creator_id=OWN_CREATOR) == [position]
+
+
+def test_pages_of_the_trail_follow_one_another_in_both_directions(world: World) -> None:
+    for _ in range(6):
+        world.generate()
+    for order, expected in (("asc", range(1, 8)), ("desc", range(7, 0, -1))):
+        for filters in ({}, {"creator_id": OWN_CREATOR}):
+            found: list[int] = []
+            asked: dict[str, Any] = {"order": order, "limit": 3} | filters
+            answer = world.client.get("/v1/events", params=asked)
+            while "next" in answer.links:
+                found += positions(answer)
+                assert answer.json()["next"] == found[-1]
+                answer = world.client.get(answer.links["next"]["url"])
+            assert told(answer, 200)["next"] is None
+            assert found + positions(answer) == list(expected)
+
+
+def test_the_trail_is_filtered_by_what_events_concern(world: World) -> None:
+    code = world.running()  # positions 1 to 5
+    other = world.generate(OTHER_CREATOR, video_id="video-x")  # 6 and 7
+    operator = world.as_role("operator")
+    told(operator.post(f"/v1/codes/{other['code_id']}/notes", json={"text": "so"}), 201)  # 8
+    key_id = told(world.client.get("/v1/events/8"), 200)["actor"]["key_id"]
+    third = told(world.client.get("/v1/events/3"), 200)["recorded_at"]
+
+    assert trail(world, type="CodeGenerated") == [2, 7]
+    assert trail(world, code_id=code["code_id"]) == [2, 3, 4, 5]
+    assert trail(world, creator_id=OTHER_CREATOR) == [6, 7, 8]
+    assert trail(world, video_id="video-x") == [7, 8]
+    assert trail(world, advertiser_id=OWN_ACCOUNT) == [3, 4, 5]
+    assert trail(world, actor=key_id) == [8]
+    assert trail(world, **{"from": third}) == [3, 4, 5, 6, 7, 8]
+    assert trail(world, to=third) == [1, 2]
+    assert trail(world, q="CAMPAIGN-1") == [5]
+    assert trail(world, q="ad authorization on") == [1, 6]
+    assert trail(world, q="no such words") == []
+    assert trail(world, type="CodeGenerated", creator_id=OTHER_CREATOR, order="desc") == [7]
+    assert trail(world, after=2, before=5) == [3, 4]
+    assert trail(world, after=0, limit=2) == [1, 2]
+    assert trail(world, after=10**9) == []
+
+
+def test_words_are_looked_for_page_by_page(world: World) -> None:
+    for _ in range(5):
+        world.generate()
+    found: list[int] = []
+    answer = world.client.get("/v1/events", params={"q": "generated code", "limit": 2, "order": "desc"})
+    while "next" in answer.links:
+        found += positions(answer)
+        answer = world.client.get(answer.links["next"]["url"])
+    assert found + positions(answer) == [6, 5, 4, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"limit": 0},
+        {"limit": 1001},
+        {"after": -1},
+        {"after": "x"},
+        {"after": 5, "before": 5},
+        {"order": "up"},
+        {"code_id": "x"},
+        {"type": "a b"},
+        {"from": "today"},
+        {"q": ""},
+        {"q": "\0"},
+        {"creatorid": "x"},
+    ],
+)
+def test_a_malformed_query_of_the_trail_is_refused(world: World, query: dict[str, Any]) -> None:
+    assert refused(world.client.get("/v1/events", params=query)) == (400, "malformed_query")
+
+
+def test_a_creators_key_reads_its_own_events_alone(world: World) -> None:
+    world.generate(OTHER_CREATOR)  # 1 and 2
+    world.generate(OWN_CREATOR)  # 3 and 4
+    creator = world.creator()
+
+    assert trail(world, creator) == [3, 4]
+    assert trail(world, creator, creator_id=OWN_CREATOR) == [3, 4]
+    assert trail(world, creator, type="CodeGenerated") == [4]
+    assert creator.get("/v1/events", params={"creator_id": OTHER_CREATOR}).status_code == 403
+    assert [creator.get(f"/v1/events/{position}").status_code for position in (1, 2, 3, 4)] == [403, 403, 200, 200]
+
+
+@pytest.mark.parametrize("position", ["0", "99", "-1", "x", "1.0", "01", "٣", str(10**30)])
+def test_a_position_without_an_event_is_unknown(world: World, position: str) -> None:
+    world.permit()
+    answer = world.client.get(f"/v1/events/{position}")
+    assert refused(answer) == (404, "event_unknown")
+
+
+@pytest.mark.parametrize(
+    ("accept", "given"),
+    [
+        ("*/*", "application/json"),
+        ("text/html", "application/json"),
+        ("", "application/json"),
+        ("text/csv", "text/csv; charset=utf-8"),
+        ("application/x-ndjson", "application/x-ndjson"),
+        ("text/csv;q=0.2, application/x-ndjson;q=0.9", "application/x-ndjson"),
+        ("text/csv;q=0, application/json", "application/json"),
+        ("text/csv;q=x", "text/csv; charset=utf-8"),
+    ],
+)
+def test_the_format_is_the_one_that_is_wanted_most(world: World, accept: str, given: str) -> None:
+    world.permit()
+    answer = world.client.get("/v1/events", headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, given)
+    assert answer.headers["vary"] == "Accept"
+
+
+def test_every_format_tells_the_same(world: World) -> None:
+    world.running()
+    events = told(world.client.get("/v1/events"), 200)["events"]
+
+    lines = world.client.get("/v1/events", headers={"Accept": "application/x-ndjson"}).text.splitlines()
+    table = world.client.get("/v1/events", headers={"Accept": "text/csv"}).text
+
+    assert [json.loads(line) for line in lines] == events
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert list(rows[0]) == list(CSV_COLUMNS)
+    assert [int(row["position"]) for row in rows] == [event["position"] for event in events]
+    assert [row["recorded_at"] for row in rows] == [event["recorded_at"] for event in events]
+    assert [json.loads(row["body"]) for row in rows] == [event["body"] for event in events]
+
+
+def test_no_cell_of_a_table_is_a_formula(world: World) -> None:
+    told(world.client.post("/v1/keys", json={"role": "operator", "name": "=cmd|' /C calc'!A0"}), 201)
+    evil = ["-2", "@SUM"]
+    for creator_id in evil:
+        world.permit(creator_id)
+    key = told(world.client.post("/v1/keys", json={"role": "operator", "name": "=1+1"}), 201)["key"]
+    world.with_key(key).put("/v1/creators/x/permission", json={"enabled": True})
+
+    table = world.client.get("/v1/events", headers={"Accept": "text/csv"}).text
+
+    cells = [cell for row in csv.reader(io.StringIO(table)) for cell in row]
+    assert [cell for cell in cells if cell[:1] in {"=", "+", "-", "@", "\t", "\r"}] == []
+    assert {"'-2", "'@SUM", "'=1+1"} <= set(cells)
+
+
+def test_no_secret_and_no_note_stands_in_the_trail(world: World) -> None:
+    code = world.generate(secret="#a-secret-that-tiktok-made+/=")
+    world.share(code, note="a note on sharing")
+    told(world.client.post(f"/v1/codes/{code['code_id']}/notes", json={"text": "a remark of mine"}), 201)
+    told(world.client.post(f"/v1/codes/{code['code_id']}/reveals", json={"reason": "lost"}), 200)
+
+    for accept in ("application/json", "application/x-ndjson", "text/csv"):
+        text = world.client.get("/v1/events", headers={"Accept": accept}).text
+        for hidden in ("a-secret-that-tiktok-made", "a note on sharing", "a remark of mine"):
+            assert hidden not in text
+
+
+def test_a_time_that_lies_ahead_matches_nothing_yet(world: World) -> None:
+    world.permit()
+    assert trail(world, **{"from": days(1)}) == []

@@ -1,0 +1,216 @@
+"""`append`: commands decided, sealed and committed by one process, beside what PostgreSQL and the library alone do.
+
+40 % of the commands issue a code, with its claims; 60 % follow up on one: share, extend, redeem. Each carries an
+idempotency key, and is authorized by an API key that the append checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+from uuid import UUID
+
+import uvloop
+from eventsourcing.application import Application
+from eventsourcing.domain import Aggregate, event
+from psycopg.conninfo import conninfo_to_dict
+
+from domain import commands
+from domain.campaign import Share
+from domain.code import Code
+from domain.values import Actor, Policy, Sealed
+from infra.bootstrap import begin_ledger, mint
+from infra.ids import uuid7
+from infra.ledger import Done, Ledgers, Request
+from infra.postgres import EmbeddedPostgres
+from infra.runtime import API, runtime
+from infra.vault import MasterKey, fresh_key
+from tests.bench.place import RUNS, SETTINGS, median, pgbench, postgres
+
+IN_FLIGHT: Final = (1, 8, 32, 128)
+CLIENTS: Final = (1, 8, 32)
+RUN_S: Final = 4.0
+CREATORS: Final = 200
+HASH: Final = b"0" * 16
+
+
+class Load:
+    """Commands as a busy platform sends them, on one ledger."""
+
+    def __init__(self, ledgers: Ledgers, ledger_id: int, key_id: UUID) -> None:
+        self._ledgers = ledgers
+        self._ledger_id = ledger_id
+        self._actor = Actor(str(key_id), "operator")
+        self._numbers = itertools.count()
+        self._codes: deque[tuple[UUID, Sealed]] = deque()
+        self._policy = Policy()
+
+    async def prepare(self) -> None:
+        """Switch the creators' permissions on, and issue the first codes."""
+        for number in range(CREATORS):
+            creator = f"creator-{number}"
+            stream = uuid7()
+            await self._ledgers.execute(
+                Request(self._ledger_id, self._actor),
+                lambda ledger, when, creator=creator, stream=stream: commands.set_permission(  # type: ignore[misc]
+                    ledger, creator, enabled=True, stream_id=stream, when=when
+                ),
+            )
+        await asyncio.gather(*(self._issue() for _ in range(500)))
+
+    async def command(self) -> None:
+        """Send one command: two of five issue a code, three follow up on one."""
+        match next(self._numbers) % 5:
+            case 0 | 1:
+                await self._issue()
+            case 2:
+                brand = f"brand-{secrets.token_hex(4)}"
+                code, _ = random.choice(self._codes)
+                await self._execute(
+                    lambda ledger, when: commands.share(
+                        ledger, code, Share(brand, "dm"), None, if_match=None, when=when
+                    )
+                )
+            case 3:
+                # Each code is extended once; the oldest has not been.
+                code, _ = self._codes.popleft()
+                await self._execute(
+                    lambda ledger, when: commands.extend(
+                        ledger, self._policy, code, days=60, expires_at=None, if_match=None, when=when
+                    )
+                )
+            case _:
+                _, secret = random.choice(self._codes)
+                advertiser = f"advertiser-{secrets.token_hex(4)}"
+                await self._execute(
+                    lambda ledger, when: commands.redeem(ledger, secret, advertiser, frozenset(), when=when)
+                )
+
+    async def _issue(self) -> None:
+        number = next(self._numbers) if not self._codes else random.getrandbits(62)
+        code_id, secret = uuid7(), Sealed("#" + secrets.token_urlsafe(32))
+        done: Done[Code] = await self._execute(
+            lambda ledger, when: commands.generate(
+                ledger,
+                self._policy,
+                code_id=code_id,
+                creator_id=f"creator-{number % CREATORS}",
+                video_id=f"video-{secrets.token_hex(8)}",
+                terms_version="2026-01",
+                days=30,
+                starts_at=None,
+                secret=secret,
+                caption_sha256=None,
+                when=when,
+            )
+        )
+        assert done.appended == 1
+        self._codes.append((code_id, secret))
+
+    async def _execute(self, decide: Callable[..., Awaitable[Any]]) -> Any:
+        request = Request(self._ledger_id, self._actor, idempotency_key=secrets.token_hex(16), request_hash=HASH)
+        return await self._ledgers.execute(request, decide)
+
+
+async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
+    """Return commands a second with so many at a time."""
+    end = time.perf_counter() + seconds
+    done = 0
+
+    async def one() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await load.command()
+            done += 1
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(in_flight)))
+    return done / (time.perf_counter() - began)
+
+
+async def _ours(server: EmbeddedPostgres) -> dict[str, float]:
+    master = MasterKey(fresh_key())
+    await begin_ledger(server.dsn(), master, "bench")
+    key, _ = await mint(server.dsn(), master, "bench", "operator", None)
+    async with runtime(server.dsn(API), API, master) as opened:
+        load = Load(opened.ledgers, key.ledger_id, key.key_id)
+        await load.prepare()
+        await rate(load, 32, 1.0)
+        runs: dict[int, list[float]] = {number: [] for number in IN_FLIGHT}
+        for _ in range(RUNS):
+            for number in IN_FLIGHT:
+                runs[number].append(await rate(load, number))
+        return {str(number): sorted(rates)[RUNS // 2] for number, rates in runs.items()}
+
+
+class Plain(Aggregate):
+    """What the library saves in its own part of the benchmark."""
+
+    @event("Begun")
+    def __init__(self, video: str, creator: str, days: int) -> None:
+        self.video, self.creator, self.days = video, creator, days
+
+
+def _library(server: EmbeddedPostgres, threads: int) -> float:
+    """Return `app.save` calls a second of the library's own PostgreSQL recorder: one new aggregate each."""
+    place = conninfo_to_dict(server.dsn())
+    application: Any = Application(
+        env={
+            "PERSISTENCE_MODULE": "eventsourcing.postgres",
+            "POSTGRES_DBNAME": str(place["dbname"]),
+            "POSTGRES_HOST": str(place["host"]),
+            "POSTGRES_PORT": str(place.get("port", "5432")),
+            "POSTGRES_USER": str(place["user"]),
+            "POSTGRES_PASSWORD": "none",
+            "POSTGRES_POOL_SIZE": str(threads),
+            "POSTGRES_MAX_OVERFLOW": "4",
+        }
+    )
+    end = time.perf_counter() + RUN_S
+
+    def save() -> int:
+        done = 0
+        while time.perf_counter() < end:
+            application.save(Plain(video="7301234567890123456", creator="creator-123", days=30))
+            done += 1
+        return done
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        done = sum(future.result() for future in [pool.submit(save) for _ in range(threads)])
+    elapsed = time.perf_counter() - began
+    application.close()
+    return done / elapsed
+
+
+def run() -> dict[str, Any]:
+    """Measure all three in one run on one PostgreSQL."""
+    with postgres() as server:
+        plain = {str(clients): median(lambda clients=clients: pgbench(server, clients)) for clients in CLIENTS}  # type: ignore[misc]
+        ours = uvloop.run(_ours(server))
+        library = {str(threads): _library(server, threads) for threads in CLIENTS}
+    return {
+        "events_per_second": ours,
+        "pgbench": plain,
+        "eventsourcing": library,
+        "ratios": {
+            "32 in flight to pgbench at 32": ours["32"] / plain["32"],
+            "32 in flight to eventsourcing at its best": ours["32"] / max(library.values()),
+            "1 in flight to eventsourcing at 1": ours["1"] / library["1"],
+        },
+        "settings": SETTINGS,
+        "runs": RUNS,
+    }
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(run(), indent=2))  # noqa: T201 - what a benchmark is for

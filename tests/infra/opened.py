@@ -1,0 +1,98 @@
+"""A database opened for a test of the log: the parts of an API process, ledgers, and keys that write in them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from domain.values import Actor, Role
+from infra.database import Database
+from infra.identity import ApiKey, Identity
+from infra.ledger import Done, Ledgers, Request
+from infra.runtime import API, WORKER, Runtime, runtime
+from infra.vault import MasterKey
+from tests.conftest import TestDatabase
+from tests.given import Command
+
+MASTER_KEY = MasterKey(bytes(range(32)))
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A ledger, and a key that writes in it."""
+
+    ledger_id: int
+    key: ApiKey
+
+    @property
+    def actor(self) -> Actor:
+        """Who acts with the key."""
+        return Actor(str(self.key.key_id), self.key.role)
+
+    def request(self, key: str | None = None, body: str = "", **fields: Any) -> Request:
+        """Return a request, with an idempotency key if one is given, and with a body that only its hash knows."""
+        request_hash = body.encode().ljust(16, b"\0")
+        return Request(self.ledger_id, self.actor, idempotency_key=key, request_hash=request_hash, **fields)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The parts of an API process, and an administrator's view of the same database."""
+
+    database: TestDatabase
+    api: Runtime
+    identity: Identity
+
+    @property
+    def ledgers(self) -> Ledgers:
+        """What carries out commands."""
+        return self.api.ledgers
+
+    async def begin(self, name: str = "main", role: Role = "operator") -> Tenant:
+        """Begin a ledger, with a key of a role."""
+        return await self.another_key(await self.identity.create_ledger(name), role)
+
+    async def another_key(self, ledger_id: int, role: Role = "operator") -> Tenant:
+        """Mint a key for a ledger."""
+        key, _, _ = await self.identity.create(ledger_id, role=role)
+        return Tenant(ledger_id, key)
+
+    async def when(self, tenant: Tenant, command: Command, key: str | None = None, **fields: Any) -> Done[Any]:
+        """Carry a command out."""
+        decide: Any = command
+        return await self.ledgers.execute(tenant.request(key, **fields), decide)
+
+    def record_at(self, tenant: Tenant, position: int, moment: datetime) -> None:
+        """Put an event into the log as if it had been recorded at another moment; only a superuser can."""
+        self.sql(
+            "INSERT INTO events (ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at,"
+            " effective_at, creator_stream, actor_role, source, command_id, format, body)"
+            " VALUES (%s, %s, gen_random_uuid(), 1, gen_random_uuid(), 'Tested', 1, %s, now(), gen_random_uuid(),"
+            " 'operator', 'operator', gen_random_uuid(), 1, '{}')",
+            tenant.ledger_id,
+            position,
+            moment,
+        )
+
+    def sql(self, query: str, *parameters: Any) -> list[Any]:
+        """Ask the database itself, as its superuser."""
+        with psycopg.connect(self.database.dsn(), autocommit=True) as connection:
+            cursor = connection.execute(query, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+
+@asynccontextmanager
+async def opening(database: TestDatabase) -> AsyncIterator[Opened]:
+    """Open a database as an API process does."""
+    worker = Database(database.dsn(WORKER), WORKER, size=2)
+    async with runtime(database.dsn(API), API, MASTER_KEY) as api:
+        await worker.open()
+        try:
+            yield Opened(database, api, Identity(worker, MASTER_KEY))
+        finally:
+            await worker.close()

@@ -1,0 +1,91 @@
+"""Positions under concurrency: dense from 1, in commit order, whoever fights for what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from time import monotonic
+from uuid import UUID
+
+import psycopg
+
+from infra.ids import uuid7
+from infra.writer import Append, Appended, Outcome, Writer
+from tests.infra.appends import appending, row, together, writing
+from tests.infra.checker import held, problems
+from tests.infra.load import MARK, Load
+from tests.infra.notebook import Notebook, noted
+from tests.infra.opened import Opened
+
+TASKS = 32
+SECONDS = 2.0
+NEVER_A_DEADLOCK = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+
+
+async def test_two_writers_with_32_tasks_on_three_ledgers_agree_with_the_log(opened: Opened, tmp_path: Path) -> None:
+    ledgers = [(await opened.begin(f"ledger-{n}")).ledger_id for n in range(3)]
+    book = Notebook(tmp_path / "told.jsonl")
+    until = monotonic() + SECONDS
+    dsn = opened.database.dsn()
+    async with (
+        writing(opened.database) as one,
+        writing(opened.database) as two,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as reading,
+    ):
+        loads = [Load(writer, reading, ledgers, book) for writer in (one, two)]
+        await asyncio.gather(*(loads[n % 2].write(lambda: monotonic() > until) for n in range(TASKS)))
+    book.close()
+
+    told = [attempt.told for attempt in noted(tmp_path / "told.jsonl")]
+    assert problems(told, held(dsn, MARK)) == []
+    answers = Counter(attempt.answer for attempt in told)
+    assert answers["recorded"] > TASKS
+    assert answers["refused"] > TASKS
+    assert answers["unknown"] == 0
+    assert opened.sql(NEVER_A_DEADLOCK) == [(0,)]
+
+
+async def test_batches_that_name_their_ledgers_in_opposite_orders_do_not_deadlock(opened: Opened) -> None:
+    ledgers = [(await opened.begin(f"ledger-{n}")).ledger_id for n in range(3)]
+    async with writing(opened.database) as one, writing(opened.database) as two:
+        for _ in range(50):
+            forth = [appending(ledger_id, row(uuid7())) for ledger_id in ledgers]
+            back = [appending(ledger_id, row(uuid7())) for ledger_id in reversed(ledgers)]
+            outcomes = [*await asyncio.gather(together(one, forth), together(two, back))]
+            assert all(isinstance(outcome, Appended) for batch in outcomes for outcome in batch)
+    assert opened.sql(NEVER_A_DEADLOCK) == [(0,)]
+    assert opened.sql("SELECT count(*), max(position) FROM events GROUP BY ledger_id") == [(100, 100)] * 3
+
+
+async def test_one_stream_that_many_fight_for_gets_each_version_once(opened: Opened) -> None:
+    tenant = await opened.begin()
+    stream = uuid7()
+
+    async def fight(writer: Writer) -> int:
+        outcomes = [await writer.append(appending(tenant.ledger_id, row(stream, version))) for version in range(1, 21)]
+        return sum(isinstance(outcome, Appended) for outcome in outcomes)
+
+    async with writing(opened.database) as one, writing(opened.database) as two:
+        won = await asyncio.gather(*(fight(writer) for writer in (one, two) for _ in range(8)))
+    assert sum(won) == 20
+    assert versions(opened, stream) == list(range(1, 21))
+
+
+def versions(opened: Opened, stream: UUID) -> list[int]:
+    rows = opened.sql("SELECT version FROM events WHERE stream_id = %s ORDER BY position", stream)
+    return [version for (version,) in rows]
+
+
+async def test_positions_follow_the_order_of_commits_while_a_reader_holds_a_snapshot(opened: Opened) -> None:
+    """A long snapshot must neither hide a commit from the next append nor stand in its way."""
+    tenant = await opened.begin()
+    async with await psycopg.AsyncConnection.connect(opened.database.dsn()) as reader, writing(opened.database) as one:
+        await reader.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await reader.execute("SELECT count(*) FROM events")
+        outcomes: list[Outcome] = []
+        async with writing(opened.database) as two:
+            for n in range(10):
+                request: Append = appending(tenant.ledger_id, row(uuid7()))
+                outcomes.append(await (one, two)[n % 2].append(request))
+    assert [outcome.first for outcome in outcomes if isinstance(outcome, Appended)] == list(range(1, 11))

@@ -1,0 +1,126 @@
+"""The two times of an event: when the ledger learned it, which never runs backwards, and when it was true."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from infra.ids import uuid7
+from infra.writer import Appended, Writer
+from tests import given
+from tests.infra.appends import appending, row, together, writing
+from tests.infra.opened import Opened, Tenant
+
+# How far back the clock has jumped.
+AHEAD = timedelta(hours=2)
+
+
+async def appended(writer: Writer, tenant: Tenant, **fields: object) -> Appended:
+    outcome = await writer.append(appending(tenant.ledger_id, row(uuid7()), **fields))
+    assert isinstance(outcome, Appended)
+    return outcome
+
+
+def record_ahead(opened: Opened, tenant: Tenant) -> datetime:
+    """Record an event as a server with a clock two hours ahead would have, and return when."""
+    ahead = datetime.now(UTC) + AHEAD
+    opened.record_at(tenant, 1, ahead)
+    return ahead
+
+
+async def test_recorded_at_does_not_decrease_when_the_clock_has_jumped_back(opened: Opened) -> None:
+    tenant = await opened.begin()
+    ahead = record_ahead(opened, tenant)
+    async with writing(opened.database) as writer:
+        outcomes = [await appended(writer, tenant) for _ in range(3)]
+    assert [outcome.recorded_at for outcome in outcomes] == [ahead] * 3
+    assert opened.sql("SELECT DISTINCT recorded_at FROM events") == [(ahead,)]
+
+
+async def test_a_ledger_whose_clock_jumped_back_does_not_hold_up_the_others_of_its_batch(opened: Opened) -> None:
+    jumped, other = await opened.begin("jumped"), await opened.begin("other")
+    ahead = record_ahead(opened, jumped)
+    async with writing(opened.database) as writer:
+        outcomes = await together(writer, [appending(t.ledger_id, row(uuid7())) for t in (jumped, other)])
+    moments = [outcome.recorded_at for outcome in outcomes if isinstance(outcome, Appended)]
+    assert moments[0] == ahead
+    assert moments[1] < ahead
+
+
+async def test_recorded_at_moves_on_once_the_clock_has_caught_up(opened: Opened) -> None:
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        moments = [(await appended(writer, tenant)).recorded_at for _ in range(10)]
+    assert all(earlier < later for earlier, later in pairwise(moments))
+
+
+async def test_what_takes_effect_on_recording_bears_the_moment_of_recording(opened: Opened) -> None:
+    tenant = await opened.begin()
+    ahead = record_ahead(opened, tenant)
+    done = await opened.when(tenant, given.permission())
+    creator: Any = done.aggregate
+    assert (done.recorded_at, creator.modified_on) == (ahead, ahead)
+    assert opened.sql("SELECT effective_at FROM events WHERE position = 2") == [(ahead,)]
+
+
+async def test_what_is_recorded_late_bears_the_moment_it_was_true(opened: Opened) -> None:
+    tenant = await opened.begin()
+    long_ago = datetime(2024, 2, 29, 23, 59, 59, 999_999, tzinfo=UTC)
+    done = await opened.when(tenant, given.permission(), effective_at=long_ago)
+    creator: Any = done.aggregate
+    assert creator.modified_on == long_ago
+    (effective_at, recorded_at) = opened.sql("SELECT effective_at, recorded_at FROM events")[0]
+    assert effective_at == long_ago
+    assert recorded_at == done.recorded_at > long_ago
+
+
+async def test_the_end_of_a_window_is_effective_when_it_ended(opened: Opened) -> None:
+    tenant = await opened.begin()
+    await opened.when(tenant, given.permission())
+    code: Any = (await opened.when(tenant, given.generate())).aggregate
+    end = code.window.expires_at
+    opened.ledgers.now = lambda: end + timedelta(days=3)
+    await opened.when(tenant, given.expire())
+    assert opened.sql("SELECT effective_at FROM events WHERE type = 'Expired'") == [(end,)]
+
+
+@pytest.mark.parametrize(
+    ("moment", "position"),
+    [
+        (timedelta(seconds=-1), 0),
+        (timedelta(0), 1),
+        (timedelta(seconds=9), 1),
+        (timedelta(seconds=10), 3),
+        (timedelta(seconds=19), 3),
+        (timedelta(seconds=20), 4),
+        (timedelta(days=999), 4),
+    ],
+)
+async def test_a_moment_is_turned_into_the_last_position_recorded_by_then(
+    opened: Opened, moment: timedelta, position: int
+) -> None:
+    tenant = await opened.begin()
+    # Two events share a moment, as those of one batch do.
+    for number, seconds in enumerate([0, 10, 10, 20], 1):
+        opened.record_at(tenant, number, given.NOW + timedelta(seconds=seconds))
+    assert await opened.ledgers.store.position_at(tenant.ledger_id, given.NOW + moment) == position
+
+
+async def test_in_an_empty_ledger_every_moment_is_before_the_first_position(opened: Opened) -> None:
+    tenant = await opened.begin()
+    assert await opened.ledgers.store.position_at(tenant.ledger_id, given.NOW) == 0
+
+
+async def test_as_of_a_past_moment_stays_the_same_after_a_clock_that_jumped_back(opened: Opened) -> None:
+    """Were the next event to bear the earlier clock, what was known at that earlier time would change afterwards."""
+    tenant = await opened.begin()
+    record_ahead(opened, tenant)
+    store = opened.ledgers.store
+    moment = datetime.now(UTC)
+    before = await store.position_at(tenant.ledger_id, moment)
+    async with writing(opened.database) as writer:
+        await appended(writer, tenant)
+    assert await store.position_at(tenant.ledger_id, moment) == before

@@ -1,0 +1,352 @@
+"""Rebuilding: the same rows as live, resumed when killed, switched while reads and events go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+
+from domain.code import Code
+from domain.recorded import Recorded
+from projections import VIEWS, codes, history, progress, rebuild
+from projections.folding import Connect, Folding
+from projections.rebuild import Busy
+from projections.runner import Poisoned, Runner
+from projections.table import Table
+from projections.view import NEXT, View
+from tests import given
+from tests.given import CODE, NOW
+from tests.projections.conftest import Cursor, Followed
+from tests.projections.memory_log import MemoryLog, happening, positions, rows, until
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@for_all(
+    seeds=st.lists(st.integers(0, 10**6), min_size=1, max_size=3),
+    live_page=st.integers(1, 20),
+    rebuild_page=st.integers(1, 100),
+)
+async def test_rebuilt_rows_are_the_live_rows(
+    view: View[Any], connect: Connect, worker: Cursor, seeds: list[int], live_page: int, rebuild_page: int
+) -> None:
+    log = MemoryLog(*(happening(seed, 50) for seed in seeds))
+    async with await connect() as connection:
+        live = Folding(view, connection)
+        await live.create(indexes=True)
+        await live.find()
+        await live.take_in_all(log, live_page)
+    before = await rows(worker, view)
+    await rebuild.rebuild(view, log, connect, page_events=rebuild_page)
+    assert await rows(worker, view) == before
+    assert await positions(worker, view.name) == log.heads
+    for table in view.tables:
+        await table.drop(worker)
+    await progress.forget(worker, [view.name])
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+async def test_a_rebuilt_table_has_all_that_the_old_one_had(
+    view: View[Any], connect: Connect, worker: Cursor, follow: Followed
+) -> None:
+    log = MemoryLog(given.redeemed())
+    await follow(view, log)
+    before = await structure(worker)
+    for _ in range(2):
+        await rebuild.rebuild(view, log, connect)
+        assert await structure(worker) == before
+    assert await progress.status(worker, view.name + NEXT) is None
+
+
+async def structure(cur: Cursor) -> list[Any]:
+    """Columns, indexes, policies and rights of every table in schema views, without the names of indexes."""
+    await cur.execute("""
+        SELECT
+            c.relname, c.reloptions, c.relrowsecurity, c.relforcerowsecurity, c.relacl::text,
+            ARRAY(SELECT a.attname || format_type(a.atttypid, a.atttypmod) || a.attnotnull FROM pg_attribute a
+                  WHERE a.attrelid = c.oid AND a.attnum > 0 ORDER BY a.attnum),
+            ARRAY(SELECT regexp_replace(pg_get_indexdef(i.indexrelid), 'INDEX .* ON', 'INDEX ON') FROM pg_index i
+                  WHERE i.indrelid = c.oid ORDER BY 1),
+            ARRAY(SELECT p.polname || p.polroles::text FROM pg_policy p WHERE p.polrelid = c.oid ORDER BY 1)
+        FROM pg_class c
+        WHERE c.relnamespace = 'views'::regnamespace AND c.relkind = 'r'
+        ORDER BY c.relname
+    """)
+    return await cur.fetchall()
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupting(MemoryLog):
+    """A log that does something as each page is read."""
+
+    def __init__(self, log: MemoryLog, meanwhile: Any) -> None:
+        super().__init__()
+        self.ledgers = log.ledgers
+        self.meanwhile = meanwhile
+
+    async def after(self, positions: Mapping[int, int], limit: int) -> Sequence[tuple[int, Recorded]]:
+        page = await super().after(positions, limit)
+        await self.meanwhile(self.pages)
+        return page
+
+
+async def test_a_rebuild_that_was_killed_goes_on_where_it_stood(
+    connect: Connect, worker: Cursor, follow: Followed
+) -> None:
+    log = MemoryLog(happening(1, 80), happening(2, 80))
+    await follow(codes.VIEW, log)
+    whole = await rows(worker, codes.VIEW)
+
+    async def die(pages: int) -> None:
+        if pages == 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        await rebuild.rebuild(codes.VIEW, Interrupting(log, die), connect, page_events=10)
+    # Of three pages read, two or three were written when the fourth could not be read.
+    left = sum((await positions(worker, "codes" + NEXT)).values())
+    assert left in {20, 30}
+    assert await rows(worker, codes.VIEW) == whole, "the old rows are read meanwhile"
+    done = await rebuild.rebuild(codes.VIEW, log, connect, page_events=10)
+    assert done.events == sum(log.heads.values()) - left
+    assert await rows(worker, codes.VIEW) == whole
+
+
+@pytest.mark.parametrize("another_version", [False, True])
+async def test_a_rebuild_begins_anew_where_it_is_told_to_or_the_view_has_changed(
+    another_version: bool, connect: Connect, worker: Cursor, follow: Followed
+) -> None:
+    log = MemoryLog(given.redeemed())
+    await follow(codes.VIEW, log)
+
+    async def die(pages: int) -> None:
+        if pages == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        await rebuild.rebuild(codes.VIEW, Interrupting(log, die), connect, page_events=1)
+    changed = replace(codes.VIEW, version=2) if another_version else codes.VIEW
+    done = await rebuild.rebuild(changed, log, connect, resume=another_version)
+    assert done.events == 4
+    standing = await progress.status(worker, "codes")
+    assert standing is not None
+    assert standing.version == changed.version
+
+
+async def test_reads_see_every_code_throughout_a_rebuild(connect: Connect, api: Cursor, follow: Followed) -> None:
+    log = MemoryLog(given.redeemed())
+    await follow(codes.VIEW, log)
+    whole, seen = await codes.search(api, 1, now=NOW, limit=10), []
+
+    async def read(_: int) -> None:
+        seen.append(await codes.search(api, 1, now=NOW, limit=10))
+
+    done = await rebuild.rebuild(codes.VIEW, Interrupting(log, read), connect, page_events=1)
+    await read(0)
+    assert done.events == 4
+    assert seen == [whole] * len(seen)
+    assert len(seen) >= 5
+
+
+async def test_a_rebuild_under_a_living_runner_and_a_growing_log_never_takes_a_reader_back(
+    connect: Connect, worker: Cursor, api: Cursor, follow: Followed
+) -> None:
+    story = happening(5, 60)
+    log, wake = MemoryLog(story), asyncio.Event()
+    runner = asyncio.create_task(Runner(codes.VIEW, log, connect, wake, poll_s=0.02, page_events=10).run())
+    await until(lambda: begun(worker))
+    read: list[int] = []
+
+    async def grow(_: int) -> None:
+        story.when(given.reveal(next(iter(codes_of(story)))))
+        wake.set()
+        await api.execute("SELECT position FROM view_positions WHERE view = 'codes'")
+        read.extend(position for (position,) in await api.fetchall())
+
+    growing = Interrupting(log, grow)
+    for _ in range(3):
+        # The log grows with every page that is read of it, so this only ends if the switch cuts the race short.
+        await asyncio.wait_for(rebuild.rebuild(codes.VIEW, Bounded(growing, 40), connect, page_events=10), 10)
+        await grow(0)
+    await until(lambda: caught_up(worker, log))
+    runner.cancel()
+    with suppress(asyncio.CancelledError):
+        await runner
+    assert read == sorted(read)
+    switched = await rows(worker, codes.VIEW)
+    for table in codes.VIEW.tables:
+        await table.drop(worker)
+    await progress.forget(worker, ["codes"])
+    await follow(codes.VIEW, log)
+    assert switched == await rows(worker, codes.VIEW)
+
+
+class Bounded(MemoryLog):
+    """A log that stops growing after so many pages."""
+
+    def __init__(self, log: Interrupting, pages: int) -> None:
+        super().__init__()
+        self.log = log
+        self.left = pages
+
+    async def after(self, positions: Mapping[int, int], limit: int) -> Sequence[tuple[int, Recorded]]:
+        self.left -= 1
+        return await (self.log.after if self.left > 0 else super(Interrupting, self.log).after)(positions, limit)
+
+
+def codes_of(story: given.Story) -> list[Any]:
+    return [id_ for id_, stream in story.ledger.streams.items() if isinstance(stream[0].event, Code.Generated)]
+
+
+async def begun(cur: Cursor) -> bool:
+    return bool(await positions(cur, "codes"))
+
+
+async def caught_up(cur: Cursor, log: MemoryLog) -> bool:
+    return await positions(cur, "codes") == log.heads
+
+
+async def test_a_long_reader_of_the_old_rows_delays_the_switch_and_blocks_nobody(
+    connect: Connect, worker: Cursor, api: Cursor, follow: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "SWITCH_WAIT_MS", 50)
+    monkeypatch.setattr(rebuild, "SWITCH_PAUSE_S", 0.05)
+    log = MemoryLog(given.redeemed())
+    await follow(codes.VIEW, log)
+    async with await connect() as long:
+        await long.execute("BEGIN")
+        await long.execute("SELECT FROM views.codes")
+        rebuilding = asyncio.create_task(rebuild.rebuild(codes.VIEW, log, connect))
+        await until(lambda: waits_for_a_lock(worker))
+        assert await codes.one(api, 1, CODE) is not None
+        assert not rebuilding.done()
+        await long.execute("COMMIT")
+        await rebuilding
+    assert await codes.one(api, 1, CODE) is not None
+
+
+async def waits_for_a_lock(cur: Cursor) -> bool:
+    await cur.execute(
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        " AND query LIKE 'DROP TABLE%%'"
+    )
+    return await cur.fetchone() is not None
+
+
+async def test_a_switch_that_never_gets_its_moment_gives_up_and_leaves_the_old_rows(
+    connect: Connect, worker: Cursor, follow: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "SWITCH_WAIT_MS", 10)
+    monkeypatch.setattr(rebuild, "SWITCH_PAUSE_S", 0.001)
+    monkeypatch.setattr(rebuild, "SWITCH_ATTEMPTS_MAX", 2)
+    log = MemoryLog(given.redeemed())
+    await follow(codes.VIEW, log)
+    async with await connect() as long:
+        await long.execute("BEGIN")
+        await long.execute("SELECT FROM views.codes")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await rebuild.rebuild(codes.VIEW, log, connect)
+        await long.execute("COMMIT")
+    assert await positions(worker, "codes") == {1: 4}
+    assert (await rebuild.rebuild(codes.VIEW, log, connect)).events == 0, "all was filled already"
+
+
+async def test_a_poisoned_event_fails_the_rebuild_and_leaves_the_old_rows(
+    connect: Connect, worker: Cursor, follow: Followed
+) -> None:
+    log = MemoryLog(given.revoked())
+    await follow(codes.VIEW, log)
+    before = await rows(worker, codes.VIEW)
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a mistake in a handler")
+
+    poisoned = replace(codes.VIEW, changes={**codes.VIEW.changes, Code.Revoked: broken})
+    with pytest.raises(Poisoned, match="View codes_next stops before event 5 of ledger 1: ZeroDivisionError"):
+        await rebuild.rebuild(poisoned, log, connect)
+    assert await rows(worker, codes.VIEW) == before
+
+
+async def test_a_view_is_rebuilt_by_one_at_a_time(connect: Connect, follow: Followed) -> None:
+    log = MemoryLog(given.redeemed())
+    await follow(codes.VIEW, log)
+    refused = []
+
+    async def again(pages: int) -> None:
+        if pages == 1:
+            try:
+                await rebuild.rebuild(codes.VIEW, log, connect)
+            except Busy as busy:
+                refused.append(str(busy))
+
+    await rebuild.rebuild(codes.VIEW, Interrupting(log, again), connect)
+    assert refused == ["View codes is being rebuilt by another process."]
+
+
+@dataclass(slots=True)
+class LongerRow:
+    """History as a later version of the program may have it."""
+
+    ledger_id: int
+    position: int
+    type: str
+    creator_stream: UUID
+    actor: str
+    recorded_at: datetime
+    effective_at: datetime
+    source: str
+
+
+def longer(ledger_id: int, recorded: Recorded, _event: Any) -> LongerRow:
+    return LongerRow(
+        ledger_id,
+        recorded.position,
+        recorded.type,
+        recorded.creator_stream,
+        recorded.actor.key_id,
+        recorded.recorded_at,
+        recorded.effective_at,
+        recorded.source,
+    )
+
+
+async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
+    connect: Connect, worker: Cursor, api: Cursor, follow: Followed
+) -> None:
+    log = MemoryLog(given.redeemed())
+    await follow(history.VIEW, log)
+    table = Table(
+        "history",
+        LongerRow,
+        key=history.HISTORY.key,
+        ddl="CREATE TABLE {table} (LIKE views.history INCLUDING ALL, source text NOT NULL)",
+    )
+    newer = View("history", 2, table, history.VIEW.row_of, begins=dict.fromkeys(history.VIEW.begins, longer))
+    runner = asyncio.create_task(Runner(newer, log, connect, asyncio.Event(), poll_s=0.02).run())
+    await until(lambda: at_version(worker, 2))
+    runner.cancel()
+    with suppress(asyncio.CancelledError):
+        await runner
+    await worker.execute("SELECT source FROM views.history ORDER BY position")
+    assert await worker.fetchall() == [("operator",)] * 4
+    assert await history.search(api, 1, limit=10) == [1, 2, 3, 4], "a program that knows less still reads it"
+
+
+async def at_version(cur: Cursor, version: int) -> bool:
+    standing = await progress.status(cur, "history")
+    return standing is not None and standing.version == version

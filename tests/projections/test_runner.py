@@ -1,0 +1,369 @@
+"""The runner: woken, across ledgers, stopped by what it cannot take in, killed at any moment, one leader at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from domain.code import Code
+from domain.recorded import Recorded
+from projections import VIEWS, codes, history, progress, view
+from projections.folding import Connect, Folding
+from projections.progress import Gap, Overtaken
+from projections.runner import Behind, Runner, create_missing, wait_for
+from projections.view import Page, Reached, Status, View
+from tests import given
+from tests.given import CODE, NOW
+from tests.projections.conftest import Cursor, Followed
+from tests.projections.memory_log import MemoryLog, happening, positions, rows, until
+
+NEVER_S = 3600.0
+SOON_S = 0.02
+
+
+@asynccontextmanager
+async def running(*runners: Runner) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Run runners until the block ends."""
+    tasks = [asyncio.create_task(runner.run()) for runner in runners]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(outcome, asyncio.CancelledError), outcome
+
+
+def runner_of(
+    view: View[Any],
+    log: Any,
+    connect: Connect,
+    wake: asyncio.Event | None = None,
+    *,
+    poll_s: float = SOON_S,
+    page_events: int = 100,
+) -> Runner:
+    return Runner(view, log, connect, wake or asyncio.Event(), poll_s=poll_s, page_events=page_events)
+
+
+async def state(cur: Cursor, name: str) -> tuple[str, int | None, int | None] | None:
+    standing = await progress.status(cur, name)
+    if standing is None:
+        return None
+    return standing.state, standing.failed_ledger_id, standing.failed_position
+
+
+def poisoned_by(kind: type, of: View[Any] = codes.VIEW) -> View[Any]:
+    """A view whose handler of this event is broken."""
+
+    def handler(*_: Any) -> None:
+        raise ZeroDivisionError("a mistake in a handler")
+
+    return replace(of, changes={**of.changes, kind: handler})
+
+
+# Following
+
+
+async def test_a_page_spans_ledgers_and_every_view_follows(connect: Connect, worker: Cursor) -> None:
+    log = MemoryLog(given.redeemed(), given.unknown(), given.revoked(), given.permitted())
+    async with running(*(runner_of(view, log, connect) for view in VIEWS)):
+        await until(lambda: all_read(worker, VIEWS, {1: 4, 3: 5, 4: 1}))
+    assert log.pages <= 4 * len(VIEWS), "all of it fits one page a view; the other pages were empty"
+    assert await state(worker, "codes") == ("following", None, None)
+
+
+async def all_read(cur: Cursor, views: Sequence[View[Any]], heads: dict[int, int]) -> bool:
+    return all([await reads(cur, view.name, heads) for view in views])
+
+
+async def reads(cur: Cursor, name: str, heads: dict[int, int]) -> bool:
+    return await positions(cur, name) == heads
+
+
+async def test_a_runner_is_woken_by_its_event(connect: Connect, worker: Cursor) -> None:
+    story, wake = given.shared(), asyncio.Event()
+    log = MemoryLog(story)
+    async with running(runner_of(codes.VIEW, log, connect, wake, poll_s=NEVER_S)):
+        await until(lambda: reads(worker, "codes", {1: 3}))
+        story.when(given.redeem())
+        wake.set()
+        await until(lambda: reads(worker, "codes", {1: 4}))
+
+
+async def test_a_runner_that_nobody_wakes_looks_for_itself(connect: Connect, worker: Cursor) -> None:
+    story = given.shared()
+    async with running(runner_of(codes.VIEW, MemoryLog(story), connect)):
+        await until(lambda: reads(worker, "codes", {1: 3}))
+        story.when(given.redeem())
+        await until(lambda: reads(worker, "codes", {1: 4}))
+
+
+async def test_a_log_read_with_an_event_left_out_moves_no_view(connect: Connect, worker: Cursor) -> None:
+    log = MemoryLog(given.redeemed())
+    del log.ledgers[1][1]
+    async with await connect() as connection:
+        folding = Folding(codes.VIEW, connection)
+        await folding.create(indexes=True)
+        with pytest.raises(Gap, match="Event 3 of ledger 1 was read after 1"):
+            await folding.take_in_all(log, 100)
+    assert await positions(worker, "codes") == {}
+
+
+# Stopping
+
+
+async def test_a_poisoned_event_stops_only_its_view_which_says_which_one(
+    connect: Connect, worker: Cursor, follow: Followed, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = MemoryLog(given.redeemed(), given.after(given.revoked(), given.reveal()))
+    views = [poisoned_by(Code.Revoked) if view is codes.VIEW else view for view in VIEWS]
+    async with running(*(runner_of(view, log, connect) for view in views)):
+        await until(lambda: failed(worker, "codes"))
+        await until(lambda: all_read(worker, [view for view in VIEWS if view is not codes.VIEW], log.heads))
+    assert await state(worker, "codes") == ("failed", 2, 5)
+    assert await positions(worker, "codes") == {1: 4, 2: 4}, "all before it is taken in"
+    statuses = {status.view: status for status in await view.statuses(worker)}
+    assert statuses["codes"].error == "ZeroDivisionError: a mistake in a handler"
+    assert {name: status.state for name, status in statuses.items() if name != "codes"} == dict.fromkeys(
+        ("expiring", "history", "permissions", "redemptions"), "following"
+    )
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
+        "View codes has stopped. View codes stops before event 5 of ledger 2: ZeroDivisionError: a mistake in a handler"
+    ]
+
+
+async def failed(cur: Cursor, name: str) -> bool:
+    standing = await progress.status(cur, name)
+    return standing is not None and standing.state == "failed"
+
+
+async def test_a_stopped_view_goes_on_once_its_handler_is_mended(connect: Connect, worker: Cursor) -> None:
+    log = MemoryLog(given.revoked())
+    async with running(runner_of(poisoned_by(Code.Revoked), log, connect)):
+        await until(lambda: failed(worker, "codes"))
+        async with running(runner_of(codes.VIEW, log, connect)):
+            await until(lambda: reads(worker, "codes", {1: 5}))
+    assert await state(worker, "codes") == ("following", None, None)
+
+
+async def test_an_event_that_cannot_be_read_stops_a_view_before_it(connect: Connect, worker: Cursor) -> None:
+    log = MemoryLog(given.revoked())
+    log.unreadable.add((1, 3))
+    async with running(runner_of(history.VIEW, log, connect)):
+        await until(lambda: failed(worker, "history"))
+    assert await state(worker, "history") == ("failed", 1, 3)
+    assert await positions(worker, "history") == {1: 2}
+
+
+async def test_a_row_that_the_database_refuses_is_found_in_its_page(connect: Connect, worker: Cursor) -> None:
+    story = given.shared()
+    log = MemoryLog(story)
+    bad = story.ledger.events[2]
+    log.ledgers[1][2] = replace(bad, event=replace(bad.event, brand_id="no text holds a \x00"))  # type: ignore[call-arg]
+    async with running(runner_of(history.VIEW, log, connect)):
+        await until(lambda: failed(worker, "history"))
+    assert await state(worker, "history") == ("failed", 1, 3)
+    assert await positions(worker, "history") == {1: 2}
+
+
+async def test_an_event_of_a_code_that_no_event_began_stops_the_view(connect: Connect, worker: Cursor) -> None:
+    log = MemoryLog(given.shared())
+    log.ledgers[1] = [replace(log.ledgers[1][2], position=1)]
+    async with running(runner_of(codes.VIEW, log, connect)):
+        await until(lambda: failed(worker, "codes"))
+    (standing,) = await view.statuses(worker)
+    assert standing.error == f"LookupError: view codes has no row {CODE}, which the event would change"
+
+
+# Killed at any moment
+
+
+class DeadlyLog(MemoryLog):
+    """Whoever reads a page of it loses all sessions, a moment later or at once."""
+
+    def __init__(self, killer: Cursor, log: MemoryLog, kills: int) -> None:
+        super().__init__()
+        self.ledgers = log.ledgers
+        self.killer = killer
+        self.kills = kills
+
+    async def after(self, positions: Mapping[int, int], limit: int) -> Sequence[tuple[int, Recorded]]:
+        page = await super().after(positions, limit)
+        if self.kills > 0:
+            self.kills -= 1
+            await self.kill()
+        return page
+
+    async def kill(self) -> None:
+        await self.killer.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND usename = 'sparkledger_worker' AND pid <> pg_backend_pid()"
+        )
+
+
+@pytest.mark.parametrize("each", VIEWS, ids=lambda each: each.name)
+async def test_a_view_whose_session_is_killed_again_and_again_loses_and_repeats_nothing(
+    each: View[Any], connect: Connect, worker: Cursor, follow: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = MemoryLog(happening(1, 60), happening(2, 60))
+    deadly = DeadlyLog(worker, log, kills=10)
+    unharmed, before_commit = Folding.write, [0]
+
+    async def write(folding: Folding, cur: Cursor, page: Page) -> None:
+        await unharmed(folding, cur, page)
+        before_commit[0] += 1
+        if before_commit[0] in {3, 6}:
+            await deadly.kill()
+
+    monkeypatch.setattr(Folding, "write", write)
+    async with running(runner_of(each, deadly, connect, page_events=5)):
+        await until(lambda: reads(worker, each.name, log.heads))
+    assert deadly.kills == 0
+    assert before_commit[0] > 6
+    monkeypatch.undo()
+    after_kills = await rows(worker, each)
+    await drop(worker, each)
+    await follow(each, log)
+    assert after_kills == await rows(worker, each)
+
+
+async def drop(cur: Cursor, view: View[Any]) -> None:
+    for table in view.tables:
+        await table.drop(cur)
+    await progress.forget(cur, [view.name])
+
+
+async def test_a_runner_cancelled_between_any_two_pages_is_taken_up_where_it_stood(
+    connect: Connect, worker: Cursor, follow: Followed
+) -> None:
+    log = MemoryLog(happening(3, 60))
+    starts = []
+    while (start := await positions(worker, "codes")) != log.heads:
+        starts.append(start)
+        async with running(runner_of(codes.VIEW, log, connect, page_events=7)):
+            await until(lambda: moved_from(worker, starts[-1]))
+    assert len(starts) > 1
+    interrupted = await rows(worker, codes.VIEW)
+    await drop(worker, codes.VIEW)
+    await follow(codes.VIEW, log)
+    assert interrupted == await rows(worker, codes.VIEW)
+
+
+async def moved_from(cur: Cursor, before: dict[int, int]) -> bool:
+    return await positions(cur, "codes") != before
+
+
+# One leader at a time
+
+
+async def test_two_that_both_believe_to_lead_take_in_no_event_twice(
+    connect: Connect, worker: Cursor, follow: Followed
+) -> None:
+    story = given.shared()
+    log = MemoryLog(story)
+    async with await connect() as one_session, await connect() as other_session:
+        one, other = Folding(codes.VIEW, one_session), Folding(codes.VIEW, other_session)
+        await one.create(indexes=True)
+        await other.create(indexes=True)
+        page = await log.after({}, 100)
+        outcomes = await asyncio.gather(one.take_in(page), other.take_in(page), return_exceptions=True)
+        assert sorted(map(type, outcomes), key=str) == sorted([type(None), Overtaken], key=str)
+        story.when(given.share(brand_id="brand-2"))
+        late = one if isinstance(outcomes[0], Overtaken) else other
+        with pytest.raises(Overtaken):
+            await late.take_in(await log.after({}, 100))
+        await late.find()
+        await late.take_in_all(log, 100)
+    found = await codes.CODES.load(worker, [(1, CODE)])
+    assert [(row.share_count, row.position) for row in found] == [(2, 4)]
+
+
+async def test_of_two_runners_one_leads_and_the_other_takes_over_when_it_is_gone(
+    connect: Connect, worker: Cursor
+) -> None:
+    story = given.permitted()
+    first_log, second_log = MemoryLog(story), MemoryLog(story)
+    async with running(runner_of(history.VIEW, first_log, connect)) as (first,):
+        await until(lambda: reads(worker, "history", {1: 1}))
+        async with running(runner_of(history.VIEW, second_log, connect)):
+            story.when(given.generate())
+            await until(lambda: reads(worker, "history", {1: 2}))
+            assert second_log.pages == 0
+            first.cancel()
+            with suppress(asyncio.CancelledError):
+                await first
+            story.when(given.share())
+            await until(lambda: reads(worker, "history", {1: 3}))
+            assert second_log.pages > 0
+
+
+async def test_a_view_that_a_newer_program_has_switched_is_left_alone(connect: Connect, worker: Cursor) -> None:
+    log = MemoryLog(given.shared())
+    await create_missing(connect, [replace(codes.VIEW, version=2)])
+    old, new = runner_of(codes.VIEW, log, connect), runner_of(replace(codes.VIEW, version=2), log, connect)
+    async with running(old):
+        async with running(new):
+            await until(lambda: reads(worker, "codes", {1: 3}))
+        assert log.pages > 0
+        pages = log.pages
+        await until(lambda: told(worker, old))
+        assert log.pages == pages, "the old program does not even read"
+
+
+async def told(cur: Cursor, runner: Runner) -> bool:
+    return "version 2" in runner._said
+
+
+# Waiting
+
+
+async def test_a_reader_waits_until_the_view_has_read_its_write(connect: Connect, api: Cursor) -> None:
+    story, wake = given.shared(), asyncio.Event()
+    await create_missing(connect, VIEWS)
+    async with running(runner_of(codes.VIEW, MemoryLog(story), connect, wake, poll_s=NEVER_S)):
+        waiting = asyncio.create_task(wait_for(lambda: lent(api), "codes", 1, 4))
+        assert await wait_for(lambda: lent(api), "codes", 1, 3) == 3
+        assert not waiting.done()
+        story.when(given.redeem())
+        wake.set()
+        assert await waiting == 4
+    found = await codes.one(api, 1, CODE)
+    assert found is not None
+    assert found.redemption_count == 1
+    assert await view.positions(api, 1) == [Reached("codes", 4, NOW)]
+    assert await view.reached(api, 1, "codes") == 4
+    assert await view.reached(api, 1, "codes", "history") == 0, "one of them has not begun"
+
+
+@asynccontextmanager
+async def lent(cur: Cursor) -> AsyncIterator[Cursor]:
+    async with cur.connection.cursor() as one:
+        yield one
+
+
+async def test_a_reader_is_told_how_far_the_view_has_read_when_its_time_runs_out(follow: Followed, api: Cursor) -> None:
+    await follow(codes.VIEW, MemoryLog(given.shared()))
+    with pytest.raises(Behind, match="View codes has read up to position 3, not 4 yet") as behind:
+        await wait_for(lambda: lent(api), "codes", 1, 4, timeout_s=0.01)
+    assert (behind.value.view, behind.value.wanted, behind.value.reached) == ("codes", 4, 3)
+
+
+async def test_a_view_that_never_began_has_read_nothing(api: Cursor) -> None:
+    assert await view.reached(api, 1, "codes") == 0
+    assert await view.positions(api, 1) == []
+    assert await view.statuses(api) == []
+
+
+async def test_views_are_created_once_however_often_and_whoever_asks(connect: Connect, api: Cursor) -> None:
+    await asyncio.gather(*(create_missing(connect, VIEWS) for _ in range(3)))
+    assert [(status.view, status.version, status.state) for status in await view.statuses(api)] == sorted(
+        (each.name, each.version, "following") for each in VIEWS
+    )
+    assert isinstance((await view.statuses(api))[0], Status)
