@@ -39,12 +39,13 @@ test: $(DEV) ## all tests but the long ones, in minutes
 faults: $(DEV) ## the long tests: real kills, 60-second readers, full disks
 	@$(PYTEST) tests/faults --timeout 900 $(ARGS)
 
-check: $(DEV) ## format, lint, types, import rules, unused dependencies
+check: $(DEV) ## format, lint, types, import rules, unused dependencies, generated documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/deptry .
+	$(BIN)/python -m tests.generated --check
 
 bench: $(DEV) ## every benchmark, in minutes (FULL=1: with 10M events)
 	@exec $(BIN)/sparkledger bench $(if $(FULL),--full)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -214,8 +214,29 @@ def rebuild(view: Annotated[str, typer.Argument(help="The view to fill anew from
     from infra.worker import rebuild as fill
 
     settings = load_settings()
-    with database(settings) as place:
-        asyncio.run(fill(place.worker, _master_key(settings), view, typer.echo))
+    with database(settings) as place, _progress() as say:
+        asyncio.run(fill(place.worker, _master_key(settings), view, say))
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show how far long work is: in place on a terminal, as plain lines elsewhere."""
+    if not sys.stdout.isatty():
+        yield typer.echo
+        return
+    from rich.console import Console
+
+    console = Console()
+    last = ""
+    with console.status("") as status:
+
+        def say(line: str) -> None:
+            nonlocal last
+            last = line
+            status.update(line)
+
+        yield say
+    console.print(last)
 
 
 @keys.command("create")
@@ -314,6 +335,21 @@ def demo() -> None:
     from api.demo import tell
 
     raise typer.Exit(tell(f"http://{settings.host}:{settings.port}", key, typer.echo))
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="append, http or growth; all of them if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Grow to 10 million events.")] = False,
+) -> None:
+    """Measure this program beside its peers, on a throwaway database; needs a checkout and `make install`."""
+    try:
+        from tests.bench.__main__ import main as measure
+    except ImportError as error:
+        message = f"Benchmarks run from a checkout with everything installed (`make install`): {error}."
+        raise LookupError(message) from error
+    measure(name, as_json=as_json, full=full)
 
 
 @app.command()

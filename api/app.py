@@ -91,7 +91,9 @@ def _methods(request: Request) -> list[str]:
     """Return every method that an address knows: several routes may share it."""
     routes = cast("list[StarletteRoute]", request.app.router.routes)
     at = [route for route in routes if route.path_regex.match(request.scope["path"])]
-    return sorted({method for route in at for method in route.methods or ()})
+    # An address that is spelt out belongs to no template, though one would match it too.
+    nearest = min(len(route.param_convertors) for route in at)
+    return sorted({m for route in at if len(route.param_convertors) == nearest for m in route.methods or ()})
 
 
 async def _openapi(request: Request) -> Response:

@@ -12,10 +12,11 @@ from api.answer_models import EventAnswer, EventsAnswer
 from api.answers import answer
 from api.auth import Caller, allow
 from api.cursors import link_next
-from api.problems import Problem, malformed_query
+from api.problems import Problem
 from api.queries import EventsQuery
 from api.route import Route
 from api.trail import csv_text, event_content, names_of, ndjson
+from api.wiring import Cursor
 from domain.code import Code
 from domain.creator import Creator
 from domain.summaries import summary
@@ -23,8 +24,6 @@ from projections import history
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from psycopg import AsyncCursor
 
     from domain.recorded import Recorded
 
@@ -53,9 +52,8 @@ async def list_events(
     names = await names_of(caller, found)
     contents = [event_content(recorded, names) for recorded in found]
     onwards = "before" if query.order == "desc" else "after"
-    headers: dict[str, str] = {"Vary": "Accept"}
-    if found:
-        headers["Ledger-Position"] = str(max(found[0].position, found[-1].position))
+    read = max((recorded.position for recorded in found), default=query.after or 0)
+    headers = {"Vary": "Accept", "Ledger-Position": str(read)}
     if following is not None:
         headers |= link_next(caller.request, **{onwards: following})
     match _format(caller.request.headers.get("accept", "")):
@@ -98,8 +96,6 @@ async def _page(
     caller: Caller, query: EventsQuery, filters: Mapping[str, Any]
 ) -> tuple[Sequence[Recorded], int | None]:
     """Return one page, and where the next begins if there is one."""
-    if query.after is not None and query.before is not None and query.before <= query.after:
-        raise malformed_query("before", "This lies at or before `after`: there is nothing between them.")
     if query.q is None:
         found = await _read(caller, query, filters, query.limit + 1, (query.after, query.before))
         if len(found) <= query.limit:
@@ -140,7 +136,7 @@ async def _read(
     if not filters:
         return await store.page(caller.ledger_id, after=after, before=before, descending=descending, limit=limit)
 
-    async def search(cur: AsyncCursor[Any]) -> list[int]:
+    async def search(cur: Cursor) -> list[int]:
         return await history.search(
             cur, caller.ledger_id, limit=limit, after=after, before=before, descending=descending, **filters
         )

@@ -77,6 +77,15 @@ class Caller:
         if self.role == "brand" and advertiser_id not in self.key.subjects.advertiser_ids:
             raise NotAllowed("This key acts for other advertiser accounts alone.")
 
+    def ask_by_names(self, *, creator_id: str | None, brand_id: str | None, advertiser_id: str | None) -> None:
+        """Raise `NotAllowed` where a filter names others: what it lets through would tell with whom they deal."""
+        if creator_id is not None:
+            self.act_for_creator(creator_id)
+        if advertiser_id is not None:
+            self.act_for_advertiser(advertiser_id)
+        if brand_id is not None and self.role == "brand" and brand_id not in self.key.subjects.brand_ids:
+            raise NotAllowed("This key acts for other brands alone.")
+
     def read_code(self, code: Code) -> None:
         """Raise `NotAllowed` where the key may not read this code."""
         self.act_for_creator(code.creator_id)

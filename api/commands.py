@@ -42,7 +42,7 @@ from domain.campaign import Campaign, Share
 from domain.code import Code
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
-from domain.errors import NotAllowed, StaleVersion, Unknown
+from domain.errors import NotAllowed, Refused, StaleVersion, Unknown
 from domain.values import Sealed
 from infra.ids import uuid7
 
@@ -246,7 +246,11 @@ async def launch_campaign(
     )
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
-        return await commands.launch(ledger, code, campaign, if_match=if_match, when=when)
+        found: list[Code] = []
+        try:
+            return await commands.launch(Guarded(ledger, found.append), code, campaign, if_match=if_match, when=when)
+        except Refused as refusal:
+            raise _without_others(refusal, caller, found) from None
 
     done = await execute(caller, body, body.advertiser_id, decide)
     assert done.aggregate is not None  # noqa: S101 - a code with a campaign is there
@@ -333,6 +337,15 @@ async def add_note(
 
     done = await execute(caller, body, await creator_of(caller, code), decide)
     return code_answer(done, caller, created_or_repeated(done))
+
+
+def _without_others(refusal: Refused, caller: Caller, found: list[Code]) -> Refused:
+    """Return a refusal that names no campaign of another advertiser to a brand."""
+    campaigns = found[0].campaigns if found and caller.role == "brand" else {}
+    conflict = campaigns.get(refusal.conflict_id or "")
+    if conflict is None or caller.names_us((), (conflict.advertiser_id,)):
+        return refusal
+    return Refused(refusal.code, refusal.detail)
 
 
 def _refuse_guessing(caller: Caller) -> None:

@@ -43,7 +43,9 @@ class Story:
             raise StoryBroke(message)
         if answer.is_client_error:
             self.say(f"    → refused, {answer.status_code} {body['code']}: {body['detail']}")
-        elif "position" in body:
+        elif method == "GET" or path.endswith("/lookup"):
+            self.say("    → answered; a look records nothing in the ledger")
+        else:
             self.say(f"    → recorded at position {body['position']}, version {body['version']}")
         return body
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -11,11 +11,8 @@ from starlette.responses import PlainTextResponse, Response
 from api.answer_models import HealthAnswer
 from api.answers import answer
 from api.route import Route
-from api.wiring import services_of
+from api.wiring import Cursor, services_of
 from projections import codes, view
-
-if TYPE_CHECKING:
-    from psycopg import AsyncCursor
 
 # The views' states are those of the database, not of a ledger.
 _NO_LEDGER: Final = 0
@@ -33,7 +30,7 @@ async def is_alive() -> Response:
 async def is_ready(request: Request) -> Response:
     """Tell whether commands can be served; a view that has stopped makes the answer degraded, and it stays 200."""
 
-    async def stopped_views(cur: AsyncCursor[Any]) -> list[str]:
+    async def stopped_views(cur: Cursor) -> list[str]:
         return [status.view for status in await view.statuses(cur) if status.state == "failed"]
 
     stopped, _ = await services_of(request.scope).views.read(_NO_LEDGER, stopped_views, view=codes.NAME)

@@ -106,14 +106,13 @@ _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "Idempotency-Key": {
         "description": (
             "Makes the request safe to send again: the same key and request gets the first answer, for at least 24 "
-            "hours. Bare or in quotes."
+            "hours. Bare or in quotes, such as `8e03978e-40d5-43e8-bc93-6894a57f9324`; a fresh one for each request."
         ),
         "schema": {"type": "string", "pattern": r'^("[!#-~]{1,255}"|[!#-~]{1,255})$'},
-        "example": "8e03978e-40d5-43e8-bc93-6894a57f9324",
     },
     "If-Match": {
         "description": 'The version that the caller has seen, such as `"3"`; another one is answered with 412.',
-        "schema": {"type": "string", "pattern": r'^("(0|[1-9][0-9]{0,9})"|\*)$'},
+        "schema": {"anyOf": [{"const": "*"}, {"type": "string", "pattern": '^"(0|[1-9][0-9]{0,9})"$'}]},
         "example": "*",
     },
     "Correlation-Id": {
@@ -192,6 +191,7 @@ def _complete(operation: dict[str, Any], route: Route, method: str) -> None:
         operation.setdefault("parameters", []).append(declared)
     for parameter in operation.get("parameters", ()):
         _describe_in_path(parameter)
+        _without_null(parameter["schema"])
     if name in _EXAMPLES:
         operation["requestBody"]["content"]["application/json"]["example"] = _EXAMPLES[name]
     responses = operation["responses"]
@@ -204,7 +204,12 @@ def _complete(operation: dict[str, Any], route: Route, method: str) -> None:
         responses["200"] = responses["201"] | {"description": "Recorded before; nothing new."}
     if name == "generateCode":
         code = {"code_id": "$response.body#/code_id"}
-        responses["201"]["links"] = {to: {"operationId": to, "parameters": code} for to in _ON_A_CODE}
+        secret = {"secret": "$response.body#/secret"}
+        responses["201"]["links"] = {
+            **{to: {"operationId": to, "parameters": code} for to in _ON_A_CODE},
+            "lookupCode": {"operationId": "lookupCode", "requestBody": secret},
+            "redeemCode": {"operationId": "redeemCode", "requestBody": secret},
+        }
     if name == "listEvents":
         responses["200"]["content"] |= {
             media_type: {"schema": {"type": "string"}} for media_type in ("application/x-ndjson", "text/csv")
@@ -230,6 +235,16 @@ def _describe_in_path(parameter: dict[str, Any]) -> None:
     description, schema, example = schemas[parameter["name"]]
     parameter |= {"description": description, "example": example}
     parameter["schema"] |= schema
+
+
+def _without_null(schema: dict[str, Any]) -> None:
+    """Leave null out of a parameter's schema: in a query or header, absent is absent."""
+    alternatives = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if len(alternatives) == 1:
+        del schema["anyOf"]
+        schema |= alternatives[0]
+    elif alternatives:
+        schema["anyOf"] = alternatives
 
 
 def _headers_of(name: str, status: str) -> dict[str, Any]:

@@ -37,12 +37,13 @@ def _as_of(value: object) -> datetime | int:
     return parse_moment(value)
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+# The bounds come before the reading: so they stand in the reference too.
+Place = Annotated[int, Field(ge=0, le=MAX_POSITION), BeforeValidator(_whole)]
+Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
+Size = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(_whole)]
 AtLeast = Annotated[
-    Whole | None,
-    Field(
-        ge=0, le=MAX_POSITION, description="Wait, at most 5 seconds, until this position has been read.", examples=[42]
-    ),
+    Place | None,
+    Field(description="Wait, at most 5 seconds, until this position has been read.", examples=[1]),
 ]
 AsOf = Annotated[
     datetime | int | None,
@@ -51,7 +52,7 @@ AsOf = Annotated[
     Field(description="As the ledger knew then: a time, or a position.", examples=["2026-03-01T12:00:00Z"]),
 ]
 At = Annotated[Moment | None, Field(description="As it was true then, in effective time.")]
-Limit = Annotated[Whole, Field(ge=1, le=MAX_LIMIT, description="Entries a page, at most.", examples=[LIMIT])]
+Limit = Annotated[Size, Field(description="Entries a page, at most.", examples=[LIMIT])]
 CodeId = Annotated[
     UUID, WithJsonSchema({"type": "string", "format": "uuid"}), Field(examples=["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"])
 ]
@@ -71,9 +72,7 @@ class PermissionQuery(Query):
 class CodeQuery(Query):
     as_of: AsOf = None
     at: At = None
-    version: Annotated[
-        Whole | None, Field(ge=1, le=2**31 - 1, description="As it stood at this version.", examples=[2])
-    ] = None
+    version: Annotated[Number | None, Field(description="As it stood at this version.", examples=[2])] = None
     at_least: AtLeast = None
 
 
@@ -108,10 +107,8 @@ class AuthorizationQuery(Query):
 
 
 class EventsQuery(Query):
-    after: Annotated[Whole | None, Field(ge=0, le=MAX_POSITION, description="Later positions alone.", examples=[0])] = (
-        None
-    )
-    before: Annotated[Whole | None, Field(ge=0, le=MAX_POSITION, description="Earlier positions alone.")] = None
+    after: Annotated[Place | None, Field(description="Later positions alone.", examples=[0])] = None
+    before: Annotated[Place | None, Field(description="Earlier positions alone.")] = None
     order: Annotated[Literal["asc", "desc"], Field(description="Oldest or newest first.")] = "asc"
     limit: Limit = LIMIT
     type: Annotated[Id | None, Field(description="Events of this type alone.", examples=["Redeemed"])] = None

@@ -24,6 +24,7 @@ from api.problems import Problem, malformed_query
 from api.queries import AuthorizationQuery, CodeQuery, CodesQuery, HistoryQuery, PermissionQuery
 from api.route import Route
 from api.trail import event_content, names_of, shown_to, unsealed_notes
+from api.wiring import Cursor
 from domain.authorization import verdict
 from domain.errors import Unknown
 from domain.recorded import fold_code, replay_code, replay_creator, true_at
@@ -32,8 +33,6 @@ from projections import codes, expiring, permissions, redemptions, view
 
 if TYPE_CHECKING:
     from uuid import UUID
-
-    from psycopg import AsyncCursor
 
     from domain.recorded import Recorded
 
@@ -81,12 +80,13 @@ async def list_codes(
     """List the codes that pass every filter, newest first; a creator's or brand's key sees its own."""
     now, ours = caller.services.now(), caller.key.subjects
     same_query = query.model_dump(exclude={"cursor", "limit", "at_least"})
-    creator_ids = None if query.creator_id is None else {query.creator_id}
-    if caller.role == "creator":
-        creator_ids = set(ours.creator_ids) if creator_ids is None else creator_ids & ours.creator_ids
+    caller.ask_by_names(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
+    creator_ids = ours.creator_ids if caller.role == "creator" else None
+    if query.creator_id is not None:
+        creator_ids = frozenset({query.creator_id})
     brand = caller.role == "brand"
 
-    async def page(cur: AsyncCursor[Any]) -> list[codes.CodeRow]:
+    async def page(cur: Cursor) -> list[codes.CodeRow]:
         return await codes.search(
             cur,
             caller.ledger_id,
@@ -144,7 +144,7 @@ async def read_permission(
     enabled, version, position, stream_id, clock = False, 0, 0, None, now
     if query.as_of is None:
 
-        async def one(cur: AsyncCursor[Any]) -> permissions.PermissionRow | None:
+        async def one(cur: Cursor) -> permissions.PermissionRow | None:
             return await permissions.one(cur, caller.ledger_id, creator_id)
 
         row, as_of = await caller.services.views.read(
@@ -185,7 +185,7 @@ async def ask_authorization(
         as_of, clock = await known_at(caller, query.as_of, now)
         at, at_least = query.at or clock, max(as_of, query.at_least or 0)
 
-    async def of_video(cur: AsyncCursor[Any]) -> list[UUID]:
+    async def of_video(cur: Cursor) -> list[UUID]:
         return await codes.of_video(cur, caller.ledger_id, query.video_id)
 
     found, position = await caller.services.views.read(caller.ledger_id, of_video, view=codes.NAME, at_least=at_least)
@@ -219,7 +219,7 @@ async def read_stats(caller: Annotated[Caller, allow("operator", "auditor", "adm
     ledger_id, now, services = caller.ledger_id, caller.services.now(), caller.services
     head = await services.ledgers.store.head(ledger_id)
 
-    async def figures(cur: AsyncCursor[Any]) -> dict[str, Any]:
+    async def figures(cur: Cursor) -> dict[str, Any]:
         states = {status.view: status.state for status in await view.statuses(cur)}
         positions = {read.view: read.position for read in await view.positions(cur, ledger_id)}
         return {

@@ -59,7 +59,7 @@ class Route(APIRoute):
         body_adapter: TypeAdapter[Any] | None = None if body_type is None else TypeAdapter(body_type)
 
         async def handler(request: Request) -> Response:
-            arguments: dict[str, Any] = request.path_params
+            arguments: dict[str, Any] = {**request.path_params}
             if caller_name is not None:
                 arguments[caller_name] = await admit(request, roles)
             if request_name is not None:

@@ -31,6 +31,8 @@ from domain.values import Channel, Role
 MAX_SUBJECTS = 1_000
 # Any whole number is understood; which lengths are allowed is a rule of the ledger, not of the format.
 MAX_DAYS = 2**31 - 1
+# A moment that lies ahead whenever the reference is read.
+LATER = "2099-01-01T00:00:00Z"
 
 CaptionHash = Annotated[Sha256 | None, Field(description="SHA-256 of the video's caption, in lowercase hexadecimal.")]
 CreativeHash = Annotated[Sha256 | None, Field(description="SHA-256 of the video file, in lowercase hexadecimal.")]
@@ -104,7 +106,8 @@ class ExtendCode(Command):
         Field(description="The whole window's length, counted from its start: 30 becomes 60.", examples=[60]),
     ] = None
     expires_at: Annotated[
-        Moment | None, Field(description="The new end, at most the longest allowed length from now.")
+        Moment | None,
+        Field(description="The new end, at most the longest allowed length from now.", examples=[LATER]),
     ] = None
 
     @model_validator(mode="after")
@@ -117,7 +120,9 @@ class ExtendCode(Command):
 class ShareCode(Command):
     brand_id: BrandId
     channel: Annotated[Channel, Field(description="The way it was handed over.", examples=["dm"])]
-    advertiser_id: AdvertiserId | None = None
+    advertiser_id: Annotated[
+        AdvertiserId | None, Field(description="The advertiser account that it is meant for.", examples=["adv-7001"])
+    ] = None
     note: Annotated[Note | None, Field(description="A remark; stored encrypted.", examples=["For the spring sale"])] = (
         None
     )
@@ -186,10 +191,15 @@ class EndCampaign(Command):
 
 
 class Subjects(Body):
-    creator_ids: Annotated[list[Id], Field(max_length=MAX_SUBJECTS, description="The creators it acts for.")] = []
-    brand_ids: Annotated[list[Id], Field(max_length=MAX_SUBJECTS, description="The brands it acts for.")] = []
+    creator_ids: Annotated[
+        list[Id], Field(max_length=MAX_SUBJECTS, description="The creators it acts for.", examples=[["ana.creates"]])
+    ] = []
+    brand_ids: Annotated[
+        list[Id], Field(max_length=MAX_SUBJECTS, description="The brands it acts for.", examples=[["acme"]])
+    ] = []
     advertiser_ids: Annotated[
-        list[Id], Field(max_length=MAX_SUBJECTS, description="The advertiser accounts it acts for.")
+        list[Id],
+        Field(max_length=MAX_SUBJECTS, description="The advertiser accounts it acts for.", examples=[["adv-7001"]]),
     ] = []
 
 
@@ -203,7 +213,9 @@ class CreateKey(Body):
             examples=[{"creator_ids": ["ana.creates"]}],
         ),
     ] = None
-    expires_at: Annotated[Moment | None, Field(description="When it stops working. Absent: never.")] = None
+    expires_at: Annotated[
+        Moment | None, Field(description="When it stops working. Absent: never.", examples=[LATER])
+    ] = None
 
     @field_validator("subjects")
     @classmethod

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from api.limits import UNKNOWN_CODES_AT_ONCE, UNKNOWN_CODES_PER_SECOND, Limit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from starlette.types import Scope
 
     from infra.identity import Identity
     from infra.ledger import Ledgers
     from infra.settings import Settings
+    from infra.views import Views
 
-T = TypeVar("T")
 
-
-class Views(Protocol):
-    """Runs a view's query under the row-level security of one ledger."""
-
-    async def read(
-        self,
-        ledger_id: int,
-        query: Callable[[Any], Awaitable[T]],
-        *,
-        view: str,
-        at_least: int | None = None,
-    ) -> tuple[T, int]:
-        """Return the query's result and the position that the view has read to, waiting for one if asked to."""
+# What a view's query is handed: psycopg's cursor, which routes pass on and never touch.
+Cursor = Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,12 +77,17 @@ async def first_keys(conninfo: str, key: MasterKey, admin_key: str | None) -> st
     Returns:
         The generated key, to be shown now or never; nothing on a later start.
 
+    Raises:
+        MasterKeyError: the database's keys are wrapped with another master key.
+
     """
     async with _as_worker(conninfo, key) as identity:
         try:
             ledger_id = await identity.create_ledger(FIRST_LEDGER)
         except LedgerExists:
             ledger_id = await identity.ledger_id(FIRST_LEDGER)
+        # Another master key than the database's is found out now, and not by the first command.
+        await identity.unwrap_ledger(ledger_id)
         if admin_key is not None:
             if not await identity.known(admin_key):
                 await identity.create(ledger_id, role="admin", name="administrator", text=admin_key)

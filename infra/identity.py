@@ -13,7 +13,7 @@ import psycopg
 
 from infra.errors import IdempotencyMismatch
 from infra.ids import uuid7
-from infra.keyring import Recent, fingerprint_purpose
+from infra.keyring import Keyring, Recent, fingerprint_purpose
 from infra.vault import fresh_key
 
 if TYPE_CHECKING:
@@ -255,6 +255,15 @@ class Identity:
             message = f"There is no ledger named {name}. `sparkledger ledgers list` names those there are."
             raise LookupError(message)
         return ids[name]
+
+    async def unwrap_ledger(self, ledger_id: int) -> None:
+        """Try the master key on a ledger.
+
+        Raises:
+            MasterKeyError: it is not the one that the ledger's keys are wrapped with.
+
+        """
+        await Keyring(self._database, self._master_key).ledger(ledger_id)
 
     async def ledgers(self) -> list[tuple[int, str]]:
         """List all ledgers as id and name; needs the worker's rights."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 from domain.code import Code
-from domain.commands import A, Claim, Decision, When
+from domain.commands import A, Decision, When
 from domain.creator import Creator
 from domain.errors import Refused, Unknown
 from domain.recorded import Recorded, replay_code
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.ids import uuid7
 from infra.mapper import clear_body, sealed_fields, wire_type
-from infra.session import Loaded, Memory, Session, copied, replayed
+from infra.session import Loaded, Memory, Session, replayed
 from infra.vault import place
 from infra.writer import Append, Appended, Conflict, EventRow, KeyRefused, Mismatch, Outcome, Replayed
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from infra.event_store import EventStore
     from infra.keyring import Keyring
     from infra.refusals import Refusals
-    from infra.vault import LedgerKeys
     from infra.writer import Writer
 
 # How often a command is decided anew because another writer came first, before it is told to come back.
@@ -182,31 +181,43 @@ class Ledgers:
         idempotency: bytes | None,
     ) -> Done[A]:
         command_id = uuid7()
-        async with AsyncExitStack() as turn:
-            for number in range(MAX_ATTEMPTS):
-                attempt = await self._decide(request, decide, guess=number == 0)
-                if attempt.nothing_sure:
-                    attempt = await self._decide(request, decide, guess=False)
-                if idempotency is not None and (attempt.refusal is not None or not attempt.events):
-                    # What would be turned down now may have been done before: then its first answer stands.
-                    told = await self._told_again(request, idempotency)
-                    if told is not None:
-                        return cast("Done[A]", told)
-                if not attempt.events:
-                    return await self._nothing_recorded(attempt)
-                append = await self._append_of(
-                    # A refusal is recorded without the key: the same request may succeed later.
-                    attempt,
-                    command_id,
-                    None if attempt.refusal else idempotency,
-                )
-                outcome = await self._writer.append(append)
-                if not isinstance(outcome, Conflict):
-                    return await self._answered(attempt, append, outcome)
-                if number == 0:
-                    # Whoever lost a race takes turns from now on with the others here that want the same stream.
-                    await turn.enter_async_context(self._turn(request.ledger_id, attempt.decided.aggregate.id))
+        outcome = await self._attempt(request, decide, idempotency, command_id, guess=True)
+        if isinstance(outcome, Done):
+            return outcome
+        # Whoever lost a race takes turns from now on with the others here that want the same stream.
+        async with self._turn(request.ledger_id, outcome):
+            for _ in range(MAX_ATTEMPTS):
+                outcome = await self._attempt(request, decide, idempotency, command_id, guess=False)
+                if isinstance(outcome, Done):
+                    return outcome
         raise Unavailable(BUSY)
+
+    async def _attempt(
+        self,
+        request: Request,
+        decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]],
+        idempotency: bytes | None,
+        command_id: UUID,
+        *,
+        guess: bool,
+    ) -> Done[A] | UUID:
+        """Decide and append once; return the contended stream where another writer came first."""
+        attempt = await self._decide(request, decide, guess=guess)
+        if attempt.nothing_sure:
+            attempt = await self._decide(request, decide, guess=False)
+        if idempotency is not None and (attempt.refusal is not None or not attempt.events):
+            # What would be turned down now may have been done before: then its first answer stands.
+            told = await self._told_again(request, idempotency)
+            if told is not None:
+                return cast("Done[A]", told)
+        if not attempt.events:
+            return await self._nothing_recorded(attempt)
+        # A refusal is recorded without the key: the same request may succeed later.
+        append = await self._append_of(attempt, command_id, None if attempt.refusal else idempotency)
+        outcome = await self._writer.append(append)
+        if isinstance(outcome, Conflict):
+            return attempt.decided.aggregate.id
+        return await self._answered(attempt, append, outcome)
 
     def _turn(self, ledger_id: int, stream_id: UUID) -> asyncio.Lock:
         lock = self._turns.get((ledger_id, stream_id))
@@ -270,7 +281,6 @@ class Ledgers:
         request = attempt.request
         decision: Decision[A] = attempt.decided
         aggregate = decision.aggregate
-        keys = await self._keyring.ledger(request.ledger_id)
         by_clock = request.actor.role == "clock"
         return Append(
             ledger_id=request.ledger_id,
@@ -279,12 +289,14 @@ class Ledgers:
                 (aggregate.id, aggregate.version - len(attempt.events)),
                 *[(read.id, read.version) for read in decision.unchanged],
             ],
-            claims=[_hashed(claim, keys) for claim in decision.claims],
+            claims=[
+                (attempt.session.claim(claim.kind, claim.name), claim.expected, claim.new) for claim in decision.claims
+            ],
             role=request.actor.role,
             source=request.actor.source,
             command_id=command_id,
             subject=request.actor.subject,
-            api_key=None if by_clock else UUID(request.actor.key_id),
+            api_key=None if by_clock else _key_id(request.actor.key_id),
             idempotency=idempotency,
             request_hash=request.request_hash,
             correlation_id=request.correlation_id,
@@ -381,18 +393,21 @@ class Ledgers:
         return fields
 
 
-def _hashed(claim: Claim, keys: LedgerKeys) -> tuple[bytes, UUID | None, UUID | None]:
-    return keys.claim(claim.kind, claim.name), claim.expected, claim.new
-
-
 def _done(attempt: Attempt[A], outcome: Appended) -> Done[A]:
-    """Answer with the aggregate as the log now has it: what took effect on recording bears that moment."""
-    known = attempt.session.loaded.get(attempt.decided.aggregate.id)
-    aggregate: Any = copied(known.aggregate) if known is not None else None
+    """Answer with the aggregate as the log now has it: what took effect on recording bears that moment.
+
+    Events assign and do nothing else, so applying one again with its final time leaves what a replay would.
+    """
+    aggregate: Any = attempt.decided.aggregate
     for event in attempt.events:
-        if not attempt.dated(event):
-            vars(event)["timestamp"] = outcome.recorded_at
-        aggregate = event.mutate(aggregate)
+        if attempt.dated(event):
+            continue
+        vars(event)["timestamp"] = outcome.recorded_at
+        if event.originator_version == 1:
+            aggregate = event.mutate(None)
+        else:
+            event.apply(aggregate)
+            aggregate.modified_on = outcome.recorded_at
     return Done(
         aggregate=aggregate,
         position=outcome.last,
@@ -401,3 +416,7 @@ def _done(attempt: Attempt[A], outcome: Appended) -> Done[A]:
         replayed=False,
         creator_stream=attempt.creator_stream,
     )
+
+
+# A key's id is text wherever people see it; it is parsed once, not with every command.
+_key_id = lru_cache(maxsize=10_000)(UUID)

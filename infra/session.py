@@ -82,6 +82,7 @@ class Session:
         # Whether any answer was a guess: then only what is appended can be relied on.
         self.guessed = False
         self.loaded: dict[UUID, Loaded] = {}
+        self._claims: dict[tuple[str, str], bytes] = {}
 
     async def creator(self, creator_id: str) -> Creator | None:
         """Load a creator by claim."""
@@ -114,8 +115,15 @@ class Session:
         """Hash a text with the ledger's key."""
         return self._keys.fingerprint(text)
 
+    def claim(self, kind: str, name: str) -> bytes:
+        """Hash a name under which one stream is known, once for the attempt."""
+        claim = self._claims.get((kind, name))
+        if claim is None:
+            claim = self._claims[kind, name] = self._keys.claim(kind, name)
+        return claim
+
     async def _claimed(self, kind: str, name: str, *, else_read: bool) -> Code | Creator | None:
-        claim = self._keys.claim(kind, name)
+        claim = self.claim(kind, name)
         if self._guess:
             holder = self._memory.holder(self._ledger_id, claim)
             known = self._remembered(holder) if holder is not None else None

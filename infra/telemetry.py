@@ -16,8 +16,11 @@ def configure_logs() -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     terminal = sys.stderr.isatty()
+    # A rich traceback would show local variables, keys and secrets among them.
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if terminal
+        else structlog.processors.JSONRenderer()
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
@@ -38,5 +41,8 @@ def configure_logs() -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+    # What goes as planned would bury what a person is told at the start.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("projections.runner").setLevel(logging.WARNING)
     # The pool says every second that a database is away; the commands that meet it say so too.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

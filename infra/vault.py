@@ -10,7 +10,6 @@ Nothing here talks to a database but through the two look-ups it is handed rows 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import os
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
 SALT_BYTES: Final = 32
-# Keyed hashes are index keys, read at random: half of SHA-256 keeps them short and still far from colliding.
+# Keyed hashes are index keys, read at random: 16 bytes keep them short and still far from colliding.
 FINGERPRINT_BYTES: Final = 16
 
 
@@ -69,7 +68,7 @@ class MasterKey:
         """
         try:
             return cls(base64.b64decode(text, validate=True))
-        except binascii.Error as error:
+        except ValueError as error:  # also of text that is not ASCII
             message = f"The master key must be {KEY_BYTES} bytes, base64 encoded."
             raise MasterKeyError(message) from error
 
@@ -109,8 +108,12 @@ class LedgerKeys:
         self._key = fingerprint_key
 
     def claim(self, kind: str, name: str) -> bytes:
-        """Hash a name for the claims table; `kind` keeps a video from ever colliding with a secret."""
-        return hmac.digest(self._key, f"{kind}\0{name}".encode(), "sha256")[:FINGERPRINT_BYTES]
+        """Hash a name for the claims table; `kind` keeps a video from ever colliding with a secret.
+
+        BLAKE2b with its own key and personalisation (RFC 7693) is a keyed hash as HMAC is one, in a third of the time.
+        """
+        person = kind.encode()
+        return hashlib.blake2b(name.encode(), digest_size=FINGERPRINT_BYTES, key=self._key, person=person).digest()
 
     def fingerprint(self, text: str) -> str:
         """Hash a secret text for an event's clear body, in hexadecimal."""

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 
@@ -42,9 +42,8 @@ UNKNOWN_FATE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class EventRow:
-    """One event as `append` takes it; without `effective_at` it takes effect when it is recorded."""
+class EventRow(NamedTuple):
+    """One event, in the order of `append`'s columns; without `effective_at` it takes effect when it is recorded."""
 
     stream_id: UUID
     version: int
@@ -321,9 +320,9 @@ class Writer:
 
 
 async def _call(connection: LedgerConnection, batch: list[Append]) -> list[Any]:
-    columns: list[list[Any]] = [[] for _ in range(32)]
-    for number, request in enumerate(batch, 1):
-        caller: tuple[Any, ...] = (
+    numbered = list(enumerate(batch, 1))
+    callers = [
+        (
             request.ledger_id,
             request.idempotency,
             request.request_hash,
@@ -337,45 +336,32 @@ async def _call(connection: LedgerConnection, batch: list[Append]) -> list[Any]:
             request.correlation_id,
             request.traceparent,
         )
-        for column, value in zip(columns[:12], caller, strict=True):
-            column.append(value)
-        for stream, version in request.preconditions:
-            for column, value in zip(columns[12:15], (number, stream, version), strict=True):
-                column.append(value)
-        for event in request.events:
-            row: tuple[Any, ...] = (
-                number,
-                event.stream_id,
-                event.version,
-                event.event_id,
-                event.type,
-                event.type_version,
-                event.effective_at,
-                event.creator_stream,
-                event.causation_id,
-                event.key_id,
-                event.commitment,
-                event.body,
-                event.sealed,
-            )
-            for column, value in zip(columns[15:28], row, strict=True):
-                column.append(value)
-        for claim, expected, new in request.claims:
-            for column, value in zip(columns[28:32], (number, claim, expected, new), strict=True):
-                column.append(value)
-    parameters = [array(column) for array, column in zip(_TYPES, columns, strict=True)]
+        for request in batch
+    ]
+    rows: tuple[list[tuple[Any, ...]], ...] = (
+        callers,
+        [(number, *precondition) for number, request in numbered for precondition in request.preconditions],
+        [(number, *event) for number, request in numbered for event in request.events],
+        [(number, *claim) for number, request in numbered for claim in request.claims],
+    )
+    parameters = [
+        array(column)
+        for types, table in zip(_TYPES, rows, strict=True)
+        for array, column in zip(types, zip(*table, strict=True) if table else [()] * len(types), strict=True)
+    ]
     cursor = connection.cursor(binary=True)
     await cursor.execute(_APPEND, parameters, prepare=True)
     return await cursor.fetchall()
 
 
+# The columns of `append`: callers, preconditions, events, claims.
 _TYPES: Final = (
-    *(Ints, Byteas, Byteas, Uuids, Ints, Stamps, Texts, Texts, Texts, Uuids, Texts, Texts),
-    *(Ints, Uuids, Ints),
-    *(Ints, Uuids, Ints, Uuids, Texts, Ints, Stamps, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
-    *(Ints, Byteas, Uuids, Uuids),
+    (Ints, Byteas, Byteas, Uuids, Ints, Stamps, Texts, Texts, Texts, Uuids, Texts, Texts),
+    (Ints, Uuids, Ints),
+    (Ints, Uuids, Ints, Uuids, Texts, Ints, Stamps, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
+    (Ints, Byteas, Uuids, Uuids),
 )
-_APPEND: Final = "SELECT * FROM append(" + ", ".join(["%b"] * len(_TYPES)) + ")"
+_APPEND: Final = "SELECT * FROM append(" + ", ".join(["%b"] * sum(map(len, _TYPES))) + ")"
 
 
 def _answer(batch: list[Append], rows: list[Any]) -> bool:

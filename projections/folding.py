@@ -103,6 +103,7 @@ class Folding:
             if await progress.status(cur, self.name) is not None:
                 return
             for table in self.view.tables:
+                await table.drop(cur, self.suffix)  # left by nobody knows whom: no one has read or filled it
                 await table.create(cur, self.suffix)
                 if indexes:
                     await table.create_indexes(cur, self.suffix)

@@ -194,6 +194,20 @@ def test_nothing_takes_effect_in_the_future(world: World) -> None:
     assert answer.json()["errors"][0]["pointer"] == "/effective_at"
 
 
+def test_a_brand_is_not_told_which_campaign_of_another_locks_the_creative(world: World) -> None:
+    code = world.generate()
+    world.redeem(code, OWN_ACCOUNT)
+    world.redeem(code, OTHER_ACCOUNT)
+    world.launch(code, "theirs", OTHER_ACCOUNT, caption_sha256="a" * 64)
+    brand = world.brand()
+    path, asked = f"/v1/codes/{code['code_id']}/campaigns", campaign("ours") | {"caption_sha256": "b" * 64}
+
+    locked = brand.post(path, json=asked)
+    assert refused(locked) == (409, "creative_locked")
+    assert "theirs" not in locked.text
+    assert world.client.post(path, json=asked).json()["conflict_id"] == "theirs"
+
+
 def off(world: World, _code: Any) -> None:
     world.permit(enabled=False)
 

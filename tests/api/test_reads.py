@@ -197,10 +197,18 @@ def test_a_creator_lists_its_own_codes_and_a_brand_those_that_reached_it(world: 
     world.share(foreign, OTHER_BRAND, OTHER_ACCOUNT)
 
     assert listed(world, world.creator()) == [own["code_id"]]
-    assert listed(world, world.creator(), creator_id=OTHER_CREATOR) == []
     brand = world.brand()
     (row,) = told(brand.get("/v1/codes", params={"at_least": world.head()}), 200)["codes"]
     assert (row["code_id"], row["brand_ids"], row["advertiser_ids"]) == (foreign["code_id"], [OWN_BRAND], [OWN_ACCOUNT])
+
+
+def test_a_filter_that_names_others_is_turned_away(world: World) -> None:
+    creator, brand = world.creator(), world.brand()
+    assert creator.get("/v1/codes", params={"creator_id": OWN_CREATOR}).status_code == 200
+    assert creator.get("/v1/codes", params={"creator_id": OTHER_CREATOR}).status_code == 403
+    assert brand.get("/v1/codes", params={"brand_id": OWN_BRAND, "advertiser_id": OWN_ACCOUNT}).status_code == 200
+    assert brand.get("/v1/codes", params={"brand_id": OTHER_BRAND}).status_code == 403
+    assert brand.get("/v1/codes", params={"advertiser_id": OTHER_ACCOUNT}).status_code == 403
 
 
 def test_a_brand_reads_of_a_code_what_concerns_it_alone(world: World) -> None:

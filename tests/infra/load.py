@@ -35,14 +35,14 @@ HOT_STREAMS: Final = 20
 REMEMBERED: Final = 500
 
 
-class Tested(Aggregate.Event):
+class Marked(Aggregate.Event):
     """What the load records, so that readers of the product can read it."""
 
-    TOPIC = "Tested"
+    TOPIC = "Marked"
     mark: str
 
 
-register_topic(Tested.TOPIC, Tested)
+register_topic(Marked.TOPIC, Marked)
 
 
 class Load:
@@ -141,7 +141,7 @@ def _mark() -> str:
 
 def _rows(mark: str, stream: UUID, version: int, count: int) -> list[EventRow]:
     body = orjson.dumps({"mark": mark})
-    return [row(stream, version + n, type=Tested.TOPIC, body=body) for n in range(count)]
+    return [row(stream, version + n, type=Marked.TOPIC, body=body) for n in range(count)]
 
 
 async def _run(order: dict[str, Any]) -> None:

@@ -12,10 +12,14 @@ import psycopg
 
 from domain.values import Actor, Role
 from infra.database import Database
+from infra.feed import Feed
 from infra.identity import ApiKey, Identity
 from infra.ledger import Done, Ledgers, Request
 from infra.runtime import API, WORKER, Runtime, runtime
 from infra.vault import MasterKey
+from infra.worker import connect
+from projections import VIEWS
+from projections.folding import Folding
 from tests.conftest import TestDatabase
 from tests.given import Command
 
@@ -66,6 +70,19 @@ class Opened:
         """Carry a command out."""
         decide: Any = command
         return await self.ledgers.execute(tenant.request(key, **fields), decide)
+
+    async def take_in(self) -> None:
+        """Let every view take in what is recorded."""
+        worker = Database(self.database.dsn(WORKER), WORKER)
+        await worker.open()
+        async with await connect(self.database.dsn(WORKER)) as connection:
+            for view in VIEWS:
+                folding = Folding(view, connection)
+                await folding.prepare()
+                await folding.create(indexes=True)
+                await folding.find()
+                await folding.take_in_all(Feed(worker), page_events=100)
+        await worker.close()
 
     def record_at(self, tenant: Tenant, position: int, moment: datetime) -> None:
         """Put an event into the log as if it had been recorded at another moment; only a superuser can."""

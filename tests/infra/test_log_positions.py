@@ -14,6 +14,7 @@ from infra.ids import uuid7
 from infra.writer import Append, Appended, Outcome, Writer
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.checker import held, problems
+from tests.infra.holding import locked, until_it_waits
 from tests.infra.load import MARK, Load
 from tests.infra.notebook import Notebook, noted
 from tests.infra.opened import Opened
@@ -47,15 +48,21 @@ async def test_two_writers_with_32_tasks_on_three_ledgers_agree_with_the_log(ope
 
 
 async def test_batches_that_name_their_ledgers_in_opposite_orders_do_not_deadlock(opened: Opened) -> None:
-    ledgers = [(await opened.begin(f"ledger-{n}")).ledger_id for n in range(3)]
+    """Both are stopped in the middle of taking locks: whoever did not sort them would hold what the other needs."""
+    tenants = [await opened.begin(f"ledger-{n}") for n in range(3)]
+    ledgers = [tenant.ledger_id for tenant in tenants]
     async with writing(opened.database) as one, writing(opened.database) as two:
-        for _ in range(50):
-            forth = [appending(ledger_id, row(uuid7())) for ledger_id in ledgers]
-            back = [appending(ledger_id, row(uuid7())) for ledger_id in reversed(ledgers)]
-            outcomes = [*await asyncio.gather(together(one, forth), together(two, back))]
-            assert all(isinstance(outcome, Appended) for batch in outcomes for outcome in batch)
-    assert opened.sql(NEVER_A_DEADLOCK) == [(0,)]
-    assert opened.sql("SELECT count(*), max(position) FROM events GROUP BY ledger_id") == [(100, 100)] * 3
+        async with locked(opened, tenants[1]):
+            forth = asyncio.create_task(together(one, [appending(ledger_id, row(uuid7())) for ledger_id in ledgers]))
+            first = await until_it_waits(opened)
+            back = asyncio.create_task(
+                together(two, [appending(ledger_id, row(uuid7())) for ledger_id in ledgers[::-1]])
+            )
+            second = await until_it_waits(opened, other_than=first)
+            assert opened.sql("SELECT pg_blocking_pids(%s)", second) == [([first],)]
+        outcomes = [*await forth, *await back]
+    assert {type(outcome) for outcome in outcomes} == {Appended}
+    assert opened.sql("SELECT count(*), max(position) FROM events GROUP BY ledger_id") == [(2, 2)] * 3
 
 
 async def test_one_stream_that_many_fight_for_gets_each_version_once(opened: Opened) -> None:

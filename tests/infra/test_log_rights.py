@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import psycopg
 import pytest
-from psycopg import sql
 
-from infra.database import Database, LedgerConnection
-from infra.feed import Feed
+from infra.database import LedgerConnection
 from infra.runtime import API, WORKER
-from infra.worker import connect
 from projections import VIEWS
-from projections.folding import Folding
 from tests import given
-from tests.conftest import TestDatabase
 from tests.infra.opened import Opened, Tenant
 
 CHANGES = {
-    "insert": "INSERT INTO {table} SELECT * FROM {table}",
-    "update": "UPDATE {table} SET ledger_id = ledger_id",
+    "insert": "INSERT INTO {table} DEFAULT VALUES",
+    "update": "UPDATE {table} SET {column} = {column}",
     "delete": "DELETE FROM {table}",
     "truncate": "TRUNCATE {table} CASCADE",
 }
+
+
+def changes(table: str, *kinds: str) -> list[str]:
+    column = "name" if table == "ledgers" else "ledger_id"  # a ledger's id is generated, which is refused for itself
+    return [CHANGES[kind].format(table=table, column=column) for kind in kinds or CHANGES]
 
 
 @pytest.fixture
@@ -36,64 +36,63 @@ async def tenant(opened: Opened) -> Tenant:
     return tenant
 
 
-@pytest.fixture
-def session(opened: Opened, tenant: Tenant, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection]:
-    """A session of the role that a test is for, bound to its ledger."""
-    with psycopg.connect(opened.database.dsn(request.param), autocommit=True) as connection:
+def refusals(opened: Opened, tenant: Tenant, role: str, statements: Iterable[str]) -> dict[str, str]:
+    """Try statements one by one in a role, bound to a ledger, and return what each was refused with."""
+    refused = {}
+    with psycopg.connect(opened.database.dsn(role), autocommit=True) as connection:
         connection.execute("SELECT set_config('sparkledger.ledger', %s, false)", (str(tenant.ledger_id),))
-        yield connection
+        for statement in statements:
+            try:
+                connection.execute(statement)
+                refused[statement] = "nothing"
+            except psycopg.Error as error:
+                refused[statement] = type(error).__name__
+    return refused
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("session", [API, WORKER], indirect=True)
-def test_no_role_of_the_program_can_change_the_log(session: psycopg.Connection, change: str) -> None:
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        session.execute(sql.SQL(CHANGES[change]).format(table=sql.Identifier("events")))  # type: ignore[arg-type]
+@pytest.mark.parametrize("role", [API, WORKER])
+async def test_no_role_of_the_program_can_change_the_log(opened: Opened, tenant: Tenant, role: str) -> None:
+    tried = changes("events")
+    assert refusals(opened, tenant, role, tried) == dict.fromkeys(tried, "InsufficientPrivilege")
 
 
 @pytest.mark.parametrize(
-    ("table", "change"),
+    ("table", "kinds"),
     [
-        *[("claims", change) for change in CHANGES],
-        *[("commands", change) for change in CHANGES],
-        *[("ledgers", change) for change in CHANGES],
-        *[("creator_keys", change) for change in ("update", "delete", "truncate")],
-        *[("api_keys", change) for change in ("delete", "truncate")],
+        ("claims", ["insert", "update", "delete", "truncate"]),
+        ("commands", ["insert", "update", "delete", "truncate"]),
+        ("ledgers", ["insert", "update", "delete", "truncate"]),
+        ("creator_keys", ["update", "delete", "truncate"]),
+        ("api_keys", ["delete", "truncate"]),
     ],
 )
-@pytest.mark.parametrize("session", [API], indirect=True)
-def test_the_api_cannot_change_what_only_an_append_may(session: psycopg.Connection, table: str, change: str) -> None:
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        session.execute(sql.SQL(CHANGES[change]).format(table=sql.Identifier(table)))  # type: ignore[arg-type]
+async def test_the_api_cannot_change_what_only_an_append_may(
+    opened: Opened, tenant: Tenant, table: str, kinds: list[str]
+) -> None:
+    tried = changes(table, *kinds)
+    assert refusals(opened, tenant, API, tried) == dict.fromkeys(tried, "InsufficientPrivilege")
 
 
-@pytest.mark.parametrize("change", ["update", "delete", "truncate"])
-@pytest.mark.parametrize("session", ["postgres"], indirect=True)
-def test_not_even_a_superuser_changes_the_log_by_the_way(session: psycopg.Connection, change: str) -> None:
-    with pytest.raises(psycopg.errors.RaiseException, match="events are append-only"):
-        session.execute(sql.SQL(CHANGES[change]).format(table=sql.Identifier("events")))  # type: ignore[arg-type]
+async def test_not_even_a_superuser_changes_the_log_by_the_way(opened: Opened, tenant: Tenant) -> None:
+    tried = changes("events", "update", "delete", "truncate")
+    assert refusals(opened, tenant, "postgres", tried) == dict.fromkeys(tried, "RaiseException")
 
 
-@pytest.mark.parametrize(
-    "way_around",
-    [
+async def test_the_api_has_no_way_around(opened: Opened, tenant: Tenant) -> None:
+    ways = [
         "ALTER TABLE events DISABLE TRIGGER ALL",
+        "ALTER TABLE events DISABLE ROW LEVEL SECURITY",
+        "DROP POLICY one_ledger ON events",
         "SET session_replication_role = replica",
         "SET row_security = off; SELECT * FROM events",
         "SET ROLE postgres",
         "SET ROLE sparkledger_worker",
         "SET ROLE sparkledger_log",
-        "ALTER TABLE events DISABLE ROW LEVEL SECURITY",
-        "DROP POLICY one_ledger ON events",
         "CREATE TABLE public.mine (x int)",
         "CREATE OR REPLACE FUNCTION append() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "SELECT pg_read_file('PG_VERSION')",
-    ],
-)
-@pytest.mark.parametrize("session", [API], indirect=True)
-def test_the_api_has_no_way_around(session: psycopg.Connection, way_around: str) -> None:
-    with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue)):
-        session.execute(way_around)  # type: ignore[call-overload]
+    ]
+    assert refusals(opened, tenant, API, ways) == dict.fromkeys(ways, "InsufficientPrivilege")
 
 
 async def test_the_appends_own_role_cannot_log_in(opened: Opened) -> None:
@@ -104,7 +103,8 @@ async def test_the_appends_own_role_cannot_log_in(opened: Opened) -> None:
 # ── row-level security, for every table there is ──
 
 TABLES_WITH_A_LEDGER = """
-    SELECT c.oid::regclass::text, c.relrowsecurity AND c.relforcerowsecurity, has_table_privilege('sparkledger_api', c.oid, 'SELECT')
+    SELECT c.oid::regclass::text, c.relrowsecurity AND c.relforcerowsecurity,
+           has_table_privilege('sparkledger_api', c.oid, 'SELECT')
     FROM pg_class c
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'ledger_id' AND NOT a.attisdropped
     JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -121,21 +121,9 @@ async def two(opened: Opened) -> tuple[Tenant, Tenant]:
         for command in (given.permission(), given.generate(), given.share(), given.redeem()):
             await opened.when(tenant, command, f"key-{id(command)}")
         await opened.ledgers.refusals.count(tenant.ledger_id, tenant.actor, "code_unknown")
-    await take_in(opened.database)
+        opened.sql("INSERT INTO tracking VALUES (%s, 'upstream', 1)", tenant.ledger_id)
+    await opened.take_in()
     return tenants
-
-
-async def take_in(database: TestDatabase) -> None:
-    worker = Database(database.dsn(WORKER), WORKER)
-    await worker.open()
-    async with await connect(database.dsn(WORKER)) as connection:
-        for view in VIEWS:
-            folding = Folding(view, connection)
-            await folding.prepare()
-            await folding.create(indexes=True)
-            await folding.find()
-            await folding.take_in_all(Feed(worker), page_events=100)
-    await worker.close()
 
 
 async def test_every_table_with_a_ledger_forces_row_level_security(opened: Opened, two: tuple[Tenant, Tenant]) -> None:
@@ -170,8 +158,7 @@ def counts(opened: Opened, session: psycopg.Connection) -> dict[str, int]:
     found = {}
     for table, _, readable in opened.sql(TABLES_WITH_A_LEDGER):
         if readable:
-            row = session.execute(f"SELECT count(*) FROM {table}").fetchone()  # type: ignore[call-overload]
-            found[table] = row[0]
+            found[table] = session.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
     return found
 
 
@@ -203,5 +190,5 @@ async def test_a_session_whose_binding_was_cancelled_is_bound_anew(
 
 
 async def carried_out_and_cancelled(connection: LedgerConnection, query: str, parameters: tuple[str]) -> None:
-    await psycopg.AsyncConnection.execute(connection, query, parameters)  # type: ignore[arg-type]
+    await psycopg.AsyncConnection.execute(connection, query, parameters)
     raise asyncio.CancelledError

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -16,7 +17,7 @@ from domain.values import Sealed
 from projections.folding import Unreadable
 from projections.view import View
 from tests import given
-from tests.given import CAMPAIGN, Story
+from tests.given import CAMPAIGN, NOW, Story
 
 if TYPE_CHECKING:
     import psycopg
@@ -84,7 +85,7 @@ async def until(true: Callable[[], Any]) -> None:
     await asyncio.wait_for(watch(), PATIENCE_S)
 
 
-# What may happen in a ledger, to one of three codes on two videos of two creators.
+# What may happen in a ledger: to five codes, on four videos of two creators.
 
 
 def happening(seed: int, commands: int) -> Story:
@@ -93,33 +94,41 @@ def happening(seed: int, commands: int) -> Story:
     story = Story()
     for creator in ("creator-1", "creator-2"):
         story.when(given.permission(creator_id=creator))
-    for _ in range(commands):
-        story.later(hours=random.choice([0, 0, 1, 24, 8 * 24]))
+    for command in [*map(_generate, range(1, 4)), *(_command(random) for _ in range(commands))]:
         with suppress(Refused, Unknown):
-            story.when(_command(random))
+            story.when(command)
+        story.later(hours=random.choice([0, 0, 0, 0, 1, 1, 24, 24, 10 * 24]))
     return story
 
 
-def _command(random: Random) -> given.Command:
-    number = random.randrange(1, 9)
-    code, secret = UUID(int=number), Sealed(f"#secret+of+code+number+{number}=")
+def _generate(number: int) -> given.Command:
     creator, video = f"creator-{number % 2 + 1}", f"video-{number % 4}"
-    brand, advertiser = f"brand-{random.randrange(2)}", f"advertiser-{random.randrange(3)}"
+    return given.generate(UUID(int=number), creator_id=creator, video_id=video, secret=_secret(number))
+
+
+def _secret(number: int) -> Sealed:
+    return Sealed(f"#secret+of+code+number+{number}=")
+
+
+def _command(random: Random) -> given.Command:
+    number = random.choice([1, 1, 1, 2, 2, 3, 4, 5])
+    code, secret, creator = UUID(int=number), _secret(number), f"creator-{number % 2 + 1}"
+    brand, advertiser = f"brand-{random.randrange(3)}", f"advertiser-{random.randrange(3)}"
+    start = NOW + timedelta(days=random.randrange(60))
     campaign = replace(CAMPAIGN, campaign_id=f"campaign-{random.randrange(3)}", advertiser_id=advertiser)
+    campaign = replace(campaign, starts_at=start, ends_at=start + timedelta(days=random.randrange(1, 60)))
     possible: list[Callable[[], given.Command]] = [
-        lambda: given.permission(enabled=random.random() < 0.7, creator_id=creator),
-        lambda: given.generate(code, creator_id=creator, video_id=video, secret=secret),
-        lambda: given.generate(code, creator_id=creator, video_id=video, secret=secret),
-        lambda: given.extend(code, days=random.choice([30, 60, 365])),
-        lambda: given.share(code, brand_id=brand, advertiser_id=random.choice([None, advertiser])),
-        lambda: given.share(code, brand_id=brand, advertiser_id=advertiser),
-        lambda: given.redeem(secret, advertiser_id=advertiser),
-        lambda: given.redeem(secret, advertiser_id=advertiser),
-        lambda: given.launch(campaign, code),
-        lambda: given.end(campaign.campaign_id, code),
+        lambda: given.permission(enabled=False, creator_id=creator),
+        *(lambda: given.permission(creator_id=creator),) * 4,
+        *(lambda: _generate(number),) * 3,
+        *(lambda: given.extend(code, expires_at=start + timedelta(days=30)),) * 4,
+        *(lambda: given.share(code, brand_id=brand, advertiser_id=random.choice([None, advertiser])),) * 5,
+        *(lambda: given.redeem(secret, advertiser_id=advertiser),) * 6,
+        *(lambda: given.launch(campaign, code),) * 8,
+        *(lambda: given.end(campaign.campaign_id, code),) * 2,
         lambda: given.revoke(code, force=random.random() < 0.5),
         lambda: given.reveal(code),
-        lambda: given.note(code),
-        lambda: given.expire(code),
+        lambda: given.note(code, text=random.choice("abcdef")),
+        *(lambda: given.expire(code),) * 2,
     ]
     return random.choice(possible)()

@@ -69,44 +69,33 @@ LAUNCHED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("story", "differs"),
-    [
-        (given.generated(), {}),
-        (given.shared(), {**SHARED, "version": 2}),
-        (given.redeemed(), {**REDEEMED, "version": 3}),
-        (given.after(given.redeemed(), given.reveal(), given.note()), {**REDEEMED, "version": 3}),
-        (given.running(), {**REDEEMED, "version": 4, "campaigns": {"campaign-1": LAUNCHED}}),
-        (
-            given.campaign_ended(),
-            {**REDEEMED, "version": 5, "campaigns": {"campaign-1": LAUNCHED | {"ended_at": NOW.isoformat()}}},
-        ),
-        (
-            given.expired(),
-            {
-                **REDEEMED,
-                "version": 6,
-                "campaigns": {"campaign-1": LAUNCHED | {"ended_at": (NOW + MONTH).isoformat()}},
-            },
-        ),
-        (
-            given.revived(),
-            {
-                **REDEEMED,
-                "version": 7,
-                "expires_at": NOW + timedelta(days=61),
-                "campaigns": {"campaign-1": LAUNCHED | {"ended_at": (NOW + MONTH).isoformat()}},
-            },
-        ),
-        (given.revoked(), {**REDEEMED, "version": 4, "revoked_at": NOW}),
-    ],
-    ids=["generated", "shared", "redeemed", "revealed", "running", "ended", "expired", "revived", "revoked"],
-)
-async def test_a_code_stands_as_its_events_left_it(
-    story: Story, differs: dict[str, Any], follow: Followed, api: Cursor
-) -> None:
-    await follow(codes.VIEW, MemoryLog(story))
-    assert await codes.one(api, 1, CODE) == row(story, **differs)
+FULL_TERM = {"campaign-1": LAUNCHED | {"ended_at": (NOW + MONTH).isoformat()}}
+STANDINGS: list[tuple[Story, dict[str, Any]]] = [
+    (given.generated(), {}),
+    (given.shared(), {**SHARED, "version": 2}),
+    (given.redeemed(), {**REDEEMED, "version": 3}),
+    (given.after(given.redeemed(), given.reveal(), given.note()), {**REDEEMED, "version": 3}),
+    (given.running(), {**REDEEMED, "version": 4, "campaigns": {"campaign-1": LAUNCHED}}),
+    (
+        given.campaign_ended(),
+        {**REDEEMED, "version": 5, "campaigns": {"campaign-1": LAUNCHED | {"ended_at": NOW.isoformat()}}},
+    ),
+    (given.expired(), {**REDEEMED, "version": 6, "campaigns": FULL_TERM}),
+    (
+        given.revived(),
+        {**REDEEMED, "version": 7, "expires_at": NOW + timedelta(days=61), "campaigns": FULL_TERM},
+    ),
+    (given.revoked(), {**REDEEMED, "version": 4, "revoked_at": NOW}),
+]
+
+
+async def test_a_code_stands_as_its_events_left_it(follow: Followed, worker: Cursor) -> None:
+    stories = [story for story, _ in STANDINGS]
+    await follow(codes.VIEW, MemoryLog(*stories))
+    found = [await codes.one(worker, ledger_id, CODE) for ledger_id in range(1, len(stories) + 1)]
+    assert found == [
+        row(story, **{"ledger_id": ledger_id, **differs}) for ledger_id, (story, differs) in enumerate(STANDINGS, 1)
+    ]
 
 
 async def test_a_refused_redemption_is_counted_and_makes_nobodys_version_stale(follow: Followed, api: Cursor) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
-import pytest
-
 from domain.values import Sealed
 from projections import expiring
 from projections.expiring import Due, ExpiringRow
@@ -18,22 +16,17 @@ from tests.projections.memory_log import MemoryLog, rows
 END = NOW + timedelta(days=30)
 
 
-@pytest.mark.parametrize(
-    ("story", "expected"),
-    [
-        (given.shared(), ExpiringRow(1, CODE, CREATOR, VIDEO, END, True, 2)),
-        (given.revoked(), ExpiringRow(1, CODE, CREATOR, VIDEO, END, False, 5)),
-        (given.expired(), ExpiringRow(1, CODE, CREATOR, VIDEO, END, False, 7)),
-        (given.revived(), ExpiringRow(1, CODE, CREATOR, VIDEO, NOW + timedelta(days=61), True, 8)),
-    ],
-    ids=["shared", "revoked", "expired", "revived"],
-)
-async def test_an_end_is_open_until_it_is_recorded_or_revoked(
-    story: Story, expected: ExpiringRow, follow: Followed, worker: Cursor
-) -> None:
-    await follow(expiring.VIEW, MemoryLog(story))
-    whole = tuple(getattr(expected, column) for column in expiring.EXPIRING.columns)
-    assert await rows(worker, expiring.VIEW) == {"expiring": [whole]}
+async def test_an_end_is_open_until_it_is_recorded_or_revoked(follow: Followed, worker: Cursor) -> None:
+    await follow(expiring.VIEW, MemoryLog(given.shared(), given.revoked(), given.expired(), given.revived()))
+    expected = [
+        ExpiringRow(1, CODE, CREATOR, VIDEO, END, True, 2),
+        ExpiringRow(2, CODE, CREATOR, VIDEO, END, False, 5),
+        ExpiringRow(3, CODE, CREATOR, VIDEO, END, False, 7),
+        ExpiringRow(4, CODE, CREATOR, VIDEO, NOW + timedelta(days=61), True, 8),
+    ]
+    assert await rows(worker, expiring.VIEW) == {
+        "expiring": [tuple(getattr(row, column) for column in expiring.EXPIRING.columns) for row in expected]
+    }
 
 
 def ending(*days: int) -> Story:

@@ -57,17 +57,16 @@ async def test_rebuilt_rows_are_the_live_rows(
     await progress.forget(worker, [view.name])
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
-async def test_a_rebuilt_table_has_all_that_the_old_one_had(
-    view: View[Any], connect: Connect, worker: Cursor, follow: Followed
-) -> None:
+async def test_a_rebuilt_table_has_all_that_the_old_one_had(connect: Connect, worker: Cursor, follow: Followed) -> None:
     log = MemoryLog(given.redeemed())
-    await follow(view, log)
+    for view in VIEWS:
+        await follow(view, log)
     before = await structure(worker)
-    for _ in range(2):
+    assert len(before) == sum(len(view.tables) for view in VIEWS)
+    for view in VIEWS * 2:
         await rebuild.rebuild(view, log, connect)
         assert await structure(worker) == before
-    assert await progress.status(worker, view.name + NEXT) is None
+        assert await progress.status(worker, view.name + NEXT) is None
 
 
 async def structure(cur: Cursor) -> list[Any]:

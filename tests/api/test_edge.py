@@ -1,0 +1,201 @@
+"""What surrounds every request: ids, headers, limits, faults, figures. No database is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+import pytest
+
+from api.app import create_app
+from api.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit
+from api.wiring import Services
+from domain.errors import Unknown
+from infra.errors import Unavailable
+from infra.identity import ApiKey, Subjects
+from infra.settings import load_settings
+
+KEY = ApiKey(UUID(int=1), 1, "main", None, "admin", Subjects(), datetime.now(UTC), None, None)
+
+
+class Fake:
+    """Stands for everything outside: a key that is always right, and a ledger that does what it is told."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self.act = act
+        self.counted = 0
+        self.refusals = self
+
+    async def authenticate(self, _presented: str, _now: datetime) -> ApiKey:
+        return KEY
+
+    async def execute(self, _request: object, _decide: object) -> Any:
+        return await self.act()
+
+    async def read(self, *_: object, **__: object) -> Any:
+        return await self.act()
+
+    async def count(self, *_: object) -> None:
+        self.counted += 1
+
+
+@asynccontextmanager
+async def client(act: Callable[[], Any], per_second: int = 1000, **limits: Any) -> AsyncIterator[httpx.AsyncClient]:
+    fake = cast("Any", Fake(act))
+    settings = load_settings({"SPARKLEDGER_REQUESTS_PER_SECOND": str(per_second)})
+    services = Services(fake, fake, fake, settings, lambda: datetime.now(UTC))
+    transport = httpx.ASGITransport(create_app(services, **limits), raise_app_exceptions=True)
+    headers = {"Authorization": "Bearer key"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as opened:
+        yield opened
+
+
+async def broken() -> None:
+    message = "the secret #abc is in this message"
+    raise RuntimeError(message)
+
+
+async def away() -> None:
+    raise Unavailable("The database is away.", retry_after=7)
+
+
+async def endless() -> None:
+    await asyncio.Event().wait()
+
+
+async def unknown() -> None:
+    raise Unknown("code")
+
+
+async def redeem(opened: httpx.AsyncClient) -> httpx.Response:
+    return await opened.post("/v1/redemptions", json={"secret": "#abc", "advertiser_id": "a"})
+
+
+async def test_a_fault_of_ours_is_answered_as_a_problem_and_logged_by_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    async with client(broken) as opened:
+        with caplog.at_level(logging.ERROR):
+            answer = await redeem(opened)
+    content = answer.json()
+    assert (answer.status_code, content["code"], content["retryable"]) == (500, "internal_error", True)
+    assert "#abc" not in answer.text
+    assert content["request_id"] in caplog.text
+
+
+async def test_a_database_that_is_away_asks_to_come_back(caplog: pytest.LogCaptureFixture) -> None:
+    async with client(away) as opened:
+        answer = await redeem(opened)
+        ready, alive = await opened.get("/readyz"), await opened.get("/livez")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
+    assert answer.json()["code"] == "unavailable"
+    assert (ready.status_code, alive.status_code) == (503, 200)
+
+
+async def test_an_answer_that_takes_too_long_is_given_up() -> None:
+    async with client(endless, max_request_s=0.01) as opened:
+        answer = await redeem(opened)
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "timed_out", "1")
+
+
+async def test_a_body_over_the_limit_is_never_read() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 100
+
+    headers = {"Content-Type": "application/json"}
+    async with client(broken, max_body_bytes=1000) as opened:
+        announced = await opened.post("/v1/redemptions", content=b" " * 1001, headers=headers)
+        chunked = await opened.post("/v1/redemptions", content=chunks(), headers=headers)
+        inside = await opened.post("/v1/redemptions", content=b" " * 1000, headers=headers)
+    assert [answer.status_code for answer in (announced, chunked, inside)] == [413, 413, 422]
+    assert announced.headers["connection"] == chunked.headers["connection"] == "close"
+
+
+async def test_every_answer_bears_an_id_of_its_own_and_the_headers_that_keep_it_safe() -> None:
+    async with client(broken) as opened:
+        answers = [await opened.get(path) for path in ("/livez", "/nowhere", "/openapi.json", "/docs", "/metrics")]
+        answers.append(await redeem(opened))
+    assert len({answer.headers["request-id"] for answer in answers}) == len(answers)
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "server" not in answer.headers
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_figures_are_kept_by_route_and_never_by_what_a_stranger_made_up() -> None:
+    async with client(broken) as opened:
+        await opened.get("/v1/made-up-by-a-stranger")
+        await opened.request("BREW", "/livez")
+        await redeem(opened)
+        figures = (await opened.get("/metrics")).text
+    assert 'route="/v1/redemptions",status="500"' in figures
+    assert 'route="none",status="404"' in figures
+    assert "made-up" not in figures
+    assert "BREW" not in figures
+
+
+async def test_a_key_that_asks_too_much_is_told_when_to_come_back() -> None:
+    async with client(unknown, per_second=5) as opened:
+        answers = [await opened.get("/v1/codes/x") for _ in range(8)]
+    assert [answer.status_code for answer in answers[:5]] == [404] * 5
+    assert answers[-1].status_code == 429
+    assert answers[-1].json()["code"] == "too_many_requests"
+    assert answers[-1].headers["retry-after"] == "1"
+
+
+async def test_guessing_codes_is_stopped_for_redeeming_and_looking_up_alike() -> None:
+    async with client(unknown) as opened:
+        guesses = [await redeem(opened) for _ in range(UNKNOWN_CODES_AT_ONCE + 1)]
+        lookup = await opened.post("/v1/codes/lookup", json={"secret": "#abc"})
+        elsewhere = await opened.get("/v1/codes/x")
+    assert [answer.status_code for answer in guesses] == [404] * UNKNOWN_CODES_AT_ONCE + [429]
+    for answer in (guesses[-1], lookup):
+        assert (answer.status_code, answer.json()["code"]) == (429, "too_many_unknown_codes")
+        assert 1 <= int(answer.headers["retry-after"]) <= 3
+    assert elsewhere.status_code == 404
+
+
+def test_a_bucket_fills_again_and_is_never_fuller_than_full() -> None:
+    now = 0.0
+    limit: Limit[str] = Limit(2, 0.5, lambda: now)
+
+    limit.take("a")
+    limit.take("a")
+    assert limit.wait_s("a") == 2.0
+    assert limit.wait_s("b") == 0.0
+    limit.take("a")  # let in together with the others: on credit
+    assert limit.wait_s("a") == 4.0
+    now = 4.0
+    assert limit.wait_s("a") == 0.0
+    now = 1000.0
+    limit.take("a")
+    limit.take("a")
+    assert limit.wait_s("a") == 2.0
+
+
+def test_buckets_are_kept_for_so_many_keys_and_no_more() -> None:
+    limit: Limit[int] = Limit(1, 1, lambda: 0.0)
+    for key in range(MAX_KEYS + 10):
+        limit.take(key)
+    assert len(limit._buckets) == MAX_KEYS
+
+
+async def test_a_key_of_another_role_is_turned_away_before_its_body_is_read() -> None:
+    auditor = replace(KEY, role="auditor")
+
+    async def authenticate(*_: object) -> ApiKey:
+        return auditor
+
+    async with client(broken) as opened:
+        application = cast("Any", opened._transport).app
+        application.state.services.identity.authenticate = authenticate
+        answer = await opened.post("/v1/redemptions", content=b"{")
+    assert answer.status_code == 403

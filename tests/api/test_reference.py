@@ -1,0 +1,135 @@
+"""The API reference: complete, true, and good enough for a machine to test us by."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from api.app import create_app
+from api.problems import STATUSES
+from api.wiring import Services
+from domain.errors import REFUSALS
+from infra.settings import load_settings
+from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, told
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    nothing = cast("Any", None)
+    services = Services(nothing, nothing, nothing, load_settings({}), lambda: datetime.now(UTC))
+    return create_app(services).openapi()
+
+
+def operations(reference: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in reference["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def test_every_operation_is_named_and_described(reference: dict[str, Any]) -> None:
+    names = [operation["operationId"] for _, operation in operations(reference)]
+    assert reference["openapi"].startswith("3.1")
+    assert len(names) == len(set(names))
+    for route, operation in operations(reference):
+        assert operation["description"], route
+        assert operation["tags"], route
+
+
+def test_every_operation_declares_the_problems_it_can_answer(reference: dict[str, Any]) -> None:
+    for route, operation in operations(reference):
+        answers = operation["responses"]
+        assert "500" in answers, route
+        if " /v1/" in route:
+            assert {"400", "401", "403", "429", "503"} <= answers.keys(), route
+            assert operation["security"] == [{"apiKey": []}], route
+        if "requestBody" in operation:
+            assert {"413", "415", "422"} <= answers.keys(), route
+        for status, answer in answers.items():
+            assert "Request-Id" in answer["headers"], (route, status)
+            if int(status) >= 400:
+                assert answer["content"] == {
+                    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+                }, (route, status)
+
+
+def test_every_field_that_can_be_sent_is_described_and_has_an_example(reference: dict[str, Any]) -> None:
+    schemas = reference["components"]["schemas"]
+    bodies = {
+        ref.rsplit("/", 1)[1]
+        for _, operation in operations(reference)
+        if "requestBody" in operation
+        for ref in re.findall(r"#/components/schemas/\w+", str(operation["requestBody"]))
+    } | {"Budget", "Subjects"}
+    for name in bodies:
+        for field, schema in schemas[name]["properties"].items():
+            assert schema.get("description") or "$ref" in schema, f"{name}.{field}"
+            shown = str(schema)
+            assert any(word in shown for word in ("examples", "const", "enum", "boolean", "$ref")), f"{name}.{field}"
+    for route, operation in operations(reference):
+        for parameter in operation.get("parameters", ()):
+            assert parameter["description"], (route, parameter["name"])
+
+
+def test_every_field_that_is_answered_is_described(reference: dict[str, Any]) -> None:
+    for name, schema in reference["components"]["schemas"].items():
+        for field, described in schema.get("properties", {}).items():
+            if name != "SubjectsEntry":
+                assert described.get("description") or "$ref" in str(described), f"{name}.{field}"
+
+
+def test_every_refusal_of_the_rules_has_its_status() -> None:
+    assert {code for codes in REFUSALS.values() for code in codes} <= {
+        code for code, status in STATUSES.items() if status == 409
+    }
+
+
+def test_the_documentation_page_needs_nothing_from_elsewhere_and_explains_every_problem(world: World) -> None:
+    page = world.client.get("/docs")
+    assert page.status_code == 200
+    assert re.findall(r"(?:src|href)=\"(?!#|/openapi.json)", page.text) == []
+    assert "<script" not in page.text
+    for code in STATUSES:
+        assert f'id="{code}"' in page.text
+    assert "style-src 'sha256-" in page.headers["content-security-policy"]
+
+
+def test_the_reference_is_served(world: World) -> None:
+    answer = world.client.get("/openapi.json")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json()["info"]["title"] == "Sparkledger"
+
+
+def test_schemathesis_finds_nothing(world: World, tmp_path: Path) -> None:
+    # Something to find: the ids that the reference gives as examples.
+    world.permit("ana.creates")
+    code = world.generate("ana.creates", video_id="7312345678901234567")
+    world.share(code, "acme", "adv-7001")
+    told(world.client.put(f"/v1/creators/{OWN_CREATOR}/permission", json={"enabled": True}), 200)
+    world.redeem(code, OWN_ACCOUNT)
+
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml")),
+        *("run", f"{world.server.url}/openapi.json", "--header", f"Authorization: Bearer {world.server.admin_key}"),
+        *("--checks", "all", "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "15"),
+        *("--warnings", "off", "--no-color"),
+    ]
+    environment = {
+        **os.environ,
+        "SCHEMATHESIS_HOOKS": "tests.api.schemathesis_hooks",
+        "PYTHONPATH": str(HERE.parent.parent),
+    }
+    done = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110
+    )
+
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]

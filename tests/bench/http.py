@@ -1,0 +1,177 @@
+"""`http`: requests a second of one API process and of two, beside a bare FastAPI route on the same machine.
+
+Every request is authenticated, every command carries an idempotency key and is sealed and committed with fsync on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import secrets
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import psutil
+
+from infra.bootstrap import begin_ledger
+from infra.postgres import EmbeddedPostgres
+from infra.runtime import API, WORKER
+from infra.vault import MasterKey, fresh_key
+from infra.worker import create_views
+from tests.bench.client import Figures, drive, http
+from tests.bench.place import RUNS, SETTINGS, postgres
+
+ROOT: Final = Path(__file__).parents[2]
+RUN_S: Final = 5.0
+CREATOR: Final = "creator-1"
+
+
+@contextmanager
+def process(*argv: str, environment: dict[str, str] | None = None) -> Iterator[tuple[int, psutil.Process]]:
+    """Run a server and yield its port, which it says on its standard output, and the process."""
+    with subprocess.Popen(
+        [sys.executable, *argv],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            assert running.stdout is not None
+            url = re.search(r"127\.0\.0\.1:(\d+)", running.stdout.readline())
+            assert url is not None, "the server did not say where it answers"
+            yield int(url[1]), psutil.Process(running.pid)
+        finally:
+            running.terminate()
+
+
+class Requests:
+    """The requests of one ledger's operator."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.codes: list[str] = []
+        self.secrets: list[str] = []
+
+    def prepare(self, port: int, count: int) -> None:
+        """Switch the permission on and issue codes to read and to redeem."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False) as client:
+            client.put(f"/v1/creators/{CREATOR}/permission", json={"enabled": True}).raise_for_status()
+            for _ in range(count):
+                answer = client.post("/v1/codes", json=self._order()).raise_for_status().json()
+                self.codes.append(answer["code_id"])
+                self.secrets.append(answer["secret"])
+
+    def issue(self) -> bytes:
+        """A command that issues a code."""
+        return http("POST", "/v1/codes", self.key, json.dumps(self._order()).encode(), secrets.token_hex(16))
+
+    def redeem(self) -> bytes:
+        """A command that redeems a code, by an advertiser that has not."""
+        order = {"secret": secrets.choice(self.secrets), "advertiser_id": f"advertiser-{secrets.token_hex(6)}"}
+        return http("POST", "/v1/redemptions", self.key, json.dumps(order).encode(), secrets.token_hex(16))
+
+    def read(self) -> bytes:
+        """A read of a code."""
+        return http("GET", f"/v1/codes/{secrets.choice(self.codes)}", self.key)
+
+    def _order(self) -> dict[str, str]:
+        return {"creator_id": CREATOR, "video_id": f"video-{secrets.token_hex(8)}", "terms_version": "2026-01"}
+
+
+def _measured(ports: list[int], request: Callable[[], bytes], expected: int, per_second: float = 0) -> Figures:
+    figures = drive(ports, request, seconds=RUN_S, per_second=per_second)
+    assert set(figures.statuses) == {expected}, f"answered {figures.statuses}"
+    return figures
+
+
+def _rounds(runs: list[tuple[str, Callable[[], Figures]]]) -> dict[str, tuple[float, float]]:
+    """Run each in turn, several times; return the medians of rate and p99 in milliseconds by name."""
+    rates: dict[str, list[float]] = {}
+    p99s: dict[str, list[float]] = {}
+    for _ in range(RUNS):
+        for name, run in runs:
+            figures = run()
+            rates.setdefault(name, []).append(figures.per_second)
+            p99s.setdefault(name, []).append(figures.p99_ms())
+    return {name: (statistics.median(rates[name]), statistics.median(p99s[name])) for name in rates}
+
+
+def _serve(server: EmbeddedPostgres, master: str, role: str) -> dict[str, str]:
+    return {
+        "SPARKLEDGER_DATABASE_URL": server.dsn(role),
+        "SPARKLEDGER_MASTER_KEY": master,
+        "SPARKLEDGER_PORT": "0",
+        "SPARKLEDGER_REQUESTS_PER_SECOND": "1000000",
+    }
+
+
+def run() -> dict[str, Any]:
+    """Measure everything in one run on one PostgreSQL."""
+    master = base64.b64encode(fresh_key()).decode()
+    with postgres() as server, ExitStack() as stack:
+        asyncio.run(create_views(server.dsn()))
+        requests = Requests(asyncio.run(begin_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
+        environment = _serve(server, master, API)
+        port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))
+        second, _ = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))
+        bare, _ = stack.enter_context(process("-m", "tests.bench.bare"))
+        requests.prepare(port, 300)
+        _fill_views(server, master)
+        drive([port], requests.issue, seconds=2.0)
+        began_mb = api.memory_info().rss / 2**20
+        one = _rounds(
+            [
+                ("bare POST", lambda: _measured([bare], requests.issue, 201)),
+                ("POST /v1/codes", lambda: _measured([port], requests.issue, 201)),
+                ("bare GET", lambda: _measured([bare], requests.read, 200)),
+                ("GET /v1/codes/{code_id}", lambda: _measured([port], requests.read, 200)),
+                ("POST /v1/redemptions", lambda: _measured([port], requests.redeem, 201)),
+                ("two: POST /v1/codes", lambda: _measured([port, second], requests.issue, 201)),
+            ]
+        )
+        top = one["POST /v1/codes"][0]
+        half = _rounds([("half", lambda: _measured([port], requests.issue, 201, per_second=top / 2))])["half"]
+        ended_mb = api.memory_info().rss / 2**20
+    ours = {name: figures for name, figures in one.items() if "bare" not in name and "two" not in name}
+    return {
+        "requests_per_second": {name: rate for name, (rate, _) in ours.items()},
+        "two_processes": {"POST /v1/codes": one["two: POST /v1/codes"][0]},
+        "bare": {"POST": one["bare POST"][0], "GET": one["bare GET"][0]},
+        "p99_ms": {name: p99 for name, (_, p99) in ours.items()},
+        "p99_ms_half_load": {"POST /v1/codes": half[1]},
+        "rss_mb": {"start": began_mb, "end": ended_mb},
+        "ratios": {
+            "POST /v1/codes to bare": top / one["bare POST"][0],
+            "GET /v1/codes/{code_id} to bare": one["GET /v1/codes/{code_id}"][0] / one["bare GET"][0],
+            "two processes to one": one["two: POST /v1/codes"][0] / top,
+        },
+        "settings": SETTINGS,
+        "runs": RUNS,
+    }
+
+
+def _fill_views(server: EmbeddedPostgres, master: str) -> None:
+    """Let the views read what there is to read; they do not run beside what is measured."""
+    for view in ("codes", "history"):
+        subprocess.run(
+            [sys.executable, "-m", "cli", "rebuild", view],
+            cwd=ROOT,
+            env={**os.environ, **_serve(server, master, WORKER)},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=2))  # noqa: T201 - what a benchmark is for

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults import durable
+from tests.faults.durable import Scene
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """Ledgers on a PostgreSQL of the test's own, with fsync on."""
+    with durable.scene() as prepared:
+        yield prepared

@@ -1,0 +1,172 @@
+"""Reads of the log: pages, streams, and point reads that wait together as one query."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from domain.recorded import Recorded
+from infra import event_store
+from infra.database import Database
+from infra.errors import Unavailable
+from infra.event_store import EventStore
+from infra.ids import uuid7
+from infra.runtime import API
+from tests import given
+from tests.infra.appends import appending, row, writing
+from tests.infra.load import Marked
+from tests.infra.opened import Opened, Tenant
+
+BODY = b'{"mark":"read"}'
+
+
+async def filled(opened: Opened, count: int = 10) -> Tenant:
+    """Fill a ledger with streams of one event each."""
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        for _ in range(count):
+            await writer.append(appending(tenant.ledger_id, row(uuid7(), type=Marked.TOPIC, body=BODY)))
+    return tenant
+
+
+@pytest.mark.parametrize(
+    ("bounds", "positions"),
+    [
+        ({}, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        ({"after": 0, "limit": 3}, [1, 2, 3]),
+        ({"after": 7}, [8, 9, 10]),
+        ({"after": 10}, []),
+        ({"before": 3}, [1, 2]),
+        ({"after": 3, "before": 6}, [4, 5]),
+        ({"descending": True, "limit": 3}, [10, 9, 8]),
+        ({"descending": True, "before": 9, "limit": 2}, [8, 7]),
+    ],
+)
+async def test_a_page_lies_between_its_bounds(opened: Opened, bounds: dict[str, Any], positions: list[int]) -> None:
+    tenant = await filled(opened)
+    page = await opened.ledgers.store.page(tenant.ledger_id, **bounds)
+    assert [recorded.position for recorded in page] == positions
+
+
+async def test_what_was_committed_is_seen_by_the_next_read(opened: Opened) -> None:
+    tenant = await opened.begin()
+    store = opened.ledgers.store
+    async with writing(opened.database) as writer:
+        for position in range(1, 20):
+            await writer.append(appending(tenant.ledger_id, row(uuid7())))
+            assert await store.head(tenant.ledger_id) == position
+
+
+async def test_an_empty_ledger_has_no_head(opened: Opened) -> None:
+    tenant = await opened.begin()
+    assert await opened.ledgers.store.head(tenant.ledger_id) == 0
+
+
+async def test_streams_read_together_are_those_asked_for(opened: Opened) -> None:
+    tenant = await filled(opened)
+    page = await opened.ledgers.store.page(tenant.ledger_id)
+    asked = [page[2].stream_id, uuid7(), page[5].stream_id]
+    found = await opened.ledgers.store.streams(tenant.ledger_id, asked)
+    assert {stream: [r.position for r in events] for stream, events in found.items()} == {asked[0]: [3], asked[2]: [6]}
+
+
+async def test_point_reads_that_wait_together_are_one_query_and_each_gets_its_own(opened: Opened) -> None:
+    tenant = await filled(opened)
+    counting, queries = counted(opened)
+    streams = [recorded.stream_id for recorded in await opened.ledgers.store.page(tenant.ledger_id)]
+    found = await asyncio.gather(*(counting.stream(tenant.ledger_id, stream) for stream in [*streams, uuid7()]))
+    assert [[r.stream_id for r in stream or []] for stream in found] == [*[[stream] for stream in streams], []]
+    assert len(queries) == 1
+
+
+async def test_reads_of_one_stream_that_wait_together_ask_for_it_once(opened: Opened) -> None:
+    tenant = await filled(opened, 1)
+    counting, queries = counted(opened)
+    stream = (await opened.ledgers.store.page(tenant.ledger_id))[0].stream_id
+    found = await asyncio.gather(*(counting.stream(tenant.ledger_id, stream) for _ in range(50)))
+    assert all(events and len(events) == 1 for events in found)
+    assert queries == [[stream]]
+
+
+async def test_more_reads_than_one_query_takes_are_answered_by_several(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_store, "MAX_MERGED", 4)
+    tenant = await filled(opened)
+    counting, queries = counted(opened)
+    streams = [recorded.stream_id for recorded in await opened.ledgers.store.page(tenant.ledger_id)]
+    await asyncio.gather(*(counting.stream(tenant.ledger_id, stream) for stream in streams))
+    assert [len(query) for query in queries] == [4, 4, 2]
+
+
+async def test_two_ledgers_that_read_at_once_are_not_mixed_up(opened: Opened) -> None:
+    one, two = await opened.begin("one"), await opened.begin("two")
+    for tenant in (one, two):
+        await opened.when(tenant, given.permission())
+    store = opened.ledgers.store
+    creators = await asyncio.gather(
+        *(opened.ledgers.creator_stream(tenant.ledger_id, given.CREATOR) for tenant in (one, two) * 10)
+    )
+    keys = [stream[0].actor.key_id for stream in creators]
+    assert keys == [str(one.key.key_id), str(two.key.key_id)] * 10
+    assert await store.head(one.ledger_id) == await store.head(two.ledger_id) == 1
+
+
+async def test_a_reader_that_gives_up_never_touches_those_who_wait_with_it(opened: Opened) -> None:
+    tenant = await filled(opened)
+    store = opened.ledgers.store
+    streams = [recorded.stream_id for recorded in await store.page(tenant.ledger_id)]
+    reads = [asyncio.create_task(store.stream(tenant.ledger_id, stream)) for stream in streams]
+    await asyncio.sleep(0)
+    reads[0].cancel()
+    found = await asyncio.gather(*reads[1:])
+    assert [len(events or []) for events in found] == [1] * 9
+
+
+async def test_an_error_reaches_every_reader_that_waited_for_it_and_none_after(opened: Opened) -> None:
+    tenant = await opened.begin()
+    store = opened.ledgers.store
+    async with writing(opened.database) as writer:
+        unreadable = row(uuid7(), type="NobodyKnowsThis")
+        await writer.append(appending(tenant.ledger_id, unreadable))
+    readers = (store.stream(tenant.ledger_id, unreadable.stream_id) for _ in range(3))
+    errors = await asyncio.gather(*readers, return_exceptions=True)
+    assert [type(error).__name__ for error in errors] == ["TopicError"] * 3
+    assert await store.stream(tenant.ledger_id, uuid7()) is None
+
+
+async def test_a_read_survives_the_end_of_every_pooled_session(opened: Opened) -> None:
+    tenant = await filled(opened, 3)
+    store = opened.ledgers.store
+    await asyncio.gather(*(store.head(tenant.ledger_id) for _ in range(6)))
+    ended = opened.sql(
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND usename = %s",
+        API,
+    )
+    assert ended[0][0] >= 1
+    assert await asyncio.gather(*(store.head(tenant.ledger_id) for _ in range(6))) == [3] * 6
+
+
+async def test_a_database_that_is_away_is_unavailable_to_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.database.POOL_WAIT_S", 0.2)
+    database = Database("host=/nowhere dbname=nothing", API)
+    await database.open()
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await EventStore(database).head(1)
+    await database.close()
+
+
+def counted(opened: Opened) -> tuple[EventStore, list[list[UUID]]]:
+    """Return a store, and the streams that each of its queries asks for."""
+    queries: list[list[UUID]] = []
+
+    class Counting(EventStore):
+        async def streams(self, ledger_id: int, stream_ids: Any) -> dict[UUID, list[Recorded]]:
+            queries.append(list(stream_ids))
+            return await super().streams(ledger_id, stream_ids)
+
+    return Counting(opened.api.database), queries

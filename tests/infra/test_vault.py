@@ -1,0 +1,139 @@
+"""Keys and what is done with them, without a database."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any
+from uuid import UUID
+
+import pytest
+from cryptography.exceptions import InvalidTag
+
+from domain.values import Sealed
+from infra.vault import CreatorKey, LedgerKeys, MasterKey, MasterKeyError, fresh_key, place
+
+MASTER = MasterKey(b"\x01" * 32)
+KEY = CreatorKey(UUID(int=7), b"\x02" * 32)
+WHERE: dict[str, Any] = {
+    "ledger_id": 1,
+    "stream_id": UUID(int=3),
+    "version": 4,
+    "event_id": UUID(int=5),
+    "type_": "Shared",
+}
+FIELDS = {"note": "for #summer/+campaign="}
+
+
+def test_what_is_sealed_opens_in_its_place() -> None:
+    part = KEY.seal(FIELDS, place(**WHERE))
+    assert KEY.unseal(part.sealed, place(**WHERE)) == FIELDS
+
+
+def test_what_is_unsealed_does_not_show_itself() -> None:
+    part = KEY.seal(FIELDS, place(**WHERE))
+    assert repr(KEY.unseal(part.sealed, place(**WHERE))) == "{'note': Sealed('…')}"
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"ledger_id": 2},
+        {"stream_id": UUID(int=4)},
+        {"version": 5},
+        {"event_id": UUID(int=6)},
+        {"type_": "NoteAdded"},
+        # The same digits, divided otherwise.
+        {"ledger_id": 11, "version": 4},
+    ],
+    ids=str,
+)
+def test_what_is_sealed_does_not_open_in_another_place(elsewhere: dict[str, Any]) -> None:
+    part = KEY.seal(FIELDS, place(**WHERE))
+    with pytest.raises(InvalidTag):
+        KEY.unseal(part.sealed, place(**(WHERE | elsewhere)))
+
+
+@pytest.mark.parametrize("other", [CreatorKey(UUID(int=7), b"\x03" * 32), CreatorKey(UUID(int=8), b"\x02" * 32)])
+def test_what_is_sealed_does_not_open_with_another_key_or_under_another_keys_name(other: CreatorKey) -> None:
+    part = KEY.seal(FIELDS, place(**WHERE))
+    with pytest.raises(InvalidTag):
+        other.unseal(part.sealed, place(**WHERE))
+
+
+@pytest.mark.parametrize("byte", [0, 11, 12, 40, -1])
+def test_a_sealed_part_of_which_a_bit_was_turned_does_not_open(byte: int) -> None:
+    sealed = bytearray(KEY.seal(FIELDS, place(**WHERE)).sealed)
+    sealed[byte] ^= 1
+    with pytest.raises(InvalidTag):
+        KEY.unseal(bytes(sealed), place(**WHERE))
+
+
+def test_the_same_fields_are_never_sealed_alike() -> None:
+    parts = [KEY.seal(FIELDS, place(**WHERE)) for _ in range(50)]
+    assert len({part.sealed for part in parts}) == len({part.commitment for part in parts}) == 50
+
+
+def test_the_commitment_is_over_the_salt_and_the_plaintext() -> None:
+    part = KEY.seal({"b": "2", "a": "1"}, place(**WHERE))
+    plaintext = KEY._cipher.decrypt(part.sealed[:12], part.sealed[12:], place(**WHERE) + KEY.key_id.bytes)
+    assert plaintext[32:] == b'{"a":"1","b":"2"}'
+    assert hashlib.sha256(plaintext).digest() == part.commitment
+
+
+def test_a_wrapped_key_is_unwrapped_for_its_own_purpose_alone() -> None:
+    key = fresh_key()
+    wrapped = MASTER.wrap(key, "creator key 1 of ledger 1")
+    assert MASTER.unwrap(wrapped, "creator key 1 of ledger 1") == key
+    with pytest.raises(MasterKeyError):
+        MASTER.unwrap(wrapped, "creator key 1 of ledger 2")
+
+
+def test_a_wrapped_key_is_not_unwrapped_by_another_master_key() -> None:
+    wrapped = MASTER.wrap(fresh_key(), "purpose")
+    with pytest.raises(MasterKeyError, match="wrapped with another master key"):
+        MasterKey(b"\x09" * 32).unwrap(wrapped, "purpose")
+
+
+@pytest.mark.parametrize("text", ["", "short", base64.b64encode(b"x" * 31).decode(), "é" * 44, "!" * 44, "A" * 45])
+def test_what_is_no_master_key_is_refused(text: str) -> None:
+    with pytest.raises(MasterKeyError, match="32 bytes, base64 encoded"):
+        MasterKey.from_text(text)
+
+
+def test_a_master_key_is_read_from_its_text() -> None:
+    wrapped = MASTER.wrap(b"k" * 32, "purpose")
+    assert MasterKey.from_text(base64.b64encode(b"\x01" * 32).decode()).unwrap(wrapped, "purpose") == b"k" * 32
+
+
+def test_api_keys_are_hashed_with_the_master_key() -> None:
+    hashed = MASTER.api_key_hash("slk_1")
+    assert hashed == MASTER.api_key_hash("slk_1")
+    assert hashed not in {
+        MASTER.api_key_hash("slk_2"),
+        MasterKey(b"\x09" * 32).api_key_hash("slk_1"),
+        hashlib.sha256(b"slk_1").digest(),
+    }
+
+
+def test_a_presented_key_that_is_no_text_can_still_be_hashed() -> None:
+    assert len(MASTER.api_key_hash("\udcff")) == 32
+
+
+def test_claims_of_different_kinds_ledgers_and_names_differ() -> None:
+    one, two = LedgerKeys(b"\x01" * 32), LedgerKeys(b"\x02" * 32)
+    claims = [one.claim("video", "x"), one.claim("secret", "x"), one.claim("video", "y"), two.claim("video", "x")]
+    assert len(set(claims)) == 4
+    assert {len(claim) for claim in claims} == {16}
+
+
+def test_a_fingerprint_is_known_again_and_is_no_claim() -> None:
+    keys = LedgerKeys(b"\x01" * 32)
+    assert keys.fingerprint("s") == keys.fingerprint("s")
+    assert bytes.fromhex(keys.fingerprint("s")) != keys.claim("secret", "s")
+
+
+def test_special_characters_of_a_secret_survive_the_sealed_json() -> None:
+    secret = Sealed('#/+="\\\n\x7f\u2028ß🎬')
+    part = KEY.seal({"secret": str(secret)}, place(**WHERE))
+    assert KEY.unseal(part.sealed, place(**WHERE)) == {"secret": secret}

@@ -1,0 +1,175 @@
+"""The writer as its callers see it: given up, turned away, told at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from infra import writer as writer_module
+from infra.database import AWAY
+from infra.errors import Unavailable
+from infra.ids import uuid7
+from infra.runtime import API
+from infra.writer import Append, Appended, Writer
+from tests.infra.appends import appending, row, together, writing
+from tests.infra.holding import count, locked, sent, until_it_waits
+from tests.infra.opened import Opened
+
+
+async def test_what_was_given_up_before_it_was_sent_is_not_recorded(opened: Opened) -> None:
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        async with locked(opened, tenant):
+            first = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+            await until_it_waits(opened)
+            second = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+            await asyncio.sleep(0)
+            second.cancel()
+        await first
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+    assert second.cancelled()
+    assert count(opened) == 2
+
+
+async def test_what_was_given_up_after_it_was_sent_is_recorded_whole(opened: Opened) -> None:
+    tenant = await opened.begin()
+    stream = uuid7()
+    async with writing(opened.database) as writer:
+        async with locked(opened, tenant):
+            first = sent(writer, appending(tenant.ledger_id, row(stream, 1), row(stream, 2)))
+            await until_it_waits(opened)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+    assert first.cancelled()
+    assert count(opened) == 3
+
+
+async def test_one_caller_of_a_batch_giving_up_never_touches_the_others(opened: Opened) -> None:
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        async with locked(opened, tenant):
+            first = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+            await until_it_waits(opened)
+            others = [sent(writer, appending(tenant.ledger_id, row(uuid7()))) for _ in range(10)]
+            await asyncio.sleep(0)
+            for given_up in others[::2]:
+                given_up.cancel()
+        outcomes = await asyncio.gather(first, *others[1::2])
+    assert [outcome.first for outcome in outcomes if isinstance(outcome, Appended)] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_full_queue_turns_callers_away_and_serves_those_in_it(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "MAX_WAITING", 5)
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        async with locked(opened, tenant):
+            first = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+            await until_it_waits(opened)
+            waiting = [sent(writer, appending(tenant.ledger_id, row(uuid7()))) for _ in range(8)]
+            turned_away = await asyncio.gather(*waiting[5:], return_exceptions=True)
+        outcomes = await asyncio.gather(first, *waiting[:5])
+    assert [str(error) for error in turned_away] == [writer_module.FULL] * 3
+    assert {type(outcome) for outcome in outcomes} == {Appended}
+    assert count(opened) == 6
+
+
+async def test_stopping_answers_who_is_being_recorded_and_who_waits(opened: Opened) -> None:
+    tenant = await opened.begin()
+    writer = Writer(opened.database.dsn(API), API)
+    writer.start()
+    async with locked(opened, tenant):
+        first = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+        await until_it_waits(opened)
+        second = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(writer.stop())
+        await asyncio.sleep(0)
+    await stopping
+    assert isinstance(await first, Appended)
+    with pytest.raises(Unavailable, match="is stopping; nothing was recorded"):
+        await second
+    assert count(opened) == 1
+
+
+async def test_a_stopped_writer_turns_callers_away(opened: Opened) -> None:
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        pass
+    with pytest.raises(Unavailable, match="is stopping"):
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+
+
+async def test_a_writer_whose_database_is_away_says_so_and_serves_once_it_is_back(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        there = writer._session["conninfo"]
+        writer._session["conninfo"] = "host=/nowhere"
+        outcomes = await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(3)])
+        writer._session["conninfo"] = there
+        after = await writer.append(appending(tenant.ledger_id, row(uuid7())))
+    assert [str(outcome) for outcome in outcomes] == [AWAY] * 3
+    assert isinstance(after, Appended)
+    assert after.first == 1
+
+
+async def test_a_database_that_refuses_writes_is_unavailable_and_serves_once_it_takes_them(opened: Opened) -> None:
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+        assert writer._connection is not None
+        await writer._connection.execute("SET default_transaction_read_only = on")
+        outcomes = await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(3)])
+        await writer._connection.execute("SET default_transaction_read_only = off")
+        after = await writer.append(appending(tenant.ledger_id, row(uuid7())))
+    assert [str(outcome) for outcome in outcomes] == [writer_module.REFUSED_WRITE] * 3
+    assert isinstance(after, Appended)
+    assert after.first == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "batches"),
+    [
+        ("MAX_BATCH_CALLERS", 4, [1, 4, 4, 2]),
+        # Each of them counts for about 400 bytes.
+        ("MAX_BATCH_BYTES", 1_200, [1, 3, 3, 3, 1]),
+    ],
+)
+async def test_a_batch_is_bounded(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, batches: list[int]
+) -> None:
+    monkeypatch.setattr(writer_module, limit, value)
+    tenant = await opened.begin()
+    sizes: list[int] = []
+    call: Any = writer_module._call
+
+    async def counted(connection: Any, batch: list[Append]) -> Any:
+        sizes.append(len(batch))
+        return await call(connection, batch)
+
+    monkeypatch.setattr(writer_module, "_call", counted)
+    async with writing(opened.database) as writer:
+        async with locked(opened, tenant):
+            first = sent(writer, appending(tenant.ledger_id, row(uuid7(), body=b"")))
+            await until_it_waits(opened)
+            others = [sent(writer, appending(tenant.ledger_id, row(uuid7(), body=b""))) for _ in range(10)]
+            await asyncio.sleep(0)
+        await asyncio.gather(first, *others)
+    assert sizes == batches
+
+
+async def test_readers_are_woken_once_for_each_batch_that_recorded_something(opened: Opened) -> None:
+    tenant = await opened.begin()
+    stream = uuid7()
+    woken: list[None] = []
+    async with writing(opened.database, on_commit=lambda: woken.append(None)) as writer:
+        await writer.append(appending(tenant.ledger_id, row(stream)))
+        await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(5)])
+        await writer.append(appending(tenant.ledger_id, row(stream)))
+    assert len(woken) == 2

@@ -1,0 +1,239 @@
+"""A connection lost in mid-commit: every caller learns what became of its events, by looking, never by guessing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+
+from infra import writer as writer_module
+from infra.errors import Unavailable
+from infra.ids import uuid7
+from infra.runtime import API
+from infra.writer import Append, Appended, Conflict, Mismatch, Replayed, Writer
+from tests.infra.appends import appending, keyed, row, together, writing
+from tests.infra.holding import count, locked, sent, until_it_waits
+from tests.infra.opened import Opened, Tenant
+from tests.infra.proxy import Proxy, proxied
+
+# In the body of an event whose append is to be cut.
+MARKED = b'{"mark": "cut here"}'
+
+
+def marked(request: bytes) -> bool:
+    return MARKED in request
+
+
+def once(proxy: Proxy) -> Any:
+    """Return what says yes to the first request with the mark alone."""
+    return lambda request: proxy.cuts == 0 and marked(request)
+
+
+def requests(tenant: Tenant, number: int = 5) -> list[Append]:
+    return [appending(tenant.ledger_id, row(uuid7(), body=MARKED)) for _ in range(number)]
+
+
+@pytest.fixture
+async def tenant(opened: Opened) -> Tenant:
+    return await opened.begin()
+
+
+@pytest.fixture
+async def proxy_and_writer(opened: Opened, tenant: Tenant, tmp_path: Path) -> AsyncIterator[tuple[Proxy, Writer]]:
+    """A writer that reaches the database through a proxy, and has written one event."""
+    async with proxied(opened.database.dsn(API), tmp_path) as (proxy, dsn):
+        writer = Writer(dsn, API, resolve_within_s=1.0)
+        writer.start()
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+        yield proxy, writer
+        await writer.stop()
+
+
+def positions(outcomes: list[Any]) -> list[tuple[int, int]]:
+    return [(outcome.first, outcome.last) for outcome in outcomes if isinstance(outcome, Appended)]
+
+
+# Whoever logs in: the API's own role, or a superuser that takes it on.
+@pytest.mark.parametrize("user", [API, "postgres"])
+async def test_a_session_ended_before_its_commit_is_retried(opened: Opened, tenant: Tenant, user: str) -> None:
+    async with writing(opened.database, user=user) as writer:
+        async with locked(opened, tenant):
+            first = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+            pid = await until_it_waits(opened)
+            opened.sql("SELECT pg_terminate_backend(%s, 5000)", pid)
+            others = [sent(writer, request) for request in requests(tenant)]
+        outcomes = await asyncio.gather(first, *others)
+    assert positions(list(outcomes)) == [(n, n) for n in range(1, 7)]
+    assert count(opened) == 6
+
+
+async def test_a_commit_whose_answer_was_lost_is_answered(
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+) -> None:
+    proxy, writer = proxy_and_writer
+    proxy.hold_reply = once(proxy)
+    outcomes = await together(writer, requests(tenant))
+    assert proxy.cuts == 1
+    assert positions(outcomes) == [(n, n) for n in range(2, 7)]
+    assert count(opened) == 6
+
+
+async def test_a_request_that_never_arrived_is_retried(
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+) -> None:
+    proxy, writer = proxy_and_writer
+    proxy.cut_request = once(proxy)
+    outcomes = await together(writer, requests(tenant))
+    assert proxy.cuts == 1
+    assert positions(outcomes) == [(n, n) for n in range(2, 7)]
+    assert count(opened) == 6
+
+
+async def test_each_caller_of_a_lost_batch_gets_the_answer_that_is_its_own(
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+) -> None:
+    proxy, writer = proxy_and_writer
+    stream, key = uuid7(), b"k" * 16
+    await writer.append(keyed(tenant.ledger_id, row(stream), key=key))
+    proxy.hold_reply = once(proxy)
+    outcomes = await together(
+        writer,
+        [
+            *requests(tenant, 1),
+            appending(tenant.ledger_id, row(stream, 1, body=MARKED)),
+            keyed(tenant.ledger_id, row(uuid7(), 1, body=MARKED), key=key),
+            appending(tenant.ledger_id, row(uuid7(), 1, body=MARKED), row(uuid7(), 1, body=MARKED)),
+            *requests(tenant, 1),
+        ],
+    )
+    assert proxy.cuts == 1
+    assert outcomes[1:3] == [Conflict(), Replayed(2, 2)]
+    assert positions(outcomes) == [(3, 3), (4, 5), (6, 6)]
+    assert count(opened) == 6
+
+
+async def test_a_misused_key_in_a_lost_batch_is_still_a_mismatch(
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+) -> None:
+    proxy, writer = proxy_and_writer
+    await writer.append(keyed(tenant.ledger_id, row(uuid7()), key=b"k" * 16))
+    proxy.hold_reply = once(proxy)
+    request = keyed(tenant.ledger_id, row(uuid7(), body=MARKED), key=b"k" * 16, request=b"another")
+    assert await writer.append(request) == Mismatch()
+
+
+@pytest.mark.parametrize("user", [API, "postgres"])
+async def test_a_lost_session_that_would_still_commit_is_ended_before_anyone_looks(
+    opened: Opened, tenant: Tenant, tmp_path: Path, user: str
+) -> None:
+    """It waits for a lock and does not notice that nobody listens: a look-up alone would see nothing, then it commits.
+
+    Whoever only looked would send the events again, and tell their caller of a conflict with itself.
+    """
+    async with proxied(opened.database.dsn(user), tmp_path) as (proxy, dsn):
+        writer = Writer(dsn, API)
+        writer.start()
+        async with locked(opened, tenant):
+            appends = [sent(writer, request) for request in requests(tenant)]
+            lost = await until_it_waits(opened)
+            await proxy.close()
+            await until_it_waits(opened, other_than=lost)
+            assert opened.sql("SELECT 1 FROM pg_stat_activity WHERE pid = %s", lost) == []
+        outcomes = await asyncio.gather(*appends)
+        await writer.stop()
+    assert positions(list(outcomes)) == [(n, n) for n in range(1, 6)]
+    assert count(opened) == 5
+
+
+async def test_a_database_that_stays_away_leaves_callers_with_an_unknown_fate_within_the_bound(
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+) -> None:
+    proxy, writer = proxy_and_writer
+
+    def cut_and_refuse(request: bytes) -> bool:
+        proxy.refusing = proxy.refusing or marked(request)
+        return marked(request)
+
+    proxy.hold_reply = cut_and_refuse
+    began = monotonic()
+    outcomes = await together(writer, requests(tenant))
+    took = monotonic() - began
+    assert {str(outcome) for outcome in outcomes} == {writer_module.UNKNOWN_FATE}
+    assert {type(outcome) for outcome in outcomes} == {Unavailable}
+    assert took < 3
+    # They were committed, which a retry with an idempotency key would be told.
+    assert count(opened) == 6
+
+
+async def test_a_writer_serves_again_after_a_fate_stayed_unknown(
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+) -> None:
+    proxy, writer = proxy_and_writer
+    proxy.refusing = True
+    await proxy.close()
+    await together(writer, requests(tenant))
+    proxy.refusing = False
+    assert isinstance(await writer.append(appending(tenant.ledger_id, row(uuid7()))), Appended)
+
+
+async def test_what_the_connection_breaks_on_every_time_is_given_up_and_hinders_nobody(
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+) -> None:
+    proxy, writer = proxy_and_writer
+    proxy.cut_request = marked
+    with pytest.raises(Unavailable, match="nothing was"):
+        await writer.append(*requests(tenant, 1))
+    assert proxy.cuts == writer_module.MAX_SENT
+    assert isinstance(await writer.append(appending(tenant.ledger_id, row(uuid7()))), Appended)
+    assert count(opened) == 2
+
+
+async def test_a_caller_that_gives_up_while_its_fate_is_looked_for_hinders_nobody(
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+) -> None:
+    proxy, writer = proxy_and_writer
+    proxy.refusing = True
+    proxy.hold_reply = once(proxy)
+    appends = [sent(writer, request) for request in requests(tenant)]
+    await proxy.replied.wait()
+    appends[0].cancel()
+    proxy.refusing = False
+    outcomes = await asyncio.gather(*appends[1:])
+    assert positions(list(outcomes)) == [(n, n) for n in range(3, 7)]
+    assert count(opened) == 6
+
+
+async def test_stopping_while_the_database_is_away_does_not_wait_out_the_bound(
+    opened: Opened, tenant: Tenant, tmp_path: Path
+) -> None:
+    async with proxied(opened.database.dsn(API), tmp_path) as (proxy, dsn):
+        writer = Writer(dsn, API, resolve_within_s=60)
+        writer.start()
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+        proxy.refusing = True
+        proxy.hold_reply = once(proxy)
+        appends = [sent(writer, request) for request in requests(tenant)]
+        await proxy.replied.wait()
+        async with asyncio.timeout(5):
+            await writer.stop()
+    assert {str(outcome) for outcome in await asyncio.gather(*appends, return_exceptions=True)} == {
+        writer_module.UNKNOWN_FATE
+    }
+
+
+async def test_a_new_session_that_got_an_old_ones_process_id_is_not_ended(opened: Opened, tenant: Tenant) -> None:
+    """A process id alone may name another session by now."""
+    async with writing(opened.database) as writer:
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+        async with await psycopg.AsyncConnection.connect(opened.database.dsn(API), autocommit=True) as another:
+            assert writer._backend is not None
+            writer._backend = (another.info.backend_pid, writer._backend[1])
+            assert writer._connection is not None
+            opened.sql("SELECT pg_terminate_backend(%s, 5000)", writer._connection.info.backend_pid)
+            await together(writer, requests(tenant))
+            assert await (await another.execute("SELECT 1")).fetchone() == (1,)
