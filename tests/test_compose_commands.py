@@ -1,0 +1,134 @@
+"""docker-compose.yml without containers: its commands, its environment and its order, as plain processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from api.demo import tell
+from infra.postgres import EmbeddedPostgres, binary
+from tests.test_compose import compose, env, services, started_with
+from tests.waiting import until
+
+__all__ = ["compose", "env", "services"]
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+class Stack:
+    """The file's services as processes, with this machine's places in those of the containers'."""
+
+    def __init__(self, services: dict[str, dict[str, Any]], env: dict[str, str], server: EmbeddedPostgres) -> None:
+        self.services = services
+        self.env = env
+        self.server = server
+        self.port = free_port()
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Return what a service is started with; its database is the test's, reached by its socket."""
+        given = started_with(self.services[name], self.env)
+        socket_dir = psycopg.conninfo.conninfo_to_dict(self.server.dsn())["host"]
+        ours = f"@/sparkledger?host={socket_dir}"
+        here = {key: value.replace("@postgres:5432/sparkledger", ours) for key, value in given.items()}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("SPARKLEDGER_")}
+        return {**kept, **here, "SPARKLEDGER_PORT": str(self.port)}
+
+    def command(self, name: str) -> list[str]:
+        """Return a service's command, after the image's entry point."""
+        return [sys.executable, "-m", "cli", *self.services[name]["command"]]
+
+    def once(self, name: str) -> None:
+        """Run a service that ends by itself."""
+        done = subprocess.run(
+            self.command(name), env=self.environment(name), cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a service until the block ends, when it must end cleanly."""
+        with subprocess.Popen(self.command(name), env=self.environment(name), cwd=REPOSITORY) as process:
+            try:
+                yield process
+            finally:
+                process.send_signal(signal.SIGTERM)
+                code = process.wait(20)
+        assert code == 0, f"{name} ended with {code}"
+
+    def healthy(self, name: str) -> bool:
+        """Ask as the file asks, at the test's port."""
+        kind, program, *arguments = self.services[name]["healthcheck"]["test"]
+        assert (kind, program) == ("CMD", "python")
+        here = [argument.replace("127.0.0.1:8080", f"127.0.0.1:{self.port}") for argument in arguments]
+        here = [argument.replace("api:8080", f"127.0.0.1:{self.port}") for argument in here]
+        return subprocess.run([sys.executable, *here], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(name="server")
+def own_server() -> Iterator[EmbeddedPostgres]:
+    directory = Path(tempfile.mkdtemp(prefix="sl-compose-"))
+    directory.chmod(0o755)
+    with EmbeddedPostgres(directory, {"fsync": "off"}) as running:
+        yield running
+    shutil.rmtree(directory)
+
+
+def start_order(services: dict[str, dict[str, Any]]) -> list[str]:
+    """Return our own services in the order in which the file lets them start."""
+    ours = {name: service for name, service in services.items() if service.get("image") == "sparkledger"}
+    order: list[str] = []
+    while len(order) < len(ours):
+        order += [
+            name
+            for name, service in ours.items()
+            if name not in order and all(other in order for other in service.get("depends_on", {}) if other in ours)
+        ]
+    return order
+
+
+def test_the_files_commands_bring_the_product_up_in_the_files_order(
+    services: dict[str, dict[str, Any]],
+    env: dict[str, str],
+    compose: dict[str, Any],
+    server: EmbeddedPostgres,
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "owner.sql"
+    script.write_text(compose["configs"]["owner"]["content"])
+    before = server.dsn(dbname="postgres")
+    with psycopg.connect(before, autocommit=True) as connection:
+        connection.execute("DROP DATABASE sparkledger WITH (FORCE)")
+    subprocess.run(
+        [binary("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={script}", before],
+        env=started_with(services["postgres"], env),
+        check=True,
+    )
+    stack = Stack(services, env, server)
+    first, *others = start_order(services)
+    assert first == "migrate"
+    stack.once("migrate")
+    with ExitStack() as running:
+        for name in others:
+            running.enter_context(stack.running(name))
+            if name == "api":
+                until(lambda: stack.healthy("api"), 60)
+        until(lambda: stack.healthy("worker"), 60)
+        said: list[str] = []
+        assert tell(f"http://127.0.0.1:{stack.port}", env["SPARKLEDGER_ADMIN_KEY"], said.append) == 0, "\n".join(said)
