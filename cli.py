@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from infra.vault import MasterKey
 
 START_S: Final = 60.0
+# The children have this long to end; with PostgreSQL after them, everything is down within five seconds.
+STOP_S: Final = 2.5
 LINE: Final = "sparkledger: "
 
 app = typer.Typer(
@@ -114,7 +116,7 @@ def _run_everything(settings: Settings, place: Place) -> None:
     program = (sys.executable, "-m", "cli")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:]), "PYTHONUNBUFFERED": "1"}
     children = [Child("api", (*program, "serve"), environment), Child("worker", (*program, "work"), environment)]
-    with Supervisor(children) as supervisor:
+    with Supervisor(children, STOP_S) as supervisor:
         supervisor.start()
         url = supervisor.wait_ready("api", START_S)
         if url is not None and supervisor.wait_ready("worker", START_S) is not None:

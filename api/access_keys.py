@@ -57,7 +57,9 @@ async def list_keys(caller: Annotated[Caller, allow("admin")]) -> Response:
 async def revoke_key(key_id: str, caller: Annotated[Caller, allow("admin")]) -> Response:
     """Revoke a key for good; again answers the same."""
     try:
-        found = await caller.services.identity.revoke(caller.ledger_id, headers.path_uuid(key_id, "key"))
+        found = await caller.services.identity.revoke(
+            caller.ledger_id, headers.path_uuid(key_id, "key"), by=caller.key.key_id
+        )
     except Unknown:
         found = False
     if not found:

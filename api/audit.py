@@ -14,6 +14,7 @@ from api.auth import Caller, allow
 from api.cursors import link_next
 from api.problems import Problem
 from api.queries import EventsQuery
+from api.reads import refuse_ahead
 from api.route import Route
 from api.trail import csv_text, event_content, names_of, ndjson
 from api.wiring import Cursor
@@ -134,6 +135,7 @@ async def _read(
     after, before = between
     descending = query.order == "desc"
     if not filters:
+        await refuse_ahead(caller, query.at_least)
         return await store.page(caller.ledger_id, after=after, before=before, descending=descending, limit=limit)
 
     async def search(cur: Cursor) -> list[int]:

@@ -216,7 +216,7 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
         "expires_at": code.window.expires_at,
         "state": code.state(done.recorded_at),
         "live": code.live(done.recorded_at),
-        "shared_with_advertiser": code.shared_with(body.advertiser_id, brand_ids),
+        "shared_with_advertiser": body.advertiser_id in code.redeemed_as_shared,
         "version": code.command_version,
         "position": done.position,
     }

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect
 
 from api.problems import Problem, as_problem
 
@@ -33,6 +34,8 @@ _SECONDS: Final = Histogram(
 _IN_FLIGHT: Final = Gauge("sparkledger_http_requests_in_flight", "Requests that are being answered.")
 # The label of what no route answers: an address that a stranger made up must not become a time series.
 UNMATCHED: Final = "none"
+# What a request counts as whose caller left before it was read.
+LEFT: Final = 499
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 _HEADERS: Final = (
@@ -96,6 +99,10 @@ class Edge:
             log.warning("Request %s took too long.", exchange.request_id)
         except Problem as refused:
             problem = refused
+        except ClientDisconnect:
+            # Nobody is left to answer, and nothing of ours broke.
+            exchange.status = exchange.status or LEFT
+            return
         except Exception as error:  # the last resort: whatever broke, the caller gets an answer and we a traceback
             problem = as_problem(error)
             log.exception("Request %s broke.", exchange.request_id)

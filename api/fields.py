@@ -50,9 +50,10 @@ def parse_moment(value: object) -> datetime:
         raise PydanticCustomError(
             "moment", "This is not a time of RFC 3339 with its offset, such as 2026-03-01T12:00:00Z."
         )
-    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
-        raise PydanticCustomError("moment", f"A time lies in the years {FIRST_YEAR} to {LAST_YEAR}.")
-    return moment.astimezone(UTC)
+    # Also in UTC, as it will be answered: an offset may carry a time over the turn of a year.
+    if FIRST_YEAR <= moment.year <= LAST_YEAR and FIRST_YEAR <= (utc := moment.astimezone(UTC)).year <= LAST_YEAR:
+        return utc
+    raise PydanticCustomError("moment", f"A time lies in the years {FIRST_YEAR} to {LAST_YEAR}.")
 
 
 def _moment(text: str) -> datetime | None:

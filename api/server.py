@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 
 from api.app import create_app
+from api.protocol import BoundedProtocol
 from api.wiring import Services
 from infra.migrate import require_migrated
 from infra.runtime import API, runtime
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from infra.vault import MasterKey
 
 # Requests that are being answered when the end is asked for have this long; the supervisor waits a second more.
-GRACE_S: Final = 4
+GRACE_S: Final = 2
 BACKLOG: Final = 2048
-MAX_HEAD_BYTES: Final = 32 * 1024
 
 
 class Server(uvicorn.Server):
@@ -84,7 +84,7 @@ async def _serve(
                 server_header=False,
                 lifespan="off",
                 backlog=BACKLOG,
-                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                http=BoundedProtocol,
                 timeout_graceful_shutdown=GRACE_S,
             )
         )

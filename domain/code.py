@@ -60,6 +60,7 @@ class Code(Aggregate):
             aggregate.window = Window(self.starts_at, self.expires_at)
             aggregate.shares = {}
             aggregate.redemptions = {}
+            aggregate.redeemed_as_shared = frozenset()
             aggregate.campaigns = {}
             aggregate.refusals = {}
             aggregate.notes = frozenset()
@@ -115,6 +116,8 @@ class Code(Aggregate):
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
             aggregate.redemptions = {**aggregate.redemptions, self.advertiser_id: self.timestamp}
+            if self.shared_with_advertiser:
+                aggregate.redeemed_as_shared = aggregate.redeemed_as_shared | {self.advertiser_id}
 
     class RedemptionRefused(Event):
         """An advertiser entered the code when it could not be used; no outsider can make the owner's command stale."""
@@ -223,6 +226,7 @@ class Code(Aggregate):
         window: Window
         shares: dict[Share, datetime]
         redemptions: dict[str, datetime]
+        redeemed_as_shared: frozenset[str]
         campaigns: dict[str, Campaign]
         refusals: dict[tuple[str, str], datetime]
         notes: frozenset[tuple[str, int | None]]

@@ -72,6 +72,7 @@ class Decision(Generic[A]):
         unchanged: what the rules read besides; each must still stand at its version when the events go in.
         claims: names taken, kept or freed with the events.
         refusal: raised after the append: the refusal is itself recorded.
+        before: the end of the window that the rules relied on: recorded later, the decision would be another.
 
     """
 
@@ -79,6 +80,7 @@ class Decision(Generic[A]):
     unchanged: list[Code | Creator] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     refusal: Refused | None = None
+    before: datetime | None = None
 
 
 async def set_permission(
@@ -205,7 +207,7 @@ async def share(
     code = await _matching(ledger, code_id, if_match, when)
     creator = await _permitted(ledger, code.creator_id)
     code.share(share, note, at=when.at)
-    return Decision(code, [creator])
+    return Decision(code, [creator], before=code.window.expires_at)
 
 
 async def redeem(
@@ -225,7 +227,7 @@ async def redeem(
     except Refused as refusal:
         code.refuse_redemption(advertiser_id, refusal.code, at=when.at)
         return Decision(code, refusal=refusal)
-    return Decision(code)
+    return Decision(code, before=code.window.expires_at)
 
 
 async def launch(
@@ -234,7 +236,7 @@ async def launch(
     """Record a campaign on a redeemed code; its refusals are those of `Code.launch`."""
     code = await _matching(ledger, code_id, if_match, None)  # launching compares the moment with the window itself
     code.launch(campaign, at=when.at)
-    return Decision(code)
+    return Decision(code, before=code.window.expires_at)
 
 
 async def end_campaign(

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from infra.errors import Unavailable
 
@@ -24,7 +24,16 @@ POOL_SIZE: Final = 6
 
 # What the database says when it cannot serve now; a standby, or a server short of disk, may refuse only to write.
 SHORT: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
-AWAY: Final = "The database cannot be reached; nothing was recorded. Try again in a moment."
+AWAY: Final = "The database cannot be reached. Try again in a moment."
+
+
+_NOT_DEAD: Final = (
+    PoolTimeout,
+    TooManyRequests,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+)
 
 
 class LedgerConnection(psycopg.AsyncConnection[Any]):
@@ -45,6 +54,8 @@ def session(conninfo: str, role: str, *, statement_timeout_ms: int = STATEMENT_T
     options = (
         f"-c role={role} -c statement_timeout={statement_timeout_ms} -c lock_timeout={LOCK_TIMEOUT_MS}"
         " -c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+        # The append decides in statements after its lock, each with a snapshot of its own.
+        r" -c default_transaction_isolation=read\ committed"
         # A ledger starts out empty, and a plan made then would go on reading whole tables when it no longer is.
         " -c enable_seqscan=off"
     )
@@ -115,9 +126,9 @@ class Database:
             async with self.connection(ledger_id) as connection:
                 return await query(connection)
         except Unavailable as unavailable:
-            if not isinstance(unavailable.__cause__, psycopg.OperationalError) or isinstance(
-                unavailable.__cause__, psycopg.errors.QueryCanceled
-            ):
+            # A full pool, a lock or a slow statement would only be made worse by asking again.
+            cause = unavailable.__cause__
+            if not isinstance(cause, psycopg.OperationalError) or isinstance(cause, _NOT_DEAD):
                 raise
         # After a restart of the server every pooled session is dead: drop those, then ask a new one.
         await self._pool.check()

@@ -9,6 +9,7 @@ from uuid import UUID
 from domain.recorded import Recorded
 from domain.values import CLOCK, Actor
 from infra.arrays import Byteas, Uuids
+from infra.errors import Unavailable
 from infra.mapper import to_event
 
 if TYPE_CHECKING:
@@ -108,19 +109,37 @@ class Merged(Generic[K, V]):
             waiting = self._waiting[ledger_id]
             keys = list(waiting)[:MAX_MERGED]
             batch = {key: waiting.pop(key) for key in keys}
-            try:
-                found = await self._fetch(ledger_id, keys)
-            except Exception as error:  # noqa: BLE001 - whoever waits gets it
-                for answers in batch.values():
-                    for answer in answers:
-                        if not answer.done():
-                            answer.set_exception(error)
-            else:
+            error = await self._answer(ledger_id, batch)
+            if error is not None and len(batch) > 1 and not isinstance(error, Unavailable):
+                # One of them cannot be read: it must not keep the others from theirs.
                 for key, answers in batch.items():
-                    for answer in answers:
-                        if not answer.done():
-                            answer.set_result(found.get(key))
+                    await self._answer(ledger_id, {key: answers}, last=True)
+            elif error is not None:
+                _fail(batch, error)
         del self._waiting[ledger_id]
+
+    async def _answer(
+        self, ledger_id: int, batch: Mapping[K, list[asyncio.Future[V | None]]], *, last: bool = False
+    ) -> Exception | None:
+        """Fetch a batch and answer who waits; return the error, and where it is the last word, raise it there."""
+        try:
+            found = await self._fetch(ledger_id, list(batch))
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            if last:
+                _fail(batch, error)
+            return error
+        for key, answers in batch.items():
+            for answer in answers:
+                if not answer.done():
+                    answer.set_result(found.get(key))
+        return None
+
+
+def _fail(batch: Mapping[Any, list[asyncio.Future[Any]]], error: Exception) -> None:
+    for answers in batch.values():
+        for answer in answers:
+            if not answer.done():
+                answer.set_exception(error)
 
 
 class EventStore:

@@ -12,7 +12,6 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from domain import commands
-from domain.errors import Refused
 from domain.values import CLOCK
 from infra.errors import Unavailable
 from infra.ledger import Request
@@ -41,6 +40,8 @@ class ExpiryClock:
         self._ledgers = ledgers
         self._database = database
         self.woken = asyncio.Event()
+        # What could not be recorded, until the next start.
+        self._skipped: set[tuple[int, UUID]] = set()
 
     async def run(self) -> None:
         """Record what is due until cancelled; a database that is away is waited for."""
@@ -67,10 +68,11 @@ class ExpiryClock:
         """
 
         async def query(connection: LedgerConnection) -> list[expiring.Due]:
-            return await expiring.due(connection.cursor(), self._ledgers.now(), PAGE)
+            return await expiring.due(connection.cursor(), self._ledgers.now(), PAGE + len(self._skipped))
 
         due = await self._database.read(None, query)
-        return sum(await asyncio.gather(*(self._expire(code.ledger_id, code.code_id) for code in due)))
+        known = [code for code in due if (code.ledger_id, code.code_id) not in self._skipped]
+        return sum(await asyncio.gather(*(self._expire(code.ledger_id, code.code_id) for code in known)))
 
     async def _expire(self, ledger_id: int, code_id: UUID) -> int:
         async def decide(ledger: Ledger, when: When) -> Decision[Code]:
@@ -78,7 +80,11 @@ class ExpiryClock:
 
         try:
             done = await self._ledgers.execute(Request(ledger_id, CLOCK), decide)
-        except Refused:
-            log.exception("An expiry of ledger %s was refused", ledger_id)
+        except Unavailable:
+            raise
+        except Exception:
+            # One code that cannot be read or decided must not keep the others from expiring.
+            log.exception("The expiry of code %s of ledger %s was not recorded; others go on", code_id, ledger_id)
+            self._skipped.add((ledger_id, code_id))
             return 0
         return done.appended

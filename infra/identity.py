@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from infra.errors import IdempotencyMismatch
+from infra.errors import IdempotencyMismatch, KeyNoLongerValid
 from infra.ids import uuid7
 from infra.keyring import Keyring, Recent, fingerprint_purpose
 from infra.vault import fresh_key
@@ -158,6 +158,7 @@ class Identity:
 
         Raises:
             IdempotencyMismatch: the Idempotency-Key minted another key.
+            KeyNoLongerValid: the key that asks was revoked meanwhile.
 
         """
         subjects = subjects or Subjects()
@@ -166,7 +167,8 @@ class Identity:
             idempotency = self._master_key.api_key_hash(f"mint\0{created_by}\0{idempotency_key}")
             text = _text(hmac.digest(idempotency, b"text", "sha256"))
         text = text or _text(secrets.token_bytes(32))
-        async with self._database.connection(ledger_id) as connection:
+        async with self._database.connection(ledger_id) as connection, connection.transaction():
+            await _still_valid(connection, created_by)
             cursor = await connection.execute(
                 "INSERT INTO api_keys (key_id, ledger_id, hash, name, role, creator_ids, brand_ids, advertiser_ids,"
                 " expires_at, created_by, idempotency, request_hash)"
@@ -211,14 +213,24 @@ class Identity:
 
         return await self._database.read(ledger_id, query)
 
-    async def revoke(self, ledger_id: int, key_id: UUID) -> bool:
-        """Revoke a key for good; `False` where there is none, again is fine."""
-        async with self._database.connection(ledger_id) as connection:
+    async def revoke(self, ledger_id: int, key_id: UUID, *, by: UUID | None = None) -> bool:
+        """Revoke a key for good; `False` where there is none, again is fine.
+
+        Raises:
+            KeyNoLongerValid: the key that asks was itself revoked meanwhile.
+
+        """
+        # Nothing is let in from memory after this, here; other processes forget within a second.
+        self._known.clear()
+        async with self._database.connection(ledger_id) as connection, connection.transaction():
+            await _still_valid(connection, by)
             cursor = await connection.execute(
                 "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE ledger_id = %s AND key_id = %s",
                 (ledger_id, key_id),
             )
-            return cursor.rowcount == 1
+            found = cursor.rowcount == 1
+        self._known.clear()
+        return found
 
     async def names(self, ledger_id: int) -> dict[str, str | None]:
         """Return the names of a ledger's keys by key id, revoked ones included."""
@@ -273,6 +285,19 @@ class Identity:
             return [(row[0], row[1]) for row in await cursor.fetchall()]
 
         return await self._database.read(None, query)
+
+
+async def _still_valid(connection: LedgerConnection, key_id: UUID | None) -> None:
+    """Hold the key that asks as it is until the transaction ends: one that was revoked must not outlive itself."""
+    if key_id is None:
+        return
+    cursor = await connection.execute(
+        "SELECT 1 FROM api_keys WHERE key_id = %s AND revoked_at IS NULL"
+        " AND (expires_at IS NULL OR expires_at > clock_timestamp()) FOR UPDATE",
+        (key_id,),
+    )
+    if await cursor.fetchone() is None:
+        raise KeyNoLongerValid
 
 
 def _text(random: bytes) -> str:

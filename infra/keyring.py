@@ -40,6 +40,10 @@ class Recent(Generic[K, V]):
         """Forget what is remembered under a key."""
         self._values.pop(key, None)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._values.clear()
+
     def put(self, key: K, value: V) -> V:
         """Remember a value, and return it."""
         self._values[key] = value

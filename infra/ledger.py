@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # How often a command is decided anew because another writer came first, before it is told to come back.
 MAX_ATTEMPTS: Final = 32
+CODES_AT_ONCE: Final = 200
 BUSY: Final = "Others change the same code or video faster than this command could be decided. Try again in a moment."
 
 
@@ -301,6 +302,7 @@ class Ledgers:
             request_hash=request.request_hash,
             correlation_id=request.correlation_id,
             traceparent=request.traceparent,
+            before=None if request.effective_at is not None else decision.before,
         )
 
     async def _row(self, attempt: Attempt[A], event: Event) -> EventRow:
@@ -364,9 +366,13 @@ class Ledgers:
     async def live_codes(self, ledger_id: int, creator_stream: UUID, *, upto: int, at: datetime) -> int:
         """Count a creator's codes that were live at a moment, as far as the ledger knew at a position."""
         codes = await self.store.codes_of_creator(ledger_id, creator_stream, upto)
-        streams = await self.store.streams(ledger_id, codes) if codes else {}
-        heads = ([r for r in stream if r.position <= upto] for stream in streams.values())
-        return sum(replay_code(head).live(at) for head in heads)
+        live = 0
+        # A bounded number at a time: to read them all at once would hold up whoever else is served here.
+        for first in range(0, len(codes), CODES_AT_ONCE):
+            streams = await self.store.streams(ledger_id, codes[first : first + CODES_AT_ONCE])
+            heads = ([r for r in stream if r.position <= upto] for stream in streams.values())
+            live += sum(replay_code(head).live(at) for head in heads)
+        return live
 
     async def secret(self, ledger_id: int, code_id: UUID) -> Sealed:
         """Unseal a code's secret.
@@ -400,14 +406,13 @@ def _done(attempt: Attempt[A], outcome: Appended) -> Done[A]:
     """
     aggregate: Any = attempt.decided.aggregate
     for event in attempt.events:
-        if attempt.dated(event):
-            continue
-        vars(event)["timestamp"] = outcome.recorded_at
+        if not attempt.dated(event):
+            vars(event)["timestamp"] = outcome.recorded_at
         if event.originator_version == 1:
             aggregate = event.mutate(None)
         else:
             event.apply(aggregate)
-            aggregate.modified_on = outcome.recorded_at
+            aggregate.modified_on = event.timestamp
     return Done(
         aggregate=aggregate,
         position=outcome.last,

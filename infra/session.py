@@ -108,8 +108,13 @@ class Session:
 
     async def holds_video(self, code: Code) -> bool:
         """Tell whether a code has its video's slot."""
-        holder = await self._claimed("video", code.video_id, else_read=True)
-        return holder is not None and holder.id == code.id
+        claim = self.claim("video", code.video_id)
+        if self._guess and self._memory.holder(self._ledger_id, claim) == code.id:
+            self.guessed = True
+            return True
+        # That it does not is never guessed: nothing appended would prove it.
+        stream = await self._store.claimed(self._ledger_id, claim)
+        return stream is not None and stream[:1] != [] and stream[0].stream_id == code.id
 
     def fingerprint(self, text: str) -> str:
         """Hash a text with the ledger's key."""
@@ -132,6 +137,7 @@ class Session:
                 return known
         stream = await self._store.claimed(self._ledger_id, claim)
         if not stream:
+            self._memory.keep_claim(self._ledger_id, claim, None)
             return None
         self._memory.keep_claim(self._ledger_id, claim, stream[0].stream_id)
         return self._keep(stream)

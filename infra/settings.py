@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 PREFIX: Final = "SPARKLEDGER_"
 MASTER_KEY_BYTES: Final = 32
+ADMIN_KEY: Final = re.compile(r"[!-~]{1,512}")
 ADMIN_KEY_MIN_CHARACTERS: Final = 32
 ALLOWED_DAYS_MAX: Final = 3650
 REQUESTS_PER_SECOND_MAX: Final = 10_000_000
@@ -89,7 +90,7 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = _setting(
         None,
         "The administrator's API key, at least 32 characters. Absent: generated on the first start and shown once.",
-        f"give a random string of at least {ADMIN_KEY_MIN_CHARACTERS} characters, "
+        f"give a random string of {ADMIN_KEY_MIN_CHARACTERS} to 512 visible ASCII characters, "
         "such as `openssl rand -hex 32` prints",
         min_length=ADMIN_KEY_MIN_CHARACTERS,
     )
@@ -154,6 +155,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # Only what load_settings hands in: no file is read in passing, and a test sees its own variables only.
         return (init_settings,)
+
+    @field_validator("admin_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        # A key that no Authorization header can bring back would lock everybody out.
+        if value is not None and ADMIN_KEY.fullmatch(value.get_secret_value()) is None:
+            raise ValueError
+        return value
 
     @field_validator("allowed_days", "kafka_bootstrap_servers", mode="before")
     @classmethod

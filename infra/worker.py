@@ -32,6 +32,8 @@ PARTS: Final = ("views", "expiry")
 KEEP_IDEMPOTENCY_HOURS: Final = 48
 PURGE_EVERY_S: Final = 600.0
 PURGE_ROWS: Final = 10_000
+PURGE_PAUSE_S: Final = 0.5
+KEEP_REFUSAL_COUNTS_DAYS: Final = 400
 # A rebuild says how far it is once in so many events.
 SAY_EVERY_EVENTS: Final = 50_000
 
@@ -130,12 +132,19 @@ def _rate(progress: Progress) -> str:
 async def _purge(database: Database) -> None:
     """Forget idempotency keys that have outlived their use, a bounded number at a time."""
     while True:
+        purged = 0
         with suppress(Unavailable):
             async with database.connection() as connection:
-                await connection.execute(
+                cursor = await connection.execute(
                     "DELETE FROM commands WHERE (ledger_id, key) IN ("
                     " SELECT ledger_id, key FROM commands"
                     " WHERE recorded_at < now() - make_interval(hours => %s) LIMIT %s)",
                     (KEEP_IDEMPOTENCY_HOURS, PURGE_ROWS),
                 )
-        await asyncio.sleep(PURGE_EVERY_S)
+                purged = cursor.rowcount
+                await connection.execute(
+                    "DELETE FROM refused_attempts WHERE hour < now() - make_interval(days => %s)",
+                    (KEEP_REFUSAL_COUNTS_DAYS,),
+                )
+        # As long as there is more, a short pause is all: what a busy day leaves behind must not outgrow the purge.
+        await asyncio.sleep(PURGE_PAUSE_S if purged == PURGE_ROWS else PURGE_EVERY_S)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import psycopg
 
 from infra.arrays import Byteas, Ints, Stamps, Texts, Uuids
-from infra.database import AWAY, SHORT, LedgerConnection, session
+from infra.database import SHORT, LedgerConnection, session
 from infra.errors import Unavailable
 from infra.fate import Backend, end_session, own_backend, recorded
 
@@ -36,6 +36,7 @@ MAX_SENT: Final = 3
 FULL: Final = "Too many commands are waiting to be recorded; this one was not. Try again in a moment."
 STOPPING: Final = "The server is stopping; nothing was recorded."
 REFUSED_WRITE: Final = "The database could not record the command; nothing was. Try again in a moment."
+NOT_RECORDED: Final = "The database cannot be reached; nothing was recorded. Try again in a moment."
 UNKNOWN_FATE: Final = (
     "The database went away while the command was being recorded, so it is not known whether it was. "
     "Send it again with the same Idempotency-Key: it will be recorded once, whatever happened."
@@ -120,6 +121,8 @@ class Append:
     effective_at: datetime | None = None
     correlation_id: str | None = None
     traceparent: str | None = None
+    # What was decided holds only until then: a window's end that a rule relied on.
+    before: datetime | None = None
     answer: asyncio.Future[Outcome] = field(init=False)
     sent: int = field(init=False, default=0)
 
@@ -248,7 +251,7 @@ class Writer:
             connection = await self._connected()
         except psycopg.Error as error:
             for request in batch:
-                _settle(request, _unavailable(AWAY, error))
+                _settle(request, _unavailable(NOT_RECORDED, error))
             return None
         try:
             rows = await _call(connection, batch)
@@ -335,6 +338,7 @@ async def _call(connection: LedgerConnection, batch: list[Append]) -> list[Any]:
             request.command_id,
             request.correlation_id,
             request.traceparent,
+            request.before,
         )
         for request in batch
     ]
@@ -356,7 +360,7 @@ async def _call(connection: LedgerConnection, batch: list[Append]) -> list[Any]:
 
 # The columns of `append`: callers, preconditions, events, claims.
 _TYPES: Final = (
-    (Ints, Byteas, Byteas, Uuids, Ints, Stamps, Texts, Texts, Texts, Uuids, Texts, Texts),
+    (Ints, Byteas, Byteas, Uuids, Ints, Stamps, Texts, Texts, Texts, Uuids, Texts, Texts, Stamps),
     (Ints, Uuids, Ints),
     (Ints, Uuids, Ints, Uuids, Texts, Ints, Stamps, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
     (Ints, Byteas, Uuids, Uuids),

@@ -162,9 +162,10 @@ GRANT INSERT ON events, commands, claims TO sparkledger_log;
 GRANT UPDATE, DELETE ON claims TO sparkledger_log;
 GRANT UPDATE (name) ON ledgers TO sparkledger_log; -- a row lock asks for it; no statement uses it
 GRANT INSERT ON creator_keys TO sparkledger_api, sparkledger_worker;
-GRANT INSERT, UPDATE ON api_keys, refused_attempts TO sparkledger_api, sparkledger_worker;
+GRANT INSERT, UPDATE (revoked_at) ON api_keys TO sparkledger_api, sparkledger_worker;
+GRANT INSERT, UPDATE (count) ON refused_attempts TO sparkledger_api, sparkledger_worker;
 GRANT INSERT ON ledgers TO sparkledger_worker;
-GRANT DELETE ON commands TO sparkledger_worker;
+GRANT DELETE ON commands, refused_attempts TO sparkledger_worker;
 
 -- Who presents a key is not known to belong to a ledger yet, so this one look-up goes around row-level security.
 CREATE FUNCTION authenticate(presented bytea)
@@ -181,12 +182,25 @@ $$;
 
 -- `as_of` turns a time into a position: the last one recorded by then, 0 before the first. recorded_at never decreases
 -- with position, so halving finds it with a few reads of the primary key and no index of its own.
-CREATE FUNCTION position_at(of_ledger int, moment timestamptz) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+--
+-- An append takes its moment before its commit, so a moment of just now may still get an event: whoever asks about one
+-- waits for the appends under way, and only then looks. The same moment then always gives the same position.
+CREATE FUNCTION position_at(of_ledger int, moment timestamptz) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = public, pg_temp
+AS $$
 DECLARE
     low bigint := 0;
-    high bigint := coalesce((SELECT max(position) FROM events WHERE ledger_id = of_ledger), 0);
+    high bigint;
     middle bigint;
 BEGIN
+    IF of_ledger IS DISTINCT FROM nullif(current_setting('sparkledger.ledger', true), '')::int THEN
+        RETURN 0; -- as row-level security has it, which this function's owner is not under
+    END IF;
+    IF moment > clock_timestamp() - interval '1 minute' THEN
+        PERFORM 1 FROM ledgers WHERE ledger_id = of_ledger FOR SHARE;
+    END IF;
+    high := coalesce((SELECT max(position) FROM events WHERE ledger_id = of_ledger), 0);
     WHILE low < high LOOP
         middle := (low + high + 1) / 2;
         IF (SELECT recorded_at <= moment FROM events WHERE ledger_id = of_ledger AND position = middle) THEN
@@ -205,7 +219,7 @@ END $$;
 -- callers accepted are numbered and inserted, so a refused one leaves no hole.
 --
 --   c_…  one element a caller: ledger, idempotency key and request hash (or null), API key, number of events, and
---        what all events of a caller share.
+--        what all events of a caller share; `before`: what was decided holds only until then (or null).
 --   p_…  preconditions: the version at which a stream must stand, 0 for one that must not exist.
 --   e_…  events.
 --   k_…  claims: compared with `expected` (null: free) and set to `new` (null: freed).
@@ -215,6 +229,7 @@ END $$;
 CREATE FUNCTION append(
     c_ledger int[], c_key bytea[], c_hash bytea[], c_api_key uuid[], c_n int[], c_effective timestamptz[],
     c_role text[], c_subject text[], c_source text[], c_command uuid[], c_correlation text[], c_traceparent text[],
+    c_before timestamptz[],
     p_caller int[], p_stream uuid[], p_version int[],
     e_caller int[], e_stream uuid[], e_version int[], e_id uuid[], e_type text[], e_type_version int[],
     e_effective timestamptz[], e_creator uuid[], e_causation uuid[], e_key_id uuid[], e_commitment bytea[],
@@ -275,6 +290,17 @@ BEGIN
         END IF;
     END LOOP;
 
+    -- Decided inside a window that has ended since: decide anew.
+    FOR r IN
+        SELECT x.i::int AS i FROM unnest(c_before) WITH ORDINALITY AS x (before, i) WHERE x.before <= clock_timestamp()
+    LOOP
+        IF r.i <> ALL (refused) THEN
+            refused := refused || r.i;
+            caller := r.i; outcome := 'conflict'; a := NULL; b := NULL; stream := NULL; actual := NULL; at := NULL;
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+
     FOR r IN
         SELECT p.caller AS i, p.stream AS s, v.v
         FROM unnest(p_caller, p_stream, p_version) AS p (caller, stream, version)
@@ -323,15 +349,15 @@ BEGIN
             ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at,
             creator_stream, actor_key, actor_role, actor_subject, source, command_id, correlation_id, causation_id,
             traceparent, key_id, format, commitment, body, sealed)
-        SELECT ledger, base + row_number() OVER (), e.stream, e.version, e.id, e.type, e.type_version, moment,
+        SELECT ledger, base + row_number() OVER (ORDER BY e.n), e.stream, e.version, e.id, e.type, e.type_version, moment,
                coalesce(e.effective, c_effective[e.caller], moment), e.creator, c_api_key[e.caller],
                c_role[e.caller], c_subject[e.caller], c_source[e.caller], c_command[e.caller],
                c_correlation[e.caller], e.causation, c_traceparent[e.caller], e.key_id, 1, e.commitment, e.body,
                e.sealed
         FROM unnest(e_caller, e_stream, e_version, e_id, e_type, e_type_version, e_effective, e_creator, e_causation,
-                    e_key_id, e_commitment, e_body, e_sealed)
+                    e_key_id, e_commitment, e_body, e_sealed) WITH ORDINALITY
              AS e (caller, stream, version, id, type, type_version, effective, creator, causation,
-                   key_id, commitment, body, sealed)
+                   key_id, commitment, body, sealed, n)
         WHERE c_ledger[e.caller] = ledger AND e.caller <> ALL (refused);
         INSERT INTO commands (ledger_id, key, request_hash, first_position, last_position, recorded_at)
         SELECT ledger, x.key, x.hash, base + x.upto - x.n + 1, base + x.upto, moment
@@ -364,6 +390,7 @@ END $$;
 GRANT CREATE ON SCHEMA public TO sparkledger_log;
 ALTER FUNCTION append OWNER TO sparkledger_log;
 ALTER FUNCTION authenticate OWNER TO sparkledger_log;
+ALTER FUNCTION position_at OWNER TO sparkledger_log;
 REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
 REVOKE ALL ON FUNCTION append, authenticate, position_at FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION append, authenticate, position_at TO sparkledger_api, sparkledger_worker;

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.api.world import World, days, refused, told
+from tests.serving import Server
 
 
 def test_a_key_is_shown_once_and_works(world: World) -> None:
@@ -70,3 +71,13 @@ def test_a_key_expires(world: World) -> None:
         assert client.get("/v1/codes").status_code == 401
     finally:
         clock.ahead = before
+
+
+def test_a_revoked_key_neither_mints_nor_revokes_although_a_read_may_remember_it(server: Server) -> None:
+    with server.client() as root:
+        minted = root.post("/v1/keys", json={"role": "admin"}).json()
+        with server.client(minted["key"]) as stolen:
+            assert stolen.get("/v1/stats").status_code == 200
+            assert root.delete(f"/v1/keys/{minted['key_id']}").status_code == 204
+            assert stolen.post("/v1/keys", json={"role": "admin"}).status_code == 401
+            assert stolen.delete(f"/v1/keys/{minted['key_id']}").status_code == 401

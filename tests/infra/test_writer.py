@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from infra import writer as writer_module
-from infra.database import AWAY
 from infra.errors import Unavailable
 from infra.ids import uuid7
 from infra.runtime import API
-from infra.writer import Append, Appended, Writer
+from infra.writer import NOT_RECORDED, Append, Appended, Writer
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
 from tests.infra.opened import Opened
@@ -114,7 +113,7 @@ async def test_a_writer_whose_database_is_away_says_so_and_serves_once_it_is_bac
         outcomes = await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(3)])
         writer._session["conninfo"] = there
         after = await writer.append(appending(tenant.ledger_id, row(uuid7())))
-    assert [str(outcome) for outcome in outcomes] == [AWAY] * 3
+    assert [str(outcome) for outcome in outcomes] == [NOT_RECORDED] * 3
     assert isinstance(after, Appended)
     assert after.first == 1
 
