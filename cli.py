@@ -113,6 +113,12 @@ def _run_everything(settings: Settings, place: Place) -> None:
     from infra.supervisor import Child, Supervisor
 
     generated = _prepare(settings, place)
+    if generated is not None:
+        # At once: whatever keeps the rest from starting, the key is stored now and will not be shown again.
+        typer.echo(
+            f"  Admin key, shown this once: {generated}\n"
+            "  Lost it? Mint another:      .venv/bin/sparkledger keys create --role admin\n"
+        )
     program = (sys.executable, "-m", "cli")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:]), "PYTHONUNBUFFERED": "1"}
     children = [Child("api", (*program, "serve"), environment), Child("worker", (*program, "work"), environment)]
@@ -120,7 +126,7 @@ def _run_everything(settings: Settings, place: Place) -> None:
         supervisor.start()
         url = supervisor.wait_ready("api", START_S)
         if url is not None and supervisor.wait_ready("worker", START_S) is not None:
-            _welcome(settings, url, generated)
+            _welcome(settings, url)
         supervisor.run()
 
 
@@ -146,16 +152,10 @@ def _prepare(settings: Settings, place: Place) -> str | None:
     return asyncio.run(first_keys(place.owner, master_key(settings), admin))
 
 
-def _welcome(settings: Settings, url: str, generated: str | None) -> None:
+def _welcome(settings: Settings, url: str) -> None:
     lines = [f"Sparkledger is up at {url}   (reference: {url}/docs, ready: {url}/readyz)"]
     if settings.database_url is None:
         lines.append(f"Data is kept in {settings.data_dir}. Ctrl-C stops everything.")
-    if generated is not None:
-        lines += [
-            "",
-            f"  Admin key, shown this once: {generated}",
-            "  Lost it? Mint another:      .venv/bin/sparkledger keys create --role admin",
-        ]
     typer.echo("\n".join(lines))
 
 
@@ -214,7 +214,12 @@ def rebuild(view: Annotated[str, typer.Argument(help="The view to fill anew from
     import asyncio
 
     from infra.worker import rebuild as fill
+    from projections import VIEWS
 
+    names = [known.name for known in VIEWS]
+    if view not in names:
+        message = f"there is no view {view}; the views are {', '.join(names)}"
+        raise typer.BadParameter(message)
     settings = load_settings()
     with database(settings) as place, _progress() as say:
         asyncio.run(fill(place.worker, _master_key(settings), view, say))
@@ -328,15 +333,20 @@ def ledgers_list() -> None:
 @app.command()
 def demo() -> None:
     """Walk through the whole life of a code against a running server, saying what each step recorded."""
-    from infra.bootstrap import mint
+    from infra.bootstrap import mint, revoke_key
 
     settings = load_settings()
-    _, key = _with_database(
+    minted, key = _with_database(
         lambda place, master: mint(place.owner, master, "demo", "admin", "demo", create=True), settings
     )
     from api.demo import tell
 
-    raise typer.Exit(tell(f"http://{settings.host}:{settings.port}", key, typer.echo))
+    try:
+        outcome = tell(f"http://{settings.host}:{settings.port}", key, typer.echo)
+    finally:
+        # The key was for this telling alone.
+        _with_database(lambda place, master: revoke_key(place.owner, master, "demo", minted.key_id), settings)
+    raise typer.Exit(outcome)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import orjson
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from api import access_keys, audit, commands, docs, health, reads
 from api.edge import MAX_BODY_BYTES, MAX_REQUEST_S, Edge
@@ -73,6 +73,7 @@ def create_app(
         app.router.routes.extend(router.routes)
     app.add_route("/openapi.json", _openapi, methods=["GET"])
     app.add_route("/docs", _docs, methods=["GET"])
+    app.add_route("/", _to_docs, methods=["GET"])
     app.openapi = lambda: reference(app)  # type: ignore[method-assign]
     for raised in _RAISED:
         app.add_exception_handler(raised, _answer_problem)
@@ -98,6 +99,11 @@ def _methods(request: Request) -> list[str]:
 
 async def _openapi(request: Request) -> Response:
     return Response(orjson.dumps(request.app.openapi()), media_type="application/json")
+
+
+async def _to_docs(_: Request) -> Response:
+    """Lead whoever follows the address that was printed at the start to the reference."""
+    return RedirectResponse("/docs")
 
 
 async def _docs(request: Request) -> Response:

@@ -67,7 +67,7 @@ def tell(url: str, key: str, say: Callable[[str], None]) -> int:
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False) as client:
             _tell(Story(client, say))
     except httpx.HTTPError as error:
-        say(f"No answer from {url}: {error}. Is `make up` running?")
+        say(f"No answer from {url}: {error}. Is `make up` running, and on this port (SPARKLEDGER_PORT)?")
         return 1
     except StoryBroke as broke:
         say(f"\nThe story broke: {broke}")

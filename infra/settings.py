@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = _setting(
         None,
         "The administrator's API key, at least 32 characters. Absent: generated on the first start and shown once.",
-        f"give a random string of {ADMIN_KEY_MIN_CHARACTERS} to 512 visible ASCII characters, "
+        f"give a random string of at least {ADMIN_KEY_MIN_CHARACTERS} characters, all visible ASCII and 512 at most, "
         "such as `openssl rand -hex 32` prints",
         min_length=ADMIN_KEY_MIN_CHARACTERS,
     )
