@@ -272,9 +272,12 @@ def test_a_method_that_an_address_does_not_know_is_answered_with_those_it_knows(
         assert answer.headers["allow"] == allowed
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/codes/", "/v2/codes", "/v1/codes/a/b/c", "/v1//codes", "/%2e%2e/etc"]
-)
+def test_the_bare_address_leads_to_the_reference(world: World) -> None:
+    answer = world.client.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/codes/", "/v2/codes", "/v1/codes/a/b/c", "/v1//codes", "/%2e%2e/etc"])
 def test_an_address_that_leads_nowhere_is_told_so(world: World, path: str) -> None:
     assert refused(world.client.get(path)) == (404, "route_unknown")
 

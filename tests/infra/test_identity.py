@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from domain.values import Role
-from infra.errors import IdempotencyMismatch
+from infra.errors import IdempotencyMismatch, KeyNoLongerValid
 from infra.identity import ApiKey, Identity, LedgerExists, Subjects, subjects_problem
 from infra.vault import MasterKey
 from tests.infra.opened import Opened
@@ -79,6 +79,18 @@ async def test_revoking_again_keeps_the_first_moment(opened: Opened) -> None:
 async def test_a_key_of_another_ledger_cannot_be_revoked(opened: Opened) -> None:
     one, two = await opened.begin("one"), await opened.begin("two")
     assert await opened.identity.revoke(one.ledger_id, two.key.key_id) is False
+
+
+async def test_a_key_that_was_revoked_meanwhile_mints_and_revokes_no_other(opened: Opened) -> None:
+    admin = await opened.begin(role="admin")
+    other = await opened.another_key(admin.ledger_id)
+    await opened.identity.revoke(admin.ledger_id, admin.key.key_id)
+    with pytest.raises(KeyNoLongerValid):
+        await minted(opened.identity, admin.ledger_id, created_by=admin.key.key_id)
+    with pytest.raises(KeyNoLongerValid):
+        await opened.identity.revoke(admin.ledger_id, other.key.key_id, by=admin.key.key_id)
+    revoked = [key.revoked_at is not None for key in await opened.identity.keys(admin.ledger_id)]
+    assert revoked == [False, True]
 
 
 async def test_keys_are_listed_newest_first_and_only_the_ledgers_own(opened: Opened) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 import psycopg
@@ -204,6 +205,17 @@ async def test_a_key_of_another_ledger_cannot_append(opened: Opened) -> None:
     async with writing(opened.database) as writer:
         outcome = await writer.append(appending(one.ledger_id, row(uuid7()), api_key=two.key.key_id))
     assert outcome == KeyRefused()
+
+
+@pytest.mark.parametrize(("moment", "told"), [("2020-01-01", Conflict), ("2100-01-01", Appended)])
+async def test_what_was_decided_inside_a_window_must_be_recorded_before_its_end(
+    opened: Opened, moment: str, told: type
+) -> None:
+    tenant = await opened.begin()
+    before = datetime.fromisoformat(moment).replace(tzinfo=UTC)
+    async with writing(opened.database) as writer:
+        outcome = await writer.append(appending(tenant.ledger_id, row(uuid7()), before=before))
+    assert type(outcome) is told
 
 
 async def test_refused_callers_leave_no_hole(opened: Opened) -> None:

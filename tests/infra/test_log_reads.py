@@ -138,6 +138,18 @@ async def test_an_error_reaches_every_reader_that_waited_for_it_and_none_after(o
     assert await store.stream(tenant.ledger_id, uuid7()) is None
 
 
+async def test_a_stream_that_cannot_be_read_never_touches_those_read_with_it(opened: Opened) -> None:
+    tenant = await filled(opened, 3)
+    store = opened.ledgers.store
+    streams = [recorded.stream_id for recorded in await store.page(tenant.ledger_id)]
+    async with writing(opened.database) as writer:
+        unreadable = row(uuid7(), type="NobodyKnowsThis")
+        await writer.append(appending(tenant.ledger_id, unreadable))
+    asked = [*streams[:2], unreadable.stream_id, streams[2]]
+    found = await asyncio.gather(*(store.stream(tenant.ledger_id, stream) for stream in asked), return_exceptions=True)
+    assert [type(stream).__name__ for stream in found] == ["list", "list", "TopicError", "list"]
+
+
 async def test_a_read_survives_the_end_of_every_pooled_session(opened: Opened) -> None:
     tenant = await filled(opened, 3)
     store = opened.ledgers.store

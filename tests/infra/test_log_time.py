@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from infra.ids import uuid7
 from infra.writer import Appended, Writer
 from tests import given
 from tests.infra.appends import appending, row, together, writing
+from tests.infra.holding import locked, sent, until_it_waits
 from tests.infra.opened import Opened, Tenant
 
 # How far back the clock has jumped.
@@ -112,6 +114,29 @@ async def test_a_moment_is_turned_into_the_last_position_recorded_by_then(
 async def test_in_an_empty_ledger_every_moment_is_before_the_first_position(opened: Opened) -> None:
     tenant = await opened.begin()
     assert await opened.ledgers.store.position_at(tenant.ledger_id, given.NOW) == 0
+
+
+async def test_a_moment_of_just_now_waits_for_the_appends_under_way(opened: Opened) -> None:
+    """An append takes its moment before its commit: whoever did not wait could be answered otherwise a moment later."""
+    tenant = await opened.begin()
+    store = opened.ledgers.store
+    async with writing(opened.database) as writer:
+        async with locked(opened, tenant):
+            under_way = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+            await until_it_waits(opened)
+            now = asyncio.create_task(store.position_at(tenant.ledger_id, datetime.now(UTC) + AHEAD))
+            long_ago = await store.position_at(tenant.ledger_id, datetime.now(UTC) - AHEAD)
+            assert (long_ago, now.done()) == (0, False)
+        await under_way
+        assert await now == 1
+
+
+async def test_a_session_bound_to_another_ledger_learns_no_position(opened: Opened) -> None:
+    one, two = await opened.begin("one"), await opened.begin("two")
+    opened.record_at(one, 1, given.NOW)
+    async with opened.api.database.connection(two.ledger_id) as connection:
+        cursor = await connection.execute("SELECT position_at(%s, %s)", (one.ledger_id, given.NOW))
+        assert await cursor.fetchone() == (0,)
 
 
 async def test_as_of_a_past_moment_stays_the_same_after_a_clock_that_jumped_back(opened: Opened) -> None:
