@@ -11,7 +11,6 @@ import itertools
 import random
 import secrets
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -49,7 +48,8 @@ class Load:
         self._ledger_id = ledger_id
         self._actor = Actor(str(key_id), "operator")
         self._numbers = itertools.count()
-        self._codes: deque[tuple[UUID, Sealed]] = deque()
+        self._codes: list[tuple[UUID, Sealed]] = []
+        self._extended = 0
         self._policy = Policy()
 
     async def prepare(self) -> None:
@@ -80,7 +80,8 @@ class Load:
                 )
             case 3:
                 # Each code is extended once; the oldest has not been.
-                code, _ = self._codes.popleft()
+                code, _ = self._codes[self._extended]
+                self._extended += 1
                 await self._execute(
                     lambda ledger, when: commands.extend(
                         ledger, self._policy, code, days=60, expires_at=None, if_match=None, when=when

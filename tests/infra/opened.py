@@ -25,6 +25,14 @@ from tests.given import Command
 
 MASTER_KEY = MasterKey(bytes(range(32)))
 
+# An event of a ledger, at a position, recorded at a moment: around the append, as only a superuser can.
+RECORD = """
+    INSERT INTO events (ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at,
+                        effective_at, creator_stream, actor_role, source, command_id, format, body)
+    VALUES (%s, %s, gen_random_uuid(), 1, gen_random_uuid(), 'Tested', 1, %s, now(), gen_random_uuid(), 'operator',
+            'operator', gen_random_uuid(), 1, '{}')
+"""
+
 
 @dataclass(frozen=True)
 class Tenant:
@@ -86,15 +94,7 @@ class Opened:
 
     def record_at(self, tenant: Tenant, position: int, moment: datetime) -> None:
         """Put an event into the log as if it had been recorded at another moment; only a superuser can."""
-        self.sql(
-            "INSERT INTO events (ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at,"
-            " effective_at, creator_stream, actor_role, source, command_id, format, body)"
-            " VALUES (%s, %s, gen_random_uuid(), 1, gen_random_uuid(), 'Tested', 1, %s, now(), gen_random_uuid(),"
-            " 'operator', 'operator', gen_random_uuid(), 1, '{}')",
-            tenant.ledger_id,
-            position,
-            moment,
-        )
+        self.sql(RECORD, tenant.ledger_id, position, moment)
 
     def sql(self, query: str, *parameters: Any) -> list[Any]:
         """Ask the database itself, as its superuser."""
