@@ -8,6 +8,7 @@ never by guessing: the old session is ended first, then each caller's events are
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -41,6 +42,9 @@ UNKNOWN_FATE: Final = (
     "The database went away while the command was being recorded, so it is not known whether it was. "
     "Send it again with the same Idempotency-Key: it will be recorded once, whatever happened."
 )
+
+
+log = logging.getLogger(__name__)
 
 
 class EventRow(NamedTuple):
@@ -198,7 +202,13 @@ class Writer:
     async def _run(self) -> None:
         while not self._stopping:
             if self._waiting:
-                await self._commit(self._take())
+                batch = self._take()
+                try:
+                    await self._commit(batch)
+                except Exception as error:
+                    log.exception("A defect of the writer; whoever it was writing for is told")
+                    for request in batch:
+                        _settle(request, error)
             else:
                 self._wake.clear()
                 await self._wake.wait()

@@ -13,10 +13,10 @@ from tests.infra.opened import Opened, Tenant
 
 WAITS_WITHIN_S = 15
 
-# The session of the writer, once its append waits for a ledger's row.
+# A session that waits for a ledger's row.
 _WAITING = """
     SELECT pid FROM pg_stat_activity
-    WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%%append(%%' AND pid <> %s
+    WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s AND pid <> %s
 """
 
 
@@ -28,11 +28,11 @@ async def locked(opened: Opened, tenant: Tenant) -> AsyncIterator[psycopg.AsyncC
         yield other
 
 
-async def until_it_waits(opened: Opened, other_than: int = 0) -> int:
-    """Wait until an append waits for the row, in another session than a lost one, and return its process id."""
+async def until_it_waits(opened: Opened, other_than: int = 0, function: str = "append") -> int:
+    """Wait until a call waits for the row, in another session than a given one, and return its process id."""
     async with asyncio.timeout(WAITS_WITHIN_S):
         while True:
-            found = opened.sql(_WAITING, other_than)
+            found = opened.sql(_WAITING, f"%{function}(%", other_than)
             if found:
                 return int(found[0][0])
             await asyncio.sleep(0.01)

@@ -45,8 +45,10 @@ class Proxy:
         if self.refusing:
             writer.close()
             return
-        from_server, to_server = await asyncio.open_unix_connection(str(self._server))
-        await _Session(self, (reader, writer), (from_server, to_server)).run()
+        server = await asyncio.open_unix_connection(str(self._server))
+        # A server's task that ends as cancelled is reported as an error by asyncio.
+        with contextlib.suppress(asyncio.CancelledError):
+            await _Session(self, (reader, writer), server).run()
 
     async def close(self) -> None:
         """End every connection."""

@@ -132,6 +132,20 @@ async def test_a_database_that_refuses_writes_is_unavailable_and_serves_once_it_
     assert after.first == 2
 
 
+async def test_a_defect_of_the_writer_is_told_to_its_callers_and_not_to_the_next(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that ended with it would leave every later caller waiting for ever."""
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        with monkeypatch.context() as patch:
+            patch.delattr(writer_module, "_answer")
+            outcomes = await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(3)])
+        after = await writer.append(appending(tenant.ledger_id, row(uuid7())))
+    assert [type(outcome) for outcome in outcomes] == [NameError] * 3
+    assert isinstance(after, Appended)
+
+
 @pytest.mark.parametrize(
     ("limit", "value", "batches"),
     [
@@ -145,14 +159,7 @@ async def test_a_batch_is_bounded(
 ) -> None:
     monkeypatch.setattr(writer_module, limit, value)
     tenant = await opened.begin()
-    sizes: list[int] = []
-    call: Any = writer_module._call
-
-    async def counted(connection: Any, batch: list[Append]) -> Any:
-        sizes.append(len(batch))
-        return await call(connection, batch)
-
-    monkeypatch.setattr(writer_module, "_call", counted)
+    sizes = counted_batches(monkeypatch)
     async with writing(opened.database) as writer:
         async with locked(opened, tenant):
             first = sent(writer, appending(tenant.ledger_id, row(uuid7(), body=b"")))
@@ -161,6 +168,32 @@ async def test_a_batch_is_bounded(
             await asyncio.sleep(0)
         await asyncio.gather(first, *others)
     assert sizes == batches
+
+
+async def test_one_caller_of_each_ledger_finds_out_that_the_database_is_short_of_something(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were each caller tried by itself, a lock that is held would hold the writer up for each of them."""
+    held_up, free = await opened.begin("held-up"), await opened.begin("free")
+    sizes = counted_batches(monkeypatch)
+    async with locked(opened, held_up), writing(opened.database, options=" -c lock_timeout=200") as writer:
+        requests = [appending(tenant.ledger_id, row(uuid7())) for tenant in (held_up, free) for _ in range(3)]
+        outcomes = await together(writer, requests)
+    assert [type(outcome) for outcome in outcomes] == [*[Unavailable] * 3, *[Appended] * 3]
+    assert sizes == [6, 1, 1, 1, 1]
+
+
+def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return what becomes the number of callers in each batch that is sent."""
+    sizes: list[int] = []
+    call: Any = writer_module._call
+
+    async def counted(connection: Any, batch: list[Append]) -> Any:
+        sizes.append(len(batch))
+        return await call(connection, batch)
+
+    monkeypatch.setattr(writer_module, "_call", counted)
+    return sizes
 
 
 async def test_readers_are_woken_once_for_each_batch_that_recorded_something(opened: Opened) -> None:
