@@ -16,7 +16,7 @@ from api.app import create_app
 from api.protocol import BoundedProtocol
 from api.wiring import Services
 from infra.migrate import require_migrated
-from infra.runtime import API, runtime
+from infra.runtime import API, runtime, spare_the_collector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -68,6 +68,7 @@ async def _serve(
     started: Callable[[str], None],
 ) -> None:
     loop = asyncio.get_running_loop()
+    spare_the_collector()
     async with runtime(conninfo, API, master_key) as opened:
         services = Services(
             ledgers=opened.ledgers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 API: Final = "sparkledger_api"
 WORKER: Final = "sparkledger_worker"
+# Objects more than there were before a collection of the young, and of how many such before one of their elders.
+GC_THRESHOLDS: Final = (20_000, 20, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +65,14 @@ async def runtime(conninfo: str, role: str, master_key: MasterKey) -> AsyncItera
         await writer.stop()
         await notifier.stop()
         await database.close()
+
+
+def spare_the_collector() -> None:
+    """Keep the garbage collector from walking what stays: modules, and the aggregates that are remembered.
+
+    With its defaults it walked all of them again and again, 150 ms at a time in which nobody was answered: it took a
+    third of the commands a second, and the 99th percentile from 15 to 160 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)

@@ -15,7 +15,7 @@ from infra.errors import Unavailable
 from infra.expiry import ExpiryClock
 from infra.feed import Feed
 from infra.migrate import require_migrated
-from infra.runtime import WORKER, runtime
+from infra.runtime import WORKER, runtime, spare_the_collector
 from infra.wake import Listener
 from projections import VIEWS
 from projections.runner import Progress, Runner, create_missing
@@ -56,6 +56,7 @@ async def run(
 
     """
     require_migrated(conninfo)
+    spare_the_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -68,6 +68,20 @@ def started_with(service: dict[str, Any], env: dict[str, str]) -> dict[str, str]
     }
 
 
+def make_owner(server: EmbeddedPostgres, compose: dict[str, Any], env: dict[str, str], folder: Path) -> None:
+    """Make the tables' owner and its database as the image does: as the superuser, before there is one of ours."""
+    script = folder / "owner.sql"
+    script.write_text(compose["configs"]["owner"]["content"])
+    before = server.dsn(dbname="postgres")
+    with psycopg.connect(before, autocommit=True) as connection:
+        connection.execute("DROP DATABASE sparkledger WITH (FORCE)")
+    subprocess.run(
+        [binary("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={script}", before],
+        env=started_with(compose["services"]["postgres"], env),
+        check=True,
+    )
+
+
 # -- The file
 
 
@@ -238,21 +252,10 @@ def test_only_who_needs_a_secret_is_given_it(services: dict[str, dict[str, Any]]
 
 
 def test_the_owner_that_the_file_makes_can_migrate_and_its_roles_can_log_in(
-    compose: dict[str, Any], services: dict[str, dict[str, Any]], env: dict[str, str], tmp_path: Path
+    compose: dict[str, Any], env: dict[str, str], tmp_path: Path
 ) -> None:
-    script = tmp_path / "owner.sql"
-    script.write_text(compose["configs"]["owner"]["content"])
-
     with EmbeddedPostgres(tmp_path / "data") as server:
-        # As the image does it: as the superuser, before there is a database of ours.
-        before = server.dsn(dbname="postgres")
-        with psycopg.connect(before, autocommit=True) as connection:
-            connection.execute("DROP DATABASE sparkledger WITH (FORCE)")
-        subprocess.run(
-            [binary("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={script}", before],
-            env=started_with(services["postgres"], env),
-            check=True,
-        )
+        make_owner(server, compose, env, tmp_path)
 
         migrate(
             server.dsn(user="sparkledger_owner"),

@@ -18,8 +18,8 @@ import psycopg
 import pytest
 
 from api.demo import tell
-from infra.postgres import EmbeddedPostgres, binary
-from tests.test_compose import compose, env, services, started_with
+from infra.postgres import EmbeddedPostgres
+from tests.test_compose import compose, env, make_owner, services, started_with
 from tests.waiting import until
 
 __all__ = ["compose", "env", "services"]
@@ -110,16 +110,7 @@ def test_the_files_commands_bring_the_product_up_in_the_files_order(
     server: EmbeddedPostgres,
     tmp_path: Path,
 ) -> None:
-    script = tmp_path / "owner.sql"
-    script.write_text(compose["configs"]["owner"]["content"])
-    before = server.dsn(dbname="postgres")
-    with psycopg.connect(before, autocommit=True) as connection:
-        connection.execute("DROP DATABASE sparkledger WITH (FORCE)")
-    subprocess.run(
-        [binary("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={script}", before],
-        env=started_with(services["postgres"], env),
-        check=True,
-    )
+    make_owner(server, compose, env, tmp_path)
     stack = Stack(services, env, server)
     first, *others = start_order(services)
     assert first == "migrate"

@@ -38,16 +38,20 @@ class Figures:
 class _Connection(asyncio.Protocol):
     """One keep-alive connection with one request in flight."""
 
-    def __init__(self, figures: Figures, request: Callable[[], bytes], pause_s: float, end: float) -> None:
+    def __init__(
+        self, figures: Figures, request: Callable[[], bytes], pause_s: float, wait_s: float, end: float
+    ) -> None:
         self._figures, self._request, self._pause_s, self._end = figures, request, pause_s, end
         self._buffer = b""
         self._began = 0.0
-        self._due = time.perf_counter()
+        self._wait_s = wait_s
+        self._due = time.perf_counter() + wait_s
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
-        self._send()
+        # One after another, where they are paced: all at once would be a burst again and again.
+        asyncio.get_running_loop().call_later(self._wait_s, self._send)
 
     def _send(self) -> None:
         self._began = time.perf_counter()
@@ -103,7 +107,9 @@ def drive(
         loop = asyncio.get_running_loop()
         made = [
             await loop.create_connection(
-                lambda: _Connection(figures, request, pause_s, began + seconds), "127.0.0.1", ports[i % len(ports)]
+                lambda i=i: _Connection(figures, request, pause_s, pause_s * i / connections, began + seconds),  # type: ignore[misc]
+                "127.0.0.1",
+                ports[i % len(ports)],
             )
             for i in range(connections)
         ]

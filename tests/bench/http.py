@@ -59,18 +59,21 @@ class Requests:
 
     def __init__(self, key: str) -> None:
         self.key = key
+        # Those that are read are not those that are redeemed, and grow: a read is of a code as codes usually are.
         self.codes: list[str] = []
         self.secrets: list[str] = []
 
-    def prepare(self, port: int, count: int) -> None:
-        """Switch the permission on and issue codes to read and to redeem."""
+    def prepare(self, port: int, to_read: int, to_redeem: int) -> None:
+        """Switch the permission on and issue codes to read and others to redeem."""
         headers = {"Authorization": f"Bearer {self.key}"}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False) as client:
             client.put(f"/v1/creators/{CREATOR}/permission", json={"enabled": True}).raise_for_status()
-            for _ in range(count):
+            for number in range(to_read + to_redeem):
                 answer = client.post("/v1/codes", json=self._order()).raise_for_status().json()
-                self.codes.append(answer["code_id"])
-                self.secrets.append(answer["secret"])
+                if number < to_read:
+                    self.codes.append(answer["code_id"])
+                else:
+                    self.secrets.append(answer["secret"])
 
     def issue(self) -> bytes:
         """A command that issues a code."""
@@ -126,7 +129,7 @@ def run() -> dict[str, Any]:
         port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))
         second, _ = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))
         bare, _ = stack.enter_context(process("-m", "tests.bench.bare"))
-        requests.prepare(port, 300)
+        requests.prepare(port, 500, 3_000)
         _fill_views(server, master)
         drive([port], requests.issue, seconds=2.0)
         began_mb = api.memory_info().rss / 2**20
