@@ -49,7 +49,15 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
             self.ledger_id = ledger_id
 
 
-def session(conninfo: str, role: str, *, statement_timeout_ms: int = STATEMENT_TIMEOUT_MS) -> dict[str, Any]:
+# For sessions that call `append`: its statements read by index, whatever the tables held when they were planned.
+APPENDING: Final = (
+    " -c plan_cache_mode=force_generic_plan -c enable_hashjoin=off -c enable_mergejoin=off -c enable_bitmapscan=off"
+)
+
+
+def session(
+    conninfo: str, role: str, *, statement_timeout_ms: int = STATEMENT_TIMEOUT_MS, more_options: str = ""
+) -> dict[str, Any]:
     """Return what every connection is made with: the role whose rights it has, its limits, its time zone."""
     options = (
         f"-c role={role} -c statement_timeout={statement_timeout_ms} -c lock_timeout={LOCK_TIMEOUT_MS}"
@@ -58,6 +66,7 @@ def session(conninfo: str, role: str, *, statement_timeout_ms: int = STATEMENT_T
         r" -c default_transaction_isolation=read\ committed"
         # A ledger starts out empty, and a plan made then would go on reading whole tables when it no longer is.
         " -c enable_seqscan=off"
+        f"{more_options}"
     )
     return {
         "conninfo": conninfo,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from infra.ids import uuid7
@@ -22,34 +21,43 @@ MAX_CREATORS_CACHED: Final = 20_000
 
 
 class Recent(Generic[K, V]):
-    """A bounded memory: the least recently used goes first."""
+    """A bounded memory in two halves: what the younger one lacks and the older one has moves up.
+
+    When the younger half is full it becomes the older one, whose values nobody has asked for since are forgotten. Kept
+    so, a look-up that finds something costs one of a plain dict; an order of use would have to be written each time.
+    """
 
     def __init__(self, limit: int) -> None:
-        """Remember at most `limit` values."""
-        self._values: OrderedDict[K, V] = OrderedDict()
-        self._limit = limit
+        """Remember at most `limit` values, and at least the half of that which was used last."""
+        self._young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+        self._half = max(1, limit // 2)
 
     def get(self, key: K) -> V | None:
         """Return what is remembered under a key."""
-        value = self._values.get(key)
-        if value is not None:
-            self._values.move_to_end(key)
+        value = self._young.get(key)
+        if value is None:
+            value = self._old.pop(key, None)
+            if value is not None:
+                self.put(key, value)
         return value
 
     def drop(self, key: K) -> None:
         """Forget what is remembered under a key."""
-        self._values.pop(key, None)
+        self._young.pop(key, None)
+        self._old.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._values.clear()
+        self._young.clear()
+        self._old.clear()
 
     def put(self, key: K, value: V) -> V:
         """Remember a value, and return it."""
-        self._values[key] = value
-        self._values.move_to_end(key)
-        if len(self._values) > self._limit:
-            self._values.popitem(last=False)
+        self._young[key] = value
+        if len(self._young) > self._half:
+            self._old, self._young = self._young, {key: value}
+            del self._old[key]
         return value
 
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -83,7 +83,7 @@ class Done(Generic[A]):
     creator_stream: UUID | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Attempt(Generic[A]):
     """One attempt at a command: when, what was read, what came out."""
 
@@ -104,7 +104,7 @@ class Attempt(Generic[A]):
         """Whether it guessed, and would append nothing that could prove the guess right."""
         return self.session.guessed and (self.refusal is not None or not self.events)
 
-    @property
+    @cached_property
     def creator_stream(self) -> UUID:
         """The stream of the creator whom it concerns: their own, or the one their code remembers."""
         aggregate = self.decided.aggregate
@@ -408,11 +408,10 @@ def _done(attempt: Attempt[A], outcome: Appended) -> Done[A]:
     for event in attempt.events:
         if not attempt.dated(event):
             vars(event)["timestamp"] = outcome.recorded_at
+        event.apply(aggregate)
+        aggregate.modified_on = event.timestamp
         if event.originator_version == 1:
-            aggregate = event.mutate(None)
-        else:
-            event.apply(aggregate)
-            aggregate.modified_on = event.timestamp
+            vars(aggregate)["_created_on"] = event.timestamp
     return Done(
         aggregate=aggregate,
         position=outcome.last,

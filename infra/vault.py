@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from domain.values import Sealed
+from infra.ids import random_16
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -136,8 +137,8 @@ class CreatorKey:
         AES-GCM does not commit to its key: the salted hash beside it does, and lets a proof be checked by whoever has
         no key, also after the key is gone.
         """
-        plaintext = os.urandom(SALT_BYTES) + orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-        nonce = os.urandom(NONCE_BYTES)
+        plaintext = random_16() + random_16() + orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+        nonce = random_16()[:NONCE_BYTES]
         return SealedPart(
             key_id=self.key_id,
             commitment=hashlib.sha256(plaintext).digest(),

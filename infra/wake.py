@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 CHANNEL: Final = "sparkledger_events"
 RETRY_S: Final = 1.0
+# Readers are told at once after a pause, and this often while commits follow on each other: each NOTIFY is a
+# transaction of its own, and with one command after another they would cost as much as the commands.
+NOTIFY_EVERY_S: Final = 0.01
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ class Notifier(_Loop):
             await self._committed.wait()
             self._committed.clear()
             await connection.execute(f"NOTIFY {CHANNEL}")
+            await asyncio.sleep(NOTIFY_EVERY_S)
 
 
 class Listener(_Loop):

@@ -12,12 +12,13 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 
 from infra.arrays import Byteas, Ints, Stamps, Texts, Uuids
-from infra.database import SHORT, LedgerConnection, session
+from infra.database import APPENDING, SHORT, LedgerConnection, session
 from infra.errors import Unavailable
 from infra.fate import Backend, end_session, own_backend, recorded
 
@@ -130,18 +131,28 @@ class Append:
     answer: asyncio.Future[Outcome] = field(init=False)
     sent: int = field(init=False, default=0)
 
-    def touches(self) -> tuple[set[Any], set[Any]]:
-        """Return what it writes and what it only reads; two callers of a batch share neither."""
-        ledger = self.ledger_id
-        writes: set[Any] = {(ledger, event.stream_id) for event in self.events}
-        writes.update((ledger, claim[0]) for claim in self.claims)
+    def touches(self) -> tuple[set[int | bytes], set[int | bytes]]:
+        """Return what it writes and what it only reads; two callers of a batch share neither.
+
+        Streams by their number (a UUID's own hash is computed in Python); they and the keyed hashes of claims and
+        idempotency keys are unique among ledgers too.
+        """
+        writes: set[int | bytes] = {event.stream_id.int for event in self.events}
+        for claim in self.claims:
+            writes.add(claim[0])
         if self.idempotency is not None:
-            writes.add((ledger, self.idempotency))
-        return writes, {(ledger, stream) for stream, _ in self.preconditions}
+            writes.add(self.idempotency)
+        reads: set[int | bytes] = {stream.int for stream, _ in self.preconditions}
+        return writes, reads - writes
 
     def size(self) -> int:
         """Return about how many bytes it adds to a batch."""
-        return sum(400 + len(event.body) + len(event.sealed or b"") for event in self.events)
+        size = 0
+        for event in self.events:
+            size += 400 + len(event.body)
+            if event.sealed is not None:
+                size += len(event.sealed)
+        return size
 
 
 class Writer:
@@ -156,7 +167,7 @@ class Writer:
         resolve_within_s: float = RESOLVE_WITHIN_S,
     ) -> None:
         """Prepare; `start` begins. `on_commit` is called after each batch that recorded something."""
-        self._session = session(conninfo, role)
+        self._session = session(conninfo, role, more_options=APPENDING)
         self._on_commit = on_commit
         self._resolve_within_s = resolve_within_s
         self._waiting: deque[Append] = deque()
@@ -217,21 +228,21 @@ class Writer:
         """Take callers that do not touch each other, in order; one that must wait makes those behind it wait too."""
         batch: list[Append] = []
         held: list[Append] = []
-        written: set[Any] = set()
-        read: set[Any] = set()
+        written: set[int | bytes] = set()
+        read: set[int | bytes] = set()
         size = 0
         while self._waiting and len(batch) < MAX_BATCH_CALLERS and size < MAX_BATCH_BYTES:
             request = self._waiting.popleft()
             if request.answer.done():
                 continue  # its caller gave up
             writes, reads = request.touches()
-            if writes & written or writes & read or (reads - writes) & written:
-                held.append(request)
-            else:
+            if written.isdisjoint(writes) and read.isdisjoint(writes) and written.isdisjoint(reads):
                 batch.append(request)
                 size += request.size()
+            else:
+                held.append(request)
             written |= writes
-            read |= reads - writes
+            read |= reads
         self._waiting.extendleft(reversed(held))
         return batch
 
@@ -333,49 +344,52 @@ class Writer:
 
 
 async def _call(connection: LedgerConnection, batch: list[Append]) -> list[Any]:
-    numbered = list(enumerate(batch, 1))
-    callers = [
-        (
-            request.ledger_id,
-            request.idempotency,
-            request.request_hash,
-            request.api_key,
-            len(request.events),
-            request.effective_at,
-            request.role,
-            request.subject,
-            request.source,
-            request.command_id,
-            request.correlation_id,
-            request.traceparent,
-            request.before,
-        )
-        for request in batch
+    columns = [
+        *_of_callers(batch),
+        *_of_rows([request.preconditions for request in batch], 2),
+        *_of_rows([request.events for request in batch], len(EventRow._fields)),
+        *_of_rows([request.claims for request in batch], 3),
     ]
-    rows: tuple[list[tuple[Any, ...]], ...] = (
-        callers,
-        [(number, *precondition) for number, request in numbered for precondition in request.preconditions],
-        [(number, *event) for number, request in numbered for event in request.events],
-        [(number, *claim) for number, request in numbered for claim in request.claims],
-    )
-    parameters = [
-        array(column)
-        for types, table in zip(_TYPES, rows, strict=True)
-        for array, column in zip(types, zip(*table, strict=True) if table else [()] * len(types), strict=True)
-    ]
+    parameters = [array(column) for array, column in zip(_TYPES, columns, strict=True)]
     cursor = connection.cursor(binary=True)
     await cursor.execute(_APPEND, parameters, prepare=True)
     return await cursor.fetchall()
 
 
+def _of_callers(batch: list[Append]) -> list[list[Any]]:
+    counts = [len(request.events) for request in batch]
+    return [
+        [request.ledger_id for request in batch],
+        [request.idempotency for request in batch],
+        [request.request_hash for request in batch],
+        [request.api_key for request in batch],
+        [*accumulate(counts[:-1], initial=1)],
+        counts,
+        [request.effective_at for request in batch],
+        [request.role for request in batch],
+        [request.subject for request in batch],
+        [request.source for request in batch],
+        [request.command_id for request in batch],
+        [request.correlation_id for request in batch],
+        [request.traceparent for request in batch],
+        [request.before for request in batch],
+    ]
+
+
+def _of_rows(rows: list[Sequence[tuple[Any, ...]]], width: int) -> list[Sequence[Any]]:
+    """Return the callers' numbers, one a row, and the rows' columns."""
+    numbers = [number for number, of_caller in enumerate(rows, 1) for _ in of_caller]
+    return [numbers, *(zip(*chain.from_iterable(rows), strict=True) if numbers else [()] * width)]
+
+
 # The columns of `append`: callers, preconditions, events, claims.
 _TYPES: Final = (
-    (Ints, Byteas, Byteas, Uuids, Ints, Stamps, Texts, Texts, Texts, Uuids, Texts, Texts, Stamps),
-    (Ints, Uuids, Ints),
-    (Ints, Uuids, Ints, Uuids, Texts, Ints, Stamps, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
-    (Ints, Byteas, Uuids, Uuids),
+    *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Stamps, Texts, Texts, Texts, Uuids, Texts, Texts, Stamps),
+    *(Ints, Uuids, Ints),
+    *(Ints, Uuids, Ints, Uuids, Texts, Ints, Stamps, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
+    *(Ints, Byteas, Uuids, Uuids),
 )
-_APPEND: Final = "SELECT * FROM append(" + ", ".join(["%b"] * sum(map(len, _TYPES))) + ")"
+_APPEND: Final = "SELECT * FROM append(" + ", ".join(["%b"] * len(_TYPES)) + ")"
 
 
 def _answer(batch: list[Append], rows: list[Any]) -> bool:

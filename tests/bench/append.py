@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +70,7 @@ class Load:
             case 0 | 1:
                 await self._issue()
             case 2:
-                brand = f"brand-{secrets.token_hex(4)}"
+                brand = f"brand-{random.randbytes(4).hex()}"
                 code, _ = random.choice(self._codes)
                 await self._execute(
                     lambda ledger, when: commands.share(
@@ -89,21 +88,21 @@ class Load:
                 )
             case _:
                 _, secret = random.choice(self._codes)
-                advertiser = f"advertiser-{secrets.token_hex(4)}"
+                advertiser = f"advertiser-{random.randbytes(4).hex()}"
                 await self._execute(
                     lambda ledger, when: commands.redeem(ledger, secret, advertiser, frozenset(), when=when)
                 )
 
     async def _issue(self) -> None:
         number = next(self._numbers) if not self._codes else random.getrandbits(62)
-        code_id, secret = uuid7(), Sealed("#" + secrets.token_urlsafe(32))
+        code_id, secret = uuid7(), Sealed("#" + random.randbytes(32).hex())
         done: Done[Code] = await self._execute(
             lambda ledger, when: commands.generate(
                 ledger,
                 self._policy,
                 code_id=code_id,
                 creator_id=f"creator-{number % CREATORS}",
-                video_id=f"video-{secrets.token_hex(8)}",
+                video_id=f"video-{random.randbytes(8).hex()}",
                 terms_version="2026-01",
                 days=30,
                 starts_at=None,
@@ -116,7 +115,7 @@ class Load:
         self._codes.append((code_id, secret))
 
     async def _execute(self, decide: Callable[..., Awaitable[Any]]) -> Any:
-        request = Request(self._ledger_id, self._actor, idempotency_key=secrets.token_hex(16), request_hash=HASH)
+        request = Request(self._ledger_id, self._actor, idempotency_key=random.randbytes(16).hex(), request_hash=HASH)
         return await self._ledgers.execute(request, decide)
 
 
