@@ -1,16 +1,17 @@
 """`growth`: what an append and a load cost with many events present, against what they cost with few.
 
 On hot streams, warmed: the streams that are appended to and loaded are recent, as they are in use; the events beneath
-are those of older codes.
+are those of older codes. Beside it, with all of them present, the cold figures: a server begun anew with few buffers,
+appends right after a checkpoint, loads of streams that nobody asked for since.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 import statistics
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import psycopg
@@ -21,16 +22,21 @@ from infra.postgres import EmbeddedPostgres
 from infra.runtime import API, runtime, spare_the_collector
 from infra.vault import MasterKey, fresh_key
 from tests.bench.append import Load, rate
-from tests.bench.place import SETTINGS, postgres
+from tests.bench.place import SETTINGS, place, postgres, restarted
+
+if TYPE_CHECKING:
+    from infra.ledger import Ledgers
 
 FEW: Final = 100_000
 MANY: Final = 1_000_000
 FULL: Final = 10_000_000
 CHUNK: Final = 500_000
-RUNS: Final = 3
-HOT_STREAMS: Final = 2_000
+RUNS: Final = 5
+RUN_S: Final = 3.0
 LOADS: Final = 4_000
 BUFFERS: Final = {"shared_buffers": "4GB"}
+COLD_BUFFERS: Final = {"shared_buffers": "512MB"}
+COLD_LOADS: Final = 2_000
 
 # Older codes of four events each, with the claims and idempotency keys that issuing them left, made by the database
 # itself: through the commands, ten million would take an hour.
@@ -41,7 +47,9 @@ INSERT INTO events (
 SELECT %(ledger)s, n,
        (lpad(to_hex((n - 1) / 4), 12, '0') || '7000' || '8000' || substr(md5(((n - 1) / 4)::text), 1, 12))::uuid,
        (n - 1) %% 4 + 1, gen_random_uuid(), 'Shared', 1, now() - interval '1 day', now() - interval '1 day',
-       gen_random_uuid(), 'operator', 'operator', gen_random_uuid(), 1, convert_to(repeat('x', 160), 'UTF8')
+       gen_random_uuid(), 'operator', 'operator', gen_random_uuid(), 1,
+       convert_to('{"advertiser_id":"' || repeat('7', 90) || '","brand_id":"' || repeat('b', 30)
+                  || '","channel":"dm"}', 'UTF8')
 FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
 """
 _OLD_CLAIMS: Final = """
@@ -66,47 +74,95 @@ def _grow(server: EmbeddedPostgres, ledger_id: int, upto: int) -> None:
         connection.execute("CHECKPOINT")
 
 
-async def _costs(server: EmbeddedPostgres, master: MasterKey, ledger_id: int, key_id: UUID) -> tuple[float, float]:
-    """Return microseconds for one append of 32 in flight, and for one load of 32 that wait together."""
-    spare_the_collector()  # as the API's process does
+class _Place:
+    """A server with so many events, and the load that is put on it."""
+
+    def __init__(self, server: EmbeddedPostgres, events: int) -> None:
+        self.server = server
+        self.master = MasterKey(fresh_key())
+        asyncio.run(begin_ledger(server.dsn(), self.master, "bench"))
+        self.key, _ = asyncio.run(mint(server.dsn(), self.master, "bench", "operator", None))
+        _grow(server, self.key.ledger_id, events)
+        self.append_us: list[float] = []
+        self.load_us: list[float] = []
+
+    async def prepare(self, ledgers: Ledgers) -> None:
+        """Warm up what is measured."""
+        self._ledgers = ledgers
+        self._load = Load(ledgers, self.key.ledger_id, self.key.key_id)
+        await self._load.prepare()
+        await rate(self._load, 32, RUN_S)
+
+    async def measure(self) -> None:
+        """Take the time of an append with 32 in flight, and of a load of 32 that wait together."""
+        self.append_us.append(1e6 / await rate(self._load, 32, RUN_S))
+        store, ledger_id = self._ledgers.store, self.key.ledger_id
+        hot = list({recorded.stream_id for recorded in await store.page(ledger_id, descending=True, limit=1000)})
+        began = time.perf_counter()
+        for _ in range(LOADS // 32):
+            await asyncio.gather(*(store.stream(ledger_id, random.choice(hot)) for _ in range(32)))
+        self.load_us.append((time.perf_counter() - began) / (LOADS // 32 * 32) * 1e6)
+
+
+async def _measure(few: _Place, many: _Place) -> None:
+    """Measure both by turns, so that whatever else the machine does falls on both."""
+    async with (
+        runtime(few.server.dsn(API), API, few.master) as with_few,
+        runtime(many.server.dsn(API), API, many.master) as with_many,
+    ):
+        await few.prepare(with_few.ledgers)
+        await many.prepare(with_many.ledgers)
+        spare_the_collector()  # as the API's process does
+        for _ in range(RUNS):
+            await few.measure()
+            await many.measure()
+
+
+async def _cold(server: EmbeddedPostgres, master: MasterKey, ledger_id: int, key_id: UUID) -> tuple[float, float]:
+    """Return the microseconds of the first appends after a checkpoint, and of loads of streams at random."""
     async with runtime(server.dsn(API), API, master) as opened:
+        async with await psycopg.AsyncConnection.connect(server.dsn(), autocommit=True) as connection:
+            cursor = await connection.execute(
+                "SELECT DISTINCT e.stream_id FROM generate_series(1, %s) n"
+                " CROSS JOIN LATERAL (SELECT (random() * %s)::bigint AS p OFFSET n * 0) r"
+                " JOIN events e ON e.ledger_id = %s AND e.position = r.p",
+                (COLD_LOADS, await opened.ledgers.store.head(ledger_id), ledger_id),
+            )
+            streams = [row[0] for row in await cursor.fetchall()]
+            await connection.execute("CHECKPOINT")
+        began = time.perf_counter()
+        for first in range(0, len(streams), 32):
+            await asyncio.gather(*(opened.ledgers.store.stream(ledger_id, s) for s in streams[first : first + 32]))
+        loads = (time.perf_counter() - began) / len(streams) * 1e6
         load = Load(opened.ledgers, ledger_id, key_id)
         await load.prepare()
-        await rate(load, 32, 3.0)
-        appends = [1e6 / await rate(load, 32, 3.0) for _ in range(RUNS)]
-        page = await opened.ledgers.store.page(ledger_id, descending=True, limit=1000)
-        hot = list({recorded.stream_id for recorded in page})
-        loads = []
-        for _ in range(RUNS + 1):
-            began = time.perf_counter()
-            for _ in range(LOADS // 32):
-                await asyncio.gather(*(opened.ledgers.store.stream(ledger_id, secrets.choice(hot)) for _ in range(32)))
-            loads.append((time.perf_counter() - began) / (LOADS // 32 * 32) * 1e6)
-        return statistics.median(appends), statistics.median(loads[1:])
+        return 1e6 / await rate(load, 32, 3.0), loads
 
 
 def run(*, full: bool = False) -> dict[str, Any]:
-    """Measure with few events present, then with many; `full` is ten million."""
-    many = FULL if full else MANY
-    master = MasterKey(fresh_key())
-    with postgres(BUFFERS) as server:
-        asyncio.run(begin_ledger(server.dsn(), master, "bench"))
-        key, _ = asyncio.run(mint(server.dsn(), master, "bench", "operator", None))
-        _grow(server, key.ledger_id, FEW)
-        few_append, few_load = uvloop.run(_costs(server, master, key.ledger_id, key.key_id))
-        _grow(server, key.ledger_id, many)
-        many_append, many_load = uvloop.run(_costs(server, master, key.ledger_id, key.key_id))
+    """Measure with few events present and with many; `full` is ten million."""
+    events = FULL if full else MANY
+    with place() as directory:
+        with postgres(BUFFERS) as server_of_few, postgres(BUFFERS, directory) as server_of_many:
+            few, many = _Place(server_of_few, FEW), _Place(server_of_many, events)
+            uvloop.run(_measure(few, many))
+        with restarted(directory, COLD_BUFFERS) as server:
+            cold_append, cold_load = uvloop.run(_cold(server, many.master, many.key.ledger_id, many.key.key_id))
+    microseconds = {
+        "append with few": statistics.median(few.append_us),
+        "append with many": statistics.median(many.append_us),
+        "load with few": statistics.median(few.load_us),
+        "load with many": statistics.median(many.load_us),
+        "append with many, cold": cold_append,
+        "load with many, cold": cold_load,
+    }
     return {
-        "append_ratio": many_append / few_append,
-        "load_ratio": many_load / few_load,
-        "events": many,
-        "microseconds": {
-            "append with few": few_append,
-            "append with many": many_append,
-            "load with few": few_load,
-            "load with many": many_load,
-        },
+        "append_ratio": microseconds["append with many"] / microseconds["append with few"],
+        "load_ratio": microseconds["load with many"] / microseconds["load with few"],
+        "events": events,
+        "microseconds": microseconds,
         "few": FEW,
         "settings": {**SETTINGS, **BUFFERS},
+        "cold_settings": COLD_BUFFERS,
         "runs": RUNS,
     }

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -35,28 +35,41 @@ INSERT INTO plain (body) VALUES (decode(repeat('ab', 250), 'hex'));
 
 
 @contextmanager
-def postgres(settings: dict[str, str] | None = None) -> Iterator[EmbeddedPostgres]:
-    """Run a PostgreSQL on a directory of its own, migrated and warmed."""
+def place() -> Iterator[Path]:
+    """Make a directory for a server that is restarted with other settings, and remove it in the end."""
     directory = Path(tempfile.mkdtemp(prefix="sl-bench-"))
     directory.chmod(0o755)
     try:
-        with EmbeddedPostgres(directory, {**SETTINGS, **(settings or {})}) as server:
-            migrate(server.dsn())
-            with psycopg.connect(server.dsn(), autocommit=True) as connection:
-                connection.execute(
-                    "CREATE TABLE plain (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body bytea)"
-                )
-                # A cluster's first gigabyte of log is written into files that do not exist yet: that is not measured.
-                for _ in range(8):
-                    connection.execute(
-                        "INSERT INTO plain (body)"
-                        " SELECT decode(repeat('ab', 4000), 'hex') FROM generate_series(1, 15000)"
-                    )
-                connection.execute("TRUNCATE plain")
-                connection.execute("CHECKPOINT")
-            yield server
+        yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def restarted(directory: Path, settings: dict[str, str]) -> Iterator[EmbeddedPostgres]:
+    """Run the PostgreSQL of a directory again, with other settings and nothing in its buffers."""
+    with EmbeddedPostgres(directory, {**SETTINGS, **settings}) as server:
+        yield server
+
+
+@contextmanager
+def postgres(settings: dict[str, str] | None = None, directory: Path | None = None) -> Iterator[EmbeddedPostgres]:
+    """Run a PostgreSQL, migrated and warmed, in a directory of its own or the given one."""
+    with (
+        nullcontext(directory) if directory is not None else place() as where,
+        EmbeddedPostgres(where, {**SETTINGS, **(settings or {})}) as server,
+    ):
+        migrate(server.dsn())
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute("CREATE TABLE plain (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body bytea)")
+            # A cluster's first gigabyte of log is written into files that do not exist yet: that is not measured.
+            for _ in range(8):
+                connection.execute(
+                    "INSERT INTO plain (body) SELECT decode(repeat('ab', 4000), 'hex') FROM generate_series(1, 15000)"
+                )
+            connection.execute("TRUNCATE plain")
+            connection.execute("CHECKPOINT")
+        yield server
 
 
 def pgbench(server: EmbeddedPostgres, clients: int) -> float:
