@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
@@ -40,6 +41,11 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
     """A session that remembers which ledger its row-level security is bound to."""
 
     ledger_id: int | None = None
+
+    @cached_property
+    def reused(self) -> psycopg.AsyncCursor[Any]:
+        """A cursor to use again and again: a new one learns how each parameter is sent anew."""
+        return self.cursor(binary=True)
 
     async def bind(self, ledger_id: int) -> None:
         """Bind the session to a ledger; costs a statement only where it was bound to another."""

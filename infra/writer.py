@@ -351,7 +351,7 @@ async def _call(connection: LedgerConnection, batch: list[Append]) -> list[Any]:
         *_of_rows([request.claims for request in batch], 3),
     ]
     parameters = [array(column) for array, column in zip(_TYPES, columns, strict=True)]
-    cursor = connection.cursor(binary=True)
+    cursor = connection.reused
     await cursor.execute(_APPEND, parameters, prepare=True)
     return await cursor.fetchall()
 
