@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test faults check bench install lock clean
+.PHONY: help up demo test faults check audit bench install lock clean
 
 # The Python that .venv is made with, for example: make up PYTHON=python3.13
 PYTHON ?= python3
@@ -15,6 +15,7 @@ DEV := .venv/.dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --generate-hashes \
 	--no-config --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
+PIP_AUDIT := 2.10.1
 PYTEST := $(BIN)/python -m pytest
 # One process for each core, four at most: each may start a PostgreSQL of its own.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup
@@ -46,6 +47,15 @@ check: $(DEV) ## format, lint, types, import rules, unused dependencies, generat
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/deptry .
 	$(BIN)/python -m tests.generated --check
+
+# Strict, for else it calls clean what it could not look up. Not part of check: it asks a service on the internet, whose answer changes without a change of ours.
+audit: $(DEV) ## known vulnerabilities in what the locks name, by pip-audit; needs the internet
+	@for lock in requirements.lock requirements-dev.lock; do \
+		$(BIN)/uv tool run --from pip-audit==$(PIP_AUDIT) pip-audit --requirement $$lock --require-hashes --disable-pip \
+			--strict --progress-spinner off --timeout 30 || { \
+			echo "$$lock is not audited, or not clean: the lines above say which. Offline nothing can be audited." >&2; \
+			exit 1; }; \
+	done
 
 bench: $(DEV) ## every benchmark, in minutes (FULL=1: with 10M events)
 	@exec $(BIN)/sparkledger bench $(if $(FULL),--full)

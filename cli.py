@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -15,7 +16,7 @@ import typer
 from infra.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from infra.vault import MasterKey
+    from infra.custody import Custodian
 
 START_S: Final = 60.0
 # The children have this long to end; with PostgreSQL after them, everything is down within five seconds.
@@ -30,8 +31,12 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 ledgers = typer.Typer(help="Ledgers: one organisation's own log each.", no_args_is_help=True)
+views = typer.Typer(help="Views: how they are, and what stopped one.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 app.add_typer(ledgers, name="ledgers")
+app.add_typer(views, name="views")
+master_keys = typer.Typer(help="The master key, which wraps every other key.", no_args_is_help=True)
+app.add_typer(master_keys, name="master-key")
 
 
 @dataclass(frozen=True)
@@ -67,18 +72,19 @@ def main() -> None:
     """Run the command line; whatever is wrong becomes one line that says what to do."""
     import psycopg
 
-    from infra.errors import Unavailable
+    from infra.errors import KeyNotRotatable, Unavailable
     from infra.identity import LedgerExists
     from infra.migrate import MigrationError
     from infra.postgres import PostgresError
     from infra.supervisor import SupervisorError
     from infra.vault import MasterKeyError
+    from projections.runner import Busy, Poisoned
 
     try:
         app(standalone_mode=True)
     except (
         *(SettingsError, PostgresError, SupervisorError, MigrationError, MasterKeyError),
-        *(Unavailable, LedgerExists, LookupError),
+        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Busy, Poisoned),
     ) as error:
         _fail(str(error) or str(error.__doc__))
     except psycopg.OperationalError as error:
@@ -134,7 +140,7 @@ def _prepare(settings: Settings, place: Place) -> str | None:
     """Migrate, and make the first ledger and its administrator; return the admin key if it was generated now."""
     import asyncio
 
-    from infra.bootstrap import first_keys, master_key
+    from infra.bootstrap import first_keys
     from infra.migrate import migrate as apply
     from infra.worker import create_views
 
@@ -149,7 +155,7 @@ def _prepare(settings: Settings, place: Place) -> str | None:
     apply(place.owner, passwords)
     asyncio.run(create_views(place.owner))
     admin = settings.admin_key.get_secret_value() if settings.admin_key else None
-    return asyncio.run(first_keys(place.owner, master_key(settings), admin))
+    return asyncio.run(first_keys(place.owner, _master_key(settings), admin))
 
 
 def _welcome(settings: Settings, url: str) -> None:
@@ -178,8 +184,8 @@ def serve() -> None:
 def work(
     only: Annotated[str, typer.Option(help="Which of the worker's parts to run, separated by commas.")] = "",
 ) -> None:
-    """Run views and expiry alone."""
-    import asyncio
+    """Run views, expiry, publishing and webhooks alone."""
+    import uvloop
 
     from infra.supervisor import announce_ready, die_with_parent
     from infra.telemetry import configure_logs
@@ -191,10 +197,27 @@ def work(
         message = f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}"
         raise typer.BadParameter(message, param_hint="--only")
     settings = load_settings()
+    publish = "kafka" in wanted and bool(settings.kafka_bootstrap_servers)
+    if wanted == {"kafka"} and not publish:
+        raise SettingsError("SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS is not set: name the brokers, as host:port.")
     die_with_parent()
     configure_logs()
     with database(settings) as place:
-        asyncio.run(run(place.worker, _master_key(settings), wanted, started=announce_ready))
+        publishers = []
+        if publish:
+            from infra import publisher  # here, for loading Kafka's client takes longer than all the rest
+
+            publishers = publisher.publishers(place.worker, settings)
+        uvloop.run(
+            run(
+                place.worker,
+                _master_key(settings),
+                wanted,
+                publishers=publishers,
+                webhook_networks=settings.webhook_networks,
+                started=announce_ready,
+            )
+        )
 
 
 @app.command()
@@ -209,31 +232,64 @@ def migrate() -> None:
 
 
 @app.command()
-def rebuild(view: Annotated[str, typer.Argument(help="The view to fill anew from the log.")]) -> None:
-    """Fill a view anew beside itself, then switch: reads go on meanwhile."""
-    import asyncio
+def rebuild(view: Annotated[str, typer.Argument(help="The view to fill anew from the log, or `all`.")]) -> None:
+    """Fill a view anew beside itself, then switch: reads go on meanwhile. What was killed goes on where it stood."""
+    import uvloop
 
-    from infra.worker import rebuild as fill
+    from infra.showing import showing
+    from infra.upkeep import rebuild as fill
     from projections import VIEWS
 
     names = [known.name for known in VIEWS]
-    if view not in names:
-        message = f"there is no view {view}; the views are {', '.join(names)}"
+    if view not in {*names, "all"}:
+        message = f"there is no view {view}; the views are {', '.join(names)}, or all of them: all"
         raise typer.BadParameter(message)
-    settings = load_settings()
-    with database(settings) as place, _progress() as say:
-        asyncio.run(fill(place.worker, _master_key(settings), view, say))
+    with database(load_settings()) as place, showing(typer.echo) as shown:
+        uvloop.run(fill(place.worker, names if view == "all" else [view], shown))
+
+
+@views.command("list")
+def views_list() -> None:
+    """List the views: how far each has read, what stopped those that did, and what was skipped."""
+    import asyncio
+
+    from infra.upkeep import overview
+
+    with database(load_settings()) as place:
+        found = asyncio.run(overview(place.worker))
+    for line in found.lines():
+        typer.echo(line)
+
+
+@views.command("skip")
+def views_skip(
+    view: str,
+    ledger: Annotated[str, typer.Option(help="The event's ledger.")],
+    position: Annotated[int, typer.Option(min=1, help="Its position, as `views list` shows it.")],
+    reason: Annotated[str, typer.Option(help="Why the view may do without it; kept for good, with your name.")],
+) -> None:
+    """Let a view that has stopped skip the event which stopped it, and no other. Who, why and when is kept."""
+    import asyncio
+
+    from infra.upkeep import skip, who_asks
+
+    if not reason.strip():
+        message = "say why the view may do without the event"
+        raise typer.BadParameter(message, param_hint="--reason")
+    with database(load_settings()) as place:
+        asyncio.run(skip(place.worker, view, ledger, position, reason.strip(), who_asks()))
+    typer.echo(f"View {view} skips event {position} of ledger {ledger}. Its worker goes on within seconds.")
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def _progress(*, on_stderr: bool = False) -> Iterator[Callable[[str], None]]:
     """Show how far long work is: in place on a terminal, as plain lines elsewhere."""
-    if not sys.stdout.isatty():
-        yield typer.echo
+    if not (sys.stderr if on_stderr else sys.stdout).isatty():
+        yield lambda line: typer.echo(line, err=on_stderr)
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(stderr=on_stderr)
     last = ""
     with console.status("") as status:
 
@@ -254,14 +310,23 @@ def keys_create(
     creator_id: Annotated[list[str] | None, typer.Option(help="A creator it acts for; may be repeated.")] = None,
     brand_id: Annotated[list[str] | None, typer.Option(help="A brand it acts for; may be repeated.")] = None,
     advertiser_id: Annotated[list[str] | None, typer.Option(help="An advertiser account; may be repeated.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="After how many days it stops working.")] = None,
+    no_reveal: Annotated[bool, typer.Option("--no-reveal", help="It may not show secrets again.")] = False,
 ) -> None:
     """Mint a key and show it, once."""
+    from datetime import UTC, datetime, timedelta
+
+    from infra.api_key import Subjects
     from infra.bootstrap import mint
-    from infra.identity import Subjects
 
     subjects = Subjects(frozenset(creator_id or ()), frozenset(brand_id or ()), frozenset(advertiser_id or ()))
     checked = _checked_role(role, subjects)
-    minted, text = _with_database(lambda place, key: mint(place.owner, key, ledger, checked, name, subjects))
+    ends = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    minted, text = _with_database(
+        lambda place, key: mint(
+            place.owner, key, ledger, checked, name, subjects, expires_at=ends, may_reveal=not no_reveal
+        )
+    )
     typer.echo(f"{minted.key_id}  {minted.role}  {ledger}\nKey, shown this once: {text}")
 
 
@@ -269,7 +334,7 @@ def _checked_role(role: str, subjects: Any) -> Any:
     from typing import get_args
 
     from domain.values import Role
-    from infra.identity import subjects_problem
+    from infra.api_key import subjects_problem
 
     if role not in get_args(Role):
         message = f"a role is one of {', '.join(get_args(Role))}"
@@ -287,23 +352,48 @@ def keys_list(ledger: Annotated[str, typer.Option(help="Whose keys.")] = "main")
 
     for key in _with_database(lambda place, master: list_keys(place.owner, master, ledger)):
         state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
-        typer.echo(f"{key.key_id}  {key.role:<10}  {key.created_at:%Y-%m-%d}  {state:<18}  {key.name or ''}".rstrip())
+        if key.revoked_at is None and key.expires_at is not None:
+            state = f"until {key.expires_at:%Y-%m-%d}"
+        used = f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
+        named = " ".join(filter(None, [key.name, key.subject]))
+        line = f"{key.key_id}  {key.role:<10}  {key.created_at:%Y-%m-%d}  {state:<18}  {used:<21}  {named}"
+        typer.echo(line.rstrip())
+
+
+@keys.command("rotate")
+def keys_rotate(
+    key_id: str,
+    ledger: Annotated[str, typer.Option(help="Whose key.")] = "main",
+    overlap_seconds: Annotated[
+        int, typer.Option(min=0, max=30 * 24 * 3600, help="How long the key works as it is, beside the new one.")
+    ] = 3600,
+) -> None:
+    """Give a key another text and show it, once; the one it had works on until the overlap ends."""
+    from infra.bootstrap import rotate_key
+
+    wanted = _checked_key_id(key_id)
+    text = _with_database(lambda place, key: rotate_key(place.owner, key, ledger, wanted, overlap_seconds))
+    typer.echo(f"Key, shown this once: {text}")
 
 
 @keys.command("revoke")
 def keys_revoke(key_id: str, ledger: Annotated[str, typer.Option(help="Whose key.")] = "main") -> None:
-    """Revoke a key for good, at once for commands and within a second for reads."""
-    from uuid import UUID
-
+    """Revoke a key for good, at once."""
     from infra.bootstrap import revoke_key
 
+    wanted = _checked_key_id(key_id)
+    _with_database(lambda place, master: revoke_key(place.owner, master, ledger, wanted))
+    typer.echo("Revoked.")
+
+
+def _checked_key_id(key_id: str) -> Any:
+    from uuid import UUID
+
     try:
-        wanted = UUID(key_id)
+        return UUID(key_id)
     except ValueError as error:
         message = "a key's id is a UUID; `sparkledger keys list` shows them"
         raise typer.BadParameter(message) from error
-    _with_database(lambda place, master: revoke_key(place.owner, master, ledger, wanted))
-    typer.echo("Revoked.")
 
 
 @ledgers.command("create")
@@ -330,6 +420,98 @@ def ledgers_list() -> None:
         typer.echo(f"{ledger_id:>6}  {name}")
 
 
+@master_keys.command("show")
+def master_key_show() -> None:
+    """Tell by short ids which master keys were given, and how many keys are wrapped with each."""
+    from infra import rotation
+
+    for state in _with_database(lambda place, key: rotation.states(place.owner, key)):
+        words = ["present" if state.present else "", "given" if state.given else "not given"]
+        typer.echo(f"{state.key_id}  {state.keys:>8,} keys  {', '.join(word for word in words if word)}")
+
+
+@master_keys.command("rotate")
+def master_key_rotate() -> None:
+    """Wrap every key with another master key, while everything runs; one that was killed is just begun again."""
+    from infra import rotation
+
+    with _progress() as say:
+        new = _with_database(lambda place, key: rotation.rotate(place.owner, key, say))
+    if new is None:
+        typer.echo(
+            "There is nothing to do: every key is wrapped with SPARKLEDGER_MASTER_KEY already. To put another in its "
+            "place, set that to the new one and SPARKLEDGER_MASTER_KEY_PREVIOUS to this one, everywhere."
+        )
+        return
+    typer.echo(
+        f"Every key is wrapped with master key {new} now. The one before still opens backups made until today: keep it "
+        "as long as you keep those, apart from them, and take it from where this program reads it."
+    )
+
+
+@app.command()
+def erase(
+    creator_id: str,
+    reason: Annotated[str, typer.Option(help="Why; kept in clear for good, so name no person.", prompt=True)],
+    ledger: Annotated[str, typer.Option(help="Whose creator.")] = "main",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
+) -> None:
+    """Erase a creator: destroy the key that their secrets and notes are sealed under, for good."""
+    from api.fields import MAX_REASON_CHARACTERS
+    from infra import erasure
+
+    if not 1 <= len(reason.strip()) <= MAX_REASON_CHARACTERS:
+        message = f"a reason has 1 to {MAX_REASON_CHARACTERS} characters"
+        raise typer.BadParameter(message, param_hint="--reason")
+    if not yes:
+        typer.confirm(f"Nobody can read the secrets and notes of {creator_id} after this. Erase?", abort=True)
+    found = _with_database(lambda place, key: erasure.erase(place.owner, key, ledger, creator_id, reason))
+    typer.echo(f"Erased. The event is at position {found.recorded.position}; the key is destroyed.")
+
+
+@app.command()
+def export(
+    file: Annotated[Path | None, typer.Argument(help="The file to write: a table if it is named .csv.")] = None,
+    query: Annotated[str | None, typer.Option("--query", "-q", help="Which events, as `q` of GET /v1/events.")] = None,
+    ledger: Annotated[str, typer.Option(help="Whose events.")] = "main",
+    verify: Annotated[Path | None, typer.Option(help="Check this export instead.", exists=True, dir_okay=False)] = None,
+) -> None:
+    """Export the audit trail to a file, which is there whole or not at all; or check such a file."""
+    from api import export_files, offline
+
+    if verify is not None and file is None:
+        typer.echo(f"{verify} is whole: {export_files.verify(verify)}.")
+        return
+    if file is None or verify is not None:
+        raise typer.BadParameter("name the file to write, or the one to --verify")
+    asked = _wanted(offline.export_query, query, file)
+    with _progress() as say:
+        _with_database(lambda place, key: offline.export(offline.Where(place, key, ledger), asked, file, say))
+
+
+@app.command()
+def authorizations(
+    file: Annotated[Path, typer.Argument(help="video_id, advertiser_id, at; a table if named .csv.", exists=True)],
+    as_of: Annotated[str | None, typer.Option(help="As the ledger knew then: a time, or a position.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The file to write; else the answers are printed.")] = None,
+    ledger: Annotated[str, typer.Option(help="Whose codes.")] = "main",
+) -> None:
+    """Answer for every line of a file whether a video was authorized for an advertiser at a moment, and why."""
+    from api import offline
+
+    asked = _wanted(offline.batch_query, as_of)
+    with _progress(on_stderr=output is None) as say:
+        _with_database(lambda place, key: offline.ask(offline.Where(place, key, ledger), asked, file, output, say))
+
+
+def _wanted(read: Callable[..., Any], *given: Any) -> Any:
+    """Read what an option says; what is wrong with it is wrong usage."""
+    try:
+        return read(*given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @app.command()
 def demo() -> None:
     """Walk through the whole life of a code against a running server, saying what each step recorded."""
@@ -351,9 +533,9 @@ def demo() -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str | None, typer.Argument(help="append, http or growth; all of them if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="append, http, growth or expiry; all of them if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Grow to 10 million events.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="10 million events, 100,000 codes to expire.")] = False,
 ) -> None:
     """Measure this program beside its peers, on a throwaway database; needs a checkout and `make install`."""
     try:
@@ -379,10 +561,10 @@ def _with_database(action: Any, settings: Settings | None = None) -> Any:
         return asyncio.run(action(place, _master_key(settings)))
 
 
-def _master_key(settings: Settings) -> MasterKey:
-    from infra.bootstrap import master_key
+def _master_key(settings: Settings) -> Custodian:
+    from infra.custody import custodian
 
-    return master_key(settings)
+    return custodian(settings)
 
 
 if __name__ == "__main__":

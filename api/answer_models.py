@@ -203,20 +203,6 @@ class EventAnswer(BaseModel):
     body: Annotated[dict[str, Any], Field(description="The facts, under the names they have in requests.")]
 
 
-class EventsAnswer(Answer):
-    events: Annotated[list[EventAnswer], Field(description="In the order asked for.")]
-    next: Annotated[
-        int | None,
-        Field(
-            description="What `after` (with order=desc: `before`) is for the next page; null where there is none yet."
-        ),
-    ]
-
-
-class HistoryAnswer(Answer):
-    events: Annotated[list[EventAnswer], Field(description="Oldest first.")]
-
-
 class AuthorizationAnswer(Answer):
     """The question: was this video authorized for this advertiser at this moment?"""
 
@@ -242,6 +228,18 @@ class ViewEntry(Answer):
     state: Annotated[str, Field(description="following, building or failed.")]
     position: Annotated[int, Field(ge=0, description="How far it has read this ledger.")]
     lag: Annotated[int, Field(ge=0, description="Events it has not read yet.")]
+    lag_seconds: Annotated[float, Field(ge=0, description="Since the oldest of those was recorded.")]
+    error: Annotated[str | None, Field(description="What stopped it, where that was an event of this ledger.")]
+    stopped_before: Annotated[int | None, Field(description="The position of that event.")]
+
+
+class SubscriberEntry(Answer):
+    subscriber: Annotated[str, Field(description="`kafka`, where it is published there; `webhook` and its id.")]
+    state: Annotated[str, Field(description="publishing, retrying, or stopped until a person acts.")]
+    position: Annotated[int, Field(ge=0, description="How far the ledger was handed over.")]
+    lag: Annotated[int, Field(ge=0, description="Events that were not yet.")]
+    lag_seconds: Annotated[float, Field(ge=0, description="Since the oldest of those was recorded.")]
+    errors: Annotated[int, Field(ge=0, description="Attempts that failed.")]
 
 
 class StatsAnswer(Answer):
@@ -255,7 +253,7 @@ class StatsAnswer(Answer):
         Field(description="Attempts of the last 24 hours that were counted and not recorded, by reason."),
     ]
     views: Annotated[list[ViewEntry], Field(description="How far each view has read.")]
-    subscribers: Annotated[list[Any], Field(description="How far each subscriber has read.")]
+    subscribers: Annotated[list[SubscriberEntry], Field(description="How far the ledger was handed to subscribers.")]
 
 
 class SubjectsEntry(Answer):
@@ -270,9 +268,20 @@ class KeyEntry(Answer):
     role: Annotated[Role, Field(description="What it may.")]
     name: Annotated[str | None, Field(description="What people call it.")]
     subjects: Annotated[SubjectsEntry, Field(description="Whom it acts for.")]
+    may_reveal: Annotated[bool, Field(description="Whether it shows secrets again, with a reason.")]
     created_at: Annotated[Moment, Field(description="When it was made.")]
     expires_at: Annotated[Moment | None, Field(description="When it stops working.")]
     revoked_at: Annotated[Moment | None, Field(description="When it was revoked.")]
+    kind: Annotated[
+        Literal["key", "token"],
+        Field(description="A key that is presented itself, or what stands for the bearer of an issuer's tokens."),
+    ]
+    subject: Annotated[str | None, Field(description="What the issuer calls the bearer; null for a key.")]
+    last_used_at: Annotated[Moment | None, Field(description="When it was last used, to the minute.")]
+    overlap_ends_at: Annotated[
+        Moment | None,
+        Field(description="Until when the text before the last rotation works too; null once it does not."),
+    ]
 
 
 class KeyAnswer(KeyEntry):
@@ -281,6 +290,7 @@ class KeyAnswer(KeyEntry):
 
 class KeysAnswer(Answer):
     keys: Annotated[list[KeyEntry], Field(description="Newest first, revoked ones included.")]
+    next: Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]
 
 
 class HealthAnswer(Answer):
@@ -291,6 +301,9 @@ class HealthAnswer(Answer):
 class FieldProblem(Answer):
     pointer: Annotated[str, Field(description="A JSON Pointer to the field; empty for the whole.", examples=["/days"])]
     problem: Annotated[str, Field(description="What is wrong with it.", examples=["This is required."])]
+    offset: Annotated[int, Field(ge=0, description="At which character of the text it goes wrong, from 0.")] = Field(
+        default_factory=absent
+    )
 
 
 class Problem(BaseModel):

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from api.auth import Caller
+    from domain.authorization import Verdict
     from domain.campaign import Campaign
     from domain.code import Code
-    from infra.identity import ApiKey
+    from infra.api_key import ApiKey
     from infra.ledger import Done
     from projections.codes import CodeRow
 
@@ -112,6 +113,20 @@ def row_content(row: CodeRow, caller: Caller, *, now: datetime) -> dict[str, Any
     }
 
 
+def verdict_content(told: Verdict) -> dict[str, Any]:
+    """Return the answer to the question, without what was asked."""
+    return {
+        "authorized": told.authorized,
+        "reason": told.reason,
+        "code_id": told.code_id,
+        "starts_at": told.starts_at,
+        "expires_at": told.expires_at,
+        "permission_enabled": told.permission_enabled,
+        "shared": told.shared,
+        "evidence": told.evidence,
+    }
+
+
 def code_answer(
     done: Done[Code], caller: Caller, status: int, headers: Mapping[str, str] | None = None, **more: Any
 ) -> Response:
@@ -145,9 +160,14 @@ def key_content(key: ApiKey) -> dict[str, Any]:
             "brand_ids": sorted(key.subjects.brand_ids),
             "advertiser_ids": sorted(key.subjects.advertiser_ids),
         },
+        "may_reveal": key.reveals,
+        "kind": key.kind,
+        "subject": key.subject,
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
+        "last_used_at": key.last_used_at,
+        "overlap_ends_at": key.overlap_ends_at,
     }
 
 

@@ -10,15 +10,42 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from api import access_keys, audit, commands, docs, health, reads
+from api import (
+    access_keys,
+    accesses,
+    asyncapi,
+    audit,
+    commands,
+    docs,
+    erasure,
+    exports,
+    health,
+    histories,
+    lists,
+    question,
+    reads,
+    statistics,
+    streams,
+    webhooks,
+)
 from api.edge import MAX_BODY_BYTES, MAX_REQUEST_S, Edge
 from api.limits import Limit
 from api.openapi import reference
 from api.problems import Problem, as_problem
+from api.refused import tell
+from api.sending import Sending
+from api.streams import Streams
 from api.trail import KeyNames
 from api.wiring import Limits, Services
 from domain.errors import Refused
-from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
+from infra.errors import (
+    IdempotencyMismatch,
+    IdempotencyRunning,
+    KeyNoLongerValid,
+    KeyNotRotatable,
+    TokenRefused,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
     from starlette.routing import Route as StarletteRoute
@@ -28,9 +55,13 @@ TAGS: Final = [
     {"name": "Commands", "description": "Change something; each answers what now stands."},
     {"name": "Reads", "description": "Codes, permissions, the question and the figures."},
     {"name": "Audit", "description": "The trail: every event, in the order it was recorded."},
+    {"name": "Webhooks", "description": "Where events are sent to, signed by the Standard Webhooks specification."},
+    {"name": "Erasure", "description": "What is sealed of a creator, destroyed for good."},
     {"name": "Keys", "description": "Who may call."},
     {"name": "Health", "description": "For machines that look after the service."},
 ]
+
+_ASYNCAPI: Final = orjson.dumps(asyncapi.document())
 
 # What routes raise on purpose; everything else is a fault of ours, and `Edge` answers it.
 _RAISED: Final = (
@@ -39,6 +70,8 @@ _RAISED: Final = (
     IdempotencyMismatch,
     IdempotencyRunning,
     KeyNoLongerValid,
+    KeyNotRotatable,
+    TokenRefused,
     Unavailable,
 )
 
@@ -68,10 +101,14 @@ def create_app(
     per_second = services.settings.requests_per_second
     app.state.limits = Limits(Limit(per_second, per_second))
     app.state.key_names = KeyNames(services.identity)
+    app.state.sending = Sending()
+    app.state.streams = Streams(services, app.state.key_names)
     # One flat list, the busiest routes first: a router within a router is matched twice for every request.
-    for router in (commands.router, reads.router, audit.router, access_keys.router, health.router):
-        app.router.routes.extend(router.routes)
+    reading = (reads, question, histories, lists, statistics, streams, audit, exports, accesses)
+    for routes in (commands, *reading, webhooks, erasure, access_keys, health):
+        app.router.routes.extend(routes.router.routes)
     app.add_route("/openapi.json", _openapi, methods=["GET"])
+    app.add_route("/asyncapi.json", _asyncapi, methods=["GET"])
     app.add_route("/docs", _docs, methods=["GET"])
     app.add_route("/", _to_docs, methods=["GET"])
     app.openapi = lambda: reference(app)  # type: ignore[method-assign]
@@ -83,6 +120,7 @@ def create_app(
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     problem = as_problem(error)
+    await tell(request, problem)
     if problem.code == "method_not_allowed":
         problem = Problem(problem.code, headers={"Allow": ", ".join(_methods(request))})
     return problem.response(request.scope["request_id"])
@@ -99,6 +137,10 @@ def _methods(request: Request) -> list[str]:
 
 async def _openapi(request: Request) -> Response:
     return Response(orjson.dumps(request.app.openapi()), media_type="application/json")
+
+
+async def _asyncapi(_: Request) -> Response:
+    return Response(_ASYNCAPI, media_type="application/json")
 
 
 async def _to_docs(_: Request) -> Response:

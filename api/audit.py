@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.answer_models import EventAnswer, EventsAnswer
+from api.accesses import enter
+from api.answer_models import EventAnswer
 from api.answers import answer
+from api.audit_models import EventsAnswer
+from api.audit_queries import EventsQuery
 from api.auth import Caller, allow
-from api.cursors import link_next
+from api.cursors import around, beside, either_way, links
+from api.finding import Within, find, own
 from api.problems import Problem
-from api.queries import EventsQuery
 from api.reads import refuse_ahead
 from api.route import Route
-from api.trail import csv_text, event_content, names_of, ndjson
+from api.trail import csv_head, csv_text, event_content, names_in, names_of, ndjson, row_content
 from api.wiring import Cursor
 from domain.code import Code
 from domain.creator import Creator
-from domain.summaries import summary
-from projections import history
+from infra.trail import POSITION
+from projections import history, trail
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from api.finding import Rows
+    from api.query_language import Asked
     from domain.recorded import Recorded
+    from infra.trail import Row
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 CSV: Final = "text/csv"
 FORMATS: Final = (JSON, NDJSON, CSV)
-
-# Words are looked for in the sentences themselves: so many events are looked through for one page, then a page ends.
-MAX_LOOKED_THROUGH: Final = 5_000
-_LOOKED_THROUGH_AT_ONCE: Final = 1_000
 
 _QUALITY: Final = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _POSITION: Final = re.compile(r"[1-9][0-9]{0,17}")
@@ -48,22 +51,43 @@ async def list_events(
     query: Annotated[EventsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],
 ) -> Response:
-    """Read the audit trail by position; what is committed is visible at once. A creator's key reads its own events."""
-    found, following = await _page(caller, query, _filters(caller, query))
-    names = await names_of(caller, found)
-    contents = [event_content(recorded, names) for recorded in found]
-    onwards = "before" if query.order == "desc" else "after"
-    read = max((recorded.position for recorded in found), default=query.after or 0)
-    headers = {"Vary": "Accept", "Ledger-Position": str(read)}
-    if following is not None:
-        headers |= link_next(caller.request, **{onwards: following})
-    match _format(caller.request.headers.get("accept", "")):
+    """Read the audit trail by position; what is committed is visible at once. A creator's key reads its own events.
+
+    A search for what is rare gives up after a bounded time, and says so: `complete` is then false, `looked_through`
+    says how much it looked at, and `next` goes on from there. Reads are recorded in the log of accesses.
+    """
+    asked = own(caller, query.asked())
+    await refuse_ahead(caller, query.at_least)
+    page = await _page(caller, query, asked)
+    names = await names_in(caller.request.app.state.key_names, caller.ledger_id, page.shown)
+    contents = [row_content(row, names) for row in page.shown]
+    format_ = wanted_format(caller.request.headers.get("accept", ""))
+    read = max((row[POSITION] for row in page.shown), default=query.after or 0)
+    headers = {
+        "Vary": "Accept",
+        "Ledger-Position": str(read),
+        "Search-Complete": str(page.complete).lower(),
+        "Looked-Through": str(page.found.looked_through),
+        **links(caller.request, **page.cursors),
+    }
+    total = {} if query.total is None else {"total": await _total(caller, query, asked, page)}
+    await enter(caller, query.given(), rows=len(contents), format=format_, complete=page.complete)
+    match format_:
         case "text/csv":
-            return Response(csv_text(contents), 200, headers, f"{CSV}; charset=utf-8")
+            return Response(csv_head() + csv_text(contents), 200, headers, f"{CSV}; charset=utf-8")
         case "application/x-ndjson":
             return Response(ndjson(contents), 200, headers, NDJSON)
         case _:
-            return answer({"events": contents, "next": following}, 200, headers)
+            content = {
+                "events": contents,
+                "next": page.next,
+                "next_cursor": page.cursors["next"],
+                "prev_cursor": page.cursors["prev"],
+                "complete": page.complete,
+                "looked_through": page.found.looked_through,
+                **total,
+            }
+            return answer(content, 200, headers)
 
 
 @router.get("/v1/events/{position}", response_model=EventAnswer, operation_id="readEvent")
@@ -79,90 +103,73 @@ async def read_event(
         stream = (await store.streams(caller.ledger_id, [found[0].stream_id]))[found[0].stream_id]
         caller.act_for_creator(_creator_of(stream[0]))
     names = await names_of(caller, found)
+    await enter(caller, {"position": found[0].position}, rows=1, format=JSON)
     return answer(event_content(found[0], names), 200, {"Ledger-Position": str(found[0].position)})
 
 
-def _filters(caller: Caller, query: EventsQuery) -> dict[str, Any]:
-    """Return the filters that are asked for, and those that the caller's key brings along."""
-    filters = query.filters()
-    if caller.role == "creator":
-        if query.creator_id is not None:
-            caller.act_for_creator(query.creator_id)
-        else:
-            filters["creator_ids"] = caller.key.subjects.creator_ids
-    return filters
+def wanted_format(accept: str, formats: Sequence[str] = FORMATS) -> str:
+    """Return the format that an Accept header wants most, the first where it names none of them."""
+    wanted: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        media_type, *parameters = [piece.strip() for piece in part.split(";")]
+        quality = next((_QUALITY.fullmatch(p) for p in parameters if p.startswith("q=")), None)
+        wanted[media_type] = float(quality[1]) if quality else 1.0
+    best = max(formats, key=lambda media_type: wanted.get(media_type, 0.0))
+    return best if wanted.get(best) else formats[0]
 
 
-async def _page(
-    caller: Caller, query: EventsQuery, filters: Mapping[str, Any]
-) -> tuple[Sequence[Recorded], int | None]:
-    """Return one page, and where the next begins if there is one."""
-    if query.q is None:
-        found = await _read(caller, query, filters, query.limit + 1, (query.after, query.before))
-        if len(found) <= query.limit:
-            return found, None
-        return found[: query.limit], found[query.limit - 1].position
-    return await _with_words(caller, query, filters, query.q.casefold())
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A page: its events in the order asked for, how they were found, and where the pages beside it begin."""
+
+    shown: Sequence[Row]
+    found: Rows
+    next: int | None
+    cursors: dict[str, str | None]
+
+    @property
+    def complete(self) -> bool:
+        return self.found.stopped_at is None
 
 
-async def _with_words(
-    caller: Caller, query: EventsQuery, filters: Mapping[str, Any], words: str
-) -> tuple[Sequence[Recorded], int | None]:
-    """Return events whose sentence holds the words, looking through a bounded number of those that pass the filters."""
-    after, before = query.after, query.before
-    kept: list[Recorded] = []
-    for _ in range(MAX_LOOKED_THROUGH // _LOOKED_THROUGH_AT_ONCE):
-        found = await _read(caller, query, filters, _LOOKED_THROUGH_AT_ONCE, (after, before))
-        for recorded in found:
-            if words in summary(recorded.event).casefold():
-                kept.append(recorded)
-                if len(kept) == query.limit:
-                    return kept, recorded.position
-        if len(found) < _LOOKED_THROUGH_AT_ONCE:
-            return kept, None
-        if query.order == "desc":
-            before = found[-1].position
-        else:
-            after = found[-1].position
-    return kept, before if query.order == "desc" else after
+async def _page(caller: Caller, query: EventsQuery, asked: Asked) -> _Page:
+    low, high = query.after or 0, trail.END if query.before is None else query.before
+    place, back = (None, False) if query.cursor is None else either_way(query.cursor, query.same())
+    ascending = query.order == "asc"
+    upwards = ascending is not back
+    if place is not None:
+        low, high = (max(low, place), high) if upwards else (low, min(high, place))
+    head = await caller.services.ledgers.store.head(caller.ledger_id) if asked.conditions else 0
+    within = Within(low, high, not upwards, at_least=min(head, high - 1))
+    found = await find(caller.services.views, caller.ledger_id, asked, within, query.limit + 1)
+    read = found.rows[: query.limit]
+    shown = read[::-1] if back else read
+    reached = read[-1][POSITION] if len(found.rows) > query.limit else found.stopped_at
+    keys = [row[POSITION] for row in shown]
+    after, before = around(keys, reached, place, back=back, ascending=ascending)
+    return _Page(shown, found, after, beside(query.same(), after, before))
 
 
-async def _read(
-    caller: Caller, query: EventsQuery, filters: Mapping[str, Any], limit: int, between: tuple[int | None, int | None]
-) -> Sequence[Recorded]:
-    """Read events from the log; where there are filters, a view that has read all of it says which."""
-    store = caller.services.ledgers.store
-    after, before = between
-    descending = query.order == "desc"
-    if not filters:
-        await refuse_ahead(caller, query.at_least)
-        return await store.page(caller.ledger_id, after=after, before=before, descending=descending, limit=limit)
+async def _total(caller: Caller, query: EventsQuery, asked: Asked, page: _Page) -> int:
+    """Return about how many events there are in all: exactly where this page is all, or where positions tell."""
+    if query.cursor is None and page.next is None:
+        return len(page.shown)
+    low, high = query.after or 0, trail.END if query.before is None else query.before
+    if not asked.conditions:
+        head = await caller.services.ledgers.store.head(caller.ledger_id)
+        total = max(0, min(head, high - 1) - low)
+    else:
 
-    async def search(cur: Cursor) -> list[int]:
-        return await history.search(
-            cur, caller.ledger_id, limit=limit, after=after, before=before, descending=descending, **filters
-        )
+        async def estimate(cur: Cursor) -> int:
+            return await trail.estimate(cur, caller.ledger_id, asked.conditions, after=low, before=high)
 
-    head = await store.head(caller.ledger_id)
-    positions, _ = await caller.services.views.read(
-        caller.ledger_id, search, view=history.NAME, at_least=max(head, query.at_least or 0)
-    )
-    found = await store.at_positions(caller.ledger_id, positions) if positions else []
-    return found[::-1] if descending else found
+        total, _ = await caller.services.views.read(caller.ledger_id, estimate, view=history.NAME)
+    if asked.words:
+        total = total * len(page.found.rows) // max(page.found.looked_through, 1)
+    return max(total, len(page.shown))
 
 
 def _creator_of(first: Recorded) -> str:
     """Return the creator whom a stream concerns, from its first event."""
     event = first.event
     return event.creator_id if isinstance(event, Code.Generated | Creator.Enabled) else ""
-
-
-def _format(accept: str) -> str:
-    """Return the format that is wanted most, JSON where none is named."""
-    wanted: dict[str, float] = {}
-    for part in accept.lower().split(","):
-        media_type, *parameters = [piece.strip() for piece in part.split(";")]
-        quality = next((_QUALITY.fullmatch(p) for p in parameters if p.startswith("q=")), None)
-        wanted[media_type] = float(quality[1]) if quality else 1.0
-    best = max(FORMATS, key=lambda media_type: wanted.get(media_type, 0.0))
-    return best if wanted.get(best) else JSON

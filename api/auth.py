@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from domain.code import Code
-    from infra.identity import ApiKey
+    from infra.api_key import ApiKey
 
 REQUEST_HASH_BYTES: Final = 16
 # Those who act for everyone in their ledger.
@@ -58,13 +58,13 @@ class Caller:
     def request_hash(self) -> bytes:
         """Return what tells a repeated request from another one with the same Idempotency-Key.
 
-        It is keyed with the presented API key, which is stored nowhere: nobody can test a guess at a secret or a note
-        against what is kept of the request.
+        It is keyed, so that nobody can test a guess at a secret or a note against what is kept of the request; with
+        what stays the same while the key's text is changed, or its bearer gets another token.
         """
         request = self.request
         sent = orjson.dumps(request.scope.get("json"), option=orjson.OPT_SORT_KEYS)
         line = f"{request.method}\n{request.scope['path']}\n{request.headers.get('if-match', '')}\n"
-        digest = hmac.digest(self.presented.encode(), line.encode("utf-8", "surrogatepass") + sent, "sha256")
+        digest = hmac.digest(self.key.request_key, line.encode("utf-8", "surrogatepass") + sent, "sha256")
         return digest[:REQUEST_HASH_BYTES]
 
     def act_for_creator(self, creator_id: str) -> None:
@@ -121,6 +121,7 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
 
     Raises:
         Problem: there is no valid key, or it must wait.
+        TokenRefused: what was presented is a token that cannot be trusted.
         NotAllowed: its role does not reach this far.
 
     """
@@ -129,11 +130,14 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
     key = None if presented is None else await services.identity.authenticate(presented, services.now())
     if key is None or presented is None:
         raise unauthenticated()
+    # For whoever tells of a refusal: from here on it is known who is refused.
+    request.scope["key"] = key
     requests = limits_of(request.scope).requests
     wait_s = requests.wait_s(key.key_id)
     if wait_s > 0:
-        raise too_many("too_many_requests", wait_s)
+        raise too_many("too_many_requests", wait_s, requests.policy)
     requests.take(key.key_id)
     if key.role not in roles:
+        request.scope["refused_by_role"] = True
         raise NotAllowed(f"A key with the role {key.role} may not do this.")
     return Caller(key, services, request, presented)

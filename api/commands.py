@@ -154,8 +154,7 @@ async def share_code(
     note = None if body.note is None else Sealed(body.note)
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
-        known_by = None if note is None else ledger.fingerprint(note)
-        share = Share(body.brand_id, body.channel, body.advertiser_id, known_by)
+        share = Share(body.brand_id, body.channel, body.advertiser_id, None)
         return await commands.share(owned(ledger, caller), code, share, note, if_match=if_match, when=when)
 
     done = await execute(caller, body, await creator_of(caller, code), decide)
@@ -170,7 +169,7 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
     session = await caller.services.ledgers.session(caller.ledger_id)
     code = await session.code_by_secret(Sealed(body.secret))
     if code is None:
-        raise await _guessed(caller)
+        raise _guessed(caller)
     now = caller.services.now()
     content = {
         "code_id": code.id,
@@ -203,7 +202,7 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
     try:
         done = await execute(caller, body, body.advertiser_id, decide)
     except Unknown:
-        raise await _guessed(caller) from None
+        raise _guessed(caller) from None
     code = done.aggregate
     assert code is not None  # noqa: S101 - a code that was redeemed is there
     content = {
@@ -247,8 +246,14 @@ async def launch_campaign(
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         found: list[Code] = []
+
+        def ours(code: Code) -> None:
+            # Before any rule: what a rule says of a code is for those alone who may read it.
+            caller.read_code(code)
+            found.append(code)
+
         try:
-            return await commands.launch(Guarded(ledger, found.append), code, campaign, if_match=if_match, when=when)
+            return await commands.launch(Guarded(ledger, ours), code, campaign, if_match=if_match, when=when)
         except Refused as refusal:
             raise _without_others(refusal, caller, found) from None
 
@@ -270,9 +275,11 @@ async def end_campaign(
     body = body or EndCampaign()
 
     def ours(found: Code) -> None:
+        caller.read_code(found)
         campaign = found.campaigns.get(campaign_id)
-        if campaign is not None:
-            caller.act_for_advertiser(campaign.advertiser_id)
+        if campaign is not None and caller.role == "brand" and not caller.names_us((), (campaign.advertiser_id,)):
+            # As one that is not there: whether others run campaigns is theirs to tell.
+            raise Unknown("campaign")
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         guarded = Guarded(ledger, ours)
@@ -308,7 +315,12 @@ async def revoke_code(
 async def reveal_code(
     code_id: str, body: RevealCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
-    """Show a code's secret again, and record who asked and why; never answered from an earlier request."""
+    """Show a code's secret again, and record who asked and why; never answered from an earlier request.
+
+    For keys from which that was not withheld.
+    """
+    if not caller.key.reveals:
+        raise NotAllowed("This key may not show secrets; `may_reveal` was withheld from it.")
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
@@ -349,14 +361,13 @@ def _without_others(refusal: Refused, caller: Caller, found: list[Code]) -> Refu
 
 
 def _refuse_guessing(caller: Caller) -> None:
-    wait_s = limits_of(caller.request.scope).unknown_codes.wait_s(caller.key.key_id)
+    limit = limits_of(caller.request.scope).unknown_codes
+    wait_s = limit.wait_s(caller.key.key_id)
     if wait_s > 0:
-        raise too_many("too_many_unknown_codes", wait_s)
+        raise too_many("too_many_unknown_codes", wait_s, limit.policy)
 
 
-async def _guessed(caller: Caller) -> Unknown:
-    """Count an attempt at a code that nobody generated, against the key and for the statistics."""
+def _guessed(caller: Caller) -> Unknown:
+    """Count an attempt at a code that nobody generated against the key; `api.refused` counts it for the statistics."""
     limits_of(caller.request.scope).unknown_codes.take(caller.key.key_id)
-    unknown = Unknown("code")
-    await caller.services.ledgers.refusals.count(caller.ledger_id, caller.actor(None), unknown.code)
-    return unknown
+    return Unknown("code")

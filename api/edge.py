@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES: Final = 1024 * 1024
+# Of questions in bulk, which are kept on disk while they are answered.
+MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
+_LARGER_BODIES: Final = {"/v1/authorizations/batch": MAX_BATCH_BYTES}
 # Longer than the longest wait that a read may ask for, and than the database's own limit for a statement.
 MAX_REQUEST_S: Final = 30.0
+# Requests that wait for their answer to begin; streams that have begun have a limit of their own.
+MAX_WAITING: Final = 2_000
 
 _REQUESTS: Final = Counter("sparkledger_http_requests", "Requests answered.", ["method", "route", "status"])
 _SECONDS: Final = Histogram(
@@ -49,6 +54,8 @@ _DEFAULTS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 
+_CROWDED: Final = "More requests are waiting than this process answers. Nothing was done; send it again in a moment."
+
 log = logging.getLogger(__name__)
 
 
@@ -62,9 +69,16 @@ class Edge:
     """The outermost layer of the application."""
 
     def __init__(
-        self, app: ASGIApp, *, max_body_bytes: int = MAX_BODY_BYTES, max_request_s: float = MAX_REQUEST_S
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_request_s: float = MAX_REQUEST_S,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         """Wrap the application."""
+        self._waiting: set[Exchange] = set()
+        self._max_waiting = max_waiting
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._max_request_s = max_request_s
@@ -74,7 +88,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(receive, send, self._max_body_bytes)
+        exchange = Exchange(receive, send, _LARGER_BODIES.get(scope["path"], self._max_body_bytes), self._waiting)
         scope["request_id"] = exchange.request_id
         _IN_FLIGHT.inc()
         began = time.perf_counter()
@@ -82,6 +96,7 @@ class Edge:
             await self._answer(scope, exchange)
         finally:
             _IN_FLIGHT.dec()
+            self._waiting.discard(exchange)
             method = scope["method"] if scope["method"] in _METHODS else "other"
             requests, seconds = _series(method, getattr(scope.get("route"), "path", UNMATCHED), exchange.status)
             requests.inc()
@@ -90,12 +105,17 @@ class Edge:
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         try:
             exchange.refuse_announced(scope)
+            self._wait(exchange)
             async with asyncio.timeout(self._max_request_s) as exchange.timeout:
                 await self._app(scope, exchange.receive, exchange.send)
                 return
         except TimeoutError as error:
             mine = exchange.timeout is not None and exchange.timeout.expired()
-            problem = Problem("timed_out", headers={"Retry-After": "1"}) if mine else as_problem(error)
+            if mine and exchange.reading:
+                # What comes late would be taken for the next request.
+                problem = Problem("body_too_slow", headers={"Connection": "close"})
+            else:
+                problem = Problem("timed_out", headers={"Retry-After": "1"}) if mine else as_problem(error)
             log.warning("Request %s took too long.", exchange.request_id)
         except Problem as refused:
             problem = refused
@@ -110,14 +130,32 @@ class Edge:
         if not exchange.begun:
             await problem.response(exchange.request_id)(scope, exchange.receive, exchange.send)
 
+    def _wait(self, exchange: Exchange) -> None:
+        """Let a request wait for its answer, where there is room."""
+        if len(self._waiting) >= self._max_waiting:
+            raise Problem("unavailable", _CROWDED, headers={"Retry-After": "1"})
+        self._waiting.add(exchange)
+
 
 class Exchange:
     """One request and its answer, as they pass."""
 
-    __slots__ = ("_max_body_bytes", "_receive", "_received", "_send", "request_id", "status", "timeout")
+    __slots__ = (
+        "_max_body_bytes",
+        "_receive",
+        "_received",
+        "_send",
+        "_waiting",
+        "reading",
+        "request_id",
+        "status",
+        "timeout",
+    )
 
-    def __init__(self, receive: Receive, send: Send, max_body_bytes: int) -> None:
-        """Give the request an id."""
+    def __init__(self, receive: Receive, send: Send, max_body_bytes: int, waiting: set[Exchange]) -> None:
+        """Give the request an id; it leaves those that are waiting when its answer begins."""
+        self._waiting = waiting
+        self.reading = False
         self.request_id = secrets.token_hex(16)
         self.status = 0
         self.timeout: asyncio.Timeout | None = None
@@ -135,21 +173,25 @@ class Exchange:
         """Refuse a body that says of itself that it is too large, before any of it is read."""
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value[:20]) > self._max_body_bytes:
-                raise _too_large()
+                raise self._too_large()
 
     async def receive(self) -> Message:
         """Pass on what comes in, as long as it is not too much, whatever its headers said."""
+        # Left as it is where the wait is cancelled: then it is known for what time ran out.
+        self.reading = True
         message = await self._receive()
+        self.reading = False
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             if self._received > self._max_body_bytes:
-                raise _too_large()
+                raise self._too_large()
         return message
 
     async def send(self, message: Message) -> None:
         """Pass on what goes out, with the headers that every answer bears."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._waiting.discard(self)
             if self.timeout is not None and not self.timeout.expired():
                 self.timeout.reschedule(None)
             headers = message["headers"]
@@ -162,7 +204,7 @@ class Exchange:
             ]
         await self._send(message)
 
-
-def _too_large() -> Problem:
-    # The rest of the body is not read, so the connection cannot be used again.
-    return Problem("body_too_large", headers={"Connection": "close"})
+    def _too_large(self) -> Problem:
+        # The rest of the body is not read, so the connection cannot be used again.
+        detail = f"The body is larger than {self._max_body_bytes // 1024:,} KiB."
+        return Problem("body_too_large", detail, headers={"Connection": "close"})

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from api import headers
 from api.auth import UNBOUND, Caller
 from api.problems import malformed_body
-from domain.errors import NotAllowed
+from domain.errors import NotAllowed, Refused
 from domain.values import Policy
 from infra.ledger import Request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from uuid import UUID
 
     from api.schemas import Command
     from domain.code import Code
@@ -65,6 +65,10 @@ class Guarded:
         """Return the keyed hash of a secret text."""
         return self._ledger.fingerprint(text)
 
+    async def note_mark(self, creator_id: str, text: str) -> str:
+        """Return the keyed hash of a note."""
+        return await self._ledger.note_mark(creator_id, text)
+
     def _checked(self, code: Code) -> Code:
         if self._check_code is not None:
             self._check_code(code)
@@ -95,7 +99,20 @@ async def execute(
         request_hash=caller.request_hash() if key is not None and once else b"",
         effective_at=body.effective_at,
     )
-    return await caller.services.ledgers.execute(request, decide)
+    try:
+        return await caller.services.ledgers.execute(request, decide)
+    except Refused as refusal:
+        raise await _without_others(refusal, caller) from None
+
+
+async def _without_others(refusal: Refused, caller: Caller) -> Refused:
+    """Return a refusal that does not tell a creator which code of another creator is in the way."""
+    if refusal.code != "live_code_exists" or refusal.conflict_id is None or caller.role in UNBOUND:
+        return refusal
+    occupant = await loaded(caller, UUID(refusal.conflict_id))
+    if occupant.creator_id in caller.key.subjects.creator_ids:
+        return refusal
+    return Refused(refusal.code, refusal.detail)
 
 
 async def creator_of(caller: Caller, code_id: UUID) -> str | None:

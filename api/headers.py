@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _IDEMPOTENCY_KEY: Final = re.compile(r'"([\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
 _ENTITY_TAG: Final = re.compile(r'"(0|[1-9][0-9]{0,9})"')
 _CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+# A position, as ids of streamed events are; PostgreSQL's bigint holds it.
+_LAST_EVENT_ID: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # W3C Trace Context; a malformed one is to be ignored, not refused.
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -56,6 +58,14 @@ def traceparent(request: Request) -> str | None:
     """Return the trace that the request belongs to, where it is well formed."""
     given = request.headers.get("traceparent")
     return given if given is not None and _TRACEPARENT.fullmatch(given) else None
+
+
+def last_event_id(request: Request) -> int | None:
+    """Return the position of the last event that a client of the stream has seen."""
+    given = _once(request, "Last-Event-ID")
+    if given is not None and _LAST_EVENT_ID.fullmatch(given) is None:
+        raise Problem("malformed_header", "Last-Event-ID is the id of an event of this stream: its position.")
+    return None if given is None else int(given)
 
 
 def bearer(request: Request) -> str | None:

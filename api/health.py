@@ -10,10 +10,14 @@ from starlette.responses import PlainTextResponse, Response
 
 from api.answer_models import HealthAnswer
 from api.answers import answer
+from api.metrics import worker_metrics
 from api.route import Route
 from api.wiring import Cursor, services_of
+from infra.errors import Unavailable
+from infra.publications import lags
 from projections import codes, view
 
+READ_ONLY: Final = "The database takes no writes: it is a standby, or was made read-only. Reads are answered."
 # The views' states are those of the database, not of a ledger.
 _NO_LEDGER: Final = 0
 
@@ -28,16 +32,25 @@ async def is_alive() -> Response:
 
 @router.get("/readyz", response_model=HealthAnswer, operation_id="isReady")
 async def is_ready(request: Request) -> Response:
-    """Tell whether commands can be served; a view that has stopped makes the answer degraded, and it stays 200."""
+    """Tell whether commands can be served; a view or subscriber that stopped makes it degraded, and it stays 200."""
+    services = services_of(request.scope)
+    if services.ledgers.obstacle is not None:
+        raise Unavailable(services.ledgers.obstacle)
 
     async def stopped_views(cur: Cursor) -> list[str]:
-        return [status.view for status in await view.statuses(cur) if status.state == "failed"]
+        if await view.read_only(cur):
+            raise Unavailable(READ_ONLY)
+        return [status.view for status in await view.statuses(cur) if status.stopped]
 
-    stopped, _ = await services_of(request.scope).views.read(_NO_LEDGER, stopped_views, view=codes.NAME)
+    stopped, _ = await services.views.read(_NO_LEDGER, stopped_views, view=codes.NAME)
+    if any(lag.stopped for lag in await lags(services.database)):
+        stopped.append("kafka")
     return answer({"status": "degraded" if stopped else "ready", "stopped": stopped})
 
 
 @router.get("/metrics", response_class=PlainTextResponse, operation_id="readMetrics")
-async def read_metrics() -> Response:
-    """Return the figures of this process for Prometheus."""
-    return Response(generate_latest(), 200, {"Content-Type": CONTENT_TYPE_LATEST})
+async def read_metrics(request: Request) -> Response:
+    """Return the figures of this process and of the worker for Prometheus."""
+    request.app.state.streams.observe()
+    figures = generate_latest() + await worker_metrics(services_of(request.scope))
+    return Response(figures, 200, {"Content-Type": CONTENT_TYPE_LATEST})

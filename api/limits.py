@@ -31,6 +31,11 @@ class Limit(Generic[K]):
         self._clock = clock
         self._buckets: OrderedDict[K, tuple[float, float]] = OrderedDict()
 
+    @property
+    def policy(self) -> tuple[int, int]:
+        """Return how many are let through at once, and in how many seconds an empty bucket is full again."""
+        return int(self._at_once), max(1, round(self._at_once / self._per_second))
+
     def wait_s(self, key: K) -> float:
         """Return the seconds until the key has a token; 0 where it has one."""
         return max(0.0, (1 - self._tokens(key)) / self._per_second)

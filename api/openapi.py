@@ -48,10 +48,37 @@ _RECORDING: Final = _MATCHING | {"generateCode"}
 # The same again answers 200 instead of 201.
 _REPEATED_AS_200: Final = frozenset({"addNote", "launchCampaign", "redeemCode", "shareCode"})
 _UNKNOWN_BY_BODY: Final = frozenset({"lookupCode", "redeemCode"})
-_WITH_VERSION: Final = _RECORDING | {"lookupCode", "readCode", "readHistory", "readPermission"}
-_WITH_POSITION: Final = _WITH_VERSION | {"askAuthorization", "listCodes", "listEvents", "readEvent", "readStats"}
-_PAGED: Final = frozenset({"listCodes", "listEvents"})
-_LOCATED: Final = frozenset({"createKey", "generateCode"})
+_WITH_VERSION: Final = _RECORDING | {
+    "lookupCode",
+    "readCode",
+    "readHistory",
+    "readPermission",
+    "readPermissionHistory",
+}
+_LISTS: Final = frozenset(
+    {"listCampaigns", "listCodes", "listEvents", "listPermissions", "listRedemptions", "listShares"}
+)
+_WITH_POSITION: Final = (
+    _WITH_VERSION
+    | _LISTS
+    | {"askAuthorization", "askAuthorizations", "exportEvents", "readDays", "readEvent", "readStats", "streamEvents"}
+)
+_PAGED: Final = _LISTS | {
+    "listAccesses",
+    "listDeadLetters",
+    "listDeliveries",
+    "listKeys",
+    "readHistory",
+    "readPermissionHistory",
+}
+_WEBHOOK_COMMANDS: Final = frozenset({"createWebhook", "replayDeadLetters", "rotateWebhookSecret", "testWebhook"})
+_LOCATED: Final = frozenset({"createKey", "createWebhook", "generateCode"})
+# What makes or shows a secret: its answer is kept by nobody on the way.
+_SECRET: Final = frozenset(
+    {"createKey", "createWebhook", "generateCode", "revealCode", "rotateKey", "rotateWebhookSecret"}
+)
+# What answers as lines of NDJSON or CSV, alone or too.
+_IN_LINES: Final = frozenset({"askAuthorizations", "exportEvents", "listEvents"})
 # The links that lead on from a new code.
 _ON_A_CODE: Final = (
     "addNote",
@@ -66,9 +93,10 @@ _ON_A_CODE: Final = (
 
 _WHY: Final[dict[int, str]] = {
     400: "A header, the query, the path or the cursor is malformed.",
-    401: "There is no API key, or it is not valid.",
+    401: "There is no API key or token, or it is not valid.",
     403: "The key's role, or whom it acts for, does not reach this far.",
     404: "There is no such thing in this ledger.",
+    408: "The body did not arrive in time.",
     409: "A rule refuses it; `code` says which. Or the first request with this Idempotency-Key still runs.",
     412: "The code has changed since the version in If-Match.",
     413: f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.",
@@ -93,11 +121,21 @@ _RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
     },
     "Location": {"description": "Where it stands.", "schema": {"type": "string"}, "required": True},
     "Link": {"description": 'The next page, as rel="next", if there is one.', "schema": {"type": "string"}},
+    "Search-Complete": {
+        "description": "`false` where the search gave up before the page was full; `next` goes on from there.",
+        "schema": {"enum": ["true", "false"]},
+    },
+    "Looked-Through": {
+        "description": "How many events were looked at for this page.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
     "Idempotent-Replayed": {
         "description": "Present where this is the first answer, told again.",
         "schema": {"type": "string", "const": "true"},
     },
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}},
+    "RateLimit": {"description": "What remains, and for how many seconds.", "schema": {"type": "string"}},
+    "RateLimit-Policy": {"description": "How many in how many seconds.", "schema": {"type": "string"}},
     "WWW-Authenticate": {"description": "How to present a key.", "schema": {"type": "string"}, "required": True},
     "Cache-Control": {"description": "`no-store`: the answer is secret.", "schema": {"type": "string"}},
 }
@@ -115,6 +153,11 @@ _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"anyOf": [{"const": "*"}, {"type": "string", "pattern": '^"(0|[1-9][0-9]{0,9})"$'}]},
         "example": "*",
     },
+    "Last-Event-ID": {
+        "description": "The id of the last event that was seen: the stream goes on after it.",
+        "schema": {"type": "string", "pattern": "^(0|[1-9][0-9]{0,17})$"},
+        "example": "0",
+    },
     "Correlation-Id": {
         "description": "What you name the larger undertaking by; recorded with the events.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:@-]{1,128}$"},
@@ -123,6 +166,10 @@ _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
 }
 
 _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "createWebhook": {"url": "https://receiver.example/sparkledger", "types": ["Redeemed", "Revoked"]},
+    "changeWebhook": {"enabled": True},
+    "rotateWebhookSecret": {"overlap_hours": 24},
+    "replayDeadLetters": {"message_ids": ["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b22"]},
     "setPermission": {"enabled": True},
     "generateCode": {"creator_id": "ana.creates", "video_id": "7312345678901234567", "terms_version": "2026-01"},
     "extendCode": {"days": 60},
@@ -142,6 +189,7 @@ _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "revealCode": {"reason": "The brand lost it"},
     "addNote": {"text": "Position 12 named the wrong brand."},
     "createKey": {"role": "creator", "name": "Ana's phone", "subjects": {"creator_ids": ["ana.creates"]}},
+    "rotateKey": {"overlap_seconds": 3600},
 }
 
 
@@ -168,10 +216,12 @@ def statuses(route: Route, method: str) -> set[int]:
     found = {400, 401, 403, 429, 500, 503}
     if route.param_convertors.keys() - {"creator_id"} or name in _UNKNOWN_BY_BODY:
         found.add(404)
-    if route.body_field is not None:
-        found |= {413, 415, 422}
-    if name in _RECORDING:
+    if route.body_field is not None or route.openapi_extra:
+        found |= {408, 413, 415, 422}
+    if name in _RECORDING | _WEBHOOK_COMMANDS | {"changeWebhook", "rotateKey"}:
         found.add(409)
+    if name in _WEBHOOK_COMMANDS:
+        found.add(422)
     if name in _MATCHING:
         found.add(412)
     return found if method != "GET" else found - {409, 412}
@@ -186,6 +236,7 @@ def _complete(operation: dict[str, Any], route: Route, method: str) -> None:
         operation["description"] += f"\n\nRoles: {', '.join(f'`{role}`' for role in sorted(route.roles))}."
     sent = (["Idempotency-Key"] if method in {"POST", "PUT"} else []) + (["If-Match"] if name in _MATCHING else [])
     sent += ["Correlation-Id"] if name in _RECORDING else []
+    sent += ["Last-Event-ID"] if name == "streamEvents" else []
     for header in sent:
         declared = {"name": header, "in": "header", "required": False, **_REQUEST_HEADERS[header]}
         operation.setdefault("parameters", []).append(declared)
@@ -210,10 +261,9 @@ def _complete(operation: dict[str, Any], route: Route, method: str) -> None:
             "lookupCode": {"operationId": "lookupCode", "requestBody": secret},
             "redeemCode": {"operationId": "redeemCode", "requestBody": secret},
         }
-    if name == "listEvents":
-        responses["200"]["content"] |= {
-            media_type: {"schema": {"type": "string"}} for media_type in ("application/x-ndjson", "text/csv")
-        }
+    if name in _IN_LINES:
+        content = responses["200"].setdefault("content", {})
+        content |= {media_type: {"schema": {"type": "string"}} for media_type in ("application/x-ndjson", "text/csv")}
     for status in sorted(statuses(route, method)):
         responses[str(status)] = {
             "description": _WHY[status],
@@ -231,6 +281,7 @@ def _describe_in_path(parameter: dict[str, Any]) -> None:
         "code_id": ("The code.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"),
         "key_id": ("The key's id.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b21"),
         "position": ("The event's place in the ledger.", {}, "1"),
+        "webhook_id": ("The webhook.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b23"),
     }
     description, schema, example = schemas[parameter["name"]]
     parameter |= {"description": description, "example": example}
@@ -255,24 +306,27 @@ def _headers_of(name: str, status: str) -> dict[str, Any]:
         found.append("Ledger-Position")
     if name in _PAGED:
         found.append("Link")
+    if name == "listEvents":
+        found += ["Search-Complete", "Looked-Through"]
     if name in _LOCATED and status == "201":
         found.append("Location")
-    if name in _RECORDING | {"createKey"} and name != "revealCode":
+    if name in _RECORDING | _WEBHOOK_COMMANDS | {"createKey", "rotateKey"} and name != "revealCode":
         found.append("Idempotent-Replayed")
-    if name in {"createKey", "generateCode", "revealCode"}:
+    if name in _SECRET:
         found.append("Cache-Control")
     return {header: _RESPONSE_HEADERS[header] for header in found}
 
 
 def _problem_headers(status: int) -> list[str]:
-    more = {401: ["WWW-Authenticate"], 409: ["Retry-After"], 412: ["ETag"], 429: ["Retry-After"], 503: ["Retry-After"]}
+    limited = ["Retry-After", "RateLimit", "RateLimit-Policy"]
+    more = {401: ["WWW-Authenticate"], 409: ["Retry-After"], 412: ["ETag"], 429: limited, 503: ["Retry-After"]}
     return ["Request-Id", *more.get(status, ())]
 
 
 def _add_components(document: dict[str, Any]) -> None:
     components = document.setdefault("components", {})
     components["securitySchemes"] = {
-        "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key; it belongs to one ledger."}
+        "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key, or a token of a configured issuer."}
     }
     schemas = components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -16,7 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from domain.errors import SENTENCES, Refused, StaleVersion
-from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
+from infra.errors import (
+    IdempotencyMismatch,
+    IdempotencyRunning,
+    KeyNoLongerValid,
+    KeyNotRotatable,
+    TokenRefused,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,14 +43,22 @@ STATUSES: Final[dict[str, int]] = {
     "not_allowed": 403,
     "campaign_unknown": 404,
     "code_unknown": 404,
+    "creator_unknown": 404,
+    "erasure_unknown": 404,
     "event_unknown": 404,
     "key_unknown": 404,
     "route_unknown": 404,
     "version_unknown": 404,
+    "webhook_unknown": 404,
     "method_not_allowed": 405,
     **dict.fromkeys(SENTENCES, 409),
+    "key_not_rotatable": 409,
     "idempotency_key_in_use": 409,
+    "too_many_webhooks": 409,
+    "webhook_disabled": 409,
+    "webhook_key_invalid": 409,
     "stale_version": 412,
+    "body_too_slow": 408,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "malformed_body": 422,
@@ -60,6 +75,7 @@ RETRYABLE: Final = Refused.RETRYABLE | {
     "idempotency_key_in_use",
     "too_many_requests",
     "too_many_unknown_codes",
+    "body_too_slow",
     "internal_error",
     "timed_out",
     "unavailable",
@@ -72,11 +88,21 @@ DETAILS: Final[dict[str, str]] = {
     "malformed_path": "An id in the path is not 1 to 128 characters of A-Z a-z 0-9 . _ : @ -",
     "malformed_cursor": "The cursor was not given out for this query. Begin again without it.",
     "malformed_request": "The request could not be understood.",
-    "unauthenticated": "Send a valid API key as `Authorization: Bearer <key>`.",
+    "unauthenticated": "Send a valid API key, or a token, as `Authorization: Bearer <key>`.",
+    "erasure_unknown": "No erasure of this creator is recorded in this ledger.",
     "event_unknown": "There is no event at this position in this ledger.",
     "key_unknown": "There is no such key in this ledger.",
+    "key_not_rotatable": (
+        "Only a key that is neither revoked nor expired can be rotated. The bearer of tokens has no key to rotate."
+    ),
     "route_unknown": "There is nothing at this address.",
     "version_unknown": "The code has not reached this version.",
+    "webhook_unknown": "There is no such webhook among those of this key.",
+    "too_many_webhooks": "This ledger has as many webhooks as it may, 100. Delete one that is not needed any more.",
+    "webhook_disabled": "Nothing is sent to this webhook while it is disabled. Enable it first.",
+    "webhook_key_invalid": (
+        "The API key that this webhook belongs to was revoked or has expired. Create another webhook with a valid one."
+    ),
     "method_not_allowed": "This address does not know the method; `Allow` lists those it knows.",
     "body_too_large": "The body is larger than 1 MiB.",
     "unsupported_media_type": "Send the body as `Content-Type: application/json`, in UTF-8.",
@@ -89,6 +115,7 @@ DETAILS: Final[dict[str, str]] = {
         "This key has tried too many codes that nobody generated. Try again after the seconds in Retry-After."
     ),
     "internal_error": "Something broke on our side. The request id leads us to it.",
+    "body_too_slow": "The body did not arrive in time, and nothing was done. Send it again, faster.",
     "timed_out": (
         "The answer took too long. Whether a command was recorded is not known: send it again with the same "
         "Idempotency-Key and it is done once."
@@ -96,6 +123,8 @@ DETAILS: Final[dict[str, str]] = {
 }
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="sparkledger"'}
+# RFC 6750 has the name, so that a client knows to get another token.
+_INVALID_TOKEN: Final = {"WWW-Authenticate": 'Bearer realm="sparkledger", error="invalid_token"'}
 
 
 class Problem(HTTPException):
@@ -150,12 +179,25 @@ def malformed(code: str, error: ValidationError) -> Problem:
     return Problem(code, members={"errors": [{"pointer": _pointer(e), "problem": _sentence(e)} for e in found]})
 
 
-def too_many(code: str, wait_s: float) -> Problem:
-    """Return the problem of a caller that must wait; seconds are rounded up, to at least one."""
-    return Problem(code, headers={"Retry-After": str(max(1, -int(-wait_s // 1)))})
+def too_many(code: str, wait_s: float, policy: tuple[int, int]) -> Problem:
+    """Return the problem of a caller that must wait; seconds are rounded up, to at least one.
+
+    `policy` is how many are let through in how many seconds. Beside Retry-After stand the two fields of
+    draft-ietf-httpapi-ratelimit-headers-10: what the policy is, that nothing remains of it, and until when.
+    """
+    wait = max(1, -int(-wait_s // 1))
+    quota, window_s = policy
+    return Problem(
+        code,
+        headers={
+            "Retry-After": str(wait),
+            "RateLimit-Policy": f'"{code}";q={quota};w={window_s}',
+            "RateLimit": f'"{code}";r=0;t={wait}',
+        },
+    )
 
 
-def as_problem(error: Exception) -> Problem:  # noqa: PLR0911 - one line for each kind of error
+def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911 - one line for each kind of error
     """Turn what was raised into what is sent."""
     match error:
         case Problem():
@@ -176,6 +218,10 @@ def as_problem(error: Exception) -> Problem:  # noqa: PLR0911 - one line for eac
             return Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
         case KeyNoLongerValid():
             return Problem("unauthenticated", headers=_CHALLENGE)
+        case TokenRefused():
+            return Problem("unauthenticated", error.detail, headers=_INVALID_TOKEN)
+        case KeyNotRotatable():
+            return Problem("key_not_rotatable")
         case Unavailable():
             return Problem("unavailable", error.detail, headers={"Retry-After": str(error.retry_after)})
         case HTTPException():

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from api.fields import MAX_POSITION, MOMENT_SCHEMA, NO_NUL, Id, Moment, State, parse_moment
+from api.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, State, parse_moment
 
 LIMIT: Final = 100
 MAX_LIMIT: Final = 1_000
 MAX_CURSOR_CHARACTERS: Final = 500
-MAX_Q_CHARACTERS: Final = 200
+MAX_Q_CHARACTERS: Final = 500
 
 # Any whole number that an event's position may be; PostgreSQL's bigint holds it.
 _WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -66,6 +66,7 @@ class Query(BaseModel):
 
 class PermissionQuery(Query):
     as_of: AsOf = None
+    at: At = None
     at_least: AtLeast = None
 
 
@@ -73,10 +74,6 @@ class CodeQuery(Query):
     as_of: AsOf = None
     at: At = None
     version: Annotated[Number | None, Field(description="As it stood at this version.", examples=[2])] = None
-    at_least: AtLeast = None
-
-
-class HistoryQuery(Query):
     at_least: AtLeast = None
 
 
@@ -89,6 +86,10 @@ class CodesQuery(Query):
         Id | None, Field(description="Codes shared with or redeemed by this account alone.", examples=["adv-7001"])
     ] = None
     expires_before: Annotated[Moment | None, Field(description="Codes whose window ends before this moment.")] = None
+    order: Annotated[
+        Literal["newest", "ending"],
+        Field(description="Newest first; or those not revoked that are yet to end, the soonest first."),
+    ] = "newest"
     limit: Limit = LIMIT
     cursor: Annotated[
         str | None,
@@ -104,38 +105,3 @@ class AuthorizationQuery(Query):
     at: Annotated[Moment | None, Field(description="The moment it ran. Absent: now.")] = None
     as_of: AsOf = None
     at_least: AtLeast = None
-
-
-class EventsQuery(Query):
-    after: Annotated[Place | None, Field(description="Later positions alone.", examples=[0])] = None
-    before: Annotated[Place | None, Field(description="Earlier positions alone.")] = None
-    order: Annotated[Literal["asc", "desc"], Field(description="Oldest or newest first.")] = "asc"
-    limit: Limit = LIMIT
-    type: Annotated[Id | None, Field(description="Events of this type alone.", examples=["Redeemed"])] = None
-    code_id: Annotated[CodeId | None, Field(description="Events of this code alone.")] = None
-    creator_id: Annotated[Id | None, Field(description="Events of this creator's permission and codes alone.")] = None
-    video_id: Annotated[Id | None, Field(description="Events of this video's codes alone.")] = None
-    advertiser_id: Annotated[Id | None, Field(description="Events that name this advertiser account alone.")] = None
-    actor: Annotated[Id | None, Field(description="Events recorded with this key, by its id, or by `clock`.")] = None
-    from_: Annotated[Moment | None, Field(alias="from", description="Recorded at this moment or later.")] = None
-    to: Annotated[Moment | None, Field(description="Recorded before this moment.")] = None
-    q: Annotated[
-        str | None,
-        StringConstraints(min_length=1, max_length=MAX_Q_CHARACTERS, pattern=NO_NUL),
-        Field(description="Words that stand in the summary, in any case.", examples=["spring-sale"]),
-    ] = None
-    at_least: AtLeast = None
-
-    def filters(self) -> dict[str, Any]:
-        """Return the filters that are given, in the words of the history's search; `q` is not one of them."""
-        given = {
-            "type": self.type,
-            "code_id": self.code_id,
-            "creator_ids": None if self.creator_id is None else {self.creator_id},
-            "video_id": self.video_id,
-            "advertiser_id": self.advertiser_id,
-            "actor": self.actor,
-            "recorded_from": self.from_,
-            "recorded_before": self.to,
-        }
-        return {name: value for name, value in given.items() if value is not None}

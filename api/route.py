@@ -11,6 +11,7 @@ the caller, and takes longer than all the rest. A route's signature says everyth
 
 from __future__ import annotations
 
+import json
 import typing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl
@@ -99,7 +100,8 @@ async def read_body(request: Request, adapter: TypeAdapter[Any]) -> Any:
     """Return the body as its model; what the JSON said is kept for the request's hash.
 
     Raises:
-        Problem: it is no JSON as RFC 8259 has it (no NaN, no lone surrogates, nothing but UTF-8), or malformed.
+        Problem: it is no JSON as RFC 8259 has it (no NaN, no lone surrogates, nothing but UTF-8), names a field twice,
+            or is malformed.
 
     """
     if headers.has_body(request) and not headers.is_json(request):
@@ -107,7 +109,9 @@ async def read_body(request: Request, adapter: TypeAdapter[Any]) -> Any:
     body = await request.body()
     try:
         sent = orjson.loads(body) if body else None
-    except orjson.JSONDecodeError:
+        if isinstance(sent, dict):
+            json.loads(body, object_pairs_hook=_once_each, parse_int=str, parse_float=str)
+    except (orjson.JSONDecodeError, RecursionError):
         raise malformed_body("", "This is not JSON in UTF-8.") from None
     request.scope["json"] = sent
     try:
@@ -124,6 +128,14 @@ def roles_by_route(app: FastAPI) -> dict[str, tuple[Role, ...]]:
         if isinstance(route, Route)
         for method in sorted(route.methods or ())
     }
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object that names a field twice: whoever looked at it before us may have believed the other one."""
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise malformed_body("", "A field is sent more than once.")
+    return named
 
 
 def _of_kind(types: dict[str, Any], kind: type[M]) -> tuple[str | None, Any]:

@@ -27,8 +27,10 @@ from api.fields import (
     VideoId,
 )
 from domain.values import Channel, Role
+from infra import api_key
+from infra.api_key import MAX_SUBJECTS, subjects_problem
+from infra.minting import MAX_OVERLAP_S
 
-MAX_SUBJECTS = 1_000
 # Any whole number is understood; which lengths are allowed is a rule of the ledger, not of the format.
 MAX_DAYS = 2**31 - 1
 # A moment that lies ahead whenever the reference is read.
@@ -202,6 +204,10 @@ class Subjects(Body):
         Field(max_length=MAX_SUBJECTS, description="The advertiser accounts it acts for.", examples=[["adv-7001"]]),
     ] = []
 
+    def as_known(self) -> api_key.Subjects:
+        """Return them as keys have them."""
+        return api_key.Subjects(frozenset(self.creator_ids), frozenset(self.brand_ids), frozenset(self.advertiser_ids))
+
 
 class CreateKey(Body):
     role: Annotated[Role, Field(description="What the key may.", examples=["creator"])]
@@ -209,21 +215,40 @@ class CreateKey(Body):
     subjects: Annotated[
         Subjects | None,
         Field(
-            description="Whom it acts for: creators for a creator's key, brands and advertiser accounts for a brand's.",
+            description="Whom it acts for: creators for a creator's key, brands and advertiser accounts for a brand's; "
+            "the other roles act for everyone.",
             examples=[{"creator_ids": ["ana.creates"]}],
+            validate_default=True,
         ),
     ] = None
     expires_at: Annotated[
         Moment | None, Field(description="When it stops working. Absent: never.", examples=[LATER])
     ] = None
+    may_reveal: Annotated[
+        bool,
+        Field(
+            description="Whether it may show secrets again, with a reason; for a creator's, operator's or "
+            "administrator's key. Withhold it from whoever needs none."
+        ),
+    ] = True
 
     @field_validator("subjects")
     @classmethod
     def _subjects_of_the_role(cls, subjects: Subjects | None, info: ValidationInfo) -> Subjects | None:
-        allowed = {"creator": {"creator_ids"}, "brand": {"brand_ids", "advertiser_ids"}}.get(
-            info.data.get("role", ""), set()
-        )
-        given = {name for name, ids in (subjects.model_dump() if subjects else {}).items() if ids}
-        if given - allowed:
-            raise PydanticCustomError("subjects", "A key with this role does not act for such subjects.")
+        role, given = info.data.get("role"), subjects or Subjects()
+        problem = None if role is None else subjects_problem(role, given.as_known())
+        if problem is not None:
+            raise PydanticCustomError("subjects", "{problem}", {"problem": problem})
         return subjects
+
+
+class RotateKey(Body):
+    overlap_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_OVERLAP_S,
+            description="How long the text that the key has now works beside the new one, 30 days at most.",
+            examples=[3600],
+        ),
+    ]

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 import uvloop
@@ -16,13 +16,16 @@ from api.app import create_app
 from api.protocol import BoundedProtocol
 from api.wiring import Services
 from infra.migrate import require_migrated
-from infra.runtime import API, runtime, spare_the_collector
+from infra.rotation import require_master_keys
+from infra.runtime import API, allow_connections, runtime, spare_the_collector
+from infra.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from api.streams import Streams
+    from infra.custody import Custodian
     from infra.settings import Settings
-    from infra.vault import MasterKey
 
 # Requests that are being answered when the end is asked for have this long; the supervisor waits a second more.
 GRACE_S: Final = 2
@@ -39,22 +42,24 @@ class Server(uvicorn.Server):
 
 
 def run(
-    settings: Settings, conninfo: str, master_key: MasterKey, *, started: Callable[[str], None] = lambda _: None
+    settings: Settings, conninfo: str, master_key: Custodian, *, started: Callable[[str], None] = lambda _: None
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         settings: where to listen, and what the rules leave to configuration.
         conninfo: the database, as a login that is or may become the API's role.
-        master_key: the key that the database's keys are wrapped with.
+        master_key: who holds the key that the database's keys are wrapped with.
         started: told the URL once requests are answered.
 
     Raises:
         MigrationError: the database lacks a migration.
+        MasterKeyError: a master key that keys are wrapped with was not given.
         LookupError: the address cannot be listened on.
 
     """
     require_migrated(conninfo)
+    require_master_keys(conninfo, API, master_key)
     listener = _listen(settings.host, settings.port)
     with listener:
         uvloop.run(_serve(settings, conninfo, master_key, listener, started))
@@ -63,34 +68,39 @@ def run(
 async def _serve(
     settings: Settings,
     conninfo: str,
-    master_key: MasterKey,
+    master_key: Custodian,
     listener: socket.socket,
     started: Callable[[str], None],
 ) -> None:
     loop = asyncio.get_running_loop()
     spare_the_collector()
-    async with runtime(conninfo, API, master_key) as opened:
+    allow_connections()
+    async with runtime(conninfo, API, master_key, settings.oidc_issuers) as opened:
         services = Services(
             ledgers=opened.ledgers,
             identity=opened.identity,
             views=opened.views,
             settings=settings,
             now=lambda: datetime.now(UTC),
+            database=opened.database,
+            webhooks=Webhooks(opened.database, opened.keyring),
         )
+        app = create_app(services)
         server = Server(
             uvicorn.Config(
-                create_app(services),
+                app,
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 lifespan="off",
                 backlog=BACKLOG,
                 http=BoundedProtocol,
+                **believing(settings.trusted_proxies),
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _stop, server)
+            loop.add_signal_handler(number, _stop, server, app.state.streams)
         serving = loop.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
             await asyncio.sleep(0.01)
@@ -99,10 +109,20 @@ async def _serve(
             shown = f"[{host}]" if ":" in host else host
             started(f"http://{shown}:{port}")
         await serving
+        await app.state.streams.close()
 
 
-def _stop(server: Server) -> None:
+def believing(proxies: tuple[str, ...]) -> dict[str, Any]:
+    """Return uvicorn's options for who is believed about where a request came from; its default is this machine."""
+    if proxies == ("none",):
+        return {"proxy_headers": False}
+    return {"proxy_headers": True, "forwarded_allow_ips": list(proxies)}
+
+
+def _stop(server: Server, streams: Streams) -> None:
     server.should_exit = True
+    # The server waits for answers under way, and these would never be over.
+    streams.end()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -5,24 +5,49 @@ from __future__ import annotations
 import csv
 import io
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import orjson
+from eventsourcing.utils import get_topic
 
 from domain.code import Code
 from domain.creator import Creator
 from domain.summaries import summary
 from domain.values import CLOCK, Sealed
+from infra.mapper import to_event
+from infra.trail import ACTOR_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from api.auth import Caller
-    from domain.recorded import Recorded
+    from domain.recorded import Event, Recorded
     from infra.identity import Identity
+    from infra.trail import Row
 
 # What every event of the library bears; all but the stream stands beside the body, under our own names.
 _BESIDE: Final = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
+
+
+def _kinds() -> dict[str, type[Event]]:
+    """Return the class of every event that can be recorded, by its wire name, in the order of a code's life."""
+    found: dict[str, type[Event]] = {}
+    for aggregate in (Creator, Code):
+        inner = [kind for kind in vars(aggregate).values() if isinstance(kind, type)]
+        kinds = [kind for kind in inner if issubclass(kind, aggregate.Event) and "TOPIC" in vars(kind)]
+        leaves = (kind for kind in kinds if not any(k is not kind and issubclass(k, kind) for k in kinds))
+        found |= {get_topic(kind): kind for kind in leaves}
+    return found
+
+
+KINDS: Final = _kinds()
+_PRESENT_VERSIONS: Final = {type_: getattr(kind, "class_version", 1) for type_, kind in KINDS.items()}
+# Places in a row.
+_TYPE: Final = 2
+_VERSION: Final = 3
+_BODY: Final = 14
 
 NAMES_FOR_S: Final = 10.0
 MAX_LEDGERS: Final = 1_000
@@ -78,8 +103,17 @@ async def names_of(caller: Caller, recorded: Sequence[Recorded]) -> Mapping[str,
     return await names.of(caller.ledger_id, key_ids) if key_ids else {}
 
 
-async def unsealed_notes(caller: Caller, recorded: Sequence[Recorded]) -> dict[int, dict[str, str]]:
-    """Return the text of notes by position: what was sealed for the reader of a code's history, never the secret."""
+async def names_in(names: KeyNames, ledger_id: int, rows: Iterable[Row]) -> Mapping[str, str | None]:
+    """Return the names of the keys that recorded what these rows hold."""
+    keys = {row[ACTOR_KEY] for row in rows} - {None}
+    return await names.of(ledger_id, {str(key) for key in keys}) if keys else {}
+
+
+async def unsealed_notes(caller: Caller, recorded: Sequence[Recorded]) -> dict[int, dict[str, str] | None]:
+    """Return the text of notes by position: what was sealed for the reader of a code's history, never the secret.
+
+    None stands for a note of a creator who was erased.
+    """
     noted = [
         r
         for r in recorded
@@ -88,7 +122,7 @@ async def unsealed_notes(caller: Caller, recorded: Sequence[Recorded]) -> dict[i
     if not noted:
         return {}
     return {
-        position: {name: str(text) for name, text in fields.items() if name != "secret"}
+        position: None if fields is None else {name: str(text) for name, text in fields.items() if name != "secret"}
         for position, fields in (await caller.services.ledgers.unsealed(caller.ledger_id, noted)).items()
     }
 
@@ -97,38 +131,69 @@ def event_content(
     recorded: Recorded, names: Mapping[str, str | None], notes: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Return an event as it is read; `notes` are texts for whoever may read them."""
-    event, actor = recorded.event, recorded.actor
-    about = (
-        {"creator_id": event.creator_id}
-        if isinstance(event, Creator.Enabled | Creator.Disabled)
-        else {"code_id": recorded.stream_id}
+    actor = recorded.actor
+    row = (
+        *(recorded.position, recorded.event_id, recorded.type, recorded.type_version, recorded.stream_id),
+        *(recorded.stream_version, recorded.recorded_at, recorded.effective_at),
+        *(None if actor == CLOCK else UUID(actor.key_id), actor.role, actor.subject, recorded.source),
+        *(recorded.correlation_id, recorded.causation_id, b""),
     )
+    return _content(row, names, recorded.event, _body(recorded.event) | dict(notes or {}))
+
+
+def row_content(row: Row, names: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return an event as it is read, from its row: to the byte what `event_content` returns, in a third of the time."""
+    event = row_event(row)
+    # What is stored in clear is what is told of it, as long as the format is the first and the present one.
+    return _content(row, names, event, orjson.Fragment(row[_BODY]) if _as_stored(row) else _body(event))
+
+
+def row_event(row: Row) -> Event:
+    """Return the event of a row."""
+    return to_event(row[_TYPE], row[4], row[5], row[7], row[_BODY])
+
+
+def _as_stored(row: Row) -> bool:
+    return row[_VERSION] == 1 and _PRESENT_VERSIONS.get(row[_TYPE]) == 1
+
+
+def _content(row: Row, names: Mapping[str, str | None], event: Event, body: Any) -> dict[str, Any]:
+    position, event_id, type_, type_version, stream_id, stream_version, recorded_at, effective_at = row[:8]
+    key, role, subject, source, correlation_id, causation_id, _ = row[8:]
+    key_id = CLOCK.key_id if key is None else _text(key)
+    about: tuple[str, Any] = ("code_id", stream_id)
+    if isinstance(event, Creator.Enabled | Creator.Disabled | Creator.Erased):
+        about = ("creator_id", event.creator_id)
     return {
-        "position": recorded.position,
-        "event_id": recorded.event_id,
-        "type": recorded.type,
-        "type_version": recorded.type_version,
-        **about,
-        "stream_version": recorded.stream_version,
-        "recorded_at": recorded.recorded_at,
-        "effective_at": recorded.effective_at,
-        "actor": {
-            "key_id": actor.key_id,
-            "key_name": names.get(actor.key_id),
-            "role": actor.role,
-            "subject": actor.subject,
-        },
-        "source": recorded.source,
-        "correlation_id": recorded.correlation_id,
-        "causation_id": recorded.causation_id,
+        "position": position,
+        "event_id": event_id,
+        "type": type_,
+        "type_version": type_version,
+        about[0]: about[1],
+        "stream_version": stream_version,
+        "recorded_at": recorded_at,
+        "effective_at": effective_at,
+        "actor": {"key_id": key_id, "key_name": names.get(key_id), "role": role, "subject": subject},
+        "source": source,
+        "correlation_id": correlation_id,
+        "causation_id": causation_id,
         "summary": summary(event),
-        "body": {
-            name: value
-            for name, value in vars(event).items()
-            if name not in _BESIDE and value is not None and not isinstance(value, Sealed)
-        }
-        | dict(notes or {}),
+        "body": body,
     }
+
+
+def _body(event: Event) -> dict[str, Any]:
+    """Return the facts of an event that may be told: all that is not sealed, and not beside the body already."""
+    return {
+        name: value
+        for name, value in vars(event).items()
+        if name not in _BESIDE and value is not None and not isinstance(value, Sealed)
+    }
+
+
+@lru_cache(maxsize=10_000)
+def _text(key: UUID) -> str:
+    return str(key)
 
 
 def shown_to(caller: Caller, recorded: Recorded) -> bool:
@@ -141,19 +206,34 @@ def shown_to(caller: Caller, recorded: Recorded) -> bool:
 
 def ndjson(contents: Iterable[dict[str, Any]]) -> bytes:
     """Return one event a line."""
-    return b"".join(orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for content in contents)
+    return b"".join(
+        [orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for content in contents]
+    )
 
 
-def csv_text(contents: Iterable[dict[str, Any]]) -> str:
-    """Return a table with a head; no cell of it is a formula to a spreadsheet."""
+def csv_text(contents: Iterable[dict[str, Any]]) -> bytes:
+    """Return one event a line, under a head that `csv_head` gives."""
+    return csv_lines(
+        [
+            *(content.get(column) for column in CSV_COLUMNS[:9]),
+            *content["actor"].values(),
+            *(content[column] for column in CSV_COLUMNS[13:17]),
+            _json(content["body"]),
+        ]
+        for content in contents
+    )
+
+
+def csv_head() -> bytes:
+    """Return the names of the columns, as a line."""
+    return csv_lines([CSV_COLUMNS])
+
+
+def csv_lines(lines: Iterable[Iterable[Any]]) -> bytes:
+    """Return lines of a table; no cell of it is a formula to a spreadsheet."""
     table = io.StringIO(newline="")
-    lines = csv.writer(table)
-    lines.writerow(CSV_COLUMNS)
-    for content in contents:
-        cells = content | {f"actor_{name}": value for name, value in content["actor"].items()}
-        cells["body"] = _json(content["body"])
-        lines.writerow([_cell(cells.get(column)) for column in CSV_COLUMNS])
-    return table.getvalue()
+    csv.writer(table).writerows([[_cell(value) for value in line] for line in lines])
+    return table.getvalue().encode()
 
 
 def _cell(value: Any) -> str:

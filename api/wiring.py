@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from infra.database import Database
     from infra.identity import Identity
     from infra.ledger import Ledgers
     from infra.settings import Settings
     from infra.views import Views
+    from infra.webhooks import Webhooks
 
 
 # What a view's query is handed: psycopg's cursor, which routes pass on and never touch.
@@ -33,6 +35,8 @@ class Services:
     views: Views
     settings: Settings
     now: Callable[[], datetime]
+    database: Database
+    webhooks: Webhooks
 
 
 @dataclass(frozen=True, slots=True)

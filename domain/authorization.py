@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from domain.code import Code
 from domain.creator import Creator
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 Reason = Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked"]
+
+_OF_CODES: Final = (Code.Generated, Code.Extended, Code.Shared, Code.Redeemed, Code.Revoked, Code.Expired)
+_OF_PERMISSIONS: Final[tuple[type, ...]] = tuple(
+    kind for kind in vars(Creator).values() if isinstance(kind, type) and issubclass(kind, Creator.Event)
+)
+# The events that bear on the answer, by their wire names: a stream may be relieved of all others before it is asked.
+BEARING: Final = tuple(
+    dict.fromkeys(str(vars(kind)["TOPIC"]) for kind in (*_OF_CODES, *_OF_PERMISSIONS) if "TOPIC" in vars(kind))
+)
 
 
 @dataclass(frozen=True, slots=True)

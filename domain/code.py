@@ -2,6 +2,7 @@
 
     CodeGenerated ──Shared──▶ ──Redeemed──▶ ──CampaignLaunched──▶ ──CampaignEnded──▶ … Revoked (final)
           └──────────── Extended, again and again ────────────┘           └ Expired (until extended)
+          └ ExpiryApproaching, at a few thresholds before each end
 
 Expiry is true by the clock first and an event second: every command compares the moment with the window, whether or
 not `Expired` is recorded yet. Commands guard and trigger; events only assign, for they run again on every replay, and
@@ -18,6 +19,7 @@ from eventsourcing.domain import Aggregate
 
 from domain.campaign import Campaign, Share
 from domain.errors import Refused, Unknown
+from domain.reminders import Reminder, reminders
 from domain.values import Channel, Sealed, State, Window, masked
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Code(Aggregate):
             aggregate.fingerprint = self.fingerprint
             aggregate.generated_at = self.timestamp
             aggregate.window = Window(self.starts_at, self.expires_at)
+            aggregate.window_set_at = self.timestamp
             aggregate.shares = {}
             aggregate.redemptions = {}
             aggregate.redeemed_as_shared = frozenset()
@@ -68,6 +71,7 @@ class Code(Aggregate):
             aggregate.creative_sha256 = None
             aggregate.revoked_at = None
             aggregate.expiry_recorded = None
+            aggregate.reminded = None
             aggregate.command_version = self.originator_version
 
     Created = Generated  # the library would else add an event of that name, with no wire name of its own
@@ -90,6 +94,7 @@ class Code(Aggregate):
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
             aggregate.window = Window(aggregate.window.starts_at, self.expires_at)
+            aggregate.window_set_at = self.timestamp
 
     class Shared(Changed):
         """The creator handed the code to a brand."""
@@ -216,6 +221,16 @@ class Code(Aggregate):
             super().apply(aggregate)
             aggregate.expiry_recorded = self.expires_at
 
+    class ExpiryApproaching(Event):
+        """The end came within 30, 14, 7 or 1 days, after it was set; if several were crossed unseen, the last alone."""
+
+        TOPIC = "ExpiryApproaching"
+        expires_at: datetime
+        days_left: int
+
+        def apply(self, aggregate: Code) -> None:
+            aggregate.reminded = (self.expires_at, self.days_left)
+
     if TYPE_CHECKING:  # the state; annotations seen at run time would make the library build an __init__ of them
         creator_id: str
         video_id: str
@@ -224,6 +239,7 @@ class Code(Aggregate):
         fingerprint: str
         generated_at: datetime
         window: Window
+        window_set_at: datetime
         shares: dict[Share, datetime]
         redemptions: dict[str, datetime]
         redeemed_as_shared: frozenset[str]
@@ -234,6 +250,7 @@ class Code(Aggregate):
         creative_sha256: str | None
         revoked_at: datetime | None
         expiry_recorded: datetime | None
+        reminded: tuple[datetime, int] | None
         command_version: int
 
     # ── commands: guards in order of precedence, then the event; the same again records nothing ──
@@ -424,6 +441,13 @@ class Code(Aggregate):
                 self._end(campaign, "code_expired", None, at=end)
         self.trigger_event(Code.Expired, timestamp=end, expires_at=end)
 
+    def remind(self, *, now: datetime) -> None:
+        """Record that the window's end approaches: of what is due the most urgent alone, once for each end it had."""
+        due = self.reminder_due(now)
+        if due is not None:
+            end = self.window.expires_at
+            self.trigger_event(Code.ExpiryApproaching, timestamp=due.at, expires_at=end, days_left=due.days_left)
+
     # ── queries ──
 
     def state(self, moment: datetime) -> State:
@@ -447,6 +471,15 @@ class Code(Aggregate):
     def expiry_due(self, now: datetime) -> bool:
         """Tell whether the window is over and that is not recorded yet."""
         return self.revoked_at is None and self.window.ended_by(now) and self.expiry_recorded != self.window.expires_at
+
+    def reminder_due(self, now: datetime) -> Reminder | None:
+        """Return the most urgent threshold before the end that was crossed and is not recorded, if there is one."""
+        end = self.window.expires_at
+        if self.revoked_at is not None or self.window.ended_by(now) or self.expiry_recorded == end:
+            return None
+        last_days = self.reminded[1] if self.reminded is not None and self.reminded[0] == end else None
+        crossed = [reminder for reminder in reminders(self.window, self.window_set_at, last_days) if reminder.at <= now]
+        return crossed[-1] if crossed else None
 
     def shared_with(self, advertiser_id: str, brand_ids: frozenset[str] = frozenset()) -> bool:
         """Tell whether a share named this advertiser account, or one of the brands it is known to act for."""

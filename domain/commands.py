@@ -7,7 +7,7 @@ transaction, and asks for a new decision where another writer came first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
@@ -23,14 +23,21 @@ if TYPE_CHECKING:
 A = TypeVar("A", Code, Creator)
 
 
-class Ledger(Protocol):
+class Codes(Protocol):
+    """What the clock's commands read: one code, and whether its video is kept for it."""
+
+    async def code(self, code_id: UUID) -> Code:
+        """Load a code; raises `Unknown` where this ledger has none of that id."""
+
+    async def holds_video(self, code: Code) -> bool:
+        """Tell whether a code is what its video is kept for."""
+
+
+class Ledger(Codes, Protocol):
     """What a command may read. Answers come from the log itself, never from a view, for views lag."""
 
     async def creator(self, creator_id: str) -> Creator | None:
         """Load a creator, or nothing where the permission was never switched on."""
-
-    async def code(self, code_id: UUID) -> Code:
-        """Load a code; raises `Unknown` where this ledger has none of that id."""
 
     async def code_by_secret(self, secret: Sealed) -> Code | None:
         """Load the code that has this secret."""
@@ -38,11 +45,11 @@ class Ledger(Protocol):
     async def code_on_video(self, video_id: str) -> Code | None:
         """Load the code that was last known to occupy the video."""
 
-    async def holds_video(self, code: Code) -> bool:
-        """Tell whether a code is what its video is kept for."""
-
     def fingerprint(self, text: str) -> str:
         """Return the keyed hash under which a secret text is known in this ledger."""
+
+    async def note_mark(self, creator_id: str, text: str) -> str:
+        """Return the keyed hash under which a note is known, for as long as its creator's key is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,12 @@ class Decision(Generic[A]):
 async def set_permission(
     ledger: Ledger, creator_id: str, *, enabled: bool, stream_id: UUID, when: When
 ) -> Decision[Creator] | None:
-    """Switch a creator's permission; `None` where an unknown account is switched off, which it is already."""
+    """Switch a creator's permission; `None` where an unknown account is switched off, which it is already.
+
+    Raises:
+        Refused: `creator_erased`, where it would go on again.
+
+    """
     creator = await ledger.creator(creator_id)
     if creator is None:
         if not enabled:
@@ -94,6 +106,20 @@ async def set_permission(
         creator = Creator.enable_first(stream_id, creator_id, when.at)
         return Decision(creator, claims=[Claim("creator", creator_id, expected=None, new=stream_id)])
     creator.switch(enabled=enabled, at=when.at)
+    return Decision(creator)
+
+
+async def erase(ledger: Ledger, creator_id: str, reason: str, *, when: When) -> Decision[Creator]:
+    """Record that a creator is to be erased, whose key is then destroyed.
+
+    Raises:
+        Unknown: nothing is recorded of the creator.
+
+    """
+    creator = await ledger.creator(creator_id)
+    if creator is None:
+        raise Unknown("creator")
+    creator.erase(reason, at=when.at)
     return Decision(creator)
 
 
@@ -114,8 +140,8 @@ async def generate(
     """Begin a code for a video.
 
     Raises:
-        Refused: `permission_disabled`, `terms_not_accepted`, `duration_not_allowed`, `secret_exists`,
-            `live_code_exists`, in this order.
+        Refused: `creator_erased`, `permission_disabled`, `terms_not_accepted`, `duration_not_allowed`,
+            `secret_exists`, `live_code_exists`, in this order.
 
     """
     creator = await _permitted(ledger, creator_id)
@@ -164,8 +190,8 @@ async def extend(
     """Move the window's end: to `days` counted from its start, or to the moment `expires_at`.
 
     Raises:
-        Refused: `permission_disabled`, `code_revoked`, `duration_not_allowed`, `code_expired` (only where the policy
-            forbids reviving), `live_code_exists`, `window_not_longer`, in this order.
+        Refused: `creator_erased`, `permission_disabled`, `code_revoked`, `duration_not_allowed`, `code_expired` (only
+            where the policy forbids reviving), `live_code_exists`, `window_not_longer`, in this order.
 
     """
     code = await _matching(ledger, code_id, if_match, when)
@@ -198,14 +224,16 @@ async def extend(
 async def share(
     ledger: Ledger, code_id: UUID, share: Share, note: Sealed | None, *, if_match: int | None, when: When
 ) -> Decision[Code]:
-    """Record that the code was handed to a brand.
+    """Record that the code was handed to a brand; `share` is without the mark of its note.
 
     Raises:
-        Refused: `permission_disabled`, `code_revoked`, `code_expired`, in this order.
+        Refused: `creator_erased`, `permission_disabled`, `code_revoked`, `code_expired`, in this order.
 
     """
     code = await _matching(ledger, code_id, if_match, when)
     creator = await _permitted(ledger, code.creator_id)
+    if note is not None:
+        share = replace(share, note_fingerprint=await ledger.note_mark(code.creator_id, note))
     code.share(share, note, at=when.at)
     return Decision(code, [creator], before=code.window.expires_at)
 
@@ -258,10 +286,16 @@ async def revoke(
 
 
 async def reveal(ledger: Ledger, code_id: UUID, reason: str, *, if_match: int | None, when: When) -> Decision[Code]:
-    """Record that the secret is shown again."""
+    """Record that the secret is shown again.
+
+    Raises:
+        Refused: `creator_erased`, where there is nothing left to show.
+
+    """
     code = await _matching(ledger, code_id, if_match, when)
+    creator = await _not_erased(ledger, code.creator_id)
     code.reveal(reason, at=when.at)
-    return Decision(code)
+    return Decision(code, [creator])
 
 
 async def add_note(
@@ -273,19 +307,44 @@ async def add_note(
     if_match: int | None,
     when: When,
 ) -> Decision[Code]:
-    """Record a remark on a code."""
+    """Record a remark on a code.
+
+    Raises:
+        Refused: `creator_erased`, where there is no key to seal it with.
+
+    """
     code = await _matching(ledger, code_id, if_match, when)
-    code.add_note(text, ledger.fingerprint(text), about_position, at=when.at)
-    return Decision(code)
+    creator = await _not_erased(ledger, code.creator_id)
+    code.add_note(text, await ledger.note_mark(code.creator_id, text), about_position, at=when.at)
+    return Decision(code, [creator])
 
 
-async def expire(ledger: Ledger, code_id: UUID, *, when: When) -> Decision[Code]:
+async def expire(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Code]:
     """Record that a code's window is over, where that is so and not recorded yet, and free its video."""
+    return await _expired(ledger, await ledger.code(code_id), when)
+
+
+async def remind(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Code]:
+    """Record that a code's end approaches, where that is due and not recorded yet."""
+    return _reminded(await ledger.code(code_id), when)
+
+
+async def keep_time(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Code]:
+    """Record what the clock has to say of a code: that it expired, or else that its end approaches."""
     code = await ledger.code(code_id)
+    return await _expired(ledger, code, when) if code.expiry_due(when.now) else _reminded(code, when)
+
+
+async def _expired(ledger: Codes, code: Code, when: When) -> Decision[Code]:
     if not code.expiry_due(when.now):
         return Decision(code)
     code.expire(now=when.now)
     return Decision(code, claims=await _freed(ledger, code))
+
+
+def _reminded(code: Code, when: When) -> Decision[Code]:
+    code.remind(now=when.now)
+    return Decision(code, before=code.window.expires_at)
 
 
 async def _matching(ledger: Ledger, code_id: UUID, if_match: int | None, when: When | None) -> Code:
@@ -301,8 +360,19 @@ async def _matching(ledger: Ledger, code_id: UUID, if_match: int | None, when: W
 async def _permitted(ledger: Ledger, creator_id: str) -> Creator:
     """Load a creator whose permission is on."""
     creator = await ledger.creator(creator_id)
+    if creator is not None:
+        creator.refuse_erased()
     if creator is None or not creator.enabled:
         raise Refused("permission_disabled")
+    return creator
+
+
+async def _not_erased(ledger: Ledger, creator_id: str) -> Creator:
+    """Load the creator of a code whose key is still there; what is sealed with it then rests on that."""
+    creator = await ledger.creator(creator_id)
+    if creator is None:
+        raise Unknown("creator")  # a code begins with its creator's permission, so there is none without
+    creator.refuse_erased()
     return creator
 
 
@@ -314,7 +384,7 @@ async def _free_video(ledger: Ledger, video_id: str, now: datetime) -> Code | No
     return occupant
 
 
-async def _freed(ledger: Ledger, code: Code) -> list[Claim]:
+async def _freed(ledger: Codes, code: Code) -> list[Claim]:
     """Free the video that a code holds; where another holds it by now, there is nothing to free."""
     if not await ledger.holds_video(code):
         return []

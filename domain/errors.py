@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Final, Literal, get_args
 
 RefusalCode = Literal[
+    "creator_erased",
     "permission_disabled",
     "terms_not_accepted",
     "duration_not_allowed",
@@ -32,8 +33,9 @@ RefusalCode = Literal[
 ]
 
 REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
-    "permission": (),
+    "permission": ("creator_erased",),
     "generate": (
+        "creator_erased",
         "permission_disabled",
         "terms_not_accepted",
         "duration_not_allowed",
@@ -41,6 +43,7 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
         "live_code_exists",
     ),
     "extend": (
+        "creator_erased",
         "permission_disabled",
         "code_revoked",
         "duration_not_allowed",
@@ -48,7 +51,7 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
         "live_code_exists",
         "window_not_longer",
     ),
-    "share": ("permission_disabled", "code_revoked", "code_expired"),
+    "share": ("creator_erased", "permission_disabled", "code_revoked", "code_expired"),
     "redeem": ("code_revoked", "code_not_started", "code_expired"),
     "launch": (
         "code_revoked",
@@ -61,10 +64,17 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
     ),
     "end": (),
     "revoke": ("campaign_running",),
+    "reveal": ("creator_erased",),
+    "note": ("creator_erased",),
+    "erase": (),
 }
 
 # What a person reads when a rule says no: what happened, why, and what to do about it.
 SENTENCES: Final[dict[RefusalCode, str]] = {
+    "creator_erased": (
+        "The creator was erased: what was sealed of them cannot be read again, and nothing new is recorded for them. "
+        "Codes of theirs can still be redeemed, revoked and read. If they come back, give them another creator_id."
+    ),
     "permission_disabled": (
         "The creator's ad authorization is switched off, so no code of theirs can be generated, extended or shared. "
         "Switch it on first."

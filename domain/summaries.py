@@ -20,6 +20,8 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
             return f"Creator {event.creator_id} switched ad authorization on."
         case Creator.Disabled():
             return f"Creator {event.creator_id} switched ad authorization off."
+        case Creator.Erased():
+            return f"Creator {event.creator_id} was erased: what was sealed of them can be read no more."
         case Code.Generated():
             return (
                 f"Creator {event.creator_id} accepted terms {event.terms_version} and generated code {event.masked} "
@@ -58,6 +60,9 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
             return "The code was revoked by force." if event.forced else "The code was revoked."
         case Code.Expired():
             return f"The code expired at {_day(event.expires_at)}."
+        case Code.ExpiryApproaching():
+            days = "1 day" if event.days_left == 1 else f"{event.days_left} days"
+            return f"The code expires within {days}, at {_day(event.expires_at)}."
         case _:
             message = f"no sentence is written for {type(event).__name__}"
             raise NotImplementedError(message)

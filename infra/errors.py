@@ -4,6 +4,8 @@ Unavailable            the database is away, a queue is full or a wait ran out; 
 IdempotencyMismatch    the Idempotency-Key belongs to another request
 IdempotencyRunning     the first request with the Idempotency-Key is still running
 KeyNoLongerValid       the API key was revoked or expired on the way from the door to the log
+KeyNotRotatable        the API key has no text that could be changed
+TokenRefused           the bearer token cannot be trusted
 """
 
 from __future__ import annotations
@@ -29,3 +31,16 @@ class IdempotencyRunning(Exception):
 
 class KeyNoLongerValid(Exception):
     """The API key was revoked or has expired."""
+
+
+class KeyNotRotatable(Exception):
+    """Only a key that is neither revoked nor expired can be rotated. The bearer of tokens has no key to rotate."""
+
+
+class TokenRefused(Exception):
+    """The token is not one that is taken here."""
+
+    def __init__(self, detail: str) -> None:
+        """Say why, and nothing of what the token holds."""
+        super().__init__(detail)
+        self.detail = detail

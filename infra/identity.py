@@ -1,34 +1,68 @@
-"""API keys and ledgers: who calls, for which ledger, in which role and for which subjects."""
+"""Who calls, for which ledger, in which role and for which subjects; and which ledgers there are.
+
+    a key      is found by the keyed hash of its text
+    a token    is verified, and its bearer found by the keyed hash of issuer and subject (`infra.bearers`)
+
+What was found is remembered for a second at most. Every process hears of a change of keys and forgets at once; an
+append looks for itself.
+"""
 
 from __future__ import annotations
 
-import base64
-import hmac
-import secrets
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from infra.errors import IdempotencyMismatch, KeyNoLongerValid
-from infra.ids import uuid7
-from infra.keyring import Keyring, Recent, fingerprint_purpose
+from domain.errors import NotAllowed
+from infra.api_key import ApiKey
+from infra.arrays import Byteas
+from infra.bearers import Bearers, looks_like_a_token, unsealed_subject
+from infra.errors import TokenRefused
+from infra.event_store import Merged
+from infra.keyring import Recent, fingerprint_purpose
+from infra.minting import KEY_COLUMNS, Minter, api_key
+from infra.tokens import Tokens
+from infra.uses import Uses
 from infra.vault import fresh_key
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
-    from domain.values import Role
+    from infra.custody import Custodian
     from infra.database import Database, LedgerConnection
-    from infra.vault import MasterKey
+    from infra.issuers import Issuer
 
-PREFIX: Final = "slk_"
-# A read may be let in this long after its key was revoked; an append checks the key again itself.
+# A read may be let in this long after its key was revoked, where the word of it was lost on the way.
 CACHE_S: Final = 1.0
 MAX_CACHED: Final = 10_000
 MAX_PRESENTED_CHARACTERS: Final = 512
+# On which every process is told that keys have changed.
+CHANNEL: Final = "sparkledger_keys"
+
+# Looked up before there is a ledger.
+_NO_LEDGER: Final = 0
+
+_LIST: Final = f"""
+    SELECT {KEY_COLUMNS}, u.last_used_at, h.ends_at, k.sealed_subject
+    FROM api_keys k
+    JOIN ledgers l ON l.ledger_id = k.ledger_id
+    LEFT JOIN api_key_uses u ON u.ledger_id = k.ledger_id AND u.key_id = k.key_id
+    LEFT JOIN LATERAL (
+        SELECT max(h.ends_at) AS ends_at
+        FROM api_key_hashes h
+        WHERE h.ledger_id = k.ledger_id
+        AND h.key_id = k.key_id
+        AND h.ends_at > now()
+    ) h ON true
+    WHERE k.ledger_id = %s
+    AND (%s::uuid IS NULL OR k.key_id < %s)
+    ORDER BY k.key_id DESC
+    LIMIT %s
+"""
 
 
 class LedgerExists(Exception):
@@ -36,205 +70,133 @@ class LedgerExists(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Subjects:
-    """Whom a key acts for; empty sets for roles that act for nobody in particular."""
+class Found:
+    """What a hash was found to belong to, if to anything."""
 
-    creator_ids: frozenset[str] = frozenset()
-    brand_ids: frozenset[str] = frozenset()
-    advertiser_ids: frozenset[str] = frozenset()
-
-
-def subjects_problem(role: Role, subjects: Subjects) -> str | None:
-    """Say what is wrong with a role's subjects: creators and brands act for somebody, the others for everyone."""
-    match role:
-        case "creator":
-            if not subjects.creator_ids or subjects.brand_ids or subjects.advertiser_ids:
-                return "A creator's key names one or more creator_ids, and nothing else."
-        case "brand":
-            if subjects.creator_ids or not (subjects.brand_ids or subjects.advertiser_ids):
-                return "A brand's key names brand_ids, advertiser_ids or both, and no creator_ids."
-        case _:
-            if subjects != Subjects():
-                return "Only keys of creators and brands have subjects; this role acts for everyone."
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key as it is known: never its text, which only its holder has."""
-
-    key_id: UUID
-    ledger_id: int
-    ledger_name: str
-    name: str | None
-    role: Role
-    subjects: Subjects
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
+    at: float
+    key: ApiKey | None = None
+    ends_at: datetime | None = None
+    used: bool = False
 
     def valid(self, now: datetime) -> bool:
-        """Tell whether the key may be used at a moment."""
-        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+        """Tell whether it opens anything at a moment."""
+        return self.key is not None and self.key.valid(now) and (self.ends_at is None or now < self.ends_at)
 
 
-_COLUMNS: Final = """
-    k.key_id, k.ledger_id, l.name, k.name, k.role, k.creator_ids, k.brand_ids, k.advertiser_ids, k.created_at,
-    k.expires_at, k.revoked_at
-"""
+class Identity(Minter):
+    """Mints keys, and finds who a presented one, or a token, belongs to."""
 
+    def __init__(self, database: Database, custodian: Custodian, issuers: Sequence[Issuer] = ()) -> None:
+        """Take the sessions to look up with, who unwraps the key that keys are hashed with, and whose tokens count."""
+        super().__init__(database, custodian)
+        self._known: Recent[bytes, Found] = Recent(MAX_CACHED)
+        self._changes = 0
+        self._look_up = Merged(self._looked_up)
+        self._uses = Uses(database)
+        self._bearers = None
+        if issuers:
+            self._bearers = Bearers(Tokens(issuers), database, self._keyring, self._find, self.forget)
 
-def _api_key(row: Any) -> ApiKey:
-    return ApiKey(
-        key_id=row[0],
-        ledger_id=row[1],
-        ledger_name=row[2],
-        name=row[3],
-        role=row[4],
-        subjects=Subjects(frozenset(row[5]), frozenset(row[6]), frozenset(row[7])),
-        created_at=row[8],
-        expires_at=row[9],
-        revoked_at=row[10],
-    )
+    async def stop(self) -> None:
+        """End what runs beside."""
+        await self._uses.stop()
+        if self._bearers is not None:
+            await self._bearers.stop()
 
-
-class Identity:
-    """Mints keys, and finds who a presented one belongs to."""
-
-    def __init__(self, database: Database, master_key: MasterKey) -> None:
-        """Take the sessions to look up with, and the key that API keys are hashed with."""
-        self._database = database
-        self._master_key = master_key
-        self._known: Recent[bytes, tuple[float, ApiKey | None]] = Recent(MAX_CACHED)
+    def forget(self) -> None:
+        """Remember nothing of keys any more: one of them has changed, here or in another process."""
+        self._changes += 1
+        self._known.clear()
 
     async def authenticate(self, presented: str, now: datetime) -> ApiKey | None:
-        """Find who a key belongs to; `None` for one that is unknown, revoked or expired."""
+        """Find who a key or token belongs to; `None` for what is unknown, revoked or expired.
+
+        Raises:
+            TokenRefused: it is a token that cannot be trusted.
+            NotAllowed: it is a token whose claims open nothing here.
+            Unavailable: the database is away, or the keys of the token's issuer are.
+
+        """
+        if self._bearers is not None and looks_like_a_token(presented):
+            return await self._bearers.key(presented, now)
         if len(presented) > MAX_PRESENTED_CHARACTERS:
             return None
-        hashed = self._master_key.api_key_hash(presented)
-        known = self._known.get(hashed)
-        if known is None or time.monotonic() - known[0] > CACHE_S:
+        found = await self._find((await self._keyring.hashing()).hash(presented), now)
+        return found.key if found.valid(now) else None
 
-            async def query(connection: LedgerConnection) -> Any:
-                cursor = connection.cursor(binary=True)
-                await cursor.execute("SELECT * FROM authenticate(%b)", (hashed,), prepare=True)
-                return await cursor.fetchone()
+    async def still_opens(self, presented: str, now: datetime) -> bool:
+        """Tell whether a key or token that was let in would be let in again.
 
-            row = await self._database.read(None, query)
-            known = self._known.put(hashed, (time.monotonic(), None if row is None else _api_key(row)))
-        key = known[1]
-        return key if key is not None and key.valid(now) else None
+        Raises:
+            Unavailable: that cannot be told now.
+
+        """
+        try:
+            return await self.authenticate(presented, now) is not None
+        except (TokenRefused, NotAllowed):
+            return False
+
+    async def _find(self, hashed: bytes, now: datetime) -> Found:
+        """Find what a hash belongs to, and see to it that a use of it is on record."""
+        found = self._known.get(hashed)
+        if found is None or monotonic() - found.at > CACHE_S:
+            found = await self._look_up(_NO_LEDGER, hashed) or Found(monotonic())
+            if found.key is not None and found.valid(now):
+                if found.used:
+                    self._uses.note(found.key, now)
+                else:
+                    await self._uses.first(found.key, now)
+        return found
+
+    async def _looked_up(self, _: int, hashes: Sequence[bytes]) -> dict[bytes, Found]:
+        changes, at = self._changes, monotonic()
+
+        async def query(connection: LedgerConnection) -> list[Any]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute("SELECT * FROM authenticate(%b)", (Byteas(hashes),), prepare=True)
+            return await cursor.fetchall()
+
+        hashing = await self._keyring.hashing()
+        found = dict.fromkeys(hashes, Found(at))
+        for row in await self._database.read(None, query):
+            key = replace(api_key(row[3:]), request_key=hashing.hash(f"requests of {row[3]}"))
+            found[row[0]] = Found(at, key, ends_at=row[1], used=row[2])
+        # What was read while a key changed may be of before; and a first use is not on record yet.
+        if changes == self._changes:
+            for hashed, one in found.items():
+                if one.key is None or one.used:
+                    self._known.put(hashed, one)
+        return found
 
     async def known(self, presented: str) -> bool:
         """Tell whether a key was ever minted, revoked or not."""
-        hashed = self._master_key.api_key_hash(presented)
+        hashed = (await self._keyring.hashing()).hash(presented)
+        return (await self._looked_up(_NO_LEDGER, [hashed]))[hashed].key is not None
 
-        async def query(connection: LedgerConnection) -> bool:
-            cursor = await connection.execute("SELECT 1 FROM authenticate(%s)", (hashed,))
-            return await cursor.fetchone() is not None
+    async def keys(self, ledger_id: int, *, limit: int | None = None, before: UUID | None = None) -> list[ApiKey]:
+        """List a ledger's keys, newest first; at most `limit`, older than the key `before`."""
 
-        return await self._database.read(None, query)
+        async def query(connection: LedgerConnection) -> list[Any]:
+            cursor = await connection.execute(_LIST, (ledger_id, before, before, limit))
+            return await cursor.fetchall()
 
-    async def create(
-        self,
-        ledger_id: int,
-        *,
-        role: Role,
-        name: str | None = None,
-        subjects: Subjects | None = None,
-        expires_at: datetime | None = None,
-        idempotency_key: str | None = None,
-        request_hash: bytes = b"",
-        created_by: UUID | None = None,
-        text: str | None = None,
-    ) -> tuple[ApiKey, str, bool]:
-        """Mint a key.
-
-        A request with an Idempotency-Key gets a text derived from it, so that it can be told again and is stored
-        nowhere. An operator may bring a `text` of their own.
-
-        Returns:
-            The key, its text, and whether it was minted before.
-
-        Raises:
-            IdempotencyMismatch: the Idempotency-Key minted another key.
-            KeyNoLongerValid: the key that asks was revoked meanwhile.
-
-        """
-        subjects = subjects or Subjects()
-        idempotency = None
-        if idempotency_key is not None:
-            idempotency = self._master_key.api_key_hash(f"mint\0{created_by}\0{idempotency_key}")
-            text = _text(hmac.digest(idempotency, b"text", "sha256"))
-        text = text or _text(secrets.token_bytes(32))
-        async with self._database.connection(ledger_id) as connection, connection.transaction():
-            await _still_valid(connection, created_by)
-            cursor = await connection.execute(
-                "INSERT INTO api_keys (key_id, ledger_id, hash, name, role, creator_ids, brand_ids, advertiser_ids,"
-                " expires_at, created_by, idempotency, request_hash)"
-                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-                " ON CONFLICT (ledger_id, idempotency) DO NOTHING",
-                (
-                    uuid7(),
-                    ledger_id,
-                    self._master_key.api_key_hash(text),
-                    name,
-                    role,
-                    sorted(subjects.creator_ids),
-                    sorted(subjects.brand_ids),
-                    sorted(subjects.advertiser_ids),
-                    expires_at,
-                    created_by,
-                    None if idempotency is None else idempotency[:16],
-                    request_hash,
-                ),
-            )
-            minted = cursor.rowcount == 1
-            cursor = await connection.execute(
-                "SELECT" + _COLUMNS + ", k.request_hash FROM api_keys k JOIN ledgers l ON l.ledger_id = k.ledger_id"
-                " WHERE k.hash = %s",
-                (self._master_key.api_key_hash(text),),
-            )
-            row = await cursor.fetchone()
-        if row is None or (not minted and row[11] != request_hash):
-            raise IdempotencyMismatch
-        return _api_key(row), text, not minted
-
-    async def keys(self, ledger_id: int) -> list[ApiKey]:
-        """List a ledger's keys, newest first."""
-
-        async def query(connection: LedgerConnection) -> list[ApiKey]:
-            cursor = await connection.execute(
-                "SELECT" + _COLUMNS + " FROM api_keys k JOIN ledgers l ON l.ledger_id = k.ledger_id"
-                " WHERE k.ledger_id = %s ORDER BY k.key_id DESC",
-                (ledger_id,),
-            )
-            return [_api_key(row) for row in await cursor.fetchall()]
-
-        return await self._database.read(ledger_id, query)
-
-    async def revoke(self, ledger_id: int, key_id: UUID, *, by: UUID | None = None) -> bool:
-        """Revoke a key for good; `False` where there is none, again is fine.
-
-        Raises:
-            KeyNoLongerValid: the key that asks was itself revoked meanwhile.
-
-        """
-        # Nothing is let in from memory after this, here; other processes forget within a second.
-        self._known.clear()
-        async with self._database.connection(ledger_id) as connection, connection.transaction():
-            await _still_valid(connection, by)
-            cursor = await connection.execute(
-                "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE ledger_id = %s AND key_id = %s",
-                (ledger_id, key_id),
-            )
-            found = cursor.rowcount == 1
-        self._known.clear()
-        return found
+        keys = []
+        for row in await self._database.read(ledger_id, query):
+            key = replace(api_key(row), last_used_at=row[13], overlap_ends_at=row[14])
+            if row[15] is not None:
+                ledger_keys = await self._keyring.ledger(ledger_id)
+                key = replace(key, subject=unsealed_subject(ledger_keys, row[15], key.key_id))
+            keys.append(key)
+        return keys
 
     async def names(self, ledger_id: int) -> dict[str, str | None]:
         """Return the names of a ledger's keys by key id, revoked ones included."""
-        return {str(key.key_id): key.name for key in await self.keys(ledger_id)}
+
+        async def query(connection: LedgerConnection) -> dict[str, str | None]:
+            cursor = await connection.execute("SELECT key_id, name FROM api_keys WHERE ledger_id = %s", (ledger_id,))
+            return {str(row[0]): row[1] for row in await cursor.fetchall()}
+
+        return await self._database.read(ledger_id, query)
 
     async def create_ledger(self, name: str) -> int:
         """Begin a ledger, with a fingerprint key of its own; needs the worker's rights.
@@ -243,7 +205,7 @@ class Identity:
             LedgerExists: the name is taken.
 
         """
-        wrapped = self._master_key.wrap(fresh_key(), fingerprint_purpose(name))
+        wrapped = await self._keyring.wrap(fresh_key(), fingerprint_purpose(name))
         async with self._database.connection() as connection:
             try:
                 cursor = await connection.execute(
@@ -275,7 +237,7 @@ class Identity:
             MasterKeyError: it is not the one that the ledger's keys are wrapped with.
 
         """
-        await Keyring(self._database, self._master_key).ledger(ledger_id)
+        await self._keyring.ledger(ledger_id)
 
     async def ledgers(self) -> list[tuple[int, str]]:
         """List all ledgers as id and name; needs the worker's rights."""
@@ -285,20 +247,3 @@ class Identity:
             return [(row[0], row[1]) for row in await cursor.fetchall()]
 
         return await self._database.read(None, query)
-
-
-async def _still_valid(connection: LedgerConnection, key_id: UUID | None) -> None:
-    """Hold the key that asks as it is until the transaction ends: one that was revoked must not outlive itself."""
-    if key_id is None:
-        return
-    cursor = await connection.execute(
-        "SELECT 1 FROM api_keys WHERE key_id = %s AND revoked_at IS NULL"
-        " AND (expires_at IS NULL OR expires_at > clock_timestamp()) FOR UPDATE",
-        (key_id,),
-    )
-    if await cursor.fetchone() is None:
-        raise KeyNoLongerValid
-
-
-def _text(random: bytes) -> str:
-    return PREFIX + base64.urlsafe_b64encode(random).decode().rstrip("=")

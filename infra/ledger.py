@@ -15,7 +15,7 @@ from domain.code import Code
 from domain.commands import A, Decision, When
 from domain.creator import Creator
 from domain.errors import Refused, Unknown
-from domain.recorded import Recorded, replay_code
+from domain.recorded import Recorded, fold_code, true_at
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.ids import uuid7
 from infra.mapper import clear_body, sealed_fields, wire_type
@@ -137,14 +137,20 @@ class Ledgers:
         self.refusals = refusals
         self.now = now
         self._writer = writer
-        self._keyring = keyring
+        self.keyring = keyring
         self._memory = memory or Memory()
         self._running: set[tuple[int, bytes]] = set()
         self._turns: WeakValueDictionary[tuple[int, UUID], asyncio.Lock] = WeakValueDictionary()
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why no command can be recorded now, as far as the writer knows; None where nothing stands in the way."""
+        return self._writer.obstacle
+
     async def session(self, ledger_id: int, *, guess: bool = False) -> Session:
         """Begin to read aggregates of a ledger; guessing is for attempts whose every outcome is checked again."""
-        return Session(ledger_id, self.store, await self._keyring.ledger(ledger_id), self._memory, guess=guess)
+        keys = await self.keyring.ledger(ledger_id)
+        return Session(ledger_id, self.store, keys, self.keyring, self._memory, guess=guess)
 
     async def execute(
         self, request: Request, decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]]
@@ -313,7 +319,7 @@ class Ledgers:
         secret = sealed_fields(event)
         sealed = None
         if secret:
-            key = await self._keyring.creator(ledger_id, aggregate.creator_id)
+            key = await self.keyring.creator(ledger_id, aggregate.creator_id)
             sealed = key.seal(secret, place(ledger_id, aggregate.id, event.originator_version, event_id, type_))
         return EventRow(
             stream_id=aggregate.id,
@@ -360,18 +366,18 @@ class Ledgers:
 
     async def creator_stream(self, ledger_id: int, creator_id: str) -> list[Recorded]:
         """Read a creator's events; none where the permission was never switched."""
-        keys = await self._keyring.ledger(ledger_id)
+        keys = await self.keyring.ledger(ledger_id)
         return await self.store.claimed(ledger_id, keys.claim("creator", creator_id)) or []
 
     async def live_codes(self, ledger_id: int, creator_stream: UUID, *, upto: int, at: datetime) -> int:
-        """Count a creator's codes that were live at a moment, as far as the ledger knew at a position."""
+        """Count a creator's codes live at a moment, by what had taken effect then and was known at a position."""
         codes = await self.store.codes_of_creator(ledger_id, creator_stream, upto)
         live = 0
         # A bounded number at a time: to read them all at once would hold up whoever else is served here.
         for first in range(0, len(codes), CODES_AT_ONCE):
             streams = await self.store.streams(ledger_id, codes[first : first + CODES_AT_ONCE])
             heads = ([r for r in stream if r.position <= upto] for stream in streams.values())
-            live += sum(replay_code(head).live(at) for head in heads)
+            live += sum(fold_code(true_at(head, at)).live(at) for head in heads)
         return live
 
     async def secret(self, ledger_id: int, code_id: UUID) -> Sealed:
@@ -379,23 +385,42 @@ class Ledgers:
 
         Raises:
             Unknown: there is no such code.
+            Refused: `creator_erased`.
 
         """
         stream = await self.code_stream(ledger_id, code_id)
         if not stream:
             raise Unknown("code")
-        fields = await self.unsealed(ledger_id, stream[:1])
-        return fields[stream[0].position]["secret"]
+        fields = (await self.unsealed(ledger_id, stream[:1]))[stream[0].position]
+        if fields is None:
+            raise Refused("creator_erased")
+        return fields["secret"]
 
-    async def unsealed(self, ledger_id: int, recorded: Sequence[Recorded]) -> dict[int, dict[str, Sealed]]:
-        """Unseal the secret fields of events, by position; events without any are absent."""
+    async def unsealed(self, ledger_id: int, recorded: Sequence[Recorded]) -> dict[int, dict[str, Sealed] | None]:
+        """Unseal the secret fields of events, by position: None for those of an erased creator, events without any are
+        absent.
+
+        Whether a creator is erased is read with what is sealed, each time: no key that is kept in memory, here or in
+        another process, outlives an erasure that is recorded.
+
+        Raises:
+            LookupError: a key is gone that nobody erased.
+
+        """
         by_position = {r.position: r for r in recorded}
-        fields = {}
-        for position, (key_id, sealed) in (await self.store.sealed(ledger_id, list(by_position))).items():
+        fields: dict[int, dict[str, Sealed] | None] = {}
+        for position, stored in (await self.store.sealed(ledger_id, list(by_position))).items():
             r = by_position[position]
-            key = await self._keyring.creator_by_id(ledger_id, key_id)
+            if stored.erased:
+                self.keyring.forget(ledger_id, stored.key_id)
+                fields[position] = None
+                continue
+            if stored.wrapped is None:
+                message = f"the key {stored.key_id} of a sealed part is gone, and no erasure of its creator is recorded"
+                raise LookupError(message)
+            key = await self.keyring.opened(ledger_id, stored.key_id, stored.wrapped)
             where = place(ledger_id, r.stream_id, r.stream_version, r.event_id, r.type)
-            fields[position] = key.unseal(sealed, where)
+            fields[position] = key.unseal(stored.sealed, where)
         return fields
 
 

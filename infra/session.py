@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from domain.creator import Creator
     from domain.values import Sealed
     from infra.event_store import EventStore
+    from infra.keyring import Keyring
     from infra.vault import LedgerKeys
 
 T = TypeVar("T", "Code", "Creator", "Code | Creator")
@@ -73,11 +74,14 @@ class Memory:
 class Session:
     """One attempt at one command: what it reads, and what is known of that. Implements `domain.commands.Ledger`."""
 
-    def __init__(self, ledger_id: int, store: EventStore, keys: LedgerKeys, memory: Memory, *, guess: bool) -> None:
+    def __init__(
+        self, ledger_id: int, store: EventStore, keys: LedgerKeys, keyring: Keyring, memory: Memory, *, guess: bool
+    ) -> None:
         """Begin with nothing read; `guess` allows answers from memory."""
         self._ledger_id = ledger_id
         self._store = store
         self._keys = keys
+        self._keyring = keyring
         self._memory = memory
         self._guess = guess
         # Whether any answer was a guess: then only what is appended can be relied on.
@@ -120,6 +124,10 @@ class Session:
     def fingerprint(self, text: str) -> str:
         """Hash a text with the ledger's key."""
         return self._keys.fingerprint(text)
+
+    async def note_mark(self, creator_id: str, text: str) -> str:
+        """Hash a note with its creator's key: once that is destroyed, nobody can test a guess at what was noted."""
+        return (await self._keyring.creator(self._ledger_id, creator_id)).mark(text)
 
     def claim(self, kind: str, name: str) -> bytes:
         """Hash a name under which one stream is known, once for the attempt."""

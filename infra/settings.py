@@ -12,14 +12,18 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+import orjson
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from infra.issuers import MAX_ISSUERS, Issuer
 
 PREFIX: Final = "SPARKLEDGER_"
 MASTER_KEY_BYTES: Final = 32
@@ -33,6 +37,7 @@ READ_ELSEWHERE: Final = frozenset(f"{PREFIX}{name}" for name in ("FAULTS", "OWNE
 READ_BY_TESTS: Final = f"{PREFIX}TEST_"
 
 _BROKER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
+_LEDGER_TO_TOPICS: Final = re.compile(r"([A-Za-z0-9._:@-]{1,128}|\*)=[A-Za-z0-9._-]{1,200}")
 _DATABASE: Final = "give a libpq connection string, such as postgresql://sparkledger_api:…@db:5432/sparkledger"
 
 
@@ -97,8 +102,18 @@ class Settings(BaseSettings):
     master_key: SecretStr | None = _setting(
         None,
         "The key that wraps every other key: 32 random bytes in base64. "
-        "Absent: generated into the data directory; required with a database URL.",
+        "Absent: generated into the data directory; required with a database URL, or a file of it.",
         "give 32 random bytes in base64, such as `openssl rand -base64 32` prints",
+    )
+    master_key_previous: SecretStr | None = _setting(
+        None,
+        "The master key that the one above takes the place of, until `sparkledger master-key rotate` is done.",
+        "give the 32 bytes in base64 that SPARKLEDGER_MASTER_KEY was before",
+    )
+    master_key_file: Path | None = _setting(
+        None,
+        "A file with the master key instead, that its owner alone may read; further lines hold those before it.",
+        "name a file that this program may read, with one key a line",
     )
     allowed_days: tuple[int, ...] = _setting(
         (7, 30, 60, 365),
@@ -114,6 +129,25 @@ class Settings(BaseSettings):
         f"give a whole number from 1 to {REQUESTS_PER_SECOND_MAX}",
         ge=1,
         le=REQUESTS_PER_SECOND_MAX,
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        ("none",),
+        "The proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, for the addresses in the log of "
+        "accesses; `none` for none. Name a proxy alone that overwrites what its callers send.",
+        "give addresses or networks such as 10.1.2.3 or 10.1.0.0/16, several separated by commas, or none",
+    )
+    webhook_networks: tuple[str, ...] = _setting(
+        ("127.0.0.0/8", "::1/128"),
+        "The networks that webhooks may be sent to besides public addresses; `none` for none. Name those of receivers "
+        "of your own; every holder of a subscriber's key can have requests sent to what is named here.",
+        "give networks such as 10.1.0.0/16 or 10.1.2.3/32, several separated by commas, or none",
+    )
+    oidc_issuers: tuple[Issuer, ...] = _setting(
+        (),
+        "The OpenID Connect issuers whose bearer tokens are taken besides API keys, and what their claims mean here: a "
+        "JSON list, as `docs/access.md` shows. Absent: keys alone.",
+        f"give a JSON list of at most {MAX_ISSUERS} issuers, each once, as docs/access.md shows",
+        max_length=MAX_ISSUERS,
     )
     kafka_bootstrap_servers: tuple[str, ...] = _setting(
         (),
@@ -137,11 +171,26 @@ class Settings(BaseSettings):
         "The file with the certificates that vouch for the brokers. Absent: the system's.",
         "name a PEM file",
     )
-    kafka_topic: str = _setting(
-        "sparkledger.events",
-        "The topic that events are published to.",
-        "give 1 to 249 letters, digits, dots, underscores or hyphens",
-        pattern=r"^[A-Za-z0-9._-]{1,249}$",
+    kafka_ssl_certfile: Path | None = _setting(
+        None, "The file with our own certificate, for brokers that ask for one.", "name a PEM file"
+    )
+    kafka_ssl_keyfile: Path | None = _setting(
+        None, "The file with that certificate's key, not encrypted.", "name a PEM file"
+    )
+    kafka_ledgers: tuple[str, ...] = _setting(
+        ("main=sparkledger",),
+        "Which ledgers are published, and how their topics begin: `main=sparkledger` publishes the ledger `main` to "
+        "`sparkledger.code-events.v1` and the topics beside it, `*=…` every ledger that is not named. Whoever may "
+        "read a topic reads all its ledgers: one topic is for one organisation.",
+        "give ledger=prefix, several separated by commas, each ledger once; a prefix is 1 to 200 letters, digits, "
+        "dots, underscores or hyphens",
+    )
+    kafka_replication_factor: int = _setting(
+        -1,
+        "How many copies a topic is created with; -1 leaves it to the brokers.",
+        "give a whole number from 1 to 32, or -1",
+        ge=-1,
+        le=32,
     )
 
     @classmethod
@@ -164,10 +213,29 @@ class Settings(BaseSettings):
             raise ValueError
         return value
 
-    @field_validator("allowed_days", "kafka_bootstrap_servers", mode="before")
+    @field_validator(
+        "allowed_days",
+        "kafka_bootstrap_servers",
+        "kafka_ledgers",
+        "trusted_proxies",
+        "webhook_networks",
+        mode="before",
+    )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("oidc_issuers", mode="before")
+    @classmethod
+    def _read_json(cls, value: object) -> object:
+        return orjson.loads(value) if isinstance(value, str) else value
+
+    @field_validator("oidc_issuers")
+    @classmethod
+    def _name_issuers_once(cls, issuers: tuple[Issuer, ...]) -> tuple[Issuer, ...]:
+        if len({issuer.issuer for issuer in issuers}) < len(issuers):
+            raise ValueError
+        return issuers
 
     @field_validator("allowed_days")
     @classmethod
@@ -183,6 +251,32 @@ class Settings(BaseSettings):
             raise ValueError
         return brokers
 
+    @field_validator("trusted_proxies", "webhook_networks")
+    @classmethod
+    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            if network != "none":
+                ip_network(network)
+        if not networks or ("none" in networks and len(networks) > 1):
+            raise ValueError
+        return networks
+
+    @field_validator("kafka_ledgers")
+    @classmethod
+    def _check_ledgers(cls, ledgers: tuple[str, ...]) -> tuple[str, ...]:
+        names = [_LEDGER_TO_TOPICS.fullmatch(pair) for pair in ledgers]
+        found = [name[1] for name in names if name is not None]
+        if not ledgers or len(found) < len(ledgers) or len(set(found)) < len(found):
+            raise ValueError
+        return ledgers
+
+    @field_validator("kafka_replication_factor")
+    @classmethod
+    def _check_copies(cls, copies: int) -> int:
+        if copies == 0:
+            raise ValueError
+        return copies
+
     @field_validator("database_url", "migration_database_url", "worker_database_url")
     @classmethod
     def _check_connection_string(cls, url: SecretStr | None) -> SecretStr | None:
@@ -194,7 +288,7 @@ class Settings(BaseSettings):
                 raise ValueError from None
         return url
 
-    @field_validator("master_key")
+    @field_validator("master_key", "master_key_previous")
     @classmethod
     def _check_master_key(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and len(_from_base64(key)) != MASTER_KEY_BYTES:
@@ -218,12 +312,29 @@ class Settings(BaseSettings):
                         f"{variable(name)} is set, but {variable('database_url')} is not: "
                         "set both, or neither for the embedded PostgreSQL"
                     )
-        elif self.master_key is None:
+        elif self.master_key is None and self.master_key_file is None:
             raise ValueError(
                 f"{variable('master_key')} is not set, and {variable('database_url')} is: "
                 "give 32 random bytes in base64, such as `openssl rand -base64 32` prints, "
                 "and keep them safe, because what is sealed can never be read again without them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_master_keys_together(self) -> Self:
+        if self.master_key is not None and self.master_key_file is not None:
+            raise ValueError(
+                f"{variable('master_key')} and {variable('master_key_file')} are both set: choose one of them"
+            )
+        if self.master_key_previous is not None and self.master_key is None:
+            raise ValueError(
+                f"{variable('master_key_previous')} is set, but {variable('master_key')} is not: set both; "
+                "in a file, the key before stands on the line below"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_kafka_together(self) -> Self:
         sasl = self.kafka_security_protocol.startswith("SASL_")
         for name in ("kafka_sasl_username", "kafka_sasl_password"):
             if sasl and getattr(self, name) is None:
@@ -236,6 +347,17 @@ class Settings(BaseSettings):
                     f"{variable(name)} is set, but {variable('kafka_security_protocol')} is "
                     f"{self.kafka_security_protocol}, which never logs in: choose SASL_SSL or SASL_PLAINTEXT"
                 )
+        for name in ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile"):
+            if getattr(self, name) is not None and not self.kafka_security_protocol.endswith("SSL"):
+                raise ValueError(
+                    f"{variable(name)} is set, but {variable('kafka_security_protocol')} is "
+                    f"{self.kafka_security_protocol}, which never encrypts: choose SSL or SASL_SSL"
+                )
+        if (self.kafka_ssl_certfile is None) != (self.kafka_ssl_keyfile is None):
+            raise ValueError(
+                f"one of {variable('kafka_ssl_certfile')} and {variable('kafka_ssl_keyfile')} is set: "
+                "set both, or neither"
+            )
         return self
 
     @property
@@ -299,6 +421,9 @@ def _one_line(error: ValidationError, given: Mapping[str, str]) -> str:
     shown = given.get(name, "")
     secret = "SecretStr" in str(field.annotation)
     wrong = "cannot be right (its value is not shown)" if secret else f"cannot be {shown[:60]!r}"
+    if name == "oidc_issuers" and first["loc"][1:]:
+        # It says where: a list of objects is too much to look through for what is wrong.
+        wrong += f" (at {'/'.join(map(str, first['loc'][1:]))}: {first['msg'].removeprefix('Value error, ')})"
     default = _as_written(field.default)
     otherwise = f", or leave it out for {default}" if default else ""
     return f"{variable(name)} {wrong}: {_expects(field)}{otherwise}."

@@ -44,5 +44,9 @@ def configure_logs() -> None:
     # What goes as planned would bury what a person is told at the start.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     logging.getLogger("projections.runner").setLevel(logging.WARNING)
+    # What Kafka's client meets is said by whoever uses it, once; at DEBUG it would print what is sent.
+    kafka = logging.getLogger("kafka")
+    kafka.setLevel(logging.WARNING)
+    kafka.propagate = False
     # The pool says every second that a database is away; the commands that meet it say so too.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

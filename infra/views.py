@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import psycopg
+
+from infra.accesses import Accesses
 from infra.errors import Unavailable
+from infra.question import Questions
+from infra.trail import Trail
 from projections.runner import Behind, wait_for
 from projections.view import reached
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from psycopg import AsyncCursor
 
@@ -22,11 +28,21 @@ AT_LEAST_WAIT_S: Final = 5.0
 
 
 class Views:
-    """The read side of a database."""
+    """The read side of a database.
+
+    Attributes:
+        trail: the log in bulk.
+        questions: what the question is answered from.
+        accesses: who read them.
+
+    """
 
     def __init__(self, database: Database) -> None:
         """Take the sessions to read with."""
         self._database = database
+        self.trail = Trail(database)
+        self.questions = Questions(database)
+        self.accesses = Accesses(database)
 
     async def read(
         self,
@@ -34,29 +50,45 @@ class Views:
         query: Callable[[AsyncCursor[Any]], Awaitable[T]],
         *,
         view: str,
+        also: Sequence[str] = (),
         at_least: int | None = None,
     ) -> tuple[T, int]:
-        """Run a view's query for a ledger.
+        """Run a view's query for a ledger; `also` names further views that it reads together with that one.
 
         Returns:
-            Its result, and the position up to which the view had read the ledger: the rows are at least that new.
+            Its result, and the position up to which the views had read the ledger: the rows are at least that new.
 
         Raises:
-            Unavailable: the view did not reach `at_least` in time, or the database is away.
+            Unavailable: a view did not reach `at_least` in time, or the database is away.
 
         """
         if at_least is not None:
-            try:
-                await wait_for(lambda: self._cursor(ledger_id), view, ledger_id, at_least, timeout_s=AT_LEAST_WAIT_S)
-            except Behind as behind:
-                raise Unavailable(f"{behind} Ask again in a moment, or with a smaller at_least.") from behind
+            deadline = time.monotonic() + AT_LEAST_WAIT_S
+            for name in (view, *also):
+                await self.wait(ledger_id, name, at_least, max(0.0, deadline - time.monotonic()))
 
         async def run(connection: LedgerConnection) -> tuple[T, int]:
             async with connection.cursor() as cursor:
-                position = await reached(cursor, ledger_id, view)
+                position = await reached(cursor, ledger_id, view, *also)
                 return await query(cursor), position
 
-        return await self._database.read(ledger_id, run)
+        try:
+            return await self._database.read(ledger_id, run)
+        except psycopg.errors.UndefinedColumn as older:
+            # A new version of the view is being filled beside the one that is still read.
+            raise Unavailable(f"The view {view} is being filled anew. Ask again later.", retry_after=60) from older
+
+    async def wait(self, ledger_id: int, view: str, position: int, timeout_s: float = AT_LEAST_WAIT_S) -> None:
+        """Wait until a view has read a ledger up to a position.
+
+        Raises:
+            Unavailable: it did not in time, or the database is away.
+
+        """
+        try:
+            await wait_for(lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=timeout_s)
+        except Behind as behind:
+            raise Unavailable(f"{behind} Ask again in a moment, or with a smaller at_least.") from behind
 
     @asynccontextmanager
     async def _cursor(self, ledger_id: int) -> AsyncIterator[AsyncCursor[Any]]:

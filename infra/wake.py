@@ -82,13 +82,14 @@ class Notifier(_Loop):
 class Listener(_Loop):
     """Calls back whenever something was committed, by whatever process."""
 
-    def __init__(self, conninfo: str, role: str, heard: Callable[[], None]) -> None:
-        """Prepare; `start` listens."""
+    def __init__(self, conninfo: str, role: str, heard: Callable[[], None], *, channel: str = CHANNEL) -> None:
+        """Prepare; `start` listens, for events unless another channel is named."""
         super().__init__(conninfo, role, "listener")
         self._heard = heard
+        self._channel = channel
 
     async def _use(self, connection: psycopg.AsyncConnection) -> None:
-        await connection.execute(f"LISTEN {CHANNEL}")
+        await connection.execute(f"LISTEN {self._channel}")
         self._heard()  # what was committed while nobody listened
         async for _ in connection.notifies():
             self._heard()

@@ -1,4 +1,4 @@
-"""What runs beside the API: the views, the expiry clock, the purge of idempotency keys that have outlived their use."""
+"""What runs beside the API: views, the expiry clock, publishing, webhooks, the purge of what is too old."""
 
 from __future__ import annotations
 
@@ -6,94 +6,129 @@ import asyncio
 import logging
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import psycopg
-
-from infra.database import session
+from infra import accesses
+from infra.erasure import Erasures
 from infra.errors import Unavailable
 from infra.expiry import ExpiryClock
 from infra.feed import Feed
 from infra.migrate import require_migrated
-from infra.runtime import WORKER, runtime, spare_the_collector
+from infra.rotation import require_master_keys
+from infra.runtime import WORKER, allow_connections, runtime, spare_the_collector
+from infra.upkeep import GC_YOUNG_OBJECTS, connect
 from infra.wake import Listener
+from infra.webhooks_target import Networks
+from infra.webhooks_worker import Senders
 from projections import VIEWS
-from projections.runner import Progress, Runner, create_missing
-from projections.runner import rebuild as rebuild_view
+from projections.runner import Runner, create_missing
+from projections.sharing import SharedLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from infra.custody import Custodian
     from infra.database import Database
-    from infra.vault import MasterKey
+    from infra.publisher import Publisher
 
-PARTS: Final = ("views", "expiry")
+PARTS: Final = ("views", "expiry", "kafka", "webhooks")
 # An idempotency key is good for at least a day; one more covers a client's own retry schedule.
 KEEP_IDEMPOTENCY_HOURS: Final = 48
 PURGE_EVERY_S: Final = 600.0
 PURGE_ROWS: Final = 10_000
 PURGE_PAUSE_S: Final = 0.5
 KEEP_REFUSAL_COUNTS_DAYS: Final = 400
-# A rebuild says how far it is once in so many events.
-SAY_EVERY_EVENTS: Final = 50_000
+# A publisher ends its transaction in this time, or leaves it to be aborted by its successor.
+PUBLISHER_STOP_S: Final = 1.5
 
 log = logging.getLogger(__name__)
 
 
 async def run(
-    conninfo: str, master_key: MasterKey, parts: frozenset[str], *, started: Callable[[], None] = lambda: None
+    conninfo: str,
+    master_key: Custodian,
+    parts: frozenset[str],
+    *,
+    publishers: Sequence[Publisher] = (),
+    webhook_networks: Sequence[str] = (),
+    started: Callable[[], None] = lambda: None,
 ) -> None:
     """Run until SIGINT or SIGTERM.
 
     Args:
         conninfo: the database, as a login that is or may become the worker's role.
-        master_key: the key that the database's keys are wrapped with.
+        master_key: who holds the key that the database's keys are wrapped with.
         parts: which of `PARTS` to run.
+        publishers: those to Kafka, each of which runs in a thread of its own.
+        webhook_networks: where webhooks may be sent to besides public addresses.
         started: called once everything runs.
 
     Raises:
         MigrationError: the database lacks a migration.
+        MasterKeyError: a master key that keys are wrapped with was not given.
 
     """
     require_migrated(conninfo)
-    spare_the_collector()
+    require_master_keys(conninfo, WORKER, master_key)
+    spare_the_collector(GC_YOUNG_OBJECTS)
+    allow_connections()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with runtime(conninfo, WORKER, master_key) as opened:
-        clock = ExpiryClock(opened.ledgers, opened.database)
-        wakes = [asyncio.Event() for _ in VIEWS] if "views" in parts else []
-        feed = Feed(opened.database)
-        runners = [
-            Runner(view, feed, lambda: connect(conninfo), wake) for view, wake in zip(VIEWS, wakes, strict=False)
-        ]
+        clock = ExpiryClock(opened)
+        runners, wakes = views_followed(conninfo, opened.database) if "views" in parts else ([], [])
+        senders = Senders(conninfo, opened, Networks(webhook_networks)) if "webhooks" in parts else None
 
-        def heard() -> None:
-            for wake in (*wakes, clock.woken):
-                wake.set()
-
-        listener = Listener(conninfo, WORKER, heard)
+        for publisher in publishers:
+            publisher.start()
+        listener = Listener(conninfo, WORKER, _waking(wakes, senders, publishers))
         listener.start()
         tasks = [loop.create_task(runner.run()) for runner in runners]
         tasks.append(loop.create_task(_purge(opened.database)))
+        tasks.append(loop.create_task(Erasures(opened.database, opened.ledgers, opened.identity).run()))
         if "expiry" in parts:
             tasks.append(loop.create_task(clock.run()))
+        if senders is not None:
+            tasks.append(loop.create_task(senders.run()))
         started()
         stopping = loop.create_task(stop.wait())
         # None of them ends by itself: one that does is a defect, and the process with it, to be begun again.
         await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*(asyncio.to_thread(publisher.stop, PUBLISHER_STOP_S) for publisher in publishers))
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome
         await listener.stop()
 
 
-async def connect(conninfo: str) -> psycopg.AsyncConnection[Any]:
-    """Open a session of the worker's own; building an index on a long log takes as long as it takes."""
-    return await psycopg.AsyncConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0))
+def _waking(
+    wakes: Sequence[asyncio.Event], senders: Senders | None, publishers: Sequence[Publisher]
+) -> Callable[[], None]:
+    """Return what wakes everybody here that waits for events."""
+
+    def heard() -> None:
+        for wake in wakes:
+            wake.set()
+        if senders is not None:
+            senders.tails.wake()
+        for publisher in publishers:
+            publisher.wake()
+
+    return heard
+
+
+def views_followed(conninfo: str, database: Database) -> tuple[list[Runner], list[asyncio.Event]]:
+    """Return what follows the log into each view, from one reading of it, and what wakes each."""
+    shared = SharedLog(Feed(database))
+    wakes = [asyncio.Event() for _ in VIEWS]
+    runners = [
+        Runner(view, shared.reader(), lambda: connect(conninfo), wake) for view, wake in zip(VIEWS, wakes, strict=True)
+    ]
+    return runners, wakes
 
 
 async def create_views(conninfo: str) -> None:
@@ -101,37 +136,8 @@ async def create_views(conninfo: str) -> None:
     await create_missing(lambda: connect(conninfo), VIEWS)
 
 
-async def rebuild(conninfo: str, master_key: MasterKey, name: str, say: Callable[[str], None]) -> None:
-    """Fill a view anew beside itself, then switch, saying how far it is.
-
-    Raises:
-        LookupError: there is no such view.
-
-    """
-    view = next((view for view in VIEWS if view.name == name), None)
-    if view is None:
-        message = f"There is no view {name}; the views are {', '.join(view.name for view in VIEWS)}."
-        raise LookupError(message)
-    said = 0
-
-    def progressed(progress: Progress) -> None:
-        nonlocal said
-        if progress.events - said >= SAY_EVERY_EVENTS:
-            said = progress.events
-            say(_rate(progress))
-
-    async with runtime(conninfo, WORKER, master_key) as opened:
-        done = await rebuild_view(view, Feed(opened.database), lambda: connect(conninfo), progressed)
-    say(f"{_rate(done)}; switched")
-
-
-def _rate(progress: Progress) -> str:
-    rate = progress.events / progress.seconds if progress.seconds else 0
-    return f"{progress.view}: {progress.events} events in {progress.seconds:.1f} s ({rate:,.0f} a second)"
-
-
 async def _purge(database: Database) -> None:
-    """Forget idempotency keys that have outlived their use, a bounded number at a time."""
+    """Forget idempotency keys and accesses that have been kept long enough, a bounded number at a time."""
     while True:
         purged = 0
         with suppress(Unavailable):
@@ -147,5 +153,6 @@ async def _purge(database: Database) -> None:
                     "DELETE FROM refused_attempts WHERE hour < now() - make_interval(days => %s)",
                     (KEEP_REFUSAL_COUNTS_DAYS,),
                 )
+                purged = max(purged, await accesses.purge(connection, PURGE_ROWS))
         # As long as there is more, a short pause is all: what a busy day leaves behind must not outgrow the purge.
         await asyncio.sleep(PURGE_PAUSE_S if purged == PURGE_ROWS else PURGE_EVERY_S)

@@ -192,6 +192,13 @@ class Writer:
         if self._connection is not None:
             await self._connection.close()
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why no command can be recorded now, as far as this process knows; None where nothing stands in the way."""
+        if self._stopping or self._task is None or self._task.done():
+            return STOPPING
+        return FULL if len(self._waiting) >= MAX_WAITING else None
+
     async def append(self, request: Append) -> Outcome:
         """Append, and wait until it is committed or refused.
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from projections import codes, expiring, history, permissions, redemptions
+from projections import campaigns, codes, expiring, history, permissions, redemptions, shares, statistics
 from projections.view import View
 
 # Every view there is. A new one is one file, one line here and one test.
@@ -10,6 +10,9 @@ VIEWS: Final[tuple[View[Any], ...]] = (
     codes.VIEW,
     history.VIEW,
     permissions.VIEW,
+    shares.VIEW,
     redemptions.VIEW,
+    campaigns.VIEW,
     expiring.VIEW,
+    statistics.VIEW,
 )

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from psycopg import sql
 
 from domain.code import Code
 from domain.values import State
+from projections.paging import Place
 from projections.parties import PARTIES, PartyRow, concerns_one_of, demands, party
 from projections.table import Table
 from projections.view import View
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from domain.recorded import Recorded
 
 NAME: Final = "codes"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(slots=True)
@@ -39,8 +40,6 @@ class CodeRow:
         generated_position: of its first; newest first means by this, descending.
         generated_at, revoked_at: effective times.
         brand_ids, advertiser_ids: with whom it was shared; the latter also by whom it was redeemed.
-        campaigns: by campaign id: `advertiser_id`, `amount`, `currency`, `name`, and in RFC 3339 `starts_at`,
-            `ends_at`, `launched_at`, `ended_at` (None unless it was ended).
 
     """
 
@@ -64,7 +63,6 @@ class CodeRow:
     share_count: int
     redemption_count: int
     refusal_count: int
-    campaigns: dict[str, Any]
 
     def state(self, moment: datetime) -> State:
         """Return the one word for where the code stands, as `Code.state` does."""
@@ -107,7 +105,6 @@ CODES: Final = Table(
             share_count         int NOT NULL,
             redemption_count    int NOT NULL,
             refusal_count       int NOT NULL,
-            campaigns           jsonb NOT NULL,
             PRIMARY KEY (ledger_id, code_id)
         ) WITH (fillfactor = 80) -- most changes touch no index, and stay in their block where there is room
     """,
@@ -115,7 +112,7 @@ CODES: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, generated_position)",
         "CREATE INDEX ON {table} (ledger_id, creator_id, generated_position)",
         "CREATE INDEX ON {table} (ledger_id, video_id, generated_position)",
-        "CREATE INDEX ON {table} (ledger_id, expires_at)",
+        "CREATE INDEX ON {table} (ledger_id, expires_at, generated_position)",
         "CREATE INDEX ON {table} (ledger_id, generated_position) WHERE revoked_at IS NOT NULL",
     ),
 )
@@ -145,7 +142,6 @@ def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> Code
         share_count=0,
         redemption_count=0,
         refusal_count=0,
-        campaigns={},
     )
 
 
@@ -182,25 +178,6 @@ def redemption_refused(row: CodeRow, recorded: Recorded, event: Code.RedemptionR
     row.refusal_count += 1
 
 
-def campaign_launched(row: CodeRow, recorded: Recorded, event: Code.CampaignLaunched) -> None:
-    changed(row, recorded, event)
-    row.campaigns[event.campaign_id] = {
-        "advertiser_id": event.advertiser_id,
-        "amount": event.budget["amount"],
-        "currency": event.budget["currency"],
-        "name": event.name,
-        "starts_at": event.starts_at.isoformat(),
-        "ends_at": event.ends_at.isoformat(),
-        "launched_at": recorded.effective_at.isoformat(),
-        "ended_at": None,
-    }
-
-
-def campaign_ended(row: CodeRow, recorded: Recorded, event: Code.CampaignEnded) -> None:
-    changed(row, recorded, event)
-    row.campaigns[event.campaign_id]["ended_at"] = recorded.effective_at.isoformat()
-
-
 def revoked(row: CodeRow, recorded: Recorded, event: Code.Revoked) -> None:
     changed(row, recorded, event)
     row.revoked_at = recorded.effective_at
@@ -219,8 +196,6 @@ VIEW: Final = View(
         Code.Shared: shared,
         Code.Redeemed: redeemed,
         Code.RedemptionRefused: redemption_refused,
-        Code.CampaignLaunched: campaign_launched,
-        Code.CampaignEnded: campaign_ended,
         Code.Revoked: revoked,
     },
     further=[PARTIES],
@@ -266,6 +241,32 @@ _OF_PARTIES: Final = sql.SQL("""
     LIMIT %(limit)s
 """)
 
+_ENDING: Final = sql.SQL("""
+    SELECT {columns}
+    FROM views.codes t
+    WHERE t.ledger_id = %(ledger_id)s
+    {filters}
+    ORDER BY t.expires_at, t.generated_position
+    LIMIT %(limit)s
+""")
+
+# A party's codes are few beside all that end: they are found by the party, and then put in order.
+_ENDING_OF_PARTIES: Final = sql.SQL("""
+    SELECT DISTINCT ON (t.expires_at, t.generated_position) {columns}
+    FROM unnest(%(kinds_0)s::text[], %(party_ids_0)s::text[]) AS x (kind, party_id)
+    JOIN views.code_parties p ON p.ledger_id = %(ledger_id)s AND p.kind = x.kind AND p.party_id = x.party_id
+    JOIN views.codes t ON t.ledger_id = p.ledger_id AND t.code_id = p.code_id
+    WHERE true
+    {filters}
+    ORDER BY t.expires_at, t.generated_position
+    LIMIT %(limit)s
+""")
+
+_ENDS_BEYOND: Final = sql.SQL("""
+    AND t.revoked_at IS NULL
+    AND (t.expires_at, t.generated_position) > (%(after_end)s, %(after_key)s)
+""")
+
 # The same words as `CodeRow.state`, and in the same order of precedence.
 _IN_STATE: Final[dict[State, sql.SQL]] = {
     "revoked": sql.SQL("AND t.revoked_at IS NOT NULL"),
@@ -287,21 +288,6 @@ _OF_VIDEO: Final = """
     ORDER BY generated_position
 """
 
-_COUNT_BY_STATE: Final = """
-    SELECT
-        CASE
-            WHEN revoked_at IS NOT NULL THEN 'revoked'
-            WHEN expires_at <= %(now)s THEN 'expired'
-            WHEN redemption_count > 0 THEN 'redeemed'
-            WHEN share_count > 0 THEN 'shared'
-            ELSE 'generated'
-        END,
-        count(*)
-    FROM views.codes
-    WHERE ledger_id = %(ledger_id)s
-    GROUP BY 1
-"""
-
 # Beyond any position.
 _END: Final = 2**62
 
@@ -319,6 +305,7 @@ async def search(
     now: datetime,
     limit: int,
     after_key: int | None = None,
+    ending_after: Place | None = None,
     state: State | None = None,
     creator_ids: Collection[str] | None = None,
     video_id: str | None = None,
@@ -328,7 +315,7 @@ async def search(
     visible_advertisers: Collection[str] | None = None,
     expires_before: datetime | None = None,
 ) -> list[CodeRow]:
-    """Return the codes that pass every filter given, newest first.
+    """Return the codes that pass every filter given, newest first, or the soonest to end first.
 
     Args:
         cur: bound to the ledger; rows as tuples.
@@ -336,6 +323,7 @@ async def search(
         now: the clock that states are computed with.
         limit: rows at most.
         after_key: the `generated_position` of the last row of the page before.
+        ending_after: codes that are not revoked, in the order of `expires_at` and `generated_position`, after these.
         state: as answers show it.
         creator_ids: of any of these; an empty collection matches nothing. So do the others.
         video_id: of this video.
@@ -365,12 +353,17 @@ async def search(
     if expires_before is not None:
         filters.append(sql.SQL("AND t.expires_at < %(expires_before)s"))
         parameters["expires_before"] = expires_before
+    if ending_after is not None:
+        filters.append(_ENDS_BEYOND)
+        parameters |= {"after_end": ending_after[0], "after_key": ending_after[1]}
     demanded = demands(brand_ids, advertiser_ids, visible_brands, visible_advertisers)
     for i, demand in enumerate(demanded):
         parameters |= demand.parameters(i)
         if i > 0:  # the first is what the codes are found by
             filters.append(concerns_one_of(i))
-    query = _OF_PARTIES if demanded else _NEWEST_FIRST
+    newest_first = _OF_PARTIES if demanded else _NEWEST_FIRST
+    ending = _ENDING_OF_PARTIES if demanded else _ENDING
+    query = newest_first if ending_after is None else ending
     return await CODES.fetch(cur, query.format(columns=CODES.select(), filters=sql.SQL(" ").join(filters)), parameters)
 
 
@@ -378,10 +371,3 @@ async def of_video(cur: AsyncCursor[Any], ledger_id: int, video_id: str) -> list
     """Return every code that a video ever had, oldest first."""
     await cur.execute(_OF_VIDEO, (ledger_id, video_id))
     return [row[0] for row in await cur.fetchall()]
-
-
-async def count_by_state(cur: AsyncCursor[Any], ledger_id: int, now: datetime) -> dict[State, int]:
-    """Return how many codes stand in each state, zeros included."""
-    await cur.execute(_COUNT_BY_STATE, {"ledger_id": ledger_id, "now": now})
-    counts: dict[State, int] = dict.fromkeys(get_args(State), 0)
-    return counts | dict(await cur.fetchall())

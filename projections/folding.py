@@ -8,19 +8,21 @@ whenever, even if two workers both believe that they lead.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import orjson
 import psycopg
+from psycopg.types.json import set_json_loads
 
 from projections import progress
-from projections.progress import Gap, Overtaken
-from projections.view import NEXT, Page, View
+from projections.page import Gap, Page, Span
+from projections.progress import Overtaken
+from projections.skips import skipped
+from projections.view import NEXT, Folded, View
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor
-
-    from domain.recorded import Recorded
 
 # Events folded at a time: enough for one statement's cost to vanish, few enough to hold in memory.
 PAGE_EVENTS_MAX: Final = 2_000
@@ -42,12 +44,15 @@ Connect = Callable[[], Awaitable["AsyncConnection[Any]"]]
 class Log(Protocol):
     """The log of all ledgers, as views read it."""
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Sequence[tuple[int, Recorded]]:
+    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
         """Return events past the given positions, by ledger and then by position, at most `limit`.
 
         Ledgers that are not named are read from their beginning. An event that cannot be read ends the page before
         it; where it would be the page's first, `Unreadable` is raised.
         """
+
+    def forget(self) -> None:
+        """Keep nothing of what was read: a session was lost, and the next may find a log that lost its last events."""
 
 
 class Unreadable(Exception):
@@ -66,8 +71,7 @@ class Poisoned(Exception):
     def __init__(self, view: str, ledger_id: int, position: int, reason: str) -> None:
         """Name the view, the event, and what is wrong."""
         super().__init__(f"View {view} stops before event {position} of ledger {ledger_id}: {reason}")
-        self.ledger_id = ledger_id
-        self.position = position
+        self.at = (ledger_id, position)
         self.reason = reason
 
 
@@ -78,6 +82,7 @@ class Folding:
         name: what it is called in the durable tables: the view's name, or that with `NEXT`.
         positions: by ledger, as they stood after the last page.
         stopped: it is written down that the view has stopped, and it has not read past that event yet.
+        skipped: ledger and position of the events that this version of the view was told to skip.
 
     """
 
@@ -89,9 +94,13 @@ class Folding:
         self.name = view.name + self.suffix
         self.positions: dict[int, int] = {}
         self.stopped = False
+        self.skipped: frozenset[tuple[int, int]] = frozenset()
+        self._state = "building" if beside else "following"
+        self._fresh = beside
 
     async def prepare(self) -> None:
         """Set the session up for writing."""
+        set_json_loads(orjson.loads, self.connection)
         await self.connection.execute(_SESSION)
 
     async def create(self, *, indexes: bool) -> None:
@@ -107,15 +116,15 @@ class Folding:
                 await table.create(cur, self.suffix)
                 if indexes:
                     await table.create_indexes(cur, self.suffix)
-            state = "building" if self.suffix else "following"
-            await progress.begin(cur, self.name, self.view.version, state)
+            await progress.begin(cur, self.name, self.view.version, self._state)
 
     async def find(self) -> None:
-        """Find out which positions the view has reached, and whether it has stopped."""
+        """Find out which positions the view has reached, whether it has stopped, and what it skips."""
         cur = self.connection.cursor()
         standing = await progress.status(cur, self.name)
         self.stopped = standing is not None and standing.state == "failed"
         self.positions = await progress.positions(cur, self.name, self.view.version)
+        self.skipped = await skipped(cur, self.view.name, self.view.version)
 
     async def take_in_all(self, log: Log, page_events: int, folded: Callable[[int], None] | None = None) -> int:
         """Take in page after page until the log has no more; return how many events that were.
@@ -128,10 +137,10 @@ class Folding:
 
         """
         total = 0
-        page = await self._read(log, self.positions, page_events)
-        while page:
+        page = await self.read(log, self.positions, page_events)
+        while page.spans:
             reached = progress.after(self.positions, page)
-            ahead = asyncio.create_task(self._read(log, reached, page_events)) if len(page) == page_events else None
+            ahead = asyncio.create_task(self.read(log, reached, page_events)) if page.length >= page_events else None
             try:
                 await self.take_in(page)
             except BaseException:
@@ -139,10 +148,10 @@ class Folding:
                     ahead.cancel()
                     await asyncio.gather(ahead, return_exceptions=True)
                 raise
-            total += len(page)
+            total += page.length
             if folded is not None:
-                folded(len(page))
-            page = await ahead if ahead is not None else await self._read(log, self.positions, page_events)
+                folded(page.length)
+            page = await ahead if ahead is not None else await self.read(log, self.positions, page_events)
         return total
 
     async def take_in(self, page: Page) -> None:
@@ -154,33 +163,55 @@ class Folding:
             psycopg.OperationalError: the database is away, or could not do it now.
 
         """
+        cur = self.connection.cursor(binary=True)
         try:
-            async with self.connection.transaction():
-                await self.write(self.connection.cursor(binary=True), page)
+            folded = await self.view.fold(cur, page.events, self.suffix)
+            # All of a pipeline is one transaction, sent at once: many small pages cost what their round trips cost.
+            async with self.connection.pipeline():
+                await self.write(cur, page, folded)
+        except progress.NOT_THERE as error:
+            raise Overtaken from error
         except (Overtaken, Gap, psycopg.OperationalError, psycopg.InterfaceError):
             raise
         except Exception as error:
-            if len(page) > 1:
-                middle = len(page) // 2
-                await self.take_in(page[:middle])
-                await self.take_in(page[middle:])
-            else:
-                ledger_id, recorded = page[0]
+            if self._fresh and isinstance(error, psycopg.errors.UniqueViolation):
+                # Events of this view begin rows that are there: from now on they are looked for.
+                self._fresh = False
+                await self.take_in(page)
+            elif len(page.events) > 1:
+                for half in page.halves():
+                    await self.take_in(half)
+            elif page.events:
+                ledger_id, recorded = page.events[0]
                 reason = f"{type(error).__name__}: {error}"
                 raise Poisoned(self.name, ledger_id, recorded.position, reason) from error
+            else:
+                raise
         else:
             self.positions = progress.after(self.positions, page)
             if self.stopped:
-                self.stopped = not await progress.recover(self.connection.cursor(), self.name)
+                self.stopped = not await progress.recover(self.connection.cursor(), self.name, self._state)
 
-    async def write(self, cur: AsyncCursor[Any], page: Page) -> None:
-        """Write a page's rows and positions in the caller's transaction; `positions` is left to the caller."""
+    async def write(self, cur: AsyncCursor[Any], page: Page, folded: Folded) -> None:
+        """Write a page's rows and positions in the caller's transaction; `positions` is left to the caller.
+
+        What the rows were folded from may have been read before: whoever changed it since has moved the positions.
+        """
         # First the positions: whoever comes second waits here, and learns that it does before it touches a row.
         await progress.advance(cur, self.name, self.view.version, self.positions, page)
-        await self.view.fold(cur, page, self.suffix)
+        await self.view.write(cur, folded, self.suffix, fresh=self._fresh)
 
-    async def _read(self, log: Log, positions: Mapping[int, int], page_events: int) -> Page:
+    async def read(self, log: Log, positions: Mapping[int, int], page_events: int) -> Page:
+        """Read what comes next after these positions, without what is skipped.
+
+        Raises:
+            Poisoned: it cannot be read.
+
+        """
         try:
-            return await log.after(positions, page_events)
+            page = await log.after(positions, page_events)
         except Unreadable as error:
+            if (error.ledger_id, error.position) in self.skipped:
+                return Page((), {error.ledger_id: Span(error.position, error.position, None)})
             raise Poisoned(self.name, error.ledger_id, error.position, str(error)) from error
+        return page.without(self.skipped)

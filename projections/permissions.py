@@ -1,6 +1,6 @@
 """Does this creator allow ads, and since when?
 
-Reads the creator's switch going on and off. Read by the permission as it stands now.
+Reads the creator's switch going on and off. Read by the permission as it stands now, and by the list of permissions.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from uuid import UUID
 from psycopg import sql
 
 from domain.creator import Creator
+from projections import paging
+from projections.paging import Asked, Place
 from projections.table import Table
 from projections.view import View
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from psycopg import AsyncCursor
 
     from domain.recorded import Recorded
 
 NAME: Final = "permissions"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(slots=True)
@@ -54,10 +58,13 @@ PERMISSIONS: Final = Table(
             PRIMARY KEY (ledger_id, creator_id)
         )
     """,
+    indexes=("CREATE INDEX ON {table} (ledger_id, since, position)",),
 )
 
 
-def switched(ledger_id: int, recorded: Recorded, event: Creator.Enabled | Creator.Disabled) -> PermissionRow:
+def switched(
+    ledger_id: int, recorded: Recorded, event: Creator.Enabled | Creator.Disabled | Creator.Erased
+) -> PermissionRow:
     """Each event says all that there is to know, so each begins the row anew."""
     return PermissionRow(
         ledger_id=ledger_id,
@@ -75,7 +82,7 @@ VIEW: Final = View(
     VERSION,
     PERMISSIONS,
     row_of=lambda recorded: recorded.event.creator_id,
-    begins={Creator.Enabled: switched, Creator.Disabled: switched},
+    begins={Creator.Enabled: switched, Creator.Disabled: switched, Creator.Erased: switched},
 )
 
 
@@ -91,3 +98,34 @@ async def one(cur: AsyncCursor[Any], ledger_id: int, creator_id: str) -> Permiss
     """Return a creator's permission; nothing where it was never switched on, which reads as disabled, version 0."""
     found = await PERMISSIONS.fetch(cur, _ONE, {"ledger_id": ledger_id, "creator_id": creator_id})
     return found[0] if found else None
+
+
+async def search(
+    cur: AsyncCursor[Any],
+    ledger_id: int,
+    *,
+    limit: int,
+    after: Place | None = None,
+    enabled: bool | None = None,
+    creator_ids: Collection[str] | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> list[PermissionRow]:
+    """Return the permissions that pass every filter given, the one switched last first.
+
+    Args:
+        cur: bound to the ledger; rows as tuples.
+        ledger_id: the ledger.
+        limit: rows at most.
+        after: `since` and `position` of the last row of the page before.
+        enabled: those that are on, or those that are off.
+        creator_ids: of any of these creators; an empty collection matches nothing.
+        since: last switched at this moment or later, in effective time.
+        until: last switched before this moment.
+
+    """
+    asked = Asked(NAME, "since", ledger_id, limit, after)
+    asked.one_of({"creator_id": creator_ids})
+    asked.equal(enabled=enabled)
+    asked.between(since, until)
+    return await paging.page(cur, PERMISSIONS, asked)

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
+
 from projections.arrays import Bigints, Times
-from projections.view import Page, Status
+from projections.page import Gap, Page
+from projections.view import Status
 
 if TYPE_CHECKING:
     from psycopg import AsyncCursor
@@ -24,9 +27,8 @@ class Overtaken(Exception):
     """Somebody else has moved this view: another leader, or a rebuild that took its place."""
 
 
-class Gap(Exception):
-    """The log was read with events left out, which no view may ever take in."""
-
+# What `advance` fails with where a view has been moved by somebody else; nothing else that a page sends divides.
+NOT_THERE: Final = psycopg.errors.DivisionByZero
 
 _LEAD: Final = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
 
@@ -53,14 +55,20 @@ FROM unnest(%b) AS x (ledger_id)
 ON CONFLICT DO NOTHING
 """
 
+# It fails where a position is another: what was sent along with it is then not carried out.
 _ADVANCE: Final = """
-UPDATE view_positions p
-SET position = x.new_position, recorded_at = x.recorded_at
-FROM unnest(%b, %b, %b, %b) AS x (ledger_id, old_position, new_position, recorded_at)
-WHERE p.view = %s
-AND p.version = %s
-AND p.ledger_id = x.ledger_id
-AND p.position = x.old_position
+WITH moved AS (
+    UPDATE view_positions p
+    SET position = x.new_position, recorded_at = coalesce(x.recorded_at, p.recorded_at)
+    FROM unnest(%b, %b, %b, %b) AS x (ledger_id, old_position, new_position, recorded_at)
+    WHERE p.view = %s
+    AND p.version = %s
+    AND p.ledger_id = x.ledger_id
+    AND p.position = x.old_position
+    RETURNING 1
+)
+SELECT 1 / (count(*) = %s)::int
+FROM moved
 """
 
 _BEGIN: Final = """
@@ -77,7 +85,7 @@ WHERE view = %s
 # Only once the view has read past the event that stopped it: until then it is still as broken as it was.
 _RECOVER: Final = """
 UPDATE view_versions v
-SET state = 'following', error = NULL, failed_ledger_id = NULL, failed_position = NULL, changed_at = now()
+SET state = %s, error = NULL, failed_ledger_id = NULL, failed_position = NULL, changed_at = now()
 FROM view_positions p
 WHERE v.view = %s
 AND v.state = 'failed'
@@ -117,38 +125,34 @@ def after(old: Mapping[int, int], page: Page) -> dict[int, int]:
     """Return the positions that a page leads to.
 
     Raises:
-        Gap: an event of the page does not follow the one before it.
+        Gap: an event of the page does not follow what was read before.
 
     """
-    reached = dict(old)
-    for ledger_id, recorded in page:
-        before = reached.get(ledger_id, 0)
-        if recorded.position != before + 1:
-            raise Gap(f"Event {recorded.position} of ledger {ledger_id} was read after {before}.")
-        reached[ledger_id] = recorded.position
-    return reached
+    for ledger_id, span in page.spans.items():
+        before = old.get(ledger_id, 0)
+        if span.first != before + 1:
+            raise Gap(f"Event {span.first} of ledger {ledger_id} was read after {before}.")
+    return {**old, **{ledger_id: span.last for ledger_id, span in page.spans.items()}}
 
 
 async def advance(cur: AsyncCursor[Any], name: str, version: int, old: Mapping[int, int], page: Page) -> None:
     """Move a view from the positions that a page was read from to those that it leads to.
 
     Raises:
-        Overtaken: the view does not stand there any more.
+        NOT_THERE: the view does not stand there any more; in a pipeline that shows only later.
 
     """
-    moved = dict(page)  # the last event of each ledger
-    met = [ledger_id for ledger_id in moved if ledger_id not in old]
+    spans = page.spans
+    met = [ledger_id for ledger_id in spans if ledger_id not in old]
     if met:
         await cur.execute(_MEET, (name, version, Bigints(met)))
     parameters = (
-        Bigints(list(moved)),
-        Bigints([old.get(ledger_id, 0) for ledger_id in moved]),
-        Bigints([recorded.position for recorded in moved.values()]),
-        Times([recorded.recorded_at for recorded in moved.values()]),
+        Bigints(list(spans)),
+        Bigints([span.first - 1 for span in spans.values()]),
+        Bigints([span.last for span in spans.values()]),
+        Times([span.recorded_at for span in spans.values()]),
     )
-    await cur.execute(_ADVANCE, (*parameters, name, version))
-    if cur.rowcount != len(moved):
-        raise Overtaken
+    await cur.execute(_ADVANCE, (*parameters, name, version, len(spans)))
 
 
 async def stop(cur: AsyncCursor[Any], name: str, at: tuple[int, int], error: str) -> None:
@@ -156,9 +160,9 @@ async def stop(cur: AsyncCursor[Any], name: str, at: tuple[int, int], error: str
     await cur.execute(_STOP, (error[:ERROR_CHARACTERS_MAX], *at, name))
 
 
-async def recover(cur: AsyncCursor[Any], name: str) -> bool:
-    """Write down that a stopped view goes on, where it has read past what stopped it; tell whether it has."""
-    await cur.execute(_RECOVER, (name,))
+async def recover(cur: AsyncCursor[Any], name: str, state: str) -> bool:
+    """Write down that a stopped view goes on, as `state` says, if it has read past what stopped it; tell whether so."""
+    await cur.execute(_RECOVER, (state, name))
     return cur.rowcount > 0
 
 
@@ -171,9 +175,11 @@ async def forget(cur: AsyncCursor[Any], names: Iterable[str]) -> None:
 
 async def take_place(cur: AsyncCursor[Any], name: str, successor: str) -> None:
     """Let what was read by a successor be what this view has read."""
+    await cur.execute("SELECT rebuilds FROM view_versions WHERE view = %s", (name,))
+    row = await cur.fetchone()
     await forget(cur, [name])
     await cur.execute("UPDATE view_positions SET view = %s WHERE view = %s", (name, successor))
     await cur.execute(
-        "UPDATE view_versions SET view = %s, state = 'following', changed_at = now() WHERE view = %s",
-        (name, successor),
+        "UPDATE view_versions SET view = %s, state = 'following', rebuilds = %s, changed_at = now() WHERE view = %s",
+        (name, (row[0] if row else 0) + 1, successor),
     )

@@ -11,7 +11,7 @@ from typing import Any, Final
 import psycopg
 
 from projections import progress
-from projections.folding import PAGE_EVENTS_MAX, Connect, Folding, Log
+from projections.folding import PAGE_EVENTS_MAX, Connect, Folding, Log, Poisoned
 from projections.view import NEXT, View
 
 # How long the switch waits for readers of the old tables: those that come meanwhile wait behind it. Then it lets
@@ -27,11 +27,21 @@ class Busy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a rebuild is: events taken in by this run, and the seconds that took."""
+    """How far a rebuild is.
+
+    Attributes:
+        view: the view's name.
+        phase: what it does: "filling" the tables, "indexing" them, "switching" to them; "done".
+        events: taken in by this run, in `seconds`.
+        position: taken in in all, by those before it too that were killed: the sum of the positions in all ledgers.
+
+    """
 
     view: str
+    phase: str
     events: int
     seconds: float
+    position: int
 
 
 async def rebuild(
@@ -52,7 +62,7 @@ async def rebuild(
         view: the view.
         log: where its events come from.
         connect: opens a session of the worker's, in autocommit.
-        progressed: called after each page.
+        progressed: called after each page, and as each phase begins.
         resume: go on with what a killed rebuild left.
         page_events: events folded at a time.
 
@@ -62,30 +72,56 @@ async def rebuild(
         psycopg.OperationalError: the database is away, or the old tables were in use for a minute on end.
 
     """
-    begun = time.monotonic()
-    events = 0
-
-    def folded(count: int) -> None:
-        nonlocal events
-        events += count
-        if progressed is not None:
-            progressed(Progress(view.name, events, time.monotonic() - begun))
-
+    run = _Run(view.name, progressed or (lambda _: None))
     async with await connect() as connection:
         building = Folding(view, connection, beside=True)
         await building.prepare()
         if not await progress.lead(connection.cursor(), building.name):
             raise Busy(f"View {view.name} is being rebuilt by another process.")
         await _begin(building, resume=resume)
-        await building.take_in_all(log, page_events, folded)
-        async with connection.transaction():
-            cur = connection.cursor()
+        log.forget()
+        try:
+            run.read(building, 0)
+            await building.take_in_all(log, page_events, lambda events: run.read(building, events))
+            run.enter("indexing")
+            async with connection.transaction():
+                cur = connection.cursor()
+                for table in view.tables:
+                    await table.create_indexes(cur, NEXT)
             for table in view.tables:
-                await table.create_indexes(cur, NEXT)
-        for table in view.tables:
-            await table.analyze(connection.cursor(), NEXT)
-        await _switch(building, log, page_events, folded)
-    return Progress(view.name, events, time.monotonic() - begun)
+                await table.analyze(connection.cursor(), NEXT)
+            run.enter("switching")
+            await _switch(building, log, page_events, run)
+        except Poisoned as poisoned:
+            await progress.stop(connection.cursor(), building.name, poisoned.at, poisoned.reason)
+            raise
+    return run.enter("done")
+
+
+class _Run:
+    """One run of a rebuild, as it tells how far it is."""
+
+    def __init__(self, view: str, progressed: Callable[[Progress], None]) -> None:
+        self._view = view
+        self._progressed = progressed
+        self._begun = time.monotonic()
+        self._phase = "filling"
+        self._events = self._position = 0
+
+    def read(self, building: Folding, events: int) -> None:
+        self._events += events
+        self._position = sum(building.positions.values())
+        self._tell()
+
+    def enter(self, phase: str) -> Progress:
+        self._phase = phase
+        return self._tell()
+
+    def _tell(self) -> Progress:
+        seconds = time.monotonic() - self._begun
+        told = Progress(self._view, self._phase, self._events, seconds, self._position)
+        self._progressed(told)
+        return told
 
 
 async def _begin(building: Folding, *, resume: bool) -> None:
@@ -101,11 +137,11 @@ async def _begin(building: Folding, *, resume: bool) -> None:
     await building.find()
 
 
-async def _switch(building: Folding, log: Log, page_events: int, folded: Callable[[int], None]) -> None:
+async def _switch(building: Folding, log: Log, page_events: int, run: _Run) -> None:
     for attempt in range(SWITCH_ATTEMPTS_MAX):
-        await building.take_in_all(log, page_events, folded)
+        await building.take_in_all(log, page_events, lambda events: run.read(building, events))
         try:
-            await _take_place(building, log, page_events, folded)
+            await _take_place(building, log, page_events, run)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if attempt == SWITCH_ATTEMPTS_MAX - 1:
                 raise
@@ -115,7 +151,7 @@ async def _switch(building: Folding, log: Log, page_events: int, folded: Callabl
             return
 
 
-async def _take_place(building: Folding, log: Log, page_events: int, folded: Callable[[int], None]) -> None:
+async def _take_place(building: Folding, log: Log, page_events: int, run: _Run) -> None:
     connection, view = building.connection, building.view
     async with connection.transaction():
         cur = connection.cursor(binary=True)
@@ -125,10 +161,10 @@ async def _take_place(building: Folding, log: Log, page_events: int, folded: Cal
             # From here on the old rows stand still. What they are ahead by is a moment's worth of events.
             old = await progress.positions(cur, view.name, standing.version, lock=True)
             while any(building.positions.get(ledger_id, 0) < position for ledger_id, position in old.items()):
-                page = await log.after(building.positions, page_events)
-                await building.write(cur, page)
+                page = await building.read(log, building.positions, page_events)
+                await building.write(cur, page, await view.fold(cur, page.events, NEXT))
                 building.positions = progress.after(building.positions, page)
-                folded(len(page))
+                run.read(building, page.length)
         for table in view.tables:
             await table.take_place(cur, NEXT)
         await progress.take_place(cur, view.name, building.name)

@@ -1,7 +1,8 @@
 """Who entered a code, and who was turned away, why?
 
-Reads redemptions and recorded refusals. Read by a code's page and by the statistics. The same refusal is recorded
-once an hour; repeats within it are counted elsewhere.
+Reads redemptions and recorded refusals. Read by the list of redemptions. The same refusal is recorded once an hour;
+repeats within it, and secrets that no code has, are counted elsewhere. Whose code it is and of which video stands in
+the view of codes: the rows here are read together with those there, as far as both views have come.
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from psycopg import sql
-
 from domain.code import Code
+from projections import whose
+from projections.paging import Asked, Place
 from projections.table import Table
 from projections.view import View
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from psycopg import AsyncCursor
 
     from domain.recorded import Recorded
+    from projections.whose import OfCode
 
 NAME: Final = "redemptions"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class AttemptRow:
     """One attempt to redeem, at an effective time.
 
@@ -36,21 +40,12 @@ class AttemptRow:
     ledger_id: int
     position: int
     code_id: UUID
+    creator_stream: UUID
     advertiser_id: str
     refused: str | None
     shared_with_advertiser: bool | None
     at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Refusals:
-    """How often a code refused an advertiser for a reason, in the hour (UTC) that begins at `hour`."""
-
-    hour: datetime
-    code_id: UUID
-    advertiser_id: str
-    reason: str
-    count: int
+    recorded_at: datetime
 
 
 REDEMPTIONS: Final = Table(
@@ -62,18 +57,24 @@ REDEMPTIONS: Final = Table(
             ledger_id               int NOT NULL,
             position                bigint NOT NULL,
             code_id                 uuid NOT NULL,
+            creator_stream          uuid NOT NULL,
             advertiser_id           text NOT NULL,
             refused                 text,
             shared_with_advertiser  boolean,
             at                      timestamptz NOT NULL,
+            recorded_at             timestamptz NOT NULL,
             PRIMARY KEY (ledger_id, position)
         )
     """,
     indexes=(
-        "CREATE INDEX ON {table} (ledger_id, code_id, position)",
-        "CREATE INDEX ON {table} (ledger_id, at) WHERE refused IS NULL",
-        "CREATE INDEX ON {table} (ledger_id, at) WHERE refused IS NOT NULL",
-        "CREATE INDEX ON {table} (ledger_id, advertiser_id, at) WHERE refused IS NOT NULL",
+        "CREATE INDEX ON {table} (ledger_id, at, position)",
+        "CREATE INDEX ON {table} (ledger_id, code_id, at, position)",
+        "CREATE INDEX ON {table} (ledger_id, creator_stream, at, position)",
+        "CREATE INDEX ON {table} (ledger_id, advertiser_id, at, position)",
+        # Refusals are few among many redemptions, or many among few: both are looked for alone.
+        "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NULL",
+        "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NOT NULL",
+        "CREATE INDEX ON {table} (ledger_id, refused, at, position) WHERE refused IS NOT NULL",
     ),
 )
 
@@ -83,10 +84,12 @@ def redeemed(ledger_id: int, recorded: Recorded, event: Code.Redeemed) -> Attemp
         ledger_id=ledger_id,
         position=recorded.position,
         code_id=recorded.stream_id,
+        creator_stream=recorded.creator_stream,
         advertiser_id=event.advertiser_id,
         refused=None,
         shared_with_advertiser=event.shared_with_advertiser,
         at=recorded.effective_at,
+        recorded_at=recorded.recorded_at,
     )
 
 
@@ -95,10 +98,12 @@ def refused(ledger_id: int, recorded: Recorded, event: Code.RedemptionRefused) -
         ledger_id=ledger_id,
         position=recorded.position,
         code_id=recorded.stream_id,
+        creator_stream=recorded.creator_stream,
         advertiser_id=event.advertiser_id,
         refused=event.reason,
         shared_with_advertiser=None,
         at=recorded.effective_at,
+        recorded_at=recorded.recorded_at,
     )
 
 
@@ -111,90 +116,49 @@ VIEW: Final = View(
 )
 
 
-_OF_CODE: Final = sql.SQL("""
-    SELECT {columns}
-    FROM views.redemptions t
-    WHERE t.ledger_id = %(ledger_id)s
-    AND t.code_id = %(code_id)s
-    ORDER BY t.position
-    LIMIT %(limit)s
-""").format(columns=REDEMPTIONS.select())
-
-_REFUSALS: Final = sql.SQL("""
-    SELECT date_trunc('hour', at, 'UTC'), code_id, advertiser_id, refused, count(*)
-    FROM views.redemptions
-    WHERE ledger_id = %(ledger_id)s
-    AND refused IS NOT NULL
-    {filters}
-    GROUP BY 1, 2, 3, 4
-    ORDER BY 1 DESC, 2, 3, 4
-    LIMIT %(limit)s
-""")
-
-_BY_REASON: Final = sql.SQL("""
-    SELECT refused, count(*)
-    FROM views.redemptions
-    WHERE ledger_id = %(ledger_id)s
-    AND refused IS NOT NULL
-    {filters}
-    GROUP BY 1
-    ORDER BY 1
-""")
-
-_COUNT: Final = sql.SQL("""
-    SELECT count(*)
-    FROM views.redemptions
-    WHERE ledger_id = %(ledger_id)s
-    AND refused IS NULL
-    {filters}
-""")
-
-_FILTERS: Final[dict[str, sql.SQL]] = {
-    "code_id": sql.SQL("AND code_id = %(code_id)s"),
-    "advertiser_id": sql.SQL("AND advertiser_id = %(advertiser_id)s"),
-    "since": sql.SQL("AND at >= %(since)s"),
-    "until": sql.SQL("AND at < %(until)s"),
-}
-
-
-async def of_code(cur: AsyncCursor[Any], ledger_id: int, code_id: UUID, *, limit: int = 1000) -> list[AttemptRow]:
-    """Return the recorded attempts on a code, oldest first."""
-    return await REDEMPTIONS.fetch(cur, _OF_CODE, {"ledger_id": ledger_id, "code_id": code_id, "limit": limit})
-
-
-async def refusals(
+async def search(
     cur: AsyncCursor[Any],
     ledger_id: int,
     *,
+    upto: int,
     limit: int,
+    after: Place | None = None,
+    refused: bool | None = None,
+    reason: str | None = None,
+    shared: bool | None = None,
     code_id: UUID | None = None,
+    creator_ids: Collection[str] | None = None,
+    video_id: str | None = None,
     advertiser_id: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
-) -> list[Refusals]:
-    """Return recorded refusals by hour, newest first, whose effective time lies from `since` until before `until`."""
-    asked = {"code_id": code_id, "advertiser_id": advertiser_id, "since": since, "until": until}
-    rows = await _ask(cur, _REFUSALS, {"ledger_id": ledger_id, "limit": limit}, asked)
-    return [Refusals(*row) for row in rows]
+    visible_advertisers: Collection[str] | None = None,
+) -> list[OfCode[AttemptRow]]:
+    """Return the attempts that pass every filter given, the latest first.
 
+    Args:
+        cur: bound to the ledger; rows as tuples.
+        ledger_id: the ledger.
+        upto: the position that this view and that of codes have read: later attempts are left out.
+        limit: rows at most.
+        after: `at` and `position` of the last row of the page before.
+        refused: refusals alone, or redemptions alone.
+        reason: refused for this reason.
+        shared: redemptions by an account that the code was, or was not, known to be shared with.
+        code_id: on this code.
+        creator_ids: on any of these creators' codes; an empty collection matches nothing.
+        video_id: on any of this video's codes.
+        advertiser_id: by this advertiser account.
+        since: at this moment or later, in effective time.
+        until: before this moment.
+        visible_advertisers: what a brand's key may see: attempts by any of these accounts. None: everything.
 
-async def count_by_reason(
-    cur: AsyncCursor[Any], ledger_id: int, *, since: datetime | None = None, until: datetime | None = None
-) -> dict[str, int]:
-    """Return how many refusals were recorded for each reason; `since` and `until` as in `refusals`."""
-    return dict(await _ask(cur, _BY_REASON, {"ledger_id": ledger_id}, {"since": since, "until": until}))
-
-
-async def count(
-    cur: AsyncCursor[Any], ledger_id: int, *, since: datetime | None = None, until: datetime | None = None
-) -> int:
-    """Return how many redemptions were recorded; `since` and `until` as in `refusals`."""
-    rows = await _ask(cur, _COUNT, {"ledger_id": ledger_id}, {"since": since, "until": until})
-    return int(rows[0][0])
-
-
-async def _ask(cur: AsyncCursor[Any], query: sql.SQL, always: dict[str, Any], asked: dict[str, Any]) -> list[Any]:
-    given = {name: value for name, value in asked.items() if value is not None}
-    filters = sql.SQL(" ").join(_FILTERS[name] for name in given)
-    await cur.execute(query.format(filters=filters), {**always, **given})
-    return await cur.fetchall()
+    """
+    asked = Asked(NAME, "at", ledger_id, limit, after)
+    await whose.of_video_and_creators(cur, asked, video_id, creator_ids)
+    asked.one_of({"advertiser_id": visible_advertisers})
+    asked.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason, shared_with_advertiser=shared)
+    asked.between(since, until)
+    if refused is not None:
+        asked.where("t.refused IS NOT NULL" if refused else "t.refused IS NULL")
+    return await whose.page(cur, REDEMPTIONS, asked, upto)

@@ -1,8 +1,8 @@
 """Follow the log into a view: one leader a view among all workers, woken after commits, stopped by what it cannot take.
 
-    waiting ──lead──▶ following ──an event it cannot take in──▶ stopped ──rebuilt, or begun anew by a new program──┐
-       ▲  └─ the database is away, or somebody else moved the view: begin again ─┘                                 │
-       └───────────────────────────────────────────────────────────────────────────────────────────────────────────┘
+    waiting ──lead──▶ following ──an event it cannot take in──▶ stopped ──skipped, rebuilt, or a new program begins──┐
+       ▲  └─ the database is away, or somebody else moved the view: begin again ─┘                                  │
+       └────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 A leader is whoever holds the view's advisory lock, which PostgreSQL frees the moment its session is gone. Leadership
 spares work and no more: what keeps a page from being taken in twice is the comparison in its own transaction.
@@ -22,6 +22,7 @@ from projections import progress
 from projections.folding import PAGE_EVENTS_MAX, Connect, Folding, Log, Poisoned, Unreadable
 from projections.progress import Overtaken
 from projections.rebuild import Busy, Progress, rebuild
+from projections.skips import skipped
 from projections.view import View, reached
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Runner:
         try:
             await self._follow(connection)
         except Poisoned as poisoned:
-            self._stopped_at = (poisoned.ledger_id, poisoned.position)
+            self._stopped_at = poisoned.at
             self._say(logging.ERROR, f"has stopped. {poisoned}")
             await progress.stop(connection.cursor(), self._view.name, self._stopped_at, poisoned.reason)
 
@@ -128,13 +129,14 @@ class Runner:
             return False
         if standing is not None and standing.state == "failed":
             at = (standing.failed_ledger_id, standing.failed_position)
-            if at == self._stopped_at:
+            if at == self._stopped_at and at not in await skipped(cur, self._view.name, self._view.version):
                 return False
         return await progress.lead(cur, self._view.name)
 
     async def _follow(self, connection: AsyncConnection[Any]) -> None:
         folding = Folding(self._view, connection)
         await folding.prepare()
+        self._log.forget()
         standing = await progress.status(connection.cursor(), self._view.name)
         if standing is None:
             await folding.create(indexes=True)

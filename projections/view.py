@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from projections.page import Events
 from projections.table import Table
 
 if TYPE_CHECKING:
@@ -23,52 +24,25 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-# Events with their ledgers, by ledger and then by position.
-Page = Sequence[tuple[int, "Recorded"]]
-
 # An event's handler is that of its class, or else of the nearest class that it derives from.
 Begin = Callable[[int, "Recorded", Any], R]
 Change = Callable[[R, "Recorded", Any], Iterable[Any] | None]
 
 # A row's ledger, and what names the row within it.
 Key = tuple[int, Hashable]
-_Step = tuple[Key, "Recorded", Begin[Any] | None, Change[Any] | None]
+_Step = tuple[int, int, "Recorded", Begin[Any] | None, Change[Any] | None]
 
 # What belongs to tables that are being filled beside those that are read.
 NEXT: Final = "_next"
 
-# How far each view has read each ledger, and what became of it; under its name for what is read, under its name with
-# NEXT for what is being filled beside it. Durable, hence created by a migration.
-DURABLE_DDL: Final = """
-CREATE TABLE view_versions (
-    view                text PRIMARY KEY,
-    version             int NOT NULL,
-    state               text NOT NULL CHECK (state IN ('following', 'building', 'failed')),
-    error               text,
-    failed_ledger_id    int,
-    failed_position     bigint,
-    changed_at          timestamptz NOT NULL DEFAULT now()
-);
 
--- One row a ledger, updated with every page: the free space lets each new version stay in its block.
-CREATE TABLE view_positions (
-    view                text NOT NULL,
-    version             int NOT NULL,
-    ledger_id           int NOT NULL,
-    position            bigint NOT NULL,
-    recorded_at         timestamptz,
-    PRIMARY KEY (view, version, ledger_id)
-) WITH (fillfactor = 20);
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The rows that events lead to: those that they begin, those that stood and change, and the further tables'."""
 
-ALTER TABLE view_positions ENABLE ROW LEVEL SECURITY;
-ALTER TABLE view_positions FORCE ROW LEVEL SECURITY;
-CREATE POLICY one_ledger ON view_positions TO sparkledger_api
-    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
-CREATE POLICY every_ledger ON view_positions TO sparkledger_worker
-    USING (true);
-GRANT SELECT ON view_versions, view_positions TO sparkledger_api;
-GRANT SELECT, INSERT, UPDATE, DELETE ON view_versions, view_positions TO sparkledger_worker;
-"""
+    begun: Sequence[Any]
+    changed: Sequence[Any]
+    further: Mapping[type, Sequence[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +55,9 @@ class View(Generic[R]):
         table: of the rows that events begin and change.
         row_of: which row a recorded event belongs to: the value of the second column of the table's key.
         begins: what makes a row of an event, in place of one that may be there.
-        changes: what an event does to a row that is there; it may return rows for `further` tables.
-        further: tables of what follows from changes, such as an index over ids.
+        changes: what an event does to a row that is there, or that it has just begun; it may return rows for `further`
+            tables.
+        further: tables of what follows from changes, such as an index over ids, or counts.
 
     """
 
@@ -100,46 +75,88 @@ class View(Generic[R]):
         """All its tables."""
         return [self.table, *self.further]
 
-    async def fold(self, cur: AsyncCursor[Any], page: Page, suffix: str = "") -> None:
-        """Bring the tables forward by a page of events, in the caller's transaction.
+    async def fold(self, cur: AsyncCursor[Any], events: Events, suffix: str = "") -> Folded:
+        """Return the rows that events lead to, from those that stand; nothing is written.
+
+        Args:
+            cur: a session of the worker's, that answers in binary.
+            events: by ledger and then by position.
+            suffix: of the tables.
 
         Raises:
             LookupError: an event changes a row that no event began.
             Exception: whatever a handler raises.
 
         """
-        steps = self._steps(page)
-        if not steps:
-            return
-        rows: dict[Key, R] = {}
-        standing = _not_begun_by(steps) if self.changes else ()
-        if standing:
-            rows = {self.table.key_of(row): row for row in await self.table.load(cur, standing, suffix)}
-        further: dict[type, dict[Any, None]] = {table.row: {} for table in self.further}
-        for key, recorded, begin, change in steps:
+        steps, places, standing = self._steps(events)
+        rows: list[R | None] = [None] * len(places)
+        loaded = await self.table.load(cur, standing, suffix) if standing else []
+        for row in loaded:
+            rows[places[self.table.key_of(row)]] = row
+        further: dict[type, list[Any]] = {table.row: [] for table in self.further}
+        for place, ledger_id, recorded, begin, change in steps:
             if begin is not None:
-                rows[key] = begin(key[0], recorded, recorded.event)
-            elif change is not None:
-                for extra in change(self._standing(rows, key), recorded, recorded.event) or ():
-                    further[type(extra)][extra] = None
-        await self.table.write(cur, rows.values(), suffix)
+                rows[place] = begin(ledger_id, recorded, recorded.event)
+            if change is not None:
+                for extra in change(self._standing(rows[place], recorded), recorded, recorded.event) or ():
+                    further[type(extra)].append(extra)
+        stood = set(map(id, loaded))
+        return Folded(
+            begun=[row for row in rows if id(row) not in stood],
+            changed=[row for row in rows if id(row) in stood],
+            further=further,
+        )
+
+    async def write(self, cur: AsyncCursor[Any], folded: Folded, suffix: str = "", *, fresh: bool = False) -> None:
+        """Write rows, in the caller's transaction.
+
+        Args:
+            cur: a session of the worker's.
+            folded: the rows.
+            suffix: of the tables.
+            fresh: none of those that were begun is there yet, so that none need be looked for.
+
+        Raises:
+            UniqueViolation: one was there, though `fresh`.
+
+        """
+        if fresh and folded.begun:
+            await self.table.insert(cur, folded.begun, suffix)
+        elif folded.begun:
+            await self.table.write(cur, folded.begun, suffix)
+        if folded.changed:
+            await self.table.write(cur, folded.changed, suffix)
         for table in self.further:
-            if further[table.row]:
-                await table.write(cur, further[table.row], suffix)
+            if folded.further[table.row]:
+                await table.write(cur, table.merged(folded.further[table.row]), suffix)
 
-    def _steps(self, page: Page) -> list[_Step]:
-        """Return the events that this view reads, each with its row's key and its handler."""
+    def _steps(self, events: Events) -> tuple[list[_Step], dict[Key, int], list[Key]]:
+        """Return what is to be done: steps in order, the place of each row in a list, and the rows that must be there.
+
+        Those are the rows that some step changes before any begins it. A key is looked up once a step, for a UUID is
+        slow to compare.
+        """
         steps: list[_Step] = []
-        for ledger_id, recorded in page:
-            begin, change = self._handler(type(recorded.event))
-            if begin is not None or change is not None:
-                steps.append(((ledger_id, self.row_of(recorded)), recorded, begin, change))
-        return steps
+        places: dict[Key, int] = {}
+        standing: list[Key] = []
+        handlers, row_of = self._handlers, self.row_of
+        for ledger_id, recorded in events:
+            kind = type(recorded.event)
+            begin, change = handlers.get(kind) or self._handler(kind)
+            if begin is None and change is None:
+                continue
+            key = (ledger_id, row_of(recorded))
+            known = len(places)
+            place = places.setdefault(key, known)
+            if place == known and begin is None:
+                standing.append(key)
+            steps.append((place, ledger_id, recorded, begin, change))
+        return steps, places, standing
 
-    def _standing(self, rows: Mapping[Key, R], key: Key) -> R:
-        row = rows.get(key)
+    def _standing(self, row: R | None, recorded: Recorded) -> R:
         if row is None:
-            raise LookupError(f"view {self.name} has no row {key[1]}, which the event would change")
+            key = self.row_of(recorded)
+            raise LookupError(f"view {self.name} has no row {key}, which the event would change")
         return row
 
     def _handler(self, kind: type) -> tuple[Begin[R] | None, Change[R] | None]:
@@ -149,18 +166,6 @@ class View(Generic[R]):
             nearest = next(bases, object)
             found = self._handlers[kind] = (self.begins.get(nearest), self.changes.get(nearest))
         return found
-
-
-def _not_begun_by(steps: Sequence[_Step]) -> list[Key]:
-    """Return the rows that some step changes before any begins it: those that must be there."""
-    seen: set[Key] = set()
-    standing = []
-    for key, _, begin, _ in steps:
-        if key not in seen:
-            seen.add(key)
-            if begin is None:
-                standing.append(key)
-    return standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,11 @@ class Status:
     failed_ledger_id: int | None
     failed_position: int | None
     changed_at: datetime
+
+    @property
+    def stopped(self) -> bool:
+        """Whether reads of the view fall behind; one that cannot be filled anew is still read and followed."""
+        return self.state == "failed" and not self.view.endswith(NEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +238,10 @@ async def statuses(cur: AsyncCursor[Any]) -> list[Status]:
     """Return what became of every view, by name."""
     await cur.execute(_STATUSES)
     return [Status(*row) for row in await cur.fetchall()]
+
+
+async def read_only(cur: AsyncCursor[Any]) -> bool:
+    """Tell whether the database takes no writes, as a standby does and one that was made so."""
+    await cur.execute("SELECT current_setting('transaction_read_only')")
+    row = await cur.fetchone()
+    return row is not None and row[0] == "on"

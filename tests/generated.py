@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, ge
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import get_topic
 
-from api import edge, queries, schemas
+from api import batch, edge, finding, list_queries, protocol, queries, query_language, sending, streams
 from api import fields as fields_
 from api import limits as limit
 from api.app import create_app
@@ -33,10 +33,28 @@ from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
 from domain.summaries import summary
 from domain.values import Role, Sealed
-from infra import views, worker, writer
+from infra import (
+    accesses,
+    api_key,
+    minting,
+    refusals,
+    tail,
+    tokens,
+    views,
+    webhooks,
+    webhooks_book,
+    webhooks_target,
+    worker,
+    writer,
+)
+from infra.event_schemas import event_classes
 from infra.mapper import clear_body, sealed_fields, wire_type
 from infra.settings import Settings, settings_table
+from infra.webhooks_messages import Terms
+from projections import VIEWS, trail
 from tests import given
+from tests.api import attempts
+from tests.generated_schemas import refused, schema_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,8 +63,10 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parent.parent
 EVENTS: Final = "docs/events.md"
+ROLES_PAGE: Final = "docs/roles.md"
 README: Final = "README.md"
 DECISIONS: Final = "docs/decisions"
+QUESTIONS: Final = "docs/questions.md"
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 _INTRODUCTION: Final = """\
@@ -78,7 +98,22 @@ Every event also has its place and its provenance, the same for all types:
 *Clear* fields are stored as JSON and stay readable for good. *Sealed* fields are stored encrypted, under a key of their
 creator's own. No event ever shows a secret; notes are shown in their code's history, to those who may read them there.
 Fields without a value are left out. Times are RFC 3339 in UTC. An event that *moves the version* makes an `If-Match` of
-before stale; the others do not, so that an outsider cannot disturb the owner.
+before stale; the others do not, so that neither an outsider nor the clock's reminders can disturb the owner.
+"""
+
+_ROLES_INTRODUCTION: Final = """\
+# Roles, route by route
+
+<!-- Written by `python -m tests.generated --write` from tests/api/attempts.py; edit that. -->
+
+What a well-formed request is answered. For keys of creators and brands the first status is that on what belongs to
+their subjects, the one after `others'` that on what belongs to others; where there is one alone, as for lists, the
+answer holds what belongs to their subjects. 403 says that role or subjects do not reach this far: it comes before any
+rule is looked at, so that no refusal tells how a code of others stands. What belongs to another ledger is answered with
+404, as is what does not exist. Without a valid key or token it is 401.
+
+The test in `tests/api/test_roles.py` reads this table and sends every request of it to a running server.
+
 """
 
 _WORDS: Final[dict[Any, str]] = {
@@ -93,17 +128,6 @@ _WORDS: Final[dict[Any, str]] = {
 
 
 # -- docs/events.md
-
-
-def event_classes() -> list[type[Any]]:
-    """Return every class of events that can be recorded, in the order of the files that define them."""
-    found: dict[type[Any], None] = {}
-    for aggregate in (Creator, Code):
-        inner = [value for value in vars(aggregate).values() if isinstance(value, type)]
-        kinds = [value for value in inner if issubclass(value, aggregate.Event)]
-        leaves = (kind for kind in kinds if not any(k is not kind and issubclass(k, kind) for k in kinds))
-        found |= dict.fromkeys(leaves)
-    return list(found)
 
 
 def own_fields(kind: type[Any]) -> Iterator[tuple[str, str, bool]]:
@@ -155,12 +179,14 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
     pending: list[Event] = []
     for command in told:
         pending += _decided(story, command)
-    story.later(days=61)
+    pending += _decided(story.later(days=53), given.remind())
+    story.later(days=8)
     late: tuple[given.Command, ...] = (
         given.expire(),
         given.redeem(secret, advertiser_id="adv-9999"),
         given.revoke(reason="The agreement ended"),
         given.permission(creator_id=creator, enabled=False),
+        given.erase(creator_id=creator, reason="The creator asked for it"),
     )
     for command in late:
         pending += _decided(story, command)
@@ -241,16 +267,18 @@ def settings() -> str:
     return _table(("Variable", "Default", "Meaning"), rows)
 
 
-def roles() -> str:
-    """Return the table of routes and who may use them."""
+def roles_page() -> str:
+    """Return docs/roles.md: what every route answers to every role."""
     nothing = cast("Any", None)
-    app = create_app(Services(nothing, nothing, nothing, Settings(), nothing))
-    rows = [
-        (f"`{route}`", *("yes" if role in allowed else "" for role in ROLES))
-        for route, allowed in roles_by_route(app).items()
-        if allowed
-    ]
-    return _table(("Route", *(f"`{role}`" for role in ROLES)), rows)
+    app = create_app(Services(nothing, nothing, nothing, Settings(), nothing, nothing, nothing))
+
+    def cell(route: str, role: Role) -> str:
+        own, others = attempts.documented(route, role)
+        return f"{own}" if own == others else f"{own}, others' {others}"
+
+    routes = [route for route, allowed in roles_by_route(app).items() if allowed]
+    rows = [(f"`{route}`", *(cell(route, role) for role in ROLES)) for route in routes]
+    return _ROLES_INTRODUCTION + _table(("Route", *(f"`{role}`" for role in ROLES)), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -281,9 +309,36 @@ def limits() -> str:
             f"{fields_.MAX_TARGETING_BYTES // kib} KiB of JSON, {fields_.MAX_TARGETING_DEPTH} levels",
         ),
         ("a time", f"the years {fields_.FIRST_YEAR} to {fields_.LAST_YEAR}"),
-        ("a page", f"{queries.LIMIT} entries, at most {queries.MAX_LIMIT:,}"),
-        ("a key's subjects", f"{schemas.MAX_SUBJECTS:,} of a kind"),
-        ("a request", f"answered within {edge.MAX_REQUEST_S:.0f} s"),
+        (
+            "a page",
+            f"{queries.LIMIT} entries, at most {queries.MAX_LIMIT:,}; of a history or of keys, {queries.MAX_LIMIT:,}",
+        ),
+        ("figures by day", f"{list_queries.MAX_STATISTICS_DAYS} days"),
+        (
+            "a query of the trail (`q`)",
+            f"{queries.MAX_Q_CHARACTERS} characters, {query_language.MAX_TERMS} terms",
+        ),
+        (
+            "a search of the trail, for a page",
+            f"{trail.MAX_LOOKED_THROUGH:,} events ({finding.MAX_LOOKED_THROUGH:,} for words), {trail.MAX_SECONDS} s",
+        ),
+        (
+            "questions in bulk",
+            f"{batch.MAX_LINES:,} lines of {batch.MAX_LINE_BYTES:,} bytes, {edge.MAX_BATCH_BYTES // kib**2} MiB in all",
+        ),
+        ("exports and batches, for each API process", f"{sending.MAX_AT_ONCE} at once"),
+        ("an export or a batch whose client takes nothing", f"dropped after {sending.STALLED_S:.0f} s"),
+        ("the log of accesses", f"kept for {accesses.KEEP_ACCESSES_DAYS} days"),
+        ("a key's subjects", f"{api_key.MAX_SUBJECTS:,} of a kind"),
+        ("a rotation's overlap", f"{minting.MAX_OVERLAP_S // 86_400} days"),
+        ("a token", f"{tokens.MAX_TOKEN_CHARACTERS:,} characters"),
+        ("a request", f"answered within {edge.MAX_REQUEST_S:.0f} s; its head within {protocol.HEAD_WITHIN_S:.0f} s"),
+        ("a request's head", f"{protocol.MAX_HEAD_BYTES // 1024} KiB"),
+        (
+            "connections, and requests that wait for an answer, for each API process",
+            f"{protocol.MAX_CONNECTIONS:,} and {edge.MAX_WAITING:,}",
+        ),
+        ("refused attempts in the log of accesses, of each key, reason and hour", f"{refusals.TOLD_AN_HOUR}"),
         ("`at_least`", f"waits {views.AT_LEAST_WAIT_S:.0f} s at most"),
         (
             "codes that nobody generated, for each key and API process",
@@ -295,6 +350,20 @@ def limits() -> str:
             "the same refused redemption",
             f"recorded once in {REFUSAL_REPEAT_AFTER.seconds // 3600} h, and counted beyond",
         ),
+        ("streams, for each API process", f"{streams.MAX_STREAMS:,}"),
+        (
+            "what a stream's client may be behind",
+            f"{tail.KEPT_EVENTS:,} events, {tail.KEPT_BYTES // kib // kib} MiB",
+        ),
+        ("a stream whose client takes nothing", f"dropped after {streams.STALLED_S:.0f} s"),
+        ("a ledger's webhooks", f"{webhooks.MAX_WEBHOOKS}"),
+        (
+            "a webhook's messages",
+            f"{Terms().in_flight} under way, {Terms().waiting:,} waiting, {webhooks_book.KEEP_DEAD:,} dead",
+        ),
+        ("a webhook's dead letters", f"kept for {webhooks_book.KEEP_DEAD_DAYS} days"),
+        ("a webhook's log of deliveries", f"{webhooks_book.KEEP_ATTEMPTS:,} attempts"),
+        ("an attempt to deliver", f"{webhooks_target.ATTEMPT_S:.0f} s"),
     ]
     return _table(("What", "Limit"), rows)
 
@@ -310,8 +379,19 @@ def decisions() -> str:
     return _table(("Decision", "In one line"), rows)
 
 
+def views_table() -> str:
+    """Return the table of views: each one's name, its question, and what of it reads and is read."""
+    rows = []
+    for view in VIEWS:
+        question, _, rest = (sys.modules[f"projections.{view.name}"].__doc__ or "").partition("\n\n")
+        reads = re.split(r"(?<=\.)\s", rest.strip())[:2]  # what it reads, and by what it is read
+        rows.append((f"`{view.name}`", " ".join(question.split()), " ".join(" ".join(reads).split())))
+    return _table(("View", "Question", "Reads, and is read by"), rows)
+
+
 TABLES: Final[dict[str, dict[str, Callable[[], str]]]] = {
-    README: {"roles": roles, "problems": problems, "settings": settings, "limits": limits},
+    QUESTIONS: {"views": views_table},
+    README: {"problems": problems, "settings": settings, "limits": limits},
     f"{DECISIONS}/README.md": {"decisions": decisions},
 }
 
@@ -333,7 +413,8 @@ def with_tables(page: str) -> str:
 
 def pages() -> dict[str, str]:
     """Return every page that holds something generated, as it should be."""
-    return {EVENTS: events_page(), **{page: with_tables(page) for page in TABLES}}
+    written = {EVENTS: events_page(), ROLES_PAGE: roles_page(), **schema_pages()}
+    return {**written, **{page: with_tables(page) for page in TABLES}}
 
 
 def stale() -> dict[str, str]:
@@ -350,9 +431,15 @@ def main() -> int:
     what.add_argument("--check", action="store_true", help="fail where a page is stale")
     what.add_argument("--write", action="store_true", help="refresh what is stale")
     write = parser.parse_args().write
+    problems = refused(ROOT)
+    for problem in problems:
+        sys.stderr.write(f"{problem}\n")
+    if problems:
+        return 1
     found = stale()
     for page, text in found.items():
         if write:
+            (ROOT / page).parent.mkdir(exist_ok=True)
             (ROOT / page).write_text(text)
             sys.stdout.write(f"wrote {page}\n")
         else:

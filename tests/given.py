@@ -148,6 +148,10 @@ def permission(*, enabled: bool = True, creator_id: str = CREATOR) -> Command:
     )
 
 
+def erase(reason: str = "asked for", *, creator_id: str = CREATOR) -> Command:
+    return lambda ledger, when: commands.erase(ledger, creator_id, reason, when=when)
+
+
 def generate(
     code_id: UUID = CODE,
     *,
@@ -198,9 +202,8 @@ def share(
     if_match: int | None = None,
 ) -> Command:
     def decide(ledger: Ledger, when: When) -> Awaitable[Decision[Code]]:
-        mark = ledger.fingerprint(note) if note else None
         text = Sealed(note) if note else None
-        shared = Share(brand_id, channel, advertiser_id, mark)
+        shared = Share(brand_id, channel, advertiser_id, None)
         return commands.share(ledger, code_id, shared, text, if_match=if_match, when=when)
 
     return decide
@@ -254,6 +257,14 @@ def expire(code_id: UUID = CODE) -> Command:
     return lambda ledger, when: commands.expire(ledger, code_id, when=when)
 
 
+def remind(code_id: UUID = CODE) -> Command:
+    return lambda ledger, when: commands.remind(ledger, code_id, when=when)
+
+
+def keep_time(code_id: UUID = CODE) -> Command:
+    return lambda ledger, when: commands.keep_time(ledger, code_id, when=when)
+
+
 # The named states, each reached by the commands alone; `CODE` is the code that they speak of.
 
 
@@ -297,6 +308,11 @@ def campaign_ended() -> Story:
     return after(running(), end())
 
 
+def approaching() -> Story:
+    """The window of a redeemed code ends in ten days, and nobody has recorded that it approaches."""
+    return redeemed().later(days=20)
+
+
 def window_over() -> Story:
     """The window ended a day ago, and nobody has recorded it."""
     return redeemed().later(days=31)
@@ -325,6 +341,11 @@ def revoked() -> Story:
 def permission_off() -> Story:
     """The creator switched the permission off while the code was redeemed."""
     return after(redeemed(), permission(enabled=False))
+
+
+def erased() -> Story:
+    """The creator was erased while the code was redeemed."""
+    return after(redeemed(), erase())
 
 
 def after(story: Story, *told: Command) -> Story:

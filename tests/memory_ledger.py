@@ -61,6 +61,9 @@ class MemoryLedger:
     def fingerprint(self, text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    async def note_mark(self, creator_id: str, text: str) -> str:
+        return self.fingerprint(f"{creator_id} {text}")
+
     def append(
         self, decision: Decision[Code] | Decision[Creator] | None, *, now: datetime, actor: Actor
     ) -> list[Recorded]:

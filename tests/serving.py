@@ -24,18 +24,25 @@ import httpx
 import uvicorn
 
 from api.app import create_app
+from api.protocol import BoundedProtocol
+from api.server import believing
+from api.streams import Streams
 from api.wiring import Services
+from infra.api_key import Subjects
 from infra.bootstrap import begin_ledger, mint
+from infra.erasure import Erasures
 from infra.expiry import ExpiryClock
 from infra.feed import Feed
-from infra.identity import Subjects
 from infra.runtime import API, WORKER, runtime
 from infra.settings import load_settings
+from infra.upkeep import connect
 from infra.vault import MasterKey, fresh_key
 from infra.wake import Listener
-from infra.worker import connect, create_views
+from infra.webhooks import Webhooks
+from infra.worker import create_views
 from projections import VIEWS
 from projections.runner import Runner
+from projections.sharing import SharedLog
 from tests.conftest import TestDatabase
 
 REPOSITORY = Path(__file__).parent.parent
@@ -102,34 +109,42 @@ class Serving:
         ):
             api.ledgers.now = worker.ledgers.now = self.clock
             self.ledgers = api.ledgers
-            self.expiry = ExpiryClock(worker.ledgers, worker.database)
+            self.expiry = ExpiryClock(worker)
             wakes = [asyncio.Event() for _ in VIEWS]
-            feed = Feed(worker.database)
+            shared = SharedLog(Feed(worker.database))
             runners = [
-                Runner(view, feed, lambda: connect(dsn(WORKER)), wake, poll_s=0.2)
+                Runner(view, shared.reader(), lambda: connect(dsn(WORKER)), wake, poll_s=0.2)
                 for view, wake in zip(VIEWS, wakes, strict=True)
             ]
 
             def heard() -> None:
-                for wake in (*wakes, self.expiry.woken):
+                for wake in wakes:
                     wake.set()
 
             listener = Listener(dsn(WORKER), WORKER, heard)
             listener.start()
             tasks = [asyncio.create_task(runner.run()) for runner in runners]
             tasks.append(asyncio.create_task(self.expiry.run()))
+            erasures = Erasures(worker.database, worker.ledgers, worker.identity)
+            tasks.append(asyncio.create_task(erasures.run(look_every_s=0.2)))
             services = Services(
                 ledgers=api.ledgers,
                 identity=api.identity,
                 views=api.views,
                 settings=load_settings({}),
                 now=self.clock,
+                database=api.database,
+                webhooks=Webhooks(api.database, api.keyring),
             )
             app = create_app(services)
+            self.streams: Streams = app.state.streams
             listening = socket.create_server(("127.0.0.1", 0))
             # asyncio does it for sockets that name their protocol only; without it every answer waits 40 ms.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, server_header=False, lifespan="off"))
+            config = uvicorn.Config(
+                app, log_config=None, server_header=False, lifespan="off", http=BoundedProtocol, **believing(("none",))
+            )
+            server = uvicorn.Server(config)
             server.capture_signals = _no_signals  # type: ignore[method-assign] # a thread cannot handle them
             serving = asyncio.create_task(server.serve(sockets=[listening]))
             self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -138,6 +153,7 @@ class Serving:
             self._ready.set()
             await self._stop.wait()
             server.should_exit = True
+            await app.state.streams.close()
             await serving
             for task in tasks:
                 task.cancel()
@@ -220,10 +236,11 @@ class LiveServer:
         return code
 
 
-def start_live_server(data_dir: Path, port: int = 0, admin_key: str = "") -> LiveServer:
+def start_live_server(data_dir: Path, port: int = 0, admin_key: str = "", **settings: str) -> LiveServer:
     """Run `sparkledger up` on a data directory, and wait until it says where it answers."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARKLEDGER_")}
     environment |= {"SPARKLEDGER_DATA_DIR": str(data_dir), "SPARKLEDGER_PORT": str(port)}
+    environment |= {f"SPARKLEDGER_{name.upper()}": value for name, value in settings.items()}
     log = (data_dir.parent / "up.log").open("a")
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "up"],

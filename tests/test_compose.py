@@ -18,10 +18,11 @@ import yaml
 from infra.migrate import migrate
 from infra.postgres import EmbeddedPostgres, binary
 from infra.settings import load_settings
+from tests.infra.kafka import broker
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
-OURS = ("migrate", "api", "worker")
+OURS = ("migrate", "api", "worker", "publisher")
 # ${NAME}, or ${NAME:?what to do when it is missing}
 VARIABLE = re.compile(r"\$\{([A-Z_]+)(?::\?([^}]*))?\}")
 
@@ -120,12 +121,18 @@ def test_services_start_in_order(services: dict[str, dict[str, Any]]) -> None:
         "migrate": {"postgres": {"condition": "service_healthy"}},
         "api": migrated,
         "worker": migrated,
+        "publisher": migrated | {"kafka": {"condition": "service_healthy"}},
     }
     assert {name: services[name]["command"] for name in OURS} == {
         "migrate": ["migrate"],
         "api": ["serve"],
         "worker": ["work"],
+        "publisher": ["work", "--only", "kafka"],
     }
+
+
+def test_kafka_is_of_the_version_that_the_tests_start(services: dict[str, dict[str, Any]]) -> None:
+    assert services["kafka"]["image"] == f"apache/kafka:{broker.version()}"
 
 
 def test_every_service_has_a_health_check_or_runs_once(services: dict[str, dict[str, Any]]) -> None:
@@ -245,8 +252,8 @@ def test_only_who_needs_a_secret_is_given_it(services: dict[str, dict[str, Any]]
         "POSTGRES_PASSWORD": {"postgres"},
         "SPARKLEDGER_OWNER_PASSWORD": {"postgres", "migrate"},
         "SPARKLEDGER_API_PASSWORD": {"migrate", "api"},
-        "SPARKLEDGER_WORKER_PASSWORD": {"migrate", "worker"},
-        "SPARKLEDGER_MASTER_KEY": {"migrate", "api", "worker"},
+        "SPARKLEDGER_WORKER_PASSWORD": {"migrate", "worker", "publisher"},
+        "SPARKLEDGER_MASTER_KEY": {"migrate", "api", "worker", "publisher"},
         "SPARKLEDGER_ADMIN_KEY": {"migrate", "api"},
     }
 

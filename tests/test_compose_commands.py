@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import pytest
 
 from api.demo import tell
 from infra.postgres import EmbeddedPostgres
+from tests.infra.kafka.broker import Broker
+from tests.infra.kafka.fixtures import kafka
+from tests.infra.kafka.publishing import events, once_and_in_order
 from tests.test_compose import compose, env, make_owner, services, started_with
 from tests.waiting import until
 
-__all__ = ["compose", "env", "services"]
+__all__ = ["compose", "env", "kafka", "services"]
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -35,18 +39,22 @@ def free_port() -> int:
 class Stack:
     """The file's services as processes, with this machine's places in those of the containers'."""
 
-    def __init__(self, services: dict[str, dict[str, Any]], env: dict[str, str], server: EmbeddedPostgres) -> None:
+    def __init__(
+        self, services: dict[str, dict[str, Any]], env: dict[str, str], server: EmbeddedPostgres, kafka: Broker
+    ) -> None:
         self.services = services
         self.env = env
         self.server = server
+        self.kafka = kafka
         self.port = free_port()
 
     def environment(self, name: str) -> dict[str, str]:
-        """Return what a service is started with; its database is the test's, reached by its socket."""
+        """Return what a service is started with; its database is the test's, reached by its socket, as is its Kafka."""
         given = started_with(self.services[name], self.env)
         socket_dir = psycopg.conninfo.conninfo_to_dict(self.server.dsn())["host"]
         ours = f"@/sparkledger?host={socket_dir}"
         here = {key: value.replace("@postgres:5432/sparkledger", ours) for key, value in given.items()}
+        here = {key: value.replace("kafka:9092", self.kafka.plain) for key, value in here.items()}
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SPARKLEDGER_")}
         return {**kept, **here, "SPARKLEDGER_PORT": str(self.port)}
 
@@ -108,10 +116,11 @@ def test_the_files_commands_bring_the_product_up_in_the_files_order(
     env: dict[str, str],
     compose: dict[str, Any],
     server: EmbeddedPostgres,
+    kafka: Broker,
     tmp_path: Path,
 ) -> None:
     make_owner(server, compose, env, tmp_path)
-    stack = Stack(services, env, server)
+    stack = Stack(services, env, server, kafka)
     first, *others = start_order(services)
     assert first == "migrate"
     stack.once("migrate")
@@ -120,6 +129,12 @@ def test_the_files_commands_bring_the_product_up_in_the_files_order(
             running.enter_context(stack.running(name))
             if name == "api":
                 until(lambda: stack.healthy("api"), 60)
-        until(lambda: stack.healthy("worker"), 60)
+        for name in ("worker", "publisher"):
+            until(partial(stack.healthy, name), 60)
         said: list[str] = []
         assert tell(f"http://127.0.0.1:{stack.port}", env["SPARKLEDGER_ADMIN_KEY"], said.append) == 0, "\n".join(said)
+        with psycopg.connect(server.dsn()) as connection, events(kafka.plain, "sparkledger") as topic:
+            row = connection.execute("SELECT max(position) FROM events").fetchone()
+            assert row is not None
+            received = topic.until(row[0], 60)
+        assert once_and_in_order(received, range(1, row[0] + 1)) == []

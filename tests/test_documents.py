@@ -16,6 +16,7 @@ import typer.main
 from typer.core import TyperGroup
 
 import cli
+from infra.event_schemas import event_classes
 from projections import VIEWS
 from tests import generated
 
@@ -192,7 +193,7 @@ def test_a_page_that_is_stale_is_named_and_can_be_refreshed(
 
 def test_every_event_is_told_with_all_its_fields() -> None:
     page = generated.events_page()
-    for kind in generated.event_classes():
+    for kind in event_classes():
         section = page.partition(f"\n## {kind.TOPIC}\n")[2].partition("\n## ")[0]
         fields = [(name, "sealed" if secret else "clear") for name, _, secret in generated.own_fields(kind)]
         assert fields

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api import finding
 from api.trail import CSV_COLUMNS
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
 
@@ -101,7 +102,7 @@ def test_the_trail_is_filtered_by_what_events_concern(world: World) -> None:
     assert trail(world, **{"from": third}) == [3, 4, 5, 6, 7, 8]
     assert trail(world, to=third) == [1, 2]
     assert trail(world, q="CAMPAIGN-1") == [5]
-    assert trail(world, q="ad authorization on") == [1, 6]
+    assert trail(world, q='"ad authorization on"') == [1, 6]
     assert trail(world, q="no such words") == []
     assert trail(world, type="CodeGenerated", creator_id=OTHER_CREATOR, order="desc") == [7]
     assert trail(world, after=2, before=5) == [3, 4]
@@ -121,10 +122,144 @@ def test_words_are_looked_for_page_by_page(world: World) -> None:
     assert found + positions(answer) == [6, 5, 4, 3, 2]
 
 
+def test_the_trail_is_searched_in_a_small_language(world: World) -> None:
+    code = world.running()  # positions 1 to 5
+    world.share(code, "brand-x", channel="email")  # 6
+    late = {"reason": "why", "force": True, "effective_at": days(0)}
+    told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json=late), 200)  # 7 and 8
+    refused(world.client.post("/v1/redemptions", json={"secret": code["secret"], "advertiser_id": "a"}))  # 9
+    this_year = days(0)[:4]
+
+    assert trail(world, q="type:Shared") == [3, 6]
+    assert trail(world, q="type:shared,redeemed -channel:dm") == [4, 6]
+    assert trail(world, q="channel:dm") == [3]
+    assert trail(world, q="brand:brand-x") == [6]
+    assert trail(world, q=f"brand:brand-x advertiser:{OWN_ACCOUNT}") == [6]
+    assert trail(world, q="refused:code_revoked") == [9]
+    assert trail(world, q=f"creator:{OWN_CREATOR} -type:Shared -type:CampaignEnded") == [1, 2, 4, 5, 8, 9]
+    assert trail(world, q=f"video:{code['video_id']} source:operator type:CodeGenerated") == [2]
+    assert trail(world, q=f"code:{code['code_id']} campaign-1") == [5, 7]
+    assert trail(world, q=f"code:{code['code_id']} campaign-1 -launched") == [7]
+    assert trail(world, q=f"recorded:{this_year} type:CodeGenerated") == [2]
+    assert trail(world, q="recorded:..2025") == []
+    assert trail(world, q=f"effective:{this_year}.. type:Revoked") == [8]
+    assert trail(world, q="type:Shared", type="Redeemed") == []
+    assert trail(world, q="-type:Shared", order="desc", limit=3) == [9, 8, 7]
+    key_id = told(world.client.get("/v1/events/1"), 200)["actor"]["key_id"]
+    assert trail(world, q=f"actor:{key_id} type:Redeemed") == [4]
+    assert trail(world, q="actor:clock") == []
+
+
+def test_a_query_that_is_none_says_at_which_character_and_nothing_of_what_was_sent(world: World) -> None:
+    answer = world.client.get("/v1/events", params={"q": "type:Shared  sekret:xyzzy"})
+    assert refused(answer) == (400, "malformed_query")
+    (error,) = answer.json()["errors"]
+    assert (error["pointer"], error["offset"]) == ("/q", 13)
+    assert error["problem"].startswith(
+        "There is no such qualifier; known are actor, advertiser, brand, channel, code, "
+    )
+    assert not any(sent in answer.text for sent in ("sekret", "xyzzy"))
+
+
+def test_pages_lead_on_and_back_and_keep_the_bounds_that_were_asked_for(world: World) -> None:
+    for _ in range(6):
+        world.generate()  # 1 permission, 6 codes: positions 1 to 7
+    for order, pages in (("asc", [[2, 3], [4, 5], [6]]), ("desc", [[6, 5], [4, 3], [2]])):
+        for more in ({}, {"q": f"creator:{OWN_CREATOR}"}, {"q": "generated"}):
+            asked: dict[str, Any] = {"order": order, "limit": 2, "after": 1, "before": 7} | more
+            first = answer = world.client.get("/v1/events", params=asked)
+            assert told(first, 200)["prev_cursor"] is None
+            seen = [positions(answer)]
+            while "next" in answer.links:
+                answer = world.client.get(answer.links["next"]["url"])
+                seen.append(positions(answer))
+            assert seen == pages
+            back = []
+            while "prev" in answer.links:
+                answer = world.client.get(answer.links["prev"]["url"])
+                back.append(positions(answer))
+            # The pages before the last are told from its beginning, so that none is shorter than it need be.
+            assert back == pages[:-1][::-1]
+            assert positions(world.client.get(answer.links["next"]["url"])) == pages[1]
+
+
+def test_a_page_behind_the_last_event_leads_back_to_it(world: World) -> None:
+    world.generate()
+    answer = world.client.get("/v1/events", params={"limit": 1})
+    cursor = told(answer, 200)["next_cursor"]
+    answer = world.client.get("/v1/events", params={"limit": 1, "cursor": cursor})
+    assert (positions(answer), answer.json()["next"]) == ([2], None)
+    first = world.client.get("/v1/events", params={"limit": 1, "cursor": answer.json()["prev_cursor"]})
+    assert (positions(first), first.json()["prev_cursor"], first.json()["next"]) == ([1], None, 1)
+
+
+def test_a_cursor_of_the_trail_is_good_for_its_own_query_alone(world: World) -> None:
+    for _ in range(3):
+        world.generate()
+    asked: dict[str, Any] = {"limit": 1, "type": "CodeGenerated"}
+    cursor = told(world.client.get("/v1/events", params=asked), 200)["next_cursor"]
+
+    assert trail(world, **(asked | {"limit": 2, "cursor": cursor})) == [3, 4]
+    others: list[dict[str, Any]] = [{"type": "Shared"}, {"order": "desc"}, {"q": "a"}, {"after": 1}, {"before": 9}]
+    for other in others:
+        answer = world.client.get("/v1/events", params=asked | {"cursor": cursor} | other)
+        assert refused(answer) == (400, "malformed_cursor")
+    for changed in ("", "x", cursor[:-1], "B" + cursor[1:], cursor + "A", "é"):
+        answer = world.client.get("/v1/events", params=asked | {"cursor": changed})
+        assert refused(answer) == (400, "malformed_cursor")
+
+
+def test_a_total_is_estimated_on_request_alone(world: World) -> None:
+    for _ in range(6):
+        world.generate()
+    assert "total" not in told(world.client.get("/v1/events"), 200)
+
+    def total(**query: Any) -> int:
+        return int(told(world.client.get("/v1/events", params={"total": "estimate"} | query), 200)["total"])
+
+    assert total() == 7
+    assert total(limit=2) == 7
+    assert total(limit=2, after=3) == 4
+    assert total(limit=2, before=3) == 2
+    assert total(type="Shared") == 0
+    assert total(q="generated") == 6
+    assert total(limit=2, type="CodeGenerated") >= 2
+    assert 2 <= total(limit=2, q="generated") <= 7
+    assert refused(world.client.get("/v1/events", params={"total": "exact"})) == (400, "malformed_query")
+
+
+def test_a_search_that_gave_up_says_so_and_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(6):
+        world.generate()
+    world.permit(enabled=False)
+    monkeypatch.setattr(finding, "_AT_ONCE", 2)
+    monkeypatch.setattr(finding, "MAX_LOOKED_THROUGH", 2)
+    answer = world.client.get("/v1/events", params={"q": "off"})
+    content = told(answer, 200)
+    assert (content["events"], content["complete"], content["looked_through"], content["next"]) == ([], False, 2, 2)
+    assert (answer.headers["search-complete"], answer.headers["looked-through"]) == ("false", "2")
+    found = []
+    while "next" in answer.links:
+        answer = world.client.get(answer.links["next"]["url"])
+        found += positions(answer)
+    assert found == [8]
+    assert answer.json()["complete"] is True
+
+
+def test_a_filter_waits_until_the_history_has_read_what_is_committed(world: World) -> None:
+    for number in range(5):
+        world.permit(f"creator-{number}")
+        assert len(trail(world, q="type:PermissionEnabled")) == number + 1
+
+
 @pytest.mark.parametrize(
     "query",
     [
         {"limit": 0},
+        {"after": 5, "before": 4},
+        {"from": days(-1), "to": days(-2)},
+        {"cursor": "x" * 501},
+        {"q": "x" * 501},
         {"limit": 1001},
         {"after": -1},
         {"after": "x"},
@@ -150,6 +285,10 @@ def test_a_creators_key_reads_its_own_events_alone(world: World) -> None:
     assert trail(world, creator, creator_id=OWN_CREATOR) == [3, 4]
     assert trail(world, creator, type="CodeGenerated") == [4]
     assert creator.get("/v1/events", params={"creator_id": OTHER_CREATOR}).status_code == 403
+    assert creator.get("/v1/events", params={"q": f"creator:{OWN_CREATOR},{OTHER_CREATOR}"}).status_code == 403
+    assert trail(world, creator, q=f"creator:{OWN_CREATOR} type:CodeGenerated") == [4]
+    assert trail(world, creator, q=f"-creator:{OWN_CREATOR}") == []
+    assert trail(world, creator, q=f"-creator:{OTHER_CREATOR}") == [3, 4]
     assert [creator.get(f"/v1/events/{position}").status_code for position in (1, 2, 3, 4)] == [403, 403, 200, 200]
 
 

@@ -15,11 +15,12 @@ import httpx
 import pytest
 
 from api.app import create_app
+from api.edge import Edge
 from api.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit
 from api.wiring import Services
 from domain.errors import Unknown
+from infra.api_key import ApiKey, Subjects
 from infra.errors import Unavailable
-from infra.identity import ApiKey, Subjects
 from infra.settings import load_settings
 
 KEY = ApiKey(UUID(int=1), 1, "main", None, "admin", Subjects(), datetime.now(UTC), None, None)
@@ -32,6 +33,7 @@ class Fake:
         self.act = act
         self.counted = 0
         self.refusals = self
+        self.obstacle: str | None = None
 
     async def authenticate(self, _presented: str, _now: datetime) -> ApiKey:
         return KEY
@@ -42,7 +44,7 @@ class Fake:
     async def read(self, *_: object, **__: object) -> Any:
         return await self.act()
 
-    async def count(self, *_: object) -> None:
+    async def record(self, *_: object) -> None:
         self.counted += 1
 
 
@@ -50,7 +52,7 @@ class Fake:
 async def client(act: Callable[[], Any], per_second: int = 1000, **limits: Any) -> AsyncIterator[httpx.AsyncClient]:
     fake = cast("Any", Fake(act))
     settings = load_settings({"SPARKLEDGER_REQUESTS_PER_SECOND": str(per_second)})
-    services = Services(fake, fake, fake, settings, lambda: datetime.now(UTC))
+    services = Services(fake, fake, fake, settings, lambda: datetime.now(UTC), fake, fake)
     transport = httpx.ASGITransport(create_app(services, **limits), raise_app_exceptions=True)
     headers = {"Authorization": "Bearer key"}
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as opened:
@@ -101,6 +103,39 @@ async def test_an_answer_that_takes_too_long_is_given_up() -> None:
     async with client(endless, max_request_s=0.01) as opened:
         answer = await redeem(opened)
     assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "timed_out", "1")
+
+
+async def test_a_body_that_does_not_come_is_given_up_as_the_callers_delay() -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    headers = {"Content-Type": "application/json"}
+    async with client(broken, max_request_s=0.01) as opened:
+        answer = await opened.post("/v1/redemptions", content=slow(), headers=headers)
+    assert (answer.status_code, answer.json()["code"], answer.headers["connection"]) == (408, "body_too_slow", "close")
+
+
+async def test_more_requests_than_may_wait_are_turned_away_at_once() -> None:
+    begun, going = asyncio.Event(), asyncio.Event()
+
+    async def held(_scope: Any, _receive: Any, send: Any) -> None:
+        begun.set()
+        await going.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    edge = Edge(held, max_waiting=1)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://test") as opened:
+        first = asyncio.create_task(opened.get("/"))
+        await begun.wait()
+        turned_away = await opened.get("/")
+        going.set()
+        answered = await first
+        again = await opened.get("/")
+    assert (turned_away.status_code, turned_away.json()["code"]) == (503, "unavailable")
+    assert turned_away.headers["retry-after"] == "1"
+    assert (answered.status_code, again.status_code) == (204, 204)
 
 
 async def test_a_body_over_the_limit_is_never_read() -> None:

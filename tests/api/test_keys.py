@@ -1,14 +1,27 @@
-"""API keys: made, shown once, listed, revoked."""
+"""API keys: made, shown once, listed, rotated, revoked."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import re
+import string
+import zlib
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 
+from infra.bootstrap import begin_ledger
+from infra.vault import MasterKey, fresh_key
+from infra.worker import create_views
+from tests.api.processes import serving_process
 from tests.api.world import World, days, refused, told
+from tests.conftest import TestDatabase
 from tests.serving import Server
+from tests.waiting import until
 
 
 def test_a_key_is_shown_once_and_works(world: World) -> None:
@@ -24,7 +37,101 @@ def test_a_key_is_shown_once_and_works(world: World) -> None:
     assert world.with_key(made["key"]).get("/v1/codes").status_code == 200
     listed = world.client.get("/v1/keys")
     assert made["key"] not in listed.text
-    assert told(listed, 200)["keys"][0] == {name: value for name, value in made.items() if name != "key"}
+    shown = told(listed, 200)["keys"][0]
+    assert shown.pop("last_used_at") is not None
+    assert shown == {name: value for name, value in made.items() if name not in {"key", "last_used_at"}}
+
+
+def test_a_key_is_written_so_that_a_scanner_can_be_sure_of_it(world: World) -> None:
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)["key"]
+
+    found = re.fullmatch(r"slk_([0-9A-Za-z]{43})([0-9A-Za-z]{6})", key)
+    assert found is not None
+    digits = string.digits + string.ascii_uppercase + string.ascii_lowercase
+    checksum = 0
+    for digit in found[2]:
+        checksum = checksum * 62 + digits.index(digit)
+    assert checksum == zlib.crc32(found[1].encode())
+
+
+def test_a_rotated_key_acts_as_the_same_actor_under_both_texts(world: World) -> None:
+    made = told(world.client.post("/v1/keys", json={"role": "operator"}), 201)
+    rotation = f"/v1/keys/{made['key_id']}/rotation"
+    answer = world.client.post(rotation, json={"overlap_seconds": 3600})
+    rotated = told(answer, 200)
+
+    assert answer.headers["cache-control"] == "no-store"
+    assert (rotated["key_id"], rotated["overlap_ends_at"] is None) == (made["key_id"], False)
+    for number, key in enumerate((made["key"], rotated["key"])):
+        switched = world.with_key(key).put(f"/v1/creators/creator-{number}/permission", json={"enabled": True})
+        assert switched.status_code == 200
+    events = told(world.client.get("/v1/events"), 200)["events"]
+    assert [event["actor"]["key_id"] for event in events] == [made["key_id"]] * 2
+
+
+def test_a_command_is_told_again_after_its_key_was_rotated(world: World) -> None:
+    """The Idempotency-Key belongs to the key, whatever its text is now."""
+    made = told(world.client.post("/v1/keys", json={"role": "operator"}), 201)
+    rotated = told(world.client.post(f"/v1/keys/{made['key_id']}/rotation", json={"overlap_seconds": 0}), 200)
+    asked: dict[str, Any] = {"json": {"enabled": True}, "headers": {"Idempotency-Key": "once"}}
+    first = world.with_key(rotated["key"]).put("/v1/creators/a/permission", **asked)
+    again = told(world.client.post(f"/v1/keys/{made['key_id']}/rotation", json={"overlap_seconds": 0}), 200)
+    second = world.with_key(again["key"]).put("/v1/creators/a/permission", **asked)
+
+    assert second.json() == first.json()
+    assert second.headers["idempotent-replayed"] == "true"
+
+
+def test_without_an_overlap_the_text_before_ends_at_once(world: World) -> None:
+    made = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    client = world.with_key(made["key"])
+    assert client.get("/v1/codes").status_code == 200
+    told(world.client.post(f"/v1/keys/{made['key_id']}/rotation", json={"overlap_seconds": 0}), 200)
+    assert client.get("/v1/codes").status_code == 401
+
+
+def test_the_same_rotation_again_is_told_the_same_text(world: World) -> None:
+    key_id = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)["key_id"]
+    asked: dict[str, Any] = {"json": {"overlap_seconds": 60}, "headers": {"Idempotency-Key": "once"}}
+    first, second = [world.client.post(f"/v1/keys/{key_id}/rotation", **asked) for _ in range(2)]
+    assert told(first, 200) == told(second, 200)
+    assert second.headers["idempotent-replayed"] == "true"
+    other = world.client.post(f"/v1/keys/{key_id}/rotation", **(asked | {"json": {"overlap_seconds": 61}}))
+    assert refused(other) == (422, "idempotency_key_reused")
+
+
+def test_a_revoked_key_is_not_rotated(world: World) -> None:
+    key_id = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)["key_id"]
+    assert world.client.delete(f"/v1/keys/{key_id}").status_code == 204
+    answer = world.client.post(f"/v1/keys/{key_id}/rotation", json={"overlap_seconds": 0})
+    assert refused(answer) == (409, "key_not_rotatable")
+
+
+@pytest.mark.parametrize("overlap", [-1, 30 * 24 * 3600 + 1, 1.5, "60", None])
+def test_an_overlap_is_a_bounded_number_of_seconds(world: World, overlap: object) -> None:
+    key_id = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)["key_id"]
+    answer = world.client.post(f"/v1/keys/{key_id}/rotation", json={"overlap_seconds": overlap})
+    assert refused(answer) == (422, "malformed_body")
+
+
+def test_what_is_done_with_keys_stands_in_the_log_of_accesses(world: World) -> None:
+    made = told(world.client.post("/v1/keys", json={"role": "auditor", "name": "for the audit"}), 201)
+    key_id = made["key_id"]
+    world.with_key(made["key"]).get("/v1/codes")
+    told(world.client.post(f"/v1/keys/{key_id}/rotation", json={"overlap_seconds": 60}), 200)
+    world.client.delete(f"/v1/keys/{key_id}")
+
+    accesses = told(world.client.get("/v1/accesses"), 200)["accesses"]
+    about = [entry for entry in accesses if key_id in (entry["query"].get("key_id"), entry["actor"]["key_id"])]
+    assert [(entry["actor"]["role"], entry["route"], entry["query"]) for entry in about] == [
+        ("admin", "DELETE /v1/keys/{key_id}", {"key_id": key_id}),
+        ("admin", "POST /v1/keys/{key_id}/rotation", {"key_id": key_id, "overlap_seconds": 60}),
+        ("auditor", "first use", {"kind": "key"}),
+        ("admin", "POST /v1/keys", {"key_id": key_id, "role": "auditor"}),
+    ]
+    # Of the key itself, and of what people call it, nothing is there.
+    assert made["key"] not in str(accesses)
+    assert "for the audit" not in [entry["query"].get("name") for entry in about]
 
 
 def test_revoking_twice_answers_the_same(world: World) -> None:
@@ -37,6 +144,8 @@ def test_revoking_twice_answers_the_same(world: World) -> None:
 @pytest.mark.parametrize("key_id", ["x", "01a2047d-e22d-7479-9309-83e7d9fc9f1d", "%00"])
 def test_a_key_that_is_not_there_is_unknown(world: World, key_id: str) -> None:
     assert refused(world.client.delete(f"/v1/keys/{key_id}")) == (404, "key_unknown")
+    rotation = world.client.post(f"/v1/keys/{key_id}/rotation", json={"overlap_seconds": 0})
+    assert refused(rotation) == (404, "key_unknown")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +161,11 @@ def test_a_key_that_is_not_there_is_unknown(world: World, key_id: str) -> None:
         ({"role": "creator", "subjects": {"creator_ids": ["a b"]}}, "/subjects/creator_ids/0"),
         ({"role": "creator", "subjects": {"creator_ids": ["a"] * 1001}}, "/subjects/creator_ids"),
         ({"role": "creator", "subjects": []}, "/subjects"),
+        # A key that acts for somebody says for whom: else it would open nothing, or one day everything.
+        ({"role": "creator"}, "/subjects"),
+        ({"role": "creator", "subjects": {}}, "/subjects"),
+        ({"role": "brand"}, "/subjects"),
+        ({"role": "brand", "subjects": None}, "/subjects"),
     ],
 )
 def test_a_malformed_key_is_refused(world: World, body: dict[str, Any], pointer: str) -> None:
@@ -81,3 +195,28 @@ def test_a_revoked_key_neither_mints_nor_revokes_although_a_read_may_remember_it
             assert root.delete(f"/v1/keys/{minted['key_id']}").status_code == 204
             assert stolen.post("/v1/keys", json={"role": "admin"}).status_code == 401
             assert stolen.delete(f"/v1/keys/{minted['key_id']}").status_code == 401
+
+
+@pytest.mark.parametrize("change", ["revoked", "rotated"])
+def test_a_key_that_changes_in_one_process_ends_in_the_others(database: TestDatabase, change: str) -> None:
+    master = base64.b64encode(fresh_key()).decode()
+    asyncio.run(create_views(database.dsn()))
+    admin = asyncio.run(begin_ledger(database.dsn(), MasterKey.from_text(master), "main"))
+    with serving_process(database, master) as here, serving_process(database, master) as there, ExitStack() as stack:
+
+        def client(url: str, key: str) -> httpx.Client:
+            headers = {"Authorization": f"Bearer {key}"}
+            return stack.enter_context(httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=20))
+
+        administrator = client(here, admin)
+        made = told(administrator.post("/v1/keys", json={"role": "auditor"}), 201)
+        one, other = (client(url, made["key"]) for url in (here, there))
+        for _ in range(2):
+            assert [each.get("/v1/accesses").status_code for each in (one, other)] == [200, 200]
+        if change == "revoked":
+            assert administrator.delete(f"/v1/keys/{made['key_id']}").status_code == 204
+        else:
+            told(administrator.post(f"/v1/keys/{made['key_id']}/rotation", json={"overlap_seconds": 0}), 200)
+        # Where it was done, from the very next request on; elsewhere as soon as the word of it has come.
+        assert one.get("/v1/accesses").status_code == 401
+        until(lambda: other.get("/v1/accesses").status_code == 401)

@@ -177,6 +177,24 @@ def test_pages_of_codes_follow_one_another_without_a_gap(world: World) -> None:
     assert found == made[::-1]
 
 
+def test_codes_are_listed_by_when_they_end_in_pages(world: World) -> None:
+    later = [world.generate(days=length)["code_id"] for length in (60, 7, 30)]
+    world.share(world.read({"code_id": later[0]}))
+    told(world.client.post(f"/v1/codes/{world.generate()['code_id']}/revocation", json={"reason": "why"}), 200)
+    world.generate(starts_at=days(-60))
+    soonest = [later[1], later[2], later[0]]
+
+    assert listed(world, order="ending") == soonest
+    assert listed(world, order="ending", expires_before=days(31)) == soonest[:2]
+    assert listed(world, world.creator(), order="ending") == soonest
+    assert listed(world, world.brand(), order="ending") == soonest[2:]
+    first = told(world.client.get("/v1/codes", params={"order": "ending", "limit": 2}), 200)
+    rest = told(world.client.get("/v1/codes", params={"order": "ending", "cursor": first["next"]}), 200)
+    assert [code["code_id"] for code in first["codes"] + rest["codes"]] == soonest
+    assert rest["next"] is None
+    assert refused(world.client.get("/v1/codes", params={"cursor": first["next"]})) == (400, "malformed_cursor")
+
+
 def test_a_cursor_is_good_for_its_own_query_alone(world: World) -> None:
     for number in range(3):
         world.generate(video_id=f"video-{number}")
@@ -298,17 +316,3 @@ def test_the_answer_to_a_past_question_does_not_change(world: World) -> None:
     then = ask(world, code["video_id"], as_of=first["as_of"], at=first["at"])
     assert then == first
     assert ask(world, code["video_id"], at=first["at"])["authorized"] is True
-
-
-def test_the_figures_count_what_is_there(world: World) -> None:
-    world.redeem(world.generate())
-    world.generate()
-    world.client.post("/v1/codes/lookup", json={"secret": "nobody made this"})
-    world.client.get("/v1/codes", params={"at_least": world.head()})
-
-    figures = told(world.client.get("/v1/stats"), 200)
-
-    assert figures["codes"] == {"generated": 1, "shared": 0, "redeemed": 1, "expired": 0, "revoked": 0}
-    assert figures["refused_attempts"] == {"code_unknown": 1}
-    assert figures["position"] == world.head()
-    assert {"codes", "history", "permissions", "redemptions", "expiring"} <= {view["view"] for view in figures["views"]}

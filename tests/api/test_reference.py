@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
     nothing = cast("Any", None)
-    services = Services(nothing, nothing, nothing, load_settings({}), lambda: datetime.now(UTC))
+    services = Services(nothing, nothing, nothing, load_settings({}), lambda: datetime.now(UTC), nothing, nothing)
     return create_app(services).openapi()
 
 

@@ -11,13 +11,22 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import append, growth, http
+from tests.bench import append, expiry, growth, http, lag, publish, question, rebuild, stream, webhooks
 
 BENCHMARKS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "append": append.run,
     "http": http.run,
     "growth": growth.run,
+    "expiry": expiry.run,
+    "question": question.run,
+    "rebuild": rebuild.run,
+    "lag": lag.run,
+    "publish": publish.run,
+    "stream": stream.run,
+    "webhooks": webhooks.run,
 }
+# Those that `--full` makes larger.
+SIZED: Final = frozenset({"growth", "expiry", "question", "rebuild"})
 RESULTS: Final = Path(".bench/results.json")
 
 
@@ -34,7 +43,7 @@ def main(name: str | None, *, as_json: bool, full: bool) -> None:
     results = {}
     for wanted in [name] if name else list(BENCHMARKS):
         print(f"measuring {wanted} …", file=sys.stderr)  # noqa: T201 - what a benchmark is for, here and below
-        results[wanted] = growth.run(full=full) if wanted == "growth" else BENCHMARKS[wanted]()
+        results[wanted] = BENCHMARKS[wanted](full=full) if wanted in SIZED else BENCHMARKS[wanted]()
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     if as_json:

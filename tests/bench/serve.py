@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from api.server import run
-from infra.bootstrap import master_key
+from infra.custody import custodian
 from infra.settings import load_settings
 
 
@@ -14,4 +14,4 @@ def _say(url: str) -> None:
 if __name__ == "__main__":
     settings = load_settings()
     assert settings.database_url is not None
-    run(settings, settings.database_url.get_secret_value(), master_key(settings), started=_say)
+    run(settings, settings.database_url.get_secret_value(), custodian(settings), started=_say)

@@ -20,12 +20,14 @@ STATES = {
     "redeemed": given.redeemed,
     "running": given.running,
     "campaign ended": given.campaign_ended,
+    "approaching": given.approaching,
     "window over": given.window_over,
     "cut off": given.cut_off,
     "expired": given.expired,
     "revived": given.revived,
     "revoked": given.revoked,
     "permission off": given.permission_off,
+    "erased": given.erased,
 }
 COMMANDS = {
     "permit": given.permission(enabled=True),
@@ -42,6 +44,8 @@ COMMANDS = {
     "reveal": given.reveal(),
     "note": given.note(),
     "expire": given.expire(),
+    "remind": given.remind(),
+    "erase": given.erase(),
 }
 TABLE = """
 state          | command      | answer
@@ -59,6 +63,8 @@ unknown        | force revoke | code_unknown
 unknown        | reveal       | code_unknown
 unknown        | note         | code_unknown
 unknown        | expire       | code_unknown
+unknown        | remind       | code_unknown
+unknown        | erase        | creator_unknown
 
 permitted      | permit       | nothing
 permitted      | forbid       | PermissionDisabled
@@ -73,6 +79,8 @@ permitted      | force revoke | code_unknown
 permitted      | reveal       | code_unknown
 permitted      | note         | code_unknown
 permitted      | expire       | code_unknown
+permitted      | remind       | code_unknown
+permitted      | erase        | CreatorErased
 
 generated      | permit       | nothing
 generated      | forbid       | PermissionDisabled
@@ -87,6 +95,8 @@ generated      | force revoke | Revoked
 generated      | reveal       | CodeRevealed
 generated      | note         | NoteAdded
 generated      | expire       | nothing
+generated      | remind       | nothing
+generated      | erase        | CreatorErased
 
 not started    | permit       | nothing
 not started    | forbid       | PermissionDisabled
@@ -101,6 +111,8 @@ not started    | force revoke | Revoked
 not started    | reveal       | CodeRevealed
 not started    | note         | NoteAdded
 not started    | expire       | nothing
+not started    | remind       | nothing
+not started    | erase        | CreatorErased
 
 shared         | permit       | nothing
 shared         | forbid       | PermissionDisabled
@@ -115,6 +127,8 @@ shared         | force revoke | Revoked
 shared         | reveal       | CodeRevealed
 shared         | note         | NoteAdded
 shared         | expire       | nothing
+shared         | remind       | nothing
+shared         | erase        | CreatorErased
 
 redeemed       | permit       | nothing
 redeemed       | forbid       | PermissionDisabled
@@ -129,6 +143,8 @@ redeemed       | force revoke | Revoked
 redeemed       | reveal       | CodeRevealed
 redeemed       | note         | NoteAdded
 redeemed       | expire       | nothing
+redeemed       | remind       | nothing
+redeemed       | erase        | CreatorErased
 
 running        | permit       | nothing
 running        | forbid       | PermissionDisabled
@@ -143,6 +159,8 @@ running        | force revoke | CampaignEnded Revoked
 running        | reveal       | CodeRevealed
 running        | note         | NoteAdded
 running        | expire       | nothing
+running        | remind       | nothing
+running        | erase        | CreatorErased
 
 campaign ended | permit       | nothing
 campaign ended | forbid       | PermissionDisabled
@@ -157,6 +175,24 @@ campaign ended | force revoke | Revoked
 campaign ended | reveal       | CodeRevealed
 campaign ended | note         | NoteAdded
 campaign ended | expire       | nothing
+campaign ended | remind       | nothing
+campaign ended | erase        | CreatorErased
+
+approaching    | permit       | nothing
+approaching    | forbid       | PermissionDisabled
+approaching    | generate     | live_code_exists
+approaching    | extend       | Extended
+approaching    | share        | nothing
+approaching    | redeem       | nothing
+approaching    | launch       | CampaignLaunched
+approaching    | end          | campaign_unknown
+approaching    | revoke       | Revoked
+approaching    | force revoke | Revoked
+approaching    | reveal       | CodeRevealed
+approaching    | note         | NoteAdded
+approaching    | expire       | nothing
+approaching    | remind       | ExpiryApproaching
+approaching    | erase        | CreatorErased
 
 window over    | permit       | nothing
 window over    | forbid       | PermissionDisabled
@@ -171,6 +207,8 @@ window over    | force revoke | Expired Revoked
 window over    | reveal       | CodeRevealed
 window over    | note         | NoteAdded
 window over    | expire       | Expired
+window over    | remind       | nothing
+window over    | erase        | CreatorErased
 
 cut off        | permit       | nothing
 cut off        | forbid       | PermissionDisabled
@@ -185,6 +223,8 @@ cut off        | force revoke | CampaignEnded Expired Revoked
 cut off        | reveal       | CodeRevealed
 cut off        | note         | NoteAdded
 cut off        | expire       | CampaignEnded Expired
+cut off        | remind       | nothing
+cut off        | erase        | CreatorErased
 
 expired        | permit       | nothing
 expired        | forbid       | PermissionDisabled
@@ -199,6 +239,8 @@ expired        | force revoke | Revoked
 expired        | reveal       | CodeRevealed
 expired        | note         | NoteAdded
 expired        | expire       | nothing
+expired        | remind       | nothing
+expired        | erase        | CreatorErased
 
 revived        | permit       | nothing
 revived        | forbid       | PermissionDisabled
@@ -213,6 +255,8 @@ revived        | force revoke | Revoked
 revived        | reveal       | CodeRevealed
 revived        | note         | NoteAdded
 revived        | expire       | nothing
+revived        | remind       | nothing
+revived        | erase        | CreatorErased
 
 revoked        | permit       | nothing
 revoked        | forbid       | PermissionDisabled
@@ -227,6 +271,8 @@ revoked        | force revoke | nothing
 revoked        | reveal       | CodeRevealed
 revoked        | note         | NoteAdded
 revoked        | expire       | nothing
+revoked        | remind       | nothing
+revoked        | erase        | CreatorErased
 
 permission off | permit       | PermissionEnabled
 permission off | forbid       | nothing
@@ -241,6 +287,24 @@ permission off | force revoke | Revoked
 permission off | reveal       | CodeRevealed
 permission off | note         | NoteAdded
 permission off | expire       | nothing
+permission off | remind       | nothing
+permission off | erase        | CreatorErased
+
+erased         | permit       | creator_erased
+erased         | forbid       | nothing
+erased         | generate     | creator_erased
+erased         | extend       | creator_erased
+erased         | share        | creator_erased
+erased         | redeem       | nothing
+erased         | launch       | CampaignLaunched
+erased         | end          | campaign_unknown
+erased         | revoke       | Revoked
+erased         | force revoke | Revoked
+erased         | reveal       | creator_erased
+erased         | note         | creator_erased
+erased         | expire       | nothing
+erased         | remind       | nothing
+erased         | erase        | nothing
 """
 ROWS = [tuple(cell.strip() for cell in line.split("|")) for line in TABLE.splitlines() if line][1:]
 

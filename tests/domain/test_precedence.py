@@ -30,6 +30,7 @@ def generate(holds: set[str]) -> tuple[Story, Command]:
         ("secret_exists" in holds, given.generate(OTHER_CODE, video_id="video-2")),
         ("live_code_exists" in holds, given.generate(UUID(int=3), secret=OTHER_SECRET)),
         ("permission_disabled" in holds, given.permission(enabled=False)),
+        ("creator_erased" in holds, given.erase()),
     )
     return story, given.generate(
         terms_version="" if "terms_not_accepted" in holds else TERMS,
@@ -45,6 +46,7 @@ def extend(holds: set[str]) -> tuple[Story, Command]:
         (taken, given.generate(OTHER_CODE, secret=OTHER_SECRET)),
         ("code_revoked" in holds, given.revoke()),
         ("permission_disabled" in holds, given.permission(enabled=False)),
+        ("creator_erased" in holds, given.erase()),
     )
     not_longer, longer = (5, 90) if "duration_not_allowed" in holds else (7, 60)
     return story, given.extend(
@@ -58,6 +60,7 @@ def share(holds: set[str]) -> tuple[Story, Command]:
         given.generated().later(days=31 if "code_expired" in holds else 0),
         ("code_revoked" in holds, given.revoke()),
         ("permission_disabled" in holds, given.permission(enabled=False)),
+        ("creator_erased" in holds, given.erase()),
     )
     return story, given.share()
 
@@ -99,13 +102,28 @@ def revoke(holds: set[str]) -> tuple[Story, Command]:
     return story, given.revoke()
 
 
+def permission(holds: set[str]) -> tuple[Story, Command]:
+    return tell(given.permission_off(), ("creator_erased" in holds, given.erase())), given.permission()
+
+
+def reveal(holds: set[str]) -> tuple[Story, Command]:
+    return tell(given.redeemed(), ("creator_erased" in holds, given.erase())), given.reveal()
+
+
+def note(holds: set[str]) -> tuple[Story, Command]:
+    return tell(given.redeemed(), ("creator_erased" in holds, given.erase())), given.note()
+
+
 SITUATIONS: dict[str, Callable[[set[str]], tuple[Story, Command]]] = {
+    "permission": permission,
     "generate": generate,
     "extend": extend,
     "share": share,
     "redeem": redeem,
     "launch": launch,
     "revoke": revoke,
+    "reveal": reveal,
+    "note": note,
 }
 # A window that has not begun is not over, and no campaign runs on a code that was revoked or has expired.
 IMPOSSIBLE = {

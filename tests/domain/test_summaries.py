@@ -34,10 +34,12 @@ def everything() -> Story:
         given.note(text=REMARK),
         given.note(text=REMARK, about_position=3),
         given.launch(replace(CAMPAIGN, campaign_id="campaign-2")),
-    ).later(days=31)
-    story.outcome(given.redeem())
+    )
+    given.after(story.later(days=16), given.remind())
+    given.after(story.later(days=13), given.remind())
+    story.later(days=2).outcome(given.redeem())
     given.after(story, given.expire(), given.extend(days=60), given.launch(replace(CAMPAIGN, campaign_id="campaign-3")))
-    return given.after(story, given.revoke(force=True), given.permission(enabled=False))
+    return given.after(story, given.revoke(force=True), given.permission(enabled=False), given.erase())
 
 
 VALID = "valid from 2026-03-01 12:00 UTC until 2026-03-31 12:00 UTC."
@@ -57,6 +59,8 @@ SENTENCES = [
     "A note was added.",
     "A note was added about position 3.",
     f"Advertiser advertiser-1 launched campaign campaign-2 {LAUNCHED}",
+    "The code expires within 14 days, at 2026-03-31 12:00 UTC.",
+    "The code expires within 1 day, at 2026-03-31 12:00 UTC.",
     "Advertiser advertiser-1 was refused the code: code_expired.",
     "Campaign campaign-2 of advertiser advertiser-1 ended, because the code expired.",
     "The code expired at 2026-03-31 12:00 UTC.",
@@ -65,6 +69,7 @@ SENTENCES = [
     "Campaign campaign-3 of advertiser advertiser-1 ended, because the code was revoked.",
     "The code was revoked by force.",
     "Creator creator-1 switched ad authorization off.",
+    "Creator creator-1 was erased: what was sealed of them can be read no more.",
 ]
 
 

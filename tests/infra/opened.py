@@ -11,17 +11,20 @@ from typing import Any
 import psycopg
 
 from domain.values import Actor, Role
+from infra.api_key import ApiKey
 from infra.database import Database
+from infra.erasure import Erasures
 from infra.feed import Feed
-from infra.identity import ApiKey, Identity
+from infra.identity import Identity
 from infra.ledger import Done, Ledgers, Request
+from infra.minting import MACHINE
 from infra.runtime import API, WORKER, Runtime, runtime
+from infra.upkeep import connect
 from infra.vault import MasterKey
-from infra.worker import connect
 from projections import VIEWS
 from projections.folding import Folding
 from tests.conftest import TestDatabase
-from tests.given import Command
+from tests.given import CREATOR, Command, erase
 
 MASTER_KEY = MasterKey(bytes(range(32)))
 
@@ -78,6 +81,16 @@ class Opened:
         """Carry a command out."""
         decide: Any = command
         return await self.ledgers.execute(tenant.request(key, **fields), decide)
+
+    @property
+    def erasures(self) -> Erasures:
+        """What carries out erasures."""
+        return Erasures(self.api.database, self.ledgers, self.api.identity)
+
+    async def erase(self, tenant: Tenant, creator_id: str = CREATOR) -> None:
+        """Erase a creator: the event and the deed."""
+        await self.when(tenant, erase(creator_id=creator_id))
+        assert await self.erasures.carry_out(tenant.ledger_id, creator_id, MACHINE)
 
     async def take_in(self) -> None:
         """Let every view take in what is recorded."""

@@ -125,12 +125,12 @@ async def _by_feed(database: TestDatabase, feed: Feed, ended: Callable[[], bool]
         over = ended()
         woken.clear()
         page = await feed.after({ledger_id: events[-1][0] for ledger_id, events in seen.items()}, PAGE)
-        for ledger_id, event in page:
+        for ledger_id, event in page.events:
             seen[ledger_id].append((event.position, event.event_id))
-        if over and not page:
+        if over and not page.spans:
             await listener.stop()
             return seen
-        if not page:
+        if not page.spans:
             try:
                 await asyncio.wait_for(woken.wait(), 0.2)
             except TimeoutError:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from domain.values import Role
-from infra.errors import IdempotencyMismatch, KeyNoLongerValid
-from infra.identity import ApiKey, Identity, LedgerExists, Subjects, subjects_problem
-from infra.vault import MasterKey
-from tests.infra.opened import Opened
+from infra.api_key import ApiKey, Subjects, subjects_problem
+from infra.errors import IdempotencyMismatch, KeyNoLongerValid, KeyNotRotatable
+from infra.identity import CACHE_S, Identity, LedgerExists
+from infra.minting import Asker
+from infra.uses import Uses
+from infra.vault import MasterKey, MasterKeyError
+from tests.infra.opened import MASTER_KEY, Opened
+from tests.waiting import WITHIN_S
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 
@@ -42,6 +49,7 @@ async def test_the_text_of_a_key_is_stored_nowhere(opened: Opened) -> None:
 
 @pytest.mark.parametrize("presented", ["", "slk_unknown", "x" * 513, "\udcff", "slk_" + "é" * 10, "a\0b"])
 async def test_what_was_never_minted_is_nobodys(opened: Opened, presented: str) -> None:
+    await opened.begin()
     assert await opened.api.identity.authenticate(presented, now()) is None
 
 
@@ -55,15 +63,221 @@ async def test_a_key_is_no_longer_valid_at_the_moment_it_expires(opened: Opened)
     assert valid == [True, False]
 
 
-async def test_a_revoked_key_is_refused_within_a_second(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_that_changed_is_forgotten_within_a_second_though_the_word_of_it_is_lost(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tenant = await opened.begin()
-    _, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
-    known = await opened.api.identity.authenticate(text, now())
-    assert known is not None
-    assert await opened.identity.revoke(tenant.ledger_id, known.key_id)
+    key, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
+    deaf = Identity(opened.api.database, MASTER_KEY)
+    for _ in range(2):
+        assert await deaf.authenticate(text, now()) == key
+    assert await opened.identity.revoke(tenant.ledger_id, key.key_id)
+    assert await deaf.authenticate(text, now()) == key
     started = time.monotonic()
-    monkeypatch.setattr("infra.identity.time.monotonic", lambda: started + 1.5)
-    assert await opened.api.identity.authenticate(text, now()) is None
+    monkeypatch.setattr("infra.identity.monotonic", lambda: started + CACHE_S + 0.1)
+    assert await deaf.authenticate(text, now()) is None
+    await deaf.stop()
+
+
+@pytest.mark.parametrize("way", ["revoked", "rotated", "by hand"])
+async def test_every_process_hears_of_a_key_that_changed(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Time stands still, so nothing that is remembered ever grows too old."""
+    tenant = await opened.begin()
+    key, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
+    started = time.monotonic()
+    monkeypatch.setattr("infra.identity.monotonic", lambda: started)
+    for _ in range(2):
+        assert await opened.api.identity.authenticate(text, now()) == key
+    if way == "revoked":
+        await opened.identity.revoke(tenant.ledger_id, key.key_id)
+    elif way == "rotated":
+        await opened.identity.rotate(tenant.ledger_id, key.key_id, overlap_s=0)
+    else:
+        opened.sql("UPDATE api_keys SET revoked_at = now() WHERE key_id = %s", key.key_id)
+    async with asyncio.timeout(WITHIN_S):
+        while await opened.api.identity.authenticate(text, now()) is not None:  # noqa: ASYNC110 - what is waited for
+            await asyncio.sleep(0.01)
+
+
+async def test_what_was_read_while_a_key_changed_is_not_remembered(opened: Opened) -> None:
+    tenant = await opened.begin()
+    key, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
+    identity = Identity(opened.api.database, MASTER_KEY)
+    await identity.authenticate(text, now())
+    read = identity._database.read
+
+    async def then_revoke(ledger_id: int | None, query: Any) -> Any:
+        rows = await read(ledger_id, query)
+        await opened.identity.revoke(tenant.ledger_id, key.key_id)
+        identity.forget()  # as a listener would, before the rows are looked at
+        return rows
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity._database, "read", then_revoke)
+        assert await identity.authenticate(text, now()) == key
+    assert await identity.authenticate(text, now()) is None
+    await identity.stop()
+
+
+async def test_many_that_present_what_nobody_minted_take_one_session(opened: Opened) -> None:
+    await opened.begin()
+    identity = Identity(opened.api.database, MASTER_KEY)
+    await identity.authenticate("a first guess", now())
+    queries = 0
+    read = identity._database.read
+
+    async def counted(ledger_id: int | None, query: Any) -> Any:
+        nonlocal queries
+        queries += 1
+        return await read(ledger_id, query)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity._database, "read", counted)
+        found = await asyncio.gather(*(identity.authenticate(f"guess-{n}", now()) for n in range(500)))
+    assert found == [None] * 500
+    assert queries < 20
+    await identity.stop()
+
+
+# -- Rotation
+
+
+async def test_a_rotated_key_is_the_same_key_with_another_text(opened: Opened) -> None:
+    tenant = await opened.begin()
+    key, old, _ = await opened.identity.create(tenant.ledger_id, role="admin", name="app")
+    rotated, new, again = await opened.identity.rotate(tenant.ledger_id, key.key_id, overlap_s=60)
+    assert (replace(rotated, overlap_ends_at=None), again) == (key, False)
+    assert rotated.overlap_ends_at is not None
+    assert new != old
+    assert [await opened.api.identity.authenticate(text, now()) for text in (new, old)] == [key, key]
+
+
+async def test_the_text_before_a_rotation_ends_with_the_overlap(opened: Opened) -> None:
+    tenant = await opened.begin()
+    key, old, _ = await opened.identity.create(tenant.ledger_id, role="admin")
+    rotated, new, _ = await opened.identity.rotate(tenant.ledger_id, key.key_id, overlap_s=60)
+    ends_at = rotated.overlap_ends_at
+    assert ends_at is not None
+    assert timedelta(seconds=55) < ends_at - now() <= timedelta(seconds=60)
+    moments = (ends_at - timedelta(microseconds=1), ends_at)
+    for text, works in ((old, [True, False]), (new, [True, True])):
+        assert [await opened.api.identity.authenticate(text, at) is not None for at in moments] == works
+
+
+async def test_no_more_than_two_texts_of_a_key_work(opened: Opened) -> None:
+    tenant = await opened.begin()
+    key, first, _ = await opened.identity.create(tenant.ledger_id, role="admin")
+    rotated = [await opened.identity.rotate(tenant.ledger_id, key.key_id, overlap_s=60) for _ in range(2)]
+    texts = [first, *(text for _, text, _ in rotated)]
+    works = [await opened.api.identity.authenticate(text, now()) is not None for text in texts]
+    assert works == [False, True, True]
+
+
+async def test_the_same_rotation_again_is_told_the_same_text(opened: Opened) -> None:
+    tenant = await opened.begin()
+    key, _, _ = await opened.identity.create(tenant.ledger_id, role="admin")
+    facts: dict[str, Any] = {"overlap_s": 60, "idempotency_key": "key-1", "request_hash": b"request"}
+    first, second = [await opened.identity.rotate(tenant.ledger_id, key.key_id, **facts) for _ in range(2)]
+    assert first[:2] == second[:2]
+    assert (first[2], second[2]) == (False, True)
+    with pytest.raises(IdempotencyMismatch):
+        await opened.identity.rotate(tenant.ledger_id, key.key_id, **(facts | {"request_hash": b"another"}))
+
+
+async def test_a_rotation_that_is_told_again_gives_no_text_back_that_was_given_up(opened: Opened) -> None:
+    tenant = await opened.begin()
+    key, _, _ = await opened.identity.create(tenant.ledger_id, role="admin")
+    facts: dict[str, Any] = {"overlap_s": 0, "idempotency_key": "key-1"}
+    _, given_up, _ = await opened.identity.rotate(tenant.ledger_id, key.key_id, **facts)
+    await opened.identity.rotate(tenant.ledger_id, key.key_id, overlap_s=0)
+    _, told, _ = await opened.identity.rotate(tenant.ledger_id, key.key_id, **facts)
+    assert told == given_up
+    assert await opened.api.identity.authenticate(told, now()) is None
+
+
+async def test_a_key_that_is_no_longer_valid_is_not_rotated(opened: Opened) -> None:
+    tenant = await opened.begin()
+    revoked = await opened.another_key(tenant.ledger_id)
+    await opened.identity.revoke(tenant.ledger_id, revoked.key.key_id)
+    expired = await opened.another_key(tenant.ledger_id)
+    opened.sql("UPDATE api_keys SET expires_at = now() WHERE key_id = %s", expired.key.key_id)
+    for key in (revoked.key, expired.key):
+        with pytest.raises(KeyNotRotatable):
+            await opened.identity.rotate(tenant.ledger_id, key.key_id, overlap_s=0)
+
+
+async def test_a_key_of_another_ledger_cannot_be_rotated(opened: Opened) -> None:
+    one, two = await opened.begin("one"), await opened.begin("two")
+    with pytest.raises(LookupError):
+        await opened.api.identity.rotate(one.ledger_id, two.key.key_id, overlap_s=0)
+
+
+# -- Uses, and what is recorded of keys
+
+
+async def test_the_life_of_a_key_stands_in_the_log_of_accesses(opened: Opened) -> None:
+    admin = await opened.begin(role="admin")
+    asker = Asker(admin.key.key_id, "admin", "POST /v1/keys", "request-1")
+    key, text, _ = await opened.api.identity.create(admin.ledger_id, role="auditor", asker=asker)
+    for _ in range(3):
+        await opened.api.identity.authenticate(text, now())
+    await opened.api.identity.rotate(admin.ledger_id, key.key_id, overlap_s=60, asker=asker)
+    for _ in range(2):
+        await opened.api.identity.revoke(admin.ledger_id, key.key_id, asker=asker)
+
+    rows = (await opened.api.views.accesses.page(admin.ledger_id, limit=100))[::-1]
+    by, of = str(admin.key.key_id), str(key.key_id)
+    assert [(str(row.key_id), row.role, row.route, row.query) for row in rows[1:]] == [
+        (by, "admin", "POST /v1/keys", {"key_id": of, "role": "auditor"}),
+        (of, "auditor", "first use", {"kind": "key"}),
+        (by, "admin", "POST /v1/keys", {"key_id": of, "overlap_seconds": 60}),
+        (by, "admin", "POST /v1/keys", {"key_id": of}),
+    ]
+    assert (rows[0].key_id, rows[0].role, rows[0].query["key_id"]) == (None, "machine", by)
+
+
+async def test_a_first_use_that_cannot_be_recorded_opens_nothing(opened: Opened) -> None:
+    tenant = await opened.begin()
+    _, text, _ = await opened.identity.create(tenant.ledger_id, role="auditor")
+    opened.sql("REVOKE INSERT ON accesses FROM sparkledger_api")
+    for _ in range(2):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            await opened.api.identity.authenticate(text, now())
+
+
+async def test_the_last_use_is_written_beside(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.uses.GATHER_S", 0.01)
+    tenant = await opened.begin()
+    _, text, _ = await opened.identity.create(tenant.ledger_id, role="auditor")
+    moment = now()
+    for seconds in (0, 10):
+        await opened.api.identity.authenticate(text, moment + timedelta(seconds=seconds))
+
+    async def last_used() -> datetime | None:
+        return (await opened.identity.keys(tenant.ledger_id))[0].last_used_at
+
+    async with asyncio.timeout(WITHIN_S):
+        while await last_used() != moment + timedelta(seconds=10):  # noqa: ASYNC110 - what is waited for
+            await asyncio.sleep(0.01)
+
+
+async def test_a_use_is_written_once_a_minute_and_for_a_bounded_number_of_keys(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.uses.MAX_DUE", 2)
+    tenants = [await opened.begin(f"ledger-{n}") for n in range(3)]
+    uses, moment = Uses(opened.api.database), now()
+    noted = []
+    for seconds in (0, 30, 59, 61):
+        uses.note(tenants[0].key, moment + timedelta(seconds=seconds))
+        noted.append((uses._due[tenants[0].key.key_id][1] - moment).seconds)
+    for tenant in tenants:
+        uses.note(tenant.key, moment)
+    assert noted == [0, 0, 0, 61]
+    assert len(uses._due) == 2
+    await uses.stop()
 
 
 async def test_revoking_again_keeps_the_first_moment(opened: Opened) -> None:
@@ -86,9 +300,9 @@ async def test_a_key_that_was_revoked_meanwhile_mints_and_revokes_no_other(opene
     other = await opened.another_key(admin.ledger_id)
     await opened.identity.revoke(admin.ledger_id, admin.key.key_id)
     with pytest.raises(KeyNoLongerValid):
-        await minted(opened.identity, admin.ledger_id, created_by=admin.key.key_id)
+        await minted(opened.identity, admin.ledger_id, asker=Asker(admin.key.key_id))
     with pytest.raises(KeyNoLongerValid):
-        await opened.identity.revoke(admin.ledger_id, other.key.key_id, by=admin.key.key_id)
+        await opened.identity.revoke(admin.ledger_id, other.key.key_id, asker=Asker(admin.key.key_id))
     revoked = [key.revoked_at is not None for key in await opened.identity.keys(admin.ledger_id)]
     assert revoked == [False, True]
 
@@ -118,7 +332,7 @@ async def test_another_minting_with_the_same_idempotency_key_is_a_mismatch(opene
 async def test_the_same_idempotency_key_of_another_caller_mints_another_key(opened: Opened) -> None:
     one = await opened.begin()
     two = await opened.another_key(one.ledger_id)
-    texts = {(await minted(opened.identity, one.ledger_id, created_by=t.key.key_id))[1] for t in (one, two)}
+    texts = {(await minted(opened.identity, one.ledger_id, asker=Asker(t.key.key_id)))[1] for t in (one, two)}
     assert len(texts) == 2
 
 
@@ -127,11 +341,12 @@ async def minted(identity: Identity, ledger_id: int, **fields: Any) -> tuple[Api
     return await identity.create(ledger_id, **(facts | fields))
 
 
-async def test_a_key_is_unknown_under_another_master_key(opened: Opened) -> None:
+async def test_another_master_key_is_told_and_not_taken_for_an_unknown_key(opened: Opened) -> None:
     tenant = await opened.begin()
     _, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
     other = Identity(opened.api.database, MasterKey(b"\xff" * 32))
-    assert await other.authenticate(text, now()) is None
+    with pytest.raises(MasterKeyError):
+        await other.authenticate(text, now())
 
 
 async def test_a_ledgers_name_is_taken_once(opened: Opened) -> None:

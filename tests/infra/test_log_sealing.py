@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from domain.values import Sealed
 from infra.keyring import Keyring
 from infra.postgres import binary
-from infra.vault import MasterKey, MasterKeyError, place
+from infra.vault import CreatorKey, MasterKey, MasterKeyError, place
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 
@@ -44,6 +44,12 @@ async def sealed_row(opened: Opened, tenant: Tenant, position: int) -> tuple[Any
     columns = "key_id, sealed, commitment, stream_id, version, event_id, type"
     key_id, sealed, commitment, *where = opened.sql(f"SELECT {columns} FROM events WHERE position = %s", position)[0]
     return key_id, bytes(sealed), bytes(commitment), place(tenant.ledger_id, *where)
+
+
+async def opened_key(opened: Opened, keyring: Keyring, tenant: Tenant, key_id: UUID) -> CreatorKey:
+    """Unwrap a creator's key as it is stored."""
+    ((wrapped,),) = opened.sql("SELECT wrapped FROM creator_keys WHERE key_id = %s", key_id)
+    return await keyring.opened(tenant.ledger_id, key_id, wrapped)
 
 
 async def test_a_secret_comes_back_as_it_was(opened: Opened) -> None:
@@ -78,7 +84,7 @@ async def test_a_sealed_part_that_was_moved_to_another_row_does_not_open(opened:
     keyring = Keyring(opened.api.database, MASTER_KEY)
     key_id, sealed, _, own = await sealed_row(opened, tenant, 3)
     _, _, _, other = await sealed_row(opened, tenant, 4)
-    key = await keyring.creator_by_id(tenant.ledger_id, key_id)
+    key = await opened_key(opened, keyring, tenant, key_id)
     assert key.unseal(sealed, own) == {"note": CANARY_NOTE}
     with pytest.raises(InvalidTag):
         key.unseal(sealed, other)
@@ -103,7 +109,7 @@ async def test_two_creators_are_sealed_under_two_keys(opened: Opened) -> None:
 async def test_the_commitment_is_verified_from_salt_and_plaintext_without_a_key(opened: Opened) -> None:
     tenant = await canaries(opened)
     key_id, sealed, commitment, own = await sealed_row(opened, tenant, 2)
-    key = await Keyring(opened.api.database, MASTER_KEY).creator_by_id(tenant.ledger_id, key_id)
+    key = await opened_key(opened, Keyring(opened.api.database, MASTER_KEY), tenant, key_id)
     # What the holder of the key hands to a verifier: all that follows needs none.
     plaintext = key._cipher.decrypt(sealed[:12], sealed[12:], own + key_id.bytes)
     salt, fields = plaintext[:32], plaintext[32:]
@@ -123,7 +129,7 @@ async def test_another_master_key_opens_nothing(opened: Opened) -> None:
     with pytest.raises(MasterKeyError, match="wrapped with another master key"):
         await wrong.ledger(tenant.ledger_id)
     with pytest.raises(MasterKeyError, match="wrapped with another master key"):
-        await wrong.creator_by_id(tenant.ledger_id, (await sealed_row(opened, tenant, 2))[0])
+        await opened_key(opened, wrong, tenant, (await sealed_row(opened, tenant, 2))[0])
 
 
 async def test_two_processes_that_seal_for_a_new_creator_at_once_use_one_key(opened: Opened) -> None:

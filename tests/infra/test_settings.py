@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Final
 
@@ -36,16 +37,24 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "port": 8080,
         "admin_key": None,
         "master_key": None,
+        "master_key_previous": None,
+        "master_key_file": None,
         "allowed_days": (7, 30, 60, 365),
         "extend_after_expiry": True,
         "requests_per_second": 100_000,
+        "trusted_proxies": ("none",),
+        "webhook_networks": ("127.0.0.0/8", "::1/128"),
+        "oidc_issuers": (),
         "kafka_bootstrap_servers": (),
         "kafka_security_protocol": "PLAINTEXT",
         "kafka_sasl_mechanism": "SCRAM-SHA-512",
         "kafka_sasl_username": None,
         "kafka_sasl_password": None,
         "kafka_ssl_cafile": None,
-        "kafka_topic": "sparkledger.events",
+        "kafka_ssl_certfile": None,
+        "kafka_ssl_keyfile": None,
+        "kafka_ledgers": ("main=sparkledger",),
+        "kafka_replication_factor": -1,
     }
 
 
@@ -71,7 +80,10 @@ def test_every_setting_is_read_from_its_variable() -> None:
             "SPARKLEDGER_KAFKA_SASL_USERNAME": "u",
             "SPARKLEDGER_KAFKA_SASL_PASSWORD": "p",
             "SPARKLEDGER_KAFKA_SSL_CAFILE": "/etc/ca.pem",
-            "SPARKLEDGER_KAFKA_TOPIC": "t",
+            "SPARKLEDGER_KAFKA_SSL_CERTFILE": "/etc/ours.pem",
+            "SPARKLEDGER_KAFKA_SSL_KEYFILE": "/etc/ours.key",
+            "SPARKLEDGER_KAFKA_LEDGERS": "acme=acme, *=others",
+            "SPARKLEDGER_KAFKA_REPLICATION_FACTOR": "3",
         }
     )
 
@@ -95,7 +107,10 @@ def test_every_setting_is_read_from_its_variable() -> None:
         kafka_sasl_username="u",
         kafka_sasl_password=SecretStr("p"),
         kafka_ssl_cafile=Path("/etc/ca.pem"),
-        kafka_topic="t",
+        kafka_ssl_certfile=Path("/etc/ours.pem"),
+        kafka_ssl_keyfile=Path("/etc/ours.key"),
+        kafka_ledgers=("acme=acme", "*=others"),
+        kafka_replication_factor=3,
     )
     assert settings.master_key_bytes == bytes(range(32))
 
@@ -126,7 +141,10 @@ def test_an_empty_variable_counts_as_absent() -> None:
         ("KAFKA_BOOTSTRAP_SERVERS", "broker", "host:port"),
         ("KAFKA_SECURITY_PROTOCOL", "TLS", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"),
         ("KAFKA_SASL_MECHANISM", "GSSAPI", "SCRAM-SHA-512"),
-        ("KAFKA_TOPIC", "a b", "letters, digits"),
+        ("KAFKA_LEDGERS", "main", "ledger=prefix"),
+        ("KAFKA_LEDGERS", "main=a b", "letters, digits"),
+        ("KAFKA_LEDGERS", "main=a,main=b", "each ledger once"),
+        ("KAFKA_REPLICATION_FACTOR", "0", "from 1 to 32, or -1"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_to_give_instead(name: str, value: str, expects: str) -> None:
@@ -168,7 +186,7 @@ def test_a_secret_is_not_shown_by_the_settings_themselves() -> None:
     [
         ("SPARKLEDGER_PROT", "SPARKLEDGER_PORT"),
         ("SPARKLEDGER_ALLOWED_DAY", "SPARKLEDGER_ALLOWED_DAYS"),
-        ("SPARKLEDGER_KAFKA_SERVERS", "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS"),
+        ("SPARKLEDGER_KAFKA_BOOTSTRAP", "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS"),
         ("sparkledger_port", "SPARKLEDGER_PORT"),
     ],
 )
@@ -220,9 +238,68 @@ def test_a_kafka_login_is_complete_and_is_never_silently_left_out() -> None:
     assert "hunter2" not in unused
 
 
+ISSUER = {"issuer": "https://id.example", "audience": "sparkledger", "ledger": "main", "role": "auditor"}
+
+
+def test_issuers_are_read_from_a_json_list() -> None:
+    settings = load_settings({"SPARKLEDGER_OIDC_ISSUERS": json.dumps([ISSUER])})
+    assert [issuer.model_dump(exclude_unset=True) for issuer in settings.oidc_issuers] == [ISSUER]
+
+
+def test_the_issuers_that_the_documentation_shows_are_taken() -> None:
+    page = Path(__file__).parents[2] / "docs/access.md"
+    shown = page.read_text().partition("```json\n")[2].partition("```")[0]
+    (issuer,) = load_settings({"SPARKLEDGER_OIDC_ISSUERS": shown}).oidc_issuers
+    assert (issuer.ledger, issuer.role_claim) == ("main", "realm_access.roles")
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ("https://id.example", ""),
+        (ISSUER, ""),
+        ([ISSUER, ISSUER], ""),
+        ([ISSUER] * 21, ""),
+        ([ISSUER | {"unknown": 1}], "at 0/unknown"),
+        ([ISSUER | {"issuer": "http://id.example"}], "at 0/issuer: An address begins with https://"),
+        ([ISSUER | {"issuer": "https://user@id.example"}], "at 0/issuer: An address has a host, no user"),
+        ([ISSUER | {"jwks_uri": "ftp://id.example/keys"}], "at 0/jwks_uri: An address begins with https://"),
+        ([ISSUER | {"audience": []}], "at 0: It needs an audience."),
+        ([ISSUER | {"ledger": None}], "at 0: It needs either ledger, or ledger_claim and ledgers together."),
+        ([ISSUER | {"role_claim": "groups"}], "at 0: It needs either role, or role_claim and roles together."),
+        ([ISSUER | {"roles": {"a": "admin"}}], "at 0: It needs either role, or role_claim and roles together."),
+        ([ISSUER | {"role": "creator"}], "at 0: The role creator needs creator_ids_claim."),
+        ([ISSUER | {"role": "brand"}], "at 0: The role brand needs brand_ids_claim"),
+    ],
+)
+def test_a_wrong_issuer_is_refused_with_where_and_why(value: object, where: str) -> None:
+    message = refusal(OIDC_ISSUERS=value if isinstance(value, str) else json.dumps(value))
+    assert message.startswith("SPARKLEDGER_OIDC_ISSUERS cannot be ")
+    assert where in message
+    assert message.endswith("give a JSON list of at most 20 issuers, each once, as docs/access.md shows.")
+
+
 def test_the_table_lists_every_setting_with_a_default_that_reads_back_as_itself() -> None:
     table = list(settings_table())
 
     assert [row[0] for row in table] == [f"SPARKLEDGER_{name.upper()}" for name in Settings.model_fields]
     assert all(description.endswith(".") for _, _, description in table)
     assert load_settings({name: default for name, default, _ in table}) == load_settings({})
+
+
+def test_certificates_without_encryption_are_never_silently_left_out() -> None:
+    assert refusal(KAFKA_SSL_CAFILE="ca.pem").startswith(
+        "SPARKLEDGER_KAFKA_SSL_CAFILE is set, but SPARKLEDGER_KAFKA_SECURITY_PROTOCOL is PLAINTEXT, which"
+    )
+    assert refusal(KAFKA_SECURITY_PROTOCOL="SSL", KAFKA_SSL_KEYFILE="ours.key").startswith(
+        "one of SPARKLEDGER_KAFKA_SSL_CERTFILE and SPARKLEDGER_KAFKA_SSL_KEYFILE is set"
+    )
+
+
+def test_proxies_are_addresses_or_networks() -> None:
+    assert load_settings({"SPARKLEDGER_TRUSTED_PROXIES": "10.1.2.3, 10.2.0.0/16"}).trusted_proxies == (
+        "10.1.2.3",
+        "10.2.0.0/16",
+    )
+    for wrong in ("*", "proxy.example", "none,10.1.2.3", "10.1.2.3/16"):
+        assert "SPARKLEDGER_TRUSTED_PROXIES" in refusal(TRUSTED_PROXIES=wrong)

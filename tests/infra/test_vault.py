@@ -11,7 +11,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from domain.values import Sealed
-from infra.vault import CreatorKey, LedgerKeys, MasterKey, MasterKeyError, fresh_key, place
+from infra.vault import ApiKeyHashing, CreatorKey, LedgerKeys, MasterKey, MasterKeyError, fresh_key, place
 
 MASTER = MasterKey(b"\x01" * 32)
 KEY = CreatorKey(UUID(int=7), b"\x02" * 32)
@@ -81,18 +81,37 @@ def test_the_commitment_is_over_the_salt_and_the_plaintext() -> None:
     assert hashlib.sha256(plaintext).digest() == part.commitment
 
 
-def test_a_wrapped_key_is_unwrapped_for_its_own_purpose_alone() -> None:
-    key = fresh_key()
-    wrapped = MASTER.wrap(key, "creator key 1 of ledger 1")
-    assert MASTER.unwrap(wrapped, "creator key 1 of ledger 1") == key
-    with pytest.raises(MasterKeyError):
-        MASTER.unwrap(wrapped, "creator key 1 of ledger 2")
+async def test_a_wrapped_key_is_unwrapped_for_its_own_purpose_alone() -> None:
+    key, (master,) = fresh_key(), MASTER.key_ids
+    wrapped = await MASTER.wrap(master, key, "creator key 1 of ledger 1")
+    assert await MASTER.unwrap(master, wrapped, "creator key 1 of ledger 1") == key
+    with pytest.raises(MasterKeyError, match="creator key 1 of ledger 2 does not open"):
+        await MASTER.unwrap(master, wrapped, "creator key 1 of ledger 2")
 
 
-def test_a_wrapped_key_is_not_unwrapped_by_another_master_key() -> None:
-    wrapped = MASTER.wrap(fresh_key(), "purpose")
+@pytest.mark.parametrize("wrapped", [b"", b"short", bytes(60)])
+async def test_what_was_never_wrapped_is_not_unwrapped(wrapped: bytes) -> None:
+    with pytest.raises(MasterKeyError, match="The purpose does not open"):
+        await MASTER.unwrap(MASTER.key_ids[0], wrapped, "purpose")
+
+
+async def test_a_wrapped_key_is_not_unwrapped_by_another_master_key() -> None:
+    wrapped = await MASTER.wrap(MASTER.key_ids[0], fresh_key(), "purpose")
     with pytest.raises(MasterKeyError, match="wrapped with another master key"):
-        MasterKey(b"\x09" * 32).unwrap(wrapped, "purpose")
+        await MasterKey(b"\x09" * 32).unwrap(MASTER.key_ids[0], wrapped, "purpose")
+
+
+async def test_a_master_key_that_takes_anothers_place_unwraps_for_both() -> None:
+    both = MasterKey(b"\x09" * 32, b"\x01" * 32)
+    wrapped = await MASTER.wrap(MASTER.key_ids[0], b"k" * 32, "purpose")
+    assert both.key_ids == (*MasterKey(b"\x09" * 32).key_ids, *MASTER.key_ids)
+    assert await both.unwrap(MASTER.key_ids[0], wrapped, "purpose") == b"k" * 32
+
+
+def test_the_id_of_a_master_key_is_short_and_its_own() -> None:
+    ids = [MasterKey(bytes([number]) * 32).key_ids[0] for number in range(50)]
+    assert len(set(ids)) == 50
+    assert {len(bytes.fromhex(id_)) for id_ in ids} == {8}
 
 
 @pytest.mark.parametrize("text", ["", "short", base64.b64encode(b"x" * 31).decode(), "é" * 44, "!" * 44, "A" * 45])
@@ -102,22 +121,35 @@ def test_what_is_no_master_key_is_refused(text: str) -> None:
 
 
 def test_a_master_key_is_read_from_its_text() -> None:
-    wrapped = MASTER.wrap(b"k" * 32, "purpose")
-    assert MasterKey.from_text(base64.b64encode(b"\x01" * 32).decode()).unwrap(wrapped, "purpose") == b"k" * 32
+    texts = [base64.b64encode(key).decode() for key in (b"\x01" * 32, b"\x09" * 32)]
+    assert MasterKey.from_text(*texts).key_ids == (*MASTER.key_ids, *MasterKey(b"\x09" * 32).key_ids)
 
 
-def test_api_keys_are_hashed_with_the_master_key() -> None:
-    hashed = MASTER.api_key_hash("slk_1")
-    assert hashed == MASTER.api_key_hash("slk_1")
+def test_api_keys_are_hashed_with_a_key() -> None:
+    hashing = ApiKeyHashing(b"\x01" * 32)
+    hashed = hashing.hash("slk_1")
+    assert hashed == ApiKeyHashing(b"\x01" * 32).hash("slk_1")
     assert hashed not in {
-        MASTER.api_key_hash("slk_2"),
-        MasterKey(b"\x09" * 32).api_key_hash("slk_1"),
+        hashing.hash("slk_2"),
+        ApiKeyHashing(b"\x09" * 32).hash("slk_1"),
         hashlib.sha256(b"slk_1").digest(),
     }
 
 
 def test_a_presented_key_that_is_no_text_can_still_be_hashed() -> None:
-    assert len(MASTER.api_key_hash("\udcff")) == 32
+    assert len(ApiKeyHashing(b"\x01" * 32).hash("\udcff")) == 32
+
+
+def test_a_note_is_known_again_by_its_creators_key_alone() -> None:
+    other = CreatorKey(UUID(int=7), b"\x03" * 32)
+    marks = [
+        KEY.mark("for Ana"),
+        other.mark("for Ana"),
+        KEY.mark("for Ben"),
+        LedgerKeys(b"\x02" * 32).fingerprint("for Ana"),
+    ]
+    assert KEY.mark("for Ana") == marks[0]
+    assert len(set(marks)) == 4
 
 
 def test_claims_of_different_kinds_ledgers_and_names_differ() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -15,6 +15,7 @@ from domain.errors import Refused, Unknown
 from domain.recorded import Recorded
 from domain.values import Sealed
 from projections.folding import Unreadable
+from projections.page import Page
 from projections.view import View
 from tests import given
 from tests.given import CAMPAIGN, NOW, Story
@@ -33,7 +34,7 @@ class MemoryLog:
         self.unreadable: set[tuple[int, int]] = set()
         self.pages = 0
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Sequence[tuple[int, Recorded]]:
+    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
         self.pages += 1
         page: list[tuple[int, Recorded]] = []
         for ledger_id, events in sorted(self.ledgers.items()):
@@ -41,9 +42,12 @@ class MemoryLog:
                 if (ledger_id, recorded.position) in self.unreadable:
                     if not page:
                         raise Unreadable(ledger_id, recorded.position, "its body is no JSON")
-                    return page
+                    return Page.of(page)
                 page.append((ledger_id, recorded))
-        return page
+        return Page.of(page)
+
+    def forget(self) -> None:
+        pass
 
     @property
     def heads(self) -> dict[int, int]:
@@ -130,5 +134,6 @@ def _command(random: Random) -> given.Command:
         lambda: given.reveal(code),
         lambda: given.note(code, text=random.choice("abcdef")),
         *(lambda: given.expire(code),) * 2,
+        *(lambda: given.remind(code),) * 2,
     ]
     return random.choice(possible)()

@@ -1,32 +1,71 @@
-"""The view of what expires: ends that have come, and ends ahead."""
+"""The view of what expires: what the clock has to record now, and ends ahead."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from uuid import UUID
 
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from domain.code import Code
+from domain.recorded import replay_code
 from domain.values import Sealed
 from projections import expiring
 from projections.expiring import Due, ExpiringRow
 from tests import given
 from tests.given import CODE, CREATOR, NOW, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
-from tests.projections.memory_log import MemoryLog, rows
+from tests.projections.memory_log import MemoryLog, happening, rows
 
-END = NOW + timedelta(days=30)
+DAY = timedelta(days=1)
+END = NOW + 30 * DAY
 
 
 async def test_an_end_is_open_until_it_is_recorded_or_revoked(follow: Followed, worker: Cursor) -> None:
     await follow(expiring.VIEW, MemoryLog(given.shared(), given.revoked(), given.expired(), given.revived()))
+    revived, new_end = NOW + 31 * DAY, NOW + 61 * DAY
     expected = [
-        ExpiringRow(1, CODE, CREATOR, VIDEO, END, True, 2),
-        ExpiringRow(2, CODE, CREATOR, VIDEO, END, False, 5),
-        ExpiringRow(3, CODE, CREATOR, VIDEO, END, False, 7),
-        ExpiringRow(4, CODE, CREATOR, VIDEO, NOW + timedelta(days=61), True, 8),
+        ExpiringRow(1, CODE, CREATOR, VIDEO, NOW, END, NOW, None, END - 14 * DAY, True, 2),
+        ExpiringRow(2, CODE, CREATOR, VIDEO, NOW, END, NOW, None, END - 14 * DAY, False, 5),
+        ExpiringRow(3, CODE, CREATOR, VIDEO, NOW, END, NOW, None, END - 14 * DAY, False, 7),
+        ExpiringRow(4, CODE, CREATOR, VIDEO, NOW, new_end, revived, None, new_end - 14 * DAY, True, 8),
     ]
     assert await rows(worker, expiring.VIEW) == {
         "expiring": [tuple(getattr(row, column) for column in expiring.EXPIRING.columns) for row in expected]
     }
+
+
+async def test_what_is_due_next_is_the_next_reminder_of_the_present_end_and_at_last_that_end(
+    follow: Followed, worker: Cursor
+) -> None:
+    await begin_ledgers(worker, 4)
+    two_weeks, one_day = (given.after(given.generated().later(days=d), given.remind()) for d in (16, 29))
+    extended = given.after(given.approaching(), given.remind(), given.extend(days=60))
+    await follow(expiring.VIEW, MemoryLog(given.generated(), two_weeks, one_day, extended))
+    assert await expiring.first_due(worker, {}) == {
+        2: END - 7 * DAY,
+        1: END - 14 * DAY,
+        3: END,
+        4: NOW + 30 * DAY,
+    }
+
+
+@settings(max_examples=100, deadline=None)
+@for_all(st.integers(0, 10**6), st.integers(0, 40 * 24))
+def test_the_view_and_the_code_agree_on_what_is_due(seed: int, hours: int) -> None:
+    story = happening(seed, 40)
+    now = story.clock() + timedelta(hours=hours)
+    for stream in story.ledger.streams.values():
+        if isinstance(stream[0].event, Code.Generated):
+            code, row = replay_code(stream), expiring.generated(1, stream[0], stream[0].event)
+            for recorded in stream[1:]:
+                change = expiring.VIEW.changes.get(type(recorded.event))
+                if change is not None:
+                    change(row, recorded, recorded.event)
+            due = code.expiry_due(now) or code.reminder_due(now) is not None
+            assert (row.open and row.due_at <= now) == due
 
 
 def ending(*days: int) -> Story:
@@ -38,35 +77,30 @@ def ending(*days: int) -> Story:
     return story
 
 
-async def test_the_clock_is_told_what_is_due_in_any_ledger_the_longest_overdue_first(
+async def test_the_clock_is_told_what_is_due_in_a_ledger_the_longest_due_first(
     follow: Followed, worker: Cursor
 ) -> None:
-    due_and_recorded = given.after(ending(7).later(days=8), given.expire(UUID(int=1)))
-    await follow(expiring.VIEW, MemoryLog(ending(30, 7), ending(60), due_and_recorded))
-    week, month = NOW + timedelta(days=7), NOW + timedelta(days=30)
-    both = [Due(1, UUID(int=2), week), Due(1, UUID(int=1), month)]
-    assert await expiring.next_end(worker) == week
-    assert await expiring.due(worker, week - timedelta(seconds=1), 10) == []
-    assert await expiring.due(worker, week, 10) == both[:1], "the last instant lies outside the window"
-    assert await expiring.due(worker, month, 10) == both
-    assert await expiring.due(worker, month, 1) == both[:1]
+    await follow(expiring.VIEW, MemoryLog(ending(30, 7, 7)))
+    soon, later = NOW + 6 * DAY, NOW + 16 * DAY
+    whole = [Due(soon, UUID(int=2)), Due(soon, UUID(int=3)), Due(later, UUID(int=1))]
+    assert await expiring.due(worker, 1, soon - timedelta(microseconds=1), 10) == []
+    assert await expiring.due(worker, 1, soon, 10) == whole[:2]
+    assert await expiring.due(worker, 1, END, 2) == whole[:2]
+    assert await expiring.due(worker, 1, END, 2, after=whole[1]) == whole[2:]
+    assert await expiring.due(worker, 2, END, 10) == []
 
 
-async def test_where_nothing_is_open_no_end_comes_next(follow: Followed, worker: Cursor) -> None:
-    await follow(expiring.VIEW, MemoryLog(given.revoked()))
-    assert await expiring.next_end(worker) is None
+async def test_the_clock_is_told_in_which_ledgers_something_is_due_next(follow: Followed, worker: Cursor) -> None:
+    await begin_ledgers(worker, 3)
+    nothing_open = given.after(ending(7).later(days=8), given.expire(UUID(int=1)))
+    await follow(expiring.VIEW, MemoryLog(ending(30), nothing_open, ending(60, 7)))
+    assert await expiring.first_due(worker, {}) == {3: NOW + 6 * DAY, 1: NOW + 16 * DAY}
+    passed = Due(NOW + 6 * DAY, UUID(int=2))
+    assert await expiring.first_due(worker, {3: passed, 1: passed}) == {1: NOW + 16 * DAY, 3: NOW + 30 * DAY}
+    assert await expiring.first_due(worker, {1: Due(NOW + 16 * DAY, UUID(int=1))}) == {3: NOW + 6 * DAY}
 
 
-async def test_ends_ahead_come_soonest_first_in_pages(follow: Followed, api: Cursor) -> None:
-    await follow(expiring.VIEW, MemoryLog(ending(30, 7, 30, 60), ending(7)))
-    until = NOW + timedelta(days=60)
-    whole = await expiring.ahead(api, 1, now=NOW, until=until, limit=10)
-    assert [row.code_id.int for row in whole] == [2, 1, 3], "what ends at `until` is not among them"
-    paged, after = [], None
-    while page := await expiring.ahead(api, 1, now=NOW, until=until, limit=1, after=after):
-        paged += page
-        after = (page[0].expires_at, page[0].code_id)
-    assert paged == whole
-    assert await expiring.count_ahead(api, 1, now=NOW, until=until) == 3
-    assert await expiring.ahead(api, 1, now=NOW + timedelta(days=30), until=until, limit=10) == []
-    assert await expiring.count_ahead(api, 1, now=NOW + timedelta(days=7), until=until) == 2
+async def begin_ledgers(cur: Cursor, count: int) -> None:
+    """Begin ledgers, numbered from 1."""
+    for number in range(1, count + 1):
+        await cur.execute("INSERT INTO ledgers (name, fingerprint_key) VALUES (%s, '')", (f"ledger-{number}",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from projections import permissions
 from projections.permissions import PermissionRow
@@ -29,3 +30,23 @@ async def test_a_permission_stands_as_it_was_last_switched(follow: Followed, api
 async def test_a_permission_of_another_ledger_is_unknown(follow: Followed, api: Cursor) -> None:
     await follow(permissions.VIEW, MemoryLog(given.unknown(), given.permitted()))
     assert await permissions.one(api, 1, CREATOR) is None
+
+
+async def test_permissions_are_found_by_every_filter_the_last_switched_first(follow: Followed, api: Cursor) -> None:
+    story = given.after(given.permitted(), given.permission(creator_id="creator-2")).later(hours=1)
+    story.when(given.permission(creator_id="creator-3"))
+    story.later(hours=1).when(given.permission(enabled=False), effective_at=NOW + timedelta(minutes=30))
+    await follow(permissions.VIEW, MemoryLog(story))
+
+    async def found(**asked: Any) -> list[str]:
+        return [row.creator_id for row in await permissions.search(api, 1, **{"limit": 10, **asked})]
+
+    assert await found() == ["creator-3", CREATOR, "creator-2"]
+    assert await found(enabled=True) == ["creator-3", "creator-2"]
+    assert await found(enabled=False) == [CREATOR]
+    assert await found(creator_ids=["creator-2", "nobody"]) == ["creator-2"]
+    assert await found(creator_ids=[]) == []
+    assert await found(since=NOW + timedelta(minutes=30)) == ["creator-3", CREATOR]
+    assert await found(until=NOW + timedelta(minutes=30)) == ["creator-2"]
+    (first,) = await permissions.search(api, 1, limit=1)
+    assert await found(after=(first.since, first.position)) == [CREATOR, "creator-2"]

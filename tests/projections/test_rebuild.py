@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+from psycopg.sql import SQL
 
 from domain.code import Code
 from domain.recorded import Recorded
 from projections import VIEWS, codes, history, progress, rebuild
 from projections.folding import Connect, Folding
+from projections.history import EntryRow
+from projections.page import Page
 from projections.rebuild import Busy
 from projections.runner import Poisoned, Runner
 from projections.table import Table
@@ -98,7 +99,7 @@ class Interrupting(MemoryLog):
         self.ledgers = log.ledgers
         self.meanwhile = meanwhile
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Sequence[tuple[int, Recorded]]:
+    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
         page = await super().after(positions, limit)
         await self.meanwhile(self.pages)
         return page
@@ -139,7 +140,7 @@ async def test_a_rebuild_begins_anew_where_it_is_told_to_or_the_view_has_changed
 
     with pytest.raises(Interrupted):
         await rebuild.rebuild(codes.VIEW, Interrupting(log, die), connect, page_events=1)
-    changed = replace(codes.VIEW, version=2) if another_version else codes.VIEW
+    changed = replace(codes.VIEW, version=codes.VERSION + 1) if another_version else codes.VIEW
     done = await rebuild.rebuild(changed, log, connect, resume=another_version)
     assert done.events == 4
     standing = await progress.status(worker, "codes")
@@ -203,7 +204,7 @@ class Bounded(MemoryLog):
         self.log = log
         self.left = pages
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Sequence[tuple[int, Recorded]]:
+    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
         self.left -= 1
         return await (self.log.after if self.left > 0 else super(Interrupting, self.log).after)(positions, limit)
 
@@ -298,30 +299,16 @@ async def test_a_view_is_rebuilt_by_one_at_a_time(connect: Connect, follow: Foll
 
 
 @dataclass(slots=True)
-class LongerRow:
+class LongerRow(EntryRow):
     """History as a later version of the program may have it."""
 
-    ledger_id: int
-    position: int
-    type: str
-    creator_stream: UUID
-    actor: str
-    recorded_at: datetime
-    effective_at: datetime
-    source: str
+    said_by: str
 
 
-def longer(ledger_id: int, recorded: Recorded, _event: Any) -> LongerRow:
-    return LongerRow(
-        ledger_id,
-        recorded.position,
-        recorded.type,
-        recorded.creator_stream,
-        recorded.actor.key_id,
-        recorded.recorded_at,
-        recorded.effective_at,
-        recorded.source,
-    )
+def longer(ledger_id: int, recorded: Recorded, event: Any) -> LongerRow:
+    known = history.entered(ledger_id, recorded, event)
+    columns: dict[str, Any] = {column: getattr(known, column) for column in history.HISTORY.columns}
+    return LongerRow(**columns, said_by=recorded.source)
 
 
 async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
@@ -333,17 +320,21 @@ async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
         "history",
         LongerRow,
         key=history.HISTORY.key,
-        ddl="CREATE TABLE {table} (LIKE views.history INCLUDING ALL, source text NOT NULL)",
+        ddl="CREATE TABLE {table} (LIKE views.history INCLUDING ALL, said_by text NOT NULL)",
     )
-    newer = View("history", 2, table, history.VIEW.row_of, begins=dict.fromkeys(history.VIEW.begins, longer))
+    newer = View(
+        "history", history.VERSION + 1, table, history.VIEW.row_of, begins=dict.fromkeys(history.VIEW.begins, longer)
+    )
     runner = asyncio.create_task(Runner(newer, log, connect, asyncio.Event(), poll_s=0.02).run())
-    await until(lambda: at_version(worker, 2))
+    await until(lambda: at_version(worker, history.VERSION + 1))
     runner.cancel()
     with suppress(asyncio.CancelledError):
         await runner
-    await worker.execute("SELECT source FROM views.history ORDER BY position")
+    await worker.execute("SELECT said_by FROM views.history ORDER BY position")
     assert await worker.fetchall() == [("operator",)] * 4
-    assert await history.search(api, 1, limit=10) == [1, 2, 3, 4], "a program that knows less still reads it"
+    known = SQL("SELECT {columns} FROM views.history t ORDER BY t.position").format(columns=history.HISTORY.select())
+    found = [row.position for row in await history.HISTORY.fetch(api, known, {})]
+    assert found == [1, 2, 3, 4], "a program that knows less still reads it"
 
 
 async def at_version(cur: Cursor, version: int) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from projections import redemptions
-from projections.redemptions import AttemptRow, Refusals
+import pytest
+
+from projections import codes, redemptions, view
+from projections.redemptions import AttemptRow
+from projections.whose import OfCode
 from tests import given
-from tests.given import ADVERTISER, CODE, NOW, Story
+from tests.given import ADVERTISER, CODE, CREATOR, NOW, OTHER_CODE, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog
 
@@ -24,41 +27,67 @@ def attempts() -> Story:
     return story
 
 
+async def followed(story: Story, follow: Followed) -> None:
+    for each in (redemptions.VIEW, codes.VIEW):
+        await follow(each, MemoryLog(story))
+
+
+async def found(cur: Cursor, **asked: Any) -> list[OfCode[AttemptRow]]:
+    upto = await view.reached(cur, 1, redemptions.NAME, codes.NAME)
+    return await redemptions.search(cur, 1, upto=upto, **{"limit": 100, **asked})
+
+
 async def test_every_attempt_leaves_a_row(follow: Followed, api: Cursor) -> None:
-    await follow(redemptions.VIEW, MemoryLog(attempts()))
-    assert await redemptions.of_code(api, 1, CODE) == [
-        AttemptRow(1, 4, CODE, ADVERTISER, None, True, NOW),
-        AttemptRow(1, 5, CODE, "account-2", None, False, NOW),
-        AttemptRow(1, 7, CODE, "late", "code_revoked", None, NOW + HOUR),
-        AttemptRow(1, 8, CODE, "late", "code_revoked", None, NOW + 2 * HOUR),
-        AttemptRow(1, 9, CODE, "later", "code_revoked", None, NOW + 2 * HOUR),
+    story = attempts()
+    await followed(story, follow)
+    stream = story.stream()[0].creator_stream
+    assert [one.row for one in await found(api)] == [
+        AttemptRow(1, 9, CODE, stream, "later", "code_revoked", None, NOW + 2 * HOUR, NOW + 2 * HOUR),
+        AttemptRow(1, 8, CODE, stream, "late", "code_revoked", None, NOW + 2 * HOUR, NOW + 2 * HOUR),
+        AttemptRow(1, 7, CODE, stream, "late", "code_revoked", None, NOW + HOUR, NOW + HOUR),
+        AttemptRow(1, 5, CODE, stream, "account-2", None, False, NOW, NOW),
+        AttemptRow(1, 4, CODE, stream, ADVERTISER, None, True, NOW, NOW),
     ]
+    assert {(one.creator_id, one.video_id) for one in await found(api)} == {(CREATOR, VIDEO)}
 
 
-FIRST = Refusals(NOW + HOUR, CODE, "late", "code_revoked", 1)
-SECOND = Refusals(NOW + 2 * HOUR, CODE, "late", "code_revoked", 1)
-OTHER = Refusals(NOW + 2 * HOUR, CODE, "later", "code_revoked", 1)
-
-
-FILTERS: list[tuple[dict[str, Any], list[Refusals]]] = [
-    ({}, [SECOND, OTHER, FIRST]),
-    ({"code_id": given.OTHER_CODE}, []),
-    ({"advertiser_id": "late"}, [SECOND, FIRST]),
-    ({"since": NOW + 2 * HOUR}, [SECOND, OTHER]),
-    ({"until": NOW + 2 * HOUR}, [FIRST]),
-    ({"code_id": CODE, "advertiser_id": "later", "since": NOW, "until": NOW + 3 * HOUR}, [OTHER]),
+FILTERS: list[tuple[dict[str, Any], list[int]]] = [
+    ({}, [9, 8, 7, 5, 4]),
+    ({"refused": True}, [9, 8, 7]),
+    ({"refused": False}, [5, 4]),
+    ({"reason": "code_revoked"}, [9, 8, 7]),
+    ({"reason": "code_expired"}, []),
+    ({"shared": False}, [5]),
+    ({"shared": True}, [4]),
+    ({"code_id": OTHER_CODE}, []),
+    ({"advertiser_id": "late"}, [8, 7]),
+    ({"creator_ids": [CREATOR], "refused": False}, [5, 4]),
+    ({"creator_ids": ["nobody"]}, []),
+    ({"video_id": VIDEO, "advertiser_id": "later"}, [9]),
+    ({"since": NOW + 2 * HOUR}, [9, 8]),
+    ({"until": NOW + 2 * HOUR}, [7, 5, 4]),
+    ({"visible_advertisers": ["late", "account-2"]}, [8, 7, 5]),
+    ({"visible_advertisers": []}, []),
 ]
 
 
-async def test_refusals_are_counted_by_the_hour(follow: Followed, api: Cursor) -> None:
-    await follow(redemptions.VIEW, MemoryLog(attempts()))
-    found = [(filters, await redemptions.refusals(api, 1, limit=100, **filters)) for filters, _ in FILTERS]
-    assert found == FILTERS
+async def test_attempts_are_found_by_every_filter_the_latest_first(follow: Followed, api: Cursor) -> None:
+    await followed(attempts(), follow)
+    answers = [(filters, [one.row.position for one in await found(api, **filters)]) for filters, _ in FILTERS]
+    assert answers == FILTERS
 
 
-async def test_redemptions_and_refusals_are_counted_in_a_time(follow: Followed, api: Cursor) -> None:
-    await follow(redemptions.VIEW, MemoryLog(attempts(), attempts()))
-    assert await redemptions.count(api, 1) == 2
-    assert await redemptions.count(api, 1, since=NOW + HOUR) == 0
-    assert await redemptions.count_by_reason(api, 1) == {"code_revoked": 3}
-    assert await redemptions.count_by_reason(api, 1, until=NOW + HOUR) == {}
+@pytest.mark.parametrize("filters", [{}, {"refused": True}, {"visible_advertisers": ["late", "later", "account-2"]}])
+async def test_pages_of_attempts_together_are_the_whole(filters: dict[str, Any], follow: Followed, api: Cursor) -> None:
+    await followed(attempts(), follow)
+    whole, paged = await found(api, **filters), await found(api, limit=1, **filters)
+    while following := await found(api, limit=1, after=(paged[-1].row.at, paged[-1].row.position), **filters):
+        paged += following
+    assert paged == whole
+
+
+async def test_another_ledgers_attempts_are_hidden(follow: Followed, api: Cursor) -> None:
+    for each in (redemptions.VIEW, codes.VIEW):
+        await follow(each, MemoryLog(given.permitted(), attempts()))
+    assert await found(api) == []
+    assert await redemptions.search(api, 2, upto=100, limit=10) == []

@@ -1,0 +1,130 @@
+"""What the reads of the trail take in their query: the filters that they share, and how pages are asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from api.fields import NO_NUL, Id, Moment
+from api.problems import Problem, malformed_query
+from api.queries import LIMIT, MAX_CURSOR_CHARACTERS, MAX_Q_CHARACTERS, AsOf, AtLeast, CodeId, Limit, Place, Query
+from api.query_language import Asked, QueryError, parse
+from projections.trail import Among, Between
+
+if TYPE_CHECKING:
+    from projections.trail import Condition
+
+Cursor = Annotated[
+    str | None,
+    StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
+    Field(description="`next_cursor` or `prev_cursor` of another page, for the same filters."),
+]
+
+
+class Conditions(Query):
+    """What an event must be like; all that is given must hold."""
+
+    type: Annotated[Id | None, Field(description="Events of this type alone.", examples=["Redeemed"])] = None
+    code_id: Annotated[CodeId | None, Field(description="Events of this code alone.")] = None
+    creator_id: Annotated[Id | None, Field(description="Events of this creator's permission and codes alone.")] = None
+    video_id: Annotated[Id | None, Field(description="Events of this video's codes alone.")] = None
+    advertiser_id: Annotated[Id | None, Field(description="Events that name this advertiser account alone.")] = None
+    actor: Annotated[Id | None, Field(description="Events recorded with this key, by its id, or by `clock`.")] = None
+    from_: Annotated[Moment | None, Field(alias="from", description="Recorded at this moment or later.")] = None
+    to: Annotated[Moment | None, Field(description="Recorded before this moment.")] = None
+    q: Annotated[
+        str | None,
+        StringConstraints(min_length=1, max_length=MAX_Q_CHARACTERS, pattern=NO_NUL),
+        Field(
+            description="A query such as `type:Shared,Redeemed -channel:dm recorded:2026-01..2026-03 spring-sale`: "
+            "qualifiers `actor`, `advertiser`, `brand`, `channel`, `code`, `creator`, `effective`, `recorded`, "
+            "`refused`, `source`, `type`, `video`; `-` negates; quotes hold a text together; other words stand in the "
+            "summary, in any case.",
+            examples=["spring-sale"],
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _no_reversed_times(self) -> Self:
+        if self.from_ is not None and self.to is not None and self.from_ > self.to:
+            raise malformed_query("to", "No moment lies before this and after `from`: the range is reversed.")
+        return self
+
+    def asked(self) -> Asked:
+        """Return what the history is searched by, and what must stand in the summaries.
+
+        Raises:
+            Problem: `q` is none; its `offset` says where.
+
+        """
+        equal: dict[Any, Any] = {
+            "type": self.type,
+            "code_id": self.code_id,
+            "creator_id": self.creator_id,
+            "video_id": self.video_id,
+            "advertiser_id": self.advertiser_id,
+            "actor": self.actor,
+        }
+        conditions: list[Condition] = [Among(field, (value,)) for field, value in equal.items() if value is not None]
+        if self.from_ is not None or self.to is not None:
+            conditions.append(Between("recorded_at", self.from_, self.to))
+        if self.q is None:
+            return Asked(tuple(conditions))
+        try:
+            asked = parse(self.q)
+        except QueryError as error:
+            wrong = {"pointer": "/q", "problem": error.problem, "offset": error.offset}
+            raise Problem("malformed_query", members={"errors": [wrong]}) from None
+        return Asked((*conditions, *asked.conditions), asked.words)
+
+    def given(self) -> dict[str, Any]:
+        """Return what was asked, under the names of the parameters."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class Filters(Conditions):
+    """Which events are asked for: what they must be like, and where they lie."""
+
+    after: Annotated[Place | None, Field(description="Later positions alone.", examples=[0])] = None
+    before: Annotated[Place | None, Field(description="Earlier positions alone.")] = None
+
+    @model_validator(mode="after")
+    def _no_reversed_range(self) -> Self:
+        if self.after is not None and self.before is not None and self.after > self.before:
+            raise malformed_query("before", "No position lies before this and after `after`: the range is reversed.")
+        return self
+
+
+class EventsQuery(Filters):
+    order: Annotated[Literal["asc", "desc"], Field(description="Oldest or newest first.")] = "asc"
+    limit: Limit = LIMIT
+    cursor: Cursor = None
+    total: Annotated[
+        Literal["estimate"] | None,
+        Field(description="`estimate`: also about how many events there are in all; nothing is counted for it."),
+    ] = None
+    at_least: AtLeast = None
+
+    def same(self) -> dict[str, Any]:
+        """Return what must be the same for a cursor to be good."""
+        return self.model_dump(exclude={"cursor", "limit", "total", "at_least"})
+
+
+class ExportQuery(Filters):
+    format: Annotated[Literal["ndjson", "csv"], Field(description="One JSON object a line, or a table.")] = "ndjson"
+    at_least: AtLeast = None
+
+
+class BatchQuery(Query):
+    as_of: AsOf = None
+    at_least: AtLeast = None
+
+
+class AccessesQuery(Query):
+    limit: Limit = LIMIT
+    cursor: Cursor = None
+
+    def same(self) -> dict[str, Any]:
+        """Return what must be the same for a cursor to be good."""
+        return {"of": "accesses"}

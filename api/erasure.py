@@ -1,0 +1,120 @@
+"""The routes of erasure: asking for it, and reading how it stands."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.responses import Response
+
+from api import headers
+from api.answer_models import ActorEntry, Answer, CreatorId, Moment, Position
+from api.answers import answer, replayed, stands
+from api.auth import Caller, allow
+from api.execution import Guarded, execute
+from api.fields import Reason
+from api.problems import Problem
+from api.route import Route
+from api.schemas import Command
+from api.trail import event_content, names_of
+from domain import commands
+from domain.commands import Decision, Ledger, When
+from domain.creator import Creator
+from domain.errors import StaleVersion
+from infra.erasure import Erasure, Erasures
+from infra.errors import KeyNoLongerValid, Unavailable
+from infra.minting import Asker
+
+router = APIRouter(route_class=Route, tags=["Erasure"])
+
+
+class EraseCreator(Command):
+    reason: Annotated[
+        Reason,
+        Field(description="Why; kept in clear for good, so name no person in it.", examples=["Asked for on 3 March"]),
+    ]
+
+
+class ErasureAnswer(Answer):
+    creator_id: CreatorId
+    state: Annotated[
+        Literal["recorded", "carried_out"],
+        Field(
+            description=(
+                "`recorded`: nothing of the creator is unsealed any more, and the key is about to be destroyed. "
+                "`carried_out`: it is."
+            )
+        ),
+    ]
+    reason: Annotated[str, Field(description="Why, as it was given.", examples=["Asked for on 3 March"])]
+    actor: Annotated[ActorEntry, Field(description="Who asked for it.")]
+    recorded_at: Annotated[Moment, Field(description="When the ledger learned it.")]
+    effective_at: Annotated[Moment, Field(description="When it was asked for in the world.")]
+    carried_out_at: Annotated[Moment | None, Field(description="When the key was destroyed.")]
+    event_id: Annotated[UUID, Field(description="The event that records it.")]
+    position: Annotated[Position, Field(description="Its place in the ledger.")]
+
+
+@router.post("/v1/creators/{creator_id}/erasure", response_model=ErasureAnswer, operation_id="eraseCreator")
+async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[Caller, allow("admin")]) -> Response:
+    """Erase a creator: destroy the key that the secrets and notes of their codes are sealed under, for good.
+
+    Every event stays: what was decided can be read and proven on. The permission goes off for good, API keys that act
+    for this creator alone are revoked and lose their names, and nothing new is recorded that would have to be sealed.
+    Again, the first erasure is the answer.
+    """
+    headers.path_id(creator_id)
+    if_match = headers.if_match(caller.request)
+
+    def unchanged(creator: Creator | None) -> None:
+        if if_match is not None and creator is not None and if_match != creator.version:
+            raise StaleVersion(creator.version)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Creator]:
+        return await commands.erase(Guarded(ledger, creator=unchanged), creator_id, body.reason, when=when)
+
+    done = await execute(caller, body, creator_id, decide)
+    erasures = _erasures(caller)
+    # It is recorded, and holds: whatever keeps the deed from being done here, a worker does it.
+    with suppress(Unavailable, KeyNoLongerValid):
+        await erasures.carry_out(caller.ledger_id, creator_id, _asker(caller))
+    found = await erasures.of(caller.ledger_id, creator_id)
+    assert found is not None  # noqa: S101 - it was recorded just now, or before
+    version = 0 if done.aggregate is None else done.aggregate.version
+    return answer(await _content(found, caller), 200, {**stands(version, done.position), **replayed(done)})
+
+
+@router.get("/v1/creators/{creator_id}/erasure", response_model=ErasureAnswer, operation_id="readErasure")
+async def read_erasure(creator_id: str, caller: Annotated[Caller, allow("operator", "auditor", "admin")]) -> Response:
+    """Read who erased a creator, why and when, and whether the key is destroyed."""
+    headers.path_id(creator_id)
+    found = await _erasures(caller).of(caller.ledger_id, creator_id)
+    if found is None:
+        raise Problem("erasure_unknown")
+    return answer(await _content(found, caller), 200, stands(found.recorded.stream_version, found.recorded.position))
+
+
+def _erasures(caller: Caller) -> Erasures:
+    services = caller.services
+    return Erasures(services.database, services.ledgers, services.identity)
+
+
+def _asker(caller: Caller) -> Asker:
+    request = caller.request
+    route = f"{request.method} {request.scope['route'].path}"
+    return Asker(caller.key.key_id, caller.role, route, request.scope["request_id"])
+
+
+async def _content(found: Erasure, caller: Caller) -> dict[str, Any]:
+    event = event_content(found.recorded, await names_of(caller, [found.recorded]))
+    return {
+        "creator_id": found.creator_id,
+        "state": "recorded" if found.carried_out_at is None else "carried_out",
+        "reason": found.reason,
+        **{name: event[name] for name in ("actor", "recorded_at", "effective_at")},
+        "carried_out_at": found.carried_out_at,
+        **{name: event[name] for name in ("event_id", "position")},
+    }

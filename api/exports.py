@@ -1,0 +1,212 @@
+"""Exports of the trail: all events that are asked for, up to the head of when it began, in constant memory.
+
+An export ends in a trailer: how many events, the first and the last position, what was asked, the position of the head
+when it began, and the SHA-256 of every byte before it. A file without one was cut off. In NDJSON the trailer is a last
+line of its own kind, `{"trailer": {…}}`. In CSV it is a last row whose `position` is `end` and whose `body` holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import orjson
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from api.accesses import enter
+from api.audit_queries import ExportQuery
+from api.auth import Caller, allow
+from api.finding import Within, find
+from api.reads import refuse_ahead
+from api.route import Route
+from api.sending import Pieces
+from api.trail import CSV_COLUMNS, csv_head, csv_lines, csv_text, names_in, ndjson, row_content
+from infra.errors import Unavailable
+from infra.trail import POSITION
+from projections import history
+from projections.trail import END
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from uuid import UUID
+
+    from api.query_language import Asked
+    from api.trail import KeyNames
+    from infra.trail import Row
+    from infra.views import Views
+
+Format = Literal["ndjson", "csv"]
+MEDIA_TYPES: Final[Mapping[Format, str]] = {"ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
+
+# Events that are read and sent at a time: others of the process wait as long as it takes to write them out.
+PAGE_EVENTS: Final = 500
+# A search for what is rare looks through so many pages' worth at a time, between two looks at who waits.
+_BUDGET: Final = 4.0
+# The first cell of a table's last row.
+END_OF_TABLE: Final = "end"
+
+router = APIRouter(route_class=Route, tags=["Audit"])
+
+
+@dataclass(slots=True)
+class Export:
+    """One export, and how far it is.
+
+    Attributes:
+        ledger_id: the ledger.
+        ledger: its name.
+        asked: which events.
+        given: the same, as it was asked: for the trailer.
+        format: of the export.
+        head: the ledger's last position when it began; nothing later is exported.
+        began_at: when it began.
+        low: the position before the first that may be exported.
+        high: the position after the last.
+        events: how many were exported so far.
+        first: the position of the first; None where there is none.
+        last: the position of the last.
+
+    """
+
+    ledger_id: int
+    ledger: str
+    asked: Asked
+    given: Mapping[str, Any]
+    format: Format
+    head: int
+    began_at: datetime
+    low: int = 0
+    high: int = END
+    events: int = 0
+    first: int | None = None
+    last: int | None = None
+    _bytes: int = 0
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    async def pieces(
+        self, views: Views, key_names: KeyNames, go_on: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncGenerator[bytes]:
+        """Yield what an export consists of, the trailer last; `go_on` may end it before every page.
+
+        Raises:
+            Unavailable: the database is away, or the history has not been read so far.
+
+        """
+        if self.format == "csv":
+            yield self._noted(csv_head())
+        pages = self._pages(views)
+        # While one page is written out, the next is read.
+        coming = asyncio.create_task(anext(pages, None))
+        try:
+            while (rows := await coming) is not None:
+                coming = asyncio.create_task(anext(pages, None))
+                if go_on is not None:
+                    await go_on()
+                names = await names_in(key_names, self.ledger_id, rows)
+                contents = [row_content(row, names) for row in rows]
+                yield self._noted((csv_text if self.format == "csv" else ndjson)(contents), rows)
+                await asyncio.sleep(0)
+        finally:
+            coming.cancel()
+        yield self._trailer()
+
+    async def _pages(self, views: Views) -> AsyncGenerator[Sequence[Row]]:
+        within = Within(self.low, min(self.high, self.head + 1), at_least=self.head, budget=_BUDGET)
+        while True:
+            found = await find(views, self.ledger_id, self.asked, within, PAGE_EVENTS)
+            if found.rows:
+                yield found.rows
+            if found.stopped_at is None and len(found.rows) < PAGE_EVENTS:
+                return
+            low = found.stopped_at if found.stopped_at is not None else found.rows[-1][POSITION]
+            within = Within(low, within.high, budget=_BUDGET)
+
+    def _noted(self, piece: bytes, rows: Sequence[Row] = ()) -> bytes:
+        self._digest.update(piece)
+        self._bytes += len(piece)
+        if rows:
+            self.events += len(rows)
+            self.first = rows[0][POSITION] if self.first is None else self.first
+            self.last = rows[-1][POSITION]
+        return piece
+
+    def _trailer(self) -> bytes:
+        content = {
+            "ledger": self.ledger,
+            "query": self.given,
+            "events": self.events,
+            "first": self.first,
+            "last": self.last,
+            "head": self.head,
+            "began_at": self.began_at,
+            "bytes": self._bytes,
+            "sha256": self._digest.hexdigest(),
+        }
+        if self.format == "ndjson":
+            return orjson.dumps({"trailer": content}, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+        told = {
+            "position": END_OF_TABLE,
+            "type": "trailer",
+            "summary": f"{self.events} events. The file is whole if the SHA-256 in the last cell is that of all above.",
+            "body": orjson.dumps(content, option=orjson.OPT_UTC_Z).decode(),
+        }
+        return csv_lines([[told.get(column) for column in CSV_COLUMNS]])
+
+
+@router.get("/v1/exports/events", response_class=Response, operation_id="exportEvents")
+async def export_events(
+    query: Annotated[ExportQuery, Query()],
+    caller: Annotated[Caller, allow("operator", "auditor", "admin")],
+) -> Response:
+    """Export all events that are asked for, oldest first, up to those recorded when the export begins.
+
+    It is streamed, and ends in a trailer: as NDJSON a last line `{"trailer": {…}}`, as CSV a last row whose `position`
+    is `end`. The trailer says how many events there are, their first and last position, what was asked, the ledger's
+    last position when the export began, and the SHA-256 of every byte before it. Without one it was cut off. Exports
+    are recorded in the log of accesses before the first byte.
+    """
+    asked = query.asked()
+    await refuse_ahead(caller, query.at_least)
+    services = caller.services
+    export = Export(
+        ledger_id=caller.ledger_id,
+        ledger=caller.key.ledger_name,
+        asked=asked,
+        given=query.given(),
+        format=query.format,
+        head=await services.ledgers.store.head(caller.ledger_id),
+        began_at=services.now(),
+        low=query.after or 0,
+        high=END if query.before is None else query.before,
+    )
+    if asked.conditions:
+        # Before anything is sent: what the history has not read yet would break the export off.
+        await services.views.wait(caller.ledger_id, history.NAME, export.head)
+    media_type = MEDIA_TYPES[query.format]
+    access: list[UUID] = []
+
+    async def begin() -> None:
+        format_ = media_type.partition(";")[0]
+        access.append(await enter(caller, export.given, rows=0, format=format_, complete=None))
+
+    async def end(complete: bool) -> None:
+        for access_id in access:
+            await services.views.accesses.end(caller.ledger_id, access_id, rows=export.events, complete=complete)
+
+    async def go_on() -> None:
+        if not await services.identity.still_opens(caller.presented, services.now()):
+            raise Unavailable("The API key was revoked or has expired.")
+
+    name = f"{export.ledger}-events-{export.began_at:%Y%m%dT%H%M%SZ}.{query.format}".replace(":", "_")
+    return Pieces(
+        caller.request.app.state.sending,
+        export.pieces(services.views, caller.request.app.state.key_names, go_on),
+        begin=begin,
+        end=end,
+        headers={"Ledger-Position": str(export.head), "Content-Disposition": f'attachment; filename="{name}"'},
+        media_type=media_type,
+    )

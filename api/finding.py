@@ -1,0 +1,144 @@
+"""How events are found for the trail and for exports: by position alone, by conditions, by words in their summaries."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from api.trail import row_event
+from api.wiring import Cursor
+from domain.summaries import summary
+from infra.trail import POSITION
+from projections import history, trail
+from projections.trail import Among, Found
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from api.auth import Caller
+    from api.query_language import Asked
+    from infra.trail import Row
+    from infra.views import Views
+
+# Words are looked for in the sentences themselves: so many events are looked through for one page, then it ends.
+MAX_LOOKED_THROUGH: Final = 5_000
+MAX_SECONDS: Final = 0.25
+_AT_ONCE: Final = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Events that were found.
+
+    Attributes:
+        rows: in the order asked for.
+        looked_through: how many were looked at.
+        stopped_at: the position after which it gave up before it had found enough; None where it did not.
+
+    """
+
+    rows: Sequence[Row]
+    looked_through: int
+    stopped_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Where events are looked for, and how long.
+
+    Attributes:
+        low: the position before the first.
+        high: the position after the last.
+        descending: newest first.
+        at_least: the position up to which the history must have been read, where it is searched.
+        budget: how many times as long as for a page it may take, and look through as much, before it gives up.
+
+    """
+
+    low: int
+    high: int
+    descending: bool = False
+    at_least: int = 0
+    budget: float = 1.0
+
+
+def own(caller: Caller, asked: Asked) -> Asked:
+    """Return what the caller may ask: a creator's key its own events alone.
+
+    Raises:
+        NotAllowed: it names another creator.
+
+    """
+    if caller.role != "creator":
+        return asked
+    named = [c for c in asked.conditions if isinstance(c, Among) and c.field == "creator_id" and not c.negated]
+    for condition in named:
+        for creator_id in condition.values:
+            caller.act_for_creator(str(creator_id))
+    return asked if named else asked.among("creator_id", tuple(caller.key.subjects.creator_ids))
+
+
+async def find(views: Views, ledger_id: int, asked: Asked, within: Within, limit: int) -> Rows:
+    """Find events that fulfil what is asked, at most `limit`.
+
+    Raises:
+        Unavailable: the history did not come so far in time, or the database is away.
+
+    """
+    if asked.words:
+        return await _by_words(views, ledger_id, asked, within, limit)
+    if asked.conditions:
+        return await _by_conditions(views, ledger_id, asked, within, limit)
+    rows = await views.trail.between(ledger_id, within.low, within.high, limit=limit, descending=within.descending)
+    return Rows(rows, len(rows))
+
+
+async def _by_conditions(views: Views, ledger_id: int, asked: Asked, within: Within, limit: int) -> Rows:
+    async def search(cur: Cursor) -> Found:
+        return await trail.search(
+            cur,
+            ledger_id,
+            asked.conditions,
+            limit=limit,
+            after=within.low,
+            before=within.high,
+            descending=within.descending,
+            max_looked_through=int(trail.MAX_LOOKED_THROUGH * within.budget),
+            max_seconds=trail.MAX_SECONDS * within.budget,
+        )
+
+    found, position = await views.read(ledger_id, search, view=history.NAME)
+    if position < within.at_least:
+        await views.wait(ledger_id, history.NAME, within.at_least)
+        found, _ = await views.read(ledger_id, search, view=history.NAME)
+    return Rows(await views.trail.at(ledger_id, found.positions), found.looked_through, found.stopped_at)
+
+
+async def _by_words(views: Views, ledger_id: int, asked: Asked, within: Within, limit: int) -> Rows:
+    """Look through the summaries of what passes the conditions, a bounded number of them."""
+    patterns = [(words.pattern(), words.negated) for words in asked.words]
+    conditions = replace(asked, words=())
+    kept: list[Row] = []
+    looked_through = 0
+    ends_at = time.monotonic() + MAX_SECONDS * within.budget
+    while True:
+        found = await find(views, ledger_id, conditions, within, _AT_ONCE)
+        for row in found.rows:
+            looked_through += 1
+            said = summary(row_event(row)).casefold()
+            if all((pattern.search(said) is None) is negated for pattern, negated in patterns):
+                kept.append(row)
+                if len(kept) == limit:
+                    return Rows(kept, looked_through)
+        if found.stopped_at is None and len(found.rows) < _AT_ONCE:
+            return Rows(kept, looked_through)
+        last = found.rows[-1][POSITION] if found.stopped_at is None else found.stopped_at
+        if found.stopped_at is not None or looked_through >= MAX_LOOKED_THROUGH * within.budget:
+            return Rows(kept, looked_through, last)
+        if time.monotonic() > ends_at:
+            return Rows(kept, looked_through, last)
+        within = replace(within, high=last) if within.descending else replace(within, low=last)
+        # Whoever else waits for this process comes first.
+        await asyncio.sleep(0)

@@ -1,0 +1,107 @@
+"""The routes that read histories: all that happened to a code or to a permission, with what each event changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from api import headers
+from api.answers import answer, stands
+from api.auth import Caller, allow
+from api.cursors import cursor, link_next, place_of
+from api.list_models import HistoryAnswer
+from api.list_queries import HistoryQuery
+from api.reads import known_at, refuse_ahead, stream_of, upto
+from api.route import Route
+from api.trail import event_content, names_of, shown_to, unsealed_notes
+from domain.changes import COUNTS, changes_of_code, changes_of_permission
+from domain.errors import Unknown
+from domain.recorded import replay_code, true_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from domain.changes import Change
+    from domain.recorded import Recorded
+
+router = APIRouter(route_class=Route, tags=["Reads"])
+
+
+@router.get("/v1/codes/{code_id}/history", response_model=HistoryAnswer, operation_id="readHistory")
+async def read_history(
+    code_id: str,
+    query: Annotated[HistoryQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
+) -> Response:
+    """Read all that happened to a code, oldest first, with what each event changed and the text of its notes.
+
+    `as_of` leaves out what the ledger did not know then, `at` what had not taken effect then. A brand reads what
+    concerns it.
+    """
+    await refuse_ahead(caller, query.at_least)
+    stream = await stream_of(caller, headers.path_uuid(code_id, "code"))
+    position = max(stream[-1].position, query.at_least or 0)
+    if query.as_of is not None:
+        position, _ = await known_at(caller, query.as_of, caller.services.now())
+        stream = upto(stream, position)
+        if not stream:
+            raise Unknown("code")
+    told = [one for one in zip(stream, changes_of_code(stream), strict=True) if shown_to(caller, one[0])]
+    if caller.role == "brand":
+        told = [(recorded, [c for c in changed if c.field not in COUNTS]) for recorded, changed in told]
+    version = replay_code(stream).command_version
+    return await _page(caller, query, code_id, told, stands(version, position), notes=caller.role != "brand")
+
+
+@router.get(
+    "/v1/creators/{creator_id}/permission/history", response_model=HistoryAnswer, operation_id="readPermissionHistory"
+)
+async def read_permission_history(
+    creator_id: str,
+    query: Annotated[HistoryQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
+) -> Response:
+    """Read when a creator's Ad Authorization went on and off, oldest first; nothing where it was never switched on."""
+    headers.path_id(creator_id)
+    caller.act_for_creator(creator_id)
+    await refuse_ahead(caller, query.at_least)
+    stream = await caller.services.ledgers.creator_stream(caller.ledger_id, creator_id)
+    position = max([query.at_least or 0, *(recorded.position for recorded in stream[-1:])])
+    if query.as_of is not None:
+        position, _ = await known_at(caller, query.as_of, caller.services.now())
+        stream = upto(stream, position)
+    told = list(zip(stream, changes_of_permission(stream), strict=True))
+    version = stream[-1].stream_version if stream else 0
+    return await _page(caller, query, creator_id, told, stands(version, position), notes=False)
+
+
+async def _page(
+    caller: Caller,
+    query: HistoryQuery,
+    subject: str,
+    told: Iterable[tuple[Recorded, list[Change]]],
+    stands: dict[str, str],
+    *,
+    notes: bool,
+) -> Response:
+    """Answer one page of events with their changes, those alone that had taken effect where `at` asks for them."""
+    same_query = {"of": subject, **query.model_dump(exclude={"cursor", "limit", "at_least"})}
+    after = 0 if query.cursor is None else place_of(query.cursor, same_query)
+    changed = {recorded.position: changes for recorded, changes in told}
+    recorded = [one for one, _ in told]
+    kept = [one for one in (recorded if query.at is None else true_at(recorded, query.at)) if one.position > after]
+    following, shown = None, kept[: query.limit]
+    if len(kept) > query.limit:
+        following = cursor(shown[-1].position, same_query)
+    texts = await unsealed_notes(caller, shown) if notes else {}
+    names = await names_of(caller, shown)
+    events: list[dict[str, Any]] = [
+        event_content(one, names, texts.get(one.position))
+        | {"changes": [{"field": c.field, "before": c.before, "after": c.after} for c in changed[one.position]]}
+        | ({"erased": True} if texts.get(one.position, {}) is None else {})
+        for one in shown
+    ]
+    link = {} if following is None else link_next(caller.request, cursor=following)
+    return answer({"events": events, "next": following}, 200, {**stands, **link})

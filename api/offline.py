@@ -1,0 +1,264 @@
+"""What the command line does with the trail: exports to a file, checks such a file, answers a file of questions.
+
+It reads as the API does, with the same rights, and is entered into the log of accesses as the machine itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol
+
+import orjson
+from pydantic import ValidationError
+
+from api.audit_queries import BatchQuery, ExportQuery
+from api.batch import BatchError, answers, asker, lines_of
+from api.export_files import whole
+from api.exports import MEDIA_TYPES as EXPORTED
+from api.exports import Export
+from api.problems import Problem
+from api.trail import KeyNames
+from infra.accesses import Access
+from infra.bootstrap import find_ledger
+from infra.database import Database
+from infra.event_store import EventStore
+from infra.identity import Identity
+from infra.keyring import Keyring
+from infra.runtime import API
+from infra.views import Views
+from infra.words import with_words_sealed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from pathlib import Path
+    from uuid import UUID
+
+    from api.batch import Format
+    from infra.custody import Custodian
+    from infra.vault import LedgerKeys
+
+SAY_EVERY_S: Final = 0.5
+SESSIONS: Final = 3
+
+
+class OfflineError(LookupError):
+    """What was asked for cannot be done; the message says why, and what to do."""
+
+
+class Place(Protocol):
+    """A database as the command line reaches it."""
+
+    @property
+    def owner(self) -> str:
+        """As a login that may look every ledger up."""
+
+    @property
+    def api(self) -> str:
+        """As a login that is or may become the API's role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A ledger by its name, in a database, under a master key."""
+
+    place: Place
+    master_key: Custodian
+    ledger: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A ledger, open for reading."""
+
+    ledger_id: int
+    views: Views
+    store: EventStore
+    names: KeyNames
+    keys: LedgerKeys
+
+    async def enter(self, command: str, asked: Mapping[str, Any], media_type: str) -> UUID:
+        """Record what is about to be read."""
+        query = orjson.dumps(with_words_sealed(self.keys, asked), option=orjson.OPT_SORT_KEYS)
+        access = Access(None, "machine", command, query, media_type, 0, None, secrets.token_hex(16))
+        return await self.views.accesses.record(self.ledger_id, access)
+
+
+@asynccontextmanager
+async def reading(where: Where) -> AsyncIterator[Reading]:
+    """Open a ledger.
+
+    Raises:
+        LookupError: there is no such ledger.
+
+    """
+    ledger_id = await find_ledger(where.place.owner, where.master_key, where.ledger)
+    database = Database(where.place.api, API, size=SESSIONS)
+    await database.open()
+    try:
+        names = KeyNames(Identity(database, where.master_key))
+        keys = await Keyring(database, where.master_key).ledger(ledger_id)
+        yield Reading(ledger_id, Views(database), EventStore(database), names, keys)
+    finally:
+        await database.close()
+
+
+def export_query(q: str | None, file: Path) -> ExportQuery:
+    """Return what to export: a table if the file is named so.
+
+    Raises:
+        ValueError: it is no query; the message points at the character.
+
+    """
+    query = ExportQuery(q=q, format=_format(file))
+    try:
+        query.asked()
+    except Problem as problem:
+        raise ValueError(_said(problem, q or "")) from None
+    return query
+
+
+def batch_query(as_of: str | None) -> BatchQuery:
+    """Return as of when to answer.
+
+    Raises:
+        ValueError: it is neither a time nor a position.
+
+    """
+    try:
+        return BatchQuery.model_validate({} if as_of is None else {"as_of": as_of})
+    except ValidationError as error:
+        raise ValueError("; ".join(found["msg"] for found in error.errors())) from None
+
+
+async def export(where: Where, query: ExportQuery, path: Path, say: Callable[[str], None]) -> Export:
+    """Export to a file, which is there whole or not at all.
+
+    Raises:
+        OfflineError: the file is there already, or cannot be written.
+        LookupError: there is no such ledger.
+        Unavailable: the database is away, or the history has not been read so far.
+
+    """
+    async with reading(where) as opened:
+        exported = Export(
+            ledger_id=opened.ledger_id,
+            ledger=where.ledger,
+            asked=query.asked(),
+            given=query.given(),
+            format=query.format,
+            head=await opened.store.head(opened.ledger_id),
+            began_at=datetime.now(UTC),
+        )
+        media_type = EXPORTED[query.format].partition(";")[0]
+        access_id = await opened.enter("sparkledger export", exported.given, media_type)
+        told, complete = _Told(say, "events"), False
+        try:
+            with _written(path) as file:
+                async for piece in exported.pieces(opened.views, opened.names):
+                    file.write(piece)
+                    told.reached(exported.events)
+            complete = True
+        finally:
+            await opened.views.accesses.end(opened.ledger_id, access_id, rows=exported.events, complete=complete)
+    told.last()
+    return exported
+
+
+async def ask(where: Where, query: BatchQuery, path: Path, output: Path | None, say: Callable[[str], None]) -> None:
+    """Answer a file of questions, into another file or as output.
+
+    Raises:
+        OfflineError: some lines are no questions, though the others are answered; or the table does not name its
+            columns, `as_of` lies ahead, or a file cannot be read or written.
+        LookupError: there is no such ledger.
+        Unavailable: the database is away, or the view of codes has not read so far.
+
+    """
+    async with reading(where) as opened:
+        try:
+            asked_by = await asker(opened.views, opened.store, opened.ledger_id, query, datetime.now(UTC))
+        except Problem as problem:
+            raise OfflineError(_said(problem)) from None
+        format_ = _format(output or path)
+        asked = query.model_dump(mode="json", exclude_none=True) | {"as_of": asked_by.as_of}
+        access_id = await opened.enter("sparkledger authorizations", asked, EXPORTED[format_].partition(";")[0])
+        told, complete, wrong = _Told(say, "lines"), False, 0
+        try:
+            with (
+                _opened(path) as source,
+                nullcontext(sys.stdout.buffer) if output is None else _written(output) as file,
+            ):
+                async for piece, lines in answers(
+                    lines_of(source, _format(path)), opened.views.questions, asked_by, format_
+                ):
+                    file.write(piece)
+                    wrong += sum(line.question is None for line in lines)
+                    told.reached(told.count + len(lines))
+            complete = True
+        except BatchError as error:
+            raise OfflineError(str(error)) from None
+        finally:
+            await opened.views.accesses.end(opened.ledger_id, access_id, rows=told.count, complete=complete)
+    told.last()
+    if wrong:
+        raise OfflineError(f"Lines that are no questions: {wrong:,}. Their answers say why; the others are answered.")
+
+
+def _format(path: Path) -> Format:
+    return "csv" if path.suffix.lower() == ".csv" else "ndjson"
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[IO[bytes]]:
+    if path.exists():
+        raise OfflineError(f"{path} is there already. Name another file, or move that one away.")
+    try:
+        with whole(path) as file:
+            yield file
+    except OSError as error:
+        raise OfflineError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise OfflineError(f"{path} cannot be read: {error.strerror}.") from error
+    with file:
+        yield file
+
+
+def _said(problem: Problem, text: str = "") -> str:
+    """Say what is wrong with what was asked; where it is in a query, with the character pointed at."""
+    lines = []
+    for error in problem.members.get("errors", ()):
+        lines.append(error["problem"])
+        if "offset" in error:
+            lines += [f"  {text}", f"  {' ' * error['offset']}^"]
+    return "\n".join(lines) or str(problem.detail)
+
+
+class _Told:
+    """Says how far something is, now and then."""
+
+    def __init__(self, say: Callable[[str], None], what: str) -> None:
+        self.count = 0
+        self._say = say
+        self._what = what
+        self._began = self._said = time.monotonic()
+
+    def reached(self, count: int) -> None:
+        self.count = count
+        if time.monotonic() - self._said >= SAY_EVERY_S:
+            self.last()
+
+    def last(self) -> None:
+        self._said = time.monotonic()
+        seconds = max(self._said - self._began, 1e-6)
+        self._say(f"{self.count:,} {self._what} in {seconds:.1f} s ({self.count / seconds:,.0f} a second)")

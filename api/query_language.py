@@ -1,0 +1,268 @@
+r"""What `q` may say: a small language in which people search the trail.
+
+    query     = *SP term *( 1*SP term ) *SP           all terms must hold; at most 20
+    term      = [ "-" ] ( qualifier / text )          "-" negates; a text stands in the event's summary, in any case
+    qualifier = name ":" ( values / span )            a span for recorded and effective, values for the others
+    name      = 1*( ALPHA / "_" )                     one of `QUALIFIERS`, in any case
+    values    = value *( "," value )                  one of them must hold; at most 20
+    span      = time / [ time ] ".." [ time ]         from the beginning of the first to the end of the last
+    time      = year / year "-" month / year "-" month "-" day / a time of RFC 3339
+    text      = quoted / bare
+    value     = quoted / bare
+    quoted    = DQUOTE 1*( any / "\" DQUOTE / "\" "\" ) DQUOTE
+    bare      = 1*( any but SP, DQUOTE, and in values also "," )
+
+For example `type:Shared,Redeemed -channel:dm recorded:2026-01..2026-03 "spring sale"`. Whatever is wrong is said with
+the place of the character where it goes wrong, counted from 0, and what was expected there; never with what was sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast, get_args
+from uuid import UUID
+
+from pydantic_core import PydanticCustomError
+
+from api.fields import FIRST_YEAR, LAST_YEAR, parse_moment
+from api.trail import KINDS
+from domain.errors import REFUSALS
+from domain.values import ID_PATTERN, Channel, Source
+from projections.trail import Among, Between, Condition, Field
+
+MAX_TERMS: Final = 20
+MAX_VALUES: Final = 20
+
+_SPACE: Final = re.compile(r"\s+")
+_NAME: Final = re.compile(r"([A-Za-z_]+):")
+_BARE: Final = re.compile(r'[^\s"]+')
+_BARE_VALUE: Final = re.compile(r'[^\s",]+')
+_QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+_ESCAPED: Final = re.compile(r"\\(.)")
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_DATE: Final = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
+_TIME_EXPECTED: Final = (
+    "A year, a month, a day or a time of RFC 3339 is expected here, such as 2026, 2026-03, 2026-03-01 or "
+    "2026-03-01T12:00:00Z."
+)
+
+
+class QueryError(Exception):
+    """The query goes wrong at a character."""
+
+    def __init__(self, offset: int, problem: str) -> None:
+        """Say at which character, counted from 0, and what was expected there."""
+        super().__init__(problem)
+        self.offset = offset
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A text that stands in an event's summary, in any case, and not in the middle of other words."""
+
+    text: str
+    negated: bool = False
+
+    def pattern(self) -> re.Pattern[str]:
+        """Return what finds it in a summary whose case is folded."""
+        folded = self.text.casefold()
+        begins = r"(?<!\w)" if re.match(r"\w", folded) else ""
+        ends = r"(?!\w)" if re.search(r"\w$", folded) else ""
+        return re.compile(begins + re.escape(folded) + ends)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query: what the history is searched by, and what must stand in the summaries of what is found."""
+
+    conditions: tuple[Condition, ...] = ()
+    words: tuple[Words, ...] = ()
+
+    def among(self, field: Field, values: tuple[str, ...]) -> Asked:
+        """Return a query that also demands that a field is one of some values."""
+        return replace(self, conditions=(*self.conditions, Among(field, values)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Qualifier:
+    """What a qualifier searches: a field by values, each read by a function that says what it expects; or a time."""
+
+    field: Field | None
+    read: Callable[[str], str | UUID | None] = lambda text: text
+    expected: str = ""
+
+
+def _id(text: str) -> str | None:
+    return None if re.fullmatch(ID_PATTERN, text) is None else text
+
+
+def _key_id(text: str) -> str | None:
+    return text.lower() if _UUID.fullmatch(text.lower()) or text.lower() == "clock" else None
+
+
+def _code_id(text: str) -> UUID | None:
+    return UUID(text.lower()) if _UUID.fullmatch(text.lower()) else None
+
+
+def _one_of(known: tuple[str, ...]) -> tuple[Callable[[str], str | None], str]:
+    by_folded = {word.casefold(): word for word in known}
+    return lambda text: by_folded.get(text.casefold()), f"One of {', '.join(known)} is expected here."
+
+
+_ID_EXPECTED: Final = "An id is expected here: 1 to 128 characters of A-Z a-z 0-9 . _ : @ -"
+QUALIFIERS: Final[dict[str, _Qualifier]] = {
+    "actor": _Qualifier("actor", _key_id, "The id of a key is expected here, or clock."),
+    "advertiser": _Qualifier("advertiser_id", _id, _ID_EXPECTED),
+    "brand": _Qualifier("brand_id", _id, _ID_EXPECTED),
+    "channel": _Qualifier("channel", *_one_of(get_args(Channel))),
+    "code": _Qualifier("code_id", _code_id, "The id of a code is expected here, a UUID."),
+    "creator": _Qualifier("creator_id", _id, _ID_EXPECTED),
+    "effective": _Qualifier(None),
+    "recorded": _Qualifier(None),
+    "refused": _Qualifier("refused", *_one_of(REFUSALS["redeem"])),
+    "source": _Qualifier("source", *_one_of(get_args(Source))),
+    "type": _Qualifier("type", *_one_of(tuple(KINDS))),
+    "video": _Qualifier("video_id", _id, _ID_EXPECTED),
+}
+
+
+def parse(text: str) -> Asked:
+    """Read a query.
+
+    Raises:
+        QueryError: it is none.
+
+    """
+    return _Parser(text).query()
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._conditions: list[Condition] = []
+        self._words: list[Words] = []
+
+    def query(self) -> Asked:
+        terms = 0
+        while self._after_space():
+            if terms == MAX_TERMS:
+                raise QueryError(self._at, f"A query has at most {MAX_TERMS} terms.")
+            self._term()
+            terms += 1
+        if not terms:
+            raise QueryError(
+                self._at, "A term is expected here: a text, or a qualifier with its value, such as type:Shared."
+            )
+        return Asked(tuple(self._conditions), tuple(self._words))
+
+    def _after_space(self) -> bool:
+        """Go past space, and tell whether there is more; a term ends at a space."""
+        space = _SPACE.match(self._text, self._at)
+        if space is not None:
+            self._at = space.end()
+        elif 0 < self._at < len(self._text):
+            raise QueryError(self._at, "A space is expected here, or the end.")
+        return self._at < len(self._text)
+
+    def _term(self) -> None:
+        negated = self._text.startswith("-", self._at)
+        self._at += negated
+        name = _NAME.match(self._text, self._at)
+        if name is None:
+            self._words.append(Words(self._value(_BARE, "A text is expected here."), negated))
+            return
+        known = QUALIFIERS.get(name[1].lower())
+        if known is None:
+            message = f"There is no such qualifier; known are {', '.join(QUALIFIERS)}."
+            raise QueryError(self._at, f"{message} Put a text that holds a colon in quotes.")
+        began = self._at
+        self._at = name.end()
+        if known.field is None:
+            field = "recorded_at" if name[1].lower() == "recorded" else "effective_at"
+            self._conditions.append(Between(cast("Any", field), *self._span(), negated))
+            return
+        condition = Among(known.field, self._values(known), negated)
+        if not negated and any(
+            isinstance(c, Among) and c.field == condition.field and not c.negated for c in self._conditions
+        ):
+            message = (
+                "This qualifier stands here again, and no event has two. Give several values with a comma between."
+            )
+            raise QueryError(began, message)
+        self._conditions.append(condition)
+
+    def _values(self, qualifier: _Qualifier) -> tuple[str | UUID, ...]:
+        values: list[str | UUID] = []
+        while True:
+            if len(values) == MAX_VALUES:
+                raise QueryError(self._at, f"A qualifier takes at most {MAX_VALUES} values.")
+            began = self._at
+            value = qualifier.read(self._value(_BARE_VALUE, qualifier.expected))
+            if value is None:
+                raise QueryError(began, qualifier.expected)
+            values.append(value)
+            if not self._text.startswith(",", self._at):
+                return tuple(values)
+            self._at += 1
+
+    def _value(self, bare: re.Pattern[str], expected: str) -> str:
+        """Take a text in quotes, or a bare one."""
+        if self._text.startswith('"', self._at):
+            quoted = _QUOTED.match(self._text, self._at)
+            if quoted is None:
+                raise QueryError(
+                    self._end_of_quoted(), 'A closing " is expected here; \\ stands before " and \\ alone.'
+                )
+            if not quoted[1]:
+                raise QueryError(self._at + 1, expected)
+            self._at = quoted.end()
+            return _ESCAPED.sub(r"\1", quoted[1])
+        found = bare.match(self._text, self._at)
+        if found is None:
+            raise QueryError(self._at, expected)
+        self._at = found.end()
+        return found[0]
+
+    def _end_of_quoted(self) -> int:
+        """Return where a quoted text goes wrong: at a backslash before something else, or at the end."""
+        wrong = re.compile(r'"(?:[^"\\]|\\["\\])*').match(self._text, self._at)
+        return len(self._text) if wrong is None else wrong.end()
+
+    def _span(self) -> tuple[datetime | None, datetime | None]:
+        began = self._at
+        text = self._value(_BARE_VALUE, _TIME_EXPECTED)
+        first, dots, last = text.partition("..")
+        if not dots:
+            return _unit(first, began)
+        if not first and not last:
+            raise QueryError(began, _TIME_EXPECTED)
+        since = _unit(first, began)[0] if first else None
+        until = _unit(last, began + len(first) + 2)[1] if last else None
+        if since is not None and until is not None and since >= until:
+            raise QueryError(began + len(first) + 2, "A span ends after it begins; this one is reversed.")
+        return since, until
+
+
+def _unit(text: str, offset: int) -> tuple[datetime, datetime]:
+    """Return the beginning of a year, month, day or moment, and its end, which it does not hold."""
+    date = _DATE.fullmatch(text)
+    try:
+        if date is None:
+            moment = parse_moment(text)
+            return moment, moment + timedelta(microseconds=1)
+        year, month, day = (None if part is None else int(part) for part in date.groups())
+        since = datetime(year or 0, month or 1, day or 1, tzinfo=UTC)
+    except (ValueError, PydanticCustomError):
+        raise QueryError(offset, _TIME_EXPECTED) from None
+    if not FIRST_YEAR <= since.year <= LAST_YEAR:
+        raise QueryError(offset, f"A time lies in the years {FIRST_YEAR} to {LAST_YEAR}.")
+    if day is not None:
+        return since, since + timedelta(days=1)
+    if month is not None:
+        return since, since.replace(year=since.year + month // 12, month=month % 12 + 1)
+    return since, since.replace(year=since.year + 1)

@@ -1,0 +1,140 @@
+"""Answers that are made while they are sent, piece by piece: exports, and questions in bulk.
+
+Nothing is kept of what was sent, and no connection to the database is held while a client takes its time. One that
+takes nothing at all for a minute is dropped, and one that leaves ends the work. What was begun is recorded before the
+first byte, and how it ended after the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final
+
+from starlette.responses import StreamingResponse
+
+from api.protocol import ABORT
+from infra.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+
+    from starlette.types import Message, Receive, Scope, Send
+
+# Of one process; each keeps two pages in memory, and takes a good part of its time.
+MAX_AT_ONCE: Final = 4
+STALLED_S: Final = 60.0
+RETRY_AFTER_S: Final = 10
+
+log = logging.getLogger(__name__)
+
+
+class Sending:
+    """How many such answers one process is sending."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.under_way = 0
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count one for as long as it is sent.
+
+        Raises:
+            Unavailable: there is no room for another.
+
+        """
+        if self.under_way >= MAX_AT_ONCE:
+            detail = f"This server sends {MAX_AT_ONCE} exports already, and no more at once. Ask again in a moment."
+            raise Unavailable(detail, RETRY_AFTER_S)
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+
+class Pieces(StreamingResponse):
+    """An answer that is sent piece by piece.
+
+    Attributes:
+        complete: whether all of it was sent.
+
+    """
+
+    def __init__(
+        self,
+        sending: Sending,
+        pieces: AsyncGenerator[bytes],
+        *,
+        begin: Callable[[], Awaitable[None]],
+        end: Callable[[bool], Awaitable[None]],
+        headers: Mapping[str, str],
+        media_type: str,
+        stalled_s: float = STALLED_S,
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            sending: what counts it.
+            pieces: what is sent.
+            begin: called before anything is sent; what it raises is answered instead.
+            end: told whether all of it was sent, also where it did not even begin.
+            headers: of the answer.
+            media_type: of the answer.
+            stalled_s: seconds after which a client that takes nothing is dropped.
+
+        """
+        super().__init__(pieces, 200, headers, media_type)
+        self.complete = False
+        self._sending = sending
+        self._pieces = pieces
+        self._begin = begin
+        self._end = end
+        self._stalled_s = stalled_s
+
+    async def stream_response(self, send: Send) -> None:
+        """Send all pieces, each within its time."""
+
+        async def timely(message: Message) -> None:
+            async with asyncio.timeout(self._stalled_s):
+                await send(message)
+
+        async with contextlib.aclosing(self._pieces):
+            await super().stream_response(timely)
+        self.complete = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, until either side ends it.
+
+        Raises:
+            Unavailable: there is no room, or it cannot be recorded; nothing is sent yet.
+
+        """
+        try:
+            with self._sending.admitted():
+                await self._begin()
+                try:
+                    await super().__call__(scope, receive, send)
+                except (TimeoutError, Unavailable) as error:
+                    log.warning("Request %s broke off: %s", scope.get("request_id"), error or "its client took nothing")
+                    await _abort(scope)
+        finally:
+            await self._told()
+
+    async def _told(self) -> None:
+        """Record how it ended, also where this request is cancelled in the meantime."""
+        try:
+            await asyncio.shield(self._end(self.complete))
+        except Unavailable as error:
+            log.warning("How an export ended is not recorded: %s", error)
+
+
+async def _abort(scope: Scope) -> None:
+    """Drop the connection, so that nobody takes what was sent for all; closing would wait for a client that stalls."""
+    extension = scope.get("extensions", {}).get(ABORT)
+    if extension is not None:
+        extension["abort"]()
+        # The connection learns of its end in the loop's next round.
+        await asyncio.sleep(0)

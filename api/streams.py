@@ -1,0 +1,352 @@
+"""The live stream of the audit trail: Server-Sent Events whose ids are positions.
+
+    Streams    all streams of this process: how many, whose keys, and their end together
+    Stream     one client's: first what it has missed, from the log, then what is recorded, from the ledger's tail
+
+A client that comes back with the id of the last event it has seen misses nothing and gets nothing twice, whatever ended
+its stream. A stream holds no events: it asks the tail, which has each of them once, for those after its position. So a
+client that reads too slowly costs nothing, and is told to come back when the tail has moved past it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import orjson
+from fastapi import APIRouter, Query
+from prometheus_client import Counter, Gauge
+from pydantic import Field
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.responses import Response
+
+from api.accesses import enter
+from api.audit_queries import Conditions
+from api.auth import Caller, allow
+from api.backlog import Backlog
+from api.finding import own
+from api.headers import last_event_id
+from api.problems import Problem, malformed_query
+from api.protocol import ABORT
+from api.queries import Place
+from api.route import Route
+from api.trail import event_content
+from domain.values import CLOCK
+from infra.accesses import TOLD_TOGETHER
+from infra.errors import Unavailable
+from infra.selection import Selection
+from infra.tail import FellBehind, Tails
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+
+    from starlette.types import Receive, Scope, Send
+
+    from api.trail import KeyNames
+    from api.wiring import Services
+    from domain.recorded import Recorded
+
+MAX_STREAMS: Final = 1_000
+HEARTBEAT_S: Final = 15
+# A client that takes nothing for so long is gone, or as good as gone.
+STALLED_S: Final = 15.0
+# A stream outlives its key by so much at most.
+KEYS_EVERY_S: Final = 2.0
+# What is handed to a connection at a time.
+CHUNK_BYTES: Final = 64 * 1024
+CHUNK_EVENTS: Final = 100
+# Readers of this process that read what they missed, at the same moment.
+READING_AT_ONCE: Final = 4
+# What clients are told to wait: before they reconnect, and before they try again where there is no room.
+RECONNECT_MS: Final = 1_000
+RETRY_AFTER_S: Final = 5
+
+Ending = Literal["slow_reader", "stalled", "key_no_longer_valid", "shutting_down", "unavailable"]
+ENDINGS: Final[dict[Ending, str]] = {
+    "slow_reader": "More was recorded than this connection took. Come back with Last-Event-ID.",
+    "stalled": "This connection took nothing any more. Come back with Last-Event-ID.",
+    "key_no_longer_valid": "The API key was revoked or has expired.",
+    "shutting_down": "This server stops. Come back with Last-Event-ID.",
+    "unavailable": "The log cannot be read now. Come back with Last-Event-ID.",
+}
+
+_OPEN: Final = Gauge("sparkledger_streams", "Event streams that are open.")
+_ENDED: Final = Counter("sparkledger_streams_ended", "Event streams that were ended from here, by why.", ["reason"])
+_SENT: Final = Counter("sparkledger_stream_events", "Events handed to event streams.")
+_LAG: Final = Gauge("sparkledger_stream_lag_events", "Events that the hindmost event stream was not handed yet.")
+
+router = APIRouter(route_class=Route, tags=["Audit"])
+
+
+class StreamQuery(Conditions):
+    after: Annotated[
+        Place | None, Field(description="Later positions alone. Absent: from now on. `Last-Event-ID` outdoes it.")
+    ] = None
+
+
+class Stream(EventSourceResponse):
+    """One client's stream."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, streams: Streams, caller: Caller, asked: Mapping[str, Any], selection: Selection, backlog: Backlog
+    ) -> None:
+        """Prepare the answer to a request; it runs when it is sent."""
+        self.ledger_id = caller.ledger_id
+        self.presented = caller.presented
+        self.ending: Ending | None = None
+        self._streams = streams
+        self._caller = caller
+        self._asked = asked
+        self._selection = selection
+        self._backlog = backlog
+        self._sent = 0
+        super().__init__(
+            self._chunks(),
+            headers={"Ledger-Position": str(backlog.position)},
+            ping=HEARTBEAT_S,
+            ping_message_factory=_heartbeat,
+            sep="\n",
+            send_timeout=STALLED_S,
+        )
+
+    @property
+    def position(self) -> int:
+        """How far it has come."""
+        return self._backlog.position
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, until either side ends it.
+
+        Raises:
+            Unavailable: there is no room for another stream, or the database is away; nothing is sent yet.
+
+        """
+        with self._streams.admitted(self):
+            async with self._streams.tails.following(self.ledger_id) as self._tail, self._entered():
+                try:
+                    await super().__call__(scope, receive, send)
+                except SendTimeoutError:
+                    self.ending = "stalled"
+                    await _abort(scope)
+                finally:
+                    if self.ending is not None:
+                        _ENDED.labels(self.ending).inc()
+
+    @contextlib.asynccontextmanager
+    async def _entered(self) -> AsyncIterator[None]:
+        """Record in the log of accesses that this begins, and how it ended."""
+        caller = self._caller
+        together = caller.role == TOLD_TOGETHER
+        access_id = await enter(
+            caller, self._asked, rows=0, format="text/event-stream", complete=True if together else None
+        )
+        try:
+            yield
+        finally:
+            if not together:
+                complete = self.ending not in {"stalled", "slow_reader"}
+                with contextlib.suppress(Unavailable):
+                    await caller.services.views.accesses.end(
+                        self.ledger_id, access_id, rows=self._sent, complete=complete
+                    )
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        """Yield what is sent: whole events, a bounded number of bytes at a time."""
+        yield f"retry: {RECONNECT_MS}\n: after position {self._backlog.position}\n\n".encode()
+        try:
+            async for found in self._backlog.until(self._tail):
+                for chunk in self._in_chunks(await self._streams.encode(self.ledger_id, found.events)):
+                    yield chunk
+                if self.ending is not None:
+                    break
+            async for chunk in self._live():
+                yield chunk
+        except FellBehind:
+            self.ending = "slow_reader"
+        except Unavailable:
+            self.ending = "unavailable"
+        if self.ending is not None:
+            told = orjson.dumps({"code": self.ending, "detail": ENDINGS[self.ending]})
+            yield b"event: end\ndata: %b\n\n" % told
+
+    async def _live(self) -> AsyncIterator[bytes]:
+        while self.ending is None:
+            entries = self._tail.after(self.position, CHUNK_EVENTS)
+            if entries:
+                self._backlog.position = entries[-1].recorded.position
+                wanted = [entry.encoded for entry in entries if self._selection.wants(entry.recorded)]
+                for chunk in self._in_chunks(wanted):
+                    yield chunk
+            elif self._tail.failure is not None:
+                self.ending = "unavailable"
+            else:
+                await self._tail.news()
+
+    def _in_chunks(self, events: Sequence[bytes]) -> Iterator[bytes]:
+        """Join events into chunks of a bounded size."""
+        first, size = 0, 0
+        for number, event in enumerate([*events, b""]):
+            if size and (not event or size + len(event) > CHUNK_BYTES):
+                self._sent += number - first
+                _SENT.inc(number - first)
+                yield b"".join(events[first:number])
+                first, size = number, 0
+            size += len(event)
+
+
+class Streams:
+    """The streams of one process."""
+
+    def __init__(self, services: Services, key_names: KeyNames) -> None:
+        """Prepare; nothing runs until somebody opens a stream."""
+        self._services = services
+        self._key_names = key_names
+        self._streams: set[Stream] = set()
+        self._turns = asyncio.Semaphore(READING_AT_ONCE)
+        self._watching: asyncio.Task[None] | None = None
+        self._closing = False
+
+    @property
+    def open_streams(self) -> int:
+        """How many there are."""
+        return len(self._streams)
+
+    def observe(self) -> None:
+        """Take note, for the metrics, of how far the hindmost stream is behind."""
+        _LAG.set(max((self.tails.position(one.ledger_id) - one.position for one in self._streams), default=0))
+
+    @cached_property
+    def tails(self) -> Tails:
+        """The ends of the logs that streams follow."""
+        return Tails(self._services.ledgers.store, self.encode, self._services.database)
+
+    async def open(self, caller: Caller, asked: Mapping[str, Any], selection: Selection, position: int) -> Stream:
+        """Return a stream that goes on after a position; `asked` are the query's parameters, to be recorded.
+
+        Raises:
+            Unavailable: there is no room for another, or the database is away.
+
+        """
+        self._refuse_if_full()
+        backlog = Backlog(self._services, caller.ledger_id, selection, position, self._turns)
+        await backlog.prepare()
+        return Stream(self, caller, asked, selection, backlog)
+
+    @contextlib.contextmanager
+    def admitted(self, stream: Stream) -> Iterator[None]:
+        """Count a stream for as long as it is sent.
+
+        Raises:
+            Unavailable: there is no room for another.
+
+        """
+        self._refuse_if_full()
+        self._streams.add(stream)
+        _OPEN.inc()
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch_keys(), name="keys of streams")
+        try:
+            yield
+        finally:
+            self._streams.discard(stream)
+            _OPEN.dec()
+
+    async def encode(self, ledger_id: int, page: Sequence[Recorded]) -> list[bytes]:
+        """Turn events into what is sent, the same for every stream: what the trail shows, under the position."""
+        key_ids = {recorded.actor.key_id for recorded in page} - {CLOCK.key_id}
+        names = await self._key_names.of(ledger_id, key_ids) if key_ids else {}
+        return [
+            b"id: %d\ndata: %b\n\n"
+            % (recorded.position, orjson.dumps(event_content(recorded, names), option=orjson.OPT_UTC_Z))
+            for recorded in page
+        ]
+
+    def end(self) -> None:
+        """End every stream now, and open no more: the server stops."""
+        self._closing = True
+        self._end(self._streams, "shutting_down")
+
+    async def close(self) -> None:
+        """Stop what runs beside the streams."""
+        self.end()
+        if self._watching is not None:
+            self._watching.cancel()
+        await self.tails.close()
+
+    def _end(self, streams: Collection[Stream], ending: Ending) -> None:
+        for stream in streams:
+            stream.ending = stream.ending or ending
+        self.tails.nudge()
+
+    def _refuse_if_full(self) -> None:
+        if self._closing:
+            raise Unavailable("This server stops. Ask again in a moment.", RETRY_AFTER_S)
+        if len(self._streams) >= MAX_STREAMS:
+            detail = f"This server has {MAX_STREAMS:,} streams open, and no room for more. Ask again in a moment."
+            raise Unavailable(detail, RETRY_AFTER_S)
+
+    async def _watch_keys(self) -> None:
+        """End streams whose key was revoked or has expired."""
+        while True:
+            await asyncio.sleep(KEYS_EVERY_S)
+            for presented in {stream.presented for stream in self._streams}:
+                with contextlib.suppress(Unavailable):
+                    if not await self._services.identity.still_opens(presented, self._services.now()):
+                        gone = [stream for stream in self._streams if stream.presented == presented]
+                        self._end(gone, "key_no_longer_valid")
+
+
+def _heartbeat() -> ServerSentEvent:
+    return ServerSentEvent(comment="heartbeat", sep="\n")
+
+
+async def _abort(scope: Scope) -> None:
+    """Drop a connection with what it holds: to close it would wait for a client that takes nothing."""
+    extension = scope.get("extensions", {}).get(ABORT)
+    if extension is not None:
+        extension["abort"]()
+        # The connection learns of its end in the loop's next round.
+        await asyncio.sleep(0)
+
+
+@router.get("/v1/events/stream", status_code=200, response_class=Stream, operation_id="streamEvents")
+async def stream_events(
+    query: Annotated[StreamQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],
+) -> Response:
+    """Follow the audit trail as it is recorded, as Server-Sent Events whose `id` is the position.
+
+    Send the last id that you have seen as `Last-Event-ID`, and you miss nothing and get nothing twice. `data` is the
+    event as `GET /v1/events` has it. A comment comes every 15 seconds. A stream that the server ends says why in an
+    event named `end`. A creator's key follows its own events.
+    """
+    asked = own(caller, query.asked())
+    patterns = [(words.pattern(), words.negated) for words in asked.words]
+
+    def said(summary: str) -> bool:
+        return all((pattern.search(summary) is None) is negated for pattern, negated in patterns)
+
+    streams: Streams = caller.request.app.state.streams
+    selection = Selection(asked.conditions, said if patterns else None)
+    return await streams.open(caller, query.given(), selection, await _position(caller, query.after))
+
+
+async def _position(caller: Caller, after: int | None) -> int:
+    """Return the position to go on from.
+
+    Raises:
+        Problem: the ledger has not reached it. Its events would not be those that the caller has seen.
+
+    """
+    seen = last_event_id(caller.request)
+    head = await caller.services.ledgers.store.head(caller.ledger_id)
+    if seen is not None and seen > head:
+        raise Problem("malformed_header", "Last-Event-ID lies ahead of this ledger. Was it seen in another one?")
+    if seen is None and after is not None and after > head:
+        raise malformed_query("after", "The ledger has not reached this position.")
+    return next(position for position in (seen, after, head) if position is not None)

@@ -1,0 +1,325 @@
+"""Reads Sparkledger's events from Kafka into your own PostgreSQL, each exactly once. Copy this file; it needs
+psycopg 3 and kafka-python 3.
+
+    def handle(cursor, event):
+        cursor.execute("INSERT INTO …", (event.subject, event.data["expires_at"]))
+
+    Consumer("postgresql://…", "broker:9092", "sparkledger.code-events.v1", name="billing", handle=handle).run()
+
+What `handle` writes with its cursor, how far the topic was read, and which events are done are one transaction of your
+database: after a crash, or a lost connection, reading goes on behind the last event that counted. Start as many
+processes with the same name as the topic has partitions: Kafka shares the partitions out, and whoever lost one to
+another process finds that it was moved, and lets go.
+
+    skipped        an event that was done before, by `(source, id)`: after everything was published anew, for example
+    tried again    where `handle` raises, after 1 s, 2 s, 4 s …
+    dead-lettered  after `attempts` of them, with the reason, in the table `sparkledger_dead_letters`; `redeliver` hands
+                   them to `handle` once more, after it was mended
+    Gap            raised where an event of a code is missing: somebody's topic or table is damaged, and going on would
+                   hide it. (Positions, in `sequence`, are spread over partitions: no single reader can check those.)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+
+log = logging.getLogger(__name__)
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS sparkledger_positions (
+    consumer text, topic text, partition int, next_offset bigint NOT NULL, PRIMARY KEY (consumer, topic, partition));
+CREATE TABLE IF NOT EXISTS sparkledger_events (
+    consumer text, source text, id text, at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (consumer, source, id));
+CREATE TABLE IF NOT EXISTS sparkledger_streams (
+    consumer text, source text, subject text, version int NOT NULL, PRIMARY KEY (consumer, source, subject));
+CREATE TABLE IF NOT EXISTS sparkledger_dead_letters (
+    consumer text, source text, id text, headers jsonb NOT NULL, data jsonb NOT NULL, reason text NOT NULL,
+    at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (consumer, source, id));
+"""
+
+LONGEST_PAUSE_S = 60.0
+BATCH_EVENTS_MAX = 200
+REASON_CHARACTERS_MAX = 1000
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event. `attributes` are all its CloudEvents attributes, as texts; `data` is its body."""
+
+    id: str
+    source: str
+    type: str
+    subject: str
+    sequence: int
+    stream_version: int
+    time: datetime
+    attributes: Mapping[str, str]
+    data: Mapping[str, Any]
+
+
+Handle = Callable[[psycopg.Cursor[Any], Event], None]
+
+
+class Gap(Exception):
+    """An event of a code, or of a creator, is missing before this one."""
+
+
+class _Moved(Exception):
+    """Another process has read this partition further."""
+
+
+class Consumer:
+    """Hands each event to `handle` once."""
+
+    def __init__(
+        self,
+        database: str,
+        bootstrap_servers: str,
+        topic: str,
+        *,
+        name: str,
+        handle: Handle,
+        attempts: int = 5,
+        pause_s: float = 1.0,
+        **kafka: Any,
+    ) -> None:
+        """Prepare; `run` runs.
+
+        Args:
+            database: your PostgreSQL, as a connection string.
+            bootstrap_servers: the brokers, as host:port, several separated by commas.
+            topic: the topic of events.
+            name: what this consumer is called, in Kafka and in your tables.
+            handle: what is to be done; it must only write with the cursor that it is handed.
+            attempts: how often an event is tried before it becomes a dead letter.
+            pause_s: seconds before the second attempt; doubled before each further one.
+            kafka: more settings of kafka-python, for logins and TLS.
+
+        """
+        self._database = database
+        self._topic = topic
+        self._name = name
+        self._handle = handle
+        self._attempts = attempts
+        self._pause_s = pause_s
+        self._kafka = {
+            # Whoever was killed gives its partitions up after so long.
+            "session_timeout_ms": 10_000,
+            **kafka,
+            "bootstrap_servers": bootstrap_servers.split(","),
+            "group_id": name,
+            # Its defaults would show events of transactions that were aborted, skip those of before, and forget ours.
+            "isolation_level": "read_committed",
+            "auto_offset_reset": "earliest",
+            "enable_auto_commit": False,
+            "allow_auto_create_topics": False,
+            "max_poll_records": BATCH_EVENTS_MAX,
+        }
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End `run` after the events in hand."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Read until `stop` is called; a database that is away is waited for.
+
+        Raises:
+            Gap: an event is missing.
+
+        """
+        pause_s = self._pause_s
+        while not self._stop.is_set():
+            try:
+                with psycopg.connect(self._database) as connection, self._reading(connection) as consumer:
+                    while not self._stop.is_set():
+                        for partition, records in consumer.poll(timeout_ms=500).items():
+                            self._take_in(connection, partition, records)
+                            pause_s = self._pause_s
+            except (psycopg.OperationalError, _Moved) as error:
+                log.warning("%s begins again in %.0f s: %s", self._name, pause_s, error)
+                self._stop.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def redeliver(self) -> int:
+        """Hand the dead letters to `handle` once more, oldest first; return how many it has done now.
+
+        The first that fails again ends it, and stays where it is.
+        """
+        done = 0
+        with psycopg.connect(self._database) as connection:
+            letters = connection.execute(
+                "SELECT source, id, headers, data FROM sparkledger_dead_letters WHERE consumer = %s ORDER BY at",
+                (self._name,),
+            ).fetchall()
+            connection.commit()
+            for source, event_id, headers, data in letters:
+                with connection.transaction(), connection.cursor() as cursor:
+                    cursor.execute(
+                        "DELETE FROM sparkledger_dead_letters WHERE (consumer, source, id) = (%s, %s, %s)",
+                        (self._name, source, event_id),
+                    )
+                    self._handle(cursor, _event(headers, data))
+                done += 1
+        return done
+
+    @contextmanager
+    def _reading(self, connection: psycopg.Connection[Any]) -> Iterator[Any]:
+        connection.execute(SCHEMA)
+        connection.commit()
+        consumer = KafkaConsumer(**self._kafka)
+        consumer.subscribe([self._topic], listener=_GoOn(consumer, connection, self._name))
+        try:
+            yield consumer
+        finally:
+            with suppress(Exception):
+                consumer.close(autocommit=False)
+
+    def _take_in(self, connection: psycopg.Connection[Any], partition: Any, records: Sequence[Any]) -> None:
+        """Take a batch in as one transaction; from an event that fails, go on with each in one of its own."""
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                for record in records:
+                    self._once(cursor, record)
+                self._move(cursor, partition, records[0].offset, records[-1].offset + 1)
+        except (Gap, _Moved, psycopg.OperationalError):
+            raise
+        except Exception:  # noqa: BLE001 - whatever it was, each event is tried by itself now
+            for record in records:
+                self._patiently(connection, partition, record)
+
+    def _patiently(self, connection: psycopg.Connection[Any], partition: Any, record: Any) -> None:
+        """Try one event again and again; where that does not help, keep it as a dead letter and go on."""
+        pause_s = self._pause_s
+        for attempt in range(1, self._attempts + 1):
+            try:
+                with connection.transaction(), connection.cursor() as cursor:
+                    self._once(cursor, record)
+                    self._move(cursor, partition, record.offset, record.offset + 1)
+                return
+            except (Gap, _Moved, psycopg.OperationalError):
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                if attempt == self._attempts:
+                    log.exception("%s gives an event up after %d attempts", self._name, attempt)
+                    break
+                log.warning("%s tries an event again in %.1f s: %s", self._name, pause_s, reason)
+                self._stop.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        with connection.transaction(), connection.cursor() as cursor:
+            self._bury(cursor, record, reason)
+            self._move(cursor, partition, record.offset, record.offset + 1)
+
+    def _once(self, cursor: psycopg.Cursor[Any], record: Any) -> None:
+        event = event_of(record)
+        if self._is_new(cursor, event):
+            self._handle(cursor, event)
+
+    def _is_new(self, cursor: psycopg.Cursor[Any], event: Event) -> bool:
+        """Note the event as done; tell whether it was not yet, and that none of its code is missing before it."""
+        cursor.execute(
+            "INSERT INTO sparkledger_events (consumer, source, id) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+            (self._name, event.source, event.id),
+        )
+        if cursor.rowcount == 0:
+            return False
+        cursor.execute(
+            "SELECT version FROM sparkledger_streams WHERE (consumer, source, subject) = (%s, %s, %s) FOR UPDATE",
+            (self._name, event.source, event.subject),
+        )
+        row = cursor.fetchone()
+        version = row[0] if row else 0
+        if event.stream_version <= version:
+            return False
+        if event.stream_version != version + 1:
+            message = (
+                f"{event.subject} of {event.source} goes from version {version} to {event.stream_version}: events in "
+                "between are missing. Read the topic from its beginning into empty tables, or look for who lost them."
+            )
+            raise Gap(message)
+        cursor.execute(
+            "INSERT INTO sparkledger_streams (consumer, source, subject, version) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT (consumer, source, subject) DO UPDATE SET version = excluded.version",
+            (self._name, event.source, event.subject, event.stream_version),
+        )
+        return True
+
+    def _move(self, cursor: psycopg.Cursor[Any], partition: Any, first: int, next_offset: int) -> None:
+        """Note how far the partition was read, unless somebody else has read it beyond where this batch began."""
+        cursor.execute(
+            "INSERT INTO sparkledger_positions AS p (consumer, topic, partition, next_offset) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT (consumer, topic, partition) DO UPDATE SET next_offset = excluded.next_offset"
+            " WHERE p.next_offset <= %s",
+            (self._name, partition.topic, partition.partition, next_offset, first),
+        )
+        if cursor.rowcount == 0:
+            message = f"another process has read partition {partition.partition} further"
+            raise _Moved(message)
+
+    def _bury(self, cursor: psycopg.Cursor[Any], record: Any, reason: str) -> None:
+        event = event_of(record)
+        if self._is_new(cursor, event):
+            headers = {name: value.decode() for name, value in record.headers}
+            cursor.execute(
+                "INSERT INTO sparkledger_dead_letters (consumer, source, id, headers, data, reason)"
+                " VALUES (%s, %s, %s, %s, %s, %s)",
+                (
+                    *(self._name, event.source, event.id),
+                    *(json.dumps(headers), json.dumps(event.data), reason[:REASON_CHARACTERS_MAX]),
+                ),
+            )
+
+
+class _GoOn(ConsumerRebalanceListener):  # type: ignore[misc] # its base has no types
+    """Begins each partition that Kafka hands to this process where the database says that it was left."""
+
+    def __init__(self, consumer: Any, connection: psycopg.Connection[Any], name: str) -> None:
+        self._consumer = consumer
+        self._connection = connection
+        self._name = name
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        """Nothing: what is done is written down."""
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        for partition in assigned:
+            row = self._connection.execute(
+                "SELECT next_offset FROM sparkledger_positions WHERE (consumer, topic, partition) = (%s, %s, %s)",
+                (self._name, partition.topic, partition.partition),
+            ).fetchone()
+            self._connection.commit()
+            if row is None:
+                self._consumer.seek_to_beginning(partition)
+            else:
+                self._consumer.seek(TopicPartition(partition.topic, partition.partition), row[0])
+
+
+def event_of(record: Any) -> Event:
+    """Return the event of a Kafka record in CloudEvents' binary mode."""
+    return _event({name: value.decode() for name, value in record.headers}, json.loads(record.value))
+
+
+def _event(headers: Mapping[str, str], data: Mapping[str, Any]) -> Event:
+    attributes = {name.removeprefix("ce_"): value for name, value in headers.items() if name.startswith("ce_")}
+    return Event(
+        id=attributes["id"],
+        source=attributes["source"],
+        type=attributes["type"],
+        subject=attributes["subject"],
+        sequence=int(attributes["sequence"]),
+        stream_version=int(attributes["streamversion"]),
+        time=datetime.fromisoformat(attributes["time"]),
+        attributes=attributes,
+        data=data,
+    )

@@ -1,0 +1,41 @@
+-- Who read or exported the trail, or asked the question, and what: a log of its own, never in the ledger.
+-- No foreign key: its check would lock the ledger's row, which every append waits for.
+CREATE TABLE accesses (
+    ledger_id       int NOT NULL,
+    -- Ordered in time, as UUIDv7 is.
+    access_id       uuid NOT NULL,
+    at              timestamptz NOT NULL DEFAULT now(),
+    -- Absent for who sits at the machine and uses the command line.
+    key_id          uuid,
+    role            text NOT NULL,
+    route           text NOT NULL,
+    query           jsonb NOT NULL,
+    format          text NOT NULL,
+    request_id      text,
+    -- More than one where the reads of an hour are told together.
+    reads           int NOT NULL DEFAULT 1,
+    row_count       bigint NOT NULL,
+    -- Absent while it is under way, and for good where its process was killed.
+    complete        boolean,
+    ended_at        timestamptz,
+    PRIMARY KEY (ledger_id, access_id)
+);
+CREATE INDEX accesses_at ON accesses USING brin (at);
+
+ALTER TABLE accesses ENABLE ROW LEVEL SECURITY;
+ALTER TABLE accesses FORCE ROW LEVEL SECURITY;
+CREATE POLICY one_ledger ON accesses FOR SELECT TO sparkledger_api
+    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+CREATE POLICY one_ledger_adds ON accesses FOR INSERT TO sparkledger_api
+    WITH CHECK (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+-- What has ended stands; only the reads of an hour are added to.
+CREATE POLICY one_ledger_ends ON accesses FOR UPDATE TO sparkledger_api
+    USING (
+        ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int
+        AND (ended_at IS NULL OR role = 'subscriber')
+    )
+    WITH CHECK (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+CREATE POLICY every_ledger ON accesses TO sparkledger_worker USING (true);
+
+GRANT SELECT, INSERT, UPDATE (reads, row_count, complete, ended_at) ON accesses TO sparkledger_api;
+GRANT SELECT, DELETE ON accesses TO sparkledger_worker;

@@ -1,0 +1,298 @@
+"""Which campaigns are there, and on which day will each stop, by its own end or by its code's?
+
+Reads what begins a code, moves or ends its window, and what launches and ends campaigns on it. Read by the list of
+campaigns. A campaign is stopped by whatever comes first: its own end or somebody who ends it, the end of the code's
+window, or the code's revocation. That day moves with every extension of the code, so all campaigns of a code are
+written anew when its window moves; whether one runs at a moment is computed by the clock of the question.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
+
+from domain.code import Code
+from projections import paging
+from projections.paging import Asked, Place
+from projections.table import Table
+from projections.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from psycopg import AsyncCursor
+
+    from domain.recorded import Recorded
+
+NAME: Final = "campaigns"
+VERSION: Final = 1
+
+# What stops a campaign: its code, whose window ends or which is revoked, or the campaign itself.
+StopReason = Literal["code_end", "campaign_end"]
+
+
+@dataclass(slots=True)
+class CodeWithCampaigns:
+    """A code as far as its campaigns depend on it.
+
+    `campaigns` has by campaign id what its row is made of: `position`, `advertiser_id`, `name`, `amount`, `currency`,
+    in RFC 3339 `starts_at`, `ends_at`, `launched_at`, `ended_at`, and `cause`; the last two None unless it was ended.
+    """
+
+    ledger_id: int
+    code_id: UUID
+    creator_id: str
+    video_id: str
+    expires_at: datetime
+    campaigns: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignRow:
+    """One campaign.
+
+    Attributes:
+        position: of its launch.
+        stops_at: when it will stop, or has stopped.
+        stop_reason: by what: `code_end` or `campaign_end`.
+        ended_at, cause: when and by what it was ended as an event: `ended` (by somebody), `code_expired` or
+            `code_revoked`; None while it runs, and where it came to its own end.
+
+    """
+
+    ledger_id: int
+    position: int
+    code_id: UUID
+    creator_id: str
+    video_id: str
+    campaign_id: str
+    advertiser_id: str
+    name: str | None
+    amount: str
+    currency: str
+    starts_at: datetime
+    ends_at: datetime
+    expires_at: datetime
+    launched_at: datetime
+    ended_at: datetime | None
+    cause: str | None
+    stops_at: datetime
+    stop_reason: str
+
+    def running(self, moment: datetime) -> bool:
+        """Tell whether it runs: from its launch, even if scheduled, until something stops it."""
+        return self.ended_at is None and moment < self.stops_at
+
+
+CODES: Final = Table(
+    "campaigns",
+    CodeWithCampaigns,
+    key=("ledger_id", "code_id"),
+    ddl="""
+        CREATE TABLE {table} (
+            ledger_id       int NOT NULL,
+            code_id         uuid NOT NULL,
+            creator_id      text NOT NULL,
+            video_id        text NOT NULL,
+            expires_at      timestamptz NOT NULL,
+            campaigns       jsonb NOT NULL,
+            PRIMARY KEY (ledger_id, code_id)
+        )
+    """,
+)
+
+CAMPAIGNS: Final = Table(
+    "campaign_stops",
+    CampaignRow,
+    key=("ledger_id", "position"),
+    ddl="""
+        CREATE TABLE {table} (
+            ledger_id       int NOT NULL,
+            position        bigint NOT NULL,
+            code_id         uuid NOT NULL,
+            creator_id      text NOT NULL,
+            video_id        text NOT NULL,
+            campaign_id     text NOT NULL,
+            advertiser_id   text NOT NULL,
+            name            text,
+            amount          text NOT NULL,
+            currency        text NOT NULL,
+            starts_at       timestamptz NOT NULL,
+            ends_at         timestamptz NOT NULL,
+            expires_at      timestamptz NOT NULL,
+            launched_at     timestamptz NOT NULL,
+            ended_at        timestamptz,
+            cause           text,
+            stops_at        timestamptz NOT NULL,
+            stop_reason     text NOT NULL,
+            PRIMARY KEY (ledger_id, position)
+        )
+    """,
+    indexes=(
+        "CREATE INDEX ON {table} (ledger_id, stops_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, stop_reason, stops_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, advertiser_id, stops_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, creator_id, stops_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, video_id, stops_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, code_id, stops_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, campaign_id, stops_at, position)",
+    ),
+)
+
+
+def stop(
+    ends_at: datetime, expires_at: datetime, ended_at: datetime | None, cause: str | None
+) -> tuple[datetime, StopReason]:
+    """Return when a campaign stops, and by what; at the same moment it is its own end.
+
+    Args:
+        ends_at: when it was meant to end.
+        expires_at: when its code's window ends.
+        ended_at: when it was ended, if it was.
+        cause: by what it was ended: `ended`, `code_expired` or `code_revoked`.
+
+    """
+    if ended_at is not None:
+        return ended_at, "campaign_end" if cause == "ended" else "code_end"
+    return (expires_at, "code_end") if expires_at < ends_at else (ends_at, "campaign_end")
+
+
+# Handlers, in the order of a code's life.
+
+
+def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> CodeWithCampaigns:
+    return CodeWithCampaigns(
+        ledger_id=ledger_id,
+        code_id=recorded.stream_id,
+        creator_id=event.creator_id,
+        video_id=event.video_id,
+        expires_at=event.expires_at,
+        campaigns={},
+    )
+
+
+def extended(row: CodeWithCampaigns, _recorded: Recorded, event: Code.Extended) -> list[CampaignRow]:
+    row.expires_at = event.expires_at
+    return [_campaign(row, campaign_id) for campaign_id in row.campaigns]
+
+
+def campaign_launched(row: CodeWithCampaigns, recorded: Recorded, event: Code.CampaignLaunched) -> list[CampaignRow]:
+    row.campaigns[event.campaign_id] = {
+        "position": recorded.position,
+        "advertiser_id": event.advertiser_id,
+        "name": event.name,
+        "amount": event.budget["amount"],
+        "currency": event.budget["currency"],
+        "starts_at": event.starts_at.isoformat(),
+        "ends_at": event.ends_at.isoformat(),
+        "launched_at": recorded.effective_at.isoformat(),
+        "ended_at": None,
+        "cause": None,
+    }
+    return [_campaign(row, event.campaign_id)]
+
+
+def campaign_ended(row: CodeWithCampaigns, recorded: Recorded, event: Code.CampaignEnded) -> list[CampaignRow]:
+    row.campaigns[event.campaign_id] |= {"ended_at": recorded.effective_at.isoformat(), "cause": event.cause}
+    return [_campaign(row, event.campaign_id)]
+
+
+def _campaign(code: CodeWithCampaigns, campaign_id: str) -> CampaignRow:
+    known = code.campaigns[campaign_id]
+    ends_at, ended_at = datetime.fromisoformat(known["ends_at"]), known["ended_at"]
+    ended_at = None if ended_at is None else datetime.fromisoformat(ended_at)
+    stops_at, stop_reason = stop(ends_at, code.expires_at, ended_at, known["cause"])
+    return CampaignRow(
+        ledger_id=code.ledger_id,
+        position=known["position"],
+        code_id=code.code_id,
+        creator_id=code.creator_id,
+        video_id=code.video_id,
+        campaign_id=campaign_id,
+        advertiser_id=known["advertiser_id"],
+        name=known["name"],
+        amount=known["amount"],
+        currency=known["currency"],
+        starts_at=datetime.fromisoformat(known["starts_at"]),
+        ends_at=ends_at,
+        expires_at=code.expires_at,
+        launched_at=datetime.fromisoformat(known["launched_at"]),
+        ended_at=ended_at,
+        cause=known["cause"],
+        stops_at=stops_at,
+        stop_reason=stop_reason,
+    )
+
+
+# A revocation and an expiry end what still runs with an event of its own first, so neither is read here.
+VIEW: Final = View(
+    NAME,
+    VERSION,
+    CODES,
+    row_of=lambda recorded: recorded.stream_id,
+    begins={Code.Generated: generated},
+    changes={
+        Code.Extended: extended,
+        Code.CampaignLaunched: campaign_launched,
+        Code.CampaignEnded: campaign_ended,
+    },
+    further=[CAMPAIGNS],
+)
+
+
+async def search(
+    cur: AsyncCursor[Any],
+    ledger_id: int,
+    *,
+    now: datetime,
+    limit: int,
+    after: Place | None = None,
+    descending: bool = False,
+    running: bool | None = None,
+    stop_reason: StopReason | None = None,
+    stops_from: datetime | None = None,
+    stops_before: datetime | None = None,
+    code_id: UUID | None = None,
+    creator_ids: Collection[str] | None = None,
+    video_id: str | None = None,
+    campaign_id: str | None = None,
+    advertiser_id: str | None = None,
+    visible_advertisers: Collection[str] | None = None,
+) -> list[CampaignRow]:
+    """Return the campaigns that pass every filter given, the one that stops soonest first.
+
+    Args:
+        cur: bound to the ledger; rows as tuples.
+        ledger_id: the ledger.
+        now: the clock that tells which run.
+        limit: rows at most.
+        after: `stops_at` and `position` of the last row of the page before.
+        descending: the one that stops last first.
+        running: those that run, or those that have stopped.
+        stop_reason: stopped by their code, or by their own end.
+        stops_from: that stop, or stopped, at this moment or later.
+        stops_before: before this moment.
+        code_id: on this code.
+        creator_ids: on any of these creators' codes; an empty collection matches nothing.
+        video_id: on any of this video's codes.
+        campaign_id: of this name, on whatever code.
+        advertiser_id: of this advertiser account.
+        visible_advertisers: what a brand's key may see: campaigns of any of these accounts. None: everything.
+
+    """
+    asked = Asked("campaign_stops", "stops_at", ledger_id, limit, after, descending)
+    asked.one_of({"creator_id": creator_ids})
+    asked.one_of({"advertiser_id": visible_advertisers})
+    asked.equal(
+        stop_reason=stop_reason,
+        code_id=code_id,
+        video_id=video_id,
+        campaign_id=campaign_id,
+        advertiser_id=advertiser_id,
+    )
+    asked.between(stops_from, stops_before)
+    if running is not None:
+        asked.where("t.stops_at > %(now)s AND t.ended_at IS NULL" if running else "t.stops_at <= %(now)s", now=now)
+    return await paging.page(cur, CAMPAIGNS, asked)

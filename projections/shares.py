@@ -1,0 +1,146 @@
+"""Who was given which code, over which channel, and when?
+
+Reads every share. Read by the list of shares. Whose code it is and of which video stands in the view of codes: the
+rows here are read together with those there, as far as both views have come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from domain.code import Code
+from projections import whose
+from projections.paging import Asked, Place
+from projections.table import Table
+from projections.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from psycopg import AsyncCursor
+
+    from domain.recorded import Recorded
+    from projections.whose import OfCode
+
+NAME: Final = "shares"
+VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRow:
+    """One share: the code was handed to a brand, perhaps for one of its advertiser accounts.
+
+    `shared_at` is the effective time; `position` is the event's.
+    """
+
+    ledger_id: int
+    position: int
+    code_id: UUID
+    creator_stream: UUID
+    brand_id: str
+    advertiser_id: str | None
+    channel: str
+    shared_at: datetime
+    recorded_at: datetime
+
+
+SHARES: Final = Table(
+    "shares",
+    ShareRow,
+    key=("ledger_id", "position"),
+    ddl="""
+        CREATE TABLE {table} (
+            ledger_id       int NOT NULL,
+            position        bigint NOT NULL,
+            code_id         uuid NOT NULL,
+            creator_stream  uuid NOT NULL,
+            brand_id        text NOT NULL,
+            advertiser_id   text,
+            channel         text NOT NULL,
+            shared_at       timestamptz NOT NULL,
+            recorded_at     timestamptz NOT NULL,
+            PRIMARY KEY (ledger_id, position)
+        )
+    """,
+    indexes=(
+        "CREATE INDEX ON {table} (ledger_id, shared_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, code_id, shared_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, creator_stream, shared_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, brand_id, shared_at, position)",
+        "CREATE INDEX ON {table} (ledger_id, advertiser_id, shared_at, position) WHERE advertiser_id IS NOT NULL",
+        "CREATE INDEX ON {table} (ledger_id, channel, shared_at, position)",
+    ),
+)
+
+
+def shared(ledger_id: int, recorded: Recorded, event: Code.Shared) -> ShareRow:
+    return ShareRow(
+        ledger_id=ledger_id,
+        position=recorded.position,
+        code_id=recorded.stream_id,
+        creator_stream=recorded.creator_stream,
+        brand_id=event.brand_id,
+        advertiser_id=event.advertiser_id,
+        channel=event.channel,
+        shared_at=recorded.effective_at,
+        recorded_at=recorded.recorded_at,
+    )
+
+
+VIEW: Final = View(
+    NAME,
+    VERSION,
+    SHARES,
+    row_of=lambda recorded: recorded.position,
+    begins={Code.Shared: shared},
+)
+
+
+async def search(
+    cur: AsyncCursor[Any],
+    ledger_id: int,
+    *,
+    upto: int,
+    limit: int,
+    after: Place | None = None,
+    code_id: UUID | None = None,
+    creator_ids: Collection[str] | None = None,
+    video_id: str | None = None,
+    brand_id: str | None = None,
+    advertiser_id: str | None = None,
+    channel: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    visible_brands: Collection[str] | None = None,
+    visible_advertisers: Collection[str] | None = None,
+) -> list[OfCode[ShareRow]]:
+    """Return the shares that pass every filter given, the latest first.
+
+    Args:
+        cur: bound to the ledger; rows as tuples.
+        ledger_id: the ledger.
+        upto: the position that this view and that of codes have read: later shares are left out.
+        limit: rows at most.
+        after: `shared_at` and `position` of the last row of the page before.
+        code_id: of this code.
+        creator_ids: of any of these creators' codes; an empty collection matches nothing.
+        video_id: of any of this video's codes.
+        brand_id: with this brand.
+        advertiser_id: for this advertiser account.
+        channel: over this channel.
+        since: shared at this moment or later.
+        until: shared before this moment.
+        visible_brands: together with `visible_advertisers` what a brand's key may see: shares that name any of these
+            brands or accounts. Both None: everything.
+        visible_advertisers: see `visible_brands`.
+
+    """
+    asked = Asked(NAME, "shared_at", ledger_id, limit, after)
+    await whose.of_video_and_creators(cur, asked, video_id, creator_ids)
+    asked.one_of({"brand_id": visible_brands, "advertiser_id": visible_advertisers})
+    asked.equal(code_id=code_id, brand_id=brand_id, advertiser_id=advertiser_id, channel=channel)
+    asked.between(since, until)
+    return await whose.page(cur, SHARES, asked, upto)

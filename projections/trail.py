@@ -1,0 +1,391 @@
+"""Which positions pass these conditions, looked for in the history?
+
+Read by the audit trail and its exports. A search walks the history by one of its conditions, in order of position, and
+looks at the others in the rows on its way. Which condition it walks by it finds out: each gets a turn, then the one
+that came farthest goes on, so that two of which each alone is common still meet soon. However rare what is asked for,
+a search ends: after so many rows, or so long a time, it says where it stopped, and the next goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
+
+from psycopg import sql
+
+from projections.history import LATE_AFTER
+
+if TYPE_CHECKING:
+    from psycopg import AsyncCursor
+
+Column = Literal[
+    "code_id", "creator_stream", "advertiser_id", "brand_id", "refused", "channel", "actor", "type", "source"
+]
+# What an event may be searched by; the creator's and the video's own ids are turned into streams and codes first.
+Field = Column | Literal["creator_id", "video_id"]
+
+# The narrowest by nature first, each with its type.
+_COLUMNS: Final[dict[Column, sql.SQL]] = {
+    "code_id": sql.SQL("uuid"),
+    "creator_stream": sql.SQL("uuid"),
+    "advertiser_id": sql.SQL("text"),
+    "brand_id": sql.SQL("text"),
+    "refused": sql.SQL("text"),
+    "channel": sql.SQL("text"),
+    "actor": sql.SQL("text"),
+    "type": sql.SQL("text"),
+    "source": sql.SQL("text"),
+}
+_PRECEDENCE: Final = list(_COLUMNS)
+
+MAX_LOOKED_THROUGH: Final = 50_000
+MAX_SECONDS: Final = 0.25
+# Rows that are looked at with one query: so many to find out by which column to walk, and later at most.
+_AT_FIRST: Final = 400
+_AT_MOST: Final = 16_000
+# Clocks differ: an effective time may lie this far ahead of the moment of recording.
+_CLOCKS_APART: Final = timedelta(hours=1)
+# Beyond any position.
+END: Final = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """The field is one of the values; negated: it is none of them, or there is none."""
+
+    field: Field
+    values: tuple[str | UUID, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The time is `since` or later and before `until`, each where it is given; negated: it is not."""
+
+    field: Literal["recorded_at", "effective_at"]
+    since: datetime | None = None
+    until: datetime | None = None
+    negated: bool = False
+
+
+Condition = Among | Between
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        positions: in the order asked for.
+        looked_through: rows that were looked at, to the last one found or to where the search ended.
+        stopped_at: the position after which it gave up before it had found enough; None where it did not.
+
+    """
+
+    positions: list[int]
+    looked_through: int
+    stopped_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """One way through a range of positions: by a column's values, by what was recorded late, or row by row."""
+
+    column: Column | None = None
+    values: tuple[str | UUID, ...] = ()
+    late: bool = False
+
+
+@dataclass(slots=True)
+class _Range:
+    """A range of positions, its ends excluded, that may be walked in any of several ways; and how far it was."""
+
+    low: int
+    high: int
+    walks: Sequence[_Walk]
+    rows: int = _AT_FIRST
+    ended: bool = False
+    _paces: dict[_Walk, float] = field(default_factory=dict)
+
+    def walk(self) -> _Walk:
+        """Return how to go on: each way has a turn, then the one that came farthest with as many rows."""
+        for walk in self.walks:
+            if walk not in self._paces:
+                return walk
+        return max(self.walks, key=self._paces.__getitem__)
+
+    def went(self, walk: _Walk, rows: int, looked: int, last: int | None, *, descending: bool) -> None:
+        """Take note of a look at so many rows, of which there were `looked`, up to the position `last`."""
+        if last is None or looked < rows:
+            self.ended = True
+            return
+        came = self.high - last if descending else last - self.low
+        if descending:
+            self.high = last
+        else:
+            self.low = last
+        self._paces[walk] = came / looked
+        if len(self._paces) == len(self.walks):
+            self.rows = min(self.rows * 4, _AT_MOST)
+
+
+_LOOK: Final = sql.SQL("""
+    SELECT count(*), {last}(l.position), array_agg(l.position ORDER BY l.position {direction}) FILTER (WHERE l.passes)
+    FROM (
+        SELECT h.position, {passes} AS passes
+        FROM ({walked}) h
+        ORDER BY h.position {direction}
+        LIMIT %(rows)s
+    ) l
+""")
+
+# Compared as pairs, so that no index but the column's own gives the order: the planner would else walk the whole
+# ledger for a value that it takes to be common.
+_BY_COLUMN: Final = sql.SQL("""
+    SELECT h.*
+    FROM unnest(%(values)s::{type}[]) AS x (value)
+    CROSS JOIN LATERAL (
+        SELECT h.*
+        FROM views.history h
+        WHERE h.ledger_id = %(ledger_id)s
+        AND (h.{column}, h.position) > (x.value, %(low)s)
+        AND (h.{column}, h.position) < (x.value, %(high)s)
+        AND h.{column} IS NOT NULL
+        ORDER BY h.{column} {direction}, h.position {direction}
+        LIMIT %(rows)s
+    ) h
+""")
+
+_BY_POSITION: Final = sql.SQL("""
+    SELECT h.*
+    FROM views.history h
+    WHERE h.ledger_id = %(ledger_id)s
+    AND h.position > %(low)s
+    AND h.position < %(high)s
+    {late}
+    ORDER BY h.position {direction}
+    LIMIT %(rows)s
+""")
+
+_ESTIMATE: Final = sql.SQL("""
+    EXPLAIN (FORMAT JSON)
+    SELECT
+    FROM views.history h
+    WHERE h.ledger_id = %(ledger_id)s
+    AND h.position > %(low)s
+    AND h.position < %(high)s
+    AND {passes}
+""")
+
+_STREAMS_OF_CREATORS: Final = """
+    SELECT DISTINCT creator_stream
+    FROM views.history
+    WHERE ledger_id = %s
+    AND creator_id = ANY (%s)
+    AND type = 'PermissionEnabled'
+"""
+
+_CODES_OF_VIDEOS: Final = """
+    SELECT code_id
+    FROM views.history
+    WHERE ledger_id = %s
+    AND video_id = ANY (%s)
+    AND type = 'CodeGenerated'
+"""
+
+# By halving: positions are dense, and recorded_at never decreases with them.
+_LAST_BEFORE: Final = """
+    WITH RECURSIVE halves (low, high) AS (
+        SELECT 0::bigint, coalesce(max(position), 0)
+        FROM views.history
+        WHERE ledger_id = %(ledger_id)s
+        UNION ALL
+        SELECT CASE WHEN h.recorded_at < %(moment)s THEN h.position ELSE s.low END,
+               CASE WHEN h.recorded_at < %(moment)s THEN s.high ELSE h.position - 1 END
+        FROM halves s
+        CROSS JOIN LATERAL (
+            SELECT position, recorded_at
+            FROM views.history
+            WHERE ledger_id = %(ledger_id)s
+            AND position = (s.low + s.high + 1) / 2
+            OFFSET 0
+        ) h
+        WHERE s.low < s.high
+    )
+    SELECT low
+    FROM halves
+    WHERE low = high
+"""
+
+
+async def search(
+    cur: AsyncCursor[Any],
+    ledger_id: int,
+    conditions: Collection[Condition],
+    *,
+    limit: int,
+    after: int = 0,
+    before: int = END,
+    descending: bool = False,
+    max_looked_through: int = MAX_LOOKED_THROUGH,
+    max_seconds: float = MAX_SECONDS,
+) -> Found:
+    """Return the positions that pass every condition, with after < position < before, at most `limit` of them.
+
+    Args:
+        cur: bound to the ledger; rows as tuples.
+        ledger_id: the ledger.
+        conditions: what an event must fulfil; an `Among` without values matches nothing, negated everything.
+        limit: positions at most.
+        after: only later positions.
+        before: only earlier positions.
+        descending: newest first.
+        max_looked_through: rows after which it gives up.
+        max_seconds: seconds after which it gives up.
+
+    """
+    ranges, passes = await _plan(cur, ledger_id, conditions, after, before)
+    found: list[int] = []
+    looked_through = 0
+    ends_at = time.monotonic() + max_seconds
+    for within in reversed(ranges) if descending else ranges:
+        while not within.ended:
+            if looked_through >= max_looked_through or (looked_through and time.monotonic() > ends_at):
+                return Found(found, looked_through, within.high if descending else within.low)
+            walk, missing = within.walk(), limit - len(found)
+            rows = _rows(within, walk, passes, missing, max_looked_through - looked_through)
+            parameters = {"ledger_id": ledger_id, "low": within.low, "high": within.high, "rows": rows}
+            await cur.execute(_look(walk, passes, descending=descending), {**parameters, **_values(walk, passes)})
+            looked, last, passed = await cur.fetchone() or (0, None, None)
+            found += passed or ()
+            looked_through += looked
+            if len(found) >= limit:
+                return Found(found[:limit], looked_through)
+            within.went(walk, rows, looked, last, descending=descending)
+    return Found(found, looked_through)
+
+
+async def estimate(
+    cur: AsyncCursor[Any], ledger_id: int, conditions: Collection[Condition], *, after: int = 0, before: int = END
+) -> int:
+    """Return how many positions pass, as the planner's statistics have it: nothing is counted."""
+    ranges, passes = await _plan(cur, ledger_id, conditions, after, before)
+    total = 0
+    for within in ranges:
+        walk = within.walks[0]
+        # In a range that follows from a time, that time says nothing more: counted twice it would halve the half.
+        by_time = walk == _Walk() and within.high < before
+        counted = [c for c in passes if not (by_time and isinstance(c, Between) and not c.negated)]
+        query = _ESTIMATE.format(passes=_all_of(counted, sql.SQL("h.late") if walk.late else None))
+        await cur.execute(
+            query, {"ledger_id": ledger_id, "low": within.low, "high": within.high, **_values(walk, counted)}
+        )
+        row = await cur.fetchone()
+        total += 0 if row is None else int(row[0][0]["Plan"]["Plan Rows"])
+    return total
+
+
+async def _plan(
+    cur: AsyncCursor[Any], ledger_id: int, conditions: Collection[Condition], after: int, before: int
+) -> tuple[list[_Range], list[Condition]]:
+    """Return the ranges to look through, in order of position, and what the rows there must fulfil."""
+    low, high = after, before
+    passes: list[Condition] = []
+    late_from: int | None = None
+    for condition in conditions:
+        if isinstance(condition, Among):
+            passes.append(await _of_columns(cur, ledger_id, condition))
+        elif condition.negated:
+            passes.append(condition)
+        elif condition.field == "recorded_at":
+            low = max(low, await _last_before(cur, ledger_id, condition.since, 0))
+            high = min(high, await _last_before(cur, ledger_id, condition.until, END - 1) + 1)
+        else:
+            passes.append(condition)
+            since, until = condition.since, condition.until
+            # Nothing is recorded before it takes effect. After its time has passed, only what is late still may be.
+            low = max(low, await _last_before(cur, ledger_id, since and since - _CLOCKS_APART, 0))
+            if until is not None:
+                on_time = await _last_before(cur, ledger_id, until + LATE_AFTER, END - 1)
+                late_from = on_time if late_from is None else min(late_from, on_time)
+    given = [condition for condition in passes if isinstance(condition, Among) and not condition.negated]
+    if low + 1 >= high or not all(condition.values for condition in given):
+        return [], passes
+    given.sort(key=lambda condition: _PRECEDENCE.index(condition.field))  # type: ignore[arg-type] # a column by now
+    walks = [_Walk(condition.field, condition.values) for condition in given]  # type: ignore[arg-type] # as above
+    if walks or late_from is None:
+        return [_Range(low, high, walks or [_Walk()])], passes
+    ranges = [_Range(low, min(high, late_from + 1), [_Walk()]), _Range(max(low, late_from), high, [_Walk(late=True)])]
+    return [within for within in ranges if within.low + 1 < within.high], passes
+
+
+async def _of_columns(cur: AsyncCursor[Any], ledger_id: int, condition: Among) -> Among:
+    """Return a condition on the column by which a creator's or a video's events are found."""
+    if condition.field not in {"creator_id", "video_id"}:
+        return condition
+    column: Column = "creator_stream" if condition.field == "creator_id" else "code_id"
+    query = _STREAMS_OF_CREATORS if condition.field == "creator_id" else _CODES_OF_VIDEOS
+    await cur.execute(query, (ledger_id, list(condition.values)))
+    return Among(column, tuple(row[0] for row in await cur.fetchall()), condition.negated)
+
+
+async def _last_before(cur: AsyncCursor[Any], ledger_id: int, moment: datetime | None, otherwise: int) -> int:
+    """Return the last position recorded before a moment, 0 where there is none; `otherwise` where no moment is."""
+    if moment is None:
+        return otherwise
+    await cur.execute(_LAST_BEFORE, {"ledger_id": ledger_id, "moment": moment})
+    row = await cur.fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def _rows(within: _Range, walk: _Walk, passes: Sequence[Condition], missing: int, allowed: int) -> int:
+    """Return how many rows to look at next."""
+    sure = not passes or (walk.column is not None and passes == [Among(walk.column, walk.values)])
+    rows = missing if sure else max(missing, within.rows // max(len(walk.values), 1))
+    return max(min(rows, allowed), 1)
+
+
+def _look(walk: _Walk, passes: Sequence[Condition], *, descending: bool) -> sql.Composed:
+    direction = sql.SQL("DESC" if descending else "ASC")
+    if walk.column is None:
+        late = sql.SQL("AND h.late" if walk.late else "")
+        walked = _BY_POSITION.format(late=late, direction=direction)
+    else:
+        walked = _BY_COLUMN.format(column=sql.Identifier(walk.column), type=_COLUMNS[walk.column], direction=direction)
+    last = sql.SQL("min" if descending else "max")
+    return _LOOK.format(last=last, direction=direction, walked=walked, passes=_all_of(passes))
+
+
+def _all_of(passes: Sequence[Condition], further: sql.SQL | None = None) -> sql.Composed:
+    """Return the expression that a row `h` fulfils every condition: true or false, never null."""
+    tests: list[sql.Composable] = [sql.SQL("true") if further is None else further]
+    for i, condition in enumerate(passes):
+        column = sql.Identifier("h", condition.field)
+        if isinstance(condition, Among):
+            type_ = _COLUMNS[condition.field]  # type: ignore[index] # a column by now
+            test: sql.Composable = sql.SQL("{} = ANY ({}::{}[])").format(column, sql.Placeholder(f"any_{i}"), type_)
+        else:
+            test = _between(condition, column, i)
+        tests.append(sql.SQL("({}) IS NOT TRUE" if condition.negated else "({}) IS TRUE").format(test))
+    return sql.SQL(" AND ").join(tests)
+
+
+def _between(condition: Between, column: sql.Identifier, i: int) -> sql.Composable:
+    since = sql.SQL("{} >= {}").format(column, sql.Placeholder(f"since_{i}"))
+    until = sql.SQL("{} < {}").format(column, sql.Placeholder(f"until_{i}"))
+    sides = [side for side, moment in ((since, condition.since), (until, condition.until)) if moment is not None]
+    return sql.SQL(" AND ").join(sides) if sides else sql.SQL("true")
+
+
+def _values(walk: _Walk, passes: Sequence[Condition]) -> dict[str, Any]:
+    given: dict[str, Any] = {"values": list(walk.values)}
+    for i, condition in enumerate(passes):
+        if isinstance(condition, Among):
+            given[f"any_{i}"] = list(condition.values)
+        else:
+            given |= {f"since_{i}": condition.since, f"until_{i}": condition.until}
+    return given

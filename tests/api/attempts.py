@@ -1,0 +1,310 @@
+"""One request for each route of the API, who may send it, and what it answers: what docs/roles.md is written from.
+
+A new route needs a line in ROLES and one in REQUESTS; where it names no creator, brand or advertiser account, one in
+WITHOUT_SUBJECT as well. Then `python -m tests.generated --write`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from domain.values import Role
+from tests.api.world import OTHER_BRAND, OWN_ACCOUNT, OWN_BRAND, OWN_CREATOR, World, campaign, told
+
+CREATORS = {"creator", "operator", "admin"}
+BRANDS = {"brand", "operator", "admin"}
+READERS = {"creator", "brand", "operator", "auditor", "admin"}
+WEBHOOKS = {"subscriber", "admin"}
+
+ROLES: dict[str, set[str]] = {
+    "PUT /v1/creators/{creator_id}/permission": CREATORS,
+    "GET /v1/creators/{creator_id}/permission": READERS - {"brand"},
+    "POST /v1/codes": CREATORS,
+    "POST /v1/codes/{code_id}/extensions": CREATORS,
+    "POST /v1/codes/{code_id}/shares": CREATORS,
+    "POST /v1/codes/lookup": BRANDS,
+    "POST /v1/redemptions": BRANDS,
+    "POST /v1/codes/{code_id}/campaigns": BRANDS,
+    "POST /v1/codes/{code_id}/campaigns/{campaign_id}/end": BRANDS,
+    "POST /v1/codes/{code_id}/revocation": CREATORS,
+    "POST /v1/codes/{code_id}/reveals": CREATORS,
+    "POST /v1/codes/{code_id}/notes": CREATORS,
+    "GET /v1/codes": READERS,
+    "GET /v1/codes/{code_id}": READERS,
+    "GET /v1/codes/{code_id}/history": READERS,
+    "GET /v1/creators/{creator_id}/permission/history": READERS - {"brand"},
+    "GET /v1/permissions": READERS - {"brand"},
+    "GET /v1/shares": READERS,
+    "GET /v1/redemptions": READERS,
+    "GET /v1/campaigns": READERS,
+    "GET /v1/authorizations": {"brand", "operator", "auditor", "admin"},
+    "POST /v1/authorizations/batch": {"brand", "operator", "auditor", "admin"},
+    "GET /v1/exports/events": {"operator", "auditor", "admin"},
+    "GET /v1/accesses": {"operator", "auditor", "admin"},
+    "GET /v1/events": {"creator", "operator", "auditor", "subscriber", "admin"},
+    "GET /v1/events/{position}": READERS - {"brand"},
+    "GET /v1/stats": {"operator", "auditor", "admin"},
+    "GET /v1/stats/days": {"operator", "auditor", "admin"},
+    "GET /v1/events/stream": {"creator", "operator", "auditor", "subscriber", "admin"},
+    "POST /v1/webhooks": WEBHOOKS,
+    "GET /v1/webhooks": WEBHOOKS,
+    "GET /v1/webhooks/{webhook_id}": WEBHOOKS,
+    "PATCH /v1/webhooks/{webhook_id}": WEBHOOKS,
+    "DELETE /v1/webhooks/{webhook_id}": WEBHOOKS,
+    "POST /v1/webhooks/{webhook_id}/rotation": WEBHOOKS,
+    "POST /v1/webhooks/{webhook_id}/test": WEBHOOKS,
+    "GET /v1/webhooks/{webhook_id}/deliveries": WEBHOOKS,
+    "GET /v1/webhooks/{webhook_id}/dead-letters": WEBHOOKS,
+    "POST /v1/webhooks/{webhook_id}/replays": WEBHOOKS,
+    "POST /v1/creators/{creator_id}/erasure": {"admin"},
+    "GET /v1/creators/{creator_id}/erasure": {"operator", "auditor", "admin"},
+    "POST /v1/keys": {"admin"},
+    "GET /v1/keys": {"admin"},
+    "POST /v1/keys/{key_id}/rotation": {"admin"},
+    "DELETE /v1/keys/{key_id}": {"admin"},
+    "GET /livez": set(),
+    "GET /readyz": set(),
+    "GET /metrics": set(),
+}
+
+SUBJECTS: dict[str, dict[str, list[str]]] = {
+    "creator": {"creator_ids": [OWN_CREATOR]},
+    "brand": {"brand_ids": [OWN_BRAND], "advertiser_ids": [OWN_ACCOUNT]},
+}
+
+Try = Callable[[World, httpx.Client, str, str, str], httpx.Response]
+
+
+def on_fresh(prepare: Callable[..., Any], ask: Callable[..., httpx.Response]) -> Try:
+    """Return a request on a code of its own, prepared for a creator, a brand and an account."""
+
+    def attempt(world: World, client: httpx.Client, creator: str, brand: str, account: str) -> httpx.Response:
+        return ask(client, prepare(world, creator, brand, account), account)
+
+    return attempt
+
+
+def generated(world: World, creator: str, _brand: str, _account: str) -> Any:
+    return world.generate(creator)
+
+
+def shared(world: World, creator: str, brand: str, account: str) -> Any:
+    code = world.generate(creator)
+    world.share(code, brand, account)
+    return code
+
+
+def redeemed(world: World, creator: str, brand: str, account: str) -> Any:
+    code = shared(world, creator, brand, account)
+    world.redeem(code, account)
+    return code
+
+
+def running(world: World, creator: str, brand: str, account: str) -> Any:
+    return world.running(creator, brand, account)
+
+
+def on_code(path: str, body: dict[str, Any]) -> Callable[..., httpx.Response]:
+    return lambda client, code, _account: client.post(f"/v1/codes/{code['code_id']}/{path}", json=body)
+
+
+def opening(client: httpx.Client, creator: str) -> httpx.Response:
+    """Open a stream, and leave it again."""
+    request = client.build_request("GET", "/v1/events/stream", params={"creator_id": creator})
+    answer = client.send(request, stream=True)
+    answer.close()
+    return answer
+
+
+def on_webhook(method: str, path: str = "", **more: Any) -> Try:
+    """Return a request on a webhook of the caller's own; there is none for whom may have none."""
+
+    def attempt(world: World, client: httpx.Client, *_: str) -> httpx.Response:
+        made = client.post("/v1/webhooks", json={"url": "https://receiver.example/"})
+        webhook_id = made.json().get("webhook_id", "none")
+        return client.request(method, f"/v1/webhooks/{webhook_id}{path}", **more)
+
+    return attempt
+
+
+def known(world: World) -> str:
+    """Return a creator of whom something is recorded, and who is nobody's subject."""
+    creator = f"creator-{uuid4()}"
+    world.permit(creator)
+    return creator
+
+
+def erased(world: World) -> str:
+    """Return a creator who was erased."""
+    creator = known(world)
+    told(world.client.post(f"/v1/creators/{creator}/erasure", json={"reason": "why"}), 200)
+    return creator
+
+
+# One request for each route, and what it answers to whom it is for.
+REQUESTS: dict[str, tuple[Try, int]] = {
+    "PUT /v1/creators/{creator_id}/permission": (
+        lambda _w, client, creator, _b, _a: client.put(f"/v1/creators/{creator}/permission", json={"enabled": True}),
+        200,
+    ),
+    "GET /v1/creators/{creator_id}/permission": (
+        lambda _w, client, creator, _b, _a: client.get(f"/v1/creators/{creator}/permission"),
+        200,
+    ),
+    "POST /v1/codes": (
+        lambda world, client, creator, _b, _a: (
+            world.permit(creator),
+            client.post(
+                "/v1/codes",
+                json={"creator_id": creator, "video_id": f"v-{datetime.now(UTC).timestamp()}", "terms_version": "1"},
+            ),
+        )[1],
+        201,
+    ),
+    "POST /v1/codes/{code_id}/extensions": (on_fresh(generated, on_code("extensions", {"days": 60})), 201),
+    "POST /v1/codes/{code_id}/shares": (
+        on_fresh(generated, on_code("shares", {"brand_id": OTHER_BRAND, "channel": "email"})),
+        201,
+    ),
+    "POST /v1/codes/lookup": (
+        on_fresh(generated, lambda client, code, _: client.post("/v1/codes/lookup", json={"secret": code["secret"]})),
+        200,
+    ),
+    "POST /v1/redemptions": (
+        on_fresh(
+            shared,
+            lambda client, code, account: client.post(
+                "/v1/redemptions", json={"secret": code["secret"], "advertiser_id": account}
+            ),
+        ),
+        201,
+    ),
+    "POST /v1/codes/{code_id}/campaigns": (
+        on_fresh(
+            redeemed,
+            lambda client, code, account: client.post(
+                f"/v1/codes/{code['code_id']}/campaigns", json=campaign(advertiser_id=account)
+            ),
+        ),
+        201,
+    ),
+    "POST /v1/codes/{code_id}/campaigns/{campaign_id}/end": (
+        on_fresh(running, lambda client, code, _: client.post(f"/v1/codes/{code['code_id']}/campaigns/campaign-1/end")),
+        200,
+    ),
+    "POST /v1/codes/{code_id}/revocation": (on_fresh(generated, on_code("revocation", {"reason": "why"})), 200),
+    "POST /v1/codes/{code_id}/reveals": (on_fresh(generated, on_code("reveals", {"reason": "why"})), 200),
+    "POST /v1/codes/{code_id}/notes": (on_fresh(generated, on_code("notes", {"text": "so"})), 201),
+    "GET /v1/codes": (lambda _w, client, *_: client.get("/v1/codes"), 200),
+    "GET /v1/codes/{code_id}": (
+        on_fresh(redeemed, lambda client, code, _: client.get(f"/v1/codes/{code['code_id']}")),
+        200,
+    ),
+    "GET /v1/codes/{code_id}/history": (
+        on_fresh(shared, lambda client, code, _: client.get(f"/v1/codes/{code['code_id']}/history")),
+        200,
+    ),
+    "GET /v1/creators/{creator_id}/permission/history": (
+        lambda _w, client, creator, _b, _a: client.get(f"/v1/creators/{creator}/permission/history"),
+        200,
+    ),
+    "GET /v1/permissions": (lambda _w, client, *_: client.get("/v1/permissions"), 200),
+    "GET /v1/shares": (lambda _w, client, *_: client.get("/v1/shares"), 200),
+    "GET /v1/redemptions": (lambda _w, client, *_: client.get("/v1/redemptions"), 200),
+    "GET /v1/campaigns": (lambda _w, client, *_: client.get("/v1/campaigns"), 200),
+    "GET /v1/authorizations": (
+        lambda _w, client, _c, _b, account: client.get(
+            "/v1/authorizations", params={"video_id": "v", "advertiser_id": account}
+        ),
+        200,
+    ),
+    "POST /v1/authorizations/batch": (
+        lambda _w, client, _c, _b, account: client.post(
+            "/v1/authorizations/batch",
+            content=f"video_id,advertiser_id\nv,{account}\n",
+            headers={"Content-Type": "text/csv"},
+        ),
+        200,
+    ),
+    "GET /v1/exports/events": (lambda _w, client, *_: client.get("/v1/exports/events"), 200),
+    "GET /v1/accesses": (lambda _w, client, *_: client.get("/v1/accesses"), 200),
+    "GET /v1/events": (lambda _w, client, creator, *_: client.get("/v1/events", params={"creator_id": creator}), 200),
+    "GET /v1/events/{position}": (
+        on_fresh(generated, lambda client, code, _: client.get(f"/v1/events/{code['position']}")),
+        200,
+    ),
+    "GET /v1/stats": (lambda _w, client, *_: client.get("/v1/stats"), 200),
+    "GET /v1/stats/days": (lambda _w, client, *_: client.get("/v1/stats/days"), 200),
+    "GET /v1/events/stream": (lambda _w, client, creator, *_: opening(client, creator), 200),
+    "POST /v1/webhooks": (
+        lambda _w, client, *_: client.post("/v1/webhooks", json={"url": "https://receiver.example/"}),
+        201,
+    ),
+    "GET /v1/webhooks": (lambda _w, client, *_: client.get("/v1/webhooks"), 200),
+    "GET /v1/webhooks/{webhook_id}": (on_webhook("GET"), 200),
+    "PATCH /v1/webhooks/{webhook_id}": (on_webhook("PATCH", json={"enabled": True}), 200),
+    "DELETE /v1/webhooks/{webhook_id}": (on_webhook("DELETE"), 204),
+    "POST /v1/webhooks/{webhook_id}/rotation": (on_webhook("POST", "/rotation"), 201),
+    "POST /v1/webhooks/{webhook_id}/test": (on_webhook("POST", "/test"), 202),
+    "GET /v1/webhooks/{webhook_id}/deliveries": (on_webhook("GET", "/deliveries"), 200),
+    "GET /v1/webhooks/{webhook_id}/dead-letters": (on_webhook("GET", "/dead-letters"), 200),
+    "POST /v1/webhooks/{webhook_id}/replays": (on_webhook("POST", "/replays"), 202),
+    "POST /v1/creators/{creator_id}/erasure": (
+        lambda world, client, *_: client.post(f"/v1/creators/{known(world)}/erasure", json={"reason": "why"}),
+        200,
+    ),
+    "GET /v1/creators/{creator_id}/erasure": (
+        lambda world, client, *_: client.get(f"/v1/creators/{erased(world)}/erasure"),
+        200,
+    ),
+    "POST /v1/keys": (lambda _w, client, *_: client.post("/v1/keys", json={"role": "auditor"}), 201),
+    "GET /v1/keys": (lambda _w, client, *_: client.get("/v1/keys"), 200),
+    "POST /v1/keys/{key_id}/rotation": (
+        lambda world, client, *_: client.post(
+            f"/v1/keys/{told(world.client.post('/v1/keys', json={'role': 'auditor'}), 201)['key_id']}/rotation",
+            json={"overlap_seconds": 0},
+        ),
+        200,
+    ),
+    "DELETE /v1/keys/{key_id}": (
+        lambda world, client, *_: client.delete(
+            f"/v1/keys/{told(world.client.post('/v1/keys', json={'role': 'auditor'}), 201)['key_id']}"
+        ),
+        204,
+    ),
+}
+
+# What these ask for names no subject, so a creator or brand is not turned away for whose it is.
+WITHOUT_SUBJECT = {
+    "POST /v1/authorizations/batch",  # line by line
+    "POST /v1/codes/lookup",
+    "GET /v1/codes",
+    "GET /v1/permissions",
+    "GET /v1/shares",
+    "GET /v1/redemptions",
+    "GET /v1/campaigns",
+    "GET /v1/stats",
+    "GET /v1/stats/days",
+    "POST /v1/creators/{creator_id}/erasure",
+    "GET /v1/creators/{creator_id}/erasure",
+    "POST /v1/keys",
+    "GET /v1/keys",
+    "POST /v1/keys/{key_id}/rotation",
+    "DELETE /v1/keys/{key_id}",
+}
+
+# Roles whose keys act for somebody, and so meet what belongs to others.
+BOUND: tuple[Role, ...] = ("creator", "brand")
+
+
+def documented(route: str, role: Role) -> tuple[int, int]:
+    """Return what a route answers to a role: on what belongs to its subjects, and on what belongs to others."""
+    if role not in ROLES[route]:
+        return 403, 403
+    status = REQUESTS[route][1]
+    return status, 403 if role in BOUND and route not in WITHOUT_SUBJECT else status

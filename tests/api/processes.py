@@ -1,0 +1,33 @@
+"""API processes of their own on a test's database, as `sparkledger serve` runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from infra.runtime import API
+from tests.conftest import TestDatabase
+from tests.serving import REPOSITORY
+
+
+@contextmanager
+def serving_process(database: TestDatabase, master: str, **settings: str) -> Iterator[str]:
+    """Run one API process of its own on a database, and yield its address."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARKLEDGER_")}
+    environment |= {
+        "SPARKLEDGER_DATABASE_URL": database.dsn(API),
+        "SPARKLEDGER_MASTER_KEY": master,
+        "SPARKLEDGER_PORT": "0",
+        **{f"SPARKLEDGER_{name.upper()}": value for name, value in settings.items()},
+    }
+    command = [sys.executable, "-m", "tests.bench.serve"]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+            process.wait(20)

@@ -1,0 +1,192 @@
+"""What a caller cannot do who means harm or is broken: guess, flood, stall, smuggle, or go unseen."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, cast
+
+import psycopg
+import pytest
+import uvicorn
+
+from api.limits import UNKNOWN_CODES_AT_ONCE
+from api.server import believing
+from infra.refusals import TOLD_AN_HOUR
+from tests.api.test_hostile_input import post, speak
+from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, refused, told
+
+AGENT = "canary-agent/7f3a"
+
+
+def refusals(world: World, client: Any = None) -> list[dict[str, Any]]:
+    """What was refused, oldest first, as the administrator sees it, or someone else."""
+    found = told((client or world.client).get("/v1/accesses", params={"limit": 200}), 200)["accesses"]
+    return [access for access in found[::-1] if access["refused"] is not None]
+
+
+def counted(world: World) -> dict[str, int]:
+    counts: dict[str, int] = told(world.client.get("/v1/stats"), 200)["refused_attempts"]
+    return counts
+
+
+# -- Refused attempts
+
+
+def test_a_refusal_is_told_with_who_why_and_from_where(world: World) -> None:
+    code = world.generate(OTHER_CREATOR)
+    creator, auditor = world.creator(), world.as_role("auditor")
+    creator.headers["User-Agent"] = auditor.headers["User-Agent"] = AGENT
+    refused(auditor.post("/v1/redemptions", json={}))
+    refused(creator.get(f"/v1/codes/{code['code_id']}"))
+    refused(creator.get("/v1/codes/0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"))
+    refused(world.brand().post("/v1/redemptions", json={"secret": "#guess", "advertiser_id": OWN_ACCOUNT}))
+    refused(creator.post("/v1/codes", json={"creator_id": OWN_CREATOR, "video_id": "v", "terms_version": "1"}))
+
+    found = refusals(world)
+    assert [(a["refused"], a["actor"]["role"], a["route"]) for a in found] == [
+        ("role_not_allowed", "auditor", "POST /v1/redemptions"),
+        ("not_allowed", "creator", "GET /v1/codes/{code_id}"),
+        ("code_id_unknown", "creator", "GET /v1/codes/{code_id}"),
+        ("code_unknown", "brand", "POST /v1/redemptions"),
+        ("permission_disabled", "creator", "POST /v1/codes"),
+    ]
+    assert {access["address"] for access in found} == {"127.0.0.1"}
+    assert [access["user_agent"] for access in found[:2]] == [AGENT, AGENT]
+    assert found[1]["path"] == code["code_id"]
+    assert {(access["complete"], access["rows"]) for access in found} == {(False, 0)}
+    assert counted(world) == dict.fromkeys([access["refused"] for access in found], 1)
+
+
+def test_where_it_came_from_is_the_administrators_to_see_and_not_in_clear(world: World) -> None:
+    auditor = world.as_role("auditor")
+    auditor.headers["User-Agent"] = AGENT
+    refused(auditor.get("/v1/keys"))
+
+    (seen,) = refusals(world, auditor)
+    assert (seen["refused"], seen["address"], seen["user_agent"], seen["path"]) == ("role_not_allowed", *[None] * 3)
+    with psycopg.connect(world.server.database.dsn()) as connection:
+        rows = connection.execute("SELECT accesses::text, sealed FROM accesses WHERE refused IS NOT NULL").fetchall()
+    assert rows
+    for text, sealed in rows:
+        assert AGENT not in text
+        assert AGENT.encode() not in sealed
+        assert b"127.0.0.1" not in sealed
+
+
+def test_after_so_many_an_hour_a_keys_refusals_are_only_counted(world: World) -> None:
+    auditor = world.as_role("auditor")
+    for _ in range(TOLD_AN_HOUR + 5):
+        refused(auditor.get("/v1/keys"))
+    # Twice as many, where the hour struck in between.
+    assert TOLD_AN_HOUR <= len(refusals(world)) <= TOLD_AN_HOUR + 5
+    assert counted(world) == {"role_not_allowed": TOLD_AN_HOUR + 5}
+
+
+def test_another_ledgers_refusals_are_hidden(world: World) -> None:
+    refused(world.as_role("auditor").get("/v1/keys"))
+    assert refusals(world.another()) == []
+
+
+def test_who_it_comes_from_is_what_the_connection_says_and_not_a_header(world: World) -> None:
+    auditor = world.as_role("auditor")
+    refused(auditor.get("/v1/keys", headers={"X-Forwarded-For": "203.0.113.7", "Forwarded": "for=203.0.113.7"}))
+    assert [access["address"] for access in refusals(world)] == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("proxies", "seen"),
+    [
+        (("none",), "10.1.2.3"),
+        (("10.0.0.0/8",), "203.0.113.7"),
+        (("10.9.0.0/16", "10.1.2.3"), "203.0.113.7"),
+        (("10.9.0.0/16",), "10.1.2.3"),
+    ],
+)
+async def test_a_proxy_is_believed_only_where_it_was_named(proxies: tuple[str, ...], seen: str) -> None:
+    found: list[str] = []
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        found.append(scope["client"][0])
+
+    config = uvicorn.Config(app, log_config=None, **believing(proxies))
+    config.load()
+    headers = [(b"x-forwarded-for", b"203.0.113.7")]
+    scope = {"type": "http", "client": ("10.1.2.3", 1), "scheme": "http", "headers": headers}
+    await cast("Any", config.loaded_app)(scope, None, None)
+    assert found == [seen]
+
+
+# -- Guessing
+
+
+def test_guessing_is_stopped_with_standard_headers_and_seen(world: World) -> None:
+    brand = world.brand()
+    guesses = [brand.post("/v1/codes/lookup", json={"secret": f"#guess-{n}"}) for n in range(UNKNOWN_CODES_AT_ONCE + 1)]
+    last = guesses[-1]
+    assert refused(last) == (429, "too_many_unknown_codes")
+    wait = last.headers["retry-after"]
+    assert last.headers["ratelimit"] == f'"too_many_unknown_codes";r=0;t={wait}'
+    assert last.headers["ratelimit-policy"] == f'"too_many_unknown_codes";q={UNKNOWN_CODES_AT_ONCE};w=60'
+    assert counted(world) == {"code_unknown": UNKNOWN_CODES_AT_ONCE, "too_many_unknown_codes": 1}
+    # One who guesses does not take the right from another.
+    assert world.client.post("/v1/codes/lookup", json={"secret": "#guess"}).status_code == 404
+
+
+# -- What is sent
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"creator_id": "a", "creator_id": "b", "video_id": "v", "terms_version": "1"}',
+        b'{"creator_id": "a", "creator_\\u0069d": "b", "video_id": "v", "terms_version": "1"}',
+        b'{"a": {"b": 1, "b": 1}}',
+        b'{"a": [{"b": 1, "b": 1}]}',
+    ],
+)
+def test_a_field_that_is_sent_twice_is_refused(world: World, content: bytes) -> None:
+    answer = post(world, content)
+    assert refused(answer) == (422, "malformed_body")
+    assert answer.json()["errors"] == [{"pointer": "", "problem": "A field is sent more than once."}]
+
+
+@pytest.mark.parametrize("levels", [254, 255, 500, 1_000, 1_023, 1_024, 1_025, 5_000, 400_000])
+def test_json_is_refused_however_deep_it_is(world: World, levels: int) -> None:
+    for content in (b'{"a":' * levels + b"1" + b"}" * levels, b'{"a":' + b"[" * levels + b"]" * levels + b"}"):
+        assert refused(post(world, content[: 1024 * 1024])) == (422, "malformed_body")
+
+
+def test_a_number_of_any_length_is_refused_and_not_computed(world: World) -> None:
+    assert refused(post(world, b'{"days": ' + b"9" * 100_000 + b"}")) == (422, "malformed_body")
+
+
+# -- What comes before a request, and what an answer tells of us
+
+
+def test_what_is_no_http_gets_a_problem(world: World) -> None:
+    answered = speak(world, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n")
+    head, _, body = answered.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert b"content-type: application/problem+json" in head
+    assert b'"code":"malformed_request"' in body
+
+
+def test_connections_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, port = world.server.url.removeprefix("http://").split(":")
+    monkeypatch.setattr("api.protocol.MAX_CONNECTIONS", 0)
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        answered = connection.recv(65_536)
+    assert answered.startswith(b"HTTP/1.1 503 Service Unavailable")
+    assert b"retry-after: 1" in answered
+
+
+def test_no_answer_names_the_server_or_its_language(world: World) -> None:
+    for request in (b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"nonsense\r\n\r\n"):
+        answered = speak(world, request).lower()
+        for told_of_us in (b"\nserver:", b"x-powered-by", b"uvicorn", b"python", b"traceback"):
+            assert told_of_us not in answered
+
+
+def test_a_head_is_asked_for_in_vain_but_told_what_there_is(world: World) -> None:
+    answer = world.client.head("/v1/codes")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")

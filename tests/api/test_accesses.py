@@ -1,0 +1,164 @@
+"""The log of who read the trail: every read of it, every question and every export, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra.accesses import Accesses
+from infra.errors import Unavailable
+from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
+from tests.waiting import until
+
+
+def accesses(world: World) -> list[dict[str, Any]]:
+    """What was read, newest first; how keys came to be and were first used stands there too, and is others' matter."""
+    found = told(world.client.get("/v1/accesses"), 200)["accesses"]
+    return [
+        access
+        for access in found
+        if "/v1/" in access["route"] and "keys" not in access["route"] and access["refused"] is None
+    ]
+
+
+def told_of(world: World) -> list[tuple[Any, ...]]:
+    """What was asked, with how many rows, oldest first."""
+    return [(a["route"], a["query"], a["format"], a["rows"], a["complete"]) for a in accesses(world)[::-1]]
+
+
+def test_reads_questions_and_exports_are_recorded_with_what_was_asked(world: World) -> None:
+    code = world.running()  # positions 1 to 5
+    auditor = world.as_role("auditor")
+    told(auditor.get("/v1/events", params={"q": "type:Shared", "limit": 7}), 200)
+    told(auditor.get("/v1/events/2"), 200)
+    auditor.get("/v1/exports/events", params={"format": "csv", "type": "Redeemed"})
+    asked = {"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT}
+    told(auditor.get("/v1/authorizations", params=asked), 200)
+    lines = f'{{"video_id": "{code["video_id"]}", "advertiser_id": "a"}}\n' * 3
+    auditor.post(
+        "/v1/authorizations/batch?as_of=5", content=lines, headers={"Content-Type": "application/x-ndjson"}
+    ).raise_for_status()
+
+    # How what is streamed ended is told after its last byte.
+    until(lambda: all(access["complete"] is not None for access in accesses(world)))
+    assert told_of(world) == [
+        ("GET /v1/events", {"q": "type:Shared", "limit": 7, "order": "asc"}, "application/json", 1, True),
+        ("GET /v1/events/{position}", {"position": 2}, "application/json", 1, True),
+        ("GET /v1/exports/events", {"format": "csv", "type": "Redeemed"}, "text/csv", 1, True),
+        ("GET /v1/authorizations", asked, "application/json", 1, True),
+        ("POST /v1/authorizations/batch", {"as_of": 5}, "application/x-ndjson", 3, True),
+    ]
+
+
+def test_an_access_says_who_and_when(world: World) -> None:
+    world.permit()
+    key = told(world.client.post("/v1/keys", json={"role": "auditor", "name": "Ada"}), 201)
+    answer = world.with_key(key["key"]).get("/v1/events")
+    (access,) = accesses(world)
+    assert access == {
+        "access_id": access["access_id"],
+        "at": access["at"],
+        "actor": {"key_id": key["key_id"], "key_name": "Ada", "role": "auditor"},
+        "route": "GET /v1/events",
+        "query": {"limit": 100, "order": "asc"},
+        "format": "application/json",
+        "reads": 1,
+        "rows": 1,
+        "complete": True,
+        "ended_at": access["at"],
+        "request_id": answer.headers["request-id"],
+        **dict.fromkeys(("refused", "address", "user_agent", "path")),
+    }
+
+
+def test_what_was_refused_and_what_reads_no_trail_is_no_read(world: World) -> None:
+    code = world.running()
+    refused(world.client.get("/v1/events", params={"limit": 0}))
+    refused(world.client.get("/v1/events/99"))
+    refused(world.brand().get("/v1/events"))
+    refused(world.client.get("/v1/authorizations", params={"video_id": "v"}))
+    world.read(code)
+    told(world.client.get("/v1/codes"), 200)
+    assert accesses(world) == []
+
+
+def test_no_access_is_ever_an_event(world: World) -> None:
+    world.permit()
+    for _ in range(3):
+        assert [event["position"] for event in told(world.client.get("/v1/events"), 200)["events"]] == [1]
+
+
+def test_accesses_are_paged_both_ways_newest_first(world: World) -> None:
+    world.permit()
+    for limit in range(1, 8):
+        told(world.client.get("/v1/events", params={"limit": limit}), 200)
+
+    def page(answer: Any) -> list[str]:
+        return [access["access_id"] for access in told(answer, 200)["accesses"]]
+
+    whole = page(world.client.get("/v1/accesses"))
+    assert [access["query"]["limit"] for access in accesses(world)] == [7, 6, 5, 4, 3, 2, 1]
+    answer = world.client.get("/v1/accesses", params={"limit": 3})
+    assert answer.json()["prev_cursor"] is None
+    seen = [page(answer)]
+    while "next" in answer.links:
+        answer = world.client.get(answer.links["next"]["url"])
+        seen.append(page(answer))
+    assert [access_id for ids in seen for access_id in ids] == whole
+    assert {len(ids) for ids in seen[:-1]} == {3}
+    back = []
+    while "prev" in answer.links:
+        answer = world.client.get(answer.links["prev"]["url"])
+        back.append(page(answer))
+    assert back == seen[:-1][::-1]
+    assert answer.json()["prev_cursor"] is None
+
+    cursor = answer.json()["next_cursor"]
+    world.permit("another")
+    of_events = told(world.client.get("/v1/events?limit=1"), 200)["next_cursor"]
+    for changed in ("", "x", cursor[:-1], "B" + cursor[1:], of_events):
+        answer = world.client.get("/v1/accesses", params={"cursor": changed})
+        assert refused(answer) == (400, "malformed_cursor")
+
+
+def test_a_subscribers_reads_of_an_hour_are_one_entry(world: World) -> None:
+    for number in range(3):
+        world.permit(f"creator-{number}")
+    subscriber = world.as_role("subscriber")
+    for after in range(4):
+        told(subscriber.get("/v1/events", params={"after": after}), 200)
+    told(subscriber.get("/v1/events", params={"type": "PermissionEnabled"}), 200)
+
+    found = [(access["reads"], access["rows"], access["query"]) for access in accesses(world)]
+    plain = [entry for entry in found if "type" not in entry[2]]
+    assert (sum(reads for reads, _, _ in plain), sum(rows for _, rows, _ in plain)) == (4, 3 + 2 + 1 + 0)
+    assert {tuple(query) for _, _, query in found} == {("order",), ("type", "order")}
+    # Two entries each, where the hour struck in between.
+    assert len(found) <= 4
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/events",
+        "/v1/events/1",
+        "/v1/exports/events",
+        "/v1/authorizations?video_id=v&advertiser_id=a",
+    ],
+)
+def test_what_cannot_be_recorded_is_not_answered(world: World, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    world.permit(OWN_CREATOR)
+
+    async def full(*_: Any) -> Any:
+        raise Unavailable("The disk is full.")
+
+    monkeypatch.setattr(Accesses, "record", full)
+    answer = world.client.get(path)
+    assert refused(answer) == (503, "unavailable")
+    assert OWN_CREATOR not in answer.text
+
+
+def test_another_ledgers_accesses_are_hidden(world: World) -> None:
+    told(world.client.get("/v1/events"), 200)
+    assert accesses(world.another()) == []

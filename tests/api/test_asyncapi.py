@@ -1,0 +1,91 @@
+"""GET /asyncapi.json: a document that the specification's own schema accepts, and that says what is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft7Validator, Draft202012Validator
+
+from api import asyncapi
+from infra.cloud_events import binary_headers, cloud_event
+from infra.event_schemas import event_classes
+from infra.kafka_topics import PARTITIONS, events_topic, state_topic
+from tests.generated import examples
+from tests.infra.kafka.recorded import as_recorded
+from tests.serving import Server
+
+# As the AsyncAPI Initiative publishes it, under the Apache License 2.0.
+SPECIFICATION = Path(__file__).parent / "asyncapi-3.0.0.json"
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return json.loads(json.dumps(asyncapi.document()))  # type: ignore[no-any-return]
+
+
+def test_it_is_served_to_everybody(server: Server, document: dict[str, Any]) -> None:
+    answer = httpx.get(f"{server.url}/asyncapi.json", trust_env=False)
+
+    assert answer.status_code == 200
+    assert answer.json() == document
+
+
+def test_the_specifications_own_schema_accepts_it(document: dict[str, Any]) -> None:
+    validator = Draft7Validator(json.loads(SPECIFICATION.read_text()))
+
+    assert [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(document)] == []
+
+
+def test_that_schema_would_notice_a_mistake(document: dict[str, Any]) -> None:
+    validator = Draft7Validator(json.loads(SPECIFICATION.read_text()))
+    document = document | {"operations": {"wrong": {"action": "shout", "channel": {"$ref": "#/channels/codeEvents"}}}}
+
+    assert not validator.is_valid(document)
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    references = re.findall(r'"\$ref": "([^"]+)"', json.dumps(document))
+
+    assert references
+    for reference in references:
+        found: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part]
+
+
+def test_every_event_is_a_message_of_the_topic(document: dict[str, Any]) -> None:
+    expected = {f"{kind.TOPIC}.v{getattr(kind, 'class_version', 1)}" for kind in event_classes()}
+
+    assert document["channels"]["codeEvents"]["messages"].keys() == expected
+    names = {document["components"]["messages"][name]["name"] for name in expected}
+    assert names == {f"sparkledger.{name}" for name in expected}
+
+
+@pytest.mark.parametrize("name", examples())
+def test_what_is_sent_is_what_is_promised(name: str, document: dict[str, Any]) -> None:
+    event = cloud_event(as_recorded(examples()[name][0]), "main", traceparent="00-4bf9-00f0-01")
+    message = document["components"]["messages"][event.attributes["type"].removeprefix("sparkledger.")]
+
+    def check(schema: dict[str, Any], instance: Any) -> None:
+        Draft202012Validator({**schema, "components": document["components"]}).validate(instance)
+
+    check(message["headers"], {key: value.decode() for key, value in binary_headers(event)})
+    check(message["payload"], json.loads(event.data))
+
+
+def test_the_topics_are_those_that_are_created(document: dict[str, Any]) -> None:
+    for channel, topic in (
+        ("codeEvents", events_topic("{prefix}")),
+        ("codeState", state_topic("{prefix}")),
+    ):
+        told = document["channels"][channel]
+        assert told["address"] == topic.name
+        assert told["bindings"]["kafka"]["partitions"] == topic.partitions == PARTITIONS
+        configured = told["bindings"]["kafka"]["topicConfiguration"]
+        assert configured["cleanup.policy"] == [topic.required["cleanup.policy"]]
+        assert str(configured.get("retention.ms", "")) == topic.required.get("retention.ms", "")

@@ -1,0 +1,202 @@
+"""Questions in bulk: the same answers as one by one, line by line, whatever stands in the other lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from api import batch
+from infra.question import Questions
+from tests.api.test_accesses import accesses
+from tests.api.world import OTHER_ACCOUNT, OWN_ACCOUNT, World, days, refused, told
+
+NDJSON = {"Content-Type": "application/x-ndjson"}
+CSV = {"Content-Type": "text/csv"}
+PATH = "/v1/authorizations/batch"
+
+
+def ask(
+    world: World, content: str | bytes, headers: dict[str, str], client: Any = None, **query: Any
+) -> httpx.Response:
+    answer: httpx.Response = (client or world.client).post(
+        PATH, content=content, headers=headers, params={"at_least": world.head()} | query
+    )
+    return answer
+
+
+def verdicts(answer: httpx.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def test_each_line_is_answered_as_the_question_alone_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "AT_ONCE", 2)
+    code, other = world.generate(), world.generate()
+    world.redeem(code)
+    world.share(other)
+    at = days(0.5)
+    questions = [
+        {"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT},
+        {"video_id": code["video_id"], "advertiser_id": OTHER_ACCOUNT, "at": at},
+        {"video_id": other["video_id"], "advertiser_id": OWN_ACCOUNT, "at": at},
+        {"video_id": "nobodys", "advertiser_id": OWN_ACCOUNT, "at": days(-400)},
+        {"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT, "at": days(90)},
+    ]
+    answers = verdicts(ask(world, "\n".join(json.dumps(question) for question in questions), NDJSON))
+
+    assert [answer.pop("line") for answer in answers] == [1, 2, 3, 4, 5]
+    assert [answer["reason"] for answer in answers] == [
+        "authorized",
+        "not_redeemed",
+        "not_redeemed",
+        "no_code",
+        "expired",
+    ]
+    for answer in answers:
+        asked = {name: answer[name] for name in ("video_id", "advertiser_id", "at", "as_of")}
+        assert answer == told(world.client.get("/v1/authorizations", params=asked), 200)
+
+
+def test_a_table_is_answered_with_a_table(world: World) -> None:
+    code = world.generate()
+    world.redeem(code, "-2")
+    lines = f'\ufeffadvertiser_id, video_id\r\n\'-2,{code["video_id"]}\r\n\r\n"a","{code["video_id"]}"\r\n'
+
+    answer = ask(world, lines, CSV | {"Accept": "*/*"})
+
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [(row["line"], row["advertiser_id"], row["authorized"], row["reason"]) for row in rows] == [
+        ("2", "'-2", "true", "authorized"),
+        ("4", "a", "false", "not_redeemed"),
+    ]
+    assert rows[0]["evidence"] == "1 2 3"
+    assert (rows[0]["code_id"], rows[0]["expires_at"], rows[0]["error"]) == (code["code_id"], code["expires_at"], "")
+
+
+def test_the_answer_has_the_format_that_is_wanted(world: World) -> None:
+    line = '{"video_id": "v", "advertiser_id": "a"}'
+    table = ask(world, line, NDJSON | {"Accept": "text/csv"})
+    assert [row["reason"] for row in csv.DictReader(io.StringIO(table.text))] == ["no_code"]
+    lines = ask(world, "video_id,advertiser_id\nv,a\n", CSV | {"Accept": "application/x-ndjson"})
+    assert verdicts(lines)[0]["reason"] == "no_code"
+
+
+def test_a_bad_line_is_told_so_under_its_number_and_ends_nothing(world: World) -> None:
+    good = '{"video_id": "v", "advertiser_id": "a"}'
+    bad = [
+        "{",
+        "[]",
+        "1",
+        '{"video_id": "v"}',
+        '{"video_id": "v", "advertiser_id": "a/b"}',
+        '{"video_id": "v", "advertiser_id": "a", "at": "yesterday"}',
+        '{"video_id": "v", "advertiser_id": "a", "sekret": 1}',
+        good.replace("v", "v" * 3000, 1),
+    ]
+    content = "\n".join([good, *bad, "", good]).encode() + b"\n\xff\xfe\n" + good.encode()
+
+    answers = verdicts(ask(world, content, NDJSON))
+
+    assert [answer["line"] for answer in answers] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13]
+    errors = [answer.get("error") for answer in answers]
+    assert (errors[0], errors[9], errors[11]) == (None, None, None)
+    assert errors[1:9] == [
+        "This is not JSON.",
+        "This is not an object with the fields of a question.",
+        "This is not an object with the fields of a question.",
+        "advertiser_id is required.",
+        errors[5],
+        "at: This is not a time of RFC 3339 with its offset, such as 2026-03-01T12:00:00Z.",
+        "There is a field here that is not known.",
+        "A line has at most 2,048 bytes, in UTF-8.",
+    ]
+    assert str(errors[5]).startswith("advertiser_id: ")
+    assert errors[10] == "A line has at most 2,048 bytes, in UTF-8."
+    assert "sekret" not in str(answers)
+
+
+def test_a_bad_line_of_a_table_is_told_so_too(world: World) -> None:
+    content = 'video_id,advertiser_id,at\nv,a,\nv\n"v,a,\nv,a,x\n,a,\nv,a,2026-03-01T12:00:00Z\n'
+    rows = list(csv.DictReader(io.StringIO(ask(world, content, CSV).text)))
+    assert [(row["line"], row["reason"], bool(row["error"])) for row in rows] == [
+        ("2", "no_code", False),
+        ("3", "", True),
+        ("4", "", True),
+        ("5", "", True),
+        ("6", "", True),
+        ("7", "no_code", False),
+    ]
+
+
+def test_a_batch_is_answered_as_of_one_position(world: World) -> None:
+    code = world.generate()
+    redeemed = world.redeem(code)
+    line = json.dumps({"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT})
+
+    before = ask(world, line, NDJSON, as_of=redeemed["position"] - 1)
+    assert (verdicts(before)[0]["reason"], before.headers["ledger-position"]) == ("not_redeemed", "2")
+    now = verdicts(ask(world, f"{line}\n{line}", NDJSON))
+    assert [(answer["reason"], answer["as_of"]) for answer in now] == [("authorized", 3)] * 2
+
+
+def test_a_brands_key_asks_for_its_own_accounts_alone(world: World) -> None:
+    lines = "\n".join(json.dumps({"video_id": "v", "advertiser_id": a}) for a in (OWN_ACCOUNT, OTHER_ACCOUNT))
+    mine, others = verdicts(ask(world, lines, NDJSON, world.brand()))
+    assert mine["reason"] == "no_code"
+    assert others == {"line": 2, "error": "This key acts for other advertiser accounts alone."}
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "query", "expected"),
+    [
+        ("{}", {"Content-Type": "application/json"}, {}, (415, "unsupported_media_type")),
+        ("{}", {}, {}, (415, "unsupported_media_type")),
+        ("v,a\n", CSV, {}, (422, "malformed_body")),
+        ("", CSV, {}, (422, "malformed_body")),
+        ("video_id,advertiser_id,note\n", CSV, {}, (422, "malformed_body")),
+        ("video_id,video_id,advertiser_id\n", CSV, {}, (422, "malformed_body")),
+        ("\n" * 100_001, NDJSON, {}, (413, "body_too_large")),
+        (b"x" * (17 << 20), NDJSON, {}, (413, "body_too_large")),
+        ("", NDJSON, {"as_of": days(1)}, (400, "malformed_query")),
+        ("", NDJSON, {"as_of": 99}, (400, "malformed_query")),
+        ("", NDJSON, {"limit": 9}, (400, "malformed_query")),
+    ],
+)
+def test_a_batch_that_is_none_is_refused(
+    world: World, content: Any, headers: dict[str, str], query: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    assert refused(ask(world, content, headers, **query)) == expected
+    assert [access for access in accesses(world) if access["route"].endswith("batch")] == []
+
+
+def test_an_empty_batch_has_an_empty_answer(world: World) -> None:
+    assert verdicts(ask(world, "", NDJSON)) == []
+    assert verdicts(ask(world, "\n \n", NDJSON)) == []
+
+
+def test_a_thousand_questions_are_a_few_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = [world.generate() for _ in range(5)]
+    asked: list[int] = []
+    of_videos = Questions.of_videos
+
+    async def counted(self: Questions, ledger_id: int, video_ids: Any) -> Any:
+        asked.append(len(video_ids))
+        return await of_videos(self, ledger_id, video_ids)
+
+    monkeypatch.setattr(Questions, "of_videos", counted)
+    lines = [json.dumps({"video_id": codes[n % 5]["video_id"], "advertiser_id": "a"}) for n in range(1_000)]
+    assert len(verdicts(ask(world, "\n".join(lines), NDJSON))) == 1_000
+    assert asked == [5] * (1_000 // batch.AT_ONCE)
+
+
+@pytest.mark.parametrize("as_of", [{"as_of": days(1)}, {"as_of": "99"}, {"as_of": "-1"}, {"as_of": "soon"}])
+def test_a_question_as_of_what_is_not_known_yet_is_refused(world: World, as_of: dict[str, str]) -> None:
+    asked = {"video_id": "v", "advertiser_id": "a"} | as_of
+    assert refused(world.client.get("/v1/authorizations", params=asked)) == (400, "malformed_query")

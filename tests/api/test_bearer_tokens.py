@@ -1,0 +1,103 @@
+"""Bearer tokens over HTTP: a process with an issuer in its settings, and what a bearer may and is told."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.bootstrap import begin_ledger
+from infra.vault import MasterKey, fresh_key
+from infra.worker import create_views
+from tests.api.processes import serving_process
+from tests.api.world import OTHER_CREATOR, OWN_CREATOR, refused, told
+from tests.conftest import TestDatabase
+from tests.infra.issuing import TestIssuer, issuing, signer
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process that takes the tokens of an issuer, and its administrator's key."""
+
+    url: str
+    issuer: TestIssuer
+    admin_key: str
+    opened: ExitStack
+
+    def client(self, bearer: str) -> httpx.Client:
+        """Return a client that presents a key or a token."""
+        headers = {"Authorization": f"Bearer {bearer}"}
+        return self.opened.enter_context(httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=20))
+
+
+@pytest.fixture
+def place(database: TestDatabase) -> Iterator[Place]:
+    master = base64.b64encode(fresh_key()).decode()
+    asyncio.run(create_views(database.dsn()))
+    admin = asyncio.run(begin_ledger(database.dsn(), MasterKey.from_text(master), "main"))
+    with issuing() as issuer, ExitStack() as opened:
+        configured = issuer.configured(
+            role_claim="groups", roles={"makers": "creator", "legal": "auditor"}, creator_ids_claim="creators"
+        )
+        issuers = json.dumps([configured.model_dump(exclude_unset=True)])
+        url = opened.enter_context(serving_process(database, master, oidc_issuers=issuers))
+        yield Place(url, issuer, admin, opened)
+
+
+def switch(client: httpx.Client, creator_id: str, **headers: str) -> httpx.Response:
+    return client.put(f"/v1/creators/{creator_id}/permission", json={"enabled": True}, headers=headers)
+
+
+def test_a_bearer_acts_as_their_token_says_and_under_an_id_of_their_own(place: Place) -> None:
+    facts: dict[str, Any] = {"sub": "ana@id.example", "groups": ["makers"], "creators": [OWN_CREATOR]}
+    first, second = (place.client(place.issuer.token(jti=jti, **facts)) for jti in ("1", "2"))
+    answers = [switch(client, OWN_CREATOR, **{"Idempotency-Key": "once"}) for client in (first, second)]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+    # The second token is the same bearer's: the Idempotency-Key is theirs, not the token's.
+    assert answers[1].headers["idempotent-replayed"] == "true"
+    assert switch(first, OTHER_CREATOR).status_code == 403
+    assert first.get("/v1/keys").status_code == 403
+
+    admin = place.client(place.admin_key)
+    (event,) = told(admin.get("/v1/events"), 200)["events"]
+    bearer = told(admin.get("/v1/keys"), 200)["keys"][0]
+    assert event["actor"] == {
+        "key_id": bearer["key_id"],
+        "key_name": place.issuer.url,
+        "role": "creator",
+        "subject": OWN_CREATOR,
+    }
+    assert (bearer["kind"], bearer["subject"], bearer["name"]) == ("token", "ana@id.example", place.issuer.url)
+    assert "ana@id.example" not in admin.get("/v1/events").text + admin.get("/v1/accesses").text
+
+    rotation = admin.post(f"/v1/keys/{bearer['key_id']}/rotation", json={"overlap_seconds": 0})
+    assert refused(rotation) == (409, "key_not_rotatable")
+    assert admin.delete(f"/v1/keys/{bearer['key_id']}").status_code == 204
+    assert [switch(client, OWN_CREATOR).status_code for client in (first, second)] == [401, 401]
+
+
+def test_a_token_that_is_refused_says_so_and_why_and_nothing_of_itself(place: Place) -> None:
+    issuer = place.issuer
+    for token, detail in (
+        (issuer.token(exp=1), "has expired"),
+        (issuer.token(aud="another"), "another audience"),
+        (issuer.token(by=signer("ES256", issuer.signers[0].key_id)), "signature"),
+        (issuer.token(iss="https://nobody.example"), "issuer"),
+        ("eyJhbGciOiJub25lIn0.e30.", "not signed"),
+    ):
+        answer = place.client(token).get("/v1/codes")
+        assert refused(answer) == (401, "unauthenticated")
+        assert answer.headers["www-authenticate"] == 'Bearer realm="sparkledger", error="invalid_token"'
+        assert detail in answer.json()["detail"]
+        assert token not in answer.text
+
+    nobody = place.client(issuer.token(groups=["others"])).get("/v1/codes")
+    assert refused(nobody) == (403, "not_allowed")

@@ -1,0 +1,214 @@
+"""Exports: whole, in both formats, with a trailer that shows what was cut off or changed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from api import exports, sending
+from api.export_files import ExportError, verify
+from api.trail import CSV_COLUMNS, ndjson
+from tests.api.test_accesses import accesses
+from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
+from tests.waiting import until
+
+
+def exported(world: World, client: Any = None, **query: Any) -> bytes:
+    answer = (client or world.client).get("/v1/exports/events", params=query)
+    assert answer.status_code == 200, answer.text
+    return bytes(answer.content)
+
+
+def trailer_of(content: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(content.splitlines()[-1])["trailer"]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few events be several pages."""
+    monkeypatch.setattr(exports, "PAGE_EVENTS", 3)
+
+
+def test_an_export_is_the_trail_and_a_trailer(world: World) -> None:
+    world.running()
+    world.generate()
+    page = world.client.get("/v1/events", headers={"Accept": "application/x-ndjson"}).content
+
+    answer = world.client.get("/v1/exports/events")
+    *events, last = answer.content.splitlines(keepends=True)
+
+    assert b"".join(events) == page
+    trailer = json.loads(last)["trailer"]
+    assert trailer == {
+        "ledger": world.server.ledger,
+        "query": {"format": "ndjson"},
+        "events": 6,
+        "first": 1,
+        "last": 6,
+        "head": 6,
+        "began_at": trailer["began_at"],
+        "bytes": len(page),
+        "sha256": hashlib.sha256(page).hexdigest(),
+    }
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert answer.headers["ledger-position"] == "6"
+    assert answer.headers["content-disposition"].startswith(f'attachment; filename="{world.server.ledger}-events-')
+
+
+def test_a_table_ends_in_a_row_that_holds_its_trailer(world: World) -> None:
+    world.running()
+    page = world.client.get("/v1/events", headers={"Accept": "text/csv"}).content
+
+    answer = world.client.get("/v1/exports/events", params={"format": "csv"})
+
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.content.startswith(page)
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert (list(rows[0]), len(rows)) == (list(CSV_COLUMNS), 6)
+    assert (rows[-1]["position"], rows[-1]["type"]) == ("end", "trailer")
+    trailer = json.loads(rows[-1]["body"])
+    assert (trailer["events"], trailer["first"], trailer["last"]) == (5, 1, 5)
+    assert (trailer["sha256"], trailer["bytes"]) == (hashlib.sha256(page).hexdigest(), len(page))
+
+
+def test_an_export_takes_the_filters_of_the_trail(world: World) -> None:
+    code = world.running()
+    for _ in range(6):
+        world.generate()
+
+    def found(**query: Any) -> list[int]:
+        return [json.loads(line)["position"] for line in exported(world, **query).splitlines()[:-1]]
+
+    assert found(type="CodeGenerated") == [2, 6, 7, 8, 9, 10, 11]
+    assert found(q=f"code:{code['code_id']} -type:Shared") == [2, 4, 5]
+    assert found(q="generated", after=2, before=9) == [6, 7, 8]
+    assert found(advertiser_id=OWN_ACCOUNT, creator_id=OWN_CREATOR) == [3, 4, 5]
+    assert found(type="Expired") == []
+    trailer = trailer_of(exported(world, type="Expired", q="a"))
+    assert (trailer["events"], trailer["first"], trailer["last"], trailer["head"]) == (0, None, None, 11)
+    assert trailer["query"] == {"type": "Expired", "q": "a", "format": "ndjson"}
+
+
+@pytest.mark.parametrize("query", [{"format": "xml"}, {"limit": 5}, {"q": "typ:x"}, {"after": 2, "before": 1}])
+def test_a_malformed_export_is_refused(world: World, query: dict[str, Any]) -> None:
+    answer = world.client.get("/v1/exports/events", params=query)
+    assert refused(answer) == (400, "malformed_query")
+    assert accesses(world) == []
+
+
+@pytest.mark.parametrize("name", ["export.ndjson", "export.csv"])
+def test_a_whole_export_is_verified_and_any_other_is_not(world: World, tmp_path: Path, name: str) -> None:
+    told(world.client.post("/v1/keys", json={"role": "operator", "name": 'two\nlines, and "quotes"'}), 201)
+    world.running()
+    content = exported(world, format=name.rpartition(".")[2])
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    assert str(verify(path)) == "5 events, positions 1 to 5, of a ledger that had reached 5"
+
+    lines = content.splitlines(keepends=True)
+    broken = {
+        "cut off in the trailer": content[:-1],
+        "without its trailer": b"".join(lines[:-1]),
+        "without a line": b"".join([*lines[:2], *lines[3:]]),
+        "with a line twice": b"".join([*lines[:2], *lines[1:]]),
+        "changed": content.replace(OWN_ACCOUNT.encode(), b"account-not", 1),
+        "empty": b"",
+        "something else": b'{"trailer": 1}\n',
+        "no text": b"\xff\xfe\n",
+    }
+    for what, changed in broken.items():
+        path.write_bytes(changed)
+        with pytest.raises(ExportError):
+            raise AssertionError(f"{what}: {verify(path)}")
+
+
+def test_an_export_holds_what_was_there_when_it_began(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(6):
+        world.generate()
+    monkeypatch.setattr(exports, "PAGE_EVENTS", 1)
+    with world.client.stream("GET", "/v1/exports/events") as answer:
+        lines = answer.iter_lines()
+        first = json.loads(next(lines))
+        world.generate()
+        rest = [json.loads(line) for line in lines]
+    assert [first["position"], *(line["position"] for line in rest[:-1])] == [1, 2, 3, 4, 5, 6, 7]
+    assert rest[-1]["trailer"]["head"] == 7
+
+
+@pytest.fixture
+def held(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A ledger whose exports are made of pieces larger than any buffer on the way: a client can hold them up."""
+    world.running()
+    monkeypatch.setattr(exports, "PAGE_EVENTS", 1)
+    monkeypatch.setattr(exports, "ndjson", lambda contents: ndjson(contents) + b" " * (32 << 20) + b"\n")
+    return world
+
+
+def test_an_export_whose_client_leaves_ends_and_is_recorded_as_incomplete(held: World) -> None:
+    with held.client.stream("GET", "/v1/exports/events") as answer:
+        assert answer.status_code == 200
+        next(answer.iter_raw())
+    until(lambda: accesses(held)[0]["complete"] is not None)
+    (access,) = accesses(held)
+    assert (access["complete"], access["rows"] < 5) == (False, True)
+
+
+def busy_sessions(world: World) -> int:
+    """How many of the API's sessions do anything, or hold a transaction open."""
+    with psycopg.connect(world.server.database.dsn()) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND usename = 'sparkledger_api' AND state <> 'idle'"
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_a_client_that_takes_nothing_holds_no_session_of_the_database(held: World) -> None:
+    with held.client.stream("GET", "/v1/exports/events"):
+        until(lambda: busy_sessions(held) == 0)
+        assert accesses(held)[0]["complete"] is None
+    until(lambda: accesses(held)[0]["complete"] is False)
+
+
+def test_a_client_that_takes_nothing_for_long_is_dropped(held: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending.Pieces.__init__, "__kwdefaults__", {"stalled_s": 0.3})
+    with held.client.stream("GET", "/v1/exports/events") as answer:
+        until(lambda: accesses(held)[0]["complete"] is False)
+        with pytest.raises(httpx.TransportError):
+            for _ in answer.iter_raw():
+                pass
+
+
+def test_there_is_room_for_a_few_exports_at_once(held: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "MAX_AT_ONCE", 1)
+    with held.client.stream("GET", "/v1/exports/events") as answer:
+        pieces = answer.iter_raw()
+        next(pieces)
+        second = held.another().client.get("/v1/exports/events")
+        assert refused(second) == (503, "unavailable")
+        assert int(second.headers["retry-after"]) >= 1
+    until(lambda: accesses(held)[0]["complete"] is False)
+    assert len(accesses(held)) == 1
+
+
+def test_an_export_ends_when_its_key_is_revoked(held: World) -> None:
+    key = told(held.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    with held.with_key(key["key"]).stream("GET", "/v1/exports/events") as answer:
+        pieces = answer.iter_raw()
+        next(pieces)
+        assert held.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
+        with pytest.raises(httpx.TransportError):
+            for _ in pieces:
+                pass
+    until(lambda: accesses(held)[0]["complete"] is False)

@@ -1,0 +1,129 @@
+"""How the service says that it is: ready, degraded, or not; and how each view is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import psycopg
+import pytest
+
+from api.app import create_app
+from api.health import READ_ONLY
+from api.wiring import Services
+from infra.database import Database
+from infra.runtime import API
+from infra.settings import load_settings
+from infra.views import Views
+from infra.writer import FULL, MAX_WAITING, STOPPING, Writer
+from projections import VIEWS
+from tests.api.world import World
+from tests.conftest import TestDatabase
+from tests.waiting import until
+
+FIGURE = re.compile(r'^sparkledger_view_(\w+)\{view="(\w+)"\} (\S+)$', re.MULTILINE)
+
+
+@asynccontextmanager
+async def served(database: Database, obstacle: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """An API whose writer is in this state, on this database."""
+    nobody = cast("Any", SimpleNamespace(obstacle=obstacle))
+    settings = load_settings({})
+    services = Services(nobody, nobody, Views(database), settings, lambda: datetime.now(UTC), database, nobody)
+    transport = httpx.ASGITransport(create_app(services))
+    await database.open()
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+    await database.close()
+
+
+async def test_whoever_can_record_is_ready(database: TestDatabase) -> None:
+    async with served(Database(database.dsn(API), API)) as client:
+        answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "stopped": []})
+
+
+@pytest.mark.parametrize("obstacle", [FULL, STOPPING])
+async def test_whoever_cannot_record_is_not_ready_and_says_why(database: TestDatabase, obstacle: str) -> None:
+    async with served(Database(database.dsn(API), API), obstacle) as client:
+        answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["detail"]) == (503, obstacle)
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_writer_is_in_the_way_while_it_does_not_run_or_is_full(database: TestDatabase) -> None:
+    writer = Writer(database.dsn(API), API)
+    assert writer.obstacle == STOPPING
+    writer.start()
+    assert writer.obstacle is None
+    writer._waiting.extend(cast("Any", [SimpleNamespace(answer=SimpleNamespace(done=lambda: True))] * MAX_WAITING))
+    assert writer.obstacle == FULL
+    await writer.stop()
+    assert writer.obstacle == STOPPING
+
+
+async def test_a_database_that_takes_no_writes_is_not_ready(database: TestDatabase) -> None:
+    with psycopg.connect(database.dsn(), autocommit=True) as owner:
+        owner.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
+    async with served(Database(database.dsn(API), API)) as client:
+        answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["detail"]) == (503, READ_ONLY)
+
+
+@contextmanager
+def stopped(world: World, view: str) -> Iterator[None]:
+    """A view that has stopped, as its runner writes it down."""
+    with psycopg.connect(world.server.database.dsn(), autocommit=True) as owner:
+        owner.execute("UPDATE view_versions SET state = 'failed', error = 'E: it broke' WHERE view = %s", (view,))
+        try:
+            yield
+        finally:
+            owner.execute("UPDATE view_versions SET state = 'following', error = NULL WHERE view = %s", (view,))
+
+
+def test_a_view_that_has_stopped_makes_us_degraded_and_no_less_ready(world: World) -> None:
+    with stopped(world, "shares"):
+        ready, figures = world.client.get("/readyz"), views_figures(world)
+    assert (ready.status_code, ready.json()) == (200, {"status": "degraded", "stopped": ["shares"]})
+    assert {view for view in figures["stopped"] if figures["stopped"][view]} == {"shares"}
+    assert world.client.get("/readyz").json() == {"status": "ready", "stopped": []}
+
+
+def test_a_rebuild_that_has_stopped_leaves_us_ready(world: World) -> None:
+    with psycopg.connect(world.server.database.dsn(), autocommit=True) as owner:
+        owner.execute("INSERT INTO view_versions (view, version, state) VALUES ('shares_next', 9, 'failed')")
+        try:
+            ready, figures = world.client.get("/readyz").json(), views_figures(world)
+        finally:
+            owner.execute("DELETE FROM view_versions WHERE view = 'shares_next'")
+    assert ready == {"status": "ready", "stopped": []}
+    assert {view for view in figures["rebuilding"] if figures["rebuilding"][view]} == {"shares"}
+
+
+def views_figures(world: World) -> dict[str, dict[str, float]]:
+    """Return the figures of all views, by figure and view."""
+    figures: dict[str, dict[str, float]] = {}
+    for name, view, value in FIGURE.findall(world.client.get("/metrics").text):
+        figures.setdefault(name, {})[view] = float(value)
+    return figures
+
+
+def test_the_metrics_tell_of_each_view_how_far_it_is(world: World) -> None:
+    world.running()
+    names = {view.name for view in VIEWS}
+    until(lambda: not any(views_figures(world)["lag_events"].values()))
+    figures = views_figures(world)
+    assert set(figures) == {"position", "lag_events", "lag_seconds", "stopped", "rebuilding", "rebuilds_total"}
+    assert all(set(of_each) == names for of_each in figures.values())
+    assert figures["position"] == dict.fromkeys(names, sum_of_positions(world))
+    assert figures["lag_seconds"] == figures["stopped"] == figures["rebuilds_total"] == dict.fromkeys(names, 0)
+
+
+def sum_of_positions(world: World) -> int:
+    with psycopg.connect(world.server.database.dsn()) as owner:
+        return int(owner.execute("SELECT count(*) FROM events").fetchone()[0])  # type: ignore[index]

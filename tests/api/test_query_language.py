@@ -1,0 +1,222 @@
+"""The query language of the trail: what it means, and where it goes wrong."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.query_language import MAX_TERMS, MAX_VALUES, QUALIFIERS, Asked, QueryError, Words, parse
+from api.trail import KINDS
+from projections.trail import Among, Between, Condition
+
+CODE = "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"
+
+
+def day(year: int, month: int = 1, number: int = 1, **more: int) -> datetime:
+    return datetime(year, month, number, tzinfo=UTC) + timedelta(**more)
+
+
+@pytest.mark.parametrize(
+    ("query", "conditions"),
+    [
+        ("type:Shared", [Among("type", ("Shared",))]),
+        ("TYPE:shared,REDEEMED", [Among("type", ("Shared", "Redeemed"))]),
+        ("-type:Shared -type:Redeemed", [Among("type", (kind,), True) for kind in ("Shared", "Redeemed")]),
+        (f"actor:clock code:{CODE.upper()}", [Among("actor", ("clock",)), Among("code_id", (UUID(CODE),))]),
+        (f"actor:{CODE.upper()}", [Among("actor", (CODE,))]),
+        ('creator:"ana.creates"', [Among("creator_id", ("ana.creates",))]),
+        ("brand:a:b@c-d advertiser:-2", [Among("brand_id", ("a:b@c-d",)), Among("advertiser_id", ("-2",))]),
+        ("video:1 channel:dm,email", [Among("video_id", ("1",)), Among("channel", ("dm", "email"))]),
+        ("refused:code_expired source:platform", [Among("refused", ("code_expired",)), Among("source", ("platform",))]),
+        ("recorded:2026", [Between("recorded_at", day(2026), day(2027))]),
+        ("recorded:2026-12", [Between("recorded_at", day(2026, 12), day(2027))]),
+        ("recorded:2026-02-28", [Between("recorded_at", day(2026, 2, 28), day(2026, 3, 1))]),
+        ("recorded:2026-01..2026-03", [Between("recorded_at", day(2026, 1), day(2026, 4))]),
+        ("effective:2026-01-31..", [Between("effective_at", day(2026, 1, 31), None)]),
+        ("-effective:..2025", [Between("effective_at", None, day(2026), True)]),
+        (
+            "recorded:2026-03-01T12:00:00Z",
+            [Between("recorded_at", day(2026, 3, 1, hours=12), day(2026, 3, 1, hours=12, microseconds=1))],
+        ),
+        (
+            "recorded:2026-03-01T12:00:00.5+01:00..2026-03-02",
+            [Between("recorded_at", day(2026, 3, 1, hours=11, milliseconds=500), day(2026, 3, 3))],
+        ),
+    ],
+)
+def test_a_qualifier_searches_a_field(query: str, conditions: list[Condition]) -> None:
+    assert parse(query) == Asked(tuple(conditions))
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("spring sale", [Words("spring"), Words("sale")]),
+        ('"spring sale" -summer', [Words("spring sale"), Words("summer", negated=True)]),
+        (r'"say \"hi\" \\ there"', [Words(r'say "hi" \ there')]),
+        ("12:30 a-b …Zx9A", [Words("12:30"), Words("a-b"), Words("…Zx9A")]),
+        ('"type:Shared"', [Words("type:Shared")]),
+        ('-"-"', [Words("-", negated=True)]),
+    ],
+)
+def test_what_is_no_qualifier_stands_in_the_summary(query: str, words: list[Words]) -> None:
+    assert parse(query) == Asked(words=tuple(words))
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "missed"),
+    [
+        ("on", "switched on.", "authorization off."),
+        ("AUTHORIZATION", "ad authorization on", "unauthorization"),
+        ("campaign-1", "launched campaign-1 with", "launched campaign-12 with"),
+        ("(adv", "brand acme (adv-7001)", "brand acme"),
+        ("straße", "die STRASSE hier", "strassen"),
+    ],
+)
+def test_words_are_found_whole_and_in_any_case(text: str, found: str, missed: str) -> None:
+    pattern = Words(text).pattern()
+    assert pattern.search(found.casefold())
+    assert not pattern.search(missed.casefold())
+
+
+# The query, with a caret under the character where it goes wrong, and the beginning of what is said.
+@pytest.mark.parametrize(
+    ("query", "caret", "problem"),
+    [
+        ("typ:Shared", "^", "There is no such qualifier; known are actor, advertiser, brand, channel, code, creator, "),
+        ("a -typ:Shared", "   ^", "There is no such qualifier"),
+        ("type:", "     ^", "One of PermissionEnabled, "),
+        ("type: Shared", "     ^", "One of "),
+        ("type:Share", "     ^", "One of "),
+        ("type:Shared,", "            ^", "One of "),
+        ("type:Shared,,Redeemed", "            ^", "One of "),
+        ('a,x"', "   ^", "A space is expected here, or the end."),
+        ("code:1", "     ^", "The id of a code is expected here, a UUID."),
+        ("actor:ana", "      ^", "The id of a key is expected here, or clock."),
+        ("creator:a/b", "        ^", "An id is expected here"),
+        ("channel:dm,fax", "           ^", "One of dm, email, text, other is expected here."),
+        ("refused:because", "        ^", "One of code_revoked, code_not_started, code_expired is expected here."),
+        ("source:me", "       ^", "One of creator, brand, operator, platform, clock is expected here."),
+        ("type:Shared type:Redeemed", "            ^", "This qualifier stands here again"),
+        ("recorded:yesterday", "         ^", "A year, a month, a day or a time of RFC 3339"),
+        ("recorded:2026-13", "         ^", "A year, "),
+        ("recorded:2026-02-30", "         ^", "A year, "),
+        ("recorded:2026-03-01T12:00:00", "         ^", "A year, "),
+        ("recorded:1999", "         ^", "A time lies in the years 2000 to 2099."),
+        ("recorded:..", "         ^", "A year, "),
+        ("recorded:2026..x", "               ^", "A year, "),
+        ("recorded:2026-03..2026-01", "                  ^", "A span ends after it begins; this one is reversed."),
+        ('"spring', "       ^", "A closing"),
+        (r'"a\b"', r"  ^", "A closing"),
+        ('a ""', "   ^", "A text is expected here."),
+        ('"a"b', "   ^", "A space is expected here, or the end."),
+        ("a - b", "   ^", "A text is expected here."),
+        ("-", " ^", "A text is expected here."),
+        ("   ", "   ^", "A term is expected here"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_pointed_at(query: str, caret: str, problem: str) -> None:
+    with pytest.raises(QueryError) as raised:
+        parse(query)
+    assert " " * raised.value.offset + "^" == caret
+    assert raised.value.problem.startswith(problem)
+
+
+def test_a_query_is_bounded() -> None:
+    assert len(parse(" ".join(["a"] * MAX_TERMS)).words) == MAX_TERMS
+    for query, offset in (
+        (" ".join(["a"] * (MAX_TERMS + 1)), 2 * MAX_TERMS),
+        ("creator:" + ",".join(["a"] * (MAX_VALUES + 1)), 8 + 2 * MAX_VALUES),
+    ):
+        with pytest.raises(QueryError) as raised:
+            parse(query)
+        assert raised.value.offset == offset
+
+
+def test_every_type_of_event_can_be_asked_for() -> None:
+    assert {"PermissionEnabled", "CodeGenerated", "RedemptionRefused", "Expired"} <= KINDS.keys()
+    assert not {"Code", "CodeChanged", "Creator"} & KINDS.keys()
+    for kind in KINDS:
+        assert parse(f"type:{kind.lower()}") == Asked((Among("type", (kind,)),))
+
+
+MOMENTS = st.datetimes(day(2000).replace(tzinfo=None), day(2099).replace(tzinfo=None), timezones=st.just(UTC))
+IDS = st.text("aZ09._:@-", min_size=1, max_size=8)
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "actor": st.one_of(st.just("clock"), st.uuids().map(str)),
+    "advertiser": IDS,
+    "brand": IDS,
+    "channel": st.sampled_from(["dm", "email", "text", "other"]),
+    "code": st.uuids(),
+    "creator": IDS,
+    "refused": st.sampled_from(["code_revoked", "code_expired"]),
+    "source": st.sampled_from(["creator", "clock"]),
+    "type": st.sampled_from(list(KINDS)),
+    "video": IDS,
+}
+
+
+def quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> tuple[str, Asked]:
+    """A query as somebody may write it, and what it means."""
+    terms: list[str] = []
+    conditions: list[Condition] = []
+    words: list[Words] = []
+    for name in draw(st.lists(st.sampled_from([*VALUES, "recorded", "effective", "words"]), min_size=1, max_size=8)):
+        negated = draw(st.booleans())
+        minus = "-" * negated
+        spelt = draw(st.sampled_from([name, name.upper(), name.title()]))
+        if name == "words":
+            text = draw(
+                st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
+            )
+            terms.append(minus + quoted(text))
+            words.append(Words(text, negated))
+        elif name in {"recorded", "effective"}:
+            since, until = sorted(draw(st.tuples(MOMENTS, MOMENTS)))
+            terms.append(f"{minus}{spelt}:{since.isoformat()}..{until.isoformat()}")
+            field: Any = f"{name}_at"
+            conditions.append(Between(field, since, until + timedelta(microseconds=1), negated))
+        else:
+            known = QUALIFIERS[name].field
+            assert known is not None
+            if not negated and any(c.field == known and not c.negated for c in conditions):
+                continue
+            values = draw(st.lists(VALUES[name], min_size=1, max_size=3))
+            quote = draw(st.booleans())
+            terms.append(f"{minus}{spelt}:" + ",".join(quoted(str(v)) if quote else str(v) for v in values))
+            conditions.append(Among(known, tuple(values), negated))
+    space = draw(st.sampled_from([" ", "  ", "\t", "\n "]))
+    return space.join(terms), Asked(tuple(conditions), tuple(words))
+
+
+@given(queries())
+def test_a_query_means_what_it_was_written_for(query: tuple[str, Asked]) -> None:
+    text, meant = query
+    assert parse(text) == meant
+
+
+@given(st.one_of(st.text(max_size=60), st.text('atype:recorded,."-\\ 0126', max_size=60)))
+def test_any_text_is_a_query_or_goes_wrong_within_itself(text: str) -> None:
+    asked = outcome(text)
+    if isinstance(asked, QueryError):
+        assert 0 <= asked.offset <= len(text)
+        assert asked.problem.endswith(".")
+    else:
+        assert asked.conditions or asked.words
+
+
+def outcome(text: str) -> Asked | QueryError:
+    try:
+        return parse(text)
+    except QueryError as error:
+        return error

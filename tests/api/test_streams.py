@@ -1,0 +1,352 @@
+"""The live stream: every event once and in order, whatever ends it; only what the key may see; bounded."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+import api.backlog
+import api.streams
+import infra.tail
+from tests.api.streaming import following
+from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
+from tests.waiting import until
+
+
+def trail(world: World, **query: Any) -> list[dict[str, Any]]:
+    """Return the events of the trail, which a stream must show as they are."""
+    events: list[dict[str, Any]] = told(world.client.get("/v1/events", params={"limit": 1000, **query}), 200)["events"]
+    return events
+
+
+def positions(events: list[dict[str, Any]]) -> list[int]:
+    return [event["position"] for event in events]
+
+
+# -- Order and resuming
+
+
+def test_what_is_recorded_is_streamed_in_order_as_the_trail_shows_it(world: World) -> None:
+    with following(world.client) as stream:
+        world.running()
+        assert stream.take(5) == trail(world)
+
+
+def test_a_stream_begins_with_what_is_recorded_from_now_on(world: World) -> None:
+    world.generate()
+    head = world.head()
+
+    with following(world.client) as stream:
+        assert stream.response.headers["ledger-position"] == str(head)
+        world.permit(OTHER_CREATOR)
+        assert positions(stream.take(1)) == [head + 1]
+
+
+@pytest.mark.parametrize("seen", [0, 1, 3])
+def test_a_client_goes_on_after_the_last_event_that_it_saw(world: World, seen: int) -> None:
+    world.running()
+    with following(world.client, seen) as by_header, following(world.client, after=seen) as by_query:
+        for stream in (by_header, by_query):
+            assert stream.take(5 - seen) == trail(world, after=seen)
+
+
+def test_the_last_event_id_outdoes_what_the_address_says(world: World) -> None:
+    world.running()
+    with following(world.client, 3, after=0) as stream:
+        assert positions(stream.take(2)) == [4, 5]
+
+
+def test_one_that_comes_from_far_back_is_handed_over_without_a_gap(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Neither the tail nor a page holds what there is to catch up with.
+    monkeypatch.setattr(infra.tail, "READ_AHEAD_EVENTS", 5)
+    monkeypatch.setattr(infra.tail, "KEPT_EVENTS", 5)
+    monkeypatch.setattr(infra.tail, "KEPT_EVENTS_LEAST", 5)
+    monkeypatch.setattr(api.backlog, "PAGE_EVENTS", 7)
+    for _ in range(12):
+        world.running()
+
+    with following(world.client, 0) as stream:
+        events = stream.take(20)
+        for _ in range(6):
+            world.running()
+        events += stream.take(world.head() - 20)
+
+    assert events == trail(world)
+
+
+@pytest.mark.parametrize(
+    ("header", "query", "status", "code"),
+    [
+        ("nonsense", {}, 400, "malformed_header"),
+        ("-1", {}, 400, "malformed_header"),
+        ("1.0", {}, 400, "malformed_header"),
+        ("", {}, 400, "malformed_header"),
+        ("99", {}, 400, "malformed_header"),
+        ("9" * 30, {}, 400, "malformed_header"),
+        (None, {"after": "99"}, 400, "malformed_query"),
+        (None, {"after": "x"}, 400, "malformed_query"),
+        (None, {"creator": "x"}, 400, "malformed_query"),
+    ],
+)
+def test_a_place_that_the_ledger_does_not_have_is_refused(
+    world: World, header: str | None, query: dict[str, str], status: int, code: str
+) -> None:
+    world.generate()
+    headers = {} if header is None else {"Last-Event-ID": header}
+    assert refused(world.client.get("/v1/events/stream", params=query, headers=headers)) == (status, code)
+
+
+# -- Filters and roles
+
+# A creator's and a video's later events do not name them: `ours` are the codes of OWN_CREATOR's video.
+Passes = Callable[[dict[str, Any], set[str]], bool]
+
+FILTERS: dict[str, tuple[dict[str, str], Passes]] = {
+    "type": ({"type": "Redeemed"}, lambda event, _: event["type"] == "Redeemed"),
+    "creator": (
+        {"creator_id": OWN_CREATOR},
+        lambda event, ours: event.get("creator_id") == OWN_CREATOR or event.get("code_id") in ours,
+    ),
+    "video": ({"video_id": "video-own"}, lambda event, ours: event.get("code_id") in ours),
+    "advertiser": ({"advertiser_id": OWN_ACCOUNT}, lambda event, _: event["body"].get("advertiser_id") == OWN_ACCOUNT),
+    "words": ({"q": "REDEEMED the"}, lambda event, _: "redeemed the" in event["summary"]),
+    "negated": (
+        {"q": f"-type:Shared,Redeemed creator:{OWN_CREATOR}"},
+        lambda event, ours: (
+            event.get("creator_id") == OWN_CREATOR
+            or (event.get("code_id") in ours and event["type"] not in {"Shared", "Redeemed"})
+        ),
+    ),
+    "not of a creator": (
+        {"q": f"-creator:{OWN_CREATOR} -type:PermissionEnabled"},
+        lambda event, ours: event["type"] != "PermissionEnabled" and event.get("code_id") not in ours,
+    ),
+    "brand and channel": (
+        {"q": "brand:brand-own channel:dm"},
+        lambda event, _: event["body"].get("brand_id") == "brand-own",
+    ),
+    "two": (
+        {"video_id": "video-own", "type": "Shared"},
+        lambda event, ours: event["type"] == "Shared" and event["code_id"] in ours,
+    ),
+}
+
+
+def live_a_little(world: World) -> str:
+    """Record a few events of two creators, and return the code of the one."""
+    codes = {}
+    for creator, video in ((OWN_CREATOR, "video-own"), (OTHER_CREATOR, "video-other")):
+        code = codes[creator] = world.generate(creator, video_id=video)
+        world.share(code)
+        world.redeem(code)
+        told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json={"reason": "why"}), 200)
+    return str(codes[OWN_CREATOR]["code_id"])
+
+
+@pytest.mark.parametrize(("filters", "passes"), FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("live", [True, False], ids=["live", "missed"])
+def test_a_filter_shows_all_that_passes_it_and_nothing_else(
+    world: World, filters: dict[str, str], passes: Passes, *, live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infra.tail, "READ_AHEAD_EVENTS", 1)
+    ours = {live_a_little(world)}
+    seen = 3
+    if live:
+        with following(world.client, seen, **filters) as stream:
+            ours.add(live_a_little(world))
+            expected = [event for event in trail(world, after=seen) if passes(event, ours)]
+            found = stream.take(len(expected))
+    else:
+        ours.add(live_a_little(world))
+        expected = [event for event in trail(world, after=seen) if passes(event, ours)]
+        with following(world.client, seen, **filters) as stream:
+            found = stream.take(len(expected))
+    assert expected
+    assert found == expected
+
+
+def test_a_keys_own_doings_can_be_followed(world: World) -> None:
+    key = told(world.client.post("/v1/keys", json={"role": "creator", "subjects": {"creator_ids": [OWN_CREATOR]}}), 201)
+    with following(world.client, actor=key["key_id"]) as stream:
+        world.generate()
+        told(world.with_key(key["key"]).put(f"/v1/creators/{OWN_CREATOR}/permission", json={"enabled": False}), 200)
+        assert [event["type"] for event in stream.take(1)] == ["PermissionDisabled"]
+
+
+def test_a_codes_filter_shows_its_events_alone(world: World) -> None:
+    other = world.running()
+    with following(world.client, code_id=world.generate()["code_id"], after=0) as stream:
+        assert [event["type"] for event in stream.take(1)] == ["CodeGenerated"]
+    with following(world.client, code_id=other["code_id"], after=0) as stream:
+        assert {event["code_id"] for event in stream.take(4)} == {other["code_id"]}
+
+
+def test_a_creators_key_follows_its_own_events_alone(world: World) -> None:
+    creator = world.creator()
+    with following(creator) as stream:
+        ours = {live_a_little(world), live_a_little(world)}
+        expected = [event for event in trail(world) if FILTERS["creator"][1](event, ours)]
+        assert len(expected) == 9
+        assert stream.take(9) == expected
+    assert refused(creator.get("/v1/events/stream", params={"creator_id": OTHER_CREATOR})) == (403, "not_allowed")
+
+
+def test_a_creator_that_nobody_knew_is_followed_from_its_first_event(world: World) -> None:
+    with following(world.creator()) as stream:
+        world.generate(OTHER_CREATOR)
+        world.generate(OWN_CREATOR)
+        assert [event["type"] for event in stream.take(2)] == ["PermissionEnabled", "CodeGenerated"]
+
+
+def test_a_brands_key_follows_nothing(world: World) -> None:
+    assert refused(world.brand().get("/v1/events/stream")) == (403, "not_allowed")
+
+
+def test_another_ledgers_events_are_not_streamed(world: World) -> None:
+    other = world.another()
+    with following(world.client) as stream:
+        other.generate()
+        world.permit()
+        assert [event["creator_id"] for event in stream.take(1)] == [OWN_CREATOR]
+
+
+# -- Endings
+
+
+def test_a_heartbeat_comes_when_nothing_is_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.streams, "HEARTBEAT_S", 0.05)
+    with following(world.client) as stream:
+        frames = [stream.frame() for _ in range(3)]
+    assert [frame.comments for frame in frames if frame][1:] == [("heartbeat",), ("heartbeat",)]
+
+
+def test_a_revoked_key_ends_its_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.streams, "KEYS_EVERY_S", 0.05)
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    with following(world.with_key(key["key"])) as stream, following(world.client) as other:
+        assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
+        assert stream.ending() == "key_no_longer_valid"
+        world.permit()
+        assert positions(other.take(1)) == [1]
+
+
+def test_an_expired_key_ends_its_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.streams, "KEYS_EVERY_S", 0.05)
+    soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    key = told(world.client.post("/v1/keys", json={"role": "auditor", "expires_at": soon}), 201)
+    with following(world.with_key(key["key"])) as stream:
+        stream.frame()
+        world.server.clock.ahead = timedelta(hours=2)
+        try:
+            assert stream.ending() == "key_no_longer_valid"
+        finally:
+            world.server.clock.ahead = timedelta()
+
+
+def test_beyond_the_limit_a_client_is_told_to_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    until(lambda: world.server.serving.streams.open_streams == 0)
+    monkeypatch.setattr(api.streams, "MAX_STREAMS", 2)
+    with following(world.client), following(world.client):
+        answer = world.client.get("/v1/events/stream")
+        assert refused(answer) == (503, "unavailable")
+        assert answer.headers["retry-after"] == "5"
+    # Who has left makes room.
+    until(lambda: _opens(world.client))
+
+
+def _opens(client: httpx.Client) -> bool:
+    with client.stream("GET", "/v1/events/stream") as answer:
+        return answer.status_code == 200
+
+
+class Deaf:
+    """A client that sends its request and takes nothing of the answer."""
+
+    def __init__(self, world: World) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        url = httpx.URL(world.server.url)
+        self.socket.connect((url.host, url.port))
+        self.socket.settimeout(20)
+        key = world.server.admin_key
+        head = f"GET /v1/events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nLast-Event-ID: 0\r\n\r\n"
+        self.socket.sendall(head.encode())
+        self.begun = self.socket.recv(15)
+
+    def rest(self) -> bytes:
+        """Take everything up to the end, quickly now."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        with self.socket:
+            taken = b""
+            while part := self.socket.recv(1 << 20):
+                taken += part
+            return taken
+
+
+def record_megabytes(world: World, number: int) -> None:
+    """Record so many megabytes of events, of 16 KiB each."""
+    code = world.running()
+    targeting = {"words": "x" * 16_000}
+    for i in range(number * 64):
+        asked = campaign(f"campaign-{i}-big") | {"targeting": targeting}
+        told(world.client.post(f"/v1/codes/{code['code_id']}/campaigns", json=asked), 201)
+
+
+def test_a_client_that_reads_too_slowly_is_told_so_and_can_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.tail, "KEPT_BYTES", 256 * 1024)
+    monkeypatch.setattr(api.streams, "STALLED_S", 100)
+    deaf = Deaf(world)
+    record_megabytes(world, 4)
+
+    # What was under way arrives whole, then the reason.
+    text = deaf.rest().decode()
+    assert '"code":"slow_reader"' in text
+    seen = [int(line[4:]) for line in text.splitlines() if line.startswith("id: ")]
+    assert seen == list(range(1, seen[-1] + 1))
+    with following(world.client, seen[-1]) as stream:
+        rest = stream.take(world.head() - seen[-1])
+    assert positions(rest) == list(range(seen[-1] + 1, world.head() + 1))
+
+
+def test_the_connection_of_a_client_that_takes_nothing_is_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: world.server.serving.streams.open_streams == 0)
+    monkeypatch.setattr(api.streams, "STALLED_S", 0.3)
+    deaf = Deaf(world)
+    until(lambda: world.server.serving.streams.open_streams == 1)
+    record_megabytes(world, 4)
+
+    until(lambda: world.server.serving.streams.open_streams == 0)
+    # In mid-sentence: neither what was held for it nor the end is sent.
+    assert not deaf.rest().endswith(b"\r\n0\r\n\r\n")
+
+
+# -- Sharing
+
+
+def test_an_event_is_encoded_once_for_all_who_follow(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    encode = api.streams.Streams.encode
+
+    async def counting(self: api.streams.Streams, ledger_id: int, page: Any) -> list[bytes]:
+        encoded.extend(recorded.position for recorded in page)
+        return await encode(self, ledger_id, page)
+
+    monkeypatch.setattr(api.streams.Streams, "encode", counting)
+    # The server's own object has taken the method as it was.
+    streams = world.server.serving.streams
+    monkeypatch.setattr(streams.tails, "_encode", streams.encode)
+    with following(world.client) as one, following(world.creator()) as two, following(world.client, q="code") as three:
+        code = world.generate()
+        assert len(one.take(2)) == len(two.take(2)) == 2
+        assert [json.loads(json.dumps(event))["code_id"] for event in three.take(1)] == [code["code_id"]]
+    assert encoded == [1, 2]

@@ -1,0 +1,102 @@
+"""Events as they are read: from a row of the log the same, to the byte, as from the event that was built of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+
+from api import trail
+from api.trail import KINDS, event_content, row_content
+from domain.recorded import Recorded
+from domain.values import CLOCK, Actor
+from infra import mapper
+from infra.mapper import clear_body, to_event, wire_type
+from infra.trail import Row
+from tests import given
+from tests.generated import examples
+
+KEY = UUID(int=0xA)
+EVENTS = {type_: event for type_, (event, _) in examples().items()}
+
+
+def row_of(recorded: Recorded) -> Row:
+    """What the log holds of an event."""
+    return (
+        recorded.position,
+        recorded.event_id,
+        recorded.type,
+        recorded.type_version,
+        recorded.stream_id,
+        recorded.stream_version,
+        recorded.recorded_at,
+        recorded.effective_at,
+        None if recorded.actor == CLOCK else KEY,
+        recorded.actor.role,
+        recorded.actor.subject,
+        recorded.source,
+        recorded.correlation_id,
+        recorded.causation_id,
+        clear_body(recorded.event),
+    )
+
+
+def recorded(type_: str, actor: Actor) -> Recorded:
+    """An event of a type, as it comes back from the log."""
+    event = EVENTS[type_]
+    name, version = wire_type(event)
+    built = to_event(name, event.originator_id, event.originator_version, event.timestamp, clear_body(event))
+    told = given.permitted().ledger.events[0]
+    return replace(
+        told,
+        type=name,
+        type_version=version,
+        stream_id=event.originator_id,
+        stream_version=event.originator_version,
+        effective_at=event.timestamp,
+        actor=actor,
+        source=actor.source,
+        event=built,
+    )
+
+
+def sent(content: dict[str, Any]) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_UTC_Z)
+
+
+@pytest.mark.parametrize("actor", [CLOCK, Actor(str(KEY), "creator", "ana.creates")])
+@pytest.mark.parametrize("type_", list(EVENTS))
+def test_an_event_reads_the_same_from_its_row(type_: str, actor: Actor) -> None:
+    event = recorded(type_, actor)
+    names = {str(KEY): "Ana"}
+    assert sent(row_content(row_of(event), names)) == sent(event_content(event, names))
+
+
+def test_every_type_there_is_is_told_of() -> None:
+    assert KINDS.keys() == EVENTS.keys()
+
+
+def test_a_row_in_an_older_format_is_read_as_the_event_is(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    event = recorded("Redeemed", CLOCK)
+    kind = KINDS["Redeemed"]
+
+    def upcast_v1_v2(state: dict[str, Any]) -> None:
+        state["advertiser_id"] = f"new-{state['advertiser_id']}"
+
+    monkeypatch.setattr(kind, "class_version", 2, raising=False)
+    monkeypatch.setattr(kind, "upcast_v1_v2", staticmethod(upcast_v1_v2), raising=False)
+    mapper._wire_type.cache_clear()
+    request.addfinalizer(mapper._wire_type.cache_clear)
+    monkeypatch.setitem(trail._PRESENT_VERSIONS, "Redeemed", 2)
+    row = row_of(event)
+    row = (*row[:3], 1, *row[4:14], b'{"advertiser_id":"adv-7001","shared_with_advertiser":true}')
+
+    content = row_content(row, {})
+
+    assert content["body"] == {"advertiser_id": "new-adv-7001", "shared_with_advertiser": True}
+    assert content["summary"] == "Advertiser new-adv-7001 redeemed the code."

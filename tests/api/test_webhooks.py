@@ -1,0 +1,261 @@
+"""The routes of webhooks: whose they are, what is told once, what is refused; what is sent is tested elsewhere."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+import infra.webhooks
+from tests.api.world import World, refused, told
+
+URL = "https://receiver.example/hook?token=theirs"
+
+
+def create(client: httpx.Client, **asked: Any) -> dict[str, Any]:
+    return told(client.post("/v1/webhooks", json={"url": URL} | asked), 201)
+
+
+def test_a_webhook_is_told_with_its_secret_once(world: World) -> None:
+    world.generate()
+    subscriber = world.as_role("subscriber")
+    answer = subscriber.post(
+        "/v1/webhooks", json={"url": URL, "description": "ours", "types": ["Shared", "Redeemed", "Shared"]}
+    )
+    webhook = told(answer, 201)
+    secret = webhook.pop("secret")
+
+    assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
+    assert (answer.headers["cache-control"], answer.headers["location"]) == (
+        "no-store",
+        f"/v1/webhooks/{webhook['webhook_id']}",
+    )
+    read = told(subscriber.get(f"/v1/webhooks/{webhook['webhook_id']}"), 200)
+    assert read == webhook
+    assert secret not in str(read)
+    assert read | {"webhook_id": "", "key_id": "", "created_at": ""} == {
+        "webhook_id": "",
+        "key_id": "",
+        "url": URL,
+        "description": "ours",
+        "types": ["Redeemed", "Shared"],
+        "creator_ids": [],
+        "enabled": True,
+        "disabled": None,
+        "disabled_at": None,
+        "created_at": "",
+        "old_secret_until": None,
+        "position": 2,
+        "lag": 0,
+        "lag_seconds": 0.0,
+        "waiting": 0,
+        "dead": 0,
+        "failures": 0,
+        "delivered": 0,
+        "failed": 0,
+        "delivered_at": None,
+        "failed_at": None,
+        "error": None,
+        "paused_until": None,
+    }
+
+
+def test_a_webhook_may_begin_with_what_is_recorded_already(world: World) -> None:
+    world.generate()
+    webhook = create(world.client, after=0)
+    assert (webhook["position"], webhook["lag"]) == (0, 2)
+    assert webhook["lag_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "pointer"),
+    [
+        ({"url": "http://receiver.example/"}, "/url"),
+        ({"url": "https://10.0.0.1/"}, "/url"),
+        ({"url": "https://169.254.169.254/latest"}, "/url"),
+        ({"url": "nonsense"}, "/url"),
+        ({"url": ""}, "/url"),
+        ({"types": ["Nonsense"]}, "/types"),
+        ({"after": 99}, "/after"),
+        ({"after": -1}, "/after"),
+        ({"secret": "mine"}, ""),
+    ],
+)
+def test_what_cannot_be_sent_to_is_refused(world: World, asked: dict[str, Any], pointer: str) -> None:
+    answer = world.client.post("/v1/webhooks", json={"url": URL} | asked)
+    assert refused(answer) == (422, "malformed_body")
+    assert answer.json()["errors"][0]["pointer"] == pointer
+    assert "10.0.0.1" not in answer.text
+
+
+def test_a_subscriber_has_its_own_webhooks_and_an_administrator_all(world: World) -> None:
+    one, other = world.as_role("subscriber"), world.as_role("subscriber")
+    webhook_id = create(one)["webhook_id"]
+    others = create(other)["webhook_id"]
+    admins = create(world.client)["webhook_id"]
+
+    def listed(client: httpx.Client) -> list[str]:
+        return [webhook["webhook_id"] for webhook in told(client.get("/v1/webhooks"), 200)["webhooks"]]
+
+    assert (listed(one), listed(other)) == ([webhook_id], [others])
+    assert listed(world.client) == [admins, others, webhook_id]
+    assert refused(other.get(f"/v1/webhooks/{webhook_id}")) == (404, "webhook_unknown")
+    assert told(world.client.get(f"/v1/webhooks/{webhook_id}"), 200)["webhook_id"] == webhook_id
+
+
+def test_another_ledgers_webhook_is_as_unknown_as_one_that_never_was(world: World) -> None:
+    webhook_id = create(world.client)["webhook_id"]
+    stranger = world.another().client
+    for path, method in (
+        ("", "GET"),
+        ("", "DELETE"),
+        ("", "PATCH"),
+        ("/rotation", "POST"),
+        ("/test", "POST"),
+        ("/deliveries", "GET"),
+        ("/dead-letters", "GET"),
+        ("/replays", "POST"),
+    ):
+        answers = [
+            stranger.request(method, f"/v1/webhooks/{id_}{path}", json={} if method == "PATCH" else None)
+            for id_ in (webhook_id, uuid4(), "nonsense")
+        ]
+        contents = [answer.json() | {"request_id": ""} for answer in answers]
+        assert [answer.status_code for answer in answers] == [404, 404, 404], (method, path)
+        assert contents[0] == contents[1] == contents[2]
+
+
+def test_a_webhook_is_changed_disabled_and_enabled(world: World) -> None:
+    path = f"/v1/webhooks/{create(world.client, types=['Shared'], description='ours')['webhook_id']}"
+    changed = told(world.client.patch(path, json={"enabled": False, "types": []}), 200)
+    assert (changed["enabled"], changed["disabled"], changed["types"], changed["description"]) == (
+        *(False, "asked", []),
+        "ours",
+    )
+    assert refused(world.client.post(f"{path}/test")) == (409, "webhook_disabled")
+    assert refused(world.client.post(f"{path}/replays")) == (409, "webhook_disabled")
+
+    changed = told(world.client.patch(path, json={"enabled": True, "description": None, "url": URL + "2"}), 200)
+    assert (changed["enabled"], changed["disabled_at"], changed["description"], changed["url"]) == (
+        *(True, None, None),
+        URL + "2",
+    )
+    assert told(world.client.patch(path, json={}), 200)["url"] == URL + "2"
+
+
+def test_a_webhook_whose_key_is_gone_cannot_be_enabled(world: World) -> None:
+    key = told(world.client.post("/v1/keys", json={"role": "subscriber"}), 201)
+    path = f"/v1/webhooks/{create(world.with_key(key['key']))['webhook_id']}"
+    assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
+    assert refused(world.client.patch(path, json={"enabled": True})) == (409, "webhook_key_invalid")
+    assert told(world.client.patch(path, json={"enabled": False}), 200)["disabled"] == "asked"
+
+
+def test_a_deleted_webhook_is_unknown(world: World) -> None:
+    path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
+    assert world.client.delete(path).status_code == 204
+    assert refused(world.client.delete(path)) == (404, "webhook_unknown")
+    assert told(world.client.get("/v1/webhooks"), 200) == {"webhooks": []}
+
+
+def test_a_new_secret_is_told_once_and_overlaps_with_the_old_one(world: World) -> None:
+    webhook = create(world.client)
+    path = f"/v1/webhooks/{webhook['webhook_id']}"
+    rotated = told(world.client.post(f"{path}/rotation", json={"overlap_hours": 1}), 201)
+    assert rotated["secret"].startswith("whsec_")
+    assert rotated["secret"] != webhook["secret"]
+    assert rotated["old_secret_until"] is not None
+    at_once = told(world.client.post(f"{path}/rotation", json={"overlap_hours": 0}), 201)
+    assert at_once["old_secret_until"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [("", {"url": URL}, 201), ("/rotation", {"overlap_hours": 2}, 201), ("/test", None, 202), ("/replays", None, 202)],
+)
+def test_the_same_request_gets_the_first_answer_again(
+    world: World, path: str, body: dict[str, Any] | None, status: int
+) -> None:
+    at = "/v1/webhooks" if not path else f"/v1/webhooks/{create(world.client)['webhook_id']}{path}"
+    header = {"Idempotency-Key": "one"}
+    first = world.client.post(at, json=body, headers=header)
+    again = world.client.post(at, json=body, headers=header)
+
+    assert told(first, status) == told(again, status)
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    other = world.client.post("/v1/webhooks", json={"url": URL + "other"}, headers=header)
+    assert refused(other) == (422, "idempotency_key_reused")
+    # Another key's is another request.
+    assert (
+        told(world.as_role("subscriber").post("/v1/webhooks", json={"url": URL}, headers=header), 201) != first.json()
+    )
+
+
+def test_a_ledger_has_a_bounded_number_of_webhooks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.webhooks, "MAX_WEBHOOKS", 2)
+    create(world.client)
+    create(world.as_role("subscriber"))
+    assert refused(world.client.post("/v1/webhooks", json={"url": URL})) == (409, "too_many_webhooks")
+    create(world.another().client)
+
+
+def test_a_test_is_taken_on(world: World) -> None:
+    path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
+    message_id = told(world.client.post(f"{path}/test"), 202)["message_id"]
+    assert UUID(message_id).version == 7
+    assert told(world.client.get(path), 200)["waiting"] == 1
+
+
+def record(world: World, webhook_id: str, table: str, number: int) -> None:
+    """Put rows into the log of deliveries or among the dead letters, as a sender does."""
+    import psycopg
+
+    queries = {
+        "attempts": "INSERT INTO webhook_attempts (webhook_id, ledger_id, message_id, position, type, attempt, at,"
+        " outcome, status, duration_ms) SELECT %s, ledger_id, gen_random_uuid(), n, 'Shared', 1, now(),"
+        " CASE n % 2 WHEN 0 THEN 'delivered' ELSE 'failed' END, 200, 5"
+        " FROM ledgers, generate_series(1, %s) n WHERE name = %s",
+        "messages": "INSERT INTO webhook_messages (webhook_id, ledger_id, message_id, position, type, lane, dead,"
+        " attempts, error) SELECT %s, ledger_id, gen_random_uuid(), n, 'Shared', gen_random_uuid(), true, 7, 'no'"
+        " FROM ledgers, generate_series(1, %s) n WHERE name = %s",
+    }
+    with psycopg.connect(world.server.database.dsn(), autocommit=True) as connection:
+        connection.execute(queries[table].replace("n % 2", "n %% 2"), (webhook_id, number, world.server.ledger))
+
+
+def test_deliveries_are_listed_by_pages_newest_first(world: World) -> None:
+    webhook_id = create(world.client)["webhook_id"]
+    record(world, webhook_id, "attempts", 5)
+    at = f"/v1/webhooks/{webhook_id}/deliveries"
+
+    first = told(world.client.get(at, params={"limit": 3}), 200)
+    rest = told(world.client.get(at, params={"limit": 3, "cursor": first["next"]}), 200)
+    assert [d["position"] for d in first["deliveries"] + rest["deliveries"]] == [5, 4, 3, 2, 1]
+    assert rest["next"] is None
+    delivered = told(world.client.get(at, params={"outcome": "delivered"}), 200)["deliveries"]
+    assert [d["position"] for d in delivered] == [4, 2]
+    assert refused(world.client.get(at, params={"cursor": first["next"], "outcome": "failed"})) == (
+        400,
+        "malformed_cursor",
+    )
+
+
+def test_dead_letters_are_listed_and_sent_again(world: World) -> None:
+    webhook_id = create(world.client)["webhook_id"]
+    record(world, webhook_id, "messages", 5)
+    path = f"/v1/webhooks/{webhook_id}"
+
+    first = told(world.client.get(f"{path}/dead-letters", params={"limit": 3}), 200)
+    rest = told(world.client.get(f"{path}/dead-letters", params={"limit": 3, "cursor": first["next"]}), 200)
+    assert [letter["position"] for letter in first["dead_letters"] + rest["dead_letters"]] == [1, 2, 3, 4, 5]
+
+    one = first["dead_letters"][0]["message_id"]
+    assert told(world.client.post(f"{path}/replays", json={"message_ids": [one]}), 202) == {"replayed": 1}
+    assert told(world.client.post(f"{path}/replays", json={"message_ids": [one]}), 202) == {"replayed": 0}
+    assert told(world.client.post(f"{path}/replays"), 202) == {"replayed": 4}
+    stands = told(world.client.get(path), 200)
+    assert (stands["dead"], stands["waiting"]) == (0, 5)

@@ -1,0 +1,112 @@
+"""What it costs a request to be let in: who calls, may they, and have they not asked too much.
+
+    python -m tests.bench.admission
+
+Microseconds of this process's processor, and of the clock on the wall beside them, each the median of several runs.
+`remembered` is what nearly every request costs; a key is looked up anew once a second, in one query for all requests
+that wait for it together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+
+from fastapi import FastAPI, Request
+
+from api.auth import admit
+from api.limits import Limit
+from api.wiring import Limits, Services
+from infra.bootstrap import begin_ledger
+from infra.identity import Identity
+from infra.runtime import API, runtime
+from infra.settings import load_settings
+from infra.vault import MasterKey, fresh_key
+from tests.bench.place import RUNS, postgres
+from tests.infra.issuing import issuing, signer
+
+REQUESTS: Final = 20_000
+LOOKED_UP: Final = 500
+ADMITTED: Final = ("operator", "admin")
+
+
+def _request(identity: Identity, bearer: str) -> Request:
+    app = FastAPI()
+    others: dict[str, Any] = {field.name: None for field in fields(Services)}
+    settings = load_settings({})
+    app.state.services = Services(
+        **others | {"identity": identity, "settings": settings, "now": lambda: datetime.now(UTC)}
+    )
+    app.state.limits = Limits(Limit(10**9, 10**9))
+    headers = [
+        (b"host", b"127.0.0.1"),
+        (b"accept", b"*/*"),
+        (b"user-agent", b"bench"),
+        (b"authorization", f"Bearer {bearer}".encode()),
+        (b"content-type", b"application/json"),
+        (b"idempotency-key", b"0123456789abcdef"),
+    ]
+    return Request({"type": "http", "app": app, "method": "GET", "path": "/", "headers": headers})
+
+
+async def _microseconds(act: Callable[[], Awaitable[object]], times: int) -> dict[str, float]:
+    """Return what one call takes, awaited one after the other."""
+    found: dict[str, list[float]] = {"processor": [], "wall": []}
+    for _ in range(RUNS):
+        used, began = time.thread_time(), time.perf_counter()
+        for _ in range(times):
+            await act()
+        found["processor"].append((time.thread_time() - used) / times * 1e6)
+        found["wall"].append((time.perf_counter() - began) / times * 1e6)
+    return {name: round(statistics.median(values), 1) for name, values in found.items()}
+
+
+async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str, float]]:
+    with issuing() as issuer:
+        issuer.signers = [signer(algorithm) for algorithm in ("RS256", "ES256", "EdDSA")]
+        configured = issuer.configured(role="operator")
+        async with runtime(dsn, API, master, [configured]) as opened:
+            identity = opened.identity
+            figures: dict[str, dict[str, float]] = {}
+            # As the door has it: a request is made anew each time, for it remembers its headers.
+            for name, bearer in (("key", key), ("token", issuer.token())):
+                await admit(_request(identity, bearer), ADMITTED)
+                scope = _request(identity, bearer).scope
+
+                async def let_in(scope: Any = scope) -> None:
+                    await admit(Request(scope), ADMITTED)
+
+                figures[f"{name}, remembered"] = await _microseconds(let_in, REQUESTS)
+
+            async def looked_up() -> None:
+                identity.forget()
+                await identity.authenticate(key, datetime.now(UTC))
+
+            figures["key, looked up anew"] = await _microseconds(looked_up, LOOKED_UP)
+            bearers = cast("Any", identity)._bearers
+            for by in issuer.signers:
+                token = issuer.token(by=by)
+
+                async def verified(token: str = token) -> None:
+                    await bearers._tokens.verified(token, datetime.now(UTC))
+
+                figures[f"token, verified first: {by.algorithm}"] = await _microseconds(verified, LOOKED_UP)
+            return figures
+
+
+def run() -> dict[str, Any]:
+    """Measure on a PostgreSQL of its own."""
+    master = MasterKey(fresh_key())
+    with postgres() as server:
+        key = asyncio.run(begin_ledger(server.dsn(), master, "main"))
+        return {"microseconds": asyncio.run(_measure(server.dsn(API), master, key))}
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=2))  # noqa: T201 - what a benchmark is for

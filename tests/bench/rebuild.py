@@ -1,0 +1,114 @@
+"""`rebuild`: every view filled from a long log: all as the worker follows it, each alone, and all from one reading.
+
+Whatever way a view was filled, its rows are the same: that is checked on all of them, by a hash of each row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from argparse import ArgumentParser
+from typing import Any, Final
+
+import psycopg
+import uvloop
+
+from infra.bootstrap import begin_ledger
+from infra.database import Database
+from infra.postgres import EmbeddedPostgres
+from infra.runtime import WORKER, spare_the_collector
+from infra.showing import Lines
+from infra.upkeep import GC_YOUNG_OBJECTS, rebuild
+from infra.vault import MasterKey, fresh_key
+from infra.worker import create_views, views_followed
+from projections import VIEWS
+from tests.bench.lives import fill
+from tests.bench.place import SETTINGS, postgres
+
+EVENTS: Final = 1_000_000
+FULL: Final = 10_000_000
+BUFFERS: Final = {"shared_buffers": "2GB"}
+LOOK_EVERY_S: Final = 0.2
+WITHIN_S: Final = 3600.0
+
+_READ: Final = "SELECT view, position FROM view_positions WHERE ledger_id = %s"
+
+# By table: how many, and a hash of all.
+Rows = dict[str, tuple[Any, ...]]
+
+
+def _rows(server: EmbeddedPostgres) -> Rows:
+    """Return of each table how many rows it has, and a hash of all of them in whatever order."""
+    with psycopg.connect(server.dsn()) as connection:
+        return {
+            table.name: connection.execute(
+                f"SELECT count(*), sum(hashtextextended(t::text, 0)) FROM views.{table.name} t".encode()
+            ).fetchall()[0]
+            for view in VIEWS
+            for table in view.tables
+        }
+
+
+async def _follow(server: EmbeddedPostgres, ledger_id: int, events: int) -> dict[str, float]:
+    """Follow the log into all views from its beginning, as a worker does; return the rates of each and of all."""
+    spare_the_collector(GC_YOUNG_OBJECTS)
+    database = Database(server.dsn(WORKER), WORKER)
+    await database.open()
+    runners, _ = views_followed(server.dsn(WORKER), database)
+    began = time.perf_counter()
+    tasks = [asyncio.create_task(runner.run()) for runner in runners]
+    took: dict[str, float] = {}
+    async with await psycopg.AsyncConnection.connect(server.dsn(), autocommit=True) as connection:
+        async with asyncio.timeout(WITHIN_S):
+            while len(took) < len(VIEWS):
+                await asyncio.sleep(LOOK_EVERY_S)
+                for view, position in await (await connection.execute(_READ, (ledger_id,))).fetchall():
+                    if position == events:
+                        took.setdefault(view, time.perf_counter() - began)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await database.close()
+    return {**{view: events / seconds for view, seconds in took.items()}, "all": events / max(took.values())}
+
+
+def _filled_anew(server: EmbeddedPostgres, names: list[str], events: int) -> float:
+    """Fill views anew; return events a second, the switch included."""
+    began = time.perf_counter()
+    uvloop.run(rebuild(server.dsn(WORKER), names, Lines(lambda line: print(line, file=sys.stderr))))  # noqa: T201
+    return events / (time.perf_counter() - began)
+
+
+def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
+    """Measure on so many events, a million if nothing else is said; `full` is ten million."""
+    events = events or (FULL if full else EVENTS)
+    with postgres(BUFFERS) as server:
+        asyncio.run(begin_ledger(server.dsn(), MasterKey(fresh_key()), "bench"))
+        with psycopg.connect(server.dsn()) as connection:
+            (ledger_id,) = connection.execute("SELECT ledger_id FROM ledgers").fetchone() or (0,)
+        fill(server, ledger_id, events)
+        asyncio.run(create_views(server.dsn()))
+        followed = uvloop.run(_follow(server, ledger_id, events))
+        live = _rows(server)
+        names = [view.name for view in VIEWS]
+        rates = {name: _filled_anew(server, [name], events) for name in names}
+        equal = _rows(server) == live
+        rates["all"] = _filled_anew(server, names, events)
+        equal = equal and _rows(server) == live
+    assert equal, "the rows of a view that was filled anew are not the live ones"
+    return {
+        "events_per_second": rates,
+        "following": followed,
+        "equal": equal,
+        "rows": {table: counted[0] for table, counted in live.items()},
+        "events": events,
+        "settings": {**SETTINGS, **BUFFERS},
+    }
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=EVENTS, help="in the log")
+    print(json.dumps(run(events=parser.parse_args().events), indent=2))  # noqa: T201 - what a benchmark is for

@@ -1,0 +1,80 @@
+"""`stream`: how long after its recording an event reaches each of 100 clients, at 200 commands a second; and of 1,000.
+
+Counted from `recorded_at`, which the append takes before it commits: the commit itself is in every figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from typing import Any, Final
+
+from infra.bootstrap import begin_ledger
+from infra.runtime import API
+from infra.vault import MasterKey, fresh_key
+from infra.worker import create_views
+from tests.bench.client import drive
+from tests.bench.http import ROOT, Requests, _serve, process
+from tests.bench.place import SETTINGS, postgres
+
+CLIENTS: Final = (100, 1_000)
+COMMANDS_PER_SECOND: Final = {100: 200.0, 1_000: 20.0}
+RUN_S: Final = 10.0
+# What is still on its way when the last command was answered.
+ARRIVE_S: Final = 2.0
+
+
+def measure(port: int, requests: Requests, clients: int) -> dict[str, Any]:
+    """Let clients follow while commands are recorded."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.followers", f"http://127.0.0.1:{port}", requests.key, str(clients)],
+        cwd=ROOT,
+        env=dict(os.environ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as followers:
+        assert followers.stdout is not None
+        assert followers.stdout.readline() == "following\n"
+        rate = COMMANDS_PER_SECOND[clients]
+        figures = drive([port], requests.issue, connections=8, seconds=RUN_S, per_second=rate)
+        assert set(figures.statuses) == {201}, figures.statuses
+        time.sleep(ARRIVE_S)
+        told, _ = followers.communicate("")
+    found = json.loads(told)
+    assert found["events"] == found["events_most"] == len(figures.latencies), (found, len(figures.latencies))
+    assert found["gaps"] == 0
+    return {**found, "clients": clients, "commands_per_second": figures.per_second}
+
+
+def run() -> dict[str, Any]:
+    """Measure both numbers of clients on one API process."""
+    master = base64.b64encode(fresh_key()).decode()
+    with postgres() as server, ExitStack() as stack:
+        asyncio.run(create_views(server.dsn()))
+        requests = Requests(asyncio.run(begin_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
+        port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=_serve(server, master, API)))
+        requests.prepare(port, 10, 10)
+        drive([port], requests.issue, seconds=2.0)
+        few = measure(port, requests, CLIENTS[0])
+        many = measure(port, requests, CLIENTS[1])
+        rss_mb = api.memory_info().rss / 2**20
+    return {
+        "p50_ms": few["p50_ms"],
+        "p99_ms": few["p99_ms"],
+        "clients": few["clients"],
+        "commands_per_second": few["commands_per_second"],
+        "thousand": {name: many[name] for name in ("p50_ms", "p99_ms", "clients", "commands_per_second")},
+        "rss_mb": rss_mb,
+        "settings": SETTINGS,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=2))  # noqa: T201 - what a benchmark is for

@@ -1,0 +1,29 @@
+"""The published schemas, one file each under docs/schemas, none of them ever changed so that a reader stumbles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from infra.event_schemas import incompatible, schemas
+
+FOLDER: Final = "docs/schemas"
+
+
+def schema_pages() -> dict[str, str]:
+    """Return every schema's file by its path; those of versions that are no longer recorded stay as they are."""
+    return {
+        f"{FOLDER}/{name}.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        for name, schema in schemas().items()
+    }
+
+
+def refused(root: Path) -> list[str]:
+    """Return which published schemas the events no longer keep, with why and what to do."""
+    problems = []
+    for path, text in schema_pages().items():
+        if (root / path).exists():
+            reasons = incompatible(json.loads((root / path).read_text()), json.loads(text))
+            problems += [f"{path}: {why}. Make it a new version of the event (CONTRIBUTING.md)." for why in reasons]
+    return problems

@@ -1,0 +1,72 @@
+"""What tests of Kafka share: one broker for the whole run, and a publisher of a test's own ledgers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.infra.kafka.broker import Broker, NoKafka, shared, start, stop
+
+__all__ = ["Restartable", "kafka", "own_kafka", "prefix"]
+
+
+def without_kafka(reason: NoKafka) -> None:
+    """Skip, or fail where everything must be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(str(reason))
+    pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Broker]:
+    """A broker, one for all processes of the test run; or that of SPARKLEDGER_TEST_KAFKA, in the clear alone."""
+    theirs = os.environ.get("SPARKLEDGER_TEST_KAFKA")
+    if theirs:
+        yield Broker(plain=theirs)
+        return
+    # Under xdist the workers' parent is the process that outlives them all.
+    controller = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    try:
+        with shared(Path(tempfile.gettempdir()) / f"sl-kafka-{controller}", controller) as broker:
+            yield broker
+    except NoKafka as reason:
+        without_kafka(reason)
+
+
+class Restartable:
+    """A broker that a test may stop, kill and start again, on the same ports and with what it held."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.broker = start(directory)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it, cleanly or by SIGKILL."""
+        stop(self.broker, number)
+
+    def start(self) -> None:
+        """Start it again."""
+        self.broker = start(self.directory)
+
+
+@pytest.fixture(scope="module")
+def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restartable]:
+    """A broker of a module's own, to be stopped, killed and hindered; each test leaves it running."""
+    try:
+        own = Restartable(tmp_path_factory.mktemp("kafka"))
+    except NoKafka as reason:
+        without_kafka(reason)
+    yield own
+    own.stop()
+
+
+@pytest.fixture
+def prefix() -> str:
+    """How this test's topics begin."""
+    return f"test-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,32 @@
+"""Events as the ledger would hold them, for tests of how they leave it."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from domain.recorded import Event, Recorded
+from domain.values import Actor
+from infra.mapper import wire_type
+from tests.given import NOW
+
+
+def as_recorded(event: Event, position: int = 42) -> Recorded:
+    """Return an event with a place, a moment and an actor."""
+    name, version = wire_type(event)
+    return Recorded(
+        position=position,
+        event_id=UUID(int=position),
+        type=name,
+        type_version=version,
+        stream_id=event.originator_id,
+        stream_version=event.originator_version,
+        creator_stream=UUID(int=7),
+        recorded_at=NOW,
+        effective_at=NOW,
+        actor=Actor(str(UUID(int=1)), "operator"),
+        source="operator",
+        command_id=UUID(int=2),
+        correlation_id="order-66",
+        causation_id=UUID(int=3),
+        event=event,
+    )

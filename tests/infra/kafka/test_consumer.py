@@ -1,0 +1,208 @@
+"""The consumer that users copy: each event once into one's own database, whatever fails, and its example."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from kafka import KafkaProducer  # type: ignore[import-untyped]
+from sparkledger_consumer import Consumer, Event, Gap
+
+from infra.kafka_topics import events_topic, topics
+from tests import given
+from tests.conftest import TestDatabase
+from tests.infra.kafka.broker import Broker
+from tests.infra.kafka.publishing import options, publishing
+from tests.infra.opened import Opened
+from tests.infra.programs import ROOT
+from tests.waiting import until
+
+
+class Reading:
+    """A consumer that runs in a thread, with a table of its own to write to."""
+
+    def __init__(self, database: TestDatabase, kafka: Broker, prefix: str, fail: Any = None) -> None:
+        self.dsn = database.dsn()
+        with psycopg.connect(self.dsn) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS handled (n serial, subject text, sequence bigint)")
+        self.fail = fail or (lambda _event: None)
+        self.tried: list[int] = []
+        self.consumer = Consumer(
+            self.dsn, kafka.plain, events_topic(prefix).name, name="ours", handle=self.handle, attempts=3, pause_s=0.05
+        )
+        self.error: BaseException | None = None
+
+    def handle(self, cursor: psycopg.Cursor[Any], event: Event) -> None:
+        self.tried.append(event.sequence)
+        cursor.execute("INSERT INTO handled (subject, sequence) VALUES (%s, %s)", (event.subject, event.sequence))
+        self.fail(event)
+
+    def run(self) -> None:
+        try:
+            self.consumer.run()
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.run, daemon=True)
+        thread.start()
+        yield
+        self.consumer.stop()
+        thread.join(20)
+
+    def sql(self, query: str) -> list[Any]:
+        with psycopg.connect(self.dsn) as connection:
+            return connection.execute(query).fetchall()
+
+    def handled(self) -> list[int]:
+        return [sequence for (sequence,) in self.sql("SELECT sequence FROM handled ORDER BY sequence")]
+
+
+@pytest.fixture
+def send(kafka: Broker, prefix: str) -> Iterator[Any]:
+    """Sends events of our own making, as a damaged topic might hold."""
+    with topics(options(kafka.plain), -1) as found:
+        found.ensure([events_topic(prefix)])
+    producer = KafkaProducer(bootstrap_servers=kafka.plain)
+
+    def sending(sequence: int, version: int, subject: str = "codes/1", event_id: str = "") -> None:
+        attributes = {
+            "specversion": "1.0",
+            "id": event_id or f"id-{sequence}",
+            "source": "/ledgers/main",
+            "type": "sparkledger.Shared.v1",
+            "subject": subject,
+            "time": "2026-11-22T21:44:03.563474Z",
+            "sequence": f"{sequence:019}",
+            "streamversion": str(version),
+        }
+        headers = [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
+        producer.send(events_topic(prefix).name, json.dumps({}).encode(), subject.encode(), headers).get(10)
+
+    yield sending
+    producer.close()
+
+
+def test_each_event_is_handled_once_also_when_it_comes_twice(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any
+) -> None:
+    reading = Reading(database, kafka, prefix)
+    send(1, 1)
+    send(2, 2)
+    send(2, 2)
+    send(3, 1, "codes/2")
+    with reading.running():
+        until(lambda: len(reading.handled()) == 3, 30)
+        send(4, 3)
+        until(lambda: reading.handled() == [1, 2, 3, 4], 30)
+
+
+def test_it_goes_on_where_it_was(database: TestDatabase, kafka: Broker, prefix: str, send: Any) -> None:
+    send(1, 1)
+    first = Reading(database, kafka, prefix)
+    with first.running():
+        until(lambda: first.handled() == [1], 30)
+    send(2, 2)
+    second = Reading(database, kafka, prefix)
+    with second.running():
+        until(lambda: second.handled() == [1, 2], 30)
+    assert second.tried == [2]
+
+
+def test_what_fails_is_tried_again_and_nothing_of_it_stays(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any
+) -> None:
+    def fail(event: Event) -> None:
+        if event.sequence == 2 and reading.tried.count(2) < 3:
+            raise ValueError("not yet")
+
+    reading = Reading(database, kafka, prefix, fail)
+    for number in (1, 2, 3):
+        send(number, number)
+    with reading.running():
+        until(lambda: reading.handled() == [1, 2, 3], 30)
+    assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(0,)]
+
+
+def test_what_fails_again_and_again_is_a_dead_letter_with_its_reason_until_it_is_redelivered(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any
+) -> None:
+    def fail(event: Event) -> None:
+        if event.sequence == 2:
+            raise ValueError("no such advertiser")
+
+    reading = Reading(database, kafka, prefix, fail)
+    for number in (1, 2, 3):
+        send(number, number)
+    with reading.running():
+        until(lambda: reading.handled() == [1, 3], 30)
+    assert reading.sql("SELECT source, id, reason FROM sparkledger_dead_letters") == [
+        ("/ledgers/main", "id-2", "ValueError: no such advertiser")
+    ]
+
+    reading.fail = lambda _event: None
+    assert reading.consumer.redeliver() == 1
+    assert reading.handled() == [1, 2, 3]
+    assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(0,)]
+
+
+def test_a_gap_in_a_codes_versions_stops_it(database: TestDatabase, kafka: Broker, prefix: str, send: Any) -> None:
+    reading = Reading(database, kafka, prefix)
+    send(1, 1)
+    with reading.running():
+        until(lambda: reading.handled() == [1], 30)
+        send(3, 3)
+        until(lambda: reading.error is not None, 30)
+
+    assert isinstance(reading.error, Gap)
+    assert str(reading.error).startswith("codes/1 of /ledgers/main goes from version 1 to 3: ")
+    assert reading.handled() == [1]
+
+
+async def test_the_example_ends_with_the_same_table_however_often_it_is_killed(
+    kafka: Broker, opened: Opened, prefix: str
+) -> None:
+    tenant = await opened.begin()
+    await opened.when(tenant, given.permission())
+    opened.sql("CREATE SCHEMA ads")
+    dsn = f"{opened.database.dsn()} options='-c search_path=ads'"
+    environment = {**os.environ, "KAFKA": kafka.plain, "DATABASE_URL": dsn, "TOPIC": events_topic(prefix).name}
+    command = [sys.executable, "example_service.py"]
+
+    def example() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=environment, cwd=ROOT / "docs" / "consumer")
+
+    def allowed() -> list[Any]:
+        with psycopg.connect(dsn) as connection:
+            if connection.execute("SELECT to_regclass('ads.allowed')").fetchone() == (None,):
+                return []
+            return connection.execute("SELECT video_id, advertiser_id, until FROM allowed ORDER BY 1, 2").fetchall()
+
+    with publishing(opened.database, kafka.plain, prefix) as publisher:
+        await opened.when(tenant, given.generate())
+        await opened.when(tenant, given.redeem())
+        publisher.wake()
+        with example() as process:
+            until(lambda: len(allowed()) == 1, 60)
+            process.kill()
+        await opened.when(tenant, given.redeem(advertiser_id="another"))
+        done = await opened.when(tenant, given.extend(days=60))
+        publisher.wake()
+        assert done.aggregate is not None
+        end = done.aggregate.window.expires_at
+        with example() as process:
+            until(lambda: allowed() == [("video-1", "advertiser-1", end), ("video-1", "another", end)], 60)
+            await opened.when(tenant, given.revoke())
+            publisher.wake()
+            until(lambda: allowed() == [], 60)
+            process.terminate()
+            assert process.wait(20) == 0

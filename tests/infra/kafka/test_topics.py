@@ -1,0 +1,218 @@
+"""Topics are created with their settings; wrong ones, and progress that does not fit the log, stop it with a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient  # type: ignore[import-untyped]
+from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
+
+from infra.kafka_topics import Topic, TopicProblem, events_topic, progress_topic, state_topic, topics
+from tests import given
+from tests.infra.kafka.broker import Broker
+from tests.infra.kafka.publishing import events, options, publishing
+from tests.infra.opened import Opened
+from tests.waiting import until
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publisher that has stopped looks again at once."""
+    monkeypatch.setattr("infra.publisher.RETRY_LONGEST_S", 0.5)
+
+
+@pytest.fixture
+def admin(kafka: Broker) -> Iterator[KafkaAdminClient]:
+    client = KafkaAdminClient(bootstrap_servers=kafka.plain)
+    yield client
+    client.close()
+
+
+def ensure(kafka: Broker, *wanted: Topic, missing: str = "") -> None:
+    with topics(options(kafka.plain), -1) as found:
+        found.ensure(wanted, missing=missing)
+
+
+def configured(admin: KafkaAdminClient, name: str) -> dict[str, str]:
+    resource = ConfigResource(ConfigResourceType.TOPIC, name)
+    described = admin.describe_configs([resource], config_filter="all")["topic"][name]
+    return {key: value["value"] for key, value in described.items()}
+
+
+def configure(admin: KafkaAdminClient, name: str, **settings: str) -> None:
+    configs = {key.replace("_", "."): value for key, value in settings.items()}
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs)])
+
+
+def delete(admin: KafkaAdminClient, *names: str) -> None:
+    """Delete topics, and wait until they are gone."""
+    admin.delete_topics(list(names))
+    until(lambda: all(described["error_code"] for described in admin.describe_topics(list(names))))
+
+
+def why_stopped(opened: Opened) -> str:
+    """Wait until publishing has stopped, and return what it says."""
+    until(lambda: opened.sql("SELECT 1 FROM publications WHERE state = 'stopped'") != [])
+    ((error,),) = opened.sql("SELECT DISTINCT error FROM publications")
+    return str(error)
+
+
+def test_topics_are_created_as_they_must_be(kafka: Broker, prefix: str, admin: KafkaAdminClient) -> None:
+    ensure(kafka, events_topic(prefix), state_topic(prefix), progress_topic(prefix))
+
+    partitions = {
+        described["name"]: len(described["partitions"])
+        for described in admin.describe_topics([f"{prefix}.code-{kind}.v1" for kind in ("events", "state", "progress")])
+    }
+    assert partitions == {
+        f"{prefix}.code-events.v1": 12,
+        f"{prefix}.code-state.v1": 12,
+        f"{prefix}.code-progress.v1": 1,
+    }
+    of_events = configured(admin, f"{prefix}.code-events.v1")
+    assert of_events["cleanup.policy"] == "delete"
+    assert of_events["retention.ms"] == of_events["retention.bytes"] == "-1"
+    for kind in ("state", "progress"):
+        assert configured(admin, f"{prefix}.code-{kind}.v1")["cleanup.policy"] == "compact"
+
+
+def test_topics_that_are_right_are_left_alone(kafka: Broker, prefix: str) -> None:
+    ensure(kafka, events_topic(prefix))
+    ensure(kafka, events_topic(prefix), missing="It must not be created.")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("retention.ms", "604800000"), ("retention.bytes", "1000000"), ("cleanup.policy", "compact")],
+)
+def test_a_wrong_setting_is_refused_with_the_command_that_mends_it(
+    kafka: Broker, prefix: str, admin: KafkaAdminClient, setting: str, value: str
+) -> None:
+    ensure(kafka, events_topic(prefix))
+    configure(admin, f"{prefix}.code-events.v1", **{setting.replace(".", "_"): value})
+    right = {"cleanup.policy": "delete"}.get(setting, "-1")
+
+    def refused() -> str:
+        try:
+            ensure(kafka, events_topic(prefix))
+        except TopicProblem as problem:
+            return str(problem)
+        return ""
+
+    # A broker tells of a new setting a moment after it has accepted it.
+    until(lambda: refused() != "")
+    assert refused() == (
+        f"Topic {prefix}.code-events.v1 has {setting}={value} and must have {right}: kafka-configs.sh --alter "
+        f"--entity-type topics --entity-name {prefix}.code-events.v1 --add-config {setting}={right}"
+    )
+
+
+def test_another_number_of_partitions_is_refused(kafka: Broker, prefix: str, admin: KafkaAdminClient) -> None:
+    admin.create_topics({f"{prefix}.code-events.v1": {"num_partitions": 3}}, wait_for_metadata=True)
+
+    with pytest.raises(TopicProblem, match=r"has 3 partitions and must have 12.*kafka-topics.sh --create --topic"):
+        ensure(kafka, events_topic(prefix))
+
+
+def test_a_missing_topic_is_not_created_where_that_would_hide_a_loss(kafka: Broker, prefix: str) -> None:
+    with pytest.raises(TopicProblem, match=r"events.v1 is missing. It held events."):
+        ensure(kafka, events_topic(prefix), missing="It held events.")
+
+
+async def test_a_topic_that_takes_too_small_messages_stops_publishing_until_it_is_mended(
+    kafka: Broker, opened: Opened, prefix: str, admin: KafkaAdminClient
+) -> None:
+    await opened.when(await opened.begin(), given.permission())
+    ensure(kafka, events_topic(prefix))
+    configure(admin, f"{prefix}.code-events.v1", max_message_bytes="200")
+    until(lambda: configured(admin, f"{prefix}.code-events.v1")["max.message.bytes"] == "200")
+
+    with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
+        assert why_stopped(opened) == (
+            f"has stopped. Topic {prefix}.code-events.v1 takes messages of 200 bytes at most, and must take 1000000: "
+            f"kafka-configs.sh --alter --entity-type topics --entity-name {prefix}.code-events.v1 "
+            "--add-config max.message.bytes=1000000"
+        )
+        configure(admin, f"{prefix}.code-events.v1", max_message_bytes="1000000")
+        topic.until(1)
+        until(lambda: opened.sql("SELECT state, error FROM publications") == [("publishing", None)])
+
+
+async def published_once(opened: Opened, kafka: Broker, prefix: str) -> Any:
+    """Publish a ledger of two events; return its tenant."""
+    tenant = await opened.begin()
+    await opened.when(tenant, given.permission())
+    await opened.when(tenant, given.generate())
+    with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
+        topic.until(2)
+    return tenant
+
+
+async def test_a_database_taken_back_stops_publishing(kafka: Broker, opened: Opened, prefix: str) -> None:
+    await published_once(opened, kafka, prefix)
+    opened.sql("ALTER TABLE events DISABLE TRIGGER USER; DELETE FROM events WHERE position = 2")
+
+    with publishing(opened.database, kafka.plain, prefix):
+        assert why_stopped(opened) == (
+            "has stopped. Ledger main is published up to position 2 and ends at 1: this database was taken back to an "
+            "earlier state, or is another. Bring back what is missing. Or publish everything anew: under another "
+            f"prefix in SPARKLEDGER_KAFKA_LEDGERS, or after deleting {prefix}.code-events.v1, {prefix}.code-state.v1, "
+            f"{prefix}.code-progress.v1."
+        )
+
+
+async def test_another_event_at_the_published_position_stops_publishing(
+    kafka: Broker, opened: Opened, prefix: str
+) -> None:
+    await published_once(opened, kafka, prefix)
+    opened.sql("ALTER TABLE events DISABLE TRIGGER USER; UPDATE events SET event_id = gen_random_uuid()")
+
+    with publishing(opened.database, kafka.plain, prefix):
+        assert "The event at position 2 of ledger main is not the one that was published" in why_stopped(opened)
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("events", "code-events.v1 is missing. "),
+        ("state", "code-state.v1 is missing. "),
+        ("progress", "code-progress.v1 does not say how far they go. "),
+    ],
+)
+async def test_a_topic_that_vanished_stops_publishing(
+    kafka: Broker, opened: Opened, prefix: str, admin: KafkaAdminClient, lost: str, said: str
+) -> None:
+    await published_once(opened, kafka, prefix)
+    delete(admin, f"{prefix}.code-{lost}.v1")
+
+    with publishing(opened.database, kafka.plain, prefix):
+        assert said in why_stopped(opened)
+
+
+async def test_after_deleting_the_topics_everything_is_published_anew(
+    kafka: Broker, opened: Opened, prefix: str, admin: KafkaAdminClient
+) -> None:
+    await published_once(opened, kafka, prefix)
+    delete(admin, *(f"{prefix}.code-{kind}.v1" for kind in ("events", "state", "progress")))
+
+    with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
+        assert sorted(record.position for record in topic.until(2)) == [1, 2]
+
+
+async def test_an_event_that_cannot_be_read_stops_publishing_behind_those_before_it(
+    kafka: Broker, opened: Opened, prefix: str
+) -> None:
+    tenant = await opened.begin()
+    await opened.when(tenant, given.permission())
+    opened.sql(
+        "ALTER TABLE events DISABLE TRIGGER USER; INSERT INTO events SELECT ledger_id, 2, stream_id, 2, "
+        "gen_random_uuid(), 'FromTheFuture', 1, recorded_at, effective_at, creator_stream, actor_key, actor_role, "
+        "actor_subject, source, command_id, correlation_id, causation_id, traceparent, key_id, format, commitment, "
+        "body, sealed FROM events"
+    )
+
+    with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
+        topic.until(1)
+        assert why_stopped(opened).startswith("has stopped. The event at position 2 of ledger main cannot be read (")

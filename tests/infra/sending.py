@@ -1,0 +1,127 @@
+"""Senders of webhooks on a test's database: with pauses of milliseconds in place of hours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from uuid import UUID
+
+from domain.values import Sealed
+from infra.ids import uuid7
+from infra.runtime import WORKER, runtime
+from infra.wake import Listener
+from infra.webhooks import Webhooks
+from infra.webhooks_messages import Terms
+from infra.webhooks_shown import Delivery, Owner, Webhook
+from infra.webhooks_target import Networks
+from infra.webhooks_worker import Senders
+from tests import given
+from tests.infra.opened import MASTER_KEY, Opened, Tenant
+from tests.infra.receiving import Receiver
+
+LOOPBACK: Final = Networks(["127.0.0.0/8"])
+FAST: Final = Terms(retries_s=(0.02, 0.05, 0.1), jitter=0.0, write_s=0.02, probe_s=0.1)
+
+
+@dataclass
+class Post:
+    """A ledger whose events are sent, and what its owner sees of that."""
+
+    opened: Opened
+    tenant: Tenant
+    codes: list[UUID] = field(default_factory=list)
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """What an API process has of webhooks."""
+        return Webhooks(self.opened.api.database, self.opened.api.keyring)
+
+    @property
+    def owner(self) -> Owner:
+        """The key that webhooks belong to."""
+        return Owner(self.tenant.ledger_id, self.tenant.key.key_id, all=False)
+
+    async def register(
+        self, receiver: Receiver, *, after: int = 0, types: Sequence[str] = (), creator_ids: Sequence[str] = ()
+    ) -> UUID:
+        """Register a receiver, and let it verify what it gets with the secret that it was told."""
+        webhook, secret, _ = await self.webhooks.create(
+            self.owner, url=receiver.url, description=None, types=types, creator_ids=creator_ids, after=after
+        )
+        receiver.secrets.append(secret)
+        return webhook.webhook_id
+
+    async def generate(self, number: int = 1, creator_id: str = given.CREATOR) -> list[UUID]:
+        """Record a permission and some codes of their own videos; one event each."""
+        await self.opened.when(self.tenant, given.permission(creator_id=creator_id))
+        made = [uuid7() for _ in range(number)]
+        for code_id in made:
+            command = given.generate(
+                creator_id=creator_id, code_id=code_id, video_id=f"video-{code_id}", secret=Sealed(f"#{code_id}")
+            )
+            await self.opened.when(self.tenant, command)
+        self.codes += made
+        return made
+
+    async def share(self, code_id: UUID, times: int = 1) -> None:
+        """Share a code with so many brands; one event each."""
+        for number in range(times):
+            await self.opened.when(self.tenant, given.share(brand_id=f"brand-{number}", code_id=code_id))
+
+    async def head(self) -> int:
+        """Return the ledger's last position."""
+        return await self.opened.ledgers.store.head(self.tenant.ledger_id)
+
+    async def stands(self, webhook_id: UUID) -> Webhook:
+        """Return how a webhook stands."""
+        return await self.webhooks.one(self.owner, webhook_id)
+
+    async def until(self, webhook_id: UUID, **wanted: Any) -> Webhook:
+        """Wait until a webhook stands as is wanted."""
+        async with asyncio.timeout(15):
+            while True:
+                webhook = await self.stands(webhook_id)
+                if all(getattr(webhook, name) == value for name, value in wanted.items()):
+                    return webhook
+                await asyncio.sleep(0.01)
+
+    async def noticed(self, senders: Senders, webhook_id: UUID) -> None:
+        """Wait until the sender of a webhook knows what was changed, or is gone with it."""
+        rows = self.opened.sql("SELECT revision FROM webhooks WHERE webhook_id = %s", webhook_id)
+        async with asyncio.timeout(15):
+            while _knows(senders, webhook_id) != (rows[0][0] if rows else None):  # noqa: ASYNC110 - it sets no event
+                await asyncio.sleep(0.01)
+
+    async def settled(self, webhook_id: UUID) -> Webhook:
+        """Wait until everything that is recorded is settled."""
+        return await self.until(webhook_id, position=await self.head(), waiting=0)
+
+    async def attempts(self, webhook_id: UUID) -> list[Delivery]:
+        """Return the log of deliveries, oldest first."""
+        found = await self.webhooks.deliveries(self.owner, webhook_id, before=2**62, outcome=None, limit=1_000)
+        return found[::-1]
+
+
+def _knows(senders: Senders, webhook_id: UUID) -> int | None:
+    running = senders._running.get(webhook_id)
+    return None if running is None else running.sender.endpoint.revision
+
+
+@asynccontextmanager
+async def sending(opened: Opened, networks: Networks = LOOPBACK, **terms: Any) -> AsyncIterator[Senders]:
+    """Run a worker's senders for as long as the block takes."""
+    conninfo = opened.database.dsn(WORKER)
+    async with runtime(conninfo, WORKER, MASTER_KEY) as worker:
+        senders = Senders(conninfo, worker, networks, replace(FAST, **terms))
+        listener = Listener(conninfo, WORKER, senders.tails.wake)
+        listener.start()
+        task = asyncio.create_task(senders.run())
+        try:
+            yield senders
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await listener.stop()

@@ -1,0 +1,176 @@
+"""The bearers of tokens: known by a key of their own, shut out as a key is, named by nobody's name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from domain.errors import NotAllowed
+from infra.errors import KeyNoLongerValid, TokenRefused
+from infra.identity import Identity
+from tests import given
+from tests.infra.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
+from tests.infra.opened import MASTER_KEY, Opened, Tenant
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@pytest.fixture
+def issuer() -> Iterator[TestIssuer]:
+    with issuing() as running:
+        yield running
+
+
+@pytest.fixture
+async def tenant(opened: Opened) -> Tenant:
+    return await opened.begin()
+
+
+@pytest.fixture
+def identity(opened: Opened, issuer: TestIssuer) -> Identity:
+    return Identity(opened.api.database, MASTER_KEY, [issuer.configured(role="operator")])
+
+
+async def test_a_bearer_is_one_key_whatever_token_they_come_with(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+) -> None:
+    first, second, other = [
+        await identity.authenticate(issuer.token(sub=sub, jti=jti), now())
+        for sub, jti in (("ana", "1"), ("ana", "2"), ("ben", "3"))
+    ]
+    assert first is not None and second is not None and other is not None  # noqa: PT018 - for the type checker
+    assert first.key_id == second.key_id != other.key_id
+    assert (first.kind, first.ledger_id, first.role) == ("token", tenant.ledger_id, "operator")
+    keys = {key.key_id: key for key in await identity.keys(tenant.ledger_id)}
+    assert (keys[first.key_id].name, keys[first.key_id].subject) == (issuer.url, "ana")
+    await identity.stop()
+
+
+async def test_what_the_issuer_calls_a_bearer_is_stored_encrypted(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+) -> None:
+    await identity.authenticate(issuer.token(sub="ana.real.name"), now())
+    for table in ("api_keys", "api_key_hashes", "api_key_uses", "accesses"):
+        rows = opened.sql(f"SELECT t::text FROM {table} t")
+        assert rows
+        assert not any("ana.real.name" in row[0] or b"ana.real.name".hex() in row[0] for row in rows)
+    await identity.stop()
+
+
+async def test_bearers_of_two_issuers_are_two_though_they_are_called_the_same(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer
+) -> None:
+    with issuing() as second:
+        identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(), second.configured()])
+        keys = [await identity.authenticate(one.token(sub="ana"), now()) for one in (issuer, second)]
+        assert len({key.key_id for key in keys if key is not None}) == 2
+        await identity.stop()
+
+
+async def test_a_bearer_who_comes_for_the_first_time_many_times_at_once_is_one(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer
+) -> None:
+    """As in several processes that have not heard of each other."""
+    identities = [Identity(opened.api.database, MASTER_KEY, [issuer.configured()]) for _ in range(4)]
+    keys = await asyncio.gather(
+        *(one.authenticate(issuer.token(sub="ana", jti=str(n)), now()) for n in range(4) for one in identities)
+    )
+    assert len({key.key_id for key in keys if key is not None}) == 1
+    assert len(await opened.identity.keys(tenant.ledger_id)) == 2
+    first_uses = [
+        row for row in await opened.api.views.accesses.page(tenant.ledger_id, limit=9) if row.route == "first use"
+    ]
+    assert [row.query for row in first_uses] == [{"kind": "token"}]
+    for one in identities:
+        await one.stop()
+
+
+async def test_role_and_subjects_are_those_of_the_token_that_is_presented(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer
+) -> None:
+    fields: dict[str, Any] = {
+        "role_claim": "role",
+        "roles": {"c": "creator", "a": "auditor"},
+        "creator_ids_claim": "creators",
+    }
+    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**fields)])
+    known = [
+        await identity.authenticate(issuer.token(**claims), now())
+        for claims in ({"role": "c", "creators": ["ana"]}, {"role": "a"}, {"role": "c", "creators": "ben"})
+    ]
+    assert [(key.role, key.subjects.creator_ids) for key in known if key is not None] == [
+        ("creator", frozenset({"ana"})),
+        ("auditor", frozenset()),
+        ("creator", frozenset({"ben"})),
+    ]
+    await identity.stop()
+
+
+async def test_a_bearer_who_was_shut_out_stays_out_with_any_token(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+) -> None:
+    token = issuer.token(sub="ana")
+    key = await identity.authenticate(token, now())
+    assert key is not None
+    await identity.revoke(tenant.ledger_id, key.key_id)
+    for presented in (token, issuer.token(sub="ana", jti="another")):
+        with pytest.raises(TokenRefused, match="was revoked here"):
+            await identity.authenticate(presented, now())
+        assert await identity.still_opens(presented, now()) is False
+    with pytest.raises(KeyNoLongerValid):
+        await opened.when(Tenant(tenant.ledger_id, key), given.permission())
+    await identity.stop()
+
+
+async def test_a_token_that_is_remembered_expires_all_the_same(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+) -> None:
+    token, moment = issuer.token(), now()
+    assert await identity.still_opens(token, moment)
+    assert await identity.still_opens(token, moment + timedelta(seconds=3600 + 50))
+    assert not await identity.still_opens(token, moment + timedelta(seconds=3600 + 61))
+    assert issuer.asked == [DISCOVERY, KEYS]
+    await identity.stop()
+
+
+async def test_a_token_that_is_remembered_is_verified_again_when_the_issuers_keys_change(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+) -> None:
+    token = issuer.token()
+    assert await identity.still_opens(token, now())
+    issuer.signers = [signer("ES256", "another")]
+    assert identity._bearers is not None
+    keys = identity._bearers._tokens._issuers[issuer.url][1]
+    keys._ask_from = float("-inf")
+    with pytest.raises(TokenRefused):
+        await identity.authenticate(issuer.token(headers={"kid": "unknown"}), now())
+    assert not await identity.still_opens(token, now())
+    await identity.stop()
+
+
+async def test_a_token_that_leads_to_no_ledger_is_turned_away(opened: Opened, issuer: TestIssuer) -> None:
+    await opened.begin("another")
+    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured()])
+    with pytest.raises(NotAllowed, match="a ledger that is not here"):
+        await identity.authenticate(issuer.token(), now())
+    await identity.stop()
+
+
+async def test_a_bearer_has_no_key_that_could_be_presented(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+) -> None:
+    key = await identity.authenticate(issuer.token(), now())
+    assert key is not None
+    (row,) = opened.sql("SELECT hash FROM api_key_hashes WHERE key_id = %s", key.key_id)
+    # A key's hash is longer, so that none can ever be that of a bearer.
+    assert len(row[0]) == 16
+    assert {
+        len(other[0]) for other in opened.sql("SELECT hash FROM api_key_hashes WHERE key_id <> %s", key.key_id)
+    } == {32}
+    await identity.stop()

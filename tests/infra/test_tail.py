@@ -1,0 +1,144 @@
+"""The end of a ledger's log: read once for all, bounded, and honest to who cannot keep up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+import infra.tail
+from domain.recorded import Recorded
+from infra.errors import Unavailable
+from infra.tail import FellBehind, Gap, Tail, Tails
+from tests.infra.opened import Opened
+from tests.infra.sending import Post
+
+
+class Encoding:
+    """Encodes an event as its position, and remembers which it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def __call__(self, ledger_id: int, page: Sequence[Recorded]) -> list[bytes]:
+        self.asked += [recorded.position for recorded in page]
+        return [b"%d " % recorded.position for recorded in page]
+
+
+async def taken(tail: Tail, after: int, upto: int) -> bytes:
+    """Follow a tail from a position to another."""
+    found = b""
+    async with asyncio.timeout(15):
+        while after < upto:
+            entries = tail.after(after, 3)
+            if entries:
+                after = entries[-1].recorded.position
+                found += b"".join(entry.encoded for entry in entries)
+            else:
+                await tail.news()
+    return found
+
+
+@pytest.fixture
+async def post(opened: Opened) -> Post:
+    """A ledger with eleven events."""
+    post = Post(opened, await opened.begin())
+    await post.generate(10)
+    return post
+
+
+async def test_all_who_follow_a_ledger_share_what_is_read_and_encoded_once(post: Post) -> None:
+    encoding = Encoding()
+    tails = Tails(post.opened.ledgers.store, encoding, post.opened.api.database)
+    ledger_id = post.tenant.ledger_id
+    async with tails.following(ledger_id) as one, tails.following(ledger_id) as other:
+        assert one is other
+        following = asyncio.gather(taken(one, 0, 16), taken(other, 11, 16))
+        await post.share(post.codes[0], 5)
+        everything, late = await following
+    await tails.close()
+    assert everything == b"".join(b"%d " % position for position in range(1, 17))
+    assert late == b"12 13 14 15 16 "
+    assert encoding.asked == list(range(1, 17))
+
+
+async def test_a_tail_begins_near_the_end_and_says_what_it_does_not_keep(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infra.tail, "READ_AHEAD_EVENTS", 4)
+    tails = Tails(post.opened.ledgers.store, Encoding())
+    async with tails.following(post.tenant.ledger_id) as tail:
+        assert (tail.position, tail.keeps(6), tail.keeps(7)) == (11, False, True)
+        assert [entry.recorded.position for entry in tail.after(7, 100)] == [8, 9, 10, 11]
+        with pytest.raises(FellBehind):
+            tail.after(6, 100)
+        # Ahead of it, as one is that read the log itself: nothing yet.
+        assert tail.after(12, 100) == []
+    await tails.close()
+
+
+@pytest.mark.parametrize(("events", "size", "kept"), [(5, 10_000, 5), (100, 20, 9)])
+async def test_what_is_kept_is_bounded_by_number_and_by_size(
+    post: Post, monkeypatch: pytest.MonkeyPatch, events: int, size: int, kept: int
+) -> None:
+    monkeypatch.setattr(infra.tail, "KEPT_EVENTS", events)
+    monkeypatch.setattr(infra.tail, "KEPT_EVENTS_LEAST", 1)
+    monkeypatch.setattr(infra.tail, "KEPT_BYTES", size)
+    tails = Tails(post.opened.ledgers.store, Encoding())
+    async with tails.following(post.tenant.ledger_id) as tail:
+        assert len(tail.after(11 - kept, 100)) == kept
+        assert not tail.keeps(11 - kept - 1)
+    await tails.close()
+
+
+async def test_what_all_tails_keep_is_shared_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.tail, "KEPT_EVENTS_IN_ALL", 1_000)
+    other = await post.opened.begin("other")
+    tails = Tails(post.opened.ledgers.store, Encoding())
+    async with tails.following(post.tenant.ledger_id) as one:
+        assert one.kept_events == 1_000
+        async with tails.following(other.ledger_id) as two:
+            assert (one.kept_events, two.kept_events) == (500, 500)
+        assert one.kept_events == 1_000
+    await tails.close()
+
+
+async def test_a_tail_that_nobody_follows_ends_and_another_begins_anew(post: Post) -> None:
+    tails = Tails(post.opened.ledgers.store, Encoding())
+    async with tails.following(post.tenant.ledger_id) as first:
+        pass
+    async with tails.following(post.tenant.ledger_id) as second:
+        assert second is not first
+        assert tails.position(post.tenant.ledger_id) == 11
+    assert tails.position(post.tenant.ledger_id) == 0
+    await tails.close()
+
+
+async def test_a_gap_in_the_log_ends_the_tail_loudly(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    tails = Tails(post.opened.ledgers.store, Encoding(), post.opened.api.database)
+    async with tails.following(post.tenant.ledger_id) as tail:
+        post.opened.sql("ALTER TABLE events DISABLE TRIGGER USER")
+        post.opened.sql("UPDATE events SET position = 13 WHERE position = 11")
+        post.opened.sql("DELETE FROM events WHERE position = 10")
+        tail.position = 9
+        tails.wake()
+        async with asyncio.timeout(15):
+            while tail.failure is None:
+                await tail.news()
+    await tails.close()
+    assert isinstance(tail.failure, Gap)
+    assert "cannot be followed past position 9" in caplog.text
+
+
+async def test_a_database_that_is_away_is_told_to_who_begins(post: Post) -> None:
+    async def away(*_: object, **__: object) -> int:
+        raise Unavailable("away")
+
+    store = post.opened.ledgers.store
+    store.head = away  # type: ignore[method-assign]
+    tails = Tails(store, Encoding())
+    with pytest.raises(Unavailable):
+        async with tails.following(post.tenant.ledger_id):
+            raise AssertionError
+    await tails.close()

@@ -1,0 +1,258 @@
+"""What an operator does to views, as they do it: processes that are killed for real, and lines on a screen."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from typer.testing import CliRunner
+
+import cli
+from domain.code import Code
+from infra import upkeep
+from infra.bootstrap import begin_ledger
+from infra.runtime import WORKER
+from infra.showing import Lines, line
+from infra.vault import MasterKey
+from infra.worker import create_views
+from projections import VIEWS, codes, history
+from projections.folding import Poisoned
+from projections.rebuild import Progress
+from projections.view import NEXT
+from tests.bench.lives import fill
+from tests.conftest import TestDatabase
+from tests.waiting import until
+
+ROOT = Path(__file__).parents[2]
+RUN = CliRunner()
+EVENTS = 25_000
+KEY = bytes(range(32))
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A ledger named `acme` with many events."""
+
+    database: TestDatabase
+    ledger_id: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the program is told of it."""
+        return {
+            "SPARKLEDGER_DATABASE_URL": self.database.dsn(),
+            "SPARKLEDGER_MASTER_KEY": base64.b64encode(KEY).decode(),
+        }
+
+    def sql(self, query: str, *parameters: Any) -> list[Any]:
+        """Ask the database itself."""
+        with psycopg.connect(self.database.dsn(), autocommit=True) as connection:
+            cursor = connection.execute(query.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def position(self, view: str) -> int:
+        """How far a view has read."""
+        found = self.sql("SELECT position FROM view_positions WHERE view = %s", view)
+        return found[0][0] if found else 0
+
+    def rows(self, view: str) -> Any:
+        """How many rows a view's first table has, and a hash of all."""
+        return self.sql(f"SELECT count(*), sum(hashtextextended(t::text, 0)) FROM views.{view} t")
+
+    @contextmanager
+    def running(self, *command: str) -> Iterator[subprocess.Popen[str]]:
+        """Run the program in a process of its own."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "cli", *command],
+            cwd=ROOT,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def said(self, *command: str) -> str:
+        """Run the program to its end, and return what it said."""
+        with self.running(*command) as process:
+            told, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, told
+        return told
+
+
+@pytest.fixture
+def begun(database: TestDatabase) -> Filled:
+    """The ledger, empty, and its views."""
+    asyncio.run(begin_ledger(database.dsn(), MasterKey(KEY), "acme"))
+    asyncio.run(create_views(database.dsn()))
+    with psycopg.connect(database.dsn()) as connection:
+        (ledger_id,) = connection.execute("SELECT ledger_id FROM ledgers").fetchone() or (0,)
+    return Filled(database, ledger_id)
+
+
+@pytest.fixture
+def filled(begun: Filled) -> Filled:
+    """The ledger with many events, which no view has read yet."""
+    fill(begun.database, begun.ledger_id, EVENTS)
+    return begun
+
+
+def test_a_rebuild_that_is_killed_goes_on_where_it_stood(filled: Filled) -> None:
+    filled.said("rebuild", "codes")
+    whole = filled.rows("codes")
+    with filled.running("rebuild", "codes") as process:
+        until(lambda: filled.position("codes" + NEXT) > 0)
+        with psycopg.connect(filled.database.dsn()) as holding:
+            holding.execute("LOCK TABLE views.codes_next IN ACCESS EXCLUSIVE MODE")
+            left = filled.position("codes" + NEXT)
+            assert 0 < left < EVENTS, "it has not come to its end before it was held"
+            process.send_signal(signal.SIGKILL)
+            assert process.wait(10) == -signal.SIGKILL
+    assert filled.rows("codes") == whole, "the rows that are read are the old ones"
+    until(lambda: filled.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", WORKER) == [(0,)])
+
+    told = filled.said("rebuild", "codes")
+    done = re.search(r"codes: done, ([\d,]+) events in [\d.]+ s \([\d,]+ a second\)", told)
+    assert done, told
+    assert int(done[1].replace(",", "")) == EVENTS - left
+    assert filled.rows("codes") == whole
+    assert filled.sql("SELECT view, state, rebuilds FROM view_versions WHERE view LIKE 'codes%%'") == [
+        ("codes", "following", 2)
+    ]
+
+
+def test_all_views_are_filled_from_one_reading_of_the_log(filled: Filled) -> None:
+    told: list[Progress] = []
+    asyncio.run(upkeep.rebuild(filled.database.dsn(), [view.name for view in VIEWS], lambda p, _: told.append(p)))
+    assert {filled.position(view.name) for view in VIEWS} == {EVENTS}
+    assert {(p.view, p.events, p.position) for p in told if p.phase == "done"} == {
+        (view.name, EVENTS, EVENTS) for view in VIEWS
+    }
+    reads = "SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'events'"
+    until(lambda: filled.sql(reads)[0][0] >= EVENTS)
+    assert filled.sql(reads)[0][0] < 2 * EVENTS, "and not once for each view"
+
+
+def test_a_view_that_cannot_be_filled_keeps_no_other_from_it(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a mistake in a handler")
+
+    monkeypatch.setitem(codes.VIEW._handlers, Code.Shared, (None, broken))
+    names = [codes.NAME, history.NAME]
+    with pytest.raises(Poisoned, match="View codes_next stops before event 21001 of ledger 1"):
+        asyncio.run(upkeep.rebuild(filled.database.dsn(), names, lambda *_: None))
+    assert (filled.position("codes"), filled.position("history")) == (0, EVENTS)
+
+
+def test_a_worker_that_is_killed_is_followed_by_another_within_seconds(filled: Filled) -> None:
+    with filled.running("work", "--only", "views") as first:
+        until(lambda: filled.position("history") > 0)
+        with filled.running("work", "--only", "views"):
+            until(lambda: waiting(filled) == len(VIEWS))
+            first.send_signal(signal.SIGKILL)
+            first.wait(10)
+            until(lambda: {filled.position(view.name) for view in VIEWS} == {EVENTS}, within_s=60)
+    assert filled.sql("SELECT DISTINCT state FROM view_versions") == [("following",)]
+
+
+def waiting(filled: Filled) -> int:
+    """How many sessions have asked to lead a view and may not."""
+    (count,) = filled.sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND query LIKE 'SELECT pg_try_advisory_lock%%'",
+        "postgres",
+    )[0]
+    return int(count)
+
+
+# What is said
+
+
+def invoke(filled: Filled, *command: str) -> tuple[int, str]:
+    result = RUN.invoke(cli.app, command, env=filled.environment)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_the_list_of_views_says_how_far_each_is_what_stopped_it_and_what_was_skipped(begun: Filled) -> None:
+    fill(begun.database, begun.ledger_id, 1_010)
+    begun.said("rebuild", "all")
+    fresh = invoke(begun, "views", "list")[1].splitlines()
+    assert [text.split()[0] for text in fresh] == sorted(view.name for view in VIEWS)
+    assert all(re.search(r"following +1,010 events, all read$", text) for text in fresh)
+
+    begun.sql(
+        "UPDATE view_versions SET state = 'failed', error = 'KeyError: it', failed_ledger_id = %s, failed_position = 7"
+        " WHERE view = 'codes'",
+        begun.ledger_id,
+    )
+    stopped = invoke(begun, "views", "list")[1]
+    assert re.search(r"codes .* failed .*\n    stopped before event 7 of ledger acme: KeyError: it\n", stopped)
+
+    asked = ("views", "skip", "codes", "--ledger", "acme", "--position", "7", "--reason", "it is a test ")
+    code, said = invoke(begun, *asked)
+    assert (code, said) == (0, "View codes skips event 7 of ledger acme. Its worker goes on within seconds.\n")
+    skipped = invoke(begun, "views", "list")[1]
+    assert (
+        f"codes v{codes.VERSION} skips event 7 of ledger acme: it is a test\n    said {upkeep.who_asks()}, " in skipped
+    )
+    assert begun.sql("SELECT reason, skipped_by, login FROM view_skips") == [
+        ("it is a test", upkeep.who_asks(), "postgres")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("view", "ledger", "position", "reason", "problem"),
+    [
+        ("nothing", "acme", 7, "why", "There is no view nothing; the views are codes, "),
+        ("codes", "nobody", 7, "why", "There is no ledger nobody; `sparkledger ledgers list` shows them."),
+        ("codes", "acme", 7, "why", "View codes has not stopped: nothing can be skipped."),
+    ],
+)
+def test_what_cannot_be_skipped_is_refused_in_a_line(
+    begun: Filled, view: str, ledger: str, position: int, reason: str, problem: str
+) -> None:
+    with pytest.raises(LookupError) as refused:
+        asyncio.run(upkeep.skip(begun.database.dsn(), view, ledger, position, reason, "ada"))
+    assert str(refused.value).startswith(problem)
+
+
+def test_a_skip_without_a_reason_is_wrong_usage(begun: Filled) -> None:
+    asked = ("views", "skip", "codes", "--ledger", "acme", "--position", "7", "--reason", "  ")
+    assert invoke(begun, *asked)[0] == 2
+
+
+def test_how_far_a_rebuild_is_is_told_in_numbers() -> None:
+    assert line(Progress("codes", "filling", 250_000, 10.0, 500_000), 1_000_000) == (
+        "500,000 of 1,000,000 events (50 %), 25,000 a second, 20 s left"
+    )
+    assert line(Progress("codes", "filling", 0, 0.0, 0), 1_000_000) == "0 of 1,000,000 events (0 %)"
+    assert line(Progress("codes", "filling", 30, 1.0, 30), 20) == "30 of 30 events (100 %), 30 a second, 0 s left"
+    assert line(Progress("codes", "indexing", 1, 1.0, 1), 1) == "building its indexes"
+    assert line(Progress("codes", "done", 1_000, 0.5, 1_000), 1_000) == "done, 1,000 events in 0.5 s (2,000 a second)"
+
+
+def test_lines_come_at_each_phase_and_now_and_then() -> None:
+    said: list[str] = []
+    lines = Lines(said.append)
+    for events in (10, 20, 30):
+        lines(Progress("codes", "filling", events, 1.0, events), 100)
+    lines(Progress("history", "filling", 10, 1.0, 10), 100)
+    lines(Progress("codes", "indexing", 100, 1.0, 100), 100)
+    assert [text.split(":")[0] for text in said] == ["codes", "history", "codes"]
+    assert said[-1] == "codes: building its indexes"

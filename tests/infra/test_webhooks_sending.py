@@ -1,0 +1,456 @@
+"""Webhooks: every event to every endpoint at least once, in order for each code, whatever the receivers do."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections import Counter
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook as Verifier
+
+import infra.webhooks_target
+import infra.webhooks_worker
+from infra.cloud_events import cloud_event
+from infra.webhooks_target import Networks
+from tests import given
+from tests.infra.opened import Opened
+from tests.infra.receiving import HANG, Received, in_order, receiving
+from tests.infra.sending import Post, sending
+
+
+@pytest.fixture
+async def post(opened: Opened) -> Post:
+    """A ledger whose events are sent by a subscriber's key."""
+    return Post(opened, await opened.begin(role="subscriber"))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.webhooks_worker, "POLL_S", 0.02)
+
+
+# -- What is sent
+
+
+async def test_every_event_is_sent_once_as_a_signed_cloud_event(post: Post) -> None:
+    async with receiving() as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        (code,) = await post.generate()
+        await post.share(code, 3)
+        await post.settled(webhook_id)
+
+    assert receiver.unverified == []
+    assert sorted(receiver.positions) == [1, 2, 3, 4, 5]
+    page = await post.opened.ledgers.store.page(post.tenant.ledger_id)
+    by_id = {str(recorded.event_id): cloud_event(recorded, "main") for recorded in page}
+    for received in receiver.received:
+        event = received.event
+        assert received.headers["content-type"] == "application/cloudevents+json"
+        assert event.pop("data") == json.loads(by_id[received.id].data)
+        assert event == by_id[received.id].attributes
+
+
+async def test_no_secret_is_sent(post: Post) -> None:
+    async with receiving() as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        (code,) = await post.generate()
+        await post.settled(webhook_id)
+    assert f"#{code}".encode() not in b"".join(received.body for received in receiver.received)
+
+
+async def test_events_of_other_types_and_creators_are_left_out(post: Post) -> None:
+    async with receiving() as shared, receiving() as other, sending(post.opened):
+        by_type = await post.register(shared, types=["Shared"])
+        by_creator = await post.register(other, creator_ids=["creator-2"])
+        for creator_id in ("creator-1", "creator-2"):
+            (code,) = await post.generate(creator_id=creator_id)
+            await post.share(code)
+        await post.settled(by_type)
+        await post.settled(by_creator)
+    assert shared.positions == [3, 6]
+    assert sorted(other.positions) == [4, 5, 6]
+
+
+async def test_a_webhook_begins_after_the_position_that_was_asked_for(post: Post) -> None:
+    (code,) = await post.generate()
+    async with receiving() as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver, after=await post.head())
+        await post.share(code)
+        await post.settled(webhook_id)
+    assert receiver.positions == [3]
+
+
+async def test_another_ledgers_events_are_not_sent(post: Post) -> None:
+    other = Post(post.opened, await post.opened.begin("other"))
+    async with receiving() as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        await other.generate(3)
+        await post.generate()
+        await post.settled(webhook_id)
+    assert {received.event["source"] for received in receiver.received} == {"/ledgers/main"}
+
+
+# -- When it goes wrong
+
+
+async def test_what_fails_is_sent_again_with_the_same_id_and_another_signature(post: Post) -> None:
+    answers = iter([500, 502, 503, 204])
+    async with receiving(lambda _: next(answers)) as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        await post.opened.when(post.tenant, given.permission())
+        await post.settled(webhook_id)
+
+    first, *again = receiver.received
+    assert {received.id for received in again} == {first.id}
+    assert receiver.unverified == []
+    log = await post.attempts(webhook_id)
+    assert [(a.attempt, a.outcome, a.status) for a in log] == [
+        (1, "failed", 500),
+        (2, "failed", 502),
+        (3, "failed", 503),
+        (4, "delivered", 204),
+    ]
+    assert [
+        received.at - before.at >= pause
+        for before, received, pause in zip(receiver.received, again, (0.02, 0.05, 0.1), strict=False)
+    ] == [True, True, True]
+
+
+async def test_what_fails_holds_up_its_own_code_and_no_other(post: Post) -> None:
+    refused: list[str] = []
+
+    def answer(received: Received) -> int:
+        if received.event["subject"] == f"codes/{post.codes[0]}" and len(refused) < 3:
+            refused.append(received.id)
+            return 500
+        return 204
+
+    await post.generate(5)
+    for code in post.codes:
+        await post.share(code, 3)
+    async with receiving(answer) as receiver, sending(post.opened, retries_s=(0.05, 0.1, 0.2, 0.4)):
+        webhook_id = await post.register(receiver)
+        webhook = await post.settled(webhook_id)
+
+    assert len(set(refused)) == 1
+    assert in_order(receiver.received)
+    assert Counter(Counter(received.id for received in receiver.received).values()) == {1: 20, 4: 1}
+    assert webhook.dead == 0
+    # The others did not wait: what was refused came last.
+    assert {received.event["subject"] for received in receiver.received[-4:]} == {f"codes/{post.codes[0]}"}
+
+
+async def test_what_never_succeeds_is_a_dead_letter_and_can_be_sent_again(post: Post) -> None:
+    (poisoned, *_) = await post.generate(3)
+    await post.share(poisoned)
+    broken = True
+
+    def answer(received: Received) -> int:
+        return 500 if broken and received.position == 2 else 204
+
+    async with receiving(answer) as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        webhook = await post.settled(webhook_id)
+        (dead,) = await post.webhooks.dead_letters(post.owner, webhook_id, after=0, limit=10)
+        assert (webhook.dead, dead.position, dead.type, dead.attempts, dead.status, dead.error) == (
+            *(1, 2, "CodeGenerated", 4, 500),
+            "The receiver answered 500.",
+        )
+        # What came behind it in its lane was sent all the same.
+        assert sorted(set(receiver.positions)) == [1, 2, 3, 4, 5]
+
+        broken = False
+        assert await post.webhooks.replay(post.owner, webhook_id, [dead.message_id]) == (1, False)
+        await post.until(webhook_id, dead=0, waiting=0)
+        assert receiver.received[-1].id == str(dead.message_id)
+
+
+async def test_a_receiver_that_is_gone_disables_its_webhook_and_loses_nothing(post: Post) -> None:
+    gone = True
+    async with receiving(lambda _: 410 if gone else 204) as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        await post.generate(3)
+        await post.until(webhook_id, disabled="gone")
+        seen = len(receiver.received)
+        await post.generate(2)
+        gone = False
+        assert len(receiver.received) == seen
+
+        await post.webhooks.change(post.owner, webhook_id, enabled=True)
+        await post.settled(webhook_id)
+    delivered = [received.position for received in receiver.received[seen:]]
+    assert sorted(delivered) == list(range(1, await post.head() + 1))
+    first, *_ = await post.attempts(webhook_id)
+    assert first.outcome == "disabled"
+
+
+async def test_a_receiver_that_asks_to_be_left_alone_is_left_alone(post: Post) -> None:
+    answers = iter([(429, {"Retry-After": "1"}, b"")])
+    async with receiving(lambda _: next(answers, 204)) as receiver, sending(post.opened, in_flight=1):
+        webhook_id = await post.register(receiver)
+        await post.generate(5)
+        paused = await post.until(webhook_id, waiting=1, failures=1)
+        assert paused.paused_until is not None
+        await post.settled(webhook_id)
+    pauses = [after.at - before.at for before, after in pairwise(receiver.received)]
+    assert pauses[0] >= 0.95
+    assert in_order(receiver.received)
+
+
+async def test_a_receiver_that_is_down_gets_a_probe_now_and_then_and_everything_when_it_is_up(post: Post) -> None:
+    down = True
+    terms: dict[str, Any] = {"retries_s": (0.05, 3600.0), "failing_after": 3, "probe_s": 0.05, "in_flight": 2}
+    async with receiving(lambda _: 503 if down else 204) as receiver, sending(post.opened, **terms):
+        webhook_id = await post.register(receiver)
+        await post.generate(40)
+        await receiver.take(8)
+        webhook = await post.stands(webhook_id)
+        # Most of it is still in the log and was never tried.
+        assert webhook.waiting <= 12
+        down = False
+        seen = len(receiver.received)
+        await post.settled(webhook_id)
+    assert set(receiver.positions[seen:]) | {r.position for r in receiver.received[:seen]} == set(range(1, 42))
+    assert len(set(receiver.positions[seen:])) == 41
+    assert in_order(receiver.received[seen:])
+
+
+async def test_when_nothing_gets_through_for_the_whole_schedule_the_webhook_is_disabled(post: Post) -> None:
+    down = True
+    async with receiving(lambda _: 500 if down else 204) as receiver, sending(post.opened, failing_after=3):
+        webhook_id = await post.register(receiver)
+        await post.generate(5)
+        webhook = await post.until(webhook_id, disabled="failing")
+        assert webhook.dead == 0
+        down = False
+        seen = len(receiver.received)
+        await post.webhooks.change(post.owner, webhook_id, enabled=True)
+        await post.settled(webhook_id)
+    assert sorted(receiver.positions[seen:]) == list(range(1, 7))
+
+
+async def test_a_receiver_that_hangs_delays_no_other(post: Post) -> None:
+    async with receiving(lambda _: HANG) as hanging, receiving() as other, sending(post.opened):
+        stuck = await post.register(hanging)
+        webhook_id = await post.register(other)
+        await post.generate(30)
+        await hanging.take(1)
+        await post.settled(webhook_id)
+        assert (await post.stands(stuck)).position == 0
+    assert sorted(other.positions) == list(range(1, 32))
+
+
+async def test_an_attempt_that_takes_too_long_has_failed(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.webhooks_target, "ATTEMPT_S", 0.1)
+    answers = iter([HANG])
+    async with receiving(lambda _: next(answers, 204)) as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        await post.opened.when(post.tenant, given.permission())
+        await post.settled(webhook_id)
+    (first, second) = await post.attempts(webhook_id)
+    assert (first.outcome, first.status, second.outcome) == ("failed", None, "delivered")
+    assert first.duration_ms >= 100
+
+
+async def test_what_may_wait_is_bounded(post: Post) -> None:
+    poisoned = True
+
+    def answer(received: Received) -> int:
+        return 500 if poisoned and received.event["subject"].startswith("codes/") else 204
+
+    async with (
+        receiving(answer) as receiver,
+        sending(post.opened, retries_s=(0.2,) * 100, waiting=5, failing_after=1_000, window=4),
+    ):
+        webhook_id = await post.register(receiver)
+        await post.generate(40)
+        await receiver.take(15)
+        assert (await post.stands(webhook_id)).waiting <= 5 + 4
+        poisoned = False
+        await post.settled(webhook_id)
+    assert set(receiver.positions) == set(range(1, 42))
+
+
+# -- Secrets
+
+
+async def test_while_secrets_overlap_messages_bear_both_signatures(post: Post) -> None:
+    async with receiving() as receiver, sending(post.opened) as senders:
+        webhook_id = await post.register(receiver)
+        _, secret, _ = await post.webhooks.rotate(post.owner, webhook_id, timedelta(hours=1))
+        await post.noticed(senders, webhook_id)
+        receiver.secrets.append(secret)
+        await post.generate()
+        await post.settled(webhook_id)
+        assert receiver.unverified == []
+        assert all(len(received.headers["webhook-signature"].split()) == 2 for received in receiver.received)
+
+        # The next rotation ends the first secret at once.
+        _, newest, _ = await post.webhooks.rotate(post.owner, webhook_id, timedelta())
+        await post.noticed(senders, webhook_id)
+        await post.share(post.codes[0])
+        await post.settled(webhook_id)
+    last = receiver.received[-1]
+    assert len(last.headers["webhook-signature"].split()) == 1
+    Verifier(newest).verify(last.body, last.headers)
+    assert [said.split(":")[0] for said in receiver.unverified] == [last.id, last.id]
+
+
+async def test_a_secret_is_not_stored_as_it_is(post: Post) -> None:
+    async with receiving() as receiver:
+        await post.register(receiver)
+        ((sealed,),) = post.opened.sql("SELECT secret FROM webhooks")
+    secret = base64.b64decode(receiver.secrets[0].removeprefix("whsec_"))
+    assert len(secret) == 32
+    assert secret not in sealed
+
+
+# -- Changes
+
+
+async def test_a_test_is_sent_once_and_its_outcome_is_logged(post: Post) -> None:
+    answers = iter([500])
+    async with receiving(lambda _: next(answers, 204)) as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        first, _ = await post.webhooks.test(post.owner, webhook_id)
+        await post.until(webhook_id, failed=1, waiting=0)
+        second, _ = await post.webhooks.test(post.owner, webhook_id)
+        await post.until(webhook_id, delivered=1, waiting=0)
+    assert receiver.unverified == []
+    assert [received.id for received in receiver.received] == [str(first), str(second)]
+    assert receiver.received[0].event["type"] == "sparkledger.Test.v1"
+    log = await post.attempts(webhook_id)
+    assert [(a.message_id, a.position, a.type, a.outcome) for a in log] == [
+        (first, None, "Test", "failed"),
+        (second, None, "Test", "delivered"),
+    ]
+
+
+async def test_a_changed_url_is_sent_to_from_then_on(post: Post) -> None:
+    async with receiving() as before, receiving() as after, sending(post.opened) as senders:
+        webhook_id = await post.register(before)
+        await post.generate()
+        await post.settled(webhook_id)
+        await post.webhooks.change(post.owner, webhook_id, url=after.url)
+        await post.noticed(senders, webhook_id)
+        await post.generate(2)
+        await post.settled(webhook_id)
+    assert (sorted(before.positions), sorted(after.positions)) == ([1, 2], [3, 4])
+
+
+async def test_nothing_is_sent_for_a_key_that_is_not_valid(post: Post) -> None:
+    async with receiving() as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        await post.generate()
+        await post.settled(webhook_id)
+        await post.opened.identity.revoke(post.tenant.ledger_id, post.tenant.key.key_id)
+        webhook = await post.until(webhook_id, disabled="key")
+        other = Post(post.opened, await post.opened.another_key(post.tenant.ledger_id), post.codes)
+        await other.share(post.codes[0], 3)
+        assert (await post.stands(webhook_id)).position == webhook.position == 2
+    assert sorted(receiver.positions) == [1, 2]
+
+
+async def test_a_deleted_webhook_is_sent_nothing_more(post: Post) -> None:
+    async with receiving() as receiver, receiving() as other, sending(post.opened) as senders:
+        webhook_id = await post.register(receiver)
+        stays = await post.register(other)
+        await post.generate()
+        await post.settled(webhook_id)
+        await post.webhooks.delete(post.owner, webhook_id)
+        await post.noticed(senders, webhook_id)
+        await post.generate(3)
+        await post.settled(stays)
+    assert sorted(receiver.positions) == [1, 2]
+
+
+async def test_an_address_that_is_not_allowed_is_not_sent_to(post: Post) -> None:
+    async with receiving() as receiver, sending(post.opened, Networks(["none"]), retries_s=(60.0,)):
+        webhook_id = await post.register(receiver)
+        await post.generate()
+        webhook = await post.until(webhook_id, failures=2)
+        assert webhook.error == "The host's name leads to an address that webhooks are not sent to."
+    assert receiver.connections == 0
+
+
+# -- Ends and beginnings
+
+
+async def test_a_worker_that_ends_in_order_leaves_nothing_to_be_sent_twice(post: Post) -> None:
+    async with receiving() as receiver:
+        webhook_id = await post.register(receiver)
+        for _ in range(4):
+            async with sending(post.opened):
+                await post.generate(10)
+                await receiver.take(len(receiver.received) + 3)
+        async with sending(post.opened):
+            await post.settled(webhook_id)
+    assert sorted(receiver.positions) == list(range(1, await post.head() + 1))
+
+
+async def test_of_two_workers_one_sends_and_the_other_takes_over(post: Post) -> None:
+    async with receiving() as receiver:
+        webhook_id = await post.register(receiver)
+        async with sending(post.opened) as second:
+            async with sending(post.opened) as first:
+                await post.generate(20)
+                await post.settled(webhook_id)
+                assert len(first._running) + len(second._running) == 1
+            await post.generate(20)
+            await post.settled(webhook_id)
+    assert sorted(receiver.positions) == list(range(1, 42))
+
+
+async def test_a_sender_that_was_overtaken_writes_nothing_more(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with receiving() as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        await post.generate()
+        await post.settled(webhook_id)
+        post.opened.sql("UPDATE webhook_progress SET lease = lease + 1")
+        await post.share(post.codes[0], 3)
+        await post.settled(webhook_id)
+    # It noticed, let go, and began anew: at least once.
+    assert set(receiver.positions) == {1, 2, 3, 4, 5}
+    assert in_order(receiver.received)
+    assert "taken over" in caplog.text
+
+
+async def test_what_waits_is_known_to_the_next_worker(post: Post) -> None:
+    broken = True
+
+    def answer(received: Received) -> int:
+        return 500 if broken and received.position == 2 else 204
+
+    (code, *_) = await post.generate(3)
+    await post.share(code, 2)
+    async with receiving(answer) as receiver:
+        webhook_id = await post.register(receiver)
+        async with sending(post.opened, retries_s=(60.0,)):
+            await post.until(webhook_id, position=await post.head(), waiting=3)
+        broken = False
+        post.opened.sql("UPDATE webhook_messages SET next_at = now()")
+        async with sending(post.opened):
+            await post.settled(webhook_id)
+    assert receiver.positions[-3:] == [2, 5, 6]
+    assert Counter(receiver.positions) == {1: 1, 2: 2, 3: 1, 4: 1, 5: 1, 6: 1}
+
+
+async def test_nothing_secret_is_logged(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with receiving(lambda _: (500, {}, b"what the receiver says")) as receiver, sending(post.opened):
+        receiver.url += "?token=of-the-receiver"
+        webhook_id = await post.register(receiver)
+        await post.generate()
+        await post.until(webhook_id, disabled="failing")
+    logged: Any = (
+        caplog.text + str(await post.attempts(webhook_id)) + str(post.opened.sql("SELECT * FROM webhook_attempts"))
+    )
+    logged += str((await post.stands(webhook_id)).error)
+    for secret in ("of-the-receiver", "what the receiver says", receiver.secrets[0].removeprefix("whsec_")):
+        assert secret not in logged

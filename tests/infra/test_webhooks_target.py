@@ -1,0 +1,254 @@
+"""Where webhooks go: public addresses, what a setting names, and nowhere else, whatever a name says later."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import httpcore
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+import infra.webhooks_target
+from infra.webhooks_target import Address, Answer, BadTarget, Networks, Resolver, Target, check_url
+from tests.infra.receiving import HANG, receiving
+
+LOOPBACK = Networks(["127.0.0.0/8", "::1/128"])
+NONE = Networks(["none"])
+REFUSED = "The host's name leads to an address that webhooks are not sent to."
+
+
+class Leading(Resolver):
+    """Leads every name where the test says, one answer after the other."""
+
+    def __init__(self, *answers: Sequence[str]) -> None:
+        super().__init__()
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    async def addresses(self, host: str) -> Sequence[Address]:
+        self.asked.append(host)
+        return [ip_address(address) for address in (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])]
+
+
+async def post(url: str, networks: Networks, resolver: Resolver, context: ssl.SSLContext | None = None) -> Answer:
+    target = Target(url, networks, resolver, context or httpcore.default_ssl_context(), 2)
+    try:
+        return await target.post({"webhook-id": "one"}, b"{}")
+    finally:
+        await target.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://receiver.example/hook",
+        "https://receiver.example:8443/hook?token=x&y=%20",
+        "https://93.184.215.14/hook",
+        "https://[2606:2800:21f:cb07:6820:80da:af6b:8b2c]/",
+        "http://localhost:9000/hook",
+        "http://app.localhost/hook",
+        "http://127.0.0.1:9000/hook",
+        "http://[::1]:9000/",
+    ],
+)
+def test_a_webhook_may_be_sent_to(url: str) -> None:
+    check_url(url, LOOPBACK)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://receiver.example/hook", "Only HTTPS"),
+        ("http://10.0.0.1/hook", "Only HTTPS"),
+        ("https://10.0.0.1/hook", "not public"),
+        ("https://169.254.169.254/latest/meta-data", "not public"),
+        ("https://[fd00:ec2::254]/", "not public"),
+        ("https://[::ffff:10.0.0.1]/", "not public"),
+        ("https://0.0.0.0/", "not public"),
+        ("https://user:password@receiver.example/", "host alone"),
+        ("https:///hook", "host alone"),
+        ("https://receiver.example:99999/", "malformed"),
+        ("https://[nonsense/", "malformed"),
+        ("ftp://receiver.example/", "absolute URL"),
+        ("//receiver.example/", "absolute URL"),
+        ("https://receiver.example/#part", "absolute URL"),
+        ("https://receiver.example/ä", "absolute URL"),
+        ("https://receiver.example/\r\nHost: x", "absolute URL"),
+        ("https://receiver.example/" + "x" * 2048, "absolute URL"),
+    ],
+)
+def test_a_webhook_may_not_be_sent_to(url: str, said: str) -> None:
+    with pytest.raises(BadTarget, match=said) as refused:
+        check_url(url, LOOPBACK)
+    assert "password" not in str(refused.value).replace("user or password", "")
+
+
+def test_loopback_is_refused_where_no_network_is_named() -> None:
+    with pytest.raises(BadTarget):
+        check_url("http://127.0.0.1/", NONE)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "127.0.0.1",
+            "0.0.0.0",  # noqa: S104 - what nothing is sent to
+            "224.0.0.1",
+        ),
+        *("192.0.0.1", "192.88.99.1", "198.18.0.1", "203.0.113.1", "240.0.0.1", "255.255.255.255"),
+        *("::1", "::", "fe80::1", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1", "3fff::1", "2001::1", "::7f00:1"),
+        # An IPv4 address within: mapped, 6to4, NAT64.
+        *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b:1::1"),
+    ],
+)
+def test_an_address_that_is_not_public_is_not_connected_to(address: str) -> None:
+    assert not NONE.allow(ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_a_public_address_is_connected_to(address: str) -> None:
+    assert NONE.allow(ip_address(address))
+
+
+def test_a_network_that_is_named_is_connected_to() -> None:
+    named = Networks(["10.1.0.0/16", "fd00::/8"])
+    assert [named.allow(ip_address(a)) for a in ("10.1.2.3", "fd00::1", "::ffff:10.1.2.3", "10.2.0.1")] == [
+        *(True, True, True),
+        False,
+    ]
+
+
+async def test_a_name_that_leads_inside_is_refused_when_it_is_connected_to() -> None:
+    for inside in (["10.0.0.1"], ["169.254.169.254"], ["fe80::1"], ["127.0.0.1"]):
+        answer = await post("https://receiver.example/", NONE, Leading(inside))
+        assert answer == Answer(error=REFUSED)
+    assert await post("https://receiver.example/", NONE, Leading([])) == Answer(error="The host's name leads nowhere.")
+
+
+async def test_a_name_that_leads_elsewhere_the_second_time_is_judged_the_second_time() -> None:
+    async with receiving() as receiver:
+        url = receiver.url.replace("127.0.0.1", "localhost")
+        resolver = Leading(["127.0.0.1"], ["10.0.0.1"])
+        assert (await post(url, LOOPBACK, resolver)).status == 204
+        assert await post(url, LOOPBACK, resolver) == Answer(error=REFUSED)
+        assert resolver.asked == ["localhost", "localhost"]
+
+
+async def test_in_clear_nothing_leaves_this_machine_whatever_the_name_says() -> None:
+    everywhere = Networks(["0.0.0.0/0"])
+    assert await post("http://localhost:9/", everywhere, Leading(["10.0.0.1"])) == Answer(error=REFUSED)
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async with receiving(lambda _: (302, {"Location": "http://127.0.0.1:1/"}, b"")) as receiver:
+        answer = await post(receiver.url, LOOPBACK, Resolver())
+        assert (answer.status, answer.delivered, receiver.connections) == (302, False, 1)
+
+
+async def test_of_an_endless_answer_only_the_beginning_is_read() -> None:
+    async with receiving(lambda _: (200, {}, b"x" * 50_000_000)) as receiver:
+        assert (await post(receiver.url, LOOPBACK, Resolver())).status == 200
+
+
+async def test_a_receiver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.webhooks_target, "ATTEMPT_S", 0.1)
+    async with receiving(lambda _: HANG) as receiver:
+        answer = await post(receiver.url, LOOPBACK, Resolver())
+        assert answer.status is None
+        assert answer.error is not None
+        assert answer.error.startswith("There was no answer within")
+
+
+async def test_a_receiver_that_is_not_there_is_told_apart() -> None:
+    async with receiving() as receiver:
+        url = receiver.url
+    assert await post(url, LOOPBACK, Resolver()) == Answer(error="The receiver did not accept the connection.")
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("120", 120.0), ("0", 0.0), ("999999999", 86_400.0), ("soon", None), ("-1", None), ("1.5", None)],
+)
+async def test_retry_after_is_read_and_bounded(said: str, seconds: float | None) -> None:
+    async with receiving(lambda _: (503, {"Retry-After": said}, b"")) as receiver:
+        assert (await post(receiver.url, LOOPBACK, Resolver())).retry_after_s == seconds
+
+
+async def test_retry_after_may_be_a_date() -> None:
+    later = datetime.now(UTC) + timedelta(minutes=2)
+    said = later.strftime("%a, %d %b %Y %H:%M:%S GMT")
+    async with receiving(lambda _: (503, {"Retry-After": said}, b"")) as receiver:
+        found = (await post(receiver.url, LOOPBACK, Resolver())).retry_after_s
+    assert found is not None
+    assert 110 < found <= 120
+
+
+# -- TLS
+
+
+def certified(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the contexts of a server with a certificate for a name, and of a client that trusts it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "certificate"
+    file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(file)
+    return server, ssl.create_default_context(cafile=str(file))
+
+
+async def test_the_certificate_must_be_for_the_name_although_the_address_is_connected_to(tmp_path: Path) -> None:
+    server, client = certified(tmp_path, "receiver.example")
+    async with receiving(context=server) as receiver:
+        port = receiver.url.split(":")[2]
+        right = await post(f"https://receiver.example:{port}", LOOPBACK, Leading(["127.0.0.1"]), client)
+        wrong = await post(f"https://other.example:{port}", LOOPBACK, Leading(["127.0.0.1"]), client)
+        unknown = await post(f"https://receiver.example:{port}", LOOPBACK, Leading(["127.0.0.1"]))
+        assert right.status == 204
+        assert receiver.received[0].headers["host"].startswith("receiver.example")
+        not_verified = Answer(error="The receiver's certificate could not be verified.")
+        assert (wrong, unknown) == (not_verified, not_verified)
+        assert len(receiver.received) == 1
+
+
+async def test_a_name_is_looked_up_once_for_all_who_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[str] = []
+
+    def look_up(host: str) -> list[Address]:
+        looked_up.append(host)
+        return [ip_address("127.0.0.1")]
+
+    monkeypatch.setattr(infra.webhooks_target, "_look_up", look_up)
+    resolver = Resolver()
+    await asyncio.gather(*(resolver.addresses("receiver.example") for _ in range(5)))
+    resolver.close()
+    assert looked_up == ["receiver.example"]

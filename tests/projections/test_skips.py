@@ -1,0 +1,196 @@
+"""Skipping what stopped a view: nothing else, by somebody, for a reason, and kept."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from domain.code import Code
+from projections import VIEWS, codes, history, progress, rebuild, skips
+from projections.folding import Connect, Poisoned
+from projections.skips import NotStoppedThere, Skip
+from projections.view import NEXT, View
+from tests import given
+from tests.conftest import TestDatabase
+from tests.projections.conftest import Cursor
+from tests.projections.memory_log import MemoryLog, positions, rows, until
+from tests.projections.test_runner import failed, poisoned_by, reads, runner_of, running, state
+
+# The code is shared, redeemed and revoked; the view of codes stops before it is shared.
+BROKEN: View[Any] = poisoned_by(Code.Shared)
+NEWER = replace(BROKEN, version=codes.VERSION + 1)
+SHARED = (1, 3)
+
+
+def log_with_a_share() -> MemoryLog:
+    return MemoryLog(given.revoked())
+
+
+async def skip(connect: Connect, view: View[Any], ledger_id: int, position: int) -> None:
+    async with await connect() as connection, connection.transaction():
+        await skips.skip(connection.cursor(), view, ledger_id, position, "nobody asks for that share", "ada")
+
+
+async def test_a_view_that_skips_what_stopped_it_goes_on_and_says_so(connect: Connect, worker: Cursor) -> None:
+    log = log_with_a_share()
+    async with running(runner_of(BROKEN, log, connect)):
+        await until(lambda: failed(worker, "codes"))
+        assert await positions(worker, "codes") == {1: 2}
+        await skip(connect, BROKEN, *SHARED)
+        await until(lambda: reads(worker, "codes", log.heads))
+        await until(lambda: follows(worker))
+    (row,) = await codes.CODES.load(worker, [(1, given.CODE)])
+    assert (row.position, row.share_count, row.redemption_count) == (5, 0, 1)
+    assert [
+        (s.ledger_id, s.view, s.version, s.position, s.reason, s.skipped_by, s.error) for s in await all_of(worker)
+    ] == [
+        (
+            1,
+            "codes",
+            codes.VERSION,
+            3,
+            "nobody asks for that share",
+            "ada",
+            "ZeroDivisionError: a mistake in a handler",
+        )
+    ]
+
+
+async def follows(cur: Cursor) -> bool:
+    return await state(cur, "codes") == ("following", None, None)
+
+
+async def all_of(cur: Cursor) -> list[Skip]:
+    return await skips.skips(cur, 100)
+
+
+@pytest.mark.parametrize("place", [(1, 2), (1, 4), (2, 3)])
+async def test_nothing_but_what_stopped_a_view_can_be_skipped(
+    connect: Connect, worker: Cursor, place: tuple[int, int]
+) -> None:
+    async with running(runner_of(BROKEN, log_with_a_share(), connect)):
+        await until(lambda: failed(worker, "codes"))
+        with pytest.raises(NotStoppedThere, match="View codes has stopped before event 3 of ledger 1: nothing else"):
+            await skip(connect, BROKEN, *place)
+    assert await all_of(worker) == []
+
+
+async def test_of_a_view_that_has_not_stopped_nothing_can_be_skipped(connect: Connect, worker: Cursor) -> None:
+    log = log_with_a_share()
+    async with running(runner_of(codes.VIEW, log, connect)):
+        await until(lambda: reads(worker, "codes", log.heads))
+        with pytest.raises(NotStoppedThere, match="View codes has not stopped"):
+            await skip(connect, codes.VIEW, *SHARED)
+
+
+async def test_another_version_of_the_program_cannot_skip_for_the_one_that_stopped(
+    connect: Connect, worker: Cursor
+) -> None:
+    async with running(runner_of(BROKEN, log_with_a_share(), connect)):
+        await until(lambda: failed(worker, "codes"))
+        with pytest.raises(NotStoppedThere):
+            await skip(connect, NEWER, *SHARED)
+
+
+async def test_an_event_that_cannot_be_read_can_be_skipped_too(connect: Connect, worker: Cursor) -> None:
+    log = log_with_a_share()
+    log.unreadable.add(SHARED)
+    async with running(runner_of(history.VIEW, log, connect)):
+        await until(lambda: failed(worker, "history"))
+        await skip(connect, history.VIEW, *SHARED)
+        await until(lambda: reads(worker, "history", log.heads))
+    found = await rows(worker, history.VIEW)
+    assert [row[1] for row in found["history"]] == [1, 2, 4, 5]
+
+
+async def test_filled_anew_the_same_version_skips_the_same_and_a_new_one_takes_it_in(
+    connect: Connect, worker: Cursor
+) -> None:
+    log = log_with_a_share()
+    async with running(runner_of(BROKEN, log, connect)):
+        await until(lambda: failed(worker, "codes"))
+        await skip(connect, BROKEN, *SHARED)
+        await until(lambda: reads(worker, "codes", log.heads))
+    live = await rows(worker, BROKEN)
+    await rebuild.rebuild(BROKEN, log, connect, page_events=2)
+    assert await rows(worker, BROKEN) == live
+    assert await positions(worker, "codes") == log.heads
+
+    mended = replace(codes.VIEW, version=codes.VERSION + 1)
+    await rebuild.rebuild(mended, log, connect)
+    assert [row.share_count for row in await codes.CODES.load(worker, [(1, given.CODE)])] == [1]
+    assert await skips.skipped(worker, "codes", mended.version) == frozenset()
+
+
+async def test_what_stops_a_rebuild_can_be_skipped_and_the_old_rows_are_followed_meanwhile(
+    connect: Connect, worker: Cursor
+) -> None:
+    log = log_with_a_share()
+    async with running(runner_of(codes.VIEW, log, connect)):
+        await until(lambda: reads(worker, "codes", log.heads))
+        with pytest.raises(Poisoned, match="View codes_next stops before event 3 of ledger 1"):
+            await rebuild.rebuild(NEWER, log, connect)
+        assert await state(worker, "codes" + NEXT) == ("failed", *SHARED)
+        assert await state(worker, "codes") == ("following", None, None)
+        await skip(connect, NEWER, *SHARED)
+        await rebuild.rebuild(NEWER, log, connect)
+    standing = await progress.status(worker, "codes")
+    assert standing is not None
+    assert (standing.version, standing.state, standing.error) == (NEWER.version, "following", None)
+
+
+async def test_a_worker_whose_new_version_stopped_goes_on_with_it_once_that_is_skipped(
+    connect: Connect, worker: Cursor
+) -> None:
+    log = log_with_a_share()
+    async with running(runner_of(codes.VIEW, log, connect)):
+        await until(lambda: reads(worker, "codes", log.heads))
+    async with running(runner_of(NEWER, log, connect)):
+        await until(lambda: failed(worker, "codes"))
+        await skip(connect, NEWER, *SHARED)
+        await until(lambda: at_version(worker, NEWER.version))
+    assert await state(worker, "codes") == ("following", None, None)
+
+
+async def at_version(cur: Cursor, version: int) -> bool:
+    standing = await progress.status(cur, "codes")
+    return standing is not None and (standing.version, standing.state) == (version, "following")
+
+
+async def test_skips_are_never_changed_and_seen_by_their_ledger_alone(
+    database: TestDatabase, connect: Connect, worker: Cursor, api: Cursor
+) -> None:
+    async with running(runner_of(BROKEN, log_with_a_share(), connect)):
+        await until(lambda: failed(worker, "codes"))
+        await skip(connect, BROKEN, *SHARED)
+        await skip(connect, BROKEN, *SHARED)
+    for statement in (b"UPDATE view_skips SET reason = 'x'", b"DELETE FROM view_skips", b"TRUNCATE view_skips"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            await worker.execute(statement)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await api.execute("INSERT INTO view_skips SELECT * FROM view_skips")
+    assert [found.position for found in await all_of(api)] == [3], "once, however often it was said"
+    await api.execute("SELECT set_config('sparkledger.ledger', '2', false)")
+    assert await all_of(api) == []
+
+
+async def test_every_view_can_be_told_to_skip(connect: Connect, worker: Cursor) -> None:
+    log = log_with_a_share()
+    log.unreadable.add((1, 2))
+    log.unreadable.add((1, 3))
+    del log.ledgers[1][3:]
+    async with running(*(runner_of(view, log, connect) for view in VIEWS)):
+        for position in (2, 3):
+            for view in VIEWS:
+                await until(lambda view=view, position=position: stopped_at(worker, view.name, position))  # type: ignore[misc]
+            await asyncio.gather(*(skip(connect, view, 1, position) for view in VIEWS))
+        for view in VIEWS:
+            await until(lambda view=view: reads(worker, view.name, {1: 3}))  # type: ignore[misc]
+
+
+async def stopped_at(cur: Cursor, name: str, position: int) -> bool:
+    return await state(cur, name) == ("failed", 1, position)

@@ -1,0 +1,257 @@
+"""The search of the trail: whatever is asked for, it finds what a look at every single row would have found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from domain.recorded import Recorded
+from domain.values import Actor
+from projections import history, trail
+from projections.history import EntryRow
+from projections.trail import Among, Between, Condition
+from tests import given
+from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, OTHER_CODE, OTHER_SECRET, VIDEO, Story
+from tests.projections.conftest import Cursor, Followed
+from tests.projections.memory_log import MemoryLog, happening
+
+DAY = timedelta(days=1)
+
+
+def told() -> Story:
+    """Two creators with a code each on two videos, a day between events, and a second key.
+
+    1 on(creator-1) 2 generated 3 shared 4 redeemed 5 on(creator-2) 6 generated 7 shared 8 redeemed 9 revoked(the first)
+    10 refused, of the first, which was tried half a day later; 11 shared(the second) three days before it was recorded
+    """
+    story = given.unknown()
+    other = Actor(key_id="key-2", role="operator")
+    for command, actor in (
+        (given.permission(), given.OPERATOR),
+        (given.generate(), given.OPERATOR),
+        (given.share(), given.OPERATOR),
+        (given.redeem(), given.OPERATOR),
+        (given.permission(creator_id="creator-2"), other),
+        (given.generate(OTHER_CODE, creator_id="creator-2", video_id="video-2", secret=OTHER_SECRET), other),
+        (given.share(OTHER_CODE, brand_id="brand-2", advertiser_id=ADVERTISER), other),
+        (given.redeem(OTHER_SECRET, advertiser_id="advertiser-2"), other),
+        (given.revoke(), other),
+    ):
+        story.when(command, actor=actor)
+        story.later(days=1)
+    assert story.outcome(given.redeem(advertiser_id="advertiser-3")) == "RedemptionRefused code_revoked"
+    story.when(given.share(OTHER_CODE, brand_id="brand-3", channel="email"), effective_at=story.clock() - 3 * DAY)
+    return story
+
+
+def one(field: Any, *values: str | UUID) -> Among:
+    return Among(field, values)
+
+
+def no(field: Any, *values: str | UUID) -> Among:
+    return Among(field, values, negated=True)
+
+
+CONDITIONS: list[tuple[list[Condition], list[int]]] = [
+    ([], [*range(1, 12)]),
+    ([one("code_id", CODE)], [2, 3, 4, 9, 10]),
+    ([one("creator_id", CREATOR)], [1, 2, 3, 4, 9, 10]),
+    ([one("creator_id", "creator-2")], [5, 6, 7, 8, 11]),
+    ([one("creator_id", CREATOR, "creator-2"), one("type", "Shared")], [3, 7, 11]),
+    ([one("creator_id", "nobody")], []),
+    ([one("creator_id")], []),
+    ([no("creator_id", CREATOR)], [5, 6, 7, 8, 11]),
+    ([no("creator_id", "nobody")], [*range(1, 12)]),
+    ([one("video_id", "video-2")], [6, 7, 8, 11]),
+    ([one("video_id", VIDEO), one("creator_id", "creator-2")], []),
+    ([one("video_id", "video-3")], []),
+    ([no("video_id", "video-2")], [1, 2, 3, 4, 5, 9, 10]),
+    ([one("advertiser_id", ADVERTISER)], [3, 4, 7, 11]),
+    ([no("advertiser_id", ADVERTISER)], [1, 2, 5, 6, 8, 9, 10]),
+    ([one("brand_id", BRAND)], [3]),
+    ([one("brand_id", BRAND, "brand-2")], [3, 7]),
+    ([one("actor", "key-2")], [5, 6, 7, 8, 9]),
+    ([one("type", "Redeemed")], [4, 8]),
+    ([one("type", "Redeemed", "Shared")], [3, 4, 7, 8, 11]),
+    ([one("type", "Redeemed"), one("actor", "key-2")], [8]),
+    ([one("type", "Redeemed"), no("actor", "key-2")], [4]),
+    ([one("channel", "email")], [11]),
+    ([no("channel", "email"), one("type", "Shared")], [3, 7]),
+    ([one("refused", "code_revoked")], [10]),
+    ([one("refused", "code_expired")], []),
+    ([one("source", "operator"), no("type", "Shared")], [1, 2, 4, 5, 6, 8, 9, 10]),
+    ([Between("recorded_at", since=NOW + 3 * DAY)], [*range(4, 12)]),
+    ([Between("recorded_at", until=NOW + 3 * DAY)], [1, 2, 3]),
+    ([Between("recorded_at", NOW + 2 * DAY, NOW + 5 * DAY)], [3, 4, 5]),
+    ([Between("recorded_at", NOW + 2 * DAY, NOW + 5 * DAY, negated=True)], [1, 2, *range(6, 12)]),
+    ([Between("recorded_at", since=NOW + 90 * DAY)], []),
+    ([Between("recorded_at", until=NOW)], []),
+    ([Between("effective_at", NOW + 5 * DAY, NOW + 7 * DAY)], [6, 7, 11]),
+    ([Between("effective_at", NOW + 5 * DAY, NOW + 7 * DAY), one("type", "Shared")], [7, 11]),
+    ([Between("effective_at", until=NOW + DAY)], [1]),
+    ([Between("effective_at", since=NOW + 8 * DAY)], [9, 10]),
+    ([Between("effective_at", NOW + 5 * DAY, NOW + 7 * DAY, negated=True)], [1, 2, 3, 4, 5, 8, 9, 10]),
+    ([Between("effective_at", NOW + 6 * DAY, NOW + 8 * DAY), Between("recorded_at", since=NOW + 8 * DAY)], [11]),
+]
+
+
+async def test_events_are_found_in_both_directions_by_every_condition(follow: Followed, api: Cursor) -> None:
+    await follow(history.VIEW, MemoryLog(told()))
+
+    async def found(*, descending: bool) -> list[tuple[list[Condition], list[int]]]:
+        return [
+            (conditions, (await trail.search(api, 1, conditions, limit=100, descending=descending)).positions)
+            for conditions, _ in CONDITIONS
+        ]
+
+    assert await found(descending=False) == CONDITIONS
+    assert await found(descending=True) == [(conditions, expected[::-1]) for conditions, expected in CONDITIONS]
+
+
+async def test_pages_of_positions_together_are_the_whole(follow: Followed, api: Cursor) -> None:
+    await follow(history.VIEW, MemoryLog(told()))
+    of = [one("creator_id", CREATOR)]
+    onwards = [(await trail.search(api, 1, of, limit=2, after=after)).positions for after in (0, 2, 4, 10)]
+    back = [
+        (await trail.search(api, 1, of, limit=2, before=before, descending=True)).positions
+        for before in (trail.END, 9, 3, 1)
+    ]
+    assert onwards == [[1, 2], [3, 4], [9, 10], []]
+    assert back == [[10, 9], [4, 3], [2, 1], []]
+    assert (await trail.search(api, 1, [], limit=9, after=3, before=7)).positions == [4, 5, 6]
+
+
+async def test_a_search_ends_where_it_has_looked_through_enough_and_the_next_goes_on(
+    follow: Followed, api: Cursor
+) -> None:
+    await follow(history.VIEW, MemoryLog(told()))
+    rare: list[Condition] = [one("source", "operator"), one("type", "Shared"), no("channel", "dm")]
+
+    found = await trail.search(api, 1, rare, limit=5, max_looked_through=2)
+    assert (found.positions, found.looked_through) == ([], 2)
+    assert found.stopped_at is not None
+
+    positions: list[int] = []
+    after: int | None = 0
+    while after is not None:
+        found = await trail.search(api, 1, rare, limit=5, after=after, max_looked_through=1)
+        positions += found.positions
+        after = found.stopped_at
+    assert positions == [11]
+    assert await backwards(api, rare) == [11]
+
+
+async def backwards(cur: Cursor, conditions: Sequence[Condition]) -> list[int]:
+    positions: list[int] = []
+    before: int | None = trail.END
+    while before is not None:
+        found = await trail.search(
+            cur, 1, conditions, limit=5, before=before, descending=True, max_looked_through=2, max_seconds=0
+        )
+        positions += found.positions
+        before = found.stopped_at
+    return positions
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_search_finds_what_a_look_at_every_row_would(follow: Followed, api: Cursor, seed: int) -> None:
+    events = happening(seed, 150).ledger.events
+    log = MemoryLog(Story())
+    log.ledgers[1] = events
+    await follow(history.VIEW, log)
+    random = Random(seed)
+    rows = [history.entered(1, recorded, recorded.event) for recorded in events]
+    for _ in range(60):
+        conditions = [_any_condition(random, events) for _ in range(random.randrange(1, 4))]
+        limit, after, descending = random.choice([1, 3, 1000]), random.randrange(20), random.random() < 0.5
+        expected = [row.position for row in rows if row.position > after and _passes(row, conditions, rows)]
+        found: list[int] = []
+        ends: dict[str, int] = {"after": after}
+        while True:
+            page = await trail.search(
+                api,
+                1,
+                conditions,
+                limit=limit,
+                descending=descending,
+                max_looked_through=random.choice([3, 10**6]),
+                **ends,
+            )
+            found += page.positions
+            if page.stopped_at is None and len(page.positions) < limit:
+                break
+            ends["before" if descending else "after"] = (
+                page.stopped_at if page.stopped_at is not None else page.positions[-1]
+            )
+        assert found == (expected[::-1] if descending else expected), conditions
+
+
+def _any_condition(random: Random, events: Sequence[Recorded]) -> Condition:
+    negated = random.random() < 0.3
+    if random.random() < 0.3:
+        ends = sorted(random.choice(events).recorded_at for _ in range(2))
+        ends = [end + timedelta(hours=random.choice([-2, 0, 0, 2])) for end in ends]
+        since, until = (end if random.random() < 0.8 else None for end in ends)
+        return Between(random.choice(["recorded_at", "effective_at"]), since, until, negated)
+    numbers = range(3)
+    field, values = random.choice(
+        [
+            ("creator_id", [f"creator-{number}" for number in numbers]),
+            ("video_id", [f"video-{number}" for number in numbers]),
+            ("code_id", [UUID(int=number) for number in numbers]),
+            ("brand_id", [f"brand-{number}" for number in numbers]),
+            ("advertiser_id", [f"advertiser-{number}" for number in numbers]),
+            ("type", ["Shared", "Redeemed", "CodeGenerated", "PermissionDisabled", "Expired"]),
+            ("source", ["operator", "clock"]),
+            ("refused", ["code_expired", "code_revoked"]),
+        ]
+    )
+    return Among(field, tuple(random.sample(values, random.choice([1, 1, 2]))), negated)  # type: ignore[arg-type]
+
+
+def _passes(row: EntryRow, conditions: Sequence[Condition], rows: Sequence[EntryRow]) -> bool:
+    return all(_fulfils(row, condition, rows) != condition.negated for condition in conditions)
+
+
+def _fulfils(row: EntryRow, condition: Condition, rows: Sequence[EntryRow]) -> bool:
+    if isinstance(condition, Between):
+        moment: datetime = getattr(row, condition.field)
+        return (condition.since is None or moment >= condition.since) and (
+            condition.until is None or moment < condition.until
+        )
+    if condition.field == "creator_id":
+        return any(r.creator_id in condition.values and r.creator_stream == row.creator_stream for r in rows)
+    if condition.field == "video_id":
+        return any(r.video_id in condition.values and r.code_id == row.code_id for r in rows)
+    return getattr(row, condition.field) in condition.values
+
+
+async def test_an_estimate_is_near_where_statistics_are(follow: Followed, api: Cursor, worker: Cursor) -> None:
+    events = happening(1, 400).ledger.events
+    log = MemoryLog(Story())
+    log.ledgers[1] = events
+    await follow(history.VIEW, log)
+    await worker.execute("ANALYZE views.history")
+    middle = events[len(events) // 2].recorded_at
+
+    asked: list[tuple[list[Condition], int]] = [
+        ([], len(events)),
+        ([one("type", "Shared")], sum(r.type == "Shared" for r in events)),
+        ([no("type", "Shared")], sum(r.type != "Shared" for r in events)),
+        ([one("creator_id", "nobody")], 0),
+        ([Between("effective_at", until=middle)], sum(r.effective_at < middle for r in events)),
+    ]
+    for conditions, actual in asked:
+        assert await trail.estimate(api, 1, conditions) == pytest.approx(actual, rel=0.3), conditions
+
+
+async def test_another_ledgers_history_is_hidden(follow: Followed, api: Cursor) -> None:
+    await follow(history.VIEW, MemoryLog(given.permitted(), told()))
+    assert (await trail.search(api, 1, [], limit=100)).positions == [1]
+    assert (await trail.search(api, 2, [], limit=100)).positions == []
+    assert (await trail.search(api, 2, [one("type", "Shared")], limit=100)).positions == []

@@ -1,0 +1,91 @@
+"""Keys at the command line: made, listed, rotated, revoked, without a key of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+from typer.testing import CliRunner
+
+import cli
+from infra.api_key import ApiKey
+from infra.bootstrap import begin_ledger
+from infra.runtime import API, runtime
+from infra.vault import MasterKey, fresh_key
+from tests.conftest import TestDatabase
+
+Run = Callable[..., str]
+Find = Callable[[str], ApiKey | None]
+
+
+@pytest.fixture
+def master(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> MasterKey:
+    """A database with the ledger `main`, which the settings lead to."""
+    text = base64.b64encode(fresh_key()).decode()
+    monkeypatch.setenv("SPARKLEDGER_DATABASE_URL", database.dsn())
+    monkeypatch.setenv("SPARKLEDGER_MASTER_KEY", text)
+    master = MasterKey.from_text(text)
+    asyncio.run(begin_ledger(database.dsn(), master, "main"))
+    return master
+
+
+@pytest.fixture
+def run(master: MasterKey) -> Run:
+    def command(*words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(cli.app, ["keys", *words])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    return command
+
+
+@pytest.fixture
+def find(database: TestDatabase, master: MasterKey) -> Find:
+    async def present(text: str) -> ApiKey | None:
+        async with runtime(database.dsn(API), API, master) as opened:
+            return await opened.identity.authenticate(text, datetime.now(UTC))
+
+    return lambda text: asyncio.run(present(text))
+
+
+def shown(output: str) -> str:
+    found = re.search(r"shown this once: (slk_\w+)", output)
+    assert found is not None
+    return found[1]
+
+
+def test_a_key_is_made_listed_rotated_and_revoked(run: Run, find: Find) -> None:
+    created = run("create", "--role", "creator", "--creator-id", "ana", "--name", "app", "--days", "30")
+    first = shown(created)
+    key = find(first)
+    assert key is not None
+    assert (key.role, key.name, key.subjects.creator_ids) == ("creator", "app", frozenset({"ana"}))
+    assert key.expires_at is not None
+    assert 29 <= (key.expires_at - datetime.now(UTC)).days <= 30
+
+    line = next(line for line in run("list").splitlines() if str(key.key_id) in line)
+    assert re.search(r"creator .* until \d{4}-\d\d-\d\d .* used \d{4}-\d\d-\d\d \d\d:\d\d +app$", line)
+    assert first not in line
+
+    second = shown(run("rotate", str(key.key_id), "--overlap-seconds", "60"))
+    assert find(first) == find(second) == key
+    third = shown(run("rotate", str(key.key_id), "--overlap-seconds", "0"))
+    assert [find(text) for text in (first, second, third)] == [None, None, key]
+
+    run("revoke", str(key.key_id))
+    assert find(third) is None
+    assert "revoked" in run("list")
+
+
+def test_a_key_without_the_subjects_of_its_role_is_not_made(run: Run) -> None:
+    assert "A brand's key names brand_ids" in " ".join(run("create", "--role", "brand", code=2).split())
+
+
+def test_what_is_no_key_of_the_ledger_is_neither_rotated_nor_revoked(run: Run) -> None:
+    for command in ("rotate", "revoke"):
+        assert "a key's id is a UUID" in " ".join(run(command, "x", code=2).split())
+        run(command, "01a2047d-e22d-7479-9309-83e7d9fc9f1d", code=1)
