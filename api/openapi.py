@@ -35,6 +35,7 @@ _MATCHING: Final = frozenset(
     {
         "addNote",
         "endCampaign",
+        "eraseCreator",
         "extendCode",
         "launchCampaign",
         "redeemCode",
@@ -48,9 +49,12 @@ _RECORDING: Final = _MATCHING | {"generateCode"}
 # The same again answers 200 instead of 201.
 _REPEATED_AS_200: Final = frozenset({"addNote", "launchCampaign", "redeemCode", "shareCode"})
 _UNKNOWN_BY_BODY: Final = frozenset({"lookupCode", "redeemCode"})
+# A creator may be named of whom nothing is recorded; of their permission that is no question.
+_UNKNOWN_CREATOR: Final = frozenset({"eraseCreator", "readErasure"})
 _WITH_VERSION: Final = _RECORDING | {
     "lookupCode",
     "readCode",
+    "readErasure",
     "readHistory",
     "readPermission",
     "readPermissionHistory",
@@ -214,7 +218,7 @@ def statuses(route: Route, method: str) -> set[int]:
     if not route.roles:
         return {500, 503} if name == "isReady" else {500}
     found = {400, 401, 403, 429, 500, 503}
-    if route.param_convertors.keys() - {"creator_id"} or name in _UNKNOWN_BY_BODY:
+    if route.param_convertors.keys() - {"creator_id"} or name in _UNKNOWN_BY_BODY | _UNKNOWN_CREATOR:
         found.add(404)
     if route.body_field is not None or route.openapi_extra:
         found |= {408, 413, 415, 422}

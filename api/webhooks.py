@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api import headers
+from api.accesses import enter
 from api.answers import NO_STORE, answer
 from api.auth import Caller, allow
 from api.cursors import cursor, link_next, place_of
@@ -36,6 +37,7 @@ from api.webhook_models import (
     WebhookSecretAnswer,
 )
 from domain.errors import Unknown
+from infra.cloud_events import STRUCTURED_CONTENT_TYPE
 from infra.webhooks_shown import Asked, Owner, OwnerInvalid, TooManyWebhooks, WebhookDisabled, WebhookUnknown
 from infra.webhooks_target import BadTarget, Networks, check_url
 
@@ -64,6 +66,8 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
             after=head if body.after is None else body.after,
             asked=_asked(caller),
         )
+    asked = {"webhook_id": str(webhook.webhook_id), "types": webhook.types, "creator_ids": webhook.creator_ids}
+    await _enter(caller, asked)
     told = NO_STORE | {"Location": f"/v1/webhooks/{webhook.webhook_id}"} | _again(again)
     return answer(_content(caller, webhook) | {"secret": secret}, 201, told)
 
@@ -93,6 +97,7 @@ async def change_webhook(
     changes = {name: value for name, value in given.items() if value is not None or name == "description"}
     with _problems():
         webhook = await caller.services.webhooks.change(_owner(caller), _id(webhook_id), **changes)
+    await _enter(caller, {"webhook_id": webhook_id, "changed": sorted(changes)})
     return answer(_content(caller, webhook))
 
 
@@ -101,6 +106,7 @@ async def delete_webhook(webhook_id: str, caller: Annotated[Caller, allow("subsc
     """Delete a webhook, its dead letters and its log of deliveries."""
     with _problems():
         await caller.services.webhooks.delete(_owner(caller), _id(webhook_id))
+    await _enter(caller, {"webhook_id": webhook_id})
     return Response(status_code=204)
 
 
@@ -119,6 +125,7 @@ async def rotate_webhook_secret(
         webhook, secret, again = await caller.services.webhooks.rotate(
             _owner(caller), _id(webhook_id), overlap, _asked(caller)
         )
+    await _enter(caller, {"webhook_id": webhook_id})
     return answer(_content(caller, webhook) | {"secret": secret}, 201, NO_STORE | _again(again))
 
 
@@ -222,6 +229,11 @@ def _id(text: str) -> UUID:
         return headers.path_uuid(text, "webhook")
     except Unknown:
         raise WebhookUnknown from None
+
+
+async def _enter(caller: Caller, asked: Mapping[str, Any]) -> None:
+    """Record in the log of accesses who had events sent; the URL may hold a secret, and is left out."""
+    await enter(caller, asked, rows=0, format=STRUCTURED_CONTENT_TYPE)
 
 
 def _again(again: bool) -> dict[str, str]:

@@ -263,21 +263,3 @@ def _in_words(error: KafkaError) -> str:
         f"Kafka cannot be reached, or hangs up ({said}). Is it up, and are SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS, "
         "SPARKLEDGER_KAFKA_SECURITY_PROTOCOL, SPARKLEDGER_KAFKA_SASL_USERNAME and its password right?"
     )
-
-
-def publishers(conninfo: str, settings: Settings) -> list[Publisher]:
-    """Return a publisher for each destination of the settings; none where no Kafka is named.
-
-    `conninfo` is the database, as a login that is or may become the worker's role.
-    """
-    if not settings.kafka_bootstrap_servers:
-        return []
-    options = client_options(settings)
-    return [
-        Publisher(conninfo, destination, options, replication_factor=settings.kafka_replication_factor)
-        for destination in destinations(settings.kafka_ledgers)
-    ]
-
-
-def _in_words(error: KafkaError) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

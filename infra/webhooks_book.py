@@ -211,6 +211,13 @@ class Book:
         async with self._database.connection() as connection:
             await connection.execute(_DISABLE, (why, webhook_id))
 
+    async def complain(self, webhook_id: UUID, error: str) -> None:
+        """Tell the endpoint's owner what keeps it from being sent to, where that is none of the receiver's doing."""
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "UPDATE webhook_progress SET error = %s, failed_at = now() WHERE webhook_id = %s", (error, webhook_id)
+            )
+
     async def forget(self, webhook_id: UUID) -> None:
         """Drop what is too old, or too much, of an endpoint's attempts and dead letters."""
         async with self._database.connection() as connection:

@@ -48,6 +48,7 @@ LEADERSHIP: Final = 7_290_116
 # A sender that broke is begun again after a pause, and after a longer one each time.
 BROKEN_FIRST_S: Final = 5.0
 BROKEN_LONGEST_S: Final = 300.0
+BROKEN: Final = "Something broke on our side. It is tried again."
 # How often what is too old is dropped.
 FORGET_EVERY_S: Final = 600.0
 
@@ -131,10 +132,14 @@ class Senders:
             endpoints = {endpoint.webhook_id: endpoint for endpoint in await self._book.endpoints(connection)}
             self._names.update({endpoint.ledger_id: endpoint.ledger_name for endpoint in endpoints.values()})
             await self._reap(connection)
-            await self._follow_changes(endpoints)
-            for endpoint in endpoints.values():
-                if endpoint.key_valid and endpoint.webhook_id not in self._running:
-                    await self._begin(connection, endpoint)
+            try:
+                await self._follow_changes(endpoints)
+                for endpoint in endpoints.values():
+                    if endpoint.key_valid and endpoint.webhook_id not in self._running:
+                        await self._begin(connection, endpoint)
+            except Unavailable as unavailable:
+                # A busy moment: those that send go on, the rest is looked at again.
+                log.warning("Changes of webhooks wait: %s", unavailable)
             if time.monotonic() >= self._forget_at:
                 self._forget_at = time.monotonic() + FORGET_EVERY_S
                 await self._forget()
@@ -174,7 +179,7 @@ class Senders:
         except (Overtaken, MasterKeyError, InvalidTag) as error:
             why = str(error) or type(error).__name__
             log.error("Webhook %s cannot be sent to: %s", webhook_id, why)  # noqa: TRY400 - no traceback tells more
-            self._pause(webhook_id)
+            await self._pause(webhook_id)
             await connection.execute(_LEAVE, lock)
             return
         target = Target(endpoint.url, self._networks, self._resolver, self._context, self._terms.in_flight)
@@ -205,10 +210,12 @@ class Senders:
                 log.info("Webhook %s was taken over by another worker, or deleted", webhook_id)
             else:
                 log.error("Webhook %s cannot be sent to, and is tried again later", webhook_id, exc_info=error)
-                self._pause(webhook_id)
+                await self._pause(webhook_id)
             await connection.execute(_LEAVE, (LEADERSHIP, str(webhook_id)))
 
-    def _pause(self, webhook_id: UUID) -> None:
+    async def _pause(self, webhook_id: UUID) -> None:
+        with suppress(Unavailable):
+            await self._book.complain(webhook_id, BROKEN)
         known = self._broken.get(webhook_id)
         pause_s = BROKEN_FIRST_S if known is None else min(known.pause_s * 2, BROKEN_LONGEST_S)
         self._broken[webhook_id] = _Broken(time.monotonic() + pause_s, pause_s)

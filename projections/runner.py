@@ -43,6 +43,9 @@ __all__ = [
 
 # Between looks at the log by a runner that nobody wakes, and between attempts to lead or to reconnect.
 POLL_S: Final = 1.0
+# After a page, before the next look: what is committed meanwhile makes one page, for a page costs much the same whether
+# it holds one event or a hundred.
+LINGER_S: Final = 0.02
 # Waiting for a view: the first pause between looks, and the longest.
 WAIT_FIRST_S: Final = 0.002
 WAIT_LONGEST_S: Final = 0.05
@@ -148,8 +151,11 @@ class Runner:
         while True:
             self._wake.clear()
             await folding.take_in_all(self._log, self._page_events)
+            await asyncio.sleep(LINGER_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._poll_s)
+                # Not wait_for: before Python 3.12 it may swallow being cancelled.
+                async with asyncio.timeout(self._poll_s):
+                    await self._wake.wait()
 
     def _say(self, level: int, what: str) -> None:
         """Log a change, and not once a second that nothing has changed."""

@@ -155,7 +155,9 @@ class SharedLog:
         if left <= 0:
             return False
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._moved.wait(), left)
+            # Not wait_for: before Python 3.12 it may swallow being cancelled.
+            async with asyncio.timeout(left):
+                await self._moved.wait()
         return True
 
     def _needs_oldest(self, other: Reader) -> bool:

@@ -330,6 +330,21 @@ def test_the_connection_of_a_client_that_takes_nothing_is_dropped(
     assert not deaf.rest().endswith(b"\r\n0\r\n\r\n")
 
 
+def test_a_stream_is_recorded_among_the_accesses_with_what_it_was_handed(world: World) -> None:
+    world.running()
+    auditor = world.as_role("auditor")
+    with following(auditor, 2, type="Redeemed") as stream:
+        stream.take(1)
+
+    def ended() -> list[dict[str, Any]]:
+        entries = told(world.client.get("/v1/accesses"), 200)["accesses"]
+        return [e for e in entries if e["route"] == "GET /v1/events/stream" and e["complete"] is not None]
+
+    until(lambda: len(ended()) == 1)
+    (entry,) = ended()
+    assert (entry["query"], entry["format"], entry["rows"]) == ({"type": "Redeemed"}, "text/event-stream", 1)
+
+
 # -- Sharing
 
 

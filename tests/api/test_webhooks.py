@@ -259,3 +259,19 @@ def test_dead_letters_are_listed_and_sent_again(world: World) -> None:
     assert told(world.client.post(f"{path}/replays"), 202) == {"replayed": 4}
     stands = told(world.client.get(path), 200)
     assert (stands["dead"], stands["waiting"]) == (0, 5)
+
+
+def test_who_had_events_sent_is_recorded_among_the_accesses_without_the_url(world: World) -> None:
+    webhook_id = create(world.client, types=["Shared"])["webhook_id"]
+    path = f"/v1/webhooks/{webhook_id}"
+    told(world.client.patch(path, json={"enabled": False}), 200)
+    told(world.client.post(f"{path}/rotation"), 201)
+    assert world.client.delete(path).status_code == 204
+
+    entries = told(world.client.get("/v1/accesses"), 200)["accesses"]
+    assert [(entry["route"], entry["query"]) for entry in entries if "/v1/webhooks" in entry["route"]] == [
+        ("DELETE /v1/webhooks/{webhook_id}", {"webhook_id": webhook_id}),
+        ("POST /v1/webhooks/{webhook_id}/rotation", {"webhook_id": webhook_id}),
+        ("PATCH /v1/webhooks/{webhook_id}", {"webhook_id": webhook_id, "changed": ["enabled"]}),
+        ("POST /v1/webhooks", {"webhook_id": webhook_id, "types": ["Shared"], "creator_ids": []}),
+    ]

@@ -386,8 +386,9 @@ async def test_a_worker_that_ends_in_order_leaves_nothing_to_be_sent_twice(post:
         webhook_id = await post.register(receiver)
         for _ in range(4):
             async with sending(post.opened):
+                seen = len(receiver.received)
                 await post.generate(10)
-                await receiver.take(len(receiver.received) + 3)
+                await receiver.take(seen + 3)
         async with sending(post.opened):
             await post.settled(webhook_id)
     assert sorted(receiver.positions) == list(range(1, await post.head() + 1))

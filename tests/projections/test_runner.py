@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from domain.code import Code
-from projections import VIEWS, codes, history, progress, view
+from projections import VIEWS, codes, history, progress, sharing, statistics, view
 from projections.folding import Connect, Folding
 from projections.page import Gap, Page
 from projections.progress import Overtaken
 from projections.runner import Behind, Runner, create_missing, wait_for
+from projections.sharing import SharedLog
 from projections.view import Folded, Reached, Status, View
 from tests import given
 from tests.given import CODE, NOW
@@ -181,6 +182,23 @@ async def test_an_event_of_a_code_that_no_event_began_stops_the_view(connect: Co
         await until(lambda: failed(worker, "codes"))
     (standing,) = await view.statuses(worker)
     assert standing.error == f"LookupError: view codes has no row {CODE}, which the event would change"
+
+
+async def test_views_that_share_one_reading_hold_each_other_up_neither_by_a_lock_nor_by_poison(
+    connect: Connect, worker: Cursor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "EVENTS_KEPT_MAX", 20)
+    log = MemoryLog(given.revoked(), happening(8, 200))
+    shared = SharedLog(log)
+    await create_missing(connect, VIEWS)
+    views = [poisoned_by(Code.Revoked, view) if view is statistics.VIEW else view for view in VIEWS]
+    others = [view for view in VIEWS if view not in {codes.VIEW, statistics.VIEW}]
+    async with await connect() as holding, holding.transaction():
+        await holding.execute("LOCK TABLE views.codes IN ACCESS EXCLUSIVE MODE")
+        async with running(*(runner_of(view, shared.reader(), connect, page_events=5) for view in views)):
+            await until(lambda: failed(worker, "statistics"))
+            await until(lambda: all_read(worker, others, log.heads))
+            assert await positions(worker, "codes") == {}
 
 
 # Killed at any moment

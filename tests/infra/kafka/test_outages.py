@@ -91,7 +91,7 @@ async def test_while_kafka_is_away_commands_go_on_and_the_lag_shows(
         own_kafka.stop(signal.SIGKILL)
         await creators(opened, tenant, "bcde")
         publisher.wake()
-        until(lambda: failures(opened) > 0, 30)
+        until(lambda: failures(opened) > 0, 60)
         ((state, error),) = opened.sql("SELECT state, error FROM publications")
         assert state == "retrying"
         assert error.startswith("tries again: ")
@@ -100,7 +100,7 @@ async def test_while_kafka_is_away_commands_go_on_and_the_lag_shows(
 
         own_kafka.start()
         received = topic.until(5, 60)
-        until(lambda: opened.sql("SELECT state, error FROM publications") == [("publishing", None)])
+        until(lambda: opened.sql("SELECT state, error FROM publications") == [("publishing", None)], 30)
         topic.poll()
 
     assert once_and_in_order(received, range(1, 6)) == []
@@ -113,7 +113,7 @@ async def test_a_publisher_that_starts_before_kafka_begins_when_it_is_there(
     tenant = await opened.begin()
     await creators(opened, tenant, "ab")
     with publishing(opened.database, own_kafka.broker.plain, prefix):
-        until(lambda: failures(opened) > 0, 30)
+        until(lambda: failures(opened) > 0, 60)
         own_kafka.start()
         with events(own_kafka.broker.plain, prefix) as topic:
             received = topic.until(2, 60)
