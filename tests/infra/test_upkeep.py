@@ -116,7 +116,7 @@ def test_a_rebuild_that_is_killed_goes_on_where_it_stood(filled: Filled) -> None
     filled.said("rebuild", "codes")
     whole = filled.rows("codes")
     with filled.running("rebuild", "codes") as process:
-        until(lambda: filled.position("codes" + NEXT) > 0)
+        until(lambda: filled.position("codes" + NEXT) > 0, within_s=60)
         with psycopg.connect(filled.database.dsn()) as holding:
             holding.execute("LOCK TABLE views.codes_next IN ACCESS EXCLUSIVE MODE")
             left = filled.position("codes" + NEXT)
@@ -124,7 +124,7 @@ def test_a_rebuild_that_is_killed_goes_on_where_it_stood(filled: Filled) -> None
             process.send_signal(signal.SIGKILL)
             assert process.wait(10) == -signal.SIGKILL
     assert filled.rows("codes") == whole, "the rows that are read are the old ones"
-    until(lambda: filled.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", WORKER) == [(0,)])
+    until(lambda: filled.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", WORKER) == [(0,)], within_s=60)
 
     told = filled.said("rebuild", "codes")
     done = re.search(r"codes: done, ([\d,]+) events in [\d.]+ s \([\d,]+ a second\)", told)
