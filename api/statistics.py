@@ -17,8 +17,9 @@ from api.problems import malformed_query
 from api.route import Route
 from api.wiring import Cursor
 from infra.publications import publication
+from infra.standing import in_ledger
 from infra.webhooks_shown import Owner
-from projections import statistics, view
+from projections import statistics
 from projections.lives import BUCKETS_S, LONGER, day_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ async def read_stats(
     counted, position = await services.views.read(ledger_id, figures, view=statistics.NAME, at_least=query.at_least)
     attempts = await services.ledgers.refusals.counts(ledger_id, since=now - STATS_SINCE)
     subscribers = await _subscribers(caller, now)
-    views = await _views(caller, head, now)
+    views = await _views(caller)
     content = {"position": head, **counted, "refused_attempts": attempts, "views": views, "subscribers": subscribers}
     return answer(content, 200, {"Ledger-Position": str(position)})
 
@@ -128,30 +129,19 @@ def _state_of(webhook: Webhook) -> str:
     return "retrying" if webhook.failures or webhook.waiting else "publishing"
 
 
-async def _views(caller: Caller, head: int, now: datetime) -> list[dict[str, Any]]:
+async def _views(caller: Caller) -> list[dict[str, Any]]:
     """Return how far each view has read this ledger, for how long the next event waits for it, and what stopped it."""
-    ledger_id = caller.ledger_id
-
-    async def standings(cur: Cursor) -> tuple[list[view.Status], dict[str, int]]:
-        read = {reached.view: reached.position for reached in await view.positions(cur, ledger_id)}
-        return await view.statuses(cur), read
-
-    (found, positions), _ = await caller.services.views.read(ledger_id, standings, view=statistics.NAME)
-    waiting = {positions.get(status.view, 0) + 1 for status in found}
-    events = await caller.services.ledgers.store.at_positions(ledger_id, sorted(p for p in waiting if p <= head))
-    since = {event.position: event.recorded_at for event in events}
     return [
         {
-            "view": status.view,
-            "state": status.state,
-            "position": positions.get(status.view, 0),
-            "lag": max(0, head - positions.get(status.view, 0)),
-            "lag_seconds": max(0.0, (now - since.get(positions.get(status.view, 0) + 1, now)).total_seconds()),
-            # What another ledger's event did to the view is not this ledger's to read.
-            "error": status.error if status.failed_ledger_id == ledger_id else None,
-            "stopped_before": status.failed_position if status.failed_ledger_id == ledger_id else None,
+            "view": standing.view,
+            "state": standing.state,
+            "position": standing.position,
+            "lag": standing.behind_events,
+            "lag_seconds": standing.behind_s,
+            "error": standing.error,
+            "stopped_before": standing.failed_position,
         }
-        for status in found
+        for standing in await in_ledger(caller.services.database, caller.ledger_id)
     ]
 
 

@@ -56,7 +56,7 @@ _IN_ALL_LEDGERS: Final = """
 _IN_ONE: Final = """
     SELECT v.view, v.version, v.state, v.rebuilds, coalesce(p.position, 0),
            greatest(h.position - coalesce(p.position, 0), 0),
-           coalesce(extract(epoch FROM clock_timestamp() - next.recorded_at), 0)::float8, h.position,
+           greatest(extract(epoch FROM clock_timestamp() - next.recorded_at), 0)::float8, h.position,
            CASE WHEN v.failed_ledger_id = %(ledger_id)s THEN v.failed_position END,
            CASE WHEN v.failed_ledger_id = %(ledger_id)s THEN v.error END
     FROM view_versions v

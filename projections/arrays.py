@@ -26,8 +26,8 @@ _length: Final = struct.Struct(">i").pack
 _eight_bytes: Final = struct.Struct(">iq").pack
 _header: Final = struct.Struct(">iiiii").pack
 _UUID_LENGTH: Final = _length(16)
-# Lengths of most texts.
-_LENGTHS: Final = [_length(n) for n in range(512)]
+# The lengths of texts up to that of a long document.
+_LENGTHS: Final = [_length(n) for n in range(65_536)]
 _TRUE: Final = _length(1) + b"\x01"
 _FALSE: Final = _length(1) + b"\x00"
 
@@ -70,7 +70,7 @@ class Texts(Array):
 
     @staticmethod
     def elements(values: Sequence[str | None]) -> list[bytes]:
-        return [_NULL if value is None else _text(value.encode()) for value in values]
+        return _texts([None if value is None else value.encode() for value in values])
 
 
 class Sets(Array):
@@ -83,7 +83,7 @@ class Sets(Array):
 
     @staticmethod
     def elements(values: Sequence[set[str] | None]) -> list[bytes]:
-        return [_NULL if value is None else _text(",".join(sorted(value)).encode()) for value in values]
+        return _texts([None if value is None else ",".join(sorted(value)).encode() for value in values])
 
 
 class Documents(Array):
@@ -93,7 +93,7 @@ class Documents(Array):
 
     @staticmethod
     def elements(values: Sequence[Any]) -> list[bytes]:
-        return [_NULL if value is None else _text(orjson.dumps(value)) for value in values]
+        return _texts([None if value is None else orjson.dumps(value) for value in values])
 
 
 class Times(Array):
@@ -112,9 +112,11 @@ class Uuids(Array):
         return [_NULL if value is None else _UUID_LENGTH + value.int.to_bytes(16) for value in values]
 
 
-def _text(encoded: bytes) -> bytes:
-    length = len(encoded)
-    return (_LENGTHS[length] if length < len(_LENGTHS) else _length(length)) + encoded
+def _texts(encoded: Sequence[bytes | None]) -> list[bytes]:
+    try:
+        return [_NULL if text is None else _LENGTHS[len(text)] + text for text in encoded]
+    except IndexError:
+        return [_NULL if text is None else _length(len(text)) + text for text in encoded]
 
 
 class _ArrayDumper(Dumper):

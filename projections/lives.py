@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -146,4 +147,10 @@ def bucket(passed: timedelta) -> str:
 
 def day_of(moment: datetime) -> datetime:
     """Return the beginning of a moment's day, both in UTC."""
-    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    return _beginning_of(moment.toordinal())
+
+
+@lru_cache(maxsize=4_096)
+def _beginning_of(day: int) -> datetime:
+    """Return the beginning of a day: one object for all that happens on it, for they are hashed again and again."""
+    return datetime.combine(date.fromordinal(day), time(tzinfo=UTC))

@@ -43,7 +43,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     )
     SELECT v.view, v.version, v.state, v.rebuilds, coalesce(sum(p.position), 0)::bigint,
            coalesce(sum(h.position - coalesce(p.position, 0)), 0)::bigint,
-           coalesce(max(extract(epoch FROM clock_timestamp() - next.recorded_at)), 0)::float8
+           greatest(max(extract(epoch FROM clock_timestamp() - next.recorded_at)), 0)::float8
     FROM view_versions v
     LEFT JOIN heads h ON true
     LEFT JOIN view_positions p ON p.view = v.view AND p.version = v.version AND p.ledger_id = h.ledger_id

@@ -46,7 +46,9 @@ async def test_a_view_is_behind_by_what_it_has_not_read_and_since_the_oldest_of_
         await opened.when(two, given.permission(creator_id=creator))
     opened.sql("ALTER TABLE events DISABLE TRIGGER ALL")
     opened.sql(
-        "UPDATE events SET recorded_at = now() - interval '1 hour' WHERE ledger_id = %s AND position = 1", two.ledger_id
+        "UPDATE events SET recorded_at = now() - interval '1 hour', body = 'nobody can read this'"
+        " WHERE ledger_id = %s AND position = 1",
+        two.ledger_id,
     )
 
     first = {standing.view: standing for standing in await in_ledger(api, one.ledger_id)}
