@@ -10,7 +10,7 @@ from api.auth import UNBOUND, Caller
 from api.problems import malformed_body
 from domain.errors import NotAllowed, Refused
 from domain.values import Policy
-from infra.ledger import Request
+from infra.attempt import Request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

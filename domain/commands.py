@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from domain.campaign import Campaign, Share
 from domain.code import Code
@@ -52,16 +52,14 @@ class Ledger(Codes, Protocol):
         """Return the keyed hash under which a note is known, for as long as its creator's key is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class When:
+class When(NamedTuple):
     """The moment a command arrived, and the moment it says it is true for: usually the same, never a later one."""
 
     now: datetime
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A name in the ledger that one stream holds at a time: compared and set in the append's own transaction."""
 
     kind: Literal["creator", "video", "secret"]

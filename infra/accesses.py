@@ -14,9 +14,9 @@ from uuid import UUID
 
 import orjson
 
-from infra.arrays import Ints, Longs, Texts, Uuids
 from infra.event_store import Merged
 from infra.ids import uuid7
+from projections.arrays import Bigints, Ints, Texts, Uuids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -204,7 +204,7 @@ async def _insert(connection: LedgerConnection, ledger_id: int, ids: Mapping[Acc
         Texts([access.format for access in told]),
         Texts([access.request_id for access in told]),
         Ints([reads for _, reads in together.values()]),
-        Longs([access.rows for access in told]),
+        Bigints([access.rows for access in told]),
         Texts([None if access.complete is None else str(access.complete) for access in told]),
     )
     await connection.execute(_RECORD, (ledger_id, *columns), prepare=True)

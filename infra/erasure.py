@@ -18,9 +18,9 @@ from domain import commands
 from domain.creator import Creator
 from domain.errors import Unknown
 from domain.values import Actor
+from infra.attempt import Request
 from infra.errors import Unavailable
 from infra.ids import uuid7
-from infra.ledger import Request
 from infra.minting import Asker
 from infra.runtime import WORKER, runtime
 from infra.vault import MasterKeyError

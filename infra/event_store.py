@@ -10,9 +10,9 @@ from uuid import UUID
 
 from domain.recorded import Recorded
 from domain.values import CLOCK, Actor
-from infra.arrays import Byteas, Uuids
 from infra.errors import Unavailable
 from infra.mapper import to_event
+from projections.arrays import Byteas, Uuids
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from infra.arrays import Ints, Longs
 from infra.event_store import COLUMNS, to_recorded
+from projections.arrays import Bigints, Ints
 from projections.page import Page
 from projections.runner import Unreadable
 
@@ -86,7 +86,7 @@ class Feed:
         """
         parameters = {
             "ledgers": Ints(list(positions)),
-            "positions": Longs(list(positions.values())),
+            "positions": Bigints(list(positions.values())),
             "served": self._served,
             "limit": limit,
         }

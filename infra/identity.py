@@ -17,7 +17,6 @@ import psycopg
 
 from domain.errors import NotAllowed
 from infra.api_key import ApiKey
-from infra.arrays import Byteas
 from infra.bearers import Bearers, looks_like_a_token, unsealed_subject
 from infra.errors import TokenRefused
 from infra.event_store import Merged
@@ -26,6 +25,7 @@ from infra.minting import KEY_COLUMNS, Minter, api_key
 from infra.tokens import Tokens
 from infra.uses import Uses
 from infra.vault import fresh_key
+from projections.arrays import Byteas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

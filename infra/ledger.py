@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Final, Generic, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 from domain.code import Code
 from domain.commands import A, Decision, When
-from domain.creator import Creator
 from domain.errors import Refused, Unknown
 from domain.recorded import Recorded, fold_code, true_at
+from infra.attempt import Attempt, Request
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.ids import uuid7
-from infra.mapper import clear_body, sealed_fields, wire_type
 from infra.session import Loaded, Memory, Session, replayed
 from infra.vault import place
-from infra.writer import Append, Appended, Conflict, EventRow, KeyRefused, Mismatch, Outcome, Replayed
+from infra.writer import Append, Appended, Conflict, KeyRefused, Mismatch, Outcome, Replayed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from domain.commands import Ledger
     from domain.recorded import Event
-    from domain.values import Actor, Sealed
+    from domain.values import Sealed
     from infra.event_store import EventStore
     from infra.keyring import Keyring
     from infra.refusals import Refusals
@@ -40,29 +37,7 @@ CODES_AT_ONCE: Final = 200
 BUSY: Final = "Others change the same code or video faster than this command could be decided. Try again in a moment."
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is known of a command besides what it asks for.
-
-    Attributes:
-        ledger_id: the ledger of the caller's key.
-        actor: who asks; `actor.key_id` is the API key's UUID as text, or the clock's name.
-        request_hash: 16 bytes over method, path and body; what tells a repeat from a misuse of its key.
-        effective_at: when it was true in the world, where that is not now.
-
-    """
-
-    ledger_id: int
-    actor: Actor
-    correlation_id: str | None = None
-    traceparent: str | None = None
-    idempotency_key: str | None = None
-    request_hash: bytes = b""
-    effective_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Done(Generic[A]):
+class Done(NamedTuple, Generic[A]):
     """What a command came to. Told again for the same Idempotency-Key, it is the same to the last field.
 
     Attributes:
@@ -81,43 +56,6 @@ class Done(Generic[A]):
     appended: int
     replayed: bool
     creator_stream: UUID | None
-
-
-@dataclass(eq=False)
-class Attempt(Generic[A]):
-    """One attempt at a command: when, what was read, what came out."""
-
-    request: Request
-    when: When
-    session: Session
-    decision: Decision[A] | None
-    events: Sequence[Event]
-    refusal: Refused | None
-
-    @property
-    def decided(self) -> Decision[A]:
-        """The decision, where there are events to append."""
-        return cast("Decision[A]", self.decision)
-
-    @property
-    def nothing_sure(self) -> bool:
-        """Whether it guessed, and would append nothing that could prove the guess right."""
-        return self.session.guessed and (self.refusal is not None or not self.events)
-
-    @cached_property
-    def creator_stream(self) -> UUID:
-        """The stream of the creator whom it concerns: their own, or the one their code remembers."""
-        aggregate = self.decided.aggregate
-        if isinstance(aggregate, Creator):
-            return aggregate.id
-        known = self.session.loaded.get(aggregate.id)
-        if known is not None:
-            return known.creator_stream
-        return next(read.id for read in self.decided.unchanged if isinstance(read, Creator))
-
-    def dated(self, event: Event) -> bool:
-        """Tell whether an event's effective time is stated, by the caller or a window's end; else it is recording's."""
-        return self.request.effective_at is not None or event.timestamp != self.when.at
 
 
 class Ledgers:
@@ -220,7 +158,7 @@ class Ledgers:
         if not attempt.events:
             return await self._nothing_recorded(attempt)
         # A refusal is recorded without the key: the same request may succeed later.
-        append = await self._append_of(attempt, command_id, None if attempt.refusal else idempotency)
+        append = await attempt.append(self.keyring, command_id, None if attempt.refusal else idempotency)
         outcome = await self._writer.append(append)
         if isinstance(outcome, Conflict):
             return attempt.decided.aggregate.id
@@ -272,69 +210,17 @@ class Ledgers:
                 raise IdempotencyMismatch
             case KeyRefused():
                 raise KeyNoLongerValid
-        done = _done(attempt, cast("Appended", outcome))
-        self._remember(attempt, append, done)
+        done = _done(attempt, append, cast("Appended", outcome))
+        self._remember(append, done)
         if attempt.refusal is not None:
             raise attempt.refusal
         return done
 
-    def _remember(self, attempt: Attempt[A], append: Append, done: Done[A]) -> None:
+    def _remember(self, append: Append, done: Done[A]) -> None:
         ledger_id = append.ledger_id
-        self._memory.keep(ledger_id, Loaded(cast("A", done.aggregate), done.position, attempt.creator_stream))
+        self._memory.keep(ledger_id, Loaded(cast("A", done.aggregate), done.position, append.events[0].creator_stream))
         for claim, _, holder in append.claims:
             self._memory.keep_claim(ledger_id, claim, holder)
-
-    async def _append_of(self, attempt: Attempt[A], command_id: UUID, idempotency: bytes | None) -> Append:
-        request = attempt.request
-        decision: Decision[A] = attempt.decided
-        aggregate = decision.aggregate
-        by_clock = request.actor.role == "clock"
-        return Append(
-            ledger_id=request.ledger_id,
-            events=[await self._row(attempt, event) for event in attempt.events],
-            preconditions=[
-                (aggregate.id, aggregate.version - len(attempt.events)),
-                *[(read.id, read.version) for read in decision.unchanged],
-            ],
-            claims=[
-                (attempt.session.claim(claim.kind, claim.name), claim.expected, claim.new) for claim in decision.claims
-            ],
-            role=request.actor.role,
-            source=request.actor.source,
-            command_id=command_id,
-            subject=request.actor.subject,
-            api_key=None if by_clock else _key_id(request.actor.key_id),
-            idempotency=idempotency,
-            request_hash=request.request_hash,
-            correlation_id=request.correlation_id,
-            traceparent=request.traceparent,
-            before=None if request.effective_at is not None else decision.before,
-        )
-
-    async def _row(self, attempt: Attempt[A], event: Event) -> EventRow:
-        """Make an event's row: its clear body, and its secret fields sealed for its place in the log."""
-        ledger_id, aggregate = attempt.request.ledger_id, attempt.decided.aggregate
-        event_id = uuid7()
-        type_, type_version = wire_type(event)
-        secret = sealed_fields(event)
-        sealed = None
-        if secret:
-            key = await self.keyring.creator(ledger_id, aggregate.creator_id)
-            sealed = key.seal(secret, place(ledger_id, aggregate.id, event.originator_version, event_id, type_))
-        return EventRow(
-            stream_id=aggregate.id,
-            version=event.originator_version,
-            event_id=event_id,
-            type=type_,
-            type_version=type_version,
-            effective_at=event.timestamp if attempt.dated(event) else None,
-            creator_stream=attempt.creator_stream,
-            causation_id=None,
-            key_id=sealed.key_id if sealed else None,
-            commitment=sealed.commitment if sealed else None,
-            body=clear_body(event),
-            sealed=sealed.sealed if sealed else None,
-        )
 
     async def _told_again(self, request: Request, idempotency: bytes) -> Done[Any] | None:
         known = await self.store.command(request.ledger_id, idempotency)
@@ -424,7 +310,7 @@ class Ledgers:
         return fields
 
 
-def _done(attempt: Attempt[A], outcome: Appended) -> Done[A]:
+def _done(attempt: Attempt[A], append: Append, outcome: Appended) -> Done[A]:
     """Answer with the aggregate as the log now has it: what took effect on recording bears that moment.
 
     Events assign and do nothing else, so applying one again with its final time leaves what a replay would.
@@ -443,9 +329,5 @@ def _done(attempt: Attempt[A], outcome: Appended) -> Done[A]:
         recorded_at=outcome.recorded_at,
         appended=len(attempt.events),
         replayed=False,
-        creator_stream=attempt.creator_stream,
+        creator_stream=append.events[0].creator_stream,
     )
-
-
-# A key's id is text wherever people see it; it is parsed once, not with every command.
-_key_id = lru_cache(maxsize=10_000)(UUID)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import psycopg
 
-from infra.arrays import Ints, Longs, Uuids
 from infra.cloud_events import binary_headers, cloud_event
 from infra.code_state import CodeStates
 from infra.event_store import COLUMNS, to_recorded
 from infra.kafka import Message, partition_of
 from infra.kafka_topics import PARTITIONS, events_topic, progress_topic, state_topic
 from infra.publications import OF_DESTINATION
+from projections.arrays import Bigints, Ints, Uuids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -105,7 +105,7 @@ class OutgoingLog:
             psycopg.OperationalError: the database is away.
 
         """
-        known = (Ints(list(positions)), Longs(list(positions.values())))
+        known = (Ints(list(positions)), Bigints(list(positions.values())))
         limit = self._page_events
         self._cursor.execute(_AFTER, (*known, limit, *self._destination.parameters, limit), prepare=True)
         page = Page()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from infra.arrays import Ints, Longs
+from projections.arrays import Bigints, Ints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ class Standing:
 
     def advance(self, positions: Mapping[int, int]) -> None:
         """Note how far ledgers are published."""
-        columns = (Ints(list(positions)), Longs(list(positions.values())))
+        columns = (Ints(list(positions)), Bigints(list(positions.values())))
         self._execute(_ADVANCE, (self._destination.prefix, *columns))
 
     def fail(self, state: State, error: str) -> None:

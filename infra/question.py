@@ -13,9 +13,9 @@ from uuid import UUID
 from domain.authorization import BEARING
 from domain.code import Code
 from domain.recorded import Recorded
-from infra.arrays import Texts
 from infra.event_store import COLUMNS, Merged, to_recorded
 from projections import codes
+from projections.arrays import Texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,10 +15,10 @@ from uuid import UUID
 import orjson
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from infra.arrays import Ints, Texts, Uuids
 from infra.event_store import Merged
 from infra.ids import uuid7
 from infra.vault import NONCE_BYTES
+from projections.arrays import Ints, Texts, Uuids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

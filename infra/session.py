@@ -6,8 +6,7 @@ in the append's own transaction, and whatever it would turn down or leave as it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 from domain.code import Code
 from domain.errors import Unknown
@@ -30,8 +29,7 @@ T = TypeVar("T", "Code", "Creator", "Code | Creator")
 MAX_REMEMBERED: Final = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """An aggregate as it stands in the log; never changed, commands get a copy."""
 
     aggregate: Code | Creator
@@ -73,6 +71,8 @@ class Memory:
 
 class Session:
     """One attempt at one command: what it reads, and what is known of that. Implements `domain.commands.Ledger`."""
+
+    __slots__ = ("_claims", "_guess", "_keyring", "_keys", "_ledger_id", "_memory", "_store", "guessed", "loaded")
 
     def __init__(
         self, ledger_id: int, store: EventStore, keys: LedgerKeys, keyring: Keyring, memory: Memory, *, guess: bool

@@ -16,9 +16,9 @@ from domain.commands import When
 from domain.errors import Unknown
 from domain.recorded import replay_code
 from domain.values import CLOCK
+from infra.attempt import Request
 from infra.errors import Unavailable
 from infra.ids import uuid7
-from infra.ledger import Request
 from infra.mapper import clear_body, wire_type
 from infra.writer import Append, Appended, EventRow
 

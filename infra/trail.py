@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from infra.arrays import Longs
+from projections.arrays import Bigints
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,7 @@ class Trail:
             Unavailable: the database is away.
 
         """
-        return await self._rows(ledger_id, _AT, (Longs(positions), ledger_id)) if positions else []
+        return await self._rows(ledger_id, _AT, (Bigints(positions), ledger_id)) if positions else []
 
     async def _rows(self, ledger_id: int, query: str, parameters: Sequence[Any]) -> Sequence[Row]:
         async def run(connection: LedgerConnection) -> Sequence[Row]:

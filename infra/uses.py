@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from infra.accesses import Access, record_within
-from infra.arrays import Uuids
 from infra.errors import Unavailable
 from infra.keyring import Recent
+from projections.arrays import Uuids
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -14,8 +14,7 @@ import base64
 import hashlib
 import hmac
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 from cryptography.exceptions import InvalidTag
@@ -42,8 +41,7 @@ class MasterKeyError(Exception):
     """The master key is missing, malformed, or not the one that this database's keys are wrapped with."""
 
 
-@dataclass(frozen=True, slots=True)
-class SealedPart:
+class SealedPart(NamedTuple):
     """The encrypted part of an event as a row holds it."""
 
     key_id: UUID
@@ -173,11 +171,12 @@ class LedgerKeys:
 class CreatorKey:
     """The key that one creator's sealed parts are under, in use."""
 
-    __slots__ = ("_cipher", "_marking", "key_id")
+    __slots__ = ("_cipher", "_id_bytes", "_marking", "key_id")
 
     def __init__(self, key_id: UUID, key: bytes) -> None:
         """Take the unwrapped key."""
         self.key_id = key_id
+        self._id_bytes = key_id.bytes
         self._cipher = AESGCM(key)
         self._marking = hashlib.blake2b(digest_size=KEY_BYTES, key=key, person=b"note marks").digest()
 
@@ -196,12 +195,12 @@ class CreatorKey:
         return SealedPart(
             key_id=self.key_id,
             commitment=hashlib.sha256(plaintext).digest(),
-            sealed=nonce + self._cipher.encrypt(nonce, plaintext, place + self.key_id.bytes),
+            sealed=nonce + self._cipher.encrypt(nonce, plaintext, place + self._id_bytes),
         )
 
     def unseal(self, sealed: bytes, place: bytes) -> dict[str, Sealed]:
         """Decrypt the fields of an event."""
-        plaintext = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], place + self.key_id.bytes)
+        plaintext = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], place + self._id_bytes)
         return {name: Sealed(value) for name, value in orjson.loads(plaintext[SALT_BYTES:]).items()}
 
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 
-from infra.arrays import Byteas, Ints, Stamps, Texts, Uuids
 from infra.database import APPENDING, SHORT, LedgerConnection, session
 from infra.errors import Unavailable
 from infra.fate import Backend, end_session, own_backend, recorded
+from projections.arrays import Byteas, Ints, Texts, Times, Uuids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,8 +65,7 @@ class EventRow(NamedTuple):
     sealed: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """The events stand at these positions, recorded at this moment."""
 
     first: int
@@ -131,19 +130,17 @@ class Append:
     answer: asyncio.Future[Outcome] = field(init=False)
     sent: int = field(init=False, default=0)
 
-    def touches(self) -> tuple[set[int | bytes], set[int | bytes]]:
-        """Return what it writes and what it only reads; two callers of a batch share neither.
+    def touches(self) -> tuple[list[int | bytes], list[int]]:
+        """Return what it writes and what it reads; of two callers of a batch neither writes what the other touches.
 
         Streams by their number (a UUID's own hash is computed in Python); they and the keyed hashes of claims and
         idempotency keys are unique among ledgers too.
         """
-        writes: set[int | bytes] = {event.stream_id.int for event in self.events}
-        for claim in self.claims:
-            writes.add(claim[0])
+        writes: list[int | bytes] = [event.stream_id.int for event in self.events]
+        writes.extend(claim[0] for claim in self.claims)
         if self.idempotency is not None:
-            writes.add(self.idempotency)
-        reads: set[int | bytes] = {stream.int for stream, _ in self.preconditions}
-        return writes, reads - writes
+            writes.append(self.idempotency)
+        return writes, [stream.int for stream, _ in self.preconditions]
 
     def size(self) -> int:
         """Return about how many bytes it adds to a batch."""
@@ -248,8 +245,8 @@ class Writer:
                 size += request.size()
             else:
                 held.append(request)
-            written |= writes
-            read |= reads
+            written.update(writes)
+            read.update(reads)
         self._waiting.extendleft(reversed(held))
         return batch
 
@@ -391,9 +388,9 @@ def _of_rows(rows: list[Sequence[tuple[Any, ...]]], width: int) -> list[Sequence
 
 # The columns of `append`: callers, preconditions, events, claims.
 _TYPES: Final = (
-    *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Stamps, Texts, Texts, Texts, Uuids, Texts, Texts, Stamps),
+    *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Times, Texts, Texts, Texts, Uuids, Texts, Texts, Times),
     *(Ints, Uuids, Ints),
-    *(Ints, Uuids, Ints, Uuids, Texts, Ints, Stamps, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
+    *(Ints, Uuids, Ints, Uuids, Texts, Ints, Times, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
     *(Ints, Byteas, Uuids, Uuids),
 )
 _APPEND: Final = "SELECT * FROM append(" + ", ".join(["%b"] * len(_TYPES)) + ")"

@@ -48,7 +48,7 @@ from infra import (
     writer,
 )
 from infra.event_schemas import event_classes
-from infra.mapper import clear_body, sealed_fields, wire_type
+from infra.mapper import clear_body, divided, wire_type
 from infra.settings import Settings, settings_table
 from infra.webhooks_messages import Terms
 from projections import VIEWS, trail
@@ -192,7 +192,7 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         pending += _decided(story, command)
     first: dict[str, tuple[Event, dict[str, str]]] = {}
     for event in pending:
-        first.setdefault(get_topic(type(event)), (event, sealed_fields(event)))
+        first.setdefault(get_topic(type(event)), (event, divided(event)[1]))
     return first
 
 

@@ -1,7 +1,8 @@
 """`append`: commands decided, sealed and committed by one process, beside what PostgreSQL and the library alone do.
 
-40 % of the commands issue a code, with its claims; 60 % follow up on one: share, extend, redeem. Each carries an
-idempotency key, and is authorized by an API key that the append checks.
+40 % of the commands issue a code, with its claims; 60 % follow up on one of the latest 5,000: share, extend, redeem.
+Each carries an idempotency key, and is authorized by an API key that the append checks. What it costs to follow up on
+codes that the process no longer remembers is for `growth` to say.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import itertools
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -24,9 +26,10 @@ from domain import commands
 from domain.campaign import Share
 from domain.code import Code
 from domain.values import Actor, Policy, Sealed
+from infra.attempt import Request
 from infra.bootstrap import begin_ledger, mint
 from infra.ids import uuid7
-from infra.ledger import Done, Ledgers, Request
+from infra.ledger import Done, Ledgers
 from infra.postgres import EmbeddedPostgres
 from infra.runtime import API, runtime, spare_the_collector
 from infra.vault import MasterKey, fresh_key
@@ -36,6 +39,7 @@ IN_FLIGHT: Final = (1, 8, 32, 128)
 CLIENTS: Final = (1, 8, 32)
 RUN_S: Final = 4.0
 CREATORS: Final = 200
+YOUNG: Final = 5_000
 HASH: Final = b"0" * 16
 
 
@@ -47,8 +51,10 @@ class Load:
         self._ledger_id = ledger_id
         self._actor = Actor(str(key_id), "operator")
         self._numbers = itertools.count()
+        # The latest ones, each in the place of the one YOUNG before it; and those that were never extended.
         self._codes: list[tuple[UUID, Sealed]] = []
-        self._extended = 0
+        self._issued = itertools.count()
+        self._never_extended: deque[UUID] = deque(maxlen=YOUNG)
         self._policy = Policy()
 
     async def prepare(self) -> None:
@@ -62,7 +68,7 @@ class Load:
                     ledger, creator, enabled=True, stream_id=stream, when=when
                 ),
             )
-        await asyncio.gather(*(self._issue() for _ in range(500)))
+        await asyncio.gather(*(self._issue() for _ in range(YOUNG // 5)))
 
     async def command(self) -> None:
         """Send one command: two of five issue a code, three follow up on one."""
@@ -78,9 +84,7 @@ class Load:
                     )
                 )
             case 3:
-                # Each code is extended once; the oldest has not been.
-                code, _ = self._codes[self._extended]
-                self._extended += 1
+                code = self._never_extended.popleft()
                 await self._execute(
                     lambda ledger, when: commands.extend(
                         ledger, self._policy, code, days=60, expires_at=None, if_match=None, when=when
@@ -94,14 +98,13 @@ class Load:
                 )
 
     async def _issue(self) -> None:
-        number = next(self._numbers) if not self._codes else random.getrandbits(62)
         code_id, secret = uuid7(), Sealed("#" + random.randbytes(32).hex())
         done: Done[Code] = await self._execute(
             lambda ledger, when: commands.generate(
                 ledger,
                 self._policy,
                 code_id=code_id,
-                creator_id=f"creator-{number % CREATORS}",
+                creator_id=f"creator-{random.randrange(CREATORS)}",
                 video_id=f"video-{random.randbytes(8).hex()}",
                 terms_version="2026-01",
                 days=30,
@@ -112,7 +115,12 @@ class Load:
             )
         )
         assert done.appended == 1
-        self._codes.append((code_id, secret))
+        self._never_extended.append(code_id)
+        issued = next(self._issued)
+        if issued < YOUNG:
+            self._codes.append((code_id, secret))
+        else:
+            self._codes[issued % YOUNG] = code_id, secret
 
     async def _execute(self, decide: Callable[..., Awaitable[Any]]) -> Any:
         request = Request(self._ledger_id, self._actor, idempotency_key=random.randbytes(16).hex(), request_hash=HASH)

@@ -93,7 +93,7 @@ def launch(holds: set[str]) -> tuple[Story, Command]:
     ).later(days=31 if "code_expired" in holds else 0)
     command = given.launch(asked)
     if "code_not_started" in holds:
-        return story, lambda ledger, when: command(ledger, replace(when, at=NOW - timedelta(days=3)))
+        return story, lambda ledger, when: command(ledger, when._replace(at=NOW - timedelta(days=3)))
     return story, command
 
 

@@ -264,6 +264,6 @@ def test_a_campaign_recorded_after_the_expiry_that_ended_it_does_not_run_again_w
     story = given.after(story, given.expire())
     within = NOW + timedelta(days=1)
     late = replace(CAMPAIGN, starts_at=within, ends_at=NOW + timedelta(days=90))
-    story = given.after(story, lambda ledger, when: given.launch(late)(ledger, replace(when, at=within)))
+    story = given.after(story, lambda ledger, when: given.launch(late)(ledger, when._replace(at=within)))
     story = given.after(story, given.extend(days=60))
     assert story.outcome(given.revoke()) == "Revoked"

@@ -4,7 +4,6 @@ Redemptions and campaigns have a file of their own; what each command comes to i
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -395,6 +394,6 @@ def test_nothing_can_be_said_to_have_happened_before_the_code_began() -> None:
     story = given.generated()
 
     def early(ledger: Ledger, when: When) -> Any:
-        return given.revoke()(ledger, replace(when, at=NOW - timedelta(days=1)))
+        return given.revoke()(ledger, when._replace(at=NOW - timedelta(days=1)))
 
     assert story.outcome(early) == "effective_too_early"

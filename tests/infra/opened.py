@@ -12,11 +12,12 @@ import psycopg
 
 from domain.values import Actor, Role
 from infra.api_key import ApiKey
+from infra.attempt import Request
 from infra.database import Database
 from infra.erasure import Erasures
 from infra.feed import Feed
 from infra.identity import Identity
-from infra.ledger import Done, Ledgers, Request
+from infra.ledger import Done, Ledgers
 from infra.minting import MACHINE
 from infra.runtime import API, WORKER, Runtime, runtime
 from infra.upkeep import connect

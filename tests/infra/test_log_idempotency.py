@@ -29,7 +29,7 @@ def told(done: Done[Any]) -> tuple[Done[Any], dict[str, Any], str]:
     aggregate: Any = done.aggregate
     fields = {name: value for name, value in vars(aggregate).items() if name != "_pending_events"}
     state = aggregate.state(done.recorded_at) if hasattr(aggregate, "state") else ""
-    return replace(done, aggregate=None, replayed=False), fields, state
+    return done._replace(aggregate=None, replayed=False), fields, state
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from domain.creator import Creator
 from domain.recorded import Event, replay_code, replay_creator
 from domain.values import Sealed
 from infra.ids import uuid7
-from infra.mapper import clear_body, sealed_fields, to_event, wire_type
+from infra.mapper import clear_body, divided, to_event, wire_type
 from tests import given
 from tests.infra.appends import appending, row, writing
 from tests.infra.opened import Opened
@@ -77,7 +77,7 @@ def test_a_body_is_plain_json_with_sorted_names_and_without_what_stands_in_colum
 def test_what_is_sealed_is_not_in_the_body() -> None:
     event = event_of(Code.NoteAdded, note_fingerprint="ab", text=Sealed("for nobody else"))
     assert orjson.loads(clear_body(event)) == {"note_fingerprint": "ab"}
-    assert sealed_fields(event) == {"text": "for nobody else"}
+    assert divided(event)[1] == {"text": "for nobody else"}
 
 
 def test_text_of_any_alphabet_survives_the_body() -> None:
