@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import secrets
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 
 from api.problems import Problem, as_problem
+from infra.ids import random_16
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -156,7 +156,7 @@ class Exchange:
         """Give the request an id; it leaves those that are waiting when its answer begins."""
         self._waiting = waiting
         self.reading = False
-        self.request_id = secrets.token_hex(16)
+        self.request_id = random_16().hex()
         self.status = 0
         self.timeout: asyncio.Timeout | None = None
         self._receive = receive

@@ -12,6 +12,8 @@ from typing import Final
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.transport import Gathering
+
 MAX_HEAD_BYTES: Final = 64 * 1024
 # From the moment a connection is made until its first head is whole; between requests uvicorn has a limit of its own.
 HEAD_WITHIN_S: Final = 15.0
@@ -48,6 +50,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin to wait for a head."""
+        transport = Gathering(transport, self.loop)
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.write(_CROWDED)

@@ -1,0 +1,90 @@
+"""A transport that sends what is written in one turn of the event loop at once.
+
+uvicorn writes the head of an answer and then its body, each of which uvloop hands to the system in a call of its own.
+Both together take one call here, and one wake-up at whoever reads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Gathering(asyncio.Transport):
+    """What uvicorn uses of a transport; all but writing is the other transport's."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        """Send through another transport."""
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._written: list[bytes | bytearray | memoryview[Any]] = []
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        """Send it before the loop waits for anything."""
+        if not self._written:
+            self._loop.call_soon(self._send)
+        self._written.append(data)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
+        """Send all of it before the loop waits for anything."""
+        for data in list_of_data:
+            self.write(data)
+
+    def _send(self) -> None:
+        written, self._written = self._written, []
+        if written and not self._transport.is_closing():
+            self._transport.write(b"".join(written))
+
+    def close(self) -> None:
+        """Send what was written, then close."""
+        self._send()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, whatever was written."""
+        self._written.clear()
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Tell whether it is closed, or being closed."""
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what is known of the connection."""
+        return self._transport.get_extra_info(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes wait for whoever reads them."""
+        return self._transport.get_write_buffer_size() + sum(map(len, self._written))
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Say from how many waiting bytes on the protocol is to pause, and down to how many."""
+        self._transport.set_write_buffer_limits(high, low)
+
+    def pause_reading(self) -> None:
+        """Take nothing more in."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take in again what comes."""
+        self._transport.resume_reading()
+
+    def is_reading(self) -> bool:
+        """Tell whether what comes is taken in."""
+        return self._transport.is_reading()
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return who is told what comes."""
+        return self._transport.get_protocol()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Tell somebody else what comes."""
+        self._transport.set_protocol(protocol)
+
+    def can_write_eof(self) -> bool:
+        """Tell whether the end can be sent while the other side still sends."""
+        return False
