@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
+from api import headers
 from api.accesses import enter
 from api.answer_models import EventAnswer
 from api.answers import answer
@@ -61,9 +62,9 @@ async def list_events(
     page = await _page(caller, query, asked)
     names = await names_in(caller.request.app.state.key_names, caller.ledger_id, page.shown)
     contents = [row_content(row, names) for row in page.shown]
-    format_ = wanted_format(caller.request.headers.get("accept", ""))
+    format_ = wanted_format(headers.text(caller.request, b"accept"))
     read = max((row[POSITION] for row in page.shown), default=query.after or 0)
-    headers = {
+    told = {
         "Vary": "Accept",
         "Ledger-Position": str(read),
         "Search-Complete": str(page.complete).lower(),
@@ -74,9 +75,9 @@ async def list_events(
     await enter(caller, query.given(), rows=len(contents), format=format_, complete=page.complete)
     match format_:
         case "text/csv":
-            return Response(csv_head() + csv_text(contents), 200, headers, f"{CSV}; charset=utf-8")
+            return Response(csv_head() + csv_text(contents), 200, told, f"{CSV}; charset=utf-8")
         case "application/x-ndjson":
-            return Response(ndjson(contents), 200, headers, NDJSON)
+            return Response(ndjson(contents), 200, told, NDJSON)
         case _:
             content = {
                 "events": contents,
@@ -87,7 +88,7 @@ async def list_events(
                 "looked_through": page.found.looked_through,
                 **total,
             }
-            return answer(content, 200, headers)
+            return answer(content, 200, told)
 
 
 @router.get("/v1/events/{position}", response_model=EventAnswer, operation_id="readEvent")

@@ -63,7 +63,7 @@ class Caller:
         """
         request = self.request
         sent = orjson.dumps(request.scope.get("json"), option=orjson.OPT_SORT_KEYS)
-        line = f"{request.method}\n{request.scope['path']}\n{request.headers.get('if-match', '')}\n"
+        line = f"{request.method}\n{request.scope['path']}\n{headers.text(request, b'if-match')}\n"
         digest = hmac.digest(self.key.request_key, line.encode("utf-8", "surrogatepass") + sent, "sha256")
         return digest[:REQUEST_HASH_BYTES]
 

@@ -94,7 +94,7 @@ async def generate_code(
 ) -> Response:
     """Generate a code for a video, or record one that TikTok generated; its secret is in this answer and in reveals."""
     caller.act_for_creator(body.creator_id)
-    if caller.request.headers.get("if-match") is not None:
+    if b"if-match" in headers.of(caller.request):
         raise Problem("malformed_header", "If-Match speaks of a code, and there is none yet.")
     code_id = uuid7()
     secret = Sealed(body.secret or "#" + secrets.token_urlsafe(SECRET_BYTES))

@@ -56,8 +56,8 @@ def correlation_id(request: Request) -> str | None:
 
 def traceparent(request: Request) -> str | None:
     """Return the trace that the request belongs to, where it is well formed."""
-    given = request.headers.get("traceparent")
-    return given if given is not None and _TRACEPARENT.fullmatch(given) else None
+    given = text(request, b"traceparent")
+    return given if _TRACEPARENT.fullmatch(given) else None
 
 
 def last_event_id(request: Request) -> int | None:
@@ -70,22 +70,21 @@ def last_event_id(request: Request) -> int | None:
 
 def bearer(request: Request) -> str | None:
     """Return the API key that was presented."""
-    given = request.headers.getlist("authorization")
+    given = of(request).get(b"authorization", ())
     if len(given) != 1:
         return None
-    scheme, _, key = given[0].partition(" ")
+    scheme, _, key = given[0].decode("latin-1").partition(" ")
     return key.strip(" ") or None if scheme.lower() == "bearer" else None
 
 
 def has_body(request: Request) -> bool:
     """Tell whether the request announces a body."""
-    headers = request.headers
-    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    return text(request, b"content-length", "0") != "0" or b"transfer-encoding" in of(request)
 
 
 def is_json(request: Request) -> bool:
     """Tell whether the body is said to be JSON in UTF-8."""
-    media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
+    media_type, *parameters = text(request, b"content-type").lower().split(";")
     if media_type.strip() != "application/json":
         return False
     charsets = [p.partition("=")[2].strip(' "') for p in parameters if p.strip().startswith("charset")]
@@ -106,10 +105,29 @@ def path_uuid(text: str, what: str) -> UUID:
     return UUID(text)
 
 
+def of(request: Request) -> dict[bytes, list[bytes]]:
+    """Return the headers by name in lower case, kept with the request: to look through all of them for each that is
+    asked for took a tenth of a request.
+    """
+    scope = request.scope
+    known: dict[bytes, list[bytes]] | None = scope.get("sparkledger.headers")
+    if known is None:
+        known = scope["sparkledger.headers"] = {}
+        for name, value in scope["headers"]:
+            known.setdefault(name, []).append(value)
+    return known
+
+
+def text(request: Request, name: bytes, default: str = "") -> str:
+    """Return the first header of a name, or another text where there is none."""
+    given = of(request).get(name)
+    return given[0].decode("latin-1") if given else default
+
+
 def _once(request: Request, name: str) -> str | None:
-    # The raw pairs, whose names are in lower case already: to look through decoded ones took a tenth of a request.
-    wanted = name.lower().encode()
-    given = [value for key, value in request.scope["headers"] if key == wanted]
+    given = of(request).get(name.lower().encode())
+    if given is None:
+        return None
     if len(given) > 1:
         raise Problem("malformed_header", f"{name} is sent more than once.")
-    return given[0].decode("latin-1") if given else None
+    return given[0].decode("latin-1")

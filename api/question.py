@@ -103,12 +103,12 @@ async def ask_authorizations(
     instead, and the others their answers. The answer has the format of the batch, unless `Accept` wants the other.
     """
     headers.idempotency_key(request)  # asking again changes nothing, but a malformed one is a mistake
-    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    sent = headers.text(request, b"content-type").partition(";")[0].strip().lower()
     if sent not in MEDIA_TYPES:
         message = "Send the batch as `Content-Type: application/x-ndjson` or `text/csv`, in UTF-8."
         raise Problem("unsupported_media_type", message)
     others = [sent, *(media_type for media_type in MEDIA_TYPES if media_type != sent)]
-    media_type = wanted_format(request.headers.get("accept", ""), others)
+    media_type = wanted_format(headers.text(request, b"accept"), others)
     file = await _received(request)
     try:
         lines = _begun(lines_of(file, MEDIA_TYPES[sent]))

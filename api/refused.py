@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from api import headers
 from api.wiring import services_of
 from infra.errors import Unavailable
 from infra.refusals import RefusedAttempt
@@ -39,7 +40,7 @@ async def tell(request: Request, problem: Problem) -> None:
         request_id=request.scope["request_id"],
         origin=(
             ("address", request.client.host if request.client is not None else ""),
-            ("user_agent", request.headers.get("user-agent", "")),
+            ("user_agent", headers.text(request, b"user-agent")),
             *path,
         ),
     )
