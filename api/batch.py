@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
@@ -97,7 +97,7 @@ def all_codes(_: Sequence[Recorded]) -> bool:
 
 # Says why an advertiser account may not be asked about; nothing where it may.
 Refuse = Callable[[str], str | None]
-# Tells whether an answer may rest on a code, by its events.
+# Tells whether the asker may read a code, by its events.
 Readable = Callable[[Sequence[Recorded]], bool]
 
 
@@ -200,15 +200,17 @@ async def answers(
 
 
 def told(evidence: Evidence, as_of: int, advertiser_id: str, at: datetime, readable: Readable = all_codes) -> Verdict:
-    """Answer the question from what is known of the codes that the asker may read, as far as a position."""
-    streams = [stream for stream in evidence.codes.values() if readable(stream)]
-    codes = [[r for r in stream if r.position <= as_of] for stream in streams]
+    """Answer the question from what is known as far as a position; which code it is, to those alone who may read it."""
+    codes = [[r for r in stream if r.position <= as_of] for stream in evidence.codes.values()]
     known = [stream for stream in codes if stream]
     creators = {stream[0].creator_stream for stream in known}
     permissions = {
         creator: [r for r in evidence.permissions.get(creator, ()) if r.position <= as_of] for creator in creators
     }
-    return verdict(known, permissions, advertiser_id, at)
+    found = verdict(known, permissions, advertiser_id, at)
+    if found.code_id is None or readable(evidence.codes[found.code_id]):
+        return found
+    return replace(found, code_id=None, starts_at=None, expires_at=None, evidence=())
 
 
 async def _answered(chunk: Sequence[Line], questions: Questions, asker: Asker, format_: Format) -> bytes:

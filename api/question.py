@@ -162,7 +162,7 @@ def _refuse(caller: Caller, advertiser_id: str) -> str | None:
 
 
 def _readable(caller: Caller, stream: Sequence[Recorded]) -> bool:
-    """Tell whether the caller may read a code: how others' codes stand is not for a brand, whatever it asks."""
+    """Tell whether the caller may read a code: of others' codes a brand is told the reason alone."""
     if caller.role != "brand":
         return True
     concerned = [r.event for r in stream if isinstance(r.event, Code.Shared | Code.Redeemed)]

@@ -222,17 +222,19 @@ class Sender:
     async def _read_on(self, tail: Tail) -> None:
         """Read what comes next, as long as there is room for it."""
         for _ in range(PAGES_IN_A_ROW):
-            if not self._has_room:
+            # In pages of some size, and never more than the window holds: what waits stays within its bound.
+            room = min(PAGE_EVENTS, self._room)
+            if room < max(1, min(PAGE_EVENTS, self._terms.window) // 2):
                 return
             if tail.failure is not None:
                 raise tail.failure
             if tail.keeps(self._read):
-                entries = tail.after(self._read, PAGE_EVENTS)
+                entries = tail.after(self._read, room)
                 for entry in entries:
                     self._take(entry.recorded, entry.encoded)
                 read = len(entries)
             else:
-                page = await self._ledgers.store.page(self.endpoint.ledger_id, after=self._read, limit=PAGE_EVENTS)
+                page = await self._ledgers.store.page(self.endpoint.ledger_id, after=self._read, limit=room)
                 for recorded in page:
                     self._take(recorded, None)
                 read = len(page)
@@ -243,11 +245,14 @@ class Sender:
         self._wake.set()
 
     @property
-    def _has_room(self) -> bool:
+    def _room(self) -> int:
+        """How many events there is room for."""
         if self._stopping or self._disable is not None or len(self._kept) >= self._terms.waiting:
-            return False
+            return 0
         # Of an endpoint that is down, the log itself keeps what is next.
-        return len(self._open) < self._terms.window and not (self._failing and self._queue.has_fresh)
+        if self._failing and self._queue.has_fresh:
+            return 0
+        return self._terms.window - len(self._open)
 
     def _take(self, recorded: Recorded, body: bytes | None) -> None:
         self._read = recorded.position

@@ -240,7 +240,11 @@ def told_of(answer: httpx.Response, of: Things) -> tuple[int, dict[str, str], st
     """Return all of an answer but the request's id; where nothing is refused, without the ids that were asked about."""
     headers = {name: value for name, value in answer.headers.items() if name not in {"request-id", "date"}}
     text = answer.text.replace(answer.headers["request-id"], "R")
-    if answer.is_success:
+    if answer.is_success and answer.request.url.path == "/v1/accesses":
+        # Accesses are told a moment after they happened: how many are listed by now says nothing.
+        text = ""
+        headers.pop("content-length")
+    elif answer.is_success:
         for thing in of.shown():
             text = text.replace(thing, "T")
         text = _TIMELY.sub("", _VARIES.sub("V", text))
@@ -369,6 +373,14 @@ STANDS: dict[str, tuple[dict[str, Any], Callable[[World, dict[str, Any]], object
     "expired": ({"starts_at": days(-8), "days": 7}, lambda _w, _c: None),
     "not started": ({"starts_at": days(8)}, lambda _w, _c: None),
 }
+REASONS = {
+    "generated": "not_redeemed",
+    "shared with others": "not_redeemed",
+    "in a campaign": "not_redeemed",
+    "revoked": "revoked",
+    "expired": "expired",
+    "not started": "not_started",
+}
 OF_BRANDS = (
     on_code("GET"),
     on_code("GET", version=99),
@@ -411,8 +423,8 @@ def test_whoever_holds_the_id_of_others_code_is_told_the_same_however_it_stands(
     assert [key for key, found in answers.items() if len(found) != 1] == []
 
 
-def test_the_question_of_a_brand_rests_on_codes_that_it_may_read(world: World) -> None:
-    """Whether a video has a code, and how that stands, is for those it was given to."""
+def test_a_brand_is_told_why_it_is_not_authorized_and_nothing_more_of_codes_it_may_not_read(world: World) -> None:
+    """Which code it is, and what it rests on, is for those it was given to."""
     brand = world.brand()
     reasons = {}
     for name, (facts, happens) in STANDS.items():
@@ -425,10 +437,13 @@ def test_the_question_of_a_brand_rests_on_codes_that_it_may_read(world: World) -
             content=f"video_id,advertiser_id\n{code['video_id']},{OWN_ACCOUNT}\n",
             headers={"Content-Type": "text/csv", "Accept": "application/x-ndjson"},
         ).json()
-        hidden = ("reason", "code_id", "starts_at", "expires_at", "permission_enabled", "evidence")
+        hidden = ("reason", "code_id", "starts_at", "expires_at", "shared", "evidence")
         assert [content[field] for field in hidden] == [batch[field] for field in hidden]
         reasons[name] = [content[field] for field in hidden]
-    assert reasons == {name: ["no_code", None, None, None, False, []] for name in STANDS}
+    assert {name: told for name, (_, *told) in reasons.items()} == {
+        name: [None, None, None, False, []] for name in STANDS
+    }
+    assert {name: reason for name, (reason, *_) in reasons.items()} == REASONS
 
     given = world.generate(OTHER_CREATOR)
     world.share(given, OWN_BRAND, OWN_ACCOUNT)
