@@ -16,7 +16,7 @@ import typer
 from infra.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from infra.custody import Custodian
+    from infra.keys.custody import Custodian
 
 START_S: Final = 60.0
 # The children have this long to end; with PostgreSQL after them, everything is down within five seconds.
@@ -61,7 +61,7 @@ def database(settings: Settings) -> Iterator[Place]:
             worker=worker.get_secret_value() if worker else url,
         )
         return
-    from infra.postgres import attach_or_start
+    from infra.postgres.embedded import attach_or_start
     from infra.supervisor import exit_on_signals
 
     with exit_on_signals(), attach_or_start(settings.data_dir) as cluster:
@@ -72,12 +72,12 @@ def main() -> None:
     """Run the command line; whatever is wrong becomes one line that says what to do."""
     import psycopg
 
+    from infra.callers.identity import LedgerExists
     from infra.errors import KeyNotRotatable, Unavailable
-    from infra.identity import LedgerExists
+    from infra.keys.vault import MasterKeyError
     from infra.migrate import MigrationError
-    from infra.postgres import PostgresError
+    from infra.postgres.embedded import PostgresError
     from infra.supervisor import SupervisorError
-    from infra.vault import MasterKeyError
     from projections.runner import Busy, Poisoned
 
     try:
@@ -100,7 +100,7 @@ def _fail(message: str) -> None:
 @app.command()
 def up() -> None:
     """Run everything in the foreground: PostgreSQL, migrations, API, views, expiry. Ctrl-C stops it all."""
-    from infra.postgres import EmbeddedPostgres
+    from infra.postgres.embedded import EmbeddedPostgres
     from infra.supervisor import exit_on_signals
     from infra.telemetry import configure_logs
 
@@ -205,7 +205,7 @@ def work(
     with database(settings) as place:
         publishers = []
         if publish:
-            from infra import publisher  # here, for loading Kafka's client takes longer than all the rest
+            from infra.kafka import publisher  # here, for loading Kafka's client takes longer than all the rest
 
             publishers = publisher.publishers(place.worker, settings)
         uvloop.run(
@@ -316,8 +316,8 @@ def keys_create(
     """Mint a key and show it, once."""
     from datetime import UTC, datetime, timedelta
 
-    from infra.api_key import Subjects
     from infra.bootstrap import mint
+    from infra.callers.api_key import Subjects
 
     subjects = Subjects(frozenset(creator_id or ()), frozenset(brand_id or ()), frozenset(advertiser_id or ()))
     checked = _checked_role(role, subjects)
@@ -334,7 +334,7 @@ def _checked_role(role: str, subjects: Any) -> Any:
     from typing import get_args
 
     from domain.values import Role
-    from infra.api_key import subjects_problem
+    from infra.callers.api_key import subjects_problem
 
     if role not in get_args(Role):
         message = f"a role is one of {', '.join(get_args(Role))}"
@@ -423,7 +423,7 @@ def ledgers_list() -> None:
 @master_keys.command("show")
 def master_key_show() -> None:
     """Tell by short ids which master keys were given, and how many keys are wrapped with each."""
-    from infra import rotation
+    from infra.keys import rotation
 
     for state in _with_database(lambda place, key: rotation.states(place.owner, key)):
         words = ["present" if state.present else "", "given" if state.given else "not given"]
@@ -433,7 +433,7 @@ def master_key_show() -> None:
 @master_keys.command("rotate")
 def master_key_rotate() -> None:
     """Wrap every key with another master key, while everything runs; one that was killed is just begun again."""
-    from infra import rotation
+    from infra.keys import rotation
 
     with _progress() as say:
         new = _with_database(lambda place, key: rotation.rotate(place.owner, key, say))
@@ -458,7 +458,7 @@ def erase(
 ) -> None:
     """Erase a creator: destroy the key that their secrets and notes are sealed under, for good."""
     from api.fields import MAX_REASON_CHARACTERS
-    from infra import erasure
+    from infra.keys import erasure
 
     if not 1 <= len(reason.strip()) <= MAX_REASON_CHARACTERS:
         message = f"a reason has 1 to {MAX_REASON_CHARACTERS} characters"
@@ -562,7 +562,7 @@ def _with_database(action: Any, settings: Settings | None = None) -> Any:
 
 
 def _master_key(settings: Settings) -> Custodian:
-    from infra.custody import custodian
+    from infra.keys.custody import custodian
 
     return custodian(settings)
 

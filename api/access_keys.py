@@ -17,8 +17,8 @@ from api.problems import malformed_body
 from api.route import Route
 from api.schemas import CreateKey, RotateKey
 from domain.errors import Unknown
-from infra.api_key import Subjects
-from infra.minting import Asker
+from infra.callers.api_key import Subjects
+from infra.callers.minting import Asker
 
 router = APIRouter(route_class=Route, tags=["Keys"])
 

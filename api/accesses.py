@@ -15,13 +15,13 @@ from api.audit_queries import AccessesQuery
 from api.auth import Caller, allow
 from api.cursors import around, beside, either_way, links
 from api.route import Route
-from infra.accesses import FIRST, LAST, TOLD_TOGETHER, Access
+from infra.callers.accesses import FIRST, LAST, TOLD_TOGETHER, Access
 from infra.words import with_words, with_words_sealed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from infra.accesses import AccessRow
+    from infra.callers.accesses import AccessRow
 
 # What differs from one read to the next of a subscriber, whose reads of an hour are told together.
 _PLACE: Final = frozenset({"after", "before", "cursor", "limit", "at_least"})

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from domain.authorization import Verdict
     from domain.campaign import Campaign
     from domain.code import Code
-    from infra.api_key import ApiKey
-    from infra.ledger import Done
+    from infra.callers.api_key import ApiKey
+    from infra.log.ledger import Done
     from projections.codes import CodeRow
 
 NO_STORE: Final = {"Cache-Control": "no-store"}

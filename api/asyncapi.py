@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic.json_schema import models_json_schema
 
 from api.answer_models import EventAnswer
-from infra import cloud_events
-from infra.event_schemas import CODE_STATE, schemas
+from infra.log import cloud_events
+from infra.log.event_schemas import CODE_STATE, schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 VERSION: Final = "3.0.0"
-# Kept as a fact of its own in infra.kafka_topics, whose import would load Kafka's client into the API.
+# Kept as a fact of its own in infra.kafka.topics, whose import would load Kafka's client into the API.
 PARTITIONS: Final = 12
 
 _TEXT: Final = {"type": "string"}

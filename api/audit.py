@@ -25,7 +25,7 @@ from api.trail import csv_head, csv_text, event_content, names_in, names_of, ndj
 from api.wiring import Cursor
 from domain.code import Code
 from domain.creator import Creator
-from infra.trail import POSITION
+from infra.log.trail import POSITION
 from projections import history, trail
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from api.finding import Rows
     from api.query_language import Asked
     from domain.recorded import Recorded
-    from infra.trail import Row
+    from infra.log.trail import Row
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from domain.code import Code
-    from infra.api_key import ApiKey
+    from infra.callers.api_key import ApiKey
 
 REQUEST_HASH_BYTES: Final = 16
 # Those who act for everyone in their ledger.

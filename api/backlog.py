@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from api.wiring import Cursor, Services
     from domain.recorded import Recorded
-    from infra.selection import Selection
-    from infra.tail import Tail
+    from infra.log.selection import Selection
+    from infra.log.tail import Tail
 
 PAGE_EVENTS: Final = 100
 # Beyond the view, so many events are looked through for one reader.

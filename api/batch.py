@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
     from api.audit_queries import BatchQuery
-    from infra.event_store import EventStore
-    from infra.question import Evidence, Questions
+    from infra.log.event_store import EventStore
+    from infra.log.question import Evidence, Questions
     from infra.views import Views
 
 Format = Literal["ndjson", "csv"]

@@ -24,9 +24,9 @@ from domain import commands
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
 from domain.errors import StaleVersion
-from infra.erasure import Erasure, Erasures
+from infra.callers.minting import Asker
 from infra.errors import KeyNoLongerValid, Unavailable
-from infra.minting import Asker
+from infra.keys.erasure import Erasure, Erasures
 
 router = APIRouter(route_class=Route, tags=["Erasure"])
 

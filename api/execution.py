@@ -10,7 +10,7 @@ from api.auth import UNBOUND, Caller
 from api.problems import malformed_body
 from domain.errors import NotAllowed, Refused
 from domain.values import Policy
-from infra.attempt import Request
+from infra.log.attempt import Request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from domain.commands import A, Decision, Ledger, When
     from domain.creator import Creator
     from domain.values import Sealed
-    from infra.ledger import Done
+    from infra.log.ledger import Done
 
 
 class Guarded:

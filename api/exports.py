@@ -26,7 +26,7 @@ from api.route import Route
 from api.sending import Pieces
 from api.trail import CSV_COLUMNS, csv_head, csv_lines, csv_text, names_in, ndjson, row_content
 from infra.errors import Unavailable
-from infra.trail import POSITION
+from infra.log.trail import POSITION
 from projections import history
 from projections.trail import END
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from api.query_language import Asked
     from api.trail import KeyNames
-    from infra.trail import Row
+    from infra.log.trail import Row
     from infra.views import Views
 
 Format = Literal["ndjson", "csv"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from api.trail import row_event
 from api.wiring import Cursor
 from domain.summaries import summary
-from infra.trail import POSITION
+from infra.log.trail import POSITION
 from projections import history, trail
 from projections.trail import Among, Found
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from api.auth import Caller
     from api.query_language import Asked
-    from infra.trail import Row
+    from infra.log.trail import Row
     from infra.views import Views
 
 # Words are looked for in the sentences themselves: so many events are looked through for one page, then it ends.

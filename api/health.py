@@ -14,7 +14,7 @@ from api.metrics import worker_metrics
 from api.route import Route
 from api.wiring import Cursor, services_of
 from infra.errors import Unavailable
-from infra.publications import lags
+from infra.kafka.publications import lags
 from projections import codes, view
 
 READ_ONLY: Final = "The database takes no writes: it is a standby, or was made read-only. Reads are answered."

@@ -11,9 +11,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from infra.expiry_figures import Figures, read_figures
-from infra.publications import Lag, lags
+from infra.kafka.publications import Lag, lags
 from infra.standing import Standing, in_all_ledgers
-from infra.webhooks_figures import WebhookLag, webhook_lags
+from infra.webhooks.figures import WebhookLag, webhook_lags
 from projections.view import NEXT
 
 if TYPE_CHECKING:

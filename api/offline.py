@@ -23,12 +23,12 @@ from api.exports import MEDIA_TYPES as EXPORTED
 from api.exports import Export
 from api.problems import Problem
 from api.trail import KeyNames
-from infra.accesses import Access
 from infra.bootstrap import find_ledger
+from infra.callers.accesses import Access
+from infra.callers.identity import Identity
 from infra.database import Database
-from infra.event_store import EventStore
-from infra.identity import Identity
-from infra.keyring import Keyring
+from infra.keys.keyring import Keyring
+from infra.log.event_store import EventStore
 from infra.runtime import API
 from infra.views import Views
 from infra.words import with_words_sealed
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from api.batch import Format
-    from infra.custody import Custodian
-    from infra.vault import LedgerKeys
+    from infra.keys.custody import Custodian
+    from infra.keys.vault import LedgerKeys
 
 SAY_EVERY_S: Final = 0.5
 SESSIONS: Final = 3

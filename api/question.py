@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from api.batch import Asker, Format
     from domain.recorded import Recorded
-    from infra.question import Evidence
+    from infra.log.question import Evidence
 
 # A batch is kept on disk beyond this, for its answers are sent while it is read.
 IN_MEMORY_BYTES: Final = 1024 * 1024

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from domain.recorded import Recorded
-    from infra.event_store import EventStore
+    from infra.log.event_store import EventStore
 
 router = APIRouter(route_class=Route, tags=["Reads"])
 

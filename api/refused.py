@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from api import headers
 from api.wiring import services_of
+from infra.callers.refusals import RefusedAttempt
 from infra.errors import Unavailable
-from infra.refusals import RefusedAttempt
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from api.problems import Problem
-    from infra.api_key import ApiKey
+    from infra.callers.api_key import ApiKey
 
 # What is told of: a role or subject that does not reach this far, codes that are not there, a creator's permission
 # that is switched off. The other refusals are the rules' daily work.

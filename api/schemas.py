@@ -27,9 +27,9 @@ from api.fields import (
     VideoId,
 )
 from domain.values import Channel, Role
-from infra import api_key
-from infra.api_key import MAX_SUBJECTS, subjects_problem
-from infra.minting import MAX_OVERLAP_S
+from infra.callers import api_key
+from infra.callers.api_key import MAX_SUBJECTS, subjects_problem
+from infra.callers.minting import MAX_OVERLAP_S
 
 # Any whole number is understood; which lengths are allowed is a rule of the ledger, not of the format.
 MAX_DAYS = 2**31 - 1

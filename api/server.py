@@ -15,16 +15,16 @@ import uvloop
 from api.app import create_app
 from api.protocol import BoundedProtocol
 from api.wiring import Services
+from infra.keys.rotation import require_master_keys
 from infra.migrate import require_migrated
-from infra.rotation import require_master_keys
 from infra.runtime import API, allow_connections, runtime, spare_the_collector
-from infra.webhooks import Webhooks
+from infra.webhooks.owners import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from api.streams import Streams
-    from infra.custody import Custodian
+    from infra.keys.custody import Custodian
     from infra.settings import Settings
 
 # Requests that are being answered when the end is asked for have this long; the supervisor waits a second more.

@@ -16,9 +16,9 @@ from api.list_queries import MAX_STATISTICS_DAYS, DaysQuery, StatsQuery
 from api.problems import malformed_query
 from api.route import Route
 from api.wiring import Cursor
-from infra.publications import publication
+from infra.kafka.publications import publication
 from infra.standing import in_ledger
-from infra.webhooks_shown import Owner
+from infra.webhooks.shown import Owner
 from projections import statistics
 from projections.lives import BUCKETS_S, LONGER, day_of
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from infra.webhooks_shown import Webhook
+    from infra.webhooks.shown import Webhook
     from projections.statistics import Day
 
 EXPIRING_WITHIN_DAYS: Final = (7, 14, 30)

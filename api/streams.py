@@ -35,10 +35,10 @@ from api.queries import Place
 from api.route import Route
 from api.trail import event_content
 from domain.values import CLOCK
-from infra.accesses import TOLD_TOGETHER
+from infra.callers.accesses import TOLD_TOGETHER
 from infra.errors import Unavailable
-from infra.selection import Selection
-from infra.tail import FellBehind, Tails
+from infra.log.selection import Selection
+from infra.log.tail import FellBehind, Tails
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence

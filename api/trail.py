@@ -16,16 +16,16 @@ from domain.code import Code
 from domain.creator import Creator
 from domain.summaries import summary
 from domain.values import CLOCK, Sealed
-from infra.mapper import to_event
-from infra.trail import ACTOR_KEY
+from infra.log.mapper import to_event
+from infra.log.trail import ACTOR_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from api.auth import Caller
     from domain.recorded import Event, Recorded
-    from infra.identity import Identity
-    from infra.trail import Row
+    from infra.callers.identity import Identity
+    from infra.log.trail import Row
 
 # What every event of the library bears; all but the stream stands beside the body, under our own names.
 _BESIDE: Final = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})

@@ -16,8 +16,8 @@ from api.queries import LIMIT, Limit, Query
 from api.schemas import Body
 from domain.code import Code
 from domain.creator import Creator
-from infra.webhooks_messages import Outcome
-from infra.webhooks_target import URL_CHARACTERS_MAX
+from infra.webhooks.messages import Outcome
+from infra.webhooks.target import URL_CHARACTERS_MAX
 
 MAX_TYPES: Final = 50
 MAX_CREATORS: Final = 1_000

@@ -37,14 +37,14 @@ from api.webhook_models import (
     WebhookSecretAnswer,
 )
 from domain.errors import Unknown
-from infra.cloud_events import STRUCTURED_CONTENT_TYPE
-from infra.webhooks_shown import Asked, Owner, OwnerInvalid, TooManyWebhooks, WebhookDisabled, WebhookUnknown
-from infra.webhooks_target import BadTarget, Networks, check_url
+from infra.log.cloud_events import STRUCTURED_CONTENT_TYPE
+from infra.webhooks.shown import Asked, Owner, OwnerInvalid, TooManyWebhooks, WebhookDisabled, WebhookUnknown
+from infra.webhooks.target import BadTarget, Networks, check_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from infra.webhooks_shown import Webhook
+    from infra.webhooks.shown import Webhook
 
 router = APIRouter(route_class=Route, tags=["Webhooks"])
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from infra.callers.identity import Identity
     from infra.database import Database
-    from infra.identity import Identity
-    from infra.ledger import Ledgers
+    from infra.log.ledger import Ledgers
     from infra.settings import Settings
     from infra.views import Views
-    from infra.webhooks import Webhooks
+    from infra.webhooks.owners import Webhooks
 
 
 # What a view's query is handed: psycopg's cursor, which routes pass on and never touch.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from infra.callers.identity import Identity, LedgerExists
+from infra.callers.minting import Asker
 from infra.database import Database
-from infra.identity import Identity, LedgerExists
-from infra.minting import Asker
 from infra.runtime import WORKER
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from domain.values import Role
-    from infra.api_key import ApiKey, Subjects
-    from infra.custody import Custodian
+    from infra.callers.api_key import ApiKey, Subjects
+    from infra.keys.custody import Custodian
 
 FIRST_LEDGER: Final = "main"
 

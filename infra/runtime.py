@@ -8,21 +8,21 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from infra.callers.identity import CHANNEL, Identity
+from infra.callers.refusals import Refusals
 from infra.database import Database
-from infra.event_store import EventStore
-from infra.identity import CHANNEL, Identity
-from infra.keyring import Keyring
-from infra.ledger import Ledgers
-from infra.refusals import Refusals
+from infra.keys.keyring import Keyring
+from infra.log.event_store import EventStore
+from infra.log.ledger import Ledgers
+from infra.log.wake import Listener, Notifier
+from infra.log.writer import Writer
 from infra.views import Views
-from infra.wake import Listener, Notifier
-from infra.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from infra.custody import Custodian
-    from infra.issuers import Issuer
+    from infra.callers.issuers import Issuer
+    from infra.keys.custody import Custodian
 
 API: Final = "sparkledger_api"
 WORKER: Final = "sparkledger_worker"

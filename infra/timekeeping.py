@@ -16,11 +16,11 @@ from domain.commands import When
 from domain.errors import Unknown
 from domain.recorded import replay_code
 from domain.values import CLOCK
-from infra.attempt import Request
 from infra.errors import Unavailable
 from infra.ids import uuid7
-from infra.mapper import clear_body, wire_type
-from infra.writer import Append, Appended, EventRow
+from infra.log.attempt import Request
+from infra.log.mapper import clear_body, wire_type
+from infra.log.writer import Append, Appended, EventRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from domain.commands import Decision, Ledger
     from domain.recorded import Event, Recorded
+    from infra.keys.vault import LedgerKeys
     from infra.runtime import Runtime
-    from infra.vault import LedgerKeys
 
 # What became of a code: the position up to which the log was read or written for it, or why nothing was recorded.
 Result = int | Exception

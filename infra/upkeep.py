@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from infra.database import Database, session
-from infra.feed import Feed
+from infra.log.feed import Feed
 from infra.runtime import WORKER, spare_the_collector
 from infra.standing import Standing, in_all_ledgers
 from projections import VIEWS, skips

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 
-from infra.accesses import Accesses
+from infra.callers.accesses import Accesses
 from infra.errors import Unavailable
-from infra.question import Questions
-from infra.trail import Trail
+from infra.log.question import Questions
+from infra.log.trail import Trail
 from projections.runner import Behind, wait_for
 from projections.view import reached
 

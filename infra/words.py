@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from infra.vault import LedgerKeys
+    from infra.keys.vault import LedgerKeys
 
 _PURPOSE: Final = "words of searches"
 _FIELD: Final = "q"

@@ -8,18 +8,18 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from infra import accesses
-from infra.erasure import Erasures
+from infra.callers import accesses
 from infra.errors import Unavailable
 from infra.expiry import ExpiryClock
-from infra.feed import Feed
+from infra.keys.erasure import Erasures
+from infra.keys.rotation import require_master_keys
+from infra.log.feed import Feed
+from infra.log.wake import Listener
 from infra.migrate import require_migrated
-from infra.rotation import require_master_keys
 from infra.runtime import WORKER, allow_connections, runtime, spare_the_collector
 from infra.upkeep import GC_YOUNG_OBJECTS, connect
-from infra.wake import Listener
-from infra.webhooks_target import Networks
-from infra.webhooks_worker import Senders
+from infra.webhooks.target import Networks
+from infra.webhooks.worker import Senders
 from projections import VIEWS
 from projections.runner import Runner, create_missing
 from projections.sharing import SharedLog
@@ -27,9 +27,9 @@ from projections.sharing import SharedLog
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from infra.custody import Custodian
     from infra.database import Database
-    from infra.publisher import Publisher
+    from infra.kafka.publisher import Publisher
+    from infra.keys.custody import Custodian
 
 PARTS: Final = ("views", "expiry", "kafka", "webhooks")
 # An idempotency key is good for at least a day; one more covers a client's own retry schedule.

@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from infra.migrate import migrate
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from tests.serving import LiveServer, Server, Serving

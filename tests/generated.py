@@ -33,24 +33,16 @@ from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
 from domain.summaries import summary
 from domain.values import Role, Sealed
-from infra import (
-    accesses,
-    api_key,
-    minting,
-    refusals,
-    tail,
-    tokens,
-    views,
-    webhooks,
-    webhooks_book,
-    webhooks_target,
-    worker,
-    writer,
-)
-from infra.event_schemas import event_classes
-from infra.mapper import clear_body, divided, wire_type
+from infra import views, worker
+from infra.callers import accesses, api_key, minting, refusals, tokens
+from infra.log import tail, writer
+from infra.log.event_schemas import event_classes
+from infra.log.mapper import clear_body, divided, wire_type
 from infra.settings import Settings, settings_table
-from infra.webhooks_messages import Terms
+from infra.webhooks import book as webhooks_book
+from infra.webhooks import owners as webhooks
+from infra.webhooks import target as webhooks_target
+from infra.webhooks.messages import Terms
 from projections import VIEWS, trail
 from tests import given
 from tests.api import attempts

@@ -28,17 +28,17 @@ from api.protocol import BoundedProtocol
 from api.server import believing
 from api.streams import Streams
 from api.wiring import Services
-from infra.api_key import Subjects
 from infra.bootstrap import begin_ledger, mint
-from infra.erasure import Erasures
+from infra.callers.api_key import Subjects
 from infra.expiry import ExpiryClock
-from infra.feed import Feed
+from infra.keys.erasure import Erasures
+from infra.keys.vault import MasterKey, fresh_key
+from infra.log.feed import Feed
+from infra.log.wake import Listener
 from infra.runtime import API, WORKER, runtime
 from infra.settings import load_settings
 from infra.upkeep import connect
-from infra.vault import MasterKey, fresh_key
-from infra.wake import Listener
-from infra.webhooks import Webhooks
+from infra.webhooks.owners import Webhooks
 from infra.worker import create_views
 from projections import VIEWS
 from projections.runner import Runner

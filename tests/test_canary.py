@@ -27,11 +27,11 @@ import psycopg
 import pytest
 
 from infra.bootstrap import begin_ledger
-from infra.outgoing import OutgoingLog
-from infra.postgres import binary
-from infra.publications import Destination
+from infra.kafka.outgoing import OutgoingLog
+from infra.kafka.publications import Destination
+from infra.postgres.embedded import binary
 from infra.runtime import API, WORKER, runtime
-from infra.webhooks_payload import payload
+from infra.webhooks.payload import payload
 from infra.worker import create_views
 from tests.api.streaming import following
 from tests.api.world import OWN_ACCOUNT, OWN_BRAND, OWN_CREATOR, campaign, told
@@ -53,7 +53,7 @@ CANARIES: Final = {"secret": SECRET[:-4], "mistyped": MISTYPED[:-4], "bearer": B
 
 PROCESS: Final = """
 import asyncio, logging, sys
-from infra.custody import custodian
+from infra.keys.custody import custodian
 from infra.settings import load_settings
 from infra.telemetry import configure_logs
 

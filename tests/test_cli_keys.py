@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from infra.api_key import ApiKey
 from infra.bootstrap import begin_ledger
+from infra.callers.api_key import ApiKey
+from infra.keys.vault import MasterKey, fresh_key
 from infra.runtime import API, runtime
-from infra.vault import MasterKey, fresh_key
 from tests.conftest import TestDatabase
 
 Run = Callable[..., str]

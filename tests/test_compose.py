@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from infra.migrate import migrate
-from infra.postgres import EmbeddedPostgres, binary
+from infra.postgres.embedded import EmbeddedPostgres, binary
 from infra.settings import load_settings
 from tests.infra.kafka import broker
 

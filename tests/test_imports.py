@@ -28,6 +28,8 @@ def house(tmp_path: Path) -> Path:
     for package in PACKAGES:
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "infra" / "kafka").mkdir()
+    (tmp_path / "infra" / "kafka" / "__init__.py").touch()
     (tmp_path / "cli.py").touch()
     return tmp_path
 
@@ -39,8 +41,10 @@ def test_every_package_imports_to_the_right_only() -> None:
 
 def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
     (house / "cli.py").write_text("import api, infra, projections, domain\n")
-    (house / "api" / "app.py").write_text("import fastapi, starlette, infra.kafka, projections.codes, domain\n")
-    (house / "infra" / "kafka.py").write_text("import kafka, psycopg, projections.codes, domain\n")
+    (house / "api" / "app.py").write_text(
+        "import fastapi, starlette, infra.kafka.connection, projections.codes, domain\n"
+    )
+    (house / "infra" / "kafka" / "connection.py").write_text("import kafka, psycopg, projections.codes, domain\n")
     (house / "projections" / "codes.py").write_text("import psycopg, domain.code\n")
     (house / "domain" / "code.py").write_text("import eventsourcing.domain\n")
 
@@ -65,8 +69,8 @@ def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
         ("api/app.py", "psycopg_pool", "psycopg stays in projections and infra"),
         ("infra/worker.py", "fastapi", "fastapi stays in api"),
         ("projections/codes.py", "starlette", "fastapi stays in api"),
-        ("infra/worker.py", "kafka", "kafka stays in infra.kafka and infra.kafka_topics"),
-        ("api/app.py", "kafka", "kafka stays in infra.kafka and infra.kafka_topics"),
+        ("infra/worker.py", "kafka", "kafka stays in infra.kafka.connection and infra.kafka.topics"),
+        ("api/app.py", "kafka", "kafka stays in infra.kafka.connection and infra.kafka.topics"),
     ],
 )
 def test_the_check_names_the_rule_that_an_import_breaks(house: Path, module: str, imported: str, rule: str) -> None:

@@ -11,7 +11,7 @@ import uvicorn
 
 from api.limits import UNKNOWN_CODES_AT_ONCE
 from api.server import believing
-from infra.refusals import TOLD_AN_HOUR
+from infra.callers.refusals import TOLD_AN_HOUR
 from tests.api.test_hostile_input import post, speak
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 

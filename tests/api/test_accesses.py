@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.accesses import Accesses
+from infra.callers.accesses import Accesses
 from infra.errors import Unavailable
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 from tests.waiting import until

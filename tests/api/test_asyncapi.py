@@ -12,9 +12,9 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from api import asyncapi
-from infra.cloud_events import binary_headers, cloud_event
-from infra.event_schemas import event_classes
-from infra.kafka_topics import PARTITIONS, events_topic, state_topic
+from infra.kafka.topics import PARTITIONS, events_topic, state_topic
+from infra.log.cloud_events import binary_headers, cloud_event
+from infra.log.event_schemas import event_classes
 from tests.generated import examples
 from tests.infra.kafka.recorded import as_recorded
 from tests.serving import Server

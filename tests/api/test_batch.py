@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from api import batch
-from infra.question import Questions
+from infra.log.question import Questions
 from tests.api.test_accesses import accesses
 from tests.api.world import OTHER_ACCOUNT, OWN_ACCOUNT, World, days, refused, told
 

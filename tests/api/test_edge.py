@@ -19,7 +19,7 @@ from api.edge import Edge
 from api.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit
 from api.wiring import Services
 from domain.errors import Unknown
-from infra.api_key import ApiKey, Subjects
+from infra.callers.api_key import ApiKey, Subjects
 from infra.errors import Unavailable
 from infra.settings import load_settings
 

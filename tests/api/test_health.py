@@ -17,10 +17,10 @@ from api.app import create_app
 from api.health import READ_ONLY
 from api.wiring import Services
 from infra.database import Database
+from infra.log.writer import FULL, MAX_WAITING, STOPPING, Writer
 from infra.runtime import API
 from infra.settings import load_settings
 from infra.views import Views
-from infra.writer import FULL, MAX_WAITING, STOPPING, Writer
 from projections import VIEWS
 from tests.api.world import World
 from tests.conftest import TestDatabase

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from infra.bootstrap import begin_ledger
-from infra.vault import MasterKey, fresh_key
+from infra.keys.vault import MasterKey, fresh_key
 from infra.worker import create_views
 from tests.api.processes import serving_process
 from tests.api.world import World, days, refused, told

@@ -13,7 +13,7 @@ import pytest
 
 import api.backlog
 import api.streams
-import infra.tail
+import infra.log.tail
 from tests.api.streaming import following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
 from tests.waiting import until
@@ -66,9 +66,9 @@ def test_one_that_comes_from_far_back_is_handed_over_without_a_gap(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Neither the tail nor a page holds what there is to catch up with.
-    monkeypatch.setattr(infra.tail, "READ_AHEAD_EVENTS", 5)
-    monkeypatch.setattr(infra.tail, "KEPT_EVENTS", 5)
-    monkeypatch.setattr(infra.tail, "KEPT_EVENTS_LEAST", 5)
+    monkeypatch.setattr(infra.log.tail, "READ_AHEAD_EVENTS", 5)
+    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS", 5)
+    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS_LEAST", 5)
     monkeypatch.setattr(api.backlog, "PAGE_EVENTS", 7)
     for _ in range(12):
         world.running()
@@ -156,7 +156,7 @@ def live_a_little(world: World) -> str:
 def test_a_filter_shows_all_that_passes_it_and_nothing_else(
     world: World, filters: dict[str, str], passes: Passes, *, live: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infra.tail, "READ_AHEAD_EVENTS", 1)
+    monkeypatch.setattr(infra.log.tail, "READ_AHEAD_EVENTS", 1)
     ours = {live_a_little(world)}
     seen = 3
     if live:
@@ -301,7 +301,7 @@ def record_megabytes(world: World, number: int) -> None:
 
 
 def test_a_client_that_reads_too_slowly_is_told_so_and_can_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.tail, "KEPT_BYTES", 256 * 1024)
+    monkeypatch.setattr(infra.log.tail, "KEPT_BYTES", 256 * 1024)
     monkeypatch.setattr(api.streams, "STALLED_S", 100)
     deaf = Deaf(world)
     record_megabytes(world, 4)

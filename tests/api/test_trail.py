@@ -13,9 +13,9 @@ from api import trail
 from api.trail import KINDS, event_content, row_content
 from domain.recorded import Recorded
 from domain.values import CLOCK, Actor
-from infra import mapper
-from infra.mapper import clear_body, to_event, wire_type
-from infra.trail import Row
+from infra.log import mapper
+from infra.log.mapper import clear_body, to_event, wire_type
+from infra.log.trail import Row
 from tests import given
 from tests.generated import examples
 

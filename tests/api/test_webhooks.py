@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-import infra.webhooks
+import infra.webhooks.owners
 from tests.api.world import World, refused, told
 
 URL = "https://receiver.example/hook?token=theirs"
@@ -196,7 +196,7 @@ def test_the_same_request_gets_the_first_answer_again(
 
 
 def test_a_ledger_has_a_bounded_number_of_webhooks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.webhooks, "MAX_WEBHOOKS", 2)
+    monkeypatch.setattr(infra.webhooks.owners, "MAX_WEBHOOKS", 2)
     create(world.client)
     create(world.as_role("subscriber"))
     assert refused(world.client.post("/v1/webhooks", json={"url": URL})) == (409, "too_many_webhooks")

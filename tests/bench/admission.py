@@ -24,10 +24,10 @@ from api.auth import admit
 from api.limits import Limit
 from api.wiring import Limits, Services
 from infra.bootstrap import begin_ledger
-from infra.identity import Identity
+from infra.callers.identity import Identity
+from infra.keys.vault import MasterKey, fresh_key
 from infra.runtime import API, runtime
 from infra.settings import load_settings
-from infra.vault import MasterKey, fresh_key
 from tests.bench.place import RUNS, postgres
 from tests.infra.issuing import issuing, signer
 

@@ -26,13 +26,13 @@ from domain import commands
 from domain.campaign import Share
 from domain.code import Code
 from domain.values import Actor, Policy, Sealed
-from infra.attempt import Request
 from infra.bootstrap import begin_ledger, mint
 from infra.ids import uuid7
-from infra.ledger import Done, Ledgers
-from infra.postgres import EmbeddedPostgres
+from infra.keys.vault import MasterKey, fresh_key
+from infra.log.attempt import Request
+from infra.log.ledger import Done, Ledgers
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import API, runtime, spare_the_collector
-from infra.vault import MasterKey, fresh_key
 from tests.bench.place import RUNS, SETTINGS, median, pgbench, postgres
 
 IN_FLIGHT: Final = (1, 8, 32, 128)

@@ -12,9 +12,9 @@ from typing import Final
 
 import psycopg
 
-from infra.mapper import clear_body
+from infra.keys.vault import MasterKey
+from infra.log.mapper import clear_body
 from infra.runtime import WORKER, runtime
-from infra.vault import MasterKey
 from tests import given
 from tests.given import CAMPAIGN, CODE, Story
 

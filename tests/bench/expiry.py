@@ -24,8 +24,8 @@ from typing import Any, Final
 import psycopg
 
 from infra.bootstrap import begin_ledger, mint
+from infra.keys.vault import MasterKey, fresh_key
 from infra.runtime import API, WORKER
-from infra.vault import MasterKey, fresh_key
 from infra.worker import create_views
 from projections import VIEWS
 from tests.bench.client import drive

@@ -18,14 +18,14 @@ import psycopg
 import uvloop
 
 from infra.bootstrap import begin_ledger, mint
-from infra.postgres import EmbeddedPostgres
+from infra.keys.vault import MasterKey, fresh_key
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import API, runtime, spare_the_collector
-from infra.vault import MasterKey, fresh_key
 from tests.bench.append import Load, rate
 from tests.bench.place import SETTINGS, place, postgres, restarted
 
 if TYPE_CHECKING:
-    from infra.ledger import Ledgers
+    from infra.log.ledger import Ledgers
 
 FEW: Final = 100_000
 MANY: Final = 1_000_000

@@ -23,9 +23,9 @@ import httpx
 import psutil
 
 from infra.bootstrap import begin_ledger
-from infra.postgres import EmbeddedPostgres
+from infra.keys.vault import MasterKey, fresh_key
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import API, WORKER
-from infra.vault import MasterKey, fresh_key
 from infra.worker import create_views
 from tests.bench.client import Figures, drive, http
 from tests.bench.place import RUNS, SETTINGS, postgres

@@ -25,9 +25,9 @@ import psycopg
 import uvloop
 
 from infra.bootstrap import begin_ledger, mint
-from infra.ledger import Ledgers
+from infra.keys.vault import MasterKey, fresh_key
+from infra.log.ledger import Ledgers
 from infra.runtime import API, WORKER, runtime, spare_the_collector
-from infra.vault import MasterKey, fresh_key
 from infra.worker import create_views
 from projections import VIEWS
 from tests.bench.append import Load

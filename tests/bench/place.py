@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 
 from infra.migrate import migrate
-from infra.postgres import EmbeddedPostgres, binary
+from infra.postgres.embedded import EmbeddedPostgres, binary
 
 # What every figure is measured with, named beside it in the results.
 SETTINGS: Final = {

@@ -25,9 +25,9 @@ import psycopg
 import uvloop
 
 from infra.bootstrap import begin_ledger, mint
-from infra.postgres import EmbeddedPostgres
+from infra.keys.vault import MasterKey, fresh_key
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import API, WORKER, runtime, spare_the_collector
-from infra.vault import MasterKey, fresh_key
 from tests.bench.append import Load
 from tests.bench.lives import fill
 from tests.bench.place import SETTINGS, postgres

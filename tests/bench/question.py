@@ -24,11 +24,11 @@ import psycopg
 
 from infra.bootstrap import begin_ledger, mint
 from infra.database import Database
-from infra.feed import Feed
-from infra.postgres import EmbeddedPostgres
+from infra.keys.vault import MasterKey, fresh_key
+from infra.log.feed import Feed
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import API, WORKER
 from infra.upkeep import connect
-from infra.vault import MasterKey, fresh_key
 from infra.worker import create_views
 from projections import codes, history
 from projections.rebuild import rebuild

@@ -17,11 +17,11 @@ import uvloop
 
 from infra.bootstrap import begin_ledger
 from infra.database import Database
-from infra.postgres import EmbeddedPostgres
+from infra.keys.vault import MasterKey, fresh_key
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import WORKER, spare_the_collector
 from infra.showing import Lines
 from infra.upkeep import GC_YOUNG_OBJECTS, rebuild
-from infra.vault import MasterKey, fresh_key
 from infra.worker import create_views, views_followed
 from projections import VIEWS
 from tests.bench.lives import fill

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from api.server import run
-from infra.custody import custodian
+from infra.keys.custody import custodian
 from infra.settings import load_settings
 
 

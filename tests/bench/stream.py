@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from infra.bootstrap import begin_ledger
+from infra.keys.vault import MasterKey, fresh_key
 from infra.runtime import API
-from infra.vault import MasterKey, fresh_key
 from infra.worker import create_views
 from tests.bench.client import drive
 from tests.bench.http import ROOT, Requests, _serve, process

@@ -14,11 +14,11 @@ import psycopg
 import uvloop
 
 from infra.bootstrap import begin_ledger, mint
-from infra.postgres import EmbeddedPostgres
+from infra.keys.vault import MasterKey
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import API, WORKER, runtime
-from infra.vault import MasterKey
-from infra.webhooks import Webhooks
-from infra.webhooks_shown import Owner
+from infra.webhooks.owners import Webhooks
+from infra.webhooks.shown import Owner
 from tests.bench.append import Load, rate
 from tests.bench.http import ROOT
 from tests.bench.place import SETTINGS, postgres

@@ -22,10 +22,10 @@ from uuid import UUID
 
 from domain.campaign import Campaign
 from domain.values import Actor, Sealed
-from infra.attempt import Request
 from infra.errors import IdempotencyRunning, Unavailable
 from infra.ids import uuid7
-from infra.ledger import Done, Ledgers
+from infra.log.attempt import Request
+from infra.log.ledger import Done, Ledgers
 from infra.runtime import API, runtime
 from tests import given
 from tests.infra.notebook import Notebook

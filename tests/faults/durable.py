@@ -16,7 +16,7 @@ from typing import Any, Final
 import psycopg
 
 from infra.migrate import migrate
-from infra.postgres import DATABASE, EmbeddedPostgres
+from infra.postgres.embedded import DATABASE, EmbeddedPostgres
 from infra.runtime import API
 from tests import given
 from tests.conftest import TestDatabase

@@ -20,8 +20,8 @@ from typing import Any, Final
 import httpx
 
 from infra.bootstrap import begin_ledger
+from infra.keys.vault import MasterKey, fresh_key
 from infra.runtime import API
-from infra.vault import MasterKey, fresh_key
 from infra.worker import create_views
 from tests.faults.commands import MARK
 from tests.faults.durable import SHORT, durable

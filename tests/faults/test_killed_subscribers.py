@@ -20,11 +20,11 @@ from typing import Final
 import httpx
 
 from infra.bootstrap import begin_ledger, mint
+from infra.keys.vault import MasterKey, fresh_key
 from infra.runtime import API, WORKER, runtime
-from infra.vault import MasterKey, fresh_key
-from infra.webhooks import Webhooks
-from infra.webhooks_messages import Terms
-from infra.webhooks_shown import Owner
+from infra.webhooks.messages import Terms
+from infra.webhooks.owners import Webhooks
+from infra.webhooks.shown import Owner
 from infra.worker import create_views
 from tests.bench.append import Load
 from tests.faults.durable import SHORT, durable

@@ -17,8 +17,8 @@ import pytest
 
 from infra.errors import Unavailable
 from infra.ids import uuid7
+from infra.log.writer import Appended, Replayed, Writer
 from infra.runtime import API
-from infra.writer import Appended, Replayed, Writer
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene
 from tests.infra.appends import keyed, row

@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from infra.ids import uuid7
+from infra.log.writer import Append, EventRow, Outcome, Writer
 from infra.runtime import API
-from infra.writer import Append, EventRow, Outcome, Writer
 from tests.conftest import TestDatabase
 
 

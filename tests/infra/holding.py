@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import psycopg
 
-from infra.writer import Append, Outcome, Writer
+from infra.log.writer import Append, Outcome, Writer
 from tests.infra.opened import Opened, Tenant
 
 WAITS_WITHIN_S = 15

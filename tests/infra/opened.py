@@ -11,17 +11,17 @@ from typing import Any
 import psycopg
 
 from domain.values import Actor, Role
-from infra.api_key import ApiKey
-from infra.attempt import Request
+from infra.callers.api_key import ApiKey
+from infra.callers.identity import Identity
+from infra.callers.minting import MACHINE
 from infra.database import Database
-from infra.erasure import Erasures
-from infra.feed import Feed
-from infra.identity import Identity
-from infra.ledger import Done, Ledgers
-from infra.minting import MACHINE
+from infra.keys.erasure import Erasures
+from infra.keys.vault import MasterKey
+from infra.log.attempt import Request
+from infra.log.feed import Feed
+from infra.log.ledger import Done, Ledgers
 from infra.runtime import API, WORKER, Runtime, runtime
 from infra.upkeep import connect
-from infra.vault import MasterKey
 from projections import VIEWS
 from projections.folding import Folding
 from tests.conftest import TestDatabase

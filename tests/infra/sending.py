@@ -11,13 +11,13 @@ from uuid import UUID
 
 from domain.values import Sealed
 from infra.ids import uuid7
+from infra.log.wake import Listener
 from infra.runtime import WORKER, runtime
-from infra.wake import Listener
-from infra.webhooks import Webhooks
-from infra.webhooks_messages import Terms
-from infra.webhooks_shown import Delivery, Owner, Webhook
-from infra.webhooks_target import Networks
-from infra.webhooks_worker import Senders
+from infra.webhooks.messages import Terms
+from infra.webhooks.owners import Webhooks
+from infra.webhooks.shown import Delivery, Owner, Webhook
+from infra.webhooks.target import Networks
+from infra.webhooks.worker import Senders
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.receiving import Receiver

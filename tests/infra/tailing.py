@@ -13,10 +13,10 @@ from typing import Final
 from uuid import UUID
 
 from infra.database import Database
-from infra.event_store import EventStore
-from infra.feed import Feed
+from infra.log.event_store import EventStore
+from infra.log.feed import Feed
+from infra.log.wake import Listener
 from infra.runtime import API, WORKER
-from infra.wake import Listener
 from tests.conftest import TestDatabase
 from tests.infra.checker import Held, Told, held, problems, unseen
 from tests.infra.load import MARK

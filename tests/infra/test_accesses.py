@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from infra.accesses import KEEP_ACCESSES_DAYS, Access, Accesses, purge
+from infra.callers.accesses import KEEP_ACCESSES_DAYS, Access, Accesses, purge
 from infra.database import Database
 from infra.runtime import API, WORKER
 from tests.conftest import TestDatabase

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from domain.errors import NotAllowed
+from infra.callers.identity import Identity
 from infra.errors import KeyNoLongerValid, TokenRefused
-from infra.identity import Identity
 from tests import given
 from tests.infra.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
 from tests.infra.opened import MASTER_KEY, Opened, Tenant

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.custody import MasterKeyFile, custodian, short_id
+from infra.keys.custody import MasterKeyFile, custodian, short_id
+from infra.keys.vault import MasterKey, MasterKeyError
 from infra.settings import SettingsError, load_settings
-from infra.vault import MasterKey, MasterKeyError
 
 OLD, NEW, THIRD = bytes(range(32)), b"\x07" * 32, b"\x08" * 32
 BOTH = MasterKey(NEW, OLD)

@@ -15,10 +15,10 @@ import pytest
 from domain.errors import Refused, Unknown
 from domain.recorded import Recorded
 from domain.values import Sealed
-from infra.api_key import Subjects
-from infra.erasure import Erasures, erase
+from infra.callers.api_key import Subjects
+from infra.callers.minting import MACHINE
 from infra.errors import Unavailable
-from infra.minting import MACHINE
+from infra.keys.erasure import Erasures, erase
 from infra.runtime import API, WORKER, Runtime, runtime
 from tests import given
 from tests.given import CODE, CREATOR, OTHER_CODE, OTHER_SECRET, SECRET, Command
@@ -274,7 +274,7 @@ async def test_a_worker_carries_out_what_was_recorded_and_not_carried_out(opened
 
 KILLED = """
 import asyncio, os, signal, sys
-from infra import erasure
+from infra.keys import erasure
 from infra.runtime import WORKER
 from tests.infra.opened import MASTER_KEY
 

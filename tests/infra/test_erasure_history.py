@@ -19,12 +19,12 @@ from domain.campaign import Campaign
 from domain.errors import Refused
 from domain.recorded import Recorded
 from domain.values import Sealed
+from infra.callers.minting import MACHINE
 from infra.database import Database
-from infra.feed import Feed
-from infra.minting import MACHINE
+from infra.keys.vault import place
+from infra.log.feed import Feed
 from infra.runtime import API, WORKER, Runtime, runtime
 from infra.upkeep import connect
-from infra.vault import place
 from projections import VIEWS
 from projections.rebuild import rebuild
 from tests import given

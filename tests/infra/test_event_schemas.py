@@ -12,9 +12,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from domain.recorded import replay_code
-from infra.cloud_events import cloud_event
-from infra.code_state import ENTRIES_MAX, state_content
-from infra.event_schemas import incompatible, schemas
+from infra.kafka.code_state import ENTRIES_MAX, state_content
+from infra.log.cloud_events import cloud_event
+from infra.log.event_schemas import incompatible, schemas
 from tests import given
 from tests.generated import examples
 from tests.generated_schemas import refused, schema_pages

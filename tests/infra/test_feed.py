@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from infra.database import Database
-from infra.feed import Feed
 from infra.ids import uuid7
+from infra.log.feed import Feed
 from infra.runtime import WORKER
 from projections.page import Gap, Page
 from projections.progress import after

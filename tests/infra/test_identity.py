@@ -12,12 +12,12 @@ import psycopg
 import pytest
 
 from domain.values import Role
-from infra.api_key import ApiKey, Subjects, subjects_problem
+from infra.callers.api_key import ApiKey, Subjects, subjects_problem
+from infra.callers.identity import CACHE_S, Identity, LedgerExists
+from infra.callers.minting import Asker
+from infra.callers.uses import Uses
 from infra.errors import IdempotencyMismatch, KeyNoLongerValid, KeyNotRotatable
-from infra.identity import CACHE_S, Identity, LedgerExists
-from infra.minting import Asker
-from infra.uses import Uses
-from infra.vault import MasterKey, MasterKeyError
+from infra.keys.vault import MasterKey, MasterKeyError
 from tests.infra.opened import MASTER_KEY, Opened
 from tests.waiting import WITHIN_S
 
@@ -74,7 +74,7 @@ async def test_a_key_that_changed_is_forgotten_within_a_second_though_the_word_o
     assert await opened.identity.revoke(tenant.ledger_id, key.key_id)
     assert await deaf.authenticate(text, now()) == key
     started = time.monotonic()
-    monkeypatch.setattr("infra.identity.monotonic", lambda: started + CACHE_S + 0.1)
+    monkeypatch.setattr("infra.callers.identity.monotonic", lambda: started + CACHE_S + 0.1)
     assert await deaf.authenticate(text, now()) is None
     await deaf.stop()
 
@@ -87,7 +87,7 @@ async def test_every_process_hears_of_a_key_that_changed(
     tenant = await opened.begin()
     key, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
     started = time.monotonic()
-    monkeypatch.setattr("infra.identity.monotonic", lambda: started)
+    monkeypatch.setattr("infra.callers.identity.monotonic", lambda: started)
     for _ in range(2):
         assert await opened.api.identity.authenticate(text, now()) == key
     if way == "revoked":
@@ -248,7 +248,7 @@ async def test_a_first_use_that_cannot_be_recorded_opens_nothing(opened: Opened)
 
 
 async def test_the_last_use_is_written_beside(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.uses.GATHER_S", 0.01)
+    monkeypatch.setattr("infra.callers.uses.GATHER_S", 0.01)
     tenant = await opened.begin()
     _, text, _ = await opened.identity.create(tenant.ledger_id, role="auditor")
     moment = now()
@@ -266,7 +266,7 @@ async def test_the_last_use_is_written_beside(opened: Opened, monkeypatch: pytes
 async def test_a_use_is_written_once_a_minute_and_for_a_bounded_number_of_keys(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.uses.MAX_DUE", 2)
+    monkeypatch.setattr("infra.callers.uses.MAX_DUE", 2)
     tenants = [await opened.begin(f"ledger-{n}") for n in range(3)]
     uses, moment = Uses(opened.api.database), now()
     noted = []

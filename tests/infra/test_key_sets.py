@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from infra.callers.key_sets import ASK_AGAIN_S, ASK_EVERY_S, KEEP_S, MAX_BYTES, REFRESH_AFTER_S, signing_key
+from infra.callers.tokens import Grant, Tokens
 from infra.errors import TokenRefused, Unavailable
-from infra.key_sets import ASK_AGAIN_S, ASK_EVERY_S, KEEP_S, MAX_BYTES, REFRESH_AFTER_S, signing_key
-from infra.tokens import Grant, Tokens
 from tests.infra.issuing import DISCOVERY, KEYS, Signer, TestIssuer, in_json, issuing, signer
 from tests.waiting import WITHIN_S
 
@@ -182,7 +182,7 @@ async def test_an_issuer_that_answers_otherwise_is_away(
 
 
 async def test_an_issuer_that_takes_too_long_is_away(issuer: TestIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.key_sets.WITHIN_S", 0.05)
+    monkeypatch.setattr("infra.callers.key_sets.WITHIN_S", 0.05)
     issuer.open.clear()
     with pytest.raises(Unavailable):
         await verified(issuer, issuer.token())

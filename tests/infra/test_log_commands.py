@@ -18,7 +18,7 @@ from domain.errors import Refused
 from domain.values import Sealed
 from infra.errors import KeyNoLongerValid
 from infra.ids import uuid7
-from infra.ledger import Done
+from infra.log.ledger import Done
 from tests import given
 from tests.infra.opened import Opened, Tenant, opening
 

@@ -12,7 +12,7 @@ import pytest
 from domain.commands import Ledger, When
 from domain.errors import Refused
 from infra.errors import IdempotencyMismatch, IdempotencyRunning
-from infra.ledger import Done
+from infra.log.ledger import Done
 from tests import given
 from tests.infra.opened import Opened, Tenant, opening
 

@@ -9,11 +9,11 @@ from uuid import UUID
 import pytest
 
 from domain.recorded import Recorded
-from infra import event_store
 from infra.database import Database
 from infra.errors import Unavailable
-from infra.event_store import EventStore
 from infra.ids import uuid7
+from infra.log import event_store
+from infra.log.event_store import EventStore
 from infra.runtime import API
 from tests import given
 from tests.infra.appends import appending, row, writing

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from infra.accesses import Access
+from infra.callers.accesses import Access
 from infra.database import LedgerConnection
 from infra.ids import uuid7
 from infra.runtime import API, WORKER

@@ -13,9 +13,9 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from domain.values import Sealed
-from infra.keyring import Keyring
-from infra.postgres import binary
-from infra.vault import CreatorKey, MasterKey, MasterKeyError, place
+from infra.keys.keyring import Keyring
+from infra.keys.vault import CreatorKey, MasterKey, MasterKeyError, place
+from infra.postgres.embedded import binary
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 

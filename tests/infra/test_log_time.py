@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from infra.ids import uuid7
-from infra.writer import Appended, Writer
+from infra.log.writer import Appended, Writer
 from tests import given
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.holding import locked, until_it_waits

@@ -17,7 +17,7 @@ from domain.creator import Creator
 from domain.recorded import Event, replay_code, replay_creator
 from domain.values import Sealed
 from infra.ids import uuid7
-from infra.mapper import clear_body, divided, to_event, wire_type
+from infra.log.mapper import clear_body, divided, to_event, wire_type
 from tests import given
 from tests.infra.appends import appending, row, writing
 from tests.infra.opened import Opened

@@ -16,13 +16,13 @@ import psycopg
 import pytest
 
 from domain.values import Sealed
-from infra import rotation
-from infra.custody import Custodian, MasterKeyFile, short_id
 from infra.errors import Unavailable
-from infra.keyring import Keyring
-from infra.rotation import WRAPPED, MasterKeyState, require_master_keys, rotate, states
+from infra.keys import rotation
+from infra.keys.custody import Custodian, MasterKeyFile, short_id
+from infra.keys.keyring import Keyring
+from infra.keys.rotation import WRAPPED, MasterKeyState, require_master_keys, rotate, states
+from infra.keys.vault import MasterKey, MasterKeyError
 from infra.runtime import API, WORKER, Runtime, runtime
-from infra.vault import MasterKey, MasterKeyError
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.programs import running
@@ -70,7 +70,7 @@ SECRETS = [f"#secret-of-{number}" for number in range(3)]
 
 
 class Service:
-    """A key management service, as `infra.custody` says that one is added: it has the key, and is asked over a wire."""
+    """A key management service, as `custody` says that one is added: it has the key, and is asked over a wire."""
 
     key_ids: Sequence[str] = (short_id("arn:key/1"),)
 
@@ -202,8 +202,8 @@ async def test_commands_and_reads_go_on_during_a_rotation(opened: Opened, monkey
 
 KILLED = """
 import asyncio, sys, time
-from infra import rotation
-from infra.vault import MasterKey
+from infra.keys import rotation
+from infra.keys.vault import MasterKey
 rotation.BATCH_ROWS = 5
 def say(line):
     print(line, flush=True)

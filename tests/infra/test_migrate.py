@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from infra.migrate import ROLES, MigrationError, migrate, migrations, require_migrated
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import API, WORKER
 from tests import given
 from tests.conftest import TestDatabase

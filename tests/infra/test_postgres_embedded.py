@@ -19,9 +19,9 @@ import psutil
 import psycopg
 import pytest
 
-from infra import postgres
-from infra.postgres import Cluster, DataDirectoryInUse, EmbeddedPostgres, PostgresError, attach_or_start
-from infra.postgres_cluster import User, launch_command, stop_leftovers
+from infra.postgres import embedded as postgres
+from infra.postgres.cluster import User, launch_command, stop_leftovers
+from infra.postgres.embedded import Cluster, DataDirectoryInUse, EmbeddedPostgres, PostgresError, attach_or_start
 from tests.infra.programs import DEADLINE_SECONDS, running, wait_until_gone
 
 AS_ROOT: Final = os.geteuid() == 0
@@ -36,7 +36,7 @@ only_on_linux = pytest.mark.skipif(not ON_LINUX, reason="only Linux signals a ch
 SERVE: Final = """
 import signal, sys
 from pathlib import Path
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 
 with EmbeddedPostgres(Path(sys.argv[1])) as server:
     print("serving", server.pid, flush=True)
@@ -45,7 +45,7 @@ with EmbeddedPostgres(Path(sys.argv[1])) as server:
 
 # The same, as on a platform that tells no child of its parent's death: that signal is one that changes nothing.
 SERVE_UNTIED: Final = f"""
-from infra import postgres
+from infra.postgres import embedded as postgres
 tied = postgres.launch_command
 postgres.launch_command = lambda reach, user, _, *command: tied(reach, user, "SIGCONT", *command)
 {SERVE}"""
@@ -322,7 +322,7 @@ def test_what_a_killed_run_left_running_is_stopped_by_the_next_start(ready: Path
 def test_a_kill_in_the_middle_of_initdb_leaves_nothing_half_done(place: Path) -> None:
     script = f"""
 import os, signal
-from infra import postgres_cluster
+from infra.postgres import cluster as postgres_cluster
 postgres_cluster.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 {SERVE}"""
     with running(script, str(place / "d")) as program:
@@ -480,7 +480,7 @@ PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH = 24, 2
 ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH, 0, 0, 0)
 import sys
 from pathlib import Path
-from infra.postgres import EmbeddedPostgres, PostgresError
+from infra.postgres.embedded import EmbeddedPostgres, PostgresError
 try:
     EmbeddedPostgres(Path(sys.argv[1])).start()
 except PostgresError as error:
@@ -503,7 +503,7 @@ def test_any_other_user_runs_it_as_themselves(place: Path) -> None:
 import os, sys
 from pathlib import Path
 import psutil
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 with EmbeddedPostgres(Path(sys.argv[1])) as server:
     print("runs as", os.geteuid(), psutil.Process(server.pid).uids().effective, flush=True)
 """
@@ -527,7 +527,7 @@ def test_the_cluster_of_another_user_is_refused(ready: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from infra.postgres import EmbeddedPostgres, PostgresError
+from infra.postgres.embedded import EmbeddedPostgres, PostgresError
 try:
     EmbeddedPostgres(Path(sys.argv[1])).start()
 except PostgresError as error:
@@ -557,7 +557,7 @@ def capabilities(pid: int) -> int:
 UP: Final = """
 import sys
 from pathlib import Path
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.supervisor import Child, Supervisor
 
 child = '''

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-import infra.tail
+import infra.log.tail
 from domain.recorded import Recorded
 from infra.errors import Unavailable
-from infra.tail import FellBehind, Gap, Tail, Tails
+from infra.log.tail import FellBehind, Gap, Tail, Tails
 from tests.infra.opened import Opened
 from tests.infra.sending import Post
 
@@ -66,7 +66,7 @@ async def test_all_who_follow_a_ledger_share_what_is_read_and_encoded_once(post:
 async def test_a_tail_begins_near_the_end_and_says_what_it_does_not_keep(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infra.tail, "READ_AHEAD_EVENTS", 4)
+    monkeypatch.setattr(infra.log.tail, "READ_AHEAD_EVENTS", 4)
     tails = Tails(post.opened.ledgers.store, Encoding())
     async with tails.following(post.tenant.ledger_id) as tail:
         assert (tail.position, tail.keeps(6), tail.keeps(7)) == (11, False, True)
@@ -82,9 +82,9 @@ async def test_a_tail_begins_near_the_end_and_says_what_it_does_not_keep(
 async def test_what_is_kept_is_bounded_by_number_and_by_size(
     post: Post, monkeypatch: pytest.MonkeyPatch, events: int, size: int, kept: int
 ) -> None:
-    monkeypatch.setattr(infra.tail, "KEPT_EVENTS", events)
-    monkeypatch.setattr(infra.tail, "KEPT_EVENTS_LEAST", 1)
-    monkeypatch.setattr(infra.tail, "KEPT_BYTES", size)
+    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS", events)
+    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS_LEAST", 1)
+    monkeypatch.setattr(infra.log.tail, "KEPT_BYTES", size)
     tails = Tails(post.opened.ledgers.store, Encoding())
     async with tails.following(post.tenant.ledger_id) as tail:
         assert len(tail.after(11 - kept, 100)) == kept
@@ -93,7 +93,7 @@ async def test_what_is_kept_is_bounded_by_number_and_by_size(
 
 
 async def test_what_all_tails_keep_is_shared_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.tail, "KEPT_EVENTS_IN_ALL", 1_000)
+    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS_IN_ALL", 1_000)
     other = await post.opened.begin("other")
     tails = Tails(post.opened.ledgers.store, Encoding())
     async with tails.following(post.tenant.ledger_id) as one:

@@ -23,9 +23,9 @@ import cli
 from domain.code import Code
 from infra import upkeep
 from infra.bootstrap import begin_ledger
+from infra.keys.vault import MasterKey
 from infra.runtime import WORKER
 from infra.showing import Lines, line
-from infra.vault import MasterKey
 from infra.worker import create_views
 from projections import VIEWS, codes, history
 from projections.folding import Poisoned

@@ -11,7 +11,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from domain.values import Sealed
-from infra.vault import ApiKeyHashing, CreatorKey, LedgerKeys, MasterKey, MasterKeyError, fresh_key, place
+from infra.keys.vault import ApiKeyHashing, CreatorKey, LedgerKeys, MasterKey, MasterKeyError, fresh_key, place
 
 MASTER = MasterKey(b"\x01" * 32)
 KEY = CreatorKey(UUID(int=7), b"\x02" * 32)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-import infra.webhooks_target
-import infra.webhooks_worker
-from infra.cloud_events import cloud_event
-from infra.webhooks_target import Networks
+import infra.webhooks.target
+import infra.webhooks.worker
+from infra.log.cloud_events import cloud_event
+from infra.webhooks.target import Networks
 from tests import given
 from tests.infra.opened import Opened
 from tests.infra.receiving import HANG, Received, in_order, receiving
@@ -31,7 +31,7 @@ async def post(opened: Opened) -> Post:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.webhooks_worker, "POLL_S", 0.02)
+    monkeypatch.setattr(infra.webhooks.worker, "POLL_S", 0.02)
 
 
 # -- What is sent
@@ -246,7 +246,7 @@ async def test_a_receiver_that_hangs_delays_no_other(post: Post) -> None:
 
 
 async def test_an_attempt_that_takes_too_long_has_failed(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.webhooks_target, "ATTEMPT_S", 0.1)
+    monkeypatch.setattr(infra.webhooks.target, "ATTEMPT_S", 0.1)
     answers = iter([HANG])
     async with receiving(lambda _: next(answers, 204)) as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)

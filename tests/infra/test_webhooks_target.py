@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-import infra.webhooks_target
-from infra.webhooks_target import Address, Answer, BadTarget, Networks, Resolver, Target, check_url
+import infra.webhooks.target
+from infra.webhooks.target import Address, Answer, BadTarget, Networks, Resolver, Target, check_url
 from tests.infra.receiving import HANG, receiving
 
 LOOPBACK = Networks(["127.0.0.0/8", "::1/128"])
@@ -165,7 +165,7 @@ async def test_of_an_endless_answer_only_the_beginning_is_read() -> None:
 
 
 async def test_a_receiver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.webhooks_target, "ATTEMPT_S", 0.1)
+    monkeypatch.setattr(infra.webhooks.target, "ATTEMPT_S", 0.1)
     async with receiving(lambda _: HANG) as receiver:
         answer = await post(receiver.url, LOOPBACK, Resolver())
         assert answer.status is None
@@ -247,7 +247,7 @@ async def test_a_name_is_looked_up_once_for_all_who_wait_for_it(monkeypatch: pyt
         looked_up.append(host)
         return [ip_address("127.0.0.1")]
 
-    monkeypatch.setattr(infra.webhooks_target, "_look_up", look_up)
+    monkeypatch.setattr(infra.webhooks.target, "_look_up", look_up)
     resolver = Resolver()
     await asyncio.gather(*(resolver.addresses("receiver.example") for _ in range(5)))
     resolver.close()

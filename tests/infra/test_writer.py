@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from infra import writer as writer_module
 from infra.errors import Unavailable
 from infra.ids import uuid7
+from infra.log import writer as writer_module
+from infra.log.writer import NOT_RECORDED, Append, Appended, Writer
 from infra.runtime import API
-from infra.writer import NOT_RECORDED, Append, Appended, Writer
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
 from tests.infra.opened import Opened

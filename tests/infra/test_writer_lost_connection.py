@@ -11,11 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from infra import writer as writer_module
 from infra.errors import Unavailable
 from infra.ids import uuid7
+from infra.log import writer as writer_module
+from infra.log.writer import Append, Appended, Conflict, Mismatch, Replayed, Writer
 from infra.runtime import API
-from infra.writer import Append, Appended, Conflict, Mismatch, Replayed, Writer
 from tests.infra.appends import appending, keyed, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
 from tests.infra.opened import Opened, Tenant

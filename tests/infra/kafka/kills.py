@@ -19,9 +19,9 @@ from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from domain.code import Code
 from domain.recorded import replay_code
-from infra.code_state import state_content
-from infra.event_store import COLUMNS, to_recorded
-from infra.kafka_topics import PARTITIONS, events_topic
+from infra.kafka.code_state import state_content
+from infra.kafka.topics import PARTITIONS, events_topic
+from infra.log.event_store import COLUMNS, to_recorded
 from infra.runtime import WORKER
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene

@@ -11,10 +11,10 @@ from typing import Any, Self
 import orjson
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
-from infra.kafka import client_options
-from infra.kafka_topics import events_topic, progress_topic, state_topic
-from infra.publications import destinations
-from infra.publisher import Publisher
+from infra.kafka.connection import client_options
+from infra.kafka.publications import destinations
+from infra.kafka.publisher import Publisher
+from infra.kafka.topics import events_topic, progress_topic, state_topic
 from infra.runtime import WORKER
 from infra.settings import load_settings
 from tests.conftest import TestDatabase

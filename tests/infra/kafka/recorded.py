@@ -6,7 +6,7 @@ from uuid import UUID
 
 from domain.recorded import Event, Recorded
 from domain.values import Actor
-from infra.mapper import wire_type
+from infra.log.mapper import wire_type
 from tests.given import NOW
 
 

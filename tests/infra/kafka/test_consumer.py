@@ -16,7 +16,7 @@ import pytest
 from kafka import KafkaProducer  # type: ignore[import-untyped]
 from sparkledger_consumer import Consumer, Event, Gap
 
-from infra.kafka_topics import events_topic, topics
+from infra.kafka.topics import events_topic, topics
 from tests import given
 from tests.conftest import TestDatabase
 from tests.infra.kafka.broker import Broker

@@ -6,11 +6,11 @@ import signal
 
 import pytest
 
-from infra import kafka as client
-from infra.kafka import KafkaError, Message, Producer
-from infra.kafka_topics import events_topic, progress_topic, topics
-from infra.publications import lags
-from infra.publisher import LEADERSHIP
+from infra.kafka import connection as client
+from infra.kafka.connection import KafkaError, Message, Producer
+from infra.kafka.publications import lags
+from infra.kafka.publisher import LEADERSHIP
+from infra.kafka.topics import events_topic, progress_topic, topics
 from tests import given
 from tests.infra.kafka.fixtures import Restartable
 from tests.infra.kafka.proxy import ADD_PARTITIONS_TO_TXN, END_TXN, PRODUCE, SwallowingProxy
@@ -26,7 +26,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Kafka is given seconds for, so that a test need not wait for the minutes of real life."""
     for name, seconds in (("REQUEST_S", 2), ("DELIVERY_S", 4), ("INIT_S", 5), ("COMMIT_S", 3), ("BOOTSTRAP_S", 2)):
         monkeypatch.setattr(client, name, seconds)
-    monkeypatch.setattr("infra.publisher.RETRY_LONGEST_S", 1.0)
+    monkeypatch.setattr("infra.kafka.publisher.RETRY_LONGEST_S", 1.0)
 
 
 async def creators(opened: Opened, tenant: Tenant, names: str) -> None:

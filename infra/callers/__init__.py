@@ -1,0 +1,1 @@
+"""Who calls: keys, tokens, and what is told of their calls."""

@@ -1,0 +1,227 @@
+"""The log of who read the trail: written before an answer is given, so that no read goes unrecorded.
+
+Accesses that wait together are one insert and one commit. What hands out more than one answer holds, an export, is
+recorded when it begins and once more when it ends. What cannot be recorded is not answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import orjson
+
+from infra.ids import uuid7
+from infra.log.event_store import Merged
+from projections.arrays import Bigints, Ints, Texts, Uuids
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from infra.database import Database, LedgerConnection
+
+# A year and a month: who audits once a year still finds who audited a year ago.
+KEEP_ACCESSES_DAYS: Final = 400
+# Whose reads of an hour are one entry: services that ask again and again for what is new.
+TOLD_TOGETHER: Final = "subscriber"
+
+_RECORD: Final = """
+    INSERT INTO accesses AS a (
+        ledger_id, access_id, key_id, role, route, query, format, request_id, reads, row_count, complete, ended_at)
+    SELECT %b, x.access_id, x.key_id, x.role, x.route, x.query::jsonb, x.format, x.request_id, x.reads, x.row_count,
+           x.complete::boolean, CASE WHEN x.complete IS NOT NULL THEN now() END
+    FROM unnest(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
+        AS x (access_id, key_id, role, route, query, format, request_id, reads, row_count, complete)
+    ON CONFLICT (ledger_id, access_id) DO UPDATE
+    SET reads = a.reads + excluded.reads,
+        row_count = a.row_count + excluded.row_count,
+        complete = excluded.complete,
+        ended_at = excluded.ended_at
+    WHERE a.role = 'subscriber'
+"""
+
+_END: Final = """
+    UPDATE accesses
+    SET row_count = %b, complete = %b, ended_at = now()
+    WHERE ledger_id = %b
+    AND access_id = %b
+    AND ended_at IS NULL
+"""
+
+_PAGE: Final = """
+    SELECT access_id, at, key_id, role, route, query, format, request_id, reads, row_count, complete, ended_at, refused,
+           sealed
+    FROM accesses
+    WHERE ledger_id = %s
+    AND access_id < %s
+    AND access_id > %s
+    ORDER BY access_id DESC
+    LIMIT %s
+"""
+_PAGE_BACKWARDS: Final = _PAGE.replace("ORDER BY access_id DESC", "ORDER BY access_id")
+
+_PURGE: Final = """
+    DELETE FROM accesses
+    WHERE (ledger_id, access_id) IN (
+        SELECT ledger_id, access_id
+        FROM accesses
+        WHERE at < now() - make_interval(days => %s)
+        LIMIT %s
+    )
+"""
+
+FIRST: Final = UUID(int=0)
+LAST: Final = UUID(int=2**128 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One access, to be recorded.
+
+    Attributes:
+        key_id: whose key; None for the command line.
+        role: the key's, or "machine" for the command line.
+        route: the template of the address, or the command.
+        query: what was asked, as JSON.
+        format: of the answer, as a media type.
+        rows: events, or questions, that the answer holds; what an export begins with is 0.
+        complete: whether all that was asked for was handed out; None while that is under way.
+        request_id: as in our logs; it tells two accesses apart that are the same in all else.
+
+    """
+
+    key_id: UUID | None
+    role: str
+    route: str
+    query: bytes
+    format: str
+    rows: int
+    complete: bool | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRow:
+    """One access as it stands in the log: `reads` of it in one hour, where they are told together."""
+
+    access_id: UUID
+    at: datetime
+    key_id: UUID | None
+    role: str
+    route: str
+    query: Mapping[str, Any]
+    format: str
+    request_id: str | None
+    reads: int
+    rows: int
+    complete: bool | None
+    ended_at: datetime | None
+    refused: str | None
+    sealed: bytes | None
+
+
+class Accesses:
+    """Records accesses, and reads them."""
+
+    def __init__(self, database: Database) -> None:
+        """Take the sessions to write and read with."""
+        self._database = database
+        self._recorded = Merged(self._record)
+
+    async def record(self, ledger_id: int, access: Access) -> UUID:
+        """Record an access, and return its id once that is committed.
+
+        Raises:
+            Unavailable: it could not be recorded; then nothing must be answered.
+
+        """
+        access_id = await self._recorded(ledger_id, access)
+        assert access_id is not None  # noqa: S101 - every access gets one
+        return access_id
+
+    async def end(self, ledger_id: int, access_id: UUID, *, rows: int, complete: bool) -> None:
+        """Record how an access that was under way ended.
+
+        Raises:
+            Unavailable: the database is away; the access then stands as one whose end is not known.
+
+        """
+
+        async def run(connection: LedgerConnection) -> None:
+            await connection.execute(_END, (rows, complete, ledger_id, access_id))
+
+        await self._database.read(ledger_id, run)
+
+    async def page(
+        self, ledger_id: int, *, limit: int, before: UUID = LAST, after: UUID = FIRST, backwards: bool = False
+    ) -> list[AccessRow]:
+        """Return accesses between two ids, newest first; backwards, those nearest to `after`.
+
+        Raises:
+            Unavailable: the database is away.
+
+        """
+
+        async def run(connection: LedgerConnection) -> list[AccessRow]:
+            query = _PAGE_BACKWARDS if backwards else _PAGE
+            cursor = await connection.execute(query, (ledger_id, before, after, limit))
+            return [AccessRow(*row) for row in await cursor.fetchall()]
+
+        rows = await self._database.read(ledger_id, run)
+        return rows[::-1] if backwards else rows
+
+    async def _record(self, ledger_id: int, accesses: Sequence[Access]) -> dict[Access, UUID]:
+        # Made once: where the first attempt's commit got lost on its way back, the second adds nothing.
+        ids = {access: _id_of(access) for access in accesses}
+
+        async def run(connection: LedgerConnection) -> None:
+            await _insert(connection, ledger_id, ids)
+
+        await self._database.read(ledger_id, run)
+        return ids
+
+
+async def record_within(connection: LedgerConnection, ledger_id: int, access: Access) -> None:
+    """Record an access in a transaction that is under way: it stands if, and only if, what it tells of does."""
+    await _insert(connection, ledger_id, {access: _id_of(access)})
+
+
+async def _insert(connection: LedgerConnection, ledger_id: int, ids: Mapping[Access, UUID]) -> None:
+    together: dict[UUID, tuple[Access, int]] = {}
+    for access, access_id in ids.items():
+        known, reads = together.get(access_id, (replace(access, rows=0), 0))
+        together[access_id] = (replace(access, rows=known.rows + access.rows), reads + 1)
+    told = [access for access, _ in together.values()]
+    columns = (
+        Uuids(list(together)),
+        Uuids([access.key_id for access in told]),
+        Texts([access.role for access in told]),
+        Texts([access.route for access in told]),
+        Texts([access.query.decode() for access in told]),
+        Texts([access.format for access in told]),
+        Texts([access.request_id for access in told]),
+        Ints([reads for _, reads in together.values()]),
+        Bigints([access.rows for access in told]),
+        Texts([None if access.complete is None else str(access.complete) for access in told]),
+    )
+    await connection.execute(_RECORD, (ledger_id, *columns), prepare=True)
+
+
+async def purge(connection: LedgerConnection, rows: int) -> int:
+    """Forget accesses that have been kept long enough, at most so many; needs the worker's rights."""
+    return (await connection.execute(_PURGE, (KEEP_ACCESSES_DAYS, rows))).rowcount
+
+
+def _id_of(access: Access) -> UUID:
+    """Return a fresh id; for what is told together, the one of this hour, key, route and query."""
+    if access.role != TOLD_TOGETHER:
+        return uuid7()
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    milliseconds = (hour - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    named = orjson.dumps([access.key_id, access.route, access.format, access.query.decode()])
+    raw = int.from_bytes(milliseconds.to_bytes(6) + hashlib.sha256(named).digest()[:10])
+    # Version 7 and the variant of RFC 9562, in their places.
+    return UUID(int=raw & ~(0xF << 76 | 0x3 << 62) | 7 << 76 | 2 << 62)

@@ -1,0 +1,166 @@
+"""Whom tokens stand for: each bearer has a row among the keys, made when they first come.
+
+So the log names a bearer by an id that tells nothing of the person, an append checks them as it checks a key, and to
+revoke that id shuts them out, whatever tokens they still hold. What the issuer calls them is kept encrypted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from domain.errors import NotAllowed
+from infra.callers.minting import INSERT
+from infra.errors import TokenRefused
+from infra.ids import uuid7
+from infra.keys.keyring import Recent
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from infra.callers.api_key import ApiKey
+    from infra.callers.identity import Found
+    from infra.callers.tokens import Grant, Tokens
+    from infra.database import Database, LedgerConnection
+    from infra.keys.keyring import Keyring
+    from infra.keys.vault import LedgerKeys
+
+MAX_BEARERS: Final = 10_000
+MAX_LEDGERS: Final = 1_000
+_NONCE_BYTES: Final = 12
+_DOTS: Final = 2
+
+
+def looks_like_a_token(presented: str) -> bool:
+    """Tell a token from a key: its three parts are joined by dots, and the first is a JSON object in base64."""
+    return presented.startswith("ey") and presented.count(".") == _DOTS
+
+
+@dataclass(slots=True)
+class Bearer:
+    """A token that was verified."""
+
+    grant: Grant
+    # How often the issuers' keys had changed by then.
+    changes: int
+    hashed: bytes
+    # The bearer's row as it was last found, and the key that it and the token together make.
+    row: ApiKey | None = None
+    key: ApiKey | None = None
+
+
+class Bearers:
+    """Finds the key of a token's bearer."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        database: Database,
+        keyring: Keyring,
+        find: Callable[[bytes, datetime], Awaitable[Found]],
+        forget: Callable[[], None],
+    ) -> None:
+        """Take what verifies tokens, what bearers are written down with, and how they are found and forgotten."""
+        self._tokens = tokens
+        self._database = database
+        self._keyring = keyring
+        self._find = find
+        self._forget = forget
+        self._known: Recent[bytes, Bearer] = Recent(MAX_BEARERS)
+        self._ledgers: Recent[str, int] = Recent(MAX_LEDGERS)
+
+    async def stop(self) -> None:
+        """End what runs beside."""
+        await self._tokens.stop()
+
+    async def key(self, token: str, now: datetime) -> ApiKey:
+        """Return the key of a token's bearer, with the role, subjects and end that the token has.
+
+        Raises:
+            TokenRefused: the token cannot be trusted, or its bearer's access was revoked.
+            NotAllowed: its claims open nothing here.
+            Unavailable: the database is away, or the keys of its issuer cannot be fetched.
+
+        """
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        bearer = self._known.get(digest)
+        if bearer is None or bearer.changes != self._tokens.changes or not self._tokens.trusts(bearer.grant.issuer):
+            bearer = self._known.put(digest, await self._verified(token, now))
+        bearer.grant.refuse_untimely(now)
+        found = await self._find(bearer.hashed, now)
+        if found.key is None:
+            await self._write_down(bearer)
+            self._forget()
+            found = await self._find(bearer.hashed, now)
+        if found.key is None or not found.valid(now):
+            raise TokenRefused("The access of this token's bearer was revoked here.")
+        if bearer.row is not found.key or bearer.key is None:
+            grant = bearer.grant
+            bearer.row = found.key
+            bearer.key = replace(found.key, role=grant.role, subjects=grant.subjects, expires_at=grant.until)
+        return bearer.key
+
+    async def _verified(self, token: str, now: datetime) -> Bearer:
+        grant = await self._tokens.verified(token, now)
+        keys = await self._keyring.ledger(await self._ledger(grant.ledger))
+        return Bearer(grant, self._tokens.changes, keys.claim("token", f"{grant.issuer}\0{grant.subject}"))
+
+    async def _write_down(self, bearer: Bearer) -> None:
+        """Make the row of a bearer who comes for the first time."""
+        grant = bearer.grant
+        ledger_id, key_id = await self._ledger(grant.ledger), uuid7()
+        keys = await self._keyring.ledger(ledger_id)
+        fields = {
+            "hash": bearer.hashed,
+            "ledger_id": ledger_id,
+            "key_id": key_id,
+            "kind": "token",
+            "name": grant.issuer,
+            "role": grant.role,
+            "creator_ids": sorted(grant.subjects.creator_ids),
+            "brand_ids": sorted(grant.subjects.brand_ids),
+            "advertiser_ids": sorted(grant.subjects.advertiser_ids),
+            "expires_at": None,
+            "created_by": None,
+            "sealed_subject": sealed_subject(keys, grant.subject, key_id),
+            "may_reveal": True,
+            "idempotency": None,
+            "request_hash": None,
+        }
+        async with self._database.connection(ledger_id) as connection:
+            await connection.execute(INSERT, fields)
+
+    async def _ledger(self, name: str) -> int:
+        known = self._ledgers.get(name)
+        if known is not None:
+            return known
+
+        async def query(connection: LedgerConnection) -> Any:
+            cursor = await connection.execute("SELECT ledger_named(%s)", (name,))
+            return await cursor.fetchone()
+
+        (ledger_id,) = await self._database.read(None, query)
+        if ledger_id is None:
+            raise NotAllowed("This token leads to a ledger that is not here.")
+        return self._ledgers.put(name, ledger_id)
+
+
+def sealed_subject(keys: LedgerKeys, subject: str, key_id: UUID) -> bytes:
+    """Encrypt what an issuer calls a bearer, for the bearer's own row."""
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + _cipher(keys).encrypt(nonce, subject.encode(), key_id.bytes)
+
+
+def unsealed_subject(keys: LedgerKeys, sealed: bytes, key_id: UUID) -> str:
+    """Decrypt what an issuer calls a bearer."""
+    return _cipher(keys).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], key_id.bytes).decode()
+
+
+def _cipher(keys: LedgerKeys) -> AESGCM:
+    return AESGCM(keys.derived("subjects of tokens"))

@@ -1,0 +1,1 @@
+"""Publishing to Kafka, exactly once."""

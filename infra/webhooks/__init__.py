@@ -1,0 +1,1 @@
+"""Webhooks: what their owners see, and how they are sent."""

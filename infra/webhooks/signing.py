@@ -1,0 +1,72 @@
+"""Secrets and signatures of webhooks, by the Standard Webhooks specification 1.0.0, symmetric scheme `v1`."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import os
+from typing import TYPE_CHECKING, Final
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from infra.keys.vault import NONCE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
+    from infra.keys.vault import LedgerKeys
+
+PREFIX: Final = "whsec_"
+# The specification asks for 24 to 64.
+SECRET_BYTES: Final = 32
+
+
+def secret_text(secret: bytes) -> str:
+    """Return a secret as its holder is shown it, once."""
+    return PREFIX + base64.b64encode(secret).decode()
+
+
+def secret_told_again(keys: LedgerKeys, key_id: UUID, idempotency_key: str) -> bytes:
+    """Return the secret that a request with an Idempotency-Key gets: the same each time, and stored nowhere for it."""
+    asked = f"{key_id}\0{idempotency_key}".encode()
+    return hmac.digest(keys.derived("webhook secrets asked for v1"), asked, "sha256")
+
+
+def seal(keys: LedgerKeys, secret: bytes, webhook_id: UUID) -> bytes:
+    """Encrypt a secret for storage, bound to its endpoint, under a key that the ledger's own is the root of."""
+    nonce = os.urandom(NONCE_BYTES)
+    return nonce + _cipher(keys).encrypt(nonce, secret, webhook_id.bytes)
+
+
+def unseal(keys: LedgerKeys, sealed: bytes, webhook_id: UUID) -> bytes:
+    """Decrypt a stored secret.
+
+    Raises:
+        InvalidTag: it was altered, or copied from another endpoint.
+
+    """
+    return _cipher(keys).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], webhook_id.bytes)
+
+
+def _cipher(keys: LedgerKeys) -> AESGCM:
+    return AESGCM(keys.derived("webhook secrets v1"))
+
+
+def signed_headers(message_id: str, timestamp: int, body: bytes, secrets: Iterable[bytes]) -> dict[str, str]:
+    """Return the headers of a message: one signature for each secret, so that one can be exchanged for another.
+
+    Args:
+        message_id: the same for every attempt; without a full stop, which separates what is signed.
+        timestamp: of this attempt, in whole seconds since 1970.
+        body: exactly as it is sent.
+        secrets: those that are valid now, the newest first.
+
+    """
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    signatures = (base64.b64encode(hmac.digest(secret, signed, "sha256")).decode() for secret in secrets)
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+    }
