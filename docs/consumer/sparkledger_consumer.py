@@ -32,6 +32,7 @@ from typing import Any
 
 import psycopg
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+from kafka.errors import KafkaConnectionError, KafkaTimeoutError  # type: ignore[import-untyped]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ CREATE TABLE IF NOT EXISTS sparkledger_dead_letters (
 """
 
 LONGEST_PAUSE_S = 60.0
+# How often it looks for a topic that is not there yet.
+TOPIC_EVERY_S = 1.0
 BATCH_EVENTS_MAX = 200
 REASON_CHARACTERS_MAX = 1000
 
@@ -132,7 +135,7 @@ class Consumer:
         self._stop.set()
 
     def run(self) -> None:
-        """Read until `stop` is called; a database that is away is waited for.
+        """Read until `stop` is called; a database or a broker that is away is waited for.
 
         Raises:
             Gap: an event is missing.
@@ -146,7 +149,7 @@ class Consumer:
                         for partition, records in consumer.poll(timeout_ms=500).items():
                             self._take_in(connection, partition, records)
                             pause_s = self._pause_s
-            except (psycopg.OperationalError, _Moved) as error:
+            except (psycopg.OperationalError, KafkaConnectionError, KafkaTimeoutError, _Moved) as error:
                 log.warning("%s begins again in %.0f s: %s", self._name, pause_s, error)
                 self._stop.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -178,8 +181,12 @@ class Consumer:
         connection.execute(SCHEMA)
         connection.commit()
         consumer = KafkaConsumer(**self._kafka)
-        consumer.subscribe([self._topic], listener=_GoOn(consumer, connection, self._name))
         try:
+            # A topic whose partitions are not known yet would be shared out without any of them, and nothing be read
+            # until the client looks again, in minutes.
+            while not consumer.partitions_for_topic(self._topic) and not self._stop.wait(TOPIC_EVERY_S):
+                log.warning("%s waits for the topic %s", self._name, self._topic)
+            consumer.subscribe([self._topic], listener=_GoOn(consumer, connection, self._name))
             yield consumer
         finally:
             with suppress(Exception):

@@ -25,6 +25,8 @@ from tests.infra.opened import Opened
 from tests.infra.programs import ROOT
 from tests.waiting import until
 
+WITHIN_S = 90.0
+
 
 class Reading:
     """A consumer that runs in a thread, with a table of its own to write to."""
@@ -67,9 +69,9 @@ class Reading:
         return [sequence for (sequence,) in self.sql("SELECT sequence FROM handled ORDER BY sequence")]
 
 
-@pytest.fixture
-def send(kafka: Broker, prefix: str) -> Iterator[Any]:
-    """Sends events of our own making, as a damaged topic might hold."""
+@contextmanager
+def sender(kafka: Broker, prefix: str) -> Iterator[Any]:
+    """Yield what sends events of our own making, as a damaged topic might hold, to a topic that it creates."""
     with topics(options(kafka.plain), -1) as found:
         found.ensure([events_topic(prefix)])
     producer = KafkaProducer(bootstrap_servers=kafka.plain)
@@ -92,6 +94,12 @@ def send(kafka: Broker, prefix: str) -> Iterator[Any]:
     producer.close()
 
 
+@pytest.fixture
+def send(kafka: Broker, prefix: str) -> Iterator[Any]:
+    with sender(kafka, prefix) as sending:
+        yield sending
+
+
 def test_each_event_is_handled_once_also_when_it_comes_twice(
     database: TestDatabase, kafka: Broker, prefix: str, send: Any
 ) -> None:
@@ -101,21 +109,30 @@ def test_each_event_is_handled_once_also_when_it_comes_twice(
     send(2, 2)
     send(3, 1, "codes/2")
     with reading.running():
-        until(lambda: len(reading.handled()) == 3, 30)
+        until(lambda: len(reading.handled()) == 3, WITHIN_S)
         send(4, 3)
-        until(lambda: reading.handled() == [1, 2, 3, 4], 30)
+        until(lambda: reading.handled() == [1, 2, 3, 4], WITHIN_S)
 
 
 def test_it_goes_on_where_it_was(database: TestDatabase, kafka: Broker, prefix: str, send: Any) -> None:
     send(1, 1)
     first = Reading(database, kafka, prefix)
     with first.running():
-        until(lambda: first.handled() == [1], 30)
+        until(lambda: first.handled() == [1], WITHIN_S)
     send(2, 2)
     second = Reading(database, kafka, prefix)
     with second.running():
-        until(lambda: second.handled() == [1, 2], 30)
+        until(lambda: second.handled() == [1, 2], WITHIN_S)
     assert second.tried == [2]
+
+
+def test_it_waits_for_a_topic_that_is_not_there_yet(database: TestDatabase, kafka: Broker, prefix: str) -> None:
+    reading = Reading(database, kafka, prefix)
+    with reading.running():
+        until(lambda: bool(reading.sql("SELECT to_regclass('sparkledger_positions')")[0][0]), WITHIN_S)
+        with sender(kafka, prefix) as sending:
+            sending(1, 1)
+            until(lambda: reading.handled() == [1], WITHIN_S)
 
 
 def test_what_fails_is_tried_again_and_nothing_of_it_stays(
@@ -129,7 +146,7 @@ def test_what_fails_is_tried_again_and_nothing_of_it_stays(
     for number in (1, 2, 3):
         send(number, number)
     with reading.running():
-        until(lambda: reading.handled() == [1, 2, 3], 30)
+        until(lambda: reading.handled() == [1, 2, 3], WITHIN_S)
     assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(0,)]
 
 
@@ -144,7 +161,7 @@ def test_what_fails_again_and_again_is_a_dead_letter_with_its_reason_until_it_is
     for number in (1, 2, 3):
         send(number, number)
     with reading.running():
-        until(lambda: reading.handled() == [1, 3], 30)
+        until(lambda: reading.handled() == [1, 3], WITHIN_S)
     assert reading.sql("SELECT source, id, reason FROM sparkledger_dead_letters") == [
         ("/ledgers/main", "id-2", "ValueError: no such advertiser")
     ]
@@ -159,9 +176,9 @@ def test_a_gap_in_a_codes_versions_stops_it(database: TestDatabase, kafka: Broke
     reading = Reading(database, kafka, prefix)
     send(1, 1)
     with reading.running():
-        until(lambda: reading.handled() == [1], 30)
+        until(lambda: reading.handled() == [1], WITHIN_S)
         send(3, 3)
-        until(lambda: reading.error is not None, 30)
+        until(lambda: reading.error is not None, WITHIN_S)
 
     assert isinstance(reading.error, Gap)
     assert str(reading.error).startswith("codes/1 of /ledgers/main goes from version 1 to 3: ")
