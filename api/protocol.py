@@ -1,4 +1,4 @@
-"""How a connection is read: uvicorn's parser, with limits on connections, and on a head's size and time.
+"""How a connection is read: uvicorn's parser, with limits on connections, and on what comes beside bodies, and when.
 
 What is refused here was never a request, so it has no request id; it is a problem (RFC 9457) all the same.
 """
@@ -15,7 +15,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from api.transport import Gathering
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-# From the moment a connection is made until its first head is whole; between requests uvicorn has a limit of its own.
+# What a request has beside its body, that is, trailers and the lengths of its chunks too: the largest batch may come
+# with every line as a chunk.
+MAX_BESIDE_BYTES: Final = 1024 * 1024
+# From the moment a connection is made, or something comes after an answer, until a head is whole; while nothing comes
+# uvicorn has a limit of its own.
 HEAD_WITHIN_S: Final = 15.0
 # Of one process; with the database's sessions it stays below the 4,096 files that a process may usually open.
 MAX_CONNECTIONS: Final = 3_000
@@ -41,10 +45,21 @@ _CROWDED: Final = _answer(
 )
 
 
+class _Unheard(list[tuple[bytes, bytes]]):
+    """Where trailers go. They are no headers: a proxy that judges those has not seen these (RFC 9110, 6.5.1)."""
+
+    def append(self, field: tuple[bytes, bytes], /) -> None:
+        """Keep nothing."""
+
+
+_UNHEARD: Final = _Unheard()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection whose requests' heads are bounded in size and time, which the parser itself does not do."""
 
-    _head_bytes = 0
+    # Bytes of the request that is coming in which are not its body.
+    _beside = 0
     _in_head = True
     _silence: asyncio.TimerHandle | None = None
 
@@ -52,6 +67,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin to wait for a head."""
         transport = Gathering(transport, self.loop)
         super().connection_made(transport)
+        # Whoever asks for a WebSocket is answered as if they had not: nothing here speaks it.
+        self.ws_protocol_class = None
         if len(self.connections) > MAX_CONNECTIONS:
             transport.write(_CROWDED)
             transport.close()
@@ -64,14 +81,26 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on what comes, as long as a head that is not whole yet stays within its limit."""
+        """Pass on what comes, as long as what is no body stays within its limit, and a head within its time."""
+        self._beside += len(data)
         super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                transport = self.transport
-                transport.write(_TOO_LARGE)
-                transport.close()
+        if self._beside > (MAX_HEAD_BYTES if self._in_head else MAX_BESIDE_BYTES):
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+        elif self._silence is None and (self.cycle is None or self.cycle.response_complete):
+            # Half a head, or the rest of a body that nobody waits for: uvicorn's limit ended when it began to come.
+            self._silence = self.loop.call_later(HEAD_WITHIN_S, self._close_silent)
+
+    def on_body(self, body: bytes) -> None:
+        """Leave the body's length to the application."""
+        self._beside -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Begin to count anew."""
+        self._beside = 0
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - what uvicorn would say is not a problem
         """Answer what could not be parsed."""
@@ -79,17 +108,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def on_message_begin(self) -> None:
-        """Begin to count a head."""
-        self._in_head, self._head_bytes = True, 0
+        """Begin a head."""
+        self._in_head = True
         super().on_message_begin()
         # For streams whose client takes nothing any more: closing would wait until it has taken what is buffered.
         self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
 
     def on_headers_complete(self) -> None:
-        """Stop counting: the head is whole, and the application limits the body."""
+        """Stop waiting: the head is whole, and the application limits the body."""
         self._in_head = False
         self._heard()
         super().on_headers_complete()
+        self.headers = _UNHEARD
 
     def _heard(self) -> None:
         if self._silence is not None:
