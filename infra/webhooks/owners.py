@@ -26,13 +26,14 @@ from infra.webhooks.shown import (
     WebhookDisabled,
     WebhookUnknown,
 )
-from infra.webhooks.signing import SECRET_BYTES, seal, secret_text, secret_told_again
+from infra.webhooks.signing import SALT_BYTES, SECRET_BYTES, seal, secret_text, secret_told_again
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from infra.database import Database, LedgerConnection
     from infra.keys.keyring import Keyring
+    from infra.keys.vault import LedgerKeys
     from infra.webhooks.messages import Outcome
     from infra.webhooks.shown import Asked, Owner
 
@@ -173,19 +174,20 @@ class Webhooks:
             Unavailable: the database is away; here and below.
 
         """
-        secret = await self._new_secret(owner, asked)
+        keys = await self._keyring.ledger(owner.ledger_id)
         async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
             told = await self._told(connection, owner, asked)
+            secret, salt = _secret(keys, owner, asked, told)
             webhook_id = uuid7() if told is None else UUID(told["webhook_id"])
             if told is None:
                 row = await (await connection.execute("SELECT count(*) FROM webhooks")).fetchone()
                 if row is None or row[0] >= MAX_WEBHOOKS:
                     raise TooManyWebhooks
-                sealed = seal(await self._keyring.ledger(owner.ledger_id), secret, webhook_id)
+                sealed = seal(keys, secret, webhook_id)
                 given = (url, description, list(types), list(creator_ids), sealed)
                 await connection.execute(_CREATE, (webhook_id, owner.ledger_id, owner.key_id, *given))
                 await connection.execute(_BEGIN, (webhook_id, owner.ledger_id, after))
-                await self._tell(connection, owner, asked, webhook_id=webhook_id)
+                await self._tell(connection, owner, asked, webhook_id=webhook_id, salt=salt)
             found = await _one(connection, owner, webhook_id)
         return found, secret_text(secret), told is not None
 
@@ -234,15 +236,16 @@ class Webhooks:
             The webhook, the new secret, which is told once, and whether the same request rotated it before.
 
         """
-        secret = await self._new_secret(owner, asked)
+        keys = await self._keyring.ledger(owner.ledger_id)
         async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
             await _lock(connection, owner, webhook_id)
             told = await self._told(connection, owner, asked)
+            secret, salt = _secret(keys, owner, asked, told)
             if told is None:
-                sealed = seal(await self._keyring.ledger(owner.ledger_id), secret, webhook_id)
+                sealed = seal(keys, secret, webhook_id)
                 until = datetime.now(UTC) + overlap if overlap else None
                 await connection.execute(_ROTATE, {"webhook_id": webhook_id, "secret": sealed, "until": until})
-                await self._tell(connection, owner, asked, webhook_id=webhook_id)
+                await self._tell(connection, owner, asked, webhook_id=webhook_id, salt=salt)
             return await _one(connection, owner, webhook_id), secret_text(secret), told is not None
 
     async def delete(self, owner: Owner, webhook_id: UUID) -> None:
@@ -313,11 +316,6 @@ class Webhooks:
 
         return await self._database.read(owner.ledger_id, query)
 
-    async def _new_secret(self, owner: Owner, asked: Asked | None) -> bytes:
-        if asked is None:
-            return os.urandom(SECRET_BYTES)
-        return secret_told_again(await self._keyring.ledger(owner.ledger_id), owner.key_id, asked.key)
-
     async def _told(self, connection: LedgerConnection, owner: Owner, asked: Asked | None) -> Any:
         """Return what the same request was answered before; nothing where it is new, which is noted."""
         if asked is None:
@@ -341,6 +339,14 @@ class Webhooks:
                 "UPDATE webhook_requests SET told = %s::jsonb WHERE key = %s",
                 (orjson.dumps(told).decode(), _request_key(owner, asked)),
             )
+
+
+def _secret(keys: LedgerKeys, owner: Owner, asked: Asked | None, told: Any) -> tuple[bytes, str]:
+    """Return a new secret, or the one that the same request got before; and the salt to be told with it."""
+    salt = os.urandom(SALT_BYTES).hex() if told is None else str(told["salt"])
+    if asked is None:
+        return os.urandom(SECRET_BYTES), salt
+    return secret_told_again(keys, owner.key_id, asked.key, salt), salt
 
 
 def _request_key(owner: Owner, asked: Asked) -> bytes:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "whsec_"
 # The specification asks for 24 to 64.
 SECRET_BYTES: Final = 32
+SALT_BYTES: Final = 16
 
 
 def secret_text(secret: bytes) -> str:
@@ -27,9 +28,18 @@ def secret_text(secret: bytes) -> str:
     return PREFIX + base64.b64encode(secret).decode()
 
 
-def secret_told_again(keys: LedgerKeys, key_id: UUID, idempotency_key: str) -> bytes:
-    """Return the secret that a request with an Idempotency-Key gets: the same each time, and stored nowhere for it."""
-    asked = f"{key_id}\0{idempotency_key}".encode()
+def secret_told_again(keys: LedgerKeys, key_id: UUID, idempotency_key: str, salt: str) -> bytes:
+    """Return the secret that a request with an Idempotency-Key gets: the same each time, and stored nowhere for it.
+
+    Args:
+        keys: the ledger's.
+        key_id: who asked.
+        idempotency_key: the request's.
+        salt: made for the request when it was new. A key that is used once more, after requests are forgotten, must not
+            bring an old secret back.
+
+    """
+    asked = f"{key_id}\0{idempotency_key}\0{salt}".encode()
     return hmac.digest(keys.derived("webhook secrets asked for v1"), asked, "sha256")
 
 

@@ -46,8 +46,11 @@ _LIMITS: Final = {"connect": CONNECT_S, "read": ATTEMPT_S, "write": ATTEMPT_S, "
 _URL: Final = re.compile(r"https?://[A-Za-z0-9._~:/?@!$&'()*+,;=%\[\]-]+")
 _LOCAL_NAME: Final = re.compile(r"(.+\.)?localhost\.?", re.IGNORECASE)
 _UNICAST: Final = ip_network("2000::/3")
-# Within what is public by its registry, but leads somewhere else, or nowhere: relays to IPv4, documentation.
-_NOT_PUBLIC: Final = tuple(map(ip_network, ("192.88.99.0/24", "2002::/16", "3fff::/20")))
+# Within what is public by its registry, or by Python's older copies of it, but leads somewhere else, or nowhere: relays
+# to IPv4, documentation, and where clouds tell a machine its own credentials (Oracle at 192.0.0.192, Azure).
+_NOT_PUBLIC: Final = tuple(
+    map(ip_network, ("192.88.99.0/24", "2002::/16", "3fff::/20", "192.0.0.0/24", "168.63.129.16/32"))
+)
 # IPv6 in front of an IPv4 address, which is where it leads (RFC 6052).
 _NAT64: Final = ip_network("64:ff9b::/96")
 
@@ -262,7 +265,7 @@ def _retry_after_s(said: str) -> float | None:
         return min(float(said), RETRY_AFTER_MAX_S)
     try:
         moment = email.utils.parsedate_to_datetime(said)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return min(max(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - time.time(), 0.0), RETRY_AFTER_MAX_S)
 

@@ -128,10 +128,11 @@ class Senders:
 
     async def _serve(self, connection: psycopg.AsyncConnection[Any]) -> None:
         while True:
+            # First: what a sender wrote down when it ended, as that its webhook is disabled, is seen below.
+            await self._reap(connection)
             # By the session that holds the locks: that it answers is what the senders rest on.
             endpoints = {endpoint.webhook_id: endpoint for endpoint in await self._book.endpoints(connection)}
             self._names.update({endpoint.ledger_id: endpoint.ledger_name for endpoint in endpoints.values()})
-            await self._reap(connection)
             try:
                 await self._follow_changes(endpoints)
                 for endpoint in endpoints.values():

@@ -195,6 +195,22 @@ def test_the_same_request_gets_the_first_answer_again(
     )
 
 
+def test_an_idempotency_key_that_was_forgotten_brings_no_old_secret_back(world: World) -> None:
+    header = {"Idempotency-Key": "rotate"}
+    at = f"/v1/webhooks/{create(world.client)['webhook_id']}/rotation"
+    before = told(world.client.post(at, headers=header), 201)["secret"]
+    forget_requests(world)
+    assert told(world.client.post(at, headers=header), 201)["secret"] != before
+
+
+def forget_requests(world: World) -> None:
+    """Drop what was asked with Idempotency-Keys, as a worker does after two days."""
+    import psycopg
+
+    with psycopg.connect(world.server.database.dsn(), autocommit=True) as connection:
+        connection.execute("DELETE FROM webhook_requests")
+
+
 def test_a_ledger_has_a_bounded_number_of_webhooks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infra.webhooks.owners, "MAX_WEBHOOKS", 2)
     create(world.client)

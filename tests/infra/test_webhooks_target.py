@@ -109,6 +109,8 @@ def test_loopback_is_refused_where_no_network_is_named() -> None:
             "0.0.0.0",  # noqa: S104 - what nothing is sent to
             "224.0.0.1",
         ),
+        # Where clouds tell a machine its own credentials.
+        *("192.0.0.192", "168.63.129.16"),
         *("192.0.0.1", "192.88.99.1", "198.18.0.1", "203.0.113.1", "240.0.0.1", "255.255.255.255"),
         *("::1", "::", "fe80::1", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1", "3fff::1", "2001::1", "::7f00:1"),
         # An IPv4 address within: mapped, 6to4, NAT64.
@@ -181,7 +183,11 @@ async def test_a_receiver_that_is_not_there_is_told_apart() -> None:
 
 @pytest.mark.parametrize(
     ("said", "seconds"),
-    [("120", 120.0), ("0", 0.0), ("999999999", 86_400.0), ("soon", None), ("-1", None), ("1.5", None)],
+    [
+        *(("120", 120.0), ("0", 0.0), ("999999999", 86_400.0), ("soon", None), ("-1", None), ("1.5", None)),
+        ("Fri, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Fri, 01 Jan 2027 00:00:00 +99999999999999999999", None),
+    ],
 )
 async def test_retry_after_is_read_and_bounded(said: str, seconds: float | None) -> None:
     async with receiving(lambda _: (503, {"Retry-After": said}, b"")) as receiver:
