@@ -197,24 +197,27 @@ _CODES_OF_VIDEOS: Final = """
     AND type = 'CodeGenerated'
 """
 
-# By halving: positions are dense, and recorded_at never decreases with them.
+# By halving: recorded_at never decreases with position. An event that the history was told to skip counts as recorded
+# with the one before it.
 _LAST_BEFORE: Final = """
     WITH RECURSIVE halves (low, high) AS (
         SELECT 0::bigint, coalesce(max(position), 0)
         FROM views.history
         WHERE ledger_id = %(ledger_id)s
         UNION ALL
-        SELECT CASE WHEN h.recorded_at < %(moment)s THEN h.position ELSE s.low END,
-               CASE WHEN h.recorded_at < %(moment)s THEN s.high ELSE h.position - 1 END
-        FROM halves s
+        SELECT CASE WHEN h.before THEN s.middle ELSE s.low END,
+               CASE WHEN h.before THEN s.high ELSE s.middle - 1 END
+        FROM (SELECT low, high, (low + high + 1) / 2 AS middle FROM halves WHERE low < high) s
         CROSS JOIN LATERAL (
-            SELECT position, recorded_at
-            FROM views.history
-            WHERE ledger_id = %(ledger_id)s
-            AND position = (s.low + s.high + 1) / 2
-            OFFSET 0
+            SELECT coalesce((
+                SELECT recorded_at
+                FROM views.history
+                WHERE ledger_id = %(ledger_id)s
+                AND position <= s.middle
+                ORDER BY position DESC
+                LIMIT 1
+            ) < %(moment)s, true) AS before
         ) h
-        WHERE s.low < s.high
     )
     SELECT low
     FROM halves

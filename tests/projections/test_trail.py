@@ -113,6 +113,22 @@ async def test_events_are_found_in_both_directions_by_every_condition(follow: Fo
     assert await found(descending=True) == [(conditions, expected[::-1]) for conditions, expected in CONDITIONS]
 
 
+@pytest.mark.parametrize("position", [1, 6, 11])
+async def test_times_are_found_around_an_event_that_the_history_skips(
+    follow: Followed, worker: Cursor, api: Cursor, position: int
+) -> None:
+    skip = """
+        INSERT INTO view_skips (ledger_id, view, version, position, error, reason, skipped_by)
+        VALUES (1, 'history', %s, %s, 'cannot be read', 'nobody asks for it', 'ada')
+    """
+    await worker.execute(skip, (history.VERSION, position))
+    await follow(history.VIEW, MemoryLog(told()))
+    for conditions, expected in CONDITIONS:
+        if all(isinstance(condition, Between) for condition in conditions):
+            found = await trail.search(api, 1, conditions, limit=100)
+            assert (conditions, found.positions) == (conditions, [p for p in expected if p != position])
+
+
 async def test_pages_of_positions_together_are_the_whole(follow: Followed, api: Cursor) -> None:
     await follow(history.VIEW, MemoryLog(told()))
     of = [one("creator_id", CREATOR)]
