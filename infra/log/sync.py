@@ -87,14 +87,15 @@ class SynchronousLog:
 
     def listen(self, event: threading.Event) -> None:
         """Set an event whenever something was committed, by whatever process, and from time to time."""
-        self._listeners = {*self._listeners, event}
+        self._listeners.add(event)
 
     def unlisten(self, event: threading.Event) -> None:
         """Leave an event alone again."""
-        self._listeners = self._listeners - {event}
+        self._listeners.discard(event)
 
     def _heard(self) -> None:
-        for event in self._listeners:
+        # Of a copy: threads come and go meanwhile.
+        for event in tuple(self._listeners):
             event.set()
 
     async def _look_again(self) -> None:

@@ -51,7 +51,8 @@ class _Loop:
             try:
                 async with await psycopg.AsyncConnection.connect(**self._session) as connection:
                     await self._use(connection)
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
+                # Also what it will not do now: a standby refuses to listen until it is promoted.
                 log.warning("The %s lost its connection and tries again: %s", self._name, str(error).strip())
                 await asyncio.sleep(RETRY_S)
 

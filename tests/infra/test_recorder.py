@@ -37,7 +37,7 @@ from infra.log.sync import SynchronousLog
 from infra.runtime import API, WORKER
 from tests.conftest import TestDatabase
 from tests.infra.opened import MASTER_KEY
-from tests.waiting import until
+from tests.waiting import WITHIN_S, until
 
 
 @pytest.fixture
@@ -215,6 +215,27 @@ def test_a_follower_is_told_of_what_another_application_saves(kennel: Kennel, da
     finally:
         following.stop()
         thread.join()
+
+
+def test_those_who_begin_to_listen_together_are_all_told(log: SynchronousLog) -> None:
+    class Interrupted(threading.Event):
+        """Lets another thread begin to listen in the middle of its own beginning."""
+
+        other: threading.Event | None = None
+
+        def __hash__(self) -> int:
+            if self.other is None:
+                self.other = threading.Event()
+                thread = threading.Thread(target=log.listen, args=(self.other,))
+                thread.start()
+                thread.join()
+            return id(self)
+
+    one = Interrupted()
+    log.listen(one)
+    assert one.other is not None
+    assert one.wait(WITHIN_S)
+    assert one.other.wait(WITHIN_S)
 
 
 def test_applications_of_one_process_share_one_writer(kennel: Kennel, database: TestDatabase) -> None:
