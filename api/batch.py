@@ -146,7 +146,12 @@ async def asker(
         """Ask only how far the view has come."""
 
     _, position = await views.read(ledger_id, nothing, view=codes.NAME, at_least=at_least)
-    return Asker(ledger_id, position if as_of is None else as_of, now, refuse, readable)
+    if as_of is None:
+        as_of = position
+        # What is recorded has happened, though the database's clock may be ahead of ours.
+        _, recorded_at = await known_in(store, ledger_id, position, now)
+        now = max(now, recorded_at)
+    return Asker(ledger_id, as_of, now, refuse, readable)
 
 
 def lines_of(file: IO[bytes], format_: Format) -> Iterator[Line]:
@@ -235,8 +240,8 @@ async def _answered(chunk: Sequence[Line], questions: Questions, asker: Asker, f
 
 def _texts(file: IO[bytes]) -> Iterator[str | None]:
     """Yield each line as text; None for one that is too long or not in UTF-8, of which no more than that is kept."""
-    while raw := file.readline(MAX_LINE_BYTES + 1):
-        too_long = len(raw) > MAX_LINE_BYTES
+    while raw := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
+        too_long = len(raw.removesuffix(b"\n").removesuffix(b"\r")) > MAX_LINE_BYTES
         rest = raw
         while too_long and rest and not rest.endswith(b"\n"):
             rest = file.readline(MAX_LINE_BYTES)

@@ -30,6 +30,7 @@ from projections import codes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from api.batch import Asker, Format
@@ -61,7 +62,7 @@ async def ask_authorization(
     )
     # What the view has not read yet is left out of the log too: the answer is that of one position, and stays so.
     as_of = evidence.position if as_of is None else as_of
-    at = query.at or clock
+    at = query.at or _now(evidence, as_of, clock)
     content = {
         "video_id": query.video_id,
         "advertiser_id": query.advertiser_id,
@@ -136,6 +137,15 @@ async def _evidence(caller: Caller, video_id: str, at_least: int) -> Evidence:
         await views.wait(caller.ledger_id, codes.NAME, at_least)
         evidence = await views.questions.of_video(caller.ledger_id, video_id)
     return evidence
+
+
+def _now(evidence: Evidence, as_of: int, clock: datetime) -> datetime:
+    """Return the moment of a question that names none.
+
+    What is recorded has happened, though the database's clock may be ahead of ours.
+    """
+    streams = itertools.chain(evidence.codes.values(), evidence.permissions.values())
+    return max([clock, *(r.recorded_at for stream in streams for r in stream if r.position <= as_of)])
 
 
 async def _received(request: Request) -> IO[bytes]:

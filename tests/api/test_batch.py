@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -133,6 +134,29 @@ def test_a_bad_line_of_a_table_is_told_so_too(world: World) -> None:
         ("6", "", True),
         ("7", "no_code", False),
     ]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_line_may_be_as_long_as_is_said_without_its_end(world: World, end: str) -> None:
+    line = '{"video_id": "v", "advertiser_id": "a"}'.ljust(batch.MAX_LINE_BYTES)
+    first, second = verdicts(ask(world, f"{line}{end or chr(10)}{line} {end}", NDJSON))
+    assert (first["line"], first["reason"]) == (1, "no_code")
+    assert second == {"line": 2, "error": "A line has at most 2,048 bytes, in UTF-8."}
+
+
+def test_what_is_recorded_has_happened_also_by_a_clock_that_is_late(world: World) -> None:
+    clock = world.server.serving.clock
+    code = world.generate(starts_at=days(-1))
+    clock.ahead -= timedelta(seconds=1)
+    try:
+        world.redeem(code)
+        line = {"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT}
+        (answer,) = verdicts(ask(world, json.dumps(line), NDJSON))
+        alone = told(world.client.get("/v1/authorizations", params=line | {"at_least": answer["as_of"]}), 200)
+    finally:
+        clock.ahead += timedelta(seconds=1)
+    for found in (answer, alone):
+        assert (found["reason"], found["permission_enabled"], found["evidence"]) == ("authorized", True, [1, 2, 3])
 
 
 def test_a_batch_is_answered_as_of_one_position(world: World) -> None:
