@@ -48,6 +48,8 @@ from infra.ids import uuid7
 
 # Bytes of randomness in a code that we generate ourselves.
 SECRET_BYTES: Final = 32
+# Refusals of a code that someone brings which tell whether its secret is known here, and leave no event.
+_TELLING: Final = frozenset({"secret_exists", "live_code_exists"})
 
 router = APIRouter(route_class=Route, tags=["Commands"])
 
@@ -94,6 +96,10 @@ async def generate_code(
 ) -> Response:
     """Generate a code for a video, or record one that TikTok generated; its secret is in this answer and in reveals."""
     caller.act_for_creator(body.creator_id)
+    # Whoever may read every code has nothing to guess.
+    guessing = body.secret is not None and caller.role not in UNBOUND
+    if guessing:
+        _refuse_guessing(caller)
     if b"if-match" in headers.of(caller.request):
         raise Problem("malformed_header", "If-Match speaks of a code, and there is none yet.")
     code_id = uuid7()
@@ -115,7 +121,12 @@ async def generate_code(
             when=when,
         )
 
-    done = await execute(caller, body, body.creator_id, decide)
+    try:
+        done = await execute(caller, body, body.creator_id, decide)
+    except Refused as refusal:
+        if guessing and refusal.code in _TELLING:
+            _count_guess(caller)
+        raise
     assert done.aggregate is not None  # noqa: S101 - a code that was generated is there
     if done.replayed:
         secret = await caller.services.ledgers.secret(caller.ledger_id, done.aggregate.id)
@@ -369,5 +380,9 @@ def _refuse_guessing(caller: Caller) -> None:
 
 def _guessed(caller: Caller) -> Unknown:
     """Count an attempt at a code that nobody generated against the key; `api.refused` counts it for the statistics."""
-    limits_of(caller.request.scope).unknown_codes.take(caller.key.key_id)
+    _count_guess(caller)
     return Unknown("code")
+
+
+def _count_guess(caller: Caller) -> None:
+    limits_of(caller.request.scope).unknown_codes.take(caller.key.key_id)

@@ -132,6 +132,19 @@ def test_guessing_is_stopped_with_standard_headers_and_seen(world: World) -> Non
     assert world.client.post("/v1/codes/lookup", json={"secret": "#guess"}).status_code == 404
 
 
+def test_bringing_codes_of_ones_own_is_no_way_to_guess_faster(world: World) -> None:
+    world.generate(OTHER_CREATOR, secret="#theirs")
+    creator, occupied = world.creator(), world.generate(OWN_CREATOR)["video_id"]
+    asked = {"creator_id": OWN_CREATOR, "video_id": occupied, "terms_version": "1"}
+    # What tells a guess that is right from one that is not, and neither leaves an event.
+    assert refused(creator.post("/v1/codes", json=asked | {"secret": "#theirs"})) == (409, "secret_exists")
+    for n in range(1, UNKNOWN_CODES_AT_ONCE):
+        assert refused(creator.post("/v1/codes", json=asked | {"secret": f"#guess-{n}"})) == (409, "live_code_exists")
+    assert refused(creator.post("/v1/codes", json=asked | {"secret": "#guess"})) == (429, "too_many_unknown_codes")
+    # Codes that are made here are nobody's guess.
+    told(creator.post("/v1/codes", json=asked | {"video_id": "another"}), 201)
+
+
 # -- What is sent
 
 
