@@ -48,6 +48,19 @@ async def found(cur: Cursor, **asked: Any) -> list[OfCode[ShareRow]]:
     return await shares.search(cur, 1, upto=upto, **{"limit": 100, **asked})
 
 
+async def test_a_code_that_the_view_of_codes_skips_takes_no_others_place_on_a_page(
+    follow: Followed, worker: Cursor, api: Cursor
+) -> None:
+    skip = """
+        INSERT INTO view_skips (ledger_id, view, version, position, error, reason, skipped_by)
+        VALUES (1, 'codes', %s, %s, 'cannot be read', 'nobody asks for it', 'ada')
+    """
+    await worker.executemany(skip, [(codes.VERSION, position) for position in (4, 7, 8)])
+    await followed(told(), follow)
+    assert [one.row.position for one in await found(api, limit=1)] == [6]
+    assert [one.row.position for one in await found(api)] == [6, 5]
+
+
 async def test_a_share_tells_whose_code_was_given_to_whom_how_and_when(follow: Followed, api: Cursor) -> None:
     story = given.shared().later(hours=2)
     story.when(given.share(brand_id="brand-2", advertiser_id=None, channel="email"), effective_at=NOW + DAY / 24)
