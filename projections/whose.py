@@ -39,8 +39,8 @@ _WITH_CODE: Final = sql.SQL("""
     ORDER BY t.{moment} {direction}, t.position {direction}
 """)
 
-# What stands in no row there, because the view was told to skip the code, takes no place on a page. OFFSET 0 keeps it one
-# look-up a row, whatever the planner believes.
+# A code that the view was told to skip takes no place on a page. OFFSET 0 keeps it one look-up a row, whatever the
+# planner believes.
 _KNOWN: Final = """
     EXISTS (SELECT FROM views.codes c WHERE c.ledger_id = t.ledger_id AND c.code_id = t.code_id OFFSET 0)
 """
