@@ -7,7 +7,17 @@ from datetime import datetime
 from typing import Annotated, Final, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 from api.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, State, parse_moment
@@ -17,8 +27,9 @@ MAX_LIMIT: Final = 1_000
 MAX_CURSOR_CHARACTERS: Final = 500
 MAX_Q_CHARACTERS: Final = 500
 
-# Any whole number that an event's position may be; PostgreSQL's bigint holds it.
-_WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
+# Longer than any number that is taken, so that one too large is told so; and bounded, for reading digits takes longer
+# the more there are.
+_WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,99}")
 
 
 def _whole(value: object) -> object:
@@ -26,6 +37,13 @@ def _whole(value: object) -> object:
     if isinstance(value, str) and _WHOLE.fullmatch(value) is None:
         raise PydanticCustomError("whole", "This is not a whole number from 0 upwards.")
     return int(value) if isinstance(value, str) else value
+
+
+def _code_id(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return read(value)
+    except ValidationError:  # the library's own message shows a part of what was sent
+        raise PydanticCustomError("code_id", "This is not the id of a code, a UUID.") from None
 
 
 def _as_of(value: object) -> datetime | int:
@@ -54,7 +72,10 @@ AsOf = Annotated[
 At = Annotated[Moment | None, Field(description="As it was true then, in effective time.")]
 Limit = Annotated[Size, Field(description="Entries a page, at most.", examples=[LIMIT])]
 CodeId = Annotated[
-    UUID, WithJsonSchema({"type": "string", "format": "uuid"}), Field(examples=["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"])
+    UUID,
+    WrapValidator(_code_id),
+    WithJsonSchema({"type": "string", "format": "uuid"}),
+    Field(examples=["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"]),
 ]
 
 

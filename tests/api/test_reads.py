@@ -98,6 +98,25 @@ def test_a_malformed_query_is_refused(world: World, query: dict[str, str], code:
     assert refused(answer) == (400, code)
 
 
+@pytest.mark.parametrize(
+    ("path", "query", "problem"),
+    [
+        ("/v1/codes", {"limit": "9" * 20}, "Input should be less than or equal to 1000"),
+        ("/v1/codes", {"at_least": "9" * 99}, "Input should be less than or equal to 4611686018427387904"),
+        ("/v1/creators/ana/permission", {"as_of": "9" * 20}, "No ledger reaches this position."),
+        ("/v1/codes", {"limit": "9" * 6_000}, "This is not a whole number from 0 upwards."),
+        ("/v1/events", {"code_id": "\N{BLACK HEART SUIT}"}, "This is not the id of a code, a UUID."),
+        ("/v1/shares", {"code_id": "z"}, "This is not the id of a code, a UUID."),
+    ],
+)
+def test_what_is_wrong_with_a_parameter_is_said_without_showing_it(
+    world: World, path: str, query: dict[str, str], problem: str
+) -> None:
+    answer = world.client.get(path, params=query)
+    assert refused(answer) == (400, "malformed_query")
+    assert answer.json()["errors"] == [{"pointer": f"/{next(iter(query))}", "problem": problem}]
+
+
 def test_a_parameter_sent_twice_is_refused(world: World) -> None:
     assert refused(world.client.get("/v1/codes?limit=1&limit=2")) == (400, "malformed_query")
 
