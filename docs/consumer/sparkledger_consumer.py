@@ -186,11 +186,26 @@ class Consumer:
             # until the client looks again, in minutes.
             while not consumer.partitions_for_topic(self._topic) and not self._stop.wait(TOPIC_EVERY_S):
                 log.warning("%s waits for the topic %s", self._name, self._topic)
+            self._forget_another_topic(connection, consumer)
             consumer.subscribe([self._topic], listener=_GoOn(consumer, connection, self._name))
             yield consumer
         finally:
             with suppress(Exception):
                 consumer.close(autocommit=False)
+
+    def _forget_another_topic(self, connection: psycopg.Connection[Any], consumer: Any) -> None:
+        """Begin anew where a partition ends before it was read to: the topic was deleted, and published anew."""
+        read = connection.execute(
+            "SELECT partition, next_offset FROM sparkledger_positions WHERE (consumer, topic) = (%s, %s)",
+            (self._name, self._topic),
+        ).fetchall()
+        ends = consumer.end_offsets([TopicPartition(self._topic, partition) for partition, _ in read]) if read else {}
+        if any(next_offset > ends[TopicPartition(self._topic, partition)] for partition, next_offset in read):
+            log.warning("%s reads %s from its beginning: it was published anew", self._name, self._topic)
+            connection.execute(
+                "DELETE FROM sparkledger_positions WHERE (consumer, topic) = (%s, %s)", (self._name, self._topic)
+            )
+        connection.commit()
 
     def _take_in(self, connection: psycopg.Connection[Any], partition: Any, records: Sequence[Any]) -> None:
         """Take a batch in as one transaction; from an event that fails, go on with each in one of its own."""
@@ -203,17 +218,21 @@ class Consumer:
             raise
         except Exception:  # noqa: BLE001 - whatever it was, each event is tried by itself now
             for record in records:
-                self._patiently(connection, partition, record)
+                if not self._patiently(connection, partition, record):
+                    return
 
-    def _patiently(self, connection: psycopg.Connection[Any], partition: Any, record: Any) -> None:
-        """Try one event again and again; where that does not help, keep it as a dead letter and go on."""
+    def _patiently(self, connection: psycopg.Connection[Any], partition: Any, record: Any) -> bool:
+        """Try one event again and again; where that does not help, keep it as a dead letter and go on.
+
+        Return false where `stop` came in between: it is left for the next run, with all its attempts.
+        """
         pause_s = self._pause_s
         for attempt in range(1, self._attempts + 1):
             try:
                 with connection.transaction(), connection.cursor() as cursor:
                     self._once(cursor, record)
                     self._move(cursor, partition, record.offset, record.offset + 1)
-                return
+                return True
             except (Gap, _Moved, psycopg.OperationalError):
                 raise
             except Exception as error:
@@ -222,11 +241,13 @@ class Consumer:
                     log.exception("%s gives an event up after %d attempts", self._name, attempt)
                     break
                 log.warning("%s tries an event again in %.1f s: %s", self._name, pause_s, reason)
-                self._stop.wait(pause_s)
+                if self._stop.wait(pause_s):
+                    return False
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         with connection.transaction(), connection.cursor() as cursor:
             self._bury(cursor, record, reason)
             self._move(cursor, partition, record.offset, record.offset + 1)
+        return True
 
     def _once(self, cursor: psycopg.Cursor[Any], record: Any) -> None:
         event = event_of(record)

@@ -172,6 +172,41 @@ def test_what_fails_again_and_again_is_a_dead_letter_with_its_reason_until_it_is
     assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(0,)]
 
 
+def test_what_fails_when_it_is_told_to_stop_is_left_for_the_next_run(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any
+) -> None:
+    send(1, 1)
+
+    def fail(_: Event) -> None:
+        reading.consumer.stop()
+        raise ValueError
+
+    reading = Reading(database, kafka, prefix, fail)
+    with reading.running():
+        until(lambda: reading.tried != [], WITHIN_S)
+    assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(0,)]
+    again = Reading(database, kafka, prefix)
+    with again.running():
+        until(lambda: again.handled() == [1], WITHIN_S)
+
+
+def test_a_topic_that_was_deleted_and_published_anew_is_read_from_its_beginning(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any
+) -> None:
+    for number in (1, 2, 3):
+        send(number, number)
+    before = Reading(database, kafka, prefix)
+    with before.running():
+        until(lambda: before.handled() == [1, 2, 3], WITHIN_S)
+    # As if the topic that was read had been longer than the one that is there now.
+    before.sql("UPDATE sparkledger_positions SET next_offset = next_offset + 100 RETURNING 1")
+    send(4, 4)
+    after = Reading(database, kafka, prefix)
+    with after.running():
+        until(lambda: after.handled() == [1, 2, 3, 4], WITHIN_S)
+    assert after.tried == [4]
+
+
 def test_a_gap_in_a_codes_versions_stops_it(database: TestDatabase, kafka: Broker, prefix: str, send: Any) -> None:
     reading = Reading(database, kafka, prefix)
     send(1, 1)
