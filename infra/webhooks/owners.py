@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 MAX_WEBHOOKS: Final = 100
 MAX_REPLAYED: Final = 1_000
+# Tests that wait to be sent, as while a receiver has asked to be left alone.
+MAX_TESTS: Final = 10
 
 _COLUMNS: Final = """
     w.webhook_id, w.key_id, w.url, w.description, w.types, w.creator_ids, w.created_at, w.disabled, w.disabled_at,
@@ -104,6 +106,16 @@ _ROTATE: Final = """
 _ASK: Final = """
     INSERT INTO webhook_messages (webhook_id, ledger_id, message_id, type, lane)
     VALUES (%s, %s, %s, %s, %s)
+"""
+
+_TESTS: Final = """
+    SELECT message_id
+    FROM webhook_messages
+    WHERE webhook_id = %s
+    AND NOT dead
+    AND position IS NULL
+    ORDER BY message_id DESC
+    LIMIT %s
 """
 
 _REPLAY: Final = """
@@ -257,6 +269,8 @@ class Webhooks:
     async def test(self, owner: Owner, webhook_id: UUID, asked: Asked | None = None) -> tuple[UUID, bool]:
         """Have a test sent; return its message id, and whether the same request asked for it before.
 
+        Where as many as may wait already, the newest of them is the one that is asked for.
+
         Raises:
             WebhookDisabled: nothing is sent to it.
 
@@ -266,9 +280,13 @@ class Webhooks:
             told = await self._told(connection, owner, asked)
             if told is not None:
                 return UUID(told["message_id"]), True
-            message_id = uuid7()
-            await connection.execute(_ASK, (webhook_id, owner.ledger_id, message_id, TEST, message_id))
-            await connection.execute(_NOTICE, (webhook_id,))
+            waiting = await (await connection.execute(_TESTS, (webhook_id, MAX_TESTS))).fetchall()
+            if len(waiting) < MAX_TESTS:
+                message_id = uuid7()
+                await connection.execute(_ASK, (webhook_id, owner.ledger_id, message_id, TEST, message_id))
+                await connection.execute(_NOTICE, (webhook_id,))
+            else:
+                message_id = waiting[0][0]
             await self._tell(connection, owner, asked, message_id=message_id)
             return message_id, False
 

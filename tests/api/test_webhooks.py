@@ -226,6 +226,13 @@ def test_a_test_is_taken_on(world: World) -> None:
     assert told(world.client.get(path), 200)["waiting"] == 1
 
 
+def test_a_bounded_number_of_tests_waits(world: World) -> None:
+    path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
+    asked = [told(world.client.post(f"{path}/test"), 202)["message_id"] for _ in range(12)]
+    assert (len(set(asked)), asked[9:]) == (10, [asked[9]] * 3)
+    assert told(world.client.get(path), 200)["waiting"] == 10
+
+
 def record(world: World, webhook_id: str, table: str, number: int) -> None:
     """Put rows into the log of deliveries or among the dead letters, as a sender does."""
     import psycopg
