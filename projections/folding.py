@@ -170,7 +170,7 @@ class Folding:
             folded = await self.view.fold(cur, page.events, self.suffix)
             # All of a pipeline is one transaction, sent at once: many small pages cost what their round trips cost.
             async with self.connection.pipeline():
-                await self.write(cur, page, folded)
+                await self.write(cur, page, folded, fresh=self._fresh)
         except progress.NOT_THERE as error:
             raise Overtaken from error
         except (Overtaken, Gap, psycopg.OperationalError, psycopg.InterfaceError):
@@ -194,14 +194,15 @@ class Folding:
             if self.stopped:
                 self.stopped = not await progress.recover(self.connection.cursor(), self.name, self._state)
 
-    async def write(self, cur: AsyncCursor[Any], page: Page, folded: Folded) -> None:
+    async def write(self, cur: AsyncCursor[Any], page: Page, folded: Folded, *, fresh: bool = False) -> None:
         """Write a page's rows and positions in the caller's transaction; `positions` is left to the caller.
 
         What the rows were folded from may have been read before: whoever changed it since has moved the positions.
+        `fresh` is as for `View.write`.
         """
         # First the positions: whoever comes second waits here, and learns that it does before it touches a row.
         await progress.advance(cur, self.name, self.view.version, self.positions, page)
-        await self.view.write(cur, folded, self.suffix, fresh=self._fresh)
+        await self.view.write(cur, folded, self.suffix, fresh=fresh)
 
     async def read(self, log: Log, positions: Mapping[int, int], page_events: int) -> Page:
         """Read what comes next after these positions, without what is skipped.

@@ -17,7 +17,7 @@ from psycopg.sql import SQL
 
 from domain.code import Code
 from domain.recorded import Recorded
-from projections import VIEWS, codes, history, progress, rebuild
+from projections import VIEWS, codes, history, permissions, progress, rebuild
 from projections.folding import Connect, Folding
 from projections.history import EntryRow
 from projections.page import Page
@@ -340,3 +340,33 @@ async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
 async def at_version(cur: Cursor, version: int) -> bool:
     standing = await progress.status(cur, "history")
     return standing is not None and standing.version == version
+
+
+class HeldBack(MemoryLog):
+    """Shows a ledger's last event only once it has said at the switch that there is no more."""
+
+    switching = shown_all = False
+
+    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
+        page = await super().after(positions, limit)
+        if self.shown_all:
+            return page
+        shown = Page.of([(i, recorded) for i, recorded in page.events if recorded.position < self.heads[i]])
+        self.shown_all = self.switching and not shown.spans
+        return shown
+
+    def told(self, told: rebuild.Progress) -> None:
+        if told.phase == "switching":
+            self.switching = True
+
+
+async def test_an_event_that_begins_a_row_anew_may_come_during_the_switch(
+    connect: Connect, worker: Cursor, follow: Followed
+) -> None:
+    story = given.permitted()
+    story.when(given.permission(enabled=False))
+    await follow(permissions.VIEW, MemoryLog(story))
+    before = await rows(worker, permissions.VIEW)
+    log = HeldBack(story)
+    await rebuild.rebuild(permissions.VIEW, log, connect, log.told)
+    assert await rows(worker, permissions.VIEW) == before
