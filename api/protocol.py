@@ -62,10 +62,11 @@ class BoundedProtocol(HttpToolsProtocol):
     _beside = 0
     _in_head = True
     _silence: asyncio.TimerHandle | None = None
+    _gathering: Gathering
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin to wait for a head."""
-        transport = Gathering(transport, self.loop)
+        self._gathering = transport = Gathering(transport, self.loop)
         super().connection_made(transport)
         # Whoever asks for a WebSocket is answered as if they had not: nothing here speaks it.
         self.ws_protocol_class = None
@@ -78,6 +79,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._heard()
+        self._gathering.unwatch()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -101,6 +103,17 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin to count anew."""
         self._beside = 0
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """See to it that what waits is taken."""
+        super().pause_writing()
+        self._gathering.watch()
+
+    def resume_writing(self) -> None:
+        """Stop seeing to it, but for a connection that closes: what is left of it must be taken as well."""
+        super().resume_writing()
+        if not self._gathering.is_closing():
+            self._gathering.unwatch()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - what uvicorn would say is not a problem
         """Answer what could not be parsed."""

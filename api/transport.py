@@ -2,15 +2,20 @@
 
 uvicorn writes the head of an answer and then its body, each of which uvloop hands to the system in a call of its own.
 Both together take one call here, and one wake-up at whoever reads them.
+
+Whoever takes nothing of what waits for them is dropped: to close would wait for them, too, and keep it in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+# Long enough for a slow line whose system tells of room only once a third of what it buffers is taken.
+STALLED_S: Final = 60.0
 
 
 class Gathering(asyncio.Transport):
@@ -22,6 +27,7 @@ class Gathering(asyncio.Transport):
         self._transport = transport
         self._loop = loop
         self._written: list[bytes | bytearray | memoryview[Any]] = []
+        self._watching: asyncio.TimerHandle | None = None
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         """Send it before the loop waits for anything."""
@@ -43,11 +49,32 @@ class Gathering(asyncio.Transport):
         """Send what was written, then close."""
         self._send()
         self._transport.close()
+        if self.get_write_buffer_size():
+            self.watch()
 
     def abort(self) -> None:
         """Close at once, whatever was written."""
         self._written.clear()
         self._transport.abort()
+
+    def watch(self) -> None:
+        """Drop the connection unless something is taken of what waits, again and again, until `unwatch`."""
+        if self._watching is None:
+            self._watching = self._loop.call_later(STALLED_S, self._look, self.get_write_buffer_size())
+
+    def unwatch(self) -> None:
+        """Leave the connection to itself."""
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+    def _look(self, before: int) -> None:
+        self._watching = None
+        waiting = self.get_write_buffer_size()
+        if waiting >= before > 0:
+            self.abort()
+        elif waiting:
+            self.watch()
 
     def is_closing(self) -> bool:
         """Tell whether it is closed, or being closed."""

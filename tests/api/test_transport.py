@@ -7,8 +7,12 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
 import uvloop
+from uvicorn.protocols.http.flow_control import FlowControl
 
+from api import transport
+from api.protocol import BoundedProtocol
 from api.transport import Gathering
 
 
@@ -97,3 +101,66 @@ def test_a_reader_that_takes_nothing_pauses_the_protocol() -> None:
             gathering.abort()
 
     uvloop.run(run())
+
+
+class Told(asyncio.Protocol):
+    """Knows that its connection is gone."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
+
+
+@pytest.mark.parametrize("end", [Gathering.close, Gathering.watch])
+def test_who_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch, end: Callable[[Gathering], None]) -> None:
+    monkeypatch.setattr(transport, "STALLED_S", 0.05)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            sending, told = await loop.create_connection(Told, sock=ours)
+            gathering = Gathering(sending, loop)
+            gathering.write(bytes(8 * 1024 * 1024))
+            end(gathering)
+            async with asyncio.timeout(30):
+                await told.lost.wait()
+
+    uvloop.run(run())
+
+
+def test_who_takes_something_again_and_again_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "STALLED_S", 0.5)
+    size = 2 * 1024 * 1024
+
+    async def test(gathering: Counted, reader: asyncio.StreamReader) -> None:
+        gathering.write(bytes(size))
+        gathering.close()
+        taken = 0
+        while piece := await reader.read(4096):
+            taken += len(piece)
+        assert taken == size
+
+    driven(test)
+
+
+def test_a_connection_is_watched_while_its_answers_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[str] = []
+    monkeypatch.setattr(Gathering, "watch", lambda _: watched.append("watch"))
+    monkeypatch.setattr(Gathering, "unwatch", lambda _: watched.append("unwatch"))
+
+    async def test(gathering: Counted, _: asyncio.StreamReader) -> None:
+        protocol = BoundedProtocol.__new__(BoundedProtocol)
+        protocol.flow, protocol._gathering = FlowControl(gathering), gathering
+        protocol.pause_writing()
+        assert watched == ["watch"]
+        protocol.resume_writing()
+        assert watched == ["watch", "unwatch"]
+        protocol.pause_writing()
+        gathering.close()
+        protocol.resume_writing()
+        assert watched == ["watch", "unwatch", "watch"]
+
+    driven(test)
