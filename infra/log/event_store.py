@@ -25,6 +25,8 @@ V = TypeVar("V")
 
 # The most point reads that one query answers.
 MAX_MERGED: Final = 256
+# How far the database's clock may be behind ours where one waits for it.
+CLOCKS_APART_S: Final = 1.0
 
 COLUMNS: Final = """
     e.position, e.event_id, e.type, e.type_version, e.stream_id, e.version, e.creator_stream, e.recorded_at,
@@ -211,9 +213,24 @@ class EventStore:
         return [to_recorded(row) for row in rows]
 
     async def position_at(self, ledger_id: int, moment: datetime) -> int:
-        """Return the last position recorded at or before a moment; 0 before the first."""
-        rows = await self._rows(ledger_id, "SELECT position_at(%b, %b)", (ledger_id, moment))
-        return int(rows[0][0])
+        """Return the last position recorded at or before a moment; 0 before the first.
+
+        A moment that the database's clock has not passed yet, for the asker's is ahead of it, is waited for: until then
+        an event may still be recorded at it, and the answer would change.
+
+        Raises:
+            Unavailable: the clocks are too far apart, or the database is away.
+
+        """
+        while True:
+            query = "SELECT position_at(%b, %b), clock_timestamp()"
+            ((position, now),) = await self._rows(ledger_id, query, (ledger_id, moment))
+            if now > moment:
+                return int(position)
+            ahead_s = (moment - now).total_seconds()
+            if ahead_s > CLOCKS_APART_S:
+                raise Unavailable("The database's clock has not reached this moment. Ask again later.")
+            await asyncio.sleep(ahead_s)
 
     async def head(self, ledger_id: int) -> int:
         """Return the last position; 0 for an empty ledger."""

@@ -7,6 +7,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+import pytest
+
+from infra.errors import Unavailable
 from infra.ids import uuid7
 from infra.log.writer import Appended, Writer
 from tests import given
@@ -117,6 +120,20 @@ async def test_a_moment_of_just_now_waits_for_the_appends_under_way(opened: Open
         # One of long ago cannot change any more, so it does not wait.
         assert await store.position_at(tenant.ledger_id, moment - AHEAD) == 0
     assert await asked == 1
+
+
+async def test_a_moment_that_the_databases_clock_has_not_passed_is_waited_for(opened: Opened) -> None:
+    """Whoever asks may have a clock that is ahead: an answer at once would be another a moment later."""
+    tenant = await opened.begin()
+    store = opened.ledgers.store
+    moment = datetime.now(UTC) + timedelta(seconds=0.5)
+    before = await store.position_at(tenant.ledger_id, moment)
+    async with writing(opened.database) as writer:
+        outcome = await appended(writer, tenant)
+    assert outcome.recorded_at > moment
+    assert await store.position_at(tenant.ledger_id, moment) == before
+    with pytest.raises(Unavailable):
+        await store.position_at(tenant.ledger_id, moment + AHEAD)
 
 
 async def test_a_session_bound_to_another_ledger_learns_no_position(opened: Opened) -> None:
