@@ -7,7 +7,7 @@ r"""What `q` may say: a small language in which people search the trail.
     values    = value *( "," value )                  one of them must hold; at most 20
     span      = time / [ time ] ".." [ time ]         from the beginning of the first to the end of the last
     time      = year / year "-" month / year "-" month "-" day / a time of RFC 3339
-    text      = quoted / bare
+    text      = quoted / bare                         a bare one is not AND, OR or NOT, nor begins with a curly quote
     value     = quoted / bare
     quoted    = DQUOTE 1*( any / "\" DQUOTE / "\" "\" ) DQUOTE
     bare      = 1*( any but SP, DQUOTE, and in values also "," )
@@ -41,6 +41,10 @@ _NAME: Final = re.compile(r"([A-Za-z_]+):")
 _BARE: Final = re.compile(r'[^\s"]+')
 _BARE_VALUE: Final = re.compile(r'[^\s",]+')
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+# What people know from other searches, or what their editor made of a quote: looked for as texts, these find nothing,
+# and a trail that seems to hold nothing is a wrong answer.
+_OPERATORS: Final = frozenset({"AND", "OR", "NOT"})
+_CURLY: Final = ("\u201c", "\u201d", "\u201e")
 _ESCAPED: Final = re.compile(r"\\(.)")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DATE: Final = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
@@ -174,7 +178,7 @@ class _Parser:
         self._at += negated
         name = _NAME.match(self._text, self._at)
         if name is None:
-            self._words.append(Words(self._value(_BARE, "A text is expected here."), negated))
+            self._words.append(Words(self._text_here(), negated))
             return
         known = QUALIFIERS.get(name[1].lower())
         if known is None:
@@ -195,6 +199,21 @@ class _Parser:
             )
             raise QueryError(began, message)
         self._conditions.append(condition)
+
+    def _text_here(self) -> str:
+        began = self._at
+        text = self._value(_BARE, "A text is expected here.")
+        if self._text.startswith('"', began):
+            return text
+        if text in _OPERATORS:
+            message = (
+                "All terms must hold, - negates, and commas stand between values: AND, OR and NOT say nothing here. "
+                "Put the word in quotes to look for it."
+            )
+            raise QueryError(began, message)
+        if text.startswith(_CURLY):
+            raise QueryError(began, 'A text is put in straight quotes, as "spring sale"; these are curly.')
+        return text
 
     def _values(self, qualifier: _Qualifier) -> tuple[str | UUID, ...]:
         values: list[str | UUID] = []

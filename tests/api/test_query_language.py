@@ -61,6 +61,7 @@ def test_a_qualifier_searches_a_field(query: str, conditions: list[Condition]) -
         (r'"say \"hi\" \\ there"', [Words(r'say "hi" \ there')]),
         ("12:30 a-b …Zx9A", [Words("12:30"), Words("a-b"), Words("…Zx9A")]),
         ('"type:Shared"', [Words("type:Shared")]),
+        ('"AND" and -"\u201ca" NOTE', [Words("AND"), Words("and"), Words("\u201ca", negated=True), Words("NOTE")]),
         ('-"-"', [Words("-", negated=True)]),
     ],
 )
@@ -95,6 +96,10 @@ def test_words_are_found_whole_and_in_any_case(text: str, found: str, missed: st
         ("type:Share", "     ^", "One of "),
         ("type:Shared,", "            ^", "One of "),
         ("type:Shared,,Redeemed", "            ^", "One of "),
+        ("type:Shared AND adv", "            ^", "All terms must hold"),
+        ("NOT type:Shared", "^", "All terms must hold"),
+        ("a -OR b", "   ^", "All terms must hold"),
+        ("\u201cspring sale\u201d", "^", "A text is put in straight quotes"),
         ('a,x"', "   ^", "A space is expected here, or the end."),
         ("code:1", "     ^", "The id of a code is expected here, a UUID."),
         ("actor:ana", "      ^", "The id of a key is expected here, or clock."),
