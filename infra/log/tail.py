@@ -45,6 +45,8 @@ PAUSE_S_PER_READER: Final = 0.0002
 PAUSE_S_PER_TAIL: Final = 0.002
 PAUSE_S_MAX: Final = 0.25
 
+STOPPING: Final = "The server is stopping; the ledger is followed no more."
+
 log = logging.getLogger(__name__)
 
 
@@ -116,7 +118,7 @@ class Tail:
         """Wait until the end of the log has been reached for the first time.
 
         Raises:
-            Unavailable: the database is away.
+            Unavailable: the database is away, or nobody is let follow any more.
 
         """
         await asyncio.shield(self._begun)
@@ -134,10 +136,17 @@ class Tail:
             if not isinstance(error, Unavailable):
                 log.exception("Ledger %s cannot be followed past position %s", self.ledger_id, self.position)
             self.failure = error
-            if not self._begun.done():
-                self._begun.set_exception(error)
-                self._begun.exception()  # whoever waits is told; that nobody does is no defect
+            self._not_begun(error)
             self.nudge()
+        except asyncio.CancelledError:
+            self._not_begun(Unavailable(STOPPING))
+            raise
+
+    def _not_begun(self, error: Exception) -> None:
+        """Tell whoever waits for the beginning, if it never came, why it will not come."""
+        if not self._begun.done():
+            self._begun.set_exception(error)
+            self._begun.exception()  # that nobody waits is no defect
 
     async def _follow(self) -> None:
         with suppress(TimeoutError):

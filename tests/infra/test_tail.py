@@ -10,6 +10,7 @@ import pytest
 import infra.log.tail
 from domain.recorded import Recorded
 from infra.errors import Unavailable
+from infra.log.event_store import EventStore
 from infra.log.tail import FellBehind, Gap, Tail, Tails
 from tests.infra.opened import Opened
 from tests.infra.sending import Post
@@ -142,3 +143,27 @@ async def test_a_database_that_is_away_is_told_to_who_begins(post: Post) -> None
         async with tails.following(post.tenant.ledger_id):
             raise AssertionError
     await tails.close()
+
+
+async def test_who_waits_for_a_tail_to_begin_is_told_when_all_are_closed(opened: Opened) -> None:
+    tenant = await opened.begin()
+    asked = asyncio.Event()
+    never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    class Stuck(EventStore):
+        async def head(self, ledger_id: int) -> int:
+            asked.set()
+            return await never
+
+    tails = Tails(Stuck(opened.api.database), Encoding())
+
+    async def follow() -> None:
+        async with tails.following(tenant.ledger_id):
+            raise AssertionError("it has not begun")
+
+    following = asyncio.create_task(follow())
+    await asked.wait()
+    await tails.close()
+    with pytest.raises(Unavailable):
+        async with asyncio.timeout(5):
+            await following
