@@ -39,6 +39,15 @@ def address_problem(url: str) -> str | None:
     return None
 
 
+def told_problem(issuer: str, url: str) -> str | None:
+    """Say what is wrong with an address that an issuer tells of, rather than the settings."""
+    problem = address_problem(url)
+    if problem is None and urlsplit(url).hostname in LOOPBACK and urlsplit(issuer).hostname not in LOOPBACK:
+        # It would have us ask what listens for this machine alone.
+        return "The keys of an issuer elsewhere are not on this machine."
+    return problem
+
+
 class Issuer(BaseModel):
     """One issuer of tokens, as the settings have it."""
 

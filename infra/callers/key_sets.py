@@ -18,7 +18,7 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 
-from infra.callers.issuers import address_problem
+from infra.callers.issuers import told_problem
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ async def fetch_keys(issuer: Issuer) -> list[SigningKey]:
             if told.get("issuer") != issuer.issuer:
                 raise IssuerError("its discovery document is that of another issuer")
             address = str(told.get("jwks_uri"))
-            problem = address_problem(address)
+            problem = told_problem(issuer.issuer, address)
             if problem is not None:
                 raise IssuerError(f"its jwks_uri is not taken: {problem}")
         listed = (await _json(client, address)).get("keys")

@@ -109,7 +109,7 @@ class Tokens:
             raise TokenRefused(f"The token is longer than {MAX_TOKEN_CHARACTERS:,} characters.")
         header, claimed = _objects(token)
         algorithm, key_id = header.get("alg"), header.get("kid")
-        if algorithm not in _SIGNED_BY:
+        if not isinstance(algorithm, str) or algorithm not in _SIGNED_BY:
             raise TokenRefused("The token is not signed with RS256, ES256 or EdDSA.")
         if "crit" in header or not isinstance(key_id, str | None):
             raise TokenRefused(_MALFORMED)

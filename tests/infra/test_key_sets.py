@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from infra.callers.issuers import told_problem
 from infra.callers.key_sets import ASK_AGAIN_S, ASK_EVERY_S, KEEP_S, MAX_BYTES, REFRESH_AFTER_S, signing_key
 from infra.callers.tokens import Grant, Tokens
 from infra.errors import TokenRefused, Unavailable
@@ -179,6 +180,12 @@ async def test_an_issuer_that_answers_otherwise_is_away(
     with pytest.raises(Unavailable):
         await verified(issuer, issuer.token())
     assert "/moved" not in issuer.asked
+
+
+@pytest.mark.parametrize("url", ["http://localhost:9/keys", "http://127.0.0.1/keys", "HTTPS://[::1]/keys"])
+def test_an_issuer_elsewhere_has_no_keys_on_this_machine(url: str) -> None:
+    assert told_problem("https://id.example.com", url) is not None
+    assert told_problem("http://localhost:8", url) is None
 
 
 async def test_an_issuer_that_takes_too_long_is_away(issuer: TestIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
