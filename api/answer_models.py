@@ -75,7 +75,7 @@ class CampaignEntry(Answer):
     ends_at: Annotated[Moment, Field(description="When it was meant to end.")]
     launched_at: Annotated[Moment, Field(description="When the launch was recorded, in effective time.")]
     ended_at: Annotated[Moment | None, Field(description="When somebody or something ended it.")]
-    stops_at: Annotated[Moment, Field(description="Its own end or the window's, whichever comes first.")]
+    stops_at: Annotated[Moment, Field(description="When it stops, at its own end or the window's, or has stopped.")]
     running: Annotated[bool, Field(description="From launch until ended, its end, or the window's.")]
 
 

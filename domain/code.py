@@ -486,8 +486,11 @@ class Code(Aggregate):
         return any(share.advertiser_id == advertiser_id or share.brand_id in brand_ids for share in self.shares)
 
     def stops_at(self, campaign: Campaign) -> datetime:
-        """Return when a campaign stops: at its own end or the window's, whichever comes first."""
-        return min(campaign.ends_at, self.window.expires_at)
+        """Return when a campaign stops: at its own end or the window's, whichever comes first; or stopped, once it has.
+
+        What ended it by a revocation or a window's end is recorded as its end, and stays when the code is extended.
+        """
+        return campaign.ended_at or min(campaign.ends_at, self.window.expires_at)
 
     def running(self, moment: datetime) -> list[Campaign]:
         """Return the campaigns that run: launched, even if scheduled, and not ended by anyone or anything."""

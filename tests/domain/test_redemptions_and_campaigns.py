@@ -150,6 +150,21 @@ def test_a_campaign_that_ends_before_the_window_stops_at_its_own_end() -> None:
 
 
 @pytest.mark.parametrize(
+    ("story", "stopped_at"),
+    [
+        (given.campaign_ended, NOW),
+        (lambda: given.after(given.running(), given.revoke(force=True)), NOW),
+        (given.revived, END),
+    ],
+)
+def test_a_campaign_that_was_ended_stopped_then_and_nothing_moves_that(
+    story: Callable[[], Story], stopped_at: datetime
+) -> None:
+    code = story().code()
+    assert code.stops_at(code.campaigns["campaign-1"]) == stopped_at
+
+
+@pytest.mark.parametrize(
     ("story", "days", "running"),
     [
         (given.running, 0, ["campaign-1"]),  # it is scheduled for tomorrow

@@ -122,7 +122,7 @@ async def test_stops_and_what_runs_are_the_aggregates_own(follow: Followed, work
     expected = {}
     for code in map(replay_code, code_streams(story)):
         for campaign in code.campaigns.values():
-            stops_at = campaign.ended_at or code.stops_at(campaign)
+            stops_at = code.stops_at(campaign)
             expected[code.id, campaign.campaign_id] = (stops_at, campaign in code.running(story.clock()))
     assert {(r.code_id, r.campaign_id): (r.stops_at, r.running(story.clock())) for r in rows} == expected
     assert [(r.stops_at, r.position) for r in rows] == sorted((r.stops_at, r.position) for r in rows)
