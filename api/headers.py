@@ -83,7 +83,9 @@ def has_body(request: Request) -> bool:
 
 
 def is_json(request: Request) -> bool:
-    """Tell whether the body is said to be JSON in UTF-8."""
+    """Tell whether the body is said to be JSON in UTF-8, and nothing else beside it."""
+    if len(of(request).get(b"content-type", ())) > 1:
+        return False
     media_type, *parameters = text(request, b"content-type").lower().split(";")
     if media_type.strip() != "application/json":
         return False

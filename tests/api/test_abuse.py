@@ -163,6 +163,13 @@ def test_a_field_that_is_sent_twice_is_refused(world: World, content: bytes) -> 
     assert answer.json()["errors"] == [{"pointer": "", "problem": "A field is sent more than once."}]
 
 
+def test_a_body_that_is_said_to_be_two_things_is_refused(world: World) -> None:
+    types = [("Content-Type", "application/json"), ("Content-Type", "text/plain")]
+    for said in (types, types[::-1], types[:1] * 2):
+        answer = world.client.post("/v1/codes/lookup", content=b'{"secret":"#guess"}', headers=said)
+        assert refused(answer) == (415, "unsupported_media_type")
+
+
 @pytest.mark.parametrize("levels", [254, 255, 500, 1_000, 1_023, 1_024, 1_025, 5_000, 400_000])
 def test_json_is_refused_however_deep_it_is(world: World, levels: int) -> None:
     for content in (b'{"a":' * levels + b"1" + b"}" * levels, b'{"a":' + b"[" * levels + b"]" * levels + b"}"):
