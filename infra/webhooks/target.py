@@ -14,6 +14,7 @@ import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -34,6 +35,7 @@ ATTEMPT_S: Final = 20.0
 CONNECT_S: Final = 5.0
 # What of an answer is read, so that its connection can be used again; the rest is cut off.
 ANSWER_BYTES_MAX: Final = 16 * 1024
+ANSWER_S: Final = 2.0
 RETRY_AFTER_MAX_S: Final = 86_400
 CONNECTIONS_IDLE_S: Final = 30.0
 ADDRESSES_TRIED: Final = 4
@@ -178,10 +180,13 @@ class Target:
                 "POST", self._url, headers=headers, content=body, extensions={"timeout": _LIMITS}
             ) as response:
                 read = 0
-                async for part in response.aiter_stream():
-                    read += len(part)
-                    if read > ANSWER_BYTES_MAX:
-                        break
+                # What was answered stands in its head: a rest that drips changes nothing of it.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ANSWER_S):
+                        async for part in response.aiter_stream():
+                            read += len(part)
+                            if read > ANSWER_BYTES_MAX:
+                                break
         finally:
             self._used.remove(connection)
             self._free.append(connection)

@@ -166,6 +166,24 @@ async def test_of_an_endless_answer_only_the_beginning_is_read() -> None:
         assert (await post(receiver.url, LOOPBACK, Resolver())).status == 200
 
 
+async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.webhooks.target, "ANSWER_S", 0.1)
+
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(begin, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        resolver = Resolver()
+        target = Target(f"http://127.0.0.1:{port}/", LOOPBACK, resolver, httpcore.default_ssl_context(), 1)
+        answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
+        assert answers == [Answer(200), Answer(200)]
+        await target.close()
+
+
 async def test_a_receiver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infra.webhooks.target, "ATTEMPT_S", 0.1)
     async with receiving(lambda _: HANG) as receiver:
