@@ -235,8 +235,8 @@ async def test_a_view_whose_session_is_killed_again_and_again_loses_and_repeats_
     deadly = DeadlyLog(worker, log, kills=10)
     unharmed, before_commit = Folding.write, [0]
 
-    async def write(folding: Folding, cur: Cursor, page: Page, folded: Folded) -> None:
-        await unharmed(folding, cur, page, folded)
+    async def write(folding: Folding, cur: Cursor, page: Page, folded: Folded, *, fresh: bool = False) -> None:
+        await unharmed(folding, cur, page, folded, fresh=fresh)
         before_commit[0] += 1
         if before_commit[0] in {3, 6}:
             await deadly.kill()
