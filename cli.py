@@ -49,8 +49,11 @@ class Place:
 
 
 @contextlib.contextmanager
-def database(settings: Settings) -> Iterator[Place]:
-    """Reach the configured database; or the embedded one, which is started for as long as it is not running."""
+def database(settings: Settings, *, begins: bool = False) -> Iterator[Place]:
+    """Reach the configured database; or the embedded one, which is started for as long as it is not running.
+
+    Only what `begins` a database makes one where there is none: nobody looks for keys in an empty folder on purpose.
+    """
     if settings.database_url is not None:
         url = settings.database_url.get_secret_value()
         owner = settings.migration_database_url
@@ -64,6 +67,11 @@ def database(settings: Settings) -> Iterator[Place]:
     from infra.postgres.embedded import attach_or_start
     from infra.supervisor import exit_on_signals
 
+    if not begins and not (settings.data_dir / "postgres").exists():
+        raise SettingsError(
+            f"There is no database in {settings.data_dir.absolute()} yet: begin one with `sparkledger up`, or name "
+            "the one that is meant with SPARKLEDGER_DATA_DIR or SPARKLEDGER_DATABASE_URL."
+        )
     with exit_on_signals(), attach_or_start(settings.data_dir) as cluster:
         yield Place(cluster.dsn(), cluster.dsn("sparkledger_api"), cluster.dsn("sparkledger_worker"))
 
@@ -224,7 +232,7 @@ def work(
 def migrate() -> None:
     """Bring the database up to this program, and make the first ledger and its admin key."""
     settings = load_settings()
-    with database(settings) as place:
+    with database(settings, begins=True) as place:
         generated = _prepare(settings, place)
     typer.echo("The database is up to date.")
     if generated is not None:

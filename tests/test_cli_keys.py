@@ -1,12 +1,16 @@
-"""Keys at the command line: made, listed, rotated, revoked, without a key of one's own."""
+"""The command line: keys are made, listed, rotated and revoked; where there is no data, nothing is begun."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +21,7 @@ from infra.callers.api_key import ApiKey
 from infra.keys.vault import MasterKey, fresh_key
 from infra.runtime import API, runtime
 from tests.conftest import TestDatabase
+from tests.infra.programs import ROOT
 
 Run = Callable[..., str]
 Find = Callable[[str], ApiKey | None]
@@ -89,3 +94,20 @@ def test_what_is_no_key_of_the_ledger_is_neither_rotated_nor_revoked(run: Run) -
     for command in ("rotate", "revoke"):
         assert "a key's id is a UUID" in " ".join(run(command, "x", code=2).split())
         run(command, "01a2047d-e22d-7479-9309-83e7d9fc9f1d", code=1)
+
+
+@pytest.mark.parametrize("words", [("keys", "list"), ("export", "events.ndjson"), ("rebuild", "codes"), ("work",)])
+def test_nothing_is_begun_where_there_is_no_data(words: tuple[str, ...], tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARKLEDGER_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *words],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert f"There is no database in {tmp_path / '.sparkledger'} yet" in done.stderr
+    assert list(tmp_path.iterdir()) == []
