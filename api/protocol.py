@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.transport import Gathering
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 # What a request has beside its body, that is, trailers and the lengths of its chunks too: the largest batch may come
@@ -63,6 +67,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = True
     _silence: asyncio.TimerHandle | None = None
     _gathering: Gathering
+    # Of several requests that came together, the one whose turn it is.
+    _answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin to wait for a head."""
@@ -77,8 +83,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._silence = self.loop.call_later(HEAD_WITHIN_S, self._close_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Stop waiting, and tell whoever answers."""
         self._heard()
+        # uvicorn tells the latest request alone, which may stand in line behind one whose answer has no end.
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         self._gathering.unwatch()
         super().connection_lost(exc)
 
@@ -114,6 +124,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
         if not self._gathering.is_closing():
             self._gathering.unwatch()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Note which request is being answered."""
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - what uvicorn would say is not a problem
         """Answer what could not be parsed."""

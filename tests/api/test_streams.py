@@ -18,6 +18,8 @@ from tests.api.streaming import following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
 from tests.waiting import until
 
+AUTHORIZATION = "Authorization"
+
 
 def trail(world: World, **query: Any) -> list[dict[str, Any]]:
     """Return the events of the trail, which a stream must show as they are."""
@@ -249,6 +251,16 @@ def test_an_expired_key_ends_its_stream(world: World, monkeypatch: pytest.Monkey
             assert stream.ending() == "key_no_longer_valid"
         finally:
             world.server.clock.ahead = timedelta()
+
+
+def test_a_stream_ends_with_its_connection_also_when_another_request_stands_in_line_behind_it(world: World) -> None:
+    until(lambda: world.server.serving.streams.open_streams == 0)
+    place = httpx.URL(world.server.url)
+    head = f"Host: x\r\n{AUTHORIZATION}: {world.client.headers[AUTHORIZATION]}\r\n\r\n"
+    with socket.create_connection((place.host, place.port or 0), timeout=20) as connection:
+        connection.sendall(f"GET /v1/events/stream HTTP/1.1\r\n{head}GET /livez HTTP/1.1\r\n{head}".encode())
+        until(lambda: world.server.serving.streams.open_streams == 1)
+    until(lambda: world.server.serving.streams.open_streams == 0)
 
 
 def test_beyond_the_limit_a_client_is_told_to_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
