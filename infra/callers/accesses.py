@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -30,17 +30,19 @@ TOLD_TOGETHER: Final = "subscriber"
 
 _RECORD: Final = """
     INSERT INTO accesses AS a (
-        ledger_id, access_id, key_id, role, route, query, format, request_id, reads, row_count, complete, ended_at)
-    SELECT %b, x.access_id, x.key_id, x.role, x.route, x.query::jsonb, x.format, x.request_id, x.reads, x.row_count,
-           x.complete::boolean, CASE WHEN x.complete IS NOT NULL THEN now() END
-    FROM unnest(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
-        AS x (access_id, key_id, role, route, query, format, request_id, reads, row_count, complete)
-    ON CONFLICT (ledger_id, access_id) DO UPDATE
+        ledger_id, access_id, together, key_id, role, route, query, format, request_id, reads, row_count, complete,
+        ended_at)
+    SELECT %b, x.access_id, x.together, x.key_id, x.role, x.route, x.query::jsonb, x.format, x.request_id, x.reads,
+           x.row_count, x.complete::boolean, CASE WHEN x.complete IS NOT NULL THEN now() END
+    FROM unnest(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
+        AS x (access_id, together, key_id, role, route, query, format, request_id, reads, row_count, complete)
+    ON CONFLICT (ledger_id, together) DO UPDATE
     SET reads = a.reads + excluded.reads,
         row_count = a.row_count + excluded.row_count,
         complete = excluded.complete,
         ended_at = excluded.ended_at
     WHERE a.role = 'subscriber'
+    RETURNING a.together, a.access_id
 """
 
 _END: Final = """
@@ -175,27 +177,31 @@ class Accesses:
 
     async def _record(self, ledger_id: int, accesses: Sequence[Access]) -> dict[Access, UUID]:
         # Made once: where the first attempt's commit got lost on its way back, the second adds nothing.
-        ids = {access: _id_of(access) for access in accesses}
+        ids = {access: uuid7() for access in accesses}
 
-        async def run(connection: LedgerConnection) -> None:
-            await _insert(connection, ledger_id, ids)
+        async def run(connection: LedgerConnection) -> dict[Access, UUID]:
+            return await _insert(connection, ledger_id, ids)
 
-        await self._database.read(ledger_id, run)
-        return ids
+        return await self._database.read(ledger_id, run)
 
 
 async def record_within(connection: LedgerConnection, ledger_id: int, access: Access) -> None:
     """Record an access in a transaction that is under way: it stands if, and only if, what it tells of does."""
-    await _insert(connection, ledger_id, {access: _id_of(access)})
+    await _insert(connection, ledger_id, {access: uuid7()})
 
 
-async def _insert(connection: LedgerConnection, ledger_id: int, ids: Mapping[Access, UUID]) -> None:
+async def _insert(connection: LedgerConnection, ledger_id: int, ids: Mapping[Access, UUID]) -> dict[Access, UUID]:
+    """Insert or add to entries; return the entry of each access."""
+    shared = {access: _shared(access) or access_id for access, access_id in ids.items()}
     together: dict[UUID, tuple[Access, int]] = {}
-    for access, access_id in ids.items():
-        known, reads = together.get(access_id, (replace(access, rows=0), 0))
-        together[access_id] = (replace(access, rows=known.rows + access.rows), reads + 1)
+    entries: dict[UUID, UUID] = {}
+    for access, common in shared.items():
+        known, reads = together.get(common, (replace(access, rows=0), 0))
+        together[common] = (replace(access, rows=known.rows + access.rows), reads + 1)
+        entries.setdefault(common, ids[access])
     told = [access for access, _ in together.values()]
     columns = (
+        Uuids(list(entries.values())),
         Uuids(list(together)),
         Uuids([access.key_id for access in told]),
         Texts([access.role for access in told]),
@@ -207,7 +213,10 @@ async def _insert(connection: LedgerConnection, ledger_id: int, ids: Mapping[Acc
         Bigints([access.rows for access in told]),
         Texts([None if access.complete is None else str(access.complete) for access in told]),
     )
-    await connection.execute(_RECORD, (ledger_id, *columns), prepare=True)
+    cursor = await connection.execute(_RECORD, (ledger_id, *columns), prepare=True)
+    # Of one that was there already its own id; an entry that its first attempt made is not told again.
+    entries.update(await cursor.fetchall())
+    return {access: entries[common] for access, common in shared.items()}
 
 
 async def purge(connection: LedgerConnection, rows: int) -> int:
@@ -215,13 +224,10 @@ async def purge(connection: LedgerConnection, rows: int) -> int:
     return (await connection.execute(_PURGE, (KEEP_ACCESSES_DAYS, rows))).rowcount
 
 
-def _id_of(access: Access) -> UUID:
-    """Return a fresh id; for what is told together, the one of this hour, key, route and query."""
+def _shared(access: Access) -> UUID | None:
+    """Return what accesses that are told together have in common: their hour, key, route and query."""
     if access.role != TOLD_TOGETHER:
-        return uuid7()
-    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    milliseconds = (hour - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
-    named = orjson.dumps([access.key_id, access.route, access.format, access.query.decode()])
-    raw = int.from_bytes(milliseconds.to_bytes(6) + hashlib.sha256(named).digest()[:10])
-    # Version 7 and the variant of RFC 9562, in their places.
-    return UUID(int=raw & ~(0xF << 76 | 0x3 << 62) | 7 << 76 | 2 << 62)
+        return None
+    hour = datetime.now(UTC).strftime("%Y-%m-%dT%H")
+    named = orjson.dumps([hour, access.key_id, access.route, access.format, access.query.decode()])
+    return UUID(bytes=hashlib.sha256(named).digest()[:16])

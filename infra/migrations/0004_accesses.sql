@@ -4,6 +4,8 @@ CREATE TABLE accesses (
     ledger_id       int NOT NULL,
     -- Ordered in time, as UUIDv7 is.
     access_id       uuid NOT NULL,
+    -- What reads of an hour that are told together have in common; its own for whatever stands alone.
+    together        uuid NOT NULL DEFAULT gen_random_uuid(),
     at              timestamptz NOT NULL DEFAULT now(),
     -- Absent for who sits at the machine and uses the command line.
     key_id          uuid,
@@ -18,7 +20,8 @@ CREATE TABLE accesses (
     -- Absent while it is under way, and for good where its process was killed.
     complete        boolean,
     ended_at        timestamptz,
-    PRIMARY KEY (ledger_id, access_id)
+    PRIMARY KEY (ledger_id, access_id),
+    UNIQUE (ledger_id, together)
 );
 CREATE INDEX accesses_at ON accesses USING brin (at);
 

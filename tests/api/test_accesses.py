@@ -138,6 +138,17 @@ def test_a_subscribers_reads_of_an_hour_are_one_entry(world: World) -> None:
     assert len(found) <= 4
 
 
+def test_the_entry_of_an_hour_stands_where_its_first_read_was(world: World) -> None:
+    world.permit()
+    auditor, subscriber = world.as_role("auditor"), world.as_role("subscriber")
+    for reader in (auditor, subscriber, auditor, subscriber):
+        told(reader.get("/v1/events"), 200)
+
+    reads = [access for access in accesses(world) if access["route"] == "GET /v1/events"]
+    assert [access["actor"]["role"] for access in reads][:3] == ["auditor", "subscriber", "auditor"]
+    assert [access["at"] for access in reads] == sorted((access["at"] for access in reads), reverse=True)
+
+
 @pytest.mark.parametrize(
     "path",
     [
