@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
 from api.fields import NO_NUL, Id, Moment
 from api.problems import Problem, malformed_query
 from api.queries import LIMIT, MAX_CURSOR_CHARACTERS, MAX_Q_CHARACTERS, AsOf, AtLeast, CodeId, Limit, Place, Query
-from api.query_language import Asked, QueryError, parse
+from api.query_language import Asked, QueryError, parameter, parse
+from api.trail import KINDS
 from projections.trail import Among, Between
 
 if TYPE_CHECKING:
@@ -22,15 +23,29 @@ Cursor = Annotated[
 ]
 
 
+EventType = Annotated[
+    str,
+    BeforeValidator(parameter("type")),
+    WithJsonSchema({"type": "string", "enum": list(KINDS)}),
+]
+Actor = Annotated[
+    str,
+    BeforeValidator(parameter("actor")),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": ["clock"]}]}),
+]
+
+
 class Conditions(Query):
     """What an event must be like; all that is given must hold."""
 
-    type: Annotated[Id | None, Field(description="Events of this type alone.", examples=["Redeemed"])] = None
+    type: Annotated[
+        EventType | None, Field(description="Events of this type alone, in any case.", examples=["Redeemed"])
+    ] = None
     code_id: Annotated[CodeId | None, Field(description="Events of this code alone.")] = None
     creator_id: Annotated[Id | None, Field(description="Events of this creator's permission and codes alone.")] = None
     video_id: Annotated[Id | None, Field(description="Events of this video's codes alone.")] = None
     advertiser_id: Annotated[Id | None, Field(description="Events that name this advertiser account alone.")] = None
-    actor: Annotated[Id | None, Field(description="Events recorded with this key, by its id, or by `clock`.")] = None
+    actor: Annotated[Actor | None, Field(description="Events recorded with this key, by its id, or by `clock`.")] = None
     from_: Annotated[Moment | None, Field(alias="from", description="Recorded at this moment or later.")] = None
     to: Annotated[Moment | None, Field(description="Recorded before this moment.")] = None
     q: Annotated[

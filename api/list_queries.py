@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from api.fields import FIRST_YEAR, LAST_YEAR, Id, Moment
 from api.problems import malformed_query
 from api.queries import LIMIT, MAX_CURSOR_CHARACTERS, MAX_LIMIT, AsOf, At, AtLeast, CodeId, Limit, Query, Size
+from api.query_language import parameter
+from domain.errors import REFUSALS
 from domain.values import Channel
 
 MAX_STATISTICS_DAYS: Final = 400
@@ -61,6 +63,12 @@ Day = Annotated[
     WithJsonSchema({"type": "string", "format": "date", "examples": ["2026-03-01"]}),
 ]
 
+RefusedFor = Annotated[
+    str,
+    BeforeValidator(parameter("refused")),
+    WithJsonSchema({"type": "string", "enum": list(REFUSALS["redeem"])}),
+]
+
 
 class InTime(Query):
     """A query whose entries lie between two moments."""
@@ -95,7 +103,9 @@ class SharesQuery(InTime):
 
 class RedemptionsQuery(InTime):
     refused: Annotated[Flag | None, Field(description="Refused attempts alone, or redemptions alone.")] = None
-    reason: Annotated[Id | None, Field(description="Refused for this reason.", examples=["code_expired"])] = None
+    reason: Annotated[RefusedFor | None, Field(description="Refused for this reason.", examples=["code_expired"])] = (
+        None
+    )
     shared: Annotated[
         Flag | None,
         Field(description="Redemptions by accounts that the code was, or was not, known to be shared with."),

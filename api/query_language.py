@@ -134,6 +134,19 @@ QUALIFIERS: Final[dict[str, _Qualifier]] = {
 }
 
 
+def parameter(qualifier: str) -> Callable[[object], object]:
+    """Return what reads a parameter that takes what a qualifier takes: a filter that nothing can match is a slip."""
+    known = QUALIFIERS[qualifier]
+
+    def read(value: object) -> object:
+        found = known.read(value) if isinstance(value, str) else None
+        if found is None:
+            raise PydanticCustomError("parameter", cast("Any", known.expected))
+        return found
+
+    return read
+
+
 def parse(text: str) -> Asked:
     """Read a query.
 

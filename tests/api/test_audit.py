@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from api import finding
-from api.trail import CSV_COLUMNS
+from api.trail import CSV_COLUMNS, KINDS
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
 
 
@@ -109,6 +109,26 @@ def test_the_trail_is_filtered_by_what_events_concern(world: World) -> None:
     assert trail(world, after=0, limit=2) == [1, 2]
     assert trail(world, after=10**9) == []
     assert trail(world, after=4, before=4) == []
+
+
+def test_a_filter_takes_what_its_qualifier_takes_and_nothing_that_no_event_can_match(world: World) -> None:
+    world.share(world.generate())  # positions 1 to 3
+    key_id = told(world.client.get("/v1/events/2"), 200)["actor"]["key_id"]
+
+    assert trail(world, type="shared") == trail(world, type="SHARED") == trail(world, q="type:shared") == [3]
+    assert trail(world, actor=key_id.upper()) == [1, 2, 3]
+    assert trail(world, actor="Clock") == []
+    told_types = problem_of(world, type="Foo")
+    assert told_types == f"One of {', '.join(KINDS)} is expected here."
+    assert problem_of(world, actor="John") == "The id of a key is expected here, or clock."
+
+
+def problem_of(world: World, **query: Any) -> str:
+    answer = world.client.get("/v1/events", params=query)
+    assert refused(answer) == (400, "malformed_query")
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == f"/{next(iter(query))}"
+    return str(error["problem"])
 
 
 def test_words_are_looked_for_page_by_page(world: World) -> None:
@@ -266,6 +286,10 @@ def test_a_filter_waits_until_the_history_has_read_what_is_committed(world: Worl
         {"order": "up"},
         {"code_id": "x"},
         {"type": "a b"},
+        {"type": "Foo"},
+        {"type": ""},
+        {"actor": "John"},
+        {"actor": "11111111-1111-1111-1111-11111111111"},
         {"from": "today"},
         {"q": ""},
         {"q": "\0"},

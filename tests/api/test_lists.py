@@ -99,7 +99,7 @@ def test_attempts_are_listed_by_outcome_and_reason(world: World) -> None:
     last = turned_away["position"]
     one, other = first["position"], second["position"]
     assert found() == [last, other, one]
-    assert found(refused="true") == found(reason="code_revoked") == [last]
+    assert found(refused="true") == found(reason="code_revoked") == found(reason="CODE_REVOKED") == [last]
     assert found(refused="false") == [other, one]
     assert (found(shared="true"), found(shared="false")) == ([one], [other])
     assert found(advertiser_id=OTHER_ACCOUNT) == [other]
@@ -231,6 +231,8 @@ def test_a_cursor_is_good_for_its_own_list_and_filters_alone(world: World, name:
         ("campaigns", {"stops_from": days(1), "stops_before": days(0)}),
         ("shares", {"channel": "fax"}),
         ("redemptions", {"refused": "1"}),
+        ("redemptions", {"reason": "x"}),
+        ("redemptions", {"reason": "creative_locked"}),
         ("campaigns", {"running": "yes"}),
         ("campaigns", {"order": "newest"}),
         ("shares", {"limit": "0"}),
