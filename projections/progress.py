@@ -45,13 +45,17 @@ WHERE view = %s
 AND version = %s
 """
 
+# Whoever holds it keeps the view from meeting a ledger that it has read nothing of.
+_HOLD: Final = "SELECT FROM view_versions WHERE view = %s FOR UPDATE"
 # In the order in which a page moves them.
 _LOCK: Final = _POSITIONS + "ORDER BY ledger_id FOR UPDATE"
 
+# Not where another version has taken the view's place: then there is nothing to advance.
 _MEET: Final = """
 INSERT INTO view_positions (view, version, ledger_id, position)
-SELECT %s, %s, x.ledger_id, 0
-FROM unnest(%b) AS x (ledger_id)
+SELECT v.view, v.version, x.ledger_id, 0
+FROM (SELECT view, version FROM view_versions WHERE view = %s AND version = %s FOR SHARE) v
+CROSS JOIN unnest(%b) AS x (ledger_id)
 ON CONFLICT DO NOTHING
 """
 
@@ -117,6 +121,8 @@ async def begin(cur: AsyncCursor[Any], name: str, version: int, state: str) -> N
 
 async def positions(cur: AsyncCursor[Any], name: str, version: int, *, lock: bool = False) -> dict[int, int]:
     """Return how far a view has read each ledger; `lock` keeps others from moving it until the transaction ends."""
+    if lock:
+        await cur.execute(_HOLD, (name,))
     await cur.execute(_LOCK if lock else _POSITIONS, (name, version))
     return dict(await cur.fetchall())
 

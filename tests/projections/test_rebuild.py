@@ -370,3 +370,20 @@ async def test_an_event_that_begins_a_row_anew_may_come_during_the_switch(
     log = HeldBack(story)
     await rebuild.rebuild(permissions.VIEW, log, connect, log.told)
     assert await rows(worker, permissions.VIEW) == before
+
+
+async def test_a_view_meets_no_ledger_while_another_version_takes_its_place(connect: Connect, follow: Followed) -> None:
+    story = given.permitted()
+    await follow(permissions.VIEW, MemoryLog(story))
+    second = Page.of([(2, recorded) for recorded in story.ledger.events])
+    place = (permissions.NAME, permissions.VERSION)
+    async with await connect() as switching, await connect() as live:
+        await live.execute("SET lock_timeout = 200")
+        async with switching.transaction():
+            assert await progress.positions(switching.cursor(), *place, lock=True) == {1: 1}
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await progress.advance(live.cursor(binary=True), *place, {1: 1}, second)
+            await switching.execute("UPDATE view_versions SET version = version + 1 WHERE view = %s", place[:1])
+        with pytest.raises(progress.NOT_THERE):
+            await progress.advance(live.cursor(binary=True), *place, {1: 1}, second)
+        assert await progress.positions(live.cursor(), *place) == {1: 1}
