@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # What differs from one read to the next of a subscriber, whose reads of an hour are told together.
 _PLACE: Final = frozenset({"after", "before", "cursor", "limit", "at_least"})
 
+# An id has 127 bits, as it begins with the time; the page before that of the last one has a cursor too.
+_LAST_PLACE: Final = 2**127 - 2
+
 router = APIRouter(route_class=Route, tags=["Audit"])
 
 
@@ -38,7 +41,7 @@ async def list_accesses(
 
     Refused attempts stand here too, the first 20 of each key, reason and hour. Where they came from, admins alone see.
     """
-    place, back = (None, False) if query.cursor is None else either_way(query.cursor, query.same())
+    place, back = (None, False) if query.cursor is None else either_way(query.cursor, query.same(), _LAST_PLACE)
     at = UUID(int=LAST.int if place is None else place)
     rows = await caller.services.views.accesses.page(
         caller.ledger_id,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 from uuid import UUID
 
+from api.fields import MAX_POSITION
 from api.problems import Problem
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def place_of(text: str, query: object) -> int:
 
     """
     (key,) = _words(text, query, 1)
-    return key
+    return _bounded(key, MAX_POSITION)
 
 
 def cursor_in_time(moment: datetime, position: int, query: object) -> str:
@@ -53,7 +54,7 @@ def place_in_time(text: str, query: object) -> tuple[datetime, int]:
     """
     microseconds, position = _words(text, query, 2)
     try:
-        return _EPOCH + microseconds * _MICROSECOND, position
+        return _EPOCH + microseconds * _MICROSECOND, _bounded(position, MAX_POSITION)
     except OverflowError:
         raise Problem("malformed_cursor") from None
 
@@ -79,15 +80,15 @@ def cursor_either_way(place: int, query: object, *, back: bool) -> str:
     return _text(divmod(place << 1 | back, 2**64), query)
 
 
-def either_way(text: str, query: object) -> tuple[int, bool]:
-    """Return the place that a cursor was made of, and whether it leads back.
+def either_way(text: str, query: object, upto: int = MAX_POSITION) -> tuple[int, bool]:
+    """Return the place that a cursor was made of, and whether it leads back; no place lies beyond `upto`.
 
     Raises:
         Problem: it was changed, or given out for another query.
 
     """
     high, low = _words(text, query, 2)
-    return (high * 2**64 + low) >> 1, bool(low & 1)
+    return _bounded((high * 2**64 + low) >> 1, upto), bool(low & 1)
 
 
 def around(
@@ -151,6 +152,13 @@ def _words(text: str, query: object, count: int) -> Sequence[int]:
     if _text(words, query) != text:
         raise Problem("malformed_cursor")
     return words
+
+
+def _bounded(place: int, upto: int) -> int:
+    """Refuse a place that no page ends at: the check has no key, so anyone can make a cursor of any place."""
+    if place > upto:
+        raise Problem("malformed_cursor")
+    return place
 
 
 def _check(place: bytes, query: object) -> bytes:

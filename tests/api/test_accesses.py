@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from api.cursors import cursor_either_way
 from infra.callers.accesses import Accesses
 from infra.errors import Unavailable
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
@@ -120,6 +121,17 @@ def test_accesses_are_paged_both_ways_newest_first(world: World) -> None:
     for changed in ("", "x", cursor[:-1], "B" + cursor[1:], of_events):
         answer = world.client.get("/v1/accesses", params={"cursor": changed})
         assert refused(answer) == (400, "malformed_cursor")
+
+
+def test_a_cursor_of_no_accesss_place_is_refused_and_of_the_last_one_taken(world: World) -> None:
+    told(world.client.get("/v1/events"), 200)
+    for back in (False, True):
+        answers = [
+            world.client.get("/v1/accesses", params={"cursor": cursor_either_way(place, {"of": "accesses"}, back=back)})
+            for place in (2**127 - 2, 2**127 - 1)
+        ]
+        told(answers[0], 200)
+        assert refused(answers[1]) == (400, "malformed_cursor")
 
 
 def test_a_subscribers_reads_of_an_hour_are_one_entry(world: World) -> None:

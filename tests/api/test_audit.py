@@ -11,6 +11,9 @@ import httpx
 import pytest
 
 from api import finding
+from api.audit_queries import EventsQuery
+from api.cursors import cursor_either_way
+from api.fields import MAX_POSITION
 from api.trail import CSV_COLUMNS, KINDS
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
 
@@ -227,6 +230,24 @@ def test_a_cursor_of_the_trail_is_good_for_its_own_query_alone(world: World) -> 
     for changed in ("", "x", cursor[:-1], "B" + cursor[1:], cursor + "A", "é"):
         answer = world.client.get("/v1/events", params=asked | {"cursor": changed})
         assert refused(answer) == (400, "malformed_cursor")
+
+
+@pytest.mark.parametrize("place", [2**62 + 1, 2**63 - 1, 2**63, 2**64, 2**127 - 1])
+@pytest.mark.parametrize("back", [False, True])
+def test_a_cursor_of_a_place_that_no_ledger_reaches_is_refused(world: World, place: int, back: bool) -> None:
+    world.permit()
+    for asked in ({"order": "asc"}, {"order": "desc"}, {"q": "type:Shared"}, {"q": "words"}):
+        cursor = cursor_either_way(place, EventsQuery.model_validate(asked).same(), back=back)
+        answer = world.client.get("/v1/events", params=asked | {"cursor": cursor})
+        assert refused(answer) == (400, "malformed_cursor")
+
+
+def test_a_cursor_of_the_last_place_there_can_be_is_taken(world: World) -> None:
+    world.permit()
+    for asked in ({"order": "asc"}, {"order": "desc"}, {"q": "type:Shared"}, {"q": "words"}):
+        for back in (False, True):
+            cursor = cursor_either_way(MAX_POSITION, EventsQuery.model_validate(asked).same(), back=back)
+            told(world.client.get("/v1/events", params=asked | {"cursor": cursor}), 200)
 
 
 def test_a_total_is_estimated_on_request_alone(world: World) -> None:

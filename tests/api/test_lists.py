@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 
+from api.cursors import cursor_in_time
+from api.list_queries import SharesQuery
 from tests.api.world import (
     OTHER_ACCOUNT,
     OTHER_BRAND,
@@ -221,6 +224,13 @@ def test_a_cursor_is_good_for_its_own_list_and_filters_alone(world: World, name:
         *((f"/v1/{name}", {"cursor": cursor}) for cursor in ("", "x", given[:-1], "B" + given[1:], "A" * 500)),
     ):
         assert refused(world.client.get(path, params=query)) == (400, "malformed_cursor")
+
+
+def test_a_cursor_of_a_place_that_no_ledger_reaches_is_refused(world: World) -> None:
+    same = SharesQuery().model_dump(exclude={"cursor", "limit", "at_least"})
+    for position, expected in ((2**62, 200), (2**62 + 1, 400), (2**64 - 1, 400)):
+        cursor = cursor_in_time(datetime(2026, 1, 1, tzinfo=UTC), position, same)
+        assert world.client.get("/v1/shares", params={"cursor": cursor}).status_code == expected
 
 
 @pytest.mark.parametrize(
