@@ -19,6 +19,8 @@ CREATE TABLE webhooks (
     disabled_at     timestamptz,
     -- Counts the changes, and what else a sender must look at, so that it notices.
     revision        int NOT NULL DEFAULT 1,
+    -- Counts what makes the past of its receiver void: another URL, and being enabled again.
+    resumed         int NOT NULL DEFAULT 0,
     CHECK ((disabled IS NULL) = (disabled_at IS NULL)),
     CHECK ((old_secret IS NULL) = (old_secret_until IS NULL))
 );
@@ -32,6 +34,8 @@ CREATE TABLE webhook_progress (
     position        bigint NOT NULL,
     -- Raised by each sender that takes over: one that does not know yet that it lost its place changes nothing more.
     lease           bigint NOT NULL DEFAULT 0,
+    -- The webhook's count that the pause, and when messages are due, belong to: with another one they are void.
+    resumed         int NOT NULL DEFAULT 0,
     -- The receiver asked not to be sent anything before.
     paused_until    timestamptz,
     -- Attempts that failed since one succeeded.

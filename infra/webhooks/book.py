@@ -27,7 +27,8 @@ KEEP_REQUESTS_HOURS: Final = 48
 
 _ENDPOINTS: Final = """
     SELECT w.webhook_id, w.ledger_id, l.name, w.revision, w.url, w.types, w.creator_ids, w.secret, w.old_secret,
-           w.old_secret_until, k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+           w.old_secret_until, w.resumed,
+           k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
     FROM webhooks w
     JOIN ledgers l ON l.ledger_id = w.ledger_id
     JOIN api_keys k ON k.key_id = w.key_id
@@ -39,7 +40,17 @@ _TAKE_OVER: Final = """
     UPDATE webhook_progress
     SET lease = lease + 1
     WHERE webhook_id = %s
-    RETURNING lease, position, paused_until, failures, delivered_at
+    RETURNING lease, position, paused_until, failures, delivered_at, resumed
+"""
+
+_RESUME: Final = "UPDATE webhook_progress SET resumed = %s, paused_until = NULL WHERE webhook_id = %s"
+
+# Their schedule begins anew, too: that it was nearly over elsewhere, or then, says nothing of now.
+_RESUME_MESSAGES: Final = """
+    UPDATE webhook_messages
+    SET attempts = 0, first_at = NULL, next_at = now()
+    WHERE webhook_id = %s
+    AND NOT dead
 """
 
 _MESSAGES: Final = """
@@ -137,19 +148,28 @@ class Book:
         """Return every endpoint that is not disabled."""
         return [Endpoint(*row) for row in await (await connection.execute(_ENDPOINTS)).fetchall()]
 
-    async def take_over(self, webhook_id: UUID) -> Standing:
+    async def take_over(self, endpoint: Endpoint) -> Standing:
         """Begin to send to an endpoint; whoever did before can write nothing more.
+
+        What its receiver asked for, and how often it failed, is void where it was enabled again or has another URL.
 
         Raises:
             Overtaken: it was deleted.
             Unavailable: the database is away; here and below.
 
         """
-        async with self._database.connection() as connection:
-            row = await (await connection.execute(_TAKE_OVER, (webhook_id,))).fetchone()
-        if row is None:
-            raise Overtaken
-        return Standing(*row)
+        async with self._database.connection() as connection, connection.transaction():
+            row = await (await connection.execute(_TAKE_OVER, (endpoint.webhook_id,))).fetchone()
+            if row is None:
+                raise Overtaken
+            *standing, resumed = row
+            found = Standing(*standing)
+            # Not where it is more alone: a worker that knew an older endpoint may have been here in between.
+            if resumed != endpoint.resumed:
+                await connection.execute(_RESUME, (endpoint.resumed, endpoint.webhook_id))
+                await connection.execute(_RESUME_MESSAGES, (endpoint.webhook_id,))
+                found.paused_until = None
+        return found
 
     async def messages(self, webhook_id: UUID, beyond: int) -> list[Message]:
         """Return the messages that wait, in order, and among them the dead ones beyond a position."""

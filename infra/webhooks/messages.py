@@ -42,7 +42,13 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint as its sender must know it; secrets are still wrapped."""
+    """An endpoint as its sender must know it; secrets are still wrapped.
+
+    Attributes:
+        revision: counts its changes, and what else its sender must look at.
+        resumed: counts those that make the past of its receiver void: another URL, and being enabled again.
+
+    """
 
     webhook_id: UUID
     ledger_id: int
@@ -54,6 +60,7 @@ class Endpoint:
     secret: bytes = field(repr=False)
     old_secret: bytes | None = field(repr=False)
     old_secret_until: datetime | None
+    resumed: int
     key_valid: bool
 
 

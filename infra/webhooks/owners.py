@@ -90,7 +90,8 @@ _CHANGE: Final = """
             WHEN false THEN coalesce(disabled_at, now())
             ELSE disabled_at
         END,
-        revision = revision + 1
+        revision = revision + 1,
+        resumed = resumed + (url <> coalesce(%(url)s, url) OR disabled IS NOT NULL AND %(enabled)s IS true)::int
     WHERE webhook_id = %(webhook_id)s
 """
 

@@ -176,7 +176,7 @@ class Senders:
             return
         try:
             secrets = await self._secrets(endpoint)
-            standing = await self._book.take_over(webhook_id)
+            standing = await self._book.take_over(endpoint)
         except (Overtaken, MasterKeyError, InvalidTag) as error:
             why = str(error) or type(error).__name__
             log.error("Webhook %s cannot be sent to: %s", webhook_id, why)  # noqa: TRY400 - no traceback tells more

@@ -343,6 +343,46 @@ async def test_a_changed_url_is_sent_to_from_then_on(post: Post) -> None:
     assert (sorted(before.positions), sorted(after.positions)) == ([1, 2], [3, 4])
 
 
+@pytest.mark.parametrize("how", ["another URL", "enabled again"])
+async def test_a_changed_or_enabled_webhook_is_sent_to_at_once_whatever_was_asked_before(post: Post, how: str) -> None:
+    away = [True]
+
+    def answer(_: Received) -> Any:
+        return (503, {"Retry-After": "86400"}, b"") if away else 204
+
+    async with receiving(answer) as before, receiving() as after, sending(post.opened, in_flight=1):
+        webhook_id = await post.register(before)
+        (code,) = await post.generate()
+        await post.share(code)
+        await before.take(1)
+        await post.until(webhook_id, waiting=1, failures=1)
+        assert (await post.stands(webhook_id)).paused_until is not None
+        away.clear()
+        if how == "another URL":
+            await post.webhooks.change(post.owner, webhook_id, url=after.url)
+        else:
+            await post.webhooks.change(post.owner, webhook_id, enabled=False)
+            await post.webhooks.change(post.owner, webhook_id, enabled=True)
+        webhook = await post.settled(webhook_id)
+    sent_to = after if how == "another URL" else before
+    assert sorted(received.position for received in sent_to.received[-3:]) == [1, 2, 3]
+    assert webhook.paused_until is None
+
+
+async def test_what_was_asked_stands_where_a_change_is_of_something_else(post: Post) -> None:
+    answers = iter([(503, {"Retry-After": "86400"}, b"")])
+    async with receiving(lambda _: next(answers, 204)) as receiver, sending(post.opened) as senders:
+        webhook_id = await post.register(receiver)
+        await post.opened.when(post.tenant, given.permission())
+        paused = await post.until(webhook_id, waiting=1, failures=1)
+        changes = {"url": receiver.url, "enabled": True, "types": ["PermissionEnabled"]}
+        await post.webhooks.change(post.owner, webhook_id, **changes)
+        await post.noticed(senders, webhook_id)
+        webhook = await post.stands(webhook_id)
+    assert (webhook.waiting, webhook.paused_until) == (1, paused.paused_until)
+    assert len(receiver.received) == 1
+
+
 async def test_nothing_is_sent_for_a_key_that_is_not_valid(post: Post) -> None:
     async with receiving() as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
