@@ -6,6 +6,7 @@ Every line has its answer, in order and under its number; one that is no questio
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -59,7 +60,15 @@ _ANSWER_COLUMNS: Final = (
 # Our own tables put it before what a spreadsheet would take for a formula.
 _SAFE: Final = "'"
 
-_NO_COLUMNS: Final = "The first line of a table names its columns: video_id, advertiser_id and, if you like, at."
+_NO_COLUMNS: Final = (
+    "The first line of a table names its columns, separated by commas, in UTF-8: video_id, advertiser_id and, if you "
+    "like, at; no others."
+)
+_TOO_LONG: Final = f"A line has at most {MAX_LINE_BYTES:,} bytes."
+_NO_UTF_8: Final = "This line is not in UTF-8."
+_NO_QUESTION: Final = "This is not an object with the fields of a question."
+_NO_ID: Final = "An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others."
+_BYTE_ORDER_MARK: Final = "\ufeff"
 
 
 class BatchError(Exception):
@@ -162,12 +171,13 @@ def lines_of(file: IO[bytes], format_: Format) -> Iterator[Line]:
 
     """
     columns: Sequence[str] | None = None
-    for number, text in enumerate(_texts(file), 1):
-        if text is None and (format_ == "ndjson" or columns is not None):
-            yield Line(number, error=f"A line has at most {MAX_LINE_BYTES:,} bytes, in UTF-8.")
-        elif format_ == "csv" and columns is None:
-            columns = _columns((text or "").removeprefix("\ufeff"))
-        elif text and text.strip():
+    for number, (sent, error) in enumerate(_texts(file), 1):
+        text = sent.removeprefix(_BYTE_ORDER_MARK) if number == 1 else sent
+        if format_ == "csv" and columns is None:
+            columns = _columns(text)
+        elif error:
+            yield Line(number, error=error)
+        elif text.strip():
             yield _line(number, text, columns)
     if format_ == "csv" and columns is None:
         raise BatchError(_NO_COLUMNS)
@@ -238,17 +248,17 @@ async def _answered(chunk: Sequence[Line], questions: Questions, asker: Asker, f
     return csv_lines([[content.get(column) for column in _ANSWER_COLUMNS] for content in contents])
 
 
-def _texts(file: IO[bytes]) -> Iterator[str | None]:
-    """Yield each line as text; None for one that is too long or not in UTF-8, of which no more than that is kept."""
+def _texts(file: IO[bytes]) -> Iterator[tuple[str, str]]:
+    """Yield each line as text, or what is wrong with one that is too long or not in UTF-8; no more of it is kept."""
     while raw := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
         too_long = len(raw.removesuffix(b"\n").removesuffix(b"\r")) > MAX_LINE_BYTES
         rest = raw
         while too_long and rest and not rest.endswith(b"\n"):
             rest = file.readline(MAX_LINE_BYTES)
         try:
-            yield None if too_long else raw.decode()
+            yield ("", _TOO_LONG) if too_long else (raw.decode(), "")
         except UnicodeDecodeError:
-            yield None
+            yield "", _NO_UTF_8
 
 
 def _columns(text: str) -> Sequence[str]:
@@ -265,6 +275,8 @@ def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
             sent = orjson.loads(text)
         except orjson.JSONDecodeError:
             return Line(number, error="This is not JSON.")
+        if isinstance(sent, dict) and _names_twice(sent, text):
+            return Line(number, error="A field is named twice.")
     else:
         cells = _cells(text)
         if cells is None or len(cells) != len(columns):
@@ -280,6 +292,17 @@ def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
         return Line(number, error=_said(error))
 
 
+def _names_twice(sent: dict[str, Any], text: str) -> bool:
+    """Tell whether an object names a field twice: read again, where it has more quotes than its fields account for."""
+    texts = sum(isinstance(value, str) for value in sent.values())
+    if text.count('"') == 2 * (len(sent) + texts):
+        return False
+    try:
+        return len(json.loads(text, object_pairs_hook=list)) > len(sent)
+    except (ValueError, RecursionError):  # what is nested so deep is no question, and is told so
+        return False
+
+
 def _cells(text: str) -> Sequence[str] | None:
     """Return the cells of one line of a table; None where it is none."""
     try:
@@ -290,17 +313,18 @@ def _cells(text: str) -> Sequence[str] | None:
 
 def _said(error: ValidationError) -> str:
     """Say what is wrong with a line, field by field, and nothing of what it holds."""
-    known = set(COLUMNS)
     wrong = []
     for found in error.errors(include_url=False, include_context=False, include_input=False):
-        name = next((str(part) for part in found["loc"] if part in known), "")
+        name = next((str(part) for part in found["loc"] if part in COLUMNS), "")
         match found["type"]:
             case "extra_forbidden":
-                wrong.append("There is a field here that is not known.")
+                wrong.append(f"There is a field here that is not known; known are {', '.join(COLUMNS)}.")
             case "missing":
                 wrong.append(f"{name} is required.")
+            case "string_type":
+                wrong.append(f"{name}: This is not a text.")
+            case "string_pattern_mismatch":
+                wrong.append(f"{name}: {_NO_ID}")
             case _:
-                wrong.append(
-                    f"{name}: {found['msg']}" if name else "This is not an object with the fields of a question."
-                )
-    return " ".join(dict.fromkeys(wrong))
+                wrong.append(f"{name}: {found['msg']}" if name else _NO_QUESTION)
+    return "; ".join(sentence.removesuffix(".") for sentence in dict.fromkeys(wrong)) + "."

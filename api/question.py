@@ -104,10 +104,7 @@ async def ask_authorizations(
     instead, and the others their answers. The answer has the format of the batch, unless `Accept` wants the other.
     """
     headers.idempotency_key(request)  # asking again changes nothing, but a malformed one is a mistake
-    sent = headers.text(request, b"content-type").partition(";")[0].strip().lower()
-    if sent not in MEDIA_TYPES:
-        message = "Send the batch as `Content-Type: application/x-ndjson` or `text/csv`, in UTF-8."
-        raise Problem("unsupported_media_type", message)
+    sent = _sent_as(request)
     others = [sent, *(media_type for media_type in MEDIA_TYPES if media_type != sent)]
     media_type = wanted_format(headers.text(request, b"accept"), others)
     file = await _received(request)
@@ -127,6 +124,30 @@ async def ask_authorizations(
         file.close()
         raise
     return _Batch(caller, query, asked_by, lines, file, media_type).response()
+
+
+def _sent_as(request: Request) -> str:
+    """Return the media type of a batch.
+
+    Raises:
+        Problem: it is neither of them, or what is sent would have to be decoded first.
+
+    """
+    if any(
+        coding.strip().lower() not in {"", "identity"}
+        for given in headers.of(request).get(b"content-encoding", ())
+        for coding in given.decode("latin-1").split(",")
+    ):
+        raise Problem("unsupported_media_type", "Send the batch as it is, without `Content-Encoding`.")
+    media_type, *parameters = (part.strip() for part in headers.text(request, b"content-type").lower().split(";"))
+    named = (parameter.partition("=") for parameter in parameters)
+    charsets = {value.strip(' "') for name, _, value in named if name.strip() == "charset"}
+    # Of two that speak of one body, each may be believed by somebody.
+    once = len(headers.of(request).get(b"content-type", ())) == 1
+    if not once or media_type not in MEDIA_TYPES or not charsets <= {"utf-8", "utf8"}:
+        message = "Send the batch as `Content-Type: application/x-ndjson` or `text/csv`, in UTF-8."
+        raise Problem("unsupported_media_type", message)
+    return media_type
 
 
 async def _evidence(caller: Caller, video_id: str, at_least: int) -> Evidence:

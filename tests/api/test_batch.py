@@ -99,27 +99,33 @@ def test_a_bad_line_is_told_so_under_its_number_and_ends_nothing(world: World) -
         '{"video_id": "v", "advertiser_id": "a/b"}',
         '{"video_id": "v", "advertiser_id": "a", "at": "yesterday"}',
         '{"video_id": "v", "advertiser_id": "a", "sekret": 1}',
+        '{"video_id": "v", "advertiser_id": "a", "video_id": "w"}',
+        '{"video_id": 1, "at": "sekret"}',
         good.replace("v", "v" * 3000, 1),
     ]
     content = "\n".join([good, *bad, "", good]).encode() + b"\n\xff\xfe\n" + good.encode()
 
     answers = verdicts(ask(world, content, NDJSON))
 
-    assert [answer["line"] for answer in answers] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13]
+    assert [answer["line"] for answer in answers] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15]
     errors = [answer.get("error") for answer in answers]
-    assert (errors[0], errors[9], errors[11]) == (None, None, None)
-    assert errors[1:9] == [
+    assert (errors[0], errors[11], errors[13]) == (None, None, None)
+    assert errors[1:11] == [
         "This is not JSON.",
         "This is not an object with the fields of a question.",
         "This is not an object with the fields of a question.",
         "advertiser_id is required.",
-        errors[5],
+        "advertiser_id: An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others.",
         "at: This is not a time of RFC 3339 with its offset, such as 2026-03-01T12:00:00Z.",
-        "There is a field here that is not known.",
-        "A line has at most 2,048 bytes, in UTF-8.",
+        "There is a field here that is not known; known are video_id, advertiser_id, at.",
+        "A field is named twice.",
+        (
+            "video_id: This is not a text; advertiser_id is required; at: This is not a time of RFC 3339 with its "
+            "offset, such as 2026-03-01T12:00:00Z."
+        ),
+        "A line has at most 2,048 bytes.",
     ]
-    assert str(errors[5]).startswith("advertiser_id: ")
-    assert errors[10] == "A line has at most 2,048 bytes, in UTF-8."
+    assert errors[12] == "This line is not in UTF-8."
     assert "sekret" not in str(answers)
 
 
@@ -141,7 +147,66 @@ def test_a_line_may_be_as_long_as_is_said_without_its_end(world: World, end: str
     line = '{"video_id": "v", "advertiser_id": "a"}'.ljust(batch.MAX_LINE_BYTES)
     first, second = verdicts(ask(world, f"{line}{end or chr(10)}{line} {end}", NDJSON))
     assert (first["line"], first["reason"]) == (1, "no_code")
-    assert second == {"line": 2, "error": "A line has at most 2,048 bytes, in UTF-8."}
+    assert second == {"line": 2, "error": "A line has at most 2,048 bytes."}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r'{"video_id": "v", "advertiser_id": "a\u002d", "at": null}',
+        r'{"video_id": "v", "\u0061dvertiser_id": "a"}',
+        r'{"video_id": "v", "advertiser_id": "a\"b"}',
+        '{"video_id": "v", "advertiser_id": {"a": "b", "a": "c"}}',
+        '{"video_id": "v", "advertiser_id": ' + '["", ' * 300 + "1" + "]" * 300 + "}",
+    ],
+)
+def test_a_field_that_is_named_once_is_not_taken_for_two(world: World, line: str) -> None:
+    (answer,) = verdicts(ask(world, line, NDJSON))
+    assert answer.get("error") != "A field is named twice."
+
+
+def test_a_field_that_is_named_twice_in_two_spellings_is_one(world: World) -> None:
+    line = r'{"video_id": "v", "advertiser_id": "a", "\u0061dvertiser_id": "b"}'
+    assert verdicts(ask(world, line, NDJSON)) == [{"line": 1, "error": "A field is named twice."}]
+
+
+@pytest.mark.parametrize("lines", ["", "\n"])
+def test_a_byte_order_mark_before_the_first_line_says_nothing(world: World, lines: str) -> None:
+    content = "\ufeff" + lines + '{"video_id": "v", "advertiser_id": "a"}'
+    assert [answer["reason"] for answer in verdicts(ask(world, content, NDJSON))] == ["no_code"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        CSV | {"Content-Encoding": "gzip"},
+        CSV | {"Content-Encoding": "identity, br"},
+        {"Content-Type": "text/csv; charset=utf-16"},
+        {"Content-Type": 'application/x-ndjson;charset="latin1"'},
+    ],
+)
+def test_a_batch_that_would_have_to_be_decoded_is_refused(world: World, headers: dict[str, str]) -> None:
+    answer = ask(world, "video_id,advertiser_id\nv,a\n", headers)
+    assert refused(answer) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    "headers", [CSV | {"Content-Encoding": "Identity"}, {"Content-Type": 'Text/CSV; header=present; charset="UTF-8"'}]
+)
+def test_a_batch_in_utf_8_by_another_spelling_is_fine(world: World, headers: dict[str, str]) -> None:
+    told_csv = ask(world, "video_id,advertiser_id\nv,a\n", headers)
+    assert [row["reason"] for row in csv.DictReader(io.StringIO(told_csv.text))] == ["no_code"]
+
+
+def test_a_table_without_its_columns_is_told_which_there_are(world: World) -> None:
+    for content in ("video_id;advertiser_id\n", "video_id,advertiser_id,note\n", "video_id\n".encode("utf-16")):
+        answer = ask(world, content, CSV)
+        assert refused(answer) == (422, "malformed_body")
+        (error,) = answer.json()["errors"]
+        assert error["problem"] == (
+            "The first line of a table names its columns, separated by commas, in UTF-8: video_id, advertiser_id and, "
+            "if you like, at; no others."
+        )
 
 
 def test_what_is_recorded_has_happened_also_by_a_clock_that_is_late(world: World) -> None:
