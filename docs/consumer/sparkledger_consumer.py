@@ -14,7 +14,8 @@ another process finds that it was moved, and lets go.
     skipped        an event that was done before, by `(source, id)`: after everything was published anew, for example
     tried again    where `handle` raises, after 1 s, 2 s, 4 s …
     dead-lettered  after `attempts` of them, with the reason, in the table `sparkledger_dead_letters`; `redeliver` hands
-                   them to `handle` once more, after it was mended
+                   them to `handle` once more, after it was mended. A record that is no event of Sparkledger's is one
+                   at once: its `source` is the topic, its `id` partition and offset, and `redeliver` leaves it alone
     Gap            raised where an event of a code is missing: somebody's topic or table is damaged, and going on would
                    hide it. (Positions, in `sequence`, are spread over partitions: no single reader can check those.)
 """
@@ -157,7 +158,7 @@ class Consumer:
     def redeliver(self) -> int:
         """Hand the dead letters to `handle` once more, oldest first; return how many it has done now.
 
-        The first that fails again ends it, and stays where it is.
+        The first that fails again ends it, and stays where it is. So does what is no event, but it ends nothing.
         """
         done = 0
         with psycopg.connect(self._database) as connection:
@@ -167,12 +168,17 @@ class Consumer:
             ).fetchall()
             connection.commit()
             for source, event_id, headers, data in letters:
+                try:
+                    event = _event(headers, data)
+                except Exception as error:  # noqa: BLE001 - somebody else's record may be wrong in any way
+                    log.warning("%s leaves %s of %s, which is no event: %s", self._name, event_id, source, error)
+                    continue
                 with connection.transaction(), connection.cursor() as cursor:
                     cursor.execute(
                         "DELETE FROM sparkledger_dead_letters WHERE (consumer, source, id) = (%s, %s, %s)",
                         (self._name, source, event_id),
                     )
-                    self._handle(cursor, _event(headers, data))
+                    self._handle(cursor, event)
                 done += 1
         return done
 
@@ -226,6 +232,14 @@ class Consumer:
 
         Return false where `stop` came in between: it is left for the next run, with all its attempts.
         """
+        try:
+            event_of(record)
+        except Exception as error:
+            log.exception("%s gives a record up that is no event", self._name)
+            with connection.transaction(), connection.cursor() as cursor:
+                self._bury_foreign(cursor, partition, record, f"{type(error).__name__}: {error}")
+                self._move(cursor, partition, record.offset, record.offset + 1)
+            return True
         pause_s = self._pause_s
         for attempt in range(1, self._attempts + 1):
             try:
@@ -245,7 +259,12 @@ class Consumer:
                     return False
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         with connection.transaction(), connection.cursor() as cursor:
-            self._bury(cursor, record, reason)
+            try:
+                with connection.transaction():
+                    self._bury(cursor, record, reason)
+            except psycopg.DataError:
+                # It holds what PostgreSQL's texts cannot, such as U+0000: none of Sparkledger's do.
+                self._bury_foreign(cursor, partition, record, reason)
             self._move(cursor, partition, record.offset, record.offset + 1)
         return True
 
@@ -299,14 +318,28 @@ class Consumer:
         event = event_of(record)
         if self._is_new(cursor, event):
             headers = {name: value.decode() for name, value in record.headers}
-            cursor.execute(
-                "INSERT INTO sparkledger_dead_letters (consumer, source, id, headers, data, reason)"
-                " VALUES (%s, %s, %s, %s, %s, %s)",
-                (
-                    *(self._name, event.source, event.id),
-                    *(json.dumps(headers), json.dumps(event.data), reason[:REASON_CHARACTERS_MAX]),
-                ),
-            )
+            self._keep(cursor, event.source, event.id, headers, event.data, reason)
+
+    def _bury_foreign(self, cursor: psycopg.Cursor[Any], partition: Any, record: Any, reason: str) -> None:
+        """Keep what cannot be read as an event by where it stands, with its value as a text."""
+        headers = {_text(name): None if value is None else _text(value) for name, value in record.headers}
+        data = None if record.value is None else _text(record.value)
+        self._keep(cursor, partition.topic, f"{partition.partition}/{record.offset}", headers, data, reason)
+
+    def _keep(
+        self, cursor: psycopg.Cursor[Any], source: str, event_id: str, headers: Any, data: Any, reason: str
+    ) -> None:
+        cursor.execute(
+            "INSERT INTO sparkledger_dead_letters (consumer, source, id, headers, data, reason)"
+            " VALUES (%s, %s, %s, %s, %s, %s)"
+            # Another record may have stood there, in a topic of that name that was deleted.
+            " ON CONFLICT (consumer, source, id) DO UPDATE"
+            " SET headers = excluded.headers, data = excluded.data, reason = excluded.reason, at = excluded.at",
+            (
+                *(self._name, source, event_id),
+                *(json.dumps(headers), json.dumps(data), _text(reason)[:REASON_CHARACTERS_MAX]),
+            ),
+        )
 
 
 class _GoOn(ConsumerRebalanceListener):  # type: ignore[misc] # its base has no types
@@ -338,7 +371,16 @@ def event_of(record: Any) -> Event:
     return _event({name: value.decode() for name, value in record.headers}, json.loads(record.value))
 
 
-def _event(headers: Mapping[str, str], data: Mapping[str, Any]) -> Event:
+def _text(said: str | bytes) -> str:
+    """Return what PostgreSQL takes as a text, whatever it was."""
+    encoded = said.encode("utf-8", "replace") if isinstance(said, str) else said
+    return encoded.decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
+def _event(headers: Mapping[str, str], data: Any) -> Event:
+    if not isinstance(data, dict):
+        message = "the value is no JSON object"
+        raise TypeError(message)
     attributes = {name.removeprefix("ce_"): value for name, value in headers.items() if name.startswith("ce_")}
     return Event(
         id=attributes["id"],

@@ -172,6 +172,61 @@ def test_what_fails_again_and_again_is_a_dead_letter_with_its_reason_until_it_is
     assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(0,)]
 
 
+def test_a_record_that_is_no_event_is_a_dead_letter_by_its_place_and_the_rest_goes_on(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any
+) -> None:
+    topic = events_topic(prefix).name
+    reading = Reading(database, kafka, prefix)
+    send(1, 1)
+    producer = KafkaProducer(bootstrap_servers=kafka.plain)
+    foreign: list[tuple[bytes | None, list[tuple[str, bytes]]]] = [
+        (b"{}", []),
+        (b"\xff\x00", [("theirs", b"\x00")]),
+        (None, [("ce_id", b"\xff")]),
+        (b"[]", [("ce_id", b"x")]),
+    ]
+    for value, headers in foreign:
+        producer.send(topic, value, b"codes/1", headers, partition=0).get(10)
+    producer.close()
+    send(2, 2)
+    with reading.running():
+        until(lambda: reading.handled() == [1, 2], WITHIN_S)
+        # Which partition is read first is Kafka's affair.
+        until(lambda: reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(4,)], WITHIN_S)
+
+    assert reading.error is None
+    letters = reading.sql("SELECT source, id, headers, data, reason FROM sparkledger_dead_letters ORDER BY at, id")
+    first = int(letters[0][1].partition("/")[2])
+    assert [(source, event_id) for source, event_id, *_ in letters] == [(topic, f"0/{first + n}") for n in range(4)]
+    assert [(headers, data) for _, _, headers, data, _ in letters] == [
+        ({}, "{}"),
+        ({"theirs": "\ufffd"}, "\ufffd\ufffd"),
+        ({"ce_id": "\ufffd"}, None),
+        ({"ce_id": "x"}, "[]"),
+    ]
+    assert letters[0][4] == "KeyError: 'id'"
+    assert reading.consumer.redeliver() == 0
+    assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(4,)]
+
+
+def test_what_no_text_of_the_database_can_hold_is_a_dead_letter_too(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any
+) -> None:
+    def fail(event: Event) -> None:
+        if event.sequence == 1:
+            raise ValueError("\0\ud800")
+
+    reading = Reading(database, kafka, prefix, fail)
+    send(1, 1)
+    send(2, 1, "codes/2", "\0")
+    send(3, 1, "codes/3")
+    with reading.running():
+        until(lambda: reading.handled() == [3], WITHIN_S)
+        until(lambda: reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(2,)], WITHIN_S)
+    assert reading.error is None
+    assert reading.sql("SELECT reason FROM sparkledger_dead_letters WHERE id = 'id-1'") == [("ValueError: \ufffd?",)]
+
+
 def test_what_fails_when_it_is_told_to_stop_is_left_for_the_next_run(
     database: TestDatabase, kafka: Broker, prefix: str, send: Any
 ) -> None:
