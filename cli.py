@@ -486,12 +486,18 @@ def export(
 ) -> None:
     """Export the audit trail to a file, which is there whole or not at all; or check such a file."""
     from api import export_files, offline
+    from api.queries import MAX_Q_CHARACTERS
 
     if verify is not None and file is None:
         typer.echo(f"{verify} is whole: {export_files.verify(verify)}.")
         return
     if file is None or verify is not None:
         raise typer.BadParameter("name the file to write, or the one to --verify")
+    # What is not in UTF-8 comes with surrogates in its place.
+    sent = "" if query is None else query.encode(errors="ignore").decode()
+    if query is not None and (sent != query or not 1 <= len(query) <= MAX_Q_CHARACTERS):
+        message = f"a query has 1 to {MAX_Q_CHARACTERS} characters, in UTF-8"
+        raise typer.BadParameter(message, param_hint="--query")
     asked = _wanted(offline.export_query, query, file)
     with _progress() as say:
         _with_database(lambda place, key: offline.export(offline.Where(place, key, ledger), asked, file, say))

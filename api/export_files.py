@@ -12,9 +12,10 @@ import hashlib
 import io
 import os
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Annotated, Final, Self
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,12 +76,12 @@ def verify(path: Path) -> Verified:
         for block in _blocks(file, begins):
             digest.update(block)
             lines += block.count(b"\n")
+        if digest.hexdigest() != trailer.sha256:
+            raise ExportError(f"{path} was changed: its SHA-256 is not the one in its trailer. Export it again.")
         events = _rows(file, begins) if table else lines
-    if digest.hexdigest() != trailer.get("sha256"):
-        raise ExportError(f"{path} was changed: its SHA-256 is not the one in its trailer. Export it again.")
-    if events != trailer["events"]:
-        raise ExportError(f"{path} holds {events:,} events, and its trailer says {trailer['events']:,}.")
-    return Verified(events, trailer["first"], trailer["last"], trailer["head"], trailer["sha256"])
+    if events != trailer.events:
+        raise ExportError(f"{path} holds {events:,} events, and its trailer says {trailer.events:,}.")
+    return Verified(events, trailer.first, trailer.last, trailer.head, trailer.sha256)
 
 
 def _last_line(file: IO[bytes]) -> tuple[int, bytes]:
@@ -98,7 +99,25 @@ def _last_line(file: IO[bytes]) -> tuple[int, bytes]:
 _CUT_OFF: Final = "The file ends without a trailer: it was cut off, or is no export. Export it again."
 
 
-def _trailer(line: bytes) -> dict[str, Any]:
+class _Trailer(BaseModel):
+    """What is read of a trailer, and no other type for what it is not."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    events: Annotated[int, Field(ge=0)]
+    first: Annotated[int, Field(ge=1)] | None
+    last: Annotated[int, Field(ge=1)] | None
+    head: Annotated[int, Field(ge=0)]
+    sha256: str
+
+    @model_validator(mode="after")
+    def _first_and_last_stand_together(self) -> Self:
+        if (self.first is None) is not (self.last is None):
+            raise ValueError
+        return self
+
+
+def _trailer(line: bytes) -> _Trailer:
     """Return what the last line of an export says."""
     try:
         if line.startswith(b"{"):
@@ -108,11 +127,9 @@ def _trailer(line: bytes) -> dict[str, Any]:
             if cells[0] != "end":
                 raise ExportError(_CUT_OFF)
             trailer = orjson.loads(cells[-1])
-        if trailer.keys() >= {"events", "first", "last", "head", "sha256"}:
-            return dict(trailer)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        pass
-    raise ExportError(_CUT_OFF)
+        return _Trailer.model_validate(trailer)
+    except (ValueError, LookupError, TypeError, csv.Error):
+        raise ExportError(_CUT_OFF) from None
 
 
 def _blocks(file: IO[bytes], upto: int) -> Iterator[bytes]:
@@ -132,4 +149,8 @@ def _rows(file: IO[bytes], upto: int) -> int:
             left -= len(line)
             yield line.decode(errors="replace")
 
-    return max(sum(1 for _ in csv.reader(lines())) - 1, 0)
+    try:
+        return max(sum(1 for _ in csv.reader(lines())) - 1, 0)
+    except csv.Error:
+        message = "The file holds a cell that is longer than any of an export: it was changed. Export it again."
+        raise ExportError(message) from None

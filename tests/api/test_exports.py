@@ -132,6 +132,45 @@ def test_a_whole_export_is_verified_and_any_other_is_not(world: World, tmp_path:
             raise AssertionError(f"{what}: {verify(path)}")
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"events": "x"},
+        {"events": 0.0},
+        {"events": True},
+        {"first": "a"},
+        {"last": []},
+        {"first": 1},
+        {"last": 1},
+        {"head": None},
+        {"sha256": 1},
+        {"head": 10**30},
+    ],
+)
+def test_a_trailer_of_other_types_is_none(tmp_path: Path, changed: dict[str, Any]) -> None:
+    trailer = {"events": 0, "first": None, "last": None, "head": 0, "sha256": hashlib.sha256().hexdigest()}
+    path = tmp_path / "export.ndjson"
+    path.write_text(json.dumps({"trailer": trailer}) + "\n")
+    assert str(verify(path)) == "0 events, of a ledger that had reached 0"
+
+    path.write_text(json.dumps({"trailer": trailer | changed}) + "\n")
+    with pytest.raises(ExportError, match="without a trailer"):
+        verify(path)
+
+
+def test_a_table_with_a_cell_longer_than_any_is_no_export(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    rows = f"position,body\n1,{'x' * (129 << 10)}\n"
+    trailer = {"events": 1, "first": 1, "last": 1, "head": 1, "sha256": hashlib.sha256(rows.encode()).hexdigest()}
+    cell = json.dumps(trailer).replace('"', '""')
+    path.write_text(f'{rows}end,"{cell}"\n')
+    with pytest.raises(ExportError, match="longer than any"):
+        verify(path)
+    path.write_text(f'{rows}end,"{"x" * (200 << 10)}"\n')
+    with pytest.raises(ExportError):
+        verify(path)
+
+
 def test_an_export_holds_what_was_there_when_it_began(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(6):
         world.generate()

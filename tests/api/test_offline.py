@@ -159,6 +159,14 @@ def test_a_moment_that_is_none_is_refused() -> None:
         offline.batch_query("yesterday")
 
 
+@pytest.mark.parametrize("query", ["", "x" * 501, "\udcff"])
+def test_a_query_of_the_command_that_is_empty_or_too_long_is_told_so_plainly(query: str) -> None:
+    outcome = RUN.invoke(cli.app, ["export", "a.csv", "-q", query])
+    assert outcome.exit_code == 2
+    assert "a query has 1 to 500 characters, in UTF-8" in " ".join(outcome.output.replace("│", " ").split())
+    assert "pydantic" not in outcome.output
+
+
 def test_the_command_checks_a_file_and_says_what_it_found(world: World, tmp_path: Path) -> None:
     world.running()
     path = tmp_path / "out.ndjson"
@@ -182,6 +190,7 @@ def test_the_command_checks_a_file_and_says_what_it_found(world: World, tmp_path
         ["export", "a", "--verify", "b"],
         ["export", "--verify", "/nowhere"],
         ["export", "a.csv", "--query", "typ:x"],
+        ["export", "a.csv", "--query", " "],
         ["authorizations", "/nowhere"],
     ],
 )
