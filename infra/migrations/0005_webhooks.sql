@@ -63,7 +63,8 @@ CREATE TABLE webhook_messages (
     next_at         timestamptz NOT NULL DEFAULT now(),
     status          int,
     error           text,
-    created_at      timestamptz NOT NULL DEFAULT now(),
+    -- When a sender wrote it down last: since then what is dead is dead.
+    noted_at        timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (webhook_id, message_id)
 );
 CREATE INDEX webhook_messages_in_order ON webhook_messages (webhook_id, dead, position);

@@ -79,7 +79,7 @@ _KEEP: Final = """
                 %s::timestamptz[], %s::int[], %s::text[]) AS x
     ON CONFLICT (webhook_id, message_id) DO UPDATE
     SET dead = excluded.dead, attempts = excluded.attempts, first_at = excluded.first_at,
-        next_at = excluded.next_at, status = excluded.status, error = excluded.error
+        next_at = excluded.next_at, status = excluded.status, error = excluded.error, noted_at = excluded.noted_at
 """
 
 _SETTLE: Final = "DELETE FROM webhook_messages WHERE webhook_id = %s AND message_id = ANY (%s)"
@@ -117,7 +117,7 @@ _FORGET_DEAD: Final = """
     WHERE webhook_id = %(webhook_id)s
     AND dead
     AND (
-        created_at < now() - make_interval(days => %(days)s)
+        noted_at < now() - make_interval(days => %(days)s)
         OR position <= (
             SELECT position
             FROM webhook_messages
@@ -128,6 +128,14 @@ _FORGET_DEAD: Final = """
             LIMIT 1
         )
     )
+"""
+
+# Nobody sends to these: each worker looks after all of them.
+_FORGET_DEAD_OF_DISABLED: Final = """
+    DELETE FROM webhook_messages
+    WHERE webhook_id IN (SELECT webhook_id FROM webhooks WHERE disabled IS NOT NULL)
+    AND dead
+    AND noted_at < now() - make_interval(days => %s)
 """
 
 _FORGET_REQUESTS: Final = "DELETE FROM webhook_requests WHERE recorded_at < now() - make_interval(hours => %s)"
@@ -245,9 +253,10 @@ class Book:
             dead = {"webhook_id": webhook_id, "keep": KEEP_DEAD, "days": KEEP_DEAD_DAYS}
             await connection.execute(_FORGET_DEAD, dead)
 
-    async def forget_requests(self) -> None:
-        """Drop the Idempotency-Keys that have outlived their use."""
+    async def forget_unattended(self) -> None:
+        """Drop what is too old and no sender looks after: dead letters of disabled webhooks, and Idempotency-Keys."""
         async with self._database.connection() as connection:
+            await connection.execute(_FORGET_DEAD_OF_DISABLED, (KEEP_DEAD_DAYS,))
             await connection.execute(_FORGET_REQUESTS, (KEEP_REQUESTS_HOURS,))
 
 

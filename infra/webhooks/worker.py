@@ -233,7 +233,7 @@ class Senders:
             with suppress(Unavailable):
                 await self._book.forget(webhook_id)
         with suppress(Unavailable):
-            await self._book.forget_requests()
+            await self._book.forget_unattended()
 
     async def _secrets(self, endpoint: Endpoint) -> Callable[[], Sequence[bytes]]:
         """Return what tells the secrets that are valid now."""

@@ -170,6 +170,47 @@ async def test_what_never_succeeds_is_a_dead_letter_and_can_be_sent_again(post: 
         assert receiver.received[-1].id == str(dead.message_id)
 
 
+async def test_a_dead_letter_is_forgotten_a_month_after_it_died_also_of_a_disabled_webhook(post: Post) -> None:
+    webhooks = [
+        (
+            await post.webhooks.create(
+                post.owner, url="https://receiver.example/", description=None, types=(), creator_ids=(), after=0
+            )
+        )[0].webhook_id
+        for _ in range(2)
+    ]
+    disabled, _ = webhooks
+    await post.webhooks.change(post.owner, disabled, enabled=False)
+    for webhook_id in webhooks:
+        for position, days in ((1, 31), (2, 29)):
+            post.opened.sql(
+                "INSERT INTO webhook_messages (webhook_id, ledger_id, message_id, position, type, lane, dead, noted_at)"
+                " VALUES (%s, %s, gen_random_uuid(), %s, 'Shared', gen_random_uuid(), true,"
+                " now() - make_interval(days => %s))",
+                *(webhook_id, post.tenant.ledger_id, position, days),
+            )
+    async with sending(post.opened):
+        for webhook_id in webhooks:
+            await post.until(webhook_id, dead=1)
+            (left,) = await post.webhooks.dead_letters(post.owner, webhook_id, after=0, limit=10)
+            assert left.position == 2
+
+
+async def test_what_waited_for_long_and_died_now_is_kept_for_a_month_from_now(post: Post) -> None:
+    broken = True
+    async with receiving(lambda _: 500 if broken else 204) as receiver:
+        webhook_id = await post.register(receiver)
+        await post.generate()
+        async with sending(post.opened, retries_s=(0.02, 3600.0)):
+            await post.until(webhook_id, waiting=2, failures=4)
+        post.opened.sql("UPDATE webhook_messages SET noted_at = now() - interval '40 days', next_at = now()")
+        # Something else got through meanwhile: it is these messages.
+        post.opened.sql("UPDATE webhook_progress SET delivered_at = now()")
+        async with sending(post.opened, retries_s=(0.02, 0.02)):
+            await post.until(webhook_id, dead=2, waiting=0)
+    assert post.opened.sql("SELECT count(*) FROM webhook_messages WHERE noted_at < now() - interval '1 day'") == [(0,)]
+
+
 async def test_a_receiver_that_is_gone_disables_its_webhook_and_loses_nothing(post: Post) -> None:
     gone = True
     async with receiving(lambda _: 410 if gone else 204) as receiver, sending(post.opened):
