@@ -41,6 +41,8 @@ MAX_WEBHOOKS: Final = 100
 MAX_REPLAYED: Final = 1_000
 # Tests that wait to be sent, as while a receiver has asked to be left alone.
 MAX_TESTS: Final = 10
+# The first key of the advisory locks under which webhooks are counted; the second is the ledger's id.
+COUNTING: Final = 7_290_119
 
 _COLUMNS: Final = """
     w.webhook_id, w.key_id, w.url, w.description, w.types, w.creator_ids, w.created_at, w.disabled, w.disabled_at,
@@ -68,6 +70,8 @@ _LIST: Final = f"SELECT {_COLUMNS} {_FROM} WHERE {_OWN} ORDER BY w.webhook_id DE
 _ONE: Final = f"SELECT {_COLUMNS} {_FROM} WHERE {_OWN} AND w.webhook_id = %(webhook_id)s"
 _LOCK: Final = f"SELECT disabled FROM webhooks w WHERE {_OWN} AND w.webhook_id = %(webhook_id)s FOR UPDATE"
 
+# Whoever creates one waits for whoever else does, so that both count right.
+_COUNT_ALONE: Final = "SELECT pg_advisory_xact_lock(%s, %s)"
 _CREATE: Final = """
     INSERT INTO webhooks (webhook_id, ledger_id, key_id, url, description, types, creator_ids, secret)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
@@ -193,6 +197,7 @@ class Webhooks:
             secret, salt = _secret(keys, owner, asked, told)
             webhook_id = uuid7() if told is None else UUID(told["webhook_id"])
             if told is None:
+                await connection.execute(_COUNT_ALONE, (COUNTING, owner.ledger_id))
                 row = await (await connection.execute("SELECT count(*) FROM webhooks")).fetchone()
                 if row is None or row[0] >= MAX_WEBHOOKS:
                     raise TooManyWebhooks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -13,9 +14,12 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook as Verifier
 
+import infra.webhooks.owners
 import infra.webhooks.target
 import infra.webhooks.worker
 from infra.log.cloud_events import cloud_event
+from infra.webhooks.owners import Webhooks
+from infra.webhooks.shown import TooManyWebhooks
 from infra.webhooks.target import Networks
 from tests import given
 from tests.infra.opened import Opened
@@ -422,6 +426,24 @@ async def test_what_was_asked_stands_where_a_change_is_of_something_else(post: P
         webhook = await post.stands(webhook_id)
     assert (webhook.waiting, webhook.paused_until) == (1, paused.paused_until)
     assert len(receiver.received) == 1
+
+
+async def test_webhooks_that_are_created_at_once_keep_within_their_number(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infra.webhooks.owners, "MAX_WEBHOOKS", 3)
+
+    async def create(webhooks: Webhooks) -> None:
+        await webhooks.create(
+            post.owner, url="https://receiver.example/", description=None, types=(), creator_ids=(), after=0
+        )
+
+    # Sessions are there already: what is connected first must not be done before the others begin.
+    webhooks = post.webhooks
+    await asyncio.gather(*(webhooks.all(post.owner) for _ in range(10)))
+    outcomes = await asyncio.gather(*(create(webhooks) for _ in range(10)), return_exceptions=True)
+    assert Counter(map(type, outcomes)) == {type(None): 3, TooManyWebhooks: 7}
+    assert len(await webhooks.all(post.owner)) == 3
 
 
 async def test_nothing_is_sent_for_a_key_that_is_not_valid(post: Post) -> None:
