@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ CONNECTIONS_IDLE_S: Final = 30.0
 ADDRESSES_TRIED: Final = 4
 # Names that are looked up at the same moment: a resolver that hangs must not delay the names of others.
 RESOLVERS: Final = 64
+# Of these, for the webhooks of one ledger: whoever names a hundred hosts that hang waits for its own.
+RESOLVERS_EACH: Final = 8
 
 # As httpcore asks for them, of each step; all steps together have ATTEMPT_S.
 _LIMITS: Final = {"connect": CONNECT_S, "read": ATTEMPT_S, "write": ATTEMPT_S, "pool": ATTEMPT_S}
@@ -115,21 +118,35 @@ class Answer:
 
 
 class Resolver:
-    """Looks names up in threads of its own, one look-up at a time for each name."""
+    """Looks names up in threads of its own, one look-up at a time for each name, a few for each ledger."""
 
     def __init__(self) -> None:
         """Prepare; threads begin with the first names."""
         self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="webhook names")
         self._running: dict[str, asyncio.Future[Sequence[Address]]] = {}
+        self._free: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(RESOLVERS_EACH))
 
-    async def addresses(self, host: str) -> Sequence[Address]:
-        """Return where a name leads now; none where it leads nowhere."""
-        running = self._running.get(host)
-        if running is None:
-            running = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
-            self._running[host] = running
-            running.add_done_callback(lambda _: self._running.pop(host, None))
-        return await asyncio.shield(running)
+    async def addresses(self, host: str, ledger_id: int) -> Sequence[Address]:
+        """Return where a name leads now, for a ledger's webhook; none where it leads nowhere."""
+        if host not in self._running:
+            free = self._free[ledger_id]
+            await free.acquire()
+            if host in self._running:
+                # Somebody else asked meanwhile.
+                free.release()
+            else:
+                self._begin(host, free)
+        return await asyncio.shield(self._running[host])
+
+    def _begin(self, host: str, free: asyncio.Semaphore) -> None:
+        def done(_: object) -> None:
+            # Only now: whoever gives up leaves the thread behind.
+            del self._running[host]
+            free.release()
+
+        running = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
+        self._running[host] = running
+        running.add_done_callback(done)
 
     def close(self) -> None:
         """End the threads; one that hangs ends with its look-up."""
@@ -140,11 +157,17 @@ class Target:
     """One endpoint's URL, with connections of its own: none that hangs is in another's way."""
 
     def __init__(
-        self, url: str, networks: Networks, resolver: Resolver, context: ssl.SSLContext, connections: int
+        self,
+        url: str,
+        ledger_id: int,
+        networks: Networks,
+        resolver: Resolver,
+        context: ssl.SSLContext,
+        connections: int,
     ) -> None:
         """Prepare; `post` connects, and is to be called at most so many times at once."""
         self._url = url
-        guarded = _Guarded(networks, resolver, encrypted=url.startswith("https:"))
+        guarded = _Guarded(ledger_id, networks, resolver, encrypted=url.startswith("https:"))
         # One connection each: a pool of many looks at all of them with every request.
         self._free = [
             httpcore.AsyncConnectionPool(
@@ -202,7 +225,8 @@ class Target:
 class _Guarded(httpcore.AsyncNetworkBackend):
     """Connects to the addresses that a name leads to now, and to those alone that are allowed."""
 
-    def __init__(self, networks: Networks, resolver: Resolver, *, encrypted: bool) -> None:
+    def __init__(self, ledger_id: int, networks: Networks, resolver: Resolver, *, encrypted: bool) -> None:
+        self._ledger_id = ledger_id
         self._networks = networks
         self._resolver = resolver
         self._encrypted = encrypted
@@ -217,7 +241,7 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         async with asyncio.timeout(timeout):
-            found = [literal] if (literal := _literal(host)) else await self._resolver.addresses(host)
+            found = [literal] if (literal := _literal(host)) else await self._resolver.addresses(host, self._ledger_id)
         if not found:
             raise BadTarget("The host's name leads nowhere.")
         allowed = [a for a in found if self._networks.allow(a) and (self._encrypted or a.is_loopback)]

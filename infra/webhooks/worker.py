@@ -183,7 +183,9 @@ class Senders:
             await self._pause(webhook_id)
             await connection.execute(_LEAVE, lock)
             return
-        target = Target(endpoint.url, self._networks, self._resolver, self._context, self._terms.in_flight)
+        target = Target(
+            endpoint.url, endpoint.ledger_id, self._networks, self._resolver, self._context, self._terms.in_flight
+        )
         sender = Sender(
             endpoint,
             standing,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -17,7 +18,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import infra.webhooks.target
-from infra.webhooks.target import Address, Answer, BadTarget, Networks, Resolver, Target, check_url
+from infra.webhooks.target import (
+    RESOLVERS_EACH,
+    Address,
+    Answer,
+    BadTarget,
+    Networks,
+    Resolver,
+    Target,
+    check_url,
+)
 from tests.infra.receiving import HANG, receiving
 
 LOOPBACK = Networks(["127.0.0.0/8", "::1/128"])
@@ -33,13 +43,13 @@ class Leading(Resolver):
         self.answers = list(answers)
         self.asked: list[str] = []
 
-    async def addresses(self, host: str) -> Sequence[Address]:
+    async def addresses(self, host: str, ledger_id: int) -> Sequence[Address]:
         self.asked.append(host)
         return [ip_address(address) for address in (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])]
 
 
 async def post(url: str, networks: Networks, resolver: Resolver, context: ssl.SSLContext | None = None) -> Answer:
-    target = Target(url, networks, resolver, context or httpcore.default_ssl_context(), 2)
+    target = Target(url, 1, networks, resolver, context or httpcore.default_ssl_context(), 2)
     try:
         return await target.post({"webhook-id": "one"}, b"{}")
     finally:
@@ -178,7 +188,7 @@ async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: 
     async with await asyncio.start_server(begin, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         resolver = Resolver()
-        target = Target(f"http://127.0.0.1:{port}/", LOOPBACK, resolver, httpcore.default_ssl_context(), 1)
+        target = Target(f"http://127.0.0.1:{port}/", 1, LOOPBACK, resolver, httpcore.default_ssl_context(), 1)
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
         assert answers == [Answer(200), Answer(200)]
         await target.close()
@@ -273,6 +283,37 @@ async def test_a_name_is_looked_up_once_for_all_who_wait_for_it(monkeypatch: pyt
 
     monkeypatch.setattr(infra.webhooks.target, "_look_up", look_up)
     resolver = Resolver()
-    await asyncio.gather(*(resolver.addresses("receiver.example") for _ in range(5)))
+    await asyncio.gather(*(resolver.addresses("receiver.example", ledger_id) for ledger_id in range(5)))
     resolver.close()
     assert looked_up == ["receiver.example"]
+
+
+async def test_one_ledgers_names_that_hang_hold_up_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    goes_on = threading.Event()
+
+    def look_up(host: str) -> list[Address]:
+        begun.append(host)
+        if host.startswith("slow"):
+            goes_on.wait(15)
+        return [ip_address("127.0.0.1")]
+
+    monkeypatch.setattr(infra.webhooks.target, "_look_up", look_up)
+    resolver = Resolver()
+    names = [f"slow{number}.example" for number in range(100)]
+    slow = [asyncio.create_task(resolver.addresses(name, 1)) for name in names]
+    try:
+        # Those who gave up leave their threads behind: they count until the look-up ends.
+        await asyncio.sleep(0)
+        for task in slow[:50]:
+            task.cancel()
+        async with asyncio.timeout(5):
+            assert await resolver.addresses("quick.example", 2) == [ip_address("127.0.0.1")]
+        assert len(begun) <= RESOLVERS_EACH + 1
+        goes_on.set()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*slow[50:])
+    finally:
+        goes_on.set()
+        resolver.close()
+    assert sorted(begun) == sorted([*names[:RESOLVERS_EACH], "quick.example", *names[50:]])
