@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self, cast
 from uuid import UUID
 
 from pydantic import (
@@ -12,15 +12,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     StringConstraints,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
+    model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from api.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, State, parse_moment
+from domain.values import ID_PATTERN
 
 LIMIT: Final = 100
 MAX_LIMIT: Final = 1_000
@@ -30,6 +33,13 @@ MAX_Q_CHARACTERS: Final = 500
 # Longer than any number that is taken, so that one too large is told so; and bounded, for reading digits takes longer
 # the more there are.
 _WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,99}")
+
+
+# What the bytes that are no UTF-8 have become: looked for, it would find nothing, and say nothing of why.
+_REPLACEMENT: Final = "\ufffd"
+_NO_UTF_8: Final = PydanticCustomError("utf_8", "This is not in UTF-8, or holds U+FFFD, which stands for what is not.")
+# A plus stands for a space in a query, unless it is written as %2B.
+_LOST_PLUS: Final = re.compile(r".*[0-9] [0-9]{2}:[0-9]{2}")
 
 
 def _whole(value: object) -> object:
@@ -53,6 +63,33 @@ def _as_of(value: object) -> datetime | int:
             raise PydanticCustomError("as_of", "No ledger reaches this position.")
         return position
     return parse_moment(value)
+
+
+def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
+    """Return an error with a sentence in place of the library's words, and nothing of what was sent."""
+    loc, kind, message, context = error["loc"], error["type"], error["msg"], error.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            kind, loc = "unknown_parameter", ()
+            message = f"There is a parameter here that is not known; known are {', '.join(known)}."
+        case "string_pattern_mismatch" if context["pattern"] == ID_PATTERN:
+            message = "An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others."
+        case "string_pattern_mismatch":
+            message = "A text cannot hold the character NUL."
+        case "string_too_short":
+            message = "This is empty."
+        case "string_too_long":
+            message = f"This is longer than {context['max_length']} characters."
+        case "literal_error":
+            message = f"{context['expected']} is expected here."
+        case "greater_than_equal":
+            message = f"This is less than {context['ge']:,}."
+        case "less_than_equal":
+            message = f"This is more than {context['le']:,}."
+        case "moment" if isinstance(error["input"], str) and _LOST_PLUS.fullmatch(error["input"]):
+            message = "A + in a query stands for a space: write %2B for that of an offset, or give the time with Z."
+    # The message is a template, and holds nothing to fill in.
+    return {"type": PydanticCustomError(cast("Any", kind), cast("Any", message)), "loc": loc, "input": None}
 
 
 # The bounds come before the reading: so they stand in the reference too.
@@ -83,6 +120,24 @@ class Query(BaseModel):
     """A query: unknown parameters are refused, because a misspelt filter would filter nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told_in_sentences(cls, sent: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Say what is wrong in sentences, and what is known where something is not; never what was sent."""
+        given = sent.items() if isinstance(sent, dict) else ()
+        unreadable = [name for name, value in given if isinstance(value, str) and _REPLACEMENT in value]
+        try:
+            found = read(sent)
+        except ValidationError as error:
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            wrong = [_in_a_sentence(e, known) for e in error.errors(include_url=False)]
+            once = {(e["loc"], str(e["type"])): e for e in wrong}
+            raise ValidationError.from_exception_data(cls.__name__, list(once.values()), hide_input=True) from None
+        if unreadable:
+            lost: list[InitErrorDetails] = [{"type": _NO_UTF_8, "loc": (name,), "input": None} for name in unreadable]
+            raise ValidationError.from_exception_data(cls.__name__, lost, hide_input=True)
+        return found
 
 
 class PermissionQuery(Query):

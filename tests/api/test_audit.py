@@ -321,6 +321,45 @@ def test_a_malformed_query_of_the_trail_is_refused(world: World, query: dict[str
     assert refused(world.client.get("/v1/events", params=query)) == (400, "malformed_query")
 
 
+@pytest.mark.parametrize(
+    ("query", "pointer", "problem"),
+    [
+        (
+            "sekret=1&secret=2&cursor=",
+            "",
+            (
+                "There is a parameter here that is not known; known are type, code_id, creator_id, video_id, "
+                "advertiser_id, actor, from, to, q, after, before, order, limit, cursor, total, at_least."
+            ),
+        ),
+        ("creator_id=a/b", "/creator_id", "An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others."),
+        (
+            "from=2026-03-01T12:00:00+00:00",
+            "/from",
+            "A + in a query stands for a space: write %2B for that of an offset, or give the time with Z.",
+        ),
+        ("q=%ff", "/q", "This is not in UTF-8, or holds U+FFFD, which stands for what is not."),
+        ("q=a%00", "/q", "A text cannot hold the character NUL."),
+        ("q=", "/q", "This is empty."),
+        (f"q={'x' * 501}", "/q", "This is longer than 500 characters."),
+        ("order=up", "/order", "'asc' or 'desc' is expected here."),
+        ("limit=1001", "/limit", "This is more than 1,000."),
+        ("limit=0", "/limit", "This is less than 1."),
+    ],
+)
+def test_what_is_wrong_with_a_query_is_told_in_a_sentence(world: World, query: str, pointer: str, problem: str) -> None:
+    answer = world.client.get(f"/v1/events?{query}")
+    assert refused(answer) == (400, "malformed_query")
+    assert answer.json()["errors"] == [{"pointer": pointer, "problem": problem}]
+    assert "sekret" not in answer.text
+
+
+def test_every_parameter_that_is_wrong_is_told(world: World) -> None:
+    answer = world.client.get("/v1/authorizations?advertiser_id=%ff&at=2026-03-01T12:00:00%2B01:00&as_of=x&by=me")
+    assert refused(answer) == (400, "malformed_query")
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/video_id", "/advertiser_id", "/as_of", ""]
+
+
 def test_a_creators_key_reads_its_own_events_alone(world: World) -> None:
     world.generate(OTHER_CREATOR)  # 1 and 2
     world.generate(OWN_CREATOR)  # 3 and 4
