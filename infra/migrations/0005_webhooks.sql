@@ -34,6 +34,8 @@ CREATE TABLE webhook_progress (
     position        bigint NOT NULL,
     -- Raised by each sender that takes over: one that does not know yet that it lost its place changes nothing more.
     lease           bigint NOT NULL DEFAULT 0,
+    -- The number of what its sender wrote last: that is not written again where only the reply was lost.
+    written         bigint NOT NULL DEFAULT 0,
     -- The webhook's count that the pause, and when messages are due, belong to: with another one they are void.
     resumed         int NOT NULL DEFAULT 0,
     -- The receiver asked not to be sent anything before.

@@ -38,7 +38,7 @@ _ENDPOINTS: Final = """
 
 _TAKE_OVER: Final = """
     UPDATE webhook_progress
-    SET lease = lease + 1
+    SET lease = lease + 1, written = 0
     WHERE webhook_id = %s
     RETURNING lease, position, paused_until, failures, delivered_at, resumed
 """
@@ -63,12 +63,21 @@ _MESSAGES: Final = """
 
 _PROGRESS: Final = """
     UPDATE webhook_progress
-    SET position = %(position)s, paused_until = %(paused_until)s, failures = %(failures)s,
+    SET written = %(number)s, position = %(position)s, paused_until = %(paused_until)s, failures = %(failures)s,
         delivered = delivered + %(delivered)s, failed = failed + %(failed)s,
         delivered_at = coalesce(%(delivered_at)s, delivered_at), failed_at = coalesce(%(failed_at)s, failed_at),
         error = coalesce(%(error)s, error)
     WHERE webhook_id = %(webhook_id)s
     AND lease = %(lease)s
+    AND written < %(number)s
+"""
+
+_WRITTEN: Final = """
+    SELECT 1
+    FROM webhook_progress
+    WHERE webhook_id = %(webhook_id)s
+    AND lease = %(lease)s
+    AND written = %(number)s
 """
 
 _KEEP: Final = """
@@ -201,7 +210,7 @@ class Book:
         ]
 
     async def write(self, endpoint: Endpoint, lease: int, entry: Entry, moment: datetime) -> None:
-        """Write down what happened, whole or not at all.
+        """Write down what happened, whole or not at all, and once: what was written under its number stays as it is.
 
         Raises:
             Overtaken: another sender has taken over.
@@ -212,6 +221,7 @@ class Book:
         progress = {
             "webhook_id": webhook_id,
             "lease": lease,
+            "number": entry.number,
             "position": entry.position,
             "paused_until": entry.paused_until,
             "failures": entry.failures,
@@ -223,7 +233,9 @@ class Book:
         }
         async with self._database.connection() as connection, connection.transaction():
             if (await connection.execute(_PROGRESS, progress)).rowcount != 1:
-                raise Overtaken
+                if await (await connection.execute(_WRITTEN, progress)).fetchone() is None:
+                    raise Overtaken
+                return
             both = (webhook_id, endpoint.ledger_id)
             if entry.keep:
                 await connection.execute(_KEEP, (*both, *_kept(entry.keep.values())))

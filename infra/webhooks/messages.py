@@ -121,8 +121,14 @@ class Standing:
 
 @dataclass(slots=True)
 class Entry:
-    """What a sender writes down at once: how far it has come, and what changed since it wrote last."""
+    """What a sender writes down at once: how far it has come, and what changed since it wrote last.
 
+    Attributes:
+        number: counts what one sender writes, from 1.
+
+    """
+
+    number: int = 0
     position: int = 0
     paused_until: datetime | None = None
     failures: int = 0
@@ -135,12 +141,3 @@ class Entry:
     def is_empty(self) -> bool:
         """Whether nothing changed."""
         return not (self.keep or self.settle or self.attempts or self.disable)
-
-    def then(self, later: Entry) -> Entry:
-        """Return this and what came after it as one."""
-        return Entry(
-            keep=self.keep | later.keep,
-            settle=self.settle + later.settle,
-            attempts=self.attempts + later.attempts,
-            disable=self.disable or later.disable,
-        )

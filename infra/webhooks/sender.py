@@ -19,11 +19,13 @@ with the same id. What the endpoint has behind it is never lost.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import random
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -113,6 +115,9 @@ class Sender:
         self._probe_at = 0.0
         self._disable: Disabled | None = None
         self._entry = Entry()
+        # What was tried to be written down, and may have been.
+        self._unsure: Entry | None = None
+        self._numbers = itertools.count(1)
         self._written = standing.position
         self._write_at = math.inf
         self._look = self._stopping = False
@@ -157,7 +162,7 @@ class Sender:
 
     @property
     def _is_written(self) -> bool:
-        return self._entry.is_empty and self._position == self._written
+        return self._unsure is None and self._entry.is_empty and self._position == self._written
 
     @property
     def _position(self) -> int:
@@ -184,6 +189,9 @@ class Sender:
 
     async def _round(self, tail: Tail) -> None:
         try:
+            if self._unsure is not None:
+                # First: what the book shows may have followed on it, as that somebody asked for what it says is dead.
+                await self._write()
             if self._look:
                 await self._look_into_the_book()
             await self._read_on(tail)
@@ -420,17 +428,20 @@ class Sender:
         if self._is_written:
             self._write_at = math.inf
             return
-        entry, self._entry, self._write_at = self._entry, Entry(), math.inf
-        entry.position, entry.failures = self._position, self._failures
-        entry.paused_until = datetime.fromtimestamp(self._paused_until, UTC) if self._paused_until else None
-        try:
-            await self._book.write(self.endpoint, self._lease, entry, datetime.now(UTC))
-        except Unavailable:
-            self._entry = entry.then(self._entry)
-            self._write_soon()
-            raise
+        # Where no reply came it is unknown whether it is written: the same is tried again, and nothing is put to it.
+        entry = self._unsure = self._unsure or self._next_entry()
+        await self._book.write(self.endpoint, self._lease, entry, datetime.now(UTC))
+        self._unsure = None
         self._written = entry.position
         self._kept.difference_update(entry.settle, [id_ for id_, message in entry.keep.items() if message.dead])
+
+    def _next_entry(self) -> Entry:
+        entry, self._entry, self._write_at = self._entry, Entry(), math.inf
+        entry.number, entry.position, entry.failures = next(self._numbers), self._position, self._failures
+        entry.paused_until = datetime.fromtimestamp(self._paused_until, UTC) if self._paused_until else None
+        # As they are now: meanwhile they go on.
+        entry.keep = {message_id: replace(message) for message_id, message in entry.keep.items()}
+        return entry
 
     async def _land(self) -> None:
         """Let what is under way land, for a moment, and write down what came of it."""
@@ -439,4 +450,5 @@ class Sender:
         for task in list(self._flying):
             task.cancel()
         with suppress(Unavailable, Overtaken):
-            await self._write()
+            while not self._is_written:
+                await self._write()

@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,10 @@ from standardwebhooks import Webhook as Verifier
 import infra.webhooks.owners
 import infra.webhooks.target
 import infra.webhooks.worker
+from infra.errors import Unavailable
 from infra.log.cloud_events import cloud_event
+from infra.webhooks.book import Book
+from infra.webhooks.messages import Endpoint, Entry
 from infra.webhooks.owners import Webhooks
 from infra.webhooks.shown import TooManyWebhooks
 from infra.webhooks.target import Networks
@@ -213,6 +216,34 @@ async def test_what_waited_for_long_and_died_now_is_kept_for_a_month_from_now(po
         async with sending(post.opened, retries_s=(0.02, 0.02)):
             await post.until(webhook_id, dead=2, waiting=0)
     assert post.opened.sql("SELECT count(*) FROM webhook_messages WHERE noted_at < now() - interval '1 day'") == [(0,)]
+
+
+async def test_what_is_sent_again_the_moment_it_died_is_sent_although_the_reply_of_that_was_lost(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[int] = []
+    write = Book.write
+
+    async def without_reply(book: Book, endpoint: Endpoint, lease: int, entry: Entry, moment: datetime) -> None:
+        await write(book, endpoint, lease, entry, moment)
+        if not lost and any(message.dead for message in entry.keep.values()):
+            lost.append(entry.number)
+            assert await post.webhooks.replay(post.owner, endpoint.webhook_id, None) == (1, False)
+            raise Unavailable("the reply was lost")
+
+    monkeypatch.setattr(Book, "write", without_reply)
+    await post.generate(3)
+    async with (
+        receiving(lambda received: 500 if received.position == 2 and not lost else 204) as receiver,
+        sending(post.opened),
+    ):
+        webhook_id = await post.register(receiver)
+        await receiver.until(lambda: bool(lost))
+        webhook = await post.until(webhook_id, position=await post.head(), waiting=0, dead=0)
+    assert receiver.positions[-1] == 2
+    # And each attempt is written down once.
+    assert Counter(receiver.positions) == {1: 1, 2: 5, 3: 1, 4: 1}
+    assert (webhook.delivered, webhook.failed, len(await post.attempts(webhook_id))) == (4, 4, 8)
 
 
 async def test_a_receiver_that_is_gone_disables_its_webhook_and_loses_nothing(post: Post) -> None:
