@@ -54,6 +54,8 @@ LONGEST_PAUSE_S = 60.0
 TOPIC_EVERY_S = 1.0
 BATCH_EVENTS_MAX = 200
 REASON_CHARACTERS_MAX = 1000
+# Of each name that an index of the tables holds, far beyond those that Sparkledger gives.
+NAME_BYTES_MAX = 1000
 
 
 @dataclass(frozen=True)
@@ -382,6 +384,9 @@ def _event(headers: Mapping[str, str], data: Any) -> Event:
         message = "the value is no JSON object"
         raise TypeError(message)
     attributes = {name.removeprefix("ce_"): value for name, value in headers.items() if name.startswith("ce_")}
+    if any(len(attributes[name].encode()) > NAME_BYTES_MAX for name in ("id", "source", "subject")):
+        message = f"id, source or subject is longer than {NAME_BYTES_MAX} bytes"
+        raise ValueError(message)
     return Event(
         id=attributes["id"],
         source=attributes["source"],

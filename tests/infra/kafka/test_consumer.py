@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -209,7 +210,7 @@ def test_a_record_that_is_no_event_is_a_dead_letter_by_its_place_and_the_rest_go
     assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(4,)]
 
 
-def test_what_no_text_of_the_database_can_hold_is_a_dead_letter_too(
+def test_what_the_database_cannot_hold_is_a_dead_letter_too(
     database: TestDatabase, kafka: Broker, prefix: str, send: Any
 ) -> None:
     def fail(event: Event) -> None:
@@ -219,10 +220,11 @@ def test_what_no_text_of_the_database_can_hold_is_a_dead_letter_too(
     reading = Reading(database, kafka, prefix, fail)
     send(1, 1)
     send(2, 1, "codes/2", "\0")
-    send(3, 1, "codes/3")
+    send(3, 1, "codes/3", secrets.token_hex(5_000))
+    send(4, 1, "codes/4")
     with reading.running():
-        until(lambda: reading.handled() == [3], WITHIN_S)
-        until(lambda: reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(2,)], WITHIN_S)
+        until(lambda: reading.handled() == [4], WITHIN_S)
+        until(lambda: reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(3,)], WITHIN_S)
     assert reading.error is None
     assert reading.sql("SELECT reason FROM sparkledger_dead_letters WHERE id = 'id-1'") == [("ValueError: \ufffd?",)]
 
