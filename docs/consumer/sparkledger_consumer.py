@@ -256,7 +256,7 @@ class Consumer:
                 if attempt == self._attempts:
                     log.exception("%s gives an event up after %d attempts", self._name, attempt)
                     break
-                log.warning("%s tries an event again in %.1f s: %s", self._name, pause_s, reason)
+                log.warning("%s tries an event again in %.1f s: %s", self._name, pause_s, _text(reason))
                 if self._stop.wait(pause_s):
                     return False
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

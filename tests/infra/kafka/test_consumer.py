@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from kafka import KafkaProducer  # type: ignore[import-untyped]
-from sparkledger_consumer import Consumer, Event, Gap
+from sparkledger_consumer import Consumer, Event, Gap, _text
 
 from infra.kafka.topics import events_topic, topics
 from tests import given
@@ -215,7 +215,7 @@ def test_what_the_database_cannot_hold_is_a_dead_letter_too(
 ) -> None:
     def fail(event: Event) -> None:
         if event.sequence == 1:
-            raise ValueError("\0\ud800")
+            raise ValueError("\0")
 
     reading = Reading(database, kafka, prefix, fail)
     send(1, 1)
@@ -226,7 +226,11 @@ def test_what_the_database_cannot_hold_is_a_dead_letter_too(
         until(lambda: reading.handled() == [4], WITHIN_S)
         until(lambda: reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(3,)], WITHIN_S)
     assert reading.error is None
-    assert reading.sql("SELECT reason FROM sparkledger_dead_letters WHERE id = 'id-1'") == [("ValueError: \ufffd?",)]
+    assert reading.sql("SELECT reason FROM sparkledger_dead_letters WHERE id = 'id-1'") == [("ValueError: \ufffd",)]
+
+
+def test_text_that_no_database_holds_is_kept_with_marks_in_its_place() -> None:
+    assert [_text(said) for said in ("\0\ud800", b"\xff")] == ["\ufffd?", "\ufffd"]
 
 
 def test_what_fails_when_it_is_told_to_stop_is_left_for_the_next_run(
