@@ -6,7 +6,6 @@ Every line has its answer, in order and under its number; one that is no questio
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,8 +15,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from api.answers import verdict_content
+from api.doubles import names_twice
 from api.fields import AdvertiserId, Moment, VideoId
 from api.reads import known_in
+from api.sentences import sentence
 from api.trail import csv_lines
 from api.wiring import Cursor
 from domain.authorization import Verdict, verdict
@@ -67,7 +68,6 @@ _NO_COLUMNS: Final = (
 _TOO_LONG: Final = f"A line has at most {MAX_LINE_BYTES:,} bytes."
 _NO_UTF_8: Final = "This line is not in UTF-8."
 _NO_QUESTION: Final = "This is not an object with the fields of a question."
-_NO_ID: Final = "An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others."
 _BYTE_ORDER_MARK: Final = "\ufeff"
 
 
@@ -275,8 +275,6 @@ def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
             sent = orjson.loads(text)
         except orjson.JSONDecodeError:
             return Line(number, error="This is not JSON.")
-        if isinstance(sent, dict) and _names_twice(sent, text):
-            return Line(number, error="A field is named twice.")
     else:
         cells = _cells(text)
         if cells is None or len(cells) != len(columns):
@@ -287,20 +285,12 @@ def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
             if cell.strip() or column != "at"
         }
     try:
-        return Line(number, Question.model_validate(sent))
+        question = Question.model_validate(sent)
     except ValidationError as error:
         return Line(number, error=_said(error))
-
-
-def _names_twice(sent: dict[str, Any], text: str) -> bool:
-    """Tell whether an object names a field twice: read again, where it has more quotes than its fields account for."""
-    texts = sum(isinstance(value, str) for value in sent.values())
-    if text.count('"') == 2 * (len(sent) + texts):
-        return False
-    try:
-        return len(json.loads(text, object_pairs_hook=list)) > len(sent)
-    except (ValueError, RecursionError):  # what is nested so deep is no question, and is told so
-        return False
+    if columns is None and names_twice(sent, text.encode()):
+        return Line(number, error="A field is named twice.")
+    return Line(number, question)
 
 
 def _cells(text: str) -> Sequence[str] | None:
@@ -314,17 +304,13 @@ def _cells(text: str) -> Sequence[str] | None:
 def _said(error: ValidationError) -> str:
     """Say what is wrong with a line, field by field, and nothing of what it holds."""
     wrong = []
-    for found in error.errors(include_url=False, include_context=False, include_input=False):
+    for found in error.errors(include_url=False, include_input=False):
         name = next((str(part) for part in found["loc"] if part in COLUMNS), "")
         match found["type"]:
             case "extra_forbidden":
                 wrong.append(f"There is a field here that is not known; known are {', '.join(COLUMNS)}.")
             case "missing":
                 wrong.append(f"{name} is required.")
-            case "string_type":
-                wrong.append(f"{name}: This is not a text.")
-            case "string_pattern_mismatch":
-                wrong.append(f"{name}: {_NO_ID}")
             case _:
-                wrong.append(f"{name}: {found['msg']}" if name else _NO_QUESTION)
-    return "; ".join(sentence.removesuffix(".") for sentence in dict.fromkeys(wrong)) + "."
+                wrong.append(f"{name}: {sentence(found)}" if name else _NO_QUESTION)
+    return "; ".join(said.removesuffix(".") for said in dict.fromkeys(wrong)) + "."

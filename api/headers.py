@@ -82,15 +82,18 @@ def has_body(request: Request) -> bool:
     return text(request, b"content-length", "0") != "0" or b"transfer-encoding" in of(request)
 
 
-def is_json(request: Request) -> bool:
-    """Tell whether the body is said to be JSON in UTF-8, and nothing else beside it."""
-    if len(of(request).get(b"content-type", ())) > 1:
-        return False
-    media_type, *parameters = text(request, b"content-type").lower().split(";")
-    if media_type.strip() != "application/json":
-        return False
-    charsets = [p.partition("=")[2].strip(' "') for p in parameters if p.strip().startswith("charset")]
-    return all(charset in {"utf-8", "utf8"} for charset in charsets)
+def media_type(request: Request) -> str | None:
+    """Return what the body is said to be; nothing where it would have to be decoded first, or is said to be two things.
+
+    Of two headers that speak of one body, each may be believed by somebody.
+    """
+    given = of(request)
+    codings = {coding.strip().lower() for said in given.get(b"content-encoding", ()) for coding in said.split(b",")}
+    if len(given.get(b"content-type", ())) > 1 or not codings <= {b"", b"identity"}:
+        return None
+    said, *parameters = text(request, b"content-type").lower().split(";")
+    charsets = {p.partition("=")[2].strip(' "') for p in parameters if p.strip().startswith("charset")}
+    return said.strip() if charsets <= {"utf-8", "utf8"} else None
 
 
 def path_id(text: str) -> str:

@@ -15,6 +15,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from api.sentences import sentence
 from domain.errors import SENTENCES, Refused, StaleVersion
 from infra.errors import (
     IdempotencyMismatch,
@@ -175,8 +176,8 @@ def malformed_query(parameter: str, problem: str) -> Problem:
 
 def malformed(code: str, error: ValidationError) -> Problem:
     """Return the problem of what a model refused: where and why, and nothing of what was sent."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return Problem(code, members={"errors": [{"pointer": _pointer(e), "problem": _sentence(e)} for e in found]})
+    found = error.errors(include_url=False, include_input=False)
+    return Problem(code, members={"errors": [{"pointer": _pointer(e), "problem": sentence(e)} for e in found]})
 
 
 def too_many(code: str, wait_s: float, policy: tuple[int, int]) -> Problem:
@@ -249,13 +250,3 @@ def _pointer(error: ErrorDetails) -> str:
     """Return the JSON Pointer (RFC 6901) of a field that we named; one that the caller named is not told back."""
     path = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
     return "".join(f"/{part}" for part in path)
-
-
-def _sentence(error: ErrorDetails) -> str:
-    match error["type"]:
-        case "extra_forbidden":
-            return "There is a field here that is not known."
-        case "missing":
-            return "This is required."
-        case _:
-            return str(error["msg"])

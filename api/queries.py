@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from api.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, State, parse_moment
-from domain.values import ID_PATTERN
+from api.sentences import sentence
 
 LIMIT: Final = 100
 MAX_LIMIT: Final = 1_000
@@ -67,29 +67,15 @@ def _as_of(value: object) -> datetime | int:
 
 def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
     """Return an error with a sentence in place of the library's words, and nothing of what was sent."""
-    loc, kind, message, context = error["loc"], error["type"], error["msg"], error.get("ctx", {})
-    match kind:
+    loc, message = error["loc"], sentence(error)
+    match error["type"]:
         case "extra_forbidden":
-            kind, loc = "unknown_parameter", ()
+            loc = ()
             message = f"There is a parameter here that is not known; known are {', '.join(known)}."
-        case "string_pattern_mismatch" if context["pattern"] == ID_PATTERN:
-            message = "An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others."
-        case "string_pattern_mismatch":
-            message = "A text cannot hold the character NUL."
-        case "string_too_short":
-            message = "This is empty."
-        case "string_too_long":
-            message = f"This is longer than {context['max_length']} characters."
-        case "literal_error":
-            message = f"{context['expected']} is expected here."
-        case "greater_than_equal":
-            message = f"This is less than {context['ge']:,}."
-        case "less_than_equal":
-            message = f"This is more than {context['le']:,}."
         case "moment" if isinstance(error["input"], str) and _LOST_PLUS.fullmatch(error["input"]):
             message = "A + in a query stands for a space: write %2B for that of an offset, or give the time with Z."
     # The message is a template, and holds nothing to fill in.
-    return {"type": PydanticCustomError(cast("Any", kind), cast("Any", message)), "loc": loc, "input": None}
+    return {"type": PydanticCustomError("parameter", cast("Any", message)), "loc": loc, "input": None}
 
 
 # The bounds come before the reading: so they stand in the reference too.

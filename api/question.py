@@ -130,22 +130,15 @@ def _sent_as(request: Request) -> str:
     """Return the media type of a batch.
 
     Raises:
-        Problem: it is neither of them, or what is sent would have to be decoded first.
+        Problem: it is neither of them, or not sent as it is, in UTF-8.
 
     """
-    if any(
-        coding.strip().lower() not in {"", "identity"}
-        for given in headers.of(request).get(b"content-encoding", ())
-        for coding in given.decode("latin-1").split(",")
-    ):
-        raise Problem("unsupported_media_type", "Send the batch as it is, without `Content-Encoding`.")
-    media_type, *parameters = (part.strip() for part in headers.text(request, b"content-type").lower().split(";"))
-    named = (parameter.partition("=") for parameter in parameters)
-    charsets = {value.strip(' "') for name, _, value in named if name.strip() == "charset"}
-    # Of two that speak of one body, each may be believed by somebody.
-    once = len(headers.of(request).get(b"content-type", ())) == 1
-    if not once or media_type not in MEDIA_TYPES or not charsets <= {"utf-8", "utf8"}:
-        message = "Send the batch as `Content-Type: application/x-ndjson` or `text/csv`, in UTF-8."
+    media_type = headers.media_type(request)
+    if media_type not in MEDIA_TYPES:
+        message = (
+            "Send the batch as it is, without `Content-Encoding`, in UTF-8, as `Content-Type: application/x-ndjson` or "
+            "`text/csv`."
+        )
         raise Problem("unsupported_media_type", message)
     return media_type
 

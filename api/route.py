@@ -11,7 +11,6 @@ the caller, and takes longer than all the rest. A route's signature says everyth
 
 from __future__ import annotations
 
-import json
 import typing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl
@@ -23,6 +22,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from api import headers
 from api.auth import Allowed, Caller, admit
+from api.doubles import names_twice
 from api.problems import Problem, malformed, malformed_body
 from api.queries import Query
 from api.schemas import Body
@@ -104,15 +104,16 @@ async def read_body(request: Request, adapter: TypeAdapter[Any]) -> Any:
             or is malformed.
 
     """
-    if headers.has_body(request) and not headers.is_json(request):
+    if headers.has_body(request) and headers.media_type(request) != "application/json":
         raise Problem("unsupported_media_type")
     body = await request.body()
     try:
         sent = orjson.loads(body) if body else None
-        if isinstance(sent, dict) and not _names_all(sent, body):
-            json.loads(body, object_pairs_hook=_once_each, parse_int=str, parse_float=str)
+        twice = isinstance(sent, dict) and names_twice(sent, body)
     except (orjson.JSONDecodeError, RecursionError):
         raise malformed_body("", "This is not JSON in UTF-8.") from None
+    if twice:
+        raise malformed_body("", "A field is sent more than once.")
     request.scope["json"] = sent
     try:
         return adapter.validate_python(sent)
@@ -128,24 +129,6 @@ def roles_by_route(app: FastAPI) -> dict[str, tuple[Role, ...]]:
         if isinstance(route, Route)
         for method in sorted(route.methods or ())
     }
-
-
-def _names_all(sent: dict[str, Any], body: bytes) -> bool:
-    """Tell whether a body surely names each field once, at the price of counting quotes.
-
-    A field that was named twice, and every string within others, adds quotes that the fields which are left do not
-    account for. Where there are more for another reason, the body is read again with care.
-    """
-    texts = sum([type(value) is str for value in sent.values()])
-    return body.count(b'"') == 2 * (len(sent) + texts)
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object that names a field twice: whoever looked at it before us may have believed the other one."""
-    named = dict(pairs)
-    if len(named) < len(pairs):
-        raise malformed_body("", "A field is sent more than once.")
-    return named
 
 
 def _of_kind(types: dict[str, Any], kind: type[M]) -> tuple[str | None, Any]:

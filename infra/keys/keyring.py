@@ -170,10 +170,6 @@ class Keyring:
         name, wrapped = row
         return self._ledgers.put(ledger_id, LedgerKeys(await self.unwrap(wrapped, fingerprint_purpose(name))))
 
-    def remembered(self, ledger_id: int, creator: bytes) -> CreatorKey | None:
-        """Return a creator's key by the hash of its claim, where it is in memory."""
-        return self._creators.get((ledger_id, creator))
-
     async def creator(self, ledger_id: int, creator_id: str) -> CreatorKey:
         """Return the key a creator's secrets are sealed under; two that make it at once end up with one.
 
@@ -185,7 +181,7 @@ class Keyring:
 
         """
         creator = (await self.ledger(ledger_id)).claim("creator", creator_id)
-        known = self.remembered(ledger_id, creator)
+        known = self._creators.get((ledger_id, creator))
         if known is not None:
             return known
 

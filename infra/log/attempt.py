@@ -85,10 +85,7 @@ class Attempt(Generic[A]):
         bodies = [divided(event) for event in self.events]
         key = None
         if any(secret for _, secret in bodies):
-            claim = session.claim("creator", aggregate.creator_id)
-            key = keyring.remembered(request.ledger_id, claim) or await keyring.creator(
-                request.ledger_id, aggregate.creator_id
-            )
+            key = await keyring.creator(request.ledger_id, aggregate.creator_id)
         creator_stream = self._creator_stream()
         return Append(
             ledger_id=request.ledger_id,
@@ -120,7 +117,8 @@ class Attempt(Generic[A]):
         event_id = uuid7()
         type_, type_version = wire_type(event)
         sealed: Any = _NOTHING_SEALED
-        if secret and key is not None:
+        if secret:
+            assert key is not None  # noqa: S101 - `append` has looked it up for whatever has something to seal
             where = place(self.request.ledger_id, stream_id, event.originator_version, event_id, type_)
             sealed = key.seal(secret, where)
         return EventRow(

@@ -190,6 +190,23 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(world: World, content_typ
     assert refused(answer) == (415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize(("coding", "expected"), [("gzip", 415), ("identity, br", 415), ("identity", 201), ("", 201)])
+def test_a_body_that_would_have_to_be_decoded_first_is_refused(world: World, coding: str, expected: int) -> None:
+    world.permit(GENERATE["creator_id"])
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = world.client.post("/v1/codes", content=json.dumps(GENERATE).encode(), headers=headers)
+    assert answer.status_code == expected
+
+
+def test_what_is_wrong_with_a_body_is_said_in_sentences_and_not_in_patterns(world: World) -> None:
+    answer = world.client.post("/v1/codes", json=GENERATE | {"creator_id": "a b", "video_id": 7})
+    assert refused(answer) == (422, "malformed_body")
+    assert {wrong["pointer"]: wrong["problem"] for wrong in answer.json()["errors"]} == {
+        "/creator_id": "An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others.",
+        "/video_id": "This is not a text.",
+    }
+
+
 def test_json_by_another_spelling_of_its_type_is_fine(world: World) -> None:
     for content_type in ("application/json;charset=UTF-8", "Application/JSON", 'application/json; charset="utf-8"'):
         answer = world.client.put(
