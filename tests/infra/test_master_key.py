@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from domain.values import Sealed
+from infra.callers.identity import CHANNEL
 from infra.errors import Unavailable
 from infra.keys import rotation
 from infra.keys.custody import Custodian, MasterKeyFile, short_id
@@ -104,10 +105,19 @@ async def test_a_service_takes_the_place_of_a_key_in_the_environment(opened: Ope
     tenant = await story(opened)
     assert await rotate(opened.database.dsn(), Moving(), told) == Service.key_ids[0]
     service = Service()
+    before = listening(opened)
     async with process(opened, service) as other:
+        # Whoever begins to listen forgets what may have changed meanwhile.
+        await until(lambda: listening(opened) > before)
         assert await reads(other, tenant) == await reads(other, tenant) == SECRETS
     # Once for each creator: what was unwrapped stays in memory.
     assert service.asked == 3
+
+
+def listening(opened: Opened) -> int:
+    """Return how many processes hear of changes of keys."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' AND query = %s"
+    return int(opened.sql(query, f"LISTEN {CHANNEL}")[0][0])
 
 
 def wrapped_with(opened: Opened) -> set[str]:
