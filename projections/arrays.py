@@ -147,6 +147,14 @@ def _texts(encoded: Sequence[bytes | None]) -> list[bytes]:
         return [_NULL if text is None else _length(len(text)) + text for text in encoded]
 
 
+def encoded(array: Array) -> bytes:
+    """Return a column as PostgreSQL reads an array of one dimension in binary."""
+    elements = array.elements(array.values)
+    if elements.count(_NULL) == len(elements):
+        return _empty(0, 0, array.element_oid)
+    return _header(1, 1, array.element_oid, len(elements), 1) + b"".join(elements)
+
+
 class _ArrayDumper(Dumper):
     format = Format.BINARY
 
@@ -156,10 +164,7 @@ class _ArrayDumper(Dumper):
         self.oid = cls.oid
 
     def dump(self, obj: Array) -> Buffer:
-        elements = obj.elements(obj.values)
-        if elements.count(_NULL) == len(elements):
-            return _empty(0, 0, obj.element_oid)
-        return _header(1, 1, obj.element_oid, len(elements), 1) + b"".join(elements)
+        return encoded(obj)
 
 
 _OF_TYPE: Final[dict[type, tuple[type[Array], LiteralString]]] = {

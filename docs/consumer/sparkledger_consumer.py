@@ -34,6 +34,7 @@ from typing import Any
 import psycopg
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError  # type: ignore[import-untyped]
+from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,9 @@ CREATE TABLE IF NOT EXISTS sparkledger_dead_letters (
 """
 
 LONGEST_PAUSE_S = 60.0
-# How often it looks for a topic that is not there yet.
+# How often it looks for a topic that is not there yet, and for a change of those that are.
 TOPIC_EVERY_S = 1.0
+METADATA_MS = 5_000
 BATCH_EVENTS_MAX = 200
 REASON_CHARACTERS_MAX = 1000
 # Of each name that an index of the tables holds, far beyond those that Sparkledger gives.
@@ -130,6 +132,8 @@ class Consumer:
             "enable_auto_commit": False,
             "allow_auto_create_topics": False,
             "max_poll_records": BATCH_EVENTS_MAX,
+            # A client that shared the partitions out before it knew of any would look again in five minutes.
+            "metadata_max_age_ms": METADATA_MS,
         }
         self._stop = threading.Event()
 
@@ -188,7 +192,7 @@ class Consumer:
     def _reading(self, connection: psycopg.Connection[Any]) -> Iterator[Any]:
         connection.execute(SCHEMA)
         connection.commit()
-        consumer = KafkaConsumer(**self._kafka)
+        consumer = _connected(self._kafka)
         try:
             # A topic whose partitions are not known yet would be shared out without any of them, and nothing be read
             # until the client looks again, in minutes.
@@ -342,6 +346,22 @@ class Consumer:
                 *(json.dumps(headers), json.dumps(data), _text(reason)[:REASON_CHARACTERS_MAX]),
             ),
         )
+
+
+def _connected(kafka: Mapping[str, Any]) -> Any:
+    """Connect; where that fails, end the thread that the client began, which would go on trying beside the next."""
+    begun: list[Any] = []
+
+    def client(**settings: Any) -> Any:
+        begun.append(KafkaNetClient(**settings))
+        return begun[-1]
+
+    try:
+        return KafkaConsumer(**kafka, kafka_client=client)
+    except BaseException:
+        for left in begun:
+            left.close()
+        raise
 
 
 class _GoOn(ConsumerRebalanceListener):  # type: ignore[misc] # its base has no types

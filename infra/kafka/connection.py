@@ -7,6 +7,8 @@ What kafka-python leaves open is closed here, and nowhere else:
 - `close()` flushes first, raises where that fails, and would leave its thread behind: abandoning goes around it.
 - Where a connection fails, it raises that the brokers cannot be reached and keeps the cause to its log: it is taken
   from there, so that a wrong password is not taken for a broker that is away.
+- A client whose constructor raises, for the brokers are away, leaves a thread behind that tries to connect for ever:
+  `connected` closes what it began.
 - `end_offsets` of committed records is the stable end, behind control records that nobody is shown: one reads until
   the consumer's position is there, and never compares it with the last record's.
 """
@@ -14,11 +16,12 @@ What kafka-python leaves open is closed here, and nowhere else:
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # type: ignore[import-untyped] # it has no types
 from kafka.errors import (  # type: ignore[import-untyped]
@@ -29,12 +32,15 @@ from kafka.errors import (  # type: ignore[import-untyped]
     SaslAuthenticationFailedError,
     UnsupportedSaslMechanismError,
 )
+from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 from kafka.partitioner.default import murmur2  # type: ignore[import-untyped]
 
 from infra.hands import Hands
 
 if TYPE_CHECKING:
     from infra.settings import Settings
+
+T = TypeVar("T")
 
 __all__ = [
     "KafkaError",
@@ -43,6 +49,7 @@ __all__ = [
     "Refused",
     "Stuck",
     "client_options",
+    "connected",
     "is_empty",
     "last_values",
     "partition_of",
@@ -50,6 +57,8 @@ __all__ = [
 ]
 
 _TURNED_AWAY: Final = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
+# A broker that stops hangs up in the midst of a handshake too.
+_HUNG_UP: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 # Bytes that a batch for one partition grows to, far below what a topic must accept.
 BATCH_BYTES: Final = 512 * 1024
@@ -86,13 +95,19 @@ class _Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         for argument in record.args if isinstance(record.args, tuple) else ():
-            if isinstance(argument, _TURNED_AWAY) or "Handshake failed" in str(argument):
+            if isinstance(argument, _TURNED_AWAY) or _untrusted(argument):
                 self._reason = " ".join(str(argument).split())
 
     def take(self) -> str | None:
         """Return it, and forget it."""
         reason, self._reason = self._reason, None
         return reason
+
+
+def _untrusted(error: object) -> bool:
+    """Tell whether a connection failed because one side does not trust the other: the client wraps what TLS raised."""
+    cause = error.__context__ if isinstance(error, KafkaError) else None
+    return isinstance(cause, ssl.SSLError) and not isinstance(cause, _HUNG_UP)
 
 
 _heard: Final = _Heard()
@@ -107,6 +122,7 @@ def telling() -> Iterator[None]:
         KafkaError: they cannot be reached, or what was begun with them cannot be known to be done.
 
     """
+    _heard.take()  # what was heard before is no reason of what fails now
     try:
         yield
     except AuthorizationError as error:
@@ -162,6 +178,27 @@ def client_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
+def connected(kind: Callable[..., T], options: Mapping[str, Any]) -> T:
+    """Make a client, and nothing else: one that cannot be made ends the thread that it began.
+
+    Raises:
+        KafkaError: the brokers cannot be reached, or refuse us.
+
+    """
+    begun: list[Any] = []
+
+    def client(**settings: Any) -> Any:
+        begun.append(KafkaNetClient(**settings))
+        return begun[-1]
+
+    try:
+        return kind(**options, kafka_client=client)
+    except BaseException:
+        for left in begun:
+            left.close()
+        raise
+
+
 @lru_cache(maxsize=65_536)
 def partition_of(key: bytes, partitions: int) -> int:
     """Return the partition of a key: that of Kafka's own clients, so that others can join our topics with theirs."""
@@ -178,22 +215,22 @@ class Producer:
             KafkaError: the brokers cannot be reached, or refuse us.
 
         """
-        self._producer = KafkaProducer(
-            **options,
-            transactional_id=transactional_id,
-            transaction_timeout_ms=TRANSACTION_S * 1000,
+        settings = {
+            "transactional_id": transactional_id,
+            "transaction_timeout_ms": TRANSACTION_S * 1000,
             # Where another setting conflicts with it, an unspoken default would be dropped without a word.
-            enable_idempotence=True,
-            acks="all",
-            allow_auto_create_topics=False,
-            batch_size=BATCH_BYTES,
-            linger_ms=LINGER_MS,
-            retry_backoff_ms=RETRY_BACKOFF_MS,
-            delivery_timeout_ms=DELIVERY_S * 1000,
-            max_block_ms=REQUEST_S * 1000,
-            max_request_size=REQUEST_BYTES_MAX,
-            metrics_enabled=False,
-        )
+            "enable_idempotence": True,
+            "acks": "all",
+            "allow_auto_create_topics": False,
+            "batch_size": BATCH_BYTES,
+            "linger_ms": LINGER_MS,
+            "retry_backoff_ms": RETRY_BACKOFF_MS,
+            "delivery_timeout_ms": DELIVERY_S * 1000,
+            "max_block_ms": REQUEST_S * 1000,
+            "max_request_size": REQUEST_BYTES_MAX,
+            "metrics_enabled": False,
+        }
+        self._producer: Any = connected(KafkaProducer, {**options, **settings})
         self._hands = Hands("kafka transactions")
         try:
             self._do(self._producer.init_transactions, INIT_S)
@@ -243,16 +280,16 @@ class Producer:
 @contextmanager
 def _reading(options: Mapping[str, Any], topic: str) -> Iterator[tuple[Any, list[Any]]]:
     """Lend a consumer of every partition of a topic, at its beginning, which is shown what is committed alone."""
-    consumer = KafkaConsumer(
-        **options,
-        group_id=None,
-        enable_auto_commit=False,
-        isolation_level="read_committed",
-        auto_offset_reset="earliest",
-        allow_auto_create_topics=False,
-        max_poll_records=5_000,
-        metrics_enabled=False,
-    )
+    settings = {
+        "group_id": None,
+        "enable_auto_commit": False,
+        "isolation_level": "read_committed",
+        "auto_offset_reset": "earliest",
+        "allow_auto_create_topics": False,
+        "max_poll_records": 5_000,
+        "metrics_enabled": False,
+    }
+    consumer: Any = connected(KafkaConsumer, {**options, **settings})
     try:
         numbers = consumer.partitions_for_topic(topic) or ()
         partitions = [TopicPartition(topic, number) for number in sorted(numbers)]

@@ -18,7 +18,9 @@ from typing import Any, Final
 
 from kafka import KafkaAdminClient  # type: ignore[import-untyped] # it has no types
 from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
-from kafka.errors import TopicAlreadyExistsError, for_code  # type: ignore[import-untyped]
+from kafka.errors import RetriableError, TopicAlreadyExistsError, for_code  # type: ignore[import-untyped]
+
+from infra.kafka.connection import connected
 
 PARTITIONS: Final = 12
 # The largest batch that a topic must take: ours are far smaller, and the brokers' default is just above it.
@@ -111,12 +113,20 @@ class Topics:
             self._compare(topic, there.get(topic.name, 0))
 
     def _partitions(self, names: Sequence[str]) -> dict[str, int]:
-        """Return the number of partitions of the topics that there are."""
+        """Return the number of partitions of the topics that there are.
+
+        Raises:
+            TopicProblem: a topic must not be looked at.
+            KafkaError: a broker does not know it yet, or not any more: it has only just begun, or is about to end.
+
+        """
         found = {}
         for described in self._admin.describe_topics(list(names)):
             error = for_code(described["error_code"])
             if error.__name__ == "UnknownTopicOrPartitionError":
                 continue
+            if issubclass(error, RetriableError):
+                raise error(described["name"])
             if described["error_code"] != 0:
                 message = f"Topic {described['name']} cannot be looked at: {error.__name__}. Grant Describe on it."
                 raise TopicProblem(message)
@@ -171,7 +181,7 @@ def topics(options: Mapping[str, Any], replication_factor: int) -> Iterator[Topi
         KafkaError: the brokers cannot be reached.
 
     """
-    admin = KafkaAdminClient(**options)
+    admin: Any = connected(KafkaAdminClient, options)
     try:
         yield Topics(admin, replication_factor)
     finally:

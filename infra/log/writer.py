@@ -20,6 +20,7 @@ import psycopg
 from infra.database import APPENDING, SHORT, LedgerConnection, session
 from infra.errors import Unavailable
 from infra.log.fate import Backend, end_session, own_backend, recorded
+from infra.log.statement import Statement
 from projections.arrays import Byteas, Ints, Texts, Times, Uuids
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ class Writer:
         self._waiting: deque[Append] = deque()
         self._wake = asyncio.Event()
         self._connection: LedgerConnection | None = None
+        self._statement: Statement | None = None
         self._backend: Backend | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -273,13 +275,13 @@ class Writer:
     async def _attempt(self, batch: list[Append]) -> Exception | None:
         """Append a batch and answer its callers, or return the error for which nothing was recorded."""
         try:
-            connection = await self._connected()
+            connection, statement = await self._connected()
         except psycopg.Error as error:
             for request in batch:
                 _settle(request, _unavailable(NOT_RECORDED, error))
             return None
         try:
-            rows = await _call(connection, batch)
+            rows = await _call(statement, batch)
         except Exception as error:  # noqa: BLE001 - also what cannot be encoded: the writer outlives every caller
             if not connection.closed:
                 return error
@@ -289,16 +291,18 @@ class Writer:
             self._on_commit()
         return None
 
-    async def _connected(self) -> LedgerConnection:
-        if self._connection is None or self._connection.closed:
+    async def _connected(self) -> tuple[LedgerConnection, Statement]:
+        if self._connection is None or self._statement is None or self._connection.closed:
             connection = await LedgerConnection.connect(**self._session)
+            statement = Statement(connection, "append", len(_TYPES))
             try:
                 self._backend = await own_backend(connection)
+                await statement.prepare(_APPEND, _TYPES)
             except BaseException:
                 await connection.close()
                 raise
-            self._connection = connection
-        return self._connection
+            self._connection, self._statement = connection, statement
+        return self._connection, self._statement
 
     async def _resolve(self, batch: list[Append]) -> None:
         """Find out what became of a batch whose connection was lost while it was being committed."""
@@ -328,7 +332,7 @@ class Writer:
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
-                    connection = await self._connected()
+                    connection, _ = await self._connected()
                     await end_session(connection, lost)
                     return [await recorded(connection, request.ledger_id, request.events) for request in batch]
             except (psycopg.Error, TimeoutError):
@@ -347,17 +351,14 @@ class Writer:
             _settle(request, Unavailable(REFUSED_WRITE))
 
 
-async def _call(connection: LedgerConnection, batch: list[Append]) -> list[Any]:
+async def _call(statement: Statement, batch: list[Append]) -> list[Any]:
     columns = [
         *_of_callers(batch),
         *_of_rows([request.preconditions for request in batch], 2),
         *_of_rows([request.events for request in batch], len(EventRow._fields)),
         *_of_rows([request.claims for request in batch], 3),
     ]
-    parameters = [array(column) for array, column in zip(_TYPES, columns, strict=True)]
-    cursor = connection.reused
-    await cursor.execute(_APPEND, parameters, prepare=True)
-    return await cursor.fetchall()
+    return await statement.call([array(column) for array, column in zip(_TYPES, columns, strict=True)])
 
 
 def _of_callers(batch: list[Append]) -> list[list[Any]]:
@@ -393,7 +394,7 @@ _TYPES: Final = (
     *(Ints, Uuids, Ints, Uuids, Texts, Ints, Times, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
     *(Ints, Byteas, Uuids, Uuids),
 )
-_APPEND: Final = "SELECT * FROM append(" + ", ".join(["%b"] * len(_TYPES)) + ")"
+_APPEND: Final = f"SELECT * FROM append({', '.join(f'${number}' for number in range(1, len(_TYPES) + 1))})"
 
 
 def _answer(batch: list[Append], rows: list[Any]) -> bool:

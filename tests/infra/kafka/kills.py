@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,8 @@ from tests.waiting import LOOK_EVERY_S, until
 MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
 BETWEEN_EVENTS = 400
 WITHIN_S = 120.0
+# So long after its end was sent, a transaction stands open no more.
+ENDED_WITHIN_S = 1.0
 
 _HEADS = "SELECT name, max(position) FROM events JOIN ledgers USING (ledger_id) GROUP BY name"
 
@@ -83,20 +86,30 @@ class Transactions:
         for consumer in self._consumers:
             consumer.close(autocommit=False)
 
-    def until_one_is_open(self) -> None:
-        """Return while one is open, most likely; it lasts for milliseconds."""
-        partitions = [TopicPartition(self._topic, number) for number in range(PARTITIONS)]
+    def until_one_is_cut_off(self, process: subprocess.Popen[bytes]) -> None:
+        """Stop the publisher in the midst of one, which lasts for milliseconds; return once it stands still in it."""
         deadline = time.monotonic() + WITHIN_S
+        while True:
+            while not self._open():
+                assert time.monotonic() < deadline, "no transaction was seen"
+            process.send_signal(signal.SIGSTOP)
+            # Its end may be on its way already: whoever is stopped sends it no more.
+            until_s = time.monotonic() + ENDED_WITHIN_S
+            while self._open():
+                if time.monotonic() > until_s:
+                    return
+            process.send_signal(signal.SIGCONT)
+
+    def _open(self) -> bool:
+        partitions = [TopicPartition(self._topic, number) for number in range(PARTITIONS)]
         committed, appended = (consumer.end_offsets(partitions) for consumer in self._consumers)
-        while all(committed[partition] >= appended[partition] for partition in partitions):
-            assert time.monotonic() < deadline, "no transaction was seen"
-            committed, appended = (consumer.end_offsets(partitions) for consumer in self._consumers)
+        return any(committed[partition] < appended[partition] for partition in partitions)
 
 
 def kill_again_and_again(scene: Scene, kafka: Broker, prefix: str, kills: int) -> Counts:
     """Kill the publisher so often under load, let the last one finish, and look at what a subscriber has.
 
-    Every other time it is killed in the midst of publishing; in between at any moment after its start, while it
+    Every other time it is killed in the midst of a transaction; in between at any moment after its start, while it
     connects, wins the lease or asks how far the one before it came.
     """
     sql = psycopg.connect(scene.database.dsn(), autocommit=True)
@@ -109,7 +122,7 @@ def kill_again_and_again(scene: Scene, kafka: Broker, prefix: str, kills: int) -
                     while _published(sql) < reached:
                         assert process.poll() is None, "the publisher ended by itself"
                         time.sleep(LOOK_EVERY_S)
-                    transactions.until_one_is_open()
+                    transactions.until_one_is_cut_off(process)
                 else:
                     time.sleep(random.uniform(0.5, 3))
                 process.kill()
