@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import orjson
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from api import (
@@ -49,6 +50,7 @@ from infra.errors import (
 
 if TYPE_CHECKING:
     from starlette.routing import Route as StarletteRoute
+    from starlette.types import ASGIApp
 
 TITLE: Final = "Sparkledger"
 TAGS: Final = [
@@ -76,11 +78,35 @@ _RAISED: Final = (
 )
 
 
+class Application(FastAPI):
+    """FastAPI's matching and its description of the routes; around them stands `Edge`, and nothing else.
+
+    What FastAPI would put there as well costs a tenth of a request: it answers what broke, bounds bodies and closes
+    uploaded files, and the first two are the edge's, while files come in none of our bodies.
+    """
+
+    def __init__(self, *, max_body_bytes: int, max_request_s: float, **more: Any) -> None:
+        """Take the limits of a request, and what FastAPI takes."""
+        super().__init__(**more)
+        self._max_body_bytes = max_body_bytes
+        self._max_request_s = max_request_s
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return what a request passes."""
+        return Edge(
+            ExceptionMiddleware(self.router, handlers=self.exception_handlers),
+            max_body_bytes=self._max_body_bytes,
+            max_request_s=self._max_request_s,
+        )
+
+
 def create_app(
     services: Services, *, max_body_bytes: int = MAX_BODY_BYTES, max_request_s: float = MAX_REQUEST_S
 ) -> FastAPI:
     """Build the application; what it is wired with is opened and closed by the caller."""
-    app = FastAPI(
+    app = Application(
+        max_body_bytes=max_body_bytes,
+        max_request_s=max_request_s,
         title=TITLE,
         version=importlib.metadata.version("sparkledger"),
         openapi_url=None,
@@ -114,7 +140,6 @@ def create_app(
     app.openapi = lambda: reference(app)  # type: ignore[method-assign]
     for raised in _RAISED:
         app.add_exception_handler(raised, _answer_problem)
-    app.add_middleware(Edge, max_body_bytes=max_body_bytes, max_request_s=max_request_s)
     return app
 
 

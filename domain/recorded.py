@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from domain.code import Code
 from domain.creator import Creator
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
 Event = Code.Event | Creator.Event
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """One event with its place in the ledger. `event` has its sealed fields empty: views never see them.
+
+    A tuple, for a million of them are made to fill a view, and a frozen dataclass sets each field by a call.
 
     Attributes:
         position: the place in the ledger, dense from 1 in commit order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Generic, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, cast
 from uuid import UUID
 
 from domain.commands import A, Decision, When
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from infra.log.session import Session
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What is known of a command besides what it asks for.
 
     Attributes:

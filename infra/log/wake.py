@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from infra.database import session
+from infra.database import LedgerConnection, session
+from infra.log.statement import Statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +31,11 @@ log = logging.getLogger(__name__)
 class _Loop:
     """A task with a connection of its own that is begun again when the connection is lost."""
 
-    def __init__(self, conninfo: str, role: str, name: str) -> None:
-        self._session = {**session(conninfo, role), "application_name": f"sparkledger {name}"}
+    def __init__(self, conninfo: str, role: str, name: str, more_options: str = "") -> None:
+        self._session = {
+            **session(conninfo, role, more_options=more_options),
+            "application_name": f"sparkledger {name}",
+        }
         self._name = name
         self._task: asyncio.Task[None] | None = None
 
@@ -49,14 +53,14 @@ class _Loop:
     async def _run(self) -> None:
         while True:
             try:
-                async with await psycopg.AsyncConnection.connect(**self._session) as connection:
+                async with await LedgerConnection.connect(**self._session) as connection:
                     await self._use(connection)
             except psycopg.Error as error:
                 # Also what it will not do now: a standby refuses to listen until it is promoted.
                 log.warning("The %s lost its connection and tries again: %s", self._name, str(error).strip())
                 await asyncio.sleep(RETRY_S)
 
-    async def _use(self, connection: psycopg.AsyncConnection) -> None:
+    async def _use(self, connection: LedgerConnection) -> None:
         raise NotImplementedError
 
 
@@ -65,18 +69,21 @@ class Notifier(_Loop):
 
     def __init__(self, conninfo: str, role: str) -> None:
         """Prepare; `start` connects."""
-        super().__init__(conninfo, role, "notifier")
+        # What is lost with the server costs no more than a poll: no NOTIFY waits for the disk, or makes appends wait.
+        super().__init__(conninfo, role, "notifier", " -c synchronous_commit=off")
         self._committed = asyncio.Event()
 
     def committed(self) -> None:
         """Note that something was committed; many before the next NOTIFY are one."""
         self._committed.set()
 
-    async def _use(self, connection: psycopg.AsyncConnection) -> None:
+    async def _use(self, connection: LedgerConnection) -> None:
+        notify = Statement(connection, "notify", 0)
+        await notify.prepare(f"NOTIFY {CHANNEL}", ())
         while True:
             await self._committed.wait()
             self._committed.clear()
-            await connection.execute(f"NOTIFY {CHANNEL}")
+            await notify.call(())
             await asyncio.sleep(NOTIFY_EVERY_S)
 
 
@@ -89,7 +96,7 @@ class Listener(_Loop):
         self._heard = heard
         self._channel = channel
 
-    async def _use(self, connection: psycopg.AsyncConnection) -> None:
+    async def _use(self, connection: LedgerConnection) -> None:
         await connection.execute(f"LISTEN {self._channel}")
         self._heard()  # what was committed while nobody listened
         async for _ in connection.notifies():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -50,8 +49,7 @@ def recorded(type_: str, actor: Actor) -> Recorded:
     name, version = wire_type(event)
     built = to_event(name, event.originator_id, event.originator_version, event.timestamp, clear_body(event))
     told = given.permitted().ledger.events[0]
-    return replace(
-        told,
+    return told._replace(
         type=name,
         type_version=version,
         stream_id=event.originator_id,

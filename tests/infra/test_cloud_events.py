@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -48,7 +47,7 @@ def test_nothing_that_is_sealed_leaves(name: str) -> None:
 
 
 def test_what_the_clock_records_is_not_ascribed_to_a_key() -> None:
-    recorded = replace(as_recorded(examples()["Expired"][0]), actor=CLOCK)
+    recorded = as_recorded(examples()["Expired"][0])._replace(actor=CLOCK)
     attributes = cloud_event(recorded, "main").attributes
 
     assert (attributes["authtype"], attributes["authid"]) == ("system", "clock")

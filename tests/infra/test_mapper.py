@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, ClassVar
 from uuid import UUID
@@ -42,7 +41,7 @@ def test_a_stream_that_went_through_rows_is_replayed_to_the_same_aggregate(story
     told = STORIES[story]()
     for stream in told.ledger.streams.values():
         replay = replay_creator if isinstance(stream[0].event, Creator.Enabled) else replay_code
-        again = [replace(recorded, event=through_a_row(recorded.event)) for recorded in stream]
+        again = [recorded._replace(event=through_a_row(recorded.event)) for recorded in stream]
         assert vars(replay(again)) == vars(replay(stream))
 
 

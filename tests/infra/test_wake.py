@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 import infra.log.wake
+from infra.database import LedgerConnection
 from infra.log.wake import Listener
 from infra.runtime import API
 from tests.infra.opened import Opened
@@ -18,7 +19,7 @@ class Promoted(Listener):
 
     was_standby = True
 
-    async def _use(self, connection: psycopg.AsyncConnection) -> None:
+    async def _use(self, connection: LedgerConnection) -> None:
         if self.was_standby:
             self.was_standby = False
             raise psycopg.errors.ReadOnlySqlTransaction("cannot execute LISTEN during recovery")

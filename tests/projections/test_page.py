@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +16,7 @@ EVENT = given.permitted().ledger.events[0]
 
 def events(ledger_id: int, *positions: int) -> list[tuple[int, Any]]:
     """Events at these positions, each recorded a second after the one before."""
-    return [(ledger_id, replace(EVENT, position=p, recorded_at=NOW + timedelta(seconds=p))) for p in positions]
+    return [(ledger_id, EVENT._replace(position=p, recorded_at=NOW + timedelta(seconds=p))) for p in positions]
 
 
 def span(first: int, last: int) -> Span:

@@ -168,7 +168,7 @@ async def test_a_row_that_the_database_refuses_is_found_in_its_page(connect: Con
     story = given.shared()
     log = MemoryLog(story)
     bad = story.ledger.events[2]
-    log.ledgers[1][2] = replace(bad, event=replace(bad.event, brand_id="no text holds a \x00"))  # type: ignore[call-arg]
+    log.ledgers[1][2] = bad._replace(event=replace(bad.event, brand_id="no text holds a \x00"))  # type: ignore[call-arg]
     async with running(runner_of(history.VIEW, log, connect)):
         await until(lambda: failed(worker, "history"))
     assert await state(worker, "history") == ("failed", 1, 3)
@@ -177,7 +177,7 @@ async def test_a_row_that_the_database_refuses_is_found_in_its_page(connect: Con
 
 async def test_an_event_of_a_code_that_no_event_began_stops_the_view(connect: Connect, worker: Cursor) -> None:
     log = MemoryLog(given.shared())
-    log.ledgers[1] = [replace(log.ledgers[1][2], position=1)]
+    log.ledgers[1] = [log.ledgers[1][2]._replace(position=1)]
     async with running(runner_of(codes.VIEW, log, connect)):
         await until(lambda: failed(worker, "codes"))
     (standing,) = await view.statuses(worker)
