@@ -37,8 +37,12 @@ _NOT_DEAD: Final = (
 )
 
 
+# No ledger's id: what a session is bound to while that changes, and after whoever changed it was cancelled.
+_UNKNOWN: Final = -1
+
+
 class LedgerConnection(psycopg.AsyncConnection[Any]):
-    """A session that remembers which ledger its row-level security is bound to."""
+    """A session that remembers which ledger its row-level security is bound to, None where it is bound to none."""
 
     ledger_id: int | None = None
 
@@ -47,11 +51,12 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
         """A cursor to use again and again: a new one learns how each parameter is sent anew."""
         return self.cursor(binary=True)
 
-    async def bind(self, ledger_id: int) -> None:
-        """Bind the session to a ledger; costs a statement only where it was bound to another."""
+    async def bind(self, ledger_id: int | None) -> None:
+        """Bind the session to a ledger, or to none; costs a statement only where it was bound otherwise."""
         if self.ledger_id != ledger_id:
-            self.ledger_id = None  # whoever is cancelled in between leaves it unknown, not wrong
-            await self.execute("SELECT set_config('sparkledger.ledger', %s, false)", (str(ledger_id),))
+            self.ledger_id = _UNKNOWN
+            setting = "" if ledger_id is None else str(ledger_id)
+            await self.execute("SELECT set_config('sparkledger.ledger', %s, false)", (setting,))
             self.ledger_id = ledger_id
 
 
@@ -116,7 +121,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, ledger_id: int | None = None) -> AsyncIterator[LedgerConnection]:
-        """Lend a session, bound to a ledger if one is given.
+        """Lend a session, bound to a ledger; to none where none is given, whoever had it before.
 
         Raises:
             Unavailable: none became free in time, or the database is away.
@@ -124,8 +129,7 @@ class Database:
         """
         try:
             async with self._pool.connection() as connection:
-                if ledger_id is not None:
-                    await connection.bind(ledger_id)
+                await connection.bind(ledger_id)
                 yield connection
         except (PoolTimeout, *SHORT) as error:
             raise Unavailable(AWAY) from error

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
 
 from infra.callers.accesses import Access
-from infra.database import LedgerConnection
+from infra.database import Database, LedgerConnection
 from infra.ids import uuid7
 from infra.runtime import API, WORKER
 from projections import VIEWS
@@ -216,20 +218,62 @@ async def test_a_read_of_another_ledger_finds_nothing(opened: Opened, two: tuple
         assert await cursor.fetchone() == (0,)
 
 
-async def test_a_session_whose_binding_was_cancelled_is_bound_anew(
+async def seen(connection: LedgerConnection) -> list[tuple[int]]:
+    """Return the ledgers whose events a session sees."""
+    return await (await connection.execute("SELECT DISTINCT ledger_id FROM events")).fetchall()
+
+
+async def test_a_query_that_forgets_its_ledger_finds_nothing_whoever_had_its_session_before(
+    opened: Opened, two: tuple[Tenant, Tenant]
+) -> None:
+    ledger_ids = [tenant.ledger_id for tenant in two]
+    async with pooled(opened) as database:
+        found = [await database.read(ledger_id, seen) for ledger_id in (ledger_ids[0], None, ledger_ids[1], None)]
+    assert found == [[(ledger_ids[0],)], [], [(ledger_ids[1],)], []]
+
+
+async def test_a_session_is_bound_by_a_statement_only_where_its_ledger_changes(
     opened: Opened, two: tuple[Tenant, Tenant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[str] = []
+    execute = LedgerConnection.execute
+
+    async def noting(connection: LedgerConnection, query: str, *more: Any) -> Any:
+        bound.extend(parameters[0] for parameters in more if "set_config" in query)
+        return await execute(connection, query, *more)
+
+    monkeypatch.setattr(LedgerConnection, "execute", noting)
+    one = two[0].ledger_id
+    async with pooled(opened) as database:
+        for ledger_id in (None, None, one, one, one, None, None, one):
+            await database.read(ledger_id, seen)
+    assert bound == [str(one), "", str(one)]
+
+
+@asynccontextmanager
+async def pooled(opened: Opened) -> AsyncIterator[Database]:
+    """Lend a pool of one session, in the API's role."""
+    database = Database(opened.database.dsn(API), API, size=1)
+    await database.open()
+    yield database
+    await database.close()
+
+
+@pytest.mark.parametrize("after", [0, None], ids=["another", "none"])
+async def test_a_session_whose_binding_was_cancelled_is_bound_anew(
+    opened: Opened, two: tuple[Tenant, Tenant], monkeypatch: pytest.MonkeyPatch, after: int | None
 ) -> None:
     """The server may have carried out what the caller no longer waited for."""
     dsn = opened.database.dsn(API)
+    wanted = None if after is None else two[after].ledger_id
     async with await LedgerConnection.connect(dsn, autocommit=True) as connection:
-        await connection.bind(two[0].ledger_id)
+        await connection.bind(wanted)
         with monkeypatch.context() as patch:
             patch.setattr(LedgerConnection, "execute", carried_out_and_cancelled)
             with pytest.raises(asyncio.CancelledError):
                 await connection.bind(two[1].ledger_id)
-        await connection.bind(two[0].ledger_id)
-        cursor = await connection.execute("SELECT DISTINCT ledger_id FROM events")
-        assert await cursor.fetchall() == [(two[0].ledger_id,)]
+        await connection.bind(wanted)
+        assert await seen(connection) == ([] if wanted is None else [(wanted,)])
 
 
 async def carried_out_and_cancelled(connection: LedgerConnection, query: str, parameters: tuple[str]) -> None:
