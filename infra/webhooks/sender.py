@@ -24,6 +24,7 @@ import logging
 import math
 import random
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ from infra.webhooks.messages import Attempt, Entry, Message
 from infra.webhooks.payload import HEADERS, payload, payload_of_test
 from infra.webhooks.queue import Queue
 from infra.webhooks.signing import signed_headers
+from infra.webhooks.target import Answer
 from projections.trail import Among
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from infra.log.tail import Tail, Tails
     from infra.webhooks.book import Book
     from infra.webhooks.messages import Disabled, Endpoint, Outcome, Standing, Terms
-    from infra.webhooks.target import Answer, Target
+    from infra.webhooks.target import Target
 
 GONE: Final = 410
 PAGE_EVENTS: Final = 100
@@ -313,7 +315,13 @@ class Sender:
             return
         at, began = datetime.now(UTC), time.monotonic()
         signed = signed_headers(str(message.message_id), int(at.timestamp()), body, self._secrets())
-        answer = await self._target.post(HEADERS | signed, body)
+        try:
+            answer = await self._target.post(HEADERS | signed, body)
+        except Exception as error:  # noqa: BLE001 - whatever breaks is this message's, and must not hold up the others
+            # Its words are not logged, for they may hold what was sent.
+            broke_at = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("Webhook %s: %s in %s", self.endpoint.webhook_id, type(error).__name__, broke_at)  # noqa: TRY400
+            answer = Answer(error="Something broke on our side.")
         duration_ms = round((time.monotonic() - began) * 1000)
         message.attempts = attempt = message.attempts + 1
         message.first_at = message.first_at or at

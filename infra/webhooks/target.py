@@ -191,7 +191,11 @@ class Target:
             return Answer(error=str(bad))
         except httpcore.ConnectError as error:
             return Answer(error=_why_not_connected(error))
-        except (httpcore.NetworkError, httpcore.ProtocolError):
+        except ssl.SSLError:
+            # With TLS 1.3 it is told only now that a receiver asks for a certificate: what the server makes of ours, or
+            # of none, comes after the handshake. Neither httpcore nor anyio turns it into an error of theirs.
+            return Answer(error="The encryption broke before there was an answer: does it ask for a certificate?")
+        except (httpcore.NetworkError, httpcore.ProtocolError, OSError):
             return Answer(error="The connection broke before there was an answer.")
 
     async def _post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> Answer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -28,7 +29,10 @@ from infra.webhooks.target import (
     Target,
     check_url,
 )
+from tests import given
+from tests.infra.opened import Opened
 from tests.infra.receiving import HANG, receiving
+from tests.infra.sending import Post, sending
 
 LOOPBACK = Networks(["127.0.0.0/8", "::1/128"])
 NONE = Networks(["none"])
@@ -272,6 +276,96 @@ async def test_the_certificate_must_be_for_the_name_although_the_address_is_conn
         not_verified = Answer(error="The receiver's certificate could not be verified.")
         assert (wrong, unknown) == (not_verified, not_verified)
         assert len(receiver.received) == 1
+
+
+@asynccontextmanager
+async def breaking(context: ssl.SSLContext, last: bytes = b"") -> AsyncIterator[int]:
+    """Listen with TLS; after the handshake say something in clear, or what TLS has to say where it failed."""
+
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        encryption = context.wrap_bio(incoming, outgoing, server_side=True)
+        shaken = False
+        while not shaken:
+            try:
+                encryption.do_handshake()
+                shaken = True
+            except ssl.SSLWantReadError:
+                writer.write(outgoing.read())
+                incoming.write(await reader.read(65_536))
+            except ssl.SSLError:
+                # What is left is the alert.
+                break
+        writer.write(outgoing.read() + last)
+        # A connection that is closed before the client has read it could be reset.
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(begin, "127.0.0.1", 0) as listening:
+        yield listening.sockets[0].getsockname()[1]
+
+
+def asking(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the contexts of a server that asks for a certificate, and of a client that has none."""
+    server, client = certified(folder, "localhost")
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_verify_locations(str(folder / "certificate"))
+    return server, client
+
+
+@pytest.mark.parametrize("what", ["a certificate is asked for", "a record is garbled"])
+async def test_encryption_that_breaks_after_the_handshake_is_a_failed_attempt(tmp_path: Path, what: str) -> None:
+    server, client = asking(tmp_path) if what == "a certificate is asked for" else certified(tmp_path, "localhost")
+    async with breaking(
+        server, b"" if what == "a certificate is asked for" else b"HTTP/1.1 204 in clear\r\n\r\n"
+    ) as port:
+        target = Target(f"https://localhost:{port}/", 1, LOOPBACK, Leading(["127.0.0.1"]), client, 1)
+        answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
+        await target.close()
+    broke = Answer(error="The encryption broke before there was an answer: does it ask for a certificate?")
+    assert answers == [broke, broke]
+
+
+async def test_a_receiver_that_asks_for_a_certificate_is_tried_again_on_the_schedule_and_disabled_at_its_end(
+    opened: Opened, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, client = asking(tmp_path)
+    post = Post(opened, await opened.begin(role="subscriber"))
+    await opened.when(post.tenant, given.permission())
+    async with breaking(server) as port, sending(opened) as senders:
+        senders._context = client
+        webhook, _, _ = await post.webhooks.create(
+            post.owner, url=f"https://localhost:{port}/", description=None, types=(), creator_ids=(), after=0
+        )
+        await post.until(webhook.webhook_id, disabled="failing")
+    outcomes = [attempt.outcome for attempt in await post.attempts(webhook.webhook_id)]
+    assert outcomes == ["failed", "failed", "failed", "disabled"]
+    assert "Traceback" not in caplog.text
+
+
+async def test_whatever_else_breaks_is_a_failed_attempt_that_is_logged_without_its_words(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    posted = Target.post
+    broken = [RuntimeError("of the receiver")]
+
+    async def break_once(target: Target, headers: Mapping[str, str], body: bytes) -> Answer:
+        if broken:
+            raise broken.pop()
+        return await posted(target, headers, body)
+
+    monkeypatch.setattr(Target, "post", break_once)
+    post = Post(opened, await opened.begin(role="subscriber"))
+    await opened.when(post.tenant, given.permission())
+    async with receiving() as receiver, sending(opened):
+        webhook_id = await post.register(receiver)
+        await post.settled(webhook_id)
+    assert [(attempt.outcome, attempt.error) for attempt in await post.attempts(webhook_id)] == [
+        ("failed", "Something broke on our side."),
+        ("delivered", None),
+    ]
+    assert f"Webhook {webhook_id}: RuntimeError in " in caplog.text
+    assert "of the receiver" not in caplog.text
 
 
 async def test_a_name_is_looked_up_once_for_all_who_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
