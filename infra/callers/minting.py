@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
+from domain.errors import NotAllowed
 from infra.callers.accesses import Access, record_within
-from infra.callers.api_key import ApiKey, Subjects, subjects_problem
+from infra.callers.api_key import REVEALING, ApiKey, Subjects, subjects_problem
 from infra.callers.key_text import RANDOM_BYTES, key_text
 from infra.errors import IdempotencyMismatch, KeyNoLongerValid, KeyNotRotatable
 from infra.ids import uuid7
@@ -98,13 +99,18 @@ _REVOKE: Final = """
 _EXISTS: Final = "SELECT 1 FROM api_keys WHERE ledger_id = %s AND key_id = %s"
 
 _HOLD: Final = """
-    SELECT 1
+    SELECT may_reveal
     FROM api_keys
     WHERE key_id = %s
     AND revoked_at IS NULL
     AND (expires_at IS NULL OR expires_at > clock_timestamp())
     FOR NO KEY UPDATE
 """
+
+
+_REVEALS_MORE: Final = (
+    "This key may not show secrets, so it makes and rotates no key that shows them. Make one with may_reveal false."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,7 @@ class Minter:
         Raises:
             ValueError: the role does not go with the subjects.
             IdempotencyMismatch: the Idempotency-Key minted another key.
+            NotAllowed: it would reveal, and the key that asks may not.
             KeyNoLongerValid: the key that asks was revoked meanwhile.
 
         """
@@ -201,7 +208,9 @@ class Minter:
             "request_hash": request_hash,
         }
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            await _still_valid(connection, asker.key_id)
+            may_reveal_itself = await held(connection, asker.key_id)
+            if may_reveal and role in REVEALING and not may_reveal_itself:
+                raise NotAllowed(_REVEALS_MORE)
             minted = (await connection.execute(INSERT, fields)).rowcount == 1
             row = await (await connection.execute(_OF_HASH, (fields["hash"],))).fetchone()
             if row is None or (not minted and row[13] != request_hash):
@@ -228,6 +237,7 @@ class Minter:
         Raises:
             LookupError: the ledger has no such key.
             KeyNotRotatable: it was revoked, has expired, or stands for the bearer of tokens.
+            NotAllowed: it reveals, and the key that asks may not.
             IdempotencyMismatch: the Idempotency-Key rotated in another way.
             KeyNoLongerValid: the key that asks was revoked meanwhile.
 
@@ -236,7 +246,7 @@ class Minter:
         hashing, (idempotency, text) = await self._keyring.hashing(), await self._drawn(purpose, asker, idempotency_key)
         hashed = hashing.hash(text)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            await _still_valid(connection, asker.key_id)
+            may_reveal_itself = await held(connection, asker.key_id)
             row = await (await connection.execute(_TO_ROTATE, (ledger_id, key_id))).fetchone()
             if row is None:
                 message = "There is no such key in this ledger."
@@ -246,6 +256,8 @@ class Minter:
             assert now is not None  # noqa: S101 - a SELECT without a FROM answers one row
             if key.kind != "key" or not key.valid(now[0]):
                 raise KeyNotRotatable
+            if key.reveals and not may_reveal_itself:
+                raise NotAllowed(_REVEALS_MORE)
             added = await connection.execute(_ADD_HASH, (hashed, ledger_id, key_id, idempotency, request_hash))
             rotated = added.rowcount == 1
             if rotated:
@@ -268,7 +280,7 @@ class Minter:
 
         """
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            await _still_valid(connection, asker.key_id)
+            await held(connection, asker.key_id)
             revoked = (await connection.execute(_REVOKE, (ledger_id, key_id))).rowcount == 1
             if revoked:
                 await _record(connection, ledger_id, asker, {"key_id": key_id})
@@ -284,13 +296,22 @@ class Minter:
         return hashed[:16], key_text(hmac.digest(hashed, b"text", "sha256"))
 
 
-async def _still_valid(connection: LedgerConnection, key_id: UUID | None) -> None:
-    """Hold the key that asks as it is until the transaction ends: one that was revoked must not outlive itself."""
+async def held(connection: LedgerConnection, key_id: UUID | None) -> bool:
+    """Hold the key that asks as it is until the transaction ends: one that was revoked must not outlive itself.
+
+    Returns:
+        Whether it may reveal; whoever sits at the machine may.
+
+    Raises:
+        KeyNoLongerValid: it was revoked, or has expired.
+
+    """
     if key_id is None:
-        return
-    cursor = await connection.execute(_HOLD, (key_id,))
-    if await cursor.fetchone() is None:
+        return True
+    row = await (await connection.execute(_HOLD, (key_id,))).fetchone()
+    if row is None:
         raise KeyNoLongerValid
+    return bool(row[0])
 
 
 async def _record(connection: LedgerConnection, ledger_id: int, asker: Asker, asked: dict[str, Any]) -> None:

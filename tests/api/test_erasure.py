@@ -243,3 +243,34 @@ def test_a_key_whose_role_reveals_nothing_is_told_so(world: World, role: str) ->
     subjects = {"brand_ids": ["brand-1"]} if role == "brand" else {}
     key = told(world.client.post("/v1/keys", json={"role": role, "subjects": subjects}), 201)
     assert key["may_reveal"] is False
+
+
+def test_a_key_that_may_not_reveal_makes_none_that_does(world: World) -> None:
+    weak = world.with_key(told(world.client.post("/v1/keys", json={"role": "admin", "may_reveal": False}), 201)["key"])
+    creator = {"role": "creator", "subjects": {"creator_ids": [OWN_CREATOR]}}
+    before = told(world.client.get("/v1/keys"), 200)
+    for asked in (creator, {"role": "operator"}, {"role": "admin"}, {"role": "admin", "may_reveal": True}):
+        assert refused(weak.post("/v1/keys", json=asked)) == (403, "not_allowed")
+    after = told(world.client.get("/v1/keys"), 200)
+    assert [key["key_id"] for key in after["keys"]] == [key["key_id"] for key in before["keys"]]
+    made = [
+        told(weak.post("/v1/keys", json=asked), 201)
+        for asked in (creator | {"may_reveal": False}, {"role": "admin", "may_reveal": False}, {"role": "auditor"})
+    ]
+    assert [key["may_reveal"] for key in made] == [False, False, False]
+
+
+def test_a_key_that_may_not_reveal_rotates_none_that_does(world: World) -> None:
+    code = with_notes(world)
+    weak = world.with_key(told(world.client.post("/v1/keys", json={"role": "admin", "may_reveal": False}), 201)["key"])
+    revealing = told(world.client.post("/v1/keys", json={"role": "operator"}), 201)
+    asked = {"overlap_seconds": 3600}
+    assert refused(weak.post(f"/v1/keys/{revealing['key_id']}/rotation", json=asked)) == (403, "not_allowed")
+    # Nothing has changed: no overlap began, and the key goes on.
+    shown = told(world.client.get("/v1/keys"), 200)["keys"][0]
+    assert (shown["key_id"], shown["overlap_ends_at"]) == (revealing["key_id"], None)
+    reveal = world.with_key(revealing["key"]).post(f"/v1/codes/{code['code_id']}/reveals", json={"reason": "lost"})
+    assert told(reveal, 200)["secret"] == code["secret"]
+    for role in ("operator", "auditor"):
+        other = told(world.client.post("/v1/keys", json={"role": role, "may_reveal": False}), 201)
+        told(weak.post(f"/v1/keys/{other['key_id']}/rotation", json=asked), 200)
