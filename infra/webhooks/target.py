@@ -185,12 +185,12 @@ class Target:
         try:
             async with asyncio.timeout(ATTEMPT_S):
                 return await self._post([(name.encode(), value.encode()) for name, value in headers.items()], body)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            return Answer(error=_why_not_connected(error))
         except (TimeoutError, httpcore.TimeoutException):
             return Answer(error=f"There was no answer within {ATTEMPT_S:.0f} seconds.")
         except BadTarget as bad:
             return Answer(error=str(bad))
-        except httpcore.ConnectError as error:
-            return Answer(error=_why_not_connected(error))
         except ssl.SSLError:
             # With TLS 1.3 it is told only now that a receiver asks for a certificate: what the server makes of ours, or
             # of none, comes after the handshake. Neither httpcore nor anyio turns it into an error of theirs.
@@ -251,11 +251,15 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         allowed = [a for a in found if self._networks.allow(a) and (self._encrypted or a.is_loopback)]
         if not allowed:
             raise BadTarget("The host's name leads to an address that webhooks are not sent to.")
-        failed: httpcore.ConnectError | None = None
-        for address in allowed[:ADDRESSES_TRIED]:
+        tried = allowed[:ADDRESSES_TRIED]
+        until = None if timeout is None else time.monotonic() + timeout
+        failed: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
+        for number, address in enumerate(tried):
+            # One that says nothing leaves the others their share of the time; what is left over is theirs as well.
+            share = None if until is None else max(0.0, until - time.monotonic()) / (len(tried) - number)
             try:
-                return await self._inner.connect_tcp(str(address), port, timeout, local_address, socket_options)
-            except httpcore.ConnectError as error:
+                return await self._inner.connect_tcp(str(address), port, share, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
         raise failed or httpcore.ConnectError
 
@@ -303,8 +307,10 @@ def _retry_after_s(said: str) -> float | None:
     return min(max(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - time.time(), 0.0), RETRY_AFTER_MAX_S)
 
 
-def _why_not_connected(error: httpcore.ConnectError) -> str:
+def _why_not_connected(error: httpcore.ConnectError | httpcore.ConnectTimeout) -> str:
     """Say it in our own words: those of the network may hold what was sent, or where to."""
+    if isinstance(error, httpcore.ConnectTimeout):
+        return f"No connection came about within {CONNECT_S:.0f} seconds."
     cause = error.args[0] if error.args else error.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return "The receiver's certificate could not be verified."

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import httpcore
 import pytest
@@ -233,6 +234,48 @@ async def test_retry_after_may_be_a_date() -> None:
         found = (await post(receiver.url, LOOPBACK, Resolver())).retry_after_s
     assert found is not None
     assert 110 < found <= 120
+
+
+class Connecting(httpcore.AsyncNetworkBackend):
+    """Connects to nobody but says which addresses were tried, each for how long; those named fail as they are told."""
+
+    def __init__(self, **failing: Exception) -> None:
+        self.failing = failing
+        self.tried: list[tuple[str, float | None]] = []
+
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: object) -> Any:  # noqa: ASYNC109 - as httpcore has it
+        self.tried.append((host, timeout))
+        if host in self.failing:
+            raise self.failing[host]
+        raise httpcore.ReadError
+
+
+@pytest.mark.parametrize("failure", [httpcore.ConnectTimeout(), httpcore.ConnectError()], ids=["silent", "refused"])
+async def test_the_next_address_of_a_name_is_tried_where_one_does_not_connect(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    inner = Connecting(**{"127.0.0.1": failure})
+    monkeypatch.setattr(httpcore, "AnyIOBackend", lambda: inner)
+    addresses = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+
+    await post("http://localhost:9/", LOOPBACK, Leading(addresses))
+
+    # The first has a third of the five seconds, and the second half of what is left.
+    (first, first_s), (second, second_s) = inner.tried
+    assert (first, second) == ("127.0.0.1", "127.0.0.2")
+    assert first_s == pytest.approx(5 / 3, abs=0.5)
+    assert second_s == pytest.approx(5 / 2, abs=0.5)
+
+
+async def test_a_name_of_which_no_address_connects_in_time_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = ["127.0.0.1", "127.0.0.2"]
+    inner = Connecting(**dict.fromkeys(addresses, httpcore.ConnectTimeout()))
+    monkeypatch.setattr(httpcore, "AnyIOBackend", lambda: inner)
+
+    answer = await post("http://localhost:9/", LOOPBACK, Leading(addresses))
+
+    assert answer == Answer(error="No connection came about within 5 seconds.")
+    assert [address for address, _ in inner.tried] == addresses
 
 
 # -- TLS
