@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import orjson
 
+from infra.callers.minting import held
 from infra.errors import IdempotencyMismatch
 from infra.ids import uuid7
 from infra.webhooks.payload import TEST
@@ -29,7 +31,7 @@ from infra.webhooks.shown import (
 from infra.webhooks.signing import SALT_BYTES, SECRET_BYTES, seal, secret_text, secret_told_again
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from infra.database import Database, LedgerConnection
     from infra.keys.keyring import Keyring
@@ -187,12 +189,13 @@ class Webhooks:
 
         Raises:
             TooManyWebhooks: the ledger has as many as it may.
+            KeyNoLongerValid: the key that asks was revoked meanwhile; here and below.
             IdempotencyMismatch: the Idempotency-Key was used for another request; here and below.
             Unavailable: the database is away; here and below.
 
         """
         keys = await self._keyring.ledger(owner.ledger_id)
-        async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
+        async with self._changing(owner) as connection:
             told = await self._told(connection, owner, asked)
             secret, salt = _secret(keys, owner, asked, told)
             webhook_id = uuid7() if told is None else UUID(told["webhook_id"])
@@ -237,7 +240,7 @@ class Webhooks:
             OwnerInvalid: it cannot be enabled, for its key is not valid.
 
         """
-        async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
+        async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id)
             if changes.get("enabled"):
                 await _check_owner(connection, webhook_id)
@@ -255,7 +258,7 @@ class Webhooks:
 
         """
         keys = await self._keyring.ledger(owner.ledger_id)
-        async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
+        async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id)
             told = await self._told(connection, owner, asked)
             secret, salt = _secret(keys, owner, asked, told)
@@ -268,7 +271,7 @@ class Webhooks:
 
     async def delete(self, owner: Owner, webhook_id: UUID) -> None:
         """Delete a webhook, with everything that is known of it."""
-        async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
+        async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id)
             await connection.execute("DELETE FROM webhooks WHERE webhook_id = %s", (webhook_id,))
 
@@ -281,7 +284,7 @@ class Webhooks:
             WebhookDisabled: nothing is sent to it.
 
         """
-        async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
+        async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id, enabled=True)
             told = await self._told(connection, owner, asked)
             if told is not None:
@@ -305,7 +308,7 @@ class Webhooks:
             WebhookDisabled: nothing is sent to it.
 
         """
-        async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
+        async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id, enabled=True)
             told = await self._told(connection, owner, asked)
             if told is not None:
@@ -339,6 +342,13 @@ class Webhooks:
             return [Delivery(*row) for row in await cursor.fetchall()]
 
         return await self._database.read(owner.ledger_id, query)
+
+    @asynccontextmanager
+    async def _changing(self, owner: Owner) -> AsyncIterator[LedgerConnection]:
+        """Open a transaction for a change, and hold the key that asks until its end: a revoked one changes nothing."""
+        async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
+            await held(connection, owner.key_id)
+            yield connection
 
     async def _told(self, connection: LedgerConnection, owner: Owner, asked: Asked | None) -> Any:
         """Return what the same request was answered before; nothing where it is new, which is noted."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
+import psycopg
 import pytest
 
 import infra.webhooks.owners
+from infra.callers.api_key import ApiKey
+from infra.callers.identity import Identity
 from tests.api.world import World, refused, told
 
 URL = "https://receiver.example/hook?token=theirs"
@@ -154,6 +158,44 @@ def test_a_webhook_whose_key_is_gone_cannot_be_enabled(world: World) -> None:
     assert told(world.client.patch(path, json={"enabled": False}), 200)["disabled"] == "asked"
 
 
+@pytest.mark.parametrize("end", ["revoked_at", "expires_at"])
+def test_a_key_that_has_ended_changes_no_webhook_though_the_door_has_not_heard(
+    world: World, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    let_in: dict[str, ApiKey | None] = {}
+    authenticate = Identity.authenticate
+
+    async def remembering(identity: Identity, presented: str, now: datetime) -> ApiKey | None:
+        if presented not in let_in:
+            let_in[presented] = await authenticate(identity, presented, now)
+        return let_in[presented]
+
+    monkeypatch.setattr(Identity, "authenticate", remembering)
+    key = told(world.client.post("/v1/keys", json={"role": "admin"}), 201)
+    ended = world.with_key(key["key"])
+    path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
+    before = told(ended.get("/v1/webhooks"), 200)
+    with psycopg.connect(world.server.database.dsn(), autocommit=True) as another:
+        another.execute(f"UPDATE api_keys SET {end} = now() WHERE key_id = %s", (key["key_id"],))
+        stored = another.execute("SELECT w::text FROM webhooks w ORDER BY w.webhook_id").fetchall()
+
+        answered = {
+            f"{method} {at.removeprefix(path)}": refused(ended.request(method, at, json=body))
+            for method, at, body in (
+                ("POST", "/v1/webhooks", {"url": URL}),
+                ("PATCH", path, {"url": URL + "2"}),
+                ("POST", f"{path}/rotation", None),
+                ("POST", f"{path}/test", None),
+                ("POST", f"{path}/replays", None),
+                ("DELETE", path, None),
+            )
+        }
+        assert answered == dict.fromkeys(answered, (401, "unauthenticated"))
+        assert len(answered) == 6
+        assert told(ended.get("/v1/webhooks"), 200) == before
+        assert another.execute("SELECT w::text FROM webhooks w ORDER BY w.webhook_id").fetchall() == stored
+
+
 def test_a_deleted_webhook_is_unknown(world: World) -> None:
     path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
     assert world.client.delete(path).status_code == 204
@@ -205,8 +247,6 @@ def test_an_idempotency_key_that_was_forgotten_brings_no_old_secret_back(world: 
 
 def forget_requests(world: World) -> None:
     """Drop what was asked with Idempotency-Keys, as a worker does after two days."""
-    import psycopg
-
     with psycopg.connect(world.server.database.dsn(), autocommit=True) as connection:
         connection.execute("DELETE FROM webhook_requests")
 
@@ -235,8 +275,6 @@ def test_a_bounded_number_of_tests_waits(world: World) -> None:
 
 def record(world: World, webhook_id: str, table: str, number: int) -> None:
     """Put rows into the log of deliveries or among the dead letters, as a sender does."""
-    import psycopg
-
     queries = {
         "attempts": "INSERT INTO webhook_attempts (webhook_id, ledger_id, message_id, position, type, attempt, at,"
         " outcome, status, duration_ms) SELECT %s, ledger_id, gen_random_uuid(), n, 'Shared', 1, now(),"
