@@ -129,6 +129,7 @@ def create_app(
     app.state.key_names = KeyNames(services.identity)
     app.state.sending = Sending()
     app.state.streams = Streams(services, app.state.key_names)
+    services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))
     # One flat list, the busiest routes first: a router within a router is matched twice for every request.
     reading = (reads, question, histories, lists, statistics, streams, audit, exports, accesses)
     for routes in (commands, *reading, webhooks, erasure, access_keys, health):

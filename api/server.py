@@ -84,6 +84,7 @@ async def _serve(
             now=lambda: datetime.now(UTC),
             database=opened.database,
             webhooks=Webhooks(opened.database, opened.keyring),
+            on_keys_changed=opened.on_keys_changed,
         )
         app = create_app(services)
         server = Server(

@@ -179,8 +179,8 @@ class Stream(EventSourceResponse):
             entries = self._tail.after(self.position, CHUNK_EVENTS)
             if entries:
                 self._backlog.position = entries[-1].recorded.position
-                wanted = [entry.encoded for entry in entries if self._selection.wants(entry.recorded)]
-                for chunk in self._in_chunks(wanted):
+                wanted = [entry for entry in entries if self._selection.wants(entry.recorded)]
+                for chunk in self._in_chunks(await self._tail.encoded(wanted)):
                     yield chunk
             elif self._tail.failure is not None:
                 self.ending = "unavailable"
@@ -265,6 +265,10 @@ class Streams:
             % (recorded.position, orjson.dumps(event_content(recorded, names), option=orjson.OPT_UTC_Z))
             for recorded in page
         ]
+
+    def keys_changed(self) -> None:
+        """Send no name of a key any more that was looked up before: keys have changed."""
+        self.tails.forget_encoded()
 
     def end(self) -> None:
         """End every stream now, and open no more: the server stops."""

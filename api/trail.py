@@ -16,6 +16,8 @@ from domain.code import Code
 from domain.creator import Creator
 from domain.summaries import summary
 from domain.values import CLOCK, Sealed
+from infra.errors import Unavailable
+from infra.log.event_store import Merged
 from infra.log.mapper import to_event
 from infra.log.trail import ACTOR_KEY
 
@@ -49,7 +51,9 @@ _TYPE: Final = 2
 _VERSION: Final = 3
 _BODY: Final = 14
 
+# Names are kept so long where no word of a change comes, and looked up so often where one comes in between.
 NAMES_FOR_S: Final = 10.0
+NAMES_ATTEMPTS: Final = 5
 MAX_LEDGERS: Final = 1_000
 
 CSV_COLUMNS: Final = (
@@ -72,6 +76,7 @@ CSV_COLUMNS: Final = (
     "summary",
     "body",
 )
+_RESTLESS: Final = "Keys change faster than their names can be looked up. Ask again in a moment."
 # A spreadsheet takes a cell that begins so for a formula.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
@@ -83,17 +88,37 @@ class KeyNames:
         """Begin with nothing remembered."""
         self._identity = identity
         self._known: dict[int, tuple[float, Mapping[str, str | None]]] = {}
+        self._changes = 0
+        self._look_up: Merged[None, Mapping[str, str | None]] = Merged(self._looked_up)
+
+    def forget(self) -> None:
+        """Remember no names any more: keys have changed, and a person may have been erased from them."""
+        self._changes += 1
+        self._known.clear()
 
     async def of(self, ledger_id: int, key_ids: Iterable[str]) -> Mapping[str, str | None]:
-        """Return names by key id; those of the given keys are all there, if they exist."""
+        """Return names by key id, none from before the last `forget`; those of the given keys are there, if they exist.
+
+        Raises:
+            Unavailable: the database is away, or keys change faster than they can be looked up.
+
+        """
         known = self._known.get(ledger_id)
         if known is not None and time.monotonic() - known[0] < NAMES_FOR_S and known[1].keys() >= set(key_ids):
             return known[1]
-        if len(self._known) >= MAX_LEDGERS:
-            self._known.clear()
-        names = await self._identity.names(ledger_id)
-        self._known[ledger_id] = (time.monotonic(), names)
-        return names
+        for _ in range(NAMES_ATTEMPTS):
+            changes = self._changes
+            names = await self._look_up(ledger_id, None) or {}
+            # What was read while a key changed may be of before.
+            if changes == self._changes:
+                if len(self._known) >= MAX_LEDGERS:
+                    self._known.clear()
+                self._known[ledger_id] = (time.monotonic(), names)
+                return names
+        raise Unavailable(_RESTLESS)
+
+    async def _looked_up(self, ledger_id: int, _: Sequence[None]) -> dict[None, Mapping[str, str | None]]:
+        return {None: await self._identity.names(ledger_id)}
 
 
 async def names_of(caller: Caller, recorded: Sequence[Recorded]) -> Mapping[str, str | None]:

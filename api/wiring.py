@@ -28,7 +28,13 @@ Cursor = Any
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything outside of this package that a request may need; `now` is the clock, aware and in UTC."""
+    """Everything outside of this package that a request may need.
+
+    Attributes:
+        now: the clock, aware and in UTC.
+        on_keys_changed: what is called when keys have changed; whoever remembers anything of them adds itself.
+
+    """
 
     ledgers: Ledgers
     identity: Identity
@@ -37,6 +43,7 @@ class Services:
     now: Callable[[], datetime]
     database: Database
     webhooks: Webhooks
+    on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

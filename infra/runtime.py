@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from infra.callers.identity import CHANNEL, Identity
@@ -19,7 +19,7 @@ from infra.log.writer import Writer
 from infra.views import Views
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from infra.callers.issuers import Issuer
     from infra.keys.custody import Custodian
@@ -32,7 +32,13 @@ GC_THRESHOLDS: Final = (20_000, 20, 100)
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The open parts of one process, in one role."""
+    """The open parts of one process, in one role.
+
+    Attributes:
+        on_keys_changed: what else is called when keys have changed, here or elsewhere: whoever remembers anything of
+            them adds itself.
+
+    """
 
     database: Database
     writer: Writer
@@ -40,6 +46,7 @@ class Runtime:
     ledgers: Ledgers
     identity: Identity
     views: Views
+    on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
 
 
 @asynccontextmanager
@@ -60,10 +67,11 @@ async def runtime(
     writer = Writer(conninfo, role, on_commit=notifier.committed)
     keyring = Keyring(database, master_key)
     identity = Identity(database, master_key, issuers)
+    on_keys_changed: list[Callable[[], None]] = [identity.forget, keyring.forget_creators]
 
     def keys_changed() -> None:
-        identity.forget()
-        keyring.forget_creators()
+        for told in on_keys_changed:
+            told()
 
     keys = Listener(conninfo, role, keys_changed, channel=CHANNEL)
     await database.open()
@@ -79,6 +87,7 @@ async def runtime(
             ledgers=Ledgers(EventStore(database), writer, keyring, Refusals(database, keyring)),
             identity=identity,
             views=Views(database),
+            on_keys_changed=on_keys_changed,
         )
     finally:
         await identity.stop()

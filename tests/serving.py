@@ -135,6 +135,7 @@ class Serving:
                 now=self.clock,
                 database=api.database,
                 webhooks=Webhooks(api.database, api.keyring),
+                on_keys_changed=api.on_keys_changed,
             )
             app = create_app(services)
             self.streams: Streams = app.state.streams

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from infra.database import Database
     from infra.log.event_store import EventStore
 
-    # Turns a page of a ledger's events into what readers are sent, one for each event.
+    # Turns events of a ledger into what readers are sent, one for each. What it looks up for that is, when it returns,
+    # as new as the last change that this process has heard of: what changes later is forgotten by `forget_encoded`.
     Encode = Callable[[int, Sequence[Recorded]], Awaitable[Sequence[bytes]]]
 
 PAGE_EVENTS: Final = 200
@@ -58,9 +59,9 @@ class Gap(Exception):
     """The log answered without an event that must come next: positions have no gaps, so it was changed from outside."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """An event, and the bytes that every reader is sent."""
+    """An event, and the bytes that every reader is sent: none where they were forgotten, see `Tail.encoded`."""
 
     recorded: Recorded
     encoded: bytes
@@ -104,6 +105,24 @@ class Tail:
             raise FellBehind
         begin = position - self._kept_after
         return self._entries[begin : begin + limit]
+
+    async def encoded(self, entries: Sequence[Entry]) -> list[bytes]:
+        """Return what readers are sent of events; what was forgotten is encoded anew, for whoever comes after, too."""
+        forgotten = [entry for entry in entries if not entry.encoded]
+        if forgotten:
+            page = [entry.recorded for entry in forgotten]
+            for entry, encoded in zip(forgotten, await self._encode(self.ledger_id, page), strict=True):
+                # Meanwhile another reader may have had it encoded, and it may be kept no more.
+                if entry.recorded.position > self._kept_after:
+                    self._bytes += len(encoded) - len(entry.encoded)
+                entry.encoded = encoded
+        return [entry.encoded for entry in entries]
+
+    def forget_encoded(self) -> None:
+        """Forget the bytes of all events: what was looked up for them has changed."""
+        for entry in self._entries:
+            entry.encoded = b""
+        self._bytes = 0
 
     async def news(self) -> None:
         """Wait until something was read, or somebody nudged."""
@@ -236,6 +255,11 @@ class Tails:
         """Read on: something was committed."""
         for tail, _ in self._tails.values():
             tail.woken.set()
+
+    def forget_encoded(self) -> None:
+        """Forget how events were encoded: what was looked up for it has changed."""
+        for tail, _ in self._tails.values():
+            tail.forget_encoded()
 
     def nudge(self) -> None:
         """Let everyone who waits for news look around."""

@@ -13,6 +13,7 @@ import pytest
 
 import api.backlog
 import api.streams
+import api.trail
 import infra.log.tail
 from tests.api.streaming import following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
@@ -218,6 +219,26 @@ def test_another_ledgers_events_are_not_streamed(world: World) -> None:
         other.generate()
         world.permit()
         assert [event["creator_id"] for event in stream.take(1)] == [OWN_CREATOR]
+
+
+def test_the_name_of_an_erased_creators_key_is_forgotten_wherever_it_was_remembered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.trail, "NAMES_FOR_S", 3600)
+    subjects = {"creator_ids": [OWN_CREATOR]}
+    key = told(world.client.post("/v1/keys", json={"role": "creator", "name": "Ana", "subjects": subjects}), 201)
+    told(world.with_key(key["key"]).put(f"/v1/creators/{OWN_CREATOR}/permission", json={"enabled": True}), 200)
+
+    def names(events: list[dict[str, Any]]) -> list[str | None]:
+        return [event["actor"]["key_name"] for event in events if event["actor"]["key_id"] == key["key_id"]]
+
+    # As long as somebody follows, events are kept as they were encoded.
+    with following(world.client, after=0) as first:
+        assert names(first.take(1)) == names(trail(world)) == ["Ana"]
+        told(world.client.post(f"/v1/creators/{OWN_CREATOR}/erasure", json={"reason": "asked"}), 200)
+        until(lambda: names(trail(world)) == [None])
+        with following(world.client, after=0) as second:
+            assert names(second.take(2)) == [None]
 
 
 # -- Endings

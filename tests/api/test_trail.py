@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 from uuid import UUID
 
 import orjson
 import pytest
 
 from api import trail
-from api.trail import KINDS, event_content, row_content
+from api.trail import KINDS, KeyNames, event_content, row_content
 from domain.recorded import Recorded
 from domain.values import CLOCK, Actor
+from infra.errors import Unavailable
 from infra.log import mapper
 from infra.log.mapper import clear_body, to_event, wire_type
 from infra.log.trail import Row
@@ -98,3 +100,43 @@ def test_a_row_in_an_older_format_is_read_as_the_event_is(
 
     assert content["body"] == {"advertiser_id": "new-adv-7001", "shared_with_advertiser": True}
     assert content["summary"] == "Advertiser new-adv-7001 redeemed the code."
+
+
+class Renaming:
+    """Stands for a ledger's keys: each look-up finds the next of these names, after what happens meanwhile."""
+
+    def __init__(self, *names: str | None) -> None:
+        self.names_to_come = list(names)
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def names(self, _ledger_id: int) -> dict[str, str | None]:
+        self.meanwhile()
+        return {str(KEY): self.names_to_come.pop(0)}
+
+
+async def test_names_are_remembered_until_keys_change() -> None:
+    names = KeyNames(cast("Any", Renaming("Ana", None)))
+    assert [await names.of(1, [str(KEY)]) for _ in range(2)] == [{str(KEY): "Ana"}] * 2
+    names.forget()
+    assert [await names.of(1, [str(KEY)]) for _ in range(2)] == [{str(KEY): None}] * 2
+
+
+async def test_a_name_that_was_read_while_keys_changed_is_read_again() -> None:
+    keys = Renaming("Ana", None)
+    names = KeyNames(cast("Any", keys))
+
+    def change() -> None:
+        keys.meanwhile = lambda: None
+        names.forget()
+
+    keys.meanwhile = change
+    assert [await names.of(1, [str(KEY)]) for _ in range(2)] == [{str(KEY): None}] * 2
+
+
+async def test_keys_that_change_faster_than_they_are_read_have_no_names_to_tell() -> None:
+    keys = Renaming(*["Ana"] * trail.NAMES_ATTEMPTS)
+    names = KeyNames(cast("Any", keys))
+    keys.meanwhile = names.forget
+    with pytest.raises(Unavailable):
+        await names.of(1, [str(KEY)])
+    assert keys.names_to_come == []

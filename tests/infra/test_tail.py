@@ -93,6 +93,35 @@ async def test_what_is_kept_is_bounded_by_number_and_by_size(
     await tails.close()
 
 
+async def test_what_was_forgotten_is_encoded_anew_once_and_for_those_alone_who_ask_for_it(post: Post) -> None:
+    encoding = Encoding()
+    tails = Tails(post.opened.ledgers.store, encoding)
+    async with tails.following(post.tenant.ledger_id) as tail:
+        held = tail.after(8, 100)
+        tails.forget_encoded()
+        assert [entry.encoded for entry in held] == [b""] * 3
+        for _ in range(2):
+            assert await tail.encoded(held[1:]) == [b"10 ", b"11 "]
+    await tails.close()
+    assert encoding.asked == [*range(1, 12), 10, 11]
+
+
+async def test_what_is_encoded_anew_counts_to_the_size_that_is_kept(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infra.log.tail, "KEPT_BYTES", 20)
+    tails = Tails(post.opened.ledgers.store, Encoding(), post.opened.api.database)
+    async with tails.following(post.tenant.ledger_id) as tail:
+        for _ in range(3):
+            tails.forget_encoded()
+            # Together as two readers, of which each has it encoded.
+            await asyncio.gather(*(tail.encoded(tail.after(3, 100)) for _ in range(2)))
+        await post.share(post.codes[0], 2)
+        await taken(tail, 11, 13)
+        assert (tail.keeps(4), tail.keeps(5)) == (False, True), "from 6 on, they are 20 bytes"
+    await tails.close()
+
+
 async def test_what_all_tails_keep_is_shared_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS_IN_ALL", 1_000)
     other = await post.opened.begin("other")
