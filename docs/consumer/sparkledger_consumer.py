@@ -54,6 +54,7 @@ LONGEST_PAUSE_S = 60.0
 # How often it looks for a topic that is not there yet, and for a change of those that are.
 TOPIC_EVERY_S = 1.0
 METADATA_MS = 5_000
+POLL_MS = 500
 BATCH_EVENTS_MAX = 200
 REASON_CHARACTERS_MAX = 1000
 # Of each name that an index of the tables holds, far beyond those that Sparkledger gives.
@@ -151,9 +152,9 @@ class Consumer:
         pause_s = self._pause_s
         while not self._stop.is_set():
             try:
-                with psycopg.connect(self._database) as connection, self._reading(connection) as consumer:
+                with psycopg.connect(self._database) as connection, self._reading(connection) as poll:
                     while not self._stop.is_set():
-                        for partition, records in consumer.poll(timeout_ms=500).items():
+                        for partition, records in poll().items():
                             self._take_in(connection, partition, records)
                             pause_s = self._pause_s
             except (psycopg.OperationalError, KafkaConnectionError, KafkaTimeoutError, _Moved) as error:
@@ -189,7 +190,8 @@ class Consumer:
         return done
 
     @contextmanager
-    def _reading(self, connection: psycopg.Connection[Any]) -> Iterator[Any]:
+    def _reading(self, connection: psycopg.Connection[Any]) -> Iterator[Callable[[], Mapping[Any, Sequence[Any]]]]:
+        """Lend what returns the next records of each partition."""
         connection.execute(SCHEMA)
         connection.commit()
         consumer = _connected(self._kafka)
@@ -199,8 +201,9 @@ class Consumer:
             while not consumer.partitions_for_topic(self._topic) and not self._stop.wait(TOPIC_EVERY_S):
                 log.warning("%s waits for the topic %s", self._name, self._topic)
             self._forget_another_topic(connection, consumer)
-            consumer.subscribe([self._topic], listener=_GoOn(consumer, connection, self._name))
-            yield consumer
+            going_on = _GoOn(consumer, connection, self._name)
+            consumer.subscribe([self._topic], listener=going_on)
+            yield going_on.poll
         finally:
             with suppress(Exception):
                 consumer.close(autocommit=False)
@@ -371,11 +374,31 @@ class _GoOn(ConsumerRebalanceListener):  # type: ignore[misc] # its base has no 
         self._consumer = consumer
         self._connection = connection
         self._name = name
+        self._failed: Exception | None = None
+
+    def poll(self) -> Mapping[Any, Sequence[Any]]:
+        """Return the next records of each partition.
+
+        Raises:
+            psycopg.OperationalError: the database was away when partitions were handed to this process.
+
+        """
+        polled: Mapping[Any, Sequence[Any]] = self._consumer.poll(timeout_ms=POLL_MS)
+        if self._failed is not None:
+            # What was polled may begin anywhere.
+            raise self._failed
+        return polled
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         """Nothing: what is done is written down."""
 
     def on_partitions_assigned(self, assigned: Any) -> None:
+        try:
+            self._begin(assigned)
+        except Exception as error:  # noqa: BLE001 - Kafka's client would raise it as one of its own, which tells nothing
+            self._failed = error
+
+    def _begin(self, assigned: Any) -> None:
         for partition in assigned:
             row = self._connection.execute(
                 "SELECT next_offset FROM sparkledger_positions WHERE (consumer, topic, partition) = (%s, %s, %s)",

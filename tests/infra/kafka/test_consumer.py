@@ -32,8 +32,10 @@ WITHIN_S = 90.0
 class Reading:
     """A consumer that runs in a thread, with a table of its own to write to."""
 
-    def __init__(self, database: TestDatabase, kafka: Broker, prefix: str, fail: Any = None) -> None:
-        self.dsn = database.dsn()
+    def __init__(
+        self, database: TestDatabase, kafka: Broker, prefix: str, fail: Any = None, application: str = "reading"
+    ) -> None:
+        self.dsn = f"{database.dsn()} application_name={application}"
         with psycopg.connect(self.dsn) as connection:
             connection.execute("CREATE TABLE IF NOT EXISTS handled (n serial, subject text, sequence bigint)")
         self.fail = fail or (lambda _event: None)
@@ -266,6 +268,25 @@ def test_a_topic_that_was_deleted_and_published_anew_is_read_from_its_beginning(
     with after.running():
         until(lambda: after.handled() == [1, 2, 3, 4], WITHIN_S)
     assert after.tried == [4]
+
+
+def test_a_database_that_was_away_when_partitions_move_to_another_process_is_waited_for(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Reading(database, kafka, prefix, application="first")
+    second = Reading(database, kafka, prefix, application="second")
+    send(1, 1)
+    with first.running():
+        until(lambda: first.handled() == [1], WITHIN_S)
+        # It has nothing to do, and does not notice until Kafka shares the partitions out anew.
+        second.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'first'")
+        with second.running():
+            until(lambda: "ours begins again in" in caplog.text, WITHIN_S)
+            for number in range(2, 30):
+                send(number, 1, f"codes/{number}")
+            until(lambda: first.handled() == list(range(1, 30)), WITHIN_S)
+
+    assert (first.error, second.error) == (None, None)
 
 
 def test_a_gap_in_a_codes_versions_stops_it(database: TestDatabase, kafka: Broker, prefix: str, send: Any) -> None:
