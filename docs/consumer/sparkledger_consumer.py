@@ -185,8 +185,10 @@ class Consumer:
                         "DELETE FROM sparkledger_dead_letters WHERE (consumer, source, id) = (%s, %s, %s)",
                         (self._name, source, event_id),
                     )
-                    self._handle(cursor, event)
-                done += 1
+                    # Whoever redelivers at the same time has waited here for the other, and finds it done.
+                    if cursor.rowcount == 1:
+                        self._handle(cursor, event)
+                        done += 1
         return done
 
     @contextmanager

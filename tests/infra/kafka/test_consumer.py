@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from kafka import KafkaProducer  # type: ignore[import-untyped]
-from sparkledger_consumer import Consumer, Event, Gap, _text
+from sparkledger_consumer import SCHEMA, Consumer, Event, Gap, _text
 
 from infra.kafka.topics import events_topic, topics
 from tests import given
@@ -72,6 +73,30 @@ class Reading:
         return [sequence for (sequence,) in self.sql("SELECT sequence FROM handled ORDER BY sequence")]
 
 
+def headers_of(sequence: int, version: int, subject: str = "codes/1", event_id: str = "") -> list[tuple[str, bytes]]:
+    """Return the headers of an event."""
+    attributes = {
+        "specversion": "1.0",
+        "id": event_id or f"id-{sequence}",
+        "source": "/ledgers/main",
+        "type": "sparkledger.Shared.v1",
+        "subject": subject,
+        "time": "2026-11-22T21:44:03.563474Z",
+        "sequence": f"{sequence:019}",
+        "streamversion": str(version),
+    }
+    return [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
+
+
+def waiting(connection: psycopg.Connection[Any]) -> int:
+    """Return how many sessions of this database wait for another one."""
+    row = connection.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 @contextmanager
 def sender(kafka: Broker, prefix: str) -> Iterator[Any]:
     """Yield what sends events of our own making, as a damaged topic might hold, to a topic that it creates."""
@@ -80,17 +105,7 @@ def sender(kafka: Broker, prefix: str) -> Iterator[Any]:
     producer = KafkaProducer(bootstrap_servers=kafka.plain)
 
     def sending(sequence: int, version: int, subject: str = "codes/1", event_id: str = "") -> None:
-        attributes = {
-            "specversion": "1.0",
-            "id": event_id or f"id-{sequence}",
-            "source": "/ledgers/main",
-            "type": "sparkledger.Shared.v1",
-            "subject": subject,
-            "time": "2026-11-22T21:44:03.563474Z",
-            "sequence": f"{sequence:019}",
-            "streamversion": str(version),
-        }
-        headers = [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
+        headers = headers_of(sequence, version, subject, event_id)
         producer.send(events_topic(prefix).name, json.dumps({}).encode(), subject.encode(), headers).get(10)
 
     yield sending
@@ -173,6 +188,34 @@ def test_what_fails_again_and_again_is_a_dead_letter_with_its_reason_until_it_is
     assert reading.consumer.redeliver() == 1
     assert reading.handled() == [1, 2, 3]
     assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(0,)]
+
+
+def test_a_dead_letter_that_two_redeliver_at_once_is_handled_once(database: TestDatabase) -> None:
+    dsn = database.dsn()
+    handling, goes_on = threading.Event(), threading.Event()
+    handled: list[str] = []
+
+    def handle(_: Any, event: Event) -> None:
+        handled.append(event.id)
+        handling.set()
+        assert goes_on.wait(WITHIN_S)
+
+    consumer = Consumer(dsn, "nobody:1", "nothing", name="ours", handle=handle)
+    with psycopg.connect(dsn, autocommit=True) as connection, ThreadPoolExecutor(2) as threads:
+        connection.execute(SCHEMA)
+        connection.execute(
+            "INSERT INTO sparkledger_dead_letters (consumer, source, id, headers, data, reason)"
+            " VALUES ('ours', '/ledgers/main', 'id-1', %s, '{}', 'not yet')",
+            (json.dumps({name: value.decode() for name, value in headers_of(1, 1)}),),
+        )
+        first = threads.submit(consumer.redeliver)
+        assert handling.wait(WITHIN_S)
+        second = threads.submit(consumer.redeliver)
+        until(lambda: waiting(connection) == 1)
+        goes_on.set()
+
+        assert (first.result(WITHIN_S), second.result(WITHIN_S)) == (1, 0)
+    assert handled == ["id-1"]
 
 
 def test_a_record_that_is_no_event_is_a_dead_letter_by_its_place_and_the_rest_goes_on(
