@@ -1,6 +1,7 @@
 """The routes of webhooks: where events are sent to, by the Standard Webhooks specification.
 
-A subscriber's key has webhooks of its own; an administrator's has all of the ledger's. Another's is unknown.
+A subscriber's key has webhooks of its own; an administrator's has all of the ledger's. Another's is unknown. The bearer
+of a token makes none: it would be sent events long after the token has ended.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from api.webhook_models import (
     WebhooksAnswer,
     WebhookSecretAnswer,
 )
-from domain.errors import Unknown
+from domain.errors import NotAllowed, Unknown
 from infra.log.cloud_events import STRUCTURED_CONTENT_TYPE
 from infra.webhooks.shown import Asked, Owner, OwnerInvalid, TooManyWebhooks, WebhookDisabled, WebhookUnknown
 from infra.webhooks.target import BadTarget, Networks, check_url
@@ -51,7 +52,9 @@ router = APIRouter(route_class=Route, tags=["Webhooks"])
 
 @router.post("/v1/webhooks", status_code=201, response_model=WebhookSecretAnswer, operation_id="createWebhook")
 async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
-    """Have events sent to a URL; the secret that they are signed with is in this answer alone."""
+    """Have events sent to a URL; the secret that they are signed with is in this answer alone. Not with a token."""
+    if caller.key.kind == "token":
+        raise NotAllowed("A webhook outlives a token. Make it with an API key of the role subscriber.")
     _check(caller, body.url)
     head = await caller.services.ledgers.store.head(caller.ledger_id)
     if body.after is not None and body.after > head:

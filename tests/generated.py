@@ -102,7 +102,8 @@ What a well-formed request is answered. For keys of creators and brands the firs
 their subjects, the one after `others'` that on what belongs to others; where there is one alone, as for lists, the
 answer holds what belongs to their subjects. 403 says that role or subjects do not reach this far: it comes before any
 rule is looked at, so that no refusal tells how a code of others stands. What belongs to another ledger is answered with
-404, as is what does not exist. Without a valid key or token it is 401.
+404, as is what does not exist. Without a valid key or token it is 401. A token is answered as a key of its role is, but
+makes no webhook (403).
 
 The test in `tests/api/test_roles.py` reads this table and sends every request of it to a running server.
 

@@ -44,7 +44,9 @@ def place(database: TestDatabase) -> Iterator[Place]:
     admin = asyncio.run(begin_ledger(database.dsn(), MasterKey.from_text(master), "main"))
     with issuing() as issuer, ExitStack() as opened:
         configured = issuer.configured(
-            role_claim="groups", roles={"makers": "creator", "legal": "auditor"}, creator_ids_claim="creators"
+            role_claim="groups",
+            roles={"makers": "creator", "legal": "auditor", "feeds": "subscriber", "heads": "admin"},
+            creator_ids_claim="creators",
         )
         issuers = json.dumps([configured.model_dump(exclude_unset=True)])
         url = opened.enter_context(serving_process(database, master, oidc_issuers=issuers))
@@ -101,3 +103,22 @@ def test_a_token_that_is_refused_says_so_and_why_and_nothing_of_itself(place: Pl
 
     nobody = place.client(issuer.token(groups=["others"])).get("/v1/codes")
     assert refused(nobody) == (403, "not_allowed")
+
+
+def test_no_webhook_is_made_with_a_token_for_it_would_outlive_the_token(place: Place) -> None:
+    feeds, heads = (place.client(place.issuer.token(sub=sub, groups=[sub])) for sub in ("feeds", "heads"))
+    for client in (feeds, heads):
+        answer = client.post("/v1/webhooks", json={"url": "https://receiver.example/"})
+        assert refused(answer) == (403, "not_allowed")
+        assert answer.json()["detail"] == (
+            "A webhook outlives a token. Make it with an API key of the role subscriber."
+        )
+        assert told(client.get("/v1/webhooks"), 200) == {"webhooks": []}
+
+    # With a key it is made, as the sentence says; an administrator's token looks after it as a key does.
+    key = told(place.client(place.admin_key).post("/v1/keys", json={"role": "subscriber"}), 201)
+    made = told(place.client(key["key"]).post("/v1/webhooks", json={"url": "https://receiver.example/"}), 201)
+    path = f"/v1/webhooks/{made['webhook_id']}"
+    assert told(heads.patch(path, json={"enabled": False}), 200)["disabled"] == "asked"
+    assert refused(feeds.get(path)) == (404, "webhook_unknown")
+    assert heads.delete(path).status_code == 204
