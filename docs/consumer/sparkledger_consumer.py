@@ -12,7 +12,7 @@ processes with the same name as the topic has partitions: Kafka shares the parti
 another process finds that it was moved, and lets go.
 
     skipped        an event that was done before, by `(source, id)`: after everything was published anew, for example
-    tried again    where `handle` raises, after 1 s, 2 s, 4 s …
+    tried again    where `handle` raises, after 1 s, 2 s, 4 s …; but a database that is away is waited for
     dead-lettered  after `attempts` of them, with the reason, in the table `sparkledger_dead_letters`; `redeliver` hands
                    them to `handle` once more, after it was mended. A record that is no event of Sparkledger's is one
                    at once: its `source` is the topic, its `id` partition and offset, and `redeliver` leaves it alone
@@ -85,6 +85,9 @@ class Gap(Exception):
 
 class _Moved(Exception):
     """Another process has read this partition further."""
+
+
+_NO_FAULT_OF_AN_EVENT = (Gap, _Moved)
 
 
 class Consumer:
@@ -231,9 +234,10 @@ class Consumer:
                 for record in records:
                     self._once(cursor, record)
                 self._move(cursor, partition, records[0].offset, records[-1].offset + 1)
-        except (Gap, _Moved, psycopg.OperationalError):
+        except _NO_FAULT_OF_AN_EVENT:
             raise
-        except Exception:  # noqa: BLE001 - whatever it was, each event is tried by itself now
+        except Exception as error:  # noqa: BLE001 - whatever it was, each event is tried by itself now
+            _refuse_closed(connection, error)
             for record in records:
                 if not self._patiently(connection, partition, record):
                     return
@@ -258,9 +262,10 @@ class Consumer:
                     self._once(cursor, record)
                     self._move(cursor, partition, record.offset, record.offset + 1)
                 return True
-            except (Gap, _Moved, psycopg.OperationalError):
+            except _NO_FAULT_OF_AN_EVENT:
                 raise
             except Exception as error:
+                _refuse_closed(connection, error)
                 reason = f"{type(error).__name__}: {error}"
                 if attempt == self._attempts:
                     log.exception("%s gives an event up after %d attempts", self._name, attempt)
@@ -351,6 +356,16 @@ class Consumer:
                 *(json.dumps(headers), json.dumps(data), _text(reason)[:REASON_CHARACTERS_MAX]),
             ),
         )
+
+
+def _refuse_closed(connection: psycopg.Connection[Any], error: Exception) -> None:
+    """Let an error pass as an event's own, unless the connection is gone: that, and not its class, tells an outage.
+
+    PostgreSQL's operational errors are also those of a lock that is not had, or a value too long for an index.
+    """
+    if connection.closed:
+        message = f"the connection was lost: {error}"
+        raise psycopg.OperationalError(message) from error
 
 
 def _connected(kafka: Mapping[str, Any]) -> Any:

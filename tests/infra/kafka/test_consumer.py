@@ -274,6 +274,64 @@ def test_what_the_database_cannot_hold_is_a_dead_letter_too(
     assert reading.sql("SELECT reason FROM sparkledger_dead_letters WHERE id = 'id-1'") == [("ValueError: \ufffd",)]
 
 
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        # Incompressible, so that no index of PostgreSQL takes it.
+        ("INSERT INTO names SELECT string_agg(gen_random_uuid()::text, '') FROM generate_series(1, 200)", "Program"),
+        ("SET LOCAL statement_timeout = 1; SELECT pg_sleep(60)", "QueryCanceled"),
+    ],
+    ids=["limit exceeded", "cancelled"],
+)
+def test_what_the_database_refuses_to_do_for_an_event_is_no_outage_but_a_dead_letter(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any, query: str, reason: str
+) -> None:
+    def handle(cursor: psycopg.Cursor[Any], event: Event) -> None:
+        reading.handle(cursor, event)
+        if event.sequence == 2:
+            cursor.execute(query)
+
+    reading = Reading(database, kafka, prefix)
+    reading.consumer._handle = handle
+    with psycopg.connect(reading.dsn) as connection:
+        connection.execute("CREATE TABLE names (name text PRIMARY KEY)")
+    for number in (1, 2, 3):
+        send(number, number)
+    with reading.running():
+        until(lambda: reading.handled() == [1, 3], WITHIN_S)
+
+    ((event_id, why),) = reading.sql("SELECT id, reason FROM sparkledger_dead_letters")
+    assert event_id == "id-2"
+    assert why.startswith(reason)
+    # Once with the others, then by itself.
+    assert reading.tried.count(2) == 1 + 3
+
+
+@pytest.mark.parametrize("mine", [False, True], ids=["as it is raised", "as an error of my own"])
+def test_a_connection_that_is_lost_while_an_event_is_handled_is_no_fault_of_the_event(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any, *, mine: bool
+) -> None:
+    def handle(cursor: psycopg.Cursor[Any], event: Event) -> None:
+        reading.handle(cursor, event)
+        if event.sequence == 2 and reading.tried.count(2) <= 5:
+            try:
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            except psycopg.OperationalError as error:
+                if mine:
+                    raise ValueError from error
+                raise
+
+    reading = Reading(database, kafka, prefix)
+    reading.consumer._handle = handle
+    for number in (1, 2, 3):
+        send(number, number)
+    with reading.running():
+        until(lambda: reading.handled() == [1, 2, 3], WITHIN_S)
+
+    assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(0,)]
+    assert reading.error is None
+
+
 def test_text_that_no_database_holds_is_kept_with_marks_in_its_place() -> None:
     assert [_text(said) for said in ("\0\ud800", b"\xff")] == ["\ufffd?", "\ufffd"]
 
