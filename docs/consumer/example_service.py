@@ -15,7 +15,9 @@ from typing import Any
 import psycopg
 from sparkledger_consumer import Consumer, Event
 
+# The lock is for processes that start at once: IF NOT EXISTS alone lets two of them make the same table.
 TABLES = """
+SELECT pg_advisory_xact_lock(7290131);
 CREATE TABLE IF NOT EXISTS codes (code_id text PRIMARY KEY, video_id text NOT NULL, expires_at timestamptz NOT NULL);
 CREATE TABLE IF NOT EXISTS allowed (
     video_id text, advertiser_id text, until timestamptz NOT NULL, code_id text NOT NULL REFERENCES codes,

@@ -38,7 +38,9 @@ from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 
 log = logging.getLogger(__name__)
 
+# Several processes that start at once would each find a table missing, and all but one fail to make it.
 SCHEMA = """
+SELECT pg_advisory_xact_lock(7290130);
 CREATE TABLE IF NOT EXISTS sparkledger_positions (
     consumer text, topic text, partition int, next_offset bigint NOT NULL, PRIMARY KEY (consumer, topic, partition));
 CREATE TABLE IF NOT EXISTS sparkledger_events (

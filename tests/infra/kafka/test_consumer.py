@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from example_service import TABLES
 from kafka import KafkaProducer  # type: ignore[import-untyped]
 from sparkledger_consumer import SCHEMA, Consumer, Event, Gap, _text
 
@@ -130,6 +131,21 @@ def test_each_event_is_handled_once_also_when_it_comes_twice(
         until(lambda: len(reading.handled()) == 3, WITHIN_S)
         send(4, 3)
         until(lambda: reading.handled() == [1, 2, 3, 4], WITHIN_S)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, TABLES], ids=["consumer", "example"])
+def test_processes_that_start_at_once_make_their_tables_once(database: TestDatabase, schema: str) -> None:
+    def make() -> None:
+        with psycopg.connect(database.dsn()) as connection:
+            connection.execute(schema)
+
+    with psycopg.connect(database.dsn(), autocommit=True) as watching, ThreadPoolExecutor(8) as threads:
+        with psycopg.connect(database.dsn()) as first:
+            first.execute(schema)
+            others = [threads.submit(make) for _ in range(8)]
+            until(lambda: waiting(watching) == 8)
+        for other in others:
+            other.result(WITHIN_S)
 
 
 def test_it_goes_on_where_it_was(database: TestDatabase, kafka: Broker, prefix: str, send: Any) -> None:
