@@ -11,13 +11,16 @@ database: after a crash, or a lost connection, reading goes on behind the last e
 processes with the same name as the topic has partitions: Kafka shares the partitions out, and whoever lost one to
 another process finds that it was moved, and lets go.
 
-    skipped        an event that was done before, by `(source, id)`: after everything was published anew, for example
+    skipped        an event that was done before: the same `id` at the same version of its subject, as after everything
+                   was published anew
     tried again    where `handle` raises, after 1 s, 2 s, 4 s …; but a database that is away is waited for
     dead-lettered  after `attempts` of them, with the reason, in the table `sparkledger_dead_letters`; `redeliver` hands
                    them to `handle` once more, after it was mended. A record that is no event of Sparkledger's is one
                    at once: its `source` is the topic, its `id` partition and offset, and `redeliver` leaves it alone
     Gap            raised where an event of a code is missing: somebody's topic or table is damaged, and going on would
                    hide it. (Positions, in `sequence`, are spread over partitions: no single reader can check those.)
+    Forked         raised where another event stands at a version that was done: the ledger was restored to an earlier
+                   day, went on from there, and was published anew. Your tables hold what never was in its history
 """
 
 from __future__ import annotations
@@ -44,9 +47,11 @@ SELECT pg_advisory_xact_lock(7290130);
 CREATE TABLE IF NOT EXISTS sparkledger_positions (
     consumer text, topic text, partition int, next_offset bigint NOT NULL, PRIMARY KEY (consumer, topic, partition));
 CREATE TABLE IF NOT EXISTS sparkledger_events (
-    consumer text, source text, id text, at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (consumer, source, id));
+    consumer text, source text, subject text, version int, id text NOT NULL, at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (consumer, source, subject, version));
 CREATE TABLE IF NOT EXISTS sparkledger_streams (
-    consumer text, source text, subject text, version int NOT NULL, PRIMARY KEY (consumer, source, subject));
+    consumer text, source text, subject text, version int NOT NULL, last_id text NOT NULL,
+    PRIMARY KEY (consumer, source, subject));
 CREATE TABLE IF NOT EXISTS sparkledger_dead_letters (
     consumer text, source text, id text, headers jsonb NOT NULL, data jsonb NOT NULL, reason text NOT NULL,
     at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (consumer, source, id));
@@ -85,11 +90,15 @@ class Gap(Exception):
     """An event of a code, or of a creator, is missing before this one."""
 
 
+class Forked(Exception):
+    """Another event stands at a version of a code, or of a creator, that was done: the ledger was taken back."""
+
+
 class _Moved(Exception):
     """Another process has read this partition further."""
 
 
-_NO_FAULT_OF_AN_EVENT = (Gap, _Moved)
+_NO_FAULT_OF_AN_EVENT = (Gap, Forked, _Moved)
 
 
 class Consumer:
@@ -152,6 +161,7 @@ class Consumer:
 
         Raises:
             Gap: an event is missing.
+            Forked: an event that was done is not the ledger's any more.
 
         """
         pause_s = self._pause_s
@@ -294,18 +304,28 @@ class Consumer:
     def _is_new(self, cursor: psycopg.Cursor[Any], event: Event) -> bool:
         """Note the event as done; tell whether it was not yet, and that none of its code is missing before it."""
         cursor.execute(
-            "INSERT INTO sparkledger_events (consumer, source, id) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-            (self._name, event.source, event.id),
+            "INSERT INTO sparkledger_events (consumer, source, subject, version, id) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT DO NOTHING",
+            (self._name, event.source, event.subject, event.stream_version, event.id),
         )
         if cursor.rowcount == 0:
+            cursor.execute(
+                "SELECT id FROM sparkledger_events WHERE (consumer, source, subject, version) = (%s, %s, %s, %s)",
+                (self._name, event.source, event.subject, event.stream_version),
+            )
+            _refuse_another(event, cursor.fetchone())
             return False
         cursor.execute(
-            "SELECT version FROM sparkledger_streams WHERE (consumer, source, subject) = (%s, %s, %s) FOR UPDATE",
+            "SELECT last_id, version FROM sparkledger_streams WHERE (consumer, source, subject) = (%s, %s, %s)"
+            " FOR UPDATE",
             (self._name, event.source, event.subject),
         )
         row = cursor.fetchone()
-        version = row[0] if row else 0
+        version = row[1] if row else 0
         if event.stream_version <= version:
+            # Its row was deleted as an old one: what is left to compare is the last event's id.
+            if event.stream_version == version:
+                _refuse_another(event, row)
             return False
         if event.stream_version != version + 1:
             message = (
@@ -314,9 +334,10 @@ class Consumer:
             )
             raise Gap(message)
         cursor.execute(
-            "INSERT INTO sparkledger_streams (consumer, source, subject, version) VALUES (%s, %s, %s, %s)"
-            " ON CONFLICT (consumer, source, subject) DO UPDATE SET version = excluded.version",
-            (self._name, event.source, event.subject, event.stream_version),
+            "INSERT INTO sparkledger_streams (consumer, source, subject, version, last_id) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (consumer, source, subject)"
+            " DO UPDATE SET version = excluded.version, last_id = excluded.last_id",
+            (self._name, event.source, event.subject, event.stream_version, event.id),
         )
         return True
 
@@ -368,6 +389,17 @@ def _refuse_closed(connection: psycopg.Connection[Any], error: Exception) -> Non
     if connection.closed:
         message = f"the connection was lost: {error}"
         raise psycopg.OperationalError(message) from error
+
+
+def _refuse_another(event: Event, done: Any) -> None:
+    """Let an event pass that was done at its version, by its id, which comes first in the given row."""
+    if done is not None and done[0] != event.id:
+        message = (
+            f"Version {event.stream_version} of {event.subject} of {event.source} was done as {done[0]} and is "
+            f"{event.id} now: the ledger was restored to an earlier day, or is another. What was done since is not its "
+            "history any more. Read the topic from its beginning into empty tables, or bring the newer ledger back."
+        )
+        raise Forked(message)
 
 
 def _connected(kafka: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from example_service import TABLES
 from kafka import KafkaProducer  # type: ignore[import-untyped]
-from sparkledger_consumer import SCHEMA, Consumer, Event, Gap, _text
+from sparkledger_consumer import SCHEMA, Consumer, Event, Forked, Gap, _text
 
 from infra.kafka.topics import events_topic, topics
 from tests import given
@@ -417,6 +417,59 @@ def test_a_gap_in_a_codes_versions_stops_it(database: TestDatabase, kafka: Broke
     assert isinstance(reading.error, Gap)
     assert str(reading.error).startswith("codes/1 of /ledgers/main goes from version 1 to 3: ")
     assert reading.handled() == [1]
+
+
+def read_again_from_the_beginning(reading: Reading, *, pruned: bool = False) -> None:
+    """As after the topic was deleted and published anew; where old events were deleted, none is known by its id."""
+    reading.sql("DELETE FROM sparkledger_positions RETURNING 1")
+    if pruned:
+        reading.sql("DELETE FROM sparkledger_events RETURNING 1")
+
+
+@pytest.mark.parametrize("pruned", [False, True], ids=["known by their ids", "known by their versions"])
+def test_events_that_are_published_anew_are_skipped(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any, *, pruned: bool
+) -> None:
+    for number in (1, 2, 3):
+        send(number, number)
+    before = Reading(database, kafka, prefix)
+    with before.running():
+        until(lambda: before.handled() == [1, 2, 3], WITHIN_S)
+    read_again_from_the_beginning(before, pruned=pruned)
+    send(4, 4)
+    after = Reading(database, kafka, prefix)
+    with after.running():
+        until(lambda: after.handled() == [1, 2, 3, 4], WITHIN_S)
+    assert after.tried == [4]
+    assert after.error is None
+
+
+@pytest.mark.parametrize(
+    ("version", "pruned"),
+    [(3, False), (2, False), (3, True)],
+    ids=["the last version", "an earlier version", "the last version, the others forgotten"],
+)
+def test_another_event_at_a_version_that_was_done_stops_it(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any, version: int, *, pruned: bool
+) -> None:
+    for number in (1, 2, 3):
+        send(number, number)
+    before = Reading(database, kafka, prefix)
+    with before.running():
+        until(lambda: before.handled() == [1, 2, 3], WITHIN_S)
+    # A restored ledger went on from the version before.
+    if pruned:
+        before.sql("DELETE FROM sparkledger_events RETURNING 1")
+    send(version, version, event_id="another")
+    after = Reading(database, kafka, prefix)
+    with after.running():
+        until(lambda: after.error is not None, WITHIN_S)
+
+    assert isinstance(after.error, Forked)
+    assert str(after.error).startswith(
+        f"Version {version} of codes/1 of /ledgers/main was done as id-{version} and is another now: "
+    )
+    assert after.handled() == [1, 2, 3]
 
 
 async def test_the_example_ends_with_the_same_table_however_often_it_is_killed(
