@@ -8,6 +8,7 @@ line of its own kind, `{"trailer": {…}}`. In CSV it is a last row whose `posit
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,9 +24,8 @@ from api.auth import Caller, allow
 from api.finding import Within, find
 from api.reads import refuse_ahead
 from api.route import Route
-from api.sending import Pieces
+from api.sending import Pieces, refuse_revoked
 from api.trail import CSV_COLUMNS, csv_head, csv_lines, csv_text, names_in, ndjson, row_content
-from infra.errors import Unavailable
 from infra.log.trail import POSITION
 from projections import history
 from projections.trail import END
@@ -152,7 +152,7 @@ class Export:
             "position": END_OF_TABLE,
             "type": "trailer",
             "summary": f"{self.events} events. The file is whole if the SHA-256 in the last cell is that of all above.",
-            "body": orjson.dumps(content, option=orjson.OPT_UTC_Z).decode(),
+            "body": content,
         }
         return csv_lines([[told.get(column) for column in CSV_COLUMNS]])
 
@@ -197,14 +197,10 @@ async def export_events(
         for access_id in access:
             await services.views.accesses.end(caller.ledger_id, access_id, rows=export.events, complete=complete)
 
-    async def go_on() -> None:
-        if not await services.identity.still_opens(caller.presented, services.now()):
-            raise Unavailable("The API key was revoked or has expired.")
-
     name = f"{export.ledger}-events-{export.began_at:%Y%m%dT%H%M%SZ}.{query.format}".replace(":", "_")
     return Pieces(
         caller.request.app.state.sending,
-        export.pieces(services.views, caller.request.app.state.key_names, go_on),
+        export.pieces(services.views, caller.request.app.state.key_names, functools.partial(refuse_revoked, caller)),
         begin=begin,
         end=end,
         headers={"Ledger-Position": str(export.head), "Content-Disposition": f'attachment; filename="{name}"'},

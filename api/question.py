@@ -23,7 +23,7 @@ from api.problems import Problem, malformed_body
 from api.queries import AuthorizationQuery
 from api.reads import known_at
 from api.route import Route
-from api.sending import Pieces
+from api.sending import Pieces, refuse_revoked
 from domain.code import Code
 from domain.errors import NotAllowed
 from projections import codes
@@ -248,6 +248,7 @@ class _Batch:
 
     async def _pieces(self, format_: Format) -> AsyncGenerator[bytes]:
         async for piece, lines in answers(self._lines, self._caller.services.views.questions, self._asker, format_):
+            await refuse_revoked(self._caller)
             self._answered += len(lines)
             yield piece
 

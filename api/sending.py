@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
+    from api.auth import Caller
+
 # Of one process; each keeps two pages in memory, and takes a good part of its time.
 MAX_AT_ONCE: Final = 4
 STALLED_S: Final = 60.0
@@ -129,6 +131,17 @@ class Pieces(StreamingResponse):
             await asyncio.shield(self._end(self.complete))
         except Unavailable as error:
             log.warning("How an export ended is not recorded: %s", error)
+
+
+async def refuse_revoked(caller: Caller) -> None:
+    """End what is sent to a key that opens nothing any more, before another piece of it.
+
+    Raises:
+        Unavailable: it was revoked or has expired, or that cannot be told.
+
+    """
+    if not await caller.services.identity.still_opens(caller.presented, caller.services.now()):
+        raise Unavailable("The API key was revoked or has expired.")
 
 
 async def _abort(scope: Scope) -> None:

@@ -53,7 +53,7 @@ MAX_STREAMS: Final = 1_000
 HEARTBEAT_S: Final = 15
 # A client that takes nothing for so long is gone, or as good as gone.
 STALLED_S: Final = 15.0
-# A stream outlives its key by so much at most.
+# It is looked at once when keys change, and this often for those that expire, or where no word of a change comes.
 KEYS_EVERY_S: Final = 2.0
 # What is handed to a connection at a time.
 CHUNK_BYTES: Final = 64 * 1024
@@ -128,6 +128,8 @@ class Stream(EventSourceResponse):
         """
         with self._streams.admitted(self):
             async with self._streams.tails.following(self.ledger_id) as self._tail, self._entered():
+                # Its key may have been revoked since it was let in, before this stream was known.
+                await self._streams.look_at_keys([self])
                 try:
                     await super().__call__(scope, receive, send)
                 except SendTimeoutError:
@@ -160,7 +162,7 @@ class Stream(EventSourceResponse):
         yield f"retry: {RECONNECT_MS}\n: after position {self._backlog.position}\n\n".encode()
         try:
             async for found in self._backlog.until(self._tail):
-                for chunk in self._in_chunks(await self._streams.encode(self.ledger_id, found.events)):
+                async for chunk in self._handed(await self._streams.encode(self.ledger_id, found.events)):
                     yield chunk
                 if self.ending is not None:
                     break
@@ -180,27 +182,42 @@ class Stream(EventSourceResponse):
             if entries:
                 self._backlog.position = entries[-1].recorded.position
                 wanted = [entry for entry in entries if self._selection.wants(entry.recorded)]
-                for chunk in self._in_chunks(await self._tail.encoded(wanted)):
+                async for chunk in self._handed(await self._tail.encoded(wanted)):
                     yield chunk
             elif self._tail.failure is not None:
                 self.ending = "unavailable"
             else:
                 await self._tail.news()
 
-    def _in_chunks(self, events: Sequence[bytes]) -> Iterator[bytes]:
-        """Join events into chunks of a bounded size."""
-        first, size = 0, 0
-        for number, event in enumerate([*events, b""]):
-            if size and (not event or size + len(event) > CHUNK_BYTES):
-                self._sent += number - first
-                _SENT.inc(number - first)
-                yield b"".join(events[first:number])
-                first, size = number, 0
-            size += len(event)
+    async def _handed(self, events: Sequence[bytes]) -> AsyncIterator[bytes]:
+        """Yield events in chunks, as long as this stream goes on."""
+        for chunk in _in_chunks(events):
+            await self._streams.keys_known.wait()
+            if self.ending is not None:
+                return
+            self._sent += len(chunk)
+            _SENT.inc(len(chunk))
+            yield b"".join(chunk)
+
+
+def _in_chunks(events: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Take events together into chunks of a bounded size."""
+    first, size = 0, 0
+    for number, event in enumerate([*events, b""]):
+        if size and (not event or size + len(event) > CHUNK_BYTES):
+            yield events[first:number]
+            first, size = number, 0
+        size += len(event)
 
 
 class Streams:
-    """The streams of one process."""
+    """The streams of one process.
+
+    Attributes:
+        keys_known: set unless keys have changed, and it is not known yet whose still open: no stream is handed anything
+            in between.
+
+    """
 
     def __init__(self, services: Services, key_names: KeyNames) -> None:
         """Prepare; nothing runs until somebody opens a stream."""
@@ -210,6 +227,9 @@ class Streams:
         self._turns = asyncio.Semaphore(READING_AT_ONCE)
         self._watching: asyncio.Task[None] | None = None
         self._closing = False
+        self._keys_changed = asyncio.Event()
+        self.keys_known = asyncio.Event()
+        self.keys_known.set()
 
     @property
     def open_streams(self) -> int:
@@ -267,8 +287,19 @@ class Streams:
         ]
 
     def keys_changed(self) -> None:
-        """Send no name of a key any more that was looked up before: keys have changed."""
+        """Hand out nothing until it is known whose keys still open, and no name that was looked up before."""
         self.tails.forget_encoded()
+        self._keys_changed.set()
+        if self._watching is not None:
+            self.keys_known.clear()
+
+    async def look_at_keys(self, streams: Collection[Stream]) -> None:
+        """End those of these streams whose key was revoked or has expired."""
+        presented = {stream.presented for stream in streams}
+        opens = dict(zip(presented, await asyncio.gather(*map(self._opens, presented)), strict=True))
+        gone = [stream for stream in streams if not opens[stream.presented]]
+        if gone:
+            self._end(gone, "key_no_longer_valid")
 
     def end(self) -> None:
         """End every stream now, and open no more: the server stops."""
@@ -295,14 +326,25 @@ class Streams:
             raise Unavailable(detail, RETRY_AFTER_S)
 
     async def _watch_keys(self) -> None:
-        """End streams whose key was revoked or has expired."""
+        """Look at the keys of all streams when keys change, and again and again."""
         while True:
-            await asyncio.sleep(KEYS_EVERY_S)
-            for presented in {stream.presented for stream in self._streams}:
-                with contextlib.suppress(Unavailable):
-                    if not await self._services.identity.still_opens(presented, self._services.now()):
-                        gone = [stream for stream in self._streams if stream.presented == presented]
-                        self._end(gone, "key_no_longer_valid")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KEYS_EVERY_S):
+                    await self._keys_changed.wait()
+                    self.keys_known.clear()
+            self._keys_changed.clear()
+            try:
+                await self.look_at_keys(list(self._streams))
+            finally:
+                # Whatever changes next: keys that change all the time hold nobody up for good.
+                self.keys_known.set()
+
+    async def _opens(self, presented: str) -> bool:
+        """Tell whether a key still opens; one of which that cannot be told now is taken to."""
+        try:
+            return await self._services.identity.still_opens(presented, self._services.now())
+        except Unavailable:
+            return True
 
 
 def _heartbeat() -> ServerSentEvent:

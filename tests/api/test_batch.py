@@ -15,6 +15,7 @@ from api import batch
 from infra.log.question import Questions
 from tests.api.test_accesses import accesses
 from tests.api.world import OTHER_ACCOUNT, OWN_ACCOUNT, World, days, refused, told
+from tests.waiting import until
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 CSV = {"Content-Type": "text/csv"}
@@ -263,6 +264,23 @@ def test_a_batch_that_is_none_is_refused(
 ) -> None:
     assert refused(ask(world, content, headers, **query)) == expected
     assert [access for access in accesses(world) if access["route"].endswith("batch")] == []
+
+
+def test_a_batch_ends_when_its_key_is_revoked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    monkeypatch.setattr(batch, "AT_ONCE", 1)
+    # Pieces larger than any buffer on the way: a client can hold them up.
+    monkeypatch.setattr(batch, "verdict_content", lambda _: {"reason": "x" * (16 << 20)})
+    lines = '{"video_id": "v", "advertiser_id": "a"}\n' * 5
+    with world.with_key(key["key"]).stream("POST", PATH, content=lines, headers=NDJSON) as answer:
+        pieces = answer.iter_raw()
+        next(pieces)
+        assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
+        with pytest.raises(httpx.TransportError):
+            for _ in pieces:
+                pass
+    until(lambda: accesses(world)[0]["complete"] is False)
+    assert accesses(world)[0]["rows"] < 5
 
 
 def test_an_empty_batch_has_an_empty_answer(world: World) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 import api.backlog
@@ -251,14 +254,76 @@ def test_a_heartbeat_comes_when_nothing_is_recorded(world: World, monkeypatch: p
     assert [frame.comments for frame in frames if frame][1:] == [("heartbeat",), ("heartbeat",)]
 
 
-def test_a_revoked_key_ends_its_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.streams, "KEYS_EVERY_S", 0.05)
+def test_a_revoked_key_ends_its_stream_at_once(world: World) -> None:
     key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
     with following(world.with_key(key["key"])) as stream, following(world.client) as other:
         assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
         assert stream.ending() == "key_no_longer_valid"
         world.permit()
         assert positions(other.take(1)) == [1]
+
+
+def test_a_revoked_keys_stream_ends_where_no_word_of_it_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.streams, "KEYS_EVERY_S", 0.05)
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    with following(world.with_key(key["key"])) as stream, psycopg.connect(world.server.database.dsn()) as owner:
+        stream.frame()
+        owner.execute("SET session_replication_role = replica")  # no trigger tells of it
+        owner.execute("UPDATE api_keys SET revoked_at = now() WHERE key_id = %s", (key["key_id"],))
+        owner.commit()
+        assert stream.ending() == "key_no_longer_valid"
+
+
+def test_nothing_is_handed_out_after_a_change_of_keys_before_it_is_known_whose_still_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    streams = world.server.serving.streams
+    identity, going = streams._services.identity, threading.Event()
+    still_opens = identity.still_opens
+
+    async def slowly(presented: str, now: datetime) -> bool:
+        await asyncio.to_thread(going.wait)
+        return await still_opens(presented, now)
+
+    with following(world.with_key(key["key"])) as revoked, following(world.client) as other:
+        for stream in (revoked, other):
+            stream.frame()
+        monkeypatch.setattr(identity, "still_opens", slowly)
+        try:
+            assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
+            until(lambda: not streams.keys_known.is_set())
+            world.permit()
+            until(lambda: streams.tails.position(ledger_id(world)) == 1)
+        finally:
+            going.set()
+        assert list(revoked.events()) == []
+        assert positions(other.take(1)) == [1]
+        assert [frame.event for frame in revoked.frames] == [None, "end"]
+
+
+def ledger_id(world: World) -> int:
+    with psycopg.connect(world.server.database.dsn()) as owner:
+        row = owner.execute("SELECT ledger_id FROM ledgers WHERE name = %s", (world.server.ledger,)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_a_key_that_was_revoked_while_its_stream_began_is_sent_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    world.permit()
+    prepare = api.backlog.Backlog.prepare
+
+    async def revoked_meanwhile(self: api.backlog.Backlog) -> None:
+        await prepare(self)
+        assert (await asyncio.to_thread(world.client.delete, f"/v1/keys/{key['key_id']}")).status_code == 204
+
+    monkeypatch.setattr(api.backlog.Backlog, "prepare", revoked_meanwhile)
+    with following(world.with_key(key["key"]), after=0) as stream:
+        assert list(stream.events()) == []
+        assert [frame.event for frame in stream.frames] == [None, "end"]
 
 
 def test_an_expired_key_ends_its_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
