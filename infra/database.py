@@ -20,6 +20,7 @@ T = TypeVar("T")
 STATEMENT_TIMEOUT_MS: Final = 10_000
 LOCK_TIMEOUT_MS: Final = 5_000
 CONNECT_TIMEOUT_S: Final = 5
+VANISHED_MS: Final = 30_000
 POOL_WAIT_S: Final = 5
 POOL_SIZE: Final = 6
 
@@ -73,6 +74,9 @@ def session(
     options = (
         f"-c role={role} -c statement_timeout={statement_timeout_ms} -c lock_timeout={LOCK_TIMEOUT_MS}"
         " -c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+        # A machine that vanished holds its locks, a lease included, until the server notices.
+        f" -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+        f" -c tcp_user_timeout={VANISHED_MS}"
         # The append decides in statements after its lock, each with a snapshot of its own.
         r" -c default_transaction_isolation=read\ committed"
         # A ledger starts out empty, and a plan made then would go on reading whole tables when it no longer is.
@@ -85,10 +89,12 @@ def session(
         "options": options,
         "connect_timeout": CONNECT_TIMEOUT_S,
         "application_name": "sparkledger",
-        # A server that vanished without a word is noticed within half a minute.
+        # A server that vanished without a word is noticed within half a minute: by keepalives while nothing is asked of
+        # it, and by what it does not acknowledge while something is.
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
+        "tcp_user_timeout": VANISHED_MS,
     }
 
 

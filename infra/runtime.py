@@ -14,6 +14,7 @@ from infra.database import Database
 from infra.keys.keyring import Keyring
 from infra.log.event_store import EventStore
 from infra.log.ledger import Ledgers
+from infra.log.session import Memory
 from infra.log.wake import Listener, Notifier
 from infra.log.writer import Writer
 from infra.views import Views
@@ -64,7 +65,8 @@ async def runtime(
     """
     database = Database(conninfo, role)
     notifier = Notifier(conninfo, role)
-    writer = Writer(conninfo, role, on_commit=notifier.committed)
+    memory = Memory()
+    writer = Writer(conninfo, role, on_commit=notifier.committed, on_session=memory.begin)
     keyring = Keyring(database, master_key)
     identity = Identity(database, master_key, issuers)
     on_keys_changed: list[Callable[[], None]] = [identity.forget, keyring.forget_creators]
@@ -84,7 +86,7 @@ async def runtime(
             database=database,
             writer=writer,
             keyring=keyring,
-            ledgers=Ledgers(EventStore(database), writer, keyring, Refusals(database, keyring)),
+            ledgers=Ledgers(EventStore(database), writer, keyring, Refusals(database, keyring), memory=memory),
             identity=identity,
             views=Views(database),
             on_keys_changed=on_keys_changed,

@@ -18,9 +18,9 @@ from domain.recorded import replay_code
 from domain.values import CLOCK
 from infra.errors import Unavailable
 from infra.ids import uuid7
+from infra.log.appends import Append, Appended, EventRow
 from infra.log.attempt import Request
 from infra.log.mapper import clear_body, wire_type
-from infra.log.writer import Append, Appended, EventRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

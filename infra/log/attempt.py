@@ -11,8 +11,8 @@ from domain.commands import A, Decision, When
 from domain.creator import Creator
 from infra.ids import uuid7
 from infra.keys.vault import place
+from infra.log.appends import Append, EventRow
 from infra.log.mapper import divided, wire_type
-from infra.log.writer import Append, EventRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,6 +106,7 @@ class Attempt(Generic[A]):
             correlation_id=request.correlation_id,
             traceparent=request.traceparent,
             before=None if request.effective_at is not None else decision.before,
+            guessed_in=session.began_in if session.guessed else None,
         )
 
     def _row(

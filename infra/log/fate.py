@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from infra.database import LedgerConnection
-    from infra.log.writer import EventRow
+    from infra.log.appends import EventRow
 
 # A process id alone may name another session by now.
 Backend = tuple[int, "datetime"]

@@ -16,9 +16,9 @@ from domain.recorded import Recorded, fold_code, true_at
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.ids import uuid7
 from infra.keys.vault import place
+from infra.log.appends import Append, Appended, Conflict, KeyRefused, Mismatch, Outcome, Replayed
 from infra.log.attempt import Attempt, Request
 from infra.log.session import Loaded, Memory, Session, replayed
-from infra.log.writer import Append, Appended, Conflict, KeyRefused, Mismatch, Outcome, Replayed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -56,6 +56,13 @@ class Done(NamedTuple, Generic[A]):
     appended: int
     replayed: bool
     creator_stream: UUID | None
+
+
+class Contended(NamedTuple):
+    """Another writer came first to a stream; or the window ended, by the ledger's moment, which this clock has not."""
+
+    stream_id: UUID
+    at: datetime | None
 
 
 class Ledgers:
@@ -130,9 +137,11 @@ class Ledgers:
         if isinstance(outcome, Done):
             return outcome
         # Whoever lost a race takes turns from now on with the others here that want the same stream.
-        async with self._turn(request.ledger_id, outcome):
+        async with self._turn(request.ledger_id, outcome.stream_id):
             for _ in range(MAX_ATTEMPTS):
-                outcome = await self._attempt(request, decide, idempotency, command_id, guess=False)
+                outcome = await self._attempt(
+                    request, decide, idempotency, command_id, guess=False, not_before=outcome.at
+                )
                 if isinstance(outcome, Done):
                     return outcome
         raise Unavailable(BUSY)
@@ -145,11 +154,12 @@ class Ledgers:
         command_id: UUID,
         *,
         guess: bool,
-    ) -> Done[A] | UUID:
-        """Decide and append once; return the contended stream where another writer came first."""
-        attempt = await self._decide(request, decide, guess=guess)
+        not_before: datetime | None = None,
+    ) -> Done[A] | Contended:
+        """Decide and append once, by a moment that is not before the one that the ledger is known to have reached."""
+        attempt = await self._decide(request, decide, guess=guess, not_before=not_before)
         if attempt.nothing_sure:
-            attempt = await self._decide(request, decide, guess=False)
+            attempt = await self._decide(request, decide, guess=False, not_before=not_before)
         if idempotency is not None and (attempt.refusal is not None or not attempt.events):
             # What would be turned down now may have been done before: then its first answer stands.
             told = await self._told_again(request, idempotency)
@@ -161,7 +171,7 @@ class Ledgers:
         append = await attempt.append(self.keyring, command_id, None if attempt.refusal else idempotency)
         outcome = await self._writer.append(append)
         if isinstance(outcome, Conflict):
-            return attempt.decided.aggregate.id
+            return Contended(attempt.decided.aggregate.id, outcome.at)
         return await self._answered(attempt, append, outcome)
 
     def _turn(self, ledger_id: int, stream_id: UUID) -> asyncio.Lock:
@@ -176,8 +186,11 @@ class Ledgers:
         decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]],
         *,
         guess: bool,
+        not_before: datetime | None,
     ) -> Attempt[A]:
         now = self.now()
+        if not_before is not None and now < not_before:
+            now = not_before  # this machine's clock is behind the database's, or that went back
         when = When(now, request.effective_at or now)
         session = await self.session(request.ledger_id, guess=guess)
         try:

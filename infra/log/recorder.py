@@ -43,8 +43,8 @@ from eventsourcing.utils import resolve_topic
 from infra.database import session
 from infra.errors import Unavailable
 from infra.ids import uuid7
+from infra.log.appends import Append, Appended, EventRow
 from infra.log.sync import give_back, lend
-from infra.log.writer import Append, Appended, EventRow
 from infra.runtime import WORKER
 
 if TYPE_CHECKING:

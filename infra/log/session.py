@@ -45,6 +45,14 @@ class Memory:
         # By a UUID's number: its own hash is computed in Python, at ten times the cost.
         self._loaded: Recent[tuple[int, int], Loaded] = Recent(limit)
         self._claims: Recent[tuple[int, bytes], UUID] = Recent(3 * limit)
+        # Which session of the writer's it is remembered from.
+        self.session = 0
+
+    def begin(self, session: int) -> None:
+        """Forget everything: with another session the log may have lost its end, and versions mean other events."""
+        self._loaded.clear()
+        self._claims.clear()
+        self.session = session
 
     def aggregate(self, ledger_id: int, stream_id: UUID) -> Loaded | None:
         """Return an aggregate as it was last seen."""
@@ -72,7 +80,10 @@ class Memory:
 class Session:
     """One attempt at one command: what it reads, and what is known of that. Implements `domain.commands.Ledger`."""
 
-    __slots__ = ("_claims", "_guess", "_keyring", "_keys", "_ledger_id", "_memory", "_store", "guessed", "loaded")
+    __slots__ = (
+        *("_claims", "_guess", "_keyring", "_keys", "_ledger_id", "_memory", "_store"),
+        *("began_in", "guessed", "loaded"),
+    )
 
     def __init__(
         self, ledger_id: int, store: EventStore, keys: LedgerKeys, keyring: Keyring, memory: Memory, *, guess: bool
@@ -84,6 +95,8 @@ class Session:
         self._keyring = keyring
         self._memory = memory
         self._guess = guess
+        # What is remembered changes hands with the writer's sessions; a guess holds within one.
+        self.began_in = memory.session
         # Whether any answer was a guess: then only what is appended can be relied on.
         self.guessed = False
         self.loaded: dict[UUID, Loaded] = {}

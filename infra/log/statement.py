@@ -48,7 +48,7 @@ class Statement:
         await _answered(self._pgconn)
 
     async def call(self, columns: Sequence[Array]) -> list[Any]:
-        """Carry it out, and return its rows once what it did is committed.
+        """Carry it out, and return its rows once what it did is committed; cancelled, it closes the session.
 
         Raises:
             psycopg.Error: nothing was done; or, where the connection is closed now, it is not known whether it was.
@@ -64,6 +64,19 @@ class Statement:
 
 async def _answered(pgconn: PGconn) -> PGresult:
     """Wait until the server is ready for the next statement: only then is this one committed."""
+    try:
+        results = await _results(pgconn)
+    except BaseException:
+        # Cancelled, for example: nothing else can be sent on a session whose answer nobody took.
+        pgconn.finish()
+        raise
+    for result in results:
+        if result.status in _FAILED:
+            raise errors.error_from_result(result)
+    return results[-1]
+
+
+async def _results(pgconn: PGconn) -> list[PGresult]:
     while pgconn.flush():
         await _ready(pgconn, to_write=True)
         pgconn.consume_input()
@@ -74,12 +87,8 @@ async def _answered(pgconn: PGconn) -> PGresult:
             pgconn.consume_input()
         result = pgconn.get_result()
         if result is None:
-            break
+            return results
         results.append(result)
-    for result in results:
-        if result.status in _FAILED:
-            raise errors.error_from_result(result)
-    return results[-1]
 
 
 async def _ready(pgconn: PGconn, *, to_write: bool = False) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from infra.database import LedgerConnection
-    from infra.log.writer import Append, Outcome
+    from infra.log.appends import Append, Outcome
 
 T = TypeVar("T")
 

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
-from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 
 from infra.database import APPENDING, SHORT, LedgerConnection, session
 from infra.errors import Unavailable
+from infra.log.appends import TEXT, TYPES, Append, Appended, Conflict, Outcome, call
 from infra.log.fate import Backend, end_session, own_backend, recorded
 from infra.log.statement import Statement
-from projections.arrays import Byteas, Ints, Texts, Times, Uuids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from uuid import UUID
+    from collections.abc import Callable
 
 MAX_WAITING: Final = 2_000
 MAX_BATCH_CALLERS: Final = 256
@@ -33,8 +31,14 @@ MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 # How long the fate of a lost commit is looked for before callers are told that it is unknown.
 RESOLVE_WITHIN_S: Final = 15
 RECONNECT_EVERY_S: Final = 0.2
+# How long a new session may take until it can append: no limit of the server's counts before it is there.
+SESSION_WITHIN_S: Final = 15
 # How often a caller is sent again after its connection was lost: it may be what the connection breaks on.
 MAX_SENT: Final = 3
+# So many ledgers in a row that the database is short for, and the others of the batch are not tried any more.
+MAX_SHORT: Final = 2
+# The cause of commands being turned away is logged at most this often.
+WARN_EVERY_S: Final = 10
 
 FULL: Final = "Too many commands are waiting to be recorded; this one was not. Try again in a moment."
 STOPPING: Final = "The server is stopping; nothing was recorded."
@@ -45,112 +49,10 @@ UNKNOWN_FATE: Final = (
     "Send it again with the same Idempotency-Key: it will be recorded once, whatever happened."
 )
 
+# `append` was replaced while a session had it prepared.
+_OUTDATED: Final = (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName)
 
 log = logging.getLogger(__name__)
-
-
-class EventRow(NamedTuple):
-    """One event, in the order of `append`'s columns; without `effective_at` it takes effect when it is recorded."""
-
-    stream_id: UUID
-    version: int
-    event_id: UUID
-    type: str
-    type_version: int
-    effective_at: datetime | None
-    creator_stream: UUID
-    causation_id: UUID | None
-    key_id: UUID | None
-    commitment: bytes | None
-    body: bytes
-    sealed: bytes | None
-
-
-class Appended(NamedTuple):
-    """The events stand at these positions, recorded at this moment."""
-
-    first: int
-    last: int
-    recorded_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """The same request came before; its events stand at these positions."""
-
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """Another writer came first, to a stream or to a claim: decide anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """The idempotency key belongs to another request."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRefused:
-    """The API key is no longer valid."""
-
-
-Outcome = Appended | Replayed | Conflict | Mismatch | KeyRefused
-_REFUSED: Final[dict[str, Outcome]] = {
-    "conflict": Conflict(),
-    "taken": Conflict(),
-    "mismatch": Mismatch(),
-    "key": KeyRefused(),
-}
-
-
-@dataclass(slots=True)
-class Append:
-    """What one caller wants appended, whole or not at all."""
-
-    ledger_id: int
-    events: Sequence[EventRow]
-    # (stream, version it must stand at); 0 for a stream that must not exist yet.
-    preconditions: Sequence[tuple[UUID, int]]
-    # (keyed hash, who must hold it, who shall hold it).
-    claims: Sequence[tuple[bytes, UUID | None, UUID | None]]
-    role: str
-    source: str
-    command_id: UUID
-    subject: str | None = None
-    api_key: UUID | None = None
-    idempotency: bytes | None = None
-    request_hash: bytes | None = None
-    effective_at: datetime | None = None
-    correlation_id: str | None = None
-    traceparent: str | None = None
-    # What was decided holds only until then: a window's end that a rule relied on.
-    before: datetime | None = None
-    answer: asyncio.Future[Outcome] = field(init=False)
-    sent: int = field(init=False, default=0)
-
-    def touches(self) -> tuple[list[int | bytes], list[int]]:
-        """Return what it writes and what it reads; of two callers of a batch neither writes what the other touches.
-
-        Streams by their number (a UUID's own hash is computed in Python); they and the keyed hashes of claims and
-        idempotency keys are unique among ledgers too.
-        """
-        writes: list[int | bytes] = [event.stream_id.int for event in self.events]
-        writes.extend(claim[0] for claim in self.claims)
-        if self.idempotency is not None:
-            writes.append(self.idempotency)
-        return writes, [stream.int for stream, _ in self.preconditions]
-
-    def size(self) -> int:
-        """Return about how many bytes it adds to a batch."""
-        size = 0
-        for event in self.events:
-            size += 400 + len(event.body)
-            if event.sealed is not None:
-                size += len(event.sealed)
-        return size
 
 
 class Writer:
@@ -162,11 +64,27 @@ class Writer:
         role: str,
         *,
         on_commit: Callable[[], None] = lambda: None,
+        on_session: Callable[[int], None] = lambda _: None,
         resolve_within_s: float = RESOLVE_WITHIN_S,
     ) -> None:
-        """Prepare; `start` begins. `on_commit` is called after each batch that recorded something."""
-        self._session = session(conninfo, role, more_options=APPENDING)
+        """Prepare; `start` begins.
+
+        Args:
+            conninfo: the database, as a login that is or may become the role.
+            role: whose rights it appends with.
+            on_commit: called after each batch that recorded something.
+            on_session: called with the number of each new session: the log may be another one's, or have lost its
+                end, since the last; what is remembered of it must be forgotten.
+            resolve_within_s: how long the fate of a lost commit is looked for, in seconds.
+
+        """
+        # A standby would neither take an append nor show what became of one.
+        self._session = session(conninfo, role, more_options=APPENDING) | {"target_session_attrs": "primary"}
         self._on_commit = on_commit
+        self._on_session = on_session
+        # How many sessions there were; what was guessed during another one is decided anew.
+        self._sessions = 0
+        self._warned_at = -math.inf
         self._resolve_within_s = resolve_within_s
         self._waiting: deque[Append] = deque()
         self._wake = asyncio.Event()
@@ -196,7 +114,13 @@ class Writer:
         """Why no command can be recorded now, as far as this process knows; None where nothing stands in the way."""
         if self._stopping or self._task is None or self._task.done():
             return STOPPING
-        return FULL if len(self._waiting) >= MAX_WAITING else None
+        return FULL if self._full() else None
+
+    def _full(self) -> bool:
+        """Tell whether nobody else can wait; whoever gave up does not count."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting = deque(request for request in self._waiting if not request.answer.done())
+        return len(self._waiting) >= MAX_WAITING
 
     async def append(self, request: Append) -> Outcome:
         """Append, and wait until it is committed or refused.
@@ -209,7 +133,7 @@ class Writer:
         """
         if self._stopping:
             raise Unavailable(STOPPING)
-        if len(self._waiting) >= MAX_WAITING:
+        if self._full():
             raise Unavailable(FULL)
         request.answer = asyncio.get_running_loop().create_future()
         self._waiting.append(request)
@@ -259,56 +183,112 @@ class Writer:
         error = await self._attempt(batch)
         if error is None:
             return
-        if len(batch) == 1:
-            _fail(batch[0], error)
-            return
-        # One caller's row is at fault: find out one by one. Where the database is short of something, a ledger's lock
-        # included, one attempt for each ledger shows that; each of them may take as long as a statement may.
-        short: dict[int, Exception] = {}
-        for request in batch:
-            error = short.get(request.ledger_id) or await self._attempt([request])
-            if error is not None:
-                _fail(request, error)
-            if isinstance(error, SHORT):
-                short[request.ledger_id] = error
-
-    async def _attempt(self, batch: list[Append]) -> Exception | None:
-        """Append a batch and answer its callers, or return the error for which nothing was recorded."""
-        try:
-            connection, statement = await self._connected()
-        except psycopg.Error as error:
+        if isinstance(error, SHORT):
+            await self._by_ledger(batch, error)
+        elif len(batch) == 1:
+            self._fail(batch, error)
+        else:
+            # One caller's row is at fault: find out one by one.
             for request in batch:
-                _settle(request, _unavailable(NOT_RECORDED, error))
+                await self._commit([request])
+
+    async def _by_ledger(self, batch: list[Append], error: Exception) -> None:
+        """Append a batch that the database was short of something for: perhaps of one ledger's lock alone.
+
+        Each attempt may take as long as a statement may, hence one for each ledger, and none for the others once
+        several in a row have failed as well.
+        """
+        by_ledger: dict[int, list[Append]] = {}
+        for request in batch:
+            by_ledger.setdefault(request.ledger_id, []).append(request)
+        if len(by_ledger) == 1:
+            self._fail(batch, error)
+            return
+        short = 0
+        for requests in by_ledger.values():
+            again = error if short >= MAX_SHORT else await self._attempt(requests)
+            if again is None:
+                short = 0
+            elif isinstance(again, SHORT):
+                short += 1
+                self._fail(requests, again)
+            else:
+                for request in requests:
+                    await self._commit([request])
+
+    async def _attempt(self, batch: list[Append], *, prepared_anew: bool = False) -> Exception | None:
+        """Append a batch and answer its callers, or return the error for which nothing was recorded."""
+        opened = await self._opened(batch)
+        batch = self._still_known(batch)
+        if opened is None or not batch:
             return None
+        connection, statement = opened
         try:
-            rows = await _call(statement, batch)
+            outcomes = await call(statement, batch)
+        except _OUTDATED as error:
+            # `append` was replaced while this session had it prepared.
+            if prepared_anew:
+                return error
+            await connection.close()
+            return await self._attempt(batch, prepared_anew=True)
         except Exception as error:  # noqa: BLE001 - also what cannot be encoded: the writer outlives every caller
             if not connection.closed:
                 return error
+            self._warn(error)
             await self._resolve(batch)
             return None
-        if _answer(batch, rows):
+        for request, outcome in zip(batch, outcomes, strict=True):
+            _settle(request, outcome)
+        if any(isinstance(outcome, Appended) for outcome in outcomes):
             self._on_commit()
         return None
+
+    async def _opened(self, batch: list[Append]) -> tuple[LedgerConnection, Statement] | None:
+        """Return the session to append with; where there is none, its callers are told."""
+        try:
+            return await self._connected()
+        except (psycopg.Error, TimeoutError) as error:
+            self._warn(error)
+            for request in batch:
+                _settle(request, _unavailable(NOT_RECORDED, error))
+            return None
 
     async def _connected(self) -> tuple[LedgerConnection, Statement]:
         if self._connection is None or self._statement is None or self._connection.closed:
             connection = await LedgerConnection.connect(**self._session)
-            statement = Statement(connection, "append", len(_TYPES))
+            statement = Statement(connection, "append", len(TYPES))
             try:
-                self._backend = await own_backend(connection)
-                await statement.prepare(_APPEND, _TYPES)
+                async with asyncio.timeout(SESSION_WITHIN_S):
+                    self._backend = await own_backend(connection)
+                    await statement.prepare(TEXT, TYPES)
             except BaseException:
                 await connection.close()
                 raise
             self._connection, self._statement = connection, statement
+            self._sessions += 1
+            self._on_session(self._sessions)
         return self._connection, self._statement
+
+    def _still_known(self, batch: list[Append]) -> list[Append]:
+        """Leave out whoever decided by what was known during another session, and have them decide anew.
+
+        The append compares versions, and after a failover the log may have lost its end and given the same versions to
+        other events.
+        """
+        known = []
+        for request in batch:
+            if request.guessed_in is None or request.guessed_in == self._sessions:
+                known.append(request)
+            else:
+                _settle(request, Conflict())
+        return known
 
     async def _resolve(self, batch: list[Append]) -> None:
         """Find out what became of a batch whose connection was lost while it was being committed."""
         try:
             fates = await self._fates(batch)
         except (psycopg.Error, TimeoutError) as error:
+            self._warn(error)
             for request in batch:
                 _settle(request, _unavailable(UNKNOWN_FATE, error))
             return
@@ -350,71 +330,20 @@ class Writer:
         else:
             _settle(request, Unavailable(REFUSED_WRITE))
 
+    def _fail(self, batch: list[Append], error: Exception) -> None:
+        """Tell callers of an error for which nothing was recorded."""
+        short = isinstance(error, SHORT)
+        if short:
+            self._warn(error)
+        for request in batch:
+            _settle(request, _unavailable(REFUSED_WRITE, error) if short else error)
 
-async def _call(statement: Statement, batch: list[Append]) -> list[Any]:
-    columns = [
-        *_of_callers(batch),
-        *_of_rows([request.preconditions for request in batch], 2),
-        *_of_rows([request.events for request in batch], len(EventRow._fields)),
-        *_of_rows([request.claims for request in batch], 3),
-    ]
-    return await statement.call([array(column) for array, column in zip(_TYPES, columns, strict=True)])
-
-
-def _of_callers(batch: list[Append]) -> list[list[Any]]:
-    counts = [len(request.events) for request in batch]
-    return [
-        [request.ledger_id for request in batch],
-        [request.idempotency for request in batch],
-        [request.request_hash for request in batch],
-        [request.api_key for request in batch],
-        [*accumulate(counts[:-1], initial=1)],
-        counts,
-        [request.effective_at for request in batch],
-        [request.role for request in batch],
-        [request.subject for request in batch],
-        [request.source for request in batch],
-        [request.command_id for request in batch],
-        [request.correlation_id for request in batch],
-        [request.traceparent for request in batch],
-        [request.before for request in batch],
-    ]
-
-
-def _of_rows(rows: list[Sequence[tuple[Any, ...]]], width: int) -> list[Sequence[Any]]:
-    """Return the callers' numbers, one a row, and the rows' columns."""
-    numbers = [number for number, of_caller in enumerate(rows, 1) for _ in of_caller]
-    return [numbers, *(zip(*chain.from_iterable(rows), strict=True) if numbers else [()] * width)]
-
-
-# The columns of `append`: callers, preconditions, events, claims.
-_TYPES: Final = (
-    *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Times, Texts, Texts, Texts, Uuids, Texts, Texts, Times),
-    *(Ints, Uuids, Ints),
-    *(Ints, Uuids, Ints, Uuids, Texts, Ints, Times, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
-    *(Ints, Byteas, Uuids, Uuids),
-)
-_APPEND: Final = f"SELECT * FROM append({', '.join(f'${number}' for number in range(1, len(_TYPES) + 1))})"
-
-
-def _answer(batch: list[Append], rows: list[Any]) -> bool:
-    """Tell each caller what became of it; positions follow from the order of those accepted."""
-    bases = {ledger: (base, at) for caller, _, base, ledger, _, _, at in rows if caller is None}
-    refused = {
-        caller: Replayed(first, last) if outcome == "replay" else _REFUSED[outcome]
-        for caller, outcome, first, last, _, _, _ in rows
-        if caller is not None
-    }
-    next_position = {ledger: base + 1 for ledger, (base, _) in bases.items()}
-    for number, request in enumerate(batch, 1):
-        outcome = refused.get(number)
-        if outcome is None:
-            first = next_position[request.ledger_id]
-            last = first + len(request.events) - 1
-            next_position[request.ledger_id] = last + 1
-            outcome = Appended(first, last, bases[request.ledger_id][1])
-        _settle(request, outcome)
-    return len(refused) < len(batch)
+    def _warn(self, error: Exception) -> None:
+        """Log why commands are turned away, and not once for each of them."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._warned_at + WARN_EVERY_S:
+            self._warned_at = now
+            log.warning("Commands are turned away: %s", " ".join(str(error).split()) or type(error).__name__)
 
 
 def _settle(request: Append, outcome: Outcome | BaseException) -> None:
@@ -425,11 +354,6 @@ def _settle(request: Append, outcome: Outcome | BaseException) -> None:
         request.answer.set_exception(outcome)
     else:
         request.answer.set_result(outcome)
-
-
-def _fail(request: Append, error: Exception) -> None:
-    """Tell a caller of an error for which nothing was recorded."""
-    _settle(request, _unavailable(REFUSED_WRITE, error) if isinstance(error, SHORT) else error)
 
 
 def _unavailable(detail: str, cause: BaseException) -> Unavailable:

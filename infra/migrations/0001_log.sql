@@ -57,7 +57,8 @@ CREATE TABLE commands (
     recorded_at     timestamptz NOT NULL,
     PRIMARY KEY (ledger_id, key)
 );
-CREATE INDEX commands_recorded ON commands USING brin (recorded_at);
+-- What is purged is found by it; a summary of blocks would tell less and less, for purged rows' room is used again.
+CREATE INDEX commands_recorded ON commands (recorded_at);
 
 -- A name that one stream holds at a time: a creator's id, a video's slot, a secret; by keyed hash.
 CREATE TABLE claims (
@@ -230,8 +231,9 @@ END $$;
 -- A column of nothing but NULL comes as an empty array. Elements are read by subscript: an `unnest` of many arrays
 -- fills a store of its own for each of them, which took a single command longer than everything else.
 --
--- Answers one row for each caller that was refused or replayed (outcome, a, b, stream, actual), and one row with
--- outcome 'base' for each ledger: a = the last position before, b = the ledger, at = the moment of recording.
+-- Answers one row for each caller that was refused or replayed (outcome, a, b, stream, actual; at: the moment that has
+-- passed `before`), and one row with outcome 'base' for each ledger: a = the last position before, b = the ledger,
+-- at = the moment of recording.
 --
 -- Its plans must not be those of the empty tables a ledger begins with: whoever calls it sets `plan_cache_mode` and
 -- the planner's choices for the session, which costs nothing, where a SET of the function's own costs 8 us each.
@@ -269,18 +271,24 @@ BEGIN
         RAISE foreign_key_violation USING MESSAGE = 'there is no such ledger';
     END IF;
 
+    -- Where one ledger's log ends; of several, each is looked at in its turn.
+    IF cardinality(locked) = 1 THEN
+        SELECT e.position, e.recorded_at INTO base, last_moment
+        FROM events e WHERE e.ledger_id = locked[1] ORDER BY e.position DESC LIMIT 1;
+    END IF;
+
     -- Who is turned down, and why; where several reasons hold, the first in this order is a caller's answer.
     FOR r IN
         -- The same command came before: its first answer stands.
         SELECT 1 AS rank, i, CASE WHEN m.request_hash = c_hash[i] THEN 'replay' ELSE 'mismatch' END AS why,
-               m.first_position AS p, m.last_position AS q, NULL::uuid AS s, NULL::int AS v
+               m.first_position AS p, m.last_position AS q, NULL::uuid AS s, NULL::int AS v, NULL::timestamptz AS t
         FROM generate_series(1, cardinality(c_key)) i
         CROSS JOIN LATERAL (
             SELECT * FROM commands m WHERE m.ledger_id = c_ledger[i] AND m.key = c_key[i] OFFSET 0
         ) m
         UNION ALL
         -- A key revoked since the door let it in must not write: a cache may outlive it by a second.
-        SELECT 2, i, 'key', NULL, NULL, NULL, NULL
+        SELECT 2, i, 'key', NULL, NULL, NULL, NULL, NULL
         FROM generate_series(1, cardinality(c_api_key)) i
         WHERE c_api_key[i] IS NOT NULL
         AND NOT EXISTS (
@@ -289,12 +297,17 @@ BEGIN
             AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
         )
         UNION ALL
-        -- Decided inside a window that has ended since: decide anew.
-        SELECT 3, i, 'conflict', NULL, NULL, NULL, NULL
+        -- Decided inside a window that has ended by the moment that would be recorded: decide anew, by that moment.
+        SELECT 3, i, 'conflict', NULL, NULL, NULL, NULL, w.moment
         FROM generate_series(1, cardinality(c_before)) i
-        WHERE c_before[i] <= clock_timestamp()
+        CROSS JOIN LATERAL (
+            SELECT greatest(clock_timestamp(), CASE WHEN cardinality(locked) = 1 THEN last_moment ELSE (
+                SELECT e.recorded_at FROM events e WHERE e.ledger_id = c_ledger[i] ORDER BY e.position DESC LIMIT 1
+            ) END) AS moment
+        ) w
+        WHERE c_before[i] <= w.moment
         UNION ALL
-        SELECT 4, p_caller[j], 'conflict', NULL, NULL, p_stream[j], v.v
+        SELECT 4, p_caller[j], 'conflict', NULL, NULL, p_stream[j], v.v, NULL
         FROM generate_series(1, cardinality(p_caller)) j
         CROSS JOIN LATERAL (
             SELECT coalesce((
@@ -305,7 +318,7 @@ BEGIN
         ) v
         WHERE v.v <> p_version[j] AND NOT (v.v = -1 AND p_version[j] = 0)
         UNION ALL
-        SELECT 5, k_caller[j], 'taken', NULL, NULL, v.s, NULL
+        SELECT 5, k_caller[j], 'taken', NULL, NULL, v.s, NULL, NULL
         FROM generate_series(1, cardinality(k_caller)) j
         CROSS JOIN LATERAL (
             SELECT (
@@ -317,7 +330,7 @@ BEGIN
     LOOP
         IF r.i <> ALL (refused) THEN
             refused := refused || r.i;
-            caller := r.i; outcome := r.why; a := r.p; b := r.q; stream := r.s; actual := r.v; at := NULL;
+            caller := r.i; outcome := r.why; a := r.p; b := r.q; stream := r.s; actual := r.v; at := r.t;
             RETURN NEXT;
         END IF;
     END LOOP;
@@ -337,8 +350,10 @@ BEGIN
 
     FOREACH ledger IN ARRAY locked LOOP
         moment := clock_timestamp();
-        SELECT e.position, e.recorded_at INTO base, last_moment
-        FROM events e WHERE e.ledger_id = ledger ORDER BY e.position DESC LIMIT 1;
+        IF cardinality(locked) > 1 THEN
+            SELECT e.position, e.recorded_at INTO base, last_moment
+            FROM events e WHERE e.ledger_id = ledger ORDER BY e.position DESC LIMIT 1;
+        END IF;
         base := coalesce(base, 0);
         moment := greatest(moment, last_moment);
         INSERT INTO events (

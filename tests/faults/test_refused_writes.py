@@ -17,7 +17,8 @@ import pytest
 
 from infra.errors import Unavailable
 from infra.ids import uuid7
-from infra.log.writer import Appended, Replayed, Writer
+from infra.log.appends import Appended, Replayed
+from infra.log.writer import Writer
 from infra.runtime import API
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene

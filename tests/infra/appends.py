@@ -9,7 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from infra.ids import uuid7
-from infra.log.writer import Append, EventRow, Outcome, Writer
+from infra.log.appends import Append, EventRow, Outcome
+from infra.log.writer import Writer
 from infra.runtime import API
 from tests.conftest import TestDatabase
 

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import psycopg
 
-from infra.log.writer import Append, Outcome, Writer
+from infra.log.appends import Append, Outcome
+from infra.log.writer import Writer
 from tests.infra.opened import Opened, Tenant
 
 WAITS_WITHIN_S = 15

@@ -23,8 +23,9 @@ from eventsourcing.utils import register_topic
 
 from infra.errors import Unavailable
 from infra.ids import uuid7
+from infra.log.appends import Append, Appended, EventRow, Replayed
 from infra.log.wake import Notifier
-from infra.log.writer import Append, Appended, EventRow, Replayed, Writer
+from infra.log.writer import Writer
 from infra.runtime import API
 from tests.infra.appends import appending, keyed, row
 from tests.infra.notebook import Notebook

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from infra.ids import uuid7
-from infra.log.writer import Append, Appended, Conflict, KeyRefused, Mismatch, Replayed, Writer
+from infra.log.appends import Append, Appended, Conflict, KeyRefused, Mismatch, Replayed
+from infra.log.writer import Writer
 from tests.infra.appends import appending, keyed, row, together, writing
 from tests.infra.opened import Opened, Tenant
 

@@ -11,7 +11,8 @@ from uuid import UUID
 import psycopg
 
 from infra.ids import uuid7
-from infra.log.writer import Append, Appended, Outcome, Writer
+from infra.log.appends import Append, Appended, Outcome
+from infra.log.writer import Writer
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.checker import held, problems
 from tests.infra.holding import locked, until_it_waits

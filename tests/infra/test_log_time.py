@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from domain.errors import Refused
 from infra.errors import Unavailable
 from infra.ids import uuid7
-from infra.log.writer import Appended, Writer
+from infra.log.appends import Appended
+from infra.log.writer import Writer
 from tests import given
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.holding import locked, until_it_waits
@@ -154,3 +156,34 @@ async def test_as_of_a_past_moment_stays_the_same_after_a_clock_that_jumped_back
     async with writing(opened.database) as writer:
         await appended(writer, tenant)
     assert await store.position_at(tenant.ledger_id, moment) == before
+
+
+async def test_a_process_whose_clock_is_behind_says_that_a_window_has_ended(opened: Opened) -> None:
+    """Decided by its own clock again and again, the command would seem to lose a race that nobody else is in."""
+    tenant = await opened.begin()
+    await opened.when(tenant, given.permission())
+    ended = datetime.now(UTC) - timedelta(minutes=30)
+    await opened.when(tenant, given.generate(days=7, starts_at=ended - timedelta(days=7)))
+    opened.ledgers.now = lambda: datetime.now(UTC) - timedelta(hours=1)
+    with pytest.raises(Refused) as refused:
+        await opened.when(tenant, given.redeem())
+    assert refused.value.code == "code_expired"
+
+
+@pytest.mark.parametrize("neighbours", [0, 3])
+async def test_a_window_that_ended_by_the_time_of_its_ledger_has_ended_though_the_clock_jumped_back(
+    opened: Opened, neighbours: int
+) -> None:
+    tenant = await opened.begin()
+    await opened.when(tenant, given.permission())
+    ends = datetime.now(UTC) + timedelta(hours=1)
+    await opened.when(tenant, given.generate(days=7, starts_at=ends - timedelta(days=7)))
+    opened.record_at(tenant, 3, datetime.now(UTC) + AHEAD)
+    others = [await opened.begin(f"other-{number}") for number in range(neighbours)]
+    redeemed, *_ = await asyncio.gather(
+        opened.when(tenant, given.redeem()),
+        *(opened.when(other, given.permission()) for other in others),
+        return_exceptions=True,
+    )
+    assert isinstance(redeemed, Refused)
+    assert redeemed.code == "code_expired"

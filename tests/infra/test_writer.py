@@ -9,8 +9,10 @@ import pytest
 
 from infra.errors import Unavailable
 from infra.ids import uuid7
+from infra.log import appends
 from infra.log import writer as writer_module
-from infra.log.writer import NOT_RECORDED, Append, Appended, Writer
+from infra.log.appends import Append, Appended
+from infra.log.writer import NOT_RECORDED, Writer
 from infra.runtime import API
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
@@ -139,10 +141,10 @@ async def test_a_defect_of_the_writer_is_told_to_its_callers_and_not_to_the_next
     tenant = await opened.begin()
     async with writing(opened.database) as writer:
         with monkeypatch.context() as patch:
-            patch.delattr(writer_module, "_answer")
+            patch.delattr(Writer, "_still_known")
             outcomes = await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(3)])
         after = await writer.append(appending(tenant.ledger_id, row(uuid7())))
-    assert [type(outcome) for outcome in outcomes] == [NameError] * 3
+    assert [type(outcome) for outcome in outcomes] == [AttributeError] * 3
     assert isinstance(after, Appended)
 
 
@@ -180,19 +182,19 @@ async def test_one_caller_of_each_ledger_finds_out_that_the_database_is_short_of
         requests = [appending(tenant.ledger_id, row(uuid7())) for tenant in (held_up, free) for _ in range(3)]
         outcomes = await together(writer, requests)
     assert [type(outcome) for outcome in outcomes] == [*[Unavailable] * 3, *[Appended] * 3]
-    assert sizes == [6, 1, 1, 1, 1]
+    assert sizes == [6, 3, 3]
 
 
 def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return what becomes the number of callers in each batch that is sent."""
     sizes: list[int] = []
-    call: Any = writer_module._call
+    call = appends.call
 
-    async def counted(connection: Any, batch: list[Append]) -> Any:
+    async def counted(statement: Any, batch: list[Append]) -> Any:
         sizes.append(len(batch))
-        return await call(connection, batch)
+        return await call(statement, batch)
 
-    monkeypatch.setattr(writer_module, "_call", counted)
+    monkeypatch.setattr(writer_module, "call", counted)
     return sizes
 
 
@@ -205,3 +207,53 @@ async def test_readers_are_woken_once_for_each_batch_that_recorded_something(ope
         await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(5)])
         await writer.append(appending(tenant.ledger_id, row(stream)))
     assert len(woken) == 2
+
+
+async def test_whoever_gave_up_keeps_nobody_out_of_a_full_queue(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "MAX_WAITING", 5)
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        async with locked(opened, tenant):
+            first = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+            await until_it_waits(opened)
+            given_up = [sent(writer, appending(tenant.ledger_id, row(uuid7()))) for _ in range(5)]
+            await asyncio.sleep(0)
+            assert writer.obstacle == writer_module.FULL
+            for request in given_up:
+                request.cancel()
+            await asyncio.sleep(0)
+            assert writer.obstacle is None
+            last = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+            await asyncio.sleep(0)
+        outcomes = await asyncio.gather(first, last)
+    assert {type(outcome) for outcome in outcomes} == {Appended}
+    assert count(opened) == 2
+
+
+async def test_an_append_that_was_replaced_while_it_was_prepared_is_prepared_anew(opened: Opened) -> None:
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+        ((definition,),) = opened.sql("SELECT pg_get_functiondef('append'::regproc)")
+        ((arguments,),) = opened.sql("SELECT pg_get_function_identity_arguments('append'::regproc)")
+        opened.sql(f"DROP FUNCTION append({arguments})")
+        opened.sql(definition.replace("actual integer", "actual bigint", 1))
+        opened.sql("GRANT EXECUTE ON FUNCTION append TO sparkledger_api")
+        opened.sql("ALTER FUNCTION append OWNER TO sparkledger_log")
+        outcomes = await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(3)])
+    assert [str(outcome) for outcome in outcomes if not isinstance(outcome, Appended)] == []
+    assert count(opened) == 4
+
+
+async def test_why_commands_are_turned_away_is_logged_once_and_not_for_each(
+    opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    tenant = await opened.begin()
+    async with locked(opened, tenant), writing(opened.database, options=" -c lock_timeout=50") as writer:
+        for _ in range(2):
+            await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(3)])
+    said = [record.getMessage() for record in caplog.records if record.name == writer_module.__name__]
+    assert len(said) == 1
+    assert said[0].startswith("Commands are turned away: canceling statement due to lock timeout")

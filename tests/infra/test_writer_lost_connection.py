@@ -11,14 +11,17 @@ from typing import Any
 import psycopg
 import pytest
 
+from domain.errors import Refused
 from infra.errors import Unavailable
 from infra.ids import uuid7
 from infra.log import writer as writer_module
-from infra.log.writer import Append, Appended, Conflict, Mismatch, Replayed, Writer
+from infra.log.appends import Append, Appended, Conflict, Mismatch, Replayed
+from infra.log.writer import Writer
 from infra.runtime import API
+from tests import given
 from tests.infra.appends import appending, keyed, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
-from tests.infra.opened import Opened, Tenant
+from tests.infra.opened import Opened, Tenant, opening
 from tests.infra.proxy import Proxy, proxied
 
 # In the body of an event whose append is to be cut.
@@ -237,3 +240,27 @@ async def test_a_new_session_that_got_an_old_ones_process_id_is_not_ended(opened
             opened.sql("SELECT pg_terminate_backend(%s, 5000)", writer._connection.info.backend_pid)
             await together(writer, requests(tenant))
             assert await (await another.execute("SELECT 1")).fetchone() == (1,)
+
+
+async def test_what_was_remembered_before_a_connection_was_lost_decides_nothing_after_it(opened: Opened) -> None:
+    """After a failover the log may have lost its end, and have given the same versions to other events since."""
+    tenant = await opened.begin()
+    await opened.when(tenant, given.permission())
+    done = await opened.when(tenant, given.permission(enabled=False))
+    await opened.when(tenant, given.permission())
+    # As a replica has it that lacks the last event, and whose writer recorded something else: the permission is off.
+    with psycopg.connect(opened.database.dsn(), autocommit=True) as connection:
+        connection.execute("ALTER TABLE events DISABLE TRIGGER events_are_append_only")
+        connection.execute("DELETE FROM events WHERE position = %s", (done.position + 1,))
+    async with opening(opened.database) as other:
+        await other.when(tenant, given.erase())
+    opened.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE 'sparkledger%'"
+    )
+
+    with pytest.raises(Refused) as refused:
+        await opened.when(tenant, given.generate(uuid7()))
+    assert refused.value.code == "creator_erased"
+
+    assert [row[0] for row in opened.sql("SELECT type FROM events ORDER BY position")][2:] == ["CreatorErased"]
