@@ -36,6 +36,7 @@ _RFC3339_PATTERN: Final = (
 )
 
 NO_NUL: Final = r"^[^\u0000]*$"
+NO_CONTROL: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 
 
 def parse_moment(value: object) -> datetime:
@@ -151,6 +152,7 @@ Note = Annotated[
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARACTERS, "pattern": NO_NUL}),
 ]
 Text = Annotated[str, StringConstraints(pattern=NO_NUL)]
+Line = Annotated[str, StringConstraints(pattern=NO_CONTROL)]
 Reason = Annotated[
     Text,
     StringConstraints(min_length=1, max_length=MAX_REASON_CHARACTERS),

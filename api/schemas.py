@@ -15,6 +15,7 @@ from api.fields import (
     CreatorId,
     Currency,
     Id,
+    Line,
     Moment,
     Name,
     Note,
@@ -23,7 +24,6 @@ from api.fields import (
     Secret,
     Sha256,
     Targeting,
-    Text,
     VideoId,
 )
 from domain.values import Channel, Role
@@ -69,7 +69,7 @@ class GenerateCode(Command):
     creator_id: CreatorId
     video_id: VideoId
     terms_version: Annotated[
-        Text | None,
+        Line | None,
         Field(
             max_length=128,
             description="The version of TikTok's advertising terms that the creator accepted.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from api.fields import NO_NUL
+from api.fields import NO_CONTROL, NO_NUL
 from domain.values import ID_PATTERN
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ def sentence(error: ErrorDetails) -> str:  # noqa: C901, PLR0911 - one line for 
             return "An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others."
         case "string_pattern_mismatch" if context["pattern"] == NO_NUL:
             return "A text cannot hold the character NUL."
+        case "string_pattern_mismatch" if context["pattern"] == NO_CONTROL:
+            return "This cannot hold the end of a line, a tab or another control character."
         case "string_too_short" if context["min_length"] == 1:
             return "This is empty."
         case "string_too_long":

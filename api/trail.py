@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -77,8 +78,11 @@ CSV_COLUMNS: Final = (
     "body",
 )
 _RESTLESS: Final = "Keys change faster than their names can be looked up. Ask again in a moment."
-# A spreadsheet takes a cell that begins so for a formula.
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+# A spreadsheet takes a cell that begins so for a formula. One that separates by semicolons or tabs begins a cell within
+# one of ours, and takes the quotes and spaces before its text away.
+_FORMULA: Final = re.compile(r'(^[\s"]*|[;\t\r\n][\s"]*)([=+@-])')
+_FORMULA_IN_JSON: Final = re.compile(r'(;[\s"]*)([=+@-])')
+_NO_BEGINNING: Final = ("\t", "\r", "\n")
 
 
 class KeyNames:
@@ -243,7 +247,7 @@ def csv_text(contents: Iterable[dict[str, Any]]) -> bytes:
             *(content.get(column) for column in CSV_COLUMNS[:9]),
             *content["actor"].values(),
             *(content[column] for column in CSV_COLUMNS[13:17]),
-            _json(content["body"]),
+            content["body"],
         ]
         for content in contents
     )
@@ -264,9 +268,12 @@ def csv_lines(lines: Iterable[Iterable[Any]]) -> bytes:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    # As in JSON, so that a time reads the same in both; what JSON quotes is text already.
-    text = value if isinstance(value, str) else _json(value).strip('"')
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    if isinstance(value, str):
+        text = _FORMULA.sub(r"\1'\2", value)
+        return f"'{text}" if text.startswith(_NO_BEGINNING) else text
+    # As in JSON, so that a time reads the same in both; what JSON quotes is text already. Written as an escape, what
+    # would begin a formula stays the same JSON, for it stands within a text: no semicolon is anywhere else.
+    return _FORMULA_IN_JSON.sub(lambda found: f"{found[1]}\\u{ord(found[2]):04x}", _json(value).strip('"'))
 
 
 def _json(value: Any) -> str:

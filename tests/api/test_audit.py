@@ -433,6 +433,40 @@ def test_no_cell_of_a_table_is_a_formula(world: World) -> None:
     assert {"'-2", "'@SUM", "'=1+1"} <= set(cells)
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_no_cell_of_a_table_is_a_formula_wherever_a_spreadsheet_separates(world: World, delimiter: str) -> None:
+    evil = "x;=A1; \"-2;';\"\"@SUM;=cmd|' /C calc'!A0"
+    key = told(world.client.post("/v1/keys", json={"role": "operator", "name": "a\n=1+1\r\t +2;-3"}), 201)["key"]
+    code = World(world.server, world.with_key(key)).generate(terms_version=evil)
+    world.share(code)
+    world.redeem(code)
+    world.launch(code, targeting={"a;=b": ['c;"+d', {"e": ";@"}]})
+
+    query = {"q": '-";=A1" -";=never said"'}
+    table = world.client.get("/v1/events", headers={"Accept": "text/csv"}).text
+    exported = world.client.get("/v1/exports/events", params={"format": "csv"}).text
+    asked = world.client.get("/v1/exports/events", params={"format": "csv", **query}).text
+
+    for text in (table, exported, asked):
+        cells = [cell for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) for cell in row]
+        assert [cell for cell in cells if cell.lstrip(' "\t\r\n')[:1] in {"=", "+", "-", "@"}] == []
+
+
+def test_a_table_holds_the_same_bodies_though_no_formula_stands_in_them(world: World) -> None:
+    code = world.generate(terms_version=';=A1; "-2')
+    world.share(code)
+    world.redeem(code)
+    world.launch(code, targeting={"a;=b": ['c;"+d', {"e": ";@"}]})
+
+    table = world.client.get("/v1/events", headers={"Accept": "text/csv"}).text
+
+    rows = list(csv.DictReader(io.StringIO(table, newline="")))
+    events = told(world.client.get("/v1/events"), 200)["events"]
+    assert [json.loads(row["body"]) for row in rows] == [event["body"] for event in events]
+    assert "\\u003dA1" in table
+    assert "accepted terms ;'=A1; \"'-2 and" in rows[1]["summary"]
+
+
 def test_no_secret_and_no_note_stands_in_the_trail(world: World) -> None:
     code = world.generate(secret="#a-secret-that-tiktok-made+/=")
     world.share(code, note="a note on sharing")

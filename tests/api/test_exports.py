@@ -107,9 +107,9 @@ def test_a_malformed_export_is_refused(world: World, query: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("name", ["export.ndjson", "export.csv"])
 def test_a_whole_export_is_verified_and_any_other_is_not(world: World, tmp_path: Path, name: str) -> None:
-    told(world.client.post("/v1/keys", json={"role": "operator", "name": 'two\nlines, and "quotes"'}), 201)
-    world.running()
-    content = exported(world, format=name.rpartition(".")[2])
+    operator = told(world.client.post("/v1/keys", json={"role": "operator", "name": 'two\n-lines;=and "quotes"'}), 201)
+    World(world.server, world.with_key(operator["key"])).running()
+    content = exported(world, format=name.rpartition(".")[2], q='-";=never said"')
     path = tmp_path / name
     path.write_bytes(content)
 
