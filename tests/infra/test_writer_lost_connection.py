@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,6 +17,8 @@ from infra.ids import uuid7
 from infra.log import writer as writer_module
 from infra.log.appends import Append, Appended, Conflict, Mismatch, Replayed
 from infra.log.writer import Writer
+from infra.migrate import migrate
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import API
 from tests import given
 from tests.infra.appends import appending, keyed, row, together, writing
@@ -256,7 +258,8 @@ async def test_what_was_remembered_before_a_connection_was_lost_decides_nothing_
         await other.when(tenant, given.erase())
     opened.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name LIKE 'sparkledger%'"
+        " WHERE datname = current_database() AND application_name LIKE %s",
+        "sparkledger%",
     )
 
     with pytest.raises(Refused) as refused:
@@ -264,3 +267,24 @@ async def test_what_was_remembered_before_a_connection_was_lost_decides_nothing_
     assert refused.value.code == "creator_erased"
 
     assert [row[0] for row in opened.sql("SELECT type FROM events ORDER BY position")][2:] == ["CreatorErased"]
+
+
+@pytest.fixture
+def standby(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A server that waits for a primary to tell it more, and can be read meanwhile."""
+    tmp_path.chmod(0o755)
+    directory = tmp_path / "cluster"
+    with EmbeddedPostgres(directory) as server:
+        migrate(server.dsn())
+    (server.cluster.directory / "standby.signal").touch()
+    with EmbeddedPostgres(directory) as server:
+        yield server
+
+
+async def test_a_standby_is_neither_written_to_nor_asked_what_became_of_an_append(standby: EmbeddedPostgres) -> None:
+    """It would refuse the one, and for the other show a log that lags, so that what is recorded is told not to be."""
+    writer = Writer(standby.dsn(API), API)
+    writer.start()
+    with pytest.raises(Unavailable, match="nothing was recorded"):
+        await writer.append(appending(1, row(uuid7())))
+    await writer.stop()
