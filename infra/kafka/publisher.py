@@ -32,11 +32,13 @@ from infra.kafka.outgoing import OutgoingLog, Unpublishable
 from infra.kafka.publications import OF_DESTINATION, Standing, destinations
 from infra.kafka.topics import TopicProblem, events_topic, progress_topic, state_topic, topics
 from infra.runtime import WORKER
+from projections.arrays import Bigints, Ints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from infra.kafka.publications import Destination, State
+    from infra.kafka.topics import Topic
     from infra.settings import Settings
 
 # The first key of the advisory locks that lead a destination; the second is its prefix, hashed.
@@ -56,6 +58,19 @@ _LEDGERS: Final = f"""
 """
 
 _EVENT_AT: Final = "SELECT event_id FROM events WHERE ledger_id = %s AND position = %s"
+
+_TOLD: Final = """
+    SELECT EXISTS (
+        SELECT
+        FROM unnest(%b, %b) AS published (ledger_id, position)
+        JOIN events e ON e.ledger_id = published.ledger_id AND e.position <= published.position
+        WHERE e.stream_id <> e.creator_stream
+          AND NOT EXISTS (
+              SELECT FROM events n
+              WHERE n.ledger_id = e.ledger_id AND n.stream_id = e.stream_id AND n.version = e.version + 1
+          )
+    )
+"""
 
 log = logging.getLogger(__name__)
 
@@ -183,17 +198,23 @@ class Publisher:
         progress = last_values(self._options, self._progress.name)
         with topics(self._options, self._replication_factor) as found:
             found.ensure([self._events, self._state], missing=self._why_not_to_create(progress))
-        if not progress and not is_empty(self._options, self._events.name):
+        # Progress is written with events, and with nothing else.
+        empty = is_empty(self._options, self._events.name)
+        if not progress and not empty:
             message = (
                 f"Topic {self._events.name} holds events, and {self._progress.name} does not say how far they go. "
                 f"{self._remedy}"
             )
             raise ProgressProblem(message)
+        if progress and empty:
+            raise ProgressProblem(self._emptied(self._events))
         positions = {}
         for name, ledger_id, head in connection.execute(_LEDGERS, self._destination.parameters).fetchall():
             said = progress.get(name.encode())
             if said is not None:
                 positions[ledger_id] = self._checked(connection, name, ledger_id, head, orjson.loads(said))
+        if positions and is_empty(self._options, self._state.name) and _has_told(connection, positions):
+            raise ProgressProblem(self._emptied(self._state))
         return positions
 
     def _checked(
@@ -220,6 +241,12 @@ class Publisher:
         if not progress:
             return ""
         return f"{self._progress.name} says that it held events. {self._remedy}"
+
+    def _emptied(self, topic: Topic) -> str:
+        return (
+            f"Topic {topic.name} is empty, and {self._progress.name} says that something was published to it: it was "
+            f"emptied, or deleted and created anew. {self._remedy}"
+        )
 
     @property
     def _remedy(self) -> str:
@@ -252,6 +279,16 @@ def publishers(conninfo: str, settings: Settings) -> list[Publisher]:
         Publisher(conninfo, destination, options, replication_factor=settings.kafka_replication_factor)
         for destination in destinations(settings.kafka_ledgers)
     ]
+
+
+def _has_told(connection: psycopg.Connection[Any], positions: Mapping[int, int]) -> bool:
+    """Tell whether the topic of states must hold a code's, when ledgers are published that far.
+
+    A code that changes again further on may not have been told of yet, and then is told of when that is published.
+    """
+    columns = (Ints(list(positions)), Bigints(list(positions.values())))
+    row = connection.execute(_TOLD, columns, binary=True).fetchone()
+    return row is not None and bool(row[0])
 
 
 def _in_words(error: KafkaError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[impor
 from infra.kafka.topics import Topic, TopicProblem, events_topic, progress_topic, state_topic, topics
 from tests import given
 from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.publishing import events, options, publishing
+from tests.infra.kafka.publishing import events, options, publishing, states
 from tests.infra.opened import Opened
 from tests.waiting import until
 
@@ -189,6 +189,44 @@ async def test_a_topic_that_vanished_stops_publishing(
 
     with publishing(opened.database, kafka.plain, prefix):
         assert said in why_stopped(opened)
+
+
+@pytest.mark.parametrize(("kind", "topic"), [("events", events_topic), ("state", state_topic)])
+async def test_a_topic_that_was_created_anew_stops_publishing_before_a_history_without_its_beginning(
+    kafka: Broker, opened: Opened, prefix: str, admin: KafkaAdminClient, kind: str, topic: Callable[[str], Topic]
+) -> None:
+    tenant = await published_once(opened, kafka, prefix)
+    delete(admin, f"{prefix}.code-{kind}.v1")
+    ensure(kafka, topic(prefix))
+    await opened.when(tenant, given.permission(creator_id="another"))
+
+    with publishing(opened.database, kafka.plain, prefix):
+        assert why_stopped(opened).startswith(
+            f"has stopped. Topic {prefix}.code-{kind}.v1 is empty, and {prefix}.code-progress.v1 says that something "
+            "was published to it: it was emptied, or deleted and created anew. Bring back what is missing. Or publish "
+        )
+    assert opened.sql("SELECT position FROM publications") == [(2,)]
+
+
+async def test_no_state_is_missed_where_no_code_was_told_of_yet(
+    kafka: Broker, opened: Opened, prefix: str, admin: KafkaAdminClient
+) -> None:
+    tenant = await opened.begin()
+    await opened.begin("without-events")
+    await opened.when(tenant, given.permission())
+    with events(kafka.plain, prefix) as topic, states(kafka.plain, prefix) as told:
+        with publishing(opened.database, kafka.plain, prefix):
+            topic.until(1)
+        await opened.when(tenant, given.generate())
+        with publishing(opened.database, kafka.plain, prefix):
+            topic.until(2)
+            told.until(1)
+    # The code changes further on: what is told of it then is all there is to be told.
+    delete(admin, state_topic(prefix).name)
+    ensure(kafka, state_topic(prefix))
+    await opened.when(tenant, given.share())
+    with publishing(opened.database, kafka.plain, prefix), states(kafka.plain, prefix) as told:
+        assert [record.value["position"] for record in told.until(1)] == [3]
 
 
 async def test_after_deleting_the_topics_everything_is_published_anew(
