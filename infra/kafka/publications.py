@@ -80,6 +80,13 @@ _FAIL: Final = """
     WHERE destination = %b
 """
 
+# Also where nothing is published yet, and nothing might be for long.
+_GO_ON: Final = """
+    UPDATE publications
+    SET state = 'publishing', error = NULL, changed_at = now()
+    WHERE destination = %b AND state <> 'publishing'
+"""
+
 _FORGET: Final = f"""
     DELETE FROM publications p
     USING ledgers l
@@ -104,6 +111,10 @@ class Standing:
         """Note how far ledgers are published."""
         columns = (Ints(list(positions)), Bigints(list(positions.values())))
         self._execute(_ADVANCE, (self._destination.prefix, *columns))
+
+    def go_on(self) -> None:
+        """Note that nothing keeps any ledger from being published."""
+        self._execute(_GO_ON, (self._destination.prefix,))
 
     def fail(self, state: State, error: str) -> None:
         """Note what keeps it from publishing."""

@@ -168,11 +168,13 @@ class Publisher:
         reader = Hands(f"reader for {self._destination.prefix}")
         try:
             positions = self._resume(connection)
+            self._woken.clear()
+            # Before it is said that all is well: an event that cannot be read would only stop it again.
+            page = outgoing.page(positions)
             standing.advance(positions)
+            standing.go_on()
             self._say(logging.INFO, "is published here")
             while not self._stopping.is_set():
-                self._woken.clear()
-                page = outgoing.page(positions)
                 while page.messages and not self._stopping.is_set():
                     # The next page is read while this one is on its way.
                     self._woken.clear()
@@ -183,6 +185,8 @@ class Publisher:
                     self._pause_s = RETRY_FIRST_S
                     page = ahead.result()
                 self._woken.wait(POLL_S)
+                self._woken.clear()
+                page = outgoing.page(positions)
         finally:
             reader.leave()
             producer.abandon()

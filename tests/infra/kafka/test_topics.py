@@ -9,6 +9,7 @@ import pytest
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 
+from infra.kafka.publications import lags
 from infra.kafka.topics import Topic, TopicProblem, events_topic, progress_topic, state_topic, topics
 from tests import given
 from tests.infra.kafka.broker import Broker
@@ -138,6 +139,28 @@ async def test_a_topic_that_takes_too_small_messages_stops_publishing_until_it_i
         configure(admin, f"{prefix}.code-events.v1", max_message_bytes="1000000")
         topic.until(1)
         until(lambda: opened.sql("SELECT state, error FROM publications") == [("publishing", None)])
+
+
+async def test_what_was_mended_no_longer_shows_as_stopped_also_where_nothing_is_to_be_published(
+    kafka: Broker, opened: Opened, prefix: str, admin: KafkaAdminClient
+) -> None:
+    await opened.when(await opened.begin("busy"), given.permission())
+    await opened.begin("quiet")
+    ensure(kafka, events_topic(prefix))
+    configure(admin, f"{prefix}.code-events.v1", cleanup_policy="compact")
+    until(lambda: configured(admin, f"{prefix}.code-events.v1")["cleanup.policy"] == "compact")
+
+    with publishing(opened.database, kafka.plain, prefix):
+        assert "must have delete" in why_stopped(opened)
+        assert [lag.stopped for lag in await lags(opened.api.database)] == [True]
+        configure(admin, f"{prefix}.code-events.v1", cleanup_policy="delete")
+        until(
+            lambda: (
+                opened.sql("SELECT position, state, error FROM publications ORDER BY 1")
+                == [(0, "publishing", None), (1, "publishing", None)]
+            )
+        )
+    assert [lag.stopped for lag in await lags(opened.api.database)] == [False]
 
 
 async def published_once(opened: Opened, kafka: Broker, prefix: str) -> Any:
