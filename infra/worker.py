@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from infra.callers import accesses
-from infra.errors import Unavailable
 from infra.expiry import ExpiryClock
 from infra.keys.erasure import Erasures
 from infra.keys.rotation import require_master_keys
 from infra.log.feed import Feed
 from infra.log.wake import Listener
 from infra.migrate import require_migrated
+from infra.purge import purging
 from infra.runtime import WORKER, allow_connections, runtime, spare_the_collector
 from infra.upkeep import GC_YOUNG_OBJECTS, connect
 from infra.webhooks.target import Networks
@@ -32,12 +30,6 @@ if TYPE_CHECKING:
     from infra.keys.custody import Custodian
 
 PARTS: Final = ("views", "expiry", "kafka", "webhooks")
-# An idempotency key is good for at least a day; one more covers a client's own retry schedule.
-KEEP_IDEMPOTENCY_HOURS: Final = 48
-PURGE_EVERY_S: Final = 600.0
-PURGE_ROWS: Final = 10_000
-PURGE_PAUSE_S: Final = 0.5
-KEEP_REFUSAL_COUNTS_DAYS: Final = 400
 # A publisher ends its transaction in this time, or leaves it to be aborted by its successor.
 PUBLISHER_STOP_S: Final = 1.5
 
@@ -86,7 +78,7 @@ async def run(
         listener = Listener(conninfo, WORKER, _waking(wakes, senders, publishers))
         listener.start()
         tasks = [loop.create_task(runner.run()) for runner in runners]
-        tasks.append(loop.create_task(_purge(opened.database)))
+        tasks.append(loop.create_task(purging(opened.database)))
         tasks.append(loop.create_task(Erasures(opened.database, opened.ledgers, opened.identity).run()))
         if "expiry" in parts:
             tasks.append(loop.create_task(clock.run()))
@@ -134,25 +126,3 @@ def views_followed(conninfo: str, database: Database) -> tuple[list[Runner], lis
 async def create_views(conninfo: str) -> None:
     """Create the views' tables, so that a read finds them before any worker ran."""
     await create_missing(lambda: connect(conninfo), VIEWS)
-
-
-async def _purge(database: Database) -> None:
-    """Forget idempotency keys and accesses that have been kept long enough, a bounded number at a time."""
-    while True:
-        purged = 0
-        with suppress(Unavailable):
-            async with database.connection() as connection:
-                cursor = await connection.execute(
-                    "DELETE FROM commands WHERE (ledger_id, key) IN ("
-                    " SELECT ledger_id, key FROM commands"
-                    " WHERE recorded_at < now() - make_interval(hours => %s) LIMIT %s)",
-                    (KEEP_IDEMPOTENCY_HOURS, PURGE_ROWS),
-                )
-                purged = cursor.rowcount
-                await connection.execute(
-                    "DELETE FROM refused_attempts WHERE hour < now() - make_interval(days => %s)",
-                    (KEEP_REFUSAL_COUNTS_DAYS,),
-                )
-                purged = max(purged, await accesses.purge(connection, PURGE_ROWS))
-        # As long as there is more, a short pause is all: what a busy day leaves behind must not outgrow the purge.
-        await asyncio.sleep(PURGE_PAUSE_S if purged == PURGE_ROWS else PURGE_EVERY_S)
