@@ -71,6 +71,8 @@ TRANSACTION_S: Final = 60
 INIT_S: Final = 20
 COMMIT_S: Final = 20
 READ_S: Final = 30
+# How long a refusal that was heard is the reason of what fails: as long as anything here is waited for.
+HEARD_S: Final = 30
 # Longer than it takes to hand over a page: its records wait for the flush that sends them, in few large requests.
 LINGER_MS: Final = 1_000
 # Between two transactions the coordinator is busy for a few milliseconds; with the default this would be 100.
@@ -91,17 +93,19 @@ class _Heard(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._reason: str | None = None
+        self._heard_at = 0.0
         logging.getLogger("kafka.net").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         for argument in record.args if isinstance(record.args, tuple) else ():
             if isinstance(argument, _TURNED_AWAY) or _untrusted(argument):
                 self._reason = " ".join(str(argument).split())
+                self._heard_at = time.monotonic()
 
     def take(self) -> str | None:
-        """Return it, and forget it."""
+        """Return it, unless what has gone on since shows that it was passing; and forget it."""
         reason, self._reason = self._reason, None
-        return reason
+        return reason if time.monotonic() - self._heard_at <= HEARD_S else None
 
 
 def _untrusted(error: object) -> bool:

@@ -6,13 +6,16 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kafka.errors import KafkaConnectionError, KafkaError  # type: ignore[import-untyped]
+from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError  # type: ignore[import-untyped]
 from sparkledger_consumer import _connected
 
+from infra.kafka import connection
 from infra.kafka.connection import Producer, Refused, is_empty, last_values, telling
 from infra.kafka.topics import topics
 from tests.infra.kafka.publishing import options
@@ -94,3 +97,21 @@ def test_why_an_earlier_connection_was_refused_is_no_reason_for_what_fails_later
 
     with pytest.raises(KafkaConnectionError):
         fail()
+
+
+@pytest.mark.parametrize(("seconds", "refused"), [(29, True), (31, False)])
+def test_a_refusal_is_the_reason_of_what_fails_soon_after_and_not_of_an_outage_days_later(
+    seconds: float, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    now = time.monotonic()
+
+    def publish() -> None:
+        with telling():
+            monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: now))
+            logger = logging.getLogger("kafka.net.manager")
+            logger.error("Connection failed: %s", wrapped(ssl.SSLCertVerificationError("self-signed certificate")))
+            monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: now + seconds))
+            raise KafkaTimeoutError("the broker is away")
+
+    with pytest.raises(Refused if refused else KafkaTimeoutError):
+        publish()
