@@ -38,6 +38,10 @@ _SESSION: Final = """
 
 _CREATION: Final = 7_290_115
 
+# Classes of SQLSTATE that say nothing of an event and pass by themselves: the connection, what rolled a transaction
+# back, resources, locks, somebody who intervened, the machine. Every other refusal of the database comes again.
+_PASSING: Final = frozenset({"08", "40", "53", "55", "57", "58"})
+
 Connect = Callable[[], Awaitable["AsyncConnection[Any]"]]
 
 
@@ -162,7 +166,7 @@ class Folding:
         Raises:
             Poisoned: the view cannot take in an event of the page; all before it is written.
             Overtaken: somebody else has moved the view.
-            psycopg.OperationalError: the database is away, or could not do it now.
+            psycopg.Error: the database is away, or could not do it now.
 
         """
         cur = self.connection.cursor(binary=True)
@@ -173,26 +177,35 @@ class Folding:
                 await self.write(cur, page, folded, fresh=self._fresh)
         except progress.NOT_THERE as error:
             raise Overtaken from error
-        except (Overtaken, Gap, psycopg.OperationalError, psycopg.InterfaceError):
+        except (Overtaken, Gap):
             raise
         except Exception as error:
-            if self._fresh and isinstance(error, psycopg.errors.UniqueViolation):
-                # Events of this view begin rows that are there: from now on they are looked for.
-                self._fresh = False
-                await self.take_in(page)
-            elif len(page.events) > 1:
-                for half in page.halves():
-                    await self.take_in(half)
-            elif page.events:
-                ledger_id, recorded = page.events[0]
-                reason = f"{type(error).__name__}: {error}"
-                raise Poisoned(self.name, ledger_id, recorded.position, reason) from error
-            else:
+            if self.connection.closed or _passes(error) or not page.events:
                 raise
+            await self._find_cause(page, error)
         else:
             self.positions = progress.after(self.positions, page)
             if self.stopped:
                 self.stopped = not await progress.recover(self.connection.cursor(), self.name, self._state)
+
+    async def _find_cause(self, page: Page, error: Exception) -> None:
+        """Take in part by part a page that failed as a whole, up to the event which it failed for.
+
+        Raises:
+            Poisoned: it was this event; all before it is written.
+
+        """
+        if self._fresh and isinstance(error, psycopg.errors.UniqueViolation):
+            # Events of this view begin rows that are there: from now on they are looked for.
+            self._fresh = False
+            await self.take_in(page)
+        elif len(page.events) > 1:
+            for half in page.halves():
+                await self.take_in(half)
+        else:
+            ledger_id, recorded = page.events[0]
+            reason = f"{type(error).__name__}: {error}"
+            raise Poisoned(self.name, ledger_id, recorded.position, reason) from error
 
     async def write(self, cur: AsyncCursor[Any], page: Page, folded: Folded, *, fresh: bool = False) -> None:
         """Write a page's rows and positions in the caller's transaction; `positions` is left to the caller.
@@ -218,3 +231,8 @@ class Folding:
                 return Page((), {error.ledger_id: Span(error.position, error.position, None)})
             raise Poisoned(self.name, error.ledger_id, error.position, str(error)) from error
         return page.without(self.skipped)
+
+
+def _passes(error: Exception) -> bool:
+    """Tell whether an error is one of the moment, after which the same page may well be taken in."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _PASSING

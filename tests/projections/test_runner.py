@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 from typing import Any
 
+import psycopg
 import pytest
 
 from domain.code import Code
-from projections import VIEWS, codes, history, progress, sharing, statistics, view
+from projections import VIEWS, codes, history, progress, shares, sharing, statistics, view
 from projections.folding import Connect, Folding
 from projections.page import Gap, Page
 from projections.progress import Overtaken
@@ -173,6 +175,75 @@ async def test_a_row_that_the_database_refuses_is_found_in_its_page(connect: Con
         await until(lambda: failed(worker, "history"))
     assert await state(worker, "history") == ("failed", 1, 3)
     assert await positions(worker, "history") == {1: 2}
+
+
+async def test_a_row_too_long_for_an_index_stops_the_view_at_its_event(connect: Connect, worker: Cursor) -> None:
+    story = given.shared()
+    log = MemoryLog(story)
+    bad = story.ledger.events[2]
+    incompressible = Random(1).randbytes(10_000).hex()
+    log.ledgers[1][2] = bad._replace(event=replace(bad.event, brand_id=incompressible))  # type: ignore[call-arg]
+    async with running(runner_of(shares.VIEW, log, connect)):
+        await until(lambda: failed(worker, "shares"))
+    assert await state(worker, "shares") == ("failed", 1, 3)
+    assert await positions(worker, "shares") == {1: 2}
+    (standing,) = await view.statuses(worker)
+    assert (standing.error or "").startswith("ProgramLimitExceeded: index row")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.errors.ProgramLimitExceeded("a row too long"),
+        psycopg.errors.StatementTooComplex("too deep"),
+        psycopg.OperationalError("more parameters than fit a message"),
+        psycopg.InterfaceError("a value of no known type"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_an_error_of_the_databases_that_comes_again_for_the_same_event_stops_the_view(
+    connect: Connect, worker: Cursor, error: Exception
+) -> None:
+    async with running(runner_of(raising(lambda: error), MemoryLog(given.revoked()), connect)):
+        await until(lambda: failed(worker, "codes"))
+    assert await state(worker, "codes") == ("failed", 1, 3)
+    assert await positions(worker, "codes") == {1: 2}, "what came before it is taken in"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        psycopg.errors.ConnectionFailure,
+        psycopg.errors.DeadlockDetected,
+        psycopg.errors.DiskFull,
+        psycopg.errors.LockNotAvailable,
+        psycopg.errors.QueryCanceled,
+        psycopg.errors.IoError,
+    ],
+    ids=lambda kind: kind.__name__,
+)
+async def test_an_error_that_passes_by_itself_is_tried_again_and_stops_nothing(
+    connect: Connect, worker: Cursor, caplog: pytest.LogCaptureFixture, kind: type[psycopg.Error]
+) -> None:
+    errors = iter([kind("not now"), kind("not now")])
+    log = MemoryLog(given.revoked())
+    async with running(runner_of(raising(lambda: next(errors, None)), log, connect)):
+        await until(lambda: reads(worker, "codes", log.heads))
+    assert next(errors, None) is None
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert await state(worker, "codes") == ("following", None, None)
+
+
+def raising(error: Callable[[], Exception | None]) -> View[Any]:
+    """The view of codes, in which a share raises what this gives, as long as it gives something."""
+
+    def handler(*told: Any) -> Any:
+        raised = error()
+        if raised is not None:
+            raise raised
+        return codes.VIEW.changes[Code.Shared](*told)
+
+    return replace(codes.VIEW, changes={**codes.VIEW.changes, Code.Shared: handler})
 
 
 async def test_an_event_of_a_code_that_no_event_began_stops_the_view(connect: Connect, worker: Cursor) -> None:
