@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import psycopg
 import pytest
 
 from infra.database import Database
@@ -68,12 +67,9 @@ async def test_no_more_than_a_bounded_number_is_forgotten_at_once(opened: Opened
 
 
 async def test_old_keys_are_found_by_an_index_however_often_their_room_was_used_again(opened: Opened) -> None:
-    with psycopg.connect(opened.database.dsn()) as connection:
-        connection.execute("SET enable_seqscan = off")
-        plan = connection.execute(
-            "EXPLAIN SELECT 1 FROM commands WHERE recorded_at < now() ORDER BY recorded_at"
-        ).fetchall()
-    assert any("using commands_recorded" in line for (line,) in plan)
+    # A summary of blocks would tell less and less: what is purged makes room among what is young.
+    ((definition,),) = opened.sql("SELECT pg_get_indexdef('commands_recorded'::regclass)")
+    assert definition.endswith("USING btree (recorded_at)")
 
 
 async def test_a_kind_that_cannot_be_forgotten_holds_up_no_other(
