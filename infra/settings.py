@@ -11,6 +11,7 @@ import binascii
 import difflib
 import os
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -358,6 +359,7 @@ class Settings(BaseSettings):
                 f"one of {variable('kafka_ssl_certfile')} and {variable('kafka_ssl_keyfile')} is set: "
                 "set both, or neither"
             )
+        _check_certificates(self)
         return self
 
     @property
@@ -432,6 +434,34 @@ def _one_line(error: ValidationError, given: Mapping[str, str]) -> str:
 def _expects(field: FieldInfo) -> str:
     extra = field.json_schema_extra
     return str(extra["expects"]) if isinstance(extra, dict) else ""
+
+
+def _check_certificates(settings: Settings) -> None:
+    """Refuse files that no connection to the brokers could be made with: later they would look like brokers away."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name in ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile"):
+        path = getattr(settings, name)
+        try:
+            if path is not None:
+                path.read_bytes()
+                if name != "kafka_ssl_keyfile":
+                    context.load_verify_locations(path)
+        except ssl.SSLError:
+            raise ValueError(f"{variable(name)} names a file that holds no certificate: name a PEM file") from None
+        except OSError as error:
+            raise ValueError(
+                f"{variable(name)} names a file that cannot be read ({error.strerror}): "
+                "name a PEM file that this program may read"
+            ) from None
+    if settings.kafka_ssl_certfile is not None and settings.kafka_ssl_keyfile is not None:
+        try:
+            # Without a password of ours, OpenSSL would ask the terminal for one.
+            context.load_cert_chain(settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile, password=lambda: "")
+        except ssl.SSLError:
+            raise ValueError(
+                f"{variable('kafka_ssl_keyfile')} names a file that holds no key of the certificate in "
+                f"{variable('kafka_ssl_certfile')}, or an encrypted one: name a PEM file with that key, not encrypted"
+            ) from None
 
 
 def _as_written(value: object) -> str:

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from pydantic import SecretStr
 
 from infra.settings import Settings, SettingsError, load_settings, settings_table
+from tests.infra.kafka.broker import certificate_and_key
 
 MASTER_KEY: Final = base64.b64encode(bytes(range(32))).decode()
 URL: Final = "postgresql://api:hunter2@db:5432/sparkledger"
@@ -58,7 +65,30 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
     }
 
 
-def test_every_setting_is_read_from_its_variable() -> None:
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """A folder with a certificate in two files, its key, and what is wrong in a file's place."""
+    certificate, key = certificate_and_key()
+    _, another = certificate_and_key()
+    encrypted = load_pem_private_key(key.encode(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hunter2")
+    )
+    files = {
+        "ca.pem": certificate,
+        "ours.pem": certificate,
+        "ours.key": key,
+        "another.key": another,
+        "encrypted.key": encrypted.decode(),
+        "garbage.pem": "hunter2",
+        "empty.pem": "",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "folder.pem").mkdir()
+    return tmp_path
+
+
+def test_every_setting_is_read_from_its_variable(certificates: Path) -> None:
     settings = load_settings(
         {
             "SPARKLEDGER_DATABASE_URL": URL,
@@ -79,9 +109,9 @@ def test_every_setting_is_read_from_its_variable() -> None:
             "SPARKLEDGER_KAFKA_SASL_MECHANISM": "PLAIN",
             "SPARKLEDGER_KAFKA_SASL_USERNAME": "u",
             "SPARKLEDGER_KAFKA_SASL_PASSWORD": "p",
-            "SPARKLEDGER_KAFKA_SSL_CAFILE": "/etc/ca.pem",
-            "SPARKLEDGER_KAFKA_SSL_CERTFILE": "/etc/ours.pem",
-            "SPARKLEDGER_KAFKA_SSL_KEYFILE": "/etc/ours.key",
+            "SPARKLEDGER_KAFKA_SSL_CAFILE": str(certificates / "ca.pem"),
+            "SPARKLEDGER_KAFKA_SSL_CERTFILE": str(certificates / "ours.pem"),
+            "SPARKLEDGER_KAFKA_SSL_KEYFILE": str(certificates / "ours.key"),
             "SPARKLEDGER_KAFKA_LEDGERS": "acme=acme, *=others",
             "SPARKLEDGER_KAFKA_REPLICATION_FACTOR": "3",
         }
@@ -106,9 +136,9 @@ def test_every_setting_is_read_from_its_variable() -> None:
         kafka_sasl_mechanism="PLAIN",
         kafka_sasl_username="u",
         kafka_sasl_password=SecretStr("p"),
-        kafka_ssl_cafile=Path("/etc/ca.pem"),
-        kafka_ssl_certfile=Path("/etc/ours.pem"),
-        kafka_ssl_keyfile=Path("/etc/ours.key"),
+        kafka_ssl_cafile=certificates / "ca.pem",
+        kafka_ssl_certfile=certificates / "ours.pem",
+        kafka_ssl_keyfile=certificates / "ours.key",
         kafka_ledgers=("acme=acme", "*=others"),
         kafka_replication_factor=3,
     )
@@ -294,6 +324,44 @@ def test_certificates_without_encryption_are_never_silently_left_out() -> None:
     assert refusal(KAFKA_SECURITY_PROTOCOL="SSL", KAFKA_SSL_KEYFILE="ours.key").startswith(
         "one of SPARKLEDGER_KAFKA_SSL_CERTFILE and SPARKLEDGER_KAFKA_SSL_KEYFILE is set"
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"CA": "missing.pem"},
+            "SPARKLEDGER_KAFKA_SSL_CAFILE names a file that cannot be read (No such file or direct",
+        ),
+        (
+            {"CA": "folder.pem"},
+            "SPARKLEDGER_KAFKA_SSL_CAFILE names a file that cannot be read (Is a directory): name a",
+        ),
+        (
+            {"CA": "garbage.pem"},
+            "SPARKLEDGER_KAFKA_SSL_CAFILE names a file that holds no certificate: name a PEM file.",
+        ),
+        ({"CA": "empty.pem"}, "SPARKLEDGER_KAFKA_SSL_CAFILE names a file that holds no certificate: name a PEM file."),
+        ({"CERT": "missing.pem"}, "SPARKLEDGER_KAFKA_SSL_CERTFILE names a file that cannot be read (No such file or d"),
+        ({"CERT": "garbage.pem"}, "SPARKLEDGER_KAFKA_SSL_CERTFILE names a file that holds no certificate: name a PEM "),
+        ({"CERT": "ours.key"}, "SPARKLEDGER_KAFKA_SSL_CERTFILE names a file that holds no certificate: name a PEM fil"),
+        ({"KEY": "missing.key"}, "SPARKLEDGER_KAFKA_SSL_KEYFILE names a file that cannot be read (No such file or dir"),
+        *(
+            ({"KEY": name}, "SPARKLEDGER_KAFKA_SSL_KEYFILE names a file that holds no key of the certificate in SPARKL")
+            for name in ("garbage.pem", "empty.pem", "another.key", "encrypted.key", "ours.pem")
+        ),
+    ],
+)
+def test_a_file_that_no_connection_can_be_made_with_is_refused_at_the_start(
+    certificates: Path, files: dict[str, str], said: str
+) -> None:
+    named = {"CA": "ca.pem", "CERT": "ours.pem", "KEY": "ours.key"} | files
+    variables = {f"KAFKA_SSL_{kind}FILE": str(certificates / name) for kind, name in named.items()}
+
+    message = refusal(KAFKA_SECURITY_PROTOCOL="SSL", **variables)
+
+    assert message.startswith(said)
+    assert "hunter2" not in message
 
 
 def test_proxies_are_addresses_or_networks() -> None:

@@ -173,7 +173,7 @@ def free_ports(count: int) -> list[int]:
 
 def _prepare(directory: Path, settings: Path, jars: str) -> None:
     plain, behind, proxied, sasl, tls, controller = free_ports(6)
-    certificate, key = _certificate()
+    certificate, key = certificate_and_key()
     (directory / "ca.pem").write_text(certificate)
     jaas = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
     lines = {
@@ -221,7 +221,7 @@ def _prepare(directory: Path, settings: Path, jars: str) -> None:
     (directory / "broker.json").write_text(json.dumps(asdict(broker)))
 
 
-def _certificate() -> tuple[str, str]:
+def certificate_and_key() -> tuple[str, str]:
     """Return a certificate for 127.0.0.1 that vouches for itself, and its key, both as PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])

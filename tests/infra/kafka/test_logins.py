@@ -10,7 +10,7 @@ from kafka.errors import KafkaError  # type: ignore[import-untyped]
 from infra.kafka.connection import Producer, client_options
 from infra.settings import load_settings
 from tests import given
-from tests.infra.kafka.broker import PASSWORD, USER, Broker
+from tests.infra.kafka.broker import PASSWORD, USER, Broker, certificate_and_key
 from tests.infra.kafka.publishing import events, options, publishing
 from tests.infra.opened import Opened
 from tests.waiting import until
@@ -69,6 +69,10 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(kafka: Broker) -> None
 
 
 def test_every_setting_of_a_login_is_handed_to_the_client(tmp_path: Path) -> None:
+    certificate, key = certificate_and_key()
+    files = {name: str(tmp_path / name) for name in ("ca.pem", "ours.pem", "ours.key")}
+    for name, file in files.items():
+        Path(file).write_text(key if name == "ours.key" else certificate)
     settings = load_settings(
         {
             "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS": "one:9092,two:9093",
@@ -76,9 +80,9 @@ def test_every_setting_of_a_login_is_handed_to_the_client(tmp_path: Path) -> Non
             "SPARKLEDGER_KAFKA_SASL_MECHANISM": "SCRAM-SHA-256",
             "SPARKLEDGER_KAFKA_SASL_USERNAME": "ana",
             "SPARKLEDGER_KAFKA_SASL_PASSWORD": "secret",
-            "SPARKLEDGER_KAFKA_SSL_CAFILE": "ca.pem",
-            "SPARKLEDGER_KAFKA_SSL_CERTFILE": "ours.pem",
-            "SPARKLEDGER_KAFKA_SSL_KEYFILE": "ours.key",
+            "SPARKLEDGER_KAFKA_SSL_CAFILE": files["ca.pem"],
+            "SPARKLEDGER_KAFKA_SSL_CERTFILE": files["ours.pem"],
+            "SPARKLEDGER_KAFKA_SSL_KEYFILE": files["ours.key"],
         }
     )
 
@@ -91,7 +95,7 @@ def test_every_setting_of_a_login_is_handed_to_the_client(tmp_path: Path) -> Non
         "sasl_mechanism": "SCRAM-SHA-256",
         "sasl_plain_username": "ana",
         "sasl_plain_password": "secret",
-        "ssl_cafile": "ca.pem",
-        "ssl_certfile": "ours.pem",
-        "ssl_keyfile": "ours.key",
+        "ssl_cafile": files["ca.pem"],
+        "ssl_certfile": files["ours.pem"],
+        "ssl_keyfile": files["ours.key"],
     }
