@@ -176,6 +176,9 @@ class EventStore:
         self._database = database
         self.stream = Merged(self.streams)
         self.claimed = Merged(self._claimed)
+        self.event = Merged(self._at)
+        # Request hash, first and last position of the command that was sent with an idempotency key.
+        self.command = Merged(self._commands)
 
     async def streams(self, ledger_id: int, stream_ids: Sequence[UUID]) -> dict[UUID, list[Recorded]]:
         """Read whole streams; one that does not exist is absent from the answer."""
@@ -211,6 +214,9 @@ class EventStore:
         """Read the events at given positions, in ascending order."""
         rows = await self._rows(ledger_id, _AT_POSITIONS, (ledger_id, list(positions)))
         return [to_recorded(row) for row in rows]
+
+    async def _at(self, ledger_id: int, positions: Sequence[int]) -> dict[int, Recorded]:
+        return {recorded.position: recorded for recorded in await self.at_positions(ledger_id, positions)}
 
     async def position_at(self, ledger_id: int, moment: datetime) -> int:
         """Return the last position recorded at or before a moment; 0 before the first.
@@ -250,11 +256,13 @@ class EventStore:
         rows = await self._rows(ledger_id, _SEALED, (ledger_id, list(positions)))
         return {row[0]: StoredSeal(*row[1:]) for row in rows}
 
-    async def command(self, ledger_id: int, key: bytes) -> tuple[bytes, int, int] | None:
-        """Return request hash, first and last position of the command that was sent with an idempotency key."""
-        query = "SELECT request_hash, first_position, last_position FROM commands WHERE ledger_id = %b AND key = %b"
-        rows = await self._rows(ledger_id, query, (ledger_id, key))
-        return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
+    async def _commands(self, ledger_id: int, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int, int]]:
+        query = """
+            SELECT key, request_hash, first_position, last_position FROM commands
+            WHERE ledger_id = %b AND key = ANY (%b)
+        """
+        rows = await self._rows(ledger_id, query, (ledger_id, Byteas(keys)))
+        return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
     async def _rows(self, ledger_id: int, query: str, parameters: Sequence[Any]) -> list[Any]:
         async def run(connection: LedgerConnection) -> list[Any]:

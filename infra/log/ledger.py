@@ -246,9 +246,9 @@ class Ledgers:
 
     async def _replayed(self, ledger_id: int, first: int, last: int) -> Done[Any]:
         """Build a command's first answer again from the events it recorded."""
-        (recorded,) = await self.store.at_positions(ledger_id, [last])
-        streams = await self.store.streams(ledger_id, [recorded.stream_id])
-        stream = [r for r in streams[recorded.stream_id] if r.position <= last]
+        recorded = cast("Recorded", await self.store.event(ledger_id, last))
+        whole = cast("list[Recorded]", await self.store.stream(ledger_id, recorded.stream_id))
+        stream = [r for r in whole if r.position <= last]
         return Done(
             aggregate=replayed(stream),
             position=last,

@@ -16,7 +16,7 @@ from infra.log import event_store
 from infra.log.event_store import EventStore
 from infra.runtime import API
 from tests import given
-from tests.infra.appends import appending, row, writing
+from tests.infra.appends import appending, keyed, row, writing
 from tests.infra.load import Marked
 from tests.infra.opened import Opened, Tenant
 
@@ -80,6 +80,26 @@ async def test_point_reads_that_wait_together_are_one_query_and_each_gets_its_ow
     found = await asyncio.gather(*(counting.stream(tenant.ledger_id, stream) for stream in [*streams, uuid7()]))
     assert [[r.stream_id for r in stream or []] for stream in found] == [*[[stream] for stream in streams], []]
     assert len(queries) == 1
+
+
+async def test_events_and_commands_asked_for_together_are_one_query_each(opened: Opened) -> None:
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer:
+        for n in range(1, 6):
+            await writer.append(keyed(tenant.ledger_id, row(uuid7()), key=b"%016d" % n, request=b"%016d" % n))
+    asked: list[str] = []
+
+    class Counting(EventStore):
+        async def _rows(self, ledger_id: int, query: str, parameters: Any) -> list[Any]:
+            asked.append(query)
+            return await super()._rows(ledger_id, query, parameters)
+
+    store = Counting(opened.api.database)
+    events = await asyncio.gather(*(store.event(tenant.ledger_id, position) for position in [3, 1, 99, 5]))
+    assert [event and event.position for event in events] == [3, 1, None, 5]
+    commands = await asyncio.gather(*(store.command(tenant.ledger_id, b"%016d" % n) for n in [2, 9, 4]))
+    assert commands == [(b"%016d" % 2, 2, 2), None, (b"%016d" % 4, 4, 4)]
+    assert len(asked) == 2
 
 
 async def test_reads_of_one_stream_that_wait_together_ask_for_it_once(opened: Opened) -> None:
