@@ -26,4 +26,18 @@ def refused(root: Path) -> list[str]:
         if (root / path).exists():
             reasons = incompatible(json.loads((root / path).read_text()), json.loads(text))
             problems += [f"{path}: {why}. Make it a new version of the event (CONTRIBUTING.md)." for why in reasons]
+    newest = dict(_name_and_version(path) for path in schema_pages())
+    for published in sorted((root / FOLDER).glob("*.json")):
+        name, version = _name_and_version(published.name)
+        # Of a name that is still recorded, older versions stay; a newer one than that was promised as well.
+        if newest.get(name, 0) < version:
+            problems.append(
+                f"{FOLDER}/{published.name}: no such event is recorded any more. Ledgers and subscribers have it: "
+                "bring its class back under this name (CONTRIBUTING.md)."
+            )
     return problems
+
+
+def _name_and_version(path: str) -> tuple[str, int]:
+    name, _, version = Path(path).stem.rpartition(".v")
+    return name, int(version)

@@ -17,7 +17,7 @@ from infra.log.cloud_events import cloud_event
 from infra.log.event_schemas import incompatible, schemas
 from tests import given
 from tests.generated import examples
-from tests.generated_schemas import refused, schema_pages
+from tests.generated_schemas import FOLDER, refused, schema_pages
 from tests.infra.kafka.recorded import as_recorded
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,32 @@ def test_a_broken_one_is_named_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / path).write_text(json.dumps(published))
 
     assert refused(tmp_path) == [f"{path}: region was removed. Make it a new version of the event (CONTRIBUTING.md)."]
+
+
+def published(folder: Path, *names: str) -> Path:
+    """Publish schemas of these names; return where."""
+    (folder / FOLDER).mkdir(parents=True)
+    for name in names:
+        (folder / FOLDER / f"{name}.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["Handed.v1", "Shared.v2"])
+def test_a_published_event_that_is_recorded_no_more_is_named_with_what_to_do(tmp_path: Path, name: str) -> None:
+    (why,) = refused(published(tmp_path, name))
+    assert why == (
+        f"docs/schemas/{name}.json: no such event is recorded any more. Ledgers and subscribers have it: bring its "
+        "class back under this name (CONTRIBUTING.md)."
+    )
+
+
+def test_an_older_version_of_an_event_that_is_recorded_stays_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_today = {"Shared.v2": schemas()["Shared.v1"]}
+    monkeypatch.setattr("tests.generated_schemas.schemas", lambda: of_today)
+
+    assert refused(published(tmp_path, "Shared.v1")) == []
 
 
 def test_every_schema_is_published_as_it_is() -> None:
