@@ -86,7 +86,8 @@ async def test_events_and_commands_asked_for_together_are_one_query_each(opened:
     tenant = await opened.begin()
     async with writing(opened.database) as writer:
         for n in range(1, 6):
-            await writer.append(keyed(tenant.ledger_id, row(uuid7()), key=b"%016d" % n, request=b"%016d" % n))
+            event = row(uuid7(), type=Marked.TOPIC, body=BODY)
+            await writer.append(keyed(tenant.ledger_id, event, key=b"%016d" % n, request=b"%016d" % n))
     asked: list[str] = []
 
     class Counting(EventStore):
