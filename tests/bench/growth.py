@@ -38,8 +38,8 @@ BUFFERS: Final = {"shared_buffers": "4GB"}
 COLD_BUFFERS: Final = {"shared_buffers": "512MB"}
 COLD_LOADS: Final = 2_000
 
-# Older codes of four events each, with the claims and idempotency keys that issuing them left, made by the database
-# itself: through the commands, ten million would take an hour.
+# Older codes of four events each, with the claims that issuing them left and an idempotency key for each event, as if all
+# had come since yesterday; made by the database itself: through the commands, ten million would take an hour.
 _OLD_EVENTS: Final = """
 INSERT INTO events (
     ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at, creator_stream,
@@ -57,6 +57,12 @@ INSERT INTO claims (ledger_id, claim, stream_id)
 SELECT %(ledger)s, decode(md5(n || kind), 'hex'), gen_random_uuid()
 FROM generate_series(%(first)s::bigint, %(last)s::bigint, 4) AS n, (VALUES ('secret'), ('video')) AS k (kind)
 """
+_OLD_COMMANDS: Final = """
+INSERT INTO commands (ledger_id, key, request_hash, first_position, last_position, recorded_at)
+SELECT %(ledger)s, decode(md5('command ' || n), 'hex'), decode(md5('request ' || n), 'hex'), n, n,
+       now() - interval '1 day'
+FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
+"""
 
 
 def _grow(server: EmbeddedPostgres, ledger_id: int, upto: int) -> None:
@@ -70,6 +76,7 @@ def _grow(server: EmbeddedPostgres, ledger_id: int, upto: int) -> None:
             chunk = {"ledger": ledger_id, "first": first, "last": min(first + CHUNK - 1, upto)}
             connection.execute(_OLD_EVENTS, chunk)
             connection.execute(_OLD_CLAIMS, chunk)
+            connection.execute(_OLD_COMMANDS, chunk)
         connection.execute("VACUUM ANALYZE")
         connection.execute("CHECKPOINT")
 
