@@ -22,6 +22,7 @@ from domain.values import Actor, Role
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from api.edge import Exchange
     from domain.code import Code
     from infra.callers.api_key import ApiKey
 
@@ -137,6 +138,8 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
     if wait_s > 0:
         raise too_many("too_many_requests", wait_s, requests.policy)
     requests.take(key.key_id)
+    exchange: Exchange = request.scope["exchange"]
+    exchange.of_key(key.key_id)
     if key.role not in roles:
         request.scope["refused_by_role"] = True
         raise NotAllowed(f"A key with the role {key.role} may not do this.")

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 
+from api.limits import Places
 from api.problems import Problem, as_problem
 from infra.ids import random_16
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES: Final = 1024 * 1024
@@ -28,6 +31,7 @@ _LARGER_BODIES: Final = {"/v1/authorizations/batch": MAX_BATCH_BYTES}
 MAX_REQUEST_S: Final = 30.0
 # Requests that wait for their answer to begin; streams that have begun have a limit of their own.
 MAX_WAITING: Final = 2_000
+MAX_WAITING_OF_A_KEY: Final = 1_000
 
 _REQUESTS: Final = Counter("sparkledger_http_requests", "Requests answered.", ["method", "route", "status"])
 _SECONDS: Final = Histogram(
@@ -55,6 +59,9 @@ _DEFAULTS: Final = (
 )
 
 _CROWDED: Final = "More requests are waiting than this process answers. Nothing was done; send it again in a moment."
+_CROWDED_BY_A_KEY: Final = (
+    "As many requests of this key are waiting for their answers as may. Nothing was done; send it again in a moment."
+)
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +82,10 @@ class Edge:
         max_body_bytes: int = MAX_BODY_BYTES,
         max_request_s: float = MAX_REQUEST_S,
         max_waiting: int = MAX_WAITING,
+        max_waiting_of_a_key: int = MAX_WAITING_OF_A_KEY,
     ) -> None:
         """Wrap the application."""
-        self._waiting: set[Exchange] = set()
-        self._max_waiting = max_waiting
+        self._waiting = Waiting(max_waiting, max_waiting_of_a_key)
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._max_request_s = max_request_s
@@ -90,13 +97,14 @@ class Edge:
             return
         exchange = Exchange(receive, send, _LARGER_BODIES.get(scope["path"], self._max_body_bytes), self._waiting)
         scope["request_id"] = exchange.request_id
+        scope["exchange"] = exchange
         _IN_FLIGHT.inc()
         began = time.perf_counter()
         try:
             await self._answer(scope, exchange)
         finally:
             _IN_FLIGHT.dec()
-            self._waiting.discard(exchange)
+            self._waiting.end(exchange)
             method = scope["method"] if scope["method"] in _METHODS else "other"
             requests, seconds = _series(method, getattr(scope.get("route"), "path", UNMATCHED), exchange.status)
             requests.inc()
@@ -105,7 +113,7 @@ class Edge:
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         try:
             exchange.refuse_announced(scope)
-            self._wait(exchange)
+            self._waiting.begin(exchange)
             async with asyncio.timeout(self._max_request_s) as exchange.timeout:
                 await self._app(scope, exchange.receive, exchange.send)
                 return
@@ -130,11 +138,36 @@ class Edge:
         if not exchange.begun:
             await problem.response(exchange.request_id)(scope, exchange.receive, exchange.send)
 
-    def _wait(self, exchange: Exchange) -> None:
-        """Let a request wait for its answer, where there is room."""
-        if len(self._waiting) >= self._max_waiting:
+
+class Waiting:
+    """The requests of a process that wait for their answer to begin, in all and of each key."""
+
+    def __init__(self, most: int, most_of_a_key: int) -> None:
+        """Begin with none."""
+        self._most = most
+        self._most_of_a_key = most_of_a_key
+        self._exchanges: set[Exchange] = set()
+        self._places: Places[UUID] = Places()
+
+    def begin(self, exchange: Exchange) -> None:
+        """Let a request wait, where there is room."""
+        if len(self._exchanges) >= self._most:
             raise Problem("unavailable", _CROWDED, headers={"Retry-After": "1"})
-        self._waiting.add(exchange)
+        self._exchanges.add(exchange)
+
+    def of_key(self, exchange: Exchange, key_id: UUID) -> None:
+        """Count a request that waits as its key's, where that has room."""
+        if self._places.taken(key_id) >= self._most_of_a_key:
+            raise Problem("too_many_requests", _CROWDED_BY_A_KEY, headers={"Retry-After": "1"})
+        self._places.take(key_id)
+        exchange.key_id = key_id
+
+    def end(self, exchange: Exchange) -> None:
+        """Let it wait no longer; again, nothing changes."""
+        self._exchanges.discard(exchange)
+        if exchange.key_id is not None:
+            self._places.give_back(exchange.key_id)
+            exchange.key_id = None
 
 
 class Exchange:
@@ -146,15 +179,17 @@ class Exchange:
         "_received",
         "_send",
         "_waiting",
+        "key_id",
         "reading",
         "request_id",
         "status",
         "timeout",
     )
 
-    def __init__(self, receive: Receive, send: Send, max_body_bytes: int, waiting: set[Exchange]) -> None:
+    def __init__(self, receive: Receive, send: Send, max_body_bytes: int, waiting: Waiting) -> None:
         """Give the request an id; it leaves those that are waiting when its answer begins."""
         self._waiting = waiting
+        self.key_id: UUID | None = None
         self.reading = False
         self.request_id = random_16().hex()
         self.status = 0
@@ -168,6 +203,15 @@ class Exchange:
     def begun(self) -> bool:
         """Whether the answer is on its way, so that no other can be given."""
         return self.status != 0
+
+    def of_key(self, key_id: UUID) -> None:
+        """Let the request wait as one of a key's, now that it is known whose it is.
+
+        Raises:
+            Problem: as many of that key wait as may.
+
+        """
+        self._waiting.of_key(self, key_id)
 
     def refuse_announced(self, scope: Scope) -> None:
         """Refuse a body that says of itself that it is too large, before any of it is read."""
@@ -191,7 +235,7 @@ class Exchange:
         """Pass on what goes out, with the headers that every answer bears."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self._waiting.discard(self)
+            self._waiting.end(self)
             if self.timeout is not None and not self.timeout.expired():
                 self.timeout.reschedule(None)
             headers = message["headers"]

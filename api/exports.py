@@ -199,7 +199,7 @@ async def export_events(
 
     name = f"{export.ledger}-events-{export.began_at:%Y%m%dT%H%M%SZ}.{query.format}".replace(":", "_")
     return Pieces(
-        caller.request.app.state.sending,
+        caller,
         export.pieces(services.views, caller.request.app.state.key_names, functools.partial(refuse_revoked, caller)),
         begin=begin,
         end=end,

@@ -1,4 +1,4 @@
-"""How much one key may ask: token buckets in bounded memory.
+"""How much one key may ask, and how many places it may take, in bounded memory.
 
 The counts are those of one process: with several API processes each grants its own share.
 """
@@ -53,3 +53,27 @@ class Limit(Generic[K]):
             return self._at_once
         tokens, since = known
         return min(self._at_once, tokens + (self._clock() - since) * self._per_second)
+
+
+class Places(Generic[K]):
+    """How many places each key takes of those that all share; one that takes none is not remembered."""
+
+    def __init__(self) -> None:
+        """Begin with none taken."""
+        self._taken: dict[K, int] = {}
+
+    def taken(self, key: K) -> int:
+        """Return how many places a key takes."""
+        return self._taken.get(key, 0)
+
+    def take(self, key: K) -> None:
+        """Take a place."""
+        self._taken[key] = self.taken(key) + 1
+
+    def give_back(self, key: K) -> None:
+        """Give a place back that was taken."""
+        left = self._taken[key] - 1
+        if left:
+            self._taken[key] = left
+        else:
+            del self._taken[key]

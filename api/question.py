@@ -238,7 +238,7 @@ class _Batch:
 
     def response(self) -> Response:
         return Pieces(
-            self._caller.request.app.state.sending,
+            self._caller,
             self._pieces(MEDIA_TYPES[self._media_type]),
             begin=self._begin,
             end=self._end,

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.responses import StreamingResponse
 
+from api.limits import Places
+from api.problems import Problem
 from api.protocol import ABORT
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+    from uuid import UUID
 
     from starlette.types import Message, Receive, Scope, Send
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 # Of one process; each keeps two pages in memory, and takes a good part of its time.
 MAX_AT_ONCE: Final = 4
+# Of these one key's, so that nobody who reads slowly keeps all others out.
+MAX_AT_ONCE_OF_A_KEY: Final = max(1, MAX_AT_ONCE // 2)
 STALLED_S: Final = 60.0
 RETRY_AFTER_S: Final = 10
 
@@ -33,28 +38,38 @@ log = logging.getLogger(__name__)
 
 
 class Sending:
-    """How many such answers one process is sending."""
+    """How many such answers one process is sending, in all and to each key."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self.under_way = 0
+        self._places: Places[UUID] = Places()
 
     @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
+    def admitted(self, key_id: UUID) -> Iterator[None]:
         """Count one for as long as it is sent.
 
         Raises:
+            Problem: its key has as many as it may.
             Unavailable: there is no room for another.
 
         """
+        if self._places.taken(key_id) >= MAX_AT_ONCE_OF_A_KEY:
+            detail = (
+                f"This key is sent {MAX_AT_ONCE_OF_A_KEY} exports or batches already, and no more at once. Ask again "
+                "when one of them has ended."
+            )
+            raise Problem("too_many_requests", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
         if self.under_way >= MAX_AT_ONCE:
             detail = f"This server sends {MAX_AT_ONCE} exports already, and no more at once. Ask again in a moment."
             raise Unavailable(detail, RETRY_AFTER_S)
         self.under_way += 1
+        self._places.take(key_id)
         try:
             yield
         finally:
             self.under_way -= 1
+            self._places.give_back(key_id)
 
 
 class Pieces(StreamingResponse):
@@ -67,7 +82,7 @@ class Pieces(StreamingResponse):
 
     def __init__(
         self,
-        sending: Sending,
+        caller: Caller,
         pieces: AsyncGenerator[bytes],
         *,
         begin: Callable[[], Awaitable[None]],
@@ -79,7 +94,7 @@ class Pieces(StreamingResponse):
         """Prepare it.
 
         Args:
-            sending: what counts it.
+            caller: to whom it is sent.
             pieces: what is sent.
             begin: called before anything is sent; what it raises is answered instead.
             end: told whether all of it was sent, also where it did not even begin.
@@ -90,7 +105,7 @@ class Pieces(StreamingResponse):
         """
         super().__init__(pieces, 200, headers, media_type)
         self.complete = False
-        self._sending = sending
+        self._caller = caller
         self._pieces = pieces
         self._begin = begin
         self._end = end
@@ -111,11 +126,13 @@ class Pieces(StreamingResponse):
         """Send it, until either side ends it.
 
         Raises:
+            Problem: its key has as many as it may.
             Unavailable: there is no room, or it cannot be recorded; nothing is sent yet.
 
         """
+        sending: Sending = self._caller.request.app.state.sending
         try:
-            with self._sending.admitted():
+            with sending.admitted(self._caller.key.key_id):
                 await self._begin()
                 try:
                     await super().__call__(scope, receive, send)

@@ -29,6 +29,7 @@ from api.auth import Caller, allow
 from api.backlog import Backlog
 from api.finding import own
 from api.headers import last_event_id
+from api.limits import Places
 from api.problems import Problem, malformed_query
 from api.protocol import ABORT
 from api.queries import Place
@@ -42,6 +43,7 @@ from infra.log.tail import FellBehind, Tails
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+    from uuid import UUID
 
     from starlette.types import Receive, Scope, Send
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from domain.recorded import Recorded
 
 MAX_STREAMS: Final = 1_000
+MAX_STREAMS_OF_A_KEY: Final = 100
 HEARTBEAT_S: Final = 15
 # A client that takes nothing for so long is gone, or as good as gone.
 STALLED_S: Final = 15.0
@@ -98,6 +101,7 @@ class Stream(EventSourceResponse):
         """Prepare the answer to a request; it runs when it is sent."""
         self.ledger_id = caller.ledger_id
         self.presented = caller.presented
+        self.key_id = caller.key.key_id
         self.ending: Ending | None = None
         self._streams = streams
         self._caller = caller
@@ -123,6 +127,7 @@ class Stream(EventSourceResponse):
         """Send it, until either side ends it.
 
         Raises:
+            Problem: its key has as many streams as it may.
             Unavailable: there is no room for another stream, or the database is away; nothing is sent yet.
 
         """
@@ -224,6 +229,7 @@ class Streams:
         self._services = services
         self._key_names = key_names
         self._streams: set[Stream] = set()
+        self._places: Places[UUID] = Places()
         self._turns = asyncio.Semaphore(READING_AT_ONCE)
         self._watching: asyncio.Task[None] | None = None
         self._closing = False
@@ -249,10 +255,11 @@ class Streams:
         """Return a stream that goes on after a position; `asked` are the query's parameters, to be recorded.
 
         Raises:
+            Problem: its key has as many as it may.
             Unavailable: there is no room for another, or the database is away.
 
         """
-        self._refuse_if_full()
+        self._refuse_if_full(caller.key.key_id)
         backlog = Backlog(self._services, caller.ledger_id, selection, position, self._turns)
         await backlog.prepare()
         return Stream(self, caller, asked, selection, backlog)
@@ -262,11 +269,13 @@ class Streams:
         """Count a stream for as long as it is sent.
 
         Raises:
+            Problem: its key has as many as it may.
             Unavailable: there is no room for another.
 
         """
-        self._refuse_if_full()
+        self._refuse_if_full(stream.key_id)
         self._streams.add(stream)
+        self._places.take(stream.key_id)
         _OPEN.inc()
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch_keys(), name="keys of streams")
@@ -274,6 +283,7 @@ class Streams:
             yield
         finally:
             self._streams.discard(stream)
+            self._places.give_back(stream.key_id)
             _OPEN.dec()
 
     async def encode(self, ledger_id: int, page: Sequence[Recorded]) -> list[bytes]:
@@ -318,9 +328,12 @@ class Streams:
             stream.ending = stream.ending or ending
         self.tails.nudge()
 
-    def _refuse_if_full(self) -> None:
+    def _refuse_if_full(self, key_id: UUID) -> None:
         if self._closing:
             raise Unavailable("This server stops. Ask again in a moment.", RETRY_AFTER_S)
+        if self._places.taken(key_id) >= MAX_STREAMS_OF_A_KEY:
+            detail = f"This key has {MAX_STREAMS_OF_A_KEY} streams open, and may have no more. Close one of them first."
+            raise Problem("too_many_requests", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
         if len(self._streams) >= MAX_STREAMS:
             detail = f"This server has {MAX_STREAMS:,} streams open, and no room for more. Ask again in a moment."
             raise Unavailable(detail, RETRY_AFTER_S)

@@ -319,7 +319,10 @@ def limits() -> str:
             "questions in bulk",
             f"{batch.MAX_LINES:,} lines of {batch.MAX_LINE_BYTES:,} bytes, {edge.MAX_BATCH_BYTES // kib**2} MiB in all",
         ),
-        ("exports and batches, for each API process", f"{sending.MAX_AT_ONCE} at once"),
+        (
+            "exports and batches, for each API process",
+            f"{sending.MAX_AT_ONCE} at once, {sending.MAX_AT_ONCE_OF_A_KEY} of one key",
+        ),
         ("an export or a batch whose client takes nothing", f"dropped after {sending.STALLED_S:.0f} s"),
         ("the log of accesses", f"kept for {accesses.KEEP_ACCESSES_DAYS} days"),
         ("a key's subjects", f"{api_key.MAX_SUBJECTS:,} of a kind"),
@@ -329,7 +332,7 @@ def limits() -> str:
         ("a request's head", f"{protocol.MAX_HEAD_BYTES // 1024} KiB"),
         (
             "connections, and requests that wait for an answer, for each API process",
-            f"{protocol.MAX_CONNECTIONS:,} and {edge.MAX_WAITING:,}",
+            f"{protocol.MAX_CONNECTIONS:,} and {edge.MAX_WAITING:,}, {edge.MAX_WAITING_OF_A_KEY:,} of them of one key",
         ),
         ("refused attempts in the log of accesses, of each key, reason and hour", f"{refusals.TOLD_AN_HOUR}"),
         ("`at_least`", f"waits {views.AT_LEAST_WAIT_S:.0f} s at most"),
@@ -343,7 +346,7 @@ def limits() -> str:
             "the same refused redemption",
             f"recorded once in {REFUSAL_REPEAT_AFTER.seconds // 3600} h, and counted beyond",
         ),
-        ("streams, for each API process", f"{streams.MAX_STREAMS:,}"),
+        ("streams, for each API process", f"{streams.MAX_STREAMS:,}, {streams.MAX_STREAMS_OF_A_KEY} of one key"),
         (
             "what a stream's client may be behind",
             f"{tail.KEPT_EVENTS:,} events, {tail.KEPT_BYTES // kib // kib} MiB",

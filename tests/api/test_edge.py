@@ -16,7 +16,7 @@ import pytest
 
 from api.app import create_app
 from api.edge import Edge
-from api.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit
+from api.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit, Places
 from api.wiring import Services
 from domain.errors import Unknown
 from infra.callers.api_key import ApiKey, Subjects
@@ -136,6 +136,51 @@ async def test_more_requests_than_may_wait_are_turned_away_at_once() -> None:
     assert (turned_away.status_code, turned_away.json()["code"]) == (503, "unavailable")
     assert turned_away.headers["retry-after"] == "1"
     assert (answered.status_code, again.status_code) == (204, 204)
+
+
+async def test_one_keys_requests_leave_room_for_others_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, going = asyncio.Event(), asyncio.Event()
+
+    async def held() -> None:
+        begun.set()
+        await going.wait()
+        raise Unknown("code")
+
+    async def authenticate(presented: str, _now: object) -> ApiKey:
+        return replace(KEY, key_id=UUID(int=int(presented)))
+
+    monkeypatch.setitem(cast("Any", Edge.__init__.__kwdefaults__), "max_waiting_of_a_key", 1)
+    async with client(held) as opened:
+        application = cast("Any", opened._transport).app
+        application.state.services.identity.authenticate = authenticate
+
+        async def ask(key: int) -> tuple[int, str]:
+            headers, body = {"Authorization": f"Bearer {key}"}, {"secret": "#abc", "advertiser_id": "a"}
+            answer = await opened.post("/v1/redemptions", json=body, headers=headers)
+            return answer.status_code, answer.headers.get("retry-after", "")
+
+        first = asyncio.create_task(ask(1))
+        await begun.wait()
+        turned_away = [await ask(1) for _ in range(2)]
+        begun.clear()
+        others = asyncio.create_task(ask(2))
+        await begun.wait()
+        going.set()
+        answered = [await first, await others, await ask(1)]
+    assert turned_away == [(429, "1")] * 2
+    assert answered == [(404, "")] * 3
+
+
+def test_a_key_that_takes_no_place_is_not_remembered() -> None:
+    places: Places[str] = Places()
+    for _ in range(2):
+        places.take("a")
+    places.take("b")
+    assert (places.taken("a"), places.taken("b"), places.taken("c")) == (2, 1, 0)
+    for key in ("a", "b", "a"):
+        places.give_back(key)
+    assert places.taken("a") == 0
+    assert places._taken == {}
 
 
 async def test_a_body_over_the_limit_is_never_read() -> None:

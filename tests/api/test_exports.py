@@ -241,6 +241,23 @@ def test_there_is_room_for_a_few_exports_at_once(held: World, monkeypatch: pytes
     assert len(accesses(held)) == 1
 
 
+def test_one_key_leaves_room_for_the_exports_and_batches_of_others(
+    held: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "MAX_AT_ONCE_OF_A_KEY", 1)
+    one, other = held.as_role("auditor"), held.as_role("auditor")
+    batch: dict[str, Any] = {"content": "", "headers": {"Content-Type": "application/x-ndjson"}}
+    with one.stream("GET", "/v1/exports/events") as answer:
+        pieces = answer.iter_raw()
+        next(pieces)
+        for more in (one.get("/v1/exports/events"), one.post("/v1/authorizations/batch", **batch)):
+            assert refused(more) == (429, "too_many_requests")
+            assert int(more.headers["retry-after"]) >= 1
+        assert other.post("/v1/authorizations/batch", **batch).status_code == 200
+    # What has ended makes room.
+    until(lambda: one.post("/v1/authorizations/batch", **batch).status_code == 200)
+
+
 def test_an_export_ends_when_its_key_is_revoked(held: World) -> None:
     key = told(held.client.post("/v1/keys", json={"role": "auditor"}), 201)
     with held.with_key(key["key"]).stream("GET", "/v1/exports/events") as answer:

@@ -360,6 +360,17 @@ def test_beyond_the_limit_a_client_is_told_to_come_back(world: World, monkeypatc
     until(lambda: _opens(world.client))
 
 
+def test_one_keys_streams_leave_room_for_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.streams, "MAX_STREAMS_OF_A_KEY", 2)
+    one, other = world.as_role("subscriber"), world.as_role("subscriber")
+    with following(one), following(one):
+        answer = one.get("/v1/events/stream")
+        assert refused(answer) == (429, "too_many_requests")
+        assert answer.headers["retry-after"] == "5"
+        assert _opens(other)
+    until(lambda: _opens(one))
+
+
 def _opens(client: httpx.Client) -> bool:
     with client.stream("GET", "/v1/events/stream") as answer:
         return answer.status_code == 200

@@ -1,12 +1,14 @@
 """Clients of the event stream, many in one process: how long after its recording each event reaches each of them.
 
-Run as a process of its own: `python -m tests.bench.followers URL KEY CLIENTS`. It says `following` once all are
-connected, ends when its standard input does, and prints its figures as one JSON object.
+Run as a process of its own: `python -m tests.bench.followers URL CLIENTS KEY…`, each client with the next of the keys.
+It says `following` once all are connected, ends when its standard input does, and prints its figures as one object of
+JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import sys
@@ -53,17 +55,18 @@ class Follower(asyncio.Protocol):
             self.last = int(position)
 
 
-async def follow(url: str, key: str, clients: int) -> dict[str, float]:
+async def follow(url: str, clients: int, keys: list[str]) -> dict[str, float]:
     """Follow until standard input ends."""
     parts = urlsplit(url)
-    request = f"GET /v1/events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+    ask = "GET /v1/events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n"
+    requests = itertools.cycle([ask.format(key).encode() for key in keys])
     latencies: list[float] = []
     moments: dict[bytes, float] = {}
     followers: list[Follower] = []
     loop = asyncio.get_running_loop()
     for _ in range(clients):
         _, follower = await loop.create_connection(
-            lambda: Follower(request, latencies, moments), parts.hostname or "", parts.port or 0
+            lambda: Follower(next(requests), latencies, moments), parts.hostname or "", parts.port or 0
         )
         followers.append(follower)
         if len(followers) % 50 == 0:
@@ -83,4 +86,4 @@ async def follow(url: str, key: str, clients: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(uvloop.run(follow(sys.argv[1], sys.argv[2], int(sys.argv[3])))))  # noqa: T201 - as above
+    print(json.dumps(uvloop.run(follow(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))))  # noqa: T201 - as above

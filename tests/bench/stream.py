@@ -15,8 +15,10 @@ import time
 from contextlib import ExitStack
 from typing import Any, Final
 
-from infra.bootstrap import begin_ledger
+from api.streams import MAX_STREAMS_OF_A_KEY
+from infra.bootstrap import begin_ledger, mint
 from infra.keys.vault import MasterKey, fresh_key
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.runtime import API
 from infra.worker import create_views
 from tests.bench.client import drive
@@ -30,10 +32,10 @@ RUN_S: Final = 10.0
 ARRIVE_S: Final = 2.0
 
 
-def measure(port: int, requests: Requests, clients: int) -> dict[str, Any]:
+def measure(port: int, requests: Requests, keys: list[str], clients: int) -> dict[str, Any]:
     """Let clients follow while commands are recorded."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.followers", f"http://127.0.0.1:{port}", requests.key, str(clients)],
+        [sys.executable, "-m", "tests.bench.followers", f"http://127.0.0.1:{port}", str(clients), *keys],
         cwd=ROOT,
         env=dict(os.environ),
         stdin=subprocess.PIPE,
@@ -53,6 +55,11 @@ def measure(port: int, requests: Requests, clients: int) -> dict[str, Any]:
     return {**found, "clients": clients, "commands_per_second": figures.per_second}
 
 
+async def subscriber(server: EmbeddedPostgres, master: str) -> str:
+    """Mint a key that follows."""
+    return (await mint(server.dsn(), MasterKey.from_text(master), "bench", "subscriber", None))[1]
+
+
 def run() -> dict[str, Any]:
     """Measure both numbers of clients on one API process."""
     master = base64.b64encode(fresh_key()).decode()
@@ -62,8 +69,9 @@ def run() -> dict[str, Any]:
         port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=_serve(server, master, API)))
         requests.prepare(port, 10, 10)
         drive([port], requests.issue, seconds=2.0)
-        few = measure(port, requests, CLIENTS[0])
-        many = measure(port, requests, CLIENTS[1])
+        keys = [asyncio.run(subscriber(server, master)) for _ in range(max(CLIENTS) // MAX_STREAMS_OF_A_KEY)]
+        few = measure(port, requests, keys, CLIENTS[0])
+        many = measure(port, requests, keys, CLIENTS[1])
         rss_mb = api.memory_info().rss / 2**20
     return {
         "p50_ms": few["p50_ms"],
