@@ -38,8 +38,8 @@ BUFFERS: Final = {"shared_buffers": "4GB"}
 COLD_BUFFERS: Final = {"shared_buffers": "512MB"}
 COLD_LOADS: Final = 2_000
 
-# Older codes of four events each, with the claims that issuing them left, and an idempotency key for each event as if all
-# had come since yesterday; made by the database itself: through the commands, ten million would take an hour.
+# Older codes of four events each, with the claims that issuing them left, and an idempotency key for each event as if
+# all had come since yesterday; made by the database itself: through the commands, ten million would take an hour.
 _OLD_EVENTS: Final = """
 INSERT INTO events (
     ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at, creator_stream,

@@ -28,7 +28,7 @@ from infra.log.attempt import Request
 from infra.log.ledger import Done, Ledgers
 from infra.runtime import API, runtime
 from tests import given
-from tests.infra.notebook import Notebook
+from tests.infra.notebook import Notebook, untold
 from tests.infra.opened import MASTER_KEY
 
 # Where a command's mark stands in its events; the events of a revocation by force share its reason.
@@ -118,7 +118,11 @@ class Storyteller:
         noted = what | {"key_id": writes.key_id}
         attempt = self._book.sends(writes.ledger_id, mark, EVENTS[what["kind"]], noted)
         decide: Any = command(what, self._ledgers.now())
-        done: Done[Any] = await self._ledgers.execute(writes.request(mark), decide)
+        try:
+            done: Done[Any] = await self._ledgers.execute(writes.request(mark), decide)
+        except Unavailable as error:
+            self._book.told(attempt, untold(error))
+            raise
         first = done.position - done.appended + 1
         aggregate: Any = done.aggregate
         self._book.told(attempt, "recorded", first, done.position, aggregate.version)

@@ -28,7 +28,7 @@ from infra.log.wake import Notifier
 from infra.log.writer import Writer
 from infra.runtime import API
 from tests.infra.appends import appending, keyed, row
-from tests.infra.notebook import Notebook
+from tests.infra.notebook import Notebook, untold
 
 # What the checker reads a command's mark with.
 MARK: Final = "convert_from(body, 'UTF8')::jsonb ->> 'mark'"
@@ -123,8 +123,8 @@ class Load:
         attempt = self._book.sends(request.ledger_id, mark, len(request.events))
         try:
             outcome = await self._writer.append(request)
-        except Unavailable:
-            self._book.told(attempt, "unknown")
+        except Unavailable as error:
+            self._book.told(attempt, untold(error))
             return False
         match outcome:
             case Appended():

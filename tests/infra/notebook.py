@@ -7,11 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 
+from infra.errors import Unavailable
+from infra.log.writer import FULL, NOT_RECORDED, REFUSED_WRITE, STOPPING
 from tests.infra.checker import Told
+
+# What callers are told of whom nothing is recorded; of others who got no answer that is not known.
+_NOTHING: Final = frozenset({FULL, STOPPING, NOT_RECORDED, REFUSED_WRITE})
+
+
+def untold(error: Unavailable) -> Literal["refused", "unknown"]:
+    """Return what an attempt was told that could not be carried out."""
+    return "refused" if str(error) in _NOTHING else "unknown"
 
 
 class Notebook:
