@@ -275,8 +275,11 @@ def views_skip(
     ledger: Annotated[str, typer.Option(help="The event's ledger.")],
     position: Annotated[int, typer.Option(min=1, help="Its position, as `views list` shows it.")],
     reason: Annotated[str, typer.Option(help="Why the view may do without it; kept for good, with your name.")],
+    and_later: Annotated[
+        bool, typer.Option("--and-later", help="Skip all later events of the same code or creator, too.")
+    ] = False,
 ) -> None:
-    """Let a view that has stopped skip the event which stopped it, and no other. Who, why and when is kept."""
+    """Let a view that has stopped skip the event which stopped it. Who, why and when is kept."""
     import asyncio
 
     from infra.upkeep import skip, who_asks
@@ -285,8 +288,9 @@ def views_skip(
         message = "say why the view may do without the event"
         raise typer.BadParameter(message, param_hint="--reason")
     with database(load_settings()) as place:
-        asyncio.run(skip(place.worker, view, ledger, position, reason.strip(), who_asks()))
-    typer.echo(f"View {view} skips event {position} of ledger {ledger}. Its worker goes on within seconds.")
+        asyncio.run(skip(place.worker, view, ledger, position, reason.strip(), who_asks(), and_later=and_later))
+    rest = ", and all later ones of the same code or creator" if and_later else ""
+    typer.echo(f"View {view} skips event {position} of ledger {ledger}{rest}. Its worker goes on within seconds.")
 
 
 @contextlib.contextmanager

@@ -22,6 +22,9 @@ from projections.view import statuses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from psycopg import AsyncCursor
 
     from projections.view import Status, View
 
@@ -115,6 +118,8 @@ class Overview:
                 told.append(f"    stopped before event {status.failed_position} of ledger {ledger}: {status.error}")
         for skip in self.skips:
             what = f"event {skip.position} of ledger {self.ledgers.get(skip.ledger_id, '?')}"
+            if skip.stream_id is not None:
+                what += f" and all later ones of {skip.stream_id}"
             told.append(f"{skip.view} v{skip.version} skips {what}: {skip.reason}")
             told.append(
                 f"    said {skip.skipped_by}, {skip.skipped_at:%Y-%m-%d %H:%M} UTC; it had stopped with {skip.error}"
@@ -138,8 +143,12 @@ async def overview(conninfo: str) -> Overview:
         return Overview(found, stopped, skipped, dict(await cur.fetchall()))
 
 
-async def skip(conninfo: str, name: str, ledger: str, position: int, reason: str, by: str) -> None:
+async def skip(
+    conninfo: str, name: str, ledger: str, position: int, reason: str, by: str, *, and_later: bool = False
+) -> None:
     """Let a view skip the event that stopped it, and write down who says so and why.
+
+    With `and_later` it skips all later events of the same code or creator too.
 
     Raises:
         LookupError: there is no such view, or no such ledger, or this is not what stopped it.
@@ -153,7 +162,15 @@ async def skip(conninfo: str, name: str, ledger: str, position: int, reason: str
         if row is None:
             message = f"There is no ledger {ledger}; `sparkledger ledgers list` shows them."
             raise LookupError(message)
-        await skips.skip(cur, view, row[0], position, reason, by)
+        stream_id = await _stream_of(cur, row[0], position) if and_later else None
+        await skips.skip(cur, view, row[0], position, reason, by, stream_id=stream_id)
+
+
+async def _stream_of(cur: AsyncCursor[Any], ledger_id: int, position: int) -> UUID | None:
+    """Return the code or creator that an event is of; None where there is no such event, which then stopped nothing."""
+    await cur.execute("SELECT stream_id FROM events WHERE ledger_id = %s AND position = %s", (ledger_id, position))
+    row = await cur.fetchone()
+    return row[0] if row else None
 
 
 def who_asks() -> str:

@@ -18,7 +18,7 @@ from psycopg.types.json import set_json_loads
 from projections import progress
 from projections.page import Gap, Page, Span
 from projections.progress import Overtaken
-from projections.skips import skipped
+from projections.skips import NOTHING, skipped
 from projections.view import NEXT, Folded, View
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Folding:
         name: what it is called in the durable tables: the view's name, or that with `NEXT`.
         positions: by ledger, as they stood after the last page.
         stopped: it is written down that the view has stopped, and it has not read past that event yet.
-        skipped: ledger and position of the events that this version of the view was told to skip.
+        skipped: what this version of the view was told to skip.
 
     """
 
@@ -98,7 +98,7 @@ class Folding:
         self.name = view.name + self.suffix
         self.positions: dict[int, int] = {}
         self.stopped = False
-        self.skipped: frozenset[tuple[int, int]] = frozenset()
+        self.skipped = NOTHING
         self._state = "building" if beside else "following"
         self._fresh = beside
 
@@ -227,10 +227,10 @@ class Folding:
         try:
             page = await log.after(positions, page_events)
         except Unreadable as error:
-            if (error.ledger_id, error.position) in self.skipped:
+            if (error.ledger_id, error.position) in self.skipped.places:
                 return Page((), {error.ledger_id: Span(error.position, error.position, None)})
             raise Poisoned(self.name, error.ledger_id, error.position, str(error)) from error
-        return page.without(self.skipped)
+        return page.without(self.skipped.places, self.skipped.streams)
 
 
 def _passes(error: Exception) -> bool:

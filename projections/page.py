@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from domain.recorded import Recorded
 
 # Events with their ledgers, by ledger and then by position.
@@ -94,11 +97,26 @@ class Page:
                 spans[ledger_id] = span._replace(first=next_)
         return Page([(i, r) for i, r in self.events if i in spans and r.position >= spans[i].first], spans)
 
-    def without(self, skipped: Collection[tuple[int, int]]) -> Page:
-        """Return it without the events at these places, which it stands for nonetheless."""
-        if not any(i in self.spans and self.spans[i].first <= p <= self.spans[i].last for i, p in skipped):
+    def without(
+        self, places: Collection[tuple[int, int]], streams: Mapping[tuple[int, UUID], int] = MappingProxyType({})
+    ) -> Page:
+        """Return it without events that it stands for nonetheless.
+
+        Args:
+            places: their ledgers and positions.
+            streams: ledger and stream of those that are left out from a position on.
+
+        """
+        if not streams and not any(
+            i in self.spans and self.spans[i].first <= p <= self.spans[i].last for i, p in places
+        ):
             return self
-        return Page([(i, r) for i, r in self.events if (i, r.position) not in skipped], self.spans)
+        kept = [
+            (i, r)
+            for i, r in self.events
+            if (i, r.position) not in places and r.position < streams.get((i, r.stream_id), r.position + 1)
+        ]
+        return Page(kept, self.spans)
 
     def halves(self) -> tuple[Page, Page]:
         """Return it as two pages that each have half of its events."""

@@ -132,8 +132,10 @@ class Runner:
             return False
         if standing is not None and standing.state == "failed":
             at = (standing.failed_ledger_id, standing.failed_position)
-            if at == self._stopped_at and at not in await skipped(cur, self._view.name, self._view.version):
-                return False
+            if at == self._stopped_at:
+                told = await skipped(cur, self._view.name, self._view.version)
+                if at not in told.places:
+                    return False
         return await progress.lead(cur, self._view.name)
 
     async def _follow(self, connection: AsyncConnection[Any]) -> None:

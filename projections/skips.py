@@ -4,13 +4,18 @@ A view stops before what it cannot take in, and stays there until a program that
 until somebody says that it is to be left out. Only the very event that stopped it can be skipped, so nobody skips what
 nobody has looked at. A skip belongs to the version of the view: filled anew, the same version skips the same events,
 and has the same rows; a new version takes them in again, for that is how a view is mended.
+
+Where what is skipped begins a row, each later event would find none to change, and stop the view again. So a skip may
+cover all later events of the same code or creator, where that is said.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from projections.view import NEXT
 
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
     from projections.view import View
 
 _SKIPPED: Final = """
-SELECT ledger_id, position
+SELECT ledger_id, position, stream_id
 FROM view_skips
 WHERE view = %s
 AND version = %s
@@ -37,13 +42,13 @@ FOR UPDATE
 """
 
 _RECORD: Final = """
-INSERT INTO view_skips (ledger_id, view, version, position, error, reason, skipped_by)
-VALUES (%s, %s, %s, %s, %s, %s, %s)
+INSERT INTO view_skips (ledger_id, view, version, position, stream_id, error, reason, skipped_by)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING
 """
 
 _ALL: Final = """
-SELECT ledger_id, view, version, position, error, reason, skipped_by, skipped_at
+SELECT ledger_id, view, version, position, stream_id, error, reason, skipped_by, skipped_at
 FROM view_skips
 ORDER BY skipped_at, ledger_id, position
 LIMIT %s
@@ -56,25 +61,61 @@ class NotStoppedThere(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """One event that a version of a view was told to skip; `error` is what the view stopped with."""
+    """One event that a version of a view was told to skip; `error` is what the view stopped with.
+
+    `stream_id` is that of the code or creator whose later events it skips too; None where it is this event alone.
+    """
 
     ledger_id: int
     view: str
     version: int
     position: int
+    stream_id: UUID | None
     error: str
     reason: str
     skipped_by: str
     skipped_at: datetime
 
 
-async def skipped(cur: AsyncCursor[Any], view: str, version: int) -> frozenset[tuple[int, int]]:
-    """Return ledger and position of what this version of a view skips."""
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What a version of a view skips.
+
+    Attributes:
+        places: ledger and position of each event that stopped it.
+        streams: ledger and stream of which it skips the later events too, and from which position on.
+
+    """
+
+    places: frozenset[tuple[int, int]]
+    streams: Mapping[tuple[int, UUID], int]
+
+
+NOTHING: Final = Skipped(frozenset(), {})
+
+
+async def skipped(cur: AsyncCursor[Any], view: str, version: int) -> Skipped:
+    """Return what this version of a view skips."""
     await cur.execute(_SKIPPED, (view, version))
-    return frozenset(await cur.fetchall())
+    found = await cur.fetchall()
+    # The earliest last, for it is the one that counts.
+    rest = sorted((row for row in found if row[2] is not None), reverse=True)
+    return Skipped(
+        frozenset((ledger_id, position) for ledger_id, position, _ in found),
+        {(ledger_id, stream_id): position for ledger_id, position, stream_id in rest},
+    )
 
 
-async def skip(cur: AsyncCursor[Any], view: View[Any], ledger_id: int, position: int, reason: str, by: str) -> None:
+async def skip(
+    cur: AsyncCursor[Any],
+    view: View[Any],
+    ledger_id: int,
+    position: int,
+    reason: str,
+    by: str,
+    *,
+    stream_id: UUID | None = None,
+) -> None:
     """Write down that the event which stopped a view is skipped, in the caller's transaction; again is the same.
 
     The view goes on once its worker looks again. What stopped a rebuild is skipped in the same way.
@@ -86,6 +127,7 @@ async def skip(cur: AsyncCursor[Any], view: View[Any], ledger_id: int, position:
         position: its position.
         reason: why it may be left out.
         by: who says so.
+        stream_id: of the event's code or creator, where all that the ledger has of it later is skipped too.
 
     Raises:
         NotStoppedThere: something else stopped it, or nothing.
@@ -101,7 +143,7 @@ async def skip(cur: AsyncCursor[Any], view: View[Any], ledger_id: int, position:
             if stops
             else f"View {view.name} has not stopped: nothing can be skipped."
         )
-    await cur.execute(_RECORD, (ledger_id, view.name, view.version, position, error, reason, by))
+    await cur.execute(_RECORD, (ledger_id, view.name, view.version, position, stream_id, error, reason, by))
 
 
 async def skips(cur: AsyncCursor[Any], limit: int) -> list[Skip]:

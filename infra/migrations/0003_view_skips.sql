@@ -6,6 +6,8 @@ CREATE TABLE view_skips (
     view            text NOT NULL,
     version         int NOT NULL,
     position        bigint NOT NULL,
+    -- Of the code or creator whose later events are skipped too; NULL where it is this event alone.
+    stream_id       uuid,
     -- What the view stopped with.
     error           text NOT NULL,
     reason          text NOT NULL CHECK (reason <> ''),

@@ -212,9 +212,19 @@ def test_the_list_of_views_says_how_far_each_is_what_stopped_it_and_what_was_ski
     assert (
         f"codes v{codes.VERSION} skips event 7 of ledger acme: it is a test\n    said {upkeep.who_asks()}, " in skipped
     )
-    assert begun.sql("SELECT reason, skipped_by, login FROM view_skips") == [
-        ("it is a test", upkeep.who_asks(), "postgres")
+    assert begun.sql("SELECT stream_id, reason, skipped_by, login FROM view_skips") == [
+        (None, "it is a test", upkeep.who_asks(), "postgres")
     ]
+
+    begun.sql("UPDATE view_versions SET failed_position = 8 WHERE view = 'codes'")
+    more = ("views", "skip", "codes", "--ledger", "acme", "--position", "8", "--reason", "it too", "--and-later")
+    code, said = invoke(begun, *more)
+    assert code == 0
+    assert said.startswith("View codes skips event 8 of ledger acme, and all later ones of the same code or creator. ")
+    ((stream_id,),) = begun.sql("SELECT stream_id FROM events WHERE ledger_id = %s AND position = 8", begun.ledger_id)
+    assert (
+        f"skips event 8 of ledger acme and all later ones of {stream_id}: it too\n" in invoke(begun, "views", "list")[1]
+    )
 
 
 @pytest.mark.parametrize(

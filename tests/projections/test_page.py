@@ -9,7 +9,7 @@ import pytest
 
 from projections.page import Gap, Page, Span
 from tests import given
-from tests.given import NOW
+from tests.given import CODE, NOW
 
 EVENT = given.permitted().ledger.events[0]
 
@@ -63,6 +63,13 @@ def test_a_page_stands_for_what_is_skipped_too() -> None:
     assert places(without) == [(1, 1), (1, 3)]
     assert without.spans == page.spans
     assert page.without({(1, 4), (2, 2)}) is page
+
+
+def test_what_is_skipped_with_all_later_ones_is_left_out_of_its_own_ledger_and_stream_alone() -> None:
+    page = Page.of([*events(1, 1, 2, 3, 4), *events(2, 3)])
+    without = page.without(frozenset(), {(1, EVENT.stream_id): 3, (1, CODE): 1, (2, CODE): 1})
+    assert places(without) == [(1, 1), (1, 2), (2, 3)]
+    assert without.spans == page.spans
 
 
 @pytest.mark.parametrize(

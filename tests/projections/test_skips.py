@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 
 from domain.code import Code
+from domain.recorded import Recorded
 from projections import VIEWS, codes, history, progress, rebuild, skips
 from projections.folding import Connect, Poisoned
-from projections.skips import NotStoppedThere, Skip
+from projections.skips import NOTHING, NotStoppedThere, Skip, Skipped
 from projections.view import NEXT, View
 from tests import given
 from tests.conftest import TestDatabase
+from tests.given import Story
 from tests.projections.conftest import Cursor
 from tests.projections.memory_log import MemoryLog, positions, rows, until
 from tests.projections.test_runner import failed, poisoned_by, reads, runner_of, running, state
@@ -30,9 +33,10 @@ def log_with_a_share() -> MemoryLog:
     return MemoryLog(given.revoked())
 
 
-async def skip(connect: Connect, view: View[Any], ledger_id: int, position: int) -> None:
+async def skip(connect: Connect, view: View[Any], ledger_id: int, position: int, stream_id: UUID | None = None) -> None:
     async with await connect() as connection, connection.transaction():
-        await skips.skip(connection.cursor(), view, ledger_id, position, "nobody asks for that share", "ada")
+        cur = connection.cursor()
+        await skips.skip(cur, view, ledger_id, position, "nobody asks for that share", "ada", stream_id=stream_id)
 
 
 async def test_a_view_that_skips_what_stopped_it_goes_on_and_says_so(connect: Connect, worker: Cursor) -> None:
@@ -58,6 +62,80 @@ async def test_a_view_that_skips_what_stopped_it_goes_on_and_says_so(connect: Co
             "ZeroDivisionError: a mistake in a handler",
         )
     ]
+
+
+async def test_a_skip_of_what_begins_a_code_may_cover_its_later_events_and_those_of_no_other_code(
+    connect: Connect, worker: Cursor
+) -> None:
+    view, story = without_a_beginning(), two_codes()
+    log = MemoryLog(story)
+    async with running(runner_of(view, log, connect, page_events=2)):
+        await until(lambda: failed(worker, "codes"))
+        assert await state(worker, "codes") == ("failed", 1, 2)
+        await skip(connect, view, 1, 2, given.CODE)
+        await until(lambda: reads(worker, "codes", log.heads))
+        await until(lambda: follows(worker))
+        story.when(given.share(brand_id="brand-2"))
+        story.when(given.share(given.OTHER_CODE, brand_id="brand-2"))
+        await until(lambda: reads(worker, "codes", log.heads))
+    assert await state(worker, "codes") == ("following", None, None)
+    live = await rows(worker, view)
+    assert [(row.code_id, row.share_count) for row in await both(worker)] == [(given.OTHER_CODE, 2)]
+    assert [(s.position, s.stream_id) for s in await all_of(worker)] == [(2, given.CODE)]
+    await rebuild.rebuild(view, log, connect, page_events=2)
+    assert await rows(worker, view) == live
+
+
+async def test_a_skip_of_what_begins_a_code_alone_stops_the_view_at_its_next_event_where_it_may_cover_the_rest(
+    connect: Connect, worker: Cursor
+) -> None:
+    view = without_a_beginning()
+    log = MemoryLog(two_codes())
+    async with running(runner_of(view, log, connect)):
+        await until(lambda: stopped_at(worker, "codes", 2))
+        await skip(connect, view, 1, 2)
+        await until(lambda: stopped_at(worker, "codes", 3))
+        await skip(connect, view, 1, 3, given.CODE)
+        await until(lambda: reads(worker, "codes", log.heads))
+    assert [(row.code_id, row.share_count) for row in await both(worker)] == [(given.OTHER_CODE, 1)]
+
+
+async def test_of_two_skips_that_cover_the_same_code_the_earlier_counts(connect: Connect, worker: Cursor) -> None:
+    async with running(runner_of(BROKEN, log_with_a_share(), connect)):
+        await until(lambda: failed(worker, "codes"))
+        await skip(connect, BROKEN, *SHARED, given.CODE)
+    for position in (9, 2, 5):
+        await worker.execute(
+            """
+            INSERT INTO view_skips (ledger_id, view, version, position, stream_id, error, reason, skipped_by)
+            VALUES (1, 'codes', %s, %s, %s, 'it', 'why', 'ada')
+            """,
+            (codes.VERSION, position, given.OTHER_CODE),
+        )
+    assert await skips.skipped(worker, "codes", codes.VERSION) == Skipped(
+        frozenset({(1, 2), (1, 3), (1, 5), (1, 9)}), {(1, given.CODE): 3, (1, given.OTHER_CODE): 2}
+    )
+
+
+def without_a_beginning() -> View[Any]:
+    """The view of codes, in which one code's beginning raises an error."""
+
+    def handler(ledger_id: int, recorded: Recorded, event: Any) -> Any:
+        if recorded.stream_id == given.CODE:
+            raise ZeroDivisionError("a mistake in a handler")
+        return codes.VIEW.begins[Code.Generated](ledger_id, recorded, event)
+
+    return replace(codes.VIEW, begins={**codes.VIEW.begins, Code.Generated: handler})
+
+
+def two_codes() -> Story:
+    """A code that is shared and redeemed, then another that is shared."""
+    other = given.generate(given.OTHER_CODE, video_id="video-2", secret=given.OTHER_SECRET)
+    return given.after(given.redeemed(), other, given.share(given.OTHER_CODE))
+
+
+async def both(cur: Cursor) -> list[Any]:
+    return list(await codes.CODES.load(cur, [(1, given.CODE), (1, given.OTHER_CODE)]))
 
 
 async def follows(cur: Cursor) -> bool:
@@ -123,7 +201,7 @@ async def test_filled_anew_the_same_version_skips_the_same_and_a_new_one_takes_i
     mended = replace(codes.VIEW, version=codes.VERSION + 1)
     await rebuild.rebuild(mended, log, connect)
     assert [row.share_count for row in await codes.CODES.load(worker, [(1, given.CODE)])] == [1]
-    assert await skips.skipped(worker, "codes", mended.version) == frozenset()
+    assert await skips.skipped(worker, "codes", mended.version) == NOTHING
 
 
 async def test_what_stops_a_rebuild_can_be_skipped_and_the_old_rows_are_followed_meanwhile(
