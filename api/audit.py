@@ -17,7 +17,7 @@ from api.audit_models import EventsAnswer
 from api.audit_queries import EventsQuery
 from api.auth import Caller, allow
 from api.cursors import around, beside, either_way, links
-from api.finding import Within, find, own
+from api.finding import Within, find, own, stopped
 from api.problems import Problem
 from api.reads import refuse_ahead
 from api.route import Route
@@ -55,7 +55,8 @@ async def list_events(
     """Read the audit trail by position; what is committed is visible at once. A creator's key reads its own events.
 
     A search for what is rare gives up after a bounded time, and says so: `complete` is then false, `looked_through`
-    says how much it looked at, and `next` goes on from there. Reads are recorded in the log of accesses.
+    says how much it looked at, and `next` goes on from there. `complete` is false too where what is searched no longer
+    follows the log; `Ledger-Position` says how far it came. Reads are recorded in the log of accesses.
     """
     asked = own(caller, query.asked())
     await refuse_ahead(caller, query.at_least)
@@ -63,16 +64,15 @@ async def list_events(
     names = await names_in(caller.request.app.state.key_names, caller.ledger_id, page.shown)
     contents = [row_content(row, names) for row in page.shown]
     format_ = wanted_format(headers.text(caller.request, b"accept"))
-    read = max((row[POSITION] for row in page.shown), default=query.after or 0)
     told = {
         "Vary": "Accept",
-        "Ledger-Position": str(read),
-        "Search-Complete": str(page.complete).lower(),
+        "Ledger-Position": str(page.upto),
+        "Search-Complete": str(page.found.complete).lower(),
         "Looked-Through": str(page.found.looked_through),
         **links(caller.request, **page.cursors),
     }
     total = {} if query.total is None else {"total": await _total(caller, query, asked, page)}
-    await enter(caller, query.given(), rows=len(contents), format=format_, complete=page.complete)
+    await enter(caller, query.given(), rows=len(contents), format=format_, complete=page.found.complete)
     match format_:
         case "text/csv":
             return Response(csv_head() + csv_text(contents), 200, told, f"{CSV}; charset=utf-8")
@@ -84,7 +84,7 @@ async def list_events(
                 "next": page.next,
                 "next_cursor": page.cursors["next"],
                 "prev_cursor": page.cursors["prev"],
-                "complete": page.complete,
+                "complete": page.found.complete,
                 "looked_through": page.found.looked_through,
                 **total,
             }
@@ -121,16 +121,16 @@ def wanted_format(accept: str, formats: Sequence[str] = FORMATS) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A page: its events in the order asked for, how they were found, and where the pages beside it begin."""
+    """A page: its events in the order asked for, how they were found, and where the pages beside it begin.
+
+    `upto` is how far into the ledger it has read.
+    """
 
     shown: Sequence[Row]
     found: Rows
+    upto: int
     next: int | None
     cursors: dict[str, str | None]
-
-    @property
-    def complete(self) -> bool:
-        return self.found.stopped_at is None
 
 
 async def _page(caller: Caller, query: EventsQuery, asked: Asked) -> _Page:
@@ -140,15 +140,22 @@ async def _page(caller: Caller, query: EventsQuery, asked: Asked) -> _Page:
     upwards = ascending is not back
     if place is not None:
         low, high = (max(low, place), high) if upwards else (low, min(high, place))
-    head = await caller.services.ledgers.store.head(caller.ledger_id) if asked.conditions else 0
+    head = await caller.services.ledgers.store.head(caller.ledger_id)
     within = Within(low, high, not upwards, at_least=min(head, high - 1))
     found = await find(caller.services.views, caller.ledger_id, asked, within, query.limit + 1)
+    upto = head if found.upto is None else found.upto
+    if found.cut_off and upto <= low:
+        raise stopped(upto)
     read = found.rows[: query.limit]
     shown = read[::-1] if back else read
     reached = read[-1][POSITION] if len(found.rows) > query.limit else found.stopped_at
     keys = [row[POSITION] for row in shown]
     after, before = around(keys, reached, place, back=back, ascending=ascending)
-    return _Page(shown, found, after, beside(query.same(), after, before))
+    # What was recorded since the head was looked up may be among them. A search that gave up read as far as there.
+    upto = max(upto, *keys, 0)
+    if upwards and found.stopped_at is not None:
+        upto = min(upto, found.stopped_at)
+    return _Page(shown, found, upto, after, beside(query.same(), after, before))
 
 
 async def _total(caller: Caller, query: EventsQuery, asked: Asked, page: _Page) -> int:

@@ -38,12 +38,14 @@ class Verified:
     first: int | None
     last: int | None
     head: int
+    upto: int
     sha256: str
 
     def __str__(self) -> str:
         """Say it in a line."""
         between = "" if self.first is None else f", positions {self.first:,} to {self.last:,}"
-        return f"{self.events:,} events{between}, of a ledger that had reached {self.head:,}"
+        searched = "" if self.upto == self.head else f" and was searched up to {self.upto:,}"
+        return f"{self.events:,} events{between}, of a ledger that had reached {self.head:,}{searched}"
 
 
 @contextlib.contextmanager
@@ -81,7 +83,7 @@ def verify(path: Path) -> Verified:
         events = _rows(file, begins) if table else lines
     if events != trailer.events:
         raise ExportError(f"{path} holds {events:,} events, and its trailer says {trailer.events:,}.")
-    return Verified(events, trailer.first, trailer.last, trailer.head, trailer.sha256)
+    return Verified(events, trailer.first, trailer.last, trailer.head, trailer.upto, trailer.sha256)
 
 
 def _last_line(file: IO[bytes]) -> tuple[int, bytes]:
@@ -108,6 +110,7 @@ class _Trailer(BaseModel):
     first: Annotated[int, Field(ge=1)] | None
     last: Annotated[int, Field(ge=1)] | None
     head: Annotated[int, Field(ge=0)]
+    upto: Annotated[int, Field(ge=0)]
     sha256: str
 
     @model_validator(mode="after")

@@ -1,8 +1,9 @@
 """Exports of the trail: all events that are asked for, up to the head of when it began, in constant memory.
 
 An export ends in a trailer: how many events, the first and the last position, what was asked, the position of the head
-when it began, and the SHA-256 of every byte before it. A file without one was cut off. In NDJSON the trailer is a last
-line of its own kind, `{"trailer": {…}}`. In CSV it is a last row whose `position` is `end` and whose `body` holds it.
+when it began and the one up to which was searched, and the SHA-256 of every byte before it. A file without one was cut
+off. In NDJSON the trailer is a last line of its own kind, `{"trailer": {…}}`. In CSV it is a last row whose `position`
+is `end` and whose `body` holds it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from starlette.responses import Response
 from api.accesses import enter
 from api.audit_queries import ExportQuery
 from api.auth import Caller, allow
-from api.finding import Within, find
+from api.finding import Within, find, stopped
 from api.reads import refuse_ahead
 from api.route import Route
 from api.sending import Pieces, refuse_revoked
@@ -63,6 +64,8 @@ class Export:
         given: the same, as it was asked: for the trailer.
         format: of the export.
         head: the ledger's last position when it began; nothing later is exported.
+        upto: the position up to which all is exported that was asked for: the head, or less where the history has
+            stopped.
         began_at: when it began.
         low: the position before the first that may be exported.
         high: the position after the last.
@@ -81,11 +84,36 @@ class Export:
     began_at: datetime
     low: int = 0
     high: int = END
+    upto: int = field(init=False)
     events: int = 0
     first: int | None = None
     last: int | None = None
     _bytes: int = 0
     _digest: Any = field(default_factory=hashlib.sha256)
+
+    def __post_init__(self) -> None:
+        """Begin with what the log itself has."""
+        self.upto = self.head
+
+    async def reach(self, views: Views) -> None:
+        """Wait until what is asked for can be found, before anything is sent: it would break the export off.
+
+        Raises:
+            Unavailable: the history has not been read so far, or has stopped before all that is asked for.
+
+        """
+        if self.asked.conditions:
+            wanted = min(self.head, self.high - 1)
+            found = await views.reach(self.ledger_id, history.NAME, wanted)
+            if found < wanted:
+                self.upto = found
+                if found <= self.low:
+                    raise stopped(found)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is exported that was asked for."""
+        return self.upto == self.head
 
     async def pieces(
         self, views: Views, key_names: KeyNames, go_on: Callable[[], Awaitable[None]] | None = None
@@ -93,7 +121,7 @@ class Export:
         """Yield what an export consists of, the trailer last; `go_on` may end it before every page.
 
         Raises:
-            Unavailable: the database is away, or the history has not been read so far.
+            Unavailable: the database is away.
 
         """
         if self.format == "csv":
@@ -115,7 +143,7 @@ class Export:
         yield self._trailer()
 
     async def _pages(self, views: Views) -> AsyncGenerator[Sequence[Row]]:
-        within = Within(self.low, min(self.high, self.head + 1), at_least=self.head, budget=_BUDGET)
+        within = Within(self.low, min(self.high, self.upto + 1), budget=_BUDGET)
         while True:
             found = await find(views, self.ledger_id, self.asked, within, PAGE_EVENTS)
             if found.rows:
@@ -142,6 +170,7 @@ class Export:
             "first": self.first,
             "last": self.last,
             "head": self.head,
+            "upto": self.upto,
             "began_at": self.began_at,
             "bytes": self._bytes,
             "sha256": self._digest.hexdigest(),
@@ -166,8 +195,9 @@ async def export_events(
 
     It is streamed, and ends in a trailer: as NDJSON a last line `{"trailer": {…}}`, as CSV a last row whose `position`
     is `end`. The trailer says how many events there are, their first and last position, what was asked, the ledger's
-    last position when the export began, and the SHA-256 of every byte before it. Without one it was cut off. Exports
-    are recorded in the log of accesses before the first byte.
+    last position when the export began (`head`), up to which position was searched (`upto`, less than `head` only
+    where what is searched no longer follows the log), and the SHA-256 of every byte before it. Without one it was cut
+    off. Exports are recorded in the log of accesses before the first byte.
     """
     asked = query.asked()
     await refuse_ahead(caller, query.at_least)
@@ -183,9 +213,7 @@ async def export_events(
         low=query.after or 0,
         high=END if query.before is None else query.before,
     )
-    if asked.conditions:
-        # Before anything is sent: what the history has not read yet would break the export off.
-        await services.views.wait(caller.ledger_id, history.NAME, export.head)
+    await export.reach(services.views)
     media_type = MEDIA_TYPES[query.format]
     access: list[UUID] = []
 
@@ -195,7 +223,9 @@ async def export_events(
 
     async def end(complete: bool) -> None:
         for access_id in access:
-            await services.views.accesses.end(caller.ledger_id, access_id, rows=export.events, complete=complete)
+            await services.views.accesses.end(
+                caller.ledger_id, access_id, rows=export.events, complete=complete and export.complete
+            )
 
     name = f"{export.ledger}-events-{export.began_at:%Y%m%dT%H%M%SZ}.{query.format}".replace(":", "_")
     return Pieces(
@@ -203,6 +233,6 @@ async def export_events(
         export.pieces(services.views, caller.request.app.state.key_names, functools.partial(refuse_revoked, caller)),
         begin=begin,
         end=end,
-        headers={"Ledger-Position": str(export.head), "Content-Disposition": f'attachment; filename="{name}"'},
+        headers={"Ledger-Position": str(export.upto), "Content-Disposition": f'attachment; filename="{name}"'},
         media_type=media_type,
     )

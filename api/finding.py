@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Final
 from api.trail import row_event
 from api.wiring import Cursor
 from domain.summaries import summary
+from infra.errors import Unavailable
 from infra.log.trail import POSITION
+from infra.views import LATER_S
 from projections import history, trail
 from projections.trail import Among, Found
 
@@ -36,12 +38,21 @@ class Rows:
         rows: in the order asked for.
         looked_through: how many were looked at.
         stopped_at: the position after which it gave up before it had found enough; None where it did not.
+        upto: the position up to which the history had been read, where it was searched.
+        cut_off: the history has stopped at `upto`, and what was asked for beyond it was not looked for.
 
     """
 
     rows: Sequence[Row]
     looked_through: int
     stopped_at: int | None = None
+    upto: int | None = None
+    cut_off: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was looked for that was asked, or as much was found as was wanted."""
+        return self.stopped_at is None and not self.cut_off
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +63,7 @@ class Within:
         low: the position before the first.
         high: the position after the last.
         descending: newest first.
-        at_least: the position up to which the history must have been read, where it is searched.
+        at_least: the position up to which the history must have been read, where it is searched and has not stopped.
         budget: how many times as long as for a page it may take, and look through as much, before it gives up.
 
     """
@@ -78,6 +89,13 @@ def own(caller: Caller, asked: Asked) -> Asked:
         for creator_id in condition.values:
             caller.act_for_creator(str(creator_id))
     return asked if named else asked.among("creator_id", tuple(caller.key.subjects.creator_ids))
+
+
+def stopped(upto: int) -> Unavailable:
+    """Return what is wrong where the history has stopped, and nothing that is asked for lies before that."""
+    return Unavailable(
+        f"View {history.NAME} has stopped: events are found up to position {upto}, with before={upto + 1}.", LATER_S
+    )
 
 
 async def find(views: Views, ledger_id: int, asked: Asked, within: Within, limit: int) -> Rows:
@@ -109,11 +127,16 @@ async def _by_conditions(views: Views, ledger_id: int, asked: Asked, within: Wit
             max_seconds=trail.MAX_SECONDS * within.budget,
         )
 
-    found, position = await views.read(ledger_id, search, view=history.NAME)
-    if position < within.at_least:
-        await views.wait(ledger_id, history.NAME, within.at_least)
-        found, _ = await views.read(ledger_id, search, view=history.NAME)
-    return Rows(await views.trail.at(ledger_id, found.positions), found.looked_through, found.stopped_at)
+    found, upto = await views.read(ledger_id, search, view=history.NAME)
+    if upto < within.at_least:
+        await views.reach(ledger_id, history.NAME, within.at_least)
+        found, upto = await views.read(ledger_id, search, view=history.NAME)
+    # Forwards, a full page says nothing of what lies beyond it; backwards, that comes first.
+    cut_off = upto < within.at_least and (within.descending or len(found.positions) < limit)
+    stopped_at = found.stopped_at
+    if cut_off and stopped_at is None and not within.descending:
+        stopped_at = max(upto, within.low)
+    return Rows(await views.trail.at(ledger_id, found.positions), found.looked_through, stopped_at, upto, cut_off)
 
 
 async def _by_words(views: Views, ledger_id: int, asked: Asked, within: Within, limit: int) -> Rows:
@@ -123,22 +146,26 @@ async def _by_words(views: Views, ledger_id: int, asked: Asked, within: Within, 
     kept: list[Row] = []
     looked_through = 0
     ends_at = time.monotonic() + MAX_SECONDS * within.budget
+    first: Rows | None = None
     while True:
         found = await find(views, ledger_id, conditions, within, _AT_ONCE)
+        first = first or found
         for row in found.rows:
             looked_through += 1
             said = summary(row_event(row)).casefold()
             if all((pattern.search(said) is None) is negated for pattern, negated in patterns):
                 kept.append(row)
                 if len(kept) == limit:
-                    return Rows(kept, looked_through)
+                    return Rows(kept, looked_through, None, first.upto, first.cut_off and within.descending)
         if found.stopped_at is None and len(found.rows) < _AT_ONCE:
-            return Rows(kept, looked_through)
+            return Rows(kept, looked_through, None, first.upto, first.cut_off)
         last = found.rows[-1][POSITION] if found.stopped_at is None else found.stopped_at
-        if found.stopped_at is not None or looked_through >= MAX_LOOKED_THROUGH * within.budget:
-            return Rows(kept, looked_through, last)
-        if time.monotonic() > ends_at:
-            return Rows(kept, looked_through, last)
-        within = replace(within, high=last) if within.descending else replace(within, low=last)
+        enough = looked_through >= MAX_LOOKED_THROUGH * within.budget or time.monotonic() > ends_at
+        if found.stopped_at is not None or enough:
+            return Rows(kept, looked_through, last, first.upto, first.cut_off)
+        if within.descending:
+            within = replace(within, high=last, at_least=min(within.at_least, last - 1))
+        else:
+            within = replace(within, low=last)
         # Whoever else waits for this process comes first.
         await asyncio.sleep(0)

@@ -154,6 +154,7 @@ async def export(where: Where, query: ExportQuery, path: Path, say: Callable[[st
             head=await opened.store.head(opened.ledger_id),
             began_at=datetime.now(UTC),
         )
+        await exported.reach(opened.views)
         media_type = EXPORTED[query.format].partition(";")[0]
         access_id = await opened.enter("sparkledger export", exported.given, media_type)
         told, complete = _Told(say, "events"), False
@@ -162,10 +163,15 @@ async def export(where: Where, query: ExportQuery, path: Path, say: Callable[[st
                 async for piece in exported.pieces(opened.views, opened.names):
                     file.write(piece)
                     told.reached(exported.events)
-            complete = True
+            complete = exported.complete
         finally:
             await opened.views.accesses.end(opened.ledger_id, access_id, rows=exported.events, complete=complete)
     told.last()
+    if not exported.complete:
+        say(
+            f"This holds what was found up to position {exported.upto:,} of {exported.head:,}: the view history has "
+            "stopped there."
+        )
     return exported
 
 

@@ -12,7 +12,7 @@ from infra.callers.accesses import Accesses
 from infra.errors import Unavailable
 from infra.log.question import Questions
 from infra.log.trail import Trail
-from projections.runner import Behind, wait_for
+from projections.runner import Behind, Stopped, wait_for
 from projections.view import reached
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AT_LEAST_WAIT_S: Final = 5.0
+# A view that has stopped waits for somebody to mend it; one that is filled anew takes its time as well.
+LATER_S: Final = 60
 
 
 class Views:
@@ -59,7 +61,7 @@ class Views:
             Its result, and the position up to which the views had read the ledger: the rows are at least that new.
 
         Raises:
-            Unavailable: a view did not reach `at_least` in time, or the database is away.
+            Unavailable: a view did not reach `at_least` in time, or has stopped before, or the database is away.
 
         """
         if at_least is not None:
@@ -76,19 +78,35 @@ class Views:
             return await self._database.read(ledger_id, run)
         except psycopg.errors.UndefinedColumn as older:
             # A new version of the view is being filled beside the one that is still read.
-            raise Unavailable(f"The view {view} is being filled anew. Ask again later.", retry_after=60) from older
+            raise Unavailable(f"The view {view} is being filled anew. Ask again later.", retry_after=LATER_S) from older
 
     async def wait(self, ledger_id: int, view: str, position: int, timeout_s: float = AT_LEAST_WAIT_S) -> None:
         """Wait until a view has read a ledger up to a position.
 
         Raises:
-            Unavailable: it did not in time, or the database is away.
+            Unavailable: it did not in time, or has stopped before, or the database is away.
 
         """
         try:
             await wait_for(lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=timeout_s)
+        except Stopped as stopped:
+            raise Unavailable(f"{stopped} Ask for no more with at_least.", retry_after=LATER_S) from stopped
         except Behind as behind:
             raise Unavailable(f"{behind} Ask again in a moment, or with a smaller at_least.") from behind
+
+    async def reach(self, ledger_id: int, view: str, position: int) -> int:
+        """Wait until a view has read a ledger up to a position, and return how far it has: less where it has stopped.
+
+        Raises:
+            Unavailable: it goes on and did not come so far in time, or the database is away.
+
+        """
+        try:
+            return await wait_for(lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=AT_LEAST_WAIT_S)
+        except Stopped as stopped:
+            return stopped.reached
+        except Behind as behind:
+            raise Unavailable(f"{behind} Ask again in a moment.") from behind
 
     @asynccontextmanager
     async def _cursor(self, ledger_id: int) -> AsyncIterator[AsyncCursor[Any]]:

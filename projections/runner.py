@@ -23,7 +23,7 @@ from projections.folding import PAGE_EVENTS_MAX, Connect, Folding, Log, Poisoned
 from projections.progress import Overtaken
 from projections.rebuild import Busy, Progress, rebuild
 from projections.skips import skipped
-from projections.view import View, reached
+from projections.view import View, has_stopped, reached
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor
@@ -35,6 +35,7 @@ __all__ = [
     "Poisoned",
     "Progress",
     "Runner",
+    "Stopped",
     "Unreadable",
     "create_missing",
     "rebuild",
@@ -62,6 +63,14 @@ class Behind(Exception):
         self.view = view
         self.wanted = wanted
         self.reached = reached
+
+
+class Stopped(Behind):
+    """A view has not read as far as was asked for, and reads no further until it is mended."""
+
+    def __str__(self) -> str:
+        """Name the view, and how far it can be read."""
+        return f"View {self.view} has stopped, and can be read up to position {self.reached}."
 
 
 class Runner:
@@ -184,7 +193,7 @@ async def wait_for(
     *,
     timeout_s: float = 5.0,
 ) -> int:
-    """Wait until a view has read a ledger up to a position, and return how far it has.
+    """Wait until a view has read a ledger up to a position, and return how far it has; not for one that has stopped.
 
     Args:
         cursors: opens a cursor bound to the ledger; closed again between looks, so that no connection is held.
@@ -194,6 +203,7 @@ async def wait_for(
         timeout_s: seconds to wait at most.
 
     Raises:
+        Stopped: the view has stopped before the position.
         Behind: the time ran out.
 
     """
@@ -202,8 +212,10 @@ async def wait_for(
     while True:
         async with cursors() as cur:
             read = await reached(cur, ledger_id, view)
-        if read >= position:
-            return read
+            if read >= position:
+                return read
+            if await has_stopped(cur, view):
+                raise Stopped(view, position, read)
         left = deadline - time.monotonic()
         if left <= 0:
             raise Behind(view, position, read)

@@ -211,6 +211,13 @@ WHERE ledger_id = %s
 ORDER BY view
 """
 
+_STOPPED: Final = """
+SELECT
+FROM view_versions
+WHERE view = %s
+AND state = 'failed'
+"""
+
 _STATUSES: Final = """
 SELECT view, version, state, error, failed_ledger_id, failed_position, changed_at
 FROM view_versions
@@ -232,6 +239,12 @@ async def positions(cur: AsyncCursor[Any], ledger_id: int) -> list[Reached]:
     """Return how far every view has read a ledger, by name."""
     await cur.execute(_POSITIONS, (ledger_id,))
     return [Reached(*row) for row in await cur.fetchall()]
+
+
+async def has_stopped(cur: AsyncCursor[Any], view: str) -> bool:
+    """Tell whether a view stands before an event that it cannot take in."""
+    await cur.execute(_STOPPED, (view,))
+    return await cur.fetchone() is not None
 
 
 async def statuses(cur: AsyncCursor[Any]) -> list[Status]:

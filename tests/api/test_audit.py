@@ -293,6 +293,41 @@ def test_a_filter_waits_until_the_history_has_read_what_is_committed(world: Worl
         assert len(trail(world, q="type:PermissionEnabled")) == number + 1
 
 
+def read_upto(world: World, **query: Any) -> int:
+    """How far into the ledger a page has read, by its own word."""
+    answer = world.client.get("/v1/events", params=query)
+    told(answer, 200)
+    return int(answer.headers["ledger-position"])
+
+
+def test_a_page_says_how_far_into_the_ledger_it_has_read(world: World) -> None:
+    assert read_upto(world) == 0
+    world.running()  # positions 1 to 5
+    for query in (
+        {},
+        {"limit": 2},
+        {"limit": 2, "order": "desc", "before": 4},
+        {"after": 5000},
+        {"type": "Revoked"},
+        {"type": "PermissionEnabled"},
+        {"q": "type:Shared never-said"},
+        {"q": "never-said", "order": "desc"},
+        {"type": "Shared", "after": 5000},
+    ):
+        assert read_upto(world, **query) == 5, query
+
+
+def test_a_search_that_gave_up_has_read_as_far_as_it_looked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(6):
+        world.generate()
+    monkeypatch.setattr(finding, "_AT_ONCE", 2)
+    monkeypatch.setattr(finding, "MAX_LOOKED_THROUGH", 2)
+    assert read_upto(world, q="never-said") == 2
+    assert read_upto(world, q="type:CodeGenerated never-said") == 3
+    # Backwards it looked at what is newest.
+    assert read_upto(world, q="never-said", order="desc") == 7
+
+
 @pytest.mark.parametrize(
     "query",
     [

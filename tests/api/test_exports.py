@@ -55,6 +55,7 @@ def test_an_export_is_the_trail_and_a_trailer(world: World) -> None:
         "first": 1,
         "last": 6,
         "head": 6,
+        "upto": 6,
         "began_at": trailer["began_at"],
         "bytes": len(page),
         "sha256": hashlib.sha256(page).hexdigest(),
@@ -148,7 +149,7 @@ def test_a_whole_export_is_verified_and_any_other_is_not(world: World, tmp_path:
     ],
 )
 def test_a_trailer_of_other_types_is_none(tmp_path: Path, changed: dict[str, Any]) -> None:
-    trailer = {"events": 0, "first": None, "last": None, "head": 0, "sha256": hashlib.sha256().hexdigest()}
+    trailer = {"events": 0, "first": None, "last": None, "head": 0, "upto": 0, "sha256": hashlib.sha256().hexdigest()}
     path = tmp_path / "export.ndjson"
     path.write_text(json.dumps({"trailer": trailer}) + "\n")
     assert str(verify(path)) == "0 events, of a ledger that had reached 0"
@@ -161,7 +162,14 @@ def test_a_trailer_of_other_types_is_none(tmp_path: Path, changed: dict[str, Any
 def test_a_table_with_a_cell_longer_than_any_is_no_export(tmp_path: Path) -> None:
     path = tmp_path / "export.csv"
     rows = f"position,body\n1,{'x' * (129 << 10)}\n"
-    trailer = {"events": 1, "first": 1, "last": 1, "head": 1, "sha256": hashlib.sha256(rows.encode()).hexdigest()}
+    trailer = {
+        "events": 1,
+        "first": 1,
+        "last": 1,
+        "head": 1,
+        "upto": 1,
+        "sha256": hashlib.sha256(rows.encode()).hexdigest(),
+    }
     cell = json.dumps(trailer).replace('"', '""')
     path.write_text(f'{rows}end,"{cell}"\n')
     with pytest.raises(ExportError, match="longer than any"):
