@@ -37,7 +37,7 @@ async def list_accesses(
     query: Annotated[AccessesQuery, Query()],
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],
 ) -> Response:
-    """List who read or exported the trail or asked the question, newest first; a log of its own, kept 400 days.
+    """List who read or exported the trail, read a history or asked the question, newest first; kept 400 days.
 
     Refused attempts stand here too, the first 20 of each key, reason and hour. Where they came from, admins alone see.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api import headers
+from api.accesses import enter
 from api.answers import answer, stands
 from api.auth import Caller, allow
 from api.cursors import cursor, link_next, place_of
@@ -52,7 +54,8 @@ async def read_history(
     if caller.role == "brand":
         told = [(recorded, [c for c in changed if c.field not in COUNTS]) for recorded, changed in told]
     version = replay_code(stream).command_version
-    return await _page(caller, query, code_id, told, stands(version, position), notes=caller.role != "brand")
+    subject = {"code_id": code_id}
+    return await _page(caller, query, subject, told, stands(version, position), notes=caller.role != "brand")
 
 
 @router.get(
@@ -74,20 +77,24 @@ async def read_permission_history(
         stream = upto(stream, position)
     told = list(zip(stream, changes_of_permission(stream), strict=True))
     version = stream[-1].stream_version if stream else 0
-    return await _page(caller, query, creator_id, told, stands(version, position), notes=False)
+    return await _page(caller, query, {"creator_id": creator_id}, told, stands(version, position), notes=False)
 
 
 async def _page(
     caller: Caller,
     query: HistoryQuery,
-    subject: str,
+    subject: dict[str, str],
     told: Iterable[tuple[Recorded, list[Change]]],
     stands: dict[str, str],
     *,
     notes: bool,
 ) -> Response:
-    """Answer one page of events with their changes, those alone that had taken effect where `at` asks for them."""
-    same_query = {"of": subject, **query.model_dump(exclude={"cursor", "limit", "at_least"})}
+    """Answer one page of events with their changes, those alone that had taken effect where `at` asks for them.
+
+    That it is read is recorded before it is answered: notes are opened here.
+    """
+    (of,) = subject.values()
+    same_query = {"of": of, **query.model_dump(exclude={"cursor", "limit", "at_least"})}
     after = 0 if query.cursor is None else place_of(query.cursor, same_query)
     changed = {recorded.position: changes for recorded, changes in told}
     recorded = [one for one, _ in told]
@@ -95,8 +102,16 @@ async def _page(
     following, shown = None, kept[: query.limit]
     if len(kept) > query.limit:
         following = cursor(shown[-1].position, same_query)
-    texts = await unsealed_notes(caller, shown) if notes else {}
-    names = await names_of(caller, shown)
+    names, texts, _ = await asyncio.gather(
+        names_of(caller, shown),
+        unsealed_notes(caller, shown if notes else ()),
+        enter(
+            caller,
+            subject | query.model_dump(mode="json", exclude_none=True),
+            rows=len(shown),
+            format="application/json",
+        ),
+    )
     events: list[dict[str, Any]] = [
         event_content(one, names, texts.get(one.position))
         | {"changes": [{"field": c.field, "before": c.before, "after": c.after} for c in changed[one.position]]}

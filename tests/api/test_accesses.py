@@ -33,6 +33,8 @@ def test_reads_questions_and_exports_are_recorded_with_what_was_asked(world: Wor
     auditor = world.as_role("auditor")
     told(auditor.get("/v1/events", params={"q": "type:Shared", "limit": 7}), 200)
     told(auditor.get("/v1/events/2"), 200)
+    told(auditor.get(f"/v1/codes/{code['code_id']}/history", params={"limit": 3, "as_of": 4}), 200)
+    told(auditor.get(f"/v1/creators/{OWN_CREATOR}/permission/history"), 200)
     auditor.get("/v1/exports/events", params={"format": "csv", "type": "Redeemed"})
     asked = {"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT}
     told(auditor.get("/v1/authorizations", params=asked), 200)
@@ -41,11 +43,14 @@ def test_reads_questions_and_exports_are_recorded_with_what_was_asked(world: Wor
         "/v1/authorizations/batch?as_of=5", content=lines, headers={"Content-Type": "application/x-ndjson"}
     ).raise_for_status()
 
+    one, of = {"code_id": code["code_id"]}, {"creator_id": OWN_CREATOR}
     # How what is streamed ended is told after its last byte.
     until(lambda: all(access["complete"] is not None for access in accesses(world)))
     assert told_of(world) == [
         ("GET /v1/events", {"q": "type:Shared", "limit": 7, "order": "asc"}, "application/json", 1, True),
         ("GET /v1/events/{position}", {"position": 2}, "application/json", 1, True),
+        ("GET /v1/codes/{code_id}/history", {**one, "limit": 3, "as_of": 4}, "application/json", 3, True),
+        ("GET /v1/creators/{creator_id}/permission/history", {**of, "limit": 1_000}, "application/json", 1, True),
         ("GET /v1/exports/events", {"format": "csv", "type": "Redeemed"}, "text/csv", 1, True),
         ("GET /v1/authorizations", asked, "application/json", 1, True),
         ("POST /v1/authorizations/batch", {"as_of": 5}, "application/x-ndjson", 3, True),
@@ -77,6 +82,8 @@ def test_what_was_refused_and_what_reads_no_trail_is_no_read(world: World) -> No
     code = world.running()
     refused(world.client.get("/v1/events", params={"limit": 0}))
     refused(world.client.get("/v1/events/99"))
+    refused(world.brand().get(f"/v1/codes/{world.generate()['code_id']}/history"))
+    refused(world.client.get(f"/v1/codes/{code['code_id']}/history", params={"cursor": "AAAA"}))
     refused(world.brand().get("/v1/events"))
     refused(world.client.get("/v1/authorizations", params={"video_id": "v"}))
     world.read(code)
@@ -168,18 +175,22 @@ def test_the_entry_of_an_hour_stands_where_its_first_read_was(world: World) -> N
         "/v1/events/1",
         "/v1/exports/events",
         "/v1/authorizations?video_id=v&advertiser_id=a",
+        f"/v1/creators/{OWN_CREATOR}/permission/history",
+        "/v1/codes/{code_id}/history",
     ],
 )
 def test_what_cannot_be_recorded_is_not_answered(world: World, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    world.permit(OWN_CREATOR)
+    code = world.generate()
+    told(world.client.post(f"/v1/codes/{code['code_id']}/notes", json={"text": "Ana rang"}), 201)
 
     async def full(*_: Any) -> Any:
         raise Unavailable("The disk is full.")
 
     monkeypatch.setattr(Accesses, "record", full)
-    answer = world.client.get(path)
+    answer = world.client.get(path.format(**code))
     assert refused(answer) == (503, "unavailable")
     assert OWN_CREATOR not in answer.text
+    assert "Ana" not in answer.text
 
 
 def test_another_ledgers_accesses_are_hidden(world: World) -> None:
