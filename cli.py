@@ -80,6 +80,7 @@ def main() -> None:
     """Run the command line; whatever is wrong becomes one line that says what to do."""
     import psycopg
 
+    from domain.errors import Refused
     from infra.callers.identity import LedgerExists
     from infra.errors import KeyNotRotatable, Unavailable
     from infra.keys.vault import MasterKeyError
@@ -92,7 +93,7 @@ def main() -> None:
         app(standalone_mode=True)
     except (
         *(SettingsError, PostgresError, SupervisorError, MigrationError, MasterKeyError),
-        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Busy, Poisoned),
+        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused, Busy, Poisoned),
     ) as error:
         _fail(str(error) or str(error.__doc__))
     except psycopg.OperationalError as error:

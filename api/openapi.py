@@ -222,7 +222,7 @@ def statuses(route: Route, method: str) -> set[int]:
         found.add(404)
     if route.body_field is not None or route.openapi_extra:
         found |= {408, 413, 415, 422}
-    if name in _RECORDING | _WEBHOOK_COMMANDS | {"changeWebhook", "rotateKey"}:
+    if name in _RECORDING | _WEBHOOK_COMMANDS | {"changeWebhook", "createKey", "rotateKey"}:
         found.add(409)
     if name in _WEBHOOK_COMMANDS:
         found.add(422)

@@ -83,6 +83,7 @@ async def mint(
     Raises:
         LookupError: there is no such ledger.
         ValueError: the role does not go with the subjects.
+        Refused: `creator_erased`, where it would act for erased creators alone.
 
     """
     async with _as_worker(conninfo, key) as identity:

@@ -1,7 +1,8 @@
 """Whom tokens stand for: each bearer has a row among the keys, made when they first come.
 
 So the log names a bearer by an id that tells nothing of the person, an append checks them as it checks a key, and to
-revoke that id shuts them out, whatever tokens they still hold. What the issuer calls them is kept encrypted.
+revoke that id shuts them out, whatever tokens they still hold. What the issuer calls them is kept encrypted. Role and
+subjects in the row follow the newest token that was seen: an erasure finds there whom it concerns.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from domain.errors import NotAllowed
+from infra.callers.erased import all_erased
 from infra.callers.minting import INSERT
 from infra.errors import TokenRefused
 from infra.ids import uuid7
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from infra.callers.api_key import ApiKey
+    from infra.callers.api_key import ApiKey, Subjects
     from infra.callers.identity import Found
     from infra.callers.tokens import Grant, Tokens
     from infra.database import Database, LedgerConnection
@@ -35,6 +37,8 @@ MAX_BEARERS: Final = 10_000
 MAX_LEDGERS: Final = 1_000
 _NONCE_BYTES: Final = 12
 _DOTS: Final = 2
+
+_ACTS_AS: Final = "SELECT bearer_acts_as(%s, %s, %s, %s, %s, %s)"
 
 
 def looks_like_a_token(presented: str) -> bool:
@@ -53,6 +57,8 @@ class Bearer:
     # The bearer's row as it was last found, and the key that it and the token together make.
     row: ApiKey | None = None
     key: ApiKey | None = None
+    # Whether the row was made to say what this token does. Once is enough: two tokens in turn do not write in turn.
+    told: bool = False
 
 
 class Bearers:
@@ -83,7 +89,7 @@ class Bearers:
         """Return the key of a token's bearer, with the role, subjects and end that the token has.
 
         Raises:
-            TokenRefused: the token cannot be trusted, or its bearer's access was revoked.
+            TokenRefused: the token cannot be trusted, its bearer's access was revoked, or whom they act for was erased.
             NotAllowed: its claims open nothing here.
             Unavailable: the database is away, or the keys of its issuer cannot be fetched.
 
@@ -94,8 +100,7 @@ class Bearers:
             bearer = self._known.put(digest, await self._verified(token, now))
         bearer.grant.refuse_untimely(now)
         found = await self._find(bearer.hashed, now)
-        if found.key is None:
-            await self._write_down(bearer)
+        if (found.key is None or found.key is not bearer.row) and await self._write_down(bearer, found.key):
             self._forget()
             found = await self._find(bearer.hashed, now)
         if found.key is None or not found.valid(now):
@@ -111,30 +116,29 @@ class Bearers:
         keys = await self._keyring.ledger(await self._ledger(grant.ledger))
         return Bearer(grant, self._tokens.changes, keys.claim("token", f"{grant.issuer}\0{grant.subject}"))
 
-    async def _write_down(self, bearer: Bearer) -> None:
-        """Make the row of a bearer who comes for the first time."""
+    async def _write_down(self, bearer: Bearer, row: ApiKey | None) -> bool:
+        """Make the row of a bearer who comes for the first time, or let it say what a new token does; tell whether.
+
+        Raises:
+            TokenRefused: they act for erased creators alone.
+
+        """
         grant = bearer.grant
-        ledger_id, key_id = await self._ledger(grant.ledger), uuid7()
+        differs = row is None or not (bearer.told or (row.role, row.subjects) == (grant.role, grant.subjects))
+        shut_out = row is not None and row.revoked_at is not None
+        if shut_out or not (differs or grant.subjects.creator_ids):
+            return False
+        ledger_id = await self._ledger(grant.ledger)
         keys = await self._keyring.ledger(ledger_id)
-        fields = {
-            "hash": bearer.hashed,
-            "ledger_id": ledger_id,
-            "key_id": key_id,
-            "kind": "token",
-            "name": grant.issuer,
-            "role": grant.role,
-            "creator_ids": sorted(grant.subjects.creator_ids),
-            "brand_ids": sorted(grant.subjects.brand_ids),
-            "advertiser_ids": sorted(grant.subjects.advertiser_ids),
-            "expires_at": None,
-            "created_by": None,
-            "sealed_subject": sealed_subject(keys, grant.subject, key_id),
-            "may_reveal": True,
-            "idempotency": None,
-            "request_hash": None,
-        }
-        async with self._database.connection(ledger_id) as connection:
-            await connection.execute(INSERT, fields)
+        async with self._database.connection(ledger_id) as connection, connection.transaction():
+            if await all_erased(connection, ledger_id, keys, grant.subjects.creator_ids):
+                raise TokenRefused("The creator that this token's bearer acts for was erased here.")
+            if row is None:
+                await connection.execute(INSERT, _fields(bearer, ledger_id, keys))
+            elif differs:
+                await connection.execute(_ACTS_AS, (ledger_id, row.key_id, grant.role, *_ids(grant.subjects)))
+        bearer.told = True
+        return differs
 
     async def _ledger(self, name: str) -> int:
         known = self._ledgers.get(name)
@@ -149,6 +153,33 @@ class Bearers:
         if ledger_id is None:
             raise NotAllowed("This token leads to a ledger that is not here.")
         return self._ledgers.put(name, ledger_id)
+
+
+def _fields(bearer: Bearer, ledger_id: int, keys: LedgerKeys) -> dict[str, Any]:
+    """Return what `INSERT` takes of a bearer."""
+    grant, key_id = bearer.grant, uuid7()
+    creator_ids, brand_ids, advertiser_ids = _ids(grant.subjects)
+    return {
+        "hash": bearer.hashed,
+        "ledger_id": ledger_id,
+        "key_id": key_id,
+        "kind": "token",
+        "name": grant.issuer,
+        "role": grant.role,
+        "creator_ids": creator_ids,
+        "brand_ids": brand_ids,
+        "advertiser_ids": advertiser_ids,
+        "expires_at": None,
+        "created_by": None,
+        "sealed_subject": sealed_subject(keys, grant.subject, key_id),
+        "may_reveal": True,
+        "idempotency": None,
+        "request_hash": None,
+    }
+
+
+def _ids(subjects: Subjects) -> tuple[list[str], list[str], list[str]]:
+    return sorted(subjects.creator_ids), sorted(subjects.brand_ids), sorted(subjects.advertiser_ids)
 
 
 def sealed_subject(keys: LedgerKeys, subject: str, key_id: UUID) -> bytes:

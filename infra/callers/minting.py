@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
-from domain.errors import NotAllowed
+from domain.errors import NotAllowed, Refused
 from infra.callers.accesses import Access, record_within
 from infra.callers.api_key import REVEALING, ApiKey, Subjects, subjects_problem
+from infra.callers.erased import all_erased
 from infra.callers.key_text import RANDOM_BYTES, key_text
 from infra.errors import IdempotencyMismatch, KeyNoLongerValid, KeyNotRotatable
 from infra.ids import uuid7
@@ -180,6 +181,7 @@ class Minter:
             ValueError: the role does not go with the subjects.
             IdempotencyMismatch: the Idempotency-Key minted another key.
             NotAllowed: it would reveal, and the key that asks may not.
+            Refused: `creator_erased`, where it would act for erased creators alone.
             KeyNoLongerValid: the key that asks was revoked meanwhile.
 
         """
@@ -188,6 +190,7 @@ class Minter:
         if problem is not None:
             raise ValueError(problem)
         hashing, (idempotency, drawn) = await self._keyring.hashing(), await self._drawn("mint", asker, idempotency_key)
+        keys = await self._keyring.ledger(ledger_id)
         text = text or drawn
         key_id = uuid7()
         fields = {
@@ -211,6 +214,8 @@ class Minter:
             may_reveal_itself = await held(connection, asker.key_id)
             if may_reveal and role in REVEALING and not may_reveal_itself:
                 raise NotAllowed(_REVEALS_MORE)
+            if await all_erased(connection, ledger_id, keys, subjects.creator_ids):
+                raise Refused("creator_erased")
             minted = (await connection.execute(INSERT, fields)).rowcount == 1
             row = await (await connection.execute(_OF_HASH, (fields["hash"],))).fetchone()
             if row is None or (not minted and row[13] != request_hash):

@@ -1,7 +1,8 @@
 """Refused attempts that are not events: counted, and the first of each key, reason and hour told one by one.
 
 Those that are told stand in the log of accesses. Where they came from is sealed under a key of the ledger's, so that
-neither a dump of the database nor a reader without the right to it has anyone's address in clear.
+neither a dump of the database nor a reader without the right to it has anyone's address in clear. An erasure takes it
+away for the creator's own keys.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from uuid import UUID
 import orjson
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from infra.callers.erased import keep_off
 from infra.ids import uuid7
 from infra.keys.vault import NONCE_BYTES
 from infra.log.event_store import Merged
@@ -42,11 +44,17 @@ _COUNT: Final = """
     RETURNING reason, key_id, count
 """
 
+# Where a creator's own key was revoked since the door let it in, an erasure may be why: then not from where.
 _TELL: Final = """
     INSERT INTO accesses (
         ledger_id, access_id, key_id, role, route, query, format, request_id, row_count, complete, ended_at, refused,
         sealed)
-    VALUES (%s, %s, %s, %s, %s, '{}', '', %s, 0, false, now(), %s, %s)
+    SELECT %(ledger_id)s, %(access_id)s, %(key_id)s, %(role)s, %(route)s, '{}', '', %(request_id)s, 0, false, now(),
+           %(refused)s, CASE
+               WHEN %(role)s <> 'creator' OR NOT EXISTS (
+                   SELECT 1 FROM api_keys k WHERE k.key_id = %(key_id)s AND k.revoked_at IS NOT NULL
+               ) THEN %(sealed)s::bytea
+           END
 """
 
 
@@ -163,6 +171,7 @@ class Refusals:
             Ints([len(groups[key]) for key in keys]),
         )
         async with self._database.connection(ledger_id) as connection, connection.transaction():
+            await keep_off(connection, ledger_id)
             counted = await connection.execute(_COUNT, (ledger_id, *columns))
             for reason, key_id, count in await counted.fetchall():
                 group = groups[reason, key_id]
@@ -178,8 +187,17 @@ async def _tell(connection: LedgerConnection, ledger_id: int, attempt: RefusedAt
     access_id, nonce = uuid7(), os.urandom(NONCE_BYTES)
     origin = {name: text[:MAX_ORIGIN_CHARACTERS] for name, text in attempt.origin}
     sealed = nonce + cipher.encrypt(nonce, orjson.dumps(origin), _place(ledger_id, access_id))
-    told = (attempt.key_id, attempt.role, attempt.route, attempt.request_id, attempt.reason, sealed)
-    await connection.execute(_TELL, (ledger_id, access_id, *told))
+    told = {
+        "ledger_id": ledger_id,
+        "access_id": access_id,
+        "key_id": attempt.key_id,
+        "role": attempt.role,
+        "route": attempt.route,
+        "request_id": attempt.request_id,
+        "refused": attempt.reason,
+        "sealed": sealed,
+    }
+    await connection.execute(_TELL, told)
 
 
 def _place(ledger_id: int, access_id: UUID) -> bytes:

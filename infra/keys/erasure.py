@@ -53,16 +53,22 @@ _PENDING: Final = """
 
 _CARRIED_OUT: Final = "SELECT carried_out_at FROM erasures WHERE ledger_id = %s AND position = %s"
 
-# Keys that act for this creator alone: they open nothing any more.
+# Keys that act for this creator and nobody who is not erased as well: they open nothing any more.
 _KEYS: Final = """
     SELECT key_id
     FROM api_keys
-    WHERE ledger_id = %s
+    WHERE ledger_id = %(ledger_id)s
     AND role = 'creator'
-    AND creator_ids = ARRAY[%s]
+    AND creator_ids @> ARRAY[%(creator_id)s]
+    AND creator_ids <@ (
+        SELECT array_agg(convert_from(e.body, 'UTF8')::jsonb ->> 'creator_id')
+        FROM events e
+        WHERE e.ledger_id = %(ledger_id)s
+        AND e.type = 'CreatorErased'
+    )
     AND revoked_at IS NULL
     ORDER BY key_id
-    LIMIT %s
+    LIMIT %(at_once)s
 """
 
 log = logging.getLogger(__name__)
@@ -102,7 +108,7 @@ class Erasures:
         return None
 
     async def carry_out(self, ledger_id: int, creator_id: str, asker: Asker) -> bool:
-        """Destroy a creator's key, and revoke the API keys that act for this creator alone; again, nothing changes.
+        """Destroy a creator's key, and revoke the API keys that act for erased creators alone; again, nothing changes.
 
         Whatever the log does not say is erased stays as it is.
 
@@ -166,7 +172,8 @@ class Erasures:
 
     async def _keys(self, ledger_id: int, creator_id: str) -> list[UUID]:
         async def query(connection: LedgerConnection) -> list[UUID]:
-            cursor = await connection.execute(_KEYS, (ledger_id, creator_id, KEYS_AT_ONCE))
+            asked = {"ledger_id": ledger_id, "creator_id": creator_id, "at_once": KEYS_AT_ONCE}
+            cursor = await connection.execute(_KEYS, asked)
             return [row[0] for row in await cursor.fetchall()]
 
         return await self._database.read(ledger_id, query)

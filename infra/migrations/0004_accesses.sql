@@ -20,10 +20,16 @@ CREATE TABLE accesses (
     -- Absent while it is under way, and for good where its process was killed.
     complete        boolean,
     ended_at        timestamptz,
+    -- Why, where it is an attempt that was refused; and from where, encrypted under a key of the ledger's. An erasure
+    -- takes away where the creator's own keys came from.
+    refused         text,
+    sealed          bytea,
     PRIMARY KEY (ledger_id, access_id),
-    UNIQUE (ledger_id, together)
+    UNIQUE (ledger_id, together),
+    CHECK (sealed IS NULL OR refused IS NOT NULL)
 );
 CREATE INDEX accesses_at ON accesses USING brin (at);
+CREATE INDEX accesses_sealed ON accesses (ledger_id, key_id) WHERE sealed IS NOT NULL;
 
 ALTER TABLE accesses ENABLE ROW LEVEL SECURITY;
 ALTER TABLE accesses FORCE ROW LEVEL SECURITY;
@@ -38,7 +44,8 @@ CREATE POLICY one_ledger_ends ON accesses FOR UPDATE TO sparkledger_api
         AND (ended_at IS NULL OR role = 'subscriber')
     )
     WITH CHECK (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
-CREATE POLICY every_ledger ON accesses TO sparkledger_worker USING (true);
+CREATE POLICY every_ledger ON accesses TO sparkledger_worker, sparkledger_log USING (true);
 
 GRANT SELECT, INSERT, UPDATE (reads, row_count, complete, ended_at) ON accesses TO sparkledger_api;
 GRANT SELECT, DELETE ON accesses TO sparkledger_worker;
+GRANT SELECT, UPDATE (sealed) ON accesses TO sparkledger_log;

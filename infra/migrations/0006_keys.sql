@@ -90,9 +90,24 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT ledger_id FROM ledgers WHERE name = wanted
 $$;
 
+-- A bearer's role and subjects are those of their tokens, and what is written down of them follows. Those of a key that
+-- is presented itself never change: no role of the program may write these columns but through here.
+CREATE FUNCTION bearer_acts_as(
+    of_ledger int, of_key uuid, now_role text, now_creators text[], now_brands text[], now_advertisers text[])
+RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    UPDATE api_keys
+    SET role = now_role, creator_ids = now_creators, brand_ids = now_brands, advertiser_ids = now_advertisers
+    WHERE key_id = of_key AND kind = 'token' AND revoked_at IS NULL
+    AND ledger_id = of_ledger
+    AND ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int
+$$;
+GRANT UPDATE (role, creator_ids, brand_ids, advertiser_ids) ON api_keys TO sparkledger_log;
+
 GRANT CREATE ON SCHEMA public TO sparkledger_log;
 ALTER FUNCTION authenticate OWNER TO sparkledger_log;
 ALTER FUNCTION ledger_named OWNER TO sparkledger_log;
+ALTER FUNCTION bearer_acts_as OWNER TO sparkledger_log;
 REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
-REVOKE ALL ON FUNCTION authenticate, ledger_named FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION authenticate, ledger_named TO sparkledger_api, sparkledger_worker;
+REVOKE ALL ON FUNCTION authenticate, ledger_named, bearer_acts_as FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION authenticate, ledger_named, bearer_acts_as TO sparkledger_api, sparkledger_worker;

@@ -81,19 +81,25 @@ CREATE POLICY every_ledger ON erasures TO sparkledger_worker, sparkledger_log US
 GRANT SELECT ON erasures TO sparkledger_api, sparkledger_worker, sparkledger_log;
 GRANT INSERT ON erasures TO sparkledger_log;
 GRANT UPDATE (wrapped, erased_at), INSERT ON creator_keys TO sparkledger_log;
-GRANT UPDATE (name, sealed_subject) ON api_keys TO sparkledger_log;
+GRANT UPDATE (name, sealed_subject, revoked_at) ON api_keys TO sparkledger_log;
 
 -- Which erasures are recorded: looked through for those that nobody carried out yet.
 CREATE INDEX events_erasures ON events (ledger_id, position) WHERE type = 'CreatorErased';
 
 -- Destroy an erased creator's key for good, and what else the database knows of the person: what API keys that act for
--- this creator alone are called, and whose tokens they stand for. It does nothing unless the log says that the creator
--- is erased, so no role of the program can destroy anything else with it; again, it changes nothing. `of_creator` is
--- the keyed hash that the creator is claimed and keyed by. Answers the destroyed key's id; null where nobody is erased.
+-- erased creators alone are called, whose tokens they stand for, and where their refused attempts came from. It does
+-- nothing unless the log says that the creator is erased, so no role of the program can destroy anything else with it;
+-- again, it changes nothing. `of_creator` is the keyed hash that the creator is claimed and keyed by. Answers the
+-- destroyed key's id; null where nobody is erased.
+--
+-- Whoever makes a key, or writes down a bearer or where an attempt came from, shares the lock (infra/callers/erased.py):
+-- what was begun before is found here, and what begins after finds the erasure.
 CREATE FUNCTION carry_out_erasure(of_ledger int, of_creator bytea) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     recorded record;
+    erased text[];
+    theirs uuid[];
 BEGIN
     IF of_ledger IS DISTINCT FROM nullif(current_setting('sparkledger.ledger', true), '')::int THEN
         RETURN NULL; -- as row-level security has it, which this function's owner is not under
@@ -105,15 +111,26 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
+    PERFORM pg_advisory_xact_lock(7290121, of_ledger);
     INSERT INTO creator_keys AS k (ledger_id, key_id, creator, wrapped, erased_at)
     VALUES (of_ledger, gen_random_uuid(), of_creator, NULL, clock_timestamp())
     ON CONFLICT (ledger_id, creator) DO UPDATE
     SET wrapped = NULL, erased_at = excluded.erased_at
     WHERE k.erased_at IS NULL;
+    SELECT array_agg(convert_from(e.body, 'UTF8')::jsonb ->> 'creator_id') INTO erased
+    FROM events e
+    WHERE e.ledger_id = of_ledger AND e.type = 'CreatorErased';
+    SELECT array_agg(k.key_id) INTO theirs
+    FROM api_keys k
+    WHERE k.ledger_id = of_ledger AND k.role = 'creator'
+    AND k.creator_ids @> ARRAY[recorded.creator_id] AND k.creator_ids <@ erased;
     UPDATE api_keys k
-    SET name = NULL, sealed_subject = NULL
-    WHERE k.ledger_id = of_ledger AND k.role = 'creator' AND k.creator_ids = ARRAY[recorded.creator_id]
-    AND (k.name IS NOT NULL OR k.sealed_subject IS NOT NULL);
+    SET name = NULL, sealed_subject = NULL, revoked_at = coalesce(k.revoked_at, clock_timestamp())
+    WHERE k.key_id = ANY (theirs)
+    AND (k.name IS NOT NULL OR k.sealed_subject IS NOT NULL OR k.revoked_at IS NULL);
+    UPDATE accesses a
+    SET sealed = NULL
+    WHERE a.ledger_id = of_ledger AND a.key_id = ANY (theirs) AND a.sealed IS NOT NULL;
     INSERT INTO erasures (ledger_id, position, creator_stream)
     VALUES (of_ledger, recorded.position, recorded.stream_id)
     ON CONFLICT DO NOTHING;

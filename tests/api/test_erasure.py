@@ -194,6 +194,32 @@ def test_keys_of_an_erased_creator_open_nothing_any_more(world: World) -> None:
     assert "POST /v1/creators/{creator_id}/erasure" in routes
 
 
+def test_no_key_is_made_for_an_erased_creator(world: World) -> None:
+    with_notes(world)
+    asked = {"role": "creator", "name": "Ana Lopes", "subjects": {"creator_ids": [OWN_CREATOR]}}
+    once = {"Idempotency-Key": "once"}
+    told(world.client.post("/v1/keys", json=asked, headers=once), 201)
+    told(erase(world), 200)
+    for headers in ({}, once):
+        assert refused(world.client.post("/v1/keys", json=asked, headers=headers)) == (409, "creator_erased")
+    assert "Ana Lopes" not in world.client.get("/v1/keys").text
+    both = asked | {"subjects": {"creator_ids": [OWN_CREATOR, OTHER_CREATOR]}}
+    told(world.client.post("/v1/keys", json=both), 201)
+
+
+def test_where_an_erased_creators_refused_attempts_came_from_is_shown_to_nobody(world: World) -> None:
+    with_notes(world)
+
+    def attempts() -> list[tuple[str, str | None, str | None]]:
+        accesses = told(world.client.get("/v1/accesses"), 200)["accesses"]
+        return [(a["refused"], a["address"], a["user_agent"]) for a in accesses if a["refused"] is not None]
+
+    assert world.creator().get("/v1/keys", headers={"User-Agent": "Anas-Phone/1.0"}).status_code == 403
+    assert attempts() == [("role_not_allowed", "127.0.0.1", "Anas-Phone/1.0")]
+    told(erase(world), 200)
+    assert attempts() == [("role_not_allowed", None, None)]
+
+
 def test_an_erasure_whose_deed_was_not_done_holds_and_is_finished_beside(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

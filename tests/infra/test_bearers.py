@@ -16,6 +16,12 @@ from tests import given
 from tests.infra.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 
+MAKERS: dict[str, Any] = {
+    "role_claim": "role",
+    "roles": {"c": "creator", "a": "auditor"},
+    "creator_ids_claim": "creators",
+}
+
 
 def now() -> datetime:
     return datetime.now(UTC)
@@ -94,12 +100,7 @@ async def test_a_bearer_who_comes_for_the_first_time_many_times_at_once_is_one(
 async def test_role_and_subjects_are_those_of_the_token_that_is_presented(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
-    fields: dict[str, Any] = {
-        "role_claim": "role",
-        "roles": {"c": "creator", "a": "auditor"},
-        "creator_ids_claim": "creators",
-    }
-    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**fields)])
+    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     known = [
         await identity.authenticate(issuer.token(**claims), now())
         for claims in ({"role": "c", "creators": ["ana"]}, {"role": "a"}, {"role": "c", "creators": "ben"})
@@ -109,6 +110,93 @@ async def test_role_and_subjects_are_those_of_the_token_that_is_presented(
         ("auditor", frozenset()),
         ("creator", frozenset({"ben"})),
     ]
+    await identity.stop()
+
+
+async def written_down(identity: Identity, tenant: Tenant) -> list[tuple[str, list[str], str | None, bool]]:
+    """Return role, creators and name of each bearer as they stand in the list, and whether they are let in."""
+    return [
+        (key.role, sorted(key.subjects.creator_ids), key.subject, key.revoked_at is None)
+        for key in await identity.keys(tenant.ledger_id)
+        if key.kind == "token"
+    ]
+
+
+async def test_what_is_written_down_of_a_bearer_is_what_their_newest_token_says(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer
+) -> None:
+    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    both = issuer.token(role="c", creators=["ana", "second-account"])
+    alone = issuer.token(role="c", creators=["ana"])
+    for token, told in (
+        (both, ("creator", ["ana", "second-account"])),
+        (alone, ("creator", ["ana"])),
+        # The one before is still good, and is not the newest for that.
+        (both, ("creator", ["ana"])),
+        (issuer.token(role="a"), ("auditor", [])),
+    ):
+        assert await identity.authenticate(token, now()) is not None
+        assert await written_down(identity, tenant) == [(*told, "somebody", True)]
+    await identity.stop()
+
+
+async def test_no_key_is_given_another_role_as_if_it_were_a_bearer(opened: Opened, tenant: Tenant) -> None:
+    (whole,) = opened.sql("SELECT k::text FROM api_keys k")
+    asked: tuple[Any, ...] = (tenant.ledger_id, tenant.key.key_id, "admin", [], [], [])
+    for ledger_id in (tenant.ledger_id, tenant.ledger_id + 1):
+        async with opened.api.database.connection(ledger_id) as connection:
+            await connection.execute("SELECT bearer_acts_as(%s, %s, %s, %s, %s, %s)", asked)
+    assert opened.sql("SELECT k::text FROM api_keys k") == [whole]
+
+
+async def test_an_erasure_shuts_out_and_forgets_whoever_acts_for_the_creator_alone_by_now(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer
+) -> None:
+    await opened.when(tenant, given.permission())
+    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    first: dict[str, Any] = {"role": "c", "creators": [given.CREATOR, "second-account"]}
+    now_alone: dict[str, Any] = {"role": "c", "creators": [given.CREATOR]}
+    ana, left = issuer.token(sub="ana", **now_alone), issuer.token(sub="left", role="a")
+    for token in (issuer.token(sub="ana", **first), ana, issuer.token(sub="left", **now_alone), left):
+        assert await identity.authenticate(token, now()) is not None
+    await opened.erase(tenant)
+    identity.forget()
+    with pytest.raises(TokenRefused, match="was revoked here"):
+        await identity.authenticate(ana, now())
+    assert await identity.still_opens(left, now())
+    assert await written_down(identity, tenant) == [
+        ("auditor", [], "left", True),
+        ("creator", [given.CREATOR], None, False),
+    ]
+    await identity.stop()
+
+
+async def test_a_bearer_who_acts_for_erased_creators_alone_is_not_let_in_and_not_written_down(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer
+) -> None:
+    for creator_id in (given.CREATOR, "second-account"):
+        await opened.when(tenant, given.permission(creator_id=creator_id))
+        await opened.erase(tenant, creator_id)
+    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    for creators in ([given.CREATOR], [given.CREATOR, "second-account"]):
+        with pytest.raises(TokenRefused, match="was erased here"):
+            await identity.authenticate(issuer.token(role="c", creators=creators), now())
+    assert await written_down(identity, tenant) == []
+    assert await identity.still_opens(issuer.token(role="c", creators=[given.CREATOR, "somebody-else"]), now())
+    await identity.stop()
+
+
+async def test_a_token_that_was_let_in_ends_with_the_erasure_of_whom_it_acts_for(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer
+) -> None:
+    """Also where the bearer's newest token is another one, so that the bearer goes on."""
+    await opened.when(tenant, given.permission())
+    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    alone, newest = (issuer.token(role="c", creators=ids) for ids in ([given.CREATOR], [given.CREATOR, "another"]))
+    assert [await identity.still_opens(token, now()) for token in (alone, newest)] == [True, True]
+    await opened.when(tenant, given.erase())
+    identity.forget()
+    assert [await identity.still_opens(token, now()) for token in (alone, newest)] == [False, True]
     await identity.stop()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -15,9 +15,13 @@ import pytest
 from domain.errors import Refused, Unknown
 from domain.recorded import Recorded
 from domain.values import Sealed
-from infra.callers.api_key import Subjects
+from infra.callers.api_key import ApiKey, Subjects
+from infra.callers.erased import all_erased
+from infra.callers.identity import Identity
 from infra.callers.minting import MACHINE
+from infra.callers.refusals import RefusedAttempt
 from infra.errors import Unavailable
+from infra.ids import uuid7
 from infra.keys.erasure import Erasures, erase
 from infra.runtime import API, WORKER, Runtime, runtime
 from tests import given
@@ -230,20 +234,96 @@ async def test_keys_for_the_creator_alone_are_revoked_and_lose_their_names(opene
         key, _, _ = await opened.identity.create(tenant.ledger_id, role=role, name=name, subjects=subjects)
         return key.key_id
 
-    alone, again, agency, other = (
+    async def stand(*minted: UUID) -> list[tuple[str | None, bool]]:
+        keys = {key.key_id: (key.name, key.revoked_at is None) for key in await opened.identity.keys(tenant.ledger_id)}
+        return [keys[key_id] for key_id in minted]
+
+    minted = (
         await mint(CREATOR),
         await mint(CREATOR),
         await mint(CREATOR, OTHER_CREATOR, name="agency"),
         await mint(OTHER_CREATOR, name="other"),
     )
     await opened.erase(tenant)
-    keys = {key.key_id: (key.name, key.revoked_at is None) for key in await opened.identity.keys(tenant.ledger_id)}
-    assert {key: keys[key] for key in (alone, again, agency, other)} == {
-        alone: (None, False),
-        again: (None, False),
-        agency: ("agency", True),
-        other: ("other", True),
-    }
+    assert await stand(*minted) == [(None, False), (None, False), ("agency", True), ("other", True)]
+    # Nobody is left for whom the agency's could act.
+    await opened.erase(tenant, OTHER_CREATOR)
+    assert await stand(*minted) == [(None, False)] * 4
+
+
+async def test_no_key_is_made_for_erased_creators_alone(opened: Opened) -> None:
+    tenant = await two_creators(opened)
+
+    async def mint(identity: Identity, *creators: str) -> ApiKey:
+        subjects = Subjects(frozenset(creators))
+        key, _, _ = await identity.create(tenant.ledger_id, role="creator", name="Ana Lopes", subjects=subjects)
+        return key
+
+    await opened.when(tenant, given.erase())  # the deed is not done yet
+    for identity in (opened.identity, opened.api.identity):
+        assert await refusal(mint(identity, CREATOR)) == "creator_erased"
+        assert (await mint(identity, CREATOR, OTHER_CREATOR)).subjects.creator_ids == {CREATOR, OTHER_CREATOR}
+    await opened.erase(tenant, OTHER_CREATOR)
+    assert await refusal(mint(opened.identity, CREATOR, OTHER_CREATOR)) == "creator_erased"
+    assert (await mint(opened.identity, "creator-3")).name == "Ana Lopes"
+
+
+async def test_a_key_that_is_being_made_while_its_creator_is_erased_loses_its_name(opened: Opened) -> None:
+    """It was looked whether the creator is erased, and only then the event came; the deed waits for the key."""
+    tenant = await two_creators(opened)
+    key_id = uuid7()
+    async with opened.api.database.connection(tenant.ledger_id) as connection:
+        async with connection.transaction():
+            keys = await opened.ledgers.keyring.ledger(tenant.ledger_id)
+            assert not await all_erased(connection, tenant.ledger_id, keys, [CREATOR])
+            await opened.when(tenant, given.erase())
+            carrying_out = asyncio.create_task(opened.erasures.carry_out(tenant.ledger_id, CREATOR, MACHINE))
+            waiting = """
+                SELECT count(*)
+                FROM pg_locks l
+                JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+                WHERE l.locktype = 'advisory' AND NOT l.granted
+            """
+            await until(lambda: opened.sql(waiting) == [(1,)])
+            await connection.execute(
+                "INSERT INTO api_keys (key_id, ledger_id, name, role, creator_ids) VALUES (%s, %s, %s, %s, %s)",
+                (key_id, tenant.ledger_id, "Ana Lopes", "creator", [CREATOR]),
+            )
+        assert await carrying_out
+    assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NULL") == [(1,)]
+    key = next(key for key in await opened.identity.keys(tenant.ledger_id) if key.key_id == key_id)
+    assert (key.name, key.revoked_at is None) == (None, False)
+
+
+async def test_where_refused_attempts_of_the_creators_own_keys_came_from_is_forgotten(opened: Opened) -> None:
+    tenant = await two_creators(opened)
+    refusals, accesses = opened.ledgers.refusals, opened.api.views.accesses
+
+    async def attempt(key: ApiKey) -> None:
+        origin = (("address", "203.0.113.7"), ("user_agent", "Anas-Phone/1.0"))
+        attempted = RefusedAttempt(key.key_id, key.role, "not_allowed", "GET /v1/keys", str(uuid7()), origin)
+        await refusals.record(tenant.ledger_id, attempted)
+
+    async def origins(*keys: ApiKey) -> list[list[Mapping[str, str]]]:
+        page = await accesses.page(tenant.ledger_id, limit=100)
+        found = [(row.key_id, await refusals.origin(tenant.ledger_id, row)) for row in page if row.refused is not None]
+        return [[origin for key_id, origin in found if key_id == key.key_id] for key in keys]
+
+    keys = [
+        (await opened.identity.create(tenant.ledger_id, role="creator", subjects=Subjects(frozenset(creators))))[0]
+        for creators in ([CREATOR], [CREATOR, OTHER_CREATOR], [OTHER_CREATOR])
+    ]
+    for key in (*keys, tenant.key):
+        await attempt(key)
+    from_there = {"address": "203.0.113.7", "user_agent": "Anas-Phone/1.0"}
+    assert await origins(*keys, tenant.key) == [[from_there]] * 4
+    await opened.erase(tenant)
+    # One that the door let in just before, and that is told after the deed.
+    await attempt(keys[0])
+    assert await origins(*keys, tenant.key) == [[{}, {}], *[[from_there]] * 3]
+    # That they were refused, why and when, stays.
+    told = [row for row in await accesses.page(tenant.ledger_id, limit=100) if row.key_id == keys[0].key_id]
+    assert [(row.refused, row.role, row.route) for row in told] == [("not_allowed", "creator", "GET /v1/keys")] * 2
 
 
 # ── an event first and a deed second ──
