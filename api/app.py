@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -30,7 +31,9 @@ from api import (
     webhooks,
 )
 from api.edge import MAX_BODY_BYTES, MAX_REQUEST_S, Edge
+from api.kept import Kept
 from api.limits import Limit
+from api.metrics import worker_metrics
 from api.openapi import reference
 from api.problems import Problem, as_problem
 from api.refused import tell
@@ -130,6 +133,8 @@ def create_app(
     app.state.sending = Sending()
     app.state.streams = Streams(services, app.state.key_names)
     services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))
+    app.state.stopped = Kept(functools.partial(health.what_stopped, services))
+    app.state.worker_metrics = Kept(functools.partial(worker_metrics, services))
     # One flat list, the busiest routes first: a router within a router is matched twice for every request.
     reading = (reads, question, histories, lists, statistics, streams, audit, exports, accesses)
     for routes in (commands, *reading, webhooks, erasure, access_keys, health):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -10,12 +10,16 @@ from starlette.responses import PlainTextResponse, Response
 
 from api.answer_models import HealthAnswer
 from api.answers import answer
-from api.metrics import worker_metrics
 from api.route import Route
 from api.wiring import Cursor, services_of
 from infra.errors import Unavailable
 from infra.kafka.publications import lags
 from projections import codes, view
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from api.wiring import Services
 
 READ_ONLY: Final = "The database takes no writes: it is a standby, or was made read-only. Reads are answered."
 # The views' states are those of the database, not of a ledger.
@@ -33,9 +37,28 @@ async def is_alive() -> Response:
 @router.get("/readyz", response_model=HealthAnswer, operation_id="isReady")
 async def is_ready(request: Request) -> Response:
     """Tell whether commands can be served; a view or subscriber that stopped makes it degraded, and it stays 200."""
-    services = services_of(request.scope)
-    if services.ledgers.obstacle is not None:
-        raise Unavailable(services.ledgers.obstacle)
+    obstacle = services_of(request.scope).ledgers.obstacle
+    if obstacle is not None:
+        raise Unavailable(obstacle)
+    stopped: Sequence[str] = await request.app.state.stopped()
+    return answer({"status": "degraded" if stopped else "ready", "stopped": stopped})
+
+
+@router.get("/metrics", response_class=PlainTextResponse, operation_id="readMetrics")
+async def read_metrics(request: Request) -> Response:
+    """Return the figures of this process and of the worker for Prometheus."""
+    request.app.state.streams.observe()
+    of_the_worker: bytes = await request.app.state.worker_metrics()
+    return Response(generate_latest() + of_the_worker, 200, {"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def what_stopped(services: Services) -> Sequence[str]:
+    """Return which views and subscribers have stopped.
+
+    Raises:
+        Unavailable: the database is away, or takes no writes.
+
+    """
 
     async def stopped_views(cur: Cursor) -> list[str]:
         if await view.read_only(cur):
@@ -45,12 +68,4 @@ async def is_ready(request: Request) -> Response:
     stopped, _ = await services.views.read(_NO_LEDGER, stopped_views, view=codes.NAME)
     if any(lag.stopped for lag in await lags(services.database)):
         stopped.append("kafka")
-    return answer({"status": "degraded" if stopped else "ready", "stopped": stopped})
-
-
-@router.get("/metrics", response_class=PlainTextResponse, operation_id="readMetrics")
-async def read_metrics(request: Request) -> Response:
-    """Return the figures of this process and of the worker for Prometheus."""
-    request.app.state.streams.observe()
-    figures = generate_latest() + await worker_metrics(services_of(request.scope))
-    return Response(figures, 200, {"Content-Type": CONTENT_TYPE_LATEST})
+    return stopped

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, ge
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import get_topic
 
-from api import batch, edge, finding, list_queries, protocol, queries, query_language, sending, streams
+from api import batch, edge, finding, kept, list_queries, protocol, queries, query_language, sending, streams
 from api import fields as fields_
 from api import limits as limit
 from api.app import create_app
@@ -334,6 +334,7 @@ def limits() -> str:
             "connections, and requests that wait for an answer, for each API process",
             f"{protocol.MAX_CONNECTIONS:,} and {edge.MAX_WAITING:,}, {edge.MAX_WAITING_OF_A_KEY:,} of them of one key",
         ),
+        ("`/readyz`, and the worker's figures in `/metrics`", f"looked up once in {kept.KEEP_S:.0f} s for all"),
         ("refused attempts in the log of accesses, of each key, reason and hour", f"{refusals.TOLD_AN_HOUR}"),
         ("`at_least`", f"waits {views.AT_LEAST_WAIT_S:.0f} s at most"),
         (

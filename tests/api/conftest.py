@@ -6,8 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+import api.kept
 from tests.api.world import World
 from tests.serving import Server
+
+
+@pytest.fixture
+def unkept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the database asked for each look at how the service is."""
+    monkeypatch.setattr(api.kept, "KEEP_S", 0)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,10 +14,13 @@ import httpx
 import psycopg
 import pytest
 
+import api.kept
 from api.app import create_app
 from api.health import READ_ONLY
+from api.kept import Kept
 from api.wiring import Services
-from infra.database import Database
+from infra.database import Database, LedgerConnection
+from infra.errors import Unavailable
 from infra.log.writer import FULL, MAX_WAITING, STOPPING, Writer
 from infra.runtime import API
 from infra.settings import load_settings
@@ -25,6 +29,8 @@ from projections import VIEWS
 from tests.api.world import World
 from tests.conftest import TestDatabase
 from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("unkept")
 
 FIGURE = re.compile(r'^sparkledger_view_(\w+)\{view="(\w+)"\} (\S+)$', re.MULTILINE)
 
@@ -48,6 +54,65 @@ async def test_whoever_can_record_is_ready(database: TestDatabase) -> None:
     assert (answer.status_code, answer.json()) == (200, {"status": "ready", "stopped": []})
 
 
+async def test_all_who_ask_at_once_or_soon_after_take_one_session(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent: list[int | None] = []
+    connection = Database.connection
+
+    @asynccontextmanager
+    async def counted(self: Database, ledger_id: int | None = None) -> AsyncIterator[LedgerConnection]:
+        lent.append(ledger_id)
+        async with connection(self, ledger_id) as session:
+            yield session
+
+    monkeypatch.setattr(Database, "connection", counted)
+    monkeypatch.setattr(api.kept, "KEEP_S", 3600)
+    async with served(Database(database.dsn(API), API)) as client:
+        for path in ("/readyz", "/metrics"):
+            lent.clear()
+            assert (await client.get(path)).status_code == 200
+            alone = len(lent)
+            answers = await asyncio.gather(*(client.get(path) for _ in range(20)))
+            assert {answer.status_code for answer in answers} == {200}
+            assert len(lent) == alone > 0
+    async with served(Database(database.dsn(API), API)) as client:
+        lent.clear()
+        await asyncio.gather(*(client.get("/readyz") for _ in range(20)))
+        assert len(lent) == 2, "the views' states, and Kafka's"
+
+
+async def test_a_look_up_is_shared_and_its_answer_or_failure_kept_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, begun, going = 0, asyncio.Event(), asyncio.Event()
+
+    async def look() -> int:
+        nonlocal looks
+        looks += 1
+        begun.set()
+        await going.wait()
+        if looks == 2:
+            raise Unavailable("away")
+        return looks
+
+    monkeypatch.setattr(api.kept, "KEEP_S", 3600)
+    kept = Kept(look)
+    leaving = asyncio.create_task(kept())
+    await begun.wait()
+    leaving.cancel()
+    going.set()
+    assert [*await asyncio.gather(kept(), kept()), await kept()] == [1, 1, 1]
+
+    kept = Kept(look)
+    assert [type(error) for error in await asyncio.gather(kept(), kept(), return_exceptions=True)] == [Unavailable] * 2
+    with pytest.raises(Unavailable):
+        await kept()
+    assert looks == 2
+
+    monkeypatch.setattr(api.kept, "KEEP_S", 0)
+    kept = Kept(look)
+    assert [await kept(), await kept()] == [3, 4]
+
+
 @pytest.mark.parametrize("obstacle", [FULL, STOPPING])
 async def test_whoever_cannot_record_is_not_ready_and_says_why(database: TestDatabase, obstacle: str) -> None:
     async with served(Database(database.dsn(API), API), obstacle) as client:
@@ -61,8 +126,11 @@ async def test_a_writer_is_in_the_way_while_it_does_not_run_or_is_full(database:
     assert writer.obstacle == STOPPING
     writer.start()
     assert writer.obstacle is None
-    writer._waiting.extend(cast("Any", [SimpleNamespace(answer=SimpleNamespace(done=lambda: True))] * MAX_WAITING))
-    assert writer.obstacle == FULL
+    for gave_up, obstacle in ((True, None), (False, FULL)):
+        waiting = SimpleNamespace(answer=SimpleNamespace(done=lambda gave_up=gave_up: gave_up))
+        writer._waiting.extend(cast("Any", [waiting] * MAX_WAITING))
+        assert writer.obstacle == obstacle
+    writer._waiting.clear()
     await writer.stop()
     assert writer.obstacle == STOPPING
 

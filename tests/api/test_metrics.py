@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.api.world import World, days
 from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("unkept")
 
 NAMES = [
     "sparkledger_expiries_recorded_total",

@@ -10,6 +10,8 @@ import pytest
 
 from tests.serving import Server
 
+pytestmark = pytest.mark.usefixtures("unkept")
+
 
 @pytest.fixture
 def stopped(server: Server) -> Iterator[Server]:
