@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_TOO_LONG: Final = (
+    "This took too long, and was given up. Ask for less: where there are filters, add one, such as creator_id or "
+    "video_id."
+)
+
 AT_LEAST_WAIT_S: Final = 5.0
 # A view that has stopped waits for somebody to mend it; one that is filled anew takes its time as well.
 LATER_S: Final = 60
@@ -61,7 +66,8 @@ class Views:
             Its result, and the position up to which the views had read the ledger: the rows are at least that new.
 
         Raises:
-            Unavailable: a view did not reach `at_least` in time, or has stopped before, or the database is away.
+            Unavailable: a view did not reach `at_least` in time, or has stopped before, or the query took too long, or
+                the database is away.
 
         """
         if at_least is not None:
@@ -79,6 +85,10 @@ class Views:
         except psycopg.errors.UndefinedColumn as older:
             # A new version of the view is being filled beside the one that is still read.
             raise Unavailable(f"The view {view} is being filled anew. Ask again later.", retry_after=LATER_S) from older
+        except Unavailable as unavailable:
+            if isinstance(unavailable.__cause__, psycopg.errors.QueryCanceled):
+                raise Unavailable(_TOO_LONG, retry_after=LATER_S) from unavailable
+            raise
 
     async def wait(self, ledger_id: int, view: str, position: int, timeout_s: float = AT_LEAST_WAIT_S) -> None:
         """Wait until a view has read a ledger up to a position.

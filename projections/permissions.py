@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from domain.recorded import Recorded
 
 NAME: Final = "permissions"
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 @dataclass(slots=True)
@@ -58,7 +58,11 @@ PERMISSIONS: Final = Table(
             PRIMARY KEY (ledger_id, creator_id)
         )
     """,
-    indexes=("CREATE INDEX ON {table} (ledger_id, since, position)",),
+    indexes=(
+        "CREATE INDEX ON {table} (ledger_id, since, position)",
+        # The creators who have it off are few among many, or the other way round.
+        "CREATE INDEX ON {table} (ledger_id, enabled, since, position)",
+    ),
 )
 
 

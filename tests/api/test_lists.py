@@ -10,6 +10,8 @@ import pytest
 
 from api.cursors import cursor_in_time
 from api.list_queries import SharesQuery
+from api.wiring import Cursor
+from projections import codes
 from tests.api.world import (
     OTHER_ACCOUNT,
     OTHER_BRAND,
@@ -306,3 +308,21 @@ def test_pages_of_keys_follow_one_another_newest_first(world: World) -> None:
     assert found[:4] == made[::-1]
     assert len(found) == 5, "and the administrator's own"
     assert refused(world.client.get("/v1/keys", params={"cursor": "AAAA"})) == (400, "malformed_cursor")
+
+
+def test_a_list_that_takes_too_long_says_so_and_what_to_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(cur: Cursor, *_: Any, **_asked: Any) -> Any:
+        await cur.execute("SET statement_timeout = 50")
+        try:
+            await cur.execute("SELECT pg_sleep(60)")
+        finally:
+            await cur.execute("SET statement_timeout = 10000")
+
+    monkeypatch.setattr(codes, "search", slow)
+    answer = world.client.get("/v1/codes", params={"state": "redeemed"})
+    assert refused(answer) == (503, "unavailable")
+    assert answer.json()["detail"] == (
+        "This took too long, and was given up. Ask for less: where there are filters, add one, such as creator_id or "
+        "video_id."
+    )
+    assert answer.headers["retry-after"] == "60"

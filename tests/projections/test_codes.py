@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
-from psycopg.sql import SQL
+from psycopg.sql import SQL, Composed, Identifier
 
 from domain.code import Code
 from domain.recorded import replay_code
@@ -238,26 +238,69 @@ async def test_what_concerns_a_party_comes_from_an_index_under_row_level_securit
     follow: Followed, api: Cursor, worker: Cursor
 ) -> None:
     await follow(codes.VIEW, MemoryLog(shelf()))
-    for fill in (
-        """
-        INSERT INTO views.codes
-        SELECT (t).* FROM (
-            SELECT jsonb_populate_record(c, jsonb_build_object('code_id', gen_random_uuid(), 'generated_position', n)) t
-            FROM views.codes c, generate_series(100, 20100) n
-            WHERE c.generated_position = 3
-        ) many
-        """,
+    await fill(worker, 20_000, like=3)
+    for statement in (
         """
         INSERT INTO views.code_parties
         SELECT ledger_id, 'brand', 'brand-' || generated_position % 500, generated_position, code_id FROM views.codes
         """,
-        "ANALYZE views.codes",
         "ANALYZE views.code_parties",
     ):
-        await worker.execute(fill.encode())
+        await worker.execute(statement.encode())
     query = codes._OF_PARTIES.format(columns=codes.CODES.select(), filters=SQL(""))
     asked = {"kinds_0": ["brand"], "party_ids_0": ["brand-7"], "ledger_id": 1, "after_key": 2**62, "limit": 10}
     await api.execute(SQL("EXPLAIN ") + query, asked)
     plan = "\n".join(line for (line,) in await api.fetchall())
     assert "Seq Scan" not in plan
     assert "(kind = x.kind) AND (party_id = x.party_id) AND (generated_position <" in plan
+
+
+async def fill(worker: Cursor, number: int, *, like: int) -> None:
+    """Add codes like the one that was generated at a position, at positions from 100 on."""
+    columns = SQL(", ").join(map(Identifier, codes.CODES.columns))
+    many = SQL("""
+        INSERT INTO views.codes ({columns})
+        SELECT {many} FROM (
+            SELECT jsonb_populate_record(c, jsonb_build_object('code_id', gen_random_uuid(), 'generated_position', n)) t
+            FROM views.codes c, generate_series(100, 99 + {number}) n
+            WHERE c.generated_position = {like}
+        ) many
+    """)
+    of_many = SQL(", ").join(SQL("(t).{}").format(Identifier(column)) for column in codes.CODES.columns)
+    await worker.execute(many.format(columns=columns, many=of_many, number=number, like=like))
+    await worker.execute("ANALYZE views.codes")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"state": "redeemed"},
+        {"state": "shared"},
+        {"state": "expired"},
+        {"state": "revoked"},
+        {"state": "redeemed", "ending_after": (NOW, 0)},
+        {"state": "shared", "ending_after": (NOW, 0)},
+        {"expires_before": NOW},
+    ],
+    ids=str,
+)
+async def test_what_few_codes_are_like_is_found_without_a_look_at_the_others(
+    follow: Followed, api: Cursor, worker: Cursor, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    await follow(codes.VIEW, MemoryLog(given.generated()))
+    await fill(worker, 5_000, like=2)
+    blocks = 0
+
+    async def explained(cur: Cursor, query: Composed, parameters: Any) -> list[CodeRow]:
+        nonlocal blocks
+        await cur.execute(SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ") + query, parameters)
+        ((((plan,),)),) = await cur.fetchall()
+        blocks = plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+        return []
+
+    monkeypatch.setattr(codes.CODES, "fetch", explained)
+    await api.execute("SET enable_seqscan = off")
+    await codes.search(api, 1, **{"now": NOW, "limit": 100, **asked})
+    await worker.execute("SELECT pg_relation_size('views.codes') / current_setting('block_size')::int")
+    ((of_all,),) = await worker.fetchall()
+    assert 0 < blocks < of_all / 3

@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from psycopg.sql import SQL
+
 from projections import permissions
+from projections.paging import Asked
 from projections.permissions import PermissionRow
 from tests import given
 from tests.given import CREATOR, NOW
@@ -50,3 +53,24 @@ async def test_permissions_are_found_by_every_filter_the_last_switched_first(fol
     assert await found(until=NOW + timedelta(minutes=30)) == ["creator-2"]
     (first,) = await permissions.search(api, 1, limit=1)
     assert await found(after=(first.since, first.position)) == [CREATOR, "creator-2"]
+
+
+async def test_the_few_that_are_off_are_found_without_a_look_at_the_others(
+    follow: Followed, api: Cursor, worker: Cursor
+) -> None:
+    await follow(permissions.VIEW, MemoryLog(given.permitted()))
+    await worker.execute(
+        """
+        INSERT INTO views.permissions
+        SELECT ledger_id, 'creator-' || n, creator_stream, true, since, version, n
+        FROM views.permissions, generate_series(100, 5100) n
+        """
+    )
+    await worker.execute("ANALYZE views.permissions")
+    asked = Asked(permissions.NAME, "since", 1, 10)
+    asked.equal(enabled=False)
+    await api.execute("SET enable_seqscan = off")
+    await api.execute(SQL("EXPLAIN (ANALYZE) ") + asked.query(), asked.parameters())
+    plan = "\n".join(line for (line,) in await api.fetchall())
+    assert "Rows Removed by Filter" not in plan
+    assert "enabled = false" in plan
