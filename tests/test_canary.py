@@ -46,10 +46,20 @@ SECRET: Final = "#cAnary/s3cret+that=TikTok/made==tail"
 MISTYPED: Final = "#mIstyped/cAnary+s3cret=of/somebody==tail"
 NOTE: Final = "Zebedina Quackenbush rang, +1 555 0199"
 REMARK: Final = "leave Zebedina Quackenbush alone"
+# What others give whoever may post to them, often in the path alone; and what somebody calls that.
+HOOK: Final = "T0K3N-of-a-cAnary-in-a-path"
+HOOK_URL: Final = f"https://receiver.invalid/hook/{HOOK}?to=channel"
+INBOX: Final = "the phone of Zebedina Quackenbush"
 BEARER: Final = "slk_a-canary-that-was-never-minted-0123456789"
 NAMES: Final = ("Zebedina", "Quackenbush", "555 0199")
 # What of each is searched for: the mask shows the last four characters of a secret.
-CANARIES: Final = {"secret": SECRET[:-4], "mistyped": MISTYPED[:-4], "bearer": BEARER, **{name: name for name in NAMES}}
+CANARIES: Final = {
+    "secret": SECRET[:-4],
+    "mistyped": MISTYPED[:-4],
+    "hook": HOOK,
+    "bearer": BEARER,
+    **{name: name for name in NAMES},
+}
 
 PROCESS: Final = """
 import asyncio, logging, sys
@@ -105,7 +115,15 @@ def found_in(blob: bytes, wanted: dict[str, set[bytes]]) -> set[str]:
 
 
 WANTED: Final = {name: shapes(text) for name, text in CANARIES.items()}
-WHOLE: Final = {"secret": SECRET, "mistyped": MISTYPED, "note": NOTE, "remark": REMARK}
+WHOLE: Final = {
+    "secret": SECRET,
+    "mistyped": MISTYPED,
+    "note": NOTE,
+    "remark": REMARK,
+    "hook": HOOK,
+    "hook's URL": HOOK_URL,
+    "inbox": INBOX,
+}
 HASHED: Final = {f"hash of {name}": hashes(text) for name, text in WHOLE.items()}
 
 
@@ -153,6 +171,8 @@ class Walk:
         label = f"{method} {path} {answer.status_code}"
         if path.endswith("/history") and answer.status_code == 200:
             shows = (*shows, *self.noted)
+        if path.startswith("/v1/webhooks") and answer.status_code == 200:
+            shows = (*shows, "hook", *NAMES)  # where events go, to whoever has them sent there
         searched = path == "/v1/exports/events" and "q" in (more.get("params") or {})
         if path == "/v1/accesses" or searched:
             shows = tuple(CANARIES)  # who read and exported what: what was searched for is told there
@@ -200,9 +220,16 @@ def told_first(walk: Walk) -> dict[str, Any]:
         key = told(ask("POST", "/v1/keys", json={"role": role, "subjects": subjects}), 201)
         walk.credentials.append(key["key"])
         walk.answers.pop()  # it shows the key, once
-    webhook = told(ask("POST", "/v1/webhooks", json={"url": "https://receiver.invalid/hook", "after": 0}), 201)
-    walk.credentials.append(webhook["secret"])
-    walk.answers.pop()
+    hook: dict[str, Any] = {"url": HOOK_URL, "description": INBOX, "after": 0}
+    for headers in ({}, once):
+        webhook = told(ask("POST", "/v1/webhooks", json=hook, headers=headers), 201)
+        walk.credentials.append(webhook["secret"])
+        walk.answers.pop()
+    at = f"/v1/webhooks/{webhook['webhook_id']}"
+    told(ask("PATCH", at, json={"url": f"{HOOK_URL}s", "description": f"{INBOX} and others"}), 200)
+    told(ask("POST", f"{at}/test"), 202)
+    for read in (at, f"{at}/deliveries", f"{at}/dead-letters"):
+        told(ask("GET", read), 200)
     return code
 
 
@@ -397,7 +424,7 @@ def test_the_walk_went_everywhere(walked: Walked) -> None:
     assert {"200", "201", "400", "401", "404", "409", "415", "422"} <= statuses
     assert not statuses & {"500", "503"}
     shown = {name for _, said, shows in walked.walk.answers for name in found_in(said, WANTED) & shows}
-    assert shown == {"secret", "mistyped", *NAMES}
+    assert shown == {"secret", "mistyped", "hook", *NAMES}
 
 
 def test_answers_show_a_canary_only_where_it_belongs(walked: Walked) -> None:

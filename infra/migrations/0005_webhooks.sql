@@ -5,12 +5,13 @@ CREATE TABLE webhooks (
     ledger_id       int NOT NULL REFERENCES ledgers,
     -- The API key that it belongs to: it receives nothing any more once that is not valid.
     key_id          uuid NOT NULL REFERENCES api_keys,
-    url             text NOT NULL CHECK (length(url) <= 2048),
-    description     text,
+    -- Sealed under a key derived from the ledger's, as the secrets below: a URL may hold a secret, too.
+    url             bytea NOT NULL CHECK (octet_length(url) <= 2048 + 28),
+    description     bytea,
     -- Empty: events of every type, of every creator.
     types           text[] NOT NULL DEFAULT '{}',
     creator_ids     text[] NOT NULL DEFAULT '{}',
-    -- Sealed under a key derived from the ledger's; so is the one before it, which signs beside it until it ends.
+    -- And the one before it, which signs beside it until it ends.
     secret          bytea NOT NULL,
     old_secret      bytea,
     old_secret_until timestamptz,

@@ -42,7 +42,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint as its sender must know it; secrets are still wrapped.
+    """An endpoint as its sender must know it; URL and secrets are still sealed.
 
     Attributes:
         revision: counts its changes, and what else its sender must look at.
@@ -54,7 +54,7 @@ class Endpoint:
     ledger_id: int
     ledger_name: str
     revision: int
-    url: str = field(repr=False)
+    url: bytes = field(repr=False)
     types: Sequence[str]
     creator_ids: Sequence[str]
     secret: bytes = field(repr=False)

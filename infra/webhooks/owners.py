@@ -19,6 +19,7 @@ from infra.callers.minting import held
 from infra.errors import IdempotencyMismatch
 from infra.ids import uuid7
 from infra.webhooks.payload import TEST
+from infra.webhooks.sealing import Sealing
 from infra.webhooks.shown import (
     DeadLetter,
     Delivery,
@@ -28,7 +29,7 @@ from infra.webhooks.shown import (
     WebhookDisabled,
     WebhookUnknown,
 )
-from infra.webhooks.signing import SALT_BYTES, SECRET_BYTES, seal, secret_text, secret_told_again
+from infra.webhooks.signing import SALT_BYTES, SECRET_BYTES, secret_text, secret_told_again
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -70,7 +71,8 @@ _OWN: Final = "w.ledger_id = %(ledger_id)s AND (%(key_id)s::uuid IS NULL OR w.ke
 
 _LIST: Final = f"SELECT {_COLUMNS} {_FROM} WHERE {_OWN} ORDER BY w.webhook_id DESC"
 _ONE: Final = f"SELECT {_COLUMNS} {_FROM} WHERE {_OWN} AND w.webhook_id = %(webhook_id)s"
-_LOCK: Final = f"SELECT disabled FROM webhooks w WHERE {_OWN} AND w.webhook_id = %(webhook_id)s FOR UPDATE"
+_KNOWN: Final = f"SELECT 1 FROM webhooks w WHERE {_OWN} AND w.webhook_id = %(webhook_id)s"
+_LOCK: Final = f"SELECT disabled, url FROM webhooks w WHERE {_OWN} AND w.webhook_id = %(webhook_id)s FOR UPDATE"
 
 # Whoever creates one waits for whoever else does, so that both count right.
 _COUNT_ALONE: Final = "SELECT pg_advisory_xact_lock(%s, %s)"
@@ -97,7 +99,7 @@ _CHANGE: Final = """
             ELSE disabled_at
         END,
         revision = revision + 1,
-        resumed = resumed + (url <> coalesce(%(url)s, url) OR disabled IS NOT NULL AND %(enabled)s IS true)::int
+        resumed = resumed + (%(url)s::bytea IS NOT NULL OR disabled IS NOT NULL AND %(enabled)s IS true)::int
     WHERE webhook_id = %(webhook_id)s
 """
 
@@ -167,7 +169,7 @@ class Webhooks:
     """The webhooks of all ledgers, one ledger at a time."""
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
-        """Take the sessions, and the keys under which secrets are sealed."""
+        """Take the sessions, and the keys under which secrets, URLs and descriptions are sealed."""
         self._database = database
         self._keyring = keyring
 
@@ -195,6 +197,7 @@ class Webhooks:
 
         """
         keys = await self._keyring.ledger(owner.ledger_id)
+        sealing = Sealing(keys)
         async with self._changing(owner) as connection:
             told = await self._told(connection, owner, asked)
             secret, salt = _secret(keys, owner, asked, told)
@@ -204,20 +207,27 @@ class Webhooks:
                 row = await (await connection.execute("SELECT count(*) FROM webhooks")).fetchone()
                 if row is None or row[0] >= MAX_WEBHOOKS:
                     raise TooManyWebhooks
-                sealed = seal(keys, secret, webhook_id)
-                given = (url, description, list(types), list(creator_ids), sealed)
+                given = (
+                    sealing.seal("url", url.encode(), webhook_id),
+                    _sealed_description(sealing, description, webhook_id),
+                    list(types),
+                    list(creator_ids),
+                    sealing.seal("secret", secret, webhook_id),
+                )
                 await connection.execute(_CREATE, (webhook_id, owner.ledger_id, owner.key_id, *given))
                 await connection.execute(_BEGIN, (webhook_id, owner.ledger_id, after))
                 await self._tell(connection, owner, asked, webhook_id=webhook_id, salt=salt)
-            found = await _one(connection, owner, webhook_id)
+            found = await _one(connection, owner, webhook_id, sealing)
         return found, secret_text(secret), told is not None
 
     async def all(self, owner: Owner) -> list[Webhook]:
         """Return the webhooks, newest first."""
 
         async def query(connection: LedgerConnection) -> list[Webhook]:
-            return [Webhook(*row) for row in await (await connection.execute(_LIST, owner.parameters)).fetchall()]
+            rows = await (await connection.execute(_LIST, owner.parameters)).fetchall()
+            return [_webhook(row, sealing) for row in rows]
 
+        sealing = await self._sealing(owner)
         return await self._database.read(owner.ledger_id, query)
 
     async def one(self, owner: Owner, webhook_id: UUID) -> Webhook:
@@ -229,8 +239,9 @@ class Webhooks:
         """
 
         async def query(connection: LedgerConnection) -> Webhook:
-            return await _one(connection, owner, webhook_id)
+            return await _one(connection, owner, webhook_id, sealing)
 
+        sealing = await self._sealing(owner)
         return await self._database.read(owner.ledger_id, query)
 
     async def change(self, owner: Owner, webhook_id: UUID, **changes: Any) -> Webhook:
@@ -240,13 +251,22 @@ class Webhooks:
             OwnerInvalid: it cannot be enabled, for its key is not valid.
 
         """
+        sealing = await self._sealing(owner)
+        given = dict.fromkeys(("url", "description", "types", "creator_ids", "enabled")) | changes
+        describe = "description" in changes
+        if describe:
+            given["description"] = _sealed_description(sealing, given["description"], webhook_id)
         async with self._changing(owner) as connection:
-            await _lock(connection, owner, webhook_id)
+            sealed_url = await _lock(connection, owner, webhook_id)
             if changes.get("enabled"):
                 await _check_owner(connection, webhook_id)
-            given = dict.fromkeys(("url", "description", "types", "creator_ids", "enabled")) | changes
-            await connection.execute(_CHANGE, {**given, "describe": "description" in changes, "webhook_id": webhook_id})
-            return await _one(connection, owner, webhook_id)
+            if given["url"] is not None:
+                url = given["url"].encode()
+                # Sealed anew, the same would look like another one, and what its receiver asked for would be forgotten.
+                same = url == sealing.unseal("url", sealed_url, webhook_id)
+                given["url"] = None if same else sealing.seal("url", url, webhook_id)
+            await connection.execute(_CHANGE, {**given, "describe": describe, "webhook_id": webhook_id})
+            return await _one(connection, owner, webhook_id, sealing)
 
     async def rotate(
         self, owner: Owner, webhook_id: UUID, overlap: timedelta, asked: Asked | None = None
@@ -258,16 +278,17 @@ class Webhooks:
 
         """
         keys = await self._keyring.ledger(owner.ledger_id)
+        sealing = Sealing(keys)
         async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id)
             told = await self._told(connection, owner, asked)
             secret, salt = _secret(keys, owner, asked, told)
             if told is None:
-                sealed = seal(keys, secret, webhook_id)
+                sealed = sealing.seal("secret", secret, webhook_id)
                 until = datetime.now(UTC) + overlap if overlap else None
                 await connection.execute(_ROTATE, {"webhook_id": webhook_id, "secret": sealed, "until": until})
                 await self._tell(connection, owner, asked, webhook_id=webhook_id, salt=salt)
-            return await _one(connection, owner, webhook_id), secret_text(secret), told is not None
+            return await _one(connection, owner, webhook_id, sealing), secret_text(secret), told is not None
 
     async def delete(self, owner: Owner, webhook_id: UUID) -> None:
         """Delete a webhook, with everything that is known of it."""
@@ -325,7 +346,7 @@ class Webhooks:
         """Return dead letters past a position, in order."""
 
         async def query(connection: LedgerConnection) -> list[DeadLetter]:
-            await _one(connection, owner, webhook_id)
+            await _known(connection, owner, webhook_id)
             cursor = await connection.execute(_DEAD, (webhook_id, after, limit))
             return [DeadLetter(*row) for row in await cursor.fetchall()]
 
@@ -337,11 +358,14 @@ class Webhooks:
         """Return attempts before one of them, the newest first."""
 
         async def query(connection: LedgerConnection) -> list[Delivery]:
-            await _one(connection, owner, webhook_id)
+            await _known(connection, owner, webhook_id)
             cursor = await connection.execute(_ATTEMPTS, (webhook_id, before, outcome, outcome, limit))
             return [Delivery(*row) for row in await cursor.fetchall()]
 
         return await self._database.read(owner.ledger_id, query)
+
+    async def _sealing(self, owner: Owner) -> Sealing:
+        return Sealing(await self._keyring.ledger(owner.ledger_id))
 
     @asynccontextmanager
     async def _changing(self, owner: Owner) -> AsyncIterator[LedgerConnection]:
@@ -387,19 +411,42 @@ def _request_key(owner: Owner, asked: Asked) -> bytes:
     return hashlib.sha256(f"{owner.key_id}\0{asked.key}".encode()).digest()[:16]
 
 
-async def _one(connection: LedgerConnection, owner: Owner, webhook_id: UUID) -> Webhook:
+def _webhook(row: Sequence[Any], sealing: Sealing) -> Webhook:
+    webhook_id, key_id, url, description, *others = row
+    return Webhook(
+        webhook_id,
+        key_id,
+        sealing.unseal("url", url, webhook_id).decode(),
+        None if description is None else sealing.unseal("description", description, webhook_id).decode(),
+        *others,
+    )
+
+
+def _sealed_description(sealing: Sealing, description: str | None, webhook_id: UUID) -> bytes | None:
+    return None if description is None else sealing.seal("description", description.encode(), webhook_id)
+
+
+async def _one(connection: LedgerConnection, owner: Owner, webhook_id: UUID, sealing: Sealing) -> Webhook:
     row = await (await connection.execute(_ONE, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
     if row is None:
         raise WebhookUnknown
-    return Webhook(*row)
+    return _webhook(row, sealing)
 
 
-async def _lock(connection: LedgerConnection, owner: Owner, webhook_id: UUID, *, enabled: bool = False) -> None:
+async def _known(connection: LedgerConnection, owner: Owner, webhook_id: UUID) -> None:
+    row = await (await connection.execute(_KNOWN, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
+    if row is None:
+        raise WebhookUnknown
+
+
+async def _lock(connection: LedgerConnection, owner: Owner, webhook_id: UUID, *, enabled: bool = False) -> bytes:
+    """Lock a webhook for a change, and return its URL as it is stored."""
     row = await (await connection.execute(_LOCK, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
     if row is None:
         raise WebhookUnknown
     if enabled and row[0] is not None:
         raise WebhookDisabled
+    return bytes(row[1])
 
 
 async def _check_owner(connection: LedgerConnection, webhook_id: UUID) -> None:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
-import os
 from typing import TYPE_CHECKING, Final
-
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-from infra.keys.vault import NONCE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,26 +36,6 @@ def secret_told_again(keys: LedgerKeys, key_id: UUID, idempotency_key: str, salt
     """
     asked = f"{key_id}\0{idempotency_key}\0{salt}".encode()
     return hmac.digest(keys.derived("webhook secrets asked for v1"), asked, "sha256")
-
-
-def seal(keys: LedgerKeys, secret: bytes, webhook_id: UUID) -> bytes:
-    """Encrypt a secret for storage, bound to its endpoint, under a key that the ledger's own is the root of."""
-    nonce = os.urandom(NONCE_BYTES)
-    return nonce + _cipher(keys).encrypt(nonce, secret, webhook_id.bytes)
-
-
-def unseal(keys: LedgerKeys, sealed: bytes, webhook_id: UUID) -> bytes:
-    """Decrypt a stored secret.
-
-    Raises:
-        InvalidTag: it was altered, or copied from another endpoint.
-
-    """
-    return _cipher(keys).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], webhook_id.bytes)
-
-
-def _cipher(keys: LedgerKeys) -> AESGCM:
-    return AESGCM(keys.derived("webhook secrets v1"))
 
 
 def signed_headers(message_id: str, timestamp: int, body: bytes, secrets: Iterable[bytes]) -> dict[str, str]:

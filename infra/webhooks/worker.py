@@ -26,8 +26,8 @@ from infra.runtime import WORKER
 from infra.webhooks.book import Book, Overtaken
 from infra.webhooks.messages import Terms
 from infra.webhooks.payload import payload
+from infra.webhooks.sealing import Sealing
 from infra.webhooks.sender import Sender
-from infra.webhooks.signing import unseal
 from infra.webhooks.target import Resolver, Target
 
 if TYPE_CHECKING:
@@ -175,7 +175,9 @@ class Senders:
         if row is None or not row[0]:
             return
         try:
-            secrets = await self._secrets(endpoint)
+            sealing = Sealing(await self._keyring.ledger(endpoint.ledger_id))
+            url = sealing.unseal("url", endpoint.url, webhook_id).decode()
+            secrets = _secrets(endpoint, sealing)
             standing = await self._book.take_over(endpoint)
         except (Overtaken, MasterKeyError, InvalidTag) as error:
             why = str(error) or type(error).__name__
@@ -183,9 +185,7 @@ class Senders:
             await self._pause(webhook_id)
             await connection.execute(_LEAVE, lock)
             return
-        target = Target(
-            endpoint.url, endpoint.ledger_id, self._networks, self._resolver, self._context, self._terms.in_flight
-        )
+        target = Target(url, endpoint.ledger_id, self._networks, self._resolver, self._context, self._terms.in_flight)
         sender = Sender(
             endpoint,
             standing,
@@ -237,15 +237,15 @@ class Senders:
         with suppress(Unavailable):
             await self._book.forget_unattended()
 
-    async def _secrets(self, endpoint: Endpoint) -> Callable[[], Sequence[bytes]]:
-        """Return what tells the secrets that are valid now."""
-        keys = await self._keyring.ledger(endpoint.ledger_id)
-        current = unseal(keys, endpoint.secret, endpoint.webhook_id)
-        until = endpoint.old_secret_until
-        if endpoint.old_secret is None or until is None:
-            return lambda: [current]
-        old = unseal(keys, endpoint.old_secret, endpoint.webhook_id)
-        return lambda: [current, old] if datetime.now(UTC) < until else [current]
-
     async def _encode(self, ledger_id: int, page: Sequence[Recorded]) -> list[bytes]:
         return [payload(recorded, self._names[ledger_id]) for recorded in page]
+
+
+def _secrets(endpoint: Endpoint, sealing: Sealing) -> Callable[[], Sequence[bytes]]:
+    """Return what tells the secrets that are valid now."""
+    current = sealing.unseal("secret", endpoint.secret, endpoint.webhook_id)
+    until = endpoint.old_secret_until
+    if endpoint.old_secret is None or until is None:
+        return lambda: [current]
+    old = sealing.unseal("secret", endpoint.old_secret, endpoint.webhook_id)
+    return lambda: [current, old] if datetime.now(UTC) < until else [current]

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from cryptography.exceptions import InvalidTag
 from standardwebhooks import Webhook as Verifier
 
 import infra.webhooks.owners
@@ -377,13 +378,43 @@ async def test_while_secrets_overlap_messages_bear_both_signatures(post: Post) -
     assert [said.split(":")[0] for said in receiver.unverified] == [last.id, last.id]
 
 
-async def test_a_secret_is_not_stored_as_it_is(post: Post) -> None:
-    async with receiving() as receiver:
-        await post.register(receiver)
-        ((sealed,),) = post.opened.sql("SELECT secret FROM webhooks")
-    secret = base64.b64decode(receiver.secrets[0].removeprefix("whsec_"))
+async def test_secret_url_and_description_are_not_stored_as_they_are(post: Post) -> None:
+    url, description = "https://receiver.example/T0K3N-in-a-path", "the phone of Ana Lopes"
+    webhook, told, _ = await post.webhooks.create(
+        post.owner, url=url, description=description, types=(), creator_ids=(), after=0
+    )
+    secret = base64.b64decode(told.removeprefix("whsec_"))
     assert len(secret) == 32
-    assert secret not in sealed
+    for _ in range(2):
+        ((row, *stored),) = post.opened.sql("SELECT w::text, url, description, secret FROM webhooks w")
+        for clear, sealed in zip((url.encode(), description.encode(), secret), stored, strict=True):
+            assert len(sealed) == len(clear) + 28
+            assert clear not in sealed
+            assert clear.hex() not in row
+        read = await post.stands(webhook.webhook_id)
+        assert (read.url, read.description) == (url, description)
+        url, description = url + "2", description + "!"
+        await post.webhooks.change(post.owner, webhook.webhook_id, url=url, description=description)
+    cleared = await post.webhooks.change(post.owner, webhook.webhook_id, description=None)
+    assert (cleared.url, cleared.description) == (url, None)
+
+
+@pytest.mark.parametrize(
+    "swapped", ["url = (SELECT url FROM webhooks o WHERE o.webhook_id <> w.webhook_id)", "url = description"]
+)
+async def test_what_is_stored_of_one_webhook_or_field_opens_as_no_other(post: Post, swapped: str) -> None:
+    async with receiving() as receiver, receiving() as other:
+        for one in (receiver, other):
+            await post.webhooks.create(post.owner, url=one.url, description=one.url, types=(), creator_ids=(), after=0)
+        await post.generate()
+        post.opened.sql(f"UPDATE webhooks w SET {swapped}")
+        async with sending(post.opened) as senders, asyncio.timeout(15):
+            while len(senders._broken) < 2:  # noqa: ASYNC110 - it sets no event
+                await asyncio.sleep(0.01)
+    assert receiver.received == other.received == []
+    assert post.opened.sql("SELECT DISTINCT error FROM webhook_progress") == [(infra.webhooks.worker.BROKEN,)]
+    with pytest.raises(InvalidTag):
+        await post.webhooks.all(post.owner)
 
 
 # -- Changes
