@@ -192,7 +192,7 @@ _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "revokeCode": {"reason": "Shared with the wrong brand"},
     "revealCode": {"reason": "The brand lost it"},
     "addNote": {"text": "Position 12 named the wrong brand."},
-    "createKey": {"role": "creator", "name": "Ana's phone", "subjects": {"creator_ids": ["ana.creates"]}},
+    "createKey": {"role": "creator", "name": "The creator's app", "subjects": {"creator_ids": ["ana.creates"]}},
     "rotateKey": {"overlap_seconds": 3600},
 }
 

@@ -211,7 +211,7 @@ class Subjects(Body):
 
 class CreateKey(Body):
     role: Annotated[Role, Field(description="What the key may.", examples=["creator"])]
-    name: Annotated[Name | None, Field(description="What people call it.", examples=["Ana's phone"])] = None
+    name: Annotated[Name | None, Field(description="What people call it.", examples=["The creator's app"])] = None
     subjects: Annotated[
         Subjects | None,
         Field(
