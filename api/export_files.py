@@ -12,17 +12,17 @@ import hashlib
 import io
 import os
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Annotated, Final, Self
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Self
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-# The longest trailer there can be: the query in it is bounded, and a table quotes every quote.
-MAX_TRAILER_BYTES: Final = 64 * 1024
+# The longest line there can be: what an event and a query hold is bounded, and a table quotes every quote.
+MAX_LINE_BYTES: Final = 256 * 1024
 _BLOCK: Final = 1 << 20
 
 
@@ -62,6 +62,12 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         fresh.unlink(missing_ok=True)
 
 
+def digest_of(trailer: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a trailer's other fields, in hexadecimal: of its JSON with keys sorted and no spaces."""
+    content = {name: value for name, value in trailer.items() if name != "trailer_sha256"}
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_SORT_KEYS)).hexdigest()
+
+
 def verify(path: Path) -> Verified:
     """Check an export against its trailer, in constant memory.
 
@@ -71,33 +77,40 @@ def verify(path: Path) -> Verified:
 
     """
     with path.open("rb") as file:
-        begins, line = _last_line(file)
-        trailer = _trailer(line)
+        begins, line = _last_line(file, file.seek(0, io.SEEK_END))
+        trailer, unchanged = _trailer(line)
+        if not unchanged:
+            raise ExportError(f"{path} was changed: its trailer is not as it was written. Export it again.")
         table = not line.startswith(b"{")
         digest, lines = hashlib.sha256(), 0
         for block in _blocks(file, begins):
             digest.update(block)
             lines += block.count(b"\n")
-        if digest.hexdigest() != trailer.sha256:
+        if (digest.hexdigest(), begins) != (trailer.sha256, trailer.bytes):
             raise ExportError(f"{path} was changed: its SHA-256 is not the one in its trailer. Export it again.")
-        events = _rows(file, begins) if table else lines
-    if events != trailer.events:
-        raise ExportError(f"{path} holds {events:,} events, and its trailer says {trailer.events:,}.")
-    return Verified(events, trailer.first, trailer.last, trailer.head, trailer.upto, trailer.sha256)
+        held = _rows(file, begins) if table else (lines, *_positions(file, begins))
+    said = (trailer.events, trailer.first, trailer.last)
+    if held != said:
+        raise ExportError(f"{path} holds {_counted(*held)}, and its trailer says {_counted(*said)}.")
+    return Verified(trailer.events, trailer.first, trailer.last, trailer.head, trailer.upto, trailer.sha256)
 
 
-def _last_line(file: IO[bytes]) -> tuple[int, bytes]:
-    """Return where the last line begins, and the line; a file that was cut off does not end a line."""
-    size = file.seek(0, io.SEEK_END)
-    start = max(0, size - MAX_TRAILER_BYTES)
+def _counted(events: int, first: int | None, last: int | None) -> str:
+    return f"{events:,} events" + ("" if first is None or last is None else f", positions {first:,} to {last:,}")
+
+
+def _last_line(file: IO[bytes], end: int) -> tuple[int, bytes]:
+    """Return where the last line before a place begins, and the line; a file that was cut off does not end a line."""
+    start = max(0, end - MAX_LINE_BYTES)
     file.seek(start)
-    tail = file.read()
+    tail = file.read(end - start)
     if not tail.endswith(b"\n"):
         raise ExportError(_CUT_OFF)
     begins = tail[:-1].rfind(b"\n") + 1
     return start + begins, tail[begins:]
 
 
+_NO_EVENT: Final = "The file holds what is no event: it was changed, or is no export. Export it again."
 _CUT_OFF: Final = "The file ends without a trailer: it was cut off, or is no export. Export it again."
 
 
@@ -111,7 +124,9 @@ class _Trailer(BaseModel):
     last: Annotated[int, Field(ge=1)] | None
     head: Annotated[int, Field(ge=0)]
     upto: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0)]
     sha256: str
+    trailer_sha256: str
 
     @model_validator(mode="after")
     def _first_and_last_stand_together(self) -> Self:
@@ -120,8 +135,8 @@ class _Trailer(BaseModel):
         return self
 
 
-def _trailer(line: bytes) -> _Trailer:
-    """Return what the last line of an export says."""
+def _trailer(line: bytes) -> tuple[_Trailer, bool]:
+    """Return what the last line of an export says, and whether it is as it was written."""
     try:
         if line.startswith(b"{"):
             trailer = orjson.loads(line)["trailer"]
@@ -130,7 +145,8 @@ def _trailer(line: bytes) -> _Trailer:
             if cells[0] != "end":
                 raise ExportError(_CUT_OFF)
             trailer = orjson.loads(cells[-1])
-        return _Trailer.model_validate(trailer)
+        found = _Trailer.model_validate(trailer)
+        return found, found.trailer_sha256 == digest_of(trailer)
     except (ValueError, LookupError, TypeError, csv.Error):
         raise ExportError(_CUT_OFF) from None
 
@@ -142,8 +158,24 @@ def _blocks(file: IO[bytes], upto: int) -> Iterator[bytes]:
         yield block
 
 
-def _rows(file: IO[bytes], upto: int) -> int:
-    """Count the rows of a table, without its head; a cell may hold the end of a line."""
+def _positions(file: IO[bytes], upto: int) -> tuple[int | None, int | None]:
+    """Return the position of the first and of the last event, of one a line."""
+    if upto == 0:
+        return None, None
+    file.seek(0)
+    first = file.readline(MAX_LINE_BYTES)
+    _, last = _last_line(file, upto)
+    try:
+        return int(orjson.loads(first)["position"]), int(orjson.loads(last)["position"])
+    except (ValueError, LookupError, TypeError):
+        raise ExportError(_NO_EVENT) from None
+
+
+def _rows(file: IO[bytes], upto: int) -> tuple[int, int | None, int | None]:
+    """Count the rows of a table, without its head, and return the first and the last position.
+
+    A cell may hold the end of a line.
+    """
     file.seek(0)
 
     def lines() -> Iterator[str]:
@@ -153,7 +185,15 @@ def _rows(file: IO[bytes], upto: int) -> int:
             yield line.decode(errors="replace")
 
     try:
-        return max(sum(1 for _ in csv.reader(lines())) - 1, 0)
+        rows = csv.reader(lines())
+        next(rows, None)
+        count, first, last = 0, None, None
+        for row in rows:
+            count, last = count + 1, int(row[0])
+            first = last if first is None else first
+    except (ValueError, LookupError):
+        raise ExportError(_NO_EVENT) from None
     except csv.Error:
         message = "The file holds a cell that is longer than any of an export: it was changed. Export it again."
         raise ExportError(message) from None
+    return count, first, last

@@ -1,9 +1,9 @@
 """Exports of the trail: all events that are asked for, up to the head of when it began, in constant memory.
 
 An export ends in a trailer: how many events, the first and the last position, what was asked, the position of the head
-when it began and the one up to which was searched, and the SHA-256 of every byte before it. A file without one was cut
-off. In NDJSON the trailer is a last line of its own kind, `{"trailer": {…}}`. In CSV it is a last row whose `position`
-is `end` and whose `body` holds it.
+when it began and the one up to which was searched, the SHA-256 of every byte before it, and that of itself. A file
+without one was cut off. In NDJSON the trailer is a last line of its own kind, `{"trailer": {…}}`. In CSV it is a last
+row whose `position` is `end` and whose `body` holds it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from starlette.responses import Response
 from api.accesses import enter
 from api.audit_queries import ExportQuery
 from api.auth import Caller, allow
+from api.export_files import digest_of
 from api.finding import Within, find, stopped
 from api.reads import refuse_ahead
 from api.route import Route
@@ -163,7 +164,7 @@ class Export:
         return piece
 
     def _trailer(self) -> bytes:
-        content = {
+        content: dict[str, Any] = {
             "ledger": self.ledger,
             "query": self.given,
             "events": self.events,
@@ -175,6 +176,7 @@ class Export:
             "bytes": self._bytes,
             "sha256": self._digest.hexdigest(),
         }
+        content["trailer_sha256"] = digest_of(content)
         if self.format == "ndjson":
             return orjson.dumps({"trailer": content}, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
         told = {
@@ -196,8 +198,8 @@ async def export_events(
     It is streamed, and ends in a trailer: as NDJSON a last line `{"trailer": {…}}`, as CSV a last row whose `position`
     is `end`. The trailer says how many events there are, their first and last position, what was asked, the ledger's
     last position when the export began (`head`), up to which position was searched (`upto`, less than `head` only
-    where what is searched no longer follows the log), and the SHA-256 of every byte before it. Without one it was cut
-    off. Exports are recorded in the log of accesses before the first byte.
+    where what is searched no longer follows the log), the SHA-256 of every byte before it, and that of its own other
+    fields. Without one it was cut off. Exports are recorded in the log of accesses before the first byte.
     """
     asked = query.asked()
     await refuse_ahead(caller, query.at_least)

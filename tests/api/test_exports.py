@@ -6,15 +6,17 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import psycopg
 import pytest
 
 from api import exports, sending
-from api.export_files import ExportError, verify
+from api.export_files import ExportError, digest_of, verify
 from api.trail import CSV_COLUMNS, ndjson
 from tests.api.test_accesses import accesses
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
@@ -59,6 +61,7 @@ def test_an_export_is_the_trail_and_a_trailer(world: World) -> None:
         "began_at": trailer["began_at"],
         "bytes": len(page),
         "sha256": hashlib.sha256(page).hexdigest(),
+        "trailer_sha256": digest_of(trailer),
     }
     assert answer.headers["content-type"] == "application/x-ndjson"
     assert answer.headers["ledger-position"] == "6"
@@ -133,6 +136,82 @@ def test_a_whole_export_is_verified_and_any_other_is_not(world: World, tmp_path:
             raise AssertionError(f"{what}: {verify(path)}")
 
 
+@pytest.mark.parametrize("name", ["export.ndjson", "export.csv"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"ledger": "another"},
+        {"query": {}},
+        {"events": 6},
+        {"first": 2},
+        {"last": 4},
+        {"head": 6},
+        {"upto": 4},
+        {"began_at": "2026-01-01T00:00:00Z"},
+        {"bytes": 1},
+        {"trailer_sha256": "0" * 64},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_trailer_that_was_changed_is_not_verified(
+    world: World, tmp_path: Path, name: str, changed: dict[str, Any]
+) -> None:
+    world.running()
+    path = tmp_path / name
+    path.write_bytes(exported(world, format=name.rpartition(".")[2], q="-brand:never"))
+    verify(path)
+    replace_trailer(path, lambda trailer: trailer | changed)
+    with pytest.raises(ExportError, match="its trailer is not as it was written"):
+        verify(path)
+
+
+@pytest.mark.parametrize("name", ["export.ndjson", "export.csv"])
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"events": 6}, "holds 5 events, positions 1 to 5, and its trailer says 6 events"),
+        ({"first": 2}, "holds 5 events, positions 1 to 5, and its trailer says 5 events, positions 2 to 5"),
+        ({"last": 4}, "holds 5 events, positions 1 to 5, and its trailer says 5 events, positions 1 to 4"),
+        ({"first": None, "last": None}, "holds 5 events, positions 1 to 5, and its trailer says 5 events."),
+        ({"bytes": 1}, "SHA-256"),
+        ({"sha256": "0" * 64}, "SHA-256"),
+    ],
+    ids=str,
+)
+def test_a_trailer_that_says_other_than_the_file_holds_is_not_verified(
+    world: World, tmp_path: Path, name: str, changed: dict[str, Any], problem: str
+) -> None:
+    world.running()
+    path = tmp_path / name
+    path.write_bytes(exported(world, format=name.rpartition(".")[2]))
+    replace_trailer(path, lambda trailer: trailer | changed | {"trailer_sha256": digest_of(trailer | changed)})
+    with pytest.raises(ExportError, match=problem):
+        verify(path)
+
+
+def replace_trailer(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Put another trailer into an export."""
+    *lines, last = path.read_bytes().splitlines(keepends=True)
+    if path.suffix == ".csv":
+        row = next(csv.reader([last.decode()]))
+        text = io.StringIO(newline="")
+        csv.writer(text).writerow([*row[:-1], json.dumps(change(json.loads(row[-1])))])
+        last = text.getvalue().encode()
+    else:
+        last = json.dumps({"trailer": change(json.loads(last)["trailer"])}).encode() + b"\n"
+    path.write_bytes(b"".join([*lines, last]))
+
+
+def with_trailer(content: bytes, **differs: Any) -> bytes:
+    """Return events with a trailer that is true of them, but for what differs."""
+    facts = {"events": 0, "first": None, "last": None, "head": 0, "upto": 0, "bytes": len(content)}
+    trailer = facts | {"sha256": hashlib.sha256(content).hexdigest()} | differs
+    text = json.dumps(trailer | {"trailer_sha256": digest_of(orjson.loads(json.dumps(trailer)))})
+    quoted = text.replace('"', '""')
+    return content + (f'end,"{quoted}"\n' if content else f'{{"trailer": {text}}}\n').encode()
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -145,16 +224,17 @@ def test_a_whole_export_is_verified_and_any_other_is_not(world: World, tmp_path:
         {"last": 1},
         {"head": None},
         {"sha256": 1},
+        {"bytes": None},
+        {"upto": -1},
         {"head": 10**30},
     ],
 )
 def test_a_trailer_of_other_types_is_none(tmp_path: Path, changed: dict[str, Any]) -> None:
-    trailer = {"events": 0, "first": None, "last": None, "head": 0, "upto": 0, "sha256": hashlib.sha256().hexdigest()}
     path = tmp_path / "export.ndjson"
-    path.write_text(json.dumps({"trailer": trailer}) + "\n")
+    path.write_bytes(with_trailer(b""))
     assert str(verify(path)) == "0 events, of a ledger that had reached 0"
 
-    path.write_text(json.dumps({"trailer": trailer | changed}) + "\n")
+    path.write_bytes(with_trailer(b"", **changed))
     with pytest.raises(ExportError, match="without a trailer"):
         verify(path)
 
@@ -162,16 +242,7 @@ def test_a_trailer_of_other_types_is_none(tmp_path: Path, changed: dict[str, Any
 def test_a_table_with_a_cell_longer_than_any_is_no_export(tmp_path: Path) -> None:
     path = tmp_path / "export.csv"
     rows = f"position,body\n1,{'x' * (129 << 10)}\n"
-    trailer = {
-        "events": 1,
-        "first": 1,
-        "last": 1,
-        "head": 1,
-        "upto": 1,
-        "sha256": hashlib.sha256(rows.encode()).hexdigest(),
-    }
-    cell = json.dumps(trailer).replace('"', '""')
-    path.write_text(f'{rows}end,"{cell}"\n')
+    path.write_bytes(with_trailer(rows.encode(), events=1, first=1, last=1))
     with pytest.raises(ExportError, match="longer than any"):
         verify(path)
     path.write_text(f'{rows}end,"{"x" * (200 << 10)}"\n')
