@@ -19,9 +19,10 @@ from api.audit import JSON, wanted_format
 from api.audit_queries import BatchQuery
 from api.auth import Caller, allow
 from api.batch import MAX_LINES, MEDIA_TYPES, BatchError, Line, answers, asker, count_lines, lines_of, told
-from api.problems import Problem, malformed_body
+from api.problems import Problem, as_problem, malformed_body
 from api.queries import AuthorizationQuery
 from api.reads import known_at
+from api.refused import tell
 from api.route import Route
 from api.sending import Pieces, refuse_revoked
 from domain.code import Code
@@ -111,19 +112,20 @@ async def ask_authorizations(
     try:
         lines = _begun(lines_of(file, MEDIA_TYPES[sent]))
         services = caller.services
+        refusing = _Refusing(caller)
         asked_by = await asker(
             services.views,
             services.ledgers.store,
             caller.ledger_id,
             query,
             services.now(),
-            functools.partial(_refuse, caller),
+            refusing,
             functools.partial(_readable, caller),
         )
     except BaseException:
         file.close()
         raise
-    return _Batch(caller, query, asked_by, lines, file, media_type).response()
+    return _Batch(caller, query, asked_by, refusing, lines, file, media_type).response()
 
 
 def _sent_as(request: Request) -> str:
@@ -176,13 +178,21 @@ async def _received(request: Request) -> IO[bytes]:
     return file
 
 
-def _refuse(caller: Caller, advertiser_id: str) -> str | None:
-    """Say why the caller may not ask about an advertiser account; nothing where it may."""
-    try:
-        caller.act_for_advertiser(advertiser_id)
-    except NotAllowed as error:
-        return error.detail
-    return None
+class _Refusing:
+    """Says why the caller may not ask about an advertiser account, and remembers the first such refusal of a batch."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self.first: NotAllowed | None = None
+
+    def __call__(self, advertiser_id: str) -> str | None:
+        """Return the reason; nothing where it may ask."""
+        try:
+            self._caller.act_for_advertiser(advertiser_id)
+        except NotAllowed as error:
+            self.first = self.first or error
+            return error.detail
+        return None
 
 
 def _readable(caller: Caller, stream: Sequence[Recorded]) -> bool:
@@ -223,6 +233,7 @@ class _Batch:
         caller: Caller,
         query: BatchQuery,
         asker: Asker,
+        refusing: _Refusing,
         lines: Iterator[Line],
         file: IO[bytes],
         media_type: str,
@@ -230,6 +241,7 @@ class _Batch:
         self._caller = caller
         self._asked = query.model_dump(mode="json", exclude_none=True) | {"as_of": asker.as_of}
         self._asker = asker
+        self._refusing = refusing
         self._lines = lines
         self._file = file
         self._media_type = media_type
@@ -247,8 +259,13 @@ class _Batch:
         )
 
     async def _pieces(self, format_: Format) -> AsyncGenerator[bytes]:
+        told_of = False
         async for piece, lines in answers(self._lines, self._caller.services.views.questions, self._asker, format_):
             await refuse_revoked(self._caller)
+            if self._refusing.first is not None and not told_of:
+                # On record as it is where the question is asked alone, but once, however many lines there are.
+                await tell(self._caller.request, as_problem(self._refusing.first))
+                told_of = True
             self._answered += len(lines)
             yield piece
 

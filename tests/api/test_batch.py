@@ -243,6 +243,26 @@ def test_a_brands_key_asks_for_its_own_accounts_alone(world: World) -> None:
     assert others == {"line": 2, "error": "This key acts for other advertiser accounts alone."}
 
 
+@pytest.mark.parametrize("headers", [NDJSON, NDJSON | {"Accept": "text/csv"}], ids=["lines", "table"])
+def test_a_batch_that_asks_for_others_is_one_refused_attempt_as_the_question_alone_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    monkeypatch.setattr(batch, "AT_ONCE", 2)
+    brand = world.brand()
+    accounts = [OWN_ACCOUNT] * 3 + [OTHER_ACCOUNT] * 5
+    lines = "\n".join(json.dumps({"video_id": "v", "advertiser_id": account}) for account in accounts)
+
+    assert ask(world, lines, headers, brand).status_code == 200
+    ask(world, lines.splitlines()[0], headers, brand).raise_for_status()
+    refused(brand.get("/v1/authorizations", params={"video_id": "v", "advertiser_id": OTHER_ACCOUNT}))
+
+    found = [a for a in told(world.client.get("/v1/accesses"), 200)["accesses"] if a["refused"] is not None]
+    assert [(access["route"], access["refused"], access["rows"]) for access in found] == [
+        ("GET /v1/authorizations", "not_allowed", 0),
+        (f"POST {PATH}", "not_allowed", 0),
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "headers", "query", "expected"),
     [
