@@ -123,18 +123,20 @@ async def read_permission(
     headers.path_id(creator_id)
     caller.act_for_creator(creator_id)
     ledgers, now = caller.services.ledgers, caller.services.now()
-    enabled, version, position, stream_id, clock = False, 0, 0, None, query.at or now
+    enabled, version, position, live_codes = False, 0, 0, 0
     if query.as_of is None and query.at is None:
 
-        async def one(cur: Cursor) -> permissions.PermissionRow | None:
-            return await permissions.one(cur, caller.ledger_id, creator_id)
+        async def one(cur: Cursor) -> tuple[permissions.PermissionRow | None, int]:
+            row = await permissions.one(cur, caller.ledger_id, creator_id)
+            return row, await codes.live_of_creator(cur, caller.ledger_id, creator_id, now)
 
-        row, as_of = await caller.services.views.read(
-            caller.ledger_id, one, view=permissions.NAME, at_least=query.at_least
+        (row, live_codes), as_of = await caller.services.views.read(
+            caller.ledger_id, one, view=permissions.NAME, also=(codes.NAME,), at_least=query.at_least
         )
         if row is not None:
-            enabled, version, position, stream_id = row.enabled, row.version, row.position, row.creator_stream
+            enabled, version, position = row.enabled, row.version, row.position
     else:
+        clock = query.at or now
         await refuse_ahead(caller, query.at_least)
         if query.as_of is None:
             as_of = await ledgers.store.head(caller.ledger_id)
@@ -142,13 +144,11 @@ async def read_permission(
             as_of, known = await known_at(caller, query.as_of, now)
             clock = query.at or known
         stream = upto(await ledgers.creator_stream(caller.ledger_id, creator_id), as_of)
-        stream_id = stream[0].stream_id if stream else None
         # Each event says whether the switch is on, so the last that had taken effect is the answer.
         for last in (stream if query.at is None else true_at(stream, query.at))[-1:]:
             enabled, version, position = isinstance(last.event, Creator.Enabled), last.stream_version, last.position
-    live_codes = 0
-    if stream_id is not None:
-        live_codes = await ledgers.live_codes(caller.ledger_id, stream_id, upto=as_of, at=clock)
+        if stream:
+            live_codes = await ledgers.live_codes(caller.ledger_id, stream[0].stream_id, upto=as_of, at=clock)
     content = {
         "creator_id": creator_id,
         "enabled": enabled,

@@ -1,7 +1,8 @@
 """Which codes are there, and how does each stand?
 
-Reads every event of a code. Read by the list of codes, by one code as it stands now, and by the question, which finds
-a video's codes here. State and liveness are computed by the clock at the time of the question, never stored.
+Reads every event of a code. Read by the list of codes, by the permission, which counts a creator's live codes here, and
+by the question, which finds a video's codes here. State and liveness are computed by the clock at the time of the
+question, never stored.
 """
 
 from __future__ import annotations
@@ -291,6 +292,17 @@ _OF_VIDEO: Final = """
     ORDER BY generated_position
 """
 
+# The same as `CodeRow.live`.
+_LIVE_OF_CREATOR: Final = """
+    SELECT count(*)
+    FROM views.codes
+    WHERE ledger_id = %(ledger_id)s
+    AND creator_id = %(creator_id)s
+    AND revoked_at IS NULL
+    AND starts_at <= %(now)s
+    AND expires_at > %(now)s
+"""
+
 # Beyond any position.
 _END: Final = 2**62
 
@@ -374,3 +386,10 @@ async def of_video(cur: AsyncCursor[Any], ledger_id: int, video_id: str) -> list
     """Return every code that a video ever had, oldest first."""
     await cur.execute(_OF_VIDEO, (ledger_id, video_id))
     return [row[0] for row in await cur.fetchall()]
+
+
+async def live_of_creator(cur: AsyncCursor[Any], ledger_id: int, creator_id: str, now: datetime) -> int:
+    """Count a creator's codes that are live."""
+    await cur.execute(_LIVE_OF_CREATOR, {"ledger_id": ledger_id, "creator_id": creator_id, "now": now})
+    row = await cur.fetchone()
+    return 0 if row is None else int(row[0])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from infra.log.ledger import Ledgers
 from tests.api.world import (
     OTHER_ACCOUNT,
     OTHER_BRAND,
@@ -299,6 +300,31 @@ def test_a_permission_reads_as_it_is_and_as_it_was_known(world: World) -> None:
     assert then == {**on, "as_of": on["position"]}
     assert (before["enabled"], before["version"]) == (False, 0)
     assert (unknown["enabled"], unknown["version"], unknown["live_codes"], unknown["position"]) == (False, 0, 0, 0)
+
+
+def test_a_permission_counts_the_codes_that_are_live_now_as_it_counts_those_that_were(world: World) -> None:
+    world.generate()
+    ended = world.generate(starts_at=days(-40))
+    revoked = world.generate()
+    told(world.client.post(f"/v1/codes/{revoked['code_id']}/revocation", json={"reason": "why"}), 200)
+    lapsed = world.generate(starts_at=days(-40), days=60)
+    world.generate(OTHER_CREATOR)
+    world.share(lapsed)
+    path, head = f"/v1/creators/{OWN_CREATOR}/permission", world.head()
+
+    now = told(world.client.get(path, params={"at_least": head}), 200)
+
+    assert now["live_codes"] == 2
+    assert now == told(world.client.get(path, params={"as_of": head}), 200) | {"as_of": now["as_of"]}
+    assert now == told(world.client.get(path, params={"at": days(0)}), 200) | {"as_of": now["as_of"]}
+    assert told(world.client.get(path, params={"as_of": ended["position"]}), 200)["live_codes"] == 1
+
+
+def test_a_permission_as_it_stands_is_read_without_the_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.generate()
+    path, head = f"/v1/creators/{OWN_CREATOR}/permission", world.head()
+    monkeypatch.delattr(Ledgers, "live_codes")
+    assert told(world.client.get(path, params={"at_least": head}), 200)["live_codes"] == 1
 
 
 def ask(world: World, video_id: str, advertiser_id: str = OWN_ACCOUNT, **query: Any) -> dict[str, Any]:
