@@ -25,7 +25,7 @@ class EventsAnswer(Answer):
         bool,
         Field(
             description="False where the search gave up before the page was full, for it had looked through enough: "
-            "`next` goes on from there."
+            "`next` goes on from there; or where what it searches no longer follows the log."
         ),
     ]
     looked_through: Annotated[

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, time
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from api.fields import FIRST_YEAR, LAST_YEAR, Id, Moment
@@ -117,6 +117,14 @@ class RedemptionsQuery(InTime):
     limit: Limit = LIMIT
     cursor: Cursor = None
     at_least: AtLeast = None
+
+    @model_validator(mode="after")
+    def _no_refused_redemptions(self) -> Self:
+        if self.refused is False and self.reason is not None:
+            raise malformed_query("reason", "A redemption was not refused: no attempt has this and `refused=false`.")
+        if self.shared is not None and (self.refused or self.reason is not None):
+            raise malformed_query("shared", "This tells redemptions apart: no attempt that was refused has it.")
+        return self
 
 
 class CampaignsQuery(Query):

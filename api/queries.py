@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from api.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, State, parse_moment
+from api.problems import malformed_query
 from api.sentences import sentence
 
 LIMIT: Final = 100
@@ -159,6 +160,14 @@ class CodesQuery(Query):
         Field(description="`next` of the page before, for the same filters."),
     ] = None
     at_least: AtLeast = None
+
+    @model_validator(mode="after")
+    def _no_ended_codes_that_are_yet_to_end(self) -> Self:
+        if self.order == "ending" and self.state in {"expired", "revoked"}:
+            raise malformed_query(
+                "state", "With `order=ending` there are codes alone that are neither expired nor revoked."
+            )
+        return self
 
 
 class AuthorizationQuery(Query):

@@ -80,6 +80,49 @@ def test_shares_are_listed_by_every_filter(world: World) -> None:
     assert found(creator_id="nobody") == found(video_id="nothing") == []
 
 
+@pytest.mark.parametrize(
+    ("path", "query", "pointer", "problem"),
+    [
+        (
+            "/v1/codes",
+            {"order": "ending", "state": "revoked"},
+            "/state",
+            "With `order=ending` there are codes alone that are neither expired nor revoked.",
+        ),
+        (
+            "/v1/codes",
+            {"order": "ending", "state": "expired"},
+            "/state",
+            "With `order=ending` there are codes alone that are neither expired nor revoked.",
+        ),
+        (
+            "/v1/redemptions",
+            {"refused": "false", "reason": "code_expired"},
+            "/reason",
+            "A redemption was not refused: no attempt has this and `refused=false`.",
+        ),
+        (
+            "/v1/redemptions",
+            {"refused": "true", "shared": "true"},
+            "/shared",
+            "This tells redemptions apart: no attempt that was refused has it.",
+        ),
+        (
+            "/v1/redemptions",
+            {"reason": "code_expired", "shared": "false"},
+            "/shared",
+            "This tells redemptions apart: no attempt that was refused has it.",
+        ),
+    ],
+)
+def test_filters_that_nothing_can_meet_together_are_refused(
+    world: World, path: str, query: dict[str, str], pointer: str, problem: str
+) -> None:
+    answer = world.client.get(path, params=query)
+    assert refused(answer) == (400, "malformed_query")
+    assert answer.json()["errors"] == [{"pointer": pointer, "problem": problem}]
+
+
 def test_attempts_are_listed_by_outcome_and_reason(world: World) -> None:
     code = world.generate()
     world.share(code)
