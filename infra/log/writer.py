@@ -234,7 +234,7 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - also what cannot be encoded: the writer outlives every caller
             if not connection.closed:
                 return error
-            self._warn(error)
+            self._warn(error, "The connection was lost in an append; what became of it is looked up")
             await self._resolve(batch)
             return None
         for request, outcome in zip(batch, outcomes, strict=True):
@@ -338,12 +338,12 @@ class Writer:
         for request in batch:
             _settle(request, _unavailable(REFUSED_WRITE, error) if short else error)
 
-    def _warn(self, error: Exception) -> None:
-        """Log why commands are turned away, and not once for each of them."""
+    def _warn(self, error: Exception, what: str = "Commands are turned away") -> None:
+        """Log why commands are turned away or take long, and not once for each of them."""
         now = asyncio.get_running_loop().time()
         if now >= self._warned_at + WARN_EVERY_S:
             self._warned_at = now
-            log.warning("Commands are turned away: %s", " ".join(str(error).split()) or type(error).__name__)
+            log.warning("%s: %s", what, " ".join(str(error).split()) or type(error).__name__)
 
 
 def _settle(request: Append, outcome: Outcome | BaseException) -> None:
