@@ -11,7 +11,10 @@ from domain.values import Channel
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """An ad on a redeemed code, as it was launched; `ended_at` is set by `CampaignEnded` alone."""
+    """An ad on a redeemed code, as it was launched; when it was ended, and by what, is set by `CampaignEnded` alone.
+
+    `ended_by` is `ended` (by somebody), `code_expired` or `code_revoked`.
+    """
 
     campaign_id: str
     advertiser_id: str
@@ -25,10 +28,27 @@ class Campaign:
     creative_sha256: str | None = None
     launched_at: datetime | None = None
     ended_at: datetime | None = None
+    ended_by: str | None = None
 
     def same_as(self, other: Campaign) -> bool:
         """Tell whether both were launched with the same details, whatever became of them."""
-        return replace(self, launched_at=None, ended_at=None) == replace(other, launched_at=None, ended_at=None)
+        return self._as_launched() == other._as_launched()
+
+    def extended(self, at: datetime) -> Campaign:
+        """Return what it is once it is known that its code's window was extended at a moment."""
+        never_ended = undone(self.ended_at, self.ended_by, at)
+        return replace(self, ended_at=None, ended_by=None) if never_ended else self
+
+    def _as_launched(self) -> Campaign:
+        return replace(self, launched_at=None, ended_at=None, ended_by=None)
+
+
+def undone(ended_at: datetime | None, cause: str | None, extended_at: datetime) -> bool:
+    """Tell whether a recorded end of a campaign never came, for its code's window was extended before it.
+
+    The extension was recorded after that end, and says that it took effect earlier: the window had not ended then.
+    """
+    return cause == "code_expired" and ended_at is not None and extended_at < ended_at
 
 
 @dataclass(frozen=True, slots=True)

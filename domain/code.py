@@ -61,6 +61,7 @@ class Code(Aggregate):
             aggregate.generated_at = self.timestamp
             aggregate.window = Window(self.starts_at, self.expires_at)
             aggregate.window_set_at = self.timestamp
+            aggregate.ends = ((self.starts_at, self.expires_at),)
             aggregate.shares = {}
             aggregate.redemptions = {}
             aggregate.redeemed_as_shared = frozenset()
@@ -85,7 +86,7 @@ class Code(Aggregate):
             aggregate.command_version = self.originator_version
 
     class Extended(Changed):
-        """The owner moved the end of the window."""
+        """The owner moved the end of the window; recorded late, it undoes an end that came after it took effect."""
 
         TOPIC = "Extended"
         old_expires_at: datetime
@@ -95,6 +96,8 @@ class Code(Aggregate):
             super().apply(aggregate)
             aggregate.window = Window(aggregate.window.starts_at, self.expires_at)
             aggregate.window_set_at = self.timestamp
+            aggregate.ends = (*aggregate.ends, (self.timestamp, self.expires_at))
+            aggregate.campaigns = {name: c.extended(self.timestamp) for name, c in aggregate.campaigns.items()}
 
     class Shared(Changed):
         """The creator handed the code to a brand."""
@@ -180,7 +183,7 @@ class Code(Aggregate):
             super().apply(aggregate)
             campaign = aggregate.campaigns.get(self.campaign_id)
             if campaign is not None:  # a read "as it was true then" may leave the launch out
-                ended = replace(campaign, ended_at=self.timestamp)
+                ended = replace(campaign, ended_at=self.timestamp, ended_by=self.cause)
                 aggregate.campaigns = {**aggregate.campaigns, self.campaign_id: ended}
 
     class Revealed(Event):
@@ -240,6 +243,7 @@ class Code(Aggregate):
         generated_at: datetime
         window: Window
         window_set_at: datetime
+        ends: tuple[tuple[datetime, datetime], ...]  # since when, and the end that was set then, as recorded
         shares: dict[Share, datetime]
         redemptions: dict[str, datetime]
         redeemed_as_shared: frozenset[str]
@@ -345,8 +349,10 @@ class Code(Aggregate):
         if last is None or at - last >= REFUSAL_REPEAT_AFTER:
             self.trigger_event(Code.RedemptionRefused, timestamp=at, advertiser_id=advertiser_id, reason=reason)
 
-    def launch(self, campaign: Campaign, *, at: datetime) -> None:
+    def launch(self, campaign: Campaign, *, now: datetime, at: datetime) -> None:
         """Record a campaign; one that would outlive the window is accepted, `stops_at` says when it will stop.
+
+        One that is recorded late was stopped by the first end of the window after it, even if the code was revived.
 
         Raises:
             Refused: `code_revoked`, `code_not_started`, `code_expired`, `not_redeemed_by_advertiser`,
@@ -354,6 +360,10 @@ class Code(Aggregate):
 
         """
         self._refuse_outside_window(at)
+        # What happens now meets the window as it stands, though clocks may differ by what an extension took effect.
+        end = self._end_after(at) if at < now else self.window.expires_at
+        if end <= at:
+            raise Refused("code_expired")
         if campaign.advertiser_id not in self.redemptions:
             raise Refused("not_redeemed_by_advertiser")
         existing = self.campaigns.get(campaign.campaign_id)
@@ -361,7 +371,7 @@ class Code(Aggregate):
             raise Refused("campaign_exists_differently", conflict_id=campaign.campaign_id)
         if not self.window.contains(campaign.starts_at):
             raise Refused("campaign_outside_window")
-        running = self.running(at)
+        running = self._ran(at)
         if running and (
             _differs(campaign.caption_sha256, self.caption_sha256)
             or _differs(campaign.creative_sha256, self.creative_sha256)
@@ -381,13 +391,12 @@ class Code(Aggregate):
                 caption_sha256=campaign.caption_sha256,
                 creative_sha256=campaign.creative_sha256,
             )
-            if self.expiry_recorded == self.window.expires_at < campaign.ends_at:
-                # Recorded after the expiry that ended it: it must not run again when the code is revived.
-                launched = self.campaigns[campaign.campaign_id]
-                self._end(launched, "code_expired", None, at=self.window.expires_at)
+            if end < campaign.ends_at and (end < self.window.expires_at or end == self.expiry_recorded):
+                # Recorded after the expiry that ended it: it does not run again where the code is revived, or was.
+                self._end(self.campaigns[campaign.campaign_id], "code_expired", None, at=end)
 
     def end_campaign(self, campaign_id: str, reason: str | None, *, at: datetime) -> None:
-        """Record that a campaign was stopped; one that no longer runs stays as it is.
+        """Record that a campaign was stopped; one that no longer ran at that moment stays as it is.
 
         Raises:
             Unknown: there is no such campaign on this code.
@@ -396,7 +405,7 @@ class Code(Aggregate):
         campaign = self.campaigns.get(campaign_id)
         if campaign is None:
             raise Unknown("campaign")
-        if campaign in self.running(at):
+        if campaign in self._ran(at):
             self._end(campaign, "ended", reason, at=at)
 
     def revoke(self, reason: str, *, force: bool, at: datetime) -> None:
@@ -408,7 +417,7 @@ class Code(Aggregate):
         """
         if self.revoked_at is not None:
             return
-        running = self.running(at)
+        running = self._ran(at)
         if running and not force:
             raise Refused("campaign_running", conflict_id=running[0].campaign_id)
         self.expire(now=at)
@@ -488,7 +497,8 @@ class Code(Aggregate):
     def stops_at(self, campaign: Campaign) -> datetime:
         """Return when a campaign stops: at its own end or the window's, whichever comes first; or stopped, once it has.
 
-        What ended it by a revocation or a window's end is recorded as its end, and stays when the code is extended.
+        What ended it by a revocation or a window's end is recorded as its end, and stays when the code is extended
+        later. An extension that took effect before such an end of the window shows that it was none.
         """
         return campaign.ended_at or min(campaign.ends_at, self.window.expires_at)
 
@@ -499,6 +509,26 @@ class Code(Aggregate):
             for campaign in self.campaigns.values()
             if self.revoked_at is None and campaign.ended_at is None and moment < self.stops_at(campaign)
         ]
+
+    def _ran(self, moment: datetime) -> list[Campaign]:
+        """Return the campaigns that ran at a moment, those included that the window's end stopped after it."""
+        return [
+            campaign
+            for campaign in self.campaigns.values()
+            if self.revoked_at is None
+            and campaign.ended_by in {None, "code_expired"}
+            and moment < self.stops_at(campaign)
+        ]
+
+    def _end_after(self, moment: datetime) -> datetime:
+        """Return when the window ended first from a moment on, or when it had ended, where it was over by then.
+
+        An end that was moved before it came is none. What is recorded later of the window sets a later end, always.
+        """
+        end = max(until for since, until in self.ends if since <= moment)
+        while (moved := max(until for since, until in self.ends if since < end)) > end:
+            end = moved
+        return end
 
     # ── guards ──
 

@@ -261,7 +261,7 @@ async def launch(
 ) -> Decision[Code]:
     """Record a campaign on a redeemed code; its refusals are those of `Code.launch`."""
     code = await _matching(ledger, code_id, if_match, None)  # launching compares the moment with the window itself
-    code.launch(campaign, at=when.at)
+    code.launch(campaign, now=when.now, at=when.at)
     return Decision(code, before=code.window.expires_at)
 
 

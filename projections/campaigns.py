@@ -2,8 +2,9 @@
 
 Reads what begins a code, moves or ends its window, and what launches and ends campaigns on it. Read by the list of
 campaigns. A campaign is stopped by whatever comes first: its own end or somebody who ends it, the end of the code's
-window, or the code's revocation. That day moves with every extension of the code, so all campaigns of a code are
-written anew when its window moves; whether one runs at a moment is computed by the clock of the question.
+window, or the code's revocation. That day moves with every extension of the code, and an extension recorded late may
+undo the end of a window that came later than it, so all campaigns of a code are written anew when its window moves;
+whether one runs at a moment is computed by the clock of the question.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
+from domain.campaign import undone
 from domain.code import Code
 from projections import paging
 from projections.paging import Asked, Place
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from domain.recorded import Recorded
 
 NAME: Final = "campaigns"
-VERSION: Final = 1
+VERSION: Final = 2
 
 # What stops a campaign: its code, whose window ends or which is revoked, or the campaign itself.
 StopReason = Literal["code_end", "campaign_end"]
@@ -173,8 +175,11 @@ def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> Code
     )
 
 
-def extended(row: CodeWithCampaigns, _recorded: Recorded, event: Code.Extended) -> list[CampaignRow]:
+def extended(row: CodeWithCampaigns, recorded: Recorded, event: Code.Extended) -> list[CampaignRow]:
     row.expires_at = event.expires_at
+    for known in row.campaigns.values():
+        if undone(_moment(known["ended_at"]), known["cause"], recorded.effective_at):
+            known |= {"ended_at": None, "cause": None}
     return [_campaign(row, campaign_id) for campaign_id in row.campaigns]
 
 
@@ -201,8 +206,7 @@ def campaign_ended(row: CodeWithCampaigns, recorded: Recorded, event: Code.Campa
 
 def _campaign(code: CodeWithCampaigns, campaign_id: str) -> CampaignRow:
     known = code.campaigns[campaign_id]
-    ends_at, ended_at = datetime.fromisoformat(known["ends_at"]), known["ended_at"]
-    ended_at = None if ended_at is None else datetime.fromisoformat(ended_at)
+    ends_at, ended_at = datetime.fromisoformat(known["ends_at"]), _moment(known["ended_at"])
     stops_at, stop_reason = stop(ends_at, code.expires_at, ended_at, known["cause"])
     return CampaignRow(
         ledger_id=code.ledger_id,
@@ -224,6 +228,10 @@ def _campaign(code: CodeWithCampaigns, campaign_id: str) -> CampaignRow:
         stops_at=stops_at,
         stop_reason=stop_reason,
     )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 # A revocation and an expiry end what still runs with an event of its own first, so neither is read here.

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from domain.campaign import undone
 from projections.campaigns import stop
 
 if TYPE_CHECKING:
@@ -137,6 +138,17 @@ def add_stops(row: CodeLifeRow, figures: Counter[Figure], count: int) -> None:
         stops_at, reason = stop(datetime.fromisoformat(ends_at), row.expires_at, ended, cause)
         by_code = "revocation" if cause == "code_revoked" else "window_end"
         figures["stopped", by_code if reason == "code_end" else reason, day_of(stops_at)] += count
+
+
+def undo_ends(row: CodeLifeRow, moment: datetime) -> None:
+    """Let campaigns run on that an end of the window stopped later than a moment at which it was extended."""
+    if row.campaigns is not None:
+        row.campaigns = {
+            name: [ends_at, None, None]
+            if undone(None if ended_at is None else datetime.fromisoformat(ended_at), cause, moment)
+            else [ends_at, ended_at, cause]
+            for name, (ends_at, ended_at, cause) in row.campaigns.items()
+        }
 
 
 def bucket(passed: timedelta) -> str:

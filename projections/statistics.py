@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from domain.code import Code
 from domain.values import State
-from projections.lives import CodeLifeRow, Figure, add_life, add_stops, day_of, move_end
+from projections.lives import CodeLifeRow, Figure, add_life, add_stops, day_of, move_end, undo_ends
 from projections.table import Table
 from projections.view import View
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from domain.recorded import Recorded
 
 NAME: Final = "statistics"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(slots=True)
@@ -148,6 +148,7 @@ def extended(row: CodeLifeRow, recorded: Recorded, event: Code.Extended) -> list
     add_life(row, figures, -1)
     add_stops(row, figures, -1)
     move_end(row, recorded.effective_at, event.expires_at)
+    undo_ends(row, recorded.effective_at)
     add_life(row, figures, 1)
     add_stops(row, figures, 1)
     return _rows(row, figures)

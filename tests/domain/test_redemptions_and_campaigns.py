@@ -282,3 +282,75 @@ def test_a_campaign_recorded_after_the_expiry_that_ended_it_does_not_run_again_w
     story = given.after(story, lambda ledger, when: given.launch(late)(ledger, when._replace(at=within)))
     story = given.after(story, given.extend(days=60))
     assert story.outcome(given.revoke()) == "Revoked"
+
+
+# What is recorded late: the window ended on day 30 and that is recorded; it is day 40. Times are days.
+
+
+def lapsed(*facts: tuple[Command, float]) -> Story:
+    """Tell that a redeemed code lapsed ten days ago, then what is recorded late, each with when it took effect."""
+    story = given.after(given.redeemed().later(days=40), given.expire())
+    for command, day in facts:
+        story.when(command, effective_at=NOW + timedelta(days=day))
+    return story
+
+
+LAUNCH = given.launch(replace(CAMPAIGN, ends_at=NOW + timedelta(days=90)))
+EXTEND = given.extend(days=60)
+
+
+@pytest.mark.parametrize(
+    ("facts", "stop", "ended_by"),
+    [
+        ([(LAUNCH, 2)], 30, "code_expired"),
+        ([(LAUNCH, 2), (EXTEND, 20)], 60, None),
+        ([(EXTEND, 20), (LAUNCH, 2)], 60, None),
+        ([(LAUNCH, 2), (EXTEND, 35)], 30, "code_expired"),
+        ([(EXTEND, 35), (LAUNCH, 2)], 30, "code_expired"),
+        ([(EXTEND, 35), (LAUNCH, 36)], 60, None),
+        ([(LAUNCH, 2), (EXTEND, 35), (given.extend(days=365), 20)], 90, None),
+        ([(LAUNCH, 2), (EXTEND, 35), (given.extend(days=365), 32)], 30, "code_expired"),
+        ([(LAUNCH, 2), (given.end(), 5)], 5, "ended"),
+        ([(LAUNCH, 2), (given.end(), 5), (EXTEND, 20)], 5, "ended"),
+        ([(LAUNCH, 2), (EXTEND, 20), (given.end(), 5)], 5, "ended"),
+        ([(LAUNCH, 2), (given.revoke(force=True), 5)], 5, "code_revoked"),
+        ([(LAUNCH, 2), (given.end(), 31)], 30, "code_expired"),
+        ([(LAUNCH, 2), (given.revoke(), 31)], 30, "code_expired"),
+    ],
+)
+def test_what_is_recorded_late_stops_a_campaign_when_it_stopped_whichever_was_recorded_first(
+    facts: list[tuple[Command, float]], stop: float, ended_by: str | None
+) -> None:
+    code = lapsed(*facts).code()
+    campaign = code.campaigns["campaign-1"]
+    assert (code.stops_at(campaign) - NOW, campaign.ended_by) == (timedelta(days=stop), ended_by)
+    assert campaign.ended_at == (None if ended_by is None else NOW + timedelta(days=stop))
+
+
+def test_a_campaign_whose_end_was_undone_ends_with_the_window_that_the_extension_set() -> None:
+    story = lapsed((LAUNCH, 2), (EXTEND, 20)).later(days=21)
+    assert story.outcome(given.expire()) == "CampaignEnded Expired"
+    assert story.code().campaigns["campaign-1"].ended_at == NOW + timedelta(days=60)
+
+
+def test_a_campaign_is_not_launched_while_the_code_had_lapsed_though_it_was_revived_since() -> None:
+    story, during = lapsed((EXTEND, 35)), NOW + timedelta(days=32)
+    assert story.outcome(given.launch(replace(CAMPAIGN, starts_at=during)), effective_at=during) == "code_expired"
+    assert story.outcome(given.launch()) == "CampaignLaunched", "now it is live"
+
+
+def test_clocks_that_differ_by_a_moment_refuse_no_launch_on_a_code_just_revived() -> None:
+    story = given.after(given.redeemed().later(days=40), EXTEND)
+    story.clock.forward(seconds=-1)
+    assert story.outcome(LAUNCH) == "CampaignLaunched"
+    assert story.code().running(story.clock()) != []
+
+
+def test_a_code_is_not_revoked_late_under_a_campaign_that_ran_then_unless_forced() -> None:
+    assert lapsed((LAUNCH, 2)).outcome(given.revoke(), effective_at=NOW + timedelta(days=5)) == "campaign_running"
+
+
+def test_another_creative_was_locked_while_a_campaign_ran_that_the_window_stopped_later() -> None:
+    story = lapsed((given.launch(replace(CAMPAIGN, caption_sha256=A)), 2))
+    other = given.launch(replace(SECOND, caption_sha256=B))
+    assert story.outcome(other, effective_at=NOW + timedelta(days=5)) == "creative_locked"

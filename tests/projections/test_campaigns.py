@@ -72,6 +72,20 @@ def revoked_late() -> Story:
     return story
 
 
+def extended_late() -> Story:
+    """The window's end is recorded, and then that it had been moved before it came."""
+    story = given.expired()
+    story.when(given.extend(days=60), effective_at=NOW + 20 * DAY)
+    return story
+
+
+def launched_late() -> Story:
+    """The code lapsed and was revived, and then it is recorded that a campaign had been launched before that."""
+    story = given.after(given.window_over(), given.extend(expires_at=NOW + 61 * DAY))
+    story.when(given.launch(), effective_at=NOW + DAY)
+    return story
+
+
 STANDINGS: list[tuple[str, Story, dict[str, Any]]] = [
     ("it outlives the window", given.running(), {}),
     ("the window was extended", extended(60), {"expires_at": NOW + 60 * DAY, "stops_at": NOW + 60 * DAY}),
@@ -91,6 +105,18 @@ STANDINGS: list[tuple[str, Story, dict[str, Any]]] = [
         "the code was revived",
         given.revived(),
         {"expires_at": NOW + 61 * DAY, "ended_at": WINDOW_END, "cause": "code_expired"},
+    ),
+    ("the window had been extended", extended_late(), {"expires_at": NOW + 60 * DAY, "stops_at": NOW + 60 * DAY}),
+    (
+        "it is recorded after the code was revived",
+        launched_late(),
+        {
+            "position": 7,
+            "launched_at": NOW + DAY,
+            "expires_at": NOW + 61 * DAY,
+            "ended_at": WINDOW_END,
+            "cause": "code_expired",
+        },
     ),
     (
         "the code was revoked",

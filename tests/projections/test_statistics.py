@@ -177,6 +177,14 @@ async def test_a_campaign_that_its_expiry_ended_stays_stopped_when_the_code_is_r
     assert stops(await figures(given.revived(), follow, api, 0, 100)) == {30: {"window_end": 1}}
 
 
+async def test_a_campaign_counts_on_the_day_that_it_stops_once_its_end_is_undone(follow: Followed, api: Cursor) -> None:
+    story = given.expired()
+    story.when(given.extend(days=60), effective_at=NOW + 20 * DAY)
+    found = await figures(story, follow, api, 0, 100)
+    assert stops(found) == {60: {"window_end": 1}}
+    assert [(day.day - TODAY).days for day in found if day.ended] == [60]
+
+
 async def test_another_ledgers_codes_are_not_counted(follow: Followed, api: Cursor) -> None:
     await follow(statistics.VIEW, MemoryLog(given.permitted(), given.shared()))
     assert await statistics.count_by_state(api, 1, NOW) == states()
