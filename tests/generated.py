@@ -33,7 +33,7 @@ from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
 from domain.summaries import summary
 from domain.values import Role, Sealed
-from infra import views, worker
+from infra import purge, views
 from infra.callers import accesses, api_key, minting, refusals, tokens
 from infra.log import tail, writer
 from infra.log.event_schemas import event_classes
@@ -342,7 +342,7 @@ def limits() -> str:
             f"{limit.UNKNOWN_CODES_AT_ONCE} at once, then one in {1 / limit.UNKNOWN_CODES_PER_SECOND:.0f} s",
         ),
         ("commands that wait to be recorded, for each API process", f"{writer.MAX_WAITING:,}"),
-        ("an `Idempotency-Key`", f"kept for {worker.KEEP_IDEMPOTENCY_HOURS} hours"),
+        ("an `Idempotency-Key`", f"kept for {purge.KEEP_IDEMPOTENCY_HOURS} hours"),
         (
             "the same refused redemption",
             f"recorded once in {REFUSAL_REPEAT_AFTER.seconds // 3600} h, and counted beyond",
