@@ -19,7 +19,7 @@ from projections import VIEWS, codes, history, progress, shares, sharing, statis
 from projections.folding import Connect, Folding
 from projections.page import Gap, Page
 from projections.progress import Overtaken
-from projections.runner import Behind, Runner, create_missing, wait_for
+from projections.runner import Behind, Runner, Stopped, create_missing, wait_for
 from projections.sharing import SharedLog
 from projections.view import Folded, Reached, Status, View
 from tests import given
@@ -460,6 +460,18 @@ async def test_a_reader_is_told_how_far_the_view_has_read_when_its_time_runs_out
     with pytest.raises(Behind, match="View codes has read up to position 3, not 4 yet") as behind:
         await wait_for(lambda: lent(api), "codes", 1, 4, timeout_s=0.01)
     assert (behind.value.view, behind.value.wanted, behind.value.reached) == ("codes", 4, 3)
+
+
+async def test_a_reader_does_not_wait_for_a_view_that_has_stopped(
+    connect: Connect, worker: Cursor, api: Cursor
+) -> None:
+    log = MemoryLog(given.revoked())
+    async with running(runner_of(raising(lambda: ZeroDivisionError("x")), log, connect)):
+        await until(lambda: failed(worker, "codes"))
+        assert await wait_for(lambda: lent(api), "codes", 1, 2) == 2
+        with pytest.raises(Stopped, match="View codes has stopped, and can be read up to position 2") as stopped:
+            await wait_for(lambda: lent(api), "codes", 1, 3, timeout_s=NEVER_S)
+    assert (stopped.value.wanted, stopped.value.reached) == (3, 2)
 
 
 async def test_a_view_that_never_began_has_read_nothing(api: Cursor) -> None:

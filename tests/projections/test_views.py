@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from projections import VIEWS
+from projections import VIEWS, codes
 from projections.folding import Connect
 from projections.runner import create_missing
 from projections.table import Table
@@ -27,14 +27,18 @@ def test_each_view_and_each_table_has_a_name_of_its_own() -> None:
     assert [view.table.name for view in VIEWS] == names
 
 
-async def test_a_table_has_its_rows_fields_as_columns_and_its_ledger_first(connect: Connect, worker: Cursor) -> None:
+async def test_a_table_has_its_rows_fields_as_columns_then_what_is_derived_from_them(
+    connect: Connect, worker: Cursor
+) -> None:
     await create_missing(connect, VIEWS)
     for table in (table for view in VIEWS for table in view.tables):
         await worker.execute(
-            "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 ORDER BY attnum",
+            "SELECT attname, attgenerated <> '' FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
+            " ORDER BY attnum",
             (f"views.{table.name}",),
         )
-        assert [name for (name,) in await worker.fetchall()] == table.columns
+        derived = ["stage"] if table is codes.CODES else []
+        assert await worker.fetchall() == [(c, False) for c in table.columns] + [(c, True) for c in derived]
         assert table.columns[0] == table.key[0] == "ledger_id"
 
 
