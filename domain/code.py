@@ -61,7 +61,7 @@ class Code(Aggregate):
             aggregate.generated_at = self.timestamp
             aggregate.window = Window(self.starts_at, self.expires_at)
             aggregate.window_set_at = self.timestamp
-            aggregate.ends = ((self.starts_at, self.expires_at),)
+            aggregate.ends = {self.originator_version: (self.starts_at, self.expires_at)}
             aggregate.shares = {}
             aggregate.redemptions = {}
             aggregate.redeemed_as_shared = frozenset()
@@ -96,7 +96,7 @@ class Code(Aggregate):
             super().apply(aggregate)
             aggregate.window = Window(aggregate.window.starts_at, self.expires_at)
             aggregate.window_set_at = self.timestamp
-            aggregate.ends = (*aggregate.ends, (self.timestamp, self.expires_at))
+            aggregate.ends = {**aggregate.ends, self.originator_version: (self.timestamp, self.expires_at)}
             aggregate.campaigns = {name: c.extended(self.timestamp) for name, c in aggregate.campaigns.items()}
 
     class Shared(Changed):
@@ -243,7 +243,7 @@ class Code(Aggregate):
         generated_at: datetime
         window: Window
         window_set_at: datetime
-        ends: tuple[tuple[datetime, datetime], ...]  # since when, and the end that was set then, as recorded
+        ends: dict[int, tuple[datetime, datetime]]  # by version: since when, and the end that was set then
         shares: dict[Share, datetime]
         redemptions: dict[str, datetime]
         redeemed_as_shared: frozenset[str]
@@ -525,8 +525,8 @@ class Code(Aggregate):
 
         An end that was moved before it came is none. What is recorded later of the window sets a later end, always.
         """
-        end = max(until for since, until in self.ends if since <= moment)
-        while (moved := max(until for since, until in self.ends if since < end)) > end:
+        end = max(until for since, until in self.ends.values() if since <= moment)
+        while (moved := max(until for since, until in self.ends.values() if since < end)) > end:
             end = moved
         return end
 
