@@ -258,7 +258,10 @@ def told_of(answer: httpx.Response, of: Things) -> tuple[int, dict[str, str], st
 
 def test_every_route_that_asks_for_a_key_is_walked() -> None:
     nothing = cast("Any", None)
-    services = {field.name: nothing for field in fields(Services)} | {"settings": load_settings({})}
+    services = {field.name: nothing for field in fields(Services)} | {
+        "settings": load_settings({}),
+        "on_keys_changed": [],
+    }
     routes = {route for route, roles in roles_by_route(create_app(Services(**services))).items() if roles}
     assert ASKED.keys() == routes
 
