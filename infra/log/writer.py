@@ -343,7 +343,9 @@ class Writer:
         now = asyncio.get_running_loop().time()
         if now >= self._warned_at + WARN_EVERY_S:
             self._warned_at = now
-            log.warning("%s: %s", what, " ".join(str(error).split()) or type(error).__name__)
+            # What the server adds in detail may quote a row; its first line never does.
+            said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+            log.warning("%s: %s", what, " ".join((said or str(error)).split()) or type(error).__name__)
 
 
 def _settle(request: Append, outcome: Outcome | BaseException) -> None:
