@@ -45,6 +45,7 @@ async def list_accesses(
     at = UUID(int=LAST.int if place is None else place)
     rows = await caller.services.views.accesses.page(
         caller.ledger_id,
+        query.wanted(),
         limit=query.limit + 1,
         before=LAST if back else at,
         after=at if back else FIRST,

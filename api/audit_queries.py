@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from uuid import UUID
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from api.fields import NO_NUL, Id, Moment
 from api.problems import Problem, malformed_query
 from api.queries import LIMIT, MAX_CURSOR_CHARACTERS, MAX_Q_CHARACTERS, AsOf, AtLeast, CodeId, Limit, Place, Query
 from api.query_language import Asked, QueryError, parameter, parse
 from api.trail import KINDS
+from infra.callers.accesses import Wanted
 from projections.trail import Among, Between
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from projections.trail import Condition
 
 Cursor = Annotated[
@@ -33,6 +39,35 @@ Actor = Annotated[
     BeforeValidator(parameter("actor")),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": ["clock"]}]}),
 ]
+
+
+MACHINE: Final = "machine"
+
+
+def _reader(value: object) -> object:
+    text = str(value).lower()
+    with contextlib.suppress(ValueError):
+        if text == MACHINE or str(UUID(text)) == text:
+            return text
+    raise PydanticCustomError("reader", "The id of a key is expected here, or machine.")
+
+
+Reader = Annotated[
+    str,
+    BeforeValidator(_reader),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": [MACHINE]}]}),
+]
+
+
+def refuse_reversed(since: datetime | None, until: datetime | None) -> None:
+    """Refuse a range of time that ends before it begins.
+
+    Raises:
+        Problem: it does.
+
+    """
+    if since is not None and until is not None and since > until:
+        raise malformed_query("to", "No moment lies before this and after `from`: the range is reversed.")
 
 
 class Conditions(Query):
@@ -62,8 +97,7 @@ class Conditions(Query):
 
     @model_validator(mode="after")
     def _no_reversed_times(self) -> Self:
-        if self.from_ is not None and self.to is not None and self.from_ > self.to:
-            raise malformed_query("to", "No moment lies before this and after `from`: the range is reversed.")
+        refuse_reversed(self.from_, self.to)
         return self
 
     def asked(self) -> Asked:
@@ -137,9 +171,23 @@ class BatchQuery(Query):
 
 
 class AccessesQuery(Query):
+    actor: Annotated[Reader | None, Field(description="Those with this key, by its id, or of the `machine`.")] = None
+    from_: Annotated[Moment | None, Field(alias="from", description="At this moment or later.")] = None
+    to: Annotated[Moment | None, Field(description="Before this moment.")] = None
     limit: Limit = LIMIT
     cursor: Cursor = None
 
+    @model_validator(mode="after")
+    def _no_reversed_times(self) -> Self:
+        refuse_reversed(self.from_, self.to)
+        return self
+
+    def wanted(self) -> Wanted:
+        """Return which accesses are asked for."""
+        machine = self.actor == MACHINE
+        key_id = None if self.actor is None or machine else UUID(self.actor)
+        return Wanted(key_id, machine, self.from_, self.to)
+
     def same(self) -> dict[str, Any]:
         """Return what must be the same for a cursor to be good."""
-        return {"of": "accesses"}
+        return {"of": "accesses", **self.model_dump(exclude={"cursor", "limit"}, exclude_none=True)}

@@ -69,4 +69,5 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
 
 
 def _day(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M} UTC"
+    # By strftime it took half the time of a sentence, and every event of an export has one.
+    return f"{str(moment)[:16]} UTC"

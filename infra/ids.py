@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID, SafeUUID
 
@@ -14,6 +15,7 @@ _DRAWN_BYTES: Final = 4096
 _pieces: deque[bytes] = deque()
 os.register_at_fork(after_in_child=_pieces.clear)
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _VERSION_AND_VARIANT: Final = (7 << 76) | (2 << 62)
 _RANDOM_A: Final = 0xFFF << 64
 _RANDOM_B: Final = (1 << 62) - 1
@@ -30,6 +32,11 @@ def random_16() -> bytes:
         drawn = os.urandom(_DRAWN_BYTES)
         _pieces.extend([drawn[i : i + _PIECE_BYTES] for i in range(_PIECE_BYTES, _DRAWN_BYTES, _PIECE_BYTES)])
         return drawn[:_PIECE_BYTES]
+
+
+def first_uuid7(moment: datetime) -> UUID:
+    """Return what no UUIDv7 of a moment, 1970 or later, or of a later moment is less than."""
+    return UUID(int=(moment - _EPOCH) // timedelta(milliseconds=1) << 80)
 
 
 def uuid7() -> UUID:

@@ -133,6 +133,34 @@ class _Range:
             self.rows = min(self.rows * 4, _AT_MOST)
 
 
+class _Bounds:
+    """How much a search may look through, and how long."""
+
+    def __init__(self, rows: int, seconds: float) -> None:
+        self.looked_through = 0
+        self._rows = rows
+        self._ends_at = time.monotonic() + seconds
+        self._looks_at = 0.0
+        self._seconds_a_row = 0.0
+
+    def reached(self) -> bool:
+        """Return whether the search is to give up; never before it has looked at anything."""
+        return self.looked_through >= self._rows or (bool(self.looked_through) and time.monotonic() >= self._ends_at)
+
+    def begin(self) -> int:
+        """Begin a look: return how many rows it may take, by the time that a row took the last one."""
+        self._looks_at = time.monotonic()
+        rows = self._rows - self.looked_through
+        if self._seconds_a_row:
+            rows = min(rows, int((self._ends_at - self._looks_at) / self._seconds_a_row))
+        return max(rows, 1)
+
+    def end(self, looked: int) -> None:
+        """End the look, which has taken so many rows."""
+        self.looked_through += looked
+        self._seconds_a_row = (time.monotonic() - self._looks_at) / max(looked, 1)
+
+
 _LOOK: Final = sql.SQL("""
     SELECT count(*), {last}(l.position), array_agg(l.position ORDER BY l.position {direction}) FILTER (WHERE l.passes)
     FROM (
@@ -253,23 +281,22 @@ async def search(
     """
     ranges, passes = await _plan(cur, ledger_id, conditions, after, before)
     found: list[int] = []
-    looked_through = 0
-    ends_at = time.monotonic() + max_seconds
+    bounds = _Bounds(max_looked_through, max_seconds)
     for within in reversed(ranges) if descending else ranges:
         while not within.ended:
-            if looked_through >= max_looked_through or (looked_through and time.monotonic() > ends_at):
-                return Found(found, looked_through, within.high if descending else within.low)
+            if bounds.reached():
+                return Found(found, bounds.looked_through, within.high if descending else within.low)
             walk, missing = within.walk(), limit - len(found)
-            rows = _rows(within, walk, passes, missing, max_looked_through - looked_through)
+            rows = _rows(within, walk, passes, missing, bounds.begin())
             parameters = {"ledger_id": ledger_id, "low": within.low, "high": within.high, "rows": rows}
             await cur.execute(_look(walk, passes, descending=descending), {**parameters, **_values(walk, passes)})
             looked, last, passed = await cur.fetchone() or (0, None, None)
+            bounds.end(looked)
             found += passed or ()
-            looked_through += looked
             if len(found) >= limit:
-                return Found(found[:limit], looked_through)
+                return Found(found[:limit], bounds.looked_through)
             within.went(walk, rows, looked, last, descending=descending)
-    return Found(found, looked_through)
+    return Found(found, bounds.looked_through)
 
 
 async def estimate(
@@ -349,7 +376,7 @@ def _rows(within: _Range, walk: _Walk, passes: Sequence[Condition], missing: int
     """Return how many rows to look at next."""
     sure = not passes or (walk.column is not None and passes == [Among(walk.column, walk.values)])
     rows = missing if sure else max(missing, within.rows // max(len(walk.values), 1))
-    return max(min(rows, allowed), 1)
+    return min(rows, allowed)
 
 
 def _look(walk: _Walk, passes: Sequence[Condition], *, descending: bool) -> sql.Composed:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import orjson
 
-from infra.ids import uuid7
+from infra.ids import first_uuid7, uuid7
 from infra.log.event_store import Merged
 from projections.arrays import Bigints, Ints, Texts, Uuids
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 KEEP_ACCESSES_DAYS: Final = 400
 # Whose reads of an hour are one entry: services that ask again and again for what is new.
 TOLD_TOGETHER: Final = "subscriber"
+
+FIRST: Final = UUID(int=0)
+LAST: Final = UUID(int=2**128 - 1)
 
 _RECORD: Final = """
     INSERT INTO accesses AS a (
@@ -57,13 +60,19 @@ _PAGE: Final = """
     SELECT access_id, at, key_id, role, route, query, format, request_id, reads, row_count, complete, ended_at, refused,
            sealed
     FROM accesses
-    WHERE ledger_id = %s
-    AND access_id < %s
-    AND access_id > %s
-    ORDER BY access_id DESC
-    LIMIT %s
+    WHERE ledger_id = %(ledger_id)s
+    AND access_id < %(before)s
+    AND access_id > %(after)s
+    {further}
+    ORDER BY access_id {direction}
+    LIMIT %(limit)s
 """
-_PAGE_BACKWARDS: Final = _PAGE.replace("ORDER BY access_id DESC", "ORDER BY access_id")
+_WITH_KEY: Final = "AND key_id = %(key_id)s"
+_AT_THE_MACHINE: Final = "AND key_id IS NULL"
+_SINCE: Final = "AND at >= %(since)s"
+_UNTIL: Final = "AND at < %(until)s"
+# An id tells when by the clock of the process that recorded it, `at` by the database's.
+_CLOCKS_APART: Final = timedelta(hours=1)
 
 _PURGE: Final = """
     DELETE FROM accesses
@@ -74,9 +83,6 @@ _PURGE: Final = """
         LIMIT %s
     )
 """
-
-FIRST: Final = UUID(int=0)
-LAST: Final = UUID(int=2**128 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,44 @@ class AccessRow:
     sealed: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which accesses are asked for; all that is given must hold.
+
+    Attributes:
+        key_id: those with this key alone.
+        machine: those of the command line alone.
+        since: at this moment or later.
+        until: before this moment.
+
+    """
+
+    key_id: UUID | None = None
+    machine: bool = False
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def conditions(self) -> str:
+        """Return what a row must fulfil."""
+        given = {
+            _WITH_KEY: self.key_id is not None,
+            _AT_THE_MACHINE: self.machine,
+            _SINCE: self.since is not None,
+            _UNTIL: self.until is not None,
+        }
+        return " ".join(condition for condition, is_given in given.items() if is_given)
+
+    def ids(self) -> tuple[UUID, UUID]:
+        """Return the ids before the first and after the last that may be of this time."""
+        return (
+            FIRST if self.since is None else first_uuid7(self.since - _CLOCKS_APART),
+            LAST if self.until is None else first_uuid7(self.until + _CLOCKS_APART),
+        )
+
+
+ALL: Final = Wanted()
+
+
 class Accesses:
     """Records accesses, and reads them."""
 
@@ -158,7 +202,14 @@ class Accesses:
         await self._database.read(ledger_id, run)
 
     async def page(
-        self, ledger_id: int, *, limit: int, before: UUID = LAST, after: UUID = FIRST, backwards: bool = False
+        self,
+        ledger_id: int,
+        wanted: Wanted = ALL,
+        *,
+        limit: int,
+        before: UUID = LAST,
+        after: UUID = FIRST,
+        backwards: bool = False,
     ) -> list[AccessRow]:
         """Return accesses between two ids, newest first; backwards, those nearest to `after`.
 
@@ -166,10 +217,20 @@ class Accesses:
             Unavailable: the database is away.
 
         """
+        first, last = wanted.ids()
+        query = _PAGE.format(further=wanted.conditions(), direction="ASC" if backwards else "DESC")
+        parameters = {
+            "ledger_id": ledger_id,
+            "before": min(before, last),
+            "after": max(after, first),
+            "limit": limit,
+            "key_id": wanted.key_id,
+            "since": wanted.since,
+            "until": wanted.until,
+        }
 
         async def run(connection: LedgerConnection) -> list[AccessRow]:
-            query = _PAGE_BACKWARDS if backwards else _PAGE
-            cursor = await connection.execute(query, (ledger_id, before, after, limit))
+            cursor = await connection.execute(query.encode(), parameters)
             return [AccessRow(*row) for row in await cursor.fetchall()]
 
         rows = await self._database.read(ledger_id, run)

@@ -29,6 +29,7 @@ CREATE TABLE accesses (
     CHECK (sealed IS NULL OR refused IS NOT NULL)
 );
 CREATE INDEX accesses_at ON accesses USING brin (at);
+CREATE INDEX accesses_key ON accesses (ledger_id, key_id, access_id);
 CREATE INDEX accesses_sealed ON accesses (ledger_id, key_id) WHERE sealed IS NOT NULL;
 
 ALTER TABLE accesses ENABLE ROW LEVEL SECURITY;

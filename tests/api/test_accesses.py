@@ -12,6 +12,8 @@ from infra.errors import Unavailable
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 from tests.waiting import until
 
+CODE_ID = "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"
+
 
 def accesses(world: World) -> list[dict[str, Any]]:
     """What was read, newest first; how keys came to be and were first used stands there too, and is others' matter."""
@@ -128,6 +130,59 @@ def test_accesses_are_paged_both_ways_newest_first(world: World) -> None:
     for changed in ("", "x", cursor[:-1], "B" + cursor[1:], of_events):
         answer = world.client.get("/v1/accesses", params={"cursor": changed})
         assert refused(answer) == (400, "malformed_cursor")
+
+
+def test_accesses_of_one_key_and_of_the_machine_are_told_apart(world: World) -> None:
+    world.permit()
+    first, second = (told(world.client.post("/v1/keys", json={"role": "auditor", "name": n}), 201) for n in "ab")
+    for key in (first, second, first):
+        told(world.with_key(key["key"]).get("/v1/events"), 200)
+
+    def of(actor: str) -> list[tuple[str, str]]:
+        listed = told(world.client.get("/v1/accesses", params={"actor": actor}), 200)["accesses"]
+        return [(access["actor"]["key_id"], access["route"]) for access in listed]
+
+    read = "GET /v1/events"
+    assert {key_id for key_id, _ in of(first["key_id"])} == {first["key_id"]}
+    assert of(first["key_id"]).count((first["key_id"], read)) == 2
+    assert of(second["key_id"].upper()).count((second["key_id"], read)) == 1
+    assert of(CODE_ID) == []
+    # The ledger's first key was made at the command line.
+    assert {key_id for key_id, _ in of("machine")} == {None}
+
+
+def test_accesses_of_a_time_are_found(world: World) -> None:
+    world.permit()
+    for limit in (1, 2, 3):
+        told(world.client.get("/v1/events", params={"limit": limit}), 200)
+    third, second, first = [access["at"] for access in accesses(world)]
+
+    def limits(**filters: str) -> list[int]:
+        listed = told(world.client.get("/v1/accesses", params=filters), 200)["accesses"]
+        return [access["query"]["limit"] for access in listed if access["route"] == "GET /v1/events"]
+
+    assert limits(**{"from": second}) == [3, 2]
+    assert limits(to=second) == [1]
+    assert limits(**{"from": second, "to": third}) == [2]
+    assert limits(**{"from": first, "to": first}) == []
+    assert limits(to="2000-01-01T00:00:00Z") == []
+    assert limits(**{"from": "2000-01-01T00:00:00Z", "to": "2099-12-31T00:00:00Z"}) == [3, 2, 1]
+    reversed_ = world.client.get("/v1/accesses", params={"from": third, "to": first})
+    assert refused(reversed_) == (400, "malformed_query")
+
+
+@pytest.mark.parametrize("actor", ["", "ada", "machines", f"{{{CODE_ID}}}", CODE_ID.replace("-", "")])
+def test_what_is_no_reader_is_refused(world: World, actor: str) -> None:
+    assert refused(world.client.get("/v1/accesses", params={"actor": actor})) == (400, "malformed_query")
+
+
+def test_a_cursor_of_other_accesses_is_refused(world: World) -> None:
+    for _ in range(3):
+        told(world.client.get("/v1/events"), 200)
+    cursor = told(world.client.get("/v1/accesses", params={"limit": 1}), 200)["next_cursor"]
+    told(world.client.get("/v1/accesses", params={"cursor": cursor}), 200)
+    other = world.client.get("/v1/accesses", params={"cursor": cursor, "actor": "machine"})
+    assert refused(other) == (400, "malformed_cursor")
 
 
 def test_a_cursor_of_no_accesss_place_is_refused_and_of_the_last_one_taken(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -245,6 +246,65 @@ def _fulfils(row: EntryRow, condition: Condition, rows: Sequence[EntryRow]) -> b
     if condition.field == "video_id":
         return any(r.video_id in condition.values and r.code_id == row.code_id for r in rows)
     return getattr(row, condition.field) in condition.values
+
+
+MANY = """
+    INSERT INTO views.history
+    SELECT 1, n, 'Shared', NULL, lpad('7', 32, '0')::uuid, NULL, NULL, 'brand-1', 'advertiser-1', 'dm', NULL, 'key-1',
+           'operator', now(), now(), false
+    FROM generate_series(1, %s) AS n
+"""
+
+
+class Slow:
+    """A cursor of a database that looks at 2,048 rows a second."""
+
+    def __init__(self, cur: Cursor) -> None:
+        self.clock = 0.0
+        self._cur = cur
+
+    async def execute(self, query: Any, parameters: Any) -> None:
+        self.clock += parameters.get("rows", 0) / 2_048
+        await self._cur.execute(query, parameters)
+
+    async def fetchone(self) -> Any:
+        return await self._cur.fetchone()
+
+
+async def test_a_look_takes_no_more_rows_than_there_is_time_for(
+    follow: Followed, worker: Cursor, api: Cursor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await follow(history.VIEW, MemoryLog(Story()))
+    await worker.execute(MANY, (1_500,))
+    slow: Any = Slow(api)
+    monkeypatch.setattr(trail, "time", SimpleNamespace(monotonic=lambda: slow.clock))
+
+    found = await trail.search(slow, 1, [no("type", "Shared")], limit=1, max_seconds=0.25)
+
+    # 400 rows to begin with, then as many as fill the quarter of a second, where 1,100 were left.
+    assert (found.positions, found.looked_through, found.stopped_at, slow.clock) == ([], 512, 512, 0.25)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        one("creator_stream", UUID(int=7)),
+        one("actor", "key-1"),
+        one("brand_id", "brand-1"),
+        one("advertiser_id", "advertiser-1"),
+    ],
+)
+async def test_a_walk_past_events_of_other_types_reads_none_of_them(
+    follow: Followed, worker: Cursor, api: Cursor, of: Among
+) -> None:
+    await follow(history.VIEW, MemoryLog(Story()))
+    await worker.execute(MANY, (10_000,))
+    await worker.execute("VACUUM ANALYZE views.history")
+
+    async with api.connection.transaction():
+        found = await trail.search(api, 1, [of, no("type", "Shared")], limit=1)
+        await api.execute("SELECT idx_tup_fetch, seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'history'")
+        assert (found.looked_through, await api.fetchone()) == (10_000, (0, 0))
 
 
 async def test_an_estimate_is_near_where_statistics_are(follow: Followed, api: Cursor, worker: Cursor) -> None:
