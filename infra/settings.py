@@ -1,7 +1,7 @@
 """Every setting of Sparkledger: one environment variable each, all of them read here and nowhere else.
 
 A wrong, missing or misspelt variable stops the start with one line that names it, says what is wrong and what
-to do. What a variable must look like stands beside it, and the README's table is made from the same texts.
+to do. What a variable must look like stands beside it, and the table of docs/running.md is made from the same texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes what the documentation takes from the code: docs/events.md, and tables of the README and of the decisions.
+"""Writes what the documentation takes from the code: docs/events.md, and tables of other pages.
 
     python -m tests.generated --write    refreshes them
     python -m tests.generated --check    fails where one is stale, and names it
@@ -57,6 +57,7 @@ ROOT: Final = Path(__file__).parent.parent
 EVENTS: Final = "docs/events.md"
 ROLES_PAGE: Final = "docs/roles.md"
 README: Final = "README.md"
+RUNNING: Final = "docs/running.md"
 DECISIONS: Final = "docs/decisions"
 QUESTIONS: Final = "docs/questions.md"
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
@@ -388,7 +389,8 @@ def views_table() -> str:
 
 TABLES: Final[dict[str, dict[str, Callable[[], str]]]] = {
     QUESTIONS: {"views": views_table},
-    README: {"problems": problems, "settings": settings, "limits": limits},
+    README: {"problems": problems},
+    RUNNING: {"settings": settings, "limits": limits},
     f"{DECISIONS}/README.md": {"decisions": decisions},
 }
 

@@ -176,7 +176,7 @@ def test_a_page_that_is_stale_is_named_and_can_be_refreshed(
     shutil.copy(ROOT / "README.md", tmp_path)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     monkeypatch.setattr(generated, "ROOT", tmp_path)
-    (tmp_path / "README.md").write_text(README.replace("`SPARKLEDGER_PORT`", "`SPARKLEDGER_HARBOUR`"))
+    (tmp_path / "README.md").write_text(README.replace("`unauthenticated`", "`unknown`"))
 
     def run(option: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["tests.generated", option])
@@ -184,7 +184,7 @@ def test_a_page_that_is_stale_is_named_and_can_be_refreshed(
         return code, *capsys.readouterr()
 
     run("--write")
-    (tmp_path / "README.md").write_text(README.replace("`SPARKLEDGER_PORT`", "`SPARKLEDGER_HARBOUR`"))
+    (tmp_path / "README.md").write_text(README.replace("`unauthenticated`", "`unknown`"))
     asked = "README.md is stale: run `.venv/bin/python -m tests.generated --write`\n"
     assert run("--check") == (1, "", asked)
     assert run("--write") == (0, "wrote README.md\n", "")
