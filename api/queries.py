@@ -149,6 +149,13 @@ class CodesQuery(Query):
         Id | None, Field(description="Codes shared with or redeemed by this account alone.", examples=["adv-7001"])
     ] = None
     expires_before: Annotated[Moment | None, Field(description="Codes whose window ends before this moment.")] = None
+    live_at: Annotated[
+        Moment | None,
+        Field(
+            description="Codes that were live at this moment of effective time, by what is known now, the soonest to "
+            "end first. Each is answered as it stands now."
+        ),
+    ] = None
     order: Annotated[
         Literal["newest", "ending"],
         Field(description="Newest first; or those not revoked that are yet to end, the soonest first."),
@@ -161,9 +168,20 @@ class CodesQuery(Query):
     ] = None
     at_least: AtLeast = None
 
+    @property
+    def ending(self) -> bool:
+        """Whether the soonest to end come first."""
+        return self.order == "ending" or self.live_at is not None
+
+    @model_validator(mode="after")
+    def _no_other_order_of_what_was_live(self) -> Self:
+        if self.live_at is not None and self.order == "newest" and "order" in self.model_fields_set:
+            raise malformed_query("order", "With `live_at` the soonest to end come first: leave `order` out.")
+        return self
+
     @model_validator(mode="after")
     def _no_ended_codes_that_are_yet_to_end(self) -> Self:
-        if self.order == "ending" and self.state in {"expired", "revoked"}:
+        if self.order == "ending" and self.live_at is None and self.state in {"expired", "revoked"}:
             raise malformed_query(
                 "state", "With `order=ending` there are codes alone that are neither expired nor revoked."
             )

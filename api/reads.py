@@ -22,7 +22,7 @@ from domain.creator import Creator
 from domain.errors import Unknown
 from domain.recorded import fold_code, replay_code, true_at
 from infra.errors import Unavailable
-from projections import codes, permissions
+from projections import codes, permissions, statistics
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -68,7 +68,10 @@ async def list_codes(
     query: Annotated[CodesQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """List the codes that pass every filter, newest or soonest to end first; creators and brands see their own."""
+    """List the codes that pass every filter, newest or soonest to end first; creators and brands see their own.
+
+    With `live_at` those that were live at a moment, such as 3 March: what has been revoked or has expired since too.
+    """
     now, ours = caller.services.now(), caller.key.subjects
     same_query = query.model_dump(exclude={"cursor", "limit", "at_least"})
     caller.ask_by_names(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
@@ -76,8 +79,10 @@ async def list_codes(
     if query.creator_id is not None:
         creator_ids = frozenset({query.creator_id})
     after_key, ending_after = None, None
-    if query.order == "ending":
-        ending_after = (now, MAX_POSITION) if query.cursor is None else place_in_time(query.cursor, same_query)
+    if query.ending:
+        ending_after = (
+            (query.live_at or now, MAX_POSITION) if query.cursor is None else place_in_time(query.cursor, same_query)
+        )
     elif query.cursor is not None:
         after_key = place_of(query.cursor, same_query)
     brand = caller.role == "brand"
@@ -98,15 +103,19 @@ async def list_codes(
             visible_brands=ours.brand_ids if brand else None,
             visible_advertisers=ours.advertiser_ids if brand else None,
             expires_before=query.expires_before,
+            live_at=query.live_at,
         )
 
-    rows, position = await caller.services.views.read(caller.ledger_id, page, view=codes.NAME, at_least=query.at_least)
+    also = () if query.live_at is None else (statistics.NAME,)
+    rows, position = await caller.services.views.read(
+        caller.ledger_id, page, view=codes.NAME, also=also, at_least=query.at_least
+    )
     following = None
     if len(rows) > query.limit:
         rows = rows[: query.limit]
         last = rows[-1]
         following = cursor(last.generated_position, same_query)
-        if query.order == "ending":
+        if query.ending:
             following = cursor_in_time(last.expires_at, last.generated_position, same_query)
     content = {"codes": [row_content(row, caller, now=now) for row in rows], "next": following, "position": position}
     link = {} if following is None else link_next(caller.request, cursor=following)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from domain.recorded import Recorded
 
 NAME: Final = "codes"
-VERSION: Final = 3
+VERSION: Final = 4
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ CODES: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, stage, generated_position, expires_at) WHERE revoked_at IS NULL",
         "CREATE INDEX ON {table} (ledger_id, creator_id, generated_position)",
         "CREATE INDEX ON {table} (ledger_id, video_id, generated_position)",
-        "CREATE INDEX ON {table} (ledger_id, expires_at, generated_position, stage)",
+        "CREATE INDEX ON {table} (ledger_id, expires_at, generated_position, stage, starts_at)",
         "CREATE INDEX ON {table} (ledger_id, generated_position) WHERE revoked_at IS NOT NULL",
     ),
 )
@@ -270,9 +270,30 @@ _ENDING_OF_PARTIES: Final = sql.SQL("""
     LIMIT %(limit)s
 """)
 
-_ENDS_BEYOND: Final = sql.SQL("""
-    AND t.revoked_at IS NULL
-    AND (t.expires_at, t.generated_position) > (%(after_end)s, %(after_key)s)
+_ENDS_BEYOND: Final = sql.SQL("AND (t.expires_at, t.generated_position) > (%(after_end)s, %(after_key)s)")
+_NOT_REVOKED: Final = sql.SQL("AND t.revoked_at IS NULL")
+
+# By effective times, as `true_at` has it: of extensions in a lapse, the one recorded last holds of those that had taken
+# effect. What moved the end of a window otherwise moved it for all times before (`lives.move_end`).
+_LIVE_AT: Final = sql.SQL("""
+    AND t.starts_at <= %(live_at)s
+    AND t.expires_at > %(live_at)s
+    AND (t.revoked_at IS NULL OR t.revoked_at > %(live_at)s)
+    AND coalesce((
+        SELECT coalesce(
+            (
+                SELECT (moved.value ->> 1)::timestamptz
+                FROM jsonb_array_elements(s.moved -> 'ends') WITH ORDINALITY AS moved (value, i)
+                WHERE (moved.value ->> 0)::timestamptz <= %(live_at)s
+                ORDER BY moved.i DESC
+                LIMIT 1
+            ),
+            s.first_end
+        )
+        FROM views.statistics s
+        WHERE s.ledger_id = t.ledger_id
+        AND s.code_id = t.code_id
+    ), t.expires_at) > %(live_at)s
 """)
 
 # The same words as `CodeRow.state`, and in the same order of precedence.
@@ -329,6 +350,7 @@ async def search(
     visible_brands: Collection[str] | None = None,
     visible_advertisers: Collection[str] | None = None,
     expires_before: datetime | None = None,
+    live_at: datetime | None = None,
 ) -> list[CodeRow]:
     """Return the codes that pass every filter given, newest first, or the soonest to end first.
 
@@ -338,7 +360,8 @@ async def search(
         now: the clock that states are computed with.
         limit: rows at most.
         after_key: the `generated_position` of the last row of the page before.
-        ending_after: codes that are not revoked, in the order of `expires_at` and `generated_position`, after these.
+        ending_after: in the order of `expires_at` and `generated_position`, after these; without `live_at`, codes that
+            are not revoked.
         state: as answers show it.
         creator_ids: of any of these; an empty collection matches nothing. So do the others.
         video_id: of this video.
@@ -348,6 +371,8 @@ async def search(
             these brands or accounts, or redeemed by any of the accounts. Both None: everything.
         visible_advertisers: see `visible_brands`.
         expires_before: whose window ends before this moment.
+        live_at: that were live at this moment of effective time, by what is known now. The view of statistics, which
+            knows of lapses, must have been read as far as this one.
 
     """
     filters: list[sql.Composable] = []
@@ -369,8 +394,11 @@ async def search(
         filters.append(sql.SQL("AND t.expires_at < %(expires_before)s"))
         parameters["expires_before"] = expires_before
     if ending_after is not None:
-        filters.append(_ENDS_BEYOND)
+        filters += [_ENDS_BEYOND] if live_at is not None else [_ENDS_BEYOND, _NOT_REVOKED]
         parameters |= {"after_end": ending_after[0], "after_key": ending_after[1]}
+    if live_at is not None:
+        filters.append(_LIVE_AT)
+        parameters["live_at"] = live_at
     demanded = demands(brand_ids, advertiser_ids, visible_brands, visible_advertisers)
     for i, demand in enumerate(demanded):
         parameters |= demand.parameters(i)

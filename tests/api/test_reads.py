@@ -215,6 +215,29 @@ def test_codes_are_listed_by_when_they_end_in_pages(world: World) -> None:
     assert refused(world.client.get("/v1/codes", params={"cursor": first["next"]})) == (400, "malformed_cursor")
 
 
+def test_codes_that_were_live_at_a_moment_are_listed_whatever_became_of_them(world: World) -> None:
+    running = world.generate(starts_at=days(-20), days=60)["code_id"]
+    expired = world.generate(starts_at=days(-60))["code_id"]
+    revoked = world.generate(starts_at=days(-50), days=60)["code_id"]
+    gone = {"reason": "why", "effective_at": days(-10)}
+    told(world.client.post(f"/v1/codes/{revoked}/revocation", json=gone), 200)
+
+    assert listed(world, live_at=days(-61)) == []
+    assert listed(world, live_at=days(-45)) == [expired, revoked]
+    assert listed(world, live_at=days(-15)) == [revoked, running]
+    assert listed(world, live_at=days(-15), order="ending") == [revoked, running]
+    assert listed(world, live_at=days(-5)) == [running]
+    assert listed(world, live_at=days(30)) == [running]
+    assert listed(world, live_at=days(-45), state="expired") == [expired]
+    assert listed(world, world.creator(), live_at=days(-45)) == [expired, revoked]
+    assert listed(world, world.brand(), live_at=days(-45)) == []
+    first = told(world.client.get("/v1/codes", params={"live_at": days(-45), "limit": 1}), 200)
+    following = {"live_at": first["codes"][0]["expires_at"], "cursor": first["next"]}
+    assert refused(world.client.get("/v1/codes", params=following)) == (400, "malformed_cursor")
+    wrong = world.client.get("/v1/codes", params={"live_at": days(-45), "order": "newest"})
+    assert (refused(wrong), wrong.json()["errors"][0]["pointer"]) == ((400, "malformed_query"), "/order")
+
+
 def test_a_cursor_is_good_for_its_own_query_alone(world: World) -> None:
     for number in range(3):
         world.generate(video_id=f"video-{number}")

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from psycopg.sql import SQL, Composed, Identifier
 
 from domain.code import Code
-from domain.recorded import replay_code
+from domain.recorded import fold_code, replay_code, true_at
 from domain.values import Sealed
-from projections import codes
+from projections import codes, statistics
 from projections.codes import CodeRow
 from tests import given
 from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
+from tests.projections.late import code_streams, recorded_late
 from tests.projections.memory_log import MemoryLog, happening
 
 MONTH = timedelta(days=30)
@@ -227,6 +228,36 @@ async def test_codes_are_found_by_when_they_end_the_soonest_first(follow: Follow
     assert paged == whole
 
 
+@pytest.mark.parametrize("seed", range(6))
+async def test_codes_that_were_live_at_a_moment_are_those_whose_events_say_so(
+    follow: Followed, api: Cursor, seed: int
+) -> None:
+    story = recorded_late(seed, 90)
+    for view in (codes.VIEW, statistics.VIEW):
+        await follow(view, MemoryLog(story))
+    streams = {stream[0].stream_id: stream for stream in code_streams(story)}
+    turns = {recorded.effective_at for stream in streams.values() for recorded in stream}
+    turns |= {replay_code(stream).window.expires_at for stream in streams.values()}
+    for turn in sorted(turns):
+        for at in (turn - timedelta(seconds=1), turn, turn + timedelta(days=5)):
+            live = {id_ for id_, stream in streams.items() if fold_code(true_at(stream, at)).live(at)}
+            found = await codes.search(api, 1, now=NOW, limit=100, ending_after=(at, 2**62), live_at=at)
+            assert (at, {row.code_id for row in found}) == (at, live)
+            assert [row.expires_at for row in found] == sorted(row.expires_at for row in found)
+
+
+async def test_a_code_that_was_extended_after_a_lapse_was_not_live_in_it(follow: Followed, api: Cursor) -> None:
+    story = given.after(given.generated().later(days=40), given.extend(days=60))
+    for view in (codes.VIEW, statistics.VIEW):
+        await follow(view, MemoryLog(story))
+
+    async def live(day: int) -> int:
+        at = NOW + timedelta(days=day)
+        return len(await codes.search(api, 1, now=NOW, limit=100, ending_after=(at, 2**62), live_at=at))
+
+    assert [await live(day) for day in (-1, 0, 29, 30, 39, 40, 59, 120)] == [0, 1, 1, 0, 0, 1, 1, 0]
+
+
 async def test_a_video_knows_all_its_codes_oldest_first(follow: Followed, api: Cursor) -> None:
     story = given.after(given.revoked(), given.generate(given.OTHER_CODE, secret=given.OTHER_SECRET))
     await follow(codes.VIEW, MemoryLog(story))
@@ -281,13 +312,15 @@ async def fill(worker: Cursor, number: int, *, like: int) -> None:
         {"state": "redeemed", "ending_after": (NOW, 0)},
         {"state": "shared", "ending_after": (NOW, 0)},
         {"expires_before": NOW},
+        {"live_at": NOW - MONTH, "ending_after": (NOW - MONTH, 0)},
     ],
     ids=str,
 )
 async def test_what_few_codes_are_like_is_found_without_a_look_at_the_others(
     follow: Followed, api: Cursor, worker: Cursor, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
 ) -> None:
-    await follow(codes.VIEW, MemoryLog(given.generated()))
+    for view in (codes.VIEW, statistics.VIEW):
+        await follow(view, MemoryLog(given.generated()))
     await fill(worker, 5_000, like=2)
     blocks = 0
 
