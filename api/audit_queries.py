@@ -11,15 +11,24 @@ from pydantic_core import PydanticCustomError
 
 from api.fields import NO_NUL, Id, Moment
 from api.problems import Problem, malformed_query
-from api.queries import LIMIT, MAX_CURSOR_CHARACTERS, MAX_Q_CHARACTERS, AsOf, AtLeast, CodeId, Limit, Place, Query
+from api.queries import (
+    LIMIT,
+    MAX_CURSOR_CHARACTERS,
+    MAX_Q_CHARACTERS,
+    AsOf,
+    AtLeast,
+    CodeId,
+    Limit,
+    Place,
+    Query,
+    refuse_empty,
+)
 from api.query_language import Asked, QueryError, parameter, parse
 from api.trail import KINDS
 from infra.callers.accesses import Wanted
 from projections.trail import Among, Between
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from projections.trail import Condition
 
 Cursor = Annotated[
@@ -59,17 +68,6 @@ Reader = Annotated[
 ]
 
 
-def refuse_reversed(since: datetime | None, until: datetime | None) -> None:
-    """Refuse a range of time that ends before it begins.
-
-    Raises:
-        Problem: it does.
-
-    """
-    if since is not None and until is not None and since > until:
-        raise malformed_query("to", "No moment lies before this and after `from`: the range is reversed.")
-
-
 class Conditions(Query):
     """What an event must be like; all that is given must hold."""
 
@@ -97,7 +95,7 @@ class Conditions(Query):
 
     @model_validator(mode="after")
     def _no_reversed_times(self) -> Self:
-        refuse_reversed(self.from_, self.to)
+        refuse_empty(self.from_, self.to)
         return self
 
     def asked(self) -> Asked:
@@ -179,7 +177,7 @@ class AccessesQuery(Query):
 
     @model_validator(mode="after")
     def _no_reversed_times(self) -> Self:
-        refuse_reversed(self.from_, self.to)
+        refuse_empty(self.from_, self.to)
         return self
 
     def wanted(self) -> Wanted:

@@ -277,7 +277,9 @@ def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
             return Line(number, error="This is not JSON.")
     else:
         cells = _cells(text)
-        if cells is None or len(cells) != len(columns):
+        if cells is None:
+            return Line(number, error="A quote in this line does not close, or text follows on one that does.")
+        if len(cells) != len(columns):
             return Line(number, error=f"A line of this table has {len(columns)} cells, separated by commas.")
         sent = {
             column: cell.strip().removeprefix(_SAFE)

@@ -11,7 +11,19 @@ from pydantic_core import PydanticCustomError
 
 from api.fields import FIRST_YEAR, LAST_YEAR, Id, Moment
 from api.problems import malformed_query
-from api.queries import LIMIT, MAX_CURSOR_CHARACTERS, MAX_LIMIT, AsOf, At, AtLeast, CodeId, Limit, Query, Size
+from api.queries import (
+    LIMIT,
+    MAX_CURSOR_CHARACTERS,
+    MAX_LIMIT,
+    AsOf,
+    At,
+    AtLeast,
+    CodeId,
+    Limit,
+    Query,
+    Size,
+    refuse_empty,
+)
 from api.query_language import parameter
 from domain.errors import REFUSALS
 from domain.values import Channel
@@ -77,9 +89,8 @@ class InTime(Query):
     to: To = None
 
     def refuse_reversed(self) -> None:
-        """Raise a problem where the range ends before it begins."""
-        if self.from_ is not None and self.to is not None and self.from_ >= self.to:
-            raise malformed_query("to", "This lies before `from`, so the range holds nothing.")
+        """Raise a problem where the range holds nothing."""
+        refuse_empty(self.from_, self.to)
 
 
 class PermissionsQuery(InTime):

@@ -12,7 +12,7 @@ from api.auth import Caller, allow
 from api.cursors import cursor_in_time, link_next, place_in_time
 from api.list_models import CampaignsAnswer, PermissionsAnswer, RedemptionsAnswer, SharesAnswer
 from api.list_queries import CampaignsQuery, PermissionsQuery, RedemptionsQuery, SharesQuery
-from api.problems import malformed_query
+from api.queries import refuse_empty
 from api.route import Route
 from api.wiring import Cursor
 from projections import campaigns, codes, permissions, redemptions, shares, view
@@ -140,8 +140,7 @@ async def list_campaigns(
 ) -> Response:
     """List campaigns by the day each will stop, and by what; a creator's or brand's key sees its own."""
     caller.ask_by_names(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
-    if query.stops_from is not None and query.stops_before is not None and query.stops_from >= query.stops_before:
-        raise malformed_query("stops_before", "This lies before `stops_from`, so the range holds nothing.")
+    refuse_empty(query.stops_from, query.stops_before, "stops_from", "stops_before")
     now = caller.services.now()
 
     async def page(cur: Cursor) -> list[CampaignRow]:

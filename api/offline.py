@@ -144,6 +144,7 @@ async def export(where: Where, query: ExportQuery, path: Path, say: Callable[[st
         Unavailable: the database is away, or the history has not been read so far.
 
     """
+    _refuse_taken(path)
     async with reading(where) as opened:
         exported = Export(
             ledger_id=opened.ledger_id,
@@ -219,10 +220,15 @@ def _format(path: Path) -> Format:
     return "csv" if path.suffix.lower() == ".csv" else "ndjson"
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[IO[bytes]]:
+def _refuse_taken(path: Path) -> None:
+    """Refuse to write over a file: before anything is entered as read, and once more when it is written."""
     if path.exists():
         raise OfflineError(f"{path} is there already. Name another file, or move that one away.")
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[IO[bytes]]:
+    _refuse_taken(path)
     try:
         with whole(path) as file:
             yield file

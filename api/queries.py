@@ -140,6 +140,25 @@ class CodeQuery(Query):
     at_least: AtLeast = None
 
 
+def refuse_empty(
+    since: datetime | None, until: datetime | None, since_name: str = "from", until_name: str = "to"
+) -> None:
+    """Refuse a range of time that holds nothing.
+
+    Args:
+        since: the first moment in it.
+        until: the first moment after it.
+        since_name: the parameter of the one.
+        until_name: and of the other.
+
+    Raises:
+        Problem: no moment lies in it.
+
+    """
+    if since is not None and until is not None and since >= until:
+        raise malformed_query(until_name, f"This is not later than `{since_name}`, so the range holds nothing.")
+
+
 class CodesQuery(Query):
     state: Annotated[State | None, Field(description="Codes in this state alone.")] = None
     creator_id: Annotated[Id | None, Field(description="Codes of this creator alone.", examples=["ana.creates"])] = None
@@ -177,6 +196,7 @@ class CodesQuery(Query):
     def _no_other_order_of_what_was_live(self) -> Self:
         if self.live_at is not None and self.order == "newest" and "order" in self.model_fields_set:
             raise malformed_query("order", "With `live_at` the soonest to end come first: leave `order` out.")
+        refuse_empty(self.live_at, self.expires_before, "live_at", "expires_before")
         return self
 
     @model_validator(mode="after")
@@ -191,6 +211,8 @@ class CodesQuery(Query):
 class AuthorizationQuery(Query):
     video_id: Annotated[Id, Field(description="The video.", examples=["7312345678901234567"])]
     advertiser_id: Annotated[Id, Field(description="The account that ran the ad.", examples=["adv-7001"])]
-    at: Annotated[Moment | None, Field(description="The moment it ran. Absent: now.")] = None
+    at: Annotated[
+        Moment | None, Field(description="The moment it ran. Absent: now, or with `as_of` when the ledger knew that.")
+    ] = None
     as_of: AsOf = None
     at_least: AtLeast = None

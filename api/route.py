@@ -99,10 +99,14 @@ def read_query(request: Request, model: type[M]) -> M:
     try:
         pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS) if text else []
     except ValueError:
-        raise Problem("malformed_query") from None
+        raise Problem("malformed_query", f"There are more than {MAX_PARAMETERS} parameters in the query.") from None
     parameters = dict(pairs)
     if len(parameters) < len(pairs):
-        raise Problem("malformed_query", "A query parameter is sent more than once.")
+        known = {field.alias or name for name, field in model.model_fields.items()}
+        names = [name for name, _ in pairs]
+        twice = next((name for name in parameters if name in known and names.count(name) > 1), None)
+        which = "A query parameter" if twice is None else f"The parameter `{twice}`"
+        raise Problem("malformed_query", f"{which} is sent more than once.")
     try:
         return model.model_validate(parameters)
     except ValidationError as error:

@@ -79,6 +79,8 @@ async def read_days(
     last = query.to or day_of(now)
     first = query.from_ or last - timedelta(days=DAYS)
     if first > last:
+        if query.to is None:
+            raise malformed_query("from", "This day lies ahead. Give `to` as well: absent, it is today.")
         raise malformed_query("to", "This lies before `from`, so the range holds nothing.")
     if (last - first).days >= MAX_STATISTICS_DAYS:
         raise malformed_query("to", f"The range holds more than {MAX_STATISTICS_DAYS} days.")

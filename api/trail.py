@@ -78,10 +78,13 @@ CSV_COLUMNS: Final = (
     "body",
 )
 _RESTLESS: Final = "Keys change faster than their names can be looked up. Ask again in a moment."
-# A spreadsheet takes a cell that begins so for a formula. One that separates by semicolons or tabs begins a cell within
-# one of ours, and takes the quotes and spaces before its text away.
-_FORMULA: Final = re.compile(r'(^[\s"]*|[;\t\r\n][\s"]*)([=+@-])')
-_FORMULA_IN_JSON: Final = re.compile(r'(;[\s"]*)([=+@-])')
+# A spreadsheet takes a cell that begins so for a formula, in some languages with the wide forms of these characters.
+# One that separates by semicolons or tabs begins a cell within one of ours, and takes the quotes and spaces before its
+# text away; what nobody sees (U+200B and others, U+FEFF) is passed over like a space.
+_BEFORE: Final = r'[\s"\u200b-\u200f\u2060\ufeff]*'
+_BEGINS: Final = r"([=+@\-\uff1d\uff0b\uff20\uff0d])"
+_FORMULA: Final = re.compile(rf"(^{_BEFORE}|[;\t\r\n]{_BEFORE}){_BEGINS}")
+_FORMULA_IN_JSON: Final = re.compile(rf"(;{_BEFORE}){_BEGINS}")
 _NO_BEGINNING: Final = ("\t", "\r", "\n")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from domain.code import Code
 from domain.creator import Creator
@@ -65,13 +65,18 @@ def verdict(
         at: the moment it ran.
 
     Returns:
-        The code that authorizes where there is one, else what holds for the latest code.
+        The code that authorizes where there is one, else what holds for the latest code: whose window began last, and
+        of several that began together the one generated last. Codes of a backlog are recorded in any order.
 
     """
-    # By the position of a code's beginning, for the latest code is the one generated last.
-    answers = [(stream[0].position, _of_code(stream, permissions, advertiser_id, at)) for stream in codes if stream]
+    answers = [(_beginning(stream), _of_code(stream, permissions, advertiser_id, at)) for stream in codes if stream]
     candidates = [answer for answer in answers if answer[1].authorized] or answers
-    return max(candidates, key=itemgetter(0), default=(0, Verdict("no_code")))[1]
+    return max(candidates, key=itemgetter(0))[1] if candidates else Verdict("no_code")
+
+
+def _beginning(stream: Sequence[Recorded]) -> tuple[datetime, int]:
+    """Return when a code's window began, and its place among those that began together."""
+    return cast("Code.Generated", stream[0].event).starts_at, stream[0].position
 
 
 def _of_code(

@@ -81,7 +81,7 @@ class Found:
 
     Attributes:
         positions: in the order asked for.
-        looked_through: rows that were looked at, to the last one found or to where the search ended.
+        looked_through: rows that were fetched, to the last one found or to where the search ended.
         stopped_at: the position after which it gave up before it had found enough; None where it did not.
 
     """
@@ -98,6 +98,11 @@ class _Walk:
     column: Column | None = None
     values: tuple[str | UUID, ...] = ()
     late: bool = False
+
+    @property
+    def width(self) -> int:
+        """How many values it follows side by side."""
+        return max(len(self.values), 1)
 
 
 @dataclass(slots=True)
@@ -118,9 +123,9 @@ class _Range:
                 return walk
         return max(self.walks, key=self._paces.__getitem__)
 
-    def went(self, walk: _Walk, rows: int, looked: int, last: int | None, *, descending: bool) -> None:
-        """Take note of a look at so many rows, of which there were `looked`, up to the position `last`."""
-        if last is None or looked < rows:
+    def went(self, walk: _Walk, fetched: int, last: int | None, *, full: bool, descending: bool) -> None:
+        """Take note of a look that fetched so many rows up to the position `last`; not `full`, there are no more."""
+        if last is None or not full:
             self.ended = True
             return
         came = self.high - last if descending else last - self.low
@@ -128,7 +133,7 @@ class _Range:
             self.high = last
         else:
             self.low = last
-        self._paces[walk] = came / looked
+        self._paces[walk] = came / fetched
         if len(self._paces) == len(self.walks):
             self.rows = min(self.rows * 4, _AT_MOST)
 
@@ -141,24 +146,26 @@ class _Bounds:
         self._rows = rows
         self._ends_at = time.monotonic() + seconds
         self._looks_at = 0.0
-        self._seconds_a_row = 0.0
+        # By walk, what a row took at its last look: one reads an index alone, another a block for each row.
+        self._seconds_a_row: dict[_Walk, float] = {}
 
-    def reached(self) -> bool:
-        """Return whether the search is to give up; never before it has looked at anything."""
-        return self.looked_through >= self._rows or (bool(self.looked_through) and time.monotonic() >= self._ends_at)
+    def reached(self, walk: _Walk) -> bool:
+        """Return whether to give up before this walk goes on; for time, only once each way has had a turn."""
+        if self.looked_through >= self._rows:
+            return True
+        return walk in self._seconds_a_row and time.monotonic() >= self._ends_at
 
-    def begin(self) -> int:
+    def begin(self, walk: _Walk) -> int:
         """Begin a look: return how many rows it may take, by the time that a row took the last one."""
         self._looks_at = time.monotonic()
         rows = self._rows - self.looked_through
-        if self._seconds_a_row:
-            rows = min(rows, int((self._ends_at - self._looks_at) / self._seconds_a_row))
-        return max(rows, 1)
+        seconds = self._seconds_a_row.get(walk)
+        return min(rows, int((self._ends_at - self._looks_at) / seconds)) if seconds else rows
 
-    def end(self, looked: int) -> None:
+    def end(self, walk: _Walk, looked: int) -> None:
         """End the look, which has taken so many rows."""
         self.looked_through += looked
-        self._seconds_a_row = (time.monotonic() - self._looks_at) / max(looked, 1)
+        self._seconds_a_row[walk] = (time.monotonic() - self._looks_at) / max(looked, 1)
 
 
 _LOOK: Final = sql.SQL("""
@@ -284,18 +291,21 @@ async def search(
     bounds = _Bounds(max_looked_through, max_seconds)
     for within in reversed(ranges) if descending else ranges:
         while not within.ended:
-            if bounds.reached():
-                return Found(found, bounds.looked_through, within.high if descending else within.low)
             walk, missing = within.walk(), limit - len(found)
-            rows = _rows(within, walk, passes, missing, bounds.begin())
+            if bounds.reached(walk):
+                return Found(found, bounds.looked_through, within.high if descending else within.low)
+            rows = _rows(within, walk, passes, missing, bounds.begin(walk))
             parameters = {"ledger_id": ledger_id, "low": within.low, "high": within.high, "rows": rows}
             await cur.execute(_look(walk, passes, descending=descending), {**parameters, **_values(walk, passes)})
             looked, last, passed = await cur.fetchone() or (0, None, None)
-            bounds.end(looked)
+            # Of several values, each had so many rows fetched for what comes first of them all.
+            full = looked == rows
+            fetched = looked * walk.width if full else looked
+            bounds.end(walk, fetched)
             found += passed or ()
             if len(found) >= limit:
                 return Found(found[:limit], bounds.looked_through)
-            within.went(walk, rows, looked, last, descending=descending)
+            within.went(walk, fetched, last, full=full, descending=descending)
     return Found(found, bounds.looked_through)
 
 
@@ -328,7 +338,7 @@ async def _plan(
     late_from: int | None = None
     for condition in conditions:
         if isinstance(condition, Among):
-            passes.append(await _of_columns(cur, ledger_id, condition))
+            passes.append(_without_repeats(await _of_columns(cur, ledger_id, condition)))
         elif condition.negated:
             passes.append(condition)
         elif condition.field == "recorded_at":
@@ -363,6 +373,11 @@ async def _of_columns(cur: AsyncCursor[Any], ledger_id: int, condition: Among) -
     return Among(column, tuple(row[0] for row in await cur.fetchall()), condition.negated)
 
 
+def _without_repeats(condition: Among) -> Among:
+    """Return the same condition with each value once: a walk follows every one that it is given."""
+    return Among(condition.field, tuple(dict.fromkeys(condition.values)), condition.negated)
+
+
 async def _last_before(cur: AsyncCursor[Any], ledger_id: int, moment: datetime | None, otherwise: int) -> int:
     """Return the last position recorded before a moment, 0 where there is none; `otherwise` where no moment is."""
     if moment is None:
@@ -373,10 +388,10 @@ async def _last_before(cur: AsyncCursor[Any], ledger_id: int, moment: datetime |
 
 
 def _rows(within: _Range, walk: _Walk, passes: Sequence[Condition], missing: int, allowed: int) -> int:
-    """Return how many rows to look at next."""
+    """Return how many rows to look at next, at least one; as many are fetched for each of the walk's values."""
     sure = not passes or (walk.column is not None and passes == [Among(walk.column, walk.values)])
-    rows = missing if sure else max(missing, within.rows // max(len(walk.values), 1))
-    return min(rows, allowed)
+    rows = missing if sure else within.rows // walk.width
+    return max(min(rows, allowed // walk.width), 1)
 
 
 def _look(walk: _Walk, passes: Sequence[Condition], *, descending: bool) -> sql.Composed:

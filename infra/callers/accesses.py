@@ -72,7 +72,7 @@ _AT_THE_MACHINE: Final = "AND key_id IS NULL"
 _SINCE: Final = "AND at >= %(since)s"
 _UNTIL: Final = "AND at < %(until)s"
 # An id tells when by the clock of the process that recorded it, `at` by the database's.
-_CLOCKS_APART: Final = timedelta(hours=1)
+_CLOCKS_APART: Final = timedelta(days=1)
 
 _PURGE: Final = """
     DELETE FROM accesses

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from api.cursors import cursor_either_way
-from infra.callers.accesses import Accesses
+from infra.callers.accesses import Accesses, Wanted
 from infra.errors import Unavailable
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 from tests.waiting import until
@@ -164,11 +166,25 @@ def test_accesses_of_a_time_are_found(world: World) -> None:
     assert limits(**{"from": second}) == [3, 2]
     assert limits(to=second) == [1]
     assert limits(**{"from": second, "to": third}) == [2]
-    assert limits(**{"from": first, "to": first}) == []
     assert limits(to="2000-01-01T00:00:00Z") == []
     assert limits(**{"from": "2000-01-01T00:00:00Z", "to": "2099-12-31T00:00:00Z"}) == [3, 2, 1]
-    reversed_ = world.client.get("/v1/accesses", params={"from": third, "to": first})
-    assert refused(reversed_) == (400, "malformed_query")
+    for end in (first, third):
+        empty = world.client.get("/v1/accesses", params={"from": third, "to": end})
+        assert (refused(empty), empty.json()["errors"][0]["pointer"]) == ((400, "malformed_query"), "/to")
+
+
+def test_accesses_of_a_time_are_looked_for_among_the_ids_of_that_time_alone() -> None:
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    first, last = Wanted(since=noon, until=noon + timedelta(hours=1)).ids()
+    of_the_hour = uuid7_at(noon), uuid7_at(noon + timedelta(hours=1))
+    # An id is of the clock of a process, which may differ from the database's.
+    assert uuid7_at(noon - timedelta(days=2)) < first < of_the_hour[0]
+    assert of_the_hour[1] < last < uuid7_at(noon + timedelta(days=2))
+    assert Wanted().ids() == (UUID(int=0), UUID(int=2**128 - 1))
+
+
+def uuid7_at(moment: datetime) -> UUID:
+    return UUID(int=int(moment.timestamp() * 1000) << 80 | 0x7FFF << 64)
 
 
 @pytest.mark.parametrize("actor", ["", "ada", "machines", f"{{{CODE_ID}}}", CODE_ID.replace("-", "")])

@@ -487,6 +487,18 @@ def test_no_cell_of_a_table_is_a_formula_wherever_a_spreadsheet_separates(world:
         assert [cell for cell in cells if cell.lstrip(' "\t\r\n')[:1] in {"=", "+", "-", "@"}] == []
 
 
+def test_no_cell_begins_with_a_formula_in_wide_letters_or_behind_what_nobody_sees(world: World) -> None:
+    evil = ["\uff1d1+1", "\uff20SUM", "\u200b=1+1", '\ufeff"-2', "x;\u2060\uff0b1"]
+    for name in evil:
+        key = told(world.client.post("/v1/keys", json={"role": "operator", "name": name}), 201)["key"]
+        told(world.with_key(key).put(f"/v1/creators/x-{evil.index(name)}/permission", json={"enabled": True}), 200)
+
+    table = world.client.get("/v1/events", headers={"Accept": "text/csv"}).text
+
+    names = [row["actor_key_name"] for row in csv.DictReader(io.StringIO(table, newline=""))]
+    assert names == ["'\uff1d1+1", "'\uff20SUM", "\u200b'=1+1", "\ufeff\"'-2", "x;\u2060'\uff0b1"]
+
+
 def test_a_table_holds_the_same_bodies_though_no_formula_stands_in_them(world: World) -> None:
     code = world.generate(terms_version=';=A1; "-2')
     world.share(code)

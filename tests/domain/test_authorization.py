@@ -204,6 +204,13 @@ def test_of_several_codes_the_one_that_authorizes_answers_and_else_the_latest(
     assert ask(two_codes(), day(days), turned=turned) == expected
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_codes_recorded_in_any_order_the_one_whose_window_began_last_answers(*, turned: bool) -> None:
+    story = given.generated(starts_at=day(-20))
+    story.when(given.generate(OTHER_CODE, secret=OTHER_SECRET, starts_at=day(-60)))
+    assert [ask(story, day(days), turned=turned).code_id for days in (-30, -10, 0)] == [CODE] * 3
+
+
 # What stands beside the reason.
 
 
