@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
@@ -25,7 +25,7 @@ from api.queries import (
 )
 from api.query_language import Asked, QueryError, parameter, parse
 from api.trail import KINDS
-from infra.callers.accesses import Wanted
+from infra.callers.accesses import MACHINE_ROLE, Wanted
 from projections.trail import Among, Between
 
 if TYPE_CHECKING:
@@ -50,13 +50,10 @@ Actor = Annotated[
 ]
 
 
-MACHINE: Final = "machine"
-
-
 def _reader(value: object) -> object:
     text = str(value).lower()
     with contextlib.suppress(ValueError):
-        if text == MACHINE or str(UUID(text)) == text:
+        if text == MACHINE_ROLE or str(UUID(text)) == text:
             return text
     raise PydanticCustomError("reader", "The id of a key is expected here, or machine.")
 
@@ -64,7 +61,7 @@ def _reader(value: object) -> object:
 Reader = Annotated[
     str,
     BeforeValidator(_reader),
-    WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": [MACHINE]}]}),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": [MACHINE_ROLE]}]}),
 ]
 
 
@@ -94,7 +91,7 @@ class Conditions(Query):
     ] = None
 
     @model_validator(mode="after")
-    def _no_reversed_times(self) -> Self:
+    def _no_empty_range(self) -> Self:
         refuse_empty(self.from_, self.to)
         return self
 
@@ -176,13 +173,13 @@ class AccessesQuery(Query):
     cursor: Cursor = None
 
     @model_validator(mode="after")
-    def _no_reversed_times(self) -> Self:
+    def _no_empty_range(self) -> Self:
         refuse_empty(self.from_, self.to)
         return self
 
     def wanted(self) -> Wanted:
         """Return which accesses are asked for."""
-        machine = self.actor == MACHINE
+        machine = self.actor == MACHINE_ROLE
         key_id = None if self.actor is None or machine else UUID(self.actor)
         return Wanted(key_id, machine, self.from_, self.to)
 

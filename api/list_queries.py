@@ -88,9 +88,10 @@ class InTime(Query):
     from_: From = None
     to: To = None
 
-    def refuse_reversed(self) -> None:
-        """Raise a problem where the range holds nothing."""
+    @model_validator(mode="after")
+    def _no_empty_range(self) -> Self:
         refuse_empty(self.from_, self.to)
+        return self
 
 
 class PermissionsQuery(InTime):
@@ -154,6 +155,11 @@ class CampaignsQuery(Query):
     limit: Limit = LIMIT
     cursor: Cursor = None
     at_least: AtLeast = None
+
+    @model_validator(mode="after")
+    def _no_empty_range(self) -> Self:
+        refuse_empty(self.stops_from, self.stops_before, "stops_from", "stops_before")
+        return self
 
 
 class HistoryQuery(Query):

@@ -12,7 +12,6 @@ from api.auth import Caller, allow
 from api.cursors import cursor_in_time, link_next, place_in_time
 from api.list_models import CampaignsAnswer, PermissionsAnswer, RedemptionsAnswer, SharesAnswer
 from api.list_queries import CampaignsQuery, PermissionsQuery, RedemptionsQuery, SharesQuery
-from api.queries import refuse_empty
 from api.route import Route
 from api.wiring import Cursor
 from projections import campaigns, codes, permissions, redemptions, shares, view
@@ -40,7 +39,6 @@ async def list_permissions(
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
 ) -> Response:
     """List creators by when their Ad Authorization was last switched; a creator's key sees its own."""
-    query.refuse_reversed()
 
     async def page(cur: Cursor) -> list[PermissionRow]:
         return await permissions.search(
@@ -67,7 +65,6 @@ async def list_shares(
 ) -> Response:
     """List who was given which code, over which channel and when; a creator's or brand's key sees its own."""
     caller.ask_by_names(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
-    query.refuse_reversed()
     ours = caller.key.subjects
 
     async def page(cur: Cursor) -> tuple[list[OfCode[ShareRow]], int]:
@@ -104,7 +101,6 @@ async def list_redemptions(
 ) -> Response:
     """List who entered which code, and who was turned away and why; a creator's or brand's key sees its own."""
     caller.ask_by_names(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
-    query.refuse_reversed()
 
     async def page(cur: Cursor) -> tuple[list[OfCode[AttemptRow]], int]:
         upto = await view.reached(cur, caller.ledger_id, redemptions.NAME, codes.NAME)
@@ -140,7 +136,6 @@ async def list_campaigns(
 ) -> Response:
     """List campaigns by the day each will stop, and by what; a creator's or brand's key sees its own."""
     caller.ask_by_names(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
-    refuse_empty(query.stops_from, query.stops_before, "stops_from", "stops_before")
     now = caller.services.now()
 
     async def page(cur: Cursor) -> list[CampaignRow]:

@@ -24,7 +24,7 @@ from api.exports import Export
 from api.problems import Problem
 from api.trail import KeyNames
 from infra.bootstrap import find_ledger
-from infra.callers.accesses import Access
+from infra.callers.accesses import MACHINE_ROLE, Access
 from infra.callers.identity import Identity
 from infra.database import Database
 from infra.keys.keyring import Keyring
@@ -84,7 +84,7 @@ class Reading:
     async def enter(self, command: str, asked: Mapping[str, Any], media_type: str) -> UUID:
         """Record what is about to be read."""
         query = orjson.dumps(with_words_sealed(self.keys, asked), option=orjson.OPT_SORT_KEYS)
-        access = Access(None, "machine", command, query, media_type, 0, None, secrets.token_hex(16))
+        access = Access(None, MACHINE_ROLE, command, query, media_type, 0, None, secrets.token_hex(16))
         return await self.views.accesses.record(self.ledger_id, access)
 
 
@@ -186,6 +186,8 @@ async def ask(where: Where, query: BatchQuery, path: Path, output: Path | None, 
         Unavailable: the database is away, or the view of codes has not read so far.
 
     """
+    if output is not None:
+        _refuse_taken(output)
     async with reading(where) as opened:
         try:
             asked_by = await asker(opened.views, opened.store, opened.ledger_id, query, datetime.now(UTC))

@@ -1,7 +1,7 @@
 """How many, day by day: codes in each state, windows that end, redemptions and how long they took, refusals, campaigns?
 
-Reads all that moves a code from one state to another, and what is counted besides. Read by the statistics. Days are of
-effective time, in UTC.
+Reads all that moves a code from one state to another, and what is counted besides. Read by the statistics, and by the
+list of codes for those that were live at a moment. Days are of effective time, in UTC.
 
 A code's row tells its whole way from state to state, the end of its window included, which the clock alone brings
 about. From it follow the code's figures: on which day it enters and leaves which state, when what ends. An event

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # A year and a month: who audits once a year still finds who audited a year ago.
 KEEP_ACCESSES_DAYS: Final = 400
+# The role of whoever sits at the machine and uses the command line, with no key.
+MACHINE_ROLE: Final = "machine"
 # Whose reads of an hour are one entry: services that ask again and again for what is new.
 TOLD_TOGETHER: Final = "subscriber"
 
@@ -91,7 +93,7 @@ class Access:
 
     Attributes:
         key_id: whose key; None for the command line.
-        role: the key's, or "machine" for the command line.
+        role: the key's, or `MACHINE_ROLE`.
         route: the template of the address, or the command.
         query: what was asked, as JSON.
         format: of the answer, as a media type.

@@ -90,6 +90,18 @@ def test_the_answer_has_the_format_that_is_wanted(world: World) -> None:
     assert verdicts(lines)[0]["reason"] == "no_code"
 
 
+def test_a_line_of_a_table_is_told_whether_a_quote_or_a_cell_is_wrong(world: World) -> None:
+    answers = verdicts(
+        ask(world, 'video_id,advertiser_id\n"w,a\n"w"x,a\nw\n', CSV | {"Accept": "application/x-ndjson"})
+    )
+    quote = "A quote in this line does not close, or text follows on one that does."
+    assert [answer["error"] for answer in answers] == [
+        quote,
+        quote,
+        "A line of this table has 2 cells, separated by commas.",
+    ]
+
+
 def test_a_bad_line_is_told_so_under_its_number_and_ends_nothing(world: World) -> None:
     good = '{"video_id": "v", "advertiser_id": "a"}'
     bad = [

@@ -123,6 +123,27 @@ def test_filters_that_nothing_can_meet_together_are_refused(
     assert answer.json()["errors"] == [{"pointer": pointer, "problem": problem}]
 
 
+RANGES = [
+    ("/v1/permissions", "from", "to"),
+    ("/v1/shares", "from", "to"),
+    ("/v1/redemptions", "from", "to"),
+    ("/v1/campaigns", "stops_from", "stops_before"),
+    ("/v1/events", "from", "to"),
+    ("/v1/exports/events", "from", "to"),
+    ("/v1/accesses", "from", "to"),
+    ("/v1/codes", "live_at", "expires_before"),
+]
+
+
+@pytest.mark.parametrize(("path", "since", "until"), RANGES)
+def test_a_range_that_holds_nothing_is_refused_by_every_list(world: World, path: str, since: str, until: str) -> None:
+    for first, end in ((days(-1), days(-2)), (days(-1),) * 2):
+        answer = world.client.get(path, params={since: first, until: end})
+        problem = f"This is not later than `{since}`, so the range holds nothing."
+        assert refused(answer) == (400, "malformed_query")
+        assert answer.json()["errors"] == [{"pointer": f"/{until}", "problem": problem}]
+
+
 def test_attempts_are_listed_by_outcome_and_reason(world: World) -> None:
     code = world.generate()
     world.share(code)

@@ -73,7 +73,7 @@ def test_a_file_that_is_there_is_not_written_over(world: World, tmp_path: Path) 
     path.write_text("mine")
     with pytest.raises(offline.OfflineError, match="is there already"):
         export(world, path)
-    assert path.read_text() == "mine"
+    assert (path.read_text(), machine(world)) == ("mine", [])
 
 
 def test_an_export_that_breaks_off_leaves_no_file_and_is_recorded_so(

@@ -108,6 +108,8 @@ def test_a_malformed_query_is_refused(world: World, query: dict[str, str], code:
         ("/v1/codes", {"limit": "9" * 6_000}, "This is not a whole number from 0 upwards."),
         ("/v1/events", {"code_id": "\N{BLACK HEART SUIT}"}, "This is not the id of a code, a UUID."),
         ("/v1/shares", {"code_id": "z"}, "This is not the id of a code, a UUID."),
+        ("/v1/accesses", {"actor": "ada"}, "The id of a key is expected here, or machine."),
+        ("/v1/stats/days", {"from": "2099-12-31"}, "This day lies ahead. Give `to` as well: absent, it is today."),
     ],
 )
 def test_what_is_wrong_with_a_parameter_is_said_without_showing_it(
@@ -119,7 +121,16 @@ def test_what_is_wrong_with_a_parameter_is_said_without_showing_it(
 
 
 def test_a_parameter_sent_twice_is_refused(world: World) -> None:
-    assert refused(world.client.get("/v1/codes?limit=1&limit=2")) == (400, "malformed_query")
+    known, unknown = (world.client.get(f"/v1/codes?{query}") for query in ("limit=1&limit=2", "sekret=1&sekret=2"))
+    assert refused(known) == refused(unknown) == (400, "malformed_query")
+    assert known.json()["detail"] == "The parameter `limit` is sent more than once."
+    assert unknown.json()["detail"] == "A query parameter is sent more than once."
+
+
+def test_more_parameters_than_there_are_is_refused(world: World) -> None:
+    answer = world.client.get("/v1/codes?" + "&".join(f"p{number}=1" for number in range(51)))
+    assert refused(answer) == (400, "malformed_query")
+    assert answer.json()["detail"] == "There are more than 50 parameters in the query."
 
 
 def test_an_unknown_code_and_what_is_no_code_id_are_told_the_same(world: World) -> None:
