@@ -16,7 +16,7 @@ import typer
 from infra.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from infra.keys.custody import Custodian
+    from infra.crypto.master_keys import KeyProvider
 
 START_S: Final = 60.0
 # The children have this long to end; with PostgreSQL after them, everything is down within five seconds.
@@ -64,8 +64,8 @@ def database(settings: Settings, *, begins: bool = False) -> Iterator[Place]:
             worker=worker.get_secret_value() if worker else url,
         )
         return
-    from infra.postgres.embedded import attach_or_start
-    from infra.supervisor import exit_on_signals
+    from infra.postgres.embedded.server import attach_or_start
+    from infra.processes.supervisor import exit_on_signals
 
     if not begins and not (settings.data_dir / "postgres").exists():
         raise SettingsError(
@@ -81,19 +81,20 @@ def main() -> None:
     import psycopg
 
     from domain.errors import Refused
-    from infra.callers.identity import LedgerExists
+    from infra.auth.authenticator import LedgerExists
+    from infra.crypto.envelope import MasterKeyError
     from infra.errors import KeyNotRotatable, Unavailable
-    from infra.keys.vault import MasterKeyError
-    from infra.migrate import MigrationError
-    from infra.postgres.embedded import PostgresError
-    from infra.supervisor import SupervisorError
-    from projections.runner import Busy, Poisoned
+    from infra.postgres.embedded.server import PostgresError
+    from infra.postgres.migrate import MigrationError
+    from infra.processes.supervisor import SupervisorError
+    from projections.engine.projector import PoisonEvent
+    from projections.engine.rebuild import Busy
 
     try:
         app(standalone_mode=True)
     except (
         *(SettingsError, PostgresError, SupervisorError, MigrationError, MasterKeyError),
-        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused, Busy, Poisoned),
+        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused, Busy, PoisonEvent),
     ) as error:
         _fail(str(error) or str(error.__doc__))
     except psycopg.OperationalError as error:
@@ -109,9 +110,9 @@ def _fail(message: str) -> None:
 @app.command()
 def up() -> None:
     """Run everything in the foreground: PostgreSQL, migrations, API, views, expiry. Ctrl-C stops it all."""
-    from infra.postgres.embedded import EmbeddedPostgres
-    from infra.supervisor import exit_on_signals
-    from infra.telemetry import configure_logs
+    from infra.postgres.embedded.server import EmbeddedPostgres
+    from infra.processes.logs import configure_logs
+    from infra.processes.supervisor import exit_on_signals
 
     settings = load_settings()
     configure_logs()
@@ -125,7 +126,7 @@ def up() -> None:
 
 
 def _run_everything(settings: Settings, place: Place) -> None:
-    from infra.supervisor import Child, Supervisor
+    from infra.processes.supervisor import Child, Supervisor
 
     generated = _prepare(settings, place)
     if generated is not None:
@@ -149,9 +150,9 @@ def _prepare(settings: Settings, place: Place) -> str | None:
     """Migrate, and make the first ledger and its administrator; return the admin key if it was generated now."""
     import asyncio
 
-    from infra.bootstrap import first_keys
-    from infra.migrate import migrate as apply
-    from infra.worker import create_views
+    from infra.auth.bootstrap import first_keys
+    from infra.postgres.migrate import migrate as apply
+    from infra.processes.worker import create_views
 
     passwords = {
         role: password.get_secret_value()
@@ -177,14 +178,14 @@ def _welcome(settings: Settings, url: str) -> None:
 @app.command()
 def serve() -> None:
     """Run the API alone."""
-    from infra.supervisor import announce_ready, die_with_parent
-    from infra.telemetry import configure_logs
+    from infra.processes.logs import configure_logs
+    from infra.processes.supervisor import announce_ready, die_with_parent
 
     settings = load_settings()
     die_with_parent()
     configure_logs()
     with database(settings) as place:
-        from api.server import run
+        from api.http.server import run
 
         run(settings, place.api, _master_key(settings), started=announce_ready)
 
@@ -196,9 +197,9 @@ def work(
     """Run views, expiry, publishing and webhooks alone."""
     import uvloop
 
-    from infra.supervisor import announce_ready, die_with_parent
-    from infra.telemetry import configure_logs
-    from infra.worker import PARTS, run
+    from infra.processes.logs import configure_logs
+    from infra.processes.supervisor import announce_ready, die_with_parent
+    from infra.processes.worker import PARTS, run
 
     wanted = frozenset(part.strip() for part in only.split(",") if part.strip()) or frozenset(PARTS)
     unknown = wanted - set(PARTS)
@@ -214,7 +215,9 @@ def work(
     with database(settings) as place:
         publishers = []
         if publish:
-            from infra.kafka import publisher  # here, for loading Kafka's client takes longer than all the rest
+            from infra.delivery.kafka import (
+                publisher,  # here, for loading Kafka's client takes longer than all the rest
+            )
 
             publishers = publisher.publishers(place.worker, settings)
         uvloop.run(
@@ -245,8 +248,8 @@ def rebuild(view: Annotated[str, typer.Argument(help="The view to fill anew from
     """Fill a view anew beside itself, then switch: reads go on meanwhile. What was killed goes on where it stood."""
     import uvloop
 
-    from infra.showing import showing
-    from infra.upkeep import rebuild as fill
+    from infra.views.commands import rebuild as fill
+    from infra.views.progress_display import showing
     from projections import VIEWS
 
     names = [known.name for known in VIEWS]
@@ -262,7 +265,7 @@ def views_list() -> None:
     """List the views: how far each has read, what stopped those that did, and what was skipped."""
     import asyncio
 
-    from infra.upkeep import overview
+    from infra.views.commands import overview
 
     with database(load_settings()) as place:
         found = asyncio.run(overview(place.worker))
@@ -283,7 +286,7 @@ def views_skip(
     """Let a view that has stopped skip the event which stopped it. Who, why and when is kept."""
     import asyncio
 
-    from infra.upkeep import skip, who_asks
+    from infra.views.commands import skip, who_asks
 
     if not reason.strip():
         message = "say why the view may do without the event"
@@ -329,8 +332,8 @@ def keys_create(
     """Mint a key and show it, once."""
     from datetime import UTC, datetime, timedelta
 
-    from infra.bootstrap import mint
-    from infra.callers.api_key import Subjects
+    from infra.auth.api_keys import Subjects
+    from infra.auth.bootstrap import mint
 
     subjects = Subjects(frozenset(creator_id or ()), frozenset(brand_id or ()), frozenset(advertiser_id or ()))
     checked = _checked_role(role, subjects)
@@ -347,7 +350,7 @@ def _checked_role(role: str, subjects: Any) -> Any:
     from typing import get_args
 
     from domain.values import Role
-    from infra.callers.api_key import subjects_problem
+    from infra.auth.api_keys import subjects_problem
 
     if role not in get_args(Role):
         message = f"a role is one of {', '.join(get_args(Role))}"
@@ -361,7 +364,7 @@ def _checked_role(role: str, subjects: Any) -> Any:
 @keys.command("list")
 def keys_list(ledger: Annotated[str, typer.Option(help="Whose keys.")] = "main") -> None:
     """List a ledger's keys, newest first; never their text."""
-    from infra.bootstrap import list_keys
+    from infra.auth.bootstrap import list_keys
 
     for key in _with_database(lambda place, master: list_keys(place.owner, master, ledger)):
         state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
@@ -382,7 +385,7 @@ def keys_rotate(
     ] = 3600,
 ) -> None:
     """Give a key another text and show it, once; the one it had works on until the overlap ends."""
-    from infra.bootstrap import rotate_key
+    from infra.auth.bootstrap import rotate_key
 
     wanted = _checked_key_id(key_id)
     text = _with_database(lambda place, key: rotate_key(place.owner, key, ledger, wanted, overlap_seconds))
@@ -392,7 +395,7 @@ def keys_rotate(
 @keys.command("revoke")
 def keys_revoke(key_id: str, ledger: Annotated[str, typer.Option(help="Whose key.")] = "main") -> None:
     """Revoke a key for good, at once."""
-    from infra.bootstrap import revoke_key
+    from infra.auth.bootstrap import revoke_key
 
     wanted = _checked_key_id(key_id)
     _with_database(lambda place, master: revoke_key(place.owner, master, ledger, wanted))
@@ -415,7 +418,7 @@ def ledgers_create(name: str) -> None:
     import re
 
     from domain.values import ID_PATTERN
-    from infra.bootstrap import begin_ledger
+    from infra.auth.bootstrap import begin_ledger
 
     if not re.fullmatch(ID_PATTERN, name):
         message = "a ledger's name is 1 to 128 of: letters, digits, . _ : @ -"
@@ -427,7 +430,7 @@ def ledgers_create(name: str) -> None:
 @ledgers.command("list")
 def ledgers_list() -> None:
     """List the ledgers."""
-    from infra.bootstrap import list_ledgers
+    from infra.auth.bootstrap import list_ledgers
 
     for ledger_id, name in _with_database(lambda place, master: list_ledgers(place.owner, master)):
         typer.echo(f"{ledger_id:>6}  {name}")
@@ -436,7 +439,7 @@ def ledgers_list() -> None:
 @master_keys.command("show")
 def master_key_show() -> None:
     """Tell by short ids which master keys were given, and how many keys are wrapped with each."""
-    from infra.keys import rotation
+    from infra.crypto import rotation
 
     for state in _with_database(lambda place, key: rotation.states(place.owner, key)):
         words = ["present" if state.present else "", "given" if state.given else "not given"]
@@ -446,7 +449,7 @@ def master_key_show() -> None:
 @master_keys.command("rotate")
 def master_key_rotate() -> None:
     """Wrap every key with another master key, while everything runs; one that was killed is just begun again."""
-    from infra.keys import rotation
+    from infra.crypto import rotation
 
     with _progress() as say:
         new = _with_database(lambda place, key: rotation.rotate(place.owner, key, say))
@@ -470,8 +473,8 @@ def erase(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
 ) -> None:
     """Erase a creator: destroy the key that their secrets and notes are sealed under, for good."""
-    from api.fields import MAX_REASON_CHARACTERS
-    from infra.keys import erasure
+    from api.http.fields import MAX_REASON_CHARACTERS
+    from infra.jobs import erasure
 
     if not 1 <= len(reason.strip()) <= MAX_REASON_CHARACTERS:
         message = f"a reason has 1 to {MAX_REASON_CHARACTERS} characters"
@@ -491,7 +494,7 @@ def export(
 ) -> None:
     """Export the audit trail to a file, which is there whole or not at all; or check such a file."""
     from api import export_files, offline
-    from api.queries import MAX_Q_CHARACTERS
+    from api.http.query_params import MAX_Q_CHARACTERS
 
     if verify is not None and file is None:
         typer.echo(f"{verify} is whole: {export_files.verify(verify)}.")
@@ -534,7 +537,7 @@ def _wanted(read: Callable[..., Any], *given: Any) -> Any:
 @app.command()
 def demo() -> None:
     """Walk through the whole life of a code against a running server, saying what each step recorded."""
-    from infra.bootstrap import mint, revoke_key
+    from infra.auth.bootstrap import mint, revoke_key
 
     settings = load_settings()
     minted, key = _with_database(
@@ -580,10 +583,10 @@ def _with_database(action: Any, settings: Settings | None = None) -> Any:
         return asyncio.run(action(place, _master_key(settings)))
 
 
-def _master_key(settings: Settings) -> Custodian:
-    from infra.keys.custody import custodian
+def _master_key(settings: Settings) -> KeyProvider:
+    from infra.crypto.master_keys import key_provider
 
-    return custodian(settings)
+    return key_provider(settings)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from api.fields import MOMENT_SCHEMA, State
+from api.http.fields import MOMENT_SCHEMA, State
 from domain.values import Channel, Role, Source
 
 _MOMENT = {name: value for name, value in MOMENT_SCHEMA.items() if name != "pattern"}

@@ -9,32 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Final
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api import headers
-from api.accesses import enter
+from api.access_log import enter
 from api.answer_models import EventAnswer
-from api.answers import answer
 from api.audit_models import EventsAnswer
 from api.audit_queries import EventsQuery
-from api.auth import Caller, allow
-from api.cursors import around, beside, either_way, links
-from api.finding import Within, find, own, stopped
-from api.problems import Problem
+from api.event_content import csv_head, csv_text, event_content, names_in, names_of, ndjson, row_content
+from api.event_search import Within, find, own, stopped
+from api.http import headers
+from api.http.caller import Caller, allow
+from api.http.cursors import around, beside, either_way, links
+from api.http.dependencies import Cursor
+from api.http.problems import Problem
+from api.http.responses import answer
+from api.http.route import Route
 from api.reads import refuse_ahead
-from api.route import Route
-from api.trail import csv_head, csv_text, event_content, names_in, names_of, ndjson, row_content
-from api.wiring import Cursor
 from domain.code import Code
 from domain.creator import Creator
-from infra.log.trail import POSITION
-from projections import history, trail
+from infra.eventstore.event_rows import POSITION
+from projections import event_index, index_scan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from api.finding import Rows
-    from api.query_language import Asked
-    from domain.recorded import Recorded
-    from infra.log.trail import Row
+    from api.event_search import Rows
+    from api.query_language import ParsedQuery
+    from domain.recorded import RecordedEvent
+    from infra.eventstore.event_rows import Row
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -68,7 +68,7 @@ async def list_events(
         "Vary": "Accept",
         "Ledger-Position": str(page.upto),
         "Search-Complete": str(page.found.complete).lower(),
-        "Looked-Through": str(page.found.looked_through),
+        "Looked-Through": str(page.found.rows_scanned),
         **links(caller.request, **page.cursors),
     }
     total = {} if query.total is None else {"total": await _total(caller, query, asked, page)}
@@ -85,7 +85,7 @@ async def list_events(
                 "next_cursor": page.cursors["next"],
                 "prev_cursor": page.cursors["prev"],
                 "complete": page.found.complete,
-                "looked_through": page.found.looked_through,
+                "looked_through": page.found.rows_scanned,
                 **total,
             }
             return answer(content, 200, told)
@@ -133,8 +133,8 @@ class _Page:
     cursors: dict[str, str | None]
 
 
-async def _page(caller: Caller, query: EventsQuery, asked: Asked) -> _Page:
-    low, high = query.after or 0, trail.END if query.before is None else query.before
+async def _page(caller: Caller, query: EventsQuery, asked: ParsedQuery) -> _Page:
+    low, high = query.after or 0, index_scan.END if query.before is None else query.before
     place, back = (None, False) if query.cursor is None else either_way(query.cursor, query.same())
     ascending = query.order == "asc"
     upwards = ascending is not back
@@ -158,26 +158,26 @@ async def _page(caller: Caller, query: EventsQuery, asked: Asked) -> _Page:
     return _Page(shown, found, upto, after, beside(query.same(), after, before))
 
 
-async def _total(caller: Caller, query: EventsQuery, asked: Asked, page: _Page) -> int:
+async def _total(caller: Caller, query: EventsQuery, asked: ParsedQuery, page: _Page) -> int:
     """Return about how many events there are in all: exactly where this page is all, or where positions tell."""
     if query.cursor is None and page.next is None:
         return len(page.shown)
-    low, high = query.after or 0, trail.END if query.before is None else query.before
+    low, high = query.after or 0, index_scan.END if query.before is None else query.before
     if not asked.conditions:
         head = await caller.services.ledgers.store.head(caller.ledger_id)
         total = max(0, min(head, high - 1) - low)
     else:
 
         async def estimate(cur: Cursor) -> int:
-            return await trail.estimate(cur, caller.ledger_id, asked.conditions, after=low, before=high)
+            return await index_scan.estimate(cur, caller.ledger_id, asked.conditions, after=low, before=high)
 
-        total, _ = await caller.services.views.read(caller.ledger_id, estimate, view=history.NAME)
+        total, _ = await caller.services.views.read(caller.ledger_id, estimate, view=event_index.NAME)
     if asked.words:
-        total = total * len(page.found.rows) // max(page.found.looked_through, 1)
+        total = total * len(page.found.rows) // max(page.found.rows_scanned, 1)
     return max(total, len(page.shown))
 
 
-def _creator_of(first: Recorded) -> str:
+def _creator_of(first: RecordedEvent) -> str:
     """Return the creator whom a stream concerns, from its first event."""
     event = first.event
     return event.creator_id if isinstance(event, Code.Generated | Creator.Enabled) else ""

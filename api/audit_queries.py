@@ -9,9 +9,10 @@ from uuid import UUID
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.fields import NO_NUL, Id, Moment
-from api.problems import Problem, malformed_query
-from api.queries import (
+from api.event_content import KINDS
+from api.http.fields import NO_NUL, Id, Moment
+from api.http.problems import Problem, malformed_query
+from api.http.query_params import (
     LIMIT,
     MAX_CURSOR_CHARACTERS,
     MAX_Q_CHARACTERS,
@@ -23,13 +24,12 @@ from api.queries import (
     Query,
     refuse_empty,
 )
-from api.query_language import Asked, QueryError, parameter, parse
-from api.trail import KINDS
-from infra.callers.accesses import MACHINE_ROLE, Wanted
-from projections.trail import Among, Between
+from api.query_language import ParsedQuery, QueryError, parameter, parse
+from infra.auth.access_log import MACHINE_ROLE, AccessFilter
+from projections.index_scan import Among, Between
 
 if TYPE_CHECKING:
-    from projections.trail import Condition
+    from projections.index_scan import Condition
 
 Cursor = Annotated[
     str | None,
@@ -95,7 +95,7 @@ class Conditions(Query):
         refuse_empty(self.from_, self.to)
         return self
 
-    def asked(self) -> Asked:
+    def asked(self) -> ParsedQuery:
         """Return what the history is searched by, and what must stand in the summaries.
 
         Raises:
@@ -114,13 +114,13 @@ class Conditions(Query):
         if self.from_ is not None or self.to is not None:
             conditions.append(Between("recorded_at", self.from_, self.to))
         if self.q is None:
-            return Asked(tuple(conditions))
+            return ParsedQuery(tuple(conditions))
         try:
             asked = parse(self.q)
         except QueryError as error:
             wrong = {"pointer": "/q", "problem": error.problem, "offset": error.offset}
             raise Problem("malformed_query", members={"errors": [wrong]}) from None
-        return Asked((*conditions, *asked.conditions), asked.words)
+        return ParsedQuery((*conditions, *asked.conditions), asked.words)
 
     def given(self) -> dict[str, Any]:
         """Return what was asked, under the names of the parameters."""
@@ -177,11 +177,11 @@ class AccessesQuery(Query):
         refuse_empty(self.from_, self.to)
         return self
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> AccessFilter:
         """Return which accesses are asked for."""
         machine = self.actor == MACHINE_ROLE
         key_id = None if self.actor is None or machine else UUID(self.actor)
-        return Wanted(key_id, machine, self.from_, self.to)
+        return AccessFilter(key_id, machine, self.from_, self.to)
 
     def same(self) -> dict[str, Any]:
         """Return what must be the same for a cursor to be good."""

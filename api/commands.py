@@ -8,7 +8,6 @@ from typing import Annotated, Final
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from api import headers
 from api.answer_models import (
     CampaignAnswer,
     CodeAnswer,
@@ -18,11 +17,13 @@ from api.answer_models import (
     RedemptionAnswer,
     RevealAnswer,
 )
-from api.answers import NO_STORE, answer, code_answer, created_or_repeated, replayed, stands, warnings
-from api.auth import UNBOUND, Caller, allow
-from api.execution import Guarded, creator_of, execute, loaded, owned, policy_of
-from api.problems import Problem, malformed_body, too_many
-from api.route import Route
+from api.http import headers
+from api.http.caller import UNBOUND, Caller, allow
+from api.http.command_context import Guarded, creator_of, execute, loaded, owned, policy_of
+from api.http.dependencies import limits_of
+from api.http.problems import Problem, malformed_body, too_many
+from api.http.responses import NO_STORE, answer, code_answer, created_or_repeated, replayed, stands, warnings
+from api.http.route import Route
 from api.schemas import (
     AddNote,
     EndCampaign,
@@ -36,7 +37,6 @@ from api.schemas import (
     SetPermission,
     ShareCode,
 )
-from api.wiring import limits_of
 from domain import commands
 from domain.campaign import Campaign, Share
 from domain.code import Code
@@ -379,7 +379,7 @@ def _refuse_guessing(caller: Caller) -> None:
 
 
 def _guessed(caller: Caller) -> Unknown:
-    """Count an attempt at a code that nobody generated against the key; `api.refused` counts it for the statistics."""
+    """Count an attempt at a code that nobody generated against the key; `denied_attempts` counts it for statistics."""
     _count_guess(caller)
     return Unknown("code")
 

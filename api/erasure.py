@@ -10,23 +10,23 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from api import headers
 from api.answer_models import ActorEntry, Answer, CreatorId, Moment, Position
-from api.answers import answer, replayed, stands
-from api.auth import Caller, allow
-from api.execution import Guarded, execute
-from api.fields import Reason
-from api.problems import Problem
-from api.route import Route
+from api.event_content import event_content, names_of
+from api.http import headers
+from api.http.caller import Caller, allow
+from api.http.command_context import Guarded, execute
+from api.http.fields import Reason
+from api.http.problems import Problem
+from api.http.responses import answer, replayed, stands
+from api.http.route import Route
 from api.schemas import Command
-from api.trail import event_content, names_of
 from domain import commands
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
 from domain.errors import StaleVersion
-from infra.callers.minting import Asker
+from infra.auth.key_admin import Asker
 from infra.errors import KeyNoLongerValid, Unavailable
-from infra.keys.erasure import Erasure, Erasures
+from infra.jobs.erasure import Erasure, Erasures
 
 router = APIRouter(route_class=Route, tags=["Erasure"])
 

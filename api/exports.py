@@ -19,27 +19,27 @@ import orjson
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.accesses import enter
+from api.access_log import enter
 from api.audit_queries import ExportQuery
-from api.auth import Caller, allow
+from api.event_content import CSV_COLUMNS, csv_head, csv_lines, csv_text, names_in, ndjson, row_content
+from api.event_search import Within, find, stopped
 from api.export_files import digest_of
-from api.finding import Within, find, stopped
+from api.http.caller import Caller, allow
+from api.http.route import Route
+from api.http.streaming_download import Pieces, refuse_revoked
 from api.reads import refuse_ahead
-from api.route import Route
-from api.sending import Pieces, refuse_revoked
-from api.trail import CSV_COLUMNS, csv_head, csv_lines, csv_text, names_in, ndjson, row_content
-from infra.log.trail import POSITION
-from projections import history
-from projections.trail import END
+from infra.eventstore.event_rows import POSITION
+from projections import event_index
+from projections.index_scan import END
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from uuid import UUID
 
-    from api.query_language import Asked
-    from api.trail import KeyNames
-    from infra.log.trail import Row
-    from infra.views import Views
+    from api.event_content import KeyNames
+    from api.query_language import ParsedQuery
+    from infra.eventstore.event_rows import Row
+    from infra.views.reader import ViewReader
 
 Format = Literal["ndjson", "csv"]
 MEDIA_TYPES: Final[Mapping[Format, str]] = {"ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
@@ -78,7 +78,7 @@ class Export:
 
     ledger_id: int
     ledger: str
-    asked: Asked
+    asked: ParsedQuery
     given: Mapping[str, Any]
     format: Format
     head: int
@@ -96,7 +96,7 @@ class Export:
         """Begin with what the log itself has."""
         self.upto = self.head
 
-    async def reach(self, views: Views) -> None:
+    async def reach(self, views: ViewReader) -> None:
         """Wait until what is asked for can be found, before anything is sent: it would break the export off.
 
         Raises:
@@ -105,7 +105,7 @@ class Export:
         """
         if self.asked.conditions:
             wanted = min(self.head, self.high - 1)
-            found = await views.reach(self.ledger_id, history.NAME, wanted)
+            found = await views.reach(self.ledger_id, event_index.NAME, wanted)
             if found < wanted:
                 self.upto = found
                 if found <= self.low:
@@ -117,7 +117,7 @@ class Export:
         return self.upto == self.head
 
     async def pieces(
-        self, views: Views, key_names: KeyNames, go_on: Callable[[], Awaitable[None]] | None = None
+        self, views: ViewReader, key_names: KeyNames, go_on: Callable[[], Awaitable[None]] | None = None
     ) -> AsyncGenerator[bytes]:
         """Yield what an export consists of, the trailer last; `go_on` may end it before every page.
 
@@ -143,7 +143,7 @@ class Export:
             coming.cancel()
         yield self._trailer()
 
-    async def _pages(self, views: Views) -> AsyncGenerator[Sequence[Row]]:
+    async def _pages(self, views: ViewReader) -> AsyncGenerator[Sequence[Row]]:
         within = Within(self.low, min(self.high, self.upto + 1), budget=_BUDGET)
         while True:
             found = await find(views, self.ledger_id, self.asked, within, PAGE_EVENTS)

@@ -9,17 +9,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import PlainTextResponse, Response
 
 from api.answer_models import HealthAnswer
-from api.answers import answer
-from api.route import Route
-from api.wiring import Cursor, services_of
+from api.http.dependencies import Cursor, services_of
+from api.http.responses import answer
+from api.http.route import Route
+from infra.delivery.kafka.publication_status import lags
 from infra.errors import Unavailable
-from infra.kafka.publications import lags
-from projections import codes, view
+from projections import codes
+from projections.engine import view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from api.wiring import Services
+    from api.http.dependencies import Services
 
 READ_ONLY: Final = "The database takes no writes: it is a standby, or was made read-only. Reads are answered."
 # The views' states are those of the database, not of a ledger.

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api import headers
-from api.accesses import enter
-from api.answers import answer, stands
-from api.auth import Caller, allow
-from api.cursors import cursor, link_next, place_of
+from api.access_log import enter
+from api.event_content import event_content, names_of, shown_to, unsealed_notes
+from api.http import headers
+from api.http.caller import Caller, allow
+from api.http.cursors import cursor, link_next, place_of
+from api.http.responses import answer, stands
+from api.http.route import Route
 from api.list_models import HistoryAnswer
 from api.list_queries import HistoryQuery
 from api.reads import known_at, refuse_ahead, stream_of, upto
-from api.route import Route
-from api.trail import event_content, names_of, shown_to, unsealed_notes
 from domain.changes import COUNTS, changes_of_code, changes_of_permission
 from domain.errors import Unknown
-from domain.recorded import replay_code, true_at
+from domain.recorded import effective_as_of, replay_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from domain.changes import Change
-    from domain.recorded import Recorded
+    from domain.recorded import RecordedEvent
 
 router = APIRouter(route_class=Route, tags=["Reads"])
 
@@ -84,7 +84,7 @@ async def _page(
     caller: Caller,
     query: HistoryQuery,
     subject: dict[str, str],
-    told: Iterable[tuple[Recorded, list[Change]]],
+    told: Iterable[tuple[RecordedEvent, list[Change]]],
     stands: dict[str, str],
     *,
     notes: bool,
@@ -98,7 +98,9 @@ async def _page(
     after = 0 if query.cursor is None else place_of(query.cursor, same_query)
     changed = {recorded.position: changes for recorded, changes in told}
     recorded = [one for one, _ in told]
-    kept = [one for one in (recorded if query.at is None else true_at(recorded, query.at)) if one.position > after]
+    kept = [
+        one for one in (recorded if query.at is None else effective_as_of(recorded, query.at)) if one.position > after
+    ]
     following, shown = None, kept[: query.limit]
     if len(kept) > query.limit:
         following = cursor(shown[-1].position, same_query)

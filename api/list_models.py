@@ -20,7 +20,7 @@ from api.answer_models import (
     VideoId,
     absent,
 )
-from api.fields import State
+from api.http.fields import State
 from domain.values import Channel
 
 Next = Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]

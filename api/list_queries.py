@@ -9,9 +9,9 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.fields import FIRST_YEAR, LAST_YEAR, Id, Moment
-from api.problems import malformed_query
-from api.queries import (
+from api.http.fields import FIRST_YEAR, LAST_YEAR, Id, Moment
+from api.http.problems import malformed_query
+from api.http.query_params import (
     LIMIT,
     MAX_CURSOR_CHARACTERS,
     MAX_LIMIT,

@@ -7,25 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.answers import answer
-from api.auth import Caller, allow
-from api.cursors import cursor_in_time, link_next, place_in_time
+from api.http.caller import Caller, allow
+from api.http.cursors import cursor_in_time, link_next, place_in_time
+from api.http.dependencies import Cursor
+from api.http.responses import answer
+from api.http.route import Route
 from api.list_models import CampaignsAnswer, PermissionsAnswer, RedemptionsAnswer, SharesAnswer
 from api.list_queries import CampaignsQuery, PermissionsQuery, RedemptionsQuery, SharesQuery
-from api.route import Route
-from api.wiring import Cursor
-from projections import campaigns, codes, permissions, redemptions, shares, view
+from projections import campaigns, codes, permissions, redemptions, shares
+from projections.engine import view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
     from projections.campaigns import CampaignRow
-    from projections.paging import Place
+    from projections.code_facts import OfCode
+    from projections.engine.paging import Keyset
     from projections.permissions import PermissionRow
     from projections.redemptions import AttemptRow
     from projections.shares import ShareRow
-    from projections.whose import OfCode
 
 R = TypeVar("R")
 Asked = PermissionsQuery | SharesQuery | RedemptionsQuery | CampaignsQuery
@@ -178,7 +179,7 @@ def _same(query: Asked) -> dict[str, Any]:
     return query.model_dump(exclude={"cursor", "limit", "at_least"})
 
 
-def _after(query: Asked) -> Place | None:
+def _after(query: Asked) -> Keyset | None:
     return None if query.cursor is None else place_in_time(query.cursor, _same(query))
 
 
@@ -189,7 +190,7 @@ def _listed(
     found: Sequence[R],
     position: int,
     content: Callable[[R], dict[str, Any]],
-    place: Callable[[R], Place],
+    place: Callable[[R], Keyset],
 ) -> Response:
     """Answer a page: one more than it holds was looked for, which tells whether another follows."""
     following = None

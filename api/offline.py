@@ -17,30 +17,30 @@ import orjson
 from pydantic import ValidationError
 
 from api.audit_queries import BatchQuery, ExportQuery
-from api.batch import BatchError, answers, asker, lines_of
+from api.authorization_batch import BatchError, answers, asker, lines_of
+from api.event_content import KeyNames
 from api.export_files import whole
 from api.exports import MEDIA_TYPES as EXPORTED
 from api.exports import Export
-from api.problems import Problem
-from api.trail import KeyNames
-from infra.bootstrap import find_ledger
-from infra.callers.accesses import MACHINE_ROLE, Access
-from infra.callers.identity import Identity
-from infra.database import Database
-from infra.keys.keyring import Keyring
-from infra.log.event_store import EventStore
-from infra.runtime import API
-from infra.views import Views
-from infra.words import with_words_sealed
+from api.http.problems import Problem
+from infra.auth.access_log import MACHINE_ROLE, Access
+from infra.auth.authenticator import Authenticator
+from infra.auth.bootstrap import find_ledger
+from infra.crypto.keyring import Keyring
+from infra.crypto.sealed_terms import with_words_sealed
+from infra.eventstore.reader import EventReader
+from infra.postgres.pool import Database
+from infra.processes.runtime import API
+from infra.views.reader import ViewReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
     from uuid import UUID
 
-    from api.batch import Format
-    from infra.keys.custody import Custodian
-    from infra.keys.vault import LedgerKeys
+    from api.authorization_batch import Format
+    from infra.crypto.envelope import LedgerKeys
+    from infra.crypto.master_keys import KeyProvider
 
 SAY_EVERY_S: Final = 0.5
 SESSIONS: Final = 3
@@ -50,7 +50,7 @@ class OfflineError(LookupError):
     """What was asked for cannot be done; the message says why, and what to do."""
 
 
-class Place(Protocol):
+class LogSource(Protocol):
     """A database as the command line reaches it."""
 
     @property
@@ -66,8 +66,8 @@ class Place(Protocol):
 class Where:
     """A ledger by its name, in a database, under a master key."""
 
-    place: Place
-    master_key: Custodian
+    place: LogSource
+    master_key: KeyProvider
     ledger: str
 
 
@@ -76,8 +76,8 @@ class Reading:
     """A ledger, open for reading."""
 
     ledger_id: int
-    views: Views
-    store: EventStore
+    views: ViewReader
+    store: EventReader
     names: KeyNames
     keys: LedgerKeys
 
@@ -100,9 +100,9 @@ async def reading(where: Where) -> AsyncIterator[Reading]:
     database = Database(where.place.api, API, size=SESSIONS)
     await database.open()
     try:
-        names = KeyNames(Identity(database, where.master_key))
+        names = KeyNames(Authenticator(database, where.master_key))
         keys = await Keyring(database, where.master_key).ledger(ledger_id)
-        yield Reading(ledger_id, Views(database), EventStore(database), names, keys)
+        yield Reading(ledger_id, ViewReader(database), EventReader(database), names, keys)
     finally:
         await database.close()
 

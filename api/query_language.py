@@ -27,11 +27,11 @@ from uuid import UUID
 
 from pydantic_core import PydanticCustomError
 
-from api.fields import FIRST_YEAR, LAST_YEAR, parse_moment
-from api.trail import KINDS
+from api.event_content import KINDS
+from api.http.fields import FIRST_YEAR, LAST_YEAR, parse_moment
 from domain.errors import REFUSALS
 from domain.values import ID_PATTERN, Channel, Source
-from projections.trail import Among, Between, Condition, Field
+from projections.index_scan import Among, Between, Condition, Field
 
 MAX_TERMS: Final = 20
 MAX_VALUES: Final = 20
@@ -80,13 +80,13 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedQuery:
     """A query: what the history is searched by, and what must stand in the summaries of what is found."""
 
     conditions: tuple[Condition, ...] = ()
     words: tuple[Words, ...] = ()
 
-    def among(self, field: Field, values: tuple[str, ...]) -> Asked:
+    def among(self, field: Field, values: tuple[str, ...]) -> ParsedQuery:
         """Return a query that also demands that a field is one of some values."""
         return replace(self, conditions=(*self.conditions, Among(field, values)))
 
@@ -147,7 +147,7 @@ def parameter(qualifier: str) -> Callable[[object], object]:
     return read
 
 
-def parse(text: str) -> Asked:
+def parse(text: str) -> ParsedQuery:
     """Read a query.
 
     Raises:
@@ -164,7 +164,7 @@ class _Parser:
         self._conditions: list[Condition] = []
         self._words: list[Words] = []
 
-    def query(self) -> Asked:
+    def query(self) -> ParsedQuery:
         terms = 0
         while self._after_space():
             if terms == MAX_TERMS:
@@ -175,7 +175,7 @@ class _Parser:
             raise QueryError(
                 self._at, "A term is expected here: a text, or a qualifier with its value, such as type:Shared."
             )
-        return Asked(tuple(self._conditions), tuple(self._words))
+        return ParsedQuery(tuple(self._conditions), tuple(self._words))
 
     def _after_space(self) -> bool:
         """Go past space, and tell whether there is more; a term ends at a space."""

@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api import headers
 from api.answer_models import CodeReadAnswer, CodesAnswer, PermissionReadAnswer
-from api.answers import answer, code_content, row_content, stands
-from api.auth import BOUND, Caller, allow
-from api.cursors import cursor, cursor_in_time, link_next, place_in_time, place_of
-from api.fields import MAX_POSITION
-from api.problems import Problem, malformed_query
-from api.queries import CodeQuery, CodesQuery, PermissionQuery
-from api.route import Route
-from api.wiring import Cursor
+from api.http import headers
+from api.http.caller import BOUND, Caller, allow
+from api.http.cursors import cursor, cursor_in_time, link_next, place_in_time, place_of
+from api.http.dependencies import Cursor
+from api.http.fields import MAX_POSITION
+from api.http.problems import Problem, malformed_query
+from api.http.query_params import CodeQuery, CodesQuery, PermissionQuery
+from api.http.responses import answer, code_content, row_content, stands
+from api.http.route import Route
 from domain.creator import Creator
 from domain.errors import Unknown
-from domain.recorded import fold_code, replay_code, true_at
+from domain.recorded import effective_as_of, fold_code, replay_code
 from infra.errors import Unavailable
 from projections import codes, permissions, statistics
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from domain.recorded import Recorded
-    from infra.log.event_store import EventStore
+    from domain.recorded import RecordedEvent
+    from infra.eventstore.reader import EventReader
 
 router = APIRouter(route_class=Route, tags=["Reads"])
 
@@ -57,7 +57,7 @@ async def read_code(
     if query.at is None:
         code = replay_code(stream)
     else:
-        stream, clock = true_at(stream, query.at), query.at
+        stream, clock = effective_as_of(stream, query.at), query.at
         code = fold_code(stream)
     content = code_content(code, caller, now=clock, position=stream[-1].position) | {"as_of": as_of}
     return answer(content, 200, stands(code.command_version, as_of))
@@ -154,7 +154,7 @@ async def read_permission(
             clock = query.at or known
         stream = upto(await ledgers.creator_stream(caller.ledger_id, creator_id), as_of)
         # Each event says whether the switch is on, so the last that had taken effect is the answer.
-        for last in (stream if query.at is None else true_at(stream, query.at))[-1:]:
+        for last in (stream if query.at is None else effective_as_of(stream, query.at))[-1:]:
             enabled, version, position = isinstance(last.event, Creator.Enabled), last.stream_version, last.position
         if stream:
             live_codes = await ledgers.live_codes(caller.ledger_id, stream[0].stream_id, upto=as_of, at=clock)
@@ -179,7 +179,7 @@ async def known_at(caller: Caller, as_of: datetime | int, now: datetime) -> tupl
     return await known_in(caller.services.ledgers.store, caller.ledger_id, as_of, now)
 
 
-async def known_in(store: EventStore, ledger_id: int, as_of: datetime | int, now: datetime) -> tuple[int, datetime]:
+async def known_in(store: EventReader, ledger_id: int, as_of: datetime | int, now: datetime) -> tuple[int, datetime]:
     """Do what `known_at` does, for a ledger that no key was shown for."""
     if isinstance(as_of, datetime):
         if as_of > now:
@@ -204,7 +204,7 @@ async def refuse_ahead(caller: Caller, at_least: int | None) -> None:
         raise Unavailable("The ledger has not reached this position yet. Ask again in a moment.")
 
 
-async def stream_of(caller: Caller, code_id: UUID) -> list[Recorded]:
+async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:
     """Load the events of a code that the caller may read."""
     stream = await caller.services.ledgers.code_stream(caller.ledger_id, code_id)
     if not stream:
@@ -214,6 +214,6 @@ async def stream_of(caller: Caller, code_id: UUID) -> list[Recorded]:
     return stream
 
 
-def upto(stream: list[Recorded], position: int) -> list[Recorded]:
+def upto(stream: list[RecordedEvent], position: int) -> list[RecordedEvent]:
     """Keep what was recorded at or before a position."""
     return [recorded for recorded in stream if recorded.position <= position]

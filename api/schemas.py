@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.fields import (
+from api.http.fields import (
     AdvertiserId,
     Amount,
     BrandId,
@@ -27,9 +27,9 @@ from api.fields import (
     VideoId,
 )
 from domain.values import Channel, Role
-from infra.callers import api_key
-from infra.callers.api_key import MAX_SUBJECTS, subjects_problem
-from infra.callers.minting import MAX_OVERLAP_S
+from infra.auth import api_keys
+from infra.auth.api_keys import MAX_SUBJECTS, subjects_problem
+from infra.auth.key_admin import MAX_OVERLAP_S
 
 # Any whole number is understood; which lengths are allowed is a rule of the ledger, not of the format.
 MAX_DAYS = 2**31 - 1
@@ -204,9 +204,9 @@ class Subjects(Body):
         Field(max_length=MAX_SUBJECTS, description="The advertiser accounts it acts for.", examples=[["adv-7001"]]),
     ] = []
 
-    def as_known(self) -> api_key.Subjects:
+    def as_known(self) -> api_keys.Subjects:
         """Return them as keys have them."""
-        return api_key.Subjects(frozenset(self.creator_ids), frozenset(self.brand_ids), frozenset(self.advertiser_ids))
+        return api_keys.Subjects(frozenset(self.creator_ids), frozenset(self.brand_ids), frozenset(self.advertiser_ids))
 
 
 class CreateKey(Body):

@@ -23,23 +23,23 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
 
-from api.accesses import enter
+from api.access_log import enter
 from api.audit_queries import Conditions
-from api.auth import Caller, allow
-from api.backlog import Backlog
-from api.finding import own
-from api.headers import last_event_id
-from api.limits import Places
-from api.problems import Problem, malformed_query
-from api.protocol import ABORT
-from api.queries import Place
-from api.route import Route
-from api.trail import event_content
+from api.catch_up import Backlog
+from api.event_content import event_content
+from api.event_search import own
+from api.http.caller import Caller, allow
+from api.http.headers import last_event_id
+from api.http.limits import Places
+from api.http.problems import Problem, malformed_query
+from api.http.protocol import ABORT
+from api.http.query_params import Place
+from api.http.route import Route
 from domain.values import CLOCK
-from infra.callers.accesses import TOLD_TOGETHER
+from infra.auth.access_log import TOLD_TOGETHER
 from infra.errors import Unavailable
-from infra.log.selection import Selection
-from infra.log.tail import FellBehind, Tails
+from infra.eventstore.event_filter import EventFilter
+from infra.eventstore.live_subscription import FellBehind, LiveSubscriptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from api.trail import KeyNames
-    from api.wiring import Services
-    from domain.recorded import Recorded
+    from api.event_content import KeyNames
+    from api.http.dependencies import Services
+    from domain.recorded import RecordedEvent
 
 MAX_STREAMS: Final = 1_000
 MAX_STREAMS_OF_A_KEY: Final = 100
@@ -96,7 +96,7 @@ class Stream(EventSourceResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self, streams: Streams, caller: Caller, asked: Mapping[str, Any], selection: Selection, backlog: Backlog
+        self, streams: Streams, caller: Caller, asked: Mapping[str, Any], selection: EventFilter, backlog: Backlog
     ) -> None:
         """Prepare the answer to a request; it runs when it is sent."""
         self.ledger_id = caller.ledger_id
@@ -192,7 +192,7 @@ class Stream(EventSourceResponse):
             elif self._tail.failure is not None:
                 self.ending = "unavailable"
             else:
-                await self._tail.news()
+                await self._tail.wait_for_events()
 
     async def _handed(self, events: Sequence[bytes]) -> AsyncIterator[bytes]:
         """Yield events in chunks, as long as this stream goes on."""
@@ -247,11 +247,11 @@ class Streams:
         _LAG.set(max((self.tails.position(one.ledger_id) - one.position for one in self._streams), default=0))
 
     @cached_property
-    def tails(self) -> Tails:
+    def tails(self) -> LiveSubscriptions:
         """The ends of the logs that streams follow."""
-        return Tails(self._services.ledgers.store, self.encode, self._services.database)
+        return LiveSubscriptions(self._services.ledgers.store, self.encode, self._services.database)
 
-    async def open(self, caller: Caller, asked: Mapping[str, Any], selection: Selection, position: int) -> Stream:
+    async def open(self, caller: Caller, asked: Mapping[str, Any], selection: EventFilter, position: int) -> Stream:
         """Return a stream that goes on after a position; `asked` are the query's parameters, to be recorded.
 
         Raises:
@@ -286,7 +286,7 @@ class Streams:
             self._places.give_back(stream.key_id)
             _OPEN.dec()
 
-    async def encode(self, ledger_id: int, page: Sequence[Recorded]) -> list[bytes]:
+    async def encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
         """Turn events into what is sent, the same for every stream: what the trail shows, under the position."""
         key_ids = {recorded.actor.key_id for recorded in page} - {CLOCK.key_id}
         names = await self._key_names.of(ledger_id, key_ids) if key_ids else {}
@@ -326,7 +326,7 @@ class Streams:
     def _end(self, streams: Collection[Stream], ending: Ending) -> None:
         for stream in streams:
             stream.ending = stream.ending or ending
-        self.tails.nudge()
+        self.tails.notify()
 
     def _refuse_if_full(self, key_id: UUID) -> None:
         if self._closing:
@@ -391,7 +391,7 @@ async def stream_events(
         return all((pattern.search(summary) is None) is negated for pattern, negated in patterns)
 
     streams: Streams = caller.request.app.state.streams
-    selection = Selection(asked.conditions, said if patterns else None)
+    selection = EventFilter(asked.conditions, said if patterns else None)
     return await streams.open(caller, query.given(), selection, await _position(caller, query.after))
 
 

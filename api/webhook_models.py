@@ -11,13 +11,13 @@ from pydantic_core import PydanticCustomError
 
 from api.answer_models import Answer, Moment
 from api.audit_queries import Cursor
-from api.fields import MAX_POSITION, Id, Name
-from api.queries import LIMIT, Limit, Query
+from api.http.fields import MAX_POSITION, Id, Name
+from api.http.query_params import LIMIT, Limit, Query
 from api.schemas import Body
 from domain.code import Code
 from domain.creator import Creator
-from infra.webhooks.messages import Outcome
-from infra.webhooks.target import URL_CHARACTERS_MAX
+from infra.delivery.webhooks.http_target import URL_CHARACTERS_MAX
+from infra.delivery.webhooks.messages import Outcome
 
 MAX_TYPES: Final = 50
 MAX_CREATORS: Final = 1_000

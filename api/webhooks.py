@@ -14,14 +14,14 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api import headers
-from api.accesses import enter
-from api.answers import NO_STORE, answer
-from api.auth import Caller, allow
-from api.cursors import cursor, link_next, place_of
-from api.fields import MAX_POSITION
-from api.problems import Problem, malformed_body
-from api.route import Route
+from api.access_log import enter
+from api.http import headers
+from api.http.caller import Caller, allow
+from api.http.cursors import cursor, link_next, place_of
+from api.http.fields import MAX_POSITION
+from api.http.problems import Problem, malformed_body
+from api.http.responses import NO_STORE, answer
+from api.http.route import Route
 from api.webhook_models import (
     ChangeWebhook,
     CreateWebhook,
@@ -38,14 +38,21 @@ from api.webhook_models import (
     WebhookSecretAnswer,
 )
 from domain.errors import NotAllowed, Unknown
-from infra.log.cloud_events import STRUCTURED_CONTENT_TYPE
-from infra.webhooks.shown import Asked, Owner, OwnerInvalid, TooManyWebhooks, WebhookDisabled, WebhookUnknown
-from infra.webhooks.target import BadTarget, Networks, check_url
+from infra.delivery.cloud_events import STRUCTURED_CONTENT_TYPE
+from infra.delivery.webhooks.http_target import BadTarget, Networks, check_url
+from infra.delivery.webhooks.models import (
+    IdempotentRequest,
+    Owner,
+    OwnerInvalid,
+    TooManyWebhooks,
+    WebhookDisabled,
+    WebhookUnknown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from infra.webhooks.shown import Webhook
+    from infra.delivery.webhooks.models import Webhook
 
 router = APIRouter(route_class=Route, tags=["Webhooks"])
 
@@ -222,9 +229,9 @@ def _owner(caller: Caller) -> Owner:
     return Owner(caller.ledger_id, caller.key.key_id, all=caller.role == "admin")
 
 
-def _asked(caller: Caller) -> Asked | None:
+def _asked(caller: Caller) -> IdempotentRequest | None:
     key = headers.idempotency_key(caller.request)
-    return None if key is None else Asked(key, caller.request_hash())
+    return None if key is None else IdempotentRequest(key, caller.request_hash())
 
 
 def _id(text: str) -> UUID:

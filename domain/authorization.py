@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 from domain.code import Code
 from domain.creator import Creator
-from domain.recorded import Recorded, fold_code, true_at
+from domain.recorded import RecordedEvent, effective_as_of, fold_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,8 +51,8 @@ class Verdict:
 
 
 def verdict(
-    codes: Sequence[Sequence[Recorded]],
-    permissions: Mapping[UUID, Sequence[Recorded]],
+    codes: Sequence[Sequence[RecordedEvent]],
+    permissions: Mapping[UUID, Sequence[RecordedEvent]],
     advertiser_id: str,
     at: datetime,
 ) -> Verdict:
@@ -74,21 +74,21 @@ def verdict(
     return max(candidates, key=itemgetter(0))[1] if candidates else Verdict("no_code")
 
 
-def _beginning(stream: Sequence[Recorded]) -> tuple[datetime, int]:
+def _beginning(stream: Sequence[RecordedEvent]) -> tuple[datetime, int]:
     """Return when a code's window began, and its place among those that began together."""
     return cast("Code.Generated", stream[0].event).starts_at, stream[0].position
 
 
 def _of_code(
-    stream: Sequence[Recorded],
-    permissions: Mapping[UUID, Sequence[Recorded]],
+    stream: Sequence[RecordedEvent],
+    permissions: Mapping[UUID, Sequence[RecordedEvent]],
     advertiser_id: str,
     at: datetime,
 ) -> Verdict:
-    kept = true_at(stream, at)
+    kept = effective_as_of(stream, at)
     code = fold_code(kept)
     deciding = [recorded for recorded in kept if _decides(recorded, advertiser_id)]
-    switches = true_at(permissions.get(stream[0].creator_stream, ()), at)[-1:]
+    switches = effective_as_of(permissions.get(stream[0].creator_stream, ()), at)[-1:]
     named = code.shared_with(advertiser_id) or any(
         isinstance(r.event, Code.Redeemed) and r.event.shared_with_advertiser for r in deciding
     )
@@ -113,7 +113,7 @@ def _reason(code: Code, advertiser_id: str, at: datetime) -> Reason:
     return "authorized" if advertiser_id in code.redemptions else "not_redeemed"
 
 
-def _decides(recorded: Recorded, advertiser_id: str) -> bool:
+def _decides(recorded: RecordedEvent, advertiser_id: str) -> bool:
     """Tell whether an event bears on the answer for this advertiser."""
     match recorded.event:
         case Code.Generated() | Code.Extended() | Code.Revoked() | Code.Expired():

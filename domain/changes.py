@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from domain.creator import Creator
-    from domain.recorded import Recorded
+    from domain.recorded import RecordedEvent
 
 _JUST_BEFORE: Final = timedelta(microseconds=1)
 # How many there are of something that names other brands and accounts too.
@@ -33,7 +33,7 @@ class Change:
     after: Any
 
 
-def changes_of_code(stream: Sequence[Recorded]) -> Iterator[list[Change]]:
+def changes_of_code(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
     """Yield for each event of a code's stream what it changed; nothing for what only adds to the record.
 
     A window is over by the clock before anyone records it: an expiry is what changed at the window's end.
@@ -48,7 +48,7 @@ def changes_of_code(stream: Sequence[Recorded]) -> Iterator[list[Change]]:
         yield _differences(before, _of_code(code, recorded.effective_at if expired else moment))
 
 
-def changes_of_permission(stream: Sequence[Recorded]) -> Iterator[list[Change]]:
+def changes_of_permission(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
     """Yield for each event of a creator's stream what it changed; an unknown account reads as switched off."""
     creator: Creator | None = None
     for recorded in stream:

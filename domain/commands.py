@@ -1,7 +1,7 @@
 """One function a command: load what the rules look at, decide, and say what is to be appended.
 
 Every function takes the ledger it reads from, what was asked, and when; it returns a `Decision` or raises `Refused`.
-Nothing is written here. Whoever carries a decision out appends its events, preconditions and claims in one
+Nothing is written here. Whoever carries a decision out appends its events, expected versions and claims in one
 transaction, and asks for a new decision where another writer came first.
 """
 
@@ -74,18 +74,18 @@ class Decision(Generic[A]):
 
     Attributes:
         aggregate: what the command changed; its pending events are the ones to append, none for a repeat.
-        unchanged: what the rules read besides; each must still stand at its version when the events go in.
+        also_read: what the rules read besides; each must still stand at its version when the events go in.
         claims: names taken, kept or freed with the events.
         refusal: raised after the append: the refusal is itself recorded.
-        before: the end of the window that the rules relied on: recorded later, the decision would be another.
+        valid_until: the end of the window that the rules relied on: recorded later, the decision would be another.
 
     """
 
     aggregate: A
-    unchanged: list[Code | Creator] = field(default_factory=list)
+    also_read: list[Code | Creator] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     refusal: Refused | None = None
-    before: datetime | None = None
+    valid_until: datetime | None = None
 
 
 async def set_permission(
@@ -154,12 +154,12 @@ async def generate(
     if await ledger.code_by_secret(secret) is not None:
         raise Refused("secret_exists")
     window = Window(begins, begins + timedelta(days=days))
-    unchanged: list[Code | Creator] = [creator]
+    also_read: list[Code | Creator] = [creator]
     claims = [Claim("secret", secret, expected=None, new=code_id)]
     if not window.ended_by(when.now):  # one that has ended already, recorded late, occupies nothing
         occupant = await _free_video(ledger, video_id, when.now)
         if occupant is not None:
-            unchanged.append(occupant)
+            also_read.append(occupant)
         claims.append(Claim("video", video_id, expected=occupant.id if occupant else None, new=code_id))
     code = Code.generate(
         code_id,
@@ -172,7 +172,7 @@ async def generate(
         caption_sha256=caption_sha256,
         at=when.at,
     )
-    return Decision(code, unchanged, claims)
+    return Decision(code, also_read, claims)
 
 
 async def extend(
@@ -205,7 +205,7 @@ async def extend(
         raise Refused("duration_not_allowed", f"An end can lie at most {policy.longest.days} days from now.")
     if not policy.extend_after_expiry:
         code.refuse_expired(when.now)
-    unchanged: list[Code | Creator] = [creator]
+    also_read: list[Code | Creator] = [creator]
     occupant = None
     if code.occupies(when.now):
         # Still compared on append: were the window to end in between, another code may have taken the video.
@@ -213,10 +213,10 @@ async def extend(
     else:
         occupant = await _free_video(ledger, code.video_id, when.now)
         if occupant is not None and occupant.id != code.id:
-            unchanged.append(occupant)
+            also_read.append(occupant)
         claims = [Claim("video", code.video_id, expected=occupant.id if occupant else None, new=code.id)]
     code.extend(new_end, now=when.now, at=when.at)
-    return Decision(code, unchanged, claims)
+    return Decision(code, also_read, claims)
 
 
 async def share(
@@ -233,7 +233,7 @@ async def share(
     if note is not None:
         share = replace(share, note_fingerprint=await ledger.note_mark(code.creator_id, note))
     code.share(share, note, at=when.at)
-    return Decision(code, [creator], before=code.window.expires_at)
+    return Decision(code, [creator], valid_until=code.window.expires_at)
 
 
 async def redeem(
@@ -253,7 +253,7 @@ async def redeem(
     except Refused as refusal:
         code.refuse_redemption(advertiser_id, refusal.code, at=when.at)
         return Decision(code, refusal=refusal)
-    return Decision(code, before=code.window.expires_at)
+    return Decision(code, valid_until=code.window.expires_at)
 
 
 async def launch(
@@ -262,7 +262,7 @@ async def launch(
     """Record a campaign on a redeemed code; its refusals are those of `Code.launch`."""
     code = await _matching(ledger, code_id, if_match, None)  # launching compares the moment with the window itself
     code.launch(campaign, now=when.now, at=when.at)
-    return Decision(code, before=code.window.expires_at)
+    return Decision(code, valid_until=code.window.expires_at)
 
 
 async def end_campaign(
@@ -342,7 +342,7 @@ async def _expired(ledger: Codes, code: Code, when: When) -> Decision[Code]:
 
 def _reminded(code: Code, when: When) -> Decision[Code]:
     code.remind(now=when.now)
-    return Decision(code, before=code.window.expires_at)
+    return Decision(code, valid_until=code.window.expires_at)
 
 
 async def _matching(ledger: Ledger, code_id: UUID, if_match: int | None, when: When | None) -> Code:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Event = Code.Event | Creator.Event
 
 
-class Recorded(NamedTuple):
+class RecordedEvent(NamedTuple):
     """One event with its place in the ledger. `event` has its sealed fields empty: views never see them.
 
     A tuple, for a million of them are made to fill a view, and a frozen dataclass sets each field by a call.
@@ -50,7 +50,7 @@ class Recorded(NamedTuple):
     event: Event
 
 
-def replay_code(stream: Sequence[Recorded]) -> Code:
+def replay_code(stream: Sequence[RecordedEvent]) -> Code:
     """Build a code from its whole stream, or from the head of it."""
     code = None
     for recorded in stream:
@@ -58,7 +58,7 @@ def replay_code(stream: Sequence[Recorded]) -> Code:
     return cast("Code", code)
 
 
-def replay_creator(stream: Sequence[Recorded]) -> Creator:
+def replay_creator(stream: Sequence[RecordedEvent]) -> Creator:
     """Build a creator from its whole stream, or from the head of it."""
     creator = None
     for recorded in stream:
@@ -66,7 +66,7 @@ def replay_creator(stream: Sequence[Recorded]) -> Creator:
     return cast("Creator", creator)
 
 
-def true_at(stream: Sequence[Recorded], at: datetime) -> list[Recorded]:
+def effective_as_of(stream: Sequence[RecordedEvent], at: datetime) -> list[RecordedEvent]:
     """Keep what was true at a moment: the beginning of a code, and all that had taken effect.
 
     A code recorded late began in the world before the ledger heard of it, so its first event always stays and its
@@ -75,7 +75,7 @@ def true_at(stream: Sequence[Recorded], at: datetime) -> list[Recorded]:
     return [r for r in stream if r.effective_at <= at or isinstance(r.event, Code.Generated)]
 
 
-def fold_code(kept: Sequence[Recorded]) -> Code:
+def fold_code(kept: Sequence[RecordedEvent]) -> Code:
     """Build a code from a stream with events left out: versions then have gaps, which replay refuses."""
     code = cast("Code", kept[0].event.mutate(None))
     for recorded in kept[1:]:

@@ -2,13 +2,13 @@
 
 from typing import Any, Final
 
-from projections import campaigns, codes, expiring, history, permissions, redemptions, shares, statistics
-from projections.view import View
+from projections import campaigns, codes, event_index, expiring, permissions, redemptions, shares, statistics
+from projections.engine.view import View
 
 # Every view there is. A new one is one file, one line here and one test.
 VIEWS: Final[tuple[View[Any], ...]] = (
     codes.VIEW,
-    history.VIEW,
+    event_index.VIEW,
     permissions.VIEW,
     shares.VIEW,
     redemptions.VIEW,

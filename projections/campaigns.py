@@ -16,17 +16,17 @@ from uuid import UUID
 
 from domain.campaign import undone
 from domain.code import Code
-from projections import paging
-from projections.paging import Asked, Place
-from projections.table import Table
-from projections.view import View
+from projections.engine import paging
+from projections.engine.paging import Keyset, ListQuery
+from projections.engine.table import Table
+from projections.engine.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from psycopg import AsyncCursor
 
-    from domain.recorded import Recorded
+    from domain.recorded import RecordedEvent
 
 NAME: Final = "campaigns"
 VERSION: Final = 2
@@ -164,7 +164,7 @@ def stop(
 # Handlers, in the order of a code's life.
 
 
-def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> CodeWithCampaigns:
+def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> CodeWithCampaigns:
     return CodeWithCampaigns(
         ledger_id=ledger_id,
         code_id=recorded.stream_id,
@@ -175,7 +175,7 @@ def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> Code
     )
 
 
-def extended(row: CodeWithCampaigns, recorded: Recorded, event: Code.Extended) -> list[CampaignRow]:
+def extended(row: CodeWithCampaigns, recorded: RecordedEvent, event: Code.Extended) -> list[CampaignRow]:
     row.expires_at = event.expires_at
     for known in row.campaigns.values():
         if undone(_moment(known["ended_at"]), known["cause"], recorded.effective_at):
@@ -183,7 +183,9 @@ def extended(row: CodeWithCampaigns, recorded: Recorded, event: Code.Extended) -
     return [_campaign(row, campaign_id) for campaign_id in row.campaigns]
 
 
-def campaign_launched(row: CodeWithCampaigns, recorded: Recorded, event: Code.CampaignLaunched) -> list[CampaignRow]:
+def campaign_launched(
+    row: CodeWithCampaigns, recorded: RecordedEvent, event: Code.CampaignLaunched
+) -> list[CampaignRow]:
     row.campaigns[event.campaign_id] = {
         "position": recorded.position,
         "advertiser_id": event.advertiser_id,
@@ -199,7 +201,7 @@ def campaign_launched(row: CodeWithCampaigns, recorded: Recorded, event: Code.Ca
     return [_campaign(row, event.campaign_id)]
 
 
-def campaign_ended(row: CodeWithCampaigns, recorded: Recorded, event: Code.CampaignEnded) -> list[CampaignRow]:
+def campaign_ended(row: CodeWithCampaigns, recorded: RecordedEvent, event: Code.CampaignEnded) -> list[CampaignRow]:
     row.campaigns[event.campaign_id] |= {"ended_at": recorded.effective_at.isoformat(), "cause": event.cause}
     return [_campaign(row, event.campaign_id)]
 
@@ -256,7 +258,7 @@ async def search(
     *,
     now: datetime,
     limit: int,
-    after: Place | None = None,
+    after: Keyset | None = None,
     descending: bool = False,
     running: bool | None = None,
     stop_reason: StopReason | None = None,
@@ -290,7 +292,7 @@ async def search(
         visible_advertisers: what a brand's key may see: campaigns of any of these accounts. None: everything.
 
     """
-    asked = Asked("campaign_stops", "stops_at", ledger_id, limit, after, descending)
+    asked = ListQuery("campaign_stops", "stops_at", ledger_id, limit, after, descending)
     asked.one_of({"creator_id": creator_ids})
     asked.one_of({"advertiser_id": visible_advertisers})
     asked.equal(

@@ -17,15 +17,15 @@ from psycopg import sql
 
 from domain.code import Code
 from domain.values import State
-from projections.paging import Place
+from projections.engine.paging import Keyset
+from projections.engine.table import Table
+from projections.engine.view import View
 from projections.parties import PARTIES, PartyRow, concerns_one_of, demands, party
-from projections.table import Table
-from projections.view import View
 
 if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
-    from domain.recorded import Recorded
+    from domain.recorded import RecordedEvent
 
 NAME: Final = "codes"
 VERSION: Final = 4
@@ -128,7 +128,7 @@ CODES: Final = Table(
 # Handlers, in the order of a code's life.
 
 
-def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> CodeRow:
+def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> CodeRow:
     return CodeRow(
         ledger_id=ledger_id,
         code_id=recorded.stream_id,
@@ -153,40 +153,40 @@ def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> Code
     )
 
 
-def happened(row: CodeRow, recorded: Recorded, _event: Code.Event) -> None:
+def happened(row: CodeRow, recorded: RecordedEvent, _event: Code.Event) -> None:
     """Follow an event that leaves the version which `If-Match` speaks of as it is."""
     row.stream_version = recorded.stream_version
     row.position = recorded.position
 
 
-def changed(row: CodeRow, recorded: Recorded, _event: Code.Event) -> None:
+def changed(row: CodeRow, recorded: RecordedEvent, _event: Code.Event) -> None:
     row.version = row.stream_version = recorded.stream_version
     row.position = recorded.position
 
 
-def extended(row: CodeRow, recorded: Recorded, event: Code.Extended) -> None:
+def extended(row: CodeRow, recorded: RecordedEvent, event: Code.Extended) -> None:
     changed(row, recorded, event)
     row.expires_at = event.expires_at
 
 
-def shared(row: CodeRow, recorded: Recorded, event: Code.Shared) -> list[PartyRow]:
+def shared(row: CodeRow, recorded: RecordedEvent, event: Code.Shared) -> list[PartyRow]:
     changed(row, recorded, event)
     row.share_count += 1
     return [*party(row, "brand", event.brand_id), *party(row, "advertiser", event.advertiser_id)]
 
 
-def redeemed(row: CodeRow, recorded: Recorded, event: Code.Redeemed) -> list[PartyRow]:
+def redeemed(row: CodeRow, recorded: RecordedEvent, event: Code.Redeemed) -> list[PartyRow]:
     changed(row, recorded, event)
     row.redemption_count += 1
     return party(row, "advertiser", event.advertiser_id)
 
 
-def redemption_refused(row: CodeRow, recorded: Recorded, event: Code.RedemptionRefused) -> None:
+def redemption_refused(row: CodeRow, recorded: RecordedEvent, event: Code.RedemptionRefused) -> None:
     happened(row, recorded, event)
     row.refusal_count += 1
 
 
-def revoked(row: CodeRow, recorded: Recorded, event: Code.Revoked) -> None:
+def revoked(row: CodeRow, recorded: RecordedEvent, event: Code.Revoked) -> None:
     changed(row, recorded, event)
     row.revoked_at = recorded.effective_at
 
@@ -341,7 +341,7 @@ async def search(
     now: datetime,
     limit: int,
     after_key: int | None = None,
-    ending_after: Place | None = None,
+    ending_after: Keyset | None = None,
     state: State | None = None,
     creator_ids: Collection[str] | None = None,
     video_id: str | None = None,

@@ -15,14 +15,14 @@ from uuid import UUID
 from domain.code import Code
 from domain.reminders import reminders
 from domain.values import Window
-from projections.arrays import Bigints, Times, Uuids
-from projections.table import Table
-from projections.view import View
+from projections.engine.array_columns import Bigints, Times, Uuids
+from projections.engine.table import Table
+from projections.engine.view import View
 
 if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
-    from domain.recorded import Recorded
+    from domain.recorded import RecordedEvent
 
 NAME: Final = "expiring"
 VERSION: Final = 2
@@ -84,7 +84,7 @@ EXPIRING: Final = Table(
 )
 
 
-def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> ExpiringRow:
+def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> ExpiringRow:
     row = ExpiringRow(
         ledger_id=ledger_id,
         code_id=recorded.stream_id,
@@ -102,7 +102,7 @@ def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> Expi
     return row
 
 
-def extended(row: ExpiringRow, recorded: Recorded, event: Code.Extended) -> None:
+def extended(row: ExpiringRow, recorded: RecordedEvent, event: Code.Extended) -> None:
     row.expires_at = event.expires_at
     row.set_at = recorded.effective_at
     row.reminded_days = None
@@ -111,13 +111,13 @@ def extended(row: ExpiringRow, recorded: Recorded, event: Code.Extended) -> None
     _date(row)
 
 
-def reminded(row: ExpiringRow, recorded: Recorded, event: Code.ExpiryApproaching) -> None:
+def reminded(row: ExpiringRow, recorded: RecordedEvent, event: Code.ExpiryApproaching) -> None:
     row.reminded_days = event.days_left
     row.position = recorded.position
     _date(row)
 
 
-def closed(row: ExpiringRow, recorded: Recorded, _event: Code.Revoked | Code.Expired) -> None:
+def closed(row: ExpiringRow, recorded: RecordedEvent, _event: Code.Revoked | Code.Expired) -> None:
     row.open = False
     row.position = recorded.position
 

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from psycopg import sql
 
-from projections.table import Table
+from projections.engine.table import Table
 
 Kind = Literal["brand", "advertiser"]
 

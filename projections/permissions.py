@@ -13,17 +13,17 @@ from uuid import UUID
 from psycopg import sql
 
 from domain.creator import Creator
-from projections import paging
-from projections.paging import Asked, Place
-from projections.table import Table
-from projections.view import View
+from projections.engine import paging
+from projections.engine.paging import Keyset, ListQuery
+from projections.engine.table import Table
+from projections.engine.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from psycopg import AsyncCursor
 
-    from domain.recorded import Recorded
+    from domain.recorded import RecordedEvent
 
 NAME: Final = "permissions"
 VERSION: Final = 3
@@ -67,7 +67,7 @@ PERMISSIONS: Final = Table(
 
 
 def switched(
-    ledger_id: int, recorded: Recorded, event: Creator.Enabled | Creator.Disabled | Creator.Erased
+    ledger_id: int, recorded: RecordedEvent, event: Creator.Enabled | Creator.Disabled | Creator.Erased
 ) -> PermissionRow:
     """Each event says all that there is to know, so each begins the row anew."""
     return PermissionRow(
@@ -109,7 +109,7 @@ async def search(
     ledger_id: int,
     *,
     limit: int,
-    after: Place | None = None,
+    after: Keyset | None = None,
     enabled: bool | None = None,
     creator_ids: Collection[str] | None = None,
     since: datetime | None = None,
@@ -128,7 +128,7 @@ async def search(
         until: last switched before this moment.
 
     """
-    asked = Asked(NAME, "since", ledger_id, limit, after)
+    asked = ListQuery(NAME, "since", ledger_id, limit, after)
     asked.one_of({"creator_id": creator_ids})
     asked.equal(enabled=enabled)
     asked.between(since, until)

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from domain.code import Code
-from projections import whose
-from projections.paging import Asked, Place
-from projections.table import Table
-from projections.view import View
+from projections import code_facts
+from projections.engine.paging import Keyset, ListQuery
+from projections.engine.table import Table
+from projections.engine.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from psycopg import AsyncCursor
 
-    from domain.recorded import Recorded
-    from projections.whose import OfCode
+    from domain.recorded import RecordedEvent
+    from projections.code_facts import OfCode
 
 NAME: Final = "redemptions"
 VERSION: Final = 2
@@ -79,7 +79,7 @@ REDEMPTIONS: Final = Table(
 )
 
 
-def redeemed(ledger_id: int, recorded: Recorded, event: Code.Redeemed) -> AttemptRow:
+def redeemed(ledger_id: int, recorded: RecordedEvent, event: Code.Redeemed) -> AttemptRow:
     return AttemptRow(
         ledger_id=ledger_id,
         position=recorded.position,
@@ -93,7 +93,7 @@ def redeemed(ledger_id: int, recorded: Recorded, event: Code.Redeemed) -> Attemp
     )
 
 
-def refused(ledger_id: int, recorded: Recorded, event: Code.RedemptionRefused) -> AttemptRow:
+def refused(ledger_id: int, recorded: RecordedEvent, event: Code.RedemptionRefused) -> AttemptRow:
     return AttemptRow(
         ledger_id=ledger_id,
         position=recorded.position,
@@ -122,7 +122,7 @@ async def search(
     *,
     upto: int,
     limit: int,
-    after: Place | None = None,
+    after: Keyset | None = None,
     refused: bool | None = None,
     reason: str | None = None,
     shared: bool | None = None,
@@ -154,11 +154,11 @@ async def search(
         visible_advertisers: what a brand's key may see: attempts by any of these accounts. None: everything.
 
     """
-    asked = Asked(NAME, "at", ledger_id, limit, after)
-    await whose.of_video_and_creators(cur, asked, video_id, creator_ids)
+    asked = ListQuery(NAME, "at", ledger_id, limit, after)
+    await code_facts.of_video_and_creators(cur, asked, video_id, creator_ids)
     asked.one_of({"advertiser_id": visible_advertisers})
     asked.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason, shared_with_advertiser=shared)
     asked.between(since, until)
     if refused is not None:
         asked.where("t.refused IS NOT NULL" if refused else "t.refused IS NULL")
-    return await whose.page(cur, REDEMPTIONS, asked, upto)
+    return await code_facts.page(cur, REDEMPTIONS, asked, upto)

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from domain.code import Code
-from projections import whose
-from projections.paging import Asked, Place
-from projections.table import Table
-from projections.view import View
+from projections import code_facts
+from projections.engine.paging import Keyset, ListQuery
+from projections.engine.table import Table
+from projections.engine.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from psycopg import AsyncCursor
 
-    from domain.recorded import Recorded
-    from projections.whose import OfCode
+    from domain.recorded import RecordedEvent
+    from projections.code_facts import OfCode
 
 NAME: Final = "shares"
 VERSION: Final = 1
@@ -76,7 +76,7 @@ SHARES: Final = Table(
 )
 
 
-def shared(ledger_id: int, recorded: Recorded, event: Code.Shared) -> ShareRow:
+def shared(ledger_id: int, recorded: RecordedEvent, event: Code.Shared) -> ShareRow:
     return ShareRow(
         ledger_id=ledger_id,
         position=recorded.position,
@@ -105,7 +105,7 @@ async def search(
     *,
     upto: int,
     limit: int,
-    after: Place | None = None,
+    after: Keyset | None = None,
     code_id: UUID | None = None,
     creator_ids: Collection[str] | None = None,
     video_id: str | None = None,
@@ -138,9 +138,9 @@ async def search(
         visible_advertisers: see `visible_brands`.
 
     """
-    asked = Asked(NAME, "shared_at", ledger_id, limit, after)
-    await whose.of_video_and_creators(cur, asked, video_id, creator_ids)
+    asked = ListQuery(NAME, "shared_at", ledger_id, limit, after)
+    await code_facts.of_video_and_creators(cur, asked, video_id, creator_ids)
     asked.one_of({"brand_id": visible_brands, "advertiser_id": visible_advertisers})
     asked.equal(code_id=code_id, brand_id=brand_id, advertiser_id=advertiser_id, channel=channel)
     asked.between(since, until)
-    return await whose.page(cur, SHARES, asked, upto)
+    return await code_facts.page(cur, SHARES, asked, upto)

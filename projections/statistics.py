@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from domain.code import Code
 from domain.values import State
-from projections.lives import CodeLifeRow, Figure, add_life, add_stops, day_of, move_end, undo_ends
-from projections.table import Table
-from projections.view import View
+from projections.code_timeline import CodeLifeRow, Figure, add_life, add_stops, day_of, move_end, undo_ends
+from projections.engine.table import Table
+from projections.engine.view import View
 
 if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
-    from domain.recorded import Recorded
+    from domain.recorded import RecordedEvent
 
 NAME: Final = "statistics"
 VERSION: Final = 2
@@ -122,7 +122,7 @@ def _rows(row: CodeLifeRow, figures: Counter[Figure]) -> list[CountRow]:
 # Handlers, in the order of a code's life: what a code added is taken away, the row changed, what it now adds is added.
 
 
-def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> CodeLifeRow:
+def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> CodeLifeRow:
     return CodeLifeRow(
         ledger_id=ledger_id,
         code_id=recorded.stream_id,
@@ -137,13 +137,13 @@ def generated(ledger_id: int, recorded: Recorded, event: Code.Generated) -> Code
     )
 
 
-def issued(row: CodeLifeRow, _recorded: Recorded, _event: Code.Generated) -> list[CountRow]:
+def issued(row: CodeLifeRow, _recorded: RecordedEvent, _event: Code.Generated) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     add_life(row, figures, 1)
     return _rows(row, figures)
 
 
-def extended(row: CodeLifeRow, recorded: Recorded, event: Code.Extended) -> list[CountRow]:
+def extended(row: CodeLifeRow, recorded: RecordedEvent, event: Code.Extended) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     add_life(row, figures, -1)
     add_stops(row, figures, -1)
@@ -154,7 +154,7 @@ def extended(row: CodeLifeRow, recorded: Recorded, event: Code.Extended) -> list
     return _rows(row, figures)
 
 
-def shared(row: CodeLifeRow, recorded: Recorded, _event: Code.Shared) -> list[CountRow]:
+def shared(row: CodeLifeRow, recorded: RecordedEvent, _event: Code.Shared) -> list[CountRow]:
     at = recorded.effective_at
     share = _one(row, "shares", "", at)
     if row.shared_at is not None and row.shared_at <= at:
@@ -166,7 +166,7 @@ def shared(row: CodeLifeRow, recorded: Recorded, _event: Code.Shared) -> list[Co
     return [share, *_rows(row, figures)]
 
 
-def redeemed(row: CodeLifeRow, recorded: Recorded, _event: Code.Redeemed) -> list[CountRow]:
+def redeemed(row: CodeLifeRow, recorded: RecordedEvent, _event: Code.Redeemed) -> list[CountRow]:
     at = recorded.effective_at
     redemption = _one(row, "redemptions", "", at)
     if row.redeemed_at is not None and row.redeemed_at <= at:
@@ -178,11 +178,11 @@ def redeemed(row: CodeLifeRow, recorded: Recorded, _event: Code.Redeemed) -> lis
     return [redemption, *_rows(row, figures)]
 
 
-def redemption_refused(row: CodeLifeRow, recorded: Recorded, event: Code.RedemptionRefused) -> list[CountRow]:
+def redemption_refused(row: CodeLifeRow, recorded: RecordedEvent, event: Code.RedemptionRefused) -> list[CountRow]:
     return [_one(row, "refused", event.reason, recorded.effective_at)]
 
 
-def campaign_launched(row: CodeLifeRow, recorded: Recorded, event: Code.CampaignLaunched) -> list[CountRow]:
+def campaign_launched(row: CodeLifeRow, recorded: RecordedEvent, event: Code.CampaignLaunched) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     add_stops(row, figures, -1)
     row.campaigns = {**(row.campaigns or {}), event.campaign_id: [event.ends_at.isoformat(), None, None]}
@@ -190,7 +190,7 @@ def campaign_launched(row: CodeLifeRow, recorded: Recorded, event: Code.Campaign
     return [_one(row, "launched", "", recorded.effective_at), *_rows(row, figures)]
 
 
-def campaign_ended(row: CodeLifeRow, recorded: Recorded, event: Code.CampaignEnded) -> list[CountRow]:
+def campaign_ended(row: CodeLifeRow, recorded: RecordedEvent, event: Code.CampaignEnded) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     known = row.campaigns or {}
     add_stops(row, figures, -1)
@@ -200,7 +200,7 @@ def campaign_ended(row: CodeLifeRow, recorded: Recorded, event: Code.CampaignEnd
     return _rows(row, figures)
 
 
-def revoked(row: CodeLifeRow, recorded: Recorded, _event: Code.Revoked) -> list[CountRow]:
+def revoked(row: CodeLifeRow, recorded: RecordedEvent, _event: Code.Revoked) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     add_life(row, figures, -1)
     row.revoked_at = recorded.effective_at

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from infra.migrate import migrate
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.migrate import migrate
 
 if TYPE_CHECKING:
     from tests.serving import LiveServer, Server, Serving

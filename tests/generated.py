@@ -21,29 +21,32 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, ge
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import get_topic
 
-from api import batch, edge, finding, kept, list_queries, protocol, queries, query_language, sending, streams
-from api import fields as fields_
-from api import limits as limit
-from api.app import create_app
-from api.problems import RETRYABLE, STATUSES
-from api.route import roles_by_route
-from api.wiring import Services
+from api import authorization_batch, event_search, list_queries, query_language, streams
+from api.http import fields as fields_
+from api.http import limits as limit
+from api.http import middleware, protocol, query_params, single_flight, streaming_download
+from api.http.app import create_app
+from api.http.dependencies import Services
+from api.http.problems import RETRYABLE, STATUSES
+from api.http.route import roles_by_route
 from domain.campaign import Campaign
 from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
 from domain.summaries import summary
 from domain.values import Role, Sealed
-from infra import purge, views
-from infra.callers import accesses, api_key, minting, refusals, tokens
-from infra.log import tail, writer
-from infra.log.event_schemas import event_classes
-from infra.log.mapper import clear_body, divided, wire_type
+from infra.auth import access_log, api_keys, denied_attempts, key_admin, tokens
+from infra.delivery.event_schemas import event_classes
+from infra.delivery.webhooks import delivery_store as webhooks_book
+from infra.delivery.webhooks import http_target as webhooks_target
+from infra.delivery.webhooks import subscriptions as webhooks
+from infra.delivery.webhooks.messages import Terms
+from infra.eventstore import group_commit, live_subscription
+from infra.eventstore.serialization import clear_body, event_type, split_sealed
+from infra.jobs import retention
 from infra.settings import Settings, settings_table
-from infra.webhooks import book as webhooks_book
-from infra.webhooks import owners as webhooks
-from infra.webhooks import target as webhooks_target
-from infra.webhooks.messages import Terms
-from projections import VIEWS, trail
+from infra.views import reader
+from projections import VIEWS, index_scan
+from projections.engine.view import View
 from tests import given
 from tests.api import attempts
 from tests.generated_schemas import refused, schema_pages
@@ -186,7 +189,7 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         pending += _decided(story, command)
     first: dict[str, tuple[Event, dict[str, str]]] = {}
     for event in pending:
-        first.setdefault(get_topic(type(event)), (event, divided(event)[1]))
+        first.setdefault(get_topic(type(event)), (event, split_sealed(event)[1]))
     return first
 
 
@@ -221,7 +224,7 @@ def events_page() -> str:
 
 
 def _section(kind: type[Any], event: Event, sealed: dict[str, str]) -> str:
-    name, version = wire_type(event)
+    name, version = event_type(event)
     rows = [(f"`{field}`", words, "sealed" if secret else "clear") for field, words, secret in own_fields(kind)]
     stored = json.dumps(json.loads(clear_body(event)), indent=2, ensure_ascii=False)
     also = f"\nSealed beside it: {', '.join(f'`{field}`' for field in sealed)}.\n" if sealed else ""
@@ -293,7 +296,7 @@ def limits() -> str:
     """Return the table of limits."""
     kib = 1024
     rows: list[tuple[str, str]] = [
-        ("a request's body", f"{edge.MAX_BODY_BYTES // kib:,} KiB"),
+        ("a request's body", f"{middleware.MAX_BODY_BYTES // kib:,} KiB"),
         ("an id", "1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`"),
         ("a secret", f"{fields_.MAX_SECRET_CHARACTERS} characters"),
         ("a reason", f"{fields_.MAX_REASON_CHARACTERS} characters"),
@@ -305,45 +308,63 @@ def limits() -> str:
         ("a time", f"the years {fields_.FIRST_YEAR} to {fields_.LAST_YEAR}"),
         (
             "a page",
-            f"{queries.LIMIT} entries, at most {queries.MAX_LIMIT:,}; of a history or of keys, {queries.MAX_LIMIT:,}",
+            (
+                f"{query_params.LIMIT} entries, at most {query_params.MAX_LIMIT:,}; "
+                f"of a history or of keys, {query_params.MAX_LIMIT:,}"
+            ),
         ),
         ("figures by day", f"{list_queries.MAX_STATISTICS_DAYS} days"),
         (
             "a query of the trail (`q`)",
-            f"{queries.MAX_Q_CHARACTERS} characters, {query_language.MAX_TERMS} terms",
+            f"{query_params.MAX_Q_CHARACTERS} characters, {query_language.MAX_TERMS} terms",
         ),
         (
             "a search of the trail, for a page",
-            f"{trail.MAX_LOOKED_THROUGH:,} events ({finding.MAX_LOOKED_THROUGH:,} for words), {trail.MAX_SECONDS} s",
+            (
+                f"{index_scan.MAX_ROWS_SCANNED:,} events ({event_search.MAX_ROWS_SCANNED:,} for words), "
+                f"{index_scan.MAX_SECONDS} s"
+            ),
         ),
         (
             "questions in bulk",
-            f"{batch.MAX_LINES:,} lines of {batch.MAX_LINE_BYTES:,} bytes, {edge.MAX_BATCH_BYTES // kib**2} MiB in all",
+            (
+                f"{authorization_batch.MAX_LINES:,} lines of {authorization_batch.MAX_LINE_BYTES:,} bytes, "
+                f"{middleware.MAX_BATCH_BYTES // kib**2} MiB in all"
+            ),
         ),
         (
             "exports and batches, for each API process",
-            f"{sending.MAX_AT_ONCE} at once, {sending.MAX_AT_ONCE_OF_A_KEY} of one key",
+            f"{streaming_download.MAX_AT_ONCE} at once, {streaming_download.MAX_AT_ONCE_OF_A_KEY} of one key",
         ),
-        ("an export or a batch whose client takes nothing", f"dropped after {sending.STALLED_S:.0f} s"),
-        ("the log of accesses", f"kept for {accesses.KEEP_ACCESSES_DAYS} days"),
-        ("a key's subjects", f"{api_key.MAX_SUBJECTS:,} of a kind"),
-        ("a rotation's overlap", f"{minting.MAX_OVERLAP_S // 86_400} days"),
+        ("an export or a batch whose client takes nothing", f"dropped after {streaming_download.STALLED_S:.0f} s"),
+        ("the log of accesses", f"kept for {access_log.KEEP_ACCESSES_DAYS} days"),
+        ("a key's subjects", f"{api_keys.MAX_SUBJECTS:,} of a kind"),
+        ("a rotation's overlap", f"{key_admin.MAX_OVERLAP_S // 86_400} days"),
         ("a token", f"{tokens.MAX_TOKEN_CHARACTERS:,} characters"),
-        ("a request", f"answered within {edge.MAX_REQUEST_S:.0f} s; its head within {protocol.HEAD_WITHIN_S:.0f} s"),
+        (
+            "a request",
+            f"answered within {middleware.MAX_REQUEST_S:.0f} s; its head within {protocol.HEAD_WITHIN_S:.0f} s",
+        ),
         ("a request's head", f"{protocol.MAX_HEAD_BYTES // 1024} KiB"),
         (
             "connections, and requests that wait for an answer, for each API process",
-            f"{protocol.MAX_CONNECTIONS:,} and {edge.MAX_WAITING:,}, {edge.MAX_WAITING_OF_A_KEY:,} of them of one key",
+            (
+                f"{protocol.MAX_CONNECTIONS:,} and {middleware.MAX_WAITING:,}, "
+                f"{middleware.MAX_WAITING_OF_A_KEY:,} of them of one key"
+            ),
         ),
-        ("`/readyz`, and the worker's figures in `/metrics`", f"looked up once in {kept.KEEP_S:.0f} s for all"),
-        ("refused attempts in the log of accesses, of each key, reason and hour", f"{refusals.TOLD_AN_HOUR}"),
-        ("`at_least`", f"waits {views.AT_LEAST_WAIT_S:.0f} s at most"),
+        (
+            "`/readyz`, and the worker's figures in `/metrics`",
+            f"looked up once in {single_flight.KEEP_S:.0f} s for all",
+        ),
+        ("refused attempts in the log of accesses, of each key, reason and hour", f"{denied_attempts.TOLD_AN_HOUR}"),
+        ("`at_least`", f"waits {reader.AT_LEAST_WAIT_S:.0f} s at most"),
         (
             "codes that nobody generated, for each key and API process",
             f"{limit.UNKNOWN_CODES_AT_ONCE} at once, then one in {1 / limit.UNKNOWN_CODES_PER_SECOND:.0f} s",
         ),
-        ("commands that wait to be recorded, for each API process", f"{writer.MAX_WAITING:,}"),
-        ("an `Idempotency-Key`", f"kept for {purge.KEEP_IDEMPOTENCY_HOURS} hours"),
+        ("commands that wait to be recorded, for each API process", f"{group_commit.MAX_WAITING:,}"),
+        ("an `Idempotency-Key`", f"kept for {retention.KEEP_IDEMPOTENCY_HOURS} hours"),
         (
             "the same refused redemption",
             f"recorded once in {REFUSAL_REPEAT_AFTER.seconds // 3600} h, and counted beyond",
@@ -351,7 +372,7 @@ def limits() -> str:
         ("streams, for each API process", f"{streams.MAX_STREAMS:,}, {streams.MAX_STREAMS_OF_A_KEY} of one key"),
         (
             "what a stream's client may be behind",
-            f"{tail.KEPT_EVENTS:,} events, {tail.KEPT_BYTES // kib // kib} MiB",
+            f"{live_subscription.KEPT_EVENTS:,} events, {live_subscription.KEPT_BYTES // kib // kib} MiB",
         ),
         ("a stream whose client takes nothing", f"dropped after {streams.STALLED_S:.0f} s"),
         ("a ledger's webhooks", f"{webhooks.MAX_WEBHOOKS}"),
@@ -377,11 +398,20 @@ def decisions() -> str:
     return _table(("Decision", "In one line"), rows)
 
 
+def _module_of(view: View[Any]) -> types.ModuleType:
+    """Return the module in which a view is defined: a file may have another name than the stored view."""
+    return next(
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("projections.") and getattr(module, "VIEW", None) is view
+    )
+
+
 def views_table() -> str:
     """Return the table of views: each one's name, its question, and what of it reads and is read."""
     rows = []
     for view in VIEWS:
-        question, _, rest = (sys.modules[f"projections.{view.name}"].__doc__ or "").partition("\n\n")
+        question, _, rest = (_module_of(view).__doc__ or "").partition("\n\n")
         reads = re.split(r"(?<=\.)\s", rest.strip())[:2]  # what it reads, and by what it is read
         rows.append((f"`{view.name}`", " ".join(question.split()), " ".join(" ".join(reads).split())))
     return _table(("View", "Question", "Reads, and is read by"), rows)

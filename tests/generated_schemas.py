@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from infra.log.event_schemas import incompatible, schemas
+from infra.delivery.event_schemas import incompatible, schemas
 
 FOLDER: Final = "docs/schemas"
 

@@ -22,7 +22,7 @@ from domain.code import Code
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
 from domain.errors import Refused
-from domain.recorded import Recorded
+from domain.recorded import RecordedEvent
 from domain.values import Actor, Channel, Policy, Sealed
 from tests.memory_ledger import MemoryLedger
 
@@ -81,7 +81,7 @@ class Story:
 
     def when(
         self, command: Command, *, effective_at: datetime | None = None, actor: Actor = OPERATOR
-    ) -> list[Recorded]:
+    ) -> list[RecordedEvent]:
         """Carry a command out and return what it recorded; raises what refused it, after recording that."""
         decision = self.decide(command, effective_at=effective_at)
         recorded = self.ledger.append(decision, now=self.clock(), actor=actor)
@@ -108,7 +108,7 @@ class Story:
         """Return a code as it stands."""
         return done(self.ledger.code(code_id))
 
-    def stream(self, code_id: UUID = CODE) -> list[Recorded]:
+    def stream(self, code_id: UUID = CODE) -> list[RecordedEvent]:
         """Return what is recorded of a code."""
         return self.ledger.streams[code_id]
 
@@ -126,12 +126,12 @@ def done(answer: Awaitable[T]) -> T:
     raise AssertionError("a ledger in memory has nothing to wait for")
 
 
-def types(recorded: Sequence[Recorded]) -> list[str]:
+def types(recorded: Sequence[RecordedEvent]) -> list[str]:
     """Return the wire names of events."""
     return [r.type for r in recorded]
 
 
-def body(recorded: Recorded) -> dict[str, Any]:
+def body(recorded: RecordedEvent) -> dict[str, Any]:
     """Return what an event says, without its place in the stream, its effective time and what is sealed."""
     beside = {"originator_id", "originator_version", "originator_topic", "timestamp"}
     said = {field.name: getattr(recorded.event, field.name) for field in fields(recorded.event)}

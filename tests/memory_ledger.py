@@ -13,7 +13,7 @@ from eventsourcing.utils import get_topic
 from domain.code import Code
 from domain.creator import Creator
 from domain.errors import Unknown
-from domain.recorded import Event, Recorded, replay_code, replay_creator
+from domain.recorded import Event, RecordedEvent, replay_code, replay_creator
 from domain.values import Sealed
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class MemoryLedger:
     """A ledger in memory: dense positions, expected versions, preconditions, and claims by compare-and-set."""
 
     def __init__(self) -> None:
-        self.events: list[Recorded] = []
-        self.streams: dict[UUID, list[Recorded]] = {}
+        self.events: list[RecordedEvent] = []
+        self.streams: dict[UUID, list[RecordedEvent]] = {}
         self.sealed: dict[int, dict[str, Sealed]] = {}
         self.claims: dict[tuple[str, str], UUID] = {}
         self._ids = count(1)
@@ -66,7 +66,7 @@ class MemoryLedger:
 
     def append(
         self, decision: Decision[Code] | Decision[Creator] | None, *, now: datetime, actor: Actor
-    ) -> list[Recorded]:
+    ) -> list[RecordedEvent]:
         """Carry a decision out, whole or not at all, and return what it recorded; a repeat records nothing.
 
         Raises:
@@ -78,7 +78,7 @@ class MemoryLedger:
             return []
         first = pending[0]
         expected = {first.originator_id: first.originator_version - 1}
-        expected |= {read.id: read.version for read in decision.unchanged}
+        expected |= {read.id: read.version for read in decision.also_read}
         if any(len(self.streams.get(stream, ())) != version for stream, version in expected.items()):
             raise Conflict
         if any(self._holder(claim.kind, claim.name) != claim.expected for claim in decision.claims):
@@ -89,13 +89,13 @@ class MemoryLedger:
 
     def _record(
         self, aggregate: Code | Creator, pending: Sequence[Event], now: datetime, actor: Actor
-    ) -> list[Recorded]:
+    ) -> list[RecordedEvent]:
         recorded_at = max([now, *(r.recorded_at for r in self.events[-1:])])
         command_id = UUID(int=next(self._ids))
         before = len(self.events)
         for event in pending:
             bare, sealed = _unsealed(event)
-            recorded = Recorded(
+            recorded = RecordedEvent(
                 position=len(self.events) + 1,
                 event_id=UUID(int=next(self._ids)),
                 type=get_topic(type(event)),

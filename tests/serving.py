@@ -23,26 +23,26 @@ from typing import IO, Any, Self
 import httpx
 import uvicorn
 
-from api.app import create_app
-from api.protocol import BoundedProtocol
-from api.server import believing
+from api.http.app import create_app
+from api.http.dependencies import Services
+from api.http.protocol import BoundedProtocol
+from api.http.server import believing
 from api.streams import Streams
-from api.wiring import Services
-from infra.bootstrap import begin_ledger, mint
-from infra.callers.api_key import Subjects
-from infra.expiry import ExpiryClock
-from infra.keys.erasure import Erasures
-from infra.keys.vault import MasterKey, fresh_key
-from infra.log.feed import Feed
-from infra.log.wake import Listener
-from infra.runtime import API, WORKER, runtime
+from infra.auth.api_keys import Subjects
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+from infra.eventstore.all_ledgers_reader import AllLedgersReader
+from infra.eventstore.notifications import Listener
+from infra.jobs.erasure import Erasures
+from infra.jobs.expiry_clock import ExpiryClock
+from infra.processes.runtime import API, WORKER, runtime
+from infra.processes.worker import create_views
 from infra.settings import load_settings
-from infra.upkeep import connect
-from infra.webhooks.owners import Webhooks
-from infra.worker import create_views
+from infra.views.commands import connect
 from projections import VIEWS
-from projections.runner import Runner
-from projections.sharing import SharedLog
+from projections.engine.runner import Runner
+from projections.engine.shared_reader import SharedLog
 from tests.conftest import TestDatabase
 
 REPOSITORY = Path(__file__).parent.parent
@@ -111,7 +111,7 @@ class Serving:
             self.ledgers = api.ledgers
             self.expiry = ExpiryClock(worker)
             wakes = [asyncio.Event() for _ in VIEWS]
-            shared = SharedLog(Feed(worker.database))
+            shared = SharedLog(AllLedgersReader(worker.database))
             runners = [
                 Runner(view, shared.reader(), lambda: connect(dsn(WORKER)), wake, poll_s=0.2)
                 for view, wake in zip(VIEWS, wakes, strict=True)
@@ -134,7 +134,7 @@ class Serving:
                 settings=load_settings({}),
                 now=self.clock,
                 database=api.database,
-                webhooks=Webhooks(api.database, api.keyring),
+                webhooks=WebhookSubscriptions(api.database, api.keyring),
                 on_keys_changed=api.on_keys_changed,
             )
             app = create_app(services)

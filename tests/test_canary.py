@@ -26,13 +26,13 @@ import httpx
 import psycopg
 import pytest
 
-from infra.bootstrap import begin_ledger
-from infra.kafka.outgoing import OutgoingLog
-from infra.kafka.publications import Destination
-from infra.postgres.embedded import binary
-from infra.runtime import API, WORKER, runtime
-from infra.webhooks.payload import payload
-from infra.worker import create_views
+from infra.auth.bootstrap import begin_ledger
+from infra.delivery.kafka.publication_status import Destination
+from infra.delivery.kafka.records import OutgoingLog
+from infra.delivery.webhooks.payload import payload
+from infra.postgres.embedded.server import binary
+from infra.processes.runtime import API, WORKER, runtime
+from infra.processes.worker import create_views
 from tests.api.streaming import following
 from tests.api.world import OWN_ACCOUNT, OWN_BRAND, OWN_CREATOR, campaign, told
 from tests.conftest import TestDatabase, _database
@@ -63,21 +63,21 @@ CANARIES: Final = {
 
 PROCESS: Final = """
 import asyncio, logging, sys
-from infra.keys.custody import custodian
+from infra.crypto.master_keys import custodian
 from infra.settings import load_settings
-from infra.telemetry import configure_logs
+from infra.processes.logs import configure_logs
 
 configure_logs()
 logging.getLogger().setLevel(logging.DEBUG)
 settings = load_settings()
 conninfo = settings.database_url.get_secret_value()
 if sys.argv[1] == "api":
-    from api.server import run
+    from api.http.server import run
     for name in list(logging.Logger.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.DEBUG)
     run(settings, conninfo, custodian(settings), started=lambda url: print("ready", url, flush=True))
 else:
-    from infra.worker import PARTS, run
+    from infra.processes.worker import PARTS, run
     for name in list(logging.Logger.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.DEBUG)
     parts = frozenset(PARTS) - {"kafka"}

@@ -16,10 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from infra.bootstrap import begin_ledger
-from infra.callers.api_key import ApiKey
-from infra.keys.vault import MasterKey, fresh_key
-from infra.runtime import API, runtime
+from infra.auth.api_keys import ApiKey
+from infra.auth.bootstrap import begin_ledger
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.processes.runtime import API, runtime
 from tests.conftest import TestDatabase
 from tests.infra.programs import ROOT
 

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 import yaml
 
-from infra.migrate import migrate
-from infra.postgres.embedded import EmbeddedPostgres, binary
+from infra.postgres.embedded.server import EmbeddedPostgres, binary
+from infra.postgres.migrate import migrate
 from infra.settings import load_settings
 from tests.infra.kafka import broker
 

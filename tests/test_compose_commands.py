@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from api.demo import tell
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.embedded.server import EmbeddedPostgres
 from tests.infra.kafka.broker import Broker
 from tests.infra.kafka.fixtures import kafka
 from tests.infra.kafka.publishing import events, once_and_in_order

@@ -16,7 +16,7 @@ import typer.main
 from typer.core import TyperGroup
 
 import cli
-from infra.log.event_schemas import event_classes
+from infra.delivery.event_schemas import event_classes
 from projections import VIEWS
 from tests import generated
 

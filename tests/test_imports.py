@@ -25,11 +25,9 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 def house(tmp_path: Path) -> Path:
     """An empty house with the real rules."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for package in PACKAGES:
+    for package in (*PACKAGES, "infra/delivery", "infra/delivery/kafka", "infra/processes", "api/http"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
-    (tmp_path / "infra" / "kafka").mkdir()
-    (tmp_path / "infra" / "kafka" / "__init__.py").touch()
     (tmp_path / "cli.py").touch()
     return tmp_path
 
@@ -41,10 +39,12 @@ def test_every_package_imports_to_the_right_only() -> None:
 
 def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
     (house / "cli.py").write_text("import api, infra, projections, domain\n")
-    (house / "api" / "app.py").write_text(
-        "import fastapi, starlette, infra.kafka.connection, projections.codes, domain\n"
+    (house / "api" / "http" / "app.py").write_text(
+        "import fastapi, starlette, infra.delivery.kafka.connection, projections.codes, domain\n"
     )
-    (house / "infra" / "kafka" / "connection.py").write_text("import kafka, psycopg, projections.codes, domain\n")
+    (house / "infra" / "delivery" / "kafka" / "connection.py").write_text(
+        "import kafka, psycopg, projections.codes, domain\n"
+    )
     (house / "projections" / "codes.py").write_text("import psycopg, domain.code\n")
     (house / "domain" / "code.py").write_text("import eventsourcing.domain\n")
 
@@ -61,16 +61,20 @@ def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
         ("domain/code.py", "api", "api → infra → projections → domain, to the right only"),
         ("projections/codes.py", "infra", "api → infra → projections → domain, to the right only"),
         ("projections/codes.py", "api", "api → infra → projections → domain, to the right only"),
-        ("infra/worker.py", "api", "api → infra → projections → domain, to the right only"),
-        ("api/app.py", "cli", "nothing imports cli"),
+        ("infra/processes/worker.py", "api", "api → infra → projections → domain, to the right only"),
+        ("api/http/app.py", "cli", "nothing imports cli"),
         ("domain/code.py", "pydantic", "domain is pure: no framework but eventsourcing"),
         ("domain/code.py", "psycopg", "domain is pure: no framework but eventsourcing"),
-        ("api/app.py", "psycopg", "psycopg stays in projections and infra"),
-        ("api/app.py", "psycopg_pool", "psycopg stays in projections and infra"),
-        ("infra/worker.py", "fastapi", "fastapi stays in api"),
+        ("api/http/app.py", "psycopg", "psycopg stays in projections and infra"),
+        ("api/http/app.py", "psycopg_pool", "psycopg stays in projections and infra"),
+        ("infra/processes/worker.py", "fastapi", "fastapi stays in api"),
         ("projections/codes.py", "starlette", "fastapi stays in api"),
-        ("infra/worker.py", "kafka", "kafka stays in infra.kafka.connection and infra.kafka.topics"),
-        ("api/app.py", "kafka", "kafka stays in infra.kafka.connection and infra.kafka.topics"),
+        (
+            "infra/processes/worker.py",
+            "kafka",
+            "kafka stays in infra.delivery.kafka.connection and infra.delivery.kafka.topics",
+        ),
+        ("api/http/app.py", "kafka", "kafka stays in infra.delivery.kafka.connection and infra.delivery.kafka.topics"),
     ],
 )
 def test_the_check_names_the_rule_that_an_import_breaks(house: Path, module: str, imported: str, rule: str) -> None:

@@ -59,7 +59,7 @@ def files_in_git() -> list[Path]:
         *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"),
         *("Makefile", "pyproject.toml", *LOCKS, "docker-compose.yml", "Dockerfile", ".ci/run", "cli.py"),
         *("domain/__init__.py", "projections/__init__.py", "infra/__init__.py", "api/__init__.py"),
-        *("infra/migrations", "docs", "tests/faults"),
+        *("infra/postgres/migrations", "docs", "tests/faults"),
     ],
 )
 def test_the_house_has(name: str) -> None:

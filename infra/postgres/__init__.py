@@ -1,1 +1,1 @@
-"""The embedded PostgreSQL."""
+"""Connections to PostgreSQL, migrations, and the embedded server."""

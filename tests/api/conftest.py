@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import api.kept
+import api.http.single_flight
 from tests.api.world import World
 from tests.serving import Server
 
@@ -14,7 +14,7 @@ from tests.serving import Server
 @pytest.fixture
 def unkept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the database asked for each look at how the service is."""
-    monkeypatch.setattr(api.kept, "KEEP_S", 0)
+    monkeypatch.setattr(api.http.single_flight, "KEEP_S", 0)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 import uvicorn
 
-from api.limits import UNKNOWN_CODES_AT_ONCE
-from api.server import believing
-from infra.callers.refusals import TOLD_AN_HOUR
+from api.http.limits import UNKNOWN_CODES_AT_ONCE
+from api.http.server import believing
+from infra.auth.denied_attempts import TOLD_AN_HOUR
 from tests.api.test_hostile_input import post, speak
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 
@@ -193,7 +193,7 @@ def test_what_is_no_http_gets_a_problem(world: World) -> None:
 
 def test_connections_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     host, port = world.server.url.removeprefix("http://").split(":")
-    monkeypatch.setattr("api.protocol.MAX_CONNECTIONS", 0)
+    monkeypatch.setattr("api.http.protocol.MAX_CONNECTIONS", 0)
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         answered = connection.recv(65_536)
     assert answered.startswith(b"HTTP/1.1 503 Service Unavailable")

@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from api.cursors import cursor_either_way
-from infra.callers.accesses import Accesses, Wanted
+from api.http.cursors import cursor_either_way
+from infra.auth.access_log import AccessFilter, AccessLog
 from infra.errors import Unavailable
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 from tests.waiting import until
@@ -175,12 +175,12 @@ def test_accesses_of_a_time_are_found(world: World) -> None:
 
 def test_accesses_of_a_time_are_looked_for_among_the_ids_of_that_time_alone() -> None:
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    first, last = Wanted(since=noon, until=noon + timedelta(hours=1)).ids()
+    first, last = AccessFilter(since=noon, until=noon + timedelta(hours=1)).ids()
     of_the_hour = uuid7_at(noon), uuid7_at(noon + timedelta(hours=1))
     # An id is of the clock of a process, which may differ from the database's.
     assert uuid7_at(noon - timedelta(days=2)) < first < of_the_hour[0]
     assert of_the_hour[1] < last < uuid7_at(noon + timedelta(days=2))
-    assert Wanted().ids() == (UUID(int=0), UUID(int=2**128 - 1))
+    assert AccessFilter().ids() == (UUID(int=0), UUID(int=2**128 - 1))
 
 
 def uuid7_at(moment: datetime) -> UUID:
@@ -257,7 +257,7 @@ def test_what_cannot_be_recorded_is_not_answered(world: World, monkeypatch: pyte
     async def full(*_: Any) -> Any:
         raise Unavailable("The disk is full.")
 
-    monkeypatch.setattr(Accesses, "record", full)
+    monkeypatch.setattr(AccessLog, "record", full)
     answer = world.client.get(path.format(**code))
     assert refused(answer) == (503, "unavailable")
     assert OWN_CREATOR not in answer.text

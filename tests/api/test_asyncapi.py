@@ -11,10 +11,10 @@ import httpx
 import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
-from api import asyncapi
-from infra.kafka.topics import PARTITIONS, events_topic, state_topic
-from infra.log.cloud_events import binary_headers, cloud_event
-from infra.log.event_schemas import event_classes
+from api.http import asyncapi
+from infra.delivery.cloud_events import binary_headers, cloud_event
+from infra.delivery.event_schemas import event_classes
+from infra.delivery.kafka.topics import PARTITIONS, events_topic, state_topic
 from tests.generated import examples
 from tests.infra.kafka.recorded import as_recorded
 from tests.serving import Server

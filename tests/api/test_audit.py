@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from api import finding
+from api import event_search
 from api.audit_queries import EventsQuery
-from api.cursors import cursor_either_way
-from api.fields import MAX_POSITION
-from api.trail import CSV_COLUMNS, KINDS
+from api.event_content import CSV_COLUMNS, KINDS
+from api.http.cursors import cursor_either_way
+from api.http.fields import MAX_POSITION
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
 
 
@@ -273,8 +273,8 @@ def test_a_search_that_gave_up_says_so_and_goes_on(world: World, monkeypatch: py
     for _ in range(6):
         world.generate()
     world.permit(enabled=False)
-    monkeypatch.setattr(finding, "_AT_ONCE", 2)
-    monkeypatch.setattr(finding, "MAX_LOOKED_THROUGH", 2)
+    monkeypatch.setattr(event_search, "_AT_ONCE", 2)
+    monkeypatch.setattr(event_search, "MAX_ROWS_SCANNED", 2)
     answer = world.client.get("/v1/events", params={"q": "off"})
     content = told(answer, 200)
     assert (content["events"], content["complete"], content["looked_through"], content["next"]) == ([], False, 2, 2)
@@ -320,8 +320,8 @@ def test_a_page_says_how_far_into_the_ledger_it_has_read(world: World) -> None:
 def test_a_search_that_gave_up_has_read_as_far_as_it_looked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(6):
         world.generate()
-    monkeypatch.setattr(finding, "_AT_ONCE", 2)
-    monkeypatch.setattr(finding, "MAX_LOOKED_THROUGH", 2)
+    monkeypatch.setattr(event_search, "_AT_ONCE", 2)
+    monkeypatch.setattr(event_search, "MAX_ROWS_SCANNED", 2)
     assert read_upto(world, q="never-said") == 2
     assert read_upto(world, q="type:CodeGenerated never-said") == 3
     # Backwards it looked at what is newest.

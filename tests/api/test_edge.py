@@ -14,12 +14,12 @@ from uuid import UUID
 import httpx
 import pytest
 
-from api.app import create_app
-from api.edge import Edge
-from api.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit, Places
-from api.wiring import Services
+from api.http.app import create_app
+from api.http.dependencies import Services
+from api.http.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit, Places
+from api.http.middleware import Edge
 from domain.errors import Unknown
-from infra.callers.api_key import ApiKey, Subjects
+from infra.auth.api_keys import ApiKey, Subjects
 from infra.errors import Unavailable
 from infra.settings import load_settings
 

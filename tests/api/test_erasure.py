@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from infra.errors import Unavailable
-from infra.keys.erasure import Erasures
+from infra.jobs.erasure import Erasures
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
 from tests.waiting import until
 

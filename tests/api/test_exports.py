@@ -15,9 +15,10 @@ import orjson
 import psycopg
 import pytest
 
-from api import exports, sending
+from api import exports
+from api.event_content import CSV_COLUMNS, ndjson
 from api.export_files import ExportError, digest_of, verify
-from api.trail import CSV_COLUMNS, ndjson
+from api.http import streaming_download
 from tests.api.test_accesses import accesses
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 from tests.waiting import until
@@ -300,7 +301,7 @@ def test_a_client_that_takes_nothing_holds_no_session_of_the_database(held: Worl
 
 
 def test_a_client_that_takes_nothing_for_long_is_dropped(held: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending.Pieces.__init__, "__kwdefaults__", {"stalled_s": 0.3})
+    monkeypatch.setattr(streaming_download.Pieces.__init__, "__kwdefaults__", {"stalled_s": 0.3})
     with held.client.stream("GET", "/v1/exports/events") as answer:
         until(lambda: accesses(held)[0]["complete"] is False)
         with pytest.raises(httpx.TransportError):
@@ -309,7 +310,7 @@ def test_a_client_that_takes_nothing_for_long_is_dropped(held: World, monkeypatc
 
 
 def test_there_is_room_for_a_few_exports_at_once(held: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "MAX_AT_ONCE", 1)
+    monkeypatch.setattr(streaming_download, "MAX_AT_ONCE", 1)
     with held.client.stream("GET", "/v1/exports/events") as answer:
         pieces = answer.iter_raw()
         next(pieces)
@@ -323,7 +324,7 @@ def test_there_is_room_for_a_few_exports_at_once(held: World, monkeypatch: pytes
 def test_one_key_leaves_room_for_the_exports_and_batches_of_others(
     held: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "MAX_AT_ONCE_OF_A_KEY", 1)
+    monkeypatch.setattr(streaming_download, "MAX_AT_ONCE_OF_A_KEY", 1)
     one, other = held.as_role("auditor"), held.as_role("auditor")
     batch: dict[str, Any] = {"content": "", "headers": {"Content-Type": "application/x-ndjson"}}
     with one.stream("GET", "/v1/exports/events") as answer:

@@ -14,17 +14,17 @@ import httpx
 import psycopg
 import pytest
 
-import api.kept
-from api.app import create_app
+import api.http.single_flight
 from api.health import READ_ONLY
-from api.kept import Kept
-from api.wiring import Services
-from infra.database import Database, LedgerConnection
+from api.http.app import create_app
+from api.http.dependencies import Services
+from api.http.single_flight import SingleFlight
 from infra.errors import Unavailable
-from infra.log.writer import FULL, MAX_WAITING, STOPPING, Writer
-from infra.runtime import API
+from infra.eventstore.group_commit import FULL, MAX_WAITING, STOPPING, GroupCommitWriter
+from infra.postgres.pool import Database, LedgerConnection
+from infra.processes.runtime import API
 from infra.settings import load_settings
-from infra.views import Views
+from infra.views.reader import ViewReader
 from projections import VIEWS
 from tests.api.world import World
 from tests.conftest import TestDatabase
@@ -40,7 +40,7 @@ async def served(database: Database, obstacle: str | None = None) -> AsyncIterat
     """An API whose writer is in this state, on this database."""
     nobody = cast("Any", SimpleNamespace(obstacle=obstacle))
     settings = load_settings({})
-    services = Services(nobody, nobody, Views(database), settings, lambda: datetime.now(UTC), database, nobody)
+    services = Services(nobody, nobody, ViewReader(database), settings, lambda: datetime.now(UTC), database, nobody)
     transport = httpx.ASGITransport(create_app(services))
     await database.open()
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -69,7 +69,7 @@ async def test_all_who_ask_at_once_or_soon_after_take_one_session(
             yield session
 
     monkeypatch.setattr(Database, "connection", counted)
-    monkeypatch.setattr(api.kept, "KEEP_S", 3600)
+    monkeypatch.setattr(api.http.single_flight, "KEEP_S", 3600)
     async with served(one) as client:
         for path in ("/readyz", "/metrics"):
             lent.clear()
@@ -96,22 +96,22 @@ async def test_a_look_up_is_shared_and_its_answer_or_failure_kept_for_a_moment(m
             raise Unavailable("away")
         return looks
 
-    monkeypatch.setattr(api.kept, "KEEP_S", 3600)
-    kept = Kept(look)
+    monkeypatch.setattr(api.http.single_flight, "KEEP_S", 3600)
+    kept = SingleFlight(look)
     leaving = asyncio.create_task(kept())
     await begun.wait()
     leaving.cancel()
     going.set()
     assert [*await asyncio.gather(kept(), kept()), await kept()] == [1, 1, 1]
 
-    kept = Kept(look)
+    kept = SingleFlight(look)
     assert [type(error) for error in await asyncio.gather(kept(), kept(), return_exceptions=True)] == [Unavailable] * 2
     with pytest.raises(Unavailable):
         await kept()
     assert looks == 2
 
-    monkeypatch.setattr(api.kept, "KEEP_S", 0)
-    kept = Kept(look)
+    monkeypatch.setattr(api.http.single_flight, "KEEP_S", 0)
+    kept = SingleFlight(look)
     assert [await kept(), await kept()] == [3, 4]
 
 
@@ -124,7 +124,7 @@ async def test_whoever_cannot_record_is_not_ready_and_says_why(database: TestDat
 
 
 async def test_a_writer_is_in_the_way_while_it_does_not_run_or_is_full(database: TestDatabase) -> None:
-    writer = Writer(database.dsn(API), API)
+    writer = GroupCommitWriter(database.dsn(API), API)
     assert writer.obstacle == STOPPING
     writer.start()
     assert writer.obstacle is None

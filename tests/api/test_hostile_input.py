@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from api.edge import MAX_BODY_BYTES
+from api.http.middleware import MAX_BODY_BYTES
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, campaign, days, refused, told
 
 # Stands in what is sent, and must stand in nothing that comes back.

@@ -15,9 +15,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from api.app import create_app
-from api.route import roles_by_route
-from api.wiring import Services
+from api.http.app import create_app
+from api.http.dependencies import Services
+from api.http.route import roles_by_route
 from infra.ids import uuid7
 from infra.settings import load_settings
 from tests.api.streaming import following

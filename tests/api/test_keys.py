@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.bootstrap import begin_ledger
-from infra.keys.vault import MasterKey, fresh_key
-from infra.worker import create_views
+from infra.auth.bootstrap import begin_ledger
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.processes.worker import create_views
 from tests.api.processes import serving_process
 from tests.api.world import World, days, refused, told
 from tests.conftest import TestDatabase

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cursors import cursor_in_time
+from api.http.cursors import cursor_in_time
+from api.http.dependencies import Cursor
 from api.list_queries import SharesQuery
-from api.wiring import Cursor
 from projections import codes
 from tests.api.world import (
     OTHER_ACCOUNT,

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from api import protocol
-from api.protocol import MAX_BESIDE_BYTES, MAX_HEAD_BYTES
+from api.http import protocol
+from api.http.protocol import MAX_BESIDE_BYTES, MAX_HEAD_BYTES
 from tests.serving import LiveServer, Server
 
 CHUNKED = (

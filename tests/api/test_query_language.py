@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.query_language import MAX_TERMS, MAX_VALUES, QUALIFIERS, Asked, QueryError, Words, parse
-from api.trail import KINDS
-from projections.trail import Among, Between, Condition
+from api.event_content import KINDS
+from api.query_language import MAX_TERMS, MAX_VALUES, QUALIFIERS, ParsedQuery, QueryError, Words, parse
+from projections.index_scan import Among, Between, Condition
 
 CODE = "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"
 
@@ -50,7 +50,7 @@ def day(year: int, month: int = 1, number: int = 1, **more: int) -> datetime:
     ],
 )
 def test_a_qualifier_searches_a_field(query: str, conditions: list[Condition]) -> None:
-    assert parse(query) == Asked(tuple(conditions))
+    assert parse(query) == ParsedQuery(tuple(conditions))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_qualifier_searches_a_field(query: str, conditions: list[Condition]) -
     ],
 )
 def test_what_is_no_qualifier_stands_in_the_summary(query: str, words: list[Words]) -> None:
-    assert parse(query) == Asked(words=tuple(words))
+    assert parse(query) == ParsedQuery(words=tuple(words))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_every_type_of_event_can_be_asked_for() -> None:
     assert {"PermissionEnabled", "CodeGenerated", "RedemptionRefused", "Expired"} <= KINDS.keys()
     assert not {"Code", "CodeChanged", "Creator"} & KINDS.keys()
     for kind in KINDS:
-        assert parse(f"type:{kind.lower()}") == Asked((Among("type", (kind,)),))
+        assert parse(f"type:{kind.lower()}") == ParsedQuery((Among("type", (kind,)),))
 
 
 MOMENTS = st.datetimes(day(2000).replace(tzinfo=None), day(2099).replace(tzinfo=None), timezones=st.just(UTC))
@@ -171,7 +171,7 @@ def quoted(text: str) -> str:
 
 
 @st.composite
-def queries(draw: st.DrawFn) -> tuple[str, Asked]:
+def queries(draw: st.DrawFn) -> tuple[str, ParsedQuery]:
     """A query as somebody may write it, and what it means."""
     terms: list[str] = []
     conditions: list[Condition] = []
@@ -201,11 +201,11 @@ def queries(draw: st.DrawFn) -> tuple[str, Asked]:
             terms.append(f"{minus}{spelt}:" + ",".join(quoted(str(v)) if quote else str(v) for v in values))
             conditions.append(Among(known, tuple(values), negated))
     space = draw(st.sampled_from([" ", "  ", "\t", "\n "]))
-    return space.join(terms), Asked(tuple(conditions), tuple(words))
+    return space.join(terms), ParsedQuery(tuple(conditions), tuple(words))
 
 
 @given(queries())
-def test_a_query_means_what_it_was_written_for(query: tuple[str, Asked]) -> None:
+def test_a_query_means_what_it_was_written_for(query: tuple[str, ParsedQuery]) -> None:
     text, meant = query
     assert parse(text) == meant
 
@@ -220,7 +220,7 @@ def test_any_text_is_a_query_or_goes_wrong_within_itself(text: str) -> None:
         assert asked.conditions or asked.words
 
 
-def outcome(text: str) -> Asked | QueryError:
+def outcome(text: str) -> ParsedQuery | QueryError:
     try:
         return parse(text)
     except QueryError as error:

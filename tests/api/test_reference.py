@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import pytest
 
-from api.app import create_app
-from api.problems import STATUSES
-from api.wiring import Services
+from api.http.app import create_app
+from api.http.dependencies import Services
+from api.http.problems import STATUSES
 from domain.errors import REFUSALS
 from infra.settings import load_settings
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, told

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from api.app import create_app
-from api.route import roles_by_route
-from api.wiring import Services
+from api.http.app import create_app
+from api.http.dependencies import Services
+from api.http.route import roles_by_route
 from domain.values import Role
 from infra.settings import load_settings
 from tests.api.attempts import REQUESTS, ROLES, SUBJECTS

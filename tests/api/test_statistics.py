@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from api.statistics import median_s
+from api.stats import median_s
 from projections import VIEWS
 from tests.api.world import OTHER_ACCOUNT, World, campaign, days, refused, told
 

@@ -17,7 +17,8 @@ import pytest
 from api import offline
 from api.export_files import verify
 from domain.code import Code
-from projections import history, skips
+from projections import event_index
+from projections.engine import skipped_events
 from tests.api.test_accesses import accesses
 from tests.api.test_offline import where
 from tests.api.world import OWN_ACCOUNT, World, told
@@ -39,7 +40,7 @@ async def skip(world: World, position: int) -> None:
         cur = owner.cursor()
         await cur.execute("SELECT ledger_id FROM ledgers WHERE name = %s", (world.server.ledger,))
         (ledger_id,) = await cur.fetchone() or (0,)
-        await skips.skip(cur, history.VIEW, ledger_id, position, "the test is over", "the test")
+        await skipped_events.skip(cur, event_index.VIEW, ledger_id, position, "the test is over", "the test")
 
 
 @pytest.fixture
@@ -51,13 +52,13 @@ def stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
     codes = [world.generate() for _ in range(3)]
     with monkeypatch.context() as broken_view:
-        broken_view.setitem(history.VIEW.begins, Code.Shared, broken)
-        history.VIEW._handlers.clear()
+        broken_view.setitem(event_index.VIEW.begins, Code.Shared, broken)
+        event_index.VIEW._handlers.clear()
         world.share(codes[0])
         world.generate()
         until(lambda: has_stopped(world))
         yield world
-    history.VIEW._handlers.clear()
+    event_index.VIEW._handlers.clear()
     asyncio.run(skip(world, 5))
     until(lambda: not has_stopped(world))
 

@@ -14,10 +14,10 @@ import httpx
 import psycopg
 import pytest
 
-import api.backlog
+import api.catch_up
+import api.event_content
 import api.streams
-import api.trail
-import infra.log.tail
+import infra.eventstore.live_subscription
 from tests.api.streaming import following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
 from tests.waiting import until
@@ -72,10 +72,10 @@ def test_one_that_comes_from_far_back_is_handed_over_without_a_gap(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Neither the tail nor a page holds what there is to catch up with.
-    monkeypatch.setattr(infra.log.tail, "READ_AHEAD_EVENTS", 5)
-    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS", 5)
-    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS_LEAST", 5)
-    monkeypatch.setattr(api.backlog, "PAGE_EVENTS", 7)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "READ_AHEAD_EVENTS", 5)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS", 5)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_LEAST", 5)
+    monkeypatch.setattr(api.catch_up, "PAGE_EVENTS", 7)
     for _ in range(12):
         world.running()
 
@@ -162,7 +162,7 @@ def live_a_little(world: World) -> str:
 def test_a_filter_shows_all_that_passes_it_and_nothing_else(
     world: World, filters: dict[str, str], passes: Passes, *, live: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infra.log.tail, "READ_AHEAD_EVENTS", 1)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "READ_AHEAD_EVENTS", 1)
     ours = {live_a_little(world)}
     seen = 3
     if live:
@@ -227,7 +227,7 @@ def test_another_ledgers_events_are_not_streamed(world: World) -> None:
 def test_the_name_of_an_erased_creators_key_is_forgotten_wherever_it_was_remembered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.trail, "NAMES_FOR_S", 3600)
+    monkeypatch.setattr(api.event_content, "NAMES_FOR_S", 3600)
     subjects = {"creator_ids": [OWN_CREATOR]}
     key = told(world.client.post("/v1/keys", json={"role": "creator", "name": "Ana", "subjects": subjects}), 201)
     told(world.with_key(key["key"]).put(f"/v1/creators/{OWN_CREATOR}/permission", json={"enabled": True}), 200)
@@ -314,13 +314,13 @@ def test_a_key_that_was_revoked_while_its_stream_began_is_sent_nothing(
 ) -> None:
     key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
     world.permit()
-    prepare = api.backlog.Backlog.prepare
+    prepare = api.catch_up.Backlog.prepare
 
-    async def revoked_meanwhile(self: api.backlog.Backlog) -> None:
+    async def revoked_meanwhile(self: api.catch_up.Backlog) -> None:
         await prepare(self)
         assert (await asyncio.to_thread(world.client.delete, f"/v1/keys/{key['key_id']}")).status_code == 204
 
-    monkeypatch.setattr(api.backlog.Backlog, "prepare", revoked_meanwhile)
+    monkeypatch.setattr(api.catch_up.Backlog, "prepare", revoked_meanwhile)
     with following(world.with_key(key["key"]), after=0) as stream:
         assert list(stream.events()) == []
         assert [frame.event for frame in stream.frames] == [None, "end"]
@@ -411,7 +411,7 @@ def record_megabytes(world: World, number: int) -> None:
 
 
 def test_a_client_that_reads_too_slowly_is_told_so_and_can_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.log.tail, "KEPT_BYTES", 256 * 1024)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_BYTES", 256 * 1024)
     monkeypatch.setattr(api.streams, "STALLED_S", 100)
     deaf = Deaf(world)
     record_megabytes(world, 4)

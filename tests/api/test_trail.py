@@ -9,14 +9,14 @@ from uuid import UUID
 import orjson
 import pytest
 
-from api import trail
-from api.trail import KINDS, KeyNames, event_content, row_content
-from domain.recorded import Recorded
+from api import event_content as module
+from api.event_content import KINDS, KeyNames, event_content, row_content
+from domain.recorded import RecordedEvent
 from domain.values import CLOCK, Actor
 from infra.errors import Unavailable
-from infra.log import mapper
-from infra.log.mapper import clear_body, to_event, wire_type
-from infra.log.trail import Row
+from infra.eventstore import serialization
+from infra.eventstore.event_rows import Row
+from infra.eventstore.serialization import clear_body, event_type, to_event
 from tests import given
 from tests.generated import examples
 
@@ -24,7 +24,7 @@ KEY = UUID(int=0xA)
 EVENTS = {type_: event for type_, (event, _) in examples().items()}
 
 
-def row_of(recorded: Recorded) -> Row:
+def row_of(recorded: RecordedEvent) -> Row:
     """What the log holds of an event."""
     return (
         recorded.position,
@@ -45,10 +45,10 @@ def row_of(recorded: Recorded) -> Row:
     )
 
 
-def recorded(type_: str, actor: Actor) -> Recorded:
+def recorded(type_: str, actor: Actor) -> RecordedEvent:
     """An event of a type, as it comes back from the log."""
     event = EVENTS[type_]
-    name, version = wire_type(event)
+    name, version = event_type(event)
     built = to_event(name, event.originator_id, event.originator_version, event.timestamp, clear_body(event))
     told = given.permitted().ledger.events[0]
     return told._replace(
@@ -90,9 +90,9 @@ def test_a_row_in_an_older_format_is_read_as_the_event_is(
 
     monkeypatch.setattr(kind, "class_version", 2, raising=False)
     monkeypatch.setattr(kind, "upcast_v1_v2", staticmethod(upcast_v1_v2), raising=False)
-    mapper._wire_type.cache_clear()
-    request.addfinalizer(mapper._wire_type.cache_clear)
-    monkeypatch.setitem(trail._PRESENT_VERSIONS, "Redeemed", 2)
+    serialization._event_type.cache_clear()
+    request.addfinalizer(serialization._event_type.cache_clear)
+    monkeypatch.setitem(module._PRESENT_VERSIONS, "Redeemed", 2)
     row = row_of(event)
     row = (*row[:3], 1, *row[4:14], b'{"advertiser_id":"adv-7001","shared_with_advertiser":true}')
 
@@ -134,7 +134,7 @@ async def test_a_name_that_was_read_while_keys_changed_is_read_again() -> None:
 
 
 async def test_keys_that_change_faster_than_they_are_read_have_no_names_to_tell() -> None:
-    keys = Renaming(*["Ana"] * trail.NAMES_ATTEMPTS)
+    keys = Renaming(*["Ana"] * module.NAMES_ATTEMPTS)
     names = KeyNames(cast("Any", keys))
     keys.meanwhile = names.forget
     with pytest.raises(Unavailable):

@@ -11,9 +11,9 @@ import pytest
 import uvloop
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from api import transport
-from api.protocol import BoundedProtocol
-from api.transport import Gathering
+from api.http import transport
+from api.http.protocol import BoundedProtocol
+from api.http.transport import Gathering
 
 
 class Counted(Gathering):

@@ -11,9 +11,9 @@ import httpx
 import psycopg
 import pytest
 
-import infra.webhooks.owners
-from infra.callers.api_key import ApiKey
-from infra.callers.identity import Identity
+import infra.delivery.webhooks.subscriptions
+from infra.auth.api_keys import ApiKey
+from infra.auth.authenticator import Authenticator
 from tests.api.world import World, refused, told
 
 URL = "https://receiver.example/hook?token=theirs"
@@ -163,14 +163,14 @@ def test_a_key_that_has_ended_changes_no_webhook_though_the_door_has_not_heard(
     world: World, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     let_in: dict[str, ApiKey | None] = {}
-    authenticate = Identity.authenticate
+    authenticate = Authenticator.authenticate
 
-    async def remembering(identity: Identity, presented: str, now: datetime) -> ApiKey | None:
+    async def remembering(identity: Authenticator, presented: str, now: datetime) -> ApiKey | None:
         if presented not in let_in:
             let_in[presented] = await authenticate(identity, presented, now)
         return let_in[presented]
 
-    monkeypatch.setattr(Identity, "authenticate", remembering)
+    monkeypatch.setattr(Authenticator, "authenticate", remembering)
     key = told(world.client.post("/v1/keys", json={"role": "admin"}), 201)
     ended = world.with_key(key["key"])
     path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
@@ -252,7 +252,7 @@ def forget_requests(world: World) -> None:
 
 
 def test_a_ledger_has_a_bounded_number_of_webhooks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.webhooks.owners, "MAX_WEBHOOKS", 2)
+    monkeypatch.setattr(infra.delivery.webhooks.subscriptions, "MAX_WEBHOOKS", 2)
     create(world.client)
     create(world.as_role("subscriber"))
     assert refused(world.client.post("/v1/webhooks", json={"url": URL})) == (409, "too_many_webhooks")

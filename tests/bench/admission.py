@@ -20,13 +20,13 @@ from typing import Any, Final, cast
 
 from fastapi import FastAPI, Request
 
-from api.auth import admit
-from api.limits import Limit
-from api.wiring import Limits, Services
-from infra.bootstrap import begin_ledger
-from infra.callers.identity import Identity
-from infra.keys.vault import MasterKey, fresh_key
-from infra.runtime import API, runtime
+from api.http.caller import admit
+from api.http.dependencies import Limits, Services
+from api.http.limits import Limit
+from infra.auth.authenticator import Authenticator
+from infra.auth.bootstrap import begin_ledger
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.processes.runtime import API, runtime
 from infra.settings import load_settings
 from tests.bench.place import RUNS, postgres
 from tests.infra.issuing import issuing, signer
@@ -36,7 +36,7 @@ LOOKED_UP: Final = 500
 ADMITTED: Final = ("operator", "admin")
 
 
-def _request(identity: Identity, bearer: str) -> Request:
+def _request(identity: Authenticator, bearer: str) -> Request:
     app = FastAPI()
     others: dict[str, Any] = {field.name: None for field in fields(Services)}
     settings = load_settings({})

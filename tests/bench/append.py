@@ -26,13 +26,13 @@ from domain import commands
 from domain.campaign import Share
 from domain.code import Code
 from domain.values import Actor, Policy, Sealed
-from infra.bootstrap import begin_ledger, mint
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.eventstore.attempt import CommandMetadata
+from infra.eventstore.command_handler import CommandHandler, CommandResult
 from infra.ids import uuid7
-from infra.keys.vault import MasterKey, fresh_key
-from infra.log.attempt import Request
-from infra.log.ledger import Done, Ledgers
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import API, runtime, spare_the_collector
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.processes.runtime import API, runtime, spare_the_collector
 from tests.bench.place import RUNS, SETTINGS, median, pgbench, postgres
 
 IN_FLIGHT: Final = (1, 8, 32, 128)
@@ -46,7 +46,7 @@ HASH: Final = b"0" * 16
 class Load:
     """Commands as a busy platform sends them, on one ledger."""
 
-    def __init__(self, ledgers: Ledgers, ledger_id: int, key_id: UUID) -> None:
+    def __init__(self, ledgers: CommandHandler, ledger_id: int, key_id: UUID) -> None:
         self._ledgers = ledgers
         self._ledger_id = ledger_id
         self._actor = Actor(str(key_id), "operator")
@@ -62,8 +62,8 @@ class Load:
         for number in range(CREATORS):
             creator = f"creator-{number}"
             stream = uuid7()
-            await self._ledgers.execute(
-                Request(self._ledger_id, self._actor),
+            await self._ledgers.handle(
+                CommandMetadata(self._ledger_id, self._actor),
                 lambda ledger, when, creator=creator, stream=stream: commands.set_permission(  # type: ignore[misc]
                     ledger, creator, enabled=True, stream_id=stream, when=when
                 ),
@@ -99,7 +99,7 @@ class Load:
 
     async def _issue(self) -> None:
         code_id, secret = uuid7(), Sealed("#" + random.randbytes(32).hex())
-        done: Done[Code] = await self._execute(
+        done: CommandResult[Code] = await self._execute(
             lambda ledger, when: commands.generate(
                 ledger,
                 self._policy,
@@ -123,8 +123,10 @@ class Load:
             self._codes[issued % YOUNG] = code_id, secret
 
     async def _execute(self, decide: Callable[..., Awaitable[Any]]) -> Any:
-        request = Request(self._ledger_id, self._actor, idempotency_key=random.randbytes(16).hex(), request_hash=HASH)
-        return await self._ledgers.execute(request, decide)
+        request = CommandMetadata(
+            self._ledger_id, self._actor, idempotency_key=random.randbytes(16).hex(), request_hash=HASH
+        )
+        return await self._ledgers.handle(request, decide)
 
 
 async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:

@@ -12,9 +12,9 @@ from typing import Final
 
 import psycopg
 
-from infra.keys.vault import MasterKey
-from infra.log.mapper import clear_body
-from infra.runtime import WORKER, runtime
+from infra.crypto.envelope import MasterKey
+from infra.eventstore.serialization import clear_body
+from infra.processes.runtime import WORKER, runtime
 from tests import given
 from tests.given import CAMPAIGN, CODE, Story
 

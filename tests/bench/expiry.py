@@ -23,10 +23,10 @@ from typing import Any, Final
 
 import psycopg
 
-from infra.bootstrap import begin_ledger, mint
-from infra.keys.vault import MasterKey, fresh_key
-from infra.runtime import API, WORKER
-from infra.worker import create_views
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.processes.runtime import API, WORKER
+from infra.processes.worker import create_views
 from projections import VIEWS
 from tests.bench.client import drive
 from tests.bench.due_codes import fill

@@ -17,15 +17,15 @@ from uuid import UUID
 import psycopg
 import uvloop
 
-from infra.bootstrap import begin_ledger, mint
-from infra.keys.vault import MasterKey, fresh_key
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import API, runtime, spare_the_collector
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.processes.runtime import API, runtime, spare_the_collector
 from tests.bench.append import Load, rate
 from tests.bench.place import SETTINGS, place, postgres, restarted
 
 if TYPE_CHECKING:
-    from infra.log.ledger import Ledgers
+    from infra.eventstore.command_handler import CommandHandler
 
 FEW: Final = 100_000
 MANY: Final = 1_000_000
@@ -93,7 +93,7 @@ class _Place:
         self.append_us: list[float] = []
         self.load_us: list[float] = []
 
-    async def prepare(self, ledgers: Ledgers) -> None:
+    async def prepare(self, ledgers: CommandHandler) -> None:
         """Warm up what is measured."""
         self._ledgers = ledgers
         self._load = Load(ledgers, self.key.ledger_id, self.key.key_id)

@@ -22,11 +22,11 @@ from typing import Any, Final
 import httpx
 import psutil
 
-from infra.bootstrap import begin_ledger
-from infra.keys.vault import MasterKey, fresh_key
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import API, WORKER
-from infra.worker import create_views
+from infra.auth.bootstrap import begin_ledger
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.processes.runtime import API, WORKER
+from infra.processes.worker import create_views
 from tests.bench.client import Figures, drive, http
 from tests.bench.place import RUNS, SETTINGS, postgres
 

@@ -24,11 +24,11 @@ from uuid import UUID
 import psycopg
 import uvloop
 
-from infra.bootstrap import begin_ledger, mint
-from infra.keys.vault import MasterKey, fresh_key
-from infra.log.ledger import Ledgers
-from infra.runtime import API, WORKER, runtime, spare_the_collector
-from infra.worker import create_views
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.eventstore.command_handler import CommandHandler
+from infra.processes.runtime import API, WORKER, runtime, spare_the_collector
+from infra.processes.worker import create_views
 from projections import VIEWS
 from tests.bench.append import Load
 from tests.bench.place import SETTINGS, postgres
@@ -54,7 +54,7 @@ Seen = dict[str, list[tuple[int, float]]]
 class Told(Load):
     """Commands that note when they were answered, and at which position they stand."""
 
-    def __init__(self, ledgers: Ledgers, ledger_id: int, key_id: UUID) -> None:
+    def __init__(self, ledgers: CommandHandler, ledger_id: int, key_id: UUID) -> None:
         super().__init__(ledgers, ledger_id, key_id)
         self.answered: Answered = []
 

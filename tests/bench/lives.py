@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import psycopg
 from psycopg import sql
 
-from infra.log.mapper import clear_body
+from infra.eventstore.serialization import clear_body
 from tests import given
 from tests.given import CODE, NOW, Story
 

@@ -13,8 +13,8 @@ from typing import Final
 
 import psycopg
 
-from infra.migrate import migrate
-from infra.postgres.embedded import EmbeddedPostgres, binary
+from infra.postgres.embedded.server import EmbeddedPostgres, binary
+from infra.postgres.migrate import migrate
 
 # What every figure is measured with, named beside it in the results.
 SETTINGS: Final = {

@@ -24,10 +24,10 @@ from typing import Any, Final
 import psycopg
 import uvloop
 
-from infra.bootstrap import begin_ledger, mint
-from infra.keys.vault import MasterKey, fresh_key
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import API, WORKER, runtime, spare_the_collector
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.processes.runtime import API, WORKER, runtime, spare_the_collector
 from tests.bench.append import Load
 from tests.bench.lives import fill
 from tests.bench.place import SETTINGS, postgres

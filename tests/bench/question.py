@@ -22,16 +22,16 @@ from urllib.parse import urlencode
 
 import psycopg
 
-from infra.bootstrap import begin_ledger, mint
-from infra.database import Database
-from infra.keys.vault import MasterKey, fresh_key
-from infra.log.feed import Feed
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import API, WORKER
-from infra.upkeep import connect
-from infra.worker import create_views
-from projections import codes, history
-from projections.rebuild import rebuild
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.eventstore.all_ledgers_reader import AllLedgersReader
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.pool import Database
+from infra.processes.runtime import API, WORKER
+from infra.processes.worker import create_views
+from infra.views.commands import connect
+from projections import codes, event_index
+from projections.engine.rebuild import rebuild
 from tests.bench.client import Figures, drive, http
 from tests.bench.http import _serve, process
 from tests.bench.lives import CREATORS, fill
@@ -102,8 +102,8 @@ async def _fill_views(server: EmbeddedPostgres) -> None:
     """Let the two views that are read here follow the whole log."""
     database = Database(server.dsn(WORKER), WORKER, size=2)
     await database.open()
-    for view in (history.VIEW, codes.VIEW):
-        done = await rebuild(view, Feed(database), lambda: connect(server.dsn(WORKER)))
+    for view in (event_index.VIEW, codes.VIEW):
+        done = await rebuild(view, AllLedgersReader(database), lambda: connect(server.dsn(WORKER)))
         sys.stderr.write(f"  view {view.name}: {done.events / max(done.seconds, 1e-6):,.0f} events a second\n")
     await database.close()
 

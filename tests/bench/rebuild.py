@@ -15,14 +15,14 @@ from typing import Any, Final
 import psycopg
 import uvloop
 
-from infra.bootstrap import begin_ledger
-from infra.database import Database
-from infra.keys.vault import MasterKey, fresh_key
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import WORKER, spare_the_collector
-from infra.showing import Lines
-from infra.upkeep import GC_YOUNG_OBJECTS, rebuild
-from infra.worker import create_views, views_followed
+from infra.auth.bootstrap import begin_ledger
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.pool import Database
+from infra.processes.runtime import WORKER, spare_the_collector
+from infra.processes.worker import create_views, views_followed
+from infra.views.commands import GC_YOUNG_OBJECTS, rebuild
+from infra.views.progress_display import Lines
 from projections import VIEWS
 from tests.bench.lives import fill
 from tests.bench.place import SETTINGS, postgres

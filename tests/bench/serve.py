@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from api.server import run
-from infra.keys.custody import custodian
+from api.http.server import run
+from infra.crypto.master_keys import key_provider
 from infra.settings import load_settings
 
 
@@ -14,4 +14,4 @@ def _say(url: str) -> None:
 if __name__ == "__main__":
     settings = load_settings()
     assert settings.database_url is not None
-    run(settings, settings.database_url.get_secret_value(), custodian(settings), started=_say)
+    run(settings, settings.database_url.get_secret_value(), key_provider(settings), started=_say)

@@ -16,11 +16,11 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from api.streams import MAX_STREAMS_OF_A_KEY
-from infra.bootstrap import begin_ledger, mint
-from infra.keys.vault import MasterKey, fresh_key
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import API
-from infra.worker import create_views
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.processes.runtime import API
+from infra.processes.worker import create_views
 from tests.bench.client import drive
 from tests.bench.http import ROOT, Requests, _serve, process
 from tests.bench.place import SETTINGS, postgres

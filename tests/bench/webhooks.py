@@ -13,12 +13,12 @@ from typing import Any, Final
 import psycopg
 import uvloop
 
-from infra.bootstrap import begin_ledger, mint
-from infra.keys.vault import MasterKey
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import API, WORKER, runtime
-from infra.webhooks.owners import Webhooks
-from infra.webhooks.shown import Owner
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey
+from infra.delivery.webhooks.models import Owner
+from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.processes.runtime import API, WORKER, runtime
 from tests.bench.append import Load, rate
 from tests.bench.http import ROOT
 from tests.bench.place import SETTINGS, postgres
@@ -37,7 +37,7 @@ async def _prepare(server: EmbeddedPostgres, key: bytes, url: str) -> int:
         load = Load(opened.ledgers, minted.ledger_id, minted.key_id)
         await load.prepare()
         await rate(load, 32, FILL_S)
-        webhooks = Webhooks(opened.database, opened.keyring)
+        webhooks = WebhookSubscriptions(opened.database, opened.keyring)
         owner = Owner(minted.ledger_id, minted.key_id, all=True)
         await webhooks.create(owner, url=url, description=None, types=(), creator_ids=(), after=0)
         return await opened.ledgers.store.head(minted.ledger_id)

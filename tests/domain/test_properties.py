@@ -307,5 +307,5 @@ def test_nothing_is_sealed_for_a_creator_once_they_are_erased(tale: Tale) -> Non
         if decision is not None and any(
             type(v) is Sealed for e in decision.aggregate.pending_events for v in vars(e).values()
         ):
-            assert any(isinstance(read, Creator) and read.erased_at is None for read in decision.unchanged)
+            assert any(isinstance(read, Creator) and read.erased_at is None for read in decision.also_read)
         story.ledger.append(decision, now=story.clock(), actor=given.OPERATOR)

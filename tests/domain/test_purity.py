@@ -69,7 +69,7 @@ def test_the_domain_has_modules_to_check() -> None:
         ("import eventsourcing.postgres", "imports eventsourcing.postgres"),
         ("from eventsourcing import persistence", "imports eventsourcing"),
         ("from . import code", "imports ."),
-        ("import infra.log.ledger", "imports infra.log.ledger"),
+        ("import infra.eventstore.command_handler", "imports infra.eventstore.command_handler"),
         ("import time", "imports time"),
         ("from random import choice", "imports random"),
         ("import os.path", "imports os.path"),

@@ -8,7 +8,7 @@ from eventsourcing.utils import get_topic
 
 from domain.code import Code
 from domain.creator import Creator
-from domain.recorded import Event, Recorded
+from domain.recorded import Event, RecordedEvent
 from domain.summaries import summary
 from domain.values import Sealed
 from tests import given
@@ -73,7 +73,7 @@ SENTENCES = [
 ]
 
 
-def with_sealed_texts(story: Story, recorded: Recorded) -> Event:
+def with_sealed_texts(story: Story, recorded: RecordedEvent) -> Event:
     """Put what is sealed back into an event, as only its writer has it."""
     for name, text in story.ledger.sealed.get(recorded.position, {}).items():
         vars(recorded.event)[name] = text

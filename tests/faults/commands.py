@@ -23,10 +23,10 @@ from uuid import UUID
 from domain.campaign import Campaign
 from domain.values import Actor, Sealed
 from infra.errors import IdempotencyRunning, Unavailable
+from infra.eventstore.attempt import CommandMetadata
+from infra.eventstore.command_handler import CommandHandler, CommandResult
 from infra.ids import uuid7
-from infra.log.attempt import Request
-from infra.log.ledger import Done, Ledgers
-from infra.runtime import API, runtime
+from infra.processes.runtime import API, runtime
 from tests import given
 from tests.infra.notebook import Notebook, untold
 from tests.infra.opened import MASTER_KEY
@@ -52,11 +52,11 @@ class Writes:
     ledger_id: int
     key_id: str
 
-    def request(self, mark: str) -> Request:
+    def request(self, mark: str) -> CommandMetadata:
         """Return the request of a command; sent again, it is the same."""
         request_hash = hashlib.sha256(mark.encode()).digest()[:16]
         actor = Actor(self.key_id, "operator")
-        return Request(self.ledger_id, actor, idempotency_key=mark, request_hash=request_hash)
+        return CommandMetadata(self.ledger_id, actor, idempotency_key=mark, request_hash=request_hash)
 
 
 def command(what: dict[str, Any], now: Any) -> given.Command:
@@ -85,7 +85,7 @@ EVENTS: Final = {"generate": 1, "share": 1, "redeem": 1, "launch": 1, "revoke": 
 class Storyteller:
     """Carries commands out and notes what it was told."""
 
-    def __init__(self, ledgers: Ledgers, writes: list[Writes], book: Notebook) -> None:
+    def __init__(self, ledgers: CommandHandler, writes: list[Writes], book: Notebook) -> None:
         self._ledgers = ledgers
         self._writes = writes
         self._book = book
@@ -104,7 +104,7 @@ class Storyteller:
             await self.carry_out(writes, {"kind": "launch", "mark": _mark(), "advertiser_id": advertiser} | code)
             await self.carry_out(writes, {"kind": "revoke", "mark": _mark()} | code)
 
-    async def carry_out(self, writes: Writes, what: dict[str, Any]) -> Done[Any]:
+    async def carry_out(self, writes: Writes, what: dict[str, Any]) -> CommandResult[Any]:
         """Send a command until it is answered."""
         while True:
             try:
@@ -112,14 +112,14 @@ class Storyteller:
             except (Unavailable, IdempotencyRunning):
                 await asyncio.sleep(AGAIN_AFTER_S)
 
-    async def attempt(self, writes: Writes, what: dict[str, Any]) -> Done[Any]:
+    async def attempt(self, writes: Writes, what: dict[str, Any]) -> CommandResult[Any]:
         """Send a command once."""
         mark = what["mark"]
         noted = what | {"key_id": writes.key_id}
         attempt = self._book.sends(writes.ledger_id, mark, EVENTS[what["kind"]], noted)
         decide: Any = command(what, self._ledgers.now())
         try:
-            done: Done[Any] = await self._ledgers.execute(writes.request(mark), decide)
+            done: CommandResult[Any] = await self._ledgers.handle(writes.request(mark), decide)
         except Unavailable as error:
             self._book.told(attempt, untold(error))
             raise

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import psycopg
 
-from infra.migrate import migrate
-from infra.postgres.embedded import DATABASE, EmbeddedPostgres
-from infra.runtime import API
+from infra.postgres.embedded.server import DATABASE, EmbeddedPostgres
+from infra.postgres.migrate import migrate
+from infra.processes.runtime import API
 from tests import given
 from tests.conftest import TestDatabase
 from tests.faults.commands import MARK, Storyteller, Writes

@@ -11,8 +11,8 @@ from time import monotonic
 
 import psycopg
 
-from infra.log.writer import Writer
-from infra.runtime import API
+from infra.eventstore.group_commit import GroupCommitWriter
+from infra.processes.runtime import API
 from tests.faults.durable import SHORT, TASKS, Scene
 from tests.infra.checker import held, problems
 from tests.infra.load import MARK, Load
@@ -33,7 +33,7 @@ async def under_load(scene: Scene, book: Notebook, directory: Path) -> Proxy:
         proxied(scene.database.dsn(API), directory) as (proxy, dsn),
         await psycopg.AsyncConnection.connect(scene.database.dsn(), autocommit=True) as reading,
     ):
-        writer = Writer(dsn, API)
+        writer = GroupCommitWriter(dsn, API)
         writer.start()
         proxy.cut_request = proxy.hold_reply = lambda _: random.randrange(ONE_IN) == 0
         load = Load(writer, reading, ledgers, book)

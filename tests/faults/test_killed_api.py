@@ -19,10 +19,10 @@ from typing import Any, Final
 
 import httpx
 
-from infra.bootstrap import begin_ledger
-from infra.keys.vault import MasterKey, fresh_key
-from infra.runtime import API
-from infra.worker import create_views
+from infra.auth.bootstrap import begin_ledger
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.processes.runtime import API
+from infra.processes.worker import create_views
 from tests.faults.commands import MARK
 from tests.faults.durable import SHORT, durable
 from tests.infra.checker import Told, held, problems

@@ -19,13 +19,13 @@ from typing import Final
 
 import httpx
 
-from infra.bootstrap import begin_ledger, mint
-from infra.keys.vault import MasterKey, fresh_key
-from infra.runtime import API, WORKER, runtime
-from infra.webhooks.messages import Terms
-from infra.webhooks.owners import Webhooks
-from infra.webhooks.shown import Owner
-from infra.worker import create_views
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.crypto.envelope import MasterKey, fresh_key
+from infra.delivery.webhooks.messages import Terms
+from infra.delivery.webhooks.models import Owner
+from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+from infra.processes.runtime import API, WORKER, runtime
+from infra.processes.worker import create_views
 from tests.bench.append import Load
 from tests.faults.durable import SHORT, durable
 from tests.infra.receiving import Received, Receiver, in_order, receiving
@@ -165,7 +165,7 @@ async def _deliver(master: bytes, dsn: str, api_dsn: str, worker_dsn: str) -> tu
         load = Load(opened.ledgers, minted.ledger_id, minted.key_id)
         await load.prepare()
         owner = Owner(minted.ledger_id, minted.key_id, all=True)
-        webhooks = Webhooks(opened.database, opened.keyring)
+        webhooks = WebhookSubscriptions(opened.database, opened.keyring)
         webhook, secret, _ = await webhooks.create(
             owner, url=receiver.url, description=None, types=(), creator_ids=(), after=0
         )

@@ -16,10 +16,10 @@ import psycopg
 import pytest
 
 from infra.errors import Unavailable
+from infra.eventstore.append import Appended, Replayed
+from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.log.appends import Appended, Replayed
-from infra.log.writer import Writer
-from infra.runtime import API
+from infra.processes.runtime import API
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene
 from tests.infra.appends import keyed, row
@@ -36,7 +36,7 @@ SHORT_OF_DISK = "could not record the command; nothing was"
 class Sender:
     """Sends events as large as they may be, and remembers what each was told."""
 
-    writer: Writer
+    writer: GroupCommitWriter
     ledger_id: int
     told: list[Told]
 
@@ -72,7 +72,7 @@ class Sender:
 
 @contextlib.asynccontextmanager
 async def sending(scene: Scene) -> AsyncIterator[Sender]:
-    writer = Writer(scene.database.dsn(API), API)
+    writer = GroupCommitWriter(scene.database.dsn(API), API)
     writer.start()
     try:
         yield Sender(writer, scene.writes[0].ledger_id, [])

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+from infra.eventstore.append import Append, EventRow, Outcome
+from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.log.appends import Append, EventRow, Outcome
-from infra.log.writer import Writer
-from infra.runtime import API
+from infra.processes.runtime import API
 from tests.conftest import TestDatabase
 
 
@@ -38,7 +38,7 @@ def appending(ledger_id: int, *rows: EventRow, **fields: Any) -> Append:
     for event in rows:
         first.setdefault(event.stream_id, event.version - 1)
     facts: dict[str, Any] = {
-        "preconditions": list(first.items()),
+        "expected_versions": list(first.items()),
         "claims": (),
         "role": "operator",
         "source": "operator",
@@ -60,9 +60,9 @@ async def writing(
     options: str = "",
     on_commit: Callable[[], None] = lambda: None,
     **limits: Any,
-) -> AsyncIterator[Writer]:
+) -> AsyncIterator[GroupCommitWriter]:
     """Run a writer on a database; `options` outdo those that its session is opened with."""
-    writer = Writer(database.dsn(user), API, on_commit=on_commit, **limits)
+    writer = GroupCommitWriter(database.dsn(user), API, on_commit=on_commit, **limits)
     writer._session["options"] += options
     writer.start()
     try:
@@ -71,7 +71,7 @@ async def writing(
         await writer.stop()
 
 
-async def together(writer: Writer, requests: Sequence[Append]) -> list[Outcome | BaseException]:
+async def together(writer: GroupCommitWriter, requests: Sequence[Append]) -> list[Outcome | BaseException]:
     """Append requests that all wait at once, so that a batch takes what fits, and return what each came to.
 
     Callers are put into the queue in order before the writer runs again.

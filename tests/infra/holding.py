@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import psycopg
 
-from infra.log.appends import Append, Outcome
-from infra.log.writer import Writer
+from infra.eventstore.append import Append, Outcome
+from infra.eventstore.group_commit import GroupCommitWriter
 from tests.infra.opened import Opened, Tenant
 
 WAITS_WITHIN_S = 15
@@ -39,7 +39,7 @@ async def until_it_waits(opened: Opened, other_than: int = 0, function: str = "a
             await asyncio.sleep(0.01)
 
 
-def sent(writer: Writer, request: Append) -> asyncio.Task[Outcome]:
+def sent(writer: GroupCommitWriter, request: Append) -> asyncio.Task[Outcome]:
     """Send an append without waiting for it."""
     return asyncio.create_task(writer.append(request))
 

@@ -22,11 +22,11 @@ from eventsourcing.domain import Aggregate
 from eventsourcing.utils import register_topic
 
 from infra.errors import Unavailable
+from infra.eventstore.append import Append, Appended, EventRow, Replayed
+from infra.eventstore.group_commit import GroupCommitWriter
+from infra.eventstore.notifications import Notifier
 from infra.ids import uuid7
-from infra.log.appends import Append, Appended, EventRow, Replayed
-from infra.log.wake import Notifier
-from infra.log.writer import Writer
-from infra.runtime import API
+from infra.processes.runtime import API
 from tests.infra.appends import appending, keyed, row
 from tests.infra.notebook import Notebook, untold
 
@@ -50,7 +50,7 @@ class Load:
     """Writers of one process on some ledgers."""
 
     def __init__(
-        self, writer: Writer, reading: psycopg.AsyncConnection[Any], ledgers: list[int], book: Notebook
+        self, writer: GroupCommitWriter, reading: psycopg.AsyncConnection[Any], ledgers: list[int], book: Notebook
     ) -> None:
         self._writer = writer
         self._reading = reading
@@ -150,7 +150,7 @@ async def _run(order: dict[str, Any]) -> None:
     book = Notebook(Path(order["notebook"]))
     notifier = Notifier(order["dsn"], API)
     notifier.start()
-    writer = Writer(order["dsn"], API, on_commit=notifier.committed)
+    writer = GroupCommitWriter(order["dsn"], API, on_commit=notifier.committed)
     writer.start()
     async with await psycopg.AsyncConnection.connect(order["reading_dsn"], autocommit=True) as reading:
         load = Load(writer, reading, order["ledgers"], book)

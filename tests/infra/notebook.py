@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from infra.errors import Unavailable
-from infra.log.writer import FULL, NOT_RECORDED, REFUSED_WRITE, STOPPING
+from infra.eventstore.group_commit import FULL, NOT_RECORDED, REFUSED_WRITE, STOPPING
 from tests.infra.checker import Told
 
 # What callers are told of whom nothing is recorded; of others who got no answer that is not known.

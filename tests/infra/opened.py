@@ -11,19 +11,19 @@ from typing import Any
 import psycopg
 
 from domain.values import Actor, Role
-from infra.callers.api_key import ApiKey
-from infra.callers.identity import Identity
-from infra.callers.minting import MACHINE
-from infra.database import Database
-from infra.keys.erasure import Erasures
-from infra.keys.vault import MasterKey
-from infra.log.attempt import Request
-from infra.log.feed import Feed
-from infra.log.ledger import Done, Ledgers
-from infra.runtime import API, WORKER, Runtime, runtime
-from infra.upkeep import connect
+from infra.auth.api_keys import ApiKey
+from infra.auth.authenticator import Authenticator
+from infra.auth.key_admin import MACHINE
+from infra.crypto.envelope import MasterKey
+from infra.eventstore.all_ledgers_reader import AllLedgersReader
+from infra.eventstore.attempt import CommandMetadata
+from infra.eventstore.command_handler import CommandHandler, CommandResult
+from infra.jobs.erasure import Erasures
+from infra.postgres.pool import Database
+from infra.processes.runtime import API, WORKER, Runtime, runtime
+from infra.views.commands import connect
 from projections import VIEWS
-from projections.folding import Folding
+from projections.engine.projector import Projector
 from tests.conftest import TestDatabase
 from tests.given import CREATOR, Command, erase
 
@@ -50,10 +50,10 @@ class Tenant:
         """Who acts with the key."""
         return Actor(str(self.key.key_id), self.key.role)
 
-    def request(self, key: str | None = None, body: str = "", **fields: Any) -> Request:
+    def request(self, key: str | None = None, body: str = "", **fields: Any) -> CommandMetadata:
         """Return a request, with an idempotency key if one is given, and with a body that only its hash knows."""
         request_hash = body.encode().ljust(16, b"\0")
-        return Request(self.ledger_id, self.actor, idempotency_key=key, request_hash=request_hash, **fields)
+        return CommandMetadata(self.ledger_id, self.actor, idempotency_key=key, request_hash=request_hash, **fields)
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Opened:
 
     database: TestDatabase
     api: Runtime
-    identity: Identity
+    identity: Authenticator
 
     @property
-    def ledgers(self) -> Ledgers:
+    def ledgers(self) -> CommandHandler:
         """What carries out commands."""
         return self.api.ledgers
 
@@ -78,10 +78,10 @@ class Opened:
         key, _, _ = await self.identity.create(ledger_id, role=role)
         return Tenant(ledger_id, key)
 
-    async def when(self, tenant: Tenant, command: Command, key: str | None = None, **fields: Any) -> Done[Any]:
+    async def when(self, tenant: Tenant, command: Command, key: str | None = None, **fields: Any) -> CommandResult[Any]:
         """Carry a command out."""
         decide: Any = command
-        return await self.ledgers.execute(tenant.request(key, **fields), decide)
+        return await self.ledgers.handle(tenant.request(key, **fields), decide)
 
     @property
     def erasures(self) -> Erasures:
@@ -93,17 +93,17 @@ class Opened:
         await self.when(tenant, erase(creator_id=creator_id))
         assert await self.erasures.carry_out(tenant.ledger_id, creator_id, MACHINE)
 
-    async def take_in(self) -> None:
+    async def apply(self) -> None:
         """Let every view take in what is recorded."""
         worker = Database(self.database.dsn(WORKER), WORKER)
         await worker.open()
         async with await connect(self.database.dsn(WORKER)) as connection:
             for view in VIEWS:
-                folding = Folding(view, connection)
+                folding = Projector(view, connection)
                 await folding.prepare()
                 await folding.create(indexes=True)
                 await folding.find()
-                await folding.take_in_all(Feed(worker), page_events=100)
+                await folding.apply_all(AllLedgersReader(worker), page_events=100)
         await worker.close()
 
     def record_at(self, tenant: Tenant, position: int, moment: datetime) -> None:
@@ -124,6 +124,6 @@ async def opening(database: TestDatabase) -> AsyncIterator[Opened]:
     async with runtime(database.dsn(API), API, MASTER_KEY) as api:
         await worker.open()
         try:
-            yield Opened(database, api, Identity(worker, MASTER_KEY))
+            yield Opened(database, api, Authenticator(worker, MASTER_KEY))
         finally:
             await worker.close()

@@ -15,7 +15,7 @@ from typing import Final
 
 import psutil
 
-from infra.postgres.cluster import wait_for_end
+from infra.postgres.embedded.cluster import wait_for_end
 
 ROOT: Final = Path(__file__).parents[2]
 DEADLINE_SECONDS: Final = 20.0

@@ -10,14 +10,14 @@ from typing import Any, Final
 from uuid import UUID
 
 from domain.values import Sealed
+from infra.delivery.webhooks.http_target import Networks
+from infra.delivery.webhooks.messages import Terms
+from infra.delivery.webhooks.models import Delivery, Owner, Webhook
+from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+from infra.delivery.webhooks.worker import Senders
+from infra.eventstore.notifications import Listener
 from infra.ids import uuid7
-from infra.log.wake import Listener
-from infra.runtime import WORKER, runtime
-from infra.webhooks.messages import Terms
-from infra.webhooks.owners import Webhooks
-from infra.webhooks.shown import Delivery, Owner, Webhook
-from infra.webhooks.target import Networks
-from infra.webhooks.worker import Senders
+from infra.processes.runtime import WORKER, runtime
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.receiving import Receiver
@@ -35,9 +35,9 @@ class Post:
     codes: list[UUID] = field(default_factory=list)
 
     @property
-    def webhooks(self) -> Webhooks:
+    def webhooks(self) -> WebhookSubscriptions:
         """What an API process has of webhooks."""
-        return Webhooks(self.opened.api.database, self.opened.api.keyring)
+        return WebhookSubscriptions(self.opened.api.database, self.opened.api.keyring)
 
     @property
     def owner(self) -> Owner:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from infra.database import Database
-from infra.log.event_store import EventStore
-from infra.log.feed import Feed
-from infra.log.wake import Listener
-from infra.runtime import API, WORKER
+from infra.eventstore.all_ledgers_reader import AllLedgersReader
+from infra.eventstore.notifications import Listener
+from infra.eventstore.reader import EventReader
+from infra.postgres.pool import Database
+from infra.processes.runtime import API, WORKER
 from tests.conftest import TestDatabase
 from tests.infra.checker import Held, Told, held, problems, unseen
 from tests.infra.load import MARK
@@ -94,14 +94,14 @@ async def _follow(database: TestDatabase, ledgers: list[int], ended: Callable[[]
     await api.open()
     await worker.open()
     try:
-        reading = (_by_page(EventStore(api), ledgers, ended), _by_feed(database, Feed(worker), ended))
+        reading = (_by_page(EventReader(api), ledgers, ended), _by_feed(database, AllLedgersReader(worker), ended))
         return list(await asyncio.gather(*reading))
     finally:
         await api.close()
         await worker.close()
 
 
-async def _by_page(store: EventStore, ledgers: list[int], ended: Callable[[], bool]) -> Seen:
+async def _by_page(store: EventReader, ledgers: list[int], ended: Callable[[], bool]) -> Seen:
     """Follow ledger by ledger, as a caller of the API does, without pause."""
     seen: Seen = {ledger_id: [] for ledger_id in ledgers}
     while True:
@@ -115,7 +115,7 @@ async def _by_page(store: EventStore, ledgers: list[int], ended: Callable[[], bo
             return seen
 
 
-async def _by_feed(database: TestDatabase, feed: Feed, ended: Callable[[], bool]) -> Seen:
+async def _by_feed(database: TestDatabase, feed: AllLedgersReader, ended: Callable[[], bool]) -> Seen:
     """Follow all ledgers at once, as views do, woken by each commit."""
     seen: Seen = defaultdict(list)
     woken = asyncio.Event()

@@ -9,23 +9,23 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from infra.callers.accesses import KEEP_ACCESSES_DAYS, Access, Accesses, purge
-from infra.database import Database
-from infra.runtime import API, WORKER
+from infra.auth.access_log import KEEP_ACCESSES_DAYS, Access, AccessLog, purge
+from infra.postgres.pool import Database
+from infra.processes.runtime import API, WORKER
 from tests.conftest import TestDatabase
 
 ACCESS = Access(UUID(int=1), "auditor", "GET /v1/events", b'{"q":"a"}', "text/csv", 3, complete=True, request_id="r-1")
 
 
 @pytest.fixture
-async def accesses(database: TestDatabase) -> AsyncIterator[Accesses]:
+async def accesses(database: TestDatabase) -> AsyncIterator[AccessLog]:
     opened = Database(database.dsn(API), API, size=3)
     await opened.open()
-    yield Accesses(opened)
+    yield AccessLog(opened)
     await opened.close()
 
 
-async def test_an_access_is_there_once_it_is_recorded(accesses: Accesses) -> None:
+async def test_an_access_is_there_once_it_is_recorded(accesses: AccessLog) -> None:
     access_id = await accesses.record(1, ACCESS)
     (row,) = await accesses.page(1, limit=10)
     assert row == replace(row, access_id=access_id, key_id=UUID(int=1), role="auditor", route="GET /v1/events")
@@ -33,7 +33,7 @@ async def test_an_access_is_there_once_it_is_recorded(accesses: Accesses) -> Non
     assert row.ended_at == row.at
 
 
-async def test_accesses_that_wait_together_are_all_recorded(accesses: Accesses) -> None:
+async def test_accesses_that_wait_together_are_all_recorded(accesses: AccessLog) -> None:
     import asyncio
 
     ids = await asyncio.gather(*(accesses.record(1, replace(ACCESS, request_id=f"r-{n}")) for n in range(50)))
@@ -42,7 +42,7 @@ async def test_accesses_that_wait_together_are_all_recorded(accesses: Accesses) 
     assert {row.request_id for row in rows} == {f"r-{n}" for n in range(50)}
 
 
-async def test_one_that_was_under_way_ends_once(accesses: Accesses) -> None:
+async def test_one_that_was_under_way_ends_once(accesses: AccessLog) -> None:
     access_id = await accesses.record(1, replace(ACCESS, rows=0, complete=None))
     (row,) = await accesses.page(1, limit=1)
     assert (row.rows, row.complete, row.ended_at) == (0, None, None)
@@ -54,7 +54,7 @@ async def test_one_that_was_under_way_ends_once(accesses: Accesses) -> None:
     assert (row.rows, row.complete) == (7, True)
 
 
-async def test_a_subscribers_reads_of_an_hour_are_added_up(accesses: Accesses) -> None:
+async def test_a_subscribers_reads_of_an_hour_are_added_up(accesses: AccessLog) -> None:
     import asyncio
 
     polls = [replace(ACCESS, role="subscriber", rows=n, request_id=f"r-{n}") for n in range(10)]
@@ -68,7 +68,7 @@ async def test_a_subscribers_reads_of_an_hour_are_added_up(accesses: Accesses) -
 
 
 async def test_the_api_sees_and_writes_one_ledgers_accesses_and_changes_none(
-    database: TestDatabase, accesses: Accesses
+    database: TestDatabase, accesses: AccessLog
 ) -> None:
     access_id = await accesses.record(1, ACCESS)
     assert await accesses.page(2, limit=10) == []
@@ -94,7 +94,7 @@ async def test_the_api_sees_and_writes_one_ledgers_accesses_and_changes_none(
     assert (row.access_id, row.rows) == (access_id, 3)
 
 
-async def test_accesses_are_forgotten_after_their_time(database: TestDatabase, accesses: Accesses) -> None:
+async def test_accesses_are_forgotten_after_their_time(database: TestDatabase, accesses: AccessLog) -> None:
     old, young = [await accesses.record(1, replace(ACCESS, request_id=name)) for name in ("old", "young")]
     async with await psycopg.AsyncConnection.connect(database.dsn(), autocommit=True) as owner:
         for access_id, days in ((old, KEEP_ACCESSES_DAYS), (young, KEEP_ACCESSES_DAYS - 1)):

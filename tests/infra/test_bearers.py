@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from domain.errors import NotAllowed
-from infra.callers.identity import Identity
+from infra.auth.authenticator import Authenticator
 from infra.errors import KeyNoLongerValid, TokenRefused
 from tests import given
 from tests.infra.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
@@ -39,12 +39,12 @@ async def tenant(opened: Opened) -> Tenant:
 
 
 @pytest.fixture
-def identity(opened: Opened, issuer: TestIssuer) -> Identity:
-    return Identity(opened.api.database, MASTER_KEY, [issuer.configured(role="operator")])
+def identity(opened: Opened, issuer: TestIssuer) -> Authenticator:
+    return Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(role="operator")])
 
 
 async def test_a_bearer_is_one_key_whatever_token_they_come_with(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
 ) -> None:
     first, second, other = [
         await identity.authenticate(issuer.token(sub=sub, jti=jti), now())
@@ -59,7 +59,7 @@ async def test_a_bearer_is_one_key_whatever_token_they_come_with(
 
 
 async def test_what_the_issuer_calls_a_bearer_is_stored_encrypted(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
 ) -> None:
     await identity.authenticate(issuer.token(sub="ana.real.name"), now())
     for table in ("api_keys", "api_key_hashes", "api_key_uses", "accesses"):
@@ -73,7 +73,7 @@ async def test_bearers_of_two_issuers_are_two_though_they_are_called_the_same(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
     with issuing() as second:
-        identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(), second.configured()])
+        identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(), second.configured()])
         keys = [await identity.authenticate(one.token(sub="ana"), now()) for one in (issuer, second)]
         assert len({key.key_id for key in keys if key is not None}) == 2
         await identity.stop()
@@ -83,7 +83,7 @@ async def test_a_bearer_who_comes_for_the_first_time_many_times_at_once_is_one(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
     """As in several processes that have not heard of each other."""
-    identities = [Identity(opened.api.database, MASTER_KEY, [issuer.configured()]) for _ in range(4)]
+    identities = [Authenticator(opened.api.database, MASTER_KEY, [issuer.configured()]) for _ in range(4)]
     keys = await asyncio.gather(
         *(one.authenticate(issuer.token(sub="ana", jti=str(n)), now()) for n in range(4) for one in identities)
     )
@@ -100,7 +100,7 @@ async def test_a_bearer_who_comes_for_the_first_time_many_times_at_once_is_one(
 async def test_role_and_subjects_are_those_of_the_token_that_is_presented(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
-    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     known = [
         await identity.authenticate(issuer.token(**claims), now())
         for claims in ({"role": "c", "creators": ["ana"]}, {"role": "a"}, {"role": "c", "creators": "ben"})
@@ -113,7 +113,7 @@ async def test_role_and_subjects_are_those_of_the_token_that_is_presented(
     await identity.stop()
 
 
-async def written_down(identity: Identity, tenant: Tenant) -> list[tuple[str, list[str], str | None, bool]]:
+async def written_down(identity: Authenticator, tenant: Tenant) -> list[tuple[str, list[str], str | None, bool]]:
     """Return role, creators and name of each bearer as they stand in the list, and whether they are let in."""
     return [
         (key.role, sorted(key.subjects.creator_ids), key.subject, key.revoked_at is None)
@@ -125,7 +125,7 @@ async def written_down(identity: Identity, tenant: Tenant) -> list[tuple[str, li
 async def test_what_is_written_down_of_a_bearer_is_what_their_newest_token_says(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
-    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     both = issuer.token(role="c", creators=["ana", "second-account"])
     alone = issuer.token(role="c", creators=["ana"])
     for token, told in (
@@ -153,7 +153,7 @@ async def test_an_erasure_shuts_out_and_forgets_whoever_acts_for_the_creator_alo
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
     await opened.when(tenant, given.permission())
-    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     first: dict[str, Any] = {"role": "c", "creators": [given.CREATOR, "second-account"]}
     now_alone: dict[str, Any] = {"role": "c", "creators": [given.CREATOR]}
     ana, left = issuer.token(sub="ana", **now_alone), issuer.token(sub="left", role="a")
@@ -177,7 +177,7 @@ async def test_a_bearer_who_acts_for_erased_creators_alone_is_not_let_in_and_not
     for creator_id in (given.CREATOR, "second-account"):
         await opened.when(tenant, given.permission(creator_id=creator_id))
         await opened.erase(tenant, creator_id)
-    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     for creators in ([given.CREATOR], [given.CREATOR, "second-account"]):
         with pytest.raises(TokenRefused, match="was erased here"):
             await identity.authenticate(issuer.token(role="c", creators=creators), now())
@@ -191,7 +191,7 @@ async def test_a_token_that_was_let_in_ends_with_the_erasure_of_whom_it_acts_for
 ) -> None:
     """Also where the bearer's newest token is another one, so that the bearer goes on."""
     await opened.when(tenant, given.permission())
-    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     alone, newest = (issuer.token(role="c", creators=ids) for ids in ([given.CREATOR], [given.CREATOR, "another"]))
     assert [await identity.still_opens(token, now()) for token in (alone, newest)] == [True, True]
     await opened.when(tenant, given.erase())
@@ -201,7 +201,7 @@ async def test_a_token_that_was_let_in_ends_with_the_erasure_of_whom_it_acts_for
 
 
 async def test_a_bearer_who_was_shut_out_stays_out_with_any_token(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
 ) -> None:
     token = issuer.token(sub="ana")
     key = await identity.authenticate(token, now())
@@ -217,7 +217,7 @@ async def test_a_bearer_who_was_shut_out_stays_out_with_any_token(
 
 
 async def test_a_token_that_is_remembered_expires_all_the_same(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
 ) -> None:
     token, moment = issuer.token(), now()
     assert await identity.still_opens(token, moment)
@@ -228,7 +228,7 @@ async def test_a_token_that_is_remembered_expires_all_the_same(
 
 
 async def test_a_token_that_is_remembered_is_verified_again_when_the_issuers_keys_change(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
 ) -> None:
     token = issuer.token()
     assert await identity.still_opens(token, now())
@@ -244,14 +244,14 @@ async def test_a_token_that_is_remembered_is_verified_again_when_the_issuers_key
 
 async def test_a_token_that_leads_to_no_ledger_is_turned_away(opened: Opened, issuer: TestIssuer) -> None:
     await opened.begin("another")
-    identity = Identity(opened.api.database, MASTER_KEY, [issuer.configured()])
+    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured()])
     with pytest.raises(NotAllowed, match="a ledger that is not here"):
         await identity.authenticate(issuer.token(), now())
     await identity.stop()
 
 
 async def test_a_bearer_has_no_key_that_could_be_presented(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Identity
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
 ) -> None:
     key = await identity.authenticate(issuer.token(), now())
     assert key is not None

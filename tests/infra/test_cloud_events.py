@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from domain.values import CLOCK
-from infra.log.cloud_events import cloud_event, rfc3339, sequence_of, structured
+from infra.delivery.cloud_events import cloud_event, rfc3339, sequence_of, structured
 from tests.generated import examples
 from tests.infra.kafka.recorded import as_recorded
 

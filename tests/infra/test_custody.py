@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.keys.custody import MasterKeyFile, custodian, short_id
-from infra.keys.vault import MasterKey, MasterKeyError
+from infra.crypto.envelope import MasterKey, MasterKeyError
+from infra.crypto.master_keys import MasterKeyFile, key_provider, short_id
 from infra.settings import SettingsError, load_settings
 
 OLD, NEW, THIRD = bytes(range(32)), b"\x07" * 32, b"\x08" * 32
@@ -31,7 +31,7 @@ def key_file(directory: Path, *keys: bytes, mode: int = 0o600) -> Path:
 
 async def test_the_environment_gives_the_master_key_and_the_one_before() -> None:
     given_keys = {"SPARKLEDGER_MASTER_KEY": text(NEW), "SPARKLEDGER_MASTER_KEY_PREVIOUS": text(OLD)}
-    assert custodian(load_settings(given_keys)).key_ids == BOTH.key_ids
+    assert key_provider(load_settings(given_keys)).key_ids == BOTH.key_ids
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_master_keys_that_do_not_go_together_are_refused(variables: dict[str, st
 def test_with_a_file_of_the_master_key_a_database_url_needs_no_other(tmp_path: Path) -> None:
     file = key_file(tmp_path, NEW)
     settings = load_settings({"SPARKLEDGER_DATABASE_URL": URL, "SPARKLEDGER_MASTER_KEY_FILE": str(file)})
-    assert custodian(settings).key_ids == (NEW_ID,)
+    assert key_provider(settings).key_ids == (NEW_ID,)
 
 
 def test_without_a_setting_a_key_is_made_in_the_data_directory_for_its_owner_alone(tmp_path: Path) -> None:
     settings = load_settings({"SPARKLEDGER_DATA_DIR": str(tmp_path / "data")})
-    first, again = custodian(settings), custodian(settings)
+    first, again = key_provider(settings), key_provider(settings)
     assert first.key_ids == again.key_ids
     assert (tmp_path / "data" / "master.key").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["master.key"]
@@ -83,7 +83,7 @@ def test_a_file_of_anything_else_is_refused(tmp_path: Path, content: bytes) -> N
 def test_an_absent_file_is_named_and_no_key_is_made_up_for_it(tmp_path: Path) -> None:
     settings = load_settings({"SPARKLEDGER_MASTER_KEY_FILE": str(tmp_path / "absent")})
     with pytest.raises(MasterKeyError, match="absent cannot be read: No such file or directory"):
-        custodian(settings)
+        key_provider(settings)
     assert list(tmp_path.iterdir()) == []
 
 

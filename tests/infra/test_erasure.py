@@ -13,17 +13,17 @@ import psycopg
 import pytest
 
 from domain.errors import Refused, Unknown
-from domain.recorded import Recorded
+from domain.recorded import RecordedEvent
 from domain.values import Sealed
-from infra.callers.api_key import ApiKey, Subjects
-from infra.callers.erased import all_erased
-from infra.callers.identity import Identity
-from infra.callers.minting import MACHINE
-from infra.callers.refusals import RefusedAttempt
+from infra.auth.api_keys import ApiKey, Subjects
+from infra.auth.authenticator import Authenticator
+from infra.auth.denied_attempts import DeniedAttempt
+from infra.auth.erasure_lock import all_erased
+from infra.auth.key_admin import MACHINE
 from infra.errors import Unavailable
 from infra.ids import uuid7
-from infra.keys.erasure import Erasures, erase
-from infra.runtime import API, WORKER, Runtime, runtime
+from infra.jobs.erasure import Erasures, erase
+from infra.processes.runtime import API, WORKER, Runtime, runtime
 from tests import given
 from tests.given import CODE, CREATOR, OTHER_CODE, OTHER_SECRET, SECRET, Command
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
@@ -56,7 +56,7 @@ async def unsealed(api: Runtime, tenant: Tenant) -> dict[int, dict[str, Sealed] 
     return await api.ledgers.unsealed(tenant.ledger_id, await events(api, tenant))
 
 
-async def events(api: Runtime, tenant: Tenant) -> list[Recorded]:
+async def events(api: Runtime, tenant: Tenant) -> list[RecordedEvent]:
     return await api.ledgers.store.page(tenant.ledger_id, limit=1_000)
 
 
@@ -168,7 +168,7 @@ async def test_nothing_new_is_recorded_for_an_erased_creator(opened: Opened, com
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
         decide: Any = command
         ledgers = other.ledgers if fresh else opened.ledgers
-        assert await refusal(ledgers.execute(tenant.request(), decide)) == "creator_erased"
+        assert await refusal(ledgers.handle(tenant.request(), decide)) == "creator_erased"
     assert opened.sql("SELECT count(*) FROM events") == before
 
 
@@ -254,7 +254,7 @@ async def test_keys_for_the_creator_alone_are_revoked_and_lose_their_names(opene
 async def test_no_key_is_made_for_erased_creators_alone(opened: Opened) -> None:
     tenant = await two_creators(opened)
 
-    async def mint(identity: Identity, *creators: str) -> ApiKey:
+    async def mint(identity: Authenticator, *creators: str) -> ApiKey:
         subjects = Subjects(frozenset(creators))
         key, _, _ = await identity.create(tenant.ledger_id, role="creator", name="Ana Lopes", subjects=subjects)
         return key
@@ -301,7 +301,7 @@ async def test_where_refused_attempts_of_the_creators_own_keys_came_from_is_forg
 
     async def attempt(key: ApiKey) -> None:
         origin = (("address", "203.0.113.7"), ("user_agent", "Anas-Phone/1.0"))
-        attempted = RefusedAttempt(key.key_id, key.role, "not_allowed", "GET /v1/keys", str(uuid7()), origin)
+        attempted = DeniedAttempt(key.key_id, key.role, "not_allowed", "GET /v1/keys", str(uuid7()), origin)
         await refusals.record(tenant.ledger_id, attempted)
 
     async def origins(*keys: ApiKey) -> list[list[Mapping[str, str]]]:
@@ -355,7 +355,7 @@ async def test_a_worker_carries_out_what_was_recorded_and_not_carried_out(opened
 KILLED = """
 import asyncio, os, signal, sys
 from infra.keys import erasure
-from infra.runtime import WORKER
+from infra.processes.runtime import WORKER
 from tests.infra.opened import MASTER_KEY
 
 async def die(*_):
@@ -438,7 +438,7 @@ READER = """
 import asyncio, sys, time
 from uuid import UUID
 from domain.errors import Refused
-from infra.runtime import API, runtime
+from infra.processes.runtime import API, runtime
 from tests.given import CODE
 from tests.infra.opened import MASTER_KEY
 
@@ -498,7 +498,7 @@ async def test_what_was_sealed_just_before_an_erasure_is_not_appended_after_it(
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
         decide: Any = command
         remembered: Any = given.note(text="now it remembers")
-        await other.ledgers.execute(tenant.request(), remembered)
+        await other.ledgers.handle(tenant.request(), remembered)
         sealed = asyncio.Event()
         append = other.writer.append
 
@@ -509,7 +509,7 @@ async def test_what_was_sealed_just_before_an_erasure_is_not_appended_after_it(
             return await append(*arguments)
 
         monkeypatch.setattr(other.writer, "append", then_erased)
-        assert await refusal(other.ledgers.execute(tenant.request(), decide)) == "creator_erased"
+        assert await refusal(other.ledgers.handle(tenant.request(), decide)) == "creator_erased"
     assert sealed.is_set()
     assert opened.sql("SELECT type FROM events ORDER BY position DESC LIMIT 1") == [("CreatorErased",)]
 

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 
 from domain.campaign import Campaign
 from domain.errors import Refused
-from domain.recorded import Recorded
+from domain.recorded import RecordedEvent
 from domain.values import Sealed
-from infra.callers.minting import MACHINE
-from infra.database import Database
-from infra.keys.vault import place
-from infra.log.feed import Feed
-from infra.runtime import API, WORKER, Runtime, runtime
-from infra.upkeep import connect
+from infra.auth.key_admin import MACHINE
+from infra.crypto.envelope import associated_data
+from infra.eventstore.all_ledgers_reader import AllLedgersReader
+from infra.postgres.pool import Database
+from infra.processes.runtime import API, WORKER, Runtime, runtime
+from infra.views.commands import connect
 from projections import VIEWS
-from projections.rebuild import rebuild
+from projections.engine.rebuild import rebuild
 from tests import given
 from tests.given import Command
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
@@ -39,7 +39,7 @@ async def unsealed(api: Runtime, tenant: Tenant) -> dict[int, dict[str, Sealed] 
     return await api.ledgers.unsealed(tenant.ledger_id, await events(api, tenant))
 
 
-async def events(api: Runtime, tenant: Tenant) -> list[Recorded]:
+async def events(api: Runtime, tenant: Tenant) -> list[RecordedEvent]:
     return await api.ledgers.store.page(tenant.ledger_id, limit=1_000)
 
 
@@ -151,19 +151,19 @@ async def check(history: History, erased: set[str], before: dict[int, dict[str, 
             else:
                 assert await fresh.ledgers.secret(tenant.ledger_id, code) == secret
         await no_key_opens(fresh, opened, tenant, [recorded[position] for position in ours if position in told])
-    await opened.take_in()
+    await opened.apply()
     rows = view_rows(opened, tenant)
     await rebuilt(opened)
     assert view_rows(opened, tenant) == rows
     assert in_clear(opened, erased) == []
 
 
-async def creator_of(api: Runtime, tenant: Tenant, r: Recorded) -> str:
+async def creator_of(api: Runtime, tenant: Tenant, r: RecordedEvent) -> str:
     (stream,) = (await api.ledgers.store.streams(tenant.ledger_id, [r.creator_stream])).values()
     return str(stream[0].event.creator_id)  # type: ignore[union-attr] # a creator's stream begins with a permission
 
 
-async def no_key_opens(api: Runtime, opened: Opened, tenant: Tenant, erased: list[Recorded]) -> None:
+async def no_key_opens(api: Runtime, opened: Opened, tenant: Tenant, erased: list[RecordedEvent]) -> None:
     """Try every key that is left on every sealed part of an erased creator."""
     keys = opened.sql(
         "SELECT key_id, wrapped FROM creator_keys WHERE ledger_id = %s AND wrapped IS NOT NULL", tenant.ledger_id
@@ -172,7 +172,7 @@ async def no_key_opens(api: Runtime, opened: Opened, tenant: Tenant, erased: lis
     assert left
     stored = await api.ledgers.store.sealed(tenant.ledger_id, [r.position for r in erased])
     for r in erased:
-        where = place(tenant.ledger_id, r.stream_id, r.stream_version, r.event_id, r.type)
+        where = associated_data(tenant.ledger_id, r.stream_id, r.stream_version, r.event_id, r.type)
         for key in left:
             with pytest.raises(InvalidTag):
                 key.unseal(stored[r.position].sealed, where)
@@ -196,7 +196,7 @@ async def rebuilt(opened: Opened) -> None:
         await database.open()
         stack.push_async_callback(database.close)
         for view in VIEWS:
-            await rebuild(view, Feed(database), lambda: connect(opened.database.dsn(WORKER)))
+            await rebuild(view, AllLedgersReader(database), lambda: connect(opened.database.dsn(WORKER)))
 
 
 def in_clear(opened: Opened, texts: set[str]) -> list[str]:

@@ -12,9 +12,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from domain.recorded import replay_code
-from infra.kafka.code_state import ENTRIES_MAX, state_content
-from infra.log.cloud_events import cloud_event
-from infra.log.event_schemas import incompatible, schemas
+from infra.delivery.cloud_events import cloud_event
+from infra.delivery.event_schemas import incompatible, schemas
+from infra.delivery.kafka.code_state import ENTRIES_MAX, state_content
 from tests import given
 from tests.generated import examples
 from tests.generated_schemas import FOLDER, refused, schema_pages

@@ -15,10 +15,10 @@ import pytest
 
 from domain.code import Code
 from domain.values import Sealed
-from infra import expiry, expiry_figures
-from infra.expiry import ExpiryClock
-from infra.expiry_figures import Figures, read_figures
-from infra.runtime import WORKER, Runtime, runtime
+from infra.jobs import expiry_clock, expiry_figures
+from infra.jobs.expiry_clock import ExpiryClock
+from infra.jobs.expiry_figures import Figures, read_figures
+from infra.processes.runtime import WORKER, Runtime, runtime
 from tests import given
 from tests.given import CAMPAIGN, CODE, OTHER_CODE, OTHER_SECRET, VIDEO
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
@@ -103,7 +103,7 @@ async def issue(opened: Opened, tenant: Tenant, count: int) -> list[UUID]:
     for code_id in code_ids:
         secret = Sealed(f"#secret+of+code+{code_id.int}=")
         await opened.when(tenant, given.generate(code_id, video_id=f"video-{code_id.int}", secret=secret))
-    await opened.take_in()
+    await opened.apply()
     return code_ids
 
 
@@ -124,7 +124,7 @@ async def test_an_expiry_is_recorded_by_the_clock_at_the_windows_end_and_frees_t
     campaign = replace(CAMPAIGN, starts_at=begun + DAY, ends_at=begun + 90 * DAY)
     for command in (given.generate(), given.share(), given.redeem(), given.launch(campaign)):
         await opened.when(tenant, command)
-    await opened.take_in()
+    await opened.apply()
     worker = await workers.start(days=31)
     assert await worker.clock.record_due() == 1
     stream = await opened.ledgers.code_stream(tenant.ledger_id, CODE)
@@ -146,7 +146,7 @@ async def test_reminders_are_recorded_when_their_thresholds_are_crossed_and_then
     counts = []
     for days in (15, 16, 20, 24, 29, 30):
         worker.ahead = days * DAY + timedelta(hours=1)
-        await opened.take_in()
+        await opened.apply()
         counts.append(await worker.clock.record_due())
     assert counts == [0, 1, 0, 1, 1, 1]
     stream = await opened.ledgers.code_stream(tenant.ledger_id, CODE)
@@ -177,7 +177,7 @@ async def test_what_the_view_has_not_heard_of_is_not_recorded_again(
     assert [await worker.clock.record_due() for _ in range(3)] == [5, 0, 0]
     begun_again = await workers.start(days=31)
     assert await begun_again.clock.record_due() == 0
-    await opened.take_in()
+    await opened.apply()
     assert [await clock.record_due() for clock in (worker.clock, begun_again.clock)] == [0, 0]
     assert recorded(opened, "Expired") == code_ids
 
@@ -186,7 +186,7 @@ async def test_two_clocks_at_once_record_everything_once(opened: Opened, workers
     code_ids = await issue(opened, tenant, 40)
     pair = [await workers.start(days=29.5) for _ in range(2)]
     assert sum(await asyncio.gather(*(worker.clock.record_due() for worker in pair))) == 40
-    await opened.take_in()
+    await opened.apply()
     for worker in pair:
         worker.ahead = 31 * DAY
     assert sum(await asyncio.gather(*(worker.clock.record_due() for worker in pair))) == 40
@@ -200,7 +200,7 @@ async def test_a_clock_that_jumps_back_records_nothing_twice(opened: Opened, wor
     for days in (24, 17, 31, 16, 29.5, 31):
         worker.ahead = timedelta(days=days)
         await worker.clock.record_due()
-        await opened.take_in()
+        await opened.apply()
     page = await opened.ledgers.store.page(tenant.ledger_id, after=3)
     assert sorted(given.types(page)) == ["Expired"] * 2 + ["ExpiryApproaching"] * 2
 
@@ -208,7 +208,7 @@ async def test_a_clock_that_jumps_back_records_nothing_twice(opened: Opened, wor
 async def test_the_longest_due_come_first_and_ledgers_take_turns(
     opened: Opened, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expiry, "BATCH", 2)
+    monkeypatch.setattr(expiry_clock, "BATCH", 2)
     tenants = [await opened.begin(name) for name in ("busy", "quiet")]
     for tenant, count in zip(tenants, (5, 1), strict=True):
         await opened.when(tenant, given.permission())
@@ -236,8 +236,8 @@ async def test_the_longest_due_come_first_and_ledgers_take_turns(
 async def test_ledgers_take_turns_from_one_look_to_the_next(
     opened: Opened, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expiry, "BATCH", 1)
-    monkeypatch.setattr(expiry, "LOOK_EVERY_S", 0)  # a look ends after one batch
+    monkeypatch.setattr(expiry_clock, "BATCH", 1)
+    monkeypatch.setattr(expiry_clock, "LOOK_EVERY_S", 0)  # a look ends after one batch
     tenants = [await opened.begin(name) for name in ("one", "two", "three")]
     for tenant in tenants:
         await opened.when(tenant, given.permission())
@@ -273,7 +273,7 @@ async def test_an_expiry_recorded_late_leaves_the_video_to_the_code_that_took_it
     opened: Opened, workers: Workers, tenant: Tenant
 ) -> None:
     await opened.when(tenant, given.generate())
-    await opened.take_in()
+    await opened.apply()
     worker = await workers.start(days=31)
     opened.ledgers.now = worker.now
     await opened.when(tenant, given.generate(OTHER_CODE, secret=OTHER_SECRET))
@@ -289,7 +289,7 @@ async def test_a_code_that_was_over_when_it_was_recorded_expires_too(
     opened: Opened, workers: Workers, tenant: Tenant
 ) -> None:
     await opened.when(tenant, given.generate(starts_at=datetime.now(UTC) - 40 * DAY))
-    await opened.take_in()
+    await opened.apply()
     worker = await workers.start()
     assert await worker.clock.record_due() == 1
     assert told(opened) == "CodeGenerated Expired"
@@ -313,13 +313,13 @@ class Monotonic:
 def monotonic(monkeypatch: pytest.MonkeyPatch) -> Monotonic:
     """The time that pauses are measured by."""
     standing = Monotonic()
-    monkeypatch.setattr(expiry, "time", standing)
+    monkeypatch.setattr(expiry_clock, "time", standing)
     return standing
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what the clock said that somebody should look into."""
-    return [r.getMessage() for r in caplog.records if r.name == expiry.__name__ and r.levelno >= logging.WARNING]
+    return [r.getMessage() for r in caplog.records if r.name == expiry_clock.__name__ and r.levelno >= logging.WARNING]
 
 
 async def test_a_stream_that_cannot_be_read_holds_nobody_up_and_is_tried_ever_less_often(
@@ -342,7 +342,7 @@ async def test_a_stream_that_cannot_be_read_holds_nobody_up_and_is_tried_ever_le
     assert worker.clock.figures.failing == 1
 
     opened.sql(MEND)
-    monotonic.now += expiry.FAILED_LONGEST_S
+    monotonic.now += expiry_clock.FAILED_LONGEST_S
     assert await worker.clock.record_due() == 1
     assert worker.clock.figures.failing == 0
     assert told(opened, spoilt) == "CodeGenerated NoteAdded Expired"
@@ -387,18 +387,18 @@ async def test_a_ledger_that_cannot_be_written_to_holds_no_other_up_and_is_tried
 
     monkeypatch.setattr(worker.parts.keyring, "ledger", locked_away)
     assert [await worker.clock.record_due() for _ in range(3)] == [3, 0, 0]
-    monotonic.now += 2 * expiry.AWAY_S
+    monotonic.now += 2 * expiry_clock.AWAY_S
     assert await worker.clock.record_due() == 0
     assert len(said(caplog)) == 1
     monkeypatch.setattr(worker.parts.keyring, "ledger", keys)
-    monotonic.now += 2 * expiry.AWAY_S
+    monotonic.now += 2 * expiry_clock.AWAY_S
     assert await worker.clock.record_due() == 3
 
 
 async def test_what_waits_to_be_tried_again_is_bounded_and_met_again(
     opened: Opened, workers: Workers, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expiry, "MAX_WAITING", 2)
+    monkeypatch.setattr(expiry_clock, "MAX_WAITING", 2)
     await issue(opened, tenant, 5)
     worker = await workers.start(days=31)
     with monkeypatch.context() as patch:
@@ -425,7 +425,7 @@ async def leading(worker: Worker) -> AsyncIterator[None]:
 async def test_one_clock_leads_and_another_takes_over_when_it_ends(
     opened: Opened, workers: Workers, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expiry, "LEAD_EVERY_S", 0.01)
+    monkeypatch.setattr(expiry_clock, "LEAD_EVERY_S", 0.01)
     code_ids = await issue(opened, tenant, 2)
     first, second = [await workers.start() for _ in range(2)]
     async with AsyncExitStack() as stack:
@@ -438,14 +438,14 @@ async def test_one_clock_leads_and_another_takes_over_when_it_ends(
             await until(lambda: clocks(opened) == 2)
             assert leaders(opened) == 1
             assert second.clock.figures == Figures()
-        await opened.take_in()
+        await opened.apply()
         await until(lambda: recorded(opened, "Expired") == code_ids)
 
 
 async def test_a_clock_that_lost_its_lease_takes_it_again(
     opened: Opened, workers: Workers, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expiry, "AWAY_S", 0.01)
+    monkeypatch.setattr(expiry_clock, "AWAY_S", 0.01)
     code_ids = await issue(opened, tenant, 2)
     worker = await workers.start()
     async with leading(worker):
@@ -459,12 +459,12 @@ async def test_a_clock_that_lost_its_lease_takes_it_again(
 async def test_a_clock_waits_for_a_view_that_is_not_there_yet(
     opened: Opened, workers: Workers, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expiry, "AWAY_S", 0.01)
+    monkeypatch.setattr(expiry_clock, "AWAY_S", 0.01)
     await opened.when(tenant, given.generate())
     worker = await workers.start(days=31)
     async with leading(worker):
         await until(lambda: worker.clock._away)
-        await opened.take_in()
+        await opened.apply()
         await until(lambda: recorded(opened, "Expired") == [CODE])
 
 
@@ -480,7 +480,7 @@ async def test_the_figures_say_what_was_recorded_what_failed_and_what_is_due_nex
         await known(opened, Figures(next_due_at=end - 14 * DAY))
         worker.ahead = 29.5 * DAY
         await until(lambda: recorded(opened, "ExpiryApproaching") == code_ids)
-        await opened.take_in()
+        await opened.apply()
         await known(opened, Figures(reminders=3, next_due_at=end))
         opened.sql(SPOIL, code_ids[0])
         worker.ahead = 31 * DAY

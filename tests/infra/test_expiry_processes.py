@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from infra.bootstrap import begin_ledger, mint
-from infra.runtime import WORKER
-from infra.worker import create_views
+from infra.auth.bootstrap import begin_ledger, mint
+from infra.processes.runtime import WORKER
+from infra.processes.worker import create_views
 from tests.bench.due_codes import CAMPAIGN_EVERY, fill
 from tests.conftest import TestDatabase
 from tests.infra.opened import MASTER_KEY

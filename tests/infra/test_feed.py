@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from infra.database import Database
+from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.ids import uuid7
-from infra.log.feed import Feed
-from infra.runtime import WORKER
-from projections.page import Gap, Page
-from projections.progress import after
-from projections.runner import Unreadable
+from infra.postgres.pool import Database
+from infra.processes.runtime import WORKER
+from projections.engine.checkpoints import after
+from projections.engine.page import EventPage, PositionGap
+from projections.engine.projector import UnreadableEvent
 from tests.infra.opened import Opened
 
 FILL = """
@@ -26,11 +26,11 @@ FILL = """
 
 
 @pytest.fixture
-async def feed(opened: Opened) -> AsyncIterator[Feed]:
+async def feed(opened: Opened) -> AsyncIterator[AllLedgersReader]:
     """The log as the worker reads it."""
     database = Database(opened.database.dsn(WORKER), WORKER, size=2)
     await database.open()
-    yield Feed(database)
+    yield AllLedgersReader(database)
     await database.close()
 
 
@@ -43,7 +43,7 @@ async def begin(opened: Opened, *events: int) -> list[int]:
     return ledgers
 
 
-def lengths(page: Page) -> list[int]:
+def lengths(page: EventPage) -> list[int]:
     """How many events of each ledger a page has."""
     return [span.last - span.first + 1 for _, span in sorted(page.spans.items())]
 
@@ -61,7 +61,7 @@ def lengths(page: Page) -> list[int]:
     ],
 )
 async def test_each_ledger_gets_its_part_of_a_page_and_what_one_leaves_the_others_share(
-    opened: Opened, feed: Feed, events: tuple[int, ...], expected: list[int]
+    opened: Opened, feed: AllLedgersReader, events: tuple[int, ...], expected: list[int]
 ) -> None:
     await begin(opened, *events)
     page = await feed.after({}, 100)
@@ -69,7 +69,7 @@ async def test_each_ledger_gets_its_part_of_a_page_and_what_one_leaves_the_other
     assert len(page.events) == page.length <= 100
 
 
-async def test_a_backlog_of_one_ledger_keeps_no_other_waiting(opened: Opened, feed: Feed) -> None:
+async def test_a_backlog_of_one_ledger_keeps_no_other_waiting(opened: Opened, feed: AllLedgersReader) -> None:
     long, short = await begin(opened, 2000, 5)
     page = await feed.after({}, 10)
     assert lengths(page) == [5, 5]
@@ -79,7 +79,7 @@ async def test_a_backlog_of_one_ledger_keeps_no_other_waiting(opened: Opened, fe
 
 
 async def test_where_more_ledgers_have_more_than_a_page_has_room_for_they_take_turns(
-    opened: Opened, feed: Feed
+    opened: Opened, feed: AllLedgersReader
 ) -> None:
     ledgers = await begin(opened, *[5] * 7)
     positions: dict[int, int] = {}
@@ -92,7 +92,9 @@ async def test_where_more_ledgers_have_more_than_a_page_has_room_for_they_take_t
     assert {ledger for spans in served[:3] for ledger in spans} == set(ledgers), "in three pages all of seven"
 
 
-async def test_pages_follow_each_other_through_all_ledgers_without_a_gap(opened: Opened, feed: Feed) -> None:
+async def test_pages_follow_each_other_through_all_ledgers_without_a_gap(
+    opened: Opened, feed: AllLedgersReader
+) -> None:
     ledgers = await begin(opened, 50, 1, 17, 33)
     positions: dict[int, int] = {}
     while (page := await feed.after(positions, 9)).spans:
@@ -101,16 +103,16 @@ async def test_pages_follow_each_other_through_all_ledgers_without_a_gap(opened:
     assert await feed.heads() == positions
 
 
-async def test_a_log_that_lacks_an_event_is_read_by_nobody(opened: Opened, feed: Feed) -> None:
+async def test_a_log_that_lacks_an_event_is_read_by_nobody(opened: Opened, feed: AllLedgersReader) -> None:
     (ledger,) = await begin(opened, 9)
     opened.sql("ALTER TABLE events DISABLE TRIGGER ALL")
     opened.sql("DELETE FROM events WHERE ledger_id = %s AND position = 5", ledger)
-    with pytest.raises(Gap, match=f"Event 6 of ledger {ledger} was read after 4"):
+    with pytest.raises(PositionGap, match=f"Event 6 of ledger {ledger} was read after 4"):
         await feed.after({}, 100)
 
 
 async def test_an_event_that_cannot_be_read_ends_the_page_before_it_and_is_named_where_it_comes_first(
-    opened: Opened, feed: Feed
+    opened: Opened, feed: AllLedgersReader
 ) -> None:
     one, two = await begin(opened, 9, 9)
     opened.sql("ALTER TABLE events DISABLE TRIGGER ALL")
@@ -123,6 +125,6 @@ async def test_an_event_that_cannot_be_read_ends_the_page_before_it_and_is_named
     page = await feed.after({}, 100)
     assert {ledger: span.last for ledger, span in page.spans.items()} == {one: 4}
     for positions, place in (({one: 4}, (one, 5)), ({one: 9, two: 2}, (two, 3))):
-        with pytest.raises(Unreadable) as unreadable:
+        with pytest.raises(UnreadableEvent) as unreadable:
             await feed.after(positions, 100)
         assert (unreadable.value.ledger_id, unreadable.value.position) == place

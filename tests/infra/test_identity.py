@@ -12,12 +12,12 @@ import psycopg
 import pytest
 
 from domain.values import Role
-from infra.callers.api_key import ApiKey, Subjects, subjects_problem
-from infra.callers.identity import CACHE_S, Identity, LedgerExists
-from infra.callers.minting import Asker
-from infra.callers.uses import Uses
+from infra.auth.api_keys import ApiKey, Subjects, subjects_problem
+from infra.auth.authenticator import CACHE_S, Authenticator, LedgerExists
+from infra.auth.key_admin import Asker
+from infra.auth.key_usage import KeyUsage
+from infra.crypto.envelope import MasterKey, MasterKeyError
 from infra.errors import IdempotencyMismatch, KeyNoLongerValid, KeyNotRotatable
-from infra.keys.vault import MasterKey, MasterKeyError
 from tests.infra.opened import MASTER_KEY, Opened
 from tests.waiting import WITHIN_S
 
@@ -68,13 +68,13 @@ async def test_a_key_that_changed_is_forgotten_within_a_second_though_the_word_o
 ) -> None:
     tenant = await opened.begin()
     key, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
-    deaf = Identity(opened.api.database, MASTER_KEY)
+    deaf = Authenticator(opened.api.database, MASTER_KEY)
     for _ in range(2):
         assert await deaf.authenticate(text, now()) == key
     assert await opened.identity.revoke(tenant.ledger_id, key.key_id)
     assert await deaf.authenticate(text, now()) == key
     started = time.monotonic()
-    monkeypatch.setattr("infra.callers.identity.monotonic", lambda: started + CACHE_S + 0.1)
+    monkeypatch.setattr("infra.auth.authenticator.monotonic", lambda: started + CACHE_S + 0.1)
     assert await deaf.authenticate(text, now()) is None
     await deaf.stop()
 
@@ -87,7 +87,7 @@ async def test_every_process_hears_of_a_key_that_changed(
     tenant = await opened.begin()
     key, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
     started = time.monotonic()
-    monkeypatch.setattr("infra.callers.identity.monotonic", lambda: started)
+    monkeypatch.setattr("infra.auth.authenticator.monotonic", lambda: started)
     for _ in range(2):
         assert await opened.api.identity.authenticate(text, now()) == key
     if way == "revoked":
@@ -104,7 +104,7 @@ async def test_every_process_hears_of_a_key_that_changed(
 async def test_what_was_read_while_a_key_changed_is_not_remembered(opened: Opened) -> None:
     tenant = await opened.begin()
     key, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
-    identity = Identity(opened.api.database, MASTER_KEY)
+    identity = Authenticator(opened.api.database, MASTER_KEY)
     await identity.authenticate(text, now())
     read = identity._database.read
 
@@ -123,7 +123,7 @@ async def test_what_was_read_while_a_key_changed_is_not_remembered(opened: Opene
 
 async def test_many_that_present_what_nobody_minted_take_one_session(opened: Opened) -> None:
     await opened.begin()
-    identity = Identity(opened.api.database, MASTER_KEY)
+    identity = Authenticator(opened.api.database, MASTER_KEY)
     await identity.authenticate("a first guess", now())
     queries = 0
     read = identity._database.read
@@ -248,7 +248,7 @@ async def test_a_first_use_that_cannot_be_recorded_opens_nothing(opened: Opened)
 
 
 async def test_the_last_use_is_written_beside(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.callers.uses.GATHER_S", 0.01)
+    monkeypatch.setattr("infra.auth.key_usage.GATHER_S", 0.01)
     tenant = await opened.begin()
     _, text, _ = await opened.identity.create(tenant.ledger_id, role="auditor")
     moment = now()
@@ -266,9 +266,9 @@ async def test_the_last_use_is_written_beside(opened: Opened, monkeypatch: pytes
 async def test_a_use_is_written_once_a_minute_and_for_a_bounded_number_of_keys(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.callers.uses.MAX_DUE", 2)
+    monkeypatch.setattr("infra.auth.key_usage.MAX_DUE", 2)
     tenants = [await opened.begin(f"ledger-{n}") for n in range(3)]
-    uses, moment = Uses(opened.api.database), now()
+    uses, moment = KeyUsage(opened.api.database), now()
     noted = []
     for seconds in (0, 30, 59, 61):
         uses.note(tenants[0].key, moment + timedelta(seconds=seconds))
@@ -336,7 +336,7 @@ async def test_the_same_idempotency_key_of_another_caller_mints_another_key(open
     assert len(texts) == 2
 
 
-async def minted(identity: Identity, ledger_id: int, **fields: Any) -> tuple[ApiKey, str, bool]:
+async def minted(identity: Authenticator, ledger_id: int, **fields: Any) -> tuple[ApiKey, str, bool]:
     facts: dict[str, Any] = {"role": "auditor", "idempotency_key": "key-1", "request_hash": b"request"}
     return await identity.create(ledger_id, **(facts | fields))
 
@@ -344,7 +344,7 @@ async def minted(identity: Identity, ledger_id: int, **fields: Any) -> tuple[Api
 async def test_another_master_key_is_told_and_not_taken_for_an_unknown_key(opened: Opened) -> None:
     tenant = await opened.begin()
     _, text, _ = await opened.identity.create(tenant.ledger_id, role="admin")
-    other = Identity(opened.api.database, MasterKey(b"\xff" * 32))
+    other = Authenticator(opened.api.database, MasterKey(b"\xff" * 32))
     with pytest.raises(MasterKeyError):
         await other.authenticate(text, now())
 

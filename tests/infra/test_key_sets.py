@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from infra.callers.issuers import told_problem
-from infra.callers.key_sets import ASK_AGAIN_S, ASK_EVERY_S, KEEP_S, MAX_BYTES, REFRESH_AFTER_S, signing_key
-from infra.callers.tokens import Grant, Tokens
+from infra.auth.issuers import told_problem
+from infra.auth.jwks import ASK_AGAIN_S, ASK_EVERY_S, KEEP_S, MAX_BYTES, REFRESH_AFTER_S, signing_key
+from infra.auth.tokens import Grant, Tokens
 from infra.errors import TokenRefused, Unavailable
 from tests.infra.issuing import DISCOVERY, KEYS, Signer, TestIssuer, in_json, issuing, signer
 from tests.waiting import WITHIN_S
@@ -189,7 +189,7 @@ def test_an_issuer_elsewhere_has_no_keys_on_this_machine(url: str) -> None:
 
 
 async def test_an_issuer_that_takes_too_long_is_away(issuer: TestIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.callers.key_sets.WITHIN_S", 0.05)
+    monkeypatch.setattr("infra.auth.jwks.WITHIN_S", 0.05)
     issuer.open.clear()
     with pytest.raises(Unavailable):
         await verified(issuer, issuer.token())

@@ -17,8 +17,8 @@ from domain.creator import Creator
 from domain.errors import Refused
 from domain.values import Sealed
 from infra.errors import KeyNoLongerValid
+from infra.eventstore.command_handler import CommandResult
 from infra.ids import uuid7
-from infra.log.ledger import Done
 from tests import given
 from tests.infra.opened import Opened, Tenant, opening
 
@@ -41,7 +41,8 @@ async def outcomes(*commands: Any) -> Counter[str]:
     """Carry commands out at once, and count what came of each: `done`, or the code of its refusal."""
     came = await asyncio.gather(*commands, return_exceptions=True)
     return Counter(
-        one.code if isinstance(one, Refused) else "done" if isinstance(one, Done) else repr(one) for one in came
+        one.code if isinstance(one, Refused) else "done" if isinstance(one, CommandResult) else repr(one)
+        for one in came
     )
 
 
@@ -128,7 +129,7 @@ async def test_no_code_is_generated_after_the_switch_off_was_recorded(opened: Op
         return decision
 
     with pytest.raises(Refused) as refused:
-        await opened.ledgers.execute(tenant.request(), decide)
+        await opened.ledgers.handle(tenant.request(), decide)
     assert (refused.value.code, attempts) == ("permission_disabled", 2)
 
 

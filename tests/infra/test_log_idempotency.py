@@ -12,7 +12,7 @@ import pytest
 from domain.commands import Ledger, When
 from domain.errors import Refused
 from infra.errors import IdempotencyMismatch, IdempotencyRunning
-from infra.log.ledger import Done
+from infra.eventstore.command_handler import CommandResult
 from tests import given
 from tests.infra.opened import Opened, Tenant, opening
 
@@ -24,7 +24,7 @@ async def generated(opened: Opened) -> Tenant:
     return tenant
 
 
-def told(done: Done[Any]) -> tuple[Done[Any], dict[str, Any], str]:
+def told(done: CommandResult[Any]) -> tuple[CommandResult[Any], dict[str, Any], str]:
     """Return an answer to the last field, and the state that the caller is shown."""
     aggregate: Any = done.aggregate
     fields = {name: value for name, value in vars(aggregate).items() if name != "_pending_events"}
@@ -126,7 +126,7 @@ async def test_while_the_first_is_running_the_second_is_told_so(opened: Opened) 
         await may_go_on.wait()
         return await given.reveal()(ledger, when)
 
-    first = asyncio.create_task(opened.ledgers.execute(tenant.request("key-1"), slow))
+    first = asyncio.create_task(opened.ledgers.handle(tenant.request("key-1"), slow))
     await running.wait()
     with pytest.raises(IdempotencyRunning):
         await opened.when(tenant, given.reveal(), "key-1")
@@ -155,7 +155,7 @@ async def test_a_request_that_was_abandoned_may_be_sent_again(opened: Opened) ->
         await asyncio.Event().wait()
         raise AssertionError("nobody wakes it")
 
-    first = asyncio.create_task(opened.ledgers.execute(tenant.request("key-1"), endless))
+    first = asyncio.create_task(opened.ledgers.handle(tenant.request("key-1"), endless))
     await running.wait()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):

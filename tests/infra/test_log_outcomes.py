@@ -8,14 +8,14 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from infra.eventstore.append import Append, Appended, ConcurrencyConflict, KeyRefused, Mismatch, Replayed
+from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.log.appends import Append, Appended, Conflict, KeyRefused, Mismatch, Replayed
-from infra.log.writer import Writer
 from tests.infra.appends import appending, keyed, row, together, writing
 from tests.infra.opened import Opened, Tenant
 
 
-async def recorded(writer: Writer, ledger_id: int, *versions: int, stream: UUID) -> Appended:
+async def recorded(writer: GroupCommitWriter, ledger_id: int, *versions: int, stream: UUID) -> Appended:
     outcome = await writer.append(appending(ledger_id, *(row(stream, version) for version in versions)))
     assert isinstance(outcome, Appended)
     return outcome
@@ -79,7 +79,7 @@ async def test_a_stream_that_moved_on_is_a_conflict(opened: Opened) -> None:
     async with writing(opened.database) as writer:
         await recorded(writer, tenant.ledger_id, 1, 2, stream=stream)
         outcome = await writer.append(appending(tenant.ledger_id, row(stream, 2)))
-    assert outcome == Conflict()
+    assert outcome == ConcurrencyConflict()
 
 
 async def test_a_stream_that_must_not_exist_and_does_is_a_conflict(opened: Opened) -> None:
@@ -88,7 +88,7 @@ async def test_a_stream_that_must_not_exist_and_does_is_a_conflict(opened: Opene
     async with writing(opened.database) as writer:
         await recorded(writer, tenant.ledger_id, 1, stream=stream)
         outcome = await writer.append(appending(tenant.ledger_id, row(stream, 1)))
-    assert outcome == Conflict()
+    assert outcome == ConcurrencyConflict()
 
 
 async def test_a_stream_of_another_ledger_is_no_conflict(opened: Opened) -> None:
@@ -106,9 +106,9 @@ async def test_a_stream_that_was_only_read_and_moved_on_is_a_conflict(opened: Op
     async with writing(opened.database) as writer:
         await recorded(writer, tenant.ledger_id, 1, 2, stream=read)
         outcome = await writer.append(
-            appending(tenant.ledger_id, row(written), preconditions=[(written, 0), (read, 1)])
+            appending(tenant.ledger_id, row(written), expected_versions=[(written, 0), (read, 1)])
         )
-    assert outcome == Conflict()
+    assert outcome == ConcurrencyConflict()
 
 
 async def test_of_two_that_wait_together_the_later_sees_what_the_earlier_wrote(opened: Opened) -> None:
@@ -121,10 +121,10 @@ async def test_of_two_that_wait_together_the_later_sees_what_the_earlier_wrote(o
             writer,
             [
                 appending(tenant.ledger_id, row(switch, 2)),
-                appending(tenant.ledger_id, row(code), preconditions=[(code, 0), (switch, 1)]),
+                appending(tenant.ledger_id, row(code), expected_versions=[(code, 0), (switch, 1)]),
             ],
         )
-    assert [type(outcome) for outcome in outcomes] == [Appended, Conflict]
+    assert [type(outcome) for outcome in outcomes] == [Appended, ConcurrencyConflict]
 
 
 async def test_the_same_request_with_the_same_key_is_told_its_first_positions(opened: Opened) -> None:
@@ -159,7 +159,7 @@ async def test_a_claim_that_another_stream_holds_is_a_conflict(opened: Opened) -
     async with writing(opened.database) as writer:
         await writer.append(appending(tenant.ledger_id, row(first), claims=[(b"slot", None, first)]))
         outcome = await writer.append(appending(tenant.ledger_id, row(second), claims=[(b"slot", None, second)]))
-    assert outcome == Conflict()
+    assert outcome == ConcurrencyConflict()
 
 
 async def test_of_two_that_claim_a_name_together_one_gets_it(opened: Opened) -> None:
@@ -169,7 +169,7 @@ async def test_of_two_that_claim_a_name_together_one_gets_it(opened: Opened) -> 
         outcomes = await together(
             writer, [appending(tenant.ledger_id, row(stream), claims=[(b"slot", None, stream)]) for stream in streams]
         )
-    assert [type(outcome) for outcome in outcomes] == [Appended, *[Conflict] * 7]
+    assert [type(outcome) for outcome in outcomes] == [Appended, *[ConcurrencyConflict] * 7]
 
 
 async def test_a_claim_is_handed_over_by_naming_who_holds_it(opened: Opened) -> None:
@@ -208,14 +208,14 @@ async def test_a_key_of_another_ledger_cannot_append(opened: Opened) -> None:
     assert outcome == KeyRefused()
 
 
-@pytest.mark.parametrize(("moment", "told"), [("2020-01-01", Conflict), ("2100-01-01", Appended)])
+@pytest.mark.parametrize(("moment", "told"), [("2020-01-01", ConcurrencyConflict), ("2100-01-01", Appended)])
 async def test_what_was_decided_inside_a_window_must_be_recorded_before_its_end(
     opened: Opened, moment: str, told: type
 ) -> None:
     tenant = await opened.begin()
     before = datetime.fromisoformat(moment).replace(tzinfo=UTC)
     async with writing(opened.database) as writer:
-        outcome = await writer.append(appending(tenant.ledger_id, row(uuid7()), before=before))
+        outcome = await writer.append(appending(tenant.ledger_id, row(uuid7()), valid_until=before))
     assert type(outcome) is told
 
 
@@ -232,7 +232,7 @@ async def test_refused_callers_leave_no_hole(opened: Opened) -> None:
             ],
         )
     told = [type(outcome) for outcome in outcomes]
-    assert told == [Appended, Conflict, Conflict, Mismatch, KeyRefused, Appended]
+    assert told == [Appended, ConcurrencyConflict, ConcurrencyConflict, Mismatch, KeyRefused, Appended]
     assert opened.sql("SELECT array_agg(position ORDER BY position) FROM events") == [([1, 2, 3],)]
 
 
@@ -254,7 +254,7 @@ async def test_a_row_that_the_database_refuses_never_touches_another_caller(open
     async with writing(opened.database) as writer:
         await recorded(writer, tenant.ledger_id, 1, stream=stream)
         # No precondition: the unique key alone finds out, and fails the whole statement.
-        bad = appending(tenant.ledger_id, row(stream, 1), preconditions=[])
+        bad = appending(tenant.ledger_id, row(stream, 1), expected_versions=[])
         outcomes = await together(writer, [*good(tenant, 5), bad, *good(tenant, 5)])
     assert [type(outcome) for outcome in outcomes] == [
         *[Appended] * 5,

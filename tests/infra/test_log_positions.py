@@ -10,9 +10,9 @@ from uuid import UUID
 
 import psycopg
 
+from infra.eventstore.append import Append, Appended, Outcome
+from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.log.appends import Append, Appended, Outcome
-from infra.log.writer import Writer
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.checker import held, problems
 from tests.infra.holding import locked, until_it_waits
@@ -71,7 +71,7 @@ async def test_one_stream_that_many_fight_for_gets_each_version_once(opened: Ope
     tenant = await opened.begin()
     stream = uuid7()
 
-    async def fight(writer: Writer) -> int:
+    async def fight(writer: GroupCommitWriter) -> int:
         outcomes = [await writer.append(appending(tenant.ledger_id, row(stream, version))) for version in range(1, 21)]
         return sum(isinstance(outcome, Appended) for outcome in outcomes)
 

@@ -8,13 +8,13 @@ from uuid import UUID
 
 import pytest
 
-from domain.recorded import Recorded
-from infra.database import Database
+from domain.recorded import RecordedEvent
 from infra.errors import Unavailable
+from infra.eventstore import reader
+from infra.eventstore.reader import EventReader
 from infra.ids import uuid7
-from infra.log import event_store
-from infra.log.event_store import EventStore
-from infra.runtime import API
+from infra.postgres.pool import Database
+from infra.processes.runtime import API
 from tests import given
 from tests.infra.appends import appending, keyed, row, writing
 from tests.infra.load import Marked
@@ -90,7 +90,7 @@ async def test_events_and_commands_asked_for_together_are_one_query_each(opened:
             await writer.append(keyed(tenant.ledger_id, event, key=b"%016d" % n, request=b"%016d" % n))
     asked: list[str] = []
 
-    class Counting(EventStore):
+    class Counting(EventReader):
         async def _rows(self, ledger_id: int, query: str, parameters: Any) -> list[Any]:
             asked.append(query)
             return await super()._rows(ledger_id, query, parameters)
@@ -115,7 +115,7 @@ async def test_reads_of_one_stream_that_wait_together_ask_for_it_once(opened: Op
 async def test_more_reads_than_one_query_takes_are_answered_by_several(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_store, "MAX_MERGED", 4)
+    monkeypatch.setattr(reader, "MAX_BATCHED", 4)
     tenant = await filled(opened)
     counting, queries = counted(opened)
     streams = [recorded.stream_id for recorded in await opened.ledgers.store.page(tenant.ledger_id)]
@@ -185,20 +185,20 @@ async def test_a_read_survives_the_end_of_every_pooled_session(opened: Opened) -
 
 
 async def test_a_database_that_is_away_is_unavailable_to_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.database.POOL_WAIT_S", 0.2)
+    monkeypatch.setattr("infra.postgres.pool.POOL_WAIT_S", 0.2)
     database = Database("host=/nowhere dbname=nothing", API)
     await database.open()
     with pytest.raises(Unavailable, match="cannot be reached"):
-        await EventStore(database).head(1)
+        await EventReader(database).head(1)
     await database.close()
 
 
-def counted(opened: Opened) -> tuple[EventStore, list[list[UUID]]]:
+def counted(opened: Opened) -> tuple[EventReader, list[list[UUID]]]:
     """Return a store, and the streams that each of its queries asks for."""
     queries: list[list[UUID]] = []
 
-    class Counting(EventStore):
-        async def streams(self, ledger_id: int, stream_ids: Any) -> dict[UUID, list[Recorded]]:
+    class Counting(EventReader):
+        async def streams(self, ledger_id: int, stream_ids: Any) -> dict[UUID, list[RecordedEvent]]:
             queries.append(list(stream_ids))
             return await super().streams(ledger_id, stream_ids)
 

@@ -12,10 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from infra.callers.accesses import Access
-from infra.database import Database, LedgerConnection
+from infra.auth.access_log import Access
 from infra.ids import uuid7
-from infra.runtime import API, WORKER
+from infra.postgres.pool import Database, LedgerConnection
+from infra.processes.runtime import API, WORKER
 from projections import VIEWS
 from tests import given
 from tests.infra.opened import Opened, Tenant
@@ -167,7 +167,7 @@ async def two(opened: Opened) -> tuple[Tenant, Tenant]:
                 connection.execute(statement, row)
         access = Access(None, "machine", "sparkledger export", b"{}", "text/csv", 0, complete=True, request_id="")
         await opened.api.views.accesses.record(tenant.ledger_id, access)
-    await opened.take_in()
+    await opened.apply()
     return tenants
 
 

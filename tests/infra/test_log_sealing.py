@@ -13,9 +13,9 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from domain.values import Sealed
-from infra.keys.keyring import Keyring
-from infra.keys.vault import CreatorKey, MasterKey, MasterKeyError, place
-from infra.postgres.embedded import binary
+from infra.crypto.envelope import CreatorKey, MasterKey, MasterKeyError, associated_data
+from infra.crypto.keyring import Keyring
+from infra.postgres.embedded.server import binary
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 
@@ -43,7 +43,7 @@ async def sealed_row(opened: Opened, tenant: Tenant, position: int) -> tuple[Any
     """Return key id, sealed part, commitment and place of an event."""
     columns = "key_id, sealed, commitment, stream_id, version, event_id, type"
     key_id, sealed, commitment, *where = opened.sql(f"SELECT {columns} FROM events WHERE position = %s", position)[0]
-    return key_id, bytes(sealed), bytes(commitment), place(tenant.ledger_id, *where)
+    return key_id, bytes(sealed), bytes(commitment), associated_data(tenant.ledger_id, *where)
 
 
 async def opened_key(opened: Opened, keyring: Keyring, tenant: Tenant, key_id: UUID) -> CreatorKey:
@@ -141,7 +141,7 @@ async def test_two_processes_that_seal_for_a_new_creator_at_once_use_one_key(ope
 
 async def test_no_table_holds_a_secret_or_a_note_in_clear(opened: Opened) -> None:
     await canaries(opened)
-    await opened.take_in()
+    await opened.apply()
     found, scanned = in_clear(opened)
     assert found == []
     assert scanned > 100
@@ -173,7 +173,7 @@ async def test_the_search_for_secrets_in_clear_can_find_one(opened: Opened) -> N
 
 async def test_a_dump_of_the_database_holds_no_secret_and_no_note_in_clear(opened: Opened) -> None:
     await canaries(opened)
-    await opened.take_in()
+    await opened.apply()
     dump = await asyncio.to_thread(dumped, opened.database.dsn())
     assert given.VIDEO.encode() in dump
     shapes = [shape for canary in CANARIES for shape in (canary.encode(), canary.encode().hex().encode())]

@@ -11,9 +11,9 @@ import pytest
 
 from domain.errors import Refused
 from infra.errors import Unavailable
+from infra.eventstore.append import Appended
+from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.log.appends import Appended
-from infra.log.writer import Writer
 from tests import given
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.holding import locked, until_it_waits
@@ -23,7 +23,7 @@ from tests.infra.opened import RECORD, Opened, Tenant
 AHEAD = timedelta(hours=2)
 
 
-async def appended(writer: Writer, tenant: Tenant, **fields: object) -> Appended:
+async def appended(writer: GroupCommitWriter, tenant: Tenant, **fields: object) -> Appended:
     outcome = await writer.append(appending(tenant.ledger_id, row(uuid7()), **fields))
     assert isinstance(outcome, Appended)
     return outcome

@@ -15,8 +15,8 @@ from domain.code import Code
 from domain.creator import Creator
 from domain.recorded import Event, replay_code, replay_creator
 from domain.values import Sealed
+from infra.eventstore.serialization import clear_body, event_type, split_sealed, to_event
 from infra.ids import uuid7
-from infra.log.mapper import clear_body, divided, to_event, wire_type
 from tests import given
 from tests.infra.appends import appending, row, writing
 from tests.infra.opened import Opened
@@ -32,7 +32,7 @@ STORIES = {
 
 def through_a_row(event: Event) -> Event:
     """Store an event and load it, as the log does."""
-    type_, _ = wire_type(event)
+    type_, _ = event_type(event)
     return to_event(type_, event.originator_id, event.originator_version, event.timestamp, clear_body(event))
 
 
@@ -76,7 +76,7 @@ def test_a_body_is_plain_json_with_sorted_names_and_without_what_stands_in_colum
 def test_what_is_sealed_is_not_in_the_body() -> None:
     event = event_of(Code.NoteAdded, note_fingerprint="ab", text=Sealed("for nobody else"))
     assert orjson.loads(clear_body(event)) == {"note_fingerprint": "ab"}
-    assert divided(event)[1] == {"text": "for nobody else"}
+    assert split_sealed(event)[1] == {"text": "for nobody else"}
 
 
 def test_text_of_any_alphabet_survives_the_body() -> None:
@@ -86,7 +86,7 @@ def test_text_of_any_alphabet_survives_the_body() -> None:
 
 def test_the_stored_name_of_an_event_is_its_published_one() -> None:
     event = given.generated().ledger.events[1].event
-    assert wire_type(event) == ("CodeGenerated", 1)
+    assert event_type(event) == ("CodeGenerated", 1)
 
 
 # ── upcasting: how an event whose format changes later stays readable ──
@@ -114,7 +114,7 @@ register_topic("ParcelWeighed", Parcel.Weighed)
 
 def test_a_new_event_is_stored_in_the_present_format() -> None:
     event = event_of(Parcel.Weighed, grams=500, weighed_by="the scales")
-    assert wire_type(event) == ("ParcelWeighed", 2)
+    assert event_type(event) == ("ParcelWeighed", 2)
     assert orjson.loads(clear_body(event)) == {"class_version": 2, "grams": 500, "weighed_by": "the scales"}
 
 

@@ -16,14 +16,14 @@ import psycopg
 import pytest
 
 from domain.values import Sealed
-from infra.callers.identity import CHANNEL
+from infra.auth.authenticator import CHANNEL
+from infra.crypto import rotation
+from infra.crypto.envelope import MasterKey, MasterKeyError
+from infra.crypto.keyring import Keyring
+from infra.crypto.master_keys import KeyProvider, MasterKeyFile, short_id
+from infra.crypto.rotation import WRAPPED, MasterKeyState, require_master_keys, rotate, states
 from infra.errors import Unavailable
-from infra.keys import rotation
-from infra.keys.custody import Custodian, MasterKeyFile, short_id
-from infra.keys.keyring import Keyring
-from infra.keys.rotation import WRAPPED, MasterKeyState, require_master_keys, rotate, states
-from infra.keys.vault import MasterKey, MasterKeyError
-from infra.runtime import API, WORKER, Runtime, runtime
+from infra.processes.runtime import API, WORKER, Runtime, runtime
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.programs import running
@@ -35,7 +35,7 @@ def told(_: str) -> None:
 
 
 @asynccontextmanager
-async def process(opened: Opened, keys: Custodian, role: str = API) -> AsyncIterator[Runtime]:
+async def process(opened: Opened, keys: KeyProvider, role: str = API) -> AsyncIterator[Runtime]:
     """Open the database as another process does, with master keys of its own."""
     async with runtime(opened.database.dsn(role), role, keys) as other:
         yield other
@@ -59,7 +59,7 @@ async def generated(api: Runtime, tenant: Tenant, number: int) -> None:
         given.share(code, note=f"note of {number}"),
     ):
         decide: Any = command
-        await api.ledgers.execute(tenant.request(), decide)
+        await api.ledgers.handle(tenant.request(), decide)
 
 
 async def reads(api: Runtime, tenant: Tenant, creators: int = 3) -> list[str]:
@@ -141,7 +141,7 @@ async def test_after_a_rotation_the_new_key_alone_opens_everything(opened: Opene
         assert found.key_id == key.key_id
         # Found by the keyed hash of its secret, which stayed what it was.
         decide: Any = given.redeem(Sealed(SECRETS[0]))
-        assert (await other.ledgers.execute(tenant.request(), decide)).appended == 1
+        assert (await other.ledgers.handle(tenant.request(), decide)).appended == 1
     async with process(opened, MASTER_KEY) as other:
         with pytest.raises(MasterKeyError, match="wrapped with another master key"):
             await reads(other, tenant)
@@ -213,7 +213,7 @@ async def test_commands_and_reads_go_on_during_a_rotation(opened: Opened, monkey
 KILLED = """
 import asyncio, sys, time
 from infra.keys import rotation
-from infra.keys.vault import MasterKey
+from infra.crypto.envelope import MasterKey
 rotation.BATCH_ROWS = 5
 def say(line):
     print(line, flush=True)

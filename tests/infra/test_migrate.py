@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from infra.migrate import ROLES, MigrationError, migrate, migrations, require_migrated
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import API, WORKER
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.migrate import ROLES, MigrationError, migrate, migrations, require_migrated
+from infra.processes.runtime import API, WORKER
 from tests import given
 from tests.conftest import TestDatabase
 from tests.infra.appends import appending, row, writing
@@ -67,7 +67,7 @@ def test_several_programs_that_migrate_at_once_apply_each_once(fresh: TestDataba
 
 def test_what_fails_in_the_middle_leaves_nothing(fresh: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [(1, "half", "CREATE TABLE half (x int); SELECT 1/0")]
-    monkeypatch.setattr("infra.migrate.migrations", lambda: iter(broken))
+    monkeypatch.setattr("infra.postgres.migrate.migrations", lambda: iter(broken))
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrate(fresh.dsn(OWNER))
     with psycopg.connect(fresh.dsn(OWNER)) as connection:

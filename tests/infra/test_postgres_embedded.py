@@ -19,9 +19,9 @@ import psutil
 import psycopg
 import pytest
 
-from infra.postgres import embedded as postgres
-from infra.postgres.cluster import User, launch_command, stop_leftovers
-from infra.postgres.embedded import Cluster, DataDirectoryInUse, EmbeddedPostgres, PostgresError, attach_or_start
+from infra.postgres.embedded import server as postgres
+from infra.postgres.embedded.cluster import User, launch_command, stop_leftovers
+from infra.postgres.embedded.server import Cluster, DataDirectoryInUse, EmbeddedPostgres, PostgresError, attach_or_start
 from tests.infra.programs import DEADLINE_SECONDS, running, wait_until_gone
 
 AS_ROOT: Final = os.geteuid() == 0
@@ -36,7 +36,7 @@ only_on_linux = pytest.mark.skipif(not ON_LINUX, reason="only Linux signals a ch
 SERVE: Final = """
 import signal, sys
 from pathlib import Path
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.embedded.server import EmbeddedPostgres
 
 with EmbeddedPostgres(Path(sys.argv[1])) as server:
     print("serving", server.pid, flush=True)
@@ -480,7 +480,7 @@ PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH = 24, 2
 ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH, 0, 0, 0)
 import sys
 from pathlib import Path
-from infra.postgres.embedded import EmbeddedPostgres, PostgresError
+from infra.postgres.embedded.server import EmbeddedPostgres, PostgresError
 try:
     EmbeddedPostgres(Path(sys.argv[1])).start()
 except PostgresError as error:
@@ -503,7 +503,7 @@ def test_any_other_user_runs_it_as_themselves(place: Path) -> None:
 import os, sys
 from pathlib import Path
 import psutil
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.embedded.server import EmbeddedPostgres
 with EmbeddedPostgres(Path(sys.argv[1])) as server:
     print("runs as", os.geteuid(), psutil.Process(server.pid).uids().effective, flush=True)
 """
@@ -527,7 +527,7 @@ def test_the_cluster_of_another_user_is_refused(ready: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from infra.postgres.embedded import EmbeddedPostgres, PostgresError
+from infra.postgres.embedded.server import EmbeddedPostgres, PostgresError
 try:
     EmbeddedPostgres(Path(sys.argv[1])).start()
 except PostgresError as error:
@@ -557,12 +557,12 @@ def capabilities(pid: int) -> int:
 UP: Final = """
 import sys
 from pathlib import Path
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.supervisor import Child, Supervisor
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.processes.supervisor import Child, Supervisor
 
 child = '''
 import os, signal
-from infra.supervisor import announce_ready, die_with_parent
+from infra.processes.supervisor import announce_ready, die_with_parent
 die_with_parent()
 announce_ready()
 while True:

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from infra.database import Database
-from infra.purge import KEEP_IDEMPOTENCY_HOURS, KEEP_REFUSAL_COUNTS_DAYS, purge
-from infra.runtime import WORKER
+from infra.jobs.retention import KEEP_IDEMPOTENCY_HOURS, KEEP_REFUSAL_COUNTS_DAYS, purge
+from infra.postgres.pool import Database
+from infra.processes.runtime import WORKER
 from tests import given
 from tests.infra.opened import Opened, Tenant
 
@@ -81,6 +81,6 @@ async def test_a_kind_that_cannot_be_forgotten_holds_up_no_other(
     opened.sql(NO_ROOM)
     assert not await purge(worker)
     assert opened.sql("SELECT 1 FROM refused_attempts") == []
-    said = [record.getMessage() for record in caplog.records if record.name == "infra.purge"]
+    said = [record.getMessage() for record in caplog.records if record.name == "infra.jobs.retention"]
     assert len(said) == 1
     assert said[0].startswith("Old idempotency keys could not be forgotten, and will be tried again: no space left")

@@ -26,16 +26,16 @@ from eventsourcing.persistence import (
 from eventsourcing.tests import application as application_cases
 from eventsourcing.tests import persistence as cases
 
-from infra.bootstrap import begin_ledger
-from infra.log.recorder import (
+from infra.auth.bootstrap import begin_ledger
+from infra.processes.runtime import API, WORKER
+from tests.conftest import TestDatabase
+from tests.infra.library_log import SynchronousLog
+from tests.infra.library_recorder import (
     LedgerAggregateRecorder,
     LedgerApplicationRecorder,
     LedgerFactory,
     LedgerTrackingRecorder,
 )
-from infra.log.sync import SynchronousLog
-from infra.runtime import API, WORKER
-from tests.conftest import TestDatabase
 from tests.infra.opened import MASTER_KEY
 from tests.waiting import WITHIN_S, until
 
@@ -96,7 +96,7 @@ class TestAggregateRecorder(OnALedger, cases.AggregateRecorderTestCase):
 class TestExampleApplication(application_cases.ExampleApplicationTestCase):
     """The library's example: bank accounts, with snapshots."""
 
-    expected_factory_topic = "infra.log.recorder:LedgerFactory"
+    expected_factory_topic = "tests.infra.library_recorder:LedgerFactory"
 
     @pytest.fixture(autouse=True)
     def _given(self, database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ class Kennel(Application[UUID]):
 
 def environment(database: TestDatabase, ledger: str = "kennel") -> dict[str, str]:
     return {
-        "PERSISTENCE_MODULE": "infra.log.recorder",
+        "PERSISTENCE_MODULE": "tests.infra.library_recorder",
         "LEDGER_DATABASE_URL": database.dsn(),
         "LEDGER_NAME": ledger,
     }
@@ -272,7 +272,7 @@ def test_a_database_that_is_away_is_named() -> None:
     elsewhere = {
         "LEDGER_DATABASE_URL": "host=/nowhere",
         "LEDGER_NAME": "kennel",
-        "PERSISTENCE_MODULE": "infra.log.recorder",
+        "PERSISTENCE_MODULE": "tests.infra.library_recorder",
     }
     with pytest.raises(InfrastructureFactoryError, match="LEDGER_DATABASE_URL does not serve"):
         Kennel(elsewhere)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from infra.database import Database
-from infra.runtime import API
-from infra.standing import in_all_ledgers, in_ledger
+from infra.postgres.pool import Database
+from infra.processes.runtime import API
+from infra.views.status import in_all_ledgers, in_ledger
 from projections import VIEWS, codes
-from projections.view import NEXT
+from projections.engine.view import NEXT
 from tests import given
 from tests.infra.opened import Opened
 
@@ -26,7 +26,7 @@ async def test_a_view_that_has_read_all_is_not_behind(opened: Opened, api: Datab
     for tenant in (one, two, one):
         await opened.when(tenant, given.permission(creator_id=str(len(NAMES))))
         await opened.when(tenant, given.permission(creator_id="another"))
-    await opened.take_in()
+    await opened.apply()
     assert [(s.view, s.state, s.position, s.head, s.behind_events, s.behind_s) for s in await in_ledger(api, 1)] == [
         (name, "following", 2, 2, 0, 0) for name in NAMES
     ]
@@ -40,7 +40,7 @@ async def test_a_view_is_behind_by_what_it_has_not_read_and_since_the_oldest_of_
 ) -> None:
     one, two = await opened.begin("one"), await opened.begin("two")
     await opened.when(one, given.permission())
-    await opened.take_in()
+    await opened.apply()
     await opened.when(one, given.permission(creator_id="another"))
     for creator in ("1", "2", "3"):
         await opened.when(two, given.permission(creator_id=creator))
@@ -64,7 +64,7 @@ async def test_a_view_is_behind_by_what_it_has_not_read_and_since_the_oldest_of_
 
 async def test_only_the_ledger_whose_event_stopped_a_view_is_told_which_it_was(opened: Opened, api: Database) -> None:
     one, two = await opened.begin("one"), await opened.begin("two")
-    await opened.take_in()
+    await opened.apply()
     opened.sql(
         "UPDATE view_versions SET state = 'failed', error = 'of ledger one', failed_ledger_id = %s, failed_position = 7"
         " WHERE view = 'codes'",
@@ -80,7 +80,7 @@ async def test_only_the_ledger_whose_event_stopped_a_view_is_told_which_it_was(o
 async def test_one_that_is_being_filled_has_a_row_of_its_own(opened: Opened, api: Database) -> None:
     tenant = await opened.begin()
     await opened.when(tenant, given.permission())
-    await opened.take_in()
+    await opened.apply()
     opened.sql(
         "INSERT INTO view_versions (view, version, state) VALUES (%s, %s, 'building')",
         "codes" + NEXT,

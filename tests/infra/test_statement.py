@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 
-from infra.database import LedgerConnection, session
-from infra.log.statement import Statement
-from infra.runtime import API
-from projections.arrays import Byteas, Ints
+from infra.postgres.pool import LedgerConnection, session
+from infra.postgres.prepared_statement import Statement
+from infra.processes.runtime import API
+from projections.engine.array_columns import Byteas, Ints
 from tests.infra.opened import Opened
 from tests.waiting import until
 

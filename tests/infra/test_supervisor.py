@@ -8,14 +8,14 @@ from typing import Final
 import psutil
 import pytest
 
-from infra.supervisor import announce_ready, die_with_parent, exit_on_signals
+from infra.processes.supervisor import announce_ready, die_with_parent, exit_on_signals
 from tests.infra.programs import DEADLINE_SECONDS, Program, running, wait_until_gone
 
 # Every child says when it is up and when it is told to stop, so that a test can wait for either. It says so in one
 # write each, because a handler may interrupt a print, and lines of several processes must not mix.
 CHILD: Final = r"""
 import os, signal, sys
-from infra.supervisor import announce_ready, die_with_parent
+from infra.processes.supervisor import announce_ready, die_with_parent
 
 name = sys.argv[1]
 
@@ -35,7 +35,7 @@ while True:
 # One that does not stop when it is told to.
 STUBBORN: Final = r"""
 import os, signal, sys
-from infra.supervisor import announce_ready, die_with_parent
+from infra.processes.supervisor import announce_ready, die_with_parent
 
 signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"stubborn got SIGTERM\n"))
 die_with_parent(grace_seconds=0.2)
@@ -48,7 +48,7 @@ while True:
 PRELUDE: Final = f"""
 import functools, logging, sys
 from infra import supervisor
-from infra.supervisor import Child, Supervisor, SupervisorError
+from infra.processes.supervisor import Child, Supervisor, SupervisorError
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 print = functools.partial(print, flush=True)

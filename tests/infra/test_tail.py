@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-import infra.log.tail
-from domain.recorded import Recorded
+import infra.eventstore.live_subscription
+from domain.recorded import RecordedEvent
 from infra.errors import Unavailable
-from infra.log.event_store import EventStore
-from infra.log.tail import FellBehind, Gap, Tail, Tails
+from infra.eventstore.live_subscription import FellBehind, LiveSubscription, LiveSubscriptions, SubscriptionGap
+from infra.eventstore.reader import EventReader
 from tests.infra.opened import Opened
 from tests.infra.sending import Post
 
@@ -22,12 +22,12 @@ class Encoding:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    async def __call__(self, ledger_id: int, page: Sequence[Recorded]) -> list[bytes]:
+    async def __call__(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
         self.asked += [recorded.position for recorded in page]
         return [b"%d " % recorded.position for recorded in page]
 
 
-async def taken(tail: Tail, after: int, upto: int) -> bytes:
+async def taken(tail: LiveSubscription, after: int, upto: int) -> bytes:
     """Follow a tail from a position to another."""
     found = b""
     async with asyncio.timeout(15):
@@ -37,7 +37,7 @@ async def taken(tail: Tail, after: int, upto: int) -> bytes:
                 after = entries[-1].recorded.position
                 found += b"".join(entry.encoded for entry in entries)
             else:
-                await tail.news()
+                await tail.wait_for_events()
     return found
 
 
@@ -51,7 +51,7 @@ async def post(opened: Opened) -> Post:
 
 async def test_all_who_follow_a_ledger_share_what_is_read_and_encoded_once(post: Post) -> None:
     encoding = Encoding()
-    tails = Tails(post.opened.ledgers.store, encoding, post.opened.api.database)
+    tails = LiveSubscriptions(post.opened.ledgers.store, encoding, post.opened.api.database)
     ledger_id = post.tenant.ledger_id
     async with tails.following(ledger_id) as one, tails.following(ledger_id) as other:
         assert one is other
@@ -67,8 +67,8 @@ async def test_all_who_follow_a_ledger_share_what_is_read_and_encoded_once(post:
 async def test_a_tail_begins_near_the_end_and_says_what_it_does_not_keep(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infra.log.tail, "READ_AHEAD_EVENTS", 4)
-    tails = Tails(post.opened.ledgers.store, Encoding())
+    monkeypatch.setattr(infra.eventstore.live_subscription, "READ_AHEAD_EVENTS", 4)
+    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding())
     async with tails.following(post.tenant.ledger_id) as tail:
         assert (tail.position, tail.keeps(6), tail.keeps(7)) == (11, False, True)
         assert [entry.recorded.position for entry in tail.after(7, 100)] == [8, 9, 10, 11]
@@ -83,10 +83,10 @@ async def test_a_tail_begins_near_the_end_and_says_what_it_does_not_keep(
 async def test_what_is_kept_is_bounded_by_number_and_by_size(
     post: Post, monkeypatch: pytest.MonkeyPatch, events: int, size: int, kept: int
 ) -> None:
-    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS", events)
-    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS_LEAST", 1)
-    monkeypatch.setattr(infra.log.tail, "KEPT_BYTES", size)
-    tails = Tails(post.opened.ledgers.store, Encoding())
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS", events)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_LEAST", 1)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_BYTES", size)
+    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding())
     async with tails.following(post.tenant.ledger_id) as tail:
         assert len(tail.after(11 - kept, 100)) == kept
         assert not tail.keeps(11 - kept - 1)
@@ -95,7 +95,7 @@ async def test_what_is_kept_is_bounded_by_number_and_by_size(
 
 async def test_what_was_forgotten_is_encoded_anew_once_and_for_those_alone_who_ask_for_it(post: Post) -> None:
     encoding = Encoding()
-    tails = Tails(post.opened.ledgers.store, encoding)
+    tails = LiveSubscriptions(post.opened.ledgers.store, encoding)
     async with tails.following(post.tenant.ledger_id) as tail:
         held = tail.after(8, 100)
         tails.forget_encoded()
@@ -109,8 +109,8 @@ async def test_what_was_forgotten_is_encoded_anew_once_and_for_those_alone_who_a
 async def test_what_is_encoded_anew_counts_to_the_size_that_is_kept(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infra.log.tail, "KEPT_BYTES", 20)
-    tails = Tails(post.opened.ledgers.store, Encoding(), post.opened.api.database)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_BYTES", 20)
+    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding(), post.opened.api.database)
     async with tails.following(post.tenant.ledger_id) as tail:
         for _ in range(3):
             tails.forget_encoded()
@@ -123,9 +123,9 @@ async def test_what_is_encoded_anew_counts_to_the_size_that_is_kept(
 
 
 async def test_what_all_tails_keep_is_shared_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.log.tail, "KEPT_EVENTS_IN_ALL", 1_000)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_IN_ALL", 1_000)
     other = await post.opened.begin("other")
-    tails = Tails(post.opened.ledgers.store, Encoding())
+    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding())
     async with tails.following(post.tenant.ledger_id) as one:
         assert one.kept_events == 1_000
         async with tails.following(other.ledger_id) as two:
@@ -135,7 +135,7 @@ async def test_what_all_tails_keep_is_shared_out(post: Post, monkeypatch: pytest
 
 
 async def test_a_tail_that_nobody_follows_ends_and_another_begins_anew(post: Post) -> None:
-    tails = Tails(post.opened.ledgers.store, Encoding())
+    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding())
     async with tails.following(post.tenant.ledger_id) as first:
         pass
     async with tails.following(post.tenant.ledger_id) as second:
@@ -146,7 +146,7 @@ async def test_a_tail_that_nobody_follows_ends_and_another_begins_anew(post: Pos
 
 
 async def test_a_gap_in_the_log_ends_the_tail_loudly(post: Post, caplog: pytest.LogCaptureFixture) -> None:
-    tails = Tails(post.opened.ledgers.store, Encoding(), post.opened.api.database)
+    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding(), post.opened.api.database)
     async with tails.following(post.tenant.ledger_id) as tail:
         post.opened.sql("ALTER TABLE events DISABLE TRIGGER USER")
         post.opened.sql("UPDATE events SET position = 13 WHERE position = 11")
@@ -155,9 +155,9 @@ async def test_a_gap_in_the_log_ends_the_tail_loudly(post: Post, caplog: pytest.
         tails.wake()
         async with asyncio.timeout(15):
             while tail.failure is None:
-                await tail.news()
+                await tail.wait_for_events()
     await tails.close()
-    assert isinstance(tail.failure, Gap)
+    assert isinstance(tail.failure, SubscriptionGap)
     assert "cannot be followed past position 9" in caplog.text
 
 
@@ -167,7 +167,7 @@ async def test_a_database_that_is_away_is_told_to_who_begins(post: Post) -> None
 
     store = post.opened.ledgers.store
     store.head = away  # type: ignore[method-assign]
-    tails = Tails(store, Encoding())
+    tails = LiveSubscriptions(store, Encoding())
     with pytest.raises(Unavailable):
         async with tails.following(post.tenant.ledger_id):
             raise AssertionError
@@ -179,12 +179,12 @@ async def test_who_waits_for_a_tail_to_begin_is_told_when_all_are_closed(opened:
     asked = asyncio.Event()
     never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    class Stuck(EventStore):
+    class Stuck(EventReader):
         async def head(self, ledger_id: int) -> int:
             asked.set()
             return await never
 
-    tails = Tails(Stuck(opened.api.database), Encoding())
+    tails = LiveSubscriptions(Stuck(opened.api.database), Encoding())
 
     async def follow() -> None:
         async with tails.following(tenant.ledger_id):

@@ -21,16 +21,16 @@ from typer.testing import CliRunner
 
 import cli
 from domain.code import Code
-from infra import upkeep
-from infra.bootstrap import begin_ledger
-from infra.keys.vault import MasterKey
-from infra.runtime import WORKER
-from infra.showing import Lines, line
-from infra.worker import create_views
-from projections import VIEWS, codes, history
-from projections.folding import Poisoned
-from projections.rebuild import Progress
-from projections.view import NEXT
+from infra.auth.bootstrap import begin_ledger
+from infra.crypto.envelope import MasterKey
+from infra.processes.runtime import WORKER
+from infra.processes.worker import create_views
+from infra.views import commands
+from infra.views.progress_display import Lines, line
+from projections import VIEWS, codes, event_index
+from projections.engine.projector import PoisonEvent
+from projections.engine.rebuild import RebuildProgress
+from projections.engine.view import NEXT
 from tests.bench.lives import fill
 from tests.conftest import TestDatabase
 from tests.waiting import until
@@ -138,8 +138,8 @@ def test_a_rebuild_that_is_killed_goes_on_where_it_stood(filled: Filled) -> None
 
 
 def test_all_views_are_filled_from_one_reading_of_the_log(filled: Filled) -> None:
-    told: list[Progress] = []
-    asyncio.run(upkeep.rebuild(filled.database.dsn(), [view.name for view in VIEWS], lambda p, _: told.append(p)))
+    told: list[RebuildProgress] = []
+    asyncio.run(commands.rebuild(filled.database.dsn(), [view.name for view in VIEWS], lambda p, _: told.append(p)))
     assert {filled.position(view.name) for view in VIEWS} == {EVENTS}
     assert {(p.view, p.events, p.position) for p in told if p.phase == "done"} == {
         (view.name, EVENTS, EVENTS) for view in VIEWS
@@ -154,9 +154,9 @@ def test_a_view_that_cannot_be_filled_keeps_no_other_from_it(filled: Filled, mon
         raise ZeroDivisionError("a mistake in a handler")
 
     monkeypatch.setitem(codes.VIEW._handlers, Code.Shared, (None, broken))
-    names = [codes.NAME, history.NAME]
-    with pytest.raises(Poisoned, match="View codes_next stops before event 21001 of ledger 1"):
-        asyncio.run(upkeep.rebuild(filled.database.dsn(), names, lambda *_: None))
+    names = [codes.NAME, event_index.NAME]
+    with pytest.raises(PoisonEvent, match="View codes_next stops before event 21001 of ledger 1"):
+        asyncio.run(commands.rebuild(filled.database.dsn(), names, lambda *_: None))
     assert (filled.position("codes"), filled.position("history")) == (0, EVENTS)
 
 
@@ -210,10 +210,11 @@ def test_the_list_of_views_says_how_far_each_is_what_stopped_it_and_what_was_ski
     assert (code, said) == (0, "View codes skips event 7 of ledger acme. Its worker goes on within seconds.\n")
     skipped = invoke(begun, "views", "list")[1]
     assert (
-        f"codes v{codes.VERSION} skips event 7 of ledger acme: it is a test\n    said {upkeep.who_asks()}, " in skipped
+        f"codes v{codes.VERSION} skips event 7 of ledger acme: it is a test\n    said {commands.who_asks()}, "
+        in skipped
     )
     assert begun.sql("SELECT stream_id, reason, skipped_by, login FROM view_skips") == [
-        (None, "it is a test", upkeep.who_asks(), "postgres")
+        (None, "it is a test", commands.who_asks(), "postgres")
     ]
 
     begun.sql("UPDATE view_versions SET failed_position = 8 WHERE view = 'codes'")
@@ -239,7 +240,7 @@ def test_what_cannot_be_skipped_is_refused_in_a_line(
     begun: Filled, view: str, ledger: str, position: int, reason: str, problem: str
 ) -> None:
     with pytest.raises(LookupError) as refused:
-        asyncio.run(upkeep.skip(begun.database.dsn(), view, ledger, position, reason, "ada"))
+        asyncio.run(commands.skip(begun.database.dsn(), view, ledger, position, reason, "ada"))
     assert str(refused.value).startswith(problem)
 
 
@@ -249,21 +250,26 @@ def test_a_skip_without_a_reason_is_wrong_usage(begun: Filled) -> None:
 
 
 def test_how_far_a_rebuild_is_is_told_in_numbers() -> None:
-    assert line(Progress("codes", "filling", 250_000, 10.0, 500_000), 1_000_000) == (
+    assert line(RebuildProgress("codes", "filling", 250_000, 10.0, 500_000), 1_000_000) == (
         "500,000 of 1,000,000 events (50 %), 25,000 a second, 20 s left"
     )
-    assert line(Progress("codes", "filling", 0, 0.0, 0), 1_000_000) == "0 of 1,000,000 events (0 %)"
-    assert line(Progress("codes", "filling", 30, 1.0, 30), 20) == "30 of 30 events (100 %), 30 a second, 0 s left"
-    assert line(Progress("codes", "indexing", 1, 1.0, 1), 1) == "building its indexes"
-    assert line(Progress("codes", "done", 1_000, 0.5, 1_000), 1_000) == "done, 1,000 events in 0.5 s (2,000 a second)"
+    assert line(RebuildProgress("codes", "filling", 0, 0.0, 0), 1_000_000) == "0 of 1,000,000 events (0 %)"
+    assert (
+        line(RebuildProgress("codes", "filling", 30, 1.0, 30), 20) == "30 of 30 events (100 %), 30 a second, 0 s left"
+    )
+    assert line(RebuildProgress("codes", "indexing", 1, 1.0, 1), 1) == "building its indexes"
+    assert (
+        line(RebuildProgress("codes", "done", 1_000, 0.5, 1_000), 1_000)
+        == "done, 1,000 events in 0.5 s (2,000 a second)"
+    )
 
 
 def test_lines_come_at_each_phase_and_now_and_then() -> None:
     said: list[str] = []
     lines = Lines(said.append)
     for events in (10, 20, 30):
-        lines(Progress("codes", "filling", events, 1.0, events), 100)
-    lines(Progress("history", "filling", 10, 1.0, 10), 100)
-    lines(Progress("codes", "indexing", 100, 1.0, 100), 100)
+        lines(RebuildProgress("codes", "filling", events, 1.0, events), 100)
+    lines(RebuildProgress("history", "filling", 10, 1.0, 10), 100)
+    lines(RebuildProgress("codes", "indexing", 100, 1.0, 100), 100)
     assert [text.split(":")[0] for text in said] == ["codes", "history", "codes"]
     assert said[-1] == "codes: building its indexes"

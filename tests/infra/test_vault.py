@@ -11,7 +11,15 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from domain.values import Sealed
-from infra.keys.vault import ApiKeyHashing, CreatorKey, LedgerKeys, MasterKey, MasterKeyError, fresh_key, place
+from infra.crypto.envelope import (
+    ApiKeyHashing,
+    CreatorKey,
+    LedgerKeys,
+    MasterKey,
+    MasterKeyError,
+    associated_data,
+    fresh_key,
+)
 
 MASTER = MasterKey(b"\x01" * 32)
 KEY = CreatorKey(UUID(int=7), b"\x02" * 32)
@@ -26,13 +34,13 @@ FIELDS = {"note": "for #summer/+campaign="}
 
 
 def test_what_is_sealed_opens_in_its_place() -> None:
-    part = KEY.seal(FIELDS, place(**WHERE))
-    assert KEY.unseal(part.sealed, place(**WHERE)) == FIELDS
+    part = KEY.seal(FIELDS, associated_data(**WHERE))
+    assert KEY.unseal(part.sealed, associated_data(**WHERE)) == FIELDS
 
 
 def test_what_is_unsealed_does_not_show_itself() -> None:
-    part = KEY.seal(FIELDS, place(**WHERE))
-    assert repr(KEY.unseal(part.sealed, place(**WHERE))) == "{'note': Sealed('…')}"
+    part = KEY.seal(FIELDS, associated_data(**WHERE))
+    assert repr(KEY.unseal(part.sealed, associated_data(**WHERE))) == "{'note': Sealed('…')}"
 
 
 @pytest.mark.parametrize(
@@ -49,34 +57,34 @@ def test_what_is_unsealed_does_not_show_itself() -> None:
     ids=str,
 )
 def test_what_is_sealed_does_not_open_in_another_place(elsewhere: dict[str, Any]) -> None:
-    part = KEY.seal(FIELDS, place(**WHERE))
+    part = KEY.seal(FIELDS, associated_data(**WHERE))
     with pytest.raises(InvalidTag):
-        KEY.unseal(part.sealed, place(**(WHERE | elsewhere)))
+        KEY.unseal(part.sealed, associated_data(**(WHERE | elsewhere)))
 
 
 @pytest.mark.parametrize("other", [CreatorKey(UUID(int=7), b"\x03" * 32), CreatorKey(UUID(int=8), b"\x02" * 32)])
 def test_what_is_sealed_does_not_open_with_another_key_or_under_another_keys_name(other: CreatorKey) -> None:
-    part = KEY.seal(FIELDS, place(**WHERE))
+    part = KEY.seal(FIELDS, associated_data(**WHERE))
     with pytest.raises(InvalidTag):
-        other.unseal(part.sealed, place(**WHERE))
+        other.unseal(part.sealed, associated_data(**WHERE))
 
 
 @pytest.mark.parametrize("byte", [0, 11, 12, 40, -1])
 def test_a_sealed_part_of_which_a_bit_was_turned_does_not_open(byte: int) -> None:
-    sealed = bytearray(KEY.seal(FIELDS, place(**WHERE)).sealed)
+    sealed = bytearray(KEY.seal(FIELDS, associated_data(**WHERE)).sealed)
     sealed[byte] ^= 1
     with pytest.raises(InvalidTag):
-        KEY.unseal(bytes(sealed), place(**WHERE))
+        KEY.unseal(bytes(sealed), associated_data(**WHERE))
 
 
 def test_the_same_fields_are_never_sealed_alike() -> None:
-    parts = [KEY.seal(FIELDS, place(**WHERE)) for _ in range(50)]
+    parts = [KEY.seal(FIELDS, associated_data(**WHERE)) for _ in range(50)]
     assert len({part.sealed for part in parts}) == len({part.commitment for part in parts}) == 50
 
 
 def test_the_commitment_is_over_the_salt_and_the_plaintext() -> None:
-    part = KEY.seal({"b": "2", "a": "1"}, place(**WHERE))
-    plaintext = KEY._cipher.decrypt(part.sealed[:12], part.sealed[12:], place(**WHERE) + KEY.key_id.bytes)
+    part = KEY.seal({"b": "2", "a": "1"}, associated_data(**WHERE))
+    plaintext = KEY._cipher.decrypt(part.sealed[:12], part.sealed[12:], associated_data(**WHERE) + KEY.key_id.bytes)
     assert plaintext[32:] == b'{"a":"1","b":"2"}'
     assert hashlib.sha256(plaintext).digest() == part.commitment
 
@@ -167,5 +175,5 @@ def test_a_fingerprint_is_known_again_and_is_no_claim() -> None:
 
 def test_special_characters_of_a_secret_survive_the_sealed_json() -> None:
     secret = Sealed('#/+="\\\n\x7f\u2028ß🎬')
-    part = KEY.seal({"secret": str(secret)}, place(**WHERE))
-    assert KEY.unseal(part.sealed, place(**WHERE)) == {"secret": secret}
+    part = KEY.seal({"secret": str(secret)}, associated_data(**WHERE))
+    assert KEY.unseal(part.sealed, associated_data(**WHERE)) == {"secret": secret}

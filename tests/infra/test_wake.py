@@ -7,10 +7,10 @@ import asyncio
 import psycopg
 import pytest
 
-import infra.log.wake
-from infra.database import LedgerConnection
-from infra.log.wake import Listener
-from infra.runtime import API
+import infra.eventstore.notifications
+from infra.eventstore.notifications import Listener
+from infra.postgres.pool import LedgerConnection
+from infra.processes.runtime import API
 from tests.infra.opened import Opened
 
 
@@ -29,7 +29,7 @@ class Promoted(Listener):
 async def test_who_listens_at_a_standby_is_told_of_commits_once_it_is_promoted(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infra.log.wake, "RETRY_S", 0.01)
+    monkeypatch.setattr(infra.eventstore.notifications, "RETRY_S", 0.01)
     heard = asyncio.Event()
     listener = Promoted(opened.database.dsn(API), API, heard.set)
     listener.start()

@@ -15,16 +15,16 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from standardwebhooks import Webhook as Verifier
 
-import infra.webhooks.owners
-import infra.webhooks.target
-import infra.webhooks.worker
+import infra.delivery.webhooks.http_target
+import infra.delivery.webhooks.subscriptions
+import infra.delivery.webhooks.worker
+from infra.delivery.cloud_events import cloud_event
+from infra.delivery.webhooks.delivery_store import DeliveryStore
+from infra.delivery.webhooks.http_target import Networks
+from infra.delivery.webhooks.messages import Endpoint, ProgressWrite
+from infra.delivery.webhooks.models import TooManyWebhooks
+from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.errors import Unavailable
-from infra.log.cloud_events import cloud_event
-from infra.webhooks.book import Book
-from infra.webhooks.messages import Endpoint, Entry
-from infra.webhooks.owners import Webhooks
-from infra.webhooks.shown import TooManyWebhooks
-from infra.webhooks.target import Networks
 from tests import given
 from tests.infra.opened import Opened
 from tests.infra.receiving import HANG, Received, in_order, receiving
@@ -39,7 +39,7 @@ async def post(opened: Opened) -> Post:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.webhooks.worker, "POLL_S", 0.02)
+    monkeypatch.setattr(infra.delivery.webhooks.worker, "POLL_S", 0.02)
 
 
 # -- What is sent
@@ -223,16 +223,18 @@ async def test_what_is_sent_again_the_moment_it_died_is_sent_although_the_reply_
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost: list[int] = []
-    write = Book.write
+    write = DeliveryStore.write
 
-    async def without_reply(book: Book, endpoint: Endpoint, lease: int, entry: Entry, moment: datetime) -> None:
+    async def without_reply(
+        book: DeliveryStore, endpoint: Endpoint, lease: int, entry: ProgressWrite, moment: datetime
+    ) -> None:
         await write(book, endpoint, lease, entry, moment)
         if not lost and any(message.dead for message in entry.keep.values()):
             lost.append(entry.number)
             assert await post.webhooks.replay(post.owner, endpoint.webhook_id, None) == (1, False)
             raise Unavailable("the reply was lost")
 
-    monkeypatch.setattr(Book, "write", without_reply)
+    monkeypatch.setattr(DeliveryStore, "write", without_reply)
     await post.generate(3)
     async with (
         receiving(lambda received: 500 if received.position == 2 and not lost else 204) as receiver,
@@ -323,7 +325,7 @@ async def test_a_receiver_that_hangs_delays_no_other(post: Post) -> None:
 
 
 async def test_an_attempt_that_takes_too_long_has_failed(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.webhooks.target, "ATTEMPT_S", 0.1)
+    monkeypatch.setattr(infra.delivery.webhooks.http_target, "ATTEMPT_S", 0.1)
     answers = iter([HANG])
     async with receiving(lambda _: next(answers, 204)) as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
@@ -412,7 +414,7 @@ async def test_what_is_stored_of_one_webhook_or_field_opens_as_no_other(post: Po
             while len(senders._broken) < 2:  # noqa: ASYNC110 - it sets no event
                 await asyncio.sleep(0.01)
     assert receiver.received == other.received == []
-    assert post.opened.sql("SELECT DISTINCT error FROM webhook_progress") == [(infra.webhooks.worker.BROKEN,)]
+    assert post.opened.sql("SELECT DISTINCT error FROM webhook_progress") == [(infra.delivery.webhooks.worker.BROKEN,)]
     with pytest.raises(InvalidTag):
         await post.webhooks.all(post.owner)
 
@@ -493,9 +495,9 @@ async def test_what_was_asked_stands_where_a_change_is_of_something_else(post: P
 async def test_webhooks_that_are_created_at_once_keep_within_their_number(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infra.webhooks.owners, "MAX_WEBHOOKS", 3)
+    monkeypatch.setattr(infra.delivery.webhooks.subscriptions, "MAX_WEBHOOKS", 3)
 
-    async def create(webhooks: Webhooks) -> None:
+    async def create(webhooks: WebhookSubscriptions) -> None:
         await webhooks.create(
             post.owner, url="https://receiver.example/", description=None, types=(), creator_ids=(), after=0
         )

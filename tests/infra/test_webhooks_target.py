@@ -19,15 +19,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-import infra.webhooks.target
-from infra.webhooks.target import (
+import infra.delivery.webhooks.http_target
+from infra.delivery.webhooks.http_target import (
     RESOLVERS_EACH,
     Address,
-    Answer,
     BadTarget,
+    HttpAnswer,
+    HttpTarget,
     Networks,
     Resolver,
-    Target,
     check_url,
 )
 from tests import given
@@ -53,8 +53,8 @@ class Leading(Resolver):
         return [ip_address(address) for address in (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])]
 
 
-async def post(url: str, networks: Networks, resolver: Resolver, context: ssl.SSLContext | None = None) -> Answer:
-    target = Target(url, 1, networks, resolver, context or httpcore.default_ssl_context(), 2)
+async def post(url: str, networks: Networks, resolver: Resolver, context: ssl.SSLContext | None = None) -> HttpAnswer:
+    target = HttpTarget(url, 1, networks, resolver, context or httpcore.default_ssl_context(), 2)
     try:
         return await target.post({"webhook-id": "one"}, b"{}")
     finally:
@@ -152,8 +152,10 @@ def test_a_network_that_is_named_is_connected_to() -> None:
 async def test_a_name_that_leads_inside_is_refused_when_it_is_connected_to() -> None:
     for inside in (["10.0.0.1"], ["169.254.169.254"], ["fe80::1"], ["127.0.0.1"]):
         answer = await post("https://receiver.example/", NONE, Leading(inside))
-        assert answer == Answer(error=REFUSED)
-    assert await post("https://receiver.example/", NONE, Leading([])) == Answer(error="The host's name leads nowhere.")
+        assert answer == HttpAnswer(error=REFUSED)
+    assert await post("https://receiver.example/", NONE, Leading([])) == HttpAnswer(
+        error="The host's name leads nowhere."
+    )
 
 
 async def test_a_name_that_leads_elsewhere_the_second_time_is_judged_the_second_time() -> None:
@@ -161,13 +163,13 @@ async def test_a_name_that_leads_elsewhere_the_second_time_is_judged_the_second_
         url = receiver.url.replace("127.0.0.1", "localhost")
         resolver = Leading(["127.0.0.1"], ["10.0.0.1"])
         assert (await post(url, LOOPBACK, resolver)).status == 204
-        assert await post(url, LOOPBACK, resolver) == Answer(error=REFUSED)
+        assert await post(url, LOOPBACK, resolver) == HttpAnswer(error=REFUSED)
         assert resolver.asked == ["localhost", "localhost"]
 
 
 async def test_in_clear_nothing_leaves_this_machine_whatever_the_name_says() -> None:
     everywhere = Networks(["0.0.0.0/0"])
-    assert await post("http://localhost:9/", everywhere, Leading(["10.0.0.1"])) == Answer(error=REFUSED)
+    assert await post("http://localhost:9/", everywhere, Leading(["10.0.0.1"])) == HttpAnswer(error=REFUSED)
 
 
 async def test_a_redirect_is_not_followed() -> None:
@@ -182,7 +184,7 @@ async def test_of_an_endless_answer_only_the_beginning_is_read() -> None:
 
 
 async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.webhooks.target, "ANSWER_S", 0.1)
+    monkeypatch.setattr(infra.delivery.webhooks.http_target, "ANSWER_S", 0.1)
 
     async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")
@@ -193,14 +195,14 @@ async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: 
     async with await asyncio.start_server(begin, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         resolver = Resolver()
-        target = Target(f"http://127.0.0.1:{port}/", 1, LOOPBACK, resolver, httpcore.default_ssl_context(), 1)
+        target = HttpTarget(f"http://127.0.0.1:{port}/", 1, LOOPBACK, resolver, httpcore.default_ssl_context(), 1)
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
-        assert answers == [Answer(200), Answer(200)]
+        assert answers == [HttpAnswer(200), HttpAnswer(200)]
         await target.close()
 
 
 async def test_a_receiver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.webhooks.target, "ATTEMPT_S", 0.1)
+    monkeypatch.setattr(infra.delivery.webhooks.http_target, "ATTEMPT_S", 0.1)
     async with receiving(lambda _: HANG) as receiver:
         answer = await post(receiver.url, LOOPBACK, Resolver())
         assert answer.status is None
@@ -211,7 +213,7 @@ async def test_a_receiver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch
 async def test_a_receiver_that_is_not_there_is_told_apart() -> None:
     async with receiving() as receiver:
         url = receiver.url
-    assert await post(url, LOOPBACK, Resolver()) == Answer(error="The receiver did not accept the connection.")
+    assert await post(url, LOOPBACK, Resolver()) == HttpAnswer(error="The receiver did not accept the connection.")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ async def test_a_name_of_which_no_address_connects_in_time_is_told_apart(monkeyp
 
     answer = await post("http://localhost:9/", LOOPBACK, Leading(addresses))
 
-    assert answer == Answer(error="No connection came about within 5 seconds.")
+    assert answer == HttpAnswer(error="No connection came about within 5 seconds.")
     assert [address for address, _ in inner.tried] == addresses
 
 
@@ -316,7 +318,7 @@ async def test_the_certificate_must_be_for_the_name_although_the_address_is_conn
         unknown = await post(f"https://receiver.example:{port}", LOOPBACK, Leading(["127.0.0.1"]))
         assert right.status == 204
         assert receiver.received[0].headers["host"].startswith("receiver.example")
-        not_verified = Answer(error="The receiver's certificate could not be verified.")
+        not_verified = HttpAnswer(error="The receiver's certificate could not be verified.")
         assert (wrong, unknown) == (not_verified, not_verified)
         assert len(receiver.received) == 1
 
@@ -362,10 +364,10 @@ async def test_encryption_that_breaks_after_the_handshake_is_a_failed_attempt(tm
     async with breaking(
         server, b"" if what == "a certificate is asked for" else b"HTTP/1.1 204 in clear\r\n\r\n"
     ) as port:
-        target = Target(f"https://localhost:{port}/", 1, LOOPBACK, Leading(["127.0.0.1"]), client, 1)
+        target = HttpTarget(f"https://localhost:{port}/", 1, LOOPBACK, Leading(["127.0.0.1"]), client, 1)
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
         await target.close()
-    broke = Answer(error="The encryption broke before there was an answer: does it ask for a certificate?")
+    broke = HttpAnswer(error="The encryption broke before there was an answer: does it ask for a certificate?")
     assert answers == [broke, broke]
 
 
@@ -389,15 +391,15 @@ async def test_a_receiver_that_asks_for_a_certificate_is_tried_again_on_the_sche
 async def test_whatever_else_breaks_is_a_failed_attempt_that_is_logged_without_its_words(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    posted = Target.post
+    posted = HttpTarget.post
     broken = [RuntimeError("of the receiver")]
 
-    async def break_once(target: Target, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def break_once(target: HttpTarget, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
         if broken:
             raise broken.pop()
         return await posted(target, headers, body)
 
-    monkeypatch.setattr(Target, "post", break_once)
+    monkeypatch.setattr(HttpTarget, "post", break_once)
     post = Post(opened, await opened.begin(role="subscriber"))
     await opened.when(post.tenant, given.permission())
     async with receiving() as receiver, sending(opened):
@@ -418,7 +420,7 @@ async def test_a_name_is_looked_up_once_for_all_who_wait_for_it(monkeypatch: pyt
         looked_up.append(host)
         return [ip_address("127.0.0.1")]
 
-    monkeypatch.setattr(infra.webhooks.target, "_look_up", look_up)
+    monkeypatch.setattr(infra.delivery.webhooks.http_target, "_look_up", look_up)
     resolver = Resolver()
     await asyncio.gather(*(resolver.addresses("receiver.example", ledger_id) for ledger_id in range(5)))
     resolver.close()
@@ -435,7 +437,7 @@ async def test_one_ledgers_names_that_hang_hold_up_its_own_alone(monkeypatch: py
             goes_on.wait(15)
         return [ip_address("127.0.0.1")]
 
-    monkeypatch.setattr(infra.webhooks.target, "_look_up", look_up)
+    monkeypatch.setattr(infra.delivery.webhooks.http_target, "_look_up", look_up)
     resolver = Resolver()
     names = [f"slow{number}.example" for number in range(100)]
     slow = [asyncio.create_task(resolver.addresses(name, 1)) for name in names]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from infra.errors import Unavailable
+from infra.eventstore import append
+from infra.eventstore import group_commit as writer_module
+from infra.eventstore.append import Append, Appended
+from infra.eventstore.group_commit import NOT_RECORDED, GroupCommitWriter
 from infra.ids import uuid7
-from infra.log import appends
-from infra.log import writer as writer_module
-from infra.log.appends import Append, Appended
-from infra.log.writer import NOT_RECORDED, Writer
-from infra.runtime import API
+from infra.processes.runtime import API
 from tests.infra.appends import appending, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
 from tests.infra.opened import Opened
@@ -81,7 +81,7 @@ async def test_a_full_queue_turns_callers_away_and_serves_those_in_it(
 
 async def test_stopping_answers_who_is_being_recorded_and_who_waits(opened: Opened) -> None:
     tenant = await opened.begin()
-    writer = Writer(opened.database.dsn(API), API)
+    writer = GroupCommitWriter(opened.database.dsn(API), API)
     writer.start()
     async with locked(opened, tenant):
         first = sent(writer, appending(tenant.ledger_id, row(uuid7())))
@@ -141,7 +141,7 @@ async def test_a_defect_of_the_writer_is_told_to_its_callers_and_not_to_the_next
     tenant = await opened.begin()
     async with writing(opened.database) as writer:
         with monkeypatch.context() as patch:
-            patch.delattr(Writer, "_still_known")
+            patch.delattr(GroupCommitWriter, "_still_known")
             outcomes = await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(3)])
         after = await writer.append(appending(tenant.ledger_id, row(uuid7())))
     assert [type(outcome) for outcome in outcomes] == [AttributeError] * 3
@@ -188,7 +188,7 @@ async def test_one_caller_of_each_ledger_finds_out_that_the_database_is_short_of
 def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return what becomes the number of callers in each batch that is sent."""
     sizes: list[int] = []
-    call = appends.call
+    call = append.call
 
     async def counted(statement: Any, batch: list[Append]) -> Any:
         sizes.append(len(batch))

@@ -13,13 +13,13 @@ import pytest
 
 from domain.errors import Refused
 from infra.errors import Unavailable
+from infra.eventstore import group_commit as writer_module
+from infra.eventstore.append import Append, Appended, ConcurrencyConflict, Mismatch, Replayed
+from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.log import writer as writer_module
-from infra.log.appends import Append, Appended, Conflict, Mismatch, Replayed
-from infra.log.writer import Writer
-from infra.migrate import migrate
-from infra.postgres.embedded import EmbeddedPostgres
-from infra.runtime import API
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.migrate import migrate
+from infra.processes.runtime import API
 from tests import given
 from tests.infra.appends import appending, keyed, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
@@ -49,10 +49,12 @@ async def tenant(opened: Opened) -> Tenant:
 
 
 @pytest.fixture
-async def proxy_and_writer(opened: Opened, tenant: Tenant, tmp_path: Path) -> AsyncIterator[tuple[Proxy, Writer]]:
+async def proxy_and_writer(
+    opened: Opened, tenant: Tenant, tmp_path: Path
+) -> AsyncIterator[tuple[Proxy, GroupCommitWriter]]:
     """A writer that reaches the database through a proxy, and has written one event."""
     async with proxied(opened.database.dsn(API), tmp_path) as (proxy, dsn):
-        writer = Writer(dsn, API, resolve_within_s=1.0)
+        writer = GroupCommitWriter(dsn, API, resolve_within_s=1.0)
         writer.start()
         await writer.append(appending(tenant.ledger_id, row(uuid7())))
         yield proxy, writer
@@ -78,7 +80,7 @@ async def test_a_session_ended_before_its_commit_is_retried(opened: Opened, tena
 
 
 async def test_a_commit_whose_answer_was_lost_is_answered(
-    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:
     proxy, writer = proxy_and_writer
     proxy.hold_reply = once(proxy)
@@ -89,7 +91,7 @@ async def test_a_commit_whose_answer_was_lost_is_answered(
 
 
 async def test_a_request_that_never_arrived_is_retried(
-    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:
     proxy, writer = proxy_and_writer
     proxy.cut_request = once(proxy)
@@ -100,7 +102,7 @@ async def test_a_request_that_never_arrived_is_retried(
 
 
 async def test_each_caller_of_a_lost_batch_gets_the_answer_that_is_its_own(
-    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:
     proxy, writer = proxy_and_writer
     stream, key = uuid7(), b"k" * 16
@@ -117,13 +119,13 @@ async def test_each_caller_of_a_lost_batch_gets_the_answer_that_is_its_own(
         ],
     )
     assert proxy.cuts == 1
-    assert outcomes[1:3] == [Conflict(), Replayed(2, 2)]
+    assert outcomes[1:3] == [ConcurrencyConflict(), Replayed(2, 2)]
     assert positions(outcomes) == [(3, 3), (4, 5), (6, 6)]
     assert count(opened) == 6
 
 
 async def test_a_misused_key_in_a_lost_batch_is_still_a_mismatch(
-    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:
     proxy, writer = proxy_and_writer
     await writer.append(keyed(tenant.ledger_id, row(uuid7()), key=b"k" * 16))
@@ -141,7 +143,7 @@ async def test_a_lost_session_that_would_still_commit_is_ended_before_anyone_loo
     Whoever only looked would send the events again, and tell their caller of a conflict with itself.
     """
     async with proxied(opened.database.dsn(user), tmp_path) as (proxy, dsn):
-        writer = Writer(dsn, API)
+        writer = GroupCommitWriter(dsn, API)
         writer.start()
         async with locked(opened, tenant):
             appends = [sent(writer, request) for request in requests(tenant)]
@@ -156,7 +158,7 @@ async def test_a_lost_session_that_would_still_commit_is_ended_before_anyone_loo
 
 
 async def test_a_database_that_stays_away_leaves_callers_with_an_unknown_fate_within_the_bound(
-    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:
     proxy, writer = proxy_and_writer
 
@@ -176,7 +178,7 @@ async def test_a_database_that_stays_away_leaves_callers_with_an_unknown_fate_wi
 
 
 async def test_a_writer_serves_again_after_a_fate_stayed_unknown(
-    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:
     proxy, writer = proxy_and_writer
     proxy.refusing = True
@@ -187,7 +189,7 @@ async def test_a_writer_serves_again_after_a_fate_stayed_unknown(
 
 
 async def test_what_the_connection_breaks_on_every_time_is_given_up_and_hinders_nobody(
-    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:
     proxy, writer = proxy_and_writer
     proxy.cut_request = marked
@@ -199,7 +201,7 @@ async def test_what_the_connection_breaks_on_every_time_is_given_up_and_hinders_
 
 
 async def test_a_caller_that_gives_up_while_its_fate_is_looked_for_hinders_nobody(
-    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, Writer]
+    opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:
     proxy, writer = proxy_and_writer
     proxy.refusing = True
@@ -217,7 +219,7 @@ async def test_stopping_while_the_database_is_away_does_not_wait_out_the_bound(
     opened: Opened, tenant: Tenant, tmp_path: Path
 ) -> None:
     async with proxied(opened.database.dsn(API), tmp_path) as (proxy, dsn):
-        writer = Writer(dsn, API, resolve_within_s=60)
+        writer = GroupCommitWriter(dsn, API, resolve_within_s=60)
         writer.start()
         await writer.append(appending(tenant.ledger_id, row(uuid7())))
         proxy.refusing = True
@@ -283,7 +285,7 @@ def standby(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
 
 async def test_a_standby_is_neither_written_to_nor_asked_what_became_of_an_append(standby: EmbeddedPostgres) -> None:
     """It would refuse the one, and for the other show a log that lags, so that what is recorded is told not to be."""
-    writer = Writer(standby.dsn(API), API)
+    writer = GroupCommitWriter(standby.dsn(API), API)
     writer.start()
     with pytest.raises(Unavailable, match="nothing was recorded"):
         await writer.append(appending(1, row(uuid7())))

@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from projections.folding import Connect, Folding
-from projections.view import View
+from projections.engine.projector import Connect, Projector
+from projections.engine.view import View
 from tests.conftest import TestDatabase
 from tests.projections.memory_log import MemoryLog
 
@@ -52,10 +52,10 @@ def follow(connect: Connect) -> Followed:
 
     async def followed(view: View[Any], log: MemoryLog) -> None:
         async with await connect() as connection:
-            folding = Folding(view, connection)
+            folding = Projector(view, connection)
             await folding.prepare()
             await folding.create(indexes=True)
             await folding.find()
-            await folding.take_in_all(log, page_events=3)
+            await folding.apply_all(log, page_events=3)
 
     return followed

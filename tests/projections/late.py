@@ -16,7 +16,7 @@ from tests.projections.memory_log import _command, _generate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from domain.recorded import Recorded
+    from domain.recorded import RecordedEvent
 
 
 def recorded_late(seed: int, commands: int) -> Story:
@@ -33,7 +33,7 @@ def recorded_late(seed: int, commands: int) -> Story:
     return story
 
 
-def code_streams(story: Story) -> Iterator[list[Recorded]]:
+def code_streams(story: Story) -> Iterator[list[RecordedEvent]]:
     """Yield the stream of each code."""
     for stream in story.ledger.streams.values():
         if isinstance(stream[0].event, Code.Generated):

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from domain.errors import Refused, Unknown
-from domain.recorded import Recorded
+from domain.recorded import RecordedEvent
 from domain.values import Sealed
-from projections.folding import Unreadable
-from projections.page import Page
-from projections.view import View
+from projections.engine.page import EventPage
+from projections.engine.projector import UnreadableEvent
+from projections.engine.view import View
 from tests import given
 from tests.given import CAMPAIGN, NOW, Story
 
@@ -30,21 +30,21 @@ class MemoryLog:
     """The events of stories, each the ledger of its number, counted from 1."""
 
     def __init__(self, *stories: Story) -> None:
-        self.ledgers: dict[int, list[Recorded]] = {i: story.ledger.events for i, story in enumerate(stories, 1)}
+        self.ledgers: dict[int, list[RecordedEvent]] = {i: story.ledger.events for i, story in enumerate(stories, 1)}
         self.unreadable: set[tuple[int, int]] = set()
         self.pages = 0
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
+    async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
         self.pages += 1
-        page: list[tuple[int, Recorded]] = []
+        page: list[tuple[int, RecordedEvent]] = []
         for ledger_id, events in sorted(self.ledgers.items()):
             for recorded in events[positions.get(ledger_id, 0) :][: limit - len(page)]:
                 if (ledger_id, recorded.position) in self.unreadable:
                     if not page:
-                        raise Unreadable(ledger_id, recorded.position, "its body is no JSON")
-                    return Page.of(page)
+                        raise UnreadableEvent(ledger_id, recorded.position, "its body is no JSON")
+                    return EventPage.of(page)
                 page.append((ledger_id, recorded))
-        return Page.of(page)
+        return EventPage.of(page)
 
     def forget(self) -> None:
         pass
@@ -54,7 +54,7 @@ class MemoryLog:
         """The last position of each ledger."""
         return {ledger_id: len(events) for ledger_id, events in self.ledgers.items() if events}
 
-    def events(self) -> list[tuple[int, Recorded]]:
+    def events(self) -> list[tuple[int, RecordedEvent]]:
         """Everything, in the order of pages."""
         return [(ledger_id, recorded) for ledger_id, events in self.ledgers.items() for recorded in events]
 

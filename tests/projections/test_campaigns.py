@@ -12,8 +12,9 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from domain.recorded import replay_code
-from projections import campaigns, progress
+from projections import campaigns
 from projections.campaigns import CampaignRow
+from projections.engine import checkpoints
 from tests import given
 from tests.given import ADVERTISER, CAMPAIGN, CODE, CREATOR, NOW, OTHER_CODE, OTHER_SECRET, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
@@ -154,7 +155,7 @@ async def test_stops_and_what_runs_are_the_aggregates_own(follow: Followed, work
     assert [(r.stops_at, r.position) for r in rows] == sorted((r.stops_at, r.position) for r in rows)
     for table in campaigns.VIEW.tables:
         await table.drop(worker)
-    await progress.forget(worker, [campaigns.NAME])
+    await checkpoints.forget(worker, [campaigns.NAME])
 
 
 def several() -> Story:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from psycopg.sql import SQL, Composed, Identifier
 
 from domain.code import Code
-from domain.recorded import fold_code, replay_code, true_at
+from domain.recorded import effective_as_of, fold_code, replay_code
 from domain.values import Sealed
 from projections import codes, statistics
 from projections.codes import CodeRow
@@ -240,7 +240,7 @@ async def test_codes_that_were_live_at_a_moment_are_those_whose_events_say_so(
     turns |= {replay_code(stream).window.expires_at for stream in streams.values()}
     for turn in sorted(turns):
         for at in (turn - timedelta(seconds=1), turn, turn + timedelta(days=5)):
-            live = {id_ for id_, stream in streams.items() if fold_code(true_at(stream, at)).live(at)}
+            live = {id_ for id_, stream in streams.items() if fold_code(effective_as_of(stream, at)).live(at)}
             found = await codes.search(api, 1, now=NOW, limit=100, ending_after=(at, 2**62), live_at=at)
             assert (at, {row.code_id for row in found}) == (at, live)
             assert [row.expires_at for row in found] == sorted(row.expires_at for row in found)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from domain.recorded import Recorded
-from projections import history
-from projections.history import EntryRow
+from domain.recorded import RecordedEvent
+from projections import event_index
+from projections.event_index import EntryRow
 from tests import given
 from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, VIDEO
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog
 
 
-def entry(recorded: Recorded, **named: Any) -> tuple[Any, ...]:
+def entry(recorded: RecordedEvent, **named: Any) -> tuple[Any, ...]:
     """What an event's row holds, given what the event names."""
     row = EntryRow(
         ledger_id=1,
@@ -33,14 +33,14 @@ def entry(recorded: Recorded, **named: Any) -> tuple[Any, ...]:
         effective_at=recorded.effective_at,
         late=named.get("late", False),
     )
-    return tuple(getattr(row, column) for column in history.HISTORY.columns)
+    return tuple(getattr(row, column) for column in event_index.HISTORY.columns)
 
 
 async def test_every_event_leaves_a_row_with_what_it_names(follow: Followed, worker: Cursor) -> None:
     story = given.permission_off().later(hours=2)
     story.when(given.revoke(), effective_at=NOW)
     assert story.outcome(given.redeem()) == "RedemptionRefused code_revoked"
-    await follow(history.VIEW, MemoryLog(story))
+    await follow(event_index.VIEW, MemoryLog(story))
     await worker.execute("SELECT * FROM views.history ORDER BY position")
     on, generated, shared, redeemed, off, revoked, refused = story.ledger.events
     assert await worker.fetchall() == [

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from projections import VIEWS, progress, rebuild
-from projections.folding import Connect, Folding
-from projections.view import View
+from projections import VIEWS
+from projections.engine import checkpoints, rebuild
+from projections.engine.projector import Connect, Projector
+from projections.engine.view import View
 from tests.projections.conftest import Cursor
 from tests.projections.late import recorded_late
 from tests.projections.memory_log import MemoryLog, rows
@@ -27,13 +28,13 @@ async def test_rows_filled_anew_are_those_that_were_there(
 ) -> None:
     log = MemoryLog(recorded_late(seed, 60))
     async with await connect() as connection:
-        live = Folding(view, connection)
+        live = Projector(view, connection)
         await live.create(indexes=True)
         await live.find()
-        await live.take_in_all(log, live_page)
+        await live.apply_all(log, live_page)
     before = await rows(worker, view)
     await rebuild.rebuild(view, log, connect, page_events=rebuild_page)
     assert await rows(worker, view) == before
     for table in view.tables:
         await table.drop(worker)
-    await progress.forget(worker, [view.name])
+    await checkpoints.forget(worker, [view.name])

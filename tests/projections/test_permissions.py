@@ -8,7 +8,7 @@ from typing import Any
 from psycopg.sql import SQL
 
 from projections import permissions
-from projections.paging import Asked
+from projections.engine.paging import ListQuery
 from projections.permissions import PermissionRow
 from tests import given
 from tests.given import CREATOR, NOW
@@ -67,7 +67,7 @@ async def test_the_few_that_are_off_are_found_without_a_look_at_the_others(
         """
     )
     await worker.execute("ANALYZE views.permissions")
-    asked = Asked(permissions.NAME, "since", 1, 10)
+    asked = ListQuery(permissions.NAME, "since", 1, 10)
     asked.equal(enabled=False)
     await api.execute("SET enable_seqscan = off")
     await api.execute(SQL("EXPLAIN (ANALYZE) ") + asked.query(), asked.parameters())

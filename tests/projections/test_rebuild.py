@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from psycopg.sql import SQL
 
 from domain.code import Code
-from domain.recorded import Recorded
-from projections import VIEWS, codes, history, permissions, progress, rebuild
-from projections.folding import Connect, Folding
-from projections.history import EntryRow
-from projections.page import Page
-from projections.rebuild import Busy
-from projections.runner import Poisoned, Runner
-from projections.table import Table
-from projections.view import NEXT, View
+from domain.recorded import RecordedEvent
+from projections import VIEWS, codes, event_index, permissions
+from projections.engine import checkpoints, rebuild
+from projections.engine.page import EventPage
+from projections.engine.projector import Connect, PoisonEvent, Projector
+from projections.engine.rebuild import Busy
+from projections.engine.runner import Runner
+from projections.engine.table import Table
+from projections.engine.view import NEXT, View
+from projections.event_index import EntryRow
 from tests import given
 from tests.given import CODE, NOW
 from tests.projections.conftest import Cursor, Followed
@@ -45,17 +46,17 @@ async def test_rebuilt_rows_are_the_live_rows(
 ) -> None:
     log = MemoryLog(*(happening(seed, 50) for seed in seeds))
     async with await connect() as connection:
-        live = Folding(view, connection)
+        live = Projector(view, connection)
         await live.create(indexes=True)
         await live.find()
-        await live.take_in_all(log, live_page)
+        await live.apply_all(log, live_page)
     before = await rows(worker, view)
     await rebuild.rebuild(view, log, connect, page_events=rebuild_page)
     assert await rows(worker, view) == before
     assert await positions(worker, view.name) == log.heads
     for table in view.tables:
         await table.drop(worker)
-    await progress.forget(worker, [view.name])
+    await checkpoints.forget(worker, [view.name])
 
 
 async def test_a_rebuilt_table_has_all_that_the_old_one_had(connect: Connect, worker: Cursor, follow: Followed) -> None:
@@ -67,7 +68,7 @@ async def test_a_rebuilt_table_has_all_that_the_old_one_had(connect: Connect, wo
     for view in VIEWS * 2:
         await rebuild.rebuild(view, log, connect)
         assert await structure(worker) == before
-        assert await progress.status(worker, view.name + NEXT) is None
+        assert await checkpoints.status(worker, view.name + NEXT) is None
 
 
 async def structure(cur: Cursor) -> list[Any]:
@@ -99,7 +100,7 @@ class Interrupting(MemoryLog):
         self.ledgers = log.ledgers
         self.meanwhile = meanwhile
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
+    async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
         page = await super().after(positions, limit)
         await self.meanwhile(self.pages)
         return page
@@ -143,7 +144,7 @@ async def test_a_rebuild_begins_anew_where_it_is_told_to_or_the_view_has_changed
     changed = replace(codes.VIEW, version=codes.VERSION + 1) if another_version else codes.VIEW
     done = await rebuild.rebuild(changed, log, connect, resume=another_version)
     assert done.events == 4
-    standing = await progress.status(worker, "codes")
+    standing = await checkpoints.status(worker, "codes")
     assert standing is not None
     assert standing.version == changed.version
 
@@ -191,7 +192,7 @@ async def test_a_rebuild_under_a_living_runner_and_a_growing_log_never_takes_a_r
     switched = await rows(worker, codes.VIEW)
     for table in codes.VIEW.tables:
         await table.drop(worker)
-    await progress.forget(worker, ["codes"])
+    await checkpoints.forget(worker, ["codes"])
     await follow(codes.VIEW, log)
     assert switched == await rows(worker, codes.VIEW)
 
@@ -204,7 +205,7 @@ class Bounded(MemoryLog):
         self.log = log
         self.left = pages
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
+    async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
         self.left -= 1
         return await (self.log.after if self.left > 0 else super(Interrupting, self.log).after)(positions, limit)
 
@@ -277,7 +278,7 @@ async def test_a_poisoned_event_fails_the_rebuild_and_leaves_the_old_rows(
         raise ZeroDivisionError("a mistake in a handler")
 
     poisoned = replace(codes.VIEW, changes={**codes.VIEW.changes, Code.Revoked: broken})
-    with pytest.raises(Poisoned, match="View codes_next stops before event 5 of ledger 1: ZeroDivisionError"):
+    with pytest.raises(PoisonEvent, match="View codes_next stops before event 5 of ledger 1: ZeroDivisionError"):
         await rebuild.rebuild(poisoned, log, connect)
     assert await rows(worker, codes.VIEW) == before
 
@@ -305,9 +306,9 @@ class LongerRow(EntryRow):
     said_by: str
 
 
-def longer(ledger_id: int, recorded: Recorded, event: Any) -> LongerRow:
-    known = history.entered(ledger_id, recorded, event)
-    columns: dict[str, Any] = {column: getattr(known, column) for column in history.HISTORY.columns}
+def longer(ledger_id: int, recorded: RecordedEvent, event: Any) -> LongerRow:
+    known = event_index.entered(ledger_id, recorded, event)
+    columns: dict[str, Any] = {column: getattr(known, column) for column in event_index.HISTORY.columns}
     return LongerRow(**columns, said_by=recorded.source)
 
 
@@ -315,30 +316,36 @@ async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
     connect: Connect, worker: Cursor, api: Cursor, follow: Followed
 ) -> None:
     log = MemoryLog(given.redeemed())
-    await follow(history.VIEW, log)
+    await follow(event_index.VIEW, log)
     table = Table(
         "history",
         LongerRow,
-        key=history.HISTORY.key,
+        key=event_index.HISTORY.key,
         ddl="CREATE TABLE {table} (LIKE views.history INCLUDING ALL, said_by text NOT NULL)",
     )
     newer = View(
-        "history", history.VERSION + 1, table, history.VIEW.row_of, begins=dict.fromkeys(history.VIEW.begins, longer)
+        "history",
+        event_index.VERSION + 1,
+        table,
+        event_index.VIEW.row_of,
+        begins=dict.fromkeys(event_index.VIEW.begins, longer),
     )
     runner = asyncio.create_task(Runner(newer, log, connect, asyncio.Event(), poll_s=0.02).run())
-    await until(lambda: at_version(worker, history.VERSION + 1))
+    await until(lambda: at_version(worker, event_index.VERSION + 1))
     runner.cancel()
     with suppress(asyncio.CancelledError):
         await runner
     await worker.execute("SELECT said_by FROM views.history ORDER BY position")
     assert await worker.fetchall() == [("operator",)] * 4
-    known = SQL("SELECT {columns} FROM views.history t ORDER BY t.position").format(columns=history.HISTORY.select())
-    found = [row.position for row in await history.HISTORY.fetch(api, known, {})]
+    known = SQL("SELECT {columns} FROM views.history t ORDER BY t.position").format(
+        columns=event_index.HISTORY.select()
+    )
+    found = [row.position for row in await event_index.HISTORY.fetch(api, known, {})]
     assert found == [1, 2, 3, 4], "a program that knows less still reads it"
 
 
 async def at_version(cur: Cursor, version: int) -> bool:
-    standing = await progress.status(cur, "history")
+    standing = await checkpoints.status(cur, "history")
     return standing is not None and standing.version == version
 
 
@@ -347,15 +354,15 @@ class HeldBack(MemoryLog):
 
     switching = shown_all = False
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
+    async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
         page = await super().after(positions, limit)
         if self.shown_all:
             return page
-        shown = Page.of([(i, recorded) for i, recorded in page.events if recorded.position < self.heads[i]])
+        shown = EventPage.of([(i, recorded) for i, recorded in page.events if recorded.position < self.heads[i]])
         self.shown_all = self.switching and not shown.spans
         return shown
 
-    def told(self, told: rebuild.Progress) -> None:
+    def told(self, told: rebuild.RebuildProgress) -> None:
         if told.phase == "switching":
             self.switching = True
 
@@ -375,15 +382,15 @@ async def test_an_event_that_begins_a_row_anew_may_come_during_the_switch(
 async def test_a_view_meets_no_ledger_while_another_version_takes_its_place(connect: Connect, follow: Followed) -> None:
     story = given.permitted()
     await follow(permissions.VIEW, MemoryLog(story))
-    second = Page.of([(2, recorded) for recorded in story.ledger.events])
+    second = EventPage.of([(2, recorded) for recorded in story.ledger.events])
     place = (permissions.NAME, permissions.VERSION)
     async with await connect() as switching, await connect() as live:
         await live.execute("SET lock_timeout = 200")
         async with switching.transaction():
-            assert await progress.positions(switching.cursor(), *place, lock=True) == {1: 1}
+            assert await checkpoints.positions(switching.cursor(), *place, lock=True) == {1: 1}
             with pytest.raises(psycopg.errors.LockNotAvailable):
-                await progress.advance(live.cursor(binary=True), *place, {1: 1}, second)
+                await checkpoints.advance(live.cursor(binary=True), *place, {1: 1}, second)
             await switching.execute("UPDATE view_versions SET version = version + 1 WHERE view = %s", place[:1])
-        with pytest.raises(progress.NOT_THERE):
-            await progress.advance(live.cursor(binary=True), *place, {1: 1}, second)
-        assert await progress.positions(live.cursor(), *place) == {1: 1}
+        with pytest.raises(checkpoints.NOT_THERE):
+            await checkpoints.advance(live.cursor(binary=True), *place, {1: 1}, second)
+        assert await checkpoints.positions(live.cursor(), *place) == {1: 1}

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from domain.authorization import verdict
 from projections import campaigns, statistics
 from projections.campaigns import CampaignRow
-from projections.lives import day_of
+from projections.code_timeline import day_of
+from projections.engine.view import View
 from projections.statistics import CountRow
-from projections.view import View
 from tests import given
 from tests.given import ADVERTISER, CAMPAIGN, NOW, Story
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from projections import codes, redemptions, view
+from projections import codes, redemptions
+from projections.code_facts import OfCode
+from projections.engine import view
 from projections.redemptions import AttemptRow
-from projections.whose import OfCode
 from tests import given
 from tests.given import ADVERTISER, CODE, CREATOR, NOW, OTHER_CODE, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed

@@ -15,13 +15,14 @@ import psycopg
 import pytest
 
 from domain.code import Code
-from projections import VIEWS, codes, history, progress, shares, sharing, statistics, view
-from projections.folding import Connect, Folding
-from projections.page import Gap, Page
-from projections.progress import Overtaken
-from projections.runner import Behind, Runner, Stopped, create_missing, wait_for
-from projections.sharing import SharedLog
-from projections.view import Folded, Reached, Status, View
+from projections import VIEWS, codes, event_index, shares, statistics
+from projections.engine import checkpoints, shared_reader, view
+from projections.engine.checkpoints import CheckpointConflict
+from projections.engine.page import EventPage, PositionGap
+from projections.engine.projector import Connect, Projector
+from projections.engine.runner import Runner, ViewBehind, ViewStopped, create_missing, wait_for
+from projections.engine.shared_reader import SharedLog
+from projections.engine.view import Folded, Reached, View, ViewState
 from tests import given
 from tests.given import CODE, NOW
 from tests.projections.conftest import Cursor, Followed
@@ -57,7 +58,7 @@ def runner_of(
 
 
 async def state(cur: Cursor, name: str) -> tuple[str, int | None, int | None] | None:
-    standing = await progress.status(cur, name)
+    standing = await checkpoints.status(cur, name)
     if standing is None:
         return None
     return standing.state, standing.failed_ledger_id, standing.failed_position
@@ -113,10 +114,10 @@ async def test_a_log_read_with_an_event_left_out_moves_no_view(connect: Connect,
     log = MemoryLog(given.redeemed())
     del log.ledgers[1][1]
     async with await connect() as connection:
-        folding = Folding(codes.VIEW, connection)
+        folding = Projector(codes.VIEW, connection)
         await folding.create(indexes=True)
-        with pytest.raises(Gap, match="Event 3 of ledger 1 was read after 1"):
-            await folding.take_in_all(log, 100)
+        with pytest.raises(PositionGap, match="Event 3 of ledger 1 was read after 1"):
+            await folding.apply_all(log, 100)
     assert await positions(worker, "codes") == {}
 
 
@@ -144,7 +145,7 @@ async def test_a_poisoned_event_stops_only_its_view_which_says_which_one(
 
 
 async def failed(cur: Cursor, name: str) -> bool:
-    standing = await progress.status(cur, name)
+    standing = await checkpoints.status(cur, name)
     return standing is not None and standing.state == "failed"
 
 
@@ -160,7 +161,7 @@ async def test_a_stopped_view_goes_on_once_its_handler_is_mended(connect: Connec
 async def test_an_event_that_cannot_be_read_stops_a_view_before_it(connect: Connect, worker: Cursor) -> None:
     log = MemoryLog(given.revoked())
     log.unreadable.add((1, 3))
-    async with running(runner_of(history.VIEW, log, connect)):
+    async with running(runner_of(event_index.VIEW, log, connect)):
         await until(lambda: failed(worker, "history"))
     assert await state(worker, "history") == ("failed", 1, 3)
     assert await positions(worker, "history") == {1: 2}
@@ -171,7 +172,7 @@ async def test_a_row_that_the_database_refuses_is_found_in_its_page(connect: Con
     log = MemoryLog(story)
     bad = story.ledger.events[2]
     log.ledgers[1][2] = bad._replace(event=replace(bad.event, brand_id="no text holds a \x00"))  # type: ignore[call-arg]
-    async with running(runner_of(history.VIEW, log, connect)):
+    async with running(runner_of(event_index.VIEW, log, connect)):
         await until(lambda: failed(worker, "history"))
     assert await state(worker, "history") == ("failed", 1, 3)
     assert await positions(worker, "history") == {1: 2}
@@ -258,7 +259,7 @@ async def test_an_event_of_a_code_that_no_event_began_stops_the_view(connect: Co
 async def test_views_that_share_one_reading_hold_each_other_up_neither_by_a_lock_nor_by_poison(
     connect: Connect, worker: Cursor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "EVENTS_KEPT_MAX", 20)
+    monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 20)
     log = MemoryLog(given.revoked(), happening(8, 200))
     shared = SharedLog(log)
     await create_missing(connect, VIEWS)
@@ -284,7 +285,7 @@ class DeadlyLog(MemoryLog):
         self.killer = killer
         self.kills = kills
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
+    async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
         page = await super().after(positions, limit)
         if self.kills > 0:
             self.kills -= 1
@@ -304,15 +305,15 @@ async def test_a_view_whose_session_is_killed_again_and_again_loses_and_repeats_
 ) -> None:
     log = MemoryLog(happening(1, 60), happening(2, 60))
     deadly = DeadlyLog(worker, log, kills=10)
-    unharmed, before_commit = Folding.write, [0]
+    unharmed, before_commit = Projector.write, [0]
 
-    async def write(folding: Folding, cur: Cursor, page: Page, folded: Folded, *, fresh: bool = False) -> None:
+    async def write(folding: Projector, cur: Cursor, page: EventPage, folded: Folded, *, fresh: bool = False) -> None:
         await unharmed(folding, cur, page, folded, fresh=fresh)
         before_commit[0] += 1
         if before_commit[0] in {3, 6}:
             await deadly.kill()
 
-    monkeypatch.setattr(Folding, "write", write)
+    monkeypatch.setattr(Projector, "write", write)
     async with running(runner_of(each, deadly, connect, page_events=5)):
         await until(lambda: reads(worker, each.name, log.heads))
     assert deadly.kills == 0
@@ -327,7 +328,7 @@ async def test_a_view_whose_session_is_killed_again_and_again_loses_and_repeats_
 async def drop(cur: Cursor, view: View[Any]) -> None:
     for table in view.tables:
         await table.drop(cur)
-    await progress.forget(cur, [view.name])
+    await checkpoints.forget(cur, [view.name])
 
 
 class HaltingLog(MemoryLog):
@@ -338,7 +339,7 @@ class HaltingLog(MemoryLog):
         self.ledgers = log.ledgers
         self.halt_after = pages
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
+    async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
         if self.pages == self.halt_after:
             await asyncio.Event().wait()
         return await super().after(positions, limit)
@@ -375,18 +376,18 @@ async def test_two_that_both_believe_to_lead_take_in_no_event_twice(
     story = given.shared()
     log = MemoryLog(story)
     async with await connect() as one_session, await connect() as other_session:
-        one, other = Folding(codes.VIEW, one_session), Folding(codes.VIEW, other_session)
+        one, other = Projector(codes.VIEW, one_session), Projector(codes.VIEW, other_session)
         await one.create(indexes=True)
         await other.create(indexes=True)
         page = await log.after({}, 100)
-        outcomes = await asyncio.gather(one.take_in(page), other.take_in(page), return_exceptions=True)
-        assert sorted(map(type, outcomes), key=str) == sorted([type(None), Overtaken], key=str)
+        outcomes = await asyncio.gather(one.apply(page), other.apply(page), return_exceptions=True)
+        assert sorted(map(type, outcomes), key=str) == sorted([type(None), CheckpointConflict], key=str)
         story.when(given.share(brand_id="brand-2"))
-        late = one if isinstance(outcomes[0], Overtaken) else other
-        with pytest.raises(Overtaken):
-            await late.take_in(await log.after({}, 100))
+        late = one if isinstance(outcomes[0], CheckpointConflict) else other
+        with pytest.raises(CheckpointConflict):
+            await late.apply(await log.after({}, 100))
         await late.find()
-        await late.take_in_all(log, 100)
+        await late.apply_all(log, 100)
     found = await codes.CODES.load(worker, [(1, CODE)])
     assert [(row.share_count, row.position) for row in found] == [(2, 4)]
 
@@ -396,9 +397,9 @@ async def test_of_two_runners_one_leads_and_the_other_takes_over_when_it_is_gone
 ) -> None:
     story = given.permitted()
     first_log, second_log = MemoryLog(story), MemoryLog(story)
-    async with running(runner_of(history.VIEW, first_log, connect)) as (first,):
+    async with running(runner_of(event_index.VIEW, first_log, connect)) as (first,):
         await until(lambda: reads(worker, "history", {1: 1}))
-        async with running(runner_of(history.VIEW, second_log, connect)):
+        async with running(runner_of(event_index.VIEW, second_log, connect)):
             story.when(given.generate())
             await until(lambda: reads(worker, "history", {1: 2}))
             assert second_log.pages == 0
@@ -457,7 +458,7 @@ async def lent(cur: Cursor) -> AsyncIterator[Cursor]:
 
 async def test_a_reader_is_told_how_far_the_view_has_read_when_its_time_runs_out(follow: Followed, api: Cursor) -> None:
     await follow(codes.VIEW, MemoryLog(given.shared()))
-    with pytest.raises(Behind, match="View codes has read up to position 3, not 4 yet") as behind:
+    with pytest.raises(ViewBehind, match="View codes has read up to position 3, not 4 yet") as behind:
         await wait_for(lambda: lent(api), "codes", 1, 4, timeout_s=0.01)
     assert (behind.value.view, behind.value.wanted, behind.value.reached) == ("codes", 4, 3)
 
@@ -469,7 +470,7 @@ async def test_a_reader_does_not_wait_for_a_view_that_has_stopped(
     async with running(runner_of(raising(lambda: ZeroDivisionError("x")), log, connect)):
         await until(lambda: failed(worker, "codes"))
         assert await wait_for(lambda: lent(api), "codes", 1, 2) == 2
-        with pytest.raises(Stopped, match="View codes has stopped, and can be read up to position 2") as stopped:
+        with pytest.raises(ViewStopped, match="View codes has stopped, and can be read up to position 2") as stopped:
             await wait_for(lambda: lent(api), "codes", 1, 3, timeout_s=NEVER_S)
     assert (stopped.value.wanted, stopped.value.reached) == (3, 2)
 
@@ -485,4 +486,4 @@ async def test_views_are_created_once_however_often_and_whoever_asks(connect: Co
     assert [(status.view, status.version, status.state) for status in await view.statuses(api)] == sorted(
         (each.name, each.version, "following") for each in VIEWS
     )
-    assert isinstance((await view.statuses(api))[0], Status)
+    assert isinstance((await view.statuses(api))[0], ViewState)

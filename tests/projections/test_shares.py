@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from psycopg.sql import SQL
 
-from projections import codes, shares, view
-from projections.paging import Asked
+from projections import codes, shares
+from projections.code_facts import OfCode
+from projections.engine import view
+from projections.engine.paging import ListQuery
 from projections.shares import ShareRow
-from projections.whose import OfCode
 from tests import given
 from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, OTHER_CODE, OTHER_SECRET, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
@@ -145,7 +146,7 @@ async def test_a_partys_page_comes_from_its_index_under_row_level_security(
     """
     await worker.execute(fill.encode())
     await worker.execute(b"ANALYZE views.shares")
-    asked = Asked("shares", "shared_at", 1, 10, after=(NOW + 9 * DAY, 4))
+    asked = ListQuery("shares", "shared_at", 1, 10, after=(NOW + 9 * DAY, 4))
     asked.one_of({"brand_id": ["brand-7"], "advertiser_id": ["account-7"]})
     await api.execute(SQL("EXPLAIN ") + asked.query(), asked.parameters())
     plan = "\n".join(line for (line,) in await api.fetchall())

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from projections import sharing
-from projections.folding import Unreadable
-from projections.page import Page
-from projections.progress import after
-from projections.sharing import Reader, SharedLog
+from projections.engine import shared_reader
+from projections.engine.checkpoints import after
+from projections.engine.page import EventPage
+from projections.engine.projector import UnreadableEvent
+from projections.engine.shared_reader import Reader, SharedLog
 from tests import given
 from tests.given import Story
 from tests.projections.memory_log import MemoryLog, happening, until
@@ -27,7 +27,7 @@ class SlowLog(MemoryLog):
         super().__init__(*stories)
         self.go = asyncio.Event()
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
+    async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
         page = await super().after(positions, limit)
         await self.go.wait()
         return page
@@ -36,7 +36,7 @@ class SlowLog(MemoryLog):
 class BusyLog(MemoryLog):
     """A log whose answers take a moment, in which others may ask."""
 
-    async def after(self, positions: Mapping[int, int], limit: int) -> Page:
+    async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
         page = await super().after(positions, limit)
         await asyncio.sleep(0)
         return page
@@ -116,7 +116,7 @@ async def test_of_two_who_find_nothing_at_the_same_time_one_reads() -> None:
 
 
 async def test_who_has_fallen_behind_reads_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "EVENTS_KEPT_MAX", 30)
+    monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 30)
     log = MemoryLog(LONG)
     shared = SharedLog(log, patience_s=0.0)
     quick, slow = shared.reader(), shared.reader()
@@ -128,7 +128,7 @@ async def test_who_has_fallen_behind_reads_for_itself(monkeypatch: pytest.Monkey
 
 
 async def test_the_quick_wait_for_the_slow_before_they_take_its_page_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "EVENTS_KEPT_MAX", 30)
+    monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 30)
     log = MemoryLog(LONG)
     shared = SharedLog(log, patience_s=NEVER_S)
     quick, slow = shared.reader(), shared.reader()
@@ -143,7 +143,7 @@ async def test_the_quick_wait_for_the_slow_before_they_take_its_page_away(monkey
 
 
 async def test_nobody_waits_for_one_that_stands_still_or_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "EVENTS_KEPT_MAX", 30)
+    monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 30)
     log = MemoryLog(LONG)
     patient = SharedLog(log, patience_s=NEVER_S)
     quick, leaving = patient.reader(), patient.reader()
@@ -165,7 +165,7 @@ async def test_an_event_that_cannot_be_read_stops_each_that_comes_to_it() -> Non
     shared = SharedLog(log)
     readers = [shared.reader() for _ in range(3)]
     outcomes = await asyncio.gather(*(follow(reader, {}) for reader in readers), return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [Unreadable] * 3
+    assert [type(outcome) for outcome in outcomes] == [UnreadableEvent] * 3
 
 
 async def test_one_that_is_cancelled_while_it_reads_for_others_leaves_them_to_read() -> None:

@@ -11,11 +11,12 @@ import psycopg
 import pytest
 
 from domain.code import Code
-from domain.recorded import Recorded
-from projections import VIEWS, codes, history, progress, rebuild, skips
-from projections.folding import Connect, Poisoned
-from projections.skips import NOTHING, NotStoppedThere, Skip, Skipped
-from projections.view import NEXT, View
+from domain.recorded import RecordedEvent
+from projections import VIEWS, codes, event_index
+from projections.engine import checkpoints, rebuild, skipped_events
+from projections.engine.projector import Connect, PoisonEvent
+from projections.engine.skipped_events import NOTHING, NotStoppedThere, SkippedEvent, SkippedOfView
+from projections.engine.view import NEXT, View
 from tests import given
 from tests.conftest import TestDatabase
 from tests.given import Story
@@ -36,7 +37,9 @@ def log_with_a_share() -> MemoryLog:
 async def skip(connect: Connect, view: View[Any], ledger_id: int, position: int, stream_id: UUID | None = None) -> None:
     async with await connect() as connection, connection.transaction():
         cur = connection.cursor()
-        await skips.skip(cur, view, ledger_id, position, "nobody asks for that share", "ada", stream_id=stream_id)
+        await skipped_events.skip(
+            cur, view, ledger_id, position, "nobody asks for that share", "ada", stream_id=stream_id
+        )
 
 
 async def test_a_view_that_skips_what_stopped_it_goes_on_and_says_so(connect: Connect, worker: Cursor) -> None:
@@ -112,7 +115,7 @@ async def test_of_two_skips_that_cover_the_same_code_the_earlier_counts(connect:
             """,
             (codes.VERSION, position, given.OTHER_CODE),
         )
-    assert await skips.skipped(worker, "codes", codes.VERSION) == Skipped(
+    assert await skipped_events.skipped(worker, "codes", codes.VERSION) == SkippedOfView(
         frozenset({(1, 2), (1, 3), (1, 5), (1, 9)}), {(1, given.CODE): 3, (1, given.OTHER_CODE): 2}
     )
 
@@ -120,7 +123,7 @@ async def test_of_two_skips_that_cover_the_same_code_the_earlier_counts(connect:
 def without_a_beginning() -> View[Any]:
     """The view of codes, in which one code's beginning raises an error."""
 
-    def handler(ledger_id: int, recorded: Recorded, event: Any) -> Any:
+    def handler(ledger_id: int, recorded: RecordedEvent, event: Any) -> Any:
         if recorded.stream_id == given.CODE:
             raise ZeroDivisionError("a mistake in a handler")
         return codes.VIEW.begins[Code.Generated](ledger_id, recorded, event)
@@ -142,8 +145,8 @@ async def follows(cur: Cursor) -> bool:
     return await state(cur, "codes") == ("following", None, None)
 
 
-async def all_of(cur: Cursor) -> list[Skip]:
-    return await skips.skips(cur, 100)
+async def all_of(cur: Cursor) -> list[SkippedEvent]:
+    return await skipped_events.skips(cur, 100)
 
 
 @pytest.mark.parametrize("place", [(1, 2), (1, 4), (2, 3)])
@@ -177,11 +180,11 @@ async def test_another_version_of_the_program_cannot_skip_for_the_one_that_stopp
 async def test_an_event_that_cannot_be_read_can_be_skipped_too(connect: Connect, worker: Cursor) -> None:
     log = log_with_a_share()
     log.unreadable.add(SHARED)
-    async with running(runner_of(history.VIEW, log, connect)):
+    async with running(runner_of(event_index.VIEW, log, connect)):
         await until(lambda: failed(worker, "history"))
-        await skip(connect, history.VIEW, *SHARED)
+        await skip(connect, event_index.VIEW, *SHARED)
         await until(lambda: reads(worker, "history", log.heads))
-    found = await rows(worker, history.VIEW)
+    found = await rows(worker, event_index.VIEW)
     assert [row[1] for row in found["history"]] == [1, 2, 4, 5]
 
 
@@ -201,7 +204,7 @@ async def test_filled_anew_the_same_version_skips_the_same_and_a_new_one_takes_i
     mended = replace(codes.VIEW, version=codes.VERSION + 1)
     await rebuild.rebuild(mended, log, connect)
     assert [row.share_count for row in await codes.CODES.load(worker, [(1, given.CODE)])] == [1]
-    assert await skips.skipped(worker, "codes", mended.version) == NOTHING
+    assert await skipped_events.skipped(worker, "codes", mended.version) == NOTHING
 
 
 async def test_what_stops_a_rebuild_can_be_skipped_and_the_old_rows_are_followed_meanwhile(
@@ -210,13 +213,13 @@ async def test_what_stops_a_rebuild_can_be_skipped_and_the_old_rows_are_followed
     log = log_with_a_share()
     async with running(runner_of(codes.VIEW, log, connect)):
         await until(lambda: reads(worker, "codes", log.heads))
-        with pytest.raises(Poisoned, match="View codes_next stops before event 3 of ledger 1"):
+        with pytest.raises(PoisonEvent, match="View codes_next stops before event 3 of ledger 1"):
             await rebuild.rebuild(NEWER, log, connect)
         assert await state(worker, "codes" + NEXT) == ("failed", *SHARED)
         assert await state(worker, "codes") == ("following", None, None)
         await skip(connect, NEWER, *SHARED)
         await rebuild.rebuild(NEWER, log, connect)
-    standing = await progress.status(worker, "codes")
+    standing = await checkpoints.status(worker, "codes")
     assert standing is not None
     assert (standing.version, standing.state, standing.error) == (NEWER.version, "following", None)
 
@@ -235,7 +238,7 @@ async def test_a_worker_whose_new_version_stopped_goes_on_with_it_once_that_is_s
 
 
 async def at_version(cur: Cursor, version: int) -> bool:
-    standing = await progress.status(cur, "codes")
+    standing = await checkpoints.status(cur, "codes")
     return standing is not None and (standing.version, standing.state) == (version, "following")
 
 

@@ -11,10 +11,11 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from domain.code import Code
-from domain.recorded import fold_code, replay_code, true_at
+from domain.recorded import effective_as_of, fold_code, replay_code
 from domain.values import State
-from projections import progress, statistics
-from projections.lives import CodeLifeRow, bucket, day_of, move_end, ways
+from projections import statistics
+from projections.code_timeline import CodeLifeRow, bucket, day_of, move_end, ways
+from projections.engine import checkpoints
 from projections.statistics import Day
 from tests import given
 from tests.given import CODE, NOW, OTHER_CODE, OTHER_SECRET, Story
@@ -37,7 +38,7 @@ def standing(story: Story, moment: datetime) -> dict[State, int]:
     for stream in code_streams(story):
         begun = replay_code(stream)
         if min(begun.generated_at, begun.window.starts_at) <= moment:
-            counts[fold_code(true_at(stream, moment)).state(moment)] += 1
+            counts[fold_code(effective_as_of(stream, moment)).state(moment)] += 1
     return states(**counts)
 
 
@@ -51,7 +52,7 @@ async def figures(story: Story, follow: Followed, cur: Cursor, first: int, last:
 async def forget(cur: Cursor) -> None:
     for table in statistics.VIEW.tables:
         await table.drop(cur)
-    await progress.forget(cur, [statistics.NAME])
+    await checkpoints.forget(cur, [statistics.NAME])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])

@@ -11,11 +11,11 @@ from uuid import UUID
 
 import pytest
 
-from domain.recorded import Recorded
+from domain.recorded import RecordedEvent
 from domain.values import Actor
-from projections import history, trail
-from projections.history import EntryRow
-from projections.trail import Among, Between, Condition
+from projections import event_index, index_scan
+from projections.event_index import EntryRow
+from projections.index_scan import Among, Between, Condition
 from tests import given
 from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, OTHER_CODE, OTHER_SECRET, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
@@ -104,11 +104,11 @@ CONDITIONS: list[tuple[list[Condition], list[int]]] = [
 
 
 async def test_events_are_found_in_both_directions_by_every_condition(follow: Followed, api: Cursor) -> None:
-    await follow(history.VIEW, MemoryLog(told()))
+    await follow(event_index.VIEW, MemoryLog(told()))
 
     async def found(*, descending: bool) -> list[tuple[list[Condition], list[int]]]:
         return [
-            (conditions, (await trail.search(api, 1, conditions, limit=100, descending=descending)).positions)
+            (conditions, (await index_scan.search(api, 1, conditions, limit=100, descending=descending)).positions)
             for conditions, _ in CONDITIONS
         ]
 
@@ -124,41 +124,41 @@ async def test_times_are_found_around_an_event_that_the_history_skips(
         INSERT INTO view_skips (ledger_id, view, version, position, error, reason, skipped_by)
         VALUES (1, 'history', %s, %s, 'cannot be read', 'nobody asks for it', 'ada')
     """
-    await worker.execute(skip, (history.VERSION, position))
-    await follow(history.VIEW, MemoryLog(told()))
+    await worker.execute(skip, (event_index.VERSION, position))
+    await follow(event_index.VIEW, MemoryLog(told()))
     for conditions, expected in CONDITIONS:
         if all(isinstance(condition, Between) for condition in conditions):
-            found = await trail.search(api, 1, conditions, limit=100)
+            found = await index_scan.search(api, 1, conditions, limit=100)
             assert (conditions, found.positions) == (conditions, [p for p in expected if p != position])
 
 
 async def test_pages_of_positions_together_are_the_whole(follow: Followed, api: Cursor) -> None:
-    await follow(history.VIEW, MemoryLog(told()))
+    await follow(event_index.VIEW, MemoryLog(told()))
     of = [one("creator_id", CREATOR)]
-    onwards = [(await trail.search(api, 1, of, limit=2, after=after)).positions for after in (0, 2, 4, 10)]
+    onwards = [(await index_scan.search(api, 1, of, limit=2, after=after)).positions for after in (0, 2, 4, 10)]
     back = [
-        (await trail.search(api, 1, of, limit=2, before=before, descending=True)).positions
-        for before in (trail.END, 9, 3, 1)
+        (await index_scan.search(api, 1, of, limit=2, before=before, descending=True)).positions
+        for before in (index_scan.END, 9, 3, 1)
     ]
     assert onwards == [[1, 2], [3, 4], [9, 10], []]
     assert back == [[10, 9], [4, 3], [2, 1], []]
-    assert (await trail.search(api, 1, [], limit=9, after=3, before=7)).positions == [4, 5, 6]
+    assert (await index_scan.search(api, 1, [], limit=9, after=3, before=7)).positions == [4, 5, 6]
 
 
 async def test_a_search_ends_where_it_has_looked_through_enough_and_the_next_goes_on(
     follow: Followed, api: Cursor
 ) -> None:
-    await follow(history.VIEW, MemoryLog(told()))
+    await follow(event_index.VIEW, MemoryLog(told()))
     rare: list[Condition] = [one("source", "operator"), one("type", "Shared"), no("channel", "dm")]
 
-    found = await trail.search(api, 1, rare, limit=5, max_looked_through=2)
-    assert (found.positions, found.looked_through) == ([], 2)
+    found = await index_scan.search(api, 1, rare, limit=5, max_rows_scanned=2)
+    assert (found.positions, found.rows_scanned) == ([], 2)
     assert found.stopped_at is not None
 
     positions: list[int] = []
     after: int | None = 0
     while after is not None:
-        found = await trail.search(api, 1, rare, limit=5, after=after, max_looked_through=1)
+        found = await index_scan.search(api, 1, rare, limit=5, after=after, max_rows_scanned=1)
         positions += found.positions
         after = found.stopped_at
     assert positions == [11]
@@ -167,10 +167,10 @@ async def test_a_search_ends_where_it_has_looked_through_enough_and_the_next_goe
 
 async def backwards(cur: Cursor, conditions: Sequence[Condition]) -> list[int]:
     positions: list[int] = []
-    before: int | None = trail.END
+    before: int | None = index_scan.END
     while before is not None:
-        found = await trail.search(
-            cur, 1, conditions, limit=5, before=before, descending=True, max_looked_through=2, max_seconds=0
+        found = await index_scan.search(
+            cur, 1, conditions, limit=5, before=before, descending=True, max_rows_scanned=2, max_seconds=0
         )
         positions += found.positions
         before = found.stopped_at
@@ -182,9 +182,9 @@ async def test_a_search_finds_what_a_look_at_every_row_would(follow: Followed, a
     events = happening(seed, 150).ledger.events
     log = MemoryLog(Story())
     log.ledgers[1] = events
-    await follow(history.VIEW, log)
+    await follow(event_index.VIEW, log)
     random = Random(seed)
-    rows = [history.entered(1, recorded, recorded.event) for recorded in events]
+    rows = [event_index.entered(1, recorded, recorded.event) for recorded in events]
     for _ in range(60):
         conditions = [_any_condition(random, events) for _ in range(random.randrange(1, 4))]
         limit, after, descending = random.choice([1, 3, 1000]), random.randrange(20), random.random() < 0.5
@@ -192,13 +192,13 @@ async def test_a_search_finds_what_a_look_at_every_row_would(follow: Followed, a
         found: list[int] = []
         ends: dict[str, int] = {"after": after}
         while True:
-            page = await trail.search(
+            page = await index_scan.search(
                 api,
                 1,
                 conditions,
                 limit=limit,
                 descending=descending,
-                max_looked_through=random.choice([3, 10**6]),
+                max_rows_scanned=random.choice([3, 10**6]),
                 **ends,
             )
             found += page.positions
@@ -210,7 +210,7 @@ async def test_a_search_finds_what_a_look_at_every_row_would(follow: Followed, a
         assert found == (expected[::-1] if descending else expected), conditions
 
 
-def _any_condition(random: Random, events: Sequence[Recorded]) -> Condition:
+def _any_condition(random: Random, events: Sequence[RecordedEvent]) -> Condition:
     negated = random.random() < 0.3
     if random.random() < 0.3:
         ends = sorted(random.choice(events).recorded_at for _ in range(2))
@@ -278,42 +278,42 @@ class Slow:
 @pytest.fixture
 async def slow(follow: Followed, worker: Cursor, api: Cursor, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A slow database with many events that are alike; its time is the clock of searches."""
-    await follow(history.VIEW, MemoryLog(Story()))
+    await follow(event_index.VIEW, MemoryLog(Story()))
     await worker.execute(MANY, (9_000,))
     slow = Slow(api)
-    monkeypatch.setattr(trail, "time", SimpleNamespace(monotonic=lambda: slow.clock))
+    monkeypatch.setattr(index_scan, "time", SimpleNamespace(monotonic=lambda: slow.clock))
     return slow
 
 
 async def test_a_look_takes_no_more_rows_than_there_is_time_for(slow: Any) -> None:
-    found = await trail.search(slow, 1, [no("type", "Shared")], limit=1, max_seconds=0.25)
+    found = await index_scan.search(slow, 1, [no("type", "Shared")], limit=1, max_seconds=0.25)
 
     # 400 rows to begin with, then as many as fill the quarter of a second.
-    assert (found.positions, found.looked_through, found.stopped_at, slow.clock) == ([], 512, 512, 0.25)
+    assert (found.positions, found.rows_scanned, found.stopped_at, slow.clock) == ([], 512, 512, 0.25)
 
 
 async def test_a_slow_way_is_not_given_the_time_of_a_quick_one(slow: Any) -> None:
     both = [one("brand_id", "brand-1"), one("actor", "key-1"), no("type", "Shared")]
-    found = await trail.search(slow, 1, both, limit=1, max_seconds=0.5)
+    found = await index_scan.search(slow, 1, both, limit=1, max_seconds=0.5)
 
-    assert (found.positions, found.looked_through == found.stopped_at) == ([], True)
+    assert (found.positions, found.rows_scanned == found.stopped_at) == ([], True)
     assert slow.clock == pytest.approx(0.5, abs=0.001)
 
 
 async def test_each_way_has_a_turn_however_long_another_takes(slow: Any) -> None:
     both = [one("brand_id", "brand-1"), one("type", "Redeemed")]
-    found = await trail.search(slow, 1, both, limit=1, max_seconds=0.1)
+    found = await index_scan.search(slow, 1, both, limit=1, max_seconds=0.1)
 
     assert (found.positions, found.stopped_at) == ([], None), "there is no such type, which its first look tells"
 
 
 async def test_what_is_fetched_for_each_of_many_values_counts(follow: Followed, worker: Cursor, api: Cursor) -> None:
-    await follow(history.VIEW, MemoryLog(Story()))
+    await follow(event_index.VIEW, MemoryLog(Story()))
     await worker.execute(MANY, (100,))
     many = one("brand_id", "brand-1", *(f"brand-{number}" for number in range(2, 11)))
 
-    found = await trail.search(api, 1, [many], limit=100, max_looked_through=200)
-    assert (found.positions, found.looked_through, found.stopped_at) == ([*range(1, 21)], 200, 20)
+    found = await index_scan.search(api, 1, [many], limit=100, max_rows_scanned=200)
+    assert (found.positions, found.rows_scanned, found.stopped_at) == ([*range(1, 21)], 200, 20)
 
 
 @pytest.mark.parametrize(
@@ -328,21 +328,21 @@ async def test_what_is_fetched_for_each_of_many_values_counts(follow: Followed, 
 async def test_a_walk_past_events_of_other_types_reads_none_of_them(
     follow: Followed, worker: Cursor, api: Cursor, of: Among
 ) -> None:
-    await follow(history.VIEW, MemoryLog(Story()))
+    await follow(event_index.VIEW, MemoryLog(Story()))
     await worker.execute(MANY, (10_000,))
     await worker.execute("VACUUM ANALYZE views.history")
 
     async with api.connection.transaction():
-        found = await trail.search(api, 1, [of, no("type", "Shared")], limit=1)
+        found = await index_scan.search(api, 1, [of, no("type", "Shared")], limit=1)
         await api.execute("SELECT idx_tup_fetch, seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'history'")
-        assert (found.looked_through, await api.fetchone()) == (10_000, (0, 0))
+        assert (found.rows_scanned, await api.fetchone()) == (10_000, (0, 0))
 
 
 async def test_an_estimate_is_near_where_statistics_are(follow: Followed, api: Cursor, worker: Cursor) -> None:
     events = happening(1, 400).ledger.events
     log = MemoryLog(Story())
     log.ledgers[1] = events
-    await follow(history.VIEW, log)
+    await follow(event_index.VIEW, log)
     await worker.execute("ANALYZE views.history")
     middle = events[len(events) // 2].recorded_at
 
@@ -354,11 +354,11 @@ async def test_an_estimate_is_near_where_statistics_are(follow: Followed, api: C
         ([Between("effective_at", until=middle)], sum(r.effective_at < middle for r in events)),
     ]
     for conditions, actual in asked:
-        assert await trail.estimate(api, 1, conditions) == pytest.approx(actual, rel=0.3), conditions
+        assert await index_scan.estimate(api, 1, conditions) == pytest.approx(actual, rel=0.3), conditions
 
 
 async def test_another_ledgers_history_is_hidden(follow: Followed, api: Cursor) -> None:
-    await follow(history.VIEW, MemoryLog(given.permitted(), told()))
-    assert (await trail.search(api, 1, [], limit=100)).positions == [1]
-    assert (await trail.search(api, 2, [], limit=100)).positions == []
-    assert (await trail.search(api, 2, [one("type", "Shared")], limit=100)).positions == []
+    await follow(event_index.VIEW, MemoryLog(given.permitted(), told()))
+    assert (await index_scan.search(api, 1, [], limit=100)).positions == [1]
+    assert (await index_scan.search(api, 2, [], limit=100)).positions == []
+    assert (await index_scan.search(api, 2, [one("type", "Shared")], limit=100)).positions == []

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from projections import VIEWS, codes
-from projections.folding import Connect
-from projections.runner import create_missing
-from projections.table import Table
+from projections.engine.projector import Connect
+from projections.engine.runner import create_missing
+from projections.engine.table import Table
 from tests.conftest import TestDatabase
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog, happening, rows
@@ -74,13 +74,13 @@ async def test_rows_do_not_depend_on_where_pages_end(worker: Cursor, follow: Fol
 
 async def test_an_event_that_the_domain_learns_later_finds_the_handler_of_its_kind() -> None:
     from domain.code import Code
-    from projections import codes, history, redemptions
+    from projections import codes, event_index, redemptions
 
     class Paused(Code.Changed):
         TOPIC = "PausedForThisTest"
 
     assert codes.VIEW._handler(Paused) == (None, codes.changed)
-    assert history.VIEW._handler(Paused) == (history.entered, None)
+    assert event_index.VIEW._handler(Paused) == (event_index.entered, None)
     assert redemptions.VIEW._handler(Paused) == (None, None)
 
 

@@ -20,10 +20,10 @@ from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from domain.code import Code
 from domain.recorded import replay_code
-from infra.kafka.code_state import state_content
-from infra.kafka.topics import PARTITIONS, events_topic
-from infra.log.event_store import COLUMNS, to_recorded
-from infra.runtime import WORKER
+from infra.delivery.kafka.code_state import state_content
+from infra.delivery.kafka.topics import PARTITIONS, events_topic
+from infra.eventstore.reader import COLUMNS, to_recorded
+from infra.processes.runtime import WORKER
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene
 from tests.infra.kafka.broker import Broker

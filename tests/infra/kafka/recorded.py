@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from domain.recorded import Event, Recorded
+from domain.recorded import Event, RecordedEvent
 from domain.values import Actor
-from infra.log.mapper import wire_type
+from infra.eventstore.serialization import event_type
 from tests.given import NOW
 
 
-def as_recorded(event: Event, position: int = 42) -> Recorded:
+def as_recorded(event: Event, position: int = 42) -> RecordedEvent:
     """Return an event with a place, a moment and an actor."""
-    name, version = wire_type(event)
-    return Recorded(
+    name, version = event_type(event)
+    return RecordedEvent(
         position=position,
         event_id=UUID(int=position),
         type=name,

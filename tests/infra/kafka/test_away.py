@@ -15,9 +15,9 @@ import pytest
 from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError  # type: ignore[import-untyped]
 from sparkledger_consumer import _connected
 
-from infra.kafka import connection
-from infra.kafka.connection import Producer, Refused, is_empty, last_values, telling
-from infra.kafka.topics import topics
+from infra.delivery.kafka import connection
+from infra.delivery.kafka.connection import BrokerRefused, Producer, is_empty, last_values, telling
+from infra.delivery.kafka.topics import topics
 from tests.infra.kafka.publishing import options
 from tests.waiting import until
 
@@ -83,7 +83,7 @@ def test_a_broker_that_hangs_up_in_a_handshake_is_away_and_one_that_is_not_trust
             logging.getLogger("kafka.net.manager").error("Connection failed: %s", wrapped(cause))
             raise KafkaConnectionError("nothing but that it failed")
 
-    with pytest.raises(Refused if refused else KafkaConnectionError):
+    with pytest.raises(BrokerRefused if refused else KafkaConnectionError):
         fail()
 
 
@@ -113,5 +113,5 @@ def test_a_refusal_is_the_reason_of_what_fails_soon_after_and_not_of_an_outage_d
             monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: now + seconds))
             raise KafkaTimeoutError("the broker is away")
 
-    with pytest.raises(Refused if refused else KafkaTimeoutError):
+    with pytest.raises(BrokerRefused if refused else KafkaTimeoutError):
         publish()

@@ -19,7 +19,7 @@ from example_service import TABLES
 from kafka import KafkaProducer  # type: ignore[import-untyped]
 from sparkledger_consumer import SCHEMA, Consumer, Event, Forked, Gap, _text
 
-from infra.kafka.topics import events_topic, topics
+from infra.delivery.kafka.topics import events_topic, topics
 from tests import given
 from tests.conftest import TestDatabase
 from tests.infra.kafka.broker import Broker

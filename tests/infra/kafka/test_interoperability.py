@@ -9,7 +9,7 @@ from typing import Any
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from confluent_kafka import Consumer
 
-from infra.kafka.topics import events_topic
+from infra.delivery.kafka.topics import events_topic
 from tests import given
 from tests.infra.kafka.broker import Broker
 from tests.infra.kafka.publishing import WITHIN_S, events, publishing

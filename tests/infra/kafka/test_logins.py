@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kafka.errors import KafkaError  # type: ignore[import-untyped]
 
-from infra.kafka.connection import Producer, client_options
+from infra.delivery.kafka.connection import Producer, client_options
 from infra.settings import load_settings
 from tests import given
 from tests.infra.kafka.broker import PASSWORD, USER, Broker, certificate_and_key
@@ -19,7 +19,7 @@ from tests.waiting import until
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A publisher that was turned away tries again at once."""
-    monkeypatch.setattr("infra.kafka.publisher.RETRY_LONGEST_S", 0.5)
+    monkeypatch.setattr("infra.delivery.kafka.publisher.RETRY_LONGEST_S", 0.5)
 
 
 def login(broker: Broker, protocol: str, password: str = PASSWORD) -> dict[str, str]:

@@ -6,11 +6,11 @@ import signal
 
 import pytest
 
-from infra.kafka import connection as client
-from infra.kafka.connection import KafkaError, Message, Producer
-from infra.kafka.publications import lags
-from infra.kafka.publisher import LEADERSHIP
-from infra.kafka.topics import events_topic, progress_topic, topics
+from infra.delivery.kafka import connection as client
+from infra.delivery.kafka.connection import KafkaError, KafkaMessage, Producer
+from infra.delivery.kafka.publication_status import lags
+from infra.delivery.kafka.publisher import LEADERSHIP
+from infra.delivery.kafka.topics import events_topic, progress_topic, topics
 from tests import given
 from tests.infra.kafka.fixtures import Restartable
 from tests.infra.kafka.proxy import ADD_PARTITIONS_TO_TXN, END_TXN, PRODUCE, SwallowingProxy
@@ -26,7 +26,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Kafka is given seconds for, so that a test need not wait for the minutes of real life."""
     for name, seconds in (("REQUEST_S", 2), ("DELIVERY_S", 4), ("INIT_S", 5), ("COMMIT_S", 3), ("BOOTSTRAP_S", 2)):
         monkeypatch.setattr(client, name, seconds)
-    monkeypatch.setattr("infra.kafka.publisher.RETRY_LONGEST_S", 1.0)
+    monkeypatch.setattr("infra.delivery.kafka.publisher.RETRY_LONGEST_S", 1.0)
 
 
 async def creators(opened: Opened, tenant: Tenant, names: str) -> None:
@@ -161,7 +161,7 @@ def test_whoever_was_fenced_can_commit_nothing_any_more(own_kafka: Restartable, 
     reached = options(own_kafka.broker.plain)
     with topics(reached, -1) as found:
         found.ensure([events_topic(prefix), progress_topic(prefix)])
-    message = Message(events_topic(prefix).name, 0, b"key", b"{}", [], 0)
+    message = KafkaMessage(events_topic(prefix).name, 0, b"key", b"{}", [], 0)
     older = Producer(reached, f"{prefix}.publisher")
     older.commit([message])
     newer = Producer(reached, f"{prefix}.publisher")

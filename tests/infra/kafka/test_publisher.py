@@ -7,9 +7,9 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from domain.values import Sealed
-from infra.kafka.publications import lags, publication
-from infra.kafka.topics import events_topic, progress_topic, state_topic
-from infra.log.cloud_events import cloud_event
+from infra.delivery.cloud_events import cloud_event
+from infra.delivery.kafka.publication_status import lags, publication
+from infra.delivery.kafka.topics import events_topic, progress_topic, state_topic
 from tests import given
 from tests.infra.kafka.broker import Broker
 from tests.infra.kafka.publishing import Topic, events, once_and_in_order, progress, publishing, states
@@ -223,7 +223,7 @@ async def test_progress_names_the_last_event_of_each_ledger(kafka: Broker, opene
 async def test_codes_that_are_not_remembered_are_read_again(
     kafka: Broker, opened: Opened, prefix: str, remembered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.kafka.code_state.REMEMBERED_MAX", remembered)
+    monkeypatch.setattr("infra.delivery.kafka.code_state.REMEMBERED_MAX", remembered)
     tenant = await opened.begin()
     await a_life(opened, tenant)
     with publishing(opened.database, kafka.plain, prefix) as publisher, states(kafka.plain, prefix) as topic:

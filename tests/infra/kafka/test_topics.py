@@ -9,8 +9,8 @@ import pytest
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 
-from infra.kafka.publications import lags
-from infra.kafka.topics import Topic, TopicProblem, events_topic, progress_topic, state_topic, topics
+from infra.delivery.kafka.publication_status import lags
+from infra.delivery.kafka.topics import Topic, TopicProblem, events_topic, progress_topic, state_topic, topics
 from tests import given
 from tests.infra.kafka.broker import Broker
 from tests.infra.kafka.publishing import events, options, publishing, states
@@ -21,7 +21,7 @@ from tests.waiting import until
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A publisher that has stopped looks again at once."""
-    monkeypatch.setattr("infra.kafka.publisher.RETRY_LONGEST_S", 0.5)
+    monkeypatch.setattr("infra.delivery.kafka.publisher.RETRY_LONGEST_S", 0.5)
 
 
 @pytest.fixture

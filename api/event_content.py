@@ -1,0 +1,283 @@
+"""How an event reads, as JSON and as a line of CSV, and who may see it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import orjson
+from eventsourcing.utils import get_topic
+
+from domain.code import Code
+from domain.creator import Creator
+from domain.summaries import summary
+from domain.values import CLOCK, Sealed
+from infra.errors import Unavailable
+from infra.eventstore.event_rows import ACTOR_KEY
+from infra.eventstore.reader import BatchLoader
+from infra.eventstore.serialization import to_event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from api.http.caller import Caller
+    from domain.recorded import Event, RecordedEvent
+    from infra.auth.authenticator import Authenticator
+    from infra.eventstore.event_rows import Row
+
+# What every event of the library bears; all but the stream stands beside the body, under our own names.
+_BESIDE: Final = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
+
+
+def _kinds() -> dict[str, type[Event]]:
+    """Return the class of every event that can be recorded, by its wire name, in the order of a code's life."""
+    found: dict[str, type[Event]] = {}
+    for aggregate in (Creator, Code):
+        inner = [kind for kind in vars(aggregate).values() if isinstance(kind, type)]
+        kinds = [kind for kind in inner if issubclass(kind, aggregate.Event) and "TOPIC" in vars(kind)]
+        leaves = (kind for kind in kinds if not any(k is not kind and issubclass(k, kind) for k in kinds))
+        found |= {get_topic(kind): kind for kind in leaves}
+    return found
+
+
+KINDS: Final = _kinds()
+_PRESENT_VERSIONS: Final = {type_: getattr(kind, "class_version", 1) for type_, kind in KINDS.items()}
+# Places in a row.
+_TYPE: Final = 2
+_VERSION: Final = 3
+_BODY: Final = 14
+
+# Names are kept so long where no word of a change comes, and looked up so often where one comes in between.
+NAMES_FOR_S: Final = 10.0
+NAMES_ATTEMPTS: Final = 5
+MAX_LEDGERS: Final = 1_000
+
+CSV_COLUMNS: Final = (
+    "position",
+    "event_id",
+    "type",
+    "type_version",
+    "code_id",
+    "creator_id",
+    "stream_version",
+    "recorded_at",
+    "effective_at",
+    "actor_key_id",
+    "actor_key_name",
+    "actor_role",
+    "actor_subject",
+    "source",
+    "correlation_id",
+    "causation_id",
+    "summary",
+    "body",
+)
+_RESTLESS: Final = "Keys change faster than their names can be looked up. Ask again in a moment."
+# A spreadsheet takes a cell that begins so for a formula, in some languages with the wide forms of these characters.
+# One that separates by semicolons or tabs begins a cell within one of ours, and takes the quotes and spaces before its
+# text away; what nobody sees (U+200B and others, U+FEFF) is passed over like a space.
+_BEFORE: Final = r'[\s"\u200b-\u200f\u2060\ufeff]*'
+_BEGINS: Final = r"([=+@\-\uff1d\uff0b\uff20\uff0d])"
+_FORMULA: Final = re.compile(rf"(^{_BEFORE}|[;\t\r\n]{_BEFORE}){_BEGINS}")
+_FORMULA_IN_JSON: Final = re.compile(rf"(;{_BEFORE}){_BEGINS}")
+_NO_BEGINNING: Final = ("\t", "\r", "\n")
+
+
+class KeyNames:
+    """What people call the keys of a ledger, remembered for a few seconds; a key that is new is looked up at once."""
+
+    def __init__(self, identity: Authenticator) -> None:
+        """Begin with nothing remembered."""
+        self._identity = identity
+        self._known: dict[int, tuple[float, Mapping[str, str | None]]] = {}
+        self._changes = 0
+        self._look_up: BatchLoader[None, Mapping[str, str | None]] = BatchLoader(self._looked_up)
+
+    def forget(self) -> None:
+        """Remember no names any more: keys have changed, and a person may have been erased from them."""
+        self._changes += 1
+        self._known.clear()
+
+    async def of(self, ledger_id: int, key_ids: Iterable[str]) -> Mapping[str, str | None]:
+        """Return names by key id, none from before the last `forget`; those of the given keys are there, if they exist.
+
+        Raises:
+            Unavailable: the database is away, or keys change faster than they can be looked up.
+
+        """
+        known = self._known.get(ledger_id)
+        if known is not None and time.monotonic() - known[0] < NAMES_FOR_S and known[1].keys() >= set(key_ids):
+            return known[1]
+        for _ in range(NAMES_ATTEMPTS):
+            changes = self._changes
+            names = await self._look_up(ledger_id, None) or {}
+            # What was read while a key changed may be of before.
+            if changes == self._changes:
+                if len(self._known) >= MAX_LEDGERS:
+                    self._known.clear()
+                self._known[ledger_id] = (time.monotonic(), names)
+                return names
+        raise Unavailable(_RESTLESS)
+
+    async def _looked_up(self, ledger_id: int, _: Sequence[None]) -> dict[None, Mapping[str, str | None]]:
+        return {None: await self._identity.names(ledger_id)}
+
+
+async def names_of(caller: Caller, recorded: Sequence[RecordedEvent]) -> Mapping[str, str | None]:
+    """Return the names of the keys that recorded these events."""
+    key_ids = {r.actor.key_id for r in recorded} - {CLOCK.key_id}
+    names: KeyNames = caller.request.app.state.key_names
+    return await names.of(caller.ledger_id, key_ids) if key_ids else {}
+
+
+async def names_in(names: KeyNames, ledger_id: int, rows: Iterable[Row]) -> Mapping[str, str | None]:
+    """Return the names of the keys that recorded what these rows hold."""
+    keys = {row[ACTOR_KEY] for row in rows} - {None}
+    return await names.of(ledger_id, {str(key) for key in keys}) if keys else {}
+
+
+async def unsealed_notes(caller: Caller, recorded: Sequence[RecordedEvent]) -> dict[int, dict[str, str] | None]:
+    """Return the text of notes by position: what was sealed for the reader of a code's history, never the secret.
+
+    None stands for a note of a creator who was erased.
+    """
+    noted = [
+        r
+        for r in recorded
+        if isinstance(r.event, Code.NoteAdded) or (isinstance(r.event, Code.Shared) and r.event.note_fingerprint)
+    ]
+    if not noted:
+        return {}
+    return {
+        position: None if fields is None else {name: str(text) for name, text in fields.items() if name != "secret"}
+        for position, fields in (await caller.services.ledgers.unsealed(caller.ledger_id, noted)).items()
+    }
+
+
+def event_content(
+    recorded: RecordedEvent, names: Mapping[str, str | None], notes: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return an event as it is read; `notes` are texts for whoever may read them."""
+    actor = recorded.actor
+    row = (
+        *(recorded.position, recorded.event_id, recorded.type, recorded.type_version, recorded.stream_id),
+        *(recorded.stream_version, recorded.recorded_at, recorded.effective_at),
+        *(None if actor == CLOCK else UUID(actor.key_id), actor.role, actor.subject, recorded.source),
+        *(recorded.correlation_id, recorded.causation_id, b""),
+    )
+    return _content(row, names, recorded.event, _body(recorded.event) | dict(notes or {}))
+
+
+def row_content(row: Row, names: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return an event as it is read, from its row: to the byte what `event_content` returns, in a third of the time."""
+    event = row_event(row)
+    # What is stored in clear is what is told of it, as long as the format is the first and the present one.
+    return _content(row, names, event, orjson.Fragment(row[_BODY]) if _as_stored(row) else _body(event))
+
+
+def row_event(row: Row) -> Event:
+    """Return the event of a row."""
+    return to_event(row[_TYPE], row[4], row[5], row[7], row[_BODY])
+
+
+def _as_stored(row: Row) -> bool:
+    return row[_VERSION] == 1 and _PRESENT_VERSIONS.get(row[_TYPE]) == 1
+
+
+def _content(row: Row, names: Mapping[str, str | None], event: Event, body: Any) -> dict[str, Any]:
+    position, event_id, type_, type_version, stream_id, stream_version, recorded_at, effective_at = row[:8]
+    key, role, subject, source, correlation_id, causation_id, _ = row[8:]
+    key_id = CLOCK.key_id if key is None else _text(key)
+    about: tuple[str, Any] = ("code_id", stream_id)
+    if isinstance(event, Creator.Enabled | Creator.Disabled | Creator.Erased):
+        about = ("creator_id", event.creator_id)
+    return {
+        "position": position,
+        "event_id": event_id,
+        "type": type_,
+        "type_version": type_version,
+        about[0]: about[1],
+        "stream_version": stream_version,
+        "recorded_at": recorded_at,
+        "effective_at": effective_at,
+        "actor": {"key_id": key_id, "key_name": names.get(key_id), "role": role, "subject": subject},
+        "source": source,
+        "correlation_id": correlation_id,
+        "causation_id": causation_id,
+        "summary": summary(event),
+        "body": body,
+    }
+
+
+def _body(event: Event) -> dict[str, Any]:
+    """Return the facts of an event that may be told: all that is not sealed, and not beside the body already."""
+    return {
+        name: value
+        for name, value in vars(event).items()
+        if name not in _BESIDE and value is not None and not isinstance(value, Sealed)
+    }
+
+
+@lru_cache(maxsize=10_000)
+def _text(key: UUID) -> str:
+    return str(key)
+
+
+def shown_to(caller: Caller, recorded: RecordedEvent) -> bool:
+    """Tell whether the caller may read an event of a code it may read: a brand not what names another alone."""
+    if caller.role != "brand":
+        return True
+    brand_id, advertiser_id = (getattr(recorded.event, name, None) for name in ("brand_id", "advertiser_id"))
+    return (brand_id is None and advertiser_id is None) or caller.names_us((brand_id,), (advertiser_id,))
+
+
+def ndjson(contents: Iterable[dict[str, Any]]) -> bytes:
+    """Return one event a line."""
+    return b"".join(
+        [orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for content in contents]
+    )
+
+
+def csv_text(contents: Iterable[dict[str, Any]]) -> bytes:
+    """Return one event a line, under a head that `csv_head` gives."""
+    return csv_lines(
+        [
+            *(content.get(column) for column in CSV_COLUMNS[:9]),
+            *content["actor"].values(),
+            *(content[column] for column in CSV_COLUMNS[13:17]),
+            content["body"],
+        ]
+        for content in contents
+    )
+
+
+def csv_head() -> bytes:
+    """Return the names of the columns, as a line."""
+    return csv_lines([CSV_COLUMNS])
+
+
+def csv_lines(lines: Iterable[Iterable[Any]]) -> bytes:
+    """Return lines of a table; no cell of it is a formula to a spreadsheet."""
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([[_cell(value) for value in line] for line in lines])
+    return table.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        text = _FORMULA.sub(r"\1'\2", value)
+        return f"'{text}" if text.startswith(_NO_BEGINNING) else text
+    # As in JSON, so that a time reads the same in both; what JSON quotes is text already. Written as an escape, what
+    # would begin a formula stays the same JSON, for it stands within a text: no semicolon is anywhere else.
+    return _FORMULA_IN_JSON.sub(lambda found: f"{found[1]}\\u{ord(found[2]):04x}", _json(value).strip('"'))
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_UTC_Z).decode()

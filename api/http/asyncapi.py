@@ -1,0 +1,213 @@
+"""The document of what is handed on as it happens, AsyncAPI 3.0: the topics of Kafka, the live stream, the webhooks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic.json_schema import models_json_schema
+
+from api.answer_models import EventAnswer
+from infra.delivery import cloud_events
+from infra.delivery.event_schemas import CODE_STATE, schemas
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+VERSION: Final = "3.0.0"
+# Kept as a fact of its own in infra.delivery.kafka.topics, whose import would load Kafka's client into the API.
+PARTITIONS: Final = 12
+
+_TEXT: Final = {"type": "string"}
+_ATTRIBUTES: Final[dict[str, dict[str, Any]]] = {
+    "specversion": {"const": cloud_events.SPEC_VERSION},
+    "id": {
+        **_TEXT,
+        "format": "uuid",
+        "description": "The event; with `source` its name for good.",
+    },
+    "source": {**_TEXT, "format": "uri-reference", "description": "The ledger, as `/ledgers/main`."},
+    "type": {**_TEXT, "description": "The event's name, and the version of its format."},
+    "subject": {**_TEXT, "description": "What it happened to: `codes/{code_id}` or `creators/{creator_id}`."},
+    "time": {**_TEXT, "format": "date-time", "description": "When it was true in the world."},
+    "sequence": {**_TEXT, "pattern": "^[0-9]{19}$", "description": "The position in the ledger, padded with zeros."},
+    "streamversion": {**_TEXT, "pattern": "^[1-9][0-9]*$", "description": "1, 2, 3 … for each subject, without gaps."},
+    "recordedtime": {**_TEXT, "format": "date-time", "description": "When the ledger learned it."},
+    "authtype": {"enum": ["api_key", "system"], "description": "What `authid` is."},
+    "authid": {**_TEXT, "description": "The key that recorded it, or `clock`."},
+    "correlationid": {**_TEXT, "description": "The larger undertaking that it belongs to."},
+    "causationid": {**_TEXT, "format": "uuid", "description": "The event that it follows from."},
+    "traceparent": {**_TEXT, "description": "The trace of the request that recorded it (W3C)."},
+}
+_OPTIONAL: Final = {"correlationid", "causationid", "traceparent"}
+
+
+def document() -> dict[str, Any]:
+    """Return the document; it is the same for every installation, and names no server."""
+    published = schemas()
+    events = {name: schema for name, schema in published.items() if not name.startswith(CODE_STATE)}
+    streamed = models_json_schema([(EventAnswer, "serialization")], ref_template="#/components/schemas/{model}")[1]
+    return {
+        "asyncapi": VERSION,
+        "info": {
+            "title": "Sparkledger",
+            "version": importlib.metadata.version("sparkledger"),
+            "description": (
+                "Every event of a ledger, once and in order. Types and fields that a reader does not know are to be "
+                "ignored: new ones come without a new version. No event holds a secret or a note."
+            ),
+            "license": {"name": "Apache 2.0"},
+        },
+        "defaultContentType": cloud_events.CONTENT_TYPE,
+        "channels": {
+            "codeEvents": _topic("code-events", "Every event, for good.", events, ["delete"], {"retention.ms": -1}),
+            "codeState": _topic(
+                "code-state", "Each code's current state, by code: the newest is kept.", ["codeState"], ["compact"]
+            ),
+            "eventStream": {
+                "address": "/v1/events/stream",
+                "title": "Live stream",
+                "description": (
+                    "Server-Sent Events whose `id` is the position. With `Last-Event-ID` nothing is missed and nothing "
+                    "comes twice. Filters and rights are those of `GET /v1/events`."
+                ),
+                "messages": {"event": {"$ref": "#/components/messages/streamed"}},
+                "bindings": {"http": {}},
+            },
+            "webhook": {
+                "address": None,
+                "title": "Webhooks",
+                "description": "Registered with `POST /v1/webhooks`; signed as Standard Webhooks has it.",
+                "messages": {"event": {"$ref": "#/components/messages/delivered"}},
+                "bindings": {"http": {}},
+            },
+        },
+        "operations": {
+            "publishEvents": _sends("codeEvents", "Publish every event, exactly once for `read_committed` readers."),
+            "publishStates": _sends("codeState", "Publish a code's state, in the transaction of the event behind it."),
+            "streamEvents": _sends("eventStream", "Send what is recorded, as it is recorded."),
+            "deliverEvents": _sends("webhook", "Deliver each event to each webhook, again until it is taken."),
+        },
+        "components": {
+            "messages": {
+                **{name: _event(name, schema) for name, schema in events.items()},
+                "codeState": _state(published[f"{CODE_STATE}.v1"]),
+                "streamed": _streamed(),
+                "delivered": _delivered(),
+            },
+            "schemas": {
+                **{name: _payload(schema) for name, schema in published.items()},
+                **{name: _without_examples(schema) for name, schema in streamed["$defs"].items()},
+                "attributes": _attributes(""),
+                "headers": _attributes("ce_"),
+            },
+        },
+    }
+
+
+def _topic(
+    name: str, description: str, messages: Iterable[str], cleanup: list[str], more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    return {
+        "address": f"{{prefix}}.{name}.v1",
+        "title": name,
+        "description": f"{description} In Kafka; read it with `isolation.level=read_committed`.",
+        "parameters": {
+            "prefix": {"default": "sparkledger", "description": "That of the ledger in SPARKLEDGER_KAFKA_LEDGERS."}
+        },
+        "messages": {message: {"$ref": f"#/components/messages/{message}"} for message in messages},
+        "bindings": {
+            "kafka": {
+                "partitions": PARTITIONS,
+                "topicConfiguration": {"cleanup.policy": cleanup, **(more or {})},
+                "bindingVersion": "0.5.0",
+            }
+        },
+    }
+
+
+def _sends(channel: str, summary: str) -> dict[str, Any]:
+    return {"action": "send", "channel": {"$ref": f"#/channels/{channel}"}, "summary": summary}
+
+
+def _event(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": f"{cloud_events.TYPE_PREFIX}{name}",
+        "title": name,
+        "summary": schema["description"],
+        "description": "A CloudEvent in binary mode: attributes as headers with `ce_` before them, the body as value.",
+        "contentType": cloud_events.CONTENT_TYPE,
+        "headers": {"$ref": "#/components/schemas/headers"},
+        "payload": {"$ref": f"#/components/schemas/{name}"},
+        "bindings": {
+            "kafka": {
+                "key": {"type": "string", "description": "The code's id; the creator's for events of creators."},
+                "bindingVersion": "0.5.0",
+            }
+        },
+    }
+
+
+def _state(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": "codeState",
+        "title": "State of a code",
+        "summary": schema["description"],
+        "contentType": cloud_events.CONTENT_TYPE,
+        "payload": {"$ref": f"#/components/schemas/{CODE_STATE}.v1"},
+        "bindings": {"kafka": {"key": {"type": "string", "description": "The code's id."}, "bindingVersion": "0.5.0"}},
+    }
+
+
+def _streamed() -> dict[str, Any]:
+    return {
+        "name": "streamed",
+        "title": "Event of the live stream",
+        "summary": "An event as `GET /v1/events` has it.",
+        "contentType": cloud_events.CONTENT_TYPE,
+        "payload": {"$ref": "#/components/schemas/EventAnswer"},
+    }
+
+
+def _delivered() -> dict[str, Any]:
+    signed = {"webhook-id", "webhook-timestamp", "webhook-signature"}
+    return {
+        "name": "delivered",
+        "title": "Delivery of a webhook",
+        "summary": "An event as one CloudEvent in JSON.",
+        "contentType": cloud_events.STRUCTURED_CONTENT_TYPE,
+        "headers": {"type": "object", "properties": dict.fromkeys(sorted(signed), _TEXT), "required": sorted(signed)},
+        "payload": {
+            "allOf": [
+                {"$ref": "#/components/schemas/attributes"},
+                {"type": "object", "properties": {"data": {"type": "object"}}, "required": ["data"]},
+            ]
+        },
+    }
+
+
+def _attributes(before: str) -> dict[str, Any]:
+    """Return the schema of the attributes, as headers or as fields."""
+    content_type = "content-type" if before else "datacontenttype"
+    return {
+        "type": "object",
+        "properties": {
+            **{f"{before}{name}": schema for name, schema in _ATTRIBUTES.items()},
+            content_type: {"const": cloud_events.CONTENT_TYPE},
+        },
+        "required": [*(f"{before}{name}" for name in _ATTRIBUTES if name not in _OPTIONAL), content_type],
+    }
+
+
+def _payload(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema as a part of this document, which has a dialect of its own."""
+    return {name: part for name, part in schema.items() if name not in {"$schema", "$id"}}
+
+
+def _without_examples(schema: Any) -> Any:
+    """Leave out what OpenAPI has and this document's schemas have not."""
+    if isinstance(schema, dict):
+        return {name: _without_examples(part) for name, part in schema.items() if name != "examples"}
+    if isinstance(schema, list):
+        return [_without_examples(part) for part in schema]
+    return schema

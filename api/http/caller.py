@@ -1,0 +1,146 @@
+"""Who calls, and what they may: keys, roles, subjects, and how much.
+
+A route's signature names its roles: `caller: Annotated[Caller, allow("creator", "operator", "admin")]`. `Route` reads
+them from there and lets nobody else in, before it reads the body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from fastapi import Depends, Request
+
+from api.http import headers
+from api.http.dependencies import Services, limits_of, services_of
+from api.http.problems import too_many, unauthenticated
+from domain.errors import NotAllowed
+from domain.values import Actor, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from api.http.middleware import Exchange
+    from domain.code import Code
+    from infra.auth.api_keys import ApiKey
+
+REQUEST_HASH_BYTES: Final = 16
+# Those who act for everyone in their ledger.
+UNBOUND: Final[frozenset[Role]] = frozenset({"admin", "operator"})
+# Those who read what concerns their subjects alone.
+BOUND: Final[frozenset[Role]] = frozenset({"creator", "brand"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A request that was let in: whose key it bears, and what it may touch."""
+
+    key: ApiKey
+    services: Services
+    request: Request
+    presented: str = field(repr=False)
+
+    @property
+    def ledger_id(self) -> int:
+        """The only ledger that this request reaches."""
+        return self.key.ledger_id
+
+    @property
+    def role(self) -> Role:
+        """What the key may."""
+        return self.key.role
+
+    def actor(self, subject: str | None) -> Actor:
+        """Return who is recorded as having done it; `subject` is the creator or advertiser that they act for."""
+        return Actor(str(self.key.key_id), self.role, None if self.role in UNBOUND else subject)
+
+    def request_hash(self) -> bytes:
+        """Return what tells a repeated request from another one with the same Idempotency-Key.
+
+        It is keyed, so that nobody can test a guess at a secret or a note against what is kept of the request; with
+        what stays the same while the key's text is changed, or its bearer gets another token.
+        """
+        request = self.request
+        sent = orjson.dumps(request.scope.get("json"), option=orjson.OPT_SORT_KEYS)
+        line = f"{request.method}\n{request.scope['path']}\n{headers.text(request, b'if-match')}\n"
+        asked = line.encode("utf-8", "surrogatepass") + sent
+        return hashlib.blake2b(asked, digest_size=REQUEST_HASH_BYTES, key=self.key.request_key).digest()
+
+    def act_for_creator(self, creator_id: str) -> None:
+        """Raise `NotAllowed` where the key does not act for this creator."""
+        if self.role == "creator" and creator_id not in self.key.subjects.creator_ids:
+            raise NotAllowed("This key acts for other creators alone.")
+
+    def act_for_advertiser(self, advertiser_id: str) -> None:
+        """Raise `NotAllowed` where the key does not act for this advertiser account."""
+        if self.role == "brand" and advertiser_id not in self.key.subjects.advertiser_ids:
+            raise NotAllowed("This key acts for other advertiser accounts alone.")
+
+    def ask_by_names(self, *, creator_id: str | None, brand_id: str | None, advertiser_id: str | None) -> None:
+        """Raise `NotAllowed` where a filter names others: what it lets through would tell with whom they deal."""
+        if creator_id is not None:
+            self.act_for_creator(creator_id)
+        if advertiser_id is not None:
+            self.act_for_advertiser(advertiser_id)
+        if brand_id is not None and self.role == "brand" and brand_id not in self.key.subjects.brand_ids:
+            raise NotAllowed("This key acts for other brands alone.")
+
+    def read_code(self, code: Code) -> None:
+        """Raise `NotAllowed` where the key may not read this code."""
+        self.act_for_creator(code.creator_id)
+        if self.role == "brand" and not self.names_us(
+            {share.brand_id for share in code.shares},
+            {share.advertiser_id for share in code.shares} | code.redemptions.keys(),
+        ):
+            raise NotAllowed("This key reads codes alone that were shared with its brands or redeemed by its accounts.")
+
+    def names_us(self, brand_ids: Iterable[str | None], advertiser_ids: Iterable[str | None]) -> bool:
+        """Tell whether a brand's key may see what names these brands and advertiser accounts."""
+        ours = self.key.subjects
+        return not ours.brand_ids.isdisjoint(brand_ids) or not ours.advertiser_ids.isdisjoint(advertiser_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The dependency that a route names its roles with."""
+
+    roles: tuple[Role, ...]
+
+    async def __call__(self) -> None:
+        """Stand in the signature; `Route` lets the caller in itself."""
+
+
+def allow(*roles: Role) -> Any:
+    """Let keys of these roles in, and no others."""
+    return Depends(Allowed(roles), use_cache=False)
+
+
+async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
+    """Let a request in whose key is valid, has not asked too much, and has one of the roles.
+
+    Raises:
+        Problem: there is no valid key, or it must wait.
+        TokenRefused: what was presented is a token that cannot be trusted.
+        NotAllowed: its role does not reach this far.
+
+    """
+    services = services_of(request.scope)
+    presented = headers.bearer(request)
+    key = None if presented is None else await services.identity.authenticate(presented, services.now())
+    if key is None or presented is None:
+        raise unauthenticated()
+    # For whoever tells of a refusal: from here on it is known who is refused.
+    request.scope["key"] = key
+    requests = limits_of(request.scope).requests
+    wait_s = requests.wait_s(key.key_id)
+    if wait_s > 0:
+        raise too_many("too_many_requests", wait_s, requests.policy)
+    requests.take(key.key_id)
+    exchange: Exchange = request.scope["exchange"]
+    exchange.of_key(key.key_id)
+    if key.role not in roles:
+        request.scope["refused_by_role"] = True
+        raise NotAllowed(f"A key with the role {key.role} may not do this.")
+    return Caller(key, services, request, presented)

@@ -1,0 +1,64 @@
+"""What the API is wired with, and how a request finds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from api.http.limits import UNKNOWN_CODES_AT_ONCE, UNKNOWN_CODES_PER_SECOND, Limit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import Scope
+
+    from infra.auth.authenticator import Authenticator
+    from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+    from infra.eventstore.command_handler import CommandHandler
+    from infra.postgres.pool import Database
+    from infra.settings import Settings
+    from infra.views.reader import ViewReader
+
+
+# What a view's query is handed: psycopg's cursor, which routes pass on and never touch.
+Cursor = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything outside of this package that a request may need.
+
+    Attributes:
+        now: the clock, aware and in UTC.
+        on_keys_changed: what is called when keys have changed; whoever remembers anything of them adds itself.
+
+    """
+
+    ledgers: CommandHandler
+    identity: Authenticator
+    views: ViewReader
+    settings: Settings
+    now: Callable[[], datetime]
+    database: Database
+    webhooks: WebhookSubscriptions
+    on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The buckets of every key, by key id."""
+
+    requests: Limit[UUID]
+    unknown_codes: Limit[UUID] = field(default_factory=lambda: Limit(UNKNOWN_CODES_AT_ONCE, UNKNOWN_CODES_PER_SECOND))
+
+
+def services_of(scope: Scope) -> Services:
+    """Return what the application that serves this request is wired with."""
+    return cast("Services", scope["app"].state.services)
+
+
+def limits_of(scope: Scope) -> Limits:
+    """Return the buckets of the application that serves this request."""
+    return cast("Limits", scope["app"].state.limits)

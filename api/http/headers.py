@@ -1,0 +1,138 @@
+"""What requests say in headers and paths: parsed here, and refused where it is not what it should be."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from api.http.problems import Problem
+from domain.errors import Unknown
+from domain.values import ID_PATTERN
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+# Bare or quoted: the header's draft, expired in April 2026, has a quoted string, and practice a bare one.
+_IDEMPOTENCY_KEY: Final = re.compile(r'"([\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
+_ENTITY_TAG: Final = re.compile(r'"(0|[1-9][0-9]{0,9})"')
+_CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+# A position, as ids of streamed events are; PostgreSQL's bigint holds it.
+_LAST_EVENT_ID: Final = re.compile(r"0|[1-9][0-9]{0,17}")
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# W3C Trace Context; a malformed one is to be ignored, not refused.
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Return the Idempotency-Key without its quotes."""
+    given = _once(request, "Idempotency-Key")
+    if given is None:
+        return None
+    key = _IDEMPOTENCY_KEY.fullmatch(given)
+    if key is None:
+        raise Problem("malformed_header", "Idempotency-Key is 1 to 255 visible ASCII characters, bare or quoted.")
+    return key[1] or key[2]
+
+
+def if_match(request: Request) -> int | None:
+    """Return the version that the caller has seen; `*` asks for any, as does no header at all."""
+    given = _once(request, "If-Match")
+    if given is None or given == "*":
+        return None
+    tag = _ENTITY_TAG.fullmatch(given)
+    if tag is None:
+        raise Problem("malformed_header", 'If-Match is one version in quotes, such as "3", or *; never a weak one.')
+    return int(tag[1])
+
+
+def correlation_id(request: Request) -> str | None:
+    """Return what the caller names the larger undertaking by."""
+    given = _once(request, "Correlation-Id")
+    if given is not None and _CORRELATION_ID.fullmatch(given) is None:
+        raise Problem("malformed_header", "Correlation-Id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ -")
+    return given
+
+
+def traceparent(request: Request) -> str | None:
+    """Return the trace that the request belongs to, where it is well formed."""
+    given = text(request, b"traceparent")
+    return given if _TRACEPARENT.fullmatch(given) else None
+
+
+def last_event_id(request: Request) -> int | None:
+    """Return the position of the last event that a client of the stream has seen."""
+    given = _once(request, "Last-Event-ID")
+    if given is not None and _LAST_EVENT_ID.fullmatch(given) is None:
+        raise Problem("malformed_header", "Last-Event-ID is the id of an event of this stream: its position.")
+    return None if given is None else int(given)
+
+
+def bearer(request: Request) -> str | None:
+    """Return the API key that was presented."""
+    given = of(request).get(b"authorization", ())
+    if len(given) != 1:
+        return None
+    scheme, _, key = given[0].decode("latin-1").partition(" ")
+    return key.strip(" ") or None if scheme.lower() == "bearer" else None
+
+
+def has_body(request: Request) -> bool:
+    """Tell whether the request announces a body."""
+    return text(request, b"content-length", "0") != "0" or b"transfer-encoding" in of(request)
+
+
+def media_type(request: Request) -> str | None:
+    """Return what the body is said to be; nothing where it would have to be decoded first, or is said to be two things.
+
+    Of two headers that speak of one body, each may be believed by somebody.
+    """
+    given = of(request)
+    codings = {coding.strip().lower() for said in given.get(b"content-encoding", ()) for coding in said.split(b",")}
+    if len(given.get(b"content-type", ())) > 1 or not codings <= {b"", b"identity"}:
+        return None
+    said, *parameters = text(request, b"content-type").lower().split(";")
+    charsets = {p.partition("=")[2].strip(' "') for p in parameters if p.strip().startswith("charset")}
+    return said.strip() if charsets <= {"utf-8", "utf8"} else None
+
+
+def path_id(text: str) -> str:
+    """Return an id that stands in the path, chosen by whoever calls us."""
+    if re.fullmatch(ID_PATTERN, text) is None:
+        raise Problem("malformed_path")
+    return text
+
+
+def path_uuid(text: str, what: str) -> UUID:
+    """Return an id that stands in the path and was given out by us; another spelling of one is simply unknown."""
+    if _UUID.fullmatch(text) is None:
+        raise Unknown(what)
+    return UUID(text)
+
+
+def of(request: Request) -> dict[bytes, list[bytes]]:
+    """Return the headers by name in lower case, kept with the request: to look through all of them for each that is
+    asked for took a tenth of a request.
+    """
+    scope = request.scope
+    known: dict[bytes, list[bytes]] | None = scope.get("sparkledger.headers")
+    if known is None:
+        known = scope["sparkledger.headers"] = {}
+        for name, value in scope["headers"]:
+            known.setdefault(name, []).append(value)
+    return known
+
+
+def text(request: Request, name: bytes, default: str = "") -> str:
+    """Return the first header of a name, or another text where there is none."""
+    given = of(request).get(name)
+    return given[0].decode("latin-1") if given else default
+
+
+def _once(request: Request, name: str) -> str | None:
+    given = of(request).get(name.lower().encode())
+    if given is None:
+        return None
+    if len(given) > 1:
+        raise Problem("malformed_header", f"{name} is sent more than once.")
+    return given[0].decode("latin-1")

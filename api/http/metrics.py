@@ -1,0 +1,173 @@
+"""The worker's figures as Prometheus reads them: from the database, for the worker answers nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from infra.delivery.kafka.publication_status import Lag, lags
+from infra.delivery.webhooks.lag import WebhookLag, webhook_lags
+from infra.jobs.expiry_figures import Figures, read_figures
+from infra.views.status import ViewStatus, in_all_ledgers
+from projections.engine.view import NEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    from prometheus_client import Metric
+
+    from api.http.dependencies import Services
+
+# A database that is away must not keep whoever asks from this process's own figures.
+WAIT_S: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class _OfExpiry(Collector):
+    """The expiry clock's figures; the same from every process of the API."""
+
+    def __init__(self, figures: Figures, now: datetime) -> None:
+        self._figures = figures
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure."""
+        known = self._figures
+        yield CounterMetricFamily(
+            "sparkledger_expiries_recorded", "Expiries recorded by the clock, in all ledgers.", known.expiries
+        )
+        yield CounterMetricFamily(
+            "sparkledger_reminders_recorded",
+            "Reminders of an end recorded by the clock, in all ledgers.",
+            known.reminders,
+        )
+        yield CounterMetricFamily(
+            "sparkledger_expiry_failures", "Attempts of the clock at a code that came to nothing.", known.failures
+        )
+        yield GaugeMetricFamily(
+            "sparkledger_expiry_failing_codes", "Codes that wait for another attempt of the clock.", known.failing
+        )
+        yield GaugeMetricFamily(
+            "sparkledger_expiry_late_seconds",
+            "For how long the oldest expiry or reminder has been due and is not recorded, 0 where none is.",
+            known.late_s(self._now),
+        )
+
+
+class _OfViews(Collector):
+    """How each view is, in all ledgers together."""
+
+    def __init__(self, standings: Sequence[ViewStatus]) -> None:
+        self._views = [standing for standing in standings if not standing.view.endswith(NEXT)]
+        self._building = {standing.view.removesuffix(NEXT) for standing in standings if standing.view.endswith(NEXT)}
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure, for each view."""
+        label = ["view"]
+        position = GaugeMetricFamily("sparkledger_view_position", "Events that the view has read.", labels=label)
+        behind = GaugeMetricFamily("sparkledger_view_lag_events", "Events that it has not read yet.", labels=label)
+        behind_s = GaugeMetricFamily(
+            "sparkledger_view_lag_seconds",
+            "Since the oldest of those was recorded; 0 where there is none.",
+            labels=label,
+        )
+        stopped = GaugeMetricFamily("sparkledger_view_stopped", "1 where an event has stopped it.", labels=label)
+        building = GaugeMetricFamily("sparkledger_view_rebuilding", "1 while it is being filled anew.", labels=label)
+        rebuilds = CounterMetricFamily("sparkledger_view_rebuilds", "How often it was filled anew.", labels=label)
+        for view in self._views:
+            position.add_metric([view.view], view.position)
+            behind.add_metric([view.view], view.behind_events)
+            behind_s.add_metric([view.view], view.behind_s)
+            stopped.add_metric([view.view], view.state == "failed")
+            building.add_metric([view.view], view.view in self._building)
+            rebuilds.add_metric([view.view], view.rebuilds)
+        yield from (position, behind, behind_s, stopped, building, rebuilds)
+
+
+class _OfPublishing(Collector):
+    """How far the ledgers of each destination are published to Kafka, all of them together."""
+
+    def __init__(self, destinations: Sequence[Lag], now: datetime) -> None:
+        self._destinations = destinations
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure, for each destination."""
+        label = ["destination"]
+        position = GaugeMetricFamily("sparkledger_kafka_position", "Events that are published.", labels=label)
+        behind = GaugeMetricFamily("sparkledger_kafka_lag_events", "Events that are not published yet.", labels=label)
+        behind_s = GaugeMetricFamily(
+            "sparkledger_kafka_lag_seconds",
+            "Since the oldest of those was recorded; 0 where there is none.",
+            labels=label,
+        )
+        errors = CounterMetricFamily("sparkledger_kafka_errors", "Attempts to publish that failed.", labels=label)
+        stopped = GaugeMetricFamily("sparkledger_kafka_stopped", "1 where a person must mend something.", labels=label)
+        for lag in self._destinations:
+            position.add_metric([lag.destination], lag.published)
+            behind.add_metric([lag.destination], lag.waiting)
+            behind_s.add_metric([lag.destination], lag.seconds(self._now))
+            errors.add_metric([lag.destination], lag.errors)
+            stopped.add_metric([lag.destination], lag.stopped)
+        yield from (position, behind, behind_s, errors, stopped)
+
+
+class _OfWebhooks(Collector):
+    """How each webhook stands, by an id that tells nobody whose it is."""
+
+    def __init__(self, webhooks: Sequence[WebhookLag], now: datetime) -> None:
+        self._webhooks = webhooks
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure, for each webhook."""
+        label = ["webhook"]
+        gauges: dict[str, tuple[str, Callable[[WebhookLag], float]]] = {
+            "position": ("Events that were delivered, left out, or wait, or are dead.", lambda lag: lag.position),
+            "lag_events": ("Events beyond those.", lambda lag: lag.behind),
+            "lag_seconds": ("Since the oldest of those was recorded.", lambda lag: lag.behind_s(self._now)),
+            "waiting": ("Messages that wait for another attempt.", lambda lag: lag.waiting),
+            "dead": ("Messages that were given up.", lambda lag: lag.dead),
+            "failures": ("Attempts that failed since one succeeded.", lambda lag: lag.failures),
+            "disabled": ("1 where nothing is sent.", lambda lag: lag.disabled),
+        }
+        for name, (description, value) in gauges.items():
+            gauge = GaugeMetricFamily(f"sparkledger_webhook_{name}", description, labels=label)
+            for lag in self._webhooks:
+                gauge.add_metric([str(lag.webhook_id)], value(lag))
+            yield gauge
+        attempts = CounterMetricFamily(
+            "sparkledger_webhook_attempts", "Attempts to deliver.", labels=[*label, "outcome"]
+        )
+        for lag in self._webhooks:
+            attempts.add_metric([str(lag.webhook_id), "delivered"], lag.delivered)
+            attempts.add_metric([str(lag.webhook_id), "failed"], lag.failed)
+        yield attempts
+
+
+async def worker_metrics(services: Services) -> bytes:
+    """Return the worker's figures; nothing where the database cannot be asked now."""
+    try:
+        async with asyncio.timeout(WAIT_S):
+            figures = await read_figures(services.database)
+            standings = await in_all_ledgers(services.database)
+            published = await lags(services.database)
+            webhooks = await webhook_lags(services.database)
+    except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong
+        log.debug("The worker's figures cannot be read: %s", error)
+        return b""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_OfExpiry(figures, services.now()))
+    registry.register(_OfViews(standings))
+    if published:
+        registry.register(_OfPublishing(published, services.now()))
+    if webhooks:
+        registry.register(_OfWebhooks(webhooks, services.now()))
+    return generate_latest(registry)

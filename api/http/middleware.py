@@ -1,0 +1,254 @@
+"""What every request passes first and every answer last: an id, the limits, the headers, the metrics.
+
+Plain ASGI, around the whole application: what breaks inside is answered here, as a problem like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect
+
+from api.http.limits import Places
+from api.http.problems import Problem, as_problem
+from infra.ids import random_16
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+# Of questions in bulk, which are kept on disk while they are answered.
+MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
+_LARGER_BODIES: Final = {"/v1/authorizations/batch": MAX_BATCH_BYTES}
+# Longer than the longest wait that a read may ask for, and than the database's own limit for a statement.
+MAX_REQUEST_S: Final = 30.0
+# Requests that wait for their answer to begin; streams that have begun have a limit of their own.
+MAX_WAITING: Final = 2_000
+MAX_WAITING_OF_A_KEY: Final = 1_000
+
+_REQUESTS: Final = Counter("sparkledger_http_requests", "Requests answered.", ["method", "route", "status"])
+_SECONDS: Final = Histogram(
+    "sparkledger_http_request_seconds",
+    "Time from the first byte of a request to the last of its answer.",
+    ["method", "route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+_IN_FLIGHT: Final = Gauge("sparkledger_http_requests_in_flight", "Requests that are being answered.")
+# The label of what no route answers: an address that a stranger made up must not become a time series.
+UNMATCHED: Final = "none"
+# What a request counts as whose caller left before it was read.
+LEFT: Final = 499
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+
+_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
+# Where an answer does not say otherwise: answers are for the caller alone, and never a page.
+_DEFAULTS: Final = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
+_CROWDED: Final = "More requests are waiting than this process answers. Nothing was done; send it again in a moment."
+_CROWDED_BY_A_KEY: Final = (
+    "As many requests of this key are waiting for their answers as may. Nothing was done; send it again in a moment."
+)
+
+log = logging.getLogger(__name__)
+
+
+@functools.lru_cache(maxsize=1024)
+def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    """Return the time series of an answer; looking them up by label takes longer than counting."""
+    return _REQUESTS.labels(method, route, str(status)), _SECONDS.labels(method, route)
+
+
+class Edge:
+    """The outermost layer of the application."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_request_s: float = MAX_REQUEST_S,
+        max_waiting: int = MAX_WAITING,
+        max_waiting_of_a_key: int = MAX_WAITING_OF_A_KEY,
+    ) -> None:
+        """Wrap the application."""
+        self._waiting = Waiting(max_waiting, max_waiting_of_a_key)
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._max_request_s = max_request_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens inside."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(receive, send, _LARGER_BODIES.get(scope["path"], self._max_body_bytes), self._waiting)
+        scope["request_id"] = exchange.request_id
+        scope["exchange"] = exchange
+        _IN_FLIGHT.inc()
+        began = time.perf_counter()
+        try:
+            await self._answer(scope, exchange)
+        finally:
+            _IN_FLIGHT.dec()
+            self._waiting.end(exchange)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            requests, seconds = _series(method, getattr(scope.get("route"), "path", UNMATCHED), exchange.status)
+            requests.inc()
+            seconds.observe(time.perf_counter() - began)
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+        try:
+            exchange.refuse_announced(scope)
+            self._waiting.begin(exchange)
+            async with asyncio.timeout(self._max_request_s) as exchange.timeout:
+                await self._app(scope, exchange.receive, exchange.send)
+                return
+        except TimeoutError as error:
+            mine = exchange.timeout is not None and exchange.timeout.expired()
+            if mine and exchange.reading:
+                # What comes late would be taken for the next request.
+                problem = Problem("body_too_slow", headers={"Connection": "close"})
+            else:
+                problem = Problem("timed_out", headers={"Retry-After": "1"}) if mine else as_problem(error)
+            log.warning("Request %s took too long.", exchange.request_id)
+        except Problem as refused:
+            problem = refused
+        except ClientDisconnect:
+            # Nobody is left to answer, and nothing of ours broke.
+            exchange.status = exchange.status or LEFT
+            return
+        except Exception as error:  # the last resort: whatever broke, the caller gets an answer and we a traceback
+            problem = as_problem(error)
+            log.exception("Request %s broke.", exchange.request_id)
+        exchange.timeout = None
+        if not exchange.begun:
+            await problem.response(exchange.request_id)(scope, exchange.receive, exchange.send)
+
+
+class Waiting:
+    """The requests of a process that wait for their answer to begin, in all and of each key."""
+
+    def __init__(self, most: int, most_of_a_key: int) -> None:
+        """Begin with none."""
+        self._most = most
+        self._most_of_a_key = most_of_a_key
+        self._exchanges: set[Exchange] = set()
+        self._places: Places[UUID] = Places()
+
+    def begin(self, exchange: Exchange) -> None:
+        """Let a request wait, where there is room."""
+        if len(self._exchanges) >= self._most:
+            raise Problem("unavailable", _CROWDED, headers={"Retry-After": "1"})
+        self._exchanges.add(exchange)
+
+    def of_key(self, exchange: Exchange, key_id: UUID) -> None:
+        """Count a request that waits as its key's, where that has room."""
+        if self._places.taken(key_id) >= self._most_of_a_key:
+            raise Problem("too_many_requests", _CROWDED_BY_A_KEY, headers={"Retry-After": "1"})
+        self._places.take(key_id)
+        exchange.key_id = key_id
+
+    def end(self, exchange: Exchange) -> None:
+        """Let it wait no longer; again, nothing changes."""
+        self._exchanges.discard(exchange)
+        if exchange.key_id is not None:
+            self._places.give_back(exchange.key_id)
+            exchange.key_id = None
+
+
+class Exchange:
+    """One request and its answer, as they pass."""
+
+    __slots__ = (
+        "_max_body_bytes",
+        "_receive",
+        "_received",
+        "_send",
+        "_waiting",
+        "key_id",
+        "reading",
+        "request_id",
+        "status",
+        "timeout",
+    )
+
+    def __init__(self, receive: Receive, send: Send, max_body_bytes: int, waiting: Waiting) -> None:
+        """Give the request an id; it leaves those that are waiting when its answer begins."""
+        self._waiting = waiting
+        self.key_id: UUID | None = None
+        self.reading = False
+        self.request_id = random_16().hex()
+        self.status = 0
+        self.timeout: asyncio.Timeout | None = None
+        self._receive = receive
+        self._send = send
+        self._received = 0
+        self._max_body_bytes = max_body_bytes
+
+    @property
+    def begun(self) -> bool:
+        """Whether the answer is on its way, so that no other can be given."""
+        return self.status != 0
+
+    def of_key(self, key_id: UUID) -> None:
+        """Let the request wait as one of a key's, now that it is known whose it is.
+
+        Raises:
+            Problem: as many of that key wait as may.
+
+        """
+        self._waiting.of_key(self, key_id)
+
+    def refuse_announced(self, scope: Scope) -> None:
+        """Refuse a body that says of itself that it is too large, before any of it is read."""
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value[:20]) > self._max_body_bytes:
+                raise self._too_large()
+
+    async def receive(self) -> Message:
+        """Pass on what comes in, as long as it is not too much, whatever its headers said."""
+        # Left as it is where the wait is cancelled: then it is known for what time ran out.
+        self.reading = True
+        message = await self._receive()
+        self.reading = False
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            if self._received > self._max_body_bytes:
+                raise self._too_large()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on what goes out, with the headers that every answer bears."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._waiting.end(self)
+            if self.timeout is not None and not self.timeout.expired():
+                self.timeout.reschedule(None)
+            headers = message["headers"]
+            given = {name for name, _ in headers}
+            message["headers"] = [
+                *headers,
+                (b"request-id", self.request_id.encode()),
+                *_HEADERS,
+                *(default for default in _DEFAULTS if default[0] not in given),
+            ]
+        await self._send(message)
+
+    def _too_large(self) -> Problem:
+        # The rest of the body is not read, so the connection cannot be used again.
+        detail = f"The body is larger than {self._max_body_bytes // 1024:,} KiB."
+        return Problem("body_too_large", detail, headers={"Connection": "close"})

@@ -1,0 +1,363 @@
+"""The API reference: what FastAPI knows of the routes, and all that it does not.
+
+Statuses, headers and roles follow from what a route is (does it take a body, does it change a code, who may call it),
+so that none of them is written twice; what only people know stands in the tables here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi.openapi.utils import get_openapi
+
+from api.answer_models import Problem
+from api.http.fields import ANY_JSON, NO_NUL
+from api.http.middleware import MAX_BODY_BYTES
+from api.http.problems import MEDIA_TYPE
+from api.http.route import Route
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+DESCRIPTION: Final = """\
+Records who authorized which TikTok video as an ad, for whom and when: every permission, code, share, redemption,
+campaign, extension, expiry and revocation is an event that nobody edits, and every answer can be traced to it.
+
+A key belongs to one ledger, and has one role. Times are RFC 3339 in UTC. Ids are yours: 1 to 128 characters of
+`A-Z a-z 0-9 . _ : @ -`. Unknown fields and parameters are refused. What was refused has changed nothing.
+"""
+
+_REF: Final = "#/components/schemas/"
+JSON_VALUE: Final = "JsonValue"
+
+# Commands on one code: they may carry If-Match, and can find that it changed.
+_MATCHING: Final = frozenset(
+    {
+        "addNote",
+        "endCampaign",
+        "eraseCreator",
+        "extendCode",
+        "launchCampaign",
+        "redeemCode",
+        "revealCode",
+        "revokeCode",
+        "setPermission",
+        "shareCode",
+    }
+)
+_RECORDING: Final = _MATCHING | {"generateCode"}
+# The same again answers 200 instead of 201.
+_REPEATED_AS_200: Final = frozenset({"addNote", "launchCampaign", "redeemCode", "shareCode"})
+_UNKNOWN_BY_BODY: Final = frozenset({"lookupCode", "redeemCode"})
+# A creator may be named of whom nothing is recorded; of their permission that is no question.
+_UNKNOWN_CREATOR: Final = frozenset({"eraseCreator", "readErasure"})
+_WITH_VERSION: Final = _RECORDING | {
+    "lookupCode",
+    "readCode",
+    "readErasure",
+    "readHistory",
+    "readPermission",
+    "readPermissionHistory",
+}
+_LISTS: Final = frozenset(
+    {"listCampaigns", "listCodes", "listEvents", "listPermissions", "listRedemptions", "listShares"}
+)
+_WITH_POSITION: Final = (
+    _WITH_VERSION
+    | _LISTS
+    | {"askAuthorization", "askAuthorizations", "exportEvents", "readDays", "readEvent", "readStats", "streamEvents"}
+)
+_PAGED: Final = _LISTS | {
+    "listAccesses",
+    "listDeadLetters",
+    "listDeliveries",
+    "listKeys",
+    "readHistory",
+    "readPermissionHistory",
+}
+_WEBHOOK_COMMANDS: Final = frozenset({"createWebhook", "replayDeadLetters", "rotateWebhookSecret", "testWebhook"})
+_LOCATED: Final = frozenset({"createKey", "createWebhook", "generateCode"})
+# What makes or shows a secret: its answer is kept by nobody on the way.
+_SECRET: Final = frozenset(
+    {"createKey", "createWebhook", "generateCode", "revealCode", "rotateKey", "rotateWebhookSecret"}
+)
+# What answers as lines of NDJSON or CSV, alone or too.
+_IN_LINES: Final = frozenset({"askAuthorizations", "exportEvents", "listEvents"})
+# The links that lead on from a new code.
+_ON_A_CODE: Final = (
+    "addNote",
+    "extendCode",
+    "launchCampaign",
+    "readCode",
+    "readHistory",
+    "revealCode",
+    "revokeCode",
+    "shareCode",
+)
+
+_WHY: Final[dict[int, str]] = {
+    400: "A header, the query, the path or the cursor is malformed.",
+    401: "There is no API key or token, or it is not valid.",
+    403: "The key's role, or whom it acts for, does not reach this far.",
+    404: "There is no such thing in this ledger.",
+    408: "The body did not arrive in time.",
+    409: "A rule refuses it; `code` says which. Or the first request with this Idempotency-Key still runs.",
+    412: "The code has changed since the version in If-Match.",
+    413: f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.",
+    415: "The body is not `application/json` in UTF-8.",
+    422: "The body is malformed; `errors` says where. Or the Idempotency-Key was used for another request.",
+    429: "The key asks too much; Retry-After says how long to wait.",
+    500: "Something broke on our side.",
+    503: "The database is away, or a wait ran out; nothing is half done. Retry-After says when to try again.",
+}
+
+_RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "Request-Id": {"description": "Names this request in our logs.", "schema": {"type": "string"}, "required": True},
+    "ETag": {
+        "description": "The version that stands, in quotes; what If-Match takes.",
+        "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
+        "required": True,
+    },
+    "Ledger-Position": {
+        "description": "How far into the ledger this answer has read, or has written.",
+        "schema": {"type": "integer", "minimum": 0},
+        "required": True,
+    },
+    "Location": {"description": "Where it stands.", "schema": {"type": "string"}, "required": True},
+    "Link": {"description": 'The next page, as rel="next", if there is one.', "schema": {"type": "string"}},
+    "Search-Complete": {
+        "description": "`false` where the search gave up before the page was full; `next` goes on from there.",
+        "schema": {"enum": ["true", "false"]},
+    },
+    "Looked-Through": {
+        "description": "How many events were looked at for this page.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "Idempotent-Replayed": {
+        "description": "Present where this is the first answer, told again.",
+        "schema": {"type": "string", "const": "true"},
+    },
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}},
+    "RateLimit": {"description": "What remains, and for how many seconds.", "schema": {"type": "string"}},
+    "RateLimit-Policy": {"description": "How many in how many seconds.", "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "How to present a key.", "schema": {"type": "string"}, "required": True},
+    "Cache-Control": {"description": "`no-store`: the answer is secret.", "schema": {"type": "string"}},
+}
+
+_REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "Idempotency-Key": {
+        "description": (
+            "Makes the request safe to send again: the same key and request gets the first answer, for at least 24 "
+            "hours. Bare or in quotes, such as `8e03978e-40d5-43e8-bc93-6894a57f9324`; a fresh one for each request."
+        ),
+        "schema": {"type": "string", "pattern": r'^("[!#-~]{1,255}"|[!#-~]{1,255})$'},
+    },
+    "If-Match": {
+        "description": 'The version that the caller has seen, such as `"3"`; another one is answered with 412.',
+        "schema": {"anyOf": [{"const": "*"}, {"type": "string", "pattern": '^"(0|[1-9][0-9]{0,9})"$'}]},
+        "example": "*",
+    },
+    "Last-Event-ID": {
+        "description": "The id of the last event that was seen: the stream goes on after it.",
+        "schema": {"type": "string", "pattern": "^(0|[1-9][0-9]{0,17})$"},
+        "example": "0",
+    },
+    "Correlation-Id": {
+        "description": "What you name the larger undertaking by; recorded with the events.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:@-]{1,128}$"},
+        "example": "spring-launch-7",
+    },
+}
+
+_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "createWebhook": {"url": "https://receiver.example/sparkledger", "types": ["Redeemed", "Revoked"]},
+    "changeWebhook": {"enabled": True},
+    "rotateWebhookSecret": {"overlap_hours": 24},
+    "replayDeadLetters": {"message_ids": ["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b22"]},
+    "setPermission": {"enabled": True},
+    "generateCode": {"creator_id": "ana.creates", "video_id": "7312345678901234567", "terms_version": "2026-01"},
+    "extendCode": {"days": 60},
+    "shareCode": {"brand_id": "acme", "channel": "dm", "advertiser_id": "adv-7001"},
+    "lookupCode": {"secret": "#k9/Tz+example+of+a+spark+ad+code=="},
+    "redeemCode": {"secret": "#k9/Tz+example+of+a+spark+ad+code==", "advertiser_id": "adv-7001"},
+    "launchCampaign": {
+        "campaign_id": "spring-sale",
+        "advertiser_id": "adv-7001",
+        "budget": {"amount": "500.00", "currency": "USD"},
+        "starts_at": "2026-03-02T00:00:00Z",
+        "ends_at": "2026-03-20T00:00:00Z",
+        "targeting": {"countries": ["US", "CA"], "age_min": 18},
+    },
+    "endCampaign": {"reason": "Budget spent"},
+    "revokeCode": {"reason": "Shared with the wrong brand"},
+    "revealCode": {"reason": "The brand lost it"},
+    "addNote": {"text": "Position 12 named the wrong brand."},
+    "createKey": {"role": "creator", "name": "The creator's app", "subjects": {"creator_ids": ["ana.creates"]}},
+    "rotateKey": {"overlap_seconds": 3600},
+}
+
+
+def reference(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of an application, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=app.openapi_tags
+        )
+        for route in app.routes:
+            if isinstance(route, Route):
+                for method in route.methods or ():
+                    _complete(document["paths"][route.path][method.lower()], route, method)
+        _add_components(document)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def statuses(route: Route, method: str) -> set[int]:
+    """Return the statuses of a route's refusals: they follow from what it is."""
+    name = route.operation_id or ""
+    if not route.roles:
+        return {500, 503} if name == "isReady" else {500}
+    found = {400, 401, 403, 429, 500, 503}
+    if route.param_convertors.keys() - {"creator_id"} or name in _UNKNOWN_BY_BODY | _UNKNOWN_CREATOR:
+        found.add(404)
+    if route.body_field is not None or route.openapi_extra:
+        found |= {408, 413, 415, 422}
+    if name in _RECORDING | _WEBHOOK_COMMANDS | {"changeWebhook", "createKey", "rotateKey"}:
+        found.add(409)
+    if name in _WEBHOOK_COMMANDS:
+        found.add(422)
+    if name in _MATCHING:
+        found.add(412)
+    return found if method != "GET" else found - {409, 412}
+
+
+def _complete(operation: dict[str, Any], route: Route, method: str) -> None:
+    """Add to one operation what FastAPI does not know of it."""
+    name = operation["operationId"]
+    operation["summary"] = route.endpoint.__name__.replace("_", " ").capitalize()
+    if route.roles:
+        operation["security"] = [{"apiKey": []}]
+        operation["description"] += f"\n\nRoles: {', '.join(f'`{role}`' for role in sorted(route.roles))}."
+    sent = (["Idempotency-Key"] if method in {"POST", "PUT"} else []) + (["If-Match"] if name in _MATCHING else [])
+    sent += ["Correlation-Id"] if name in _RECORDING else []
+    sent += ["Last-Event-ID"] if name == "streamEvents" else []
+    for header in sent:
+        declared = {"name": header, "in": "header", "required": False, **_REQUEST_HEADERS[header]}
+        operation.setdefault("parameters", []).append(declared)
+    for parameter in operation.get("parameters", ()):
+        _describe_in_path(parameter)
+        _without_null(parameter["schema"])
+    if name in _EXAMPLES:
+        operation["requestBody"]["content"]["application/json"]["example"] = _EXAMPLES[name]
+    responses = operation["responses"]
+    responses.pop("422", None)
+    for status, response in responses.items():
+        response["description"] = "Done." if status != "204" else "Done; there is nothing to say."
+        response["headers"] = _headers_of(name, status)
+    if name in _REPEATED_AS_200:
+        responses["201"]["description"] = "Recorded."
+        responses["200"] = responses["201"] | {"description": "Recorded before; nothing new."}
+    if name == "generateCode":
+        code = {"code_id": "$response.body#/code_id"}
+        secret = {"secret": "$response.body#/secret"}
+        responses["201"]["links"] = {
+            **{to: {"operationId": to, "parameters": code} for to in _ON_A_CODE},
+            "lookupCode": {"operationId": "lookupCode", "requestBody": secret},
+            "redeemCode": {"operationId": "redeemCode", "requestBody": secret},
+        }
+    if name in _IN_LINES:
+        content = responses["200"].setdefault("content", {})
+        content |= {media_type: {"schema": {"type": "string"}} for media_type in ("application/x-ndjson", "text/csv")}
+    for status in sorted(statuses(route, method)):
+        responses[str(status)] = {
+            "description": _WHY[status],
+            "headers": {header: _RESPONSE_HEADERS[header] for header in _problem_headers(status)},
+            "content": {MEDIA_TYPE: {"schema": {"$ref": f"{_REF}Problem"}}},
+        }
+
+
+def _describe_in_path(parameter: dict[str, Any]) -> None:
+    if parameter["in"] != "path":
+        return
+    schemas = {
+        "creator_id": ("The creator's TikTok account.", {"pattern": "^[A-Za-z0-9._:@-]{1,128}$"}, "ana.creates"),
+        "campaign_id": ("The campaign.", {}, "spring-sale"),
+        "code_id": ("The code.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"),
+        "key_id": ("The key's id.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b21"),
+        "position": ("The event's place in the ledger.", {}, "1"),
+        "webhook_id": ("The webhook.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b23"),
+    }
+    description, schema, example = schemas[parameter["name"]]
+    parameter |= {"description": description, "example": example}
+    parameter["schema"] |= schema
+
+
+def _without_null(schema: dict[str, Any]) -> None:
+    """Leave null out of a parameter's schema: in a query or header, absent is absent."""
+    alternatives = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if len(alternatives) == 1:
+        del schema["anyOf"]
+        schema |= alternatives[0]
+    elif alternatives:
+        schema["anyOf"] = alternatives
+
+
+def _headers_of(name: str, status: str) -> dict[str, Any]:
+    found = ["Request-Id"]
+    if name in _WITH_VERSION:
+        found.append("ETag")
+    if name in _WITH_POSITION:
+        found.append("Ledger-Position")
+    if name in _PAGED:
+        found.append("Link")
+    if name == "listEvents":
+        found += ["Search-Complete", "Looked-Through"]
+    if name in _LOCATED and status == "201":
+        found.append("Location")
+    if name in _RECORDING | _WEBHOOK_COMMANDS | {"createKey", "rotateKey"} and name != "revealCode":
+        found.append("Idempotent-Replayed")
+    if name in _SECRET:
+        found.append("Cache-Control")
+    return {header: _RESPONSE_HEADERS[header] for header in found}
+
+
+def _problem_headers(status: int) -> list[str]:
+    limited = ["Retry-After", "RateLimit", "RateLimit-Policy"]
+    more = {401: ["WWW-Authenticate"], 409: ["Retry-After"], 412: ["ETag"], 429: limited, 503: ["Retry-After"]}
+    return ["Request-Id", *more.get(status, ())]
+
+
+def _add_components(document: dict[str, Any]) -> None:
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {
+        "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key, or a token of a configured issuer."}
+    }
+    schemas = components.setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    problem = Problem.model_json_schema(ref_template=_REF + "{model}")
+    schemas |= problem.pop("$defs")
+    schemas["Problem"] = problem
+    value = {"$ref": f"{_REF}{JSON_VALUE}"}
+    mapping = {"propertyNames": {"pattern": NO_NUL}, "additionalProperties": value}
+    for schema in _schemas_within(schemas):
+        if schema.pop(ANY_JSON, False):
+            schema.update(mapping)
+    schemas[JSON_VALUE] = {
+        "description": "Any JSON without the character NUL.",
+        "anyOf": [
+            {"type": "string", "pattern": NO_NUL},
+            {"type": ["number", "boolean", "null"]},
+            {"type": "array", "items": value},
+            {"type": "object", **mapping},
+        ],
+    }
+
+
+def _schemas_within(value: Any) -> list[dict[str, Any]]:
+    """Return every object in a document, whatever its depth."""
+    if isinstance(value, list):
+        return [found for item in value for found in _schemas_within(item)]
+    if not isinstance(value, dict):
+        return []
+    return [value, *(found for item in value.values() for found in _schemas_within(item))]

@@ -1,0 +1,252 @@
+"""Every way the API says no, and its one table of HTTP statuses.
+
+    Problem       what is sent: a stable code, its status, a sentence; never anything that the caller sent
+    as_problem    turns whatever was raised (a refusal, a validation error, a routing error) into one
+
+RFC 9457 gives the shape. `type` leads to the list of problems on the documentation page.
+"""
+
+from __future__ import annotations
+
+import http
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from api.http.validation_messages import sentence
+from domain.errors import SENTENCES, Refused, StaleVersion
+from infra.errors import (
+    IdempotencyMismatch,
+    IdempotencyRunning,
+    KeyNoLongerValid,
+    KeyNotRotatable,
+    TokenRefused,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+STATUSES: Final[dict[str, int]] = {
+    "malformed_header": 400,
+    "malformed_path": 400,
+    "malformed_query": 400,
+    "malformed_cursor": 400,
+    "malformed_request": 400,
+    "unauthenticated": 401,
+    "not_allowed": 403,
+    "campaign_unknown": 404,
+    "code_unknown": 404,
+    "creator_unknown": 404,
+    "erasure_unknown": 404,
+    "event_unknown": 404,
+    "key_unknown": 404,
+    "route_unknown": 404,
+    "version_unknown": 404,
+    "webhook_unknown": 404,
+    "method_not_allowed": 405,
+    **dict.fromkeys(SENTENCES, 409),
+    "key_not_rotatable": 409,
+    "idempotency_key_in_use": 409,
+    "too_many_webhooks": 409,
+    "webhook_disabled": 409,
+    "webhook_key_invalid": 409,
+    "stale_version": 412,
+    "body_too_slow": 408,
+    "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "malformed_body": 422,
+    "idempotency_key_reused": 422,
+    "too_many_requests": 429,
+    "too_many_unknown_codes": 429,
+    "internal_error": 500,
+    "timed_out": 503,
+    "unavailable": 503,
+}
+
+# The same request may succeed later without anyone changing it.
+RETRYABLE: Final = Refused.RETRYABLE | {
+    "idempotency_key_in_use",
+    "too_many_requests",
+    "too_many_unknown_codes",
+    "body_too_slow",
+    "internal_error",
+    "timed_out",
+    "unavailable",
+}
+
+# What a person reads where the sentence does not depend on the case; refusals of the rules bring their own.
+DETAILS: Final[dict[str, str]] = {
+    "malformed_body": "The body is not what this route takes; `errors` says where and why.",
+    "malformed_query": "The query is not what this route takes; `errors` says which parameter and why.",
+    "malformed_path": "An id in the path is not 1 to 128 characters of A-Z a-z 0-9 . _ : @ -",
+    "malformed_cursor": "The cursor was not given out for this query. Begin again without it.",
+    "malformed_request": "The request could not be understood.",
+    "unauthenticated": "Send a valid API key, or a token, as `Authorization: Bearer <key>`.",
+    "erasure_unknown": "No erasure of this creator is recorded in this ledger.",
+    "event_unknown": "There is no event at this position in this ledger.",
+    "key_unknown": "There is no such key in this ledger.",
+    "key_not_rotatable": (
+        "Only a key that is neither revoked nor expired can be rotated. The bearer of tokens has no key to rotate."
+    ),
+    "route_unknown": "There is nothing at this address.",
+    "version_unknown": "The code has not reached this version.",
+    "webhook_unknown": "There is no such webhook among those of this key.",
+    "too_many_webhooks": "This ledger has as many webhooks as it may, 100. Delete one that is not needed any more.",
+    "webhook_disabled": "Nothing is sent to this webhook while it is disabled. Enable it first.",
+    "webhook_key_invalid": (
+        "The API key that this webhook belongs to was revoked or has expired. Create another webhook with a valid one."
+    ),
+    "method_not_allowed": "This address does not know the method; `Allow` lists those it knows.",
+    "body_too_large": "The body is larger than 1 MiB.",
+    "unsupported_media_type": "Send the body as `Content-Type: application/json`, in UTF-8.",
+    "idempotency_key_in_use": "The first request with this Idempotency-Key is still running. Ask again in a moment.",
+    "idempotency_key_reused": (
+        "This Idempotency-Key was used for another request. Use a fresh one for each new request."
+    ),
+    "too_many_requests": "This key sends more requests than it may. Try again after the seconds in Retry-After.",
+    "too_many_unknown_codes": (
+        "This key has tried too many codes that nobody generated. Try again after the seconds in Retry-After."
+    ),
+    "internal_error": "Something broke on our side. The request id leads us to it.",
+    "body_too_slow": "The body did not arrive in time, and nothing was done. Send it again, faster.",
+    "timed_out": (
+        "The answer took too long. Whether a command was recorded is not known: send it again with the same "
+        "Idempotency-Key and it is done once."
+    ),
+}
+
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="sparkledger"'}
+# RFC 6750 has the name, so that a client knows to get another token.
+_INVALID_TOKEN: Final = {"WWW-Authenticate": 'Bearer realm="sparkledger", error="invalid_token"'}
+
+
+class Problem(HTTPException):
+    """One problem, ready to be sent; raise it anywhere in a route."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Say what is wrong; `members` are fields of this problem beyond those that every problem has."""
+        super().__init__(STATUSES[code], detail or DETAILS[code], headers)
+        self.code = code
+        self.members = members or {}
+
+    def response(self, request_id: str) -> Response:
+        """Return the answer to send."""
+        content = {
+            "type": f"/docs#{self.code}",
+            "title": title(self.code),
+            "status": self.status_code,
+            "detail": self.detail,
+            "code": self.code,
+            "retryable": self.code in RETRYABLE,
+            "request_id": request_id,
+            **self.members,
+        }
+        return Response(orjson.dumps(content), self.status_code, self.headers, MEDIA_TYPE)
+
+
+def title(code: str) -> str:
+    """Return the short name of a kind of problem."""
+    return code.replace("_", " ").capitalize()
+
+
+def malformed_body(pointer: str, problem: str) -> Problem:
+    """Return the problem of one wrong field, for what only the route can know to be wrong."""
+    return Problem("malformed_body", members={"errors": [{"pointer": pointer, "problem": problem}]})
+
+
+def malformed_query(parameter: str, problem: str) -> Problem:
+    """Return the problem of one wrong query parameter."""
+    return Problem("malformed_query", members={"errors": [{"pointer": f"/{parameter}", "problem": problem}]})
+
+
+def malformed(code: str, error: ValidationError) -> Problem:
+    """Return the problem of what a model refused: where and why, and nothing of what was sent."""
+    found = error.errors(include_url=False, include_input=False)
+    return Problem(code, members={"errors": [{"pointer": _pointer(e), "problem": sentence(e)} for e in found]})
+
+
+def too_many(code: str, wait_s: float, policy: tuple[int, int]) -> Problem:
+    """Return the problem of a caller that must wait; seconds are rounded up, to at least one.
+
+    `policy` is how many are let through in how many seconds. Beside Retry-After stand the two fields of
+    draft-ietf-httpapi-ratelimit-headers-10: what the policy is, that nothing remains of it, and until when.
+    """
+    wait = max(1, -int(-wait_s // 1))
+    quota, window_s = policy
+    return Problem(
+        code,
+        headers={
+            "Retry-After": str(wait),
+            "RateLimit-Policy": f'"{code}";q={quota};w={window_s}',
+            "RateLimit": f'"{code}";r=0;t={wait}',
+        },
+    )
+
+
+def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911 - one line for each kind of error
+    """Turn what was raised into what is sent."""
+    match error:
+        case Problem():
+            return error
+        case StaleVersion():
+            return Problem(
+                error.code,
+                error.detail,
+                headers={"ETag": f'"{error.current}"'},
+                members={"current_version": error.current},
+            )
+        case Refused():
+            conflict = {"conflict_id": error.conflict_id} if error.conflict_id else {}
+            return Problem(error.code, error.detail, members=conflict)
+        case IdempotencyMismatch():
+            return Problem("idempotency_key_reused", members={"errors": []})
+        case IdempotencyRunning():
+            return Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
+        case KeyNoLongerValid():
+            return Problem("unauthenticated", headers=_CHALLENGE)
+        case TokenRefused():
+            return Problem("unauthenticated", error.detail, headers=_INVALID_TOKEN)
+        case KeyNotRotatable():
+            return Problem("key_not_rotatable")
+        case Unavailable():
+            return Problem("unavailable", error.detail, headers={"Retry-After": str(error.retry_after)})
+        case HTTPException():
+            return _of_status(error)
+        case _:
+            return Problem("internal_error")
+
+
+def unauthenticated() -> Problem:
+    """Return the problem of a caller without a valid key."""
+    return Problem("unauthenticated", headers=_CHALLENGE)
+
+
+def _of_status(error: HTTPException) -> Problem:
+    """Name the problems that the framework raises."""
+    codes = {404: "route_unknown", 405: "method_not_allowed", 413: "body_too_large"}
+    if error.status_code in codes:
+        return Problem(codes[error.status_code], headers=error.headers)
+    if error.status_code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Problem("malformed_request")
+    return Problem("internal_error")
+
+
+def _pointer(error: ErrorDetails) -> str:
+    """Return the JSON Pointer (RFC 6901) of a field that we named; one that the caller named is not told back."""
+    path = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
+    return "".join(f"/{part}" for part in path)

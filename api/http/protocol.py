@@ -1,0 +1,158 @@
+"""How a connection is read: uvicorn's parser, with limits on connections, and on what comes beside bodies, and when.
+
+What is refused here was never a request, so it has no request id; it is a problem (RFC 9457) all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.http.transport import Gathering
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+# What a request has beside its body, that is, trailers and the lengths of its chunks too: the largest batch may come
+# with every line as a chunk.
+MAX_BESIDE_BYTES: Final = 1024 * 1024
+# From the moment a connection is made, or something comes after an answer, until a head is whole; while nothing comes
+# uvicorn has a limit of its own.
+HEAD_WITHIN_S: Final = 15.0
+# Of one process; with the database's sessions it stays below the 4,096 files that a process may usually open.
+MAX_CONNECTIONS: Final = 3_000
+
+ABORT: Final = "sparkledger.abort"
+
+
+def _answer(status: HTTPStatus, code: str, title: str, *, retryable: bool = False) -> bytes:
+    problem = {"type": "about:blank", "title": title, "status": status, "code": code, "retryable": retryable}
+    body = orjson.dumps(problem)
+    return (
+        b"HTTP/1.1 %d %b\r\nconnection: close\r\n%bcontent-type: application/problem+json\r\n"
+        b"content-length: %d\r\n\r\n%b"
+    ) % (status, status.phrase.encode(), b"retry-after: 1\r\n" if retryable else b"", len(body), body)
+
+
+_TOO_LARGE: Final = _answer(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "The head of the request is too large."
+)
+_NOT_HTTP: Final = _answer(HTTPStatus.BAD_REQUEST, "malformed_request", "This is not a request in HTTP/1.1.")
+_CROWDED: Final = _answer(
+    HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "This process has as many connections as it takes.", retryable=True
+)
+
+
+class _Unheard(list[tuple[bytes, bytes]]):
+    """Where trailers go. They are no headers: a proxy that judges those has not seen these (RFC 9110, 6.5.1)."""
+
+    def append(self, field: tuple[bytes, bytes], /) -> None:
+        """Keep nothing."""
+
+
+_UNHEARD: Final = _Unheard()
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection whose requests' heads are bounded in size and time, which the parser itself does not do."""
+
+    # Bytes of the request that is coming in which are not its body.
+    _beside = 0
+    _in_head = True
+    _silence: asyncio.TimerHandle | None = None
+    _gathering: Gathering
+    # Of several requests that came together, the one whose turn it is.
+    _answered: RequestResponseCycle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """Begin to wait for a head."""
+        self._gathering = transport = Gathering(transport, self.loop)
+        super().connection_made(transport)
+        # Whoever asks for a WebSocket is answered as if they had not: nothing here speaks it.
+        self.ws_protocol_class = None
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.write(_CROWDED)
+            transport.close()
+            return
+        self._silence = self.loop.call_later(HEAD_WITHIN_S, self._close_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting, and tell whoever answers."""
+        self._heard()
+        # uvicorn tells the latest request alone, which may stand in line behind one whose answer has no end.
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+        self._gathering.unwatch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on what comes, as long as what is no body stays within its limit, and a head within its time."""
+        self._beside += len(data)
+        super().data_received(data)
+        if self._beside > (MAX_HEAD_BYTES if self._in_head else MAX_BESIDE_BYTES):
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+        elif self._silence is None and (self.cycle is None or self.cycle.response_complete):
+            # Half a head, or the rest of a body that nobody waits for: uvicorn's limit ended when it began to come.
+            self._silence = self.loop.call_later(HEAD_WITHIN_S, self._close_silent)
+
+    def on_body(self, body: bytes) -> None:
+        """Leave the body's length to the application."""
+        self._beside -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Begin to count anew."""
+        self._beside = 0
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """See to it that what waits is taken."""
+        super().pause_writing()
+        self._gathering.watch()
+
+    def resume_writing(self) -> None:
+        """Stop seeing to it, but for a connection that closes: what is left of it must be taken as well."""
+        super().resume_writing()
+        if not self._gathering.is_closing():
+            self._gathering.unwatch()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Note which request is being answered."""
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - what uvicorn would say is not a problem
+        """Answer what could not be parsed."""
+        self.transport.write(_NOT_HTTP)
+        self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self._in_head = True
+        super().on_message_begin()
+        # For streams whose client takes nothing any more: closing would wait until it has taken what is buffered.
+        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+
+    def on_headers_complete(self) -> None:
+        """Stop waiting: the head is whole, and the application limits the body."""
+        self._in_head = False
+        self._heard()
+        super().on_headers_complete()
+        self.headers = _UNHEARD
+
+    def _heard(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+    def _close_silent(self) -> None:
+        self.transport.close()

@@ -1,0 +1,218 @@
+"""What reads take in their query: one model for each, with nothing unknown let through."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Self, cast
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from api.http.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, State, parse_moment
+from api.http.problems import malformed_query
+from api.http.validation_messages import sentence
+
+LIMIT: Final = 100
+MAX_LIMIT: Final = 1_000
+MAX_CURSOR_CHARACTERS: Final = 500
+MAX_Q_CHARACTERS: Final = 500
+
+# Longer than any number that is taken, so that one too large is told so; and bounded, for reading digits takes longer
+# the more there are.
+_WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,99}")
+
+
+# What the bytes that are no UTF-8 have become: looked for, it would find nothing, and say nothing of why.
+_REPLACEMENT: Final = "\ufffd"
+_NO_UTF_8: Final = PydanticCustomError("utf_8", "This is not in UTF-8, or holds U+FFFD, which stands for what is not.")
+# A plus stands for a space in a query, unless it is written as %2B.
+_LOST_PLUS: Final = re.compile(r".*[0-9] [0-9]{2}:[0-9]{2}")
+
+
+def _whole(value: object) -> object:
+    """Read a number from the query: digits alone, for `1_0`, ` 1` and `1.0` are slips, not numbers."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value) is None:
+        raise PydanticCustomError("whole", "This is not a whole number from 0 upwards.")
+    return int(value) if isinstance(value, str) else value
+
+
+def _code_id(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return read(value)
+    except ValidationError:  # the library's own message shows a part of what was sent
+        raise PydanticCustomError("code_id", "This is not the id of a code, a UUID.") from None
+
+
+def _as_of(value: object) -> datetime | int:
+    if isinstance(value, str) and _WHOLE.fullmatch(value) is not None:
+        position = int(value)
+        if position > MAX_POSITION:
+            raise PydanticCustomError("as_of", "No ledger reaches this position.")
+        return position
+    return parse_moment(value)
+
+
+def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
+    """Return an error with a sentence in place of the library's words, and nothing of what was sent."""
+    loc, message = error["loc"], sentence(error)
+    match error["type"]:
+        case "extra_forbidden":
+            loc = ()
+            message = f"There is a parameter here that is not known; known are {', '.join(known)}."
+        case "moment" if isinstance(error["input"], str) and _LOST_PLUS.fullmatch(error["input"]):
+            message = "A + in a query stands for a space: write %2B for that of an offset, or give the time with Z."
+    # The message is a template, and holds nothing to fill in.
+    return {"type": PydanticCustomError("parameter", cast("Any", message)), "loc": loc, "input": None}
+
+
+# The bounds come before the reading: so they stand in the reference too.
+Place = Annotated[int, Field(ge=0, le=MAX_POSITION), BeforeValidator(_whole)]
+Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
+Size = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(_whole)]
+AtLeast = Annotated[
+    Place | None,
+    Field(description="Wait, at most 5 seconds, until this position has been read.", examples=[1]),
+]
+AsOf = Annotated[
+    datetime | int | None,
+    BeforeValidator(_as_of),
+    WithJsonSchema({"anyOf": [MOMENT_SCHEMA, {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}]}),
+    Field(description="As the ledger knew then: a time, or a position.", examples=["2026-03-01T12:00:00Z"]),
+]
+At = Annotated[Moment | None, Field(description="As it was true then, in effective time.")]
+Limit = Annotated[Size, Field(description="Entries a page, at most.", examples=[LIMIT])]
+CodeId = Annotated[
+    UUID,
+    WrapValidator(_code_id),
+    WithJsonSchema({"type": "string", "format": "uuid"}),
+    Field(examples=["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"]),
+]
+
+
+class Query(BaseModel):
+    """A query: unknown parameters are refused, because a misspelt filter would filter nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told_in_sentences(cls, sent: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Say what is wrong in sentences, and what is known where something is not; never what was sent."""
+        given = sent.items() if isinstance(sent, dict) else ()
+        unreadable = [name for name, value in given if isinstance(value, str) and _REPLACEMENT in value]
+        try:
+            found = read(sent)
+        except ValidationError as error:
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            wrong = [_in_a_sentence(e, known) for e in error.errors(include_url=False)]
+            once = {(e["loc"], str(e["type"])): e for e in wrong}
+            raise ValidationError.from_exception_data(cls.__name__, list(once.values()), hide_input=True) from None
+        if unreadable:
+            lost: list[InitErrorDetails] = [{"type": _NO_UTF_8, "loc": (name,), "input": None} for name in unreadable]
+            raise ValidationError.from_exception_data(cls.__name__, lost, hide_input=True)
+        return found
+
+
+class PermissionQuery(Query):
+    as_of: AsOf = None
+    at: At = None
+    at_least: AtLeast = None
+
+
+class CodeQuery(Query):
+    as_of: AsOf = None
+    at: At = None
+    version: Annotated[Number | None, Field(description="As it stood at this version.", examples=[2])] = None
+    at_least: AtLeast = None
+
+
+def refuse_empty(
+    since: datetime | None, until: datetime | None, since_name: str = "from", until_name: str = "to"
+) -> None:
+    """Refuse a range of time that holds nothing.
+
+    Args:
+        since: the first moment in it.
+        until: the first moment after it.
+        since_name: the parameter of the one.
+        until_name: and of the other.
+
+    Raises:
+        Problem: no moment lies in it.
+
+    """
+    if since is not None and until is not None and since >= until:
+        raise malformed_query(until_name, f"This is not later than `{since_name}`, so the range holds nothing.")
+
+
+class CodesQuery(Query):
+    state: Annotated[State | None, Field(description="Codes in this state alone.")] = None
+    creator_id: Annotated[Id | None, Field(description="Codes of this creator alone.", examples=["ana.creates"])] = None
+    video_id: Annotated[Id | None, Field(description="Codes for this video alone.")] = None
+    brand_id: Annotated[Id | None, Field(description="Codes shared with this brand alone.", examples=["acme"])] = None
+    advertiser_id: Annotated[
+        Id | None, Field(description="Codes shared with or redeemed by this account alone.", examples=["adv-7001"])
+    ] = None
+    expires_before: Annotated[Moment | None, Field(description="Codes whose window ends before this moment.")] = None
+    live_at: Annotated[
+        Moment | None,
+        Field(
+            description="Codes that were live at this moment of effective time, by what is known now, the soonest to "
+            "end first. Each is answered as it stands now."
+        ),
+    ] = None
+    order: Annotated[
+        Literal["newest", "ending"],
+        Field(description="Newest first; or those not revoked that are yet to end, the soonest first."),
+    ] = "newest"
+    limit: Limit = LIMIT
+    cursor: Annotated[
+        str | None,
+        StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
+        Field(description="`next` of the page before, for the same filters."),
+    ] = None
+    at_least: AtLeast = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether the soonest to end come first."""
+        return self.order == "ending" or self.live_at is not None
+
+    @model_validator(mode="after")
+    def _no_other_order_of_what_was_live(self) -> Self:
+        if self.live_at is not None and self.order == "newest" and "order" in self.model_fields_set:
+            raise malformed_query("order", "With `live_at` the soonest to end come first: leave `order` out.")
+        refuse_empty(self.live_at, self.expires_before, "live_at", "expires_before")
+        return self
+
+    @model_validator(mode="after")
+    def _no_ended_codes_that_are_yet_to_end(self) -> Self:
+        if self.order == "ending" and self.live_at is None and self.state in {"expired", "revoked"}:
+            raise malformed_query(
+                "state", "With `order=ending` there are codes alone that are neither expired nor revoked."
+            )
+        return self
+
+
+class AuthorizationQuery(Query):
+    video_id: Annotated[Id, Field(description="The video.", examples=["7312345678901234567"])]
+    advertiser_id: Annotated[Id, Field(description="The account that ran the ad.", examples=["adv-7001"])]
+    at: Annotated[
+        Moment | None, Field(description="The moment it ran. Absent: now, or with `as_of` when the ledger knew that.")
+    ] = None
+    as_of: AsOf = None
+    at_least: AtLeast = None

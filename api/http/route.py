@@ -1,0 +1,156 @@
+"""What every route does before its own lines: who calls, may they, is what they sent well formed; in this order.
+
+FastAPI matches and describes; reading the request is done here, because its own way parses the body before it knows
+the caller, and takes longer than all the rest. A route's signature says everything:
+
+    caller: Annotated[Caller, allow(…)]     whom to let in
+    query: Annotated[SomeQuery, Query()]    the query, as a model
+    body: SomeBody                          the body, as a model; `| None = None` where it may be absent
+    code_id: str                            what stands in the path
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+from fastapi import Request
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from api.http import headers
+from api.http.caller import Allowed, Caller, admit
+from api.http.problems import Problem, malformed, malformed_body
+from api.http.query_params import Query
+from api.http.strict_json import names_twice
+from api.schemas import Body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from fastapi import FastAPI
+    from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
+
+    from domain.values import Role
+
+M = TypeVar("M", bound=BaseModel)
+
+MAX_PARAMETERS: Final = 50
+
+
+class Route(APIRoute):
+    """A route that knows its roles, and turns callers away before it reads what they send."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        """Take what FastAPI takes, and answer without what it wraps around a route for features not used here."""
+        super().__init__(*args, **more)
+        handle = self.get_route_handler()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            # What is raised is answered by the application, once for all routes: `api.http.app`.
+            response = await handle(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = app
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles that are let in; none where anyone is."""
+        calls = [dependency.call for dependency in self.dependant.dependencies]
+        return next((call.roles for call in calls if isinstance(call, Allowed)), ())
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what answers a request: it reads as the signature says, then calls the route."""
+        endpoint, roles = self.endpoint, self.roles
+        types = typing.get_type_hints(endpoint)
+        named = {kind: name for name, kind in types.items() if kind in {Caller, Request}}
+        caller_name, request_name = named.get(Caller), named.get(Request)
+        query_name, query_type = _of_kind(types, Query)
+        body_name, body_type = _of_kind(types, Body)
+        body_adapter: TypeAdapter[Any] | None = None if body_type is None else TypeAdapter(body_type)
+
+        async def handler(request: Request) -> Response:
+            arguments: dict[str, Any] = {**request.path_params}
+            if caller_name is not None:
+                arguments[caller_name] = await admit(request, roles)
+            if request_name is not None:
+                arguments[request_name] = request
+            if query_name is not None and query_type is not None:
+                arguments[query_name] = read_query(request, query_type)
+            if body_name is not None and body_adapter is not None:
+                arguments[body_name] = await read_body(request, body_adapter)
+            answer: Response = await endpoint(**arguments)
+            return answer
+
+        return handler
+
+
+def read_query(request: Request, model: type[M]) -> M:
+    """Return the query as its model.
+
+    Raises:
+        Problem: it is malformed, or names a parameter twice, of which only one could count.
+
+    """
+    text = request.scope["query_string"].decode("latin-1")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS) if text else []
+    except ValueError:
+        raise Problem("malformed_query", f"There are more than {MAX_PARAMETERS} parameters in the query.") from None
+    parameters = dict(pairs)
+    if len(parameters) < len(pairs):
+        known = {field.alias or name for name, field in model.model_fields.items()}
+        names = [name for name, _ in pairs]
+        twice = next((name for name in parameters if name in known and names.count(name) > 1), None)
+        which = "A query parameter" if twice is None else f"The parameter `{twice}`"
+        raise Problem("malformed_query", f"{which} is sent more than once.")
+    try:
+        return model.model_validate(parameters)
+    except ValidationError as error:
+        raise malformed("malformed_query", error) from None
+
+
+async def read_body(request: Request, adapter: TypeAdapter[Any]) -> Any:
+    """Return the body as its model; what the JSON said is kept for the request's hash.
+
+    Raises:
+        Problem: it is no JSON as RFC 8259 has it (no NaN, no lone surrogates, nothing but UTF-8), names a field twice,
+            or is malformed.
+
+    """
+    if headers.has_body(request) and headers.media_type(request) != "application/json":
+        raise Problem("unsupported_media_type")
+    body = await request.body()
+    try:
+        sent = orjson.loads(body) if body else None
+        twice = isinstance(sent, dict) and names_twice(sent, body)
+    except (orjson.JSONDecodeError, RecursionError):
+        raise malformed_body("", "This is not JSON in UTF-8.") from None
+    if twice:
+        raise malformed_body("", "A field is sent more than once.")
+    request.scope["json"] = sent
+    try:
+        return adapter.validate_python(sent)
+    except ValidationError as error:
+        raise malformed("malformed_body", error) from None
+
+
+def roles_by_route(app: FastAPI) -> dict[str, tuple[Role, ...]]:
+    """Return the one table of what each role may, read from the routes themselves: `METHOD /path` → roles."""
+    return {
+        f"{method} {route.path}": route.roles
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in sorted(route.methods or ())
+    }
+
+
+def _of_kind(types: dict[str, Any], kind: type[M]) -> tuple[str | None, Any]:
+    """Return name and type of the parameter that is a model of some kind, or may be one."""
+    for name, found in types.items():
+        if any(isinstance(t, type) and issubclass(t, kind) for t in (found, *typing.get_args(found))):
+            return name, found
+    return None, None

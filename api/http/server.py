@@ -1,0 +1,139 @@
+"""Run the application: uvicorn on one event loop, with everything it is wired of opened around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+import uvloop
+
+from api.http.app import create_app
+from api.http.dependencies import Services
+from api.http.protocol import BoundedProtocol
+from infra.crypto.rotation import require_master_keys
+from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+from infra.postgres.migrate import require_migrated
+from infra.processes.runtime import API, allow_connections, runtime, spare_the_collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from api.streams import Streams
+    from infra.crypto.master_keys import KeyProvider
+    from infra.settings import Settings
+
+# Requests that are being answered when the end is asked for have this long; the supervisor waits a second more.
+GRACE_S: Final = 2
+BACKLOG: Final = 2048
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, with the signals left to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the signals alone: uvicorn would raise them again after its own end, in the middle of ours."""
+        yield
+
+
+def run(
+    settings: Settings, conninfo: str, master_key: KeyProvider, *, started: Callable[[str], None] = lambda _: None
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: where to listen, and what the rules leave to configuration.
+        conninfo: the database, as a login that is or may become the API's role.
+        master_key: who holds the key that the database's keys are wrapped with.
+        started: told the URL once requests are answered.
+
+    Raises:
+        MigrationError: the database lacks a migration.
+        MasterKeyError: a master key that keys are wrapped with was not given.
+        LookupError: the address cannot be listened on.
+
+    """
+    require_migrated(conninfo)
+    require_master_keys(conninfo, API, master_key)
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        uvloop.run(_serve(settings, conninfo, master_key, listener, started))
+
+
+async def _serve(
+    settings: Settings,
+    conninfo: str,
+    master_key: KeyProvider,
+    listener: socket.socket,
+    started: Callable[[str], None],
+) -> None:
+    loop = asyncio.get_running_loop()
+    spare_the_collector()
+    allow_connections()
+    async with runtime(conninfo, API, master_key, settings.oidc_issuers) as opened:
+        services = Services(
+            ledgers=opened.ledgers,
+            identity=opened.identity,
+            views=opened.views,
+            settings=settings,
+            now=lambda: datetime.now(UTC),
+            database=opened.database,
+            webhooks=WebhookSubscriptions(opened.database, opened.keyring),
+            on_keys_changed=opened.on_keys_changed,
+        )
+        app = create_app(services)
+        server = Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                backlog=BACKLOG,
+                http=BoundedProtocol,
+                **believing(settings.trusted_proxies),
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, _stop, server, app.state.streams)
+        serving = loop.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
+            await asyncio.sleep(0.01)
+        if server.started:
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            started(f"http://{shown}:{port}")
+        await serving
+        await app.state.streams.close()
+
+
+def believing(proxies: tuple[str, ...]) -> dict[str, Any]:
+    """Return uvicorn's options for who is believed about where a request came from; its default is this machine."""
+    if proxies == ("none",):
+        return {"proxy_headers": False}
+    return {"proxy_headers": True, "forwarded_allow_ips": list(proxies)}
+
+
+def _stop(server: Server, streams: Streams) -> None:
+    server.should_exit = True
+    # The server waits for answers under way, and these would never be over.
+    streams.end()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen, before anything else is opened: an address in use is the first thing to know."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        message = (
+            f"The API cannot listen on {host}, port {port}: {error.strerror or error}. "
+            "Set SPARKLEDGER_HOST or SPARKLEDGER_PORT to another."
+        )
+        raise LookupError(message) from error

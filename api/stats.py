@@ -1,0 +1,184 @@
+"""The routes of the figures: how things stand now, and how they went day by day."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from api.answer_models import StatsAnswer
+from api.http.caller import Caller, allow
+from api.http.dependencies import Cursor
+from api.http.problems import malformed_query
+from api.http.responses import answer
+from api.http.route import Route
+from api.list_models import DaysAnswer
+from api.list_queries import MAX_STATISTICS_DAYS, DaysQuery, StatsQuery
+from infra.delivery.kafka.publication_status import publication
+from infra.delivery.webhooks.models import Owner
+from infra.views.status import in_ledger
+from projections import statistics
+from projections.code_timeline import BUCKETS_S, LONGER, day_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from infra.delivery.webhooks.models import Webhook
+    from projections.statistics import Day
+
+EXPIRING_WITHIN_DAYS: Final = (7, 14, 30)
+STATS_SINCE: Final = timedelta(hours=24)
+# The range of days that is not asked for by its first.
+DAYS: Final = 30
+
+router = APIRouter(route_class=Route, tags=["Reads"])
+
+
+@router.get("/v1/stats", response_model=StatsAnswer, operation_id="readStats")
+async def read_stats(
+    query: Annotated[StatsQuery, Query()], caller: Annotated[Caller, allow("operator", "auditor", "admin")]
+) -> Response:
+    """Count codes by state, expiries ahead and refusals, and tell how far every view has read."""
+    ledger_id, now, services = caller.ledger_id, caller.services.now(), caller.services
+    head = await services.ledgers.store.head(ledger_id)
+
+    async def figures(cur: Cursor) -> dict[str, Any]:
+        redemptions = await statistics.totals(cur, ledger_id, "redemptions")
+        return {
+            "codes": await statistics.count_by_state(cur, ledger_id, now),
+            "expiring": {
+                f"within_{days}_days": await statistics.count_ahead(
+                    cur, ledger_id, now=now, until=now + timedelta(days=days)
+                )
+                for days in EXPIRING_WITHIN_DAYS
+            },
+            "redemptions": sum(redemptions.values()),
+            "refusals": await statistics.totals(cur, ledger_id, "refused"),
+        }
+
+    counted, position = await services.views.read(ledger_id, figures, view=statistics.NAME, at_least=query.at_least)
+    attempts = await services.ledgers.refusals.counts(ledger_id, since=now - STATS_SINCE)
+    subscribers = await _subscribers(caller, now)
+    views = await _views(caller)
+    content = {"position": head, **counted, "refused_attempts": attempts, "views": views, "subscribers": subscribers}
+    return answer(content, 200, {"Ledger-Position": str(position)})
+
+
+@router.get("/v1/stats/days", response_model=DaysAnswer, operation_id="readDays")
+async def read_days(
+    query: Annotated[DaysQuery, Query()], caller: Annotated[Caller, allow("operator", "auditor", "admin")]
+) -> Response:
+    """Tell day by day how codes stood, how long they took to be redeemed, who was refused, and what stopped campaigns.
+
+    At most 400 days, in UTC and effective time.
+    """
+    now = caller.services.now()
+    last = query.to or day_of(now)
+    first = query.from_ or last - timedelta(days=DAYS)
+    if first > last:
+        if query.to is None:
+            raise malformed_query("from", "This day lies ahead. Give `to` as well: absent, it is today.")
+        raise malformed_query("to", "This lies before `from`, so the range holds nothing.")
+    if (last - first).days >= MAX_STATISTICS_DAYS:
+        raise malformed_query("to", f"The range holds more than {MAX_STATISTICS_DAYS} days.")
+
+    async def figures(cur: Cursor) -> list[Day]:
+        return await statistics.by_day(cur, caller.ledger_id, first=first, last=last, now=now)
+
+    days, position = await caller.services.views.read(
+        caller.ledger_id, figures, view=statistics.NAME, at_least=query.at_least
+    )
+    counted = await caller.services.ledgers.refusals.by_day(
+        caller.ledger_id, since=first, until=last + timedelta(days=1)
+    )
+    content = {"days": [_day(day, counted.get(day.day, {})) for day in days], "position": position}
+    return answer(content, 200, {"Ledger-Position": str(position)})
+
+
+async def _subscribers(caller: Caller, now: datetime) -> list[dict[str, Any]]:
+    published = await publication(caller.services.database, caller.ledger_id)
+    webhooks = await caller.services.webhooks.all(Owner(caller.ledger_id, caller.key.key_id, all=True))
+    found: list[dict[str, Any]] = [
+        {
+            "subscriber": f"webhook {webhook.webhook_id}",
+            "state": _state_of(webhook),
+            "position": webhook.position,
+            "lag": webhook.lag,
+            "lag_seconds": webhook.lag_seconds(now),
+            "errors": webhook.failed,
+        }
+        for webhook in webhooks
+    ]
+    if published is not None:
+        kafka = {
+            "subscriber": "kafka",
+            "state": published.state,
+            "position": published.position,
+            "lag": max(0, published.head - published.position),
+            "lag_seconds": published.lag_seconds(now),
+            "errors": published.errors,
+        }
+        found.insert(0, kafka)
+    return found
+
+
+def _state_of(webhook: Webhook) -> str:
+    if webhook.disabled is not None:
+        return "stopped"
+    return "retrying" if webhook.failures or webhook.waiting else "publishing"
+
+
+async def _views(caller: Caller) -> list[dict[str, Any]]:
+    """Return how far each view has read this ledger, for how long the next event waits for it, and what stopped it."""
+    return [
+        {
+            "view": standing.view,
+            "state": standing.state,
+            "position": standing.position,
+            "lag": standing.behind_events,
+            "lag_seconds": standing.behind_s,
+            "error": standing.error,
+            "stopped_before": standing.failed_position,
+        }
+        for standing in await in_ledger(caller.services.database, caller.ledger_id)
+    ]
+
+
+def median_s(buckets: Mapping[str, int]) -> float | None:
+    """Return the median of what fell into buckets of time, in seconds, as if spread evenly within each."""
+    half = sum(buckets.values()) / 2
+    if not half:
+        return None
+    below, lower = 0, 0
+    for bound in BUCKETS_S:
+        count = buckets.get(str(bound), 0)
+        if count and below + count >= half:
+            return lower + (bound - lower) * (half - below) / count
+        below, lower = below + count, bound
+    return float(lower)
+
+
+def _day(day: Day, counted: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "day": day.day.date(),
+        "codes": day.codes,
+        "issued": day.issued,
+        "windows_ended": day.ended,
+        "shares": day.shares,
+        "redemptions": day.redemptions,
+        "issue_to_redemption": {
+            "count": sum(day.redeemed_after.values()),
+            "median_seconds": median_s(day.redeemed_after),
+            "buckets": {
+                label: day.redeemed_after[label]
+                for label in (*map(str, BUCKETS_S), LONGER)
+                if label in day.redeemed_after
+            },
+        },
+        "refusals": day.refused,
+        "refused_attempts": counted,
+        "campaigns": {"launched": day.launched, "stopped": day.stopped},
+    }

@@ -1,0 +1,165 @@
+"""Whose tokens are taken, and what their claims mean here: in which ledger, in which role, for which subjects."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from domain.errors import NotAllowed
+from domain.values import ID_PATTERN, Role
+from infra.auth.api_keys import MAX_SUBJECTS, Subjects, subjects_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
+
+MAX_ISSUERS: Final = 20
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_ID: Final = re.compile(ID_PATTERN)
+_Text = Annotated[str, Field(min_length=1, max_length=512)]
+_Ledger = Annotated[str, Field(pattern=ID_PATTERN)]
+
+
+def address_problem(url: str) -> str | None:
+    """Say what is wrong with an address that keys of issuers are fetched from."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return "This is no address."
+    if not host or parts.username is not None or parts.fragment:
+        return "An address has a host, no user and no fragment."
+    if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
+        return "An address begins with https://; http:// is for this machine alone."
+    return None
+
+
+def told_problem(issuer: str, url: str) -> str | None:
+    """Say what is wrong with an address that an issuer tells of, rather than the settings."""
+    problem = address_problem(url)
+    if problem is None and urlsplit(url).hostname in LOOPBACK and urlsplit(issuer).hostname not in LOOPBACK:
+        # It would have us ask what listens for this machine alone.
+        return "The keys of an issuer elsewhere are not on this machine."
+    return problem
+
+
+class Issuer(BaseModel):
+    """One issuer of tokens, as the settings have it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    # As `iss` in its tokens, to the character.
+    issuer: _Text
+    # One of them is in `aud`.
+    audience: _Text | tuple[_Text, ...]
+    # Absent: as the issuer says of itself at /.well-known/openid-configuration.
+    jwks_uri: _Text | None = None
+    # One ledger for all its tokens, or which one by the values of a claim.
+    ledger: _Ledger | None = None
+    ledger_claim: _Text | None = None
+    ledgers: dict[str, _Ledger] = {}
+    # One role for all its tokens, or which one by the values of a claim; where several fit, the first of these.
+    role: Role | None = None
+    role_claim: _Text | None = None
+    roles: dict[str, Role] = {}
+    # Which claims name the subjects that creators and brands act for.
+    creator_ids_claim: _Text | None = None
+    brand_ids_claim: _Text | None = None
+    advertiser_ids_claim: _Text | None = None
+
+    @field_validator("issuer", "jwks_uri")
+    @classmethod
+    def _check_address(cls, url: str | None) -> str | None:
+        problem = None if url is None else address_problem(url)
+        if problem is not None:
+            raise ValueError(problem)
+        return url
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if not self.audience:
+            raise ValueError("It needs an audience.")
+        for one, claim, several in (
+            ("ledger", self.ledger_claim, self.ledgers),
+            ("role", self.role_claim, self.roles),
+        ):
+            by_claim = claim is not None and bool(several)
+            if (getattr(self, one) is None) is not by_claim or bool(several) is not (claim is not None):
+                raise ValueError(f"It needs either {one}, or {one}_claim and {one}s together.")
+        roles = set(self.roles.values()) | {self.role}
+        if "creator" in roles and self.creator_ids_claim is None:
+            raise ValueError("The role creator needs creator_ids_claim.")
+        if "brand" in roles and self.brand_ids_claim is None and self.advertiser_ids_claim is None:
+            raise ValueError("The role brand needs brand_ids_claim, advertiser_ids_claim or both.")
+        return self
+
+    def ledger_of(self, claims: Mapping[str, Any]) -> str:
+        """Return the name of the ledger that a token opens.
+
+        Raises:
+            NotAllowed: its claims lead to none.
+
+        """
+        found = self.ledger or _first(self.ledgers, _texts(claims, self.ledger_claim))
+        if found is None:
+            raise NotAllowed("This token's claims lead to no ledger here.")
+        return found
+
+    def role_of(self, claims: Mapping[str, Any]) -> Role:
+        """Return the role in which a token's bearer acts.
+
+        Raises:
+            NotAllowed: its claims give it none.
+
+        """
+        found = self.role or _first(self.roles, _texts(claims, self.role_claim))
+        if found is None:
+            raise NotAllowed("This token's claims give its bearer no role here.")
+        return found
+
+    def subjects_of(self, claims: Mapping[str, Any], role: Role) -> Subjects:
+        """Return whom a token's bearer acts for, in a role.
+
+        Raises:
+            NotAllowed: it names nobody where the role acts for somebody, too many, or what cannot be an id.
+
+        """
+        subjects = Subjects()
+        if role == "creator":
+            subjects = Subjects(creator_ids=_ids(claims, self.creator_ids_claim))
+        elif role == "brand":
+            subjects = Subjects(
+                brand_ids=_ids(claims, self.brand_ids_claim), advertiser_ids=_ids(claims, self.advertiser_ids_claim)
+            )
+        if subjects_problem(role, subjects) is not None:
+            raise NotAllowed("This token's claims name nobody whom its bearer could act for in this role.")
+        return subjects
+
+
+def _first(meanings: Mapping[str, T], values: list[str]) -> T | None:
+    return next((meaning for value, meaning in meanings.items() if value in values), None)
+
+
+def _ids(claims: Mapping[str, Any], claim: str | None) -> frozenset[str]:
+    ids = frozenset(_texts(claims, claim))
+    if len(ids) > MAX_SUBJECTS or not all(_ID.fullmatch(id_) for id_ in ids):
+        raise NotAllowed("This token's claims name too many subjects, or some whose ids cannot be ids here.")
+    return ids
+
+
+def _texts(claims: Mapping[str, Any], claim: str | None) -> list[str]:
+    """Return a claim's values: one text, or those of a list; `a.b` also leads into an object, as some issuers nest."""
+    found: Any = None
+    if claim is not None:
+        found = claims.get(claim)
+        if found is None:
+            found = claims
+            for name in claim.split("."):
+                found = found.get(name) if isinstance(found, dict) else None
+    values = found if isinstance(found, list) else [found]
+    return [value for value in values if isinstance(value, str)]

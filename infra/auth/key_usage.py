@@ -1,0 +1,115 @@
+"""When keys were used: the first time before anything is opened with them, and from then on now and then, beside.
+
+A key's first use stands in the log of accesses: who leaked a key, or was never meant to have one, is to be found there.
+When it was last used is written to the minute, by a task that no request waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from infra.auth.access_log import Access, record_within
+from infra.crypto.keyring import RecentCache
+from infra.errors import Unavailable
+from projections.engine.array_columns import Uuids
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from infra.auth.api_keys import ApiKey
+    from infra.postgres.pool import Database, LedgerConnection
+
+FIRST_USE: Final = "first use"
+WRITTEN_EVERY: Final = timedelta(minutes=1)
+# What comes in this long is written together.
+GATHER_S: Final = 1.0
+MAX_DUE: Final = 10_000
+
+_FIRST: Final = """
+    INSERT INTO api_key_uses (ledger_id, key_id, first_used_at, last_used_at)
+    VALUES (%(ledger_id)s, %(key_id)s, %(now)s, %(now)s)
+    ON CONFLICT DO NOTHING
+"""
+
+_AGAIN: Final = """
+    UPDATE api_key_uses u
+    SET last_used_at = x.at
+    FROM unnest(%s, %s::timestamptz[]) AS x (key_id, at)
+    WHERE u.ledger_id = %s
+    AND u.key_id = x.key_id
+    AND u.last_used_at < x.at
+"""
+
+
+class KeyUsage:
+    """Writes down when keys are used."""
+
+    def __init__(self, database: Database) -> None:
+        """Take the sessions to write with."""
+        self._database = database
+        self._written: RecentCache[UUID, datetime] = RecentCache(MAX_DUE)
+        self._due: dict[UUID, tuple[int, datetime]] = {}
+        self._writing: asyncio.Task[None] | None = None
+
+    async def first(self, key: ApiKey, now: datetime) -> None:
+        """Record that a key is used for the first time; where another process did so before, nothing happens.
+
+        Raises:
+            Unavailable: it could not be recorded; then nothing must be opened with it.
+
+        """
+        access = Access(
+            key_id=key.key_id,
+            role=key.role,
+            route=FIRST_USE,
+            query=orjson.dumps({"kind": key.kind}),
+            format="",
+            rows=0,
+            complete=True,
+            request_id="",
+        )
+        fields = {"ledger_id": key.ledger_id, "key_id": key.key_id, "now": now}
+        async with self._database.connection(key.ledger_id) as connection, connection.transaction():
+            if (await connection.execute(_FIRST, fields)).rowcount == 1:
+                await record_within(connection, key.ledger_id, access)
+
+    def note(self, key: ApiKey, now: datetime) -> None:
+        """Note that a key is used; it is written soon, if that was not done within the minute."""
+        written = self._written.get(key.key_id)
+        if (written is not None and now - written < WRITTEN_EVERY) or len(self._due) >= MAX_DUE:
+            return
+        self._written.put(key.key_id, now)
+        self._due[key.key_id] = (key.ledger_id, now)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write(), name="uses of keys")
+
+    async def stop(self) -> None:
+        """Write no more; what was noted in the last second is not kept."""
+        if self._writing is not None:
+            self._writing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._writing
+
+    async def _write(self) -> None:
+        while self._due:
+            await asyncio.sleep(GATHER_S)
+            due, self._due = self._due, {}
+            by_ledger: dict[int, dict[UUID, datetime]] = {}
+            for key_id, (ledger_id, moment) in due.items():
+                by_ledger.setdefault(ledger_id, {})[key_id] = moment
+            for ledger_id, moments in by_ledger.items():
+                # It is a hint for whoever cleans up keys: what cannot be written now is with the next use.
+                with suppress(Unavailable):
+                    await self._write_for(ledger_id, moments)
+
+    async def _write_for(self, ledger_id: int, moments: dict[UUID, datetime]) -> None:
+        async def run(connection: LedgerConnection) -> None:
+            await connection.execute(_AGAIN, (Uuids(list(moments)), list(moments.values()), ledger_id))
+
+        await self._database.read(ledger_id, run)

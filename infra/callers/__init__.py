@@ -1,1 +1,0 @@
-"""Who calls: keys, tokens, and what is told of their calls."""

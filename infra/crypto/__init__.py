@@ -1,0 +1,1 @@
+"""Keys and what is sealed with them: envelopes, the keyring, master keys and their rotation."""

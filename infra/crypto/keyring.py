@@ -1,0 +1,274 @@
+"""The keys that the database holds wrapped, unwrapped in memory for as long as they are in use.
+
+What is stored is the short id of the master key, in 8 bytes, and what the custodian made of the key: so each row says
+what opens it, and a rotation can be under way while keys are used and made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from domain.errors import Refused
+from infra.crypto.envelope import MASTER_KEY_ID_BYTES, ApiKeyHashing, CreatorKey, LedgerKeys, fresh_key
+from infra.ids import uuid7
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from infra.crypto.master_keys import KeyProvider
+    from infra.postgres.pool import Database, LedgerConnection
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MAX_LEDGERS_CACHED: Final = 1_000
+MAX_CREATORS_CACHED: Final = 20_000
+# The shared key that API keys are hashed with.
+API_KEYS: Final = "API keys"
+
+
+class RecentCache(Generic[K, V]):
+    """A bounded memory in two halves: what the younger one lacks and the older one has moves up.
+
+    When the younger half is full it becomes the older one, whose values nobody has asked for since are forgotten. Kept
+    so, a look-up that finds something costs one of a plain dict; an order of use would have to be written each time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Remember at most `limit` values, and at least the half of that which was used last."""
+        self._young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+        self._half = max(1, limit // 2)
+
+    def get(self, key: K) -> V | None:
+        """Return what is remembered under a key."""
+        value = self._young.get(key)
+        if value is None:
+            value = self._old.pop(key, None)
+            if value is not None:
+                self.put(key, value)
+        return value
+
+    def drop(self, key: K) -> None:
+        """Forget what is remembered under a key."""
+        self._young.pop(key, None)
+        self._old.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._young.clear()
+        self._old.clear()
+
+    def put(self, key: K, value: V) -> V:
+        """Remember a value, and return it."""
+        self._young[key] = value
+        if len(self._young) > self._half:
+            self._old, self._young = self._young, {key: value}
+            del self._old[key]
+        return value
+
+
+def fingerprint_purpose(name: str) -> str:
+    """Return what a ledger's wrapped fingerprint key is bound to."""
+    return f"fingerprint key of ledger {name}"
+
+
+def creator_purpose(ledger_id: int, key_id: UUID) -> str:
+    """Return what a creator's wrapped key is bound to."""
+    return f"creator key {key_id} of ledger {ledger_id}"
+
+
+def shared_purpose(name: str) -> str:
+    """Return what a wrapped key of the whole database is bound to."""
+    return f"shared key for {name}"
+
+
+async def wrapped_with(custodian: KeyProvider, master_key_id: str, key: bytes, purpose: str) -> bytes:
+    """Return what is stored of a key: the id of the master key, then what its custodian made of the key."""
+    return bytes.fromhex(master_key_id) + await custodian.wrap(master_key_id, key, purpose)
+
+
+async def unwrapped_with(custodian: KeyProvider, wrapped: bytes, purpose: str) -> bytes:
+    """Return a stored key; raises `MasterKeyError` where it does not open."""
+    return await custodian.unwrap(master_key_id_of(wrapped), wrapped[MASTER_KEY_ID_BYTES:], purpose)
+
+
+def master_key_id_of(wrapped: bytes) -> str:
+    """Return the short id of the master key that opens what is stored."""
+    return wrapped[:MASTER_KEY_ID_BYTES].hex()
+
+
+class Keyring:
+    """Looks keys up, and makes a creator's on first use."""
+
+    def __init__(self, database: Database, custodian: KeyProvider) -> None:
+        """Take the sessions to look up with, and who wraps and unwraps."""
+        self._database = database
+        self._custodian = custodian
+        self._hashing: ApiKeyHashing | None = None
+        self._ledgers: RecentCache[int, LedgerKeys] = RecentCache(MAX_LEDGERS_CACHED)
+        self._creators: RecentCache[tuple[int, bytes], CreatorKey] = RecentCache(MAX_CREATORS_CACHED)
+        self._by_id: RecentCache[tuple[int, UUID], CreatorKey] = RecentCache(MAX_CREATORS_CACHED)
+
+    async def wrap(self, key: bytes, purpose: str) -> bytes:
+        """Wrap a key for storage, with the master key that the database names as the present one.
+
+        A column that holds what this returns is listed in `rotation`, and has the trigger that `0009_erasure.sql`
+        gives to the others. `purpose` says what the key is, for whom; each row has its own.
+
+        Raises:
+            MasterKeyError: the present master key was not given.
+            Unavailable: the database, or the custodian, is away.
+
+        """
+        return await wrapped_with(self._custodian, await self._present(), key, purpose)
+
+    async def unwrap(self, wrapped: bytes, purpose: str) -> bytes:
+        """Unwrap a key as it was stored, for the purpose it was wrapped for.
+
+        Raises:
+            MasterKeyError: it is wrapped with a master key that was not given, or was changed.
+            Unavailable: the custodian is away.
+
+        """
+        return await unwrapped_with(self._custodian, wrapped, purpose)
+
+    async def hashing(self) -> ApiKeyHashing:
+        """Return what API keys are hashed with; the first to ask makes it, with the worker's rights.
+
+        Raises:
+            MasterKeyError: it is wrapped with a master key that was not given.
+            Unavailable: the database is away.
+
+        """
+        if self._hashing is None:
+            self._hashing = ApiKeyHashing(await self._shared(API_KEYS))
+        return self._hashing
+
+    async def ledger(self, ledger_id: int) -> LedgerKeys:
+        """Return a ledger's keys.
+
+        Raises:
+            MasterKeyError: they are wrapped with another master key.
+            LookupError: there is no such ledger.
+
+        """
+        known = self._ledgers.get(ledger_id)
+        if known is not None:
+            return known
+
+        async def query(connection: LedgerConnection) -> tuple[str, bytes] | None:
+            cursor = await connection.execute(
+                "SELECT name, fingerprint_key FROM ledgers WHERE ledger_id = %s", (ledger_id,)
+            )
+            return await cursor.fetchone()
+
+        row = await self._database.read(ledger_id, query)
+        if row is None:
+            message = f"there is no ledger {ledger_id}"
+            raise LookupError(message)
+        name, wrapped = row
+        return self._ledgers.put(ledger_id, LedgerKeys(await self.unwrap(wrapped, fingerprint_purpose(name))))
+
+    async def creator(self, ledger_id: int, creator_id: str) -> CreatorKey:
+        """Return the key a creator's secrets are sealed under; two that make it at once end up with one.
+
+        It may come from memory: whatever is sealed with it is appended with the creator's stream as a precondition, so
+        that nothing goes in once an erasure is recorded.
+
+        Raises:
+            Refused: `creator_erased`, where the key was destroyed.
+
+        """
+        creator = (await self.ledger(ledger_id)).claim("creator", creator_id)
+        known = self._creators.get((ledger_id, creator))
+        if known is not None:
+            return known
+
+        async def query(connection: LedgerConnection) -> tuple[UUID, bytes | None] | None:
+            cursor = await connection.execute(
+                "SELECT key_id, wrapped FROM creator_keys WHERE ledger_id = %s AND creator = %s", (ledger_id, creator)
+            )
+            return await cursor.fetchone()
+
+        row = await self._database.read(ledger_id, query)
+        if row is None:
+            key_id = uuid7()
+            wrapped = await self.wrap(fresh_key(), creator_purpose(ledger_id, key_id))
+            async with self._database.connection(ledger_id) as connection:
+                await connection.execute(
+                    "INSERT INTO creator_keys (ledger_id, key_id, creator, wrapped) VALUES (%s, %s, %s, %s)"
+                    " ON CONFLICT (ledger_id, creator) DO NOTHING",
+                    (ledger_id, key_id, creator, wrapped),
+                )
+                row = await query(connection)
+        if row is None:
+            message = "a creator's key was made and then not found"
+            raise LookupError(message)
+        if row[1] is None:
+            raise Refused("creator_erased")
+        return self._creators.put((ledger_id, creator), await self.opened(ledger_id, row[0], row[1]))
+
+    async def opened(self, ledger_id: int, key_id: UUID, wrapped: bytes) -> CreatorKey:
+        """Return a creator's key for a row that was just read: whether it is still there is the database's to say.
+
+        Raises:
+            MasterKeyError: it is wrapped with a master key that was not given.
+
+        """
+        known = self._by_id.get((ledger_id, key_id))
+        if known is not None:
+            return known
+        key = CreatorKey(key_id, await self.unwrap(wrapped, creator_purpose(ledger_id, key_id)))
+        return self._by_id.put((ledger_id, key_id), key)
+
+    def forget(self, ledger_id: int, key_id: UUID, creator: bytes | None = None) -> None:
+        """Keep a destroyed key in memory no longer."""
+        self._by_id.drop((ledger_id, key_id))
+        if creator is not None:
+            self._creators.drop((ledger_id, creator))
+
+    def forget_creators(self) -> None:
+        """Keep no creator's key in memory: one of them was destroyed, or wrapped anew, by whatever process."""
+        self._by_id.clear()
+        self._creators.clear()
+
+    async def _present(self) -> str:
+        """Return the id of the present master key; the first to ask says which it is, with the worker's rights."""
+
+        async def query(connection: LedgerConnection) -> tuple[str] | None:
+            cursor = await connection.execute("SELECT master_key_id FROM master_keys WHERE present")
+            return await cursor.fetchone()
+
+        row = await self._database.read(None, query)
+        if row is None:
+            async with self._database.connection() as connection:
+                await connection.execute(
+                    "INSERT INTO master_keys (master_key_id, present) VALUES (%s, true) ON CONFLICT DO NOTHING",
+                    (self._custodian.key_ids[0],),
+                )
+                row = await query(connection)
+        if row is None:
+            message = "the master key was named and then not found"
+            raise LookupError(message)
+        return row[0]
+
+    async def _shared(self, name: str) -> bytes:
+        """Return a key of the whole database, made on first use."""
+
+        async def query(connection: LedgerConnection) -> tuple[bytes] | None:
+            cursor = await connection.execute("SELECT wrapped FROM shared_keys WHERE purpose = %s", (name,))
+            return await cursor.fetchone()
+
+        row = await self._database.read(None, query)
+        if row is None:
+            wrapped = await self.wrap(fresh_key(), shared_purpose(name))
+            async with self._database.connection() as connection:
+                await connection.execute(
+                    "INSERT INTO shared_keys (purpose, wrapped) VALUES (%s, %s) ON CONFLICT DO NOTHING", (name, wrapped)
+                )
+                row = await query(connection)
+        if row is None:
+            message = f"the shared key for {name} was made and then not found"
+            raise LookupError(message)
+        return await self.unwrap(row[0], shared_purpose(name))

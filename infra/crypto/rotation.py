@@ -1,0 +1,216 @@
+"""Putting another master key in the place of the present one, while everything runs.
+
+    1. every process is given both keys            it wraps with the one that the database names as present
+    2. `rotate` names the new one as present       from here on nothing is stored under the old one
+    3. `rotate` wraps anew whatever is under it    in batches; events are not touched, they name creators' keys
+    4. the old one is taken from the processes     they are begun again with the new key alone
+
+A rotation that was killed is begun again: what is wrapped with the new key already is passed over. Keys themselves stay
+what they are. So a rotation does not help against somebody who has had the old master key and a copy of the database.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import psycopg
+
+from infra.crypto.envelope import MASTER_KEY_ID_BYTES, MasterKeyError, not_given
+from infra.crypto.keyring import creator_purpose, fingerprint_purpose, shared_purpose, unwrapped_with, wrapped_with
+from infra.crypto.master_keys import MasterKeyFile
+from infra.postgres.pool import LedgerConnection, session
+from infra.processes.runtime import WORKER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from infra.crypto.master_keys import KeyProvider
+
+BATCH_ROWS: Final = 200
+# One rotation at a time; a second would do the same, and say so twice.
+ROTATION_LOCK: Final = 7_290_118
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """A column that holds wrapped keys.
+
+    Attributes:
+        table, column: where.
+        key: the columns of its primary key, each with the least value that it can have.
+        beside: a column that the purpose needs besides, or the key's last one.
+        purpose: what a row's key is bound to, from the values of `key` and `beside`.
+
+    """
+
+    table: str
+    column: str
+    key: dict[str, Any]
+    beside: str
+    purpose: Callable[[Key], str]
+
+
+# Whatever the master key wraps. What is sealed with a ledger's or a creator's key is not touched by a rotation.
+WRAPPED: Final = (
+    Wrapped("shared_keys", "wrapped", {"purpose": ""}, "purpose", lambda key: shared_purpose(key[0])),
+    Wrapped("ledgers", "fingerprint_key", {"ledger_id": 0}, "name", lambda key: fingerprint_purpose(key[1])),
+    Wrapped(
+        "creator_keys",
+        "wrapped",
+        {"ledger_id": 0, "key_id": UUID(int=0)},
+        "key_id",
+        lambda key: creator_purpose(key[0], key[1]),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MasterKeyState:
+    """One master key: whether it is the present one, whether it was given, and how many keys are wrapped with it."""
+
+    key_id: str
+    present: bool
+    given: bool
+    keys: int
+
+
+async def rotate(conninfo: str, custodian: KeyProvider, say: Callable[[str], None]) -> str | None:
+    """Make the custodian's first master key the present one, and wrap everything with it.
+
+    Where everything is wrapped with that one already, a file gets a fresh key; elsewhere there is nothing to do.
+
+    Args:
+        conninfo: the database, as a login that is or may become the worker's role.
+        custodian: who holds the new master key, first, and those that keys are wrapped with now.
+        say: told how far it is.
+
+    Returns:
+        The new master key's id; None where there was nothing to do.
+
+    Raises:
+        MasterKeyError: a master key that keys are wrapped with was not given, or another rotation is under way.
+        OperationalError: the database is away; whatever was wrapped anew stays so.
+
+    """
+    async with await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection:
+        cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (ROTATION_LOCK,))
+        if (await cursor.fetchone() or (False,))[0] is not True:
+            raise MasterKeyError("Another rotation of the master key is under way. Wait for it, or end it.")
+        try:
+            new = await _wanted(connection, custodian)
+            if new is None:
+                return None
+            await _name_present(connection, new)
+            for wrapped in WRAPPED:
+                await _rewrap(connection, custodian, new, wrapped, say)
+            await connection.execute(
+                "UPDATE master_keys SET released_at = now() WHERE NOT present AND released_at IS NULL"
+            )
+        finally:
+            with suppress(psycopg.Error):  # a session that was lost has let go of it
+                await connection.execute("SELECT pg_advisory_unlock(%s)", (ROTATION_LOCK,))
+    return new
+
+
+async def states(conninfo: str, custodian: KeyProvider) -> list[MasterKeyState]:
+    """Return each master key that keys are wrapped with, or that was given; raises `OperationalError`."""
+    async with await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection:
+        return await _states(connection, custodian)
+
+
+def require_master_keys(conninfo: str, role: str, custodian: KeyProvider) -> None:
+    """Refuse to run without the present master key, or one that keys are still wrapped with.
+
+    A database that is away may come back, and is not refused; one without any key yet takes whichever is given.
+
+    Raises:
+        MasterKeyError: a master key is missing.
+
+    """
+    try:
+        with psycopg.connect(conninfo, connect_timeout=5, autocommit=True, options=f"-c role={role}") as connection:
+            needed = connection.execute(
+                "SELECT master_key_id FROM master_keys WHERE present OR released_at IS NULL ORDER BY present DESC"
+            ).fetchall()
+    except psycopg.OperationalError:
+        return
+    for (key_id,) in needed:
+        if key_id not in custodian.key_ids:
+            raise MasterKeyError(not_given(key_id, custodian.key_ids))
+
+
+async def _wanted(connection: LedgerConnection, custodian: KeyProvider) -> str | None:
+    """Return the id of the master key to wrap everything with, made now where a file holds the keys."""
+    first, found = custodian.key_ids[0], await _states(connection, custodian)
+    for state in found:
+        if state.keys and not state.given:
+            raise MasterKeyError(not_given(state.key_id, custodian.key_ids))
+    if any(state.present != (state.key_id == first) or (state.keys and state.key_id != first) for state in found):
+        return first  # it has not begun yet, or was interrupted
+    return custodian.add() if isinstance(custodian, MasterKeyFile) else None
+
+
+async def _states(connection: LedgerConnection, custodian: KeyProvider) -> list[MasterKeyState]:
+    counts: dict[str, int] = {}
+    for wrapped in WRAPPED:
+        cursor = await connection.execute(
+            f"SELECT encode(substring({wrapped.column} FROM 1 FOR {MASTER_KEY_ID_BYTES}), 'hex'), count(*)"
+            f" FROM {wrapped.table} WHERE {wrapped.column} IS NOT NULL GROUP BY 1"
+        )
+        for key_id, count in await cursor.fetchall():
+            counts[key_id] = counts.get(key_id, 0) + count
+    cursor = await connection.execute("SELECT master_key_id FROM master_keys WHERE present")
+    present = {row[0] for row in await cursor.fetchall()}
+    given = set(custodian.key_ids)
+    known = dict.fromkeys([*present, *custodian.key_ids, *counts])
+    return [MasterKeyState(key_id, key_id in present, key_id in given, counts.get(key_id, 0)) for key_id in known]
+
+
+async def _name_present(connection: LedgerConnection, key_id: str) -> None:
+    """Name the present master key; waits for whoever is storing a key under another."""
+    async with connection.transaction():
+        await connection.execute(
+            "UPDATE master_keys SET present = false WHERE present AND master_key_id <> %s", (key_id,)
+        )
+        await connection.execute(
+            "INSERT INTO master_keys AS m (master_key_id, present) VALUES (%s, true)"
+            " ON CONFLICT (master_key_id) DO UPDATE SET present = true, since = now(), released_at = NULL"
+            " WHERE NOT m.present",
+            (key_id,),
+        )
+
+
+async def _rewrap(
+    connection: LedgerConnection, custodian: KeyProvider, new: str, wrapped: Wrapped, say: Callable[[str], None]
+) -> None:
+    """Wrap a column anew, in the order of its primary key, a batch a commit."""
+    columns = ", ".join(wrapped.key)
+    after = ", ".join(["%s"] * len(wrapped.key))
+    select = (
+        f"SELECT {columns}, {wrapped.beside}, {wrapped.column} FROM {wrapped.table}"
+        f" WHERE ({columns}) > ({after}) AND substring({wrapped.column} FROM 1 FOR {MASTER_KEY_ID_BYTES}) <> %s"
+        f" ORDER BY {columns} LIMIT {BATCH_ROWS}"
+    )
+    # What was changed or destroyed meanwhile stays so.
+    update = f"UPDATE {wrapped.table} SET {wrapped.column} = %s WHERE ({columns}) = ({after}) AND {wrapped.column} = %s"
+    place: Sequence[Any] = list(wrapped.key.values())
+    done = 0
+    while True:
+        rows = await (await connection.execute(select, (*place, bytes.fromhex(new)))).fetchall()
+        if not rows:
+            return
+        anew = []
+        for *key, beside, old in rows:
+            purpose = wrapped.purpose((*key, beside))
+            plain = await unwrapped_with(custodian, old, purpose)
+            anew.append((await wrapped_with(custodian, new, plain, purpose), *key, old))
+        async with connection.transaction():
+            for parameters in anew:
+                done += (await connection.execute(update, parameters)).rowcount
+        place = rows[-1][: len(wrapped.key)]
+        say(f"{wrapped.table}: {done:,} wrapped anew")

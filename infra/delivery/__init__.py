@@ -1,0 +1,1 @@
+"""Delivery of events to subscribers: CloudEvents, their schemas, Kafka and webhooks."""

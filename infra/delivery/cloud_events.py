@@ -1,0 +1,142 @@
+"""Events as they leave the house: CloudEvents 1.0, the same for every way out. Never a secret, never a note.
+
+`cloud_event(recorded, ledger_name)` turns an event of the log into a `CloudEvent`: its attributes as texts, its data as
+JSON bytes, and the key whose order is kept. `binary_headers` is the Kafka binding's binary mode, `structured` the JSON
+format (`application/cloudevents+json`) for whatever carries one document.
+
+The data is the event's clear body as it is stored (`mapper`): what is sealed is not in it by construction, and a
+code's secret is there masked alone. Attribute names are lowercase letters and digits, as the specification has it.
+
+    id              the event's id; with `source` it names the event for good: deduplicate by the two
+    source          the ledger, `/ledgers/main`
+    type            the event's name and the version of its format, `sparkledger.Shared.v1`
+    subject         what it happened to, `codes/{code_id}` or `creators/{creator_id}`
+    time            when it was true in the world (effective)
+    recordedtime    when the ledger learned it; never decreases with `sequence`
+    sequence        the position in the ledger, padded with zeros: texts sort as the numbers do
+    streamversion   the event's number among those of its subject: 1, 2, 3 … without gaps
+    authtype        `api_key`, or `system` for the clock
+    authid          the id of the key that recorded it, or `clock`
+    correlationid, causationid, traceparent: where the command had them
+
+`expirytime` is not among them: consumers may drop an event that bears one, and a code's expiry is no reason to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from domain.creator import Creator
+from domain.values import CLOCK
+from infra.eventstore.serialization import clear_body, event_type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from domain.recorded import RecordedEvent
+
+SPEC_VERSION: Final = "1.0"
+CONTENT_TYPE: Final = "application/json"
+STRUCTURED_CONTENT_TYPE: Final = "application/cloudevents+json"
+TYPE_PREFIX: Final = "sparkledger."
+SEQUENCE_DIGITS: Final = 19  # as many as the largest position has
+
+_OF_CREATOR: Final = (Creator.Enabled, Creator.Disabled, Creator.Erased)
+
+
+@dataclass(frozen=True, slots=True)
+class CloudEvent:
+    """One event for subscribers.
+
+    Attributes:
+        key: what its order is kept by: the code's id, the creator's for a permission.
+        attributes: the context attributes by name, `specversion` and `datacontenttype` included, all as texts.
+        data: the body as JSON.
+
+    """
+
+    key: str
+    attributes: Mapping[str, str]
+    data: bytes
+
+
+def cloud_event(
+    recorded: RecordedEvent, ledger_name: str, *, traceparent: str | None = None, stored: bytes | None = None
+) -> CloudEvent:
+    """Return an event of a ledger as a CloudEvent, in the present format of its type.
+
+    Args:
+        recorded: the event.
+        ledger_name: its ledger.
+        traceparent: that of the command which recorded it, if known: `RecordedEvent` does not carry it.
+        stored: its clear body as it is stored, where that is at hand; it is then not made again.
+
+    """
+    event = recorded.event
+    name, version = event_type(event)
+    creator_id = event.creator_id if isinstance(event, _OF_CREATOR) else None
+    key = creator_id or str(recorded.stream_id)
+    attributes = {
+        "specversion": SPEC_VERSION,
+        "id": str(recorded.event_id),
+        "source": source_of(ledger_name),
+        "type": type_of(name, version),
+        "subject": f"creators/{key}" if creator_id else f"codes/{key}",
+        "time": rfc3339(recorded.effective_at),
+        "datacontenttype": CONTENT_TYPE,
+        "sequence": sequence_of(recorded.position),
+        "streamversion": str(recorded.stream_version),
+        "recordedtime": rfc3339(recorded.recorded_at),
+        "authtype": "system" if recorded.actor.key_id == CLOCK.key_id else "api_key",
+        "authid": recorded.actor.key_id,
+    }
+    if recorded.correlation_id is not None:
+        attributes["correlationid"] = recorded.correlation_id
+    if recorded.causation_id is not None:
+        attributes["causationid"] = str(recorded.causation_id)
+    if traceparent is not None:
+        attributes["traceparent"] = traceparent
+    data = stored if stored is not None and recorded.type_version == version else clear_body(event)
+    return CloudEvent(key, attributes, data)
+
+
+def source_of(ledger_name: str) -> str:
+    """Return the `source` of a ledger's events; the alphabet of names needs no escape in a URI reference."""
+    return f"/ledgers/{ledger_name}"
+
+
+def type_of(name: str, version: int) -> str:
+    """Return the `type` of an event by its wire name and the version of its format."""
+    return f"{TYPE_PREFIX}{name}.v{version}"
+
+
+def sequence_of(position: int) -> str:
+    """Return a position so that texts sort as positions do."""
+    return f"{position:0{SEQUENCE_DIGITS}}"
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return an aware moment in UTC, with Z."""
+    text = moment.isoformat()
+    return f"{text[:-6]}Z" if text.endswith("+00:00") else rfc3339(moment.astimezone(UTC))
+
+
+def binary_headers(event: CloudEvent) -> list[tuple[str, bytes]]:
+    """Return a Kafka message's headers in binary mode: `ce_` before each name but that of the content type."""
+    return [(_header_name(name), value.encode()) for name, value in event.attributes.items()]
+
+
+@cache
+def _header_name(attribute: str) -> str:
+    return "content-type" if attribute == "datacontenttype" else f"ce_{attribute}"
+
+
+def structured(event: CloudEvent) -> bytes:
+    """Return attributes and data as one JSON document, the format `application/cloudevents+json`."""
+    return orjson.dumps({**event.attributes, "data": orjson.Fragment(event.data)})

@@ -1,0 +1,191 @@
+"""What subscribers are promised: a JSON Schema for the body of each event in each version, and for a code's state.
+
+Made from the event classes themselves. A schema that was published is never changed so that a reader of before would
+stumble; `incompatible` says whether a change would, and a new version of the event is the way out.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import MISSING, fields
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+from eventsourcing.domain import Aggregate
+from eventsourcing.utils import get_topic
+
+from domain.code import Code
+from domain.creator import Creator
+from domain.values import Channel, Sealed, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+CODE_STATE: Final = "CodeState"
+
+_TEXT: Final = {"type": "string"}
+_TIME: Final = {"type": "string", "format": "date-time"}
+_UUID: Final = {"type": "string", "format": "uuid"}
+_COUNT: Final = {"type": "integer", "minimum": 0}
+_TYPES: Final[dict[Any, dict[str, Any]]] = {
+    str: _TEXT,
+    int: {"type": "integer"},
+    bool: {"type": "boolean"},
+    datetime: _TIME,
+    Any: {},
+    dict[str, str]: {"type": "object", "additionalProperties": _TEXT},
+}
+
+
+def event_classes() -> list[type[Any]]:
+    """Return every class of events that can be recorded, in the order of the files that define them."""
+    found: dict[type[Any], None] = {}
+    for aggregate in (Creator, Code):
+        inner = [value for value in vars(aggregate).values() if isinstance(value, type)]
+        kinds = [value for value in inner if issubclass(value, aggregate.Event)]
+        leaves = (kind for kind in kinds if not any(k is not kind and issubclass(k, kind) for k in kinds))
+        found |= dict.fromkeys(leaves)
+    return list(found)
+
+
+def own_fields(kind: type[Any]) -> Iterator[tuple[str, Any, bool, bool]]:
+    """Yield what an event says beyond its place: a field's name, its type, whether it is sealed, and may be absent."""
+    inherited = {field.name for base in (Aggregate.Event, Aggregate.Created) for field in fields(base)}
+    annotations = get_type_hints(kind)
+    for field in fields(kind):
+        if field.name not in inherited:
+            present = _present(annotations[field.name])
+            yield field.name, present, present is Sealed, field.default is not MISSING
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Return every schema by its name: `Shared.v1`, and `CodeState.v1` for the state."""
+    events = [_event_schema(kind) for kind in event_classes()]
+    return {schema["title"]: schema for schema in [*events, code_state_schema()]}
+
+
+def incompatible(published: Mapping[str, Any], changed: Mapping[str, Any]) -> list[str]:
+    """Return why a reader of the published schema would stumble over what the changed one allows.
+
+    A field that may be absent can be added, texts about fields can change, and nothing else.
+    """
+    before, after = published["properties"], changed["properties"]
+    return [
+        *(f"{name} was removed" for name in before if name not in after),
+        *(
+            f"{name} is another type now"
+            for name in before
+            if name in after and _without_words(before[name]) != _without_words(after[name])
+        ),
+        *(f"{name} may be absent now" for name in published["required"] if name not in changed["required"]),
+        *(
+            f"{name} is required now, and older events do not have it"
+            for name in changed["required"]
+            if name not in published["required"]
+        ),
+    ]
+
+
+def _event_schema(kind: type[Any]) -> dict[str, Any]:
+    version = getattr(kind, "class_version", 1)
+    clear = [(name, type_, optional) for name, type_, sealed, optional in own_fields(kind) if not sealed]
+    return _schema(
+        f"{get_topic(kind)}.v{version}",
+        " ".join((kind.__doc__ or "").split()),
+        {name: _type_schema(type_) for name, type_, _ in clear},
+        [name for name, _, optional in clear if not optional],
+    )
+
+
+def code_state_schema() -> dict[str, Any]:
+    """Return the schema of `infra.delivery.kafka.code_state.state_content`."""
+    share = {
+        "brand_id": _TEXT,
+        "channel": {"enum": list(get_args(Channel))},
+        "advertiser_id": _or_null(_TEXT),
+        "shared_at": _TIME,
+    }
+    campaign = {
+        "campaign_id": _TEXT,
+        "advertiser_id": _TEXT,
+        "budget": {"type": "object", "additionalProperties": _TEXT},
+        "starts_at": _TIME,
+        "ends_at": _TIME,
+        "stops_at": _TIME,
+        "launched_at": _TIME,
+        "ended_at": _or_null(_TIME),
+    }
+    properties = {
+        "ledger": _TEXT,
+        "code_id": _UUID,
+        "masked": _TEXT,
+        "creator_id": _TEXT,
+        "video_id": _TEXT,
+        "terms_version": _TEXT,
+        "generated_at": _TIME,
+        "starts_at": _TIME,
+        "expires_at": _TIME,
+        "revoked_at": _or_null(_TIME),
+        "state": {"enum": list(get_args(State))},
+        "caption_sha256": _or_null(_TEXT),
+        "creative_sha256": _or_null(_TEXT),
+        "share_count": _COUNT,
+        "shares": {"type": "array", "items": _object(share)},
+        "redemption_count": _COUNT,
+        "redemptions": {"type": "array", "items": _object({"advertiser_id": _TEXT, "redeemed_at": _TIME})},
+        "campaign_count": _COUNT,
+        "campaigns": {"type": "array", "items": _object(campaign)},
+        "version": _COUNT,
+        "stream_version": _COUNT,
+        "position": _COUNT,
+        "recorded_at": _TIME,
+    }
+    about = (
+        "A code as its events made it, up to `position`; whether it is over by the clock is for the reader to tell "
+        "from `expires_at`. Lists hold the newest entries, counts all."
+    )
+    return _schema(f"{CODE_STATE}.v1", about, properties, list(properties))
+
+
+def _schema(title: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {
+        "$schema": DIALECT,
+        "$id": f"urn:sparkledger:schema:{title}",
+        "title": title,
+        "description": description,
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        # Later programs may say more: whoever reads ignores what it does not know.
+        "additionalProperties": True,
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"oneOf": [schema, {"type": "null"}]}
+
+
+def _present(annotation: Any) -> Any:
+    """Return the type of a field where it is there."""
+    if get_origin(annotation) in {Union, types.UnionType}:
+        (annotation,) = [part for part in get_args(annotation) if part is not type(None)]
+    return annotation
+
+
+def _type_schema(annotation: Any) -> dict[str, Any]:
+    if get_origin(annotation) is Literal:
+        return {"enum": list(get_args(annotation))}
+    return _TYPES[annotation]
+
+
+def _without_words(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {name: _without_words(part) for name, part in schema.items() if name not in {"description", "title"}}
+    if isinstance(schema, list):
+        return [_without_words(part) for part in schema]
+    return schema

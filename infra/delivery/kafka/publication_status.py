@@ -1,0 +1,197 @@
+"""How far the ledgers are published to Kafka: written by the publisher as it goes, read by figures and alarms.
+
+It is a copy for people. What the publisher goes on from stands in Kafka, in the transaction of the events themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from projections.engine.array_columns import Bigints, Ints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import psycopg
+
+    from infra.postgres.pool import Database, LedgerConnection
+
+State = Literal["publishing", "retrying", "stopped"]
+
+ERROR_CHARACTERS_MAX: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Which ledgers go to the topics of one prefix; `others` are all those that no destination names."""
+
+    prefix: str
+    ledgers: frozenset[str]
+    others: bool
+    named: frozenset[str]
+
+    @property
+    def parameters(self) -> tuple[list[str], bool, list[str]]:
+        """What `OF_DESTINATION` asks for."""
+        return sorted(self.ledgers), self.others, sorted(self.named)
+
+
+def destinations(ledgers: Sequence[str]) -> list[Destination]:
+    """Return the destinations of the setting: `ledger=prefix` each, `*` for every ledger that is not named."""
+    pairs = [(name, prefix) for name, _, prefix in (pair.partition("=") for pair in ledgers)]
+    named = frozenset(name for name, _ in pairs if name != "*")
+    return [
+        Destination(
+            prefix,
+            frozenset(name for name, its in pairs if its == prefix and name != "*"),
+            ("*", prefix) in pairs,
+            named,
+        )
+        for prefix in dict.fromkeys(prefix for _, prefix in pairs)
+    ]
+
+
+# A condition on the ledgers' table `l`, for `Destination.parameters`.
+OF_DESTINATION: Final = "(l.name = ANY (%b) OR (%b AND l.name <> ALL (%b)))"
+
+_MEET: Final = f"""
+    INSERT INTO publications AS p (ledger_id, destination, position, state)
+    SELECT l.ledger_id, %b, 0, 'publishing'
+    FROM ledgers l
+    WHERE {OF_DESTINATION}
+    ON CONFLICT (ledger_id) DO UPDATE SET destination = excluded.destination, position = 0
+    WHERE p.destination <> excluded.destination
+"""
+
+_ADVANCE: Final = """
+    INSERT INTO publications AS p (ledger_id, destination, position, state)
+    SELECT x.ledger_id, %b, x.position, 'publishing'
+    FROM unnest(%b, %b) AS x (ledger_id, position)
+    ON CONFLICT (ledger_id) DO UPDATE
+    SET destination = excluded.destination, position = excluded.position, state = 'publishing', error = NULL,
+        changed_at = now()
+"""
+
+_FAIL: Final = """
+    UPDATE publications
+    SET state = %b, error = %b, errors = errors + 1, changed_at = now()
+    WHERE destination = %b
+"""
+
+# Also where nothing is published yet, and nothing might be for long.
+_GO_ON: Final = """
+    UPDATE publications
+    SET state = 'publishing', error = NULL, changed_at = now()
+    WHERE destination = %b AND state <> 'publishing'
+"""
+
+_FORGET: Final = f"""
+    DELETE FROM publications p
+    USING ledgers l
+    WHERE l.ledger_id = p.ledger_id AND p.destination = %b AND NOT {OF_DESTINATION}
+"""
+
+
+class PublicationStatus:
+    """What a publisher writes down of one destination, on its own connection."""
+
+    def __init__(self, connection: psycopg.Connection[Any], destination: Destination) -> None:
+        """Take the connection that the publisher leads with."""
+        self._connection = connection
+        self._destination = destination
+
+    def meet(self) -> None:
+        """Begin the row of every ledger that has none, so that its lag shows before anything is published."""
+        self._execute(_FORGET, (self._destination.prefix, *self._destination.parameters))
+        self._execute(_MEET, (self._destination.prefix, *self._destination.parameters))
+
+    def advance(self, positions: Mapping[int, int]) -> None:
+        """Note how far ledgers are published."""
+        columns = (Ints(list(positions)), Bigints(list(positions.values())))
+        self._execute(_ADVANCE, (self._destination.prefix, *columns))
+
+    def go_on(self) -> None:
+        """Note that nothing keeps any ledger from being published."""
+        self._execute(_GO_ON, (self._destination.prefix,))
+
+    def fail(self, state: State, error: str) -> None:
+        """Note what keeps it from publishing."""
+        self._execute(_FAIL, (state, error[:ERROR_CHARACTERS_MAX], self._destination.prefix))
+
+    def _execute(self, query: str, parameters: Sequence[Any]) -> None:
+        self._connection.execute(query, parameters, binary=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """How far one ledger is published; `oldest` is when the first event that still waits was recorded."""
+
+    destination: str
+    position: int
+    head: int
+    oldest: datetime | None
+    state: State
+    errors: int
+    error: str | None
+
+    def lag_seconds(self, now: datetime) -> float:
+        """Return how long the oldest event waits, in seconds; 0 where none does."""
+        return max(0.0, (now - self.oldest).total_seconds()) if self.oldest else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """All ledgers of one destination together."""
+
+    destination: str
+    published: int
+    waiting: int
+    oldest: datetime | None
+    errors: int
+    stopped: bool
+
+    def seconds(self, now: datetime) -> float:
+        """Return how long the oldest event waits, in seconds; 0 where none does."""
+        return max(0.0, (now - self.oldest).total_seconds()) if self.oldest else 0.0
+
+
+_OF_LEDGER: Final = """
+    SELECT p.destination, p.position, h.head, n.recorded_at, p.state, p.errors, p.error
+    FROM publications p
+    CROSS JOIN LATERAL (
+        SELECT coalesce(max(e.position), 0) AS head FROM events e WHERE e.ledger_id = p.ledger_id
+    ) h
+    LEFT JOIN events n ON n.ledger_id = p.ledger_id AND n.position = p.position + 1
+    WHERE p.ledger_id = %s
+"""
+
+
+async def publication(database: Database, ledger_id: int) -> Publication | None:
+    """Return how far a ledger is published to Kafka; None where it is not.
+
+    Raises:
+        Unavailable: the database is away.
+
+    """
+
+    async def query(connection: LedgerConnection) -> Any:
+        return await (await connection.execute(_OF_LEDGER, (ledger_id,))).fetchone()
+
+    row = await database.read(ledger_id, query)
+    return None if row is None else Publication(*row)
+
+
+async def lags(database: Database) -> list[Lag]:
+    """Return the lag of every destination, in either role.
+
+    Raises:
+        Unavailable: the database is away.
+
+    """
+
+    async def query(connection: LedgerConnection) -> list[Any]:
+        return await (await connection.execute("SELECT * FROM publication_lag()")).fetchall()
+
+    return [Lag(*row) for row in await database.read(None, query)]

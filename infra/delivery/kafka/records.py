@@ -1,0 +1,174 @@
+"""The log as Kafka gets it: pages of events past given positions, as messages of the three topics."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+import psycopg
+
+from infra.delivery.cloud_events import binary_headers, cloud_event
+from infra.delivery.kafka.code_state import CodeStates
+from infra.delivery.kafka.connection import KafkaMessage, partition_of
+from infra.delivery.kafka.publication_status import OF_DESTINATION
+from infra.delivery.kafka.topics import PARTITIONS, events_topic, progress_topic, state_topic
+from infra.eventstore.reader import COLUMNS, to_recorded
+from projections.engine.array_columns import Bigints, Ints, Uuids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+    from uuid import UUID
+
+    from domain.recorded import RecordedEvent
+    from infra.delivery.kafka.publication_status import Destination
+
+# Events of one transaction at most: enough that its few milliseconds of waiting are shared by many.
+PAGE_EVENTS_MAX: Final = 3_000
+
+_STATE_HEADERS: Final = [("content-type", b"application/json")]
+
+_AFTER: Final = (
+    """
+    SELECT l.ledger_id, l.name, e.traceparent,
+           NOT EXISTS (
+               SELECT FROM events n
+               WHERE n.ledger_id = e.ledger_id AND n.stream_id = e.stream_id AND n.version = e.version + 1
+           ),
+    """
+    + COLUMNS
+    + f"""
+    FROM ledgers l
+    LEFT JOIN unnest(%b, %b) AS known (ledger_id, position) ON known.ledger_id = l.ledger_id
+    CROSS JOIN LATERAL (
+        SELECT * FROM events e
+        WHERE e.ledger_id = l.ledger_id AND e.position > coalesce(known.position, 0)
+        ORDER BY e.position
+        LIMIT %b
+    ) e
+    WHERE {OF_DESTINATION}
+    ORDER BY l.ledger_id, e.position
+    LIMIT %b
+"""
+)
+
+_BEFORE_VERSIONS: Final = (
+    "SELECT"
+    + COLUMNS
+    + """
+    FROM unnest(%b, %b) AS x (stream_id, version)
+    CROSS JOIN LATERAL (
+        SELECT * FROM events e
+        WHERE e.ledger_id = %b AND e.stream_id = x.stream_id AND e.version < x.version
+        ORDER BY e.version
+    ) e
+"""
+)
+
+
+class Unpublishable(Exception):
+    """An event that this program cannot read, and hence not publish."""
+
+
+@dataclass(slots=True)
+class RecordPage:
+    """Events to be published together: the messages, and how far they bring each ledger."""
+
+    messages: list[KafkaMessage] = field(default_factory=list)
+    positions: dict[int, int] = field(default_factory=dict)
+
+
+class OutgoingLog:
+    """Reads the log of a destination's ledgers, with the worker's rights."""
+
+    def __init__(
+        self, connection: psycopg.Connection[Any], destination: Destination, *, page_events: int = PAGE_EVENTS_MAX
+    ) -> None:
+        """Take the connection that the publisher leads with: once it is lost, nothing more is read."""
+        self._cursor = connection.cursor(binary=True)
+        self._destination = destination
+        self._page_events = page_events
+        self._states = CodeStates(self._streams_before)
+        self._events = events_topic(destination.prefix).name
+        self._state = state_topic(destination.prefix).name
+        self._progress = progress_topic(destination.prefix).name
+
+    def page(self, positions: Mapping[int, int]) -> RecordPage:
+        """Return what comes after the given positions, by ledger and then by position; empty where nothing does.
+
+        Raises:
+            Unpublishable: the first event cannot be read; one further on ends the page before it.
+            psycopg.OperationalError: the database is away.
+
+        """
+        known = (Ints(list(positions)), Bigints(list(positions.values())))
+        limit = self._page_events
+        self._cursor.execute(_AFTER, (*known, limit, *self._destination.parameters, limit), prepare=True)
+        page = RecordPage()
+        for (ledger_id, ledger_name), rows in groupby(self._cursor.fetchall(), key=itemgetter(0, 1)):
+            read: list[RecordedEvent] = []
+            newest: set[int] = set()
+            try:
+                for row in rows:
+                    recorded = _read(ledger_name, row)
+                    page.messages.append(self._event(recorded, ledger_name, row[2], row[-1]))
+                    read.append(recorded)
+                    if row[3]:
+                        newest.add(recorded.position)
+            except Unpublishable:
+                if not page.messages:
+                    raise
+            if read:
+                page.messages += self._states_after(ledger_id, ledger_name, read, newest)
+                page.messages.append(self._progress_of(ledger_name, read[-1]))
+                page.positions[ledger_id] = read[-1].position
+        self._states.forget()
+        return page
+
+    def _event(self, recorded: RecordedEvent, ledger_name: str, traceparent: str | None, stored: bytes) -> KafkaMessage:
+        event = cloud_event(recorded, ledger_name, traceparent=traceparent, stored=stored)
+        key = event.key.encode()
+        partition = partition_of(key, PARTITIONS)
+        return KafkaMessage(self._events, partition, key, event.data, binary_headers(event), _timestamp_ms(recorded))
+
+    def _states_after(
+        self, ledger_id: int, ledger_name: str, read: Sequence[RecordedEvent], newest: AbstractSet[int]
+    ) -> Iterator[KafkaMessage]:
+        for last in self._states.apply(ledger_id, read, newest):
+            key = str(last.stream_id).encode()
+            content = self._states.content(ledger_name, last)
+            partition = partition_of(key, PARTITIONS)
+            yield KafkaMessage(self._state, partition, key, content, _STATE_HEADERS, _timestamp_ms(last))
+
+    def _progress_of(self, ledger_name: str, last: RecordedEvent) -> KafkaMessage:
+        """Say how far a ledger is published; the event's id tells this log from another of the same length."""
+        value = orjson.dumps({"position": last.position, "event_id": last.event_id})
+        return KafkaMessage(self._progress, 0, ledger_name.encode(), value, _STATE_HEADERS, _timestamp_ms(last))
+
+    def _streams_before(self, ledger_id: int, versions: Mapping[UUID, int]) -> Mapping[UUID, Sequence[RecordedEvent]]:
+        columns = (Uuids(list(versions)), Ints(list(versions.values())))
+        self._cursor.execute(_BEFORE_VERSIONS, (*columns, ledger_id), prepare=True)
+        found: dict[UUID, list[RecordedEvent]] = {}
+        for row in self._cursor:
+            found.setdefault(row[4], []).append(to_recorded(row))
+        return found
+
+
+def _read(ledger_name: str, row: Sequence[Any]) -> RecordedEvent:
+    try:
+        return to_recorded(row[4:])
+    except Exception as error:
+        message = (
+            f"The event at position {row[4]} of ledger {ledger_name} cannot be read ({type(error).__name__}: {error}). "
+            "Start a program that knows it."
+        )
+        raise Unpublishable(message) from error
+
+
+def _timestamp_ms(recorded: RecordedEvent) -> int:
+    """Return when the ledger learned it; brokers refuse what lies in their future, as after a clock was set back."""
+    return int(min(recorded.recorded_at.timestamp(), time.time()) * 1000)

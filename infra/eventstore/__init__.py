@@ -1,0 +1,1 @@
+"""The event store: decide, append, read and follow the log."""

@@ -1,0 +1,125 @@
+"""The log of all ledgers as views read it: pages past given positions, in one query."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from infra.eventstore.reader import COLUMNS, to_recorded
+from projections.engine.array_columns import Bigints, Ints
+from projections.engine.page import EventPage
+from projections.engine.projector import UnreadableEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from domain.recorded import RecordedEvent
+    from infra.postgres.pool import Database, LedgerConnection
+
+# Every ledger that has more gets its part of the page, so that a long backlog of one keeps none of the others waiting.
+# A part is what each can have if all take the same, and those who need less leave the rest to the others: of the parts
+# that follow from serving first those who need least, one after another, it is the largest.
+#
+# Positions are dense, so the last one tells how much more there is. Where more ledgers have more than a page has room
+# for, the next page goes on after the last ledger that was served.
+_AFTER: Final = (
+    """
+    WITH behind AS MATERIALIZED (
+        SELECT l.ledger_id, coalesce(known.position, 0) AS position, h.position - coalesce(known.position, 0) AS events
+        FROM ledgers l
+        LEFT JOIN unnest(%(ledgers)b, %(positions)b) AS known (ledger_id, position) ON known.ledger_id = l.ledger_id
+        CROSS JOIN LATERAL (
+            SELECT e.position FROM events e WHERE e.ledger_id = l.ledger_id ORDER BY e.position DESC LIMIT 1
+        ) h
+        WHERE h.position > coalesce(known.position, 0)
+        ORDER BY l.ledger_id <= %(served)b, l.ledger_id
+        LIMIT %(limit)b
+    ), part AS MATERIALIZED (
+        SELECT max((%(limit)b - taken) / takers) AS events
+        FROM (
+            SELECT
+                coalesce(sum(events) OVER (
+                    ORDER BY events, ledger_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+                ), 0)::bigint AS taken,
+                count(*) OVER (ORDER BY events DESC, ledger_id DESC) AS takers
+            FROM behind
+        ) x
+    )
+    SELECT"""
+    + COLUMNS
+    + """, e.ledger_id
+    FROM behind b
+    CROSS JOIN LATERAL (
+        SELECT * FROM events e
+        WHERE e.ledger_id = b.ledger_id AND e.position > b.position
+        ORDER BY e.position
+        LIMIT least(b.events, (SELECT events FROM part))
+    ) e
+    ORDER BY e.ledger_id, e.position
+"""
+)
+
+_HEADS: Final = """
+    SELECT l.ledger_id, h.position
+    FROM ledgers l
+    CROSS JOIN LATERAL (
+        SELECT e.position FROM events e WHERE e.ledger_id = l.ledger_id ORDER BY e.position DESC LIMIT 1
+    ) h
+"""
+
+
+class AllLedgersReader:
+    """Reads pages across ledgers, with the worker's rights."""
+
+    def __init__(self, database: Database) -> None:
+        """Take sessions that see every ledger."""
+        self._database = database
+        self._served = 0
+
+    async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
+        """Return events past the given positions, at most `limit`, of every ledger that has any its part.
+
+        Raises:
+            UnreadableEvent: the first of them cannot be read; one further on ends the page before it.
+            Gap: the log lacks an event.
+            Unavailable: the database is away.
+
+        """
+        parameters = {
+            "ledgers": Ints(list(positions)),
+            "positions": Bigints(list(positions.values())),
+            "served": self._served,
+            "limit": limit,
+        }
+
+        async def query(connection: LedgerConnection) -> list[Any]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_AFTER, parameters, prepare=True)
+            return await cursor.fetchall()
+
+        rows = await self._database.read(None, query)
+        events: list[tuple[int, RecordedEvent]] = []
+        for row in rows:
+            try:
+                events.append((row[-1], to_recorded(row)))
+            except Exception as error:
+                # Whatever is wrong with it: what came before it is served first, then the event stops its reader.
+                if events:
+                    break
+                raise UnreadableEvent(row[-1], row[0], f"{type(error).__name__}: {error}") from error
+        page = EventPage.of(events)
+        if page.spans:
+            self._served = max((ledger_id for ledger_id in page.spans if ledger_id <= self._served), default=row[-1])
+        return page
+
+    def forget(self) -> None:
+        """Nothing is kept here."""
+
+    async def heads(self) -> dict[int, int]:
+        """Return the last position of each ledger that has events; raises `Unavailable`."""
+
+        async def query(connection: LedgerConnection) -> list[Any]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_HEADS, prepare=True)
+            return await cursor.fetchall()
+
+        return dict(await self._database.read(None, query))

@@ -1,0 +1,216 @@
+"""What callers ask of `append`, what becomes of it, and how a batch of them travels there and back.
+
+The columns are those of the function in `0001_log.sql`: one element a caller, a precondition, an event or a claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from projections.engine.array_columns import Byteas, Ints, Texts, Times, Uuids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from infra.postgres.prepared_statement import Statement
+    from projections.engine.array_columns import Array
+
+
+class EventRow(NamedTuple):
+    """One event, in the order of `append`'s columns; without `effective_at` it takes effect when it is recorded."""
+
+    stream_id: UUID
+    version: int
+    event_id: UUID
+    type: str
+    type_version: int
+    effective_at: datetime | None
+    creator_stream: UUID
+    causation_id: UUID | None
+    key_id: UUID | None
+    commitment: bytes | None
+    body: bytes
+    sealed: bytes | None
+
+
+class Appended(NamedTuple):
+    """The events stand at these positions, recorded at this moment."""
+
+    first: int
+    last: int
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The same request came before; its events stand at these positions."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyConflict:
+    """Another writer came first, to a stream or to a claim, or the window ended: decide anew.
+
+    Attributes:
+        at: the ledger's moment, where it has passed the end of a window that the decision relied on; deciding by an
+            earlier one would only come to the same.
+
+    """
+
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The idempotency key belongs to another request."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRefused:
+    """The API key is no longer valid."""
+
+
+Outcome = Appended | Replayed | ConcurrencyConflict | Mismatch | KeyRefused
+_REFUSED: Final[dict[str, Outcome]] = {
+    "conflict": ConcurrencyConflict(),
+    "taken": ConcurrencyConflict(),
+    "mismatch": Mismatch(),
+    "key": KeyRefused(),
+}
+
+
+@dataclass(slots=True)
+class Append:
+    """What one caller wants appended, whole or not at all."""
+
+    ledger_id: int
+    events: Sequence[EventRow]
+    # (stream, version it must stand at); 0 for a stream that must not exist yet.
+    expected_versions: Sequence[tuple[UUID, int]]
+    # (keyed hash, who must hold it, who shall hold it).
+    claims: Sequence[tuple[bytes, UUID | None, UUID | None]]
+    role: str
+    source: str
+    command_id: UUID
+    subject: str | None = None
+    api_key: UUID | None = None
+    idempotency: bytes | None = None
+    request_hash: bytes | None = None
+    effective_at: datetime | None = None
+    correlation_id: str | None = None
+    traceparent: str | None = None
+    # What was decided holds only until then: a window's end that a rule relied on.
+    valid_until: datetime | None = None
+    # The writer's session during which something was guessed from memory; None where nothing was.
+    cached_in: int | None = None
+    answer: asyncio.Future[Outcome] = field(init=False)
+    sent: int = field(init=False, default=0)
+
+    def touches(self) -> tuple[list[int | bytes], list[int]]:
+        """Return what it writes and what it reads; of two callers of a batch neither writes what the other touches.
+
+        Streams by their number (a UUID's own hash is computed in Python); they and the keyed hashes of claims and
+        idempotency keys are unique among ledgers too.
+        """
+        writes: list[int | bytes] = [event.stream_id.int for event in self.events]
+        writes.extend(claim[0] for claim in self.claims)
+        if self.idempotency is not None:
+            writes.append(self.idempotency)
+        return writes, [stream.int for stream, _ in self.expected_versions]
+
+    def size(self) -> int:
+        """Return about how many bytes it adds to a batch."""
+        size = 0
+        for event in self.events:
+            size += 400 + len(event.body)
+            if event.sealed is not None:
+                size += len(event.sealed)
+        return size
+
+
+# The columns of `append`: callers, expected_versions, events, claims.
+TYPES: Final[tuple[type[Array], ...]] = (
+    *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Times, Texts, Texts, Texts, Uuids, Texts, Texts, Times),
+    *(Ints, Uuids, Ints),
+    *(Ints, Uuids, Ints, Uuids, Texts, Ints, Times, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
+    *(Ints, Byteas, Uuids, Uuids),
+)
+_PARAMETERS: Final = ", ".join(f"${number}" for number in range(1, len(TYPES) + 1))
+TEXT: Final = f"SELECT caller, outcome, a, b, stream, actual, at FROM append({_PARAMETERS})"
+
+
+async def call(statement: Statement, batch: Sequence[Append]) -> list[Outcome]:
+    """Append a batch with the prepared statement, and return what each caller came to.
+
+    Raises:
+        psycopg.Error: nothing was appended; or, where the session is closed now, it is not known what was.
+
+    """
+    columns = [
+        *_of_callers(batch),
+        *_of_rows([request.expected_versions for request in batch], 2),
+        *_of_rows([request.events for request in batch], len(EventRow._fields)),
+        *_of_rows([request.claims for request in batch], 3),
+    ]
+    rows = await statement.call([array(column) for array, column in zip(TYPES, columns, strict=True)])
+    return _outcomes(batch, rows)
+
+
+def _of_callers(batch: Sequence[Append]) -> list[list[Any]]:
+    counts = [len(request.events) for request in batch]
+    return [
+        [request.ledger_id for request in batch],
+        [request.idempotency for request in batch],
+        [request.request_hash for request in batch],
+        [request.api_key for request in batch],
+        [*accumulate(counts[:-1], initial=1)],
+        counts,
+        [request.effective_at for request in batch],
+        [request.role for request in batch],
+        [request.subject for request in batch],
+        [request.source for request in batch],
+        [request.command_id for request in batch],
+        [request.correlation_id for request in batch],
+        [request.traceparent for request in batch],
+        [request.valid_until for request in batch],
+    ]
+
+
+def _of_rows(rows: list[Sequence[tuple[Any, ...]]], width: int) -> list[Sequence[Any]]:
+    """Return the callers' numbers, one a row, and the rows' columns."""
+    numbers = [number for number, of_caller in enumerate(rows, 1) for _ in of_caller]
+    return [numbers, *(zip(*chain.from_iterable(rows), strict=True) if numbers else [()] * width)]
+
+
+def _outcomes(batch: Sequence[Append], rows: list[Any]) -> list[Outcome]:
+    """Return what became of each caller; positions follow from the order of those accepted."""
+    bases = {ledger: (base, at) for caller, _, base, ledger, _, _, at in rows if caller is None}
+    refused = {
+        caller: _refused(outcome, first, last, at)
+        for caller, outcome, first, last, _, _, at in rows
+        if caller is not None
+    }
+    outcomes: list[Outcome] = []
+    next_position = {ledger: base + 1 for ledger, (base, _) in bases.items()}
+    for number, request in enumerate(batch, 1):
+        outcome = refused.get(number)
+        if outcome is None:
+            first = next_position[request.ledger_id]
+            last = first + len(request.events) - 1
+            next_position[request.ledger_id] = last + 1
+            outcome = Appended(first, last, bases[request.ledger_id][1])
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _refused(outcome: str, first: int, last: int, at: datetime | None) -> Outcome:
+    if outcome == "replay":
+        return Replayed(first, last)
+    return _REFUSED[outcome] if at is None else ConcurrencyConflict(at)

@@ -1,0 +1,109 @@
+"""What answers the question: every event that bears on some videos' codes and their creators' permissions.
+
+One read, whose parts are of one moment: how far the view of codes has come, which codes it knows of the videos, and
+their events and their creators' from the log. Questions that wait together are one read too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from domain.authorization import BEARING
+from domain.code import Code
+from domain.recorded import RecordedEvent
+from infra.eventstore.reader import COLUMNS, BatchLoader, to_recorded
+from projections import codes
+from projections.engine.array_columns import Texts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from infra.postgres.pool import Database, LedgerConnection
+
+_EVIDENCE: Final = (
+    """
+    WITH known AS MATERIALIZED (
+        SELECT c.code_id, c.creator_stream
+        FROM unnest(%b) AS x (video_id)
+        CROSS JOIN LATERAL (
+            SELECT * FROM views.codes c WHERE c.ledger_id = %b AND c.video_id = x.video_id OFFSET 0
+        ) c
+    )
+    SELECT p.position,"""
+    + COLUMNS
+    + """
+    FROM (SELECT coalesce(min(position), 0) AS position FROM view_positions WHERE view = %b AND ledger_id = %b) p
+    LEFT JOIN (
+        SELECT e.*
+        FROM (SELECT code_id AS stream_id FROM known UNION SELECT creator_stream FROM known) s
+        CROSS JOIN LATERAL (
+            SELECT * FROM events e WHERE e.ledger_id = %b AND e.stream_id = s.stream_id ORDER BY e.version
+        ) e
+        WHERE e.type = ANY (%b)
+    ) e ON true
+"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationEvidence:
+    """What is known of a video.
+
+    Attributes:
+        position: how far the view of codes had read when it was asked; a code generated later may be missing.
+        codes: of each of its codes the events that bear on the question, by stream id, oldest first.
+        permissions: the same of their creators.
+
+    """
+
+    position: int
+    codes: dict[UUID, list[RecordedEvent]] = field(default_factory=dict)
+    permissions: Mapping[UUID, Sequence[RecordedEvent]] = field(default_factory=dict)
+
+
+class EvidenceReader:
+    """Reads what the question is answered from."""
+
+    def __init__(self, database: Database) -> None:
+        """Take the sessions to read with."""
+        self._database = database
+        self._one = BatchLoader(self.of_videos)
+
+    async def of_video(self, ledger_id: int, video_id: str) -> AuthorizationEvidence:
+        """Return what is known of a video.
+
+        Raises:
+            Unavailable: the database is away.
+
+        """
+        return await self._one(ledger_id, video_id) or AuthorizationEvidence(0)
+
+    async def of_videos(self, ledger_id: int, video_ids: Sequence[str]) -> Mapping[str, AuthorizationEvidence]:
+        """Return what is known of each of some videos, all as of the same position.
+
+        Raises:
+            Unavailable: the database is away.
+
+        """
+
+        async def run(connection: LedgerConnection) -> list[Any]:
+            cursor = connection.cursor(binary=True)
+            wanted = (Texts(video_ids), ledger_id, codes.NAME, ledger_id, ledger_id, list(BEARING))
+            await cursor.execute(_EVIDENCE, wanted, prepare=True)
+            return await cursor.fetchall()
+
+        rows = await self._database.read(ledger_id, run)
+        streams: dict[UUID, list[RecordedEvent]] = {}
+        for row in rows:
+            if row[1] is not None:
+                recorded = to_recorded(row[1:])
+                streams.setdefault(recorded.stream_id, []).append(recorded)
+        found = {video_id: AuthorizationEvidence(rows[0][0], permissions=streams) for video_id in video_ids}
+        for stream_id, stream in streams.items():
+            stream.sort(key=lambda recorded: recorded.stream_version)
+            first = stream[0].event
+            if isinstance(first, Code.Generated):
+                found[first.video_id].codes[stream_id] = stream
+        return found

@@ -1,0 +1,86 @@
+"""Which events a subscriber wants, told event by event as they come, from nothing but the events themselves.
+
+The conditions are those that the audit trail is searched by (`projections.index_scan`), so a stream and a page show the
+same. A code's later events name neither its creator nor its video: a selection knows which streams are theirs, those
+that stood when it began (`know`), and then those whose first events it sees.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from domain.code import Code
+from domain.summaries import summary
+from projections.index_scan import Among, Condition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from domain.recorded import RecordedEvent
+    from projections.index_scan import Field
+
+_VALUES: dict[Field, Callable[[RecordedEvent], Any]] = {
+    "type": lambda recorded: recorded.type,
+    "source": lambda recorded: recorded.source,
+    "actor": lambda recorded: recorded.actor.key_id,
+    "creator_stream": lambda recorded: recorded.creator_stream,
+    "code_id": lambda recorded: recorded.stream_id if isinstance(recorded.event, Code.Event) else None,
+    "brand_id": lambda recorded: getattr(recorded.event, "brand_id", None),
+    "advertiser_id": lambda recorded: getattr(recorded.event, "advertiser_id", None),
+    "channel": lambda recorded: getattr(recorded.event, "channel", None),
+    "refused": lambda recorded: recorded.event.reason if isinstance(recorded.event, Code.RedemptionRefused) else None,
+}
+
+
+class EventFilter:
+    """The conditions of one subscriber."""
+
+    def __init__(self, conditions: Sequence[Condition] = (), said: Callable[[str], bool] | None = None) -> None:
+        """Take the conditions, each of which an event must fulfil, and a test of its summary, which is casefolded."""
+        self.conditions = conditions
+        self.everything = not conditions and said is None
+        self._said = said
+        self.creators = self._named("creator_id")
+        self.videos = self._named("video_id")
+        # Whose a stream is, and of which video a code, of those that the conditions name.
+        self._creator_of: dict[UUID, str] = {}
+        self._video_of: dict[UUID, str] = {}
+
+    def know(self, recorded: RecordedEvent) -> None:
+        """Learn from an event which stream is a creator's, or which code a video's."""
+        named = vars(recorded.event).get
+        creator_id, video_id = named("creator_id"), named("video_id")
+        if creator_id in self.creators:
+            self._creator_of[recorded.creator_stream] = str(creator_id)
+        if video_id in self.videos:
+            self._video_of[recorded.stream_id] = str(video_id)
+
+    def wants(self, recorded: RecordedEvent) -> bool:
+        """Tell whether an event fulfils every condition; to be asked in the order of positions."""
+        if self.everything:
+            return True
+        self.know(recorded)
+        return all(self._fulfils(condition, recorded) for condition in self.conditions) and self.says(recorded)
+
+    def says(self, recorded: RecordedEvent) -> bool:
+        """Tell whether an event's summary passes its test, if there is one."""
+        return self._said is None or self._said(summary(recorded.event).casefold())
+
+    def _named(self, field: Field) -> frozenset[str]:
+        asked = [c for c in self.conditions if isinstance(c, Among) and c.field == field]
+        return frozenset(str(value) for condition in asked for value in condition.values)
+
+    def _fulfils(self, condition: Condition, recorded: RecordedEvent) -> bool:
+        if not isinstance(condition, Among):
+            moment = getattr(recorded, condition.field)
+            since, until = condition.since, condition.until
+            return ((since is None or moment >= since) and (until is None or moment < until)) is not condition.negated
+        match condition.field:
+            case "creator_id":
+                found = self._creator_of.get(recorded.creator_stream) in condition.values
+            case "video_id":
+                found = self._video_of.get(recorded.stream_id) in condition.values
+            case field:
+                found = _VALUES[field](recorded) in condition.values
+        return found is not condition.negated

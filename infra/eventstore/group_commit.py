@@ -1,0 +1,364 @@
+"""Group commit: one writer merges every append that waits into one call of `append` and one commit.
+
+No timer decides a batch: it is what came in while the last one committed. Each caller gets an answer of its own; a
+refusal, a replay or a bad row of one never touches another. A connection lost in mid-commit is resolved by looking,
+never by guessing: the old session is ended first, then each caller's events are looked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from infra.errors import Unavailable
+from infra.eventstore.append import TEXT, TYPES, Append, Appended, ConcurrencyConflict, Outcome, call
+from infra.eventstore.in_doubt_commit import Backend, end_session, own_backend, recorded
+from infra.postgres.pool import APPENDING, SHORT, LedgerConnection, session
+from infra.postgres.prepared_statement import Statement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_WAITING: Final = 2_000
+MAX_BATCH_CALLERS: Final = 256
+MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
+# How long the fate of a lost commit is looked for before callers are told that it is unknown.
+RESOLVE_WITHIN_S: Final = 15
+RECONNECT_EVERY_S: Final = 0.2
+# How long a new session may take until it can append: no limit of the server's counts before it is there.
+SESSION_WITHIN_S: Final = 15
+# How often a caller is sent again after its connection was lost: it may be what the connection breaks on.
+MAX_SENT: Final = 3
+# So many ledgers in a row that the database is short for, and the others of the batch are not tried any more.
+MAX_SHORT: Final = 2
+# The cause of commands being turned away is logged at most this often.
+WARN_EVERY_S: Final = 10
+
+FULL: Final = "Too many commands are waiting to be recorded; this one was not. Try again in a moment."
+STOPPING: Final = "The server is stopping; nothing was recorded."
+REFUSED_WRITE: Final = "The database could not record the command; nothing was. Try again in a moment."
+NOT_RECORDED: Final = "The database cannot be reached; nothing was recorded. Try again in a moment."
+UNKNOWN_FATE: Final = (
+    "The database went away while the command was being recorded, so it is not known whether it was. "
+    "Send it again with the same Idempotency-Key: it will be recorded once, whatever happened."
+)
+
+# `append` was replaced while a session had it prepared.
+_OUTDATED: Final = (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName)
+
+log = logging.getLogger(__name__)
+
+
+class GroupCommitWriter:
+    """The one writer of a process and database."""
+
+    def __init__(
+        self,
+        conninfo: str,
+        role: str,
+        *,
+        on_commit: Callable[[], None] = lambda: None,
+        on_session: Callable[[int], None] = lambda _: None,
+        resolve_within_s: float = RESOLVE_WITHIN_S,
+    ) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            conninfo: the database, as a login that is or may become the role.
+            role: whose rights it appends with.
+            on_commit: called after each batch that recorded something.
+            on_session: called with the number of each new session: the log may be another one's, or have lost its
+                end, since the last; what is remembered of it must be forgotten.
+            resolve_within_s: how long the fate of a lost commit is looked for, in seconds.
+
+        """
+        # A standby would neither take an append nor show what became of one.
+        self._session = session(conninfo, role, more_options=APPENDING) | {"target_session_attrs": "primary"}
+        self._on_commit = on_commit
+        self._on_session = on_session
+        # How many sessions there were; what was guessed during another one is decided anew.
+        self._sessions = 0
+        self._warned_at = -math.inf
+        self._resolve_within_s = resolve_within_s
+        self._waiting: deque[Append] = deque()
+        self._wake = asyncio.Event()
+        self._connection: LedgerConnection | None = None
+        self._statement: Statement | None = None
+        self._backend: Backend | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._task = asyncio.create_task(self._run(), name="writer")
+
+    async def stop(self) -> None:
+        """Stop after the batch that is being committed; who still waits is told to come back."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        while self._waiting:
+            _resolve(self._waiting.popleft(), Unavailable(STOPPING))
+        if self._connection is not None:
+            await self._connection.close()
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no command can be recorded now, as far as this process knows; None where nothing stands in the way."""
+        if self._stopping or self._task is None or self._task.done():
+            return STOPPING
+        return FULL if self._full() else None
+
+    def _full(self) -> bool:
+        """Tell whether nobody else can wait; whoever gave up does not count."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting = deque(request for request in self._waiting if not request.answer.done())
+        return len(self._waiting) >= MAX_WAITING
+
+    async def append(self, request: Append) -> Outcome:
+        """Append, and wait until it is committed or refused.
+
+        Cancelling the caller is safe: what has not been sent is dropped, what has been sent is recorded whole.
+
+        Raises:
+            Unavailable: the queue is full, or the database is away.
+
+        """
+        if self._stopping:
+            raise Unavailable(STOPPING)
+        if self._full():
+            raise Unavailable(FULL)
+        request.answer = asyncio.get_running_loop().create_future()
+        self._waiting.append(request)
+        self._wake.set()
+        return await request.answer
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            if self._waiting:
+                batch = self._take()
+                try:
+                    await self._commit(batch)
+                except Exception as error:
+                    log.exception("A defect of the writer; whoever it was writing for is told")
+                    for request in batch:
+                        _resolve(request, error)
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _take(self) -> list[Append]:
+        """Take callers that do not touch each other, in order; one that must wait makes those behind it wait too."""
+        batch: list[Append] = []
+        held: list[Append] = []
+        written: set[int | bytes] = set()
+        read: set[int | bytes] = set()
+        size = 0
+        while self._waiting and len(batch) < MAX_BATCH_CALLERS and size < MAX_BATCH_BYTES:
+            request = self._waiting.popleft()
+            if request.answer.done():
+                continue  # its caller gave up
+            writes, reads = request.touches()
+            if written.isdisjoint(writes) and read.isdisjoint(writes) and written.isdisjoint(reads):
+                batch.append(request)
+                size += request.size()
+            else:
+                held.append(request)
+            written.update(writes)
+            read.update(reads)
+        self._waiting.extendleft(reversed(held))
+        return batch
+
+    async def _commit(self, batch: list[Append]) -> None:
+        """Append a batch and answer its callers, whatever happens."""
+        if not batch:
+            return
+        error = await self._attempt(batch)
+        if error is None:
+            return
+        if isinstance(error, SHORT):
+            await self._by_ledger(batch, error)
+        elif len(batch) == 1:
+            self._fail(batch, error)
+        else:
+            # One caller's row is at fault: find out one by one.
+            for request in batch:
+                await self._commit([request])
+
+    async def _by_ledger(self, batch: list[Append], error: Exception) -> None:
+        """Append a batch that the database was short of something for: perhaps of one ledger's lock alone.
+
+        Each attempt may take as long as a statement may, hence one for each ledger, and none for the others once
+        several in a row have failed as well.
+        """
+        by_ledger: dict[int, list[Append]] = {}
+        for request in batch:
+            by_ledger.setdefault(request.ledger_id, []).append(request)
+        if len(by_ledger) == 1:
+            self._fail(batch, error)
+            return
+        short = 0
+        for requests in by_ledger.values():
+            again = error if short >= MAX_SHORT else await self._attempt(requests)
+            if again is None:
+                short = 0
+            elif isinstance(again, SHORT):
+                short += 1
+                self._fail(requests, again)
+            else:
+                for request in requests:
+                    await self._commit([request])
+
+    async def _attempt(self, batch: list[Append], *, prepared_anew: bool = False) -> Exception | None:
+        """Append a batch and answer its callers, or return the error for which nothing was recorded."""
+        opened = await self._opened(batch)
+        batch = self._still_known(batch)
+        if opened is None or not batch:
+            return None
+        connection, statement = opened
+        try:
+            outcomes = await call(statement, batch)
+        except _OUTDATED as error:
+            # `append` was replaced while this session had it prepared.
+            if prepared_anew:
+                return error
+            await connection.close()
+            return await self._attempt(batch, prepared_anew=True)
+        except Exception as error:  # noqa: BLE001 - also what cannot be encoded: the writer outlives every caller
+            if not connection.closed:
+                return error
+            self._warn(error, "The connection was lost in an append; what became of it is looked up")
+            await self._resolve(batch)
+            return None
+        for request, outcome in zip(batch, outcomes, strict=True):
+            _resolve(request, outcome)
+        if any(isinstance(outcome, Appended) for outcome in outcomes):
+            self._on_commit()
+        return None
+
+    async def _opened(self, batch: list[Append]) -> tuple[LedgerConnection, Statement] | None:
+        """Return the session to append with; where there is none, its callers are told."""
+        try:
+            return await self._connected()
+        except (psycopg.Error, TimeoutError) as error:
+            self._warn(error)
+            for request in batch:
+                _resolve(request, _unavailable(NOT_RECORDED, error))
+            return None
+
+    async def _connected(self) -> tuple[LedgerConnection, Statement]:
+        if self._connection is None or self._statement is None or self._connection.closed:
+            connection = await LedgerConnection.connect(**self._session)
+            statement = Statement(connection, "append", len(TYPES))
+            try:
+                async with asyncio.timeout(SESSION_WITHIN_S):
+                    self._backend = await own_backend(connection)
+                    await statement.prepare(TEXT, TYPES)
+            except BaseException:
+                await connection.close()
+                raise
+            self._connection, self._statement = connection, statement
+            self._sessions += 1
+            self._on_session(self._sessions)
+        return self._connection, self._statement
+
+    def _still_known(self, batch: list[Append]) -> list[Append]:
+        """Leave out whoever decided by what was known during another session, and have them decide anew.
+
+        The append compares versions, and after a failover the log may have lost its end and given the same versions to
+        other events.
+        """
+        known = []
+        for request in batch:
+            if request.cached_in is None or request.cached_in == self._sessions:
+                known.append(request)
+            else:
+                _resolve(request, ConcurrencyConflict())
+        return known
+
+    async def _resolve(self, batch: list[Append]) -> None:
+        """Find out what became of a batch whose connection was lost while it was being committed."""
+        try:
+            fates = await self._fates(batch)
+        except (psycopg.Error, TimeoutError) as error:
+            self._warn(error)
+            for request in batch:
+                _resolve(request, _unavailable(UNKNOWN_FATE, error))
+            return
+        for request, fate in reversed(list(zip(batch, fates, strict=True))):
+            if fate is None:
+                self._again(request)
+            else:
+                _resolve(request, Appended(*fate))
+        if any(fates):
+            self._on_commit()
+
+    async def _fates(self, batch: list[Append]) -> list[tuple[int, int, datetime] | None]:
+        """Look for each caller's events once the lost session is over, for as long as it takes to reach the database.
+
+        The old session may still be committing: it is ended, and waited for, before anything is looked up. A look-up
+        alone would see nothing, and a moment later the events.
+        """
+        lost = self._backend
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._resolve_within_s
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    connection, _ = await self._connected()
+                    await end_session(connection, lost)
+                    return [await recorded(connection, request.ledger_id, request.events) for request in batch]
+            except (psycopg.Error, TimeoutError):
+                if self._connection is not None:
+                    await self._connection.close()  # interrupted, its role may be another
+                if self._stopping or loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(RECONNECT_EVERY_S)
+
+    def _again(self, request: Append) -> None:
+        """Put a caller of whom nothing was recorded first in the queue, unless its connection is lost every time."""
+        request.sent += 1
+        if request.sent < MAX_SENT:
+            self._waiting.appendleft(request)
+        else:
+            _resolve(request, Unavailable(REFUSED_WRITE))
+
+    def _fail(self, batch: list[Append], error: Exception) -> None:
+        """Tell callers of an error for which nothing was recorded."""
+        short = isinstance(error, SHORT)
+        if short:
+            self._warn(error)
+        for request in batch:
+            _resolve(request, _unavailable(REFUSED_WRITE, error) if short else error)
+
+    def _warn(self, error: Exception, what: str = "Commands are turned away") -> None:
+        """Log why commands are turned away or take long, and not once for each of them."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._warned_at + WARN_EVERY_S:
+            self._warned_at = now
+            # What the server adds in detail may quote a row; its first line never does.
+            said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+            log.warning("%s: %s", what, " ".join((said or str(error)).split()) or type(error).__name__)
+
+
+def _resolve(request: Append, outcome: Outcome | BaseException) -> None:
+    """Answer a caller, unless it gave up."""
+    if request.answer.done():
+        return
+    if isinstance(outcome, BaseException):
+        request.answer.set_exception(outcome)
+    else:
+        request.answer.set_result(outcome)
+
+
+def _unavailable(detail: str, cause: BaseException) -> Unavailable:
+    unavailable = Unavailable(detail)
+    unavailable.__cause__ = cause
+    return unavailable

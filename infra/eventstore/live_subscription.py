@@ -1,0 +1,302 @@
+"""The end of a ledger's log, read once for all who follow it in a process, however many they are.
+
+    Tail     one ledger's last events, encoded once; its readers keep nothing but how far they have come
+    Tails    the tails of a process: one for each ledger that somebody follows
+
+A reader asks for what comes after its position, and waits for news. One that has not kept up, so that what comes
+next is kept no more, is told so (`FellBehind`): the log itself has everything, and a tail waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from infra.errors import Unavailable
+from infra.eventstore.notifications import Listener
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from domain.recorded import RecordedEvent
+    from infra.eventstore.reader import EventReader
+    from infra.postgres.pool import Database
+
+    # Turns events of a ledger into what readers are sent, one for each. What it looks up for that is, when it returns,
+    # as new as the last change that this process has heard of: what changes later is forgotten by `forget_encoded`.
+    Encode = Callable[[int, Sequence[RecordedEvent]], Awaitable[Sequence[bytes]]]
+
+PAGE_EVENTS: Final = 200
+# What one tail keeps at most, and what all tails of a process share out among them.
+KEPT_EVENTS: Final = 4_096
+KEPT_BYTES: Final = 4 * 1024 * 1024
+KEPT_EVENTS_IN_ALL: Final = 65_536
+KEPT_BYTES_IN_ALL: Final = 64 * 1024 * 1024
+KEPT_EVENTS_LEAST: Final = 256
+# Readers that come back together, as after a restart, find so many events read already.
+READ_AHEAD_EVENTS: Final = 256
+# Between looks at the log that nobody asked for, and between attempts while the database is away.
+POLL_S: Final = 1.0
+# What is recorded during the pause after a reading is read and sent together. The pause grows with the readers, whom
+# each sending takes time for, and with the tails, for a commit wakes all of them.
+PAUSE_S_PER_READER: Final = 0.0002
+PAUSE_S_PER_TAIL: Final = 0.002
+PAUSE_S_MAX: Final = 0.25
+
+STOPPING: Final = "The server is stopping; the ledger is followed no more."
+
+log = logging.getLogger(__name__)
+
+
+class FellBehind(Exception):
+    """What comes next for this reader is kept no more; the log still has it."""
+
+
+class SubscriptionGap(Exception):
+    """The log answered without an event that must come next: positions have no gaps, so it was changed from outside."""
+
+
+@dataclass(slots=True)
+class LiveEvent:
+    """An event and its bytes as every reader gets them; None once they were evicted (`LiveSubscription.encoded`)."""
+
+    recorded: RecordedEvent
+    encoded: bytes
+
+
+class LiveSubscription:
+    """The last events of one ledger."""
+
+    def __init__(self, ledger_id: int, store: EventReader, encode: Encode) -> None:
+        """Prepare; `LiveSubscriptions` lets it run."""
+        self.ledger_id = ledger_id
+        # The last position that was read.
+        self.position = 0
+        self.readers = 0
+        # Set by whoever heard of a commit.
+        self.woken = asyncio.Event()
+        # Why it reads no more; those who wait for news are told by it.
+        self.failure: Exception | None = None
+        self.kept_events, self.kept_bytes = KEPT_EVENTS, KEPT_BYTES
+        self.pause_s = 0.0
+        self._store = store
+        self._encode = encode
+        self._entries: list[LiveEvent] = []
+        self._bytes = 0
+        self._kept_after = 0
+        self._news = asyncio.Event()
+        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def keeps(self, position: int) -> bool:
+        """Tell whether everything after a position is kept, as far as it has been read."""
+        return position >= self._kept_after
+
+    def after(self, position: int, limit: int) -> Sequence[LiveEvent]:
+        """Return what comes next after a position, at most `limit` events; nothing where nothing is read yet.
+
+        Raises:
+            FellBehind: it is kept no more.
+
+        """
+        if position < self._kept_after:
+            raise FellBehind
+        begin = position - self._kept_after
+        return self._entries[begin : begin + limit]
+
+    async def encoded(self, entries: Sequence[LiveEvent]) -> list[bytes]:
+        """Return what readers are sent of events; what was forgotten is encoded anew, for whoever comes after, too."""
+        forgotten = [entry for entry in entries if not entry.encoded]
+        if forgotten:
+            page = [entry.recorded for entry in forgotten]
+            for entry, encoded in zip(forgotten, await self._encode(self.ledger_id, page), strict=True):
+                # Meanwhile another reader may have had it encoded, and it may be kept no more.
+                if entry.recorded.position > self._kept_after:
+                    self._bytes += len(encoded) - len(entry.encoded)
+                entry.encoded = encoded
+        return [entry.encoded for entry in entries]
+
+    def forget_encoded(self) -> None:
+        """Forget the bytes of all events: what was looked up for them has changed."""
+        for entry in self._entries:
+            entry.encoded = b""
+        self._bytes = 0
+
+    async def wait_for_events(self) -> None:
+        """Wait until something was read, or somebody nudged."""
+        await self._news.wait()
+
+    def notify(self) -> None:
+        """Let everyone who waits look around."""
+        self._news.set()
+        self._news.clear()
+
+    async def begun(self) -> None:
+        """Wait until the end of the log has been reached for the first time.
+
+        Raises:
+            Unavailable: the database is away, or nobody is let follow any more.
+
+        """
+        await asyncio.shield(self._begun)
+
+    async def run(self) -> None:
+        """Read on until cancelled, or until something cannot be read."""
+        try:
+            head = await self._store.head(self.ledger_id)
+            self.position = self._kept_after = max(0, head - READ_AHEAD_EVENTS)
+            await self._read()
+            self._begun.set_result(None)
+            while True:
+                await self._follow()
+        except Exception as error:
+            if not isinstance(error, Unavailable):
+                log.exception("Ledger %s cannot be followed past position %s", self.ledger_id, self.position)
+            self.failure = error
+            self._not_begun(error)
+            self.notify()
+        except asyncio.CancelledError:
+            self._not_begun(Unavailable(STOPPING))
+            raise
+
+    def _not_begun(self, error: Exception) -> None:
+        """Tell whoever waits for the beginning, if it never came, why it will not come."""
+        if not self._begun.done():
+            self._begun.set_exception(error)
+            self._begun.exception()  # that nobody waits is no defect
+
+    async def _follow(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self.woken.wait()
+        self.woken.clear()
+        try:
+            await self._read()
+        except Unavailable as unavailable:
+            log.warning("Ledger %s cannot be followed now, and is tried again: %s", self.ledger_id, unavailable)
+            await asyncio.sleep(POLL_S)
+        else:
+            await asyncio.sleep(self.pause_s)
+
+    async def _read(self) -> None:
+        page_events = PAGE_EVENTS
+        while page_events == PAGE_EVENTS:
+            page = await self._store.page(self.ledger_id, after=self.position, limit=PAGE_EVENTS)
+            page_events = len(page)
+            if page_events == 0:
+                return
+            if page[0].position != self.position + 1:
+                message = f"Ledger {self.ledger_id} answers {page[0].position} after position {self.position}."
+                raise SubscriptionGap(message)
+            encoded = await self._encode(self.ledger_id, page)
+            self._entries += map(LiveEvent, page, encoded)
+            self._bytes += sum(map(len, encoded))
+            self.position = page[-1].position
+            self._forget()
+            self.notify()
+
+    def _forget(self) -> None:
+        """Drop the oldest of what is too much."""
+        first = 0
+        while len(self._entries) - first > self.kept_events or self._bytes > self.kept_bytes:
+            self._bytes -= len(self._entries[first].encoded)
+            first += 1
+        del self._entries[:first]
+        self._kept_after += first
+
+
+class LiveSubscriptions:
+    """The tails of one process."""
+
+    def __init__(self, store: EventReader, encode: Encode, database: Database | None = None) -> None:
+        """Prepare; nothing runs until somebody follows.
+
+        Args:
+            store: reads the log.
+            encode: turns a page into what readers are sent.
+            database: where to listen for commits; absent where the caller listens, and tells by `wake`.
+
+        """
+        self._listener: Listener | None = None
+        self._database = database
+        self._store = store
+        self._encode = encode
+        self._tails: dict[int, tuple[LiveSubscription, asyncio.Task[None]]] = {}
+
+    @asynccontextmanager
+    async def following(self, ledger_id: int) -> AsyncIterator[LiveSubscription]:
+        """Follow a ledger; its tail runs for as long as somebody does.
+
+        Raises:
+            Unavailable: the database is away.
+
+        """
+        tail, running = self._tails.get(ledger_id) or self._start(ledger_id)
+        tail.readers += 1
+        self._share_out()
+        try:
+            await tail.begun()
+            yield tail
+        finally:
+            tail.readers -= 1
+            if tail.readers == 0:
+                running.cancel()
+                self._drop(tail)
+            self._share_out()
+
+    def position(self, ledger_id: int) -> int:
+        """Return the last position that was read of a ledger, 0 where nobody follows it."""
+        known = self._tails.get(ledger_id)
+        return 0 if known is None else known[0].position
+
+    def wake(self) -> None:
+        """Read on: something was committed."""
+        for tail, _ in self._tails.values():
+            tail.woken.set()
+
+    def forget_encoded(self) -> None:
+        """Forget how events were encoded: what was looked up for it has changed."""
+        for tail, _ in self._tails.values():
+            tail.forget_encoded()
+
+    def notify(self) -> None:
+        """Let everyone who waits for news look around."""
+        for tail, _ in self._tails.values():
+            tail.notify()
+
+    async def close(self) -> None:
+        """End every tail; whoever still follows one hears no more of it."""
+        running = [task for _, task in self._tails.values()]
+        self._tails.clear()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            await listener.stop()
+
+    def _start(self, ledger_id: int) -> tuple[LiveSubscription, asyncio.Task[None]]:
+        if self._listener is None and self._database is not None:
+            self._listener = Listener(self._database.conninfo, self._database.role, self.wake)
+            self._listener.start()
+        tail = LiveSubscription(ledger_id, self._store, self._encode)
+        task = asyncio.create_task(tail.run(), name=f"tail of ledger {ledger_id}")
+        # One that ended by itself is dropped, so that whoever comes next begins anew.
+        task.add_done_callback(lambda _: self._drop(tail))
+        self._tails[ledger_id] = started = tail, task
+        return started
+
+    def _drop(self, tail: LiveSubscription) -> None:
+        known = self._tails.get(tail.ledger_id)
+        if known is not None and known[0] is tail:
+            del self._tails[tail.ledger_id]
+
+    def _share_out(self) -> None:
+        """Bound what is kept and how often is read, by all tails together."""
+        tails = len(self._tails)
+        for tail, _ in self._tails.values():
+            tail.kept_events = max(KEPT_EVENTS_LEAST, min(KEPT_EVENTS, KEPT_EVENTS_IN_ALL // tails))
+            tail.kept_bytes = min(KEPT_BYTES, KEPT_BYTES_IN_ALL // tails)
+            tail.pause_s = min(PAUSE_S_MAX, PAUSE_S_PER_READER * tail.readers + PAUSE_S_PER_TAIL * tails)

@@ -1,0 +1,289 @@
+"""The log as it is read: rows to events, streams, pages, and point reads that wait together made into one query."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from uuid import UUID
+
+from domain.recorded import RecordedEvent
+from domain.values import CLOCK, Actor
+from infra.errors import Unavailable
+from infra.eventstore.serialization import to_event
+from projections.engine.array_columns import Byteas, Uuids
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from infra.postgres.pool import Database, LedgerConnection
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+# The most point reads that one query answers.
+MAX_BATCHED: Final = 256
+# How far the database's clock may be behind ours where one waits for it.
+CLOCKS_APART_S: Final = 1.0
+
+COLUMNS: Final = """
+    e.position, e.event_id, e.type, e.type_version, e.stream_id, e.version, e.creator_stream, e.recorded_at,
+    e.effective_at, e.actor_key, e.actor_role, e.actor_subject, e.source, e.command_id, e.correlation_id,
+    e.causation_id, e.body
+"""
+
+# The lateral join keeps the planner at one index scan a stream, whatever it believes about their lengths.
+_STREAMS: Final = (
+    "SELECT"
+    + COLUMNS
+    + """
+    FROM unnest(%b) AS x (stream_id)
+    CROSS JOIN LATERAL (
+        SELECT * FROM events e WHERE e.ledger_id = %b AND e.stream_id = x.stream_id ORDER BY e.version
+    ) e
+"""
+)
+
+_CLAIMED: Final = (
+    "SELECT c.claim,"
+    + COLUMNS
+    + """
+    FROM unnest(%b) AS x (claim)
+    CROSS JOIN LATERAL (
+        SELECT * FROM claims c WHERE c.ledger_id = %b AND c.claim = x.claim LIMIT 1
+    ) c
+    CROSS JOIN LATERAL (
+        SELECT * FROM events e WHERE e.ledger_id = c.ledger_id AND e.stream_id = c.stream_id ORDER BY e.version
+    ) e
+"""
+)
+
+_PAGE: Final = (
+    "SELECT"
+    + COLUMNS
+    + """
+    FROM events e
+    WHERE e.ledger_id = %b AND e.position > %b AND e.position < %b
+    ORDER BY e.position
+    LIMIT %b
+"""
+)
+_PAGE_DESCENDING: Final = _PAGE.replace("ORDER BY e.position", "ORDER BY e.position DESC")
+
+_AT_POSITIONS: Final = (
+    "SELECT"
+    + COLUMNS
+    + """
+    FROM events e
+    WHERE e.ledger_id = %b AND e.position = ANY (%b)
+    ORDER BY e.position
+"""
+)
+
+# With each sealed part what opens it, as both stand in one snapshot. An erasure takes effect when it is recorded, not
+# when its deed is done: from then on no key is handed out, whether or not it is still there.
+_SEALED: Final = """
+    SELECT e.position, e.key_id, e.sealed, k.wrapped, k.erased_at IS NOT NULL OR EXISTS (
+        SELECT 1 FROM events x
+        WHERE x.ledger_id = e.ledger_id AND x.stream_id = e.creator_stream AND x.type = 'CreatorErased'
+    )
+    FROM events e
+    LEFT JOIN creator_keys k ON k.ledger_id = e.ledger_id AND k.key_id = e.key_id
+    WHERE e.ledger_id = %b AND e.position = ANY (%b) AND e.sealed IS NOT NULL
+"""
+
+# Beyond any position: the upper bound of a page that has none.
+_END: Final = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSeal:
+    """A sealed part as it is stored, and its key as it stands: `erased` where nobody may use that any more."""
+
+    key_id: UUID
+    sealed: bytes
+    wrapped: bytes | None
+    erased: bool
+
+
+class BatchLoader(Generic[K, V]):
+    """Point reads that wait together as one query: what comes in while one query runs is answered by the next."""
+
+    def __init__(self, fetch: Callable[[int, Sequence[K]], Awaitable[Mapping[K, V]]]) -> None:
+        """Take the query: for a ledger and keys, what is found by key."""
+        self._fetch = fetch
+        self._waiting: dict[int, dict[K, list[asyncio.Future[V | None]]]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, ledger_id: int, key: K) -> V | None:
+        """Read one key; `None` where there is nothing."""
+        answer: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.get(ledger_id)
+        if waiting is None:
+            self._waiting[ledger_id] = {key: [answer]}
+            task = asyncio.create_task(self._drain(ledger_id))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        else:
+            waiting.setdefault(key, []).append(answer)
+        return await answer
+
+    async def _drain(self, ledger_id: int) -> None:
+        while self._waiting[ledger_id]:
+            waiting = self._waiting[ledger_id]
+            keys = list(waiting)[:MAX_BATCHED]
+            batch = {key: waiting.pop(key) for key in keys}
+            error = await self._answer(ledger_id, batch)
+            if error is not None and len(batch) > 1 and not isinstance(error, Unavailable):
+                # One of them cannot be read: it must not keep the others from theirs.
+                for key, answers in batch.items():
+                    await self._answer(ledger_id, {key: answers}, last=True)
+            elif error is not None:
+                _fail(batch, error)
+        del self._waiting[ledger_id]
+
+    async def _answer(
+        self, ledger_id: int, batch: Mapping[K, list[asyncio.Future[V | None]]], *, last: bool = False
+    ) -> Exception | None:
+        """Fetch a batch and answer who waits; return the error, and where it is the last word, raise it there."""
+        try:
+            found = await self._fetch(ledger_id, list(batch))
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            if last:
+                _fail(batch, error)
+            return error
+        for key, answers in batch.items():
+            for answer in answers:
+                if not answer.done():
+                    answer.set_result(found.get(key))
+        return None
+
+
+def _fail(batch: Mapping[Any, list[asyncio.Future[Any]]], error: Exception) -> None:
+    for answers in batch.values():
+        for answer in answers:
+            if not answer.done():
+                answer.set_exception(error)
+
+
+class EventReader:
+    """Reads of the log. Whatever is committed is visible at once."""
+
+    def __init__(self, database: Database) -> None:
+        """Take the sessions to read with."""
+        self._database = database
+        self.stream = BatchLoader(self.streams)
+        self.claimed = BatchLoader(self._claimed)
+        self.event = BatchLoader(self._at)
+        # Request hash, first and last position of the command that was sent with an idempotency key.
+        self.command = BatchLoader(self._commands)
+
+    async def streams(self, ledger_id: int, stream_ids: Sequence[UUID]) -> dict[UUID, list[RecordedEvent]]:
+        """Read whole streams; one that does not exist is absent from the answer."""
+        rows = await self._rows(ledger_id, _STREAMS, (Uuids(stream_ids), ledger_id))
+        found: dict[UUID, list[RecordedEvent]] = {}
+        for row in rows:
+            found.setdefault(row[4], []).append(to_recorded(row))
+        return found
+
+    async def _claimed(self, ledger_id: int, claims: Sequence[bytes]) -> dict[bytes, list[RecordedEvent]]:
+        rows = await self._rows(ledger_id, _CLAIMED, (Byteas(claims), ledger_id))
+        found: dict[bytes, list[RecordedEvent]] = {}
+        for row in rows:
+            found.setdefault(row[0], []).append(to_recorded(row[1:]))
+        return found
+
+    async def page(
+        self,
+        ledger_id: int,
+        *,
+        after: int | None = None,
+        before: int | None = None,
+        descending: bool = False,
+        limit: int = 100,
+    ) -> list[RecordedEvent]:
+        """Read events with after < position < before, at most `limit`, oldest first unless descending."""
+        query = _PAGE_DESCENDING if descending else _PAGE
+        bounds = (0 if after is None else after, _END if before is None else before)
+        rows = await self._rows(ledger_id, query, (ledger_id, *bounds, limit))
+        return [to_recorded(row) for row in rows]
+
+    async def at_positions(self, ledger_id: int, positions: Sequence[int]) -> list[RecordedEvent]:
+        """Read the events at given positions, in ascending order."""
+        rows = await self._rows(ledger_id, _AT_POSITIONS, (ledger_id, list(positions)))
+        return [to_recorded(row) for row in rows]
+
+    async def _at(self, ledger_id: int, positions: Sequence[int]) -> dict[int, RecordedEvent]:
+        return {recorded.position: recorded for recorded in await self.at_positions(ledger_id, positions)}
+
+    async def position_at(self, ledger_id: int, moment: datetime) -> int:
+        """Return the last position recorded at or before a moment; 0 before the first.
+
+        A moment that the database's clock has not passed yet, for the asker's is ahead of it, is waited for: until then
+        an event may still be recorded at it, and the answer would change.
+
+        Raises:
+            Unavailable: the clocks are too far apart, or the database is away.
+
+        """
+        while True:
+            query = "SELECT position_at(%b, %b), clock_timestamp()"
+            ((position, now),) = await self._rows(ledger_id, query, (ledger_id, moment))
+            if now > moment:
+                return int(position)
+            ahead_s = (moment - now).total_seconds()
+            if ahead_s > CLOCKS_APART_S:
+                raise Unavailable("The database's clock has not reached this moment. Ask again later.")
+            await asyncio.sleep(ahead_s)
+
+    async def head(self, ledger_id: int) -> int:
+        """Return the last position; 0 for an empty ledger."""
+        query = "SELECT coalesce(max(position), 0) FROM events WHERE ledger_id = %b"
+        return int((await self._rows(ledger_id, query, (ledger_id,)))[0][0])
+
+    async def codes_of_creator(self, ledger_id: int, creator_stream: UUID, upto: int) -> list[UUID]:
+        """Return the streams of a creator's codes generated at or before a position."""
+        query = """
+            SELECT stream_id FROM events
+            WHERE ledger_id = %b AND creator_stream = %b AND type = 'CodeGenerated' AND position <= %b
+        """
+        return [row[0] for row in await self._rows(ledger_id, query, (ledger_id, creator_stream, upto))]
+
+    async def sealed(self, ledger_id: int, positions: Sequence[int]) -> dict[int, StoredSeal]:
+        """Return the sealed parts of the events that have one, by position, with the wrapped key of each."""
+        rows = await self._rows(ledger_id, _SEALED, (ledger_id, list(positions)))
+        return {row[0]: StoredSeal(*row[1:]) for row in rows}
+
+    async def _commands(self, ledger_id: int, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int, int]]:
+        query = """
+            SELECT key, request_hash, first_position, last_position FROM commands
+            WHERE ledger_id = %b AND key = ANY (%b)
+        """
+        rows = await self._rows(ledger_id, query, (ledger_id, Byteas(keys)))
+        return {row[0]: (row[1], row[2], row[3]) for row in rows}
+
+    async def _rows(self, ledger_id: int, query: str, parameters: Sequence[Any]) -> list[Any]:
+        async def run(connection: LedgerConnection) -> list[Any]:
+            await connection.reused.execute(query, parameters, prepare=True)
+            return await connection.reused.fetchall()
+
+        return await self._database.read(ledger_id, run)
+
+
+def to_recorded(row: Sequence[Any]) -> RecordedEvent:
+    """Build an event from a row of `COLUMNS`."""
+    # By place: naming the fields takes as long again. Their order is that of the columns, and of `RecordedEvent`.
+    return RecordedEvent(  # type: ignore[call-arg] # how many a slice holds cannot be told from its type
+        *row[:9],
+        CLOCK if row[9] is None else _actor(row[9].int, row[10], row[11]),
+        *row[12:16],
+        to_event(row[2], row[4], row[5], row[8], row[16]),
+    )
+
+
+@lru_cache(maxsize=10_000)
+def _actor(key: int, role: Any, subject: str | None) -> Actor:
+    """Return who acted; a key does so again and again. By its number, for a UUID is slow to compare."""
+    return Actor(str(UUID(int=key)), role, subject)

@@ -1,0 +1,110 @@
+"""Events to rows and back. The library's mapper does topics and upcasting; here is what a row holds beyond it.
+
+A row has two bodies. `body` is the event's decision facts as plain JSON, in clear; `sealed` is whatever field holds a
+`Sealed`, encrypted. The type of a field's value decides, so a new event cannot forget to seal.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import orjson
+from eventsourcing.persistence import Mapper, StoredEvent, Transcoder
+from eventsourcing.utils import get_topic, resolve_topic
+
+from domain.code import Code
+from domain.creator import Creator
+from domain.values import Sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+    from domain.recorded import Event
+
+# These stand in columns of their own: the effective time, and the aggregate's class, which the event's type implies.
+IN_COLUMNS: Final = frozenset({"timestamp", "originator_topic"})
+_AGGREGATES: Final[dict[type[Any], str]] = {Code.Generated: Code.TOPIC, Creator.Enabled: Creator.TOPIC}
+
+
+# Its stream and version are columns too; the library takes them from there.
+_BESIDE: Final = IN_COLUMNS | {"originator_id", "originator_version"}
+_FORMAT: Final = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
+
+
+class BodyTranscoder(Transcoder):
+    """The clear body: JSON with sorted keys, times as RFC 3339 in UTC, without what is absent or sealed."""
+
+    def encode(self, obj: Any) -> bytes:
+        """Encode an event's clear fields, always to the same bytes for the same fields."""
+        return split_sealed_fields(obj)[0]
+
+    def decode(self, data: bytes) -> Any:
+        """Decode a clear body; by the naming rule of events, what ends in `_at` is a time."""
+        fields = orjson.loads(data)
+        for name, value in fields.items():
+            if name.endswith("_at"):
+                fields[name] = datetime.fromisoformat(value)
+        return fields
+
+
+_TRANSCODER: Final = BodyTranscoder()
+_MAPPER: Final[Mapper[UUID]] = Mapper(transcoder=_TRANSCODER)
+
+
+def split_sealed(event: Event) -> tuple[bytes, dict[str, str]]:
+    """Return an event's clear body, and the fields that must only be stored encrypted.
+
+    The body is what the library's mapper would store, without the copies it makes on the way.
+    """
+    _, version = event_type(event)
+    return split_sealed_fields(vars(event) if version == 1 else vars(event) | {"class_version": version})
+
+
+def split_sealed_fields(fields: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
+    """Divide an event's fields as `split_sealed` does an event."""
+    clear: dict[str, Any] = {}
+    secret: dict[str, str] = {}
+    for name, value in fields.items():
+        if type(value) is Sealed:
+            secret[name] = str(value)
+        elif value is not None and name not in _BESIDE:
+            clear[name] = value
+    return orjson.dumps(clear, option=_FORMAT), secret
+
+
+def clear_body(event: Event) -> bytes:
+    """Return an event's clear body alone."""
+    return split_sealed(event)[0]
+
+
+def event_type(event: Event) -> tuple[str, int]:
+    """Return an event's published name, and the version of its format."""
+    return _event_type(type(event))
+
+
+@cache
+def _event_type(kind: type[Event]) -> tuple[str, int]:
+    return get_topic(kind), getattr(kind, "class_version", 1)
+
+
+def to_event(type_: str, stream_id: UUID, version: int, effective_at: datetime, body: bytes) -> Event:
+    """Build an event from its row, upcast to the present format; its sealed fields are empty."""
+    kind = resolve_topic(type_)
+    if _event_type(kind)[1] == 1:
+        # What the library's mapper does where there is nothing to upcast, without what it looks for on the way.
+        fields = _TRANSCODER.decode(body)
+        fields["originator_id"] = stream_id
+        fields["originator_version"] = version
+        event = cast("Event", object.__new__(kind))
+        object.__setattr__(event, "__dict__", fields)
+    else:
+        event = cast("Event", _MAPPER.to_domain_event(StoredEvent(stream_id, version, type_, body)))
+        fields = vars(event)
+    fields["timestamp"] = effective_at
+    aggregate = _AGGREGATES.get(kind)
+    if aggregate is not None:
+        fields["originator_topic"] = aggregate
+    return event

@@ -1,1 +1,0 @@
-"""Publishing to Kafka, exactly once."""

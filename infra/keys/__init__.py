@@ -1,1 +1,0 @@
-"""The keys that secrets are sealed under."""

@@ -1,1 +1,0 @@
-"""The log: deciding, appending, reading."""

@@ -1,0 +1,128 @@
+"""What runs beside the API: views, the expiry clock, publishing, webhooks, the purge of what is too old."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING, Final
+
+from infra.crypto.rotation import require_master_keys
+from infra.delivery.webhooks.http_target import Networks
+from infra.delivery.webhooks.worker import Senders
+from infra.eventstore.all_ledgers_reader import AllLedgersReader
+from infra.eventstore.notifications import Listener
+from infra.jobs.erasure import Erasures
+from infra.jobs.expiry_clock import ExpiryClock
+from infra.jobs.retention import purging
+from infra.postgres.migrate import require_migrated
+from infra.processes.runtime import WORKER, allow_connections, runtime, spare_the_collector
+from infra.views.commands import GC_YOUNG_OBJECTS, connect
+from projections import VIEWS
+from projections.engine.runner import Runner, create_missing
+from projections.engine.shared_reader import SharedLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from infra.crypto.master_keys import KeyProvider
+    from infra.delivery.kafka.publisher import Publisher
+    from infra.postgres.pool import Database
+
+PARTS: Final = ("views", "expiry", "kafka", "webhooks")
+# A publisher ends its transaction in this time, or leaves it to be aborted by its successor.
+PUBLISHER_STOP_S: Final = 1.5
+
+log = logging.getLogger(__name__)
+
+
+async def run(
+    conninfo: str,
+    master_key: KeyProvider,
+    parts: frozenset[str],
+    *,
+    publishers: Sequence[Publisher] = (),
+    webhook_networks: Sequence[str] = (),
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Run until SIGINT or SIGTERM.
+
+    Args:
+        conninfo: the database, as a login that is or may become the worker's role.
+        master_key: who holds the key that the database's keys are wrapped with.
+        parts: which of `PARTS` to run.
+        publishers: those to Kafka, each of which runs in a thread of its own.
+        webhook_networks: where webhooks may be sent to besides public addresses.
+        started: called once everything runs.
+
+    Raises:
+        MigrationError: the database lacks a migration.
+        MasterKeyError: a master key that keys are wrapped with was not given.
+
+    """
+    require_migrated(conninfo)
+    require_master_keys(conninfo, WORKER, master_key)
+    spare_the_collector(GC_YOUNG_OBJECTS)
+    allow_connections()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with runtime(conninfo, WORKER, master_key) as opened:
+        clock = ExpiryClock(opened)
+        runners, wakes = views_followed(conninfo, opened.database) if "views" in parts else ([], [])
+        senders = Senders(conninfo, opened, Networks(webhook_networks)) if "webhooks" in parts else None
+
+        for publisher in publishers:
+            publisher.start()
+        listener = Listener(conninfo, WORKER, _waking(wakes, senders, publishers))
+        listener.start()
+        tasks = [loop.create_task(runner.run()) for runner in runners]
+        tasks.append(loop.create_task(purging(opened.database)))
+        tasks.append(loop.create_task(Erasures(opened.database, opened.ledgers, opened.identity).run()))
+        if "expiry" in parts:
+            tasks.append(loop.create_task(clock.run()))
+        if senders is not None:
+            tasks.append(loop.create_task(senders.run()))
+        started()
+        stopping = loop.create_task(stop.wait())
+        # None of them ends by itself: one that does is a defect, and the process with it, to be begun again.
+        await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*(asyncio.to_thread(publisher.stop, PUBLISHER_STOP_S) for publisher in publishers))
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+        await listener.stop()
+
+
+def _waking(
+    wakes: Sequence[asyncio.Event], senders: Senders | None, publishers: Sequence[Publisher]
+) -> Callable[[], None]:
+    """Return what wakes everybody here that waits for events."""
+
+    def heard() -> None:
+        for wake in wakes:
+            wake.set()
+        if senders is not None:
+            senders.tails.wake()
+        for publisher in publishers:
+            publisher.wake()
+
+    return heard
+
+
+def views_followed(conninfo: str, database: Database) -> tuple[list[Runner], list[asyncio.Event]]:
+    """Return what follows the log into each view, from one reading of it, and what wakes each."""
+    shared = SharedLog(AllLedgersReader(database))
+    wakes = [asyncio.Event() for _ in VIEWS]
+    runners = [
+        Runner(view, shared.reader(), lambda: connect(conninfo), wake) for view, wake in zip(VIEWS, wakes, strict=True)
+    ]
+    return runners, wakes
+
+
+async def create_views(conninfo: str) -> None:
+    """Create the views' tables, so that a read finds them before any worker ran."""
+    await create_missing(lambda: connect(conninfo), VIEWS)

@@ -1,0 +1,124 @@
+"""Reading views: bound to one ledger, with how far the view has read, after waiting for it where asked to."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+
+from infra.auth.access_log import AccessLog
+from infra.errors import Unavailable
+from infra.eventstore.authorization_evidence import EvidenceReader
+from infra.eventstore.event_rows import EventRows
+from projections.engine.runner import ViewBehind, ViewStopped, wait_for
+from projections.engine.view import reached
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from psycopg import AsyncCursor
+
+    from infra.postgres.pool import Database, LedgerConnection
+
+T = TypeVar("T")
+
+_TOO_LONG: Final = (
+    "This took too long, and was given up. Ask for less: where there are filters, add one, such as creator_id or "
+    "video_id."
+)
+
+AT_LEAST_WAIT_S: Final = 5.0
+# A view that has stopped waits for somebody to mend it; one that is filled anew takes its time as well.
+LATER_S: Final = 60
+
+
+class ViewReader:
+    """The read side of a database.
+
+    Attributes:
+        trail: the log in bulk.
+        questions: what the question is answered from.
+        accesses: who read them.
+
+    """
+
+    def __init__(self, database: Database) -> None:
+        """Take the sessions to read with."""
+        self._database = database
+        self.trail = EventRows(database)
+        self.questions = EvidenceReader(database)
+        self.accesses = AccessLog(database)
+
+    async def read(
+        self,
+        ledger_id: int,
+        query: Callable[[AsyncCursor[Any]], Awaitable[T]],
+        *,
+        view: str,
+        also: Sequence[str] = (),
+        at_least: int | None = None,
+    ) -> tuple[T, int]:
+        """Run a view's query for a ledger; `also` names further views that it reads together with that one.
+
+        Returns:
+            Its result, and the position up to which the views had read the ledger: the rows are at least that new.
+
+        Raises:
+            Unavailable: a view did not reach `at_least` in time, or has stopped before, or the query took too long, or
+                the database is away.
+
+        """
+        if at_least is not None:
+            deadline = time.monotonic() + AT_LEAST_WAIT_S
+            for name in (view, *also):
+                await self.wait(ledger_id, name, at_least, max(0.0, deadline - time.monotonic()))
+
+        async def run(connection: LedgerConnection) -> tuple[T, int]:
+            async with connection.cursor() as cursor:
+                position = await reached(cursor, ledger_id, view, *also)
+                return await query(cursor), position
+
+        try:
+            return await self._database.read(ledger_id, run)
+        except psycopg.errors.UndefinedColumn as older:
+            # A new version of the view is being filled beside the one that is still read.
+            raise Unavailable(f"The view {view} is being filled anew. Ask again later.", retry_after=LATER_S) from older
+        except Unavailable as unavailable:
+            if isinstance(unavailable.__cause__, psycopg.errors.QueryCanceled):
+                raise Unavailable(_TOO_LONG, retry_after=LATER_S) from unavailable
+            raise
+
+    async def wait(self, ledger_id: int, view: str, position: int, timeout_s: float = AT_LEAST_WAIT_S) -> None:
+        """Wait until a view has read a ledger up to a position.
+
+        Raises:
+            Unavailable: it did not in time, or has stopped before, or the database is away.
+
+        """
+        try:
+            await wait_for(lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=timeout_s)
+        except ViewStopped as stopped:
+            raise Unavailable(f"{stopped} Ask for no more with at_least.", retry_after=LATER_S) from stopped
+        except ViewBehind as behind:
+            raise Unavailable(f"{behind} Ask again in a moment, or with a smaller at_least.") from behind
+
+    async def reach(self, ledger_id: int, view: str, position: int) -> int:
+        """Wait until a view has read a ledger up to a position, and return how far it has: less where it has stopped.
+
+        Raises:
+            Unavailable: it goes on and did not come so far in time, or the database is away.
+
+        """
+        try:
+            return await wait_for(lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=AT_LEAST_WAIT_S)
+        except ViewStopped as stopped:
+            return stopped.reached
+        except ViewBehind as behind:
+            raise Unavailable(f"{behind} Ask again in a moment.") from behind
+
+    @asynccontextmanager
+    async def _cursor(self, ledger_id: int) -> AsyncIterator[AsyncCursor[Any]]:
+        async with self._database.connection(ledger_id) as connection, connection.cursor() as cursor:
+            yield cursor

@@ -1,0 +1,89 @@
+"""How views stand: how far each has read, what it has not read yet, and whether something stopped it.
+
+One that is being filled beside a view bears its name with `_next`. A view stops for all ledgers, by an event of one:
+which one it was, and what was wrong, is told to that ledger alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from infra.postgres.pool import Database, LedgerConnection
+
+
+@dataclass(frozen=True, slots=True)
+class ViewStatus:
+    """How a view stands to a ledger, or to all.
+
+    Attributes:
+        state: "following"; "failed", where it has stopped; "building" for one that is being filled.
+        rebuilds: how often it was filled anew.
+        position: up to which it has read; in all ledgers the sum, that is how many events.
+        behind_events: how many more there are.
+        behind_s: seconds since the oldest of those was recorded; 0 where there is none.
+
+    """
+
+    view: str
+    version: int
+    state: str
+    rebuilds: int
+    position: int
+    behind_events: int
+    behind_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerViewStatus(ViewStatus):
+    """How a view stands to one ledger.
+
+    `head` is the ledger's last position. `failed_position` and `error` tell what stopped the view, if it was one of
+    this ledger's events.
+    """
+
+    head: int
+    failed_position: int | None
+    error: str | None
+
+
+_IN_ALL_LEDGERS: Final = """
+    SELECT view, version, state, rebuilds, "position", behind_events, behind_seconds
+    FROM views_in_all_ledgers()
+"""
+
+_IN_ONE: Final = """
+    SELECT v.view, v.version, v.state, v.rebuilds, coalesce(p.position, 0),
+           greatest(h.position - coalesce(p.position, 0), 0),
+           greatest(extract(epoch FROM clock_timestamp() - next.recorded_at), 0)::float8, h.position,
+           CASE WHEN v.failed_ledger_id = %(ledger_id)s THEN v.failed_position END,
+           CASE WHEN v.failed_ledger_id = %(ledger_id)s THEN v.error END
+    FROM view_versions v
+    CROSS JOIN (SELECT coalesce(max(e.position), 0) AS position FROM events e WHERE e.ledger_id = %(ledger_id)s) h
+    LEFT JOIN view_positions p ON p.view = v.view AND p.version = v.version AND p.ledger_id = %(ledger_id)s
+    LEFT JOIN LATERAL (
+        SELECT e.recorded_at
+        FROM events e
+        WHERE e.ledger_id = %(ledger_id)s AND e.position = coalesce(p.position, 0) + 1
+    ) next ON true
+    ORDER BY v.view
+"""
+
+
+async def in_all_ledgers(database: Database) -> list[ViewStatus]:
+    """Return how each view stands to all ledgers together, by name; raises `Unavailable`."""
+
+    async def query(connection: LedgerConnection) -> list[Any]:
+        return await (await connection.execute(_IN_ALL_LEDGERS)).fetchall()
+
+    return [ViewStatus(*row) for row in await database.read(None, query)]
+
+
+async def in_ledger(database: Database, ledger_id: int) -> list[LedgerViewStatus]:
+    """Return how each view stands to one ledger, by name; raises `Unavailable`."""
+
+    async def query(connection: LedgerConnection) -> list[Any]:
+        return await (await connection.execute(_IN_ONE, {"ledger_id": ledger_id})).fetchall()
+
+    return [LedgerViewStatus(*row) for row in await database.read(ledger_id, query)]

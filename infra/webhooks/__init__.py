@@ -1,1 +1,0 @@
-"""Webhooks: what their owners see, and how they are sent."""

@@ -1,0 +1,191 @@
+"""How far a view has read, written down: moved by compare-and-set, stopped at an event, begun anew.
+
+Every function works in the caller's transaction, and on the view's name as it stands in the durable tables: `codes`
+for what is read, `codes_next` for what is being filled beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from projections.engine.array_columns import Bigints, Times
+from projections.engine.page import EventPage, PositionGap
+from projections.engine.view import ViewState
+
+if TYPE_CHECKING:
+    from psycopg import AsyncCursor
+
+# The first key of every advisory lock that leads a view; the second is the view's name, hashed.
+LEADERSHIP: Final = 7_290_114
+ERROR_CHARACTERS_MAX: Final = 500
+
+
+class CheckpointConflict(Exception):
+    """Somebody else has moved this view: another leader, or a rebuild that took its place."""
+
+
+# What `advance` fails with where a view has been moved by somebody else; nothing else that a page sends divides.
+NOT_THERE: Final = psycopg.errors.DivisionByZero
+
+_LEAD: Final = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
+
+_STATUS: Final = """
+SELECT view, version, state, error, failed_ledger_id, failed_position, changed_at
+FROM view_versions
+WHERE view = %s
+"""
+
+_POSITIONS: Final = """
+SELECT ledger_id, position
+FROM view_positions
+WHERE view = %s
+AND version = %s
+"""
+
+# Whoever holds it keeps the view from meeting a ledger that it has read nothing of.
+_HOLD: Final = "SELECT FROM view_versions WHERE view = %s FOR UPDATE"
+# In the order in which a page moves them.
+_LOCK: Final = _POSITIONS + "ORDER BY ledger_id FOR UPDATE"
+
+# Not where another version has taken the view's place: then there is nothing to advance.
+_MEET: Final = """
+INSERT INTO view_positions (view, version, ledger_id, position)
+SELECT v.view, v.version, x.ledger_id, 0
+FROM (SELECT view, version FROM view_versions WHERE view = %s AND version = %s FOR SHARE) v
+CROSS JOIN unnest(%b) AS x (ledger_id)
+ON CONFLICT DO NOTHING
+"""
+
+# It fails where a position is another: what was sent along with it is then not carried out.
+_ADVANCE: Final = """
+WITH moved AS (
+    UPDATE view_positions p
+    SET position = x.new_position, recorded_at = coalesce(x.recorded_at, p.recorded_at)
+    FROM unnest(%b, %b, %b, %b) AS x (ledger_id, old_position, new_position, recorded_at)
+    WHERE p.view = %s
+    AND p.version = %s
+    AND p.ledger_id = x.ledger_id
+    AND p.position = x.old_position
+    RETURNING 1
+)
+SELECT 1 / (count(*) = %s)::int
+FROM moved
+"""
+
+_BEGIN: Final = """
+INSERT INTO view_versions (view, version, state)
+VALUES (%s, %s, %s)
+"""
+
+_STOP: Final = """
+UPDATE view_versions
+SET state = 'failed', error = %s, failed_ledger_id = %s, failed_position = %s, changed_at = now()
+WHERE view = %s
+"""
+
+# Only once the view has read past the event that stopped it: until then it is still as broken as it was.
+_RECOVER: Final = """
+UPDATE view_versions v
+SET state = %s, error = NULL, failed_ledger_id = NULL, failed_position = NULL, changed_at = now()
+FROM view_positions p
+WHERE v.view = %s
+AND v.state = 'failed'
+AND p.view = v.view
+AND p.version = v.version
+AND p.ledger_id = v.failed_ledger_id
+AND p.position >= v.failed_position
+"""
+
+
+async def lead(cur: AsyncCursor[Any], name: str) -> bool:
+    """Try to lead a view until this session ends; the same session may ask again."""
+    await cur.execute(_LEAD, (LEADERSHIP, name))
+    row = await cur.fetchone()
+    return bool(row and row[0])
+
+
+async def status(cur: AsyncCursor[Any], name: str) -> ViewState | None:
+    """Return what became of a view; None where it never began."""
+    await cur.execute(_STATUS, (name,))
+    row = await cur.fetchone()
+    return ViewState(*row) if row else None
+
+
+async def begin(cur: AsyncCursor[Any], name: str, version: int, state: str) -> None:
+    """Write down that a view begins, having read nothing."""
+    await cur.execute(_BEGIN, (name, version, state))
+
+
+async def positions(cur: AsyncCursor[Any], name: str, version: int, *, lock: bool = False) -> dict[int, int]:
+    """Return how far a view has read each ledger; `lock` keeps others from moving it until the transaction ends."""
+    if lock:
+        await cur.execute(_HOLD, (name,))
+    await cur.execute(_LOCK if lock else _POSITIONS, (name, version))
+    return dict(await cur.fetchall())
+
+
+def after(old: Mapping[int, int], page: EventPage) -> dict[int, int]:
+    """Return the positions that a page leads to.
+
+    Raises:
+        Gap: an event of the page does not follow what was read before.
+
+    """
+    for ledger_id, span in page.spans.items():
+        before = old.get(ledger_id, 0)
+        if span.first != before + 1:
+            raise PositionGap(f"Event {span.first} of ledger {ledger_id} was read after {before}.")
+    return {**old, **{ledger_id: span.last for ledger_id, span in page.spans.items()}}
+
+
+async def advance(cur: AsyncCursor[Any], name: str, version: int, old: Mapping[int, int], page: EventPage) -> None:
+    """Move a view from the positions that a page was read from to those that it leads to.
+
+    Raises:
+        NOT_THERE: the view does not stand there any more; in a pipeline that shows only later.
+
+    """
+    spans = page.spans
+    met = [ledger_id for ledger_id in spans if ledger_id not in old]
+    if met:
+        await cur.execute(_MEET, (name, version, Bigints(met)))
+    parameters = (
+        Bigints(list(spans)),
+        Bigints([span.first - 1 for span in spans.values()]),
+        Bigints([span.last for span in spans.values()]),
+        Times([span.recorded_at for span in spans.values()]),
+    )
+    await cur.execute(_ADVANCE, (*parameters, name, version, len(spans)))
+
+
+async def stop(cur: AsyncCursor[Any], name: str, at: tuple[int, int], error: str) -> None:
+    """Write down which event, as ledger and position, a view stopped before, and why."""
+    await cur.execute(_STOP, (error[:ERROR_CHARACTERS_MAX], *at, name))
+
+
+async def recover(cur: AsyncCursor[Any], name: str, state: str) -> bool:
+    """Write down that a stopped view goes on, as `state` says, if it has read past what stopped it; tell whether so."""
+    await cur.execute(_RECOVER, (state, name))
+    return cur.rowcount > 0
+
+
+async def forget(cur: AsyncCursor[Any], names: Iterable[str]) -> None:
+    """Forget how far these have read, and that they ever began."""
+    for name in names:
+        await cur.execute("DELETE FROM view_positions WHERE view = %s", (name,))
+        await cur.execute("DELETE FROM view_versions WHERE view = %s", (name,))
+
+
+async def take_place(cur: AsyncCursor[Any], name: str, successor: str) -> None:
+    """Let what was read by a successor be what this view has read."""
+    await cur.execute("SELECT rebuilds FROM view_versions WHERE view = %s", (name,))
+    row = await cur.fetchone()
+    await forget(cur, [name])
+    await cur.execute("UPDATE view_positions SET view = %s WHERE view = %s", (name, successor))
+    await cur.execute(
+        "UPDATE view_versions SET view = %s, state = 'following', rebuilds = %s, changed_at = now() WHERE view = %s",
+        (name, (row[0] if row else 0) + 1, successor),
+    )

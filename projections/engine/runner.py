@@ -1,0 +1,209 @@
+"""Follow the log into a view: one leader a view among all workers, woken after commits, stopped by what it cannot take.
+
+    waiting ──lead──▶ following ──an event it cannot take in──▶ stopped ──skipped, rebuilt, or a new program begins──┐
+       ▲  └─ the database is away, or somebody else moved the view: begin again ─┘                                  │
+       └────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+A leader is whoever holds the view's advisory lock, which PostgreSQL frees the moment its session is gone. Leadership
+spares work and no more: what keeps a page from being taken in twice is the comparison in its own transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Final
+
+from projections.engine import checkpoints
+from projections.engine.checkpoints import CheckpointConflict
+from projections.engine.projector import PAGE_EVENTS_MAX, Connect, Log, PoisonEvent, Projector
+from projections.engine.rebuild import rebuild
+from projections.engine.skipped_events import skipped
+from projections.engine.view import View, has_stopped, reached
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, AsyncCursor
+
+# Between looks at the log by a runner that nobody wakes, and between attempts to lead or to reconnect.
+POLL_S: Final = 1.0
+# After a page, before the next look: what is committed meanwhile makes one page, for a page costs much the same whether
+# it holds one event or a hundred.
+LINGER_S: Final = 0.02
+# Waiting for a view: the first pause between looks, and the longest.
+WAIT_FIRST_S: Final = 0.002
+WAIT_LONGEST_S: Final = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+class ViewBehind(Exception):
+    """A view has not read as far as was asked for in the time that was given."""
+
+    def __init__(self, view: str, wanted: int, reached: int) -> None:
+        """Name the view, and how far it has read."""
+        super().__init__(f"View {view} has read up to position {reached}, not {wanted} yet.")
+        self.view = view
+        self.wanted = wanted
+        self.reached = reached
+
+
+class ViewStopped(ViewBehind):
+    """A view has not read as far as was asked for, and reads no further until it is mended."""
+
+    def __str__(self) -> str:
+        """Name the view, and how far it can be read."""
+        return f"View {self.view} has stopped, and can be read up to position {self.reached}."
+
+
+class Runner:
+    """Keeps one view up to date for as long as it runs."""
+
+    def __init__(
+        self,
+        view: View[Any],
+        log: Log,
+        connect: Connect,
+        wake: asyncio.Event,
+        *,
+        poll_s: float = POLL_S,
+        page_events: int = PAGE_EVENTS_MAX,
+    ) -> None:
+        """Take what is needed; `run` runs.
+
+        Args:
+            view: the view.
+            log: where its events come from.
+            connect: opens a session of the worker's, in autocommit; it is held while this runs.
+            wake: set by whoever hears of a commit. This runner's own: it clears it.
+            poll_s: seconds between looks at the log when nobody wakes it, and between attempts to lead.
+            page_events: events folded at a time.
+
+        """
+        self._view = view
+        self._log = log
+        self._connect = connect
+        self._wake = wake
+        self._poll_s = poll_s
+        self._page_events = page_events
+        # The event at which this process has stopped: it does not run against the same wall again and again.
+        self._stopped_at: tuple[int, int] | None = None
+        self._said = ""
+
+    async def run(self) -> None:
+        """Follow the log until cancelled; no error ends it, and none touches another view."""
+        while True:
+            try:
+                async with await self._connect() as connection:
+                    await self._lead_and_follow(connection)
+            except CheckpointConflict:
+                self._say(logging.INFO, "was moved by somebody else, and goes on from there")
+                await asyncio.sleep(WAIT_LONGEST_S)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt shows whether it is over
+                self._say(logging.WARNING, f"cannot go on, and tries again: {type(error).__name__}: {error}")
+            await asyncio.sleep(self._poll_s)
+
+    async def _lead_and_follow(self, connection: AsyncConnection[Any]) -> None:
+        while not await self._may_follow(connection):  # noqa: ASYNC110 - other processes decide, they set no event
+            await asyncio.sleep(self._poll_s)
+        try:
+            await self._follow(connection)
+        except PoisonEvent as poisoned:
+            self._stopped_at = poisoned.at
+            self._say(logging.ERROR, f"has stopped. {poisoned}")
+            await checkpoints.stop(connection.cursor(), self._view.name, self._stopped_at, poisoned.reason)
+
+    async def _may_follow(self, connection: AsyncConnection[Any]) -> bool:
+        """Tell whether it is for this process to follow: the view is as it knows it, and nobody else leads."""
+        cur = connection.cursor()
+        standing = await checkpoints.status(cur, self._view.name)
+        if standing is not None and standing.version > self._view.version:
+            # A newer program has switched the view, and follows it. Its rows are not for us to write.
+            self._say(logging.INFO, f"is at version {standing.version}; this program knows {self._view.version}")
+            return False
+        if standing is not None and standing.state == "failed":
+            at = (standing.failed_ledger_id, standing.failed_position)
+            if at == self._stopped_at:
+                told = await skipped(cur, self._view.name, self._view.version)
+                if at not in told.places:
+                    return False
+        return await checkpoints.lead(cur, self._view.name)
+
+    async def _follow(self, connection: AsyncConnection[Any]) -> None:
+        folding = Projector(self._view, connection)
+        await folding.prepare()
+        self._log.forget()
+        standing = await checkpoints.status(connection.cursor(), self._view.name)
+        if standing is None:
+            await folding.create(indexes=True)
+        elif standing.version < self._view.version:
+            self._say(logging.INFO, f"goes from version {standing.version} to {self._view.version}")
+            await rebuild(self._view, self._log, self._connect, page_events=self._page_events)
+        await folding.find()
+        self._say(logging.INFO, "is being followed here")
+        while True:
+            self._wake.clear()
+            await folding.apply_all(self._log, self._page_events)
+            await asyncio.sleep(LINGER_S)
+            with contextlib.suppress(TimeoutError):
+                # Not wait_for: before Python 3.12 it may swallow being cancelled.
+                async with asyncio.timeout(self._poll_s):
+                    await self._wake.wait()
+
+    def _say(self, level: int, what: str) -> None:
+        """Log a change, and not once a second that nothing has changed."""
+        if what != self._said:
+            _log.log(level, "View %s %s", self._view.name, what)
+            self._said = what
+
+
+async def create_missing(connect: Connect, views: Iterable[View[Any]]) -> None:
+    """Create the tables of views that never began, so that a read finds them, if empty, before any worker runs.
+
+    `connect` opens a session of the worker's, in autocommit.
+    """
+    async with await connect() as connection:
+        for view in views:
+            await Projector(view, connection).create(indexes=True)
+
+
+async def wait_for(
+    cursors: Callable[[], AbstractAsyncContextManager[AsyncCursor[Any]]],
+    view: str,
+    ledger_id: int,
+    position: int,
+    *,
+    timeout_s: float = 5.0,
+) -> int:
+    """Wait until a view has read a ledger up to a position, and return how far it has; not for one that has stopped.
+
+    Args:
+        cursors: opens a cursor bound to the ledger; closed again between looks, so that no connection is held.
+        view: the view's name.
+        ledger_id: the ledger.
+        position: how far it must have read.
+        timeout_s: seconds to wait at most.
+
+    Raises:
+        Stopped: the view has stopped before the position.
+        Behind: the time ran out.
+
+    """
+    deadline = time.monotonic() + timeout_s
+    pause = WAIT_FIRST_S
+    while True:
+        async with cursors() as cur:
+            read = await reached(cur, ledger_id, view)
+            if read >= position:
+                return read
+            if await has_stopped(cur, view):
+                raise ViewStopped(view, position, read)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ViewBehind(view, position, read)
+        await asyncio.sleep(min(pause, left))
+        pause = min(2 * pause, WAIT_LONGEST_S)

@@ -1,0 +1,239 @@
+"""A table of a view: how its rows are read and written, a page at a time, and how the table comes to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar, get_type_hints
+
+from psycopg import sql
+
+from projections.engine.array_columns import Array, Bigints, array_of, decoder_of
+
+if TYPE_CHECKING:
+    from psycopg import AsyncCursor
+
+R = TypeVar("R")
+
+SCHEMA: Final = "views"
+
+# One rule of access for every view: the API sees the ledger that its session is bound to, workers see all.
+_ACCESS: Final = """
+ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
+ALTER TABLE {table} FORCE ROW LEVEL SECURITY;
+CREATE POLICY one_ledger ON {table} TO sparkledger_api
+    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+CREATE POLICY every_ledger ON {table} TO sparkledger_worker
+    USING (true);
+GRANT SELECT ON {table} TO sparkledger_api;
+"""
+
+# The lateral join keeps the planner at one look-up a row, whatever it believes about a table that fills this minute.
+_LOAD: Final = """
+SELECT r.*
+FROM unnest(%b, %b) AS x (ledger_id, key)
+CROSS JOIN LATERAL (
+    SELECT {columns}
+    FROM {table} t
+    WHERE t.ledger_id = x.ledger_id
+    AND t.{key} = x.key
+    OFFSET 0
+) r
+"""
+
+_HAS_INDEXES: Final = """
+SELECT
+FROM pg_index
+WHERE indrelid = %s::regclass
+AND NOT indisprimary
+"""
+
+_INSERT: Final = """
+INSERT INTO {table} AS t ({columns})
+SELECT {values}
+FROM unnest({parameters}) AS x ({columns})
+"""
+
+_OVERWRITE: Final = """
+ON CONFLICT ({key}) DO {overwrite}
+"""
+
+
+class Table(Generic[R]):
+    """A table in schema `views`.
+
+    Attributes:
+        name: its name while it is the one that is read; one that is being filled beside it has a suffix.
+        row: the dataclass of its rows, whose fields are its columns in order.
+        key: its primary key: `ledger_id`, and what names a row within its ledger.
+
+    """
+
+    def __init__(
+        self,
+        name: str,
+        row: type[R],
+        *,
+        key: Sequence[str],
+        ddl: LiteralString,
+        indexes: Sequence[LiteralString] = (),
+        adds: str | None = None,
+    ) -> None:
+        """Derive from the row's fields how rows are read and written.
+
+        `ddl` creates `{table}`, each of `indexes` indexes it, without naming the index: two versions of a table stand
+        side by side during a rebuild. `adds` names the column of a table of counts: what is written is added to it.
+        """
+        self.name = name
+        self.row = row
+        self.key = tuple(key)
+        self.columns = [column.name for column in fields(row)]  # type: ignore[arg-type] # a row is a dataclass
+        self._ddl: Final = ddl
+        self._indexes: Final = tuple(indexes)
+        self._adds: Final = adds
+        types = get_type_hints(row)
+        self._arrays = [array_of(types[column]) for column in self.columns]
+        self._decoders = [(i, decode) for i, c in enumerate(self.columns) if (decode := decoder_of(types[c]))]
+        self._values = attrgetter(*self.columns)
+        self.key_of = attrgetter(*self.key)
+        self._load = cache(self._load_statement)
+        self._insert = cache(self._insert_statement)
+        self._write = cache(self._write_statement)
+
+    def identifier(self, suffix: str = "") -> sql.Identifier:
+        """Return the qualified name."""
+        return sql.Identifier(SCHEMA, self.name + suffix)
+
+    def select(self, alias: LiteralString = "t") -> sql.Composed:
+        """Return the columns as a SELECT lists them, for rows that `fetch` is to build."""
+        return sql.SQL(", ").join(sql.Identifier(alias, column) for column in self.columns)
+
+    async def fetch(self, cur: AsyncCursor[Any], query: sql.Composed, parameters: Mapping[str, Any]) -> list[R]:
+        """Run a query that lists `select`, and return its rows; the cursor's rows must be tuples."""
+        await cur.execute(query, parameters)
+        return [self._from_record(record) for record in await cur.fetchall()]
+
+    async def fetch_with(
+        self, cur: AsyncCursor[Any], query: sql.Composed, parameters: Mapping[str, Any]
+    ) -> list[tuple[R, Sequence[Any]]]:
+        """Run a query that lists `select` and then more, and return its rows, each with what more there is."""
+        await cur.execute(query, parameters)
+        own = len(self.columns)
+        return [(self._from_record(record[:own]), record[own:]) for record in await cur.fetchall()]
+
+    async def load(self, cur: AsyncCursor[Any], keys: Iterable[tuple[int, Any]], suffix: str = "") -> list[R]:
+        """Return the rows that there are of these `(ledger_id, key)`."""
+        ledger_ids, names = zip(*keys, strict=True)
+        key_array, _ = self._arrays[self.columns.index(self.key[1])]
+        # Planned each time: a plan made while the table was empty may take any index that begins with the ledger, and
+        # would be kept while the table grows.
+        await cur.execute(self._load(suffix), [Bigints(ledger_ids), key_array(names)], prepare=False)
+        return [self._from_record(record) for record in await cur.fetchall()]
+
+    async def write(self, cur: AsyncCursor[Any], rows: Iterable[R], suffix: str = "") -> None:
+        """Insert these rows, overwriting what has the same key."""
+        await cur.execute(self._write(suffix), self._parameters(rows))
+
+    async def insert(self, cur: AsyncCursor[Any], rows: Iterable[R], suffix: str = "") -> None:
+        """Insert rows of which none is there yet, in half the time.
+
+        Raises:
+            UniqueViolation: one was there.
+
+        """
+        await cur.execute(self._insert(suffix), self._parameters(rows))
+
+    def _parameters(self, rows: Iterable[R]) -> list[Array]:
+        columns = zip(*map(self._values, rows), strict=True)
+        return [array(column) for (array, _), column in zip(self._arrays, columns, strict=True)]
+
+    def merged(self, rows: Iterable[R]) -> Iterable[R]:
+        """Return one row a key, as a statement takes them: the last of each; of counts, all of each added up."""
+        if self._adds is None:
+            return {self.key_of(row): row for row in rows}.values()
+        sums: dict[Any, int] = {}
+        for row in rows:
+            key = self.key_of(row)
+            sums[key] = sums.get(key, 0) + getattr(row, self._adds)
+        # A sum of zero is written too: else the rows there are would depend on where pages end.
+        return [self.row(**dict(zip(self.key, key, strict=True)), **{self._adds: sum_}) for key, sum_ in sums.items()]
+
+    async def create(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
+        """Create the table, open to the API's eyes as far as it is bound to a ledger, and without indexes yet."""
+        await cur.execute(sql.SQL(self._ddl).format(table=self.identifier(suffix)))
+        # In text: a statement whose answer is to be binary goes alone.
+        await cur.execute(sql.SQL(_ACCESS).format(table=self.identifier(suffix)), binary=False)
+
+    async def create_indexes(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
+        """Create the indexes, all or none as the caller's transaction has it, unless they are there.
+
+        After the bulk of rows went in, where there is one: that is quicker.
+        """
+        await cur.execute(_HAS_INDEXES, (self.identifier(suffix).as_string(),))
+        if await cur.fetchone():
+            return
+        for index in self._indexes:
+            await cur.execute(sql.SQL(index).format(table=self.identifier(suffix)))
+
+    async def drop(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
+        """Drop the table if it is there."""
+        await cur.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.identifier(suffix)))
+
+    async def take_place(self, cur: AsyncCursor[Any], suffix: str) -> None:
+        """Make the table with this suffix the one that is read, and drop the one that was."""
+        await self.drop(cur)
+        await cur.execute(
+            sql.SQL("ALTER TABLE {} RENAME TO {}").format(self.identifier(suffix), sql.Identifier(self.name))
+        )
+
+    async def analyze(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
+        """Let the planner know what is in the table."""
+        await cur.execute(sql.SQL("ANALYZE {}").format(self.identifier(suffix)))
+
+    def _from_record(self, record: Sequence[Any]) -> R:
+        if self._decoders:
+            values = list(record)
+            for i, decode in self._decoders:
+                values[i] = decode(values[i])
+            return self.row(*values)
+        return self.row(*record)
+
+    def _load_statement(self, suffix: str) -> bytes:
+        return (
+            sql.SQL(_LOAD)
+            .format(columns=self.select(), table=self.identifier(suffix), key=sql.Identifier(self.key[1]))
+            .as_bytes()
+        )
+
+    def _insert_statement(self, suffix: str) -> bytes:
+        comma = sql.SQL(", ")
+        return (
+            sql.SQL(_INSERT)
+            .format(
+                table=self.identifier(suffix),
+                columns=comma.join(map(sql.Identifier, self.columns)),
+                values=comma.join(
+                    sql.SQL(expression).format(sql.Identifier("x", column))
+                    for (_, expression), column in zip(self._arrays, self.columns, strict=True)
+                ),
+                parameters=comma.join([sql.SQL("%b")] * len(self.columns)),
+            )
+            .as_bytes()
+        )
+
+    def _write_statement(self, suffix: str) -> bytes:
+        comma = sql.SQL(", ")
+        overwritten = [
+            sql.SQL("{0} = t.{0} + excluded.{0}" if column == self._adds else "{0} = excluded.{0}").format(
+                sql.Identifier(column)
+            )
+            for column in self.columns
+            if column not in self.key
+        ]
+        overwrite = sql.SQL(_OVERWRITE).format(
+            key=comma.join(map(sql.Identifier, self.key)),
+            overwrite=sql.SQL("UPDATE SET {}").format(comma.join(overwritten)) if overwritten else sql.SQL("NOTHING"),
+        )
+        return self._insert(suffix) + overwrite.as_bytes()

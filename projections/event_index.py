@@ -1,0 +1,131 @@
+"""Which events concern this code, creator, video, brand, advertiser or actor, and when were they recorded?
+
+Reads every event. Read by the audit trail, which searches here for positions (`trail.py`) and reads the events
+themselves from the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from domain.code import Code
+from domain.creator import Creator
+from projections.engine.table import Table
+from projections.engine.view import View
+
+if TYPE_CHECKING:
+    from domain.recorded import Event, RecordedEvent
+
+NAME: Final = "history"
+VERSION: Final = 3
+
+# What is recorded longer than this after it took effect is found by that; the clock's own events are seconds late.
+LATE_AFTER: Final = timedelta(hours=1)
+
+
+@dataclass(slots=True)
+class EntryRow:
+    """One event, by what it may be searched for.
+
+    `creator_id` and `video_id` stand where the event itself names them. The other events of a creator or of a video's
+    codes are found by `creator_stream` and `code_id`: the same ids again would double the largest index there is.
+    `code_id` is None for events of a permission; `actor` is a key's id, or "clock"; `channel` is a share's, `refused`
+    the reason of a refused redemption; `late` tells that it was recorded long after it took effect.
+    """
+
+    ledger_id: int
+    position: int
+    type: str
+    code_id: UUID | None
+    creator_stream: UUID
+    creator_id: str | None
+    video_id: str | None
+    brand_id: str | None
+    advertiser_id: str | None
+    channel: str | None
+    refused: str | None
+    actor: str
+    source: str
+    recorded_at: datetime
+    effective_at: datetime
+    late: bool
+
+
+HISTORY: Final = Table(
+    "history",
+    EntryRow,
+    key=("ledger_id", "position"),
+    ddl="""
+        CREATE TABLE {table} (
+            ledger_id           int NOT NULL,
+            position            bigint NOT NULL,
+            type                text NOT NULL,
+            code_id             uuid,
+            creator_stream      uuid NOT NULL,
+            creator_id          text,
+            video_id            text,
+            brand_id            text,
+            advertiser_id       text,
+            channel             text,
+            refused             text,
+            actor               text NOT NULL,
+            source              text NOT NULL,
+            recorded_at         timestamptz NOT NULL,
+            effective_at        timestamptz NOT NULL,
+            late                boolean NOT NULL,
+            PRIMARY KEY (ledger_id, position)
+        ) WITH (autovacuum_vacuum_insert_scale_factor = 0.01)
+    """,
+    # The events of one creator, actor, brand or advertiser lie far apart: each is a block of its own to read. So what
+    # they are most often searched for together with, the type, lies in the index, and no block is read for those that
+    # are of another; as long as the table is vacuumed, hence the scale factor above.
+    # recorded_at has none: it never decreases with position, so halving turns a time into a position.
+    indexes=(
+        "CREATE INDEX ON {table} (ledger_id, code_id, position)",
+        "CREATE INDEX ON {table} (ledger_id, creator_stream, position) INCLUDE (type)",
+        "CREATE INDEX ON {table} (ledger_id, creator_id) WHERE type = 'PermissionEnabled'",
+        "CREATE INDEX ON {table} (ledger_id, video_id) WHERE type = 'CodeGenerated'",
+        "CREATE INDEX ON {table} (ledger_id, brand_id, position) INCLUDE (type) WHERE brand_id IS NOT NULL",
+        "CREATE INDEX ON {table} (ledger_id, advertiser_id, position) INCLUDE (type) WHERE advertiser_id IS NOT NULL",
+        "CREATE INDEX ON {table} (ledger_id, channel, position) WHERE channel IS NOT NULL",
+        "CREATE INDEX ON {table} (ledger_id, refused, position) WHERE refused IS NOT NULL",
+        "CREATE INDEX ON {table} (ledger_id, actor, position) INCLUDE (type)",
+        "CREATE INDEX ON {table} (ledger_id, type, position)",
+        "CREATE INDEX ON {table} (ledger_id, source, position)",
+        "CREATE INDEX ON {table} (ledger_id, position) WHERE late",
+    ),
+)
+
+
+def entered(ledger_id: int, recorded: RecordedEvent, event: Event) -> EntryRow:
+    named = vars(event).get
+    return EntryRow(
+        ledger_id=ledger_id,
+        position=recorded.position,
+        type=recorded.type,
+        code_id=recorded.stream_id if isinstance(event, Code.Event) else None,
+        creator_stream=recorded.creator_stream,
+        creator_id=named("creator_id"),
+        video_id=named("video_id"),
+        brand_id=named("brand_id"),
+        advertiser_id=named("advertiser_id"),
+        channel=named("channel"),
+        refused=event.reason if isinstance(event, Code.RedemptionRefused) else None,
+        actor=recorded.actor.key_id,
+        source=recorded.source,
+        recorded_at=recorded.recorded_at,
+        effective_at=recorded.effective_at,
+        late=recorded.recorded_at - recorded.effective_at > LATE_AFTER,
+    )
+
+
+VIEW: Final = View(
+    NAME,
+    VERSION,
+    HISTORY,
+    row_of=lambda recorded: recorded.position,
+    begins={Creator.Event: entered, Code.Event: entered},
+)
