@@ -18,7 +18,7 @@ import yaml
 from infra.postgres.embedded.server import EmbeddedPostgres, binary
 from infra.postgres.migrate import migrate
 from infra.settings import load_settings
-from tests.infra.kafka import broker
+from tests.infra.delivery.kafka import broker
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "docker-compose.yml"

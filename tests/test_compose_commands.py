@@ -20,9 +20,9 @@ import pytest
 
 from api.demo import tell
 from infra.postgres.embedded.server import EmbeddedPostgres
-from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.fixtures import kafka
-from tests.infra.kafka.publishing import events, once_and_in_order
+from tests.infra.delivery.kafka.broker import Broker
+from tests.infra.delivery.kafka.fixtures import kafka
+from tests.infra.delivery.kafka.publishing import events, once_and_in_order
 from tests.test_compose import compose, env, make_owner, services, started_with
 from tests.waiting import until
 

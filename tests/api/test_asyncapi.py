@@ -16,7 +16,7 @@ from infra.delivery.cloud_events import binary_headers, cloud_event
 from infra.delivery.event_schemas import event_classes
 from infra.delivery.kafka.topics import PARTITIONS, events_topic, state_topic
 from tests.generated import examples
-from tests.infra.kafka.recorded import as_recorded
+from tests.infra.delivery.recorded import as_recorded
 from tests.serving import Server
 
 # As the AsyncAPI Initiative publishes it, under the Apache License 2.0.

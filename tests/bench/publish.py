@@ -31,8 +31,8 @@ from infra.processes.runtime import API, WORKER, runtime, spare_the_collector
 from tests.bench.append import Load
 from tests.bench.lives import fill
 from tests.bench.place import SETTINGS, postgres
-from tests.infra.kafka import broker
-from tests.infra.kafka.publishing import events
+from tests.infra.delivery.kafka import broker
+from tests.infra.delivery.kafka.publishing import events
 from tests.waiting import until
 
 EVENTS: Final = 200_000

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from tests.faults.durable import SHORT, Scene
-from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.fixtures import kafka, prefix
-from tests.infra.kafka.kills import kill_again_and_again
+from tests.infra.delivery.kafka.broker import Broker
+from tests.infra.delivery.kafka.fixtures import kafka, prefix
+from tests.infra.delivery.kafka.kills import kill_again_and_again
 
 __all__ = ["kafka", "prefix"]
 

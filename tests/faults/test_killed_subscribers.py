@@ -28,7 +28,7 @@ from infra.processes.runtime import API, WORKER, runtime
 from infra.processes.worker import create_views
 from tests.bench.append import Load
 from tests.faults.durable import SHORT, durable
-from tests.infra.receiving import Received, Receiver, in_order, receiving
+from tests.infra.delivery.webhooks.receiving import Received, Receiver, in_order, receiving
 from tests.serving import REPOSITORY
 from tests.test_compose_commands import free_port
 

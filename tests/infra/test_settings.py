@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import SecretStr
 
 from infra.settings import Settings, SettingsError, load_settings, settings_table
-from tests.infra.kafka.broker import certificate_and_key
+from tests.infra.delivery.kafka.broker import certificate_and_key
 
 MASTER_KEY: Final = base64.b64encode(bytes(range(32))).decode()
 URL: Final = "postgresql://api:hunter2@db:5432/sparkledger"

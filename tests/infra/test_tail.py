@@ -12,8 +12,8 @@ from domain.recorded import RecordedEvent
 from infra.errors import Unavailable
 from infra.eventstore.live_subscription import FellBehind, LiveSubscription, LiveSubscriptions, SubscriptionGap
 from infra.eventstore.reader import EventReader
+from tests.infra.delivery.webhooks.sending import Post
 from tests.infra.opened import Opened
-from tests.infra.sending import Post
 
 
 class Encoding:

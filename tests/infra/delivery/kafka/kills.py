@@ -26,8 +26,8 @@ from infra.eventstore.reader import COLUMNS, to_recorded
 from infra.processes.runtime import WORKER
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene
-from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.publishing import Received, Topic, events, once_and_in_order, states
+from tests.infra.delivery.kafka.broker import Broker
+from tests.infra.delivery.kafka.publishing import Received, Topic, events, once_and_in_order, states
 from tests.infra.programs import ROOT
 from tests.waiting import LOOK_EVERY_S, until
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.kafka.fixtures import kafka, own_kafka, prefix
+from tests.infra.delivery.kafka.fixtures import kafka, own_kafka, prefix
 
 __all__ = ["kafka", "own_kafka", "prefix"]
 

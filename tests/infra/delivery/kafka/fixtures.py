@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.kafka.broker import Broker, NoKafka, shared, start, stop
+from tests.infra.delivery.kafka.broker import Broker, NoKafka, shared, start, stop
 
 __all__ = ["Restartable", "kafka", "own_kafka", "prefix"]
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, Self
 
-from tests.infra.kafka.broker import Broker
+from tests.infra.delivery.kafka.broker import Broker
 
 # The numbers of requests in Kafka's protocol.
 PRODUCE: Final = 0

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parents[2]
+ROOT: Final = HERE.parents[3]
 START_S: Final = 30.0
 HEAP: Final = "384m"
 USER: Final = "sparkledger"

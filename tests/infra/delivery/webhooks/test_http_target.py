@@ -31,9 +31,9 @@ from infra.delivery.webhooks.http_target import (
     check_url,
 )
 from tests import given
+from tests.infra.delivery.webhooks.receiving import HANG, receiving
+from tests.infra.delivery.webhooks.sending import Post, sending
 from tests.infra.opened import Opened
-from tests.infra.receiving import HANG, receiving
-from tests.infra.sending import Post, sending
 
 LOOPBACK = Networks(["127.0.0.0/8", "::1/128"])
 NONE = Networks(["none"])

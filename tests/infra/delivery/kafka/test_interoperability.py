@@ -11,8 +11,8 @@ from confluent_kafka import Consumer
 
 from infra.delivery.kafka.topics import events_topic
 from tests import given
-from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.publishing import WITHIN_S, events, publishing
+from tests.infra.delivery.kafka.broker import Broker
+from tests.infra.delivery.kafka.publishing import WITHIN_S, events, publishing
 from tests.infra.opened import Opened
 
 

@@ -18,7 +18,7 @@ from sparkledger_consumer import _connected
 from infra.delivery.kafka import connection
 from infra.delivery.kafka.connection import BrokerRefused, Producer, is_empty, last_values, telling
 from infra.delivery.kafka.topics import topics
-from tests.infra.kafka.publishing import options
+from tests.infra.delivery.kafka.publishing import options
 from tests.waiting import until
 
 

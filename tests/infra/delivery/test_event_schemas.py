@@ -18,9 +18,9 @@ from infra.delivery.kafka.code_state import ENTRIES_MAX, state_content
 from tests import given
 from tests.generated import examples
 from tests.generated_schemas import FOLDER, refused, schema_pages
-from tests.infra.kafka.recorded import as_recorded
+from tests.infra.delivery.recorded import as_recorded
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PUBLISHED: dict[str, Any] = {
     "properties": {"name": {"type": "string"}, "kind": {"enum": ["a", "b"]}, "more": {"type": "integer"}},
     "required": ["name", "kind"],

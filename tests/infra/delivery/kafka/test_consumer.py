@@ -22,8 +22,8 @@ from sparkledger_consumer import SCHEMA, Consumer, Event, Forked, Gap, _text
 from infra.delivery.kafka.topics import events_topic, topics
 from tests import given
 from tests.conftest import TestDatabase
-from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.publishing import options, publishing
+from tests.infra.delivery.kafka.broker import Broker
+from tests.infra.delivery.kafka.publishing import options, publishing
 from tests.infra.opened import Opened
 from tests.infra.programs import ROOT
 from tests.waiting import until

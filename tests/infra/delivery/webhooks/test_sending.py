@@ -26,9 +26,9 @@ from infra.delivery.webhooks.models import TooManyWebhooks
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.errors import Unavailable
 from tests import given
+from tests.infra.delivery.webhooks.receiving import HANG, Received, in_order, receiving
+from tests.infra.delivery.webhooks.sending import Post, sending
 from tests.infra.opened import Opened
-from tests.infra.receiving import HANG, Received, in_order, receiving
-from tests.infra.sending import Post, sending
 
 
 @pytest.fixture

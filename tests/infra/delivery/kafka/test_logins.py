@@ -10,8 +10,8 @@ from kafka.errors import KafkaError  # type: ignore[import-untyped]
 from infra.delivery.kafka.connection import Producer, client_options
 from infra.settings import load_settings
 from tests import given
-from tests.infra.kafka.broker import PASSWORD, USER, Broker, certificate_and_key
-from tests.infra.kafka.publishing import events, options, publishing
+from tests.infra.delivery.kafka.broker import PASSWORD, USER, Broker, certificate_and_key
+from tests.infra.delivery.kafka.publishing import events, options, publishing
 from tests.infra.opened import Opened
 from tests.waiting import until
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.publishing import events
+from tests.infra.delivery.kafka.broker import Broker
+from tests.infra.delivery.kafka.publishing import events
 from tests.infra.programs import ROOT
 from tests.serving import LiveServer, start_live_server
 from tests.waiting import until

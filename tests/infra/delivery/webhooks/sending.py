@@ -19,8 +19,8 @@ from infra.eventstore.notifications import Listener
 from infra.ids import uuid7
 from infra.processes.runtime import WORKER, runtime
 from tests import given
+from tests.infra.delivery.webhooks.receiving import Receiver
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
-from tests.infra.receiving import Receiver
 
 LOOPBACK: Final = Networks(["127.0.0.0/8"])
 FAST: Final = Terms(retries_s=(0.02, 0.05, 0.1), jitter=0.0, write_s=0.02, probe_s=0.1)

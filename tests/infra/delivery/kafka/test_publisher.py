@@ -11,8 +11,8 @@ from infra.delivery.cloud_events import cloud_event
 from infra.delivery.kafka.publication_status import lags, publication
 from infra.delivery.kafka.topics import events_topic, progress_topic, state_topic
 from tests import given
-from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.publishing import Topic, events, once_and_in_order, progress, publishing, states
+from tests.infra.delivery.kafka.broker import Broker
+from tests.infra.delivery.kafka.publishing import Topic, events, once_and_in_order, progress, publishing, states
 from tests.infra.opened import Opened, Tenant
 from tests.waiting import until
 

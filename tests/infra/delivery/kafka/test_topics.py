@@ -12,8 +12,8 @@ from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[impor
 from infra.delivery.kafka.publication_status import lags
 from infra.delivery.kafka.topics import Topic, TopicProblem, events_topic, progress_topic, state_topic, topics
 from tests import given
-from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.publishing import events, options, publishing, states
+from tests.infra.delivery.kafka.broker import Broker
+from tests.infra.delivery.kafka.publishing import events, options, publishing, states
 from tests.infra.opened import Opened
 from tests.waiting import until
 

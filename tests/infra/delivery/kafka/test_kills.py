@@ -8,8 +8,8 @@ import pytest
 
 from tests.faults.durable import Scene
 from tests.faults.durable import scene as prepared
-from tests.infra.kafka.broker import Broker
-from tests.infra.kafka.kills import kill_again_and_again
+from tests.infra.delivery.kafka.broker import Broker
+from tests.infra.delivery.kafka.kills import kill_again_and_again
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from infra.delivery.kafka.publication_status import lags
 from infra.delivery.kafka.publisher import LEADERSHIP
 from infra.delivery.kafka.topics import events_topic, progress_topic, topics
 from tests import given
-from tests.infra.kafka.fixtures import Restartable
-from tests.infra.kafka.proxy import ADD_PARTITIONS_TO_TXN, END_TXN, PRODUCE, SwallowingProxy
-from tests.infra.kafka.publishing import events, once_and_in_order, options, publishing
+from tests.infra.delivery.kafka.fixtures import Restartable
+from tests.infra.delivery.kafka.proxy import ADD_PARTITIONS_TO_TXN, END_TXN, PRODUCE, SwallowingProxy
+from tests.infra.delivery.kafka.publishing import events, once_and_in_order, options, publishing
 from tests.infra.opened import Opened, Tenant
 from tests.waiting import until
 

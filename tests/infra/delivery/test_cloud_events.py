@@ -10,7 +10,7 @@ import pytest
 from domain.values import CLOCK
 from infra.delivery.cloud_events import cloud_event, rfc3339, sequence_of, structured
 from tests.generated import examples
-from tests.infra.kafka.recorded import as_recorded
+from tests.infra.delivery.recorded import as_recorded
 
 
 @pytest.mark.parametrize(
