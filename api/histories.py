@@ -19,8 +19,8 @@ from api.list_models import HistoryAnswer
 from api.list_queries import HistoryQuery
 from api.reads import known_at, refuse_ahead, stream_of, upto
 from domain.changes import COUNTS, changes_of_code, changes_of_permission
+from domain.code import effective_as_of, replay_code
 from domain.errors import Unknown
-from domain.recorded import effective_as_of, replay_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,9 +18,9 @@ from api.http.problems import Problem, malformed_query
 from api.http.query_params import CodeQuery, CodesQuery, PermissionQuery
 from api.http.responses import answer, code_content, row_content, stands
 from api.http.route import Route
+from domain.code import effective_as_of, fold_code, replay_code
 from domain.creator import Creator
 from domain.errors import Unknown
-from domain.recorded import effective_as_of, fold_code, replay_code
 from infra.errors import Unavailable
 from projections import codes, permissions, statistics
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-from domain.code import Code
+from domain.code import Code, effective_as_of, fold_code
 from domain.creator import Creator
-from domain.recorded import RecordedEvent, effective_as_of, fold_code
+from domain.recorded import RecordedEvent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

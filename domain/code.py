@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from eventsourcing.domain import Aggregate
 
@@ -23,7 +23,10 @@ from domain.reminders import Reminder, reminders
 from domain.values import Channel, Sealed, State, Window, masked
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
+
+    from domain.recorded import RecordedEvent
 
 # The same refusal of the same advertiser is recorded once in this time; what comes sooner is only counted.
 REFUSAL_REPEAT_AFTER = timedelta(hours=1)
@@ -567,3 +570,33 @@ class Code(Aggregate):
 def _differs(given: str | None, recorded: str | None) -> bool:
     """Tell whether a hash contradicts the recorded one; an absent one contradicts nothing."""
     return given is not None and recorded is not None and given != recorded
+
+
+# ── the fold: a stream of recorded events becomes a code again, now or as it was then ──
+
+
+def replay_code(stream: Sequence[RecordedEvent]) -> Code:
+    """Build a code from its whole stream, or from the head of it."""
+    code = None
+    for recorded in stream:
+        code = recorded.event.mutate(code)
+    return cast("Code", code)
+
+
+def effective_as_of(stream: Sequence[RecordedEvent], at: datetime) -> list[RecordedEvent]:
+    """Keep what was true at a moment: the beginning of a code, and all that had taken effect.
+
+    A code recorded late began in the world before the ledger heard of it, so its first event always stays and its
+    window decides. Everything else counts from its effective time.
+    """
+    return [r for r in stream if r.effective_at <= at or isinstance(r.event, Code.Generated)]
+
+
+def fold_code(kept: Sequence[RecordedEvent]) -> Code:
+    """Build a code from a stream with events left out: versions then have gaps, which replay refuses."""
+    code = cast("Code", kept[0].event.mutate(None))
+    for recorded in kept[1:]:
+        recorded.event.apply(code)
+        code.version = recorded.stream_version
+        code.modified_on = recorded.event.timestamp
+    return code

@@ -10,15 +10,18 @@ under, and switches off for good; what was decided stays on record.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from eventsourcing.domain import Aggregate, CanMutateAggregate
 
 from domain.errors import Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
+
+    from domain.recorded import RecordedEvent
 
 
 class Creator(Aggregate):
@@ -108,3 +111,11 @@ class Creator(Aggregate):
         """Raise `creator_erased` where nothing can be sealed for the creator, or unsealed, any more."""
         if self.erased_at is not None:
             raise Refused("creator_erased")
+
+
+def replay_creator(stream: Sequence[RecordedEvent]) -> Creator:
+    """Build a creator from its whole stream, or from the head of it."""
+    creator = None
+    for recorded in stream:
+        creator = recorded.event.mutate(creator)
+    return cast("Creator", creator)

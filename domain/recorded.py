@@ -1,20 +1,19 @@
-"""An event as the ledger holds it, and how a stream of them becomes an aggregate again, now or as it was then."""
+"""An event as the ledger holds it: what happened, with its place, its times and its author."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
-from domain.code import Code
-from domain.creator import Creator
+from eventsourcing.domain import Aggregate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
     from domain.values import Actor, Source
 
-Event = Code.Event | Creator.Event
+# An event of a code or of a creator.
+Event = Aggregate.Event
 
 
 class RecordedEvent(NamedTuple):
@@ -48,38 +47,3 @@ class RecordedEvent(NamedTuple):
     correlation_id: str | None
     causation_id: UUID | None
     event: Event
-
-
-def replay_code(stream: Sequence[RecordedEvent]) -> Code:
-    """Build a code from its whole stream, or from the head of it."""
-    code = None
-    for recorded in stream:
-        code = recorded.event.mutate(code)
-    return cast("Code", code)
-
-
-def replay_creator(stream: Sequence[RecordedEvent]) -> Creator:
-    """Build a creator from its whole stream, or from the head of it."""
-    creator = None
-    for recorded in stream:
-        creator = recorded.event.mutate(creator)
-    return cast("Creator", creator)
-
-
-def effective_as_of(stream: Sequence[RecordedEvent], at: datetime) -> list[RecordedEvent]:
-    """Keep what was true at a moment: the beginning of a code, and all that had taken effect.
-
-    A code recorded late began in the world before the ledger heard of it, so its first event always stays and its
-    window decides. Everything else counts from its effective time.
-    """
-    return [r for r in stream if r.effective_at <= at or isinstance(r.event, Code.Generated)]
-
-
-def fold_code(kept: Sequence[RecordedEvent]) -> Code:
-    """Build a code from a stream with events left out: versions then have gaps, which replay refuses."""
-    code = cast("Code", kept[0].event.mutate(None))
-    for recorded in kept[1:]:
-        recorded.event.apply(code)
-        code.version = recorded.stream_version
-        code.modified_on = recorded.event.timestamp
-    return code

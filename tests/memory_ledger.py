@@ -10,10 +10,10 @@ from uuid import UUID
 
 from eventsourcing.utils import get_topic
 
-from domain.code import Code
-from domain.creator import Creator
+from domain.code import Code, replay_code
+from domain.creator import Creator, replay_creator
 from domain.errors import Unknown
-from domain.recorded import Event, RecordedEvent, replay_code, replay_creator
+from domain.recorded import Event, RecordedEvent
 from domain.values import Sealed
 
 if TYPE_CHECKING:

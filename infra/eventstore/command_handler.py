@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from domain.code import Code
+from domain.code import Code, effective_as_of, fold_code
 from domain.commands import A, Decision, When
 from domain.errors import Refused, Unknown
-from domain.recorded import RecordedEvent, effective_as_of, fold_code
+from domain.recorded import RecordedEvent
 from infra.crypto.envelope import associated_data
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.eventstore.append import Append, Appended, ConcurrencyConflict, KeyRefused, Mismatch, Outcome, Replayed

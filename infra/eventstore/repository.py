@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
-from domain.code import Code
+from domain.code import Code, replay_code
+from domain.creator import replay_creator
 from domain.errors import Unknown
-from domain.recorded import RecordedEvent, replay_code, replay_creator
+from domain.recorded import RecordedEvent
 from infra.crypto.keyring import RecentCache
 
 if TYPE_CHECKING:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from domain import commands
-from domain.code import Code
+from domain.code import Code, replay_code
 from domain.commands import When
 from domain.errors import Unknown
-from domain.recorded import replay_code
 from domain.values import CLOCK
 from infra.errors import Unavailable
 from infra.eventstore.append import Append, Appended, EventRow

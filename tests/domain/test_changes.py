@@ -10,8 +10,7 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from domain.changes import Change, changes_of_code, changes_of_permission
-from domain.code import Code
-from domain.recorded import replay_code
+from domain.code import Code, replay_code
 from tests import given
 from tests.given import NOW, Story
 from tests.projections.memory_log import happening

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from domain.authorization import verdict
 from domain.campaign import Campaign
-from domain.code import Code
+from domain.code import Code, fold_code, replay_code
 from domain.commands import Decision
-from domain.creator import Creator
+from domain.creator import Creator, replay_creator
 from domain.errors import Refused
-from domain.recorded import fold_code, replay_code, replay_creator
 from domain.values import Sealed
 from tests import given
 from tests.given import CODE, NOW, OTHER_CODE, OTHER_SECRET, SECRET, Command, Story

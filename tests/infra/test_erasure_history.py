@@ -160,7 +160,7 @@ async def check(history: History, erased: set[str], before: dict[int, dict[str, 
 
 async def creator_of(api: Runtime, tenant: Tenant, r: RecordedEvent) -> str:
     (stream,) = (await api.ledgers.store.streams(tenant.ledger_id, [r.creator_stream])).values()
-    return str(stream[0].event.creator_id)  # type: ignore[union-attr] # a creator's stream begins with a permission
+    return str(stream[0].event.creator_id)  # type: ignore[attr-defined] # a creator's stream begins with a permission
 
 
 async def no_key_opens(api: Runtime, opened: Opened, tenant: Tenant, erased: list[RecordedEvent]) -> None:

@@ -11,9 +11,9 @@ import pytest
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import register_topic
 
-from domain.code import Code
-from domain.creator import Creator
-from domain.recorded import Event, replay_code, replay_creator
+from domain.code import Code, replay_code
+from domain.creator import Creator, replay_creator
+from domain.recorded import Event
 from domain.values import Sealed
 from infra.eventstore.serialization import clear_body, event_type, split_sealed, to_event
 from infra.ids import uuid7

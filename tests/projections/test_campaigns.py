@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from domain.recorded import replay_code
+from domain.code import replay_code
 from projections import campaigns
 from projections.campaigns import CampaignRow
 from projections.engine import checkpoints

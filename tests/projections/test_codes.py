@@ -13,8 +13,7 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from psycopg.sql import SQL, Composed, Identifier
 
-from domain.code import Code
-from domain.recorded import effective_as_of, fold_code, replay_code
+from domain.code import Code, effective_as_of, fold_code, replay_code
 from domain.values import Sealed
 from projections import codes, statistics
 from projections.codes import CodeRow
@@ -52,7 +51,7 @@ def row(story: Story, **differs: Any) -> CodeRow:
         "redemption_count": 0,
         "refusal_count": 0,
     }
-    return CodeRow(**(facts | {"masked": first.event.masked} | differs))  # type: ignore[union-attr]
+    return CodeRow(**(facts | {"masked": first.event.masked} | differs))  # type: ignore[attr-defined]
 
 
 SHARED = {"brand_ids": {BRAND}, "advertiser_ids": {ADVERTISER}, "share_count": 1}

@@ -9,8 +9,7 @@ from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from domain.code import Code
-from domain.recorded import replay_code
+from domain.code import Code, replay_code
 from domain.values import Sealed
 from projections import expiring
 from projections.expiring import Due, ExpiringRow

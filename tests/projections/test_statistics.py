@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from domain.code import Code
-from domain.recorded import effective_as_of, fold_code, replay_code
+from domain.code import Code, effective_as_of, fold_code, replay_code
 from domain.values import State
 from projections import statistics
 from projections.code_timeline import CodeLifeRow, bucket, day_of, move_end, ways

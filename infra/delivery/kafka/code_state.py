@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 
-from domain.code import Code
-from domain.recorded import replay_code
+from domain.code import Code, replay_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

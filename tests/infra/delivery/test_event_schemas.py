@@ -11,7 +11,7 @@ import orjson
 import pytest
 from jsonschema import Draft202012Validator
 
-from domain.recorded import replay_code
+from domain.code import replay_code
 from infra.delivery.cloud_events import cloud_event
 from infra.delivery.event_schemas import incompatible, schemas
 from infra.delivery.kafka.code_state import ENTRIES_MAX, state_content

@@ -18,8 +18,7 @@ import orjson
 import psycopg
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
-from domain.code import Code
-from domain.recorded import replay_code
+from domain.code import Code, replay_code
 from infra.delivery.kafka.code_state import state_content
 from infra.delivery.kafka.topics import PARTITIONS, events_topic
 from infra.eventstore.reader import COLUMNS, to_recorded

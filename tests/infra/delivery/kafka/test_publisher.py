@@ -128,10 +128,10 @@ async def test_the_state_topic_ends_with_each_code_as_it_stands(kafka: Broker, o
                 "masked": "…ve==",
                 "creator_id": given.CREATOR,
                 "video_id": given.VIDEO,
-                "terms_version": generated.event.terms_version,  # type: ignore[union-attr]
+                "terms_version": generated.event.terms_version,  # type: ignore[attr-defined]
                 "generated_at": generated.effective_at,
-                "starts_at": generated.event.starts_at,  # type: ignore[union-attr]
-                "expires_at": extended.event.expires_at,  # type: ignore[union-attr]
+                "starts_at": generated.event.starts_at,  # type: ignore[attr-defined]
+                "expires_at": extended.event.expires_at,  # type: ignore[attr-defined]
                 "revoked_at": revoked.effective_at,
                 "state": "revoked",
                 "caption_sha256": None,
