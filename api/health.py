@@ -12,7 +12,7 @@ from api.answer_models import HealthAnswer
 from api.http.dependencies import Cursor, services_of
 from api.http.responses import answer
 from api.http.route import Route
-from infra.delivery.kafka.publication_status import lags
+from infra.delivery.kafka.publication_status import destination_lags
 from infra.errors import Unavailable
 from projections import codes
 from projections.engine import view
@@ -67,6 +67,6 @@ async def what_stopped(services: Services) -> Sequence[str]:
         return [status.view for status in await view.statuses(cur) if status.stopped]
 
     stopped, _ = await services.views.read(_NO_LEDGER, stopped_views, view=codes.NAME)
-    if any(lag.stopped for lag in await lags(services.database)):
+    if any(lag.stopped for lag in await destination_lags(services.database)):
         stopped.append("kafka")
     return stopped

@@ -17,7 +17,7 @@ from api.schemas import Body
 from domain.code import Code
 from domain.creator import Creator
 from infra.delivery.webhooks.http_target import URL_CHARACTERS_MAX
-from infra.delivery.webhooks.messages import Outcome
+from infra.delivery.webhooks.models import DeliveryOutcome
 
 MAX_TYPES: Final = 50
 MAX_CREATORS: Final = 1_000
@@ -114,7 +114,7 @@ class DeadLettersQuery(Query):
 
 
 class DeliveriesQuery(Query):
-    outcome: Annotated[Outcome | None, Field(description="Attempts that ended so alone.")] = None
+    outcome: Annotated[DeliveryOutcome | None, Field(description="Attempts that ended so alone.")] = None
     limit: Limit = LIMIT
     cursor: Cursor = None
 
@@ -200,7 +200,7 @@ class DeliveryEntry(Answer):
     attempt: Annotated[int, Field(ge=1, description="Which attempt it was.")]
     at: Annotated[Moment, Field(description="When.")]
     outcome: Annotated[
-        Outcome,
+        DeliveryOutcome,
         Field(
             description="`delivered`; `failed`, to be tried again; `dead`, given up; `disabled`, and the webhook too."
         ),

@@ -39,14 +39,14 @@ from api.webhook_models import (
 )
 from domain.errors import NotAllowed, Unknown
 from infra.delivery.cloud_events import STRUCTURED_CONTENT_TYPE
-from infra.delivery.webhooks.http_target import BadTarget, Networks, check_url
+from infra.delivery.webhooks.http_target import AllowedNetworks, InvalidTarget, check_url
 from infra.delivery.webhooks.models import (
     IdempotentRequest,
     Owner,
-    OwnerInvalid,
+    OwnerKeyInvalid,
     TooManyWebhooks,
     WebhookDisabled,
-    WebhookUnknown,
+    WebhookNotFound,
 )
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _id(text: str) -> UUID:
     try:
         return headers.path_uuid(text, "webhook")
     except Unknown:
-        raise WebhookUnknown from None
+        raise WebhookNotFound from None
 
 
 async def _enter(caller: Caller, asked: Mapping[str, Any]) -> None:
@@ -256,8 +256,8 @@ def _link(caller: Caller, following: str | None) -> Mapping[str, str]:
 
 def _check(caller: Caller, url: str) -> None:
     try:
-        check_url(url, Networks(caller.services.settings.webhook_networks))
-    except BadTarget as bad:
+        check_url(url, AllowedNetworks(caller.services.settings.webhook_networks))
+    except InvalidTarget as bad:
         raise malformed_body("/url", str(bad)) from None
 
 
@@ -266,11 +266,11 @@ def _problems() -> Iterator[None]:
     """Turn what the store refuses into problems."""
     try:
         yield
-    except WebhookUnknown:
+    except WebhookNotFound:
         raise Problem("webhook_unknown") from None
     except WebhookDisabled:
         raise Problem("webhook_disabled") from None
-    except OwnerInvalid:
+    except OwnerKeyInvalid:
         raise Problem("webhook_key_invalid") from None
     except TooManyWebhooks:
         raise Problem("too_many_webhooks") from None

@@ -36,10 +36,9 @@ from domain.summaries import summary
 from domain.values import Role, Sealed
 from infra.auth import access_log, api_keys, denied_attempts, key_admin, tokens
 from infra.delivery.event_schemas import event_classes
-from infra.delivery.webhooks import delivery_store as webhooks_book
-from infra.delivery.webhooks import http_target as webhooks_target
+from infra.delivery.webhooks import delivery_store, http_target
 from infra.delivery.webhooks import subscriptions as webhooks
-from infra.delivery.webhooks.messages import Terms
+from infra.delivery.webhooks.models import DeliveryPolicy
 from infra.eventstore import group_commit, live_subscription
 from infra.eventstore.serialization import clear_body, event_type, split_sealed
 from infra.jobs import retention
@@ -295,6 +294,7 @@ def problems() -> str:
 def limits() -> str:
     """Return the table of limits."""
     kib = 1024
+    policy = DeliveryPolicy()
     rows: list[tuple[str, str]] = [
         ("a request's body", f"{middleware.MAX_BODY_BYTES // kib:,} KiB"),
         ("an id", "1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`"),
@@ -378,11 +378,11 @@ def limits() -> str:
         ("a ledger's webhooks", f"{webhooks.MAX_WEBHOOKS}"),
         (
             "a webhook's messages",
-            f"{Terms().in_flight} under way, {Terms().waiting:,} waiting, {webhooks_book.KEEP_DEAD:,} dead",
+            f"{policy.in_flight} under way, {policy.waiting:,} waiting, {delivery_store.KEEP_DEAD:,} dead",
         ),
-        ("a webhook's dead letters", f"kept for {webhooks_book.KEEP_DEAD_DAYS} days"),
-        ("a webhook's log of deliveries", f"{webhooks_book.KEEP_ATTEMPTS:,} attempts"),
-        ("an attempt to deliver", f"{webhooks_target.ATTEMPT_S:.0f} s"),
+        ("a webhook's dead letters", f"kept for {delivery_store.KEEP_DEAD_DAYS} days"),
+        ("a webhook's log of deliveries", f"{delivery_store.KEEP_ATTEMPTS:,} attempts"),
+        ("an attempt to deliver", f"{http_target.ATTEMPT_S:.0f} s"),
     ]
     return _table(("What", "Limit"), rows)
 

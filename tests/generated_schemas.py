@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from infra.delivery.event_schemas import incompatible, schemas
+from infra.delivery.event_schemas import incompatibilities, schemas
 
 FOLDER: Final = "docs/schemas"
 
@@ -24,7 +24,7 @@ def refused(root: Path) -> list[str]:
     problems = []
     for path, text in schema_pages().items():
         if (root / path).exists():
-            reasons = incompatible(json.loads((root / path).read_text()), json.loads(text))
+            reasons = incompatibilities(json.loads((root / path).read_text()), json.loads(text))
             problems += [f"{path}: {why}. Make it a new version of the event (CONTRIBUTING.md)." for why in reasons]
     newest = dict(_name_and_version(path) for path in schema_pages())
     for published in sorted((root / FOLDER).glob("*.json")):

@@ -28,8 +28,8 @@ import pytest
 
 from infra.auth.bootstrap import begin_ledger
 from infra.delivery.kafka.publication_status import Destination
-from infra.delivery.kafka.records import OutgoingLog
-from infra.delivery.webhooks.payload import payload
+from infra.delivery.kafka.records import RecordReader
+from infra.delivery.webhooks.signing import payload
 from infra.postgres.embedded.server import binary
 from infra.processes.runtime import API, WORKER, runtime
 from infra.processes.worker import create_views
@@ -399,7 +399,7 @@ def messages_of(database: TestDatabase) -> bytes:
     """Return whatever would be sent to Kafka and to webhooks, and as what."""
     everyone = Destination("canary", frozenset(), others=True, named=frozenset())
     with psycopg.connect(database.dsn(WORKER), autocommit=True) as connection:
-        messages = OutgoingLog(connection, everyone).page({}).messages
+        messages = RecordReader(connection, everyone).page({}).messages
     return b"\n".join([*(repr(message).encode() for message in messages), *asyncio.run(_payloads(database))])
 
 

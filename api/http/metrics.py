@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from infra.delivery.kafka.publication_status import Lag, lags
-from infra.delivery.webhooks.lag import WebhookLag, webhook_lags
+from infra.delivery.kafka.publication_status import DestinationLag, destination_lags
+from infra.delivery.webhooks.delivery_store import WebhookLag, webhook_lags
 from infra.jobs.expiry_figures import Figures, read_figures
 from infra.views.status import ViewStatus, in_all_ledgers
 from projections.engine.view import NEXT
@@ -94,7 +94,7 @@ class _OfViews(Collector):
 class _OfPublishing(Collector):
     """How far the ledgers of each destination are published to Kafka, all of them together."""
 
-    def __init__(self, destinations: Sequence[Lag], now: datetime) -> None:
+    def __init__(self, destinations: Sequence[DestinationLag], now: datetime) -> None:
         self._destinations = destinations
         self._now = now
 
@@ -158,7 +158,7 @@ async def worker_metrics(services: Services) -> bytes:
         async with asyncio.timeout(WAIT_S):
             figures = await read_figures(services.database)
             standings = await in_all_ledgers(services.database)
-            published = await lags(services.database)
+            published = await destination_lags(services.database)
             webhooks = await webhook_lags(services.database)
     except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong
         log.debug("The worker's figures cannot be read: %s", error)

@@ -1,7 +1,7 @@
 """What subscribers are promised: a JSON Schema for the body of each event in each version, and for a code's state.
 
 Made from the event classes themselves. A schema that was published is never changed so that a reader of before would
-stumble; `incompatible` says whether a change would, and a new version of the event is the way out.
+stumble; `incompatibilities` says whether a change would, and a new version of the event is the way out.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     return {schema["title"]: schema for schema in [*events, code_state_schema()]}
 
 
-def incompatible(published: Mapping[str, Any], changed: Mapping[str, Any]) -> list[str]:
+def incompatibilities(published: Mapping[str, Any], changed: Mapping[str, Any]) -> list[str]:
     """Return why a reader of the published schema would stumble over what the changed one allows.
 
     A field that may be absent can be added, texts about fields can change, and nothing else.

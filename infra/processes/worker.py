@@ -8,8 +8,8 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from infra.crypto.rotation import require_master_keys
-from infra.delivery.webhooks.http_target import Networks
-from infra.delivery.webhooks.worker import Senders
+from infra.delivery.webhooks.http_target import AllowedNetworks
+from infra.delivery.webhooks.worker import WebhookWorker
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
 from infra.jobs.erasure import Erasures
@@ -71,7 +71,7 @@ async def run(
     async with runtime(conninfo, WORKER, master_key) as opened:
         clock = ExpiryClock(opened)
         runners, wakes = views_followed(conninfo, opened.database) if "views" in parts else ([], [])
-        senders = Senders(conninfo, opened, Networks(webhook_networks)) if "webhooks" in parts else None
+        senders = WebhookWorker(conninfo, opened, AllowedNetworks(webhook_networks)) if "webhooks" in parts else None
 
         for publisher in publishers:
             publisher.start()
@@ -98,7 +98,7 @@ async def run(
 
 
 def _waking(
-    wakes: Sequence[asyncio.Event], senders: Senders | None, publishers: Sequence[Publisher]
+    wakes: Sequence[asyncio.Event], senders: WebhookWorker | None, publishers: Sequence[Publisher]
 ) -> Callable[[], None]:
     """Return what wakes everybody here that waits for events."""
 

@@ -21,8 +21,7 @@ import httpx
 
 from infra.auth.bootstrap import begin_ledger, mint
 from infra.crypto.envelope import MasterKey, fresh_key
-from infra.delivery.webhooks.messages import Terms
-from infra.delivery.webhooks.models import Owner
+from infra.delivery.webhooks.models import DeliveryPolicy, Owner
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.processes.runtime import API, WORKER, runtime
 from infra.processes.worker import create_views
@@ -203,5 +202,5 @@ def test_webhooks_over_killed_workers_lose_nothing_and_keep_each_codes_order() -
     assert receiver.unverified == []
     assert set(times) == set(range(1, head + 1))
     # What is not written down yet when the worker is killed, and what the receiver failed on.
-    assert again <= KILLS * Terms().unwritten / 2 + head // FAILS_AT + 1
+    assert again <= KILLS * DeliveryPolicy().unwritten / 2 + head // FAILS_AT + 1
     assert in_order(receiver.received)

@@ -45,15 +45,15 @@ T = TypeVar("T")
 __all__ = [
     "BrokerRefused",
     "KafkaError",
-    "KafkaMessage",
+    "KafkaRecord",
+    "KafkaUnresponsive",
     "Producer",
-    "Stuck",
+    "classified_errors",
     "client_options",
     "connected",
     "is_empty",
     "last_values",
     "partition_of",
-    "telling",
 ]
 
 _TURNED_AWAY: Final = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
@@ -83,7 +83,7 @@ class BrokerRefused(Exception):
     """The brokers are there and turn us away: a person must see to the login, the certificates or the rights."""
 
 
-class Stuck(KafkaError):  # type: ignore[misc] # its base has no types
+class KafkaUnresponsive(KafkaError):  # type: ignore[misc] # its base has no types
     """Kafka did not answer in the time that it was given."""
 
 
@@ -118,7 +118,7 @@ _heard: Final = _Heard()
 
 
 @contextmanager
-def telling() -> Iterator[None]:
+def classified_errors() -> Iterator[None]:
     """Tell a refusal from an outage: around everything that talks to the brokers.
 
     Raises:
@@ -148,7 +148,7 @@ def telling() -> Iterator[None]:
         raise BrokerRefused(message) from error
 
 
-class KafkaMessage(NamedTuple):
+class KafkaRecord(NamedTuple):
     """A record to be sent; `timestamp_ms` counts from 1970."""
 
     topic: str
@@ -242,7 +242,7 @@ class Producer:
             self.abandon()
             raise
 
-    def commit(self, messages: Sequence[KafkaMessage]) -> None:
+    def commit(self, messages: Sequence[KafkaRecord]) -> None:
         """Send messages as one transaction; on return readers of what is committed see all of them.
 
         Raises:
@@ -259,7 +259,7 @@ class Producer:
         producer.flush(DELIVERY_S)
         for future in sent:
             if not future.succeeded():
-                raise future.exception or Stuck("A record was neither accepted nor refused.")
+                raise future.exception or KafkaUnresponsive("A record was neither accepted nor refused.")
         self._do(producer.commit_transaction, COMMIT_S)
 
     def _do(self, call: Callable[[], None], limit_s: float) -> None:
@@ -268,7 +268,7 @@ class Producer:
             self._hands.begin(call).result(limit_s)
         except TimeoutError:
             message = f"Kafka did not answer {call.__name__} within {limit_s:.0f} s."
-            raise Stuck(message) from None
+            raise KafkaUnresponsive(message) from None
 
     def abandon(self) -> None:
         """Leave it behind, whatever state it is in; what it had begun is aborted by the next of its id."""
@@ -321,7 +321,7 @@ def _until_stable_end(consumer: Any, partitions: Sequence[Any]) -> Iterator[Any]
             deadline = time.monotonic() + READ_S
         elif time.monotonic() > deadline:
             message = f"Kafka showed nothing more of topic {partitions[0].topic} for {READ_S} s, before its end."
-            raise Stuck(message)
+            raise KafkaUnresponsive(message)
 
 
 def last_values(options: Mapping[str, Any], topic: str) -> dict[bytes, bytes]:

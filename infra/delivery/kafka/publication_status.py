@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from infra.postgres.pool import Database, LedgerConnection
 
-State = Literal["publishing", "retrying", "stopped"]
+PublicationState = Literal["publishing", "retrying", "stopped"]
 
 ERROR_CHARACTERS_MAX: Final = 500
 
@@ -94,7 +94,7 @@ _FORGET: Final = f"""
 """
 
 
-class PublicationStatus:
+class PublicationStatusWriter:
     """What a publisher writes down of one destination, on its own connection."""
 
     def __init__(self, connection: psycopg.Connection[Any], destination: Destination) -> None:
@@ -116,7 +116,7 @@ class PublicationStatus:
         """Note that nothing keeps any ledger from being published."""
         self._execute(_GO_ON, (self._destination.prefix,))
 
-    def fail(self, state: State, error: str) -> None:
+    def fail(self, state: PublicationState, error: str) -> None:
         """Note what keeps it from publishing."""
         self._execute(_FAIL, (state, error[:ERROR_CHARACTERS_MAX], self._destination.prefix))
 
@@ -132,7 +132,7 @@ class Publication:
     position: int
     head: int
     oldest: datetime | None
-    state: State
+    state: PublicationState
     errors: int
     error: str | None
 
@@ -142,7 +142,7 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True)
-class Lag:
+class DestinationLag:
     """All ledgers of one destination together."""
 
     destination: str
@@ -183,7 +183,7 @@ async def publication(database: Database, ledger_id: int) -> Publication | None:
     return None if row is None else Publication(*row)
 
 
-async def lags(database: Database) -> list[Lag]:
+async def destination_lags(database: Database) -> list[DestinationLag]:
     """Return the lag of every destination, in either role.
 
     Raises:
@@ -194,4 +194,4 @@ async def lags(database: Database) -> list[Lag]:
     async def query(connection: LedgerConnection) -> list[Any]:
         return await (await connection.execute("SELECT * FROM publication_lag()")).fetchall()
 
-    return [Lag(*row) for row in await database.read(None, query)]
+    return [DestinationLag(*row) for row in await database.read(None, query)]

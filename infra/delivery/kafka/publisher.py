@@ -29,13 +29,13 @@ from infra.delivery.kafka.connection import (
     BrokerRefused,
     KafkaError,
     Producer,
+    classified_errors,
     client_options,
     is_empty,
     last_values,
-    telling,
 )
-from infra.delivery.kafka.publication_status import OF_DESTINATION, PublicationStatus, destinations
-from infra.delivery.kafka.records import OutgoingLog, Unpublishable
+from infra.delivery.kafka.publication_status import OF_DESTINATION, PublicationStatusWriter, destinations
+from infra.delivery.kafka.records import RecordReader, UnreadableEvent
 from infra.delivery.kafka.topics import TopicProblem, events_topic, progress_topic, state_topic, topics
 from infra.postgres.pool import session
 from infra.postgres.single_thread_executor import SingleThreadExecutor
@@ -45,7 +45,7 @@ from projections.engine.array_columns import Bigints, Ints
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from infra.delivery.kafka.publication_status import Destination, State
+    from infra.delivery.kafka.publication_status import Destination, PublicationState
     from infra.delivery.kafka.topics import Topic
     from infra.settings import Settings
 
@@ -83,12 +83,12 @@ _TOLD: Final = """
 log = logging.getLogger(__name__)
 
 
-class ProgressProblem(Exception):
+class ProgressMismatch(Exception):
     """What Kafka says of how far a ledger is published does not fit the log."""
 
 
 # What a person must mend: trying again changes nothing until then.
-_STOPPED: Final = (BrokerRefused, TopicProblem, ProgressProblem, Unpublishable)
+_STOPPED: Final = (BrokerRefused, TopicProblem, ProgressMismatch, UnreadableEvent)
 
 
 class Publisher:
@@ -150,7 +150,7 @@ class Publisher:
 
     def _lead(self, connection: psycopg.Connection[Any]) -> None:
         """Wait for the lease, and publish while it holds; whatever goes wrong with Kafka is written down."""
-        standing = PublicationStatus(connection, self._destination)
+        standing = PublicationStatusWriter(connection, self._destination)
         while not self._stopping.is_set():
             won = connection.execute(_LEAD, (LEADERSHIP, self._destination.prefix)).fetchone()
             if won is not None and won[0]:
@@ -160,7 +160,7 @@ class Publisher:
             return
         try:
             standing.meet()
-            with telling():
+            with classified_errors():
                 self._publish(connection, standing)
         except _STOPPED as error:
             self._failed(standing, "stopped", logging.ERROR, f"has stopped. {error}")
@@ -168,8 +168,8 @@ class Publisher:
         except KafkaError as error:
             self._failed(standing, "retrying", logging.WARNING, f"tries again: {_in_words(error)}")
 
-    def _publish(self, connection: psycopg.Connection[Any], standing: PublicationStatus) -> None:
-        outgoing = OutgoingLog(connection, self._destination)
+    def _publish(self, connection: psycopg.Connection[Any], standing: PublicationStatusWriter) -> None:
+        outgoing = RecordReader(connection, self._destination)
         with topics(self._options, self._replication_factor) as found:
             found.ensure([self._progress])
         producer = Producer(self._options, f"{self._destination.prefix}.publisher")
@@ -217,16 +217,16 @@ class Publisher:
                 f"Topic {self._events.name} holds events, and {self._progress.name} does not say how far they go. "
                 f"{self._remedy}"
             )
-            raise ProgressProblem(message)
+            raise ProgressMismatch(message)
         if progress and empty:
-            raise ProgressProblem(self._emptied(self._events))
+            raise ProgressMismatch(self._emptied(self._events))
         positions = {}
         for name, ledger_id, head in connection.execute(_LEDGERS, self._destination.parameters).fetchall():
             said = progress.get(name.encode())
             if said is not None:
                 positions[ledger_id] = self._checked(connection, name, ledger_id, head, orjson.loads(said))
         if positions and is_empty(self._options, self._state.name) and _has_told(connection, positions):
-            raise ProgressProblem(self._emptied(self._state))
+            raise ProgressMismatch(self._emptied(self._state))
         return positions
 
     def _checked(
@@ -239,14 +239,14 @@ class Publisher:
                 f"Ledger {name} is published up to position {position} and ends at {head}: this database was taken "
                 f"back to an earlier state, or is another. {self._remedy}"
             )
-            raise ProgressProblem(message)
+            raise ProgressMismatch(message)
         row = connection.execute(_EVENT_AT, (ledger_id, position)).fetchone()
         if row is None or row[0] != UUID(said["event_id"]):
             message = (
                 f"The event at position {position} of ledger {name} is not the one that was published: this database "
                 f"was taken back to an earlier state and went on, or is another. {self._remedy}"
             )
-            raise ProgressProblem(message)
+            raise ProgressMismatch(message)
         return position
 
     def _why_not_to_create(self, progress: Mapping[bytes, bytes]) -> str:
@@ -268,7 +268,7 @@ class Publisher:
             f"SPARKLEDGER_KAFKA_LEDGERS, or after deleting {names}."
         )
 
-    def _failed(self, standing: PublicationStatus, state: State, level: int, what: str) -> None:
+    def _failed(self, standing: PublicationStatusWriter, state: PublicationState, level: int, what: str) -> None:
         self._say(level, what)
         standing.fail(state, what)
 

@@ -13,7 +13,7 @@ import psycopg
 
 from infra.delivery.cloud_events import binary_headers, cloud_event
 from infra.delivery.kafka.code_state import CodeStates
-from infra.delivery.kafka.connection import KafkaMessage, partition_of
+from infra.delivery.kafka.connection import KafkaRecord, partition_of
 from infra.delivery.kafka.publication_status import OF_DESTINATION
 from infra.delivery.kafka.topics import PARTITIONS, events_topic, progress_topic, state_topic
 from infra.eventstore.reader import COLUMNS, to_recorded
@@ -70,7 +70,7 @@ _BEFORE_VERSIONS: Final = (
 )
 
 
-class Unpublishable(Exception):
+class UnreadableEvent(Exception):
     """An event that this program cannot read, and hence not publish."""
 
 
@@ -78,11 +78,11 @@ class Unpublishable(Exception):
 class RecordPage:
     """Events to be published together: the messages, and how far they bring each ledger."""
 
-    messages: list[KafkaMessage] = field(default_factory=list)
+    messages: list[KafkaRecord] = field(default_factory=list)
     positions: dict[int, int] = field(default_factory=dict)
 
 
-class OutgoingLog:
+class RecordReader:
     """Reads the log of a destination's ledgers, with the worker's rights."""
 
     def __init__(
@@ -119,7 +119,7 @@ class OutgoingLog:
                     read.append(recorded)
                     if row[3]:
                         newest.add(recorded.position)
-            except Unpublishable:
+            except UnreadableEvent:
                 if not page.messages:
                     raise
             if read:
@@ -129,25 +129,25 @@ class OutgoingLog:
         self._states.forget()
         return page
 
-    def _event(self, recorded: RecordedEvent, ledger_name: str, traceparent: str | None, stored: bytes) -> KafkaMessage:
+    def _event(self, recorded: RecordedEvent, ledger_name: str, traceparent: str | None, stored: bytes) -> KafkaRecord:
         event = cloud_event(recorded, ledger_name, traceparent=traceparent, stored=stored)
         key = event.key.encode()
         partition = partition_of(key, PARTITIONS)
-        return KafkaMessage(self._events, partition, key, event.data, binary_headers(event), _timestamp_ms(recorded))
+        return KafkaRecord(self._events, partition, key, event.data, binary_headers(event), _timestamp_ms(recorded))
 
     def _states_after(
         self, ledger_id: int, ledger_name: str, read: Sequence[RecordedEvent], newest: AbstractSet[int]
-    ) -> Iterator[KafkaMessage]:
+    ) -> Iterator[KafkaRecord]:
         for last in self._states.apply(ledger_id, read, newest):
             key = str(last.stream_id).encode()
             content = self._states.content(ledger_name, last)
             partition = partition_of(key, PARTITIONS)
-            yield KafkaMessage(self._state, partition, key, content, _STATE_HEADERS, _timestamp_ms(last))
+            yield KafkaRecord(self._state, partition, key, content, _STATE_HEADERS, _timestamp_ms(last))
 
-    def _progress_of(self, ledger_name: str, last: RecordedEvent) -> KafkaMessage:
+    def _progress_of(self, ledger_name: str, last: RecordedEvent) -> KafkaRecord:
         """Say how far a ledger is published; the event's id tells this log from another of the same length."""
         value = orjson.dumps({"position": last.position, "event_id": last.event_id})
-        return KafkaMessage(self._progress, 0, ledger_name.encode(), value, _STATE_HEADERS, _timestamp_ms(last))
+        return KafkaRecord(self._progress, 0, ledger_name.encode(), value, _STATE_HEADERS, _timestamp_ms(last))
 
     def _streams_before(self, ledger_id: int, versions: Mapping[UUID, int]) -> Mapping[UUID, Sequence[RecordedEvent]]:
         columns = (Uuids(list(versions)), Ints(list(versions.values())))
@@ -166,7 +166,7 @@ def _read(ledger_name: str, row: Sequence[Any]) -> RecordedEvent:
             f"The event at position {row[4]} of ledger {ledger_name} cannot be read ({type(error).__name__}: {error}). "
             "Start a program that knows it."
         )
-        raise Unpublishable(message) from error
+        raise UnreadableEvent(message) from error
 
 
 def _timestamp_ms(recorded: RecordedEvent) -> int:

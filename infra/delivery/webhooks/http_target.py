@@ -60,11 +60,11 @@ _NOT_PUBLIC: Final = tuple(
 _NAT64: Final = ip_network("64:ff9b::/96")
 
 
-class BadTarget(Exception):
+class InvalidTarget(Exception):
     """A webhook cannot be sent there. The message says why and what to do, and holds nothing of the URL."""
 
 
-class Networks:
+class AllowedNetworks:
     """The networks that a setting allows besides public addresses."""
 
     def __init__(self, named: Iterable[str]) -> None:
@@ -77,7 +77,7 @@ class Networks:
         return any(a in network for a in {address, leads_to} for network in self._networks) or _is_public(leads_to)
 
 
-def check_url(url: str, networks: Networks) -> None:
+def check_url(url: str, networks: AllowedNetworks) -> None:
     """Refuse a URL that could never be sent to; where its name leads is found out when it is.
 
     Raises:
@@ -85,26 +85,26 @@ def check_url(url: str, networks: Networks) -> None:
 
     """
     if len(url) > URL_CHARACTERS_MAX or _URL.fullmatch(url) is None:
-        raise BadTarget(f"Give an absolute URL with https, of {URL_CHARACTERS_MAX:,} characters at most, in ASCII.")
+        raise InvalidTarget(f"Give an absolute URL with https, of {URL_CHARACTERS_MAX:,} characters at most, in ASCII.")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
         address = _literal(host or "")
     except ValueError:
-        raise BadTarget("This URL's host or port is malformed.") from None
+        raise InvalidTarget("This URL's host or port is malformed.") from None
     if not host or "@" in parts.netloc:
-        raise BadTarget("Give the host alone, without a user or password: a signature says who sends.")
+        raise InvalidTarget("Give the host alone, without a user or password: a signature says who sends.")
     local = _LOCAL_NAME.fullmatch(host) is not None if address is None else address.is_loopback
     if parts.scheme == "http" and not local:
-        raise BadTarget("Only HTTPS is sent beyond this machine.")
+        raise InvalidTarget("Only HTTPS is sent beyond this machine.")
     if address is not None and not networks.allow(address):
-        raise BadTarget(
+        raise InvalidTarget(
             "This address is not public. SPARKLEDGER_WEBHOOK_NETWORKS names the networks that are allowed besides."
         )
 
 
 @dataclass(frozen=True, slots=True)
-class HttpAnswer:
+class HttpResult:
     """What came of an attempt: a status, or why there is none; and how long the receiver asks to be left alone."""
 
     status: int | None = None
@@ -160,7 +160,7 @@ class HttpTarget:
         self,
         url: str,
         ledger_id: int,
-        networks: Networks,
+        networks: AllowedNetworks,
         resolver: Resolver,
         context: ssl.SSLContext,
         connections: int,
@@ -180,25 +180,25 @@ class HttpTarget:
         ]
         self._used: list[httpcore.AsyncConnectionPool] = []
 
-    async def post(self, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+    async def post(self, headers: Mapping[str, str], body: bytes) -> HttpResult:
         """Send once, and say what came of it; nothing that can go wrong on the way is raised."""
         try:
             async with asyncio.timeout(ATTEMPT_S):
                 return await self._post([(name.encode(), value.encode()) for name, value in headers.items()], body)
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-            return HttpAnswer(error=_why_not_connected(error))
+            return HttpResult(error=_why_not_connected(error))
         except (TimeoutError, httpcore.TimeoutException):
-            return HttpAnswer(error=f"There was no answer within {ATTEMPT_S:.0f} seconds.")
-        except BadTarget as bad:
-            return HttpAnswer(error=str(bad))
+            return HttpResult(error=f"There was no answer within {ATTEMPT_S:.0f} seconds.")
+        except InvalidTarget as bad:
+            return HttpResult(error=str(bad))
         except ssl.SSLError:
             # With TLS 1.3 it is told only now that a receiver asks for a certificate: what the server makes of ours, or
             # of none, comes after the handshake. Neither httpcore nor anyio turns it into an error of theirs.
-            return HttpAnswer(error="The encryption broke before there was an answer: does it ask for a certificate?")
+            return HttpResult(error="The encryption broke before there was an answer: does it ask for a certificate?")
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError):
-            return HttpAnswer(error="The connection broke before there was an answer.")
+            return HttpResult(error="The connection broke before there was an answer.")
 
-    async def _post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> HttpAnswer:
+    async def _post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> HttpResult:
         headers = [*headers, (b"content-length", b"%d" % len(body)), (b"accept", b"*/*")]
         connection = self._free.pop()
         self._used.append(connection)
@@ -218,7 +218,7 @@ class HttpTarget:
             self._used.remove(connection)
             self._free.append(connection)
         said = next((value for name, value in response.headers if name.lower() == b"retry-after"), None)
-        return HttpAnswer(response.status, None, None if said is None else _retry_after_s(said.decode("latin-1")))
+        return HttpResult(response.status, None, None if said is None else _retry_after_s(said.decode("latin-1")))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -229,7 +229,7 @@ class HttpTarget:
 class _Guarded(httpcore.AsyncNetworkBackend):
     """Connects to the addresses that a name leads to now, and to those alone that are allowed."""
 
-    def __init__(self, ledger_id: int, networks: Networks, resolver: Resolver, *, encrypted: bool) -> None:
+    def __init__(self, ledger_id: int, networks: AllowedNetworks, resolver: Resolver, *, encrypted: bool) -> None:
         self._ledger_id = ledger_id
         self._networks = networks
         self._resolver = resolver
@@ -247,10 +247,10 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         async with asyncio.timeout(timeout):
             found = [literal] if (literal := _literal(host)) else await self._resolver.addresses(host, self._ledger_id)
         if not found:
-            raise BadTarget("The host's name leads nowhere.")
+            raise InvalidTarget("The host's name leads nowhere.")
         allowed = [a for a in found if self._networks.allow(a) and (self._encrypted or a.is_loopback)]
         if not allowed:
-            raise BadTarget("The host's name leads to an address that webhooks are not sent to.")
+            raise InvalidTarget("The host's name leads to an address that webhooks are not sent to.")
         tried = allowed[:ADDRESSES_TRIED]
         until = None if timeout is None else time.monotonic() + timeout
         failed: httpcore.ConnectError | httpcore.ConnectTimeout | None = None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
-    from infra.delivery.webhooks.messages import Message
+    from infra.delivery.webhooks.models import Message
 
 
 class Queue:

@@ -31,11 +31,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from infra.delivery.webhooks.delivery_store import LeaseLost
-from infra.delivery.webhooks.http_target import HttpAnswer
-from infra.delivery.webhooks.messages import DeliveryAttempt, Message, ProgressWrite
-from infra.delivery.webhooks.payload import HEADERS, payload, payload_of_test
+from infra.delivery.webhooks.http_target import HttpResult
+from infra.delivery.webhooks.models import DeliveryAttempt, Message, ProgressWrite
 from infra.delivery.webhooks.queue import Queue
-from infra.delivery.webhooks.signing import signed_headers
+from infra.delivery.webhooks.signing import HEADERS, payload, payload_of_test, signed_headers
 from infra.errors import Unavailable
 from infra.eventstore.event_filter import EventFilter
 from projections.index_scan import Among
@@ -47,7 +46,13 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
     from infra.delivery.webhooks.delivery_store import DeliveryStore
     from infra.delivery.webhooks.http_target import HttpTarget
-    from infra.delivery.webhooks.messages import DeliveryProgress, Disabled, Endpoint, Outcome, Terms
+    from infra.delivery.webhooks.models import (
+        DeliveryOutcome,
+        DeliveryPolicy,
+        DeliveryProgress,
+        DisabledReason,
+        Endpoint,
+    )
     from infra.eventstore.command_handler import CommandHandler
     from infra.eventstore.live_subscription import LiveSubscription, LiveSubscriptions
 
@@ -78,7 +83,7 @@ class Sender:
         book: DeliveryStore,
         ledgers: CommandHandler,
         tails: LiveSubscriptions,
-        terms: Terms,
+        terms: DeliveryPolicy,
     ) -> None:
         """Take what is needed; `run` runs.
 
@@ -115,7 +120,7 @@ class Sender:
         self._delivered_at = standing.delivered_at
         self._paused_until = standing.paused_until.timestamp() if standing.paused_until else 0.0
         self._probe_at = 0.0
-        self._disable: Disabled | None = None
+        self._disable: DisabledReason | None = None
         self._entry = ProgressWrite()
         # What was tried to be written down, and may have been.
         self._unsure: ProgressWrite | None = None
@@ -321,13 +326,13 @@ class Sender:
             # Its words are not logged, for they may hold what was sent.
             broke_at = traceback.extract_tb(error.__traceback__)[-1]
             log.error("Webhook %s: %s in %s", self.endpoint.webhook_id, type(error).__name__, broke_at)  # noqa: TRY400
-            answer = HttpAnswer(error="Something broke on our side.")
+            answer = HttpResult(error="Something broke on our side.")
         duration_ms = round((time.monotonic() - began) * 1000)
         message.attempts = attempt = message.attempts + 1
         message.first_at = message.first_at or at
         message.status = answer.status
         message.error = answer.error
-        outcome: Outcome = "delivered"
+        outcome: DeliveryOutcome = "delivered"
         if answer.delivered:
             self._deliver(message)
         else:
@@ -365,7 +370,7 @@ class Sender:
             # It is up again: what waits need not wait longer.
             self._queue.bring_forward(time.time())
 
-    def _fail(self, message: Message, answer: HttpAnswer) -> Outcome:
+    def _fail(self, message: Message, answer: HttpResult) -> DeliveryOutcome:
         self._failures += 1
         now = time.time()
         if answer.retry_after_s is not None:
@@ -390,7 +395,7 @@ class Sender:
         self._wait(message)
         return "failed"
 
-    def _give_up_endpoint(self, message: Message, why: Disabled) -> Outcome:
+    def _give_up_endpoint(self, message: Message, why: DisabledReason) -> DeliveryOutcome:
         """Send nothing more; the message waits, as if it were new, for whoever enables the endpoint again."""
         self._disable = self._entry.disable = why
         message.attempts, message.first_at, message.due = 0, None, time.time()

@@ -19,15 +19,20 @@ from infra.auth.key_admin import held
 from infra.delivery.webhooks.models import (
     DeadLetter,
     Delivery,
-    OwnerInvalid,
+    OwnerKeyInvalid,
     TooManyWebhooks,
     Webhook,
     WebhookDisabled,
-    WebhookUnknown,
+    WebhookNotFound,
 )
-from infra.delivery.webhooks.payload import TEST
-from infra.delivery.webhooks.sealing import Sealing
-from infra.delivery.webhooks.signing import SALT_BYTES, SECRET_BYTES, secret_text, secret_told_again
+from infra.delivery.webhooks.signing import (
+    SALT_BYTES,
+    SECRET_BYTES,
+    TEST,
+    WebhookSealer,
+    repeatable_secret,
+    secret_text,
+)
 from infra.errors import IdempotencyMismatch
 from infra.ids import uuid7
 
@@ -36,8 +41,7 @@ if TYPE_CHECKING:
 
     from infra.crypto.envelope import LedgerKeys
     from infra.crypto.keyring import Keyring
-    from infra.delivery.webhooks.messages import Outcome
-    from infra.delivery.webhooks.models import IdempotentRequest, Owner
+    from infra.delivery.webhooks.models import DeliveryOutcome, IdempotentRequest, Owner
     from infra.postgres.pool import Database, LedgerConnection
 
 MAX_WEBHOOKS: Final = 100
@@ -197,7 +201,7 @@ class WebhookSubscriptions:
 
         """
         keys = await self._keyring.ledger(owner.ledger_id)
-        sealing = Sealing(keys)
+        sealing = WebhookSealer(keys)
         async with self._changing(owner) as connection:
             told = await self._told(connection, owner, asked)
             secret, salt = _secret(keys, owner, asked, told)
@@ -278,7 +282,7 @@ class WebhookSubscriptions:
 
         """
         keys = await self._keyring.ledger(owner.ledger_id)
-        sealing = Sealing(keys)
+        sealing = WebhookSealer(keys)
         async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id)
             told = await self._told(connection, owner, asked)
@@ -353,7 +357,7 @@ class WebhookSubscriptions:
         return await self._database.read(owner.ledger_id, query)
 
     async def deliveries(
-        self, owner: Owner, webhook_id: UUID, *, before: int, outcome: Outcome | None, limit: int
+        self, owner: Owner, webhook_id: UUID, *, before: int, outcome: DeliveryOutcome | None, limit: int
     ) -> list[Delivery]:
         """Return attempts before one of them, the newest first."""
 
@@ -364,8 +368,8 @@ class WebhookSubscriptions:
 
         return await self._database.read(owner.ledger_id, query)
 
-    async def _sealing(self, owner: Owner) -> Sealing:
-        return Sealing(await self._keyring.ledger(owner.ledger_id))
+    async def _sealing(self, owner: Owner) -> WebhookSealer:
+        return WebhookSealer(await self._keyring.ledger(owner.ledger_id))
 
     @asynccontextmanager
     async def _changing(self, owner: Owner) -> AsyncIterator[LedgerConnection]:
@@ -406,14 +410,14 @@ def _secret(keys: LedgerKeys, owner: Owner, asked: IdempotentRequest | None, tol
     salt = os.urandom(SALT_BYTES).hex() if told is None else str(told["salt"])
     if asked is None:
         return os.urandom(SECRET_BYTES), salt
-    return secret_told_again(keys, owner.key_id, asked.key, salt), salt
+    return repeatable_secret(keys, owner.key_id, asked.key, salt), salt
 
 
 def _request_key(owner: Owner, asked: IdempotentRequest) -> bytes:
     return hashlib.sha256(f"{owner.key_id}\0{asked.key}".encode()).digest()[:16]
 
 
-def _webhook(row: Sequence[Any], sealing: Sealing) -> Webhook:
+def _webhook(row: Sequence[Any], sealing: WebhookSealer) -> Webhook:
     webhook_id, key_id, url, description, *others = row
     return Webhook(
         webhook_id,
@@ -424,28 +428,28 @@ def _webhook(row: Sequence[Any], sealing: Sealing) -> Webhook:
     )
 
 
-def _sealed_description(sealing: Sealing, description: str | None, webhook_id: UUID) -> bytes | None:
+def _sealed_description(sealing: WebhookSealer, description: str | None, webhook_id: UUID) -> bytes | None:
     return None if description is None else sealing.seal("description", description.encode(), webhook_id)
 
 
-async def _one(connection: LedgerConnection, owner: Owner, webhook_id: UUID, sealing: Sealing) -> Webhook:
+async def _one(connection: LedgerConnection, owner: Owner, webhook_id: UUID, sealing: WebhookSealer) -> Webhook:
     row = await (await connection.execute(_ONE, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
     if row is None:
-        raise WebhookUnknown
+        raise WebhookNotFound
     return _webhook(row, sealing)
 
 
 async def _known(connection: LedgerConnection, owner: Owner, webhook_id: UUID) -> None:
     row = await (await connection.execute(_KNOWN, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
     if row is None:
-        raise WebhookUnknown
+        raise WebhookNotFound
 
 
 async def _lock(connection: LedgerConnection, owner: Owner, webhook_id: UUID, *, enabled: bool = False) -> bytes:
     """Lock a webhook for a change, and return its URL as it is stored."""
     row = await (await connection.execute(_LOCK, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
     if row is None:
-        raise WebhookUnknown
+        raise WebhookNotFound
     if enabled and row[0] is not None:
         raise WebhookDisabled
     return bytes(row[1])
@@ -458,4 +462,4 @@ async def _check_owner(connection: LedgerConnection, webhook_id: UUID) -> None:
         (webhook_id,),
     )
     if await cursor.fetchone() is None:
-        raise OwnerInvalid
+        raise OwnerKeyInvalid

@@ -21,10 +21,9 @@ from cryptography.exceptions import InvalidTag
 from infra.crypto.envelope import MasterKeyError
 from infra.delivery.webhooks.delivery_store import DeliveryStore, LeaseLost
 from infra.delivery.webhooks.http_target import HttpTarget, Resolver
-from infra.delivery.webhooks.messages import Terms
-from infra.delivery.webhooks.payload import payload
-from infra.delivery.webhooks.sealing import Sealing
+from infra.delivery.webhooks.models import DeliveryPolicy
 from infra.delivery.webhooks.sender import Sender
+from infra.delivery.webhooks.signing import WebhookSealer, payload
 from infra.errors import Unavailable
 from infra.eventstore.live_subscription import LiveSubscriptions
 from infra.postgres.pool import session
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from domain.recorded import RecordedEvent
-    from infra.delivery.webhooks.http_target import Networks
-    from infra.delivery.webhooks.messages import Endpoint
+    from infra.delivery.webhooks.http_target import AllowedNetworks
+    from infra.delivery.webhooks.models import Endpoint
     from infra.processes.runtime import Runtime
 
 # Between looks at what endpoints there are, and what somebody asked of them.
@@ -75,15 +74,15 @@ class _Broken:
     pause_s: float
 
 
-class Senders:
+class WebhookWorker:
     """Begins and ends senders, as endpoints come, change and go."""
 
     def __init__(
         self,
         conninfo: str,
         opened: Runtime,
-        networks: Networks,
-        terms: Terms | None = None,
+        networks: AllowedNetworks,
+        terms: DeliveryPolicy | None = None,
     ) -> None:
         """Take what senders need; `run` runs.
 
@@ -97,7 +96,7 @@ class Senders:
         self._session = session(conninfo, WORKER)
         self._keyring = opened.keyring
         self._networks = networks
-        self._terms = terms or Terms()
+        self._terms = terms or DeliveryPolicy()
         self._book = DeliveryStore(opened.database)
         self._ledgers = opened.ledgers
         self.tails = LiveSubscriptions(opened.ledgers.store, self._encode)
@@ -175,7 +174,7 @@ class Senders:
         if row is None or not row[0]:
             return
         try:
-            sealing = Sealing(await self._keyring.ledger(endpoint.ledger_id))
+            sealing = WebhookSealer(await self._keyring.ledger(endpoint.ledger_id))
             url = sealing.unseal("url", endpoint.url, webhook_id).decode()
             secrets = _secrets(endpoint, sealing)
             standing = await self._book.take_over(endpoint)
@@ -243,7 +242,7 @@ class Senders:
         return [payload(recorded, self._names[ledger_id]) for recorded in page]
 
 
-def _secrets(endpoint: Endpoint, sealing: Sealing) -> Callable[[], Sequence[bytes]]:
+def _secrets(endpoint: Endpoint, sealing: WebhookSealer) -> Callable[[], Sequence[bytes]]:
     """Return what tells the secrets that are valid now."""
     current = sealing.unseal("secret", endpoint.secret, endpoint.webhook_id)
     until = endpoint.old_secret_until

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from domain.code import replay_code
 from infra.delivery.cloud_events import cloud_event
-from infra.delivery.event_schemas import incompatible, schemas
+from infra.delivery.event_schemas import incompatibilities, schemas
 from infra.delivery.kafka.code_state import ENTRIES_MAX, state_content
 from tests import given
 from tests.generated import examples
@@ -55,7 +55,7 @@ def changed(**properties: Any) -> dict[str, Any]:
     ],
 )
 def test_a_schema_changes_only_so_that_its_readers_do_not_stumble(schema: dict[str, Any], why: list[str]) -> None:
-    assert incompatible(PUBLISHED, schema) == why
+    assert incompatibilities(PUBLISHED, schema) == why
 
 
 def test_no_published_schema_is_broken() -> None:

@@ -16,7 +16,7 @@ from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError  # 
 from sparkledger_consumer import _connected
 
 from infra.delivery.kafka import connection
-from infra.delivery.kafka.connection import BrokerRefused, Producer, is_empty, last_values, telling
+from infra.delivery.kafka.connection import BrokerRefused, Producer, classified_errors, is_empty, last_values
 from infra.delivery.kafka.topics import topics
 from tests.infra.delivery.kafka.publishing import options
 from tests.waiting import until
@@ -79,7 +79,7 @@ def test_a_broker_that_hangs_up_in_a_handshake_is_away_and_one_that_is_not_trust
     cause: Exception, *, refused: bool
 ) -> None:
     def fail() -> None:
-        with telling():
+        with classified_errors():
             logging.getLogger("kafka.net.manager").error("Connection failed: %s", wrapped(cause))
             raise KafkaConnectionError("nothing but that it failed")
 
@@ -92,7 +92,7 @@ def test_why_an_earlier_connection_was_refused_is_no_reason_for_what_fails_later
     logger.error("Connection failed: %s", wrapped(ssl.SSLCertVerificationError("self-signed certificate")))
 
     def fail() -> None:
-        with telling():
+        with classified_errors():
             raise KafkaConnectionError("the broker is away")
 
     with pytest.raises(KafkaConnectionError):
@@ -106,7 +106,7 @@ def test_a_refusal_is_the_reason_of_what_fails_soon_after_and_not_of_an_outage_d
     now = time.monotonic()
 
     def publish() -> None:
-        with telling():
+        with classified_errors():
             monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: now))
             logger = logging.getLogger("kafka.net.manager")
             logger.error("Connection failed: %s", wrapped(ssl.SSLCertVerificationError("self-signed certificate")))

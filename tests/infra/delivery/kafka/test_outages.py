@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from infra.delivery.kafka import connection as client
-from infra.delivery.kafka.connection import KafkaError, KafkaMessage, Producer
-from infra.delivery.kafka.publication_status import lags
+from infra.delivery.kafka.connection import KafkaError, KafkaRecord, Producer
+from infra.delivery.kafka.publication_status import destination_lags
 from infra.delivery.kafka.publisher import LEADERSHIP
 from infra.delivery.kafka.topics import events_topic, progress_topic, topics
 from tests import given
@@ -95,7 +95,7 @@ async def test_while_kafka_is_away_commands_go_on_and_the_lag_shows(
         ((state, error),) = opened.sql("SELECT state, error FROM publications")
         assert state == "retrying"
         assert error.startswith("tries again: ")
-        (lag,) = await lags(opened.api.database)
+        (lag,) = await destination_lags(opened.api.database)
         assert (lag.published, lag.waiting) == (1, 4)
 
         own_kafka.start()
@@ -161,7 +161,7 @@ def test_whoever_was_fenced_can_commit_nothing_any_more(own_kafka: Restartable, 
     reached = options(own_kafka.broker.plain)
     with topics(reached, -1) as found:
         found.ensure([events_topic(prefix), progress_topic(prefix)])
-    message = KafkaMessage(events_topic(prefix).name, 0, b"key", b"{}", [], 0)
+    message = KafkaRecord(events_topic(prefix).name, 0, b"key", b"{}", [], 0)
     older = Producer(reached, f"{prefix}.publisher")
     older.commit([message])
     newer = Producer(reached, f"{prefix}.publisher")

@@ -8,7 +8,7 @@ from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from domain.values import Sealed
 from infra.delivery.cloud_events import cloud_event
-from infra.delivery.kafka.publication_status import lags, publication
+from infra.delivery.kafka.publication_status import destination_lags, publication
 from infra.delivery.kafka.topics import events_topic, progress_topic, state_topic
 from tests import given
 from tests.infra.delivery.kafka.broker import Broker
@@ -203,7 +203,7 @@ async def test_how_far_a_ledger_is_published_shows_with_its_lag(kafka: Broker, o
     assert shown is not None
     assert (shown.destination, shown.position, shown.head, shown.oldest) == (prefix, 6, 7, recorded.recorded_at)
     assert (shown.state, shown.errors, shown.error) == ("publishing", 0, None)
-    (lag,) = await lags(opened.api.database)
+    (lag,) = await destination_lags(opened.api.database)
     assert (lag.destination, lag.published, lag.waiting, lag.oldest) == (prefix, 6, 1, recorded.recorded_at)
     assert lag.seconds(recorded.recorded_at) == 0.0
 

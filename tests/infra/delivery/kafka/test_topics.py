@@ -9,7 +9,7 @@ import pytest
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 
-from infra.delivery.kafka.publication_status import lags
+from infra.delivery.kafka.publication_status import destination_lags
 from infra.delivery.kafka.topics import Topic, TopicProblem, events_topic, progress_topic, state_topic, topics
 from tests import given
 from tests.infra.delivery.kafka.broker import Broker
@@ -152,7 +152,7 @@ async def test_what_was_mended_no_longer_shows_as_stopped_also_where_nothing_is_
 
     with publishing(opened.database, kafka.plain, prefix):
         assert "must have delete" in why_stopped(opened)
-        assert [lag.stopped for lag in await lags(opened.api.database)] == [True]
+        assert [lag.stopped for lag in await destination_lags(opened.api.database)] == [True]
         configure(admin, f"{prefix}.code-events.v1", cleanup_policy="delete")
         until(
             lambda: (
@@ -160,7 +160,7 @@ async def test_what_was_mended_no_longer_shows_as_stopped_also_where_nothing_is_
                 == [(0, "publishing", None), (1, "publishing", None)]
             )
         )
-    assert [lag.stopped for lag in await lags(opened.api.database)] == [False]
+    assert [lag.stopped for lag in await destination_lags(opened.api.database)] == [False]
 
 
 async def published_once(opened: Opened, kafka: Broker, prefix: str) -> Any:

@@ -10,11 +10,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from domain.values import Sealed
-from infra.delivery.webhooks.http_target import Networks
-from infra.delivery.webhooks.messages import Terms
-from infra.delivery.webhooks.models import Delivery, Owner, Webhook
+from infra.delivery.webhooks.http_target import AllowedNetworks
+from infra.delivery.webhooks.models import Delivery, DeliveryPolicy, Owner, Webhook
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
-from infra.delivery.webhooks.worker import Senders
+from infra.delivery.webhooks.worker import WebhookWorker
 from infra.eventstore.notifications import Listener
 from infra.ids import uuid7
 from infra.processes.runtime import WORKER, runtime
@@ -22,8 +21,8 @@ from tests import given
 from tests.infra.delivery.webhooks.receiving import Receiver
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 
-LOOPBACK: Final = Networks(["127.0.0.0/8"])
-FAST: Final = Terms(retries_s=(0.02, 0.05, 0.1), jitter=0.0, write_s=0.02, probe_s=0.1)
+LOOPBACK: Final = AllowedNetworks(["127.0.0.0/8"])
+FAST: Final = DeliveryPolicy(retries_s=(0.02, 0.05, 0.1), jitter=0.0, write_s=0.02, probe_s=0.1)
 
 
 @dataclass
@@ -88,7 +87,7 @@ class Post:
                     return webhook
                 await asyncio.sleep(0.01)
 
-    async def noticed(self, senders: Senders, webhook_id: UUID) -> None:
+    async def noticed(self, senders: WebhookWorker, webhook_id: UUID) -> None:
         """Wait until the sender of a webhook knows what was changed, or is gone with it."""
         rows = self.opened.sql("SELECT revision FROM webhooks WHERE webhook_id = %s", webhook_id)
         async with asyncio.timeout(15):
@@ -105,17 +104,17 @@ class Post:
         return found[::-1]
 
 
-def _knows(senders: Senders, webhook_id: UUID) -> int | None:
+def _knows(senders: WebhookWorker, webhook_id: UUID) -> int | None:
     running = senders._running.get(webhook_id)
     return None if running is None else running.sender.endpoint.revision
 
 
 @asynccontextmanager
-async def sending(opened: Opened, networks: Networks = LOOPBACK, **terms: Any) -> AsyncIterator[Senders]:
+async def sending(opened: Opened, networks: AllowedNetworks = LOOPBACK, **terms: Any) -> AsyncIterator[WebhookWorker]:
     """Run a worker's senders for as long as the block takes."""
     conninfo = opened.database.dsn(WORKER)
     async with runtime(conninfo, WORKER, MASTER_KEY) as worker:
-        senders = Senders(conninfo, worker, networks, replace(FAST, **terms))
+        senders = WebhookWorker(conninfo, worker, networks, replace(FAST, **terms))
         listener = Listener(conninfo, WORKER, senders.tails.wake)
         listener.start()
         task = asyncio.create_task(senders.run())

@@ -23,10 +23,10 @@ import infra.delivery.webhooks.http_target
 from infra.delivery.webhooks.http_target import (
     RESOLVERS_EACH,
     Address,
-    BadTarget,
-    HttpAnswer,
+    AllowedNetworks,
+    HttpResult,
     HttpTarget,
-    Networks,
+    InvalidTarget,
     Resolver,
     check_url,
 )
@@ -35,8 +35,8 @@ from tests.infra.delivery.webhooks.receiving import HANG, receiving
 from tests.infra.delivery.webhooks.sending import Post, sending
 from tests.infra.opened import Opened
 
-LOOPBACK = Networks(["127.0.0.0/8", "::1/128"])
-NONE = Networks(["none"])
+LOOPBACK = AllowedNetworks(["127.0.0.0/8", "::1/128"])
+NONE = AllowedNetworks(["none"])
 REFUSED = "The host's name leads to an address that webhooks are not sent to."
 
 
@@ -53,7 +53,9 @@ class Leading(Resolver):
         return [ip_address(address) for address in (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])]
 
 
-async def post(url: str, networks: Networks, resolver: Resolver, context: ssl.SSLContext | None = None) -> HttpAnswer:
+async def post(
+    url: str, networks: AllowedNetworks, resolver: Resolver, context: ssl.SSLContext | None = None
+) -> HttpResult:
     target = HttpTarget(url, 1, networks, resolver, context or httpcore.default_ssl_context(), 2)
     try:
         return await target.post({"webhook-id": "one"}, b"{}")
@@ -101,13 +103,13 @@ def test_a_webhook_may_be_sent_to(url: str) -> None:
     ],
 )
 def test_a_webhook_may_not_be_sent_to(url: str, said: str) -> None:
-    with pytest.raises(BadTarget, match=said) as refused:
+    with pytest.raises(InvalidTarget, match=said) as refused:
         check_url(url, LOOPBACK)
     assert "password" not in str(refused.value).replace("user or password", "")
 
 
 def test_loopback_is_refused_where_no_network_is_named() -> None:
-    with pytest.raises(BadTarget):
+    with pytest.raises(InvalidTarget):
         check_url("http://127.0.0.1/", NONE)
 
 
@@ -142,7 +144,7 @@ def test_a_public_address_is_connected_to(address: str) -> None:
 
 
 def test_a_network_that_is_named_is_connected_to() -> None:
-    named = Networks(["10.1.0.0/16", "fd00::/8"])
+    named = AllowedNetworks(["10.1.0.0/16", "fd00::/8"])
     assert [named.allow(ip_address(a)) for a in ("10.1.2.3", "fd00::1", "::ffff:10.1.2.3", "10.2.0.1")] == [
         *(True, True, True),
         False,
@@ -152,8 +154,8 @@ def test_a_network_that_is_named_is_connected_to() -> None:
 async def test_a_name_that_leads_inside_is_refused_when_it_is_connected_to() -> None:
     for inside in (["10.0.0.1"], ["169.254.169.254"], ["fe80::1"], ["127.0.0.1"]):
         answer = await post("https://receiver.example/", NONE, Leading(inside))
-        assert answer == HttpAnswer(error=REFUSED)
-    assert await post("https://receiver.example/", NONE, Leading([])) == HttpAnswer(
+        assert answer == HttpResult(error=REFUSED)
+    assert await post("https://receiver.example/", NONE, Leading([])) == HttpResult(
         error="The host's name leads nowhere."
     )
 
@@ -163,13 +165,13 @@ async def test_a_name_that_leads_elsewhere_the_second_time_is_judged_the_second_
         url = receiver.url.replace("127.0.0.1", "localhost")
         resolver = Leading(["127.0.0.1"], ["10.0.0.1"])
         assert (await post(url, LOOPBACK, resolver)).status == 204
-        assert await post(url, LOOPBACK, resolver) == HttpAnswer(error=REFUSED)
+        assert await post(url, LOOPBACK, resolver) == HttpResult(error=REFUSED)
         assert resolver.asked == ["localhost", "localhost"]
 
 
 async def test_in_clear_nothing_leaves_this_machine_whatever_the_name_says() -> None:
-    everywhere = Networks(["0.0.0.0/0"])
-    assert await post("http://localhost:9/", everywhere, Leading(["10.0.0.1"])) == HttpAnswer(error=REFUSED)
+    everywhere = AllowedNetworks(["0.0.0.0/0"])
+    assert await post("http://localhost:9/", everywhere, Leading(["10.0.0.1"])) == HttpResult(error=REFUSED)
 
 
 async def test_a_redirect_is_not_followed() -> None:
@@ -197,7 +199,7 @@ async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: 
         resolver = Resolver()
         target = HttpTarget(f"http://127.0.0.1:{port}/", 1, LOOPBACK, resolver, httpcore.default_ssl_context(), 1)
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
-        assert answers == [HttpAnswer(200), HttpAnswer(200)]
+        assert answers == [HttpResult(200), HttpResult(200)]
         await target.close()
 
 
@@ -213,7 +215,7 @@ async def test_a_receiver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch
 async def test_a_receiver_that_is_not_there_is_told_apart() -> None:
     async with receiving() as receiver:
         url = receiver.url
-    assert await post(url, LOOPBACK, Resolver()) == HttpAnswer(error="The receiver did not accept the connection.")
+    assert await post(url, LOOPBACK, Resolver()) == HttpResult(error="The receiver did not accept the connection.")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ async def test_a_name_of_which_no_address_connects_in_time_is_told_apart(monkeyp
 
     answer = await post("http://localhost:9/", LOOPBACK, Leading(addresses))
 
-    assert answer == HttpAnswer(error="No connection came about within 5 seconds.")
+    assert answer == HttpResult(error="No connection came about within 5 seconds.")
     assert [address for address, _ in inner.tried] == addresses
 
 
@@ -318,7 +320,7 @@ async def test_the_certificate_must_be_for_the_name_although_the_address_is_conn
         unknown = await post(f"https://receiver.example:{port}", LOOPBACK, Leading(["127.0.0.1"]))
         assert right.status == 204
         assert receiver.received[0].headers["host"].startswith("receiver.example")
-        not_verified = HttpAnswer(error="The receiver's certificate could not be verified.")
+        not_verified = HttpResult(error="The receiver's certificate could not be verified.")
         assert (wrong, unknown) == (not_verified, not_verified)
         assert len(receiver.received) == 1
 
@@ -367,7 +369,7 @@ async def test_encryption_that_breaks_after_the_handshake_is_a_failed_attempt(tm
         target = HttpTarget(f"https://localhost:{port}/", 1, LOOPBACK, Leading(["127.0.0.1"]), client, 1)
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
         await target.close()
-    broke = HttpAnswer(error="The encryption broke before there was an answer: does it ask for a certificate?")
+    broke = HttpResult(error="The encryption broke before there was an answer: does it ask for a certificate?")
     assert answers == [broke, broke]
 
 
@@ -394,7 +396,7 @@ async def test_whatever_else_breaks_is_a_failed_attempt_that_is_logged_without_i
     posted = HttpTarget.post
     broken = [RuntimeError("of the receiver")]
 
-    async def break_once(target: HttpTarget, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+    async def break_once(target: HttpTarget, headers: Mapping[str, str], body: bytes) -> HttpResult:
         if broken:
             raise broken.pop()
         return await posted(target, headers, body)

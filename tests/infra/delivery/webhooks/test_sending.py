@@ -20,9 +20,8 @@ import infra.delivery.webhooks.subscriptions
 import infra.delivery.webhooks.worker
 from infra.delivery.cloud_events import cloud_event
 from infra.delivery.webhooks.delivery_store import DeliveryStore
-from infra.delivery.webhooks.http_target import Networks
-from infra.delivery.webhooks.messages import Endpoint, ProgressWrite
-from infra.delivery.webhooks.models import TooManyWebhooks
+from infra.delivery.webhooks.http_target import AllowedNetworks
+from infra.delivery.webhooks.models import Endpoint, ProgressWrite, TooManyWebhooks
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.errors import Unavailable
 from tests import given
@@ -537,7 +536,7 @@ async def test_a_deleted_webhook_is_sent_nothing_more(post: Post) -> None:
 
 
 async def test_an_address_that_is_not_allowed_is_not_sent_to(post: Post) -> None:
-    async with receiving() as receiver, sending(post.opened, Networks(["none"]), retries_s=(60.0,)):
+    async with receiving() as receiver, sending(post.opened, AllowedNetworks(["none"]), retries_s=(60.0,)):
         webhook_id = await post.register(receiver)
         await post.generate()
         webhook = await post.until(webhook_id, failures=2)
