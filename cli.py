@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from infra.processes.terminal import printable, show
 from infra.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    sys.stderr.write(f"{LINE}{message}\n")
+    for line in f"{LINE}{message}".split("\n"):
+        show(line, err=True)
     sys.exit(1)
 
 
@@ -131,9 +133,10 @@ def _run_everything(settings: Settings, place: Place) -> None:
     generated = _prepare(settings, place)
     if generated is not None:
         # At once: whatever keeps the rest from starting, the key is stored now and will not be shown again.
-        typer.echo(
-            f"  Admin key, shown this once: {generated}\n"
-            "  Lost it? Mint another:      .venv/bin/sparkledger keys create --role admin\n"
+        show(
+            f"  Admin key, shown this once: {generated}",
+            "  Lost it? Mint another:      .venv/bin/sparkledger keys create --role admin",
+            "",
         )
     program = (sys.executable, "-m", "cli")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:]), "PYTHONUNBUFFERED": "1"}
@@ -172,7 +175,7 @@ def _welcome(settings: Settings, url: str) -> None:
     lines = [f"Sparkledger is up at {url}   (reference: {url}/docs, ready: {url}/readyz)"]
     if settings.database_url is None:
         lines.append(f"Data is kept in {settings.data_dir}. Ctrl-C stops everything.")
-    typer.echo("\n".join(lines))
+    show(*lines)
 
 
 @app.command()
@@ -238,9 +241,9 @@ def migrate() -> None:
     settings = load_settings()
     with database(settings, begins=True) as place:
         generated = _prepare(settings, place)
-    typer.echo("The database is up to date.")
+    show("The database is up to date.")
     if generated is not None:
-        typer.echo(f"Admin key, shown this once: {generated}")
+        show(f"Admin key, shown this once: {generated}")
 
 
 @app.command()
@@ -256,7 +259,7 @@ def rebuild(view: Annotated[str, typer.Argument(help="The view to fill anew from
     if view not in {*names, "all"}:
         message = f"there is no view {view}; the views are {', '.join(names)}, or all of them: all"
         raise typer.BadParameter(message)
-    with database(load_settings()) as place, showing(typer.echo) as shown:
+    with database(load_settings()) as place, showing(show) as shown:
         uvloop.run(fill(place.worker, names if view == "all" else [view], shown))
 
 
@@ -270,7 +273,7 @@ def views_list() -> None:
     with database(load_settings()) as place:
         found = asyncio.run(overview(place.worker))
     for line in found.lines():
-        typer.echo(line)
+        show(line)
 
 
 @views.command("skip")
@@ -294,16 +297,17 @@ def views_skip(
     with database(load_settings()) as place:
         asyncio.run(skip(place.worker, view, ledger, position, reason.strip(), who_asks(), and_later=and_later))
     rest = ", and all later ones of the same code or creator" if and_later else ""
-    typer.echo(f"View {view} skips event {position} of ledger {ledger}{rest}. Its worker goes on within seconds.")
+    show(f"View {view} skips event {position} of ledger {ledger}{rest}. Its worker goes on within seconds.")
 
 
 @contextlib.contextmanager
 def _progress(*, on_stderr: bool = False) -> Iterator[Callable[[str], None]]:
     """Show how far long work is: in place on a terminal, as plain lines elsewhere."""
     if not (sys.stderr if on_stderr else sys.stdout).isatty():
-        yield lambda line: typer.echo(line, err=on_stderr)
+        yield lambda line: show(line, err=on_stderr)
         return
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=on_stderr)
     last = ""
@@ -311,8 +315,8 @@ def _progress(*, on_stderr: bool = False) -> Iterator[Callable[[str], None]]:
 
         def say(line: str) -> None:
             nonlocal last
-            last = line
-            status.update(line)
+            last = escape(printable(line))
+            status.update(last)
 
         yield say
     console.print(last)
@@ -343,7 +347,7 @@ def keys_create(
             place.owner, key, ledger, checked, name, subjects, expires_at=ends, may_reveal=not no_reveal
         )
     )
-    typer.echo(f"{minted.key_id}  {minted.role}  {ledger}\nKey, shown this once: {text}")
+    show(f"{minted.key_id}  {minted.role}  {ledger}", f"Key, shown this once: {text}")
 
 
 def _checked_role(role: str, subjects: Any) -> Any:
@@ -373,7 +377,7 @@ def keys_list(ledger: Annotated[str, typer.Option(help="Whose keys.")] = "main")
         used = f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
         named = " ".join(filter(None, [key.name, key.subject]))
         line = f"{key.key_id}  {key.role:<10}  {key.created_at:%Y-%m-%d}  {state:<18}  {used:<21}  {named}"
-        typer.echo(line.rstrip())
+        show(line.rstrip())
 
 
 @keys.command("rotate")
@@ -389,7 +393,7 @@ def keys_rotate(
 
     wanted = _checked_key_id(key_id)
     text = _with_database(lambda place, key: rotate_key(place.owner, key, ledger, wanted, overlap_seconds))
-    typer.echo(f"Key, shown this once: {text}")
+    show(f"Key, shown this once: {text}")
 
 
 @keys.command("revoke")
@@ -399,7 +403,7 @@ def keys_revoke(key_id: str, ledger: Annotated[str, typer.Option(help="Whose key
 
     wanted = _checked_key_id(key_id)
     _with_database(lambda place, master: revoke_key(place.owner, master, ledger, wanted))
-    typer.echo("Revoked.")
+    show("Revoked.")
 
 
 def _checked_key_id(key_id: str) -> Any:
@@ -424,7 +428,7 @@ def ledgers_create(name: str) -> None:
         message = "a ledger's name is 1 to 128 of: letters, digits, . _ : @ -"
         raise typer.BadParameter(message)
     text = _with_database(lambda place, master: begin_ledger(place.owner, master, name))
-    typer.echo(f"Ledger {name} begins.\nAdmin key, shown this once: {text}")
+    show(f"Ledger {name} begins.", f"Admin key, shown this once: {text}")
 
 
 @ledgers.command("list")
@@ -433,7 +437,7 @@ def ledgers_list() -> None:
     from infra.auth.bootstrap import list_ledgers
 
     for ledger_id, name in _with_database(lambda place, master: list_ledgers(place.owner, master)):
-        typer.echo(f"{ledger_id:>6}  {name}")
+        show(f"{ledger_id:>6}  {name}")
 
 
 @master_keys.command("show")
@@ -443,7 +447,7 @@ def master_key_show() -> None:
 
     for state in _with_database(lambda place, key: rotation.states(place.owner, key)):
         words = ["present" if state.present else "", "given" if state.given else "not given"]
-        typer.echo(f"{state.key_id}  {state.keys:>8,} keys  {', '.join(word for word in words if word)}")
+        show(f"{state.key_id}  {state.keys:>8,} keys  {', '.join(word for word in words if word)}")
 
 
 @master_keys.command("rotate")
@@ -454,12 +458,12 @@ def master_key_rotate() -> None:
     with _progress() as say:
         new = _with_database(lambda place, key: rotation.rotate(place.owner, key, say))
     if new is None:
-        typer.echo(
+        show(
             "There is nothing to do: every key is wrapped with SPARKLEDGER_MASTER_KEY already. To put another in its "
             "place, set that to the new one and SPARKLEDGER_MASTER_KEY_PREVIOUS to this one, everywhere."
         )
         return
-    typer.echo(
+    show(
         f"Every key is wrapped with master key {new} now. The one before still opens backups made until today: keep it "
         "as long as you keep those, apart from them, and take it from where this program reads it."
     )
@@ -482,7 +486,7 @@ def erase(
     if not yes:
         typer.confirm(f"Nobody can read the secrets and notes of {creator_id} after this. Erase?", abort=True)
     found = _with_database(lambda place, key: erasure.erase(place.owner, key, ledger, creator_id, reason))
-    typer.echo(f"Erased. The event is at position {found.recorded.position}; the key is destroyed.")
+    show(f"Erased. The event is at position {found.recorded.position}; the key is destroyed.")
 
 
 @app.command()
@@ -497,7 +501,7 @@ def export(
     from api.http.query_params import MAX_Q_CHARACTERS
 
     if verify is not None and file is None:
-        typer.echo(f"{verify} is whole: {export_files.verify(verify)}.")
+        show(f"{verify} is whole: {export_files.verify(verify)}.")
         return
     if file is None or verify is not None:
         raise typer.BadParameter("name the file to write, or the one to --verify")
@@ -546,7 +550,7 @@ def demo() -> None:
     from api.demo import tell
 
     try:
-        outcome = tell(f"http://{settings.host}:{settings.port}", key, typer.echo)
+        outcome = tell(f"http://{settings.host}:{settings.port}", key, lambda text: show(*text.split("\n")))
     finally:
         # The key was for this telling alone.
         _with_database(lambda place, master: revoke_key(place.owner, master, "demo", minted.key_id), settings)
@@ -571,7 +575,7 @@ def bench(
 @app.command()
 def version() -> None:
     """Print the version."""
-    typer.echo(installed_version("sparkledger"))
+    show(installed_version("sparkledger"))
 
 
 def _with_database(action: Any, settings: Settings | None = None) -> Any:
