@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from projections.engine.advisory_locks import AdvisoryLock
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from infra.crypto.envelope import LedgerKeys
     from infra.postgres.pool import LedgerConnection
-
-# The first key of the advisory locks, as `carry_out_erasure` in 0009_erasure.sql has it; the second is the ledger's id.
-CARRYING_OUT: Final = 7_290_121
 
 _KEEP_OFF: Final = "SELECT pg_advisory_xact_lock_shared(%s, %s)"
 
@@ -37,7 +36,7 @@ _ERASED: Final = """
 
 async def keep_off(connection: LedgerConnection, ledger_id: int) -> None:
     """Keep erasures of a ledger from being carried out until the transaction ends."""
-    await connection.execute(_KEEP_OFF, (CARRYING_OUT, ledger_id))
+    await connection.execute(_KEEP_OFF, (AdvisoryLock.ERASURE, ledger_id))
 
 
 async def all_erased(

@@ -23,6 +23,7 @@ from infra.crypto.keyring import creator_purpose, fingerprint_purpose, shared_pu
 from infra.crypto.master_keys import MasterKeyFile
 from infra.postgres.pool import LedgerConnection, session
 from infra.processes.runtime import WORKER
+from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS: Final = 200
 # One rotation at a time; a second would do the same, and say so twice.
-ROTATION_LOCK: Final = 7_290_118
+_LOCK: Final = "SELECT pg_try_advisory_lock(%s)"
 
 Key = tuple[Any, ...]
 
@@ -98,7 +99,7 @@ async def rotate(conninfo: str, custodian: KeyProvider, say: Callable[[str], Non
 
     """
     async with await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection:
-        cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (ROTATION_LOCK,))
+        cursor = await connection.execute(_LOCK, (AdvisoryLock.MASTER_KEY_ROTATION,))
         if (await cursor.fetchone() or (False,))[0] is not True:
             raise MasterKeyError("Another rotation of the master key is under way. Wait for it, or end it.")
         try:
@@ -113,7 +114,7 @@ async def rotate(conninfo: str, custodian: KeyProvider, say: Callable[[str], Non
             )
         finally:
             with suppress(psycopg.Error):  # a session that was lost has let go of it
-                await connection.execute("SELECT pg_advisory_unlock(%s)", (ROTATION_LOCK,))
+                await connection.execute("SELECT pg_advisory_unlock(%s)", (AdvisoryLock.MASTER_KEY_ROTATION,))
     return new
 
 

@@ -25,6 +25,7 @@ from infra.jobs.expiry_figures import Figures, Report
 from infra.postgres.pool import LedgerConnection, session
 from projections import expiring
 from projections.engine import checkpoints
+from projections.engine.advisory_locks import AdvisoryLock
 from projections.expiring import Due
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ FAILED_LONGEST_S: Final = 600.0
 # Codes that wait to be tried again.
 MAX_WAITING: Final = 10_000
 
-_LEADERSHIP: Final = 7_290_116
 _LEAD: Final = "SELECT pg_try_advisory_lock(%s)"
 # A view that is being created or filled anew lacks its table or its newest column for a while.
 _NOT_YET: Final = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
@@ -298,6 +298,6 @@ class ExpiryClock:
 
 
 async def _leads(lease: LedgerConnection) -> bool:
-    cursor = await lease.execute(_LEAD, (_LEADERSHIP,))
+    cursor = await lease.execute(_LEAD, (AdvisoryLock.EXPIRY_CLOCK,))
     row = await cursor.fetchone()
     return bool(row and row[0])

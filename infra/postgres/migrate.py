@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg import sql
 
+from projections.engine.advisory_locks import AdvisoryLock
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Any constant will do, as long as every program that migrates takes the same lock.
-MIGRATION_LOCK: Final = 7_290_113_450
 ROLES: Final = ("sparkledger_api", "sparkledger_worker", "sparkledger_log")
 
 
@@ -44,7 +44,7 @@ def migrate(conninfo: str, passwords: dict[str, str] | None = None) -> list[str]
     """
     applied = []
     with psycopg.connect(conninfo, autocommit=True) as connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        connection.execute("SELECT pg_advisory_lock(%s)", (AdvisoryLock.MIGRATION,))
         _create_roles(connection, passwords or {})
         connection.execute(
             "CREATE TABLE IF NOT EXISTS migrations ("

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
+from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.array_columns import Bigints, Times
 from projections.engine.page import EventPage, PositionGap
 from projections.engine.view import ViewState
@@ -18,8 +19,6 @@ from projections.engine.view import ViewState
 if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
-# The first key of every advisory lock that leads a view; the second is the view's name, hashed.
-LEADERSHIP: Final = 7_290_114
 ERROR_CHARACTERS_MAX: Final = 500
 
 
@@ -102,7 +101,7 @@ AND p.position >= v.failed_position
 
 async def lead(cur: AsyncCursor[Any], name: str) -> bool:
     """Try to lead a view until this session ends; the same session may ask again."""
-    await cur.execute(_LEAD, (LEADERSHIP, name))
+    await cur.execute(_LEAD, (AdvisoryLock.VIEW_LEADER, name))
     row = await cur.fetchone()
     return bool(row and row[0])
 

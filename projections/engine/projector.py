@@ -16,6 +16,7 @@ import psycopg
 from psycopg.types.json import set_json_loads
 
 from projections.engine import checkpoints
+from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.checkpoints import CheckpointConflict
 from projections.engine.page import EventPage, PositionGap, Span
 from projections.engine.skipped_events import NOTHING, skipped
@@ -35,8 +36,6 @@ _SESSION: Final = """
     SET synchronous_commit = off;
     SET statement_timeout = 0
 """
-
-_CREATION: Final = 7_290_115
 
 # Classes of SQLSTATE that say nothing of an event and pass by themselves: the connection, what rolled a transaction
 # back, resources, locks, somebody who intervened, the machine. Every other refusal of the database comes again.
@@ -112,7 +111,7 @@ class Projector:
         async with self.connection.transaction():
             cur = self.connection.cursor()
             # Whoever else creates it now waits, and then finds it.
-            await cur.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_CREATION, self.name))
+            await cur.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (AdvisoryLock.VIEW_CREATION, self.name))
             if await checkpoints.status(cur, self.name) is not None:
                 return
             for table in self.view.tables:

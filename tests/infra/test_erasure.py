@@ -354,7 +354,7 @@ async def test_a_worker_carries_out_what_was_recorded_and_not_carried_out(opened
 
 KILLED = """
 import asyncio, os, signal, sys
-from infra.keys import erasure
+from infra.jobs import erasure
 from infra.processes.runtime import WORKER
 from tests.infra.opened import MASTER_KEY
 

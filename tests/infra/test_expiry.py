@@ -19,6 +19,7 @@ from infra.jobs import expiry_clock, expiry_figures
 from infra.jobs.expiry_clock import ExpiryClock
 from infra.jobs.expiry_figures import Figures, read_figures
 from infra.processes.runtime import WORKER, Runtime, runtime
+from projections.engine.advisory_locks import AdvisoryLock
 from tests import given
 from tests.given import CAMPAIGN, CODE, OTHER_CODE, OTHER_SECRET, VIDEO
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
@@ -33,9 +34,10 @@ CLOCKS = """
     WHERE datname = current_database() AND application_name = 'sparkledger expiry clock'
 """
 END_CLOCKS = CLOCKS.replace("count(*)", "pg_terminate_backend(pid, 5000)")
-LEADERS = """
+LEADERS = f"""
     SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
-    WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted AND l.objid = 7290116
+    WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted
+    AND l.objid = {AdvisoryLock.EXPIRY_CLOCK}
 """
 # An event that nobody can read, and what makes it a note that everybody can: around the append, as a superuser can.
 SPOIL = """

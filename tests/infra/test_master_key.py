@@ -24,6 +24,7 @@ from infra.crypto.master_keys import KeyProvider, MasterKeyFile, short_id
 from infra.crypto.rotation import WRAPPED, MasterKeyState, require_master_keys, rotate, states
 from infra.errors import Unavailable
 from infra.processes.runtime import API, WORKER, Runtime, runtime
+from projections.engine.advisory_locks import AdvisoryLock
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.programs import running
@@ -212,7 +213,7 @@ async def test_commands_and_reads_go_on_during_a_rotation(opened: Opened, monkey
 
 KILLED = """
 import asyncio, sys, time
-from infra.keys import rotation
+from infra.crypto import rotation
 from infra.crypto.envelope import MasterKey
 rotation.BATCH_ROWS = 5
 def say(line):
@@ -241,7 +242,7 @@ async def test_a_rotation_that_was_killed_is_finished_by_the_next(opened: Opened
 async def until_free(opened: Opened) -> str | None:
     """Rotate as soon as the server has noticed that the session before is gone."""
     held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = %s"
-    await until(lambda: not opened.sql(held, rotation.ROTATION_LOCK))
+    await until(lambda: not opened.sql(held, AdvisoryLock.MASTER_KEY_ROTATION))
     return await rotate(opened.database.dsn(), BOTH, told)
 
 
@@ -256,7 +257,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_two_rotations_do_not_run_at_once(opened: Opened) -> None:
     await story(opened)
     with psycopg.connect(opened.database.dsn()) as other:
-        other.execute("SELECT pg_advisory_lock(%s)", (rotation.ROTATION_LOCK,))
+        other.execute("SELECT pg_advisory_lock(%s)", (AdvisoryLock.MASTER_KEY_ROTATION,))
         with pytest.raises(MasterKeyError, match="Another rotation of the master key is under way"):
             await rotate(opened.database.dsn(), BOTH, told)
 

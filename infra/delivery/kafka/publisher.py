@@ -40,6 +40,7 @@ from infra.delivery.kafka.topics import TopicProblem, events_topic, progress_top
 from infra.postgres.pool import session
 from infra.postgres.single_thread_executor import SingleThreadExecutor
 from infra.processes.runtime import WORKER
+from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.array_columns import Bigints, Ints
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from infra.delivery.kafka.topics import Topic
     from infra.settings import Settings
 
-# The first key of the advisory locks that lead a destination; the second is its prefix, hashed.
-LEADERSHIP: Final = 7_290_115
 # Between attempts to lead, and between looks at the log by a publisher that nobody wakes.
 POLL_S: Final = 1.0
 # After a failure: the first pause, and the longest. After a stop that a person must mend: always the longest.
@@ -152,7 +151,7 @@ class Publisher:
         """Wait for the lease, and publish while it holds; whatever goes wrong with Kafka is written down."""
         standing = PublicationStatusWriter(connection, self._destination)
         while not self._stopping.is_set():
-            won = connection.execute(_LEAD, (LEADERSHIP, self._destination.prefix)).fetchone()
+            won = connection.execute(_LEAD, (AdvisoryLock.KAFKA_PUBLISHER, self._destination.prefix)).fetchone()
             if won is not None and won[0]:
                 break
             self._stopping.wait(POLL_S)

@@ -35,6 +35,7 @@ from infra.delivery.webhooks.signing import (
 )
 from infra.errors import IdempotencyMismatch
 from infra.ids import uuid7
+from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -48,8 +49,6 @@ MAX_WEBHOOKS: Final = 100
 MAX_REPLAYED: Final = 1_000
 # Tests that wait to be sent, as while a receiver has asked to be left alone.
 MAX_TESTS: Final = 10
-# The first key of the advisory locks under which webhooks are counted; the second is the ledger's id.
-COUNTING: Final = 7_290_119
 
 _COLUMNS: Final = """
     w.webhook_id, w.key_id, w.url, w.description, w.types, w.creator_ids, w.created_at, w.disabled, w.disabled_at,
@@ -207,7 +206,7 @@ class WebhookSubscriptions:
             secret, salt = _secret(keys, owner, asked, told)
             webhook_id = uuid7() if told is None else UUID(told["webhook_id"])
             if told is None:
-                await connection.execute(_COUNT_ALONE, (COUNTING, owner.ledger_id))
+                await connection.execute(_COUNT_ALONE, (AdvisoryLock.WEBHOOK_COUNT, owner.ledger_id))
                 row = await (await connection.execute("SELECT count(*) FROM webhooks")).fetchone()
                 if row is None or row[0] >= MAX_WEBHOOKS:
                     raise TooManyWebhooks

@@ -28,6 +28,7 @@ from infra.errors import Unavailable
 from infra.eventstore.live_subscription import LiveSubscriptions
 from infra.postgres.pool import session
 from infra.processes.runtime import WORKER
+from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 POLL_S: Final = 1.0
 # Endpoints that one worker sends to; beyond, another worker must be started.
 SENDERS_MAX: Final = 1_000
-# The first key of the advisory locks; the second is the endpoint's id, hashed.
-LEADERSHIP: Final = 7_290_116
 # A sender that broke is begun again after a pause, and after a longer one each time.
 BROKEN_FIRST_S: Final = 5.0
 BROKEN_LONGEST_S: Final = 300.0
@@ -169,7 +168,7 @@ class WebhookWorker:
             self._full = True
             return
         self._full = False
-        lock = (LEADERSHIP, str(webhook_id))
+        lock = (AdvisoryLock.WEBHOOK_SENDER, str(webhook_id))
         row = await (await connection.execute(_LEAD, lock)).fetchone()
         if row is None or not row[0]:
             return
@@ -215,7 +214,7 @@ class WebhookWorker:
             else:
                 log.error("Webhook %s cannot be sent to, and is tried again later", webhook_id, exc_info=error)
                 await self._pause(webhook_id)
-            await connection.execute(_LEAVE, (LEADERSHIP, str(webhook_id)))
+            await connection.execute(_LEAVE, (AdvisoryLock.WEBHOOK_SENDER, str(webhook_id)))
 
     async def _pause(self, webhook_id: UUID) -> None:
         with suppress(Unavailable):

@@ -9,8 +9,8 @@ import pytest
 from infra.delivery.kafka import connection as client
 from infra.delivery.kafka.connection import KafkaError, KafkaRecord, Producer
 from infra.delivery.kafka.publication_status import destination_lags
-from infra.delivery.kafka.publisher import LEADERSHIP
 from infra.delivery.kafka.topics import events_topic, progress_topic, topics
+from projections.engine.advisory_locks import AdvisoryLock
 from tests import given
 from tests.infra.delivery.kafka.fixtures import Restartable
 from tests.infra.delivery.kafka.proxy import ADD_PARTITIONS_TO_TXN, END_TXN, PRODUCE, SwallowingProxy
@@ -133,7 +133,7 @@ async def test_a_lost_database_connection_costs_a_moment_and_no_event(
             await creators(opened, tenant, name)
             publisher.wake()
             received = topic.until(count)
-            opened.sql(_END_LEADERS, LEADERSHIP)
+            opened.sql(_END_LEADERS, AdvisoryLock.KAFKA_PUBLISHER)
 
     assert once_and_in_order(received, range(1, 5)) == []
 

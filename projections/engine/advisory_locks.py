@@ -1,0 +1,22 @@
+"""Numbers of all advisory locks that the program takes in PostgreSQL.
+
+A lock is the number alone, or the number with a second key: a name that PostgreSQL hashes, or a ledger's id. All
+programs that share a database share these locks, so no number may have two meanings.
+"""
+
+from enum import IntEnum, unique
+
+
+@unique
+class AdvisoryLock(IntEnum):
+    """What a lock is held for; the comment says what its second key is."""
+
+    MIGRATION = 7_290_113_450  # no second key
+    VIEW_LEADER = 7_290_114  # a view's name, hashed
+    VIEW_CREATION = 7_290_115  # a view's name, hashed
+    EXPIRY_CLOCK = 7_290_116  # no second key
+    KAFKA_PUBLISHER = 7_290_117  # a destination's topic prefix, hashed
+    MASTER_KEY_ROTATION = 7_290_118  # no second key
+    WEBHOOK_COUNT = 7_290_119  # a ledger's id
+    WEBHOOK_SENDER = 7_290_120  # an endpoint's id, hashed
+    ERASURE = 7_290_121  # a ledger's id; also in `carry_out_erasure`, in 0009_erasure.sql
