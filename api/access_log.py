@@ -55,7 +55,7 @@ async def list_accesses(
     names = await caller.request.app.state.key_names.of(
         caller.ledger_id, {str(row.key_id) for row in shown if row.key_id is not None}
     )
-    ledger_keys = await caller.services.ledgers.keyring.ledger(caller.ledger_id)
+    ledger_keys = await caller.services.keyring.ledger(caller.ledger_id)
     reached = shown[0 if back else -1].access_id.int if len(rows) > query.limit else None
     keys = [row.access_id.int for row in shown]
     cursors = beside(query.same(), *around(keys, reached, place, back=back, ascending=False))
@@ -86,7 +86,7 @@ async def enter(
 
     """
     request = caller.request
-    asked = with_words_sealed(await caller.services.ledgers.keyring.ledger(caller.ledger_id), asked)
+    asked = with_words_sealed(await caller.services.keyring.ledger(caller.ledger_id), asked)
     if caller.role == TOLD_TOGETHER:
         asked = {name: value for name, value in asked.items() if name not in _PLACE}
     access = Access(
@@ -105,7 +105,7 @@ async def enter(
 async def _refusal(row: AccessRow, caller: Caller) -> dict[str, Any]:
     """Return why an attempt was refused, and for who guards the ledger from where it came; else nulls."""
     told = row.sealed is not None and caller.role == "admin"
-    origin = await caller.services.ledgers.refusals.origin(caller.ledger_id, row) if told else {}
+    origin = await caller.services.denied_attempts.origin(caller.ledger_id, row) if told else {}
     return {"refused": row.refused, **{name: origin.get(name) for name in ("address", "user_agent", "path")}}
 
 

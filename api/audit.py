@@ -96,7 +96,7 @@ async def read_event(
     position: str, caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")]
 ) -> Response:
     """Read one event by its position."""
-    store = caller.services.ledgers.store
+    store = caller.services.events
     found = await store.at_positions(caller.ledger_id, [int(position)]) if _POSITION.fullmatch(position) else []
     if not found:
         raise Problem("event_unknown")
@@ -140,7 +140,7 @@ async def _page(caller: Caller, query: EventsQuery, asked: ParsedQuery) -> _Page
     upwards = ascending is not back
     if place is not None:
         low, high = (max(low, place), high) if upwards else (low, min(high, place))
-    head = await caller.services.ledgers.store.head(caller.ledger_id)
+    head = await caller.services.events.head(caller.ledger_id)
     within = Within(low, high, not upwards, at_least=min(head, high - 1))
     found = await find(caller.services.views, caller.ledger_id, asked, within, query.limit + 1)
     upto = head if found.upto is None else found.upto
@@ -164,7 +164,7 @@ async def _total(caller: Caller, query: EventsQuery, asked: ParsedQuery, page: _
         return len(page.shown)
     low, high = query.after or 0, index_scan.END if query.before is None else query.before
     if not asked.conditions:
-        head = await caller.services.ledgers.store.head(caller.ledger_id)
+        head = await caller.services.events.head(caller.ledger_id)
         total = max(0, min(head, high - 1) - low)
     else:
 

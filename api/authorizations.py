@@ -125,7 +125,7 @@ async def ask_authorizations(
         refusing = _Refusing(caller)
         asked_by = await asker(
             services.views,
-            services.ledgers.store,
+            services.events,
             caller.ledger_id,
             query,
             services.now(),

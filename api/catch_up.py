@@ -70,7 +70,7 @@ class Backlog:
 
         """
         for creator_id in self._selection.creators:
-            for recorded in (await self._services.ledgers.creator_stream(self._ledger_id, creator_id))[:1]:
+            for recorded in (await self._services.aggregates.creator_stream(self._ledger_id, creator_id))[:1]:
                 self._selection.know(recorded)
         if self._selection.videos:
             await self._look_through(await self._know_codes(), self.position)
@@ -97,7 +97,7 @@ class Backlog:
         while more:
             async with self._turns:
                 found, reached = await self._search(self._selection.conditions, self.position)
-                events = await self._services.ledgers.store.at_positions(self._ledger_id, found.positions)
+                events = await self._services.events.at_positions(self._ledger_id, found.positions)
             last = found.positions[-1:]
             if len(found.positions) == PAGE_EVENTS:
                 upto = last[0]
@@ -123,7 +123,7 @@ class Backlog:
             found, read = await self._search(conditions, after)
             # The first answer is the oldest: from there on, codes are learned as their events come.
             reached = read if reached is None else reached
-            for recorded in await self._services.ledgers.store.at_positions(self._ledger_id, found.positions):
+            for recorded in await self._services.events.at_positions(self._ledger_id, found.positions):
                 self._selection.know(recorded)
             after = found.positions[-1] if len(found.positions) == PAGE_EVENTS else found.stopped_at
         return reached or 0
@@ -145,7 +145,7 @@ class Backlog:
         return await self._services.views.read(self._ledger_id, search, view=event_index.NAME)
 
     async def _page(self, after: int) -> Sequence[RecordedEvent]:
-        return await self._services.ledgers.store.page(self._ledger_id, after=after, limit=PAGE_EVENTS)
+        return await self._services.events.page(self._ledger_id, after=after, limit=PAGE_EVENTS)
 
     def _refuse_long_way(self, after: int, upto: int) -> None:
         if upto - after > MAX_LOOKED_THROUGH:

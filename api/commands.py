@@ -76,7 +76,7 @@ async def set_permission(
     done = await execute(caller, body, creator_id, decide)
     creator, live_codes = done.aggregate, 0
     if done.creator_stream is not None:
-        live_codes = await caller.services.ledgers.live_codes(
+        live_codes = await caller.services.aggregates.live_codes(
             caller.ledger_id, done.creator_stream, upto=done.position, at=done.recorded_at
         )
     version = 0 if creator is None else creator.version
@@ -129,7 +129,7 @@ async def generate_code(
         raise
     assert done.aggregate is not None  # noqa: S101 - a code that was generated is there
     if done.replayed:
-        secret = await caller.services.ledgers.secret(caller.ledger_id, done.aggregate.id)
+        secret = await caller.services.aggregates.secret(caller.ledger_id, done.aggregate.id)
     location = {"Location": f"/v1/codes/{done.aggregate.id}"}
     return code_answer(done, caller, 201, NO_STORE | location, secret=secret)
 
@@ -177,7 +177,7 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
     """Tell what a code covers before it is redeemed; nothing is recorded, and guessing is limited as in redeeming."""
     headers.idempotency_key(caller.request)
     _refuse_guessing(caller)
-    session = await caller.services.ledgers.session(caller.ledger_id)
+    session = await caller.services.aggregates.repository(caller.ledger_id)
     code = await session.code_by_secret(Sealed(body.secret))
     if code is None:
         raise _guessed(caller)
@@ -338,7 +338,7 @@ async def reveal_code(
         return await commands.reveal(owned(ledger, caller), code, body.reason, if_match=if_match, when=when)
 
     done = await execute(caller, body, await creator_of(caller, code), decide, once=False)
-    secret = await caller.services.ledgers.secret(caller.ledger_id, code)
+    secret = await caller.services.aggregates.secret(caller.ledger_id, code)
     return code_answer(done, caller, 200, NO_STORE, secret=secret)
 
 
@@ -349,7 +349,7 @@ async def add_note(
     """Add a remark to a code, perhaps about one of its events: how a mistake is corrected in a log nobody edits."""
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
     if body.about_position is not None:
-        head = await caller.services.ledgers.store.head(caller.ledger_id)
+        head = await caller.services.events.head(caller.ledger_id)
         if body.about_position > head:
             raise malformed_body("/about_position", "There is no event at this position yet.")
 

@@ -99,7 +99,7 @@ async def read_erasure(creator_id: str, caller: Annotated[Caller, allow("operato
 
 def _erasures(caller: Caller) -> Erasures:
     services = caller.services
-    return Erasures(services.database, services.ledgers, services.identity)
+    return Erasures(services.database, services.aggregates, services.identity)
 
 
 def _asker(caller: Caller) -> Asker:

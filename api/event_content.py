@@ -155,7 +155,7 @@ async def unsealed_notes(caller: Caller, recorded: Sequence[RecordedEvent]) -> d
         return {}
     return {
         position: None if fields is None else {name: str(text) for name, text in fields.items() if name != "secret"}
-        for position, fields in (await caller.services.ledgers.unsealed(caller.ledger_id, noted)).items()
+        for position, fields in (await caller.services.aggregates.unsealed(caller.ledger_id, noted)).items()
     }
 
 

@@ -210,7 +210,7 @@ async def export_events(
         asked=asked,
         given=query.given(),
         format=query.format,
-        head=await services.ledgers.store.head(caller.ledger_id),
+        head=await services.events.head(caller.ledger_id),
         began_at=services.now(),
         low=query.after or 0,
         high=END if query.before is None else query.before,

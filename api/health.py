@@ -38,7 +38,7 @@ async def is_alive() -> Response:
 @router.get("/readyz", response_model=HealthAnswer, operation_id="isReady")
 async def is_ready(request: Request) -> Response:
     """Tell whether commands can be served; a view or subscriber that stopped makes it degraded, and it stays 200."""
-    obstacle = services_of(request.scope).ledgers.obstacle
+    obstacle = services_of(request.scope).handler.obstacle
     if obstacle is not None:
         raise Unavailable(obstacle)
     stopped: Sequence[str] = await request.app.state.stopped()

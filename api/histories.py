@@ -70,7 +70,7 @@ async def read_permission_history(
     headers.path_id(creator_id)
     caller.act_for_creator(creator_id)
     await refuse_ahead(caller, query.at_least)
-    stream = await caller.services.ledgers.creator_stream(caller.ledger_id, creator_id)
+    stream = await caller.services.aggregates.creator_stream(caller.ledger_id, creator_id)
     position = max([query.at_least or 0, *(recorded.position for recorded in stream[-1:])])
     if query.as_of is not None:
         position, _ = await known_at(caller, query.as_of, caller.services.now())

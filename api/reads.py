@@ -131,7 +131,7 @@ async def read_permission(
     """Read whether a creator's Ad Authorization is on: now, as the ledger knew then, or as it was true then."""
     headers.path_id(creator_id)
     caller.act_for_creator(creator_id)
-    ledgers, now = caller.services.ledgers, caller.services.now()
+    services, now = caller.services, caller.services.now()
     enabled, version, position, live_codes = False, 0, 0, 0
     if query.as_of is None and query.at is None:
 
@@ -148,16 +148,18 @@ async def read_permission(
         clock = query.at or now
         await refuse_ahead(caller, query.at_least)
         if query.as_of is None:
-            as_of = await ledgers.store.head(caller.ledger_id)
+            as_of = await services.events.head(caller.ledger_id)
         else:
             as_of, known = await known_at(caller, query.as_of, now)
             clock = query.at or known
-        stream = upto(await ledgers.creator_stream(caller.ledger_id, creator_id), as_of)
+        stream = upto(await services.aggregates.creator_stream(caller.ledger_id, creator_id), as_of)
         # Each event says whether the switch is on, so the last that had taken effect is the answer.
         for last in (stream if query.at is None else effective_as_of(stream, query.at))[-1:]:
             enabled, version, position = isinstance(last.event, Creator.Enabled), last.stream_version, last.position
         if stream:
-            live_codes = await ledgers.live_codes(caller.ledger_id, stream[0].stream_id, upto=as_of, at=clock)
+            live_codes = await services.aggregates.live_codes(
+                caller.ledger_id, stream[0].stream_id, upto=as_of, at=clock
+            )
     content = {
         "creator_id": creator_id,
         "enabled": enabled,
@@ -176,7 +178,7 @@ async def known_at(caller: Caller, as_of: datetime | int, now: datetime) -> tupl
         Problem: it lies ahead, where nothing is known yet and the answer would change.
 
     """
-    return await known_in(caller.services.ledgers.store, caller.ledger_id, as_of, now)
+    return await known_in(caller.services.events, caller.ledger_id, as_of, now)
 
 
 async def known_in(store: EventReader, ledger_id: int, as_of: datetime | int, now: datetime) -> tuple[int, datetime]:
@@ -200,13 +202,13 @@ async def refuse_ahead(caller: Caller, at_least: int | None) -> None:
         Unavailable: nothing is recorded at this position yet.
 
     """
-    if at_least is not None and at_least > await caller.services.ledgers.store.head(caller.ledger_id):
+    if at_least is not None and at_least > await caller.services.events.head(caller.ledger_id):
         raise Unavailable("The ledger has not reached this position yet. Ask again in a moment.")
 
 
 async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:
     """Load the events of a code that the caller may read."""
-    stream = await caller.services.ledgers.code_stream(caller.ledger_id, code_id)
+    stream = await caller.services.aggregates.code_stream(caller.ledger_id, code_id)
     if not stream:
         raise Unknown("code")
     if caller.role in BOUND:

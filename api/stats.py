@@ -43,7 +43,7 @@ async def read_stats(
 ) -> Response:
     """Count codes by state, expiries ahead and refusals, and tell how far every view has read."""
     ledger_id, now, services = caller.ledger_id, caller.services.now(), caller.services
-    head = await services.ledgers.store.head(ledger_id)
+    head = await services.events.head(ledger_id)
 
     async def figures(cur: Cursor) -> dict[str, Any]:
         redemptions = await statistics.totals(cur, ledger_id, "redemptions")
@@ -60,7 +60,7 @@ async def read_stats(
         }
 
     counted, position = await services.views.read(ledger_id, figures, view=statistics.NAME, at_least=query.at_least)
-    attempts = await services.ledgers.refusals.counts(ledger_id, since=now - STATS_SINCE)
+    attempts = await services.denied_attempts.counts(ledger_id, since=now - STATS_SINCE)
     subscribers = await _subscribers(caller, now)
     views = await _views(caller)
     content = {"position": head, **counted, "refused_attempts": attempts, "views": views, "subscribers": subscribers}
@@ -91,7 +91,7 @@ async def read_days(
     days, position = await caller.services.views.read(
         caller.ledger_id, figures, view=statistics.NAME, at_least=query.at_least
     )
-    counted = await caller.services.ledgers.refusals.by_day(
+    counted = await caller.services.denied_attempts.by_day(
         caller.ledger_id, since=first, until=last + timedelta(days=1)
     )
     content = {"days": [_day(day, counted.get(day.day, {})) for day in days], "position": position}

@@ -249,7 +249,7 @@ class Streams:
     @cached_property
     def tails(self) -> LiveSubscriptions:
         """The ends of the logs that streams follow."""
-        return LiveSubscriptions(self._services.ledgers.store, self.encode, self._services.database)
+        return LiveSubscriptions(self._services.events, self.encode, self._services.database)
 
     async def open(self, caller: Caller, asked: Mapping[str, Any], selection: EventFilter, position: int) -> Stream:
         """Return a stream that goes on after a position; `asked` are the query's parameters, to be recorded.
@@ -403,7 +403,7 @@ async def _position(caller: Caller, after: int | None) -> int:
 
     """
     seen = last_event_id(caller.request)
-    head = await caller.services.ledgers.store.head(caller.ledger_id)
+    head = await caller.services.events.head(caller.ledger_id)
     if seen is not None and seen > head:
         raise Problem("malformed_header", "Last-Event-ID lies ahead of this ledger. Was it seen in another one?")
     if seen is None and after is not None and after > head:

@@ -63,7 +63,7 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
     if caller.key.kind == "token":
         raise NotAllowed("A webhook outlives a token. Make it with an API key of the role subscriber.")
     _check(caller, body.url)
-    head = await caller.services.ledgers.store.head(caller.ledger_id)
+    head = await caller.services.events.head(caller.ledger_id)
     if body.after is not None and body.after > head:
         raise malformed_body("/after", "The ledger has not reached this position.")
     with _problems():

@@ -26,7 +26,6 @@ from api.http import fields as fields_
 from api.http import limits as limit
 from api.http import middleware, protocol, query_params, single_flight, streaming_download
 from api.http.app import create_app
-from api.http.dependencies import Services
 from api.http.problems import RETRYABLE, STATUSES
 from api.http.route import roles_by_route
 from domain.campaign import Campaign
@@ -42,13 +41,14 @@ from infra.delivery.webhooks.models import DeliveryPolicy
 from infra.eventstore import group_commit, live_subscription
 from infra.eventstore.serialization import clear_body, event_type, split_sealed
 from infra.jobs import retention
-from infra.settings import Settings, settings_table
+from infra.settings import settings_table
 from infra.views import reader
 from projections import VIEWS, index_scan
 from projections.engine.view import View
 from tests import given
 from tests.api import attempts
 from tests.generated_schemas import refused, schema_pages
+from tests.wired import services
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -265,8 +265,7 @@ def settings() -> str:
 
 def roles_page() -> str:
     """Return docs/roles.md: what every route answers to every role."""
-    nothing = cast("Any", None)
-    app = create_app(Services(nothing, nothing, nothing, Settings(), nothing, nothing, nothing))
+    app = create_app(services())
 
     def cell(route: str, role: Role) -> str:
         own, others = attempts.documented(route, role)

@@ -107,8 +107,8 @@ class Serving:
             runtime(dsn(API), API, self.master_key) as api,
             runtime(dsn(WORKER), WORKER, self.master_key) as worker,
         ):
-            api.ledgers.now = worker.ledgers.now = self.clock
-            self.ledgers = api.ledgers
+            api.handler.now = worker.handler.now = self.clock
+            self.api = api
             self.expiry = ExpiryClock(worker)
             wakes = [asyncio.Event() for _ in VIEWS]
             shared = SharedLog(AllLedgersReader(worker.database))
@@ -125,10 +125,14 @@ class Serving:
             listener.start()
             tasks = [asyncio.create_task(runner.run()) for runner in runners]
             tasks.append(asyncio.create_task(self.expiry.run()))
-            erasures = Erasures(worker.database, worker.ledgers, worker.identity)
+            erasures = Erasures(worker.database, worker.aggregates, worker.identity)
             tasks.append(asyncio.create_task(erasures.run(look_every_s=0.2)))
             services = Services(
-                ledgers=api.ledgers,
+                handler=api.handler,
+                aggregates=api.aggregates,
+                events=api.events,
+                keyring=api.keyring,
+                denied_attempts=api.denied_attempts,
                 identity=api.identity,
                 views=api.views,
                 settings=load_settings({}),

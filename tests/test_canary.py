@@ -407,7 +407,7 @@ async def _payloads(database: TestDatabase) -> list[bytes]:
     """Return the body of each webhook's request."""
     async with runtime(database.dsn(WORKER), WORKER, MASTER_KEY) as opened:
         ledger_id = await opened.identity.ledger_id(LEDGER)
-        return [payload(recorded, LEDGER) for recorded in await opened.ledgers.store.page(ledger_id, limit=1_000)]
+        return [payload(recorded, LEDGER) for recorded in await opened.events.page(ledger_id, limit=1_000)]
 
 
 # ── what is found ──

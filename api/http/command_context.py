@@ -100,7 +100,7 @@ async def execute(
         effective_at=body.effective_at,
     )
     try:
-        return await caller.services.ledgers.handle(request, decide)
+        return await caller.services.handler.handle(request, decide)
     except Refused as refusal:
         raise await _without_others(refusal, caller) from None
 
@@ -125,7 +125,7 @@ async def creator_of(caller: Caller, code_id: UUID) -> str | None:
 
 async def loaded(caller: Caller, code_id: UUID) -> Code:
     """Load a code as it stands in the log."""
-    return await (await caller.services.ledgers.session(caller.ledger_id)).code(code_id)
+    return await (await caller.services.aggregates.repository(caller.ledger_id)).code(code_id)
 
 
 def policy_of(caller: Caller) -> Policy:

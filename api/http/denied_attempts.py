@@ -45,7 +45,7 @@ async def tell(request: Request, problem: Problem) -> None:
         ),
     )
     try:
-        await services_of(request.scope).ledgers.refusals.record(key.ledger_id, attempt)
+        await services_of(request.scope).denied_attempts.record(key.ledger_id, attempt)
     except Unavailable:
         log.warning("A refused attempt, request %s, could not be recorded.", attempt.request_id)
 

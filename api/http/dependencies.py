@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from infra.auth.authenticator import Authenticator
+    from infra.auth.denied_attempts import DeniedAttempts
+    from infra.crypto.keyring import Keyring
     from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+    from infra.eventstore.aggregate_reader import AggregateReader
     from infra.eventstore.command_handler import CommandHandler
+    from infra.eventstore.reader import EventReader
     from infra.postgres.pool import Database
     from infra.settings import Settings
     from infra.views.reader import ViewReader
@@ -36,7 +40,11 @@ class Services:
 
     """
 
-    ledgers: CommandHandler
+    handler: CommandHandler
+    aggregates: AggregateReader
+    events: EventReader
+    keyring: Keyring
+    denied_attempts: DeniedAttempts
     identity: Authenticator
     views: ViewReader
     settings: Settings

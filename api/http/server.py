@@ -77,7 +77,11 @@ async def _serve(
     allow_connections()
     async with runtime(conninfo, API, master_key, settings.oidc_issuers) as opened:
         services = Services(
-            ledgers=opened.ledgers,
+            handler=opened.handler,
+            aggregates=opened.aggregates,
+            events=opened.events,
+            keyring=opened.keyring,
+            denied_attempts=opened.denied_attempts,
             identity=opened.identity,
             views=opened.views,
             settings=settings,

@@ -9,31 +9,26 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from domain.code import Code, effective_as_of, fold_code
 from domain.commands import A, Decision, When
-from domain.errors import Refused, Unknown
+from domain.errors import Refused
 from domain.recorded import RecordedEvent
-from infra.crypto.envelope import associated_data
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.eventstore.append import Append, Appended, ConcurrencyConflict, KeyRefused, Mismatch, Outcome, Replayed
 from infra.eventstore.attempt import Attempt, CommandMetadata
-from infra.eventstore.repository import AggregateCache, Loaded, Repository, replayed
+from infra.eventstore.repository import Loaded, replayed
 from infra.ids import uuid7
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from domain.commands import Ledger
     from domain.recorded import Event
-    from domain.values import Sealed
     from infra.auth.denied_attempts import DeniedAttempts
-    from infra.crypto.keyring import Keyring
+    from infra.eventstore.aggregate_reader import AggregateReader
     from infra.eventstore.group_commit import GroupCommitWriter
-    from infra.eventstore.reader import EventReader
 
 # How often a command is decided anew because another writer came first, before it is told to come back.
 MAX_ATTEMPTS: Final = 32
-CODES_AT_ONCE: Final = 200
 BUSY: Final = "Others change the same code or video faster than this command could be decided. Try again in a moment."
 
 
@@ -66,24 +61,23 @@ class Contended(NamedTuple):
 
 
 class CommandHandler:
-    """All ledgers of one database, as commands change them and reads see them."""
+    """Carries out the commands of all ledgers of one database."""
 
     def __init__(
         self,
-        store: EventReader,
+        aggregates: AggregateReader,
         writer: GroupCommitWriter,
-        keyring: Keyring,
-        refusals: DeniedAttempts,
+        denied_attempts: DeniedAttempts,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        memory: AggregateCache | None = None,
     ) -> None:
-        """Take the log's two ends, the keys, the counts of refusals, and the clock that commands are decided by."""
-        self.store = store
-        self.refusals = refusals
+        """Take what loads and what appends, the counts of refusals, and the clock that commands are decided by."""
         self.now = now
+        self._aggregates = aggregates
+        self._events = aggregates.events
+        self._keyring = aggregates.keyring
+        self._cache = aggregates.cache
         self._writer = writer
-        self.keyring = keyring
-        self._memory = memory or AggregateCache()
+        self._denied_attempts = denied_attempts
         self._running: set[tuple[int, bytes]] = set()
         self._turns: WeakValueDictionary[tuple[int, UUID], asyncio.Lock] = WeakValueDictionary()
 
@@ -91,11 +85,6 @@ class CommandHandler:
     def obstacle(self) -> str | None:
         """Why no command can be recorded now, as far as the writer knows; None where nothing stands in the way."""
         return self._writer.obstacle
-
-    async def session(self, ledger_id: int, *, allow_stale: bool = False) -> Repository:
-        """Begin to read aggregates of a ledger; guessing is for attempts whose every outcome is checked again."""
-        keys = await self.keyring.ledger(ledger_id)
-        return Repository(ledger_id, self.store, keys, self.keyring, self._memory, allow_stale=allow_stale)
 
     async def handle(
         self, request: CommandMetadata, decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]]
@@ -168,7 +157,7 @@ class CommandHandler:
         if not attempt.events:
             return await self._nothing_recorded(attempt)
         # A refusal is recorded without the key: the same request may succeed later.
-        append = await attempt.append(self.keyring, command_id, None if attempt.refusal else idempotency)
+        append = await attempt.append(self._keyring, command_id, None if attempt.refusal else idempotency)
         outcome = await self._writer.append(append)
         if isinstance(outcome, ConcurrencyConflict):
             return Contended(attempt.decided.aggregate.id, outcome.at)
@@ -192,7 +181,7 @@ class CommandHandler:
         if not_before is not None and now < not_before:
             now = not_before  # this machine's clock is behind the database's, or that went back
         when = When(now, request.effective_at or now)
-        session = await self.session(request.ledger_id, allow_stale=allow_stale)
+        session = await self._aggregates.repository(request.ledger_id, allow_stale=allow_stale)
         try:
             decision = await decide(session, when)
         except Refused as refusal:
@@ -206,7 +195,9 @@ class CommandHandler:
         """Answer a repeat, or raise the refusal; one that its hour has recorded already is counted."""
         if attempt.refusal is not None:
             if attempt.decision is not None:
-                await self.refusals.count(attempt.request.ledger_id, attempt.request.actor, attempt.refusal.code)
+                await self._denied_attempts.count(
+                    attempt.request.ledger_id, attempt.request.actor, attempt.refusal.code
+                )
             raise attempt.refusal
         if attempt.decision is None:
             return CommandResult(None, 0, attempt.when.now, 0, replayed=False, creator_stream=None)
@@ -235,12 +226,12 @@ class CommandHandler:
 
     def _remember(self, append: Append, done: CommandResult[A]) -> None:
         ledger_id = append.ledger_id
-        self._memory.keep(ledger_id, Loaded(cast("A", done.aggregate), done.position, append.events[0].creator_stream))
+        self._cache.keep(ledger_id, Loaded(cast("A", done.aggregate), done.position, append.events[0].creator_stream))
         for claim, _, holder in append.claims:
-            self._memory.keep_claim(ledger_id, claim, holder)
+            self._cache.keep_claim(ledger_id, claim, holder)
 
     async def _told_again(self, request: CommandMetadata, idempotency: bytes) -> CommandResult[Any] | None:
-        known = await self.store.command(request.ledger_id, idempotency)
+        known = await self._events.command(request.ledger_id, idempotency)
         if known is None:
             return None
         request_hash, first, last = known
@@ -250,8 +241,8 @@ class CommandHandler:
 
     async def _replayed(self, ledger_id: int, first: int, last: int) -> CommandResult[Any]:
         """Build a command's first answer again from the events it recorded."""
-        recorded = cast("RecordedEvent", await self.store.event(ledger_id, last))
-        whole = cast("list[RecordedEvent]", await self.store.stream(ledger_id, recorded.stream_id))
+        recorded = cast("RecordedEvent", await self._events.event(ledger_id, last))
+        whole = cast("list[RecordedEvent]", await self._events.stream(ledger_id, recorded.stream_id))
         stream = [r for r in whole if r.position <= last]
         return CommandResult(
             aggregate=replayed(stream),
@@ -261,70 +252,6 @@ class CommandHandler:
             replayed=True,
             creator_stream=recorded.creator_stream,
         )
-
-    async def code_stream(self, ledger_id: int, code_id: UUID) -> list[RecordedEvent]:
-        """Read a code's events; none where there is no such code."""
-        stream = await self.store.stream(ledger_id, code_id)
-        return stream if stream and isinstance(stream[0].event, Code.Generated) else []
-
-    async def creator_stream(self, ledger_id: int, creator_id: str) -> list[RecordedEvent]:
-        """Read a creator's events; none where the permission was never switched."""
-        keys = await self.keyring.ledger(ledger_id)
-        return await self.store.claimed(ledger_id, keys.claim("creator", creator_id)) or []
-
-    async def live_codes(self, ledger_id: int, creator_stream: UUID, *, upto: int, at: datetime) -> int:
-        """Count a creator's codes live at a moment, by what had taken effect then and was known at a position."""
-        codes = await self.store.codes_of_creator(ledger_id, creator_stream, upto)
-        live = 0
-        # A bounded number at a time: to read them all at once would hold up whoever else is served here.
-        for first in range(0, len(codes), CODES_AT_ONCE):
-            streams = await self.store.streams(ledger_id, codes[first : first + CODES_AT_ONCE])
-            heads = ([r for r in stream if r.position <= upto] for stream in streams.values())
-            live += sum(fold_code(effective_as_of(head, at)).live(at) for head in heads)
-        return live
-
-    async def secret(self, ledger_id: int, code_id: UUID) -> Sealed:
-        """Unseal a code's secret.
-
-        Raises:
-            Unknown: there is no such code.
-            Refused: `creator_erased`.
-
-        """
-        stream = await self.code_stream(ledger_id, code_id)
-        if not stream:
-            raise Unknown("code")
-        fields = (await self.unsealed(ledger_id, stream[:1]))[stream[0].position]
-        if fields is None:
-            raise Refused("creator_erased")
-        return fields["secret"]
-
-    async def unsealed(self, ledger_id: int, recorded: Sequence[RecordedEvent]) -> dict[int, dict[str, Sealed] | None]:
-        """Unseal the secret fields of events, by position: None for those of an erased creator, events without any are
-        absent.
-
-        Whether a creator is erased is read with what is sealed, each time: no key that is kept in memory, here or in
-        another process, outlives an erasure that is recorded.
-
-        Raises:
-            LookupError: a key is gone that nobody erased.
-
-        """
-        by_position = {r.position: r for r in recorded}
-        fields: dict[int, dict[str, Sealed] | None] = {}
-        for position, stored in (await self.store.sealed(ledger_id, list(by_position))).items():
-            r = by_position[position]
-            if stored.erased:
-                self.keyring.forget(ledger_id, stored.key_id)
-                fields[position] = None
-                continue
-            if stored.wrapped is None:
-                message = f"the key {stored.key_id} of a sealed part is gone, and no erasure of its creator is recorded"
-                raise LookupError(message)
-            key = await self.keyring.opened(ledger_id, stored.key_id, stored.wrapped)
-            where = associated_data(ledger_id, r.stream_id, r.stream_version, r.event_id, r.type)
-            fields[position] = key.unseal(stored.sealed, where)
-        return fields
 
 
 def _done(attempt: Attempt[A], append: Append, outcome: Appended) -> CommandResult[A]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
     from infra.auth.authenticator import Authenticator
     from infra.crypto.master_keys import KeyProvider
-    from infra.eventstore.command_handler import CommandHandler
+    from infra.eventstore.aggregate_reader import AggregateReader
     from infra.postgres.pool import Database, LedgerConnection
 
 # A worker looks this often for erasures that are recorded and not carried out: their process was killed, or cut off.
@@ -87,11 +87,11 @@ class Erasure:
 class Erasures:
     """Carries erasures out, and tells how they stand."""
 
-    def __init__(self, database: Database, ledgers: CommandHandler, identity: Authenticator) -> None:
+    def __init__(self, database: Database, aggregates: AggregateReader, identity: Authenticator) -> None:
         """Take the parts of a process, of the API or of a worker."""
         self._database = database
-        self._ledgers = ledgers
-        self._keyring = ledgers.keyring
+        self._aggregates = aggregates
+        self._keyring = aggregates.keyring
         self._identity = identity
 
     async def of(self, ledger_id: int, creator_id: str) -> Erasure | None:
@@ -101,7 +101,7 @@ class Erasures:
             Unavailable: the database is away.
 
         """
-        for recorded in reversed(await self._ledgers.creator_stream(ledger_id, creator_id)):
+        for recorded in reversed(await self._aggregates.creator_stream(ledger_id, creator_id)):
             if isinstance(recorded.event, Creator.Erased):
                 done_at = await self._carried_out_at(ledger_id, recorded.position)
                 return Erasure(recorded, creator_id, recorded.event.reason, done_at)
@@ -190,7 +190,7 @@ async def erase(conninfo: str, custodian: KeyProvider, ledger: str, creator_id: 
 
     """
     async with runtime(conninfo, WORKER, custodian) as opened:
-        erasures = Erasures(opened.database, opened.ledgers, opened.identity)
+        erasures = Erasures(opened.database, opened.aggregates, opened.identity)
         ledger_id = await opened.identity.ledger_id(ledger)
         asker = Asker(route="sparkledger erase")
         key, _, _ = await opened.identity.create(ledger_id, role="admin", name="command line", asker=asker)
@@ -200,7 +200,7 @@ async def erase(conninfo: str, custodian: KeyProvider, ledger: str, creator_id: 
 
         try:
             request = CommandMetadata(ledger_id, Actor(str(key.key_id), "admin"), correlation_id=str(uuid7()))
-            await opened.ledgers.handle(request, decide)
+            await opened.handler.handle(request, decide)
         except Unknown as error:
             message = f"Nothing is recorded of this creator in ledger {ledger}, so there is nothing to erase."
             raise LookupError(message) from error

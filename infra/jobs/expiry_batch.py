@@ -57,7 +57,8 @@ class Timekeeping:
 
     def __init__(self, opened: Runtime) -> None:
         """Take the parts of a worker."""
-        self._ledgers = opened.ledgers
+        self._handler = opened.handler
+        self._events = opened.events
         self._keyring = opened.keyring
         self._writer = opened.writer
         self.expiries = 0
@@ -82,7 +83,7 @@ class Timekeeping:
         for code_id in code_ids:
             if code_id in results:
                 continue
-            now = self._ledgers.now()
+            now = self._handler.now()
             try:
                 decision = await commands.keep_time(together, code_id, when=When(now, now))
                 events = cast("Sequence[Event]", decision.aggregate.collect_events())
@@ -113,7 +114,7 @@ class Timekeeping:
         self, ledger_id: int, code_ids: Sequence[UUID]
     ) -> tuple[dict[UUID, Result], dict[UUID, list[RecordedEvent]]]:
         """Read the codes' streams; where one cannot be read, one by one, to find out which."""
-        store = self._ledgers.store
+        store = self._events
         try:
             return {}, await store.streams(ledger_id, code_ids)
         except Unavailable:
@@ -144,7 +145,7 @@ class Timekeeping:
             return decision
 
         try:
-            done = await self._ledgers.handle(CommandMetadata(ledger_id, CLOCK), decide)
+            done = await self._handler.handle(CommandMetadata(ledger_id, CLOCK), decide)
         except Exception as error:  # noqa: BLE001 - the others go on
             return error
         if done.appended:

@@ -87,7 +87,7 @@ class ExpiryClock:
 
     def __init__(self, opened: Runtime) -> None:
         """Take the parts of a worker: ledgers to record in, and sessions that see every ledger's view."""
-        self._ledgers = opened.ledgers
+        self._handler = opened.handler
         self._database = opened.database
         self._timekeeping = Timekeeping(opened)
         self._passes: dict[int, _Pass] = {}
@@ -165,7 +165,7 @@ class ExpiryClock:
         first = await self._read(lambda cursor: expiring.first_due(cursor, passed))
         waiting = (waiting.due_at for waiting in self._waiting.values())
         self._next_due = min([*first.values(), *waiting], default=None)
-        now, monotonic = self._ledgers.now(), time.monotonic()
+        now, monotonic = self._handler.now(), time.monotonic()
         self._resting = {ledger_id: until for ledger_id, until in self._resting.items() if until > monotonic}
         due = [ledger_id for ledger_id, due_at in first.items() if due_at <= now]
         self._turns = {ledger_id: self._turns[ledger_id] for ledger_id in due if ledger_id in self._turns}
@@ -193,7 +193,7 @@ class ExpiryClock:
     async def _next_batch(self, ledger_id: int) -> Sequence[Due]:
         """Return what is due in a ledger beyond what was passed, and pass it."""
         passing = self._passes.get(ledger_id) or _Pass(expiring.BEGINNING)
-        now = self._ledgers.now()
+        now = self._handler.now()
         batch = await self._read(lambda cursor: expiring.due(cursor, ledger_id, now, BATCH, after=passing.passed))
         if batch:
             passing.passed = batch[-1]
@@ -287,7 +287,7 @@ class ExpiryClock:
         """Return how long nothing will be due, as far as is known."""
         if self._next_due is None:
             return REST_S
-        ahead = (self._next_due - self._ledgers.now()).total_seconds()
+        ahead = (self._next_due - self._handler.now()).total_seconds()
         return min(REST_S, max(REST_LEAST_S, ahead)) if ahead > 0 else REST_S
 
     async def _read(self, query: Callable[[AsyncCursor[Any]], Awaitable[T]]) -> T:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from infra.auth.authenticator import CHANNEL, Authenticator
 from infra.auth.denied_attempts import DeniedAttempts
 from infra.crypto.keyring import Keyring
+from infra.eventstore.aggregate_reader import AggregateReader
 from infra.eventstore.command_handler import CommandHandler
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.eventstore.notifications import Listener, Notifier
@@ -44,7 +45,10 @@ class Runtime:
     database: Database
     writer: GroupCommitWriter
     keyring: Keyring
-    ledgers: CommandHandler
+    events: EventReader
+    aggregates: AggregateReader
+    handler: CommandHandler
+    denied_attempts: DeniedAttempts
     identity: Authenticator
     views: ViewReader
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
@@ -65,9 +69,12 @@ async def runtime(
     """
     database = Database(conninfo, role)
     notifier = Notifier(conninfo, role)
-    memory = AggregateCache()
-    writer = GroupCommitWriter(conninfo, role, on_commit=notifier.committed, on_session=memory.begin)
+    cache = AggregateCache()
+    writer = GroupCommitWriter(conninfo, role, on_commit=notifier.committed, on_session=cache.begin)
     keyring = Keyring(database, master_key)
+    events = EventReader(database)
+    aggregates = AggregateReader(events, keyring, cache)
+    denied_attempts = DeniedAttempts(database, keyring)
     identity = Authenticator(database, master_key, issuers)
     on_keys_changed: list[Callable[[], None]] = [identity.forget, keyring.forget_creators]
 
@@ -86,9 +93,10 @@ async def runtime(
             database=database,
             writer=writer,
             keyring=keyring,
-            ledgers=CommandHandler(
-                EventReader(database), writer, keyring, DeniedAttempts(database, keyring), memory=memory
-            ),
+            events=events,
+            aggregates=aggregates,
+            handler=CommandHandler(aggregates, writer, denied_attempts),
+            denied_attempts=denied_attempts,
             identity=identity,
             views=ViewReader(database),
             on_keys_changed=on_keys_changed,

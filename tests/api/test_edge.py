@@ -15,13 +15,13 @@ import httpx
 import pytest
 
 from api.http.app import create_app
-from api.http.dependencies import Services
 from api.http.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit, Places
 from api.http.middleware import Edge
 from domain.errors import Unknown
 from infra.auth.api_keys import ApiKey, Subjects
 from infra.errors import Unavailable
 from infra.settings import load_settings
+from tests.wired import services
 
 KEY = ApiKey(UUID(int=1), 1, "main", None, "admin", Subjects(), datetime.now(UTC), None, None)
 
@@ -32,13 +32,12 @@ class Fake:
     def __init__(self, act: Callable[[], Any]) -> None:
         self.act = act
         self.counted = 0
-        self.refusals = self
         self.obstacle: str | None = None
 
     async def authenticate(self, _presented: str, _now: datetime) -> ApiKey:
         return KEY
 
-    async def execute(self, _request: object, _decide: object) -> Any:
+    async def handle(self, _request: object, _decide: object) -> Any:
         return await self.act()
 
     async def read(self, *_: object, **__: object) -> Any:
@@ -52,8 +51,7 @@ class Fake:
 async def client(act: Callable[[], Any], per_second: int = 1000, **limits: Any) -> AsyncIterator[httpx.AsyncClient]:
     fake = cast("Any", Fake(act))
     settings = load_settings({"SPARKLEDGER_REQUESTS_PER_SECOND": str(per_second)})
-    services = Services(fake, fake, fake, settings, lambda: datetime.now(UTC), fake, fake)
-    transport = httpx.ASGITransport(create_app(services, **limits), raise_app_exceptions=True)
+    transport = httpx.ASGITransport(create_app(services(fake, settings=settings), **limits), raise_app_exceptions=True)
     headers = {"Authorization": "Bearer key"}
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as opened:
         yield opened

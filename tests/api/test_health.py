@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,18 +16,17 @@ import pytest
 import api.http.single_flight
 from api.health import READ_ONLY
 from api.http.app import create_app
-from api.http.dependencies import Services
 from api.http.single_flight import SingleFlight
 from infra.errors import Unavailable
 from infra.eventstore.group_commit import FULL, MAX_WAITING, STOPPING, GroupCommitWriter
 from infra.postgres.pool import Database, LedgerConnection
 from infra.processes.runtime import API
-from infra.settings import load_settings
 from infra.views.reader import ViewReader
 from projections import VIEWS
 from tests.api.world import World
 from tests.conftest import TestDatabase
 from tests.waiting import until
+from tests.wired import services
 
 pytestmark = pytest.mark.usefixtures("unkept")
 
@@ -39,9 +37,8 @@ FIGURE = re.compile(r'^sparkledger_view_(\w+)\{view="(\w+)"\} (\S+)$', re.MULTIL
 async def served(database: Database, obstacle: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
     """An API whose writer is in this state, on this database."""
     nobody = cast("Any", SimpleNamespace(obstacle=obstacle))
-    settings = load_settings({})
-    services = Services(nobody, nobody, ViewReader(database), settings, lambda: datetime.now(UTC), database, nobody)
-    transport = httpx.ASGITransport(create_app(services))
+    parts = services(nobody, views=ViewReader(database), database=database)
+    transport = httpx.ASGITransport(create_app(parts))
     await database.open()
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.eventstore.command_handler import CommandHandler
+from infra.eventstore.aggregate_reader import AggregateReader
 from tests.api.world import (
     OTHER_ACCOUNT,
     OTHER_BRAND,
@@ -357,7 +357,7 @@ def test_a_permission_counts_the_codes_that_are_live_now_as_it_counts_those_that
 def test_a_permission_as_it_stands_is_read_without_the_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.generate()
     path, head = f"/v1/creators/{OWN_CREATOR}/permission", world.head()
-    monkeypatch.delattr(CommandHandler, "live_codes")
+    monkeypatch.delattr(AggregateReader, "live_codes")
     assert told(world.client.get(path, params={"at_least": head}), 200)["live_codes"] == 1
 
 

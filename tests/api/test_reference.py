@@ -7,18 +7,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from api.http.app import create_app
-from api.http.dependencies import Services
 from api.http.problems import STATUSES
 from domain.errors import REFUSALS
-from infra.settings import load_settings
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, told
+from tests.wired import services
 
 # It sends thousands of requests: a minute or two on a quiet machine.
 SCHEMATHESIS_S = 580
@@ -27,9 +25,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
-    nothing = cast("Any", None)
-    services = Services(nothing, nothing, nothing, load_settings({}), lambda: datetime.now(UTC), nothing, nothing)
-    return create_app(services).openapi()
+    return create_app(services()).openapi()
 
 
 def operations(reference: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

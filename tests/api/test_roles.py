@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import get_args
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from api.http.app import create_app
-from api.http.dependencies import Services
 from api.http.route import roles_by_route
 from domain.values import Role
-from infra.settings import load_settings
 from tests.api.attempts import REQUESTS, ROLES, SUBJECTS
 from tests.api.world import (
     OTHER_ACCOUNT,
@@ -28,16 +25,14 @@ from tests.api.world import (
     days,
     told,
 )
+from tests.wired import services
 
 TABLE = Path(__file__).parents[2] / "docs/roles.md"
 
 
 @pytest.fixture
 def app() -> FastAPI:
-    nothing = cast("Any", None)
-    return create_app(
-        Services(nothing, nothing, nothing, load_settings({}), lambda: datetime.now(UTC), nothing, nothing)
-    )
+    return create_app(services())
 
 
 def test_the_routes_let_in_whom_the_contract_names(app: FastAPI) -> None:

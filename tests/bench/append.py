@@ -46,8 +46,8 @@ HASH: Final = b"0" * 16
 class Load:
     """Commands as a busy platform sends them, on one ledger."""
 
-    def __init__(self, ledgers: CommandHandler, ledger_id: int, key_id: UUID) -> None:
-        self._ledgers = ledgers
+    def __init__(self, handler: CommandHandler, ledger_id: int, key_id: UUID) -> None:
+        self._handler = handler
         self._ledger_id = ledger_id
         self._actor = Actor(str(key_id), "operator")
         self._numbers = itertools.count()
@@ -62,7 +62,7 @@ class Load:
         for number in range(CREATORS):
             creator = f"creator-{number}"
             stream = uuid7()
-            await self._ledgers.handle(
+            await self._handler.handle(
                 CommandMetadata(self._ledger_id, self._actor),
                 lambda ledger, when, creator=creator, stream=stream: commands.set_permission(  # type: ignore[misc]
                     ledger, creator, enabled=True, stream_id=stream, when=when
@@ -126,7 +126,7 @@ class Load:
         request = CommandMetadata(
             self._ledger_id, self._actor, idempotency_key=random.randbytes(16).hex(), request_hash=HASH
         )
-        return await self._ledgers.handle(request, decide)
+        return await self._handler.handle(request, decide)
 
 
 async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
@@ -151,7 +151,7 @@ async def _ours(server: EmbeddedPostgres) -> dict[str, float]:
     key, _ = await mint(server.dsn(), master, "bench", "operator", None)
     spare_the_collector()  # as the API's process does
     async with runtime(server.dsn(API), API, master) as opened:
-        load = Load(opened.ledgers, key.ledger_id, key.key_id)
+        load = Load(opened.handler, key.ledger_id, key.key_id)
         await load.prepare()
         await rate(load, 32, 1.0)
         runs: dict[int, list[float]] = {number: [] for number in IN_FLIGHT}

@@ -25,7 +25,7 @@ from tests.bench.append import Load, rate
 from tests.bench.place import SETTINGS, place, postgres, restarted
 
 if TYPE_CHECKING:
-    from infra.eventstore.command_handler import CommandHandler
+    from infra.processes.runtime import Runtime
 
 FEW: Final = 100_000
 MANY: Final = 1_000_000
@@ -93,17 +93,17 @@ class _Place:
         self.append_us: list[float] = []
         self.load_us: list[float] = []
 
-    async def prepare(self, ledgers: CommandHandler) -> None:
+    async def prepare(self, opened: Runtime) -> None:
         """Warm up what is measured."""
-        self._ledgers = ledgers
-        self._load = Load(ledgers, self.key.ledger_id, self.key.key_id)
+        self._events = opened.events
+        self._load = Load(opened.handler, self.key.ledger_id, self.key.key_id)
         await self._load.prepare()
         await rate(self._load, 32, RUN_S)
 
     async def measure(self) -> None:
         """Take the time of an append with 32 in flight, and of a load of 32 that wait together."""
         self.append_us.append(1e6 / await rate(self._load, 32, RUN_S))
-        store, ledger_id = self._ledgers.store, self.key.ledger_id
+        store, ledger_id = self._events, self.key.ledger_id
         hot = list({recorded.stream_id for recorded in await store.page(ledger_id, descending=True, limit=1000)})
         began = time.perf_counter()
         for _ in range(LOADS // 32):
@@ -117,8 +117,8 @@ async def _measure(few: _Place, many: _Place) -> None:
         runtime(few.server.dsn(API), API, few.master) as with_few,
         runtime(many.server.dsn(API), API, many.master) as with_many,
     ):
-        await few.prepare(with_few.ledgers)
-        await many.prepare(with_many.ledgers)
+        await few.prepare(with_few)
+        await many.prepare(with_many)
         spare_the_collector()  # as the API's process does
         for _ in range(RUNS):
             await few.measure()
@@ -133,15 +133,15 @@ async def _cold(server: EmbeddedPostgres, master: MasterKey, ledger_id: int, key
                 "SELECT DISTINCT e.stream_id FROM generate_series(1, %s) n"
                 " CROSS JOIN LATERAL (SELECT (random() * %s)::bigint AS p OFFSET n * 0) r"
                 " JOIN events e ON e.ledger_id = %s AND e.position = r.p",
-                (COLD_LOADS, await opened.ledgers.store.head(ledger_id), ledger_id),
+                (COLD_LOADS, await opened.events.head(ledger_id), ledger_id),
             )
             streams = [row[0] for row in await cursor.fetchall()]
             await connection.execute("CHECKPOINT")
         began = time.perf_counter()
         for first in range(0, len(streams), 32):
-            await asyncio.gather(*(opened.ledgers.store.stream(ledger_id, s) for s in streams[first : first + 32]))
+            await asyncio.gather(*(opened.events.stream(ledger_id, s) for s in streams[first : first + 32]))
         loads = (time.perf_counter() - began) / len(streams) * 1e6
-        load = Load(opened.ledgers, ledger_id, key_id)
+        load = Load(opened.handler, ledger_id, key_id)
         await load.prepare()
         return 1e6 / await rate(load, 32, 3.0), loads
 

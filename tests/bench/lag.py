@@ -54,8 +54,8 @@ Seen = dict[str, list[tuple[int, float]]]
 class Told(Load):
     """Commands that note when they were answered, and at which position they stand."""
 
-    def __init__(self, ledgers: CommandHandler, ledger_id: int, key_id: UUID) -> None:
-        super().__init__(ledgers, ledger_id, key_id)
+    def __init__(self, handler: CommandHandler, ledger_id: int, key_id: UUID) -> None:
+        super().__init__(handler, ledger_id, key_id)
         self.answered: Answered = []
 
     async def _execute(self, decide: Any) -> Any:
@@ -69,7 +69,7 @@ async def _load(order: dict[str, Any]) -> Answered:
     spare_the_collector()
     master = MasterKey(base64.b64decode(order["master"]))
     async with runtime(order["dsn"], API, master) as opened:
-        load = Told(opened.ledgers, order["ledger_id"], UUID(order["key_id"]))
+        load = Told(opened.handler, order["ledger_id"], UUID(order["key_id"]))
         await load.prepare()
         running: set[asyncio.Task[None]] = set()
         began = time.monotonic()

@@ -77,7 +77,7 @@ def _catch_up(server: EmbeddedPostgres) -> float:
 async def _command_steadily(server: EmbeddedPostgres, master: MasterKey, ledger_id: int, key_id: Any) -> float:
     """Send commands at a steady rate; return when the first was sent, in seconds of 1970."""
     async with runtime(server.dsn(API), API, master) as opened:
-        load = Load(opened.ledgers, ledger_id, key_id)
+        load = Load(opened.handler, ledger_id, key_id)
         await load.prepare()
         since_1970, began = time.time(), time.perf_counter()
         tasks = []

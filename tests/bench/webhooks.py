@@ -34,13 +34,13 @@ async def _prepare(server: EmbeddedPostgres, key: bytes, url: str) -> int:
     await begin_ledger(server.dsn(), master, "bench")
     minted, _ = await mint(server.dsn(), master, "bench", "operator", None)
     async with runtime(server.dsn(API), API, master) as opened:
-        load = Load(opened.ledgers, minted.ledger_id, minted.key_id)
+        load = Load(opened.handler, minted.ledger_id, minted.key_id)
         await load.prepare()
         await rate(load, 32, FILL_S)
         webhooks = WebhookSubscriptions(opened.database, opened.keyring)
         owner = Owner(minted.ledger_id, minted.key_id, all=True)
         await webhooks.create(owner, url=url, description=None, types=(), creator_ids=(), after=0)
-        return await opened.ledgers.store.head(minted.ledger_id)
+        return await opened.events.head(minted.ledger_id)
 
 
 def _position(server: EmbeddedPostgres) -> int:

@@ -85,8 +85,8 @@ EVENTS: Final = {"generate": 1, "share": 1, "redeem": 1, "launch": 1, "revoke": 
 class Storyteller:
     """Carries commands out and notes what it was told."""
 
-    def __init__(self, ledgers: CommandHandler, writes: list[Writes], book: Notebook) -> None:
-        self._ledgers = ledgers
+    def __init__(self, handler: CommandHandler, writes: list[Writes], book: Notebook) -> None:
+        self._handler = handler
         self._writes = writes
         self._book = book
 
@@ -117,9 +117,9 @@ class Storyteller:
         mark = what["mark"]
         noted = what | {"key_id": writes.key_id}
         attempt = self._book.sends(writes.ledger_id, mark, EVENTS[what["kind"]], noted)
-        decide: Any = command(what, self._ledgers.now())
+        decide: Any = command(what, self._handler.now())
         try:
-            done: CommandResult[Any] = await self._ledgers.handle(writes.request(mark), decide)
+            done: CommandResult[Any] = await self._handler.handle(writes.request(mark), decide)
         except Unavailable as error:
             self._book.told(attempt, untold(error))
             raise
@@ -138,7 +138,7 @@ async def _run(order: dict[str, Any]) -> None:
     book = Notebook(Path(order["notebook"]))
     writes = [Writes(ledger_id, key_id) for ledger_id, key_id in order["writes"]]
     async with runtime(order["dsn"], API, MASTER_KEY) as api:
-        storyteller = Storyteller(api.ledgers, writes, book)
+        storyteller = Storyteller(api.handler, writes, book)
         await asyncio.gather(*(storyteller.tell(stop.exists) for _ in range(order["tasks"])))
     book.close()
 

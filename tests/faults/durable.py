@@ -101,7 +101,7 @@ class Scene:
         async def again() -> list[str]:
             book = Notebook(self.directory / f"{name}.jsonl")
             async with opening(self.database) as opened:
-                storyteller = Storyteller(opened.ledgers, self.writes, book)
+                storyteller = Storyteller(opened.handler, self.writes, book)
                 differing = [what["mark"] for what in commands if not await _one_answer(storyteller, what)]
             book.close()
             return differing

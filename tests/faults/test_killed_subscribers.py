@@ -112,7 +112,7 @@ def test_a_stream_over_killed_servers_has_every_event_once_and_in_order() -> Non
         }
         client = Client(f"http://127.0.0.1:{port}", key)
         async with runtime(api_dsn, API, MasterKey(master)) as opened:
-            load = Load(opened.ledgers, minted.ledger_id, minted.key_id)
+            load = Load(opened.handler, minted.ledger_id, minted.key_id)
             await load.prepare()
             stop = asyncio.Event()
             loading = asyncio.create_task(_load(load, stop))
@@ -125,7 +125,7 @@ def test_a_stream_over_killed_servers_has_every_event_once_and_in_order() -> Non
             async with _running(environment, "tests.bench.serve"):
                 stop.set()
                 await loading
-                head = await opened.ledgers.store.head(minted.ledger_id)
+                head = await opened.events.head(minted.ledger_id)
                 await client.until(head)
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
@@ -161,7 +161,7 @@ async def _deliver(master: bytes, dsn: str, api_dsn: str, worker_dsn: str) -> tu
         receiving(answer) as receiver,
         runtime(api_dsn, API, MasterKey(master)) as opened,
     ):
-        load = Load(opened.ledgers, minted.ledger_id, minted.key_id)
+        load = Load(opened.handler, minted.ledger_id, minted.key_id)
         await load.prepare()
         owner = Owner(minted.ledger_id, minted.key_id, all=True)
         webhooks = WebhookSubscriptions(opened.database, opened.keyring)
@@ -179,7 +179,7 @@ async def _deliver(master: bytes, dsn: str, api_dsn: str, worker_dsn: str) -> tu
                 await worker.wait()
         stop.set()
         await loading
-        head = await opened.ledgers.store.head(minted.ledger_id)
+        head = await opened.events.head(minted.ledger_id)
         async with _running(environment, "cli", "work", "--only", "webhooks"), asyncio.timeout(UP_WITHIN_S):
             stands = await webhooks.one(owner, webhook.webhook_id)
             while (stands.position, stands.waiting) != (head, 0):

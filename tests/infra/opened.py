@@ -15,9 +15,12 @@ from infra.auth.api_keys import ApiKey
 from infra.auth.authenticator import Authenticator
 from infra.auth.key_admin import MACHINE
 from infra.crypto.envelope import MasterKey
+from infra.crypto.keyring import Keyring
+from infra.eventstore.aggregate_reader import AggregateReader
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.attempt import CommandMetadata
 from infra.eventstore.command_handler import CommandHandler, CommandResult
+from infra.eventstore.reader import EventReader
 from infra.jobs.erasure import Erasures
 from infra.postgres.pool import Database
 from infra.processes.runtime import API, WORKER, Runtime, runtime
@@ -65,9 +68,24 @@ class Opened:
     identity: Authenticator
 
     @property
-    def ledgers(self) -> CommandHandler:
+    def handler(self) -> CommandHandler:
         """What carries out commands."""
-        return self.api.ledgers
+        return self.api.handler
+
+    @property
+    def aggregates(self) -> AggregateReader:
+        """What reads aggregates."""
+        return self.api.aggregates
+
+    @property
+    def events(self) -> EventReader:
+        """What reads events."""
+        return self.api.events
+
+    @property
+    def keyring(self) -> Keyring:
+        """What holds the keys of ledgers and creators."""
+        return self.api.keyring
 
     async def begin(self, name: str = "main", role: Role = "operator") -> Tenant:
         """Begin a ledger, with a key of a role."""
@@ -81,12 +99,12 @@ class Opened:
     async def when(self, tenant: Tenant, command: Command, key: str | None = None, **fields: Any) -> CommandResult[Any]:
         """Carry a command out."""
         decide: Any = command
-        return await self.ledgers.handle(tenant.request(key, **fields), decide)
+        return await self.handler.handle(tenant.request(key, **fields), decide)
 
     @property
     def erasures(self) -> Erasures:
         """What carries out erasures."""
-        return Erasures(self.api.database, self.ledgers, self.api.identity)
+        return Erasures(self.api.database, self.aggregates, self.api.identity)
 
     async def erase(self, tenant: Tenant, creator_id: str = CREATOR) -> None:
         """Erase a creator: the event and the deed."""

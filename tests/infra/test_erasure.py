@@ -53,11 +53,11 @@ async def two_creators(opened: Opened) -> Tenant:
 
 async def unsealed(api: Runtime, tenant: Tenant) -> dict[int, dict[str, Sealed] | None]:
     """Return what each sealed event of the ledger holds; None where that is erased."""
-    return await api.ledgers.unsealed(tenant.ledger_id, await events(api, tenant))
+    return await api.aggregates.unsealed(tenant.ledger_id, await events(api, tenant))
 
 
 async def events(api: Runtime, tenant: Tenant) -> list[RecordedEvent]:
-    return await api.ledgers.store.page(tenant.ledger_id, limit=1_000)
+    return await api.events.page(tenant.ledger_id, limit=1_000)
 
 
 async def refusal(attempt: Any) -> str:
@@ -82,8 +82,8 @@ async def test_what_was_sealed_of_an_erased_creator_cannot_be_read(opened: Opene
     }
     await opened.erase(tenant)
     assert await unsealed(opened.api, tenant) == {**before, 2: None, 3: None, 5: None}
-    assert await refusal(opened.ledgers.secret(tenant.ledger_id, CODE)) == "creator_erased"
-    assert await opened.ledgers.secret(tenant.ledger_id, OTHER_CODE) == OTHER_SECRET
+    assert await refusal(opened.aggregates.secret(tenant.ledger_id, CODE)) == "creator_erased"
+    assert await opened.aggregates.secret(tenant.ledger_id, OTHER_CODE) == OTHER_SECRET
 
 
 async def test_every_event_stays_as_it_was(opened: Opened) -> None:
@@ -144,7 +144,7 @@ async def test_a_creator_who_never_had_a_code_gets_no_key_once_erased(opened: Op
     tenant = await opened.begin()
     await opened.when(tenant, given.permission())
     await opened.erase(tenant)
-    assert await refusal(opened.ledgers.keyring.creator(tenant.ledger_id, CREATOR)) == "creator_erased"
+    assert await refusal(opened.keyring.creator(tenant.ledger_id, CREATOR)) == "creator_erased"
     assert opened.sql("SELECT wrapped FROM creator_keys") == [(None,)]
 
 
@@ -167,8 +167,8 @@ async def test_nothing_new_is_recorded_for_an_erased_creator(opened: Opened, com
     before = opened.sql("SELECT count(*) FROM events")
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
         decide: Any = command
-        ledgers = other.ledgers if fresh else opened.ledgers
-        assert await refusal(ledgers.handle(tenant.request(), decide)) == "creator_erased"
+        handler = other.handler if fresh else opened.handler
+        assert await refusal(handler.handle(tenant.request(), decide)) == "creator_erased"
     assert opened.sql("SELECT count(*) FROM events") == before
 
 
@@ -198,7 +198,7 @@ async def test_the_same_creator_id_in_another_ledger_is_another_creator(opened: 
     for command in (given.permission(), given.generate()):
         await opened.when(other, command)
     await opened.erase(one)
-    assert await opened.ledgers.secret(other.ledger_id, CODE) == SECRET
+    assert await opened.aggregates.secret(other.ledger_id, CODE) == SECRET
 
 
 async def test_a_guess_at_an_erased_note_cannot_be_tested(opened: Opened) -> None:
@@ -206,10 +206,10 @@ async def test_a_guess_at_an_erased_note_cannot_be_tested(opened: Opened) -> Non
     tenant = await two_creators(opened)
     noted = [r.event for r in await events(opened.api, tenant) if r.type in {"Shared", "NoteAdded"}]
     marks = {vars(event)["note_fingerprint"] for event in noted}
-    assert (await opened.ledgers.keyring.creator(tenant.ledger_id, CREATOR)).mark(NOTE) in marks
+    assert (await opened.keyring.creator(tenant.ledger_id, CREATOR)).mark(NOTE) in marks
     await opened.erase(tenant)
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
-        keyring = other.ledgers.keyring
+        keyring = other.keyring
         ours = await keyring.ledger(tenant.ledger_id)
         left = [await keyring.creator(tenant.ledger_id, OTHER_CREATOR)]
         hashed = {ours.fingerprint(NOTE), ours.claim("note", NOTE).hex(), *(key.mark(NOTE) for key in left)}
@@ -220,7 +220,7 @@ async def test_a_key_that_is_lost_and_was_not_erased_is_told_loudly(opened: Open
     tenant = await two_creators(opened)
     opened.sql("DELETE FROM creator_keys")
     with pytest.raises(LookupError, match="is gone, and no erasure of its creator is recorded"):
-        await opened.ledgers.secret(tenant.ledger_id, CODE)
+        await opened.aggregates.secret(tenant.ledger_id, CODE)
 
 
 # ── API keys of the person ──
@@ -274,7 +274,7 @@ async def test_a_key_that_is_being_made_while_its_creator_is_erased_loses_its_na
     key_id = uuid7()
     async with opened.api.database.connection(tenant.ledger_id) as connection:
         async with connection.transaction():
-            keys = await opened.ledgers.keyring.ledger(tenant.ledger_id)
+            keys = await opened.keyring.ledger(tenant.ledger_id)
             assert not await all_erased(connection, tenant.ledger_id, keys, [CREATOR])
             await opened.when(tenant, given.erase())
             carrying_out = asyncio.create_task(opened.erasures.carry_out(tenant.ledger_id, CREATOR, MACHINE))
@@ -297,7 +297,7 @@ async def test_a_key_that_is_being_made_while_its_creator_is_erased_loses_its_na
 
 async def test_where_refused_attempts_of_the_creators_own_keys_came_from_is_forgotten(opened: Opened) -> None:
     tenant = await two_creators(opened)
-    refusals, accesses = opened.ledgers.refusals, opened.api.views.accesses
+    refusals, accesses = opened.api.denied_attempts, opened.api.views.accesses
 
     async def attempt(key: ApiKey) -> None:
         origin = (("address", "203.0.113.7"), ("user_agent", "Anas-Phone/1.0"))
@@ -339,7 +339,7 @@ async def test_nothing_is_unsealed_once_the_erasure_is_recorded_though_the_key_i
         3,
         5,
     ]
-    assert await refusal(opened.ledgers.secret(tenant.ledger_id, CODE)) == "creator_erased"
+    assert await refusal(opened.aggregates.secret(tenant.ledger_id, CODE)) == "creator_erased"
 
 
 async def test_a_worker_carries_out_what_was_recorded_and_not_carried_out(opened: Opened) -> None:
@@ -347,7 +347,7 @@ async def test_a_worker_carries_out_what_was_recorded_and_not_carried_out(opened
     for creator in (CREATOR, OTHER_CREATOR):
         await opened.when(tenant, given.erase(creator_id=creator))
     async with runtime(opened.database.dsn(WORKER), WORKER, MASTER_KEY) as worker:
-        erasures = Erasures(worker.database, worker.ledgers, worker.identity)
+        erasures = Erasures(worker.database, worker.aggregates, worker.identity)
         assert [await erasures.resume() for _ in range(2)] == [2, 0]
     assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NOT NULL") == [(0,)]
 
@@ -372,9 +372,9 @@ async def test_an_erasure_whose_process_was_killed_in_between_is_carried_out_by_
         assert await asyncio.to_thread(program.process.wait, 30) == -9, program.rest()
     assert opened.sql("SELECT count(*) FROM events WHERE type = 'CreatorErased'") == [(1,)]
     assert opened.sql("SELECT count(*) FROM erasures") == [(0,)]
-    assert await refusal(opened.ledgers.secret(tenant.ledger_id, CODE)) == "creator_erased"
+    assert await refusal(opened.aggregates.secret(tenant.ledger_id, CODE)) == "creator_erased"
     async with runtime(opened.database.dsn(WORKER), WORKER, MASTER_KEY) as worker:
-        carrying_out = asyncio.create_task(Erasures(worker.database, worker.ledgers, worker.identity).run())
+        carrying_out = asyncio.create_task(Erasures(worker.database, worker.aggregates, worker.identity).run())
         await until(lambda: opened.sql("SELECT count(*) FROM erasures") == [(1,)])
         carrying_out.cancel()
     assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NOT NULL") == [(1,)]
@@ -409,7 +409,7 @@ async def test_the_command_line_erases_and_leaves_no_key_behind(opened: Opened) 
 async def test_no_role_of_the_program_destroys_a_key_that_the_log_does_not_give_up(opened: Opened) -> None:
     one, two = await two_creators(opened), await opened.begin("other")
     await opened.when(one, given.erase())
-    claim = (await opened.ledgers.keyring.ledger(one.ledger_id)).claim
+    claim = (await opened.keyring.ledger(one.ledger_id)).claim
     ours, theirs = claim("creator", CREATOR), claim("creator", OTHER_CREATOR)
     for role in (API, WORKER):
         with psycopg.connect(opened.database.dsn(role), autocommit=True) as session:
@@ -447,7 +447,7 @@ async def read():
         while True:
             begun = time.monotonic()
             try:
-                told = str(await opened.ledgers.secret(int(sys.argv[2]), CODE))
+                told = str(await opened.aggregates.secret(int(sys.argv[2]), CODE))
             except Refused as refused:
                 told = refused.code
             print(begun, told, flush=True)
@@ -482,8 +482,8 @@ async def test_a_process_that_has_the_key_in_memory_does_not_use_it_after_an_era
 async def test_another_process_lets_go_of_the_key_once_it_is_destroyed(opened: Opened) -> None:
     tenant = await two_creators(opened)
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
-        assert await other.ledgers.secret(tenant.ledger_id, CODE) == SECRET
-        kept = other.ledgers.keyring._by_id
+        assert await other.aggregates.secret(tenant.ledger_id, CODE) == SECRET
+        kept = other.keyring._by_id
         assert len(kept._young) == 1
         await opened.erase(tenant)
         await until(lambda: not kept._young and not kept._old)
@@ -498,7 +498,7 @@ async def test_what_was_sealed_just_before_an_erasure_is_not_appended_after_it(
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
         decide: Any = command
         remembered: Any = given.note(text="now it remembers")
-        await other.ledgers.handle(tenant.request(), remembered)
+        await other.handler.handle(tenant.request(), remembered)
         sealed = asyncio.Event()
         append = other.writer.append
 
@@ -509,7 +509,7 @@ async def test_what_was_sealed_just_before_an_erasure_is_not_appended_after_it(
             return await append(*arguments)
 
         monkeypatch.setattr(other.writer, "append", then_erased)
-        assert await refusal(other.ledgers.handle(tenant.request(), decide)) == "creator_erased"
+        assert await refusal(other.handler.handle(tenant.request(), decide)) == "creator_erased"
     assert sealed.is_set()
     assert opened.sql("SELECT type FROM events ORDER BY position DESC LIMIT 1") == [("CreatorErased",)]
 
@@ -517,4 +517,4 @@ async def test_what_was_sealed_just_before_an_erasure_is_not_appended_after_it(
 async def test_an_erasure_waits_for_a_database_that_is_away(opened: Opened) -> None:
     async with runtime("host=127.0.0.1 port=1 dbname=away", WORKER, MASTER_KEY) as worker:
         with pytest.raises(Unavailable):
-            await Erasures(worker.database, worker.ledgers, worker.identity).resume()
+            await Erasures(worker.database, worker.aggregates, worker.identity).resume()

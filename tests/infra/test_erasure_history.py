@@ -36,11 +36,11 @@ NOTE = "for the birthday of Ana Lopes"
 
 async def unsealed(api: Runtime, tenant: Tenant) -> dict[int, dict[str, Sealed] | None]:
     """Return what each sealed event of the ledger holds; None where that is erased."""
-    return await api.ledgers.unsealed(tenant.ledger_id, await events(api, tenant))
+    return await api.aggregates.unsealed(tenant.ledger_id, await events(api, tenant))
 
 
 async def events(api: Runtime, tenant: Tenant) -> list[RecordedEvent]:
-    return await api.ledgers.store.page(tenant.ledger_id, limit=1_000)
+    return await api.events.page(tenant.ledger_id, limit=1_000)
 
 
 async def refusal(attempt: Any) -> str:
@@ -137,7 +137,7 @@ async def check(history: History, erased: set[str], before: dict[int, dict[str, 
     opened, tenant = history.opened, history.tenant
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as fresh:
         recorded = {r.position: r for r in await events(fresh, tenant)}
-        told = await fresh.ledgers.unsealed(tenant.ledger_id, list(recorded.values()))
+        told = await fresh.aggregates.unsealed(tenant.ledger_id, list(recorded.values()))
         ours = [position for position, r in recorded.items() if "creator-1" in str(await creator_of(fresh, tenant, r))]
         assert {position: told[position] for position in told if position not in ours} == {
             position: fields
@@ -147,9 +147,9 @@ async def check(history: History, erased: set[str], before: dict[int, dict[str, 
         assert {told[position] is None for position in ours if position in told} == {True}
         for code, secret in history.secrets.items():
             if secret in erased:
-                assert await refusal(fresh.ledgers.secret(tenant.ledger_id, code)) == "creator_erased"
+                assert await refusal(fresh.aggregates.secret(tenant.ledger_id, code)) == "creator_erased"
             else:
-                assert await fresh.ledgers.secret(tenant.ledger_id, code) == secret
+                assert await fresh.aggregates.secret(tenant.ledger_id, code) == secret
         await no_key_opens(fresh, opened, tenant, [recorded[position] for position in ours if position in told])
     await opened.apply()
     rows = view_rows(opened, tenant)
@@ -159,7 +159,7 @@ async def check(history: History, erased: set[str], before: dict[int, dict[str, 
 
 
 async def creator_of(api: Runtime, tenant: Tenant, r: RecordedEvent) -> str:
-    (stream,) = (await api.ledgers.store.streams(tenant.ledger_id, [r.creator_stream])).values()
+    (stream,) = (await api.events.streams(tenant.ledger_id, [r.creator_stream])).values()
     return str(stream[0].event.creator_id)  # type: ignore[attr-defined] # a creator's stream begins with a permission
 
 
@@ -168,9 +168,9 @@ async def no_key_opens(api: Runtime, opened: Opened, tenant: Tenant, erased: lis
     keys = opened.sql(
         "SELECT key_id, wrapped FROM creator_keys WHERE ledger_id = %s AND wrapped IS NOT NULL", tenant.ledger_id
     )
-    left = [await api.ledgers.keyring.opened(tenant.ledger_id, *key) for key in keys]
+    left = [await api.keyring.opened(tenant.ledger_id, *key) for key in keys]
     assert left
-    stored = await api.ledgers.store.sealed(tenant.ledger_id, [r.position for r in erased])
+    stored = await api.events.sealed(tenant.ledger_id, [r.position for r in erased])
     for r in erased:
         where = associated_data(tenant.ledger_id, r.stream_id, r.stream_version, r.event_id, r.type)
         for key in left:

@@ -80,7 +80,7 @@ class Workers:
         dsn = self._opened.database.dsn(WORKER)
         parts = await self._stack.enter_async_context(runtime(dsn, WORKER, MASTER_KEY))
         worker = Worker(parts, ExpiryClock(parts), timedelta(**ahead))
-        parts.ledgers.now = worker.now
+        parts.handler.now = worker.now
         return worker
 
 
@@ -129,14 +129,14 @@ async def test_an_expiry_is_recorded_by_the_clock_at_the_windows_end_and_frees_t
     await opened.apply()
     worker = await workers.start(days=31)
     assert await worker.clock.record_due() == 1
-    stream = await opened.ledgers.code_stream(tenant.ledger_id, CODE)
+    stream = await opened.aggregates.code_stream(tenant.ledger_id, CODE)
     ended, expired = stream[-2:]
     assert given.types([ended, expired]) == ["CampaignEnded", "Expired"]
     assert isinstance(expired.event, Code.Expired)
     assert ended.effective_at == expired.effective_at == expired.event.expires_at
     assert (expired.source, expired.actor.key_id, expired.actor.role) == ("clock", "clock", "clock")
     assert ended.command_id == expired.command_id
-    session = await opened.ledgers.session(tenant.ledger_id)
+    session = await opened.aggregates.repository(tenant.ledger_id)
     assert await session.code_on_video(VIDEO) is None
 
 
@@ -151,7 +151,7 @@ async def test_reminders_are_recorded_when_their_thresholds_are_crossed_and_then
         await opened.apply()
         counts.append(await worker.clock.record_due())
     assert counts == [0, 1, 0, 1, 1, 1]
-    stream = await opened.ledgers.code_stream(tenant.ledger_id, CODE)
+    stream = await opened.aggregates.code_stream(tenant.ledger_id, CODE)
     reminders = [(given.body(r), r.effective_at) for r in stream if r.type == "ExpiryApproaching"]
     assert [(body["days_left"], body["expires_at"] - crossed_at) for body, crossed_at in reminders] == [
         (14, 14 * DAY),
@@ -167,7 +167,7 @@ async def test_a_worker_that_was_down_records_the_most_urgent_reminder_alone(
     await issue(opened, tenant, 3)
     worker = await workers.start(days=29.5)
     assert await worker.clock.record_due() == 3
-    page = await opened.ledgers.store.page(tenant.ledger_id, after=4)
+    page = await opened.events.page(tenant.ledger_id, after=4)
     assert [given.body(r)["days_left"] for r in page] == [1, 1, 1]
 
 
@@ -203,7 +203,7 @@ async def test_a_clock_that_jumps_back_records_nothing_twice(opened: Opened, wor
         worker.ahead = timedelta(days=days)
         await worker.clock.record_due()
         await opened.apply()
-    page = await opened.ledgers.store.page(tenant.ledger_id, after=3)
+    page = await opened.events.page(tenant.ledger_id, after=3)
     assert sorted(given.types(page)) == ["Expired"] * 2 + ["ExpiryApproaching"] * 2
 
 
@@ -256,7 +256,7 @@ async def test_a_command_that_comes_first_is_what_counts(
 ) -> None:
     due, revoked = await issue(opened, tenant, 2)
     worker = await workers.start(days=29.5)
-    streams = worker.parts.ledgers.store.streams
+    streams = worker.parts.events.streams
 
     async def overtaken(ledger_id: int, stream_ids: Sequence[UUID]) -> Any:
         read = await streams(ledger_id, stream_ids)
@@ -265,7 +265,7 @@ async def test_a_command_that_comes_first_is_what_counts(
         await opened.when(tenant, given.share(due))
         return read
 
-    monkeypatch.setattr(worker.parts.ledgers.store, "streams", overtaken)
+    monkeypatch.setattr(worker.parts.events, "streams", overtaken)
     assert await worker.clock.record_due() == 1
     assert told(opened, due) == "CodeGenerated Shared ExpiryApproaching"
     assert told(opened, revoked) == "CodeGenerated Revoked"
@@ -277,11 +277,11 @@ async def test_an_expiry_recorded_late_leaves_the_video_to_the_code_that_took_it
     await opened.when(tenant, given.generate())
     await opened.apply()
     worker = await workers.start(days=31)
-    opened.ledgers.now = worker.now
+    opened.handler.now = worker.now
     await opened.when(tenant, given.generate(OTHER_CODE, secret=OTHER_SECRET))
     assert await worker.clock.record_due() == 1
     assert told(opened) == "CodeGenerated Expired"
-    session = await opened.ledgers.session(tenant.ledger_id)
+    session = await opened.aggregates.repository(tenant.ledger_id)
     occupant = await session.code_on_video(VIDEO)
     assert occupant is not None
     assert occupant.id == OTHER_CODE
@@ -475,7 +475,7 @@ async def test_the_figures_say_what_was_recorded_what_failed_and_what_is_due_nex
 ) -> None:
     monkeypatch.setattr(expiry_figures, "WRITE_EVERY_S", 0.0)
     code_ids = await issue(opened, tenant, 3)
-    (generated,) = await opened.ledgers.store.at_positions(tenant.ledger_id, [2])
+    (generated,) = await opened.events.at_positions(tenant.ledger_id, [2])
     end = given.body(generated)["expires_at"]
     worker = await workers.start()
     async with leading(worker):

@@ -108,7 +108,7 @@ async def test_a_revoked_codes_secret_stays_taken(opened: Opened) -> None:
 
 async def test_an_ended_code_that_nobody_recorded_as_expired_leaves_its_video_to_one_of_32(opened: Opened) -> None:
     tenant = await permitted(opened)
-    ended = opened.ledgers.now() - timedelta(days=31)
+    ended = opened.handler.now() - timedelta(days=31)
     await opened.when(tenant, given.generate(starts_at=ended, days=30), effective_at=ended)
     came = await outcomes(*(opened.when(tenant, fresh_code(n)) for n in range(1, 33)))
     assert came == {"done": 1, "live_code_exists": 31}
@@ -129,7 +129,7 @@ async def test_no_code_is_generated_after_the_switch_off_was_recorded(opened: Op
         return decision
 
     with pytest.raises(Refused) as refused:
-        await opened.ledgers.handle(tenant.request(), decide)
+        await opened.handler.handle(tenant.request(), decide)
     assert (refused.value.code, attempts) == ("permission_disabled", 2)
 
 

@@ -57,7 +57,7 @@ async def test_the_same_request_is_told_the_same_to_the_last_field(opened: Opene
 async def test_a_command_of_several_events_is_told_again_whole(opened: Opened) -> None:
     tenant = await generated(opened)
     await opened.when(tenant, given.redeem())
-    starts_at = opened.ledgers.now() + timedelta(days=1)
+    starts_at = opened.handler.now() + timedelta(days=1)
     campaign = replace(given.CAMPAIGN, starts_at=starts_at, ends_at=starts_at + timedelta(days=90))
     await opened.when(tenant, given.launch(campaign))
     first = await opened.when(tenant, given.revoke(force=True), "key-1")
@@ -126,7 +126,7 @@ async def test_while_the_first_is_running_the_second_is_told_so(opened: Opened) 
         await may_go_on.wait()
         return await given.reveal()(ledger, when)
 
-    first = asyncio.create_task(opened.ledgers.handle(tenant.request("key-1"), slow))
+    first = asyncio.create_task(opened.handler.handle(tenant.request("key-1"), slow))
     await running.wait()
     with pytest.raises(IdempotencyRunning):
         await opened.when(tenant, given.reveal(), "key-1")
@@ -155,7 +155,7 @@ async def test_a_request_that_was_abandoned_may_be_sent_again(opened: Opened) ->
         await asyncio.Event().wait()
         raise AssertionError("nobody wakes it")
 
-    first = asyncio.create_task(opened.ledgers.handle(tenant.request("key-1"), endless))
+    first = asyncio.create_task(opened.handler.handle(tenant.request("key-1"), endless))
     await running.wait()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -175,11 +175,11 @@ async def test_a_refusal_is_not_kept(opened: Opened) -> None:
 async def test_a_refusal_that_is_recorded_is_not_kept_either(opened: Opened) -> None:
     tenant = await opened.begin()
     await opened.when(tenant, given.permission())
-    starts_at = opened.ledgers.now() + timedelta(days=5)
+    starts_at = opened.handler.now() + timedelta(days=5)
     await opened.when(tenant, given.generate(starts_at=starts_at))
     with pytest.raises(Refused, match="has not begun"):
         await opened.when(tenant, given.redeem(), "key-1")
-    opened.ledgers.now = lambda: starts_at
+    opened.handler.now = lambda: starts_at
     done = await opened.when(tenant, given.redeem(), "key-1")
     assert (done.appended, done.replayed) == (1, False)
 

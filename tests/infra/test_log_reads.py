@@ -47,13 +47,13 @@ PAGES: list[tuple[dict[str, Any], list[int]]] = [
 
 async def test_a_page_lies_between_its_bounds(opened: Opened) -> None:
     tenant = await filled(opened)
-    pages = [await opened.ledgers.store.page(tenant.ledger_id, **bounds) for bounds, _ in PAGES]
+    pages = [await opened.events.page(tenant.ledger_id, **bounds) for bounds, _ in PAGES]
     assert [[recorded.position for recorded in page] for page in pages] == [positions for _, positions in PAGES]
 
 
 async def test_what_was_committed_is_seen_by_the_next_read(opened: Opened) -> None:
     tenant = await opened.begin()
-    store = opened.ledgers.store
+    store = opened.events
     async with writing(opened.database) as writer:
         for position in range(1, 20):
             await writer.append(appending(tenant.ledger_id, row(uuid7())))
@@ -62,21 +62,21 @@ async def test_what_was_committed_is_seen_by_the_next_read(opened: Opened) -> No
 
 async def test_an_empty_ledger_has_no_head(opened: Opened) -> None:
     tenant = await opened.begin()
-    assert await opened.ledgers.store.head(tenant.ledger_id) == 0
+    assert await opened.events.head(tenant.ledger_id) == 0
 
 
 async def test_streams_read_together_are_those_asked_for(opened: Opened) -> None:
     tenant = await filled(opened)
-    page = await opened.ledgers.store.page(tenant.ledger_id)
+    page = await opened.events.page(tenant.ledger_id)
     asked = [page[2].stream_id, uuid7(), page[5].stream_id]
-    found = await opened.ledgers.store.streams(tenant.ledger_id, asked)
+    found = await opened.events.streams(tenant.ledger_id, asked)
     assert {stream: [r.position for r in events] for stream, events in found.items()} == {asked[0]: [3], asked[2]: [6]}
 
 
 async def test_point_reads_that_wait_together_are_one_query_and_each_gets_its_own(opened: Opened) -> None:
     tenant = await filled(opened)
     counting, queries = counted(opened)
-    streams = [recorded.stream_id for recorded in await opened.ledgers.store.page(tenant.ledger_id)]
+    streams = [recorded.stream_id for recorded in await opened.events.page(tenant.ledger_id)]
     found = await asyncio.gather(*(counting.stream(tenant.ledger_id, stream) for stream in [*streams, uuid7()]))
     assert [[r.stream_id for r in stream or []] for stream in found] == [*[[stream] for stream in streams], []]
     assert len(queries) == 1
@@ -106,7 +106,7 @@ async def test_events_and_commands_asked_for_together_are_one_query_each(opened:
 async def test_reads_of_one_stream_that_wait_together_ask_for_it_once(opened: Opened) -> None:
     tenant = await filled(opened, 1)
     counting, queries = counted(opened)
-    stream = (await opened.ledgers.store.page(tenant.ledger_id))[0].stream_id
+    stream = (await opened.events.page(tenant.ledger_id))[0].stream_id
     found = await asyncio.gather(*(counting.stream(tenant.ledger_id, stream) for _ in range(50)))
     assert all(events and len(events) == 1 for events in found)
     assert queries == [[stream]]
@@ -118,7 +118,7 @@ async def test_more_reads_than_one_query_takes_are_answered_by_several(
     monkeypatch.setattr(reader, "MAX_BATCHED", 4)
     tenant = await filled(opened)
     counting, queries = counted(opened)
-    streams = [recorded.stream_id for recorded in await opened.ledgers.store.page(tenant.ledger_id)]
+    streams = [recorded.stream_id for recorded in await opened.events.page(tenant.ledger_id)]
     await asyncio.gather(*(counting.stream(tenant.ledger_id, stream) for stream in streams))
     assert [len(query) for query in queries] == [4, 4, 2]
 
@@ -127,9 +127,9 @@ async def test_two_ledgers_that_read_at_once_are_not_mixed_up(opened: Opened) ->
     one, two = await opened.begin("one"), await opened.begin("two")
     for tenant in (one, two):
         await opened.when(tenant, given.permission())
-    store = opened.ledgers.store
+    store = opened.events
     creators = await asyncio.gather(
-        *(opened.ledgers.creator_stream(tenant.ledger_id, given.CREATOR) for tenant in (one, two) * 10)
+        *(opened.aggregates.creator_stream(tenant.ledger_id, given.CREATOR) for tenant in (one, two) * 10)
     )
     keys = [stream[0].actor.key_id for stream in creators]
     assert keys == [str(one.key.key_id), str(two.key.key_id)] * 10
@@ -138,7 +138,7 @@ async def test_two_ledgers_that_read_at_once_are_not_mixed_up(opened: Opened) ->
 
 async def test_a_reader_that_gives_up_never_touches_those_who_wait_with_it(opened: Opened) -> None:
     tenant = await filled(opened)
-    store = opened.ledgers.store
+    store = opened.events
     streams = [recorded.stream_id for recorded in await store.page(tenant.ledger_id)]
     reads = [asyncio.create_task(store.stream(tenant.ledger_id, stream)) for stream in streams]
     await asyncio.sleep(0)
@@ -149,7 +149,7 @@ async def test_a_reader_that_gives_up_never_touches_those_who_wait_with_it(opene
 
 async def test_an_error_reaches_every_reader_that_waited_for_it_and_none_after(opened: Opened) -> None:
     tenant = await opened.begin()
-    store = opened.ledgers.store
+    store = opened.events
     async with writing(opened.database) as writer:
         unreadable = row(uuid7(), type="NobodyKnowsThis")
         await writer.append(appending(tenant.ledger_id, unreadable))
@@ -161,7 +161,7 @@ async def test_an_error_reaches_every_reader_that_waited_for_it_and_none_after(o
 
 async def test_a_stream_that_cannot_be_read_never_touches_those_read_with_it(opened: Opened) -> None:
     tenant = await filled(opened, 3)
-    store = opened.ledgers.store
+    store = opened.events
     streams = [recorded.stream_id for recorded in await store.page(tenant.ledger_id)]
     async with writing(opened.database) as writer:
         unreadable = row(uuid7(), type="NobodyKnowsThis")
@@ -173,7 +173,7 @@ async def test_a_stream_that_cannot_be_read_never_touches_those_read_with_it(ope
 
 async def test_a_read_survives_the_end_of_every_pooled_session(opened: Opened) -> None:
     tenant = await filled(opened, 3)
-    store = opened.ledgers.store
+    store = opened.events
     await asyncio.gather(*(store.head(tenant.ledger_id) for _ in range(6)))
     ended = opened.sql(
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"

@@ -68,14 +68,14 @@ async def test_a_secret_comes_back_as_it_was(opened: Opened) -> None:
     for number, secret in enumerate(secrets):
         code = UUID(int=number + 1)
         await opened.when(tenant, given.generate(code, video_id=f"video-{number}", secret=Sealed(secret)))
-        told.append(str(await opened.ledgers.secret(tenant.ledger_id, code)))
+        told.append(str(await opened.aggregates.secret(tenant.ledger_id, code)))
     assert told == secrets
 
 
 async def test_a_note_comes_back_as_it_was(opened: Opened) -> None:
     tenant = await canaries(opened)
-    stream = await opened.ledgers.code_stream(tenant.ledger_id, given.CODE)
-    notes = await opened.ledgers.unsealed(tenant.ledger_id, stream)
+    stream = await opened.aggregates.code_stream(tenant.ledger_id, given.CODE)
+    notes = await opened.aggregates.unsealed(tenant.ledger_id, stream)
     assert notes == {2: {"secret": CANARY_SECRET}, 3: {"note": CANARY_NOTE}, 4: {"text": CANARY_NOTE}}
 
 

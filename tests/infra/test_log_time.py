@@ -87,7 +87,7 @@ async def test_the_end_of_a_window_is_effective_when_it_ended(opened: Opened) ->
     await opened.when(tenant, given.permission())
     code: Any = (await opened.when(tenant, given.generate())).aggregate
     end = code.window.expires_at
-    opened.ledgers.now = lambda: end + timedelta(days=3)
+    opened.handler.now = lambda: end + timedelta(days=3)
     await opened.when(tenant, given.expire())
     assert opened.sql("SELECT effective_at FROM events WHERE type = 'Expired'") == [(end,)]
 
@@ -99,7 +99,7 @@ async def test_a_moment_is_turned_into_the_last_position_recorded_by_then(opened
         opened.record_at(tenant, position, given.NOW + timedelta(seconds=seconds))
     asked = {-1: 0, 0: 1, 9: 1, 10: 3, 19: 3, 20: 4, 86_400: 4}
     told = {
-        seconds: await opened.ledgers.store.position_at(tenant.ledger_id, given.NOW + timedelta(seconds=seconds))
+        seconds: await opened.events.position_at(tenant.ledger_id, given.NOW + timedelta(seconds=seconds))
         for seconds in asked
     }
     assert told == asked
@@ -107,13 +107,13 @@ async def test_a_moment_is_turned_into_the_last_position_recorded_by_then(opened
 
 async def test_in_an_empty_ledger_every_moment_is_before_the_first_position(opened: Opened) -> None:
     tenant = await opened.begin()
-    assert await opened.ledgers.store.position_at(tenant.ledger_id, given.NOW) == 0
+    assert await opened.events.position_at(tenant.ledger_id, given.NOW) == 0
 
 
 async def test_a_moment_of_just_now_waits_for_the_appends_under_way(opened: Opened) -> None:
     """An append takes its moment before its commit: whoever did not wait could be answered otherwise a moment later."""
     tenant = await opened.begin()
-    store = opened.ledgers.store
+    store = opened.events
     moment = datetime.now(UTC)
     async with locked(opened, tenant) as under_way:
         await under_way.execute(RECORD, (tenant.ledger_id, 1, moment))
@@ -127,7 +127,7 @@ async def test_a_moment_of_just_now_waits_for_the_appends_under_way(opened: Open
 async def test_a_moment_that_the_databases_clock_has_not_passed_is_waited_for(opened: Opened) -> None:
     """Whoever asks may have a clock that is ahead: an answer at once would be another a moment later."""
     tenant = await opened.begin()
-    store = opened.ledgers.store
+    store = opened.events
     moment = datetime.now(UTC) + timedelta(seconds=0.5)
     before = await store.position_at(tenant.ledger_id, moment)
     async with writing(opened.database) as writer:
@@ -150,7 +150,7 @@ async def test_as_of_a_past_moment_stays_the_same_after_a_clock_that_jumped_back
     """Were the next event to bear the earlier clock, what was known at that earlier time would change afterwards."""
     tenant = await opened.begin()
     record_ahead(opened, tenant)
-    store = opened.ledgers.store
+    store = opened.events
     moment = datetime.now(UTC)
     before = await store.position_at(tenant.ledger_id, moment)
     async with writing(opened.database) as writer:
@@ -164,7 +164,7 @@ async def test_a_process_whose_clock_is_behind_says_that_a_window_has_ended(open
     await opened.when(tenant, given.permission())
     ended = datetime.now(UTC) - timedelta(minutes=30)
     await opened.when(tenant, given.generate(days=7, starts_at=ended - timedelta(days=7)))
-    opened.ledgers.now = lambda: datetime.now(UTC) - timedelta(hours=1)
+    opened.handler.now = lambda: datetime.now(UTC) - timedelta(hours=1)
     with pytest.raises(Refused) as refused:
         await opened.when(tenant, given.redeem())
     assert refused.value.code == "code_expired"

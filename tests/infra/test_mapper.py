@@ -127,7 +127,7 @@ async def test_a_row_of_the_old_format_is_loaded_in_the_present_one(opened: Open
     async with writing(opened.database) as writer:
         await writer.append(appending(tenant.ledger_id, old, new))
 
-    first, second = await opened.ledgers.store.stream(tenant.ledger_id, stream) or []
+    first, second = await opened.events.stream(tenant.ledger_id, stream) or []
     loaded: list[Any] = [first.event, second.event]
     assert [(event.grams, event.weighed_by) for event in loaded] == [(907, "unknown"), (500, "the scales")]
     assert [first.type_version, second.type_version] == [1, 2]

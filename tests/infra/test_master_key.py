@@ -60,12 +60,12 @@ async def generated(api: Runtime, tenant: Tenant, number: int) -> None:
         given.share(code, note=f"note of {number}"),
     ):
         decide: Any = command
-        await api.ledgers.handle(tenant.request(), decide)
+        await api.handler.handle(tenant.request(), decide)
 
 
 async def reads(api: Runtime, tenant: Tenant, creators: int = 3) -> list[str]:
     """Return every secret, as a process unseals it."""
-    return [str(await api.ledgers.secret(tenant.ledger_id, UUID(int=number + 1))) for number in range(creators)]
+    return [str(await api.aggregates.secret(tenant.ledger_id, UUID(int=number + 1))) for number in range(creators)]
 
 
 SECRETS = [f"#secret-of-{number}" for number in range(3)]
@@ -142,7 +142,7 @@ async def test_after_a_rotation_the_new_key_alone_opens_everything(opened: Opene
         assert found.key_id == key.key_id
         # Found by the keyed hash of its secret, which stayed what it was.
         decide: Any = given.redeem(Sealed(SECRETS[0]))
-        assert (await other.ledgers.handle(tenant.request(), decide)).appended == 1
+        assert (await other.handler.handle(tenant.request(), decide)).appended == 1
     async with process(opened, MASTER_KEY) as other:
         with pytest.raises(MasterKeyError, match="wrapped with another master key"):
             await reads(other, tenant)
@@ -300,9 +300,9 @@ async def test_a_key_that_was_wrapped_just_before_a_rotation_is_not_stored_after
         patch.setattr(Keyring, "_present", then_rotated)
         async with process(opened, BOTH) as other:
             with pytest.raises(Unavailable):
-                await other.ledgers.keyring.creator(tenant.ledger_id, "creator-late")
+                await other.keyring.creator(tenant.ledger_id, "creator-late")
     async with process(opened, BOTH) as other:
-        await other.ledgers.keyring.creator(tenant.ledger_id, "creator-late")
+        await other.keyring.creator(tenant.ledger_id, "creator-late")
     assert wrapped_with(opened) == {NEW_ID}
 
 

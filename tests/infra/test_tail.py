@@ -51,7 +51,7 @@ async def post(opened: Opened) -> Post:
 
 async def test_all_who_follow_a_ledger_share_what_is_read_and_encoded_once(post: Post) -> None:
     encoding = Encoding()
-    tails = LiveSubscriptions(post.opened.ledgers.store, encoding, post.opened.api.database)
+    tails = LiveSubscriptions(post.opened.events, encoding, post.opened.api.database)
     ledger_id = post.tenant.ledger_id
     async with tails.following(ledger_id) as one, tails.following(ledger_id) as other:
         assert one is other
@@ -68,7 +68,7 @@ async def test_a_tail_begins_near_the_end_and_says_what_it_does_not_keep(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(infra.eventstore.live_subscription, "READ_AHEAD_EVENTS", 4)
-    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding())
+    tails = LiveSubscriptions(post.opened.events, Encoding())
     async with tails.following(post.tenant.ledger_id) as tail:
         assert (tail.position, tail.keeps(6), tail.keeps(7)) == (11, False, True)
         assert [entry.recorded.position for entry in tail.after(7, 100)] == [8, 9, 10, 11]
@@ -86,7 +86,7 @@ async def test_what_is_kept_is_bounded_by_number_and_by_size(
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS", events)
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_LEAST", 1)
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_BYTES", size)
-    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding())
+    tails = LiveSubscriptions(post.opened.events, Encoding())
     async with tails.following(post.tenant.ledger_id) as tail:
         assert len(tail.after(11 - kept, 100)) == kept
         assert not tail.keeps(11 - kept - 1)
@@ -95,7 +95,7 @@ async def test_what_is_kept_is_bounded_by_number_and_by_size(
 
 async def test_what_was_forgotten_is_encoded_anew_once_and_for_those_alone_who_ask_for_it(post: Post) -> None:
     encoding = Encoding()
-    tails = LiveSubscriptions(post.opened.ledgers.store, encoding)
+    tails = LiveSubscriptions(post.opened.events, encoding)
     async with tails.following(post.tenant.ledger_id) as tail:
         held = tail.after(8, 100)
         tails.forget_encoded()
@@ -110,7 +110,7 @@ async def test_what_is_encoded_anew_counts_to_the_size_that_is_kept(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_BYTES", 20)
-    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding(), post.opened.api.database)
+    tails = LiveSubscriptions(post.opened.events, Encoding(), post.opened.api.database)
     async with tails.following(post.tenant.ledger_id) as tail:
         for _ in range(3):
             tails.forget_encoded()
@@ -125,7 +125,7 @@ async def test_what_is_encoded_anew_counts_to_the_size_that_is_kept(
 async def test_what_all_tails_keep_is_shared_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_IN_ALL", 1_000)
     other = await post.opened.begin("other")
-    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding())
+    tails = LiveSubscriptions(post.opened.events, Encoding())
     async with tails.following(post.tenant.ledger_id) as one:
         assert one.kept_events == 1_000
         async with tails.following(other.ledger_id) as two:
@@ -135,7 +135,7 @@ async def test_what_all_tails_keep_is_shared_out(post: Post, monkeypatch: pytest
 
 
 async def test_a_tail_that_nobody_follows_ends_and_another_begins_anew(post: Post) -> None:
-    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding())
+    tails = LiveSubscriptions(post.opened.events, Encoding())
     async with tails.following(post.tenant.ledger_id) as first:
         pass
     async with tails.following(post.tenant.ledger_id) as second:
@@ -146,7 +146,7 @@ async def test_a_tail_that_nobody_follows_ends_and_another_begins_anew(post: Pos
 
 
 async def test_a_gap_in_the_log_ends_the_tail_loudly(post: Post, caplog: pytest.LogCaptureFixture) -> None:
-    tails = LiveSubscriptions(post.opened.ledgers.store, Encoding(), post.opened.api.database)
+    tails = LiveSubscriptions(post.opened.events, Encoding(), post.opened.api.database)
     async with tails.following(post.tenant.ledger_id) as tail:
         post.opened.sql("ALTER TABLE events DISABLE TRIGGER USER")
         post.opened.sql("UPDATE events SET position = 13 WHERE position = 11")
@@ -165,7 +165,7 @@ async def test_a_database_that_is_away_is_told_to_who_begins(post: Post) -> None
     async def away(*_: object, **__: object) -> int:
         raise Unavailable("away")
 
-    store = post.opened.ledgers.store
+    store = post.opened.events
     store.head = away  # type: ignore[method-assign]
     tails = LiveSubscriptions(store, Encoding())
     with pytest.raises(Unavailable):

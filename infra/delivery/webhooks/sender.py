@@ -53,8 +53,9 @@ if TYPE_CHECKING:
         DisabledReason,
         Endpoint,
     )
-    from infra.eventstore.command_handler import CommandHandler
+    from infra.eventstore.aggregate_reader import AggregateReader
     from infra.eventstore.live_subscription import LiveSubscription, LiveSubscriptions
+    from infra.eventstore.reader import EventReader
 
 GONE: Final = 410
 PAGE_EVENTS: Final = 100
@@ -81,7 +82,8 @@ class Sender:
         secrets: Callable[[], Sequence[bytes]],
         *,
         book: DeliveryStore,
-        ledgers: CommandHandler,
+        events: EventReader,
+        aggregates: AggregateReader,
         tails: LiveSubscriptions,
         terms: DeliveryPolicy,
     ) -> None:
@@ -93,7 +95,8 @@ class Sender:
             target: where it is.
             secrets: returns those that messages are signed with now, the newest first.
             book: what is written down.
-            ledgers: where events are read again, and creators are found.
+            events: where events are read again.
+            aggregates: where creators are found.
             tails: the ends of the logs.
             terms: how often, how many, how long.
 
@@ -103,7 +106,8 @@ class Sender:
         self._target = target
         self._secrets = secrets
         self._book = book
-        self._ledgers = ledgers
+        self._events = events
+        self._aggregates = aggregates
         self._tails = tails
         self._terms = terms
         conditions = (("type", endpoint.types), ("creator_id", endpoint.creator_ids))
@@ -178,7 +182,7 @@ class Sender:
 
     async def _prepare(self) -> None:
         for creator_id in self._selection.creators:
-            for recorded in (await self._ledgers.creator_stream(self.endpoint.ledger_id, creator_id))[:1]:
+            for recorded in (await self._aggregates.creator_stream(self.endpoint.ledger_id, creator_id))[:1]:
                 self._selection.know(recorded)
         for message in await self._book.messages(self.endpoint.webhook_id, self._read):
             if message.position is not None and message.position > self._read:
@@ -249,7 +253,7 @@ class Sender:
                     self._take(entry.recorded, entry.encoded)
                 read = len(entries)
             else:
-                page = await self._ledgers.store.page(self.endpoint.ledger_id, after=self._read, limit=room)
+                page = await self._events.page(self.endpoint.ledger_id, after=self._read, limit=room)
                 for recorded in page:
                     self._take(recorded, None)
                 read = len(page)
@@ -359,7 +363,7 @@ class Sender:
             return payload_of_test(
                 message.message_id, self.endpoint.webhook_id, self.endpoint.ledger_name, datetime.now(UTC)
             )
-        (recorded,) = await self._ledgers.store.at_positions(self.endpoint.ledger_id, [message.position])
+        (recorded,) = await self._events.at_positions(self.endpoint.ledger_id, [message.position])
         return payload(recorded, self.endpoint.ledger_name)
 
     def _deliver(self, message: Message) -> None:

@@ -97,8 +97,9 @@ class WebhookWorker:
         self._networks = networks
         self._terms = terms or DeliveryPolicy()
         self._book = DeliveryStore(opened.database)
-        self._ledgers = opened.ledgers
-        self.tails = LiveSubscriptions(opened.ledgers.store, self._encode)
+        self._events = opened.events
+        self._aggregates = opened.aggregates
+        self.tails = LiveSubscriptions(opened.events, self._encode)
         self._resolver = Resolver()
         self._context = httpcore.default_ssl_context()
         self._names: dict[int, str] = {}
@@ -192,7 +193,8 @@ class WebhookWorker:
             target,
             secrets,
             book=self._book,
-            ledgers=self._ledgers,
+            events=self._events,
+            aggregates=self._aggregates,
             tails=self.tails,
             terms=self._terms,
         )

@@ -47,7 +47,7 @@ async def test_confluents_client_and_the_sdk_of_cloudevents_read_our_events(
     consumer.close()
 
     read.sort(key=lambda event: event.get_extension("sequence"))
-    recorded = await opened.ledgers.store.page(tenant.ledger_id)
+    recorded = await opened.events.page(tenant.ledger_id)
     assert [
         (
             event.get_specversion(),

@@ -41,7 +41,7 @@ async def test_every_event_comes_as_a_cloud_event_in_binary_mode(kafka: Broker, 
     with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
         received = sorted(topic.until(count), key=lambda record: record.position)
 
-    recorded = await opened.ledgers.store.page(tenant.ledger_id)
+    recorded = await opened.events.page(tenant.ledger_id)
     expected = [cloud_event(r, "main", traceparent="00-4bf9-00f0-01") for r in recorded]
     assert [(record.key, record.headers, record.value) for record in received] == [
         (
@@ -65,7 +65,7 @@ async def test_the_attributes_are_those_that_are_promised(kafka: Broker, opened:
         received = sorted(topic.until(6), key=lambda record: record.position)
 
     (shared,) = [record for record in received if record.headers["ce_type"] == "sparkledger.Shared.v1"]
-    (recorded,) = await opened.ledgers.store.at_positions(tenant.ledger_id, [3])
+    (recorded,) = await opened.events.at_positions(tenant.ledger_id, [3])
     moment = f"{recorded.recorded_at:%Y-%m-%dT%H:%M:%S.%fZ}"
     assert shared.headers == {
         "ce_specversion": "1.0",
@@ -117,7 +117,7 @@ async def test_the_state_topic_ends_with_each_code_as_it_stands(kafka: Broker, o
         until(lambda: bool(topic.poll()) and topic.received[-1].value["position"] == 7)
 
     last = topic.received[-1]
-    (stream,) = (await opened.ledgers.store.streams(tenant.ledger_id, [given.CODE])).values()
+    (stream,) = (await opened.events.streams(tenant.ledger_id, [given.CODE])).values()
     generated, shared, redeemed, _, extended, revoked = stream
     assert last.key == str(given.CODE)
     assert last.value == orjson.loads(
@@ -198,7 +198,7 @@ async def test_how_far_a_ledger_is_published_shows_with_its_lag(kafka: Broker, o
         until(lambda: opened.sql("SELECT position FROM publications") == [(6,)])
     await opened.when(tenant, given.revoke())
 
-    (recorded,) = await opened.ledgers.store.at_positions(tenant.ledger_id, [7])
+    (recorded,) = await opened.events.at_positions(tenant.ledger_id, [7])
     shown = await publication(opened.api.database, tenant.ledger_id)
     assert shown is not None
     assert (shown.destination, shown.position, shown.head, shown.oldest) == (prefix, 6, 7, recorded.recorded_at)
@@ -215,7 +215,7 @@ async def test_progress_names_the_last_event_of_each_ledger(kafka: Broker, opene
     with publishing(opened.database, kafka.plain, prefix), progress(kafka.plain, prefix) as topic:
         (first,) = topic.until(1)[:1]
 
-    (last,) = await opened.ledgers.store.at_positions(tenant.ledger_id, [6])
+    (last,) = await opened.events.at_positions(tenant.ledger_id, [6])
     assert (first.key, first.value) == ("main", {"position": 6, "event_id": str(last.event_id)})
 
 

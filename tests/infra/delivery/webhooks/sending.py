@@ -72,7 +72,7 @@ class Post:
 
     async def head(self) -> int:
         """Return the ledger's last position."""
-        return await self.opened.ledgers.store.head(self.tenant.ledger_id)
+        return await self.opened.events.head(self.tenant.ledger_id)
 
     async def stands(self, webhook_id: UUID) -> Webhook:
         """Return how a webhook stands."""

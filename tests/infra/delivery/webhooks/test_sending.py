@@ -53,7 +53,7 @@ async def test_every_event_is_sent_once_as_a_signed_cloud_event(post: Post) -> N
 
     assert receiver.unverified == []
     assert sorted(receiver.positions) == [1, 2, 3, 4, 5]
-    page = await post.opened.ledgers.store.page(post.tenant.ledger_id)
+    page = await post.opened.events.page(post.tenant.ledger_id)
     by_id = {str(recorded.event_id): cloud_event(recorded, "main") for recorded in page}
     for received in receiver.received:
         event = received.event

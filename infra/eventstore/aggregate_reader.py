@@ -1,0 +1,101 @@
+"""Reads of aggregates: the streams of one code or creator, repositories, and secrets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from domain.code import Code, effective_as_of, fold_code
+from domain.errors import Refused, Unknown
+from domain.recorded import RecordedEvent
+from infra.crypto.envelope import associated_data
+from infra.eventstore.repository import AggregateCache, Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from domain.values import Sealed
+    from infra.crypto.keyring import Keyring
+    from infra.eventstore.reader import EventReader
+
+CODES_AT_ONCE: Final = 200
+
+
+class AggregateReader:
+    """Reads codes and creators from the log; what it returns is never older than the last commit."""
+
+    def __init__(self, events: EventReader, keyring: Keyring, cache: AggregateCache) -> None:
+        """Take the log, the keys, and the cache that repositories share."""
+        self.events = events
+        self.keyring = keyring
+        self.cache = cache
+
+    async def repository(self, ledger_id: int, *, allow_stale: bool = False) -> Repository:
+        """Begin to read aggregates of a ledger; stale reads are for attempts whose every outcome is checked again."""
+        keys = await self.keyring.ledger(ledger_id)
+        return Repository(ledger_id, self.events, keys, self.keyring, self.cache, allow_stale=allow_stale)
+
+    async def code_stream(self, ledger_id: int, code_id: UUID) -> list[RecordedEvent]:
+        """Read a code's events; none where there is no such code."""
+        stream = await self.events.stream(ledger_id, code_id)
+        return stream if stream and isinstance(stream[0].event, Code.Generated) else []
+
+    async def creator_stream(self, ledger_id: int, creator_id: str) -> list[RecordedEvent]:
+        """Read a creator's events; none where the permission was never switched."""
+        keys = await self.keyring.ledger(ledger_id)
+        return await self.events.claimed(ledger_id, keys.claim("creator", creator_id)) or []
+
+    async def live_codes(self, ledger_id: int, creator_stream: UUID, *, upto: int, at: datetime) -> int:
+        """Count a creator's codes live at a moment, by what had taken effect then and was known at a position."""
+        codes = await self.events.codes_of_creator(ledger_id, creator_stream, upto)
+        live = 0
+        # A bounded number at a time: to read them all at once would hold up whoever else is served here.
+        for first in range(0, len(codes), CODES_AT_ONCE):
+            streams = await self.events.streams(ledger_id, codes[first : first + CODES_AT_ONCE])
+            heads = ([r for r in stream if r.position <= upto] for stream in streams.values())
+            live += sum(fold_code(effective_as_of(head, at)).live(at) for head in heads)
+        return live
+
+    async def secret(self, ledger_id: int, code_id: UUID) -> Sealed:
+        """Unseal a code's secret.
+
+        Raises:
+            Unknown: there is no such code.
+            Refused: `creator_erased`.
+
+        """
+        stream = await self.code_stream(ledger_id, code_id)
+        if not stream:
+            raise Unknown("code")
+        fields = (await self.unsealed(ledger_id, stream[:1]))[stream[0].position]
+        if fields is None:
+            raise Refused("creator_erased")
+        return fields["secret"]
+
+    async def unsealed(self, ledger_id: int, recorded: Sequence[RecordedEvent]) -> dict[int, dict[str, Sealed] | None]:
+        """Unseal the secret fields of events, by position: None for those of an erased creator, events without any are
+        absent.
+
+        Whether a creator is erased is read with what is sealed, each time: no key that is kept in memory, here or in
+        another process, outlives an erasure that is recorded.
+
+        Raises:
+            LookupError: a key is gone that nobody erased.
+
+        """
+        by_position = {r.position: r for r in recorded}
+        fields: dict[int, dict[str, Sealed] | None] = {}
+        for position, stored in (await self.events.sealed(ledger_id, list(by_position))).items():
+            r = by_position[position]
+            if stored.erased:
+                self.keyring.forget(ledger_id, stored.key_id)
+                fields[position] = None
+                continue
+            if stored.wrapped is None:
+                message = f"the key {stored.key_id} of a sealed part is gone, and no erasure of its creator is recorded"
+                raise LookupError(message)
+            key = await self.keyring.opened(ledger_id, stored.key_id, stored.wrapped)
+            where = associated_data(ledger_id, r.stream_id, r.stream_version, r.event_id, r.type)
+            fields[position] = key.unseal(stored.sealed, where)
+        return fields
