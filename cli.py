@@ -153,7 +153,7 @@ def _prepare(settings: Settings, place: Place) -> str | None:
     """Migrate, and make the first ledger and its administrator; return the admin key if it was generated now."""
     import asyncio
 
-    from infra.auth.bootstrap import first_keys
+    from infra.auth.key_commands import first_keys
     from infra.postgres.migrate import migrate as apply
     from infra.processes.worker import create_views
 
@@ -337,13 +337,13 @@ def keys_create(
     from datetime import UTC, datetime, timedelta
 
     from infra.auth.api_keys import Subjects
-    from infra.auth.bootstrap import mint
+    from infra.auth.key_commands import create_key
 
     subjects = Subjects(frozenset(creator_id or ()), frozenset(brand_id or ()), frozenset(advertiser_id or ()))
     checked = _checked_role(role, subjects)
     ends = None if days is None else datetime.now(UTC) + timedelta(days=days)
     minted, text = _with_database(
-        lambda place, key: mint(
+        lambda place, key: create_key(
             place.owner, key, ledger, checked, name, subjects, expires_at=ends, may_reveal=not no_reveal
         )
     )
@@ -368,7 +368,7 @@ def _checked_role(role: str, subjects: Any) -> Any:
 @keys.command("list")
 def keys_list(ledger: Annotated[str, typer.Option(help="Whose keys.")] = "main") -> None:
     """List a ledger's keys, newest first; never their text."""
-    from infra.auth.bootstrap import list_keys
+    from infra.auth.key_commands import list_keys
 
     for key in _with_database(lambda place, master: list_keys(place.owner, master, ledger)):
         state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
@@ -389,7 +389,7 @@ def keys_rotate(
     ] = 3600,
 ) -> None:
     """Give a key another text and show it, once; the one it had works on until the overlap ends."""
-    from infra.auth.bootstrap import rotate_key
+    from infra.auth.key_commands import rotate_key
 
     wanted = _checked_key_id(key_id)
     text = _with_database(lambda place, key: rotate_key(place.owner, key, ledger, wanted, overlap_seconds))
@@ -399,7 +399,7 @@ def keys_rotate(
 @keys.command("revoke")
 def keys_revoke(key_id: str, ledger: Annotated[str, typer.Option(help="Whose key.")] = "main") -> None:
     """Revoke a key for good, at once."""
-    from infra.auth.bootstrap import revoke_key
+    from infra.auth.key_commands import revoke_key
 
     wanted = _checked_key_id(key_id)
     _with_database(lambda place, master: revoke_key(place.owner, master, ledger, wanted))
@@ -422,19 +422,19 @@ def ledgers_create(name: str) -> None:
     import re
 
     from domain.values import ID_PATTERN
-    from infra.auth.bootstrap import begin_ledger
+    from infra.auth.key_commands import create_ledger
 
     if not re.fullmatch(ID_PATTERN, name):
         message = "a ledger's name is 1 to 128 of: letters, digits, . _ : @ -"
         raise typer.BadParameter(message)
-    text = _with_database(lambda place, master: begin_ledger(place.owner, master, name))
+    text = _with_database(lambda place, master: create_ledger(place.owner, master, name))
     show(f"Ledger {name} begins.", f"Admin key, shown this once: {text}")
 
 
 @ledgers.command("list")
 def ledgers_list() -> None:
     """List the ledgers."""
-    from infra.auth.bootstrap import list_ledgers
+    from infra.auth.key_commands import list_ledgers
 
     for ledger_id, name in _with_database(lambda place, master: list_ledgers(place.owner, master)):
         show(f"{ledger_id:>6}  {name}")
@@ -541,11 +541,11 @@ def _wanted(read: Callable[..., Any], *given: Any) -> Any:
 @app.command()
 def demo() -> None:
     """Walk through the whole life of a code against a running server, saying what each step recorded."""
-    from infra.auth.bootstrap import mint, revoke_key
+    from infra.auth.key_commands import create_key, revoke_key
 
     settings = load_settings()
     minted, key = _with_database(
-        lambda place, master: mint(place.owner, master, "demo", "admin", "demo", create=True), settings
+        lambda place, master: create_key(place.owner, master, "demo", "admin", "demo", create=True), settings
     )
     from api.demo import tell
 

@@ -16,7 +16,7 @@ from api.http.cursors import around, beside, either_way, links
 from api.http.responses import answer
 from api.http.route import Route
 from infra.auth.access_log import FIRST, LAST, TOLD_TOGETHER, Access
-from infra.crypto.sealed_terms import with_words, with_words_sealed
+from infra.crypto.sealed_terms import seal_search_terms, unseal_search_terms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,7 @@ async def list_accesses(
     cursors = beside(query.same(), *around(keys, reached, place, back=back, ascending=False))
     content = {
         "accesses": [
-            _content(row, names) | {"query": with_words(ledger_keys, row.query)} | await _refusal(row, caller)
+            _content(row, names) | {"query": unseal_search_terms(ledger_keys, row.query)} | await _refusal(row, caller)
             for row in shown
         ],
         **{f"{relation}_cursor": text for relation, text in cursors.items()},
@@ -86,7 +86,7 @@ async def enter(
 
     """
     request = caller.request
-    asked = with_words_sealed(await caller.services.keyring.ledger(caller.ledger_id), asked)
+    asked = seal_search_terms(await caller.services.keyring.ledger(caller.ledger_id), asked)
     if caller.role == TOLD_TOGETHER:
         asked = {name: value for name, value in asked.items() if name not in _PLACE}
     access = Access(

@@ -24,7 +24,7 @@ from domain import commands
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
 from domain.errors import StaleVersion
-from infra.auth.key_admin import Asker
+from infra.auth.key_admin import AccessContext
 from infra.errors import KeyNoLongerValid, Unavailable
 from infra.jobs.erasure import Erasure, Erasures
 
@@ -80,7 +80,7 @@ async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[C
     erasures = _erasures(caller)
     # It is recorded, and holds: whatever keeps the deed from being done here, a worker does it.
     with suppress(Unavailable, KeyNoLongerValid):
-        await erasures.carry_out(caller.ledger_id, creator_id, _asker(caller))
+        await erasures.carry_out(caller.ledger_id, creator_id, _access_context(caller))
     found = await erasures.of(caller.ledger_id, creator_id)
     assert found is not None  # noqa: S101 - it was recorded just now, or before
     version = 0 if done.aggregate is None else done.aggregate.version
@@ -99,13 +99,13 @@ async def read_erasure(creator_id: str, caller: Annotated[Caller, allow("operato
 
 def _erasures(caller: Caller) -> Erasures:
     services = caller.services
-    return Erasures(services.database, services.aggregates, services.identity)
+    return Erasures(services.database, services.aggregates, services.authenticator)
 
 
-def _asker(caller: Caller) -> Asker:
+def _access_context(caller: Caller) -> AccessContext:
     request = caller.request
     route = f"{request.method} {request.scope['route'].path}"
-    return Asker(caller.key.key_id, caller.role, route, request.scope["request_id"])
+    return AccessContext(caller.key.key_id, caller.role, route, request.scope["request_id"])
 
 
 async def _content(found: Erasure, caller: Caller) -> dict[str, Any]:

@@ -91,9 +91,9 @@ _NO_BEGINNING: Final = ("\t", "\r", "\n")
 class KeyNames:
     """What people call the keys of a ledger, remembered for a few seconds; a key that is new is looked up at once."""
 
-    def __init__(self, identity: Authenticator) -> None:
+    def __init__(self, authenticator: Authenticator) -> None:
         """Begin with nothing remembered."""
-        self._identity = identity
+        self._authenticator = authenticator
         self._known: dict[int, tuple[float, Mapping[str, str | None]]] = {}
         self._changes = 0
         self._look_up: BatchLoader[None, Mapping[str, str | None]] = BatchLoader(self._looked_up)
@@ -125,7 +125,7 @@ class KeyNames:
         raise Unavailable(_RESTLESS)
 
     async def _looked_up(self, ledger_id: int, _: Sequence[None]) -> dict[None, Mapping[str, str | None]]:
-        return {None: await self._identity.names(ledger_id)}
+        return {None: await self._authenticator.names(ledger_id)}
 
 
 async def names_of(caller: Caller, recorded: Sequence[RecordedEvent]) -> Mapping[str, str | None]:

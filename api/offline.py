@@ -25,9 +25,9 @@ from api.exports import Export
 from api.http.problems import Problem
 from infra.auth.access_log import MACHINE_ROLE, Access
 from infra.auth.authenticator import Authenticator
-from infra.auth.bootstrap import find_ledger
+from infra.auth.key_commands import find_ledger
 from infra.crypto.keyring import Keyring
-from infra.crypto.sealed_terms import with_words_sealed
+from infra.crypto.sealed_terms import seal_search_terms
 from infra.eventstore.reader import EventReader
 from infra.postgres.pool import Database
 from infra.processes.runtime import API
@@ -83,7 +83,7 @@ class Reading:
 
     async def enter(self, command: str, asked: Mapping[str, Any], media_type: str) -> UUID:
         """Record what is about to be read."""
-        query = orjson.dumps(with_words_sealed(self.keys, asked), option=orjson.OPT_SORT_KEYS)
+        query = orjson.dumps(seal_search_terms(self.keys, asked), option=orjson.OPT_SORT_KEYS)
         access = Access(None, MACHINE_ROLE, command, query, media_type, 0, None, secrets.token_hex(16))
         return await self.views.accesses.record(self.ledger_id, access)
 

@@ -355,7 +355,7 @@ class Streams:
     async def _opens(self, presented: str) -> bool:
         """Tell whether a key still opens; one of which that cannot be told now is taken to."""
         try:
-            return await self._services.identity.still_opens(presented, self._services.now())
+            return await self._services.authenticator.still_opens(presented, self._services.now())
         except Unavailable:
             return True
 

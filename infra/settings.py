@@ -24,7 +24,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from infra.auth.issuers import MAX_ISSUERS, Issuer
+from infra.auth.oidc_issuers import MAX_ISSUERS, Issuer
 
 PREFIX: Final = "SPARKLEDGER_"
 MASTER_KEY_BYTES: Final = 32

@@ -33,7 +33,7 @@ from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
 from domain.summaries import summary
 from domain.values import Role, Sealed
-from infra.auth import access_log, api_keys, denied_attempts, key_admin, tokens
+from infra.auth import access_log, api_keys, denied_attempts, key_admin, oidc
 from infra.delivery.event_schemas import event_classes
 from infra.delivery.webhooks import delivery_store, http_target
 from infra.delivery.webhooks import subscriptions as webhooks
@@ -339,7 +339,7 @@ def limits() -> str:
         ("the log of accesses", f"kept for {access_log.KEEP_ACCESSES_DAYS} days"),
         ("a key's subjects", f"{api_keys.MAX_SUBJECTS:,} of a kind"),
         ("a rotation's overlap", f"{key_admin.MAX_OVERLAP_S // 86_400} days"),
-        ("a token", f"{tokens.MAX_TOKEN_CHARACTERS:,} characters"),
+        ("a token", f"{oidc.MAX_TOKEN_CHARACTERS:,} characters"),
         (
             "a request",
             f"answered within {middleware.MAX_REQUEST_S:.0f} s; its head within {protocol.HEAD_WITHIN_S:.0f} s",

@@ -29,7 +29,7 @@ from api.http.protocol import BoundedProtocol
 from api.http.server import believing
 from api.streams import Streams
 from infra.auth.api_keys import Subjects
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
@@ -125,7 +125,7 @@ class Serving:
             listener.start()
             tasks = [asyncio.create_task(runner.run()) for runner in runners]
             tasks.append(asyncio.create_task(self.expiry.run()))
-            erasures = Erasures(worker.database, worker.aggregates, worker.identity)
+            erasures = Erasures(worker.database, worker.aggregates, worker.authenticator)
             tasks.append(asyncio.create_task(erasures.run(look_every_s=0.2)))
             services = Services(
                 handler=api.handler,
@@ -133,7 +133,7 @@ class Serving:
                 events=api.events,
                 keyring=api.keyring,
                 denied_attempts=api.denied_attempts,
-                identity=api.identity,
+                authenticator=api.authenticator,
                 views=api.views,
                 settings=load_settings({}),
                 now=self.clock,
@@ -199,7 +199,7 @@ class Server:
         """Mint a key of the test's ledger, with creator_ids, brand_ids or advertiser_ids."""
         given = Subjects(**{name: frozenset(ids) for name, ids in subjects.items()})
         conninfo, master = self.serving.database.dsn(), self.serving.master_key
-        return asyncio.run(mint(conninfo, master, self.ledger, role, None, given))[1]
+        return asyncio.run(create_key(conninfo, master, self.ledger, role, None, given))[1]
 
     def another(self) -> Server:
         """Begin another ledger on the same server."""
@@ -214,7 +214,7 @@ class Server:
 def new_ledger(serving: Serving) -> Server:
     """Begin a ledger and return the server as its administrator sees it."""
     name = f"ledger-{secrets.token_hex(6)}"
-    return Server(serving, name, asyncio.run(begin_ledger(serving.database.dsn(), serving.master_key, name)))
+    return Server(serving, name, asyncio.run(create_ledger(serving.database.dsn(), serving.master_key, name)))
 
 
 @dataclass

@@ -26,7 +26,7 @@ import httpx
 import psycopg
 import pytest
 
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.delivery.kafka.publication_status import Destination
 from infra.delivery.kafka.records import RecordReader
 from infra.delivery.webhooks.signing import payload
@@ -63,7 +63,7 @@ CANARIES: Final = {
 
 PROCESS: Final = """
 import asyncio, logging, sys
-from infra.crypto.master_keys import custodian
+from infra.crypto.master_keys import key_provider
 from infra.settings import load_settings
 from infra.processes.logs import configure_logs
 
@@ -75,14 +75,14 @@ if sys.argv[1] == "api":
     from api.http.server import run
     for name in list(logging.Logger.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.DEBUG)
-    run(settings, conninfo, custodian(settings), started=lambda url: print("ready", url, flush=True))
+    run(settings, conninfo, key_provider(settings), started=lambda url: print("ready", url, flush=True))
 else:
     from infra.processes.worker import PARTS, run
     for name in list(logging.Logger.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.DEBUG)
     parts = frozenset(PARTS) - {"kafka"}
     ready = lambda: print("ready", flush=True)
-    asyncio.run(run(conninfo, custodian(settings), parts, started=ready), debug=True)
+    asyncio.run(run(conninfo, key_provider(settings), parts, started=ready), debug=True)
 """
 
 
@@ -338,7 +338,7 @@ def walked(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
             owner.execute(f'ALTER DATABASE "{database.name}" SET log_error_verbosity = verbose')
         said_before = cluster.cluster.log_file.stat().st_size
         asyncio.run(create_views(database.dsn()))
-        admin_key = asyncio.run(begin_ledger(database.dsn(), MASTER_KEY, LEDGER))
+        admin_key = asyncio.run(create_ledger(database.dsn(), MASTER_KEY, LEDGER))
         logs = {kind: directory / f"{kind}.log" for kind in ("api", "worker")}
         with (
             logs["api"].open("wb") as api_log,
@@ -406,7 +406,7 @@ def messages_of(database: TestDatabase) -> bytes:
 async def _payloads(database: TestDatabase) -> list[bytes]:
     """Return the body of each webhook's request."""
     async with runtime(database.dsn(WORKER), WORKER, MASTER_KEY) as opened:
-        ledger_id = await opened.identity.ledger_id(LEDGER)
+        ledger_id = await opened.authenticator.ledger_id(LEDGER)
         return [payload(recorded, LEDGER) for recorded in await opened.events.page(ledger_id, limit=1_000)]
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import cli
 from infra.auth.api_keys import ApiKey
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.processes.runtime import API, runtime
 from tests.conftest import TestDatabase
@@ -34,7 +34,7 @@ def master(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> MasterKey
     monkeypatch.setenv("SPARKLEDGER_DATABASE_URL", database.dsn())
     monkeypatch.setenv("SPARKLEDGER_MASTER_KEY", text)
     master = MasterKey.from_text(text)
-    asyncio.run(begin_ledger(database.dsn(), master, "main"))
+    asyncio.run(create_ledger(database.dsn(), master, "main"))
     return master
 
 
@@ -52,7 +52,7 @@ def run(master: MasterKey) -> Run:
 def find(database: TestDatabase, master: MasterKey) -> Find:
     async def present(text: str) -> ApiKey | None:
         async with runtime(database.dsn(API), API, master) as opened:
-            return await opened.identity.authenticate(text, datetime.now(UTC))
+            return await opened.authenticator.authenticate(text, datetime.now(UTC))
 
     return lambda text: asyncio.run(present(text))
 

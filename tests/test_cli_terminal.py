@@ -8,10 +8,10 @@ import base64
 from pathlib import Path
 
 import pytest
+from infra.auth.bootstrap import begin_ledger, mint
 from typer.testing import CliRunner
 
 import cli
-from infra.auth.bootstrap import begin_ledger, mint
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.processes.terminal import printable
 from tests.conftest import TestDatabase

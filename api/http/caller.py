@@ -128,7 +128,7 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
     """
     services = services_of(request.scope)
     presented = headers.bearer(request)
-    key = None if presented is None else await services.identity.authenticate(presented, services.now())
+    key = None if presented is None else await services.authenticator.authenticate(presented, services.now())
     if key is None or presented is None:
         raise unauthenticated()
     # For whoever tells of a refusal: from here on it is known who is refused.

@@ -45,7 +45,7 @@ class Services:
     events: EventReader
     keyring: Keyring
     denied_attempts: DeniedAttempts
-    identity: Authenticator
+    authenticator: Authenticator
     views: ViewReader
     settings: Settings
     now: Callable[[], datetime]

@@ -82,7 +82,7 @@ async def _serve(
             events=opened.events,
             keyring=opened.keyring,
             denied_attempts=opened.denied_attempts,
-            identity=opened.identity,
+            authenticator=opened.authenticator,
             views=opened.views,
             settings=settings,
             now=lambda: datetime.now(UTC),

@@ -157,7 +157,7 @@ async def refuse_revoked(caller: Caller) -> None:
         Unavailable: it was revoked or has expired, or that cannot be told.
 
     """
-    if not await caller.services.identity.still_opens(caller.presented, caller.services.now()):
+    if not await caller.services.authenticator.still_opens(caller.presented, caller.services.now()):
         raise Unavailable("The API key was revoked or has expired.")
 
 

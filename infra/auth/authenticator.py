@@ -19,8 +19,8 @@ from domain.errors import NotAllowed
 from infra.auth.api_keys import ApiKey
 from infra.auth.key_admin import KEY_COLUMNS, KeyAdmin, api_key
 from infra.auth.key_usage import KeyUsage
-from infra.auth.token_identities import TokenIdentities, looks_like_a_token, unsealed_subject
-from infra.auth.tokens import Tokens
+from infra.auth.oidc import Tokens
+from infra.auth.token_identities import TokenIdentities, is_token, unsealed_subject
 from infra.crypto.envelope import fresh_key
 from infra.crypto.keyring import RecentCache, fingerprint_purpose
 from infra.errors import TokenRefused
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from infra.auth.issuers import Issuer
+    from infra.auth.oidc_issuers import Issuer
     from infra.crypto.master_keys import KeyProvider
     from infra.postgres.pool import Database, LedgerConnection
 
@@ -86,9 +86,9 @@ class Authenticated:
 class Authenticator(KeyAdmin):
     """Mints keys, and finds who a presented one, or a token, belongs to."""
 
-    def __init__(self, database: Database, custodian: KeyProvider, issuers: Sequence[Issuer] = ()) -> None:
+    def __init__(self, database: Database, key_provider: KeyProvider, issuers: Sequence[Issuer] = ()) -> None:
         """Take the sessions to look up with, who unwraps the key that keys are hashed with, and whose tokens count."""
-        super().__init__(database, custodian)
+        super().__init__(database, key_provider)
         self._known: RecentCache[bytes, Authenticated] = RecentCache(MAX_CACHED)
         self._changes = 0
         self._look_up = BatchLoader(self._looked_up)
@@ -117,7 +117,7 @@ class Authenticator(KeyAdmin):
             Unavailable: the database is away, or the keys of the token's issuer are.
 
         """
-        if self._bearers is not None and looks_like_a_token(presented):
+        if self._bearers is not None and is_token(presented):
             return await self._bearers.key(presented, now)
         if len(presented) > MAX_PRESENTED_CHARACTERS:
             return None

@@ -16,7 +16,7 @@ from uuid import UUID
 import orjson
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from infra.auth.erasure_lock import keep_off
+from infra.auth.erasure_lock import block_erasures
 from infra.crypto.envelope import NONCE_BYTES
 from infra.eventstore.reader import BatchLoader
 from infra.ids import uuid7
@@ -171,7 +171,7 @@ class DeniedAttempts:
             Ints([len(groups[key]) for key in keys]),
         )
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            await keep_off(connection, ledger_id)
+            await block_erasures(connection, ledger_id)
             counted = await connection.execute(_COUNT, (ledger_id, *columns))
             for reason, key_id, count in await counted.fetchall():
                 group = groups[reason, key_id]

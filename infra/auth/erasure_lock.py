@@ -34,7 +34,7 @@ _ERASED: Final = """
 """
 
 
-async def keep_off(connection: LedgerConnection, ledger_id: int) -> None:
+async def block_erasures(connection: LedgerConnection, ledger_id: int) -> None:
     """Keep erasures of a ledger from being carried out until the transaction ends."""
     await connection.execute(_KEEP_OFF, (AdvisoryLock.ERASURE, ledger_id))
 
@@ -45,7 +45,7 @@ async def all_erased(
     """Tell whether there are creators here and all of them were erased; stays so until the transaction ends."""
     if not creator_ids:
         return False
-    await keep_off(connection, ledger_id)
+    await block_erasures(connection, ledger_id)
     claims = [keys.claim("creator", creator_id) for creator_id in creator_ids]
     row = await (await connection.execute(_ERASED, (ledger_id, claims))).fetchone()
     return row is not None and row[0] == len(claims)

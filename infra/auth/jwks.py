@@ -18,13 +18,13 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 
-from infra.auth.issuers import told_problem
+from infra.auth.oidc_issuers import told_problem
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from infra.auth.issuers import Issuer
+    from infra.auth.oidc_issuers import Issuer
 
 DISCOVERY: Final = "/.well-known/openid-configuration"
 

@@ -115,8 +115,8 @@ _REVEALS_MORE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asks for a change of keys, as the log of accesses tells it; by default whoever sits at the machine."""
+class AccessContext:
+    """Who changes keys, through which route, as the access log records it; by default, the command line."""
 
     key_id: UUID | None = None
     role: Role | Literal["machine"] = "machine"
@@ -124,7 +124,7 @@ class Asker:
     request_id: str = ""
 
 
-MACHINE: Final = Asker()
+COMMAND_LINE: Final = AccessContext()
 
 
 def api_key(row: Any) -> ApiKey:
@@ -147,10 +147,10 @@ def api_key(row: Any) -> ApiKey:
 class KeyAdmin:
     """Makes, rotates and revokes keys."""
 
-    def __init__(self, database: Database, custodian: KeyProvider) -> None:
+    def __init__(self, database: Database, key_provider: KeyProvider) -> None:
         """Take the sessions to write with, and who unwraps the key that API keys are hashed with."""
         self._database = database
-        self._keyring = Keyring(database, custodian)
+        self._keyring = Keyring(database, key_provider)
 
     def forget(self) -> None:
         """Remember nothing of keys any more: one of them has changed."""
@@ -166,7 +166,7 @@ class KeyAdmin:
         may_reveal: bool = True,
         idempotency_key: str | None = None,
         request_hash: bytes = b"",
-        asker: Asker = MACHINE,
+        context: AccessContext = COMMAND_LINE,
         text: str | None = None,
     ) -> tuple[ApiKey, str, bool]:
         """Mint a key.
@@ -189,7 +189,8 @@ class KeyAdmin:
         problem = subjects_problem(role, subjects)
         if problem is not None:
             raise ValueError(problem)
-        hashing, (idempotency, drawn) = await self._keyring.hashing(), await self._drawn("mint", asker, idempotency_key)
+        hashing = await self._keyring.hashing()
+        idempotency, drawn = await self._drawn("mint", context, idempotency_key)
         keys = await self._keyring.ledger(ledger_id)
         text = text or drawn
         key_id = uuid7()
@@ -204,14 +205,14 @@ class KeyAdmin:
             "brand_ids": sorted(subjects.brand_ids),
             "advertiser_ids": sorted(subjects.advertiser_ids),
             "expires_at": expires_at,
-            "created_by": asker.key_id,
+            "created_by": context.key_id,
             "sealed_subject": None,
             "may_reveal": may_reveal,
             "idempotency": idempotency,
             "request_hash": request_hash,
         }
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            may_reveal_itself = await held(connection, asker.key_id)
+            may_reveal_itself = await lock_valid_key(connection, context.key_id)
             if may_reveal and role in REVEALING and not may_reveal_itself:
                 raise NotAllowed(_REVEALS_MORE)
             if await all_erased(connection, ledger_id, keys, subjects.creator_ids):
@@ -221,7 +222,7 @@ class KeyAdmin:
             if row is None or (not minted and row[13] != request_hash):
                 raise IdempotencyMismatch
             if minted:
-                await _record(connection, ledger_id, asker, {"key_id": key_id, "role": role})
+                await _record(connection, ledger_id, context, {"key_id": key_id, "role": role})
         return api_key(row), text, not minted
 
     async def rotate(
@@ -232,7 +233,7 @@ class KeyAdmin:
         overlap_s: int,
         idempotency_key: str | None = None,
         request_hash: bytes = b"",
-        asker: Asker = MACHINE,
+        context: AccessContext = COMMAND_LINE,
     ) -> tuple[ApiKey, str, bool]:
         """Give a key another text; the one it had works on for `overlap_s` seconds, one from before that no longer.
 
@@ -247,11 +248,11 @@ class KeyAdmin:
             KeyNoLongerValid: the key that asks was revoked meanwhile.
 
         """
-        purpose = f"rotate {key_id}"
-        hashing, (idempotency, text) = await self._keyring.hashing(), await self._drawn(purpose, asker, idempotency_key)
+        hashing = await self._keyring.hashing()
+        idempotency, text = await self._drawn(f"rotate {key_id}", context, idempotency_key)
         hashed = hashing.hash(text)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            may_reveal_itself = await held(connection, asker.key_id)
+            may_reveal_itself = await lock_valid_key(connection, context.key_id)
             row = await (await connection.execute(_TO_ROTATE, (ledger_id, key_id))).fetchone()
             if row is None:
                 message = "There is no such key in this ledger."
@@ -267,7 +268,7 @@ class KeyAdmin:
             rotated = added.rowcount == 1
             if rotated:
                 await connection.execute(_END_OTHERS, (overlap_s, ledger_id, key_id, hashed))
-                await _record(connection, ledger_id, asker, {"key_id": key_id, "overlap_seconds": overlap_s})
+                await _record(connection, ledger_id, context, {"key_id": key_id, "overlap_seconds": overlap_s})
             else:
                 known = await (await connection.execute(_OF_HASH, (hashed,))).fetchone()
                 if known is None or known[13] != request_hash:
@@ -277,7 +278,7 @@ class KeyAdmin:
         self.forget()
         return replace(key, overlap_ends_at=overlap[0]), text, not rotated
 
-    async def revoke(self, ledger_id: int, key_id: UUID, *, asker: Asker = MACHINE) -> bool:
+    async def revoke(self, ledger_id: int, key_id: UUID, *, context: AccessContext = COMMAND_LINE) -> bool:
         """Revoke a key for good; `False` where there is none, again is fine.
 
         Raises:
@@ -285,23 +286,25 @@ class KeyAdmin:
 
         """
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            await held(connection, asker.key_id)
+            await lock_valid_key(connection, context.key_id)
             revoked = (await connection.execute(_REVOKE, (ledger_id, key_id))).rowcount == 1
             if revoked:
-                await _record(connection, ledger_id, asker, {"key_id": key_id})
+                await _record(connection, ledger_id, context, {"key_id": key_id})
             found = await (await connection.execute(_EXISTS, (ledger_id, key_id))).fetchone()
         self.forget()
         return found is not None
 
-    async def _drawn(self, purpose: str, asker: Asker, idempotency_key: str | None) -> tuple[bytes | None, str]:
+    async def _drawn(
+        self, purpose: str, context: AccessContext, idempotency_key: str | None
+    ) -> tuple[bytes | None, str]:
         """Return how a request is known, where it bears an Idempotency-Key, and the text that it gets."""
         if idempotency_key is None:
             return None, key_text(secrets.token_bytes(RANDOM_BYTES))
-        hashed = (await self._keyring.hashing()).hash(f"{purpose}\0{asker.key_id}\0{idempotency_key}")
+        hashed = (await self._keyring.hashing()).hash(f"{purpose}\0{context.key_id}\0{idempotency_key}")
         return hashed[:16], key_text(hmac.digest(hashed, b"text", "sha256"))
 
 
-async def held(connection: LedgerConnection, key_id: UUID | None) -> bool:
+async def lock_valid_key(connection: LedgerConnection, key_id: UUID | None) -> bool:
     """Hold the key that asks as it is until the transaction ends: one that was revoked must not outlive itself.
 
     Returns:
@@ -319,15 +322,15 @@ async def held(connection: LedgerConnection, key_id: UUID | None) -> bool:
     return bool(row[0])
 
 
-async def _record(connection: LedgerConnection, ledger_id: int, asker: Asker, asked: dict[str, Any]) -> None:
+async def _record(connection: LedgerConnection, ledger_id: int, context: AccessContext, asked: dict[str, Any]) -> None:
     access = Access(
-        key_id=asker.key_id,
-        role=asker.role,
-        route=asker.route,
+        key_id=context.key_id,
+        role=context.role,
+        route=context.route,
         query=orjson.dumps(asked, option=orjson.OPT_SORT_KEYS),
-        format="text/plain" if asker.key_id is None else "application/json",
+        format="text/plain" if context.key_id is None else "application/json",
         rows=1,
         complete=True,
-        request_id=asker.request_id,
+        request_id=context.request_id,
     )
     await record_within(connection, ledger_id, access)

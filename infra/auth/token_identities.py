@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from infra.auth.api_keys import ApiKey, Subjects
     from infra.auth.authenticator import Authenticated
-    from infra.auth.tokens import Grant, Tokens
+    from infra.auth.oidc import Grant, Tokens
     from infra.crypto.envelope import LedgerKeys
     from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
@@ -41,7 +41,7 @@ _DOTS: Final = 2
 _ACTS_AS: Final = "SELECT bearer_acts_as(%s, %s, %s, %s, %s, %s)"
 
 
-def looks_like_a_token(presented: str) -> bool:
+def is_token(presented: str) -> bool:
     """Tell a token from a key: its three parts are joined by dots, and the first is a JSON object in base64."""
     return presented.startswith("ey") and presented.count(".") == _DOTS
 

@@ -4,7 +4,7 @@
                 ├─ wraps a fingerprint key per ledger: keyed hashes of secrets and ids; never replaced
                 └─ wraps the one key that API keys are hashed with; never replaced
 
-Nothing here talks to a database. `custody` says where a master key comes from, `keyring` looks up what it
+Nothing here talks to a database. `master_keys` says where a master key comes from, `keyring` looks up what it
 wraps, `rotation` puts another in its place.
 """
 
@@ -52,7 +52,7 @@ class SealedPart(NamedTuple):
 class MasterKey:
     """The master key in memory, and others that it takes the place of while something is still wrapped with them.
 
-    Implements `infra.crypto.master_keys.Custodian`; nothing here waits.
+    Implements `infra.crypto.master_keys.KeyProvider`; nothing here waits.
     """
 
     def __init__(self, key: bytes, *others: bytes) -> None:

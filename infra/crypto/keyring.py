@@ -1,7 +1,7 @@
 """The keys that the database holds wrapped, unwrapped in memory for as long as they are in use.
 
-What is stored is the short id of the master key, in 8 bytes, and what the custodian made of the key: so each row says
-what opens it, and a rotation can be under way while keys are used and made.
+What is stored is the short id of the master key, in 8 bytes, and the key as the key provider wrapped it. So each row
+says what opens it, and a rotation can be under way while keys are used and made.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def shared_purpose(name: str) -> str:
     return f"shared key for {name}"
 
 
-async def wrapped_with(custodian: KeyProvider, master_key_id: str, key: bytes, purpose: str) -> bytes:
-    """Return what is stored of a key: the id of the master key, then what its custodian made of the key."""
-    return bytes.fromhex(master_key_id) + await custodian.wrap(master_key_id, key, purpose)
+async def wrapped_with(key_provider: KeyProvider, master_key_id: str, key: bytes, purpose: str) -> bytes:
+    """Return what is stored of a key: the id of the master key, then what the key provider made of the key."""
+    return bytes.fromhex(master_key_id) + await key_provider.wrap(master_key_id, key, purpose)
 
 
-async def unwrapped_with(custodian: KeyProvider, wrapped: bytes, purpose: str) -> bytes:
+async def unwrapped_with(key_provider: KeyProvider, wrapped: bytes, purpose: str) -> bytes:
     """Return a stored key; raises `MasterKeyError` where it does not open."""
-    return await custodian.unwrap(master_key_id_of(wrapped), wrapped[MASTER_KEY_ID_BYTES:], purpose)
+    return await key_provider.unwrap(master_key_id_of(wrapped), wrapped[MASTER_KEY_ID_BYTES:], purpose)
 
 
 def master_key_id_of(wrapped: bytes) -> str:
@@ -101,10 +101,10 @@ def master_key_id_of(wrapped: bytes) -> str:
 class Keyring:
     """Looks keys up, and makes a creator's on first use."""
 
-    def __init__(self, database: Database, custodian: KeyProvider) -> None:
+    def __init__(self, database: Database, key_provider: KeyProvider) -> None:
         """Take the sessions to look up with, and who wraps and unwraps."""
         self._database = database
-        self._custodian = custodian
+        self._key_provider = key_provider
         self._hashing: ApiKeyHashing | None = None
         self._ledgers: RecentCache[int, LedgerKeys] = RecentCache(MAX_LEDGERS_CACHED)
         self._creators: RecentCache[tuple[int, bytes], CreatorKey] = RecentCache(MAX_CREATORS_CACHED)
@@ -118,20 +118,20 @@ class Keyring:
 
         Raises:
             MasterKeyError: the present master key was not given.
-            Unavailable: the database, or the custodian, is away.
+            Unavailable: the database, or the key provider, is away.
 
         """
-        return await wrapped_with(self._custodian, await self._present(), key, purpose)
+        return await wrapped_with(self._key_provider, await self._present(), key, purpose)
 
     async def unwrap(self, wrapped: bytes, purpose: str) -> bytes:
         """Unwrap a key as it was stored, for the purpose it was wrapped for.
 
         Raises:
             MasterKeyError: it is wrapped with a master key that was not given, or was changed.
-            Unavailable: the custodian is away.
+            Unavailable: the key provider is away.
 
         """
-        return await unwrapped_with(self._custodian, wrapped, purpose)
+        return await unwrapped_with(self._key_provider, wrapped, purpose)
 
     async def hashing(self) -> ApiKeyHashing:
         """Return what API keys are hashed with; the first to ask makes it, with the worker's rights.
@@ -245,7 +245,7 @@ class Keyring:
             async with self._database.connection() as connection:
                 await connection.execute(
                     "INSERT INTO master_keys (master_key_id, present) VALUES (%s, true) ON CONFLICT DO NOTHING",
-                    (self._custodian.key_ids[0],),
+                    (self._key_provider.key_ids[0],),
                 )
                 row = await query(connection)
         if row is None:

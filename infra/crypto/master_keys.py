@@ -1,7 +1,7 @@
 """Who holds the master key, and wraps other keys with it: this process's environment, a file, or a service.
 
-A custodian is all that Sparkledger asks of a key management service: wrap and unwrap 32 bytes with a key that it names,
-bound to a purpose. The two here hold their keys in memory. To add a cloud's service, write a third in this file:
+A key provider is all that Sparkledger asks of a key management service: it wraps and unwraps 32 bytes with a key that
+it names, bound to a purpose. The two here hold their keys in memory. To add a cloud's service, add a third one here:
 
     class CloudKeys:
         key_ids       a short id made of the key's name (`short_id(arn)`), the key to wrap with from now on first

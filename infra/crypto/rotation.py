@@ -80,14 +80,14 @@ class MasterKeyState:
     keys: int
 
 
-async def rotate(conninfo: str, custodian: KeyProvider, say: Callable[[str], None]) -> str | None:
-    """Make the custodian's first master key the present one, and wrap everything with it.
+async def rotate(conninfo: str, key_provider: KeyProvider, say: Callable[[str], None]) -> str | None:
+    """Make the key provider's first master key the present one, and wrap everything with it.
 
     Where everything is wrapped with that one already, a file gets a fresh key; elsewhere there is nothing to do.
 
     Args:
         conninfo: the database, as a login that is or may become the worker's role.
-        custodian: who holds the new master key, first, and those that keys are wrapped with now.
+        key_provider: who holds the new master key, first, and those that keys are wrapped with now.
         say: told how far it is.
 
     Returns:
@@ -103,12 +103,12 @@ async def rotate(conninfo: str, custodian: KeyProvider, say: Callable[[str], Non
         if (await cursor.fetchone() or (False,))[0] is not True:
             raise MasterKeyError("Another rotation of the master key is under way. Wait for it, or end it.")
         try:
-            new = await _wanted(connection, custodian)
+            new = await _wanted(connection, key_provider)
             if new is None:
                 return None
             await _name_present(connection, new)
             for wrapped in WRAPPED:
-                await _rewrap(connection, custodian, new, wrapped, say)
+                await _rewrap(connection, key_provider, new, wrapped, say)
             await connection.execute(
                 "UPDATE master_keys SET released_at = now() WHERE NOT present AND released_at IS NULL"
             )
@@ -118,13 +118,13 @@ async def rotate(conninfo: str, custodian: KeyProvider, say: Callable[[str], Non
     return new
 
 
-async def states(conninfo: str, custodian: KeyProvider) -> list[MasterKeyState]:
+async def states(conninfo: str, key_provider: KeyProvider) -> list[MasterKeyState]:
     """Return each master key that keys are wrapped with, or that was given; raises `OperationalError`."""
     async with await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection:
-        return await _states(connection, custodian)
+        return await _states(connection, key_provider)
 
 
-def require_master_keys(conninfo: str, role: str, custodian: KeyProvider) -> None:
+def require_master_keys(conninfo: str, role: str, key_provider: KeyProvider) -> None:
     """Refuse to run without the present master key, or one that keys are still wrapped with.
 
     A database that is away may come back, and is not refused; one without any key yet takes whichever is given.
@@ -141,22 +141,22 @@ def require_master_keys(conninfo: str, role: str, custodian: KeyProvider) -> Non
     except psycopg.OperationalError:
         return
     for (key_id,) in needed:
-        if key_id not in custodian.key_ids:
-            raise MasterKeyError(not_given(key_id, custodian.key_ids))
+        if key_id not in key_provider.key_ids:
+            raise MasterKeyError(not_given(key_id, key_provider.key_ids))
 
 
-async def _wanted(connection: LedgerConnection, custodian: KeyProvider) -> str | None:
+async def _wanted(connection: LedgerConnection, key_provider: KeyProvider) -> str | None:
     """Return the id of the master key to wrap everything with, made now where a file holds the keys."""
-    first, found = custodian.key_ids[0], await _states(connection, custodian)
+    first, found = key_provider.key_ids[0], await _states(connection, key_provider)
     for state in found:
         if state.keys and not state.given:
-            raise MasterKeyError(not_given(state.key_id, custodian.key_ids))
+            raise MasterKeyError(not_given(state.key_id, key_provider.key_ids))
     if any(state.present != (state.key_id == first) or (state.keys and state.key_id != first) for state in found):
         return first  # it has not begun yet, or was interrupted
-    return custodian.add() if isinstance(custodian, MasterKeyFile) else None
+    return key_provider.add() if isinstance(key_provider, MasterKeyFile) else None
 
 
-async def _states(connection: LedgerConnection, custodian: KeyProvider) -> list[MasterKeyState]:
+async def _states(connection: LedgerConnection, key_provider: KeyProvider) -> list[MasterKeyState]:
     counts: dict[str, int] = {}
     for wrapped in WRAPPED:
         cursor = await connection.execute(
@@ -167,8 +167,8 @@ async def _states(connection: LedgerConnection, custodian: KeyProvider) -> list[
             counts[key_id] = counts.get(key_id, 0) + count
     cursor = await connection.execute("SELECT master_key_id FROM master_keys WHERE present")
     present = {row[0] for row in await cursor.fetchall()}
-    given = set(custodian.key_ids)
-    known = dict.fromkeys([*present, *custodian.key_ids, *counts])
+    given = set(key_provider.key_ids)
+    known = dict.fromkeys([*present, *key_provider.key_ids, *counts])
     return [MasterKeyState(key_id, key_id in present, key_id in given, counts.get(key_id, 0)) for key_id in known]
 
 
@@ -187,7 +187,7 @@ async def _name_present(connection: LedgerConnection, key_id: str) -> None:
 
 
 async def _rewrap(
-    connection: LedgerConnection, custodian: KeyProvider, new: str, wrapped: Wrapped, say: Callable[[str], None]
+    connection: LedgerConnection, key_provider: KeyProvider, new: str, wrapped: Wrapped, say: Callable[[str], None]
 ) -> None:
     """Wrap a column anew, in the order of its primary key, a batch a commit."""
     columns = ", ".join(wrapped.key)
@@ -208,8 +208,8 @@ async def _rewrap(
         anew = []
         for *key, beside, old in rows:
             purpose = wrapped.purpose((*key, beside))
-            plain = await unwrapped_with(custodian, old, purpose)
-            anew.append((await wrapped_with(custodian, new, plain, purpose), *key, old))
+            plain = await unwrapped_with(key_provider, old, purpose)
+            anew.append((await wrapped_with(key_provider, new, plain, purpose), *key, old))
         async with connection.transaction():
             for parameters in anew:
                 done += (await connection.execute(update, parameters)).rowcount

@@ -23,7 +23,7 @@ _SEALED: Final = "sealed"
 _NONCE_BYTES: Final = 12
 
 
-def with_words_sealed(keys: LedgerKeys, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+def seal_search_terms(keys: LedgerKeys, asked: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what was asked with its words encrypted; the same where it has none."""
     words = asked.get(_FIELD)
     if not isinstance(words, str):
@@ -35,7 +35,7 @@ def with_words_sealed(keys: LedgerKeys, asked: Mapping[str, Any]) -> Mapping[str
     return {**asked, _FIELD: {_SEALED: sealed}}
 
 
-def with_words(keys: LedgerKeys, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+def unseal_search_terms(keys: LedgerKeys, asked: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what was asked with its words in clear again."""
     words = asked.get(_FIELD)
     if not isinstance(words, dict):

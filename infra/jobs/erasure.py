@@ -18,7 +18,7 @@ from domain import commands
 from domain.creator import Creator
 from domain.errors import Unknown
 from domain.values import Actor
-from infra.auth.key_admin import Asker
+from infra.auth.key_admin import AccessContext
 from infra.crypto.envelope import MasterKeyError
 from infra.errors import Unavailable
 from infra.eventstore.attempt import CommandMetadata
@@ -87,12 +87,12 @@ class Erasure:
 class Erasures:
     """Carries erasures out, and tells how they stand."""
 
-    def __init__(self, database: Database, aggregates: AggregateReader, identity: Authenticator) -> None:
+    def __init__(self, database: Database, aggregates: AggregateReader, authenticator: Authenticator) -> None:
         """Take the parts of a process, of the API or of a worker."""
         self._database = database
         self._aggregates = aggregates
         self._keyring = aggregates.keyring
-        self._identity = identity
+        self._authenticator = authenticator
 
     async def of(self, ledger_id: int, creator_id: str) -> Erasure | None:
         """Return a creator's erasure; nothing where none is recorded.
@@ -107,7 +107,7 @@ class Erasures:
                 return Erasure(recorded, creator_id, recorded.event.reason, done_at)
         return None
 
-    async def carry_out(self, ledger_id: int, creator_id: str, asker: Asker) -> bool:
+    async def carry_out(self, ledger_id: int, creator_id: str, context: AccessContext) -> bool:
         """Destroy a creator's key, and revoke the API keys that act for erased creators alone; again, nothing changes.
 
         Whatever the log does not say is erased stays as it is.
@@ -123,7 +123,7 @@ class Erasures:
             return False
         while keys := await self._keys(ledger_id, creator_id):
             for key_id in keys:
-                await self._identity.revoke(ledger_id, key_id, asker=asker)
+                await self._authenticator.revoke(ledger_id, key_id, context=context)
         creator = (await self._keyring.ledger(ledger_id)).claim("creator", creator_id)
         async with self._database.connection(ledger_id) as connection:
             row = await (await connection.execute("SELECT carry_out_erasure(%s, %s)", (ledger_id, creator))).fetchone()
@@ -158,7 +158,7 @@ class Erasures:
         done = 0
         for ledger_id, creator_id in await self._database.read(None, query):
             try:
-                done += await self.carry_out(ledger_id, creator_id, Asker(route="erasure"))
+                done += await self.carry_out(ledger_id, creator_id, AccessContext(route="erasure"))
             except MasterKeyError as error:
                 log.warning("An erasure of ledger %s cannot be carried out: %s", ledger_id, error)
         return done
@@ -179,7 +179,7 @@ class Erasures:
         return await self._database.read(ledger_id, query)
 
 
-async def erase(conninfo: str, custodian: KeyProvider, ledger: str, creator_id: str, reason: str) -> Erasure:
+async def erase(conninfo: str, key_provider: KeyProvider, ledger: str, creator_id: str, reason: str) -> Erasure:
     """Erase a creator of a ledger by name, for whoever sits at the machine.
 
     What is recorded names a key, so one is minted for it, and revoked after it.
@@ -189,11 +189,11 @@ async def erase(conninfo: str, custodian: KeyProvider, ledger: str, creator_id: 
         Unavailable: the database is away.
 
     """
-    async with runtime(conninfo, WORKER, custodian) as opened:
-        erasures = Erasures(opened.database, opened.aggregates, opened.identity)
-        ledger_id = await opened.identity.ledger_id(ledger)
-        asker = Asker(route="sparkledger erase")
-        key, _, _ = await opened.identity.create(ledger_id, role="admin", name="command line", asker=asker)
+    async with runtime(conninfo, WORKER, key_provider) as opened:
+        erasures = Erasures(opened.database, opened.aggregates, opened.authenticator)
+        ledger_id = await opened.authenticator.ledger_id(ledger)
+        context = AccessContext(route="sparkledger erase")
+        key, _, _ = await opened.authenticator.create(ledger_id, role="admin", name="command line", context=context)
 
         async def decide(read: Ledger, when: When) -> Decision[Creator]:
             return await commands.erase(read, creator_id, reason, when=when)
@@ -205,8 +205,8 @@ async def erase(conninfo: str, custodian: KeyProvider, ledger: str, creator_id: 
             message = f"Nothing is recorded of this creator in ledger {ledger}, so there is nothing to erase."
             raise LookupError(message) from error
         finally:
-            await opened.identity.revoke(ledger_id, key.key_id, asker=asker)
-        await erasures.carry_out(ledger_id, creator_id, asker)
+            await opened.authenticator.revoke(ledger_id, key.key_id, context=context)
+        await erasures.carry_out(ledger_id, creator_id, context)
         found = await erasures.of(ledger_id, creator_id)
     assert found is not None  # noqa: S101 - it was recorded just now, or before
     return found

@@ -23,7 +23,7 @@ from infra.views.reader import ViewReader
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from infra.auth.issuers import Issuer
+    from infra.auth.oidc_issuers import Issuer
     from infra.crypto.master_keys import KeyProvider
 
 API: Final = "sparkledger_api"
@@ -49,7 +49,7 @@ class Runtime:
     aggregates: AggregateReader
     handler: CommandHandler
     denied_attempts: DeniedAttempts
-    identity: Authenticator
+    authenticator: Authenticator
     views: ViewReader
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
 
@@ -75,8 +75,8 @@ async def runtime(
     events = EventReader(database)
     aggregates = AggregateReader(events, keyring, cache)
     denied_attempts = DeniedAttempts(database, keyring)
-    identity = Authenticator(database, master_key, issuers)
-    on_keys_changed: list[Callable[[], None]] = [identity.forget, keyring.forget_creators]
+    authenticator = Authenticator(database, master_key, issuers)
+    on_keys_changed: list[Callable[[], None]] = [authenticator.forget, keyring.forget_creators]
 
     def keys_changed() -> None:
         for told in on_keys_changed:
@@ -97,12 +97,12 @@ async def runtime(
             aggregates=aggregates,
             handler=CommandHandler(aggregates, writer, denied_attempts),
             denied_attempts=denied_attempts,
-            identity=identity,
+            authenticator=authenticator,
             views=ViewReader(database),
             on_keys_changed=on_keys_changed,
         )
     finally:
-        await identity.stop()
+        await authenticator.stop()
         await keys.stop()
         await writer.stop()
         await notifier.stop()

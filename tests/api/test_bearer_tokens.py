@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.processes.worker import create_views
 from tests.api.processes import serving_process
 from tests.api.world import OTHER_CREATOR, OWN_CREATOR, refused, told
 from tests.conftest import TestDatabase
-from tests.infra.issuing import TestIssuer, issuing, signer
+from tests.infra.auth.issuing import TestIssuer, issuing, signer
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Place:
 def place(database: TestDatabase) -> Iterator[Place]:
     master = base64.b64encode(fresh_key()).decode()
     asyncio.run(create_views(database.dsn()))
-    admin = asyncio.run(begin_ledger(database.dsn(), MasterKey.from_text(master), "main"))
+    admin = asyncio.run(create_ledger(database.dsn(), MasterKey.from_text(master), "main"))
     with issuing() as issuer, ExitStack() as opened:
         configured = issuer.configured(
             role_claim="groups",

@@ -150,7 +150,7 @@ async def test_one_keys_requests_leave_room_for_others_to_wait(monkeypatch: pyte
     monkeypatch.setitem(cast("Any", Edge.__init__.__kwdefaults__), "max_waiting_of_a_key", 1)
     async with client(held) as opened:
         application = cast("Any", opened._transport).app
-        application.state.services.identity.authenticate = authenticate
+        application.state.services.authenticator.authenticate = authenticate
 
         async def ask(key: int) -> tuple[int, str]:
             headers, body = {"Authorization": f"Bearer {key}"}, {"secret": "#abc", "advertiser_id": "a"}
@@ -274,6 +274,6 @@ async def test_a_key_of_another_role_is_turned_away_before_its_body_is_read() ->
 
     async with client(broken) as opened:
         application = cast("Any", opened._transport).app
-        application.state.services.identity.authenticate = authenticate
+        application.state.services.authenticator.authenticate = authenticate
         answer = await opened.post("/v1/redemptions", content=b"{")
     assert answer.status_code == 403

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.processes.worker import create_views
 from tests.api.processes import serving_process
@@ -201,7 +201,7 @@ def test_a_revoked_key_neither_mints_nor_revokes_although_a_read_may_remember_it
 def test_a_key_that_changes_in_one_process_ends_in_the_others(database: TestDatabase, change: str) -> None:
     master = base64.b64encode(fresh_key()).decode()
     asyncio.run(create_views(database.dsn()))
-    admin = asyncio.run(begin_ledger(database.dsn(), MasterKey.from_text(master), "main"))
+    admin = asyncio.run(create_ledger(database.dsn(), MasterKey.from_text(master), "main"))
     with serving_process(database, master) as here, serving_process(database, master) as there, ExitStack() as stack:
 
         def client(url: str, key: str) -> httpx.Client:

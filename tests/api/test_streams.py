@@ -279,8 +279,8 @@ def test_nothing_is_handed_out_after_a_change_of_keys_before_it_is_known_whose_s
 ) -> None:
     key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
     streams = world.server.serving.streams
-    identity, going = streams._services.identity, threading.Event()
-    still_opens = identity.still_opens
+    authenticator, going = streams._services.authenticator, threading.Event()
+    still_opens = authenticator.still_opens
 
     async def slowly(presented: str, now: datetime) -> bool:
         await asyncio.to_thread(going.wait)
@@ -289,7 +289,7 @@ def test_nothing_is_handed_out_after_a_change_of_keys_before_it_is_known_whose_s
     with following(world.with_key(key["key"])) as revoked, following(world.client) as other:
         for stream in (revoked, other):
             stream.frame()
-        monkeypatch.setattr(identity, "still_opens", slowly)
+        monkeypatch.setattr(authenticator, "still_opens", slowly)
         try:
             assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
             until(lambda: not streams.keys_known.is_set())

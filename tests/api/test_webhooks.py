@@ -165,9 +165,9 @@ def test_a_key_that_has_ended_changes_no_webhook_though_the_door_has_not_heard(
     let_in: dict[str, ApiKey | None] = {}
     authenticate = Authenticator.authenticate
 
-    async def remembering(identity: Authenticator, presented: str, now: datetime) -> ApiKey | None:
+    async def remembering(authenticator: Authenticator, presented: str, now: datetime) -> ApiKey | None:
         if presented not in let_in:
-            let_in[presented] = await authenticate(identity, presented, now)
+            let_in[presented] = await authenticate(authenticator, presented, now)
         return let_in[presented]
 
     monkeypatch.setattr(Authenticator, "authenticate", remembering)

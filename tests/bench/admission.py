@@ -24,24 +24,24 @@ from api.http.caller import admit
 from api.http.dependencies import Limits, Services
 from api.http.limits import Limit
 from infra.auth.authenticator import Authenticator
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.processes.runtime import API, runtime
 from infra.settings import load_settings
 from tests.bench.place import RUNS, postgres
-from tests.infra.issuing import issuing, signer
+from tests.infra.auth.issuing import issuing, signer
 
 REQUESTS: Final = 20_000
 LOOKED_UP: Final = 500
 ADMITTED: Final = ("operator", "admin")
 
 
-def _request(identity: Authenticator, bearer: str) -> Request:
+def _request(authenticator: Authenticator, bearer: str) -> Request:
     app = FastAPI()
     others: dict[str, Any] = {field.name: None for field in fields(Services)}
     settings = load_settings({})
     app.state.services = Services(
-        **others | {"identity": identity, "settings": settings, "now": lambda: datetime.now(UTC)}
+        **others | {"authenticator": authenticator, "settings": settings, "now": lambda: datetime.now(UTC)}
     )
     app.state.limits = Limits(Limit(10**9, 10**9))
     headers = [
@@ -72,12 +72,12 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
         issuer.signers = [signer(algorithm) for algorithm in ("RS256", "ES256", "EdDSA")]
         configured = issuer.configured(role="operator")
         async with runtime(dsn, API, master, [configured]) as opened:
-            identity = opened.identity
+            authenticator = opened.authenticator
             figures: dict[str, dict[str, float]] = {}
             # As the door has it: a request is made anew each time, for it remembers its headers.
             for name, bearer in (("key", key), ("token", issuer.token())):
-                await admit(_request(identity, bearer), ADMITTED)
-                scope = _request(identity, bearer).scope
+                await admit(_request(authenticator, bearer), ADMITTED)
+                scope = _request(authenticator, bearer).scope
 
                 async def let_in(scope: Any = scope) -> None:
                     await admit(Request(scope), ADMITTED)
@@ -85,11 +85,11 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
                 figures[f"{name}, remembered"] = await _microseconds(let_in, REQUESTS)
 
             async def looked_up() -> None:
-                identity.forget()
-                await identity.authenticate(key, datetime.now(UTC))
+                authenticator.forget()
+                await authenticator.authenticate(key, datetime.now(UTC))
 
             figures["key, looked up anew"] = await _microseconds(looked_up, LOOKED_UP)
-            bearers = cast("Any", identity)._bearers
+            bearers = cast("Any", authenticator)._bearers
             for by in issuer.signers:
                 token = issuer.token(by=by)
 
@@ -104,7 +104,7 @@ def run() -> dict[str, Any]:
     """Measure on a PostgreSQL of its own."""
     master = MasterKey(fresh_key())
     with postgres() as server:
-        key = asyncio.run(begin_ledger(server.dsn(), master, "main"))
+        key = asyncio.run(create_ledger(server.dsn(), master, "main"))
         return {"microseconds": asyncio.run(_measure(server.dsn(API), master, key))}
 
 

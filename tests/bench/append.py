@@ -26,7 +26,7 @@ from domain import commands
 from domain.campaign import Share
 from domain.code import Code
 from domain.values import Actor, Policy, Sealed
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.eventstore.attempt import CommandMetadata
 from infra.eventstore.command_handler import CommandHandler, CommandResult
@@ -147,8 +147,8 @@ async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
 
 async def _ours(server: EmbeddedPostgres) -> dict[str, float]:
     master = MasterKey(fresh_key())
-    await begin_ledger(server.dsn(), master, "bench")
-    key, _ = await mint(server.dsn(), master, "bench", "operator", None)
+    await create_ledger(server.dsn(), master, "bench")
+    key, _ = await create_key(server.dsn(), master, "bench", "operator", None)
     spare_the_collector()  # as the API's process does
     async with runtime(server.dsn(API), API, master) as opened:
         load = Load(opened.handler, key.ledger_id, key.key_id)

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import psycopg
 
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.processes.runtime import API, WORKER
 from infra.processes.worker import create_views
@@ -133,10 +133,10 @@ def run(*, full: bool = False, codes: int | None = None, per_second: float = COM
     master = base64.b64encode(fresh_key()).decode()
     with postgres() as server, ExitStack() as stack:
         asyncio.run(create_views(server.dsn()))
-        requests = Requests(asyncio.run(begin_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
+        requests = Requests(asyncio.run(create_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
         port, _ = stack.enter_context(process("-m", "tests.bench.serve", environment=_serve(server, master, API)))
         requests.prepare(port, 0, 0)
-        key, _ = asyncio.run(mint(server.dsn(), MasterKey.from_text(master), "bench", "auditor", None))
+        key, _ = asyncio.run(create_key(server.dsn(), MasterKey.from_text(master), "bench", "auditor", None))
         ledger = {"ledger": key.ledger_id, "views": len(VIEWS)}
         lead_s = LEAD_S + BEFORE_S + LEAD_PER_THOUSAND_S * codes / 1000
         due = (datetime.now(UTC) + timedelta(seconds=lead_s)).replace(microsecond=0)

@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg
 import uvloop
 
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.processes.runtime import API, runtime, spare_the_collector
@@ -87,8 +87,8 @@ class _Place:
     def __init__(self, server: EmbeddedPostgres, events: int) -> None:
         self.server = server
         self.master = MasterKey(fresh_key())
-        asyncio.run(begin_ledger(server.dsn(), self.master, "bench"))
-        self.key, _ = asyncio.run(mint(server.dsn(), self.master, "bench", "operator", None))
+        asyncio.run(create_ledger(server.dsn(), self.master, "bench"))
+        self.key, _ = asyncio.run(create_key(server.dsn(), self.master, "bench", "operator", None))
         _grow(server, self.key.ledger_id, events)
         self.append_us: list[float] = []
         self.load_us: list[float] = []

@@ -22,7 +22,7 @@ from typing import Any, Final
 import httpx
 import psutil
 
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.processes.runtime import API, WORKER
@@ -124,7 +124,7 @@ def run() -> dict[str, Any]:
     master = base64.b64encode(fresh_key()).decode()
     with postgres() as server, ExitStack() as stack:
         asyncio.run(create_views(server.dsn()))
-        requests = Requests(asyncio.run(begin_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
+        requests = Requests(asyncio.run(create_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
         environment = _serve(server, master, API)
         port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))
         second, _ = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))

@@ -24,7 +24,7 @@ from uuid import UUID
 import psycopg
 import uvloop
 
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.eventstore.command_handler import CommandHandler
 from infra.processes.runtime import API, WORKER, runtime, spare_the_collector
@@ -136,8 +136,8 @@ def run(*, per_second: int = COMMANDS_PER_SECOND, seconds: float = RUN_S) -> dic
     key_bytes = fresh_key()
     master = base64.b64encode(key_bytes).decode()
     with postgres() as server:
-        asyncio.run(begin_ledger(server.dsn(), MasterKey(key_bytes), "bench"))
-        key, _ = asyncio.run(mint(server.dsn(), MasterKey(key_bytes), "bench", "operator", None))
+        asyncio.run(create_ledger(server.dsn(), MasterKey(key_bytes), "bench"))
+        key, _ = asyncio.run(create_key(server.dsn(), MasterKey(key_bytes), "bench", "operator", None))
         asyncio.run(create_views(server.dsn()))
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "answered.json"

@@ -24,7 +24,7 @@ from typing import Any, Final
 import psycopg
 import uvloop
 
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.processes.runtime import API, WORKER, runtime, spare_the_collector
@@ -126,8 +126,8 @@ def run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sl-bench-kafka-") as directory, postgres() as server:
         kafka = broker.start(Path(directory))
         try:
-            asyncio.run(begin_ledger(server.dsn(), master, "bench"))
-            key, _ = asyncio.run(mint(server.dsn(), master, "bench", "operator", None))
+            asyncio.run(create_ledger(server.dsn(), master, "bench"))
+            key, _ = asyncio.run(create_key(server.dsn(), master, "bench", "operator", None))
             fill(server, key.ledger_id, EVENTS)
             with _worker(server, key_bytes, kafka.plain):
                 rate = _catch_up(server)

@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 
 import psycopg
 
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.embedded.server import EmbeddedPostgres
@@ -138,8 +138,8 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
     master = MasterKey.from_text(master_text)
     with postgres(BUFFERS) as server:
         asyncio.run(create_views(server.dsn()))
-        asyncio.run(begin_ledger(server.dsn(), master, "bench"))
-        key, text = asyncio.run(mint(server.dsn(), master, "bench", "auditor", None))
+        asyncio.run(create_ledger(server.dsn(), master, "bench"))
+        key, text = asyncio.run(create_key(server.dsn(), master, "bench", "auditor", None))
         fill(server, key.ledger_id, events)
         asyncio.run(_fill_views(server))
         with psycopg.connect(server.dsn(), autocommit=True) as connection:

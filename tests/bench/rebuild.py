@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 import uvloop
 
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.pool import Database
@@ -89,7 +89,7 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
     """Measure on so many events, a million if nothing else is said; `full` is ten million."""
     events = events or (FULL if full else EVENTS)
     with postgres(BUFFERS) as server:
-        asyncio.run(begin_ledger(server.dsn(), MasterKey(fresh_key()), "bench"))
+        asyncio.run(create_ledger(server.dsn(), MasterKey(fresh_key()), "bench"))
         with psycopg.connect(server.dsn()) as connection:
             (ledger_id,) = connection.execute("SELECT ledger_id FROM ledgers").fetchone() or (0,)
         fill(server, ledger_id, events)

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from api.streams import MAX_STREAMS_OF_A_KEY
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.processes.runtime import API
@@ -57,7 +57,7 @@ def measure(port: int, requests: Requests, keys: list[str], clients: int) -> dic
 
 async def subscriber(server: EmbeddedPostgres, master: str) -> str:
     """Mint a key that follows."""
-    return (await mint(server.dsn(), MasterKey.from_text(master), "bench", "subscriber", None))[1]
+    return (await create_key(server.dsn(), MasterKey.from_text(master), "bench", "subscriber", None))[1]
 
 
 def run() -> dict[str, Any]:
@@ -65,7 +65,7 @@ def run() -> dict[str, Any]:
     master = base64.b64encode(fresh_key()).decode()
     with postgres() as server, ExitStack() as stack:
         asyncio.run(create_views(server.dsn()))
-        requests = Requests(asyncio.run(begin_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
+        requests = Requests(asyncio.run(create_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
         port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=_serve(server, master, API)))
         requests.prepare(port, 10, 10)
         drive([port], requests.issue, seconds=2.0)

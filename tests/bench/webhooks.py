@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 import uvloop
 
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey
 from infra.delivery.webhooks.models import Owner
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
@@ -31,8 +31,8 @@ WITHIN_S: Final = 300.0
 async def _prepare(server: EmbeddedPostgres, key: bytes, url: str) -> int:
     """Record events, and have them sent to a URL from the first on; return how many there are."""
     master = MasterKey(key)
-    await begin_ledger(server.dsn(), master, "bench")
-    minted, _ = await mint(server.dsn(), master, "bench", "operator", None)
+    await create_ledger(server.dsn(), master, "bench")
+    minted, _ = await create_key(server.dsn(), master, "bench", "operator", None)
     async with runtime(server.dsn(API), API, master) as opened:
         load = Load(opened.handler, minted.ledger_id, minted.key_id)
         await load.prepare()

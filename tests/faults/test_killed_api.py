@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import httpx
 
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.processes.runtime import API
 from infra.processes.worker import create_views
@@ -137,7 +137,7 @@ def test_a_killed_api_keeps_what_it_answered_and_gives_one_answer_to_the_rest() 
     master_key = fresh_key()
     with durable() as database:
         asyncio.run(create_views(database.dsn()))
-        key = asyncio.run(begin_ledger(database.dsn(), MasterKey(master_key), "told"))
+        key = asyncio.run(create_ledger(database.dsn(), MasterKey(master_key), "told"))
         port = free_port()
         environment = {
             **os.environ,

@@ -19,7 +19,7 @@ from typing import Final
 
 import httpx
 
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.delivery.webhooks.models import DeliveryPolicy, Owner
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
@@ -101,8 +101,8 @@ def test_a_stream_over_killed_servers_has_every_event_once_and_in_order() -> Non
     master = fresh_key()
 
     async def story(dsn: str, api_dsn: str) -> tuple[list[int], int, int]:
-        minted, _ = await mint(dsn, MasterKey(master), "told", "operator", None)
-        _, key = await mint(dsn, MasterKey(master), "told", "subscriber", None)
+        minted, _ = await create_key(dsn, MasterKey(master), "told", "operator", None)
+        _, key = await create_key(dsn, MasterKey(master), "told", "subscriber", None)
         port = free_port()
         environment = {
             **os.environ,
@@ -133,7 +133,7 @@ def test_a_stream_over_killed_servers_has_every_event_once_and_in_order() -> Non
 
     with durable() as database:
         asyncio.run(create_views(database.dsn()))
-        asyncio.run(begin_ledger(database.dsn(), MasterKey(master), "told"))
+        asyncio.run(create_ledger(database.dsn(), MasterKey(master), "told"))
         seen, head, connections = asyncio.run(story(database.dsn(), database.dsn(API)))
     print(f"{len(seen)} events over {connections} connections and {KILLS} ends of the server")  # noqa: T201 - for -s
     assert seen == list(range(1, head + 1))
@@ -142,7 +142,7 @@ def test_a_stream_over_killed_servers_has_every_event_once_and_in_order() -> Non
 
 async def _deliver(master: bytes, dsn: str, api_dsn: str, worker_dsn: str) -> tuple[Receiver, int]:
     """Send what is recorded meanwhile, by one worker after the other; return what came, and how much was recorded."""
-    minted, _ = await mint(dsn, MasterKey(master), "told", "operator", None)
+    minted, _ = await create_key(dsn, MasterKey(master), "told", "operator", None)
     environment = {
         **os.environ,
         "SPARKLEDGER_DATABASE_URL": worker_dsn,
@@ -192,7 +192,7 @@ def test_webhooks_over_killed_workers_lose_nothing_and_keep_each_codes_order() -
     master = fresh_key()
     with durable() as database:
         asyncio.run(create_views(database.dsn()))
-        asyncio.run(begin_ledger(database.dsn(), MasterKey(master), "told"))
+        asyncio.run(create_ledger(database.dsn(), MasterKey(master), "told"))
         dsns = (database.dsn(), database.dsn(API), database.dsn(WORKER))
         receiver, head = asyncio.run(_deliver(master, *dsns))
 

@@ -13,7 +13,7 @@ import psycopg
 from domain.values import Actor, Role
 from infra.auth.api_keys import ApiKey
 from infra.auth.authenticator import Authenticator
-from infra.auth.key_admin import MACHINE
+from infra.auth.key_admin import COMMAND_LINE
 from infra.crypto.envelope import MasterKey
 from infra.crypto.keyring import Keyring
 from infra.eventstore.aggregate_reader import AggregateReader
@@ -65,7 +65,7 @@ class Opened:
 
     database: TestDatabase
     api: Runtime
-    identity: Authenticator
+    authenticator: Authenticator
 
     @property
     def handler(self) -> CommandHandler:
@@ -89,11 +89,11 @@ class Opened:
 
     async def begin(self, name: str = "main", role: Role = "operator") -> Tenant:
         """Begin a ledger, with a key of a role."""
-        return await self.another_key(await self.identity.create_ledger(name), role)
+        return await self.another_key(await self.authenticator.create_ledger(name), role)
 
     async def another_key(self, ledger_id: int, role: Role = "operator") -> Tenant:
         """Mint a key for a ledger."""
-        key, _, _ = await self.identity.create(ledger_id, role=role)
+        key, _, _ = await self.authenticator.create(ledger_id, role=role)
         return Tenant(ledger_id, key)
 
     async def when(self, tenant: Tenant, command: Command, key: str | None = None, **fields: Any) -> CommandResult[Any]:
@@ -104,12 +104,12 @@ class Opened:
     @property
     def erasures(self) -> Erasures:
         """What carries out erasures."""
-        return Erasures(self.api.database, self.aggregates, self.api.identity)
+        return Erasures(self.api.database, self.aggregates, self.api.authenticator)
 
     async def erase(self, tenant: Tenant, creator_id: str = CREATOR) -> None:
         """Erase a creator: the event and the deed."""
         await self.when(tenant, erase(creator_id=creator_id))
-        assert await self.erasures.carry_out(tenant.ledger_id, creator_id, MACHINE)
+        assert await self.erasures.carry_out(tenant.ledger_id, creator_id, COMMAND_LINE)
 
     async def apply(self) -> None:
         """Let every view take in what is recorded."""

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from infra.auth.bootstrap import begin_ledger, mint
+from infra.auth.key_commands import create_key, create_ledger
 from infra.processes.runtime import WORKER
 from infra.processes.worker import create_views
 from tests.bench.due_codes import CAMPAIGN_EVERY, fill
@@ -80,8 +80,8 @@ def scene(database: TestDatabase, ends_at: datetime, recorded_at: datetime) -> I
 
     async def prepare() -> None:
         await create_views(database.dsn())
-        await begin_ledger(database.dsn(), MASTER_KEY, "main")
-        key, _ = await mint(database.dsn(), MASTER_KEY, "main", "auditor", None)
+        await create_ledger(database.dsn(), MASTER_KEY, "main")
+        key, _ = await create_key(database.dsn(), MASTER_KEY, "main", "auditor", None)
         await fill(database.dsn(), MASTER_KEY, key.ledger_id, CODES, ends_at, recorded_at)
 
     asyncio.run(prepare())

@@ -26,7 +26,7 @@ from eventsourcing.persistence import (
 from eventsourcing.tests import application as application_cases
 from eventsourcing.tests import persistence as cases
 
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.processes.runtime import API, WORKER
 from tests.conftest import TestDatabase
 from tests.infra.library_log import SynchronousLog
@@ -50,7 +50,7 @@ def log(database: TestDatabase) -> Iterator[SynchronousLog]:
 
 def new_ledger(database: TestDatabase, name: str | None = None) -> int:
     name = name or f"ledger-{uuid4()}"
-    asyncio.run(begin_ledger(database.dsn(WORKER), MASTER_KEY, name))
+    asyncio.run(create_ledger(database.dsn(WORKER), MASTER_KEY, name))
     with psycopg.connect(database.dsn()) as connection:
         row = connection.execute("SELECT ledger_id FROM ledgers WHERE name = %s", (name,)).fetchone()
     assert row is not None

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import cli
 from domain.code import Code
-from infra.auth.bootstrap import begin_ledger
+from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey
 from infra.processes.runtime import WORKER
 from infra.processes.worker import create_views
@@ -98,7 +98,7 @@ class Filled:
 @pytest.fixture
 def begun(database: TestDatabase) -> Filled:
     """The ledger, empty, and its views."""
-    asyncio.run(begin_ledger(database.dsn(), MasterKey(KEY), "acme"))
+    asyncio.run(create_ledger(database.dsn(), MasterKey(KEY), "acme"))
     asyncio.run(create_views(database.dsn()))
     with psycopg.connect(database.dsn()) as connection:
         (ledger_id,) = connection.execute("SELECT ledger_id FROM ledgers").fetchone() or (0,)

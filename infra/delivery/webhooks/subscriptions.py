@@ -15,7 +15,7 @@ from uuid import UUID
 
 import orjson
 
-from infra.auth.key_admin import held
+from infra.auth.key_admin import lock_valid_key
 from infra.delivery.webhooks.models import (
     DeadLetter,
     Delivery,
@@ -374,7 +374,7 @@ class WebhookSubscriptions:
     async def _changing(self, owner: Owner) -> AsyncIterator[LedgerConnection]:
         """Open a transaction for a change, and hold the key that asks until its end: a revoked one changes nothing."""
         async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
-            await held(connection, owner.key_id)
+            await lock_valid_key(connection, owner.key_id)
             yield connection
 
     async def _told(self, connection: LedgerConnection, owner: Owner, asked: IdempotentRequest | None) -> Any:

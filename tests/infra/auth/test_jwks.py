@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from infra.auth.issuers import told_problem
 from infra.auth.jwks import ASK_AGAIN_S, ASK_EVERY_S, KEEP_S, MAX_BYTES, REFRESH_AFTER_S, signing_key
-from infra.auth.tokens import Grant, Tokens
+from infra.auth.oidc import Grant, Tokens
+from infra.auth.oidc_issuers import told_problem
 from infra.errors import TokenRefused, Unavailable
-from tests.infra.issuing import DISCOVERY, KEYS, Signer, TestIssuer, in_json, issuing, signer
+from tests.infra.auth.issuing import DISCOVERY, KEYS, Signer, TestIssuer, in_json, issuing, signer
 from tests.waiting import WITHIN_S
 
 

@@ -1,4 +1,4 @@
-"""The first start: the first ledger, the administrator's key."""
+"""Key and ledger commands of the command line, and the keys of the first start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from infra.auth.authenticator import Authenticator, LedgerExists
-from infra.auth.key_admin import Asker
+from infra.auth.key_admin import AccessContext
 from infra.postgres.pool import Database
 from infra.processes.runtime import WORKER
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIRST_LEDGER: Final = "main"
 
-_FIRST_START: Final = Asker(route="sparkledger migrate")
+_FIRST_START: Final = AccessContext(route="sparkledger migrate")
 
 
 @asynccontextmanager
@@ -49,24 +49,26 @@ async def first_keys(conninfo: str, key: KeyProvider, admin_key: str | None) -> 
         MasterKeyError: the database's keys are wrapped with another master key.
 
     """
-    async with _as_worker(conninfo, key) as identity:
+    async with _as_worker(conninfo, key) as authenticator:
         try:
-            ledger_id = await identity.create_ledger(FIRST_LEDGER)
+            ledger_id = await authenticator.create_ledger(FIRST_LEDGER)
         except LedgerExists:
-            ledger_id = await identity.ledger_id(FIRST_LEDGER)
+            ledger_id = await authenticator.ledger_id(FIRST_LEDGER)
         # Another master key than the database's is found out now, and not by the first command.
-        await identity.unwrap_ledger(ledger_id)
+        await authenticator.unwrap_ledger(ledger_id)
         if admin_key is not None:
-            if not await identity.known(admin_key):
-                await identity.create(ledger_id, role="admin", name="administrator", text=admin_key, asker=_FIRST_START)
+            if not await authenticator.known(admin_key):
+                await authenticator.create(
+                    ledger_id, role="admin", name="administrator", text=admin_key, context=_FIRST_START
+                )
             return None
-        if await identity.keys(ledger_id, limit=1):
+        if await authenticator.keys(ledger_id, limit=1):
             return None
-        _, text, _ = await identity.create(ledger_id, role="admin", name="administrator", asker=_FIRST_START)
+        _, text, _ = await authenticator.create(ledger_id, role="admin", name="administrator", context=_FIRST_START)
         return text
 
 
-async def mint(
+async def create_key(
     conninfo: str,
     key: KeyProvider,
     ledger: str,
@@ -86,41 +88,41 @@ async def mint(
         Refused: `creator_erased`, where it would act for erased creators alone.
 
     """
-    async with _as_worker(conninfo, key) as identity:
+    async with _as_worker(conninfo, key) as authenticator:
         if create:
             with suppress(LedgerExists):
-                await identity.create_ledger(ledger)
-        ledger_id = await identity.ledger_id(ledger)
-        minted, text, _ = await identity.create(
+                await authenticator.create_ledger(ledger)
+        ledger_id = await authenticator.ledger_id(ledger)
+        minted, text, _ = await authenticator.create(
             ledger_id,
             role=role,
             name=name,
             subjects=subjects,
             expires_at=expires_at,
             may_reveal=may_reveal,
-            asker=Asker(route="sparkledger keys create"),
+            context=AccessContext(route="sparkledger keys create"),
         )
         return minted, text
 
 
-async def begin_ledger(conninfo: str, key: KeyProvider, name: str) -> str:
+async def create_ledger(conninfo: str, key: KeyProvider, name: str) -> str:
     """Begin a ledger and return its first admin key.
 
     Raises:
         LedgerExists: the name is taken.
 
     """
-    async with _as_worker(conninfo, key) as identity:
-        ledger_id = await identity.create_ledger(name)
-        asker = Asker(route="sparkledger ledgers create")
-        _, text, _ = await identity.create(ledger_id, role="admin", name="administrator", asker=asker)
+    async with _as_worker(conninfo, key) as authenticator:
+        ledger_id = await authenticator.create_ledger(name)
+        context = AccessContext(route="sparkledger ledgers create")
+        _, text, _ = await authenticator.create(ledger_id, role="admin", name="administrator", context=context)
         return text
 
 
 async def list_ledgers(conninfo: str, key: KeyProvider) -> list[tuple[int, str]]:
     """List all ledgers as id and name."""
-    async with _as_worker(conninfo, key) as identity:
-        return await identity.ledgers()
+    async with _as_worker(conninfo, key) as authenticator:
+        return await authenticator.ledgers()
 
 
 async def find_ledger(conninfo: str, key: KeyProvider, name: str) -> int:
@@ -130,8 +132,8 @@ async def find_ledger(conninfo: str, key: KeyProvider, name: str) -> int:
         LookupError: there is no such ledger.
 
     """
-    async with _as_worker(conninfo, key) as identity:
-        return await identity.ledger_id(name)
+    async with _as_worker(conninfo, key) as authenticator:
+        return await authenticator.ledger_id(name)
 
 
 async def list_keys(conninfo: str, key: KeyProvider, ledger: str) -> list[ApiKey]:
@@ -141,8 +143,8 @@ async def list_keys(conninfo: str, key: KeyProvider, ledger: str) -> list[ApiKey
         LookupError: there is no such ledger.
 
     """
-    async with _as_worker(conninfo, key) as identity:
-        return await identity.keys(await identity.ledger_id(ledger))
+    async with _as_worker(conninfo, key) as authenticator:
+        return await authenticator.keys(await authenticator.ledger_id(ledger))
 
 
 async def rotate_key(conninfo: str, key: KeyProvider, ledger: str, key_id: UUID, overlap_s: int) -> str:
@@ -153,11 +155,11 @@ async def rotate_key(conninfo: str, key: KeyProvider, ledger: str, key_id: UUID,
         KeyNotRotatable: it is no longer valid, or stands for the bearer of tokens.
 
     """
-    async with _as_worker(conninfo, key) as identity:
-        asker = Asker(route="sparkledger keys rotate")
-        ledger_id = await identity.ledger_id(ledger)
+    async with _as_worker(conninfo, key) as authenticator:
+        context = AccessContext(route="sparkledger keys rotate")
+        ledger_id = await authenticator.ledger_id(ledger)
         try:
-            _, text, _ = await identity.rotate(ledger_id, key_id, overlap_s=overlap_s, asker=asker)
+            _, text, _ = await authenticator.rotate(ledger_id, key_id, overlap_s=overlap_s, context=context)
         except LookupError as error:
             raise _no_such_key(ledger) from error
         return text
@@ -170,9 +172,9 @@ async def revoke_key(conninfo: str, key: KeyProvider, ledger: str, key_id: UUID)
         LookupError: there is no such ledger or key.
 
     """
-    async with _as_worker(conninfo, key) as identity:
-        asker = Asker(route="sparkledger keys revoke")
-        if not await identity.revoke(await identity.ledger_id(ledger), key_id, asker=asker):
+    async with _as_worker(conninfo, key) as authenticator:
+        context = AccessContext(route="sparkledger keys revoke")
+        if not await authenticator.revoke(await authenticator.ledger_id(ledger), key_id, context=context):
             raise _no_such_key(ledger)
 
 

@@ -19,7 +19,7 @@ from domain.campaign import Campaign
 from domain.errors import Refused
 from domain.recorded import RecordedEvent
 from domain.values import Sealed
-from infra.auth.key_admin import MACHINE
+from infra.auth.key_admin import COMMAND_LINE
 from infra.crypto.envelope import associated_data
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.pool import Database
@@ -122,7 +122,7 @@ async def test_after_an_erasure_everything_works_and_nothing_of_it_is_found(
         await history.tell(*step)
     sealed_before = await unsealed(opened.api, tenant)
     assert await history.tell("creator-1", "erase") == "done"
-    await opened.erasures.carry_out(tenant.ledger_id, "creator-1", MACHINE)
+    await opened.erasures.carry_out(tenant.ledger_id, "creator-1", COMMAND_LINE)
     erased = history.texts["creator-1"].copy()
     for creator, what in after:
         outcome = await history.tell(creator, what)

@@ -26,9 +26,9 @@ from infra.errors import Unavailable
 from infra.processes.runtime import API, WORKER, Runtime, runtime
 from projections.engine.advisory_locks import AdvisoryLock
 from tests import given
+from tests.infra.crypto.test_master_keys import BOTH, NEW, NEW_ID, OLD, OLD_ID, THIRD, key_file, text
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.programs import running
-from tests.infra.test_custody import BOTH, NEW, NEW_ID, OLD, OLD_ID, THIRD, key_file, text
 
 
 def told(_: str) -> None:
@@ -72,7 +72,7 @@ SECRETS = [f"#secret-of-{number}" for number in range(3)]
 
 
 class Service:
-    """A key management service, as `custody` says that one is added: it has the key, and is asked over a wire."""
+    """A key management service, added as `master_keys` says: it has the key, and is asked over a wire."""
 
     key_ids: Sequence[str] = (short_id("arn:key/1"),)
 
@@ -132,12 +132,12 @@ def wrapped_with(opened: Opened) -> set[str]:
 
 async def test_after_a_rotation_the_new_key_alone_opens_everything(opened: Opened) -> None:
     tenant = await story(opened)
-    key, key_text, _ = await opened.identity.create(tenant.ledger_id, role="auditor")
+    key, key_text, _ = await opened.authenticator.create(tenant.ledger_id, role="auditor")
     assert await rotate(opened.database.dsn(), BOTH, told) == NEW_ID
     assert wrapped_with(opened) == {NEW_ID}
     async with process(opened, MasterKey(NEW)) as other:
         assert await reads(other, tenant) == SECRETS
-        found = await other.identity.authenticate(key_text, datetime.now(UTC))
+        found = await other.authenticator.authenticate(key_text, datetime.now(UTC))
         assert found is not None
         assert found.key_id == key.key_id
         # Found by the keyed hash of its secret, which stayed what it was.

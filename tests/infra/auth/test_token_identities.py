@@ -13,7 +13,7 @@ from domain.errors import NotAllowed
 from infra.auth.authenticator import Authenticator
 from infra.errors import KeyNoLongerValid, TokenRefused
 from tests import given
-from tests.infra.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
+from tests.infra.auth.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 
 MAKERS: dict[str, Any] = {
@@ -39,70 +39,70 @@ async def tenant(opened: Opened) -> Tenant:
 
 
 @pytest.fixture
-def identity(opened: Opened, issuer: TestIssuer) -> Authenticator:
+def authenticator(opened: Opened, issuer: TestIssuer) -> Authenticator:
     return Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(role="operator")])
 
 
 async def test_a_bearer_is_one_key_whatever_token_they_come_with(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, authenticator: Authenticator
 ) -> None:
     first, second, other = [
-        await identity.authenticate(issuer.token(sub=sub, jti=jti), now())
+        await authenticator.authenticate(issuer.token(sub=sub, jti=jti), now())
         for sub, jti in (("ana", "1"), ("ana", "2"), ("ben", "3"))
     ]
     assert first is not None and second is not None and other is not None  # noqa: PT018 - for the type checker
     assert first.key_id == second.key_id != other.key_id
     assert (first.kind, first.ledger_id, first.role) == ("token", tenant.ledger_id, "operator")
-    keys = {key.key_id: key for key in await identity.keys(tenant.ledger_id)}
+    keys = {key.key_id: key for key in await authenticator.keys(tenant.ledger_id)}
     assert (keys[first.key_id].name, keys[first.key_id].subject) == (issuer.url, "ana")
-    await identity.stop()
+    await authenticator.stop()
 
 
 async def test_what_the_issuer_calls_a_bearer_is_stored_encrypted(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, authenticator: Authenticator
 ) -> None:
-    await identity.authenticate(issuer.token(sub="ana.real.name"), now())
+    await authenticator.authenticate(issuer.token(sub="ana.real.name"), now())
     for table in ("api_keys", "api_key_hashes", "api_key_uses", "accesses"):
         rows = opened.sql(f"SELECT t::text FROM {table} t")
         assert rows
         assert not any("ana.real.name" in row[0] or b"ana.real.name".hex() in row[0] for row in rows)
-    await identity.stop()
+    await authenticator.stop()
 
 
 async def test_bearers_of_two_issuers_are_two_though_they_are_called_the_same(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
     with issuing() as second:
-        identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(), second.configured()])
-        keys = [await identity.authenticate(one.token(sub="ana"), now()) for one in (issuer, second)]
+        authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(), second.configured()])
+        keys = [await authenticator.authenticate(one.token(sub="ana"), now()) for one in (issuer, second)]
         assert len({key.key_id for key in keys if key is not None}) == 2
-        await identity.stop()
+        await authenticator.stop()
 
 
 async def test_a_bearer_who_comes_for_the_first_time_many_times_at_once_is_one(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
     """As in several processes that have not heard of each other."""
-    identities = [Authenticator(opened.api.database, MASTER_KEY, [issuer.configured()]) for _ in range(4)]
+    authenticators = [Authenticator(opened.api.database, MASTER_KEY, [issuer.configured()]) for _ in range(4)]
     keys = await asyncio.gather(
-        *(one.authenticate(issuer.token(sub="ana", jti=str(n)), now()) for n in range(4) for one in identities)
+        *(one.authenticate(issuer.token(sub="ana", jti=str(n)), now()) for n in range(4) for one in authenticators)
     )
     assert len({key.key_id for key in keys if key is not None}) == 1
-    assert len(await opened.identity.keys(tenant.ledger_id)) == 2
+    assert len(await opened.authenticator.keys(tenant.ledger_id)) == 2
     first_uses = [
         row for row in await opened.api.views.accesses.page(tenant.ledger_id, limit=9) if row.route == "first use"
     ]
     assert [row.query for row in first_uses] == [{"kind": "token"}]
-    for one in identities:
+    for one in authenticators:
         await one.stop()
 
 
 async def test_role_and_subjects_are_those_of_the_token_that_is_presented(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
-    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     known = [
-        await identity.authenticate(issuer.token(**claims), now())
+        await authenticator.authenticate(issuer.token(**claims), now())
         for claims in ({"role": "c", "creators": ["ana"]}, {"role": "a"}, {"role": "c", "creators": "ben"})
     ]
     assert [(key.role, key.subjects.creator_ids) for key in known if key is not None] == [
@@ -110,14 +110,14 @@ async def test_role_and_subjects_are_those_of_the_token_that_is_presented(
         ("auditor", frozenset()),
         ("creator", frozenset({"ben"})),
     ]
-    await identity.stop()
+    await authenticator.stop()
 
 
-async def written_down(identity: Authenticator, tenant: Tenant) -> list[tuple[str, list[str], str | None, bool]]:
+async def written_down(authenticator: Authenticator, tenant: Tenant) -> list[tuple[str, list[str], str | None, bool]]:
     """Return role, creators and name of each bearer as they stand in the list, and whether they are let in."""
     return [
         (key.role, sorted(key.subjects.creator_ids), key.subject, key.revoked_at is None)
-        for key in await identity.keys(tenant.ledger_id)
+        for key in await authenticator.keys(tenant.ledger_id)
         if key.kind == "token"
     ]
 
@@ -125,7 +125,7 @@ async def written_down(identity: Authenticator, tenant: Tenant) -> list[tuple[st
 async def test_what_is_written_down_of_a_bearer_is_what_their_newest_token_says(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
-    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     both = issuer.token(role="c", creators=["ana", "second-account"])
     alone = issuer.token(role="c", creators=["ana"])
     for token, told in (
@@ -135,9 +135,9 @@ async def test_what_is_written_down_of_a_bearer_is_what_their_newest_token_says(
         (both, ("creator", ["ana"])),
         (issuer.token(role="a"), ("auditor", [])),
     ):
-        assert await identity.authenticate(token, now()) is not None
-        assert await written_down(identity, tenant) == [(*told, "somebody", True)]
-    await identity.stop()
+        assert await authenticator.authenticate(token, now()) is not None
+        assert await written_down(authenticator, tenant) == [(*told, "somebody", True)]
+    await authenticator.stop()
 
 
 async def test_no_key_is_given_another_role_as_if_it_were_a_bearer(opened: Opened, tenant: Tenant) -> None:
@@ -153,22 +153,22 @@ async def test_an_erasure_shuts_out_and_forgets_whoever_acts_for_the_creator_alo
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
     await opened.when(tenant, given.permission())
-    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     first: dict[str, Any] = {"role": "c", "creators": [given.CREATOR, "second-account"]}
     now_alone: dict[str, Any] = {"role": "c", "creators": [given.CREATOR]}
     ana, left = issuer.token(sub="ana", **now_alone), issuer.token(sub="left", role="a")
     for token in (issuer.token(sub="ana", **first), ana, issuer.token(sub="left", **now_alone), left):
-        assert await identity.authenticate(token, now()) is not None
+        assert await authenticator.authenticate(token, now()) is not None
     await opened.erase(tenant)
-    identity.forget()
+    authenticator.forget()
     with pytest.raises(TokenRefused, match="was revoked here"):
-        await identity.authenticate(ana, now())
-    assert await identity.still_opens(left, now())
-    assert await written_down(identity, tenant) == [
+        await authenticator.authenticate(ana, now())
+    assert await authenticator.still_opens(left, now())
+    assert await written_down(authenticator, tenant) == [
         ("auditor", [], "left", True),
         ("creator", [given.CREATOR], None, False),
     ]
-    await identity.stop()
+    await authenticator.stop()
 
 
 async def test_a_bearer_who_acts_for_erased_creators_alone_is_not_let_in_and_not_written_down(
@@ -177,13 +177,13 @@ async def test_a_bearer_who_acts_for_erased_creators_alone_is_not_let_in_and_not
     for creator_id in (given.CREATOR, "second-account"):
         await opened.when(tenant, given.permission(creator_id=creator_id))
         await opened.erase(tenant, creator_id)
-    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     for creators in ([given.CREATOR], [given.CREATOR, "second-account"]):
         with pytest.raises(TokenRefused, match="was erased here"):
-            await identity.authenticate(issuer.token(role="c", creators=creators), now())
-    assert await written_down(identity, tenant) == []
-    assert await identity.still_opens(issuer.token(role="c", creators=[given.CREATOR, "somebody-else"]), now())
-    await identity.stop()
+            await authenticator.authenticate(issuer.token(role="c", creators=creators), now())
+    assert await written_down(authenticator, tenant) == []
+    assert await authenticator.still_opens(issuer.token(role="c", creators=[given.CREATOR, "somebody-else"]), now())
+    await authenticator.stop()
 
 
 async def test_a_token_that_was_let_in_ends_with_the_erasure_of_whom_it_acts_for(
@@ -191,69 +191,69 @@ async def test_a_token_that_was_let_in_ends_with_the_erasure_of_whom_it_acts_for
 ) -> None:
     """Also where the bearer's newest token is another one, so that the bearer goes on."""
     await opened.when(tenant, given.permission())
-    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
     alone, newest = (issuer.token(role="c", creators=ids) for ids in ([given.CREATOR], [given.CREATOR, "another"]))
-    assert [await identity.still_opens(token, now()) for token in (alone, newest)] == [True, True]
+    assert [await authenticator.still_opens(token, now()) for token in (alone, newest)] == [True, True]
     await opened.when(tenant, given.erase())
-    identity.forget()
-    assert [await identity.still_opens(token, now()) for token in (alone, newest)] == [False, True]
-    await identity.stop()
+    authenticator.forget()
+    assert [await authenticator.still_opens(token, now()) for token in (alone, newest)] == [False, True]
+    await authenticator.stop()
 
 
 async def test_a_bearer_who_was_shut_out_stays_out_with_any_token(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, authenticator: Authenticator
 ) -> None:
     token = issuer.token(sub="ana")
-    key = await identity.authenticate(token, now())
+    key = await authenticator.authenticate(token, now())
     assert key is not None
-    await identity.revoke(tenant.ledger_id, key.key_id)
+    await authenticator.revoke(tenant.ledger_id, key.key_id)
     for presented in (token, issuer.token(sub="ana", jti="another")):
         with pytest.raises(TokenRefused, match="was revoked here"):
-            await identity.authenticate(presented, now())
-        assert await identity.still_opens(presented, now()) is False
+            await authenticator.authenticate(presented, now())
+        assert await authenticator.still_opens(presented, now()) is False
     with pytest.raises(KeyNoLongerValid):
         await opened.when(Tenant(tenant.ledger_id, key), given.permission())
-    await identity.stop()
+    await authenticator.stop()
 
 
 async def test_a_token_that_is_remembered_expires_all_the_same(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, authenticator: Authenticator
 ) -> None:
     token, moment = issuer.token(), now()
-    assert await identity.still_opens(token, moment)
-    assert await identity.still_opens(token, moment + timedelta(seconds=3600 + 50))
-    assert not await identity.still_opens(token, moment + timedelta(seconds=3600 + 61))
+    assert await authenticator.still_opens(token, moment)
+    assert await authenticator.still_opens(token, moment + timedelta(seconds=3600 + 50))
+    assert not await authenticator.still_opens(token, moment + timedelta(seconds=3600 + 61))
     assert issuer.asked == [DISCOVERY, KEYS]
-    await identity.stop()
+    await authenticator.stop()
 
 
 async def test_a_token_that_is_remembered_is_verified_again_when_the_issuers_keys_change(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, authenticator: Authenticator
 ) -> None:
     token = issuer.token()
-    assert await identity.still_opens(token, now())
+    assert await authenticator.still_opens(token, now())
     issuer.signers = [signer("ES256", "another")]
-    assert identity._bearers is not None
-    keys = identity._bearers._tokens._issuers[issuer.url][1]
+    assert authenticator._bearers is not None
+    keys = authenticator._bearers._tokens._issuers[issuer.url][1]
     keys._ask_from = float("-inf")
     with pytest.raises(TokenRefused):
-        await identity.authenticate(issuer.token(headers={"kid": "unknown"}), now())
-    assert not await identity.still_opens(token, now())
-    await identity.stop()
+        await authenticator.authenticate(issuer.token(headers={"kid": "unknown"}), now())
+    assert not await authenticator.still_opens(token, now())
+    await authenticator.stop()
 
 
 async def test_a_token_that_leads_to_no_ledger_is_turned_away(opened: Opened, issuer: TestIssuer) -> None:
     await opened.begin("another")
-    identity = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured()])
+    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured()])
     with pytest.raises(NotAllowed, match="a ledger that is not here"):
-        await identity.authenticate(issuer.token(), now())
-    await identity.stop()
+        await authenticator.authenticate(issuer.token(), now())
+    await authenticator.stop()
 
 
 async def test_a_bearer_has_no_key_that_could_be_presented(
-    opened: Opened, tenant: Tenant, issuer: TestIssuer, identity: Authenticator
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, authenticator: Authenticator
 ) -> None:
-    key = await identity.authenticate(issuer.token(), now())
+    key = await authenticator.authenticate(issuer.token(), now())
     assert key is not None
     (row,) = opened.sql("SELECT hash FROM api_key_hashes WHERE key_id = %s", key.key_id)
     # A key's hash is longer, so that none can ever be that of a bearer.
@@ -261,4 +261,4 @@ async def test_a_bearer_has_no_key_that_could_be_presented(
     assert {
         len(other[0]) for other in opened.sql("SELECT hash FROM api_key_hashes WHERE key_id <> %s", key.key_id)
     } == {32}
-    await identity.stop()
+    await authenticator.stop()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from domain.values import Role
     from infra.auth.api_keys import Subjects
-    from infra.auth.issuers import Issuer
+    from infra.auth.oidc_issuers import Issuer
 
 MAX_TOKEN_CHARACTERS: Final = 8_192
 # Clocks of others may differ from ours by so much.

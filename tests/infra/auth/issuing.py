@@ -15,7 +15,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from infra.auth.issuers import Issuer
+from infra.auth.oidc_issuers import Issuer
 
 AUDIENCE: Final = "sparkledger"
 DISCOVERY: Final = "/.well-known/openid-configuration"

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from domain.errors import NotAllowed
 from infra.auth.api_keys import Subjects
-from infra.auth.tokens import MAX_TOKEN_CHARACTERS, Grant, Tokens
+from infra.auth.oidc import MAX_TOKEN_CHARACTERS, Grant, Tokens
 from infra.errors import TokenRefused
-from tests.infra.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
+from tests.infra.auth.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
 
 
 def now() -> datetime:
@@ -119,7 +119,7 @@ async def test_where_several_roles_fit_the_first_of_the_settings_counts(issuer: 
 async def test_a_token_whose_claims_open_nothing_is_turned_away(
     issuer: TestIssuer, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], claims: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("infra.auth.tokens.MAX_TOKEN_CHARACTERS", 100_000)
+    monkeypatch.setattr("infra.auth.oidc.MAX_TOKEN_CHARACTERS", 100_000)
     with pytest.raises(NotAllowed):
         await verified(issuer, issuer.token(**claims), **fields)
 
