@@ -8,10 +8,10 @@ import base64
 from pathlib import Path
 
 import pytest
-from infra.auth.bootstrap import begin_ledger, mint
 from typer.testing import CliRunner
 
 import cli
+from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.processes.terminal import printable
 from tests.conftest import TestDatabase
@@ -43,8 +43,8 @@ def test_a_hostile_name_of_a_key_stays_in_its_line_and_acts_on_nothing(
     monkeypatch.setenv("SPARKLEDGER_DATABASE_URL", database.dsn())
     monkeypatch.setenv("SPARKLEDGER_MASTER_KEY", text)
     master = MasterKey.from_text(text)
-    asyncio.run(begin_ledger(database.dsn(), master, "main"))
-    asyncio.run(mint(database.dsn(), master, "main", "auditor", HOSTILE))
+    asyncio.run(create_ledger(database.dsn(), master, "main"))
+    asyncio.run(create_key(database.dsn(), master, "main", "auditor", HOSTILE))
 
     done = CliRunner().invoke(cli.app, ["keys", "list"])
 
