@@ -11,8 +11,11 @@ Source = Literal["creator", "brand", "operator", "platform", "clock"]
 Channel = Literal["dm", "email", "text", "other"]
 State = Literal["generated", "shared", "redeemed", "expired", "revoked"]
 
-# Ids are opaque to us; whoever calls us chooses them. The alphabet keeps them safe in paths, headers and logs.
-ID_PATTERN = r"^[A-Za-z0-9._:@-]{1,128}$"
+# Ids are opaque to us; whoever calls us chooses them. The alphabet keeps them safe in paths, headers and logs; `.` and
+# `..` are no ids, for every client takes them out of a path.
+ID_PATTERN = (
+    r"^([A-Za-z0-9_:@-][A-Za-z0-9._:@-]{0,127}|\.[A-Za-z0-9_:@-][A-Za-z0-9._:@-]{0,126}|\.\.[A-Za-z0-9._:@-]{1,126})$"
+)
 
 # Short secrets are masked whole: four visible characters of twelve would be a third of the secret.
 MASK_WHOLE_BELOW_CHARACTERS = 16

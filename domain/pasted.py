@@ -1,0 +1,381 @@
+"""What people paste: codes, video ids, creators and times, reduced to what they mean or refused with a reason.
+
+    secret      “#v08a%2Bb/c=”                            →  #v08a%2Bb/c= to store, v08a+b/c= to find it by
+    video id    https://www.tiktok.com/@ana/video/73…67  →  73…67
+    creator     https://www.tiktok.com/@Ana              →  Ana to show, ana to find it by
+    time        2026-10-27 00:00:00                      →  2026-10-27T00:00:00Z
+
+Nothing is guessed: text that may mean two things is refused, and the sentence says what to send instead. No sentence
+repeats what was pasted.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal, get_args
+
+from domain.values import ID_PATTERN
+
+Kind = Literal["secret", "video_id", "creator_id", "moment"]
+Reason = Literal[
+    "several_codes",
+    "sentence",
+    "too_short",
+    "too_long",
+    "control_character",
+    "short_link",
+    "other_link",
+    "rounded_by_spreadsheet",
+    "not_a_video_id",
+    "not_a_creator_id",
+    "day_form",
+    "day_alone",
+    "offset_missing",
+    "too_precise",
+    "not_a_time",
+    "year_out_of_range",
+]
+Hint = Literal["percent_encoded", "cut_off", "several_codes", "video_link", "masked_code"]
+Day = Literal["start", "end"]
+VideoIds = Literal["tiktok", "any"]
+
+MIN_SECRET_CHARACTERS: Final = 8
+MAX_SECRET_CHARACTERS: Final = 512
+# As pasted: each character may be percent-encoded, and leading # are kept.
+MAX_STORED_CHARACTERS: Final = 4 * MAX_SECRET_CHARACTERS
+# Shorter codes exist, but a text of this length that nobody knows is more often the half of one.
+CUT_OFF_BELOW_CHARACTERS: Final = 16
+
+# The years that a ledger speaks of; others are slips of a finger, or of a clock.
+FIRST_YEAR: Final = 2000
+LAST_YEAR: Final = 2099
+
+SENTENCES: Final[dict[Reason, str]] = {
+    "several_codes": "This looks like several codes. Send one code at a time.",
+    "sentence": "A code has no white space inside. Send the code alone, without the text around it.",
+    "too_short": f"A code has at least {MIN_SECRET_CHARACTERS} characters, beside the # that it begins with.",
+    "too_long": f"A code has at most {MAX_SECRET_CHARACTERS} characters.",
+    "control_character": "A code has no control characters. Copy it again.",
+    "short_link": (
+        "A short link does not hold the video's id. Open it, and send the long link that the browser then shows."
+    ),
+    "other_link": "This link is not one to a TikTok post. Send the post's own link, or its id of 15 to 20 digits.",
+    "rounded_by_spreadsheet": (
+        "A spreadsheet seems to have rounded this number: it keeps 15 digits of an id. Send the post's link, or the id "
+        "as text; where the zeros at its end are genuine, send video_id_exact: true."
+    ),
+    "not_a_video_id": "A video id has 15 to 20 digits. Send it, or the post's link.",
+    "not_a_creator_id": "A creator's id has 1 to 128 letters, digits or . _ : @ -, and is not . or .. alone.",
+    "day_form": "A day is written year first, as YYYY-MM-DD; other orders of day and month are not guessed at.",
+    "day_alone": "A day alone is no moment. Send a time too, such as 2026-03-01T12:00:00Z.",
+    "offset_missing": "This time does not name its offset. Send it as 2026-03-01T12:00:00Z, or with +02:00 at its end.",
+    "too_precise": "A time has at most six decimals of a second.",
+    "not_a_time": (
+        "This is not a time. Send it by RFC 3339 with its offset, such as 2026-03-01T12:00:00Z, or in UTC as "
+        "2026-03-01 12:00:00."
+    ),
+    "year_out_of_range": f"A time lies in the years {FIRST_YEAR} to {LAST_YEAR}.",
+}
+
+
+class Unusable(ValueError):
+    """What was pasted cannot be taken; `reason` is stable, the sentence is for people."""
+
+    def __init__(self, kind: Kind, reason: Reason) -> None:
+        """Say what it was taken for, and why it is none."""
+        self.kind = kind
+        self.reason = reason
+        super().__init__(SENTENCES[reason])
+
+    @property
+    def code(self) -> str:
+        """The error's stable name, such as `video_id_unusable`."""
+        return f"{self.kind}_unusable"
+
+
+# ── codes ──
+
+# Format characters (Cf) and variation selectors of Unicode 16. They stand here because a code's identity must not
+# depend on which Unicode a version of Python knows.
+_INVISIBLE: Final = re.compile(
+    "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890-\u0891\u08e2\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u2064"
+    "\u2066-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f\U000e0100-\U000e01ef]"
+)
+# What may close a text that begins with a quote; some languages close with what others open with.
+_CLOSING: Final = {
+    '"': '"',
+    "'": "'",
+    "\u201c": "\u201d\u201c",
+    "\u201d": "\u201d",
+    "\u201e": "\u201c\u201d",
+    "\u2018": "\u2019\u2018",
+    "\u2019": "\u2019",
+    "\u201a": "\u2018\u2019",
+    "«": "»",
+    "»": "«",
+    "\u2039": "\u203a",
+    "\u203a": "\u2039",
+    "「": "」",
+    "『": "』",
+}
+_ESCAPE: Final = re.compile(r"%(2[Bb]|2[Ff]|3[Dd]|23)")
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_BETWEEN_CODES: Final = re.compile(r"[\s,;|]+")
+
+
+def stored_secret(text: str) -> str:
+    """Return a code as it is stored and given back: the pasted text less what surrounded it.
+
+    Raises:
+        Unusable: it is not one code; the reason is the first that holds of `several_codes`, `sentence`,
+            `control_character`, `too_short` and `too_long`.
+
+    """
+    stored = _bare(text)
+    _refuse_no_code(stored)
+    return stored
+
+
+def canonical_secret(text: str) -> str:
+    """Return what a code is known by: two pastes with one canonical form are one code.
+
+    Beside what `stored_secret` removes, one layer of percent-encoding and every leading `#` are gone.
+
+    Raises:
+        Unusable: as `stored_secret` has it.
+
+    """
+    return _refuse_no_code(_bare(text))
+
+
+def secret_hint(text: str) -> Hint | None:
+    """Return what a code that nobody knows looks like, so that whoever pasted it can find the mistake."""
+    bare = _bare(text)
+    canonical = _canonical(bare)
+    if re.search(r"https?:|tiktok\.com/", bare, re.IGNORECASE):
+        return "video_link"
+    if re.match(r"…|\.\.\.|[*•]", canonical) or re.search(r"[*•]{3}", canonical):
+        return "masked_code"
+    if _looks_like_several(bare) or "#" in canonical:
+        return "several_codes"
+    if re.search(r"(…|\.\.\.|%[0-9A-Fa-f]?)$", canonical):
+        return "cut_off"
+    if re.search(r"%[0-9A-Fa-f]{2}", canonical):
+        return "percent_encoded"
+    return "cut_off" if len(canonical) < CUT_OFF_BELOW_CHARACTERS else None
+
+
+def _bare(text: str) -> str:
+    """Remove format characters everywhere, and trim what surrounds a code until nothing changes."""
+    bare, before = _INVISIBLE.sub("", text), None
+    while bare != before:
+        before = bare
+        bare = bare.strip().strip("`")
+        if len(bare) > 1 and bare[-1] in _CLOSING.get(bare[0], ""):
+            bare = bare[1:-1]
+        elif bare == before:
+            bare = bare.removeprefix("'")  # a spreadsheet's mark for text, if it is no half of a pair
+    return bare
+
+
+def _canonical(bare: str) -> str:
+    """Decode and drop what differs between copies of one code, until nothing changes."""
+    canonical, before = bare, None
+    while canonical != before:
+        before = canonical
+        canonical = _bare(_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), canonical).lstrip("#"))
+    return canonical
+
+
+def _refuse_no_code(bare: str) -> str:
+    """Return the canonical form of what is one code."""
+    canonical = _canonical(bare)
+    if _looks_like_several(bare):
+        raise Unusable("secret", "several_codes")
+    if re.search(r"\s", bare):
+        raise Unusable("secret", "sentence")
+    if _CONTROL.search(canonical):
+        raise Unusable("secret", "control_character")
+    if len(canonical) < MIN_SECRET_CHARACTERS:
+        raise Unusable("secret", "too_short")
+    if len(canonical) > MAX_SECRET_CHARACTERS or len(bare) > MAX_STORED_CHARACTERS:
+        raise Unusable("secret", "too_long")
+    return canonical
+
+
+def _looks_like_several(bare: str) -> bool:
+    """Tell whether a text is a list: its parts begin like codes, or all of them are as long and as mixed as codes."""
+    parts = [part for part in _BETWEEN_CODES.split(bare) if part]
+    if sum(_bare(part).startswith(("#", "%23")) for part in parts) > 1:
+        return True
+    spaced = bare.split()
+    return len(spaced) > 1 and all(_like_a_code(part) for part in spaced)
+
+
+def _like_a_code(part: str) -> bool:
+    canonical = _canonical(_bare(part.strip(",;|")))
+    return len(canonical) >= MIN_SECRET_CHARACTERS and re.search(r"[0-9+/=]", canonical) is not None
+
+
+# ── video ids ──
+
+_VIDEO_ID: Final = re.compile(r"[0-9]{15,20}")
+_EXPONENT: Final = re.compile(r"[+-]?[0-9]+([.,][0-9]+)?[Ee][+-]?[0-9]+")
+_LINK: Final = re.compile(
+    r"(?:[a-z][a-z0-9+.-]*://)?(?:[^/?#@]*@)?(?P<host>[a-z0-9.-]+)(?::[0-9]*)?(?P<path>/[^?#]*)(?P<tail>[?#].*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_POST_PATH: Final = re.compile(
+    r"(?:/@[^/]*)?/(?:video|photo|v|embed|embed/v2|player/v1|share/video)/(?P<id>[0-9]+)(?:\.html)?/?", re.IGNORECASE
+)
+# Only numbers of this many digits are ids that a spreadsheet may have rounded; it keeps 15.
+_ROUNDED_FROM_DIGITS: Final = 18
+_SPREADSHEET_DIGITS: Final = 15
+
+
+def video_id(text: str, policy: VideoIds = "tiktok", *, exact: bool = False) -> str:
+    """Return the id of a video from the id itself or from a link to its post.
+
+    Args:
+        text: what was pasted.
+        policy: `tiktok` takes 15 to 20 digits; `any` takes every id, and still reduces links.
+        exact: the zeros at the end are genuine, although a spreadsheet's would look like them.
+
+    Raises:
+        Unusable: `short_link`, `other_link`, `rounded_by_spreadsheet` or `not_a_video_id`.
+
+    """
+    bare = _bare(text)
+    link = _LINK.fullmatch(bare)
+    if link is not None:
+        return _video_of_link(link)
+    if policy == "any":
+        if re.fullmatch(ID_PATTERN, bare) is None:
+            raise Unusable("video_id", "not_a_video_id")
+        return bare
+    if _EXPONENT.fullmatch(bare) or (looks_rounded(bare) and not exact):
+        raise Unusable("video_id", "rounded_by_spreadsheet")
+    if _VIDEO_ID.fullmatch(bare) is None:
+        raise Unusable("video_id", "not_a_video_id")
+    return bare
+
+
+def looks_rounded(video_id: str) -> bool:
+    """Tell whether an id looks as if a spreadsheet had kept only 15 of its digits."""
+    significant = len(video_id.lstrip("0").rstrip("0"))
+    return (
+        _VIDEO_ID.fullmatch(video_id) is not None
+        and len(video_id) >= _ROUNDED_FROM_DIGITS
+        and significant <= _SPREADSHEET_DIGITS
+    )
+
+
+def _video_of_link(link: re.Match[str]) -> str:
+    host, path = link["host"].lower().rstrip("."), link["path"]
+    if not _is_tiktok(host):
+        raise Unusable("video_id", "other_link")
+    if host in {"vm.tiktok.com", "vt.tiktok.com"} or path.lower().startswith("/t/"):
+        raise Unusable("video_id", "short_link")
+    post = _POST_PATH.fullmatch(path)
+    if post is None or _VIDEO_ID.fullmatch(post["id"]) is None:
+        raise Unusable("video_id", "other_link")
+    return post["id"]
+
+
+def _is_tiktok(host: str) -> bool:
+    return host == "tiktok.com" or host.endswith(".tiktok.com")
+
+
+# ── creators ──
+
+
+def shown_creator_id(text: str) -> str:
+    """Return a creator's id as it is shown: without `@`, and taken out of a link to the profile or to a post.
+
+    Raises:
+        Unusable: `not_a_creator_id`.
+
+    """
+    bare = _bare(text)
+    link = _LINK.fullmatch(bare)
+    if link is not None:
+        profile = re.match(r"/@([^/]+)", link["path"])
+        if not _is_tiktok(link["host"].lower().rstrip(".")) or profile is None:
+            raise Unusable("creator_id", "not_a_creator_id")
+        bare = profile[1]
+    shown = bare.lstrip("@")
+    if re.fullmatch(ID_PATTERN, shown) is None:
+        raise Unusable("creator_id", "not_a_creator_id")
+    return shown
+
+
+def canonical_creator_id(text: str) -> str:
+    """Return what a creator is known by: as shown, its ASCII letters lower-cased.
+
+    Raises:
+        Unusable: `not_a_creator_id`.
+
+    """
+    return shown_creator_id(text).lower()  # an id holds no letters but ASCII's
+
+
+# ── times ──
+
+_RFC3339: Final = re.compile(
+    r"(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})[Tt](?P<clock>(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9])"
+    r"(?:\.(?P<decimals>[0-9]+))?(?P<offset>[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])?"
+)
+_TIKTOK: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} (?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]")
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DAY_OF_ANOTHER_FORM: Final = re.compile(
+    r"(?![0-9]{4}-[0-9]{2}-[0-9]{2})[0-9]{1,4}[./-][0-9]{1,2}[./-][0-9]{1,4}\.?(?:[ T].*)?", re.DOTALL
+)
+_MAX_DECIMALS: Final = 6
+
+
+def moment(text: str, day: Day | None = None) -> datetime:
+    """Return a time in UTC: of RFC 3339 with its offset, or in TikTok's form `YYYY-MM-DD HH:MM:SS`, which is UTC.
+
+    Args:
+        text: what was pasted.
+        day: what a day alone means where one makes sense: its first instant, or the instant after its last.
+
+    Raises:
+        Unusable: `day_form`, `day_alone`, `offset_missing`, `too_precise`, `not_a_time` or `year_out_of_range`.
+
+    """
+    bare = _bare(text)
+    rfc3339 = _RFC3339.fullmatch(bare)
+    if rfc3339 is not None:
+        if rfc3339["offset"] is None:
+            raise Unusable("moment", "offset_missing")
+        if len(rfc3339["decimals"] or "") > _MAX_DECIMALS:
+            raise Unusable("moment", "too_precise")
+        return _within_years(_read(bare.upper()))
+    if _TIKTOK.fullmatch(bare):
+        return _within_years(_read(f"{bare}Z"))
+    if _DAY.fullmatch(bare):
+        if day is None:
+            raise Unusable("moment", "day_alone")
+        start = _read(f"{bare}T00:00:00Z")
+        return _within_years(start if day == "start" else start + timedelta(days=1))
+    raise Unusable("moment", "day_form" if _DAY_OF_ANOTHER_FORM.fullmatch(bare) else "not_a_time")
+
+
+def _read(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:  # a day that does not exist
+        raise Unusable("moment", "not_a_time") from None
+
+
+def _within_years(read: datetime) -> datetime:
+    """Return a time in UTC; its own year counts too, for an offset may carry it over the turn of a year."""
+    if not FIRST_YEAR <= read.year <= LAST_YEAR or not FIRST_YEAR <= (utc := read.astimezone(UTC)).year <= LAST_YEAR:
+        raise Unusable("moment", "year_out_of_range")
+    return utc
+
+
+assert set(SENTENCES) == set(get_args(Reason))  # noqa: S101 - a reason without a sentence must not start
