@@ -28,7 +28,7 @@ from infra.eventstore.command_handler import CommandHandler, CommandResult
 from infra.ids import uuid7
 from infra.processes.runtime import API, runtime
 from tests import given
-from tests.infra.notebook import Notebook, untold
+from tests.infra.eventstore.notebook import Notebook, untold
 from tests.infra.opened import MASTER_KEY
 
 # Where a command's mark stands in its events; the events of a revocation by force share its reason.

@@ -21,8 +21,8 @@ from infra.processes.runtime import API
 from tests import given
 from tests.conftest import TestDatabase
 from tests.faults.commands import MARK, Storyteller, Writes
-from tests.infra.checker import Told, held, problems
-from tests.infra.notebook import Notebook, noted
+from tests.infra.eventstore.checker import Told, held, problems
+from tests.infra.eventstore.notebook import Notebook, noted
 from tests.infra.opened import Opened, opening
 from tests.infra.programs import Program, running
 from tests.waiting import until

@@ -9,7 +9,7 @@ import psycopg
 
 from tests.faults.commands import MARK
 from tests.faults.durable import SHORT, Scene
-from tests.infra.checker import held
+from tests.infra.eventstore.checker import held
 
 JUMPS = 2 if SHORT else 5
 COMMANDS_BETWEEN = 300 if SHORT else 2_000

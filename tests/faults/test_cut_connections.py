@@ -14,9 +14,9 @@ import psycopg
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.processes.runtime import API
 from tests.faults.durable import SHORT, TASKS, Scene
-from tests.infra.checker import held, problems
-from tests.infra.load import MARK, Load
-from tests.infra.notebook import Notebook, noted
+from tests.infra.eventstore.checker import held, problems
+from tests.infra.eventstore.load import MARK, Load
+from tests.infra.eventstore.notebook import Notebook, noted
 from tests.infra.proxy import Proxy, proxied
 
 SECONDS = 6.0 if SHORT else 60.0

@@ -25,7 +25,7 @@ from infra.processes.runtime import API
 from infra.processes.worker import create_views
 from tests.faults.commands import MARK
 from tests.faults.durable import SHORT, durable
-from tests.infra.checker import Told, held, problems
+from tests.infra.eventstore.checker import Told, held, problems
 from tests.serving import REPOSITORY
 from tests.test_compose_commands import free_port
 

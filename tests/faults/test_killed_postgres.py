@@ -11,7 +11,7 @@ import psycopg
 
 from tests.faults.commands import MARK
 from tests.faults.durable import SHORT, Scene
-from tests.infra.checker import held
+from tests.infra.eventstore.checker import held
 from tests.waiting import until
 
 KILLS = 2 if SHORT else 8

@@ -6,7 +6,7 @@ import sys
 
 from tests.faults.commands import MARK
 from tests.faults.durable import SHORT, Scene
-from tests.infra.checker import held
+from tests.infra.eventstore.checker import held
 
 KILLS = 2 if SHORT else 10
 COMMANDS_BETWEEN = 500 if SHORT else 3_000

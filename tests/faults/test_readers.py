@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from tests.faults.durable import SHORT, durable
+from tests.infra.eventstore.tailing import tailed
 from tests.infra.opened import opening
-from tests.infra.tailing import tailed
 
 SECONDS = 5 if SHORT else 60
 

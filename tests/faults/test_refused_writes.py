@@ -22,8 +22,8 @@ from infra.ids import uuid7
 from infra.processes.runtime import API
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene
-from tests.infra.appends import keyed, row
-from tests.infra.checker import Told, held, problems
+from tests.infra.eventstore.appends import keyed, row
+from tests.infra.eventstore.checker import Told, held, problems
 
 TASKS = 16
 BODY_BYTES = 8_000

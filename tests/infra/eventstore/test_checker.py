@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.infra.checker import Held, Told, problems, unseen
+from tests.infra.eventstore.checker import Held, Told, problems, unseen
 
 ONE, TWO = UUID(int=1), UUID(int=2)
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

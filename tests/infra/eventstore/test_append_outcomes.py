@@ -11,7 +11,7 @@ import pytest
 from infra.eventstore.append import Append, Appended, ConcurrencyConflict, KeyRefused, Mismatch, Replayed
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from tests.infra.appends import appending, keyed, row, together, writing
+from tests.infra.eventstore.appends import appending, keyed, row, together, writing
 from tests.infra.opened import Opened, Tenant
 
 

@@ -1,6 +1,6 @@
 """A process full of writers, below the domain: new streams, hot streams, replays, twins and misused keys at random.
 
-python -c "from tests.infra.load import main; main()" '{"dsn": …, "ledgers": […], "notebook": …, "name": …, …}'
+python -c "from tests.infra.eventstore.load import main; main()" '{"dsn": …, "ledgers": […], "notebook": …, …}'
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from infra.eventstore.group_commit import GroupCommitWriter
 from infra.eventstore.notifications import Notifier
 from infra.ids import uuid7
 from infra.processes.runtime import API
-from tests.infra.appends import appending, keyed, row
-from tests.infra.notebook import Notebook, untold
+from tests.infra.eventstore.appends import appending, keyed, row
+from tests.infra.eventstore.notebook import Notebook, untold
 
 # What the checker reads a command's mark with.
 MARK: Final = "convert_from(body, 'UTF8')::jsonb ->> 'mark'"

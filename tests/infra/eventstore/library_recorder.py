@@ -1,6 +1,6 @@
 """The eventsourcing library's own recorder interface over our log, for applications written with the library alone.
 
-    PERSISTENCE_MODULE=tests.infra.library_recorder
+    PERSISTENCE_MODULE=tests.infra.eventstore.library_recorder
     LEDGER_DATABASE_URL=postgresql://…      a login that may become the API's role and the worker's
     LEDGER_NAME=orders                      the application's ledger; `sparkledger ledgers create orders` makes it
 
@@ -45,14 +45,14 @@ from infra.eventstore.append import Append, Appended, EventRow
 from infra.ids import uuid7
 from infra.postgres.pool import session
 from infra.processes.runtime import WORKER
-from tests.infra.library_log import give_back, lend
+from tests.infra.eventstore.library_log import give_back, lend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from eventsourcing.utils import Environment, EnvType
 
-    from tests.infra.library_log import SynchronousLog
+    from tests.infra.eventstore.library_log import SynchronousLog
 
 ROLE: Final = "application"
 SOURCE: Final = "library"

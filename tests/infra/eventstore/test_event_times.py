@@ -15,7 +15,7 @@ from infra.eventstore.append import Appended
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
 from tests import given
-from tests.infra.appends import appending, row, together, writing
+from tests.infra.eventstore.appends import appending, row, together, writing
 from tests.infra.holding import locked, until_it_waits
 from tests.infra.opened import RECORD, Opened, Tenant
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tests.infra.eventstore.tailing import tailed
 from tests.infra.opened import Opened
-from tests.infra.tailing import tailed
 
 
 async def test_readers_see_every_event_of_two_busy_processes_once_and_in_order(opened: Opened, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import orjson
 
 from infra.errors import Unavailable
 from infra.eventstore.group_commit import FULL, NOT_RECORDED, REFUSED_WRITE, STOPPING
-from tests.infra.checker import Told
+from tests.infra.eventstore.checker import Told
 
 # What callers are told of whom nothing is recorded; of others who got no answer that is not known.
 _NOTHING: Final = frozenset({FULL, STOPPING, NOT_RECORDED, REFUSED_WRITE})

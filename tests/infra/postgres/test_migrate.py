@@ -18,7 +18,7 @@ from infra.postgres.migrate import ROLES, MigrationError, migrate, migrations, r
 from infra.processes.runtime import API, WORKER
 from tests import given
 from tests.conftest import TestDatabase
-from tests.infra.appends import appending, row, writing
+from tests.infra.eventstore.appends import appending, row, writing
 from tests.infra.opened import Opened, opening
 
 EVERY = [f"{number:04d}_{name}" for number, name, _ in migrations()]

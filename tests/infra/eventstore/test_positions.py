@@ -13,11 +13,11 @@ import psycopg
 from infra.eventstore.append import Append, Appended, Outcome
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from tests.infra.appends import appending, row, together, writing
-from tests.infra.checker import held, problems
+from tests.infra.eventstore.appends import appending, row, together, writing
+from tests.infra.eventstore.checker import held, problems
+from tests.infra.eventstore.load import MARK, Load
+from tests.infra.eventstore.notebook import Notebook, noted
 from tests.infra.holding import locked, until_it_waits
-from tests.infra.load import MARK, Load
-from tests.infra.notebook import Notebook, noted
 from tests.infra.opened import Opened
 
 TASKS = 32

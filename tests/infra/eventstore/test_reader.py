@@ -16,8 +16,8 @@ from infra.ids import uuid7
 from infra.postgres.pool import Database
 from infra.processes.runtime import API
 from tests import given
-from tests.infra.appends import appending, keyed, row, writing
-from tests.infra.load import Marked
+from tests.infra.eventstore.appends import appending, keyed, row, writing
+from tests.infra.eventstore.load import Marked
 from tests.infra.opened import Opened, Tenant
 
 BODY = b'{"mark":"read"}'

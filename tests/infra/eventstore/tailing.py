@@ -18,12 +18,12 @@ from infra.eventstore.reader import EventReader
 from infra.postgres.pool import Database
 from infra.processes.runtime import API, WORKER
 from tests.conftest import TestDatabase
-from tests.infra.checker import Held, Told, held, problems, unseen
-from tests.infra.load import MARK
-from tests.infra.notebook import noted
+from tests.infra.eventstore.checker import Held, Told, held, problems, unseen
+from tests.infra.eventstore.load import MARK
+from tests.infra.eventstore.notebook import noted
 from tests.infra.programs import Program, running
 
-WRITE: Final = "from tests.infra.load import main; main()"
+WRITE: Final = "from tests.infra.eventstore.load import main; main()"
 PAGE: Final = 500
 
 Seen = dict[int, list[tuple[int, UUID]]]

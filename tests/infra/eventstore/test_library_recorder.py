@@ -29,8 +29,8 @@ from eventsourcing.tests import persistence as cases
 from infra.auth.key_commands import create_ledger
 from infra.processes.runtime import API, WORKER
 from tests.conftest import TestDatabase
-from tests.infra.library_log import SynchronousLog
-from tests.infra.library_recorder import (
+from tests.infra.eventstore.library_log import SynchronousLog
+from tests.infra.eventstore.library_recorder import (
     LedgerAggregateRecorder,
     LedgerApplicationRecorder,
     LedgerFactory,
@@ -96,7 +96,7 @@ class TestAggregateRecorder(OnALedger, cases.AggregateRecorderTestCase):
 class TestExampleApplication(application_cases.ExampleApplicationTestCase):
     """The library's example: bank accounts, with snapshots."""
 
-    expected_factory_topic = "tests.infra.library_recorder:LedgerFactory"
+    expected_factory_topic = "tests.infra.eventstore.library_recorder:LedgerFactory"
 
     @pytest.fixture(autouse=True)
     def _given(self, database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ class Kennel(Application[UUID]):
 
 def environment(database: TestDatabase, ledger: str = "kennel") -> dict[str, str]:
     return {
-        "PERSISTENCE_MODULE": "tests.infra.library_recorder",
+        "PERSISTENCE_MODULE": "tests.infra.eventstore.library_recorder",
         "LEDGER_DATABASE_URL": database.dsn(),
         "LEDGER_NAME": ledger,
     }
@@ -251,7 +251,7 @@ def test_what_it_stores_in_the_columns_that_the_library_does_not_know(kennel: Ke
     columns = "stream_id, creator_stream, actor_key, actor_role, source, type, type_version, sealed"
     with psycopg.connect(database.dsn()) as connection:
         rows = connection.execute(f"SELECT {columns} FROM events").fetchall()
-    topic = "tests.infra.test_recorder:Dog.Registered"
+    topic = "tests.infra.eventstore.test_library_recorder:Dog.Registered"
     assert rows == [(fido, fido, None, "application", "library", topic, 1, None)]
 
 
@@ -272,7 +272,7 @@ def test_a_database_that_is_away_is_named() -> None:
     elsewhere = {
         "LEDGER_DATABASE_URL": "host=/nowhere",
         "LEDGER_NAME": "kennel",
-        "PERSISTENCE_MODULE": "tests.infra.library_recorder",
+        "PERSISTENCE_MODULE": "tests.infra.eventstore.library_recorder",
     }
     with pytest.raises(InfrastructureFactoryError, match="LEDGER_DATABASE_URL does not serve"):
         Kennel(elsewhere)

@@ -21,7 +21,7 @@ from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.processes.runtime import API
 from tests import given
-from tests.infra.appends import appending, keyed, row, together, writing
+from tests.infra.eventstore.appends import appending, keyed, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
 from tests.infra.opened import Opened, Tenant, opening
 from tests.infra.proxy import Proxy, proxied

@@ -18,7 +18,7 @@ from domain.values import Sealed
 from infra.eventstore.serialization import clear_body, event_type, split_sealed, to_event
 from infra.ids import uuid7
 from tests import given
-from tests.infra.appends import appending, row, writing
+from tests.infra.eventstore.appends import appending, row, writing
 from tests.infra.opened import Opened
 
 STORIES = {
