@@ -557,13 +557,41 @@ def demo() -> None:
     raise typer.Exit(outcome)
 
 
-@app.command()
+# Named here and not beside the benchmarks: those come with a checkout alone, and `--help` names them everywhere.
+BENCHMARKS: Final = {
+    "append": "commands a second of one process, beside PostgreSQL alone and the eventsourcing library",
+    "http": "requests a second of one API process and of two, beside a bare FastAPI route",
+    "growth": "what an append and a load cost with many events present, against with few",
+    "expiry": "many codes that expire in the same second, and what commands feel of it",
+    "question": "the authorization question, a page of the audit trail and an export, in a long log",
+    "rebuild": "events a second with which views are filled from a long log",
+    "lag": "the time from a command's answer until a view shows it",
+    "publish": "events a second to Kafka, and the time from commit to consumer; needs Java 17 and Maven",
+    "stream": "the time from recording to each of 100 and of 1,000 clients of the event stream",
+    "webhooks": "events a second delivered to one receiver",
+}
+
+
+def _benchmark(name: str | None) -> str | None:
+    if name is not None and name not in BENCHMARKS:
+        raise typer.BadParameter(f"There is no benchmark {name!r}. There are {', '.join(BENCHMARKS)}.")
+    return name
+
+
+@app.command(
+    help="Measure this program beside its peers, on a throwaway database; needs a checkout and `make install`.\n\n"
+    "The latest figures of each benchmark are kept in .bench/results.json.",
+    epilog="\n\n".join(f"{name}: {what}" for name, what in BENCHMARKS.items()),
+)
 def bench(
-    name: Annotated[str | None, typer.Argument(help="append, http, growth or expiry; all of them if left out.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(callback=_benchmark, help="Which of those listed below; all if left out.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="10 million events, 100,000 codes to expire.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="With 10 million events, and 100,000 codes that expire.")
+    ] = False,
 ) -> None:
-    """Measure this program beside its peers, on a throwaway database; needs a checkout and `make install`."""
     try:
         from tests.bench.__main__ import main as measure
     except ImportError as error:

@@ -38,20 +38,19 @@ class Figures:
 class _Connection(asyncio.Protocol):
     """One keep-alive connection with one request in flight."""
 
-    def __init__(
-        self, figures: Figures, request: Callable[[], bytes], pause_s: float, wait_s: float, end: float
-    ) -> None:
+    def __init__(self, figures: Figures, request: Callable[[], bytes], pause_s: float, due: float, end: float) -> None:
         self._figures, self._request, self._pause_s, self._end = figures, request, pause_s, end
         self._buffer = b""
         self._began = 0.0
-        self._wait_s = wait_s
-        self._due = time.perf_counter() + wait_s
+        self._due = due
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
-        # One after another, where they are paced: all at once would be a burst again and again.
-        asyncio.get_running_loop().call_later(self._wait_s, self._send)
+        self._send_when_due(time.perf_counter())
+
+    def _send_when_due(self, now: float) -> None:
+        asyncio.get_running_loop().call_later(max(0.0, self._due - now), self._send)
 
     def _send(self) -> None:
         self._began = time.perf_counter()
@@ -75,9 +74,10 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
             self.over.set_result(None)
         elif self._pause_s:
-            # Paced by the clock and not by the answers, so that a slow answer is not a lighter load.
-            self._due = max(self._due + self._pause_s, now)
-            asyncio.get_running_loop().call_later(self._due - now, self._send)
+            # By the clock and not by the answers: what a slow answer held up is sent at once, and the next request is
+            # due when it always was. So a slow answer makes the load no lighter, and connections keep their turns.
+            self._due += self._pause_s
+            self._send_when_due(now)
         else:
             self._send()
 
@@ -107,7 +107,8 @@ def drive(
         loop = asyncio.get_running_loop()
         made = [
             await loop.create_connection(
-                lambda i=i: _Connection(figures, request, pause_s, pause_s * i / connections, began + seconds),  # type: ignore[misc]
+                # One after another, where they are paced: all at once would be a burst again and again.
+                lambda i=i: _Connection(figures, request, pause_s, began + pause_s * i / connections, began + seconds),  # type: ignore[misc]
                 "127.0.0.1",
                 ports[i % len(ports)],
             )
