@@ -33,12 +33,13 @@ demo: $(RUNTIME) ## against a running `make up`: the guide's story, with what ea
 
 # -- Proving. ARGS goes to pytest, for example: make test ARGS="-k window"
 
+# No folder is named here: pytest adds those that ARGS names to it, and falls back on `testpaths` where ARGS names none.
 test: $(DEV) ## all tests but the long ones, in minutes
-	@$(PYTEST) tests --ignore tests/faults --ignore tests/bench $(PARALLEL) $(ARGS)
+	@$(PYTEST) --ignore tests/faults --ignore tests/bench $(PARALLEL) $(ARGS)
 
 # One at a time: they kill processes, fill disks and wait for minutes.
 faults: $(DEV) ## the long tests: real kills, 60-second readers, full disks
-	@$(PYTEST) tests/faults --timeout 900 $(ARGS)
+	@$(PYTEST) --override-ini testpaths=tests/faults --timeout 900 $(ARGS)
 
 check: $(DEV) ## format, lint, types, import rules, unused dependencies, generated documents
 	$(BIN)/ruff format --check .

@@ -158,6 +158,30 @@ def test_make_help_lists_every_target_and_is_the_default() -> None:
     assert run("make") == listed
 
 
+@pytest.mark.parametrize(
+    ("target", "args", "expected"),
+    [
+        ("test", "tests/domain/test_values.py", {"tests/domain/test_values.py"}),
+        ("faults", "tests/faults/test_clock.py", {"tests/faults/test_clock.py"}),
+    ],
+)
+def test_a_target_runs_the_tests_that_args_name_and_no_others(target: str, args: str, expected: set[str]) -> None:
+    # The environment of this run is taken for installed, whoever made it.
+    args = f"{args} --collect-only --quiet -p no:cacheprovider"
+    listed = run("make", "--old-file", ".venv/.dev", target, f"ARGS={args}")
+
+    assert set(re.findall(r"^(\S+\.py)::", listed, flags=re.MULTILINE)) == expected
+
+
+def test_without_args_each_target_runs_its_own_tests() -> None:
+    def commands(target: str) -> str:
+        return run("make", "--dry-run", "--old-file", ".venv/.dev", target)
+
+    assert "--ignore tests/faults --ignore tests/bench" in commands("test")
+    assert PYPROJECT["tool"]["pytest"]["ini_options"]["testpaths"] == ["tests"]
+    assert "--override-ini testpaths=tests/faults" in commands("faults")
+
+
 def test_a_python_that_is_too_old_or_missing_gets_one_clear_line(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", *LOCKS):
         shutil.copy(ROOT / name, tmp_path)
