@@ -89,13 +89,13 @@ def main() -> None:
     from infra.postgres.migrate import MigrationError
     from infra.processes.supervisor import SupervisorError
     from projections.engine.projector import PoisonEvent
-    from projections.engine.rebuild import Busy
+    from projections.engine.rebuild import RebuildInProgress
 
     try:
         app(standalone_mode=True)
     except (
         *(SettingsError, PostgresError, SupervisorError, MigrationError, MasterKeyError),
-        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused, Busy, PoisonEvent),
+        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused, RebuildInProgress, PoisonEvent),
     ) as error:
         _fail(str(error) or str(error.__doc__))
     except psycopg.OperationalError as error:
@@ -289,13 +289,13 @@ def views_skip(
     """Let a view that has stopped skip the event which stopped it. Who, why and when is kept."""
     import asyncio
 
-    from infra.views.commands import skip, who_asks
+    from infra.views.commands import current_user, skip
 
     if not reason.strip():
         message = "say why the view may do without the event"
         raise typer.BadParameter(message, param_hint="--reason")
     with database(load_settings()) as place:
-        asyncio.run(skip(place.worker, view, ledger, position, reason.strip(), who_asks(), and_later=and_later))
+        asyncio.run(skip(place.worker, view, ledger, position, reason.strip(), current_user(), and_later=and_later))
     rest = ", and all later ones of the same code or creator" if and_later else ""
     show(f"View {view} skips event {position} of ledger {ledger}{rest}. Its worker goes on within seconds.")
 

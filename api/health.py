@@ -62,9 +62,9 @@ async def what_stopped(services: Services) -> Sequence[str]:
     """
 
     async def stopped_views(cur: Cursor) -> list[str]:
-        if await view.read_only(cur):
+        if await view.is_read_only(cur):
             raise Unavailable(READ_ONLY)
-        return [status.view for status in await view.statuses(cur) if status.stopped]
+        return [status.view for status in await view.view_states(cur) if status.stopped]
 
     stopped, _ = await services.views.read(_NO_LEDGER, stopped_views, view=codes.NAME)
     if any(lag.stopped for lag in await destination_lags(services.database)):

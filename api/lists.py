@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from projections.campaigns import CampaignRow
-    from projections.code_facts import OfCode
+    from projections.code_facts import WithCodeFacts
     from projections.engine.paging import Keyset
     from projections.permissions import PermissionRow
     from projections.redemptions import AttemptRow
@@ -68,8 +68,8 @@ async def list_shares(
     caller.ask_by_names(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
     ours = caller.key.subjects
 
-    async def page(cur: Cursor) -> tuple[list[OfCode[ShareRow]], int]:
-        upto = await view.reached(cur, caller.ledger_id, shares.NAME, codes.NAME)
+    async def page(cur: Cursor) -> tuple[list[WithCodeFacts[ShareRow]], int]:
+        upto = await view.position_reached(cur, caller.ledger_id, shares.NAME, codes.NAME)
         found = await shares.search(
             cur,
             caller.ledger_id,
@@ -103,8 +103,8 @@ async def list_redemptions(
     """List who entered which code, and who was turned away and why; a creator's or brand's key sees its own."""
     caller.ask_by_names(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
 
-    async def page(cur: Cursor) -> tuple[list[OfCode[AttemptRow]], int]:
-        upto = await view.reached(cur, caller.ledger_id, redemptions.NAME, codes.NAME)
+    async def page(cur: Cursor) -> tuple[list[WithCodeFacts[AttemptRow]], int]:
+        upto = await view.position_reached(cur, caller.ledger_id, redemptions.NAME, codes.NAME)
         found = await redemptions.search(
             cur,
             caller.ledger_id,
@@ -212,7 +212,7 @@ def _permission(row: PermissionRow) -> dict[str, Any]:
     }
 
 
-def _share(one: OfCode[ShareRow]) -> dict[str, Any]:
+def _share(one: WithCodeFacts[ShareRow]) -> dict[str, Any]:
     row = one.row
     return {
         "code_id": row.code_id,
@@ -227,7 +227,7 @@ def _share(one: OfCode[ShareRow]) -> dict[str, Any]:
     }
 
 
-def _attempt(one: OfCode[AttemptRow]) -> dict[str, Any]:
+def _attempt(one: WithCodeFacts[AttemptRow]) -> dict[str, Any]:
     row = one.row
     return {
         "code_id": row.code_id,

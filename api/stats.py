@@ -18,7 +18,7 @@ from api.list_models import DaysAnswer
 from api.list_queries import MAX_STATISTICS_DAYS, DaysQuery, StatsQuery
 from infra.delivery.kafka.publication_status import publication
 from infra.delivery.webhooks.models import Owner
-from infra.views.status import in_ledger
+from infra.views.status import status_in_ledger
 from projections import statistics
 from projections.code_timeline import BUCKETS_S, LONGER, day_of
 
@@ -143,7 +143,7 @@ async def _views(caller: Caller) -> list[dict[str, Any]]:
             "error": standing.error,
             "stopped_before": standing.failed_position,
         }
-        for standing in await in_ledger(caller.services.database, caller.ledger_id)
+        for standing in await status_in_ledger(caller.services.database, caller.ledger_id)
     ]
 
 

@@ -242,13 +242,13 @@ VIEW: Final = View(
     VERSION,
     CODES,
     row_of=lambda recorded: recorded.stream_id,
-    begins={Code.Generated: generated},
-    changes={
+    creates={Code.Generated: generated},
+    updates={
         Code.Extended: extended,
         Code.CampaignLaunched: campaign_launched,
         Code.CampaignEnded: campaign_ended,
     },
-    further=[CAMPAIGNS],
+    secondary=[CAMPAIGNS],
 )
 
 

@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class OfCode(Generic[R]):
+class WithCodeFacts(Generic[R]):
     """A row about a code, with whose code that is and of which video."""
 
     row: R
@@ -58,7 +58,7 @@ _STREAMS: Final = """
 """
 
 
-async def of_video_and_creators(
+async def require_video_and_creators(
     cur: AsyncCursor[Any], asked: ListQuery, video_id: str | None, creator_ids: Collection[str] | None
 ) -> None:
     """Demand that a row is about a code of this video, and of any of these creators; None is no demand."""
@@ -69,7 +69,7 @@ async def of_video_and_creators(
         asked.one_of({"creator_stream": [row[0] for row in await cur.fetchall()]})
 
 
-async def page(cur: AsyncCursor[Any], table: Table[R], asked: ListQuery, upto: int) -> list[OfCode[R]]:
+async def page(cur: AsyncCursor[Any], table: Table[R], asked: ListQuery, upto: int) -> list[WithCodeFacts[R]]:
     """Return the page that is asked for, with what the view of codes knows.
 
     `upto` is the position that both views have read: rows of later events are left out.
@@ -79,4 +79,4 @@ async def page(cur: AsyncCursor[Any], table: Table[R], asked: ListQuery, upto: i
     asked.where("t.position <= %(upto)s", upto=upto)
     asked.where(_KNOWN)
     query = _WITH_CODE.format(columns=table.select(), page=asked.query(), **asked.order())
-    return [OfCode(row, *more) for row, more in await table.fetch_with(cur, query, asked.parameters())]
+    return [WithCodeFacts(row, *more) for row, more in await table.fetch_with(cur, query, asked.parameters())]

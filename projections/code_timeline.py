@@ -38,7 +38,7 @@ Figure = tuple[str, str, datetime]
 
 
 @dataclass(slots=True)
-class CodeLifeRow:
+class CodeTimelineRow:
     """One code's way from state to state, in effective times.
 
     Attributes:
@@ -64,7 +64,7 @@ class CodeLifeRow:
     campaigns: dict[str, Any] | None
 
 
-def move_end(row: CodeLifeRow, moment: datetime, end: datetime) -> None:
+def move_end(row: CodeTimelineRow, moment: datetime, end: datetime) -> None:
     """Move the end of a code's window at a moment.
 
     Where the window had not ended by then, the code stood as well as if it had had the new end since it had the old
@@ -82,7 +82,7 @@ def move_end(row: CodeLifeRow, moment: datetime, end: datetime) -> None:
         row.moved = {"ends": [*ends, [moment.isoformat(), end.isoformat()]]}
 
 
-def ways(row: CodeLifeRow) -> list[tuple[datetime, State]]:
+def transitions(row: CodeTimelineRow) -> list[tuple[datetime, State]]:
     """Return when a code came into each of its states, by what is known of its effective times, from its issue on."""
     moved = [] if row.moved is None else [_parsed(pair) for pair in row.moved["ends"]]
     turns = [row.issued_at, row.first_end, *(moment for pair in moved for moment in pair)]
@@ -101,7 +101,7 @@ def ways(row: CodeLifeRow) -> list[tuple[datetime, State]]:
     return found
 
 
-def _state(row: CodeLifeRow, moment: datetime, end: datetime) -> State:
+def _state(row: CodeTimelineRow, moment: datetime, end: datetime) -> State:
     if row.revoked_at is not None and row.revoked_at <= moment:
         return "revoked"
     if end <= moment:
@@ -115,11 +115,11 @@ def _parsed(pair: Sequence[str]) -> tuple[datetime, datetime]:
     return datetime.fromisoformat(pair[0]), datetime.fromisoformat(pair[1])
 
 
-def add_life(row: CodeLifeRow, figures: Counter[Figure], count: int) -> None:
+def count_transitions(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
     """Add so often what a code's way from state to state adds to the days: -1 takes away what was added."""
     figures["issued", "", day_of(row.issued_at)] += count
     left: State | None = None
-    for turn, entered in ways(row):
+    for turn, entered in transitions(row):
         day = day_of(turn)
         if left is not None:
             figures["state", left, day] -= count
@@ -131,7 +131,7 @@ def add_life(row: CodeLifeRow, figures: Counter[Figure], count: int) -> None:
         figures["redeemed_after", bucket(row.redeemed_at - row.issued_at), day_of(row.redeemed_at)] += count
 
 
-def add_stops(row: CodeLifeRow, figures: Counter[Figure], count: int) -> None:
+def count_campaign_stops(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
     """Add so often what the stops of a code's campaigns add to the days: -1 takes away what was added."""
     for ends_at, ended_at, cause in (row.campaigns or {}).values():
         ended = None if ended_at is None else datetime.fromisoformat(ended_at)
@@ -140,7 +140,7 @@ def add_stops(row: CodeLifeRow, figures: Counter[Figure], count: int) -> None:
         figures["stopped", by_code if reason == "code_end" else reason, day_of(stops_at)] += count
 
 
-def undo_ends(row: CodeLifeRow, moment: datetime) -> None:
+def resume_campaigns(row: CodeTimelineRow, moment: datetime) -> None:
     """Let campaigns run on that an end of the window stopped later than a moment at which it was extended."""
     if row.campaigns is not None:
         row.campaigns = {

@@ -20,7 +20,7 @@ from domain.values import State
 from projections.engine.paging import Keyset
 from projections.engine.table import Table
 from projections.engine.view import View
-from projections.parties import PARTIES, PartyRow, concerns_one_of, demands, party
+from projections.parties import PARTIES, PartyRow, concerns_one_of, party, party_filters
 
 if TYPE_CHECKING:
     from psycopg import AsyncCursor
@@ -196,8 +196,8 @@ VIEW: Final = View(
     VERSION,
     CODES,
     row_of=lambda recorded: recorded.stream_id,
-    begins={Code.Generated: generated},
-    changes={
+    creates={Code.Generated: generated},
+    updates={
         Code.Event: happened,
         Code.Changed: changed,
         Code.Extended: extended,
@@ -206,7 +206,7 @@ VIEW: Final = View(
         Code.RedemptionRefused: redemption_refused,
         Code.Revoked: revoked,
     },
-    further=[PARTIES],
+    secondary=[PARTIES],
 )
 
 
@@ -399,7 +399,7 @@ async def search(
     if live_at is not None:
         filters.append(_LIVE_AT)
         parameters["live_at"] = live_at
-    demanded = demands(brand_ids, advertiser_ids, visible_brands, visible_advertisers)
+    demanded = party_filters(brand_ids, advertiser_ids, visible_brands, visible_advertisers)
     for i, demand in enumerate(demanded):
         parameters |= demand.parameters(i)
         if i > 0:  # the first is what the codes are found by

@@ -27,7 +27,7 @@ LATE_AFTER: Final = timedelta(hours=1)
 
 
 @dataclass(slots=True)
-class EntryRow:
+class EventIndexRow:
     """One event, by what it may be searched for.
 
     `creator_id` and `video_id` stand where the event itself names them. The other events of a creator or of a video's
@@ -54,9 +54,9 @@ class EntryRow:
     late: bool
 
 
-HISTORY: Final = Table(
+EVENT_INDEX: Final = Table(
     "history",
-    EntryRow,
+    EventIndexRow,
     key=("ledger_id", "position"),
     ddl="""
         CREATE TABLE {table} (
@@ -100,9 +100,9 @@ HISTORY: Final = Table(
 )
 
 
-def entered(ledger_id: int, recorded: RecordedEvent, event: Event) -> EntryRow:
+def indexed(ledger_id: int, recorded: RecordedEvent, event: Event) -> EventIndexRow:
     named = vars(event).get
-    return EntryRow(
+    return EventIndexRow(
         ledger_id=ledger_id,
         position=recorded.position,
         type=recorded.type,
@@ -125,7 +125,7 @@ def entered(ledger_id: int, recorded: RecordedEvent, event: Event) -> EntryRow:
 VIEW: Final = View(
     NAME,
     VERSION,
-    HISTORY,
+    EVENT_INDEX,
     row_of=lambda recorded: recorded.position,
-    begins={Creator.Event: entered, Code.Event: entered},
+    creates={Creator.Event: indexed, Code.Event: indexed},
 )

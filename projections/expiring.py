@@ -133,8 +133,8 @@ VIEW: Final = View(
     VERSION,
     EXPIRING,
     row_of=lambda recorded: recorded.stream_id,
-    begins={Code.Generated: generated},
-    changes={
+    creates={Code.Generated: generated},
+    updates={
         Code.Extended: extended,
         Code.ExpiryApproaching: reminded,
         Code.Revoked: closed,

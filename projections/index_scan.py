@@ -405,9 +405,9 @@ def _look(walk: _Walk, passes: Sequence[Condition], *, descending: bool) -> sql.
     return _LOOK.format(last=last, direction=direction, walked=walked, passes=_all_of(passes))
 
 
-def _all_of(passes: Sequence[Condition], further: sql.SQL | None = None) -> sql.Composed:
+def _all_of(passes: Sequence[Condition], secondary: sql.SQL | None = None) -> sql.Composed:
     """Return the expression that a row `h` fulfils every condition: true or false, never null."""
-    tests: list[sql.Composable] = [sql.SQL("true") if further is None else further]
+    tests: list[sql.Composable] = [sql.SQL("true") if secondary is None else secondary]
     for i, condition in enumerate(passes):
         column = sql.Identifier("h", condition.field)
         if isinstance(condition, Among):

@@ -65,7 +65,7 @@ def party(code: _Code, kind: Kind, party_id: str | None) -> list[PartyRow]:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class PartyFilter:
     """Parties of which a code must concern one."""
 
     brand_ids: Collection[str] = ()
@@ -92,18 +92,18 @@ def concerns_one_of(i: int) -> sql.Composed:
     """).format(kinds=sql.Placeholder(f"kinds_{i}"), party_ids=sql.Placeholder(f"party_ids_{i}"))
 
 
-def demands(
+def party_filters(
     brand_ids: Collection[str] | None,
     advertiser_ids: Collection[str] | None,
     visible_brands: Collection[str] | None,
     visible_advertisers: Collection[str] | None,
-) -> list[Demand]:
+) -> list[PartyFilter]:
     """Return what `codes.search` was asked, as demands that must all be met; the narrowest by nature comes first."""
     asked = []
     if visible_brands is not None or visible_advertisers is not None:
-        asked.append(Demand(visible_brands or (), visible_advertisers or ()))
+        asked.append(PartyFilter(visible_brands or (), visible_advertisers or ()))
     if brand_ids is not None:
-        asked.append(Demand(brand_ids=brand_ids))
+        asked.append(PartyFilter(brand_ids=brand_ids))
     if advertiser_ids is not None:
-        asked.append(Demand(advertiser_ids=advertiser_ids))
+        asked.append(PartyFilter(advertiser_ids=advertiser_ids))
     return asked

@@ -86,7 +86,7 @@ VIEW: Final = View(
     VERSION,
     PERMISSIONS,
     row_of=lambda recorded: recorded.event.creator_id,
-    begins={Creator.Enabled: switched, Creator.Disabled: switched, Creator.Erased: switched},
+    creates={Creator.Enabled: switched, Creator.Disabled: switched, Creator.Erased: switched},
 )
 
 

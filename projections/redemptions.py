@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
     from domain.recorded import RecordedEvent
-    from projections.code_facts import OfCode
+    from projections.code_facts import WithCodeFacts
 
 NAME: Final = "redemptions"
 VERSION: Final = 2
@@ -112,7 +112,7 @@ VIEW: Final = View(
     VERSION,
     REDEMPTIONS,
     row_of=lambda recorded: recorded.position,
-    begins={Code.Redeemed: redeemed, Code.RedemptionRefused: refused},
+    creates={Code.Redeemed: redeemed, Code.RedemptionRefused: refused},
 )
 
 
@@ -133,7 +133,7 @@ async def search(
     since: datetime | None = None,
     until: datetime | None = None,
     visible_advertisers: Collection[str] | None = None,
-) -> list[OfCode[AttemptRow]]:
+) -> list[WithCodeFacts[AttemptRow]]:
     """Return the attempts that pass every filter given, the latest first.
 
     Args:
@@ -155,7 +155,7 @@ async def search(
 
     """
     asked = ListQuery(NAME, "at", ledger_id, limit, after)
-    await code_facts.of_video_and_creators(cur, asked, video_id, creator_ids)
+    await code_facts.require_video_and_creators(cur, asked, video_id, creator_ids)
     asked.one_of({"advertiser_id": visible_advertisers})
     asked.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason, shared_with_advertiser=shared)
     asked.between(since, until)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
     from domain.recorded import RecordedEvent
-    from projections.code_facts import OfCode
+    from projections.code_facts import WithCodeFacts
 
 NAME: Final = "shares"
 VERSION: Final = 1
@@ -95,7 +95,7 @@ VIEW: Final = View(
     VERSION,
     SHARES,
     row_of=lambda recorded: recorded.position,
-    begins={Code.Shared: shared},
+    creates={Code.Shared: shared},
 )
 
 
@@ -116,7 +116,7 @@ async def search(
     until: datetime | None = None,
     visible_brands: Collection[str] | None = None,
     visible_advertisers: Collection[str] | None = None,
-) -> list[OfCode[ShareRow]]:
+) -> list[WithCodeFacts[ShareRow]]:
     """Return the shares that pass every filter given, the latest first.
 
     Args:
@@ -139,7 +139,7 @@ async def search(
 
     """
     asked = ListQuery(NAME, "shared_at", ledger_id, limit, after)
-    await code_facts.of_video_and_creators(cur, asked, video_id, creator_ids)
+    await code_facts.require_video_and_creators(cur, asked, video_id, creator_ids)
     asked.one_of({"brand_id": visible_brands, "advertiser_id": visible_advertisers})
     asked.equal(code_id=code_id, brand_id=brand_id, advertiser_id=advertiser_id, channel=channel)
     asked.between(since, until)

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from domain.code import Code
 from domain.values import State
-from projections.code_timeline import CodeLifeRow, Figure, add_life, add_stops, day_of, move_end, undo_ends
+from projections.code_timeline import (
+    CodeTimelineRow,
+    Figure,
+    count_campaign_stops,
+    count_transitions,
+    day_of,
+    move_end,
+    resume_campaigns,
+)
 from projections.engine.table import Table
 from projections.engine.view import View
 
@@ -69,9 +77,9 @@ class Day:
     stopped: dict[str, int] = field(default_factory=dict)
 
 
-LIVES: Final = Table(
+TIMELINES: Final = Table(
     "statistics",
-    CodeLifeRow,
+    CodeTimelineRow,
     key=("ledger_id", "code_id"),
     ddl="""
         CREATE TABLE {table} (
@@ -111,19 +119,19 @@ DAYS: Final = Table(
 )
 
 
-def _one(row: CodeLifeRow, figure: str, label: str, moment: datetime) -> CountRow:
+def _one(row: CodeTimelineRow, figure: str, label: str, moment: datetime) -> CountRow:
     return CountRow(row.ledger_id, figure, label, day_of(moment), 1)
 
 
-def _rows(row: CodeLifeRow, figures: Counter[Figure]) -> list[CountRow]:
+def _rows(row: CodeTimelineRow, figures: Counter[Figure]) -> list[CountRow]:
     return [CountRow(row.ledger_id, *figure, count) for figure, count in figures.items() if count]
 
 
 # Handlers, in the order of a code's life: what a code added is taken away, the row changed, what it now adds is added.
 
 
-def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> CodeLifeRow:
-    return CodeLifeRow(
+def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> CodeTimelineRow:
+    return CodeTimelineRow(
         ledger_id=ledger_id,
         code_id=recorded.stream_id,
         issued_at=min(recorded.effective_at, event.starts_at),
@@ -137,84 +145,84 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
     )
 
 
-def issued(row: CodeLifeRow, _recorded: RecordedEvent, _event: Code.Generated) -> list[CountRow]:
+def issued(row: CodeTimelineRow, _recorded: RecordedEvent, _event: Code.Generated) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
-    add_life(row, figures, 1)
+    count_transitions(row, figures, 1)
     return _rows(row, figures)
 
 
-def extended(row: CodeLifeRow, recorded: RecordedEvent, event: Code.Extended) -> list[CountRow]:
+def extended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Extended) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
-    add_life(row, figures, -1)
-    add_stops(row, figures, -1)
+    count_transitions(row, figures, -1)
+    count_campaign_stops(row, figures, -1)
     move_end(row, recorded.effective_at, event.expires_at)
-    undo_ends(row, recorded.effective_at)
-    add_life(row, figures, 1)
-    add_stops(row, figures, 1)
+    resume_campaigns(row, recorded.effective_at)
+    count_transitions(row, figures, 1)
+    count_campaign_stops(row, figures, 1)
     return _rows(row, figures)
 
 
-def shared(row: CodeLifeRow, recorded: RecordedEvent, _event: Code.Shared) -> list[CountRow]:
+def shared(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Shared) -> list[CountRow]:
     at = recorded.effective_at
     share = _one(row, "shares", "", at)
     if row.shared_at is not None and row.shared_at <= at:
         return [share]
     figures: Counter[Figure] = Counter()
-    add_life(row, figures, -1)
+    count_transitions(row, figures, -1)
     row.shared_at = at
-    add_life(row, figures, 1)
+    count_transitions(row, figures, 1)
     return [share, *_rows(row, figures)]
 
 
-def redeemed(row: CodeLifeRow, recorded: RecordedEvent, _event: Code.Redeemed) -> list[CountRow]:
+def redeemed(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Redeemed) -> list[CountRow]:
     at = recorded.effective_at
     redemption = _one(row, "redemptions", "", at)
     if row.redeemed_at is not None and row.redeemed_at <= at:
         return [redemption]
     figures: Counter[Figure] = Counter()
-    add_life(row, figures, -1)
+    count_transitions(row, figures, -1)
     row.redeemed_at = at
-    add_life(row, figures, 1)
+    count_transitions(row, figures, 1)
     return [redemption, *_rows(row, figures)]
 
 
-def redemption_refused(row: CodeLifeRow, recorded: RecordedEvent, event: Code.RedemptionRefused) -> list[CountRow]:
+def redemption_refused(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.RedemptionRefused) -> list[CountRow]:
     return [_one(row, "refused", event.reason, recorded.effective_at)]
 
 
-def campaign_launched(row: CodeLifeRow, recorded: RecordedEvent, event: Code.CampaignLaunched) -> list[CountRow]:
+def campaign_launched(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.CampaignLaunched) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
-    add_stops(row, figures, -1)
+    count_campaign_stops(row, figures, -1)
     row.campaigns = {**(row.campaigns or {}), event.campaign_id: [event.ends_at.isoformat(), None, None]}
-    add_stops(row, figures, 1)
+    count_campaign_stops(row, figures, 1)
     return [_one(row, "launched", "", recorded.effective_at), *_rows(row, figures)]
 
 
-def campaign_ended(row: CodeLifeRow, recorded: RecordedEvent, event: Code.CampaignEnded) -> list[CountRow]:
+def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.CampaignEnded) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     known = row.campaigns or {}
-    add_stops(row, figures, -1)
+    count_campaign_stops(row, figures, -1)
     ends_at = known[event.campaign_id][0]
     row.campaigns = {**known, event.campaign_id: [ends_at, recorded.effective_at.isoformat(), event.cause]}
-    add_stops(row, figures, 1)
+    count_campaign_stops(row, figures, 1)
     return _rows(row, figures)
 
 
-def revoked(row: CodeLifeRow, recorded: RecordedEvent, _event: Code.Revoked) -> list[CountRow]:
+def revoked(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Revoked) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
-    add_life(row, figures, -1)
+    count_transitions(row, figures, -1)
     row.revoked_at = recorded.effective_at
-    add_life(row, figures, 1)
+    count_transitions(row, figures, 1)
     return _rows(row, figures)
 
 
 VIEW: Final = View(
     NAME,
     VERSION,
-    LIVES,
+    TIMELINES,
     row_of=lambda recorded: recorded.stream_id,
-    begins={Code.Generated: generated},
-    changes={
+    creates={Code.Generated: generated},
+    updates={
         Code.Generated: issued,
         Code.Extended: extended,
         Code.Shared: shared,
@@ -224,7 +232,7 @@ VIEW: Final = View(
         Code.CampaignEnded: campaign_ended,
         Code.Revoked: revoked,
     },
-    further=[DAYS],
+    secondary=[DAYS],
 )
 
 

@@ -13,8 +13,8 @@ from prometheus_client.registry import Collector
 from infra.delivery.kafka.publication_status import DestinationLag, destination_lags
 from infra.delivery.webhooks.delivery_store import WebhookLag, webhook_lags
 from infra.jobs.expiry_figures import Figures, read_figures
-from infra.views.status import ViewStatus, in_all_ledgers
-from projections.engine.view import NEXT
+from infra.views.status import ViewStatus, status_in_all_ledgers
+from projections.engine.view import SHADOW_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,8 +65,10 @@ class _OfViews(Collector):
     """How each view is, in all ledgers together."""
 
     def __init__(self, standings: Sequence[ViewStatus]) -> None:
-        self._views = [standing for standing in standings if not standing.view.endswith(NEXT)]
-        self._building = {standing.view.removesuffix(NEXT) for standing in standings if standing.view.endswith(NEXT)}
+        self._views = [standing for standing in standings if not standing.view.endswith(SHADOW_SUFFIX)]
+        self._building = {
+            standing.view.removesuffix(SHADOW_SUFFIX) for standing in standings if standing.view.endswith(SHADOW_SUFFIX)
+        }
 
     def collect(self) -> Iterator[Metric]:
         """Yield each figure, for each view."""
@@ -157,7 +159,7 @@ async def worker_metrics(services: Services) -> bytes:
     try:
         async with asyncio.timeout(WAIT_S):
             figures = await read_figures(services.database)
-            standings = await in_all_ledgers(services.database)
+            standings = await status_in_all_ledgers(services.database)
             published = await destination_lags(services.database)
             webhooks = await webhook_lags(services.database)
     except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong

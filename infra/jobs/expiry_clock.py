@@ -267,7 +267,7 @@ class ExpiryClock:
         """Begin anew in ledgers where the view knows by now of all that was recorded."""
         if not self._passes:
             return
-        reached = await self._read(lambda cursor: checkpoints.positions(cursor, expiring.NAME, expiring.VERSION))
+        reached = await self._read(lambda cursor: checkpoints.load_positions(cursor, expiring.NAME, expiring.VERSION))
         for ledger_id, passing in list(self._passes.items()):
             if reached.get(ledger_id, 0) >= passing.position:
                 del self._passes[ledger_id]

@@ -13,13 +13,13 @@ import psycopg
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.pool import Database, session
 from infra.processes.runtime import WORKER, spare_the_collector
-from infra.views.status import ViewStatus, in_all_ledgers
+from infra.views.status import ViewStatus, status_in_all_ledgers
 from projections import VIEWS
 from projections.engine import skipped_events
 from projections.engine.rebuild import RebuildProgress
 from projections.engine.rebuild import rebuild as rebuild_view
 from projections.engine.shared_reader import SharedLog
-from projections.engine.view import statuses
+from projections.engine.view import view_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from projections.engine.view import View, ViewState
 
 # Views that are filled anew together are read for once: the quick ones wait for the slow, unless one stands still.
-TOGETHER_PATIENCE_S: Final = 5.0
+SHARED_READ_PATIENCE_S: Final = 5.0
 # Objects more than there were before the collector looks at the young: a page's are gone by themselves.
 GC_YOUNG_OBJECTS: Final = 200_000
 SKIPS_SHOWN_MAX: Final = 1_000
@@ -41,7 +41,7 @@ async def connect(conninfo: str) -> psycopg.AsyncConnection[Any]:
     return await psycopg.AsyncConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0))
 
 
-def named(name: str) -> View[Any]:
+def view_named(name: str) -> View[Any]:
     """Return a view by its name.
 
     Raises:
@@ -70,14 +70,14 @@ async def rebuild(conninfo: str, names: Sequence[str], shown: Callable[[RebuildP
         Exception: the first of the views that could not be filled, once all others are done.
 
     """
-    views = [named(name) for name in names]
+    views = [view_named(name) for name in names]
     spare_the_collector(GC_YOUNG_OBJECTS)
     database = Database(conninfo, WORKER)
     await database.open()
     try:
         feed = AllLedgersReader(database)
         total = sum((await feed.heads()).values())
-        shared = SharedLog(feed, patience_s=TOGETHER_PATIENCE_S)
+        shared = SharedLog(feed, patience_s=SHARED_READ_PATIENCE_S)
 
         async def one(view: View[Any]) -> None:
             reader = shared.reader()
@@ -99,7 +99,7 @@ class Overview:
     """How all views are, why those stopped that did, and what was skipped; ledgers by their names."""
 
     standings: list[ViewStatus]
-    statuses: dict[str, ViewState]
+    view_states: dict[str, ViewState]
     skips: list[skipped_events.SkippedEvent]
     ledgers: dict[int, str]
 
@@ -113,7 +113,7 @@ class Overview:
             told.append(
                 f"{found.view:<18}  v{found.version:<3} {found.state:<9}  {found.position:>12,} events, {behind}"
             )
-            status = self.statuses.get(found.view)
+            status = self.view_states.get(found.view)
             if status is not None and status.failed_position is not None:
                 ledger = self.ledgers.get(status.failed_ledger_id or 0, "?")
                 told.append(f"    stopped before event {status.failed_position} of ledger {ledger}: {status.error}")
@@ -133,13 +133,13 @@ async def overview(conninfo: str) -> Overview:
     database = Database(conninfo, WORKER)
     await database.open()
     try:
-        found = await in_all_ledgers(database)
+        found = await status_in_all_ledgers(database)
     finally:
         await database.close()
     async with await connect(conninfo) as connection:
         cur = connection.cursor()
-        stopped = {status.view: status for status in await statuses(cur)}
-        skipped = await skipped_events.skips(cur, SKIPS_SHOWN_MAX)
+        stopped = {status.view: status for status in await view_states(cur)}
+        skipped = await skipped_events.list_skipped(cur, SKIPS_SHOWN_MAX)
         await cur.execute("SELECT ledger_id, name FROM ledgers")
         return Overview(found, stopped, skipped, dict(await cur.fetchall()))
 
@@ -155,7 +155,7 @@ async def skip(
         LookupError: there is no such view, or no such ledger, or this is not what stopped it.
 
     """
-    view = named(name)
+    view = view_named(name)
     async with await connect(conninfo) as connection, connection.transaction():
         cur = connection.cursor()
         await cur.execute("SELECT ledger_id FROM ledgers WHERE name = %s", (ledger,))
@@ -164,7 +164,7 @@ async def skip(
             message = f"There is no ledger {ledger}; `sparkledger ledgers list` shows them."
             raise LookupError(message)
         stream_id = await _stream_of(cur, row[0], position) if and_later else None
-        await skipped_events.skip(cur, view, row[0], position, reason, by, stream_id=stream_id)
+        await skipped_events.record_skip(cur, view, row[0], position, reason, by, stream_id=stream_id)
 
 
 async def _stream_of(cur: AsyncCursor[Any], ledger_id: int, position: int) -> UUID | None:
@@ -174,7 +174,7 @@ async def _stream_of(cur: AsyncCursor[Any], ledger_id: int, position: int) -> UU
     return row[0] if row else None
 
 
-def who_asks() -> str:
+def current_user() -> str:
     """Return who is logged in, as the operating system has it: a name, or a number where it has none."""
     try:
         return getpass.getuser()

@@ -12,8 +12,8 @@ from infra.auth.access_log import AccessLog
 from infra.errors import Unavailable
 from infra.eventstore.authorization_evidence import EvidenceReader
 from infra.eventstore.event_rows import EventRows
-from projections.engine.runner import ViewBehind, ViewStopped, wait_for
-from projections.engine.view import reached
+from projections.engine.runner import ViewBehind, ViewStopped, wait_for_position
+from projections.engine.view import position_reached
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -77,7 +77,7 @@ class ViewReader:
 
         async def run(connection: LedgerConnection) -> tuple[T, int]:
             async with connection.cursor() as cursor:
-                position = await reached(cursor, ledger_id, view, *also)
+                position = await position_reached(cursor, ledger_id, view, *also)
                 return await query(cursor), position
 
         try:
@@ -98,7 +98,7 @@ class ViewReader:
 
         """
         try:
-            await wait_for(lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=timeout_s)
+            await wait_for_position(lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=timeout_s)
         except ViewStopped as stopped:
             raise Unavailable(f"{stopped} Ask for no more with at_least.", retry_after=LATER_S) from stopped
         except ViewBehind as behind:
@@ -112,7 +112,9 @@ class ViewReader:
 
         """
         try:
-            return await wait_for(lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=AT_LEAST_WAIT_S)
+            return await wait_for_position(
+                lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=AT_LEAST_WAIT_S
+            )
         except ViewStopped as stopped:
             return stopped.reached
         except ViewBehind as behind:

@@ -71,7 +71,7 @@ _IN_ONE: Final = """
 """
 
 
-async def in_all_ledgers(database: Database) -> list[ViewStatus]:
+async def status_in_all_ledgers(database: Database) -> list[ViewStatus]:
     """Return how each view stands to all ledgers together, by name; raises `Unavailable`."""
 
     async def query(connection: LedgerConnection) -> list[Any]:
@@ -80,7 +80,7 @@ async def in_all_ledgers(database: Database) -> list[ViewStatus]:
     return [ViewStatus(*row) for row in await database.read(None, query)]
 
 
-async def in_ledger(database: Database, ledger_id: int) -> list[LedgerViewStatus]:
+async def status_in_ledger(database: Database, ledger_id: int) -> list[LedgerViewStatus]:
     """Return how each view stands to one ledger, by name; raises `Unavailable`."""
 
     async def query(connection: LedgerConnection) -> list[Any]:

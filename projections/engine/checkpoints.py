@@ -27,7 +27,7 @@ class CheckpointConflict(Exception):
 
 
 # What `advance` fails with where a view has been moved by somebody else; nothing else that a page sends divides.
-NOT_THERE: Final = psycopg.errors.DivisionByZero
+CONFLICT_ERROR: Final = psycopg.errors.DivisionByZero
 
 _LEAD: Final = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
 
@@ -99,26 +99,26 @@ AND p.position >= v.failed_position
 """
 
 
-async def lead(cur: AsyncCursor[Any], name: str) -> bool:
+async def try_to_lead(cur: AsyncCursor[Any], name: str) -> bool:
     """Try to lead a view until this session ends; the same session may ask again."""
     await cur.execute(_LEAD, (AdvisoryLock.VIEW_LEADER, name))
     row = await cur.fetchone()
     return bool(row and row[0])
 
 
-async def status(cur: AsyncCursor[Any], name: str) -> ViewState | None:
+async def load_state(cur: AsyncCursor[Any], name: str) -> ViewState | None:
     """Return what became of a view; None where it never began."""
     await cur.execute(_STATUS, (name,))
     row = await cur.fetchone()
     return ViewState(*row) if row else None
 
 
-async def begin(cur: AsyncCursor[Any], name: str, version: int, state: str) -> None:
+async def record_start(cur: AsyncCursor[Any], name: str, version: int, state: str) -> None:
     """Write down that a view begins, having read nothing."""
     await cur.execute(_BEGIN, (name, version, state))
 
 
-async def positions(cur: AsyncCursor[Any], name: str, version: int, *, lock: bool = False) -> dict[int, int]:
+async def load_positions(cur: AsyncCursor[Any], name: str, version: int, *, lock: bool = False) -> dict[int, int]:
     """Return how far a view has read each ledger; `lock` keeps others from moving it until the transaction ends."""
     if lock:
         await cur.execute(_HOLD, (name,))
@@ -126,7 +126,7 @@ async def positions(cur: AsyncCursor[Any], name: str, version: int, *, lock: boo
     return dict(await cur.fetchall())
 
 
-def after(old: Mapping[int, int], page: EventPage) -> dict[int, int]:
+def positions_after(old: Mapping[int, int], page: EventPage) -> dict[int, int]:
     """Return the positions that a page leads to.
 
     Raises:
@@ -160,29 +160,29 @@ async def advance(cur: AsyncCursor[Any], name: str, version: int, old: Mapping[i
     await cur.execute(_ADVANCE, (*parameters, name, version, len(spans)))
 
 
-async def stop(cur: AsyncCursor[Any], name: str, at: tuple[int, int], error: str) -> None:
+async def record_failure(cur: AsyncCursor[Any], name: str, at: tuple[int, int], error: str) -> None:
     """Write down which event, as ledger and position, a view stopped before, and why."""
     await cur.execute(_STOP, (error[:ERROR_CHARACTERS_MAX], *at, name))
 
 
-async def recover(cur: AsyncCursor[Any], name: str, state: str) -> bool:
+async def record_recovery(cur: AsyncCursor[Any], name: str, state: str) -> bool:
     """Write down that a stopped view goes on, as `state` says, if it has read past what stopped it; tell whether so."""
     await cur.execute(_RECOVER, (state, name))
     return cur.rowcount > 0
 
 
-async def forget(cur: AsyncCursor[Any], names: Iterable[str]) -> None:
+async def delete(cur: AsyncCursor[Any], names: Iterable[str]) -> None:
     """Forget how far these have read, and that they ever began."""
     for name in names:
         await cur.execute("DELETE FROM view_positions WHERE view = %s", (name,))
         await cur.execute("DELETE FROM view_versions WHERE view = %s", (name,))
 
 
-async def take_place(cur: AsyncCursor[Any], name: str, successor: str) -> None:
+async def swap_in(cur: AsyncCursor[Any], name: str, successor: str) -> None:
     """Let what was read by a successor be what this view has read."""
     await cur.execute("SELECT rebuilds FROM view_versions WHERE view = %s", (name,))
     row = await cur.fetchone()
-    await forget(cur, [name])
+    await delete(cur, [name])
     await cur.execute("UPDATE view_positions SET view = %s WHERE view = %s", (name, successor))
     await cur.execute(
         "UPDATE view_versions SET view = %s, state = 'following', rebuilds = %s, changed_at = now() WHERE view = %s",

@@ -98,23 +98,23 @@ class EventPage:
         return EventPage([(i, r) for i, r in self.events if i in spans and r.position >= spans[i].first], spans)
 
     def without(
-        self, places: Collection[tuple[int, int]], streams: Mapping[tuple[int, UUID], int] = MappingProxyType({})
+        self, events: Collection[tuple[int, int]], streams: Mapping[tuple[int, UUID], int] = MappingProxyType({})
     ) -> EventPage:
         """Return it without events that it stands for nonetheless.
 
         Args:
-            places: their ledgers and positions.
+            events: their ledgers and positions.
             streams: ledger and stream of those that are left out from a position on.
 
         """
         if not streams and not any(
-            i in self.spans and self.spans[i].first <= p <= self.spans[i].last for i, p in places
+            i in self.spans and self.spans[i].first <= p <= self.spans[i].last for i, p in events
         ):
             return self
         kept = [
             (i, r)
             for i, r in self.events
-            if (i, r.position) not in places and r.position < streams.get((i, r.stream_id), r.position + 1)
+            if (i, r.position) not in events and r.position < streams.get((i, r.stream_id), r.position + 1)
         ]
         return EventPage(kept, self.spans)
 

@@ -19,8 +19,8 @@ from projections.engine import checkpoints
 from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.checkpoints import CheckpointConflict
 from projections.engine.page import EventPage, PositionGap, Span
-from projections.engine.skipped_events import NOTHING, skipped
-from projections.engine.view import NEXT, Folded, View
+from projections.engine.skipped_events import NO_SKIPS, load_skip_rules
+from projections.engine.view import SHADOW_SUFFIX, RowChanges, View
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor
@@ -44,7 +44,7 @@ _PASSING: Final = frozenset({"08", "40", "53", "55", "57", "58"})
 Connect = Callable[[], Awaitable["AsyncConnection[Any]"]]
 
 
-class Log(Protocol):
+class EventLog(Protocol):
     """The log of all ledgers, as views read it."""
 
     async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
@@ -82,24 +82,24 @@ class Projector:
     """One view's tables on one session, and the positions that they have reached.
 
     Attributes:
-        name: what it is called in the durable tables: the view's name, or that with `NEXT`.
+        name: what it is called in the durable tables: the view's name, or that with `SHADOW_SUFFIX`.
         positions: by ledger, as they stood after the last page.
         stopped: it is written down that the view has stopped, and it has not read past that event yet.
         skipped: what this version of the view was told to skip.
 
     """
 
-    def __init__(self, view: View[Any], connection: AsyncConnection[Any], *, beside: bool = False) -> None:
-        """Take the view, and a session of the worker's in autocommit; `beside` for the tables being filled."""
+    def __init__(self, view: View[Any], connection: AsyncConnection[Any], *, shadow: bool = False) -> None:
+        """Take the view, and a session of the worker's in autocommit; `shadow` for the tables being filled."""
         self.view = view
         self.connection = connection
-        self.suffix = NEXT if beside else ""
+        self.suffix = SHADOW_SUFFIX if shadow else ""
         self.name = view.name + self.suffix
         self.positions: dict[int, int] = {}
         self.stopped = False
-        self.skipped = NOTHING
-        self._state = "building" if beside else "following"
-        self._fresh = beside
+        self.skip_rules = NO_SKIPS
+        self._state = "building" if shadow else "following"
+        self._fresh = shadow
 
     async def prepare(self) -> None:
         """Set the session up for writing."""
@@ -112,27 +112,27 @@ class Projector:
             cur = self.connection.cursor()
             # Whoever else creates it now waits, and then finds it.
             await cur.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (AdvisoryLock.VIEW_CREATION, self.name))
-            if await checkpoints.status(cur, self.name) is not None:
+            if await checkpoints.load_state(cur, self.name) is not None:
                 return
             for table in self.view.tables:
                 await table.drop(cur, self.suffix)  # left by nobody knows whom: no one has read or filled it
                 await table.create(cur, self.suffix)
                 if indexes:
                     await table.create_indexes(cur, self.suffix)
-            await checkpoints.begin(cur, self.name, self.view.version, self._state)
+            await checkpoints.record_start(cur, self.name, self.view.version, self._state)
 
     async def find(self) -> None:
         """Find out which positions the view has reached, whether it has stopped, and what it skips."""
         cur = self.connection.cursor()
-        standing = await checkpoints.status(cur, self.name)
-        self.stopped = standing is not None and standing.state == "failed"
-        self.positions = await checkpoints.positions(cur, self.name, self.view.version)
-        self.skipped = await skipped(cur, self.view.name, self.view.version)
+        state = await checkpoints.load_state(cur, self.name)
+        self.stopped = state is not None and state.state == "failed"
+        self.positions = await checkpoints.load_positions(cur, self.name, self.view.version)
+        self.skip_rules = await load_skip_rules(cur, self.view.name, self.view.version)
 
-    async def apply_all(self, log: Log, page_events: int, folded: Callable[[int], None] | None = None) -> int:
+    async def apply_all(self, log: EventLog, page_events: int, on_page: Callable[[int], None] | None = None) -> int:
         """Take in page after page until the log has no more; return how many events that were.
 
-        While one page is written the next is read already. `folded` is called after each with how many were in it.
+        While one page is written the next is read already. `on_page` is called after each with how many were in it.
 
         Raises:
             Poisoned: the view cannot take in an event; all before it is written.
@@ -142,7 +142,7 @@ class Projector:
         total = 0
         page = await self.read(log, self.positions, page_events)
         while page.spans:
-            reached = checkpoints.after(self.positions, page)
+            reached = checkpoints.positions_after(self.positions, page)
             # A page that is not nearly full was all there is; one that ledgers shared out may be a little short.
             full = page.length > page_events // 2
             ahead = asyncio.create_task(self.read(log, reached, page_events)) if full else None
@@ -154,8 +154,8 @@ class Projector:
                     await asyncio.gather(ahead, return_exceptions=True)
                 raise
             total += page.length
-            if folded is not None:
-                folded(page.length)
+            if on_page is not None:
+                on_page(page.length)
             page = await ahead if ahead is not None else await self.read(log, self.positions, page_events)
         return total
 
@@ -170,11 +170,11 @@ class Projector:
         """
         cur = self.connection.cursor(binary=True)
         try:
-            folded = await self.view.fold(cur, page.events, self.suffix)
+            changes = await self.view.fold(cur, page.events, self.suffix)
             # All of a pipeline is one transaction, sent at once: many small pages cost what their round trips cost.
             async with self.connection.pipeline():
-                await self.write(cur, page, folded, fresh=self._fresh)
-        except checkpoints.NOT_THERE as error:
+                await self.write(cur, page, changes, fresh=self._fresh)
+        except checkpoints.CONFLICT_ERROR as error:
             raise CheckpointConflict from error
         except (CheckpointConflict, PositionGap):
             raise
@@ -183,9 +183,9 @@ class Projector:
                 raise
             await self._find_cause(page, error)
         else:
-            self.positions = checkpoints.after(self.positions, page)
+            self.positions = checkpoints.positions_after(self.positions, page)
             if self.stopped:
-                self.stopped = not await checkpoints.recover(self.connection.cursor(), self.name, self._state)
+                self.stopped = not await checkpoints.record_recovery(self.connection.cursor(), self.name, self._state)
 
     async def _find_cause(self, page: EventPage, error: Exception) -> None:
         """Take in part by part a page that failed as a whole, up to the event which it failed for.
@@ -206,7 +206,7 @@ class Projector:
             reason = f"{type(error).__name__}: {error}"
             raise PoisonEvent(self.name, ledger_id, recorded.position, reason) from error
 
-    async def write(self, cur: AsyncCursor[Any], page: EventPage, folded: Folded, *, fresh: bool = False) -> None:
+    async def write(self, cur: AsyncCursor[Any], page: EventPage, changes: RowChanges, *, fresh: bool = False) -> None:
         """Write a page's rows and positions in the caller's transaction; `positions` is left to the caller.
 
         What the rows were folded from may have been read before: whoever changed it since has moved the positions.
@@ -214,9 +214,9 @@ class Projector:
         """
         # First the positions: whoever comes second waits here, and learns that it does before it touches a row.
         await checkpoints.advance(cur, self.name, self.view.version, self.positions, page)
-        await self.view.write(cur, folded, self.suffix, fresh=fresh)
+        await self.view.write(cur, changes, self.suffix, fresh=fresh)
 
-    async def read(self, log: Log, positions: Mapping[int, int], page_events: int) -> EventPage:
+    async def read(self, log: EventLog, positions: Mapping[int, int], page_events: int) -> EventPage:
         """Read what comes next after these positions, without what is skipped.
 
         Raises:
@@ -226,10 +226,10 @@ class Projector:
         try:
             page = await log.after(positions, page_events)
         except UnreadableEvent as error:
-            if (error.ledger_id, error.position) in self.skipped.places:
+            if (error.ledger_id, error.position) in self.skip_rules.events:
                 return EventPage((), {error.ledger_id: Span(error.position, error.position, None)})
             raise PoisonEvent(self.name, error.ledger_id, error.position, str(error)) from error
-        return page.without(self.skipped.places, self.skipped.streams)
+        return page.without(self.skip_rules.events, self.skip_rules.streams)
 
 
 def _passes(error: Exception) -> bool:

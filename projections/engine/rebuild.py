@@ -11,8 +11,8 @@ from typing import Any, Final
 import psycopg
 
 from projections.engine import checkpoints
-from projections.engine.projector import PAGE_EVENTS_MAX, Connect, Log, PoisonEvent, Projector
-from projections.engine.view import NEXT, View
+from projections.engine.projector import PAGE_EVENTS_MAX, Connect, EventLog, PoisonEvent, Projector
+from projections.engine.view import SHADOW_SUFFIX, View
 
 # How long the switch waits for readers of the old tables: those that come meanwhile wait behind it. Then it lets
 # them pass, and tries again.
@@ -21,7 +21,7 @@ SWITCH_PAUSE_S: Final = 0.5
 SWITCH_ATTEMPTS_MAX: Final = 120
 
 
-class Busy(Exception):
+class RebuildInProgress(Exception):
     """Somebody is rebuilding this view already."""
 
 
@@ -46,9 +46,9 @@ class RebuildProgress:
 
 async def rebuild(
     view: View[Any],
-    log: Log,
+    log: EventLog,
     connect: Connect,
-    progressed: Callable[[RebuildProgress], None] | None = None,
+    on_progress: Callable[[RebuildProgress], None] | None = None,
     *,
     resume: bool = True,
     page_events: int = PAGE_EVENTS_MAX,
@@ -62,7 +62,7 @@ async def rebuild(
         view: the view.
         log: where its events come from.
         connect: opens a session of the worker's, in autocommit.
-        progressed: called after each page, and as each phase begins.
+        on_progress: called after each page, and as each phase begins.
         resume: go on with what a killed rebuild left.
         page_events: events folded at a time.
 
@@ -72,28 +72,28 @@ async def rebuild(
         psycopg.OperationalError: the database is away, or the old tables were in use for a minute on end.
 
     """
-    run = _Run(view.name, progressed or (lambda _: None))
+    run = _Run(view.name, on_progress or (lambda _: None))
     async with await connect() as connection:
-        building = Projector(view, connection, beside=True)
-        await building.prepare()
-        if not await checkpoints.lead(connection.cursor(), building.name):
-            raise Busy(f"View {view.name} is being rebuilt by another process.")
-        await _begin(building, resume=resume)
+        shadow_projector = Projector(view, connection, shadow=True)
+        await shadow_projector.prepare()
+        if not await checkpoints.try_to_lead(connection.cursor(), shadow_projector.name):
+            raise RebuildInProgress(f"View {view.name} is being rebuilt by another process.")
+        await _start_or_resume(shadow_projector, resume=resume)
         log.forget()
         try:
-            run.read(building, 0)
-            await building.apply_all(log, page_events, lambda events: run.read(building, events))
+            run.read(shadow_projector, 0)
+            await shadow_projector.apply_all(log, page_events, lambda events: run.read(shadow_projector, events))
             run.enter("indexing")
             async with connection.transaction():
                 cur = connection.cursor()
                 for table in view.tables:
-                    await table.create_indexes(cur, NEXT)
+                    await table.create_indexes(cur, SHADOW_SUFFIX)
             for table in view.tables:
-                await table.analyze(connection.cursor(), NEXT)
+                await table.analyze(connection.cursor(), SHADOW_SUFFIX)
             run.enter("switching")
-            await _switch(building, log, page_events, run)
+            await _swap_in_when_free(shadow_projector, log, page_events, run)
         except PoisonEvent as poisoned:
-            await checkpoints.stop(connection.cursor(), building.name, poisoned.at, poisoned.reason)
+            await checkpoints.record_failure(connection.cursor(), shadow_projector.name, poisoned.at, poisoned.reason)
             raise
     return run.enter("done")
 
@@ -101,16 +101,16 @@ async def rebuild(
 class _Run:
     """One run of a rebuild, as it tells how far it is."""
 
-    def __init__(self, view: str, progressed: Callable[[RebuildProgress], None]) -> None:
+    def __init__(self, view: str, on_progress: Callable[[RebuildProgress], None]) -> None:
         self._view = view
-        self._progressed = progressed
+        self._on_progress = on_progress
         self._begun = time.monotonic()
         self._phase = "filling"
         self._events = self._position = 0
 
-    def read(self, building: Projector, events: int) -> None:
+    def read(self, shadow_projector: Projector, events: int) -> None:
         self._events += events
-        self._position = sum(building.positions.values())
+        self._position = sum(shadow_projector.positions.values())
         self._tell()
 
     def enter(self, phase: str) -> RebuildProgress:
@@ -120,51 +120,51 @@ class _Run:
     def _tell(self) -> RebuildProgress:
         seconds = time.monotonic() - self._begun
         told = RebuildProgress(self._view, self._phase, self._events, seconds, self._position)
-        self._progressed(told)
+        self._on_progress(told)
         return told
 
 
-async def _begin(building: Projector, *, resume: bool) -> None:
-    connection, view = building.connection, building.view
+async def _start_or_resume(shadow_projector: Projector, *, resume: bool) -> None:
+    connection, view = shadow_projector.connection, shadow_projector.view
     async with connection.transaction():
         cur = connection.cursor()
-        left = await checkpoints.status(cur, building.name)
+        left = await checkpoints.load_state(cur, shadow_projector.name)
         if left is not None and not (resume and left.version == view.version):
             for table in view.tables:
-                await table.drop(cur, NEXT)
-            await checkpoints.forget(cur, [building.name])
-    await building.create(indexes=False)
-    await building.find()
+                await table.drop(cur, SHADOW_SUFFIX)
+            await checkpoints.delete(cur, [shadow_projector.name])
+    await shadow_projector.create(indexes=False)
+    await shadow_projector.find()
 
 
-async def _switch(building: Projector, log: Log, page_events: int, run: _Run) -> None:
+async def _swap_in_when_free(shadow_projector: Projector, log: EventLog, page_events: int, run: _Run) -> None:
     for attempt in range(SWITCH_ATTEMPTS_MAX):
-        await building.apply_all(log, page_events, lambda events: run.read(building, events))
+        await shadow_projector.apply_all(log, page_events, lambda events: run.read(shadow_projector, events))
         try:
-            await _take_place(building, log, page_events, run)
+            await _swap_in(shadow_projector, log, page_events, run)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if attempt == SWITCH_ATTEMPTS_MAX - 1:
                 raise
             await asyncio.sleep(SWITCH_PAUSE_S)
-            await building.find()
+            await shadow_projector.find()
         else:
             return
 
 
-async def _take_place(building: Projector, log: Log, page_events: int, run: _Run) -> None:
-    connection, view = building.connection, building.view
+async def _swap_in(shadow_projector: Projector, log: EventLog, page_events: int, run: _Run) -> None:
+    connection, view = shadow_projector.connection, shadow_projector.view
     async with connection.transaction():
         cur = connection.cursor(binary=True)
         await cur.execute(f"SET LOCAL lock_timeout = {SWITCH_WAIT_MS}")
-        standing = await checkpoints.status(cur, view.name)
-        if standing is not None:
+        state = await checkpoints.load_state(cur, view.name)
+        if state is not None:
             # From here on the old rows stand still. What they are ahead by is a moment's worth of events.
-            old = await checkpoints.positions(cur, view.name, standing.version, lock=True)
-            while any(building.positions.get(ledger_id, 0) < position for ledger_id, position in old.items()):
-                page = await building.read(log, building.positions, page_events)
-                await building.write(cur, page, await view.fold(cur, page.events, NEXT))
-                building.positions = checkpoints.after(building.positions, page)
-                run.read(building, page.length)
+            old = await checkpoints.load_positions(cur, view.name, state.version, lock=True)
+            while any(shadow_projector.positions.get(ledger_id, 0) < position for ledger_id, position in old.items()):
+                page = await shadow_projector.read(log, shadow_projector.positions, page_events)
+                await shadow_projector.write(cur, page, await view.fold(cur, page.events, SHADOW_SUFFIX))
+                shadow_projector.positions = checkpoints.positions_after(shadow_projector.positions, page)
+                run.read(shadow_projector, page.length)
         for table in view.tables:
-            await table.take_place(cur, NEXT)
-        await checkpoints.take_place(cur, view.name, building.name)
+            await table.swap_in(cur, SHADOW_SUFFIX)
+        await checkpoints.swap_in(cur, view.name, shadow_projector.name)

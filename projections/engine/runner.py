@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from projections.engine import checkpoints
 from projections.engine.checkpoints import CheckpointConflict
-from projections.engine.projector import PAGE_EVENTS_MAX, Connect, Log, PoisonEvent, Projector
+from projections.engine.projector import PAGE_EVENTS_MAX, Connect, EventLog, PoisonEvent, Projector
 from projections.engine.rebuild import rebuild
-from projections.engine.skipped_events import skipped
-from projections.engine.view import View, has_stopped, reached
+from projections.engine.skipped_events import load_skip_rules
+from projections.engine.view import View, has_stopped, position_reached
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor
@@ -65,7 +65,7 @@ class Runner:
     def __init__(
         self,
         view: View[Any],
-        log: Log,
+        log: EventLog,
         connect: Connect,
         wake: asyncio.Event,
         *,
@@ -115,39 +115,39 @@ class Runner:
         except PoisonEvent as poisoned:
             self._stopped_at = poisoned.at
             self._say(logging.ERROR, f"has stopped. {poisoned}")
-            await checkpoints.stop(connection.cursor(), self._view.name, self._stopped_at, poisoned.reason)
+            await checkpoints.record_failure(connection.cursor(), self._view.name, self._stopped_at, poisoned.reason)
 
     async def _may_follow(self, connection: AsyncConnection[Any]) -> bool:
         """Tell whether it is for this process to follow: the view is as it knows it, and nobody else leads."""
         cur = connection.cursor()
-        standing = await checkpoints.status(cur, self._view.name)
-        if standing is not None and standing.version > self._view.version:
+        state = await checkpoints.load_state(cur, self._view.name)
+        if state is not None and state.version > self._view.version:
             # A newer program has switched the view, and follows it. Its rows are not for us to write.
-            self._say(logging.INFO, f"is at version {standing.version}; this program knows {self._view.version}")
+            self._say(logging.INFO, f"is at version {state.version}; this program knows {self._view.version}")
             return False
-        if standing is not None and standing.state == "failed":
-            at = (standing.failed_ledger_id, standing.failed_position)
+        if state is not None and state.state == "failed":
+            at = (state.failed_ledger_id, state.failed_position)
             if at == self._stopped_at:
-                told = await skipped(cur, self._view.name, self._view.version)
-                if at not in told.places:
+                told = await load_skip_rules(cur, self._view.name, self._view.version)
+                if at not in told.events:
                     return False
-        return await checkpoints.lead(cur, self._view.name)
+        return await checkpoints.try_to_lead(cur, self._view.name)
 
     async def _follow(self, connection: AsyncConnection[Any]) -> None:
-        folding = Projector(self._view, connection)
-        await folding.prepare()
+        projector = Projector(self._view, connection)
+        await projector.prepare()
         self._log.forget()
-        standing = await checkpoints.status(connection.cursor(), self._view.name)
-        if standing is None:
-            await folding.create(indexes=True)
-        elif standing.version < self._view.version:
-            self._say(logging.INFO, f"goes from version {standing.version} to {self._view.version}")
+        state = await checkpoints.load_state(connection.cursor(), self._view.name)
+        if state is None:
+            await projector.create(indexes=True)
+        elif state.version < self._view.version:
+            self._say(logging.INFO, f"goes from version {state.version} to {self._view.version}")
             await rebuild(self._view, self._log, self._connect, page_events=self._page_events)
-        await folding.find()
+        await projector.find()
         self._say(logging.INFO, "is being followed here")
         while True:
             self._wake.clear()
-            await folding.apply_all(self._log, self._page_events)
+            await projector.apply_all(self._log, self._page_events)
             await asyncio.sleep(LINGER_S)
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it may swallow being cancelled.
@@ -171,7 +171,7 @@ async def create_missing(connect: Connect, views: Iterable[View[Any]]) -> None:
             await Projector(view, connection).create(indexes=True)
 
 
-async def wait_for(
+async def wait_for_position(
     cursors: Callable[[], AbstractAsyncContextManager[AsyncCursor[Any]]],
     view: str,
     ledger_id: int,
@@ -197,7 +197,7 @@ async def wait_for(
     pause = WAIT_FIRST_S
     while True:
         async with cursors() as cur:
-            read = await reached(cur, ledger_id, view)
+            read = await position_reached(cur, ledger_id, view)
             if read >= position:
                 return read
             if await has_stopped(cur, view):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from projections.engine.page import EventPage
 
 if TYPE_CHECKING:
-    from projections.engine.projector import Log
+    from projections.engine.projector import EventLog
 
 # What is kept: some pages of a long stretch, or the many small ones of a busy hour.
 EVENTS_KEPT_MAX: Final = 8_000
@@ -43,13 +43,13 @@ class _Reading:
 class SharedLog:
     """The newest pages that anybody here has read."""
 
-    def __init__(self, log: Log, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, log: EventLog, *, patience_s: float = PATIENCE_S) -> None:
         """Take the log to read."""
         self._log = log
         self._patience_s = patience_s
         self._kept: deque[EventPage] = deque()
         self._kept_events = 0
-        self._readers: set[Reader] = set()
+        self._readers: set[SharedLogReader] = set()
         self._under_way: list[_Reading] = []
         self._moved = asyncio.Event()
         # How often somebody began to read; the last reading that found nothing more; how often all was forgotten.
@@ -57,13 +57,13 @@ class SharedLog:
         self._nothing: _Reading | None = None
         self._forgotten = 0
 
-    def reader(self) -> Reader:
+    def reader(self) -> SharedLogReader:
         """Return the log as one view reads it; `close` it when the view reads no more."""
-        reader = Reader(self)
+        reader = SharedLogReader(self)
         self._readers.add(reader)
         return reader
 
-    def leave(self, reader: Reader) -> None:
+    def leave(self, reader: SharedLogReader) -> None:
         """Wait for this reader no more."""
         self._readers.discard(reader)
         self.tell()
@@ -79,7 +79,7 @@ class SharedLog:
         self._moved.set()
         self._moved.clear()
 
-    async def after(self, reader: Reader, positions: Mapping[int, int], limit: int) -> EventPage:
+    async def after(self, reader: SharedLogReader, positions: Mapping[int, int], limit: int) -> EventPage:
         """Return what comes next after these positions, from what is kept or from the log."""
         # A reading that began before may not know the commit that we were woken by: that it finds nothing does not say
         # that there is nothing.
@@ -96,7 +96,7 @@ class SharedLog:
             elif not await self._waited_for_others(reader):
                 return await self._read(reader, positions, limit)
 
-    def _kept_after(self, reader: Reader, positions: Mapping[int, int], limit: int) -> EventPage | None:
+    def _kept_after(self, reader: SharedLogReader, positions: Mapping[int, int], limit: int) -> EventPage | None:
         """Return what is kept of what comes next, if anything: one that is slower than others gets more at a time."""
         found: list[EventPage] = []
         newest, length, reached = None, 0, dict(positions)
@@ -114,7 +114,7 @@ class SharedLog:
         reader.given(newest, reached)
         return EventPage.joined(found)
 
-    async def _read(self, reader: Reader, positions: Mapping[int, int], limit: int) -> EventPage:
+    async def _read(self, reader: SharedLogReader, positions: Mapping[int, int], limit: int) -> EventPage:
         self._begun += 1
         reading = _Reading(self._begun, positions)
         self._under_way.append(reading)
@@ -144,7 +144,7 @@ class SharedLog:
     def _full(self) -> bool:
         return self._kept_events > EVENTS_KEPT_MAX or len(self._kept) > PAGES_KEPT_MAX
 
-    async def _waited_for_others(self, reader: Reader) -> bool:
+    async def _waited_for_others(self, reader: SharedLogReader) -> bool:
         """Wait a moment where the next page would take the oldest from somebody who goes the same way, just behind."""
         if not self._kept or self._kept_events < EVENTS_KEPT_MAX or reader.newest is not self._kept[-1]:
             return False
@@ -160,11 +160,11 @@ class SharedLog:
                 await self._moved.wait()
         return True
 
-    def _needs_oldest(self, other: Reader) -> bool:
+    def _needs_oldest(self, other: SharedLogReader) -> bool:
         return other.positions is not None and self._kept[0].follows(other.positions)
 
 
-class Reader:
+class SharedLogReader:
     """The shared log, as one view reads it.
 
     Attributes:
@@ -182,7 +182,7 @@ class Reader:
         self._log = log
 
     async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
-        """Read as `Log` says."""
+        """Read as `EventLog` says."""
         return await self._log.after(self, positions, limit)
 
     def given(self, newest: EventPage, positions: Mapping[int, int]) -> None:

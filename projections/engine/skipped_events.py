@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from projections.engine.view import NEXT
+from projections.engine.view import SHADOW_SUFFIX
 
 if TYPE_CHECKING:
     from psycopg import AsyncCursor
@@ -78,7 +78,7 @@ class SkippedEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class SkippedOfView:
+class SkipRules:
     """What a version of a view skips.
 
     Attributes:
@@ -87,26 +87,26 @@ class SkippedOfView:
 
     """
 
-    places: frozenset[tuple[int, int]]
+    events: frozenset[tuple[int, int]]
     streams: Mapping[tuple[int, UUID], int]
 
 
-NOTHING: Final = SkippedOfView(frozenset(), {})
+NO_SKIPS: Final = SkipRules(frozenset(), {})
 
 
-async def skipped(cur: AsyncCursor[Any], view: str, version: int) -> SkippedOfView:
+async def load_skip_rules(cur: AsyncCursor[Any], view: str, version: int) -> SkipRules:
     """Return what this version of a view skips."""
     await cur.execute(_SKIPPED, (view, version))
     found = await cur.fetchall()
     # The earliest last, for it is the one that counts.
     rest = sorted((row for row in found if row[2] is not None), reverse=True)
-    return SkippedOfView(
+    return SkipRules(
         frozenset((ledger_id, position) for ledger_id, position, _ in found),
         {(ledger_id, stream_id): position for ledger_id, position, stream_id in rest},
     )
 
 
-async def skip(
+async def record_skip(
     cur: AsyncCursor[Any],
     view: View[Any],
     ledger_id: int,
@@ -133,7 +133,7 @@ async def skip(
         NotStoppedThere: something else stopped it, or nothing.
 
     """
-    await cur.execute(_STOPPED, ([view.name, view.name + NEXT], view.version))
+    await cur.execute(_STOPPED, ([view.name, view.name + SHADOW_SUFFIX], view.version))
     stops = {(of_ledger, at): error for of_ledger, at, error in await cur.fetchall()}
     error = stops.get((ledger_id, position))
     if error is None:
@@ -146,7 +146,7 @@ async def skip(
     await cur.execute(_RECORD, (ledger_id, view.name, view.version, position, stream_id, error, reason, by))
 
 
-async def skips(cur: AsyncCursor[Any], limit: int) -> list[SkippedEvent]:
+async def list_skipped(cur: AsyncCursor[Any], limit: int) -> list[SkippedEvent]:
     """Return what was skipped, the first first."""
     await cur.execute(_ALL, (limit,))
     return [SkippedEvent(*row) for row in await cur.fetchall()]

@@ -181,7 +181,7 @@ class Table(Generic[R]):
         """Drop the table if it is there."""
         await cur.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.identifier(suffix)))
 
-    async def take_place(self, cur: AsyncCursor[Any], suffix: str) -> None:
+    async def swap_in(self, cur: AsyncCursor[Any], suffix: str) -> None:
         """Make the table with this suffix the one that is read, and drop the one that was."""
         await self.drop(cur)
         await cur.execute(

@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 # An event's handler is that of its class, or else of the nearest class that it derives from.
-Begin = Callable[[int, "RecordedEvent", Any], R]
-Change = Callable[[R, "RecordedEvent", Any], Iterable[Any] | None]
+Create = Callable[[int, "RecordedEvent", Any], R]
+Update = Callable[[R, "RecordedEvent", Any], Iterable[Any] | None]
 
 # A row's ledger, and what names the row within it.
 Key = tuple[int, Hashable]
-_Step = tuple[int, int, "RecordedEvent", Begin[Any] | None, Change[Any] | None]
+_Step = tuple[int, int, "RecordedEvent", Create[Any] | None, Update[Any] | None]
 
 # What belongs to tables that are being filled beside those that are read.
-NEXT: Final = "_next"
+SHADOW_SUFFIX: Final = "_next"
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
+class RowChanges:
     """The rows that events lead to: those that they begin, those that stood and change, and the further tables'."""
 
-    begun: Sequence[Any]
-    changed: Sequence[Any]
-    further: Mapping[type, Sequence[Any]]
+    created: Sequence[Any]
+    updated: Sequence[Any]
+    secondary: Mapping[type, Sequence[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +54,10 @@ class View(Generic[R]):
         version: of its rows: raised whenever the same events come to other rows, or to other columns.
         table: of the rows that events begin and change.
         row_of: which row a recorded event belongs to: the value of the second column of the table's key.
-        begins: what makes a row of an event, in place of one that may be there.
-        changes: what an event does to a row that is there, or that it has just begun; it may return rows for `further`
-            tables.
-        further: tables of what follows from changes, such as an index over ids, or counts.
+        creates: by event class, what makes a new row of an event; it replaces one that is there.
+        updates: by event class, what changes a row that is there, or that the same event has just created; it may
+            return rows of `secondary` tables.
+        secondary: tables derived from the changes, such as an index over ids, or counts.
 
     """
 
@@ -65,17 +65,17 @@ class View(Generic[R]):
     version: int
     table: Table[R]
     row_of: Callable[[Any], Hashable]
-    begins: Mapping[type, Begin[R]]
-    changes: Mapping[type, Change[R]] = field(default_factory=dict)
-    further: Sequence[Table[Any]] = ()
-    _handlers: dict[type, tuple[Begin[R] | None, Change[R] | None]] = field(default_factory=dict, init=False)
+    creates: Mapping[type, Create[R]]
+    updates: Mapping[type, Update[R]] = field(default_factory=dict)
+    secondary: Sequence[Table[Any]] = ()
+    _handlers: dict[type, tuple[Create[R] | None, Update[R] | None]] = field(default_factory=dict, init=False)
 
     @property
     def tables(self) -> list[Table[Any]]:
         """All its tables."""
-        return [self.table, *self.further]
+        return [self.table, *self.secondary]
 
-    async def fold(self, cur: AsyncCursor[Any], events: Events, suffix: str = "") -> Folded:
+    async def fold(self, cur: AsyncCursor[Any], events: Events, suffix: str = "") -> RowChanges:
         """Return the rows that events lead to, from those that stand; nothing is written.
 
         Args:
@@ -88,31 +88,31 @@ class View(Generic[R]):
             Exception: whatever a handler raises.
 
         """
-        steps, places, standing = self._steps(events)
+        steps, places, existing = self._plan(events)
         rows: list[R | None] = [None] * len(places)
-        loaded = await self.table.load(cur, standing, suffix) if standing else []
+        loaded = await self.table.load(cur, existing, suffix) if existing else []
         for row in loaded:
             rows[places[self.table.key_of(row)]] = row
-        further: dict[type, list[Any]] = {table.row: [] for table in self.further}
+        secondary: dict[type, list[Any]] = {table.row: [] for table in self.secondary}
         for place, ledger_id, recorded, begin, change in steps:
             if begin is not None:
                 rows[place] = begin(ledger_id, recorded, recorded.event)
             if change is not None:
-                for extra in change(self._standing(rows[place], recorded), recorded, recorded.event) or ():
-                    further[type(extra)].append(extra)
+                for extra in change(self._existing(rows[place], recorded), recorded, recorded.event) or ():
+                    secondary[type(extra)].append(extra)
         stood = set(map(id, loaded))
-        return Folded(
-            begun=[row for row in rows if id(row) not in stood],
-            changed=[row for row in rows if id(row) in stood],
-            further=further,
+        return RowChanges(
+            created=[row for row in rows if id(row) not in stood],
+            updated=[row for row in rows if id(row) in stood],
+            secondary=secondary,
         )
 
-    async def write(self, cur: AsyncCursor[Any], folded: Folded, suffix: str = "", *, fresh: bool = False) -> None:
+    async def write(self, cur: AsyncCursor[Any], changes: RowChanges, suffix: str = "", *, fresh: bool = False) -> None:
         """Write rows, in the caller's transaction.
 
         Args:
             cur: a session of the worker's.
-            folded: the rows.
+            changes: the rows.
             suffix: of the tables.
             fresh: none of those that were begun is there yet, so that none need be looked for.
 
@@ -120,17 +120,17 @@ class View(Generic[R]):
             UniqueViolation: one was there, though `fresh`.
 
         """
-        if fresh and folded.begun:
-            await self.table.insert(cur, folded.begun, suffix)
-        elif folded.begun:
-            await self.table.write(cur, folded.begun, suffix)
-        if folded.changed:
-            await self.table.write(cur, folded.changed, suffix)
-        for table in self.further:
-            if folded.further[table.row]:
-                await table.write(cur, table.merged(folded.further[table.row]), suffix)
+        if fresh and changes.created:
+            await self.table.insert(cur, changes.created, suffix)
+        elif changes.created:
+            await self.table.write(cur, changes.created, suffix)
+        if changes.updated:
+            await self.table.write(cur, changes.updated, suffix)
+        for table in self.secondary:
+            if changes.secondary[table.row]:
+                await table.write(cur, table.merged(changes.secondary[table.row]), suffix)
 
-    def _steps(self, events: Events) -> tuple[list[_Step], dict[Key, int], list[Key]]:
+    def _plan(self, events: Events) -> tuple[list[_Step], dict[Key, int], list[Key]]:
         """Return what is to be done: steps in order, the place of each row in a list, and the rows that must be there.
 
         Those are the rows that some step changes before any begins it. A key is looked up once a step, for a UUID is
@@ -138,7 +138,7 @@ class View(Generic[R]):
         """
         steps: list[_Step] = []
         places: dict[Key, int] = {}
-        standing: list[Key] = []
+        existing: list[Key] = []
         handlers, row_of = self._handlers, self.row_of
         for ledger_id, recorded in events:
             kind = type(recorded.event)
@@ -149,22 +149,22 @@ class View(Generic[R]):
             known = len(places)
             place = places.setdefault(key, known)
             if place == known and begin is None:
-                standing.append(key)
+                existing.append(key)
             steps.append((place, ledger_id, recorded, begin, change))
-        return steps, places, standing
+        return steps, places, existing
 
-    def _standing(self, row: R | None, recorded: RecordedEvent) -> R:
+    def _existing(self, row: R | None, recorded: RecordedEvent) -> R:
         if row is None:
             key = self.row_of(recorded)
             raise LookupError(f"view {self.name} has no row {key}, which the event would change")
         return row
 
-    def _handler(self, kind: type) -> tuple[Begin[R] | None, Change[R] | None]:
+    def _handler(self, kind: type) -> tuple[Create[R] | None, Update[R] | None]:
         found = self._handlers.get(kind)
         if found is None:
-            bases = (base for base in kind.__mro__ if base in self.begins or base in self.changes)
+            bases = (base for base in kind.__mro__ if base in self.creates or base in self.updates)
             nearest = next(bases, object)
-            found = self._handlers[kind] = (self.begins.get(nearest), self.changes.get(nearest))
+            found = self._handlers[kind] = (self.creates.get(nearest), self.updates.get(nearest))
         return found
 
 
@@ -172,7 +172,7 @@ class View(Generic[R]):
 class ViewState:
     """What became of a view; `failed_…` name the event that stopped it, where one did.
 
-    `state` is "following", "failed", or "building" for what is being filled beside the view, under its name + `NEXT`.
+    `state` is "following" or "failed"; or "building" for shadow tables, whose name is the view's + `SHADOW_SUFFIX`.
     """
 
     view: str
@@ -186,11 +186,11 @@ class ViewState:
     @property
     def stopped(self) -> bool:
         """Whether reads of the view fall behind; one that cannot be filled anew is still read and followed."""
-        return self.state == "failed" and not self.view.endswith(NEXT)
+        return self.state == "failed" and not self.view.endswith(SHADOW_SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class ViewPosition:
     """How far a view has read a ledger: the last position, and when the ledger recorded that."""
 
     view: str
@@ -225,7 +225,7 @@ ORDER BY view
 """
 
 
-async def reached(cur: AsyncCursor[Any], ledger_id: int, *views: str) -> int:
+async def position_reached(cur: AsyncCursor[Any], ledger_id: int, *views: str) -> int:
     """Return the position that all these views have read up to, 0 where one has not begun.
 
     Ask before reading rows: then they are at least as new as the answer says.
@@ -235,10 +235,10 @@ async def reached(cur: AsyncCursor[Any], ledger_id: int, *views: str) -> int:
     return int(row[0]) if row else 0
 
 
-async def positions(cur: AsyncCursor[Any], ledger_id: int) -> list[Reached]:
+async def view_positions(cur: AsyncCursor[Any], ledger_id: int) -> list[ViewPosition]:
     """Return how far every view has read a ledger, by name."""
     await cur.execute(_POSITIONS, (ledger_id,))
-    return [Reached(*row) for row in await cur.fetchall()]
+    return [ViewPosition(*row) for row in await cur.fetchall()]
 
 
 async def has_stopped(cur: AsyncCursor[Any], view: str) -> bool:
@@ -247,13 +247,13 @@ async def has_stopped(cur: AsyncCursor[Any], view: str) -> bool:
     return await cur.fetchone() is not None
 
 
-async def statuses(cur: AsyncCursor[Any]) -> list[ViewState]:
+async def view_states(cur: AsyncCursor[Any]) -> list[ViewState]:
     """Return what became of every view, by name."""
     await cur.execute(_STATUSES)
     return [ViewState(*row) for row in await cur.fetchall()]
 
 
-async def read_only(cur: AsyncCursor[Any]) -> bool:
+async def is_read_only(cur: AsyncCursor[Any]) -> bool:
     """Tell whether the database takes no writes, as a standby does and one that was made so."""
     await cur.execute("SELECT current_setting('transaction_read_only')")
     row = await cur.fetchone()

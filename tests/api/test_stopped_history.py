@@ -40,7 +40,7 @@ async def skip(world: World, position: int) -> None:
         cur = owner.cursor()
         await cur.execute("SELECT ledger_id FROM ledgers WHERE name = %s", (world.server.ledger,))
         (ledger_id,) = await cur.fetchone() or (0,)
-        await skipped_events.skip(cur, event_index.VIEW, ledger_id, position, "the test is over", "the test")
+        await skipped_events.record_skip(cur, event_index.VIEW, ledger_id, position, "the test is over", "the test")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
     codes = [world.generate() for _ in range(3)]
     with monkeypatch.context() as broken_view:
-        broken_view.setitem(event_index.VIEW.begins, Code.Shared, broken)
+        broken_view.setitem(event_index.VIEW.creates, Code.Shared, broken)
         event_index.VIEW._handlers.clear()
         world.share(codes[0])
         world.generate()

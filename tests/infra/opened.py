@@ -117,11 +117,11 @@ class Opened:
         await worker.open()
         async with await connect(self.database.dsn(WORKER)) as connection:
             for view in VIEWS:
-                folding = Projector(view, connection)
-                await folding.prepare()
-                await folding.create(indexes=True)
-                await folding.find()
-                await folding.apply_all(AllLedgersReader(worker), page_events=100)
+                projector = Projector(view, connection)
+                await projector.prepare()
+                await projector.create(indexes=True)
+                await projector.find()
+                await projector.apply_all(AllLedgersReader(worker), page_events=100)
         await worker.close()
 
     def record_at(self, tenant: Tenant, position: int, moment: datetime) -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from infra.postgres.pool import Database
 from infra.processes.runtime import API
-from infra.views.status import in_all_ledgers, in_ledger
+from infra.views.status import status_in_all_ledgers, status_in_ledger
 from projections import VIEWS, codes
-from projections.engine.view import NEXT
+from projections.engine.view import SHADOW_SUFFIX
 from tests import given
 from tests.infra.opened import Opened
 
@@ -27,12 +27,12 @@ async def test_a_view_that_has_read_all_is_not_behind(opened: Opened, api: Datab
         await opened.when(tenant, given.permission(creator_id=str(len(NAMES))))
         await opened.when(tenant, given.permission(creator_id="another"))
     await opened.apply()
-    assert [(s.view, s.state, s.position, s.head, s.behind_events, s.behind_s) for s in await in_ledger(api, 1)] == [
-        (name, "following", 2, 2, 0, 0) for name in NAMES
-    ]
-    assert [(s.view, s.position, s.behind_events, s.behind_s, s.rebuilds) for s in await in_all_ledgers(api)] == [
-        (name, 4, 0, 0, 0) for name in NAMES
-    ]
+    assert [
+        (s.view, s.state, s.position, s.head, s.behind_events, s.behind_s) for s in await status_in_ledger(api, 1)
+    ] == [(name, "following", 2, 2, 0, 0) for name in NAMES]
+    assert [
+        (s.view, s.position, s.behind_events, s.behind_s, s.rebuilds) for s in await status_in_all_ledgers(api)
+    ] == [(name, 4, 0, 0, 0) for name in NAMES]
 
 
 async def test_a_view_is_behind_by_what_it_has_not_read_and_since_the_oldest_of_that(
@@ -51,13 +51,13 @@ async def test_a_view_is_behind_by_what_it_has_not_read_and_since_the_oldest_of_
         two.ledger_id,
     )
 
-    first = {standing.view: standing for standing in await in_ledger(api, one.ledger_id)}
+    first = {standing.view: standing for standing in await status_in_ledger(api, one.ledger_id)}
     assert (first["codes"].position, first["codes"].head, first["codes"].behind_events) == (1, 2, 1)
     assert 0 < first["codes"].behind_s < 600
-    second = {standing.view: standing for standing in await in_ledger(api, two.ledger_id)}
+    second = {standing.view: standing for standing in await status_in_ledger(api, two.ledger_id)}
     assert (second["codes"].position, second["codes"].head, second["codes"].behind_events) == (0, 3, 3)
     assert 3600 <= second["codes"].behind_s < 4200
-    both = {standing.view: standing for standing in await in_all_ledgers(api)}
+    both = {standing.view: standing for standing in await status_in_all_ledgers(api)}
     assert (both["codes"].position, both["codes"].behind_events) == (1, 4)
     assert 3600 <= both["codes"].behind_s < 4200
 
@@ -72,7 +72,7 @@ async def test_only_the_ledger_whose_event_stopped_a_view_is_told_which_it_was(o
     )
     told = {}
     for tenant in (one, two):
-        (standing,) = [s for s in await in_ledger(api, tenant.ledger_id) if s.view == "codes"]
+        (standing,) = [s for s in await status_in_ledger(api, tenant.ledger_id) if s.view == "codes"]
         told[tenant.ledger_id] = (standing.state, standing.failed_position, standing.error)
     assert told == {one.ledger_id: ("failed", 7, "of ledger one"), two.ledger_id: ("failed", None, None)}
 
@@ -83,10 +83,10 @@ async def test_one_that_is_being_filled_has_a_row_of_its_own(opened: Opened, api
     await opened.apply()
     opened.sql(
         "INSERT INTO view_versions (view, version, state) VALUES (%s, %s, 'building')",
-        "codes" + NEXT,
+        "codes" + SHADOW_SUFFIX,
         codes.VERSION + 1,
     )
-    (building,) = [standing for standing in await in_all_ledgers(api) if standing.state == "building"]
+    (building,) = [standing for standing in await status_in_all_ledgers(api) if standing.state == "building"]
     assert (building.view, building.version, building.position, building.behind_events) == (
         *("codes_next", codes.VERSION + 1),
         *(0, 1),

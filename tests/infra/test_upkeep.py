@@ -30,7 +30,7 @@ from infra.views.progress_display import Lines, line
 from projections import VIEWS, codes, event_index
 from projections.engine.projector import PoisonEvent
 from projections.engine.rebuild import RebuildProgress
-from projections.engine.view import NEXT
+from projections.engine.view import SHADOW_SUFFIX
 from tests.bench.lives import fill
 from tests.conftest import TestDatabase
 from tests.waiting import until
@@ -116,10 +116,10 @@ def test_a_rebuild_that_is_killed_goes_on_where_it_stood(filled: Filled) -> None
     filled.said("rebuild", "codes")
     whole = filled.rows("codes")
     with filled.running("rebuild", "codes") as process:
-        until(lambda: filled.position("codes" + NEXT) > 0, within_s=60)
+        until(lambda: filled.position("codes" + SHADOW_SUFFIX) > 0, within_s=60)
         with psycopg.connect(filled.database.dsn()) as holding:
             holding.execute("LOCK TABLE views.codes_next IN ACCESS EXCLUSIVE MODE")
-            left = filled.position("codes" + NEXT)
+            left = filled.position("codes" + SHADOW_SUFFIX)
             assert 0 < left < EVENTS, "it has not come to its end before it was held"
             process.send_signal(signal.SIGKILL)
             assert process.wait(10) == -signal.SIGKILL
@@ -210,11 +210,11 @@ def test_the_list_of_views_says_how_far_each_is_what_stopped_it_and_what_was_ski
     assert (code, said) == (0, "View codes skips event 7 of ledger acme. Its worker goes on within seconds.\n")
     skipped = invoke(begun, "views", "list")[1]
     assert (
-        f"codes v{codes.VERSION} skips event 7 of ledger acme: it is a test\n    said {commands.who_asks()}, "
+        f"codes v{codes.VERSION} skips event 7 of ledger acme: it is a test\n    said {commands.current_user()}, "
         in skipped
     )
     assert begun.sql("SELECT stream_id, reason, skipped_by, login FROM view_skips") == [
-        (None, "it is a test", commands.who_asks(), "postgres")
+        (None, "it is a test", commands.current_user(), "postgres")
     ]
 
     begun.sql("UPDATE view_versions SET failed_position = 8 WHERE view = 'codes'")

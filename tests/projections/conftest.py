@@ -52,10 +52,10 @@ def follow(connect: Connect) -> Followed:
 
     async def followed(view: View[Any], log: MemoryLog) -> None:
         async with await connect() as connection:
-            folding = Projector(view, connection)
-            await folding.prepare()
-            await folding.create(indexes=True)
-            await folding.find()
-            await folding.apply_all(log, page_events=3)
+            projector = Projector(view, connection)
+            await projector.prepare()
+            await projector.create(indexes=True)
+            await projector.find()
+            await projector.apply_all(log, page_events=3)
 
     return followed

@@ -155,7 +155,7 @@ async def test_stops_and_what_runs_are_the_aggregates_own(follow: Followed, work
     assert [(r.stops_at, r.position) for r in rows] == sorted((r.stops_at, r.position) for r in rows)
     for table in campaigns.VIEW.tables:
         await table.drop(worker)
-    await checkpoints.forget(worker, [campaigns.NAME])
+    await checkpoints.delete(worker, [campaigns.NAME])
 
 
 def several() -> Story:

@@ -60,7 +60,7 @@ def test_the_view_and_the_code_agree_on_what_is_due(seed: int, hours: int) -> No
         if isinstance(stream[0].event, Code.Generated):
             code, row = replay_code(stream), expiring.generated(1, stream[0], stream[0].event)
             for recorded in stream[1:]:
-                change = expiring.VIEW.changes.get(type(recorded.event))
+                change = expiring.VIEW.updates.get(type(recorded.event))
                 if change is not None:
                     change(row, recorded, recorded.event)
             due = code.expiry_due(now) or code.reminder_due(now) is not None

@@ -6,7 +6,7 @@ from typing import Any
 
 from domain.recorded import RecordedEvent
 from projections import event_index
-from projections.event_index import EntryRow
+from projections.event_index import EventIndexRow
 from tests import given
 from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, VIDEO
 from tests.projections.conftest import Cursor, Followed
@@ -15,7 +15,7 @@ from tests.projections.memory_log import MemoryLog
 
 def entry(recorded: RecordedEvent, **named: Any) -> tuple[Any, ...]:
     """What an event's row holds, given what the event names."""
-    row = EntryRow(
+    row = EventIndexRow(
         ledger_id=1,
         position=recorded.position,
         type=recorded.type,
@@ -33,7 +33,7 @@ def entry(recorded: RecordedEvent, **named: Any) -> tuple[Any, ...]:
         effective_at=recorded.effective_at,
         late=named.get("late", False),
     )
-    return tuple(getattr(row, column) for column in event_index.HISTORY.columns)
+    return tuple(getattr(row, column) for column in event_index.EVENT_INDEX.columns)
 
 
 async def test_every_event_leaves_a_row_with_what_it_names(follow: Followed, worker: Cursor) -> None:

@@ -37,4 +37,4 @@ async def test_rows_filled_anew_are_those_that_were_there(
     assert await rows(worker, view) == before
     for table in view.tables:
         await table.drop(worker)
-    await checkpoints.forget(worker, [view.name])
+    await checkpoints.delete(worker, [view.name])

@@ -21,11 +21,11 @@ from projections import VIEWS, codes, event_index, permissions
 from projections.engine import checkpoints, rebuild
 from projections.engine.page import EventPage
 from projections.engine.projector import Connect, PoisonEvent, Projector
-from projections.engine.rebuild import Busy
+from projections.engine.rebuild import RebuildInProgress
 from projections.engine.runner import Runner
 from projections.engine.table import Table
-from projections.engine.view import NEXT, View
-from projections.event_index import EntryRow
+from projections.engine.view import SHADOW_SUFFIX, View
+from projections.event_index import EventIndexRow
 from tests import given
 from tests.given import CODE, NOW
 from tests.projections.conftest import Cursor, Followed
@@ -56,7 +56,7 @@ async def test_rebuilt_rows_are_the_live_rows(
     assert await positions(worker, view.name) == log.heads
     for table in view.tables:
         await table.drop(worker)
-    await checkpoints.forget(worker, [view.name])
+    await checkpoints.delete(worker, [view.name])
 
 
 async def test_a_rebuilt_table_has_all_that_the_old_one_had(connect: Connect, worker: Cursor, follow: Followed) -> None:
@@ -68,7 +68,7 @@ async def test_a_rebuilt_table_has_all_that_the_old_one_had(connect: Connect, wo
     for view in VIEWS * 2:
         await rebuild.rebuild(view, log, connect)
         assert await structure(worker) == before
-        assert await checkpoints.status(worker, view.name + NEXT) is None
+        assert await checkpoints.load_state(worker, view.name + SHADOW_SUFFIX) is None
 
 
 async def structure(cur: Cursor) -> list[Any]:
@@ -120,7 +120,7 @@ async def test_a_rebuild_that_was_killed_goes_on_where_it_stood(
     with pytest.raises(Interrupted):
         await rebuild.rebuild(codes.VIEW, Interrupting(log, die), connect, page_events=10)
     # Of three pages read, two or three were written when the fourth could not be read.
-    left = sum((await positions(worker, "codes" + NEXT)).values())
+    left = sum((await positions(worker, "codes" + SHADOW_SUFFIX)).values())
     assert left in {20, 30}
     assert await rows(worker, codes.VIEW) == whole, "the old rows are read meanwhile"
     done = await rebuild.rebuild(codes.VIEW, log, connect, page_events=10)
@@ -144,7 +144,7 @@ async def test_a_rebuild_begins_anew_where_it_is_told_to_or_the_view_has_changed
     changed = replace(codes.VIEW, version=codes.VERSION + 1) if another_version else codes.VIEW
     done = await rebuild.rebuild(changed, log, connect, resume=another_version)
     assert done.events == 4
-    standing = await checkpoints.status(worker, "codes")
+    standing = await checkpoints.load_state(worker, "codes")
     assert standing is not None
     assert standing.version == changed.version
 
@@ -192,7 +192,7 @@ async def test_a_rebuild_under_a_living_runner_and_a_growing_log_never_takes_a_r
     switched = await rows(worker, codes.VIEW)
     for table in codes.VIEW.tables:
         await table.drop(worker)
-    await checkpoints.forget(worker, ["codes"])
+    await checkpoints.delete(worker, ["codes"])
     await follow(codes.VIEW, log)
     assert switched == await rows(worker, codes.VIEW)
 
@@ -277,7 +277,7 @@ async def test_a_poisoned_event_fails_the_rebuild_and_leaves_the_old_rows(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a mistake in a handler")
 
-    poisoned = replace(codes.VIEW, changes={**codes.VIEW.changes, Code.Revoked: broken})
+    poisoned = replace(codes.VIEW, updates={**codes.VIEW.updates, Code.Revoked: broken})
     with pytest.raises(PoisonEvent, match="View codes_next stops before event 5 of ledger 1: ZeroDivisionError"):
         await rebuild.rebuild(poisoned, log, connect)
     assert await rows(worker, codes.VIEW) == before
@@ -292,7 +292,7 @@ async def test_a_view_is_rebuilt_by_one_at_a_time(connect: Connect, follow: Foll
         if pages == 1:
             try:
                 await rebuild.rebuild(codes.VIEW, log, connect)
-            except Busy as busy:
+            except RebuildInProgress as busy:
                 refused.append(str(busy))
 
     await rebuild.rebuild(codes.VIEW, Interrupting(log, again), connect)
@@ -300,15 +300,15 @@ async def test_a_view_is_rebuilt_by_one_at_a_time(connect: Connect, follow: Foll
 
 
 @dataclass(slots=True)
-class LongerRow(EntryRow):
+class LongerRow(EventIndexRow):
     """History as a later version of the program may have it."""
 
     said_by: str
 
 
 def longer(ledger_id: int, recorded: RecordedEvent, event: Any) -> LongerRow:
-    known = event_index.entered(ledger_id, recorded, event)
-    columns: dict[str, Any] = {column: getattr(known, column) for column in event_index.HISTORY.columns}
+    known = event_index.indexed(ledger_id, recorded, event)
+    columns: dict[str, Any] = {column: getattr(known, column) for column in event_index.EVENT_INDEX.columns}
     return LongerRow(**columns, said_by=recorded.source)
 
 
@@ -320,7 +320,7 @@ async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
     table = Table(
         "history",
         LongerRow,
-        key=event_index.HISTORY.key,
+        key=event_index.EVENT_INDEX.key,
         ddl="CREATE TABLE {table} (LIKE views.history INCLUDING ALL, said_by text NOT NULL)",
     )
     newer = View(
@@ -328,7 +328,7 @@ async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
         event_index.VERSION + 1,
         table,
         event_index.VIEW.row_of,
-        begins=dict.fromkeys(event_index.VIEW.begins, longer),
+        creates=dict.fromkeys(event_index.VIEW.creates, longer),
     )
     runner = asyncio.create_task(Runner(newer, log, connect, asyncio.Event(), poll_s=0.02).run())
     await until(lambda: at_version(worker, event_index.VERSION + 1))
@@ -338,14 +338,14 @@ async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
     await worker.execute("SELECT said_by FROM views.history ORDER BY position")
     assert await worker.fetchall() == [("operator",)] * 4
     known = SQL("SELECT {columns} FROM views.history t ORDER BY t.position").format(
-        columns=event_index.HISTORY.select()
+        columns=event_index.EVENT_INDEX.select()
     )
-    found = [row.position for row in await event_index.HISTORY.fetch(api, known, {})]
+    found = [row.position for row in await event_index.EVENT_INDEX.fetch(api, known, {})]
     assert found == [1, 2, 3, 4], "a program that knows less still reads it"
 
 
 async def at_version(cur: Cursor, version: int) -> bool:
-    standing = await checkpoints.status(cur, "history")
+    standing = await checkpoints.load_state(cur, "history")
     return standing is not None and standing.version == version
 
 
@@ -387,10 +387,10 @@ async def test_a_view_meets_no_ledger_while_another_version_takes_its_place(conn
     async with await connect() as switching, await connect() as live:
         await live.execute("SET lock_timeout = 200")
         async with switching.transaction():
-            assert await checkpoints.positions(switching.cursor(), *place, lock=True) == {1: 1}
+            assert await checkpoints.load_positions(switching.cursor(), *place, lock=True) == {1: 1}
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 await checkpoints.advance(live.cursor(binary=True), *place, {1: 1}, second)
             await switching.execute("UPDATE view_versions SET version = version + 1 WHERE view = %s", place[:1])
-        with pytest.raises(checkpoints.NOT_THERE):
+        with pytest.raises(checkpoints.CONFLICT_ERROR):
             await checkpoints.advance(live.cursor(binary=True), *place, {1: 1}, second)
-        assert await checkpoints.positions(live.cursor(), *place) == {1: 1}
+        assert await checkpoints.load_positions(live.cursor(), *place) == {1: 1}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from projections import codes, redemptions
-from projections.code_facts import OfCode
+from projections.code_facts import WithCodeFacts
 from projections.engine import view
 from projections.redemptions import AttemptRow
 from tests import given
@@ -33,8 +33,8 @@ async def followed(story: Story, follow: Followed) -> None:
         await follow(each, MemoryLog(story))
 
 
-async def found(cur: Cursor, **asked: Any) -> list[OfCode[AttemptRow]]:
-    upto = await view.reached(cur, 1, redemptions.NAME, codes.NAME)
+async def found(cur: Cursor, **asked: Any) -> list[WithCodeFacts[AttemptRow]]:
+    upto = await view.position_reached(cur, 1, redemptions.NAME, codes.NAME)
     return await redemptions.search(cur, 1, upto=upto, **{"limit": 100, **asked})
 
 

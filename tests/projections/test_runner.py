@@ -20,9 +20,9 @@ from projections.engine import checkpoints, shared_reader, view
 from projections.engine.checkpoints import CheckpointConflict
 from projections.engine.page import EventPage, PositionGap
 from projections.engine.projector import Connect, Projector
-from projections.engine.runner import Runner, ViewBehind, ViewStopped, create_missing, wait_for
+from projections.engine.runner import Runner, ViewBehind, ViewStopped, create_missing, wait_for_position
 from projections.engine.shared_reader import SharedLog
-from projections.engine.view import Folded, Reached, View, ViewState
+from projections.engine.view import RowChanges, View, ViewPosition, ViewState
 from tests import given
 from tests.given import CODE, NOW
 from tests.projections.conftest import Cursor, Followed
@@ -58,7 +58,7 @@ def runner_of(
 
 
 async def state(cur: Cursor, name: str) -> tuple[str, int | None, int | None] | None:
-    standing = await checkpoints.status(cur, name)
+    standing = await checkpoints.load_state(cur, name)
     if standing is None:
         return None
     return standing.state, standing.failed_ledger_id, standing.failed_position
@@ -70,7 +70,7 @@ def poisoned_by(kind: type, of: View[Any] = codes.VIEW) -> View[Any]:
     def handler(*_: Any) -> None:
         raise ZeroDivisionError("a mistake in a handler")
 
-    return replace(of, changes={**of.changes, kind: handler})
+    return replace(of, updates={**of.updates, kind: handler})
 
 
 # Following
@@ -114,10 +114,10 @@ async def test_a_log_read_with_an_event_left_out_moves_no_view(connect: Connect,
     log = MemoryLog(given.redeemed())
     del log.ledgers[1][1]
     async with await connect() as connection:
-        folding = Projector(codes.VIEW, connection)
-        await folding.create(indexes=True)
+        projector = Projector(codes.VIEW, connection)
+        await projector.create(indexes=True)
         with pytest.raises(PositionGap, match="Event 3 of ledger 1 was read after 1"):
-            await folding.apply_all(log, 100)
+            await projector.apply_all(log, 100)
     assert await positions(worker, "codes") == {}
 
 
@@ -134,7 +134,7 @@ async def test_a_poisoned_event_stops_only_its_view_which_says_which_one(
         await until(lambda: all_read(worker, [view for view in VIEWS if view is not codes.VIEW], log.heads))
     assert await state(worker, "codes") == ("failed", 2, 5)
     assert await positions(worker, "codes") == {1: 4, 2: 4}, "all before it is taken in"
-    statuses = {status.view: status for status in await view.statuses(worker)}
+    statuses = {status.view: status for status in await view.view_states(worker)}
     assert statuses["codes"].error == "ZeroDivisionError: a mistake in a handler"
     assert {name: status.state for name, status in statuses.items() if name != "codes"} == dict.fromkeys(
         {view.name for view in VIEWS} - {"codes"}, "following"
@@ -145,7 +145,7 @@ async def test_a_poisoned_event_stops_only_its_view_which_says_which_one(
 
 
 async def failed(cur: Cursor, name: str) -> bool:
-    standing = await checkpoints.status(cur, name)
+    standing = await checkpoints.load_state(cur, name)
     return standing is not None and standing.state == "failed"
 
 
@@ -188,7 +188,7 @@ async def test_a_row_too_long_for_an_index_stops_the_view_at_its_event(connect: 
         await until(lambda: failed(worker, "shares"))
     assert await state(worker, "shares") == ("failed", 1, 3)
     assert await positions(worker, "shares") == {1: 2}
-    (standing,) = await view.statuses(worker)
+    (standing,) = await view.view_states(worker)
     assert (standing.error or "").startswith("ProgramLimitExceeded: index row")
 
 
@@ -242,9 +242,9 @@ def raising(error: Callable[[], Exception | None]) -> View[Any]:
         raised = error()
         if raised is not None:
             raise raised
-        return codes.VIEW.changes[Code.Shared](*told)
+        return codes.VIEW.updates[Code.Shared](*told)
 
-    return replace(codes.VIEW, changes={**codes.VIEW.changes, Code.Shared: handler})
+    return replace(codes.VIEW, updates={**codes.VIEW.updates, Code.Shared: handler})
 
 
 async def test_an_event_of_a_code_that_no_event_began_stops_the_view(connect: Connect, worker: Cursor) -> None:
@@ -252,7 +252,7 @@ async def test_an_event_of_a_code_that_no_event_began_stops_the_view(connect: Co
     log.ledgers[1] = [log.ledgers[1][2]._replace(position=1)]
     async with running(runner_of(codes.VIEW, log, connect)):
         await until(lambda: failed(worker, "codes"))
-    (standing,) = await view.statuses(worker)
+    (standing,) = await view.view_states(worker)
     assert standing.error == f"LookupError: view codes has no row {CODE}, which the event would change"
 
 
@@ -307,8 +307,10 @@ async def test_a_view_whose_session_is_killed_again_and_again_loses_and_repeats_
     deadly = DeadlyLog(worker, log, kills=10)
     unharmed, before_commit = Projector.write, [0]
 
-    async def write(folding: Projector, cur: Cursor, page: EventPage, folded: Folded, *, fresh: bool = False) -> None:
-        await unharmed(folding, cur, page, folded, fresh=fresh)
+    async def write(
+        projector: Projector, cur: Cursor, page: EventPage, folded: RowChanges, *, fresh: bool = False
+    ) -> None:
+        await unharmed(projector, cur, page, folded, fresh=fresh)
         before_commit[0] += 1
         if before_commit[0] in {3, 6}:
             await deadly.kill()
@@ -328,7 +330,7 @@ async def test_a_view_whose_session_is_killed_again_and_again_loses_and_repeats_
 async def drop(cur: Cursor, view: View[Any]) -> None:
     for table in view.tables:
         await table.drop(cur)
-    await checkpoints.forget(cur, [view.name])
+    await checkpoints.delete(cur, [view.name])
 
 
 class HaltingLog(MemoryLog):
@@ -436,8 +438,8 @@ async def test_a_reader_waits_until_the_view_has_read_its_write(connect: Connect
     story, wake = given.shared(), asyncio.Event()
     await create_missing(connect, VIEWS)
     async with running(runner_of(codes.VIEW, MemoryLog(story), connect, wake, poll_s=NEVER_S)):
-        waiting = asyncio.create_task(wait_for(lambda: lent(api), "codes", 1, 4))
-        assert await wait_for(lambda: lent(api), "codes", 1, 3) == 3
+        waiting = asyncio.create_task(wait_for_position(lambda: lent(api), "codes", 1, 4))
+        assert await wait_for_position(lambda: lent(api), "codes", 1, 3) == 3
         assert not waiting.done()
         story.when(given.redeem())
         wake.set()
@@ -445,9 +447,9 @@ async def test_a_reader_waits_until_the_view_has_read_its_write(connect: Connect
     found = await codes.one(api, 1, CODE)
     assert found is not None
     assert found.redemption_count == 1
-    assert await view.positions(api, 1) == [Reached("codes", 4, NOW)]
-    assert await view.reached(api, 1, "codes") == 4
-    assert await view.reached(api, 1, "codes", "history") == 0, "one of them has not begun"
+    assert await view.view_positions(api, 1) == [ViewPosition("codes", 4, NOW)]
+    assert await view.position_reached(api, 1, "codes") == 4
+    assert await view.position_reached(api, 1, "codes", "history") == 0, "one of them has not begun"
 
 
 @asynccontextmanager
@@ -459,7 +461,7 @@ async def lent(cur: Cursor) -> AsyncIterator[Cursor]:
 async def test_a_reader_is_told_how_far_the_view_has_read_when_its_time_runs_out(follow: Followed, api: Cursor) -> None:
     await follow(codes.VIEW, MemoryLog(given.shared()))
     with pytest.raises(ViewBehind, match="View codes has read up to position 3, not 4 yet") as behind:
-        await wait_for(lambda: lent(api), "codes", 1, 4, timeout_s=0.01)
+        await wait_for_position(lambda: lent(api), "codes", 1, 4, timeout_s=0.01)
     assert (behind.value.view, behind.value.wanted, behind.value.reached) == ("codes", 4, 3)
 
 
@@ -469,21 +471,21 @@ async def test_a_reader_does_not_wait_for_a_view_that_has_stopped(
     log = MemoryLog(given.revoked())
     async with running(runner_of(raising(lambda: ZeroDivisionError("x")), log, connect)):
         await until(lambda: failed(worker, "codes"))
-        assert await wait_for(lambda: lent(api), "codes", 1, 2) == 2
+        assert await wait_for_position(lambda: lent(api), "codes", 1, 2) == 2
         with pytest.raises(ViewStopped, match="View codes has stopped, and can be read up to position 2") as stopped:
-            await wait_for(lambda: lent(api), "codes", 1, 3, timeout_s=NEVER_S)
+            await wait_for_position(lambda: lent(api), "codes", 1, 3, timeout_s=NEVER_S)
     assert (stopped.value.wanted, stopped.value.reached) == (3, 2)
 
 
 async def test_a_view_that_never_began_has_read_nothing(api: Cursor) -> None:
-    assert await view.reached(api, 1, "codes") == 0
-    assert await view.positions(api, 1) == []
-    assert await view.statuses(api) == []
+    assert await view.position_reached(api, 1, "codes") == 0
+    assert await view.view_positions(api, 1) == []
+    assert await view.view_states(api) == []
 
 
 async def test_views_are_created_once_however_often_and_whoever_asks(connect: Connect, api: Cursor) -> None:
     await asyncio.gather(*(create_missing(connect, VIEWS) for _ in range(3)))
-    assert [(status.view, status.version, status.state) for status in await view.statuses(api)] == sorted(
+    assert [(status.view, status.version, status.state) for status in await view.view_states(api)] == sorted(
         (each.name, each.version, "following") for each in VIEWS
     )
-    assert isinstance((await view.statuses(api))[0], ViewState)
+    assert isinstance((await view.view_states(api))[0], ViewState)

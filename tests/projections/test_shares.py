@@ -9,7 +9,7 @@ import pytest
 from psycopg.sql import SQL
 
 from projections import codes, shares
-from projections.code_facts import OfCode
+from projections.code_facts import WithCodeFacts
 from projections.engine import view
 from projections.engine.paging import ListQuery
 from projections.shares import ShareRow
@@ -44,8 +44,8 @@ async def followed(story: Story, follow: Followed) -> None:
         await follow(each, MemoryLog(story))
 
 
-async def found(cur: Cursor, **asked: Any) -> list[OfCode[ShareRow]]:
-    upto = await view.reached(cur, 1, shares.NAME, codes.NAME)
+async def found(cur: Cursor, **asked: Any) -> list[WithCodeFacts[ShareRow]]:
+    upto = await view.position_reached(cur, 1, shares.NAME, codes.NAME)
     return await shares.search(cur, 1, upto=upto, **{"limit": 100, **asked})
 
 
@@ -69,7 +69,7 @@ async def test_a_share_tells_whose_code_was_given_to_whom_how_and_when(follow: F
     stream = story.stream()[0].creator_stream
     first = ShareRow(1, 3, CODE, stream, BRAND, ADVERTISER, "dm", NOW, NOW)
     late = ShareRow(1, 4, CODE, stream, "brand-2", None, "email", NOW + DAY / 24, NOW + DAY / 12)
-    assert await found(api) == [OfCode(late, CREATOR, VIDEO), OfCode(first, CREATOR, VIDEO)]
+    assert await found(api) == [WithCodeFacts(late, CREATOR, VIDEO), WithCodeFacts(first, CREATOR, VIDEO)]
 
 
 # Positions, the latest in effective time first.

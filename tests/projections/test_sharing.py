@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import pytest
 
 from projections.engine import shared_reader
-from projections.engine.checkpoints import after
+from projections.engine.checkpoints import positions_after
 from projections.engine.page import EventPage
 from projections.engine.projector import UnreadableEvent
-from projections.engine.shared_reader import Reader, SharedLog
+from projections.engine.shared_reader import SharedLog, SharedLogReader
 from tests import given
 from tests.given import Story
 from tests.projections.memory_log import MemoryLog, happening, until
@@ -42,10 +42,12 @@ class BusyLog(MemoryLog):
         return page
 
 
-async def follow(reader: Reader, positions: dict[int, int], limit: int = 10, pages: int = 1000) -> dict[int, int]:
+async def follow(
+    reader: SharedLogReader, positions: dict[int, int], limit: int = 10, pages: int = 1000
+) -> dict[int, int]:
     """Read page after page to the end."""
     while pages and (page := await reader.after(positions, limit)).spans:
-        positions = after(positions, page)
+        positions = positions_after(positions, page)
         pages -= 1
     return positions
 
@@ -64,7 +66,7 @@ async def test_who_stands_elsewhere_meets_the_others_at_the_end_of_the_page() ->
     log = MemoryLog(LONG)
     shared = SharedLog(log)
     one, other = shared.reader(), shared.reader()
-    assert after({}, await one.after({}, 10)) == {1: 10}
+    assert positions_after({}, await one.after({}, 10)) == {1: 10}
     page = await other.after({1: 7}, 10)
     assert [recorded.position for _, recorded in page.events] == [8, 9, 10]
     assert await other.after({1: 10}, 10) is await one.after({1: 10}, 10)
@@ -76,14 +78,14 @@ async def test_one_that_is_slower_gets_more_at_a_time() -> None:
     log = MemoryLog(story, happening(15, 20))
     shared = SharedLog(log)
     quick, slow = shared.reader(), shared.reader()
-    at = after({}, await slow.after({}, 2))
+    at = positions_after({}, await slow.after({}, 2))
     reached = await follow(quick, {}, 2)
     for _ in range(5):
         story.when(_more(story))
         reached = await follow(quick, reached, 2)
     looked = log.pages
     page = await slow.after(at, 1000)
-    assert after(at, page) == reached == log.heads
+    assert positions_after(at, page) == reached == log.heads
     assert page.length > 10
     assert log.pages == looked
     assert (await shared.reader().after({}, 7)).length in {6, 7}
@@ -120,7 +122,7 @@ async def test_who_has_fallen_behind_reads_for_itself(monkeypatch: pytest.Monkey
     log = MemoryLog(LONG)
     shared = SharedLog(log, patience_s=0.0)
     quick, slow = shared.reader(), shared.reader()
-    at = after({}, await slow.after({}, 10))
+    at = positions_after({}, await slow.after({}, 10))
     assert await follow(quick, {}) == log.heads
     before = log.pages
     assert await follow(slow, at) == log.heads
@@ -132,12 +134,12 @@ async def test_the_quick_wait_for_the_slow_before_they_take_its_page_away(monkey
     log = MemoryLog(LONG)
     shared = SharedLog(log, patience_s=NEVER_S)
     quick, slow = shared.reader(), shared.reader()
-    at = after({}, await slow.after({}, 10))
+    at = positions_after({}, await slow.after({}, 10))
     running = asyncio.create_task(follow(quick, {}))
     await until(lambda: log.pages == 4)
     assert not running.done(), "it has read what the slow one will ask for next, and more is not kept"
     while (page := await slow.after(at, 10)).spans:
-        at = after(at, page)
+        at = positions_after(at, page)
     assert await running == at == log.heads
     assert log.pages <= -(-log.heads[1] // 10) + 2, "the log was read once"
 

@@ -15,8 +15,8 @@ from domain.recorded import RecordedEvent
 from projections import VIEWS, codes, event_index
 from projections.engine import checkpoints, rebuild, skipped_events
 from projections.engine.projector import Connect, PoisonEvent
-from projections.engine.skipped_events import NOTHING, NotStoppedThere, SkippedEvent, SkippedOfView
-from projections.engine.view import NEXT, View
+from projections.engine.skipped_events import NO_SKIPS, NotStoppedThere, SkippedEvent, SkipRules
+from projections.engine.view import SHADOW_SUFFIX, View
 from tests import given
 from tests.conftest import TestDatabase
 from tests.given import Story
@@ -37,7 +37,7 @@ def log_with_a_share() -> MemoryLog:
 async def skip(connect: Connect, view: View[Any], ledger_id: int, position: int, stream_id: UUID | None = None) -> None:
     async with await connect() as connection, connection.transaction():
         cur = connection.cursor()
-        await skipped_events.skip(
+        await skipped_events.record_skip(
             cur, view, ledger_id, position, "nobody asks for that share", "ada", stream_id=stream_id
         )
 
@@ -115,7 +115,7 @@ async def test_of_two_skips_that_cover_the_same_code_the_earlier_counts(connect:
             """,
             (codes.VERSION, position, given.OTHER_CODE),
         )
-    assert await skipped_events.skipped(worker, "codes", codes.VERSION) == SkippedOfView(
+    assert await skipped_events.load_skip_rules(worker, "codes", codes.VERSION) == SkipRules(
         frozenset({(1, 2), (1, 3), (1, 5), (1, 9)}), {(1, given.CODE): 3, (1, given.OTHER_CODE): 2}
     )
 
@@ -126,9 +126,9 @@ def without_a_beginning() -> View[Any]:
     def handler(ledger_id: int, recorded: RecordedEvent, event: Any) -> Any:
         if recorded.stream_id == given.CODE:
             raise ZeroDivisionError("a mistake in a handler")
-        return codes.VIEW.begins[Code.Generated](ledger_id, recorded, event)
+        return codes.VIEW.creates[Code.Generated](ledger_id, recorded, event)
 
-    return replace(codes.VIEW, begins={**codes.VIEW.begins, Code.Generated: handler})
+    return replace(codes.VIEW, creates={**codes.VIEW.creates, Code.Generated: handler})
 
 
 def two_codes() -> Story:
@@ -146,7 +146,7 @@ async def follows(cur: Cursor) -> bool:
 
 
 async def all_of(cur: Cursor) -> list[SkippedEvent]:
-    return await skipped_events.skips(cur, 100)
+    return await skipped_events.list_skipped(cur, 100)
 
 
 @pytest.mark.parametrize("place", [(1, 2), (1, 4), (2, 3)])
@@ -204,7 +204,7 @@ async def test_filled_anew_the_same_version_skips_the_same_and_a_new_one_takes_i
     mended = replace(codes.VIEW, version=codes.VERSION + 1)
     await rebuild.rebuild(mended, log, connect)
     assert [row.share_count for row in await codes.CODES.load(worker, [(1, given.CODE)])] == [1]
-    assert await skipped_events.skipped(worker, "codes", mended.version) == NOTHING
+    assert await skipped_events.load_skip_rules(worker, "codes", mended.version) == NO_SKIPS
 
 
 async def test_what_stops_a_rebuild_can_be_skipped_and_the_old_rows_are_followed_meanwhile(
@@ -215,11 +215,11 @@ async def test_what_stops_a_rebuild_can_be_skipped_and_the_old_rows_are_followed
         await until(lambda: reads(worker, "codes", log.heads))
         with pytest.raises(PoisonEvent, match="View codes_next stops before event 3 of ledger 1"):
             await rebuild.rebuild(NEWER, log, connect)
-        assert await state(worker, "codes" + NEXT) == ("failed", *SHARED)
+        assert await state(worker, "codes" + SHADOW_SUFFIX) == ("failed", *SHARED)
         assert await state(worker, "codes") == ("following", None, None)
         await skip(connect, NEWER, *SHARED)
         await rebuild.rebuild(NEWER, log, connect)
-    standing = await checkpoints.status(worker, "codes")
+    standing = await checkpoints.load_state(worker, "codes")
     assert standing is not None
     assert (standing.version, standing.state, standing.error) == (NEWER.version, "following", None)
 
@@ -238,7 +238,7 @@ async def test_a_worker_whose_new_version_stopped_goes_on_with_it_once_that_is_s
 
 
 async def at_version(cur: Cursor, version: int) -> bool:
-    standing = await checkpoints.status(cur, "codes")
+    standing = await checkpoints.load_state(cur, "codes")
     return standing is not None and (standing.version, standing.state) == (version, "following")
 
 

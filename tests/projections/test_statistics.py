@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from domain.code import Code, effective_as_of, fold_code, replay_code
 from domain.values import State
 from projections import statistics
-from projections.code_timeline import CodeLifeRow, bucket, day_of, move_end, ways
+from projections.code_timeline import CodeTimelineRow, bucket, day_of, move_end, transitions
 from projections.engine import checkpoints
 from projections.statistics import Day
 from tests import given
@@ -51,7 +51,7 @@ async def figures(story: Story, follow: Followed, cur: Cursor, first: int, last:
 async def forget(cur: Cursor) -> None:
     for table in statistics.VIEW.tables:
         await table.drop(cur)
-    await checkpoints.forget(cur, [statistics.NAME])
+    await checkpoints.delete(cur, [statistics.NAME])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
@@ -102,14 +102,14 @@ async def test_a_code_that_lapsed_and_was_extended_was_expired_in_between(follow
 
 
 def test_a_code_that_is_extended_again_and_again_before_it_ends_keeps_one_end() -> None:
-    row = CodeLifeRow(1, CODE, NOW, NOW + DAY, NOW + DAY, None, None, None, None, None)
+    row = CodeTimelineRow(1, CODE, NOW, NOW + DAY, NOW + DAY, None, None, None, None, None)
     for number in range(1, 1000):
         move_end(row, NOW + number * DAY / 2, NOW + (number + 2) * DAY / 2)
     assert (row.first_end, row.moved) == (NOW + 1001 * DAY / 2, None)
     for number in range(1, 1000):  # and after it lapsed
         move_end(row, row.first_end + number * DAY, row.first_end + (number + 2) * DAY)
     assert row.moved == {"ends": [[(row.first_end + DAY).isoformat(), (row.first_end + 1001 * DAY).isoformat()]]}
-    assert ways(row) == [
+    assert transitions(row) == [
         (NOW, "generated"),
         (NOW + 1001 * DAY / 2, "expired"),
         (row.first_end + DAY, "generated"),
@@ -210,4 +210,4 @@ def test_a_time_falls_into_the_bucket_that_it_lies_below() -> None:
 
 
 def test_every_event_that_changes_a_state_is_read() -> None:
-    assert {Code.Generated, Code.Extended, Code.Shared, Code.Redeemed, Code.Revoked} <= statistics.VIEW.changes.keys()
+    assert {Code.Generated, Code.Extended, Code.Shared, Code.Redeemed, Code.Revoked} <= statistics.VIEW.updates.keys()

@@ -14,7 +14,7 @@ import pytest
 from domain.recorded import RecordedEvent
 from domain.values import Actor
 from projections import event_index, index_scan
-from projections.event_index import EntryRow
+from projections.event_index import EventIndexRow
 from projections.index_scan import Among, Between, Condition
 from tests import given
 from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, OTHER_CODE, OTHER_SECRET, VIDEO, Story
@@ -184,7 +184,7 @@ async def test_a_search_finds_what_a_look_at_every_row_would(follow: Followed, a
     log.ledgers[1] = events
     await follow(event_index.VIEW, log)
     random = Random(seed)
-    rows = [event_index.entered(1, recorded, recorded.event) for recorded in events]
+    rows = [event_index.indexed(1, recorded, recorded.event) for recorded in events]
     for _ in range(60):
         conditions = [_any_condition(random, events) for _ in range(random.randrange(1, 4))]
         limit, after, descending = random.choice([1, 3, 1000]), random.randrange(20), random.random() < 0.5
@@ -233,11 +233,11 @@ def _any_condition(random: Random, events: Sequence[RecordedEvent]) -> Condition
     return Among(field, tuple(random.choices(values, k=random.choice([1, 1, 2, 3]))), negated)  # type: ignore[arg-type]
 
 
-def _passes(row: EntryRow, conditions: Sequence[Condition], rows: Sequence[EntryRow]) -> bool:
+def _passes(row: EventIndexRow, conditions: Sequence[Condition], rows: Sequence[EventIndexRow]) -> bool:
     return all(_fulfils(row, condition, rows) != condition.negated for condition in conditions)
 
 
-def _fulfils(row: EntryRow, condition: Condition, rows: Sequence[EntryRow]) -> bool:
+def _fulfils(row: EventIndexRow, condition: Condition, rows: Sequence[EventIndexRow]) -> bool:
     if isinstance(condition, Between):
         moment: datetime = getattr(row, condition.field)
         return (condition.since is None or moment >= condition.since) and (

@@ -80,7 +80,7 @@ async def test_an_event_that_the_domain_learns_later_finds_the_handler_of_its_ki
         TOPIC = "PausedForThisTest"
 
     assert codes.VIEW._handler(Paused) == (None, codes.changed)
-    assert event_index.VIEW._handler(Paused) == (event_index.entered, None)
+    assert event_index.VIEW._handler(Paused) == (event_index.indexed, None)
     assert redemptions.VIEW._handler(Paused) == (None, None)
 
 

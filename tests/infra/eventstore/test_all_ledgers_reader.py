@@ -10,7 +10,7 @@ from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.ids import uuid7
 from infra.postgres.pool import Database
 from infra.processes.runtime import WORKER
-from projections.engine.checkpoints import after
+from projections.engine.checkpoints import positions_after
 from projections.engine.page import EventPage, PositionGap
 from projections.engine.projector import UnreadableEvent
 from tests.infra.opened import Opened
@@ -74,7 +74,7 @@ async def test_a_backlog_of_one_ledger_keeps_no_other_waiting(opened: Opened, fe
     page = await feed.after({}, 10)
     assert lengths(page) == [5, 5]
     opened.sql(FILL.replace("(1, %s)", "(6, %s)"), short, 7)
-    page = await feed.after(after({}, page), 10)
+    page = await feed.after(positions_after({}, page), 10)
     assert {ledger: span.last for ledger, span in page.spans.items()} == {long: 13, short: 7}
 
 
@@ -87,7 +87,7 @@ async def test_where_more_ledgers_have_more_than_a_page_has_room_for_they_take_t
     while (page := await feed.after(positions, 3)).spans:
         assert lengths(page) == [1, 1, 1] or len(positions) == 7
         served.append(sorted(page.spans))
-        positions = after(positions, page)
+        positions = positions_after(positions, page)
     assert positions == dict.fromkeys(ledgers, 5)
     assert {ledger for spans in served[:3] for ledger in spans} == set(ledgers), "in three pages all of seven"
 
@@ -98,7 +98,7 @@ async def test_pages_follow_each_other_through_all_ledgers_without_a_gap(
     ledgers = await begin(opened, 50, 1, 17, 33)
     positions: dict[int, int] = {}
     while (page := await feed.after(positions, 9)).spans:
-        positions = after(positions, page)
+        positions = positions_after(positions, page)
     assert positions == dict(zip(ledgers, (50, 1, 17, 33), strict=True))
     assert await feed.heads() == positions
 
