@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.absent import absent
+
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = ("requirements.lock", "requirements-dev.lock")
@@ -68,6 +70,45 @@ def test_the_house_has(name: str) -> None:
 
 def test_ci_runs_as_a_program() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_ci_runs_every_step_once_although_one_fails_and_then_fails(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    for place in (programs, tmp_path / ".ci", tmp_path / ".venv" / "bin"):
+        place.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    # In place of everything that takes time: what was called, and that `make test` failed.
+    called = '#!/bin/sh\necho "$(basename "$0") $* CI=$CI" >> "$CALLED"\n[ "$*" != test ]\n'
+    for program in (
+        *(programs / name for name in ("curl", "git", "java", "make", "mvn")),
+        tmp_path / ".venv/bin/python",
+    ):
+        program.write_text(called)
+        program.chmod(0o755)
+
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"],
+        env={"PATH": f"{programs}:{os.environ['PATH']}", "CALLED": str(tmp_path / "called")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "failed: make test"
+    makes = [line for line in (tmp_path / "called").read_text().splitlines() if line.startswith("make")]
+    assert makes == [f"make {target} CI=true" for target in ("install", "check", "test", "faults")]
+
+
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception), (None, pytest.skip.Exception)]
+)
+def test_what_is_absent_fails_a_test_in_ci_and_skips_it_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, ci: str | None, outcome: type[Exception]
+) -> None:
+    monkeypatch.delenv("CI", raising=False) if ci is None else monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="install it"):
+        absent("install it")
 
 
 def test_the_license_is_apache_2() -> None:

@@ -22,6 +22,7 @@ import pytest
 from infra.postgres.embedded import server as postgres
 from infra.postgres.embedded.cluster import User, launch_command, stop_leftovers
 from infra.postgres.embedded.server import Cluster, DataDirectoryInUse, EmbeddedPostgres, PostgresError, attach_or_start
+from tests.absent import absent
 from tests.infra.programs import DEADLINE_SECONDS, running, wait_until_gone
 
 AS_ROOT: Final = os.geteuid() == 0
@@ -29,8 +30,8 @@ NOBODY: Final = pwd.getpwnam("nobody")
 DAEMON: Final = User(pwd.getpwnam("daemon").pw_uid, pwd.getpwnam("daemon").pw_gid)
 ON_LINUX: Final = sys.platform == "linux"
 
-only_for_root = pytest.mark.skipif(not AS_ROOT, reason="tells what root does; run the tests as root")
-only_on_linux = pytest.mark.skipif(not ON_LINUX, reason="only Linux signals a child at its parent's death")
+only_for_root = pytest.mark.usefixtures("root")
+only_on_linux = pytest.mark.usefixtures("linux")
 
 # Runs the server until it is told to stop, or killed.
 SERVE: Final = """
@@ -56,6 +57,20 @@ def a_place() -> Path:
     path = Path(tempfile.mkdtemp(prefix="sparkledger-test-"))
     path.chmod(0o711)
     return path
+
+
+@pytest.fixture
+def root() -> None:
+    """The superuser, who alone can run programs as others."""
+    if not AS_ROOT:
+        absent("tells what root does: run the tests as root")
+
+
+@pytest.fixture
+def linux() -> None:
+    """A kernel that knows capabilities and signals a child at its parent's death."""
+    if not ON_LINUX:
+        absent("tells what Linux does: run the tests on Linux")
 
 
 @pytest.fixture(scope="module")
@@ -459,7 +474,7 @@ def test_root_keeps_one_capability_where_a_parent_is_closed_and_none_may_be_kept
     search = 1 << 2
     if not capabilities(os.getpid()) & search:
         how = "this container took CAP_DAC_READ_SEARCH away; give it back to see it kept"
-        pytest.fail(how) if os.environ.get("CI") else pytest.skip(how)
+        absent(how)
 
     with EmbeddedPostgres(closed / "d") as server:
         assert server.pid is not None

@@ -11,16 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.absent import absent
 from tests.infra.delivery.kafka.broker import Broker, NoKafka, shared, start, stop
 
 __all__ = ["Restartable", "kafka", "own_kafka", "prefix"]
-
-
-def without_kafka(reason: NoKafka) -> None:
-    """Skip, or fail where everything must be there."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(str(reason))
-    pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +30,7 @@ def kafka() -> Iterator[Broker]:
         with shared(Path(tempfile.gettempdir()) / f"sl-kafka-{controller}", controller) as broker:
             yield broker
     except NoKafka as reason:
-        without_kafka(reason)
+        absent(str(reason))
 
 
 class Restartable:
@@ -61,7 +55,7 @@ def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restartable]
     try:
         own = Restartable(tmp_path_factory.mktemp("kafka"))
     except NoKafka as reason:
-        without_kafka(reason)
+        absent(str(reason))
     yield own
     own.stop()
 

@@ -10,6 +10,7 @@ from kafka.errors import KafkaError  # type: ignore[import-untyped]
 from infra.delivery.kafka.connection import Producer, client_options
 from infra.settings import load_settings
 from tests import given
+from tests.absent import absent
 from tests.infra.delivery.kafka.broker import PASSWORD, USER, Broker, certificate_and_key
 from tests.infra.delivery.kafka.publishing import events, options, publishing
 from tests.infra.opened import Opened
@@ -24,7 +25,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def login(broker: Broker, protocol: str, password: str = PASSWORD) -> dict[str, str]:
     if not broker.tls:
-        pytest.skip("SPARKLEDGER_TEST_KAFKA names a broker in the clear alone: unset it for one with logins")
+        absent("SPARKLEDGER_TEST_KAFKA names a broker in the clear alone: unset it for one with logins")
     settings = {
         "security_protocol": protocol,
         "sasl_mechanism": "PLAIN",
