@@ -17,6 +17,7 @@ from api.http.route import Route
 from api.list_models import DaysAnswer
 from api.list_queries import MAX_STATISTICS_DAYS, DaysQuery, StatsQuery
 from infra.delivery.kafka.publication_status import publication
+from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.models import Owner
 from infra.views.status import status_in_ledger
 from projections import statistics
@@ -107,7 +108,7 @@ async def _subscribers(caller: Caller, now: datetime) -> list[dict[str, Any]]:
             "state": _state_of(webhook),
             "position": webhook.position,
             "lag": webhook.lag,
-            "lag_seconds": webhook.lag_seconds(now),
+            "lag_seconds": lag_seconds(webhook.oldest, now),
             "errors": webhook.failed,
         }
         for webhook in webhooks
@@ -118,7 +119,7 @@ async def _subscribers(caller: Caller, now: datetime) -> list[dict[str, Any]]:
             "state": published.state,
             "position": published.position,
             "lag": max(0, published.head - published.position),
-            "lag_seconds": published.lag_seconds(now),
+            "lag_seconds": lag_seconds(published.oldest, now),
             "errors": published.errors,
         }
         found.insert(0, kafka)

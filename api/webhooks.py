@@ -39,9 +39,10 @@ from api.webhook_models import (
 )
 from domain.errors import NotAllowed, Unknown
 from infra.delivery.cloud_events import STRUCTURED_CONTENT_TYPE
+from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.http_target import AllowedNetworks, InvalidTarget, check_url
+from infra.delivery.webhooks.idempotent_requests import IdempotentRequest
 from infra.delivery.webhooks.models import (
-    IdempotentRequest,
     Owner,
     OwnerKeyInvalid,
     TooManyWebhooks,
@@ -74,7 +75,7 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
             types=body.types,
             creator_ids=body.creator_ids,
             after=head if body.after is None else body.after,
-            asked=_asked(caller),
+            request=_asked(caller),
         )
     asked = {"webhook_id": str(webhook.webhook_id), "types": webhook.types, "creator_ids": webhook.creator_ids}
     await _enter(caller, asked)
@@ -291,7 +292,7 @@ def _content(caller: Caller, webhook: Webhook) -> dict[str, Any]:
         "old_secret_until": webhook.old_secret_until,
         "position": webhook.position,
         "lag": webhook.lag,
-        "lag_seconds": webhook.lag_seconds(caller.services.now()),
+        "lag_seconds": lag_seconds(webhook.oldest, caller.services.now()),
         "waiting": webhook.waiting,
         "dead": webhook.dead,
         "failures": webhook.failures,

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from infra.delivery.kafka.publication_status import DestinationLag, destination_lags
+from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.delivery_store import WebhookLag, webhook_lags
 from infra.jobs.expiry_figures import Figures, read_figures
 from infra.views.status import ViewStatus, status_in_all_ledgers
@@ -115,7 +116,7 @@ class _OfPublishing(Collector):
         for lag in self._destinations:
             position.add_metric([lag.destination], lag.published)
             behind.add_metric([lag.destination], lag.waiting)
-            behind_s.add_metric([lag.destination], lag.seconds(self._now))
+            behind_s.add_metric([lag.destination], lag_seconds(lag.oldest, self._now))
             errors.add_metric([lag.destination], lag.errors)
             stopped.add_metric([lag.destination], lag.stopped)
         yield from (position, behind, behind_s, errors, stopped)
@@ -134,7 +135,7 @@ class _OfWebhooks(Collector):
         gauges: dict[str, tuple[str, Callable[[WebhookLag], float]]] = {
             "position": ("Events that were delivered, left out, or wait, or are dead.", lambda lag: lag.position),
             "lag_events": ("Events beyond those.", lambda lag: lag.behind),
-            "lag_seconds": ("Since the oldest of those was recorded.", lambda lag: lag.behind_s(self._now)),
+            "lag_seconds": ("Since the oldest of those was recorded.", lambda lag: lag_seconds(lag.oldest, self._now)),
             "waiting": ("Messages that wait for another attempt.", lambda lag: lag.waiting),
             "dead": ("Messages that were given up.", lambda lag: lag.dead),
             "failures": ("Attempts that failed since one succeeded.", lambda lag: lag.failures),

@@ -106,7 +106,7 @@ def _waking(
         for wake in wakes:
             wake.set()
         if senders is not None:
-            senders.tails.wake()
+            senders.live_subscriptions.wake()
         for publisher in publishers:
             publisher.wake()
 

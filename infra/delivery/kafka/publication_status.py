@@ -136,10 +136,6 @@ class Publication:
     errors: int
     error: str | None
 
-    def lag_seconds(self, now: datetime) -> float:
-        """Return how long the oldest event waits, in seconds; 0 where none does."""
-        return max(0.0, (now - self.oldest).total_seconds()) if self.oldest else 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class DestinationLag:
@@ -151,10 +147,6 @@ class DestinationLag:
     oldest: datetime | None
     errors: int
     stopped: bool
-
-    def seconds(self, now: datetime) -> float:
-        """Return how long the oldest event waits, in seconds; 0 where none does."""
-        return max(0.0, (now - self.oldest).total_seconds()) if self.oldest else 0.0
 
 
 _OF_LEDGER: Final = """

@@ -1,16 +1,19 @@
-"""What senders of webhooks read and write down: which endpoints there are, how far each has come, what must wait.
+"""The database side of delivery: which endpoints there are, how far each has come, and which messages wait.
 
-A sender holds an endpoint's advisory lock, and a number that was raised when it took over. Everything it writes is
-bound to that number: one that lost its place, and does not know it yet, changes nothing.
+A sender holds an endpoint's advisory lock, and a lease number that grew when it took over. Every write names the lease.
+A sender that has lost its lock without noticing therefore changes nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+import time
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from infra.delivery.webhooks.models import DeliveryProgress, Endpoint, Message
+from infra.delivery.webhooks.models import DeliveryProgress, Endpoint, Message, ProgressWrite
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -18,14 +21,14 @@ if TYPE_CHECKING:
 
     from psycopg import AsyncConnection
 
-    from infra.delivery.webhooks.models import DeliveryAttempt, DisabledReason, ProgressWrite
+    from infra.delivery.webhooks.models import DeliveryAttempt, DisabledReason
     from infra.postgres.pool import Database, LedgerConnection
 
 KEEP_ATTEMPTS: Final = 10_000
 KEEP_DEAD: Final = 10_000
 KEEP_DEAD_DAYS: Final = 30
 KEEP_REQUESTS_HOURS: Final = 48
-# One time series each in the metrics, and more than one worker sends to.
+# Each is a time series of its own in the metrics. One worker sends to no more than these.
 LAGS_MAX: Final = 1_000
 
 _ENDPOINTS: Final = """
@@ -48,8 +51,8 @@ _TAKE_OVER: Final = """
 
 _RESUME: Final = "UPDATE webhook_progress SET resumed = %s, paused_until = NULL WHERE webhook_id = %s"
 
-# Their schedule begins anew, too: that it was nearly over elsewhere, or then, says nothing of now.
-_RESUME_MESSAGES: Final = """
+# Parked messages start their retries again: what failed at another URL, or before, says nothing about now.
+_RESTART_RETRIES: Final = """
     UPDATE webhook_messages
     SET attempts = 0, first_at = NULL, next_at = now()
     WHERE webhook_id = %s
@@ -64,7 +67,7 @@ _MESSAGES: Final = """
     ORDER BY position NULLS FIRST
 """
 
-_PROGRESS: Final = """
+_WRITE_PROGRESS: Final = """
     UPDATE webhook_progress
     SET written = %(number)s, position = %(position)s, paused_until = %(paused_until)s, failures = %(failures)s,
         delivered = delivered + %(delivered)s, failed = failed + %(failed)s,
@@ -75,7 +78,7 @@ _PROGRESS: Final = """
     AND written < %(number)s
 """
 
-_WRITTEN: Final = """
+_ALREADY_WRITTEN: Final = """
     SELECT 1
     FROM webhook_progress
     WHERE webhook_id = %(webhook_id)s
@@ -83,7 +86,7 @@ _WRITTEN: Final = """
     AND written = %(number)s
 """
 
-_KEEP: Final = """
+_PARK: Final = """
     INSERT INTO webhook_messages AS m (
         webhook_id, ledger_id, message_id, position, type, lane, dead, attempts, first_at, next_at, status, error)
     SELECT %s, %s, x.*
@@ -94,9 +97,9 @@ _KEEP: Final = """
         next_at = excluded.next_at, status = excluded.status, error = excluded.error, noted_at = excluded.noted_at
 """
 
-_SETTLE: Final = "DELETE FROM webhook_messages WHERE webhook_id = %s AND message_id = ANY (%s)"
+_ACK: Final = "DELETE FROM webhook_messages WHERE webhook_id = %s AND message_id = ANY (%s)"
 
-_LOG: Final = """
+_LOG_ATTEMPTS: Final = """
     INSERT INTO webhook_attempts (
         webhook_id, ledger_id, message_id, position, type, attempt, at, outcome, status, error, duration_ms)
     SELECT %s, %s, x.*
@@ -111,7 +114,7 @@ _DISABLE: Final = """
     AND disabled IS NULL
 """
 
-_FORGET_ATTEMPTS: Final = """
+_DELETE_OLD_ATTEMPTS: Final = """
     DELETE FROM webhook_attempts
     WHERE webhook_id = %(webhook_id)s
     AND attempt_id <= (
@@ -124,7 +127,7 @@ _FORGET_ATTEMPTS: Final = """
     )
 """
 
-_FORGET_DEAD: Final = """
+_DELETE_OLD_DEAD: Final = """
     DELETE FROM webhook_messages
     WHERE webhook_id = %(webhook_id)s
     AND dead
@@ -142,52 +145,26 @@ _FORGET_DEAD: Final = """
     )
 """
 
-# Nobody sends to these: each worker looks after all of them.
-_FORGET_DEAD_OF_DISABLED: Final = """
+# A disabled webhook has no sender, so every worker deletes these.
+_DELETE_OLD_DEAD_OF_DISABLED: Final = """
     DELETE FROM webhook_messages
     WHERE webhook_id IN (SELECT webhook_id FROM webhooks WHERE disabled IS NOT NULL)
     AND dead
     AND noted_at < now() - make_interval(days => %s)
 """
 
-_FORGET_REQUESTS: Final = "DELETE FROM webhook_requests WHERE recorded_at < now() - make_interval(hours => %s)"
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookLag:
-    """How far one webhook is behind its ledger.
-
-    Attributes:
-        behind: events that it has not looked at yet.
-        oldest: when the oldest of those was recorded.
-
-    """
-
-    webhook_id: UUID
-    disabled: bool
-    position: int
-    behind: int
-    oldest: datetime | None
-    waiting: int
-    dead: int
-    failures: int
-    delivered: int
-    failed: int
-
-    def behind_s(self, now: datetime) -> float:
-        """Return how long the oldest event waits, in seconds; 0 where none does."""
-        return max(0.0, (now - self.oldest).total_seconds()) if self.oldest else 0.0
+_DELETE_OLD_REQUESTS: Final = "DELETE FROM webhook_requests WHERE recorded_at < now() - make_interval(hours => %s)"
 
 
 class LeaseLost(Exception):
-    """Another sender has taken the endpoint over, or it was deleted."""
+    """Another sender has taken the endpoint over, or the webhook was deleted."""
 
 
 class DeliveryStore:
-    """The tables of webhooks, with the worker's rights."""
+    """Reads and writes the tables of webhooks with the worker's role."""
 
     def __init__(self, database: Database) -> None:
-        """Take sessions that see every ledger."""
+        """Take a database whose connections see every ledger."""
         self._database = database
 
     async def endpoints(self, connection: AsyncConnection[Any]) -> list[Endpoint]:
@@ -195,30 +172,29 @@ class DeliveryStore:
         return [Endpoint(*row) for row in await (await connection.execute(_ENDPOINTS)).fetchall()]
 
     async def take_over(self, endpoint: Endpoint) -> DeliveryProgress:
-        """Begin to send to an endpoint; whoever did before can write nothing more.
+        """Take an endpoint's lease, so that its earlier sender can write nothing more.
 
-        What its receiver asked for, and how often it failed, is void where it was enabled again or has another URL.
+        Where the webhook was enabled again or has another URL, its pause and its failures are void.
 
         Raises:
-            Overtaken: it was deleted.
-            Unavailable: the database is away; here and below.
+            LeaseLost: the webhook was deleted.
 
         """
         async with self._database.connection() as connection, connection.transaction():
             row = await (await connection.execute(_TAKE_OVER, (endpoint.webhook_id,))).fetchone()
             if row is None:
                 raise LeaseLost
-            *standing, resumed = row
-            found = DeliveryProgress(*standing)
-            # Not where it is more alone: a worker that knew an older endpoint may have been here in between.
+            *columns, resumed = row
+            progress = DeliveryProgress(*columns)
+            # Compared by `!=`, not `<`: a worker with an older copy of the endpoint may have been here in between.
             if resumed != endpoint.resumed:
                 await connection.execute(_RESUME, (endpoint.resumed, endpoint.webhook_id))
-                await connection.execute(_RESUME_MESSAGES, (endpoint.webhook_id,))
-                found.paused_until = None
-        return found
+                await connection.execute(_RESTART_RETRIES, (endpoint.webhook_id,))
+                progress.paused_until = None
+        return progress
 
     async def messages(self, webhook_id: UUID, beyond: int) -> list[Message]:
-        """Return the messages that wait, in order, and among them the dead ones beyond a position."""
+        """Return the parked messages in order, and the dead ones beyond a position."""
 
         async def query(connection: LedgerConnection) -> list[Any]:
             return await (await connection.execute(_MESSAGES, (webhook_id, beyond))).fetchall()
@@ -228,9 +204,9 @@ class DeliveryStore:
                 message_id=row[0],
                 position=row[1],
                 type=row[2],
-                lane=row[3],
+                ordering_key=row[3],
                 due=row[7].timestamp(),
-                kept=True,
+                parked=True,
                 dead=row[4],
                 attempts=row[5],
                 first_at=row[6],
@@ -239,10 +215,10 @@ class DeliveryStore:
         ]
 
     async def write(self, endpoint: Endpoint, lease: int, entry: ProgressWrite, moment: datetime) -> None:
-        """Write down what happened, whole or not at all, and once: what was written under its number stays as it is.
+        """Write progress in one transaction. A number that is already written is not written again.
 
         Raises:
-            Overtaken: another sender has taken over.
+            LeaseLost: another sender has taken over.
 
         """
         webhook_id = endpoint.webhook_id
@@ -261,51 +237,173 @@ class DeliveryStore:
             "error": failed[-1].error if failed else None,
         }
         async with self._database.connection() as connection, connection.transaction():
-            if (await connection.execute(_PROGRESS, progress)).rowcount != 1:
-                if await (await connection.execute(_WRITTEN, progress)).fetchone() is None:
+            if (await connection.execute(_WRITE_PROGRESS, progress)).rowcount != 1:
+                if await (await connection.execute(_ALREADY_WRITTEN, progress)).fetchone() is None:
                     raise LeaseLost
                 return
-            both = (webhook_id, endpoint.ledger_id)
-            if entry.keep:
-                await connection.execute(_KEEP, (*both, *_kept(entry.keep.values())))
-            if entry.settle:
-                await connection.execute(_SETTLE, (webhook_id, entry.settle))
+            ids = (webhook_id, endpoint.ledger_id)
+            if entry.parked:
+                await connection.execute(_PARK, (*ids, *_message_columns(entry.parked.values())))
+            if entry.acked:
+                await connection.execute(_ACK, (webhook_id, entry.acked))
             if entry.attempts:
-                await connection.execute(_LOG, (*both, *_logged(entry.attempts)))
+                await connection.execute(_LOG_ATTEMPTS, (*ids, *_attempt_columns(entry.attempts)))
             if entry.disable is not None:
                 await connection.execute(_DISABLE, (entry.disable, webhook_id))
 
-    async def disable(self, webhook_id: UUID, why: DisabledReason) -> None:
-        """Send nothing more to an endpoint, until somebody enables it again."""
+    async def disable(self, webhook_id: UUID, reason: DisabledReason) -> None:
+        """Disable a webhook until its owner enables it again."""
         async with self._database.connection() as connection:
-            await connection.execute(_DISABLE, (why, webhook_id))
+            await connection.execute(_DISABLE, (reason, webhook_id))
 
-    async def complain(self, webhook_id: UUID, error: str) -> None:
-        """Tell the endpoint's owner what keeps it from being sent to, where that is none of the receiver's doing."""
+    async def show_error(self, webhook_id: UUID, error: str) -> None:
+        """Show an error of our own to the webhook's owner."""
         async with self._database.connection() as connection:
             await connection.execute(
                 "UPDATE webhook_progress SET error = %s, failed_at = now() WHERE webhook_id = %s", (error, webhook_id)
             )
 
-    async def forget(self, webhook_id: UUID) -> None:
-        """Drop what is too old, or too much, of an endpoint's attempts and dead letters."""
+    async def delete_old(self, webhook_id: UUID) -> None:
+        """Delete the attempts and dead messages of a webhook that are beyond their limits of age and number."""
         async with self._database.connection() as connection:
-            await connection.execute(_FORGET_ATTEMPTS, {"webhook_id": webhook_id, "keep": KEEP_ATTEMPTS})
+            await connection.execute(_DELETE_OLD_ATTEMPTS, {"webhook_id": webhook_id, "keep": KEEP_ATTEMPTS})
             dead = {"webhook_id": webhook_id, "keep": KEEP_DEAD, "days": KEEP_DEAD_DAYS}
-            await connection.execute(_FORGET_DEAD, dead)
+            await connection.execute(_DELETE_OLD_DEAD, dead)
 
-    async def forget_unattended(self) -> None:
-        """Drop what is too old and no sender looks after: dead letters of disabled webhooks, and Idempotency-Keys."""
+    async def delete_old_without_sender(self) -> None:
+        """Delete old rows that no sender deletes: dead messages of disabled webhooks, and Idempotency-Keys."""
         async with self._database.connection() as connection:
-            await connection.execute(_FORGET_DEAD_OF_DISABLED, (KEEP_DEAD_DAYS,))
-            await connection.execute(_FORGET_REQUESTS, (KEEP_REQUESTS_HOURS,))
+            await connection.execute(_DELETE_OLD_DEAD_OF_DISABLED, (KEEP_DEAD_DAYS,))
+            await connection.execute(_DELETE_OLD_REQUESTS, (KEEP_REQUESTS_HOURS,))
 
 
-def _kept(messages: Collection[Message]) -> list[list[Any]]:
-    """Return the columns of `_KEEP`."""
+class ProgressBuffer:
+    """The progress that a sender has not written yet.
+
+    Writes are numbered. Where the database gave no reply it is unknown whether it has the write, so the same write is
+    repeated before any other, and the database ignores a number that it has.
+    """
+
+    def __init__(self, store: DeliveryStore, endpoint: Endpoint, progress: DeliveryProgress, write_s: float) -> None:
+        """Begin at the progress of an endpoint; a change is written `write_s` seconds later at the latest."""
+        self._store = store
+        self._endpoint = endpoint
+        self._lease = progress.lease
+        self._write_s = write_s
+        self._written_position = progress.position
+        self._numbers = itertools.count(1)
+        self._pending = ProgressWrite()
+        self._in_doubt: ProgressWrite | None = None
+        # When the next write is due, in seconds since 1970.
+        self.due = math.inf
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last write has had no reply."""
+        return self._in_doubt is not None
+
+    @property
+    def attempts(self) -> int:
+        """The number of attempts that are not written yet."""
+        return len(self._pending.attempts)
+
+    def is_written(self, position: int) -> bool:
+        """Return whether everything is written, and this position too."""
+        return self._in_doubt is None and self._pending.is_empty and position == self._written_position
+
+    def advance(self, position: int) -> None:
+        """Take note of a position, to be written soon."""
+        if position != self._written_position:
+            self._write_soon()
+
+    def park(self, message: Message) -> None:
+        """Store a message that is parked or dead, as it will be when it is written."""
+        self._pending.parked[message.message_id] = message
+        self._write_soon()
+
+    def ack(self, message: Message) -> None:
+        """Remove a parked message."""
+        self._pending.parked.pop(message.message_id, None)
+        self._pending.acked.append(message.message_id)
+
+    def log(self, attempt: DeliveryAttempt) -> None:
+        """Add an attempt to the log of deliveries."""
+        self._pending.attempts.append(attempt)
+        self._write_soon()
+
+    def disable(self, reason: DisabledReason) -> None:
+        """Disable the webhook."""
+        self._pending.disable = reason
+
+    async def write(self, position: int, failures: int, paused_until: float) -> set[UUID]:
+        """Write what is pending, or repeat the write in doubt; return the messages that are parked no longer.
+
+        Raises:
+            LeaseLost: another sender has taken over.
+
+        """
+        if self.is_written(position):
+            self.due = math.inf
+            return set()
+        if self._in_doubt is None:
+            self._in_doubt = self._next(position, failures, paused_until)
+        entry = self._in_doubt
+        await self._store.write(self._endpoint, self._lease, entry, datetime.now(UTC))
+        self._in_doubt = None
+        self._written_position = entry.position
+        return {*entry.acked, *(id_ for id_, message in entry.parked.items() if message.dead)}
+
+    def _next(self, position: int, failures: int, paused_until: float) -> ProgressWrite:
+        entry, self._pending, self.due = self._pending, ProgressWrite(), math.inf
+        entry.number, entry.position, entry.failures = next(self._numbers), position, failures
+        entry.paused_until = datetime.fromtimestamp(paused_until, UTC) if paused_until else None
+        # Copies, because the messages change while they are written.
+        entry.parked = {message_id: replace(message) for message_id, message in entry.parked.items()}
+        return entry
+
+    def _write_soon(self) -> None:
+        self.due = min(self.due, time.time() + self._write_s)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookLag:
+    """How far one webhook is behind its ledger.
+
+    Attributes:
+        behind: the number of events beyond its position.
+        oldest: when the first of those was recorded; None where there is none.
+
+    """
+
+    webhook_id: UUID
+    disabled: bool
+    position: int
+    behind: int
+    oldest: datetime | None
+    waiting: int
+    dead: int
+    failures: int
+    delivered: int
+    failed: int
+
+
+async def webhook_lags(database: Database) -> list[WebhookLag]:
+    """Return the lag of every webhook in every ledger, for metrics. Both database roles may ask.
+
+    The ids of webhooks do not reveal their owners.
+    """
+
+    async def query(connection: LedgerConnection) -> list[Any]:
+        return await (await connection.execute("SELECT * FROM webhook_lag(%s)", (LAGS_MAX,))).fetchall()
+
+    return [WebhookLag(*row) for row in await database.read(None, query)]
+
+
+def _message_columns(messages: Collection[Message]) -> list[list[Any]]:
+    """Return the columns of `_PARK`."""
     rows = [
         (
-            *(m.message_id, m.position, m.type, m.lane, m.dead, m.attempts, m.first_at),
+            *(m.message_id, m.position, m.type, m.ordering_key, m.dead, m.attempts, m.first_at),
             *(datetime.fromtimestamp(m.due, UTC), m.status, m.error),
         )
         for m in messages
@@ -313,22 +411,10 @@ def _kept(messages: Collection[Message]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _logged(attempts: Sequence[DeliveryAttempt]) -> list[list[Any]]:
-    """Return the columns of `_LOG`."""
+def _attempt_columns(attempts: Sequence[DeliveryAttempt]) -> list[list[Any]]:
+    """Return the columns of `_LOG_ATTEMPTS`."""
     rows = [
         (a.message_id, a.position, a.type, a.attempt, a.at, a.outcome, a.status, a.error, a.duration_ms)
         for a in attempts
     ]
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-async def webhook_lags(database: Database) -> list[WebhookLag]:
-    """Return the lag of every webhook in every ledger, for metrics; the ids reveal nothing about their owners.
-
-    Both database roles may call it.
-    """
-
-    async def query(connection: LedgerConnection) -> list[Any]:
-        return await (await connection.execute("SELECT * FROM webhook_lag(%s)", (LAGS_MAX,))).fetchall()
-
-    return [WebhookLag(*row) for row in await database.read(None, query)]

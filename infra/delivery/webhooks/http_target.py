@@ -1,8 +1,8 @@
-"""Where webhooks may be sent, and the connection that goes nowhere else.
+"""The HTTP client of webhooks, with its guard against requests to internal networks (SSRF).
 
-A URL is chosen by whoever holds a key, and a host name may lead anywhere, at any time elsewhere. So it is the address
-that is judged, at the moment of connecting, and that very address is connected to: public ones, and those networks that
-a setting names. Nothing is ever sent in clear but to this machine itself, and no redirect is followed.
+Owners choose URLs, and a host name may resolve to any address at any time. So the guard checks the address itself at
+the moment of connecting, and connects to that very address. Public addresses are allowed, and the networks that a
+setting names. Nothing is sent unencrypted except to this machine itself, and no redirect is followed.
 """
 
 from __future__ import annotations
@@ -31,57 +31,58 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 URL_CHARACTERS_MAX: Final = 2_048
-# For one attempt, from looking up the name to the end of the answer; and for what comes first.
+# The time for one attempt, from the look-up of the name to the end of the response; and for connecting alone.
 ATTEMPT_S: Final = 20.0
 CONNECT_S: Final = 5.0
-# What of an answer is read, so that its connection can be used again; the rest is cut off.
-ANSWER_BYTES_MAX: Final = 16 * 1024
-ANSWER_S: Final = 2.0
+# How much of a response is read, so that its connection can be used again. The rest is cut off.
+RESPONSE_BYTES_MAX: Final = 16 * 1024
+RESPONSE_S: Final = 2.0
 RETRY_AFTER_MAX_S: Final = 86_400
 CONNECTIONS_IDLE_S: Final = 30.0
 ADDRESSES_TRIED: Final = 4
-# Names that are looked up at the same moment: a resolver that hangs must not delay the names of others.
+# Names that are looked up at the same time. Look-ups that hang must not delay those of other ledgers, so a ledger that
+# names a hundred hosts whose look-ups hang waits for its own share alone.
 RESOLVERS: Final = 64
-# Of these, for the webhooks of one ledger: whoever names a hundred hosts that hang waits for its own.
 RESOLVERS_EACH: Final = 8
 
-# As httpcore asks for them, of each step; all steps together have ATTEMPT_S.
-_LIMITS: Final = {"connect": CONNECT_S, "read": ATTEMPT_S, "write": ATTEMPT_S, "pool": ATTEMPT_S}
-# Visible ASCII that needs no escape in a URI (RFC 3986).
+# The timeouts of httpcore, for each step. All steps together may take ATTEMPT_S.
+_TIMEOUTS: Final = {"connect": CONNECT_S, "read": ATTEMPT_S, "write": ATTEMPT_S, "pool": ATTEMPT_S}
+# Visible ASCII characters that need no escape in a URI (RFC 3986).
 _URL: Final = re.compile(r"https?://[A-Za-z0-9._~:/?@!$&'()*+,;=%\[\]-]+")
 _LOCAL_NAME: Final = re.compile(r"(.+\.)?localhost\.?", re.IGNORECASE)
 _UNICAST: Final = ip_network("2000::/3")
-# Within what is public by its registry, or by Python's older copies of it, but leads somewhere else, or nowhere: relays
-# to IPv4, documentation, and where clouds tell a machine its own credentials (Oracle at 192.0.0.192, Azure).
+# Networks that the registry, or Python's older copy of it, counts as public, but that are not: relays to IPv4, examples
+# for documentation, and the addresses where clouds tell a machine its own credentials (Oracle at 192.0.0.192, Azure).
 _NOT_PUBLIC: Final = tuple(
     map(ip_network, ("192.88.99.0/24", "2002::/16", "3fff::/20", "192.0.0.0/24", "168.63.129.16/32"))
 )
-# IPv6 in front of an IPv4 address, which is where it leads (RFC 6052).
+# IPv6 addresses that stand for the IPv4 address in their last 32 bits (RFC 6052).
 _NAT64: Final = ip_network("64:ff9b::/96")
 
 
 class InvalidTarget(Exception):
-    """A webhook cannot be sent there. The message says why and what to do, and holds nothing of the URL."""
+    """The URL cannot be sent to. The message says why and what to do, and contains nothing of the URL."""
 
 
 class AllowedNetworks:
-    """The networks that a setting allows besides public addresses."""
+    """The addresses that webhooks may be sent to: public ones, and the networks that a setting names."""
 
-    def __init__(self, named: Iterable[str]) -> None:
-        """Take them in CIDR notation; `none` stands for none."""
-        self._networks: list[Network] = [ip_network(name) for name in named if name != "none"]
+    def __init__(self, networks: Iterable[str]) -> None:
+        """Take the networks in CIDR notation; `none` means no network."""
+        self._networks: list[Network] = [ip_network(name) for name in networks if name != "none"]
 
     def allow(self, address: Address) -> bool:
-        """Tell whether an address may be connected to."""
-        leads_to = _leads_to(address)
-        return any(a in network for a in {address, leads_to} for network in self._networks) or _is_public(leads_to)
+        """Return whether an address may be connected to."""
+        real = _embedded_ipv4(address)
+        return any(a in network for a in {address, real} for network in self._networks) or _is_public(real)
 
 
 def check_url(url: str, networks: AllowedNetworks) -> None:
-    """Refuse a URL that could never be sent to; where its name leads is found out when it is.
+    """Refuse a URL that could never be sent to. Its host name is resolved only when a message is sent.
 
     Raises:
-        BadTarget: it is none, is not HTTPS though it leaves this machine, or names an address that is not allowed.
+        InvalidTarget: it is no URL, is not HTTPS though it leaves this machine, or names an address that is not
+                allowed.
 
     """
     if len(url) > URL_CHARACTERS_MAX or _URL.fullmatch(url) is None:
@@ -105,7 +106,7 @@ def check_url(url: str, networks: AllowedNetworks) -> None:
 
 @dataclass(frozen=True, slots=True)
 class HttpResult:
-    """What came of an attempt: a status, or why there is none; and how long the receiver asks to be left alone."""
+    """The result of an attempt: a status or an error, and the pause that the receiver asks for."""
 
     status: int | None = None
     error: str | None = None
@@ -113,34 +114,34 @@ class HttpResult:
 
     @property
     def delivered(self) -> bool:
-        """Whether the receiver has it."""
-        return self.status is not None and 200 <= self.status <= 299  # noqa: PLR2004 - what HTTP calls successful
+        """Whether the receiver has accepted the message."""
+        return self.status is not None and 200 <= self.status <= 299  # noqa: PLR2004 - the successful statuses of HTTP
 
 
 class Resolver:
-    """Looks names up in threads of its own, one look-up at a time for each name, a few for each ledger."""
+    """Resolves host names in threads of its own: one look-up at a time for each name, and a few for each ledger."""
 
     def __init__(self) -> None:
-        """Prepare; threads begin with the first names."""
+        """Prepare; the threads start with the first names."""
         self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="webhook names")
         self._running: dict[str, asyncio.Future[Sequence[Address]]] = {}
         self._free: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(RESOLVERS_EACH))
 
     async def addresses(self, host: str, ledger_id: int) -> Sequence[Address]:
-        """Return where a name leads now, for a ledger's webhook; none where it leads nowhere."""
+        """Return the addresses of a host name, for a ledger's webhook; none where it does not resolve."""
         if host not in self._running:
             free = self._free[ledger_id]
             await free.acquire()
             if host in self._running:
-                # Somebody else asked meanwhile.
+                # Another task has started this look-up in the meantime.
                 free.release()
             else:
-                self._begin(host, free)
+                self._start(host, free)
         return await asyncio.shield(self._running[host])
 
-    def _begin(self, host: str, free: asyncio.Semaphore) -> None:
+    def _start(self, host: str, free: asyncio.Semaphore) -> None:
         def done(_: object) -> None:
-            # Only now: whoever gives up leaves the thread behind.
+            # Only when the thread is free again, even if nobody waits for its result any longer.
             del self._running[host]
             free.release()
 
@@ -149,12 +150,12 @@ class Resolver:
         running.add_done_callback(done)
 
     def close(self) -> None:
-        """End the threads; one that hangs ends with its look-up."""
+        """End the threads; a thread whose look-up hangs ends with it."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class HttpTarget:
-    """One endpoint's URL, with connections of its own: none that hangs is in another's way."""
+    """The URL of one endpoint. It has connections of its own, so that an endpoint that hangs delays no other."""
 
     def __init__(
         self,
@@ -165,10 +166,10 @@ class HttpTarget:
         context: ssl.SSLContext,
         connections: int,
     ) -> None:
-        """Prepare; `post` connects, and is to be called at most so many times at once."""
+        """Prepare; `post` connects. It must not be called more often at the same time than there are connections."""
         self._url = url
-        guarded = _Guarded(ledger_id, networks, resolver, encrypted=url.startswith("https:"))
-        # One connection each: a pool of many looks at all of them with every request.
+        guarded = _GuardedBackend(ledger_id, networks, resolver, encrypted=url.startswith("https:"))
+        # Pools of one connection each, because a pool looks at all of its connections with every request.
         self._free = [
             httpcore.AsyncConnectionPool(
                 ssl_context=context,
@@ -181,7 +182,7 @@ class HttpTarget:
         self._used: list[httpcore.AsyncConnectionPool] = []
 
     async def post(self, headers: Mapping[str, str], body: bytes) -> HttpResult:
-        """Send once, and say what came of it; nothing that can go wrong on the way is raised."""
+        """Send a message once. Every failure of the network or the receiver is a result, not an exception."""
         try:
             async with asyncio.timeout(ATTEMPT_S):
                 return await self._post([(name.encode(), value.encode()) for name, value in headers.items()], body)
@@ -192,8 +193,8 @@ class HttpTarget:
         except InvalidTarget as bad:
             return HttpResult(error=str(bad))
         except ssl.SSLError:
-            # With TLS 1.3 it is told only now that a receiver asks for a certificate: what the server makes of ours, or
-            # of none, comes after the handshake. Neither httpcore nor anyio turns it into an error of theirs.
+            # With TLS 1.3 a receiver that asks for a client certificate refuses us only after the handshake. Neither
+            # httpcore nor anyio turns this error into one of theirs.
             return HttpResult(error="The encryption broke before there was an answer: does it ask for a certificate?")
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError):
             return HttpResult(error="The connection broke before there was an answer.")
@@ -204,21 +205,23 @@ class HttpTarget:
         self._used.append(connection)
         try:
             async with connection.stream(
-                "POST", self._url, headers=headers, content=body, extensions={"timeout": _LIMITS}
+                "POST", self._url, headers=headers, content=body, extensions={"timeout": _TIMEOUTS}
             ) as response:
                 read = 0
-                # What was answered stands in its head: a rest that drips changes nothing of it.
+                # The status is known by now. A body that arrives slowly changes nothing.
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(ANSWER_S):
+                    async with asyncio.timeout(RESPONSE_S):
                         async for part in response.aiter_stream():
                             read += len(part)
-                            if read > ANSWER_BYTES_MAX:
+                            if read > RESPONSE_BYTES_MAX:
                                 break
         finally:
             self._used.remove(connection)
             self._free.append(connection)
-        said = next((value for name, value in response.headers if name.lower() == b"retry-after"), None)
-        return HttpResult(response.status, None, None if said is None else _retry_after_s(said.decode("latin-1")))
+        retry_after = next((value for name, value in response.headers if name.lower() == b"retry-after"), None)
+        return HttpResult(
+            response.status, None, None if retry_after is None else _retry_after_s(retry_after.decode("latin-1"))
+        )
 
     async def close(self) -> None:
         """Close the connections."""
@@ -226,8 +229,8 @@ class HttpTarget:
             await connection.aclose()
 
 
-class _Guarded(httpcore.AsyncNetworkBackend):
-    """Connects to the addresses that a name leads to now, and to those alone that are allowed."""
+class _GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connects only to those addresses of a host that are allowed."""
 
     def __init__(self, ledger_id: int, networks: AllowedNetworks, resolver: Resolver, *, encrypted: bool) -> None:
         self._ledger_id = ledger_id
@@ -240,7 +243,7 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - as httpcore has it
+        timeout: float | None = None,  # noqa: ASYNC109 - the signature is httpcore's
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
@@ -255,7 +258,7 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         until = None if timeout is None else time.monotonic() + timeout
         failed: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
         for number, address in enumerate(tried):
-            # One that says nothing leaves the others their share of the time; what is left over is theirs as well.
+            # Every address has its share of the time, so that one which does not answer leaves time for the others.
             share = None if until is None else max(0.0, until - time.monotonic()) / (len(tried) - number)
             try:
                 return await self._inner.connect_tcp(str(address), port, share, local_address, socket_options)
@@ -280,8 +283,8 @@ def _literal(host: str) -> Address | None:
         return None
 
 
-def _leads_to(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 address stands for, where it does."""
+def _embedded_ipv4(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address stands for, or the address itself."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
@@ -296,19 +299,19 @@ def _is_public(address: Address) -> bool:
     return isinstance(address, IPv4Address) or address in _UNICAST
 
 
-def _retry_after_s(said: str) -> float | None:
-    """Return the seconds of a Retry-After, bounded, whether it is a number or a date (RFC 9110)."""
-    if re.fullmatch(r"[0-9]{1,10}", said):
-        return min(float(said), RETRY_AFTER_MAX_S)
+def _retry_after_s(value: str) -> float | None:
+    """Return the bounded pause of a Retry-After header, which is a number of seconds or a date (RFC 9110)."""
+    if re.fullmatch(r"[0-9]{1,10}", value):
+        return min(float(value), RETRY_AFTER_MAX_S)
     try:
-        moment = email.utils.parsedate_to_datetime(said)
+        moment = email.utils.parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
     return min(max(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - time.time(), 0.0), RETRY_AFTER_MAX_S)
 
 
 def _why_not_connected(error: httpcore.ConnectError | httpcore.ConnectTimeout) -> str:
-    """Say it in our own words: those of the network may hold what was sent, or where to."""
+    """Return a sentence of our own, because the text of the error may contain the address or what was sent."""
     if isinstance(error, httpcore.ConnectTimeout):
         return f"No connection came about within {CONNECT_S:.0f} seconds."
     cause = error.args[0] if error.args else error.__context__

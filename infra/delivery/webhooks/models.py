@@ -1,4 +1,8 @@
-"""What webhooks consist of: endpoints, messages on their way to them, attempts, and what owners see of all that."""
+"""The models of webhooks: endpoints, messages, attempts, and what owners are shown of them.
+
+A message is *open* while it is new, *parked* while it waits for another attempt, *acknowledged* once the receiver has
+accepted it, and *dead* once it is given up.
+"""
 
 from __future__ import annotations
 
@@ -12,156 +16,25 @@ DeliveryOutcome = Literal["delivered", "failed", "dead", "disabled"]
 DisabledReason = Literal["asked", "gone", "failing", "key"]
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryPolicy:
-    """On what terms messages are sent.
-
-    Attributes:
-        retries_s: pauses before the attempts that follow the first, in seconds; after the last, a message is dead.
-        jitter: by what part of itself a pause is made longer or shorter, by chance.
-        in_flight: messages that are under way to one endpoint at once.
-        window: events that are read ahead of the first that is not settled.
-        waiting: messages that may wait for their next attempt; beyond, nothing new is read.
-        failing_after: attempts that fail in a row before an endpoint is taken to be down.
-        probe_s: how often something new is tried while it is, in seconds.
-        write_s: how long what happened waits to be written down, in seconds.
-        unwritten: attempts that may wait to be written down.
-
-    """
-
-    retries_s: Sequence[float] = (5, 300, 1_800, 7_200, 18_000, 36_000)
-    jitter: float = 0.1
-    in_flight: int = 16
-    window: int = 256
-    waiting: int = 1_000
-    failing_after: int = 10
-    probe_s: float = 60.0
-    write_s: float = 0.1
-    unwritten: int = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """An endpoint as its sender must know it; URL and secrets are still sealed.
-
-    Attributes:
-        revision: counts its changes, and what else its sender must look at.
-        resumed: counts those that make the past of its receiver void: another URL, and being enabled again.
-
-    """
-
-    webhook_id: UUID
-    ledger_id: int
-    ledger_name: str
-    revision: int
-    url: bytes = field(repr=False)
-    types: Sequence[str]
-    creator_ids: Sequence[str]
-    secret: bytes = field(repr=False)
-    old_secret: bytes | None = field(repr=False)
-    old_secret_until: datetime | None
-    resumed: int
-    key_valid: bool
-
-
-@dataclass(slots=True)
-class Message:
-    """One event on its way to one endpoint.
-
-    Attributes:
-        message_id: the event's id; for a test, an id of its own.
-        position: of the event; absent for a test.
-        type: its wire name.
-        lane: messages of one lane are sent one after the other.
-        due: when it may be sent, in seconds since 1970.
-        body: what is sent; absent where it is read again when it is due.
-        kept: whether it stands in the book as waiting, so that the position may move past it.
-
-    """
-
-    message_id: UUID
-    position: int | None
-    type: str
-    lane: UUID
-    due: float = 0.0
-    body: bytes | None = field(default=None, repr=False)
-    kept: bool = False
-    dead: bool = False
-    attempts: int = 0
-    first_at: datetime | None = None
-    status: int | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryAttempt:
-    """One attempt, for the log of deliveries."""
-
-    message_id: UUID
-    position: int | None
-    type: str
-    attempt: int
-    at: datetime
-    outcome: DeliveryOutcome
-    status: int | None
-    error: str | None
-    duration_ms: int
-
-
-@dataclass(slots=True)
-class DeliveryProgress:
-    """Where an endpoint stood when its sender took over."""
-
-    lease: int
-    position: int
-    paused_until: datetime | None
-    failures: int
-    delivered_at: datetime | None
-
-
-@dataclass(slots=True)
-class ProgressWrite:
-    """What a sender writes down at once: how far it has come, and what changed since it wrote last.
-
-    Attributes:
-        number: counts what one sender writes, from 1.
-
-    """
-
-    number: int = 0
-    position: int = 0
-    paused_until: datetime | None = None
-    failures: int = 0
-    keep: dict[UUID, Message] = field(default_factory=dict)
-    settle: list[UUID] = field(default_factory=list)
-    attempts: list[DeliveryAttempt] = field(default_factory=list)
-    disable: DisabledReason | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing changed."""
-        return not (self.keep or self.settle or self.attempts or self.disable)
-
-
 class WebhookNotFound(Exception):
-    """There is no such webhook among those of this key."""
+    """The key owns no such webhook."""
 
 
 class WebhookDisabled(Exception):
-    """The webhook is disabled: nothing is sent to it before it is enabled again."""
+    """The webhook is disabled. Nothing is sent to it until it is enabled again."""
 
 
 class TooManyWebhooks(Exception):
-    """The ledger has as many webhooks as it may."""
+    """The ledger has reached its limit of webhooks."""
 
 
 class OwnerKeyInvalid(Exception):
-    """The key that the webhook belongs to was revoked or has expired: it cannot be enabled again."""
+    """The webhook cannot be enabled: the key that it belongs to was revoked or has expired."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who asks: a key of a ledger; with `all`, for every webhook of the ledger."""
+    """The API key that owns webhooks. With `all`, it acts for every webhook of its ledger."""
 
     ledger_id: int
     key_id: UUID
@@ -169,29 +42,21 @@ class Owner:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What `_OWN` asks for."""
+        """The parameters of the SQL condition on the owner."""
         return {"ledger_id": self.ledger_id, "key_id": None if self.all else self.key_id}
 
 
 @dataclass(frozen=True, slots=True)
-class IdempotentRequest:
-    """A request that may be sent again: its Idempotency-Key, and what tells it from another one."""
-
-    key: str
-    request_hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Webhook:
-    """An endpoint, and how it stands.
+    """A webhook as its owner sees it.
 
     Attributes:
-        position: everything up to here was delivered, was not asked for, or waits, or is dead.
+        position: every event up to here is delivered, filtered out, parked or dead.
         head: the ledger's last position.
-        oldest: when the first event beyond `position` was recorded, if there is one.
-        waiting: messages that wait for another attempt.
-        dead: messages that were given up.
-        failures: attempts that failed since one succeeded.
+        oldest: when the first event beyond `position` was recorded; None where there is none.
+        waiting: the number of parked messages.
+        dead: the number of dead messages.
+        failures: attempts that have failed since the last success.
         delivered, failed: attempts in all.
 
     """
@@ -221,17 +86,13 @@ class Webhook:
 
     @property
     def lag(self) -> int:
-        """Events that are not looked at yet."""
+        """The number of events beyond `position`."""
         return max(0, self.head - self.position)
-
-    def lag_seconds(self, now: datetime) -> float:
-        """Return how long the oldest of them waits, in seconds; 0 where none does."""
-        return max(0.0, (now - self.oldest).total_seconds()) if self.oldest else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that was given up."""
+    """A dead message as its owner sees it."""
 
     message_id: UUID
     position: int
@@ -244,7 +105,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One attempt to deliver."""
+    """An attempt as its owner sees it."""
 
     attempt_id: int
     message_id: UUID
@@ -256,3 +117,136 @@ class Delivery:
     status: int | None
     error: str | None
     duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryPolicy:
+    """The limits and pauses of delivery.
+
+    Attributes:
+        retries_s: the pause before each further attempt, in seconds. After the last one a message is dead.
+        jitter: the fraction by which a pause is randomly longer or shorter.
+        in_flight: messages that are sent to one endpoint at the same time.
+        window: events that are read ahead of the first one that is still open.
+        waiting: messages that may be parked. At this number no further event is read.
+        failing_after: attempts that must fail in a row before an endpoint counts as down.
+        probe_s: the pause between new messages that are tried while an endpoint is down, in seconds.
+        write_s: how long progress may wait to be written, in seconds.
+        unwritten: attempts that may wait to be written.
+
+    """
+
+    retries_s: Sequence[float] = (5, 300, 1_800, 7_200, 18_000, 36_000)
+    jitter: float = 0.1
+    in_flight: int = 16
+    window: int = 256
+    waiting: int = 1_000
+    failing_after: int = 10
+    probe_s: float = 60.0
+    write_s: float = 0.1
+    unwritten: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A webhook as its sender sees it. Its URL and secrets are still sealed.
+
+    Attributes:
+        revision: counts every change that the sender must notice.
+        resumed: counts the changes that void the receiver's past: another URL, or being enabled again.
+
+    """
+
+    webhook_id: UUID
+    ledger_id: int
+    ledger_name: str
+    revision: int
+    url: bytes = field(repr=False)
+    types: Sequence[str]
+    creator_ids: Sequence[str]
+    secret: bytes = field(repr=False)
+    old_secret: bytes | None = field(repr=False)
+    old_secret_until: datetime | None
+    resumed: int
+    key_valid: bool
+
+
+@dataclass(slots=True)
+class Message:
+    """One event on its way to one endpoint.
+
+    Attributes:
+        message_id: the event's id. A test message has an id of its own.
+        position: the event's position; None for a test message.
+        type: the event type.
+        ordering_key: messages with the same key are sent one after the other.
+        due: when it may be sent, in seconds since 1970.
+        body: what is sent; None where it is read from the log again when it is due.
+        parked: whether it waits in the database, so that the webhook's position may move past it.
+
+    """
+
+    message_id: UUID
+    position: int | None
+    type: str
+    ordering_key: UUID
+    due: float = 0.0
+    body: bytes | None = field(default=None, repr=False)
+    parked: bool = False
+    dead: bool = False
+    attempts: int = 0
+    first_at: datetime | None = None
+    status: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryAttempt:
+    """One attempt to deliver a message, as it is written to the log of deliveries."""
+
+    message_id: UUID
+    position: int | None
+    type: str
+    attempt: int
+    at: datetime
+    outcome: DeliveryOutcome
+    status: int | None
+    error: str | None
+    duration_ms: int
+
+
+@dataclass(slots=True)
+class DeliveryProgress:
+    """The progress of an endpoint when a sender takes over."""
+
+    lease: int
+    position: int
+    paused_until: datetime | None
+    failures: int
+    delivered_at: datetime | None
+
+
+@dataclass(slots=True)
+class ProgressWrite:
+    """One write of a sender: its progress, and everything that changed since its last write.
+
+    Attributes:
+        number: counts the writes of one sender, from 1.
+        parked: messages to store, parked or dead.
+        acked: parked messages to remove.
+
+    """
+
+    number: int = 0
+    position: int = 0
+    paused_until: datetime | None = None
+    failures: int = 0
+    parked: dict[UUID, Message] = field(default_factory=dict)
+    acked: list[UUID] = field(default_factory=list)
+    attempts: list[DeliveryAttempt] = field(default_factory=list)
+    disable: DisabledReason | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has changed."""
+        return not (self.parked or self.acked or self.attempts or self.disable)

@@ -1,4 +1,4 @@
-"""What an endpoint is to be sent next: lanes whose messages follow one another, and their heads by time."""
+"""The queue of one endpoint: what follows what for each ordering key, and the first messages by time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from infra.delivery.webhooks.models import Message
 
 
-class Queue:
-    """The messages of one endpoint that are neither settled nor left in the log. Only heads of lanes are handed out."""
+class MessageQueue:
+    """The open and parked messages of one endpoint. Only the first message of an ordering key is handed out."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
-        self._lanes: dict[UUID, deque[Message]] = {}
-        # Heads that were never tried, in order; and those whose time comes again, by that.
+        """Begin empty."""
+        self._by_key: dict[UUID, deque[Message]] = {}
+        # First messages that were never tried, in order; and first messages that were, by the time of the next attempt.
         self._fresh: deque[Message] = deque()
-        self._again: list[tuple[float, int, Message]] = []
+        self._retries: list[tuple[float, int, Message]] = []
         self._numbers = itertools.count()
 
     @property
@@ -32,48 +32,48 @@ class Queue:
 
     @property
     def next_due(self) -> float | None:
-        """When the next message is due that was tried before, or asked for, in seconds since 1970."""
-        return self._again[0][0] if self._again else None
+        """When the next retry, replay or test message is due, in seconds since 1970."""
+        return self._retries[0][0] if self._retries else None
 
     def add(self, message: Message) -> bool:
-        """Put a message at the end of its lane; tell whether it must wait behind one that waits itself."""
-        lane = self._lanes.setdefault(message.lane, deque())
-        lane.append(message)
-        if lane[0] is message:
-            self._line_up(message)
-        return lane[0].kept and not message.kept
+        """Add a message behind all others of its ordering key; return whether it must be parked behind a parked one."""
+        queue = self._by_key.setdefault(message.ordering_key, deque())
+        queue.append(message)
+        if queue[0] is message:
+            self._schedule(message)
+        return queue[0].parked and not message.parked
 
     def next(self, now: float, *, fresh: bool) -> Message | None:
-        """Hand out a message that is due; one that was never tried only if `fresh`."""
-        if self._again and self._again[0][0] <= now:
-            return heapq.heappop(self._again)[2]
+        """Hand out a message that is due, and one that was never tried only if `fresh`."""
+        if self._retries and self._retries[0][0] <= now:
+            return heapq.heappop(self._retries)[2]
         return self._fresh.popleft() if fresh and self._fresh else None
 
-    def again(self, message: Message) -> None:
-        """Take back a message that was handed out, for when it is due."""
-        heapq.heappush(self._again, (message.due, next(self._numbers), message))
+    def retry(self, message: Message) -> None:
+        """Take back a message that was handed out, and hand it out again when it is due."""
+        heapq.heappush(self._retries, (message.due, next(self._numbers), message))
 
-    def leave(self, message: Message) -> None:
-        """Drop a message that was handed out and is settled; the next one's turn has come."""
-        lane = self._lanes[message.lane]
-        lane.popleft()
-        if lane:
-            self._line_up(lane[0])
+    def remove(self, message: Message) -> None:
+        """Remove a message that was handed out; the next one of its ordering key follows."""
+        queue = self._by_key[message.ordering_key]
+        queue.popleft()
+        if queue:
+            self._schedule(queue[0])
         else:
-            del self._lanes[message.lane]
+            del self._by_key[message.ordering_key]
 
-    def lane(self, message: Message) -> Iterator[Message]:
-        """Return a message and all that follow it in its lane."""
-        return iter(self._lanes[message.lane])
+    def from_message_on(self, message: Message) -> Iterator[Message]:
+        """Return a message that was handed out, and all that follow it under its ordering key."""
+        return iter(self._by_key[message.ordering_key])
 
     def bring_forward(self, now: float) -> None:
-        """Let everything be due that was to wait longer."""
-        self._again = [(min(due, now), number, message) for due, number, message in self._again]
-        heapq.heapify(self._again)
+        """Make every retry due now."""
+        self._retries = [(min(due, now), number, message) for due, number, message in self._retries]
+        heapq.heapify(self._retries)
 
-    def _line_up(self, message: Message) -> None:
-        # What somebody asked for has a lane of its own, and goes at once: it is no probe, and waits for none.
-        if message.attempts == 0 and message.lane != message.message_id:
+    def _schedule(self, message: Message) -> None:
+        # Replays and tests have their own id as ordering key. They are sent at once, and do not wait for a probe.
+        if message.attempts == 0 and message.ordering_key != message.message_id:
             self._fresh.append(message)
         else:
-            self.again(message)
+            self.retry(message)

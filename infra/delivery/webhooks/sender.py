@@ -1,39 +1,36 @@
-"""Sends one ledger's events to one endpoint: in order for each code, several codes at once, again until it is taken.
+"""The sender of one endpoint: it delivers a ledger's events at least once, in order for each ordering key.
 
-    log ──▶ window ──sent──▶ taken: settled
+    log ──▶ open ──sent──▶ acknowledged
               │ failed
               ▼
-            waiting, with what follows it in its lane ──again, after 5 s … 10 h──▶ taken: settled
-              │ after the last attempt
+            parked, with all that follow under its ordering key ──retried, after 5 s … 10 h──▶ acknowledged
+              │ failed for the last time
               ▼
-            dead: listed, until somebody asks for it again
+            dead: listed for the owner, who may replay it
 
-Messages of one lane, that is of one code or of one creator's permission, are sent one after the other. What fails is
-written down as waiting, and so is what comes behind it in its lane; all others go on. When nothing gets through any
-more, the endpoint itself is taken to be down: one message now and then is a probe, and the rest stays in the log.
+The ordering key is the stream: a code, or a creator's permission. Messages of one key are sent one after the other,
+messages of different keys at the same time. When nothing is accepted any more, the endpoint counts as down: one new
+message now and then is sent as a probe, and the others stay in the log.
 
-What was taken is written down a moment later, so a sender that is killed in between sends it once more: at least once,
-with the same id. What the endpoint has behind it is never lost.
+Progress is written a moment after messages are acknowledged. A sender that is killed in between sends those once more,
+with the same ids.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import math
 import random
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from infra.delivery.webhooks.delivery_store import LeaseLost
+from infra.delivery.webhooks.delivery_store import LeaseLost, ProgressBuffer
 from infra.delivery.webhooks.http_target import HttpResult
-from infra.delivery.webhooks.models import DeliveryAttempt, Message, ProgressWrite
-from infra.delivery.webhooks.queue import Queue
+from infra.delivery.webhooks.models import DeliveryAttempt, Message
+from infra.delivery.webhooks.queue import MessageQueue
 from infra.delivery.webhooks.signing import HEADERS, payload, payload_of_test, signed_headers
 from infra.errors import Unavailable
 from infra.eventstore.event_filter import EventFilter
@@ -59,290 +56,287 @@ if TYPE_CHECKING:
 
 GONE: Final = 410
 PAGE_EVENTS: Final = 100
-# Pages that are read in a row before somebody else gets a turn.
+# Pages that are read in a row before other tasks get a turn.
 PAGES_IN_A_ROW: Final = 10
-# While the database is away, between attempts to reach it.
-AWAY_S: Final = 1.0
-# Who is told to stop gives what is under way so long to land.
-LANDING_S: Final = 1.0
-# No pause between looks around is longer.
-REST_S_MAX: Final = 5.0
+# Between attempts to reach the database while it is unavailable.
+DATABASE_RETRY_S: Final = 1.0
+# How long requests in flight may take to finish when the sender is cancelled.
+DRAIN_S: Final = 1.0
+# The longest pause between two rounds.
+IDLE_S_MAX: Final = 5.0
 
 log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends to one endpoint, for as long as it runs."""
+    """Sends to one endpoint for as long as `run` runs."""
 
     def __init__(
         self,
         endpoint: Endpoint,
-        standing: DeliveryProgress,
+        progress: DeliveryProgress,
         target: HttpTarget,
         secrets: Callable[[], Sequence[bytes]],
         *,
-        book: DeliveryStore,
+        store: DeliveryStore,
         events: EventReader,
         aggregates: AggregateReader,
-        tails: LiveSubscriptions,
-        terms: DeliveryPolicy,
+        live_subscriptions: LiveSubscriptions,
+        policy: DeliveryPolicy,
     ) -> None:
-        """Take what is needed; `run` runs.
+        """Prepare to send.
 
         Args:
-            endpoint: what it is to be sent.
-            standing: where it stands.
-            target: where it is.
-            secrets: returns those that messages are signed with now, the newest first.
-            book: what is written down.
-            events: where events are read again.
-            aggregates: where creators are found.
-            tails: the ends of the logs.
-            terms: how often, how many, how long.
+            endpoint: the endpoint, and which events it wants.
+            progress: how far it has come.
+            target: its URL.
+            secrets: returns the secrets that sign a message now, the newest first.
+            store: where progress is read and written.
+            events: where events are read.
+            aggregates: where creators are read.
+            live_subscriptions: the newest events of each ledger.
+            policy: the limits and pauses.
 
         """
         self.endpoint = endpoint
-        self._lease = standing.lease
         self._target = target
         self._secrets = secrets
-        self._book = book
+        self._store = store
         self._events = events
         self._aggregates = aggregates
-        self._tails = tails
-        self._terms = terms
+        self._live_subscriptions = live_subscriptions
+        self._policy = policy
         conditions = (("type", endpoint.types), ("creator_id", endpoint.creator_ids))
-        self._selection = EventFilter([Among(field, tuple(values)) for field, values in conditions if values])  # type: ignore[arg-type] # both are fields
-        # The last position that was read, and the messages up to there that are neither settled nor kept, in order.
-        self._read = standing.position
+        self._filter = EventFilter([Among(field, tuple(values)) for field, values in conditions if values])  # type: ignore[arg-type] # both are fields
+        # The last position that was read, and the open messages up to there, in order.
+        self._read = progress.position
         self._open: dict[int, Message] = {}
-        self._queue = Queue()
-        # Messages that are kept, in the book or soon; and those that it had beyond the position from which is read.
-        self._kept: set[UUID] = set()
-        self._had: set[UUID] = set()
-        self._flying: set[asyncio.Task[None]] = set()
-        self._failures = standing.failures
-        self._delivered_at = standing.delivered_at
-        self._paused_until = standing.paused_until.timestamp() if standing.paused_until else 0.0
+        self._queue = MessageQueue()
+        # The parked messages; and those that the store already has beyond the position where reading begins.
+        self._parked: set[UUID] = set()
+        self._stored_ahead: set[UUID] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._failures = progress.failures
+        self._delivered_at = progress.delivered_at
+        self._paused_until = progress.paused_until.timestamp() if progress.paused_until else 0.0
         self._probe_at = 0.0
-        self._disable: DisabledReason | None = None
-        self._entry = ProgressWrite()
-        # What was tried to be written down, and may have been.
-        self._unsure: ProgressWrite | None = None
-        self._numbers = itertools.count(1)
-        self._written = standing.position
-        self._write_at = math.inf
-        self._look = self._stopping = False
-        self._broken: BaseException | None = None
+        self._progress = ProgressBuffer(store, endpoint, progress, policy.write_s)
+        self._disabled = self._stopping = self._must_reload = False
+        self._defect: BaseException | None = None
         self._wake = asyncio.Event()
 
-    @property
-    def _failing(self) -> bool:
-        return self._failures >= self._terms.failing_after
+    # -- The loop
 
     async def run(self) -> None:
-        """Send until it is told to stop, cancelled, or the endpoint is disabled.
+        """Send until it is stopped or cancelled, or the webhook is disabled.
 
         Raises:
-            Overtaken: another sender has taken over.
+            LeaseLost: another sender has taken over.
 
         """
-        async with self._tails.following(self.endpoint.ledger_id) as tail:
-            listening = asyncio.create_task(self._listen(tail))
+        async with self._live_subscriptions.following(self.endpoint.ledger_id) as live:
+            listening = asyncio.create_task(self._listen(live))
             try:
                 await self._prepare()
-                while not (self._ended and self._is_written):
-                    await self._round(tail)
+                while not (self._ended and self._progress.is_written(self._position)):
+                    await self._round(live)
             finally:
                 listening.cancel()
-                await self._land()
+                await self._drain()
 
     def stop(self) -> None:
-        """Begin nothing more, and end when all that is under way has landed."""
+        """Send nothing new, and end when all requests in flight have finished."""
         self._stopping = True
         self._wake.set()
 
-    def look_again(self, endpoint: Endpoint) -> None:
-        """Look into the book for what somebody else has put there: a test, a dead letter to be sent again."""
+    def reload(self, endpoint: Endpoint) -> None:
+        """Fetch the messages that the owner has added: a test, or replayed dead letters."""
         self.endpoint = endpoint
-        self._look = True
+        self._must_reload = True
         self._wake.set()
 
     @property
     def _ended(self) -> bool:
-        return (self._stopping or self._disable is not None) and not self._flying
-
-    @property
-    def _is_written(self) -> bool:
-        return self._unsure is None and self._entry.is_empty and self._position == self._written
+        return (self._stopping or self._disabled) and not self._in_flight
 
     @property
     def _position(self) -> int:
-        """Everything up to here is settled or kept."""
+        """The position up to which no message is open."""
         return next(iter(self._open)) - 1 if self._open else self._read
 
     async def _prepare(self) -> None:
-        for creator_id in self._selection.creators:
+        for creator_id in self._filter.creators:
             for recorded in (await self._aggregates.creator_stream(self.endpoint.ledger_id, creator_id))[:1]:
-                self._selection.know(recorded)
-        for message in await self._book.messages(self.endpoint.webhook_id, self._read):
+                self._filter.know(recorded)
+        for message in await self._store.messages(self.endpoint.webhook_id, self._read):
             if message.position is not None and message.position > self._read:
-                self._had.add(message.message_id)
+                self._stored_ahead.add(message.message_id)
             if not message.dead:
-                self._kept.add(message.message_id)
+                self._parked.add(message.message_id)
                 self._queue.add(message)
 
-    async def _look_into_the_book(self) -> None:
-        self._look = False
-        for message in await self._book.messages(self.endpoint.webhook_id, self._read):
-            if not message.dead and message.message_id not in self._kept:
-                self._kept.add(message.message_id)
+    async def _reload_messages(self) -> None:
+        self._must_reload = False
+        for message in await self._store.messages(self.endpoint.webhook_id, self._read):
+            if not message.dead and message.message_id not in self._parked:
+                self._parked.add(message.message_id)
                 self._queue.add(message)
 
-    async def _round(self, tail: LiveSubscription) -> None:
+    async def _round(self, live: LiveSubscription) -> None:
         try:
-            if self._unsure is not None:
-                # First: what the book shows may have followed on it, as that somebody asked for what it says is dead.
+            if self._progress.in_doubt:
+                # First of all: what the store has may depend on this write, such as the replay of a dead message.
                 await self._write()
-            if self._look:
-                await self._look_into_the_book()
-            await self._read_on(tail)
-            self._begin_what_may()
-            if self._ended or time.time() >= self._write_at:
+            if self._must_reload:
+                await self._reload_messages()
+            await self._read_on(live)
+            self._send_what_is_due()
+            if self._ended or time.time() >= self._progress.due:
                 await self._write()
         except Unavailable as unavailable:
             log.warning("Webhook %s waits for the database: %s", self.endpoint.webhook_id, unavailable)
-            await asyncio.sleep(AWAY_S)
+            await asyncio.sleep(DATABASE_RETRY_S)
             return
-        if self._broken is not None:
-            raise self._broken
+        if self._defect is not None:
+            raise self._defect
         if not self._ended:
-            await self._rest()
+            await self._wait_for_work()
 
-    async def _listen(self, tail: LiveSubscription) -> None:
+    async def _listen(self, live: LiveSubscription) -> None:
         while True:
-            await tail.wait_for_events()
+            await live.wait_for_events()
             self._wake.set()
 
-    async def _rest(self) -> None:
-        """Wait until there may be something to do."""
+    async def _wait_for_work(self) -> None:
         now = time.time()
-        times = [now + REST_S_MAX, self._write_at]
-        if self._may_begin:
+        times = [now + IDLE_S_MAX, self._progress.due]
+        if self._may_send:
             times += [max(due, self._paused_until) for due in (self._queue.next_due,) if due is not None]
             if self._queue.has_fresh:
-                times.append(max(self._probe_at if self._failing else now, self._paused_until))
+                times.append(max(self._probe_at if self._is_down else now, self._paused_until))
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(times) - now)):
                 await self._wake.wait()
         self._wake.clear()
 
+    async def _write(self) -> None:
+        self._parked -= await self._progress.write(self._position, self._failures, self._paused_until)
+
+    async def _drain(self) -> None:
+        """Give requests in flight a moment to finish, and write the progress."""
+        if self._in_flight:
+            await asyncio.wait(self._in_flight, timeout=DRAIN_S)
+        for task in list(self._in_flight):
+            task.cancel()
+        with suppress(Unavailable, LeaseLost):
+            while not self._progress.is_written(self._position):
+                await self._write()
+
     # -- Reading
 
-    async def _read_on(self, tail: LiveSubscription) -> None:
-        """Read what comes next, as long as there is room for it."""
+    async def _read_on(self, live: LiveSubscription) -> None:
+        """Read the next events while there is room for them."""
         for _ in range(PAGES_IN_A_ROW):
-            # In pages of some size, and never more than the window holds: what waits stays within its bound.
+            # Wait for room for half a page, so that pages are not tiny; never read more than there is room for.
             room = min(PAGE_EVENTS, self._room)
-            if room < max(1, min(PAGE_EVENTS, self._terms.window) // 2):
+            if room < max(1, min(PAGE_EVENTS, self._policy.window) // 2):
                 return
-            if tail.failure is not None:
-                raise tail.failure
-            if tail.keeps(self._read):
-                entries = tail.after(self._read, room)
+            if live.failure is not None:
+                raise live.failure
+            if live.keeps(self._read):
+                entries = live.after(self._read, room)
                 for entry in entries:
-                    self._take(entry.recorded, entry.encoded)
+                    self._accept(entry.recorded, entry.encoded)
                 read = len(entries)
             else:
                 page = await self._events.page(self.endpoint.ledger_id, after=self._read, limit=room)
                 for recorded in page:
-                    self._take(recorded, None)
+                    self._accept(recorded, None)
                 read = len(page)
-            if self._position != self._written:
-                self._write_soon()
+            self._progress.advance(self._position)
             if read == 0:
                 return
         self._wake.set()
 
     @property
     def _room(self) -> int:
-        """How many events there is room for."""
-        if self._stopping or self._disable is not None or len(self._kept) >= self._terms.waiting:
+        """The number of events that there is room for."""
+        if self._stopping or self._disabled or len(self._parked) >= self._policy.waiting:
             return 0
-        # Of an endpoint that is down, the log itself keeps what is next.
-        if self._failing and self._queue.has_fresh:
+        # While the endpoint is down, one new message at a time is enough.
+        if self._is_down and self._queue.has_fresh:
             return 0
-        return self._terms.window - len(self._open)
+        return self._policy.window - len(self._open)
 
-    def _take(self, recorded: RecordedEvent, body: bytes | None) -> None:
+    def _accept(self, recorded: RecordedEvent, body: bytes | None) -> None:
         self._read = recorded.position
-        if not self._selection.wants(recorded):
+        if not self._filter.wants(recorded):
             return
-        if recorded.event_id in self._had:
-            self._had.discard(recorded.event_id)
+        if recorded.event_id in self._stored_ahead:
+            self._stored_ahead.discard(recorded.event_id)
             return
         body = body or payload(recorded, self.endpoint.ledger_name)
         message = Message(recorded.event_id, recorded.position, recorded.type, recorded.stream_id, body=body)
         self._open[recorded.position] = message
         if self._queue.add(message):
-            self._keep(message)
+            self._park(message)
 
     # -- Sending
 
     @property
-    def _may_begin(self) -> bool:
+    def _is_down(self) -> bool:
+        return self._failures >= self._policy.failing_after
+
+    @property
+    def _may_send(self) -> bool:
         return (
             not self._stopping
-            and self._disable is None
-            and len(self._flying) < (1 if self._failing else self._terms.in_flight)
-            and len(self._entry.attempts) < self._terms.unwritten
+            and not self._disabled
+            and len(self._in_flight) < (1 if self._is_down else self._policy.in_flight)
+            and self._progress.attempts < self._policy.unwritten
         )
 
-    def _begin_what_may(self) -> None:
+    def _send_what_is_due(self) -> None:
         now = time.time()
-        while self._may_begin and now >= self._paused_until:
-            message = self._queue.next(now, fresh=not self._failing or now >= self._probe_at)
+        while self._may_send and now >= self._paused_until:
+            message = self._queue.next(now, fresh=not self._is_down or now >= self._probe_at)
             if message is None:
                 return
             if message.attempts == 0:
-                self._probe_at = now + self._terms.probe_s
+                self._probe_at = now + self._policy.probe_s
             task = asyncio.create_task(self._attempt(message))
-            self._flying.add(task)
-            task.add_done_callback(self._landed)
+            self._in_flight.add(task)
+            task.add_done_callback(self._finished)
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
-        self._flying.discard(task)
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
         if not task.cancelled():
-            self._broken = self._broken or task.exception()
+            self._defect = self._defect or task.exception()
         self._wake.set()
 
     async def _attempt(self, message: Message) -> None:
         try:
             body = message.body or await self._body(message)
         except Unavailable:
-            message.due = time.time() + AWAY_S
-            self._queue.again(message)
+            message.due = time.time() + DATABASE_RETRY_S
+            self._queue.retry(message)
             return
         at, began = datetime.now(UTC), time.monotonic()
         signed = signed_headers(str(message.message_id), int(at.timestamp()), body, self._secrets())
         try:
-            answer = await self._target.post(HEADERS | signed, body)
-        except Exception as error:  # noqa: BLE001 - whatever breaks is this message's, and must not hold up the others
-            # Its words are not logged, for they may hold what was sent.
-            broke_at = traceback.extract_tb(error.__traceback__)[-1]
-            log.error("Webhook %s: %s in %s", self.endpoint.webhook_id, type(error).__name__, broke_at)  # noqa: TRY400
-            answer = HttpResult(error="Something broke on our side.")
+            result = await self._target.post(HEADERS | signed, body)
+        except Exception as error:  # noqa: BLE001 - a defect fails this message alone, and does not hold up the others
+            # The text of the error is not logged, because it may contain what was sent.
+            raised_at = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("Webhook %s: %s in %s", self.endpoint.webhook_id, type(error).__name__, raised_at)  # noqa: TRY400
+            result = HttpResult(error="Something broke on our side.")
         duration_ms = round((time.monotonic() - began) * 1000)
         message.attempts = attempt = message.attempts + 1
         message.first_at = message.first_at or at
-        message.status = answer.status
-        message.error = answer.error
-        outcome: DeliveryOutcome = "delivered"
-        if answer.delivered:
-            self._deliver(message)
-        else:
-            message.error = answer.error or f"The receiver answered {answer.status}."
-            outcome = self._fail(message, answer)
-        self._entry.attempts.append(
+        message.status = result.status
+        message.error = None if result.delivered else result.error or f"The receiver answered {result.status}."
+        outcome = self._delivered(message) if result.delivered else self._failed(message, result)
+        self._progress.log(
             DeliveryAttempt(
                 message_id=message.message_id,
                 position=message.position,
@@ -355,10 +349,9 @@ class Sender:
                 duration_ms=duration_ms,
             )
         )
-        self._write_soon()
 
     async def _body(self, message: Message) -> bytes:
-        """Return what is sent, read from the log again."""
+        """Return the body of a message from the log."""
         if message.position is None:
             return payload_of_test(
                 message.message_id, self.endpoint.webhook_id, self.endpoint.ledger_name, datetime.now(UTC)
@@ -366,106 +359,69 @@ class Sender:
         (recorded,) = await self._events.at_positions(self.endpoint.ledger_id, [message.position])
         return payload(recorded, self.endpoint.ledger_name)
 
-    def _deliver(self, message: Message) -> None:
-        was_failing, self._failures = self._failing, 0
+    def _delivered(self, message: Message) -> DeliveryOutcome:
+        was_down, self._failures = self._is_down, 0
         self._delivered_at = datetime.now(UTC)
-        self._settle(message)
-        if was_failing:
-            # It is up again: what waits need not wait longer.
+        self._ack(message)
+        if was_down:
+            # The endpoint is up again, so parked messages need not wait any longer.
             self._queue.bring_forward(time.time())
+        return "delivered"
 
-    def _fail(self, message: Message, answer: HttpResult) -> DeliveryOutcome:
+    def _failed(self, message: Message, result: HttpResult) -> DeliveryOutcome:
         self._failures += 1
         now = time.time()
-        if answer.retry_after_s is not None:
-            self._paused_until = max(self._paused_until, now + answer.retry_after_s)
-        if answer.status == GONE:
-            return self._give_up_endpoint(message, "gone")
+        if result.retry_after_s is not None:
+            self._paused_until = max(self._paused_until, now + result.retry_after_s)
+        if result.status == GONE:
+            return self._disable(message, "gone")
         if message.position is None:
-            # A test tells how it went, and that is all.
-            self._settle(message)
+            # A test message is sent once.
+            self._ack(message)
             return "failed"
-        if message.attempts > len(self._terms.retries_s):
+        if message.attempts > len(self._policy.retries_s):
             if message.first_at is None or self._delivered_at is None or self._delivered_at < message.first_at:
-                # Nothing got through for as long as this was tried: it is not the message.
-                return self._give_up_endpoint(message, "failing")
+                # Nothing else was delivered in all that time either, so the endpoint is at fault.
+                return self._disable(message, "failing")
             message.dead = True
-            self._leave(message)
-            self._note(message)
+            self._remove(message)
+            self._progress.park(message)
             return "dead"
-        pause_s = self._terms.retries_s[message.attempts - 1]
-        pause_s *= random.uniform(1 - self._terms.jitter, 1 + self._terms.jitter)  # noqa: S311 - guards nothing
-        message.due = now + max(pause_s, answer.retry_after_s or 0.0)
-        self._wait(message)
+        pause_s = self._policy.retries_s[message.attempts - 1]
+        pause_s *= random.uniform(1 - self._policy.jitter, 1 + self._policy.jitter)  # noqa: S311 - guards nothing
+        message.due = now + max(pause_s, result.retry_after_s or 0.0)
+        self._retry(message)
         return "failed"
 
-    def _give_up_endpoint(self, message: Message, why: DisabledReason) -> DeliveryOutcome:
-        """Send nothing more; the message waits, as if it were new, for whoever enables the endpoint again."""
-        self._disable = self._entry.disable = why
+    def _disable(self, message: Message, reason: DisabledReason) -> DeliveryOutcome:
+        """Disable the webhook; the message is parked as if it were new, until the webhook is enabled again."""
+        self._disabled = True
+        self._progress.disable(reason)
         message.attempts, message.first_at, message.due = 0, None, time.time()
-        self._wait(message)
+        self._retry(message)
         return "disabled"
 
-    def _wait(self, message: Message) -> None:
-        """Let a message wait for its next attempt, and with it what comes behind it in its lane."""
-        for one in self._queue.lane(message):
-            if not one.kept:
-                self._keep(one)
-        self._note(message)
-        self._queue.again(message)
+    def _retry(self, message: Message) -> None:
+        """Park a message until it is due, and all that follow it under its ordering key."""
+        for one in self._queue.from_message_on(message):
+            if not one.parked:
+                self._park(one)
+        self._progress.park(message)
+        self._queue.retry(message)
 
-    def _keep(self, message: Message) -> None:
-        message.kept, message.body = True, None
-        self._kept.add(message.message_id)
+    def _park(self, message: Message) -> None:
+        message.parked, message.body = True, None
+        self._parked.add(message.message_id)
         if message.position is not None:
             self._open.pop(message.position, None)
-        self._note(message)
+        self._progress.park(message)
 
-    def _settle(self, message: Message) -> None:
-        self._leave(message)
-        if message.kept:
-            self._entry.keep.pop(message.message_id, None)
-            self._entry.settle.append(message.message_id)
+    def _ack(self, message: Message) -> None:
+        self._remove(message)
+        if message.parked:
+            self._progress.ack(message)
 
-    def _leave(self, message: Message) -> None:
-        self._queue.leave(message)
+    def _remove(self, message: Message) -> None:
+        self._queue.remove(message)
         if message.position is not None:
             self._open.pop(message.position, None)
-
-    # -- Writing down
-
-    def _note(self, message: Message) -> None:
-        self._entry.keep[message.message_id] = message
-        self._write_soon()
-
-    def _write_soon(self) -> None:
-        self._write_at = min(self._write_at, time.time() + self._terms.write_s)
-
-    async def _write(self) -> None:
-        if self._is_written:
-            self._write_at = math.inf
-            return
-        # Where no reply came it is unknown whether it is written: the same is tried again, and nothing is put to it.
-        entry = self._unsure = self._unsure or self._next_entry()
-        await self._book.write(self.endpoint, self._lease, entry, datetime.now(UTC))
-        self._unsure = None
-        self._written = entry.position
-        self._kept.difference_update(entry.settle, [id_ for id_, message in entry.keep.items() if message.dead])
-
-    def _next_entry(self) -> ProgressWrite:
-        entry, self._entry, self._write_at = self._entry, ProgressWrite(), math.inf
-        entry.number, entry.position, entry.failures = next(self._numbers), self._position, self._failures
-        entry.paused_until = datetime.fromtimestamp(self._paused_until, UTC) if self._paused_until else None
-        # As they are now: meanwhile they go on.
-        entry.keep = {message_id: replace(message) for message_id, message in entry.keep.items()}
-        return entry
-
-    async def _land(self) -> None:
-        """Let what is under way land, for a moment, and write down what came of it."""
-        if self._flying:
-            await asyncio.wait(self._flying, timeout=LANDING_S)
-        for task in list(self._flying):
-            task.cancel()
-        with suppress(Unavailable, LeaseLost):
-            while not self._is_written:
-                await self._write()

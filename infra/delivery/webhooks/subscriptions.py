@@ -1,21 +1,19 @@
-"""Webhooks as their owners see and change them: endpoints, secrets, dead letters, the log of deliveries.
+"""Webhooks as their owners see and change them: subscriptions, secrets, dead letters and the log of deliveries.
 
-Whoever owns a webhook is an API key; an administrator owns all of the ledger's. What is not one's own is not there.
-Nothing is sent from here: senders (`infra.delivery.webhooks.worker`) look into the same tables.
+The owner of a webhook is an API key; an administrator acts for all owners of the ledger. A webhook of another owner
+looks as if it did not exist. Nothing is sent here: the worker reads the same tables.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-import orjson
-
 from infra.auth.key_admin import lock_valid_key
+from infra.delivery.webhooks.idempotent_requests import first_answer, remember_answer
 from infra.delivery.webhooks.models import (
     DeadLetter,
     Delivery,
@@ -33,7 +31,6 @@ from infra.delivery.webhooks.signing import (
     repeatable_secret,
     secret_text,
 )
-from infra.errors import IdempotencyMismatch
 from infra.ids import uuid7
 from projections.engine.advisory_locks import AdvisoryLock
 
@@ -42,13 +39,14 @@ if TYPE_CHECKING:
 
     from infra.crypto.envelope import LedgerKeys
     from infra.crypto.keyring import Keyring
-    from infra.delivery.webhooks.models import DeliveryOutcome, IdempotentRequest, Owner
+    from infra.delivery.webhooks.idempotent_requests import IdempotentRequest
+    from infra.delivery.webhooks.models import DeliveryOutcome, Owner
     from infra.postgres.pool import Database, LedgerConnection
 
 MAX_WEBHOOKS: Final = 100
 MAX_REPLAYED: Final = 1_000
-# Tests that wait to be sent, as while a receiver has asked to be left alone.
-MAX_TESTS: Final = 10
+# Test messages that may wait, for example while the receiver has asked for a pause.
+MAX_WAITING_TESTS: Final = 10
 
 _COLUMNS: Final = """
     w.webhook_id, w.key_id, w.url, w.description, w.types, w.creator_ids, w.created_at, w.disabled, w.disabled_at,
@@ -69,21 +67,21 @@ _FROM: Final = """
     ) m
 """
 
-# `key_id` is null for whoever owns all of the ledger's.
-_OWN: Final = "w.ledger_id = %(ledger_id)s AND (%(key_id)s::uuid IS NULL OR w.key_id = %(key_id)s)"
+# `key_id` is null for an owner who acts for all of the ledger.
+_OWNED: Final = "w.ledger_id = %(ledger_id)s AND (%(key_id)s::uuid IS NULL OR w.key_id = %(key_id)s)"
 
-_LIST: Final = f"SELECT {_COLUMNS} {_FROM} WHERE {_OWN} ORDER BY w.webhook_id DESC"
-_ONE: Final = f"SELECT {_COLUMNS} {_FROM} WHERE {_OWN} AND w.webhook_id = %(webhook_id)s"
-_KNOWN: Final = f"SELECT 1 FROM webhooks w WHERE {_OWN} AND w.webhook_id = %(webhook_id)s"
-_LOCK: Final = f"SELECT disabled, url FROM webhooks w WHERE {_OWN} AND w.webhook_id = %(webhook_id)s FOR UPDATE"
+_LIST: Final = f"SELECT {_COLUMNS} {_FROM} WHERE {_OWNED} ORDER BY w.webhook_id DESC"
+_ONE: Final = f"SELECT {_COLUMNS} {_FROM} WHERE {_OWNED} AND w.webhook_id = %(webhook_id)s"
+_EXISTS: Final = f"SELECT 1 FROM webhooks w WHERE {_OWNED} AND w.webhook_id = %(webhook_id)s"
+_LOCK: Final = f"SELECT disabled, url FROM webhooks w WHERE {_OWNED} AND w.webhook_id = %(webhook_id)s FOR UPDATE"
 
-# Whoever creates one waits for whoever else does, so that both count right.
-_COUNT_ALONE: Final = "SELECT pg_advisory_xact_lock(%s, %s)"
+# Webhooks of a ledger are created one after the other, so that their number is right.
+_LOCK_COUNT: Final = "SELECT pg_advisory_xact_lock(%s, %s)"
 _CREATE: Final = """
     INSERT INTO webhooks (webhook_id, ledger_id, key_id, url, description, types, creator_ids, secret)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
 """
-_BEGIN: Final = "INSERT INTO webhook_progress (webhook_id, ledger_id, position) VALUES (%s, %s, %s)"
+_CREATE_PROGRESS: Final = "INSERT INTO webhook_progress (webhook_id, ledger_id, position) VALUES (%s, %s, %s)"
 
 _CHANGE: Final = """
     UPDATE webhooks
@@ -115,12 +113,12 @@ _ROTATE: Final = """
     WHERE webhook_id = %(webhook_id)s
 """
 
-_ASK: Final = """
+_ADD_TEST: Final = """
     INSERT INTO webhook_messages (webhook_id, ledger_id, message_id, type, lane)
     VALUES (%s, %s, %s, %s, %s)
 """
 
-_TESTS: Final = """
+_WAITING_TESTS: Final = """
     SELECT message_id
     FROM webhook_messages
     WHERE webhook_id = %s
@@ -145,9 +143,9 @@ _REPLAY: Final = """
     )
 """
 
-_NOTICE: Final = "UPDATE webhooks SET revision = revision + 1 WHERE webhook_id = %s"
+_RAISE_REVISION: Final = "UPDATE webhooks SET revision = revision + 1 WHERE webhook_id = %s"
 
-_DEAD: Final = """
+_DEAD_LETTERS: Final = """
     SELECT message_id, position, type, attempts, first_at, status, error
     FROM webhook_messages
     WHERE webhook_id = %s
@@ -169,10 +167,10 @@ _ATTEMPTS: Final = """
 
 
 class WebhookSubscriptions:
-    """The webhooks of all ledgers, one ledger at a time."""
+    """Reads and changes the webhooks of an owner."""
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
-        """Take the sessions, and the keys under which secrets, URLs and descriptions are sealed."""
+        """Take the database, and the keys that secrets, URLs and descriptions are sealed with."""
         self._database = database
         self._keyring = keyring
 
@@ -185,172 +183,175 @@ class WebhookSubscriptions:
         types: Sequence[str],
         creator_ids: Sequence[str],
         after: int,
-        asked: IdempotentRequest | None = None,
+        request: IdempotentRequest | None = None,
     ) -> tuple[Webhook, str, bool]:
-        """Begin a webhook, whose first event is the one after a position.
+        """Create a webhook whose first event is the one after a position.
 
         Returns:
-            It, its secret, which is told once, and whether it was created before by the same request.
+            The webhook, its secret, which is never shown again, and whether this request was a repeat.
 
         Raises:
-            TooManyWebhooks: the ledger has as many as it may.
-            KeyNoLongerValid: the key that asks was revoked meanwhile; here and below.
+            TooManyWebhooks: the ledger has reached its limit.
+            KeyNoLongerValid: the owner's key was revoked in the meantime; here and below.
             IdempotencyMismatch: the Idempotency-Key was used for another request; here and below.
-            Unavailable: the database is away; here and below.
 
         """
         keys = await self._keyring.ledger(owner.ledger_id)
-        sealing = WebhookSealer(keys)
+        sealer = WebhookSealer(keys)
         async with self._changing(owner) as connection:
-            told = await self._told(connection, owner, asked)
-            secret, salt = _secret(keys, owner, asked, told)
-            webhook_id = uuid7() if told is None else UUID(told["webhook_id"])
-            if told is None:
-                await connection.execute(_COUNT_ALONE, (AdvisoryLock.WEBHOOK_COUNT, owner.ledger_id))
+            answered = await first_answer(connection, owner, request)
+            secret, salt = _secret(keys, owner, request, answered)
+            webhook_id = uuid7() if answered is None else UUID(answered["webhook_id"])
+            if answered is None:
+                await connection.execute(_LOCK_COUNT, (AdvisoryLock.WEBHOOK_COUNT, owner.ledger_id))
                 row = await (await connection.execute("SELECT count(*) FROM webhooks")).fetchone()
                 if row is None or row[0] >= MAX_WEBHOOKS:
                     raise TooManyWebhooks
-                given = (
-                    sealing.seal("url", url.encode(), webhook_id),
-                    _sealed_description(sealing, description, webhook_id),
+                columns = (
+                    sealer.seal("url", url.encode(), webhook_id),
+                    _sealed_description(sealer, description, webhook_id),
                     list(types),
                     list(creator_ids),
-                    sealing.seal("secret", secret, webhook_id),
+                    sealer.seal("secret", secret, webhook_id),
                 )
-                await connection.execute(_CREATE, (webhook_id, owner.ledger_id, owner.key_id, *given))
-                await connection.execute(_BEGIN, (webhook_id, owner.ledger_id, after))
-                await self._tell(connection, owner, asked, webhook_id=webhook_id, salt=salt)
-            found = await _one(connection, owner, webhook_id, sealing)
-        return found, secret_text(secret), told is not None
+                await connection.execute(_CREATE, (webhook_id, owner.ledger_id, owner.key_id, *columns))
+                await connection.execute(_CREATE_PROGRESS, (webhook_id, owner.ledger_id, after))
+                await remember_answer(connection, owner, request, webhook_id=webhook_id, salt=salt)
+            webhook = await _one(connection, owner, webhook_id, sealer)
+        return webhook, secret_text(secret), answered is not None
 
     async def all(self, owner: Owner) -> list[Webhook]:
         """Return the webhooks, newest first."""
 
         async def query(connection: LedgerConnection) -> list[Webhook]:
             rows = await (await connection.execute(_LIST, owner.parameters)).fetchall()
-            return [_webhook(row, sealing) for row in rows]
+            return [_webhook(row, sealer) for row in rows]
 
-        sealing = await self._sealing(owner)
+        sealer = await self._sealer(owner)
         return await self._database.read(owner.ledger_id, query)
 
     async def one(self, owner: Owner, webhook_id: UUID) -> Webhook:
         """Return a webhook.
 
         Raises:
-            WebhookUnknown: there is none; here and below.
+            WebhookNotFound: the owner has no such webhook; here and below.
 
         """
 
         async def query(connection: LedgerConnection) -> Webhook:
-            return await _one(connection, owner, webhook_id, sealing)
+            return await _one(connection, owner, webhook_id, sealer)
 
-        sealing = await self._sealing(owner)
+        sealer = await self._sealer(owner)
         return await self._database.read(owner.ledger_id, query)
 
     async def change(self, owner: Owner, webhook_id: UUID, **changes: Any) -> Webhook:
-        """Change what is given: `url`, `description`, `types`, `creator_ids`, `enabled`.
+        """Change the given fields: `url`, `description`, `types`, `creator_ids`, `enabled`.
 
         Raises:
-            OwnerInvalid: it cannot be enabled, for its key is not valid.
+            OwnerKeyInvalid: the webhook cannot be enabled, because its key is not valid.
 
         """
-        sealing = await self._sealing(owner)
+        sealer = await self._sealer(owner)
         given = dict.fromkeys(("url", "description", "types", "creator_ids", "enabled")) | changes
         describe = "description" in changes
         if describe:
-            given["description"] = _sealed_description(sealing, given["description"], webhook_id)
+            given["description"] = _sealed_description(sealer, given["description"], webhook_id)
         async with self._changing(owner) as connection:
             sealed_url = await _lock(connection, owner, webhook_id)
             if changes.get("enabled"):
-                await _check_owner(connection, webhook_id)
+                await _require_valid_owner(connection, webhook_id)
             if given["url"] is not None:
                 url = given["url"].encode()
-                # Sealed anew, the same would look like another one, and what its receiver asked for would be forgotten.
-                same = url == sealing.unseal("url", sealed_url, webhook_id)
-                given["url"] = None if same else sealing.seal("url", url, webhook_id)
+                # The same URL sealed again would look like another one, and void the pause that its receiver asked for.
+                is_same = url == sealer.unseal("url", sealed_url, webhook_id)
+                given["url"] = None if is_same else sealer.seal("url", url, webhook_id)
             await connection.execute(_CHANGE, {**given, "describe": describe, "webhook_id": webhook_id})
-            return await _one(connection, owner, webhook_id, sealing)
+            return await _one(connection, owner, webhook_id, sealer)
 
     async def rotate(
-        self, owner: Owner, webhook_id: UUID, overlap: timedelta, asked: IdempotentRequest | None = None
+        self, owner: Owner, webhook_id: UUID, overlap: timedelta, request: IdempotentRequest | None = None
     ) -> tuple[Webhook, str, bool]:
-        """Give a webhook another secret; messages are signed with both for as long as they overlap.
+        """Replace a webhook's secret; messages bear both signatures until the overlap ends.
 
         Returns:
-            The webhook, the new secret, which is told once, and whether the same request rotated it before.
+            The webhook, the new secret, which is never shown again, and whether this request was a repeat.
 
         """
         keys = await self._keyring.ledger(owner.ledger_id)
-        sealing = WebhookSealer(keys)
+        sealer = WebhookSealer(keys)
         async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id)
-            told = await self._told(connection, owner, asked)
-            secret, salt = _secret(keys, owner, asked, told)
-            if told is None:
-                sealed = sealing.seal("secret", secret, webhook_id)
+            answered = await first_answer(connection, owner, request)
+            secret, salt = _secret(keys, owner, request, answered)
+            if answered is None:
+                sealed = sealer.seal("secret", secret, webhook_id)
                 until = datetime.now(UTC) + overlap if overlap else None
                 await connection.execute(_ROTATE, {"webhook_id": webhook_id, "secret": sealed, "until": until})
-                await self._tell(connection, owner, asked, webhook_id=webhook_id, salt=salt)
-            return await _one(connection, owner, webhook_id, sealing), secret_text(secret), told is not None
+                await remember_answer(connection, owner, request, webhook_id=webhook_id, salt=salt)
+            return await _one(connection, owner, webhook_id, sealer), secret_text(secret), answered is not None
 
     async def delete(self, owner: Owner, webhook_id: UUID) -> None:
-        """Delete a webhook, with everything that is known of it."""
+        """Delete a webhook, its messages and its log of deliveries."""
         async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id)
             await connection.execute("DELETE FROM webhooks WHERE webhook_id = %s", (webhook_id,))
 
-    async def test(self, owner: Owner, webhook_id: UUID, asked: IdempotentRequest | None = None) -> tuple[UUID, bool]:
-        """Have a test sent; return its message id, and whether the same request asked for it before.
+    async def test(self, owner: Owner, webhook_id: UUID, request: IdempotentRequest | None = None) -> tuple[UUID, bool]:
+        """Have a test message sent; return its id, and whether this request was a repeat.
 
-        Where as many as may wait already, the newest of them is the one that is asked for.
+        Where too many tests wait already, return the id of the newest one.
 
         Raises:
-            WebhookDisabled: nothing is sent to it.
+            WebhookDisabled: the webhook is disabled.
 
         """
         async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id, enabled=True)
-            told = await self._told(connection, owner, asked)
-            if told is not None:
-                return UUID(told["message_id"]), True
-            waiting = await (await connection.execute(_TESTS, (webhook_id, MAX_TESTS))).fetchall()
-            if len(waiting) < MAX_TESTS:
+            answered = await first_answer(connection, owner, request)
+            if answered is not None:
+                return UUID(answered["message_id"]), True
+            waiting = await (await connection.execute(_WAITING_TESTS, (webhook_id, MAX_WAITING_TESTS))).fetchall()
+            if len(waiting) < MAX_WAITING_TESTS:
                 message_id = uuid7()
-                await connection.execute(_ASK, (webhook_id, owner.ledger_id, message_id, TEST, message_id))
-                await connection.execute(_NOTICE, (webhook_id,))
+                await connection.execute(_ADD_TEST, (webhook_id, owner.ledger_id, message_id, TEST, message_id))
+                await connection.execute(_RAISE_REVISION, (webhook_id,))
             else:
                 message_id = waiting[0][0]
-            await self._tell(connection, owner, asked, message_id=message_id)
+            await remember_answer(connection, owner, request, message_id=message_id)
             return message_id, False
 
     async def replay(
-        self, owner: Owner, webhook_id: UUID, message_ids: Sequence[UUID] | None, asked: IdempotentRequest | None = None
+        self,
+        owner: Owner,
+        webhook_id: UUID,
+        message_ids: Sequence[UUID] | None,
+        request: IdempotentRequest | None = None,
     ) -> tuple[int, bool]:
-        """Have dead letters sent again, those named or the oldest; return how many, and whether that was asked before.
+        """Replay the named dead letters, or the oldest; return how many, and whether this request was a repeat.
 
         Raises:
-            WebhookDisabled: nothing is sent to it.
+            WebhookDisabled: the webhook is disabled.
 
         """
         async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id, enabled=True)
-            told = await self._told(connection, owner, asked)
-            if told is not None:
-                return int(told["replayed"]), True
-            wanted = None if message_ids is None else list(message_ids)
+            answered = await first_answer(connection, owner, request)
+            if answered is not None:
+                return int(answered["replayed"]), True
+            named = None if message_ids is None else list(message_ids)
             cursor = await connection.execute(
-                _REPLAY, {"webhook_id": webhook_id, "message_ids": wanted, "limit": MAX_REPLAYED}
+                _REPLAY, {"webhook_id": webhook_id, "message_ids": named, "limit": MAX_REPLAYED}
             )
-            await connection.execute(_NOTICE, (webhook_id,))
-            await self._tell(connection, owner, asked, replayed=cursor.rowcount)
+            await connection.execute(_RAISE_REVISION, (webhook_id,))
+            await remember_answer(connection, owner, request, replayed=cursor.rowcount)
             return cursor.rowcount, False
 
     async def dead_letters(self, owner: Owner, webhook_id: UUID, *, after: int, limit: int) -> list[DeadLetter]:
-        """Return dead letters past a position, in order."""
+        """Return the dead letters beyond a position, in order."""
 
         async def query(connection: LedgerConnection) -> list[DeadLetter]:
-            await _known(connection, owner, webhook_id)
-            cursor = await connection.execute(_DEAD, (webhook_id, after, limit))
+            await _require_webhook(connection, owner, webhook_id)
+            cursor = await connection.execute(_DEAD_LETTERS, (webhook_id, after, limit))
             return [DeadLetter(*row) for row in await cursor.fetchall()]
 
         return await self._database.read(owner.ledger_id, query)
@@ -358,94 +359,64 @@ class WebhookSubscriptions:
     async def deliveries(
         self, owner: Owner, webhook_id: UUID, *, before: int, outcome: DeliveryOutcome | None, limit: int
     ) -> list[Delivery]:
-        """Return attempts before one of them, the newest first."""
+        """Return the attempts before one of them, the newest first."""
 
         async def query(connection: LedgerConnection) -> list[Delivery]:
-            await _known(connection, owner, webhook_id)
+            await _require_webhook(connection, owner, webhook_id)
             cursor = await connection.execute(_ATTEMPTS, (webhook_id, before, outcome, outcome, limit))
             return [Delivery(*row) for row in await cursor.fetchall()]
 
         return await self._database.read(owner.ledger_id, query)
 
-    async def _sealing(self, owner: Owner) -> WebhookSealer:
+    async def _sealer(self, owner: Owner) -> WebhookSealer:
         return WebhookSealer(await self._keyring.ledger(owner.ledger_id))
 
     @asynccontextmanager
     async def _changing(self, owner: Owner) -> AsyncIterator[LedgerConnection]:
-        """Open a transaction for a change, and hold the key that asks until its end: a revoked one changes nothing."""
+        """Open a transaction that also locks the owner's key, so that a revoked key changes nothing."""
         async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
             await lock_valid_key(connection, owner.key_id)
             yield connection
 
-    async def _told(self, connection: LedgerConnection, owner: Owner, asked: IdempotentRequest | None) -> Any:
-        """Return what the same request was answered before; nothing where it is new, which is noted."""
-        if asked is None:
-            return None
-        key = _request_key(owner, asked)
-        cursor = await connection.execute(
-            "INSERT INTO webhook_requests (ledger_id, key, request_hash) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-            (owner.ledger_id, key, asked.request_hash),
-        )
-        if cursor.rowcount == 1:
-            return None
-        cursor = await connection.execute("SELECT request_hash, told FROM webhook_requests WHERE key = %s", (key,))
-        row = await cursor.fetchone()
-        if row is None or row[0] != asked.request_hash:
-            raise IdempotencyMismatch
-        return row[1]
 
-    async def _tell(
-        self, connection: LedgerConnection, owner: Owner, asked: IdempotentRequest | None, **told: Any
-    ) -> None:
-        if asked is not None:
-            await connection.execute(
-                "UPDATE webhook_requests SET told = %s::jsonb WHERE key = %s",
-                (orjson.dumps(told).decode(), _request_key(owner, asked)),
-            )
-
-
-def _secret(keys: LedgerKeys, owner: Owner, asked: IdempotentRequest | None, told: Any) -> tuple[bytes, str]:
-    """Return a new secret, or the one that the same request got before; and the salt to be told with it."""
-    salt = os.urandom(SALT_BYTES).hex() if told is None else str(told["salt"])
-    if asked is None:
+def _secret(keys: LedgerKeys, owner: Owner, request: IdempotentRequest | None, answered: Any) -> tuple[bytes, str]:
+    """Return a new secret, or the one of the repeated request; and the salt to remember with the request."""
+    salt = os.urandom(SALT_BYTES).hex() if answered is None else str(answered["salt"])
+    if request is None:
         return os.urandom(SECRET_BYTES), salt
-    return repeatable_secret(keys, owner.key_id, asked.key, salt), salt
+    return repeatable_secret(keys, owner.key_id, request.key, salt), salt
 
 
-def _request_key(owner: Owner, asked: IdempotentRequest) -> bytes:
-    return hashlib.sha256(f"{owner.key_id}\0{asked.key}".encode()).digest()[:16]
-
-
-def _webhook(row: Sequence[Any], sealing: WebhookSealer) -> Webhook:
-    webhook_id, key_id, url, description, *others = row
+def _webhook(row: Sequence[Any], sealer: WebhookSealer) -> Webhook:
+    webhook_id, key_id, url, description, *columns = row
     return Webhook(
         webhook_id,
         key_id,
-        sealing.unseal("url", url, webhook_id).decode(),
-        None if description is None else sealing.unseal("description", description, webhook_id).decode(),
-        *others,
+        sealer.unseal("url", url, webhook_id).decode(),
+        None if description is None else sealer.unseal("description", description, webhook_id).decode(),
+        *columns,
     )
 
 
-def _sealed_description(sealing: WebhookSealer, description: str | None, webhook_id: UUID) -> bytes | None:
-    return None if description is None else sealing.seal("description", description.encode(), webhook_id)
+def _sealed_description(sealer: WebhookSealer, description: str | None, webhook_id: UUID) -> bytes | None:
+    return None if description is None else sealer.seal("description", description.encode(), webhook_id)
 
 
-async def _one(connection: LedgerConnection, owner: Owner, webhook_id: UUID, sealing: WebhookSealer) -> Webhook:
+async def _one(connection: LedgerConnection, owner: Owner, webhook_id: UUID, sealer: WebhookSealer) -> Webhook:
     row = await (await connection.execute(_ONE, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
     if row is None:
         raise WebhookNotFound
-    return _webhook(row, sealing)
+    return _webhook(row, sealer)
 
 
-async def _known(connection: LedgerConnection, owner: Owner, webhook_id: UUID) -> None:
-    row = await (await connection.execute(_KNOWN, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
+async def _require_webhook(connection: LedgerConnection, owner: Owner, webhook_id: UUID) -> None:
+    row = await (await connection.execute(_EXISTS, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
     if row is None:
         raise WebhookNotFound
 
 
 async def _lock(connection: LedgerConnection, owner: Owner, webhook_id: UUID, *, enabled: bool = False) -> bytes:
-    """Lock a webhook for a change, and return its URL as it is stored."""
+    """Lock a webhook for a change, and return its sealed URL."""
     row = await (await connection.execute(_LOCK, {**owner.parameters, "webhook_id": webhook_id})).fetchone()
     if row is None:
         raise WebhookNotFound
@@ -454,7 +425,7 @@ async def _lock(connection: LedgerConnection, owner: Owner, webhook_id: UUID, *,
     return bytes(row[1])
 
 
-async def _check_owner(connection: LedgerConnection, webhook_id: UUID) -> None:
+async def _require_valid_owner(connection: LedgerConnection, webhook_id: UUID) -> None:
     cursor = await connection.execute(
         "SELECT 1 FROM webhooks w JOIN api_keys k ON k.key_id = w.key_id WHERE w.webhook_id = %s"
         " AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())",

@@ -1,7 +1,7 @@
-"""The senders of a worker: one for each endpoint that no other worker sends to.
+"""The webhook worker: it runs one sender for each endpoint that no other worker sends to.
 
-Whoever holds an endpoint's advisory lock sends to it. All locks of a worker are one session's: when that is gone, so
-are they, and whoever comes first takes the endpoints over.
+The worker that holds an endpoint's advisory lock sends to it. One database connection holds all locks of a worker. When
+that connection is lost, the locks are released, and any worker may take the endpoints over.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
     from infra.delivery.webhooks.models import Endpoint
     from infra.processes.runtime import Runtime
 
-# Between looks at what endpoints there are, and what somebody asked of them.
+# How often the worker looks for new and changed webhooks.
 POLL_S: Final = 1.0
-# Endpoints that one worker sends to; beyond, another worker must be started.
+# The number of endpoints that one worker sends to. Beyond it, another worker must be started.
 SENDERS_MAX: Final = 1_000
-# A sender that broke is begun again after a pause, and after a longer one each time.
-BROKEN_FIRST_S: Final = 5.0
-BROKEN_LONGEST_S: Final = 300.0
-BROKEN: Final = "Something broke on our side. It is tried again."
-# How often what is too old is dropped.
-FORGET_EVERY_S: Final = 600.0
+# A sender that failed is started again after a pause, which doubles each time.
+RESTART_FIRST_S: Final = 5.0
+RESTART_LONGEST_S: Final = 300.0
+SENDER_FAILED: Final = "Something broke on our side. It is tried again."
+# How often old rows are deleted.
+CLEAN_UP_EVERY_S: Final = 600.0
 
 _LEAD: Final = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
 _LEAVE: Final = "SELECT pg_advisory_unlock(%s, hashtext(%s))"
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Running:
-    """An endpoint that is sent to here."""
+    """A sender that runs in this worker."""
 
     sender: Sender
     task: asyncio.Task[None]
@@ -66,50 +66,50 @@ class _Running:
 
 
 @dataclass(slots=True)
-class _Broken:
-    """An endpoint whose sender broke: when it is begun again, and after which pause the time after."""
+class _Failed:
+    """An endpoint whose sender failed: when it may be started again, and the pause until then."""
 
     until: float
     pause_s: float
 
 
 class WebhookWorker:
-    """Begins and ends senders, as endpoints come, change and go."""
+    """Starts and stops senders as webhooks are created, changed and deleted."""
 
     def __init__(
         self,
         conninfo: str,
         opened: Runtime,
         networks: AllowedNetworks,
-        terms: DeliveryPolicy | None = None,
+        policy: DeliveryPolicy | None = None,
     ) -> None:
-        """Take what senders need; `run` runs.
+        """Prepare the worker; `run` runs it.
 
         Args:
-            conninfo: the database, as a login that is or may become the worker's role.
-            opened: the worker's own parts.
-            networks: where may be sent to besides public addresses.
-            terms: how often, how many, how long.
+            conninfo: the database, with a login that has the worker's role or may take it.
+            opened: the worker's parts.
+            networks: the networks that are allowed besides public addresses.
+            policy: the limits and pauses of delivery.
 
         """
         self._session = session(conninfo, WORKER)
         self._keyring = opened.keyring
         self._networks = networks
-        self._terms = terms or DeliveryPolicy()
-        self._book = DeliveryStore(opened.database)
+        self._policy = policy or DeliveryPolicy()
+        self._store = DeliveryStore(opened.database)
         self._events = opened.events
         self._aggregates = opened.aggregates
-        self.tails = LiveSubscriptions(opened.events, self._encode)
+        self.live_subscriptions = LiveSubscriptions(opened.events, self._encode)
         self._resolver = Resolver()
         self._context = httpcore.default_ssl_context()
         self._names: dict[int, str] = {}
         self._running: dict[UUID, _Running] = {}
-        self._broken: dict[UUID, _Broken] = {}
-        self._forget_at = 0.0
+        self._failed: dict[UUID, _Failed] = {}
+        self._clean_up_at = 0.0
         self._full = False
 
     async def run(self) -> None:
-        """Send until cancelled; a database that is away is waited for."""
+        """Send until cancelled. While the database is unavailable, try to reach it again and again."""
         try:
             while True:
                 try:
@@ -117,55 +117,55 @@ class WebhookWorker:
                         await self._serve(connection)
                 except (psycopg.OperationalError, Unavailable) as error:
                     log.warning("Webhooks wait for the database: %s", " ".join(str(error).split()))
-                # The locks went with the session: from here on another worker may send.
-                await self._end(list(self._running))
+                # The locks ended with the connection, so another worker may send from here on.
+                await self._stop(list(self._running))
                 await asyncio.sleep(POLL_S)
         finally:
-            await self._end(list(self._running))
-            await self.tails.close()
+            await self._stop(list(self._running))
+            await self.live_subscriptions.close()
             self._resolver.close()
 
     async def _serve(self, connection: psycopg.AsyncConnection[Any]) -> None:
         while True:
-            # First: what a sender wrote down when it ended, as that its webhook is disabled, is seen below.
+            # First of all: what a sender wrote when it ended, such as a disabled webhook, must be read below.
             await self._reap(connection)
-            # By the session that holds the locks: that it answers is what the senders rest on.
-            endpoints = {endpoint.webhook_id: endpoint for endpoint in await self._book.endpoints(connection)}
+            # On the connection that holds the locks: its answer shows that they are still held.
+            endpoints = {endpoint.webhook_id: endpoint for endpoint in await self._store.endpoints(connection)}
             self._names.update({endpoint.ledger_id: endpoint.ledger_name for endpoint in endpoints.values()})
             try:
-                await self._follow_changes(endpoints)
+                await self._apply_changes(endpoints)
                 for endpoint in endpoints.values():
                     if endpoint.key_valid and endpoint.webhook_id not in self._running:
-                        await self._begin(connection, endpoint)
+                        await self._start(connection, endpoint)
             except Unavailable as unavailable:
-                # A busy moment: those that send go on, the rest is looked at again.
-                log.warning("Changes of webhooks wait: %s", unavailable)
-            if time.monotonic() >= self._forget_at:
-                self._forget_at = time.monotonic() + FORGET_EVERY_S
-                await self._forget()
+                # The database is busy: running senders go on, and the changes are applied a moment later.
+                log.warning("Changes of webhooks wait for the database: %s", unavailable)
+            if time.monotonic() >= self._clean_up_at:
+                self._clean_up_at = time.monotonic() + CLEAN_UP_EVERY_S
+                await self._clean_up()
             await asyncio.sleep(POLL_S)
 
-    async def _follow_changes(self, endpoints: Mapping[UUID, Endpoint]) -> None:
+    async def _apply_changes(self, endpoints: Mapping[UUID, Endpoint]) -> None:
         for endpoint in endpoints.values():
             if not endpoint.key_valid:
-                await self._book.disable(endpoint.webhook_id, "key")
+                await self._store.disable(endpoint.webhook_id, "key")
         for webhook_id, running in self._running.items():
             now = endpoints.get(webhook_id)
             before = running.sender.endpoint
             if now is None or not now.key_valid or replace(now, revision=before.revision) != before:
-                # What has changed is begun anew, once all that is under way has landed.
+                # A changed webhook gets a new sender as soon as all requests of this one have finished.
                 running.sender.stop()
             elif now.revision != before.revision:
-                running.sender.look_again(now)
+                running.sender.reload(now)
 
-    async def _begin(self, connection: psycopg.AsyncConnection[Any], endpoint: Endpoint) -> None:
+    async def _start(self, connection: psycopg.AsyncConnection[Any], endpoint: Endpoint) -> None:
         webhook_id = endpoint.webhook_id
-        broken = self._broken.get(webhook_id)
-        if broken is not None and time.monotonic() < broken.until:
+        failed = self._failed.get(webhook_id)
+        if failed is not None and time.monotonic() < failed.until:
             return
         if len(self._running) >= SENDERS_MAX:
             if not self._full:
-                log.error("This worker sends to %s webhooks and takes no more: start another one.", SENDERS_MAX)
+                log.error("This worker sends to %s webhooks, which is its limit. Start another worker.", SENDERS_MAX)
             self._full = True
             return
         self._full = False
@@ -174,35 +174,35 @@ class WebhookWorker:
         if row is None or not row[0]:
             return
         try:
-            sealing = WebhookSealer(await self._keyring.ledger(endpoint.ledger_id))
-            url = sealing.unseal("url", endpoint.url, webhook_id).decode()
-            secrets = _secrets(endpoint, sealing)
-            standing = await self._book.take_over(endpoint)
+            sealer = WebhookSealer(await self._keyring.ledger(endpoint.ledger_id))
+            url = sealer.unseal("url", endpoint.url, webhook_id).decode()
+            secrets = _secrets(endpoint, sealer)
+            progress = await self._store.take_over(endpoint)
         except (LeaseLost, MasterKeyError, InvalidTag) as error:
-            why = str(error) or type(error).__name__
-            log.error("Webhook %s cannot be sent to: %s", webhook_id, why)  # noqa: TRY400 - no traceback tells more
+            reason = str(error) or type(error).__name__
+            log.error("Webhook %s cannot be sent to: %s", webhook_id, reason)  # noqa: TRY400 - a traceback adds nothing
             await self._pause(webhook_id)
             await connection.execute(_LEAVE, lock)
             return
         target = HttpTarget(
-            url, endpoint.ledger_id, self._networks, self._resolver, self._context, self._terms.in_flight
+            url, endpoint.ledger_id, self._networks, self._resolver, self._context, self._policy.in_flight
         )
         sender = Sender(
             endpoint,
-            standing,
+            progress,
             target,
             secrets,
-            book=self._book,
+            store=self._store,
             events=self._events,
             aggregates=self._aggregates,
-            tails=self.tails,
-            terms=self._terms,
+            live_subscriptions=self.live_subscriptions,
+            policy=self._policy,
         )
         task = asyncio.create_task(sender.run(), name=f"webhook {webhook_id}")
         self._running[webhook_id] = _Running(sender, task, target)
 
     async def _reap(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Take note of senders that ended, and let their locks go."""
+        """Remove the senders that have ended, and release their locks."""
         for webhook_id, running in list(self._running.items()):
             if not running.task.done():
                 continue
@@ -210,44 +210,44 @@ class WebhookWorker:
             await running.target.close()
             error = running.task.exception()
             if error is None:
-                self._broken.pop(webhook_id, None)
+                self._failed.pop(webhook_id, None)
             elif isinstance(error, LeaseLost):
                 log.info("Webhook %s was taken over by another worker, or deleted", webhook_id)
             else:
-                log.error("Webhook %s cannot be sent to, and is tried again later", webhook_id, exc_info=error)
+                log.error("The sender of webhook %s failed and is started again later", webhook_id, exc_info=error)
                 await self._pause(webhook_id)
             await connection.execute(_LEAVE, (AdvisoryLock.WEBHOOK_SENDER, str(webhook_id)))
 
     async def _pause(self, webhook_id: UUID) -> None:
         with suppress(Unavailable):
-            await self._book.complain(webhook_id, BROKEN)
-        known = self._broken.get(webhook_id)
-        pause_s = BROKEN_FIRST_S if known is None else min(known.pause_s * 2, BROKEN_LONGEST_S)
-        self._broken[webhook_id] = _Broken(time.monotonic() + pause_s, pause_s)
+            await self._store.show_error(webhook_id, SENDER_FAILED)
+        known = self._failed.get(webhook_id)
+        pause_s = RESTART_FIRST_S if known is None else min(known.pause_s * 2, RESTART_LONGEST_S)
+        self._failed[webhook_id] = _Failed(time.monotonic() + pause_s, pause_s)
 
-    async def _end(self, webhook_ids: Sequence[UUID]) -> None:
-        ended = [self._running.pop(webhook_id) for webhook_id in webhook_ids]
-        for running in ended:
+    async def _stop(self, webhook_ids: Sequence[UUID]) -> None:
+        stopped = [self._running.pop(webhook_id) for webhook_id in webhook_ids]
+        for running in stopped:
             running.task.cancel()
-        await asyncio.gather(*(running.task for running in ended), return_exceptions=True)
-        await asyncio.gather(*(running.target.close() for running in ended), return_exceptions=True)
+        await asyncio.gather(*(running.task for running in stopped), return_exceptions=True)
+        await asyncio.gather(*(running.target.close() for running in stopped), return_exceptions=True)
 
-    async def _forget(self) -> None:
+    async def _clean_up(self) -> None:
         for webhook_id in list(self._running):
             with suppress(Unavailable):
-                await self._book.forget(webhook_id)
+                await self._store.delete_old(webhook_id)
         with suppress(Unavailable):
-            await self._book.forget_unattended()
+            await self._store.delete_old_without_sender()
 
     async def _encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
         return [payload(recorded, self._names[ledger_id]) for recorded in page]
 
 
-def _secrets(endpoint: Endpoint, sealing: WebhookSealer) -> Callable[[], Sequence[bytes]]:
-    """Return what tells the secrets that are valid now."""
-    current = sealing.unseal("secret", endpoint.secret, endpoint.webhook_id)
+def _secrets(endpoint: Endpoint, sealer: WebhookSealer) -> Callable[[], Sequence[bytes]]:
+    """Return a function that returns the secrets that are valid now, the newest first."""
+    current = sealer.unseal("secret", endpoint.secret, endpoint.webhook_id)
     until = endpoint.old_secret_until
     if endpoint.old_secret is None or until is None:
         return lambda: [current]
-    old = sealing.unseal("secret", endpoint.old_secret, endpoint.webhook_id)
+    old = sealer.unseal("secret", endpoint.old_secret, endpoint.webhook_id)
     return lambda: [current, old] if datetime.now(UTC) < until else [current]

@@ -10,6 +10,7 @@ from domain.values import Sealed
 from infra.delivery.cloud_events import cloud_event
 from infra.delivery.kafka.publication_status import destination_lags, publication
 from infra.delivery.kafka.topics import events_topic, progress_topic, state_topic
+from infra.delivery.lag import lag_seconds
 from tests import given
 from tests.infra.delivery.kafka.broker import Broker
 from tests.infra.delivery.kafka.publishing import Topic, events, once_and_in_order, progress, publishing, states
@@ -205,7 +206,7 @@ async def test_how_far_a_ledger_is_published_shows_with_its_lag(kafka: Broker, o
     assert (shown.state, shown.errors, shown.error) == ("publishing", 0, None)
     (lag,) = await destination_lags(opened.api.database)
     assert (lag.destination, lag.published, lag.waiting, lag.oldest) == (prefix, 6, 1, recorded.recorded_at)
-    assert lag.seconds(recorded.recorded_at) == 0.0
+    assert lag_seconds(lag.oldest, recorded.recorded_at) == 0.0
 
 
 async def test_progress_names_the_last_event_of_each_ledger(kafka: Broker, opened: Opened, prefix: str) -> None:

@@ -110,12 +110,12 @@ def _knows(senders: WebhookWorker, webhook_id: UUID) -> int | None:
 
 
 @asynccontextmanager
-async def sending(opened: Opened, networks: AllowedNetworks = LOOPBACK, **terms: Any) -> AsyncIterator[WebhookWorker]:
+async def sending(opened: Opened, networks: AllowedNetworks = LOOPBACK, **policy: Any) -> AsyncIterator[WebhookWorker]:
     """Run a worker's senders for as long as the block takes."""
     conninfo = opened.database.dsn(WORKER)
     async with runtime(conninfo, WORKER, MASTER_KEY) as worker:
-        senders = WebhookWorker(conninfo, worker, networks, replace(FAST, **terms))
-        listener = Listener(conninfo, WORKER, senders.tails.wake)
+        senders = WebhookWorker(conninfo, worker, networks, replace(FAST, **policy))
+        listener = Listener(conninfo, WORKER, senders.live_subscriptions.wake)
         listener.start()
         task = asyncio.create_task(senders.run())
         try:

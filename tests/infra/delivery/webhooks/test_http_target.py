@@ -186,7 +186,7 @@ async def test_of_an_endless_answer_only_the_beginning_is_read() -> None:
 
 
 async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.delivery.webhooks.http_target, "ANSWER_S", 0.1)
+    monkeypatch.setattr(infra.delivery.webhooks.http_target, "RESPONSE_S", 0.1)
 
     async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")

@@ -17,8 +17,8 @@ from standardwebhooks import Webhook as Verifier
 
 import infra.delivery.webhooks.http_target
 import infra.delivery.webhooks.subscriptions
-import infra.delivery.webhooks.worker
 from infra.delivery.cloud_events import cloud_event
+from infra.delivery.webhooks import worker
 from infra.delivery.webhooks.delivery_store import DeliveryStore
 from infra.delivery.webhooks.http_target import AllowedNetworks
 from infra.delivery.webhooks.models import Endpoint, ProgressWrite, TooManyWebhooks
@@ -38,7 +38,7 @@ async def post(opened: Opened) -> Post:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.delivery.webhooks.worker, "POLL_S", 0.02)
+    monkeypatch.setattr(worker, "POLL_S", 0.02)
 
 
 # -- What is sent
@@ -168,7 +168,7 @@ async def test_what_never_succeeds_is_a_dead_letter_and_can_be_sent_again(post: 
             *(1, 2, "CodeGenerated", 4, 500),
             "The receiver answered 500.",
         )
-        # What came behind it in its lane was sent all the same.
+        # What came behind it under its ordering key was sent all the same.
         assert sorted(set(receiver.positions)) == [1, 2, 3, 4, 5]
 
         broken = False
@@ -225,10 +225,10 @@ async def test_what_is_sent_again_the_moment_it_died_is_sent_although_the_reply_
     write = DeliveryStore.write
 
     async def without_reply(
-        book: DeliveryStore, endpoint: Endpoint, lease: int, entry: ProgressWrite, moment: datetime
+        store: DeliveryStore, endpoint: Endpoint, lease: int, entry: ProgressWrite, moment: datetime
     ) -> None:
-        await write(book, endpoint, lease, entry, moment)
-        if not lost and any(message.dead for message in entry.keep.values()):
+        await write(store, endpoint, lease, entry, moment)
+        if not lost and any(message.dead for message in entry.parked.values()):
             lost.append(entry.number)
             assert await post.webhooks.replay(post.owner, endpoint.webhook_id, None) == (1, False)
             raise Unavailable("the reply was lost")
@@ -410,10 +410,10 @@ async def test_what_is_stored_of_one_webhook_or_field_opens_as_no_other(post: Po
         await post.generate()
         post.opened.sql(f"UPDATE webhooks w SET {swapped}")
         async with sending(post.opened) as senders, asyncio.timeout(15):
-            while len(senders._broken) < 2:  # noqa: ASYNC110 - it sets no event
+            while len(senders._failed) < 2:  # noqa: ASYNC110 - it sets no event
                 await asyncio.sleep(0.01)
     assert receiver.received == other.received == []
-    assert post.opened.sql("SELECT DISTINCT error FROM webhook_progress") == [(infra.delivery.webhooks.worker.BROKEN,)]
+    assert post.opened.sql("SELECT DISTINCT error FROM webhook_progress") == [(worker.SENDER_FAILED,)]
     with pytest.raises(InvalidTag):
         await post.webhooks.all(post.owner)
 
