@@ -75,18 +75,18 @@ class Backlog:
         if self._selection.videos:
             await self._look_through(await self._know_codes(), self.position)
 
-    async def until(self, tail: LiveSubscription) -> AsyncIterator[CatchUpPage]:
-        """Yield what the reader wants, up to where the tail can take over from `position`.
+    async def until(self, subscription: LiveSubscription) -> AsyncIterator[CatchUpPage]:
+        """Yield what the reader wants, up to where the subscription can take over from `position`.
 
         Raises:
             Unavailable: the database is away, or the view too far behind.
 
         """
-        if self._selection.conditions and not tail.keeps(self.position):
+        if self._selection.conditions and not subscription.keeps(self.position):
             async for found in self._by_view():
                 yield found
-            self._refuse_long_way(self.position, tail.position)
-        while not tail.keeps(self.position):
+            self._refuse_long_way(self.position, subscription.position)
+        while not subscription.keeps(self.position):
             async with self._turns:
                 page = await self._page(self.position)
             self.position = page[-1].position

@@ -19,8 +19,8 @@ from domain.summaries import summary
 from domain.values import CLOCK, Sealed
 from infra.errors import Unavailable
 from infra.eventstore.event_rows import ACTOR_KEY
-from infra.eventstore.reader import BatchLoader
 from infra.eventstore.serialization import to_event
+from infra.postgres.batch_loader import BatchLoader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

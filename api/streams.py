@@ -1,11 +1,11 @@
 """The live stream of the audit trail: Server-Sent Events whose ids are positions.
 
     Streams    all streams of this process: how many, whose keys, and their end together
-    Stream     one client's: first what it has missed, from the log, then what is recorded, from the ledger's tail
+    Stream     one client's: first what it has missed, from the log, then new events, from a live subscription
 
 A client that comes back with the id of the last event it has seen misses nothing and gets nothing twice, whatever ended
-its stream. A stream holds no events: it asks the tail, which has each of them once, for those after its position. So a
-client that reads too slowly costs nothing, and is told to come back when the tail has moved past it.
+its stream. A stream holds no events: it asks the subscription, which has each once, for those after its position. So a
+client that reads too slowly costs nothing, and is told to come back when the subscription has moved past it.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ class Stream(EventSourceResponse):
 
         """
         with self._streams.admitted(self):
-            async with self._streams.tails.following(self.ledger_id) as self._tail, self._entered():
+            async with (
+                self._streams.live_subscriptions.following(self.ledger_id) as self._subscription,
+                self._entered(),
+            ):
                 # Its key may have been revoked since it was let in, before this stream was known.
                 await self._streams.look_at_keys([self])
                 try:
@@ -166,7 +169,7 @@ class Stream(EventSourceResponse):
         """Yield what is sent: whole events, a bounded number of bytes at a time."""
         yield f"retry: {RECONNECT_MS}\n: after position {self._backlog.position}\n\n".encode()
         try:
-            async for found in self._backlog.until(self._tail):
+            async for found in self._backlog.until(self._subscription):
                 async for chunk in self._handed(await self._streams.encode(self.ledger_id, found.events)):
                     yield chunk
                 if self.ending is not None:
@@ -183,16 +186,16 @@ class Stream(EventSourceResponse):
 
     async def _live(self) -> AsyncIterator[bytes]:
         while self.ending is None:
-            entries = self._tail.after(self.position, CHUNK_EVENTS)
+            entries = self._subscription.after(self.position, CHUNK_EVENTS)
             if entries:
                 self._backlog.position = entries[-1].recorded.position
                 wanted = [entry for entry in entries if self._selection.wants(entry.recorded)]
-                async for chunk in self._handed(await self._tail.encoded(wanted)):
+                async for chunk in self._handed(await self._subscription.encoded(wanted)):
                     yield chunk
-            elif self._tail.failure is not None:
+            elif self._subscription.failure is not None:
                 self.ending = "unavailable"
             else:
-                await self._tail.wait_for_events()
+                await self._subscription.wait_for_events()
 
     async def _handed(self, events: Sequence[bytes]) -> AsyncIterator[bytes]:
         """Yield events in chunks, as long as this stream goes on."""
@@ -244,10 +247,12 @@ class Streams:
 
     def observe(self) -> None:
         """Take note, for the metrics, of how far the hindmost stream is behind."""
-        _LAG.set(max((self.tails.position(one.ledger_id) - one.position for one in self._streams), default=0))
+        _LAG.set(
+            max((self.live_subscriptions.position(one.ledger_id) - one.position for one in self._streams), default=0)
+        )
 
     @cached_property
-    def tails(self) -> LiveSubscriptions:
+    def live_subscriptions(self) -> LiveSubscriptions:
         """The ends of the logs that streams follow."""
         return LiveSubscriptions(self._services.events, self.encode, self._services.database)
 
@@ -298,7 +303,7 @@ class Streams:
 
     def keys_changed(self) -> None:
         """Hand out nothing until it is known whose keys still open, and no name that was looked up before."""
-        self.tails.forget_encoded()
+        self.live_subscriptions.forget_encoded()
         self._keys_changed.set()
         if self._watching is not None:
             self.keys_known.clear()
@@ -321,12 +326,12 @@ class Streams:
         self.end()
         if self._watching is not None:
             self._watching.cancel()
-        await self.tails.close()
+        await self.live_subscriptions.close()
 
     def _end(self, streams: Collection[Stream], ending: Ending) -> None:
         for stream in streams:
             stream.ending = stream.ending or ending
-        self.tails.notify()
+        self.live_subscriptions.notify()
 
     def _refuse_if_full(self, key_id: UUID) -> None:
         if self._closing:

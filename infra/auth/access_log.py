@@ -14,8 +14,8 @@ from uuid import UUID
 
 import orjson
 
-from infra.eventstore.reader import BatchLoader
 from infra.ids import first_uuid7, uuid7
+from infra.postgres.batch_loader import BatchLoader
 from projections.engine.array_columns import Bigints, Ints, Texts, Uuids
 
 if TYPE_CHECKING:

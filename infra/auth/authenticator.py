@@ -22,9 +22,10 @@ from infra.auth.key_usage import KeyUsage
 from infra.auth.oidc import Tokens
 from infra.auth.token_identities import TokenIdentities, is_token, unsealed_subject
 from infra.crypto.envelope import fresh_key
-from infra.crypto.keyring import RecentCache, fingerprint_purpose
+from infra.crypto.keyring import fingerprint_purpose
 from infra.errors import TokenRefused
-from infra.eventstore.reader import BatchLoader
+from infra.postgres.batch_loader import BatchLoader
+from infra.recent_cache import RecentCache
 from projections.engine.array_columns import Byteas
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from infra.auth.erasure_lock import block_erasures
 from infra.crypto.envelope import NONCE_BYTES
-from infra.eventstore.reader import BatchLoader
 from infra.ids import uuid7
+from infra.postgres.batch_loader import BatchLoader
 from projections.engine.array_columns import Ints, Texts, Uuids
 
 if TYPE_CHECKING:

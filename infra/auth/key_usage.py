@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from infra.auth.access_log import Access, record_within
-from infra.crypto.keyring import RecentCache
 from infra.errors import Unavailable
+from infra.recent_cache import RecentCache
 from projections.engine.array_columns import Uuids
 
 if TYPE_CHECKING:

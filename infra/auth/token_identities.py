@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from domain.errors import NotAllowed
 from infra.auth.erasure_lock import all_erased
 from infra.auth.key_admin import INSERT
-from infra.crypto.keyring import RecentCache
 from infra.errors import TokenRefused
 from infra.ids import uuid7
+from infra.recent_cache import RecentCache
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

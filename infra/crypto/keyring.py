@@ -6,11 +6,12 @@ says what opens it, and a rotation can be under way while keys are used and made
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from domain.errors import Refused
 from infra.crypto.envelope import MASTER_KEY_ID_BYTES, ApiKeyHashing, CreatorKey, LedgerKeys, fresh_key
 from infra.ids import uuid7
+from infra.recent_cache import RecentCache
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -18,54 +19,10 @@ if TYPE_CHECKING:
     from infra.crypto.master_keys import KeyProvider
     from infra.postgres.pool import Database, LedgerConnection
 
-K = TypeVar("K")
-V = TypeVar("V")
-
 MAX_LEDGERS_CACHED: Final = 1_000
 MAX_CREATORS_CACHED: Final = 20_000
 # The shared key that API keys are hashed with.
 API_KEYS: Final = "API keys"
-
-
-class RecentCache(Generic[K, V]):
-    """A bounded memory in two halves: what the younger one lacks and the older one has moves up.
-
-    When the younger half is full it becomes the older one, whose values nobody has asked for since are forgotten. Kept
-    so, a look-up that finds something costs one of a plain dict; an order of use would have to be written each time.
-    """
-
-    def __init__(self, limit: int) -> None:
-        """Remember at most `limit` values, and at least the half of that which was used last."""
-        self._young: dict[K, V] = {}
-        self._old: dict[K, V] = {}
-        self._half = max(1, limit // 2)
-
-    def get(self, key: K) -> V | None:
-        """Return what is remembered under a key."""
-        value = self._young.get(key)
-        if value is None:
-            value = self._old.pop(key, None)
-            if value is not None:
-                self.put(key, value)
-        return value
-
-    def drop(self, key: K) -> None:
-        """Forget what is remembered under a key."""
-        self._young.pop(key, None)
-        self._old.pop(key, None)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._young.clear()
-        self._old.clear()
-
-    def put(self, key: K, value: V) -> V:
-        """Remember a value, and return it."""
-        self._young[key] = value
-        if len(self._young) > self._half:
-            self._old, self._young = self._young, {key: value}
-            del self._old[key]
-        return value
 
 
 def fingerprint_purpose(name: str) -> str:

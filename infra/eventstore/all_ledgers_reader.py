@@ -80,7 +80,7 @@ class AllLedgersReader:
 
         Raises:
             UnreadableEvent: the first of them cannot be read; one further on ends the page before it.
-            Gap: the log lacks an event.
+            PositionGap: the log lacks an event.
             Unavailable: the database is away.
 
         """

@@ -1,7 +1,7 @@
-"""What answers the question: every event that bears on some videos' codes and their creators' permissions.
+"""Evidence for authorization decisions: the events that bear on videos' codes and on their creators' permissions.
 
-One read, whose parts are of one moment: how far the view of codes has come, which codes it knows of the videos, and
-their events and their creators' from the log. Questions that wait together are one read too.
+One query reads all parts as of one moment: the position of the view of codes, the codes that it has of the videos, and
+the events of these codes and of their creators from the log. Requests that wait together share one query.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from uuid import UUID
 from domain.authorization import BEARING
 from domain.code import Code
 from domain.recorded import RecordedEvent
-from infra.eventstore.reader import COLUMNS, BatchLoader, to_recorded
+from infra.eventstore.reader import COLUMNS, to_recorded
+from infra.postgres.batch_loader import BatchLoader
 from projections import codes
 from projections.engine.array_columns import Texts
 
@@ -53,7 +54,7 @@ class AuthorizationEvidence:
 
     Attributes:
         position: how far the view of codes had read when it was asked; a code generated later may be missing.
-        codes: of each of its codes the events that bear on the question, by stream id, oldest first.
+        codes: of each of its codes the events that bear on the decision, by stream id, oldest first.
         permissions: the same of their creators.
 
     """
@@ -64,7 +65,7 @@ class AuthorizationEvidence:
 
 
 class EvidenceReader:
-    """Reads what the question is answered from."""
+    """Reads the evidence of authorization decisions."""
 
     def __init__(self, database: Database) -> None:
         """Take the sessions to read with."""

@@ -1,8 +1,8 @@
-"""Which events a subscriber wants, told event by event as they come, from nothing but the events themselves.
+"""The filter of a subscriber, applied to one event after another.
 
-The conditions are those that the audit trail is searched by (`projections.index_scan`), so a stream and a page show the
-same. A code's later events name neither its creator nor its video: a selection knows which streams are theirs, those
-that stood when it began (`know`), and then those whose first events it sees.
+The conditions are those of the event search (`projections.index_scan`), so a stream and a page show the same events. A
+code's later events name neither its creator nor its video. So a filter remembers which streams belong to them: those
+that existed when it began (`know`), and those whose first event it has seen since.
 """
 
 from __future__ import annotations

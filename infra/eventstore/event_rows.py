@@ -1,4 +1,4 @@
-"""The trail as it is read in bulk: rows as the log holds them, of which an answer is made without building events."""
+"""Bulk reads of the log as plain rows, from which answers are made without building events."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_WAITING: Final = 2_000
 MAX_BATCH_CALLERS: Final = 256
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
-# How long the fate of a lost commit is looked for before callers are told that it is unknown.
+# How long the events of a lost commit are looked for before callers are told that its outcome is unknown.
 RESOLVE_WITHIN_S: Final = 15
 RECONNECT_EVERY_S: Final = 0.2
 # How long a new session may take until it can append: no limit of the server's counts before it is there.
@@ -44,7 +44,7 @@ FULL: Final = "Too many commands are waiting to be recorded; this one was not. T
 STOPPING: Final = "The server is stopping; nothing was recorded."
 REFUSED_WRITE: Final = "The database could not record the command; nothing was. Try again in a moment."
 NOT_RECORDED: Final = "The database cannot be reached; nothing was recorded. Try again in a moment."
-UNKNOWN_FATE: Final = (
+IN_DOUBT: Final = (
     "The database went away while the command was being recorded, so it is not known whether it was. "
     "Send it again with the same Idempotency-Key: it will be recorded once, whatever happened."
 )
@@ -75,7 +75,7 @@ class GroupCommitWriter:
             on_commit: called after each batch that recorded something.
             on_session: called with the number of each new session: the log may be another one's, or have lost its
                 end, since the last; what is remembered of it must be forgotten.
-            resolve_within_s: how long the fate of a lost commit is looked for, in seconds.
+            resolve_within_s: how long the events of a lost commit are looked for, in seconds.
 
         """
         # A standby would neither take an append nor show what became of one.
@@ -143,7 +143,7 @@ class GroupCommitWriter:
     async def _run(self) -> None:
         while not self._stopping:
             if self._waiting:
-                batch = self._take()
+                batch = self._next_batch()
                 try:
                     await self._commit(batch)
                 except Exception as error:
@@ -154,7 +154,7 @@ class GroupCommitWriter:
                 self._wake.clear()
                 await self._wake.wait()
 
-    def _take(self) -> list[Append]:
+    def _next_batch(self) -> list[Append]:
         """Take callers that do not touch each other, in order; one that must wait makes those behind it wait too."""
         batch: list[Append] = []
         held: list[Append] = []
@@ -235,7 +235,7 @@ class GroupCommitWriter:
             if not connection.closed:
                 return error
             self._warn(error, "The connection was lost in an append; what became of it is looked up")
-            await self._resolve(batch)
+            await self._resolve_in_doubt(batch)
             return None
         for request, outcome in zip(batch, outcomes, strict=True):
             _resolve(request, outcome)
@@ -283,24 +283,24 @@ class GroupCommitWriter:
                 _resolve(request, ConcurrencyConflict())
         return known
 
-    async def _resolve(self, batch: list[Append]) -> None:
+    async def _resolve_in_doubt(self, batch: list[Append]) -> None:
         """Find out what became of a batch whose connection was lost while it was being committed."""
         try:
-            fates = await self._fates(batch)
+            found = await self._found(batch)
         except (psycopg.Error, TimeoutError) as error:
             self._warn(error)
             for request in batch:
-                _resolve(request, _unavailable(UNKNOWN_FATE, error))
+                _resolve(request, _unavailable(IN_DOUBT, error))
             return
-        for request, fate in reversed(list(zip(batch, fates, strict=True))):
-            if fate is None:
+        for request, positions in reversed(list(zip(batch, found, strict=True))):
+            if positions is None:
                 self._again(request)
             else:
-                _resolve(request, Appended(*fate))
-        if any(fates):
+                _resolve(request, Appended(*positions))
+        if any(found):
             self._on_commit()
 
-    async def _fates(self, batch: list[Append]) -> list[tuple[int, int, datetime] | None]:
+    async def _found(self, batch: list[Append]) -> list[tuple[int, int, datetime] | None]:
         """Look for each caller's events once the lost session is over, for as long as it takes to reach the database.
 
         The old session may still be committing: it is ended, and waited for, before anything is looked up. A look-up

@@ -1,10 +1,10 @@
-"""The end of a ledger's log, read once for all who follow it in a process, however many they are.
+"""Live subscriptions: the newest events of a ledger, read once for all its followers in a process.
 
-    Tail     one ledger's last events, encoded once; its readers keep nothing but how far they have come
-    Tails    the tails of a process: one for each ledger that somebody follows
+    LiveSubscription     one ledger's newest events, each encoded once; a follower keeps only its own position
+    LiveSubscriptions    the subscriptions of a process: one for each ledger that has a follower
 
-A reader asks for what comes after its position, and waits for news. One that has not kept up, so that what comes
-next is kept no more, is told so (`FellBehind`): the log itself has everything, and a tail waits for nobody.
+A follower asks for the events after its position, and waits for more. A subscription never waits for a follower: one
+that is too slow gets `FellBehind` once its next event has been dropped, and continues from the log itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from infra.errors import Unavailable
 from infra.eventstore.notifications import Listener
+from projections.engine.page import PositionGap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     Encode = Callable[[int, Sequence[RecordedEvent]], Awaitable[Sequence[bytes]]]
 
 PAGE_EVENTS: Final = 200
-# What one tail keeps at most, and what all tails of a process share out among them.
+# What one subscription keeps at most, and what all subscriptions of a process share out among them.
 KEPT_EVENTS: Final = 4_096
 KEPT_BYTES: Final = 4 * 1024 * 1024
 KEPT_EVENTS_IN_ALL: Final = 65_536
@@ -41,9 +42,9 @@ READ_AHEAD_EVENTS: Final = 256
 # Between looks at the log that nobody asked for, and between attempts while the database is away.
 POLL_S: Final = 1.0
 # What is recorded during the pause after a reading is read and sent together. The pause grows with the readers, whom
-# each sending takes time for, and with the tails, for a commit wakes all of them.
+# each sending takes time for, and with the subscriptions, for a commit wakes all of them.
 PAUSE_S_PER_READER: Final = 0.0002
-PAUSE_S_PER_TAIL: Final = 0.002
+PAUSE_S_PER_SUBSCRIPTION: Final = 0.002
 PAUSE_S_MAX: Final = 0.25
 
 STOPPING: Final = "The server is stopping; the ledger is followed no more."
@@ -53,10 +54,6 @@ log = logging.getLogger(__name__)
 
 class FellBehind(Exception):
     """What comes next for this reader is kept no more; the log still has it."""
-
-
-class SubscriptionGap(Exception):
-    """The log answered without an event that must come next: positions have no gaps, so it was changed from outside."""
 
 
 @dataclass(slots=True)
@@ -70,7 +67,7 @@ class LiveEvent:
 class LiveSubscription:
     """The last events of one ledger."""
 
-    def __init__(self, ledger_id: int, store: EventReader, encode: Encode) -> None:
+    def __init__(self, ledger_id: int, events: EventReader, encode: Encode) -> None:
         """Prepare; `LiveSubscriptions` lets it run."""
         self.ledger_id = ledger_id
         # The last position that was read.
@@ -78,16 +75,16 @@ class LiveSubscription:
         self.readers = 0
         # Set by whoever heard of a commit.
         self.woken = asyncio.Event()
-        # Why it reads no more; those who wait for news are told by it.
+        # Why it reads no more; those who wait for events are told by it.
         self.failure: Exception | None = None
         self.kept_events, self.kept_bytes = KEPT_EVENTS, KEPT_BYTES
         self.pause_s = 0.0
-        self._store = store
+        self._events = events
         self._encode = encode
         self._entries: list[LiveEvent] = []
         self._bytes = 0
         self._kept_after = 0
-        self._news = asyncio.Event()
+        self._events_read = asyncio.Event()
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def keeps(self, position: int) -> bool:
@@ -125,13 +122,13 @@ class LiveSubscription:
         self._bytes = 0
 
     async def wait_for_events(self) -> None:
-        """Wait until something was read, or somebody nudged."""
-        await self._news.wait()
+        """Wait until something was read, or `notify` was called."""
+        await self._events_read.wait()
 
     def notify(self) -> None:
         """Let everyone who waits look around."""
-        self._news.set()
-        self._news.clear()
+        self._events_read.set()
+        self._events_read.clear()
 
     async def begun(self) -> None:
         """Wait until the end of the log has been reached for the first time.
@@ -145,7 +142,7 @@ class LiveSubscription:
     async def run(self) -> None:
         """Read on until cancelled, or until something cannot be read."""
         try:
-            head = await self._store.head(self.ledger_id)
+            head = await self._events.head(self.ledger_id)
             self.position = self._kept_after = max(0, head - READ_AHEAD_EVENTS)
             await self._read()
             self._begun.set_result(None)
@@ -183,13 +180,13 @@ class LiveSubscription:
     async def _read(self) -> None:
         page_events = PAGE_EVENTS
         while page_events == PAGE_EVENTS:
-            page = await self._store.page(self.ledger_id, after=self.position, limit=PAGE_EVENTS)
+            page = await self._events.page(self.ledger_id, after=self.position, limit=PAGE_EVENTS)
             page_events = len(page)
             if page_events == 0:
                 return
             if page[0].position != self.position + 1:
                 message = f"Ledger {self.ledger_id} answers {page[0].position} after position {self.position}."
-                raise SubscriptionGap(message)
+                raise PositionGap(message)
             encoded = await self._encode(self.ledger_id, page)
             self._entries += map(LiveEvent, page, encoded)
             self._bytes += sum(map(len, encoded))
@@ -208,68 +205,68 @@ class LiveSubscription:
 
 
 class LiveSubscriptions:
-    """The tails of one process."""
+    """The subscriptions of one process."""
 
-    def __init__(self, store: EventReader, encode: Encode, database: Database | None = None) -> None:
+    def __init__(self, events: EventReader, encode: Encode, database: Database | None = None) -> None:
         """Prepare; nothing runs until somebody follows.
 
         Args:
-            store: reads the log.
+            events: reads the log.
             encode: turns a page into what readers are sent.
             database: where to listen for commits; absent where the caller listens, and tells by `wake`.
 
         """
         self._listener: Listener | None = None
         self._database = database
-        self._store = store
+        self._events = events
         self._encode = encode
-        self._tails: dict[int, tuple[LiveSubscription, asyncio.Task[None]]] = {}
+        self._subscriptions: dict[int, tuple[LiveSubscription, asyncio.Task[None]]] = {}
 
     @asynccontextmanager
     async def following(self, ledger_id: int) -> AsyncIterator[LiveSubscription]:
-        """Follow a ledger; its tail runs for as long as somebody does.
+        """Follow a ledger; its subscription runs for as long as somebody does.
 
         Raises:
             Unavailable: the database is away.
 
         """
-        tail, running = self._tails.get(ledger_id) or self._start(ledger_id)
-        tail.readers += 1
+        subscription, running = self._subscriptions.get(ledger_id) or self._start(ledger_id)
+        subscription.readers += 1
         self._share_out()
         try:
-            await tail.begun()
-            yield tail
+            await subscription.begun()
+            yield subscription
         finally:
-            tail.readers -= 1
-            if tail.readers == 0:
+            subscription.readers -= 1
+            if subscription.readers == 0:
                 running.cancel()
-                self._drop(tail)
+                self._drop(subscription)
             self._share_out()
 
     def position(self, ledger_id: int) -> int:
         """Return the last position that was read of a ledger, 0 where nobody follows it."""
-        known = self._tails.get(ledger_id)
+        known = self._subscriptions.get(ledger_id)
         return 0 if known is None else known[0].position
 
     def wake(self) -> None:
         """Read on: something was committed."""
-        for tail, _ in self._tails.values():
-            tail.woken.set()
+        for subscription, _ in self._subscriptions.values():
+            subscription.woken.set()
 
     def forget_encoded(self) -> None:
         """Forget how events were encoded: what was looked up for it has changed."""
-        for tail, _ in self._tails.values():
-            tail.forget_encoded()
+        for subscription, _ in self._subscriptions.values():
+            subscription.forget_encoded()
 
     def notify(self) -> None:
-        """Let everyone who waits for news look around."""
-        for tail, _ in self._tails.values():
-            tail.notify()
+        """Let everyone who waits for events look around."""
+        for subscription, _ in self._subscriptions.values():
+            subscription.notify()
 
     async def close(self) -> None:
-        """End every tail; whoever still follows one hears no more of it."""
-        running = [task for _, task in self._tails.values()]
-        self._tails.clear()
+        """End every subscription; whoever still follows one hears no more of it."""
+        running = [task for _, task in self._subscriptions.values()]
+        self._subscriptions.clear()
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -281,22 +278,24 @@ class LiveSubscriptions:
         if self._listener is None and self._database is not None:
             self._listener = Listener(self._database.conninfo, self._database.role, self.wake)
             self._listener.start()
-        tail = LiveSubscription(ledger_id, self._store, self._encode)
-        task = asyncio.create_task(tail.run(), name=f"tail of ledger {ledger_id}")
+        subscription = LiveSubscription(ledger_id, self._events, self._encode)
+        task = asyncio.create_task(subscription.run(), name=f"subscription of ledger {ledger_id}")
         # One that ended by itself is dropped, so that whoever comes next begins anew.
-        task.add_done_callback(lambda _: self._drop(tail))
-        self._tails[ledger_id] = started = tail, task
+        task.add_done_callback(lambda _: self._drop(subscription))
+        self._subscriptions[ledger_id] = started = subscription, task
         return started
 
-    def _drop(self, tail: LiveSubscription) -> None:
-        known = self._tails.get(tail.ledger_id)
-        if known is not None and known[0] is tail:
-            del self._tails[tail.ledger_id]
+    def _drop(self, subscription: LiveSubscription) -> None:
+        known = self._subscriptions.get(subscription.ledger_id)
+        if known is not None and known[0] is subscription:
+            del self._subscriptions[subscription.ledger_id]
 
     def _share_out(self) -> None:
-        """Bound what is kept and how often is read, by all tails together."""
-        tails = len(self._tails)
-        for tail, _ in self._tails.values():
-            tail.kept_events = max(KEPT_EVENTS_LEAST, min(KEPT_EVENTS, KEPT_EVENTS_IN_ALL // tails))
-            tail.kept_bytes = min(KEPT_BYTES, KEPT_BYTES_IN_ALL // tails)
-            tail.pause_s = min(PAUSE_S_MAX, PAUSE_S_PER_READER * tail.readers + PAUSE_S_PER_TAIL * tails)
+        """Bound what is kept and how often is read, by all subscriptions together."""
+        count = len(self._subscriptions)
+        for subscription, _ in self._subscriptions.values():
+            subscription.kept_events = max(KEPT_EVENTS_LEAST, min(KEPT_EVENTS, KEPT_EVENTS_IN_ALL // count))
+            subscription.kept_bytes = min(KEPT_BYTES, KEPT_BYTES_IN_ALL // count)
+            subscription.pause_s = min(
+                PAUSE_S_MAX, PAUSE_S_PER_READER * subscription.readers + PAUSE_S_PER_SUBSCRIPTION * count
+            )

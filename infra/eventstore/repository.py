@@ -12,7 +12,7 @@ from domain.code import Code, replay_code
 from domain.creator import replay_creator
 from domain.errors import Unknown
 from domain.recorded import RecordedEvent
-from infra.crypto.keyring import RecentCache
+from infra.recent_cache import RecentCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

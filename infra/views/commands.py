@@ -75,9 +75,9 @@ async def rebuild(conninfo: str, names: Sequence[str], shown: Callable[[RebuildP
     database = Database(conninfo, WORKER)
     await database.open()
     try:
-        feed = AllLedgersReader(database)
-        total = sum((await feed.heads()).values())
-        shared = SharedLog(feed, patience_s=SHARED_READ_PATIENCE_S)
+        all_ledgers = AllLedgersReader(database)
+        total = sum((await all_ledgers.heads()).values())
+        shared = SharedLog(all_ledgers, patience_s=SHARED_READ_PATIENCE_S)
 
         async def one(view: View[Any]) -> None:
             reader = shared.reader()

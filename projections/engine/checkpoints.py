@@ -130,7 +130,7 @@ def positions_after(old: Mapping[int, int], page: EventPage) -> dict[int, int]:
     """Return the positions that a page leads to.
 
     Raises:
-        Gap: an event of the page does not follow what was read before.
+        PositionGap: an event of the page does not follow what was read before.
 
     """
     for ledger_id, span in page.spans.items():

@@ -48,7 +48,7 @@ class EventPage:
         """Return the page that stands for exactly these events.
 
         Raises:
-            Gap: an event does not follow the one before it.
+            PositionGap: an event does not follow the one before it.
 
         """
         spans: dict[int, Span] = {}

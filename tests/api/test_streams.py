@@ -71,7 +71,7 @@ def test_the_last_event_id_outdoes_what_the_address_says(world: World) -> None:
 def test_one_that_comes_from_far_back_is_handed_over_without_a_gap(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Neither the tail nor a page holds what there is to catch up with.
+    # Neither the subscription nor a page holds what there is to catch up with.
     monkeypatch.setattr(infra.eventstore.live_subscription, "READ_AHEAD_EVENTS", 5)
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS", 5)
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_LEAST", 5)
@@ -294,7 +294,7 @@ def test_nothing_is_handed_out_after_a_change_of_keys_before_it_is_known_whose_s
             assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
             until(lambda: not streams.keys_known.is_set())
             world.permit()
-            until(lambda: streams.tails.position(ledger_id(world)) == 1)
+            until(lambda: streams.live_subscriptions.position(ledger_id(world)) == 1)
         finally:
             going.set()
         assert list(revoked.events()) == []
@@ -472,7 +472,7 @@ def test_an_event_is_encoded_once_for_all_who_follow(world: World, monkeypatch: 
     monkeypatch.setattr(api.streams.Streams, "encode", counting)
     # The server's own object has taken the method as it was.
     streams = world.server.serving.streams
-    monkeypatch.setattr(streams.tails, "_encode", streams.encode)
+    monkeypatch.setattr(streams.live_subscriptions, "_encode", streams.encode)
     with following(world.client) as one, following(world.creator()) as two, following(world.client, q="code") as three:
         code = world.generate()
         assert len(one.take(2)) == len(two.take(2)) == 2

@@ -94,7 +94,10 @@ async def _follow(database: TestDatabase, ledgers: list[int], ended: Callable[[]
     await api.open()
     await worker.open()
     try:
-        reading = (_by_page(EventReader(api), ledgers, ended), _by_feed(database, AllLedgersReader(worker), ended))
+        reading = (
+            _by_page(EventReader(api), ledgers, ended),
+            _by_all_ledgers_reader(database, AllLedgersReader(worker), ended),
+        )
         return list(await asyncio.gather(*reading))
     finally:
         await api.close()
@@ -115,7 +118,7 @@ async def _by_page(store: EventReader, ledgers: list[int], ended: Callable[[], b
             return seen
 
 
-async def _by_feed(database: TestDatabase, feed: AllLedgersReader, ended: Callable[[], bool]) -> Seen:
+async def _by_all_ledgers_reader(database: TestDatabase, reader: AllLedgersReader, ended: Callable[[], bool]) -> Seen:
     """Follow all ledgers at once, as views do, woken by each commit."""
     seen: Seen = defaultdict(list)
     woken = asyncio.Event()
@@ -124,7 +127,7 @@ async def _by_feed(database: TestDatabase, feed: AllLedgersReader, ended: Callab
     while True:
         over = ended()
         woken.clear()
-        page = await feed.after({ledger_id: events[-1][0] for ledger_id, events in seen.items()}, PAGE)
+        page = await reader.after({ledger_id: events[-1][0] for ledger_id, events in seen.items()}, PAGE)
         for ledger_id, event in page.events:
             seen[ledger_id].append((event.position, event.event_id))
         if over and not page.spans:

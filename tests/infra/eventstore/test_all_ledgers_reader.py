@@ -26,7 +26,7 @@ FILL = """
 
 
 @pytest.fixture
-async def feed(opened: Opened) -> AsyncIterator[AllLedgersReader]:
+async def reader(opened: Opened) -> AsyncIterator[AllLedgersReader]:
     """The log as the worker reads it."""
     database = Database(opened.database.dsn(WORKER), WORKER, size=2)
     await database.open()
@@ -61,30 +61,30 @@ def lengths(page: EventPage) -> list[int]:
     ],
 )
 async def test_each_ledger_gets_its_part_of_a_page_and_what_one_leaves_the_others_share(
-    opened: Opened, feed: AllLedgersReader, events: tuple[int, ...], expected: list[int]
+    opened: Opened, reader: AllLedgersReader, events: tuple[int, ...], expected: list[int]
 ) -> None:
     await begin(opened, *events)
-    page = await feed.after({}, 100)
+    page = await reader.after({}, 100)
     assert lengths(page) == expected
     assert len(page.events) == page.length <= 100
 
 
-async def test_a_backlog_of_one_ledger_keeps_no_other_waiting(opened: Opened, feed: AllLedgersReader) -> None:
+async def test_a_backlog_of_one_ledger_keeps_no_other_waiting(opened: Opened, reader: AllLedgersReader) -> None:
     long, short = await begin(opened, 2000, 5)
-    page = await feed.after({}, 10)
+    page = await reader.after({}, 10)
     assert lengths(page) == [5, 5]
     opened.sql(FILL.replace("(1, %s)", "(6, %s)"), short, 7)
-    page = await feed.after(positions_after({}, page), 10)
+    page = await reader.after(positions_after({}, page), 10)
     assert {ledger: span.last for ledger, span in page.spans.items()} == {long: 13, short: 7}
 
 
 async def test_where_more_ledgers_have_more_than_a_page_has_room_for_they_take_turns(
-    opened: Opened, feed: AllLedgersReader
+    opened: Opened, reader: AllLedgersReader
 ) -> None:
     ledgers = await begin(opened, *[5] * 7)
     positions: dict[int, int] = {}
     served: list[list[int]] = []
-    while (page := await feed.after(positions, 3)).spans:
+    while (page := await reader.after(positions, 3)).spans:
         assert lengths(page) == [1, 1, 1] or len(positions) == 7
         served.append(sorted(page.spans))
         positions = positions_after(positions, page)
@@ -93,26 +93,26 @@ async def test_where_more_ledgers_have_more_than_a_page_has_room_for_they_take_t
 
 
 async def test_pages_follow_each_other_through_all_ledgers_without_a_gap(
-    opened: Opened, feed: AllLedgersReader
+    opened: Opened, reader: AllLedgersReader
 ) -> None:
     ledgers = await begin(opened, 50, 1, 17, 33)
     positions: dict[int, int] = {}
-    while (page := await feed.after(positions, 9)).spans:
+    while (page := await reader.after(positions, 9)).spans:
         positions = positions_after(positions, page)
     assert positions == dict(zip(ledgers, (50, 1, 17, 33), strict=True))
-    assert await feed.heads() == positions
+    assert await reader.heads() == positions
 
 
-async def test_a_log_that_lacks_an_event_is_read_by_nobody(opened: Opened, feed: AllLedgersReader) -> None:
+async def test_a_log_that_lacks_an_event_is_read_by_nobody(opened: Opened, reader: AllLedgersReader) -> None:
     (ledger,) = await begin(opened, 9)
     opened.sql("ALTER TABLE events DISABLE TRIGGER ALL")
     opened.sql("DELETE FROM events WHERE ledger_id = %s AND position = 5", ledger)
     with pytest.raises(PositionGap, match=f"Event 6 of ledger {ledger} was read after 4"):
-        await feed.after({}, 100)
+        await reader.after({}, 100)
 
 
 async def test_an_event_that_cannot_be_read_ends_the_page_before_it_and_is_named_where_it_comes_first(
-    opened: Opened, feed: AllLedgersReader
+    opened: Opened, reader: AllLedgersReader
 ) -> None:
     one, two = await begin(opened, 9, 9)
     opened.sql("ALTER TABLE events DISABLE TRIGGER ALL")
@@ -122,9 +122,9 @@ async def test_an_event_that_cannot_be_read_ends_the_page_before_it_and_is_named
         uuid7(),
         two,
     )
-    page = await feed.after({}, 100)
+    page = await reader.after({}, 100)
     assert {ledger: span.last for ledger, span in page.spans.items()} == {one: 4}
     for positions, place in (({one: 4}, (one, 5)), ({one: 9, two: 2}, (two, 3))):
         with pytest.raises(UnreadableEvent) as unreadable:
-            await feed.after(positions, 100)
+            await reader.after(positions, 100)
         assert (unreadable.value.ledger_id, unreadable.value.position) == place

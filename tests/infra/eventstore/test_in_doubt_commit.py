@@ -170,7 +170,7 @@ async def test_a_database_that_stays_away_leaves_callers_with_an_unknown_fate_wi
     began = monotonic()
     outcomes = await together(writer, requests(tenant))
     took = monotonic() - began
-    assert {str(outcome) for outcome in outcomes} == {writer_module.UNKNOWN_FATE}
+    assert {str(outcome) for outcome in outcomes} == {writer_module.IN_DOUBT}
     assert {type(outcome) for outcome in outcomes} == {Unavailable}
     assert took < 3
     # They were committed, which a retry with an idempotency key would be told.
@@ -229,7 +229,7 @@ async def test_stopping_while_the_database_is_away_does_not_wait_out_the_bound(
         async with asyncio.timeout(5):
             await writer.stop()
     assert {str(outcome) for outcome in await asyncio.gather(*appends, return_exceptions=True)} == {
-        writer_module.UNKNOWN_FATE
+        writer_module.IN_DOUBT
     }
 
 

@@ -10,8 +10,9 @@ import pytest
 import infra.eventstore.live_subscription
 from domain.recorded import RecordedEvent
 from infra.errors import Unavailable
-from infra.eventstore.live_subscription import FellBehind, LiveSubscription, LiveSubscriptions, SubscriptionGap
+from infra.eventstore.live_subscription import FellBehind, LiveSubscription, LiveSubscriptions
 from infra.eventstore.reader import EventReader
+from projections.engine.page import PositionGap
 from tests.infra.delivery.webhooks.sending import Post
 from tests.infra.opened import Opened
 
@@ -27,17 +28,17 @@ class Encoding:
         return [b"%d " % recorded.position for recorded in page]
 
 
-async def taken(tail: LiveSubscription, after: int, upto: int) -> bytes:
-    """Follow a tail from a position to another."""
+async def taken(subscription: LiveSubscription, after: int, upto: int) -> bytes:
+    """Follow a subscription from a position to another."""
     found = b""
     async with asyncio.timeout(15):
         while after < upto:
-            entries = tail.after(after, 3)
+            entries = subscription.after(after, 3)
             if entries:
                 after = entries[-1].recorded.position
                 found += b"".join(entry.encoded for entry in entries)
             else:
-                await tail.wait_for_events()
+                await subscription.wait_for_events()
     return found
 
 
@@ -51,14 +52,14 @@ async def post(opened: Opened) -> Post:
 
 async def test_all_who_follow_a_ledger_share_what_is_read_and_encoded_once(post: Post) -> None:
     encoding = Encoding()
-    tails = LiveSubscriptions(post.opened.events, encoding, post.opened.api.database)
+    subscriptions = LiveSubscriptions(post.opened.events, encoding, post.opened.api.database)
     ledger_id = post.tenant.ledger_id
-    async with tails.following(ledger_id) as one, tails.following(ledger_id) as other:
+    async with subscriptions.following(ledger_id) as one, subscriptions.following(ledger_id) as other:
         assert one is other
         following = asyncio.gather(taken(one, 0, 16), taken(other, 11, 16))
         await post.share(post.codes[0], 5)
         everything, late = await following
-    await tails.close()
+    await subscriptions.close()
     assert everything == b"".join(b"%d " % position for position in range(1, 17))
     assert late == b"12 13 14 15 16 "
     assert encoding.asked == list(range(1, 17))
@@ -68,15 +69,15 @@ async def test_a_tail_begins_near_the_end_and_says_what_it_does_not_keep(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(infra.eventstore.live_subscription, "READ_AHEAD_EVENTS", 4)
-    tails = LiveSubscriptions(post.opened.events, Encoding())
-    async with tails.following(post.tenant.ledger_id) as tail:
-        assert (tail.position, tail.keeps(6), tail.keeps(7)) == (11, False, True)
-        assert [entry.recorded.position for entry in tail.after(7, 100)] == [8, 9, 10, 11]
+    subscriptions = LiveSubscriptions(post.opened.events, Encoding())
+    async with subscriptions.following(post.tenant.ledger_id) as subscription:
+        assert (subscription.position, subscription.keeps(6), subscription.keeps(7)) == (11, False, True)
+        assert [entry.recorded.position for entry in subscription.after(7, 100)] == [8, 9, 10, 11]
         with pytest.raises(FellBehind):
-            tail.after(6, 100)
+            subscription.after(6, 100)
         # Ahead of it, as one is that read the log itself: nothing yet.
-        assert tail.after(12, 100) == []
-    await tails.close()
+        assert subscription.after(12, 100) == []
+    await subscriptions.close()
 
 
 @pytest.mark.parametrize(("events", "size", "kept"), [(5, 10_000, 5), (100, 20, 9)])
@@ -86,23 +87,23 @@ async def test_what_is_kept_is_bounded_by_number_and_by_size(
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS", events)
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_LEAST", 1)
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_BYTES", size)
-    tails = LiveSubscriptions(post.opened.events, Encoding())
-    async with tails.following(post.tenant.ledger_id) as tail:
-        assert len(tail.after(11 - kept, 100)) == kept
-        assert not tail.keeps(11 - kept - 1)
-    await tails.close()
+    subscriptions = LiveSubscriptions(post.opened.events, Encoding())
+    async with subscriptions.following(post.tenant.ledger_id) as subscription:
+        assert len(subscription.after(11 - kept, 100)) == kept
+        assert not subscription.keeps(11 - kept - 1)
+    await subscriptions.close()
 
 
 async def test_what_was_forgotten_is_encoded_anew_once_and_for_those_alone_who_ask_for_it(post: Post) -> None:
     encoding = Encoding()
-    tails = LiveSubscriptions(post.opened.events, encoding)
-    async with tails.following(post.tenant.ledger_id) as tail:
-        held = tail.after(8, 100)
-        tails.forget_encoded()
+    subscriptions = LiveSubscriptions(post.opened.events, encoding)
+    async with subscriptions.following(post.tenant.ledger_id) as subscription:
+        held = subscription.after(8, 100)
+        subscriptions.forget_encoded()
         assert [entry.encoded for entry in held] == [b""] * 3
         for _ in range(2):
-            assert await tail.encoded(held[1:]) == [b"10 ", b"11 "]
-    await tails.close()
+            assert await subscription.encoded(held[1:]) == [b"10 ", b"11 "]
+    await subscriptions.close()
     assert encoding.asked == [*range(1, 12), 10, 11]
 
 
@@ -110,54 +111,54 @@ async def test_what_is_encoded_anew_counts_to_the_size_that_is_kept(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_BYTES", 20)
-    tails = LiveSubscriptions(post.opened.events, Encoding(), post.opened.api.database)
-    async with tails.following(post.tenant.ledger_id) as tail:
+    subscriptions = LiveSubscriptions(post.opened.events, Encoding(), post.opened.api.database)
+    async with subscriptions.following(post.tenant.ledger_id) as subscription:
         for _ in range(3):
-            tails.forget_encoded()
+            subscriptions.forget_encoded()
             # Together as two readers, of which each has it encoded.
-            await asyncio.gather(*(tail.encoded(tail.after(3, 100)) for _ in range(2)))
+            await asyncio.gather(*(subscription.encoded(subscription.after(3, 100)) for _ in range(2)))
         await post.share(post.codes[0], 2)
-        await taken(tail, 11, 13)
-        assert (tail.keeps(4), tail.keeps(5)) == (False, True), "from 6 on, they are 20 bytes"
-    await tails.close()
+        await taken(subscription, 11, 13)
+        assert (subscription.keeps(4), subscription.keeps(5)) == (False, True), "from 6 on, they are 20 bytes"
+    await subscriptions.close()
 
 
 async def test_what_all_tails_keep_is_shared_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_IN_ALL", 1_000)
     other = await post.opened.begin("other")
-    tails = LiveSubscriptions(post.opened.events, Encoding())
-    async with tails.following(post.tenant.ledger_id) as one:
+    subscriptions = LiveSubscriptions(post.opened.events, Encoding())
+    async with subscriptions.following(post.tenant.ledger_id) as one:
         assert one.kept_events == 1_000
-        async with tails.following(other.ledger_id) as two:
+        async with subscriptions.following(other.ledger_id) as two:
             assert (one.kept_events, two.kept_events) == (500, 500)
         assert one.kept_events == 1_000
-    await tails.close()
+    await subscriptions.close()
 
 
 async def test_a_tail_that_nobody_follows_ends_and_another_begins_anew(post: Post) -> None:
-    tails = LiveSubscriptions(post.opened.events, Encoding())
-    async with tails.following(post.tenant.ledger_id) as first:
+    subscriptions = LiveSubscriptions(post.opened.events, Encoding())
+    async with subscriptions.following(post.tenant.ledger_id) as first:
         pass
-    async with tails.following(post.tenant.ledger_id) as second:
+    async with subscriptions.following(post.tenant.ledger_id) as second:
         assert second is not first
-        assert tails.position(post.tenant.ledger_id) == 11
-    assert tails.position(post.tenant.ledger_id) == 0
-    await tails.close()
+        assert subscriptions.position(post.tenant.ledger_id) == 11
+    assert subscriptions.position(post.tenant.ledger_id) == 0
+    await subscriptions.close()
 
 
 async def test_a_gap_in_the_log_ends_the_tail_loudly(post: Post, caplog: pytest.LogCaptureFixture) -> None:
-    tails = LiveSubscriptions(post.opened.events, Encoding(), post.opened.api.database)
-    async with tails.following(post.tenant.ledger_id) as tail:
+    subscriptions = LiveSubscriptions(post.opened.events, Encoding(), post.opened.api.database)
+    async with subscriptions.following(post.tenant.ledger_id) as subscription:
         post.opened.sql("ALTER TABLE events DISABLE TRIGGER USER")
         post.opened.sql("UPDATE events SET position = 13 WHERE position = 11")
         post.opened.sql("DELETE FROM events WHERE position = 10")
-        tail.position = 9
-        tails.wake()
+        subscription.position = 9
+        subscriptions.wake()
         async with asyncio.timeout(15):
-            while tail.failure is None:
-                await tail.wait_for_events()
-    await tails.close()
-    assert isinstance(tail.failure, SubscriptionGap)
+            while subscription.failure is None:
+                await subscription.wait_for_events()
+    await subscriptions.close()
+    assert isinstance(subscription.failure, PositionGap)
     assert "cannot be followed past position 9" in caplog.text
 
 
@@ -167,11 +168,11 @@ async def test_a_database_that_is_away_is_told_to_who_begins(post: Post) -> None
 
     store = post.opened.events
     store.head = away  # type: ignore[method-assign]
-    tails = LiveSubscriptions(store, Encoding())
+    subscriptions = LiveSubscriptions(store, Encoding())
     with pytest.raises(Unavailable):
-        async with tails.following(post.tenant.ledger_id):
+        async with subscriptions.following(post.tenant.ledger_id):
             raise AssertionError
-    await tails.close()
+    await subscriptions.close()
 
 
 async def test_who_waits_for_a_tail_to_begin_is_told_when_all_are_closed(opened: Opened) -> None:
@@ -184,15 +185,15 @@ async def test_who_waits_for_a_tail_to_begin_is_told_when_all_are_closed(opened:
             asked.set()
             return await never
 
-    tails = LiveSubscriptions(Stuck(opened.api.database), Encoding())
+    subscriptions = LiveSubscriptions(Stuck(opened.api.database), Encoding())
 
     async def follow() -> None:
-        async with tails.following(tenant.ledger_id):
+        async with subscriptions.following(tenant.ledger_id):
             raise AssertionError("it has not begun")
 
     following = asyncio.create_task(follow())
     await asked.wait()
-    await tails.close()
+    await subscriptions.close()
     with pytest.raises(Unavailable):
         async with asyncio.timeout(5):
             await following

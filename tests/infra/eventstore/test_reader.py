@@ -10,9 +10,9 @@ import pytest
 
 from domain.recorded import RecordedEvent
 from infra.errors import Unavailable
-from infra.eventstore import reader
 from infra.eventstore.reader import EventReader
 from infra.ids import uuid7
+from infra.postgres import batch_loader
 from infra.postgres.pool import Database
 from infra.processes.runtime import API
 from tests import given
@@ -115,7 +115,7 @@ async def test_reads_of_one_stream_that_wait_together_ask_for_it_once(opened: Op
 async def test_more_reads_than_one_query_takes_are_answered_by_several(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "MAX_BATCHED", 4)
+    monkeypatch.setattr(batch_loader, "MAX_BATCHED", 4)
     tenant = await filled(opened)
     counting, queries = counted(opened)
     streams = [recorded.stream_id for recorded in await opened.events.page(tenant.ledger_id)]

@@ -1,0 +1,50 @@
+"""A bounded cache of the values used last."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class RecentCache(Generic[K, V]):
+    """A cache of the values used last, in two generations.
+
+    A value that is found in the old generation moves to the young one. When the young generation is full it becomes the
+    old one, and what was left in the old one is dropped. A hit costs no more than a look-up in a plain dict; an exact
+    order of use would have to be written with every hit.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Remember at most `limit` values, and at least the half of that which was used last."""
+        self._young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+        self._half = max(1, limit // 2)
+
+    def get(self, key: K) -> V | None:
+        """Return what is remembered under a key."""
+        value = self._young.get(key)
+        if value is None:
+            value = self._old.pop(key, None)
+            if value is not None:
+                self.put(key, value)
+        return value
+
+    def drop(self, key: K) -> None:
+        """Forget what is remembered under a key."""
+        self._young.pop(key, None)
+        self._old.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._young.clear()
+        self._old.clear()
+
+    def put(self, key: K, value: V) -> V:
+        """Remember a value, and return it."""
+        self._young[key] = value
+        if len(self._young) > self._half:
+            self._old, self._young = self._young, {key: value}
+            del self._old[key]
+        return value
