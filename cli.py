@@ -82,7 +82,7 @@ def main() -> None:
     import psycopg
 
     from domain.errors import Refused
-    from infra.auth.authenticator import LedgerExists
+    from infra.auth.ledger_admin import LedgerExists
     from infra.crypto.envelope import MasterKeyError
     from infra.errors import KeyNotRotatable, Unavailable
     from infra.postgres.embedded.server import PostgresError

@@ -17,8 +17,8 @@ from api.http.route import Route
 from api.list_queries import KeysQuery
 from api.schemas import CreateKey, RotateKey
 from domain.errors import Unknown
+from infra.auth.access_log import AccessContext
 from infra.auth.api_keys import Subjects
-from infra.auth.key_admin import AccessContext
 
 router = APIRouter(route_class=Route, tags=["Keys"])
 
@@ -29,7 +29,7 @@ async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")])
     if body.expires_at is not None and body.expires_at <= caller.services.now():
         raise malformed_body("/expires_at", "This is past; the key would never work.")
     idempotency_key = headers.idempotency_key(caller.request)
-    key, text, replayed = await caller.services.authenticator.create(
+    key, text, replayed = await caller.services.key_admin.create(
         caller.ledger_id,
         role=body.role,
         name=body.name,
@@ -48,7 +48,7 @@ async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")])
 async def list_keys(query: Annotated[KeysQuery, Query()], caller: Annotated[Caller, allow("admin")]) -> Response:
     """List the keys of this ledger, and the bearers of tokens, revoked ones included, newest first."""
     before = None if query.cursor is None else id_of(query.cursor, "keys")
-    keys = await caller.services.authenticator.keys(caller.ledger_id, limit=query.limit + 1, before=before)
+    keys = await caller.services.key_admin.keys(caller.ledger_id, limit=query.limit + 1, before=before)
     following = None
     if len(keys) > query.limit:
         keys = keys[: query.limit]
@@ -65,7 +65,7 @@ async def rotate_key(key_id: str, body: RotateKey, caller: Annotated[Caller, all
     """
     idempotency_key = headers.idempotency_key(caller.request)
     try:
-        key, text, replayed = await caller.services.authenticator.rotate(
+        key, text, replayed = await caller.services.key_admin.rotate(
             caller.ledger_id,
             headers.path_uuid(key_id, "key"),
             overlap_s=body.overlap_seconds,
@@ -83,7 +83,7 @@ async def rotate_key(key_id: str, body: RotateKey, caller: Annotated[Caller, all
 async def revoke_key(key_id: str, caller: Annotated[Caller, allow("admin")]) -> Response:
     """Revoke a key, or shut the bearer of tokens out, for good and at once; again answers the same."""
     wanted = headers.path_uuid(key_id, "key")
-    if not await caller.services.authenticator.revoke(caller.ledger_id, wanted, context=_access_context(caller)):
+    if not await caller.services.key_admin.revoke(caller.ledger_id, wanted, context=_access_context(caller)):
         raise Unknown("key")
     return Response(status_code=204)
 

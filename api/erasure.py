@@ -24,7 +24,7 @@ from domain import commands
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
 from domain.errors import StaleVersion
-from infra.auth.key_admin import AccessContext
+from infra.auth.access_log import AccessContext
 from infra.errors import KeyNoLongerValid, Unavailable
 from infra.jobs.erasure import Erasure, Erasures
 
@@ -99,7 +99,7 @@ async def read_erasure(creator_id: str, caller: Annotated[Caller, allow("operato
 
 def _erasures(caller: Caller) -> Erasures:
     services = caller.services
-    return Erasures(services.database, services.aggregates, services.authenticator)
+    return Erasures(services.database, services.aggregates, services.key_admin)
 
 
 def _access_context(caller: Caller) -> AccessContext:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from api.http.caller import Caller
     from domain.recorded import Event, RecordedEvent
-    from infra.auth.authenticator import Authenticator
+    from infra.auth.key_admin import KeyAdmin
     from infra.eventstore.event_rows import Row
 
 # What every event of the library bears; all but the stream stands beside the body, under our own names.
@@ -91,9 +91,9 @@ _NO_BEGINNING: Final = ("\t", "\r", "\n")
 class KeyNames:
     """What people call the keys of a ledger, remembered for a few seconds; a key that is new is looked up at once."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(self, key_admin: KeyAdmin) -> None:
         """Begin with nothing remembered."""
-        self._authenticator = authenticator
+        self._key_admin = key_admin
         self._known: dict[int, tuple[float, Mapping[str, str | None]]] = {}
         self._changes = 0
         self._look_up: BatchLoader[None, Mapping[str, str | None]] = BatchLoader(self._looked_up)
@@ -125,7 +125,7 @@ class KeyNames:
         raise Unavailable(_RESTLESS)
 
     async def _looked_up(self, ledger_id: int, _: Sequence[None]) -> dict[None, Mapping[str, str | None]]:
-        return {None: await self._authenticator.names(ledger_id)}
+        return {None: await self._key_admin.names(ledger_id)}
 
 
 async def names_of(caller: Caller, recorded: Sequence[RecordedEvent]) -> Mapping[str, str | None]:

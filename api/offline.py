@@ -24,7 +24,7 @@ from api.exports import MEDIA_TYPES as EXPORTED
 from api.exports import Export
 from api.http.problems import Problem
 from infra.auth.access_log import MACHINE_ROLE, Access
-from infra.auth.authenticator import Authenticator
+from infra.auth.key_admin import KeyAdmin
 from infra.auth.key_commands import find_ledger
 from infra.crypto.keyring import Keyring
 from infra.crypto.sealed_terms import seal_search_terms
@@ -100,8 +100,9 @@ async def reading(where: Where) -> AsyncIterator[Reading]:
     database = Database(where.place.api, API, size=SESSIONS)
     await database.open()
     try:
-        names = KeyNames(Authenticator(database, where.master_key))
-        keys = await Keyring(database, where.master_key).ledger(ledger_id)
+        keyring = Keyring(database, where.master_key)
+        names = KeyNames(KeyAdmin(database, keyring))
+        keys = await keyring.ledger(ledger_id)
         yield Reading(ledger_id, ViewReader(database), EventReader(database), names, keys)
     finally:
         await database.close()

@@ -125,7 +125,7 @@ class Serving:
             listener.start()
             tasks = [asyncio.create_task(runner.run()) for runner in runners]
             tasks.append(asyncio.create_task(self.expiry.run()))
-            erasures = Erasures(worker.database, worker.aggregates, worker.authenticator)
+            erasures = Erasures(worker.database, worker.aggregates, worker.key_admin)
             tasks.append(asyncio.create_task(erasures.run(look_every_s=0.2)))
             services = Services(
                 handler=api.handler,
@@ -134,6 +134,7 @@ class Serving:
                 keyring=api.keyring,
                 denied_attempts=api.denied_attempts,
                 authenticator=api.authenticator,
+                key_admin=api.key_admin,
                 views=api.views,
                 settings=load_settings({}),
                 now=self.clock,

@@ -27,6 +27,7 @@ import psycopg
 import pytest
 
 from infra.auth.key_commands import create_ledger
+from infra.auth.ledger_admin import LedgerAdmin
 from infra.delivery.kafka.publication_status import Destination
 from infra.delivery.kafka.records import RecordReader
 from infra.delivery.webhooks.signing import payload
@@ -406,7 +407,7 @@ def messages_of(database: TestDatabase) -> bytes:
 async def _payloads(database: TestDatabase) -> list[bytes]:
     """Return the body of each webhook's request."""
     async with runtime(database.dsn(WORKER), WORKER, MASTER_KEY) as opened:
-        ledger_id = await opened.authenticator.ledger_id(LEDGER)
+        ledger_id = await LedgerAdmin(opened.database, opened.keyring).id_of(LEDGER)
         return [payload(recorded, LEDGER) for recorded in await opened.events.page(ledger_id, limit=1_000)]
 
 

@@ -128,7 +128,7 @@ def create_app(
     app.state.services = services
     per_second = services.settings.requests_per_second
     app.state.limits = Limits(Limit(per_second, per_second))
-    app.state.key_names = KeyNames(services.authenticator)
+    app.state.key_names = KeyNames(services.key_admin)
     app.state.sending = Sending()
     app.state.streams = Streams(services, app.state.key_names)
     services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))

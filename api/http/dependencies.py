@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from infra.auth.authenticator import Authenticator
     from infra.auth.denied_attempts import DeniedAttempts
+    from infra.auth.key_admin import KeyAdmin
     from infra.crypto.keyring import Keyring
     from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
     from infra.eventstore.aggregate_reader import AggregateReader
@@ -46,6 +47,7 @@ class Services:
     keyring: Keyring
     denied_attempts: DeniedAttempts
     authenticator: Authenticator
+    key_admin: KeyAdmin
     views: ViewReader
     settings: Settings
     now: Callable[[], datetime]

@@ -83,6 +83,7 @@ async def _serve(
             keyring=opened.keyring,
             denied_attempts=opened.denied_attempts,
             authenticator=opened.authenticator,
+            key_admin=opened.key_admin,
             views=opened.views,
             settings=settings,
             now=lambda: datetime.now(UTC),

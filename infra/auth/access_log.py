@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
 import orjson
@@ -21,6 +21,7 @@ from projections.engine.array_columns import Bigints, Ints, Texts, Uuids
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from domain.values import Role
     from infra.postgres.pool import Database, LedgerConnection
 
 # A year and a month: who audits once a year still finds who audited a year ago.
@@ -111,6 +112,27 @@ class Access:
     rows: int
     complete: bool | None
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccessContext:
+    """Who accesses or changes something, through which route; by default, the command line.
+
+    Attributes:
+        key_id: the key of the request; None for the command line.
+        role: the key's role.
+        route: the template of the address, or the command.
+        request_id: the id of the request in our logs.
+
+    """
+
+    key_id: UUID | None = None
+    role: Role | Literal["machine"] = "machine"
+    route: str = "sparkledger keys"
+    request_id: str = ""
+
+
+COMMAND_LINE: Final = AccessContext()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""What is known of a key: whose it is, in which role, for which subjects; never its text, which only its holder has."""
+"""API keys as the database knows them: ledger, role, subjects and times, but never the text of a key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -14,24 +14,53 @@ if TYPE_CHECKING:
 # Of each kind.
 MAX_SUBJECTS: Final = 1_000
 
-# The roles that may show secrets again, each key unless that was withheld from it.
+# The roles whose keys may show a secret again, unless that was withheld from the key.
 REVEALING: Final[frozenset[Role]] = frozenset({"creator", "operator", "admin"})
 
-# A token's bearer is known by a key as well, which has no text of its own.
+# A token identity has a row among the keys, too, but no text of its own.
 Kind = Literal["key", "token"]
+
+# What `api_key` reads, from `api_keys k` joined with `ledgers l`.
+KEY_COLUMNS: Final = """
+    k.key_id, k.ledger_id, l.name, k.name, k.role, k.creator_ids, k.brand_ids, k.advertiser_ids, k.created_at,
+    k.expires_at, k.revoked_at, k.kind, k.may_reveal
+"""
+
+# Inserts nothing where the text, or a request with this Idempotency-Key, is known already.
+INSERT_KEY: Final = """
+    WITH fresh AS (
+        INSERT INTO api_key_hashes (hash, ledger_id, key_id, idempotency, request_hash)
+        VALUES (%(hash)s, %(ledger_id)s, %(key_id)s, %(idempotency)s, %(request_hash)s)
+        ON CONFLICT DO NOTHING
+        RETURNING key_id
+    )
+    INSERT INTO api_keys (key_id, ledger_id, kind, name, role, creator_ids, brand_ids, advertiser_ids, expires_at,
+                          created_by, sealed_subject, may_reveal)
+    SELECT key_id, %(ledger_id)s, %(kind)s, %(name)s, %(role)s, %(creator_ids)s, %(brand_ids)s, %(advertiser_ids)s,
+           %(expires_at)s, %(created_by)s, %(sealed_subject)s, %(may_reveal)s
+    FROM fresh
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """Whom a key acts for; empty sets for roles that act for nobody in particular."""
+    """The creators, brands and advertiser accounts that a key acts for; all empty where the role acts for everyone."""
 
     creator_ids: frozenset[str] = frozenset()
     brand_ids: frozenset[str] = frozenset()
     advertiser_ids: frozenset[str] = frozenset()
 
+    def columns(self) -> dict[str, list[str]]:
+        """Return the subjects by the columns of `api_keys` that hold them, sorted."""
+        return {
+            "creator_ids": sorted(self.creator_ids),
+            "brand_ids": sorted(self.brand_ids),
+            "advertiser_ids": sorted(self.advertiser_ids),
+        }
+
 
 def subjects_problem(role: Role, subjects: Subjects) -> str | None:
-    """Say what is wrong with a role's subjects: creators and brands act for somebody, the others for everyone."""
+    """Say why a role cannot have these subjects; None where it can."""
     match role:
         case "creator":
             if not subjects.creator_ids or subjects.brand_ids or subjects.advertiser_ids:
@@ -47,18 +76,18 @@ def subjects_problem(role: Role, subjects: Subjects) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it is known.
+    """One API key, or one token identity with the rights of the token that was presented.
 
     Attributes:
-        key_id: names it for good, also when its text changes; the actor in the log.
-        expires_at: when it stops working; for a token's bearer, when this token does.
-        kind: whether it is presented itself, or stands for the bearer of tokens.
-        may_reveal: whether it may show secrets again, where its role may.
-        last_used_at: to the minute; where keys are listed.
-        overlap_ends_at: until when the text before the last rotation works too; where keys are listed.
-        subject: what the issuer calls a token's bearer; where keys are listed.
-        request_key: what its requests are hashed with, so that no guess at one can be tested against its hash; where it
-            was presented.
+        key_id: stays the same when the key's text changes; the actor that the log records.
+        expires_at: when the key stops working; for a token identity, when the presented token does.
+        kind: `key` for an API key, `token` for a token identity.
+        may_reveal: whether the key may show secrets again, where its role may.
+        last_used_at: to the minute; set where keys are listed.
+        overlap_ends_at: until when the text before the last rotation works, too; set where keys are listed.
+        subject: the issuer's name for the bearer of the tokens; set where keys are listed.
+        request_key: the key that requests are hashed with, so that nobody can test a guessed request against a stored
+            hash; set by the authenticator.
 
     """
 
@@ -80,9 +109,26 @@ class ApiKey:
 
     @property
     def reveals(self) -> bool:
-        """Whether it shows secrets again: its role may, and it was not withheld from this key."""
+        """Whether the key may show secrets again."""
         return self.may_reveal and self.role in REVEALING
 
     def valid(self, now: datetime) -> bool:
-        """Tell whether the key may be used at a moment."""
+        """Tell whether the key is neither revoked nor expired at `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+def api_key(row: Any) -> ApiKey:
+    """Return the key of a row that begins with `KEY_COLUMNS`."""
+    return ApiKey(
+        key_id=row[0],
+        ledger_id=row[1],
+        ledger_name=row[2],
+        name=row[3],
+        role=row[4],
+        subjects=Subjects(frozenset(row[5]), frozenset(row[6]), frozenset(row[7])),
+        created_at=row[8],
+        expires_at=row[9],
+        revoked_at=row[10],
+        kind=row[11],
+        may_reveal=row[12],
+    )

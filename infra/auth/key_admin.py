@@ -1,52 +1,36 @@
-"""How keys are made, rotated and revoked. Each change stands in the log of accesses, or does not happen."""
+"""Administration of API keys: creating, rotating, revoking and listing them.
+
+A change of a key and its entry in the access log are one transaction.
+"""
 
 from __future__ import annotations
 
 import hmac
 import secrets
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from domain.errors import NotAllowed, Refused
-from infra.auth.access_log import Access, record_within
-from infra.auth.api_keys import REVEALING, ApiKey, Subjects, subjects_problem
+from infra.auth.access_log import COMMAND_LINE, Access, AccessContext, record_within
+from infra.auth.api_keys import INSERT_KEY, KEY_COLUMNS, REVEALING, ApiKey, Subjects, api_key, subjects_problem
 from infra.auth.erasure_lock import all_erased
 from infra.auth.key_text import RANDOM_BYTES, key_text
-from infra.crypto.keyring import Keyring
+from infra.auth.token_identities import unsealed_subject
 from infra.errors import IdempotencyMismatch, KeyNoLongerValid, KeyNotRotatable
 from infra.ids import uuid7
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
     from uuid import UUID
 
     from domain.values import Role
-    from infra.crypto.master_keys import KeyProvider
+    from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
 
 MAX_OVERLAP_S: Final = 30 * 24 * 3600
-
-KEY_COLUMNS: Final = """
-    k.key_id, k.ledger_id, l.name, k.name, k.role, k.creator_ids, k.brand_ids, k.advertiser_ids, k.created_at,
-    k.expires_at, k.revoked_at, k.kind, k.may_reveal
-"""
-
-# Nothing where the text, or the request with this Idempotency-Key, is known already.
-INSERT: Final = """
-    WITH fresh AS (
-        INSERT INTO api_key_hashes (hash, ledger_id, key_id, idempotency, request_hash)
-        VALUES (%(hash)s, %(ledger_id)s, %(key_id)s, %(idempotency)s, %(request_hash)s)
-        ON CONFLICT DO NOTHING
-        RETURNING key_id
-    )
-    INSERT INTO api_keys (key_id, ledger_id, kind, name, role, creator_ids, brand_ids, advertiser_ids, expires_at,
-                          created_by, sealed_subject, may_reveal)
-    SELECT key_id, %(ledger_id)s, %(kind)s, %(name)s, %(role)s, %(creator_ids)s, %(brand_ids)s, %(advertiser_ids)s,
-           %(expires_at)s, %(created_by)s, %(sealed_subject)s, %(may_reveal)s
-    FROM fresh
-"""
 
 _OF_HASH: Final = f"""
     SELECT {KEY_COLUMNS}, h.request_hash
@@ -54,6 +38,24 @@ _OF_HASH: Final = f"""
     JOIN api_keys k ON k.key_id = h.key_id
     JOIN ledgers l ON l.ledger_id = k.ledger_id
     WHERE h.hash = %s
+"""
+
+_LIST: Final = f"""
+    SELECT {KEY_COLUMNS}, u.last_used_at, h.ends_at, k.sealed_subject
+    FROM api_keys k
+    JOIN ledgers l ON l.ledger_id = k.ledger_id
+    LEFT JOIN api_key_uses u ON u.ledger_id = k.ledger_id AND u.key_id = k.key_id
+    LEFT JOIN LATERAL (
+        SELECT max(h.ends_at) AS ends_at
+        FROM api_key_hashes h
+        WHERE h.ledger_id = k.ledger_id
+        AND h.key_id = k.key_id
+        AND h.ends_at > now()
+    ) h ON true
+    WHERE k.ledger_id = %s
+    AND (%s::uuid IS NULL OR k.key_id < %s)
+    ORDER BY k.key_id DESC
+    LIMIT %s
 """
 
 _TO_ROTATE: Final = f"""
@@ -71,8 +73,8 @@ _ADD_HASH: Final = """
     ON CONFLICT DO NOTHING
 """
 
-# The text before this one works on for a while; one before that has had its time.
-_END_OTHERS: Final = """
+# The previous text works for the overlap; a text from before that one ends now.
+_END_PREVIOUS_TEXTS: Final = """
     UPDATE api_key_hashes
     SET ends_at = CASE WHEN ends_at IS NULL THEN now() + make_interval(secs => %s) ELSE now() END
     WHERE ledger_id = %s
@@ -99,7 +101,7 @@ _REVOKE: Final = """
 
 _EXISTS: Final = "SELECT 1 FROM api_keys WHERE ledger_id = %s AND key_id = %s"
 
-_HOLD: Final = """
+_LOCK_VALID: Final = """
     SELECT may_reveal
     FROM api_keys
     WHERE key_id = %s
@@ -114,46 +116,14 @@ _REVEALS_MORE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AccessContext:
-    """Who changes keys, through which route, as the access log records it; by default, the command line."""
-
-    key_id: UUID | None = None
-    role: Role | Literal["machine"] = "machine"
-    route: str = "sparkledger keys"
-    request_id: str = ""
-
-
-COMMAND_LINE: Final = AccessContext()
-
-
-def api_key(row: Any) -> ApiKey:
-    """Return the key of a row that begins with `KEY_COLUMNS`."""
-    return ApiKey(
-        key_id=row[0],
-        ledger_id=row[1],
-        ledger_name=row[2],
-        name=row[3],
-        role=row[4],
-        subjects=Subjects(frozenset(row[5]), frozenset(row[6]), frozenset(row[7])),
-        created_at=row[8],
-        expires_at=row[9],
-        revoked_at=row[10],
-        kind=row[11],
-        may_reveal=row[12],
-    )
-
-
 class KeyAdmin:
-    """Makes, rotates and revokes keys."""
+    """Creates, rotates, revokes and lists the API keys of ledgers."""
 
-    def __init__(self, database: Database, key_provider: KeyProvider) -> None:
-        """Take the sessions to write with, and who unwraps the key that API keys are hashed with."""
+    def __init__(self, database: Database, keyring: Keyring, on_change: Callable[[], None] | None = None) -> None:
+        """Take the database, the keyring to hash with, and what to call in this process once a key has changed."""
         self._database = database
-        self._keyring = Keyring(database, key_provider)
-
-    def forget(self) -> None:
-        """Remember nothing of keys any more: one of them has changed."""
+        self._keyring = keyring
+        self._on_change = on_change or (lambda: None)
 
     async def create(
         self,
@@ -169,20 +139,17 @@ class KeyAdmin:
         context: AccessContext = COMMAND_LINE,
         text: str | None = None,
     ) -> tuple[ApiKey, str, bool]:
-        """Mint a key.
-
-        A request with an Idempotency-Key gets a text derived from it, so that it can be told again and is stored
-        nowhere. An operator may bring a `text` of their own.
+        """Create a key, with a `text` of the administrator's choice or a new one.
 
         Returns:
-            The key, its text, and whether it was minted before.
+            The key, its text, and whether an earlier request with this Idempotency-Key created it.
 
         Raises:
-            ValueError: the role does not go with the subjects.
-            IdempotencyMismatch: the Idempotency-Key minted another key.
-            NotAllowed: it would reveal, and the key that asks may not.
-            Refused: `creator_erased`, where it would act for erased creators alone.
-            KeyNoLongerValid: the key that asks was revoked meanwhile.
+            ValueError: the role cannot have these subjects.
+            IdempotencyMismatch: the Idempotency-Key created a different key.
+            NotAllowed: the new key would reveal secrets, and the key that creates it may not.
+            Refused: `creator_erased`, where the key would act only for erased creators.
+            KeyNoLongerValid: the key that creates it was revoked meanwhile.
 
         """
         subjects = subjects or Subjects()
@@ -190,9 +157,9 @@ class KeyAdmin:
         if problem is not None:
             raise ValueError(problem)
         hashing = await self._keyring.hashing()
-        idempotency, drawn = await self._drawn("mint", context, idempotency_key)
+        idempotency, new_text = await self._new_text("mint", context, idempotency_key)
         keys = await self._keyring.ledger(ledger_id)
-        text = text or drawn
+        text = text or new_text
         key_id = uuid7()
         fields = {
             "hash": hashing.hash(text),
@@ -201,9 +168,7 @@ class KeyAdmin:
             "kind": "key",
             "name": name,
             "role": role,
-            "creator_ids": sorted(subjects.creator_ids),
-            "brand_ids": sorted(subjects.brand_ids),
-            "advertiser_ids": sorted(subjects.advertiser_ids),
+            **subjects.columns(),
             "expires_at": expires_at,
             "created_by": context.key_id,
             "sealed_subject": None,
@@ -212,18 +177,18 @@ class KeyAdmin:
             "request_hash": request_hash,
         }
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            may_reveal_itself = await lock_valid_key(connection, context.key_id)
-            if may_reveal and role in REVEALING and not may_reveal_itself:
+            context_reveals = await lock_valid_key(connection, context.key_id)
+            if may_reveal and role in REVEALING and not context_reveals:
                 raise NotAllowed(_REVEALS_MORE)
             if await all_erased(connection, ledger_id, keys, subjects.creator_ids):
                 raise Refused("creator_erased")
-            minted = (await connection.execute(INSERT, fields)).rowcount == 1
+            created = (await connection.execute(INSERT_KEY, fields)).rowcount == 1
             row = await (await connection.execute(_OF_HASH, (fields["hash"],))).fetchone()
-            if row is None or (not minted and row[13] != request_hash):
+            if row is None or (not created and row[13] != request_hash):
                 raise IdempotencyMismatch
-            if minted:
+            if created:
                 await _record(connection, ledger_id, context, {"key_id": key_id, "role": role})
-        return api_key(row), text, not minted
+        return api_key(row), text, not created
 
     async def rotate(
         self,
@@ -235,24 +200,24 @@ class KeyAdmin:
         request_hash: bytes = b"",
         context: AccessContext = COMMAND_LINE,
     ) -> tuple[ApiKey, str, bool]:
-        """Give a key another text; the one it had works on for `overlap_s` seconds, one from before that no longer.
+        """Give a key a new text; the present one works for `overlap_s` more seconds, and any older one stops at once.
 
         Returns:
-            The key, its new text, and whether it was rotated by this request before.
+            The key, its new text, and whether an earlier request with this Idempotency-Key rotated it.
 
         Raises:
             LookupError: the ledger has no such key.
-            KeyNotRotatable: it was revoked, has expired, or stands for the bearer of tokens.
-            NotAllowed: it reveals, and the key that asks may not.
-            IdempotencyMismatch: the Idempotency-Key rotated in another way.
-            KeyNoLongerValid: the key that asks was revoked meanwhile.
+            KeyNotRotatable: the key is revoked or expired, or is a token identity.
+            NotAllowed: the key may reveal secrets, and the key that rotates it may not.
+            IdempotencyMismatch: the Idempotency-Key was used with other parameters.
+            KeyNoLongerValid: the key that rotates it was revoked meanwhile.
 
         """
         hashing = await self._keyring.hashing()
-        idempotency, text = await self._drawn(f"rotate {key_id}", context, idempotency_key)
+        idempotency, text = await self._new_text(f"rotate {key_id}", context, idempotency_key)
         hashed = hashing.hash(text)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            may_reveal_itself = await lock_valid_key(connection, context.key_id)
+            context_reveals = await lock_valid_key(connection, context.key_id)
             row = await (await connection.execute(_TO_ROTATE, (ledger_id, key_id))).fetchone()
             if row is None:
                 message = "There is no such key in this ledger."
@@ -262,12 +227,12 @@ class KeyAdmin:
             assert now is not None  # noqa: S101 - a SELECT without a FROM answers one row
             if key.kind != "key" or not key.valid(now[0]):
                 raise KeyNotRotatable
-            if key.reveals and not may_reveal_itself:
+            if key.reveals and not context_reveals:
                 raise NotAllowed(_REVEALS_MORE)
             added = await connection.execute(_ADD_HASH, (hashed, ledger_id, key_id, idempotency, request_hash))
             rotated = added.rowcount == 1
             if rotated:
-                await connection.execute(_END_OTHERS, (overlap_s, ledger_id, key_id, hashed))
+                await connection.execute(_END_PREVIOUS_TEXTS, (overlap_s, ledger_id, key_id, hashed))
                 await _record(connection, ledger_id, context, {"key_id": key_id, "overlap_seconds": overlap_s})
             else:
                 known = await (await connection.execute(_OF_HASH, (hashed,))).fetchone()
@@ -275,14 +240,14 @@ class KeyAdmin:
                     raise IdempotencyMismatch
             overlap = await (await connection.execute(_OVERLAP, (ledger_id, key_id))).fetchone()
             assert overlap is not None  # noqa: S101 - an aggregate answers one row
-        self.forget()
+        self._on_change()
         return replace(key, overlap_ends_at=overlap[0]), text, not rotated
 
     async def revoke(self, ledger_id: int, key_id: UUID, *, context: AccessContext = COMMAND_LINE) -> bool:
-        """Revoke a key for good; `False` where there is none, again is fine.
+        """Revoke a key for good, and tell whether the ledger has it; revoking it again changes nothing.
 
         Raises:
-            KeyNoLongerValid: the key that asks was itself revoked meanwhile.
+            KeyNoLongerValid: the key that revokes it was revoked meanwhile.
 
         """
         async with self._database.connection(ledger_id) as connection, connection.transaction():
@@ -291,13 +256,51 @@ class KeyAdmin:
             if revoked:
                 await _record(connection, ledger_id, context, {"key_id": key_id})
             found = await (await connection.execute(_EXISTS, (ledger_id, key_id))).fetchone()
-        self.forget()
+        self._on_change()
         return found is not None
 
-    async def _drawn(
+    async def known(self, text: str) -> bool:
+        """Tell whether a key with this text was ever created, revoked or not; needs the worker's rights."""
+        hashed = (await self._keyring.hashing()).hash(text)
+
+        async def query(connection: LedgerConnection) -> bool:
+            return await (await connection.execute(_OF_HASH, (hashed,))).fetchone() is not None
+
+        return await self._database.read(None, query)
+
+    async def keys(self, ledger_id: int, *, limit: int | None = None, before: UUID | None = None) -> list[ApiKey]:
+        """List a ledger's keys, newest first: at most `limit`, and only those older than the key `before`."""
+
+        async def query(connection: LedgerConnection) -> list[Any]:
+            cursor = await connection.execute(_LIST, (ledger_id, before, before, limit))
+            return await cursor.fetchall()
+
+        keys = []
+        for row in await self._database.read(ledger_id, query):
+            key = replace(api_key(row), last_used_at=row[13], overlap_ends_at=row[14])
+            if row[15] is not None:
+                ledger_keys = await self._keyring.ledger(ledger_id)
+                key = replace(key, subject=unsealed_subject(ledger_keys, row[15], key.key_id))
+            keys.append(key)
+        return keys
+
+    async def names(self, ledger_id: int) -> dict[str, str | None]:
+        """Return the names of a ledger's keys by key id, those of revoked keys included."""
+
+        async def query(connection: LedgerConnection) -> dict[str, str | None]:
+            cursor = await connection.execute("SELECT key_id, name FROM api_keys WHERE ledger_id = %s", (ledger_id,))
+            return {str(row[0]): row[1] for row in await cursor.fetchall()}
+
+        return await self._database.read(ledger_id, query)
+
+    async def _new_text(
         self, purpose: str, context: AccessContext, idempotency_key: str | None
     ) -> tuple[bytes | None, str]:
-        """Return how a request is known, where it bears an Idempotency-Key, and the text that it gets."""
+        """Return the text for a key, and the hash that a request with an Idempotency-Key is recognised by.
+
+        The text of a request with an Idempotency-Key is derived from it, so that it can be returned again and is stored
+        nowhere. Otherwise it is random.
+        """
         if idempotency_key is None:
             return None, key_text(secrets.token_bytes(RANDOM_BYTES))
         hashed = (await self._keyring.hashing()).hash(f"{purpose}\0{context.key_id}\0{idempotency_key}")
@@ -305,29 +308,29 @@ class KeyAdmin:
 
 
 async def lock_valid_key(connection: LedgerConnection, key_id: UUID | None) -> bool:
-    """Hold the key that asks as it is until the transaction ends: one that was revoked must not outlive itself.
+    """Lock the row of the key that makes a change, so that it cannot be revoked before the transaction ends.
 
     Returns:
-        Whether it may reveal; whoever sits at the machine may.
+        Whether the key may reveal secrets; the command line, which has no key, may.
 
     Raises:
-        KeyNoLongerValid: it was revoked, or has expired.
+        KeyNoLongerValid: the key is revoked or expired.
 
     """
     if key_id is None:
         return True
-    row = await (await connection.execute(_HOLD, (key_id,))).fetchone()
+    row = await (await connection.execute(_LOCK_VALID, (key_id,))).fetchone()
     if row is None:
         raise KeyNoLongerValid
     return bool(row[0])
 
 
-async def _record(connection: LedgerConnection, ledger_id: int, context: AccessContext, asked: dict[str, Any]) -> None:
+async def _record(connection: LedgerConnection, ledger_id: int, context: AccessContext, change: dict[str, Any]) -> None:
     access = Access(
         key_id=context.key_id,
         role=context.role,
         route=context.route,
-        query=orjson.dumps(asked, option=orjson.OPT_SORT_KEYS),
+        query=orjson.dumps(change, option=orjson.OPT_SORT_KEYS),
         format="text/plain" if context.key_id is None else "application/json",
         rows=1,
         complete=True,

@@ -1,12 +1,17 @@
-"""Key and ledger commands of the command line, and the keys of the first start."""
+"""Key and ledger commands of the command line, and the keys of the first start.
+
+Each takes the connection string of a login that may become the worker's role, and the provider of the master key.
+"""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from infra.auth.authenticator import Authenticator, LedgerExists
-from infra.auth.key_admin import AccessContext
+from infra.auth.access_log import AccessContext
+from infra.auth.key_admin import KeyAdmin
+from infra.auth.ledger_admin import LedgerAdmin, LedgerExists
+from infra.crypto.keyring import Keyring
 from infra.postgres.pool import Database
 from infra.processes.runtime import WORKER
 
@@ -24,53 +29,58 @@ FIRST_LEDGER: Final = "main"
 _FIRST_START: Final = AccessContext(route="sparkledger migrate")
 
 
+class _Opened(NamedTuple):
+    keys: KeyAdmin
+    ledgers: LedgerAdmin
+    keyring: Keyring
+
+
 @asynccontextmanager
-async def _as_worker(conninfo: str, key: KeyProvider) -> AsyncIterator[Authenticator]:
+async def _as_worker(conninfo: str, key_provider: KeyProvider) -> AsyncIterator[_Opened]:
     database = Database(conninfo, WORKER, size=1)
+    keyring = Keyring(database, key_provider)
     await database.open()
     try:
-        yield Authenticator(database, key)
+        yield _Opened(KeyAdmin(database, keyring), LedgerAdmin(database, keyring), keyring)
     finally:
         await database.close()
 
 
-async def first_keys(conninfo: str, key: KeyProvider, admin_key: str | None) -> str | None:
-    """Begin the first ledger, and give it an administrator.
+async def first_keys(conninfo: str, key_provider: KeyProvider, admin_key: str | None) -> str | None:
+    """Create the first ledger and its administrator's key, where they are missing.
 
     Args:
-        conninfo: the database, as a login that may become the worker's role; here and below.
-        key: who holds the master key.
-        admin_key: the administrator's own choice of key, added if it is not known yet; else one is generated once.
+        conninfo: the database, as a login that may become the worker's role.
+        key_provider: the provider of the master key.
+        admin_key: the text of the administrator's key, if the administrator chose one; it is added unless it is known.
 
     Returns:
-        The generated key, to be shown now or never; nothing on a later start.
+        The generated key, which is shown this once; None on a later start, or where `admin_key` is given.
 
     Raises:
         MasterKeyError: the database's keys are wrapped with another master key.
 
     """
-    async with _as_worker(conninfo, key) as authenticator:
+    async with _as_worker(conninfo, key_provider) as opened:
         try:
-            ledger_id = await authenticator.create_ledger(FIRST_LEDGER)
+            ledger_id = await opened.ledgers.create(FIRST_LEDGER)
         except LedgerExists:
-            ledger_id = await authenticator.ledger_id(FIRST_LEDGER)
-        # Another master key than the database's is found out now, and not by the first command.
-        await authenticator.unwrap_ledger(ledger_id)
-        if admin_key is not None:
-            if not await authenticator.known(admin_key):
-                await authenticator.create(
-                    ledger_id, role="admin", name="administrator", text=admin_key, context=_FIRST_START
-                )
+            ledger_id = await opened.ledgers.id_of(FIRST_LEDGER)
+        # A wrong master key is found out now, and not by the first command.
+        await opened.keyring.ledger(ledger_id)
+        if admin_key is not None and await opened.keys.known(admin_key):
             return None
-        if await authenticator.keys(ledger_id, limit=1):
+        if admin_key is None and await opened.keys.keys(ledger_id, limit=1):
             return None
-        _, text, _ = await authenticator.create(ledger_id, role="admin", name="administrator", context=_FIRST_START)
-        return text
+        _, text, _ = await opened.keys.create(
+            ledger_id, role="admin", name="administrator", text=admin_key, context=_FIRST_START
+        )
+        return text if admin_key is None else None
 
 
 async def create_key(
     conninfo: str,
-    key: KeyProvider,
+    key_provider: KeyProvider,
     ledger: str,
     role: Role,
     name: str | None,
@@ -80,20 +90,20 @@ async def create_key(
     may_reveal: bool = True,
     create: bool = False,
 ) -> tuple[ApiKey, str]:
-    """Mint a key for a ledger by name, beginning the ledger if asked to; return it and its text.
+    """Create a key for a ledger by name, and first the ledger where `create` asks for it; return the key and its text.
 
     Raises:
         LookupError: there is no such ledger.
-        ValueError: the role does not go with the subjects.
-        Refused: `creator_erased`, where it would act for erased creators alone.
+        ValueError: the role cannot have these subjects.
+        Refused: `creator_erased`, where the key would act only for erased creators.
 
     """
-    async with _as_worker(conninfo, key) as authenticator:
+    async with _as_worker(conninfo, key_provider) as opened:
         if create:
             with suppress(LedgerExists):
-                await authenticator.create_ledger(ledger)
-        ledger_id = await authenticator.ledger_id(ledger)
-        minted, text, _ = await authenticator.create(
+                await opened.ledgers.create(ledger)
+        ledger_id = await opened.ledgers.id_of(ledger)
+        minted, text, _ = await opened.keys.create(
             ledger_id,
             role=role,
             name=name,
@@ -105,76 +115,76 @@ async def create_key(
         return minted, text
 
 
-async def create_ledger(conninfo: str, key: KeyProvider, name: str) -> str:
-    """Begin a ledger and return its first admin key.
+async def create_ledger(conninfo: str, key_provider: KeyProvider, name: str) -> str:
+    """Create a ledger, and return the text of its first admin key.
 
     Raises:
         LedgerExists: the name is taken.
 
     """
-    async with _as_worker(conninfo, key) as authenticator:
-        ledger_id = await authenticator.create_ledger(name)
+    async with _as_worker(conninfo, key_provider) as opened:
+        ledger_id = await opened.ledgers.create(name)
         context = AccessContext(route="sparkledger ledgers create")
-        _, text, _ = await authenticator.create(ledger_id, role="admin", name="administrator", context=context)
+        _, text, _ = await opened.keys.create(ledger_id, role="admin", name="administrator", context=context)
         return text
 
 
-async def list_ledgers(conninfo: str, key: KeyProvider) -> list[tuple[int, str]]:
-    """List all ledgers as id and name."""
-    async with _as_worker(conninfo, key) as authenticator:
-        return await authenticator.ledgers()
+async def list_ledgers(conninfo: str, key_provider: KeyProvider) -> list[tuple[int, str]]:
+    """Return the id and name of every ledger, oldest first."""
+    async with _as_worker(conninfo, key_provider) as opened:
+        return await opened.ledgers.ledgers()
 
 
-async def find_ledger(conninfo: str, key: KeyProvider, name: str) -> int:
+async def find_ledger(conninfo: str, key_provider: KeyProvider, name: str) -> int:
     """Return a ledger's id by its name.
 
     Raises:
         LookupError: there is no such ledger.
 
     """
-    async with _as_worker(conninfo, key) as authenticator:
-        return await authenticator.ledger_id(name)
+    async with _as_worker(conninfo, key_provider) as opened:
+        return await opened.ledgers.id_of(name)
 
 
-async def list_keys(conninfo: str, key: KeyProvider, ledger: str) -> list[ApiKey]:
+async def list_keys(conninfo: str, key_provider: KeyProvider, ledger: str) -> list[ApiKey]:
     """List a ledger's keys, newest first.
 
     Raises:
         LookupError: there is no such ledger.
 
     """
-    async with _as_worker(conninfo, key) as authenticator:
-        return await authenticator.keys(await authenticator.ledger_id(ledger))
+    async with _as_worker(conninfo, key_provider) as opened:
+        return await opened.keys.keys(await opened.ledgers.id_of(ledger))
 
 
-async def rotate_key(conninfo: str, key: KeyProvider, ledger: str, key_id: UUID, overlap_s: int) -> str:
-    """Give a ledger's key another text, and return that; the one it had works on for so many seconds.
+async def rotate_key(conninfo: str, key_provider: KeyProvider, ledger: str, key_id: UUID, overlap_s: int) -> str:
+    """Give a ledger's key a new text, and return it; the present text works for `overlap_s` more seconds.
 
     Raises:
         LookupError: there is no such ledger or key.
-        KeyNotRotatable: it is no longer valid, or stands for the bearer of tokens.
+        KeyNotRotatable: the key is revoked or expired, or is a token identity.
 
     """
-    async with _as_worker(conninfo, key) as authenticator:
+    async with _as_worker(conninfo, key_provider) as opened:
         context = AccessContext(route="sparkledger keys rotate")
-        ledger_id = await authenticator.ledger_id(ledger)
+        ledger_id = await opened.ledgers.id_of(ledger)
         try:
-            _, text, _ = await authenticator.rotate(ledger_id, key_id, overlap_s=overlap_s, context=context)
+            _, text, _ = await opened.keys.rotate(ledger_id, key_id, overlap_s=overlap_s, context=context)
         except LookupError as error:
             raise _no_such_key(ledger) from error
         return text
 
 
-async def revoke_key(conninfo: str, key: KeyProvider, ledger: str, key_id: UUID) -> None:
+async def revoke_key(conninfo: str, key_provider: KeyProvider, ledger: str, key_id: UUID) -> None:
     """Revoke a ledger's key.
 
     Raises:
         LookupError: there is no such ledger or key.
 
     """
-    async with _as_worker(conninfo, key) as authenticator:
+    async with _as_worker(conninfo, key_provider) as opened:
         context = AccessContext(route="sparkledger keys revoke")
-        if not await authenticator.revoke(await authenticator.ledger_id(ledger), key_id, context=context):
+        if not await opened.keys.revoke(await opened.ledgers.id_of(ledger), key_id, context=context):
             raise _no_such_key(ledger)
 
 

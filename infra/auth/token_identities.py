@@ -1,8 +1,8 @@
-"""Whom tokens stand for: each bearer has a row among the keys, made when they first come.
+"""Token identities: a row among the API keys for each bearer of tokens, made when the bearer first comes.
 
-So the log names a bearer by an id that tells nothing of the person, an append checks them as it checks a key, and to
-revoke that id shuts them out, whatever tokens they still hold. What the issuer calls them is kept encrypted. Role and
-subjects in the row follow the newest token that was seen: an erasure finds there whom it concerns.
+So the log names a bearer by an id that tells nothing of the person, an append checks a bearer as it checks a key, and
+revoking that id shuts the bearer out, whatever tokens they still hold. The issuer's name for the bearer is sealed. Role
+and subjects in the row follow the newest token that was seen, so that an erasure finds whom it concerns.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from domain.errors import NotAllowed
+from infra.auth.api_keys import INSERT_KEY
 from infra.auth.erasure_lock import all_erased
-from infra.auth.key_admin import INSERT
 from infra.errors import TokenRefused
 from infra.ids import uuid7
 from infra.recent_cache import RecentCache
@@ -26,43 +26,53 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from infra.auth.api_keys import ApiKey, Subjects
+    from infra.auth.api_keys import ApiKey
     from infra.auth.authenticator import Authenticated
     from infra.auth.oidc import Grant, Tokens
     from infra.crypto.envelope import LedgerKeys
     from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
 
-MAX_BEARERS: Final = 10_000
-MAX_LEDGERS: Final = 1_000
+MAX_TOKENS_CACHED: Final = 10_000
+MAX_LEDGERS_CACHED: Final = 1_000
 _NONCE_BYTES: Final = 12
 _DOTS: Final = 2
 
-_ACTS_AS: Final = "SELECT bearer_acts_as(%s, %s, %s, %s, %s, %s)"
+_UPDATE_RIGHTS: Final = (
+    "SELECT bearer_acts_as(%(ledger_id)s, %(key_id)s, %(role)s, %(creator_ids)s, %(brand_ids)s, %(advertiser_ids)s)"
+)
 
 
 def is_token(presented: str) -> bool:
-    """Tell a token from a key: its three parts are joined by dots, and the first is a JSON object in base64."""
+    """Tell a token from an API key: three parts joined by dots, the first a JSON object in base64."""
     return presented.startswith("ey") and presented.count(".") == _DOTS
 
 
 @dataclass(slots=True)
-class TokenIdentity:
-    """A token that was verified."""
+class VerifiedToken:
+    """A token that was verified, and the identity that it stands for.
+
+    Attributes:
+        grant: what the token was signed for.
+        changes: how often the issuers' keys had changed when it was verified.
+        hashed: the keyed hash of issuer and subject, which finds the identity's row.
+        row: the identity's row as it was last found.
+        key: `row` with the rights that this token grants.
+        recorded: whether the row was set to this token's rights. Once is enough: two tokens used in turn do not
+            overwrite each other's rights with every request.
+
+    """
 
     grant: Grant
-    # How often the issuers' keys had changed by then.
     changes: int
     hashed: bytes
-    # The bearer's row as it was last found, and the key that it and the token together make.
     row: ApiKey | None = None
     key: ApiKey | None = None
-    # Whether the row was made to say what this token does. Once is enough: two tokens in turn do not write in turn.
-    told: bool = False
+    recorded: bool = False
 
 
 class TokenIdentities:
-    """Finds the key of a token's bearer."""
+    """Finds or makes the identity that a token stands for."""
 
     def __init__(
         self,
@@ -72,75 +82,80 @@ class TokenIdentities:
         find: Callable[[bytes, datetime], Awaitable[Authenticated]],
         forget: Callable[[], None],
     ) -> None:
-        """Take what verifies tokens, what bearers are written down with, and how they are found and forgotten."""
+        """Take the verifier of tokens, the database and keyring, and how rows are found, and forgotten once changed."""
         self._tokens = tokens
         self._database = database
         self._keyring = keyring
         self._find = find
         self._forget = forget
-        self._known: RecentCache[bytes, TokenIdentity] = RecentCache(MAX_BEARERS)
-        self._ledgers: RecentCache[str, int] = RecentCache(MAX_LEDGERS)
+        self._verified: RecentCache[bytes, VerifiedToken] = RecentCache(MAX_TOKENS_CACHED)
+        self._ledgers: RecentCache[str, int] = RecentCache(MAX_LEDGERS_CACHED)
 
     async def stop(self) -> None:
-        """End what runs beside."""
+        """Stop the background tasks."""
         await self._tokens.stop()
 
     async def key(self, token: str, now: datetime) -> ApiKey:
-        """Return the key of a token's bearer, with the role, subjects and end that the token has.
+        """Return the key of the token's identity, with the role, subjects and end that the token grants.
 
         Raises:
-            TokenRefused: the token cannot be trusted, its bearer's access was revoked, or whom they act for was erased.
-            NotAllowed: its claims open nothing here.
-            Unavailable: the database is away, or the keys of its issuer cannot be fetched.
+            TokenRefused: the token cannot be trusted, the identity was revoked, or all its creators were erased.
+            NotAllowed: the token's claims open nothing here.
+            Unavailable: the keys of its issuer cannot be fetched.
 
         """
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        bearer = self._known.get(digest)
-        if bearer is None or bearer.changes != self._tokens.changes or not self._tokens.trusts(bearer.grant.issuer):
-            bearer = self._known.put(digest, await self._verified(token, now))
-        bearer.grant.refuse_untimely(now)
-        found = await self._find(bearer.hashed, now)
-        if (found.key is None or found.key is not bearer.row) and await self._write_down(bearer, found.key):
+        verified = self._verified.get(digest)
+        if (
+            verified is None
+            or verified.changes != self._tokens.changes
+            or not self._tokens.trusts(verified.grant.issuer)
+        ):
+            verified = self._verified.put(digest, await self._verify(token, now))
+        verified.grant.refuse_untimely(now)
+        found = await self._find(verified.hashed, now)
+        if (found.key is None or found.key is not verified.row) and await self._record(verified, found.key):
             self._forget()
-            found = await self._find(bearer.hashed, now)
+            found = await self._find(verified.hashed, now)
         if found.key is None or not found.valid(now):
             raise TokenRefused("The access of this token's bearer was revoked here.")
-        if bearer.row is not found.key or bearer.key is None:
-            grant = bearer.grant
-            bearer.row = found.key
-            bearer.key = replace(found.key, role=grant.role, subjects=grant.subjects, expires_at=grant.until)
-        return bearer.key
+        if verified.row is not found.key or verified.key is None:
+            grant = verified.grant
+            verified.row = found.key
+            verified.key = replace(found.key, role=grant.role, subjects=grant.subjects, expires_at=grant.until)
+        return verified.key
 
-    async def _verified(self, token: str, now: datetime) -> TokenIdentity:
+    async def _verify(self, token: str, now: datetime) -> VerifiedToken:
         grant = await self._tokens.verified(token, now)
-        keys = await self._keyring.ledger(await self._ledger(grant.ledger))
-        return TokenIdentity(grant, self._tokens.changes, keys.claim("token", f"{grant.issuer}\0{grant.subject}"))
+        keys = await self._keyring.ledger(await self._ledger_id(grant.ledger))
+        return VerifiedToken(grant, self._tokens.changes, keys.claim("token", f"{grant.issuer}\0{grant.subject}"))
 
-    async def _write_down(self, bearer: TokenIdentity, row: ApiKey | None) -> bool:
-        """Make the row of a bearer who comes for the first time, or let it say what a new token does; tell whether.
+    async def _record(self, verified: VerifiedToken, row: ApiKey | None) -> bool:
+        """Make the row of a new identity, or set it to the rights of a newer token; return whether it changed.
 
         Raises:
-            TokenRefused: they act for erased creators alone.
+            TokenRefused: the token acts only for erased creators.
 
         """
-        grant = bearer.grant
-        differs = row is None or not (bearer.told or (row.role, row.subjects) == (grant.role, grant.subjects))
-        shut_out = row is not None and row.revoked_at is not None
-        if shut_out or not (differs or grant.subjects.creator_ids):
+        grant = verified.grant
+        differs = row is None or not (verified.recorded or (row.role, row.subjects) == (grant.role, grant.subjects))
+        revoked = row is not None and row.revoked_at is not None
+        if revoked or not (differs or grant.subjects.creator_ids):
             return False
-        ledger_id = await self._ledger(grant.ledger)
+        ledger_id = await self._ledger_id(grant.ledger)
         keys = await self._keyring.ledger(ledger_id)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
             if await all_erased(connection, ledger_id, keys, grant.subjects.creator_ids):
                 raise TokenRefused("The creator that this token's bearer acts for was erased here.")
             if row is None:
-                await connection.execute(INSERT, _fields(bearer, ledger_id, keys))
+                await connection.execute(INSERT_KEY, _new_row(verified, ledger_id, keys))
             elif differs:
-                await connection.execute(_ACTS_AS, (ledger_id, row.key_id, grant.role, *_ids(grant.subjects)))
-        bearer.told = True
+                rights = {"ledger_id": ledger_id, "key_id": row.key_id, "role": grant.role, **grant.subjects.columns()}
+                await connection.execute(_UPDATE_RIGHTS, rights)
+        verified.recorded = True
         return differs
 
-    async def _ledger(self, name: str) -> int:
+    async def _ledger_id(self, name: str) -> int:
         known = self._ledgers.get(name)
         if known is not None:
             return known
@@ -155,20 +170,17 @@ class TokenIdentities:
         return self._ledgers.put(name, ledger_id)
 
 
-def _fields(bearer: TokenIdentity, ledger_id: int, keys: LedgerKeys) -> dict[str, Any]:
-    """Return what `INSERT` takes of a bearer."""
-    grant, key_id = bearer.grant, uuid7()
-    creator_ids, brand_ids, advertiser_ids = _ids(grant.subjects)
+def _new_row(verified: VerifiedToken, ledger_id: int, keys: LedgerKeys) -> dict[str, Any]:
+    """Return the parameters of `INSERT_KEY` for a new identity."""
+    grant, key_id = verified.grant, uuid7()
     return {
-        "hash": bearer.hashed,
+        "hash": verified.hashed,
         "ledger_id": ledger_id,
         "key_id": key_id,
         "kind": "token",
         "name": grant.issuer,
         "role": grant.role,
-        "creator_ids": creator_ids,
-        "brand_ids": brand_ids,
-        "advertiser_ids": advertiser_ids,
+        **grant.subjects.columns(),
         "expires_at": None,
         "created_by": None,
         "sealed_subject": sealed_subject(keys, grant.subject, key_id),
@@ -178,18 +190,14 @@ def _fields(bearer: TokenIdentity, ledger_id: int, keys: LedgerKeys) -> dict[str
     }
 
 
-def _ids(subjects: Subjects) -> tuple[list[str], list[str], list[str]]:
-    return sorted(subjects.creator_ids), sorted(subjects.brand_ids), sorted(subjects.advertiser_ids)
-
-
 def sealed_subject(keys: LedgerKeys, subject: str, key_id: UUID) -> bytes:
-    """Encrypt what an issuer calls a bearer, for the bearer's own row."""
+    """Seal the issuer's name for a bearer, bound to the identity's row."""
     nonce = os.urandom(_NONCE_BYTES)
     return nonce + _cipher(keys).encrypt(nonce, subject.encode(), key_id.bytes)
 
 
 def unsealed_subject(keys: LedgerKeys, sealed: bytes, key_id: UUID) -> str:
-    """Decrypt what an issuer calls a bearer."""
+    """Unseal the issuer's name for a bearer."""
     return _cipher(keys).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], key_id.bytes).decode()
 
 

@@ -18,7 +18,8 @@ from domain import commands
 from domain.creator import Creator
 from domain.errors import Unknown
 from domain.values import Actor
-from infra.auth.key_admin import AccessContext
+from infra.auth.access_log import AccessContext
+from infra.auth.ledger_admin import LedgerAdmin
 from infra.crypto.envelope import MasterKeyError
 from infra.errors import Unavailable
 from infra.eventstore.attempt import CommandMetadata
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from domain.commands import Decision, Ledger, When
     from domain.recorded import RecordedEvent
-    from infra.auth.authenticator import Authenticator
+    from infra.auth.key_admin import KeyAdmin
     from infra.crypto.master_keys import KeyProvider
     from infra.eventstore.aggregate_reader import AggregateReader
     from infra.postgres.pool import Database, LedgerConnection
@@ -87,12 +88,12 @@ class Erasure:
 class Erasures:
     """Carries erasures out, and tells how they stand."""
 
-    def __init__(self, database: Database, aggregates: AggregateReader, authenticator: Authenticator) -> None:
+    def __init__(self, database: Database, aggregates: AggregateReader, key_admin: KeyAdmin) -> None:
         """Take the parts of a process, of the API or of a worker."""
         self._database = database
         self._aggregates = aggregates
         self._keyring = aggregates.keyring
-        self._authenticator = authenticator
+        self._key_admin = key_admin
 
     async def of(self, ledger_id: int, creator_id: str) -> Erasure | None:
         """Return a creator's erasure; nothing where none is recorded.
@@ -123,7 +124,7 @@ class Erasures:
             return False
         while keys := await self._keys(ledger_id, creator_id):
             for key_id in keys:
-                await self._authenticator.revoke(ledger_id, key_id, context=context)
+                await self._key_admin.revoke(ledger_id, key_id, context=context)
         creator = (await self._keyring.ledger(ledger_id)).claim("creator", creator_id)
         async with self._database.connection(ledger_id) as connection:
             row = await (await connection.execute("SELECT carry_out_erasure(%s, %s)", (ledger_id, creator))).fetchone()
@@ -190,10 +191,10 @@ async def erase(conninfo: str, key_provider: KeyProvider, ledger: str, creator_i
 
     """
     async with runtime(conninfo, WORKER, key_provider) as opened:
-        erasures = Erasures(opened.database, opened.aggregates, opened.authenticator)
-        ledger_id = await opened.authenticator.ledger_id(ledger)
+        erasures = Erasures(opened.database, opened.aggregates, opened.key_admin)
+        ledger_id = await LedgerAdmin(opened.database, opened.keyring).id_of(ledger)
         context = AccessContext(route="sparkledger erase")
-        key, _, _ = await opened.authenticator.create(ledger_id, role="admin", name="command line", context=context)
+        key, _, _ = await opened.key_admin.create(ledger_id, role="admin", name="command line", context=context)
 
         async def decide(read: Ledger, when: When) -> Decision[Creator]:
             return await commands.erase(read, creator_id, reason, when=when)
@@ -205,7 +206,7 @@ async def erase(conninfo: str, key_provider: KeyProvider, ledger: str, creator_i
             message = f"Nothing is recorded of this creator in ledger {ledger}, so there is nothing to erase."
             raise LookupError(message) from error
         finally:
-            await opened.authenticator.revoke(ledger_id, key.key_id, context=context)
+            await opened.key_admin.revoke(ledger_id, key.key_id, context=context)
         await erasures.carry_out(ledger_id, creator_id, context)
         found = await erasures.of(ledger_id, creator_id)
     assert found is not None  # noqa: S101 - it was recorded just now, or before

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from infra.auth.authenticator import CHANNEL, Authenticator
 from infra.auth.denied_attempts import DeniedAttempts
+from infra.auth.key_admin import KeyAdmin
 from infra.crypto.keyring import Keyring
 from infra.eventstore.aggregate_reader import AggregateReader
 from infra.eventstore.command_handler import CommandHandler
@@ -50,6 +51,7 @@ class Runtime:
     handler: CommandHandler
     denied_attempts: DeniedAttempts
     authenticator: Authenticator
+    key_admin: KeyAdmin
     views: ViewReader
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
 
@@ -75,7 +77,7 @@ async def runtime(
     events = EventReader(database)
     aggregates = AggregateReader(events, keyring, cache)
     denied_attempts = DeniedAttempts(database, keyring)
-    authenticator = Authenticator(database, master_key, issuers)
+    authenticator = Authenticator(database, keyring, issuers)
     on_keys_changed: list[Callable[[], None]] = [authenticator.forget, keyring.forget_creators]
 
     def keys_changed() -> None:
@@ -98,6 +100,7 @@ async def runtime(
             handler=CommandHandler(aggregates, writer, denied_attempts),
             denied_attempts=denied_attempts,
             authenticator=authenticator,
+            key_admin=KeyAdmin(database, keyring, authenticator.forget),
             views=ViewReader(database),
             on_keys_changed=on_keys_changed,
         )

@@ -79,7 +79,7 @@ async def run(
         listener.start()
         tasks = [loop.create_task(runner.run()) for runner in runners]
         tasks.append(loop.create_task(purging(opened.database)))
-        tasks.append(loop.create_task(Erasures(opened.database, opened.aggregates, opened.authenticator).run()))
+        tasks.append(loop.create_task(Erasures(opened.database, opened.aggregates, opened.key_admin).run()))
         if "expiry" in parts:
             tasks.append(loop.create_task(clock.run()))
         if senders is not None:

@@ -89,7 +89,7 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
                 await authenticator.authenticate(key, datetime.now(UTC))
 
             figures["key, looked up anew"] = await _microseconds(looked_up, LOOKED_UP)
-            bearers = cast("Any", authenticator)._bearers
+            bearers = cast("Any", authenticator)._token_identities
             for by in issuer.signers:
                 token = issuer.token(by=by)
 

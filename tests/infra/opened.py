@@ -11,9 +11,10 @@ from typing import Any
 import psycopg
 
 from domain.values import Actor, Role
+from infra.auth.access_log import COMMAND_LINE
 from infra.auth.api_keys import ApiKey
-from infra.auth.authenticator import Authenticator
-from infra.auth.key_admin import COMMAND_LINE
+from infra.auth.key_admin import KeyAdmin
+from infra.auth.ledger_admin import LedgerAdmin
 from infra.crypto.envelope import MasterKey
 from infra.crypto.keyring import Keyring
 from infra.eventstore.aggregate_reader import AggregateReader
@@ -65,7 +66,8 @@ class Opened:
 
     database: TestDatabase
     api: Runtime
-    authenticator: Authenticator
+    key_admin: KeyAdmin
+    ledger_admin: LedgerAdmin
 
     @property
     def handler(self) -> CommandHandler:
@@ -89,11 +91,11 @@ class Opened:
 
     async def begin(self, name: str = "main", role: Role = "operator") -> Tenant:
         """Begin a ledger, with a key of a role."""
-        return await self.another_key(await self.authenticator.create_ledger(name), role)
+        return await self.another_key(await self.ledger_admin.create(name), role)
 
     async def another_key(self, ledger_id: int, role: Role = "operator") -> Tenant:
         """Mint a key for a ledger."""
-        key, _, _ = await self.authenticator.create(ledger_id, role=role)
+        key, _, _ = await self.key_admin.create(ledger_id, role=role)
         return Tenant(ledger_id, key)
 
     async def when(self, tenant: Tenant, command: Command, key: str | None = None, **fields: Any) -> CommandResult[Any]:
@@ -104,7 +106,7 @@ class Opened:
     @property
     def erasures(self) -> Erasures:
         """What carries out erasures."""
-        return Erasures(self.api.database, self.aggregates, self.api.authenticator)
+        return Erasures(self.api.database, self.aggregates, self.api.key_admin)
 
     async def erase(self, tenant: Tenant, creator_id: str = CREATOR) -> None:
         """Erase a creator: the event and the deed."""
@@ -142,6 +144,7 @@ async def opening(database: TestDatabase) -> AsyncIterator[Opened]:
     async with runtime(database.dsn(API), API, MASTER_KEY) as api:
         await worker.open()
         try:
-            yield Opened(database, api, Authenticator(worker, MASTER_KEY))
+            keyring = Keyring(worker, MASTER_KEY)
+            yield Opened(database, api, KeyAdmin(worker, keyring), LedgerAdmin(worker, keyring))
         finally:
             await worker.close()

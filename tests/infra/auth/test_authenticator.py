@@ -12,13 +12,16 @@ import psycopg
 import pytest
 
 from domain.values import Role
+from infra.auth.access_log import AccessContext
 from infra.auth.api_keys import ApiKey, Subjects, subjects_problem
-from infra.auth.authenticator import CACHE_S, Authenticator, LedgerExists
-from infra.auth.key_admin import AccessContext
+from infra.auth.authenticator import CACHE_S, Authenticator
+from infra.auth.key_admin import KeyAdmin
 from infra.auth.key_usage import KeyUsage
+from infra.auth.ledger_admin import LedgerExists
 from infra.crypto.envelope import MasterKey, MasterKeyError
+from infra.crypto.keyring import Keyring
 from infra.errors import IdempotencyMismatch, KeyNoLongerValid, KeyNotRotatable
-from tests.infra.opened import MASTER_KEY, Opened
+from tests.infra.opened import Opened
 from tests.waiting import WITHIN_S
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -29,9 +32,9 @@ def now() -> datetime:
 
 
 async def test_a_presented_key_is_found_with_all_that_is_known_of_it(opened: Opened) -> None:
-    ledger_id = await opened.authenticator.create_ledger("main")
+    ledger_id = await opened.ledger_admin.create("main")
     subjects = Subjects(frozenset({"creator-1", "creator-2"}))
-    key, text, again = await opened.authenticator.create(
+    key, text, again = await opened.key_admin.create(
         ledger_id, role="creator", name="for the app", subjects=subjects, expires_at=LATER
     )
     found = await opened.api.authenticator.authenticate(text, now())
@@ -41,8 +44,8 @@ async def test_a_presented_key_is_found_with_all_that_is_known_of_it(opened: Ope
 
 
 async def test_the_text_of_a_key_is_stored_nowhere(opened: Opened) -> None:
-    ledger_id = await opened.authenticator.create_ledger("main")
-    _, text, _ = await opened.authenticator.create(ledger_id, role="admin")
+    ledger_id = await opened.ledger_admin.create("main")
+    _, text, _ = await opened.key_admin.create(ledger_id, role="admin")
     (row,) = opened.sql("SELECT k::text FROM api_keys k")
     assert text.removeprefix("slk_") not in row[0]
 
@@ -54,8 +57,8 @@ async def test_what_was_never_minted_is_nobodys(opened: Opened, presented: str) 
 
 
 async def test_a_key_is_no_longer_valid_at_the_moment_it_expires(opened: Opened) -> None:
-    ledger_id = await opened.authenticator.create_ledger("main")
-    _, text, _ = await opened.authenticator.create(ledger_id, role="admin", expires_at=LATER)
+    ledger_id = await opened.ledger_admin.create("main")
+    _, text, _ = await opened.key_admin.create(ledger_id, role="admin", expires_at=LATER)
     valid = [
         await opened.api.authenticator.authenticate(text, moment) is not None
         for moment in (LATER - timedelta(microseconds=1), LATER)
@@ -67,11 +70,11 @@ async def test_a_key_that_changed_is_forgotten_within_a_second_though_the_word_o
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant = await opened.begin()
-    key, text, _ = await opened.authenticator.create(tenant.ledger_id, role="admin")
-    deaf = Authenticator(opened.api.database, MASTER_KEY)
+    key, text, _ = await opened.key_admin.create(tenant.ledger_id, role="admin")
+    deaf = Authenticator(opened.api.database, opened.api.keyring)
     for _ in range(2):
         assert await deaf.authenticate(text, now()) == key
-    assert await opened.authenticator.revoke(tenant.ledger_id, key.key_id)
+    assert await opened.key_admin.revoke(tenant.ledger_id, key.key_id)
     assert await deaf.authenticate(text, now()) == key
     started = time.monotonic()
     monkeypatch.setattr("infra.auth.authenticator.monotonic", lambda: started + CACHE_S + 0.1)
@@ -85,15 +88,15 @@ async def test_every_process_hears_of_a_key_that_changed(
 ) -> None:
     """Time stands still, so nothing that is remembered ever grows too old."""
     tenant = await opened.begin()
-    key, text, _ = await opened.authenticator.create(tenant.ledger_id, role="admin")
+    key, text, _ = await opened.key_admin.create(tenant.ledger_id, role="admin")
     started = time.monotonic()
     monkeypatch.setattr("infra.auth.authenticator.monotonic", lambda: started)
     for _ in range(2):
         assert await opened.api.authenticator.authenticate(text, now()) == key
     if way == "revoked":
-        await opened.authenticator.revoke(tenant.ledger_id, key.key_id)
+        await opened.key_admin.revoke(tenant.ledger_id, key.key_id)
     elif way == "rotated":
-        await opened.authenticator.rotate(tenant.ledger_id, key.key_id, overlap_s=0)
+        await opened.key_admin.rotate(tenant.ledger_id, key.key_id, overlap_s=0)
     else:
         opened.sql("UPDATE api_keys SET revoked_at = now() WHERE key_id = %s", key.key_id)
     async with asyncio.timeout(WITHIN_S):
@@ -103,14 +106,14 @@ async def test_every_process_hears_of_a_key_that_changed(
 
 async def test_what_was_read_while_a_key_changed_is_not_remembered(opened: Opened) -> None:
     tenant = await opened.begin()
-    key, text, _ = await opened.authenticator.create(tenant.ledger_id, role="admin")
-    authenticator = Authenticator(opened.api.database, MASTER_KEY)
+    key, text, _ = await opened.key_admin.create(tenant.ledger_id, role="admin")
+    authenticator = Authenticator(opened.api.database, opened.api.keyring)
     await authenticator.authenticate(text, now())
     read = authenticator._database.read
 
     async def then_revoke(ledger_id: int | None, query: Any) -> Any:
         rows = await read(ledger_id, query)
-        await opened.authenticator.revoke(tenant.ledger_id, key.key_id)
+        await opened.key_admin.revoke(tenant.ledger_id, key.key_id)
         authenticator.forget()  # as a listener would, before the rows are looked at
         return rows
 
@@ -123,7 +126,7 @@ async def test_what_was_read_while_a_key_changed_is_not_remembered(opened: Opene
 
 async def test_many_that_present_what_nobody_minted_take_one_session(opened: Opened) -> None:
     await opened.begin()
-    authenticator = Authenticator(opened.api.database, MASTER_KEY)
+    authenticator = Authenticator(opened.api.database, opened.api.keyring)
     await authenticator.authenticate("a first guess", now())
     queries = 0
     read = authenticator._database.read
@@ -146,8 +149,8 @@ async def test_many_that_present_what_nobody_minted_take_one_session(opened: Ope
 
 async def test_a_rotated_key_is_the_same_key_with_another_text(opened: Opened) -> None:
     tenant = await opened.begin()
-    key, old, _ = await opened.authenticator.create(tenant.ledger_id, role="admin", name="app")
-    rotated, new, again = await opened.authenticator.rotate(tenant.ledger_id, key.key_id, overlap_s=60)
+    key, old, _ = await opened.key_admin.create(tenant.ledger_id, role="admin", name="app")
+    rotated, new, again = await opened.key_admin.rotate(tenant.ledger_id, key.key_id, overlap_s=60)
     assert (replace(rotated, overlap_ends_at=None), again) == (key, False)
     assert rotated.overlap_ends_at is not None
     assert new != old
@@ -156,8 +159,8 @@ async def test_a_rotated_key_is_the_same_key_with_another_text(opened: Opened) -
 
 async def test_the_text_before_a_rotation_ends_with_the_overlap(opened: Opened) -> None:
     tenant = await opened.begin()
-    key, old, _ = await opened.authenticator.create(tenant.ledger_id, role="admin")
-    rotated, new, _ = await opened.authenticator.rotate(tenant.ledger_id, key.key_id, overlap_s=60)
+    key, old, _ = await opened.key_admin.create(tenant.ledger_id, role="admin")
+    rotated, new, _ = await opened.key_admin.rotate(tenant.ledger_id, key.key_id, overlap_s=60)
     ends_at = rotated.overlap_ends_at
     assert ends_at is not None
     assert timedelta(seconds=55) < ends_at - now() <= timedelta(seconds=60)
@@ -168,8 +171,8 @@ async def test_the_text_before_a_rotation_ends_with_the_overlap(opened: Opened) 
 
 async def test_no_more_than_two_texts_of_a_key_work(opened: Opened) -> None:
     tenant = await opened.begin()
-    key, first, _ = await opened.authenticator.create(tenant.ledger_id, role="admin")
-    rotated = [await opened.authenticator.rotate(tenant.ledger_id, key.key_id, overlap_s=60) for _ in range(2)]
+    key, first, _ = await opened.key_admin.create(tenant.ledger_id, role="admin")
+    rotated = [await opened.key_admin.rotate(tenant.ledger_id, key.key_id, overlap_s=60) for _ in range(2)]
     texts = [first, *(text for _, text, _ in rotated)]
     works = [await opened.api.authenticator.authenticate(text, now()) is not None for text in texts]
     assert works == [False, True, True]
@@ -177,22 +180,22 @@ async def test_no_more_than_two_texts_of_a_key_work(opened: Opened) -> None:
 
 async def test_the_same_rotation_again_is_told_the_same_text(opened: Opened) -> None:
     tenant = await opened.begin()
-    key, _, _ = await opened.authenticator.create(tenant.ledger_id, role="admin")
+    key, _, _ = await opened.key_admin.create(tenant.ledger_id, role="admin")
     facts: dict[str, Any] = {"overlap_s": 60, "idempotency_key": "key-1", "request_hash": b"request"}
-    first, second = [await opened.authenticator.rotate(tenant.ledger_id, key.key_id, **facts) for _ in range(2)]
+    first, second = [await opened.key_admin.rotate(tenant.ledger_id, key.key_id, **facts) for _ in range(2)]
     assert first[:2] == second[:2]
     assert (first[2], second[2]) == (False, True)
     with pytest.raises(IdempotencyMismatch):
-        await opened.authenticator.rotate(tenant.ledger_id, key.key_id, **(facts | {"request_hash": b"another"}))
+        await opened.key_admin.rotate(tenant.ledger_id, key.key_id, **(facts | {"request_hash": b"another"}))
 
 
 async def test_a_rotation_that_is_told_again_gives_no_text_back_that_was_given_up(opened: Opened) -> None:
     tenant = await opened.begin()
-    key, _, _ = await opened.authenticator.create(tenant.ledger_id, role="admin")
+    key, _, _ = await opened.key_admin.create(tenant.ledger_id, role="admin")
     facts: dict[str, Any] = {"overlap_s": 0, "idempotency_key": "key-1"}
-    _, given_up, _ = await opened.authenticator.rotate(tenant.ledger_id, key.key_id, **facts)
-    await opened.authenticator.rotate(tenant.ledger_id, key.key_id, overlap_s=0)
-    _, told, _ = await opened.authenticator.rotate(tenant.ledger_id, key.key_id, **facts)
+    _, given_up, _ = await opened.key_admin.rotate(tenant.ledger_id, key.key_id, **facts)
+    await opened.key_admin.rotate(tenant.ledger_id, key.key_id, overlap_s=0)
+    _, told, _ = await opened.key_admin.rotate(tenant.ledger_id, key.key_id, **facts)
     assert told == given_up
     assert await opened.api.authenticator.authenticate(told, now()) is None
 
@@ -200,18 +203,18 @@ async def test_a_rotation_that_is_told_again_gives_no_text_back_that_was_given_u
 async def test_a_key_that_is_no_longer_valid_is_not_rotated(opened: Opened) -> None:
     tenant = await opened.begin()
     revoked = await opened.another_key(tenant.ledger_id)
-    await opened.authenticator.revoke(tenant.ledger_id, revoked.key.key_id)
+    await opened.key_admin.revoke(tenant.ledger_id, revoked.key.key_id)
     expired = await opened.another_key(tenant.ledger_id)
     opened.sql("UPDATE api_keys SET expires_at = now() WHERE key_id = %s", expired.key.key_id)
     for key in (revoked.key, expired.key):
         with pytest.raises(KeyNotRotatable):
-            await opened.authenticator.rotate(tenant.ledger_id, key.key_id, overlap_s=0)
+            await opened.key_admin.rotate(tenant.ledger_id, key.key_id, overlap_s=0)
 
 
 async def test_a_key_of_another_ledger_cannot_be_rotated(opened: Opened) -> None:
     one, two = await opened.begin("one"), await opened.begin("two")
     with pytest.raises(LookupError):
-        await opened.api.authenticator.rotate(one.ledger_id, two.key.key_id, overlap_s=0)
+        await opened.api.key_admin.rotate(one.ledger_id, two.key.key_id, overlap_s=0)
 
 
 # -- Uses, and what is recorded of keys
@@ -220,12 +223,12 @@ async def test_a_key_of_another_ledger_cannot_be_rotated(opened: Opened) -> None
 async def test_the_life_of_a_key_stands_in_the_log_of_accesses(opened: Opened) -> None:
     admin = await opened.begin(role="admin")
     context = AccessContext(admin.key.key_id, "admin", "POST /v1/keys", "request-1")
-    key, text, _ = await opened.api.authenticator.create(admin.ledger_id, role="auditor", context=context)
+    key, text, _ = await opened.api.key_admin.create(admin.ledger_id, role="auditor", context=context)
     for _ in range(3):
         await opened.api.authenticator.authenticate(text, now())
-    await opened.api.authenticator.rotate(admin.ledger_id, key.key_id, overlap_s=60, context=context)
+    await opened.api.key_admin.rotate(admin.ledger_id, key.key_id, overlap_s=60, context=context)
     for _ in range(2):
-        await opened.api.authenticator.revoke(admin.ledger_id, key.key_id, context=context)
+        await opened.api.key_admin.revoke(admin.ledger_id, key.key_id, context=context)
 
     rows = (await opened.api.views.accesses.page(admin.ledger_id, limit=100))[::-1]
     by, of = str(admin.key.key_id), str(key.key_id)
@@ -240,7 +243,7 @@ async def test_the_life_of_a_key_stands_in_the_log_of_accesses(opened: Opened) -
 
 async def test_a_first_use_that_cannot_be_recorded_opens_nothing(opened: Opened) -> None:
     tenant = await opened.begin()
-    _, text, _ = await opened.authenticator.create(tenant.ledger_id, role="auditor")
+    _, text, _ = await opened.key_admin.create(tenant.ledger_id, role="auditor")
     opened.sql("REVOKE INSERT ON accesses FROM sparkledger_api")
     for _ in range(2):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -250,13 +253,13 @@ async def test_a_first_use_that_cannot_be_recorded_opens_nothing(opened: Opened)
 async def test_the_last_use_is_written_beside(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.auth.key_usage.GATHER_S", 0.01)
     tenant = await opened.begin()
-    _, text, _ = await opened.authenticator.create(tenant.ledger_id, role="auditor")
+    _, text, _ = await opened.key_admin.create(tenant.ledger_id, role="auditor")
     moment = now()
     for seconds in (0, 10):
         await opened.api.authenticator.authenticate(text, moment + timedelta(seconds=seconds))
 
     async def last_used() -> datetime | None:
-        return (await opened.authenticator.keys(tenant.ledger_id))[0].last_used_at
+        return (await opened.key_admin.keys(tenant.ledger_id))[0].last_used_at
 
     async with asyncio.timeout(WITHIN_S):
         while await last_used() != moment + timedelta(seconds=10):  # noqa: ASYNC110 - what is waited for
@@ -284,97 +287,97 @@ async def test_revoking_again_keeps_the_first_moment(opened: Opened) -> None:
     tenant = await opened.begin()
     moments = set()
     for _ in range(2):
-        assert await opened.authenticator.revoke(tenant.ledger_id, tenant.key.key_id)
-        moments |= {key.revoked_at for key in await opened.authenticator.keys(tenant.ledger_id)}
+        assert await opened.key_admin.revoke(tenant.ledger_id, tenant.key.key_id)
+        moments |= {key.revoked_at for key in await opened.key_admin.keys(tenant.ledger_id)}
     assert len(moments) == 1
     assert None not in moments
 
 
 async def test_a_key_of_another_ledger_cannot_be_revoked(opened: Opened) -> None:
     one, two = await opened.begin("one"), await opened.begin("two")
-    assert await opened.authenticator.revoke(one.ledger_id, two.key.key_id) is False
+    assert await opened.key_admin.revoke(one.ledger_id, two.key.key_id) is False
 
 
 async def test_a_key_that_was_revoked_meanwhile_mints_and_revokes_no_other(opened: Opened) -> None:
     admin = await opened.begin(role="admin")
     other = await opened.another_key(admin.ledger_id)
-    await opened.authenticator.revoke(admin.ledger_id, admin.key.key_id)
+    await opened.key_admin.revoke(admin.ledger_id, admin.key.key_id)
     with pytest.raises(KeyNoLongerValid):
-        await minted(opened.authenticator, admin.ledger_id, context=AccessContext(admin.key.key_id))
+        await minted(opened.key_admin, admin.ledger_id, context=AccessContext(admin.key.key_id))
     with pytest.raises(KeyNoLongerValid):
-        await opened.authenticator.revoke(admin.ledger_id, other.key.key_id, context=AccessContext(admin.key.key_id))
-    revoked = [key.revoked_at is not None for key in await opened.authenticator.keys(admin.ledger_id)]
+        await opened.key_admin.revoke(admin.ledger_id, other.key.key_id, context=AccessContext(admin.key.key_id))
+    revoked = [key.revoked_at is not None for key in await opened.key_admin.keys(admin.ledger_id)]
     assert revoked == [False, True]
 
 
 async def test_keys_are_listed_newest_first_and_only_the_ledgers_own(opened: Opened) -> None:
     one, _ = await opened.begin("one"), await opened.begin("two")
     second = await opened.another_key(one.ledger_id, "auditor")
-    keys = await opened.api.authenticator.keys(one.ledger_id)
+    keys = await opened.api.key_admin.keys(one.ledger_id)
     assert [key.key_id for key in keys] == [second.key.key_id, one.key.key_id]
 
 
 async def test_the_same_minting_again_is_told_the_same_key(opened: Opened) -> None:
     tenant = await opened.begin()
-    first, second = [await minted(opened.api.authenticator, tenant.ledger_id) for _ in range(2)]
+    first, second = [await minted(opened.api.key_admin, tenant.ledger_id) for _ in range(2)]
     assert first[:2] == second[:2]
     assert (first[2], second[2]) == (False, True)
-    assert len(await opened.authenticator.keys(tenant.ledger_id)) == 2
+    assert len(await opened.key_admin.keys(tenant.ledger_id)) == 2
 
 
 async def test_another_minting_with_the_same_idempotency_key_is_a_mismatch(opened: Opened) -> None:
     tenant = await opened.begin()
-    await minted(opened.api.authenticator, tenant.ledger_id)
+    await minted(opened.api.key_admin, tenant.ledger_id)
     with pytest.raises(IdempotencyMismatch):
-        await minted(opened.api.authenticator, tenant.ledger_id, request_hash=b"another")
+        await minted(opened.api.key_admin, tenant.ledger_id, request_hash=b"another")
 
 
 async def test_the_same_idempotency_key_of_another_caller_mints_another_key(opened: Opened) -> None:
     one = await opened.begin()
     two = await opened.another_key(one.ledger_id)
     texts = {
-        (await minted(opened.authenticator, one.ledger_id, context=AccessContext(t.key.key_id)))[1] for t in (one, two)
+        (await minted(opened.key_admin, one.ledger_id, context=AccessContext(t.key.key_id)))[1] for t in (one, two)
     }
     assert len(texts) == 2
 
 
-async def minted(authenticator: Authenticator, ledger_id: int, **fields: Any) -> tuple[ApiKey, str, bool]:
+async def minted(key_admin: KeyAdmin, ledger_id: int, **fields: Any) -> tuple[ApiKey, str, bool]:
     facts: dict[str, Any] = {"role": "auditor", "idempotency_key": "key-1", "request_hash": b"request"}
-    return await authenticator.create(ledger_id, **(facts | fields))
+    return await key_admin.create(ledger_id, **(facts | fields))
 
 
 async def test_another_master_key_is_told_and_not_taken_for_an_unknown_key(opened: Opened) -> None:
     tenant = await opened.begin()
-    _, text, _ = await opened.authenticator.create(tenant.ledger_id, role="admin")
-    other = Authenticator(opened.api.database, MasterKey(b"\xff" * 32))
+    _, text, _ = await opened.key_admin.create(tenant.ledger_id, role="admin")
+    other = Authenticator(opened.api.database, Keyring(opened.api.database, MasterKey(b"\xff" * 32)))
     with pytest.raises(MasterKeyError):
         await other.authenticate(text, now())
 
 
 async def test_a_ledgers_name_is_taken_once(opened: Opened) -> None:
-    await opened.authenticator.create_ledger("main")
+    await opened.ledger_admin.create("main")
     with pytest.raises(LedgerExists):
-        await opened.authenticator.create_ledger("main")
+        await opened.ledger_admin.create("main")
 
 
 async def test_an_unknown_ledger_is_named_in_the_refusal(opened: Opened) -> None:
     with pytest.raises(LookupError, match="no ledger named elsewhere"):
-        await opened.authenticator.ledger_id("elsewhere")
+        await opened.ledger_admin.id_of("elsewhere")
 
 
 async def test_the_names_of_keys_include_revoked_ones(opened: Opened) -> None:
     tenant = await opened.begin()
-    key, _, _ = await opened.authenticator.create(tenant.ledger_id, role="admin", name="gone")
-    await opened.authenticator.revoke(tenant.ledger_id, key.key_id)
-    assert (await opened.authenticator.names(tenant.ledger_id))[str(key.key_id)] == "gone"
+    key, _, _ = await opened.key_admin.create(tenant.ledger_id, role="admin", name="gone")
+    await opened.key_admin.revoke(tenant.ledger_id, key.key_id)
+    assert (await opened.key_admin.names(tenant.ledger_id))[str(key.key_id)] == "gone"
 
 
 async def test_an_administrators_own_text_is_known_after_it_was_given(opened: Opened) -> None:
     tenant = await opened.begin()
     text = "an-administrators-own-choice-of-a-key"
-    before = await opened.authenticator.known(text)
-    await opened.authenticator.create(tenant.ledger_id, role="admin", text=text)
-    assert (before, await opened.authenticator.known(text)) == (False, True)
+    before = await opened.key_admin.known(text)
+    await opened.key_admin.create(tenant.ledger_id, role="admin", text=text)
+    assert (before, await opened.key_admin.known(text)) == (False, True)
 
 
 SOMEBODY = frozenset({"x"})

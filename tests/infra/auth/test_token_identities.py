@@ -11,10 +11,11 @@ import pytest
 
 from domain.errors import NotAllowed
 from infra.auth.authenticator import Authenticator
+from infra.auth.key_admin import KeyAdmin
 from infra.errors import KeyNoLongerValid, TokenRefused
 from tests import given
 from tests.infra.auth.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
-from tests.infra.opened import MASTER_KEY, Opened, Tenant
+from tests.infra.opened import Opened, Tenant
 
 MAKERS: dict[str, Any] = {
     "role_claim": "role",
@@ -40,7 +41,7 @@ async def tenant(opened: Opened) -> Tenant:
 
 @pytest.fixture
 def authenticator(opened: Opened, issuer: TestIssuer) -> Authenticator:
-    return Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(role="operator")])
+    return Authenticator(opened.api.database, opened.api.keyring, [issuer.configured(role="operator")])
 
 
 async def test_a_bearer_is_one_key_whatever_token_they_come_with(
@@ -53,7 +54,7 @@ async def test_a_bearer_is_one_key_whatever_token_they_come_with(
     assert first is not None and second is not None and other is not None  # noqa: PT018 - for the type checker
     assert first.key_id == second.key_id != other.key_id
     assert (first.kind, first.ledger_id, first.role) == ("token", tenant.ledger_id, "operator")
-    keys = {key.key_id: key for key in await authenticator.keys(tenant.ledger_id)}
+    keys = {key.key_id: key for key in await opened.key_admin.keys(tenant.ledger_id)}
     assert (keys[first.key_id].name, keys[first.key_id].subject) == (issuer.url, "ana")
     await authenticator.stop()
 
@@ -73,7 +74,9 @@ async def test_bearers_of_two_issuers_are_two_though_they_are_called_the_same(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
     with issuing() as second:
-        authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(), second.configured()])
+        authenticator = Authenticator(
+            opened.api.database, opened.api.keyring, [issuer.configured(), second.configured()]
+        )
         keys = [await authenticator.authenticate(one.token(sub="ana"), now()) for one in (issuer, second)]
         assert len({key.key_id for key in keys if key is not None}) == 2
         await authenticator.stop()
@@ -83,12 +86,12 @@ async def test_a_bearer_who_comes_for_the_first_time_many_times_at_once_is_one(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
     """As in several processes that have not heard of each other."""
-    authenticators = [Authenticator(opened.api.database, MASTER_KEY, [issuer.configured()]) for _ in range(4)]
+    authenticators = [Authenticator(opened.api.database, opened.api.keyring, [issuer.configured()]) for _ in range(4)]
     keys = await asyncio.gather(
         *(one.authenticate(issuer.token(sub="ana", jti=str(n)), now()) for n in range(4) for one in authenticators)
     )
     assert len({key.key_id for key in keys if key is not None}) == 1
-    assert len(await opened.authenticator.keys(tenant.ledger_id)) == 2
+    assert len(await opened.key_admin.keys(tenant.ledger_id)) == 2
     first_uses = [
         row for row in await opened.api.views.accesses.page(tenant.ledger_id, limit=9) if row.route == "first use"
     ]
@@ -100,7 +103,7 @@ async def test_a_bearer_who_comes_for_the_first_time_many_times_at_once_is_one(
 async def test_role_and_subjects_are_those_of_the_token_that_is_presented(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
-    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured(**MAKERS)])
     known = [
         await authenticator.authenticate(issuer.token(**claims), now())
         for claims in ({"role": "c", "creators": ["ana"]}, {"role": "a"}, {"role": "c", "creators": "ben"})
@@ -113,11 +116,11 @@ async def test_role_and_subjects_are_those_of_the_token_that_is_presented(
     await authenticator.stop()
 
 
-async def written_down(authenticator: Authenticator, tenant: Tenant) -> list[tuple[str, list[str], str | None, bool]]:
+async def written_down(opened: Opened, tenant: Tenant) -> list[tuple[str, list[str], str | None, bool]]:
     """Return role, creators and name of each bearer as they stand in the list, and whether they are let in."""
     return [
         (key.role, sorted(key.subjects.creator_ids), key.subject, key.revoked_at is None)
-        for key in await authenticator.keys(tenant.ledger_id)
+        for key in await opened.key_admin.keys(tenant.ledger_id)
         if key.kind == "token"
     ]
 
@@ -125,7 +128,7 @@ async def written_down(authenticator: Authenticator, tenant: Tenant) -> list[tup
 async def test_what_is_written_down_of_a_bearer_is_what_their_newest_token_says(
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
-    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured(**MAKERS)])
     both = issuer.token(role="c", creators=["ana", "second-account"])
     alone = issuer.token(role="c", creators=["ana"])
     for token, told in (
@@ -136,7 +139,7 @@ async def test_what_is_written_down_of_a_bearer_is_what_their_newest_token_says(
         (issuer.token(role="a"), ("auditor", [])),
     ):
         assert await authenticator.authenticate(token, now()) is not None
-        assert await written_down(authenticator, tenant) == [(*told, "somebody", True)]
+        assert await written_down(opened, tenant) == [(*told, "somebody", True)]
     await authenticator.stop()
 
 
@@ -153,7 +156,7 @@ async def test_an_erasure_shuts_out_and_forgets_whoever_acts_for_the_creator_alo
     opened: Opened, tenant: Tenant, issuer: TestIssuer
 ) -> None:
     await opened.when(tenant, given.permission())
-    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured(**MAKERS)])
     first: dict[str, Any] = {"role": "c", "creators": [given.CREATOR, "second-account"]}
     now_alone: dict[str, Any] = {"role": "c", "creators": [given.CREATOR]}
     ana, left = issuer.token(sub="ana", **now_alone), issuer.token(sub="left", role="a")
@@ -164,7 +167,7 @@ async def test_an_erasure_shuts_out_and_forgets_whoever_acts_for_the_creator_alo
     with pytest.raises(TokenRefused, match="was revoked here"):
         await authenticator.authenticate(ana, now())
     assert await authenticator.still_opens(left, now())
-    assert await written_down(authenticator, tenant) == [
+    assert await written_down(opened, tenant) == [
         ("auditor", [], "left", True),
         ("creator", [given.CREATOR], None, False),
     ]
@@ -177,11 +180,11 @@ async def test_a_bearer_who_acts_for_erased_creators_alone_is_not_let_in_and_not
     for creator_id in (given.CREATOR, "second-account"):
         await opened.when(tenant, given.permission(creator_id=creator_id))
         await opened.erase(tenant, creator_id)
-    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured(**MAKERS)])
     for creators in ([given.CREATOR], [given.CREATOR, "second-account"]):
         with pytest.raises(TokenRefused, match="was erased here"):
             await authenticator.authenticate(issuer.token(role="c", creators=creators), now())
-    assert await written_down(authenticator, tenant) == []
+    assert await written_down(opened, tenant) == []
     assert await authenticator.still_opens(issuer.token(role="c", creators=[given.CREATOR, "somebody-else"]), now())
     await authenticator.stop()
 
@@ -191,7 +194,7 @@ async def test_a_token_that_was_let_in_ends_with_the_erasure_of_whom_it_acts_for
 ) -> None:
     """Also where the bearer's newest token is another one, so that the bearer goes on."""
     await opened.when(tenant, given.permission())
-    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured(**MAKERS)])
+    authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured(**MAKERS)])
     alone, newest = (issuer.token(role="c", creators=ids) for ids in ([given.CREATOR], [given.CREATOR, "another"]))
     assert [await authenticator.still_opens(token, now()) for token in (alone, newest)] == [True, True]
     await opened.when(tenant, given.erase())
@@ -206,7 +209,7 @@ async def test_a_bearer_who_was_shut_out_stays_out_with_any_token(
     token = issuer.token(sub="ana")
     key = await authenticator.authenticate(token, now())
     assert key is not None
-    await authenticator.revoke(tenant.ledger_id, key.key_id)
+    await KeyAdmin(opened.api.database, opened.api.keyring, authenticator.forget).revoke(tenant.ledger_id, key.key_id)
     for presented in (token, issuer.token(sub="ana", jti="another")):
         with pytest.raises(TokenRefused, match="was revoked here"):
             await authenticator.authenticate(presented, now())
@@ -233,8 +236,8 @@ async def test_a_token_that_is_remembered_is_verified_again_when_the_issuers_key
     token = issuer.token()
     assert await authenticator.still_opens(token, now())
     issuer.signers = [signer("ES256", "another")]
-    assert authenticator._bearers is not None
-    keys = authenticator._bearers._tokens._issuers[issuer.url][1]
+    assert authenticator._token_identities is not None
+    keys = authenticator._token_identities._tokens._issuers[issuer.url][1]
     keys._ask_from = float("-inf")
     with pytest.raises(TokenRefused):
         await authenticator.authenticate(issuer.token(headers={"kid": "unknown"}), now())
@@ -244,7 +247,7 @@ async def test_a_token_that_is_remembered_is_verified_again_when_the_issuers_key
 
 async def test_a_token_that_leads_to_no_ledger_is_turned_away(opened: Opened, issuer: TestIssuer) -> None:
     await opened.begin("another")
-    authenticator = Authenticator(opened.api.database, MASTER_KEY, [issuer.configured()])
+    authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured()])
     with pytest.raises(NotAllowed, match="a ledger that is not here"):
         await authenticator.authenticate(issuer.token(), now())
     await authenticator.stop()

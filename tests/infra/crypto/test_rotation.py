@@ -132,7 +132,7 @@ def wrapped_with(opened: Opened) -> set[str]:
 
 async def test_after_a_rotation_the_new_key_alone_opens_everything(opened: Opened) -> None:
     tenant = await story(opened)
-    key, key_text, _ = await opened.authenticator.create(tenant.ledger_id, role="auditor")
+    key, key_text, _ = await opened.key_admin.create(tenant.ledger_id, role="auditor")
     assert await rotate(opened.database.dsn(), BOTH, told) == NEW_ID
     assert wrapped_with(opened) == {NEW_ID}
     async with process(opened, MasterKey(NEW)) as other:

@@ -194,7 +194,7 @@ async def test_a_freed_claim_can_be_taken(opened: Opened) -> None:
 @pytest.mark.parametrize("never_minted", [True, False])
 async def test_a_key_that_is_revoked_or_unknown_cannot_append(opened: Opened, never_minted: bool) -> None:
     tenant = await opened.begin()
-    await opened.authenticator.revoke(tenant.ledger_id, tenant.key.key_id)
+    await opened.key_admin.revoke(tenant.ledger_id, tenant.key.key_id)
     api_key = uuid7() if never_minted else tenant.key.key_id
     async with writing(opened.database) as writer:
         outcome = await writer.append(appending(tenant.ledger_id, row(uuid7()), api_key=api_key))

@@ -151,7 +151,7 @@ async def test_a_switch_that_32_throw_at_once_alternates(opened: Opened) -> None
 
 async def test_a_key_revoked_between_the_door_and_the_log_records_nothing(opened: Opened) -> None:
     tenant = await permitted(opened)
-    await opened.authenticator.revoke(tenant.ledger_id, tenant.key.key_id)
+    await opened.key_admin.revoke(tenant.ledger_id, tenant.key.key_id)
     with pytest.raises(KeyNoLongerValid):
         await opened.when(tenant, fresh_code())
     assert opened.sql("SELECT max(position) FROM events") == [(1,)]

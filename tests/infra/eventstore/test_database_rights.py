@@ -159,7 +159,7 @@ async def two(opened: Opened) -> tuple[Tenant, Tenant]:
         await opened.when(tenant, given.permission(creator_id="creator-erased"))
         await opened.erase(tenant, "creator-erased")
         await opened.api.denied_attempts.count(tenant.ledger_id, tenant.actor, "code_unknown")
-        _, text, _ = await opened.authenticator.create(tenant.ledger_id, role="auditor")
+        _, text, _ = await opened.key_admin.create(tenant.ledger_id, role="auditor")
         await opened.api.authenticator.authenticate(text, datetime.now(UTC))
         row = {"ledger": tenant.ledger_id, "key": tenant.key.key_id, "id": uuid7()}
         with psycopg.connect(opened.database.dsn(), autocommit=True) as connection:

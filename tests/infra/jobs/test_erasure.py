@@ -15,11 +15,11 @@ import pytest
 from domain.errors import Refused, Unknown
 from domain.recorded import RecordedEvent
 from domain.values import Sealed
+from infra.auth.access_log import COMMAND_LINE
 from infra.auth.api_keys import ApiKey, Subjects
-from infra.auth.authenticator import Authenticator
 from infra.auth.denied_attempts import DeniedAttempt
 from infra.auth.erasure_lock import all_erased
-from infra.auth.key_admin import COMMAND_LINE
+from infra.auth.key_admin import KeyAdmin
 from infra.errors import Unavailable
 from infra.ids import uuid7
 from infra.jobs.erasure import Erasures, erase
@@ -231,13 +231,11 @@ async def test_keys_for_the_creator_alone_are_revoked_and_lose_their_names(opene
 
     async def mint(*creators: str, name: str = "the phone of Ana Lopes", role: Any = "creator") -> UUID:
         subjects = Subjects(frozenset(creators))
-        key, _, _ = await opened.authenticator.create(tenant.ledger_id, role=role, name=name, subjects=subjects)
+        key, _, _ = await opened.key_admin.create(tenant.ledger_id, role=role, name=name, subjects=subjects)
         return key.key_id
 
     async def stand(*minted: UUID) -> list[tuple[str | None, bool]]:
-        keys = {
-            key.key_id: (key.name, key.revoked_at is None) for key in await opened.authenticator.keys(tenant.ledger_id)
-        }
+        keys = {key.key_id: (key.name, key.revoked_at is None) for key in await opened.key_admin.keys(tenant.ledger_id)}
         return [keys[key_id] for key_id in minted]
 
     minted = (
@@ -256,18 +254,18 @@ async def test_keys_for_the_creator_alone_are_revoked_and_lose_their_names(opene
 async def test_no_key_is_made_for_erased_creators_alone(opened: Opened) -> None:
     tenant = await two_creators(opened)
 
-    async def mint(authenticator: Authenticator, *creators: str) -> ApiKey:
+    async def mint(key_admin: KeyAdmin, *creators: str) -> ApiKey:
         subjects = Subjects(frozenset(creators))
-        key, _, _ = await authenticator.create(tenant.ledger_id, role="creator", name="Ana Lopes", subjects=subjects)
+        key, _, _ = await key_admin.create(tenant.ledger_id, role="creator", name="Ana Lopes", subjects=subjects)
         return key
 
     await opened.when(tenant, given.erase())  # the deed is not done yet
-    for authenticator in (opened.authenticator, opened.api.authenticator):
-        assert await refusal(mint(authenticator, CREATOR)) == "creator_erased"
-        assert (await mint(authenticator, CREATOR, OTHER_CREATOR)).subjects.creator_ids == {CREATOR, OTHER_CREATOR}
+    for key_admin in (opened.key_admin, opened.api.key_admin):
+        assert await refusal(mint(key_admin, CREATOR)) == "creator_erased"
+        assert (await mint(key_admin, CREATOR, OTHER_CREATOR)).subjects.creator_ids == {CREATOR, OTHER_CREATOR}
     await opened.erase(tenant, OTHER_CREATOR)
-    assert await refusal(mint(opened.authenticator, CREATOR, OTHER_CREATOR)) == "creator_erased"
-    assert (await mint(opened.authenticator, "creator-3")).name == "Ana Lopes"
+    assert await refusal(mint(opened.key_admin, CREATOR, OTHER_CREATOR)) == "creator_erased"
+    assert (await mint(opened.key_admin, "creator-3")).name == "Ana Lopes"
 
 
 async def test_a_key_that_is_being_made_while_its_creator_is_erased_loses_its_name(opened: Opened) -> None:
@@ -293,7 +291,7 @@ async def test_a_key_that_is_being_made_while_its_creator_is_erased_loses_its_na
             )
         assert await carrying_out
     assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NULL") == [(1,)]
-    key = next(key for key in await opened.authenticator.keys(tenant.ledger_id) if key.key_id == key_id)
+    key = next(key for key in await opened.key_admin.keys(tenant.ledger_id) if key.key_id == key_id)
     assert (key.name, key.revoked_at is None) == (None, False)
 
 
@@ -312,7 +310,7 @@ async def test_where_refused_attempts_of_the_creators_own_keys_came_from_is_forg
         return [[origin for key_id, origin in found if key_id == key.key_id] for key in keys]
 
     keys = [
-        (await opened.authenticator.create(tenant.ledger_id, role="creator", subjects=Subjects(frozenset(creators))))[0]
+        (await opened.key_admin.create(tenant.ledger_id, role="creator", subjects=Subjects(frozenset(creators))))[0]
         for creators in ([CREATOR], [CREATOR, OTHER_CREATOR], [OTHER_CREATOR])
     ]
     for key in (*keys, tenant.key):
@@ -349,7 +347,7 @@ async def test_a_worker_carries_out_what_was_recorded_and_not_carried_out(opened
     for creator in (CREATOR, OTHER_CREATOR):
         await opened.when(tenant, given.erase(creator_id=creator))
     async with runtime(opened.database.dsn(WORKER), WORKER, MASTER_KEY) as worker:
-        erasures = Erasures(worker.database, worker.aggregates, worker.authenticator)
+        erasures = Erasures(worker.database, worker.aggregates, worker.key_admin)
         assert [await erasures.resume() for _ in range(2)] == [2, 0]
     assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NOT NULL") == [(0,)]
 
@@ -376,7 +374,7 @@ async def test_an_erasure_whose_process_was_killed_in_between_is_carried_out_by_
     assert opened.sql("SELECT count(*) FROM erasures") == [(0,)]
     assert await refusal(opened.aggregates.secret(tenant.ledger_id, CODE)) == "creator_erased"
     async with runtime(opened.database.dsn(WORKER), WORKER, MASTER_KEY) as worker:
-        carrying_out = asyncio.create_task(Erasures(worker.database, worker.aggregates, worker.authenticator).run())
+        carrying_out = asyncio.create_task(Erasures(worker.database, worker.aggregates, worker.key_admin).run())
         await until(lambda: opened.sql("SELECT count(*) FROM erasures") == [(1,)])
         carrying_out.cancel()
     assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NOT NULL") == [(1,)]
@@ -402,7 +400,7 @@ async def test_the_command_line_erases_and_leaves_no_key_behind(opened: Opened) 
         8: {"secret": OTHER_SECRET},
         9: {"text": REMARK},
     }
-    keys = await opened.authenticator.keys(tenant.ledger_id)
+    keys = await opened.key_admin.keys(tenant.ledger_id)
     assert [key.name for key in keys if key.revoked_at is not None] == ["command line"]
     with pytest.raises(LookupError, match="Nothing is recorded of this creator in ledger main"):
         await erase(opened.database.dsn(), MASTER_KEY, "main", "nobody", "asked for")
@@ -519,4 +517,4 @@ async def test_what_was_sealed_just_before_an_erasure_is_not_appended_after_it(
 async def test_an_erasure_waits_for_a_database_that_is_away(opened: Opened) -> None:
     async with runtime("host=127.0.0.1 port=1 dbname=away", WORKER, MASTER_KEY) as worker:
         with pytest.raises(Unavailable):
-            await Erasures(worker.database, worker.aggregates, worker.authenticator).resume()
+            await Erasures(worker.database, worker.aggregates, worker.key_admin).resume()

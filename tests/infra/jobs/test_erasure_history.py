@@ -19,7 +19,7 @@ from domain.campaign import Campaign
 from domain.errors import Refused
 from domain.recorded import RecordedEvent
 from domain.values import Sealed
-from infra.auth.key_admin import COMMAND_LINE
+from infra.auth.access_log import COMMAND_LINE
 from infra.crypto.envelope import associated_data
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.pool import Database

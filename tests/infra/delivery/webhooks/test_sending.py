@@ -514,7 +514,7 @@ async def test_nothing_is_sent_for_a_key_that_is_not_valid(post: Post) -> None:
         webhook_id = await post.register(receiver)
         await post.generate()
         await post.settled(webhook_id)
-        await post.opened.authenticator.revoke(post.tenant.ledger_id, post.tenant.key.key_id)
+        await post.opened.key_admin.revoke(post.tenant.ledger_id, post.tenant.key.key_id)
         webhook = await post.until(webhook_id, disabled="key")
         other = Post(post.opened, await post.opened.another_key(post.tenant.ledger_id), post.codes)
         await other.share(post.codes[0], 3)

@@ -1,0 +1,68 @@
+"""Administration of ledgers: creating one, and finding those there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from infra.crypto.envelope import fresh_key
+from infra.crypto.keyring import fingerprint_purpose
+
+if TYPE_CHECKING:
+    from infra.crypto.keyring import Keyring
+    from infra.postgres.pool import Database, LedgerConnection
+
+
+class LedgerExists(Exception):
+    """A ledger of this name exists already. Choose another name, or mint a key for the one there is."""
+
+
+class LedgerAdmin:
+    """Creates ledgers and finds them by name; needs the worker's rights."""
+
+    def __init__(self, database: Database, keyring: Keyring) -> None:
+        """Take the database, and the keyring that wraps a new ledger's fingerprint key."""
+        self._database = database
+        self._keyring = keyring
+
+    async def create(self, name: str) -> int:
+        """Create a ledger with a fingerprint key of its own, and return its id.
+
+        Raises:
+            LedgerExists: the name is taken.
+
+        """
+        wrapped = await self._keyring.wrap(fresh_key(), fingerprint_purpose(name))
+        async with self._database.connection() as connection:
+            try:
+                cursor = await connection.execute(
+                    "INSERT INTO ledgers (name, fingerprint_key) VALUES (%s, %s) RETURNING ledger_id", (name, wrapped)
+                )
+            except psycopg.errors.UniqueViolation as error:
+                raise LedgerExists from error
+            row = await cursor.fetchone()
+        assert row is not None  # noqa: S101 - RETURNING answers one row or raises
+        return int(row[0])
+
+    async def id_of(self, name: str) -> int:
+        """Return a ledger's id by its name.
+
+        Raises:
+            LookupError: there is no such ledger.
+
+        """
+        ids = {known: ledger_id for ledger_id, known in await self.ledgers()}
+        if name not in ids:
+            message = f"There is no ledger named {name}. `sparkledger ledgers list` names those there are."
+            raise LookupError(message)
+        return ids[name]
+
+    async def ledgers(self) -> list[tuple[int, str]]:
+        """Return the id and name of every ledger, oldest first."""
+
+        async def query(connection: LedgerConnection) -> list[tuple[int, str]]:
+            cursor = await connection.execute("SELECT ledger_id, name FROM ledgers ORDER BY ledger_id")
+            return [(row[0], row[1]) for row in await cursor.fetchall()]
+
+        return await self._database.read(None, query)
