@@ -20,7 +20,7 @@ from eventsourcing.domain import Aggregate
 from domain.campaign import Campaign, Share
 from domain.errors import Refused, Unknown
 from domain.reminders import Reminder, reminders
-from domain.values import Channel, Sealed, State, Window, masked
+from domain.values import Channel, Sealed, State, Window, masked, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -464,13 +464,12 @@ class Code(Aggregate):
 
     def state(self, moment: datetime) -> State:
         """Return the one word for where the code stands; revoked outranks expired, expired what came before."""
-        if self.revoked_at is not None:
-            return "revoked"
-        if self.window.ended_by(moment):
-            return "expired"
-        if self.redemptions:
-            return "redeemed"
-        return "shared" if self.shares else "generated"
+        return state_of(
+            revoked=self.revoked_at is not None,
+            ended=self.window.ended_by(moment),
+            redeemed=bool(self.redemptions),
+            shared=bool(self.shares),
+        )
 
     def live(self, moment: datetime) -> bool:
         """Tell whether the code is unrevoked and inside its window."""

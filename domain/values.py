@@ -34,6 +34,17 @@ class Sealed(str):
         return "Sealed('…')"
 
 
+def state_of(*, revoked: bool, ended: bool, redeemed: bool, shared: bool) -> State:
+    """Return the state of a code: revoked outranks expired, expired outranks redeemed, redeemed outranks shared."""
+    if revoked:
+        return "revoked"
+    if ended:
+        return "expired"
+    if redeemed:
+        return "redeemed"
+    return "shared" if shared else "generated"
+
+
 def masked(secret: str) -> str:
     """Return what may be shown of a secret: the last four characters of a long one, nothing of a short one."""
     return "…" if len(secret) < MASK_WHOLE_BELOW_CHARACTERS else f"…{secret[-4:]}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from domain.campaign import undone
+from domain.values import state_of
 from projections.campaigns import stop
 
 if TYPE_CHECKING:
@@ -102,13 +103,12 @@ def transitions(row: CodeTimelineRow) -> list[tuple[datetime, State]]:
 
 
 def _state(row: CodeTimelineRow, moment: datetime, end: datetime) -> State:
-    if row.revoked_at is not None and row.revoked_at <= moment:
-        return "revoked"
-    if end <= moment:
-        return "expired"
-    if row.redeemed_at is not None and row.redeemed_at <= moment:
-        return "redeemed"
-    return "shared" if row.shared_at is not None and row.shared_at <= moment else "generated"
+    return state_of(
+        revoked=row.revoked_at is not None and row.revoked_at <= moment,
+        ended=end <= moment,
+        redeemed=row.redeemed_at is not None and row.redeemed_at <= moment,
+        shared=row.shared_at is not None and row.shared_at <= moment,
+    )
 
 
 def _parsed(pair: Sequence[str]) -> tuple[datetime, datetime]:

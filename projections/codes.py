@@ -16,7 +16,7 @@ from uuid import UUID
 from psycopg import sql
 
 from domain.code import Code
-from domain.values import State
+from domain.values import State, state_of
 from projections.engine.paging import Keyset
 from projections.engine.table import Table
 from projections.engine.view import View
@@ -66,14 +66,13 @@ class CodeRow:
     refusal_count: int
 
     def state(self, moment: datetime) -> State:
-        """Return the one word for where the code stands, as `Code.state` does."""
-        if self.revoked_at is not None:
-            return "revoked"
-        if moment >= self.expires_at:
-            return "expired"
-        if self.redemption_count:
-            return "redeemed"
-        return "shared" if self.share_count else "generated"
+        """Return the code's state at a moment, by the clock."""
+        return state_of(
+            revoked=self.revoked_at is not None,
+            ended=moment >= self.expires_at,
+            redeemed=self.redemption_count > 0,
+            shared=self.share_count > 0,
+        )
 
     def live(self, moment: datetime) -> bool:
         """Tell whether the code is unrevoked and inside its window."""
