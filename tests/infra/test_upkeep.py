@@ -162,9 +162,9 @@ def test_a_view_that_cannot_be_filled_keeps_no_other_from_it(filled: Filled, mon
 
 def test_a_worker_that_is_killed_is_followed_by_another_within_seconds(filled: Filled) -> None:
     with filled.running("work", "--only", "views") as first:
-        until(lambda: filled.position("history") > 0)
+        until(lambda: filled.position("history") > 0, within_s=60)
         with filled.running("work", "--only", "views"):
-            until(lambda: waiting(filled) == len(VIEWS))
+            until(lambda: waiting(filled) == len(VIEWS), within_s=60)
             first.send_signal(signal.SIGKILL)
             first.wait(10)
             until(lambda: {filled.position(view.name) for view in VIEWS} == {EVENTS}, within_s=60)
