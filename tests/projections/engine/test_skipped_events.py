@@ -21,8 +21,8 @@ from tests import given
 from tests.conftest import TestDatabase
 from tests.given import Story
 from tests.projections.conftest import Cursor
+from tests.projections.engine.runners import failed, poisoned_by, reads, runner_of, running, state
 from tests.projections.memory_log import MemoryLog, positions, rows, until
-from tests.projections.test_runner import failed, poisoned_by, reads, runner_of, running, state
 
 # The code is shared, redeemed and revoked; the view of codes stops before it is shared.
 BROKEN: View[Any] = poisoned_by(Code.Shared)

@@ -35,7 +35,7 @@ from tests.bench.lives import fill
 from tests.conftest import TestDatabase
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RUN = CliRunner()
 EVENTS = 25_000
 KEY = bytes(range(32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -26,52 +26,17 @@ from projections.engine.view import RowChanges, View, ViewPosition, ViewState
 from tests import given
 from tests.given import CODE, NOW
 from tests.projections.conftest import Cursor, Followed
+from tests.projections.engine.runners import (
+    NEVER_S,
+    all_read,
+    failed,
+    poisoned_by,
+    reads,
+    runner_of,
+    running,
+    state,
+)
 from tests.projections.memory_log import MemoryLog, happening, positions, rows, until
-
-NEVER_S = 3600.0
-SOON_S = 0.02
-
-
-@asynccontextmanager
-async def running(*runners: Runner) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Run runners until the block ends."""
-    tasks = [asyncio.create_task(runner.run()) for runner in runners]
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            task.cancel()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(outcome, asyncio.CancelledError), outcome
-
-
-def runner_of(
-    view: View[Any],
-    log: Any,
-    connect: Connect,
-    wake: asyncio.Event | None = None,
-    *,
-    poll_s: float = SOON_S,
-    page_events: int = 100,
-) -> Runner:
-    return Runner(view, log, connect, wake or asyncio.Event(), poll_s=poll_s, page_events=page_events)
-
-
-async def state(cur: Cursor, name: str) -> tuple[str, int | None, int | None] | None:
-    standing = await checkpoints.load_state(cur, name)
-    if standing is None:
-        return None
-    return standing.state, standing.failed_ledger_id, standing.failed_position
-
-
-def poisoned_by(kind: type, of: View[Any] = codes.VIEW) -> View[Any]:
-    """A view whose handler of this event is broken."""
-
-    def handler(*_: Any) -> None:
-        raise ZeroDivisionError("a mistake in a handler")
-
-    return replace(of, updates={**of.updates, kind: handler})
-
 
 # Following
 
@@ -82,14 +47,6 @@ async def test_a_page_spans_ledgers_and_every_view_follows(connect: Connect, wor
         await until(lambda: all_read(worker, VIEWS, {1: 4, 3: 5, 4: 1}))
     assert log.pages <= 2 * len(VIEWS), "all of it fits one page a view, and the next one is empty"
     assert await state(worker, "codes") == ("following", None, None)
-
-
-async def all_read(cur: Cursor, views: Sequence[View[Any]], heads: dict[int, int]) -> bool:
-    return all([await reads(cur, view.name, heads) for view in views])
-
-
-async def reads(cur: Cursor, name: str, heads: dict[int, int]) -> bool:
-    return await positions(cur, name) == heads
 
 
 async def test_a_runner_is_woken_by_its_event(connect: Connect, worker: Cursor) -> None:
@@ -142,11 +99,6 @@ async def test_a_poisoned_event_stops_only_its_view_which_says_which_one(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
         "View codes has stopped. View codes stops before event 5 of ledger 2: ZeroDivisionError: a mistake in a handler"
     ]
-
-
-async def failed(cur: Cursor, name: str) -> bool:
-    standing = await checkpoints.load_state(cur, name)
-    return standing is not None and standing.state == "failed"
 
 
 async def test_a_stopped_view_goes_on_once_its_handler_is_mended(connect: Connect, worker: Cursor) -> None:
