@@ -1,21 +1,27 @@
-"""The log of who read the trail: how reads are entered, and the route that lists it."""
+"""The log of accesses: who read the audit trail, how a read is recorded, and the route that lists them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from api.audit_models import AccessesAnswer
-from api.audit_queries import AccessesQuery
+from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.cursors import around, beside, either_way, links
+from api.http.fields import Moment
+from api.http.models import Answer
+from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel, refuse_empty
 from api.http.responses import answer
 from api.http.route import Route
-from infra.auth.access_log import FIRST, LAST, TOLD_TOGETHER, Access
+from domain.values import Role
+from infra.auth.access_log import FIRST, LAST, MACHINE_ROLE, TOLD_TOGETHER, Access, AccessFilter
 from infra.crypto.sealed_terms import seal_search_terms, unseal_search_terms
 
 if TYPE_CHECKING:
@@ -23,9 +29,84 @@ if TYPE_CHECKING:
 
     from infra.auth.access_log import AccessRow
 
+
+class AccessActor(Answer):
+    key_id: Annotated[UUID | None, Field(description="The API key; null for who uses the command line.")]
+    key_name: Annotated[str | None, Field(description="What people call the key.")]
+    role: Annotated[Role | Literal["machine"], Field(description="In which role it read.")]
+
+
+class AccessEntry(Answer):
+    access_id: Annotated[UUID, Field(description="The access.")]
+    at: Annotated[answered.Moment, Field(description="When it was asked for.")]
+    actor: Annotated[AccessActor, Field(description="Who asked.")]
+    route: Annotated[str, Field(description="What for.", examples=["GET /v1/events"])]
+    query: Annotated[dict[str, Any], Field(description="With which parameters.")]
+    format: Annotated[str, Field(description="The media type of the answer.", examples=["text/csv"])]
+    reads: Annotated[int, Field(ge=1, description="How many reads of an hour this is, for a subscriber's; else 1.")]
+    rows: Annotated[int, Field(ge=0, description="How many events, or questions, were answered.")]
+    complete: Annotated[
+        bool | None,
+        Field(description="Whether all that was asked for was handed out; null while that is under way, or unknown."),
+    ]
+    ended_at: Annotated[answered.Moment | None, Field(description="When the answer had ended.")]
+    request_id: Annotated[str | None, Field(description="Names the request in our logs.")]
+    refused: Annotated[
+        str | None, Field(description="Why it was refused; null for what was answered.", examples=["not_allowed"])
+    ]
+    address: Annotated[str | None, Field(description="Where a refused attempt came from; null but for admins.")]
+    user_agent: Annotated[str | None, Field(description="What it called itself; null but for admins.")]
+    path: Annotated[str | None, Field(description="The id in its path, where there was one; null but for admins.")]
+
+
+class AccessesAnswer(Answer):
+    accesses: Annotated[list[AccessEntry], Field(description="Newest first.")]
+    next_cursor: Annotated[str | None, Field(description="What `cursor` is for the next page; null on the last.")]
+    prev_cursor: Annotated[str | None, Field(description="What `cursor` is for the page before; null on the first.")]
+
+
+def _actor_filter(value: object) -> object:
+    text = str(value).lower()
+    with contextlib.suppress(ValueError):
+        if text == MACHINE_ROLE or str(UUID(text)) == text:
+            return text
+    raise PydanticCustomError("reader", "The id of a key is expected here, or machine.")
+
+
+ActorFilter = Annotated[
+    str,
+    BeforeValidator(_actor_filter),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": [MACHINE_ROLE]}]}),
+]
+
+
+class AccessesQuery(QueryModel):
+    actor: Annotated[ActorFilter | None, Field(description="Those with this key, by its id, or of the `machine`.")] = (
+        None
+    )
+    from_: Annotated[Moment | None, Field(alias="from", description="At this moment or later.")] = None
+    to: Annotated[Moment | None, Field(description="Before this moment.")] = None
+    limit: Limit = LIMIT
+    cursor: EitherCursor = None
+
+    @model_validator(mode="after")
+    def _no_empty_range(self) -> Self:
+        refuse_empty(self.from_, self.to)
+        return self
+
+    def wanted(self) -> AccessFilter:
+        """Return which accesses are asked for."""
+        machine = self.actor == MACHINE_ROLE
+        key_id = None if self.actor is None or machine else UUID(self.actor)
+        return AccessFilter(key_id, machine, self.from_, self.to)
+
+    def same(self) -> dict[str, Any]:
+        """Return what must be the same for a cursor to be good."""
+        return {"of": "accesses", **self.model_dump(exclude={"cursor", "limit"}, exclude_none=True)}
+
+
 # What differs from one read to the next of a subscriber, whose reads of an hour are told together.
 _PLACE: Final = frozenset({"after", "before", "cursor", "limit", "at_least"})
-
 # An id has 127 bits, as it begins with the time; the page before that of the last one has a cursor too.
 _LAST_PLACE: Final = 2**127 - 2
 

@@ -1,24 +1,140 @@
-"""The routes of API keys: made, listed, rotated and revoked by an administrator of the same ledger."""
+"""API keys: made, listed, rotated and revoked by an administrator of the same ledger."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import UUID
 
 from fastapi import APIRouter, Query
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from api.answer_models import KeyAnswer, KeysAnswer
+from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.cursors import cursor_of_id, id_of, link_next
+from api.http.fields import LATER, Id, Moment, Name
+from api.http.models import Answer, Body
 from api.http.problems import malformed_body
-from api.http.responses import NO_STORE, answer, key_content
+from api.http.query_params import MAX_LIMIT, LongLimit, NextCursor, QueryModel
+from api.http.responses import NO_STORE, answer
 from api.http.route import Route
-from api.list_queries import KeysQuery
-from api.schemas import CreateKey, RotateKey
 from domain.errors import Unknown
+from domain.values import Role
+from infra.auth import api_keys
 from infra.auth.access_log import AccessContext
-from infra.auth.api_keys import Subjects
+from infra.auth.api_keys import MAX_SUBJECTS, subjects_problem
+from infra.auth.api_keys import Subjects as KeySubjects
+from infra.auth.key_admin import MAX_OVERLAP_S
+
+if TYPE_CHECKING:
+    from infra.auth.api_keys import ApiKey
+
+
+class Subjects(Body):
+    creator_ids: Annotated[
+        list[Id], Field(max_length=MAX_SUBJECTS, description="The creators it acts for.", examples=[["ana.creates"]])
+    ] = Field(default=[])
+    brand_ids: Annotated[
+        list[Id], Field(max_length=MAX_SUBJECTS, description="The brands it acts for.", examples=[["acme"]])
+    ] = Field(default=[])
+    advertiser_ids: Annotated[
+        list[Id],
+        Field(max_length=MAX_SUBJECTS, description="The advertiser accounts it acts for.", examples=[["adv-7001"]]),
+    ] = Field(default=[])
+
+    def as_known(self) -> api_keys.Subjects:
+        """Return them as keys have them."""
+        return api_keys.Subjects(frozenset(self.creator_ids), frozenset(self.brand_ids), frozenset(self.advertiser_ids))
+
+
+class CreateKey(Body):
+    role: Annotated[Role, Field(description="What the key may.", examples=["creator"])]
+    name: Annotated[Name | None, Field(description="What people call it.", examples=["The creator's app"])] = None
+    subjects: Annotated[
+        Subjects | None,
+        Field(
+            description="Whom it acts for: creators for a creator's key, brands and advertiser accounts for a brand's; "
+            "the other roles act for everyone.",
+            examples=[{"creator_ids": ["ana.creates"]}],
+            validate_default=True,
+        ),
+    ] = None
+    expires_at: Annotated[
+        Moment | None, Field(description="When it stops working. Absent: never.", examples=[LATER])
+    ] = None
+    may_reveal: Annotated[
+        bool,
+        Field(
+            description="Whether it may show secrets again, with a reason; for a creator's, operator's or "
+            "administrator's key. Withhold it from whoever needs none."
+        ),
+    ] = True
+
+    @field_validator("subjects")
+    @classmethod
+    def _subjects_of_the_role(cls, subjects: Subjects | None, info: ValidationInfo) -> Subjects | None:
+        role, given = info.data.get("role"), subjects or Subjects()
+        problem = None if role is None else subjects_problem(role, given.as_known())
+        if problem is not None:
+            raise PydanticCustomError("subjects", "{problem}", {"problem": problem})
+        return subjects
+
+
+class RotateKey(Body):
+    overlap_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_OVERLAP_S,
+            description="How long the text that the key has now works beside the new one, 30 days at most.",
+            examples=[3600],
+        ),
+    ]
+
+
+class SubjectsEntry(Answer):
+    creator_ids: list[str]
+    brand_ids: list[str]
+    advertiser_ids: list[str]
+
+
+class KeyEntry(Answer):
+    key_id: Annotated[UUID, Field(description="The key's id; never the key.")]
+    ledger: Annotated[str, Field(description="The ledger it opens.", examples=["main"])]
+    role: Annotated[Role, Field(description="What it may.")]
+    name: Annotated[str | None, Field(description="What people call it.")]
+    subjects: Annotated[SubjectsEntry, Field(description="Whom it acts for.")]
+    may_reveal: Annotated[bool, Field(description="Whether it shows secrets again, with a reason.")]
+    created_at: Annotated[answered.Moment, Field(description="When it was made.")]
+    expires_at: Annotated[answered.Moment | None, Field(description="When it stops working.")]
+    revoked_at: Annotated[answered.Moment | None, Field(description="When it was revoked.")]
+    kind: Annotated[
+        Literal["key", "token"],
+        Field(description="A key that is presented itself, or what stands for the bearer of an issuer's tokens."),
+    ]
+    subject: Annotated[str | None, Field(description="What the issuer calls the bearer; null for a key.")]
+    last_used_at: Annotated[answered.Moment | None, Field(description="When it was last used, to the minute.")]
+    overlap_ends_at: Annotated[
+        answered.Moment | None,
+        Field(description="Until when the text before the last rotation works too; null once it does not."),
+    ]
+
+
+class KeyAnswer(KeyEntry):
+    key: Annotated[str, Field(description="The key itself, shown this once.", examples=["slk_…"])]
+
+
+class KeysAnswer(Answer):
+    keys: Annotated[list[KeyEntry], Field(description="Newest first, revoked ones included.")]
+    next: Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]
+
+
+class KeysQuery(QueryModel):
+    limit: LongLimit = MAX_LIMIT
+    cursor: NextCursor = None
+
 
 router = APIRouter(route_class=Route, tags=["Keys"])
 
@@ -33,7 +149,7 @@ async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")])
         caller.ledger_id,
         role=body.role,
         name=body.name,
-        subjects=Subjects() if body.subjects is None else body.subjects.as_known(),
+        subjects=KeySubjects() if body.subjects is None else body.subjects.as_known(),
         expires_at=body.expires_at,
         may_reveal=body.may_reveal,
         idempotency_key=idempotency_key,
@@ -92,3 +208,26 @@ def _access_context(caller: Caller) -> AccessContext:
     scope = caller.request.scope
     route = f"{scope['method']} {scope['route'].path}"
     return AccessContext(caller.key.key_id, caller.role, route, scope["request_id"])
+
+
+def key_content(key: ApiKey) -> dict[str, Any]:
+    """Return what may be known of a key: everything but its text."""
+    return {
+        "key_id": key.key_id,
+        "ledger": key.ledger_name,
+        "role": key.role,
+        "name": key.name,
+        "subjects": {
+            "creator_ids": sorted(key.subjects.creator_ids),
+            "brand_ids": sorted(key.subjects.brand_ids),
+            "advertiser_ids": sorted(key.subjects.advertiser_ids),
+        },
+        "may_reveal": key.reveals,
+        "kind": key.kind,
+        "subject": key.subject,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+        "last_used_at": key.last_used_at,
+        "overlap_ends_at": key.overlap_ends_at,
+    }

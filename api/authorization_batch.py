@@ -1,320 +1,217 @@
-"""Questions in bulk: lines of NDJSON or CSV, read from a file and answered a few hundred at a time.
-
-Every line has its answer, in order and under its number; one that is no question is told so and ends nothing.
-"""
+"""The route that answers authorizations in bulk."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, Final, Literal
+import functools
+import itertools
+import tempfile
+from typing import IO, TYPE_CHECKING, Annotated, Final
 
-import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
 
-from api.event_content import csv_lines
-from api.http.dependencies import Cursor
-from api.http.fields import AdvertiserId, Moment, VideoId
-from api.http.responses import verdict_content
-from api.http.strict_json import names_twice
-from api.http.validation_messages import sentence
-from api.reads import known_in
-from domain.authorization import Verdict, verdict
-from domain.recorded import RecordedEvent
-from projections import codes
+from api.access_log import enter
+from api.authorization_lines import (
+    MAX_LINES,
+    MEDIA_TYPES,
+    BatchError,
+    BatchQuery,
+    Line,
+    answers,
+    asker,
+    count_lines,
+    lines_of,
+)
+from api.authorizations import may_read
+from api.http import headers
+from api.http.caller import Caller, allow
+from api.http.denied_attempts import tell
+from api.http.media_types import wanted_format
+from api.http.problems import Problem, as_problem, malformed_body
+from api.http.route import Route
+from api.http.streaming_download import Pieces, refuse_revoked
+from domain.errors import NotAllowed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
+    from uuid import UUID
 
-    from api.audit_queries import BatchQuery
-    from infra.eventstore.authorization_evidence import AuthorizationEvidence, EvidenceReader
-    from infra.eventstore.reader import EventReader
-    from infra.views.reader import ViewReader
-
-Format = Literal["ndjson", "csv"]
-MEDIA_TYPES: Final[dict[str, Format]] = {"application/x-ndjson": "ndjson", "text/csv": "csv"}
-
-MAX_LINES: Final = 100_000
-MAX_LINE_BYTES: Final = 2_048
-# Questions that one read answers.
-AT_ONCE: Final = 200
-
-COLUMNS: Final = ("video_id", "advertiser_id", "at")
-_ANSWER_COLUMNS: Final = (
-    "line",
-    "video_id",
-    "advertiser_id",
-    "at",
-    "authorized",
-    "reason",
-    "code_id",
-    "starts_at",
-    "expires_at",
-    "permission_enabled",
-    "shared",
-    "evidence",
-    "as_of",
-    "error",
-)
-# Our own tables put it before what a spreadsheet would take for a formula.
-_SAFE: Final = "'"
-
-_NO_COLUMNS: Final = (
-    "The first line of a table names its columns, separated by commas, in UTF-8: video_id, advertiser_id and, if you "
-    "like, at; no others."
-)
-_TOO_LONG: Final = f"A line has at most {MAX_LINE_BYTES:,} bytes."
-_NO_UTF_8: Final = "This line is not in UTF-8."
-_NO_QUESTION: Final = "This is not an object with the fields of a question."
-_BYTE_ORDER_MARK: Final = "\ufeff"
+    from api.authorization_lines import Asker, Format
 
 
-class BatchError(Exception):
-    """Nothing of the batch can be answered."""
-
-
-class Question(BaseModel):
-    """One line of a batch."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    video_id: VideoId
-    advertiser_id: AdvertiserId
-    at: Moment | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line by its number, from 1: a question, or what is wrong with it."""
-
-    number: int
-    question: Question | None = None
-    error: str = ""
-
-
-def allow_all(_: str) -> str | None:
-    """Refuse no advertiser account."""
-    return None
-
-
-def all_codes(_: Sequence[RecordedEvent]) -> bool:
-    """Leave no code out."""
-    return True
-
-
-# Says why an advertiser account may not be asked about; nothing where it may.
-Refuse = Callable[[str], str | None]
-# Tells whether the asker may read a code, by its events.
-Readable = Callable[[Sequence[RecordedEvent]], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """As of what the questions of a batch are answered, and who may ask which.
-
-    Attributes:
-        ledger_id: the ledger.
-        as_of: the position that every answer speaks of.
-        now: the moment of a question that names none.
-        refuse: see `Refuse`.
-        readable: see `Readable`.
-
-    """
-
-    ledger_id: int
-    as_of: int
-    now: datetime
-    refuse: Refuse
-    readable: Readable
-
-
-async def asker(
-    views: ViewReader,
-    store: EventReader,
-    ledger_id: int,
-    query: BatchQuery,
-    now: datetime,
-    refuse: Refuse = allow_all,
-    readable: Readable = all_codes,
-) -> Asker:
-    """Decide as of what a batch is answered: one position for all of it, whatever is recorded meanwhile.
-
-    Raises:
-        Problem: `as_of` lies ahead.
-        Unavailable: the view of codes did not come so far in time, or the database is away.
-
-    """
-    as_of, at_least = None, query.at_least
-    if query.as_of is not None:
-        as_of, now = await known_in(store, ledger_id, query.as_of, now)
-        at_least = max(as_of, query.at_least or 0)
-
-    async def nothing(_: Cursor) -> None:
-        """Ask only how far the view has come."""
-
-    _, position = await views.read(ledger_id, nothing, view=codes.NAME, at_least=at_least)
-    if as_of is None:
-        as_of = position
-        # What is recorded has happened, though the database's clock may be ahead of ours.
-        _, recorded_at = await known_in(store, ledger_id, position, now)
-        now = max(now, recorded_at)
-    return Asker(ledger_id, as_of, now, refuse, readable)
-
-
-def lines_of(file: IO[bytes], format_: Format) -> Iterator[Line]:
-    """Read a batch line by line, in constant memory; empty lines are counted and passed over.
-
-    Raises:
-        BatchError: the table's first line does not name its columns.
-
-    """
-    columns: Sequence[str] | None = None
-    for number, (sent, error) in enumerate(_texts(file), 1):
-        text = sent.removeprefix(_BYTE_ORDER_MARK) if number == 1 else sent
-        if format_ == "csv" and columns is None:
-            columns = _columns(text)
-        elif error:
-            yield Line(number, error=error)
-        elif text.strip():
-            yield _line(number, text, columns)
-    if format_ == "csv" and columns is None:
-        raise BatchError(_NO_COLUMNS)
-
-
-def count_lines(file: IO[bytes]) -> int:
-    """Count the lines of a file from where it is, and go back to its beginning."""
-    count, last = 0, b"\n"
-    while block := file.read(1 << 20):
-        count += block.count(b"\n")
-        last = block[-1:]
-    file.seek(0)
-    return count + (last != b"\n")
-
-
-async def answers(
-    lines: Iterator[Line], questions: EvidenceReader, asker: Asker, format_: Format
-) -> AsyncGenerator[tuple[bytes, Sequence[Line]]]:
-    """Yield the answers as they are sent, each piece with the lines that it answers.
-
-    Raises:
-        Unavailable: the database is away.
-
-    """
-    if format_ == "csv":
-        yield csv_lines([_ANSWER_COLUMNS]), ()
-    chunk: list[Line] = []
-    for line in lines:
-        chunk.append(line)
-        if len(chunk) == AT_ONCE:
-            yield await _answered(chunk, questions, asker, format_), chunk
-            chunk = []
-    if chunk:
-        yield await _answered(chunk, questions, asker, format_), chunk
-
-
-def told(
-    evidence: AuthorizationEvidence, as_of: int, advertiser_id: str, at: datetime, readable: Readable = all_codes
-) -> Verdict:
-    """Answer the question from what is known as far as a position; which code it is, to those alone who may read it."""
-    codes = [[r for r in stream if r.position <= as_of] for stream in evidence.codes.values()]
-    known = [stream for stream in codes if stream]
-    creators = {stream[0].creator_stream for stream in known}
-    permissions = {
-        creator: [r for r in evidence.permissions.get(creator, ()) if r.position <= as_of] for creator in creators
+router = APIRouter(route_class=Route, tags=["Reads"])
+# A batch is kept on disk beyond this, for its answers are sent while it is read.
+IN_MEMORY_BYTES: Final = 1024 * 1024
+# No schema: any text is a batch, whose lines that are no questions are told so.
+_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-ndjson": {
+                "schema": {},
+                "example": '{"video_id": "7312345678901234567", "advertiser_id": "adv-7001"}\n',
+            },
+            "text/csv": {
+                "schema": {},
+                "example": "video_id,advertiser_id,at\n7312345678901234567,adv-7001,2026-03-03T12:00:00Z\n",
+            },
+        },
     }
-    found = verdict(known, permissions, advertiser_id, at)
-    if found.code_id is None or readable(evidence.codes[found.code_id]):
-        return found
-    return replace(found, code_id=None, starts_at=None, expires_at=None, evidence=())
+}
 
 
-async def _answered(chunk: Sequence[Line], questions: EvidenceReader, asker: Asker, format_: Format) -> bytes:
-    videos = {line.question.video_id for line in chunk if line.question is not None}
-    evidence = await questions.of_videos(asker.ledger_id, list(videos)) if videos else {}
-    contents: list[dict[str, Any]] = []
-    for line in chunk:
-        error = line.error if line.question is None else asker.refuse(line.question.advertiser_id)
-        if line.question is None or error:
-            contents.append({"line": line.number, "error": error})
-            continue
-        asked, at = line.question, line.question.at or asker.now
-        answer = told(evidence[asked.video_id], asker.as_of, asked.advertiser_id, at, asker.readable)
-        about = {"video_id": asked.video_id, "advertiser_id": asked.advertiser_id, "at": at, "as_of": asker.as_of}
-        contents.append({"line": line.number, **about, **verdict_content(answer)})
-    if format_ == "ndjson":
-        return b"".join(orjson.dumps(c, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for c in contents)
-    for content in contents:
-        content["evidence"] = " ".join(str(position) for position in content.get("evidence", ()))
-    return csv_lines([[content.get(column) for column in _ANSWER_COLUMNS] for content in contents])
+@router.post("/v1/authorizations/batch", response_class=Response, openapi_extra=_BODY, operation_id="askAuthorizations")
+async def ask_authorizations(
+    query: Annotated[BatchQuery, Query()],
+    request: Request,
+    caller: Annotated[Caller, allow("brand", "operator", "auditor", "admin")],
+) -> Response:
+    """Answer the question for every line of a batch, all as of one position.
 
-
-def _texts(file: IO[bytes]) -> Iterator[tuple[str, str]]:
-    """Yield each line as text, or what is wrong with one that is too long or not in UTF-8; no more of it is kept."""
-    while raw := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
-        too_long = len(raw.removesuffix(b"\n").removesuffix(b"\r")) > MAX_LINE_BYTES
-        rest = raw
-        while too_long and rest and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES)
-        try:
-            yield ("", _TOO_LONG) if too_long else (raw.decode(), "")
-        except UnicodeDecodeError:
-            yield "", _NO_UTF_8
-
-
-def _columns(text: str) -> Sequence[str]:
-    names = [name.strip() for name in _cells(text) or ()]
-    if not {"video_id", "advertiser_id"} <= set(names) <= set(COLUMNS) or len(set(names)) < len(names):
-        raise BatchError(_NO_COLUMNS)
-    return names
-
-
-def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
-    sent: Any
-    if columns is None:
-        try:
-            sent = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            return Line(number, error="This is not JSON.")
-    else:
-        cells = _cells(text)
-        if cells is None:
-            return Line(number, error="A quote in this line does not close, or text follows on one that does.")
-        if len(cells) != len(columns):
-            return Line(number, error=f"A line of this table has {len(columns)} cells, separated by commas.")
-        sent = {
-            column: cell.strip().removeprefix(_SAFE)
-            for column, cell in zip(columns, cells, strict=True)
-            if cell.strip() or column != "at"
-        }
+    A line of NDJSON is an object with `video_id`, `advertiser_id` and, if you like, `at`; the first line of a CSV names
+    these columns. Each line is answered under its number, counted from 1; one that is no question gets an `error`
+    instead, and the others their answers. The answer has the format of the batch, unless `Accept` wants the other.
+    """
+    headers.idempotency_key(request)  # asking again changes nothing, but a malformed one is a mistake
+    sent = _sent_as(request)
+    others = [sent, *(media_type for media_type in MEDIA_TYPES if media_type != sent)]
+    media_type = wanted_format(headers.text(request, b"accept"), others)
+    file = await _received(request)
     try:
-        question = Question.model_validate(sent)
-    except ValidationError as error:
-        return Line(number, error=_said(error))
-    if columns is None and names_twice(sent, text.encode()):
-        return Line(number, error="A field is named twice.")
-    return Line(number, question)
+        lines = _begun(lines_of(file, MEDIA_TYPES[sent]))
+        services = caller.services
+        refusing = _Refusing(caller)
+        asked_by = await asker(
+            services.views,
+            services.events,
+            caller.ledger_id,
+            query,
+            services.now(),
+            refusing,
+            functools.partial(may_read, caller),
+        )
+    except BaseException:
+        file.close()
+        raise
+    return _Batch(caller, query, asked_by, refusing, lines, file, media_type).response()
 
 
-def _cells(text: str) -> Sequence[str] | None:
-    """Return the cells of one line of a table; None where it is none."""
+def _sent_as(request: Request) -> str:
+    """Return the media type of a batch.
+
+    Raises:
+        Problem: it is neither of them, or not sent as it is, in UTF-8.
+
+    """
+    media_type = headers.media_type(request)
+    if media_type not in MEDIA_TYPES:
+        message = (
+            "Send the batch as it is, without `Content-Encoding`, in UTF-8, as `Content-Type: application/x-ndjson` or "
+            "`text/csv`."
+        )
+        raise Problem("unsupported_media_type", message)
+    return media_type
+
+
+async def _received(request: Request) -> IO[bytes]:
+    """Take a batch in whole: a client that sends and does not read would else wait for us, and we for it."""
+    file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - closed when it is answered
     try:
-        return next(iter(csv.reader([text.rstrip("\r\n")], strict=True)), [])
-    except csv.Error:
+        async for chunk in request.stream():
+            file.write(chunk)
+        file.seek(0)
+        _refuse_longer(file)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+class _Refusing:
+    """Says why the caller may not ask about an advertiser account, and remembers the first such refusal of a batch."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self.first: NotAllowed | None = None
+
+    def __call__(self, advertiser_id: str) -> str | None:
+        """Return the reason; nothing where it may ask."""
+        try:
+            self._caller.act_for_advertiser(advertiser_id)
+        except NotAllowed as error:
+            self.first = self.first or error
+            return error.detail
         return None
 
 
-def _said(error: ValidationError) -> str:
-    """Say what is wrong with a line, field by field, and nothing of what it holds."""
-    wrong = []
-    for found in error.errors(include_url=False, include_input=False):
-        name = next((str(part) for part in found["loc"] if part in COLUMNS), "")
-        match found["type"]:
-            case "extra_forbidden":
-                wrong.append(f"There is a field here that is not known; known are {', '.join(COLUMNS)}.")
-            case "missing":
-                wrong.append(f"{name} is required.")
-            case _:
-                wrong.append(f"{name}: {sentence(found)}" if name else _NO_QUESTION)
-    return "; ".join(said.removesuffix(".") for said in dict.fromkeys(wrong)) + "."
+def _refuse_longer(file: IO[bytes]) -> None:
+    if count_lines(file) > MAX_LINES:
+        raise Problem("body_too_large", f"A batch has at most {MAX_LINES:,} lines. Send the rest in another.")
+
+
+def _begun(lines: Iterator[Line]) -> Iterator[Line]:
+    """Read as far as the first line: a table without its columns is refused as a whole.
+
+    Raises:
+        Problem: it is one.
+
+    """
+    try:
+        first = next(lines, None)
+    except BatchError as error:
+        raise malformed_body("", str(error)) from None
+    return lines if first is None else itertools.chain([first], lines)
+
+
+class _Batch:
+    """One batch while it is answered."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        query: BatchQuery,
+        asker: Asker,
+        refusing: _Refusing,
+        lines: Iterator[Line],
+        file: IO[bytes],
+        media_type: str,
+    ) -> None:
+        self._caller = caller
+        self._asked = query.model_dump(mode="json", exclude_none=True) | {"as_of": asker.as_of}
+        self._asker = asker
+        self._refusing = refusing
+        self._lines = lines
+        self._file = file
+        self._media_type = media_type
+        self._answered = 0
+        self._access_id: UUID | None = None
+
+    def response(self) -> Response:
+        return Pieces(
+            self._caller,
+            self._pieces(MEDIA_TYPES[self._media_type]),
+            begin=self._begin,
+            end=self._end,
+            headers={"Ledger-Position": str(self._asker.as_of), "Vary": "Accept"},
+            media_type=f"{self._media_type}; charset=utf-8" if self._media_type == "text/csv" else self._media_type,
+        )
+
+    async def _pieces(self, format_: Format) -> AsyncGenerator[bytes]:
+        told_of = False
+        async for piece, lines in answers(self._lines, self._caller.services.views.questions, self._asker, format_):
+            await refuse_revoked(self._caller)
+            if self._refusing.first is not None and not told_of:
+                # On record as it is where the question is asked alone, but once, however many lines there are.
+                await tell(self._caller.request, as_problem(self._refusing.first))
+                told_of = True
+            self._answered += len(lines)
+            yield piece
+
+    async def _begin(self) -> None:
+        self._access_id = await enter(self._caller, self._asked, rows=0, format=self._media_type, complete=None)
+
+    async def _end(self, complete: bool) -> None:
+        self._file.close()
+        if self._access_id is not None:
+            accesses = self._caller.services.views.accesses
+            await accesses.end(self._caller.ledger_id, self._access_id, rows=self._answered, complete=complete)

@@ -1,55 +1,68 @@
-"""The routes of the question: was this video authorized for this advertiser at this moment? One by one, and in bulk."""
+"""Authorizations: was this video authorized for this advertiser at this moment, and what proves it?"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import itertools
-import tempfile
-from typing import IO, TYPE_CHECKING, Annotated, Final
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.responses import Response
 
 from api.access_log import enter
-from api.answer_models import AuthorizationAnswer
-from api.audit import JSON, wanted_format
-from api.audit_queries import BatchQuery
-from api.authorization_batch import (
-    MAX_LINES,
-    MEDIA_TYPES,
-    BatchError,
-    Line,
-    answers,
-    asker,
-    count_lines,
-    lines_of,
-    told,
-)
-from api.http import headers
+from api.http import answer_fields as answered
+from api.http.as_of import known_at
 from api.http.caller import Caller, allow
-from api.http.denied_attempts import tell
-from api.http.problems import Problem, as_problem, malformed_body
-from api.http.query_params import AuthorizationQuery
-from api.http.responses import answer, verdict_content
+from api.http.fields import Id, Moment
+from api.http.media_types import JSON
+from api.http.models import Answer
+from api.http.query_params import AsOf, AtLeast, QueryModel
+from api.http.responses import answer
 from api.http.route import Route
-from api.http.streaming_download import Pieces, refuse_revoked
-from api.reads import known_at
+from domain.authorization import Verdict, verdict
 from domain.code import Code
-from domain.errors import NotAllowed
+from domain.recorded import RecordedEvent
 from projections import codes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
-    from datetime import datetime
-    from uuid import UUID
-
-    from api.authorization_batch import Asker, Format
-    from domain.recorded import RecordedEvent
     from infra.eventstore.authorization_evidence import AuthorizationEvidence
 
-# A batch is kept on disk beyond this, for its answers are sent while it is read.
-IN_MEMORY_BYTES: Final = 1024 * 1024
+
+class AuthorizationAnswer(Answer):
+    """The question: was this video authorized for this advertiser at this moment?"""
+
+    authorized: Annotated[bool, Field(description="Yes or no.")]
+    reason: Annotated[
+        Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked"],
+        Field(description="Why, by code, window, revocation and redemption alone."),
+    ]
+    video_id: answered.VideoId
+    advertiser_id: answered.AdvertiserId
+    at: Annotated[answered.Moment, Field(description="The moment that was asked about.")]
+    as_of: Annotated[int, Field(ge=0, description="The position up to which the ledger was read.", examples=[42])]
+    code_id: Annotated[UUID | None, Field(description="The code that decides.")]
+    starts_at: Annotated[answered.Moment | None, Field(description="Its window's first moment.")]
+    expires_at: Annotated[answered.Moment | None, Field(description="The first moment after its window.")]
+    permission_enabled: Annotated[bool, Field(description="Whether the creator's Ad Authorization was on.")]
+    shared: Annotated[bool, Field(description="Whether the code was shared with the advertiser.")]
+    evidence: Annotated[list[int], Field(description="The positions that prove it.", examples=[[1, 2, 5]])]
+
+
+class AuthorizationQuery(QueryModel):
+    video_id: Annotated[Id, Field(description="The video.", examples=["7312345678901234567"])]
+    advertiser_id: Annotated[Id, Field(description="The account that ran the ad.", examples=["adv-7001"])]
+    at: Annotated[
+        Moment | None, Field(description="The moment it ran. Absent: now, or with `as_of` when the ledger knew that.")
+    ] = None
+    as_of: AsOf = None
+    at_least: AtLeast = None
+
 
 router = APIRouter(route_class=Route, tags=["Reads"])
 
@@ -79,80 +92,20 @@ async def ask_authorization(
         "advertiser_id": query.advertiser_id,
         "at": at,
         "as_of": as_of,
-        **verdict_content(told(evidence, as_of, query.advertiser_id, at, functools.partial(_readable, caller))),
+        **verdict_content(told(evidence, as_of, query.advertiser_id, at, functools.partial(may_read, caller))),
     }
     return answer(content, 200, {"Ledger-Position": str(as_of)})
 
 
-# No schema: any text is a batch, whose lines that are no questions are told so.
-_BODY: Final = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/x-ndjson": {
-                "schema": {},
-                "example": '{"video_id": "7312345678901234567", "advertiser_id": "adv-7001"}\n',
-            },
-            "text/csv": {
-                "schema": {},
-                "example": "video_id,advertiser_id,at\n7312345678901234567,adv-7001,2026-03-03T12:00:00Z\n",
-            },
-        },
-    }
-}
-
-
-@router.post("/v1/authorizations/batch", response_class=Response, openapi_extra=_BODY, operation_id="askAuthorizations")
-async def ask_authorizations(
-    query: Annotated[BatchQuery, Query()],
-    request: Request,
-    caller: Annotated[Caller, allow("brand", "operator", "auditor", "admin")],
-) -> Response:
-    """Answer the question for every line of a batch, all as of one position.
-
-    A line of NDJSON is an object with `video_id`, `advertiser_id` and, if you like, `at`; the first line of a CSV names
-    these columns. Each line is answered under its number, counted from 1; one that is no question gets an `error`
-    instead, and the others their answers. The answer has the format of the batch, unless `Accept` wants the other.
-    """
-    headers.idempotency_key(request)  # asking again changes nothing, but a malformed one is a mistake
-    sent = _sent_as(request)
-    others = [sent, *(media_type for media_type in MEDIA_TYPES if media_type != sent)]
-    media_type = wanted_format(headers.text(request, b"accept"), others)
-    file = await _received(request)
-    try:
-        lines = _begun(lines_of(file, MEDIA_TYPES[sent]))
-        services = caller.services
-        refusing = _Refusing(caller)
-        asked_by = await asker(
-            services.views,
-            services.events,
-            caller.ledger_id,
-            query,
-            services.now(),
-            refusing,
-            functools.partial(_readable, caller),
-        )
-    except BaseException:
-        file.close()
-        raise
-    return _Batch(caller, query, asked_by, refusing, lines, file, media_type).response()
-
-
-def _sent_as(request: Request) -> str:
-    """Return the media type of a batch.
-
-    Raises:
-        Problem: it is neither of them, or not sent as it is, in UTF-8.
-
-    """
-    media_type = headers.media_type(request)
-    if media_type not in MEDIA_TYPES:
-        message = (
-            "Send the batch as it is, without `Content-Encoding`, in UTF-8, as `Content-Type: application/x-ndjson` or "
-            "`text/csv`."
-        )
-        raise Problem("unsupported_media_type", message)
-    return media_type
+def may_read(caller: Caller, stream: Sequence[RecordedEvent]) -> bool:
+    """Tell whether the caller may read a code: of others' codes a brand is told the reason alone."""
+    if caller.role != "brand":
+        return True
+    concerned = [r.event for r in stream if isinstance(r.event, Code.Shared | Code.Redeemed)]
+    return caller.names_us(
+        (event.brand_id for event in concerned if isinstance(event, Code.Shared)),
+        (event.advertiser_id for event in concerned),
+    )
 
 
 async def _evidence(caller: Caller, video_id: str, at_least: int) -> AuthorizationEvidence:
@@ -174,116 +127,40 @@ def _now(evidence: AuthorizationEvidence, as_of: int, clock: datetime) -> dateti
     return max([clock, *(r.recorded_at for stream in streams for r in stream if r.position <= as_of)])
 
 
-async def _received(request: Request) -> IO[bytes]:
-    """Take a batch in whole: a client that sends and does not read would else wait for us, and we for it."""
-    file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - closed when it is answered
-    try:
-        async for chunk in request.stream():
-            file.write(chunk)
-        file.seek(0)
-        _refuse_longer(file)
-    except BaseException:
-        file.close()
-        raise
-    return file
+def verdict_content(told: Verdict) -> dict[str, Any]:
+    """Return the answer to the question, without what was asked."""
+    return {
+        "authorized": told.authorized,
+        "reason": told.reason,
+        "code_id": told.code_id,
+        "starts_at": told.starts_at,
+        "expires_at": told.expires_at,
+        "permission_enabled": told.permission_enabled,
+        "shared": told.shared,
+        "evidence": told.evidence,
+    }
 
 
-class _Refusing:
-    """Says why the caller may not ask about an advertiser account, and remembers the first such refusal of a batch."""
-
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
-        self.first: NotAllowed | None = None
-
-    def __call__(self, advertiser_id: str) -> str | None:
-        """Return the reason; nothing where it may ask."""
-        try:
-            self._caller.act_for_advertiser(advertiser_id)
-        except NotAllowed as error:
-            self.first = self.first or error
-            return error.detail
-        return None
+def all_codes(_: Sequence[RecordedEvent]) -> bool:
+    """Leave no code out."""
+    return True
 
 
-def _readable(caller: Caller, stream: Sequence[RecordedEvent]) -> bool:
-    """Tell whether the caller may read a code: of others' codes a brand is told the reason alone."""
-    if caller.role != "brand":
-        return True
-    concerned = [r.event for r in stream if isinstance(r.event, Code.Shared | Code.Redeemed)]
-    return caller.names_us(
-        (event.brand_id for event in concerned if isinstance(event, Code.Shared)),
-        (event.advertiser_id for event in concerned),
-    )
+# Tells whether the asker may read a code, by its events.
+Readable = Callable[[Sequence[RecordedEvent]], bool]
 
 
-def _refuse_longer(file: IO[bytes]) -> None:
-    if count_lines(file) > MAX_LINES:
-        raise Problem("body_too_large", f"A batch has at most {MAX_LINES:,} lines. Send the rest in another.")
-
-
-def _begun(lines: Iterator[Line]) -> Iterator[Line]:
-    """Read as far as the first line: a table without its columns is refused as a whole.
-
-    Raises:
-        Problem: it is one.
-
-    """
-    try:
-        first = next(lines, None)
-    except BatchError as error:
-        raise malformed_body("", str(error)) from None
-    return lines if first is None else itertools.chain([first], lines)
-
-
-class _Batch:
-    """One batch while it is answered."""
-
-    def __init__(
-        self,
-        caller: Caller,
-        query: BatchQuery,
-        asker: Asker,
-        refusing: _Refusing,
-        lines: Iterator[Line],
-        file: IO[bytes],
-        media_type: str,
-    ) -> None:
-        self._caller = caller
-        self._asked = query.model_dump(mode="json", exclude_none=True) | {"as_of": asker.as_of}
-        self._asker = asker
-        self._refusing = refusing
-        self._lines = lines
-        self._file = file
-        self._media_type = media_type
-        self._answered = 0
-        self._access_id: UUID | None = None
-
-    def response(self) -> Response:
-        return Pieces(
-            self._caller,
-            self._pieces(MEDIA_TYPES[self._media_type]),
-            begin=self._begin,
-            end=self._end,
-            headers={"Ledger-Position": str(self._asker.as_of), "Vary": "Accept"},
-            media_type=f"{self._media_type}; charset=utf-8" if self._media_type == "text/csv" else self._media_type,
-        )
-
-    async def _pieces(self, format_: Format) -> AsyncGenerator[bytes]:
-        told_of = False
-        async for piece, lines in answers(self._lines, self._caller.services.views.questions, self._asker, format_):
-            await refuse_revoked(self._caller)
-            if self._refusing.first is not None and not told_of:
-                # On record as it is where the question is asked alone, but once, however many lines there are.
-                await tell(self._caller.request, as_problem(self._refusing.first))
-                told_of = True
-            self._answered += len(lines)
-            yield piece
-
-    async def _begin(self) -> None:
-        self._access_id = await enter(self._caller, self._asked, rows=0, format=self._media_type, complete=None)
-
-    async def _end(self, complete: bool) -> None:
-        self._file.close()
-        if self._access_id is not None:
-            accesses = self._caller.services.views.accesses
-            await accesses.end(self._caller.ledger_id, self._access_id, rows=self._answered, complete=complete)
+def told(
+    evidence: AuthorizationEvidence, as_of: int, advertiser_id: str, at: datetime, readable: Readable = all_codes
+) -> Verdict:
+    """Answer the question from what is known as far as a position; which code it is, to those alone who may read it."""
+    codes = [[r for r in stream if r.position <= as_of] for stream in evidence.codes.values()]
+    known = [stream for stream in codes if stream]
+    creators = {stream[0].creator_stream for stream in known}
+    permissions = {
+        creator: [r for r in evidence.permissions.get(creator, ()) if r.position <= as_of] for creator in creators
+    }
+    found = verdict(known, permissions, advertiser_id, at)
+    if found.code_id is None or readable(evidence.codes[found.code_id]):
+        return found
+    return replace(found, code_id=None, starts_at=None, expires_at=None, evidence=())

@@ -10,16 +10,16 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from api.answer_models import ActorEntry, Answer, CreatorId, Moment, Position
-from api.event_content import event_content, names_of
+from api.event_content import ActorEntry, event_content, names_of
+from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.command_context import Guarded, execute
 from api.http.fields import Reason
+from api.http.models import Answer, Command
 from api.http.problems import Problem
 from api.http.responses import answer, replayed, stands
 from api.http.route import Route
-from api.schemas import Command
 from domain import commands
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
@@ -39,7 +39,7 @@ class EraseCreator(Command):
 
 
 class ErasureAnswer(Answer):
-    creator_id: CreatorId
+    creator_id: answered.CreatorId
     state: Annotated[
         Literal["recorded", "carried_out"],
         Field(
@@ -51,11 +51,11 @@ class ErasureAnswer(Answer):
     ]
     reason: Annotated[str, Field(description="Why, as it was given.", examples=["Asked for on 3 March"])]
     actor: Annotated[ActorEntry, Field(description="Who asked for it.")]
-    recorded_at: Annotated[Moment, Field(description="When the ledger learned it.")]
-    effective_at: Annotated[Moment, Field(description="When it was asked for in the world.")]
-    carried_out_at: Annotated[Moment | None, Field(description="When the key was destroyed.")]
+    recorded_at: Annotated[answered.Moment, Field(description="When the ledger learned it.")]
+    effective_at: Annotated[answered.Moment, Field(description="When it was asked for in the world.")]
+    carried_out_at: Annotated[answered.Moment | None, Field(description="When the key was destroyed.")]
     event_id: Annotated[UUID, Field(description="The event that records it.")]
-    position: Annotated[Position, Field(description="Its place in the ledger.")]
+    position: Annotated[answered.Position, Field(description="Its place in the ledger.")]
 
 
 @router.post("/v1/creators/{creator_id}/erasure", response_model=ErasureAnswer, operation_id="eraseCreator")

@@ -7,16 +7,19 @@ import io
 import re
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
 
 import orjson
 from eventsourcing.utils import get_topic
+from pydantic import BaseModel, ConfigDict, Field
 
+from api.http import answer_fields as answered
+from api.http.models import Answer, absent
 from domain.code import Code
 from domain.creator import Creator
 from domain.summaries import summary
-from domain.values import CLOCK, Sealed
+from domain.values import CLOCK, Role, Sealed, Source
 from infra.errors import Unavailable
 from infra.eventstore.event_rows import ACTOR_KEY
 from infra.eventstore.serialization import to_event
@@ -29,6 +32,38 @@ if TYPE_CHECKING:
     from domain.recorded import Event, RecordedEvent
     from infra.auth.key_admin import KeyAdmin
     from infra.eventstore.event_rows import Row
+
+
+class ActorEntry(Answer):
+    key_id: Annotated[str, Field(description="The API key, or `clock`.")]
+    key_name: Annotated[str | None, Field(description="What people call the key.")]
+    role: Annotated[Role | Literal["clock"], Field(description="In which role it acted.")]
+    subject: Annotated[str | None, Field(description="The creator or advertiser account it acted for.")]
+
+
+class EventAnswer(BaseModel):
+    """One event; `code_id` stands in those of codes, `creator_id` in those of permissions."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"oneOf": [{"required": ["code_id"]}, {"required": ["creator_id"]}]}
+    )
+
+    position: Annotated[int, Field(ge=1, description="Its place in the ledger.", examples=[42])]
+    event_id: Annotated[UUID, Field(description="The event.")]
+    type: Annotated[str, Field(description="What happened.", examples=["CodeGenerated"])]
+    type_version: Annotated[int, Field(ge=1, description="The version of its format.")]
+    code_id: answered.CodeId = Field(default_factory=absent)
+    creator_id: answered.CreatorId = Field(default_factory=absent)
+    stream_version: Annotated[int, Field(ge=1, description="Its number in the code's or creator's own stream.")]
+    recorded_at: Annotated[answered.Moment, Field(description="When the ledger learned it.")]
+    effective_at: Annotated[answered.Moment, Field(description="When it was true in the world.")]
+    actor: Annotated[ActorEntry, Field(description="Who did it.")]
+    source: Annotated[Source, Field(description="Who says so.")]
+    correlation_id: Annotated[str | None, Field(description="The larger undertaking it belongs to.")]
+    causation_id: Annotated[UUID | None, Field(description="The event it follows from.")]
+    summary: Annotated[str, Field(description="What happened, in a sentence.")]
+    body: Annotated[dict[str, Any], Field(description="The facts, under the names they have in requests.")]
+
 
 # What every event of the library bears; all but the stream stands beside the body, under our own names.
 _BESIDE: Final = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
@@ -51,12 +86,10 @@ _PRESENT_VERSIONS: Final = {type_: getattr(kind, "class_version", 1) for type_, 
 _TYPE: Final = 2
 _VERSION: Final = 3
 _BODY: Final = 14
-
 # Names are kept so long where no word of a change comes, and looked up so often where one comes in between.
 NAMES_FOR_S: Final = 10.0
 NAMES_ATTEMPTS: Final = 5
 MAX_LEDGERS: Final = 1_000
-
 CSV_COLUMNS: Final = (
     "position",
     "event_id",

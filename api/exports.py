@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import orjson
 from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.responses import Response
 
 from api.access_log import enter
-from api.audit_queries import ExportQuery
 from api.event_content import CSV_COLUMNS, csv_head, csv_lines, csv_text, names_in, ndjson, row_content
+from api.event_filters import Filters
 from api.event_search import Within, find, stopped
 from api.export_files import digest_of
+from api.http.as_of import refuse_ahead
 from api.http.caller import Caller, allow
+from api.http.query_params import AtLeast
 from api.http.route import Route
 from api.http.streaming_download import Pieces, refuse_revoked
-from api.reads import refuse_ahead
 from infra.eventstore.event_rows import POSITION
 from projections import event_index
 from projections.index_scan import END
@@ -41,9 +43,14 @@ if TYPE_CHECKING:
     from infra.eventstore.event_rows import Row
     from infra.views.reader import ViewReader
 
+
+class ExportQuery(Filters):
+    format: Annotated[Literal["ndjson", "csv"], Field(description="One JSON object a line, or a table.")] = "ndjson"
+    at_least: AtLeast = None
+
+
 Format = Literal["ndjson", "csv"]
 MEDIA_TYPES: Final[Mapping[Format, str]] = {"ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
-
 # Events that are read and sent at a time: others of the process wait as long as it takes to write them out.
 PAGE_EVENTS: Final = 500
 # A search for what is rare looks through so many pages' worth at a time, between two looks at who waits.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
-from api.answer_models import HealthAnswer
 from api.http.dependencies import Cursor, services_of
+from api.http.models import Answer
 from api.http.responses import answer
 from api.http.route import Route
 from infra.delivery.kafka.publication_status import destination_lags
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from api.http.dependencies import Services
+
+
+class HealthAnswer(Answer):
+    status: Annotated[Literal["alive", "ready", "degraded"], Field(description="How the service is.")]
+    stopped: Annotated[list[str], Field(description="The views that have stopped.")] = Field(default=[])
+
 
 READ_ONLY: Final = "The database takes no writes: it is a standby, or was made read-only. Reads are answered."
 # The views' states are those of the database, not of a ledger.

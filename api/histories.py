@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
+from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
 from api.access_log import enter
-from api.event_content import event_content, names_of, shown_to, unsealed_notes
+from api.codes import stream_of
+from api.event_content import EventAnswer, event_content, names_of, shown_to, unsealed_notes
+from api.http import answer_fields as answered
 from api.http import headers
+from api.http.as_of import known_at, refuse_ahead, upto
 from api.http.caller import Caller, allow
 from api.http.cursors import cursor, link_next, place_of
+from api.http.models import Answer, absent
+from api.http.query_params import MAX_LIMIT, AsOf, At, AtLeast, LongLimit, NextCursor, QueryModel
 from api.http.responses import answer, stands
 from api.http.route import Route
-from api.list_models import HistoryAnswer
-from api.list_queries import HistoryQuery
-from api.reads import known_at, refuse_ahead, stream_of, upto
 from domain.changes import COUNTS, changes_of_code, changes_of_permission
 from domain.code import effective_as_of, replay_code
 from domain.errors import Unknown
@@ -27,6 +30,40 @@ if TYPE_CHECKING:
 
     from domain.changes import Change
     from domain.recorded import RecordedEvent
+
+
+class ChangeEntry(Answer):
+    field: Annotated[
+        str, Field(description="What changed, by the name that answers have for it.", examples=["expires_at"])
+    ]
+    before: Annotated[Any, WithJsonSchema({}), Field(description="Its value before the event; null for none.")]
+    after: Annotated[Any, WithJsonSchema({}), Field(description="Its value after the event.")]
+
+
+class EventWithChanges(EventAnswer):
+    """One event, with what it changed."""
+
+    changes: Annotated[
+        list[ChangeEntry], Field(description="Each value before and after; empty where it only adds to the record.")
+    ]
+    erased: Annotated[
+        Literal[True],
+        Field(description="There where a note was, and its creator was erased: nobody can read it any more."),
+    ] = Field(default_factory=absent)
+
+
+class HistoryAnswer(Answer):
+    events: Annotated[list[EventWithChanges], Field(description="Oldest first, in the order of recording.")]
+    next: answered.Next
+
+
+class HistoryQuery(QueryModel):
+    as_of: AsOf = None
+    at: At = None
+    limit: LongLimit = MAX_LIMIT
+    cursor: NextCursor = None
+    at_least: AtLeast = None
+
 
 router = APIRouter(route_class=Route, tags=["Reads"])
 

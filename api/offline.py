@@ -16,12 +16,11 @@ from typing import IO, TYPE_CHECKING, Any, Final, Protocol
 import orjson
 from pydantic import ValidationError
 
-from api.audit_queries import BatchQuery, ExportQuery
-from api.authorization_batch import BatchError, answers, asker, lines_of
+from api.authorization_lines import BatchError, BatchQuery, answers, asker, lines_of
 from api.event_content import KeyNames
 from api.export_files import whole
 from api.exports import MEDIA_TYPES as EXPORTED
-from api.exports import Export
+from api.exports import Export, ExportQuery
 from api.http.problems import Problem
 from infra.auth.access_log import MACHINE_ROLE, Access
 from infra.auth.key_admin import KeyAdmin
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from api.authorization_batch import Format
+    from api.authorization_lines import Format
     from infra.crypto.envelope import LedgerKeys
     from infra.crypto.master_keys import KeyProvider
 

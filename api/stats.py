@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import re
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Query
+from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from api.answer_models import StatsAnswer
+from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.dependencies import Cursor
+from api.http.fields import FIRST_YEAR, LAST_YEAR, State
+from api.http.models import Answer
 from api.http.problems import malformed_query
+from api.http.query_params import AtLeast, QueryModel
 from api.http.responses import answer
 from api.http.route import Route
-from api.list_models import DaysAnswer
-from api.list_queries import MAX_STATISTICS_DAYS, DaysQuery, StatsQuery
 from infra.delivery.kafka.publication_status import publication
 from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.models import Owner
@@ -25,10 +29,141 @@ from projections.code_timeline import BUCKETS_S, LONGER, day_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     from infra.delivery.webhooks.models import Webhook
     from projections.statistics import Day
+
+
+class ViewEntry(Answer):
+    view: Annotated[str, Field(description="The view.")]
+    state: Annotated[str, Field(description="following, building or failed.")]
+    position: Annotated[int, Field(ge=0, description="How far it has read this ledger.")]
+    lag: Annotated[int, Field(ge=0, description="Events it has not read yet.")]
+    lag_seconds: Annotated[float, Field(ge=0, description="Since the oldest of those was recorded.")]
+    error: Annotated[str | None, Field(description="What stopped it, where that was an event of this ledger.")]
+    stopped_before: Annotated[int | None, Field(description="The position of that event.")]
+
+
+class SubscriberEntry(Answer):
+    subscriber: Annotated[str, Field(description="`kafka`, where it is published there; `webhook` and its id.")]
+    state: Annotated[str, Field(description="publishing, retrying, or stopped until a person acts.")]
+    position: Annotated[int, Field(ge=0, description="How far the ledger was handed over.")]
+    lag: Annotated[int, Field(ge=0, description="Events that were not yet.")]
+    lag_seconds: Annotated[float, Field(ge=0, description="Since the oldest of those was recorded.")]
+    errors: Annotated[int, Field(ge=0, description="Attempts that failed.")]
+
+
+class StatsAnswer(Answer):
+    position: Annotated[answered.Position, Field(description="The ledger's last position.")]
+    codes: Annotated[dict[State, int], Field(description="Codes by state.")]
+    expiring: Annotated[dict[str, int], Field(description="Codes that expire within so many days.")]
+    redemptions: Annotated[int, Field(ge=0, description="Redemptions recorded.")]
+    refusals: Annotated[dict[str, int], Field(description="Redemptions refused and recorded, by reason.")]
+    refused_attempts: Annotated[
+        dict[str, int],
+        Field(description="Attempts of the last 24 hours that were counted and not recorded, by reason."),
+    ]
+    views: Annotated[list[ViewEntry], Field(description="How far each view has read.")]
+    subscribers: Annotated[list[SubscriberEntry], Field(description="How far the ledger was handed to subscribers.")]
+
+
+class DurationEntry(Answer):
+    count: Annotated[answered.Count, Field(description="Codes that were redeemed for the first time.")]
+    median_seconds: Annotated[
+        float | None, Field(description="Half of them took no longer; told from the buckets, hence to their width.")
+    ]
+    buckets: Annotated[
+        dict[str, int],
+        Field(
+            description="How many, by an upper bound in seconds that each lies below; `longer` has none.",
+            examples=[{"3600": 12, "86400": 3}],
+        ),
+    ]
+
+
+class CampaignFigures(Answer):
+    launched: Annotated[answered.Count, Field(description="Launched on this day.")]
+    stopped: Annotated[
+        dict[str, int],
+        Field(
+            description=(
+                "That stop on this day, by `campaign_end`, by `window_end` (the code's window ends before the "
+                "campaign's own end) or by `revocation`."
+            ),
+            examples=[{"campaign_end": 4, "window_end": 1}],
+        ),
+    ]
+
+
+class DayEntry(Answer):
+    day: Annotated[str, WithJsonSchema({"type": "string", "format": "date"}), Field(description="The day, in UTC.")]
+    codes: Annotated[
+        dict[State, int],
+        Field(
+            description=(
+                "Codes by state as the day ended; today's as of now, and those of days ahead if nothing more happens."
+            )
+        ),
+    ]
+    issued: Annotated[answered.Count, Field(description="Codes that began.")]
+    windows_ended: Annotated[answered.Count, Field(description="Windows that end on this day.")]
+    shares: Annotated[answered.Count, Field(description="Shares.")]
+    redemptions: Annotated[answered.Count, Field(description="Redemptions.")]
+    issue_to_redemption: Annotated[DurationEntry, Field(description="How long codes took from issue to redemption.")]
+    refusals: Annotated[
+        dict[str, int],
+        Field(description="Redemptions refused and recorded, by reason.", examples=[{"code_expired": 2}]),
+    ]
+    refused_attempts: Annotated[
+        dict[str, int],
+        Field(
+            description="Attempts that were counted and not recorded, by reason: unknown codes, repeats in an hour.",
+            examples=[{"code_unknown": 7}],
+        ),
+    ]
+    campaigns: Annotated[CampaignFigures, Field(description="Campaigns launched and stopped.")]
+
+
+class DaysAnswer(Answer):
+    days: Annotated[list[DayEntry], Field(description="Every day of the range, oldest first.")]
+    position: answered.ReadUpto
+
+
+MAX_STATISTICS_DAYS: Final = 400
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def _utc_day(value: object) -> datetime:
+    """Read a day as RFC 3339 has it, and return its beginning in UTC."""
+    try:
+        day = date.fromisoformat(value) if isinstance(value, str) and _DAY.fullmatch(value) else None
+    except ValueError:  # a day that does not exist
+        day = None
+    if day is None or not FIRST_YEAR <= day.year <= LAST_YEAR:
+        raise PydanticCustomError(
+            "day", f"This is not a day such as 2026-03-01, in the years {FIRST_YEAR} to {LAST_YEAR}."
+        )
+    return datetime.combine(day, time(), UTC)
+
+
+UtcDay = Annotated[
+    datetime,
+    BeforeValidator(_utc_day),
+    WithJsonSchema({"type": "string", "format": "date", "examples": ["2026-03-01"]}),
+]
+
+
+class StatsQuery(QueryModel):
+    at_least: AtLeast = None
+
+
+class DaysQuery(QueryModel):
+    from_: Annotated[UtcDay | None, Field(alias="from", description="The first day, in UTC. Absent: 30 days ago.")] = (
+        None
+    )
+    to: Annotated[UtcDay | None, Field(description="The last day, in UTC. Absent: today.")] = None
+    at_least: AtLeast = None
+
 
 EXPIRING_WITHIN_DAYS: Final = (7, 14, 30)
 STATS_SINCE: Final = timedelta(hours=24)

@@ -24,9 +24,9 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
 
 from api.access_log import enter
-from api.audit_queries import Conditions
 from api.catch_up import Backlog
 from api.event_content import event_content
+from api.event_filters import Conditions
 from api.event_search import own
 from api.http.caller import Caller, allow
 from api.http.headers import last_event_id
@@ -66,7 +66,6 @@ READING_AT_ONCE: Final = 4
 # What clients are told to wait: before they reconnect, and before they try again where there is no room.
 RECONNECT_MS: Final = 1_000
 RETRY_AFTER_S: Final = 5
-
 Ending = Literal["slow_reader", "stalled", "key_no_longer_valid", "shutting_down", "unavailable"]
 ENDINGS: Final[dict[Ending, str]] = {
     "slow_reader": "More was recorded than this connection took. Come back with Last-Event-ID.",
@@ -75,7 +74,6 @@ ENDINGS: Final[dict[Ending, str]] = {
     "shutting_down": "This server stops. Come back with Last-Event-ID.",
     "unavailable": "The log cannot be read now. Come back with Last-Event-ID.",
 }
-
 _OPEN: Final = Gauge("sparkledger_streams", "Event streams that are open.")
 _ENDED: Final = Counter("sparkledger_streams_ended", "Event streams that were ended from here, by why.", ["reason"])
 _SENT: Final = Counter("sparkledger_stream_events", "Events handed to event streams.")

@@ -8,52 +8,157 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from eventsourcing.utils import get_topic
+from fastapi import APIRouter
+from pydantic import AfterValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from api.access_log import enter
+from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.cursors import cursor, link_next, place_of
-from api.http.fields import MAX_POSITION
+from api.http.fields import MAX_POSITION, Id, Name
+from api.http.models import Answer, Body
 from api.http.problems import Problem, malformed_body
 from api.http.responses import NO_STORE, answer
 from api.http.route import Route
-from api.webhook_models import (
-    ChangeWebhook,
-    CreateWebhook,
-    DeadLettersAnswer,
-    DeadLettersQuery,
-    DeliveriesAnswer,
-    DeliveriesQuery,
-    ReplayAnswer,
-    ReplayMessages,
-    RotateSecret,
-    TestAnswer,
-    WebhookAnswer,
-    WebhooksAnswer,
-    WebhookSecretAnswer,
-)
+from domain.code import Code
+from domain.creator import Creator
 from domain.errors import NotAllowed, Unknown
 from infra.delivery.cloud_events import STRUCTURED_CONTENT_TYPE
 from infra.delivery.lag import lag_seconds
-from infra.delivery.webhooks.http_target import AllowedNetworks, InvalidTarget, check_url
+from infra.delivery.webhooks.http_target import URL_CHARACTERS_MAX, AllowedNetworks, InvalidTarget, check_url
 from infra.delivery.webhooks.idempotent_requests import IdempotentRequest
-from infra.delivery.webhooks.models import (
-    Owner,
-    OwnerKeyInvalid,
-    TooManyWebhooks,
-    WebhookDisabled,
-    WebhookNotFound,
-)
+from infra.delivery.webhooks.models import Owner, OwnerKeyInvalid, TooManyWebhooks, WebhookDisabled, WebhookNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from infra.delivery.webhooks.models import Webhook
+
+
+MAX_TYPES: Final = 50
+MAX_CREATORS: Final = 1_000
+OVERLAP_HOURS: Final = 24
+MAX_OVERLAP_HOURS: Final = 168
+EXAMPLE_URL: Final = "https://receiver.example/sparkledger"
+
+
+def event_types() -> frozenset[str]:
+    """Return the wire name of every event that can be recorded."""
+    kinds = [value for aggregate in (Creator, Code) for value in vars(aggregate).values() if isinstance(value, type)]
+    events = [kind for kind in kinds if issubclass(kind, Creator.Event | Code.Event)]
+    return frozenset(get_topic(k) for k in events if not any(o is not k and issubclass(o, k) for o in events))
+
+
+EVENT_TYPES: Final = event_types()
+
+
+def _known(types: list[str]) -> list[str]:
+    if not EVENT_TYPES.issuperset(types):
+        raise PydanticCustomError("type", "There is a type here that no event has.")
+    return sorted(set(types))
+
+
+_URL: Final = Field(description="Where events are sent: HTTPS, on this machine also HTTP.", examples=[EXAMPLE_URL])
+_DESCRIPTION: Final = Field(description="What people call it.", examples=["The campaign tool"])
+_TYPES: Final = Field(description="Events of these types alone; empty: of all.", examples=[["Redeemed"]])
+_CREATORS: Final = Field(
+    description="Events of these creators' permissions and codes alone; empty: of all.", examples=[["ana.creates"]]
+)
+Url = Annotated[str, StringConstraints(min_length=1, max_length=URL_CHARACTERS_MAX)]
+Types = Annotated[
+    list[Annotated[str, Field(json_schema_extra={"enum": sorted(EVENT_TYPES)})]],
+    Field(max_length=MAX_TYPES),
+    AfterValidator(_known),
+]
+CreatorIds = Annotated[list[Id], Field(max_length=MAX_CREATORS), AfterValidator(lambda ids: sorted(set(ids)))]
+
+
+class CreateWebhook(Body):
+    url: Annotated[Url, _URL]
+    description: Annotated[Name | None, _DESCRIPTION] = None
+    types: Annotated[Types, _TYPES] = Field(default_factory=list)
+    creator_ids: Annotated[CreatorIds, _CREATORS] = Field(default_factory=list)
+    after: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_POSITION)] | None,
+        Field(description="Send later positions alone; 0 for everything. Absent: from now on.", examples=[0]),
+    ] = None
+
+
+class ChangeWebhook(Body):
+    """What is absent stays as it is."""
+
+    url: Annotated[Url | None, _URL] = None
+    description: Annotated[Name | None, _DESCRIPTION] = None
+    types: Annotated[Types | None, _TYPES] = None
+    creator_ids: Annotated[CreatorIds | None, _CREATORS] = None
+    enabled: Annotated[
+        bool | None,
+        Field(description="Whether anything is sent; enabled again, it goes on where it left off.", examples=[True]),
+    ] = None
+
+
+class RotateSecret(Body):
+    overlap_hours: Annotated[
+        int,
+        Field(ge=0, le=MAX_OVERLAP_HOURS, description="For how long messages are signed with both.", examples=[24]),
+    ] = OVERLAP_HOURS
+
+
+class WebhookAnswer(Answer):
+    webhook_id: Annotated[UUID, Field(description="The webhook.")]
+    key_id: Annotated[UUID, Field(description="The API key that it belongs to.")]
+    url: Annotated[str, Field(description="Where events are sent.", examples=[EXAMPLE_URL])]
+    description: Annotated[str | None, Field(description="What people call it.")]
+    types: Annotated[list[str], Field(description="The types of events that are sent; empty: all.")]
+    creator_ids: Annotated[list[str], Field(description="The creators whose events are sent; empty: all.")]
+    enabled: Annotated[bool, Field(description="Whether anything is sent.")]
+    disabled: Annotated[
+        Literal["asked", "gone", "failing", "key"] | None,
+        Field(
+            description="Why not: somebody asked, the receiver answered 410, nothing got through for the whole "
+            "schedule of retries, or the API key is not valid any more."
+        ),
+    ]
+    disabled_at: Annotated[answered.Moment | None, Field(description="Since when.")]
+    created_at: Annotated[answered.Moment, Field(description="When it was created.")]
+    old_secret_until: Annotated[
+        answered.Moment | None, Field(description="Until when messages bear the old signature too.")
+    ]
+    position: Annotated[int, Field(ge=0, description="Everything up to here was delivered, or waits, or is dead.")]
+    lag: Annotated[int, Field(ge=0, description="Events beyond that.")]
+    lag_seconds: Annotated[float, Field(ge=0, description="How long the oldest of them waits.")]
+    waiting: Annotated[int, Field(ge=0, description="Messages that wait for another attempt.")]
+    dead: Annotated[int, Field(ge=0, description="Messages that were given up.")]
+    failures: Annotated[int, Field(ge=0, description="Attempts that failed since one succeeded.")]
+    delivered: Annotated[int, Field(ge=0, description="Attempts that succeeded.")]
+    failed: Annotated[int, Field(ge=0, description="Attempts that failed.")]
+    delivered_at: Annotated[answered.Moment | None, Field(description="When one last succeeded.")]
+    failed_at: Annotated[answered.Moment | None, Field(description="When one last failed.")]
+    error: Annotated[str | None, Field(description="Why it failed.")]
+    paused_until: Annotated[
+        answered.Moment | None, Field(description="Until when the receiver asked to be left alone.")
+    ]
+
+
+class WebhookSecretAnswer(WebhookAnswer):
+    secret: Annotated[
+        str,
+        Field(
+            description="What signatures are made with, shown this once.",
+            examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
+        ),
+    ]
+
+
+class WebhooksAnswer(Answer):
+    webhooks: Annotated[list[WebhookAnswer], Field(description="Newest first.")]
+
 
 router = APIRouter(route_class=Route, tags=["Webhooks"])
 
@@ -67,15 +172,15 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
     head = await caller.services.events.head(caller.ledger_id)
     if body.after is not None and body.after > head:
         raise malformed_body("/after", "The ledger has not reached this position.")
-    with _problems():
+    with refusals_as_problems():
         webhook, secret, again = await caller.services.webhooks.create(
-            _owner(caller),
+            owner_of(caller),
             url=body.url,
             description=body.description,
             types=body.types,
             creator_ids=body.creator_ids,
             after=head if body.after is None else body.after,
-            request=_asked(caller),
+            request=idempotent_request(caller),
         )
     asked = {"webhook_id": str(webhook.webhook_id), "types": webhook.types, "creator_ids": webhook.creator_ids}
     await _enter(caller, asked)
@@ -86,15 +191,15 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
 @router.get("/v1/webhooks", response_model=WebhooksAnswer, operation_id="listWebhooks")
 async def list_webhooks(caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
     """List webhooks and how they stand, newest first; there are 100 at most."""
-    found = await caller.services.webhooks.all(_owner(caller))
+    found = await caller.services.webhooks.all(owner_of(caller))
     return answer({"webhooks": [_content(caller, webhook) for webhook in found]})
 
 
 @router.get("/v1/webhooks/{webhook_id}", response_model=WebhookAnswer, operation_id="readWebhook")
 async def read_webhook(webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
     """Read a webhook and how it stands."""
-    with _problems():
-        return answer(_content(caller, await caller.services.webhooks.one(_owner(caller), _id(webhook_id))))
+    with refusals_as_problems():
+        return answer(_content(caller, await caller.services.webhooks.one(owner_of(caller), path_webhook(webhook_id))))
 
 
 @router.patch("/v1/webhooks/{webhook_id}", response_model=WebhookAnswer, operation_id="changeWebhook")
@@ -106,8 +211,8 @@ async def change_webhook(
         _check(caller, body.url)
     given = body.model_dump(exclude_unset=True)
     changes = {name: value for name, value in given.items() if value is not None or name == "description"}
-    with _problems():
-        webhook = await caller.services.webhooks.change(_owner(caller), _id(webhook_id), **changes)
+    with refusals_as_problems():
+        webhook = await caller.services.webhooks.change(owner_of(caller), path_webhook(webhook_id), **changes)
     await _enter(caller, {"webhook_id": webhook_id, "changed": sorted(changes)})
     return answer(_content(caller, webhook))
 
@@ -115,8 +220,8 @@ async def change_webhook(
 @router.delete("/v1/webhooks/{webhook_id}", status_code=204, response_class=Response, operation_id="deleteWebhook")
 async def delete_webhook(webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
     """Delete a webhook, its dead letters and its log of deliveries."""
-    with _problems():
-        await caller.services.webhooks.delete(_owner(caller), _id(webhook_id))
+    with refusals_as_problems():
+        await caller.services.webhooks.delete(owner_of(caller), path_webhook(webhook_id))
     await _enter(caller, {"webhook_id": webhook_id})
     return Response(status_code=204)
 
@@ -132,110 +237,24 @@ async def rotate_webhook_secret(
 ) -> Response:
     """Make a new secret, shown in this answer alone; until the overlap ends, messages bear both signatures."""
     overlap = timedelta(hours=(body or RotateSecret()).overlap_hours)
-    with _problems():
+    with refusals_as_problems():
         webhook, secret, again = await caller.services.webhooks.rotate(
-            _owner(caller), _id(webhook_id), overlap, _asked(caller)
+            owner_of(caller), path_webhook(webhook_id), overlap, idempotent_request(caller)
         )
     await _enter(caller, {"webhook_id": webhook_id})
     return answer(_content(caller, webhook) | {"secret": secret}, 201, NO_STORE | _again(again))
 
 
-@router.post("/v1/webhooks/{webhook_id}/test", status_code=202, response_model=TestAnswer, operation_id="testWebhook")
-async def send_test(webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
-    """Have a test sent, once; the log of deliveries tells how it went."""
-    with _problems():
-        message_id, again = await caller.services.webhooks.test(_owner(caller), _id(webhook_id), _asked(caller))
-    return answer({"message_id": message_id}, 202, _again(again))
-
-
-@router.get("/v1/webhooks/{webhook_id}/deliveries", response_model=DeliveriesAnswer, operation_id="listDeliveries")
-async def list_deliveries(
-    webhook_id: str,
-    query: Annotated[DeliveriesQuery, Query()],
-    caller: Annotated[Caller, allow("subscriber", "admin")],
-) -> Response:
-    """List attempts to deliver, newest first: the last 10,000 of each webhook, and nothing of what was sent."""
-    same = {"of": webhook_id, "outcome": query.outcome}
-    before = MAX_POSITION if query.cursor is None else place_of(query.cursor, same)
-    with _problems():
-        found = await caller.services.webhooks.deliveries(
-            _owner(caller), _id(webhook_id), before=before, outcome=query.outcome, limit=query.limit + 1
-        )
-    shown = found[: query.limit]
-    following = cursor(shown[-1].attempt_id, same) if len(found) > query.limit else None
-    entries = [
-        {
-            "message_id": delivery.message_id,
-            "position": delivery.position,
-            "type": delivery.type,
-            "attempt": delivery.attempt,
-            "at": delivery.at,
-            "outcome": delivery.outcome,
-            "status": delivery.status,
-            "error": delivery.error,
-            "duration_ms": delivery.duration_ms,
-        }
-        for delivery in shown
-    ]
-    return answer({"deliveries": entries, "next": following}, 200, _link(caller, following))
-
-
-@router.get("/v1/webhooks/{webhook_id}/dead-letters", response_model=DeadLettersAnswer, operation_id="listDeadLetters")
-async def list_dead_letters(
-    webhook_id: str,
-    query: Annotated[DeadLettersQuery, Query()],
-    caller: Annotated[Caller, allow("subscriber", "admin")],
-) -> Response:
-    """List messages that were given up, in the order of positions; they are kept for 30 days."""
-    same = {"of": f"dead {webhook_id}"}
-    after = 0 if query.cursor is None else place_of(query.cursor, same)
-    with _problems():
-        found = await caller.services.webhooks.dead_letters(
-            _owner(caller), _id(webhook_id), after=after, limit=query.limit + 1
-        )
-    shown = found[: query.limit]
-    following = cursor(shown[-1].position, same) if len(found) > query.limit else None
-    entries = [
-        {
-            "message_id": letter.message_id,
-            "position": letter.position,
-            "type": letter.type,
-            "attempts": letter.attempts,
-            "first_at": letter.first_at,
-            "status": letter.status,
-            "error": letter.error,
-        }
-        for letter in shown
-    ]
-    return answer({"dead_letters": entries, "next": following}, 200, _link(caller, following))
-
-
-@router.post(
-    "/v1/webhooks/{webhook_id}/replays",
-    status_code=202,
-    response_model=ReplayAnswer,
-    operation_id="replayDeadLetters",
-)
-async def replay_dead_letters(
-    webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")], body: ReplayMessages | None = None
-) -> Response:
-    """Send dead letters again, each by itself: they come after what was sent since, and no more in order."""
-    named = None if body is None or body.message_ids is None else [UUID(text) for text in body.message_ids]
-    with _problems():
-        replayed, again = await caller.services.webhooks.replay(_owner(caller), _id(webhook_id), named, _asked(caller))
-    return answer({"replayed": replayed}, 202, _again(again))
-
-
-def _owner(caller: Caller) -> Owner:
+def owner_of(caller: Caller) -> Owner:
     return Owner(caller.ledger_id, caller.key.key_id, all=caller.role == "admin")
 
 
-def _asked(caller: Caller) -> IdempotentRequest | None:
+def idempotent_request(caller: Caller) -> IdempotentRequest | None:
     key = headers.idempotency_key(caller.request)
     return None if key is None else IdempotentRequest(key, caller.request_hash())
 
 
-def _id(text: str) -> UUID:
+def path_webhook(text: str) -> UUID:
     try:
         return headers.path_uuid(text, "webhook")
     except Unknown:
@@ -251,10 +270,6 @@ def _again(again: bool) -> dict[str, str]:
     return {"Idempotent-Replayed": "true"} if again else {}
 
 
-def _link(caller: Caller, following: str | None) -> Mapping[str, str]:
-    return {} if following is None else link_next(caller.request, cursor=following)
-
-
 def _check(caller: Caller, url: str) -> None:
     try:
         check_url(url, AllowedNetworks(caller.services.settings.webhook_networks))
@@ -263,7 +278,7 @@ def _check(caller: Caller, url: str) -> None:
 
 
 @contextmanager
-def _problems() -> Iterator[None]:
+def refusals_as_problems() -> Iterator[None]:
     """Turn what the store refuses into problems."""
     try:
         yield

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, ge
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import get_topic
 
-from api import authorization_batch, event_search, list_queries, query_language, streams
+from api import authorization_lines, event_search, query_language, stats, streams
 from api.http import fields as fields_
 from api.http import limits as limit
 from api.http import middleware, protocol, query_params, single_flight, streaming_download
@@ -312,7 +312,7 @@ def limits() -> str:
                 f"of a history or of keys, {query_params.MAX_LIMIT:,}"
             ),
         ),
-        ("figures by day", f"{list_queries.MAX_STATISTICS_DAYS} days"),
+        ("figures by day", f"{stats.MAX_STATISTICS_DAYS} days"),
         (
             "a query of the trail (`q`)",
             f"{query_params.MAX_Q_CHARACTERS} characters, {query_language.MAX_TERMS} terms",
@@ -327,7 +327,7 @@ def limits() -> str:
         (
             "questions in bulk",
             (
-                f"{authorization_batch.MAX_LINES:,} lines of {authorization_batch.MAX_LINE_BYTES:,} bytes, "
+                f"{authorization_lines.MAX_LINES:,} lines of {authorization_lines.MAX_LINE_BYTES:,} bytes, "
                 f"{middleware.MAX_BATCH_BYTES // kib**2} MiB in all"
             ),
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic.json_schema import models_json_schema
 
-from api.answer_models import EventAnswer
+from api.event_content import EventAnswer
 from infra.delivery import cloud_events
 from infra.delivery.event_schemas import CODE_STATE, schemas
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 VERSION: Final = "3.0.0"
 # Kept as a fact of its own in infra.delivery.kafka.topics, whose import would load Kafka's client into the API.
 PARTITIONS: Final = 12
-
 _TEXT: Final = {"type": "string"}
 _ATTRIBUTES: Final[dict[str, dict[str, Any]]] = {
     "specversion": {"const": cloud_events.SPEC_VERSION},

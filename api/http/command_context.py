@@ -15,7 +15,7 @@ from infra.eventstore.attempt import CommandMetadata
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from api.schemas import Command
+    from api.http.models import Command
     from domain.code import Code
     from domain.commands import A, Decision, Ledger, When
     from domain.creator import Creator

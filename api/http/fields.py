@@ -20,11 +20,9 @@ MAX_SECRET_CHARACTERS: Final = 512
 MAX_TEXT_CHARACTERS: Final = 4_000
 MAX_REASON_CHARACTERS: Final = 500
 MAX_NAME_CHARACTERS: Final = 200
-
 # The years that a ledger speaks of; others are slips of a finger, or of a clock.
 FIRST_YEAR: Final = 2000
 LAST_YEAR: Final = 2099
-
 _RFC3339: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
@@ -34,7 +32,6 @@ _RFC3339_PATTERN: Final = (
     r"|02-(0[1-9]|1[0-9]|2[0-8]))|20([02468][048]|[13579][26])-02-29)"
     r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 )
-
 NO_NUL: Final = r"^[^\u0000]*$"
 NO_CONTROL: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 
@@ -118,7 +115,6 @@ VideoId = Annotated[Id, Field(description="The video that the code is for.", exa
 BrandId = Annotated[Id, Field(description="The brand, as you name it.", examples=["acme"])]
 AdvertiserId = Annotated[Id, Field(description="The advertiser account in TikTok Ads Manager.", examples=["adv-7001"])]
 CampaignId = Annotated[Id, Field(description="The campaign, as you name it.", examples=["spring-sale"])]
-
 MOMENT_SCHEMA: Final[dict[str, Any]] = {
     "type": "string",
     "format": "date-time",
@@ -126,7 +122,6 @@ MOMENT_SCHEMA: Final[dict[str, Any]] = {
     "examples": ["2026-03-01T12:00:00Z"],
 }
 Moment = Annotated[datetime, BeforeValidator(parse_moment), WithJsonSchema(MOMENT_SCHEMA)]
-
 Sha256 = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9a-f]{64}$"),
@@ -176,3 +171,6 @@ Targeting = Annotated[
 ]
 Position = Annotated[int, Field(ge=1, le=MAX_POSITION, examples=[42])]
 State = Literal["generated", "shared", "redeemed", "expired", "revoked"]
+# A moment that lies ahead whenever the reference is read.
+LATER = "2099-01-01T00:00:00Z"
+CaptionHash = Annotated[Sha256 | None, Field(description="SHA-256 of the video's caption, in lowercase hexadecimal.")]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi.openapi.utils import get_openapi
 
-from api.answer_models import Problem
 from api.http.fields import ANY_JSON, NO_NUL
 from api.http.middleware import MAX_BODY_BYTES
+from api.http.models import Problem
 from api.http.problems import MEDIA_TYPE
 from api.http.route import Route
 
@@ -26,10 +26,8 @@ campaign, extension, expiry and revocation is an event that nobody edits, and ev
 A key belongs to one ledger, and has one role. Times are RFC 3339 in UTC. Ids are yours: 1 to 128 characters of
 `A-Z a-z 0-9 . _ : @ -`. Unknown fields and parameters are refused. What was refused has changed nothing.
 """
-
 _REF: Final = "#/components/schemas/"
 JSON_VALUE: Final = "JsonValue"
-
 # Commands on one code: they may carry If-Match, and can find that it changed.
 _MATCHING: Final = frozenset(
     {
@@ -94,7 +92,6 @@ _ON_A_CODE: Final = (
     "revokeCode",
     "shareCode",
 )
-
 _WHY: Final[dict[int, str]] = {
     400: "A header, the query, the path or the cursor is malformed.",
     401: "There is no API key or token, or it is not valid.",
@@ -110,7 +107,6 @@ _WHY: Final[dict[int, str]] = {
     500: "Something broke on our side.",
     503: "The database is away, or a wait ran out; nothing is half done. Retry-After says when to try again.",
 }
-
 _RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "Request-Id": {"description": "Names this request in our logs.", "schema": {"type": "string"}, "required": True},
     "ETag": {
@@ -143,7 +139,6 @@ _RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "WWW-Authenticate": {"description": "How to present a key.", "schema": {"type": "string"}, "required": True},
     "Cache-Control": {"description": "`no-store`: the answer is secret.", "schema": {"type": "string"}},
 }
-
 _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "Idempotency-Key": {
         "description": (
@@ -168,7 +163,6 @@ _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
         "example": "spring-launch-7",
     },
 }
-
 _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "createWebhook": {"url": "https://receiver.example/sparkledger", "types": ["Redeemed", "Revoked"]},
     "changeWebhook": {"enabled": True},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, Self, cast
+from typing import Annotated, Any, Final, Self, cast
 from uuid import UUID
 
 from pydantic import (
@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from api.http.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, State, parse_moment
+from api.http.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, parse_moment
 from api.http.problems import malformed_query
 from api.http.validation_messages import sentence
 
@@ -30,12 +30,9 @@ LIMIT: Final = 100
 MAX_LIMIT: Final = 1_000
 MAX_CURSOR_CHARACTERS: Final = 500
 MAX_Q_CHARACTERS: Final = 500
-
 # Longer than any number that is taken, so that one too large is told so; and bounded, for reading digits takes longer
 # the more there are.
 _WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,99}")
-
-
 # What the bytes that are no UTF-8 have become: looked for, it would find nothing, and say nothing of why.
 _REPLACEMENT: Final = "\ufffd"
 _NO_UTF_8: Final = PydanticCustomError("utf_8", "This is not in UTF-8, or holds U+FFFD, which stands for what is not.")
@@ -103,7 +100,7 @@ CodeId = Annotated[
 ]
 
 
-class Query(BaseModel):
+class QueryModel(BaseModel):
     """A query: unknown parameters are refused, because a misspelt filter would filter nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -127,19 +124,6 @@ class Query(BaseModel):
         return found
 
 
-class PermissionQuery(Query):
-    as_of: AsOf = None
-    at: At = None
-    at_least: AtLeast = None
-
-
-class CodeQuery(Query):
-    as_of: AsOf = None
-    at: At = None
-    version: Annotated[Number | None, Field(description="As it stood at this version.", examples=[2])] = None
-    at_least: AtLeast = None
-
-
 def refuse_empty(
     since: datetime | None, until: datetime | None, since_name: str = "from", until_name: str = "to"
 ) -> None:
@@ -159,60 +143,42 @@ def refuse_empty(
         raise malformed_query(until_name, f"This is not later than `{since_name}`, so the range holds nothing.")
 
 
-class CodesQuery(Query):
-    state: Annotated[State | None, Field(description="Codes in this state alone.")] = None
-    creator_id: Annotated[Id | None, Field(description="Codes of this creator alone.", examples=["ana.creates"])] = None
-    video_id: Annotated[Id | None, Field(description="Codes for this video alone.")] = None
-    brand_id: Annotated[Id | None, Field(description="Codes shared with this brand alone.", examples=["acme"])] = None
-    advertiser_id: Annotated[
-        Id | None, Field(description="Codes shared with or redeemed by this account alone.", examples=["adv-7001"])
-    ] = None
-    expires_before: Annotated[Moment | None, Field(description="Codes whose window ends before this moment.")] = None
-    live_at: Annotated[
-        Moment | None,
-        Field(
-            description="Codes that were live at this moment of effective time, by what is known now, the soonest to "
-            "end first. Each is answered as it stands now."
-        ),
-    ] = None
-    order: Annotated[
-        Literal["newest", "ending"],
-        Field(description="Newest first; or those not revoked that are yet to end, the soonest first."),
-    ] = "newest"
-    limit: Limit = LIMIT
-    cursor: Annotated[
-        str | None,
-        StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
-        Field(description="`next` of the page before, for the same filters."),
-    ] = None
-    at_least: AtLeast = None
+EitherCursor = Annotated[
+    str | None,
+    StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
+    Field(description="`next_cursor` or `prev_cursor` of another page, for the same filters."),
+]
+NextCursor = Annotated[
+    str | None,
+    StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
+    Field(description="`next` of the page before, for the same filters."),
+]
+# Until there were pages these were whole: a page that is not asked for by size is as long as one can be.
+LongLimit = Annotated[Size, Field(description="Entries a page, at most.", examples=[LIMIT])]
+ByCreator = Annotated[Id | None, Field(description="Of this creator's codes alone.", examples=["ana.creates"])]
+ByVideo = Annotated[Id | None, Field(description="Of this video's codes alone.", examples=["7312345678901234567"])]
+ByCode = Annotated[CodeId | None, Field(description="Of this code alone.")]
+ByAdvertiser = Annotated[Id | None, Field(description="Of this advertiser account alone.", examples=["adv-7001"])]
+From = Annotated[Moment | None, Field(alias="from", description="At this moment or later, in effective time.")]
+To = Annotated[Moment | None, Field(description="Before this moment, in effective time.")]
 
-    @property
-    def ending(self) -> bool:
-        """Whether the soonest to end come first."""
-        return self.order == "ending" or self.live_at is not None
 
-    @model_validator(mode="after")
-    def _no_other_order_of_what_was_live(self) -> Self:
-        if self.live_at is not None and self.order == "newest" and "order" in self.model_fields_set:
-            raise malformed_query("order", "With `live_at` the soonest to end come first: leave `order` out.")
-        refuse_empty(self.live_at, self.expires_before, "live_at", "expires_before")
-        return self
+def _flag(value: object) -> object:
+    if value not in {"true", "false"}:
+        raise PydanticCustomError("flag", "This is neither true nor false.")
+    return value == "true"
+
+
+Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"type": "boolean"})]
+
+
+class InTime(QueryModel):
+    """A query whose entries lie between two moments."""
+
+    from_: From = None
+    to: To = None
 
     @model_validator(mode="after")
-    def _no_ended_codes_that_are_yet_to_end(self) -> Self:
-        if self.order == "ending" and self.live_at is None and self.state in {"expired", "revoked"}:
-            raise malformed_query(
-                "state", "With `order=ending` there are codes alone that are neither expired nor revoked."
-            )
+    def _no_empty_range(self) -> Self:
+        refuse_empty(self.from_, self.to)
         return self
-
-
-class AuthorizationQuery(Query):
-    video_id: Annotated[Id, Field(description="The video.", examples=["7312345678901234567"])]
-    advertiser_id: Annotated[Id, Field(description="The account that ran the ad.", examples=["adv-7001"])]
-    at: Annotated[
-        Moment | None, Field(description="The moment it ran. Absent: now, or with `as_of` when the ledger knew that.")
-    ] = None
-    as_of: AsOf = None
-    at_least: AtLeast = None

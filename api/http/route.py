@@ -22,10 +22,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from api.http import headers
 from api.http.caller import Allowed, Caller, admit
+from api.http.models import Body
 from api.http.problems import Problem, malformed, malformed_body
-from api.http.query_params import Query
+from api.http.query_params import QueryModel
 from api.http.strict_json import names_twice
-from api.schemas import Body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from domain.values import Role
 
 M = TypeVar("M", bound=BaseModel)
-
 MAX_PARAMETERS: Final = 50
 
 
@@ -68,7 +67,7 @@ class Route(APIRoute):
         types = typing.get_type_hints(endpoint)
         named = {kind: name for name, kind in types.items() if kind in {Caller, Request}}
         caller_name, request_name = named.get(Caller), named.get(Request)
-        query_name, query_type = _of_kind(types, Query)
+        query_name, query_type = _of_kind(types, QueryModel)
         body_name, body_type = _of_kind(types, Body)
         body_adapter: TypeAdapter[Any] | None = None if body_type is None else TypeAdapter(body_type)
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from api import event_search
-from api.audit_queries import EventsQuery
 from api.event_content import CSV_COLUMNS, KINDS
+from api.events import EventsQuery
 from api.http.cursors import cursor_either_way
 from api.http.fields import MAX_POSITION
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told

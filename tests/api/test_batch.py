@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api import authorization_batch
+from api import authorization_lines
 from infra.eventstore.authorization_evidence import EvidenceReader
 from tests.api.test_accesses import accesses
 from tests.api.world import OTHER_ACCOUNT, OWN_ACCOUNT, World, days, refused, told
@@ -38,7 +38,7 @@ def verdicts(answer: httpx.Response) -> list[dict[str, Any]]:
 
 
 def test_each_line_is_answered_as_the_question_alone_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authorization_batch, "AT_ONCE", 2)
+    monkeypatch.setattr(authorization_lines, "AT_ONCE", 2)
     code, other = world.generate(), world.generate()
     world.redeem(code)
     world.share(other)
@@ -157,7 +157,7 @@ def test_a_bad_line_of_a_table_is_told_so_too(world: World) -> None:
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 def test_a_line_may_be_as_long_as_is_said_without_its_end(world: World, end: str) -> None:
-    line = '{"video_id": "v", "advertiser_id": "a"}'.ljust(authorization_batch.MAX_LINE_BYTES)
+    line = '{"video_id": "v", "advertiser_id": "a"}'.ljust(authorization_lines.MAX_LINE_BYTES)
     first, second = verdicts(ask(world, f"{line}{end or chr(10)}{line} {end}", NDJSON))
     assert (first["line"], first["reason"]) == (1, "no_code")
     assert second == {"line": 2, "error": "A line has at most 2,048 bytes."}
@@ -259,7 +259,7 @@ def test_a_brands_key_asks_for_its_own_accounts_alone(world: World) -> None:
 def test_a_batch_that_asks_for_others_is_one_refused_attempt_as_the_question_alone_is(
     world: World, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(authorization_batch, "AT_ONCE", 2)
+    monkeypatch.setattr(authorization_lines, "AT_ONCE", 2)
     brand = world.brand()
     accounts = [OWN_ACCOUNT] * 3 + [OTHER_ACCOUNT] * 5
     lines = "\n".join(json.dumps({"video_id": "v", "advertiser_id": account}) for account in accounts)
@@ -300,9 +300,9 @@ def test_a_batch_that_is_none_is_refused(
 
 def test_a_batch_ends_when_its_key_is_revoked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
-    monkeypatch.setattr(authorization_batch, "AT_ONCE", 1)
+    monkeypatch.setattr(authorization_lines, "AT_ONCE", 1)
     # Pieces larger than any buffer on the way: a client can hold them up.
-    monkeypatch.setattr(authorization_batch, "verdict_content", lambda _: {"reason": "x" * (16 << 20)})
+    monkeypatch.setattr(authorization_lines, "verdict_content", lambda _: {"reason": "x" * (16 << 20)})
     lines = '{"video_id": "v", "advertiser_id": "a"}\n' * 5
     with world.with_key(key["key"]).stream("POST", PATH, content=lines, headers=NDJSON) as answer:
         pieces = answer.iter_raw()
@@ -332,7 +332,7 @@ def test_a_thousand_questions_are_a_few_reads(world: World, monkeypatch: pytest.
     monkeypatch.setattr(EvidenceReader, "of_videos", counted)
     lines = [json.dumps({"video_id": codes[n % 5]["video_id"], "advertiser_id": "a"}) for n in range(1_000)]
     assert len(verdicts(ask(world, "\n".join(lines), NDJSON))) == 1_000
-    assert asked == [5] * (1_000 // authorization_batch.AT_ONCE)
+    assert asked == [5] * (1_000 // authorization_lines.AT_ONCE)
 
 
 @pytest.mark.parametrize("as_of", [{"as_of": days(1)}, {"as_of": "99"}, {"as_of": "-1"}, {"as_of": "soon"}])

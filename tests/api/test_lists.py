@@ -10,7 +10,7 @@ import pytest
 
 from api.http.cursors import cursor_in_time
 from api.http.dependencies import Cursor
-from api.list_queries import SharesQuery
+from api.shares import SharesQuery
 from projections import codes
 from tests.api.world import (
     OTHER_ACCOUNT,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import cli
 from api import offline
-from api.audit_queries import BatchQuery
+from api.authorization_lines import BatchQuery
 from api.export_files import verify
 from api.exports import Export
 from infra.errors import Unavailable

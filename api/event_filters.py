@@ -1,41 +1,20 @@
-"""What the reads of the trail take in their query: the filters that they share, and how pages are asked for."""
+"""The filters by which events are listed, exported and streamed."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
 
 from api.event_content import KINDS
 from api.http.fields import NO_NUL, Id, Moment
 from api.http.problems import Problem, malformed_query
-from api.http.query_params import (
-    LIMIT,
-    MAX_CURSOR_CHARACTERS,
-    MAX_Q_CHARACTERS,
-    AsOf,
-    AtLeast,
-    CodeId,
-    Limit,
-    Place,
-    Query,
-    refuse_empty,
-)
+from api.http.query_params import MAX_Q_CHARACTERS, CodeId, Place, QueryModel, refuse_empty
 from api.query_language import ParsedQuery, QueryError, parameter, parse
-from infra.auth.access_log import MACHINE_ROLE, AccessFilter
 from projections.index_scan import Among, Between
 
 if TYPE_CHECKING:
     from projections.index_scan import Condition
-
-Cursor = Annotated[
-    str | None,
-    StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
-    Field(description="`next_cursor` or `prev_cursor` of another page, for the same filters."),
-]
 
 
 EventType = Annotated[
@@ -43,29 +22,14 @@ EventType = Annotated[
     BeforeValidator(parameter("type")),
     WithJsonSchema({"type": "string", "enum": list(KINDS)}),
 ]
-Actor = Annotated[
+ActorFilter = Annotated[
     str,
     BeforeValidator(parameter("actor")),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": ["clock"]}]}),
 ]
 
 
-def _reader(value: object) -> object:
-    text = str(value).lower()
-    with contextlib.suppress(ValueError):
-        if text == MACHINE_ROLE or str(UUID(text)) == text:
-            return text
-    raise PydanticCustomError("reader", "The id of a key is expected here, or machine.")
-
-
-Reader = Annotated[
-    str,
-    BeforeValidator(_reader),
-    WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": [MACHINE_ROLE]}]}),
-]
-
-
-class Conditions(Query):
+class Conditions(QueryModel):
     """What an event must be like; all that is given must hold."""
 
     type: Annotated[
@@ -75,7 +39,9 @@ class Conditions(Query):
     creator_id: Annotated[Id | None, Field(description="Events of this creator's permission and codes alone.")] = None
     video_id: Annotated[Id | None, Field(description="Events of this video's codes alone.")] = None
     advertiser_id: Annotated[Id | None, Field(description="Events that name this advertiser account alone.")] = None
-    actor: Annotated[Actor | None, Field(description="Events recorded with this key, by its id, or by `clock`.")] = None
+    actor: Annotated[
+        ActorFilter | None, Field(description="Events recorded with this key, by its id, or by `clock`.")
+    ] = None
     from_: Annotated[Moment | None, Field(alias="from", description="Recorded at this moment or later.")] = None
     to: Annotated[Moment | None, Field(description="Recorded before this moment.")] = None
     q: Annotated[
@@ -138,51 +104,3 @@ class Filters(Conditions):
         if self.after is not None and self.before is not None and self.after > self.before:
             raise malformed_query("before", "No position lies before this and after `after`: the range is reversed.")
         return self
-
-
-class EventsQuery(Filters):
-    order: Annotated[Literal["asc", "desc"], Field(description="Oldest or newest first.")] = "asc"
-    limit: Limit = LIMIT
-    cursor: Cursor = None
-    total: Annotated[
-        Literal["estimate"] | None,
-        Field(description="`estimate`: also about how many events there are in all; nothing is counted for it."),
-    ] = None
-    at_least: AtLeast = None
-
-    def same(self) -> dict[str, Any]:
-        """Return what must be the same for a cursor to be good."""
-        return self.model_dump(exclude={"cursor", "limit", "total", "at_least"})
-
-
-class ExportQuery(Filters):
-    format: Annotated[Literal["ndjson", "csv"], Field(description="One JSON object a line, or a table.")] = "ndjson"
-    at_least: AtLeast = None
-
-
-class BatchQuery(Query):
-    as_of: AsOf = None
-    at_least: AtLeast = None
-
-
-class AccessesQuery(Query):
-    actor: Annotated[Reader | None, Field(description="Those with this key, by its id, or of the `machine`.")] = None
-    from_: Annotated[Moment | None, Field(alias="from", description="At this moment or later.")] = None
-    to: Annotated[Moment | None, Field(description="Before this moment.")] = None
-    limit: Limit = LIMIT
-    cursor: Cursor = None
-
-    @model_validator(mode="after")
-    def _no_empty_range(self) -> Self:
-        refuse_empty(self.from_, self.to)
-        return self
-
-    def wanted(self) -> AccessFilter:
-        """Return which accesses are asked for."""
-        machine = self.actor == MACHINE_ROLE
-        key_id = None if self.actor is None or machine else UUID(self.actor)
-        return AccessFilter(key_id, machine, self.from_, self.to)
-
-    def same(self) -> dict[str, Any]:
-        """Return what must be the same for a cursor to be good."""
-        return {"of": "accesses", **self.model_dump(exclude={"cursor", "limit"}, exclude_none=True)}

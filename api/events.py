@@ -1,28 +1,30 @@
-"""The routes of the audit trail: pages of events in three formats, and one event."""
+"""Events: the audit trail, in pages of three formats, and one event."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.responses import Response
 
 from api.access_log import enter
-from api.answer_models import EventAnswer
-from api.audit_models import EventsAnswer
-from api.audit_queries import EventsQuery
-from api.event_content import csv_head, csv_text, event_content, names_in, names_of, ndjson, row_content
+from api.event_content import EventAnswer, csv_head, csv_text, event_content, names_in, names_of, ndjson, row_content
+from api.event_filters import Filters
 from api.event_search import Within, find, own, stopped
 from api.http import headers
+from api.http.as_of import refuse_ahead
 from api.http.caller import Caller, allow
 from api.http.cursors import around, beside, either_way, links
 from api.http.dependencies import Cursor
+from api.http.media_types import CSV, JSON, NDJSON, wanted_format
+from api.http.models import Answer, absent
 from api.http.problems import Problem
+from api.http.query_params import LIMIT, AtLeast, EitherCursor, Limit
 from api.http.responses import answer
 from api.http.route import Route
-from api.reads import refuse_ahead
 from domain.code import Code
 from domain.creator import Creator
 from infra.eventstore.event_rows import POSITION
@@ -36,12 +38,47 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
     from infra.eventstore.event_rows import Row
 
-JSON: Final = "application/json"
-NDJSON: Final = "application/x-ndjson"
-CSV: Final = "text/csv"
-FORMATS: Final = (JSON, NDJSON, CSV)
 
-_QUALITY: Final = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+class EventsAnswer(Answer):
+    events: Annotated[list[EventAnswer], Field(description="In the order asked for.")]
+    next: Annotated[
+        int | None,
+        Field(
+            description="What `after` (with order=desc: `before`) is for the next page; null where there is none yet."
+        ),
+    ]
+    next_cursor: Annotated[str | None, Field(description="What `cursor` is for the next page; null as `next` is.")]
+    prev_cursor: Annotated[str | None, Field(description="What `cursor` is for the page before; null on the first.")]
+    complete: Annotated[
+        bool,
+        Field(
+            description="False where the search gave up before the page was full, for it had looked through enough: "
+            "`next` goes on from there; or where what it searches no longer follows the log."
+        ),
+    ]
+    looked_through: Annotated[
+        int, Field(ge=0, description="How many events were looked at for this page.", examples=[100])
+    ]
+    total: Annotated[
+        int, Field(ge=0, description="About how many events there are in all, where that was asked for.")
+    ] = Field(default_factory=absent)
+
+
+class EventsQuery(Filters):
+    order: Annotated[Literal["asc", "desc"], Field(description="Oldest or newest first.")] = "asc"
+    limit: Limit = LIMIT
+    cursor: EitherCursor = None
+    total: Annotated[
+        Literal["estimate"] | None,
+        Field(description="`estimate`: also about how many events there are in all; nothing is counted for it."),
+    ] = None
+    at_least: AtLeast = None
+
+    def same(self) -> dict[str, Any]:
+        """Return what must be the same for a cursor to be good."""
+        return self.model_dump(exclude={"cursor", "limit", "total", "at_least"})
+
+
 _POSITION: Final = re.compile(r"[1-9][0-9]{0,17}")
 
 router = APIRouter(route_class=Route, tags=["Audit"])
@@ -106,17 +143,6 @@ async def read_event(
     names = await names_of(caller, found)
     await enter(caller, {"position": found[0].position}, rows=1, format=JSON)
     return answer(event_content(found[0], names), 200, {"Ledger-Position": str(found[0].position)})
-
-
-def wanted_format(accept: str, formats: Sequence[str] = FORMATS) -> str:
-    """Return the format that an Accept header wants most, the first where it names none of them."""
-    wanted: dict[str, float] = {}
-    for part in accept.lower().split(","):
-        media_type, *parameters = [piece.strip() for piece in part.split(";")]
-        quality = next((_QUALITY.fullmatch(p) for p in parameters if p.startswith("q=")), None)
-        wanted[media_type] = float(quality[1]) if quality else 1.0
-    best = max(formats, key=lambda media_type: wanted.get(media_type, 0.0))
-    return best if wanted.get(best) else formats[0]
 
 
 @dataclass(frozen=True, slots=True)

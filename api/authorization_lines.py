@@ -1,0 +1,298 @@
+"""Authorizations asked in bulk: lines of NDJSON or CSV, read from a file and answered a few hundred at a time.
+
+Every line has its answer, in order and under its number; one that is no question is told so and ends nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from api.authorizations import Readable, all_codes, told, verdict_content
+from api.event_content import csv_lines
+from api.http.as_of import known_in
+from api.http.dependencies import Cursor
+from api.http.fields import AdvertiserId, Moment, VideoId
+from api.http.query_params import AsOf, AtLeast, QueryModel
+from api.http.strict_json import names_twice
+from api.http.validation_messages import sentence
+from projections import codes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+
+    from infra.eventstore.authorization_evidence import EvidenceReader
+    from infra.eventstore.reader import EventReader
+    from infra.views.reader import ViewReader
+
+
+class BatchQuery(QueryModel):
+    as_of: AsOf = None
+    at_least: AtLeast = None
+
+
+Format = Literal["ndjson", "csv"]
+MEDIA_TYPES: Final[dict[str, Format]] = {"application/x-ndjson": "ndjson", "text/csv": "csv"}
+MAX_LINES: Final = 100_000
+MAX_LINE_BYTES: Final = 2_048
+# Questions that one read answers.
+AT_ONCE: Final = 200
+COLUMNS: Final = ("video_id", "advertiser_id", "at")
+_ANSWER_COLUMNS: Final = (
+    "line",
+    "video_id",
+    "advertiser_id",
+    "at",
+    "authorized",
+    "reason",
+    "code_id",
+    "starts_at",
+    "expires_at",
+    "permission_enabled",
+    "shared",
+    "evidence",
+    "as_of",
+    "error",
+)
+# Our own tables put it before what a spreadsheet would take for a formula.
+_SAFE: Final = "'"
+_NO_COLUMNS: Final = (
+    "The first line of a table names its columns, separated by commas, in UTF-8: video_id, advertiser_id and, if you "
+    "like, at; no others."
+)
+_TOO_LONG: Final = f"A line has at most {MAX_LINE_BYTES:,} bytes."
+_NO_UTF_8: Final = "This line is not in UTF-8."
+_NO_QUESTION: Final = "This is not an object with the fields of a question."
+_BYTE_ORDER_MARK: Final = "\ufeff"
+
+
+class BatchError(Exception):
+    """Nothing of the batch can be answered."""
+
+
+class Question(BaseModel):
+    """One line of a batch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    video_id: VideoId
+    advertiser_id: AdvertiserId
+    at: Moment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line by its number, from 1: a question, or what is wrong with it."""
+
+    number: int
+    question: Question | None = None
+    error: str = ""
+
+
+def allow_all(_: str) -> str | None:
+    """Refuse no advertiser account."""
+    return None
+
+
+# Says why an advertiser account may not be asked about; nothing where it may.
+Refuse = Callable[[str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """As of what the questions of a batch are answered, and who may ask which.
+
+    Attributes:
+        ledger_id: the ledger.
+        as_of: the position that every answer speaks of.
+        now: the moment of a question that names none.
+        refuse: see `Refuse`.
+        readable: see `Readable`.
+
+    """
+
+    ledger_id: int
+    as_of: int
+    now: datetime
+    refuse: Refuse
+    readable: Readable
+
+
+async def asker(
+    views: ViewReader,
+    store: EventReader,
+    ledger_id: int,
+    query: BatchQuery,
+    now: datetime,
+    refuse: Refuse = allow_all,
+    readable: Readable = all_codes,
+) -> Asker:
+    """Decide as of what a batch is answered: one position for all of it, whatever is recorded meanwhile.
+
+    Raises:
+        Problem: `as_of` lies ahead.
+        Unavailable: the view of codes did not come so far in time, or the database is away.
+
+    """
+    as_of, at_least = None, query.at_least
+    if query.as_of is not None:
+        as_of, now = await known_in(store, ledger_id, query.as_of, now)
+        at_least = max(as_of, query.at_least or 0)
+
+    async def nothing(_: Cursor) -> None:
+        """Ask only how far the view has come."""
+
+    _, position = await views.read(ledger_id, nothing, view=codes.NAME, at_least=at_least)
+    if as_of is None:
+        as_of = position
+        # What is recorded has happened, though the database's clock may be ahead of ours.
+        _, recorded_at = await known_in(store, ledger_id, position, now)
+        now = max(now, recorded_at)
+    return Asker(ledger_id, as_of, now, refuse, readable)
+
+
+def lines_of(file: IO[bytes], format_: Format) -> Iterator[Line]:
+    """Read a batch line by line, in constant memory; empty lines are counted and passed over.
+
+    Raises:
+        BatchError: the table's first line does not name its columns.
+
+    """
+    columns: Sequence[str] | None = None
+    for number, (sent, error) in enumerate(_texts(file), 1):
+        text = sent.removeprefix(_BYTE_ORDER_MARK) if number == 1 else sent
+        if format_ == "csv" and columns is None:
+            columns = _columns(text)
+        elif error:
+            yield Line(number, error=error)
+        elif text.strip():
+            yield _line(number, text, columns)
+    if format_ == "csv" and columns is None:
+        raise BatchError(_NO_COLUMNS)
+
+
+def count_lines(file: IO[bytes]) -> int:
+    """Count the lines of a file from where it is, and go back to its beginning."""
+    count, last = 0, b"\n"
+    while block := file.read(1 << 20):
+        count += block.count(b"\n")
+        last = block[-1:]
+    file.seek(0)
+    return count + (last != b"\n")
+
+
+async def answers(
+    lines: Iterator[Line], questions: EvidenceReader, asker: Asker, format_: Format
+) -> AsyncGenerator[tuple[bytes, Sequence[Line]]]:
+    """Yield the answers as they are sent, each piece with the lines that it answers.
+
+    Raises:
+        Unavailable: the database is away.
+
+    """
+    if format_ == "csv":
+        yield csv_lines([_ANSWER_COLUMNS]), ()
+    chunk: list[Line] = []
+    for line in lines:
+        chunk.append(line)
+        if len(chunk) == AT_ONCE:
+            yield await _answered(chunk, questions, asker, format_), chunk
+            chunk = []
+    if chunk:
+        yield await _answered(chunk, questions, asker, format_), chunk
+
+
+async def _answered(chunk: Sequence[Line], questions: EvidenceReader, asker: Asker, format_: Format) -> bytes:
+    videos = {line.question.video_id for line in chunk if line.question is not None}
+    evidence = await questions.of_videos(asker.ledger_id, list(videos)) if videos else {}
+    contents: list[dict[str, Any]] = []
+    for line in chunk:
+        error = line.error if line.question is None else asker.refuse(line.question.advertiser_id)
+        if line.question is None or error:
+            contents.append({"line": line.number, "error": error})
+            continue
+        asked, at = line.question, line.question.at or asker.now
+        answer = told(evidence[asked.video_id], asker.as_of, asked.advertiser_id, at, asker.readable)
+        about = {"video_id": asked.video_id, "advertiser_id": asked.advertiser_id, "at": at, "as_of": asker.as_of}
+        contents.append({"line": line.number, **about, **verdict_content(answer)})
+    if format_ == "ndjson":
+        return b"".join(orjson.dumps(c, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for c in contents)
+    for content in contents:
+        content["evidence"] = " ".join(str(position) for position in content.get("evidence", ()))
+    return csv_lines([[content.get(column) for column in _ANSWER_COLUMNS] for content in contents])
+
+
+def _texts(file: IO[bytes]) -> Iterator[tuple[str, str]]:
+    """Yield each line as text, or what is wrong with one that is too long or not in UTF-8; no more of it is kept."""
+    while raw := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
+        too_long = len(raw.removesuffix(b"\n").removesuffix(b"\r")) > MAX_LINE_BYTES
+        rest = raw
+        while too_long and rest and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE_BYTES)
+        try:
+            yield ("", _TOO_LONG) if too_long else (raw.decode(), "")
+        except UnicodeDecodeError:
+            yield "", _NO_UTF_8
+
+
+def _columns(text: str) -> Sequence[str]:
+    names = [name.strip() for name in _cells(text) or ()]
+    if not {"video_id", "advertiser_id"} <= set(names) <= set(COLUMNS) or len(set(names)) < len(names):
+        raise BatchError(_NO_COLUMNS)
+    return names
+
+
+def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
+    sent: Any
+    if columns is None:
+        try:
+            sent = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return Line(number, error="This is not JSON.")
+    else:
+        cells = _cells(text)
+        if cells is None:
+            return Line(number, error="A quote in this line does not close, or text follows on one that does.")
+        if len(cells) != len(columns):
+            return Line(number, error=f"A line of this table has {len(columns)} cells, separated by commas.")
+        sent = {
+            column: cell.strip().removeprefix(_SAFE)
+            for column, cell in zip(columns, cells, strict=True)
+            if cell.strip() or column != "at"
+        }
+    try:
+        question = Question.model_validate(sent)
+    except ValidationError as error:
+        return Line(number, error=_said(error))
+    if columns is None and names_twice(sent, text.encode()):
+        return Line(number, error="A field is named twice.")
+    return Line(number, question)
+
+
+def _cells(text: str) -> Sequence[str] | None:
+    """Return the cells of one line of a table; None where it is none."""
+    try:
+        return next(iter(csv.reader([text.rstrip("\r\n")], strict=True)), [])
+    except csv.Error:
+        return None
+
+
+def _said(error: ValidationError) -> str:
+    """Say what is wrong with a line, field by field, and nothing of what it holds."""
+    wrong = []
+    for found in error.errors(include_url=False, include_input=False):
+        name = next((str(part) for part in found["loc"] if part in COLUMNS), "")
+        match found["type"]:
+            case "extra_forbidden":
+                wrong.append(f"There is a field here that is not known; known are {', '.join(COLUMNS)}.")
+            case "missing":
+                wrong.append(f"{name} is required.")
+            case _:
+                wrong.append(f"{name}: {sentence(found)}" if name else _NO_QUESTION)
+    return "; ".join(said.removesuffix(".") for said in dict.fromkeys(wrong)) + "."

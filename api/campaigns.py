@@ -1,0 +1,323 @@
+"""Campaigns: ads on a redeemed code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Query
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.responses import Response
+
+from api.code_answer import BudgetEntry, CodeAnswer, code_answer
+from api.http import answer_fields as answered
+from api.http import headers
+from api.http.caller import Caller, allow
+from api.http.command_context import Guarded, execute, loaded
+from api.http.dependencies import Cursor
+from api.http.fields import (
+    AdvertiserId,
+    Amount,
+    CampaignId,
+    CaptionHash,
+    Currency,
+    Id,
+    Moment,
+    Name,
+    Reason,
+    Sha256,
+    Targeting,
+)
+from api.http.models import Answer, Body, Command
+from api.http.pagination import creators_asked, page_answer, place_after
+from api.http.query_params import (
+    LIMIT,
+    AtLeast,
+    ByAdvertiser,
+    ByCode,
+    ByCreator,
+    ByVideo,
+    Flag,
+    Limit,
+    NextCursor,
+    QueryModel,
+    refuse_empty,
+)
+from api.http.responses import created_or_repeated
+from api.http.route import Route
+from domain import commands
+from domain.campaign import Campaign
+from domain.code import Code
+from domain.commands import Decision, Ledger, When
+from domain.errors import Refused, Unknown
+from projections import campaigns
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from projections.campaigns import CampaignRow
+
+
+CreativeHash = Annotated[Sha256 | None, Field(description="SHA-256 of the video file, in lowercase hexadecimal.")]
+
+
+class Budget(Body):
+    amount: Amount
+    currency: Currency
+
+
+class LaunchCampaign(Command):
+    campaign_id: CampaignId
+    advertiser_id: AdvertiserId
+    budget: Annotated[
+        Budget, Field(description="What may be spent.", examples=[{"amount": "500.00", "currency": "USD"}])
+    ]
+    starts_at: Annotated[Moment, Field(description="When the campaign begins, inside the code's window.")]
+    ends_at: Annotated[Moment, Field(description="When it ends; where that is after the window, a warning says so.")]
+    name: Annotated[Name | None, Field(description="What people call it.", examples=["Spring sale"])] = None
+    targeting: Annotated[
+        Targeting | None,
+        Field(description="Whom the ad is shown to, in your own words: at most 16 KiB of JSON, 8 levels deep."),
+    ] = None
+    caption_sha256: CaptionHash = None
+    creative_sha256: CreativeHash = None
+
+    @field_validator("ends_at")
+    @classmethod
+    def _after_the_start(cls, ends_at: Moment, info: ValidationInfo) -> Moment:
+        starts_at = info.data.get("starts_at")
+        if starts_at is not None and ends_at <= starts_at:
+            raise PydanticCustomError("order", "A campaign ends after it starts.")
+        return ends_at
+
+
+class EndCampaign(Command):
+    reason: Annotated[Reason | None, Field(description="Why it was stopped.", examples=["Budget spent"])] = None
+
+
+class CampaignAnswer(CodeAnswer):
+    warnings: Annotated[
+        list[str],
+        Field(
+            description="A sentence for each thing to know.",
+            examples=[["The campaign will stop on 2026-03-31 at 12:00 UTC, when the code's window ends."]],
+        ),
+    ]
+
+
+class CampaignInList(Answer):
+    campaign_id: Annotated[str, Field(description="The campaign.", examples=["spring-sale"])]
+    code_id: answered.CodeId
+    creator_id: answered.CreatorId
+    video_id: answered.VideoId
+    advertiser_id: answered.AdvertiserId
+    name: Annotated[str | None, Field(description="What people call it.")]
+    budget: Annotated[BudgetEntry, Field(description="What may be spent.")]
+    starts_at: Annotated[answered.Moment, Field(description="When it begins.")]
+    ends_at: Annotated[answered.Moment, Field(description="When it was meant to end.")]
+    expires_at: Annotated[answered.Moment, Field(description="When its code's window ends.")]
+    launched_at: Annotated[answered.Moment, Field(description="When it was launched, in effective time.")]
+    running: Annotated[bool, Field(description="From launch, even if scheduled, until something stops it.")]
+    stops_at: Annotated[answered.Moment, Field(description="When it will stop, or has stopped.")]
+    stop_reason: Annotated[
+        Literal["code_end", "campaign_end"],
+        Field(description="By what: its code, whose window ends or which was revoked, or its own end."),
+    ]
+    ended_at: Annotated[
+        answered.Moment | None, Field(description="When somebody or something ended it before its own end.")
+    ]
+    ended_by: Annotated[
+        Literal["ended", "code_expired", "code_revoked"] | None, Field(description="By what that was, as recorded.")
+    ]
+    position: Annotated[answered.EventPosition, Field(description="Of the event that launched it.")]
+
+
+class CampaignsAnswer(Answer):
+    campaigns: Annotated[list[CampaignInList], Field(description="By when they stop.")]
+    next: answered.Next
+    position: answered.ReadUpto
+
+
+class CampaignsQuery(QueryModel):
+    running: Annotated[Flag | None, Field(description="Those that run, or those that have stopped.")] = None
+    stop_reason: Annotated[
+        Literal["code_end", "campaign_end"] | None, Field(description="Stopped by their code, or by their own end.")
+    ] = None
+    stops_from: Annotated[Moment | None, Field(description="That stop, or stopped, at this moment or later.")] = None
+    stops_before: Annotated[Moment | None, Field(description="That stop, or stopped, before this moment.")] = None
+    order: Annotated[Literal["asc", "desc"], Field(description="The soonest or the last to stop first.")] = "asc"
+    campaign_id: Annotated[Id | None, Field(description="Of this name alone.", examples=["spring-sale"])] = None
+    advertiser_id: ByAdvertiser = None
+    creator_id: ByCreator = None
+    video_id: ByVideo = None
+    code_id: ByCode = None
+    limit: Limit = LIMIT
+    cursor: NextCursor = None
+    at_least: AtLeast = None
+
+    @model_validator(mode="after")
+    def _no_empty_range(self) -> Self:
+        refuse_empty(self.stops_from, self.stops_before, "stops_from", "stops_before")
+        return self
+
+
+router = APIRouter(route_class=Route)
+
+
+@router.post(
+    "/v1/codes/{code_id}/campaigns",
+    status_code=201,
+    response_model=CampaignAnswer,
+    tags=["Commands"],
+    operation_id="launchCampaign",
+)
+async def launch_campaign(
+    code_id: str, body: LaunchCampaign, caller: Annotated[Caller, allow("brand", "operator", "admin")]
+) -> Response:
+    """Record an ad on a redeemed code; one that would outlive the window is accepted with a warning."""
+    caller.act_for_advertiser(body.advertiser_id)
+    code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
+    campaign = Campaign(
+        campaign_id=body.campaign_id,
+        advertiser_id=body.advertiser_id,
+        amount=body.budget.amount,
+        currency=body.budget.currency,
+        starts_at=body.starts_at,
+        ends_at=body.ends_at,
+        name=body.name,
+        targeting=body.targeting,
+        caption_sha256=body.caption_sha256,
+        creative_sha256=body.creative_sha256,
+    )
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        found: list[Code] = []
+
+        def ours(code: Code) -> None:
+            # Before any rule: what a rule says of a code is for those alone who may read it.
+            caller.read_code(code)
+            found.append(code)
+
+        try:
+            return await commands.launch(Guarded(ledger, ours), code, campaign, if_match=if_match, when=when)
+        except Refused as refusal:
+            raise _without_others(refusal, caller, found) from None
+
+    done = await execute(caller, body, body.advertiser_id, decide)
+    assert done.aggregate is not None  # noqa: S101 - a code with a campaign is there
+    told = warnings(done.aggregate, body.campaign_id)
+    return code_answer(done, caller, created_or_repeated(done), warnings=told)
+
+
+@router.post(
+    "/v1/codes/{code_id}/campaigns/{campaign_id}/end",
+    response_model=CodeAnswer,
+    tags=["Commands"],
+    operation_id="endCampaign",
+)
+async def end_campaign(
+    code_id: str,
+    campaign_id: str,
+    caller: Annotated[Caller, allow("brand", "operator", "admin")],
+    body: EndCampaign | None = None,
+) -> Response:
+    """Record that a campaign was stopped; one that no longer runs stays as it is."""
+    code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
+    body = body or EndCampaign()
+
+    def ours(found: Code) -> None:
+        caller.read_code(found)
+        campaign = found.campaigns.get(campaign_id)
+        if campaign is not None and caller.role == "brand" and not caller.names_us((), (campaign.advertiser_id,)):
+            # As one that is not there: whether others run campaigns is theirs to tell.
+            raise Unknown("campaign")
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        guarded = Guarded(ledger, ours)
+        return await commands.end_campaign(guarded, code, campaign_id, body.reason, if_match=if_match, when=when)
+
+    accounts = caller.key.subjects.advertiser_ids
+    subject = next(iter(accounts), None)
+    if len(accounts) > 1:
+        campaign = (await loaded(caller, code)).campaigns.get(campaign_id)
+        subject = None if campaign is None else campaign.advertiser_id
+    return code_answer(await execute(caller, body, subject, decide), caller, 200)
+
+
+@router.get("/v1/campaigns", response_model=CampaignsAnswer, tags=["Reads"], operation_id="listCampaigns")
+async def list_campaigns(
+    query: Annotated[CampaignsQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
+) -> Response:
+    """List campaigns by the day each will stop, and by what; a creator's or brand's key sees its own."""
+    caller.ask_by_names(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
+    now = caller.services.now()
+
+    async def page(cur: Cursor) -> list[CampaignRow]:
+        return await campaigns.search(
+            cur,
+            caller.ledger_id,
+            now=now,
+            limit=query.limit + 1,
+            after=place_after(query),
+            descending=query.order == "desc",
+            running=query.running,
+            stop_reason=query.stop_reason,
+            stops_from=query.stops_from,
+            stops_before=query.stops_before,
+            code_id=query.code_id,
+            creator_ids=creators_asked(caller, query.creator_id),
+            video_id=query.video_id,
+            campaign_id=query.campaign_id,
+            advertiser_id=query.advertiser_id,
+            visible_advertisers=caller.key.subjects.advertiser_ids if caller.role == "brand" else None,
+        )
+
+    found, position = await caller.services.views.read(
+        caller.ledger_id, page, view=campaigns.NAME, at_least=query.at_least
+    )
+    return page_answer(
+        caller, query, "campaigns", found, position, lambda row: _campaign(row, now), lambda r: (r.stops_at, r.position)
+    )
+
+
+def _without_others(refusal: Refused, caller: Caller, found: list[Code]) -> Refused:
+    """Return a refusal that names no campaign of another advertiser to a brand."""
+    campaigns = found[0].campaigns if found and caller.role == "brand" else {}
+    conflict = campaigns.get(refusal.conflict_id or "")
+    if conflict is None or caller.names_us((), (conflict.advertiser_id,)):
+        return refusal
+    return Refused(refusal.code, refusal.detail)
+
+
+def warnings(code: Code, campaign_id: str) -> list[str]:
+    """Return a sentence for each thing that whoever launched a campaign should know."""
+    campaign = code.campaigns[campaign_id]
+    stops_at = code.stops_at(campaign)
+    if stops_at >= campaign.ends_at:
+        return []
+    return [
+        f"The campaign will stop on {stops_at:%Y-%m-%d at %H:%M} UTC, when the code's window ends, before its own end."
+    ]
+
+
+def _campaign(row: CampaignRow, now: datetime) -> dict[str, Any]:
+    return {
+        "campaign_id": row.campaign_id,
+        "code_id": row.code_id,
+        "creator_id": row.creator_id,
+        "video_id": row.video_id,
+        "advertiser_id": row.advertiser_id,
+        "name": row.name,
+        "budget": {"amount": row.amount, "currency": row.currency},
+        "starts_at": row.starts_at,
+        "ends_at": row.ends_at,
+        "expires_at": row.expires_at,
+        "launched_at": row.launched_at,
+        "running": row.running(now),
+        "stops_at": row.stops_at,
+        "stop_reason": row.stop_reason,
+        "ended_at": row.ended_at,
+        "ended_by": row.cause,
+        "position": row.position,
+    }

@@ -1,0 +1,152 @@
+"""A code as answers show it: to a brand, its own shares, redemptions and campaigns alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from starlette.responses import Response
+
+from api.http import answer_fields as answered
+from api.http.models import Answer
+from api.http.responses import answer, replayed, stands
+from domain.values import Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from api.http.caller import Caller
+    from domain.campaign import Campaign
+    from domain.code import Code
+    from infra.eventstore.command_handler import CommandResult
+
+
+class ShareEntry(Answer):
+    brand_id: answered.BrandId
+    channel: Annotated[Channel, Field(description="The way it was handed over.")]
+    advertiser_id: Annotated[
+        str | None, Field(description="The advertiser account it was meant for, if one was named.")
+    ]
+    shared_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+
+
+class RedemptionEntry(Answer):
+    advertiser_id: answered.AdvertiserId
+    redeemed_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+
+
+class BudgetEntry(Answer):
+    amount: Annotated[str, Field(description="A decimal number.", examples=["500.00"])]
+    currency: Annotated[str, Field(description="ISO 4217.", examples=["USD"])]
+
+
+class CampaignEntry(Answer):
+    campaign_id: Annotated[str, Field(description="The campaign.", examples=["spring-sale"])]
+    advertiser_id: answered.AdvertiserId
+    name: Annotated[str | None, Field(description="What people call it.")]
+    budget: Annotated[BudgetEntry, Field(description="What may be spent.")]
+    targeting: Annotated[dict[str, Any] | None, Field(description="As it was sent.")]
+    starts_at: Annotated[answered.Moment, Field(description="When it begins.")]
+    ends_at: Annotated[answered.Moment, Field(description="When it was meant to end.")]
+    launched_at: Annotated[answered.Moment, Field(description="When the launch was recorded, in effective time.")]
+    ended_at: Annotated[answered.Moment | None, Field(description="When somebody or something ended it.")]
+    stops_at: Annotated[
+        answered.Moment, Field(description="When it stops, at its own end or the window's, or has stopped.")
+    ]
+    running: Annotated[bool, Field(description="From launch until ended, its end, or the window's.")]
+
+
+class CodeAnswer(Answer):
+    """A code as it stands. A brand's key sees its own shares, redemptions and campaigns alone."""
+
+    code_id: answered.CodeId
+    masked: answered.Masked
+    creator_id: answered.CreatorId
+    video_id: answered.VideoId
+    terms_version: Annotated[str, Field(description="The advertising terms that were accepted.", examples=["2026-01"])]
+    generated_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    starts_at: answered.StartsAt
+    expires_at: answered.ExpiresAt
+    revoked_at: Annotated[answered.Moment | None, Field(description="When it was taken back.")]
+    state: answered.CodeState
+    live: answered.Live
+    caption_sha256: answered.Hash
+    creative_sha256: answered.Hash
+    shares: Annotated[list[ShareEntry], Field(description="To whom it was handed, oldest first.")]
+    redemptions: Annotated[list[RedemptionEntry], Field(description="By whom it was redeemed, oldest first.")]
+    campaigns: Annotated[list[CampaignEntry], Field(description="What was launched on it, oldest first.")]
+    version: answered.Version
+    position: Annotated[answered.Position, Field(description="Of the code's last event.")]
+
+
+def code_answer(
+    done: CommandResult[Code], caller: Caller, status: int, headers: Mapping[str, str] | None = None, **more: Any
+) -> Response:
+    """Answer a command on a code with the code as it then stood."""
+    code = done.aggregate
+    assert code is not None  # noqa: S101 - only an unknown creator has no aggregate
+    content = code_content(code, caller, now=done.recorded_at, position=done.position) | more
+    return answer(content, status, {**stands(code.command_version, done.position), **replayed(done), **(headers or {})})
+
+
+def code_content(code: Code, caller: Caller, *, now: datetime, position: int) -> dict[str, Any]:
+    """Return a code as the caller may see it: a brand sees its own shares, redemptions and campaigns alone."""
+    ours = caller.names_us if caller.role == "brand" else _everyone
+    return {
+        "code_id": code.id,
+        "masked": code.masked,
+        "creator_id": code.creator_id,
+        "video_id": code.video_id,
+        "terms_version": code.terms_version,
+        "generated_at": code.generated_at,
+        "starts_at": code.window.starts_at,
+        "expires_at": code.window.expires_at,
+        "revoked_at": code.revoked_at,
+        "state": code.state(now),
+        "live": code.live(now),
+        "caption_sha256": code.caption_sha256,
+        "creative_sha256": code.creative_sha256,
+        "shares": [
+            {
+                "brand_id": share.brand_id,
+                "channel": share.channel,
+                "advertiser_id": share.advertiser_id,
+                "shared_at": shared_at,
+            }
+            for share, shared_at in code.shares.items()
+            if ours((share.brand_id,), (share.advertiser_id,))
+        ],
+        "redemptions": [
+            {"advertiser_id": advertiser_id, "redeemed_at": redeemed_at}
+            for advertiser_id, redeemed_at in code.redemptions.items()
+            if ours((), (advertiser_id,))
+        ],
+        "campaigns": [
+            _campaign(campaign, code, now)
+            for campaign in code.campaigns.values()
+            if ours((), (campaign.advertiser_id,))
+        ],
+        "version": code.command_version,
+        "position": position,
+    }
+
+
+def _everyone(_brand_ids: object, _advertiser_ids: object) -> bool:
+    return True
+
+
+def _campaign(campaign: Campaign, code: Code, now: datetime) -> dict[str, Any]:
+    return {
+        "campaign_id": campaign.campaign_id,
+        "advertiser_id": campaign.advertiser_id,
+        "name": campaign.name,
+        "budget": {"amount": campaign.amount, "currency": campaign.currency},
+        "targeting": campaign.targeting,
+        "starts_at": campaign.starts_at,
+        "ends_at": campaign.ends_at,
+        "launched_at": campaign.launched_at,
+        "ended_at": campaign.ended_at,
+        "stops_at": code.stops_at(campaign),
+        "running": campaign in code.running(now),
+    }

@@ -1,0 +1,186 @@
+"""The list of codes, with its filters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Query
+from pydantic import Field, StringConstraints, model_validator
+from starlette.responses import Response
+
+from api.http import answer_fields as answered
+from api.http.caller import Caller, allow
+from api.http.cursors import cursor, cursor_in_time, link_next, place_in_time, place_of
+from api.http.dependencies import Cursor
+from api.http.fields import MAX_POSITION, Id, Moment, State
+from api.http.models import Answer
+from api.http.problems import malformed_query
+from api.http.query_params import LIMIT, MAX_CURSOR_CHARACTERS, AtLeast, Limit, QueryModel, refuse_empty
+from api.http.responses import answer
+from api.http.route import Route
+from projections import codes, statistics
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from projections.codes import CodeRow
+
+
+class CodeInList(Answer):
+    code_id: answered.CodeId
+    masked: answered.Masked
+    creator_id: answered.CreatorId
+    video_id: answered.VideoId
+    terms_version: Annotated[str, Field(description="The advertising terms that were accepted.")]
+    generated_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    starts_at: answered.StartsAt
+    expires_at: answered.ExpiresAt
+    revoked_at: Annotated[answered.Moment | None, Field(description="When it was taken back.")]
+    state: answered.CodeState
+    live: answered.Live
+    brand_ids: Annotated[list[str], Field(description="The brands it was shared with.")]
+    advertiser_ids: Annotated[list[str], Field(description="The accounts it was shared with or redeemed by.")]
+    version: answered.Version
+    position: Annotated[answered.Position, Field(description="Of the code's last event.")]
+
+
+class CodesAnswer(Answer):
+    codes: Annotated[list[CodeInList], Field(description="Newest first.")]
+    next: Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]
+    position: Annotated[answered.Position, Field(description="The position up to which the list has read the ledger.")]
+
+
+class CodesQuery(QueryModel):
+    state: Annotated[State | None, Field(description="Codes in this state alone.")] = None
+    creator_id: Annotated[Id | None, Field(description="Codes of this creator alone.", examples=["ana.creates"])] = None
+    video_id: Annotated[Id | None, Field(description="Codes for this video alone.")] = None
+    brand_id: Annotated[Id | None, Field(description="Codes shared with this brand alone.", examples=["acme"])] = None
+    advertiser_id: Annotated[
+        Id | None, Field(description="Codes shared with or redeemed by this account alone.", examples=["adv-7001"])
+    ] = None
+    expires_before: Annotated[Moment | None, Field(description="Codes whose window ends before this moment.")] = None
+    live_at: Annotated[
+        Moment | None,
+        Field(
+            description="Codes that were live at this moment of effective time, by what is known now, the soonest to "
+            "end first. Each is answered as it stands now."
+        ),
+    ] = None
+    order: Annotated[
+        Literal["newest", "ending"],
+        Field(description="Newest first; or those not revoked that are yet to end, the soonest first."),
+    ] = "newest"
+    limit: Limit = LIMIT
+    cursor: Annotated[
+        str | None,
+        StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
+        Field(description="`next` of the page before, for the same filters."),
+    ] = None
+    at_least: AtLeast = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether the soonest to end come first."""
+        return self.order == "ending" or self.live_at is not None
+
+    @model_validator(mode="after")
+    def _no_other_order_of_what_was_live(self) -> Self:
+        if self.live_at is not None and self.order == "newest" and "order" in self.model_fields_set:
+            raise malformed_query("order", "With `live_at` the soonest to end come first: leave `order` out.")
+        refuse_empty(self.live_at, self.expires_before, "live_at", "expires_before")
+        return self
+
+    @model_validator(mode="after")
+    def _no_ended_codes_that_are_yet_to_end(self) -> Self:
+        if self.order == "ending" and self.live_at is None and self.state in {"expired", "revoked"}:
+            raise malformed_query(
+                "state", "With `order=ending` there are codes alone that are neither expired nor revoked."
+            )
+        return self
+
+
+router = APIRouter(route_class=Route, tags=["Reads"])
+
+
+@router.get("/v1/codes", response_model=CodesAnswer, operation_id="listCodes")
+async def list_codes(
+    query: Annotated[CodesQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
+) -> Response:
+    """List the codes that pass every filter, newest or soonest to end first; creators and brands see their own.
+
+    With `live_at` those that were live at a moment, such as 3 March: what has been revoked or has expired since too.
+    """
+    now, ours = caller.services.now(), caller.key.subjects
+    same_query = query.model_dump(exclude={"cursor", "limit", "at_least"})
+    caller.ask_by_names(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
+    creator_ids = ours.creator_ids if caller.role == "creator" else None
+    if query.creator_id is not None:
+        creator_ids = frozenset({query.creator_id})
+    after_key, ending_after = None, None
+    if query.ending:
+        ending_after = (
+            (query.live_at or now, MAX_POSITION) if query.cursor is None else place_in_time(query.cursor, same_query)
+        )
+    elif query.cursor is not None:
+        after_key = place_of(query.cursor, same_query)
+    brand = caller.role == "brand"
+
+    async def page(cur: Cursor) -> list[codes.CodeRow]:
+        return await codes.search(
+            cur,
+            caller.ledger_id,
+            now=now,
+            limit=query.limit + 1,
+            after_key=after_key,
+            ending_after=ending_after,
+            state=query.state,
+            creator_ids=creator_ids,
+            video_id=query.video_id,
+            brand_ids=None if query.brand_id is None else {query.brand_id},
+            advertiser_ids=None if query.advertiser_id is None else {query.advertiser_id},
+            visible_brands=ours.brand_ids if brand else None,
+            visible_advertisers=ours.advertiser_ids if brand else None,
+            expires_before=query.expires_before,
+            live_at=query.live_at,
+        )
+
+    also = () if query.live_at is None else (statistics.NAME,)
+    rows, position = await caller.services.views.read(
+        caller.ledger_id, page, view=codes.NAME, also=also, at_least=query.at_least
+    )
+    following = None
+    if len(rows) > query.limit:
+        rows = rows[: query.limit]
+        last = rows[-1]
+        following = cursor(last.generated_position, same_query)
+        if query.ending:
+            following = cursor_in_time(last.expires_at, last.generated_position, same_query)
+    content = {"codes": [row_content(row, caller, now=now) for row in rows], "next": following, "position": position}
+    link = {} if following is None else link_next(caller.request, cursor=following)
+    return answer(content, 200, {"Ledger-Position": str(position), **link})
+
+
+def row_content(row: CodeRow, caller: Caller, *, now: datetime) -> dict[str, Any]:
+    """Return a code as the list shows it, to a brand with its own names alone."""
+    brand_ids, advertiser_ids = row.brand_ids, row.advertiser_ids
+    if caller.role == "brand":
+        brand_ids = brand_ids & caller.key.subjects.brand_ids
+        advertiser_ids = advertiser_ids & caller.key.subjects.advertiser_ids
+    return {
+        "code_id": row.code_id,
+        "masked": row.masked,
+        "creator_id": row.creator_id,
+        "video_id": row.video_id,
+        "terms_version": row.terms_version,
+        "generated_at": row.generated_at,
+        "starts_at": row.starts_at,
+        "expires_at": row.expires_at,
+        "revoked_at": row.revoked_at,
+        "state": row.state(now),
+        "live": row.live(now),
+        "brand_ids": sorted(brand_ids),
+        "advertiser_ids": sorted(advertiser_ids),
+        "version": row.version,
+        "position": row.position,
+    }

@@ -1,0 +1,315 @@
+"""Codes: generated, extended, revoked, revealed, noted on, and read as they stand or stood."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Annotated, Final, Self
+
+from fastapi import APIRouter, Query
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.responses import Response
+
+from api.code_answer import CodeAnswer, code_answer, code_content
+from api.http import answer_fields as answered
+from api.http import headers
+from api.http.as_of import known_at, refuse_ahead, upto
+from api.http.caller import BOUND, UNBOUND, Caller, allow
+from api.http.command_context import creator_of, execute, owned, policy_of
+from api.http.fields import LATER, CaptionHash, CreatorId, Line, Moment, Note, Position, Reason, Secret, VideoId
+from api.http.guessing import count_guess, refuse_guessing
+from api.http.models import Command
+from api.http.problems import Problem, malformed_body
+from api.http.query_params import AsOf, At, AtLeast, Number, QueryModel
+from api.http.responses import NO_STORE, answer, created_or_repeated, stands
+from api.http.route import Route
+from domain import commands
+from domain.code import Code, effective_as_of, fold_code, replay_code
+from domain.commands import Decision, Ledger, When
+from domain.errors import NotAllowed, Refused, Unknown
+from domain.values import Sealed
+from infra.ids import uuid7
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from domain.recorded import RecordedEvent
+
+
+# Any whole number is understood; which lengths are allowed is a rule of the ledger, not of the format.
+MAX_DAYS = 2**31 - 1
+Days = Annotated[int, Field(ge=-MAX_DAYS, le=MAX_DAYS, examples=[30])]
+
+
+class GenerateCode(Command):
+    creator_id: CreatorId
+    video_id: VideoId
+    terms_version: Annotated[
+        Line | None,
+        Field(
+            max_length=128,
+            description="The version of TikTok's advertising terms that the creator accepted.",
+            examples=["2026-01"],
+        ),
+    ] = None
+    days: Annotated[
+        Days, Field(description="The window's length in days: 7, 30, 60 or 365, unless set up otherwise.")
+    ] = 30
+    starts_at: Annotated[
+        Moment | None,
+        Field(description="When the window begins; may be past, for a code that was issued then. Absent: now."),
+    ] = None
+    caption_sha256: CaptionHash = None
+    secret: Annotated[
+        Secret | None,
+        Field(description="The string that TikTok generated, kept exactly. Absent: a random one is made."),
+    ] = None
+
+
+class ExtendCode(Command):
+    """Exactly one of both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["days"], "properties": {"expires_at": False}},
+                {"required": ["expires_at"], "properties": {"days": False}},
+            ],
+            "examples": [{"days": 60}],
+        }
+    )
+
+    days: Annotated[
+        Days | None,
+        Field(description="The whole window's length, counted from its start: 30 becomes 60.", examples=[60]),
+    ] = None
+    expires_at: Annotated[
+        Moment | None,
+        Field(description="The new end, at most the longest allowed length from now.", examples=[LATER]),
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.days is None) == (self.expires_at is None):
+            raise PydanticCustomError("one_of", "Send days or expires_at, and only one of both.")
+        return self
+
+
+class RevokeCode(Command):
+    reason: Annotated[Reason, Field(description="Why the code is taken back.")]
+    force: Annotated[
+        bool,
+        Field(description="Revoke although a campaign runs, which ends it. For keys with the role operator or admin."),
+    ] = False
+
+
+class RevealCode(Command):
+    reason: Annotated[Reason, Field(description="Why the secret is needed again.", examples=["The brand lost it"])]
+
+
+class AddNote(Command):
+    text: Annotated[
+        Note, Field(description="The remark; stored encrypted.", examples=["Position 12 named the wrong brand."])
+    ]
+    about_position: Annotated[Position | None, Field(description="The event that the remark is about.")] = None
+
+
+class GeneratedAnswer(CodeAnswer):
+    secret: answered.Secret
+
+
+class RevealAnswer(CodeAnswer):
+    secret: answered.Secret
+
+
+class CodeReadAnswer(CodeAnswer):
+    as_of: Annotated[int, Field(ge=0, description="The position up to which the ledger was read.", examples=[42])]
+
+
+class CodeQuery(QueryModel):
+    as_of: AsOf = None
+    at: At = None
+    version: Annotated[Number | None, Field(description="As it stood at this version.", examples=[2])] = None
+    at_least: AtLeast = None
+
+
+# Bytes of randomness in a code that we generate ourselves.
+SECRET_BYTES: Final = 32
+# Refusals of a code that someone brings which tell whether its secret is known here, and leave no event.
+_TELLING: Final = frozenset({"secret_exists", "live_code_exists"})
+
+router = APIRouter(route_class=Route)
+
+
+@router.post(
+    "/v1/codes", status_code=201, response_model=GeneratedAnswer, tags=["Commands"], operation_id="generateCode"
+)
+async def generate_code(
+    body: GenerateCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
+) -> Response:
+    """Generate a code for a video, or record one that TikTok generated; its secret is in this answer and in reveals."""
+    caller.act_for_creator(body.creator_id)
+    # Whoever may read every code has nothing to guess.
+    guessing = body.secret is not None and caller.role not in UNBOUND
+    if guessing:
+        refuse_guessing(caller)
+    if b"if-match" in headers.of(caller.request):
+        raise Problem("malformed_header", "If-Match speaks of a code, and there is none yet.")
+    code_id = uuid7()
+    secret = Sealed(body.secret or "#" + secrets.token_urlsafe(SECRET_BYTES))
+    policy = policy_of(caller)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        return await commands.generate(
+            ledger,
+            policy,
+            code_id=code_id,
+            creator_id=body.creator_id,
+            video_id=body.video_id,
+            terms_version=body.terms_version,
+            days=body.days,
+            starts_at=body.starts_at,
+            secret=secret,
+            caption_sha256=body.caption_sha256,
+            when=when,
+        )
+
+    try:
+        done = await execute(caller, body, body.creator_id, decide)
+    except Refused as refusal:
+        if guessing and refusal.code in _TELLING:
+            count_guess(caller)
+        raise
+    assert done.aggregate is not None  # noqa: S101 - a code that was generated is there
+    if done.replayed:
+        secret = await caller.services.aggregates.secret(caller.ledger_id, done.aggregate.id)
+    location = {"Location": f"/v1/codes/{done.aggregate.id}"}
+    return code_answer(done, caller, 201, NO_STORE | location, secret=secret)
+
+
+@router.post(
+    "/v1/codes/{code_id}/extensions",
+    status_code=201,
+    response_model=CodeAnswer,
+    tags=["Commands"],
+    operation_id="extendCode",
+)
+async def extend_code(
+    code_id: str, body: ExtendCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
+) -> Response:
+    """Move the end of a code's window to a later moment, before or after it was shared, and after it expired too."""
+    code, if_match, policy = headers.path_uuid(code_id, "code"), headers.if_match(caller.request), policy_of(caller)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        return await commands.extend(
+            owned(ledger, caller),
+            policy,
+            code,
+            days=body.days,
+            expires_at=body.expires_at,
+            if_match=if_match,
+            when=when,
+        )
+
+    done = await execute(caller, body, await creator_of(caller, code), decide)
+    return code_answer(done, caller, 201)
+
+
+@router.post("/v1/codes/{code_id}/revocation", response_model=CodeAnswer, tags=["Commands"], operation_id="revokeCode")
+async def revoke_code(
+    code_id: str, body: RevokeCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
+) -> Response:
+    """Take a code back for good, and switch its video's own Ad Authorization off with it."""
+    if body.force and caller.role not in UNBOUND:
+        raise NotAllowed("Only keys with the role operator or admin force a revocation.")
+    code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        return await commands.revoke(
+            owned(ledger, caller), code, body.reason, force=body.force, if_match=if_match, when=when
+        )
+
+    done = await execute(caller, body, await creator_of(caller, code), decide)
+    return code_answer(done, caller, 200)
+
+
+@router.post("/v1/codes/{code_id}/reveals", response_model=RevealAnswer, tags=["Commands"], operation_id="revealCode")
+async def reveal_code(
+    code_id: str, body: RevealCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
+) -> Response:
+    """Show a code's secret again, and record who asked and why; never answered from an earlier request.
+
+    For keys from which that was not withheld.
+    """
+    if not caller.key.reveals:
+        raise NotAllowed("This key may not show secrets; `may_reveal` was withheld from it.")
+    code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        return await commands.reveal(owned(ledger, caller), code, body.reason, if_match=if_match, when=when)
+
+    done = await execute(caller, body, await creator_of(caller, code), decide, once=False)
+    secret = await caller.services.aggregates.secret(caller.ledger_id, code)
+    return code_answer(done, caller, 200, NO_STORE, secret=secret)
+
+
+@router.post(
+    "/v1/codes/{code_id}/notes", status_code=201, response_model=CodeAnswer, tags=["Commands"], operation_id="addNote"
+)
+async def add_note(
+    code_id: str, body: AddNote, caller: Annotated[Caller, allow("creator", "operator", "admin")]
+) -> Response:
+    """Add a remark to a code, perhaps about one of its events: how a mistake is corrected in a log nobody edits."""
+    code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
+    if body.about_position is not None:
+        head = await caller.services.events.head(caller.ledger_id)
+        if body.about_position > head:
+            raise malformed_body("/about_position", "There is no event at this position yet.")
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        return await commands.add_note(
+            owned(ledger, caller), code, Sealed(body.text), body.about_position, if_match=if_match, when=when
+        )
+
+    done = await execute(caller, body, await creator_of(caller, code), decide)
+    return code_answer(done, caller, created_or_repeated(done))
+
+
+@router.get("/v1/codes/{code_id}", response_model=CodeReadAnswer, tags=["Reads"], operation_id="readCode")
+async def read_code(
+    code_id: str,
+    query: Annotated[CodeQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
+) -> Response:
+    """Read a code as it stands, as it stood at a version, as the ledger knew it then, or as it was true then."""
+    await refuse_ahead(caller, query.at_least)
+    stream = await stream_of(caller, headers.path_uuid(code_id, "code"))
+    clock = now = caller.services.now()
+    as_of = max(stream[-1].position, query.at_least or 0)
+    if query.as_of is not None:
+        as_of, clock = await known_at(caller, query.as_of, now)
+        stream = upto(stream, as_of)
+        if not stream:
+            raise Unknown("code")
+    if query.version is not None:
+        if query.version > stream[-1].stream_version:
+            raise Problem("version_unknown")
+        stream = [recorded for recorded in stream if recorded.stream_version <= query.version]
+        clock = stream[-1].recorded_at
+    if query.at is None:
+        code = replay_code(stream)
+    else:
+        stream, clock = effective_as_of(stream, query.at), query.at
+        code = fold_code(stream)
+    content = code_content(code, caller, now=clock, position=stream[-1].position) | {"as_of": as_of}
+    return answer(content, 200, stands(code.command_version, as_of))
+
+
+async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:
+    """Load the events of a code that the caller may read."""
+    stream = await caller.services.aggregates.code_stream(caller.ledger_id, code_id)
+    if not stream:
+        raise Unknown("code")
+    if caller.role in BOUND:
+        caller.read_code(replay_code(stream))
+    return stream

@@ -1,0 +1,68 @@
+"""The models that the resources' own build on: bodies of requests, answers, and the problem."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.http.fields import Moment
+
+
+class Body(BaseModel):
+    """A body: unknown fields are refused, types are not bent, and no error shows what was sent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+class Command(Body):
+    """The body of a command."""
+
+    effective_at: Annotated[
+        Moment | None,
+        Field(
+            description=(
+                "When this happened in the world, where that is earlier than now: to record late what happened "
+                "before. For keys with the role operator or admin."
+            )
+        ),
+    ] = None
+
+
+def absent() -> Any:
+    """Stand for a field that some answers have and others lack; it is never null."""
+
+
+class Answer(BaseModel):
+    """An answer: every field is always there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class FieldProblem(Answer):
+    pointer: Annotated[str, Field(description="A JSON Pointer to the field; empty for the whole.", examples=["/days"])]
+    problem: Annotated[str, Field(description="What is wrong with it.", examples=["This is required."])]
+    offset: Annotated[int, Field(ge=0, description="At which character of the text it goes wrong, from 0.")] = Field(
+        default_factory=absent
+    )
+
+
+class Problem(BaseModel):
+    """What is answered where something is refused (RFC 9457)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Annotated[str, Field(description="Where this kind of problem is explained.", examples=["/docs#code_expired"])]
+    title: Annotated[str, Field(description="Its short name.", examples=["Code expired"])]
+    status: Annotated[int, Field(description="The HTTP status.", examples=[409])]
+    detail: Annotated[str, Field(description="What happened, why, and what to do about it.")]
+    code: Annotated[str, Field(description="A stable name to decide by.", examples=["code_expired"])]
+    retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
+    request_id: Annotated[str, Field(description="Names this request in our logs.")]
+    errors: Annotated[list[FieldProblem], Field(description="Where and why, for malformed input.")] = Field(
+        default_factory=absent
+    )
+    conflict_id: Annotated[str, Field(description="What stands in the way.")] = Field(default_factory=absent)
+    current_version: Annotated[int, Field(description="The version that stands, where If-Match named another.")] = (
+        Field(default_factory=absent)
+    )

@@ -1,0 +1,209 @@
+"""Permissions: whether a creator's Ad Authorization is on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+from starlette.responses import Response
+
+from api.http import answer_fields as answered
+from api.http import headers
+from api.http.as_of import known_at, refuse_ahead, upto
+from api.http.caller import Caller, allow
+from api.http.command_context import Guarded, execute
+from api.http.dependencies import Cursor
+from api.http.models import Answer, Command
+from api.http.pagination import creators_asked, page_answer, place_after
+from api.http.query_params import LIMIT, AsOf, At, AtLeast, Flag, InTime, Limit, NextCursor, QueryModel
+from api.http.responses import answer, replayed, stands
+from api.http.route import Route
+from domain import commands
+from domain.code import effective_as_of
+from domain.commands import Decision, Ledger, When
+from domain.creator import Creator
+from domain.errors import StaleVersion
+from infra.ids import uuid7
+from projections import codes, permissions
+
+if TYPE_CHECKING:
+    from projections.permissions import PermissionRow
+
+
+class SetPermission(Command):
+    enabled: Annotated[bool, Field(description="Whether the account's Ad Authorization is on.", examples=[True])]
+
+
+class PermissionAnswer(Answer):
+    creator_id: answered.CreatorId
+    enabled: Annotated[bool, Field(description="Whether the account's Ad Authorization is on.")]
+    live_codes: Annotated[int, Field(ge=0, description="Codes of the creator that are live.", examples=[2])]
+    version: answered.Version
+    position: answered.Position
+
+
+class PermissionReadAnswer(PermissionAnswer):
+    as_of: Annotated[int, Field(ge=0, description="The position up to which the ledger was read.", examples=[42])]
+
+
+class PermissionInList(Answer):
+    creator_id: answered.CreatorId
+    enabled: Annotated[bool, Field(description="Whether the account's Ad Authorization is on.")]
+    since: Annotated[answered.Moment, Field(description="When it was last switched, in effective time.")]
+    version: answered.Version
+    position: Annotated[answered.EventPosition, Field(description="Of the event that switched it last.")]
+
+
+class PermissionsAnswer(Answer):
+    permissions: Annotated[list[PermissionInList], Field(description="The one switched last first.")]
+    next: answered.Next
+    position: answered.ReadUpto
+
+
+class PermissionQuery(QueryModel):
+    as_of: AsOf = None
+    at: At = None
+    at_least: AtLeast = None
+
+
+class PermissionsQuery(InTime):
+    enabled: Annotated[Flag | None, Field(description="Those that are on, or those that are off.")] = None
+    limit: Limit = LIMIT
+    cursor: NextCursor = None
+    at_least: AtLeast = None
+
+
+router = APIRouter(route_class=Route)
+
+
+@router.put(
+    "/v1/creators/{creator_id}/permission",
+    response_model=PermissionAnswer,
+    tags=["Commands"],
+    operation_id="setPermission",
+)
+async def set_permission(
+    creator_id: str, body: SetPermission, caller: Annotated[Caller, allow("creator", "operator", "admin")]
+) -> Response:
+    """Switch a creator's account-level Ad Authorization on or off; live codes stay valid when it goes off."""
+    headers.path_id(creator_id)
+    caller.act_for_creator(creator_id)
+    if_match = headers.if_match(caller.request)
+    stream_id = uuid7()
+
+    def unchanged(creator: Creator | None) -> None:
+        version = 0 if creator is None else creator.version
+        if if_match is not None and if_match != version:
+            raise StaleVersion(version)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Creator] | None:
+        guarded = Guarded(ledger, creator=unchanged)
+        return await commands.set_permission(guarded, creator_id, enabled=body.enabled, stream_id=stream_id, when=when)
+
+    done = await execute(caller, body, creator_id, decide)
+    creator, live_codes = done.aggregate, 0
+    if done.creator_stream is not None:
+        live_codes = await caller.services.aggregates.live_codes(
+            caller.ledger_id, done.creator_stream, upto=done.position, at=done.recorded_at
+        )
+    version = 0 if creator is None else creator.version
+    content = {
+        "creator_id": creator_id,
+        "enabled": creator is not None and creator.enabled,
+        "live_codes": live_codes,
+        "version": version,
+        "position": done.position,
+    }
+    return answer(content, 200, {**stands(version, done.position), **replayed(done)})
+
+
+@router.get(
+    "/v1/creators/{creator_id}/permission",
+    response_model=PermissionReadAnswer,
+    tags=["Reads"],
+    operation_id="readPermission",
+)
+async def read_permission(
+    creator_id: str,
+    query: Annotated[PermissionQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
+) -> Response:
+    """Read whether a creator's Ad Authorization is on: now, as the ledger knew then, or as it was true then."""
+    headers.path_id(creator_id)
+    caller.act_for_creator(creator_id)
+    services, now = caller.services, caller.services.now()
+    enabled, version, position, live_codes = False, 0, 0, 0
+    if query.as_of is None and query.at is None:
+
+        async def one(cur: Cursor) -> tuple[permissions.PermissionRow | None, int]:
+            row = await permissions.one(cur, caller.ledger_id, creator_id)
+            return row, await codes.live_of_creator(cur, caller.ledger_id, creator_id, now)
+
+        (row, live_codes), as_of = await caller.services.views.read(
+            caller.ledger_id, one, view=permissions.NAME, also=(codes.NAME,), at_least=query.at_least
+        )
+        if row is not None:
+            enabled, version, position = row.enabled, row.version, row.position
+    else:
+        clock = query.at or now
+        await refuse_ahead(caller, query.at_least)
+        if query.as_of is None:
+            as_of = await services.events.head(caller.ledger_id)
+        else:
+            as_of, known = await known_at(caller, query.as_of, now)
+            clock = query.at or known
+        stream = upto(await services.aggregates.creator_stream(caller.ledger_id, creator_id), as_of)
+        # Each event says whether the switch is on, so the last that had taken effect is the answer.
+        for last in (stream if query.at is None else effective_as_of(stream, query.at))[-1:]:
+            enabled, version, position = isinstance(last.event, Creator.Enabled), last.stream_version, last.position
+        if stream:
+            live_codes = await services.aggregates.live_codes(
+                caller.ledger_id, stream[0].stream_id, upto=as_of, at=clock
+            )
+    content = {
+        "creator_id": creator_id,
+        "enabled": enabled,
+        "live_codes": live_codes,
+        "version": version,
+        "position": position,
+        "as_of": as_of,
+    }
+    return answer(content, 200, stands(version, as_of))
+
+
+@router.get("/v1/permissions", response_model=PermissionsAnswer, tags=["Reads"], operation_id="listPermissions")
+async def list_permissions(
+    query: Annotated[PermissionsQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
+) -> Response:
+    """List creators by when their Ad Authorization was last switched; a creator's key sees its own."""
+
+    async def page(cur: Cursor) -> list[PermissionRow]:
+        return await permissions.search(
+            cur,
+            caller.ledger_id,
+            limit=query.limit + 1,
+            after=place_after(query),
+            enabled=query.enabled,
+            creator_ids=creators_asked(caller, None),
+            since=query.from_,
+            until=query.to,
+        )
+
+    found, position = await caller.services.views.read(
+        caller.ledger_id, page, view=permissions.NAME, at_least=query.at_least
+    )
+    return page_answer(
+        caller, query, "permissions", found, position, _permission, lambda row: (row.since, row.position)
+    )
+
+
+def _permission(row: PermissionRow) -> dict[str, Any]:
+    return {
+        "creator_id": row.creator_id,
+        "enabled": row.enabled,
+        "since": row.since,
+        "version": row.version,
+        "position": row.position,
+    }

@@ -1,0 +1,246 @@
+"""Redemptions: a code looked up and entered by an advertiser account."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from fastapi import APIRouter, Query
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from starlette.responses import Response
+
+from api.http import answer_fields as answered
+from api.http import headers
+from api.http.caller import Caller, allow
+from api.http.command_context import Guarded, execute
+from api.http.dependencies import Cursor
+from api.http.fields import AdvertiserId, Secret
+from api.http.guessing import refuse_guessing, unknown_secret
+from api.http.models import Answer, Body, Command
+from api.http.pagination import creators_asked, page_answer, place_after
+from api.http.problems import malformed_query
+from api.http.query_params import (
+    LIMIT,
+    AtLeast,
+    ByAdvertiser,
+    ByCode,
+    ByCreator,
+    ByVideo,
+    Flag,
+    InTime,
+    Limit,
+    NextCursor,
+)
+from api.http.responses import answer, created_or_repeated, replayed, stands
+from api.http.route import Route
+from api.query_language import parameter
+from domain import commands
+from domain.code import Code
+from domain.commands import Decision, Ledger, When
+from domain.errors import REFUSALS, StaleVersion, Unknown
+from domain.values import Sealed
+from projections import codes, redemptions
+from projections.engine import view
+
+if TYPE_CHECKING:
+    from projections.code_facts import WithCodeFacts
+    from projections.redemptions import AttemptRow
+
+
+class LookupCode(Body):
+    secret: Secret
+
+
+class RedeemCode(Command):
+    secret: Secret
+    advertiser_id: AdvertiserId
+
+
+class LookupAnswer(Answer):
+    code_id: answered.CodeId
+    masked: answered.Masked
+    creator_id: answered.CreatorId
+    video_id: answered.VideoId
+    starts_at: answered.StartsAt
+    expires_at: answered.ExpiresAt
+    state: answered.CodeState
+    live: answered.Live
+
+
+class RedemptionAnswer(LookupAnswer):
+    advertiser_id: answered.AdvertiserId
+    shared_with_advertiser: Annotated[
+        bool, Field(description="Whether a recorded share named this account or a brand of the key.")
+    ]
+    version: answered.Version
+    position: answered.Position
+
+
+class RedemptionInList(Answer):
+    code_id: answered.CodeId
+    creator_id: answered.CreatorId
+    video_id: answered.VideoId
+    advertiser_id: answered.AdvertiserId
+    refused: Annotated[bool, Field(description="Whether it was turned away.")]
+    reason: Annotated[str | None, Field(description="Why it was turned away.", examples=["code_expired"])]
+    shared_with_advertiser: Annotated[
+        bool | None, Field(description="Whether a recorded share named it then; null where it was turned away.")
+    ]
+    attempted_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    recorded_at: answered.RecordedAt
+    position: answered.EventPosition
+
+
+class RedemptionsAnswer(Answer):
+    redemptions: Annotated[list[RedemptionInList], Field(description="The latest first, in effective time.")]
+    next: answered.Next
+    position: answered.ReadUpto
+
+
+RefusedFor = Annotated[
+    str,
+    BeforeValidator(parameter("refused")),
+    WithJsonSchema({"type": "string", "enum": list(REFUSALS["redeem"])}),
+]
+
+
+class RedemptionsQuery(InTime):
+    refused: Annotated[Flag | None, Field(description="Refused attempts alone, or redemptions alone.")] = None
+    reason: Annotated[RefusedFor | None, Field(description="Refused for this reason.", examples=["code_expired"])] = (
+        None
+    )
+    shared: Annotated[
+        Flag | None,
+        Field(description="Redemptions by accounts that the code was, or was not, known to be shared with."),
+    ] = None
+    advertiser_id: ByAdvertiser = None
+    creator_id: ByCreator = None
+    video_id: ByVideo = None
+    code_id: ByCode = None
+    limit: Limit = LIMIT
+    cursor: NextCursor = None
+    at_least: AtLeast = None
+
+    @model_validator(mode="after")
+    def _no_refused_redemptions(self) -> Self:
+        if self.refused is False and self.reason is not None:
+            raise malformed_query("reason", "A redemption was not refused: no attempt has this and `refused=false`.")
+        if self.shared is not None and (self.refused or self.reason is not None):
+            raise malformed_query("shared", "This tells redemptions apart: no attempt that was refused has it.")
+        return self
+
+
+router = APIRouter(route_class=Route)
+
+
+@router.post("/v1/codes/lookup", response_model=LookupAnswer, tags=["Commands"], operation_id="lookupCode")
+async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand", "operator", "admin")]) -> Response:
+    """Tell what a code covers before it is redeemed; nothing is recorded, and guessing is limited as in redeeming."""
+    headers.idempotency_key(caller.request)
+    refuse_guessing(caller)
+    session = await caller.services.aggregates.repository(caller.ledger_id)
+    code = await session.code_by_secret(Sealed(body.secret))
+    if code is None:
+        raise unknown_secret(caller)
+    now = caller.services.now()
+    content = {
+        "code_id": code.id,
+        "masked": code.masked,
+        "creator_id": code.creator_id,
+        "video_id": code.video_id,
+        "starts_at": code.window.starts_at,
+        "expires_at": code.window.expires_at,
+        "state": code.state(now),
+        "live": code.live(now),
+    }
+    return answer(content, 200, stands(code.command_version, session.loaded[code.id].position))
+
+
+@router.post(
+    "/v1/redemptions", status_code=201, response_model=RedemptionAnswer, tags=["Commands"], operation_id="redeemCode"
+)
+async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand", "operator", "admin")]) -> Response:
+    """Record that an advertiser account entered a code; the same account again answers 200."""
+    caller.act_for_advertiser(body.advertiser_id)
+    if_match = headers.if_match(caller.request)
+    refuse_guessing(caller)
+    secret, brand_ids = Sealed(body.secret), caller.key.subjects.brand_ids
+
+    def unchanged(code: Code) -> None:
+        if if_match is not None and if_match != code.command_version:
+            raise StaleVersion(code.command_version)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        return await commands.redeem(Guarded(ledger, unchanged), secret, body.advertiser_id, brand_ids, when=when)
+
+    try:
+        done = await execute(caller, body, body.advertiser_id, decide)
+    except Unknown:
+        raise unknown_secret(caller) from None
+    code = done.aggregate
+    assert code is not None  # noqa: S101 - a code that was redeemed is there
+    content = {
+        "code_id": code.id,
+        "masked": code.masked,
+        "creator_id": code.creator_id,
+        "video_id": code.video_id,
+        "advertiser_id": body.advertiser_id,
+        "starts_at": code.window.starts_at,
+        "expires_at": code.window.expires_at,
+        "state": code.state(done.recorded_at),
+        "live": code.live(done.recorded_at),
+        "shared_with_advertiser": body.advertiser_id in code.redeemed_as_shared,
+        "version": code.command_version,
+        "position": done.position,
+    }
+    return answer(content, created_or_repeated(done), {**stands(code.command_version, done.position), **replayed(done)})
+
+
+@router.get("/v1/redemptions", response_model=RedemptionsAnswer, tags=["Reads"], operation_id="listRedemptions")
+async def list_redemptions(
+    query: Annotated[RedemptionsQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
+) -> Response:
+    """List who entered which code, and who was turned away and why; a creator's or brand's key sees its own."""
+    caller.ask_by_names(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
+
+    async def page(cur: Cursor) -> tuple[list[WithCodeFacts[AttemptRow]], int]:
+        upto = await view.position_reached(cur, caller.ledger_id, redemptions.NAME, codes.NAME)
+        found = await redemptions.search(
+            cur,
+            caller.ledger_id,
+            upto=upto,
+            limit=query.limit + 1,
+            after=place_after(query),
+            refused=query.refused,
+            reason=query.reason,
+            shared=query.shared,
+            code_id=query.code_id,
+            creator_ids=creators_asked(caller, query.creator_id),
+            video_id=query.video_id,
+            advertiser_id=query.advertiser_id,
+            since=query.from_,
+            until=query.to,
+            visible_advertisers=caller.key.subjects.advertiser_ids if caller.role == "brand" else None,
+        )
+        return found, upto
+
+    (found, upto), _ = await caller.services.views.read(
+        caller.ledger_id, page, view=redemptions.NAME, also=(codes.NAME,), at_least=query.at_least
+    )
+    return page_answer(caller, query, "redemptions", found, upto, _attempt, lambda one: (one.row.at, one.row.position))
+
+
+def _attempt(one: WithCodeFacts[AttemptRow]) -> dict[str, Any]:
+    row = one.row
+    return {
+        "code_id": row.code_id,
+        "creator_id": one.creator_id,
+        "video_id": one.video_id,
+        "advertiser_id": row.advertiser_id,
+        "refused": row.refused is not None,
+        "reason": row.refused,
+        "shared_with_advertiser": row.shared_with_advertiser,
+        "attempted_at": row.at,
+        "recorded_at": row.recorded_at,
+        "position": row.position,
+    }

@@ -1,0 +1,150 @@
+"""Shares: a code handed to a brand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+from starlette.responses import Response
+
+from api.code_answer import CodeAnswer, code_answer
+from api.http import answer_fields as answered
+from api.http import headers
+from api.http.caller import Caller, allow
+from api.http.command_context import creator_of, execute, owned
+from api.http.dependencies import Cursor
+from api.http.fields import AdvertiserId, BrandId, Id, Note
+from api.http.models import Answer, Command
+from api.http.pagination import creators_asked, page_answer, place_after
+from api.http.query_params import LIMIT, AtLeast, ByAdvertiser, ByCode, ByCreator, ByVideo, InTime, Limit, NextCursor
+from api.http.responses import created_or_repeated
+from api.http.route import Route
+from domain import commands
+from domain.campaign import Share
+from domain.code import Code
+from domain.commands import Decision, Ledger, When
+from domain.values import Channel, Sealed
+from projections import codes, shares
+from projections.engine import view
+
+if TYPE_CHECKING:
+    from projections.code_facts import WithCodeFacts
+    from projections.shares import ShareRow
+
+
+class ShareCode(Command):
+    brand_id: BrandId
+    channel: Annotated[Channel, Field(description="The way it was handed over.", examples=["dm"])]
+    advertiser_id: Annotated[
+        AdvertiserId | None, Field(description="The advertiser account that it is meant for.", examples=["adv-7001"])
+    ] = None
+    note: Annotated[Note | None, Field(description="A remark; stored encrypted.", examples=["For the spring sale"])] = (
+        None
+    )
+
+
+class ShareInList(Answer):
+    code_id: answered.CodeId
+    creator_id: answered.CreatorId
+    video_id: answered.VideoId
+    brand_id: answered.BrandId
+    advertiser_id: Annotated[str | None, Field(description="The account it was meant for, if one was named.")]
+    channel: Annotated[Channel, Field(description="The way it was handed over.")]
+    shared_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    recorded_at: answered.RecordedAt
+    position: answered.EventPosition
+
+
+class SharesAnswer(Answer):
+    shares: Annotated[list[ShareInList], Field(description="The latest first, in effective time.")]
+    next: answered.Next
+    position: answered.ReadUpto
+
+
+class SharesQuery(InTime):
+    brand_id: Annotated[Id | None, Field(description="With this brand alone.", examples=["acme"])] = None
+    advertiser_id: ByAdvertiser = None
+    creator_id: ByCreator = None
+    video_id: ByVideo = None
+    code_id: ByCode = None
+    channel: Annotated[Channel | None, Field(description="Over this channel alone.", examples=["dm"])] = None
+    limit: Limit = LIMIT
+    cursor: NextCursor = None
+    at_least: AtLeast = None
+
+
+router = APIRouter(route_class=Route)
+
+
+@router.post(
+    "/v1/codes/{code_id}/shares",
+    status_code=201,
+    response_model=CodeAnswer,
+    tags=["Commands"],
+    operation_id="shareCode",
+)
+async def share_code(
+    code_id: str, body: ShareCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
+) -> Response:
+    """Record that a code was handed to a brand, and over which channel; the same again answers 200."""
+    code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
+    note = None if body.note is None else Sealed(body.note)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        share = Share(body.brand_id, body.channel, body.advertiser_id, None)
+        return await commands.share(owned(ledger, caller), code, share, note, if_match=if_match, when=when)
+
+    done = await execute(caller, body, await creator_of(caller, code), decide)
+    return code_answer(done, caller, created_or_repeated(done))
+
+
+@router.get("/v1/shares", response_model=SharesAnswer, tags=["Reads"], operation_id="listShares")
+async def list_shares(
+    query: Annotated[SharesQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
+) -> Response:
+    """List who was given which code, over which channel and when; a creator's or brand's key sees its own."""
+    caller.ask_by_names(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
+    ours = caller.key.subjects
+
+    async def page(cur: Cursor) -> tuple[list[WithCodeFacts[ShareRow]], int]:
+        upto = await view.position_reached(cur, caller.ledger_id, shares.NAME, codes.NAME)
+        found = await shares.search(
+            cur,
+            caller.ledger_id,
+            upto=upto,
+            limit=query.limit + 1,
+            after=place_after(query),
+            code_id=query.code_id,
+            creator_ids=creators_asked(caller, query.creator_id),
+            video_id=query.video_id,
+            brand_id=query.brand_id,
+            advertiser_id=query.advertiser_id,
+            channel=query.channel,
+            since=query.from_,
+            until=query.to,
+            visible_brands=ours.brand_ids if caller.role == "brand" else None,
+            visible_advertisers=ours.advertiser_ids if caller.role == "brand" else None,
+        )
+        return found, upto
+
+    (found, upto), _ = await caller.services.views.read(
+        caller.ledger_id, page, view=shares.NAME, also=(codes.NAME,), at_least=query.at_least
+    )
+    return page_answer(caller, query, "shares", found, upto, _share, lambda one: (one.row.shared_at, one.row.position))
+
+
+def _share(one: WithCodeFacts[ShareRow]) -> dict[str, Any]:
+    row = one.row
+    return {
+        "code_id": row.code_id,
+        "creator_id": one.creator_id,
+        "video_id": one.video_id,
+        "brand_id": row.brand_id,
+        "advertiser_id": row.advertiser_id,
+        "channel": row.channel,
+        "shared_at": row.shared_at,
+        "recorded_at": row.recorded_at,
+        "position": row.position,
+    }

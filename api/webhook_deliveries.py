@@ -1,0 +1,204 @@
+"""Deliveries of webhooks: the attempts, the dead letters, and sending them again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import Field, StringConstraints
+from starlette.responses import Response
+
+from api.http import answer_fields as answered
+from api.http.caller import Caller, allow
+from api.http.cursors import cursor, link_next, place_of
+from api.http.fields import MAX_POSITION
+from api.http.models import Answer, Body
+from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel
+from api.http.responses import answer
+from api.http.route import Route
+from api.webhooks import _again, idempotent_request, owner_of, path_webhook, refusals_as_problems
+from infra.delivery.webhooks.models import DeliveryOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+MAX_MESSAGES: Final = 1_000
+
+
+class ReplayMessages(Body):
+    message_ids: Annotated[
+        list[
+            Annotated[
+                str,
+                StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"),
+                Field(json_schema_extra={"format": "uuid"}),
+            ]
+        ]
+        | None,
+        Field(
+            min_length=1,
+            max_length=MAX_MESSAGES,
+            description=f"The dead letters to send again. Absent: the oldest {MAX_MESSAGES:,}.",
+            examples=[["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b22"]],
+        ),
+    ] = None
+
+
+MessageId = Annotated[UUID, Field(description="`webhook-id` of the message: the event's id, or a test's own.")]
+Status = Annotated[int | None, Field(description="The HTTP status that was answered, if any was.", examples=[500])]
+Error = Annotated[str | None, Field(description="What went wrong, in our words.")]
+
+
+class TestAnswer(Answer):
+    message_id: MessageId
+
+
+class ReplayAnswer(Answer):
+    replayed: Annotated[int, Field(ge=0, description="How many are sent again.")]
+
+
+class DeadLetterEntry(Answer):
+    message_id: MessageId
+    position: Annotated[int, Field(ge=1, description="The event's place in the ledger.")]
+    type: Annotated[str, Field(description="The event's type.")]
+    attempts: Annotated[int, Field(ge=0, description="How often it was tried.")]
+    first_at: Annotated[answered.Moment | None, Field(description="When it was tried first.")]
+    status: Status
+    error: Error
+
+
+class DeadLettersAnswer(Answer):
+    dead_letters: Annotated[list[DeadLetterEntry], Field(description="In the order of positions.")]
+    next: Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]
+
+
+class DeliveryEntry(Answer):
+    message_id: MessageId
+    position: Annotated[int | None, Field(description="The event's place in the ledger; null for a test.")]
+    type: Annotated[str, Field(description="The event's type, or `Test`.")]
+    attempt: Annotated[int, Field(ge=1, description="Which attempt it was.")]
+    at: Annotated[answered.Moment, Field(description="When.")]
+    outcome: Annotated[
+        DeliveryOutcome,
+        Field(
+            description="`delivered`; `failed`, to be tried again; `dead`, given up; `disabled`, and the webhook too."
+        ),
+    ]
+    status: Status
+    error: Error
+    duration_ms: Annotated[int, Field(ge=0, description="How long it took.")]
+
+
+class DeliveriesAnswer(Answer):
+    deliveries: Annotated[list[DeliveryEntry], Field(description="Newest first.")]
+    next: Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]
+
+
+class DeadLettersQuery(QueryModel):
+    limit: Limit = LIMIT
+    cursor: EitherCursor = None
+
+
+class DeliveriesQuery(QueryModel):
+    outcome: Annotated[DeliveryOutcome | None, Field(description="Attempts that ended so alone.")] = None
+    limit: Limit = LIMIT
+    cursor: EitherCursor = None
+
+
+router = APIRouter(route_class=Route, tags=["Webhooks"])
+
+
+@router.post("/v1/webhooks/{webhook_id}/test", status_code=202, response_model=TestAnswer, operation_id="testWebhook")
+async def send_test(webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
+    """Have a test sent, once; the log of deliveries tells how it went."""
+    with refusals_as_problems():
+        message_id, again = await caller.services.webhooks.test(
+            owner_of(caller), path_webhook(webhook_id), idempotent_request(caller)
+        )
+    return answer({"message_id": message_id}, 202, _again(again))
+
+
+@router.get("/v1/webhooks/{webhook_id}/deliveries", response_model=DeliveriesAnswer, operation_id="listDeliveries")
+async def list_deliveries(
+    webhook_id: str,
+    query: Annotated[DeliveriesQuery, Query()],
+    caller: Annotated[Caller, allow("subscriber", "admin")],
+) -> Response:
+    """List attempts to deliver, newest first: the last 10,000 of each webhook, and nothing of what was sent."""
+    same = {"of": webhook_id, "outcome": query.outcome}
+    before = MAX_POSITION if query.cursor is None else place_of(query.cursor, same)
+    with refusals_as_problems():
+        found = await caller.services.webhooks.deliveries(
+            owner_of(caller), path_webhook(webhook_id), before=before, outcome=query.outcome, limit=query.limit + 1
+        )
+    shown = found[: query.limit]
+    following = cursor(shown[-1].attempt_id, same) if len(found) > query.limit else None
+    entries = [
+        {
+            "message_id": delivery.message_id,
+            "position": delivery.position,
+            "type": delivery.type,
+            "attempt": delivery.attempt,
+            "at": delivery.at,
+            "outcome": delivery.outcome,
+            "status": delivery.status,
+            "error": delivery.error,
+            "duration_ms": delivery.duration_ms,
+        }
+        for delivery in shown
+    ]
+    return answer({"deliveries": entries, "next": following}, 200, _link(caller, following))
+
+
+@router.get("/v1/webhooks/{webhook_id}/dead-letters", response_model=DeadLettersAnswer, operation_id="listDeadLetters")
+async def list_dead_letters(
+    webhook_id: str,
+    query: Annotated[DeadLettersQuery, Query()],
+    caller: Annotated[Caller, allow("subscriber", "admin")],
+) -> Response:
+    """List messages that were given up, in the order of positions; they are kept for 30 days."""
+    same = {"of": f"dead {webhook_id}"}
+    after = 0 if query.cursor is None else place_of(query.cursor, same)
+    with refusals_as_problems():
+        found = await caller.services.webhooks.dead_letters(
+            owner_of(caller), path_webhook(webhook_id), after=after, limit=query.limit + 1
+        )
+    shown = found[: query.limit]
+    following = cursor(shown[-1].position, same) if len(found) > query.limit else None
+    entries = [
+        {
+            "message_id": letter.message_id,
+            "position": letter.position,
+            "type": letter.type,
+            "attempts": letter.attempts,
+            "first_at": letter.first_at,
+            "status": letter.status,
+            "error": letter.error,
+        }
+        for letter in shown
+    ]
+    return answer({"dead_letters": entries, "next": following}, 200, _link(caller, following))
+
+
+@router.post(
+    "/v1/webhooks/{webhook_id}/replays",
+    status_code=202,
+    response_model=ReplayAnswer,
+    operation_id="replayDeadLetters",
+)
+async def replay_dead_letters(
+    webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")], body: ReplayMessages | None = None
+) -> Response:
+    """Send dead letters again, each by itself: they come after what was sent since, and no more in order."""
+    named = None if body is None or body.message_ids is None else [UUID(text) for text in body.message_ids]
+    with refusals_as_problems():
+        replayed, again = await caller.services.webhooks.replay(
+            owner_of(caller), path_webhook(webhook_id), named, idempotent_request(caller)
+        )
+    return answer({"replayed": replayed}, 202, _again(again))
+
+
+def _link(caller: Caller, following: str | None) -> Mapping[str, str]:
+    return {} if following is None else link_next(caller.request, cursor=following)
