@@ -356,7 +356,10 @@ def limits() -> str:
             "`/readyz`, and the worker's figures in `/metrics`",
             f"looked up once in {single_flight.KEEP_S:.0f} s for all",
         ),
-        ("refused attempts in the log of accesses, of each key, reason and hour", f"{denied_attempts.TOLD_AN_HOUR}"),
+        (
+            "refused attempts in the log of accesses, of each key, reason and hour",
+            f"{denied_attempts.RECORDED_PER_HOUR}",
+        ),
         ("`at_least`", f"waits {reader.AT_LEAST_WAIT_S:.0f} s at most"),
         (
             "codes that nobody generated, for each key and API process",

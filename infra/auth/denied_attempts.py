@@ -1,23 +1,21 @@
-"""Refused attempts that are not events: counted, and the first of each key, reason and hour told one by one.
+"""Denied attempts: counted, and the first few of each key, reason and hour recorded one by one in the access log.
 
-Those that are told stand in the log of accesses. Where they came from is sealed under a key of the ledger's, so that
-neither a dump of the database nor a reader without the right to it has anyone's address in clear. An erasure takes it
-away for the creator's own keys.
+The origin of an attempt, which is an address and what stood in the path, is sealed under a key of the ledger, so that
+neither a dump of the database nor a reader without the right to it shows anyone's address. An erasure removes the
+origins of the creator's own keys.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import orjson
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from infra.auth.erasure_lock import block_erasures
-from infra.crypto.envelope import NONCE_BYTES
+from infra.crypto.envelope import SealingKey
 from infra.ids import uuid7
 from infra.postgres.batch_loader import BatchLoader
 from projections.engine.array_columns import Ints, Texts, Uuids
@@ -28,11 +26,12 @@ if TYPE_CHECKING:
 
     from domain.values import Actor
     from infra.auth.access_log import AccessRow
+    from infra.crypto.envelope import LedgerKeys
     from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
 
-# Of one key, reason and hour; what comes after is only counted, so that nobody fills the log by being refused.
-TOLD_AN_HOUR: Final = 20
+# Of one key, reason and hour. Further ones are only counted, so that nobody fills the access log by being denied.
+RECORDED_PER_HOUR: Final = 20
 MAX_ORIGIN_CHARACTERS: Final = 256
 
 _COUNT: Final = """
@@ -44,8 +43,8 @@ _COUNT: Final = """
     RETURNING reason, key_id, count
 """
 
-# Where a creator's own key was revoked since the door let it in, an erasure may be why: then not from where.
-_TELL: Final = """
+# A creator's key that was revoked after it was let in may have been revoked by an erasure: then without the origin.
+_RECORD: Final = """
     INSERT INTO accesses (
         ledger_id, access_id, key_id, role, route, query, format, request_id, row_count, complete, ended_at, refused,
         sealed)
@@ -60,15 +59,15 @@ _TELL: Final = """
 
 @dataclass(frozen=True, slots=True)
 class DeniedAttempt:
-    """A request that was turned away, by whom, why, and from where.
+    """A request that was denied.
 
     Attributes:
-        key_id: whose key.
-        role: the key's.
+        key_id: the key of the request.
+        role: the key's role.
         reason: the problem's stable code.
         route: the template of the address.
-        request_id: as in our logs.
-        origin: of names to texts: the address it came from, the user agent, what stood in the path. It is sealed.
+        request_id: the id of the request in our logs.
+        origin: pairs of a name and a text: the caller's address, the user agent, what stood in the path. It is sealed.
 
     """
 
@@ -81,46 +80,29 @@ class DeniedAttempt:
 
 
 class DeniedAttempts:
-    """Counts by ledger, hour, reason and API key, and tells the first of each."""
+    """Counts denied attempts by ledger, hour, reason and API key, and records the first of each."""
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
-        """Take the sessions to count with, and the keys to seal with."""
+        """Take the database, and the keyring to seal with."""
         self._database = database
         self._keyring = keyring
-        self._recorded = BatchLoader(self._record)
+        self._record_batched = BatchLoader(self._record)
 
     async def record(self, ledger_id: int, attempt: DeniedAttempt) -> None:
-        """Count an attempt, and tell it in the log of accesses where its key has few of this reason in this hour.
+        """Count an attempt, and record it in the access log unless its key, reason and hour have enough of them.
 
-        Attempts that wait together are one transaction.
-
-        Raises:
-            Unavailable: the database is away.
-
+        Attempts that wait at the same time share a transaction.
         """
-        await self._recorded(ledger_id, attempt)
+        await self._record_batched(ledger_id, attempt)
 
     async def origin(self, ledger_id: int, row: AccessRow) -> Mapping[str, str]:
-        """Return where a refused attempt came from; of anything else, nothing.
-
-        Raises:
-            Unavailable: the ledger's key cannot be read.
-
-        """
+        """Return the origin of a denied attempt; an empty one of any other access."""
         if row.sealed is None:
             return {}
-        cipher = await self._cipher(ledger_id)
-        opened = cipher.decrypt(row.sealed[:NONCE_BYTES], row.sealed[NONCE_BYTES:], _place(ledger_id, row.access_id))
-        origin: dict[str, str] = orjson.loads(opened)
-        return origin
+        return unsealed_origin(await self._keyring.ledger(ledger_id), row.sealed, ledger_id, row.access_id)
 
     async def count(self, ledger_id: int, actor: Actor, reason: str) -> None:
-        """Count one refused attempt.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Count one denied attempt, and record nothing else of it."""
         async with self._database.connection(ledger_id) as connection:
             await connection.execute(
                 "INSERT INTO refused_attempts AS r (ledger_id, hour, reason, key_id, count)"
@@ -130,7 +112,7 @@ class DeniedAttempts:
             )
 
     async def counts(self, ledger_id: int, *, since: datetime) -> dict[str, int]:
-        """Return the counts by reason since an hour."""
+        """Return the counts by reason, from the hour of `since` until now."""
 
         async def query(connection: LedgerConnection) -> dict[str, int]:
             cursor = await connection.execute(
@@ -143,7 +125,7 @@ class DeniedAttempts:
         return await self._database.read(ledger_id, query)
 
     async def by_day(self, ledger_id: int, *, since: datetime, until: datetime) -> dict[datetime, dict[str, int]]:
-        """Return the counts by reason of each day that had any, from `since` until before `until`, days in UTC."""
+        """Return the counts by reason of each day in UTC that has any, from `since` to before `until`."""
 
         async def query(connection: LedgerConnection) -> dict[datetime, dict[str, int]]:
             cursor = await connection.execute(
@@ -159,35 +141,33 @@ class DeniedAttempts:
         return await self._database.read(ledger_id, query)
 
     async def _record(self, ledger_id: int, attempts: Sequence[DeniedAttempt]) -> dict[DeniedAttempt, None]:
-        cipher = await self._cipher(ledger_id)
+        keys = await self._keyring.ledger(ledger_id)
         groups: dict[tuple[str, UUID], list[DeniedAttempt]] = defaultdict(list)
         for attempt in attempts:
             groups[attempt.reason, attempt.key_id].append(attempt)
         # In one order everywhere, so that two processes never wait for each other's rows crosswise.
-        keys = sorted(groups)
+        counted_keys = sorted(groups)
         columns = (
-            Texts([reason for reason, _ in keys]),
-            Uuids([key_id for _, key_id in keys]),
-            Ints([len(groups[key]) for key in keys]),
+            Texts([reason for reason, _ in counted_keys]),
+            Uuids([key_id for _, key_id in counted_keys]),
+            Ints([len(groups[key]) for key in counted_keys]),
         )
         async with self._database.connection(ledger_id) as connection, connection.transaction():
             await block_erasures(connection, ledger_id)
             counted = await connection.execute(_COUNT, (ledger_id, *columns))
             for reason, key_id, count in await counted.fetchall():
                 group = groups[reason, key_id]
-                for attempt in group[: max(0, TOLD_AN_HOUR - (count - len(group)))]:
-                    await _tell(connection, ledger_id, attempt, cipher)
+                for attempt in group[: max(0, RECORDED_PER_HOUR - (count - len(group)))]:
+                    await _record_access(connection, ledger_id, attempt, keys)
         return {}
 
-    async def _cipher(self, ledger_id: int) -> AESGCM:
-        return AESGCM((await self._keyring.ledger(ledger_id)).derived("refused attempts v1"))
 
-
-async def _tell(connection: LedgerConnection, ledger_id: int, attempt: DeniedAttempt, cipher: AESGCM) -> None:
-    access_id, nonce = uuid7(), os.urandom(NONCE_BYTES)
+async def _record_access(
+    connection: LedgerConnection, ledger_id: int, attempt: DeniedAttempt, keys: LedgerKeys
+) -> None:
+    access_id = uuid7()
     origin = {name: text[:MAX_ORIGIN_CHARACTERS] for name, text in attempt.origin}
-    sealed = nonce + cipher.encrypt(nonce, orjson.dumps(origin), _place(ledger_id, access_id))
-    told = {
+    fields = {
         "ledger_id": ledger_id,
         "access_id": access_id,
         "key_id": attempt.key_id,
@@ -195,11 +175,25 @@ async def _tell(connection: LedgerConnection, ledger_id: int, attempt: DeniedAtt
         "route": attempt.route,
         "request_id": attempt.request_id,
         "refused": attempt.reason,
-        "sealed": sealed,
+        "sealed": sealed_origin(keys, origin, ledger_id, access_id),
     }
-    await connection.execute(_TELL, told)
+    await connection.execute(_RECORD, fields)
 
 
-def _place(ledger_id: int, access_id: UUID) -> bytes:
-    """Return what a sealed origin is bound to: moved to another row, it does not open."""
+def sealed_origin(keys: LedgerKeys, origin: Mapping[str, str], ledger_id: int, access_id: UUID) -> bytes:
+    """Seal the origin of a denied attempt, bound to its entry in the access log."""
+    return _sealing(keys).seal(orjson.dumps(origin), _associated_data(ledger_id, access_id))
+
+
+def unsealed_origin(keys: LedgerKeys, sealed: bytes, ledger_id: int, access_id: UUID) -> dict[str, str]:
+    """Unseal the origin of a denied attempt."""
+    origin: dict[str, str] = orjson.loads(_sealing(keys).unseal(sealed, _associated_data(ledger_id, access_id)))
+    return origin
+
+
+def _sealing(keys: LedgerKeys) -> SealingKey:
+    return SealingKey(keys.derived("refused attempts v1"))
+
+
+def _associated_data(ledger_id: int, access_id: UUID) -> bytes:
     return b"refused attempt\0%d\0%b" % (ledger_id, access_id.bytes)

@@ -8,15 +8,13 @@ and subjects in the row follow the newest token that was seen, so that an erasur
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
-
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from domain.errors import NotAllowed
 from infra.auth.api_keys import INSERT_KEY
 from infra.auth.erasure_lock import all_erased
+from infra.crypto.envelope import SealingKey
 from infra.errors import TokenRefused
 from infra.ids import uuid7
 from infra.recent_cache import RecentCache
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 MAX_TOKENS_CACHED: Final = 10_000
 MAX_LEDGERS_CACHED: Final = 1_000
-_NONCE_BYTES: Final = 12
 _DOTS: Final = 2
 
 _UPDATE_RIGHTS: Final = (
@@ -192,14 +189,13 @@ def _new_row(verified: VerifiedToken, ledger_id: int, keys: LedgerKeys) -> dict[
 
 def sealed_subject(keys: LedgerKeys, subject: str, key_id: UUID) -> bytes:
     """Seal the issuer's name for a bearer, bound to the identity's row."""
-    nonce = os.urandom(_NONCE_BYTES)
-    return nonce + _cipher(keys).encrypt(nonce, subject.encode(), key_id.bytes)
+    return _sealing(keys).seal(subject.encode(), key_id.bytes)
 
 
 def unsealed_subject(keys: LedgerKeys, sealed: bytes, key_id: UUID) -> str:
     """Unseal the issuer's name for a bearer."""
-    return _cipher(keys).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], key_id.bytes).decode()
+    return _sealing(keys).unseal(sealed, key_id.bytes).decode()
 
 
-def _cipher(keys: LedgerKeys) -> AESGCM:
-    return AESGCM(keys.derived("subjects of tokens"))
+def _sealing(keys: LedgerKeys) -> SealingKey:
+    return SealingKey(keys.derived("subjects of tokens"))

@@ -1,11 +1,11 @@
-"""Keys, and what is done with them: sealing and unsealing, fingerprints, the master key that wraps the others.
+"""Envelope encryption: the master key wraps other keys, and those seal, fingerprint and hash.
 
-    master key ─┬─ wraps a key per creator: seals the secrets and notes of that creator's codes (AES-256-GCM)
+    master key ─┬─ wraps a key per creator: seals the secrets and notes of that creator's codes
                 ├─ wraps a fingerprint key per ledger: keyed hashes of secrets and ids; never replaced
                 └─ wraps the one key that API keys are hashed with; never replaced
 
-Nothing here talks to a database. `master_keys` says where a master key comes from, `keyring` looks up what it
-wraps, `rotation` puts another in its place.
+Nothing here uses a database. `master_keys` provides the master key, `keyring` looks up what it wraps, and `rotation`
+replaces it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,43 @@ MASTER_KEY_ID_BYTES: Final = 8
 API_KEY_HASH_BYTES: Final = 32
 
 
+class SealingKey:
+    """AES-256-GCM under one key. What it seals is a nonce of 12 bytes, then the ciphertext with its tag of 16 bytes.
+
+    Everything that is stored encrypted is sealed here.
+    """
+
+    __slots__ = ("_cipher",)
+
+    def __init__(self, key: bytes) -> None:
+        """Take the key's 32 bytes."""
+        self._cipher = AESGCM(key)
+
+    def seal(self, content: bytes, associated_data: bytes | None, nonce: bytes | None = None) -> bytes:
+        """Encrypt content for one place: it opens only with the same associated data.
+
+        A nonce that is given, of 12 bytes, must never be used for other content under this key.
+        """
+        nonce = nonce or random_16()[:NONCE_BYTES]
+        return nonce + self._cipher.encrypt(nonce, content, associated_data)
+
+    def unseal(self, sealed: bytes, associated_data: bytes | None) -> bytes:
+        """Decrypt what was sealed.
+
+        Raises:
+            InvalidTag: it was altered, or sealed with another key or for another place.
+            ValueError: it is too short for a nonce.
+
+        """
+        return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated_data)
+
+
 class MasterKeyError(Exception):
     """The master key is missing, malformed, or not the one that this database's keys are wrapped with."""
 
 
 class SealedPart(NamedTuple):
-    """The encrypted part of an event as a row holds it."""
+    """The encrypted part of an event, as its row stores it."""
 
     key_id: UUID
     commitment: bytes
@@ -50,20 +81,17 @@ class SealedPart(NamedTuple):
 
 
 class MasterKey:
-    """The master key in memory, and others that it takes the place of while something is still wrapped with them.
-
-    Implements `infra.crypto.master_keys.KeyProvider`; nothing here waits.
-    """
+    """A `KeyProvider` that holds the master key in memory, and with it those that it replaces."""
 
     def __init__(self, key: bytes, *others: bytes) -> None:
-        """Take the keys' 32 bytes each."""
-        self._wrapping: dict[str, AESGCM] = {}
+        """Take the master key's 32 bytes, and those of earlier ones that keys may still be wrapped with."""
+        self._wrapping: dict[str, SealingKey] = {}
         for known in (key, *others):
             if len(known) != KEY_BYTES:
                 message = f"The master key must be {KEY_BYTES} bytes, base64 encoded."
                 raise MasterKeyError(message)
             key_id = _derived(known, b"sparkledger master key id v1")[:MASTER_KEY_ID_BYTES].hex()
-            self._wrapping[key_id] = AESGCM(_derived(known, b"sparkledger wrap v1"))
+            self._wrapping[key_id] = SealingKey(_derived(known, b"sparkledger wrap v1"))
 
     @classmethod
     def from_text(cls, text: str, *others: str) -> MasterKey:
@@ -81,7 +109,7 @@ class MasterKey:
 
     @property
     def key_ids(self) -> tuple[str, ...]:
-        """The short ids of the keys, the master key's first; they tell nothing of the keys."""
+        """The short ids of the keys, the master key's first. They reveal nothing of the keys."""
         return tuple(self._wrapping)
 
     async def wrap(self, key_id: str, key: bytes, purpose: str) -> bytes:
@@ -91,27 +119,26 @@ class MasterKey:
             MasterKeyError: that master key is not among those given.
 
         """
-        nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._with(key_id).encrypt(nonce, key, purpose.encode())
+        return self._with(key_id).seal(key, purpose.encode())
 
     async def unwrap(self, key_id: str, wrapped: bytes, purpose: str) -> bytes:
         """Decrypt a key that was wrapped with the master key of an id, for the same purpose.
 
         Raises:
-            MasterKeyError: that master key is not among those given, or what was wrapped was changed.
+            MasterKeyError: that master key is not among those given, or the wrapped key was altered.
 
         """
-        cipher = self._with(key_id)
+        wrapping = self._with(key_id)
         try:
-            return cipher.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], purpose.encode())
-        except (InvalidTag, ValueError) as error:  # too short for a nonce is a ValueError
+            return wrapping.unseal(wrapped, purpose.encode())
+        except (InvalidTag, ValueError) as error:
             message = (
                 f"The {purpose} does not open with the master key that it names: it was altered, or copied from "
                 "another row. Restore it from a backup."
             )
             raise MasterKeyError(message) from error
 
-    def _with(self, key_id: str) -> AESGCM:
+    def _with(self, key_id: str) -> SealingKey:
         try:
             return self._wrapping[key_id]
         except KeyError:
@@ -119,7 +146,7 @@ class MasterKey:
 
 
 def not_given(key_id: str, given: Sequence[str]) -> str:
-    """Say that a master key is needed that was not given, by ids, and what to do."""
+    """Return the error message for a master key that is needed and was not given."""
     return (
         f"The database's keys are wrapped with another master key than the one given: with {key_id}, and given is "
         f"{', '.join(given)}. Set SPARKLEDGER_MASTER_KEY to the key that this database has; while another takes its "
@@ -129,7 +156,7 @@ def not_given(key_id: str, given: Sequence[str]) -> str:
 
 
 class ApiKeyHashing:
-    """The key that API keys are hashed with, in use."""
+    """The unwrapped key that API keys are hashed with."""
 
     __slots__ = ("_key",)
 
@@ -138,13 +165,13 @@ class ApiKeyHashing:
         self._key = key
 
     def hash(self, presented: str) -> bytes:
-        """Hash an API key as it is stored: keyed, and fast, for a random key needs no slow hash."""
+        """Return the hash under which an API key is stored. It is keyed, and fast: a random key needs no slow hash."""
         text = presented.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(text, digest_size=API_KEY_HASH_BYTES, key=self._key, person=b"api keys").digest()
 
 
 class LedgerKeys:
-    """A ledger's fingerprint key, in use."""
+    """The unwrapped fingerprint key of a ledger."""
 
     __slots__ = ("_key",)
 
@@ -153,60 +180,59 @@ class LedgerKeys:
         self._key = fingerprint_key
 
     def claim(self, kind: str, name: str) -> bytes:
-        """Hash a name for the claims table; `kind` keeps a video from ever colliding with a secret.
+        """Return the hash of a name for the claims table; with `kind`, a video and a secret never collide.
 
-        BLAKE2b with its own key and personalisation (RFC 7693) is a keyed hash as HMAC is one, in a third of the time.
+        BLAKE2b with a key and a personalisation (RFC 7693) is a keyed hash, as HMAC is, in a third of the time.
         """
         person = kind.encode()
         return hashlib.blake2b(name.encode(), digest_size=FINGERPRINT_BYTES, key=self._key, person=person).digest()
 
     def derived(self, purpose: str) -> bytes:
-        """Return the ledger's key for another purpose: 32 bytes, the same each time, and as lasting as this one."""
+        """Return the ledger's key for another purpose: 32 bytes, derived from this key and so always the same."""
         return _derived(self._key, f"sparkledger {purpose}".encode())
 
     def fingerprint(self, text: str) -> str:
-        """Hash a secret text for an event's clear body, in hexadecimal."""
+        """Return the hash of a secret text for an event's clear body, in hexadecimal."""
         return self.claim("fingerprint", text).hex()
 
 
 class CreatorKey:
-    """The key that one creator's sealed parts are under, in use."""
+    """The unwrapped key that seals the secrets and notes of one creator."""
 
-    __slots__ = ("_cipher", "_id_bytes", "_marking", "key_id")
+    __slots__ = ("_id_bytes", "_marking", "_sealing", "key_id")
 
     def __init__(self, key_id: UUID, key: bytes) -> None:
         """Take the unwrapped key."""
         self.key_id = key_id
         self._id_bytes = key_id.bytes
-        self._cipher = AESGCM(key)
+        self._sealing = SealingKey(key)
         self._marking = hashlib.blake2b(digest_size=KEY_BYTES, key=key, person=b"note marks").digest()
 
     def mark(self, text: str) -> str:
-        """Hash a note for an event's clear body, in hexadecimal: the same note of the same creator is known again."""
+        """Return the hash of a note for an event's clear body, in hexadecimal; equal notes of a creator hash alike."""
         return hashlib.blake2b(text.encode(), digest_size=FINGERPRINT_BYTES, key=self._marking).hexdigest()
 
     def seal(self, fields: dict[str, str], associated_data: bytes) -> SealedPart:
-        """Encrypt the fields of an event for its place in the log.
+        """Seal the fields of an event for its row in the log, and commit to them.
 
-        AES-GCM does not commit to its key: the salted hash beside it does, and lets a proof be checked by whoever has
-        no key, also after the key is gone.
+        AES-GCM does not commit to its key. The salted hash does, and a proof can be checked with it by somebody who has
+        no key, even after the key was destroyed.
         """
         plaintext = random_16() + random_16() + orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-        nonce = random_16()[:NONCE_BYTES]
         return SealedPart(
             key_id=self.key_id,
             commitment=hashlib.sha256(plaintext).digest(),
-            sealed=nonce + self._cipher.encrypt(nonce, plaintext, associated_data + self._id_bytes),
+            sealed=self._sealing.seal(plaintext, associated_data + self._id_bytes),
         )
 
     def unseal(self, sealed: bytes, associated_data: bytes) -> dict[str, Sealed]:
-        """Decrypt the fields of an event."""
-        plaintext = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated_data + self._id_bytes)
+        """Unseal the fields of an event; raises `InvalidTag` where they were sealed for another row."""
+        plaintext = self._sealing.unseal(sealed, associated_data + self._id_bytes)
         return {name: Sealed(value) for name, value in orjson.loads(plaintext[SALT_BYTES:]).items()}
 
 
 def associated_data(ledger_id: int, stream_id: UUID, version: int, event_id: UUID, type_: str) -> bytes:
-    """Return what a sealed part is bound to: moved to any other row, it does not open."""
+    """Return what the sealed part of an event is bound to: in any other row it does not open."""
     return b"%d\0%b%d\0%b%b\0" % (ledger_id, stream_id.bytes, version, event_id.bytes, type_.encode())
 
 

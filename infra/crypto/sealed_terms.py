@@ -1,7 +1,7 @@
-"""The words that somebody searched the trail for, as the log of accesses keeps them: encrypted, whatever they are.
+"""Sealed search terms: the words of a search, encrypted in the access log.
 
-Who looks for a person's name, or pastes a secret into the wrong field, leaves it where nobody expects it. The key is
-the ledger's own, and equal words look alike, so that reads which are told together are known to be the same.
+Somebody who searches for a person's name, or pastes a secret into the wrong field, leaves it where nobody expects it.
+The key comes from the ledger's own. Equal terms have equal ciphertexts, so that equal reads are counted together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from infra.crypto.envelope import NONCE_BYTES, SealingKey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,26 +20,24 @@ if TYPE_CHECKING:
 _PURPOSE: Final = "words of searches"
 _FIELD: Final = "q"
 _SEALED: Final = "sealed"
-_NONCE_BYTES: Final = 12
 
 
-def seal_search_terms(keys: LedgerKeys, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what was asked with its words encrypted; the same where it has none."""
-    words = asked.get(_FIELD)
-    if not isinstance(words, str):
-        return asked
-    key, text = keys.derived(_PURPOSE), words.encode()
-    # Made of key and text: two different texts never share one, and AES-GCM asks for no more than that.
-    nonce = hashlib.blake2b(text, digest_size=_NONCE_BYTES, key=key, person=b"nonce").digest()
-    sealed = base64.b64encode(nonce + AESGCM(key).encrypt(nonce, text, None)).decode()
-    return {**asked, _FIELD: {_SEALED: sealed}}
+def seal_search_terms(keys: LedgerKeys, query: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a query with its search terms sealed; a query without any is returned as it is."""
+    terms = query.get(_FIELD)
+    if not isinstance(terms, str):
+        return query
+    key, text = keys.derived(_PURPOSE), terms.encode()
+    # Derived from key and text, so that two different texts never share a nonce, which is all that AES-GCM asks for.
+    nonce = hashlib.blake2b(text, digest_size=NONCE_BYTES, key=key, person=b"nonce").digest()
+    sealed = base64.b64encode(SealingKey(key).seal(text, None, nonce)).decode()
+    return {**query, _FIELD: {_SEALED: sealed}}
 
 
-def unseal_search_terms(keys: LedgerKeys, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what was asked with its words in clear again."""
-    words = asked.get(_FIELD)
-    if not isinstance(words, dict):
-        return asked
-    sealed = base64.b64decode(words[_SEALED])
-    text = AESGCM(keys.derived(_PURPOSE)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None)
-    return {**asked, _FIELD: text.decode()}
+def unseal_search_terms(keys: LedgerKeys, query: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a query with its search terms in clear again."""
+    terms = query.get(_FIELD)
+    if not isinstance(terms, dict):
+        return query
+    text = SealingKey(keys.derived(_PURPOSE)).unseal(base64.b64decode(terms[_SEALED]), None)
+    return {**query, _FIELD: text.decode()}

@@ -11,7 +11,7 @@ import uvicorn
 
 from api.http.limits import UNKNOWN_CODES_AT_ONCE
 from api.http.server import believing
-from infra.auth.denied_attempts import TOLD_AN_HOUR
+from infra.auth.denied_attempts import RECORDED_PER_HOUR
 from tests.api.test_hostile_input import post, speak
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 
@@ -75,11 +75,11 @@ def test_where_it_came_from_is_the_administrators_to_see_and_not_in_clear(world:
 
 def test_after_so_many_an_hour_a_keys_refusals_are_only_counted(world: World) -> None:
     auditor = world.as_role("auditor")
-    for _ in range(TOLD_AN_HOUR + 5):
+    for _ in range(RECORDED_PER_HOUR + 5):
         refused(auditor.get("/v1/keys"))
     # Twice as many, where the hour struck in between.
-    assert TOLD_AN_HOUR <= len(refusals(world)) <= TOLD_AN_HOUR + 5
-    assert counted(world) == {"role_not_allowed": TOLD_AN_HOUR + 5}
+    assert RECORDED_PER_HOUR <= len(refusals(world)) <= RECORDED_PER_HOUR + 5
+    assert counted(world) == {"role_not_allowed": RECORDED_PER_HOUR + 5}
 
 
 def test_another_ledgers_refusals_are_hidden(world: World) -> None:

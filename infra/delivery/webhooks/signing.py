@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import base64
 import hmac
-import os
 from typing import TYPE_CHECKING, Final, Literal
 
 import orjson
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from infra.crypto.envelope import NONCE_BYTES
+from infra.crypto.envelope import SealingKey
 from infra.delivery.cloud_events import (
     CONTENT_TYPE,
     SPEC_VERSION,
@@ -113,16 +111,15 @@ class WebhookSealer:
     Secrets and descriptions are sealed, and so is the URL, which may contain a secret too.
     """
 
-    __slots__ = ("_cipher",)
+    __slots__ = ("_sealing",)
 
     def __init__(self, keys: LedgerKeys) -> None:
         """Take the ledger's keys."""
-        self._cipher = AESGCM(keys.derived(_PURPOSE))
+        self._sealing = SealingKey(keys.derived(_PURPOSE))
 
     def seal(self, field: SealedField, content: bytes, webhook_id: UUID) -> bytes:
         """Encrypt a field for storage, bound to its webhook and to its name."""
-        nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, content, _associated_data(field, webhook_id))
+        return self._sealing.seal(content, _associated_data(field, webhook_id))
 
     def unseal(self, field: SealedField, sealed: bytes, webhook_id: UUID) -> bytes:
         """Decrypt a stored field.
@@ -131,7 +128,7 @@ class WebhookSealer:
             InvalidTag: it was altered, or copied from another webhook or field.
 
         """
-        return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _associated_data(field, webhook_id))
+        return self._sealing.unseal(sealed, _associated_data(field, webhook_id))
 
 
 def _associated_data(field: SealedField, webhook_id: UUID) -> bytes:

@@ -84,7 +84,7 @@ def test_the_same_fields_are_never_sealed_alike() -> None:
 
 def test_the_commitment_is_over_the_salt_and_the_plaintext() -> None:
     part = KEY.seal({"b": "2", "a": "1"}, associated_data(**WHERE))
-    plaintext = KEY._cipher.decrypt(part.sealed[:12], part.sealed[12:], associated_data(**WHERE) + KEY.key_id.bytes)
+    plaintext = KEY._sealing.unseal(part.sealed, associated_data(**WHERE) + KEY.key_id.bytes)
     assert plaintext[32:] == b'{"a":"1","b":"2"}'
     assert hashlib.sha256(plaintext).digest() == part.commitment
 

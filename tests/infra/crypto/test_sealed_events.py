@@ -111,7 +111,7 @@ async def test_the_commitment_is_verified_from_salt_and_plaintext_without_a_key(
     key_id, sealed, commitment, own = await sealed_row(opened, tenant, 2)
     key = await opened_key(opened, Keyring(opened.api.database, MASTER_KEY), tenant, key_id)
     # What the holder of the key hands to a verifier: all that follows needs none.
-    plaintext = key._cipher.decrypt(sealed[:12], sealed[12:], own + key_id.bytes)
+    plaintext = key._sealing.unseal(sealed, own + key_id.bytes)
     salt, fields = plaintext[:32], plaintext[32:]
     assert hashlib.sha256(salt + fields).digest() == commitment
     assert orjson.loads(fields) == {"secret": CANARY_SECRET}
