@@ -143,7 +143,7 @@ router = APIRouter(route_class=Route, tags=["Keys"])
 async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")]) -> Response:
     """Make a key for this ledger; the key itself is in this answer alone."""
     if body.expires_at is not None and body.expires_at <= caller.services.now():
-        raise malformed_body("/expires_at", "This is past; the key would never work.")
+        raise malformed_body("/expires_at", "This time is in the past. The key would never work.")
     idempotency_key = headers.idempotency_key(caller.request)
     key, text, replayed = await caller.services.key_admin.create(
         caller.ledger_id,

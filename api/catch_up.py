@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAGE_EVENTS: Final = 100
 # Beyond the view, so many events are looked through for one reader.
 MAX_LOOKED_THROUGH: Final = 100_000
-_BEHIND: Final = "The view that filters events is too far behind. Ask again later, or without filters."
+_BEHIND: Final = "The view that filters events is too far behind. Try again later, or without filters."
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ CSV_COLUMNS: Final = (
     "summary",
     "body",
 )
-_RESTLESS: Final = "Keys change faster than their names can be looked up. Ask again in a moment."
+_RESTLESS: Final = "The names of API keys are changing too quickly. Try again in a moment."
 # A spreadsheet takes a cell that begins so for a formula, in some languages with the wide forms of these characters.
 # One that separates by semicolons or tabs begins a cell within one of ours, and takes the quotes and spaces before its
 # text away; what nobody sees (U+200B and others, U+FEFF) is passed over like a space.

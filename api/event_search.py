@@ -94,7 +94,11 @@ def own(caller: Caller, asked: ParsedQuery) -> ParsedQuery:
 def stopped(upto: int) -> Unavailable:
     """Return what is wrong where the history has stopped, and nothing that is asked for lies before that."""
     return Unavailable(
-        f"View {event_index.NAME} has stopped: events are found up to position {upto}, with before={upto + 1}.", LATER_S
+        (
+            f"View {event_index.NAME} has stopped. It can be searched up to position {upto}: retry with "
+            f"before={upto + 1}."
+        ),
+        LATER_S,
     )
 
 

@@ -80,18 +80,18 @@ def verify(path: Path) -> Verified:
         begins, line = _last_line(file, file.seek(0, io.SEEK_END))
         trailer, unchanged = _trailer(line)
         if not unchanged:
-            raise ExportError(f"{path} was changed: its trailer is not as it was written. Export it again.")
+            raise ExportError(f"{path} was changed: its trailer is not the original one. Export it again.")
         table = not line.startswith(b"{")
         digest, lines = hashlib.sha256(), 0
         for block in _blocks(file, begins):
             digest.update(block)
             lines += block.count(b"\n")
         if (digest.hexdigest(), begins) != (trailer.sha256, trailer.bytes):
-            raise ExportError(f"{path} was changed: its SHA-256 is not the one in its trailer. Export it again.")
+            raise ExportError(f"{path} was changed: its SHA-256 differs from the one in its trailer. Export it again.")
         held = _rows(file, begins) if table else (lines, *_positions(file, begins))
     said = (trailer.events, trailer.first, trailer.last)
     if held != said:
-        raise ExportError(f"{path} holds {_counted(*held)}, and its trailer says {_counted(*said)}.")
+        raise ExportError(f"{path} contains {_counted(*held)}, but its trailer says {_counted(*said)}.")
     return Verified(trailer.events, trailer.first, trailer.last, trailer.head, trailer.upto, trailer.sha256)
 
 
@@ -110,8 +110,10 @@ def _last_line(file: IO[bytes], end: int) -> tuple[int, bytes]:
     return start + begins, tail[begins:]
 
 
-_NO_EVENT: Final = "The file holds what is no event: it was changed, or is no export. Export it again."
-_CUT_OFF: Final = "The file ends without a trailer: it was cut off, or is no export. Export it again."
+_NO_EVENT: Final = (
+    "The file contains something that is not an event. It was changed, or it is not an export. Export it again."
+)
+_CUT_OFF: Final = "The file has no trailer. It is incomplete, or it is not an export. Export it again."
 
 
 class _Trailer(BaseModel):
@@ -194,6 +196,6 @@ def _rows(file: IO[bytes], upto: int) -> tuple[int, int | None, int | None]:
     except (ValueError, LookupError):
         raise ExportError(_NO_EVENT) from None
     except csv.Error:
-        message = "The file holds a cell that is longer than any of an export: it was changed. Export it again."
+        message = "The file contains a cell that is too long for an export. It was changed. Export it again."
         raise ExportError(message) from None
     return count, first, last

@@ -189,7 +189,9 @@ class Export:
         told = {
             "position": END_OF_TABLE,
             "type": "trailer",
-            "summary": f"{self.events} events. The file is whole if the SHA-256 in the last cell is that of all above.",
+            "summary": (
+                f"{self.events} events. The file is complete if the SHA-256 in the last cell matches everything above."
+            ),
             "body": content,
         }
         return csv_lines([[told.get(column) for column in CSV_COLUMNS]])

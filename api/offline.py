@@ -170,8 +170,8 @@ async def export(where: Where, query: ExportQuery, path: Path, say: Callable[[st
     told.last()
     if not exported.complete:
         say(
-            f"This holds what was found up to position {exported.upto:,} of {exported.head:,}: the view history has "
-            "stopped there."
+            f"This export is incomplete: it covers events up to position {exported.upto:,} of {exported.head:,}, "
+            "where the view history has stopped."
         )
     return exported
 
@@ -215,7 +215,7 @@ async def ask(where: Where, query: BatchQuery, path: Path, output: Path | None, 
             await opened.views.accesses.end(opened.ledger_id, access_id, rows=told.count, complete=complete)
     told.last()
     if wrong:
-        raise OfflineError(f"Lines that are no questions: {wrong:,}. Their answers say why; the others are answered.")
+        raise OfflineError(f"Invalid lines: {wrong:,}. Their answers say why. All other lines are answered.")
 
 
 def _format(path: Path) -> Format:
@@ -225,7 +225,7 @@ def _format(path: Path) -> Format:
 def _refuse_taken(path: Path) -> None:
     """Refuse to write over a file: before anything is entered as read, and once more when it is written."""
     if path.exists():
-        raise OfflineError(f"{path} is there already. Name another file, or move that one away.")
+        raise OfflineError(f"{path} already exists. Name another file, or move that one away.")
 
 
 @contextmanager

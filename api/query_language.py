@@ -49,8 +49,7 @@ _ESCAPED: Final = re.compile(r"\\(.)")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DATE: Final = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
 _TIME_EXPECTED: Final = (
-    "A year, a month, a day or a time of RFC 3339 is expected here, such as 2026, 2026-03, 2026-03-01 or "
-    "2026-03-01T12:00:00Z."
+    "Expected a year, a month, a day or an RFC 3339 time, such as 2026, 2026-03, 2026-03-01 or 2026-03-01T12:00:00Z."
 )
 
 
@@ -114,16 +113,16 @@ def _code_id(text: str) -> UUID | None:
 
 def _one_of(known: tuple[str, ...]) -> tuple[Callable[[str], str | None], str]:
     by_folded = {word.casefold(): word for word in known}
-    return lambda text: by_folded.get(text.casefold()), f"One of {', '.join(known)} is expected here."
+    return lambda text: by_folded.get(text.casefold()), f"Expected one of {', '.join(known)}."
 
 
-_ID_EXPECTED: Final = "An id is expected here: 1 to 128 characters of A-Z a-z 0-9 . _ : @ -"
+_ID_EXPECTED: Final = "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"
 QUALIFIERS: Final[dict[str, _Qualifier]] = {
-    "actor": _Qualifier("actor", _key_id, "The id of a key is expected here, or clock."),
+    "actor": _Qualifier("actor", _key_id, "Expected the id of a key, or clock."),
     "advertiser": _Qualifier("advertiser_id", _id, _ID_EXPECTED),
     "brand": _Qualifier("brand_id", _id, _ID_EXPECTED),
     "channel": _Qualifier("channel", *_one_of(get_args(Channel))),
-    "code": _Qualifier("code_id", _code_id, "The id of a code is expected here, a UUID."),
+    "code": _Qualifier("code_id", _code_id, "Expected the id of a code, which is a UUID."),
     "creator": _Qualifier("creator_id", _id, _ID_EXPECTED),
     "effective": _Qualifier(None),
     "recorded": _Qualifier(None),
@@ -168,13 +167,11 @@ class _Parser:
         terms = 0
         while self._after_space():
             if terms == MAX_TERMS:
-                raise QueryError(self._at, f"A query has at most {MAX_TERMS} terms.")
+                raise QueryError(self._at, f"A query must have at most {MAX_TERMS} terms.")
             self._term()
             terms += 1
         if not terms:
-            raise QueryError(
-                self._at, "A term is expected here: a text, or a qualifier with its value, such as type:Shared."
-            )
+            raise QueryError(self._at, "Expected a term: a word, or a qualifier with its value, such as type:Shared.")
         return ParsedQuery(tuple(self._conditions), tuple(self._words))
 
     def _after_space(self) -> bool:
@@ -183,7 +180,7 @@ class _Parser:
         if space is not None:
             self._at = space.end()
         elif 0 < self._at < len(self._text):
-            raise QueryError(self._at, "A space is expected here, or the end.")
+            raise QueryError(self._at, "Expected a space or the end of the query.")
         return self._at < len(self._text)
 
     def _term(self) -> None:
@@ -195,8 +192,8 @@ class _Parser:
             return
         known = QUALIFIERS.get(name[1].lower())
         if known is None:
-            message = f"There is no such qualifier; known are {', '.join(QUALIFIERS)}."
-            raise QueryError(self._at, f"{message} Put a text that holds a colon in quotes.")
+            message = f"Unknown qualifier. Known qualifiers: {', '.join(QUALIFIERS)}."
+            raise QueryError(self._at, f"{message} Put text that contains a colon in quotes.")
         began = self._at
         self._at = name.end()
         if known.field is None:
@@ -207,32 +204,30 @@ class _Parser:
         if not negated and any(
             isinstance(c, Among) and c.field == condition.field and not c.negated for c in self._conditions
         ):
-            message = (
-                "This qualifier stands here again, and no event has two. Give several values with a comma between."
-            )
+            message = "This qualifier is repeated. Give several values in one qualifier, separated by commas."
             raise QueryError(began, message)
         self._conditions.append(condition)
 
     def _text_here(self) -> str:
         began = self._at
-        text = self._value(_BARE, "A text is expected here.")
+        text = self._value(_BARE, "Expected text.")
         if self._text.startswith('"', began):
             return text
         if text in _OPERATORS:
             message = (
-                "All terms must hold, - negates, and commas stand between values: AND, OR and NOT say nothing here. "
-                "Put the word in quotes to look for it."
+                "AND, OR and NOT are not operators here. All terms must match, - negates a term, and commas "
+                "separate values. Put the word in quotes to search for it."
             )
             raise QueryError(began, message)
         if text.startswith(_CURLY):
-            raise QueryError(began, 'A text is put in straight quotes, as "spring sale"; these are curly.')
+            raise QueryError(began, 'Use straight quotes, as in "spring sale". These are curly quotes.')
         return text
 
     def _values(self, qualifier: _Qualifier) -> tuple[str | UUID, ...]:
         values: list[str | UUID] = []
         while True:
             if len(values) == MAX_VALUES:
-                raise QueryError(self._at, f"A qualifier takes at most {MAX_VALUES} values.")
+                raise QueryError(self._at, f"A qualifier must have at most {MAX_VALUES} values.")
             began = self._at
             value = qualifier.read(self._value(_BARE_VALUE, qualifier.expected))
             if value is None:
@@ -247,9 +242,7 @@ class _Parser:
         if self._text.startswith('"', self._at):
             quoted = _QUOTED.match(self._text, self._at)
             if quoted is None:
-                raise QueryError(
-                    self._end_of_quoted(), 'A closing " is expected here; \\ stands before " and \\ alone.'
-                )
+                raise QueryError(self._end_of_quoted(), 'Expected a closing ". Use \\ only before " and \\.')
             if not quoted[1]:
                 raise QueryError(self._at + 1, expected)
             self._at = quoted.end()
@@ -276,7 +269,7 @@ class _Parser:
         since = _unit(first, began)[0] if first else None
         until = _unit(last, began + len(first) + 2)[1] if last else None
         if since is not None and until is not None and since >= until:
-            raise QueryError(began + len(first) + 2, "A span ends after it begins; this one is reversed.")
+            raise QueryError(began + len(first) + 2, "The end of a range must be after its start.")
         return since, until
 
 
@@ -292,7 +285,7 @@ def _unit(text: str, offset: int) -> tuple[datetime, datetime]:
     except (ValueError, PydanticCustomError):
         raise QueryError(offset, _TIME_EXPECTED) from None
     if not FIRST_YEAR <= since.year <= LAST_YEAR:
-        raise QueryError(offset, f"A time lies in the years {FIRST_YEAR} to {LAST_YEAR}.")
+        raise QueryError(offset, f"Expected a time in the years {FIRST_YEAR} to {LAST_YEAR}.")
     if day is not None:
         return since, since + timedelta(days=1)
     if month is not None:

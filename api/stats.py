@@ -216,10 +216,10 @@ async def read_days(
     first = query.from_ or last - timedelta(days=DAYS)
     if first > last:
         if query.to is None:
-            raise malformed_query("from", "This day lies ahead. Give `to` as well: absent, it is today.")
-        raise malformed_query("to", "This lies before `from`, so the range holds nothing.")
+            raise malformed_query("from", "This day is in the future. Send `to` as well. Its default is today.")
+        raise malformed_query("to", "This is before `from`: this range is empty.")
     if (last - first).days >= MAX_STATISTICS_DAYS:
-        raise malformed_query("to", f"The range holds more than {MAX_STATISTICS_DAYS} days.")
+        raise malformed_query("to", f"The range has more than {MAX_STATISTICS_DAYS} days.")
 
     async def figures(cur: Cursor) -> list[Day]:
         return await statistics.by_day(cur, caller.ledger_id, first=first, last=last, now=now)

@@ -68,11 +68,11 @@ RECONNECT_MS: Final = 1_000
 RETRY_AFTER_S: Final = 5
 Ending = Literal["slow_reader", "stalled", "key_no_longer_valid", "shutting_down", "unavailable"]
 ENDINGS: Final[dict[Ending, str]] = {
-    "slow_reader": "More was recorded than this connection took. Come back with Last-Event-ID.",
-    "stalled": "This connection took nothing any more. Come back with Last-Event-ID.",
+    "slow_reader": "The client reads too slowly. Reconnect with Last-Event-ID.",
+    "stalled": "The client stopped reading. Reconnect with Last-Event-ID.",
     "key_no_longer_valid": "The API key was revoked or has expired.",
-    "shutting_down": "This server stops. Come back with Last-Event-ID.",
-    "unavailable": "The log cannot be read now. Come back with Last-Event-ID.",
+    "shutting_down": "The server is stopping. Reconnect with Last-Event-ID.",
+    "unavailable": "The log cannot be read now. Reconnect with Last-Event-ID.",
 }
 _OPEN: Final = Gauge("sparkledger_streams", "Event streams that are open.")
 _ENDED: Final = Counter("sparkledger_streams_ended", "Event streams that were ended from here, by why.", ["reason"])
@@ -333,12 +333,14 @@ class Streams:
 
     def _refuse_if_full(self, key_id: UUID) -> None:
         if self._closing:
-            raise Unavailable("This server stops. Ask again in a moment.", RETRY_AFTER_S)
+            raise Unavailable("The server is stopping. Try again in a moment.", RETRY_AFTER_S)
         if self._places.taken(key_id) >= MAX_STREAMS_OF_A_KEY:
-            detail = f"This key has {MAX_STREAMS_OF_A_KEY} streams open, and may have no more. Close one of them first."
+            detail = f"This key already has {MAX_STREAMS_OF_A_KEY} open streams, which is the maximum. Close one first."
             raise Problem("too_many_requests", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
         if len(self._streams) >= MAX_STREAMS:
-            detail = f"This server has {MAX_STREAMS:,} streams open, and no room for more. Ask again in a moment."
+            detail = (
+                f"This server already has {MAX_STREAMS:,} open streams, which is the maximum. Try again in a moment."
+            )
             raise Unavailable(detail, RETRY_AFTER_S)
 
     async def _watch_keys(self) -> None:
@@ -408,7 +410,9 @@ async def _position(caller: Caller, after: int | None) -> int:
     seen = last_event_id(caller.request)
     head = await caller.services.events.head(caller.ledger_id)
     if seen is not None and seen > head:
-        raise Problem("malformed_header", "Last-Event-ID lies ahead of this ledger. Was it seen in another one?")
+        raise Problem(
+            "malformed_header", "Last-Event-ID is beyond the end of this ledger. Does it belong to another ledger?"
+        )
     if seen is None and after is not None and after > head:
         raise malformed_query("after", "The ledger has not reached this position.")
     return next(position for position in (seen, after, head) if position is not None)

@@ -167,7 +167,10 @@ router = APIRouter(route_class=Route, tags=["Webhooks"])
 async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
     """Have events sent to a URL; the secret that they are signed with is in this answer alone. Not with a token."""
     if caller.key.kind == "token":
-        raise NotAllowed("A webhook outlives a token. Make it with an API key of the role subscriber.")
+        raise NotAllowed(
+            "A webhook needs an API key, not a token, because tokens expire. Create it with a key of the role "
+            "subscriber."
+        )
     _check(caller, body.url)
     head = await caller.services.events.head(caller.ledger_id)
     if body.after is not None and body.after > head:

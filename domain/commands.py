@@ -150,7 +150,7 @@ async def generate(
     begins = starts_at or when.at
     if begins > when.now + policy.longest:
         # Else a window that begins in a hundred years would keep its video until it is revoked.
-        raise Refused("duration_not_allowed", f"A window can begin at most {policy.longest.days} days from now.")
+        raise Refused("duration_not_allowed", f"A window must start within {policy.longest.days} days from now.")
     if await ledger.code_by_secret(secret) is not None:
         raise Refused("secret_exists")
     window = Window(begins, begins + timedelta(days=days))
@@ -202,7 +202,7 @@ async def extend(
     elif expires_at is not None and expires_at <= when.now + policy.longest:
         new_end = expires_at
     else:
-        raise Refused("duration_not_allowed", f"An end can lie at most {policy.longest.days} days from now.")
+        raise Refused("duration_not_allowed", f"A window must end within {policy.longest.days} days from now.")
     if not policy.extend_after_expiry:
         code.refuse_expired(when.now)
     also_read: list[Code | Creator] = [creator]
@@ -391,4 +391,4 @@ async def _freed(ledger: Codes, code: Code) -> list[Claim]:
 
 def _allowed(policy: Policy) -> str:
     lengths = ", ".join(str(days) for days in policy.allowed_days)
-    return f"A window's length in days is one of: {lengths}."
+    return f"The window's length in days must be one of: {lengths}."

@@ -72,39 +72,43 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
 # What a person reads when a rule says no: what happened, why, and what to do about it.
 SENTENCES: Final[dict[RefusalCode, str]] = {
     "creator_erased": (
-        "The creator was erased: what was sealed of them cannot be read again, and nothing new is recorded for them. "
-        "Codes of theirs can still be redeemed, revoked and read. If they come back, give them another creator_id."
+        "This creator was erased. Their sealed data can no longer be read, and nothing new can be recorded "
+        "for them. Their codes can still be redeemed, revoked and read. If the creator returns, use a new "
+        "creator_id."
     ),
     "permission_disabled": (
-        "The creator's ad authorization is switched off, so no code of theirs can be generated, extended or shared. "
-        "Switch it on first."
+        "The creator's ad authorization is off, so their codes cannot be generated, extended or shared. "
+        "Switch ad authorization on first."
     ),
     "terms_not_accepted": (
-        "TikTok's advertising terms were not accepted. Send the version that the creator accepted as terms_version."
+        "The creator has not accepted TikTok's advertising terms. Send the version that the creator accepted "
+        "as terms_version."
     ),
-    "duration_not_allowed": "The window would have a length that is not allowed here.",
-    "secret_exists": "A code with this secret is recorded already. Look it up instead of recording it again.",
+    "duration_not_allowed": "This window length is not allowed.",
+    "secret_exists": "A code with this secret is already recorded. Look it up instead of recording it again.",
     "live_code_exists": (
-        "Another code occupies this video until it ends or is revoked; a video has at most one code at a time. "
-        "Use that code, or revoke it first."
+        "Another code for this video has not ended yet. A video can have only one code at a time. Use that "
+        "code, or revoke it first."
     ),
-    "code_revoked": "The code was revoked, and that is final. Ask the creator for a new one.",
-    "code_not_started": "The code's window has not begun yet. Try again once it has.",
-    "code_expired": "The code's window is over. Ask the creator to extend it or to generate a new one.",
-    "window_not_longer": "The new end must lie after the present end and after now: extending never shortens.",
+    "code_revoked": "The code was revoked. This is final. Ask the creator for a new code.",
+    "code_not_started": "The code's window has not started yet. Try again after it starts.",
+    "code_expired": "The code's window has ended. Ask the creator to extend it or to generate a new code.",
+    "window_not_longer": (
+        "The new end must be later than the current end and later than now. Extending never shortens a window."
+    ),
     "not_redeemed_by_advertiser": "This advertiser has not redeemed the code. Redeem it first.",
     "campaign_exists_differently": (
-        "A campaign with this id was launched on the code with other details. Use another campaign_id."
+        "The code already has a campaign with this id and different details. Use another campaign_id."
     ),
-    "campaign_outside_window": "The campaign would start outside the code's window.",
+    "campaign_outside_window": "The campaign starts outside the code's window. Choose a start inside the window.",
     "creative_locked": (
-        "A campaign is running on this code, so caption and creative cannot change. End it, or use the recorded ones."
+        "A campaign is running on this code, so the caption and the creative cannot change. End the "
+        "campaign, or use the recorded caption and creative."
     ),
-    "effective_too_early": (
-        "This is said to have happened before the code began. Send an effective_at at which the code was there."
-    ),
+    "effective_too_early": "The effective_at is before the code began. Send a later effective_at.",
     "campaign_running": (
-        "A campaign is running on this code. End it first; an operator may force the revocation with a reason."
+        "A campaign is running on this code. End the campaign first. An operator can force the revocation "
+        "and must give a reason."
     ),
 }
 
@@ -143,7 +147,7 @@ class StaleVersion(Refused):
         """Keep the version that stands, so that the caller can decide anew."""
         super().__init__(
             "stale_version",
-            f"The code has changed: its version is now {current}. Read it again and decide anew.",
+            f"The code has changed. Its version is now {current}. Read the code again before you retry.",
         )
         self.current = current
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 
 class Unavailable(Exception):
-    """Nothing can be served now."""
+    """The service is unavailable."""
 
     def __init__(self, detail: str, retry_after: int = 1) -> None:
         """Say why, and after how many seconds to try again."""
@@ -22,11 +22,11 @@ class Unavailable(Exception):
 
 
 class IdempotencyMismatch(Exception):
-    """The Idempotency-Key was used for another request. Use a fresh one for each new request."""
+    """The Idempotency-Key was already used for a different request. Use a new key for each new request."""
 
 
 class IdempotencyRunning(Exception):
-    """The first request with this Idempotency-Key is still running. Ask again in a moment."""
+    """The first request with this Idempotency-Key is still in progress. Try again in a moment."""
 
 
 class KeyNoLongerValid(Exception):
@@ -34,11 +34,11 @@ class KeyNoLongerValid(Exception):
 
 
 class KeyNotRotatable(Exception):
-    """Only a key that is neither revoked nor expired can be rotated. The bearer of tokens has no key to rotate."""
+    """Only a key that is neither revoked nor expired can be rotated. A token identity has no key to rotate."""
 
 
 class TokenRefused(Exception):
-    """The token is not one that is taken here."""
+    """The token is not accepted."""
 
     def __init__(self, detail: str) -> None:
         """Say why, and nothing of what the token holds."""

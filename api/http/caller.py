@@ -71,12 +71,12 @@ class Caller:
     def act_for_creator(self, creator_id: str) -> None:
         """Raise `NotAllowed` where the key does not act for this creator."""
         if self.role == "creator" and creator_id not in self.key.subjects.creator_ids:
-            raise NotAllowed("This key acts for other creators alone.")
+            raise NotAllowed("This key does not act for this creator.")
 
     def act_for_advertiser(self, advertiser_id: str) -> None:
         """Raise `NotAllowed` where the key does not act for this advertiser account."""
         if self.role == "brand" and advertiser_id not in self.key.subjects.advertiser_ids:
-            raise NotAllowed("This key acts for other advertiser accounts alone.")
+            raise NotAllowed("This key does not act for this advertiser account.")
 
     def ask_by_names(self, *, creator_id: str | None, brand_id: str | None, advertiser_id: str | None) -> None:
         """Raise `NotAllowed` where a filter names others: what it lets through would tell with whom they deal."""
@@ -85,7 +85,7 @@ class Caller:
         if advertiser_id is not None:
             self.act_for_advertiser(advertiser_id)
         if brand_id is not None and self.role == "brand" and brand_id not in self.key.subjects.brand_ids:
-            raise NotAllowed("This key acts for other brands alone.")
+            raise NotAllowed("This key does not act for this brand.")
 
     def read_code(self, code: Code) -> None:
         """Raise `NotAllowed` where the key may not read this code."""
@@ -94,7 +94,9 @@ class Caller:
             {share.brand_id for share in code.shares},
             {share.advertiser_id for share in code.shares} | code.redemptions.keys(),
         ):
-            raise NotAllowed("This key reads codes alone that were shared with its brands or redeemed by its accounts.")
+            raise NotAllowed(
+                "This key can only read codes that were shared with its brands or redeemed by its advertiser accounts."
+            )
 
     def names_us(self, brand_ids: Iterable[str | None], advertiser_ids: Iterable[str | None]) -> bool:
         """Tell whether a brand's key may see what names these brands and advertiser accounts."""
@@ -142,5 +144,5 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
     exchange.of_key(key.key_id)
     if key.role not in roles:
         request.scope["refused_by_role"] = True
-        raise NotAllowed(f"A key with the role {key.role} may not do this.")
+        raise NotAllowed(f"A key with the role {key.role} is not allowed to do this.")
     return Caller(key, services, request, presented)

@@ -86,9 +86,9 @@ async def execute(
     """Carry a command out for the caller; `once` is false for what must happen again each time it is asked for."""
     if body.effective_at is not None:
         if caller.role not in UNBOUND:
-            raise NotAllowed("Only keys with the role operator or admin say when something took effect.")
+            raise NotAllowed("Only keys with the role operator or admin can send effective_at.")
         if body.effective_at > caller.services.now():
-            raise malformed_body("/effective_at", "This lies in the future; what is recorded has happened.")
+            raise malformed_body("/effective_at", "This time is in the future. Only what has happened can be recorded.")
     key = headers.idempotency_key(caller.request)
     request = CommandMetadata(
         ledger_id=caller.ledger_id,

@@ -91,7 +91,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[st
 
 def _explained(code: str) -> str:
     sentences: dict[str, str] = DETAILS | dict(SENTENCES)
-    explained = sentences.get(code, "The sentence in `detail` says what.")
+    explained = sentences.get(code, "`detail` names what is unknown.")
     return f"{explained} The same request may succeed later." if code in RETRYABLE else explained
 
 

@@ -45,13 +45,11 @@ def parse_moment(value: object) -> datetime:
     """
     moment = _moment(value) if isinstance(value, str) and _RFC3339.fullmatch(value) else None
     if moment is None:
-        raise PydanticCustomError(
-            "moment", "This is not a time of RFC 3339 with its offset, such as 2026-03-01T12:00:00Z."
-        )
+        raise PydanticCustomError("moment", "Expected an RFC 3339 time with an offset, such as 2026-03-01T12:00:00Z.")
     # Also in UTC, as it will be answered: an offset may carry a time over the turn of a year.
     if FIRST_YEAR <= moment.year <= LAST_YEAR and FIRST_YEAR <= (utc := moment.astimezone(UTC)).year <= LAST_YEAR:
         return utc
-    raise PydanticCustomError("moment", f"A time lies in the years {FIRST_YEAR} to {LAST_YEAR}.")
+    raise PydanticCustomError("moment", f"Expected a time in the years {FIRST_YEAR} to {LAST_YEAR}.")
 
 
 def _moment(text: str) -> datetime | None:
@@ -63,7 +61,7 @@ def _moment(text: str) -> datetime | None:
 
 def _no_nul(text: str) -> str:
     if "\0" in text:
-        raise PydanticCustomError("nul", "A text cannot hold the character NUL.")
+        raise PydanticCustomError("nul", "A string must not contain the NUL character.")
     return text
 
 
@@ -71,14 +69,14 @@ def _secret(text: str) -> Sealed:
     """Trim what a paste leaves around a code; what is left is an opaque string."""
     secret = Sealed(_no_nul(text).strip())
     if not 1 <= len(secret) <= MAX_SECRET_CHARACTERS:
-        raise PydanticCustomError("secret", f"A code has 1 to {MAX_SECRET_CHARACTERS} characters.")
+        raise PydanticCustomError("secret", f"A secret must have 1 to {MAX_SECRET_CHARACTERS} characters.")
     return secret
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse what is too deep, too large, or what no store and no other JSON parser would give back unchanged."""
     if _depth(value) > MAX_TARGETING_DEPTH:
-        raise PydanticCustomError("depth", f"This is nested deeper than {MAX_TARGETING_DEPTH} levels.")
+        raise PydanticCustomError("depth", f"This is nested more than {MAX_TARGETING_DEPTH} levels deep.")
     if len(orjson.dumps(value)) > MAX_TARGETING_BYTES:
         raise PydanticCustomError("size", f"This is larger than {MAX_TARGETING_BYTES // 1024} KiB.")
     return value
@@ -99,7 +97,7 @@ def _depth(value: object) -> int:
                 case str():
                     _no_nul(item)
                 case float() if not math.isfinite(item):
-                    raise PydanticCustomError("number", "A number here is too large.")
+                    raise PydanticCustomError("number", "A number is too large.")
                 case _:
                     pass
         level = [item for item in below if isinstance(item, dict | list)]

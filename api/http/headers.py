@@ -31,7 +31,9 @@ def idempotency_key(request: Request) -> str | None:
         return None
     key = _IDEMPOTENCY_KEY.fullmatch(given)
     if key is None:
-        raise Problem("malformed_header", "Idempotency-Key is 1 to 255 visible ASCII characters, bare or quoted.")
+        raise Problem(
+            "malformed_header", "Idempotency-Key must have 1 to 255 visible ASCII characters, with or without quotes."
+        )
     return key[1] or key[2]
 
 
@@ -42,7 +44,10 @@ def if_match(request: Request) -> int | None:
         return None
     tag = _ENTITY_TAG.fullmatch(given)
     if tag is None:
-        raise Problem("malformed_header", 'If-Match is one version in quotes, such as "3", or *; never a weak one.')
+        raise Problem(
+            "malformed_header",
+            'If-Match must be one version in quotes, such as "3", or *. Weak ETags are not allowed.',
+        )
     return int(tag[1])
 
 
@@ -50,7 +55,7 @@ def correlation_id(request: Request) -> str | None:
     """Return what the caller names the larger undertaking by."""
     given = _once(request, "Correlation-Id")
     if given is not None and _CORRELATION_ID.fullmatch(given) is None:
-        raise Problem("malformed_header", "Correlation-Id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ -")
+        raise Problem("malformed_header", "Correlation-Id must have 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -")
     return given
 
 
@@ -64,7 +69,9 @@ def last_event_id(request: Request) -> int | None:
     """Return the position of the last event that a client of the stream has seen."""
     given = _once(request, "Last-Event-ID")
     if given is not None and _LAST_EVENT_ID.fullmatch(given) is None:
-        raise Problem("malformed_header", "Last-Event-ID is the id of an event of this stream: its position.")
+        raise Problem(
+            "malformed_header", "Last-Event-ID must be the id of an event of this stream, which is its position."
+        )
     return None if given is None else int(given)
 
 
@@ -134,5 +141,5 @@ def _once(request: Request, name: str) -> str | None:
     if given is None:
         return None
     if len(given) > 1:
-        raise Problem("malformed_header", f"{name} is sent more than once.")
+        raise Problem("malformed_header", f"{name} was sent more than once.")
     return given[0].decode("latin-1")

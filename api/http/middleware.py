@@ -58,9 +58,9 @@ _DEFAULTS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 
-_CROWDED: Final = "More requests are waiting than this process answers. Nothing was done; send it again in a moment."
+_CROWDED: Final = "Too many requests are already in progress. Nothing was done. Try again in a moment."
 _CROWDED_BY_A_KEY: Final = (
-    "As many requests of this key are waiting for their answers as may. Nothing was done; send it again in a moment."
+    "Too many requests with this key are already in progress. Nothing was done. Try again in a moment."
 )
 
 log = logging.getLogger(__name__)

@@ -104,7 +104,7 @@ _WHY: Final[dict[int, str]] = {
     415: "The body is not `application/json` in UTF-8.",
     422: "The body is malformed; `errors` says where. Or the Idempotency-Key was used for another request.",
     429: "The key asks too much; Retry-After says how long to wait.",
-    500: "Something broke on our side.",
+    500: "Something went wrong on our side.",
     503: "The database is away, or a wait ran out; nothing is half done. Retry-After says when to try again.",
 }
 _RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {

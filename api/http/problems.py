@@ -84,42 +84,46 @@ RETRYABLE: Final = Refused.RETRYABLE | {
 
 # What a person reads where the sentence does not depend on the case; refusals of the rules bring their own.
 DETAILS: Final[dict[str, str]] = {
-    "malformed_body": "The body is not what this route takes; `errors` says where and why.",
-    "malformed_query": "The query is not what this route takes; `errors` says which parameter and why.",
-    "malformed_path": "An id in the path is not 1 to 128 characters of A-Z a-z 0-9 . _ : @ -",
-    "malformed_cursor": "The cursor was not given out for this query. Begin again without it.",
+    "malformed_body": "The request body is not valid. `errors` says which fields are wrong and why.",
+    "malformed_query": "The query is not valid. `errors` says which parameters are wrong and why.",
+    "malformed_path": "An id in the path must have 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
+    "malformed_cursor": "The cursor does not belong to this query. Start again without a cursor.",
     "malformed_request": "The request could not be understood.",
-    "unauthenticated": "Send a valid API key, or a token, as `Authorization: Bearer <key>`.",
-    "erasure_unknown": "No erasure of this creator is recorded in this ledger.",
+    "unauthenticated": "Send a valid API key or bearer token as `Authorization: Bearer <key>`.",
+    "erasure_unknown": "There is no erasure of this creator in this ledger.",
     "event_unknown": "There is no event at this position in this ledger.",
     "key_unknown": "There is no such key in this ledger.",
     "key_not_rotatable": (
-        "Only a key that is neither revoked nor expired can be rotated. The bearer of tokens has no key to rotate."
+        "Only a key that is neither revoked nor expired can be rotated. A token identity has no key to rotate."
     ),
-    "route_unknown": "There is nothing at this address.",
-    "version_unknown": "The code has not reached this version.",
-    "webhook_unknown": "There is no such webhook among those of this key.",
-    "too_many_webhooks": "This ledger has as many webhooks as it may, 100. Delete one that is not needed any more.",
-    "webhook_disabled": "Nothing is sent to this webhook while it is disabled. Enable it first.",
+    "route_unknown": "There is no such route.",
+    "version_unknown": "The code does not have this version yet.",
+    "webhook_unknown": "This key has no such webhook.",
+    "too_many_webhooks": (
+        "This ledger already has 100 webhooks, and 100 is the maximum. Delete a webhook that you no longer need."
+    ),
+    "webhook_disabled": "This webhook is disabled, so nothing is sent to it. Enable it first.",
     "webhook_key_invalid": (
-        "The API key that this webhook belongs to was revoked or has expired. Create another webhook with a valid one."
+        "The API key of this webhook was revoked or has expired. Create a new webhook with a valid key."
     ),
-    "method_not_allowed": "This address does not know the method; `Allow` lists those it knows.",
+    "method_not_allowed": "This route does not support this method. `Allow` lists the supported methods.",
     "body_too_large": "The body is larger than 1 MiB.",
     "unsupported_media_type": "Send the body as `Content-Type: application/json`, in UTF-8.",
-    "idempotency_key_in_use": "The first request with this Idempotency-Key is still running. Ask again in a moment.",
+    "idempotency_key_in_use": (
+        "The first request with this Idempotency-Key is still in progress. Try again in a moment."
+    ),
     "idempotency_key_reused": (
-        "This Idempotency-Key was used for another request. Use a fresh one for each new request."
+        "This Idempotency-Key was already used for a different request. Use a new key for each new request."
     ),
-    "too_many_requests": "This key sends more requests than it may. Try again after the seconds in Retry-After.",
+    "too_many_requests": "This key has sent too many requests. Try again after the number of seconds in Retry-After.",
     "too_many_unknown_codes": (
-        "This key has tried too many codes that nobody generated. Try again after the seconds in Retry-After."
+        "This key has tried too many unknown codes. Try again after the number of seconds in Retry-After."
     ),
-    "internal_error": "Something broke on our side. The request id leads us to it.",
-    "body_too_slow": "The body did not arrive in time, and nothing was done. Send it again, faster.",
+    "internal_error": "Something went wrong on our side. Quote the request id when you report it.",
+    "body_too_slow": "The body arrived too slowly. Nothing was done. Send the request again.",
     "timed_out": (
-        "The answer took too long. Whether a command was recorded is not known: send it again with the same "
-        "Idempotency-Key and it is done once."
+        "The request took too long. It is not known whether a command was recorded. Send it again with the "
+        "same Idempotency-Key: it is recorded only once."
     ),
 }
 

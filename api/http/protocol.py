@@ -41,11 +41,11 @@ def _answer(status: HTTPStatus, code: str, title: str, *, retryable: bool = Fals
 
 
 _TOO_LARGE: Final = _answer(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "The head of the request is too large."
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "The request's headers are too large."
 )
-_NOT_HTTP: Final = _answer(HTTPStatus.BAD_REQUEST, "malformed_request", "This is not a request in HTTP/1.1.")
+_NOT_HTTP: Final = _answer(HTTPStatus.BAD_REQUEST, "malformed_request", "This is not a valid HTTP/1.1 request.")
 _CROWDED: Final = _answer(
-    HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "This process has as many connections as it takes.", retryable=True
+    HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "This process has too many connections.", retryable=True
 )
 
 

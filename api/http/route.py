@@ -98,14 +98,14 @@ def read_query(request: Request, model: type[M]) -> M:
     try:
         pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS) if text else []
     except ValueError:
-        raise Problem("malformed_query", f"There are more than {MAX_PARAMETERS} parameters in the query.") from None
+        raise Problem("malformed_query", f"The query has more than {MAX_PARAMETERS} parameters.") from None
     parameters = dict(pairs)
     if len(parameters) < len(pairs):
         known = {field.alias or name for name, field in model.model_fields.items()}
         names = [name for name, _ in pairs]
         twice = next((name for name in parameters if name in known and names.count(name) > 1), None)
         which = "A query parameter" if twice is None else f"The parameter `{twice}`"
-        raise Problem("malformed_query", f"{which} is sent more than once.")
+        raise Problem("malformed_query", f"{which} was sent more than once.")
     try:
         return model.model_validate(parameters)
     except ValidationError as error:
@@ -127,9 +127,9 @@ async def read_body(request: Request, adapter: TypeAdapter[Any]) -> Any:
         sent = orjson.loads(body) if body else None
         twice = isinstance(sent, dict) and names_twice(sent, body)
     except (orjson.JSONDecodeError, RecursionError):
-        raise malformed_body("", "This is not JSON in UTF-8.") from None
+        raise malformed_body("", "Expected JSON in UTF-8.") from None
     if twice:
-        raise malformed_body("", "A field is sent more than once.")
+        raise malformed_body("", "A field was sent more than once.")
     request.scope["json"] = sent
     try:
         return adapter.validate_python(sent)

@@ -138,7 +138,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
         message = (
-            f"The API cannot listen on {host}, port {port}: {error.strerror or error}. "
-            "Set SPARKLEDGER_HOST or SPARKLEDGER_PORT to another."
+            f"The API cannot listen on {host}, port {port}: {error.strerror or error}. Set SPARKLEDGER_HOST or "
+            "SPARKLEDGER_PORT to another value."
         )
         raise LookupError(message) from error

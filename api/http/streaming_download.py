@@ -56,12 +56,15 @@ class Sending:
         """
         if self._places.taken(key_id) >= MAX_AT_ONCE_OF_A_KEY:
             detail = (
-                f"This key is sent {MAX_AT_ONCE_OF_A_KEY} exports or batches already, and no more at once. Ask again "
-                "when one of them has ended."
+                f"This key already has {MAX_AT_ONCE_OF_A_KEY} exports or batches in progress, which is the "
+                "maximum. Try again when one has ended."
             )
             raise Problem("too_many_requests", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
         if self.under_way >= MAX_AT_ONCE:
-            detail = f"This server sends {MAX_AT_ONCE} exports already, and no more at once. Ask again in a moment."
+            detail = (
+                f"This server already has {MAX_AT_ONCE} exports in progress, which is the maximum. Try again in a "
+                "moment."
+            )
             raise Unavailable(detail, RETRY_AFTER_S)
         self.under_way += 1
         self._places.take(key_id)

@@ -18,24 +18,24 @@ def sentence(error: ErrorDetails) -> str:  # noqa: C901, PLR0911 - one line for 
         case "missing":
             return "This is required."
         case "extra_forbidden":
-            return "There is a field here that is not known."
+            return "Unknown field."
         case "string_type":
-            return "This is not a text."
+            return "Expected a string."
         case "string_pattern_mismatch" if context["pattern"] == ID_PATTERN:
-            return "An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others."
+            return "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"
         case "string_pattern_mismatch" if context["pattern"] == NO_NUL:
-            return "A text cannot hold the character NUL."
+            return "A string must not contain the NUL character."
         case "string_pattern_mismatch" if context["pattern"] == NO_CONTROL:
-            return "This cannot hold the end of a line, a tab or another control character."
+            return "This must not contain line breaks, tabs or other control characters."
         case "string_too_short" if context["min_length"] == 1:
-            return "This is empty."
+            return "This must not be empty."
         case "string_too_long":
             return f"This is longer than {context['max_length']} characters."
         case "literal_error":
-            return f"{context['expected']} is expected here."
+            return f"Expected {context['expected']}."
         case "greater_than_equal":
-            return f"This is less than {context['ge']:,}."
+            return f"The minimum is {context['ge']:,}."
         case "less_than_equal":
-            return f"This is more than {context['le']:,}."
+            return f"The maximum is {context['le']:,}."
         case _:
             return error["msg"]

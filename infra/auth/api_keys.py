@@ -64,13 +64,13 @@ def subjects_problem(role: Role, subjects: Subjects) -> str | None:
     match role:
         case "creator":
             if not subjects.creator_ids or subjects.brand_ids or subjects.advertiser_ids:
-                return "A creator's key names one or more creator_ids, and nothing else."
+                return "A key with the role creator needs one or more creator_ids, and no other subjects."
         case "brand":
             if subjects.creator_ids or not (subjects.brand_ids or subjects.advertiser_ids):
-                return "A brand's key names brand_ids, advertiser_ids or both, and no creator_ids."
+                return "A key with the role brand needs brand_ids, advertiser_ids or both, and no creator_ids."
         case _:
             if subjects != Subjects():
-                return "Only keys of creators and brands have subjects; this role acts for everyone."
+                return "Only keys with the role creator or brand have subjects. This role acts for everyone."
     return None
 
 

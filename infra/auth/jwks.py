@@ -92,7 +92,7 @@ class KeySet:
             # Others wait for the same; who gives up does not end it.
             await asyncio.shield(fetching)
         if self._clock() - self._fetched_at >= KEEP_S:
-            raise Unavailable("The keys of the token's issuer cannot be fetched now. Try again in a moment.", 5)
+            raise Unavailable("The keys of the token's issuer cannot be fetched. Try again in a moment.", 5)
         return self._matching(key_id, algorithm)
 
     def trusted(self) -> bool:
@@ -151,14 +151,14 @@ async def fetch_keys(issuer: Issuer) -> list[SigningKey]:
         if address is None:
             told = await _json(client, issuer.issuer.rstrip("/") + DISCOVERY)
             if told.get("issuer") != issuer.issuer:
-                raise IssuerError("its discovery document is that of another issuer")
+                raise IssuerError("its discovery document names another issuer")
             address = str(told.get("jwks_uri"))
             problem = told_problem(issuer.issuer, address)
             if problem is not None:
-                raise IssuerError(f"its jwks_uri is not taken: {problem}")
+                raise IssuerError(f"its jwks_uri is not allowed: {problem}")
         listed = (await _json(client, address)).get("keys")
     if not isinstance(listed, list):
-        raise IssuerError("its key set lists no keys")
+        raise IssuerError("its key set has no keys")
     found = [signing_key(one) for one in listed[:MAX_KEYS] if isinstance(one, dict)]
     return [key for key in found if key is not None]
 

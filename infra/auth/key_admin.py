@@ -112,7 +112,8 @@ _LOCK_VALID: Final = """
 
 
 _REVEALS_MORE: Final = (
-    "This key may not show secrets, so it makes and rotates no key that shows them. Make one with may_reveal false."
+    "This key is not allowed to reveal secrets, so it cannot create or rotate a key that can. Create a "
+    "key with may_reveal false."
 )
 
 

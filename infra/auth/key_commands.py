@@ -189,4 +189,4 @@ async def revoke_key(conninfo: str, key_provider: KeyProvider, ledger: str, key_
 
 
 def _no_such_key(ledger: str) -> LookupError:
-    return LookupError(f"Ledger {ledger} has no such key. `sparkledger keys list` shows those it has.")
+    return LookupError(f"Ledger {ledger} has no such key. `sparkledger keys list` shows its keys.")

@@ -45,10 +45,10 @@ _OPTIONS: Final[Any] = {
 _REASONS: Final[dict[type[Exception], str]] = {
     jwt.InvalidAudienceError: "The token is meant for another audience.",
     jwt.MissingRequiredClaimError: "The token lacks one of the claims iss, sub, aud and exp.",
-    jwt.InvalidSignatureError: "The token's signature is not its issuer's.",
+    jwt.InvalidSignatureError: "The token's signature is not valid.",
 }
-_MALFORMED: Final = "This is not a token that can be read."
-_UNKNOWN_KEY: Final = "The token names a key that its issuer does not have, or one for another algorithm."
+_MALFORMED: Final = "The token cannot be read."
+_UNKNOWN_KEY: Final = "The token names a key that its issuer does not have, or a key for another algorithm."
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Tokens:
         # Who says to have signed it, so that it is known whose keys to try; believed only once one of them fits.
         said = claimed.get("iss")
         if not isinstance(said, str) or said not in self._issuers:
-            raise TokenRefused("The token's issuer is not one whose tokens are taken here.")
+            raise TokenRefused("Tokens of this issuer are not accepted.")
         issuer, keys = self._issuers[said]
         key = await keys.key(key_id, algorithm)
         if key is None:

@@ -31,11 +31,11 @@ def address_problem(url: str) -> str | None:
         parts = urlsplit(url)
         host = parts.hostname
     except ValueError:
-        return "This is no address."
+        return "This is not a URL."
     if not host or parts.username is not None or parts.fragment:
-        return "An address has a host, no user and no fragment."
+        return "A URL must have a host, and neither a user nor a fragment."
     if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
-        return "An address begins with https://; http:// is for this machine alone."
+        return "A URL must start with https://. http:// is allowed only for this machine."
     return None
 
 
@@ -44,7 +44,7 @@ def told_problem(issuer: str, url: str) -> str | None:
     problem = address_problem(url)
     if problem is None and urlsplit(url).hostname in LOOPBACK and urlsplit(issuer).hostname not in LOOPBACK:
         # It would have us ask what listens for this machine alone.
-        return "The keys of an issuer elsewhere are not on this machine."
+        return "The keys of a remote issuer must not be on this machine."
     return problem
 
 
@@ -107,7 +107,7 @@ class Issuer(BaseModel):
         """
         found = self.ledger or _first(self.ledgers, _texts(claims, self.ledger_claim))
         if found is None:
-            raise NotAllowed("This token's claims lead to no ledger here.")
+            raise NotAllowed("The token's claims do not name a ledger of this service.")
         return found
 
     def role_of(self, claims: Mapping[str, Any]) -> Role:
@@ -119,7 +119,7 @@ class Issuer(BaseModel):
         """
         found = self.role or _first(self.roles, _texts(claims, self.role_claim))
         if found is None:
-            raise NotAllowed("This token's claims give its bearer no role here.")
+            raise NotAllowed("The token's claims do not give a role.")
         return found
 
     def subjects_of(self, claims: Mapping[str, Any], role: Role) -> Subjects:
@@ -137,7 +137,7 @@ class Issuer(BaseModel):
                 brand_ids=_ids(claims, self.brand_ids_claim), advertiser_ids=_ids(claims, self.advertiser_ids_claim)
             )
         if subjects_problem(role, subjects) is not None:
-            raise NotAllowed("This token's claims name nobody whom its bearer could act for in this role.")
+            raise NotAllowed("The token's claims name no subjects for this role.")
         return subjects
 
 
@@ -148,7 +148,7 @@ def _first(meanings: Mapping[str, T], values: list[str]) -> T | None:
 def _ids(claims: Mapping[str, Any], claim: str | None) -> frozenset[str]:
     ids = frozenset(_texts(claims, claim))
     if len(ids) > MAX_SUBJECTS or not all(_ID.fullmatch(id_) for id_ in ids):
-        raise NotAllowed("This token's claims name too many subjects, or some whose ids cannot be ids here.")
+        raise NotAllowed("The token's claims name too many subjects, or subjects with invalid ids.")
     return ids
 
 

@@ -47,7 +47,7 @@ PAUSE_S_PER_READER: Final = 0.0002
 PAUSE_S_PER_SUBSCRIPTION: Final = 0.002
 PAUSE_S_MAX: Final = 0.25
 
-STOPPING: Final = "The server is stopping; the ledger is followed no more."
+STOPPING: Final = "The server is stopping."
 
 log = logging.getLogger(__name__)
 

@@ -171,7 +171,7 @@ class EventReader:
                 return int(position)
             ahead_s = (moment - now).total_seconds()
             if ahead_s > CLOCKS_APART_S:
-                raise Unavailable("The database's clock has not reached this moment. Ask again later.")
+                raise Unavailable("The database's clock has not reached this moment. Try again later.")
             await asyncio.sleep(ahead_s)
 
     async def head(self, ledger_id: int) -> int:

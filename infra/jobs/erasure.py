@@ -203,7 +203,7 @@ async def erase(conninfo: str, key_provider: KeyProvider, ledger: str, creator_i
             request = CommandMetadata(ledger_id, Actor(str(key.key_id), "admin"), correlation_id=str(uuid7()))
             await opened.handler.handle(request, decide)
         except Unknown as error:
-            message = f"Nothing is recorded of this creator in ledger {ledger}, so there is nothing to erase."
+            message = f"Ledger {ledger} has no events of this creator, so there is nothing to erase."
             raise LookupError(message) from error
         finally:
             await opened.key_admin.revoke(ledger_id, key.key_id, context=context)

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TOO_LONG: Final = (
-    "This took too long, and was given up. Ask for less: where there are filters, add one, such as creator_id or "
-    "video_id."
-)
+_TOO_LONG: Final = "The query took too long and was stopped. Narrow it with a filter, such as creator_id or video_id."
 
 AT_LEAST_WAIT_S: Final = 5.0
 # A view that has stopped waits for somebody to mend it; one that is filled anew takes its time as well.
@@ -84,7 +81,7 @@ class ViewReader:
             return await self._database.read(ledger_id, run)
         except psycopg.errors.UndefinedColumn as older:
             # A new version of the view is being filled beside the one that is still read.
-            raise Unavailable(f"The view {view} is being filled anew. Ask again later.", retry_after=LATER_S) from older
+            raise Unavailable(f"View {view} is being rebuilt. Try again later.", retry_after=LATER_S) from older
         except Unavailable as unavailable:
             if isinstance(unavailable.__cause__, psycopg.errors.QueryCanceled):
                 raise Unavailable(_TOO_LONG, retry_after=LATER_S) from unavailable
@@ -100,9 +97,11 @@ class ViewReader:
         try:
             await wait_for_position(lambda: self._cursor(ledger_id), view, ledger_id, position, timeout_s=timeout_s)
         except ViewStopped as stopped:
-            raise Unavailable(f"{stopped} Ask for no more with at_least.", retry_after=LATER_S) from stopped
+            raise Unavailable(
+                f"{stopped} Retry without at_least, or with a smaller value.", retry_after=LATER_S
+            ) from stopped
         except ViewBehind as behind:
-            raise Unavailable(f"{behind} Ask again in a moment, or with a smaller at_least.") from behind
+            raise Unavailable(f"{behind} Try again in a moment, or with a smaller at_least.") from behind
 
     async def reach(self, ledger_id: int, view: str, position: int) -> int:
         """Wait until a view has read a ledger up to a position, and return how far it has: less where it has stopped.
@@ -118,7 +117,7 @@ class ViewReader:
         except ViewStopped as stopped:
             return stopped.reached
         except ViewBehind as behind:
-            raise Unavailable(f"{behind} Ask again in a moment.") from behind
+            raise Unavailable(f"{behind} Try again in a moment.") from behind
 
     @asynccontextmanager
     async def _cursor(self, ledger_id: int) -> AsyncIterator[AsyncCursor[Any]]:

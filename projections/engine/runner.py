@@ -45,7 +45,7 @@ class ViewBehind(Exception):
 
     def __init__(self, view: str, wanted: int, reached: int) -> None:
         """Name the view, and how far it has read."""
-        super().__init__(f"View {view} has read up to position {reached}, not {wanted} yet.")
+        super().__init__(f"View {view} has read up to position {reached} and not yet up to {wanted}.")
         self.view = view
         self.wanted = wanted
         self.reached = reached
@@ -56,7 +56,7 @@ class ViewStopped(ViewBehind):
 
     def __str__(self) -> str:
         """Name the view, and how far it can be read."""
-        return f"View {self.view} has stopped, and can be read up to position {self.reached}."
+        return f"View {self.view} has stopped. It can be read up to position {self.reached}."
 
 
 class Runner:

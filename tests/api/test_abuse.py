@@ -160,7 +160,7 @@ def test_bringing_codes_of_ones_own_is_no_way_to_guess_faster(world: World) -> N
 def test_a_field_that_is_sent_twice_is_refused(world: World, content: bytes) -> None:
     answer = post(world, content)
     assert refused(answer) == (422, "malformed_body")
-    assert answer.json()["errors"] == [{"pointer": "", "problem": "A field is sent more than once."}]
+    assert answer.json()["errors"] == [{"pointer": "", "problem": "A field was sent more than once."}]
 
 
 def test_a_body_that_is_said_to_be_two_things_is_refused(world: World) -> None:

@@ -94,11 +94,11 @@ def test_a_line_of_a_table_is_told_whether_a_quote_or_a_cell_is_wrong(world: Wor
     answers = verdicts(
         ask(world, 'video_id,advertiser_id\n"w,a\n"w"x,a\nw\n', CSV | {"Accept": "application/x-ndjson"})
     )
-    quote = "A quote in this line does not close, or text follows on one that does."
+    quote = "A quoted value in this line is not closed, or is followed by other text."
     assert [answer["error"] for answer in answers] == [
         quote,
         quote,
-        "A line of this table has 2 cells, separated by commas.",
+        "Expected 2 values, separated by commas.",
     ]
 
 
@@ -124,21 +124,21 @@ def test_a_bad_line_is_told_so_under_its_number_and_ends_nothing(world: World) -
     errors = [answer.get("error") for answer in answers]
     assert (errors[0], errors[11], errors[13]) == (None, None, None)
     assert errors[1:11] == [
-        "This is not JSON.",
-        "This is not an object with the fields of a question.",
-        "This is not an object with the fields of a question.",
+        "Expected JSON.",
+        "Expected an object with the fields video_id, advertiser_id and, optionally, at.",
+        "Expected an object with the fields video_id, advertiser_id and, optionally, at.",
         "advertiser_id is required.",
-        "advertiser_id: An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others.",
-        "at: This is not a time of RFC 3339 with its offset, such as 2026-03-01T12:00:00Z.",
-        "There is a field here that is not known; known are video_id, advertiser_id, at.",
-        "A field is named twice.",
+        "advertiser_id: Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
+        "at: Expected an RFC 3339 time with an offset, such as 2026-03-01T12:00:00Z.",
+        "Unknown field. Known fields: video_id, advertiser_id, at.",
+        "A field is repeated.",
         (
-            "video_id: This is not a text; advertiser_id is required; at: This is not a time of RFC 3339 with its "
+            "video_id: This is not a text; advertiser_id is required; at: Expected an RFC 3339 time with an "
             "offset, such as 2026-03-01T12:00:00Z."
         ),
-        "A line has at most 2,048 bytes.",
+        "A line must have at most 2,048 bytes.",
     ]
-    assert errors[12] == "This line is not in UTF-8."
+    assert errors[12] == "This line is not valid UTF-8."
     assert "sekret" not in str(answers)
 
 
@@ -160,7 +160,7 @@ def test_a_line_may_be_as_long_as_is_said_without_its_end(world: World, end: str
     line = '{"video_id": "v", "advertiser_id": "a"}'.ljust(authorization_lines.MAX_LINE_BYTES)
     first, second = verdicts(ask(world, f"{line}{end or chr(10)}{line} {end}", NDJSON))
     assert (first["line"], first["reason"]) == (1, "no_code")
-    assert second == {"line": 2, "error": "A line has at most 2,048 bytes."}
+    assert second == {"line": 2, "error": "A line must have at most 2,048 bytes."}
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_a_line_may_be_as_long_as_is_said_without_its_end(world: World, end: str
 )
 def test_a_field_that_is_named_once_is_not_taken_for_two(world: World, line: str) -> None:
     (answer,) = verdicts(ask(world, line, NDJSON))
-    assert answer.get("error") != "A field is named twice."
+    assert answer.get("error") != "A field is repeated."
 
 
 def test_a_field_that_is_named_twice_in_two_spellings_is_one(world: World) -> None:
     line = r'{"video_id": "v", "advertiser_id": "a", "\u0061dvertiser_id": "b"}'
-    assert verdicts(ask(world, line, NDJSON)) == [{"line": 1, "error": "A field is named twice."}]
+    assert verdicts(ask(world, line, NDJSON)) == [{"line": 1, "error": "A field is repeated."}]
 
 
 @pytest.mark.parametrize("lines", ["", "\n"])
@@ -217,8 +217,8 @@ def test_a_table_without_its_columns_is_told_which_there_are(world: World) -> No
         assert refused(answer) == (422, "malformed_body")
         (error,) = answer.json()["errors"]
         assert error["problem"] == (
-            "The first line of a table names its columns, separated by commas, in UTF-8: video_id, advertiser_id and, "
-            "if you like, at; no others."
+            "The first line of a CSV batch must name its columns in UTF-8, separated by commas: video_id, "
+            "advertiser_id and, optionally, at."
         )
 
 
@@ -252,7 +252,7 @@ def test_a_brands_key_asks_for_its_own_accounts_alone(world: World) -> None:
     lines = "\n".join(json.dumps({"video_id": "v", "advertiser_id": a}) for a in (OWN_ACCOUNT, OTHER_ACCOUNT))
     mine, others = verdicts(ask(world, lines, NDJSON, world.brand()))
     assert mine["reason"] == "no_code"
-    assert others == {"line": 2, "error": "This key acts for other advertiser accounts alone."}
+    assert others == {"line": 2, "error": "This key does not act for this advertiser account."}
 
 
 @pytest.mark.parametrize("headers", [NDJSON, NDJSON | {"Accept": "text/csv"}], ids=["lines", "table"])

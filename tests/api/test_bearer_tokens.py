@@ -111,7 +111,8 @@ def test_no_webhook_is_made_with_a_token_for_it_would_outlive_the_token(place: P
         answer = client.post("/v1/webhooks", json={"url": "https://receiver.example/"})
         assert refused(answer) == (403, "not_allowed")
         assert answer.json()["detail"] == (
-            "A webhook outlives a token. Make it with an API key of the role subscriber."
+            "A webhook needs an API key, not a token, because tokens expire. Create it with a key of the "
+            "role subscriber."
         )
         assert told(client.get("/v1/webhooks"), 200) == {"webhooks": []}
 

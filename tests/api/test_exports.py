@@ -171,10 +171,10 @@ def test_a_trailer_that_was_changed_is_not_verified(
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"events": 6}, "holds 5 events, positions 1 to 5, and its trailer says 6 events"),
-        ({"first": 2}, "holds 5 events, positions 1 to 5, and its trailer says 5 events, positions 2 to 5"),
-        ({"last": 4}, "holds 5 events, positions 1 to 5, and its trailer says 5 events, positions 1 to 4"),
-        ({"first": None, "last": None}, "holds 5 events, positions 1 to 5, and its trailer says 5 events."),
+        ({"events": 6}, "contains 5 events, positions 1 to 5, but its trailer says 6 events"),
+        ({"first": 2}, "contains 5 events, positions 1 to 5, but its trailer says 5 events, positions 2 to 5"),
+        ({"last": 4}, "contains 5 events, positions 1 to 5, but its trailer says 5 events, positions 1 to 4"),
+        ({"first": None, "last": None}, "contains 5 events, positions 1 to 5, but its trailer says 5 events."),
         ({"bytes": 1}, "SHA-256"),
         ({"sha256": "0" * 64}, "SHA-256"),
     ],

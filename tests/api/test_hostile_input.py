@@ -202,8 +202,8 @@ def test_what_is_wrong_with_a_body_is_said_in_sentences_and_not_in_patterns(worl
     answer = world.client.post("/v1/codes", json=GENERATE | {"creator_id": "a b", "video_id": 7})
     assert refused(answer) == (422, "malformed_body")
     assert {wrong["pointer"]: wrong["problem"] for wrong in answer.json()["errors"]} == {
-        "/creator_id": "An id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and no others.",
-        "/video_id": "This is not a text.",
+        "/creator_id": "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
+        "/video_id": "Expected a string.",
     }
 
 

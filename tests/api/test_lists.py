@@ -87,31 +87,31 @@ def test_shares_are_listed_by_every_filter(world: World) -> None:
             "/v1/codes",
             {"order": "ending", "state": "revoked"},
             "/state",
-            "With `order=ending` there are codes alone that are neither expired nor revoked.",
+            "`order=ending` lists only codes that are neither expired nor revoked.",
         ),
         (
             "/v1/codes",
             {"order": "ending", "state": "expired"},
             "/state",
-            "With `order=ending` there are codes alone that are neither expired nor revoked.",
+            "`order=ending` lists only codes that are neither expired nor revoked.",
         ),
         (
             "/v1/redemptions",
             {"refused": "false", "reason": "code_expired"},
             "/reason",
-            "A redemption was not refused: no attempt has this and `refused=false`.",
+            "Only refused attempts have a reason. Leave out `refused=false`.",
         ),
         (
             "/v1/redemptions",
             {"refused": "true", "shared": "true"},
             "/shared",
-            "This tells redemptions apart: no attempt that was refused has it.",
+            "Only successful redemptions have this. It cannot be combined with filters for refused attempts.",
         ),
         (
             "/v1/redemptions",
             {"reason": "code_expired", "shared": "false"},
             "/shared",
-            "This tells redemptions apart: no attempt that was refused has it.",
+            "Only successful redemptions have this. It cannot be combined with filters for refused attempts.",
         ),
     ],
 )
@@ -139,7 +139,7 @@ RANGES = [
 def test_a_range_that_holds_nothing_is_refused_by_every_list(world: World, path: str, since: str, until: str) -> None:
     for first, end in ((days(-1), days(-2)), (days(-1),) * 2):
         answer = world.client.get(path, params={since: first, until: end})
-        problem = f"This is not later than `{since}`, so the range holds nothing."
+        problem = f"This must be later than `{since}`: this range is empty."
         assert refused(answer) == (400, "malformed_query")
         assert answer.json()["errors"] == [{"pointer": f"/{until}", "problem": problem}]
 
@@ -386,7 +386,6 @@ def test_a_list_that_takes_too_long_says_so_and_what_to_do(world: World, monkeyp
     answer = world.client.get("/v1/codes", params={"state": "redeemed"})
     assert refused(answer) == (503, "unavailable")
     assert answer.json()["detail"] == (
-        "This took too long, and was given up. Ask for less: where there are filters, add one, such as creator_id or "
-        "video_id."
+        "The query took too long and was stopped. Narrow it with a filter, such as creator_id or video_id."
     )
     assert answer.headers["retry-after"] == "60"

@@ -102,14 +102,18 @@ def test_a_malformed_query_is_refused(world: World, query: dict[str, str], code:
 @pytest.mark.parametrize(
     ("path", "query", "problem"),
     [
-        ("/v1/codes", {"limit": "9" * 20}, "This is more than 1,000."),
-        ("/v1/codes", {"at_least": "9" * 99}, "This is more than 4,611,686,018,427,387,904."),
-        ("/v1/creators/ana/permission", {"as_of": "9" * 20}, "No ledger reaches this position."),
-        ("/v1/codes", {"limit": "9" * 6_000}, "This is not a whole number from 0 upwards."),
-        ("/v1/events", {"code_id": "\N{BLACK HEART SUIT}"}, "This is not the id of a code, a UUID."),
-        ("/v1/shares", {"code_id": "z"}, "This is not the id of a code, a UUID."),
-        ("/v1/accesses", {"actor": "ada"}, "The id of a key is expected here, or machine."),
-        ("/v1/stats/days", {"from": "2099-12-31"}, "This day lies ahead. Give `to` as well: absent, it is today."),
+        ("/v1/codes", {"limit": "9" * 20}, "The maximum is 1,000."),
+        ("/v1/codes", {"at_least": "9" * 99}, "The maximum is 4,611,686,018,427,387,904."),
+        ("/v1/creators/ana/permission", {"as_of": "9" * 20}, "No ledger can have this position."),
+        ("/v1/codes", {"limit": "9" * 6_000}, "Expected a whole number, 0 or greater."),
+        ("/v1/events", {"code_id": "\N{BLACK HEART SUIT}"}, "Expected the id of a code, which is a UUID."),
+        ("/v1/shares", {"code_id": "z"}, "Expected the id of a code, which is a UUID."),
+        ("/v1/accesses", {"actor": "ada"}, "Expected the id of a key, or `machine`."),
+        (
+            "/v1/stats/days",
+            {"from": "2099-12-31"},
+            "This day is in the future. Send `to` as well. Its default is today.",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_parameter_is_said_without_showing_it(
@@ -123,14 +127,14 @@ def test_what_is_wrong_with_a_parameter_is_said_without_showing_it(
 def test_a_parameter_sent_twice_is_refused(world: World) -> None:
     known, unknown = (world.client.get(f"/v1/codes?{query}") for query in ("limit=1&limit=2", "sekret=1&sekret=2"))
     assert refused(known) == refused(unknown) == (400, "malformed_query")
-    assert known.json()["detail"] == "The parameter `limit` is sent more than once."
-    assert unknown.json()["detail"] == "A query parameter is sent more than once."
+    assert known.json()["detail"] == "The parameter `limit` was sent more than once."
+    assert unknown.json()["detail"] == "A query parameter was sent more than once."
 
 
 def test_more_parameters_than_there_are_is_refused(world: World) -> None:
     answer = world.client.get("/v1/codes?" + "&".join(f"p{number}=1" for number in range(51)))
     assert refused(answer) == (400, "malformed_query")
-    assert answer.json()["detail"] == "There are more than 50 parameters in the query."
+    assert answer.json()["detail"] == "The query has more than 50 parameters."
 
 
 def test_an_unknown_code_and_what_is_no_code_id_are_told_the_same(world: World) -> None:

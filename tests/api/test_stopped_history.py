@@ -103,7 +103,7 @@ def test_a_search_beyond_where_the_history_has_stopped_is_refused_at_once(
     asked = query if path == "/v1/events" else {name: query[name] for name in query.keys() - {"order"}}
     answer = read(stopped, path, type="CodeGenerated", **asked)
     problem = told(answer, 503)
-    assert problem["detail"] == "View history has stopped: events are found up to position 4, with before=5."
+    assert problem["detail"] == "View history has stopped. It can be searched up to position 4: retry with before=5."
     assert (problem["code"], answer.headers["retry-after"]) == ("unavailable", "60")
     assert page(stopped, type="CodeGenerated", before=5)[1] is True
 
@@ -137,7 +137,10 @@ def trailer_of(content: bytes) -> dict[str, Any]:
 def test_the_command_line_says_how_far_was_searched(stopped: World, tmp_path: Path) -> None:
     path, said = tmp_path / "out.ndjson", list[str]()
     asyncio.run(offline.export(where(stopped.server), offline.export_query("type:Shared", path), path, said.append))
-    assert said[-1] == "This holds what was found up to position 4 of 6: the view history has stopped there."
+    assert (
+        said[-1]
+        == "This export is incomplete: it covers events up to position 4 of 6, where the view history has stopped."
+    )
     assert (verify(path).events, verify(path).upto) == (0, 4)
 
 
@@ -149,7 +152,8 @@ def test_a_read_that_asks_for_more_than_a_view_that_has_stopped_is_refused_at_on
             for path, query in (("/v1/codes", {"at_least": 999}), ("/v1/authorizations", question)):
                 answer = read(world, path, **query)
                 assert told(answer, 503)["detail"] == (
-                    "View codes has stopped, and can be read up to position 0. Ask for no more with at_least."
+                    "View codes has stopped. It can be read up to position 0. "
+                    "Retry without at_least, or with a smaller value."
                 )
         finally:
             owner.execute("UPDATE view_versions SET state = 'following', error = NULL WHERE view = 'codes'")

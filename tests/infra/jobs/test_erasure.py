@@ -402,7 +402,7 @@ async def test_the_command_line_erases_and_leaves_no_key_behind(opened: Opened) 
     }
     keys = await opened.key_admin.keys(tenant.ledger_id)
     assert [key.name for key in keys if key.revoked_at is not None] == ["command line"]
-    with pytest.raises(LookupError, match="Nothing is recorded of this creator in ledger main"):
+    with pytest.raises(LookupError, match="Ledger main has no events of this creator"):
         await erase(opened.database.dsn(), MASTER_KEY, "main", "nobody", "asked for")
 
 

@@ -166,7 +166,7 @@ async def test_what_never_succeeds_is_a_dead_letter_and_can_be_sent_again(post: 
         (dead,) = await post.webhooks.dead_letters(post.owner, webhook_id, after=0, limit=10)
         assert (webhook.dead, dead.position, dead.type, dead.attempts, dead.status, dead.error) == (
             *(1, 2, "CodeGenerated", 4, 500),
-            "The receiver answered 500.",
+            "The receiver responded with status 500.",
         )
         # What came behind it under its ordering key was sent all the same.
         assert sorted(set(receiver.positions)) == [1, 2, 3, 4, 5]
@@ -540,7 +540,7 @@ async def test_an_address_that_is_not_allowed_is_not_sent_to(post: Post) -> None
         webhook_id = await post.register(receiver)
         await post.generate()
         webhook = await post.until(webhook_id, failures=2)
-        assert webhook.error == "The host's name leads to an address that webhooks are not sent to."
+        assert webhook.error == "The host name resolves to an address that webhooks must not use."
     assert receiver.connections == 0
 
 
