@@ -60,25 +60,28 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = _setting(
         None,
-        "The API's login to a PostgreSQL 15 or newer. Absent: an embedded one, in `postgres` under the data directory.",
+        (
+            "The API's connection to PostgreSQL 15 or newer. Default: an embedded PostgreSQL in `postgres` under "
+            "the data directory."
+        ),
         _DATABASE,
     )
     migration_database_url: SecretStr | None = _setting(
-        None, "The login that owns the tables, for `migrate`. Absent: that of the database URL.", _DATABASE
+        None, "The table owner's connection, for `migrate`. Default: the database URL.", _DATABASE
     )
     worker_database_url: SecretStr | None = _setting(
-        None, "The worker's login. Absent: that of the database URL.", _DATABASE
+        None, "The worker's connection. Default: the database URL.", _DATABASE
     )
     api_password: SecretStr | None = _setting(
-        None, "The password that `migrate` gives to the login role `sparkledger_api`.", "give a password"
+        None, "The password that `migrate` sets for the role `sparkledger_api`.", "give a password"
     )
     worker_password: SecretStr | None = _setting(
-        None, "The password that `migrate` gives to the login role `sparkledger_worker`.", "give a password"
+        None, "The password that `migrate` sets for the role `sparkledger_worker`.", "give a password"
     )
     data_dir: Path = _setting(
         Path(".sparkledger"),
-        "Where the embedded PostgreSQL and the generated keys live.",
-        "name a directory, or a path where one can be made",
+        "The directory of the embedded PostgreSQL and of generated keys.",
+        "name a directory, or a path where one can be created",
     )
     host: str = _setting(
         "127.0.0.1",
@@ -88,107 +91,110 @@ class Settings(BaseSettings):
     )
     port: int = _setting(
         8080,
-        "The port that the API listens on; 0 picks a free one.",
+        "The port that the API listens on. 0 picks a free port.",
         "give a whole number from 0 to 65535",
         ge=0,
         le=65535,
     )
     admin_key: SecretStr | None = _setting(
         None,
-        "The administrator's API key, at least 32 characters. Absent: generated on the first start and shown once.",
+        "The administrator's API key, at least 32 characters. Default: generated on the first start and shown once.",
         f"give a random string of at least {ADMIN_KEY_MIN_CHARACTERS} characters, all visible ASCII and 512 at most, "
         "such as `openssl rand -hex 32` prints",
         min_length=ADMIN_KEY_MIN_CHARACTERS,
     )
     master_key: SecretStr | None = _setting(
         None,
-        "The key that wraps every other key: 32 random bytes in base64. "
-        "Absent: generated into the data directory; required with a database URL, or a file of it.",
+        "The key that wraps all other keys: 32 random bytes in base64. Default: generated in the data "
+        "directory. With a database URL, this or SPARKLEDGER_MASTER_KEY_FILE is required.",
         "give 32 random bytes in base64, such as `openssl rand -base64 32` prints",
     )
     master_key_previous: SecretStr | None = _setting(
         None,
-        "The master key that the one above takes the place of, until `sparkledger master-key rotate` is done.",
-        "give the 32 bytes in base64 that SPARKLEDGER_MASTER_KEY was before",
+        "The previous master key, needed until `sparkledger master-key rotate` is done.",
+        "give the previous SPARKLEDGER_MASTER_KEY, 32 bytes in base64",
     )
     master_key_file: Path | None = _setting(
         None,
-        "A file with the master key instead, that its owner alone may read; further lines hold those before it.",
-        "name a file that this program may read, with one key a line",
+        (
+            "A file with the master key, used instead of SPARKLEDGER_MASTER_KEY. Only its owner may have access. "
+            "Previous master keys follow, one a line."
+        ),
+        "name a file that this program can read, with one key a line",
     )
     allowed_days: tuple[int, ...] = _setting(
         (7, 30, 60, 365),
-        "The lengths that a code's window may have, in days.",
+        "The allowed lengths of a code's window, in days.",
         f"give whole numbers of days from 1 to {ALLOWED_DAYS_MAX}, separated by commas",
     )
     extend_after_expiry: bool = _setting(
-        default=True, description="Whether an expired code may be extended.", expects="give true or false"
+        default=True, description="Whether an expired code can be extended.", expects="give true or false"
     )
     requests_per_second: int = _setting(
         100_000,
-        "How many requests a second one API key may make.",
+        "How many requests per second one API key can make.",
         f"give a whole number from 1 to {REQUESTS_PER_SECOND_MAX}",
         ge=1,
         le=REQUESTS_PER_SECOND_MAX,
     )
     trusted_proxies: tuple[str, ...] = _setting(
         ("none",),
-        "The proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, for the addresses in the log of "
-        "accesses; `none` for none. Name a proxy alone that overwrites what its callers send.",
+        "The proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted, for the addresses in the "
+        "access log, or `none`. List only proxies that overwrite these headers.",
         "give addresses or networks such as 10.1.2.3 or 10.1.0.0/16, several separated by commas, or none",
     )
     webhook_networks: tuple[str, ...] = _setting(
         ("127.0.0.0/8", "::1/128"),
-        "The networks that webhooks may be sent to besides public addresses; `none` for none. Name those of receivers "
-        "of your own; every holder of a subscriber's key can have requests sent to what is named here.",
+        "The networks, besides public addresses, that webhooks can be sent to, or `none`. List only networks "
+        "of your own receivers: everyone with a subscriber key can cause requests to them.",
         "give networks such as 10.1.0.0/16 or 10.1.2.3/32, several separated by commas, or none",
     )
     oidc_issuers: tuple[Issuer, ...] = _setting(
         (),
-        "The OpenID Connect issuers whose bearer tokens are taken besides API keys, and what their claims mean here: a "
-        "JSON list, as `docs/access.md` shows. Absent: keys alone.",
+        "The OpenID Connect issuers whose bearer tokens are accepted, and the meaning of their claims: a "
+        "JSON list, as shown in `docs/access.md`. Default: only API keys are accepted.",
         f"give a JSON list of at most {MAX_ISSUERS} issuers, each once, as docs/access.md shows",
         max_length=MAX_ISSUERS,
     )
     kafka_bootstrap_servers: tuple[str, ...] = _setting(
         (),
-        "The Kafka brokers to publish to, as host:port, separated by commas. Absent: no Kafka.",
+        "The Kafka brokers to publish to, as host:port, separated by commas. Default: nothing is published to Kafka.",
         "give host:port, several separated by commas",
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = _setting(
         "PLAINTEXT",
-        "How to speak to the brokers: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.",
+        "The protocol for the brokers: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.",
         "give PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = _setting(
         "SCRAM-SHA-512",
-        "How to log in to the brokers: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
+        "The login mechanism for the brokers: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
         "give PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
     )
-    kafka_sasl_username: str | None = _setting(None, "The user that logs in to the brokers.", "give a user name")
-    kafka_sasl_password: SecretStr | None = _setting(None, "That user's password.", "give a password")
+    kafka_sasl_username: str | None = _setting(None, "The user name for the brokers.", "give a user name")
+    kafka_sasl_password: SecretStr | None = _setting(None, "The password for the brokers.", "give a password")
     kafka_ssl_cafile: Path | None = _setting(
         None,
-        "The file with the certificates that vouch for the brokers. Absent: the system's.",
+        "A PEM file with the CA certificates of the brokers. Default: the system's CA certificates.",
         "name a PEM file",
     )
     kafka_ssl_certfile: Path | None = _setting(
-        None, "The file with our own certificate, for brokers that ask for one.", "name a PEM file"
+        None, "A PEM file with the client certificate, for brokers that require one.", "name a PEM file"
     )
     kafka_ssl_keyfile: Path | None = _setting(
-        None, "The file with that certificate's key, not encrypted.", "name a PEM file"
+        None, "A PEM file with the client certificate's unencrypted key.", "name a PEM file"
     )
     kafka_ledgers: tuple[str, ...] = _setting(
         ("main=sparkledger",),
-        "Which ledgers are published, and how their topics begin: `main=sparkledger` publishes the ledger `main` to "
-        "`sparkledger.code-events.v1` and the topics beside it, `*=…` every ledger that is not named. Whoever may "
-        "read a topic reads all its ledgers: one topic is for one organisation.",
+        "The ledgers to publish, and the prefix of their topics: `main=sparkledger` publishes the ledger "
+        "`main` to `sparkledger.code-events.v1` and its companion topics, `*=…` every ledger that is not "
+        "listed. Readers of a topic see all its ledgers, so use one prefix for each organisation.",
         "give ledger=prefix, several separated by commas, each ledger once; a prefix is 1 to 200 letters, digits, "
         "dots, underscores or hyphens",
     )
     kafka_replication_factor: int = _setting(
         -1,
-        "How many copies a topic is created with; -1 leaves it to the brokers.",
+        "The replication factor of created topics. -1 uses the brokers' default.",
         "give a whole number from 1 to 32, or -1",
         ge=-1,
         le=32,
@@ -310,14 +316,14 @@ class Settings(BaseSettings):
             for name in ("migration_database_url", "worker_database_url"):
                 if getattr(self, name) is not None:
                     raise ValueError(
-                        f"{variable(name)} is set, but {variable('database_url')} is not: "
-                        "set both, or neither for the embedded PostgreSQL"
+                        f"{variable(name)} is set, but {variable('database_url')} is not: set both, or neither to "
+                        "use the embedded PostgreSQL"
                     )
         elif self.master_key is None and self.master_key_file is None:
             raise ValueError(
-                f"{variable('master_key')} is not set, and {variable('database_url')} is: "
-                "give 32 random bytes in base64, such as `openssl rand -base64 32` prints, "
-                "and keep them safe, because what is sealed can never be read again without them"
+                f"{variable('database_url')} is set, but {variable('master_key')} is not: give 32 random bytes in "
+                "base64, such as `openssl rand -base64 32` prints, and keep them safe, because sealed data can "
+                "never be read without them"
             )
         return self
 
@@ -325,12 +331,12 @@ class Settings(BaseSettings):
     def _check_master_keys_together(self) -> Self:
         if self.master_key is not None and self.master_key_file is not None:
             raise ValueError(
-                f"{variable('master_key')} and {variable('master_key_file')} are both set: choose one of them"
+                f"{variable('master_key')} and {variable('master_key_file')} are both set: set only one of them"
             )
         if self.master_key_previous is not None and self.master_key is None:
             raise ValueError(
-                f"{variable('master_key_previous')} is set, but {variable('master_key')} is not: set both; "
-                "in a file, the key before stands on the line below"
+                f"{variable('master_key_previous')} is set, but {variable('master_key')} is not: set both. In a "
+                "master key file, previous keys follow the current one"
             )
         return self
 
@@ -340,24 +346,24 @@ class Settings(BaseSettings):
         for name in ("kafka_sasl_username", "kafka_sasl_password"):
             if sasl and getattr(self, name) is None:
                 raise ValueError(
-                    f"{variable(name)} is not set, and {variable('kafka_security_protocol')} is "
-                    f"{self.kafka_security_protocol}: set it, or choose PLAINTEXT or SSL"
+                    f"{variable('kafka_security_protocol')} is {self.kafka_security_protocol}, but "
+                    f"{variable(name)} is not set: set it, or choose PLAINTEXT or SSL"
                 )
             if not sasl and getattr(self, name) is not None:
                 raise ValueError(
                     f"{variable(name)} is set, but {variable('kafka_security_protocol')} is "
-                    f"{self.kafka_security_protocol}, which never logs in: choose SASL_SSL or SASL_PLAINTEXT"
+                    f"{self.kafka_security_protocol}, which has no login: choose SASL_SSL or SASL_PLAINTEXT"
                 )
         for name in ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile"):
             if getattr(self, name) is not None and not self.kafka_security_protocol.endswith("SSL"):
                 raise ValueError(
                     f"{variable(name)} is set, but {variable('kafka_security_protocol')} is "
-                    f"{self.kafka_security_protocol}, which never encrypts: choose SSL or SASL_SSL"
+                    f"{self.kafka_security_protocol}, which has no encryption: choose SSL or SASL_SSL"
                 )
         if (self.kafka_ssl_certfile is None) != (self.kafka_ssl_keyfile is None):
             raise ValueError(
-                f"one of {variable('kafka_ssl_certfile')} and {variable('kafka_ssl_keyfile')} is set: "
-                "set both, or neither"
+                f"only one of {variable('kafka_ssl_certfile')} and {variable('kafka_ssl_keyfile')} is set: set "
+                "both, or neither"
             )
         _check_certificates(self)
         return self
@@ -410,7 +416,7 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
             continue
         if name not in known:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
-            raise SettingsError(f"{name} is not a setting: did you mean {nearest}? Rename it, or unset it.")
+            raise SettingsError(f"{name} is not a setting. Did you mean {nearest}? Rename it, or unset it.")
 
 
 def _one_line(error: ValidationError, given: Mapping[str, str]) -> str:
@@ -422,7 +428,7 @@ def _one_line(error: ValidationError, given: Mapping[str, str]) -> str:
     # A secret is not shown, and neither is what would break the line or drown it.
     shown = given.get(name, "")
     secret = "SecretStr" in str(field.annotation)
-    wrong = "cannot be right (its value is not shown)" if secret else f"cannot be {shown[:60]!r}"
+    wrong = "is not valid (its value is not shown)" if secret else f"cannot be {shown[:60]!r}"
     if name == "oidc_issuers" and first["loc"][1:]:
         # It says where: a list of objects is too much to look through for what is wrong.
         wrong += f" (at {'/'.join(map(str, first['loc'][1:]))}: {first['msg'].removeprefix('Value error, ')})"
@@ -447,11 +453,11 @@ def _check_certificates(settings: Settings) -> None:
                 if name != "kafka_ssl_keyfile":
                     context.load_verify_locations(path)
         except ssl.SSLError:
-            raise ValueError(f"{variable(name)} names a file that holds no certificate: name a PEM file") from None
+            raise ValueError(f"{variable(name)} names a file without a certificate: name a PEM file") from None
         except OSError as error:
             raise ValueError(
-                f"{variable(name)} names a file that cannot be read ({error.strerror}): "
-                "name a PEM file that this program may read"
+                f"{variable(name)} names a file that cannot be read ({error.strerror}): name a PEM file that this "
+                "program can read"
             ) from None
     if settings.kafka_ssl_certfile is not None and settings.kafka_ssl_keyfile is not None:
         try:
@@ -459,8 +465,9 @@ def _check_certificates(settings: Settings) -> None:
             context.load_cert_chain(settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile, password=lambda: "")
         except ssl.SSLError:
             raise ValueError(
-                f"{variable('kafka_ssl_keyfile')} names a file that holds no key of the certificate in "
-                f"{variable('kafka_ssl_certfile')}, or an encrypted one: name a PEM file with that key, not encrypted"
+                f"{variable('kafka_ssl_keyfile')} names a file without the key of the certificate in "
+                f"{variable('kafka_ssl_certfile')}, or with an encrypted key: name a PEM file with the "
+                "unencrypted key"
             ) from None
 
 

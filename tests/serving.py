@@ -267,7 +267,7 @@ def start_live_server(data_dir: Path, port: int = 0, admin_key: str = "", **sett
             lines.append(line)
             if found := re.search(r"is up at (http://\S+)", line):
                 told["url"] = found[1]
-            if found := re.search(r"shown this once: (slk_\S+)", line):
+            if found := re.search(r"shown only once: (slk_\S+)", line):
                 told["key"] = found[1]
             if "url" in told and (told["key"] or "Ctrl-C" not in line):
                 said.set()

@@ -58,7 +58,7 @@ def find(database: TestDatabase, master: MasterKey) -> Find:
 
 
 def shown(output: str) -> str:
-    found = re.search(r"shown this once: (slk_\w+)", output)
+    found = re.search(r"shown only once: (slk_\w+)", output)
     assert found is not None
     return found[1]
 
@@ -87,7 +87,7 @@ def test_a_key_is_made_listed_rotated_and_revoked(run: Run, find: Find) -> None:
 
 
 def test_a_key_without_the_subjects_of_its_role_is_not_made(run: Run) -> None:
-    assert "A brand's key names brand_ids" in " ".join(run("create", "--role", "brand", code=2).split())
+    assert "A key with the role brand needs brand_ids" in " ".join(run("create", "--role", "brand", code=2).split())
 
 
 def test_what_is_no_key_of_the_ledger_is_neither_rotated_nor_revoked(run: Run) -> None:

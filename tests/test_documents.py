@@ -249,7 +249,7 @@ def fresh_ledger_key(live_server: LiveServer) -> str:
         text=True,
         check=True,
     ).stdout
-    return begun.rpartition("shown this once: ")[2].strip()
+    return begun.rpartition("shown only once: ")[2].strip()
 
 
 def test_every_block_with_curl_is_run_by_these_tests() -> None:

@@ -47,7 +47,7 @@ async def tell(request: Request, problem: Problem) -> None:
     try:
         await services_of(request.scope).denied_attempts.record(key.ledger_id, attempt)
     except Unavailable:
-        log.warning("A refused attempt, request %s, could not be recorded.", attempt.request_id)
+        log.warning("The denied attempt of request %s could not be recorded.", attempt.request_id)
 
 
 def _reason(code: str, route: str, *, by_role: bool) -> str:

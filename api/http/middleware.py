@@ -36,11 +36,11 @@ MAX_WAITING_OF_A_KEY: Final = 1_000
 _REQUESTS: Final = Counter("sparkledger_http_requests", "Requests answered.", ["method", "route", "status"])
 _SECONDS: Final = Histogram(
     "sparkledger_http_request_seconds",
-    "Time from the first byte of a request to the last of its answer.",
+    "The time from the first byte of a request to the last byte of its response.",
     ["method", "route"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
-_IN_FLIGHT: Final = Gauge("sparkledger_http_requests_in_flight", "Requests that are being answered.")
+_IN_FLIGHT: Final = Gauge("sparkledger_http_requests_in_flight", "Requests in progress.")
 # The label of what no route answers: an address that a stranger made up must not become a time series.
 UNMATCHED: Final = "none"
 # What a request counts as whose caller left before it was read.
@@ -124,7 +124,7 @@ class Edge:
                 problem = Problem("body_too_slow", headers={"Connection": "close"})
             else:
                 problem = Problem("timed_out", headers={"Retry-After": "1"}) if mine else as_problem(error)
-            log.warning("Request %s took too long.", exchange.request_id)
+            log.warning("Request %s timed out.", exchange.request_id)
         except Problem as refused:
             problem = refused
         except ClientDisconnect:
@@ -133,7 +133,7 @@ class Edge:
             return
         except Exception as error:  # the last resort: whatever broke, the caller gets an answer and we a traceback
             problem = as_problem(error)
-            log.exception("Request %s broke.", exchange.request_id)
+            log.exception("Request %s failed.", exchange.request_id)
         exchange.timeout = None
         if not exchange.begun:
             await problem.response(exchange.request_id)(scope, exchange.receive, exchange.send)

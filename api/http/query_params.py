@@ -88,7 +88,7 @@ AsOf = Annotated[
     datetime | int | None,
     BeforeValidator(_as_of),
     WithJsonSchema({"anyOf": [MOMENT_SCHEMA, {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}]}),
-    Field(description="As the ledger knew then: a time, or a position.", examples=["2026-03-01T12:00:00Z"]),
+    Field(description="Answer as the ledger knew at this time or position.", examples=["2026-03-01T12:00:00Z"]),
 ]
 At = Annotated[Moment | None, Field(description="As it was true then, in effective time.")]
 Limit = Annotated[Size, Field(description="Entries a page, at most.", examples=[LIMIT])]

@@ -140,7 +140,11 @@ class Pieces(StreamingResponse):
                 try:
                     await super().__call__(scope, receive, send)
                 except (TimeoutError, Unavailable) as error:
-                    log.warning("Request %s broke off: %s", scope.get("request_id"), error or "its client took nothing")
+                    log.warning(
+                        "The download of request %s was aborted: %s",
+                        scope.get("request_id"),
+                        error or "the client stopped reading",
+                    )
                     await _abort(scope)
         finally:
             await self._told()
@@ -150,7 +154,7 @@ class Pieces(StreamingResponse):
         try:
             await asyncio.shield(self._end(self.complete))
         except Unavailable as error:
-            log.warning("How an export ended is not recorded: %s", error)
+            log.warning("The end of an export could not be recorded: %s", error)
 
 
 async def refuse_revoked(caller: Caller) -> None:

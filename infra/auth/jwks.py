@@ -126,7 +126,7 @@ class KeySet:
                 keys = await fetch_keys(self._issuer)
         except (IssuerError, httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             self._ask_from = self._clock() + ASK_AGAIN_S
-            log.warning("The keys of the issuer %s cannot be fetched: %s", self._issuer.issuer, _cause(error))
+            log.warning("The keys of issuer %s cannot be fetched: %s", self._issuer.issuer, _cause(error))
         else:
             self._fetched_at = self._clock()
             self._ask_from = self._fetched_at + ASK_EVERY_S
@@ -192,17 +192,17 @@ async def _json(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     async with client.stream("GET", address, headers=headers) as answer:
         if answer.status_code != httpx.codes.OK:
-            raise IssuerError(f"it answered {answer.status_code} at {address}")
+            raise IssuerError(f"{address} responded with status {answer.status_code}")
         async for piece in answer.aiter_raw():
             body += piece
             if len(body) > MAX_BYTES:
-                raise IssuerError(f"its answer at {address} is larger than {MAX_BYTES // 1024} KiB")
+                raise IssuerError(f"the response of {address} is larger than {MAX_BYTES // 1024} KiB")
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError:
         content = None
     if not isinstance(content, dict):
-        raise IssuerError(f"its answer at {address} is not a JSON object")
+        raise IssuerError(f"the response of {address} is not a JSON object")
     return content
 
 

@@ -88,7 +88,7 @@ class MasterKey:
         self._wrapping: dict[str, SealingKey] = {}
         for known in (key, *others):
             if len(known) != KEY_BYTES:
-                message = f"The master key must be {KEY_BYTES} bytes, base64 encoded."
+                message = f"The master key must be {KEY_BYTES} bytes in base64."
                 raise MasterKeyError(message)
             key_id = _derived(known, b"sparkledger master key id v1")[:MASTER_KEY_ID_BYTES].hex()
             self._wrapping[key_id] = SealingKey(_derived(known, b"sparkledger wrap v1"))
@@ -104,7 +104,7 @@ class MasterKey:
         try:
             return cls(*(base64.b64decode(one, validate=True) for one in (text, *others)))
         except ValueError as error:  # also of text that is not ASCII
-            message = f"The master key must be {KEY_BYTES} bytes, base64 encoded."
+            message = f"The master key must be {KEY_BYTES} bytes in base64."
             raise MasterKeyError(message) from error
 
     @property
@@ -133,8 +133,8 @@ class MasterKey:
             return wrapping.unseal(wrapped, purpose.encode())
         except (InvalidTag, ValueError) as error:
             message = (
-                f"The {purpose} does not open with the master key that it names: it was altered, or copied from "
-                "another row. Restore it from a backup."
+                f"The {purpose} cannot be unwrapped with its master key. It was changed or copied from another "
+                "row. Restore it from a backup."
             )
             raise MasterKeyError(message) from error
 
@@ -148,10 +148,10 @@ class MasterKey:
 def not_given(key_id: str, given: Sequence[str]) -> str:
     """Return the error message for a master key that is needed and was not given."""
     return (
-        f"The database's keys are wrapped with another master key than the one given: with {key_id}, and given is "
-        f"{', '.join(given)}. Set SPARKLEDGER_MASTER_KEY to the key that this database has; while another takes its "
-        "place, to the new one, and SPARKLEDGER_MASTER_KEY_PREVIOUS to the one before. `sparkledger master-key show` "
-        "tells the id of each."
+        f"The database's keys are wrapped with master key {key_id}, but the given master key is "
+        f"{', '.join(given)}. Set SPARKLEDGER_MASTER_KEY to the database's master key. During a rotation, set "
+        "SPARKLEDGER_MASTER_KEY to the new key and SPARKLEDGER_MASTER_KEY_PREVIOUS to the old one. "
+        "`sparkledger master-key show` shows the ids."
     )
 
 

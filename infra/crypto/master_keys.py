@@ -109,20 +109,24 @@ class MasterKeyFile:
         except (MasterKeyError, UnicodeDecodeError, TypeError) as error:
             if isinstance(error, _Refused):
                 raise
-            message = f"{self.path} does not hold a master key. Put back the one that this database was made with."
+            message = (
+                f"{self.path} does not contain a master key. Restore the file that was created with this database."
+            )
             raise MasterKeyError(message) from error
 
     def _texts(self) -> list[str]:
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            message = f"The master key file {self.path} cannot be read: {error.strerror}. Put it back, or name another."
+            message = (
+                f"The master key file {self.path} cannot be read: {error.strerror}. Restore it, or name another file."
+            )
             raise _Refused(message) from error
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 mode = f"{stat.S_IMODE(status.st_mode):04o}"
-                message = f"{self.path} has mode {mode}, so that others may read it. Run: chmod 600 {self.path}"
+                message = f"{self.path} has mode {mode}, so other users can read it. Run: chmod 600 {self.path}"
                 raise _Refused(message)
             self._seen = _signature(status)
             lines = file.read(MAX_FILE_BYTES + 1).decode("ascii").splitlines()

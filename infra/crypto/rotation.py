@@ -101,7 +101,7 @@ async def rotate(conninfo: str, key_provider: KeyProvider, say: Callable[[str], 
     async with await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection:
         cursor = await connection.execute(_LOCK, (AdvisoryLock.MASTER_KEY_ROTATION,))
         if (await cursor.fetchone() or (False,))[0] is not True:
-            raise MasterKeyError("Another rotation of the master key is under way. Wait for it, or end it.")
+            raise MasterKeyError("Another rotation of the master key is in progress. Wait for it, or stop it.")
         try:
             new = await _wanted(connection, key_provider)
             if new is None:

@@ -57,7 +57,7 @@ class _Loop:
                     await self._use(connection)
             except psycopg.Error as error:
                 # Also what it will not do now: a standby refuses to listen until it is promoted.
-                log.warning("The %s lost its connection and tries again: %s", self._name, str(error).strip())
+                log.warning("The %s lost its connection and reconnects: %s", self._name, str(error).strip())
                 await asyncio.sleep(RETRY_S)
 
     async def _use(self, connection: LedgerConnection) -> None:

@@ -140,7 +140,7 @@ class Erasures:
                 while await self.resume() == AT_ONCE:
                     pass
             except (Unavailable, psycopg.OperationalError) as error:
-                log.warning("Erasures wait: %s", str(error).strip())
+                log.warning("Erasures are delayed: %s", str(error).strip())
             await asyncio.sleep(look_every_s)
 
     async def resume(self) -> int:
@@ -161,7 +161,7 @@ class Erasures:
             try:
                 done += await self.carry_out(ledger_id, creator_id, AccessContext(route="erasure"))
             except MasterKeyError as error:
-                log.warning("An erasure of ledger %s cannot be carried out: %s", ledger_id, error)
+                log.warning("An erasure in ledger %s cannot be carried out: %s", ledger_id, error)
         return done
 
     async def _carried_out_at(self, ledger_id: int, position: int) -> datetime | None:

@@ -112,7 +112,7 @@ class ExpiryClock:
                     await self._lead(lease)
             except (Unavailable, psycopg.OperationalError, *_NOT_YET) as error:
                 if not self._away:
-                    log.warning("The expiry clock waits: %s", str(error).strip())
+                    log.warning("The expiry clock is delayed: %s", str(error).strip())
                 self._away = True
                 await asyncio.sleep(AWAY_S)
 
@@ -238,7 +238,7 @@ class ExpiryClock:
         self._resting_said.discard(ledger_id)
         waited = self._waiting.pop((ledger_id, code.code_id), None)
         if waited is not None and waited.failures:
-            log.info("Code %s of ledger %s is no longer held up", code.code_id, ledger_id)
+            log.info("The expiry of code %s in ledger %s is recorded after all", code.code_id, ledger_id)
 
     def _rest(self, ledger_id: int, error: Exception) -> None:
         """Leave a ledger alone for a moment, and say so once."""
@@ -246,7 +246,9 @@ class ExpiryClock:
         if ledger_id not in self._resting_said:
             self._resting_said.add(ledger_id)
             defect = None if isinstance(error, Unavailable) else error
-            log.warning("Nothing can be recorded in ledger %s now; others go on: %s", ledger_id, error, exc_info=defect)
+            log.warning(
+                "Ledger %s cannot be written now; other ledgers continue: %s", ledger_id, error, exc_info=defect
+            )
 
     def _wait(self, ledger_id: int, code: Due, defect: Exception | None = None) -> None:
         """Leave a code for later: for a moment, or where it has a defect, for twice as long each time."""
@@ -259,7 +261,11 @@ class ExpiryClock:
         if before is None and len(self._waiting) >= MAX_WAITING:
             return  # The view still says that it is due: it is met again once everything else was passed.
         if defect is not None and failures == 1:
-            log.error("Nothing can be recorded of code %s of ledger %s; others go on", *reversed(key), exc_info=defect)
+            log.error(
+                "The expiry of code %s in ledger %s cannot be recorded; other codes continue",
+                *reversed(key),
+                exc_info=defect,
+            )
         pause_s = min(FAILED_S * 2.0 ** min(max(failures, 1) - 1, 20), FAILED_LONGEST_S)
         self._waiting[key] = _Waiting(code.due_at, time.monotonic() + pause_s, failures)
 

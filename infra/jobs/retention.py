@@ -62,7 +62,7 @@ async def purge(database: Database, rows: int = PURGE_ROWS) -> bool:
             async with database.connection() as connection:
                 more = await forget(connection, rows) == rows or more
         except Unavailable as error:
-            log.warning("Old %s could not be forgotten, and will be tried again: %s", name, error.__cause__ or error)
+            log.warning("Old %s could not be deleted; this will be retried: %s", name, error.__cause__ or error)
     return more
 
 

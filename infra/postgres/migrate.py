@@ -56,8 +56,8 @@ def migrate(conninfo: str, passwords: dict[str, str] | None = None) -> list[str]
         unknown = done - {number for number, _, _ in known}
         if unknown:
             message = (
-                f"The database has migration {max(unknown)}, which this program does not know: a newer program "
-                "migrated it. Start that version, or restore a database of this one."
+                f"The database was migrated by a newer version of this program (migration {max(unknown)}). Start "
+                "that version, or restore a database of this version."
             )
             raise MigrationError(message)
         for number, name, text in known:
@@ -85,7 +85,7 @@ def require_migrated(conninfo: str) -> None:
         done = set()
     missing = [f"{number:04d}_{name}" for number, name, _ in migrations() if number not in done]
     if missing:
-        message = f"The database lacks {', '.join(missing)}. Run `sparkledger migrate` first."
+        message = f"The database lacks the migrations {', '.join(missing)}. Run `sparkledger migrate` first."
         raise MigrationError(message)
 
 

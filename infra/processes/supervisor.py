@@ -151,9 +151,9 @@ class Supervisor:
                 if running.announced is not None:
                     return running.announced
                 if running.process is None:
-                    raise SupervisorError(f"{name} ended before it was ready ({running.ended}); see what it printed.")
+                    raise SupervisorError(f"{name} ended before it was ready ({running.ended}). See its output.")
                 if time.monotonic() >= deadline:
-                    raise SupervisorError(f"{name} was not ready within {timeout:g} seconds; see what it printed.")
+                    raise SupervisorError(f"{name} was not ready within {timeout:g} seconds. See its output.")
                 self._turn(deadline)
         finally:
             self._awaited = None
@@ -177,7 +177,7 @@ class Supervisor:
         while self._living() and not self._hurried and time.monotonic() < deadline:
             self._turn(deadline)
         for running in self._living():
-            _log.warning("%s did not end by itself and is killed", running.child.name)
+            _log.warning("%s did not stop in time and is killed", running.child.name)
             # The child leads a group of its own, so that what it started goes with it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(_process(running).pid, signal.SIGKILL)
@@ -247,7 +247,7 @@ class Supervisor:
 
     def _plan_restart(self, running: _Running, ended: str) -> None:
         name, pause = running.child.name, running.pause
-        _log.warning("%s ended unasked (%s); starting it again in %.1f s", name, ended, pause)
+        _log.warning("%s ended unexpectedly (%s); restarting it in %.1f s", name, ended, pause)
         running.due = time.monotonic() + pause
         running.pause = min(2 * pause, RESTART_SECONDS_MAX)
 

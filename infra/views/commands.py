@@ -50,7 +50,7 @@ def view_named(name: str) -> View[Any]:
     """
     view = next((view for view in VIEWS if view.name == name), None)
     if view is None:
-        message = f"There is no view {name}; the views are {', '.join(view.name for view in VIEWS)}."
+        message = f"There is no view {name}. The views are {', '.join(view.name for view in VIEWS)}."
         raise LookupError(message)
     return view
 
@@ -123,7 +123,8 @@ class Overview:
                 what += f" and all later ones of {skip.stream_id}"
             told.append(f"{skip.view} v{skip.version} skips {what}: {skip.reason}")
             told.append(
-                f"    said {skip.skipped_by}, {skip.skipped_at:%Y-%m-%d %H:%M} UTC; it had stopped with {skip.error}"
+                f"    by {skip.skipped_by}, {skip.skipped_at:%Y-%m-%d %H:%M} UTC; the view had stopped with "
+                f"{skip.error}"
             )
         return told
 
@@ -161,7 +162,7 @@ async def skip(
         await cur.execute("SELECT ledger_id FROM ledgers WHERE name = %s", (ledger,))
         row = await cur.fetchone()
         if row is None:
-            message = f"There is no ledger {ledger}; `sparkledger ledgers list` shows them."
+            message = f"There is no ledger {ledger}. `sparkledger ledgers list` shows all ledgers."
             raise LookupError(message)
         stream_id = await _stream_of(cur, row[0], position) if and_later else None
         await skipped_events.record_skip(cur, view, row[0], position, reason, by, stream_id=stream_id)

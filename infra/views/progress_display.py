@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Between two lines about one view.
 LINE_EVERY_S: Final = 5.0
-_DOING: Final = {"indexing": "building its indexes", "switching": "switching to the new rows"}
+_DOING: Final = {"indexing": "building its indexes", "switching": "swapping in the new rows"}
 
 
 @contextmanager

@@ -139,9 +139,9 @@ async def record_skip(
     if error is None:
         where = " and ".join(f"before event {at} of ledger {of_ledger}" for of_ledger, at in stops)
         raise NotStoppedThere(
-            f"View {view.name} has stopped {where}: nothing else can be skipped."
+            f"View {view.name} has stopped {where}. Only the event that stopped it can be skipped."
             if stops
-            else f"View {view.name} has not stopped: nothing can be skipped."
+            else f"View {view.name} has not stopped, so there is nothing to skip."
         )
     await cur.execute(_RECORD, (ledger_id, view.name, view.version, position, stream_id, error, reason, by))
 

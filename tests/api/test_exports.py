@@ -163,7 +163,7 @@ def test_a_trailer_that_was_changed_is_not_verified(
     path.write_bytes(exported(world, format=name.rpartition(".")[2], q="-brand:never"))
     verify(path)
     replace_trailer(path, lambda trailer: trailer | changed)
-    with pytest.raises(ExportError, match="its trailer is not as it was written"):
+    with pytest.raises(ExportError, match="its trailer is not the original one"):
         verify(path)
 
 
@@ -236,7 +236,7 @@ def test_a_trailer_of_other_types_is_none(tmp_path: Path, changed: dict[str, Any
     assert str(verify(path)) == "0 events, of a ledger that had reached 0"
 
     path.write_bytes(with_trailer(b"", **changed))
-    with pytest.raises(ExportError, match="without a trailer"):
+    with pytest.raises(ExportError, match="has no trailer"):
         verify(path)
 
 
@@ -244,7 +244,7 @@ def test_a_table_with_a_cell_longer_than_any_is_no_export(tmp_path: Path) -> Non
     path = tmp_path / "export.csv"
     rows = f"position,body\n1,{'x' * (129 << 10)}\n"
     path.write_bytes(with_trailer(rows.encode(), events=1, first=1, last=1))
-    with pytest.raises(ExportError, match="longer than any"):
+    with pytest.raises(ExportError, match="too long for an export"):
         verify(path)
     path.write_text(f'{rows}end,"{"x" * (200 << 10)}"\n')
     with pytest.raises(ExportError):

@@ -30,7 +30,7 @@ TASKS = 16
 BODY_BYTES = 8_000
 SMALL_MEGABYTES, LARGE_MEGABYTES = 6, 256
 MARK = "convert_from(body, 'UTF8')::jsonb ->> 'mark'"
-SHORT_OF_DISK = "could not record the command; nothing was"
+SHORT_OF_DISK = "could not record the command. Nothing was recorded"
 
 
 @dataclass

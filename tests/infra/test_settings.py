@@ -198,7 +198,7 @@ def test_a_wrong_value_is_refused_with_what_to_give_instead(name: str, value: st
 def test_a_wrong_secret_is_refused_without_being_shown(name: str, value: str, expects: str) -> None:
     message = refusal(**{name: value})
 
-    assert message.startswith(f"SPARKLEDGER_{name} cannot be right (its value is not shown): ")
+    assert message.startswith(f"SPARKLEDGER_{name} is not valid (its value is not shown): ")
     assert expects in message
     assert "hunter2" not in message
     assert value not in message
@@ -224,7 +224,7 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_name(written: str, near
     with pytest.raises(SettingsError) as refused:
         load_settings({written: "hunter2"})
 
-    assert str(refused.value) == f"{written} is not a setting: did you mean {nearest}? Rename it, or unset it."
+    assert str(refused.value) == f"{written} is not a setting. Did you mean {nearest}? Rename it, or unset it."
 
 
 def test_variables_that_others_read_are_let_pass() -> None:
@@ -237,7 +237,7 @@ def test_a_database_url_needs_a_master_key() -> None:
     message = refusal(DATABASE_URL=URL)
 
     assert message.startswith(
-        "SPARKLEDGER_MASTER_KEY is not set, and SPARKLEDGER_DATABASE_URL is: give 32 random bytes"
+        "SPARKLEDGER_DATABASE_URL is set, but SPARKLEDGER_MASTER_KEY is not: give 32 random bytes"
     )
     assert "hunter2" not in message
 
@@ -261,7 +261,7 @@ def test_worker_and_migrations_log_in_as_the_api_does_unless_told_otherwise() ->
 
 def test_a_kafka_login_is_complete_and_is_never_silently_left_out() -> None:
     assert refusal(KAFKA_SECURITY_PROTOCOL="SASL_SSL", KAFKA_SASL_USERNAME="u").startswith(
-        "SPARKLEDGER_KAFKA_SASL_PASSWORD is not set, and SPARKLEDGER_KAFKA_SECURITY_PROTOCOL is SASL_SSL: "
+        "SPARKLEDGER_KAFKA_SECURITY_PROTOCOL is SASL_SSL, but SPARKLEDGER_KAFKA_SASL_PASSWORD is not set: "
     )
     unused = refusal(KAFKA_SECURITY_PROTOCOL="SSL", KAFKA_SASL_PASSWORD="hunter2")
     assert unused.startswith("SPARKLEDGER_KAFKA_SASL_PASSWORD is set, but SPARKLEDGER_KAFKA_SECURITY_PROTOCOL is SSL")
@@ -339,15 +339,15 @@ def test_certificates_without_encryption_are_never_silently_left_out() -> None:
         ),
         (
             {"CA": "garbage.pem"},
-            "SPARKLEDGER_KAFKA_SSL_CAFILE names a file that holds no certificate: name a PEM file.",
+            "SPARKLEDGER_KAFKA_SSL_CAFILE names a file without a certificate: name a PEM file.",
         ),
-        ({"CA": "empty.pem"}, "SPARKLEDGER_KAFKA_SSL_CAFILE names a file that holds no certificate: name a PEM file."),
+        ({"CA": "empty.pem"}, "SPARKLEDGER_KAFKA_SSL_CAFILE names a file without a certificate: name a PEM file."),
         ({"CERT": "missing.pem"}, "SPARKLEDGER_KAFKA_SSL_CERTFILE names a file that cannot be read (No such file or d"),
-        ({"CERT": "garbage.pem"}, "SPARKLEDGER_KAFKA_SSL_CERTFILE names a file that holds no certificate: name a PEM "),
-        ({"CERT": "ours.key"}, "SPARKLEDGER_KAFKA_SSL_CERTFILE names a file that holds no certificate: name a PEM fil"),
+        ({"CERT": "garbage.pem"}, "SPARKLEDGER_KAFKA_SSL_CERTFILE names a file without a certificate: name a PEM "),
+        ({"CERT": "ours.key"}, "SPARKLEDGER_KAFKA_SSL_CERTFILE names a file without a certificate: name a PEM fil"),
         ({"KEY": "missing.key"}, "SPARKLEDGER_KAFKA_SSL_KEYFILE names a file that cannot be read (No such file or dir"),
         *(
-            ({"KEY": name}, "SPARKLEDGER_KAFKA_SSL_KEYFILE names a file that holds no key of the certificate in SPARKL")
+            ({"KEY": name}, "SPARKLEDGER_KAFKA_SSL_KEYFILE names a file without the key of the certificate in SPARKL")
             for name in ("garbage.pem", "empty.pem", "another.key", "encrypted.key", "ours.pem")
         ),
     ],

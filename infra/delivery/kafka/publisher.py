@@ -140,10 +140,10 @@ class Publisher:
                     connection.execute("SET synchronous_commit = off")
                     self._lead(connection)
             except psycopg.OperationalError as error:
-                self._say(logging.WARNING, f"waits for the database: {' '.join(str(error).split())}")
+                self._say(logging.WARNING, f"is waiting for the database: {' '.join(str(error).split())}")
             except Exception:
                 # Its own defect must not end it silently.
-                log.exception("Publishing to %s failed, and begins again", self._destination.prefix)
+                log.exception("Publishing to %s failed and is restarted", self._destination.prefix)
             self._stopping.wait(self._pause_s)
             self._pause_s = min(2 * self._pause_s, RETRY_LONGEST_S)
 
@@ -165,7 +165,7 @@ class Publisher:
             self._failed(standing, "stopped", logging.ERROR, f"has stopped. {error}")
             self._pause_s = RETRY_LONGEST_S
         except KafkaError as error:
-            self._failed(standing, "retrying", logging.WARNING, f"tries again: {_in_words(error)}")
+            self._failed(standing, "retrying", logging.WARNING, f"is retried: {_in_words(error)}")
 
     def _publish(self, connection: psycopg.Connection[Any], standing: PublicationStatusWriter) -> None:
         outgoing = RecordReader(connection, self._destination)
@@ -180,7 +180,7 @@ class Publisher:
             page = outgoing.page(positions)
             standing.advance(positions)
             standing.go_on()
-            self._say(logging.INFO, "is published here")
+            self._say(logging.INFO, "is done by this process")
             while not self._stopping.is_set():
                 while page.messages and not self._stopping.is_set():
                     # The next page is read while this one is on its way.
@@ -213,8 +213,8 @@ class Publisher:
         empty = is_empty(self._options, self._events.name)
         if not progress and not empty:
             message = (
-                f"Topic {self._events.name} holds events, and {self._progress.name} does not say how far they go. "
-                f"{self._remedy}"
+                f"Topic {self._events.name} contains events, but {self._progress.name} does not say how far they "
+                f"go. {self._remedy}"
             )
             raise ProgressMismatch(message)
         if progress and empty:
@@ -235,15 +235,15 @@ class Publisher:
         position = int(said["position"])
         if position > head:
             message = (
-                f"Ledger {name} is published up to position {position} and ends at {head}: this database was taken "
-                f"back to an earlier state, or is another. {self._remedy}"
+                f"Ledger {name} is published up to position {position} but ends at {head}. This database was "
+                f"restored to an earlier state, or it is another database. {self._remedy}"
             )
             raise ProgressMismatch(message)
         row = connection.execute(_EVENT_AT, (ledger_id, position)).fetchone()
         if row is None or row[0] != UUID(said["event_id"]):
             message = (
-                f"The event at position {position} of ledger {name} is not the one that was published: this database "
-                f"was taken back to an earlier state and went on, or is another. {self._remedy}"
+                f"The event at position {position} of ledger {name} is not the published one. This database was "
+                f"restored to an earlier state and then written to, or it is another database. {self._remedy}"
             )
             raise ProgressMismatch(message)
         return position
@@ -251,19 +251,19 @@ class Publisher:
     def _why_not_to_create(self, progress: Mapping[bytes, bytes]) -> str:
         if not progress:
             return ""
-        return f"{self._progress.name} says that it held events. {self._remedy}"
+        return f"{self._progress.name} says that it had events. {self._remedy}"
 
     def _emptied(self, topic: Topic) -> str:
         return (
-            f"Topic {topic.name} is empty, and {self._progress.name} says that something was published to it: it was "
-            f"emptied, or deleted and created anew. {self._remedy}"
+            f"Topic {topic.name} is empty, but {self._progress.name} says that it had records. It was emptied, or "
+            f"deleted and created again. {self._remedy}"
         )
 
     @property
     def _remedy(self) -> str:
         names = ", ".join(topic.name for topic in (self._events, self._state, self._progress))
         return (
-            "Bring back what is missing. Or publish everything anew: under another prefix in "
+            "Restore what is missing. Or publish everything again: under another prefix in "
             f"SPARKLEDGER_KAFKA_LEDGERS, or after deleting {names}."
         )
 
@@ -308,6 +308,7 @@ def _in_words(error: KafkaError) -> str:
         return said
     # A broker may hang up on a wrong login without a word that its client would hear.
     return (
-        f"Kafka cannot be reached, or hangs up ({said}). Is it up, and are SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS, "
-        "SPARKLEDGER_KAFKA_SECURITY_PROTOCOL, SPARKLEDGER_KAFKA_SASL_USERNAME and its password right?"
+        f"Kafka cannot be reached, or closes the connection ({said}). Check that it is running, and check "
+        "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS, SPARKLEDGER_KAFKA_SECURITY_PROTOCOL, "
+        "SPARKLEDGER_KAFKA_SASL_USERNAME and its password."
     )

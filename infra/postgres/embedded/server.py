@@ -134,7 +134,7 @@ class EmbeddedPostgres:
         READY_SECONDS_MAX after a crash. Raises DataDirectoryInUse or PostgresError, and then nothing is left running.
         """
         if self._lock is not None:
-            raise PostgresError("This embedded PostgreSQL was started already.")
+            raise PostgresError("This embedded PostgreSQL was already started.")
         try:
             self._lock = _take_data_directory(self.cluster)
             self._user = server_user(self.cluster)
@@ -184,7 +184,7 @@ class EmbeddedPostgres:
                 return
             if time.monotonic() - began > LIVED_LONG_SECONDS:
                 pause = RESTART_SECONDS_FIRST
-            _log.warning("PostgreSQL ended unasked (%s); starting it again in %.1f s", ended, pause)
+            _log.warning("PostgreSQL ended unexpectedly (%s); restarting it in %.1f s", ended, pause)
             if self._stopping.wait(pause):
                 return
             pause = min(2 * pause, RESTART_SECONDS_MAX)
@@ -255,8 +255,8 @@ class EmbeddedPostgres:
             log.seek(self._log_from)
             said = log.read(LOG_BYTES_MAX).decode(errors="replace")
         returncode = self._process.returncode if self._process is not None else None
-        ended = "did not start" if self._ended_within(0) else f"did not answer within {READY_SECONDS_MAX} seconds"
-        what = f"The embedded PostgreSQL, whose log is {self.cluster.log_file.name}, {ended}"
+        ended = "did not start" if self._ended_within(0) else f"did not respond within {READY_SECONDS_MAX} seconds"
+        what = f"The embedded PostgreSQL (log: {self.cluster.log_file.name}) {ended}"
         return failure(what, self.cluster, returncode, said)
 
     def _start_log(self) -> None:
@@ -286,7 +286,7 @@ def attach_or_start(data_dir: Path, settings: Mapping[str, str] | None = None) -
                     return
             if time.monotonic() > deadline:
                 raise PostgresError(
-                    f"{error} It holds the data directory, but its PostgreSQL does not answer."
+                    f"{error} It uses the data directory, but its PostgreSQL does not respond."
                 ) from None
             time.sleep(READY_POLL_SECONDS)
         else:
@@ -309,7 +309,8 @@ def _take_data_directory(cluster: Cluster) -> int:
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
         os.close(lock)
         raise DataDirectoryInUse(
-            f"{cluster.data_dir} is in use by process {holder or 'unknown'}: stop that one first, or {CHOOSE_ANOTHER}."
+            f"{cluster.data_dir} is in use by process {holder or 'unknown'}. Stop that process first, or "
+            f"{CHOOSE_ANOTHER}."
         ) from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -342,7 +343,7 @@ def _attached(cluster: Cluster) -> Iterator[Cluster | None]:
             connection = None
         except PermissionError as error:
             raise PostgresError(
-                f"{error.filename} belongs to another user: run as the one that runs `up`, or {CHOOSE_ANOTHER}."
+                f"{error.filename} belongs to another user. Run as the user that runs `up`, or {CHOOSE_ANOTHER}."
             ) from error
         yield None if connection is None else running
     finally:
@@ -356,7 +357,7 @@ def _stop_when_alone(server: EmbeddedPostgres) -> None:
         try:
             fcntl.flock(attached, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.info("waiting for another command that uses the PostgreSQL which this one started")
+            _log.info("waiting for other commands that use this PostgreSQL")
             fcntl.flock(attached, fcntl.LOCK_EX)
     finally:
         # Still locked, so that nobody attaches to a server that is stopping.

@@ -206,13 +206,13 @@ async def test_a_token_that_was_changed_is_refused(issuer: TestIssuer, part: int
     parts = issuer.token(sub="ana").split(".")
     other = issuer.token(sub="ben", headers={"typ": "at+jwt"}).split(".")
     parts[part] = other[part]
-    with pytest.raises(TokenRefused, match="signature is not its issuer's"):
+    with pytest.raises(TokenRefused, match="signature is not valid"):
         await verified(issuer, ".".join(parts))
 
 
 async def test_somebody_elses_signature_is_refused(issuer: TestIssuer) -> None:
     attacker = signer("ES256", issuer.signers[0].key_id)
-    with pytest.raises(TokenRefused, match="signature is not its issuer's"):
+    with pytest.raises(TokenRefused, match="signature is not valid"):
         await verified(issuer, issuer.token(by=attacker))
 
 
@@ -246,13 +246,13 @@ async def test_one_issuers_key_signs_nothing_for_another(issuer: TestIssuer) -> 
 @pytest.mark.parametrize("said", ["https://nobody.example", "", None, 7, ["x"]])
 async def test_a_token_of_an_issuer_that_is_not_configured_is_refused(issuer: TestIssuer, said: object) -> None:
     token = forged({"alg": "ES256"}, {**claims_of(issuer), "iss": said}, lambda _: b"")
-    with pytest.raises(TokenRefused, match="issuer is not one"):
+    with pytest.raises(TokenRefused, match="issuer are not accepted"):
         await verified(issuer, token)
     assert issuer.asked == []
 
 
 async def test_an_issuer_is_meant_to_the_character(issuer: TestIssuer) -> None:
-    with pytest.raises(TokenRefused, match="issuer is not one"):
+    with pytest.raises(TokenRefused, match="issuer are not accepted"):
         await verified(issuer, issuer.token(iss=issuer.url + "/"))
 
 

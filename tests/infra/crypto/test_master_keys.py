@@ -38,7 +38,7 @@ async def test_the_environment_gives_the_master_key_and_the_one_before() -> None
     ("variables", "what"),
     [
         ({"MASTER_KEY_PREVIOUS": text(OLD)}, "SPARKLEDGER_MASTER_KEY is not: set both"),
-        ({"MASTER_KEY": text(NEW), "MASTER_KEY_FILE": "/etc/key"}, "both set: choose one"),
+        ({"MASTER_KEY": text(NEW), "MASTER_KEY_FILE": "/etc/key"}, "both set: set only one"),
         ({"MASTER_KEY": text(NEW), "MASTER_KEY_PREVIOUS": "short"}, "cannot be right .its value is not shown."),
         ({"DATABASE_URL": URL}, "SPARKLEDGER_MASTER_KEY is not set"),
     ],
@@ -76,7 +76,7 @@ def test_a_file_that_others_may_reach_is_refused(tmp_path: Path, mode: int) -> N
 def test_a_file_of_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
     file = key_file(tmp_path)
     file.write_bytes(content)
-    with pytest.raises(MasterKeyError, match="does not hold a master key"):
+    with pytest.raises(MasterKeyError, match="does not contain a master key"):
         MasterKeyFile(file)
 
 
@@ -98,7 +98,7 @@ async def test_a_file_is_read_again_where_a_key_is_asked_for_that_is_new(tmp_pat
 
 
 async def test_a_key_that_no_file_has_is_asked_for_by_its_id(tmp_path: Path) -> None:
-    with pytest.raises(MasterKeyError, match=f"another master key than the one given: with {NEW_ID}"):
+    with pytest.raises(MasterKeyError, match=f"wrapped with master key {NEW_ID}"):
         await MasterKeyFile(key_file(tmp_path, OLD)).unwrap(NEW_ID, b"wrapped", "purpose")
 
 

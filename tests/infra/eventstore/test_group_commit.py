@@ -92,7 +92,7 @@ async def test_stopping_answers_who_is_being_recorded_and_who_waits(opened: Open
         await asyncio.sleep(0)
     await stopping
     assert isinstance(await first, Appended)
-    with pytest.raises(Unavailable, match="is stopping; nothing was recorded"):
+    with pytest.raises(Unavailable, match=r"is stopping\. Nothing was recorded"):
         await second
     assert count(opened) == 1
 
@@ -256,4 +256,4 @@ async def test_why_commands_are_turned_away_is_logged_once_and_not_for_each(
             await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(3)])
     said = [record.getMessage() for record in caplog.records if record.name == writer_module.__name__]
     assert len(said) == 1
-    assert said[0].startswith("Commands are turned away: canceling statement due to lock timeout")
+    assert said[0].startswith("Commands are being refused: canceling statement due to lock timeout")

@@ -83,4 +83,4 @@ async def test_a_kind_that_cannot_be_forgotten_holds_up_no_other(
     assert opened.sql("SELECT 1 FROM refused_attempts") == []
     said = [record.getMessage() for record in caplog.records if record.name == "infra.jobs.retention"]
     assert len(said) == 1
-    assert said[0].startswith("Old idempotency keys could not be forgotten, and will be tried again: no space left")
+    assert said[0].startswith("Old idempotency keys could not be deleted; this will be retried: no space left")

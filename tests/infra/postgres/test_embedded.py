@@ -215,7 +215,7 @@ def test_a_start_that_fails_says_why_and_leaves_the_directory_free(ready: Path) 
         EmbeddedPostgres(ready, {"shared_buffers": "plenty"}).start()
 
     message = str(refused.value)
-    assert message.startswith(f"The embedded PostgreSQL, whose log is postgres.log, did not start in {ready}: ")
+    assert message.startswith(f"The embedded PostgreSQL (log: postgres.log) did not start in {ready}: ")
     assert 'invalid value for parameter "shared_buffers": "plenty"' in message
     assert "\n" not in message
     with EmbeddedPostgres(ready):
@@ -232,7 +232,9 @@ def test_a_data_directory_that_is_a_file_is_refused_with_what_to_do(place: Path)
 def test_a_cluster_of_another_version_is_left_alone(ready: Path) -> None:
     (ready / "postgres" / "PG_VERSION").write_text("16\n")
 
-    with pytest.raises(PostgresError, match="was written by PostgreSQL 16, and this program carries 18: move it"):
+    with pytest.raises(
+        PostgresError, match=r"was written by PostgreSQL 16, but this program contains version 18\. Move the"
+    ):
         EmbeddedPostgres(ready).start()
 
 
@@ -268,7 +270,7 @@ def test_a_short_directory_that_others_prepared_is_refused(place: Path, trap: st
         sockets.chmod(0o777)
 
     try:
-        with pytest.raises(PostgresError, match="is not a private directory of the user that runs it: remove it"):
+        with pytest.raises(PostgresError, match=r"is not a private directory of the user that runs it\. Remove it"):
             server.start()
     finally:
         if trap == "a link":
@@ -295,7 +297,7 @@ def test_a_killed_server_is_started_again_with_everything_that_was_committed(
             threading.Event().wait(0.02)
         assert remembers(server)
 
-    assert "PostgreSQL ended unasked (code -9); starting it again in 0.2 s" in caplog.messages
+    assert "PostgreSQL ended unexpectedly (code -9); restarting it in 0.2 s" in caplog.messages
 
 
 @only_on_linux
@@ -371,7 +373,7 @@ def test_a_stale_note_is_removed_only_where_another_program_has_its_process_id(p
 def test_a_second_holder_is_refused_with_the_process_id_of_the_first(server: EmbeddedPostgres) -> None:
     with pytest.raises(DataDirectoryInUse) as refused:
         EmbeddedPostgres(server.cluster.data_dir).start()
-    with pytest.raises(PostgresError, match="was started already"):
+    with pytest.raises(PostgresError, match="was already started"):
         server.start()
 
     assert run(server, "SELECT 1") == [(1,)]
@@ -408,7 +410,7 @@ def test_a_command_that_started_the_server_waits_for_those_that_use_it_too(ready
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage().startswith("waiting for another command"):
+            if record.getMessage().startswith("waiting for other commands"):
                 waits.set()
 
     def first() -> None:
@@ -506,7 +508,7 @@ except PostgresError as error:
 
     assert len(lines) == 1
     blocked = next(path for path in (*reversed(closed.parents), closed) if not path.stat().st_mode & 0o001)
-    assert f"the user with id {NOBODY.pw_uid} may not enter the directory {blocked}. " in lines[0]
+    assert f"the user with id {NOBODY.pw_uid} has no access to the directory {blocked}. " in lines[0]
     assert "choose another directory with SPARKLEDGER_DATA_DIR" in lines[0]
 
 

@@ -112,7 +112,7 @@ with Supervisor([other("stubborn", STUBBORN)], stop_seconds=0.3) as up:
         pid = pid_of(program, "stubborn")
         program.process.send_signal(signal.SIGTERM)
         program.line("stubborn got SIGTERM")
-        program.line("stubborn did not end by itself and is killed")
+        program.line("stubborn did not stop in time and is killed")
         assert program.process.wait(DEADLINE_SECONDS) == 0
         assert not psutil.pid_exists(pid)
 
@@ -140,7 +140,7 @@ def test_a_killed_child_is_started_again_and_the_other_is_left_alone() -> None:
         program.line("worker at your service")
         pids = {line.split()[0]: int(line.split()[-1]) for line in program.printed if " up " in line}
         os.kill(pids["api"], signal.SIGKILL)
-        program.line("api ended unasked (killed by SIGKILL); starting it again in 0.2 s")
+        program.line("api ended unexpectedly (killed by SIGKILL); restarting it in 0.2 s")
         again = pid_of(program, "api")
 
         assert again != pids["api"]
@@ -155,7 +155,7 @@ with Supervisor([other("broken", "raise SystemExit(3)")]) as up:
 """
     with running(script) as program:
         for pause in ("0.2", "0.4", "0.8"):
-            program.line(f"broken ended unasked (exit code 3); starting it again in {pause} s")
+            program.line(f"broken ended unexpectedly (exit code 3); restarting it in {pause} s")
         # Also between two attempts a stop is a stop.
         program.process.send_signal(signal.SIGTERM)
         assert program.process.wait(DEADLINE_SECONDS) == 0
@@ -194,7 +194,7 @@ except SupervisorError as error:
     with running(script) as program:
         lines = program.rest()
 
-    assert lines[-1] == "refused: api ended before it was ready (exit code 3); see what it printed."
+    assert lines[-1] == "refused: api ended before it was ready (exit code 3). See its output."
     assert not [line for line in lines if "again" in line]
 
 
@@ -208,7 +208,7 @@ except SupervisorError as error:
     print("refused:", error)
 """
     with running(script) as program:
-        assert program.rest() == ["refused: api was not ready within 0.1 seconds; see what it printed."]
+        assert program.rest() == ["refused: api was not ready within 0.1 seconds. See its output."]
 
 
 def test_a_stop_that_is_asked_for_during_the_start_ends_the_waiting() -> None:

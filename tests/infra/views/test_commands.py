@@ -207,7 +207,7 @@ def test_the_list_of_views_says_how_far_each_is_what_stopped_it_and_what_was_ski
 
     asked = ("views", "skip", "codes", "--ledger", "acme", "--position", "7", "--reason", "it is a test ")
     code, said = invoke(begun, *asked)
-    assert (code, said) == (0, "View codes skips event 7 of ledger acme. Its worker goes on within seconds.\n")
+    assert (code, said) == (0, "View codes skips event 7 of ledger acme. The worker continues within seconds.\n")
     skipped = invoke(begun, "views", "list")[1]
     assert (
         f"codes v{codes.VERSION} skips event 7 of ledger acme: it is a test\n    said {commands.current_user()}, "
@@ -221,7 +221,7 @@ def test_the_list_of_views_says_how_far_each_is_what_stopped_it_and_what_was_ski
     more = ("views", "skip", "codes", "--ledger", "acme", "--position", "8", "--reason", "it too", "--and-later")
     code, said = invoke(begun, *more)
     assert code == 0
-    assert said.startswith("View codes skips event 8 of ledger acme, and all later ones of the same code or creator. ")
+    assert said.startswith("View codes skips event 8 of ledger acmeand all later events of the same code or creator. ")
     ((stream_id,),) = begun.sql("SELECT stream_id FROM events WHERE ledger_id = %s AND position = 8", begun.ledger_id)
     assert (
         f"skips event 8 of ledger acme and all later ones of {stream_id}: it too\n" in invoke(begun, "views", "list")[1]
@@ -231,9 +231,9 @@ def test_the_list_of_views_says_how_far_each_is_what_stopped_it_and_what_was_ski
 @pytest.mark.parametrize(
     ("view", "ledger", "position", "reason", "problem"),
     [
-        ("nothing", "acme", 7, "why", "There is no view nothing; the views are codes, "),
-        ("codes", "nobody", 7, "why", "There is no ledger nobody; `sparkledger ledgers list` shows them."),
-        ("codes", "acme", 7, "why", "View codes has not stopped: nothing can be skipped."),
+        ("nothing", "acme", 7, "why", "There is no view nothing. The views are codes, "),
+        ("codes", "nobody", 7, "why", "There is no ledger nobody. `sparkledger ledgers list` shows all ledgers."),
+        ("codes", "acme", 7, "why", "View codes has not stopped, so there is nothing to skip."),
     ],
 )
 def test_what_cannot_be_skipped_is_refused_in_a_line(

@@ -296,7 +296,7 @@ async def test_a_view_is_rebuilt_by_one_at_a_time(connect: Connect, follow: Foll
                 refused.append(str(busy))
 
     await rebuild.rebuild(codes.VIEW, Interrupting(log, again), connect)
-    assert refused == ["View codes is being rebuilt by another process."]
+    assert refused == ["View codes is already being rebuilt by another process."]
 
 
 @dataclass(slots=True)

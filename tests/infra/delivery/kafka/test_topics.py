@@ -132,8 +132,8 @@ async def test_a_topic_that_takes_too_small_messages_stops_publishing_until_it_i
 
     with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
         assert why_stopped(opened) == (
-            f"has stopped. Topic {prefix}.code-events.v1 takes messages of 200 bytes at most, and must take 1000000: "
-            f"kafka-configs.sh --alter --entity-type topics --entity-name {prefix}.code-events.v1 "
+            f"has stopped. Topic {prefix}.code-events.v1 accepts messages of at most 200 bytes and must accept "
+            f"1000000: kafka-configs.sh --alter --entity-type topics --entity-name {prefix}.code-events.v1 "
             "--add-config max.message.bytes=1000000"
         )
         configure(admin, f"{prefix}.code-events.v1", max_message_bytes="1000000")
