@@ -75,7 +75,7 @@ SENTENCES: Final[dict[Reason, str]] = {
         "This is not a time. Send it by RFC 3339 with its offset, such as 2026-03-01T12:00:00Z, or in UTC as "
         "2026-03-01 12:00:00."
     ),
-    "year_out_of_range": f"A time lies in the years {FIRST_YEAR} to {LAST_YEAR}.",
+    "year_out_of_range": f"Expected a time in the years {FIRST_YEAR} to {LAST_YEAR}.",
 }
 
 

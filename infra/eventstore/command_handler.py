@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # How often a command is decided anew because another writer came first, before it is told to come back.
 MAX_ATTEMPTS: Final = 32
-BUSY: Final = "Others change the same code or video faster than this command could be decided. Try again in a moment."
+BUSY: Final = "The same code or video is being changed too often by other requests. Try again in a moment."
 
 
 class CommandResult(NamedTuple, Generic[A]):

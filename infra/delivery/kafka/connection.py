@@ -131,9 +131,9 @@ def classified_errors() -> Iterator[None]:
         yield
     except AuthorizationError as error:
         message = (
-            f"Kafka does not allow it ({' '.join(str(error).split())}). Grant SPARKLEDGER_KAFKA_SASL_USERNAME Describe,"
-            " DescribeConfigs, Create, Write and Read on the topics of the prefix, Describe and Write on the"
-            " transactional id of the prefix, and IdempotentWrite on the cluster."
+            f"Kafka denies access ({' '.join(str(error).split())}). Grant SPARKLEDGER_KAFKA_SASL_USERNAME "
+            "Describe, DescribeConfigs, Create, Write and Read on the topics of the prefix, Describe and Write "
+            "on the transactional id of the prefix, and IdempotentWrite on the cluster."
         )
         raise BrokerRefused(message) from error
     except KafkaError as error:
@@ -141,7 +141,7 @@ def classified_errors() -> Iterator[None]:
         if reason is None:
             raise
         message = (
-            f"Kafka turns us away: {reason}. Look at SPARKLEDGER_KAFKA_SECURITY_PROTOCOL, "
+            f"Kafka rejects the connection: {reason}. Check SPARKLEDGER_KAFKA_SECURITY_PROTOCOL, "
             "SPARKLEDGER_KAFKA_SASL_MECHANISM, SPARKLEDGER_KAFKA_SASL_USERNAME and its password, and "
             "SPARKLEDGER_KAFKA_SSL_CAFILE."
         )
@@ -267,7 +267,7 @@ class Producer:
         try:
             self._hands.begin(call).result(limit_s)
         except TimeoutError:
-            message = f"Kafka did not answer {call.__name__} within {limit_s:.0f} s."
+            message = f"Kafka did not respond to {call.__name__} within {limit_s:.0f} s."
             raise KafkaUnresponsive(message) from None
 
     def abandon(self) -> None:
@@ -298,7 +298,7 @@ def _reading(options: Mapping[str, Any], topic: str) -> Iterator[tuple[Any, list
         numbers = consumer.partitions_for_topic(topic) or ()
         partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
         if not partitions:
-            message = f"Topic {topic} has no partition that can be read."
+            message = f"Topic {topic} has no readable partition."
             raise KafkaTimeoutError(message)
         consumer.assign(partitions)
         consumer.seek_to_beginning(*partitions)
@@ -320,7 +320,7 @@ def _until_stable_end(consumer: Any, partitions: Sequence[Any]) -> Iterator[Any]
         if records:
             deadline = time.monotonic() + READ_S
         elif time.monotonic() > deadline:
-            message = f"Kafka showed nothing more of topic {partitions[0].topic} for {READ_S} s, before its end."
+            message = f"Kafka returned nothing more of topic {partitions[0].topic} for {READ_S} s, before its end."
             raise KafkaUnresponsive(message)
 
 

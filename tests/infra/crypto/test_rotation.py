@@ -258,7 +258,7 @@ async def test_two_rotations_do_not_run_at_once(opened: Opened) -> None:
     await story(opened)
     with psycopg.connect(opened.database.dsn()) as other:
         other.execute("SELECT pg_advisory_lock(%s)", (AdvisoryLock.MASTER_KEY_ROTATION,))
-        with pytest.raises(MasterKeyError, match="Another rotation of the master key is under way"):
+        with pytest.raises(MasterKeyError, match="Another rotation of the master key is in progress"):
             await rotate(opened.database.dsn(), BOTH, told)
 
 
@@ -270,7 +270,10 @@ async def test_a_rotation_again_has_nothing_to_do(opened: Opened) -> None:
 
 async def test_a_rotation_without_the_old_key_changes_nothing(opened: Opened) -> None:
     tenant = await story(opened)
-    with pytest.raises(MasterKeyError, match=f"with {OLD_ID}, and given is {NEW_ID}. Set SPARKLEDGER_MASTER_KEY"):
+    with pytest.raises(
+        MasterKeyError,
+        match=rf"with master key {OLD_ID}, but the given master key is {NEW_ID}\. Set SPARKLEDGER_MASTER_KEY",
+    ):
         await rotate(opened.database.dsn(), MasterKey(NEW), told)
     assert wrapped_with(opened) == {OLD_ID}
     assert await reads(opened.api, tenant) == SECRETS
@@ -280,7 +283,7 @@ async def test_a_process_that_knows_the_old_key_alone_stores_none_once_a_rotatio
     """Else the key of a creator would be lost with the old master key."""
     tenant = await story(opened)
     await rotate(opened.database.dsn(), BOTH, told)
-    with pytest.raises(MasterKeyError, match=f"with {NEW_ID}, and given is {OLD_ID}"):
+    with pytest.raises(MasterKeyError, match=f"with master key {NEW_ID}, but the given master key is {OLD_ID}"):
         await generated(opened.api, tenant, 3)
     assert wrapped_with(opened) == {NEW_ID}
 
@@ -355,7 +358,7 @@ async def test_a_process_does_not_begin_without_the_present_key(opened: Opened) 
     await story(opened)
     require_master_keys(dsn, API, MASTER_KEY)
     require_master_keys(dsn, API, BOTH)
-    with pytest.raises(MasterKeyError, match=f"with {OLD_ID}, and given is {NEW_ID}"):
+    with pytest.raises(MasterKeyError, match=f"with master key {OLD_ID}, but the given master key is {NEW_ID}"):
         require_master_keys(dsn, API, MasterKey(NEW))
     require_master_keys("host=127.0.0.1 port=1 dbname=away", API, MasterKey(NEW))
 

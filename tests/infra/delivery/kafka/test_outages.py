@@ -94,7 +94,7 @@ async def test_while_kafka_is_away_commands_go_on_and_the_lag_shows(
         until(lambda: failures(opened) > 0, 60)
         ((state, error),) = opened.sql("SELECT state, error FROM publications")
         assert state == "retrying"
-        assert error.startswith("tries again: ")
+        assert error.startswith("is retried: ")
         (lag,) = await destination_lags(opened.api.database)
         assert (lag.published, lag.waiting) == (1, 4)
 

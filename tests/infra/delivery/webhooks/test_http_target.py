@@ -37,7 +37,7 @@ from tests.infra.opened import Opened
 
 LOOPBACK = AllowedNetworks(["127.0.0.0/8", "::1/128"])
 NONE = AllowedNetworks(["none"])
-REFUSED = "The host's name leads to an address that webhooks are not sent to."
+REFUSED = "The host name resolves to an address that webhooks must not use."
 
 
 class Leading(Resolver):
@@ -156,7 +156,7 @@ async def test_a_name_that_leads_inside_is_refused_when_it_is_connected_to() -> 
         answer = await post("https://receiver.example/", NONE, Leading(inside))
         assert answer == HttpResult(error=REFUSED)
     assert await post("https://receiver.example/", NONE, Leading([])) == HttpResult(
-        error="The host's name leads nowhere."
+        error="The host name cannot be resolved."
     )
 
 
@@ -209,7 +209,7 @@ async def test_a_receiver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch
         answer = await post(receiver.url, LOOPBACK, Resolver())
         assert answer.status is None
         assert answer.error is not None
-        assert answer.error.startswith("There was no answer within")
+        assert answer.error.startswith("There was no response within")
 
 
 async def test_a_receiver_that_is_not_there_is_told_apart() -> None:
@@ -278,7 +278,7 @@ async def test_a_name_of_which_no_address_connects_in_time_is_told_apart(monkeyp
 
     answer = await post("http://localhost:9/", LOOPBACK, Leading(addresses))
 
-    assert answer == HttpResult(error="No connection came about within 5 seconds.")
+    assert answer == HttpResult(error="No connection could be made within 5 seconds.")
     assert [address for address, _ in inner.tried] == addresses
 
 
@@ -369,7 +369,9 @@ async def test_encryption_that_breaks_after_the_handshake_is_a_failed_attempt(tm
         target = HttpTarget(f"https://localhost:{port}/", 1, LOOPBACK, Leading(["127.0.0.1"]), client, 1)
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
         await target.close()
-    broke = HttpResult(error="The encryption broke before there was an answer: does it ask for a certificate?")
+    broke = HttpResult(
+        error="The TLS connection broke before there was a response. Does the receiver ask for a client certificate?"
+    )
     assert answers == [broke, broke]
 
 
@@ -408,7 +410,7 @@ async def test_whatever_else_breaks_is_a_failed_attempt_that_is_logged_without_i
         webhook_id = await post.register(receiver)
         await post.settled(webhook_id)
     assert [(attempt.outcome, attempt.error) for attempt in await post.attempts(webhook_id)] == [
-        ("failed", "Something broke on our side."),
+        ("failed", "Something went wrong on our side."),
         ("delivered", None),
     ]
     assert f"Webhook {webhook_id}: RuntimeError in " in caplog.text
