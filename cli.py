@@ -134,8 +134,8 @@ def _run_everything(settings: Settings, place: Place) -> None:
     if generated is not None:
         # At once: whatever keeps the rest from starting, the key is stored now and will not be shown again.
         show(
-            f"  Admin key, shown this once: {generated}",
-            "  Lost it? Mint another:      .venv/bin/sparkledger keys create --role admin",
+            f"  Admin key, shown only once: {generated}",
+            "  Lost it? Create another:    .venv/bin/sparkledger keys create --role admin",
             "",
         )
     program = (sys.executable, "-m", "cli")
@@ -428,7 +428,7 @@ def ledgers_create(name: str) -> None:
         message = "a ledger's name is 1 to 128 of: letters, digits, . _ : @ -"
         raise typer.BadParameter(message)
     text = _with_database(lambda place, master: create_ledger(place.owner, master, name))
-    show(f"Ledger {name} begins.", f"Admin key, shown this once: {text}")
+    show(f"Ledger {name} was created.", f"Admin key, shown only once: {text}")
 
 
 @ledgers.command("list")

@@ -109,5 +109,5 @@ def test_nothing_is_begun_where_there_is_no_data(words: tuple[str, ...], tmp_pat
         timeout=60,
     )
     assert done.returncode == 1
-    assert f"There is no database in {tmp_path / '.sparkledger'} yet" in done.stderr
+    assert f"There is no database in {tmp_path / '.sparkledger'}. Create one" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -291,9 +291,9 @@ def test_the_issuers_that_the_documentation_shows_are_taken() -> None:
         ([ISSUER, ISSUER], ""),
         ([ISSUER] * 21, ""),
         ([ISSUER | {"unknown": 1}], "at 0/unknown"),
-        ([ISSUER | {"issuer": "http://id.example"}], "at 0/issuer: An address begins with https://"),
-        ([ISSUER | {"issuer": "https://user@id.example"}], "at 0/issuer: An address has a host, no user"),
-        ([ISSUER | {"jwks_uri": "ftp://id.example/keys"}], "at 0/jwks_uri: An address begins with https://"),
+        ([ISSUER | {"issuer": "http://id.example"}], "at 0/issuer: A URL must start with https://"),
+        ([ISSUER | {"issuer": "https://user@id.example"}], "at 0/issuer: A URL must have a host, and neither a user"),
+        ([ISSUER | {"jwks_uri": "ftp://id.example/keys"}], "at 0/jwks_uri: A URL must start with https://"),
         ([ISSUER | {"audience": []}], "at 0: It needs an audience."),
         ([ISSUER | {"ledger": None}], "at 0: It needs either ledger, or ledger_claim and ledgers together."),
         ([ISSUER | {"role_claim": "groups"}], "at 0: It needs either role, or role_claim and roles together."),
@@ -322,7 +322,7 @@ def test_certificates_without_encryption_are_never_silently_left_out() -> None:
         "SPARKLEDGER_KAFKA_SSL_CAFILE is set, but SPARKLEDGER_KAFKA_SECURITY_PROTOCOL is PLAINTEXT, which"
     )
     assert refusal(KAFKA_SECURITY_PROTOCOL="SSL", KAFKA_SSL_KEYFILE="ours.key").startswith(
-        "one of SPARKLEDGER_KAFKA_SSL_CERTFILE and SPARKLEDGER_KAFKA_SSL_KEYFILE is set"
+        "only one of SPARKLEDGER_KAFKA_SSL_CERTFILE and SPARKLEDGER_KAFKA_SSL_KEYFILE is set"
     )
 
 
