@@ -25,18 +25,18 @@ STOP_S: Final = 2.5
 LINE: Final = "sparkledger: "
 
 app = typer.Typer(
-    help="The record of who allowed which TikTok video as an ad, until when.",
+    help="Sparkledger records who authorized which TikTok video as an ad, for whom and until when.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-keys = typer.Typer(help="API keys.", no_args_is_help=True)
-ledgers = typer.Typer(help="Ledgers: one organisation's own log each.", no_args_is_help=True)
-views = typer.Typer(help="Views: how they are, and what stopped one.", no_args_is_help=True)
+keys = typer.Typer(help="Manage API keys.", no_args_is_help=True)
+ledgers = typer.Typer(help="Manage ledgers. Each ledger is the log of one organisation.", no_args_is_help=True)
+views = typer.Typer(help="Show the state of views, and skip events that stop them.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 app.add_typer(ledgers, name="ledgers")
 app.add_typer(views, name="views")
-master_keys = typer.Typer(help="The master key, which wraps every other key.", no_args_is_help=True)
+master_keys = typer.Typer(help="Manage the master key, which wraps all other keys.", no_args_is_help=True)
 app.add_typer(master_keys, name="master-key")
 
 
@@ -70,8 +70,8 @@ def database(settings: Settings, *, begins: bool = False) -> Iterator[Place]:
 
     if not begins and not (settings.data_dir / "postgres").exists():
         raise SettingsError(
-            f"There is no database in {settings.data_dir.absolute()} yet: begin one with `sparkledger up`, or name "
-            "the one that is meant with SPARKLEDGER_DATA_DIR or SPARKLEDGER_DATABASE_URL."
+            f"There is no database in {settings.data_dir.absolute()}. Create one with `sparkledger up`, or set "
+            "SPARKLEDGER_DATA_DIR or SPARKLEDGER_DATABASE_URL to an existing one."
         )
     with exit_on_signals(), attach_or_start(settings.data_dir) as cluster:
         yield Place(cluster.dsn(), cluster.dsn("sparkledger_api"), cluster.dsn("sparkledger_worker"))
@@ -111,7 +111,7 @@ def _fail(message: str) -> None:
 
 @app.command()
 def up() -> None:
-    """Run everything in the foreground: PostgreSQL, migrations, API, views, expiry. Ctrl-C stops it all."""
+    """Run everything in the foreground: PostgreSQL, migrations, API and worker. Ctrl-C stops everything."""
     from infra.postgres.embedded.server import EmbeddedPostgres
     from infra.processes.logs import configure_logs
     from infra.processes.supervisor import exit_on_signals
@@ -174,13 +174,13 @@ def _prepare(settings: Settings, place: Place) -> str | None:
 def _welcome(settings: Settings, url: str) -> None:
     lines = [f"Sparkledger is up at {url}   (reference: {url}/docs, ready: {url}/readyz)"]
     if settings.database_url is None:
-        lines.append(f"Data is kept in {settings.data_dir}. Ctrl-C stops everything.")
+        lines.append(f"The data is in {settings.data_dir}. Ctrl-C stops everything.")
     show(*lines)
 
 
 @app.command()
 def serve() -> None:
-    """Run the API alone."""
+    """Run only the API."""
     from infra.processes.logs import configure_logs
     from infra.processes.supervisor import announce_ready, die_with_parent
 
@@ -195,9 +195,9 @@ def serve() -> None:
 
 @app.command()
 def work(
-    only: Annotated[str, typer.Option(help="Which of the worker's parts to run, separated by commas.")] = "",
+    only: Annotated[str, typer.Option(help="The parts of the worker to run, separated by commas.")] = "",
 ) -> None:
-    """Run views, expiry, publishing and webhooks alone."""
+    """Run only the worker: views, expiry, Kafka and webhooks."""
     import uvloop
 
     from infra.processes.logs import configure_logs
@@ -237,18 +237,18 @@ def work(
 
 @app.command()
 def migrate() -> None:
-    """Bring the database up to this program, and make the first ledger and its admin key."""
+    """Migrate the database to this version, and create the first ledger and its admin key."""
     settings = load_settings()
     with database(settings, begins=True) as place:
         generated = _prepare(settings, place)
     show("The database is up to date.")
     if generated is not None:
-        show(f"Admin key, shown this once: {generated}")
+        show(f"Admin key, shown only once: {generated}")
 
 
 @app.command()
-def rebuild(view: Annotated[str, typer.Argument(help="The view to fill anew from the log, or `all`.")]) -> None:
-    """Fill a view anew beside itself, then switch: reads go on meanwhile. What was killed goes on where it stood."""
+def rebuild(view: Annotated[str, typer.Argument(help="The view to rebuild, or `all`.")]) -> None:
+    """Rebuild a view in shadow tables, then swap it in. Reads continue meanwhile. An interrupted rebuild resumes."""
     import uvloop
 
     from infra.views.commands import rebuild as fill
@@ -265,7 +265,7 @@ def rebuild(view: Annotated[str, typer.Argument(help="The view to fill anew from
 
 @views.command("list")
 def views_list() -> None:
-    """List the views: how far each has read, what stopped those that did, and what was skipped."""
+    """List the views: how far each has read, why any has stopped, and which events were skipped."""
     import asyncio
 
     from infra.views.commands import overview
@@ -280,24 +280,26 @@ def views_list() -> None:
 def views_skip(
     view: str,
     ledger: Annotated[str, typer.Option(help="The event's ledger.")],
-    position: Annotated[int, typer.Option(min=1, help="Its position, as `views list` shows it.")],
-    reason: Annotated[str, typer.Option(help="Why the view may do without it; kept for good, with your name.")],
+    position: Annotated[int, typer.Option(min=1, help="The event's position, as shown by `views list`.")],
+    reason: Annotated[
+        str, typer.Option(help="Why the view can skip the event. Kept permanently, with your user name.")
+    ],
     and_later: Annotated[
-        bool, typer.Option("--and-later", help="Skip all later events of the same code or creator, too.")
+        bool, typer.Option("--and-later", help="Also skip all later events of the same code or creator.")
     ] = False,
 ) -> None:
-    """Let a view that has stopped skip the event which stopped it. Who, why and when is kept."""
+    """Skip the event that stopped a view. Who skipped it, why and when are recorded."""
     import asyncio
 
     from infra.views.commands import current_user, skip
 
     if not reason.strip():
-        message = "say why the view may do without the event"
+        message = "say why the view can skip the event"
         raise typer.BadParameter(message, param_hint="--reason")
     with database(load_settings()) as place:
         asyncio.run(skip(place.worker, view, ledger, position, reason.strip(), current_user(), and_later=and_later))
-    rest = ", and all later ones of the same code or creator" if and_later else ""
-    show(f"View {view} skips event {position} of ledger {ledger}{rest}. Its worker goes on within seconds.")
+    rest = "and all later events of the same code or creator" if and_later else ""
+    show(f"View {view} skips event {position} of ledger {ledger}{rest}. The worker continues within seconds.")
 
 
 @contextlib.contextmanager
@@ -324,16 +326,22 @@ def _progress(*, on_stderr: bool = False) -> Iterator[Callable[[str], None]]:
 
 @keys.command("create")
 def keys_create(
-    role: Annotated[str, typer.Option(help="admin, operator, creator, brand, auditor or subscriber.")],
-    ledger: Annotated[str, typer.Option(help="The ledger it is for.")] = "main",
-    name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
-    creator_id: Annotated[list[str] | None, typer.Option(help="A creator it acts for; may be repeated.")] = None,
-    brand_id: Annotated[list[str] | None, typer.Option(help="A brand it acts for; may be repeated.")] = None,
-    advertiser_id: Annotated[list[str] | None, typer.Option(help="An advertiser account; may be repeated.")] = None,
-    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="After how many days it stops working.")] = None,
-    no_reveal: Annotated[bool, typer.Option("--no-reveal", help="It may not show secrets again.")] = False,
+    role: Annotated[str, typer.Option(help="One of admin, operator, creator, brand, auditor and subscriber.")],
+    ledger: Annotated[str, typer.Option(help="The key's ledger.")] = "main",
+    name: Annotated[str | None, typer.Option(help="The key's name.")] = None,
+    creator_id: Annotated[
+        list[str] | None, typer.Option(help="A creator that the key acts for. Can be repeated.")
+    ] = None,
+    brand_id: Annotated[list[str] | None, typer.Option(help="A brand that the key acts for. Can be repeated.")] = None,
+    advertiser_id: Annotated[
+        list[str] | None, typer.Option(help="An advertiser account that the key acts for. Can be repeated.")
+    ] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=36_500, help="The number of days after which the key expires.")
+    ] = None,
+    no_reveal: Annotated[bool, typer.Option("--no-reveal", help="Do not allow the key to reveal secrets.")] = False,
 ) -> None:
-    """Mint a key and show it, once."""
+    """Create an API key and show it once."""
     from datetime import UTC, datetime, timedelta
 
     from infra.auth.api_keys import Subjects
@@ -347,7 +355,7 @@ def keys_create(
             place.owner, key, ledger, checked, name, subjects, expires_at=ends, may_reveal=not no_reveal
         )
     )
-    show(f"{minted.key_id}  {minted.role}  {ledger}", f"Key, shown this once: {text}")
+    show(f"{minted.key_id}  {minted.role}  {ledger}", f"Key, shown only once: {text}")
 
 
 def _checked_role(role: str, subjects: Any) -> Any:
@@ -357,7 +365,7 @@ def _checked_role(role: str, subjects: Any) -> Any:
     from infra.auth.api_keys import subjects_problem
 
     if role not in get_args(Role):
-        message = f"a role is one of {', '.join(get_args(Role))}"
+        message = f"the role must be one of {', '.join(get_args(Role))}"
         raise typer.BadParameter(message, param_hint="--role")
     problem = subjects_problem(role, subjects)  # type: ignore[arg-type] # it is one of the roles
     if problem:
@@ -366,8 +374,8 @@ def _checked_role(role: str, subjects: Any) -> Any:
 
 
 @keys.command("list")
-def keys_list(ledger: Annotated[str, typer.Option(help="Whose keys.")] = "main") -> None:
-    """List a ledger's keys, newest first; never their text."""
+def keys_list(ledger: Annotated[str, typer.Option(help="The keys' ledger.")] = "main") -> None:
+    """List a ledger's API keys, newest first. The keys themselves are not shown."""
     from infra.auth.key_commands import list_keys
 
     for key in _with_database(lambda place, master: list_keys(place.owner, master, ledger)):
@@ -385,20 +393,20 @@ def keys_rotate(
     key_id: str,
     ledger: Annotated[str, typer.Option(help="Whose key.")] = "main",
     overlap_seconds: Annotated[
-        int, typer.Option(min=0, max=30 * 24 * 3600, help="How long the key works as it is, beside the new one.")
+        int, typer.Option(min=0, max=30 * 24 * 3600, help="How long the old key still works.")
     ] = 3600,
 ) -> None:
-    """Give a key another text and show it, once; the one it had works on until the overlap ends."""
+    """Rotate an API key and show the new one once. The old one works until the overlap ends."""
     from infra.auth.key_commands import rotate_key
 
     wanted = _checked_key_id(key_id)
     text = _with_database(lambda place, key: rotate_key(place.owner, key, ledger, wanted, overlap_seconds))
-    show(f"Key, shown this once: {text}")
+    show(f"Key, shown only once: {text}")
 
 
 @keys.command("revoke")
 def keys_revoke(key_id: str, ledger: Annotated[str, typer.Option(help="Whose key.")] = "main") -> None:
-    """Revoke a key for good, at once."""
+    """Revoke an API key immediately and permanently."""
     from infra.auth.key_commands import revoke_key
 
     wanted = _checked_key_id(key_id)
@@ -412,20 +420,20 @@ def _checked_key_id(key_id: str) -> Any:
     try:
         return UUID(key_id)
     except ValueError as error:
-        message = "a key's id is a UUID; `sparkledger keys list` shows them"
+        message = "a key's id is a UUID; `sparkledger keys list` shows the ids"
         raise typer.BadParameter(message) from error
 
 
 @ledgers.command("create")
 def ledgers_create(name: str) -> None:
-    """Begin a ledger and print its first admin key, once."""
+    """Create a ledger and show its first admin key once."""
     import re
 
     from domain.values import ID_PATTERN
     from infra.auth.key_commands import create_ledger
 
     if not re.fullmatch(ID_PATTERN, name):
-        message = "a ledger's name is 1 to 128 of: letters, digits, . _ : @ -"
+        message = "a ledger's name must have 1 to 128 of: letters, digits, . _ : @ -"
         raise typer.BadParameter(message)
     text = _with_database(lambda place, master: create_ledger(place.owner, master, name))
     show(f"Ledger {name} was created.", f"Admin key, shown only once: {text}")
@@ -442,7 +450,7 @@ def ledgers_list() -> None:
 
 @master_keys.command("show")
 def master_key_show() -> None:
-    """Tell by short ids which master keys were given, and how many keys are wrapped with each."""
+    """Show the configured master keys by short id, and how many keys each one wraps."""
     from infra.crypto import rotation
 
     for state in _with_database(lambda place, key: rotation.states(place.owner, key)):
@@ -452,63 +460,73 @@ def master_key_show() -> None:
 
 @master_keys.command("rotate")
 def master_key_rotate() -> None:
-    """Wrap every key with another master key, while everything runs; one that was killed is just begun again."""
+    """Wrap every key with a new master key, while everything runs. If interrupted, run it again."""
     from infra.crypto import rotation
 
     with _progress() as say:
         new = _with_database(lambda place, key: rotation.rotate(place.owner, key, say))
     if new is None:
         show(
-            "There is nothing to do: every key is wrapped with SPARKLEDGER_MASTER_KEY already. To put another in its "
-            "place, set that to the new one and SPARKLEDGER_MASTER_KEY_PREVIOUS to this one, everywhere."
+            "There is nothing to do: every key is already wrapped with SPARKLEDGER_MASTER_KEY. To change the "
+            "master key, set SPARKLEDGER_MASTER_KEY to the new key and SPARKLEDGER_MASTER_KEY_PREVIOUS to the "
+            "old one in every process."
         )
         return
     show(
-        f"Every key is wrapped with master key {new} now. The one before still opens backups made until today: keep it "
-        "as long as you keep those, apart from them, and take it from where this program reads it."
+        f"Every key is now wrapped with master key {new}. Backups made until today still need the old master "
+        "key: keep it as long as you keep them, in another place, and remove it from this program's "
+        "configuration."
     )
 
 
 @app.command()
 def erase(
     creator_id: str,
-    reason: Annotated[str, typer.Option(help="Why; kept in clear for good, so name no person.", prompt=True)],
+    reason: Annotated[
+        str, typer.Option(help="Why. Kept permanently and unencrypted, so do not name a person.", prompt=True)
+    ],
     ledger: Annotated[str, typer.Option(help="Whose creator.")] = "main",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Erase a creator: destroy the key that their secrets and notes are sealed under, for good."""
+    """Erase a creator: permanently destroy the key that seals their secrets and notes."""
     from api.http.fields import MAX_REASON_CHARACTERS
     from infra.jobs import erasure
 
     if not 1 <= len(reason.strip()) <= MAX_REASON_CHARACTERS:
-        message = f"a reason has 1 to {MAX_REASON_CHARACTERS} characters"
+        message = f"a reason must have 1 to {MAX_REASON_CHARACTERS} characters"
         raise typer.BadParameter(message, param_hint="--reason")
     if not yes:
-        typer.confirm(f"Nobody can read the secrets and notes of {creator_id} after this. Erase?", abort=True)
+        typer.confirm(f"After this, nobody can read the secrets and notes of {creator_id}. Erase?", abort=True)
     found = _with_database(lambda place, key: erasure.erase(place.owner, key, ledger, creator_id, reason))
-    show(f"Erased. The event is at position {found.recorded.position}; the key is destroyed.")
+    show(f"Erased. The event is at position {found.recorded.position:,}. The key is destroyed.")
 
 
 @app.command()
 def export(
-    file: Annotated[Path | None, typer.Argument(help="The file to write: a table if it is named .csv.")] = None,
-    query: Annotated[str | None, typer.Option("--query", "-q", help="Which events, as `q` of GET /v1/events.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="The file to write. CSV if its name ends in .csv, else NDJSON.")
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", help="A query that selects events, like `q` of GET /v1/events.")
+    ] = None,
     ledger: Annotated[str, typer.Option(help="Whose events.")] = "main",
-    verify: Annotated[Path | None, typer.Option(help="Check this export instead.", exists=True, dir_okay=False)] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Verify this export instead.", exists=True, dir_okay=False)
+    ] = None,
 ) -> None:
-    """Export the audit trail to a file, which is there whole or not at all; or check such a file."""
+    """Export the audit trail to a file, or verify an export. The file appears only when it is complete."""
     from api import export_files, offline
     from api.http.query_params import MAX_Q_CHARACTERS
 
     if verify is not None and file is None:
-        show(f"{verify} is whole: {export_files.verify(verify)}.")
+        show(f"{verify} is complete: {export_files.verify(verify)}.")
         return
     if file is None or verify is not None:
-        raise typer.BadParameter("name the file to write, or the one to --verify")
+        raise typer.BadParameter("name the file to write, or the file to --verify")
     # What is not in UTF-8 comes with surrogates in its place.
     sent = "" if query is None else query.encode(errors="ignore").decode()
     if query is not None and (sent != query or not 1 <= len(query) <= MAX_Q_CHARACTERS):
-        message = f"a query has 1 to {MAX_Q_CHARACTERS} characters, in UTF-8"
+        message = f"a query must have 1 to {MAX_Q_CHARACTERS} characters, in UTF-8"
         raise typer.BadParameter(message, param_hint="--query")
     asked = _wanted(offline.export_query, query, file)
     with _progress() as say:
@@ -517,12 +535,18 @@ def export(
 
 @app.command()
 def authorizations(
-    file: Annotated[Path, typer.Argument(help="video_id, advertiser_id, at; a table if named .csv.", exists=True)],
-    as_of: Annotated[str | None, typer.Option(help="As the ledger knew then: a time, or a position.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The file to write; else the answers are printed.")] = None,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Lines with video_id, advertiser_id and optionally at. CSV if its name ends in .csv, else NDJSON.",
+            exists=True,
+        ),
+    ],
+    as_of: Annotated[str | None, typer.Option(help="Answer as the ledger knew at this time or position.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The file to write. Default: print the answers.")] = None,
     ledger: Annotated[str, typer.Option(help="Whose codes.")] = "main",
 ) -> None:
-    """Answer for every line of a file whether a video was authorized for an advertiser at a moment, and why."""
+    """For each line of a file, answer whether a video was authorized for an advertiser at a given time, and why."""
     from api import offline
 
     asked = _wanted(offline.batch_query, as_of)
@@ -540,7 +564,7 @@ def _wanted(read: Callable[..., Any], *given: Any) -> Any:
 
 @app.command()
 def demo() -> None:
-    """Walk through the whole life of a code against a running server, saying what each step recorded."""
+    """Walk through the whole life of a code on a running server, and show what each step recorded."""
     from infra.auth.key_commands import create_key, revoke_key
 
     settings = load_settings()
@@ -587,7 +611,7 @@ def bench(
     name: Annotated[
         str | None, typer.Argument(callback=_benchmark, help="Which of those listed below; all if left out.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
     full: Annotated[
         bool, typer.Option("--full", help="With 10 million events, and 100,000 codes that expire.")
     ] = False,
@@ -595,14 +619,14 @@ def bench(
     try:
         from tests.bench.__main__ import main as measure
     except ImportError as error:
-        message = f"Benchmarks run from a checkout with everything installed (`make install`): {error}."
+        message = f"Benchmarks need a checkout with everything installed (`make install`): {error}."
         raise LookupError(message) from error
     measure(name, as_json=as_json, full=full)
 
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Show the version."""
     show(installed_version("sparkledger"))
 
 

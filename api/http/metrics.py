@@ -42,22 +42,24 @@ class _OfExpiry(Collector):
         """Yield each figure."""
         known = self._figures
         yield CounterMetricFamily(
-            "sparkledger_expiries_recorded", "Expiries recorded by the clock, in all ledgers.", known.expiries
+            "sparkledger_expiries_recorded", "Expiries recorded by the expiry clock, in all ledgers.", known.expiries
         )
         yield CounterMetricFamily(
             "sparkledger_reminders_recorded",
-            "Reminders of an end recorded by the clock, in all ledgers.",
+            "Expiry reminders recorded by the expiry clock, in all ledgers.",
             known.reminders,
         )
         yield CounterMetricFamily(
-            "sparkledger_expiry_failures", "Attempts of the clock at a code that came to nothing.", known.failures
+            "sparkledger_expiry_failures", "Failed attempts of the expiry clock to record an event.", known.failures
         )
         yield GaugeMetricFamily(
-            "sparkledger_expiry_failing_codes", "Codes that wait for another attempt of the clock.", known.failing
+            "sparkledger_expiry_failing_codes",
+            "Codes that wait for another attempt of the expiry clock.",
+            known.failing,
         )
         yield GaugeMetricFamily(
             "sparkledger_expiry_late_seconds",
-            "For how long the oldest expiry or reminder has been due and is not recorded, 0 where none is.",
+            "How long the oldest unrecorded expiry or reminder has been due. 0 if none is due.",
             known.late_s(self._now),
         )
 
@@ -74,16 +76,16 @@ class _OfViews(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield each figure, for each view."""
         label = ["view"]
-        position = GaugeMetricFamily("sparkledger_view_position", "Events that the view has read.", labels=label)
-        behind = GaugeMetricFamily("sparkledger_view_lag_events", "Events that it has not read yet.", labels=label)
+        position = GaugeMetricFamily("sparkledger_view_position", "Events the view has read.", labels=label)
+        behind = GaugeMetricFamily("sparkledger_view_lag_events", "Events the view has not read yet.", labels=label)
         behind_s = GaugeMetricFamily(
             "sparkledger_view_lag_seconds",
-            "Since the oldest of those was recorded; 0 where there is none.",
+            "The age of the oldest event not processed yet. 0 if there is none.",
             labels=label,
         )
-        stopped = GaugeMetricFamily("sparkledger_view_stopped", "1 where an event has stopped it.", labels=label)
-        building = GaugeMetricFamily("sparkledger_view_rebuilding", "1 while it is being filled anew.", labels=label)
-        rebuilds = CounterMetricFamily("sparkledger_view_rebuilds", "How often it was filled anew.", labels=label)
+        stopped = GaugeMetricFamily("sparkledger_view_stopped", "1 if an event has stopped the view.", labels=label)
+        building = GaugeMetricFamily("sparkledger_view_rebuilding", "1 while the view is being rebuilt.", labels=label)
+        rebuilds = CounterMetricFamily("sparkledger_view_rebuilds", "How often the view was rebuilt.", labels=label)
         for view in self._views:
             position.add_metric([view.view], view.position)
             behind.add_metric([view.view], view.behind_events)
@@ -104,15 +106,17 @@ class _OfPublishing(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield each figure, for each destination."""
         label = ["destination"]
-        position = GaugeMetricFamily("sparkledger_kafka_position", "Events that are published.", labels=label)
-        behind = GaugeMetricFamily("sparkledger_kafka_lag_events", "Events that are not published yet.", labels=label)
+        position = GaugeMetricFamily("sparkledger_kafka_position", "Events published to Kafka.", labels=label)
+        behind = GaugeMetricFamily("sparkledger_kafka_lag_events", "Events not published to Kafka yet.", labels=label)
         behind_s = GaugeMetricFamily(
             "sparkledger_kafka_lag_seconds",
-            "Since the oldest of those was recorded; 0 where there is none.",
+            "The age of the oldest event not processed yet. 0 if there is none.",
             labels=label,
         )
-        errors = CounterMetricFamily("sparkledger_kafka_errors", "Attempts to publish that failed.", labels=label)
-        stopped = GaugeMetricFamily("sparkledger_kafka_stopped", "1 where a person must mend something.", labels=label)
+        errors = CounterMetricFamily("sparkledger_kafka_errors", "Failed attempts to publish to Kafka.", labels=label)
+        stopped = GaugeMetricFamily(
+            "sparkledger_kafka_stopped", "1 if publishing has stopped until a person fixes the cause.", labels=label
+        )
         for lag in self._destinations:
             position.add_metric([lag.destination], lag.published)
             behind.add_metric([lag.destination], lag.waiting)
@@ -133,22 +137,26 @@ class _OfWebhooks(Collector):
         """Yield each figure, for each webhook."""
         label = ["webhook"]
         gauges: dict[str, tuple[str, Callable[[WebhookLag], float]]] = {
-            "position": ("Events that were delivered, left out, or wait, or are dead.", lambda lag: lag.position),
-            "lag_events": ("Events beyond those.", lambda lag: lag.behind),
-            "lag_seconds": ("Since the oldest of those was recorded.", lambda lag: lag_seconds(lag.oldest, self._now)),
-            "waiting": ("Messages that wait for another attempt.", lambda lag: lag.waiting),
-            "dead": ("Messages that were given up.", lambda lag: lag.dead),
-            "failures": ("Attempts that failed since one succeeded.", lambda lag: lag.failures),
-            "disabled": ("1 where nothing is sent.", lambda lag: lag.disabled),
+            "position": (
+                "Events the webhook has processed: delivered, filtered out, waiting for a retry, or dead.",
+                lambda lag: lag.position,
+            ),
+            "lag_events": ("Events the webhook has not processed yet.", lambda lag: lag.behind),
+            "lag_seconds": (
+                "The age of the oldest event not processed yet.",
+                lambda lag: lag_seconds(lag.oldest, self._now),
+            ),
+            "waiting": ("Messages waiting for a retry.", lambda lag: lag.waiting),
+            "dead": ("Messages that were given up (dead letters).", lambda lag: lag.dead),
+            "failures": ("Consecutive failed attempts.", lambda lag: lag.failures),
+            "disabled": ("1 if the webhook is disabled.", lambda lag: lag.disabled),
         }
         for name, (description, value) in gauges.items():
             gauge = GaugeMetricFamily(f"sparkledger_webhook_{name}", description, labels=label)
             for lag in self._webhooks:
                 gauge.add_metric([str(lag.webhook_id)], value(lag))
             yield gauge
-        attempts = CounterMetricFamily(
-            "sparkledger_webhook_attempts", "Attempts to deliver.", labels=[*label, "outcome"]
-        )
+        attempts = CounterMetricFamily("sparkledger_webhook_attempts", "Delivery attempts.", labels=[*label, "outcome"])
         for lag in self._webhooks:
             attempts.add_metric([str(lag.webhook_id), "delivered"], lag.delivered)
             attempts.add_metric([str(lag.webhook_id), "failed"], lag.failed)
@@ -164,7 +172,7 @@ async def worker_metrics(services: Services) -> bytes:
             published = await destination_lags(services.database)
             webhooks = await webhook_lags(services.database)
     except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong
-        log.debug("The worker's figures cannot be read: %s", error)
+        log.debug("The worker's metrics cannot be read: %s", error)
         return b""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_OfExpiry(figures, services.now()))

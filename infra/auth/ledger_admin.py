@@ -54,7 +54,7 @@ class LedgerAdmin:
         """
         ids = {known: ledger_id for ledger_id, known in await self.ledgers()}
         if name not in ids:
-            message = f"There is no ledger named {name}. `sparkledger ledgers list` names those there are."
+            message = f"There is no ledger named {name}. `sparkledger ledgers list` shows all ledgers."
             raise LookupError(message)
         return ids[name]
 

@@ -115,7 +115,7 @@ class TokenIdentities:
             self._forget()
             found = await self._find(verified.hashed, now)
         if found.key is None or not found.valid(now):
-            raise TokenRefused("The access of this token's bearer was revoked here.")
+            raise TokenRefused("The access of this token's identity was revoked.")
         if verified.row is not found.key or verified.key is None:
             grant = verified.grant
             verified.row = found.key
@@ -143,7 +143,7 @@ class TokenIdentities:
         keys = await self._keyring.ledger(ledger_id)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
             if await all_erased(connection, ledger_id, keys, grant.subjects.creator_ids):
-                raise TokenRefused("The creator that this token's bearer acts for was erased here.")
+                raise TokenRefused("The creator that this token acts for was erased.")
             if row is None:
                 await connection.execute(INSERT_KEY, _new_row(verified, ledger_id, keys))
             elif differs:
@@ -163,7 +163,7 @@ class TokenIdentities:
 
         (ledger_id,) = await self._database.read(None, query)
         if ledger_id is None:
-            raise NotAllowed("This token leads to a ledger that is not here.")
+            raise NotAllowed("The token names a ledger that does not exist.")
         return self._ledgers.put(name, ledger_id)
 
 

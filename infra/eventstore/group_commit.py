@@ -40,13 +40,13 @@ MAX_SHORT: Final = 2
 # The cause of commands being turned away is logged at most this often.
 WARN_EVERY_S: Final = 10
 
-FULL: Final = "Too many commands are waiting to be recorded; this one was not. Try again in a moment."
-STOPPING: Final = "The server is stopping; nothing was recorded."
-REFUSED_WRITE: Final = "The database could not record the command; nothing was. Try again in a moment."
-NOT_RECORDED: Final = "The database cannot be reached; nothing was recorded. Try again in a moment."
+FULL: Final = "Too many commands are waiting to be recorded. This one was not recorded. Try again in a moment."
+STOPPING: Final = "The server is stopping. Nothing was recorded."
+REFUSED_WRITE: Final = "The database could not record the command. Nothing was recorded. Try again in a moment."
+NOT_RECORDED: Final = "The database cannot be reached. Nothing was recorded. Try again in a moment."
 IN_DOUBT: Final = (
-    "The database went away while the command was being recorded, so it is not known whether it was. "
-    "Send it again with the same Idempotency-Key: it will be recorded once, whatever happened."
+    "The database connection was lost while the command was being recorded. It is not known whether it "
+    "was recorded. Send it again with the same Idempotency-Key: it is recorded only once."
 )
 
 # `append` was replaced while a session had it prepared.
@@ -147,7 +147,7 @@ class GroupCommitWriter:
                 try:
                     await self._commit(batch)
                 except Exception as error:
-                    log.exception("A defect of the writer; whoever it was writing for is told")
+                    log.exception("The group commit writer failed; the affected commands are answered with an error")
                     for request in batch:
                         _resolve(request, error)
             else:
@@ -234,7 +234,7 @@ class GroupCommitWriter:
         except Exception as error:  # noqa: BLE001 - also what cannot be encoded: the writer outlives every caller
             if not connection.closed:
                 return error
-            self._warn(error, "The connection was lost in an append; what became of it is looked up")
+            self._warn(error, "The connection was lost during an append; looking up whether it was committed")
             await self._resolve_in_doubt(batch)
             return None
         for request, outcome in zip(batch, outcomes, strict=True):
@@ -338,7 +338,7 @@ class GroupCommitWriter:
         for request in batch:
             _resolve(request, _unavailable(REFUSED_WRITE, error) if short else error)
 
-    def _warn(self, error: Exception, what: str = "Commands are turned away") -> None:
+    def _warn(self, error: Exception, what: str = "Commands are being refused") -> None:
         """Log why commands are turned away or take long, and not once for each of them."""
         now = asyncio.get_running_loop().time()
         if now >= self._warned_at + WARN_EVERY_S:

@@ -150,7 +150,9 @@ class LiveSubscription:
                 await self._follow()
         except Exception as error:
             if not isinstance(error, Unavailable):
-                log.exception("Ledger %s cannot be followed past position %s", self.ledger_id, self.position)
+                log.exception(
+                    "The live subscription to ledger %s cannot read past position %s", self.ledger_id, self.position
+                )
             self.failure = error
             self._not_begun(error)
             self.notify()
@@ -172,7 +174,7 @@ class LiveSubscription:
         try:
             await self._read()
         except Unavailable as unavailable:
-            log.warning("Ledger %s cannot be followed now, and is tried again: %s", self.ledger_id, unavailable)
+            log.warning("The live subscription to ledger %s failed and is retried: %s", self.ledger_id, unavailable)
             await asyncio.sleep(POLL_S)
         else:
             await asyncio.sleep(self.pause_s)
@@ -185,7 +187,9 @@ class LiveSubscription:
             if page_events == 0:
                 return
             if page[0].position != self.position + 1:
-                message = f"Ledger {self.ledger_id} answers {page[0].position} after position {self.position}."
+                message = (
+                    f"Ledger {self.ledger_id} returned position {page[0].position} after position {self.position}."
+                )
                 raise PositionGap(message)
             encoded = await self._encode(self.ledger_id, page)
             self._entries += map(LiveEvent, page, encoded)

@@ -77,7 +77,7 @@ async def rebuild(
         shadow_projector = Projector(view, connection, shadow=True)
         await shadow_projector.prepare()
         if not await checkpoints.try_to_lead(connection.cursor(), shadow_projector.name):
-            raise RebuildInProgress(f"View {view.name} is being rebuilt by another process.")
+            raise RebuildInProgress(f"View {view.name} is already being rebuilt by another process.")
         await _start_or_resume(shadow_projector, resume=resume)
         log.forget()
         try:

@@ -45,7 +45,7 @@ class ViewBehind(Exception):
 
     def __init__(self, view: str, wanted: int, reached: int) -> None:
         """Name the view, and how far it has read."""
-        super().__init__(f"View {view} has read up to position {reached} and not yet up to {wanted}.")
+        super().__init__(f"View {view} has read up to position {reached}, but not yet up to {wanted}.")
         self.view = view
         self.wanted = wanted
         self.reached = reached
@@ -100,11 +100,11 @@ class Runner:
                 async with await self._connect() as connection:
                     await self._lead_and_follow(connection)
             except CheckpointConflict:
-                self._say(logging.INFO, "was moved by somebody else, and goes on from there")
+                self._say(logging.INFO, "was advanced by another process and continues from there")
                 await asyncio.sleep(WAIT_LONGEST_S)
                 continue
             except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt shows whether it is over
-                self._say(logging.WARNING, f"cannot go on, and tries again: {type(error).__name__}: {error}")
+                self._say(logging.WARNING, f"failed and is retried: {type(error).__name__}: {error}")
             await asyncio.sleep(self._poll_s)
 
     async def _lead_and_follow(self, connection: AsyncConnection[Any]) -> None:
@@ -144,7 +144,7 @@ class Runner:
             self._say(logging.INFO, f"goes from version {state.version} to {self._view.version}")
             await rebuild(self._view, self._log, self._connect, page_events=self._page_events)
         await projector.find()
-        self._say(logging.INFO, "is being followed here")
+        self._say(logging.INFO, "is updated by this process")
         while True:
             self._wake.clear()
             await projector.apply_all(self._log, self._page_events)

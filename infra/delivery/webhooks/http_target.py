@@ -86,22 +86,22 @@ def check_url(url: str, networks: AllowedNetworks) -> None:
 
     """
     if len(url) > URL_CHARACTERS_MAX or _URL.fullmatch(url) is None:
-        raise InvalidTarget(f"Give an absolute URL with https, of {URL_CHARACTERS_MAX:,} characters at most, in ASCII.")
+        raise InvalidTarget(f"Expected an absolute https URL in ASCII, with at most {URL_CHARACTERS_MAX:,} characters.")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
         address = _literal(host or "")
     except ValueError:
-        raise InvalidTarget("This URL's host or port is malformed.") from None
+        raise InvalidTarget("The URL's host or port is malformed.") from None
     if not host or "@" in parts.netloc:
-        raise InvalidTarget("Give the host alone, without a user or password: a signature says who sends.")
+        raise InvalidTarget(
+            "The URL must have a host and must not contain a user or password: messages are signed instead."
+        )
     local = _LOCAL_NAME.fullmatch(host) is not None if address is None else address.is_loopback
     if parts.scheme == "http" and not local:
-        raise InvalidTarget("Only HTTPS is sent beyond this machine.")
+        raise InvalidTarget("Use https. http is allowed only for this machine.")
     if address is not None and not networks.allow(address):
-        raise InvalidTarget(
-            "This address is not public. SPARKLEDGER_WEBHOOK_NETWORKS names the networks that are allowed besides."
-        )
+        raise InvalidTarget("This address is not public. SPARKLEDGER_WEBHOOK_NETWORKS lists other allowed networks.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +189,20 @@ class HttpTarget:
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
             return HttpResult(error=_why_not_connected(error))
         except (TimeoutError, httpcore.TimeoutException):
-            return HttpResult(error=f"There was no answer within {ATTEMPT_S:.0f} seconds.")
+            return HttpResult(error=f"There was no response within {ATTEMPT_S:.0f} seconds.")
         except InvalidTarget as bad:
             return HttpResult(error=str(bad))
         except ssl.SSLError:
             # With TLS 1.3 a receiver that asks for a client certificate refuses us only after the handshake. Neither
             # httpcore nor anyio turns this error into one of theirs.
-            return HttpResult(error="The encryption broke before there was an answer: does it ask for a certificate?")
+            return HttpResult(
+                error=(
+                    "The TLS connection broke before there was a response. Does the receiver ask for a client "
+                    "certificate?"
+                )
+            )
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError):
-            return HttpResult(error="The connection broke before there was an answer.")
+            return HttpResult(error="The connection broke before there was a response.")
 
     async def _post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> HttpResult:
         headers = [*headers, (b"content-length", b"%d" % len(body)), (b"accept", b"*/*")]
@@ -250,10 +255,10 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         async with asyncio.timeout(timeout):
             found = [literal] if (literal := _literal(host)) else await self._resolver.addresses(host, self._ledger_id)
         if not found:
-            raise InvalidTarget("The host's name leads nowhere.")
+            raise InvalidTarget("The host name cannot be resolved.")
         allowed = [a for a in found if self._networks.allow(a) and (self._encrypted or a.is_loopback)]
         if not allowed:
-            raise InvalidTarget("The host's name leads to an address that webhooks are not sent to.")
+            raise InvalidTarget("The host name resolves to an address that webhooks must not use.")
         tried = allowed[:ADDRESSES_TRIED]
         until = None if timeout is None else time.monotonic() + timeout
         failed: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
@@ -313,10 +318,10 @@ def _retry_after_s(value: str) -> float | None:
 def _why_not_connected(error: httpcore.ConnectError | httpcore.ConnectTimeout) -> str:
     """Return a sentence of our own, because the text of the error may contain the address or what was sent."""
     if isinstance(error, httpcore.ConnectTimeout):
-        return f"No connection came about within {CONNECT_S:.0f} seconds."
+        return f"No connection could be made within {CONNECT_S:.0f} seconds."
     cause = error.args[0] if error.args else error.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return "The receiver's certificate could not be verified."
     if isinstance(cause, ssl.SSLError):
-        return "No encrypted connection came about."
+        return "No TLS connection could be made."
     return "The receiver did not accept the connection."

@@ -194,7 +194,7 @@ class Sender:
             if self._ended or time.time() >= self._progress.due:
                 await self._write()
         except Unavailable as unavailable:
-            log.warning("Webhook %s waits for the database: %s", self.endpoint.webhook_id, unavailable)
+            log.warning("Webhook %s is waiting for the database: %s", self.endpoint.webhook_id, unavailable)
             await asyncio.sleep(DATABASE_RETRY_S)
             return
         if self._defect is not None:
@@ -329,7 +329,7 @@ class Sender:
             # The text of the error is not logged, because it may contain what was sent.
             raised_at = traceback.extract_tb(error.__traceback__)[-1]
             log.error("Webhook %s: %s in %s", self.endpoint.webhook_id, type(error).__name__, raised_at)  # noqa: TRY400
-            result = HttpResult(error="Something broke on our side.")
+            result = HttpResult(error="Something went wrong on our side.")
         duration_ms = round((time.monotonic() - began) * 1000)
         message.attempts = attempt = message.attempts + 1
         message.first_at = message.first_at or at

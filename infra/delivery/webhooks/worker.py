@@ -46,7 +46,7 @@ SENDERS_MAX: Final = 1_000
 # A sender that failed is started again after a pause, which doubles each time.
 RESTART_FIRST_S: Final = 5.0
 RESTART_LONGEST_S: Final = 300.0
-SENDER_FAILED: Final = "Something broke on our side. It is tried again."
+SENDER_FAILED: Final = "Something went wrong on our side. It will be tried again."
 # How often old rows are deleted.
 CLEAN_UP_EVERY_S: Final = 600.0
 
@@ -116,7 +116,7 @@ class WebhookWorker:
                     async with await psycopg.AsyncConnection.connect(**self._session) as connection:
                         await self._serve(connection)
                 except (psycopg.OperationalError, Unavailable) as error:
-                    log.warning("Webhooks wait for the database: %s", " ".join(str(error).split()))
+                    log.warning("Webhooks are waiting for the database: %s", " ".join(str(error).split()))
                 # The locks ended with the connection, so another worker may send from here on.
                 await self._stop(list(self._running))
                 await asyncio.sleep(POLL_S)

@@ -164,7 +164,7 @@ async def test_an_erasure_shuts_out_and_forgets_whoever_acts_for_the_creator_alo
         assert await authenticator.authenticate(token, now()) is not None
     await opened.erase(tenant)
     authenticator.forget()
-    with pytest.raises(TokenRefused, match="was revoked here"):
+    with pytest.raises(TokenRefused, match="was revoked"):
         await authenticator.authenticate(ana, now())
     assert await authenticator.still_opens(left, now())
     assert await written_down(opened, tenant) == [
@@ -182,7 +182,7 @@ async def test_a_bearer_who_acts_for_erased_creators_alone_is_not_let_in_and_not
         await opened.erase(tenant, creator_id)
     authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured(**MAKERS)])
     for creators in ([given.CREATOR], [given.CREATOR, "second-account"]):
-        with pytest.raises(TokenRefused, match="was erased here"):
+        with pytest.raises(TokenRefused, match="was erased"):
             await authenticator.authenticate(issuer.token(role="c", creators=creators), now())
     assert await written_down(opened, tenant) == []
     assert await authenticator.still_opens(issuer.token(role="c", creators=[given.CREATOR, "somebody-else"]), now())
@@ -211,7 +211,7 @@ async def test_a_bearer_who_was_shut_out_stays_out_with_any_token(
     assert key is not None
     await KeyAdmin(opened.api.database, opened.api.keyring, authenticator.forget).revoke(tenant.ledger_id, key.key_id)
     for presented in (token, issuer.token(sub="ana", jti="another")):
-        with pytest.raises(TokenRefused, match="was revoked here"):
+        with pytest.raises(TokenRefused, match="was revoked"):
             await authenticator.authenticate(presented, now())
         assert await authenticator.still_opens(presented, now()) is False
     with pytest.raises(KeyNoLongerValid):
@@ -248,7 +248,7 @@ async def test_a_token_that_is_remembered_is_verified_again_when_the_issuers_key
 async def test_a_token_that_leads_to_no_ledger_is_turned_away(opened: Opened, issuer: TestIssuer) -> None:
     await opened.begin("another")
     authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured()])
-    with pytest.raises(NotAllowed, match="a ledger that is not here"):
+    with pytest.raises(NotAllowed, match="a ledger that does not exist"):
         await authenticator.authenticate(issuer.token(), now())
     await authenticator.stop()
 

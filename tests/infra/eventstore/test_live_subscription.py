@@ -159,7 +159,7 @@ async def test_a_gap_in_the_log_ends_the_tail_loudly(post: Post, caplog: pytest.
                 await subscription.wait_for_events()
     await subscriptions.close()
     assert isinstance(subscription.failure, PositionGap)
-    assert "cannot be followed past position 9" in caplog.text
+    assert "cannot read past position 9" in caplog.text
 
 
 async def test_a_database_that_is_away_is_told_to_who_begins(post: Post) -> None:

@@ -412,7 +412,7 @@ async def lent(cur: Cursor) -> AsyncIterator[Cursor]:
 
 async def test_a_reader_is_told_how_far_the_view_has_read_when_its_time_runs_out(follow: Followed, api: Cursor) -> None:
     await follow(codes.VIEW, MemoryLog(given.shared()))
-    with pytest.raises(ViewBehind, match="View codes has read up to position 3, not 4 yet") as behind:
+    with pytest.raises(ViewBehind, match="View codes has read up to position 3, but not yet up to 4") as behind:
         await wait_for_position(lambda: lent(api), "codes", 1, 4, timeout_s=0.01)
     assert (behind.value.view, behind.value.wanted, behind.value.reached) == ("codes", 4, 3)
 
@@ -424,7 +424,7 @@ async def test_a_reader_does_not_wait_for_a_view_that_has_stopped(
     async with running(runner_of(raising(lambda: ZeroDivisionError("x")), log, connect)):
         await until(lambda: failed(worker, "codes"))
         assert await wait_for_position(lambda: lent(api), "codes", 1, 2) == 2
-        with pytest.raises(ViewStopped, match="View codes has stopped, and can be read up to position 2") as stopped:
+        with pytest.raises(ViewStopped, match=r"View codes has stopped\. It can be read up to position 2") as stopped:
             await wait_for_position(lambda: lent(api), "codes", 1, 3, timeout_s=NEVER_S)
     assert (stopped.value.wanted, stopped.value.reached) == (3, 2)
 
