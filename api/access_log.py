@@ -70,7 +70,7 @@ def _actor_filter(value: object) -> object:
     with contextlib.suppress(ValueError):
         if text == MACHINE_ROLE or str(UUID(text)) == text:
             return text
-    raise PydanticCustomError("reader", "The id of a key is expected here, or machine.")
+    raise PydanticCustomError("reader", "Expected the id of a key, or `machine`.")
 
 
 ActorFilter = Annotated[

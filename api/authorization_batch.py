@@ -106,8 +106,7 @@ def _sent_as(request: Request) -> str:
     media_type = headers.media_type(request)
     if media_type not in MEDIA_TYPES:
         message = (
-            "Send the batch as it is, without `Content-Encoding`, in UTF-8, as `Content-Type: application/x-ndjson` or "
-            "`text/csv`."
+            "Send the batch in UTF-8 as `Content-Type: application/x-ndjson` or `text/csv`, without `Content-Encoding`."
         )
         raise Problem("unsupported_media_type", message)
     return media_type
@@ -146,7 +145,9 @@ class _Refusing:
 
 def _refuse_longer(file: IO[bytes]) -> None:
     if count_lines(file) > MAX_LINES:
-        raise Problem("body_too_large", f"A batch has at most {MAX_LINES:,} lines. Send the rest in another.")
+        raise Problem(
+            "body_too_large", f"A batch must have at most {MAX_LINES:,} lines. Send the rest in another batch."
+        )
 
 
 def _begun(lines: Iterator[Line]) -> Iterator[Line]:

@@ -63,12 +63,12 @@ _ANSWER_COLUMNS: Final = (
 # Our own tables put it before what a spreadsheet would take for a formula.
 _SAFE: Final = "'"
 _NO_COLUMNS: Final = (
-    "The first line of a table names its columns, separated by commas, in UTF-8: video_id, advertiser_id and, if you "
-    "like, at; no others."
+    "The first line of a CSV batch must name its columns in UTF-8, separated by commas: video_id, "
+    "advertiser_id and, optionally, at."
 )
-_TOO_LONG: Final = f"A line has at most {MAX_LINE_BYTES:,} bytes."
-_NO_UTF_8: Final = "This line is not in UTF-8."
-_NO_QUESTION: Final = "This is not an object with the fields of a question."
+_TOO_LONG: Final = f"A line must have at most {MAX_LINE_BYTES:,} bytes."
+_NO_UTF_8: Final = "This line is not valid UTF-8."
+_NO_QUESTION: Final = "Expected an object with the fields video_id, advertiser_id and, optionally, at."
 _BYTE_ORDER_MARK: Final = "\ufeff"
 
 
@@ -254,13 +254,13 @@ def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
         try:
             sent = orjson.loads(text)
         except orjson.JSONDecodeError:
-            return Line(number, error="This is not JSON.")
+            return Line(number, error="Expected JSON.")
     else:
         cells = _cells(text)
         if cells is None:
-            return Line(number, error="A quote in this line does not close, or text follows on one that does.")
+            return Line(number, error="A quoted value in this line is not closed, or is followed by other text.")
         if len(cells) != len(columns):
-            return Line(number, error=f"A line of this table has {len(columns)} cells, separated by commas.")
+            return Line(number, error=f"Expected {len(columns)} values, separated by commas.")
         sent = {
             column: cell.strip().removeprefix(_SAFE)
             for column, cell in zip(columns, cells, strict=True)
@@ -271,7 +271,7 @@ def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
     except ValidationError as error:
         return Line(number, error=_said(error))
     if columns is None and names_twice(sent, text.encode()):
-        return Line(number, error="A field is named twice.")
+        return Line(number, error="A field is repeated.")
     return Line(number, question)
 
 
@@ -290,7 +290,7 @@ def _said(error: ValidationError) -> str:
         name = next((str(part) for part in found["loc"] if part in COLUMNS), "")
         match found["type"]:
             case "extra_forbidden":
-                wrong.append(f"There is a field here that is not known; known are {', '.join(COLUMNS)}.")
+                wrong.append(f"Unknown field. Known fields: {', '.join(COLUMNS)}.")
             case "missing":
                 wrong.append(f"{name} is required.")
             case _:

@@ -87,7 +87,7 @@ class LaunchCampaign(Command):
     def _after_the_start(cls, ends_at: Moment, info: ValidationInfo) -> Moment:
         starts_at = info.data.get("starts_at")
         if starts_at is not None and ends_at <= starts_at:
-            raise PydanticCustomError("order", "A campaign ends after it starts.")
+            raise PydanticCustomError("order", "A campaign must end after it starts.")
         return ends_at
 
 

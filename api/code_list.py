@@ -86,16 +86,14 @@ class CodesQuery(QueryModel):
     @model_validator(mode="after")
     def _no_other_order_of_what_was_live(self) -> Self:
         if self.live_at is not None and self.order == "newest" and "order" in self.model_fields_set:
-            raise malformed_query("order", "With `live_at` the soonest to end come first: leave `order` out.")
+            raise malformed_query("order", "`live_at` sorts by the end of the window. Leave out `order`.")
         refuse_empty(self.live_at, self.expires_before, "live_at", "expires_before")
         return self
 
     @model_validator(mode="after")
     def _no_ended_codes_that_are_yet_to_end(self) -> Self:
         if self.order == "ending" and self.live_at is None and self.state in {"expired", "revoked"}:
-            raise malformed_query(
-                "state", "With `order=ending` there are codes alone that are neither expired nor revoked."
-            )
+            raise malformed_query("state", "`order=ending` lists only codes that are neither expired nor revoked.")
         return self
 
 

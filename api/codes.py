@@ -91,7 +91,7 @@ class ExtendCode(Command):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.days is None) == (self.expires_at is None):
-            raise PydanticCustomError("one_of", "Send days or expires_at, and only one of both.")
+            raise PydanticCustomError("one_of", "Send either days or expires_at, not both.")
         return self
 
 
@@ -154,7 +154,7 @@ async def generate_code(
     if guessing:
         refuse_guessing(caller)
     if b"if-match" in headers.of(caller.request):
-        raise Problem("malformed_header", "If-Match speaks of a code, and there is none yet.")
+        raise Problem("malformed_header", "If-Match needs an existing code. This request creates one.")
     code_id = uuid7()
     secret = Sealed(body.secret or "#" + secrets.token_urlsafe(SECRET_BYTES))
     policy = policy_of(caller)
@@ -221,7 +221,7 @@ async def revoke_code(
 ) -> Response:
     """Take a code back for good, and switch its video's own Ad Authorization off with it."""
     if body.force and caller.role not in UNBOUND:
-        raise NotAllowed("Only keys with the role operator or admin force a revocation.")
+        raise NotAllowed("Only keys with the role operator or admin can force a revocation.")
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
@@ -242,7 +242,7 @@ async def reveal_code(
     For keys from which that was not withheld.
     """
     if not caller.key.reveals:
-        raise NotAllowed("This key may not show secrets; `may_reveal` was withheld from it.")
+        raise NotAllowed("This key is not allowed to reveal secrets: its `may_reveal` is false.")
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
@@ -264,7 +264,7 @@ async def add_note(
     if body.about_position is not None:
         head = await caller.services.events.head(caller.ledger_id)
         if body.about_position > head:
-            raise malformed_body("/about_position", "There is no event at this position yet.")
+            raise malformed_body("/about_position", "This ledger has no event at this position yet.")
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         return await commands.add_note(

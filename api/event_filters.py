@@ -102,5 +102,5 @@ class Filters(Conditions):
     @model_validator(mode="after")
     def _no_reversed_range(self) -> Self:
         if self.after is not None and self.before is not None and self.after > self.before:
-            raise malformed_query("before", "No position lies before this and after `after`: the range is reversed.")
+            raise malformed_query("before", "`before` must be greater than `after`: this range is empty.")
         return self

@@ -29,7 +29,7 @@ class HealthAnswer(Answer):
     stopped: Annotated[list[str], Field(description="The views that have stopped.")] = Field(default=[])
 
 
-READ_ONLY: Final = "The database takes no writes: it is a standby, or was made read-only. Reads are answered."
+READ_ONLY: Final = "The database accepts no writes: it is a standby or read-only. Reads still work."
 # The views' states are those of the database, not of a ledger.
 _NO_LEDGER: Final = 0
 

@@ -123,9 +123,12 @@ class RedemptionsQuery(InTime):
     @model_validator(mode="after")
     def _no_refused_redemptions(self) -> Self:
         if self.refused is False and self.reason is not None:
-            raise malformed_query("reason", "A redemption was not refused: no attempt has this and `refused=false`.")
+            raise malformed_query("reason", "Only refused attempts have a reason. Leave out `refused=false`.")
         if self.shared is not None and (self.refused or self.reason is not None):
-            raise malformed_query("shared", "This tells redemptions apart: no attempt that was refused has it.")
+            raise malformed_query(
+                "shared",
+                "Only successful redemptions have this. It cannot be combined with filters for refused attempts.",
+            )
         return self
 
 

@@ -39,7 +39,7 @@ class ViewEntry(Answer):
     state: Annotated[str, Field(description="following, building or failed.")]
     position: Annotated[int, Field(ge=0, description="How far it has read this ledger.")]
     lag: Annotated[int, Field(ge=0, description="Events it has not read yet.")]
-    lag_seconds: Annotated[float, Field(ge=0, description="Since the oldest of those was recorded.")]
+    lag_seconds: Annotated[float, Field(ge=0, description="The age of the oldest event not processed yet.")]
     error: Annotated[str | None, Field(description="What stopped it, where that was an event of this ledger.")]
     stopped_before: Annotated[int | None, Field(description="The position of that event.")]
 
@@ -49,7 +49,7 @@ class SubscriberEntry(Answer):
     state: Annotated[str, Field(description="publishing, retrying, or stopped until a person acts.")]
     position: Annotated[int, Field(ge=0, description="How far the ledger was handed over.")]
     lag: Annotated[int, Field(ge=0, description="Events that were not yet.")]
-    lag_seconds: Annotated[float, Field(ge=0, description="Since the oldest of those was recorded.")]
+    lag_seconds: Annotated[float, Field(ge=0, description="The age of the oldest event not processed yet.")]
     errors: Annotated[int, Field(ge=0, description="Attempts that failed.")]
 
 
@@ -141,7 +141,7 @@ def _utc_day(value: object) -> datetime:
         day = None
     if day is None or not FIRST_YEAR <= day.year <= LAST_YEAR:
         raise PydanticCustomError(
-            "day", f"This is not a day such as 2026-03-01, in the years {FIRST_YEAR} to {LAST_YEAR}."
+            "day", f"Expected a day such as 2026-03-01, in the years {FIRST_YEAR} to {LAST_YEAR}."
         )
     return datetime.combine(day, time(), UTC)
 

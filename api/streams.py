@@ -74,10 +74,10 @@ ENDINGS: Final[dict[Ending, str]] = {
     "shutting_down": "The server is stopping. Reconnect with Last-Event-ID.",
     "unavailable": "The log cannot be read now. Reconnect with Last-Event-ID.",
 }
-_OPEN: Final = Gauge("sparkledger_streams", "Event streams that are open.")
-_ENDED: Final = Counter("sparkledger_streams_ended", "Event streams that were ended from here, by why.", ["reason"])
-_SENT: Final = Counter("sparkledger_stream_events", "Events handed to event streams.")
-_LAG: Final = Gauge("sparkledger_stream_lag_events", "Events that the hindmost event stream was not handed yet.")
+_OPEN: Final = Gauge("sparkledger_streams", "Open event streams.")
+_ENDED: Final = Counter("sparkledger_streams_ended", "Event streams ended by the server, by reason.", ["reason"])
+_SENT: Final = Counter("sparkledger_stream_events", "Events sent to event streams.")
+_LAG: Final = Gauge("sparkledger_stream_lag_events", "Events the slowest event stream is behind.")
 
 router = APIRouter(route_class=Route, tags=["Audit"])
 

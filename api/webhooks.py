@@ -60,7 +60,7 @@ EVENT_TYPES: Final = event_types()
 
 def _known(types: list[str]) -> list[str]:
     if not EVENT_TYPES.issuperset(types):
-        raise PydanticCustomError("type", "There is a type here that no event has.")
+        raise PydanticCustomError("type", "Unknown event type.")
     return sorted(set(types))
 
 
@@ -133,9 +133,9 @@ class WebhookAnswer(Answer):
     position: Annotated[int, Field(ge=0, description="Everything up to here was delivered, or waits, or is dead.")]
     lag: Annotated[int, Field(ge=0, description="Events beyond that.")]
     lag_seconds: Annotated[float, Field(ge=0, description="How long the oldest of them waits.")]
-    waiting: Annotated[int, Field(ge=0, description="Messages that wait for another attempt.")]
-    dead: Annotated[int, Field(ge=0, description="Messages that were given up.")]
-    failures: Annotated[int, Field(ge=0, description="Attempts that failed since one succeeded.")]
+    waiting: Annotated[int, Field(ge=0, description="Messages waiting for a retry.")]
+    dead: Annotated[int, Field(ge=0, description="Messages that were given up (dead letters).")]
+    failures: Annotated[int, Field(ge=0, description="Consecutive failed attempts.")]
     delivered: Annotated[int, Field(ge=0, description="Attempts that succeeded.")]
     failed: Annotated[int, Field(ge=0, description="Attempts that failed.")]
     delivered_at: Annotated[answered.Moment | None, Field(description="When one last succeeded.")]

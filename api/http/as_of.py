@@ -28,7 +28,7 @@ async def known_in(store: EventReader, ledger_id: int, as_of: datetime | int, no
     """Do what `known_at` does, for a ledger that no key was shown for."""
     if isinstance(as_of, datetime):
         if as_of > now:
-            raise malformed_query("as_of", "This lies in the future; what the ledger will know is not known.")
+            raise malformed_query("as_of", "This time is in the future. What the ledger will know then is not known.")
         return await store.position_at(ledger_id, as_of), as_of
     if as_of == 0:
         return 0, now
@@ -46,7 +46,7 @@ async def refuse_ahead(caller: Caller, at_least: int | None) -> None:
 
     """
     if at_least is not None and at_least > await caller.services.events.head(caller.ledger_id):
-        raise Unavailable("The ledger has not reached this position yet. Ask again in a moment.")
+        raise Unavailable("The ledger has not reached this position yet. Try again in a moment.")
 
 
 def upto(stream: list[RecordedEvent], position: int) -> list[RecordedEvent]:

@@ -35,7 +35,9 @@ MAX_Q_CHARACTERS: Final = 500
 _WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,99}")
 # What the bytes that are no UTF-8 have become: looked for, it would find nothing, and say nothing of why.
 _REPLACEMENT: Final = "\ufffd"
-_NO_UTF_8: Final = PydanticCustomError("utf_8", "This is not in UTF-8, or holds U+FFFD, which stands for what is not.")
+_NO_UTF_8: Final = PydanticCustomError(
+    "utf_8", "This is not valid UTF-8, or contains the replacement character U+FFFD."
+)
 # A plus stands for a space in a query, unless it is written as %2B.
 _LOST_PLUS: Final = re.compile(r".*[0-9] [0-9]{2}:[0-9]{2}")
 
@@ -43,7 +45,7 @@ _LOST_PLUS: Final = re.compile(r".*[0-9] [0-9]{2}:[0-9]{2}")
 def _whole(value: object) -> object:
     """Read a number from the query: digits alone, for `1_0`, ` 1` and `1.0` are slips, not numbers."""
     if isinstance(value, str) and _WHOLE.fullmatch(value) is None:
-        raise PydanticCustomError("whole", "This is not a whole number from 0 upwards.")
+        raise PydanticCustomError("whole", "Expected a whole number, 0 or greater.")
     return int(value) if isinstance(value, str) else value
 
 
@@ -51,14 +53,14 @@ def _code_id(value: object, read: ValidatorFunctionWrapHandler) -> object:
     try:
         return read(value)
     except ValidationError:  # the library's own message shows a part of what was sent
-        raise PydanticCustomError("code_id", "This is not the id of a code, a UUID.") from None
+        raise PydanticCustomError("code_id", "Expected the id of a code, which is a UUID.") from None
 
 
 def _as_of(value: object) -> datetime | int:
     if isinstance(value, str) and _WHOLE.fullmatch(value) is not None:
         position = int(value)
         if position > MAX_POSITION:
-            raise PydanticCustomError("as_of", "No ledger reaches this position.")
+            raise PydanticCustomError("as_of", "No ledger can have this position.")
         return position
     return parse_moment(value)
 
@@ -69,9 +71,9 @@ def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
     match error["type"]:
         case "extra_forbidden":
             loc = ()
-            message = f"There is a parameter here that is not known; known are {', '.join(known)}."
+            message = f"Unknown parameter. Known parameters: {', '.join(known)}."
         case "moment" if isinstance(error["input"], str) and _LOST_PLUS.fullmatch(error["input"]):
-            message = "A + in a query stands for a space: write %2B for that of an offset, or give the time with Z."
+            message = "In a query, + means a space. Write %2B for the + of an offset, or give the time with Z."
     # The message is a template, and holds nothing to fill in.
     return {"type": PydanticCustomError("parameter", cast("Any", message)), "loc": loc, "input": None}
 
@@ -140,13 +142,13 @@ def refuse_empty(
 
     """
     if since is not None and until is not None and since >= until:
-        raise malformed_query(until_name, f"This is not later than `{since_name}`, so the range holds nothing.")
+        raise malformed_query(until_name, f"This must be later than `{since_name}`: this range is empty.")
 
 
 EitherCursor = Annotated[
     str | None,
     StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
-    Field(description="`next_cursor` or `prev_cursor` of another page, for the same filters."),
+    Field(description="The `next_cursor` or `prev_cursor` of another page with the same filters."),
 ]
 NextCursor = Annotated[
     str | None,
@@ -165,7 +167,7 @@ To = Annotated[Moment | None, Field(description="Before this moment, in effectiv
 
 def _flag(value: object) -> object:
     if value not in {"true", "false"}:
-        raise PydanticCustomError("flag", "This is neither true nor false.")
+        raise PydanticCustomError("flag", "Expected true or false.")
     return value == "true"
 
 
