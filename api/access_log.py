@@ -21,7 +21,7 @@ from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel, refuse
 from api.http.responses import answer
 from api.http.route import Route
 from domain.values import Role
-from infra.auth.access_log import FIRST, LAST, MACHINE_ROLE, TOLD_TOGETHER, Access, AccessFilter
+from infra.auth.access_log import FIRST, GROUPED_ROLE, LAST, MACHINE_ROLE, Access, AccessFilter
 from infra.crypto.sealed_terms import seal_search_terms, unseal_search_terms
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ async def enter(
     """
     request = caller.request
     asked = seal_search_terms(await caller.services.keyring.ledger(caller.ledger_id), asked)
-    if caller.role == TOLD_TOGETHER:
+    if caller.role == GROUPED_ROLE:
         asked = {name: value for name, value in asked.items() if name not in _PLACE}
     access = Access(
         key_id=caller.key.key_id,

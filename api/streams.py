@@ -36,7 +36,7 @@ from api.http.protocol import ABORT
 from api.http.query_params import Place
 from api.http.route import Route
 from domain.values import CLOCK
-from infra.auth.access_log import TOLD_TOGETHER
+from infra.auth.access_log import GROUPED_ROLE
 from infra.errors import Unavailable
 from infra.eventstore.event_filter import EventFilter
 from infra.eventstore.live_subscription import FellBehind, LiveSubscriptions
@@ -149,7 +149,7 @@ class Stream(EventSourceResponse):
     async def _entered(self) -> AsyncIterator[None]:
         """Record in the log of accesses that this begins, and how it ended."""
         caller = self._caller
-        together = caller.role == TOLD_TOGETHER
+        together = caller.role == GROUPED_ROLE
         access_id = await enter(
             caller, self._asked, rows=0, format="text/event-stream", complete=True if together else None
         )

@@ -126,7 +126,7 @@ class Serving:
             tasks = [asyncio.create_task(runner.run()) for runner in runners]
             tasks.append(asyncio.create_task(self.expiry.run()))
             erasures = Erasures(worker.database, worker.aggregates, worker.key_admin)
-            tasks.append(asyncio.create_task(erasures.run(look_every_s=0.2)))
+            tasks.append(asyncio.create_task(erasures.run(poll_s=0.2)))
             services = Services(
                 handler=api.handler,
                 aggregates=api.aggregates,

@@ -67,7 +67,7 @@ def test_the_master_key_is_rotated_and_a_creator_erased_beside_a_running_server(
             assert (code, before.count("present, given")) == (0, 1), before
             code, said = run(live, "master-key", "rotate")
             assert code == 0, said
-            assert "creator_keys: 1 wrapped anew" in said
+            assert "creator_keys: 1 keys wrapped again" in said
             assert [revealed(api, generate(api, "ben")), revealed(api, first)] == ["#of-ben", "#of-ana"]
             _, after = run(live, "master-key", "show")
             assert [line.split()[0] for line in after.splitlines() if "present" in line] != before.split()[:1]

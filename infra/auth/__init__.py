@@ -1,1 +1,1 @@
-"""Who calls: API keys, tokens of identity providers, and the log of their accesses."""
+"""Authentication by API keys and OpenID Connect tokens, administration of keys, and the access log."""

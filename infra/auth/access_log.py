@@ -1,7 +1,8 @@
-"""The log of who read the trail: written before an answer is given, so that no read goes unrecorded.
+"""The access log: who read the audit trail, and who changed keys.
 
-Accesses that wait together are one insert and one commit. What hands out more than one answer holds, an export, is
-recorded when it begins and once more when it ends. What cannot be recorded is not answered.
+An access is recorded before it is answered, and is not answered where it cannot be recorded. Accesses that wait at the
+same time share one insert and one commit. An export, which takes longer than one answer, is recorded when it begins and
+again when it ends.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from domain.values import Role
     from infra.postgres.pool import Database, LedgerConnection
 
-# A year and a month: who audits once a year still finds who audited a year ago.
+# A year and a month: a yearly audit still finds who audited a year ago.
 KEEP_ACCESSES_DAYS: Final = 400
-# The role of whoever sits at the machine and uses the command line, with no key.
+# The role recorded for the command line, which has no key.
 MACHINE_ROLE: Final = "machine"
-# Whose reads of an hour are one entry: services that ask again and again for what is new.
-TOLD_TOGETHER: Final = "subscriber"
+# The role whose equal reads of an hour share one entry: services that poll for new events.
+GROUPED_ROLE: Final = "subscriber"
 
 FIRST: Final = UUID(int=0)
 LAST: Final = UUID(int=2**128 - 1)
@@ -74,8 +75,8 @@ _WITH_KEY: Final = "AND key_id = %(key_id)s"
 _AT_THE_MACHINE: Final = "AND key_id IS NULL"
 _SINCE: Final = "AND at >= %(since)s"
 _UNTIL: Final = "AND at < %(until)s"
-# An id tells when by the clock of the process that recorded it, `at` by the database's.
-_CLOCKS_APART: Final = timedelta(days=1)
+# An id has the time of the process that recorded the access, and `at` that of the database.
+_CLOCK_SKEW: Final = timedelta(days=1)
 
 _PURGE: Final = """
     DELETE FROM accesses
@@ -93,14 +94,14 @@ class Access:
     """One access, to be recorded.
 
     Attributes:
-        key_id: whose key; None for the command line.
-        role: the key's, or `MACHINE_ROLE`.
+        key_id: the key of the request; None for the command line.
+        role: the key's role, or `MACHINE_ROLE`.
         route: the template of the address, or the command.
-        query: what was asked, as JSON.
-        format: of the answer, as a media type.
-        rows: events, or questions, that the answer holds; what an export begins with is 0.
-        complete: whether all that was asked for was handed out; None while that is under way.
-        request_id: as in our logs; it tells two accesses apart that are the same in all else.
+        query: the parameters of the request, as JSON.
+        format: the media type of the answer.
+        rows: how many events, or questions, the answer contains; 0 where an export begins.
+        complete: whether everything that was asked for was sent; None while an export is running.
+        request_id: the id of the request in our logs; it distinguishes accesses that are equal in all else.
 
     """
 
@@ -137,7 +138,7 @@ COMMAND_LINE: Final = AccessContext()
 
 @dataclass(frozen=True, slots=True)
 class AccessRow:
-    """One access as it stands in the log: `reads` of it in one hour, where they are told together."""
+    """One entry of the access log; where equal reads of an hour share an entry, `reads` counts them."""
 
     access_id: UUID
     at: datetime
@@ -157,13 +158,13 @@ class AccessRow:
 
 @dataclass(frozen=True, slots=True)
 class AccessFilter:
-    """Which accesses are asked for; all that is given must hold.
+    """A filter of accesses; every condition that is given must hold.
 
     Attributes:
-        key_id: those with this key alone.
-        machine: those of the command line alone.
-        since: at this moment or later.
-        until: before this moment.
+        key_id: only accesses with this key.
+        machine: only accesses of the command line.
+        since: only accesses at this time or later.
+        until: only accesses before this time.
 
     """
 
@@ -173,7 +174,7 @@ class AccessFilter:
     until: datetime | None = None
 
     def conditions(self) -> str:
-        """Return what a row must fulfil."""
+        """Return the SQL conditions that a row must fulfil."""
         given = {
             _WITH_KEY: self.key_id is not None,
             _AT_THE_MACHINE: self.machine,
@@ -183,10 +184,10 @@ class AccessFilter:
         return " ".join(condition for condition, is_given in given.items() if is_given)
 
     def ids(self) -> tuple[UUID, UUID]:
-        """Return the ids before the first and after the last that may be of this time."""
+        """Return an id before the first, and one after the last, that may belong to this time."""
         return (
-            FIRST if self.since is None else first_uuid7(self.since - _CLOCKS_APART),
-            LAST if self.until is None else first_uuid7(self.until + _CLOCKS_APART),
+            FIRST if self.since is None else first_uuid7(self.since - _CLOCK_SKEW),
+            LAST if self.until is None else first_uuid7(self.until + _CLOCK_SKEW),
         )
 
 
@@ -194,31 +195,24 @@ ALL: Final = AccessFilter()
 
 
 class AccessLog:
-    """Records accesses, and reads them."""
+    """Records accesses and lists them."""
 
     def __init__(self, database: Database) -> None:
-        """Take the sessions to write and read with."""
+        """Take the database."""
         self._database = database
-        self._recorded = BatchLoader(self._record)
+        self._record_batched = BatchLoader(self._record)
 
     async def record(self, ledger_id: int, access: Access) -> UUID:
-        """Record an access, and return its id once that is committed.
+        """Record an access, and return the id of its entry once that is committed.
 
-        Raises:
-            Unavailable: it could not be recorded; then nothing must be answered.
-
+        Where this raises, the request must not be answered.
         """
-        access_id = await self._recorded(ledger_id, access)
+        access_id = await self._record_batched(ledger_id, access)
         assert access_id is not None  # noqa: S101 - every access gets one
         return access_id
 
     async def end(self, ledger_id: int, access_id: UUID, *, rows: int, complete: bool) -> None:
-        """Record how an access that was under way ended.
-
-        Raises:
-            Unavailable: the database is away; the access then stands as one whose end is not known.
-
-        """
+        """Record the end of an access that was running; where this fails, the entry stays without an end."""
 
         async def run(connection: LedgerConnection) -> None:
             await connection.execute(_END, (rows, complete, ledger_id, access_id))
@@ -235,12 +229,7 @@ class AccessLog:
         after: UUID = FIRST,
         backwards: bool = False,
     ) -> list[AccessRow]:
-        """Return accesses between two ids, newest first; backwards, those nearest to `after`.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Return at most `limit` accesses between two ids, newest first; with `backwards`, those nearest to `after`."""
         first, last = wanted.ids()
         query = _PAGE.format(further=wanted.conditions(), direction="ASC" if backwards else "DESC")
         parameters = {
@@ -261,7 +250,7 @@ class AccessLog:
         return rows[::-1] if backwards else rows
 
     async def _record(self, ledger_id: int, accesses: Sequence[Access]) -> dict[Access, UUID]:
-        # Made once: where the first attempt's commit got lost on its way back, the second adds nothing.
+        # Chosen once: where the answer to the first commit was lost, the second attempt adds nothing.
         ids = {access: uuid7() for access in accesses}
 
         async def run(connection: LedgerConnection) -> dict[Access, UUID]:
@@ -271,47 +260,47 @@ class AccessLog:
 
 
 async def record_within(connection: LedgerConnection, ledger_id: int, access: Access) -> None:
-    """Record an access in a transaction that is under way: it stands if, and only if, what it tells of does."""
+    """Record an access in the transaction of the change that it describes: both are stored, or neither."""
     await _insert(connection, ledger_id, {access: uuid7()})
 
 
 async def _insert(connection: LedgerConnection, ledger_id: int, ids: Mapping[Access, UUID]) -> dict[Access, UUID]:
-    """Insert or add to entries; return the entry of each access."""
-    shared = {access: _shared(access) or access_id for access, access_id in ids.items()}
-    together: dict[UUID, tuple[Access, int]] = {}
+    """Insert entries, or add to those that are shared; return the id of the entry of each access."""
+    groups = {access: _group_id(access) or access_id for access, access_id in ids.items()}
+    merged: dict[UUID, tuple[Access, int]] = {}
     entries: dict[UUID, UUID] = {}
-    for access, common in shared.items():
-        known, reads = together.get(common, (replace(access, rows=0), 0))
-        together[common] = (replace(access, rows=known.rows + access.rows), reads + 1)
-        entries.setdefault(common, ids[access])
-    told = [access for access, _ in together.values()]
+    for access, group in groups.items():
+        known, reads = merged.get(group, (replace(access, rows=0), 0))
+        merged[group] = (replace(access, rows=known.rows + access.rows), reads + 1)
+        entries.setdefault(group, ids[access])
+    recorded = [access for access, _ in merged.values()]
     columns = (
         Uuids(list(entries.values())),
-        Uuids(list(together)),
-        Uuids([access.key_id for access in told]),
-        Texts([access.role for access in told]),
-        Texts([access.route for access in told]),
-        Texts([access.query.decode() for access in told]),
-        Texts([access.format for access in told]),
-        Texts([access.request_id for access in told]),
-        Ints([reads for _, reads in together.values()]),
-        Bigints([access.rows for access in told]),
-        Texts([None if access.complete is None else str(access.complete) for access in told]),
+        Uuids(list(merged)),
+        Uuids([access.key_id for access in recorded]),
+        Texts([access.role for access in recorded]),
+        Texts([access.route for access in recorded]),
+        Texts([access.query.decode() for access in recorded]),
+        Texts([access.format for access in recorded]),
+        Texts([access.request_id for access in recorded]),
+        Ints([reads for _, reads in merged.values()]),
+        Bigints([access.rows for access in recorded]),
+        Texts([None if access.complete is None else str(access.complete) for access in recorded]),
     )
     cursor = await connection.execute(_RECORD, (ledger_id, *columns), prepare=True)
-    # Of one that was there already its own id; an entry that its first attempt made is not told again.
+    # An entry that existed has its own id. One that the first attempt of this insert made is not returned again.
     entries.update(await cursor.fetchall())
-    return {access: entries[common] for access, common in shared.items()}
+    return {access: entries[group] for access, group in groups.items()}
 
 
 async def purge(connection: LedgerConnection, rows: int) -> int:
-    """Forget accesses that have been kept long enough, at most so many; needs the worker's rights."""
+    """Delete at most `rows` accesses that are older than `KEEP_ACCESSES_DAYS`; needs the worker's rights."""
     return (await connection.execute(_PURGE, (KEEP_ACCESSES_DAYS, rows))).rowcount
 
 
-def _shared(access: Access) -> UUID | None:
-    """Return what accesses that are told together have in common: their hour, key, route and query."""
-    if access.role != TOLD_TOGETHER:
+def _group_id(access: Access) -> UUID | None:
+    """Return an id that equal reads of this hour share; None for accesses that are recorded one by one."""
+    if access.role != GROUPED_ROLE:
         return None
     hour = datetime.now(UTC).strftime("%Y-%m-%dT%H")
     named = orjson.dumps([hour, access.key_id, access.route, access.format, access.query.decode()])

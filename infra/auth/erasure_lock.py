@@ -1,7 +1,7 @@
-"""Creators who were erased, as those see them who write down what names a person.
+"""The lock between erasures and the writing of names: no name of an erased creator is stored again.
 
-No key is made that acts for erased creators alone, and no bearer of tokens is let in who does: so no name of theirs
-comes back. Whoever is about to write keeps erasures from being carried out meanwhile, and only then looks.
+No key is created that acts only for erased creators, and no token that does is accepted. A transaction that is about to
+store a name first blocks the erasures of its ledger, and only then checks who is erased.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _KEEP_OFF: Final = "SELECT pg_advisory_xact_lock_shared(%s, %s)"
 
-# From the event on, whether or not its deed is done.
+# A creator counts as erased from the event on, whether or not the erasure was carried out.
 _ERASED: Final = """
     SELECT count(*)
     FROM claims c
@@ -35,14 +35,14 @@ _ERASED: Final = """
 
 
 async def block_erasures(connection: LedgerConnection, ledger_id: int) -> None:
-    """Keep erasures of a ledger from being carried out until the transaction ends."""
+    """Keep the erasures of a ledger from being carried out until the transaction ends."""
     await connection.execute(_KEEP_OFF, (AdvisoryLock.ERASURE, ledger_id))
 
 
 async def all_erased(
     connection: LedgerConnection, ledger_id: int, keys: LedgerKeys, creator_ids: Collection[str]
 ) -> bool:
-    """Tell whether there are creators here and all of them were erased; stays so until the transaction ends."""
+    """Tell whether there are `creator_ids` and all are erased; the answer holds until the transaction ends."""
     if not creator_ids:
         return False
     await block_erasures(connection, ledger_id)

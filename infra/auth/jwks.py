@@ -1,8 +1,8 @@
-"""The public keys of issuers of tokens: fetched from them, remembered, and fetched again when they change.
+"""JSON Web Key Sets (RFC 7517): the public keys of the issuers of tokens, fetched, cached and refreshed.
 
-Whoever sends a token that nobody signed can make us fetch, so that is bounded in every way: how often, how long, how
-much. An issuer is asked over HTTPS at the address that was configured, or that it names itself in its discovery
-document; no redirect is followed, and no address in a token is ever looked at.
+Anyone who sends a forged token can trigger a fetch, so fetches are bounded in number, time and size. An issuer is asked
+over HTTPS, at the configured address or at the one in its discovery document. No redirect is followed, and no address
+in a token is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 
-from infra.auth.oidc_issuers import told_problem
+from infra.auth.oidc_issuers import advertised_address_problem
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 DISCOVERY: Final = "/.well-known/openid-configuration"
 
-# Keys of this age are asked for anew, beside; those of this age are no longer trusted.
+# Keys of the first age are fetched again in the background; keys of the second are no longer trusted.
 REFRESH_AFTER_S: Final = 600.0
 KEEP_S: Final = 3600.0
-# An issuer is asked once in so many seconds, whatever keys tokens name; or again so long after a failure.
-ASK_EVERY_S: Final = 30.0
-ASK_AGAIN_S: Final = 5.0
-WITHIN_S: Final = 5.0
+# An issuer is asked at most once in this time, whatever keys tokens name; sooner after a failure.
+MIN_FETCH_INTERVAL_S: Final = 30.0
+RETRY_AFTER_S: Final = 5.0
+TIMEOUT_S: Final = 5.0
 MAX_BYTES: Final = 256 * 1024
 MAX_KEYS: Final = 100
 MIN_RSA_BITS: Final = 2048
 MAX_RSA_BITS: Final = 8192
 
-# The one algorithm for each kind of key: what a token says of itself does not decide.
+# The one algorithm for each kind of key. It does not depend on what a token claims.
 ALGORITHMS: Final[Mapping[tuple[str, str | None], str]] = {
     ("RSA", None): "RS256",
     ("EC", "P-256"): "ES256",
@@ -51,12 +51,12 @@ log = logging.getLogger(__name__)
 
 
 class IssuerError(Exception):
-    """The issuer did not answer with keys."""
+    """The issuer did not answer with usable keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A public key of an issuer's."""
+    """A public key of an issuer."""
 
     key_id: str | None
     algorithm: str
@@ -64,24 +64,24 @@ class SigningKey:
 
 
 class KeySet:
-    """The keys of one issuer."""
+    """The key set of one issuer, cached."""
 
     def __init__(self, issuer: Issuer, clock: Callable[[], float]) -> None:
-        """Begin with none; they are fetched when the first token comes."""
+        """Start empty: the keys are fetched when the first token comes. The clock is in seconds."""
         self._issuer = issuer
         self._clock = clock
         self._keys: list[SigningKey] = []
         self._fetched_at = float("-inf")
-        self._ask_from = float("-inf")
+        self._next_fetch_at = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
-        # Counts the changes, so that what was verified with a key which is gone is verified again.
+        # Counts changes of the keys, so that a token verified with a key that is gone is verified again.
         self.changes = 0
 
     async def key(self, key_id: str | None, algorithm: str) -> SigningKey | None:
-        """Return the key of an id, or the only one that fits where a token names none; `None` if there is no such key.
+        """Return the key with this id, or the only one for the algorithm where a token names no id; None without one.
 
         Raises:
-            Unavailable: the issuer's keys are not known, and it does not tell them now.
+            Unavailable: the issuer's keys are not known, and cannot be fetched now.
 
         """
         found = self._matching(key_id, algorithm) if self.trusted() else None
@@ -89,21 +89,21 @@ class KeySet:
             return found
         fetching = self._fetch()
         if fetching is not None:
-            # Others wait for the same; who gives up does not end it.
+            # Other requests wait for the same fetch, so a cancelled one must not cancel it.
             await asyncio.shield(fetching)
         if self._clock() - self._fetched_at >= KEEP_S:
             raise Unavailable("The keys of the token's issuer cannot be fetched. Try again in a moment.", 5)
         return self._matching(key_id, algorithm)
 
     def trusted(self) -> bool:
-        """Tell whether the keys are young enough; those that grow old are fetched beside."""
+        """Tell whether the keys are recent enough to trust; ageing ones are fetched again in the background."""
         age = self._clock() - self._fetched_at
         if age > REFRESH_AFTER_S:
             self._fetch()
         return age < KEEP_S
 
     async def stop(self) -> None:
-        """Fetch no more."""
+        """Cancel a running fetch."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.gather(self._fetching, return_exceptions=True)
@@ -115,45 +115,45 @@ class KeySet:
         return next((key for key in fitting if key.key_id == key_id), None)
 
     def _fetch(self) -> asyncio.Task[None] | None:
-        """Begin to fetch the keys, or join who does; `None` where the issuer was asked just now."""
-        if self._fetching is None and self._clock() >= self._ask_from:
-            self._fetching = asyncio.create_task(self._fetched(), name="keys of an issuer")
+        """Start fetching the keys, or return the fetch that is running; None where the issuer was asked just now."""
+        if self._fetching is None and self._clock() >= self._next_fetch_at:
+            self._fetching = asyncio.create_task(self._fetched(), name="jwks fetch")
         return self._fetching
 
     async def _fetched(self) -> None:
         try:
-            async with asyncio.timeout(WITHIN_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 keys = await fetch_keys(self._issuer)
         except (IssuerError, httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            self._ask_from = self._clock() + ASK_AGAIN_S
+            self._next_fetch_at = self._clock() + RETRY_AFTER_S
             log.warning("The keys of issuer %s cannot be fetched: %s", self._issuer.issuer, _cause(error))
         else:
             self._fetched_at = self._clock()
-            self._ask_from = self._fetched_at + ASK_EVERY_S
-            if [_identity(key) for key in keys] != [_identity(key) for key in self._keys]:
+            self._next_fetch_at = self._fetched_at + MIN_FETCH_INTERVAL_S
+            if [_fingerprint(key) for key in keys] != [_fingerprint(key) for key in self._keys]:
                 self._keys, self.changes = keys, self.changes + 1
         finally:
             self._fetching = None
 
 
 async def fetch_keys(issuer: Issuer) -> list[SigningKey]:
-    """Ask an issuer for its keys; those that are of no use here are left out.
+    """Fetch an issuer's keys, without those that cannot verify tokens here.
 
     Raises:
-        IssuerError: its answer is not what it should be.
-        httpx.HTTPError: it cannot be reached.
+        IssuerError: the answer is not a key set.
+        httpx.HTTPError: the issuer cannot be reached.
 
     """
     async with httpx.AsyncClient(
-        follow_redirects=False, trust_env=False, timeout=WITHIN_S, verify=ssl.create_default_context()
+        follow_redirects=False, trust_env=False, timeout=TIMEOUT_S, verify=ssl.create_default_context()
     ) as client:
         address = issuer.jwks_uri
         if address is None:
-            told = await _json(client, issuer.issuer.rstrip("/") + DISCOVERY)
-            if told.get("issuer") != issuer.issuer:
+            document = await _json(client, issuer.issuer.rstrip("/") + DISCOVERY)
+            if document.get("issuer") != issuer.issuer:
                 raise IssuerError("its discovery document names another issuer")
-            address = str(told.get("jwks_uri"))
-            problem = told_problem(issuer.issuer, address)
+            address = str(document.get("jwks_uri"))
+            problem = advertised_address_problem(issuer.issuer, address)
             if problem is not None:
                 raise IssuerError(f"its jwks_uri is not allowed: {problem}")
         listed = (await _json(client, address)).get("keys")
@@ -164,7 +164,7 @@ async def fetch_keys(issuer: Issuer) -> list[SigningKey]:
 
 
 def signing_key(jwk: Mapping[str, Any]) -> SigningKey | None:
-    """Return a key of a key set, if signatures of ours can be verified with it."""
+    """Return a key of a key set; None where it cannot verify tokens here."""
     key_id, crv, operations = jwk.get("kid"), jwk.get("crv"), jwk.get("key_ops", ["verify"])
     algorithm = ALGORITHMS.get((str(jwk.get("kty")), crv if isinstance(crv, str) else None))
     if (
@@ -173,7 +173,7 @@ def signing_key(jwk: Mapping[str, Any]) -> SigningKey | None:
         or jwk.get("alg", algorithm) not in (algorithm, crv)  # RFC 9864 names an algorithm as its curve
         or jwk.get("use", "sig") != "sig"
         or not (isinstance(operations, list) and "verify" in operations)
-        or "d" in jwk  # a private key, which nobody was meant to see
+        or "d" in jwk  # a private key, published by mistake
     ):
         return None
     try:
@@ -186,9 +186,9 @@ def signing_key(jwk: Mapping[str, Any]) -> SigningKey | None:
 
 
 async def _json(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
-    """Fetch one JSON object, of a bounded size."""
+    """Fetch one JSON object of at most `MAX_BYTES`."""
     body = b""
-    # Not compressed: what is small on the wire must not become large here.
+    # Uncompressed, so that a small response cannot become a large one here.
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     async with client.stream("GET", address, headers=headers) as answer:
         if answer.status_code != httpx.codes.OK:
@@ -206,7 +206,7 @@ async def _json(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
     return content
 
 
-def _identity(key: SigningKey) -> tuple[str | None, str, Any]:
+def _fingerprint(key: SigningKey) -> tuple[str | None, str, Any]:
     return key.key_id, key.algorithm, key.key.key
 
 

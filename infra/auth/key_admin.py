@@ -158,6 +158,7 @@ class KeyAdmin:
         if problem is not None:
             raise ValueError(problem)
         hashing = await self._keyring.hashing()
+        # The word "mint" goes into stored hashes, and into the texts that repeated requests get again.
         idempotency, new_text = await self._new_text("mint", context, idempotency_key)
         keys = await self._keyring.ledger(ledger_id)
         text = text or new_text

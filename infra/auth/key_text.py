@@ -1,9 +1,9 @@
-"""How the text of a key is written: so that people, and programs that look for leaked keys, know one when they see it.
+"""The text of an API key: a format that people and scanners for leaked keys recognise.
 
     slk_ + 43 characters for 256 random bits + 6 for a checksum, all of 0-9 A-Z a-z
 
-The checksum is the CRC-32 of the 43 characters. A scanner that finds it right has found a key, and no other random
-text; it guards nothing.
+The checksum is the CRC-32 of the 43 characters. A scanner that finds it correct has found a key, and no other random
+text. It protects nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 
 
 def key_text(random: bytes) -> str:
-    """Write 32 random bytes as a key."""
+    """Return the text of a key for 32 random bytes."""
     drawn = _in_base_62(int.from_bytes(random), RANDOM_CHARACTERS)
     return PREFIX + drawn + _in_base_62(zlib.crc32(drawn.encode()), CHECKSUM_CHARACTERS)
 

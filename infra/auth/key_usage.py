@@ -1,7 +1,7 @@
-"""When keys were used: the first time before anything is opened with them, and from then on now and then, beside.
+"""The use of keys: first use and last use of each.
 
-A key's first use stands in the log of accesses: who leaked a key, or was never meant to have one, is to be found there.
-When it was last used is written to the minute, by a task that no request waits for.
+The first use is recorded in the access log before the request is answered, so that the use of a key that leaked, or was
+never meant for its holder, can be found. The last use is stored to the minute by a background task.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from infra.postgres.pool import Database, LedgerConnection
 
 FIRST_USE: Final = "first use"
-WRITTEN_EVERY: Final = timedelta(minutes=1)
-# What comes in this long is written together.
+WRITE_INTERVAL: Final = timedelta(minutes=1)
+# Uses within this time are written together.
 GATHER_S: Final = 1.0
-MAX_DUE: Final = 10_000
+MAX_PENDING: Final = 10_000
 
 _FIRST: Final = """
     INSERT INTO api_key_uses (ledger_id, key_id, first_used_at, last_used_at)
@@ -48,21 +48,19 @@ _AGAIN: Final = """
 
 
 class KeyUsage:
-    """Writes down when keys are used."""
+    """Records when keys are used."""
 
     def __init__(self, database: Database) -> None:
-        """Take the sessions to write with."""
+        """Take the database."""
         self._database = database
-        self._written: RecentCache[UUID, datetime] = RecentCache(MAX_DUE)
-        self._due: dict[UUID, tuple[int, datetime]] = {}
+        self._written: RecentCache[UUID, datetime] = RecentCache(MAX_PENDING)
+        self._pending: dict[UUID, tuple[int, datetime]] = {}
         self._writing: asyncio.Task[None] | None = None
 
     async def first(self, key: ApiKey, now: datetime) -> None:
-        """Record that a key is used for the first time; where another process did so before, nothing happens.
+        """Record a key's first use, unless another process did so before.
 
-        Raises:
-            Unavailable: it could not be recorded; then nothing must be opened with it.
-
+        Where this raises, the request must not be let in.
         """
         access = Access(
             key_id=key.key_id,
@@ -80,31 +78,31 @@ class KeyUsage:
                 await record_within(connection, key.ledger_id, access)
 
     def note(self, key: ApiKey, now: datetime) -> None:
-        """Note that a key is used; it is written soon, if that was not done within the minute."""
+        """Note that a key is used; it is written within seconds, at most once a minute."""
         written = self._written.get(key.key_id)
-        if (written is not None and now - written < WRITTEN_EVERY) or len(self._due) >= MAX_DUE:
+        if (written is not None and now - written < WRITE_INTERVAL) or len(self._pending) >= MAX_PENDING:
             return
         self._written.put(key.key_id, now)
-        self._due[key.key_id] = (key.ledger_id, now)
+        self._pending[key.key_id] = (key.ledger_id, now)
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write(), name="uses of keys")
+            self._writing = asyncio.create_task(self._write(), name="key usage")
 
     async def stop(self) -> None:
-        """Write no more; what was noted in the last second is not kept."""
+        """Stop writing; what was noted in the last second is lost."""
         if self._writing is not None:
             self._writing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._writing
 
     async def _write(self) -> None:
-        while self._due:
+        while self._pending:
             await asyncio.sleep(GATHER_S)
-            due, self._due = self._due, {}
+            pending, self._pending = self._pending, {}
             by_ledger: dict[int, dict[UUID, datetime]] = {}
-            for key_id, (ledger_id, moment) in due.items():
+            for key_id, (ledger_id, moment) in pending.items():
                 by_ledger.setdefault(ledger_id, {})[key_id] = moment
             for ledger_id, moments in by_ledger.items():
-                # It is a hint for whoever cleans up keys: what cannot be written now is with the next use.
+                # The last use is a hint for cleaning up keys: what cannot be written now is written with the next use.
                 with suppress(Unavailable):
                     await self._write_for(ledger_id, moments)
 

@@ -1,7 +1,7 @@
-"""Bearer tokens: JSON Web Tokens (RFC 7519) that an issuer of the settings signed for us, checked as RFC 8725 says.
+"""OpenID Connect tokens: JSON Web Tokens (RFC 7519) of configured issuers, verified as RFC 8725 recommends.
 
-A token is refused unless its issuer is configured, its signature is one of the issuer's own keys by the one algorithm
-that goes with that key, and its audience and times are right. Nothing in its head but `alg` and `kid` is looked at.
+A token is refused unless its issuer is configured, one of the issuer's own keys signed it with the one algorithm for
+that kind of key, and its audience and times are right. Of its header, only `alg`, `kid` and `crit` are read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from infra.auth.oidc_issuers import Issuer
 
 MAX_TOKEN_CHARACTERS: Final = 8_192
-# Clocks of others may differ from ours by so much.
+# How far the issuers' clocks may differ from ours.
 SKEW: Final = timedelta(seconds=60)
 MAX_SUBJECT_CHARACTERS: Final = 255
 
@@ -37,7 +37,7 @@ _LAST_S: Final = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 _SIGNED_BY: Final = frozenset(ALGORITHMS.values())
 _OPTIONS: Final[Any] = {
     "require": ["iss", "sub", "aud", "exp"],
-    # By the clock of the application, below, and again with each request.
+    # Times are checked below, by the application's clock, and again with each request.
     "verify_exp": False,
     "verify_nbf": False,
     "verify_iat": False,
@@ -53,12 +53,16 @@ _UNKNOWN_KEY: Final = "The token names a key that its issuer does not have, or a
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a token was signed for.
+    """The rights that a token grants.
 
     Attributes:
-        issuer: who signed it.
-        subject: what the issuer calls its bearer.
-        since: when it may be used first, and `until` when no longer, our clocks' difference included.
+        issuer: who signed the token.
+        subject: the issuer's name for the bearer.
+        ledger: the name of the ledger that the token opens.
+        role: the role that the bearer acts in.
+        subjects: whom the bearer acts for.
+        since: when the token becomes valid, less `SKEW`.
+        until: when it stops being valid, plus `SKEW`.
 
     """
 
@@ -71,37 +75,37 @@ class Grant:
     until: datetime
 
     def refuse_untimely(self, now: datetime) -> None:
-        """Raise `TokenRefused` where the token is not valid yet, or no longer."""
+        """Raise `TokenRefused` where the token is not valid yet, or has expired."""
         _refuse_untimely(self.since, self.until, now)
 
 
 class Tokens:
-    """Verifies tokens."""
+    """Verifies the tokens of the configured issuers."""
 
     def __init__(self, issuers: Sequence[Issuer], clock: Callable[[], float] = time.monotonic) -> None:
-        """Take those whose tokens count, and the clock by which their keys grow old."""
+        """Take the issuers, and the clock in seconds by which their keys age."""
         self._issuers = {issuer.issuer: (issuer, KeySet(issuer, clock)) for issuer in issuers}
 
     @property
     def changes(self) -> int:
-        """How often the issuers' keys have changed: what was verified before is to be verified again."""
+        """How often the issuers' keys have changed; a token verified before a change must be verified again."""
         return sum(keys.changes for _, keys in self._issuers.values())
 
     def trusts(self, issuer: str) -> bool:
-        """Tell whether an issuer's keys are known as they are now, more or less; if not quite, see to it."""
+        """Tell whether an issuer's keys are recent enough to trust; ageing ones are fetched again meanwhile."""
         return self._issuers[issuer][1].trusted()
 
     async def stop(self) -> None:
-        """End what runs beside."""
+        """Stop the background tasks."""
         for _, keys in self._issuers.values():
             await keys.stop()
 
     async def verified(self, token: str, now: datetime) -> Grant:
-        """Return what a token was signed for.
+        """Return the rights that a token grants.
 
         Raises:
-            TokenRefused: it cannot be trusted.
-            NotAllowed: it can, and its claims open nothing here.
+            TokenRefused: the token cannot be trusted.
+            NotAllowed: its claims open nothing here.
             Unavailable: the keys of its issuer cannot be fetched.
 
         """
@@ -113,11 +117,11 @@ class Tokens:
             raise TokenRefused("The token is not signed with RS256, ES256 or EdDSA.")
         if "crit" in header or not isinstance(key_id, str | None):
             raise TokenRefused(_MALFORMED)
-        # Who says to have signed it, so that it is known whose keys to try; believed only once one of them fits.
-        said = claimed.get("iss")
-        if not isinstance(said, str) or said not in self._issuers:
+        # The claimed issuer says whose keys to try. It is believed only once one of those keys fits.
+        claimed_issuer = claimed.get("iss")
+        if not isinstance(claimed_issuer, str) or claimed_issuer not in self._issuers:
             raise TokenRefused("Tokens of this issuer are not accepted.")
-        issuer, keys = self._issuers[said]
+        issuer, keys = self._issuers[claimed_issuer]
         key = await keys.key(key_id, algorithm)
         if key is None:
             raise TokenRefused(_UNKNOWN_KEY)
@@ -159,7 +163,7 @@ def _refuse_untimely(since: datetime, until: datetime, now: datetime) -> None:
 
 
 def _objects(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read head and claims of a token whose signature nobody has looked at yet."""
+    """Return header and claims of a token whose signature is not verified yet."""
     parts = token.split(".")
     try:
         head, claims = (orjson.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))) for part in parts[:2])
@@ -171,7 +175,7 @@ def _objects(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _moment(seconds: Any) -> datetime:
-    """Read a time as tokens write it: seconds since 1970."""
+    """Return the time that a token gives in seconds since 1970."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _LAST_S:
         raise TokenRefused(_MALFORMED)
     return _EPOCH + timedelta(seconds=seconds)

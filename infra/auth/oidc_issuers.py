@@ -1,4 +1,7 @@
-"""Whose tokens are taken, and what their claims mean here: in which ledger, in which role, for which subjects."""
+"""Issuers of OpenID Connect tokens, as configured: how claims map to a ledger, a role and subjects.
+
+It is apart from `oidc`, which verifies tokens, because the settings load it at every start of the program.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _Ledger = Annotated[str, Field(pattern=ID_PATTERN)]
 
 
 def address_problem(url: str) -> str | None:
-    """Say what is wrong with an address that keys of issuers are fetched from."""
+    """Say why the keys of an issuer are not fetched from an address; None where they are."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
@@ -39,35 +42,35 @@ def address_problem(url: str) -> str | None:
     return None
 
 
-def told_problem(issuer: str, url: str) -> str | None:
-    """Say what is wrong with an address that an issuer tells of, rather than the settings."""
+def advertised_address_problem(issuer: str, url: str) -> str | None:
+    """Say why an address that an issuer advertises, and not the settings, is not used; None where it is."""
     problem = address_problem(url)
     if problem is None and urlsplit(url).hostname in LOOPBACK and urlsplit(issuer).hostname not in LOOPBACK:
-        # It would have us ask what listens for this machine alone.
+        # Otherwise an issuer could make us send requests to services that only this machine can reach.
         return "The keys of a remote issuer must not be on this machine."
     return problem
 
 
 class Issuer(BaseModel):
-    """One issuer of tokens, as the settings have it."""
+    """One configured issuer of tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    # As `iss` in its tokens, to the character.
+    # Exactly as `iss` in its tokens.
     issuer: _Text
-    # One of them is in `aud`.
+    # One of these must be in `aud`.
     audience: _Text | tuple[_Text, ...]
-    # Absent: as the issuer says of itself at /.well-known/openid-configuration.
+    # Absent: the address in the issuer's /.well-known/openid-configuration.
     jwks_uri: _Text | None = None
-    # One ledger for all its tokens, or which one by the values of a claim.
+    # One ledger for all its tokens, or a ledger for each value of a claim.
     ledger: _Ledger | None = None
     ledger_claim: _Text | None = None
     ledgers: dict[str, _Ledger] = {}
-    # One role for all its tokens, or which one by the values of a claim; where several fit, the first of these.
+    # One role for all its tokens, or a role for each value of a claim; where several match, the first listed here.
     role: Role | None = None
     role_claim: _Text | None = None
     roles: dict[str, Role] = {}
-    # Which claims name the subjects that creators and brands act for.
+    # The claims that name whom creators and brands act for.
     creator_ids_claim: _Text | None = None
     brand_ids_claim: _Text | None = None
     advertiser_ids_claim: _Text | None = None
@@ -102,7 +105,7 @@ class Issuer(BaseModel):
         """Return the name of the ledger that a token opens.
 
         Raises:
-            NotAllowed: its claims lead to none.
+            NotAllowed: the claims name none.
 
         """
         found = self.ledger or _first(self.ledgers, _texts(claims, self.ledger_claim))
@@ -111,10 +114,10 @@ class Issuer(BaseModel):
         return found
 
     def role_of(self, claims: Mapping[str, Any]) -> Role:
-        """Return the role in which a token's bearer acts.
+        """Return the role that a token's bearer acts in.
 
         Raises:
-            NotAllowed: its claims give it none.
+            NotAllowed: the claims give none.
 
         """
         found = self.role or _first(self.roles, _texts(claims, self.role_claim))
@@ -123,10 +126,10 @@ class Issuer(BaseModel):
         return found
 
     def subjects_of(self, claims: Mapping[str, Any], role: Role) -> Subjects:
-        """Return whom a token's bearer acts for, in a role.
+        """Return whom a token's bearer acts for in a role.
 
         Raises:
-            NotAllowed: it names nobody where the role acts for somebody, too many, or what cannot be an id.
+            NotAllowed: the claims name nobody though the role needs somebody, too many, or something that is no id.
 
         """
         subjects = Subjects()
@@ -153,7 +156,7 @@ def _ids(claims: Mapping[str, Any], claim: str | None) -> frozenset[str]:
 
 
 def _texts(claims: Mapping[str, Any], claim: str | None) -> list[str]:
-    """Return a claim's values: one text, or those of a list; `a.b` also leads into an object, as some issuers nest."""
+    """Return a claim's values, of a text or a list of texts; `a.b` also finds `b` nested in the object `a`."""
     found: Any = None
     if claim is not None:
         found = claims.get(claim)

@@ -1,1 +1,1 @@
-"""Keys and what is sealed with them: envelopes, the keyring, master keys and their rotation."""
+"""Envelope encryption, the keyring, and master keys with their rotation."""

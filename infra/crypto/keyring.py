@@ -1,7 +1,7 @@
-"""The keys that the database holds wrapped, unwrapped in memory for as long as they are in use.
+"""The keyring: keys that the database stores wrapped, unwrapped and cached in memory.
 
-What is stored is the short id of the master key, in 8 bytes, and the key as the key provider wrapped it. So each row
-says what opens it, and a rotation can be under way while keys are used and made.
+A stored key is the short id of its master key, in 8 bytes, and then the key as the key provider wrapped it. So each row
+names its master key, and keys can be used and created during a rotation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_LEDGERS_CACHED: Final = 1_000
 MAX_CREATORS_CACHED: Final = 20_000
-# The shared key that API keys are hashed with.
+# The purpose of the shared key that API keys are hashed with.
 API_KEYS: Final = "API keys"
 
 
@@ -41,25 +41,25 @@ def shared_purpose(name: str) -> str:
 
 
 async def wrapped_with(key_provider: KeyProvider, master_key_id: str, key: bytes, purpose: str) -> bytes:
-    """Return what is stored of a key: the id of the master key, then what the key provider made of the key."""
+    """Wrap a key and return what is stored: the id of the master key, then the wrapped key."""
     return bytes.fromhex(master_key_id) + await key_provider.wrap(master_key_id, key, purpose)
 
 
 async def unwrapped_with(key_provider: KeyProvider, wrapped: bytes, purpose: str) -> bytes:
-    """Return a stored key; raises `MasterKeyError` where it does not open."""
+    """Unwrap a stored key; raises `MasterKeyError` where that fails."""
     return await key_provider.unwrap(master_key_id_of(wrapped), wrapped[MASTER_KEY_ID_BYTES:], purpose)
 
 
 def master_key_id_of(wrapped: bytes) -> str:
-    """Return the short id of the master key that opens what is stored."""
+    """Return the short id of the master key that a stored key is wrapped with."""
     return wrapped[:MASTER_KEY_ID_BYTES].hex()
 
 
 class Keyring:
-    """Looks keys up, and makes a creator's on first use."""
+    """Looks up and unwraps keys, and creates a creator's key on first use."""
 
     def __init__(self, database: Database, key_provider: KeyProvider) -> None:
-        """Take the sessions to look up with, and who wraps and unwraps."""
+        """Take the database, and the provider of the master key."""
         self._database = database
         self._key_provider = key_provider
         self._hashing: ApiKeyHashing | None = None
@@ -70,32 +70,31 @@ class Keyring:
     async def wrap(self, key: bytes, purpose: str) -> bytes:
         """Wrap a key for storage, with the master key that the database names as the present one.
 
-        A column that holds what this returns is listed in `rotation`, and has the trigger that `0009_erasure.sql`
-        gives to the others. `purpose` says what the key is, for whom; each row has its own.
+        A column for wrapped keys must be listed in `rotation`, and have the trigger that `0009_erasure.sql` gives to
+        the others. `purpose` says what the key is and whose; no two rows share one.
 
         Raises:
             MasterKeyError: the present master key was not given.
-            Unavailable: the database, or the key provider, is away.
+            Unavailable: the key provider cannot be reached.
 
         """
         return await wrapped_with(self._key_provider, await self._present(), key, purpose)
 
     async def unwrap(self, wrapped: bytes, purpose: str) -> bytes:
-        """Unwrap a key as it was stored, for the purpose it was wrapped for.
+        """Unwrap a stored key, for the purpose it was wrapped for.
 
         Raises:
-            MasterKeyError: it is wrapped with a master key that was not given, or was changed.
-            Unavailable: the key provider is away.
+            MasterKeyError: it is wrapped with a master key that was not given, or was altered.
+            Unavailable: the key provider cannot be reached.
 
         """
         return await unwrapped_with(self._key_provider, wrapped, purpose)
 
     async def hashing(self) -> ApiKeyHashing:
-        """Return what API keys are hashed with; the first to ask makes it, with the worker's rights.
+        """Return the hashing of API keys; the first call ever creates its key, and needs the worker's rights.
 
         Raises:
-            MasterKeyError: it is wrapped with a master key that was not given.
-            Unavailable: the database is away.
+            MasterKeyError: its key is wrapped with a master key that was not given.
 
         """
         if self._hashing is None:
@@ -106,7 +105,7 @@ class Keyring:
         """Return a ledger's keys.
 
         Raises:
-            MasterKeyError: they are wrapped with another master key.
+            MasterKeyError: they are wrapped with a master key that was not given.
             LookupError: there is no such ledger.
 
         """
@@ -128,10 +127,10 @@ class Keyring:
         return self._ledgers.put(ledger_id, LedgerKeys(await self.unwrap(wrapped, fingerprint_purpose(name))))
 
     async def creator(self, ledger_id: int, creator_id: str) -> CreatorKey:
-        """Return the key a creator's secrets are sealed under; two that make it at once end up with one.
+        """Return the key that seals a creator's secrets, created on first use; concurrent callers get the same key.
 
-        It may come from memory: whatever is sealed with it is appended with the creator's stream as a precondition, so
-        that nothing goes in once an erasure is recorded.
+        It may come from the cache after it was destroyed. That does no harm: an event that is sealed with it is
+        appended only if the creator's stream has not changed, so nothing is stored once an erasure is recorded.
 
         Raises:
             Refused: `creator_erased`, where the key was destroyed.
@@ -167,7 +166,7 @@ class Keyring:
         return self._creators.put((ledger_id, creator), await self.opened(ledger_id, row[0], row[1]))
 
     async def opened(self, ledger_id: int, key_id: UUID, wrapped: bytes) -> CreatorKey:
-        """Return a creator's key for a row that was just read: whether it is still there is the database's to say.
+        """Return a creator's key from a row of `creator_keys` that was just read, or from the cache.
 
         Raises:
             MasterKeyError: it is wrapped with a master key that was not given.
@@ -180,18 +179,18 @@ class Keyring:
         return self._by_id.put((ledger_id, key_id), key)
 
     def forget(self, ledger_id: int, key_id: UUID, creator: bytes | None = None) -> None:
-        """Keep a destroyed key in memory no longer."""
+        """Remove a destroyed key from the cache."""
         self._by_id.drop((ledger_id, key_id))
         if creator is not None:
             self._creators.drop((ledger_id, creator))
 
     def forget_creators(self) -> None:
-        """Keep no creator's key in memory: one of them was destroyed, or wrapped anew, by whatever process."""
+        """Remove every creator's key from the cache, because one was destroyed or wrapped again in some process."""
         self._by_id.clear()
         self._creators.clear()
 
     async def _present(self) -> str:
-        """Return the id of the present master key; the first to ask says which it is, with the worker's rights."""
+        """Return the id of the present master key; the first call ever records it, and needs the worker's rights."""
 
         async def query(connection: LedgerConnection) -> tuple[str] | None:
             cursor = await connection.execute("SELECT master_key_id FROM master_keys WHERE present")
@@ -211,7 +210,7 @@ class Keyring:
         return row[0]
 
     async def _shared(self, name: str) -> bytes:
-        """Return a key of the whole database, made on first use."""
+        """Return a key of the whole database, created on first use."""
 
         async def query(connection: LedgerConnection) -> tuple[bytes] | None:
             cursor = await connection.execute("SELECT wrapped FROM shared_keys WHERE purpose = %s", (name,))

@@ -1,16 +1,16 @@
-"""Who holds the master key, and wraps other keys with it: this process's environment, a file, or a service.
+"""Key providers: they hold the master key, from the environment, a file or a service, and wrap other keys with it.
 
-A key provider is all that Sparkledger asks of a key management service: it wraps and unwraps 32 bytes with a key that
-it names, bound to a purpose. The two here hold their keys in memory. To add a cloud's service, add a third one here:
+A key provider wraps and unwraps 32 bytes with a key that it names, bound to a purpose. Sparkledger needs no more of a
+key management service. The two here hold their keys in memory. To use a cloud's service, add a third one:
 
     class CloudKeys:
-        key_ids       a short id made of the key's name (`short_id(arn)`), the key to wrap with from now on first
-        wrap          its Encrypt: the key of that id, with the purpose as encryption context
-        unwrap        its Decrypt: the same
+        key_ids       short ids of the keys' names (`short_id(arn)`), first the one to wrap with from now on
+        wrap          its Encrypt, with the key of that id and the purpose as encryption context
+        unwrap        its Decrypt, with the same
 
-then give `key_provider` a branch for it and `infra/settings.py` the setting that names the key. What is unwrapped stays
-in `keyring`'s bounded memory, so a service is asked once for a creator and process, not once for a command. A
-service that rotates its key by itself, under one name, needs no rotation here.
+and a branch in `key_provider`, and a setting in `infra/settings.py` that names the key. The keyring caches what is
+unwrapped, so a service is asked once for each creator and process, not once for each command. A service that itself
+rotates its key under one name needs no rotation here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from infra.settings import Settings
 
-# In the data directory, where no setting says otherwise.
+# In the data directory, unless a setting says otherwise.
 FILE_NAME: Final = "master.key"
 # A file with more lines than this is no file of master keys.
 MAX_KEYS: Final = 16
@@ -37,18 +37,18 @@ MAX_FILE_BYTES: Final = 4_096
 
 
 class KeyProvider(Protocol):
-    """Whoever holds master keys: wraps and unwraps other keys with them, and never hands them out."""
+    """Holds master keys, and wraps and unwraps other keys with them without giving them out."""
 
     @property
     def key_ids(self) -> Sequence[str]:
-        """The short ids of the master keys that it can use, 16 hexadecimal digits each; the newest first."""
+        """The short ids of its master keys, 16 hexadecimal digits each, the newest first."""
 
     async def wrap(self, key_id: str, key: bytes, purpose: str) -> bytes:
         """Encrypt a key with the master key of an id; `purpose` binds it to its place, so that rows cannot be swapped.
 
         Raises:
             MasterKeyError: it does not hold that master key.
-            Unavailable: it cannot be asked now.
+            Unavailable: it cannot be reached.
 
         """
 
@@ -56,20 +56,20 @@ class KeyProvider(Protocol):
         """Decrypt a key that was wrapped with the master key of an id, for the same purpose.
 
         Raises:
-            MasterKeyError: it does not hold that master key, or what was wrapped was changed.
-            Unavailable: it cannot be asked now.
+            MasterKeyError: it does not hold that master key, or the wrapped key was altered.
+            Unavailable: it cannot be reached.
 
         """
 
 
 class MasterKeyFile:
-    """Master keys in a file, one a line, the newest first. It is read again where an id is asked for that is new."""
+    """A file with a master key on each line, the newest first; it is read again when an id is not found in memory."""
 
     def __init__(self, path: Path) -> None:
         """Read the file.
 
         Raises:
-            MasterKeyError: it is absent, can be read by others, or does not hold master keys.
+            MasterKeyError: the file is missing, can be read by other users, or does not hold master keys.
 
         """
         self.path = path
@@ -92,14 +92,14 @@ class MasterKeyFile:
         return await self._keys.unwrap(key_id, wrapped, purpose)
 
     def add(self) -> str:
-        """Put a fresh master key before the others, and return its id; the file is whole at every moment."""
+        """Add a new master key before the others, and return its id; a crash leaves the old file or the new one."""
         texts = self._texts()
         _write(self.path, [_fresh_text(), *texts])
         self._keys = self._read()
         return self._keys.key_ids[0]
 
     def _look_for(self, key_id: str) -> None:
-        """Read the file again where it has changed, for a rotation may have added the key."""
+        """Read the file again if it has changed, because a rotation may have added the key."""
         if key_id not in self._keys.key_ids and self.path.exists() and self._seen != _signature(self.path.stat()):
             self._keys = self._read()
 
@@ -107,7 +107,7 @@ class MasterKeyFile:
         try:
             return MasterKey.from_text(*self._texts())
         except (MasterKeyError, UnicodeDecodeError, TypeError) as error:
-            if isinstance(error, _Refused):
+            if isinstance(error, _UnusableFile):
                 raise
             message = (
                 f"{self.path} does not contain a master key. Restore the file that was created with this database."
@@ -121,25 +121,25 @@ class MasterKeyFile:
             message = (
                 f"The master key file {self.path} cannot be read: {error.strerror}. Restore it, or name another file."
             )
-            raise _Refused(message) from error
+            raise _UnusableFile(message) from error
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 mode = f"{stat.S_IMODE(status.st_mode):04o}"
                 message = f"{self.path} has mode {mode}, so other users can read it. Run: chmod 600 {self.path}"
-                raise _Refused(message)
+                raise _UnusableFile(message)
             self._seen = _signature(status)
             lines = file.read(MAX_FILE_BYTES + 1).decode("ascii").splitlines()
         texts = [line.strip() for line in lines if line.strip()]
         return texts if len(texts) <= MAX_KEYS else []
 
 
-class _Refused(MasterKeyError):
+class _UnusableFile(MasterKeyError):
     """The file cannot be used, whatever it holds."""
 
 
 def key_provider(settings: Settings) -> KeyProvider:
-    """Return who holds the master key, as the settings say; with none of them, a file made in the data directory.
+    """Return the key provider that the settings choose; by default a file in the data directory, made on first use.
 
     Raises:
         MasterKeyError: the file cannot be used.
@@ -158,12 +158,12 @@ def key_provider(settings: Settings) -> KeyProvider:
 
 
 def _signature(status: os.stat_result) -> tuple[int, int]:
-    """Return what tells a file from the one that takes its place."""
+    """Return what distinguishes a file from one that replaced it."""
     return status.st_ino, status.st_mtime_ns
 
 
 def short_id(name: str) -> str:
-    """Return the short id of a master key that a service knows by a name."""
+    """Return the short id of a master key that a service knows by name."""
     return hashlib.sha256(name.encode()).digest()[:MASTER_KEY_ID_BYTES].hex()
 
 
@@ -172,9 +172,9 @@ def _fresh_text() -> str:
 
 
 def _write(path: Path, texts: Sequence[str]) -> None:
-    """Write keys, whole or not at all, readable by their owner alone."""
+    """Write all keys or none, to a file that only its owner may read."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)  # left by a process of this number that was killed
+    fresh.unlink(missing_ok=True)  # left by a killed process with the same id
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.writelines(f"{text}\n" for text in texts)
@@ -183,6 +183,6 @@ def _write(path: Path, texts: Sequence[str]) -> None:
     fresh.rename(path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)  # before anything is wrapped with a key that a power cut would take back
+        os.fsync(directory)  # before anything is wrapped with a key that a power failure would lose
     finally:
         os.close(directory)

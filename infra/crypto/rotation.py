@@ -1,12 +1,13 @@
-"""Putting another master key in the place of the present one, while everything runs.
+"""Rotation of the master key, while everything runs.
 
-    1. every process is given both keys            it wraps with the one that the database names as present
-    2. `rotate` names the new one as present       from here on nothing is stored under the old one
-    3. `rotate` wraps anew whatever is under it    in batches; events are not touched, they name creators' keys
-    4. the old one is taken from the processes     they are begun again with the new key alone
+    1. give every process both master keys         it wraps with the one that the database names as present
+    2. `rotate` names the new one as present       from now on nothing is stored under the old one
+    3. `rotate` wraps again what is under the old  in batches; events are not touched, as they name creators' keys
+    4. take the old one from the processes         restart them with the new one
 
-A rotation that was killed is begun again: what is wrapped with the new key already is passed over. Keys themselves stay
-what they are. So a rotation does not help against somebody who has had the old master key and a copy of the database.
+A rotation that was killed is started again, and skips what is already wrapped with the new key. The wrapped keys
+themselves do not change. So a rotation does not protect from somebody who had the old master key and a copy of the
+database.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from infra.crypto.master_keys import KeyProvider
 
 BATCH_ROWS: Final = 200
-# One rotation at a time; a second would do the same, and say so twice.
+# One rotation at a time: a second one would do the same work again.
 _LOCK: Final = "SELECT pg_try_advisory_lock(%s)"
 
 Key = tuple[Any, ...]
@@ -39,12 +40,13 @@ Key = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Wrapped:
-    """A column that holds wrapped keys.
+    """A column of wrapped keys.
 
     Attributes:
-        table, column: where.
-        key: the columns of its primary key, each with the least value that it can have.
-        beside: a column that the purpose needs besides, or the key's last one.
+        table: its table.
+        column: its name.
+        key: the columns of the table's primary key, each with the least value that it can have.
+        beside: a further column that the purpose needs; otherwise the last column of the key.
         purpose: what a row's key is bound to, from the values of `key` and `beside`.
 
     """
@@ -56,7 +58,7 @@ class Wrapped:
     purpose: Callable[[Key], str]
 
 
-# Whatever the master key wraps. What is sealed with a ledger's or a creator's key is not touched by a rotation.
+# Everything that the master key wraps. A rotation does not touch what ledgers' and creators' keys seal.
 WRAPPED: Final = (
     Wrapped("shared_keys", "wrapped", {"purpose": ""}, "purpose", lambda key: shared_purpose(key[0])),
     Wrapped("ledgers", "fingerprint_key", {"ledger_id": 0}, "name", lambda key: fingerprint_purpose(key[1])),
@@ -72,7 +74,7 @@ WRAPPED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class MasterKeyState:
-    """One master key: whether it is the present one, whether it was given, and how many keys are wrapped with it."""
+    """One master key: whether it is the present one, whether it was given, and how many keys it wraps."""
 
     key_id: str
     present: bool
@@ -83,19 +85,20 @@ class MasterKeyState:
 async def rotate(conninfo: str, key_provider: KeyProvider, say: Callable[[str], None]) -> str | None:
     """Make the key provider's first master key the present one, and wrap everything with it.
 
-    Where everything is wrapped with that one already, a file gets a fresh key; elsewhere there is nothing to do.
+    Where everything is wrapped with that one already, a master key file gets a new key first; with any other key
+    provider there is nothing to do.
 
     Args:
         conninfo: the database, as a login that is or may become the worker's role.
-        key_provider: who holds the new master key, first, and those that keys are wrapped with now.
-        say: told how far it is.
+        key_provider: holds the new master key, first, and those that keys are wrapped with now.
+        say: receives lines of progress.
 
     Returns:
         The new master key's id; None where there was nothing to do.
 
     Raises:
         MasterKeyError: a master key that keys are wrapped with was not given, or another rotation is under way.
-        OperationalError: the database is away; whatever was wrapped anew stays so.
+        OperationalError: the database cannot be reached; what is wrapped again stays so.
 
     """
     async with await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection:
@@ -119,15 +122,15 @@ async def rotate(conninfo: str, key_provider: KeyProvider, say: Callable[[str], 
 
 
 async def states(conninfo: str, key_provider: KeyProvider) -> list[MasterKeyState]:
-    """Return each master key that keys are wrapped with, or that was given; raises `OperationalError`."""
+    """Return each master key that wraps keys or that was given; raises `OperationalError`."""
     async with await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection:
         return await _states(connection, key_provider)
 
 
 def require_master_keys(conninfo: str, role: str, key_provider: KeyProvider) -> None:
-    """Refuse to run without the present master key, or one that keys are still wrapped with.
+    """Refuse to run without the present master key, or without one that still wraps keys.
 
-    A database that is away may come back, and is not refused; one without any key yet takes whichever is given.
+    A database that cannot be reached may come back, and is not refused. One without any keys accepts any master key.
 
     Raises:
         MasterKeyError: a master key is missing.
@@ -146,13 +149,13 @@ def require_master_keys(conninfo: str, role: str, key_provider: KeyProvider) -> 
 
 
 async def _wanted(connection: LedgerConnection, key_provider: KeyProvider) -> str | None:
-    """Return the id of the master key to wrap everything with, made now where a file holds the keys."""
+    """Return the id of the master key to wrap everything with, added now to a master key file; None if all is done."""
     first, found = key_provider.key_ids[0], await _states(connection, key_provider)
     for state in found:
         if state.keys and not state.given:
             raise MasterKeyError(not_given(state.key_id, key_provider.key_ids))
     if any(state.present != (state.key_id == first) or (state.keys and state.key_id != first) for state in found):
-        return first  # it has not begun yet, or was interrupted
+        return first  # the rotation has not started, or was interrupted
     return key_provider.add() if isinstance(key_provider, MasterKeyFile) else None
 
 
@@ -173,7 +176,7 @@ async def _states(connection: LedgerConnection, key_provider: KeyProvider) -> li
 
 
 async def _name_present(connection: LedgerConnection, key_id: str) -> None:
-    """Name the present master key; waits for whoever is storing a key under another."""
+    """Name the present master key; waits for transactions that are storing a key under another one."""
     async with connection.transaction():
         await connection.execute(
             "UPDATE master_keys SET present = false WHERE present AND master_key_id <> %s", (key_id,)
@@ -189,7 +192,7 @@ async def _name_present(connection: LedgerConnection, key_id: str) -> None:
 async def _rewrap(
     connection: LedgerConnection, key_provider: KeyProvider, new: str, wrapped: Wrapped, say: Callable[[str], None]
 ) -> None:
-    """Wrap a column anew, in the order of its primary key, a batch a commit."""
+    """Wrap the keys of a column again, in the order of its primary key, with one commit a batch."""
     columns = ", ".join(wrapped.key)
     after = ", ".join(["%s"] * len(wrapped.key))
     select = (
@@ -197,7 +200,7 @@ async def _rewrap(
         f" WHERE ({columns}) > ({after}) AND substring({wrapped.column} FROM 1 FOR {MASTER_KEY_ID_BYTES}) <> %s"
         f" ORDER BY {columns} LIMIT {BATCH_ROWS}"
     )
-    # What was changed or destroyed meanwhile stays so.
+    # A key that was changed or destroyed meanwhile stays as it is.
     update = f"UPDATE {wrapped.table} SET {wrapped.column} = %s WHERE ({columns}) = ({after}) AND {wrapped.column} = %s"
     place: Sequence[Any] = list(wrapped.key.values())
     done = 0
@@ -205,13 +208,13 @@ async def _rewrap(
         rows = await (await connection.execute(select, (*place, bytes.fromhex(new)))).fetchall()
         if not rows:
             return
-        anew = []
+        rewrapped = []
         for *key, beside, old in rows:
             purpose = wrapped.purpose((*key, beside))
             plain = await unwrapped_with(key_provider, old, purpose)
-            anew.append((await wrapped_with(key_provider, new, plain, purpose), *key, old))
+            rewrapped.append((await wrapped_with(key_provider, new, plain, purpose), *key, old))
         async with connection.transaction():
-            for parameters in anew:
+            for parameters in rewrapped:
                 done += (await connection.execute(update, parameters)).rowcount
         place = rows[-1][: len(wrapped.key)]
-        say(f"{wrapped.table}: {done:,} wrapped anew")
+        say(f"{wrapped.table}: {done:,} keys wrapped again")

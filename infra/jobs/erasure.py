@@ -1,8 +1,8 @@
-"""Erasing a creator: an event first, which says who and why, and then the deed, which destroys the creator's key.
+"""Erasure of a creator: an event that says whose and why, and then the destruction of the creator's key.
 
-From the moment the event is recorded nothing of the creator is unsealed any more, in no process. The deed follows at
-once; where a process is killed in between, a worker carries it out. Every event stays in place: what was decided can be
-read and proven on, what was sealed cannot be read by anybody.
+Once the event is recorded, no process unseals anything of the creator. The key is destroyed at once; where a process is
+killed before that, a worker does it. Every event stays: what was decided can still be read and proven, and what was
+sealed can be read by nobody.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from infra.eventstore.aggregate_reader import AggregateReader
     from infra.postgres.pool import Database, LedgerConnection
 
-# A worker looks this often for erasures that are recorded and not carried out: their process was killed, or cut off.
-LOOK_EVERY_S: Final = 5.0
-AT_ONCE: Final = 100
-# Keys of a creator that are revoked, one by one and each on record, before it is looked for more.
-KEYS_AT_ONCE: Final = 100
+# How often a worker looks for erasures that were recorded but not carried out, because their process was killed.
+POLL_S: Final = 5.0
+BATCH: Final = 100
+# The creator's API keys are revoked one by one, each with an entry in the access log, and looked up in such batches.
+KEY_BATCH: Final = 100
 
 _PENDING: Final = """
     SELECT e.ledger_id, convert_from(e.body, 'UTF8')::jsonb ->> 'creator_id'
@@ -54,8 +54,8 @@ _PENDING: Final = """
 
 _CARRIED_OUT: Final = "SELECT carried_out_at FROM erasures WHERE ledger_id = %s AND position = %s"
 
-# Keys that act for this creator and nobody who is not erased as well: they open nothing any more.
-_KEYS: Final = """
+# Valid keys that act for this creator, and otherwise only for creators who are erased as well.
+_KEYS_TO_REVOKE: Final = """
     SELECT key_id
     FROM api_keys
     WHERE ledger_id = %(ledger_id)s
@@ -69,7 +69,7 @@ _KEYS: Final = """
     )
     AND revoked_at IS NULL
     ORDER BY key_id
-    LIMIT %(at_once)s
+    LIMIT %(limit)s
 """
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """One erasure: the event that records it, and when the deed was done, if it is."""
+    """One erasure: the event that records it, and when it was carried out, if it was."""
 
     recorded: RecordedEvent
     creator_id: str
@@ -86,22 +86,17 @@ class Erasure:
 
 
 class Erasures:
-    """Carries erasures out, and tells how they stand."""
+    """Carries erasures out, and shows their state."""
 
     def __init__(self, database: Database, aggregates: AggregateReader, key_admin: KeyAdmin) -> None:
-        """Take the parts of a process, of the API or of a worker."""
+        """Take these parts of an API process or a worker."""
         self._database = database
         self._aggregates = aggregates
         self._keyring = aggregates.keyring
         self._key_admin = key_admin
 
     async def of(self, ledger_id: int, creator_id: str) -> Erasure | None:
-        """Return a creator's erasure; nothing where none is recorded.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Return a creator's erasure; None where none is recorded."""
         for recorded in reversed(await self._aggregates.creator_stream(ledger_id, creator_id)):
             if isinstance(recorded.event, Creator.Erased):
                 done_at = await self._carried_out_at(ledger_id, recorded.position)
@@ -109,15 +104,12 @@ class Erasures:
         return None
 
     async def carry_out(self, ledger_id: int, creator_id: str, context: AccessContext) -> bool:
-        """Destroy a creator's key, and revoke the API keys that act for erased creators alone; again, nothing changes.
+        """Destroy a creator's key, and revoke the API keys that act only for erased creators; repeating it is harmless.
 
-        Whatever the log does not say is erased stays as it is.
+        It does nothing unless the log records the erasure. Where it fails half-way, a worker carries it out.
 
         Returns:
             Whether the creator is erased.
-
-        Raises:
-            Unavailable: the database is away; a worker will carry it out.
 
         """
         if await self.of(ledger_id, creator_id) is None:
@@ -133,28 +125,24 @@ class Erasures:
             self._keyring.forget(ledger_id, destroyed, creator)
         return destroyed is not None
 
-    async def run(self, look_every_s: float = LOOK_EVERY_S) -> None:
-        """Carry out what is recorded and was not carried out, until cancelled; with the worker's rights."""
+    async def run(self, poll_s: float = POLL_S) -> None:
+        """Carry out pending erasures until cancelled; needs the worker's rights."""
         while True:
             try:
-                while await self.resume() == AT_ONCE:
+                while await self.carry_out_pending() == BATCH:
                     pass
             except (Unavailable, psycopg.OperationalError) as error:
                 log.warning("Erasures are delayed: %s", str(error).strip())
-            await asyncio.sleep(look_every_s)
+            await asyncio.sleep(poll_s)
 
-    async def resume(self) -> int:
-        """Carry out erasures that are recorded and were not carried out, at most `AT_ONCE`; return how many were.
+    async def carry_out_pending(self) -> int:
+        """Carry out at most `BATCH` erasures that are recorded and pending, and return how many were carried out.
 
-        One that cannot be carried out, for its ledger's keys do not open, keeps none of the others.
-
-        Raises:
-            Unavailable: the database is away.
-
+        One that cannot be carried out, because its ledger's keys do not open, does not hold up the others.
         """
 
         async def query(connection: LedgerConnection) -> list[Any]:
-            return await (await connection.execute(_PENDING, (AT_ONCE,))).fetchall()
+            return await (await connection.execute(_PENDING, (BATCH,))).fetchall()
 
         done = 0
         for ledger_id, creator_id in await self._database.read(None, query):
@@ -173,21 +161,20 @@ class Erasures:
 
     async def _keys(self, ledger_id: int, creator_id: str) -> list[UUID]:
         async def query(connection: LedgerConnection) -> list[UUID]:
-            asked = {"ledger_id": ledger_id, "creator_id": creator_id, "at_once": KEYS_AT_ONCE}
-            cursor = await connection.execute(_KEYS, asked)
+            asked = {"ledger_id": ledger_id, "creator_id": creator_id, "limit": KEY_BATCH}
+            cursor = await connection.execute(_KEYS_TO_REVOKE, asked)
             return [row[0] for row in await cursor.fetchall()]
 
         return await self._database.read(ledger_id, query)
 
 
 async def erase(conninfo: str, key_provider: KeyProvider, ledger: str, creator_id: str, reason: str) -> Erasure:
-    """Erase a creator of a ledger by name, for whoever sits at the machine.
+    """Erase a creator of a ledger by name, for the command line.
 
-    What is recorded names a key, so one is minted for it, and revoked after it.
+    The event must name a key as its actor, so a key is created for it and revoked afterwards.
 
     Raises:
         LookupError: there is no such ledger, or nothing is recorded of the creator.
-        Unavailable: the database is away.
 
     """
     async with runtime(conninfo, WORKER, key_provider) as opened:

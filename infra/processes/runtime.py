@@ -1,4 +1,4 @@
-"""What a process is wired of: the objects that talk to the database, opened together and closed in reverse."""
+"""The runtime of a process: the objects that use the database, opened together and closed in reverse order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 API: Final = "sparkledger_api"
 WORKER: Final = "sparkledger_worker"
-# Objects more than there were before a collection of the young, and of how many such before one of their elders.
+# How many new objects start a collection of the youngest generation, and how many collections one of the next.
 GC_THRESHOLDS: Final = (20_000, 20, 100)
 
 
@@ -38,8 +38,7 @@ class Runtime:
     """The open parts of one process, in one role.
 
     Attributes:
-        on_keys_changed: what else is called when keys have changed, here or elsewhere: whoever remembers anything of
-            them adds itself.
+        on_keys_changed: called when keys have changed, in this process or another; every cache of keys adds itself.
 
     """
 
@@ -60,13 +59,13 @@ class Runtime:
 async def runtime(
     conninfo: str, role: str, master_key: KeyProvider, issuers: Sequence[Issuer] = ()
 ) -> AsyncIterator[Runtime]:
-    """Open everything a process needs, as the API or as a worker; a database that is away does not hinder it.
+    """Open everything that an API process or a worker needs; it succeeds even while the database cannot be reached.
 
     Args:
         conninfo: where the database is, as a login that is or may become the role.
         role: `API`, which sees one ledger at a time, or `WORKER`, which sees all.
-        master_key: who holds the key that the database's keys are wrapped with.
-        issuers: whose bearer tokens are taken, for the API.
+        master_key: the provider of the key that the database's keys are wrapped with.
+        issuers: the issuers whose tokens the API accepts.
 
     """
     database = Database(conninfo, role)
@@ -81,8 +80,8 @@ async def runtime(
     on_keys_changed: list[Callable[[], None]] = [authenticator.forget, keyring.forget_creators]
 
     def keys_changed() -> None:
-        for told in on_keys_changed:
-            told()
+        for forget in on_keys_changed:
+            forget()
 
     keys = Listener(conninfo, role, keys_changed, channel=CHANNEL)
     await database.open()
@@ -113,12 +112,11 @@ async def runtime(
 
 
 def spare_the_collector(young: int = GC_THRESHOLDS[0]) -> None:
-    """Keep the garbage collector from walking what stays: modules, and the aggregates that are remembered.
+    """Keep the garbage collector from scanning what stays: modules, and cached aggregates.
 
-    With its defaults it walked all of them again and again, 150 ms at a time in which nobody was answered: it took a
-    third of the commands a second, and the 99th percentile from 15 to 160 ms. `young` is how many objects there must
-    be more than before until it looks at the young; views, which are handed events by the page, are a seventh slower
-    with the default.
+    With its defaults it scanned all of them again and again, and for 150 ms at a time nothing was answered: a third
+    fewer commands a second, and a 99th percentile of 160 ms instead of 15 ms. `young` is how many new objects start a
+    collection of the youngest generation; views, which read events in pages, are a seventh slower with the default.
     """
     gc.collect()
     gc.freeze()
@@ -126,8 +124,8 @@ def spare_the_collector(young: int = GC_THRESHOLDS[0]) -> None:
 
 
 def allow_connections() -> None:
-    """Let this process have as many connections as the system allows it; the usual 1,024 files are soon used up."""
+    """Raise the limit of open files, and so of connections, as far as the system allows; 1,024 are too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with suppress(OSError, ValueError):  # where the system counts otherwise, the limit stays as it is
+        with suppress(OSError, ValueError):  # a system with other rules keeps its limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

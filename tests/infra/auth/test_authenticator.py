@@ -269,17 +269,17 @@ async def test_the_last_use_is_written_beside(opened: Opened, monkeypatch: pytes
 async def test_a_use_is_written_once_a_minute_and_for_a_bounded_number_of_keys(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.auth.key_usage.MAX_DUE", 2)
+    monkeypatch.setattr("infra.auth.key_usage.MAX_PENDING", 2)
     tenants = [await opened.begin(f"ledger-{n}") for n in range(3)]
     uses, moment = KeyUsage(opened.api.database), now()
     noted = []
     for seconds in (0, 30, 59, 61):
         uses.note(tenants[0].key, moment + timedelta(seconds=seconds))
-        noted.append((uses._due[tenants[0].key.key_id][1] - moment).seconds)
+        noted.append((uses._pending[tenants[0].key.key_id][1] - moment).seconds)
     for tenant in tenants:
         uses.note(tenant.key, moment)
     assert noted == [0, 0, 0, 61]
-    assert len(uses._due) == 2
+    assert len(uses._pending) == 2
     await uses.stop()
 
 

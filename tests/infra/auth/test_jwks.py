@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from infra.auth.jwks import ASK_AGAIN_S, ASK_EVERY_S, KEEP_S, MAX_BYTES, REFRESH_AFTER_S, signing_key
+from infra.auth.jwks import KEEP_S, MAX_BYTES, MIN_FETCH_INTERVAL_S, REFRESH_AFTER_S, RETRY_AFTER_S, signing_key
 from infra.auth.oidc import Grant, Tokens
-from infra.auth.oidc_issuers import told_problem
+from infra.auth.oidc_issuers import advertised_address_problem
 from infra.errors import TokenRefused, Unavailable
 from tests.infra.auth.issuing import DISCOVERY, KEYS, Signer, TestIssuer, in_json, issuing, signer
 from tests.waiting import WITHIN_S
@@ -52,7 +52,7 @@ async def test_a_new_key_of_the_issuer_is_found_when_the_first_token_names_it(is
     await tokens.verified(issuer.token(), now())
     fresh = signer("EdDSA", "fresh")
     issuer.signers.append(fresh)
-    clock.seconds += ASK_EVERY_S
+    clock.seconds += MIN_FETCH_INTERVAL_S
     assert (await tokens.verified(issuer.token(by=fresh), now())).role == "auditor"
     assert issuer.asked == [DISCOVERY, KEYS] * 2
     await tokens.stop()
@@ -71,7 +71,7 @@ async def test_a_flood_of_unknown_keys_asks_the_issuer_once_in_a_while(issuer: T
     for _ in range(4):
         await flood()
     assert len(issuer.asked) == 2
-    clock.seconds += ASK_EVERY_S
+    clock.seconds += MIN_FETCH_INTERVAL_S
     for _ in range(4):
         await flood()
     assert len(issuer.asked) == 4
@@ -116,7 +116,7 @@ async def test_keys_are_used_for_an_hour_while_the_issuer_is_away(issuer: TestIs
     with pytest.raises(Unavailable):
         await tokens.verified(issuer.token(), now())
     del issuer.answers[DISCOVERY]
-    clock.seconds += ASK_AGAIN_S
+    clock.seconds += RETRY_AFTER_S
     assert (await tokens.verified(issuer.token(), now())).role == "auditor"
     await tokens.stop()
 
@@ -184,12 +184,12 @@ async def test_an_issuer_that_answers_otherwise_is_away(
 
 @pytest.mark.parametrize("url", ["http://localhost:9/keys", "http://127.0.0.1/keys", "HTTPS://[::1]/keys"])
 def test_an_issuer_elsewhere_has_no_keys_on_this_machine(url: str) -> None:
-    assert told_problem("https://id.example.com", url) is not None
-    assert told_problem("http://localhost:8", url) is None
+    assert advertised_address_problem("https://id.example.com", url) is not None
+    assert advertised_address_problem("http://localhost:8", url) is None
 
 
 async def test_an_issuer_that_takes_too_long_is_away(issuer: TestIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.auth.jwks.WITHIN_S", 0.05)
+    monkeypatch.setattr("infra.auth.jwks.TIMEOUT_S", 0.05)
     issuer.open.clear()
     with pytest.raises(Unavailable):
         await verified(issuer, issuer.token())

@@ -238,7 +238,7 @@ async def test_a_token_that_is_remembered_is_verified_again_when_the_issuers_key
     issuer.signers = [signer("ES256", "another")]
     assert authenticator._token_identities is not None
     keys = authenticator._token_identities._tokens._issuers[issuer.url][1]
-    keys._ask_from = float("-inf")
+    keys._next_fetch_at = float("-inf")
     with pytest.raises(TokenRefused):
         await authenticator.authenticate(issuer.token(headers={"kid": "unknown"}), now())
     assert not await authenticator.still_opens(token, now())

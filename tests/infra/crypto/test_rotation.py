@@ -180,7 +180,7 @@ def begun_with(opened: Opened, key_id: str) -> list[str]:
 
 
 async def test_commands_and_reads_go_on_during_a_rotation(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes work, creators appear and are read, while every batch of keys is wrapped anew."""
+    """Two processes work, creators appear and are read, while every batch of keys is wrapped again."""
     monkeypatch.setattr(rotation, "BATCH_ROWS", 2)
     tenant = await story(opened, 12)
     numbers, stop, failed = itertools.count(12), asyncio.Event(), []
@@ -227,7 +227,7 @@ asyncio.run(rotation.rotate(sys.argv[1], MasterKey(bytes.fromhex(sys.argv[2]), b
 async def test_a_rotation_that_was_killed_is_finished_by_the_next(opened: Opened) -> None:
     tenant = await story(opened, 12)
     with running(KILLED, opened.database.dsn(), NEW.hex(), OLD.hex()) as program:
-        await asyncio.to_thread(program.line, "creator_keys: 5 wrapped anew")
+        await asyncio.to_thread(program.line, "creator_keys: 5 keys wrapped again")
         program.process.kill()
     assert wrapped_with(opened) == {OLD_ID, NEW_ID}
     async with process(opened, BOTH) as between:

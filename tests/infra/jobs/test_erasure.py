@@ -348,7 +348,7 @@ async def test_a_worker_carries_out_what_was_recorded_and_not_carried_out(opened
         await opened.when(tenant, given.erase(creator_id=creator))
     async with runtime(opened.database.dsn(WORKER), WORKER, MASTER_KEY) as worker:
         erasures = Erasures(worker.database, worker.aggregates, worker.key_admin)
-        assert [await erasures.resume() for _ in range(2)] == [2, 0]
+        assert [await erasures.carry_out_pending() for _ in range(2)] == [2, 0]
     assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NOT NULL") == [(0,)]
 
 
@@ -517,4 +517,4 @@ async def test_what_was_sealed_just_before_an_erasure_is_not_appended_after_it(
 async def test_an_erasure_waits_for_a_database_that_is_away(opened: Opened) -> None:
     async with runtime("host=127.0.0.1 port=1 dbname=away", WORKER, MASTER_KEY) as worker:
         with pytest.raises(Unavailable):
-            await Erasures(worker.database, worker.aggregates, worker.key_admin).resume()
+            await Erasures(worker.database, worker.aggregates, worker.key_admin).carry_out_pending()
