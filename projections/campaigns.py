@@ -292,17 +292,17 @@ async def search(
         visible_advertisers: what a brand's key may see: campaigns of any of these accounts. None: everything.
 
     """
-    asked = ListQuery("campaign_stops", "stops_at", ledger_id, limit, after, descending)
-    asked.one_of({"creator_id": creator_ids})
-    asked.one_of({"advertiser_id": visible_advertisers})
-    asked.equal(
+    query = ListQuery("campaign_stops", "stops_at", ledger_id, limit, after, descending)
+    query.one_of({"creator_id": creator_ids})
+    query.one_of({"advertiser_id": visible_advertisers})
+    query.equal(
         stop_reason=stop_reason,
         code_id=code_id,
         video_id=video_id,
         campaign_id=campaign_id,
         advertiser_id=advertiser_id,
     )
-    asked.between(stops_from, stops_before)
+    query.between(stops_from, stops_before)
     if running is not None:
-        asked.where("t.stops_at > %(now)s AND t.ended_at IS NULL" if running else "t.stops_at <= %(now)s", now=now)
-    return await paging.page(cur, CAMPAIGNS, asked)
+        query.where("t.stops_at > %(now)s AND t.ended_at IS NULL" if running else "t.stops_at <= %(now)s", now=now)
+    return await paging.fetch_page(cur, CAMPAIGNS, query)

@@ -1,7 +1,7 @@
-"""Whose code is it, and of which video? Rows about codes, read together with the view of codes, which knows.
+"""Facts of a code, its creator and its video, joined to the rows of other views.
 
-A row of another view names its code and its creator's stream; the names that people know stand in the view of codes
-alone. Views do not read at the same pace: what is asked for together is answered as far as both have come.
+Rows of shares and redemptions name their code and its creator's stream; only the view of codes has the ids of creator
+and video. Views do not read the log at the same pace, so a join shows what both views have read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class WithCodeFacts(Generic[R]):
-    """A row about a code, with whose code that is and of which video."""
+    """A row about a code, with the code's creator and video."""
 
     row: R
     creator_id: str
@@ -39,9 +39,9 @@ _WITH_CODE: Final = sql.SQL("""
     ORDER BY t.{moment} {direction}, t.position {direction}
 """)
 
-# A code that the view was told to skip takes no place on a page. OFFSET 0 keeps it one look-up a row, whatever the
-# planner believes.
-_KNOWN: Final = """
+# Rows of a code that the view of codes skips must not count towards a page. OFFSET 0 makes the planner look up row by
+# row.
+_CODE_EXISTS: Final = """
     EXISTS (SELECT FROM views.codes c WHERE c.ledger_id = t.ledger_id AND c.code_id = t.code_id OFFSET 0)
 """
 
@@ -59,24 +59,24 @@ _STREAMS: Final = """
 
 
 async def require_video_and_creators(
-    cur: AsyncCursor[Any], asked: ListQuery, video_id: str | None, creator_ids: Collection[str] | None
+    cur: AsyncCursor[Any], query: ListQuery, video_id: str | None, creator_ids: Collection[str] | None
 ) -> None:
-    """Demand that a row is about a code of this video, and of any of these creators; None is no demand."""
+    """Require that a row is about a code of this video, and of any of these creators; None requires nothing."""
     if video_id is not None:
-        asked.one_of({"code_id": await codes.of_video(cur, asked.ledger_id, video_id)})
+        query.one_of({"code_id": await codes.of_video(cur, query.ledger_id, video_id)})
     if creator_ids is not None:
-        await cur.execute(_STREAMS, {"ledger_id": asked.ledger_id, "creator_ids": list(creator_ids)})
-        asked.one_of({"creator_stream": [row[0] for row in await cur.fetchall()]})
+        await cur.execute(_STREAMS, {"ledger_id": query.ledger_id, "creator_ids": list(creator_ids)})
+        query.one_of({"creator_stream": [row[0] for row in await cur.fetchall()]})
 
 
-async def page(cur: AsyncCursor[Any], table: Table[R], asked: ListQuery, upto: int) -> list[WithCodeFacts[R]]:
-    """Return the page that is asked for, with what the view of codes knows.
+async def fetch_page(cur: AsyncCursor[Any], table: Table[R], query: ListQuery, upto: int) -> list[WithCodeFacts[R]]:
+    """Return the rows of a page, each with the facts of its code.
 
     `upto` is the position that both views have read: rows of later events are left out.
     """
-    if asked.impossible:
+    if query.matches_nothing:
         return []
-    asked.where("t.position <= %(upto)s", upto=upto)
-    asked.where(_KNOWN)
-    query = _WITH_CODE.format(columns=table.select(), page=asked.query(), **asked.order())
-    return [WithCodeFacts(row, *more) for row, more in await table.fetch_with(cur, query, asked.parameters())]
+    query.where("t.position <= %(upto)s", upto=upto)
+    query.where(_CODE_EXISTS)
+    joined = _WITH_CODE.format(columns=table.select(), page=query.statement(), **query.order())
+    return [WithCodeFacts(row, *facts) for row, facts in await table.fetch_with(cur, joined, query.parameters())]

@@ -128,8 +128,8 @@ async def search(
         until: last switched before this moment.
 
     """
-    asked = ListQuery(NAME, "since", ledger_id, limit, after)
-    asked.one_of({"creator_id": creator_ids})
-    asked.equal(enabled=enabled)
-    asked.between(since, until)
-    return await paging.page(cur, PERMISSIONS, asked)
+    query = ListQuery(NAME, "since", ledger_id, limit, after)
+    query.one_of({"creator_id": creator_ids})
+    query.equal(enabled=enabled)
+    query.between(since, until)
+    return await paging.fetch_page(cur, PERMISSIONS, query)

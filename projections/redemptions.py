@@ -154,11 +154,11 @@ async def search(
         visible_advertisers: what a brand's key may see: attempts by any of these accounts. None: everything.
 
     """
-    asked = ListQuery(NAME, "at", ledger_id, limit, after)
-    await code_facts.require_video_and_creators(cur, asked, video_id, creator_ids)
-    asked.one_of({"advertiser_id": visible_advertisers})
-    asked.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason, shared_with_advertiser=shared)
-    asked.between(since, until)
+    query = ListQuery(NAME, "at", ledger_id, limit, after)
+    await code_facts.require_video_and_creators(cur, query, video_id, creator_ids)
+    query.one_of({"advertiser_id": visible_advertisers})
+    query.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason, shared_with_advertiser=shared)
+    query.between(since, until)
     if refused is not None:
-        asked.where("t.refused IS NOT NULL" if refused else "t.refused IS NULL")
-    return await code_facts.page(cur, REDEMPTIONS, asked, upto)
+        query.where("t.refused IS NOT NULL" if refused else "t.refused IS NULL")
+    return await code_facts.fetch_page(cur, REDEMPTIONS, query, upto)

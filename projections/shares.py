@@ -138,9 +138,9 @@ async def search(
         visible_advertisers: see `visible_brands`.
 
     """
-    asked = ListQuery(NAME, "shared_at", ledger_id, limit, after)
-    await code_facts.require_video_and_creators(cur, asked, video_id, creator_ids)
-    asked.one_of({"brand_id": visible_brands, "advertiser_id": visible_advertisers})
-    asked.equal(code_id=code_id, brand_id=brand_id, advertiser_id=advertiser_id, channel=channel)
-    asked.between(since, until)
-    return await code_facts.page(cur, SHARES, asked, upto)
+    query = ListQuery(NAME, "shared_at", ledger_id, limit, after)
+    await code_facts.require_video_and_creators(cur, query, video_id, creator_ids)
+    query.one_of({"brand_id": visible_brands, "advertiser_id": visible_advertisers})
+    query.equal(code_id=code_id, brand_id=brand_id, advertiser_id=advertiser_id, channel=channel)
+    query.between(since, until)
+    return await code_facts.fetch_page(cur, SHARES, query, upto)

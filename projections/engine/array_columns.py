@@ -1,7 +1,7 @@
-"""Whole columns to PostgreSQL as binary arrays: a page of rows travels as one parameter a column.
+"""Columns as binary arrays of PostgreSQL: many rows travel as one parameter a column.
 
-psycopg's own lists cost a third of the time of whoever appends, and name another type whenever a column is all NULL or
-its integers grow, so that the same statement would be prepared again and again.
+With psycopg's own lists, an append would spend a third of its time in encoding them. Also their type changes when a
+column is all NULL or its integers grow, so that the same statement would be prepared again and again.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _eight_bytes: Final = struct.Struct(">iq").pack
 _empty: Final = struct.Struct(">iii").pack
 _header: Final = struct.Struct(">iiiii").pack
 _UUID_LENGTH: Final = _length(16)
-# The lengths of texts up to that of a long document.
+# The encoded lengths of texts, up to that of a long document.
 _LENGTHS: Final = [_length(n) for n in range(65_536)]
-# Most numbers are small: places in a batch, versions, ledgers.
+# Most numbers are small: indexes in a batch, versions, ledgers.
 _SMALL: Final = [_four_bytes(4, n) for n in range(4_096)]
 _TRUE: Final = _length(1) + b"\x01"
 _FALSE: Final = _length(1) + b"\x00"
 
 
 class Array:
-    """A column of values of one type; None stands for NULL.
+    """A column of values of one type; None is NULL.
 
-    A column of nothing but NULL is sent as an empty array: among the arguments of one `unnest` the shorter are filled
-    up with NULL, and a subscript past the end reads as NULL.
+    A column of nothing but NULL is sent as an empty array: `unnest` fills its shorter arguments up with NULL, and a
+    subscript past the end is NULL.
     """
 
     __slots__ = ("values",)
@@ -54,7 +54,7 @@ class Array:
 
     @staticmethod
     def elements(values: Sequence[Any]) -> list[bytes]:
-        """Return each value with its length before it; in one loop, for a call for each would cost as much again."""
+        """Return each value after its length; in one loop, because a call for each value would double the cost."""
         raise NotImplementedError
 
 
@@ -102,9 +102,9 @@ class Byteas(Array):
 
 
 class Sets(Array):
-    """Sets of ids, each as one text: PostgreSQL has no arrays of arrays of differing lengths.
+    """Sets of ids, each as one text: PostgreSQL has no arrays of arrays of different lengths.
 
-    Sorted, so that the same events always make the same row. No id contains a comma.
+    They are sorted, so that the same events always make the same row. No id contains a comma.
     """
 
     oid, element_oid = 1009, 25
@@ -115,7 +115,7 @@ class Sets(Array):
 
 
 class Documents(Array):
-    """What is to be jsonb, each as its text."""
+    """JSON documents, each as its text."""
 
     oid, element_oid = 1009, 25
 
@@ -148,7 +148,7 @@ def _texts(encoded: Sequence[bytes | None]) -> list[bytes]:
 
 
 def encoded(array: Array) -> bytes:
-    """Return a column as PostgreSQL reads an array of one dimension in binary."""
+    """Return a column as an array of one dimension in PostgreSQL's binary format."""
     elements = array.elements(array.values)
     if elements.count(_NULL) == len(elements):
         return _empty(0, 0, array.element_oid)
@@ -160,7 +160,7 @@ class _ArrayDumper(Dumper):
 
     def __init__(self, cls: type[Array], context: AdaptContext | None = None) -> None:
         super().__init__(cls, context)
-        # Not on the class: psycopg would then take this dumper for every value meant for a column of that type.
+        # Not on the class: psycopg would then use this dumper for every value that is meant for a column of that type.
         self.oid = cls.oid
 
     def dump(self, obj: Array) -> Buffer:
@@ -183,10 +183,10 @@ for _array in _ALL:
 
 
 def array_of(annotation: Any) -> tuple[type[Array], LiteralString]:
-    """Return how a dataclass field of this type travels: as which array, and in SQL by which expression on an element.
+    """Return how a dataclass field of this type travels: the array, and the SQL expression that decodes an element.
 
     Raises:
-        KeyError: no column can be of this type.
+        KeyError: no column can have this type.
 
     """
     if isinstance(annotation, UnionType):
@@ -198,5 +198,5 @@ Decode = Callable[[Any], Any]
 
 
 def decoder_of(annotation: Any) -> Decode | None:
-    """Return what turns a column's value, as psycopg reads it, into the field's; nothing where they are the same."""
+    """Return the function that turns a column's value, as psycopg reads it, into the field's; None if none is needed."""
     return set if get_origin(annotation) is set else None

@@ -1,7 +1,7 @@
-"""How far a view has read, written down: moved by compare-and-set, stopped at an event, begun anew.
+"""Checkpoints: how far each view has read each ledger, moved by compare-and-set, and the state of each view.
 
-Every function works in the caller's transaction, and on the view's name as it stands in the durable tables: `codes`
-for what is read, `codes_next` for what is being filled beside it.
+Every function works in the caller's transaction, and on the view's name in the durable tables: `codes` for the tables
+that are read, `codes_next` for shadow tables.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ERROR_CHARACTERS_MAX: Final = 500
 
 
 class CheckpointConflict(Exception):
-    """Somebody else has moved this view: another leader, or a rebuild that took its place."""
+    """Another process has moved this checkpoint: another leader, or a rebuild that replaced the view."""
 
 
-# What `advance` fails with where a view has been moved by somebody else; nothing else that a page sends divides.
+# How `advance` fails if the checkpoint has moved; no other statement of a page divides.
 CONFLICT_ERROR: Final = psycopg.errors.DivisionByZero
 
 _LEAD: Final = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
@@ -44,13 +44,13 @@ WHERE view = %s
 AND version = %s
 """
 
-# Whoever holds it keeps the view from meeting a ledger that it has read nothing of.
-_HOLD: Final = "SELECT FROM view_versions WHERE view = %s FOR UPDATE"
+# Keeps the view from adding a checkpoint for a ledger that it has read nothing of.
+_LOCK_VIEW: Final = "SELECT FROM view_versions WHERE view = %s FOR UPDATE"
 # In the order in which a page moves them.
-_LOCK: Final = _POSITIONS + "ORDER BY ledger_id FOR UPDATE"
+_LOCK_POSITIONS: Final = _POSITIONS + "ORDER BY ledger_id FOR UPDATE"
 
-# Not where another version has taken the view's place: then there is nothing to advance.
-_MEET: Final = """
+# Adds nothing if another version has replaced the view: there is then nothing to advance.
+_ADD_LEDGERS: Final = """
 INSERT INTO view_positions (view, version, ledger_id, position)
 SELECT v.view, v.version, x.ledger_id, 0
 FROM (SELECT view, version FROM view_versions WHERE view = %s AND version = %s FOR SHARE) v
@@ -58,7 +58,7 @@ CROSS JOIN unnest(%b) AS x (ledger_id)
 ON CONFLICT DO NOTHING
 """
 
-# It fails where a position is another: what was sent along with it is then not carried out.
+# It fails if a position has changed: the statements sent along with it are then not executed.
 _ADVANCE: Final = """
 WITH moved AS (
     UPDATE view_positions p
@@ -74,18 +74,18 @@ SELECT 1 / (count(*) = %s)::int
 FROM moved
 """
 
-_BEGIN: Final = """
+_START: Final = """
 INSERT INTO view_versions (view, version, state)
 VALUES (%s, %s, %s)
 """
 
-_STOP: Final = """
+_FAIL: Final = """
 UPDATE view_versions
 SET state = 'failed', error = %s, failed_ledger_id = %s, failed_position = %s, changed_at = now()
 WHERE view = %s
 """
 
-# Only once the view has read past the event that stopped it: until then it is still as broken as it was.
+# Only once the view has read past the event that stopped it.
 _RECOVER: Final = """
 UPDATE view_versions v
 SET state = %s, error = NULL, failed_ledger_id = NULL, failed_position = NULL, changed_at = now()
@@ -100,34 +100,34 @@ AND p.position >= v.failed_position
 
 
 async def try_to_lead(cur: AsyncCursor[Any], name: str) -> bool:
-    """Try to lead a view until this session ends; the same session may ask again."""
+    """Try to become the leader of a view until this session ends; the same session may ask again."""
     await cur.execute(_LEAD, (AdvisoryLock.VIEW_LEADER, name))
     row = await cur.fetchone()
     return bool(row and row[0])
 
 
 async def load_state(cur: AsyncCursor[Any], name: str) -> ViewState | None:
-    """Return what became of a view; None where it never began."""
+    """Return the state of a view; None if it never began."""
     await cur.execute(_STATUS, (name,))
     row = await cur.fetchone()
     return ViewState(*row) if row else None
 
 
 async def record_start(cur: AsyncCursor[Any], name: str, version: int, state: str) -> None:
-    """Write down that a view begins, having read nothing."""
-    await cur.execute(_BEGIN, (name, version, state))
+    """Record that a view begins, having read nothing."""
+    await cur.execute(_START, (name, version, state))
 
 
 async def load_positions(cur: AsyncCursor[Any], name: str, version: int, *, lock: bool = False) -> dict[int, int]:
-    """Return how far a view has read each ledger; `lock` keeps others from moving it until the transaction ends."""
+    """Return how far a view has read each ledger; `lock` keeps it there until the transaction ends."""
     if lock:
-        await cur.execute(_HOLD, (name,))
-    await cur.execute(_LOCK if lock else _POSITIONS, (name, version))
+        await cur.execute(_LOCK_VIEW, (name,))
+    await cur.execute(_LOCK_POSITIONS if lock else _POSITIONS, (name, version))
     return dict(await cur.fetchall())
 
 
 def positions_after(old: Mapping[int, int], page: EventPage) -> dict[int, int]:
-    """Return the positions that a page leads to.
+    """Return the positions after a page.
 
     Raises:
         PositionGap: an event of the page does not follow what was read before.
@@ -141,16 +141,16 @@ def positions_after(old: Mapping[int, int], page: EventPage) -> dict[int, int]:
 
 
 async def advance(cur: AsyncCursor[Any], name: str, version: int, old: Mapping[int, int], page: EventPage) -> None:
-    """Move a view from the positions that a page was read from to those that it leads to.
+    """Move a view from the positions that a page was read from to the positions after it.
 
     Raises:
-        NOT_THERE: the view does not stand there any more; in a pipeline that shows only later.
+        CONFLICT_ERROR: the view is no longer at the old positions; in a pipeline the error comes later.
 
     """
     spans = page.spans
-    met = [ledger_id for ledger_id in spans if ledger_id not in old]
-    if met:
-        await cur.execute(_MEET, (name, version, Bigints(met)))
+    new_ledgers = [ledger_id for ledger_id in spans if ledger_id not in old]
+    if new_ledgers:
+        await cur.execute(_ADD_LEDGERS, (name, version, Bigints(new_ledgers)))
     parameters = (
         Bigints(list(spans)),
         Bigints([span.first - 1 for span in spans.values()]),
@@ -161,25 +161,25 @@ async def advance(cur: AsyncCursor[Any], name: str, version: int, old: Mapping[i
 
 
 async def record_failure(cur: AsyncCursor[Any], name: str, at: tuple[int, int], error: str) -> None:
-    """Write down which event, as ledger and position, a view stopped before, and why."""
-    await cur.execute(_STOP, (error[:ERROR_CHARACTERS_MAX], *at, name))
+    """Record the event, as ledger and position, that a view stopped before, and why."""
+    await cur.execute(_FAIL, (error[:ERROR_CHARACTERS_MAX], *at, name))
 
 
 async def record_recovery(cur: AsyncCursor[Any], name: str, state: str) -> bool:
-    """Write down that a stopped view goes on, as `state` says, if it has read past what stopped it; tell whether so."""
+    """Set a stopped view to `state` if it has read past the event that stopped it, and return whether it has."""
     await cur.execute(_RECOVER, (state, name))
     return cur.rowcount > 0
 
 
 async def delete(cur: AsyncCursor[Any], names: Iterable[str]) -> None:
-    """Forget how far these have read, and that they ever began."""
+    """Delete the checkpoints and the state of these views."""
     for name in names:
         await cur.execute("DELETE FROM view_positions WHERE view = %s", (name,))
         await cur.execute("DELETE FROM view_versions WHERE view = %s", (name,))
 
 
 async def swap_in(cur: AsyncCursor[Any], name: str, successor: str) -> None:
-    """Let what was read by a successor be what this view has read."""
+    """Replace a view's checkpoints and state with those of a successor: shadow tables that were swapped in."""
     await cur.execute("SELECT rebuilds FROM view_versions WHERE view = %s", (name,))
     row = await cur.fetchone()
     await delete(cur, [name])

@@ -1,8 +1,7 @@
-"""A page of the log as views read it: events of one or more ledgers, and the stretch of each that they stand for.
+"""A page of the log: events of one or more ledgers, and the span of positions that it covers in each.
 
-A page stands for a stretch of each of its ledgers without a gap. It need not hold every event of it: what its reader
-has no use for may be left out, and what a view is told to skip is. So how far a view has read follows from the
-stretches alone.
+A page covers its spans without a gap, but need not hold every event in them: events that its reader does not need may
+be left out, and events to skip are. How far a view has read therefore follows from the spans alone.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ Events = Sequence[tuple[int, "RecordedEvent"]]
 
 
 class PositionGap(Exception):
-    """The log was read with events left out, which no view may ever take in."""
+    """Events are missing from what was read of the log; no view may apply it."""
 
 
 class Span(NamedTuple):
-    """A ledger's positions from `first` to `last`, both included; `recorded_at` is the last one's, if it is known."""
+    """A ledger's positions from `first` to `last`, both included; `recorded_at` is the last event's, if known."""
 
     first: int
     last: int
@@ -38,14 +37,14 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """Events, and by ledger the stretch that they stand for."""
+    """Events, and by ledger the span of positions that the page covers."""
 
     events: Events
     spans: Mapping[int, Span]
 
     @classmethod
     def of(cls, events: Events) -> EventPage:
-        """Return the page that stands for exactly these events.
+        """Return the page that covers exactly these events.
 
         Raises:
             PositionGap: an event does not follow the one before it.
@@ -64,7 +63,7 @@ class EventPage:
 
     @classmethod
     def joined(cls, pages: Sequence[EventPage]) -> EventPage:
-        """Return pages, each of which comes next after those before it, as one."""
+        """Return consecutive pages as one."""
         if len(pages) == 1:
             return pages[0]
         events: dict[int, list[tuple[int, RecordedEvent]]] = {}
@@ -79,15 +78,15 @@ class EventPage:
 
     @property
     def length(self) -> int:
-        """How many positions it stands for."""
+        """The number of positions that it covers."""
         return sum(span.last - span.first + 1 for span in self.spans.values())
 
     def follows(self, positions: Mapping[int, int]) -> bool:
-        """Tell whether it has something that comes next for whoever has read up to these positions."""
+        """Tell whether it holds the next events of a reader at these positions, in any ledger."""
         return any(span.first <= positions.get(i, 0) + 1 <= span.last for i, span in self.spans.items())
 
     def after(self, positions: Mapping[int, int]) -> EventPage:
-        """Return what of it comes next after these positions: all of it, mostly."""
+        """Return the part that comes next after these positions: mostly all of it."""
         if all(span.first == positions.get(i, 0) + 1 for i, span in self.spans.items()):
             return self
         spans = {}
@@ -100,11 +99,11 @@ class EventPage:
     def without(
         self, events: Collection[tuple[int, int]], streams: Mapping[tuple[int, UUID], int] = MappingProxyType({})
     ) -> EventPage:
-        """Return it without events that it stands for nonetheless.
+        """Return the page without these events; it covers them nonetheless.
 
         Args:
-            events: their ledgers and positions.
-            streams: ledger and stream of those that are left out from a position on.
+            events: ledgers and positions.
+            streams: for a ledger and stream, the position from which its events are left out.
 
         """
         if not streams and not any(
@@ -119,7 +118,7 @@ class EventPage:
         return EventPage(kept, self.spans)
 
     def halves(self) -> tuple[EventPage, EventPage]:
-        """Return it as two pages that each have half of its events."""
+        """Return two pages, each with half of the events."""
         middle = len(self.events) // 2
         head, tail = self.events[:middle], self.events[middle:]
         split_ledger, last = head[-1]

@@ -1,8 +1,8 @@
-"""Pages of events into a view's tables, those that are read or those being filled beside them.
+"""The projector: applies pages of events to a view's tables, its own or its shadow tables.
 
-One transaction writes a page's rows and the positions that the view has then reached, and only where it still stood
-at the positions that the page was read from. So nothing is lost and nothing is taken in twice, whoever is killed and
-whenever, even if two workers both believe that they lead.
+One transaction writes a page's rows and moves the view's checkpoint, provided that the checkpoint is still where the
+page was read from. So no event is lost or applied twice, whichever process is killed and whenever, even if two workers
+both believe that they lead.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from projections.engine.view import SHADOW_SUFFIX, RowChanges, View
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor
 
-# Events folded at a time: enough for one statement's cost to vanish, few enough to hold in memory.
+# Events in a page: enough to make the cost of a statement negligible, few enough to hold in memory.
 PAGE_EVENTS_MAX: Final = 2_000
 
-# What a session that writes views needs. Rows are looked up in tables that fill while plans for them are kept, so no
-# scan of a whole table may look cheap. A commit need not reach the disk at once: rows and positions are lost or kept
+# Settings of a session that writes views. Rows are looked up in tables that grow while their query plans are cached, so
+# a sequential scan must never look cheap. A commit need not reach the disk at once: rows and positions are lost or kept
 # together, and what was lost is read from the log again. Building an index takes longer than a caller would wait.
 _SESSION: Final = """
     SET enable_seqscan = off;
@@ -37,25 +37,25 @@ _SESSION: Final = """
     SET statement_timeout = 0
 """
 
-# Classes of SQLSTATE that say nothing of an event and pass by themselves: the connection, what rolled a transaction
-# back, resources, locks, somebody who intervened, the machine. Every other refusal of the database comes again.
-_PASSING: Final = frozenset({"08", "40", "53", "55", "57", "58"})
+# Classes of SQLSTATE that no event causes and that pass by themselves: the connection, rolled-back transactions,
+# resources, locks, operator intervention, the system. Any other error would recur with the same event.
+_TRANSIENT: Final = frozenset({"08", "40", "53", "55", "57", "58"})
 
 Connect = Callable[[], Awaitable["AsyncConnection[Any]"]]
 
 
 class EventLog(Protocol):
-    """The log of all ledgers, as views read it."""
+    """The log of all ledgers, as projectors read it."""
 
     async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
         """Return events past the given positions, by ledger and then by position, at most `limit`.
 
-        Ledgers that are not named are read from their beginning. An event that cannot be read ends the page before
-        it; where it would be the page's first, `UnreadableEvent` is raised.
+        Ledgers without a position are read from their beginning. A page ends before an event that cannot be read; if
+        that would be the page's first, `UnreadableEvent` is raised.
         """
 
     def forget(self) -> None:
-        """Keep nothing of what was read: a session was lost, and the next may find a log that lost its last events."""
+        """Drop what is buffered: after a lost session, the database may have lost the last events."""
 
 
 class UnreadableEvent(Exception):
@@ -69,28 +69,28 @@ class UnreadableEvent(Exception):
 
 
 class PoisonEvent(Exception):
-    """A view cannot take in an event, and stops before it."""
+    """A view cannot apply an event, and stops before it."""
 
     def __init__(self, view: str, ledger_id: int, position: int, reason: str) -> None:
-        """Name the view, the event, and what is wrong."""
+        """Name the view, the event, and what is wrong with it."""
         super().__init__(f"View {view} stops before event {position} of ledger {ledger_id}: {reason}")
         self.at = (ledger_id, position)
         self.reason = reason
 
 
 class Projector:
-    """One view's tables on one session, and the positions that they have reached.
+    """One view's tables, or its shadow tables, on one session, with the positions that they have reached.
 
     Attributes:
-        name: what it is called in the durable tables: the view's name, or that with `SHADOW_SUFFIX`.
-        positions: by ledger, as they stood after the last page.
-        stopped: it is written down that the view has stopped, and it has not read past that event yet.
-        skipped: what this version of the view was told to skip.
+        name: in the durable tables: the view's name, for shadow tables with `SHADOW_SUFFIX`.
+        positions: by ledger, after the last page.
+        stopped: the view is recorded as stopped, and has not read past that event yet.
+        skip_rules: what this version of the view skips.
 
     """
 
     def __init__(self, view: View[Any], connection: AsyncConnection[Any], *, shadow: bool = False) -> None:
-        """Take the view, and a session of the worker's in autocommit; `shadow` for the tables being filled."""
+        """Take the view, and a worker's session in autocommit; `shadow` chooses the shadow tables."""
         self.view = view
         self.connection = connection
         self.suffix = SHADOW_SUFFIX if shadow else ""
@@ -102,27 +102,27 @@ class Projector:
         self._fresh = shadow
 
     async def prepare(self) -> None:
-        """Set the session up for writing."""
+        """Set up the session for writing."""
         set_json_loads(orjson.loads, self.connection)
         await self.connection.execute(_SESSION)
 
     async def create(self, *, indexes: bool) -> None:
-        """Create the tables, and write down that the view begins; nothing where it has begun already."""
+        """Create the tables and record that the view begins, unless it has begun already."""
         async with self.connection.transaction():
             cur = self.connection.cursor()
-            # Whoever else creates it now waits, and then finds it.
+            # Another process that creates it now waits, and then finds it.
             await cur.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (AdvisoryLock.VIEW_CREATION, self.name))
             if await checkpoints.load_state(cur, self.name) is not None:
                 return
             for table in self.view.tables:
-                await table.drop(cur, self.suffix)  # left by nobody knows whom: no one has read or filled it
+                await table.drop(cur, self.suffix)  # a leftover: nothing has read or filled it
                 await table.create(cur, self.suffix)
                 if indexes:
                     await table.create_indexes(cur, self.suffix)
             await checkpoints.record_start(cur, self.name, self.view.version, self._state)
 
     async def find(self) -> None:
-        """Find out which positions the view has reached, whether it has stopped, and what it skips."""
+        """Load the positions that the view has reached, whether it has stopped, and what it skips."""
         cur = self.connection.cursor()
         state = await checkpoints.load_state(cur, self.name)
         self.stopped = state is not None and state.state == "failed"
@@ -130,20 +130,20 @@ class Projector:
         self.skip_rules = await load_skip_rules(cur, self.view.name, self.view.version)
 
     async def apply_all(self, log: EventLog, page_events: int, on_page: Callable[[int], None] | None = None) -> int:
-        """Take in page after page until the log has no more; return how many events that were.
+        """Apply page after page until the log has no more, and return the number of events.
 
-        While one page is written the next is read already. `on_page` is called after each with how many were in it.
+        While one page is written, the next is read. `on_page` is called after each page with its number of events.
 
         Raises:
-            Poisoned: the view cannot take in an event; all before it is written.
-            Overtaken: somebody else has moved the view.
+            PoisonEvent: the view cannot apply an event; all events before it are applied.
+            CheckpointConflict: another process has moved the view's checkpoint.
 
         """
         total = 0
         page = await self.read(log, self.positions, page_events)
         while page.spans:
             reached = checkpoints.positions_after(self.positions, page)
-            # A page that is not nearly full was all there is; one that ledgers shared out may be a little short.
+            # A page that is less than half full was all there is; one that ledgers share may be a little short.
             full = page.length > page_events // 2
             ahead = asyncio.create_task(self.read(log, reached, page_events)) if full else None
             try:
@@ -160,18 +160,18 @@ class Projector:
         return total
 
     async def apply(self, page: EventPage) -> None:
-        """Write a page's rows and the positions it leads to; on an error, find the event that caused it.
+        """Write a page's rows and move the checkpoint past it; on an error, find the event that caused it.
 
         Raises:
-            Poisoned: the view cannot take in an event of the page; all before it is written.
-            Overtaken: somebody else has moved the view.
-            psycopg.Error: the database is away, or could not do it now.
+            PoisonEvent: the view cannot apply an event of the page; all events before it are applied.
+            CheckpointConflict: another process has moved the view's checkpoint.
+            psycopg.Error: the database cannot be reached, or cannot do it now.
 
         """
         cur = self.connection.cursor(binary=True)
         try:
             changes = await self.view.fold(cur, page.events, self.suffix)
-            # All of a pipeline is one transaction, sent at once: many small pages cost what their round trips cost.
+            # A pipeline is one transaction, sent at once: small pages cost little more than their round trips.
             async with self.connection.pipeline():
                 await self.write(cur, page, changes, fresh=self._fresh)
         except checkpoints.CONFLICT_ERROR as error:
@@ -179,7 +179,7 @@ class Projector:
         except (CheckpointConflict, PositionGap):
             raise
         except Exception as error:
-            if self.connection.closed or _passes(error) or not page.events:
+            if self.connection.closed or _is_transient(error) or not page.events:
                 raise
             await self._find_cause(page, error)
         else:
@@ -188,14 +188,14 @@ class Projector:
                 self.stopped = not await checkpoints.record_recovery(self.connection.cursor(), self.name, self._state)
 
     async def _find_cause(self, page: EventPage, error: Exception) -> None:
-        """Take in part by part a page that failed as a whole, up to the event which it failed for.
+        """Apply a failed page in ever smaller parts, up to the event that made it fail.
 
         Raises:
-            Poisoned: it was this event; all before it is written.
+            PoisonEvent: this event made it fail; all events before it are applied.
 
         """
         if self._fresh and isinstance(error, psycopg.errors.UniqueViolation):
-            # Events of this view begin rows that are there: from now on they are looked for.
+            # Some events of this view replace rows that are there: from now on, created rows may overwrite.
             self._fresh = False
             await self.apply(page)
         elif len(page.events) > 1:
@@ -207,20 +207,20 @@ class Projector:
             raise PoisonEvent(self.name, ledger_id, recorded.position, reason) from error
 
     async def write(self, cur: AsyncCursor[Any], page: EventPage, changes: RowChanges, *, fresh: bool = False) -> None:
-        """Write a page's rows and positions in the caller's transaction; `positions` is left to the caller.
+        """Write a page's rows and move the checkpoint, in the caller's transaction; the caller updates `positions`.
 
-        What the rows were folded from may have been read before: whoever changed it since has moved the positions.
-        `fresh` is as for `View.write`.
+        The rows that were updated may have been read before: another process that changed them has also moved the
+        checkpoint. `fresh` is as for `View.write`.
         """
-        # First the positions: whoever comes second waits here, and learns that it does before it touches a row.
+        # The checkpoint comes first: of two processes, the second waits here, and fails before it touches a row.
         await checkpoints.advance(cur, self.name, self.view.version, self.positions, page)
         await self.view.write(cur, changes, self.suffix, fresh=fresh)
 
     async def read(self, log: EventLog, positions: Mapping[int, int], page_events: int) -> EventPage:
-        """Read what comes next after these positions, without what is skipped.
+        """Read the next page after these positions, without the events to skip.
 
         Raises:
-            Poisoned: it cannot be read.
+            PoisonEvent: the next event cannot be read.
 
         """
         try:
@@ -232,6 +232,6 @@ class Projector:
         return page.without(self.skip_rules.events, self.skip_rules.streams)
 
 
-def _passes(error: Exception) -> bool:
-    """Tell whether an error is one of the moment, after which the same page may well be taken in."""
-    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _PASSING
+def _is_transient(error: Exception) -> bool:
+    """Tell whether the same page may succeed later."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _TRANSIENT

@@ -1,12 +1,12 @@
-"""Events that a view was told to skip, because it cannot take them in: written down, with who said so and why.
+"""Events that a view skips because it cannot apply them, each recorded with who decided it and why.
 
-A view stops before what it cannot take in, and stays there until a program that can take it in follows the view, or
-until somebody says that it is to be left out. Only the very event that stopped it can be skipped, so nobody skips what
-nobody has looked at. A skip belongs to the version of the view: filled anew, the same version skips the same events,
-and has the same rows; a new version takes them in again, for that is how a view is mended.
+A view stops before an event that it cannot apply. It goes on when a new program can apply it, or when an operator skips
+the event. Only the event that stopped the view can be skipped, so nothing is skipped unseen. A skip belongs to one
+version of the view: rebuilt, the same version skips the same events and has the same rows; a new version, which is how
+a view is mended, applies them.
 
-Where what is skipped begins a row, each later event would find none to change, and stop the view again. So a skip may
-cover all later events of the same code or creator, where that is said.
+If a skipped event would have created a row, each later event of the same code or creator would stop the view again. So
+a skip may cover those too.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ LIMIT %s
 
 
 class NotStoppedThere(LookupError):
-    """The view has not stopped before this event, so there is nothing to skip."""
+    """The view has not stopped before this event, so the event cannot be skipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedEvent:
-    """One event that a version of a view was told to skip; `error` is what the view stopped with.
+    """An event that a version of a view skips; `error` is the error that the view stopped with.
 
-    `stream_id` is that of the code or creator whose later events it skips too; None where it is this event alone.
+    `stream_id` is the code or creator whose later events are skipped too; None if only this event is.
     """
 
     ledger_id: int
@@ -82,8 +82,8 @@ class SkipRules:
     """What a version of a view skips.
 
     Attributes:
-        places: ledger and position of each event that stopped it.
-        streams: ledger and stream of which it skips the later events too, and from which position on.
+        events: ledger and position of each event that stopped the view.
+        streams: for a ledger and stream, the position from which all its events are skipped.
 
     """
 
@@ -97,12 +97,12 @@ NO_SKIPS: Final = SkipRules(frozenset(), {})
 async def load_skip_rules(cur: AsyncCursor[Any], view: str, version: int) -> SkipRules:
     """Return what this version of a view skips."""
     await cur.execute(_SKIPPED, (view, version))
-    found = await cur.fetchall()
-    # The earliest last, for it is the one that counts.
-    rest = sorted((row for row in found if row[2] is not None), reverse=True)
+    rows = await cur.fetchall()
+    # The earliest position comes last: it is the one that the dictionary keeps.
+    whole_streams = sorted((row for row in rows if row[2] is not None), reverse=True)
     return SkipRules(
-        frozenset((ledger_id, position) for ledger_id, position, _ in found),
-        {(ledger_id, stream_id): position for ledger_id, position, stream_id in rest},
+        frozenset((ledger_id, position) for ledger_id, position, _ in rows),
+        {(ledger_id, stream_id): position for ledger_id, position, stream_id in whole_streams},
     )
 
 
@@ -116,21 +116,21 @@ async def record_skip(
     *,
     stream_id: UUID | None = None,
 ) -> None:
-    """Write down that the event which stopped a view is skipped, in the caller's transaction; again is the same.
+    """Record, in the caller's transaction, that a view skips the event that stopped it; doing so again changes nothing.
 
-    The view goes on once its worker looks again. What stopped a rebuild is skipped in the same way.
+    The view goes on once its worker looks again. An event that stopped a rebuild is skipped in the same way.
 
     Args:
         cur: sees every ledger.
         view: the view, in the version that stopped.
         ledger_id: the event's ledger.
         position: its position.
-        reason: why it may be left out.
-        by: who says so.
-        stream_id: of the event's code or creator, where all that the ledger has of it later is skipped too.
+        reason: why it may be skipped.
+        by: who decided it.
+        stream_id: the event's code or creator, to skip all its later events too.
 
     Raises:
-        NotStoppedThere: something else stopped it, or nothing.
+        NotStoppedThere: the view has not stopped, or not before this event.
 
     """
     await cur.execute(_STOPPED, ([view.name, view.name + SHADOW_SUFFIX], view.version))
@@ -147,6 +147,6 @@ async def record_skip(
 
 
 async def list_skipped(cur: AsyncCursor[Any], limit: int) -> list[SkippedEvent]:
-    """Return what was skipped, the first first."""
+    """Return skipped events, the one skipped first at the front."""
     await cur.execute(_ALL, (limit,))
     return [SkippedEvent(*row) for row in await cur.fetchall()]

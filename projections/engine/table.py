@@ -1,4 +1,4 @@
-"""A table of a view: how its rows are read and written, a page at a time, and how the table comes to be."""
+"""A table of a view: creates itself, and reads and writes its rows a page at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 SCHEMA: Final = "views"
 
-# One rule of access for every view: the API sees the ledger that its session is bound to, workers see all.
+# The same access for every view: the API sees the ledger that its session is bound to, workers see all.
 _ACCESS: Final = """
 ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
 ALTER TABLE {table} FORCE ROW LEVEL SECURITY;
@@ -30,7 +30,7 @@ CREATE POLICY every_ledger ON {table} TO sparkledger_worker
 GRANT SELECT ON {table} TO sparkledger_api;
 """
 
-# The lateral join keeps the planner at one look-up a row, whatever it believes about a table that fills this minute.
+# The lateral join makes the planner look up row by row, whatever its statistics say of a table that is growing quickly.
 _LOAD: Final = """
 SELECT r.*
 FROM unnest(%b, %b) AS x (ledger_id, key)
@@ -65,9 +65,9 @@ class Table(Generic[R]):
     """A table in schema `views`.
 
     Attributes:
-        name: its name while it is the one that is read; one that is being filled beside it has a suffix.
+        name: of the table that is read; a shadow table has a suffix.
         row: the dataclass of its rows, whose fields are its columns in order.
-        key: its primary key: `ledger_id`, and what names a row within its ledger.
+        key: its primary key: `ledger_id`, and the columns that name a row within its ledger.
 
     """
 
@@ -81,10 +81,10 @@ class Table(Generic[R]):
         indexes: Sequence[LiteralString] = (),
         adds: str | None = None,
     ) -> None:
-        """Derive from the row's fields how rows are read and written.
+        """Derive the statements from the row's fields.
 
-        `ddl` creates `{table}`, each of `indexes` indexes it, without naming the index: two versions of a table stand
-        side by side during a rebuild. `adds` names the column of a table of counts: what is written is added to it.
+        `ddl` creates `{table}`. Each of `indexes` creates an index without naming it, because two versions of the table
+        exist during a rebuild. In a table of counts, `adds` names the column whose values are added, not overwritten.
         """
         self.name = name
         self.row = row
@@ -133,14 +133,14 @@ class Table(Generic[R]):
         return [self._from_record(record) for record in await cur.fetchall()]
 
     async def write(self, cur: AsyncCursor[Any], rows: Iterable[R], suffix: str = "") -> None:
-        """Insert these rows, overwriting what has the same key."""
+        """Insert rows, overwriting those with the same key."""
         await cur.execute(self._write(suffix), self._parameters(rows))
 
     async def insert(self, cur: AsyncCursor[Any], rows: Iterable[R], suffix: str = "") -> None:
-        """Insert rows of which none is there yet, in half the time.
+        """Insert rows, none of which is there yet: it takes half the time of `write`.
 
         Raises:
-            UniqueViolation: one was there.
+            UniqueViolation: one is there.
 
         """
         await cur.execute(self._insert(suffix), self._parameters(rows))
@@ -150,26 +150,26 @@ class Table(Generic[R]):
         return [array(column) for (array, _), column in zip(self._arrays, columns, strict=True)]
 
     def merged(self, rows: Iterable[R]) -> Iterable[R]:
-        """Return one row a key, as a statement takes them: the last of each; of counts, all of each added up."""
+        """Return one row a key, as a statement requires: the last one, or in a table of counts the sum."""
         if self._adds is None:
             return {self.key_of(row): row for row in rows}.values()
         sums: dict[Any, int] = {}
         for row in rows:
             key = self.key_of(row)
             sums[key] = sums.get(key, 0) + getattr(row, self._adds)
-        # A sum of zero is written too: else the rows there are would depend on where pages end.
+        # A sum of zero is written too: otherwise the rows would depend on where pages end.
         return [self.row(**dict(zip(self.key, key, strict=True)), **{self._adds: sum_}) for key, sum_ in sums.items()]
 
     async def create(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
-        """Create the table, open to the API's eyes as far as it is bound to a ledger, and without indexes yet."""
+        """Create the table, with its row-level security and without indexes."""
         await cur.execute(sql.SQL(self._ddl).format(table=self.identifier(suffix)))
-        # In text: a statement whose answer is to be binary goes alone.
+        # In text, because several statements at once cannot have binary results.
         await cur.execute(sql.SQL(_ACCESS).format(table=self.identifier(suffix)), binary=False)
 
     async def create_indexes(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
-        """Create the indexes, all or none as the caller's transaction has it, unless they are there.
+        """Create the indexes in the caller's transaction, unless they are there.
 
-        After the bulk of rows went in, where there is one: that is quicker.
+        It is quicker after most rows were written.
         """
         await cur.execute(_HAS_INDEXES, (self.identifier(suffix).as_string(),))
         if await cur.fetchone():
@@ -182,14 +182,14 @@ class Table(Generic[R]):
         await cur.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.identifier(suffix)))
 
     async def swap_in(self, cur: AsyncCursor[Any], suffix: str) -> None:
-        """Make the table with this suffix the one that is read, and drop the one that was."""
+        """Replace the table that is read with the one that has this suffix."""
         await self.drop(cur)
         await cur.execute(
             sql.SQL("ALTER TABLE {} RENAME TO {}").format(self.identifier(suffix), sql.Identifier(self.name))
         )
 
     async def analyze(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
-        """Let the planner know what is in the table."""
+        """Update the planner's statistics of the table."""
         await cur.execute(sql.SQL("ANALYZE {}").format(self.identifier(suffix)))
 
     def _from_record(self, record: Sequence[Any]) -> R:

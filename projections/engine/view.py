@@ -1,10 +1,11 @@
-"""What a view is: rows of its own, derived from events alone, that answer one question.
+"""A view: tables that answer one question, and the handlers that derive their rows from events alone.
 
-A page of events becomes rows in memory: the rows it changes are loaded with one query, each event runs through its
-handler, and what came of it is written with one statement a table. A view says which row an event belongs to
-(`row_of`), which events begin a row and which change one; a row is a plain dataclass.
+A page of events becomes rows in memory: one query loads the rows that the page changes, each event runs through its
+handler, and one statement a table writes the result. A view says which row an event belongs to (`row_of`), which events
+create a row and which update one; a row is a plain dataclass.
 
-Views are never migrated: a changed one gets a new `VERSION`, fills tables beside the old ones, and is switched to.
+Views are never migrated. A changed view gets a new `VERSION`: it is rebuilt in shadow tables, which then replace the
+old ones.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-# An event's handler is that of its class, or else of the nearest class that it derives from.
+# The handler of an event is that of its class, or else that of the nearest base class with one.
 Create = Callable[[int, "RecordedEvent", Any], R]
 Update = Callable[[R, "RecordedEvent", Any], Iterable[Any] | None]
 
-# A row's ledger, and what names the row within it.
+# A row's ledger, and its name within the ledger.
 Key = tuple[int, Hashable]
 _Step = tuple[int, int, "RecordedEvent", Create[Any] | None, Update[Any] | None]
 
-# What belongs to tables that are being filled beside those that are read.
+# Marks shadow tables, which a rebuild fills while the view's own tables are read.
 SHADOW_SUFFIX: Final = "_next"
 
 
 @dataclass(frozen=True, slots=True)
 class RowChanges:
-    """The rows that events lead to: those that they begin, those that stood and change, and the further tables'."""
+    """Rows that a page of events creates and updates, and the rows of secondary tables, by their class."""
 
     created: Sequence[Any]
     updated: Sequence[Any]
@@ -50,10 +51,10 @@ class View(Generic[R]):
     """One view.
 
     Attributes:
-        name: the question's name, and its first table's.
-        version: of its rows: raised whenever the same events come to other rows, or to other columns.
-        table: of the rows that events begin and change.
-        row_of: which row a recorded event belongs to: the value of the second column of the table's key.
+        name: of the view, and of its main table.
+        version: of its rows: raised whenever the same events lead to other rows, or to other columns.
+        table: the main table.
+        row_of: the row that a recorded event belongs to: the value of the second column of the table's key.
         creates: by event class, what makes a new row of an event; it replaces one that is there.
         updates: by event class, what changes a row that is there, or that the same event has just created; it may
             return rows of `secondary` tables.
@@ -76,34 +77,34 @@ class View(Generic[R]):
         return [self.table, *self.secondary]
 
     async def fold(self, cur: AsyncCursor[Any], events: Events, suffix: str = "") -> RowChanges:
-        """Return the rows that events lead to, from those that stand; nothing is written.
+        """Apply events to the rows in the tables, and return the rows that change; nothing is written.
 
         Args:
-            cur: a session of the worker's, that answers in binary.
+            cur: of a worker's session, with answers in binary.
             events: by ledger and then by position.
             suffix: of the tables.
 
         Raises:
-            LookupError: an event changes a row that no event began.
+            LookupError: an event updates a row that no event created.
             Exception: whatever a handler raises.
 
         """
-        steps, places, existing = self._plan(events)
-        rows: list[R | None] = [None] * len(places)
+        steps, indexes, existing = self._plan(events)
+        rows: list[R | None] = [None] * len(indexes)
         loaded = await self.table.load(cur, existing, suffix) if existing else []
         for row in loaded:
-            rows[places[self.table.key_of(row)]] = row
+            rows[indexes[self.table.key_of(row)]] = row
         secondary: dict[type, list[Any]] = {table.row: [] for table in self.secondary}
-        for place, ledger_id, recorded, begin, change in steps:
-            if begin is not None:
-                rows[place] = begin(ledger_id, recorded, recorded.event)
-            if change is not None:
-                for extra in change(self._existing(rows[place], recorded), recorded, recorded.event) or ():
+        for index, ledger_id, recorded, create, update in steps:
+            if create is not None:
+                rows[index] = create(ledger_id, recorded, recorded.event)
+            if update is not None:
+                for extra in update(self._existing(rows[index], recorded), recorded, recorded.event) or ():
                     secondary[type(extra)].append(extra)
-        stood = set(map(id, loaded))
+        were_there = set(map(id, loaded))
         return RowChanges(
-            created=[row for row in rows if id(row) not in stood],
-            updated=[row for row in rows if id(row) in stood],
+            created=[row for row in rows if id(row) not in were_there],
+            updated=[row for row in rows if id(row) in were_there],
             secondary=secondary,
         )
 
@@ -111,13 +112,13 @@ class View(Generic[R]):
         """Write rows, in the caller's transaction.
 
         Args:
-            cur: a session of the worker's.
+            cur: of a worker's session.
             changes: the rows.
             suffix: of the tables.
-            fresh: none of those that were begun is there yet, so that none need be looked for.
+            fresh: none of the created rows is there yet: a plain insert, which is quicker, will do.
 
         Raises:
-            UniqueViolation: one was there, though `fresh`.
+            UniqueViolation: `fresh`, and one of them is there.
 
         """
         if fresh and changes.created:
@@ -131,27 +132,27 @@ class View(Generic[R]):
                 await table.write(cur, table.merged(changes.secondary[table.row]), suffix)
 
     def _plan(self, events: Events) -> tuple[list[_Step], dict[Key, int], list[Key]]:
-        """Return what is to be done: steps in order, the place of each row in a list, and the rows that must be there.
+        """Return the steps in order, the index of each row in a list, and the keys of the rows to load.
 
-        Those are the rows that some step changes before any begins it. A key is looked up once a step, for a UUID is
+        A row is loaded if a step updates it before any creates it. Each step looks its key up once, because a UUID is
         slow to compare.
         """
         steps: list[_Step] = []
-        places: dict[Key, int] = {}
+        indexes: dict[Key, int] = {}
         existing: list[Key] = []
         handlers, row_of = self._handlers, self.row_of
         for ledger_id, recorded in events:
             kind = type(recorded.event)
-            begin, change = handlers.get(kind) or self._handler(kind)
-            if begin is None and change is None:
+            create, update = handlers.get(kind) or self._handler(kind)
+            if create is None and update is None:
                 continue
             key = (ledger_id, row_of(recorded))
-            known = len(places)
-            place = places.setdefault(key, known)
-            if place == known and begin is None:
+            next_index = len(indexes)
+            index = indexes.setdefault(key, next_index)
+            if index == next_index and create is None:
                 existing.append(key)
-            steps.append((place, ledger_id, recorded, begin, change))
-        return steps, places, existing
+            steps.append((index, ledger_id, recorded, create, update))
+        return steps, indexes, existing
 
     def _existing(self, row: R | None, recorded: RecordedEvent) -> R:
         if row is None:
@@ -160,17 +161,17 @@ class View(Generic[R]):
         return row
 
     def _handler(self, kind: type) -> tuple[Create[R] | None, Update[R] | None]:
-        found = self._handlers.get(kind)
-        if found is None:
+        handler = self._handlers.get(kind)
+        if handler is None:
             bases = (base for base in kind.__mro__ if base in self.creates or base in self.updates)
             nearest = next(bases, object)
-            found = self._handlers[kind] = (self.creates.get(nearest), self.updates.get(nearest))
-        return found
+            handler = self._handlers[kind] = (self.creates.get(nearest), self.updates.get(nearest))
+        return handler
 
 
 @dataclass(frozen=True, slots=True)
 class ViewState:
-    """What became of a view; `failed_…` name the event that stopped it, where one did.
+    """The state of a view; `failed_ledger_id` and `failed_position` name the event that stopped it, if one did.
 
     `state` is "following" or "failed"; or "building" for shadow tables, whose name is the view's + `SHADOW_SUFFIX`.
     """
@@ -185,13 +186,13 @@ class ViewState:
 
     @property
     def stopped(self) -> bool:
-        """Whether reads of the view fall behind; one that cannot be filled anew is still read and followed."""
+        """Whether reads of the view fall behind: a rebuild that failed leaves the view's own tables as they are."""
         return self.state == "failed" and not self.view.endswith(SHADOW_SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)
 class ViewPosition:
-    """How far a view has read a ledger: the last position, and when the ledger recorded that."""
+    """How far a view has read a ledger: the last position, and when that event was recorded, if it is known."""
 
     view: str
     position: int
@@ -226,9 +227,9 @@ ORDER BY view
 
 
 async def position_reached(cur: AsyncCursor[Any], ledger_id: int, *views: str) -> int:
-    """Return the position that all these views have read up to, 0 where one has not begun.
+    """Return the position up to which all these views have read a ledger; 0 if one has not begun.
 
-    Ask before reading rows: then they are at least as new as the answer says.
+    Ask before reading rows: the rows are then at least as new as the answer says.
     """
     await cur.execute(_REACHED, (list(views), ledger_id))
     row = await cur.fetchone()
@@ -242,19 +243,19 @@ async def view_positions(cur: AsyncCursor[Any], ledger_id: int) -> list[ViewPosi
 
 
 async def has_stopped(cur: AsyncCursor[Any], view: str) -> bool:
-    """Tell whether a view stands before an event that it cannot take in."""
+    """Tell whether a view has stopped before an event that it cannot apply."""
     await cur.execute(_STOPPED, (view,))
     return await cur.fetchone() is not None
 
 
 async def view_states(cur: AsyncCursor[Any]) -> list[ViewState]:
-    """Return what became of every view, by name."""
+    """Return the state of every view, by name."""
     await cur.execute(_STATUSES)
     return [ViewState(*row) for row in await cur.fetchall()]
 
 
 async def is_read_only(cur: AsyncCursor[Any]) -> bool:
-    """Tell whether the database takes no writes, as a standby does and one that was made so."""
+    """Tell whether the database takes no writes: it is a standby, or was set to read-only."""
     await cur.execute("SELECT current_setting('transaction_read_only')")
     row = await cur.fetchone()
     return row is not None and row[0] == "on"

@@ -70,7 +70,7 @@ async def test_the_few_that_are_off_are_found_without_a_look_at_the_others(
     asked = ListQuery(permissions.NAME, "since", 1, 10)
     asked.equal(enabled=False)
     await api.execute("SET enable_seqscan = off")
-    await api.execute(SQL("EXPLAIN (ANALYZE) ") + asked.query(), asked.parameters())
+    await api.execute(SQL("EXPLAIN (ANALYZE) ") + asked.statement(), asked.parameters())
     plan = "\n".join(line for (line,) in await api.fetchall())
     assert "Rows Removed by Filter" not in plan
     assert "enabled = false" in plan

@@ -148,7 +148,7 @@ async def test_a_partys_page_comes_from_its_index_under_row_level_security(
     await worker.execute(b"ANALYZE views.shares")
     asked = ListQuery("shares", "shared_at", 1, 10, after=(NOW + 9 * DAY, 4))
     asked.one_of({"brand_id": ["brand-7"], "advertiser_id": ["account-7"]})
-    await api.execute(SQL("EXPLAIN ") + asked.query(), asked.parameters())
+    await api.execute(SQL("EXPLAIN ") + asked.statement(), asked.parameters())
     plan = "\n".join(line for (line,) in await api.fetchall())
     assert "Seq Scan" not in plan
     assert "(brand_id = x.id) AND (ROW(shared_at," in plan

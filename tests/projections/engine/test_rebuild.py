@@ -225,8 +225,8 @@ async def caught_up(cur: Cursor, log: MemoryLog) -> bool:
 async def test_a_long_reader_of_the_old_rows_delays_the_switch_and_blocks_nobody(
     connect: Connect, worker: Cursor, api: Cursor, follow: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild, "SWITCH_WAIT_MS", 50)
-    monkeypatch.setattr(rebuild, "SWITCH_PAUSE_S", 0.05)
+    monkeypatch.setattr(rebuild, "SWAP_WAIT_MS", 50)
+    monkeypatch.setattr(rebuild, "SWAP_PAUSE_S", 0.05)
     log = MemoryLog(given.redeemed())
     await follow(codes.VIEW, log)
     async with await connect() as long:
@@ -252,9 +252,9 @@ async def waits_for_a_lock(cur: Cursor) -> bool:
 async def test_a_switch_that_never_gets_its_moment_gives_up_and_leaves_the_old_rows(
     connect: Connect, worker: Cursor, follow: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild, "SWITCH_WAIT_MS", 10)
-    monkeypatch.setattr(rebuild, "SWITCH_PAUSE_S", 0.001)
-    monkeypatch.setattr(rebuild, "SWITCH_ATTEMPTS_MAX", 2)
+    monkeypatch.setattr(rebuild, "SWAP_WAIT_MS", 10)
+    monkeypatch.setattr(rebuild, "SWAP_PAUSE_S", 0.001)
+    monkeypatch.setattr(rebuild, "SWAP_ATTEMPTS_MAX", 2)
     log = MemoryLog(given.redeemed())
     await follow(codes.VIEW, log)
     async with await connect() as long:

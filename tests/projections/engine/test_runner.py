@@ -380,7 +380,7 @@ async def test_a_view_that_a_newer_program_has_switched_is_left_alone(connect: C
 
 
 async def told(cur: Cursor, runner: Runner) -> bool:
-    return f"version {codes.VERSION + 1}" in runner._said
+    return f"version {codes.VERSION + 1}" in runner._last_message
 
 
 # Waiting
