@@ -124,7 +124,7 @@ async def list_accesses(
     """
     place, back = (None, False) if query.cursor is None else either_way(query.cursor, query.same(), _LAST_PLACE)
     at = UUID(int=LAST.int if place is None else place)
-    rows = await caller.services.views.accesses.page(
+    rows = await caller.services.views.access_log.page(
         caller.ledger_id,
         query.wanted(),
         limit=query.limit + 1,
@@ -180,7 +180,7 @@ async def enter(
         complete=complete,
         request_id=request.scope["request_id"],
     )
-    return await caller.services.views.accesses.record(caller.ledger_id, access)
+    return await caller.services.views.access_log.record(caller.ledger_id, access)
 
 
 async def _refusal(row: AccessRow, caller: Caller) -> dict[str, Any]:

@@ -199,7 +199,7 @@ class _Batch:
 
     async def _pieces(self, format_: Format) -> AsyncGenerator[bytes]:
         told_of = False
-        async for piece, lines in answers(self._lines, self._caller.services.views.questions, self._asker, format_):
+        async for piece, lines in answers(self._lines, self._caller.services.views.evidence, self._asker, format_):
             await refuse_revoked(self._caller)
             if self._refusing.first is not None and not told_of:
                 # On record as it is where the question is asked alone, but once, however many lines there are.
@@ -214,5 +214,5 @@ class _Batch:
     async def _end(self, complete: bool) -> None:
         self._file.close()
         if self._access_id is not None:
-            accesses = self._caller.services.views.accesses
+            accesses = self._caller.services.views.access_log
             await accesses.end(self._caller.ledger_id, self._access_id, rows=self._answered, complete=complete)

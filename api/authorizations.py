@@ -111,10 +111,10 @@ def may_read(caller: Caller, stream: Sequence[RecordedEvent]) -> bool:
 async def _evidence(caller: Caller, video_id: str, at_least: int) -> AuthorizationEvidence:
     """Read what is known of a video, after waiting for the view of codes where it has not come so far."""
     views = caller.services.views
-    evidence = await views.questions.of_video(caller.ledger_id, video_id)
+    evidence = await views.evidence.of_video(caller.ledger_id, video_id)
     if evidence.position < at_least:
         await views.wait(caller.ledger_id, codes.NAME, at_least)
-        evidence = await views.questions.of_video(caller.ledger_id, video_id)
+        evidence = await views.evidence.of_video(caller.ledger_id, video_id)
     return evidence
 
 

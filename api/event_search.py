@@ -113,7 +113,7 @@ async def find(views: ViewReader, ledger_id: int, asked: ParsedQuery, within: Wi
         return await _by_words(views, ledger_id, asked, within, limit)
     if asked.conditions:
         return await _by_conditions(views, ledger_id, asked, within, limit)
-    rows = await views.trail.between(ledger_id, within.low, within.high, limit=limit, descending=within.descending)
+    rows = await views.event_rows.between(ledger_id, within.low, within.high, limit=limit, descending=within.descending)
     return Rows(rows, len(rows))
 
 
@@ -140,7 +140,7 @@ async def _by_conditions(views: ViewReader, ledger_id: int, asked: ParsedQuery, 
     stopped_at = found.stopped_at
     if cut_off and stopped_at is None and not within.descending:
         stopped_at = max(upto, within.low)
-    return Rows(await views.trail.at(ledger_id, found.positions), found.rows_scanned, stopped_at, upto, cut_off)
+    return Rows(await views.event_rows.at(ledger_id, found.positions), found.rows_scanned, stopped_at, upto, cut_off)
 
 
 async def _by_words(views: ViewReader, ledger_id: int, asked: ParsedQuery, within: Within, limit: int) -> Rows:

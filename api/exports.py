@@ -234,7 +234,7 @@ async def export_events(
 
     async def end(complete: bool) -> None:
         for access_id in access:
-            await services.views.accesses.end(
+            await services.views.access_log.end(
                 caller.ledger_id, access_id, rows=export.events, complete=complete and export.complete
             )
 

@@ -84,7 +84,7 @@ class Reading:
         """Record what is about to be read."""
         query = orjson.dumps(seal_search_terms(self.keys, asked), option=orjson.OPT_SORT_KEYS)
         access = Access(None, MACHINE_ROLE, command, query, media_type, 0, None, secrets.token_hex(16))
-        return await self.views.accesses.record(self.ledger_id, access)
+        return await self.views.access_log.record(self.ledger_id, access)
 
 
 @asynccontextmanager
@@ -166,7 +166,7 @@ async def export(where: Where, query: ExportQuery, path: Path, say: Callable[[st
                     told.reached(exported.events)
             complete = exported.complete
         finally:
-            await opened.views.accesses.end(opened.ledger_id, access_id, rows=exported.events, complete=complete)
+            await opened.views.access_log.end(opened.ledger_id, access_id, rows=exported.events, complete=complete)
     told.last()
     if not exported.complete:
         say(
@@ -203,7 +203,7 @@ async def ask(where: Where, query: BatchQuery, path: Path, output: Path | None, 
                 nullcontext(sys.stdout.buffer) if output is None else _written(output) as file,
             ):
                 async for piece, lines in answers(
-                    lines_of(source, _format(path)), opened.views.questions, asked_by, format_
+                    lines_of(source, _format(path)), opened.views.evidence, asked_by, format_
                 ):
                     file.write(piece)
                     wrong += sum(line.question is None for line in lines)
@@ -212,7 +212,7 @@ async def ask(where: Where, query: BatchQuery, path: Path, output: Path | None, 
         except BatchError as error:
             raise OfflineError(str(error)) from None
         finally:
-            await opened.views.accesses.end(opened.ledger_id, access_id, rows=told.count, complete=complete)
+            await opened.views.access_log.end(opened.ledger_id, access_id, rows=told.count, complete=complete)
     told.last()
     if wrong:
         raise OfflineError(f"Invalid lines: {wrong:,}. Their answers say why. All other lines are answered.")

@@ -159,7 +159,7 @@ class Stream(EventSourceResponse):
             if not together:
                 complete = self.ending not in {"stalled", "slow_reader"}
                 with contextlib.suppress(Unavailable):
-                    await caller.services.views.accesses.end(
+                    await caller.services.views.access_log.end(
                         self.ledger_id, access_id, rows=self._sent, complete=complete
                     )
 

@@ -1,11 +1,11 @@
-"""Projections remember: one file for each question, each with its table, its handlers and its queries."""
+"""Views of the log: one file for each question, with its tables, its handlers and its queries."""
 
 from typing import Any, Final
 
 from projections import campaigns, codes, event_index, expiring, permissions, redemptions, shares, statistics
 from projections.engine.view import View
 
-# Every view there is. A new one is one file, one line here and one test.
+# All views. A new one takes one file, one line here and one test.
 VIEWS: Final[tuple[View[Any], ...]] = (
     codes.VIEW,
     event_index.VIEW,

@@ -1,10 +1,10 @@
-"""Which campaigns are there, and on which day will each stop, by its own end or by its code's?
+"""Which campaigns exist, and on which day does each stop, by its own end or by its code's?
 
-Reads what begins a code, moves or ends its window, and what launches and ends campaigns on it. Read by the list of
-campaigns. A campaign is stopped by whatever comes first: its own end or somebody who ends it, the end of the code's
-window, or the code's revocation. That day moves with every extension of the code, and an extension recorded late may
-undo the end of a window that came later than it, so all campaigns of a code are written anew when its window moves;
-whether one runs at a moment is computed by the clock of the question.
+Reads the events that begin a code, that move its window, and that launch or end its campaigns. Read by the list of
+campaigns. A campaign stops at whichever comes first: its own end, an end by someone, the end of the code's window, or
+the code's revocation. Every extension of the code moves that day, and one that is recorded late may undo a later end of
+the window. So all campaigns of a code are rewritten when its window moves. Whether a campaign runs is computed when it
+is asked for.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
 NAME: Final = "campaigns"
 VERSION: Final = 2
 
-# What stops a campaign: its code, whose window ends or which is revoked, or the campaign itself.
+# What stops a campaign: its code, because its window ends or it is revoked; or the campaign itself.
 StopReason = Literal["code_end", "campaign_end"]
 
 
 @dataclass(slots=True)
 class CodeWithCampaigns:
-    """A code as far as its campaigns depend on it.
+    """A code, as far as its campaigns depend on it.
 
-    `campaigns` has by campaign id what its row is made of: `position`, `advertiser_id`, `name`, `amount`, `currency`,
-    in RFC 3339 `starts_at`, `ends_at`, `launched_at`, `ended_at`, and `cause`; the last two None unless it was ended.
+    `campaigns` has, by campaign id, the facts of its row: `position`, `advertiser_id`, `name`, `amount`, `currency`, in
+    RFC 3339 `starts_at`, `ends_at`, `launched_at` and `ended_at`, and `cause`; `ended_at` and `cause` are None unless
+    it was ended.
     """
 
     ledger_id: int
@@ -57,10 +58,10 @@ class CampaignRow:
 
     Attributes:
         position: of its launch.
-        stops_at: when it will stop, or has stopped.
-        stop_reason: by what: `code_end` or `campaign_end`.
-        ended_at, cause: when and by what it was ended as an event: `ended` (by somebody), `code_expired` or
-            `code_revoked`; None while it runs, and where it came to its own end.
+        stops_at: when it stops, or has stopped.
+        stop_reason: what stops it: `code_end` or `campaign_end`.
+        ended_at, cause: if an event ended it, when and why: `ended` (by someone), `code_expired` or `code_revoked`;
+            None while it runs, and if it came to its own end.
 
     """
 
@@ -84,7 +85,7 @@ class CampaignRow:
     stop_reason: str
 
     def running(self, moment: datetime) -> bool:
-        """Tell whether it runs: from its launch, even if scheduled, until something stops it."""
+        """Tell whether it runs: from its launch, even if it starts later, until something stops it."""
         return self.ended_at is None and moment < self.stops_at
 
 
@@ -147,13 +148,13 @@ CAMPAIGNS: Final = Table(
 def stop(
     ends_at: datetime, expires_at: datetime, ended_at: datetime | None, cause: str | None
 ) -> tuple[datetime, StopReason]:
-    """Return when a campaign stops, and by what; at the same moment it is its own end.
+    """Return when a campaign stops, and what stops it; if both end at the same moment, it is the campaign itself.
 
     Args:
-        ends_at: when it was meant to end.
-        expires_at: when its code's window ends.
-        ended_at: when it was ended, if it was.
-        cause: by what it was ended: `ended`, `code_expired` or `code_revoked`.
+        ends_at: its own end.
+        expires_at: the end of its code's window.
+        ended_at: when an event ended it, if one did.
+        cause: why the event ended it: `ended`, `code_expired` or `code_revoked`.
 
     """
     if ended_at is not None:
@@ -236,7 +237,7 @@ def _moment(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
-# A revocation and an expiry end what still runs with an event of its own first, so neither is read here.
+# Before a revocation or an expiry, each running campaign is ended by an event of its own, so neither is read here.
 VIEW: Final = View(
     NAME,
     VERSION,
@@ -271,25 +272,25 @@ async def search(
     advertiser_id: str | None = None,
     visible_advertisers: Collection[str] | None = None,
 ) -> list[CampaignRow]:
-    """Return the campaigns that pass every filter given, the one that stops soonest first.
+    """Return the campaigns that pass every filter, the first to stop first.
 
     Args:
         cur: bound to the ledger; rows as tuples.
         ledger_id: the ledger.
-        now: the clock that tells which run.
-        limit: rows at most.
+        now: the moment at which it is decided which of them run.
+        limit: maximum number of rows.
         after: `stops_at` and `position` of the last row of the page before.
-        descending: the one that stops last first.
-        running: those that run, or those that have stopped.
+        descending: the last to stop first.
+        running: that run, or that have stopped.
         stop_reason: stopped by their code, or by their own end.
         stops_from: that stop, or stopped, at this moment or later.
-        stops_before: before this moment.
+        stops_before: that stop, or stopped, before this moment.
         code_id: on this code.
         creator_ids: on any of these creators' codes; an empty collection matches nothing.
         video_id: on any of this video's codes.
-        campaign_id: of this name, on whatever code.
+        campaign_id: with this id, on any code.
         advertiser_id: of this advertiser account.
-        visible_advertisers: what a brand's key may see: campaigns of any of these accounts. None: everything.
+        visible_advertisers: the accounts whose campaigns a brand's key may see. None: all campaigns.
 
     """
     query = ListQuery("campaign_stops", "stops_at", ledger_id, limit, after, descending)

@@ -1,7 +1,7 @@
-"""A code's way from state to state, and what it adds to the figures of each day it turns on.
+"""The timeline of a code's states, and the figures that it adds to the statistics of each day.
 
-Pure, and the whole of it: whatever a code's row says, its figures follow. The end of its window is among them, on the
-day it comes, though no event may have said so yet: the clock alone brings it about.
+Pure functions of a code's row. The end of its window is part of the timeline, on the day that it comes, even if no
+event has recorded it yet.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ BUCKETS_S: Final = (
 )
 LONGER: Final = "longer"
 
-# A figure's name, its label, and the beginning of the day it belongs to.
+# A figure's name, its label, and the beginning of its day.
 Figure = tuple[str, str, datetime]
 
 
 @dataclass(slots=True)
 class CodeTimelineRow:
-    """One code's way from state to state, in effective times.
+    """The timeline of one code, in effective times.
 
     Attributes:
-        issued_at: when it was generated, or when its window began, if that was recorded late.
-        first_end: the end of its window until it was moved; `expires_at` is the end as it stands.
-        moved: under `ends`, where the code was extended after it had lapsed or out of order, the moment of each and the
-            end that it set, in the order of recording; None without any.
-        shared_at, redeemed_at: the first time, None where it never was.
-        campaigns: by campaign id its end, when it was ended, and by what; these two None unless it was. None without
-            any.
+        issued_at: when the code was generated, or when its window began if it was recorded late.
+        first_end: the end of its window before the extensions in `moved`; `expires_at` is the end now.
+        moved: under `ends`, extensions that came after a lapse or were recorded out of order: the moment of each and
+            the end that it set, in the order of recording. None without any.
+        shared_at, redeemed_at: the first time; None if there was none.
+        campaigns: by campaign id, its own end, and when and why an event ended it, both None if none did. None without
+            campaigns.
 
     """
 
@@ -68,8 +68,8 @@ class CodeTimelineRow:
 def move_end(row: CodeTimelineRow, moment: datetime, end: datetime) -> None:
     """Move the end of a code's window at a moment.
 
-    Where the window had not ended by then, the code stood as well as if it had had the new end since it had the old
-    one: so only what came after a lapse, or is recorded out of order, is kept beside.
+    If the window had not ended by then, the code's states are the same as if it had had the new end all the time. So
+    only extensions after a lapse, or out of order, are kept in `moved`.
     """
     ends = [] if row.moved is None else row.moved["ends"]
     row.expires_at = end
@@ -84,22 +84,22 @@ def move_end(row: CodeTimelineRow, moment: datetime, end: datetime) -> None:
 
 
 def transitions(row: CodeTimelineRow) -> list[tuple[datetime, State]]:
-    """Return when a code came into each of its states, by what is known of its effective times, from its issue on."""
+    """Return the moment at which a code entered each of its states, from its issue on, by effective times."""
     moved = [] if row.moved is None else [_parsed(pair) for pair in row.moved["ends"]]
-    turns = [row.issued_at, row.first_end, *(moment for pair in moved for moment in pair)]
-    turns += [t for t in (row.shared_at, row.redeemed_at, row.revoked_at) if t is not None]
-    # What is recorded last of the window holds from its moment on, whatever is said of other moments.
-    waiting = sorted((since, i) for i, (since, _) in enumerate(moved))
+    moments = [row.issued_at, row.first_end, *(moment for pair in moved for moment in pair)]
+    moments += [moment for moment in (row.shared_at, row.redeemed_at, row.revoked_at) if moment is not None]
+    # Of the extensions up to a moment, the one that was recorded last sets the end.
+    by_moment = sorted((since, i) for i, (since, _) in enumerate(moved))
     last, passed, end = -1, 0, row.first_end
-    found: list[tuple[datetime, State]] = []
-    for turn in sorted(turns):
-        while passed < len(waiting) and waiting[passed][0] <= turn:
-            last, passed = max(last, waiting[passed][1]), passed + 1
+    entered: list[tuple[datetime, State]] = []
+    for moment in sorted(moments):
+        while passed < len(by_moment) and by_moment[passed][0] <= moment:
+            last, passed = max(last, by_moment[passed][1]), passed + 1
             end = moved[last][1]
-        state = _state(row, turn, end)
-        if turn >= row.issued_at and (not found or found[-1][1] != state):
-            found.append((turn, state))
-    return found
+        state = _state(row, moment, end)
+        if moment >= row.issued_at and (not entered or entered[-1][1] != state):
+            entered.append((moment, state))
+    return entered
 
 
 def _state(row: CodeTimelineRow, moment: datetime, end: datetime) -> State:
@@ -116,11 +116,11 @@ def _parsed(pair: Sequence[str]) -> tuple[datetime, datetime]:
 
 
 def count_transitions(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
-    """Add so often what a code's way from state to state adds to the days: -1 takes away what was added."""
+    """Add a code's transitions to the figures of their days; with a count of -1, subtract them."""
     figures["issued", "", day_of(row.issued_at)] += count
     left: State | None = None
-    for turn, entered in transitions(row):
-        day = day_of(turn)
+    for moment, entered in transitions(row):
+        day = day_of(moment)
         if left is not None:
             figures["state", left, day] -= count
             if entered == "expired":
@@ -132,7 +132,7 @@ def count_transitions(row: CodeTimelineRow, figures: Counter[Figure], count: int
 
 
 def count_campaign_stops(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
-    """Add so often what the stops of a code's campaigns add to the days: -1 takes away what was added."""
+    """Add the stops of a code's campaigns to the figures of their days; with a count of -1, subtract them."""
     for ends_at, ended_at, cause in (row.campaigns or {}).values():
         ended = None if ended_at is None else datetime.fromisoformat(ended_at)
         stops_at, reason = stop(datetime.fromisoformat(ends_at), row.expires_at, ended, cause)
@@ -141,7 +141,7 @@ def count_campaign_stops(row: CodeTimelineRow, figures: Counter[Figure], count: 
 
 
 def resume_campaigns(row: CodeTimelineRow, moment: datetime) -> None:
-    """Let campaigns run on that an end of the window stopped later than a moment at which it was extended."""
+    """Undo the end of campaigns that the window's end stopped after a moment at which the window was extended."""
     if row.campaigns is not None:
         row.campaigns = {
             name: [ends_at, None, None]
@@ -152,17 +152,17 @@ def resume_campaigns(row: CodeTimelineRow, moment: datetime) -> None:
 
 
 def bucket(passed: timedelta) -> str:
-    """Return the label of the bucket that a time falls into: its upper bound in seconds."""
+    """Return the label of a duration's bucket: its upper bound in seconds."""
     i = bisect_right(BUCKETS_S, passed.total_seconds())
     return str(BUCKETS_S[i]) if i < len(BUCKETS_S) else LONGER
 
 
 def day_of(moment: datetime) -> datetime:
-    """Return the beginning of a moment's day, both in UTC."""
+    """Return the beginning, in UTC, of a moment's day."""
     return _beginning_of(moment.toordinal())
 
 
 @lru_cache(maxsize=4_096)
 def _beginning_of(day: int) -> datetime:
-    """Return the beginning of a day: one object for all that happens on it, for they are hashed again and again."""
+    """Return the beginning of a day, always as the same object, because it is hashed again and again."""
     return datetime.combine(date.fromordinal(day), time(tzinfo=UTC))

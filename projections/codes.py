@@ -1,8 +1,8 @@
-"""Which codes are there, and how does each stand?
+"""Which codes exist, and in which state is each?
 
 Reads every event of a code. Read by the list of codes, by the permission, which counts a creator's live codes here, and
-by the question, which finds a video's codes here. State and liveness are computed by the clock at the time of the
-question, never stored.
+by the authorization, which finds a video's codes here. A code's state depends on the clock: it is computed when it is
+asked for, never stored.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ VERSION: Final = 4
 
 @dataclass(slots=True)
 class CodeRow:
-    """One code as it stands.
+    """One code after its last event.
 
     Attributes:
-        version: what `If-Match` speaks of: the stream version of the last event that changed the code.
-        stream_version, position: those of the code's last event of any kind.
-        generated_position: of its first; newest first means by this, descending.
+        version: the version that `If-Match` names: the stream version of the last event that changed the code.
+        stream_version, position: of the code's last event of any kind.
+        generated_position: of its first event; "newest first" means by this, descending.
         generated_at, revoked_at: effective times.
-        brand_ids, advertiser_ids: with whom it was shared; the latter also by whom it was redeemed.
+        brand_ids, advertiser_ids: that it was shared with; the latter also those that redeemed it.
 
     """
 
@@ -105,15 +105,15 @@ CODES: Final = Table(
             share_count         int NOT NULL,
             redemption_count    int NOT NULL,
             refusal_count       int NOT NULL,
-            -- How far the code has come, whatever ends it: what its state is found by. It changes twice at most, where
-            -- an index on the counts themselves would be written to with each of them.
+            -- The state of the code before it ends, indexed so that codes are found by state. It changes twice at
+            -- most; an index on the counts would be written to with each of them.
             stage               text NOT NULL GENERATED ALWAYS AS (
                 CASE WHEN redemption_count > 0 THEN 'redeemed' WHEN share_count > 0 THEN 'shared' ELSE 'generated' END
             ) STORED,
             PRIMARY KEY (ledger_id, code_id)
-        ) WITH (fillfactor = 80) -- most changes touch no index, and stay in their block where there is room
+        ) WITH (fillfactor = 80) -- most updates change no indexed column, and stay in their block while it has room
     """,
-    # What a filter leaves out is passed over in the index, without a look at its row.
+    # Rows that a filter excludes are passed over in the index, without reading them.
     indexes=(
         "CREATE INDEX ON {table} (ledger_id, generated_position)",
         "CREATE INDEX ON {table} (ledger_id, stage, generated_position, expires_at) WHERE revoked_at IS NULL",
@@ -153,7 +153,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
 
 
 def happened(row: CodeRow, recorded: RecordedEvent, _event: Code.Event) -> None:
-    """Follow an event that leaves the version which `If-Match` speaks of as it is."""
+    """Apply an event that does not change the version that `If-Match` names."""
     row.stream_version = recorded.stream_version
     row.position = recorded.position
 
@@ -228,7 +228,7 @@ _NEWEST_FIRST: Final = sql.SQL("""
     LIMIT %(limit)s
 """)
 
-# Each party's newest codes by its own index, then the newest of all: nothing is read that no party may see.
+# The newest codes of each party from the party's own index, then the newest of all: no code of others is read.
 _OF_PARTIES: Final = sql.SQL("""
     SELECT DISTINCT ON (t.generated_position) {columns}
     FROM unnest(%(kinds_0)s::text[], %(party_ids_0)s::text[]) AS x (kind, party_id)
@@ -257,7 +257,7 @@ _ENDING: Final = sql.SQL("""
     LIMIT %(limit)s
 """)
 
-# A party's codes are few beside all that end: they are found by the party, and then put in order.
+# A party's codes are few among all that end: they are found by the party, and then sorted.
 _ENDING_OF_PARTIES: Final = sql.SQL("""
     SELECT DISTINCT ON (t.expires_at, t.generated_position) {columns}
     FROM unnest(%(kinds_0)s::text[], %(party_ids_0)s::text[]) AS x (kind, party_id)
@@ -272,8 +272,8 @@ _ENDING_OF_PARTIES: Final = sql.SQL("""
 _ENDS_BEYOND: Final = sql.SQL("AND (t.expires_at, t.generated_position) > (%(after_end)s, %(after_key)s)")
 _NOT_REVOKED: Final = sql.SQL("AND t.revoked_at IS NULL")
 
-# By effective times, as `true_at` has it: of extensions in a lapse, the one recorded last holds of those that had taken
-# effect. What moved the end of a window otherwise moved it for all times before (`lives.move_end`).
+# By effective times, as `effective_as_of` has it: of the extensions after a lapse that had taken effect, the one
+# recorded last counts. Any other extension moved the end for all moments before it (`code_timeline.move_end`).
 _LIVE_AT: Final = sql.SQL("""
     AND t.starts_at <= %(live_at)s
     AND t.expires_at > %(live_at)s
@@ -295,7 +295,7 @@ _LIVE_AT: Final = sql.SQL("""
     ), t.expires_at) > %(live_at)s
 """)
 
-# The same words as `CodeRow.state`, and in the same order of precedence.
+# The same states as `state_of`, in the same order of precedence.
 _IN_STATE: Final[dict[State, sql.SQL]] = {
     "revoked": sql.SQL("AND t.revoked_at IS NOT NULL"),
     "expired": sql.SQL("AND t.revoked_at IS NULL AND t.expires_at <= %(now)s"),
@@ -328,9 +328,9 @@ _END: Final = 2**62
 
 
 async def one(cur: AsyncCursor[Any], ledger_id: int, code_id: UUID) -> CodeRow | None:
-    """Return a code, or nothing where this ledger has none of that id (or the view has not read so far)."""
-    found = await CODES.fetch(cur, _ONE, {"ledger_id": ledger_id, "code_id": code_id})
-    return found[0] if found else None
+    """Return a code; None if the ledger has none of that id, or the view has not read it yet."""
+    rows = await CODES.fetch(cur, _ONE, {"ledger_id": ledger_id, "code_id": code_id})
+    return rows[0] if rows else None
 
 
 async def search(
@@ -351,27 +351,27 @@ async def search(
     expires_before: datetime | None = None,
     live_at: datetime | None = None,
 ) -> list[CodeRow]:
-    """Return the codes that pass every filter given, newest first, or the soonest to end first.
+    """Return the codes that pass every filter, newest first, or with `ending_after` the first to end first.
 
     Args:
         cur: bound to the ledger; rows as tuples.
         ledger_id: the ledger.
-        now: the clock that states are computed with.
-        limit: rows at most.
+        now: the moment at which states are computed.
+        limit: maximum number of rows.
         after_key: the `generated_position` of the last row of the page before.
-        ending_after: in the order of `expires_at` and `generated_position`, after these; without `live_at`, codes that
-            are not revoked.
-        state: as answers show it.
-        creator_ids: of any of these; an empty collection matches nothing. So do the others.
+        ending_after: in the order of `expires_at` and `generated_position`, after these; without `live_at`, only codes
+            that are not revoked.
+        state: in this state.
+        creator_ids: of any of these creators; an empty collection matches nothing, here and below.
         video_id: of this video.
         brand_ids: shared with any of these brands.
         advertiser_ids: shared with or redeemed by any of these accounts.
-        visible_brands: together with `visible_advertisers` what a brand's key may see: codes shared with any of
-            these brands or accounts, or redeemed by any of the accounts. Both None: everything.
+        visible_brands: with `visible_advertisers`, the codes that a brand's key may see: those shared with any of these
+            brands or accounts, or redeemed by any of the accounts. Both None: all codes.
         visible_advertisers: see `visible_brands`.
-        expires_before: whose window ends before this moment.
-        live_at: that were live at this moment of effective time, by what is known now. The view of statistics, which
-            knows of lapses, must have been read as far as this one.
+        expires_before: with a window that ends before this moment.
+        live_at: live at this moment of effective time, by what is known now. The view of statistics, which knows of
+            lapses, must have read as far as this one.
 
     """
     filters: list[sql.Composable] = []
@@ -398,13 +398,13 @@ async def search(
     if live_at is not None:
         filters.append(_LIVE_AT)
         parameters["live_at"] = live_at
-    demanded = party_filters(brand_ids, advertiser_ids, visible_brands, visible_advertisers)
-    for i, demand in enumerate(demanded):
-        parameters |= demand.parameters(i)
-        if i > 0:  # the first is what the codes are found by
+    of_parties = party_filters(brand_ids, advertiser_ids, visible_brands, visible_advertisers)
+    for i, party_filter in enumerate(of_parties):
+        parameters |= party_filter.parameters(i)
+        if i > 0:  # codes are found by the first
             filters.append(concerns_one_of(i))
-    newest_first = _OF_PARTIES if demanded else _NEWEST_FIRST
-    ending = _ENDING_OF_PARTIES if demanded else _ENDING
+    newest_first = _OF_PARTIES if of_parties else _NEWEST_FIRST
+    ending = _ENDING_OF_PARTIES if of_parties else _ENDING
     query = newest_first if ending_after is None else ending
     return await CODES.fetch(cur, query.format(columns=CODES.select(), filters=sql.SQL(" ").join(filters)), parameters)
 

@@ -1,6 +1,6 @@
-"""Which events concern this code, creator, video, brand, advertiser or actor, and when were they recorded?
+"""Which events concern a code, creator, video, brand, advertiser or actor, and when were they recorded?
 
-Reads every event. Read by the audit trail, which searches here for positions (`trail.py`) and reads the events
+Reads every event. Read by the audit trail, which searches here for positions (`index_scan.py`) and reads the events
 themselves from the log.
 """
 
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 NAME: Final = "history"
 VERSION: Final = 3
 
-# What is recorded longer than this after it took effect is found by that; the clock's own events are seconds late.
+# An event that is recorded longer than this after it took effect is indexed as late. The clock's own events are seconds
+# late.
 LATE_AFTER: Final = timedelta(hours=1)
 
 
 @dataclass(slots=True)
 class EventIndexRow:
-    """One event, by what it may be searched for.
+    """One event, with all that it may be searched by.
 
-    `creator_id` and `video_id` stand where the event itself names them. The other events of a creator or of a video's
-    codes are found by `creator_stream` and `code_id`: the same ids again would double the largest index there is.
+    `creator_id` and `video_id` are set only if the event itself names them. The other events of a creator or of a
+    video's codes are found by `creator_stream` and `code_id`: repeating the ids would double the largest index of all.
     `code_id` is None for events of a permission; `actor` is a key's id, or "clock"; `channel` is a share's, `refused`
-    the reason of a refused redemption; `late` tells that it was recorded long after it took effect.
+    the reason of a refused redemption; `late` tells that the event was recorded long after it took effect.
     """
 
     ledger_id: int
@@ -79,10 +80,10 @@ EVENT_INDEX: Final = Table(
             PRIMARY KEY (ledger_id, position)
         ) WITH (autovacuum_vacuum_insert_scale_factor = 0.01)
     """,
-    # The events of one creator, actor, brand or advertiser lie far apart: each is a block of its own to read. So what
-    # they are most often searched for together with, the type, lies in the index, and no block is read for those that
-    # are of another; as long as the table is vacuumed, hence the scale factor above.
-    # recorded_at has none: it never decreases with position, so halving turns a time into a position.
+    # The events of one creator, actor, brand or advertiser lie far apart, so each takes the read of a block. The type,
+    # which is most often searched for together with them, is therefore in the index: no block is read for events of
+    # another type, as long as the table is vacuumed often (hence the scale factor above).
+    # recorded_at has no index: it never decreases with position, so a binary search turns a time into a position.
     indexes=(
         "CREATE INDEX ON {table} (ledger_id, code_id, position)",
         "CREATE INDEX ON {table} (ledger_id, creator_stream, position) INCLUDE (type)",

@@ -1,4 +1,4 @@
-"""Which code expires when, and of which has the clock something to record: its expiry, or that it approaches?
+"""When does each code expire, and for which codes is an expiry or a reminder due to be recorded?
 
 Reads the events that set or end a code's window, and the reminders of its end. Read by the expiry clock (`first_due`
 and `due`).
@@ -30,13 +30,13 @@ VERSION: Final = 2
 
 @dataclass(slots=True)
 class ExpiringRow:
-    """One code's end: `open` until it is revoked or the expiry at `expires_at` is recorded; extending opens it again.
+    """One code's end: `open` until it is revoked or the expiry at `expires_at` is recorded; an extension reopens it.
 
     Attributes:
-        set_at: the effective time of what set this end.
-        reminded_days: the days of the last reminder of this end, None before the first.
-        due_at: when the clock has to record something next, a reminder or the expiry, while it is open.
-        position: that of the last event that this view read of the code.
+        set_at: the effective time of the event that set this end.
+        reminded_days: the days of the last reminder of this end; None before the first.
+        due_at: while it is open, when the next reminder or the expiry is due to be recorded.
+        position: of the last event of the code that this view read.
 
     """
 
@@ -54,7 +54,7 @@ class ExpiringRow:
 
 
 class Due(NamedTuple):
-    """A code of which something is to be recorded since a moment; by that moment, then by code, they are in order."""
+    """A code with a reminder or an expiry that is due; ordered by the moment it is due, then by code."""
 
     due_at: datetime
     code_id: UUID
@@ -98,7 +98,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         open=True,
         position=recorded.position,
     )
-    _date(row)
+    _set_due(row)
     return row
 
 
@@ -108,13 +108,13 @@ def extended(row: ExpiringRow, recorded: RecordedEvent, event: Code.Extended) ->
     row.reminded_days = None
     row.open = True
     row.position = recorded.position
-    _date(row)
+    _set_due(row)
 
 
 def reminded(row: ExpiringRow, recorded: RecordedEvent, event: Code.ExpiryApproaching) -> None:
     row.reminded_days = event.days_left
     row.position = recorded.position
-    _date(row)
+    _set_due(row)
 
 
 def closed(row: ExpiringRow, recorded: RecordedEvent, _event: Code.Revoked | Code.Expired) -> None:
@@ -122,8 +122,8 @@ def closed(row: ExpiringRow, recorded: RecordedEvent, _event: Code.Revoked | Cod
     row.position = recorded.position
 
 
-def _date(row: ExpiringRow) -> None:
-    """Set when something is due next, by the rule that `Code.reminder_due` follows."""
+def _set_due(row: ExpiringRow) -> None:
+    """Set when a reminder or the expiry is due next, by the same rule as `Code.reminder_due`."""
     ahead = reminders(Window(row.starts_at, row.expires_at), row.set_at, row.reminded_days)
     row.due_at = ahead[0].at if ahead else row.expires_at
 
@@ -143,7 +143,7 @@ VIEW: Final = View(
 )
 
 
-# For each ledger one look into the index, however many ledgers and codes there are.
+# One index look-up for each ledger, however many codes it has.
 _FIRST_DUE: Final = """
     SELECT l.ledger_id, d.due_at
     FROM ledgers l
@@ -176,10 +176,10 @@ BEGINNING: Final = Due(datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
 
 
 async def first_due(cur: AsyncCursor[Any], passed: Mapping[int, Due]) -> dict[int, datetime]:
-    """Return by ledger when something is due next, past or ahead, the earliest first; no ledger without open codes.
+    """Return, by ledger, when something is due next, in the past or ahead, the earliest first.
 
-    The cursor must see every ledger and answer in binary: this is the clock's question, asked as the worker. What a
-    ledger has up to and with its entry in `passed` is left out.
+    Ledgers without open codes are left out, and in each ledger all that is due up to its entry in `passed`, included.
+    The cursor must be a worker's, which sees every ledger, with answers in binary.
     """
     due_ats, code_ids = [due.due_at for due in passed.values()], [due.code_id for due in passed.values()]
     parameters = (Bigints(list(passed)), Times(due_ats), Uuids(code_ids), BEGINNING.code_id)
@@ -188,6 +188,6 @@ async def first_due(cur: AsyncCursor[Any], passed: Mapping[int, Due]) -> dict[in
 
 
 async def due(cur: AsyncCursor[Any], ledger_id: int, now: datetime, limit: int, *, after: Due = BEGINNING) -> list[Due]:
-    """Return codes of a ledger of which something is to be recorded, the longest due first; `after` the page before."""
+    """Return codes of a ledger for which something is due, the longest due first; `after` ends the page before."""
     await cur.execute(_DUE, (ledger_id, *after, now, limit), prepare=True)
     return [Due(*row) for row in await cur.fetchall()]

@@ -1,9 +1,9 @@
-"""Which positions pass these conditions, looked for in the history?
+"""A search of the event index: the positions that meet all conditions, in order, with bounded work.
 
-Read by the audit trail and its exports. A search walks the history by one of its conditions, in order of position, and
-looks at the others in the rows on its way. Which condition it walks by it finds out: each gets a turn, then the one
-that came farthest goes on, so that two of which each alone is common still meet soon. However rare what is asked for,
-a search ends: after so many rows, or so long a time, it says where it stopped, and the next goes on from there.
+Used by the audit trail and its exports. A search scans the index of one condition in order of position, and tests the
+others on each row. It finds out which condition to scan by: each gets a turn, then the one that came farthest with as
+many rows goes on. However rare the events are, a search ends after a number of rows or some time, and says where it
+stopped, so that the next one can continue there.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 Column = Literal[
     "code_id", "creator_stream", "advertiser_id", "brand_id", "refused", "channel", "actor", "type", "source"
 ]
-# What an event may be searched by; the creator's and the video's own ids are turned into streams and codes first.
+# What an event may be searched by. Ids of creators and videos are turned into streams and codes first.
 Field = Column | Literal["creator_id", "video_id"]
 
-# The narrowest by nature first, each with its type.
+# With the type of each; the narrowest by nature first.
 _COLUMNS: Final[dict[Column, sql.SQL]] = {
     "code_id": sql.SQL("uuid"),
     "creator_stream": sql.SQL("uuid"),
@@ -44,10 +44,10 @@ _PRECEDENCE: Final = list(_COLUMNS)
 
 MAX_ROWS_SCANNED: Final = 50_000
 MAX_SECONDS: Final = 0.25
-# Rows that are looked at with one query: so many to find out by which column to walk, and later at most.
-_AT_FIRST: Final = 400
-_AT_MOST: Final = 16_000
-# Clocks differ: an effective time may lie this far ahead of the moment of recording.
+# Rows scanned with one query: while it is not known which scan is best, and at most.
+_ROWS_FIRST: Final = 400
+_ROWS_MAX: Final = 16_000
+# Clocks differ: an effective time may be this far ahead of the time of recording.
 _CLOCKS_APART: Final = timedelta(hours=1)
 # Beyond any position.
 END: Final = 2**62
@@ -55,7 +55,7 @@ END: Final = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Among:
-    """The field is one of the values; negated: it is none of them, or there is none."""
+    """The field has one of the values; negated: it has none of them, or no value."""
 
     field: Field
     values: tuple[str | UUID, ...]
@@ -64,7 +64,7 @@ class Among:
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """The time is `since` or later and before `until`, each where it is given; negated: it is not."""
+    """The time is at or after `since` and before `until`, if they are given; negated: it is not."""
 
     field: Literal["recorded_at", "effective_at"]
     since: datetime | None = None
@@ -77,12 +77,12 @@ Condition = Among | Between
 
 @dataclass(frozen=True, slots=True)
 class IndexPage:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
-        positions: in the order asked for.
-        rows_scanned: rows that were fetched, to the last one found or to where the search ended.
-        stopped_at: the position after which it gave up before it had found enough; None where it did not.
+        positions: in the order that was asked for.
+        rows_scanned: number of rows read, up to the last one found or to the end of the search.
+        stopped_at: the position after which the search gave up before it had found enough; None if it did not.
 
     """
 
@@ -92,8 +92,8 @@ class IndexPage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
-    """One way through a range of positions: by a column's values, by what was recorded late, or row by row."""
+class _Scan:
+    """A scan of a range of positions: by the values of a column, through the late events, or row by row."""
 
     column: Column | None = None
     values: tuple[str | UUID, ...] = ()
@@ -101,85 +101,85 @@ class _Walk:
 
     @property
     def width(self) -> int:
-        """How many values it follows side by side."""
+        """Number of values that are scanned side by side."""
         return max(len(self.values), 1)
 
 
 @dataclass(slots=True)
 class _Range:
-    """A range of positions, its ends excluded, that may be walked in any of several ways; and how far it was."""
+    """A range of positions, its ends excluded, with the scans that it may be searched by, and the progress made."""
 
     low: int
     high: int
-    walks: Sequence[_Walk]
-    rows: int = _AT_FIRST
+    scans: Sequence[_Scan]
+    rows: int = _ROWS_FIRST
     ended: bool = False
-    _paces: dict[_Walk, float] = field(default_factory=dict)
+    _paces: dict[_Scan, float] = field(default_factory=dict)
 
-    def walk(self) -> _Walk:
-        """Return how to go on: each way has a turn, then the one that came farthest with as many rows."""
-        for walk in self.walks:
-            if walk not in self._paces:
-                return walk
-        return max(self.walks, key=self._paces.__getitem__)
+    def scan(self) -> _Scan:
+        """Return the scan to go on with: each has a turn, then the one that came farthest with as many rows."""
+        for scan in self.scans:
+            if scan not in self._paces:
+                return scan
+        return max(self.scans, key=self._paces.__getitem__)
 
-    def went(self, walk: _Walk, fetched: int, last: int | None, *, full: bool, descending: bool) -> None:
-        """Take note of a look that fetched so many rows up to the position `last`; not `full`, there are no more."""
+    def advance(self, scan: _Scan, fetched: int, last: int | None, *, full: bool, descending: bool) -> None:
+        """Note that a scan fetched rows up to the position `last`; if not `full`, there are no more."""
         if last is None or not full:
             self.ended = True
             return
-        came = self.high - last if descending else last - self.low
+        progress = self.high - last if descending else last - self.low
         if descending:
             self.high = last
         else:
             self.low = last
-        self._paces[walk] = came / fetched
-        if len(self._paces) == len(self.walks):
-            self.rows = min(self.rows * 4, _AT_MOST)
+        self._paces[scan] = progress / fetched
+        if len(self._paces) == len(self.scans):
+            self.rows = min(self.rows * 4, _ROWS_MAX)
 
 
-class _Bounds:
-    """How much a search may look through, and how long."""
+class _Budget:
+    """The rows and the time that a search may still take."""
 
     def __init__(self, rows: int, seconds: float) -> None:
         self.rows_scanned = 0
         self._rows = rows
         self._ends_at = time.monotonic() + seconds
-        self._looks_at = 0.0
-        # By walk, what a row took at its last look: one reads an index alone, another a block for each row.
-        self._seconds_a_row: dict[_Walk, float] = {}
+        self._begun_at = 0.0
+        # By scan, the time of a row in its last query: one reads only an index, another a block for each row.
+        self._seconds_a_row: dict[_Scan, float] = {}
 
-    def reached(self, walk: _Walk) -> bool:
-        """Return whether to give up before this walk goes on; for time, only once each way has had a turn."""
+    def is_spent(self, scan: _Scan) -> bool:
+        """Tell whether to give up before this scan goes on; because of time, only once each scan has had a turn."""
         if self.rows_scanned >= self._rows:
             return True
-        return walk in self._seconds_a_row and time.monotonic() >= self._ends_at
+        return scan in self._seconds_a_row and time.monotonic() >= self._ends_at
 
-    def begin(self, walk: _Walk) -> int:
-        """Begin a look: return how many rows it may take, by the time that a row took the last one."""
-        self._looks_at = time.monotonic()
+    def begin(self, scan: _Scan) -> int:
+        """Begin a query, and return how many rows it may take, by the time that a row took in the last one."""
+        self._begun_at = time.monotonic()
         rows = self._rows - self.rows_scanned
-        seconds = self._seconds_a_row.get(walk)
-        return min(rows, int((self._ends_at - self._looks_at) / seconds)) if seconds else rows
+        seconds = self._seconds_a_row.get(scan)
+        return min(rows, int((self._ends_at - self._begun_at) / seconds)) if seconds else rows
 
-    def end(self, walk: _Walk, looked: int) -> None:
-        """End the look, which has taken so many rows."""
-        self.rows_scanned += looked
-        self._seconds_a_row[walk] = (time.monotonic() - self._looks_at) / max(looked, 1)
+    def end(self, scan: _Scan, scanned_rows: int) -> None:
+        """End the query, which took this many rows."""
+        self.rows_scanned += scanned_rows
+        self._seconds_a_row[scan] = (time.monotonic() - self._begun_at) / max(scanned_rows, 1)
 
 
-_LOOK: Final = sql.SQL("""
+_SCAN: Final = sql.SQL("""
     SELECT count(*), {last}(l.position), array_agg(l.position ORDER BY l.position {direction}) FILTER (WHERE l.passes)
     FROM (
         SELECT h.position, {passes} AS passes
-        FROM ({walked}) h
+        FROM ({scanned}) h
         ORDER BY h.position {direction}
         LIMIT %(rows)s
     ) l
 """)
 
-# Compared as pairs, so that no index but the column's own gives the order: the planner would else walk the whole
-# ledger for a value that it takes to be common.
+# Compared as pairs, so that only the column's own index gives the order: for a value that it believes to be common, the
+# planner would otherwise scan the whole ledger.
 _BY_COLUMN: Final = sql.SQL("""
     SELECT h.*
     FROM unnest(%(values)s::{type}[]) AS x (value)
@@ -232,8 +232,8 @@ _CODES_OF_VIDEOS: Final = """
     AND type = 'CodeGenerated'
 """
 
-# By halving: recorded_at never decreases with position. An event that the history was told to skip counts as recorded
-# with the one before it.
+# A binary search: recorded_at never decreases with position. An event that the view skips counts as recorded with the
+# one before it.
 _LAST_BEFORE: Final = """
     WITH RECURSIVE halves (low, high) AS (
         SELECT 0::bigint, coalesce(max(position), 0)
@@ -272,57 +272,57 @@ async def search(
     max_rows_scanned: int = MAX_ROWS_SCANNED,
     max_seconds: float = MAX_SECONDS,
 ) -> IndexPage:
-    """Return the positions that pass every condition, with after < position < before, at most `limit` of them.
+    """Return the positions that meet every condition, with after < position < before, at most `limit` of them.
 
     Args:
         cur: bound to the ledger; rows as tuples.
         ledger_id: the ledger.
-        conditions: what an event must fulfil; an `Among` without values matches nothing, negated everything.
-        limit: positions at most.
+        conditions: that an event must meet; an `Among` without values matches nothing, negated everything.
+        limit: maximum number of positions.
         after: only later positions.
         before: only earlier positions.
         descending: newest first.
-        max_rows_scanned: rows after which it gives up.
-        max_seconds: seconds after which it gives up.
+        max_rows_scanned: the number of rows after which the search gives up.
+        max_seconds: the seconds after which it gives up.
 
     """
     ranges, passes = await _plan(cur, ledger_id, conditions, after, before)
     found: list[int] = []
-    bounds = _Bounds(max_rows_scanned, max_seconds)
+    budget = _Budget(max_rows_scanned, max_seconds)
     for within in reversed(ranges) if descending else ranges:
         while not within.ended:
-            walk, missing = within.walk(), limit - len(found)
-            if bounds.reached(walk):
-                return IndexPage(found, bounds.rows_scanned, within.high if descending else within.low)
-            rows = _rows(within, walk, passes, missing, bounds.begin(walk))
+            scan, missing = within.scan(), limit - len(found)
+            if budget.is_spent(scan):
+                return IndexPage(found, budget.rows_scanned, within.high if descending else within.low)
+            rows = _rows(within, scan, passes, missing, budget.begin(scan))
             parameters = {"ledger_id": ledger_id, "low": within.low, "high": within.high, "rows": rows}
-            await cur.execute(_look(walk, passes, descending=descending), {**parameters, **_values(walk, passes)})
-            looked, last, passed = await cur.fetchone() or (0, None, None)
-            # Of several values, each had so many rows fetched for what comes first of them all.
-            full = looked == rows
-            fetched = looked * walk.width if full else looked
-            bounds.end(walk, fetched)
+            await cur.execute(_scan_query(scan, passes, descending=descending), {**parameters, **_values(scan, passes)})
+            scanned_rows, last, passed = await cur.fetchone() or (0, None, None)
+            # With several values, so many rows are fetched for each, to find those that come first among all.
+            full = scanned_rows == rows
+            fetched = scanned_rows * scan.width if full else scanned_rows
+            budget.end(scan, fetched)
             found += passed or ()
             if len(found) >= limit:
-                return IndexPage(found[:limit], bounds.rows_scanned)
-            within.went(walk, fetched, last, full=full, descending=descending)
-    return IndexPage(found, bounds.rows_scanned)
+                return IndexPage(found[:limit], budget.rows_scanned)
+            within.advance(scan, fetched, last, full=full, descending=descending)
+    return IndexPage(found, budget.rows_scanned)
 
 
 async def estimate(
     cur: AsyncCursor[Any], ledger_id: int, conditions: Collection[Condition], *, after: int = 0, before: int = END
 ) -> int:
-    """Return how many positions pass, as the planner's statistics have it: nothing is counted."""
+    """Return the planner's estimate of how many positions meet the conditions."""
     ranges, passes = await _plan(cur, ledger_id, conditions, after, before)
     total = 0
     for within in ranges:
-        walk = within.walks[0]
-        # In a range that follows from a time, that time says nothing more: counted twice it would halve the half.
-        by_time = walk == _Walk() and within.high < before
+        scan = within.scans[0]
+        # A time that has already narrowed the range must not narrow the estimate a second time.
+        by_time = scan == _Scan() and within.high < before
         counted = [c for c in passes if not (by_time and isinstance(c, Between) and not c.negated)]
-        query = _ESTIMATE.format(passes=_all_of(counted, sql.SQL("h.late") if walk.late else None))
+        query = _ESTIMATE.format(passes=_all_of(counted, sql.SQL("h.late") if scan.late else None))
         await cur.execute(
-            query, {"ledger_id": ledger_id, "low": within.low, "high": within.high, **_values(walk, counted)}
+            query, {"ledger_id": ledger_id, "low": within.low, "high": within.high, **_values(scan, counted)}
         )
         row = await cur.fetchone()
         total += 0 if row is None else int(row[0][0]["Plan"]["Plan Rows"])
@@ -332,7 +332,7 @@ async def estimate(
 async def _plan(
     cur: AsyncCursor[Any], ledger_id: int, conditions: Collection[Condition], after: int, before: int
 ) -> tuple[list[_Range], list[Condition]]:
-    """Return the ranges to look through, in order of position, and what the rows there must fulfil."""
+    """Return the ranges to search, in order of position, and the conditions that their rows must meet."""
     low, high = after, before
     passes: list[Condition] = []
     late_from: int | None = None
@@ -347,7 +347,8 @@ async def _plan(
         else:
             passes.append(condition)
             since, until = condition.since, condition.until
-            # Nothing is recorded before it takes effect. After its time has passed, only what is late still may be.
+            # No event is recorded before it takes effect. Long after `until`, only late events can still have taken
+            # effect before it.
             low = max(low, await _last_before(cur, ledger_id, since and since - _CLOCKS_APART, 0))
             if until is not None:
                 on_time = await _last_before(cur, ledger_id, until + LATE_AFTER, END - 1)
@@ -356,15 +357,15 @@ async def _plan(
     if low + 1 >= high or not all(condition.values for condition in given):
         return [], passes
     given.sort(key=lambda condition: _PRECEDENCE.index(condition.field))  # type: ignore[arg-type] # a column by now
-    walks = [_Walk(condition.field, condition.values) for condition in given]  # type: ignore[arg-type] # as above
-    if walks or late_from is None:
-        return [_Range(low, high, walks or [_Walk()])], passes
-    ranges = [_Range(low, min(high, late_from + 1), [_Walk()]), _Range(max(low, late_from), high, [_Walk(late=True)])]
+    scans = [_Scan(condition.field, condition.values) for condition in given]  # type: ignore[arg-type] # as above
+    if scans or late_from is None:
+        return [_Range(low, high, scans or [_Scan()])], passes
+    ranges = [_Range(low, min(high, late_from + 1), [_Scan()]), _Range(max(low, late_from), high, [_Scan(late=True)])]
     return [within for within in ranges if within.low + 1 < within.high], passes
 
 
 async def _of_columns(cur: AsyncCursor[Any], ledger_id: int, condition: Among) -> Among:
-    """Return a condition on the column by which a creator's or a video's events are found."""
+    """Return the condition on the column by which events of creators or videos are found."""
     if condition.field not in {"creator_id", "video_id"}:
         return condition
     column: Column = "creator_stream" if condition.field == "creator_id" else "code_id"
@@ -374,12 +375,12 @@ async def _of_columns(cur: AsyncCursor[Any], ledger_id: int, condition: Among) -
 
 
 def _without_repeats(condition: Among) -> Among:
-    """Return the same condition with each value once: a walk follows every one that it is given."""
+    """Return the same condition with each value once: a scan reads the rows of every value that it is given."""
     return Among(condition.field, tuple(dict.fromkeys(condition.values)), condition.negated)
 
 
 async def _last_before(cur: AsyncCursor[Any], ledger_id: int, moment: datetime | None, otherwise: int) -> int:
-    """Return the last position recorded before a moment, 0 where there is none; `otherwise` where no moment is."""
+    """Return the last position recorded before a moment, 0 if there is none; `otherwise` if no moment is given."""
     if moment is None:
         return otherwise
     await cur.execute(_LAST_BEFORE, {"ledger_id": ledger_id, "moment": moment})
@@ -387,26 +388,26 @@ async def _last_before(cur: AsyncCursor[Any], ledger_id: int, moment: datetime |
     return 0 if row is None else int(row[0])
 
 
-def _rows(within: _Range, walk: _Walk, passes: Sequence[Condition], missing: int, allowed: int) -> int:
-    """Return how many rows to look at next, at least one; as many are fetched for each of the walk's values."""
-    sure = not passes or (walk.column is not None and passes == [Among(walk.column, walk.values)])
-    rows = missing if sure else within.rows // walk.width
-    return max(min(rows, allowed // walk.width), 1)
+def _rows(within: _Range, scan: _Scan, passes: Sequence[Condition], missing: int, allowed: int) -> int:
+    """Return how many rows to scan next, at least one; as many are fetched for each value of the scan."""
+    all_match = not passes or (scan.column is not None and passes == [Among(scan.column, scan.values)])
+    rows = missing if all_match else within.rows // scan.width
+    return max(min(rows, allowed // scan.width), 1)
 
 
-def _look(walk: _Walk, passes: Sequence[Condition], *, descending: bool) -> sql.Composed:
+def _scan_query(scan: _Scan, passes: Sequence[Condition], *, descending: bool) -> sql.Composed:
     direction = sql.SQL("DESC" if descending else "ASC")
-    if walk.column is None:
-        late = sql.SQL("AND h.late" if walk.late else "")
-        walked = _BY_POSITION.format(late=late, direction=direction)
+    if scan.column is None:
+        late = sql.SQL("AND h.late" if scan.late else "")
+        scanned = _BY_POSITION.format(late=late, direction=direction)
     else:
-        walked = _BY_COLUMN.format(column=sql.Identifier(walk.column), type=_COLUMNS[walk.column], direction=direction)
+        scanned = _BY_COLUMN.format(column=sql.Identifier(scan.column), type=_COLUMNS[scan.column], direction=direction)
     last = sql.SQL("min" if descending else "max")
-    return _LOOK.format(last=last, direction=direction, walked=walked, passes=_all_of(passes))
+    return _SCAN.format(last=last, direction=direction, scanned=scanned, passes=_all_of(passes))
 
 
 def _all_of(passes: Sequence[Condition], secondary: sql.SQL | None = None) -> sql.Composed:
-    """Return the expression that a row `h` fulfils every condition: true or false, never null."""
+    """Return the expression that a row `h` meets every condition: true or false, never null."""
     tests: list[sql.Composable] = [sql.SQL("true") if secondary is None else secondary]
     for i, condition in enumerate(passes):
         column = sql.Identifier("h", condition.field)
@@ -426,8 +427,8 @@ def _between(condition: Between, column: sql.Identifier, i: int) -> sql.Composab
     return sql.SQL(" AND ").join(sides) if sides else sql.SQL("true")
 
 
-def _values(walk: _Walk, passes: Sequence[Condition]) -> dict[str, Any]:
-    given: dict[str, Any] = {"values": list(walk.values)}
+def _values(scan: _Scan, passes: Sequence[Condition]) -> dict[str, Any]:
+    given: dict[str, Any] = {"values": list(scan.values)}
     for i, condition in enumerate(passes):
         if isinstance(condition, Among):
             given[f"any_{i}"] = list(condition.values)

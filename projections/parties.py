@@ -1,8 +1,8 @@
-"""Whom does a code concern: which brands was it shared with, which advertiser accounts shared with or redeemed by?
+"""Parties of codes: brands that a code was shared with, accounts that it was shared with or that redeemed it.
 
-An index that the view of codes keeps beside its rows, one row for each code and party. Equality alone is quick under
-row-level security: PostgreSQL applies the policy before any operator that might leak, and those of arrays might, so
-no index over an array of ids would ever be used for the API.
+A secondary table of the view of codes, with one row for each code and party. It replaces an index over arrays of ids,
+which PostgreSQL would never use for the API: under row-level security it applies the policy before any operator that
+might leak, and the operators of arrays might.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kind = Literal["brand", "advertiser"]
 
 @dataclass(frozen=True, slots=True)
 class PartyRow:
-    """A code concerns a brand or an advertiser account; `generated_position` is the code's, and puts it in order."""
+    """A code and one of its parties; `generated_position` is the code's, and orders the rows of a party."""
 
     ledger_id: int
     kind: str
@@ -56,7 +56,7 @@ class _Code(Protocol):
 
 
 def party(code: _Code, kind: Kind, party_id: str | None) -> list[PartyRow]:
-    """Add a party, if there is one, to those that a code concerns, and return its row if it is new."""
+    """Add a party, unless it is None, to a code's parties, and return its row if it is new."""
     known = code.brand_ids if kind == "brand" else code.advertiser_ids
     if party_id is None or party_id in known:
         return []
@@ -66,7 +66,7 @@ def party(code: _Code, kind: Kind, party_id: str | None) -> list[PartyRow]:
 
 @dataclass(frozen=True, slots=True)
 class PartyFilter:
-    """Parties of which a code must concern one."""
+    """Parties, of which a code must have at least one."""
 
     brand_ids: Collection[str] = ()
     advertiser_ids: Collection[str] = ()
@@ -80,7 +80,7 @@ class PartyFilter:
 
 
 def concerns_one_of(i: int) -> sql.Composed:
-    """Return the condition that a code `t` meets the demand whose parameters end in `i`."""
+    """Return the condition that a code `t` passes the filter whose parameters end in `i`."""
     return sql.SQL("""
         AND EXISTS (
             SELECT
@@ -98,12 +98,12 @@ def party_filters(
     visible_brands: Collection[str] | None,
     visible_advertisers: Collection[str] | None,
 ) -> list[PartyFilter]:
-    """Return what `codes.search` was asked, as demands that must all be met; the narrowest by nature comes first."""
-    asked = []
+    """Return the filters that a code must pass for `codes.search`, the narrowest by nature first."""
+    filters = []
     if visible_brands is not None or visible_advertisers is not None:
-        asked.append(PartyFilter(visible_brands or (), visible_advertisers or ()))
+        filters.append(PartyFilter(visible_brands or (), visible_advertisers or ()))
     if brand_ids is not None:
-        asked.append(PartyFilter(brand_ids=brand_ids))
+        filters.append(PartyFilter(brand_ids=brand_ids))
     if advertiser_ids is not None:
-        asked.append(PartyFilter(advertiser_ids=advertiser_ids))
-    return asked
+        filters.append(PartyFilter(advertiser_ids=advertiser_ids))
+    return filters

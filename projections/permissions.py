@@ -1,6 +1,6 @@
-"""Does this creator allow ads, and since when?
+"""Does a creator allow ads, and since when?
 
-Reads the creator's switch going on and off. Read by the permission as it stands now, and by the list of permissions.
+Reads the events of the creator's switch. Read by the permission of a creator and by the list of permissions.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PERMISSIONS: Final = Table(
     """,
     indexes=(
         "CREATE INDEX ON {table} (ledger_id, since, position)",
-        # The creators who have it off are few among many, or the other way round.
+        # Few creators among many may have it off, or on.
         "CREATE INDEX ON {table} (ledger_id, enabled, since, position)",
     ),
 )
@@ -69,7 +69,7 @@ PERMISSIONS: Final = Table(
 def switched(
     ledger_id: int, recorded: RecordedEvent, event: Creator.Enabled | Creator.Disabled | Creator.Erased
 ) -> PermissionRow:
-    """Each event says all that there is to know, so each begins the row anew."""
+    """Create the row: each event has all that it holds, so each replaces the row before."""
     return PermissionRow(
         ledger_id=ledger_id,
         creator_id=event.creator_id,
@@ -99,9 +99,9 @@ _ONE: Final = sql.SQL("""
 
 
 async def one(cur: AsyncCursor[Any], ledger_id: int, creator_id: str) -> PermissionRow | None:
-    """Return a creator's permission; nothing where it was never switched on, which reads as disabled, version 0."""
-    found = await PERMISSIONS.fetch(cur, _ONE, {"ledger_id": ledger_id, "creator_id": creator_id})
-    return found[0] if found else None
+    """Return a creator's permission; None if it was never switched on, which reads as disabled at version 0."""
+    rows = await PERMISSIONS.fetch(cur, _ONE, {"ledger_id": ledger_id, "creator_id": creator_id})
+    return rows[0] if rows else None
 
 
 async def search(
@@ -115,14 +115,14 @@ async def search(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> list[PermissionRow]:
-    """Return the permissions that pass every filter given, the one switched last first.
+    """Return the permissions that pass every filter, the one switched last first.
 
     Args:
         cur: bound to the ledger; rows as tuples.
         ledger_id: the ledger.
-        limit: rows at most.
+        limit: maximum number of rows.
         after: `since` and `position` of the last row of the page before.
-        enabled: those that are on, or those that are off.
+        enabled: that are on, or that are off.
         creator_ids: of any of these creators; an empty collection matches nothing.
         since: last switched at this moment or later, in effective time.
         until: last switched before this moment.

@@ -1,8 +1,8 @@
-"""Who entered a code, and who was turned away, why?
+"""Who redeemed a code, and who was refused, for which reason?
 
-Reads redemptions and recorded refusals. Read by the list of redemptions. The same refusal is recorded once an hour;
-repeats within it, and secrets that no code has, are counted elsewhere. Whose code it is and of which video stands in
-the view of codes: the rows here are read together with those there, as far as both views have come.
+Reads redemptions and refusals that were recorded. Read by the list of redemptions. The same refusal is recorded once an
+hour; its repeats, and attempts with an unknown secret, are not recorded here. The code's creator and video are joined
+from the view of codes, so the list shows what both views have read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ REDEMPTIONS: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, code_id, at, position)",
         "CREATE INDEX ON {table} (ledger_id, creator_stream, at, position)",
         "CREATE INDEX ON {table} (ledger_id, advertiser_id, at, position)",
-        # Refusals are few among many redemptions, or many among few: both are looked for alone.
+        # Few refusals among many redemptions, or the reverse: either may be asked for alone.
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NULL",
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NOT NULL",
         "CREATE INDEX ON {table} (ledger_id, refused, at, position) WHERE refused IS NOT NULL",
@@ -134,24 +134,24 @@ async def search(
     until: datetime | None = None,
     visible_advertisers: Collection[str] | None = None,
 ) -> list[WithCodeFacts[AttemptRow]]:
-    """Return the attempts that pass every filter given, the latest first.
+    """Return the attempts that pass every filter, the latest first.
 
     Args:
         cur: bound to the ledger; rows as tuples.
         ledger_id: the ledger.
-        upto: the position that this view and that of codes have read: later attempts are left out.
-        limit: rows at most.
+        upto: the position that both this view and the view of codes have read: later attempts are left out.
+        limit: maximum number of rows.
         after: `at` and `position` of the last row of the page before.
-        refused: refusals alone, or redemptions alone.
+        refused: only refusals, or only redemptions.
         reason: refused for this reason.
-        shared: redemptions by an account that the code was, or was not, known to be shared with.
+        shared: redemptions by an account that the code was known to be shared with, or not.
         code_id: on this code.
         creator_ids: on any of these creators' codes; an empty collection matches nothing.
         video_id: on any of this video's codes.
         advertiser_id: by this advertiser account.
         since: at this moment or later, in effective time.
         until: before this moment.
-        visible_advertisers: what a brand's key may see: attempts by any of these accounts. None: everything.
+        visible_advertisers: the accounts whose attempts a brand's key may see. None: all attempts.
 
     """
     query = ListQuery(NAME, "at", ledger_id, limit, after)

@@ -1,7 +1,7 @@
-"""Who was given which code, over which channel, and when?
+"""With whom was which code shared, over which channel, and when?
 
-Reads every share. Read by the list of shares. Whose code it is and of which video stands in the view of codes: the
-rows here are read together with those there, as far as both views have come.
+Reads every share. Read by the list of shares. The code's creator and video are joined from the view of codes, so the
+list shows what both views have read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class ShareRow:
-    """One share: the code was handed to a brand, perhaps for one of its advertiser accounts.
+    """One share of a code with a brand, perhaps for one of its advertiser accounts.
 
     `shared_at` is the effective time; `position` is the event's.
     """
@@ -117,13 +117,13 @@ async def search(
     visible_brands: Collection[str] | None = None,
     visible_advertisers: Collection[str] | None = None,
 ) -> list[WithCodeFacts[ShareRow]]:
-    """Return the shares that pass every filter given, the latest first.
+    """Return the shares that pass every filter, the latest first.
 
     Args:
         cur: bound to the ledger; rows as tuples.
         ledger_id: the ledger.
-        upto: the position that this view and that of codes have read: later shares are left out.
-        limit: rows at most.
+        upto: the position that both this view and the view of codes have read: later shares are left out.
+        limit: maximum number of rows.
         after: `shared_at` and `position` of the last row of the page before.
         code_id: of this code.
         creator_ids: of any of these creators' codes; an empty collection matches nothing.
@@ -133,8 +133,8 @@ async def search(
         channel: over this channel.
         since: shared at this moment or later.
         until: shared before this moment.
-        visible_brands: together with `visible_advertisers` what a brand's key may see: shares that name any of these
-            brands or accounts. Both None: everything.
+        visible_brands: with `visible_advertisers`, the shares that a brand's key may see: those that name any of these
+            brands or accounts. Both None: all shares.
         visible_advertisers: see `visible_brands`.
 
     """

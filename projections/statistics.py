@@ -1,12 +1,12 @@
-"""How many, day by day: codes in each state, windows that end, redemptions and how long they took, refusals, campaigns?
+"""How many codes are in each state, and how many shares, redemptions, refusals and campaigns are there, day by day?
 
-Reads all that moves a code from one state to another, and what is counted besides. Read by the statistics, and by the
+Reads every event that changes a code's state, and those that are counted besides. Read by the statistics, and by the
 list of codes for those that were live at a moment. Days are of effective time, in UTC.
 
-A code's row tells its whole way from state to state, the end of its window included, which the clock alone brings
-about. From it follow the code's figures: on which day it enters and leaves which state, when what ends. An event
-changes the row, and what that changes in the figures is added to the days' counts. So the counts of a day, and those
-of days ahead, are sums over days, however many codes there are.
+A code's row holds its whole timeline of states, including the end of its window, which no event need record. The code's
+figures follow from it: on which day it enters and leaves each state. An event changes the row, and the difference in
+the figures is added to the counts of the days. The states on any day, past or ahead, are therefore sums over days,
+however many codes there are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VERSION: Final = 2
 
 @dataclass(slots=True)
 class CountRow:
-    """How many of a figure there are on a day, which begins at `day` in UTC."""
+    """The count of a figure on the day that begins at `day` in UTC."""
 
     ledger_id: int
     figure: str
@@ -56,12 +56,12 @@ class Day:
     """One day's figures.
 
     Attributes:
-        codes: how many codes stood in each state when the day ended, or stand now if it has not.
+        codes: number of codes in each state at the end of the day, or now if the day has not ended.
         issued: codes generated.
-        ended: windows that end on this day.
-        redeemed_after: codes first redeemed, by the upper bound in seconds of the time since they were issued.
-        refused: redemptions refused and recorded, by reason.
-        stopped: campaigns that stop on this day: by `campaign_end`, `window_end` or `revocation`.
+        ended: windows that end.
+        redeemed_after: codes redeemed for the first time, by the upper bound in seconds of the time since their issue.
+        refused: recorded refusals of redemptions, by reason.
+        stopped: campaigns that stop, by what stops them: `campaign_end`, `window_end` or `revocation`.
 
     """
 
@@ -94,9 +94,9 @@ TIMELINES: Final = Table(
             revoked_at      timestamptz,
             campaigns       jsonb,
             PRIMARY KEY (ledger_id, code_id)
-        ) WITH (fillfactor = 80) -- most changes touch no index, and stay in their block where there is room
+        ) WITH (fillfactor = 80) -- most updates change no indexed column, and stay in their block while it has room
     """,
-    # What a day that has begun and not ended has yet to bring: its ends after now.
+    # For windows that end later today.
     indexes=("CREATE INDEX ON {table} (ledger_id, expires_at) WHERE revoked_at IS NULL",),
 )
 
@@ -127,7 +127,7 @@ def _rows(row: CodeTimelineRow, figures: Counter[Figure]) -> list[CountRow]:
     return [CountRow(row.ledger_id, *figure, count) for figure, count in figures.items() if count]
 
 
-# Handlers, in the order of a code's life: what a code added is taken away, the row changed, what it now adds is added.
+# Handlers, in the order of a code's life: each subtracts the code's figures, changes the row, and adds them again.
 
 
 def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> CodeTimelineRow:
@@ -270,7 +270,7 @@ _ENDING_ON_DAYS: Final = """
     AND day < %(before)s
 """
 
-# A day's figures as one object: that is a tenth of the rows to read.
+# A day's figures as one object: a tenth of the rows to fetch.
 _BY_DAY: Final = """
     SELECT day, jsonb_object_agg(figure || ' ' || label, count)
     FROM views.statistics_days
@@ -282,13 +282,13 @@ _BY_DAY: Final = """
 
 
 async def count_by_state(cur: AsyncCursor[Any], ledger_id: int, now: datetime) -> dict[State, int]:
-    """Return how many codes stand in each state by the clock, zeros included."""
+    """Return the number of codes in each state at a moment, zeros included."""
     counts = await _at_end_of(cur, ledger_id, day_of(now))
-    return _before_the_days_end(counts, await _later_today(cur, ledger_id, now))
+    return _states_now(counts, await _later_today(cur, ledger_id, now))
 
 
 async def count_ahead(cur: AsyncCursor[Any], ledger_id: int, *, now: datetime, until: datetime) -> int:
-    """Return how many codes that are not revoked expire after `now` and before `until`."""
+    """Return the number of unrevoked codes that expire after `now` and before `until`."""
     days = {"after": day_of(now), "before": day_of(until)}
     if days["after"] == days["before"]:
         return sum((await _ending(cur, ledger_id, now, until)).values())
@@ -300,7 +300,7 @@ async def count_ahead(cur: AsyncCursor[Any], ledger_id: int, *, now: datetime, u
 
 
 async def totals(cur: AsyncCursor[Any], ledger_id: int, figure: str) -> dict[str, int]:
-    """Return how many of a figure there ever were, by label."""
+    """Return the total of a figure over all days, by label."""
     await cur.execute(_SUMS, {"ledger_id": ledger_id, "figure": figure, "last": "infinity"})
     return dict(await cur.fetchall())
 
@@ -308,7 +308,7 @@ async def totals(cur: AsyncCursor[Any], ledger_id: int, figure: str) -> dict[str
 async def by_day(cur: AsyncCursor[Any], ledger_id: int, *, first: datetime, last: datetime, now: datetime) -> list[Day]:
     """Return the figures of every day from `first` to `last`, both included and both the beginning of a day in UTC.
 
-    The states of days ahead are what they come to if nothing more happens.
+    The states on days ahead are those that codes will have if nothing more happens.
     """
     counts = await _at_end_of(cur, ledger_id, first - timedelta(days=1))
     await cur.execute(_BY_DAY, {"ledger_id": ledger_id, "first": first, "last": last})
@@ -320,7 +320,7 @@ async def by_day(cur: AsyncCursor[Any], ledger_id: int, *, first: datetime, last
         day = _day(moment, counts, found.get(moment, {}))
         counts = dict(day.codes)
         if moment == day_of(now):
-            day.codes = _before_the_days_end(day.codes, today)
+            day.codes = _states_now(day.codes, today)
         days.append(day)
     return days
 
@@ -354,7 +354,7 @@ async def _at_end_of(cur: AsyncCursor[Any], ledger_id: int, day: datetime) -> di
 
 
 async def _later_today(cur: AsyncCursor[Any], ledger_id: int, now: datetime) -> dict[State, int]:
-    """Return how many codes expire between now and the day's end, by the state that they are in until then."""
+    """Return the number of codes that expire between now and the end of the day, by their state until then."""
     return await _ending(cur, ledger_id, now, day_of(now) + timedelta(days=1))
 
 
@@ -363,8 +363,8 @@ async def _ending(cur: AsyncCursor[Any], ledger_id: int, after: datetime, before
     return dict(await cur.fetchall())
 
 
-def _before_the_days_end(counts: Mapping[State, int], later_today: Mapping[State, int]) -> dict[State, int]:
-    """Return what holds now, of what holds when the day ends: what expires until then has not expired yet."""
+def _states_now(counts: Mapping[State, int], later_today: Mapping[State, int]) -> dict[State, int]:
+    """Return the states now, from those at the end of the day: codes that expire later today have not yet expired."""
     now = {state: count + later_today.get(state, 0) for state, count in counts.items()}
     now["expired"] -= sum(later_today.values())
     return now

@@ -1,1 +1,1 @@
-"""What reads of views, and operators of views, need beside the projections themselves."""
+"""Views in operation: reads bound to a ledger, their status, and the commands of operators."""

@@ -1,4 +1,4 @@
-"""What an operator does to views: see how they are, fill them anew, skip what stopped one."""
+"""The commands of operators on views: list them, rebuild them, skip an event that stopped one."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
     from projections.engine.view import View, ViewState
 
-# Views that are filled anew together are read for once: the quick ones wait for the slow, unless one stands still.
+# Views that are rebuilt together share one reading of the log: the quick ones wait for the slow, unless one hangs.
 SHARED_READ_PATIENCE_S: Final = 5.0
-# Objects more than there were before the collector looks at the young: a page's are gone by themselves.
+# Allocations before the garbage collector scans its youngest generation: the objects of a page are freed without it.
 GC_YOUNG_OBJECTS: Final = 200_000
 SKIPS_SHOWN_MAX: Final = 1_000
 
 
 async def connect(conninfo: str) -> psycopg.AsyncConnection[Any]:
-    """Open a session of the worker's own; building an index on a long log takes as long as it takes."""
+    """Open a worker's session without a statement timeout: building an index on a long log takes its time."""
     return await psycopg.AsyncConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0))
 
 
 def view_named(name: str) -> View[Any]:
-    """Return a view by its name.
+    """Return the view of a name.
 
     Raises:
-        LookupError: there is none of that name.
+        LookupError: there is none.
 
     """
     view = next((view for view in VIEWS if view.name == name), None)
@@ -55,19 +55,19 @@ def view_named(name: str) -> View[Any]:
     return view
 
 
-async def rebuild(conninfo: str, names: Sequence[str], shown: Callable[[RebuildProgress, int], None]) -> None:
-    """Fill views anew beside themselves from one reading of the log, and switch to each as soon as it is full.
+async def rebuild(conninfo: str, names: Sequence[str], on_progress: Callable[[RebuildProgress, int], None]) -> None:
+    """Rebuild views in shadow tables from one reading of the log, and swap each in as soon as it is complete.
 
-    One that cannot be filled keeps its old rows, and none of the others waits for it.
+    A view that cannot be rebuilt keeps its old rows, and no other view waits for it.
 
     Args:
-        conninfo: the database, as a login that is or may become the worker's role.
+        conninfo: the database, with a login that is or may become the worker's role.
         names: of the views.
-        shown: told after each page how far a view is, and how many events there were in all when this began.
+        on_progress: called after each page with a view's progress, and the number of events in all at the start.
 
     Raises:
         LookupError: there is no view of one of these names.
-        Exception: the first of the views that could not be filled, once all others are done.
+        Exception: the error of the first view that could not be rebuilt, once all others are done.
 
     """
     views = [view_named(name) for name in names]
@@ -82,7 +82,9 @@ async def rebuild(conninfo: str, names: Sequence[str], shown: Callable[[RebuildP
         async def one(view: View[Any]) -> None:
             reader = shared.reader()
             try:
-                await rebuild_view(view, reader, lambda: connect(conninfo), lambda progress: shown(progress, total))
+                await rebuild_view(
+                    view, reader, lambda: connect(conninfo), lambda progress: on_progress(progress, total)
+                )
             finally:
                 reader.close()
 
@@ -96,64 +98,64 @@ async def rebuild(conninfo: str, names: Sequence[str], shown: Callable[[RebuildP
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """How all views are, why those stopped that did, and what was skipped; ledgers by their names."""
+    """The status of all views, why some have stopped, and what was skipped; with the names of ledgers."""
 
-    standings: list[ViewStatus]
-    view_states: dict[str, ViewState]
-    skips: list[skipped_events.SkippedEvent]
+    statuses: list[ViewStatus]
+    states: dict[str, ViewState]
+    skipped: list[skipped_events.SkippedEvent]
     ledgers: dict[int, str]
 
     def lines(self) -> list[str]:
-        """Return it in words."""
-        told = []
-        for found in self.standings:
+        """Return the overview as lines of text."""
+        lines = []
+        for status in self.statuses:
             behind = (
-                f"{found.behind_events:,} behind, for {found.behind_s:,.0f} s" if found.behind_events else "all read"
+                f"{status.behind_events:,} behind, for {status.behind_s:,.0f} s" if status.behind_events else "all read"
             )
-            told.append(
-                f"{found.view:<18}  v{found.version:<3} {found.state:<9}  {found.position:>12,} events, {behind}"
+            lines.append(
+                f"{status.view:<18}  v{status.version:<3} {status.state:<9}  {status.position:>12,} events, {behind}"
             )
-            status = self.view_states.get(found.view)
-            if status is not None and status.failed_position is not None:
-                ledger = self.ledgers.get(status.failed_ledger_id or 0, "?")
-                told.append(f"    stopped before event {status.failed_position} of ledger {ledger}: {status.error}")
-        for skip in self.skips:
+            state = self.states.get(status.view)
+            if state is not None and state.failed_position is not None:
+                ledger = self.ledgers.get(state.failed_ledger_id or 0, "?")
+                lines.append(f"    stopped before event {state.failed_position} of ledger {ledger}: {state.error}")
+        for skip in self.skipped:
             what = f"event {skip.position} of ledger {self.ledgers.get(skip.ledger_id, '?')}"
             if skip.stream_id is not None:
                 what += f" and all later ones of {skip.stream_id}"
-            told.append(f"{skip.view} v{skip.version} skips {what}: {skip.reason}")
-            told.append(
+            lines.append(f"{skip.view} v{skip.version} skips {what}: {skip.reason}")
+            lines.append(
                 f"    by {skip.skipped_by}, {skip.skipped_at:%Y-%m-%d %H:%M} UTC; the view had stopped with "
                 f"{skip.error}"
             )
-        return told
+        return lines
 
 
 async def overview(conninfo: str) -> Overview:
-    """Return how all views are."""
+    """Return the overview of all views."""
     database = Database(conninfo, WORKER)
     await database.open()
     try:
-        found = await status_in_all_ledgers(database)
+        statuses = await status_in_all_ledgers(database)
     finally:
         await database.close()
     async with await connect(conninfo) as connection:
         cur = connection.cursor()
-        stopped = {status.view: status for status in await view_states(cur)}
+        states = {state.view: state for state in await view_states(cur)}
         skipped = await skipped_events.list_skipped(cur, SKIPS_SHOWN_MAX)
         await cur.execute("SELECT ledger_id, name FROM ledgers")
-        return Overview(found, stopped, skipped, dict(await cur.fetchall()))
+        return Overview(statuses, states, skipped, dict(await cur.fetchall()))
 
 
 async def skip(
     conninfo: str, name: str, ledger: str, position: int, reason: str, by: str, *, and_later: bool = False
 ) -> None:
-    """Let a view skip the event that stopped it, and write down who says so and why.
+    """Let a view skip the event that stopped it, and record who decided it and why.
 
     With `and_later` it skips all later events of the same code or creator too.
 
     Raises:
-        LookupError: there is no such view, or no such ledger, or this is not what stopped it.
+        LookupError: there is no such view or ledger, or the view has not stopped before this event.
 
     """
     view = view_named(name)
@@ -169,14 +171,14 @@ async def skip(
 
 
 async def _stream_of(cur: AsyncCursor[Any], ledger_id: int, position: int) -> UUID | None:
-    """Return the code or creator that an event is of; None where there is no such event, which then stopped nothing."""
+    """Return the code or creator of an event; None if there is no such event, which then cannot have stopped a view."""
     await cur.execute("SELECT stream_id FROM events WHERE ledger_id = %s AND position = %s", (ledger_id, position))
     row = await cur.fetchone()
     return row[0] if row else None
 
 
 def current_user() -> str:
-    """Return who is logged in, as the operating system has it: a name, or a number where it has none."""
+    """Return the operating system's user: its name, or its number if it has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

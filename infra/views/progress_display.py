@@ -1,4 +1,4 @@
-"""How far views' rebuilds are, as a person sees it: bars on a terminal, plain lines elsewhere."""
+"""The progress of rebuilds for people: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     Shown = Callable[[RebuildProgress, int], None]
 
-# Between two lines about one view.
+# Between two lines on the same view.
 LINE_EVERY_S: Final = 5.0
-_DOING: Final = {"indexing": "building its indexes", "switching": "swapping in the new rows"}
+_PHASES: Final = {"indexing": "building its indexes", "switching": "swapping in the new rows"}
 
 
 @contextmanager
 def showing(say: Callable[[str], None]) -> Iterator[Shown]:
-    """Show how far rebuilds are; `say` writes a line where there is no terminal."""
+    """Show the progress of rebuilds; `say` writes a line if there is no terminal."""
     if not sys.stdout.isatty():
         yield Lines(say)
         return
@@ -43,7 +43,7 @@ class Bars:
     """A bar for each view."""
 
     def __init__(self, bars: BarsOfRich) -> None:
-        """Take bars that are being shown."""
+        """Take the bars that are shown."""
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
 
@@ -58,37 +58,37 @@ class Bars:
 
 
 def rate(progress: RebuildProgress) -> float:
-    """Return events a second of this run."""
+    """Return the events a second of this run."""
     return progress.events / progress.seconds if progress.seconds else 0.0
 
 
 class Lines:
-    """Says a line now and then."""
+    """A line for each view, every few seconds and at each new phase."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        """Take what writes a line."""
+        """Take the function that writes a line."""
         self._say = say
-        self._said: dict[str, tuple[str, float]] = {}
+        self._last: dict[str, tuple[str, float]] = {}
 
     def __call__(self, progress: RebuildProgress, total: int) -> None:
-        """Say how far a view is, unless that was just said."""
-        phase, at = self._said.get(progress.view, ("", 0.0))
+        """Write a line on a view, unless there was one just before."""
+        phase, at = self._last.get(progress.view, ("", 0.0))
         now = time.monotonic()
         if progress.phase == phase and now - at < LINE_EVERY_S:
             return
-        self._said[progress.view] = (progress.phase, now)
+        self._last[progress.view] = (progress.phase, now)
         self._say(f"{progress.view}: {line(progress, total)}")
 
 
 def line(progress: RebuildProgress, total: int) -> str:
-    """Return in words how far a rebuild is."""
-    if progress.phase in _DOING:
-        return _DOING[progress.phase]
+    """Return the progress of a rebuild in words."""
+    if progress.phase in _PHASES:
+        return _PHASES[progress.phase]
     if progress.phase == "done":
         return f"done, {progress.events:,} events in {progress.seconds:.1f} s ({rate(progress):,.0f} a second)"
     share = 100 * progress.position // max(total, progress.position, 1)
-    told = f"{progress.position:,} of {max(total, progress.position):,} events ({share} %)"
+    text = f"{progress.position:,} of {max(total, progress.position):,} events ({share} %)"
     if progress.events:
         left = max(0, total - progress.position) / rate(progress)
-        told += f", {rate(progress):,.0f} a second, {left:,.0f} s left"
-    return told
+        text += f", {rate(progress):,.0f} a second, {left:,.0f} s left"
+    return text

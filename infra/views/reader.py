@@ -1,4 +1,4 @@
-"""Reading views: bound to one ledger, with how far the view has read, after waiting for it where asked to."""
+"""Reads of views: bound to one ledger, with the position that the view has read, and a wait for a wanted position."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 _TOO_LONG: Final = "The query took too long and was stopped. Narrow it with a filter, such as creator_id or video_id."
 
 AT_LEAST_WAIT_S: Final = 5.0
-# A view that has stopped waits for somebody to mend it; one that is filled anew takes its time as well.
+# A view that has stopped waits for an operator; one that is being rebuilt takes as long.
 LATER_S: Final = 60
 
 
@@ -35,18 +35,18 @@ class ViewReader:
     """The read side of a database.
 
     Attributes:
-        trail: the log in bulk.
-        questions: what the question is answered from.
-        accesses: who read them.
+        event_rows: events of the log, in bulk.
+        evidence: the events that decide whether a video was authorized.
+        access_log: who read the events.
 
     """
 
     def __init__(self, database: Database) -> None:
-        """Take the sessions to read with."""
+        """Take the database to read from."""
         self._database = database
-        self.trail = EventRows(database)
-        self.questions = EvidenceReader(database)
-        self.accesses = AccessLog(database)
+        self.event_rows = EventRows(database)
+        self.evidence = EvidenceReader(database)
+        self.access_log = AccessLog(database)
 
     async def read(
         self,
@@ -57,14 +57,14 @@ class ViewReader:
         also: Sequence[str] = (),
         at_least: int | None = None,
     ) -> tuple[T, int]:
-        """Run a view's query for a ledger; `also` names further views that it reads together with that one.
+        """Run a query on a view for a ledger; `also` names other views that it reads too.
 
         Returns:
-            Its result, and the position up to which the views had read the ledger: the rows are at least that new.
+            The result, and the position up to which all the views had read the ledger: the rows are at least that new.
 
         Raises:
-            Unavailable: a view did not reach `at_least` in time, or has stopped before, or the query took too long, or
-                the database is away.
+            Unavailable: a view did not reach `at_least` in time, or stopped before it; the query took too long; or the
+                database cannot be reached.
 
         """
         if at_least is not None:
@@ -80,7 +80,7 @@ class ViewReader:
         try:
             return await self._database.read(ledger_id, run)
         except psycopg.errors.UndefinedColumn as older:
-            # A new version of the view is being filled beside the one that is still read.
+            # A new version of the view is being built, and the old one is still read.
             raise Unavailable(f"View {view} is being rebuilt. Try again later.", retry_after=LATER_S) from older
         except Unavailable as unavailable:
             if isinstance(unavailable.__cause__, psycopg.errors.QueryCanceled):
@@ -91,7 +91,7 @@ class ViewReader:
         """Wait until a view has read a ledger up to a position.
 
         Raises:
-            Unavailable: it did not in time, or has stopped before, or the database is away.
+            Unavailable: it did not in time, or stopped before it, or the database cannot be reached.
 
         """
         try:
@@ -104,10 +104,10 @@ class ViewReader:
             raise Unavailable(f"{behind} Try again in a moment, or with a smaller at_least.") from behind
 
     async def reach(self, ledger_id: int, view: str, position: int) -> int:
-        """Wait until a view has read a ledger up to a position, and return how far it has: less where it has stopped.
+        """Wait until a view has read a ledger up to a position, and return how far it has read: less if it has stopped.
 
         Raises:
-            Unavailable: it goes on and did not come so far in time, or the database is away.
+            Unavailable: it did not in time and has not stopped, or the database cannot be reached.
 
         """
         try:

@@ -1,7 +1,7 @@
-"""How views stand: how far each has read, what it has not read yet, and whether something stopped it.
+"""The status of views: how far each has read, how far it is behind, and whether it has stopped.
 
-One that is being filled beside a view bears its name with `_next`. A view stops for all ledgers, by an event of one:
-which one it was, and what was wrong, is told to that ledger alone.
+A rebuild has a status of its own, under the view's name with `_next`. An event of one ledger stops a view for all of
+them, but only that ledger is told which event it was and what was wrong.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ViewStatus:
-    """How a view stands to a ledger, or to all.
+    """The status of a view in one ledger, or in all.
 
     Attributes:
-        state: "following"; "failed", where it has stopped; "building" for one that is being filled.
-        rebuilds: how often it was filled anew.
-        position: up to which it has read; in all ledgers the sum, that is how many events.
-        behind_events: how many more there are.
-        behind_s: seconds since the oldest of those was recorded; 0 where there is none.
+        state: "following"; "failed" if it has stopped; "building" for shadow tables.
+        rebuilds: how often it was rebuilt.
+        position: the position that it has read; for all ledgers the sum, which is a number of events.
+        behind_events: the number of events that it has not read yet.
+        behind_s: seconds since the oldest of those was recorded; 0 if there is none.
 
     """
 
@@ -37,10 +37,10 @@ class ViewStatus:
 
 @dataclass(frozen=True, slots=True)
 class LedgerViewStatus(ViewStatus):
-    """How a view stands to one ledger.
+    """The status of a view in one ledger.
 
-    `head` is the ledger's last position. `failed_position` and `error` tell what stopped the view, if it was one of
-    this ledger's events.
+    `head` is the ledger's last position. `failed_position` and `error` tell what stopped the view, if an event of this
+    ledger did.
     """
 
     head: int
@@ -72,7 +72,7 @@ _IN_ONE: Final = """
 
 
 async def status_in_all_ledgers(database: Database) -> list[ViewStatus]:
-    """Return how each view stands to all ledgers together, by name; raises `Unavailable`."""
+    """Return the status of each view in all ledgers together, by name; raises `Unavailable`."""
 
     async def query(connection: LedgerConnection) -> list[Any]:
         return await (await connection.execute(_IN_ALL_LEDGERS)).fetchall()
@@ -81,7 +81,7 @@ async def status_in_all_ledgers(database: Database) -> list[ViewStatus]:
 
 
 async def status_in_ledger(database: Database, ledger_id: int) -> list[LedgerViewStatus]:
-    """Return how each view stands to one ledger, by name; raises `Unavailable`."""
+    """Return the status of each view in one ledger, by name; raises `Unavailable`."""
 
     async def query(connection: LedgerConnection) -> list[Any]:
         return await (await connection.execute(_IN_ONE, {"ledger_id": ledger_id})).fetchall()

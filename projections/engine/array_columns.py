@@ -198,5 +198,5 @@ Decode = Callable[[Any], Any]
 
 
 def decoder_of(annotation: Any) -> Decode | None:
-    """Return the function that turns a column's value, as psycopg reads it, into the field's; None if none is needed."""
+    """Return the function that turns a value, as psycopg reads it, into the field's; None if none is needed."""
     return set if get_origin(annotation) is set else None

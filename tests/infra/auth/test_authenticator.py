@@ -230,7 +230,7 @@ async def test_the_life_of_a_key_stands_in_the_log_of_accesses(opened: Opened) -
     for _ in range(2):
         await opened.api.key_admin.revoke(admin.ledger_id, key.key_id, context=context)
 
-    rows = (await opened.api.views.accesses.page(admin.ledger_id, limit=100))[::-1]
+    rows = (await opened.api.views.access_log.page(admin.ledger_id, limit=100))[::-1]
     by, of = str(admin.key.key_id), str(key.key_id)
     assert [(str(row.key_id), row.role, row.route, row.query) for row in rows[1:]] == [
         (by, "admin", "POST /v1/keys", {"key_id": of, "role": "auditor"}),

@@ -93,7 +93,7 @@ async def test_a_bearer_who_comes_for_the_first_time_many_times_at_once_is_one(
     assert len({key.key_id for key in keys if key is not None}) == 1
     assert len(await opened.key_admin.keys(tenant.ledger_id)) == 2
     first_uses = [
-        row for row in await opened.api.views.accesses.page(tenant.ledger_id, limit=9) if row.route == "first use"
+        row for row in await opened.api.views.access_log.page(tenant.ledger_id, limit=9) if row.route == "first use"
     ]
     assert [row.query for row in first_uses] == [{"kind": "token"}]
     for one in authenticators:

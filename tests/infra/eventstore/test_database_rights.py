@@ -166,7 +166,7 @@ async def two(opened: Opened) -> tuple[Tenant, Tenant]:
             for statement in FILLED_BY_HAND:
                 connection.execute(statement, row)
         access = Access(None, "machine", "sparkledger export", b"{}", "text/csv", 0, complete=True, request_id="")
-        await opened.api.views.accesses.record(tenant.ledger_id, access)
+        await opened.api.views.access_log.record(tenant.ledger_id, access)
     await opened.apply()
     return tenants
 

@@ -297,7 +297,7 @@ async def test_a_key_that_is_being_made_while_its_creator_is_erased_loses_its_na
 
 async def test_where_refused_attempts_of_the_creators_own_keys_came_from_is_forgotten(opened: Opened) -> None:
     tenant = await two_creators(opened)
-    refusals, accesses = opened.api.denied_attempts, opened.api.views.accesses
+    refusals, accesses = opened.api.denied_attempts, opened.api.views.access_log
 
     async def attempt(key: ApiKey) -> None:
         origin = (("address", "203.0.113.7"), ("user_agent", "Anas-Phone/1.0"))
