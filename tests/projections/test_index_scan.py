@@ -333,7 +333,7 @@ async def test_a_walk_past_events_of_other_types_reads_none_of_them(
     await worker.execute("VACUUM ANALYZE views.history")
 
     async with api.connection.transaction():
-        found = await index_scan.search(api, 1, [of, no("type", "Shared")], limit=1)
+        found = await index_scan.search(api, 1, [of, no("type", "Shared")], limit=1, max_seconds=60.0)
         await api.execute("SELECT idx_tup_fetch, seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'history'")
         assert (found.rows_scanned, await api.fetchone()) == (10_000, (0, 0))
 
