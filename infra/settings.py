@@ -1,13 +1,12 @@
-"""Every setting of Sparkledger: one environment variable each, all of them read here and nowhere else.
+"""Settings: one environment variable each, all of them read here and nowhere else.
 
-A wrong, missing or misspelt variable stops the start with one line that names it, says what is wrong and what
-to do. What a variable must look like stands beside it, and the table of docs/running.md is made from the same texts.
+A wrong, missing or misspelt variable stops the start with one line that names it, says what is wrong and what to do.
+The texts beside each setting make that line, and the table in docs/running.md.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import difflib
 import os
 import re
@@ -15,14 +14,21 @@ import ssl
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import orjson
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from infra.auth.oidc_issuers import MAX_ISSUERS, Issuer
 
@@ -33,32 +39,117 @@ ADMIN_KEY_MIN_CHARACTERS: Final = 32
 ALLOWED_DAYS_MAX: Final = 3650
 REQUESTS_PER_SECOND_MAX: Final = 10_000_000
 
-# These share the prefix and are read elsewhere: by the tests, by docker-compose, by a supervised child.
+# Variables with the prefix that others read: tests, docker-compose, supervised children.
 READ_ELSEWHERE: Final = frozenset(f"{PREFIX}{name}" for name in ("FAULTS", "OWNER_PASSWORD", "PARENT_FD", "READY_FD"))
 READ_BY_TESTS: Final = f"{PREFIX}TEST_"
 
 _BROKER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 _LEDGER_TO_TOPICS: Final = re.compile(r"([A-Za-z0-9._:@-]{1,128}|\*)=[A-Za-z0-9._-]{1,200}")
+_CERTIFICATE_FILES: Final = ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile")
 _DATABASE: Final = "give a libpq connection string, such as postgresql://sparkledger_api:…@db:5432/sparkledger"
 
 
 class SettingsError(Exception):
-    """One line for whoever starts the program: which variable, what is wrong with it, and what to do."""
+    """One line for the operator: which variable is wrong, why, and what to do."""
 
 
 def _setting(default: object, description: str, expects: str, **constraints: Any) -> Any:
-    """Declare a setting; `expects` finishes the sentence that refuses a wrong value."""
+    """Declare a setting; `expects` ends the sentence that refuses a wrong value."""
     return Field(default, description=description, json_schema_extra={"expects": expects}, **constraints)
 
 
-class Settings(BaseSettings):
-    """The settings, checked. Make one with `load_settings`, which turns every refusal into one clear line."""
+# -- Checks of one value. A ValueError refuses it; the message comes from the setting's `expects`.
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True
-    )
 
-    database_url: SecretStr | None = _setting(
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _from_json(value: object) -> object:
+    return orjson.loads(value) if isinstance(value, str) else value
+
+
+def _conninfo(url: SecretStr) -> SecretStr:
+    try:
+        conninfo_to_dict(url.get_secret_value())
+    except ProgrammingError:
+        # libpq's own message may quote the password.
+        raise ValueError from None
+    return url
+
+
+def _master_key(key: SecretStr) -> SecretStr:
+    if len(base64.b64decode(key.get_secret_value(), validate=True)) != MASTER_KEY_BYTES:
+        raise ValueError
+    return key
+
+
+def _admin_key(key: SecretStr) -> SecretStr:
+    # A key that does not fit an Authorization header would lock everybody out.
+    if ADMIN_KEY.fullmatch(key.get_secret_value()) is None:
+        raise ValueError
+    return key
+
+
+def _directory(path: Path) -> Path:
+    path = path.expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError
+    return path
+
+
+def _days(days: tuple[int, ...]) -> tuple[int, ...]:
+    if not days or not all(1 <= day <= ALLOWED_DAYS_MAX for day in days):
+        raise ValueError
+    return tuple(sorted(set(days)))
+
+
+def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
+    if networks != ("none",):
+        for network in networks:
+            ip_network(network)
+    if not networks:
+        raise ValueError
+    return networks
+
+
+def _issuers(issuers: tuple[Issuer, ...]) -> tuple[Issuer, ...]:
+    if len({issuer.issuer for issuer in issuers}) < len(issuers):
+        raise ValueError
+    return issuers
+
+
+def _brokers(brokers: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(_BROKER.fullmatch(broker) for broker in brokers):
+        raise ValueError
+    return brokers
+
+
+def _ledgers(pairs: tuple[str, ...]) -> tuple[str, ...]:
+    ledgers = {match[1] for pair in pairs if (match := _LEDGER_TO_TOPICS.fullmatch(pair))}
+    if not pairs or len(ledgers) < len(pairs):
+        raise ValueError
+    return pairs
+
+
+def _copies(copies: int) -> int:
+    if copies == 0:
+        raise ValueError
+    return copies
+
+
+_Conninfo = Annotated[SecretStr, AfterValidator(_conninfo)]
+_MasterKey = Annotated[SecretStr, AfterValidator(_master_key)]
+_Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
+_Networks = Annotated[_Texts, AfterValidator(_networks)]
+
+
+class Settings(BaseModel):
+    """The settings, checked. Make them with `load_settings`, which turns every refusal into one clear line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
+
+    database_url: _Conninfo | None = _setting(
         None,
         (
             "The API's connection to PostgreSQL 15 or newer. Default: an embedded PostgreSQL in `postgres` under "
@@ -66,10 +157,10 @@ class Settings(BaseSettings):
         ),
         _DATABASE,
     )
-    migration_database_url: SecretStr | None = _setting(
+    migration_database_url: _Conninfo | None = _setting(
         None, "The table owner's connection, for `migrate`. Default: the database URL.", _DATABASE
     )
-    worker_database_url: SecretStr | None = _setting(
+    worker_database_url: _Conninfo | None = _setting(
         None, "The worker's connection. Default: the database URL.", _DATABASE
     )
     api_password: SecretStr | None = _setting(
@@ -78,7 +169,7 @@ class Settings(BaseSettings):
     worker_password: SecretStr | None = _setting(
         None, "The password that `migrate` sets for the role `sparkledger_worker`.", "give a password"
     )
-    data_dir: Path = _setting(
+    data_dir: Annotated[Path, AfterValidator(_directory)] = _setting(
         Path(".sparkledger"),
         "The directory of the embedded PostgreSQL and of generated keys.",
         "name a directory, or a path where one can be created",
@@ -96,20 +187,20 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
     )
-    admin_key: SecretStr | None = _setting(
+    admin_key: Annotated[SecretStr, AfterValidator(_admin_key)] | None = _setting(
         None,
         "The administrator's API key, at least 32 characters. Default: generated on the first start and shown once.",
         f"give a random string of at least {ADMIN_KEY_MIN_CHARACTERS} characters, all visible ASCII and 512 at most, "
         "such as `openssl rand -hex 32` prints",
         min_length=ADMIN_KEY_MIN_CHARACTERS,
     )
-    master_key: SecretStr | None = _setting(
+    master_key: _MasterKey | None = _setting(
         None,
         "The key that wraps all other keys: 32 random bytes in base64. Default: generated in the data "
         "directory. With a database URL, this or SPARKLEDGER_MASTER_KEY_FILE is required.",
         "give 32 random bytes in base64, such as `openssl rand -base64 32` prints",
     )
-    master_key_previous: SecretStr | None = _setting(
+    master_key_previous: _MasterKey | None = _setting(
         None,
         "The previous master key, needed until `sparkledger master-key rotate` is done.",
         "give the previous SPARKLEDGER_MASTER_KEY, 32 bytes in base64",
@@ -122,7 +213,7 @@ class Settings(BaseSettings):
         ),
         "name a file that this program can read, with one key a line",
     )
-    allowed_days: tuple[int, ...] = _setting(
+    allowed_days: Annotated[tuple[int, ...], BeforeValidator(_split), AfterValidator(_days)] = _setting(
         (7, 30, 60, 365),
         "The allowed lengths of a code's window, in days.",
         f"give whole numbers of days from 1 to {ALLOWED_DAYS_MAX}, separated by commas",
@@ -137,26 +228,26 @@ class Settings(BaseSettings):
         ge=1,
         le=REQUESTS_PER_SECOND_MAX,
     )
-    trusted_proxies: tuple[str, ...] = _setting(
+    trusted_proxies: _Networks = _setting(
         ("none",),
         "The proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted, for the addresses in the "
         "access log, or `none`. List only proxies that overwrite these headers.",
         "give addresses or networks such as 10.1.2.3 or 10.1.0.0/16, several separated by commas, or none",
     )
-    webhook_networks: tuple[str, ...] = _setting(
+    webhook_networks: _Networks = _setting(
         ("127.0.0.0/8", "::1/128"),
         "The networks, besides public addresses, that webhooks can be sent to, or `none`. List only networks "
         "of your own receivers: everyone with a subscriber key can cause requests to them.",
         "give networks such as 10.1.0.0/16 or 10.1.2.3/32, several separated by commas, or none",
     )
-    oidc_issuers: tuple[Issuer, ...] = _setting(
+    oidc_issuers: Annotated[tuple[Issuer, ...], BeforeValidator(_from_json), AfterValidator(_issuers)] = _setting(
         (),
         "The OpenID Connect issuers whose bearer tokens are accepted, and the meaning of their claims: a "
         "JSON list, as shown in `docs/access.md`. Default: only API keys are accepted.",
         f"give a JSON list of at most {MAX_ISSUERS} issuers, each once, as docs/access.md shows",
         max_length=MAX_ISSUERS,
     )
-    kafka_bootstrap_servers: tuple[str, ...] = _setting(
+    kafka_bootstrap_servers: Annotated[_Texts, AfterValidator(_brokers)] = _setting(
         (),
         "The Kafka brokers to publish to, as host:port, separated by commas. Default: nothing is published to Kafka.",
         "give host:port, several separated by commas",
@@ -184,7 +275,7 @@ class Settings(BaseSettings):
     kafka_ssl_keyfile: Path | None = _setting(
         None, "A PEM file with the client certificate's unencrypted key.", "name a PEM file"
     )
-    kafka_ledgers: tuple[str, ...] = _setting(
+    kafka_ledgers: Annotated[_Texts, AfterValidator(_ledgers)] = _setting(
         ("main=sparkledger",),
         "The ledgers to publish, and the prefix of their topics: `main=sparkledger` publishes the ledger "
         "`main` to `sparkledger.code-events.v1` and its companion topics, `*=…` every ledger that is not "
@@ -192,7 +283,7 @@ class Settings(BaseSettings):
         "give ledger=prefix, several separated by commas, each ledger once; a prefix is 1 to 200 letters, digits, "
         "dots, underscores or hyphens",
     )
-    kafka_replication_factor: int = _setting(
+    kafka_replication_factor: Annotated[int, AfterValidator(_copies)] = _setting(
         -1,
         "The replication factor of created topics. -1 uses the brokers' default.",
         "give a whole number from 1 to 32, or -1",
@@ -200,211 +291,36 @@ class Settings(BaseSettings):
         le=32,
     )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the hook's signature, here and below
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # Only what load_settings hands in: no file is read in passing, and a test sees its own variables only.
-        return (init_settings,)
-
-    @field_validator("admin_key")
-    @classmethod
-    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        # A key that no Authorization header can bring back would lock everybody out.
-        if value is not None and ADMIN_KEY.fullmatch(value.get_secret_value()) is None:
-            raise ValueError
-        return value
-
-    @field_validator(
-        "allowed_days",
-        "kafka_bootstrap_servers",
-        "kafka_ledgers",
-        "trusted_proxies",
-        "webhook_networks",
-        mode="before",
-    )
-    @classmethod
-    def _split_at_commas(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-    @field_validator("oidc_issuers", mode="before")
-    @classmethod
-    def _read_json(cls, value: object) -> object:
-        return orjson.loads(value) if isinstance(value, str) else value
-
-    @field_validator("oidc_issuers")
-    @classmethod
-    def _name_issuers_once(cls, issuers: tuple[Issuer, ...]) -> tuple[Issuer, ...]:
-        if len({issuer.issuer for issuer in issuers}) < len(issuers):
-            raise ValueError
-        return issuers
-
-    @field_validator("allowed_days")
-    @classmethod
-    def _sort_days(cls, days: tuple[int, ...]) -> tuple[int, ...]:
-        if not days or not all(1 <= day <= ALLOWED_DAYS_MAX for day in days):
-            raise ValueError
-        return tuple(sorted(set(days)))
-
-    @field_validator("kafka_bootstrap_servers")
-    @classmethod
-    def _check_brokers(cls, brokers: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(_BROKER.fullmatch(broker) for broker in brokers):
-            raise ValueError
-        return brokers
-
-    @field_validator("trusted_proxies", "webhook_networks")
-    @classmethod
-    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
-        for network in networks:
-            if network != "none":
-                ip_network(network)
-        if not networks or ("none" in networks and len(networks) > 1):
-            raise ValueError
-        return networks
-
-    @field_validator("kafka_ledgers")
-    @classmethod
-    def _check_ledgers(cls, ledgers: tuple[str, ...]) -> tuple[str, ...]:
-        names = [_LEDGER_TO_TOPICS.fullmatch(pair) for pair in ledgers]
-        found = [name[1] for name in names if name is not None]
-        if not ledgers or len(found) < len(ledgers) or len(set(found)) < len(found):
-            raise ValueError
-        return ledgers
-
-    @field_validator("kafka_replication_factor")
-    @classmethod
-    def _check_copies(cls, copies: int) -> int:
-        if copies == 0:
-            raise ValueError
-        return copies
-
-    @field_validator("database_url", "migration_database_url", "worker_database_url")
-    @classmethod
-    def _check_connection_string(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None:
-            try:
-                conninfo_to_dict(url.get_secret_value())
-            except ProgrammingError:
-                # libpq's own message may quote the password.
-                raise ValueError from None
-        return url
-
-    @field_validator("master_key", "master_key_previous")
-    @classmethod
-    def _check_master_key(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is not None and len(_from_base64(key)) != MASTER_KEY_BYTES:
-            raise ValueError
-        return key
-
-    @field_validator("data_dir")
-    @classmethod
-    def _check_data_dir(cls, path: Path) -> Path:
-        path = path.expanduser()
-        if path.exists() and not path.is_dir():
-            raise ValueError
-        return path
-
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.database_url is None:
-            for name in ("migration_database_url", "worker_database_url"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{variable(name)} is set, but {variable('database_url')} is not: set both, or neither to "
-                        "use the embedded PostgreSQL"
-                    )
-        elif self.master_key is None and self.master_key_file is None:
-            raise ValueError(
-                f"{variable('database_url')} is set, but {variable('master_key')} is not: give 32 random bytes in "
-                "base64, such as `openssl rand -base64 32` prints, and keep them safe, because sealed data can "
-                "never be read without them"
-            )
+        for problem in _problems_together(self):
+            raise ValueError(problem)
         return self
-
-    @model_validator(mode="after")
-    def _check_master_keys_together(self) -> Self:
-        if self.master_key is not None and self.master_key_file is not None:
-            raise ValueError(
-                f"{variable('master_key')} and {variable('master_key_file')} are both set: set only one of them"
-            )
-        if self.master_key_previous is not None and self.master_key is None:
-            raise ValueError(
-                f"{variable('master_key_previous')} is set, but {variable('master_key')} is not: set both. In a "
-                "master key file, previous keys follow the current one"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_kafka_together(self) -> Self:
-        sasl = self.kafka_security_protocol.startswith("SASL_")
-        for name in ("kafka_sasl_username", "kafka_sasl_password"):
-            if sasl and getattr(self, name) is None:
-                raise ValueError(
-                    f"{variable('kafka_security_protocol')} is {self.kafka_security_protocol}, but "
-                    f"{variable(name)} is not set: set it, or choose PLAINTEXT or SSL"
-                )
-            if not sasl and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{variable(name)} is set, but {variable('kafka_security_protocol')} is "
-                    f"{self.kafka_security_protocol}, which has no login: choose SASL_SSL or SASL_PLAINTEXT"
-                )
-        for name in ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile"):
-            if getattr(self, name) is not None and not self.kafka_security_protocol.endswith("SSL"):
-                raise ValueError(
-                    f"{variable(name)} is set, but {variable('kafka_security_protocol')} is "
-                    f"{self.kafka_security_protocol}, which has no encryption: choose SSL or SASL_SSL"
-                )
-        if (self.kafka_ssl_certfile is None) != (self.kafka_ssl_keyfile is None):
-            raise ValueError(
-                f"only one of {variable('kafka_ssl_certfile')} and {variable('kafka_ssl_keyfile')} is set: set "
-                "both, or neither"
-            )
-        _check_certificates(self)
-        return self
-
-    @property
-    def worker_login(self) -> SecretStr | None:
-        """The connection string that the worker uses; None where PostgreSQL is embedded."""
-        return self.worker_database_url or self.database_url
-
-    @property
-    def migration_login(self) -> SecretStr | None:
-        """The connection string that `migrate` uses; None where PostgreSQL is embedded."""
-        return self.migration_database_url or self.database_url
-
-    @property
-    def master_key_bytes(self) -> bytes | None:
-        """The master key's 32 bytes; None where it is generated into the data directory."""
-        return None if self.master_key is None else _from_base64(self.master_key)
 
 
 def variable(name: str) -> str:
-    """Name the environment variable of the setting `name`."""
+    """Return the environment variable of the setting `name`."""
     return f"{PREFIX}{name.upper()}"
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from `environ`, by default this process's; an empty value counts as absent.
+    """Read the settings from `environ`, by default this process's. An empty value counts as absent.
 
-    Raises SettingsError at the first thing that is wrong; no message ever holds a secret's value.
+    Raises:
+        SettingsError: something is wrong; the message names the first problem, and never contains a secret.
+
     """
     environ = os.environ if environ is None else environ
     _refuse_unknown(environ)
     given = {name: environ[variable(name)] for name in Settings.model_fields if environ.get(variable(name))}
     try:
-        return Settings(**given)  # type: ignore[arg-type] # strings, which pydantic turns into what each field is
+        return Settings.model_validate(given)
     except ValidationError as error:
         raise SettingsError(_one_line(error, given)) from None
 
 
 def settings_table() -> Iterator[tuple[str, str, str]]:
-    """Yield (variable, default, description) of every setting, in order; "" stands for no default."""
+    """Yield variable, default and description of every setting, in order; the default is "" where there is none."""
     for name, field in Settings.model_fields.items():
         yield variable(name), _as_written(field.default), field.description or ""
 
@@ -425,27 +341,73 @@ def _one_line(error: ValidationError, given: Mapping[str, str]) -> str:
         return f"{first['ctx']['error']}."
     name = str(first["loc"][0])
     field = Settings.model_fields[name]
-    # A secret is not shown, and neither is what would break the line or drown it.
+    # A secret is not shown, nor anything that would break the line or flood it.
     shown = given.get(name, "")
     secret = "SecretStr" in str(field.annotation)
     wrong = "is not valid (its value is not shown)" if secret else f"cannot be {shown[:60]!r}"
     if name == "oidc_issuers" and first["loc"][1:]:
-        # It says where: a list of objects is too much to look through for what is wrong.
+        # A list of objects is too long to search for the mistake, so the message says where it is.
         wrong += f" (at {'/'.join(map(str, first['loc'][1:]))}: {first['msg'].removeprefix('Value error, ')})"
+    expects = field.json_schema_extra["expects"] if isinstance(field.json_schema_extra, dict) else ""
     default = _as_written(field.default)
     otherwise = f", or leave it out for {default}" if default else ""
-    return f"{variable(name)} {wrong}: {_expects(field)}{otherwise}."
+    return f"{variable(name)} {wrong}: {expects}{otherwise}."
 
 
-def _expects(field: FieldInfo) -> str:
-    extra = field.json_schema_extra
-    return str(extra["expects"]) if isinstance(extra, dict) else ""
+def _problems_together(settings: Settings) -> Iterator[str]:
+    """Yield what is wrong with settings that depend on each other, the most important problem first."""
+    yield from _login_problems(settings)
+    yield from _master_key_problems(settings)
+    yield from _kafka_problems(settings)
+    yield from _certificate_problems(settings)
 
 
-def _check_certificates(settings: Settings) -> None:
-    """Refuse files that no connection to the brokers could be made with: later they would look like brokers away."""
+def _login_problems(settings: Settings) -> Iterator[str]:
+    url, key = variable("database_url"), variable("master_key")
+    for name in ("migration_database_url", "worker_database_url"):
+        if getattr(settings, name) is not None and settings.database_url is None:
+            yield (f"{variable(name)} is set, but {url} is not: set both, or neither to use the embedded PostgreSQL")
+    if settings.database_url is not None and settings.master_key is None and settings.master_key_file is None:
+        yield (
+            f"{url} is set, but {key} is not: give 32 random bytes in base64, such as `openssl rand -base64 32` "
+            "prints, and keep them safe, because sealed data can never be read without them"
+        )
+
+
+def _master_key_problems(settings: Settings) -> Iterator[str]:
+    key = variable("master_key")
+    if settings.master_key is not None and settings.master_key_file is not None:
+        yield f"{key} and {variable('master_key_file')} are both set: set only one of them"
+    if settings.master_key_previous is not None and settings.master_key is None:
+        yield (
+            f"{variable('master_key_previous')} is set, but {key} is not: set both. In a master key file, previous "
+            "keys follow the current one"
+        )
+
+
+def _kafka_problems(settings: Settings) -> Iterator[str]:
+    protocol = f"{variable('kafka_security_protocol')} is {settings.kafka_security_protocol}"
+    login = settings.kafka_security_protocol.startswith("SASL_")
+    encryption = settings.kafka_security_protocol.endswith("SSL")
+    for name in ("kafka_sasl_username", "kafka_sasl_password"):
+        given = getattr(settings, name) is not None
+        if login and not given:
+            yield f"{protocol}, but {variable(name)} is not set: set it, or choose PLAINTEXT or SSL"
+        if given and not login:
+            yield f"{variable(name)} is set, but {protocol}, which has no login: choose SASL_SSL or SASL_PLAINTEXT"
+    for name in _CERTIFICATE_FILES:
+        if getattr(settings, name) is not None and not encryption:
+            yield f"{variable(name)} is set, but {protocol}, which has no encryption: choose SSL or SASL_SSL"
+    if (settings.kafka_ssl_certfile is None) != (settings.kafka_ssl_keyfile is None):
+        certificate, key = variable("kafka_ssl_certfile"), variable("kafka_ssl_keyfile")
+        yield f"only one of {certificate} and {key} is set: set both, or neither"
+
+
+def _certificate_problems(settings: Settings) -> Iterator[str]:
+    """Yield the files that no connection to the brokers can be made with; later they would look like brokers away."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for name in ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile"):
+    certificate, key = settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile
+    for name in _CERTIFICATE_FILES:
         path = getattr(settings, name)
         try:
             if path is not None:
@@ -453,26 +415,25 @@ def _check_certificates(settings: Settings) -> None:
                 if name != "kafka_ssl_keyfile":
                     context.load_verify_locations(path)
         except ssl.SSLError:
-            raise ValueError(f"{variable(name)} names a file without a certificate: name a PEM file") from None
+            yield f"{variable(name)} names a file without a certificate: name a PEM file"
         except OSError as error:
-            raise ValueError(
+            yield (
                 f"{variable(name)} names a file that cannot be read ({error.strerror}): name a PEM file that this "
                 "program can read"
-            ) from None
-    if settings.kafka_ssl_certfile is not None and settings.kafka_ssl_keyfile is not None:
-        try:
+            )
+    try:
+        if certificate is not None and key is not None:
             # Without a password of ours, OpenSSL would ask the terminal for one.
-            context.load_cert_chain(settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile, password=lambda: "")
-        except ssl.SSLError:
-            raise ValueError(
-                f"{variable('kafka_ssl_keyfile')} names a file without the key of the certificate in "
-                f"{variable('kafka_ssl_certfile')}, or with an encrypted key: name a PEM file with the "
-                "unencrypted key"
-            ) from None
+            context.load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError:
+        yield (
+            f"{variable('kafka_ssl_keyfile')} names a file without the key of the certificate in "
+            f"{variable('kafka_ssl_certfile')}, or with an encrypted key: name a PEM file with the unencrypted key"
+        )
 
 
 def _as_written(value: object) -> str:
-    """Write a default as one would write it in the environment."""
+    """Return a default as it would be written in the environment."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -480,11 +441,3 @@ def _as_written(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value)
-
-
-def _from_base64(key: SecretStr) -> bytes:
-    """Return the bytes, or none at all where the text is not base64: both are the wrong length."""
-    try:
-        return base64.b64decode(key.get_secret_value(), validate=True)
-    except (binascii.Error, ValueError):
-        return b""

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import SecretStr
 
+import cli
 from infra.settings import Settings, SettingsError, load_settings, settings_table
 from tests.infra.delivery.kafka.broker import certificate_and_key
 
@@ -142,7 +143,6 @@ def test_every_setting_is_read_from_its_variable(certificates: Path) -> None:
         kafka_ledgers=("acme=acme", "*=others"),
         kafka_replication_factor=3,
     )
-    assert settings.master_key_bytes == bytes(range(32))
 
 
 def test_the_environment_of_the_process_is_what_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,9 +254,10 @@ def test_worker_and_migrations_log_in_as_the_api_does_unless_told_otherwise() ->
         given | {"SPARKLEDGER_WORKER_DATABASE_URL": "user=worker", "SPARKLEDGER_MIGRATION_DATABASE_URL": "user=owner"}
     )
 
-    assert (plain.worker_login, plain.migration_login) == (SecretStr(URL), SecretStr(URL))
-    assert (apart.worker_login, apart.migration_login) == (SecretStr("user=worker"), SecretStr("user=owner"))
-    assert load_settings({}).worker_login is None
+    with cli.database(plain) as place:
+        assert place == cli.Place(owner=URL, api=URL, worker=URL)
+    with cli.database(apart) as place:
+        assert place == cli.Place(owner="user=owner", api=URL, worker="user=worker")
 
 
 def test_a_kafka_login_is_complete_and_is_never_silently_left_out() -> None:
