@@ -530,7 +530,7 @@ def export(
         raise typer.BadParameter(message, param_hint="--query")
     asked = _wanted(offline.export_query, query, file)
     with _progress() as say:
-        _with_database(lambda place, key: offline.export(offline.Where(place, key, ledger), asked, file, say))
+        _with_database(lambda place, key: offline.export(offline.LedgerAddress(place, key, ledger), asked, file, say))
 
 
 @app.command()
@@ -551,7 +551,9 @@ def authorizations(
 
     asked = _wanted(offline.batch_query, as_of)
     with _progress(on_stderr=output is None) as say:
-        _with_database(lambda place, key: offline.ask(offline.Where(place, key, ledger), asked, file, output, say))
+        _with_database(
+            lambda place, key: offline.ask(offline.LedgerAddress(place, key, ledger), asked, file, output, say)
+        )
 
 
 def _wanted(read: Callable[..., Any], *given: Any) -> Any:
@@ -571,10 +573,10 @@ def demo() -> None:
     minted, key = _with_database(
         lambda place, master: create_key(place.owner, master, "demo", "admin", "demo", create=True), settings
     )
-    from api.demo import tell
+    from api.demo import run_demo
 
     try:
-        outcome = tell(f"http://{settings.host}:{settings.port}", key, lambda text: show(*text.split("\n")))
+        outcome = run_demo(f"http://{settings.host}:{settings.port}", key, lambda text: show(*text.split("\n")))
     finally:
         # The key was for this telling alone.
         _with_database(lambda place, master: revoke_key(place.owner, master, "demo", minted.key_id), settings)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.cursors import around, beside, either_way, links
+from api.http.cursors import decode_two_way, link_header, neighbours, two_way_cursors
 from api.http.fields import Moment
 from api.http.models import Answer
 from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel, refuse_empty
@@ -100,7 +100,7 @@ class AccessesQuery(QueryModel):
         key_id = None if self.actor is None or machine else UUID(self.actor)
         return AccessFilter(key_id, machine, self.from_, self.to)
 
-    def same(self) -> dict[str, Any]:
+    def cursor_scope(self) -> dict[str, Any]:
         """Return what must be the same for a cursor to be good."""
         return {"of": "accesses", **self.model_dump(exclude={"cursor", "limit"}, exclude_none=True)}
 
@@ -122,7 +122,9 @@ async def list_accesses(
 
     Refused attempts stand here too, the first 20 of each key, reason and hour. Where they came from, admins alone see.
     """
-    place, back = (None, False) if query.cursor is None else either_way(query.cursor, query.same(), _LAST_PLACE)
+    place, back = (
+        (None, False) if query.cursor is None else decode_two_way(query.cursor, query.cursor_scope(), _LAST_PLACE)
+    )
     at = UUID(int=LAST.int if place is None else place)
     rows = await caller.services.views.access_log.page(
         caller.ledger_id,
@@ -139,7 +141,7 @@ async def list_accesses(
     ledger_keys = await caller.services.keyring.ledger(caller.ledger_id)
     reached = shown[0 if back else -1].access_id.int if len(rows) > query.limit else None
     keys = [row.access_id.int for row in shown]
-    cursors = beside(query.same(), *around(keys, reached, place, back=back, ascending=False))
+    cursors = two_way_cursors(query.cursor_scope(), *neighbours(keys, reached, place, back=back, ascending=False))
     content = {
         "accesses": [
             _content(row, names) | {"query": unseal_search_terms(ledger_keys, row.query)} | await _refusal(row, caller)
@@ -147,17 +149,17 @@ async def list_accesses(
         ],
         **{f"{relation}_cursor": text for relation, text in cursors.items()},
     }
-    return answer(content, 200, links(caller.request, **cursors))
+    return answer(content, 200, link_header(caller.request, **cursors))
 
 
-async def enter(
-    caller: Caller, asked: Mapping[str, Any], *, rows: int, format: str, complete: bool | None = True
+async def record_access(
+    caller: Caller, parameters: Mapping[str, Any], *, rows: int, format: str, complete: bool | None = True
 ) -> UUID:
     """Record what is about to be answered, and return the entry's id.
 
     Args:
         caller: who asks.
-        asked: the parameters of the query, as JSON.
+        parameters: those of the query, as JSON.
         rows: events or questions in the answer.
         format: its media type.
         complete: whether that is all that was asked for; None where more is to come, of which `Accesses.end` tells.
@@ -167,14 +169,14 @@ async def enter(
 
     """
     request = caller.request
-    asked = seal_search_terms(await caller.services.keyring.ledger(caller.ledger_id), asked)
+    parameters = seal_search_terms(await caller.services.keyring.ledger(caller.ledger_id), parameters)
     if caller.role == GROUPED_ROLE:
-        asked = {name: value for name, value in asked.items() if name not in _PLACE}
+        parameters = {name: value for name, value in parameters.items() if name not in _PLACE}
     access = Access(
         key_id=caller.key.key_id,
         role=caller.role,
         route=f"{request.method} {request.scope['route'].path}",
-        query=orjson.dumps(asked, option=orjson.OPT_SORT_KEYS),
+        query=orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS),
         format=format,
         rows=rows,
         complete=complete,
@@ -185,8 +187,8 @@ async def enter(
 
 async def _refusal(row: AccessRow, caller: Caller) -> dict[str, Any]:
     """Return why an attempt was refused, and for who guards the ledger from where it came; else nulls."""
-    told = row.sealed is not None and caller.role == "admin"
-    origin = await caller.services.denied_attempts.origin(caller.ledger_id, row) if told else {}
+    is_shown = row.sealed is not None and caller.role == "admin"
+    origin = await caller.services.denied_attempts.origin(caller.ledger_id, row) if is_shown else {}
     return {"refused": row.refused, **{name: origin.get(name) for name in ("address", "user_agent", "path")}}
 
 

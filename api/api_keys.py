@@ -13,17 +13,16 @@ from starlette.responses import Response
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.cursors import cursor_of_id, id_of, link_next
+from api.http.cursors import decode_id, encode_id, link_next
 from api.http.fields import LATER, Id, Moment, Name
 from api.http.models import Answer, Body
 from api.http.problems import malformed_body
 from api.http.query_params import MAX_LIMIT, LongLimit, NextCursor, QueryModel
-from api.http.responses import NO_STORE, answer
+from api.http.responses import NO_STORE, answer, replay_header
 from api.http.route import Route
 from domain.errors import Unknown
 from domain.values import Role
 from infra.auth import api_keys
-from infra.auth.access_log import AccessContext
 from infra.auth.api_keys import MAX_SUBJECTS, subjects_problem
 from infra.auth.api_keys import Subjects as KeySubjects
 from infra.auth.key_admin import MAX_OVERLAP_S
@@ -154,21 +153,21 @@ async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")])
         may_reveal=body.may_reveal,
         idempotency_key=idempotency_key,
         request_hash=b"" if idempotency_key is None else caller.request_hash(),
-        context=_access_context(caller),
+        context=caller.access_context,
     )
-    told = NO_STORE | {"Location": f"/v1/keys/{key.key_id}"} | ({"Idempotent-Replayed": "true"} if replayed else {})
-    return answer(key_content(key) | {"key": text}, 201, told)
+    answer_headers = NO_STORE | {"Location": f"/v1/keys/{key.key_id}"} | replay_header(replayed)
+    return answer(key_content(key) | {"key": text}, 201, answer_headers)
 
 
 @router.get("/v1/keys", response_model=KeysAnswer, operation_id="listKeys")
 async def list_keys(query: Annotated[KeysQuery, Query()], caller: Annotated[Caller, allow("admin")]) -> Response:
     """List the keys of this ledger, and the bearers of tokens, revoked ones included, newest first."""
-    before = None if query.cursor is None else id_of(query.cursor, "keys")
+    before = None if query.cursor is None else decode_id(query.cursor, "keys")
     keys = await caller.services.key_admin.keys(caller.ledger_id, limit=query.limit + 1, before=before)
     following = None
     if len(keys) > query.limit:
         keys = keys[: query.limit]
-        following = cursor_of_id(keys[-1].key_id, "keys")
+        following = encode_id(keys[-1].key_id, "keys")
     link = {} if following is None else link_next(caller.request, cursor=following)
     return answer({"keys": [key_content(key) for key in keys], "next": following}, 200, link)
 
@@ -187,27 +186,21 @@ async def rotate_key(key_id: str, body: RotateKey, caller: Annotated[Caller, all
             overlap_s=body.overlap_seconds,
             idempotency_key=idempotency_key,
             request_hash=b"" if idempotency_key is None else caller.request_hash(),
-            context=_access_context(caller),
+            context=caller.access_context,
         )
     except LookupError:
         raise Unknown("key") from None
-    told = NO_STORE | ({"Idempotent-Replayed": "true"} if replayed else {})
-    return answer(key_content(key) | {"key": text}, 200, told)
+    answer_headers = NO_STORE | replay_header(replayed)
+    return answer(key_content(key) | {"key": text}, 200, answer_headers)
 
 
 @router.delete("/v1/keys/{key_id}", status_code=204, response_class=Response, operation_id="revokeKey")
 async def revoke_key(key_id: str, caller: Annotated[Caller, allow("admin")]) -> Response:
     """Revoke a key, or shut the bearer of tokens out, for good and at once; again answers the same."""
     wanted = headers.path_uuid(key_id, "key")
-    if not await caller.services.key_admin.revoke(caller.ledger_id, wanted, context=_access_context(caller)):
+    if not await caller.services.key_admin.revoke(caller.ledger_id, wanted, context=caller.access_context):
         raise Unknown("key")
     return Response(status_code=204)
-
-
-def _access_context(caller: Caller) -> AccessContext:
-    scope = caller.request.scope
-    route = f"{scope['method']} {scope['route'].path}"
-    return AccessContext(caller.key.key_id, caller.role, route, scope["request_id"])
 
 
 def key_content(key: ApiKey) -> dict[str, Any]:

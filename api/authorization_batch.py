@@ -10,33 +10,33 @@ from typing import IO, TYPE_CHECKING, Annotated, Final
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from api.access_log import enter
+from api.access_log import record_access
 from api.authorization_lines import (
     MAX_LINES,
     MEDIA_TYPES,
     BatchError,
     BatchQuery,
     Line,
-    answers,
-    asker,
+    answer_lines,
+    batch_context,
     count_lines,
-    lines_of,
+    read_lines,
 )
 from api.authorizations import may_read
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.denied_attempts import tell
+from api.http.denied_attempts import record_denied_attempt
 from api.http.media_types import wanted_format
 from api.http.problems import Problem, as_problem, malformed_body
 from api.http.route import Route
-from api.http.streaming_download import Pieces, refuse_revoked
+from api.http.streaming_download import StreamingDownload, refuse_revoked
 from domain.errors import NotAllowed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
     from uuid import UUID
 
-    from api.authorization_lines import Asker, Format
+    from api.authorization_lines import BatchContext, Format
 
 
 router = APIRouter(route_class=Route, tags=["Reads"])
@@ -78,22 +78,22 @@ async def ask_authorizations(
     media_type = wanted_format(headers.text(request, b"accept"), others)
     file = await _received(request)
     try:
-        lines = _begun(lines_of(file, MEDIA_TYPES[sent]))
+        lines = _begun(read_lines(file, MEDIA_TYPES[sent]))
         services = caller.services
-        refusing = _Refusing(caller)
-        asked_by = await asker(
+        advertiser_check = _AdvertiserCheck(caller)
+        context = await batch_context(
             services.views,
             services.events,
             caller.ledger_id,
             query,
             services.now(),
-            refusing,
+            advertiser_check,
             functools.partial(may_read, caller),
         )
     except BaseException:
         file.close()
         raise
-    return _Batch(caller, query, asked_by, refusing, lines, file, media_type).response()
+    return _Batch(caller, query, context, advertiser_check, lines, file, media_type).response()
 
 
 def _sent_as(request: Request) -> str:
@@ -126,7 +126,7 @@ async def _received(request: Request) -> IO[bytes]:
     return file
 
 
-class _Refusing:
+class _AdvertiserCheck:
     """Says why the caller may not ask about an advertiser account, and remembers the first such refusal of a batch."""
 
     def __init__(self, caller: Caller) -> None:
@@ -171,16 +171,16 @@ class _Batch:
         self,
         caller: Caller,
         query: BatchQuery,
-        asker: Asker,
-        refusing: _Refusing,
+        context: BatchContext,
+        advertiser_check: _AdvertiserCheck,
         lines: Iterator[Line],
         file: IO[bytes],
         media_type: str,
     ) -> None:
         self._caller = caller
-        self._asked = query.model_dump(mode="json", exclude_none=True) | {"as_of": asker.as_of}
-        self._asker = asker
-        self._refusing = refusing
+        self._parameters = query.model_dump(mode="json", exclude_none=True) | {"as_of": context.as_of}
+        self._context = context
+        self._advertiser_check = advertiser_check
         self._lines = lines
         self._file = file
         self._media_type = media_type
@@ -188,28 +188,32 @@ class _Batch:
         self._access_id: UUID | None = None
 
     def response(self) -> Response:
-        return Pieces(
+        return StreamingDownload(
             self._caller,
             self._pieces(MEDIA_TYPES[self._media_type]),
             begin=self._begin,
             end=self._end,
-            headers={"Ledger-Position": str(self._asker.as_of), "Vary": "Accept"},
+            headers={"Ledger-Position": str(self._context.as_of), "Vary": "Accept"},
             media_type=f"{self._media_type}; charset=utf-8" if self._media_type == "text/csv" else self._media_type,
         )
 
     async def _pieces(self, format_: Format) -> AsyncGenerator[bytes]:
-        told_of = False
-        async for piece, lines in answers(self._lines, self._caller.services.views.evidence, self._asker, format_):
+        recorded = False
+        async for piece, lines in answer_lines(
+            self._lines, self._caller.services.views.evidence, self._context, format_
+        ):
             await refuse_revoked(self._caller)
-            if self._refusing.first is not None and not told_of:
+            if self._advertiser_check.first is not None and not recorded:
                 # On record as it is where the question is asked alone, but once, however many lines there are.
-                await tell(self._caller.request, as_problem(self._refusing.first))
-                told_of = True
+                await record_denied_attempt(self._caller.request, as_problem(self._advertiser_check.first))
+                recorded = True
             self._answered += len(lines)
             yield piece
 
     async def _begin(self) -> None:
-        self._access_id = await enter(self._caller, self._asked, rows=0, format=self._media_type, complete=None)
+        self._access_id = await record_access(
+            self._caller, self._parameters, rows=0, format=self._media_type, complete=None
+        )
 
     async def _end(self, complete: bool) -> None:
         self._file.close()

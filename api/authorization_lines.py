@@ -14,14 +14,14 @@ from typing import IO, TYPE_CHECKING, Any, Final, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from api.authorizations import Readable, all_codes, told, verdict_content
+from api.authorizations import Readable, all_codes, authorization_verdict, verdict_content
 from api.event_content import csv_lines
 from api.http.as_of import known_in
-from api.http.dependencies import Cursor
+from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, Moment, VideoId
 from api.http.query_params import AsOf, AtLeast, QueryModel
-from api.http.strict_json import names_twice
-from api.http.validation_messages import sentence
+from api.http.strict_json import has_duplicate_names
+from api.http.validation_messages import message_of
 from projections import codes
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class BatchError(Exception):
     """Nothing of the batch can be answered."""
 
 
-class Question(BaseModel):
+class AuthorizationRequest(BaseModel):
     """One line of a batch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -91,7 +91,7 @@ class Line:
     """A line by its number, from 1: a question, or what is wrong with it."""
 
     number: int
-    question: Question | None = None
+    request: AuthorizationRequest | None = None
     error: str = ""
 
 
@@ -105,7 +105,7 @@ Refuse = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class BatchContext:
     """As of what the questions of a batch are answered, and who may ask which.
 
     Attributes:
@@ -124,7 +124,7 @@ class Asker:
     readable: Readable
 
 
-async def asker(
+async def batch_context(
     views: ViewReader,
     store: EventReader,
     ledger_id: int,
@@ -132,7 +132,7 @@ async def asker(
     now: datetime,
     refuse: Refuse = allow_all,
     readable: Readable = all_codes,
-) -> Asker:
+) -> BatchContext:
     """Decide as of what a batch is answered: one position for all of it, whatever is recorded meanwhile.
 
     Raises:
@@ -145,7 +145,7 @@ async def asker(
         as_of, now = await known_in(store, ledger_id, query.as_of, now)
         at_least = max(as_of, query.at_least or 0)
 
-    async def nothing(_: Cursor) -> None:
+    async def nothing(_: DatabaseCursor) -> None:
         """Ask only how far the view has come."""
 
     _, position = await views.read(ledger_id, nothing, view=codes.NAME, at_least=at_least)
@@ -154,10 +154,10 @@ async def asker(
         # What is recorded has happened, though the database's clock may be ahead of ours.
         _, recorded_at = await known_in(store, ledger_id, position, now)
         now = max(now, recorded_at)
-    return Asker(ledger_id, as_of, now, refuse, readable)
+    return BatchContext(ledger_id, as_of, now, refuse, readable)
 
 
-def lines_of(file: IO[bytes], format_: Format) -> Iterator[Line]:
+def read_lines(file: IO[bytes], format_: Format) -> Iterator[Line]:
     """Read a batch line by line, in constant memory; empty lines are counted and passed over.
 
     Raises:
@@ -187,8 +187,8 @@ def count_lines(file: IO[bytes]) -> int:
     return count + (last != b"\n")
 
 
-async def answers(
-    lines: Iterator[Line], questions: EvidenceReader, asker: Asker, format_: Format
+async def answer_lines(
+    lines: Iterator[Line], questions: EvidenceReader, context: BatchContext, format_: Format
 ) -> AsyncGenerator[tuple[bytes, Sequence[Line]]]:
     """Yield the answers as they are sent, each piece with the lines that it answers.
 
@@ -202,24 +202,31 @@ async def answers(
     for line in lines:
         chunk.append(line)
         if len(chunk) == AT_ONCE:
-            yield await _answered(chunk, questions, asker, format_), chunk
+            yield await _answered(chunk, questions, context, format_), chunk
             chunk = []
     if chunk:
-        yield await _answered(chunk, questions, asker, format_), chunk
+        yield await _answered(chunk, questions, context, format_), chunk
 
 
-async def _answered(chunk: Sequence[Line], questions: EvidenceReader, asker: Asker, format_: Format) -> bytes:
-    videos = {line.question.video_id for line in chunk if line.question is not None}
-    evidence = await questions.of_videos(asker.ledger_id, list(videos)) if videos else {}
+async def _answered(chunk: Sequence[Line], questions: EvidenceReader, context: BatchContext, format_: Format) -> bytes:
+    videos = {line.request.video_id for line in chunk if line.request is not None}
+    evidence = await questions.of_videos(context.ledger_id, list(videos)) if videos else {}
     contents: list[dict[str, Any]] = []
     for line in chunk:
-        error = line.error if line.question is None else asker.refuse(line.question.advertiser_id)
-        if line.question is None or error:
+        error = line.error if line.request is None else context.refuse(line.request.advertiser_id)
+        if line.request is None or error:
             contents.append({"line": line.number, "error": error})
             continue
-        asked, at = line.question, line.question.at or asker.now
-        answer = told(evidence[asked.video_id], asker.as_of, asked.advertiser_id, at, asker.readable)
-        about = {"video_id": asked.video_id, "advertiser_id": asked.advertiser_id, "at": at, "as_of": asker.as_of}
+        request, at = line.request, line.request.at or context.now
+        answer = authorization_verdict(
+            evidence[request.video_id], context.as_of, request.advertiser_id, at, context.readable
+        )
+        about = {
+            "video_id": request.video_id,
+            "advertiser_id": request.advertiser_id,
+            "at": at,
+            "as_of": context.as_of,
+        }
         contents.append({"line": line.number, **about, **verdict_content(answer)})
     if format_ == "ndjson":
         return b"".join(orjson.dumps(c, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for c in contents)
@@ -267,10 +274,10 @@ def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
             if cell.strip() or column != "at"
         }
     try:
-        question = Question.model_validate(sent)
+        question = AuthorizationRequest.model_validate(sent)
     except ValidationError as error:
         return Line(number, error=_said(error))
-    if columns is None and names_twice(sent, text.encode()):
+    if columns is None and has_duplicate_names(sent, text.encode()):
         return Line(number, error="A field is repeated.")
     return Line(number, question)
 
@@ -294,5 +301,5 @@ def _said(error: ValidationError) -> str:
             case "missing":
                 wrong.append(f"{name} is required.")
             case _:
-                wrong.append(f"{name}: {sentence(found)}" if name else _NO_QUESTION)
+                wrong.append(f"{name}: {message_of(found)}" if name else _NO_QUESTION)
     return "; ".join(said.removesuffix(".") for said in dict.fromkeys(wrong)) + "."

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from api.access_log import enter
+from api.access_log import record_access
 from api.http import answer_fields as answered
 from api.http.as_of import known_at
 from api.http.caller import Caller, allow
@@ -82,7 +82,7 @@ async def ask_authorization(
     # What was asked is recorded while the answer is looked up; neither is given without the other.
     evidence, _ = await asyncio.gather(
         _evidence(caller, query.video_id, at_least),
-        enter(caller, query.model_dump(mode="json", exclude_none=True), rows=1, format=JSON),
+        record_access(caller, query.model_dump(mode="json", exclude_none=True), rows=1, format=JSON),
     )
     # What the view has not read yet is left out of the log too: the answer is that of one position, and stays so.
     as_of = evidence.position if as_of is None else as_of
@@ -92,7 +92,9 @@ async def ask_authorization(
         "advertiser_id": query.advertiser_id,
         "at": at,
         "as_of": as_of,
-        **verdict_content(told(evidence, as_of, query.advertiser_id, at, functools.partial(may_read, caller))),
+        **verdict_content(
+            authorization_verdict(evidence, as_of, query.advertiser_id, at, functools.partial(may_read, caller))
+        ),
     }
     return answer(content, 200, {"Ledger-Position": str(as_of)})
 
@@ -102,7 +104,7 @@ def may_read(caller: Caller, stream: Sequence[RecordedEvent]) -> bool:
     if caller.role != "brand":
         return True
     concerned = [r.event for r in stream if isinstance(r.event, Code.Shared | Code.Redeemed)]
-    return caller.names_us(
+    return caller.is_party_to(
         (event.brand_id for event in concerned if isinstance(event, Code.Shared)),
         (event.advertiser_id for event in concerned),
     )
@@ -127,17 +129,17 @@ def _now(evidence: AuthorizationEvidence, as_of: int, clock: datetime) -> dateti
     return max([clock, *(r.recorded_at for stream in streams for r in stream if r.position <= as_of)])
 
 
-def verdict_content(told: Verdict) -> dict[str, Any]:
+def verdict_content(authorization_verdict: Verdict) -> dict[str, Any]:
     """Return the answer to the question, without what was asked."""
     return {
-        "authorized": told.authorized,
-        "reason": told.reason,
-        "code_id": told.code_id,
-        "starts_at": told.starts_at,
-        "expires_at": told.expires_at,
-        "permission_enabled": told.permission_enabled,
-        "shared": told.shared,
-        "evidence": told.evidence,
+        "authorized": authorization_verdict.authorized,
+        "reason": authorization_verdict.reason,
+        "code_id": authorization_verdict.code_id,
+        "starts_at": authorization_verdict.starts_at,
+        "expires_at": authorization_verdict.expires_at,
+        "permission_enabled": authorization_verdict.permission_enabled,
+        "shared": authorization_verdict.shared,
+        "evidence": authorization_verdict.evidence,
     }
 
 
@@ -150,7 +152,7 @@ def all_codes(_: Sequence[RecordedEvent]) -> bool:
 Readable = Callable[[Sequence[RecordedEvent]], bool]
 
 
-def told(
+def authorization_verdict(
     evidence: AuthorizationEvidence, as_of: int, advertiser_id: str, at: datetime, readable: Readable = all_codes
 ) -> Verdict:
     """Answer the question from what is known as far as a position; which code it is, to those alone who may read it."""

@@ -13,8 +13,8 @@ from api.code_answer import BudgetEntry, CodeAnswer, code_answer
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import Guarded, execute, loaded
-from api.http.dependencies import Cursor
+from api.http.command_context import Guarded, handle_command, load_code
+from api.http.dependencies import DatabaseCursor
 from api.http.fields import (
     AdvertiserId,
     Amount,
@@ -203,10 +203,11 @@ async def launch_campaign(
         except Refused as refusal:
             raise _without_others(refusal, caller, found) from None
 
-    done = await execute(caller, body, body.advertiser_id, decide)
-    assert done.aggregate is not None  # noqa: S101 - a code with a campaign is there
-    told = warnings(done.aggregate, body.campaign_id)
-    return code_answer(done, caller, created_or_repeated(done), warnings=told)
+    result = await handle_command(caller, body, body.advertiser_id, decide)
+    assert result.aggregate is not None  # noqa: S101 - a code with a campaign is there
+    return code_answer(
+        result, caller, created_or_repeated(result), warnings=warnings(result.aggregate, body.campaign_id)
+    )
 
 
 @router.post(
@@ -228,7 +229,7 @@ async def end_campaign(
     def ours(found: Code) -> None:
         caller.read_code(found)
         campaign = found.campaigns.get(campaign_id)
-        if campaign is not None and caller.role == "brand" and not caller.names_us((), (campaign.advertiser_id,)):
+        if campaign is not None and caller.role == "brand" and not caller.is_party_to((), (campaign.advertiser_id,)):
             # As one that is not there: whether others run campaigns is theirs to tell.
             raise Unknown("campaign")
 
@@ -239,9 +240,9 @@ async def end_campaign(
     accounts = caller.key.subjects.advertiser_ids
     subject = next(iter(accounts), None)
     if len(accounts) > 1:
-        campaign = (await loaded(caller, code)).campaigns.get(campaign_id)
+        campaign = (await load_code(caller, code)).campaigns.get(campaign_id)
         subject = None if campaign is None else campaign.advertiser_id
-    return code_answer(await execute(caller, body, subject, decide), caller, 200)
+    return code_answer(await handle_command(caller, body, subject, decide), caller, 200)
 
 
 @router.get("/v1/campaigns", response_model=CampaignsAnswer, tags=["Reads"], operation_id="listCampaigns")
@@ -250,10 +251,10 @@ async def list_campaigns(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
     """List campaigns by the day each will stop, and by what; a creator's or brand's key sees its own."""
-    caller.ask_by_names(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
+    caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
     now = caller.services.now()
 
-    async def page(cur: Cursor) -> list[CampaignRow]:
+    async def page(cur: DatabaseCursor) -> list[CampaignRow]:
         return await campaigns.search(
             cur,
             caller.ledger_id,
@@ -285,7 +286,7 @@ def _without_others(refusal: Refused, caller: Caller, found: list[Code]) -> Refu
     """Return a refusal that names no campaign of another advertiser to a brand."""
     campaigns = found[0].campaigns if found and caller.role == "brand" else {}
     conflict = campaigns.get(refusal.conflict_id or "")
-    if conflict is None or caller.names_us((), (conflict.advertiser_id,)):
+    if conflict is None or caller.is_party_to((), (conflict.advertiser_id,)):
         return refusal
     return Refused(refusal.code, refusal.detail)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Sequence
 
-    from api.http.dependencies import Cursor, Services
+    from api.http.dependencies import DatabaseCursor, Services
     from domain.recorded import RecordedEvent
     from infra.eventstore.event_filter import EventFilter
     from infra.eventstore.live_subscription import LiveSubscription
@@ -35,7 +35,7 @@ class CatchUpPage:
     position: int
 
 
-class Backlog:
+class CatchUp:
     """One reader's way from its position to the end of the log."""
 
     def __init__(
@@ -139,7 +139,7 @@ class Backlog:
             after = page[-1].position
 
     async def _search(self, conditions: Sequence[index_scan.Condition], after: int) -> tuple[index_scan.IndexPage, int]:
-        async def search(cur: Cursor) -> index_scan.IndexPage:
+        async def search(cur: DatabaseCursor) -> index_scan.IndexPage:
             return await index_scan.search(cur, self._ledger_id, conditions, limit=PAGE_EVENTS, after=after)
 
         return await self._services.views.read(self._ledger_id, search, view=event_index.NAME)

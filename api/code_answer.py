@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.models import Answer
-from api.http.responses import answer, replayed, stands
+from api.http.responses import answer, command_headers
 from domain.values import Channel
 
 if TYPE_CHECKING:
@@ -81,18 +81,22 @@ class CodeAnswer(Answer):
 
 
 def code_answer(
-    done: CommandResult[Code], caller: Caller, status: int, headers: Mapping[str, str] | None = None, **more: Any
+    result: CommandResult[Code], caller: Caller, status: int, headers: Mapping[str, str] | None = None, **more: Any
 ) -> Response:
     """Answer a command on a code with the code as it then stood."""
-    code = done.aggregate
+    code = result.aggregate
     assert code is not None  # noqa: S101 - only an unknown creator has no aggregate
-    content = code_content(code, caller, now=done.recorded_at, position=done.position) | more
-    return answer(content, status, {**stands(code.command_version, done.position), **replayed(done), **(headers or {})})
+    content = code_content(code, caller, now=result.recorded_at, position=result.position) | more
+    return answer(
+        content,
+        status,
+        command_headers(result, code.command_version) | dict(headers or {}),
+    )
 
 
 def code_content(code: Code, caller: Caller, *, now: datetime, position: int) -> dict[str, Any]:
     """Return a code as the caller may see it: a brand sees its own shares, redemptions and campaigns alone."""
-    ours = caller.names_us if caller.role == "brand" else _everyone
+    ours = caller.is_party_to if caller.role == "brand" else _everyone
     return {
         "code_id": code.id,
         "masked": code.masked,

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.cursors import cursor, cursor_in_time, link_next, place_in_time, place_of
-from api.http.dependencies import Cursor
+from api.http.cursors import decode_key, decode_time, encode_key, encode_time, link_next
+from api.http.dependencies import DatabaseCursor
 from api.http.fields import MAX_POSITION, Id, Moment, State
 from api.http.models import Answer
 from api.http.problems import malformed_query
@@ -111,20 +111,20 @@ async def list_codes(
     """
     now, ours = caller.services.now(), caller.key.subjects
     same_query = query.model_dump(exclude={"cursor", "limit", "at_least"})
-    caller.ask_by_names(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
+    caller.check_filters(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
     creator_ids = ours.creator_ids if caller.role == "creator" else None
     if query.creator_id is not None:
         creator_ids = frozenset({query.creator_id})
     after_key, ending_after = None, None
     if query.ending:
         ending_after = (
-            (query.live_at or now, MAX_POSITION) if query.cursor is None else place_in_time(query.cursor, same_query)
+            (query.live_at or now, MAX_POSITION) if query.cursor is None else decode_time(query.cursor, same_query)
         )
     elif query.cursor is not None:
-        after_key = place_of(query.cursor, same_query)
+        after_key = decode_key(query.cursor, same_query)
     brand = caller.role == "brand"
 
-    async def page(cur: Cursor) -> list[codes.CodeRow]:
+    async def page(cur: DatabaseCursor) -> list[codes.CodeRow]:
         return await codes.search(
             cur,
             caller.ledger_id,
@@ -151,9 +151,9 @@ async def list_codes(
     if len(rows) > query.limit:
         rows = rows[: query.limit]
         last = rows[-1]
-        following = cursor(last.generated_position, same_query)
+        following = encode_key(last.generated_position, same_query)
         if query.ending:
-            following = cursor_in_time(last.expires_at, last.generated_position, same_query)
+            following = encode_time(last.expires_at, last.generated_position, same_query)
     content = {"codes": [row_content(row, caller, now=now) for row in rows], "next": following, "position": position}
     link = {} if following is None else link_next(caller.request, cursor=following)
     return answer(content, 200, {"Ledger-Position": str(position), **link})

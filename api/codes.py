@@ -14,14 +14,14 @@ from api.code_answer import CodeAnswer, code_answer, code_content
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import known_at, refuse_ahead, upto
-from api.http.caller import BOUND, UNBOUND, Caller, allow
-from api.http.command_context import creator_of, execute, owned, policy_of
-from api.http.fields import LATER, CaptionHash, CreatorId, Line, Moment, Note, Position, Reason, Secret, VideoId
+from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
+from api.http.command_context import creator_of, handle_command, owned, policy_of
+from api.http.fields import LATER, CaptionHash, CreatorId, Moment, Note, Position, Reason, Secret, SingleLine, VideoId
 from api.http.guessing import count_guess, refuse_guessing
 from api.http.models import Command
 from api.http.problems import Problem, malformed_body
 from api.http.query_params import AsOf, At, AtLeast, Number, QueryModel
-from api.http.responses import NO_STORE, answer, created_or_repeated, stands
+from api.http.responses import NO_STORE, answer, created_or_repeated, version_headers
 from api.http.route import Route
 from domain import commands
 from domain.code import Code, effective_as_of, fold_code, replay_code
@@ -45,7 +45,7 @@ class GenerateCode(Command):
     creator_id: CreatorId
     video_id: VideoId
     terms_version: Annotated[
-        Line | None,
+        SingleLine | None,
         Field(
             max_length=128,
             description="The version of TikTok's advertising terms that the creator accepted.",
@@ -150,7 +150,7 @@ async def generate_code(
     """Generate a code for a video, or record one that TikTok generated; its secret is in this answer and in reveals."""
     caller.act_for_creator(body.creator_id)
     # Whoever may read every code has nothing to guess.
-    guessing = body.secret is not None and caller.role not in UNBOUND
+    guessing = body.secret is not None and caller.role not in ACTS_FOR_ALL
     if guessing:
         refuse_guessing(caller)
     if b"if-match" in headers.of(caller.request):
@@ -175,16 +175,16 @@ async def generate_code(
         )
 
     try:
-        done = await execute(caller, body, body.creator_id, decide)
+        result = await handle_command(caller, body, body.creator_id, decide)
     except Refused as refusal:
         if guessing and refusal.code in _TELLING:
             count_guess(caller)
         raise
-    assert done.aggregate is not None  # noqa: S101 - a code that was generated is there
-    if done.replayed:
-        secret = await caller.services.aggregates.secret(caller.ledger_id, done.aggregate.id)
-    location = {"Location": f"/v1/codes/{done.aggregate.id}"}
-    return code_answer(done, caller, 201, NO_STORE | location, secret=secret)
+    assert result.aggregate is not None  # noqa: S101 - a code that was generated is there
+    if result.replayed:
+        secret = await caller.services.aggregates.secret(caller.ledger_id, result.aggregate.id)
+    location = {"Location": f"/v1/codes/{result.aggregate.id}"}
+    return code_answer(result, caller, 201, NO_STORE | location, secret=secret)
 
 
 @router.post(
@@ -211,8 +211,8 @@ async def extend_code(
             when=when,
         )
 
-    done = await execute(caller, body, await creator_of(caller, code), decide)
-    return code_answer(done, caller, 201)
+    result = await handle_command(caller, body, await creator_of(caller, code), decide)
+    return code_answer(result, caller, 201)
 
 
 @router.post("/v1/codes/{code_id}/revocation", response_model=CodeAnswer, tags=["Commands"], operation_id="revokeCode")
@@ -220,7 +220,7 @@ async def revoke_code(
     code_id: str, body: RevokeCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
     """Take a code back for good, and switch its video's own Ad Authorization off with it."""
-    if body.force and caller.role not in UNBOUND:
+    if body.force and caller.role not in ACTS_FOR_ALL:
         raise NotAllowed("Only keys with the role operator or admin can force a revocation.")
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
 
@@ -229,8 +229,8 @@ async def revoke_code(
             owned(ledger, caller), code, body.reason, force=body.force, if_match=if_match, when=when
         )
 
-    done = await execute(caller, body, await creator_of(caller, code), decide)
-    return code_answer(done, caller, 200)
+    result = await handle_command(caller, body, await creator_of(caller, code), decide)
+    return code_answer(result, caller, 200)
 
 
 @router.post("/v1/codes/{code_id}/reveals", response_model=RevealAnswer, tags=["Commands"], operation_id="revealCode")
@@ -248,9 +248,9 @@ async def reveal_code(
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         return await commands.reveal(owned(ledger, caller), code, body.reason, if_match=if_match, when=when)
 
-    done = await execute(caller, body, await creator_of(caller, code), decide, once=False)
+    result = await handle_command(caller, body, await creator_of(caller, code), decide, once=False)
     secret = await caller.services.aggregates.secret(caller.ledger_id, code)
-    return code_answer(done, caller, 200, NO_STORE, secret=secret)
+    return code_answer(result, caller, 200, NO_STORE, secret=secret)
 
 
 @router.post(
@@ -271,8 +271,8 @@ async def add_note(
             owned(ledger, caller), code, Sealed(body.text), body.about_position, if_match=if_match, when=when
         )
 
-    done = await execute(caller, body, await creator_of(caller, code), decide)
-    return code_answer(done, caller, created_or_repeated(done))
+    result = await handle_command(caller, body, await creator_of(caller, code), decide)
+    return code_answer(result, caller, created_or_repeated(result))
 
 
 @router.get("/v1/codes/{code_id}", response_model=CodeReadAnswer, tags=["Reads"], operation_id="readCode")
@@ -302,7 +302,7 @@ async def read_code(
         stream, clock = effective_as_of(stream, query.at), query.at
         code = fold_code(stream)
     content = code_content(code, caller, now=clock, position=stream[-1].position) | {"as_of": as_of}
-    return answer(content, 200, stands(code.command_version, as_of))
+    return answer(content, 200, version_headers(code.command_version, as_of))
 
 
 async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:
@@ -310,6 +310,6 @@ async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:
     stream = await caller.services.aggregates.code_stream(caller.ledger_id, code_id)
     if not stream:
         raise Unknown("code")
-    if caller.role in BOUND:
+    if caller.role in LIMITED_TO_SUBJECTS:
         caller.read_code(replay_code(stream))
     return stream

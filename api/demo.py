@@ -50,7 +50,7 @@ class Story:
         return body
 
 
-def tell(url: str, key: str, say: Callable[[str], None]) -> int:
+def run_demo(url: str, key: str, say: Callable[[str], None]) -> int:
     """Tell the story.
 
     Args:

@@ -14,17 +14,16 @@ from api.event_content import ActorEntry, event_content, names_of
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import Guarded, execute
+from api.http.command_context import Guarded, handle_command
 from api.http.fields import Reason
 from api.http.models import Answer, Command
 from api.http.problems import Problem
-from api.http.responses import answer, replayed, stands
+from api.http.responses import answer, command_headers, version_headers
 from api.http.route import Route
 from domain import commands
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
 from domain.errors import StaleVersion
-from infra.auth.access_log import AccessContext
 from infra.errors import KeyNoLongerValid, Unavailable
 from infra.jobs.erasure import Erasure, Erasures
 
@@ -76,15 +75,15 @@ async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[C
     async def decide(ledger: Ledger, when: When) -> Decision[Creator]:
         return await commands.erase(Guarded(ledger, creator=unchanged), creator_id, body.reason, when=when)
 
-    done = await execute(caller, body, creator_id, decide)
+    result = await handle_command(caller, body, creator_id, decide)
     erasures = _erasures(caller)
     # It is recorded, and holds: whatever keeps the deed from being done here, a worker does it.
     with suppress(Unavailable, KeyNoLongerValid):
-        await erasures.carry_out(caller.ledger_id, creator_id, _access_context(caller))
+        await erasures.carry_out(caller.ledger_id, creator_id, caller.access_context)
     found = await erasures.of(caller.ledger_id, creator_id)
     assert found is not None  # noqa: S101 - it was recorded just now, or before
-    version = 0 if done.aggregate is None else done.aggregate.version
-    return answer(await _content(found, caller), 200, {**stands(version, done.position), **replayed(done)})
+    version = 0 if result.aggregate is None else result.aggregate.version
+    return answer(await _content(found, caller), 200, command_headers(result, version))
 
 
 @router.get("/v1/creators/{creator_id}/erasure", response_model=ErasureAnswer, operation_id="readErasure")
@@ -94,18 +93,14 @@ async def read_erasure(creator_id: str, caller: Annotated[Caller, allow("operato
     found = await _erasures(caller).of(caller.ledger_id, creator_id)
     if found is None:
         raise Problem("erasure_unknown")
-    return answer(await _content(found, caller), 200, stands(found.recorded.stream_version, found.recorded.position))
+    return answer(
+        await _content(found, caller), 200, version_headers(found.recorded.stream_version, found.recorded.position)
+    )
 
 
 def _erasures(caller: Caller) -> Erasures:
     services = caller.services
     return Erasures(services.database, services.aggregates, services.key_admin)
-
-
-def _access_context(caller: Caller) -> AccessContext:
-    request = caller.request
-    route = f"{request.method} {request.scope['route'].path}"
-    return AccessContext(caller.key.key_id, caller.role, route, request.scope["request_id"])
 
 
 async def _content(found: Erasure, caller: Caller) -> dict[str, Any]:

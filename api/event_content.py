@@ -261,12 +261,12 @@ def _text(key: UUID) -> str:
     return str(key)
 
 
-def shown_to(caller: Caller, recorded: RecordedEvent) -> bool:
+def visible_to(caller: Caller, recorded: RecordedEvent) -> bool:
     """Tell whether the caller may read an event of a code it may read: a brand not what names another alone."""
     if caller.role != "brand":
         return True
     brand_id, advertiser_id = (getattr(recorded.event, name, None) for name in ("brand_id", "advertiser_id"))
-    return (brand_id is None and advertiser_id is None) or caller.names_us((brand_id,), (advertiser_id,))
+    return (brand_id is None and advertiser_id is None) or caller.is_party_to((brand_id,), (advertiser_id,))
 
 
 def ndjson(contents: Iterable[dict[str, Any]]) -> bytes:

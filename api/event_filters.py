@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, 
 from api.event_content import KINDS
 from api.http.fields import NO_NUL, Id, Moment
 from api.http.problems import Problem, malformed_query
-from api.http.query_params import MAX_Q_CHARACTERS, CodeId, Place, QueryModel, refuse_empty
+from api.http.query_params import MAX_Q_CHARACTERS, AnyPosition, CodeId, QueryModel, refuse_empty
 from api.query_language import ParsedQuery, QueryError, parameter, parse
 from projections.index_scan import Among, Between
 
@@ -61,7 +61,7 @@ class Conditions(QueryModel):
         refuse_empty(self.from_, self.to)
         return self
 
-    def asked(self) -> ParsedQuery:
+    def parsed(self) -> ParsedQuery:
         """Return what the history is searched by, and what must stand in the summaries.
 
         Raises:
@@ -82,13 +82,13 @@ class Conditions(QueryModel):
         if self.q is None:
             return ParsedQuery(tuple(conditions))
         try:
-            asked = parse(self.q)
+            parsed_q = parse(self.q)
         except QueryError as error:
             wrong = {"pointer": "/q", "problem": error.problem, "offset": error.offset}
             raise Problem("malformed_query", members={"errors": [wrong]}) from None
-        return ParsedQuery((*conditions, *asked.conditions), asked.words)
+        return ParsedQuery((*conditions, *parsed_q.conditions), parsed_q.words)
 
-    def given(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
         """Return what was asked, under the names of the parameters."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -96,8 +96,8 @@ class Conditions(QueryModel):
 class Filters(Conditions):
     """Which events are asked for: what they must be like, and where they lie."""
 
-    after: Annotated[Place | None, Field(description="Later positions alone.", examples=[0])] = None
-    before: Annotated[Place | None, Field(description="Earlier positions alone.")] = None
+    after: Annotated[AnyPosition | None, Field(description="Later positions alone.", examples=[0])] = None
+    before: Annotated[AnyPosition | None, Field(description="Earlier positions alone.")] = None
 
     @model_validator(mode="after")
     def _no_reversed_range(self) -> Self:

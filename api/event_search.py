@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from api.event_content import row_event
-from api.http.dependencies import Cursor
+from api.http.dependencies import DatabaseCursor
 from domain.summaries import summary
 from infra.errors import Unavailable
 from infra.eventstore.event_rows import POSITION
@@ -31,7 +31,7 @@ _AT_ONCE: Final = 250
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class SearchResult:
     """Events that were found.
 
     Attributes:
@@ -56,7 +56,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Within:
+class SearchRange:
     """Where events are looked for, and how long.
 
     Attributes:
@@ -75,7 +75,7 @@ class Within:
     budget: float = 1.0
 
 
-def own(caller: Caller, asked: ParsedQuery) -> ParsedQuery:
+def restrict_to_caller(caller: Caller, query: ParsedQuery) -> ParsedQuery:
     """Return what the caller may ask: a creator's key its own events alone.
 
     Raises:
@@ -83,15 +83,15 @@ def own(caller: Caller, asked: ParsedQuery) -> ParsedQuery:
 
     """
     if caller.role != "creator":
-        return asked
-    named = [c for c in asked.conditions if isinstance(c, Among) and c.field == "creator_id" and not c.negated]
+        return query
+    named = [c for c in query.conditions if isinstance(c, Among) and c.field == "creator_id" and not c.negated]
     for condition in named:
         for creator_id in condition.values:
             caller.act_for_creator(str(creator_id))
-    return asked if named else asked.among("creator_id", tuple(caller.key.subjects.creator_ids))
+    return query if named else query.among("creator_id", tuple(caller.key.subjects.creator_ids))
 
 
-def stopped(upto: int) -> Unavailable:
+def index_stopped(upto: int) -> Unavailable:
     """Return what is wrong where the history has stopped, and nothing that is asked for lies before that."""
     return Unavailable(
         (
@@ -102,27 +102,31 @@ def stopped(upto: int) -> Unavailable:
     )
 
 
-async def find(views: ViewReader, ledger_id: int, asked: ParsedQuery, within: Within, limit: int) -> Rows:
+async def search_events(
+    views: ViewReader, ledger_id: int, query: ParsedQuery, within: SearchRange, limit: int
+) -> SearchResult:
     """Find events that fulfil what is asked, at most `limit`.
 
     Raises:
         Unavailable: the history did not come so far in time, or the database is away.
 
     """
-    if asked.words:
-        return await _by_words(views, ledger_id, asked, within, limit)
-    if asked.conditions:
-        return await _by_conditions(views, ledger_id, asked, within, limit)
+    if query.words:
+        return await _by_words(views, ledger_id, query, within, limit)
+    if query.conditions:
+        return await _by_conditions(views, ledger_id, query, within, limit)
     rows = await views.event_rows.between(ledger_id, within.low, within.high, limit=limit, descending=within.descending)
-    return Rows(rows, len(rows))
+    return SearchResult(rows, len(rows))
 
 
-async def _by_conditions(views: ViewReader, ledger_id: int, asked: ParsedQuery, within: Within, limit: int) -> Rows:
-    async def search(cur: Cursor) -> IndexPage:
+async def _by_conditions(
+    views: ViewReader, ledger_id: int, query: ParsedQuery, within: SearchRange, limit: int
+) -> SearchResult:
+    async def search(cur: DatabaseCursor) -> IndexPage:
         return await index_scan.search(
             cur,
             ledger_id,
-            asked.conditions,
+            query.conditions,
             limit=limit,
             after=within.low,
             before=within.high,
@@ -140,19 +144,23 @@ async def _by_conditions(views: ViewReader, ledger_id: int, asked: ParsedQuery, 
     stopped_at = found.stopped_at
     if cut_off and stopped_at is None and not within.descending:
         stopped_at = max(upto, within.low)
-    return Rows(await views.event_rows.at(ledger_id, found.positions), found.rows_scanned, stopped_at, upto, cut_off)
+    return SearchResult(
+        await views.event_rows.at(ledger_id, found.positions), found.rows_scanned, stopped_at, upto, cut_off
+    )
 
 
-async def _by_words(views: ViewReader, ledger_id: int, asked: ParsedQuery, within: Within, limit: int) -> Rows:
+async def _by_words(
+    views: ViewReader, ledger_id: int, query: ParsedQuery, within: SearchRange, limit: int
+) -> SearchResult:
     """Look through the summaries of what passes the conditions, a bounded number of them."""
-    patterns = [(words.pattern(), words.negated) for words in asked.words]
-    conditions = replace(asked, words=())
+    patterns = [(words.pattern(), words.negated) for words in query.words]
+    conditions = replace(query, words=())
     kept: list[Row] = []
     rows_scanned = 0
     ends_at = time.monotonic() + MAX_SECONDS * within.budget
-    first: Rows | None = None
+    first: SearchResult | None = None
     while True:
-        found = await find(views, ledger_id, conditions, within, _AT_ONCE)
+        found = await search_events(views, ledger_id, conditions, within, _AT_ONCE)
         first = first or found
         for row in found.rows:
             rows_scanned += 1
@@ -160,13 +168,13 @@ async def _by_words(views: ViewReader, ledger_id: int, asked: ParsedQuery, withi
             if all((pattern.search(said) is None) is negated for pattern, negated in patterns):
                 kept.append(row)
                 if len(kept) == limit:
-                    return Rows(kept, rows_scanned, None, first.upto, first.cut_off and within.descending)
+                    return SearchResult(kept, rows_scanned, None, first.upto, first.cut_off and within.descending)
         if found.stopped_at is None and len(found.rows) < _AT_ONCE:
-            return Rows(kept, rows_scanned, None, first.upto, first.cut_off)
+            return SearchResult(kept, rows_scanned, None, first.upto, first.cut_off)
         last = found.rows[-1][POSITION] if found.stopped_at is None else found.stopped_at
         enough = rows_scanned >= MAX_ROWS_SCANNED * within.budget or time.monotonic() > ends_at
         if found.stopped_at is not None or enough:
-            return Rows(kept, rows_scanned, last, first.upto, first.cut_off)
+            return SearchResult(kept, rows_scanned, last, first.upto, first.cut_off)
         if within.descending:
             within = replace(within, high=last, at_least=min(within.at_least, last - 1))
         else:

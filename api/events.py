@@ -10,15 +10,15 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from api.access_log import enter
+from api.access_log import record_access
 from api.event_content import EventAnswer, csv_head, csv_text, event_content, names_in, names_of, ndjson, row_content
 from api.event_filters import Filters
-from api.event_search import Within, find, own, stopped
+from api.event_search import SearchRange, index_stopped, restrict_to_caller, search_events
 from api.http import headers
 from api.http.as_of import refuse_ahead
 from api.http.caller import Caller, allow
-from api.http.cursors import around, beside, either_way, links
-from api.http.dependencies import Cursor
+from api.http.cursors import decode_two_way, link_header, neighbours, two_way_cursors
+from api.http.dependencies import DatabaseCursor
 from api.http.media_types import CSV, JSON, NDJSON, wanted_format
 from api.http.models import Answer, absent
 from api.http.problems import Problem
@@ -33,7 +33,7 @@ from projections import event_index, index_scan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from api.event_search import Rows
+    from api.event_search import SearchResult
     from api.query_language import ParsedQuery
     from domain.recorded import RecordedEvent
     from infra.eventstore.event_rows import Row
@@ -74,7 +74,7 @@ class EventsQuery(Filters):
     ] = None
     at_least: AtLeast = None
 
-    def same(self) -> dict[str, Any]:
+    def cursor_scope(self) -> dict[str, Any]:
         """Return what must be the same for a cursor to be good."""
         return self.model_dump(exclude={"cursor", "limit", "total", "at_least"})
 
@@ -95,26 +95,26 @@ async def list_events(
     says how much it looked at, and `next` goes on from there. `complete` is false too where what is searched no longer
     follows the log; `Ledger-Position` says how far it came. Reads are recorded in the log of accesses.
     """
-    asked = own(caller, query.asked())
+    parsed = restrict_to_caller(caller, query.parsed())
     await refuse_ahead(caller, query.at_least)
-    page = await _page(caller, query, asked)
+    page = await _page(caller, query, parsed)
     names = await names_in(caller.request.app.state.key_names, caller.ledger_id, page.shown)
     contents = [row_content(row, names) for row in page.shown]
     format_ = wanted_format(headers.text(caller.request, b"accept"))
-    told = {
+    answer_headers = {
         "Vary": "Accept",
         "Ledger-Position": str(page.upto),
         "Search-Complete": str(page.found.complete).lower(),
         "Looked-Through": str(page.found.rows_scanned),
-        **links(caller.request, **page.cursors),
+        **link_header(caller.request, **page.cursors),
     }
-    total = {} if query.total is None else {"total": await _total(caller, query, asked, page)}
-    await enter(caller, query.given(), rows=len(contents), format=format_, complete=page.found.complete)
+    total = {} if query.total is None else {"total": await _total(caller, query, parsed, page)}
+    await record_access(caller, query.parameters(), rows=len(contents), format=format_, complete=page.found.complete)
     match format_:
         case "text/csv":
-            return Response(csv_head() + csv_text(contents), 200, told, f"{CSV}; charset=utf-8")
+            return Response(csv_head() + csv_text(contents), 200, answer_headers, f"{CSV}; charset=utf-8")
         case "application/x-ndjson":
-            return Response(ndjson(contents), 200, told, NDJSON)
+            return Response(ndjson(contents), 200, answer_headers, NDJSON)
         case _:
             content = {
                 "events": contents,
@@ -125,7 +125,7 @@ async def list_events(
                 "looked_through": page.found.rows_scanned,
                 **total,
             }
-            return answer(content, 200, told)
+            return answer(content, 200, answer_headers)
 
 
 @router.get("/v1/events/{position}", response_model=EventAnswer, operation_id="readEvent")
@@ -141,7 +141,7 @@ async def read_event(
         stream = (await store.streams(caller.ledger_id, [found[0].stream_id]))[found[0].stream_id]
         caller.act_for_creator(_creator_of(stream[0]))
     names = await names_of(caller, found)
-    await enter(caller, {"position": found[0].position}, rows=1, format=JSON)
+    await record_access(caller, {"position": found[0].position}, rows=1, format=JSON)
     return answer(event_content(found[0], names), 200, {"Ledger-Position": str(found[0].position)})
 
 
@@ -153,52 +153,52 @@ class _Page:
     """
 
     shown: Sequence[Row]
-    found: Rows
+    found: SearchResult
     upto: int
     next: int | None
     cursors: dict[str, str | None]
 
 
-async def _page(caller: Caller, query: EventsQuery, asked: ParsedQuery) -> _Page:
+async def _page(caller: Caller, query: EventsQuery, parsed: ParsedQuery) -> _Page:
     low, high = query.after or 0, index_scan.END if query.before is None else query.before
-    place, back = (None, False) if query.cursor is None else either_way(query.cursor, query.same())
+    place, back = (None, False) if query.cursor is None else decode_two_way(query.cursor, query.cursor_scope())
     ascending = query.order == "asc"
     upwards = ascending is not back
     if place is not None:
         low, high = (max(low, place), high) if upwards else (low, min(high, place))
     head = await caller.services.events.head(caller.ledger_id)
-    within = Within(low, high, not upwards, at_least=min(head, high - 1))
-    found = await find(caller.services.views, caller.ledger_id, asked, within, query.limit + 1)
+    within = SearchRange(low, high, not upwards, at_least=min(head, high - 1))
+    found = await search_events(caller.services.views, caller.ledger_id, parsed, within, query.limit + 1)
     upto = head if found.upto is None else found.upto
     if found.cut_off and upto <= low:
-        raise stopped(upto)
+        raise index_stopped(upto)
     read = found.rows[: query.limit]
     shown = read[::-1] if back else read
     reached = read[-1][POSITION] if len(found.rows) > query.limit else found.stopped_at
     keys = [row[POSITION] for row in shown]
-    after, before = around(keys, reached, place, back=back, ascending=ascending)
+    after, before = neighbours(keys, reached, place, back=back, ascending=ascending)
     # What was recorded since the head was looked up may be among them. A search that gave up read as far as there.
     upto = max(upto, *keys, 0)
     if upwards and found.stopped_at is not None:
         upto = min(upto, found.stopped_at)
-    return _Page(shown, found, upto, after, beside(query.same(), after, before))
+    return _Page(shown, found, upto, after, two_way_cursors(query.cursor_scope(), after, before))
 
 
-async def _total(caller: Caller, query: EventsQuery, asked: ParsedQuery, page: _Page) -> int:
+async def _total(caller: Caller, query: EventsQuery, parsed: ParsedQuery, page: _Page) -> int:
     """Return about how many events there are in all: exactly where this page is all, or where positions tell."""
     if query.cursor is None and page.next is None:
         return len(page.shown)
     low, high = query.after or 0, index_scan.END if query.before is None else query.before
-    if not asked.conditions:
+    if not parsed.conditions:
         head = await caller.services.events.head(caller.ledger_id)
         total = max(0, min(head, high - 1) - low)
     else:
 
-        async def estimate(cur: Cursor) -> int:
-            return await index_scan.estimate(cur, caller.ledger_id, asked.conditions, after=low, before=high)
+        async def estimate(cur: DatabaseCursor) -> int:
+            return await index_scan.estimate(cur, caller.ledger_id, parsed.conditions, after=low, before=high)
 
         total, _ = await caller.services.views.read(caller.ledger_id, estimate, view=event_index.NAME)
-    if asked.words:
+    if parsed.words:
         total = total * len(page.found.rows) // max(page.found.rows_scanned, 1)
     return max(total, len(page.shown))
 

@@ -49,7 +49,7 @@ class Verified:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def written_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Write a file beside its place, and move it there when it is whole and on the disk."""
     fresh = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:

@@ -20,16 +20,16 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from api.access_log import enter
+from api.access_log import record_access
 from api.event_content import CSV_COLUMNS, csv_head, csv_lines, csv_text, names_in, ndjson, row_content
 from api.event_filters import Filters
-from api.event_search import Within, find, stopped
+from api.event_search import SearchRange, index_stopped, search_events
 from api.export_files import digest_of
 from api.http.as_of import refuse_ahead
 from api.http.caller import Caller, allow
 from api.http.query_params import AtLeast
 from api.http.route import Route
-from api.http.streaming_download import Pieces, refuse_revoked
+from api.http.streaming_download import StreamingDownload, refuse_revoked
 from infra.eventstore.event_rows import POSITION
 from projections import event_index
 from projections.index_scan import END
@@ -68,8 +68,8 @@ class Export:
     Attributes:
         ledger_id: the ledger.
         ledger: its name.
-        asked: which events.
-        given: the same, as it was asked: for the trailer.
+        query: which events.
+        parameters: the same as it was sent, for the trailer.
         format: of the export.
         head: the ledger's last position when it began; nothing later is exported.
         upto: the position up to which all is exported that was asked for: the head, or less where the history has
@@ -85,8 +85,8 @@ class Export:
 
     ledger_id: int
     ledger: str
-    asked: ParsedQuery
-    given: Mapping[str, Any]
+    query: ParsedQuery
+    parameters: Mapping[str, Any]
     format: Format
     head: int
     began_at: datetime
@@ -110,13 +110,13 @@ class Export:
             Unavailable: the history has not been read so far, or has stopped before all that is asked for.
 
         """
-        if self.asked.conditions:
+        if self.query.conditions:
             wanted = min(self.head, self.high - 1)
             found = await views.reach(self.ledger_id, event_index.NAME, wanted)
             if found < wanted:
                 self.upto = found
                 if found <= self.low:
-                    raise stopped(found)
+                    raise index_stopped(found)
 
     @property
     def complete(self) -> bool:
@@ -151,15 +151,15 @@ class Export:
         yield self._trailer()
 
     async def _pages(self, views: ViewReader) -> AsyncGenerator[Sequence[Row]]:
-        within = Within(self.low, min(self.high, self.upto + 1), budget=_BUDGET)
+        within = SearchRange(self.low, min(self.high, self.upto + 1), budget=_BUDGET)
         while True:
-            found = await find(views, self.ledger_id, self.asked, within, PAGE_EVENTS)
+            found = await search_events(views, self.ledger_id, self.query, within, PAGE_EVENTS)
             if found.rows:
                 yield found.rows
             if found.stopped_at is None and len(found.rows) < PAGE_EVENTS:
                 return
             low = found.stopped_at if found.stopped_at is not None else found.rows[-1][POSITION]
-            within = Within(low, within.high, budget=_BUDGET)
+            within = SearchRange(low, within.high, budget=_BUDGET)
 
     def _noted(self, piece: bytes, rows: Sequence[Row] = ()) -> bytes:
         self._digest.update(piece)
@@ -173,7 +173,7 @@ class Export:
     def _trailer(self) -> bytes:
         content: dict[str, Any] = {
             "ledger": self.ledger,
-            "query": self.given,
+            "query": self.parameters,
             "events": self.events,
             "first": self.first,
             "last": self.last,
@@ -186,7 +186,7 @@ class Export:
         content["trailer_sha256"] = digest_of(content)
         if self.format == "ndjson":
             return orjson.dumps({"trailer": content}, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
-        told = {
+        cells = {
             "position": END_OF_TABLE,
             "type": "trailer",
             "summary": (
@@ -194,7 +194,7 @@ class Export:
             ),
             "body": content,
         }
-        return csv_lines([[told.get(column) for column in CSV_COLUMNS]])
+        return csv_lines([[cells.get(column) for column in CSV_COLUMNS]])
 
 
 @router.get("/v1/exports/events", response_class=Response, operation_id="exportEvents")
@@ -210,14 +210,14 @@ async def export_events(
     where what is searched no longer follows the log), the SHA-256 of every byte before it, and that of its own other
     fields. Without one it was cut off. Exports are recorded in the log of accesses before the first byte.
     """
-    asked = query.asked()
+    parsed = query.parsed()
     await refuse_ahead(caller, query.at_least)
     services = caller.services
     export = Export(
         ledger_id=caller.ledger_id,
         ledger=caller.key.ledger_name,
-        asked=asked,
-        given=query.given(),
+        query=parsed,
+        parameters=query.parameters(),
         format=query.format,
         head=await services.events.head(caller.ledger_id),
         began_at=services.now(),
@@ -230,7 +230,7 @@ async def export_events(
 
     async def begin() -> None:
         format_ = media_type.partition(";")[0]
-        access.append(await enter(caller, export.given, rows=0, format=format_, complete=None))
+        access.append(await record_access(caller, export.parameters, rows=0, format=format_, complete=None))
 
     async def end(complete: bool) -> None:
         for access_id in access:
@@ -239,7 +239,7 @@ async def export_events(
             )
 
     name = f"{export.ledger}-events-{export.began_at:%Y%m%dT%H%M%SZ}.{query.format}".replace(":", "_")
-    return Pieces(
+    return StreamingDownload(
         caller,
         export.pieces(services.views, caller.request.app.state.key_names, functools.partial(refuse_revoked, caller)),
         begin=begin,

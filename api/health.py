@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
-from api.http.dependencies import Cursor, services_of
+from api.http.dependencies import DatabaseCursor, services_of
 from api.http.models import Answer
 from api.http.responses import answer
 from api.http.route import Route
@@ -60,7 +60,7 @@ async def read_metrics(request: Request) -> Response:
     return Response(generate_latest() + of_the_worker, 200, {"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def what_stopped(services: Services) -> Sequence[str]:
+async def stopped_consumers(services: Services) -> Sequence[str]:
     """Return which views and subscribers have stopped.
 
     Raises:
@@ -68,7 +68,7 @@ async def what_stopped(services: Services) -> Sequence[str]:
 
     """
 
-    async def stopped_views(cur: Cursor) -> list[str]:
+    async def stopped_views(cur: DatabaseCursor) -> list[str]:
         if await view.is_read_only(cur):
             raise Unavailable(READ_ONLY)
         return [status.view for status in await view.view_states(cur) if status.stopped]

@@ -9,17 +9,17 @@ from fastapi import APIRouter, Query
 from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
-from api.access_log import enter
+from api.access_log import record_access
 from api.codes import stream_of
-from api.event_content import EventAnswer, event_content, names_of, shown_to, unsealed_notes
+from api.event_content import EventAnswer, event_content, names_of, unsealed_notes, visible_to
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import known_at, refuse_ahead, upto
 from api.http.caller import Caller, allow
-from api.http.cursors import cursor, link_next, place_of
+from api.http.cursors import decode_key, encode_key, link_next
 from api.http.models import Answer, absent
 from api.http.query_params import MAX_LIMIT, AsOf, At, AtLeast, LongLimit, NextCursor, QueryModel
-from api.http.responses import answer, stands
+from api.http.responses import answer, version_headers
 from api.http.route import Route
 from domain.changes import COUNTS, changes_of_code, changes_of_permission
 from domain.code import effective_as_of, replay_code
@@ -87,12 +87,16 @@ async def read_history(
         stream = upto(stream, position)
         if not stream:
             raise Unknown("code")
-    told = [one for one in zip(stream, changes_of_code(stream), strict=True) if shown_to(caller, one[0])]
+    changed_events = [one for one in zip(stream, changes_of_code(stream), strict=True) if visible_to(caller, one[0])]
     if caller.role == "brand":
-        told = [(recorded, [c for c in changed if c.field not in COUNTS]) for recorded, changed in told]
+        changed_events = [
+            (recorded, [c for c in changed if c.field not in COUNTS]) for recorded, changed in changed_events
+        ]
     version = replay_code(stream).command_version
     subject = {"code_id": code_id}
-    return await _page(caller, query, subject, told, stands(version, position), notes=caller.role != "brand")
+    return await _page(
+        caller, query, subject, changed_events, version_headers(version, position), notes=caller.role != "brand"
+    )
 
 
 @router.get(
@@ -112,17 +116,19 @@ async def read_permission_history(
     if query.as_of is not None:
         position, _ = await known_at(caller, query.as_of, caller.services.now())
         stream = upto(stream, position)
-    told = list(zip(stream, changes_of_permission(stream), strict=True))
+    changed_events = list(zip(stream, changes_of_permission(stream), strict=True))
     version = stream[-1].stream_version if stream else 0
-    return await _page(caller, query, {"creator_id": creator_id}, told, stands(version, position), notes=False)
+    return await _page(
+        caller, query, {"creator_id": creator_id}, changed_events, version_headers(version, position), notes=False
+    )
 
 
 async def _page(
     caller: Caller,
     query: HistoryQuery,
     subject: dict[str, str],
-    told: Iterable[tuple[RecordedEvent, list[Change]]],
-    stands: dict[str, str],
+    changed_events: Iterable[tuple[RecordedEvent, list[Change]]],
+    answer_headers: dict[str, str],
     *,
     notes: bool,
 ) -> Response:
@@ -132,19 +138,19 @@ async def _page(
     """
     (of,) = subject.values()
     same_query = {"of": of, **query.model_dump(exclude={"cursor", "limit", "at_least"})}
-    after = 0 if query.cursor is None else place_of(query.cursor, same_query)
-    changed = {recorded.position: changes for recorded, changes in told}
-    recorded = [one for one, _ in told]
+    after = 0 if query.cursor is None else decode_key(query.cursor, same_query)
+    changed = {recorded.position: changes for recorded, changes in changed_events}
+    recorded = [one for one, _ in changed_events]
     kept = [
         one for one in (recorded if query.at is None else effective_as_of(recorded, query.at)) if one.position > after
     ]
     following, shown = None, kept[: query.limit]
     if len(kept) > query.limit:
-        following = cursor(shown[-1].position, same_query)
+        following = encode_key(shown[-1].position, same_query)
     names, texts, _ = await asyncio.gather(
         names_of(caller, shown),
         unsealed_notes(caller, shown if notes else ()),
-        enter(
+        record_access(
             caller,
             subject | query.model_dump(mode="json", exclude_none=True),
             rows=len(shown),
@@ -158,4 +164,4 @@ async def _page(
         for one in shown
     ]
     link = {} if following is None else link_next(caller.request, cursor=following)
-    return answer({"events": events, "next": following}, 200, {**stands, **link})
+    return answer({"events": events, "next": following}, 200, {**answer_headers, **link})

@@ -16,9 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, Final, Protocol
 import orjson
 from pydantic import ValidationError
 
-from api.authorization_lines import BatchError, BatchQuery, answers, asker, lines_of
+from api.authorization_lines import BatchError, BatchQuery, answer_lines, batch_context, read_lines
 from api.event_content import KeyNames
-from api.export_files import whole
+from api.export_files import written_atomically
 from api.exports import MEDIA_TYPES as EXPORTED
 from api.exports import Export, ExportQuery
 from api.http.problems import Problem
@@ -62,7 +62,7 @@ class LogSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class LedgerAddress:
     """A ledger by its name, in a database, under a master key."""
 
     place: LogSource
@@ -71,7 +71,7 @@ class Where:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class OpenLedger:
     """A ledger, open for reading."""
 
     ledger_id: int
@@ -80,15 +80,15 @@ class Reading:
     names: KeyNames
     keys: LedgerKeys
 
-    async def enter(self, command: str, asked: Mapping[str, Any], media_type: str) -> UUID:
+    async def record_access(self, command: str, parameters: Mapping[str, Any], media_type: str) -> UUID:
         """Record what is about to be read."""
-        query = orjson.dumps(seal_search_terms(self.keys, asked), option=orjson.OPT_SORT_KEYS)
+        query = orjson.dumps(seal_search_terms(self.keys, parameters), option=orjson.OPT_SORT_KEYS)
         access = Access(None, MACHINE_ROLE, command, query, media_type, 0, None, secrets.token_hex(16))
         return await self.views.access_log.record(self.ledger_id, access)
 
 
 @asynccontextmanager
-async def reading(where: Where) -> AsyncIterator[Reading]:
+async def open_ledger(where: LedgerAddress) -> AsyncIterator[OpenLedger]:
     """Open a ledger.
 
     Raises:
@@ -102,7 +102,7 @@ async def reading(where: Where) -> AsyncIterator[Reading]:
         keyring = Keyring(database, where.master_key)
         names = KeyNames(KeyAdmin(database, keyring))
         keys = await keyring.ledger(ledger_id)
-        yield Reading(ledger_id, ViewReader(database), EventReader(database), names, keys)
+        yield OpenLedger(ledger_id, ViewReader(database), EventReader(database), names, keys)
     finally:
         await database.close()
 
@@ -116,7 +116,7 @@ def export_query(q: str | None, file: Path) -> ExportQuery:
     """
     query = ExportQuery(q=q, format=_format(file))
     try:
-        query.asked()
+        query.parsed()
     except Problem as problem:
         raise ValueError(_said(problem, q or "")) from None
     return query
@@ -135,7 +135,7 @@ def batch_query(as_of: str | None) -> BatchQuery:
         raise ValueError("; ".join(found["msg"] for found in error.errors())) from None
 
 
-async def export(where: Where, query: ExportQuery, path: Path, say: Callable[[str], None]) -> Export:
+async def export(where: LedgerAddress, query: ExportQuery, path: Path, say: Callable[[str], None]) -> Export:
     """Export to a file, which is there whole or not at all.
 
     Raises:
@@ -145,29 +145,29 @@ async def export(where: Where, query: ExportQuery, path: Path, say: Callable[[st
 
     """
     _refuse_taken(path)
-    async with reading(where) as opened:
+    async with open_ledger(where) as opened:
         exported = Export(
             ledger_id=opened.ledger_id,
             ledger=where.ledger,
-            asked=query.asked(),
-            given=query.given(),
+            query=query.parsed(),
+            parameters=query.parameters(),
             format=query.format,
             head=await opened.store.head(opened.ledger_id),
             began_at=datetime.now(UTC),
         )
         await exported.reach(opened.views)
         media_type = EXPORTED[query.format].partition(";")[0]
-        access_id = await opened.enter("sparkledger export", exported.given, media_type)
-        told, complete = _Told(say, "events"), False
+        access_id = await opened.record_access("sparkledger export", exported.parameters, media_type)
+        progress, complete = Progress(say, "events"), False
         try:
             with _written(path) as file:
                 async for piece in exported.pieces(opened.views, opened.names):
                     file.write(piece)
-                    told.reached(exported.events)
+                    progress.reached(exported.events)
             complete = exported.complete
         finally:
             await opened.views.access_log.end(opened.ledger_id, access_id, rows=exported.events, complete=complete)
-    told.last()
+    progress.last()
     if not exported.complete:
         say(
             f"This export is incomplete: it covers events up to position {exported.upto:,} of {exported.head:,}, "
@@ -176,7 +176,9 @@ async def export(where: Where, query: ExportQuery, path: Path, say: Callable[[st
     return exported
 
 
-async def ask(where: Where, query: BatchQuery, path: Path, output: Path | None, say: Callable[[str], None]) -> None:
+async def ask(
+    where: LedgerAddress, query: BatchQuery, path: Path, output: Path | None, say: Callable[[str], None]
+) -> None:
     """Answer a file of questions, into another file or as output.
 
     Raises:
@@ -188,32 +190,34 @@ async def ask(where: Where, query: BatchQuery, path: Path, output: Path | None, 
     """
     if output is not None:
         _refuse_taken(output)
-    async with reading(where) as opened:
+    async with open_ledger(where) as opened:
         try:
-            asked_by = await asker(opened.views, opened.store, opened.ledger_id, query, datetime.now(UTC))
+            context = await batch_context(opened.views, opened.store, opened.ledger_id, query, datetime.now(UTC))
         except Problem as problem:
             raise OfflineError(_said(problem)) from None
         format_ = _format(output or path)
-        asked = query.model_dump(mode="json", exclude_none=True) | {"as_of": asked_by.as_of}
-        access_id = await opened.enter("sparkledger authorizations", asked, EXPORTED[format_].partition(";")[0])
-        told, complete, wrong = _Told(say, "lines"), False, 0
+        parameters = query.model_dump(mode="json", exclude_none=True) | {"as_of": context.as_of}
+        access_id = await opened.record_access(
+            "sparkledger authorizations", parameters, EXPORTED[format_].partition(";")[0]
+        )
+        progress, complete, wrong = Progress(say, "lines"), False, 0
         try:
             with (
                 _opened(path) as source,
                 nullcontext(sys.stdout.buffer) if output is None else _written(output) as file,
             ):
-                async for piece, lines in answers(
-                    lines_of(source, _format(path)), opened.views.evidence, asked_by, format_
+                async for piece, lines in answer_lines(
+                    read_lines(source, _format(path)), opened.views.evidence, context, format_
                 ):
                     file.write(piece)
-                    wrong += sum(line.question is None for line in lines)
-                    told.reached(told.count + len(lines))
+                    wrong += sum(line.request is None for line in lines)
+                    progress.reached(progress.count + len(lines))
             complete = True
         except BatchError as error:
             raise OfflineError(str(error)) from None
         finally:
-            await opened.views.access_log.end(opened.ledger_id, access_id, rows=told.count, complete=complete)
-    told.last()
+            await opened.views.access_log.end(opened.ledger_id, access_id, rows=progress.count, complete=complete)
+    progress.last()
     if wrong:
         raise OfflineError(f"Invalid lines: {wrong:,}. Their answers say why. All other lines are answered.")
 
@@ -232,7 +236,7 @@ def _refuse_taken(path: Path) -> None:
 def _written(path: Path) -> Iterator[IO[bytes]]:
     _refuse_taken(path)
     try:
-        with whole(path) as file:
+        with written_atomically(path) as file:
             yield file
     except OSError as error:
         raise OfflineError(f"{path} cannot be written: {error.strerror}.") from error
@@ -258,7 +262,7 @@ def _said(problem: Problem, text: str = "") -> str:
     return "\n".join(lines) or str(problem.detail)
 
 
-class _Told:
+class Progress:
     """Says how far something is, now and then."""
 
     def __init__(self, say: Callable[[str], None], what: str) -> None:

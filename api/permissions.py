@@ -12,12 +12,12 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import known_at, refuse_ahead, upto
 from api.http.caller import Caller, allow
-from api.http.command_context import Guarded, execute
-from api.http.dependencies import Cursor
+from api.http.command_context import Guarded, handle_command
+from api.http.dependencies import DatabaseCursor
 from api.http.models import Answer, Command
 from api.http.pagination import creators_asked, page_answer, place_after
 from api.http.query_params import LIMIT, AsOf, At, AtLeast, Flag, InTime, Limit, NextCursor, QueryModel
-from api.http.responses import answer, replayed, stands
+from api.http.responses import answer, command_headers, version_headers
 from api.http.route import Route
 from domain import commands
 from domain.code import effective_as_of
@@ -101,11 +101,11 @@ async def set_permission(
         guarded = Guarded(ledger, creator=unchanged)
         return await commands.set_permission(guarded, creator_id, enabled=body.enabled, stream_id=stream_id, when=when)
 
-    done = await execute(caller, body, creator_id, decide)
-    creator, live_codes = done.aggregate, 0
-    if done.creator_stream is not None:
+    result = await handle_command(caller, body, creator_id, decide)
+    creator, live_codes = result.aggregate, 0
+    if result.creator_stream is not None:
         live_codes = await caller.services.aggregates.live_codes(
-            caller.ledger_id, done.creator_stream, upto=done.position, at=done.recorded_at
+            caller.ledger_id, result.creator_stream, upto=result.position, at=result.recorded_at
         )
     version = 0 if creator is None else creator.version
     content = {
@@ -113,9 +113,9 @@ async def set_permission(
         "enabled": creator is not None and creator.enabled,
         "live_codes": live_codes,
         "version": version,
-        "position": done.position,
+        "position": result.position,
     }
-    return answer(content, 200, {**stands(version, done.position), **replayed(done)})
+    return answer(content, 200, command_headers(result, version))
 
 
 @router.get(
@@ -136,7 +136,7 @@ async def read_permission(
     enabled, version, position, live_codes = False, 0, 0, 0
     if query.as_of is None and query.at is None:
 
-        async def one(cur: Cursor) -> tuple[permissions.PermissionRow | None, int]:
+        async def one(cur: DatabaseCursor) -> tuple[permissions.PermissionRow | None, int]:
             row = await permissions.one(cur, caller.ledger_id, creator_id)
             return row, await codes.live_of_creator(cur, caller.ledger_id, creator_id, now)
 
@@ -169,7 +169,7 @@ async def read_permission(
         "position": position,
         "as_of": as_of,
     }
-    return answer(content, 200, stands(version, as_of))
+    return answer(content, 200, version_headers(version, as_of))
 
 
 @router.get("/v1/permissions", response_model=PermissionsAnswer, tags=["Reads"], operation_id="listPermissions")
@@ -179,7 +179,7 @@ async def list_permissions(
 ) -> Response:
     """List creators by when their Ad Authorization was last switched; a creator's key sees its own."""
 
-    async def page(cur: Cursor) -> list[PermissionRow]:
+    async def page(cur: DatabaseCursor) -> list[PermissionRow]:
         return await permissions.search(
             cur,
             caller.ledger_id,

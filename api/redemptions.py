@@ -11,8 +11,8 @@ from starlette.responses import Response
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import Guarded, execute
-from api.http.dependencies import Cursor
+from api.http.command_context import Guarded, handle_command
+from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, Secret
 from api.http.guessing import refuse_guessing, unknown_secret
 from api.http.models import Answer, Body, Command
@@ -30,7 +30,7 @@ from api.http.query_params import (
     Limit,
     NextCursor,
 )
-from api.http.responses import answer, created_or_repeated, replayed, stands
+from api.http.responses import answer, command_headers, created_or_repeated, version_headers
 from api.http.route import Route
 from api.query_language import parameter
 from domain import commands
@@ -155,7 +155,7 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
         "state": code.state(now),
         "live": code.live(now),
     }
-    return answer(content, 200, stands(code.command_version, session.loaded[code.id].position))
+    return answer(content, 200, version_headers(code.command_version, session.loaded[code.id].position))
 
 
 @router.post(
@@ -176,10 +176,10 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
         return await commands.redeem(Guarded(ledger, unchanged), secret, body.advertiser_id, brand_ids, when=when)
 
     try:
-        done = await execute(caller, body, body.advertiser_id, decide)
+        result = await handle_command(caller, body, body.advertiser_id, decide)
     except Unknown:
         raise unknown_secret(caller) from None
-    code = done.aggregate
+    code = result.aggregate
     assert code is not None  # noqa: S101 - a code that was redeemed is there
     content = {
         "code_id": code.id,
@@ -189,13 +189,17 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
         "advertiser_id": body.advertiser_id,
         "starts_at": code.window.starts_at,
         "expires_at": code.window.expires_at,
-        "state": code.state(done.recorded_at),
-        "live": code.live(done.recorded_at),
+        "state": code.state(result.recorded_at),
+        "live": code.live(result.recorded_at),
         "shared_with_advertiser": body.advertiser_id in code.redeemed_as_shared,
         "version": code.command_version,
-        "position": done.position,
+        "position": result.position,
     }
-    return answer(content, created_or_repeated(done), {**stands(code.command_version, done.position), **replayed(done)})
+    return answer(
+        content,
+        created_or_repeated(result),
+        command_headers(result, code.command_version),
+    )
 
 
 @router.get("/v1/redemptions", response_model=RedemptionsAnswer, tags=["Reads"], operation_id="listRedemptions")
@@ -204,9 +208,9 @@ async def list_redemptions(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
     """List who entered which code, and who was turned away and why; a creator's or brand's key sees its own."""
-    caller.ask_by_names(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
+    caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
 
-    async def page(cur: Cursor) -> tuple[list[WithCodeFacts[AttemptRow]], int]:
+    async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[AttemptRow]], int]:
         upto = await view.position_reached(cur, caller.ledger_id, redemptions.NAME, codes.NAME)
         found = await redemptions.search(
             cur,

@@ -12,8 +12,8 @@ from api.code_answer import CodeAnswer, code_answer
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import creator_of, execute, owned
-from api.http.dependencies import Cursor
+from api.http.command_context import creator_of, handle_command, owned
+from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, BrandId, Id, Note
 from api.http.models import Answer, Command
 from api.http.pagination import creators_asked, page_answer, place_after
@@ -95,8 +95,8 @@ async def share_code(
         share = Share(body.brand_id, body.channel, body.advertiser_id, None)
         return await commands.share(owned(ledger, caller), code, share, note, if_match=if_match, when=when)
 
-    done = await execute(caller, body, await creator_of(caller, code), decide)
-    return code_answer(done, caller, created_or_repeated(done))
+    result = await handle_command(caller, body, await creator_of(caller, code), decide)
+    return code_answer(result, caller, created_or_repeated(result))
 
 
 @router.get("/v1/shares", response_model=SharesAnswer, tags=["Reads"], operation_id="listShares")
@@ -105,10 +105,10 @@ async def list_shares(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
     """List who was given which code, over which channel and when; a creator's or brand's key sees its own."""
-    caller.ask_by_names(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
+    caller.check_filters(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
     ours = caller.key.subjects
 
-    async def page(cur: Cursor) -> tuple[list[WithCodeFacts[ShareRow]], int]:
+    async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[ShareRow]], int]:
         upto = await view.position_reached(cur, caller.ledger_id, shares.NAME, codes.NAME)
         found = await shares.search(
             cur,

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.dependencies import Cursor
+from api.http.dependencies import DatabaseCursor
 from api.http.fields import FIRST_YEAR, LAST_YEAR, State
 from api.http.models import Answer
 from api.http.problems import malformed_query
@@ -181,7 +181,7 @@ async def read_stats(
     ledger_id, now, services = caller.ledger_id, caller.services.now(), caller.services
     head = await services.events.head(ledger_id)
 
-    async def figures(cur: Cursor) -> dict[str, Any]:
+    async def figures(cur: DatabaseCursor) -> dict[str, Any]:
         redemptions = await statistics.totals(cur, ledger_id, "redemptions")
         return {
             "codes": await statistics.count_by_state(cur, ledger_id, now),
@@ -221,7 +221,7 @@ async def read_days(
     if (last - first).days >= MAX_STATISTICS_DAYS:
         raise malformed_query("to", f"The range has more than {MAX_STATISTICS_DAYS} days.")
 
-    async def figures(cur: Cursor) -> list[Day]:
+    async def figures(cur: DatabaseCursor) -> list[Day]:
         return await statistics.by_day(cur, caller.ledger_id, first=first, last=last, now=now)
 
     days, position = await caller.services.views.read(

@@ -23,17 +23,17 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
 
-from api.access_log import enter
-from api.catch_up import Backlog
+from api.access_log import record_access
+from api.catch_up import CatchUp
 from api.event_content import event_content
 from api.event_filters import Conditions
-from api.event_search import own
+from api.event_search import restrict_to_caller
 from api.http.caller import Caller, allow
 from api.http.headers import last_event_id
-from api.http.limits import Places
+from api.http.limits import Slots
 from api.http.problems import Problem, malformed_query
 from api.http.protocol import ABORT
-from api.http.query_params import Place
+from api.http.query_params import AnyPosition
 from api.http.route import Route
 from domain.values import CLOCK
 from infra.auth.access_log import GROUPED_ROLE
@@ -84,7 +84,7 @@ router = APIRouter(route_class=Route, tags=["Audit"])
 
 class StreamQuery(Conditions):
     after: Annotated[
-        Place | None, Field(description="Later positions alone. Absent: from now on. `Last-Event-ID` outdoes it.")
+        AnyPosition | None, Field(description="Later positions alone. Absent: from now on. `Last-Event-ID` outdoes it.")
     ] = None
 
 
@@ -94,7 +94,7 @@ class Stream(EventSourceResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self, streams: Streams, caller: Caller, asked: Mapping[str, Any], selection: EventFilter, backlog: Backlog
+        self, streams: Streams, caller: Caller, parameters: Mapping[str, Any], selection: EventFilter, catch_up: CatchUp
     ) -> None:
         """Prepare the answer to a request; it runs when it is sent."""
         self.ledger_id = caller.ledger_id
@@ -103,13 +103,13 @@ class Stream(EventSourceResponse):
         self.ending: Ending | None = None
         self._streams = streams
         self._caller = caller
-        self._asked = asked
+        self._parameters = parameters
         self._selection = selection
-        self._backlog = backlog
+        self._catch_up = catch_up
         self._sent = 0
         super().__init__(
             self._chunks(),
-            headers={"Ledger-Position": str(backlog.position)},
+            headers={"Ledger-Position": str(catch_up.position)},
             ping=HEARTBEAT_S,
             ping_message_factory=_heartbeat,
             sep="\n",
@@ -119,7 +119,7 @@ class Stream(EventSourceResponse):
     @property
     def position(self) -> int:
         """How far it has come."""
-        return self._backlog.position
+        return self._catch_up.position
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, until either side ends it.
@@ -132,10 +132,10 @@ class Stream(EventSourceResponse):
         with self._streams.admitted(self):
             async with (
                 self._streams.live_subscriptions.following(self.ledger_id) as self._subscription,
-                self._entered(),
+                self._recorded_access(),
             ):
                 # Its key may have been revoked since it was let in, before this stream was known.
-                await self._streams.look_at_keys([self])
+                await self._streams.check_keys([self])
                 try:
                     await super().__call__(scope, receive, send)
                 except SendTimeoutError:
@@ -146,12 +146,12 @@ class Stream(EventSourceResponse):
                         _ENDED.labels(self.ending).inc()
 
     @contextlib.asynccontextmanager
-    async def _entered(self) -> AsyncIterator[None]:
+    async def _recorded_access(self) -> AsyncIterator[None]:
         """Record in the log of accesses that this begins, and how it ended."""
         caller = self._caller
         together = caller.role == GROUPED_ROLE
-        access_id = await enter(
-            caller, self._asked, rows=0, format="text/event-stream", complete=True if together else None
+        access_id = await record_access(
+            caller, self._parameters, rows=0, format="text/event-stream", complete=True if together else None
         )
         try:
             yield
@@ -165,9 +165,9 @@ class Stream(EventSourceResponse):
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         """Yield what is sent: whole events, a bounded number of bytes at a time."""
-        yield f"retry: {RECONNECT_MS}\n: after position {self._backlog.position}\n\n".encode()
+        yield f"retry: {RECONNECT_MS}\n: after position {self._catch_up.position}\n\n".encode()
         try:
-            async for found in self._backlog.until(self._subscription):
+            async for found in self._catch_up.until(self._subscription):
                 async for chunk in self._handed(await self._streams.encode(self.ledger_id, found.events)):
                     yield chunk
                 if self.ending is not None:
@@ -179,14 +179,14 @@ class Stream(EventSourceResponse):
         except Unavailable:
             self.ending = "unavailable"
         if self.ending is not None:
-            told = orjson.dumps({"code": self.ending, "detail": ENDINGS[self.ending]})
-            yield b"event: end\ndata: %b\n\n" % told
+            reason = orjson.dumps({"code": self.ending, "detail": ENDINGS[self.ending]})
+            yield b"event: end\ndata: %b\n\n" % reason
 
     async def _live(self) -> AsyncIterator[bytes]:
         while self.ending is None:
             entries = self._subscription.after(self.position, CHUNK_EVENTS)
             if entries:
-                self._backlog.position = entries[-1].recorded.position
+                self._catch_up.position = entries[-1].recorded.position
                 wanted = [entry for entry in entries if self._selection.wants(entry.recorded)]
                 async for chunk in self._handed(await self._subscription.encoded(wanted)):
                     yield chunk
@@ -198,7 +198,7 @@ class Stream(EventSourceResponse):
     async def _handed(self, events: Sequence[bytes]) -> AsyncIterator[bytes]:
         """Yield events in chunks, as long as this stream goes on."""
         for chunk in _in_chunks(events):
-            await self._streams.keys_known.wait()
+            await self._streams.keys_checked.wait()
             if self.ending is not None:
                 return
             self._sent += len(chunk)
@@ -220,8 +220,7 @@ class Streams:
     """The streams of one process.
 
     Attributes:
-        keys_known: set unless keys have changed, and it is not known yet whose still open: no stream is handed anything
-            in between.
+        keys_checked: set, but while keys have changed and were not checked again: no stream sends anything meanwhile.
 
     """
 
@@ -230,18 +229,13 @@ class Streams:
         self._services = services
         self._key_names = key_names
         self._streams: set[Stream] = set()
-        self._places: Places[UUID] = Places()
+        self._places: Slots[UUID] = Slots()
         self._turns = asyncio.Semaphore(READING_AT_ONCE)
         self._watching: asyncio.Task[None] | None = None
         self._closing = False
         self._keys_changed = asyncio.Event()
-        self.keys_known = asyncio.Event()
-        self.keys_known.set()
-
-    @property
-    def open_streams(self) -> int:
-        """How many there are."""
-        return len(self._streams)
+        self.keys_checked = asyncio.Event()
+        self.keys_checked.set()
 
     def observe(self) -> None:
         """Take note, for the metrics, of how far the hindmost stream is behind."""
@@ -254,8 +248,10 @@ class Streams:
         """The ends of the logs that streams follow."""
         return LiveSubscriptions(self._services.events, self.encode, self._services.database)
 
-    async def open(self, caller: Caller, asked: Mapping[str, Any], selection: EventFilter, position: int) -> Stream:
-        """Return a stream that goes on after a position; `asked` are the query's parameters, to be recorded.
+    async def open(
+        self, caller: Caller, parameters: Mapping[str, Any], selection: EventFilter, position: int
+    ) -> Stream:
+        """Return a stream that goes on after a position; `parameters` are the query's parameters, to be recorded.
 
         Raises:
             Problem: its key has as many as it may.
@@ -263,9 +259,9 @@ class Streams:
 
         """
         self._refuse_if_full(caller.key.key_id)
-        backlog = Backlog(self._services, caller.ledger_id, selection, position, self._turns)
-        await backlog.prepare()
-        return Stream(self, caller, asked, selection, backlog)
+        catch_up = CatchUp(self._services, caller.ledger_id, selection, position, self._turns)
+        await catch_up.prepare()
+        return Stream(self, caller, parameters, selection, catch_up)
 
     @contextlib.contextmanager
     def admitted(self, stream: Stream) -> Iterator[None]:
@@ -304,9 +300,9 @@ class Streams:
         self.live_subscriptions.forget_encoded()
         self._keys_changed.set()
         if self._watching is not None:
-            self.keys_known.clear()
+            self.keys_checked.clear()
 
-    async def look_at_keys(self, streams: Collection[Stream]) -> None:
+    async def check_keys(self, streams: Collection[Stream]) -> None:
         """End those of these streams whose key was revoked or has expired."""
         presented = {stream.presented for stream in streams}
         opens = dict(zip(presented, await asyncio.gather(*map(self._opens, presented)), strict=True))
@@ -349,13 +345,13 @@ class Streams:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(KEYS_EVERY_S):
                     await self._keys_changed.wait()
-                    self.keys_known.clear()
+                    self.keys_checked.clear()
             self._keys_changed.clear()
             try:
-                await self.look_at_keys(list(self._streams))
+                await self.check_keys(list(self._streams))
             finally:
                 # Whatever changes next: keys that change all the time hold nobody up for good.
-                self.keys_known.set()
+                self.keys_checked.set()
 
     async def _opens(self, presented: str) -> bool:
         """Tell whether a key still opens; one of which that cannot be told now is taken to."""
@@ -389,15 +385,15 @@ async def stream_events(
     event as `GET /v1/events` has it. A comment comes every 15 seconds. A stream that the server ends says why in an
     event named `end`. A creator's key follows its own events.
     """
-    asked = own(caller, query.asked())
-    patterns = [(words.pattern(), words.negated) for words in asked.words]
+    parsed = restrict_to_caller(caller, query.parsed())
+    patterns = [(words.pattern(), words.negated) for words in parsed.words]
 
     def said(summary: str) -> bool:
         return all((pattern.search(summary) is None) is negated for pattern, negated in patterns)
 
     streams: Streams = caller.request.app.state.streams
-    selection = EventFilter(asked.conditions, said if patterns else None)
-    return await streams.open(caller, query.given(), selection, await _position(caller, query.after))
+    selection = EventFilter(parsed.conditions, said if patterns else None)
+    return await streams.open(caller, query.parameters(), selection, await _position(caller, query.after))
 
 
 async def _position(caller: Caller, after: int | None) -> int:

@@ -11,13 +11,13 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.cursors import cursor, link_next, place_of
+from api.http.cursors import decode_key, encode_key, link_next
 from api.http.fields import MAX_POSITION
 from api.http.models import Answer, Body
 from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel
-from api.http.responses import answer
+from api.http.responses import answer, replay_header
 from api.http.route import Route
-from api.webhooks import _again, idempotent_request, owner_of, path_webhook, refusals_as_problems
+from api.webhooks import idempotent_request, owner_of, path_webhook, refusals_as_problems
 from infra.delivery.webhooks.models import DeliveryOutcome
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ async def send_test(webhook_id: str, caller: Annotated[Caller, allow("subscriber
         message_id, again = await caller.services.webhooks.test(
             owner_of(caller), path_webhook(webhook_id), idempotent_request(caller)
         )
-    return answer({"message_id": message_id}, 202, _again(again))
+    return answer({"message_id": message_id}, 202, replay_header(again))
 
 
 @router.get("/v1/webhooks/{webhook_id}/deliveries", response_model=DeliveriesAnswer, operation_id="listDeliveries")
@@ -128,13 +128,13 @@ async def list_deliveries(
 ) -> Response:
     """List attempts to deliver, newest first: the last 10,000 of each webhook, and nothing of what was sent."""
     same = {"of": webhook_id, "outcome": query.outcome}
-    before = MAX_POSITION if query.cursor is None else place_of(query.cursor, same)
+    before = MAX_POSITION if query.cursor is None else decode_key(query.cursor, same)
     with refusals_as_problems():
         found = await caller.services.webhooks.deliveries(
             owner_of(caller), path_webhook(webhook_id), before=before, outcome=query.outcome, limit=query.limit + 1
         )
     shown = found[: query.limit]
-    following = cursor(shown[-1].attempt_id, same) if len(found) > query.limit else None
+    following = encode_key(shown[-1].attempt_id, same) if len(found) > query.limit else None
     entries = [
         {
             "message_id": delivery.message_id,
@@ -160,13 +160,13 @@ async def list_dead_letters(
 ) -> Response:
     """List messages that were given up, in the order of positions; they are kept for 30 days."""
     same = {"of": f"dead {webhook_id}"}
-    after = 0 if query.cursor is None else place_of(query.cursor, same)
+    after = 0 if query.cursor is None else decode_key(query.cursor, same)
     with refusals_as_problems():
         found = await caller.services.webhooks.dead_letters(
             owner_of(caller), path_webhook(webhook_id), after=after, limit=query.limit + 1
         )
     shown = found[: query.limit]
-    following = cursor(shown[-1].position, same) if len(found) > query.limit else None
+    following = encode_key(shown[-1].position, same) if len(found) > query.limit else None
     entries = [
         {
             "message_id": letter.message_id,
@@ -197,7 +197,7 @@ async def replay_dead_letters(
         replayed, again = await caller.services.webhooks.replay(
             owner_of(caller), path_webhook(webhook_id), named, idempotent_request(caller)
         )
-    return answer({"replayed": replayed}, 202, _again(again))
+    return answer({"replayed": replayed}, 202, replay_header(again))
 
 
 def _link(caller: Caller, following: str | None) -> Mapping[str, str]:

@@ -17,14 +17,14 @@ from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from api.access_log import enter
+from api.access_log import record_access
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.fields import MAX_POSITION, Id, Name
 from api.http.models import Answer, Body
 from api.http.problems import Problem, malformed_body
-from api.http.responses import NO_STORE, answer
+from api.http.responses import NO_STORE, answer, replay_header
 from api.http.route import Route
 from domain.code import Code
 from domain.creator import Creator
@@ -185,10 +185,10 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
             after=head if body.after is None else body.after,
             request=idempotent_request(caller),
         )
-    asked = {"webhook_id": str(webhook.webhook_id), "types": webhook.types, "creator_ids": webhook.creator_ids}
-    await _enter(caller, asked)
-    told = NO_STORE | {"Location": f"/v1/webhooks/{webhook.webhook_id}"} | _again(again)
-    return answer(_content(caller, webhook) | {"secret": secret}, 201, told)
+    created = {"webhook_id": str(webhook.webhook_id), "types": webhook.types, "creator_ids": webhook.creator_ids}
+    await _record_access(caller, created)
+    answer_headers = NO_STORE | {"Location": f"/v1/webhooks/{webhook.webhook_id}"} | replay_header(again)
+    return answer(_content(caller, webhook) | {"secret": secret}, 201, answer_headers)
 
 
 @router.get("/v1/webhooks", response_model=WebhooksAnswer, operation_id="listWebhooks")
@@ -216,7 +216,7 @@ async def change_webhook(
     changes = {name: value for name, value in given.items() if value is not None or name == "description"}
     with refusals_as_problems():
         webhook = await caller.services.webhooks.change(owner_of(caller), path_webhook(webhook_id), **changes)
-    await _enter(caller, {"webhook_id": webhook_id, "changed": sorted(changes)})
+    await _record_access(caller, {"webhook_id": webhook_id, "changed": sorted(changes)})
     return answer(_content(caller, webhook))
 
 
@@ -225,7 +225,7 @@ async def delete_webhook(webhook_id: str, caller: Annotated[Caller, allow("subsc
     """Delete a webhook, its dead letters and its log of deliveries."""
     with refusals_as_problems():
         await caller.services.webhooks.delete(owner_of(caller), path_webhook(webhook_id))
-    await _enter(caller, {"webhook_id": webhook_id})
+    await _record_access(caller, {"webhook_id": webhook_id})
     return Response(status_code=204)
 
 
@@ -244,8 +244,8 @@ async def rotate_webhook_secret(
         webhook, secret, again = await caller.services.webhooks.rotate(
             owner_of(caller), path_webhook(webhook_id), overlap, idempotent_request(caller)
         )
-    await _enter(caller, {"webhook_id": webhook_id})
-    return answer(_content(caller, webhook) | {"secret": secret}, 201, NO_STORE | _again(again))
+    await _record_access(caller, {"webhook_id": webhook_id})
+    return answer(_content(caller, webhook) | {"secret": secret}, 201, NO_STORE | replay_header(again))
 
 
 def owner_of(caller: Caller) -> Owner:
@@ -264,13 +264,9 @@ def path_webhook(text: str) -> UUID:
         raise WebhookNotFound from None
 
 
-async def _enter(caller: Caller, asked: Mapping[str, Any]) -> None:
+async def _record_access(caller: Caller, parameters: Mapping[str, Any]) -> None:
     """Record in the log of accesses who had events sent; the URL may hold a secret, and is left out."""
-    await enter(caller, asked, rows=0, format=STRUCTURED_CONTENT_TYPE)
-
-
-def _again(again: bool) -> dict[str, str]:
-    return {"Idempotent-Replayed": "true"} if again else {}
+    await record_access(caller, parameters, rows=0, format=STRUCTURED_CONTENT_TYPE)
 
 
 def _check(caller: Caller, url: str) -> None:

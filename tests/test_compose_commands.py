@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from api.demo import tell
+from api.demo import run_demo
 from infra.postgres.embedded.server import EmbeddedPostgres
 from tests.infra.delivery.kafka.broker import Broker
 from tests.infra.delivery.kafka.fixtures import kafka
@@ -132,7 +132,9 @@ def test_the_files_commands_bring_the_product_up_in_the_files_order(
         for name in ("worker", "publisher"):
             until(partial(stack.healthy, name), 60)
         said: list[str] = []
-        assert tell(f"http://127.0.0.1:{stack.port}", env["SPARKLEDGER_ADMIN_KEY"], said.append) == 0, "\n".join(said)
+        assert run_demo(f"http://127.0.0.1:{stack.port}", env["SPARKLEDGER_ADMIN_KEY"], said.append) == 0, "\n".join(
+            said
+        )
         with psycopg.connect(server.dsn()) as connection, events(kafka.plain, "sparkledger") as topic:
             row = connection.execute("SELECT max(position) FROM events").fetchone()
             assert row is not None

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from api.demo import tell
+from api.demo import run_demo
 from tests.serving import LiveServer, Server
 from tests.waiting import until
 
 
 def test_the_guides_story_comes_out_as_told(server: Server) -> None:
     said: list[str] = []
-    assert tell(server.url, server.admin_key, said.append) == 0, "\n".join(said)
+    assert run_demo(server.url, server.admin_key, said.append) == 0, "\n".join(said)
     assert any("no: revoked" in line for line in said)
 
 
 def test_the_story_can_be_told_again_in_the_same_ledger(server: Server) -> None:
-    assert tell(server.url, server.admin_key, lambda _: None) == 0
-    assert tell(server.url, server.admin_key, lambda _: None) == 0
+    assert run_demo(server.url, server.admin_key, lambda _: None) == 0
+    assert run_demo(server.url, server.admin_key, lambda _: None) == 0
 
 
 def test_a_code_expires_by_the_clock_and_is_recorded_once(server: Server) -> None:
@@ -42,4 +42,4 @@ def test_a_code_expires_by_the_clock_and_is_recorded_once(server: Server) -> Non
 
 def test_the_demo_runs_against_a_program_that_is_up(live_server: LiveServer) -> None:
     said: list[str] = []
-    assert tell(live_server.url, live_server.admin_key, said.append) == 0, "\n".join(said)
+    assert run_demo(live_server.url, live_server.admin_key, said.append) == 0, "\n".join(said)

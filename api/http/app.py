@@ -35,15 +35,15 @@ from api import (
 )
 from api.event_content import KeyNames
 from api.http import asyncapi, docs
-from api.http.denied_attempts import tell
+from api.http.denied_attempts import record_denied_attempt
 from api.http.dependencies import Limits, Services
 from api.http.limits import Limit
 from api.http.metrics import worker_metrics
-from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, Edge
+from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, RequestMiddleware
 from api.http.openapi import reference
 from api.http.problems import Problem, as_problem
 from api.http.single_flight import SingleFlight
-from api.http.streaming_download import Sending
+from api.http.streaming_download import ActiveDownloads
 from api.streams import Streams
 from domain.errors import Refused
 from infra.errors import (
@@ -93,7 +93,7 @@ _RESOURCES: Final = (
     health,
 )
 _ASYNCAPI: Final = orjson.dumps(asyncapi.document())
-# What routes raise on purpose; everything else is a fault of ours, and `Edge` answers it.
+# What routes raise on purpose; everything else is a fault of ours, and `RequestMiddleware` answers it.
 _RAISED: Final = (
     HTTPException,
     Refused,
@@ -107,7 +107,7 @@ _RAISED: Final = (
 
 
 class Application(FastAPI):
-    """FastAPI's matching and its description of the routes; around them stands `Edge`, and nothing else.
+    """FastAPI's matching and its description of the routes; around them stands `RequestMiddleware`, and nothing else.
 
     What FastAPI would put there as well costs a tenth of a request: it answers what broke, bounds bodies and closes
     uploaded files, and the first two are the edge's, while files come in none of our bodies.
@@ -121,7 +121,7 @@ class Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what a request passes."""
-        return Edge(
+        return RequestMiddleware(
             ExceptionMiddleware(self.router, handlers=self.exception_handlers),
             max_body_bytes=self._max_body_bytes,
             max_request_s=self._max_request_s,
@@ -155,10 +155,10 @@ def create_app(
     per_second = services.settings.requests_per_second
     app.state.limits = Limits(Limit(per_second, per_second))
     app.state.key_names = KeyNames(services.key_admin)
-    app.state.sending = Sending()
+    app.state.downloads = ActiveDownloads()
     app.state.streams = Streams(services, app.state.key_names)
     services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))
-    app.state.stopped = SingleFlight(functools.partial(health.what_stopped, services))
+    app.state.stopped = SingleFlight(functools.partial(health.stopped_consumers, services))
     app.state.worker_metrics = SingleFlight(functools.partial(worker_metrics, services))
     for resource in _RESOURCES:
         app.router.routes.extend(resource.router.routes)
@@ -174,7 +174,7 @@ def create_app(
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     problem = as_problem(error)
-    await tell(request, problem)
+    await record_denied_attempt(request, problem)
     if problem.code == "method_not_allowed":
         problem = Problem(problem.code, headers={"Allow": ", ".join(_methods(request))})
     return problem.response(request.scope["request_id"])

@@ -18,6 +18,7 @@ from api.http.dependencies import Services, limits_of, services_of
 from api.http.problems import too_many, unauthenticated
 from domain.errors import NotAllowed
 from domain.values import Actor, Role
+from infra.auth.access_log import AccessContext
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 REQUEST_HASH_BYTES: Final = 16
 # Those who act for everyone in their ledger.
-UNBOUND: Final[frozenset[Role]] = frozenset({"admin", "operator"})
+ACTS_FOR_ALL: Final[frozenset[Role]] = frozenset({"admin", "operator"})
 # Those who read what concerns their subjects alone.
-BOUND: Final[frozenset[Role]] = frozenset({"creator", "brand"})
+LIMITED_TO_SUBJECTS: Final[frozenset[Role]] = frozenset({"creator", "brand"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,14 @@ class Caller:
 
     def actor(self, subject: str | None) -> Actor:
         """Return who is recorded as having done it; `subject` is the creator or advertiser that they act for."""
-        return Actor(str(self.key.key_id), self.role, None if self.role in UNBOUND else subject)
+        return Actor(str(self.key.key_id), self.role, None if self.role in ACTS_FOR_ALL else subject)
+
+    @property
+    def access_context(self) -> AccessContext:
+        """Whose request it is, as the log of accesses and the administration of keys record it."""
+        scope = self.request.scope
+        route = f"{scope['method']} {scope['route'].path}"
+        return AccessContext(self.key.key_id, self.role, route, scope["request_id"])
 
     def request_hash(self) -> bytes:
         """Return what tells a repeated request from another one with the same Idempotency-Key.
@@ -78,7 +86,7 @@ class Caller:
         if self.role == "brand" and advertiser_id not in self.key.subjects.advertiser_ids:
             raise NotAllowed("This key does not act for this advertiser account.")
 
-    def ask_by_names(self, *, creator_id: str | None, brand_id: str | None, advertiser_id: str | None) -> None:
+    def check_filters(self, *, creator_id: str | None, brand_id: str | None, advertiser_id: str | None) -> None:
         """Raise `NotAllowed` where a filter names others: what it lets through would tell with whom they deal."""
         if creator_id is not None:
             self.act_for_creator(creator_id)
@@ -90,7 +98,7 @@ class Caller:
     def read_code(self, code: Code) -> None:
         """Raise `NotAllowed` where the key may not read this code."""
         self.act_for_creator(code.creator_id)
-        if self.role == "brand" and not self.names_us(
+        if self.role == "brand" and not self.is_party_to(
             {share.brand_id for share in code.shares},
             {share.advertiser_id for share in code.shares} | code.redemptions.keys(),
         ):
@@ -98,7 +106,7 @@ class Caller:
                 "This key can only read codes that were shared with its brands or redeemed by its advertiser accounts."
             )
 
-    def names_us(self, brand_ids: Iterable[str | None], advertiser_ids: Iterable[str | None]) -> bool:
+    def is_party_to(self, brand_ids: Iterable[str | None], advertiser_ids: Iterable[str | None]) -> bool:
         """Tell whether a brand's key may see what names these brands and advertiser accounts."""
         ours = self.key.subjects
         return not ours.brand_ids.isdisjoint(brand_ids) or not ours.advertiser_ids.isdisjoint(advertiser_ids)

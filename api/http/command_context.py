@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from api.http import headers
-from api.http.caller import UNBOUND, Caller
+from api.http.caller import ACTS_FOR_ALL, Caller
 from api.http.problems import malformed_body
 from domain.errors import NotAllowed, Refused
 from domain.values import Policy
@@ -75,7 +75,7 @@ class Guarded:
         return code
 
 
-async def execute(
+async def handle_command(
     caller: Caller,
     body: Command,
     subject: str | None,
@@ -85,7 +85,7 @@ async def execute(
 ) -> CommandResult[A]:
     """Carry a command out for the caller; `once` is false for what must happen again each time it is asked for."""
     if body.effective_at is not None:
-        if caller.role not in UNBOUND:
+        if caller.role not in ACTS_FOR_ALL:
             raise NotAllowed("Only keys with the role operator or admin can send effective_at.")
         if body.effective_at > caller.services.now():
             raise malformed_body("/effective_at", "This time is in the future. Only what has happened can be recorded.")
@@ -107,9 +107,9 @@ async def execute(
 
 async def _without_others(refusal: Refused, caller: Caller) -> Refused:
     """Return a refusal that does not tell a creator which code of another creator is in the way."""
-    if refusal.code != "live_code_exists" or refusal.conflict_id is None or caller.role in UNBOUND:
+    if refusal.code != "live_code_exists" or refusal.conflict_id is None or caller.role in ACTS_FOR_ALL:
         return refusal
-    occupant = await loaded(caller, UUID(refusal.conflict_id))
+    occupant = await load_code(caller, UUID(refusal.conflict_id))
     if occupant.creator_id in caller.key.subjects.creator_ids:
         return refusal
     return Refused(refusal.code, refusal.detail)
@@ -120,10 +120,10 @@ async def creator_of(caller: Caller, code_id: UUID) -> str | None:
     ours = caller.key.subjects.creator_ids
     if caller.role != "creator" or len(ours) == 1:
         return next(iter(ours), None)
-    return (await loaded(caller, code_id)).creator_id
+    return (await load_code(caller, code_id)).creator_id
 
 
-async def loaded(caller: Caller, code_id: UUID) -> Code:
+async def load_code(caller: Caller, code_id: UUID) -> Code:
     """Load a code as it stands in the log."""
     return await (await caller.services.aggregates.repository(caller.ledger_id)).code(code_id)
 
@@ -136,4 +136,6 @@ def policy_of(caller: Caller) -> Policy:
 
 def owned(ledger: Ledger, caller: Caller) -> Ledger:
     """Return the ledger with the codes alone that the caller's creators own."""
-    return ledger if caller.role in UNBOUND else Guarded(ledger, lambda code: caller.act_for_creator(code.creator_id))
+    return (
+        ledger if caller.role in ACTS_FOR_ALL else Guarded(ledger, lambda code: caller.act_for_creator(code.creator_id))
+    )

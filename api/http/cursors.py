@@ -24,12 +24,12 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
-def cursor(key: int, query: object) -> str:
+def encode_key(key: int, query: object) -> str:
     """Return the cursor of a page that ended with `key`; `query` is what must be the same for the next."""
     return _text((key,), query)
 
 
-def place_of(text: str, query: object) -> int:
+def decode_key(text: str, query: object) -> int:
     """Return the key that a cursor was made of.
 
     Raises:
@@ -40,12 +40,12 @@ def place_of(text: str, query: object) -> int:
     return _bounded(key, MAX_POSITION)
 
 
-def cursor_in_time(moment: datetime, position: int, query: object) -> str:
+def encode_time(moment: datetime, position: int, query: object) -> str:
     """Return the cursor of a page in the order of time, then of position."""
     return _text(((moment - _EPOCH) // _MICROSECOND, position), query)
 
 
-def place_in_time(text: str, query: object) -> tuple[datetime, int]:
+def decode_time(text: str, query: object) -> tuple[datetime, int]:
     """Return the moment and position that a cursor was made of.
 
     Raises:
@@ -59,12 +59,12 @@ def place_in_time(text: str, query: object) -> tuple[datetime, int]:
         raise Problem("malformed_cursor") from None
 
 
-def cursor_of_id(id_: UUID, query: object) -> str:
+def encode_id(id_: UUID, query: object) -> str:
     """Return the cursor of a page that ended with an id."""
     return _text(divmod(id_.int, 2**64), query)
 
 
-def id_of(text: str, query: object) -> UUID:
+def decode_id(text: str, query: object) -> UUID:
     """Return the id that a cursor was made of.
 
     Raises:
@@ -75,12 +75,12 @@ def id_of(text: str, query: object) -> UUID:
     return UUID(int=high * 2**64 + low)
 
 
-def cursor_either_way(place: int, query: object, *, back: bool) -> str:
+def encode_two_way(place: int, query: object, *, back: bool) -> str:
     """Return the cursor of the page after a place, or with `back` of the one before it; a place has 127 bits."""
     return _text(divmod(place << 1 | back, 2**64), query)
 
 
-def either_way(text: str, query: object, upto: int = MAX_POSITION) -> tuple[int, bool]:
+def decode_two_way(text: str, query: object, upto: int = MAX_POSITION) -> tuple[int, bool]:
     """Return the place that a cursor was made of, and whether it leads back; no place lies beyond `upto`.
 
     Raises:
@@ -91,7 +91,7 @@ def either_way(text: str, query: object, upto: int = MAX_POSITION) -> tuple[int,
     return _bounded((high * 2**64 + low) >> 1, upto), bool(low & 1)
 
 
-def around(
+def neighbours(
     keys: Sequence[int], reached: int | None, place: int | None, *, back: bool, ascending: bool
 ) -> tuple[int | None, int | None]:
     """Return the places after which the pages after and before a page begin, of those that there are.
@@ -112,15 +112,15 @@ def around(
     return reached, max(keys[0] if keys else place + step, 0)
 
 
-def beside(query: object, after: int | None, before: int | None) -> dict[str, str | None]:
-    """Return the cursors of the pages beside a page by their relation, from the places that `around` returned."""
+def two_way_cursors(query: object, after: int | None, before: int | None) -> dict[str, str | None]:
+    """Return the cursors of the pages beside a page by their relation, from the places that `neighbours` returned."""
     return {
-        "next": None if after is None else cursor_either_way(after, query, back=False),
-        "prev": None if before is None else cursor_either_way(before, query, back=True),
+        "next": None if after is None else encode_two_way(after, query, back=False),
+        "prev": None if before is None else encode_two_way(before, query, back=True),
     }
 
 
-def links(request: Request, **cursors: str | None) -> Mapping[str, str]:
+def link_header(request: Request, **cursors: str | None) -> Mapping[str, str]:
     """Return the Link header that leads to the pages named by their relation, of those that there are."""
     query = {name: value for name, value in request.query_params.items() if name != "cursor"}
     found = [

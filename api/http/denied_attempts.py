@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 # What is told of: a role or subject that does not reach this far, codes that are not there, a creator's permission
 # that is switched off. The other refusals are the rules' daily work.
-TOLD: Final = frozenset({"not_allowed", "code_unknown", "permission_disabled", "too_many_unknown_codes"})
+RECORDED_CODES: Final = frozenset({"not_allowed", "code_unknown", "permission_disabled", "too_many_unknown_codes"})
 # Where a code is named by its secret: what is unknown there may be a guess.
 BY_SECRET: Final = frozenset({"/v1/redemptions", "/v1/codes/lookup"})
 
 log = logging.getLogger(__name__)
 
 
-async def tell(request: Request, problem: Problem) -> None:
+async def record_denied_attempt(request: Request, problem: Problem) -> None:
     """Record a refused attempt, where it is one and its key is known; the refusal stands whether or not that works."""
     key: ApiKey | None = request.scope.get("key")
-    if key is None or problem.code not in TOLD:
+    if key is None or problem.code not in RECORDED_CODES:
         return
     route = request.scope["route"].path
     path = (("path", value) for value in request.path_params.values())

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # What a view's query is handed: psycopg's cursor, which routes pass on and never touch.
-Cursor = Any
+DatabaseCursor = Any
 
 
 @dataclass(frozen=True, slots=True)

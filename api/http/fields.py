@@ -145,7 +145,7 @@ Note = Annotated[
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARACTERS, "pattern": NO_NUL}),
 ]
 Text = Annotated[str, StringConstraints(pattern=NO_NUL)]
-Line = Annotated[str, StringConstraints(pattern=NO_CONTROL)]
+SingleLine = Annotated[str, StringConstraints(pattern=NO_CONTROL)]
 Reason = Annotated[
     Text,
     StringConstraints(min_length=1, max_length=MAX_REASON_CHARACTERS),

@@ -55,7 +55,7 @@ class Limit(Generic[K]):
         return min(self._at_once, tokens + (self._clock() - since) * self._per_second)
 
 
-class Places(Generic[K]):
+class Slots(Generic[K]):
     """How many places each key takes of those that all share; one that takes none is not remembered."""
 
     def __init__(self) -> None:

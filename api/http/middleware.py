@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 
-from api.http.limits import Places
+from api.http.limits import Slots
 from api.http.problems import Problem, as_problem
 from infra.ids import random_16
 
@@ -72,7 +72,7 @@ def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
     return _REQUESTS.labels(method, route, str(status)), _SECONDS.labels(method, route)
 
 
-class Edge:
+class RequestMiddleware:
     """The outermost layer of the application."""
 
     def __init__(
@@ -147,7 +147,7 @@ class Waiting:
         self._most = most
         self._most_of_a_key = most_of_a_key
         self._exchanges: set[Exchange] = set()
-        self._places: Places[UUID] = Places()
+        self._places: Slots[UUID] = Slots()
 
     def begin(self, exchange: Exchange) -> None:
         """Let a request wait, where there is room."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from starlette.responses import Response
 
 from api.http.caller import Caller
-from api.http.cursors import cursor_in_time, link_next, place_in_time
+from api.http.cursors import decode_time, encode_time, link_next
 from api.http.responses import answer
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def same_query(query: ListQuery) -> dict[str, Any]:
 
 
 def place_after(query: ListQuery) -> Keyset | None:
-    return None if query.cursor is None else place_in_time(query.cursor, same_query(query))
+    return None if query.cursor is None else decode_time(query.cursor, same_query(query))
 
 
 def page_answer(
@@ -63,7 +63,7 @@ def page_answer(
     following = None
     if len(found) > query.limit:
         found = found[: query.limit]
-        following = cursor_in_time(*place(found[-1]), same_query(query))
+        following = encode_time(*place(found[-1]), same_query(query))
     link = {} if following is None else link_next(caller.request, cursor=following)
     contents = {name: [content(one) for one in found], "next": following, "position": position}
     return answer(contents, 200, {"Ledger-Position": str(position), **link})

@@ -15,7 +15,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from api.http.validation_messages import sentence
+from api.http.validation_messages import message_of
 from domain.errors import SENTENCES, Refused, StaleVersion
 from infra.errors import (
     IdempotencyMismatch,
@@ -181,7 +181,7 @@ def malformed_query(parameter: str, problem: str) -> Problem:
 def malformed(code: str, error: ValidationError) -> Problem:
     """Return the problem of what a model refused: where and why, and nothing of what was sent."""
     found = error.errors(include_url=False, include_input=False)
-    return Problem(code, members={"errors": [{"pointer": _pointer(e), "problem": sentence(e)} for e in found]})
+    return Problem(code, members={"errors": [{"pointer": _pointer(e), "problem": message_of(e)} for e in found]})
 
 
 def too_many(code: str, wait_s: float, policy: tuple[int, int]) -> Problem:

@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from api.http.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, parse_moment
 from api.http.problems import malformed_query
-from api.http.validation_messages import sentence
+from api.http.validation_messages import message_of
 
 LIMIT: Final = 100
 MAX_LIMIT: Final = 1_000
@@ -67,7 +67,7 @@ def _as_of(value: object) -> datetime | int:
 
 def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
     """Return an error with a sentence in place of the library's words, and nothing of what was sent."""
-    loc, message = error["loc"], sentence(error)
+    loc, message = error["loc"], message_of(error)
     match error["type"]:
         case "extra_forbidden":
             loc = ()
@@ -79,11 +79,11 @@ def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
 
 
 # The bounds come before the reading: so they stand in the reference too.
-Place = Annotated[int, Field(ge=0, le=MAX_POSITION), BeforeValidator(_whole)]
+AnyPosition = Annotated[int, Field(ge=0, le=MAX_POSITION), BeforeValidator(_whole)]
 Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
 Size = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(_whole)]
 AtLeast = Annotated[
-    Place | None,
+    AnyPosition | None,
     Field(description="Wait, at most 5 seconds, until this position has been read.", examples=[1]),
 ]
 AsOf = Annotated[

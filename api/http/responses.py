@@ -21,16 +21,21 @@ def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = 
     return Response(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, headers, "application/json")
 
 
-def stands(version: int, position: int) -> dict[str, str]:
+def version_headers(version: int, position: int) -> dict[str, str]:
     """Return the headers that say which version an answer shows, and how far into the ledger it has read."""
     return {"ETag": f'"{version}"', "Ledger-Position": str(position)}
 
 
-def replayed(done: CommandResult[Any]) -> dict[str, str]:
+def replay_header(replayed: bool) -> dict[str, str]:
     """Return the header that says that an answer is the first one, told again."""
-    return {"Idempotent-Replayed": "true"} if done.replayed else {}
+    return {"Idempotent-Replayed": "true"} if replayed else {}
 
 
-def created_or_repeated(done: CommandResult[Any]) -> int:
+def command_headers(result: CommandResult[Any], version: int) -> dict[str, str]:
+    """Return the headers of a command's answer: the version that it left, and whether it is told again."""
+    return version_headers(version, result.position) | replay_header(result.replayed)
+
+
+def created_or_repeated(result: CommandResult[Any]) -> int:
     """Return 201 where the command recorded something, also when that is told again, and 200 for a repeat."""
-    return 201 if done.appended or done.replayed else 200
+    return 201 if result.appended or result.replayed else 200

@@ -25,7 +25,7 @@ from api.http.caller import Allowed, Caller, admit
 from api.http.models import Body
 from api.http.problems import Problem, malformed, malformed_body
 from api.http.query_params import QueryModel
-from api.http.strict_json import names_twice
+from api.http.strict_json import has_duplicate_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -125,7 +125,7 @@ async def read_body(request: Request, adapter: TypeAdapter[Any]) -> Any:
     body = await request.body()
     try:
         sent = orjson.loads(body) if body else None
-        twice = isinstance(sent, dict) and names_twice(sent, body)
+        twice = isinstance(sent, dict) and has_duplicate_names(sent, body)
     except (orjson.JSONDecodeError, RecursionError):
         raise malformed_body("", "Expected JSON in UTF-8.") from None
     if twice:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.responses import StreamingResponse
 
-from api.http.limits import Places
+from api.http.limits import Slots
 from api.http.problems import Problem
 from api.http.protocol import ABORT
 from infra.errors import Unavailable
@@ -37,13 +37,13 @@ RETRY_AFTER_S: Final = 10
 log = logging.getLogger(__name__)
 
 
-class Sending:
+class ActiveDownloads:
     """How many such answers one process is sending, in all and to each key."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        self.under_way = 0
-        self._places: Places[UUID] = Places()
+        self.active = 0
+        self._places: Slots[UUID] = Slots()
 
     @contextlib.contextmanager
     def admitted(self, key_id: UUID) -> Iterator[None]:
@@ -60,22 +60,22 @@ class Sending:
                 "maximum. Try again when one has ended."
             )
             raise Problem("too_many_requests", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
-        if self.under_way >= MAX_AT_ONCE:
+        if self.active >= MAX_AT_ONCE:
             detail = (
                 f"This server already has {MAX_AT_ONCE} exports in progress, which is the maximum. Try again in a "
                 "moment."
             )
             raise Unavailable(detail, RETRY_AFTER_S)
-        self.under_way += 1
+        self.active += 1
         self._places.take(key_id)
         try:
             yield
         finally:
-            self.under_way -= 1
+            self.active -= 1
             self._places.give_back(key_id)
 
 
-class Pieces(StreamingResponse):
+class StreamingDownload(StreamingResponse):
     """An answer that is sent piece by piece.
 
     Attributes:
@@ -133,9 +133,9 @@ class Pieces(StreamingResponse):
             Unavailable: there is no room, or it cannot be recorded; nothing is sent yet.
 
         """
-        sending: Sending = self._caller.request.app.state.sending
+        downloads: ActiveDownloads = self._caller.request.app.state.downloads
         try:
-            with sending.admitted(self._caller.key.key_id):
+            with downloads.admitted(self._caller.key.key_id):
                 await self._begin()
                 try:
                     await super().__call__(scope, receive, send)
@@ -147,9 +147,9 @@ class Pieces(StreamingResponse):
                     )
                     await _abort(scope)
         finally:
-            await self._told()
+            await self._record_end()
 
-    async def _told(self) -> None:
+    async def _record_end(self) -> None:
         """Record how it ended, also where this request is cancelled in the meantime."""
         try:
             await asyncio.shield(self._end(self.complete))

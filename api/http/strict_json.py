@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 
-def names_twice(sent: dict[str, Any], body: bytes) -> bool:
+def has_duplicate_names(sent: dict[str, Any], body: bytes) -> bool:
     """Tell whether an object, or one within it, names a field twice; `sent` is what was read of `body`.
 
     A field that was named twice, and every string within others, adds quotes that the fields which are left do not

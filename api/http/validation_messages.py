@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-def sentence(error: ErrorDetails) -> str:  # noqa: C901, PLR0911 - one line for each kind of error
+def message_of(error: ErrorDetails) -> str:  # noqa: C901, PLR0911 - one line for each kind of error
     """Say what is wrong, of an error that has its context."""
     context = error.get("ctx", {})
     match error["type"]:

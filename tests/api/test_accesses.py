@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from api.http.cursors import cursor_either_way
+from api.http.cursors import encode_two_way
 from infra.auth.access_log import AccessFilter, AccessLog
 from infra.errors import Unavailable
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
@@ -205,7 +205,7 @@ def test_a_cursor_of_no_accesss_place_is_refused_and_of_the_last_one_taken(world
     told(world.client.get("/v1/events"), 200)
     for back in (False, True):
         answers = [
-            world.client.get("/v1/accesses", params={"cursor": cursor_either_way(place, {"of": "accesses"}, back=back)})
+            world.client.get("/v1/accesses", params={"cursor": encode_two_way(place, {"of": "accesses"}, back=back)})
             for place in (2**127 - 2, 2**127 - 1)
         ]
         told(answers[0], 200)

@@ -13,7 +13,7 @@ import pytest
 from api import event_search
 from api.event_content import CSV_COLUMNS, KINDS
 from api.events import EventsQuery
-from api.http.cursors import cursor_either_way
+from api.http.cursors import encode_two_way
 from api.http.fields import MAX_POSITION
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
 
@@ -235,7 +235,7 @@ def test_a_cursor_of_the_trail_is_good_for_its_own_query_alone(world: World) -> 
 def test_a_cursor_of_a_place_that_no_ledger_reaches_is_refused(world: World, place: int, back: bool) -> None:
     world.permit()
     for asked in ({"order": "asc"}, {"order": "desc"}, {"q": "type:Shared"}, {"q": "words"}):
-        cursor = cursor_either_way(place, EventsQuery.model_validate(asked).same(), back=back)
+        cursor = encode_two_way(place, EventsQuery.model_validate(asked).cursor_scope(), back=back)
         answer = world.client.get("/v1/events", params=asked | {"cursor": cursor})
         assert refused(answer) == (400, "malformed_cursor")
 
@@ -244,7 +244,7 @@ def test_a_cursor_of_the_last_place_there_can_be_is_taken(world: World) -> None:
     world.permit()
     for asked in ({"order": "asc"}, {"order": "desc"}, {"q": "type:Shared"}, {"q": "words"}):
         for back in (False, True):
-            cursor = cursor_either_way(MAX_POSITION, EventsQuery.model_validate(asked).same(), back=back)
+            cursor = encode_two_way(MAX_POSITION, EventsQuery.model_validate(asked).cursor_scope(), back=back)
             told(world.client.get("/v1/events", params=asked | {"cursor": cursor}), 200)
 
 

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from api.http.app import create_app
-from api.http.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit, Places
-from api.http.middleware import Edge
+from api.http.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit, Slots
+from api.http.middleware import RequestMiddleware
 from domain.errors import Unknown
 from infra.auth.api_keys import ApiKey, Subjects
 from infra.errors import Unavailable
@@ -123,7 +123,7 @@ async def test_more_requests_than_may_wait_are_turned_away_at_once() -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    edge = Edge(held, max_waiting=1)
+    edge = RequestMiddleware(held, max_waiting=1)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://test") as opened:
         first = asyncio.create_task(opened.get("/"))
         await begun.wait()
@@ -147,7 +147,7 @@ async def test_one_keys_requests_leave_room_for_others_to_wait(monkeypatch: pyte
     async def authenticate(presented: str, _now: object) -> ApiKey:
         return replace(KEY, key_id=UUID(int=int(presented)))
 
-    monkeypatch.setitem(cast("Any", Edge.__init__.__kwdefaults__), "max_waiting_of_a_key", 1)
+    monkeypatch.setitem(cast("Any", RequestMiddleware.__init__.__kwdefaults__), "max_waiting_of_a_key", 1)
     async with client(held) as opened:
         application = cast("Any", opened._transport).app
         application.state.services.authenticator.authenticate = authenticate
@@ -170,7 +170,7 @@ async def test_one_keys_requests_leave_room_for_others_to_wait(monkeypatch: pyte
 
 
 def test_a_key_that_takes_no_place_is_not_remembered() -> None:
-    places: Places[str] = Places()
+    places: Slots[str] = Slots()
     for _ in range(2):
         places.take("a")
     places.take("b")

@@ -301,7 +301,7 @@ def test_a_client_that_takes_nothing_holds_no_session_of_the_database(held: Worl
 
 
 def test_a_client_that_takes_nothing_for_long_is_dropped(held: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming_download.Pieces.__init__, "__kwdefaults__", {"stalled_s": 0.3})
+    monkeypatch.setattr(streaming_download.StreamingDownload.__init__, "__kwdefaults__", {"stalled_s": 0.3})
     with held.client.stream("GET", "/v1/exports/events") as answer:
         until(lambda: accesses(held)[0]["complete"] is False)
         with pytest.raises(httpx.TransportError):

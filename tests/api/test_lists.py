@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api.http.cursors import cursor_in_time
-from api.http.dependencies import Cursor
+from api.http.cursors import encode_time
+from api.http.dependencies import DatabaseCursor
 from api.shares import SharesQuery
 from projections import codes
 from tests.api.world import (
@@ -295,7 +295,7 @@ def test_a_cursor_is_good_for_its_own_list_and_filters_alone(world: World, name:
 def test_a_cursor_of_a_place_that_no_ledger_reaches_is_refused(world: World) -> None:
     same = SharesQuery().model_dump(exclude={"cursor", "limit", "at_least"})
     for position, expected in ((2**62, 200), (2**62 + 1, 400), (2**64 - 1, 400)):
-        cursor = cursor_in_time(datetime(2026, 1, 1, tzinfo=UTC), position, same)
+        cursor = encode_time(datetime(2026, 1, 1, tzinfo=UTC), position, same)
         assert world.client.get("/v1/shares", params={"cursor": cursor}).status_code == expected
 
 
@@ -375,7 +375,7 @@ def test_pages_of_keys_follow_one_another_newest_first(world: World) -> None:
 
 
 def test_a_list_that_takes_too_long_says_so_and_what_to_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def slow(cur: Cursor, *_: Any, **_asked: Any) -> Any:
+    async def slow(cur: DatabaseCursor, *_: Any, **_asked: Any) -> Any:
         await cur.execute("SET statement_timeout = 50")
         try:
             await cur.execute("SELECT pg_sleep(60)")

@@ -30,9 +30,9 @@ class Place:
     api: str
 
 
-def where(server: Server) -> offline.Where:
+def where(server: Server) -> offline.LedgerAddress:
     database = server.serving.database
-    return offline.Where(Place(database.dsn(), database.dsn(API)), server.serving.master_key, server.ledger)
+    return offline.LedgerAddress(Place(database.dsn(), database.dsn(API)), server.serving.master_key, server.ledger)
 
 
 def machine(world: World) -> list[tuple[Any, ...]]:

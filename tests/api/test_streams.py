@@ -292,7 +292,7 @@ def test_nothing_is_handed_out_after_a_change_of_keys_before_it_is_known_whose_s
         monkeypatch.setattr(authenticator, "still_opens", slowly)
         try:
             assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
-            until(lambda: not streams.keys_known.is_set())
+            until(lambda: not streams.keys_checked.is_set())
             world.permit()
             until(lambda: streams.live_subscriptions.position(ledger_id(world)) == 1)
         finally:
@@ -314,13 +314,13 @@ def test_a_key_that_was_revoked_while_its_stream_began_is_sent_nothing(
 ) -> None:
     key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
     world.permit()
-    prepare = api.catch_up.Backlog.prepare
+    prepare = api.catch_up.CatchUp.prepare
 
-    async def revoked_meanwhile(self: api.catch_up.Backlog) -> None:
+    async def revoked_meanwhile(self: api.catch_up.CatchUp) -> None:
         await prepare(self)
         assert (await asyncio.to_thread(world.client.delete, f"/v1/keys/{key['key_id']}")).status_code == 204
 
-    monkeypatch.setattr(api.catch_up.Backlog, "prepare", revoked_meanwhile)
+    monkeypatch.setattr(api.catch_up.CatchUp, "prepare", revoked_meanwhile)
     with following(world.with_key(key["key"]), after=0) as stream:
         assert list(stream.events()) == []
         assert [frame.event for frame in stream.frames] == [None, "end"]
@@ -340,17 +340,17 @@ def test_an_expired_key_ends_its_stream(world: World, monkeypatch: pytest.Monkey
 
 
 def test_a_stream_ends_with_its_connection_also_when_another_request_stands_in_line_behind_it(world: World) -> None:
-    until(lambda: world.server.serving.streams.open_streams == 0)
+    until(lambda: len(world.server.serving.streams._streams) == 0)
     place = httpx.URL(world.server.url)
     head = f"Host: x\r\n{AUTHORIZATION}: {world.client.headers[AUTHORIZATION]}\r\n\r\n"
     with socket.create_connection((place.host, place.port or 0), timeout=20) as connection:
         connection.sendall(f"GET /v1/events/stream HTTP/1.1\r\n{head}GET /livez HTTP/1.1\r\n{head}".encode())
-        until(lambda: world.server.serving.streams.open_streams == 1)
-    until(lambda: world.server.serving.streams.open_streams == 0)
+        until(lambda: len(world.server.serving.streams._streams) == 1)
+    until(lambda: len(world.server.serving.streams._streams) == 0)
 
 
 def test_beyond_the_limit_a_client_is_told_to_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    until(lambda: world.server.serving.streams.open_streams == 0)
+    until(lambda: len(world.server.serving.streams._streams) == 0)
     monkeypatch.setattr(api.streams, "MAX_STREAMS", 2)
     with following(world.client), following(world.client):
         answer = world.client.get("/v1/events/stream")
@@ -429,16 +429,16 @@ def test_a_client_that_reads_too_slowly_is_told_so_and_can_go_on(world: World, m
 def test_the_connection_of_a_client_that_takes_nothing_is_dropped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    until(lambda: world.server.serving.streams.open_streams == 0)
+    until(lambda: len(world.server.serving.streams._streams) == 0)
     monkeypatch.setattr(api.streams, "STALLED_S", 0.3)
     deaf = Deaf(world)
-    until(lambda: world.server.serving.streams.open_streams == 1)
+    until(lambda: len(world.server.serving.streams._streams) == 1)
     for _ in range(8):
         record_megabytes(world, 1)
-        if world.server.serving.streams.open_streams == 0:
+        if len(world.server.serving.streams._streams) == 0:
             break
 
-    until(lambda: world.server.serving.streams.open_streams == 0)
+    until(lambda: len(world.server.serving.streams._streams) == 0)
     # In mid-sentence: neither what was held for it nor the end is sent.
     assert not deaf.rest().endswith(b"\r\n0\r\n\r\n")
 
