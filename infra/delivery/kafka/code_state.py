@@ -1,7 +1,7 @@
-"""Each code's current state for the compacted topic: folded from the log as it is published, the secret masked.
+"""Each code's current state for the compacted topic: folded from the log as it is published, with the secret masked.
 
-The state is a code as its events made it, no clock: whoever reads it compares `expires_at` with the time. The newest
-entries of each list are shown and all are counted, so that no state outgrows a message.
+The state depends on events alone, not on the time: readers compare `expires_at` with their clock. Lists contain their
+newest entries only, and counts count all of them, so that a state always fits into a record.
 """
 
 from __future__ import annotations
@@ -21,65 +21,66 @@ if TYPE_CHECKING:
     from domain.campaign import Campaign
     from domain.recorded import RecordedEvent
 
-# Codes remembered, so that a page of events does not read the whole stream of each code again.
-REMEMBERED_MAX: Final = 10_000
-# The newest shares, redemptions and campaigns that a state shows; with 64 KiB of names at the very most.
+# Codes that are kept in memory, so that their streams are not read again with each page.
+CACHED_MAX: Final = 10_000
+# The newest shares, redemptions and campaigns of a state. Their names take 64 KiB at most.
 ENTRIES_MAX: Final = 100
 
 
 class CodeStates:
-    """The codes of a log as they stand at the last event taken in."""
+    """The codes of a log as of the last event that was applied."""
 
     def __init__(self, read: Callable[[int, Mapping[UUID, int]], Mapping[UUID, Sequence[RecordedEvent]]]) -> None:
-        """Take what reads streams of a ledger: for each, the events before a version."""
+        """Take a function that reads streams of a ledger: for each, the events before a version."""
         self._read = read
         self._codes: OrderedDict[UUID, Code] = OrderedDict()
 
     def apply(self, ledger_id: int, page: Sequence[RecordedEvent], newest: AbstractSet[int]) -> list[RecordedEvent]:
-        """Fold a ledger's next events; return the newest event of each code that has none further on in the log.
+        """Fold a ledger's next events; return the events after which a code's state is to be published.
 
-        A code that changes again further on is told about then: a reader who comes late is spared what no longer holds.
+        These are the events that are the newest of their codes. A code that changes again further on in the log is
+        published then, so that a reader who is behind does not receive outdated states.
 
         Args:
             ledger_id: the ledger.
             page: its next events, in order.
-            newest: the positions among them that are the last of their streams.
+            newest: the positions among them that are the newest of their streams.
 
         """
-        ours = [recorded for recorded in page if isinstance(recorded.event, Code.Event)]
-        begun = {recorded.stream_id for recorded in ours if recorded.stream_version == 1}
-        told = [recorded for recorded in ours if recorded.position in newest]
+        of_codes = [recorded for recorded in page if isinstance(recorded.event, Code.Event)]
+        created = {recorded.stream_id for recorded in of_codes if recorded.stream_version == 1}
+        published = [recorded for recorded in of_codes if recorded.position in newest]
         missing = {
             recorded.stream_id: recorded.stream_version
-            for recorded in told
-            if recorded.stream_id not in self._codes and recorded.stream_id not in begun
+            for recorded in published
+            if recorded.stream_id not in self._codes and recorded.stream_id not in created
         }
         if missing:
             for stream_id, stream in self._read(ledger_id, missing).items():
                 self._codes[stream_id] = replay_code(stream)
-        for recorded in ours:
+        for recorded in of_codes:
             stream_id = recorded.stream_id
             code = self._codes.get(stream_id)
-            # What was just read is there up to its newest event; what nobody asks for yet is not built up.
+            # A stream that was just read is up to date already. A code that is not published yet is not folded.
             if recorded.stream_version == 1 or (code and recorded.stream_version > code.version):
                 self._codes[stream_id] = cast("Code", recorded.event.mutate(code))
                 self._codes.move_to_end(stream_id)
-        return told
+        return published
 
     def content(self, ledger_name: str, recorded: RecordedEvent) -> bytes:
-        """Return a code's state as JSON, as it stands after the last event taken in, which is given."""
+        """Return the JSON of a code's state after its last event, which is given."""
         return orjson.dumps(
             state_content(self._codes[recorded.stream_id], ledger_name, recorded), option=orjson.OPT_UTC_Z
         )
 
-    def forget(self) -> None:
-        """Let go of the codes that were longest untouched, beyond those that are remembered."""
-        while len(self._codes) > REMEMBERED_MAX:
+    def evict(self) -> None:
+        """Drop the codes that were not used for the longest time, beyond the limit of the cache."""
+        while len(self._codes) > CACHED_MAX:
             self._codes.popitem(last=False)
 
 
 def state_content(code: Code, ledger_name: str, recorded: RecordedEvent) -> dict[str, Any]:
-    """Return a code as it stands after an event, under the names that answers have."""
+    """Return a code after an event, with the field names of the API."""
     return {
         "ledger": ledger_name,
         "code_id": code.id,

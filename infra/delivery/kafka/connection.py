@@ -1,16 +1,15 @@
-"""Kafka as the publisher needs it: transactions in which no lost record passes for a sent one, and reading to the end.
+"""The Kafka clients of the publisher: transactions that cannot lose records unnoticed, and reading topics to the end.
 
-What kafka-python leaves open is closed here, and nowhere else:
+This module works around the gaps of kafka-python, and no other module does:
 
-- `flush()` and even `commit_transaction()` return normally when a record was lost: every future is looked at first.
-- `commit_transaction()` waits without end for a broker that is away: a watchdog gives it up.
-- `close()` flushes first, raises where that fails, and would leave its thread behind: abandoning goes around it.
-- Where a connection fails, it raises that the brokers cannot be reached and keeps the cause to its log: it is taken
-  from there, so that a wrong password is not taken for a broker that is away.
-- A client whose constructor raises, for the brokers are away, leaves a thread behind that tries to connect for ever:
-  `connected` closes what it began.
-- `end_offsets` of committed records is the stable end, behind control records that nobody is shown: one reads until
-  the consumer's position is there, and never compares it with the last record's.
+- `flush()` and even `commit_transaction()` return normally when a record was lost. So every future is checked first.
+- `commit_transaction()` waits for ever for a broker that is unavailable. So it runs with a time limit.
+- `close()` flushes first, raises where that fails, and would leave its thread running. So `abandon` avoids it.
+- When a connection fails, the client raises that no broker can be reached, and only logs the cause. So the cause is
+  read from the log, and a wrong password does not look like an outage.
+- A client whose constructor raises leaves a thread running that tries to connect for ever. So `connected` closes it.
+- `end_offsets` of committed records is the last stable offset, which lies behind control records that consumers never
+  see. So a topic is read until the consumer's position is there, not until the last record.
 """
 
 from __future__ import annotations
@@ -56,77 +55,78 @@ __all__ = [
     "partition_of",
 ]
 
-_TURNED_AWAY: Final = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
-# A broker that stops hangs up in the midst of a handshake too.
-_HUNG_UP: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_LOGIN_ERRORS: Final = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
+# A broker that stops closes connections during the handshake too, so these are no refusals.
+_CLOSED_BY_PEER: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
-# Bytes that a batch for one partition grows to, far below what a topic must accept.
+# The size of a batch for one partition, far below what a topic must accept.
 BATCH_BYTES: Final = 512 * 1024
 REQUEST_BYTES_MAX: Final = 1_000_000
 BOOTSTRAP_S: Final = 5
 REQUEST_S: Final = 10
 DELIVERY_S: Final = 20
-# The brokers abort what nobody commits, so that readers of what is committed do not wait for a dead publisher.
+# The brokers abort a transaction after this time, so that readers do not wait for a dead publisher.
 TRANSACTION_S: Final = 60
 INIT_S: Final = 20
 COMMIT_S: Final = 20
 READ_S: Final = 30
-# How long a refusal that was heard is the reason of what fails: as long as anything here is waited for.
-HEARD_S: Final = 30
-# Longer than it takes to hand over a page: its records wait for the flush that sends them, in few large requests.
+# How long a logged cause explains a later failure: as long as the longest wait of this module.
+CAUSE_S: Final = 30
+# Longer than it takes to hand over a page, so that its records wait for the flush, which sends few large requests.
 LINGER_MS: Final = 1_000
-# Between two transactions the coordinator is busy for a few milliseconds; with the default this would be 100.
+# The coordinator is busy for a few milliseconds after each transaction. The default would wait for 100.
 RETRY_BACKOFF_MS: Final = 10
 
 
 class BrokerRefused(Exception):
-    """The brokers are there and turn us away: a person must see to the login, the certificates or the rights."""
+    """The brokers refuse a connection or an operation: a person must check logins, certificates and permissions."""
 
 
 class KafkaUnresponsive(KafkaError):  # type: ignore[misc] # its base has no types
-    """Kafka did not answer in the time that it was given."""
+    """Kafka did not respond in time."""
 
 
-class _Heard(logging.Handler):
-    """Keeps the last telling reason why a connection failed, out of what Kafka's client logs."""
+class _FailureCause(logging.Handler):
+    """The last refusal among the connection failures that Kafka's client has logged."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._reason: str | None = None
-        self._heard_at = 0.0
+        self._logged_at = 0.0
         logging.getLogger("kafka.net").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         for argument in record.args if isinstance(record.args, tuple) else ():
-            if isinstance(argument, _TURNED_AWAY) or _untrusted(argument):
+            if isinstance(argument, _LOGIN_ERRORS) or _is_distrust(argument):
                 self._reason = " ".join(str(argument).split())
-                self._heard_at = time.monotonic()
+                self._logged_at = time.monotonic()
 
     def take(self) -> str | None:
-        """Return it, unless what has gone on since shows that it was passing; and forget it."""
+        """Return the reason and forget it; None where it is too old to explain a failure now."""
         reason, self._reason = self._reason, None
-        return reason if time.monotonic() - self._heard_at <= HEARD_S else None
+        return reason if time.monotonic() - self._logged_at <= CAUSE_S else None
 
 
-def _untrusted(error: object) -> bool:
-    """Tell whether a connection failed because one side does not trust the other: the client wraps what TLS raised."""
+def _is_distrust(error: object) -> bool:
+    """Return whether a connection failed because one side does not trust the other's certificate."""
+    # The client wraps the error of TLS.
     cause = error.__context__ if isinstance(error, KafkaError) else None
-    return isinstance(cause, ssl.SSLError) and not isinstance(cause, _HUNG_UP)
+    return isinstance(cause, ssl.SSLError) and not isinstance(cause, _CLOSED_BY_PEER)
 
 
-_heard: Final = _Heard()
+_cause: Final = _FailureCause()
 
 
 @contextmanager
 def classified_errors() -> Iterator[None]:
-    """Tell a refusal from an outage: around everything that talks to the brokers.
+    """Tell refusals from outages in a block that talks to the brokers.
 
     Raises:
-        Refused: the brokers are there and turn us away.
-        KafkaError: they cannot be reached, or what was begun with them cannot be known to be done.
+        BrokerRefused: the brokers refuse us.
+        KafkaError: they cannot be reached, or it is unknown whether an operation succeeded.
 
     """
-    _heard.take()  # what was heard before is no reason of what fails now
+    _cause.take()  # an older cause does not explain a failure in this block
     try:
         yield
     except AuthorizationError as error:
@@ -137,7 +137,7 @@ def classified_errors() -> Iterator[None]:
         )
         raise BrokerRefused(message) from error
     except KafkaError as error:
-        reason = _heard.take()
+        reason = _cause.take()
         if reason is None:
             raise
         message = (
@@ -149,7 +149,7 @@ def classified_errors() -> Iterator[None]:
 
 
 class KafkaRecord(NamedTuple):
-    """A record to be sent; `timestamp_ms` counts from 1970."""
+    """A record to send. `timestamp_ms` is in milliseconds since 1970."""
 
     topic: str
     partition: int
@@ -160,7 +160,7 @@ class KafkaRecord(NamedTuple):
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """Return what every client is made with: where the brokers are, and how to speak to them."""
+    """Return the options of every client: the addresses of the brokers, and the login."""
     protocol = settings.kafka_security_protocol
     options: dict[str, Any] = {
         "bootstrap_servers": list(settings.kafka_bootstrap_servers),
@@ -183,37 +183,37 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 
 def connected(kind: Callable[..., T], options: Mapping[str, Any]) -> T:
-    """Make a client, and nothing else: one that cannot be made ends the thread that it began.
+    """Create a client; where that fails, end the thread that its constructor started.
 
     Raises:
         KafkaError: the brokers cannot be reached, or refuse us.
 
     """
-    begun: list[Any] = []
+    started: list[Any] = []
 
     def client(**settings: Any) -> Any:
-        begun.append(KafkaNetClient(**settings))
-        return begun[-1]
+        started.append(KafkaNetClient(**settings))
+        return started[-1]
 
     try:
         return kind(**options, kafka_client=client)
     except BaseException:
-        for left in begun:
+        for left in started:
             left.close()
         raise
 
 
 @lru_cache(maxsize=65_536)
 def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition of a key: that of Kafka's own clients, so that others can join our topics with theirs."""
+    """Return the partition of a key as Kafka's own clients do, so that others can join our topics with theirs."""
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 class Producer:
-    """A transactional producer that is used until the first failure, and then abandoned."""
+    """A transactional producer, used until its first failure and then abandoned."""
 
     def __init__(self, options: Mapping[str, Any], transactional_id: str) -> None:
-        """Connect, and fence whoever used the id before: from here on nothing of theirs can be committed any more.
+        """Connect, and fence all older producers with this id, which can commit nothing more.
 
         Raises:
             KafkaError: the brokers cannot be reached, or refuse us.
@@ -222,7 +222,7 @@ class Producer:
         settings = {
             "transactional_id": transactional_id,
             "transaction_timeout_ms": TRANSACTION_S * 1000,
-            # Where another setting conflicts with it, an unspoken default would be dropped without a word.
+            # Set explicitly, because the client silently drops the default where another setting conflicts with it.
             "enable_idempotence": True,
             "acks": "all",
             "allow_auto_create_topics": False,
@@ -235,18 +235,18 @@ class Producer:
             "metrics_enabled": False,
         }
         self._producer: Any = connected(KafkaProducer, {**options, **settings})
-        self._hands = SingleThreadExecutor("kafka transactions")
+        self._executor = SingleThreadExecutor("kafka transactions")
         try:
-            self._do(self._producer.init_transactions, INIT_S)
+            self._call(self._producer.init_transactions, INIT_S)
         except BaseException:
             self.abandon()
             raise
 
-    def commit(self, messages: Sequence[KafkaRecord]) -> None:
-        """Send messages as one transaction; on return readers of what is committed see all of them.
+    def commit(self, records: Sequence[KafkaRecord]) -> None:
+        """Send records in one transaction. On return, `read_committed` readers see all of them.
 
         Raises:
-            KafkaError: it is not known what became of them. Abandon this producer, and ask what was committed.
+            KafkaError: it is unknown whether they were committed. Abandon this producer, and read what was.
 
         """
         producer = self._producer
@@ -254,27 +254,27 @@ class Producer:
         send = producer.send
         sent = [
             send(topic, value, key, headers, partition, timestamp_ms)
-            for topic, partition, key, value, headers, timestamp_ms in messages
+            for topic, partition, key, value, headers, timestamp_ms in records
         ]
         producer.flush(DELIVERY_S)
         for future in sent:
             if not future.succeeded():
-                raise future.exception or KafkaUnresponsive("A record was neither accepted nor refused.")
-        self._do(producer.commit_transaction, COMMIT_S)
+                raise future.exception or KafkaUnresponsive("A record was neither accepted nor rejected.")
+        self._call(producer.commit_transaction, COMMIT_S)
 
-    def _do(self, call: Callable[[], None], limit_s: float) -> None:
-        """Call what may never return; where it does not, its thread stays with it."""
+    def _call(self, call: Callable[[], None], limit_s: float) -> None:
+        """Make a call that may never return; in that case its thread is left behind."""
         try:
-            self._hands.begin(call).result(limit_s)
+            self._executor.begin(call).result(limit_s)
         except TimeoutError:
             message = f"Kafka did not respond to {call.__name__} within {limit_s:.0f} s."
             raise KafkaUnresponsive(message) from None
 
     def abandon(self) -> None:
-        """Leave it behind, whatever state it is in; what it had begun is aborted by the next of its id."""
-        self._hands.leave()
-        # Asked to close at once, its thread fails what is on its way; only then does close() not raise and stop short.
-        sender = self._producer._sender  # noqa: SLF001 - nothing public ends the thread whatever happens
+        """Give the producer up in any state. Its open transaction is aborted by the next producer with this id."""
+        self._executor.leave()
+        # Once its thread is forced to close, it fails the records in flight, and close() no longer raises half-way.
+        sender = self._producer._sender  # noqa: SLF001 - no public call ends the thread in every case
         sender.force_close()
         sender.join(1)
         with suppress(Exception):
@@ -282,8 +282,8 @@ class Producer:
 
 
 @contextmanager
-def _reading(options: Mapping[str, Any], topic: str) -> Iterator[tuple[Any, list[Any]]]:
-    """Lend a consumer of every partition of a topic, at its beginning, which is shown what is committed alone."""
+def _consumer(options: Mapping[str, Any], topic: str) -> Iterator[tuple[Any, list[Any]]]:
+    """Open a `read_committed` consumer of every partition of a topic, at its beginning."""
     settings = {
         "group_id": None,
         "enable_auto_commit": False,
@@ -308,11 +308,11 @@ def _reading(options: Mapping[str, Any], topic: str) -> Iterator[tuple[Any, list
             consumer.close(autocommit=False)
 
 
-def _until_stable_end(consumer: Any, partitions: Sequence[Any]) -> Iterator[Any]:
-    """Yield every committed record up to the stable ends of now."""
+def _committed_records(consumer: Any, partitions: Sequence[Any]) -> Iterator[Any]:
+    """Yield every committed record up to the present last stable offsets."""
     ends = consumer.end_offsets(partitions, timeout_ms=REQUEST_S * 1000)
     deadline = time.monotonic() + READ_S
-    # A position moves over control and aborted records too, which a record's own offset would never show.
+    # The position moves past control records and aborted records too, which are never returned.
     while any(consumer.position(partition) < ends[partition] for partition in partitions):
         records = consumer.poll(timeout_ms=200)
         for of_partition in records.values():
@@ -325,28 +325,28 @@ def _until_stable_end(consumer: Any, partitions: Sequence[Any]) -> Iterator[Any]
 
 
 def last_values(options: Mapping[str, Any], topic: str) -> dict[bytes, bytes]:
-    """Return the last committed value of each key of a compacted topic, read from its beginning to its stable end.
+    """Return the last committed value of each key of a compacted topic.
 
     Raises:
-        KafkaError: it cannot be read to its end.
+        KafkaError: the topic cannot be read to its end.
 
     """
-    with _reading(options, topic) as (consumer, partitions):
-        found: dict[bytes, bytes] = {}
-        for record in _until_stable_end(consumer, partitions):
+    with _consumer(options, topic) as (consumer, partitions):
+        values: dict[bytes, bytes] = {}
+        for record in _committed_records(consumer, partitions):
             if record.value is None:
-                found.pop(record.key, None)
+                values.pop(record.key, None)
             else:
-                found[record.key] = record.value
-        return found
+                values[record.key] = record.value
+        return values
 
 
 def is_empty(options: Mapping[str, Any], topic: str) -> bool:
-    """Tell whether nothing committed stands in a topic; control and aborted records do not count.
+    """Return whether a topic contains no committed record; control records and aborted records do not count.
 
     Raises:
-        KafkaError: it cannot be read.
+        KafkaError: the topic cannot be read.
 
     """
-    with _reading(options, topic) as (consumer, partitions):
-        return next(_until_stable_end(consumer, partitions), None) is None
+    with _consumer(options, topic) as (consumer, partitions):
+        return next(_committed_records(consumer, partitions), None) is None

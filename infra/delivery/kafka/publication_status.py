@@ -1,6 +1,7 @@
-"""How far the ledgers are published to Kafka: written by the publisher as it goes, read by figures and alarms.
+"""How far each ledger is published to Kafka: written by the publisher, read by metrics, alarms and the API.
 
-It is a copy for people. What the publisher goes on from stands in Kafka, in the transaction of the events themselves.
+This is a copy for people. The publisher itself resumes from the progress in Kafka, which is written in the same
+transactions as the events.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ERROR_CHARACTERS_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Which ledgers go to the topics of one prefix; `others` are all those that no destination names."""
+    """The ledgers that go to the topics of one prefix. `others` means all ledgers that no destination names."""
 
     prefix: str
     ledgers: frozenset[str]
@@ -34,18 +35,18 @@ class Destination:
 
     @property
     def parameters(self) -> tuple[list[str], bool, list[str]]:
-        """What `OF_DESTINATION` asks for."""
+        """The parameters of `OF_DESTINATION`."""
         return sorted(self.ledgers), self.others, sorted(self.named)
 
 
 def destinations(ledgers: Sequence[str]) -> list[Destination]:
-    """Return the destinations of the setting: `ledger=prefix` each, `*` for every ledger that is not named."""
+    """Return the destinations of the setting: pairs `ledger=prefix`, where `*` means every ledger that is not named."""
     pairs = [(name, prefix) for name, _, prefix in (pair.partition("=") for pair in ledgers)]
     named = frozenset(name for name, _ in pairs if name != "*")
     return [
         Destination(
             prefix,
-            frozenset(name for name, its in pairs if its == prefix and name != "*"),
+            frozenset(name for name, to in pairs if to == prefix and name != "*"),
             ("*", prefix) in pairs,
             named,
         )
@@ -53,10 +54,10 @@ def destinations(ledgers: Sequence[str]) -> list[Destination]:
     ]
 
 
-# A condition on the ledgers' table `l`, for `Destination.parameters`.
+# A condition on the table of ledgers, `l`, with `Destination.parameters`.
 OF_DESTINATION: Final = "(l.name = ANY (%b) OR (%b AND l.name <> ALL (%b)))"
 
-_MEET: Final = f"""
+_REGISTER: Final = f"""
     INSERT INTO publications AS p (ledger_id, destination, position, state)
     SELECT l.ledger_id, %b, 0, 'publishing'
     FROM ledgers l
@@ -74,20 +75,20 @@ _ADVANCE: Final = """
         changed_at = now()
 """
 
-_FAIL: Final = """
+_MARK_FAILED: Final = """
     UPDATE publications
     SET state = %b, error = %b, errors = errors + 1, changed_at = now()
     WHERE destination = %b
 """
 
-# Also where nothing is published yet, and nothing might be for long.
-_GO_ON: Final = """
+# Also for ledgers of which nothing is published yet.
+_MARK_PUBLISHING: Final = """
     UPDATE publications
     SET state = 'publishing', error = NULL, changed_at = now()
     WHERE destination = %b AND state <> 'publishing'
 """
 
-_FORGET: Final = f"""
+_UNREGISTER: Final = f"""
     DELETE FROM publications p
     USING ledgers l
     WHERE l.ledger_id = p.ledger_id AND p.destination = %b AND NOT {OF_DESTINATION}
@@ -95,30 +96,30 @@ _FORGET: Final = f"""
 
 
 class PublicationStatusWriter:
-    """What a publisher writes down of one destination, on its own connection."""
+    """Writes the status of one destination, on the connection of its publisher."""
 
     def __init__(self, connection: psycopg.Connection[Any], destination: Destination) -> None:
-        """Take the connection that the publisher leads with."""
+        """Take the connection that holds the publisher's lock."""
         self._connection = connection
         self._destination = destination
 
-    def meet(self) -> None:
-        """Begin the row of every ledger that has none, so that its lag shows before anything is published."""
-        self._execute(_FORGET, (self._destination.prefix, *self._destination.parameters))
-        self._execute(_MEET, (self._destination.prefix, *self._destination.parameters))
+    def register_ledgers(self) -> None:
+        """Add a row for every ledger that has none, so that its lag shows before anything is published."""
+        self._execute(_UNREGISTER, (self._destination.prefix, *self._destination.parameters))
+        self._execute(_REGISTER, (self._destination.prefix, *self._destination.parameters))
 
     def advance(self, positions: Mapping[int, int]) -> None:
-        """Note how far ledgers are published."""
+        """Write how far ledgers are published."""
         columns = (Ints(list(positions)), Bigints(list(positions.values())))
         self._execute(_ADVANCE, (self._destination.prefix, *columns))
 
-    def go_on(self) -> None:
-        """Note that nothing keeps any ledger from being published."""
-        self._execute(_GO_ON, (self._destination.prefix,))
+    def mark_publishing(self) -> None:
+        """Write that all ledgers are published, and clear their errors."""
+        self._execute(_MARK_PUBLISHING, (self._destination.prefix,))
 
-    def fail(self, state: PublicationState, error: str) -> None:
-        """Note what keeps it from publishing."""
-        self._execute(_FAIL, (state, error[:ERROR_CHARACTERS_MAX], self._destination.prefix))
+    def mark_failed(self, state: PublicationState, error: str) -> None:
+        """Write why nothing is published."""
+        self._execute(_MARK_FAILED, (state, error[:ERROR_CHARACTERS_MAX], self._destination.prefix))
 
     def _execute(self, query: str, parameters: Sequence[Any]) -> None:
         self._connection.execute(query, parameters, binary=True)
@@ -126,7 +127,7 @@ class PublicationStatusWriter:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """How far one ledger is published; `oldest` is when the first event that still waits was recorded."""
+    """How far one ledger is published. `oldest` is when the first event that waits was recorded."""
 
     destination: str
     position: int
@@ -139,7 +140,7 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class DestinationLag:
-    """All ledgers of one destination together."""
+    """How far all ledgers of one destination are published, together."""
 
     destination: str
     published: int
@@ -161,12 +162,7 @@ _OF_LEDGER: Final = """
 
 
 async def publication(database: Database, ledger_id: int) -> Publication | None:
-    """Return how far a ledger is published to Kafka; None where it is not.
-
-    Raises:
-        Unavailable: the database is away.
-
-    """
+    """Return how far a ledger is published to Kafka; None where it is not published."""
 
     async def query(connection: LedgerConnection) -> Any:
         return await (await connection.execute(_OF_LEDGER, (ledger_id,))).fetchone()
@@ -176,12 +172,7 @@ async def publication(database: Database, ledger_id: int) -> Publication | None:
 
 
 async def destination_lags(database: Database) -> list[DestinationLag]:
-    """Return the lag of every destination, in either role.
-
-    Raises:
-        Unavailable: the database is away.
-
-    """
+    """Return the lag of every destination. Both database roles may ask."""
 
     async def query(connection: LedgerConnection) -> list[Any]:
         return await (await connection.execute("SELECT * FROM publication_lag()")).fetchall()

@@ -1,17 +1,19 @@
-"""Publishes ledgers to Kafka: every event once, in order, to whoever reads what is committed.
+"""The publisher to Kafka: `read_committed` readers see every event of its ledgers once and in order.
 
-    waiting ──wins the lease──▶ ready ──a page, a transaction──▶ publishing …
-       ▲                          │ whatever goes wrong: the producer is abandoned, the lease let go
-       └──────────────────────────┘ wait, and begin again
+    waiting ──gets the lock──▶ ready ──one transaction for each page──▶ publishing …
+       ▲                         │ on any failure: abandon the producer, release the lock
+       └─────────────────────────┘ pause, and start again
 
-The order of beginning is its correctness. First the lease, an advisory lock in PostgreSQL, which spares fights. Then a
-new producer, whose `init_transactions` fences every older one: from there on nothing of theirs can be committed. Only
-then is read how far the ledgers are published, from the progress that stands in the transactions of the events
-themselves, up to the stable end. It names the last event by its id, and the log must have that event at that position;
-where it does not, publishing stops and says what to do, for going on would tell subscribers another history.
+The order of the first steps makes this correct:
 
-The page's events, the codes' new states and the progress are one transaction. What is not known to be committed is
-asked for again by the next beginning, never assumed.
+1. An advisory lock in PostgreSQL, so that publishers do not compete.
+2. A new producer. Its `init_transactions` fences every older producer, which can commit nothing more.
+3. Only then the progress of each ledger, read from Kafka up to the last stable offset. It was written in the same
+   transactions as the events, and names the last event by its id. If the log has another event at that position,
+   publishing stops and says what to do, because going on would give subscribers another history.
+
+Each transaction contains a page of events, the new states of their codes, and the progress. Where it is unknown whether
+a transaction was committed, the next start reads it from Kafka.
 """
 
 from __future__ import annotations
@@ -50,13 +52,13 @@ if TYPE_CHECKING:
     from infra.delivery.kafka.topics import Topic
     from infra.settings import Settings
 
-# Between attempts to lead, and between looks at the log by a publisher that nobody wakes.
+# Between attempts to get the lock, and between reads of the log without a notification.
 POLL_S: Final = 1.0
-# After a failure: the first pause, and the longest. After a stop that a person must mend: always the longest.
+# The first pause after a failure, and the longest. After a problem that a person must fix, it is always the longest.
 RETRY_FIRST_S: Final = 0.5
 RETRY_LONGEST_S: Final = 10.0
 
-_LEAD: Final = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
+_LOCK: Final = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
 
 _LEDGERS: Final = f"""
     SELECT l.name, l.ledger_id, coalesce((SELECT max(e.position) FROM events e WHERE e.ledger_id = l.ledger_id), 0)
@@ -66,7 +68,7 @@ _LEDGERS: Final = f"""
 
 _EVENT_AT: Final = "SELECT event_id FROM events WHERE ledger_id = %s AND position = %s"
 
-_TOLD: Final = """
+_STATE_EXPECTED: Final = """
     SELECT EXISTS (
         SELECT
         FROM unnest(%b, %b) AS published (ledger_id, position)
@@ -83,26 +85,26 @@ log = logging.getLogger(__name__)
 
 
 class ProgressMismatch(Exception):
-    """What Kafka says of how far a ledger is published does not fit the log."""
+    """The progress in Kafka does not match the log."""
 
 
-# What a person must mend: trying again changes nothing until then.
-_STOPPED: Final = (BrokerRefused, TopicProblem, ProgressMismatch, UnreadableEvent)
+# Problems that a person must fix. Retries do not help until then.
+_NEEDS_A_PERSON: Final = (BrokerRefused, TopicProblem, ProgressMismatch, UnreadableEvent)
 
 
 class Publisher:
-    """Publishes one destination's ledgers, in a thread of its own, for as long as it runs."""
+    """Publishes the ledgers of one destination, in a thread of its own."""
 
     def __init__(
         self, conninfo: str, destination: Destination, options: Mapping[str, Any], *, replication_factor: int = -1
     ) -> None:
-        """Prepare; `start` begins.
+        """Prepare the publisher; `start` starts it.
 
         Args:
-            conninfo: the database, as a login that is or may become the worker's role.
-            destination: which ledgers, and to which topics.
-            options: how Kafka is reached, from `infra.delivery.kafka.connection.client_options`.
-            replication_factor: copies of topics that are created; -1 leaves it to the brokers.
+            conninfo: the database, with a login that has the worker's role or may take it.
+            destination: the ledgers, and the prefix of their topics.
+            options: the connection to Kafka, from `infra.delivery.kafka.connection.client_options`.
+            replication_factor: the copies of topics that are created; -1 leaves that to the brokers.
 
         """
         self._conninfo = conninfo
@@ -115,19 +117,19 @@ class Publisher:
         self._stopping = threading.Event()
         self._woken = threading.Event()
         self._pause_s = RETRY_FIRST_S
-        self._said = ""
+        self._logged = ""
         self._thread = threading.Thread(target=self._run, name=f"publisher of {destination.prefix}", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start publishing."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Tell that something was committed."""
+        """Read the log now, because an event was committed."""
         self._woken.set()
 
     def stop(self, timeout_s: float) -> None:
-        """End after the transaction under way; one that takes longer is left behind with its thread."""
+        """End after the current transaction. If that takes longer, its thread is left to end with the process."""
         self._stopping.set()
         self._woken.set()
         self._thread.join(timeout_s)
@@ -136,80 +138,80 @@ class Publisher:
         while not self._stopping.is_set():
             try:
                 with psycopg.connect(**session(self._conninfo, WORKER)) as connection:
-                    # What it writes down is a copy for people.
+                    # The status is a copy for people, so it may be lost.
                     connection.execute("SET synchronous_commit = off")
-                    self._lead(connection)
+                    self._publish_while_locked(connection)
             except psycopg.OperationalError as error:
-                self._say(logging.WARNING, f"is waiting for the database: {' '.join(str(error).split())}")
+                self._log_change(logging.WARNING, f"is waiting for the database: {' '.join(str(error).split())}")
             except Exception:
-                # Its own defect must not end it silently.
+                # A defect must not end the thread silently.
                 log.exception("Publishing to %s failed and is restarted", self._destination.prefix)
             self._stopping.wait(self._pause_s)
             self._pause_s = min(2 * self._pause_s, RETRY_LONGEST_S)
 
-    def _lead(self, connection: psycopg.Connection[Any]) -> None:
-        """Wait for the lease, and publish while it holds; whatever goes wrong with Kafka is written down."""
-        standing = PublicationStatusWriter(connection, self._destination)
+    def _publish_while_locked(self, connection: psycopg.Connection[Any]) -> None:
+        """Wait for the lock, and publish until something fails; write the failure to the status."""
+        status = PublicationStatusWriter(connection, self._destination)
         while not self._stopping.is_set():
-            won = connection.execute(_LEAD, (AdvisoryLock.KAFKA_PUBLISHER, self._destination.prefix)).fetchone()
-            if won is not None and won[0]:
+            row = connection.execute(_LOCK, (AdvisoryLock.KAFKA_PUBLISHER, self._destination.prefix)).fetchone()
+            if row is not None and row[0]:
                 break
             self._stopping.wait(POLL_S)
         else:
             return
         try:
-            standing.meet()
+            status.register_ledgers()
             with classified_errors():
-                self._publish(connection, standing)
-        except _STOPPED as error:
-            self._failed(standing, "stopped", logging.ERROR, f"has stopped. {error}")
+                self._publish(connection, status)
+        except _NEEDS_A_PERSON as error:
+            self._failed(status, "stopped", logging.ERROR, f"has stopped. {error}")
             self._pause_s = RETRY_LONGEST_S
         except KafkaError as error:
-            self._failed(standing, "retrying", logging.WARNING, f"is retried: {_in_words(error)}")
+            self._failed(status, "retrying", logging.WARNING, f"is retried: {_explained(error)}")
 
-    def _publish(self, connection: psycopg.Connection[Any], standing: PublicationStatusWriter) -> None:
-        outgoing = RecordReader(connection, self._destination)
-        with topics(self._options, self._replication_factor) as found:
-            found.ensure([self._progress])
+    def _publish(self, connection: psycopg.Connection[Any], status: PublicationStatusWriter) -> None:
+        log_reader = RecordReader(connection, self._destination)
+        with topics(self._options, self._replication_factor) as checked:
+            checked.ensure([self._progress])
         producer = Producer(self._options, f"{self._destination.prefix}.publisher")
-        reader = SingleThreadExecutor(f"reader for {self._destination.prefix}")
+        read_ahead = SingleThreadExecutor(f"reader for {self._destination.prefix}")
         try:
             positions = self._resume(connection)
             self._woken.clear()
-            # Before it is said that all is well: an event that cannot be read would only stop it again.
-            page = outgoing.page(positions)
-            standing.advance(positions)
-            standing.go_on()
-            self._say(logging.INFO, "is done by this process")
+            # Before the status says `publishing`, because an event that cannot be read would stop publishing at once.
+            page = log_reader.page(positions)
+            status.advance(positions)
+            status.mark_publishing()
+            self._log_change(logging.INFO, "is done by this process")
             while not self._stopping.is_set():
-                while page.messages and not self._stopping.is_set():
-                    # The next page is read while this one is on its way.
+                while page.records and not self._stopping.is_set():
+                    # The next page is read while this one is sent.
                     self._woken.clear()
                     positions |= page.positions
-                    ahead = reader.begin(partial(outgoing.page, dict(positions)))
-                    producer.commit(page.messages)
-                    standing.advance(page.positions)
+                    next_page = read_ahead.begin(partial(log_reader.page, dict(positions)))
+                    producer.commit(page.records)
+                    status.advance(page.positions)
                     self._pause_s = RETRY_FIRST_S
-                    page = ahead.result()
+                    page = next_page.result()
                 self._woken.wait(POLL_S)
                 self._woken.clear()
-                page = outgoing.page(positions)
+                page = log_reader.page(positions)
         finally:
-            reader.leave()
+            read_ahead.leave()
             producer.abandon()
 
     def _resume(self, connection: psycopg.Connection[Any]) -> dict[int, int]:
-        """Return how far each ledger is published, once it is certain that nobody else can still publish.
+        """Return how far each ledger is published. Older producers must be fenced before.
 
         Raises:
-            ProgressProblem, TopicProblem: a person must decide.
+            ProgressMismatch, TopicProblem: a person must decide.
             KafkaError: the brokers cannot be reached.
 
         """
         progress = last_values(self._options, self._progress.name)
-        with topics(self._options, self._replication_factor) as found:
-            found.ensure([self._events, self._state], missing=self._why_not_to_create(progress))
-        # Progress is written with events, and with nothing else.
+        with topics(self._options, self._replication_factor) as checked:
+            checked.ensure([self._events, self._state], missing=self._reason_not_to_create(progress))
+        # Progress is written only together with events.
         empty = is_empty(self._options, self._events.name)
         if not progress and not empty:
             message = (
@@ -221,18 +223,18 @@ class Publisher:
             raise ProgressMismatch(self._emptied(self._events))
         positions = {}
         for name, ledger_id, head in connection.execute(_LEDGERS, self._destination.parameters).fetchall():
-            said = progress.get(name.encode())
-            if said is not None:
-                positions[ledger_id] = self._checked(connection, name, ledger_id, head, orjson.loads(said))
-        if positions and is_empty(self._options, self._state.name) and _has_told(connection, positions):
+            value = progress.get(name.encode())
+            if value is not None:
+                positions[ledger_id] = self._checked(connection, name, ledger_id, head, orjson.loads(value))
+        if positions and is_empty(self._options, self._state.name) and _state_expected(connection, positions):
             raise ProgressMismatch(self._emptied(self._state))
         return positions
 
     def _checked(
-        self, connection: psycopg.Connection[Any], name: str, ledger_id: int, head: int, said: Mapping[str, Any]
+        self, connection: psycopg.Connection[Any], name: str, ledger_id: int, head: int, progress: Mapping[str, Any]
     ) -> int:
-        """Return the position that progress names, if the log has the event there that progress names too."""
-        position = int(said["position"])
+        """Return the position of the progress, if the log has the event there that the progress names."""
+        position = int(progress["position"])
         if position > head:
             message = (
                 f"Ledger {name} is published up to position {position} but ends at {head}. This database was "
@@ -240,7 +242,7 @@ class Publisher:
             )
             raise ProgressMismatch(message)
         row = connection.execute(_EVENT_AT, (ledger_id, position)).fetchone()
-        if row is None or row[0] != UUID(said["event_id"]):
+        if row is None or row[0] != UUID(progress["event_id"]):
             message = (
                 f"The event at position {position} of ledger {name} is not the published one. This database was "
                 f"restored to an earlier state and then written to, or it is another database. {self._remedy}"
@@ -248,7 +250,7 @@ class Publisher:
             raise ProgressMismatch(message)
         return position
 
-    def _why_not_to_create(self, progress: Mapping[bytes, bytes]) -> str:
+    def _reason_not_to_create(self, progress: Mapping[bytes, bytes]) -> str:
         if not progress:
             return ""
         return f"{self._progress.name} says that it had events. {self._remedy}"
@@ -267,21 +269,21 @@ class Publisher:
             f"SPARKLEDGER_KAFKA_LEDGERS, or after deleting {names}."
         )
 
-    def _failed(self, standing: PublicationStatusWriter, state: PublicationState, level: int, what: str) -> None:
-        self._say(level, what)
-        standing.fail(state, what)
+    def _failed(self, status: PublicationStatusWriter, state: PublicationState, level: int, change: str) -> None:
+        self._log_change(level, change)
+        status.mark_failed(state, change)
 
-    def _say(self, level: int, what: str) -> None:
-        """Log a change, and not each time that nothing has changed."""
-        if what != self._said:
-            log.log(level, "Publishing to %s %s", self._destination.prefix, what)
-            self._said = what
+    def _log_change(self, level: int, change: str) -> None:
+        """Log a change once, and not again while nothing changes."""
+        if change != self._logged:
+            log.log(level, "Publishing to %s %s", self._destination.prefix, change)
+            self._logged = change
 
 
 def publishers(conninfo: str, settings: Settings) -> list[Publisher]:
-    """Return a publisher for each destination of the settings; none where no Kafka is named.
+    """Return a publisher for each destination of the settings; none where the settings name no Kafka.
 
-    `conninfo` is the database, as a login that is or may become the worker's role.
+    `conninfo` is the database, with a login that has the worker's role or may take it.
     """
     if not settings.kafka_bootstrap_servers:
         return []
@@ -292,23 +294,23 @@ def publishers(conninfo: str, settings: Settings) -> list[Publisher]:
     ]
 
 
-def _has_told(connection: psycopg.Connection[Any], positions: Mapping[int, int]) -> bool:
-    """Tell whether the topic of states must hold a code's, when ledgers are published that far.
+def _state_expected(connection: psycopg.Connection[Any], positions: Mapping[int, int]) -> bool:
+    """Return whether the topic of states must contain a state when ledgers are published that far.
 
-    A code that changes again further on may not have been told of yet, and then is told of when that is published.
+    The state of a code that changes again further on in the log may not be published yet.
     """
     columns = (Ints(list(positions)), Bigints(list(positions.values())))
-    row = connection.execute(_TOLD, columns, binary=True).fetchone()
+    row = connection.execute(_STATE_EXPECTED, columns, binary=True).fetchone()
     return row is not None and bool(row[0])
 
 
-def _in_words(error: KafkaError) -> str:
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if "bootstrap" not in said:
-        return said
-    # A broker may hang up on a wrong login without a word that its client would hear.
+def _explained(error: KafkaError) -> str:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if "bootstrap" not in text:
+        return text
+    # Some brokers answer a wrong login by closing the connection.
     return (
-        f"Kafka cannot be reached, or closes the connection ({said}). Check that it is running, and check "
+        f"Kafka cannot be reached, or closes the connection ({text}). Check that it is running, and check "
         "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS, SPARKLEDGER_KAFKA_SECURITY_PROTOCOL, "
         "SPARKLEDGER_KAFKA_SASL_USERNAME and its password."
     )

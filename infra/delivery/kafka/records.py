@@ -1,4 +1,4 @@
-"""The log as Kafka gets it: pages of events past given positions, as messages of the three topics."""
+"""The log as Kafka records: pages of events after given positions, as records for the three topics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
     from infra.delivery.kafka.publication_status import Destination
 
-# Events of one transaction at most: enough that its few milliseconds of waiting are shared by many.
+# The largest number of events in one transaction. A transaction waits for a few milliseconds, which many events share.
 PAGE_EVENTS_MAX: Final = 3_000
 
 _STATE_HEADERS: Final = [("content-type", b"application/json")]
@@ -71,24 +71,24 @@ _BEFORE_VERSIONS: Final = (
 
 
 class UnreadableEvent(Exception):
-    """An event that this program cannot read, and hence not publish."""
+    """An event that this version of the program cannot read, and so cannot publish."""
 
 
 @dataclass(slots=True)
 class RecordPage:
-    """Events to be published together: the messages, and how far they bring each ledger."""
+    """Records to be published together, and the last position of each ledger among them."""
 
-    messages: list[KafkaRecord] = field(default_factory=list)
+    records: list[KafkaRecord] = field(default_factory=list)
     positions: dict[int, int] = field(default_factory=dict)
 
 
 class RecordReader:
-    """Reads the log of a destination's ledgers, with the worker's rights."""
+    """Reads the events of a destination's ledgers, with the worker's role."""
 
     def __init__(
         self, connection: psycopg.Connection[Any], destination: Destination, *, page_events: int = PAGE_EVENTS_MAX
     ) -> None:
-        """Take the connection that the publisher leads with: once it is lost, nothing more is read."""
+        """Take the connection that holds the publisher's lock, so that nothing is read once it is lost."""
         self._cursor = connection.cursor(binary=True)
         self._destination = destination
         self._page_events = page_events
@@ -98,11 +98,11 @@ class RecordReader:
         self._progress = progress_topic(destination.prefix).name
 
     def page(self, positions: Mapping[int, int]) -> RecordPage:
-        """Return what comes after the given positions, by ledger and then by position; empty where nothing does.
+        """Return the records after the given positions, by ledger and then by position; none where there are no events.
 
         Raises:
-            Unpublishable: the first event cannot be read; one further on ends the page before it.
-            psycopg.OperationalError: the database is away.
+            UnreadableEvent: the first event cannot be read. A later one ends the page before it.
+            psycopg.OperationalError: the database is unavailable.
 
         """
         known = (Ints(list(positions)), Bigints(list(positions.values())))
@@ -114,28 +114,30 @@ class RecordReader:
             newest: set[int] = set()
             try:
                 for row in rows:
-                    recorded = _read(ledger_name, row)
-                    page.messages.append(self._event(recorded, ledger_name, row[2], row[-1]))
+                    recorded = _decode(ledger_name, row)
+                    page.records.append(self._event_record(recorded, ledger_name, row[2], row[-1]))
                     read.append(recorded)
                     if row[3]:
                         newest.add(recorded.position)
             except UnreadableEvent:
-                if not page.messages:
+                if not page.records:
                     raise
             if read:
-                page.messages += self._states_after(ledger_id, ledger_name, read, newest)
-                page.messages.append(self._progress_of(ledger_name, read[-1]))
+                page.records += self._state_records(ledger_id, ledger_name, read, newest)
+                page.records.append(self._progress_record(ledger_name, read[-1]))
                 page.positions[ledger_id] = read[-1].position
-        self._states.forget()
+        self._states.evict()
         return page
 
-    def _event(self, recorded: RecordedEvent, ledger_name: str, traceparent: str | None, stored: bytes) -> KafkaRecord:
+    def _event_record(
+        self, recorded: RecordedEvent, ledger_name: str, traceparent: str | None, stored: bytes
+    ) -> KafkaRecord:
         event = cloud_event(recorded, ledger_name, traceparent=traceparent, stored=stored)
         key = event.key.encode()
         partition = partition_of(key, PARTITIONS)
         return KafkaRecord(self._events, partition, key, event.data, binary_headers(event), _timestamp_ms(recorded))
 
-    def _states_after(
+    def _state_records(
         self, ledger_id: int, ledger_name: str, read: Sequence[RecordedEvent], newest: AbstractSet[int]
     ) -> Iterator[KafkaRecord]:
         for last in self._states.apply(ledger_id, read, newest):
@@ -144,8 +146,8 @@ class RecordReader:
             partition = partition_of(key, PARTITIONS)
             yield KafkaRecord(self._state, partition, key, content, _STATE_HEADERS, _timestamp_ms(last))
 
-    def _progress_of(self, ledger_name: str, last: RecordedEvent) -> KafkaRecord:
-        """Say how far a ledger is published; the event's id tells this log from another of the same length."""
+    def _progress_record(self, ledger_name: str, last: RecordedEvent) -> KafkaRecord:
+        """Return the record of a ledger's progress. The event id tells this log from another one of the same length."""
         value = orjson.dumps({"position": last.position, "event_id": last.event_id})
         return KafkaRecord(self._progress, 0, ledger_name.encode(), value, _STATE_HEADERS, _timestamp_ms(last))
 
@@ -158,7 +160,7 @@ class RecordReader:
         return found
 
 
-def _read(ledger_name: str, row: Sequence[Any]) -> RecordedEvent:
+def _decode(ledger_name: str, row: Sequence[Any]) -> RecordedEvent:
     try:
         return to_recorded(row[4:])
     except Exception as error:
@@ -170,5 +172,5 @@ def _read(ledger_name: str, row: Sequence[Any]) -> RecordedEvent:
 
 
 def _timestamp_ms(recorded: RecordedEvent) -> int:
-    """Return when the ledger learned it; brokers refuse what lies in their future, as after a clock was set back."""
+    """Return when an event was recorded, but never a time in the future, which brokers would refuse."""
     return int(min(recorded.recorded_at.timestamp(), time.time()) * 1000)

@@ -224,7 +224,7 @@ async def test_progress_names_the_last_event_of_each_ledger(kafka: Broker, opene
 async def test_codes_that_are_not_remembered_are_read_again(
     kafka: Broker, opened: Opened, prefix: str, remembered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.delivery.kafka.code_state.REMEMBERED_MAX", remembered)
+    monkeypatch.setattr("infra.delivery.kafka.code_state.CACHED_MAX", remembered)
     tenant = await opened.begin()
     await a_life(opened, tenant)
     with publishing(opened.database, kafka.plain, prefix) as publisher, states(kafka.plain, prefix) as topic:

@@ -179,9 +179,9 @@ async def test_a_database_taken_back_stops_publishing(kafka: Broker, opened: Ope
 
     with publishing(opened.database, kafka.plain, prefix):
         assert why_stopped(opened) == (
-            "has stopped. Ledger main is published up to position 2 and ends at 1: this database was taken back to an "
-            "earlier state, or is another. Bring back what is missing. Or publish everything anew: under another "
-            f"prefix in SPARKLEDGER_KAFKA_LEDGERS, or after deleting {prefix}.code-events.v1, {prefix}.code-state.v1, "
+            "has stopped. Ledger main is published up to position 2 but ends at 1. This database was restored to "
+            "an earlier state, or it is another database. Restore what is missing. Or publish everything again: under "
+            f"another prefix in SPARKLEDGER_KAFKA_LEDGERS, or after deleting {prefix}.code-events.v1, {prefix}.code-state.v1, "
             f"{prefix}.code-progress.v1."
         )
 
@@ -193,7 +193,7 @@ async def test_another_event_at_the_published_position_stops_publishing(
     opened.sql("ALTER TABLE events DISABLE TRIGGER USER; UPDATE events SET event_id = gen_random_uuid()")
 
     with publishing(opened.database, kafka.plain, prefix):
-        assert "The event at position 2 of ledger main is not the one that was published" in why_stopped(opened)
+        assert "The event at position 2 of ledger main is not the published one" in why_stopped(opened)
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,8 @@ async def test_a_topic_that_was_created_anew_stops_publishing_before_a_history_w
 
     with publishing(opened.database, kafka.plain, prefix):
         assert why_stopped(opened).startswith(
-            f"has stopped. Topic {prefix}.code-{kind}.v1 is empty, and {prefix}.code-progress.v1 says that something "
-            "was published to it: it was emptied, or deleted and created anew. Bring back what is missing. Or publish "
+            f"has stopped. Topic {prefix}.code-{kind}.v1 is empty, but {prefix}.code-progress.v1 says that it had "
+            "records. It was emptied, or deleted and created again. Restore what is missing. Or publish "
         )
     assert opened.sql("SELECT position FROM publications") == [(2,)]
 
