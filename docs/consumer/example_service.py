@@ -1,4 +1,4 @@
-"""An example of a service that lives from Sparkledger's events: which video may which advertiser run, and until when?
+"""An example of a service that follows Sparkledger's events: which advertiser may run which video, and until when?
 
     KAFKA=localhost:9092 DATABASE_URL=postgresql://localhost/ads python example_service.py
 
@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from sparkledger_consumer import Consumer, Event
 
-# The lock is for processes that start at once: IF NOT EXISTS alone lets two of them make the same table.
+# The lock is for processes that start at the same time: without it, two of them would create the same table.
 TABLES = """
 SELECT pg_advisory_xact_lock(7290131);
 CREATE TABLE IF NOT EXISTS codes (code_id text PRIMARY KEY, video_id text NOT NULL, expires_at timestamptz NOT NULL);
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS allowed (
 
 
 def handle(cursor: psycopg.Cursor[Any], event: Event) -> None:
-    """Keep the table as the event says; other types do not concern it."""
+    """Update the table by an event; other types are ignored."""
     code_id = event.subject.removeprefix("codes/")
     match event.type:
         case "sparkledger.CodeGenerated.v1":

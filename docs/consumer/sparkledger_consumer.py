@@ -1,26 +1,31 @@
-"""Reads Sparkledger's events from Kafka into your own PostgreSQL, each exactly once. Copy this file; it needs
-psycopg 3 and kafka-python 3.
+"""A consumer of Sparkledger's events: it reads them from Kafka into your own PostgreSQL, each exactly once.
+
+Copy this file. It needs psycopg 3 and kafka-python 3.
 
     def handle(cursor, event):
         cursor.execute("INSERT INTO …", (event.subject, event.data["expires_at"]))
 
     Consumer("postgresql://…", "broker:9092", "sparkledger.code-events.v1", name="billing", handle=handle).run()
 
-What `handle` writes with its cursor, how far the topic was read, and which events are done are one transaction of your
-database: after a crash, or a lost connection, reading goes on behind the last event that counted. Start as many
-processes with the same name as the topic has partitions: Kafka shares the partitions out, and whoever lost one to
-another process finds that it was moved, and lets go.
+One transaction of your database contains what `handle` writes with its cursor, the position in the topic, and which
+events are done. After a crash or a lost connection the consumer therefore continues behind the last committed event.
+You may start as many processes with the same name as the topic has partitions. Kafka distributes the partitions; a
+process that has lost one to another finds that its position has moved, and stops reading it.
 
-    skipped        an event that was done before: the same `id` at the same version of its subject, as after everything
-                   was published anew
-    tried again    where `handle` raises, after 1 s, 2 s, 4 s …; but a database that is away is waited for
-    dead-lettered  after `attempts` of them, with the reason, in the table `sparkledger_dead_letters`; `redeliver` hands
-                   them to `handle` once more, after it was mended. A record that is no event of Sparkledger's is one
-                   at once: its `source` is the topic, its `id` partition and offset, and `redeliver` leaves it alone
-    Gap            raised where an event of a code is missing: somebody's topic or table is damaged, and going on would
-                   hide it. (Positions, in `sequence`, are spread over partitions: no single reader can check those.)
-    Forked         raised where another event stands at a version that was done: the ledger was restored to an earlier
-                   day, went on from there, and was published anew. Your tables hold what never was in its history
+    skipped        an event that is done already: it has the same `id` and the same version of its subject, for example
+                   because everything was published again
+    retried        an event for which `handle` raises, after 1 s, 2 s, 4 s …; a database that is unavailable does not
+                   count as an attempt
+    dead-lettered  an event that has failed `attempts` times. It is stored with the reason in
+                   `sparkledger_dead_letters`; `redeliver` hands it to `handle` again once that is fixed. A record that
+                   is not an event of Sparkledger is stored at once, with the topic as its `source` and partition and
+                   offset as its `id`; `redeliver` skips it
+    Gap            raised where an event of a code is missing: the topic or your tables are damaged, and continuing
+                   would hide it. (Positions, in `sequence`, are spread over partitions, so one reader cannot check
+                   those.)
+    Forked         raised where a version that is done has another event now: the ledger was restored to an earlier
+                   state, continued from there, and was published again. Your tables contain events that are no longer
+                   in its history
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 
 log = logging.getLogger(__name__)
 
-# Several processes that start at once would each find a table missing, and all but one fail to make it.
+# The lock is for processes that start at the same time: without it, two of them would create the same table.
 SCHEMA = """
 SELECT pg_advisory_xact_lock(7290130);
 CREATE TABLE IF NOT EXISTS sparkledger_positions (
@@ -58,19 +63,19 @@ CREATE TABLE IF NOT EXISTS sparkledger_dead_letters (
 """
 
 LONGEST_PAUSE_S = 60.0
-# How often it looks for a topic that is not there yet, and for a change of those that are.
+# How often the consumer checks for a topic that does not exist yet.
 TOPIC_EVERY_S = 1.0
 METADATA_MS = 5_000
 POLL_MS = 500
 BATCH_EVENTS_MAX = 200
 REASON_CHARACTERS_MAX = 1000
-# Of each name that an index of the tables holds, far beyond those that Sparkledger gives.
+# The limit for each text in an index of the tables, far above those of Sparkledger's events.
 NAME_BYTES_MAX = 1000
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event. `attributes` are all its CloudEvents attributes, as texts; `data` is its body."""
+    """One event. `attributes` are all its CloudEvents attributes as strings; `data` is its body."""
 
     id: str
     source: str
@@ -91,18 +96,18 @@ class Gap(Exception):
 
 
 class Forked(Exception):
-    """Another event stands at a version of a code, or of a creator, that was done: the ledger was taken back."""
+    """A version of a code, or of a creator, that is done has another event now: the ledger was restored."""
 
 
 class _Moved(Exception):
-    """Another process has read this partition further."""
+    """Another process has read further in this partition."""
 
 
-_NO_FAULT_OF_AN_EVENT = (Gap, Forked, _Moved)
+_NOT_AN_EVENTS_FAULT = (Gap, Forked, _Moved)
 
 
 class Consumer:
-    """Hands each event to `handle` once."""
+    """Hands each event to `handle` exactly once."""
 
     def __init__(
         self,
@@ -116,17 +121,17 @@ class Consumer:
         pause_s: float = 1.0,
         **kafka: Any,
     ) -> None:
-        """Prepare; `run` runs.
+        """Prepare the consumer; `run` runs it.
 
         Args:
-            database: your PostgreSQL, as a connection string.
-            bootstrap_servers: the brokers, as host:port, several separated by commas.
+            database: the connection string of your PostgreSQL.
+            bootstrap_servers: the brokers as host:port, separated by commas.
             topic: the topic of events.
-            name: what this consumer is called, in Kafka and in your tables.
-            handle: what is to be done; it must only write with the cursor that it is handed.
+            name: the name of this consumer, in Kafka and in your tables.
+            handle: processes one event. It must write only with the cursor that it gets.
             attempts: how often an event is tried before it becomes a dead letter.
-            pause_s: seconds before the second attempt; doubled before each further one.
-            kafka: more settings of kafka-python, for logins and TLS.
+            pause_s: seconds before the second attempt, doubled before each further one.
+            kafka: further settings of kafka-python, for logins and TLS.
 
         """
         self._database = database
@@ -136,51 +141,51 @@ class Consumer:
         self._attempts = attempts
         self._pause_s = pause_s
         self._kafka = {
-            # Whoever was killed gives its partitions up after so long.
+            # The partitions of a killed process go to others after this time.
             "session_timeout_ms": 10_000,
             **kafka,
             "bootstrap_servers": bootstrap_servers.split(","),
             "group_id": name,
-            # Its defaults would show events of transactions that were aborted, skip those of before, and forget ours.
+            # The defaults would return aborted events, skip older events, and commit events that are not done.
             "isolation_level": "read_committed",
             "auto_offset_reset": "earliest",
             "enable_auto_commit": False,
             "allow_auto_create_topics": False,
             "max_poll_records": BATCH_EVENTS_MAX,
-            # A client that shared the partitions out before it knew of any would look again in five minutes.
+            # With the default, a client that found no partitions at first would look again after five minutes.
             "metadata_max_age_ms": METADATA_MS,
         }
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """End `run` after the events in hand."""
+        """End `run` after the current event or batch."""
         self._stop.set()
 
     def run(self) -> None:
-        """Read until `stop` is called; a database or a broker that is away is waited for.
+        """Read until `stop` is called. While the database or the brokers are unavailable, try again and again.
 
         Raises:
             Gap: an event is missing.
-            Forked: an event that was done is not the ledger's any more.
+            Forked: an event that is done is no longer in the ledger's history.
 
         """
         pause_s = self._pause_s
         while not self._stop.is_set():
             try:
-                with psycopg.connect(self._database) as connection, self._reading(connection) as poll:
+                with psycopg.connect(self._database) as connection, self._polling(connection) as poll:
                     while not self._stop.is_set():
                         for partition, records in poll().items():
-                            self._take_in(connection, partition, records)
+                            self._apply(connection, partition, records)
                             pause_s = self._pause_s
             except (psycopg.OperationalError, KafkaConnectionError, KafkaTimeoutError, _Moved) as error:
-                log.warning("%s begins again in %.0f s: %s", self._name, pause_s, error)
+                log.warning("%s starts again in %.0f s: %s", self._name, pause_s, error)
                 self._stop.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def redeliver(self) -> int:
-        """Hand the dead letters to `handle` once more, oldest first; return how many it has done now.
+        """Hand the dead letters to `handle` again, oldest first; return how many are done now.
 
-        The first that fails again ends it, and stays where it is. So does what is no event, but it ends nothing.
+        The first one that fails again ends this, and remains a dead letter. Records that are not events are skipped.
         """
         done = 0
         with psycopg.connect(self._database) as connection:
@@ -192,79 +197,78 @@ class Consumer:
             for source, event_id, headers, data in letters:
                 try:
                     event = _event(headers, data)
-                except Exception as error:  # noqa: BLE001 - somebody else's record may be wrong in any way
-                    log.warning("%s leaves %s of %s, which is no event: %s", self._name, event_id, source, error)
+                except Exception as error:  # noqa: BLE001 - a foreign record may be wrong in any way
+                    log.warning("%s skips %s of %s, which is not an event: %s", self._name, event_id, source, error)
                     continue
                 with connection.transaction(), connection.cursor() as cursor:
                     cursor.execute(
                         "DELETE FROM sparkledger_dead_letters WHERE (consumer, source, id) = (%s, %s, %s)",
                         (self._name, source, event_id),
                     )
-                    # Whoever redelivers at the same time has waited here for the other, and finds it done.
+                    # Another process that redelivers at the same time waits here, and then finds no row.
                     if cursor.rowcount == 1:
                         self._handle(cursor, event)
                         done += 1
         return done
 
     @contextmanager
-    def _reading(self, connection: psycopg.Connection[Any]) -> Iterator[Callable[[], Mapping[Any, Sequence[Any]]]]:
-        """Lend what returns the next records of each partition."""
+    def _polling(self, connection: psycopg.Connection[Any]) -> Iterator[Callable[[], Mapping[Any, Sequence[Any]]]]:
+        """Open a consumer, and yield a function that returns the next records of each partition."""
         connection.execute(SCHEMA)
         connection.commit()
         consumer = _connected(self._kafka)
         try:
-            # A topic whose partitions are not known yet would be shared out without any of them, and nothing be read
-            # until the client looks again, in minutes.
+            # A client that subscribes before the partitions are known would be assigned none of them for minutes.
             while not consumer.partitions_for_topic(self._topic) and not self._stop.wait(TOPIC_EVERY_S):
                 log.warning("%s waits for the topic %s", self._name, self._topic)
-            self._forget_another_topic(connection, consumer)
-            going_on = _GoOn(consumer, connection, self._name)
-            consumer.subscribe([self._topic], listener=going_on)
-            yield going_on.poll
+            self._forget_recreated_topic(connection, consumer)
+            assignments = _Assignments(consumer, connection, self._name)
+            consumer.subscribe([self._topic], listener=assignments)
+            yield assignments.poll
         finally:
             with suppress(Exception):
                 consumer.close(autocommit=False)
 
-    def _forget_another_topic(self, connection: psycopg.Connection[Any], consumer: Any) -> None:
-        """Begin anew where a partition ends before it was read to: the topic was deleted, and published anew."""
+    def _forget_recreated_topic(self, connection: psycopg.Connection[Any], consumer: Any) -> None:
+        """Forget the positions in a topic that is shorter than they are: it was deleted and published again."""
         read = connection.execute(
             "SELECT partition, next_offset FROM sparkledger_positions WHERE (consumer, topic) = (%s, %s)",
             (self._name, self._topic),
         ).fetchall()
         ends = consumer.end_offsets([TopicPartition(self._topic, partition) for partition, _ in read]) if read else {}
         if any(next_offset > ends[TopicPartition(self._topic, partition)] for partition, next_offset in read):
-            log.warning("%s reads %s from its beginning: it was published anew", self._name, self._topic)
+            log.warning("%s reads %s from its beginning, because it was published again", self._name, self._topic)
             connection.execute(
                 "DELETE FROM sparkledger_positions WHERE (consumer, topic) = (%s, %s)", (self._name, self._topic)
             )
         connection.commit()
 
-    def _take_in(self, connection: psycopg.Connection[Any], partition: Any, records: Sequence[Any]) -> None:
-        """Take a batch in as one transaction; from an event that fails, go on with each in one of its own."""
+    def _apply(self, connection: psycopg.Connection[Any], partition: Any, records: Sequence[Any]) -> None:
+        """Apply a batch in one transaction; where an event fails, apply each event in a transaction of its own."""
         try:
             with connection.transaction(), connection.cursor() as cursor:
                 for record in records:
                     self._once(cursor, record)
                 self._move(cursor, partition, records[0].offset, records[-1].offset + 1)
-        except _NO_FAULT_OF_AN_EVENT:
+        except _NOT_AN_EVENTS_FAULT:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it was, each event is tried by itself now
-            _refuse_closed(connection, error)
+        except Exception as error:  # noqa: BLE001 - whatever failed, each event is tried by itself now
+            _raise_if_closed(connection, error)
             for record in records:
-                if not self._patiently(connection, partition, record):
+                if not self._with_retries(connection, partition, record):
                     return
 
-    def _patiently(self, connection: psycopg.Connection[Any], partition: Any, record: Any) -> bool:
-        """Try one event again and again; where that does not help, keep it as a dead letter and go on.
+    def _with_retries(self, connection: psycopg.Connection[Any], partition: Any, record: Any) -> bool:
+        """Try one event several times; store it as a dead letter where it fails each time.
 
-        Return false where `stop` came in between: it is left for the next run, with all its attempts.
+        Return false where `stop` was called in between. The event then has all its attempts in the next run.
         """
         try:
             event_of(record)
         except Exception as error:
-            log.exception("%s gives a record up that is no event", self._name)
+            log.exception("%s stores a record that is not an event as a dead letter", self._name)
             with connection.transaction(), connection.cursor() as cursor:
-                self._bury_foreign(cursor, partition, record, f"{type(error).__name__}: {error}")
+                self._add_foreign_record(cursor, partition, record, f"{type(error).__name__}: {error}")
                 self._move(cursor, partition, record.offset, record.offset + 1)
             return True
         pause_s = self._pause_s
@@ -274,25 +278,25 @@ class Consumer:
                     self._once(cursor, record)
                     self._move(cursor, partition, record.offset, record.offset + 1)
                 return True
-            except _NO_FAULT_OF_AN_EVENT:
+            except _NOT_AN_EVENTS_FAULT:
                 raise
             except Exception as error:
-                _refuse_closed(connection, error)
+                _raise_if_closed(connection, error)
                 reason = f"{type(error).__name__}: {error}"
                 if attempt == self._attempts:
-                    log.exception("%s gives an event up after %d attempts", self._name, attempt)
+                    log.exception("%s stores an event as a dead letter after %d attempts", self._name, attempt)
                     break
-                log.warning("%s tries an event again in %.1f s: %s", self._name, pause_s, _text(reason))
+                log.warning("%s retries an event in %.1f s: %s", self._name, pause_s, _text(reason))
                 if self._stop.wait(pause_s):
                     return False
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         with connection.transaction(), connection.cursor() as cursor:
             try:
                 with connection.transaction():
-                    self._bury(cursor, record, reason)
+                    self._add_dead_letter(cursor, record, reason)
             except psycopg.DataError:
-                # It holds what PostgreSQL's texts cannot, such as U+0000: none of Sparkledger's do.
-                self._bury_foreign(cursor, partition, record, reason)
+                # It contains what PostgreSQL cannot store as text, such as U+0000. Sparkledger's events never do.
+                self._add_foreign_record(cursor, partition, record, reason)
             self._move(cursor, partition, record.offset, record.offset + 1)
         return True
 
@@ -302,7 +306,7 @@ class Consumer:
             self._handle(cursor, event)
 
     def _is_new(self, cursor: psycopg.Cursor[Any], event: Event) -> bool:
-        """Note the event as done; tell whether it was not yet, and that none of its code is missing before it."""
+        """Mark an event as done; return whether it was not done before, and check that none is missing before it."""
         cursor.execute(
             "INSERT INTO sparkledger_events (consumer, source, subject, version, id) VALUES (%s, %s, %s, %s, %s)"
             " ON CONFLICT DO NOTHING",
@@ -313,7 +317,7 @@ class Consumer:
                 "SELECT id FROM sparkledger_events WHERE (consumer, source, subject, version) = (%s, %s, %s, %s)",
                 (self._name, event.source, event.subject, event.stream_version),
             )
-            _refuse_another(event, cursor.fetchone())
+            _raise_if_forked(event, cursor.fetchone())
             return False
         cursor.execute(
             "SELECT last_id, version FROM sparkledger_streams WHERE (consumer, source, subject) = (%s, %s, %s)"
@@ -323,14 +327,14 @@ class Consumer:
         row = cursor.fetchone()
         version = row[1] if row else 0
         if event.stream_version <= version:
-            # Its row was deleted as an old one: what is left to compare is the last event's id.
+            # The row of this event was deleted as an old one, so only the id of the last event can be compared.
             if event.stream_version == version:
-                _refuse_another(event, row)
+                _raise_if_forked(event, row)
             return False
         if event.stream_version != version + 1:
             message = (
                 f"{event.subject} of {event.source} goes from version {version} to {event.stream_version}: events in "
-                "between are missing. Read the topic from its beginning into empty tables, or look for who lost them."
+                "between are missing. Read the topic from its beginning into empty tables, or find out what lost them."
             )
             raise Gap(message)
         cursor.execute(
@@ -342,7 +346,7 @@ class Consumer:
         return True
 
     def _move(self, cursor: psycopg.Cursor[Any], partition: Any, first: int, next_offset: int) -> None:
-        """Note how far the partition was read, unless somebody else has read it beyond where this batch began."""
+        """Write the position in a partition, unless another process has read further than where this batch began."""
         cursor.execute(
             "INSERT INTO sparkledger_positions AS p (consumer, topic, partition, next_offset) VALUES (%s, %s, %s, %s)"
             " ON CONFLICT (consumer, topic, partition) DO UPDATE SET next_offset = excluded.next_offset"
@@ -350,28 +354,30 @@ class Consumer:
             (self._name, partition.topic, partition.partition, next_offset, first),
         )
         if cursor.rowcount == 0:
-            message = f"another process has read partition {partition.partition} further"
+            message = f"another process has read further in partition {partition.partition}"
             raise _Moved(message)
 
-    def _bury(self, cursor: psycopg.Cursor[Any], record: Any, reason: str) -> None:
+    def _add_dead_letter(self, cursor: psycopg.Cursor[Any], record: Any, reason: str) -> None:
         event = event_of(record)
         if self._is_new(cursor, event):
             headers = {name: value.decode() for name, value in record.headers}
-            self._keep(cursor, event.source, event.id, headers, event.data, reason)
+            self._insert_dead_letter(cursor, event.source, event.id, headers, event.data, reason)
 
-    def _bury_foreign(self, cursor: psycopg.Cursor[Any], partition: Any, record: Any, reason: str) -> None:
-        """Keep what cannot be read as an event by where it stands, with its value as a text."""
+    def _add_foreign_record(self, cursor: psycopg.Cursor[Any], partition: Any, record: Any, reason: str) -> None:
+        """Store a record that is not an event under its partition and offset, with its value as text."""
         headers = {_text(name): None if value is None else _text(value) for name, value in record.headers}
         data = None if record.value is None else _text(record.value)
-        self._keep(cursor, partition.topic, f"{partition.partition}/{record.offset}", headers, data, reason)
+        self._insert_dead_letter(
+            cursor, partition.topic, f"{partition.partition}/{record.offset}", headers, data, reason
+        )
 
-    def _keep(
+    def _insert_dead_letter(
         self, cursor: psycopg.Cursor[Any], source: str, event_id: str, headers: Any, data: Any, reason: str
     ) -> None:
         cursor.execute(
             "INSERT INTO sparkledger_dead_letters (consumer, source, id, headers, data, reason)"
             " VALUES (%s, %s, %s, %s, %s, %s)"
-            # Another record may have stood there, in a topic of that name that was deleted.
+            # A record of a deleted topic with the same name may have had this offset.
             " ON CONFLICT (consumer, source, id) DO UPDATE"
             " SET headers = excluded.headers, data = excluded.data, reason = excluded.reason, at = excluded.at",
             (
@@ -381,45 +387,47 @@ class Consumer:
         )
 
 
-def _refuse_closed(connection: psycopg.Connection[Any], error: Exception) -> None:
-    """Let an error pass as an event's own, unless the connection is gone: that, and not its class, tells an outage.
+def _raise_if_closed(connection: psycopg.Connection[Any], error: Exception) -> None:
+    """Raise where the connection was lost, because the error is then not the event's fault.
 
-    PostgreSQL's operational errors are also those of a lock that is not had, or a value too long for an index.
+    The class of the error does not show it: PostgreSQL also has operational errors for a lock that is not available, or
+    a value that is too long for an index.
     """
     if connection.closed:
         message = f"the connection was lost: {error}"
         raise psycopg.OperationalError(message) from error
 
 
-def _refuse_another(event: Event, done: Any) -> None:
-    """Let an event pass that was done at its version, by its id, which comes first in the given row."""
+def _raise_if_forked(event: Event, done: Any) -> None:
+    """Raise where the event that is done at a version, whose id is first in the given row, is another one."""
     if done is not None and done[0] != event.id:
         message = (
             f"Version {event.stream_version} of {event.subject} of {event.source} was done as {done[0]} and is "
-            f"{event.id} now: the ledger was restored to an earlier day, or is another. What was done since is not its "
-            "history any more. Read the topic from its beginning into empty tables, or bring the newer ledger back."
+            f"{event.id} now: the ledger was restored to an earlier state, or is another one. Later events that are "
+            "done are no longer in its history. Read the topic from its beginning into empty tables, or restore the "
+            "newer ledger."
         )
         raise Forked(message)
 
 
 def _connected(kafka: Mapping[str, Any]) -> Any:
-    """Connect; where that fails, end the thread that the client began, which would go on trying beside the next."""
-    begun: list[Any] = []
+    """Connect; where that fails, end the client's thread, which would otherwise go on trying beside the next one."""
+    started: list[Any] = []
 
     def client(**settings: Any) -> Any:
-        begun.append(KafkaNetClient(**settings))
-        return begun[-1]
+        started.append(KafkaNetClient(**settings))
+        return started[-1]
 
     try:
         return KafkaConsumer(**kafka, kafka_client=client)
     except BaseException:
-        for left in begun:
+        for left in started:
             left.close()
         raise
 
 
-class _GoOn(ConsumerRebalanceListener):  # type: ignore[misc] # its base has no types
-    """Begins each partition that Kafka hands to this process where the database says that it was left."""
+class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc] # its base has no types
+    """Seeks each partition that Kafka assigns to this process to the position in the database."""
 
     def __init__(self, consumer: Any, connection: psycopg.Connection[Any], name: str) -> None:
         self._consumer = consumer
@@ -431,25 +439,25 @@ class _GoOn(ConsumerRebalanceListener):  # type: ignore[misc] # its base has no 
         """Return the next records of each partition.
 
         Raises:
-            psycopg.OperationalError: the database was away when partitions were handed to this process.
+            psycopg.OperationalError: the database was unavailable when partitions were assigned.
 
         """
         polled: Mapping[Any, Sequence[Any]] = self._consumer.poll(timeout_ms=POLL_MS)
         if self._failed is not None:
-            # What was polled may begin anywhere.
+            # The records may begin at any offset, so they are not used.
             raise self._failed
         return polled
 
     def on_partitions_revoked(self, revoked: Any) -> None:
-        """Nothing: what is done is written down."""
+        """Do nothing: positions are in the database."""
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         try:
-            self._begin(assigned)
-        except Exception as error:  # noqa: BLE001 - Kafka's client would raise it as one of its own, which tells nothing
+            self._seek(assigned)
+        except Exception as error:  # noqa: BLE001 - Kafka's client would replace it by an error of its own
             self._failed = error
 
-    def _begin(self, assigned: Any) -> None:
+    def _seek(self, assigned: Any) -> None:
         for partition in assigned:
             row = self._connection.execute(
                 "SELECT next_offset FROM sparkledger_positions WHERE (consumer, topic, partition) = (%s, %s, %s)",
@@ -467,15 +475,15 @@ def event_of(record: Any) -> Event:
     return _event({name: value.decode() for name, value in record.headers}, json.loads(record.value))
 
 
-def _text(said: str | bytes) -> str:
-    """Return what PostgreSQL takes as a text, whatever it was."""
-    encoded = said.encode("utf-8", "replace") if isinstance(said, str) else said
+def _text(value: str | bytes) -> str:
+    """Return any value as text that PostgreSQL can store."""
+    encoded = value.encode("utf-8", "replace") if isinstance(value, str) else value
     return encoded.decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
 def _event(headers: Mapping[str, str], data: Any) -> Event:
     if not isinstance(data, dict):
-        message = "the value is no JSON object"
+        message = "the value is not a JSON object"
         raise TypeError(message)
     attributes = {name.removeprefix("ce_"): value for name, value in headers.items() if name.startswith("ce_")}
     if any(len(attributes[name].encode()) > NAME_BYTES_MAX for name in ("id", "source", "subject")):

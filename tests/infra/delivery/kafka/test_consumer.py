@@ -398,7 +398,7 @@ def test_a_database_that_was_away_when_partitions_move_to_another_process_is_wai
         # It has nothing to do, and does not notice until Kafka shares the partitions out anew.
         second.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'first'")
         with second.running():
-            until(lambda: "ours begins again in" in caplog.text, WITHIN_S)
+            until(lambda: "ours starts again in" in caplog.text, WITHIN_S)
             for number in range(2, 30):
                 send(number, 1, f"codes/{number}")
             until(lambda: first.handled() == list(range(1, 30)), WITHIN_S)
