@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
 
 import orjson
-from eventsourcing.utils import get_topic
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http import answer_fields as answered
 from api.http.models import Answer, absent
 from domain.code import Code
 from domain.creator import Creator
+from domain.event_types import EVENT_TYPES
 from domain.summaries import summary
 from domain.values import CLOCK, Role, Sealed, Source
 from infra.errors import Unavailable
@@ -69,19 +69,7 @@ class EventAnswer(BaseModel):
 _BESIDE: Final = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
 
 
-def _kinds() -> dict[str, type[Event]]:
-    """Return the class of every event that can be recorded, by its wire name, in the order of a code's life."""
-    found: dict[str, type[Event]] = {}
-    for aggregate in (Creator, Code):
-        inner = [kind for kind in vars(aggregate).values() if isinstance(kind, type)]
-        kinds = [kind for kind in inner if issubclass(kind, aggregate.Event) and "TOPIC" in vars(kind)]
-        leaves = (kind for kind in kinds if not any(k is not kind and issubclass(k, kind) for k in kinds))
-        found |= {get_topic(kind): kind for kind in leaves}
-    return found
-
-
-KINDS: Final = _kinds()
-_PRESENT_VERSIONS: Final = {type_: getattr(kind, "class_version", 1) for type_, kind in KINDS.items()}
+_PRESENT_VERSIONS: Final = {type_: getattr(kind, "class_version", 1) for type_, kind in EVENT_TYPES.items()}
 # Places in a row.
 _TYPE: Final = 2
 _VERSION: Final = 3

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from api.event_content import KINDS
 from api.http.fields import NO_NUL, Id, Moment
 from api.http.problems import Problem, malformed_query
 from api.http.query_params import MAX_Q_CHARACTERS, AnyPosition, CodeId, QueryModel, refuse_empty
 from api.query_language import ParsedQuery, QueryError, parameter, parse
+from domain.event_types import EVENT_TYPES
 from projections.index_scan import Among, Between
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EventType = Annotated[
     str,
     BeforeValidator(parameter("type")),
-    WithJsonSchema({"type": "string", "enum": list(KINDS)}),
+    WithJsonSchema({"type": "string", "enum": list(EVENT_TYPES)}),
 ]
 ActorFilter = Annotated[
     str,

@@ -27,9 +27,9 @@ from uuid import UUID
 
 from pydantic_core import PydanticCustomError
 
-from api.event_content import KINDS
 from api.http.fields import FIRST_YEAR, LAST_YEAR, parse_moment
 from domain.errors import REFUSALS
+from domain.event_types import EVENT_TYPES
 from domain.values import ID_PATTERN, Channel, Source
 from projections.index_scan import Among, Between, Condition, Field
 
@@ -128,7 +128,7 @@ QUALIFIERS: Final[dict[str, _Qualifier]] = {
     "recorded": _Qualifier(None),
     "refused": _Qualifier("refused", *_one_of(REFUSALS["redeem"])),
     "source": _Qualifier("source", *_one_of(get_args(Source))),
-    "type": _Qualifier("type", *_one_of(tuple(KINDS))),
+    "type": _Qualifier("type", *_one_of(tuple(EVENT_TYPES))),
     "video": _Qualifier("video_id", _id, _ID_EXPECTED),
 }
 

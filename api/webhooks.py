@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
 
-from eventsourcing.utils import get_topic
 from fastapi import APIRouter
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -26,9 +25,8 @@ from api.http.models import Answer, Body
 from api.http.problems import Problem, malformed_body
 from api.http.responses import NO_STORE, answer, replay_header
 from api.http.route import Route
-from domain.code import Code
-from domain.creator import Creator
 from domain.errors import NotAllowed, Unknown
+from domain.event_types import EVENT_TYPES
 from infra.delivery.cloud_events import STRUCTURED_CONTENT_TYPE
 from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.http_target import URL_CHARACTERS_MAX, AllowedNetworks, InvalidTarget, check_url
@@ -48,18 +46,8 @@ MAX_OVERLAP_HOURS: Final = 168
 EXAMPLE_URL: Final = "https://receiver.example/sparkledger"
 
 
-def event_types() -> frozenset[str]:
-    """Return the wire name of every event that can be recorded."""
-    kinds = [value for aggregate in (Creator, Code) for value in vars(aggregate).values() if isinstance(value, type)]
-    events = [kind for kind in kinds if issubclass(kind, Creator.Event | Code.Event)]
-    return frozenset(get_topic(k) for k in events if not any(o is not k and issubclass(o, k) for o in events))
-
-
-EVENT_TYPES: Final = event_types()
-
-
 def _known(types: list[str]) -> list[str]:
-    if not EVENT_TYPES.issuperset(types):
+    if not EVENT_TYPES.keys() >= set(types):
         raise PydanticCustomError("type", "Unknown event type.")
     return sorted(set(types))
 

@@ -31,10 +31,10 @@ from api.http.route import roles_by_route
 from domain.campaign import Campaign
 from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
+from domain.event_types import EVENT_TYPES
 from domain.summaries import summary
 from domain.values import Role, Sealed
 from infra.auth import access_log, api_keys, denied_attempts, key_admin, oidc
-from infra.delivery.event_schemas import event_classes
 from infra.delivery.webhooks import delivery_store, http_target
 from infra.delivery.webhooks import subscriptions as webhooks
 from infra.delivery.webhooks.models import DeliveryPolicy
@@ -203,7 +203,7 @@ def _decided(story: given.Story, command: given.Command) -> list[Event]:
 
 def events_page() -> str:
     """Return docs/events.md."""
-    kinds, told = event_classes(), examples()
+    kinds, told = list(EVENT_TYPES.values()), examples()
     untold = [get_topic(kind) for kind in kinds if get_topic(kind) not in told]
     assert not untold, f"tell of {', '.join(untold)} in tests/generated.py"
     overview = _table(

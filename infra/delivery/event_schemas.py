@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_orig
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import get_topic
 
-from domain.code import Code
-from domain.creator import Creator
+from domain.event_types import EVENT_TYPES
 from domain.values import Channel, Sealed, State
 
 if TYPE_CHECKING:
@@ -38,17 +37,6 @@ _TYPES: Final[dict[Any, dict[str, Any]]] = {
 }
 
 
-def event_classes() -> list[type[Any]]:
-    """Return every class of events that can be recorded, in the order of the files that define them."""
-    found: dict[type[Any], None] = {}
-    for aggregate in (Creator, Code):
-        inner = [value for value in vars(aggregate).values() if isinstance(value, type)]
-        kinds = [value for value in inner if issubclass(value, aggregate.Event)]
-        leaves = (kind for kind in kinds if not any(k is not kind and issubclass(k, kind) for k in kinds))
-        found |= dict.fromkeys(leaves)
-    return list(found)
-
-
 def own_fields(kind: type[Any]) -> Iterator[tuple[str, Any, bool, bool]]:
     """Yield what an event says beyond its place: a field's name, its type, whether it is sealed, and may be absent."""
     inherited = {field.name for base in (Aggregate.Event, Aggregate.Created) for field in fields(base)}
@@ -61,7 +49,7 @@ def own_fields(kind: type[Any]) -> Iterator[tuple[str, Any, bool, bool]]:
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Return every schema by its name: `Shared.v1`, and `CodeState.v1` for the state."""
-    events = [_event_schema(kind) for kind in event_classes()]
+    events = [_event_schema(kind) for kind in EVENT_TYPES.values()]
     return {schema["title"]: schema for schema in [*events, code_state_schema()]}
 
 

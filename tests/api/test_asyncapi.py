@@ -12,8 +12,8 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from api.http import asyncapi
+from domain.event_types import EVENT_TYPES
 from infra.delivery.cloud_events import binary_headers, cloud_event
-from infra.delivery.event_schemas import event_classes
 from infra.delivery.kafka.topics import PARTITIONS, events_topic, state_topic
 from tests.generated import examples
 from tests.infra.delivery.recorded import as_recorded
@@ -59,7 +59,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 
 
 def test_every_event_is_a_message_of_the_topic(document: dict[str, Any]) -> None:
-    expected = {f"{kind.TOPIC}.v{getattr(kind, 'class_version', 1)}" for kind in event_classes()}
+    expected = {f"{name}.v{getattr(kind, 'class_version', 1)}" for name, kind in EVENT_TYPES.items()}
 
     assert document["channels"]["codeEvents"]["messages"].keys() == expected
     names = {document["components"]["messages"][name]["name"] for name in expected}

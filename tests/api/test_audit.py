@@ -11,10 +11,11 @@ import httpx
 import pytest
 
 from api import event_search
-from api.event_content import CSV_COLUMNS, KINDS
+from api.event_content import CSV_COLUMNS
 from api.events import EventsQuery
 from api.http.cursors import encode_two_way
 from api.http.fields import MAX_POSITION
+from domain.event_types import EVENT_TYPES
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
 
 
@@ -122,7 +123,7 @@ def test_a_filter_takes_what_its_qualifier_takes_and_nothing_that_no_event_can_m
     assert trail(world, actor=key_id.upper()) == [1, 2, 3]
     assert trail(world, actor="Clock") == []
     told_types = problem_of(world, type="Foo")
-    assert told_types == f"Expected one of {', '.join(KINDS)}."
+    assert told_types == f"Expected one of {', '.join(EVENT_TYPES)}."
     assert problem_of(world, actor="John") == "Expected the id of a key, or clock."
 
 

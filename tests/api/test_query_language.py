@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.event_content import KINDS
 from api.query_language import MAX_TERMS, MAX_VALUES, QUALIFIERS, ParsedQuery, QueryError, Words, parse
+from domain.event_types import EVENT_TYPES
 from projections.index_scan import Among, Between, Condition
 
 CODE = "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"
@@ -144,9 +144,9 @@ def test_a_query_is_bounded() -> None:
 
 
 def test_every_type_of_event_can_be_asked_for() -> None:
-    assert {"PermissionEnabled", "CodeGenerated", "RedemptionRefused", "Expired"} <= KINDS.keys()
-    assert not {"Code", "CodeChanged", "Creator"} & KINDS.keys()
-    for kind in KINDS:
+    assert {"PermissionEnabled", "CodeGenerated", "RedemptionRefused", "Expired"} <= EVENT_TYPES.keys()
+    assert not {"Code", "CodeChanged", "Creator"} & EVENT_TYPES.keys()
+    for kind in EVENT_TYPES:
         assert parse(f"type:{kind.lower()}") == ParsedQuery((Among("type", (kind,)),))
 
 
@@ -161,7 +161,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "creator": IDS,
     "refused": st.sampled_from(["code_revoked", "code_expired"]),
     "source": st.sampled_from(["creator", "clock"]),
-    "type": st.sampled_from(list(KINDS)),
+    "type": st.sampled_from(list(EVENT_TYPES)),
     "video": IDS,
 }
 

@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from api import event_content as module
-from api.event_content import KINDS, KeyNames, event_content, row_content
+from api.event_content import KeyNames, event_content, row_content
+from domain.event_types import EVENT_TYPES
 from domain.recorded import RecordedEvent
 from domain.values import CLOCK, Actor
 from infra.errors import Unavailable
@@ -76,14 +77,14 @@ def test_an_event_reads_the_same_from_its_row(type_: str, actor: Actor) -> None:
 
 
 def test_every_type_there_is_is_told_of() -> None:
-    assert KINDS.keys() == EVENTS.keys()
+    assert EVENT_TYPES.keys() == EVENTS.keys()
 
 
 def test_a_row_in_an_older_format_is_read_as_the_event_is(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     event = recorded("Redeemed", CLOCK)
-    kind = KINDS["Redeemed"]
+    kind = EVENT_TYPES["Redeemed"]
 
     def upcast_v1_v2(state: dict[str, Any]) -> None:
         state["advertiser_id"] = f"new-{state['advertiser_id']}"

@@ -181,8 +181,8 @@ async def test_a_database_taken_back_stops_publishing(kafka: Broker, opened: Ope
         assert why_stopped(opened) == (
             "has stopped. Ledger main is published up to position 2 but ends at 1. This database was restored to "
             "an earlier state, or it is another database. Restore what is missing. Or publish everything again: under "
-            f"another prefix in SPARKLEDGER_KAFKA_LEDGERS, or after deleting {prefix}.code-events.v1, {prefix}.code-state.v1, "
-            f"{prefix}.code-progress.v1."
+            f"another prefix in SPARKLEDGER_KAFKA_LEDGERS, or after deleting {prefix}.code-events.v1, "
+            f"{prefix}.code-state.v1, {prefix}.code-progress.v1."
         )
 
 
