@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 from domain.code import Code, effective_as_of, fold_code
 from domain.creator import Creator
+from domain.event_types import EVENT_TYPES
 from domain.recorded import RecordedEvent
 
 if TYPE_CHECKING:
@@ -23,12 +24,9 @@ if TYPE_CHECKING:
 Reason = Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked"]
 
 _OF_CODES: Final = (Code.Generated, Code.Extended, Code.Shared, Code.Redeemed, Code.Revoked, Code.Expired)
-_OF_PERMISSIONS: Final[tuple[type, ...]] = tuple(
-    kind for kind in vars(Creator).values() if isinstance(kind, type) and issubclass(kind, Creator.Event)
-)
-# The events that bear on the answer, by their wire names: a stream may be relieved of all others before it is asked.
+# The types of events that bear on the answer. A stream may be relieved of all others before it is asked.
 BEARING: Final = tuple(
-    dict.fromkeys(str(vars(kind)["TOPIC"]) for kind in (*_OF_CODES, *_OF_PERMISSIONS) if "TOPIC" in vars(kind))
+    name for name, kind in EVENT_TYPES.items() if kind in _OF_CODES or issubclass(kind, Creator.Event)
 )
 
 
