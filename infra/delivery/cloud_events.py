@@ -1,25 +1,26 @@
-"""Events as they leave the house: CloudEvents 1.0, the same for every way out. Never a secret, never a note.
+"""Events as CloudEvents 1.0, the same for Kafka and for webhooks, without secrets and without notes.
 
-`cloud_event(recorded, ledger_name)` turns an event of the log into a `CloudEvent`: its attributes as texts, its data as
-JSON bytes, and the key whose order is kept. `binary_headers` is the Kafka binding's binary mode, `structured` the JSON
-format (`application/cloudevents+json`) for whatever carries one document.
+`cloud_event(recorded, ledger_name)` turns an event of the log into a `CloudEvent`: its attributes as strings, its data
+as JSON bytes, and its ordering key. `binary_headers` is the binary mode of the Kafka binding; `structured` is the JSON
+format (`application/cloudevents+json`), which is one document.
 
-The data is the event's clear body as it is stored (`mapper`): what is sealed is not in it by construction, and a
-code's secret is there masked alone. Attribute names are lowercase letters and digits, as the specification has it.
+The data is the clear body of the event as it is stored (`infra.eventstore.serialization`). What is sealed is not in it
+by construction, and a code's secret is in it only masked. Attribute names consist of lowercase letters and digits, as
+the specification requires.
 
-    id              the event's id; with `source` it names the event for good: deduplicate by the two
+    id              the event's id; together with `source` it is unique for ever, so deduplicate by both
     source          the ledger, `/ledgers/main`
-    type            the event's name and the version of its format, `sparkledger.Shared.v1`
+    type            the type of the event and the version of its format, `sparkledger.Shared.v1`
     subject         what it happened to, `codes/{code_id}` or `creators/{creator_id}`
-    time            when it was true in the world (effective)
-    recordedtime    when the ledger learned it; never decreases with `sequence`
-    sequence        the position in the ledger, padded with zeros: texts sort as the numbers do
+    time            when it was true in the world (its effective time)
+    recordedtime    when the ledger recorded it; never decreases with `sequence`
+    sequence        the position in the ledger, padded with zeros so that strings sort like numbers
     streamversion   the event's number among those of its subject: 1, 2, 3 … without gaps
     authtype        `api_key`, or `system` for the clock
     authid          the id of the key that recorded it, or `clock`
     correlationid, causationid, traceparent: where the command had them
 
-`expirytime` is not among them: consumers may drop an event that bears one, and a code's expiry is no reason to.
+There is no `expirytime`: consumers may drop an event that has one, and a code's expiry is no reason to.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ SPEC_VERSION: Final = "1.0"
 CONTENT_TYPE: Final = "application/json"
 STRUCTURED_CONTENT_TYPE: Final = "application/cloudevents+json"
 TYPE_PREFIX: Final = "sparkledger."
-SEQUENCE_DIGITS: Final = 19  # as many as the largest position has
+SEQUENCE_DIGITS: Final = 19  # the digits of the largest position
 
-_OF_CREATOR: Final = (Creator.Enabled, Creator.Disabled, Creator.Erased)
+_CREATOR_EVENTS: Final = (Creator.Enabled, Creator.Disabled, Creator.Erased)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class CloudEvent:
     """One event for subscribers.
 
     Attributes:
-        key: what its order is kept by: the code's id, the creator's for a permission.
-        attributes: the context attributes by name, `specversion` and `datacontenttype` included, all as texts.
+        key: the ordering key: the id of the code, or of the creator for a permission.
+        attributes: all context attributes by name, as strings, with `specversion` and `datacontenttype`.
         data: the body as JSON.
 
     """
@@ -69,18 +70,18 @@ class CloudEvent:
 def cloud_event(
     recorded: RecordedEvent, ledger_name: str, *, traceparent: str | None = None, stored: bytes | None = None
 ) -> CloudEvent:
-    """Return an event of a ledger as a CloudEvent, in the present format of its type.
+    """Return an event of a ledger as a CloudEvent, in the current format of its type.
 
     Args:
         recorded: the event.
         ledger_name: its ledger.
-        traceparent: that of the command which recorded it, if known: `RecordedEvent` does not carry it.
-        stored: its clear body as it is stored, where that is at hand; it is then not made again.
+        traceparent: the `traceparent` of its command, if known. `RecordedEvent` does not contain it.
+        stored: its clear body as it is stored, if available. It need not be serialized again then.
 
     """
     event = recorded.event
     name, version = event_type(event)
-    creator_id = event.creator_id if isinstance(event, _OF_CREATOR) else None
+    creator_id = event.creator_id if isinstance(event, _CREATOR_EVENTS) else None
     key = creator_id or str(recorded.stream_id)
     attributes = {
         "specversion": SPEC_VERSION,
@@ -107,28 +108,28 @@ def cloud_event(
 
 
 def source_of(ledger_name: str) -> str:
-    """Return the `source` of a ledger's events; the alphabet of names needs no escape in a URI reference."""
+    """Return the `source` of a ledger's events. Names of ledgers need no escape in a URI reference."""
     return f"/ledgers/{ledger_name}"
 
 
 def type_of(name: str, version: int) -> str:
-    """Return the `type` of an event by its wire name and the version of its format."""
+    """Return the `type` of an event from its published name and the version of its format."""
     return f"{TYPE_PREFIX}{name}.v{version}"
 
 
 def sequence_of(position: int) -> str:
-    """Return a position so that texts sort as positions do."""
+    """Return a position as a string that sorts like the number."""
     return f"{position:0{SEQUENCE_DIGITS}}"
 
 
 def rfc3339(moment: datetime) -> str:
-    """Return an aware moment in UTC, with Z."""
+    """Return a time in UTC, with Z; it must have a time zone."""
     text = moment.isoformat()
     return f"{text[:-6]}Z" if text.endswith("+00:00") else rfc3339(moment.astimezone(UTC))
 
 
 def binary_headers(event: CloudEvent) -> list[tuple[str, bytes]]:
-    """Return a Kafka message's headers in binary mode: `ce_` before each name but that of the content type."""
+    """Return the headers of a Kafka record in binary mode: `ce_` and the name, except for the content type."""
     return [(_header_name(name), value.encode()) for name, value in event.attributes.items()]
 
 

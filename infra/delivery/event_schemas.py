@@ -1,7 +1,7 @@
-"""What subscribers are promised: a JSON Schema for the body of each event in each version, and for a code's state.
+"""JSON Schemas for subscribers: one for the body of each event in each version, and one for a code's state.
 
-Made from the event classes themselves. A schema that was published is never changed so that a reader of before would
-stumble; `incompatibilities` says whether a change would, and a new version of the event is the way out.
+They are generated from the event classes. A published schema is never changed in a way that breaks its readers:
+`incompatibilities` finds such changes, and they need a new version of the event.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ _TYPES: Final[dict[Any, dict[str, Any]]] = {
 
 
 def own_fields(kind: type[Any]) -> Iterator[tuple[str, Any, bool, bool]]:
-    """Yield what an event says beyond its place: a field's name, its type, whether it is sealed, and may be absent."""
+    """Yield each field of an event's body: its name, its type, whether it is sealed, and whether it may be absent."""
     inherited = {field.name for base in (Aggregate.Event, Aggregate.Created) for field in fields(base)}
     annotations = get_type_hints(kind)
     for field in fields(kind):
         if field.name not in inherited:
-            present = _present(annotations[field.name])
+            present = _required_type(annotations[field.name])
             yield field.name, present, present is Sealed, field.default is not MISSING
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return every schema by its name: `Shared.v1`, and `CodeState.v1` for the state."""
+    """Return every schema by its name, such as `Shared.v1`, and `CodeState.v1` for the state."""
     events = [_event_schema(kind) for kind in EVENT_TYPES.values()]
     return {schema["title"]: schema for schema in [*events, code_state_schema()]}
 
 
 def incompatibilities(published: Mapping[str, Any], changed: Mapping[str, Any]) -> list[str]:
-    """Return why a reader of the published schema would stumble over what the changed one allows.
+    """Return each change that breaks readers of the published schema.
 
-    A field that may be absent can be added, texts about fields can change, and nothing else.
+    Only optional fields may be added, and only descriptions may change.
     """
     before, after = published["properties"], changed["properties"]
     return [
@@ -64,7 +64,7 @@ def incompatibilities(published: Mapping[str, Any], changed: Mapping[str, Any]) 
         *(
             f"{name} is another type now"
             for name in before
-            if name in after and _without_words(before[name]) != _without_words(after[name])
+            if name in after and _without_descriptions(before[name]) != _without_descriptions(after[name])
         ),
         *(f"{name} may be absent now" for name in published["required"] if name not in changed["required"]),
         *(
@@ -145,7 +145,7 @@ def _schema(title: str, description: str, properties: dict[str, Any], required: 
         "type": "object",
         "properties": properties,
         "required": required,
-        # Later programs may say more: whoever reads ignores what it does not know.
+        # Later versions may add fields, and readers ignore fields that they do not know.
         "additionalProperties": True,
     }
 
@@ -158,8 +158,8 @@ def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"oneOf": [schema, {"type": "null"}]}
 
 
-def _present(annotation: Any) -> Any:
-    """Return the type of a field where it is there."""
+def _required_type(annotation: Any) -> Any:
+    """Return the type of a field, without None."""
     if get_origin(annotation) in {Union, types.UnionType}:
         (annotation,) = [part for part in get_args(annotation) if part is not type(None)]
     return annotation
@@ -171,9 +171,11 @@ def _type_schema(annotation: Any) -> dict[str, Any]:
     return _TYPES[annotation]
 
 
-def _without_words(schema: Any) -> Any:
+def _without_descriptions(schema: Any) -> Any:
     if isinstance(schema, dict):
-        return {name: _without_words(part) for name, part in schema.items() if name not in {"description", "title"}}
+        return {
+            name: _without_descriptions(part) for name, part in schema.items() if name not in {"description", "title"}
+        }
     if isinstance(schema, list):
-        return [_without_words(part) for part in schema]
+        return [_without_descriptions(part) for part in schema]
     return schema
