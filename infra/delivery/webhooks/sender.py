@@ -334,7 +334,9 @@ class Sender:
         message.attempts = attempt = message.attempts + 1
         message.first_at = message.first_at or at
         message.status = result.status
-        message.error = None if result.delivered else result.error or f"The receiver answered {result.status}."
+        message.error = (
+            None if result.delivered else result.error or f"The receiver responded with status {result.status}."
+        )
         outcome = self._delivered(message) if result.delivered else self._failed(message, result)
         self._progress.log(
             DeliveryAttempt(
