@@ -29,7 +29,7 @@ from infra.crypto.keyring import Keyring
 from infra.crypto.sealed_terms import seal_search_terms
 from infra.eventstore.reader import EventReader
 from infra.postgres.pool import Database
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from infra.views.reader import ViewReader
 
 if TYPE_CHECKING:

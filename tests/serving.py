@@ -36,8 +36,9 @@ from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
 from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
-from infra.processes.runtime import API, WORKER, runtime
+from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
+from infra.runtime import runtime
 from infra.settings import load_settings
 from infra.views.commands import connect
 from projections import VIEWS

@@ -32,8 +32,9 @@ from infra.delivery.kafka.publication_status import Destination
 from infra.delivery.kafka.records import RecordReader
 from infra.delivery.webhooks.signing import payload
 from infra.postgres.embedded.server import binary
-from infra.processes.runtime import API, WORKER, runtime
+from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
+from infra.runtime import runtime
 from tests.api.streaming import following
 from tests.api.world import OWN_ACCOUNT, OWN_BRAND, OWN_CREATOR, campaign, told
 from tests.conftest import TestDatabase, _database

@@ -19,7 +19,8 @@ import cli
 from infra.auth.api_keys import ApiKey
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
-from infra.processes.runtime import API, runtime
+from infra.postgres.roles import API
+from infra.runtime import runtime
 from tests.conftest import TestDatabase
 from tests.infra.programs import ROOT
 

@@ -9,6 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("api", "infra", "projections", "domain")
+IN_INFRA = ("auth", "crypto", "delivery", "eventstore", "jobs", "postgres", "processes", "views")
+FOLDERS = (
+    *("api/http", "projections/engine", *(f"infra/{name}" for name in IN_INFRA)),
+    *("infra/delivery/kafka", "infra/delivery/webhooks"),
+)
+FILES = ("errors", "ids", "process_limits", "recent_cache", "runtime", "settings")
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -25,9 +31,11 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 def house(tmp_path: Path) -> Path:
     """An empty house with the real rules."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for package in (*PACKAGES, "infra/delivery", "infra/delivery/kafka", "infra/processes", "api/http"):
+    for package in (*PACKAGES, *FOLDERS):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
+    for name in FILES:
+        (tmp_path / "infra" / f"{name}.py").touch()
     (tmp_path / "cli.py").touch()
     return tmp_path
 
@@ -63,6 +71,15 @@ def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
         ("projections/codes.py", "api", "api → infra → projections → domain, to the right only"),
         ("infra/processes/worker.py", "api", "api → infra → projections → domain, to the right only"),
         ("api/http/app.py", "cli", "nothing imports cli"),
+        ("projections/engine/view.py", "projections.codes", "the engine imports no view"),
+        ("infra/postgres/pool.py", "infra.crypto.keyring", "within infra, to lower layers only"),
+        ("infra/crypto/keyring.py", "infra.auth.api_keys", "within infra, to lower layers only"),
+        ("infra/auth/api_keys.py", "infra.eventstore.append", "within infra, to lower layers only"),
+        ("infra/eventstore/append.py", "infra.views.reader", "within infra, to lower layers only"),
+        ("infra/eventstore/append.py", "infra.settings", "within infra, to lower layers only"),
+        ("infra/views/reader.py", "infra.runtime", "within infra, to lower layers only"),
+        ("infra/jobs/retention.py", "infra.processes.worker", "within infra, to lower layers only"),
+        ("infra/jobs/retention.py", "infra.delivery.lag", "within infra, to lower layers only"),
         ("domain/code.py", "pydantic", "domain is pure: no framework but eventsourcing"),
         ("domain/code.py", "psycopg", "domain is pure: no framework but eventsourcing"),
         ("api/http/app.py", "psycopg", "psycopg stays in projections and infra"),
@@ -79,11 +96,35 @@ def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
 )
 def test_the_check_names_the_rule_that_an_import_breaks(house: Path, module: str, imported: str, rule: str) -> None:
     (house / module).write_text(f"import {imported}\n")
+    if imported.partition(".")[0] in PACKAGES and "." in imported:
+        (house / f"{imported.replace('.', '/')}.py").touch()
 
     result = lint_imports(house)
 
     assert result.returncode == 1
     assert f"{rule} BROKEN" in result.stdout
+
+
+@pytest.mark.parametrize("folder", ["domain", "projections", "projections/engine", "infra/auth", "api/http"])
+def test_the_check_refuses_a_circle(house: Path, folder: str) -> None:
+    package = folder.replace("/", ".")
+    (house / folder / "hen.py").write_text(f"import {package}.egg\n")
+    (house / folder / "egg.py").write_text(f"import {package}.hen\n")
+
+    result = lint_imports(house)
+
+    assert result.returncode == 1
+    assert "no circle among files or folders BROKEN" in result.stdout
+
+
+def test_a_new_folder_of_infra_must_be_given_its_layer(house: Path) -> None:
+    (house / "infra" / "attic").mkdir()
+    (house / "infra" / "attic" / "__init__.py").touch()
+
+    result = lint_imports(house)
+
+    assert result.returncode == 1
+    assert "within infra, to lower layers only BROKEN" in result.stdout
 
 
 @pytest.mark.parametrize("line", ["import eventsourcing.postgres", "from eventsourcing import postgres"])

@@ -18,7 +18,9 @@ from api.http.protocol import BoundedProtocol
 from infra.crypto.rotation import require_master_keys
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.migrate import require_migrated
-from infra.processes.runtime import API, allow_connections, runtime, spare_the_collector
+from infra.postgres.roles import API
+from infra.process_limits import raise_file_limit, tune_garbage_collector
+from infra.runtime import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -73,8 +75,8 @@ async def _serve(
     started: Callable[[str], None],
 ) -> None:
     loop = asyncio.get_running_loop()
-    spare_the_collector()
-    allow_connections()
+    tune_garbage_collector()
+    raise_file_limit()
     async with runtime(conninfo, API, master_key, settings.oidc_issuers) as opened:
         services = Services(
             handler=opened.handler,

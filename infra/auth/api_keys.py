@@ -117,6 +117,28 @@ class ApiKey:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """What was found for one hash.
+
+    Attributes:
+        at: when it was looked up, by the monotonic clock.
+        key: the key with this hash; None where there is none.
+        ends_at: when this text of the key stops working, if it was replaced by a rotation.
+        used: whether the key's first use is on record.
+
+    """
+
+    at: float
+    key: ApiKey | None = None
+    ends_at: datetime | None = None
+    used: bool = False
+
+    def valid(self, now: datetime) -> bool:
+        """Tell whether there is a key, and its text is valid at `now`."""
+        return self.key is not None and self.key.valid(now) and (self.ends_at is None or now < self.ends_at)
+
+
 def api_key(row: Any) -> ApiKey:
     """Return the key of a row that begins with `KEY_COLUMNS`."""
     return ApiKey(

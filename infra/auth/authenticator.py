@@ -9,12 +9,12 @@ append checks the key again for itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from domain.errors import NotAllowed
-from infra.auth.api_keys import ApiKey, api_key
+from infra.auth.api_keys import Authenticated, api_key
 from infra.auth.key_usage import KeyUsage
 from infra.auth.oidc import Tokens
 from infra.auth.token_identities import TokenIdentities, is_token
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from infra.auth.api_keys import ApiKey
     from infra.auth.oidc_issuers import Issuer
     from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
@@ -40,28 +41,6 @@ CHANNEL: Final = "sparkledger_keys"
 
 # A key is looked up before its ledger is known.
 _NO_LEDGER: Final = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Authenticated:
-    """What was found for one hash.
-
-    Attributes:
-        at: when it was looked up, by the monotonic clock.
-        key: the key with this hash; None where there is none.
-        ends_at: when this text of the key stops working, if it was replaced by a rotation.
-        used: whether the key's first use is on record.
-
-    """
-
-    at: float
-    key: ApiKey | None = None
-    ends_at: datetime | None = None
-    used: bool = False
-
-    def valid(self, now: datetime) -> bool:
-        """Tell whether there is a key, and its text is valid at `now`."""
-        return self.key is not None and self.key.valid(now) and (self.ends_at is None or now < self.ends_at)
 
 
 class Authenticator:

@@ -13,7 +13,7 @@ from infra.auth.key_admin import KeyAdmin
 from infra.auth.ledger_admin import LedgerAdmin, LedgerExists
 from infra.crypto.keyring import Keyring
 from infra.postgres.pool import Database
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

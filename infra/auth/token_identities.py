@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from domain.errors import NotAllowed
-from infra.auth.api_keys import INSERT_KEY
+from infra.auth.api_keys import INSERT_KEY, Authenticated
 from infra.auth.erasure_lock import all_erased
 from infra.crypto.envelope import SealingKey
 from infra.errors import TokenRefused
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from infra.auth.api_keys import ApiKey
-    from infra.auth.authenticator import Authenticated
     from infra.auth.oidc import Grant, Tokens
     from infra.crypto.envelope import LedgerKeys
     from infra.crypto.keyring import Keyring

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from infra.settings import Settings
+    from pydantic import SecretStr
 
 # In the data directory, unless a setting says otherwise.
 FILE_NAME: Final = "master.key"
@@ -138,7 +138,20 @@ class _UnusableFile(MasterKeyError):
     """The file cannot be used, whatever it holds."""
 
 
-def key_provider(settings: Settings) -> KeyProvider:
+class KeySettings(Protocol):
+    """The settings that choose a key provider."""
+
+    @property
+    def master_key(self) -> SecretStr | None: ...
+    @property
+    def master_key_previous(self) -> SecretStr | None: ...
+    @property
+    def master_key_file(self) -> Path | None: ...
+    @property
+    def data_dir(self) -> Path: ...
+
+
+def key_provider(settings: KeySettings) -> KeyProvider:
     """Return the key provider that the settings choose; by default a file in the data directory, made on first use.
 
     Raises:

@@ -23,7 +23,7 @@ from infra.crypto.envelope import MASTER_KEY_ID_BYTES, MasterKeyError, not_given
 from infra.crypto.keyring import creator_purpose, fingerprint_purpose, shared_purpose, unwrapped_with, wrapped_with
 from infra.crypto.master_keys import MasterKeyFile
 from infra.postgres.pool import LedgerConnection, session
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from infra.crypto.envelope import MasterKeyError
 from infra.errors import Unavailable
 from infra.eventstore.attempt import CommandMetadata
 from infra.ids import uuid7
-from infra.processes.runtime import WORKER, runtime
+from infra.postgres.roles import WORKER
+from infra.runtime import runtime
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from domain.commands import Decision, Ledger
     from domain.recorded import Event, RecordedEvent
     from infra.crypto.envelope import LedgerKeys
-    from infra.processes.runtime import Runtime
+    from infra.runtime import Runtime
 
 # What became of a code: the position up to which the log was read or written for it, or why nothing was recorded.
 Result = int | Exception

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
     from infra.jobs.expiry_batch import Result
-    from infra.processes.runtime import Runtime
+    from infra.runtime import Runtime
 
 T = TypeVar("T")
 

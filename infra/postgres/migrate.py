@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 
+from infra.postgres.roles import LOG, ROLES
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-ROLES: Final = ("sparkledger_api", "sparkledger_worker", "sparkledger_log")
 
 
 class MigrationError(Exception):
@@ -94,7 +93,7 @@ def _create_roles(connection: psycopg.Connection, passwords: dict[str, str]) -> 
         name = sql.Identifier(role)
         if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)).fetchone() is None:
             # Only the role that owns the append may not log in at all.
-            login = sql.SQL("NOLOGIN" if role == "sparkledger_log" else "LOGIN")
+            login = sql.SQL("NOLOGIN" if role == LOG else "LOGIN")
             connection.execute(sql.SQL("CREATE ROLE {} {}").format(name, login))
         connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(name))
         if role in passwords:

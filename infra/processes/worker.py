@@ -16,8 +16,10 @@ from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
 from infra.jobs.retention import purging
 from infra.postgres.migrate import require_migrated
-from infra.processes.runtime import WORKER, allow_connections, runtime, spare_the_collector
-from infra.views.commands import GC_YOUNG_OBJECTS, connect
+from infra.postgres.roles import WORKER
+from infra.process_limits import GC_YOUNG_OBJECTS, raise_file_limit, tune_garbage_collector
+from infra.runtime import runtime
+from infra.views.commands import connect
 from projections import VIEWS
 from projections.engine.runner import Runner, create_missing
 from projections.engine.shared_reader import SharedLog
@@ -62,8 +64,8 @@ async def run(
     """
     require_migrated(conninfo)
     require_master_keys(conninfo, WORKER, master_key)
-    spare_the_collector(GC_YOUNG_OBJECTS)
-    allow_connections()
+    tune_garbage_collector(GC_YOUNG_OBJECTS)
+    raise_file_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

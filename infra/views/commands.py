@@ -12,7 +12,8 @@ import psycopg
 
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.pool import Database, session
-from infra.processes.runtime import WORKER, spare_the_collector
+from infra.postgres.roles import WORKER
+from infra.process_limits import GC_YOUNG_OBJECTS, tune_garbage_collector
 from infra.views.status import ViewStatus, status_in_all_ledgers
 from projections import VIEWS
 from projections.engine import skipped_events
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 # Views that are rebuilt together share one reading of the log: the quick ones wait for the slow, unless one hangs.
 SHARED_READ_PATIENCE_S: Final = 5.0
-# Allocations before the garbage collector scans its youngest generation: the objects of a page are freed without it.
-GC_YOUNG_OBJECTS: Final = 200_000
 SKIPS_SHOWN_MAX: Final = 1_000
 
 
@@ -71,7 +70,7 @@ async def rebuild(conninfo: str, names: Sequence[str], on_progress: Callable[[Re
 
     """
     views = [view_named(name) for name in names]
-    spare_the_collector(GC_YOUNG_OBJECTS)
+    tune_garbage_collector(GC_YOUNG_OBJECTS)
     database = Database(conninfo, WORKER)
     await database.open()
     try:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests.conftest import TestDatabase
 from tests.serving import REPOSITORY
 

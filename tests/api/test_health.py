@@ -20,7 +20,7 @@ from api.http.single_flight import SingleFlight
 from infra.errors import Unavailable
 from infra.eventstore.group_commit import FULL, MAX_WAITING, STOPPING, GroupCommitWriter
 from infra.postgres.pool import Database, LedgerConnection
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from infra.views.reader import ViewReader
 from projections import VIEWS
 from tests.api.world import World

@@ -17,7 +17,7 @@ from api.authorization_lines import BatchQuery
 from api.export_files import verify
 from api.exports import Export
 from infra.errors import Unavailable
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests.api.world import OWN_ACCOUNT, World, told
 from tests.serving import Server
 

@@ -26,7 +26,8 @@ from api.http.limits import Limit
 from infra.auth.authenticator import Authenticator
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
-from infra.processes.runtime import API, runtime
+from infra.postgres.roles import API
+from infra.runtime import runtime
 from infra.settings import load_settings
 from tests.bench.place import RUNS, postgres
 from tests.infra.auth.issuing import issuing, signer

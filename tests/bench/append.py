@@ -32,7 +32,9 @@ from infra.eventstore.attempt import CommandMetadata
 from infra.eventstore.command_handler import CommandHandler, CommandResult
 from infra.ids import uuid7
 from infra.postgres.embedded.server import EmbeddedPostgres
-from infra.processes.runtime import API, runtime, spare_the_collector
+from infra.postgres.roles import API
+from infra.process_limits import tune_garbage_collector
+from infra.runtime import runtime
 from tests.bench.place import RUNS, SETTINGS, median, pgbench, postgres
 
 IN_FLIGHT: Final = (1, 8, 32, 128)
@@ -149,7 +151,7 @@ async def _ours(server: EmbeddedPostgres) -> dict[str, float]:
     master = MasterKey(fresh_key())
     await create_ledger(server.dsn(), master, "bench")
     key, _ = await create_key(server.dsn(), master, "bench", "operator", None)
-    spare_the_collector()  # as the API's process does
+    tune_garbage_collector()  # as the API's process does
     async with runtime(server.dsn(API), API, master) as opened:
         load = Load(opened.handler, key.ledger_id, key.key_id)
         await load.prepare()

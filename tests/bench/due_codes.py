@@ -14,7 +14,8 @@ import psycopg
 
 from infra.crypto.envelope import MasterKey
 from infra.eventstore.serialization import clear_body
-from infra.processes.runtime import WORKER, runtime
+from infra.postgres.roles import WORKER
+from infra.runtime import runtime
 from tests import given
 from tests.given import CAMPAIGN, CODE, Story
 

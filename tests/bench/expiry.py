@@ -25,7 +25,7 @@ import psycopg
 
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
-from infra.processes.runtime import API, WORKER
+from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from projections import VIEWS
 from tests.bench.client import drive

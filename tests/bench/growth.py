@@ -20,12 +20,14 @@ import uvloop
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
-from infra.processes.runtime import API, runtime, spare_the_collector
+from infra.postgres.roles import API
+from infra.process_limits import tune_garbage_collector
+from infra.runtime import runtime
 from tests.bench.append import Load, rate
 from tests.bench.place import SETTINGS, place, postgres, restarted
 
 if TYPE_CHECKING:
-    from infra.processes.runtime import Runtime
+    from infra.runtime import Runtime
 
 FEW: Final = 100_000
 MANY: Final = 1_000_000
@@ -119,7 +121,7 @@ async def _measure(few: _Place, many: _Place) -> None:
     ):
         await few.prepare(with_few)
         await many.prepare(with_many)
-        spare_the_collector()  # as the API's process does
+        tune_garbage_collector()  # as the API's process does
         for _ in range(RUNS):
             await few.measure()
             await many.measure()

@@ -25,7 +25,7 @@ import psutil
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
-from infra.processes.runtime import API, WORKER
+from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from tests.bench.client import Figures, drive, http
 from tests.bench.place import RUNS, SETTINGS, postgres

@@ -27,8 +27,10 @@ import uvloop
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.eventstore.command_handler import CommandHandler
-from infra.processes.runtime import API, WORKER, runtime, spare_the_collector
+from infra.postgres.roles import API, WORKER
+from infra.process_limits import tune_garbage_collector
 from infra.processes.worker import create_views
+from infra.runtime import runtime
 from projections import VIEWS
 from tests.bench.append import Load
 from tests.bench.place import SETTINGS, postgres
@@ -66,7 +68,7 @@ class Told(Load):
 
 async def _load(order: dict[str, Any]) -> Answered:
     """Carry commands out at an even rate, each begun at its own time, whatever became of the others."""
-    spare_the_collector()
+    tune_garbage_collector()
     master = MasterKey(base64.b64decode(order["master"]))
     async with runtime(order["dsn"], API, master) as opened:
         load = Told(opened.handler, order["ledger_id"], UUID(order["key_id"]))

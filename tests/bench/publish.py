@@ -27,7 +27,9 @@ import uvloop
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
-from infra.processes.runtime import API, WORKER, runtime, spare_the_collector
+from infra.postgres.roles import API, WORKER
+from infra.process_limits import tune_garbage_collector
+from infra.runtime import runtime
 from tests.bench.append import Load
 from tests.bench.lives import fill
 from tests.bench.place import SETTINGS, postgres
@@ -120,7 +122,7 @@ def _head(server: EmbeddedPostgres) -> int:
 
 def run() -> dict[str, Any]:
     """Measure catching up, then the way from a commit to a consumer."""
-    spare_the_collector()
+    tune_garbage_collector()
     key_bytes = fresh_key()
     master = MasterKey(key_bytes)
     with tempfile.TemporaryDirectory(prefix="sl-bench-kafka-") as directory, postgres() as server:

@@ -27,7 +27,7 @@ from infra.crypto.envelope import MasterKey, fresh_key
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.pool import Database
-from infra.processes.runtime import API, WORKER
+from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from infra.views.commands import connect
 from projections import codes, event_index

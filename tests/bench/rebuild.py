@@ -19,9 +19,10 @@ from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.pool import Database
-from infra.processes.runtime import WORKER, spare_the_collector
+from infra.postgres.roles import WORKER
+from infra.process_limits import GC_YOUNG_OBJECTS, tune_garbage_collector
 from infra.processes.worker import create_views, views_followed
-from infra.views.commands import GC_YOUNG_OBJECTS, rebuild
+from infra.views.commands import rebuild
 from infra.views.progress_display import Lines
 from projections import VIEWS
 from tests.bench.lives import fill
@@ -53,7 +54,7 @@ def _rows(server: EmbeddedPostgres) -> Rows:
 
 async def _follow(server: EmbeddedPostgres, ledger_id: int, events: int) -> dict[str, float]:
     """Follow the log into all views from its beginning, as a worker does; return the rates of each and of all."""
-    spare_the_collector(GC_YOUNG_OBJECTS)
+    tune_garbage_collector(GC_YOUNG_OBJECTS)
     database = Database(server.dsn(WORKER), WORKER)
     await database.open()
     runners, _ = views_followed(server.dsn(WORKER), database)

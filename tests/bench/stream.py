@@ -19,7 +19,7 @@ from api.streams import MAX_STREAMS_OF_A_KEY
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.postgres.embedded.server import EmbeddedPostgres
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from infra.processes.worker import create_views
 from tests.bench.client import drive
 from tests.bench.http import ROOT, Requests, _serve, process

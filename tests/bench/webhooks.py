@@ -18,7 +18,8 @@ from infra.crypto.envelope import MasterKey
 from infra.delivery.webhooks.models import Owner
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.embedded.server import EmbeddedPostgres
-from infra.processes.runtime import API, WORKER, runtime
+from infra.postgres.roles import API, WORKER
+from infra.runtime import runtime
 from tests.bench.append import Load, rate
 from tests.bench.http import ROOT
 from tests.bench.place import SETTINGS, postgres

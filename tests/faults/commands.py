@@ -26,7 +26,8 @@ from infra.errors import IdempotencyRunning, Unavailable
 from infra.eventstore.attempt import CommandMetadata
 from infra.eventstore.command_handler import CommandHandler, CommandResult
 from infra.ids import uuid7
-from infra.processes.runtime import API, runtime
+from infra.postgres.roles import API
+from infra.runtime import runtime
 from tests import given
 from tests.infra.eventstore.notebook import Notebook, untold
 from tests.infra.opened import MASTER_KEY

@@ -17,7 +17,7 @@ import psycopg
 
 from infra.postgres.embedded.server import DATABASE, EmbeddedPostgres
 from infra.postgres.migrate import migrate
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests import given
 from tests.conftest import TestDatabase
 from tests.faults.commands import MARK, Storyteller, Writes

@@ -12,7 +12,7 @@ from time import monotonic
 import psycopg
 
 from infra.eventstore.group_commit import GroupCommitWriter
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests.faults.durable import SHORT, TASKS, Scene
 from tests.infra.eventstore.checker import held, problems
 from tests.infra.eventstore.load import MARK, Load

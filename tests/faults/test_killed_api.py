@@ -21,7 +21,7 @@ import httpx
 
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from infra.processes.worker import create_views
 from tests.faults.commands import MARK
 from tests.faults.durable import SHORT, durable

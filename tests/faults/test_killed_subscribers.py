@@ -23,8 +23,9 @@ from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
 from infra.delivery.webhooks.models import DeliveryPolicy, Owner
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
-from infra.processes.runtime import API, WORKER, runtime
+from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
+from infra.runtime import runtime
 from tests.bench.append import Load
 from tests.faults.durable import SHORT, durable
 from tests.infra.delivery.webhooks.receiving import Received, Receiver, in_order, receiving

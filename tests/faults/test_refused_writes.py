@@ -19,7 +19,7 @@ from infra.errors import Unavailable
 from infra.eventstore.append import Appended, Replayed
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests.absent import absent
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene

@@ -24,7 +24,8 @@ from infra.eventstore.command_handler import CommandHandler, CommandResult
 from infra.eventstore.reader import EventReader
 from infra.jobs.erasure import Erasures
 from infra.postgres.pool import Database
-from infra.processes.runtime import API, WORKER, Runtime, runtime
+from infra.postgres.roles import API, WORKER
+from infra.runtime import Runtime, runtime
 from infra.views.commands import connect
 from projections import VIEWS
 from projections.engine.projector import Projector

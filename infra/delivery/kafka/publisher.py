@@ -40,8 +40,8 @@ from infra.delivery.kafka.publication_status import OF_DESTINATION, PublicationS
 from infra.delivery.kafka.records import RecordReader, UnreadableEvent
 from infra.delivery.kafka.topics import TopicProblem, events_topic, progress_topic, state_topic, topics
 from infra.postgres.pool import session
+from infra.postgres.roles import WORKER
 from infra.postgres.single_thread_executor import SingleThreadExecutor
-from infra.processes.runtime import WORKER
 from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.array_columns import Bigints, Ints
 

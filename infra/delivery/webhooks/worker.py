@@ -27,7 +27,7 @@ from infra.delivery.webhooks.signing import WebhookSealer, payload
 from infra.errors import Unavailable
 from infra.eventstore.live_subscription import LiveSubscriptions
 from infra.postgres.pool import session
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
     from infra.delivery.webhooks.http_target import AllowedNetworks
     from infra.delivery.webhooks.models import Endpoint
-    from infra.processes.runtime import Runtime
+    from infra.runtime import Runtime
 
 # How often the worker looks for new and changed webhooks.
 POLL_S: Final = 1.0

@@ -11,7 +11,7 @@ import pytest
 
 from infra.auth.access_log import KEEP_ACCESSES_DAYS, Access, AccessLog, purge
 from infra.postgres.pool import Database
-from infra.processes.runtime import API, WORKER
+from infra.postgres.roles import API, WORKER
 from tests.conftest import TestDatabase
 
 ACCESS = Access(UUID(int=1), "auditor", "GET /v1/events", b'{"q":"a"}', "text/csv", 3, complete=True, request_id="r-1")

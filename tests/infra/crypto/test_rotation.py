@@ -23,7 +23,8 @@ from infra.crypto.keyring import Keyring
 from infra.crypto.master_keys import KeyProvider, MasterKeyFile, short_id
 from infra.crypto.rotation import WRAPPED, MasterKeyState, require_master_keys, rotate, states
 from infra.errors import Unavailable
-from infra.processes.runtime import API, WORKER, Runtime, runtime
+from infra.postgres.roles import API, WORKER
+from infra.runtime import Runtime, runtime
 from projections.engine.advisory_locks import AdvisoryLock
 from tests import given
 from tests.infra.crypto.test_master_keys import BOTH, NEW, NEW_ID, OLD, OLD_ID, THIRD, key_file, text

@@ -11,7 +11,7 @@ from uuid import UUID
 from infra.eventstore.append import Append, EventRow, Outcome
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests.conftest import TestDatabase
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.eventstore.notifications import Listener, Notifier
 from infra.postgres.pool import Database
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence

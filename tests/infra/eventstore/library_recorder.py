@@ -44,7 +44,7 @@ from infra.errors import Unavailable
 from infra.eventstore.append import Append, Appended, EventRow
 from infra.ids import uuid7
 from infra.postgres.pool import session
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from tests.infra.eventstore.library_log import give_back, lend
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from infra.eventstore.append import Append, Appended, EventRow, Replayed
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.eventstore.notifications import Notifier
 from infra.ids import uuid7
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests.infra.eventstore.appends import appending, keyed, row
 from tests.infra.eventstore.notebook import Notebook, untold
 

@@ -16,7 +16,7 @@ from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
 from infra.eventstore.reader import EventReader
 from infra.postgres.pool import Database
-from infra.processes.runtime import API, WORKER
+from infra.postgres.roles import API, WORKER
 from tests.conftest import TestDatabase
 from tests.infra.eventstore.checker import Held, Told, held, problems, unseen
 from tests.infra.eventstore.load import MARK

@@ -9,7 +9,7 @@ import pytest
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.ids import uuid7
 from infra.postgres.pool import Database
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from projections.engine.checkpoints import positions_after
 from projections.engine.page import EventPage, PositionGap
 from projections.engine.projector import UnreadableEvent

@@ -15,7 +15,7 @@ import pytest
 from infra.auth.access_log import Access
 from infra.ids import uuid7
 from infra.postgres.pool import Database, LedgerConnection
-from infra.processes.runtime import API, WORKER
+from infra.postgres.roles import API, WORKER
 from projections import VIEWS
 from tests import given
 from tests.infra.opened import Opened, Tenant

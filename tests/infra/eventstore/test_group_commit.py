@@ -13,7 +13,7 @@ from infra.eventstore import group_commit as writer_module
 from infra.eventstore.append import Append, Appended
 from infra.eventstore.group_commit import NOT_RECORDED, GroupCommitWriter
 from infra.ids import uuid7
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests.infra.eventstore.appends import appending, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
 from tests.infra.opened import Opened

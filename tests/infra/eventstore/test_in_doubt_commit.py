@@ -19,7 +19,7 @@ from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests import given
 from tests.infra.eventstore.appends import appending, keyed, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits

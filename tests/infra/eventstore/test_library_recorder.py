@@ -27,7 +27,7 @@ from eventsourcing.tests import application as application_cases
 from eventsourcing.tests import persistence as cases
 
 from infra.auth.key_commands import create_ledger
-from infra.processes.runtime import API, WORKER
+from infra.postgres.roles import API, WORKER
 from tests.conftest import TestDatabase
 from tests.infra.eventstore.library_log import SynchronousLog
 from tests.infra.eventstore.library_recorder import (

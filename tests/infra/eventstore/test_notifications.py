@@ -10,7 +10,7 @@ import pytest
 import infra.eventstore.notifications
 from infra.eventstore.notifications import Listener
 from infra.postgres.pool import LedgerConnection
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests.infra.opened import Opened
 
 

@@ -14,7 +14,7 @@ from infra.eventstore.reader import EventReader
 from infra.ids import uuid7
 from infra.postgres import batch_loader
 from infra.postgres.pool import Database
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from tests import given
 from tests.infra.eventstore.appends import appending, keyed, row, writing
 from tests.infra.eventstore.load import Marked

@@ -23,7 +23,8 @@ from infra.auth.key_admin import KeyAdmin
 from infra.errors import Unavailable
 from infra.ids import uuid7
 from infra.jobs.erasure import Erasures, erase
-from infra.processes.runtime import API, WORKER, Runtime, runtime
+from infra.postgres.roles import API, WORKER
+from infra.runtime import Runtime, runtime
 from tests import given
 from tests.given import CODE, CREATOR, OTHER_CODE, OTHER_SECRET, SECRET, Command
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
@@ -355,7 +356,7 @@ async def test_a_worker_carries_out_what_was_recorded_and_not_carried_out(opened
 KILLED = """
 import asyncio, os, signal, sys
 from infra.jobs import erasure
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from tests.infra.opened import MASTER_KEY
 
 async def die(*_):
@@ -438,7 +439,8 @@ READER = """
 import asyncio, sys, time
 from uuid import UUID
 from domain.errors import Refused
-from infra.processes.runtime import API, runtime
+from infra.postgres.roles import API
+from infra.runtime import runtime
 from tests.given import CODE
 from tests.infra.opened import MASTER_KEY
 

@@ -23,7 +23,8 @@ from infra.auth.access_log import COMMAND_LINE
 from infra.crypto.envelope import associated_data
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.pool import Database
-from infra.processes.runtime import API, WORKER, Runtime, runtime
+from infra.postgres.roles import API, WORKER
+from infra.runtime import Runtime, runtime
 from infra.views.commands import connect
 from projections import VIEWS
 from projections.engine.rebuild import rebuild

@@ -18,7 +18,8 @@ from domain.values import Sealed
 from infra.jobs import expiry_clock, expiry_figures
 from infra.jobs.expiry_clock import ExpiryClock
 from infra.jobs.expiry_figures import Figures, read_figures
-from infra.processes.runtime import WORKER, Runtime, runtime
+from infra.postgres.roles import WORKER
+from infra.runtime import Runtime, runtime
 from projections.engine.advisory_locks import AdvisoryLock
 from tests import given
 from tests.given import CAMPAIGN, CODE, OTHER_CODE, OTHER_SECRET, VIDEO

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from infra.auth.key_commands import create_key, create_ledger
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from infra.processes.worker import create_views
 from tests.bench.due_codes import CAMPAIGN_EVERY, fill
 from tests.conftest import TestDatabase

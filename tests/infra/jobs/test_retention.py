@@ -8,7 +8,7 @@ import pytest
 
 from infra.jobs.retention import KEEP_IDEMPOTENCY_HOURS, KEEP_REFUSAL_COUNTS_DAYS, purge
 from infra.postgres.pool import Database
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from tests import given
 from tests.infra.opened import Opened, Tenant
 

@@ -14,8 +14,8 @@ import pytest
 from psycopg import sql
 
 from infra.postgres.embedded.server import EmbeddedPostgres
-from infra.postgres.migrate import ROLES, MigrationError, migrate, migrations, require_migrated
-from infra.processes.runtime import API, WORKER
+from infra.postgres.migrate import MigrationError, migrate, migrations, require_migrated
+from infra.postgres.roles import API, ROLES, WORKER
 from tests import given
 from tests.conftest import TestDatabase
 from tests.infra.eventstore.appends import appending, row, writing

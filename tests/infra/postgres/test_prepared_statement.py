@@ -10,7 +10,7 @@ import pytest
 
 from infra.postgres.pool import LedgerConnection, session
 from infra.postgres.prepared_statement import Statement
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from projections.engine.array_columns import Byteas, Ints
 from tests.infra.opened import Opened
 from tests.waiting import until

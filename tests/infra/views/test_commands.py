@@ -23,7 +23,7 @@ import cli
 from domain.code import Code
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from infra.processes.worker import create_views
 from infra.views import commands
 from infra.views.progress_display import Lines, line
@@ -210,7 +210,7 @@ def test_the_list_of_views_says_how_far_each_is_what_stopped_it_and_what_was_ski
     assert (code, said) == (0, "View codes skips event 7 of ledger acme. The worker continues within seconds.\n")
     skipped = invoke(begun, "views", "list")[1]
     assert (
-        f"codes v{codes.VERSION} skips event 7 of ledger acme: it is a test\n    said {commands.current_user()}, "
+        f"codes v{codes.VERSION} skips event 7 of ledger acme: it is a test\n    by {commands.current_user()}, "
         in skipped
     )
     assert begun.sql("SELECT stream_id, reason, skipped_by, login FROM view_skips") == [

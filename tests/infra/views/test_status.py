@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.postgres.pool import Database
-from infra.processes.runtime import API
+from infra.postgres.roles import API
 from infra.views.status import status_in_all_ledgers, status_in_ledger
 from projections import VIEWS, codes
 from projections.engine.view import SHADOW_SUFFIX

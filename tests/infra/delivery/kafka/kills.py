@@ -22,7 +22,7 @@ from domain.code import Code, replay_code
 from infra.delivery.kafka.code_state import state_content
 from infra.delivery.kafka.topics import PARTITIONS, events_topic
 from infra.eventstore.reader import COLUMNS, to_recorded
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene
 from tests.infra.delivery.kafka.broker import Broker

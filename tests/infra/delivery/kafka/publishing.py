@@ -15,7 +15,7 @@ from infra.delivery.kafka.connection import client_options
 from infra.delivery.kafka.publication_status import destinations
 from infra.delivery.kafka.publisher import Publisher
 from infra.delivery.kafka.topics import events_topic, progress_topic, state_topic
-from infra.processes.runtime import WORKER
+from infra.postgres.roles import WORKER
 from infra.settings import load_settings
 from tests.conftest import TestDatabase
 from tests.waiting import LOOK_EVERY_S

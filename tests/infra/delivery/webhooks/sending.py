@@ -16,7 +16,8 @@ from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.delivery.webhooks.worker import WebhookWorker
 from infra.eventstore.notifications import Listener
 from infra.ids import uuid7
-from infra.processes.runtime import WORKER, runtime
+from infra.postgres.roles import WORKER
+from infra.runtime import runtime
 from tests import given
 from tests.infra.delivery.webhooks.receiving import Receiver
 from tests.infra.opened import MASTER_KEY, Opened, Tenant

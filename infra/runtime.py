@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-import resource
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from infra.auth.authenticator import CHANNEL, Authenticator
 from infra.auth.denied_attempts import DeniedAttempts
@@ -19,6 +17,7 @@ from infra.eventstore.notifications import Listener, Notifier
 from infra.eventstore.reader import EventReader
 from infra.eventstore.repository import AggregateCache
 from infra.postgres.pool import Database
+from infra.postgres.roles import API
 from infra.views.reader import ViewReader
 
 if TYPE_CHECKING:
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
 
     from infra.auth.oidc_issuers import Issuer
     from infra.crypto.master_keys import KeyProvider
-
-API: Final = "sparkledger_api"
-WORKER: Final = "sparkledger_worker"
-# How many new objects start a collection of the youngest generation, and how many collections one of the next.
-GC_THRESHOLDS: Final = (20_000, 20, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +103,3 @@ async def runtime(
         await writer.stop()
         await notifier.stop()
         await database.close()
-
-
-def spare_the_collector(young: int = GC_THRESHOLDS[0]) -> None:
-    """Keep the garbage collector from scanning what stays: modules, and cached aggregates.
-
-    With its defaults it scanned all of them again and again, and for 150 ms at a time nothing was answered: a third
-    fewer commands a second, and a 99th percentile of 160 ms instead of 15 ms. `young` is how many new objects start a
-    collection of the youngest generation; views, which read events in pages, are a seventh slower with the default.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(young, *GC_THRESHOLDS[1:])
-
-
-def allow_connections() -> None:
-    """Raise the limit of open files, and so of connections, as far as the system allows; 1,024 are too few."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(OSError, ValueError):  # a system with other rules keeps its limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

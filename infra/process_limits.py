@@ -1,0 +1,33 @@
+"""Limits of a process: how often it collects garbage, and how many files it may open."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from contextlib import suppress
+from typing import Final
+
+# How many new objects start a collection of the youngest generation, and how many collections one of the next.
+GC_THRESHOLDS: Final = (20_000, 20, 100)
+# New objects that start a collection in a process that updates views: the objects of a page are freed without one.
+GC_YOUNG_OBJECTS: Final = 200_000
+
+
+def tune_garbage_collector(young: int = GC_THRESHOLDS[0]) -> None:
+    """Keep the garbage collector from scanning what stays: modules, and cached aggregates.
+
+    With its defaults it scanned all of them again and again, and for 150 ms at a time nothing was answered: a third
+    fewer commands a second, and a 99th percentile of 160 ms instead of 15 ms. `young` is how many new objects start a
+    collection of the youngest generation; views, which read events in pages, are a seventh slower with the default.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(young, *GC_THRESHOLDS[1:])
+
+
+def raise_file_limit() -> None:
+    """Raise the limit of open files, and so of connections, as far as the system allows; 1,024 are too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # a system with other rules keeps its limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
