@@ -34,12 +34,12 @@ main()
 """
 # What a session that hangs after its worker lost touch with it would come to: two that both believe that they lead.
 WORK_AS_IF_ALONE = f"""
-from infra import expiry
+from infra.jobs import expiry_clock
 
 async def leads(_lease):
     return True
 
-expiry._leads = leads
+expiry_clock._leads = leads
 {WORK}
 """
 

@@ -581,16 +581,14 @@ child = '''
 import os, signal
 from infra.processes.supervisor import announce_ready, die_with_parent
 die_with_parent()
-announce_ready()
+announce_ready(str(os.getpid()))
 while True:
     signal.pause()
 '''
 with EmbeddedPostgres(Path(sys.argv[1])) as server:
     with Supervisor([Child(name, [sys.executable, "-c", child]) for name in ("api", "worker")]) as up:
         up.start()
-        up.wait_ready("api", 20)
-        up.wait_ready("worker", 20)
-        print("up", server.pid, up.pid("api"), up.pid("worker"), flush=True)
+        print("up", server.pid, up.wait_ready("api", 20), up.wait_ready("worker", 20), flush=True)
         up.run()
 print("down", flush=True)
 """

@@ -47,7 +47,7 @@ while True:
 
 PRELUDE: Final = f"""
 import functools, logging, sys
-from infra import supervisor
+from infra.processes import supervisor
 from infra.processes.supervisor import Child, Supervisor, SupervisorError
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
@@ -123,14 +123,13 @@ supervisor.SAME_REQUEST_SECONDS = 0
 with Supervisor([other("stubborn", STUBBORN)], stop_seconds=600) as up:
     up.start()
     up.run()
-    print("hurried", up.hurried)
 """
     with running(script) as program:
         pid = pid_of(program, "stubborn")
         program.process.send_signal(signal.SIGTERM)
         program.line("stubborn got SIGTERM")
         program.process.send_signal(signal.SIGTERM)
-        program.line("hurried True")
+        program.line("stubborn did not stop in time and is killed")
         assert program.process.wait(DEADLINE_SECONDS) == 0
         assert not psutil.pid_exists(pid)
 
@@ -195,7 +194,7 @@ except SupervisorError as error:
         lines = program.rest()
 
     assert lines[-1] == "refused: api ended before it was ready (exit code 3). See its output."
-    assert not [line for line in lines if "again" in line]
+    assert not [line for line in lines if "restarting" in line]
 
 
 def test_a_child_that_stays_silent_is_not_waited_for_without_end() -> None:
