@@ -73,19 +73,19 @@ async def run(
     async with runtime(conninfo, WORKER, master_key) as opened:
         clock = ExpiryClock(opened)
         runners, wakes = views_followed(conninfo, opened.database) if "views" in parts else ([], [])
-        senders = WebhookWorker(conninfo, opened, AllowedNetworks(webhook_networks)) if "webhooks" in parts else None
+        webhooks = WebhookWorker(conninfo, opened, AllowedNetworks(webhook_networks)) if "webhooks" in parts else None
 
         for publisher in publishers:
             publisher.start()
-        listener = Listener(conninfo, WORKER, _waking(wakes, senders, publishers))
+        listener = Listener(conninfo, WORKER, _waking(wakes, webhooks, publishers))
         listener.start()
         tasks = [loop.create_task(runner.run()) for runner in runners]
         tasks.append(loop.create_task(purging(opened.database)))
         tasks.append(loop.create_task(Erasures(opened.database, opened.aggregates, opened.key_admin).run()))
         if "expiry" in parts:
             tasks.append(loop.create_task(clock.run()))
-        if senders is not None:
-            tasks.append(loop.create_task(senders.run()))
+        if webhooks is not None:
+            tasks.append(loop.create_task(webhooks.run()))
         started()
         stopping = loop.create_task(stop.wait())
         # None of them ends by itself: one that does is a defect, and the process with it, to be begun again.
@@ -100,15 +100,15 @@ async def run(
 
 
 def _waking(
-    wakes: Sequence[asyncio.Event], senders: WebhookWorker | None, publishers: Sequence[Publisher]
+    wakes: Sequence[asyncio.Event], webhooks: WebhookWorker | None, publishers: Sequence[Publisher]
 ) -> Callable[[], None]:
     """Return what wakes everybody here that waits for events."""
 
     def heard() -> None:
         for wake in wakes:
             wake.set()
-        if senders is not None:
-            senders.live_subscriptions.wake()
+        if webhooks is not None:
+            webhooks.live_subscriptions.wake()
         for publisher in publishers:
             publisher.wake()
 

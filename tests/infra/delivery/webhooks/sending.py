@@ -1,4 +1,4 @@
-"""Senders of webhooks on a test's database: with pauses of milliseconds in place of hours."""
+"""A webhook worker on a test's database, with pauses of milliseconds instead of hours."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class Post:
 
     @property
     def webhooks(self) -> WebhookSubscriptions:
-        """What an API process has of webhooks."""
+        """The webhooks as an API process sees them."""
         return WebhookSubscriptions(self.opened.api.database, self.opened.api.keyring)
 
     @property
     def owner(self) -> Owner:
-        """The key that webhooks belong to."""
+        """The owner of the webhooks."""
         return Owner(self.tenant.ledger_id, self.tenant.key.key_id, all=False)
 
     async def register(
         self, receiver: Receiver, *, after: int = 0, types: Sequence[str] = (), creator_ids: Sequence[str] = ()
     ) -> UUID:
-        """Register a receiver, and let it verify what it gets with the secret that it was told."""
+        """Create a webhook for a receiver, and give the receiver its secret."""
         webhook, secret, _ = await self.webhooks.create(
             self.owner, url=receiver.url, description=None, types=types, creator_ids=creator_ids, after=after
         )
@@ -75,28 +75,28 @@ class Post:
         """Return the ledger's last position."""
         return await self.opened.events.head(self.tenant.ledger_id)
 
-    async def stands(self, webhook_id: UUID) -> Webhook:
-        """Return how a webhook stands."""
+    async def status(self, webhook_id: UUID) -> Webhook:
+        """Return a webhook as its owner sees it."""
         return await self.webhooks.one(self.owner, webhook_id)
 
     async def until(self, webhook_id: UUID, **wanted: Any) -> Webhook:
-        """Wait until a webhook stands as is wanted."""
+        """Wait until a webhook has the given values."""
         async with asyncio.timeout(15):
             while True:
-                webhook = await self.stands(webhook_id)
+                webhook = await self.status(webhook_id)
                 if all(getattr(webhook, name) == value for name, value in wanted.items()):
                     return webhook
                 await asyncio.sleep(0.01)
 
     async def noticed(self, senders: WebhookWorker, webhook_id: UUID) -> None:
-        """Wait until the sender of a webhook knows what was changed, or is gone with it."""
+        """Wait until a webhook's sender has noticed its last change, or has ended."""
         rows = self.opened.sql("SELECT revision FROM webhooks WHERE webhook_id = %s", webhook_id)
         async with asyncio.timeout(15):
             while _knows(senders, webhook_id) != (rows[0][0] if rows else None):  # noqa: ASYNC110 - it sets no event
                 await asyncio.sleep(0.01)
 
-    async def settled(self, webhook_id: UUID) -> Webhook:
-        """Wait until everything that is recorded is settled."""
+    async def caught_up(self, webhook_id: UUID) -> Webhook:
+        """Wait until no recorded event is open and no message is parked."""
         return await self.until(webhook_id, position=await self.head(), waiting=0)
 
     async def attempts(self, webhook_id: UUID) -> list[Delivery]:
@@ -112,7 +112,7 @@ def _knows(senders: WebhookWorker, webhook_id: UUID) -> int | None:
 
 @asynccontextmanager
 async def sending(opened: Opened, networks: AllowedNetworks = LOOPBACK, **policy: Any) -> AsyncIterator[WebhookWorker]:
-    """Run a worker's senders for as long as the block takes."""
+    """Run a webhook worker for as long as the block takes."""
     conninfo = opened.database.dsn(WORKER)
     async with runtime(conninfo, WORKER, MASTER_KEY) as worker:
         senders = WebhookWorker(conninfo, worker, networks, replace(FAST, **policy))

@@ -408,7 +408,7 @@ async def test_whatever_else_breaks_is_a_failed_attempt_that_is_logged_without_i
     await opened.when(post.tenant, given.permission())
     async with receiving() as receiver, sending(opened):
         webhook_id = await post.register(receiver)
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     assert [(attempt.outcome, attempt.error) for attempt in await post.attempts(webhook_id)] == [
         ("failed", "Something went wrong on our side."),
         ("delivered", None),

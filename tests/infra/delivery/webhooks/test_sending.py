@@ -49,7 +49,7 @@ async def test_every_event_is_sent_once_as_a_signed_cloud_event(post: Post) -> N
         webhook_id = await post.register(receiver)
         (code,) = await post.generate()
         await post.share(code, 3)
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
 
     assert receiver.unverified == []
     assert sorted(receiver.positions) == [1, 2, 3, 4, 5]
@@ -66,7 +66,7 @@ async def test_no_secret_is_sent(post: Post) -> None:
     async with receiving() as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
         (code,) = await post.generate()
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     assert f"#{code}".encode() not in b"".join(received.body for received in receiver.received)
 
 
@@ -77,8 +77,8 @@ async def test_events_of_other_types_and_creators_are_left_out(post: Post) -> No
         for creator_id in ("creator-1", "creator-2"):
             (code,) = await post.generate(creator_id=creator_id)
             await post.share(code)
-        await post.settled(by_type)
-        await post.settled(by_creator)
+        await post.caught_up(by_type)
+        await post.caught_up(by_creator)
     assert shared.positions == [3, 6]
     assert sorted(other.positions) == [4, 5, 6]
 
@@ -88,7 +88,7 @@ async def test_a_webhook_begins_after_the_position_that_was_asked_for(post: Post
     async with receiving() as receiver, sending(post.opened):
         webhook_id = await post.register(receiver, after=await post.head())
         await post.share(code)
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     assert receiver.positions == [3]
 
 
@@ -98,7 +98,7 @@ async def test_another_ledgers_events_are_not_sent(post: Post) -> None:
         webhook_id = await post.register(receiver)
         await other.generate(3)
         await post.generate()
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     assert {received.event["source"] for received in receiver.received} == {"/ledgers/main"}
 
 
@@ -110,7 +110,7 @@ async def test_what_fails_is_sent_again_with_the_same_id_and_another_signature(p
     async with receiving(lambda _: next(answers)) as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
         await post.opened.when(post.tenant, given.permission())
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
 
     first, *again = receiver.received
     assert {received.id for received in again} == {first.id}
@@ -142,7 +142,7 @@ async def test_what_fails_holds_up_its_own_code_and_no_other(post: Post) -> None
         await post.share(code, 3)
     async with receiving(answer) as receiver, sending(post.opened, retries_s=(0.05, 0.1, 0.2, 0.4)):
         webhook_id = await post.register(receiver)
-        webhook = await post.settled(webhook_id)
+        webhook = await post.caught_up(webhook_id)
 
     assert len(set(refused)) == 1
     assert in_order(receiver.received)
@@ -162,7 +162,7 @@ async def test_what_never_succeeds_is_a_dead_letter_and_can_be_sent_again(post: 
 
     async with receiving(answer) as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
-        webhook = await post.settled(webhook_id)
+        webhook = await post.caught_up(webhook_id)
         (dead,) = await post.webhooks.dead_letters(post.owner, webhook_id, after=0, limit=10)
         assert (webhook.dead, dead.position, dead.type, dead.attempts, dead.status, dead.error) == (
             *(1, 2, "CodeGenerated", 4, 500),
@@ -260,7 +260,7 @@ async def test_a_receiver_that_is_gone_disables_its_webhook_and_loses_nothing(po
         assert len(receiver.received) == seen
 
         await post.webhooks.change(post.owner, webhook_id, enabled=True)
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     delivered = [received.position for received in receiver.received[seen:]]
     assert sorted(delivered) == list(range(1, await post.head() + 1))
     first, *_ = await post.attempts(webhook_id)
@@ -274,7 +274,7 @@ async def test_a_receiver_that_asks_to_be_left_alone_is_left_alone(post: Post) -
         await post.generate(5)
         paused = await post.until(webhook_id, waiting=1, failures=1)
         assert paused.paused_until is not None
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     pauses = [after.at - before.at for before, after in pairwise(receiver.received)]
     assert pauses[0] >= 0.95
     assert in_order(receiver.received)
@@ -287,12 +287,12 @@ async def test_a_receiver_that_is_down_gets_a_probe_now_and_then_and_everything_
         webhook_id = await post.register(receiver)
         await post.generate(40)
         await receiver.take(8)
-        webhook = await post.stands(webhook_id)
+        webhook = await post.status(webhook_id)
         # Most of it is still in the log and was never tried.
         assert webhook.waiting <= 12
         down = False
         seen = len(receiver.received)
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     assert set(receiver.positions[seen:]) | {r.position for r in receiver.received[:seen]} == set(range(1, 42))
     assert len(set(receiver.positions[seen:])) == 41
     assert in_order(receiver.received[seen:])
@@ -308,7 +308,7 @@ async def test_when_nothing_gets_through_for_the_whole_schedule_the_webhook_is_d
         down = False
         seen = len(receiver.received)
         await post.webhooks.change(post.owner, webhook_id, enabled=True)
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     assert sorted(receiver.positions[seen:]) == list(range(1, 7))
 
 
@@ -318,8 +318,8 @@ async def test_a_receiver_that_hangs_delays_no_other(post: Post) -> None:
         webhook_id = await post.register(other)
         await post.generate(30)
         await hanging.take(1)
-        await post.settled(webhook_id)
-        assert (await post.stands(stuck)).position == 0
+        await post.caught_up(webhook_id)
+        assert (await post.status(stuck)).position == 0
     assert sorted(other.positions) == list(range(1, 32))
 
 
@@ -329,7 +329,7 @@ async def test_an_attempt_that_takes_too_long_has_failed(post: Post, monkeypatch
     async with receiving(lambda _: next(answers, 204)) as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
         await post.opened.when(post.tenant, given.permission())
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     (first, second) = await post.attempts(webhook_id)
     assert (first.outcome, first.status, second.outcome) == ("failed", None, "delivered")
     assert first.duration_ms >= 100
@@ -348,9 +348,9 @@ async def test_what_may_wait_is_bounded(post: Post) -> None:
         webhook_id = await post.register(receiver)
         await post.generate(40)
         await receiver.take(15)
-        assert (await post.stands(webhook_id)).waiting <= 5 + 4
+        assert (await post.status(webhook_id)).waiting <= 5 + 4
         poisoned = False
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     assert set(receiver.positions) == set(range(1, 42))
 
 
@@ -364,7 +364,7 @@ async def test_while_secrets_overlap_messages_bear_both_signatures(post: Post) -
         await post.noticed(senders, webhook_id)
         receiver.secrets.append(secret)
         await post.generate()
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
         assert receiver.unverified == []
         assert all(len(received.headers["webhook-signature"].split()) == 2 for received in receiver.received)
 
@@ -372,7 +372,7 @@ async def test_while_secrets_overlap_messages_bear_both_signatures(post: Post) -
         _, newest, _ = await post.webhooks.rotate(post.owner, webhook_id, timedelta())
         await post.noticed(senders, webhook_id)
         await post.share(post.codes[0])
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     last = receiver.received[-1]
     assert len(last.headers["webhook-signature"].split()) == 1
     Verifier(newest).verify(last.body, last.headers)
@@ -392,7 +392,7 @@ async def test_secret_url_and_description_are_not_stored_as_they_are(post: Post)
             assert len(sealed) == len(clear) + 28
             assert clear not in sealed
             assert clear.hex() not in row
-        read = await post.stands(webhook.webhook_id)
+        read = await post.status(webhook.webhook_id)
         assert (read.url, read.description) == (url, description)
         url, description = url + "2", description + "!"
         await post.webhooks.change(post.owner, webhook.webhook_id, url=url, description=description)
@@ -443,11 +443,11 @@ async def test_a_changed_url_is_sent_to_from_then_on(post: Post) -> None:
     async with receiving() as before, receiving() as after, sending(post.opened) as senders:
         webhook_id = await post.register(before)
         await post.generate()
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
         await post.webhooks.change(post.owner, webhook_id, url=after.url)
         await post.noticed(senders, webhook_id)
         await post.generate(2)
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     assert (sorted(before.positions), sorted(after.positions)) == ([1, 2], [3, 4])
 
 
@@ -464,14 +464,14 @@ async def test_a_changed_or_enabled_webhook_is_sent_to_at_once_whatever_was_aske
         await post.share(code)
         await before.take(1)
         await post.until(webhook_id, waiting=1, failures=1)
-        assert (await post.stands(webhook_id)).paused_until is not None
+        assert (await post.status(webhook_id)).paused_until is not None
         away.clear()
         if how == "another URL":
             await post.webhooks.change(post.owner, webhook_id, url=after.url)
         else:
             await post.webhooks.change(post.owner, webhook_id, enabled=False)
             await post.webhooks.change(post.owner, webhook_id, enabled=True)
-        webhook = await post.settled(webhook_id)
+        webhook = await post.caught_up(webhook_id)
     sent_to = after if how == "another URL" else before
     assert sorted(received.position for received in sent_to.received[-3:]) == [1, 2, 3]
     assert webhook.paused_until is None
@@ -486,7 +486,7 @@ async def test_what_was_asked_stands_where_a_change_is_of_something_else(post: P
         changes = {"url": receiver.url, "enabled": True, "types": ["PermissionEnabled"]}
         await post.webhooks.change(post.owner, webhook_id, **changes)
         await post.noticed(senders, webhook_id)
-        webhook = await post.stands(webhook_id)
+        webhook = await post.status(webhook_id)
     assert (webhook.waiting, webhook.paused_until) == (1, paused.paused_until)
     assert len(receiver.received) == 1
 
@@ -513,12 +513,12 @@ async def test_nothing_is_sent_for_a_key_that_is_not_valid(post: Post) -> None:
     async with receiving() as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
         await post.generate()
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
         await post.opened.key_admin.revoke(post.tenant.ledger_id, post.tenant.key.key_id)
         webhook = await post.until(webhook_id, disabled="key")
         other = Post(post.opened, await post.opened.another_key(post.tenant.ledger_id), post.codes)
         await other.share(post.codes[0], 3)
-        assert (await post.stands(webhook_id)).position == webhook.position == 2
+        assert (await post.status(webhook_id)).position == webhook.position == 2
     assert sorted(receiver.positions) == [1, 2]
 
 
@@ -527,11 +527,11 @@ async def test_a_deleted_webhook_is_sent_nothing_more(post: Post) -> None:
         webhook_id = await post.register(receiver)
         stays = await post.register(other)
         await post.generate()
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
         await post.webhooks.delete(post.owner, webhook_id)
         await post.noticed(senders, webhook_id)
         await post.generate(3)
-        await post.settled(stays)
+        await post.caught_up(stays)
     assert sorted(receiver.positions) == [1, 2]
 
 
@@ -556,7 +556,7 @@ async def test_a_worker_that_ends_in_order_leaves_nothing_to_be_sent_twice(post:
                 await post.generate(10)
                 await receiver.take(seen + 3)
         async with sending(post.opened):
-            await post.settled(webhook_id)
+            await post.caught_up(webhook_id)
     assert sorted(receiver.positions) == list(range(1, await post.head() + 1))
 
 
@@ -566,10 +566,10 @@ async def test_of_two_workers_one_sends_and_the_other_takes_over(post: Post) -> 
         async with sending(post.opened) as second:
             async with sending(post.opened) as first:
                 await post.generate(20)
-                await post.settled(webhook_id)
+                await post.caught_up(webhook_id)
                 assert len(first._running) + len(second._running) == 1
             await post.generate(20)
-            await post.settled(webhook_id)
+            await post.caught_up(webhook_id)
     assert sorted(receiver.positions) == list(range(1, 42))
 
 
@@ -578,10 +578,10 @@ async def test_a_sender_that_was_overtaken_writes_nothing_more(post: Post, caplo
     async with receiving() as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
         await post.generate()
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
         post.opened.sql("UPDATE webhook_progress SET lease = lease + 1")
         await post.share(post.codes[0], 3)
-        await post.settled(webhook_id)
+        await post.caught_up(webhook_id)
     # It noticed, let go, and began anew: at least once.
     assert set(receiver.positions) == {1, 2, 3, 4, 5}
     assert in_order(receiver.received)
@@ -603,7 +603,7 @@ async def test_what_waits_is_known_to_the_next_worker(post: Post) -> None:
         broken = False
         post.opened.sql("UPDATE webhook_messages SET next_at = now()")
         async with sending(post.opened):
-            await post.settled(webhook_id)
+            await post.caught_up(webhook_id)
     assert receiver.positions[-3:] == [2, 5, 6]
     assert Counter(receiver.positions) == {1: 1, 2: 2, 3: 1, 4: 1, 5: 1, 6: 1}
 
@@ -618,6 +618,6 @@ async def test_nothing_secret_is_logged(post: Post, caplog: pytest.LogCaptureFix
     logged: Any = (
         caplog.text + str(await post.attempts(webhook_id)) + str(post.opened.sql("SELECT * FROM webhook_attempts"))
     )
-    logged += str((await post.stands(webhook_id)).error)
+    logged += str((await post.status(webhook_id)).error)
     for secret in ("of-the-receiver", "what the receiver says", receiver.secrets[0].removeprefix("whsec_")):
         assert secret not in logged
