@@ -10,7 +10,7 @@ from api.http.caller import ACTS_FOR_ALL, Caller
 from api.http.problems import malformed_body
 from domain.errors import NotAllowed, Refused
 from domain.values import Policy
-from infra.eventstore.attempt import CommandMetadata
+from infra.eventstore.command_handler import CommandMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

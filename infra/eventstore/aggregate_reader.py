@@ -8,7 +8,8 @@ from domain.code import Code, effective_as_of, fold_code
 from domain.errors import Refused, Unknown
 from domain.recorded import RecordedEvent
 from infra.crypto.envelope import associated_data
-from infra.eventstore.repository import AggregateCache, Repository
+from infra.errors import Unavailable
+from infra.eventstore.repository import AggregateCache, Repository, loaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,24 @@ class AggregateReader:
         """Begin to read aggregates of a ledger; stale reads are for attempts whose every outcome is checked again."""
         keys = await self.keyring.ledger(ledger_id)
         return Repository(ledger_id, self.events, keys, self.keyring, self.cache, allow_stale=allow_stale)
+
+    async def prefetch(self, ledger_id: int, stream_ids: Sequence[UUID]) -> None:
+        """Read aggregates into the cache with one query; commands that follow at once need none of their own.
+
+        Streams that cannot be read are left to whoever needs them: one at fault keeps nobody else from the others.
+
+        Raises:
+            Unavailable: the database is away, or too busy.
+
+        """
+        try:
+            streams = await self.events.streams(ledger_id, stream_ids)
+        except Unavailable:
+            raise
+        except Exception:  # noqa: BLE001 - each is read again where it is needed, and raises there
+            return
+        for stream in streams.values():
+            self.cache.keep(ledger_id, loaded(stream))
 
     async def code_stream(self, ledger_id: int, code_id: UUID) -> list[RecordedEvent]:
         """Read a code's events; none where there is no such code."""

@@ -1,46 +1,79 @@
-"""Carry out commands: decide, append, answer; again where another writer came first."""
+"""The command handler: load, decide, append, and retry where another writer came first.
+
+`CommandHandler._handle` is the whole loop; what stands below it makes the rows of an append and the results. Commands
+that are handled at the same time share their work without knowing of each other: their reads become one query, and
+their appends one commit.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 from domain.commands import A, Decision, When
+from domain.creator import Creator
 from domain.errors import Refused
-from domain.recorded import RecordedEvent
+from infra.crypto.envelope import associated_data
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
-from infra.eventstore.append import Append, Appended, ConcurrencyConflict, KeyRefused, Mismatch, Outcome, Replayed
-from infra.eventstore.attempt import Attempt, CommandMetadata
-from infra.eventstore.repository import Loaded, replayed
+from infra.eventstore.append import Append, Appended, ConcurrencyConflict, EventRow, Mismatch, Replayed
+from infra.eventstore.repository import Loaded, Repository, replayed
+from infra.eventstore.serialization import event_type, split_sealed
 from infra.ids import uuid7
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from domain.commands import Ledger
-    from domain.recorded import Event
+    from domain.recorded import Event, RecordedEvent
+    from domain.values import Actor
     from infra.auth.denied_attempts import DeniedAttempts
+    from infra.crypto.envelope import CreatorKey
     from infra.eventstore.aggregate_reader import AggregateReader
+    from infra.eventstore.append import KeyRefused
     from infra.eventstore.group_commit import GroupCommitWriter
 
-# How often a command is decided anew because another writer came first, before it is told to come back.
-MAX_ATTEMPTS: Final = 32
+# How often a command that met another writer is retried before its caller is asked to come back.
+MAX_RETRIES: Final = 32
 BUSY: Final = "The same code or video is being changed too often by other requests. Try again in a moment."
 
 
-class CommandResult(NamedTuple, Generic[A]):
-    """What a command came to. Told again for the same Idempotency-Key, it is the same to the last field.
+class CommandMetadata(NamedTuple):
+    """What is known of a command besides what it asks for.
 
     Attributes:
-        aggregate: as it stood right after the command; `None` where an unknown creator was switched off.
+        ledger_id: the ledger of the caller's key.
+        actor: who is recorded; `actor.key_id` is the API key's UUID as text, or the clock's name.
+        correlation_id: the caller's name for what the command belongs to.
+        traceparent: the caller's W3C trace context.
+        idempotency_key: the caller's name for the request; repeats of it get the result of the first.
+        request_hash: 16 bytes over method, path and body; tells a repeat from another request with the same key.
+        effective_at: when it was true in the world, where that is not now.
+
+    """
+
+    ledger_id: int
+    actor: Actor
+    correlation_id: str | None = None
+    traceparent: str | None = None
+    idempotency_key: str | None = None
+    request_hash: bytes = b""
+    effective_at: datetime | None = None
+
+
+class CommandResult(NamedTuple, Generic[A]):
+    """The result of a command. A repeat with the same idempotency key gets an equal one, but for `replayed`.
+
+    Attributes:
+        aggregate: its state right after the command; `None` where an unknown creator was switched off.
         position: of the aggregate's last event at that time; 0 for an unknown creator.
         recorded_at: the clock that the answer's state is computed with.
-        appended: events recorded by the command; 0 for a repeat.
-        replayed: told again for the same Idempotency-Key.
+        appended: how many events the command recorded; 0 where it changed nothing.
+        replayed: whether this repeats the result of an earlier request with the same idempotency key.
         creator_stream: the stream of the creator whom it concerns.
 
     """
@@ -53,15 +86,8 @@ class CommandResult(NamedTuple, Generic[A]):
     creator_stream: UUID | None
 
 
-class Contended(NamedTuple):
-    """Another writer came first to a stream; or the window ended, by the ledger's moment, which this clock has not."""
-
-    stream_id: UUID
-    at: datetime | None
-
-
 class CommandHandler:
-    """Carries out the commands of all ledgers of one database."""
+    """Handles the commands of all ledgers of one database."""
 
     def __init__(
         self,
@@ -70,9 +96,8 @@ class CommandHandler:
         denied_attempts: DeniedAttempts,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Take what loads and what appends, the counts of refusals, and the clock that commands are decided by."""
+        """Take what loads, what appends, what counts repeated refusals, and the clock, aware and in UTC."""
         self.now = now
-        self._aggregates = aggregates
         self._events = aggregates.events
         self._keyring = aggregates.keyring
         self._cache = aggregates.cache
@@ -83,85 +108,104 @@ class CommandHandler:
 
     @property
     def obstacle(self) -> str | None:
-        """Why no command can be recorded now, as far as the writer knows; None where nothing stands in the way."""
+        """Why no command can be recorded now, as far as the writer knows; None if nothing prevents it."""
         return self._writer.obstacle
 
     async def handle(
-        self, request: CommandMetadata, decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]]
+        self, metadata: CommandMetadata, decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]]
     ) -> CommandResult[A]:
-        """Decide and append, whole or not at all.
+        """Decide a command and append its events, all or none.
 
         Args:
-            request: who asks, and what makes a repeat of it known.
-            decide: the command; called again with fresh reads where another writer came first.
+            metadata: who asks, and what identifies a repeat of the request.
+            decide: the command; it is called again, with fresh reads, where another writer came first.
 
         Raises:
             Refused: a rule said no.
-            IdempotencyMismatch, IdempotencyRunning: the Idempotency-Key is taken.
+            IdempotencyMismatch, IdempotencyRunning: the idempotency key belongs to another request, or to one that is
+                still in progress here.
             KeyNoLongerValid: the API key was revoked meanwhile.
-            Unavailable: the database is away, or too busy with the same streams.
+            Unavailable: nothing was recorded, or the same streams change too fast.
 
         """
-        if request.idempotency_key is None:
-            return await self._attempts(request, decide, None)
-        scope = f"{request.actor.key_id}\0{request.idempotency_key}"
+        if metadata.idempotency_key is None:
+            return await self._handle(metadata, decide, None)
+        scope = f"{metadata.actor.key_id}\0{metadata.idempotency_key}"
         idempotency = hashlib.sha256(scope.encode()).digest()[:16]
-        running = (request.ledger_id, idempotency)
+        running = (metadata.ledger_id, idempotency)
         if running in self._running:
             raise IdempotencyRunning
         self._running.add(running)
         try:
-            return await self._attempts(request, decide, idempotency)
+            return await self._handle(metadata, decide, idempotency)
         finally:
             self._running.discard(running)
 
-    async def _attempts(
+    async def _handle(  # noqa: C901, PLR0912 - the loop is one piece, to be read from top to bottom
         self,
-        request: CommandMetadata,
+        metadata: CommandMetadata,
         decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]],
         idempotency: bytes | None,
     ) -> CommandResult[A]:
-        command_id = uuid7()
-        outcome = await self._attempt(request, decide, idempotency, command_id, allow_stale=True)
-        if isinstance(outcome, CommandResult):
-            return outcome
-        # Whoever lost a race takes turns from now on with the others here that want the same stream.
-        async with self._turn(request.ledger_id, outcome.stream_id):
-            for _ in range(MAX_ATTEMPTS):
-                outcome = await self._attempt(
-                    request, decide, idempotency, command_id, allow_stale=False, not_before=outcome.at
+        ledger_id, command_id = metadata.ledger_id, uuid7()
+        keys = await self._keyring.ledger(ledger_id)
+        allow_stale, not_before, retries = True, None, 0
+        turn: asyncio.Lock | None = None
+        try:
+            while retries <= MAX_RETRIES:
+                # Load: a decision loads what it looks at; at first from the cache, which may be out of date.
+                repository = Repository(
+                    ledger_id, self._events, keys, self._keyring, self._cache, allow_stale=allow_stale
                 )
-                if isinstance(outcome, CommandResult):
-                    return outcome
-        raise Unavailable(BUSY)
 
-    async def _attempt(
-        self,
-        request: CommandMetadata,
-        decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]],
-        idempotency: bytes | None,
-        command_id: UUID,
-        *,
-        allow_stale: bool,
-        not_before: datetime | None = None,
-    ) -> CommandResult[A] | Contended:
-        """Decide and append once, by a moment that is not before the one that the ledger is known to have reached."""
-        attempt = await self._decide(request, decide, allow_stale=allow_stale, not_before=not_before)
-        if attempt.must_reload:
-            attempt = await self._decide(request, decide, allow_stale=False, not_before=not_before)
-        if idempotency is not None and (attempt.refusal is not None or not attempt.events):
-            # What would be turned down now may have been done before: then its first answer stands.
-            told = await self._told_again(request, idempotency)
-            if told is not None:
-                return cast("CommandResult[A]", told)
-        if not attempt.events:
-            return await self._nothing_recorded(attempt)
-        # A refusal is recorded without the key: the same request may succeed later.
-        append = await attempt.append(self._keyring, command_id, None if attempt.refusal else idempotency)
-        outcome = await self._writer.append(append)
-        if isinstance(outcome, ConcurrencyConflict):
-            return Contended(attempt.decided.aggregate.id, outcome.at)
-        return await self._answered(attempt, append, outcome)
+                # Decide.
+                now = self.now()
+                if not_before is not None and now < not_before:
+                    now = not_before  # this machine's clock is behind the database's, or was set back
+                when = When(now, metadata.effective_at or now)
+                decision: Decision[A] | None = None
+                refusal: Refused | None = None
+                events: Sequence[Event] = ()
+                try:
+                    decision = await decide(repository, when)
+                except Refused as refused:
+                    refusal = refused
+                if decision is not None:
+                    events = cast("Sequence[Event]", decision.aggregate.collect_events())
+                    refusal = decision.refusal
+                if repository.used_stale and (refusal is not None or not events):
+                    allow_stale = False  # only an append shows that the cache was up to date
+                    continue
+                if idempotency is not None and (refusal is not None or not events):
+                    # What is refused now may be a repeat of what succeeded before: then the first result stands.
+                    first = await self._first_result(metadata, idempotency)
+                    if first is not None:
+                        return cast("CommandResult[A]", first)
+                if decision is None or not events:
+                    return await self._nothing_appended(metadata, when, repository, decision, refusal)
+
+                # Append. A refusal is recorded without the idempotency key: the same request may succeed later.
+                once = None if refusal is not None else idempotency
+                append = await self._append(metadata, command_id, once, when, repository, decision, events)
+                outcome = await self._writer.append(append)
+                if isinstance(outcome, Appended):
+                    result = self._appended(metadata, when, decision, events, append, outcome)
+                    if refusal is not None:
+                        raise refusal
+                    return result
+                if not isinstance(outcome, ConcurrencyConflict):
+                    return cast("CommandResult[A]", await self._not_appended(ledger_id, outcome))
+
+                # Retry, with fresh reads. Those here that met another writer on one stream take turns from now on.
+                allow_stale, not_before, retries = False, outcome.at, retries + 1
+                if turn is None:
+                    lock = self._turn(ledger_id, decision.aggregate.id)
+                    await lock.acquire()
+                    turn = lock
+        finally:
+            if turn is not None:
+                turn.release()
+        raise Unavailable(BUSY)
 
     def _turn(self, ledger_id: int, stream_id: UUID) -> asyncio.Lock:
         lock = self._turns.get((ledger_id, stream_id))
@@ -169,78 +213,148 @@ class CommandHandler:
             lock = self._turns[ledger_id, stream_id] = asyncio.Lock()
         return lock
 
-    async def _decide(
+    async def _nothing_appended(
         self,
-        request: CommandMetadata,
-        decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]],
-        *,
-        allow_stale: bool,
-        not_before: datetime | None,
-    ) -> Attempt[A]:
-        now = self.now()
-        if not_before is not None and now < not_before:
-            now = not_before  # this machine's clock is behind the database's, or that went back
-        when = When(now, request.effective_at or now)
-        session = await self._aggregates.repository(request.ledger_id, allow_stale=allow_stale)
-        try:
-            decision = await decide(session, when)
-        except Refused as refusal:
-            return Attempt(request, when, session, None, (), refusal)
-        if decision is None:
-            return Attempt(request, when, session, None, (), None)
-        events = cast("list[Event]", list(decision.aggregate.collect_events()))
-        return Attempt(request, when, session, decision, events, decision.refusal)
+        metadata: CommandMetadata,
+        when: When,
+        repository: Repository,
+        decision: Decision[A] | None,
+        refusal: Refused | None,
+    ) -> CommandResult[A]:
+        """Return the result of a command that changes nothing, or raise its refusal.
 
-    async def _nothing_recorded(self, attempt: Attempt[A]) -> CommandResult[A]:
-        """Answer a repeat, or raise the refusal; one that its hour has recorded already is counted."""
-        if attempt.refusal is not None:
-            if attempt.decision is not None:
-                await self._denied_attempts.count(
-                    attempt.request.ledger_id, attempt.request.actor, attempt.refusal.code
-                )
-            raise attempt.refusal
-        if attempt.decision is None:
-            return CommandResult(None, 0, attempt.when.now, 0, replayed=False, creator_stream=None)
-        aggregate = attempt.decision.aggregate
-        known = attempt.session.loaded[aggregate.id]
+        A refusal that comes with a decision would have been recorded, if the hour did not hold an equal one already: it
+        is counted instead.
+        """
+        if refusal is not None:
+            if decision is not None:
+                await self._denied_attempts.count(metadata.ledger_id, metadata.actor, refusal.code)
+            raise refusal
+        if decision is None:
+            return CommandResult(None, 0, when.now, 0, replayed=False, creator_stream=None)
+        aggregate = decision.aggregate
+        loaded = repository.loaded[aggregate.id]
         return CommandResult(
-            aggregate, known.position, attempt.when.now, 0, replayed=False, creator_stream=known.creator_stream
+            aggregate, loaded.position, when.now, 0, replayed=False, creator_stream=loaded.creator_stream
         )
 
-    async def _answered(self, attempt: Attempt[A], append: Append, outcome: Outcome) -> CommandResult[A]:
-        """Answer what became of an append that did not lose a race."""
-        match outcome:
-            case Replayed():
-                return cast(
-                    "CommandResult[A]", await self._replayed(attempt.request.ledger_id, outcome.first, outcome.last)
+    async def _append(
+        self,
+        metadata: CommandMetadata,
+        command_id: UUID,
+        idempotency: bytes | None,
+        when: When,
+        repository: Repository,
+        decision: Decision[A],
+        events: Sequence[Event],
+    ) -> Append:
+        """Return what is to be appended, its secret fields sealed with their creator's key.
+
+        Raises:
+            Refused: `creator_erased`, where there is something to seal and the key was destroyed.
+
+        """
+        aggregate, actor = decision.aggregate, metadata.actor
+        stream_id, creator_stream = aggregate.id, _creator_stream(repository, decision)
+        key: CreatorKey | None = None
+        rows = []
+        for event in events:
+            body, secret = split_sealed(event)
+            version, event_id = event.originator_version, uuid7()
+            type_, type_version = event_type(event)
+            key_id = commitment = sealed = None
+            if secret:
+                if key is None:
+                    key = await self._keyring.creator(metadata.ledger_id, aggregate.creator_id)
+                where = associated_data(metadata.ledger_id, stream_id, version, event_id, type_)
+                key_id, commitment, sealed = key.seal(secret, where)
+            rows.append(
+                EventRow(
+                    stream_id,
+                    version,
+                    event_id,
+                    type_,
+                    type_version,
+                    effective_at=event.timestamp if _dated(metadata, when, event) else None,
+                    creator_stream=creator_stream,
+                    causation_id=None,
+                    key_id=key_id,
+                    commitment=commitment,
+                    body=body,
+                    sealed=sealed,
                 )
-            case Mismatch():
-                raise IdempotencyMismatch
-            case KeyRefused():
-                raise KeyNoLongerValid
-        done = _done(attempt, append, cast("Appended", outcome))
-        self._remember(append, done)
-        if attempt.refusal is not None:
-            raise attempt.refusal
-        return done
+            )
+        return Append(
+            ledger_id=metadata.ledger_id,
+            events=rows,
+            expected_versions=[
+                (stream_id, aggregate.version - len(rows)),
+                *[(read.id, read.version) for read in decision.also_read],
+            ],
+            claims=[(repository.claim(claim.kind, claim.name), claim.expected, claim.new) for claim in decision.claims],
+            role=actor.role,
+            source=actor.source,
+            command_id=command_id,
+            subject=actor.subject,
+            api_key=None if actor.role == "clock" else _key_id(actor.key_id),
+            idempotency=idempotency,
+            request_hash=metadata.request_hash,
+            correlation_id=metadata.correlation_id,
+            traceparent=metadata.traceparent,
+            valid_until=None if metadata.effective_at is not None else decision.valid_until,
+            cached_in=repository.cached_in if repository.used_stale else None,
+        )
 
-    def _remember(self, append: Append, done: CommandResult[A]) -> None:
-        ledger_id = append.ledger_id
-        self._cache.keep(ledger_id, Loaded(cast("A", done.aggregate), done.position, append.events[0].creator_stream))
+    def _appended(
+        self,
+        metadata: CommandMetadata,
+        when: When,
+        decision: Decision[A],
+        events: Sequence[Event],
+        append: Append,
+        outcome: Appended,
+    ) -> CommandResult[A]:
+        """Return the result of what was appended, and cache it.
+
+        The aggregate is the one that a replay of the log would make: events that took effect on recording bear that
+        moment. Events only assign, so it is enough to apply them again, with their final times.
+        """
+        aggregate: Any = decision.aggregate
+        undated = [event for event in events if not _dated(metadata, when, event)]
+        for event in undated:
+            vars(event)["timestamp"] = outcome.recorded_at
+        for event in events if undated else ():
+            event.apply(aggregate)
+            aggregate.modified_on = event.timestamp
+            if event.originator_version == 1:
+                vars(aggregate)["_created_on"] = event.timestamp
+        creator_stream = append.events[0].creator_stream
+        self._cache.keep(append.ledger_id, Loaded(aggregate, outcome.last, creator_stream))
         for claim, _, holder in append.claims:
-            self._cache.keep_claim(ledger_id, claim, holder)
+            self._cache.keep_claim(append.ledger_id, claim, holder)
+        return CommandResult(
+            aggregate, outcome.last, outcome.recorded_at, len(events), replayed=False, creator_stream=creator_stream
+        )
 
-    async def _told_again(self, request: CommandMetadata, idempotency: bytes) -> CommandResult[Any] | None:
-        known = await self._events.command(request.ledger_id, idempotency)
+    async def _not_appended(self, ledger_id: int, outcome: Replayed | Mismatch | KeyRefused) -> CommandResult[Any]:
+        """Return the first result of a repeated request, or raise why the append was refused."""
+        if isinstance(outcome, Replayed):
+            return await self._replayed(ledger_id, outcome.first, outcome.last)
+        if isinstance(outcome, Mismatch):
+            raise IdempotencyMismatch
+        raise KeyNoLongerValid
+
+    async def _first_result(self, metadata: CommandMetadata, idempotency: bytes) -> CommandResult[Any] | None:
+        known = await self._events.command(metadata.ledger_id, idempotency)
         if known is None:
             return None
         request_hash, first, last = known
-        if request_hash != request.request_hash:
+        if request_hash != metadata.request_hash:
             raise IdempotencyMismatch
-        return await self._replayed(request.ledger_id, first, last)
+        return await self._replayed(metadata.ledger_id, first, last)
 
     async def _replayed(self, ledger_id: int, first: int, last: int) -> CommandResult[Any]:
-        """Build a command's first answer again from the events it recorded."""
+        """Return a command's first result, made from the events that it recorded."""
         recorded = cast("RecordedEvent", await self._events.event(ledger_id, last))
         whole = cast("list[RecordedEvent]", await self._events.stream(ledger_id, recorded.stream_id))
         stream = [r for r in whole if r.position <= last]
@@ -254,24 +368,24 @@ class CommandHandler:
         )
 
 
-def _done(attempt: Attempt[A], append: Append, outcome: Appended) -> CommandResult[A]:
-    """Answer with the aggregate as the log now has it: what took effect on recording bears that moment.
+def _dated(metadata: CommandMetadata, when: When, event: Event) -> bool:
+    """Tell whether an event's effective time is stated: by the caller, or by a window that the clock watches.
 
-    Events assign and do nothing else, so applying one again with its final time leaves what a replay would.
+    The others take effect when they are recorded, at a moment that only the append knows.
     """
-    aggregate: Any = attempt.decided.aggregate
-    for event in attempt.events:
-        if not attempt.dated(event):
-            vars(event)["timestamp"] = outcome.recorded_at
-        event.apply(aggregate)
-        aggregate.modified_on = event.timestamp
-        if event.originator_version == 1:
-            vars(aggregate)["_created_on"] = event.timestamp
-    return CommandResult(
-        aggregate=aggregate,
-        position=outcome.last,
-        recorded_at=outcome.recorded_at,
-        appended=len(attempt.events),
-        replayed=False,
-        creator_stream=append.events[0].creator_stream,
-    )
+    return metadata.effective_at is not None or event.timestamp != when.at or metadata.actor.role == "clock"
+
+
+def _creator_stream(repository: Repository, decision: Decision[A]) -> UUID:
+    """Return the stream of the creator whom it concerns: their own, or the one that their code was recorded with."""
+    aggregate = decision.aggregate
+    if isinstance(aggregate, Creator):
+        return aggregate.id
+    loaded = repository.loaded.get(aggregate.id)
+    if loaded is not None:
+        return loaded.creator_stream
+    return next(read.id for read in decision.also_read if isinstance(read, Creator))
+
+
+# A key's id is text wherever people see it; it is parsed once, not with every command.
+_key_id = lru_cache(maxsize=10_000)(UUID)

@@ -1,7 +1,8 @@
-"""What one attempt at a command reads: from memory where that may be guessed, from the log where it must be known.
+"""The repository of one attempt at a command, and the cache of aggregates that repositories share.
 
-An attempt that guesses costs no query. It can only end well or be noticed: whatever it appends is compared with the log
-in the append's own transaction, and whatever it would turn down or leave as it is, is decided again from the log.
+An attempt that may read stale state finds what it needs in the cache, without a query. That is safe: the append
+compares all that was read with the log in its own transaction, and what would append nothing is decided again from the
+log.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MAX_CACHED_AGGREGATES: Final = 20_000
 
 
 class Loaded(NamedTuple):
-    """An aggregate as it stands in the log; never changed, commands get a copy."""
+    """An aggregate as the log has it. It is never changed: commands get a copy."""
 
     aggregate: Code | Creator
     position: int
@@ -39,39 +40,39 @@ class Loaded(NamedTuple):
 
 
 class AggregateCache:
-    """Aggregates and claims as this process last saw them: bounded, and possibly out of date."""
+    """A bounded cache of aggregates and claims as this process last saw them; they may be out of date."""
 
     def __init__(self, limit: int = MAX_CACHED_AGGREGATES) -> None:
-        """Remember at most so many aggregates."""
+        """Keep at most `limit` aggregates, and three times as many claims."""
         # By a UUID's number: its own hash is computed in Python, at ten times the cost.
         self._loaded: RecentCache[tuple[int, int], Loaded] = RecentCache(limit)
         self._claims: RecentCache[tuple[int, bytes], UUID] = RecentCache(3 * limit)
-        # Which session of the writer's it is remembered from.
-        self.session = 0
+        # The number of the writer's session during which everything here was seen.
+        self.writer_session = 0
 
-    def begin(self, session: int) -> None:
-        """Forget everything: with another session the log may have lost its end, and versions mean other events."""
+    def reset(self, writer_session: int) -> None:
+        """Drop everything: after a failover the log may have lost its end, and versions may mean other events."""
         self._loaded.clear()
         self._claims.clear()
-        self.session = session
+        self.writer_session = writer_session
 
     def aggregate(self, ledger_id: int, stream_id: UUID) -> Loaded | None:
-        """Return an aggregate as it was last seen."""
+        """Return an aggregate as it was last seen, if it is cached."""
         return self._loaded.get((ledger_id, stream_id.int))
 
     def holder(self, ledger_id: int, claim: bytes) -> UUID | None:
-        """Return the stream that was last seen to hold a claim."""
+        """Return the stream that was last seen to hold a claim, if it is cached."""
         return self._claims.get((ledger_id, claim))
 
     def keep(self, ledger_id: int, loaded: Loaded) -> None:
-        """Remember an aggregate, unless a later version of it is remembered already."""
+        """Cache an aggregate, unless a later version of it is cached already."""
         key = (ledger_id, loaded.aggregate.id.int)
         known = self._loaded.get(key)
         if known is None or known.aggregate.version <= loaded.aggregate.version:
             self._loaded.put(key, loaded)
 
     def keep_claim(self, ledger_id: int, claim: bytes, stream_id: UUID | None) -> None:
-        """Remember who holds a claim, or that nobody does."""
+        """Cache which stream holds a claim; one that no stream holds is dropped."""
         if stream_id is None:
             self._claims.drop((ledger_id, claim))
         else:
@@ -79,33 +80,38 @@ class AggregateCache:
 
 
 class Repository:
-    """One attempt at one command: what it reads, and what is known of that. Implements `domain.commands.Ledger`."""
+    """What one attempt at a command reads. Implements `domain.commands.Ledger`.
+
+    Attributes:
+        cached_in: the number of the writer's session during which everything in the cache was seen.
+        used_stale: whether any answer may be out of date: then only an append can confirm it.
+        loaded: the aggregates that were read, by stream, as the log or the cache has them.
+
+    """
 
     __slots__ = (
-        *("_claims", "_allow_stale", "_keyring", "_keys", "_ledger_id", "_memory", "_store"),
-        *("began_in", "used_stale", "loaded"),
+        *("_allow_stale", "_cache", "_claims", "_events", "_keyring", "_keys", "_ledger_id"),
+        *("cached_in", "loaded", "used_stale"),
     )
 
     def __init__(
         self,
         ledger_id: int,
-        store: EventReader,
+        events: EventReader,
         keys: LedgerKeys,
         keyring: Keyring,
-        memory: AggregateCache,
+        cache: AggregateCache,
         *,
         allow_stale: bool,
     ) -> None:
-        """Begin with nothing read; `allow_stale` allows answers from memory."""
+        """Begin with nothing read; `allow_stale` allows answers that may be out of date."""
         self._ledger_id = ledger_id
-        self._store = store
+        self._events = events
         self._keys = keys
         self._keyring = keyring
-        self._memory = memory
+        self._cache = cache
         self._allow_stale = allow_stale
-        # What is remembered changes hands with the writer's sessions; a guess holds within one.
-        self.began_in = memory.session
-        # Whether any answer was a guess: then only what is appended can be relied on.
+        self.cached_in = cache.writer_session
         self.used_stale = False
         self.loaded: dict[UUID, Loaded] = {}
         self._claims: dict[tuple[str, str], bytes] = {}
@@ -116,30 +122,32 @@ class Repository:
 
     async def code(self, code_id: UUID) -> Code:
         """Load a code by its stream."""
-        known = self._remembered(code_id)
+        known = self._cached(code_id)
         if known is None:
-            stream = await self._store.stream(self._ledger_id, code_id)
+            stream = await self._events.stream(self._ledger_id, code_id)
             known = self._keep(stream) if stream else None
         if not isinstance(known, Code):
             raise Unknown("code")
         return known
 
     async def code_by_secret(self, secret: Sealed) -> Code | None:
-        """Load a code by the keyed hash of its secret; guessing, a secret never seen here is taken for a new one."""
+        """Load a code by the keyed hash of its secret; a stale answer takes a secret never seen here for a new one."""
         return cast("Code | None", await self._claimed("secret", secret, else_read=False))
 
     async def code_on_video(self, video_id: str) -> Code | None:
-        """Load the code that has the video's slot; guessing, a video never seen here is taken for free."""
+        """Load the code that occupies a video; a stale answer takes a video never seen here for free."""
         return cast("Code | None", await self._claimed("video", video_id, else_read=False))
 
     async def holds_video(self, code: Code) -> bool:
-        """Tell whether a code has its video's slot."""
+        """Tell whether a code is what its video is kept for; a stale answer takes that for granted."""
         claim = self.claim("video", code.video_id)
-        if self._allow_stale and self._memory.holder(self._ledger_id, claim) == code.id:
-            self.used_stale = True
-            return True
-        # That it does not is never guessed: nothing appended would prove it.
-        stream = await self._store.claimed(self._ledger_id, claim)
+        if self._allow_stale:
+            holder = self._cache.holder(self._ledger_id, claim)
+            if holder == code.id or (holder is None and _keeps_video(self.loaded[code.id].aggregate)):
+                self.used_stale = True
+                return True
+        # That it is not is never taken for granted: an append compares only the claims that it changes.
+        stream = await self._events.claimed(self._ledger_id, claim)
         return stream is not None and stream[:1] != [] and stream[0].stream_id == code.id
 
     def fingerprint(self, text: str) -> str:
@@ -147,11 +155,11 @@ class Repository:
         return self._keys.fingerprint(text)
 
     async def note_mark(self, creator_id: str, text: str) -> str:
-        """Hash a note with its creator's key: once that is destroyed, nobody can test a guess at what was noted."""
+        """Hash a note with its creator's key: once the key is destroyed, nobody can test what a note was."""
         return (await self._keyring.creator(self._ledger_id, creator_id)).mark(text)
 
     def claim(self, kind: str, name: str) -> bytes:
-        """Hash a name under which one stream is known, once for the attempt."""
+        """Hash a name that one stream can claim; each is hashed once."""
         claim = self._claims.get((kind, name))
         if claim is None:
             claim = self._claims[kind, name] = self._keys.claim(kind, name)
@@ -160,22 +168,22 @@ class Repository:
     async def _claimed(self, kind: str, name: str, *, else_read: bool) -> Code | Creator | None:
         claim = self.claim(kind, name)
         if self._allow_stale:
-            holder = self._memory.holder(self._ledger_id, claim)
-            known = self._remembered(holder) if holder is not None else None
+            holder = self._cache.holder(self._ledger_id, claim)
+            known = self._cached(holder) if holder is not None else None
             if known is not None or not (else_read or holder is not None):
                 self.used_stale = True
                 return known
-        stream = await self._store.claimed(self._ledger_id, claim)
+        stream = await self._events.claimed(self._ledger_id, claim)
         if not stream:
-            self._memory.keep_claim(self._ledger_id, claim, None)
+            self._cache.keep_claim(self._ledger_id, claim, None)
             return None
-        self._memory.keep_claim(self._ledger_id, claim, stream[0].stream_id)
+        self._cache.keep_claim(self._ledger_id, claim, stream[0].stream_id)
         return self._keep(stream)
 
-    def _remembered(self, stream_id: UUID) -> Code | Creator | None:
+    def _cached(self, stream_id: UUID) -> Code | Creator | None:
         if not self._allow_stale:
             return None
-        known = self._memory.aggregate(self._ledger_id, stream_id)
+        known = self._cache.aggregate(self._ledger_id, stream_id)
         if known is None:
             return None
         self.used_stale = True
@@ -183,10 +191,20 @@ class Repository:
         return copied(known.aggregate)
 
     def _keep(self, stream: Sequence[RecordedEvent]) -> Code | Creator:
-        known = Loaded(replayed(stream), stream[-1].position, stream[-1].creator_stream)
+        known = loaded(stream)
         self.loaded[known.aggregate.id] = known
-        self._memory.keep(self._ledger_id, known)
+        self._cache.keep(self._ledger_id, known)
         return copied(known.aggregate)
+
+
+def _keeps_video(code: Code | Creator) -> bool:
+    """Tell whether neither a revocation nor an expiry was recorded that would have freed a code's video."""
+    return isinstance(code, Code) and code.revoked_at is None and code.expiry_recorded != code.window.expires_at
+
+
+def loaded(stream: Sequence[RecordedEvent]) -> Loaded:
+    """Build the aggregate of a stream, with its place in the log."""
+    return Loaded(replayed(stream), stream[-1].position, stream[-1].creator_stream)
 
 
 def replayed(stream: Sequence[RecordedEvent]) -> Code | Creator:
@@ -195,8 +213,8 @@ def replayed(stream: Sequence[RecordedEvent]) -> Code | Creator:
 
 
 def copied(aggregate: T) -> T:
-    """Copy an aggregate for one command: events assign new values, so only its list of pending events is its own."""
-    # As copy.copy does it, at a third of the time: the library offers no way of its own.
+    """Copy an aggregate for one command. Events only assign, so everything but the list of pending events is shared."""
+    # This takes a third of the time of copy.copy.
     fresh = object.__new__(type(aggregate))
     vars(fresh).update(vars(aggregate), _pending_events=[])
     return fresh

@@ -22,7 +22,7 @@ from infra.auth.access_log import AccessContext
 from infra.auth.ledger_admin import LedgerAdmin
 from infra.crypto.envelope import MasterKeyError
 from infra.errors import Unavailable
-from infra.eventstore.attempt import CommandMetadata
+from infra.eventstore.command_handler import CommandMetadata
 from infra.ids import uuid7
 from infra.postgres.roles import WORKER
 from infra.runtime import runtime

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg
 
 from infra.errors import Unavailable
-from infra.jobs.expiry_batch import Timekeeping
+from infra.jobs.expiry_batch import ExpiryRecorder
 from infra.jobs.expiry_figures import Figures, Report
 from infra.postgres.pool import LedgerConnection, session
 from projections import expiring
@@ -89,7 +89,7 @@ class ExpiryClock:
         """Take the parts of a worker: ledgers to record in, and sessions that see every ledger's view."""
         self._handler = opened.handler
         self._database = opened.database
-        self._timekeeping = Timekeeping(opened)
+        self._recorder = ExpiryRecorder(opened)
         self._passes: dict[int, _Pass] = {}
         self._waiting: dict[tuple[int, UUID], _Waiting] = {}
         # When each ledger in which something is due had its last turn.
@@ -139,7 +139,7 @@ class ExpiryClock:
         """
         await self._forget_passes()
         due = await self._look()
-        before = self._timekeeping.recorded
+        before = self._recorder.recorded
         running: dict[asyncio.Task[None], int] = {}
         try:
             async for ledger_id, codes in self._batches(due):
@@ -154,7 +154,7 @@ class ExpiryClock:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        return self._timekeeping.recorded - before
+        return self._recorder.recorded - before
 
     async def _look(self) -> deque[int]:
         """Find out when something is due next; return the ledgers in which it is due now, in the order of their turns.
@@ -215,7 +215,7 @@ class ExpiryClock:
         """Record what is due of these codes; what could not be recorded is tried again later."""
         results: Mapping[UUID, Result]
         try:
-            results = await self._timekeeping.record(ledger_id, [code.code_id for code in codes])
+            results = await self._recorder.record(ledger_id, [code.code_id for code in codes])
         except Exception as error:  # noqa: BLE001 - what is wrong with one ledger must not keep the others
             results = {}
             self._rest(ledger_id, error)
@@ -282,8 +282,8 @@ class ExpiryClock:
     def figures(self) -> Figures:
         """What this clock has done since it began, and what it has before it."""
         return Figures(
-            expiries=self._timekeeping.expiries,
-            reminders=self._timekeeping.reminders,
+            expiries=self._recorder.expiries,
+            reminders=self._recorder.reminders,
             failures=self._failures,
             failing=sum(waiting.failures > 0 for waiting in self._waiting.values()),
             next_due_at=self._next_due,

@@ -28,8 +28,7 @@ from domain.code import Code
 from domain.values import Actor, Policy, Sealed
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
-from infra.eventstore.attempt import CommandMetadata
-from infra.eventstore.command_handler import CommandHandler, CommandResult
+from infra.eventstore.command_handler import CommandHandler, CommandMetadata, CommandResult
 from infra.ids import uuid7
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API

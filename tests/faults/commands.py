@@ -23,8 +23,7 @@ from uuid import UUID
 from domain.campaign import Campaign
 from domain.values import Actor, Sealed
 from infra.errors import IdempotencyRunning, Unavailable
-from infra.eventstore.attempt import CommandMetadata
-from infra.eventstore.command_handler import CommandHandler, CommandResult
+from infra.eventstore.command_handler import CommandHandler, CommandMetadata, CommandResult
 from infra.ids import uuid7
 from infra.postgres.roles import API
 from infra.runtime import runtime

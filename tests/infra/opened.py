@@ -19,8 +19,7 @@ from infra.crypto.envelope import MasterKey
 from infra.crypto.keyring import Keyring
 from infra.eventstore.aggregate_reader import AggregateReader
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
-from infra.eventstore.attempt import CommandMetadata
-from infra.eventstore.command_handler import CommandHandler, CommandResult
+from infra.eventstore.command_handler import CommandHandler, CommandMetadata, CommandResult
 from infra.eventstore.reader import EventReader
 from infra.jobs.erasure import Erasures
 from infra.postgres.pool import Database

@@ -166,7 +166,7 @@ async def test_a_request_that_was_abandoned_may_be_sent_again(opened: Opened) ->
 async def test_a_refusal_is_not_kept(opened: Opened) -> None:
     tenant = await generated(opened)
     await opened.when(tenant, given.permission(enabled=False))
-    with pytest.raises(Refused, match="switched off"):
+    with pytest.raises(Refused, match="ad authorization is off"):
         await opened.when(tenant, given.extend(days=60), "key-1")
     await opened.when(tenant, given.permission(enabled=True))
     assert (await opened.when(tenant, given.extend(days=60), "key-1")).appended == 1

@@ -218,13 +218,13 @@ async def test_the_longest_due_come_first_and_ledgers_take_turns(
         await issue(opened, tenant, count)
     worker = await workers.start(days=31)
     taken: list[tuple[int, list[UUID]]] = []
-    record = worker.clock._timekeeping.record
+    record = worker.clock._recorder.record
 
     async def watched(ledger_id: int, code_ids: Sequence[UUID]) -> Any:
         taken.append((ledger_id, list(code_ids)))
         return await record(ledger_id, code_ids)
 
-    monkeypatch.setattr(worker.clock._timekeeping, "record", watched)
+    monkeypatch.setattr(worker.clock._recorder, "record", watched)
     assert await worker.clock.record_due() == 6
     busy, quiet = (tenant.ledger_id for tenant in tenants)
     first = [UUID(int=busy * 1000 + number) for number in range(1, 6)]
@@ -257,16 +257,17 @@ async def test_a_command_that_comes_first_is_what_counts(
 ) -> None:
     due, revoked = await issue(opened, tenant, 2)
     worker = await workers.start(days=29.5)
-    streams = worker.parts.events.streams
+    stream = worker.parts.events.stream
+    fetch = stream._fetch
 
     async def overtaken(ledger_id: int, stream_ids: Sequence[UUID]) -> Any:
-        read = await streams(ledger_id, stream_ids)
+        read = await fetch(ledger_id, stream_ids)
         monkeypatch.undo()
         await opened.when(tenant, given.revoke(revoked))
         await opened.when(tenant, given.share(due))
         return read
 
-    monkeypatch.setattr(worker.parts.events, "streams", overtaken)
+    monkeypatch.setattr(stream, "_fetch", overtaken)
     assert await worker.clock.record_due() == 1
     assert told(opened, due) == "CodeGenerated Shared ExpiryApproaching"
     assert told(opened, revoked) == "CodeGenerated Revoked"
@@ -282,8 +283,8 @@ async def test_an_expiry_recorded_late_leaves_the_video_to_the_code_that_took_it
     await opened.when(tenant, given.generate(OTHER_CODE, secret=OTHER_SECRET))
     assert await worker.clock.record_due() == 1
     assert told(opened) == "CodeGenerated Expired"
-    session = await opened.aggregates.repository(tenant.ledger_id)
-    occupant = await session.code_on_video(VIDEO)
+    repository = await opened.aggregates.repository(tenant.ledger_id)
+    occupant = await repository.code_on_video(VIDEO)
     assert occupant is not None
     assert occupant.id == OTHER_CODE
 
