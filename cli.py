@@ -298,7 +298,7 @@ def views_skip(
         raise typer.BadParameter(message, param_hint="--reason")
     with database(load_settings()) as place:
         asyncio.run(skip(place.worker, view, ledger, position, reason.strip(), current_user(), and_later=and_later))
-    rest = "and all later events of the same code or creator" if and_later else ""
+    rest = " and all later events of the same code or creator" if and_later else ""
     show(f"View {view} skips event {position} of ledger {ledger}{rest}. The worker continues within seconds.")
 
 

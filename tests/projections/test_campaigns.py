@@ -87,7 +87,7 @@ def launched_late() -> Story:
     return story
 
 
-STANDINGS: list[tuple[str, Story, dict[str, Any]]] = [
+CASES: list[tuple[str, Story, dict[str, Any]]] = [
     ("it outlives the window", given.running(), {}),
     ("the window was extended", extended(60), {"expires_at": NOW + 60 * DAY, "stops_at": NOW + 60 * DAY}),
     (
@@ -128,7 +128,7 @@ STANDINGS: list[tuple[str, Story, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("story", "differs"), [case[1:] for case in STANDINGS], ids=[case[0] for case in STANDINGS])
+@pytest.mark.parametrize(("story", "differs"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 async def test_a_campaign_stops_on_the_day_and_for_the_reason(
     story: Story, differs: dict[str, Any], follow: Followed, api: Cursor
 ) -> None:

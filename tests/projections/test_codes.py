@@ -1,4 +1,4 @@
-"""The view of codes: as they stand, found by every filter, in pages."""
+"""The view of codes: their state, found by every filter, in pages."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def row(story: Story, **differs: Any) -> CodeRow:
 
 SHARED = {"brand_ids": {BRAND}, "advertiser_ids": {ADVERTISER}, "share_count": 1}
 REDEEMED = {**SHARED, "redemption_count": 1}
-STANDINGS: list[tuple[Story, dict[str, Any]]] = [
+CASES: list[tuple[Story, dict[str, Any]]] = [
     (given.generated(), {}),
     (given.shared(), {**SHARED, "version": 2}),
     (given.redeemed(), {**REDEEMED, "version": 3}),
@@ -75,12 +75,12 @@ STANDINGS: list[tuple[Story, dict[str, Any]]] = [
 ]
 
 
-async def test_a_code_stands_as_its_events_left_it(follow: Followed, worker: Cursor) -> None:
-    stories = [story for story, _ in STANDINGS]
+async def test_a_code_is_as_its_events_left_it(follow: Followed, worker: Cursor) -> None:
+    stories = [story for story, _ in CASES]
     await follow(codes.VIEW, MemoryLog(*stories))
     found = [await codes.one(worker, ledger_id, CODE) for ledger_id in range(1, len(stories) + 1)]
     assert found == [
-        row(story, **{"ledger_id": ledger_id, **differs}) for ledger_id, (story, differs) in enumerate(STANDINGS, 1)
+        row(story, **{"ledger_id": ledger_id, **differs}) for ledger_id, (story, differs) in enumerate(CASES, 1)
     ]
 
 
@@ -257,7 +257,7 @@ async def test_a_code_that_was_extended_after_a_lapse_was_not_live_in_it(follow:
     assert [await live(day) for day in (-1, 0, 29, 30, 39, 40, 59, 120)] == [0, 1, 1, 0, 0, 1, 1, 0]
 
 
-async def test_a_video_knows_all_its_codes_oldest_first(follow: Followed, api: Cursor) -> None:
+async def test_all_codes_of_a_video_are_found_oldest_first(follow: Followed, api: Cursor) -> None:
     story = given.after(given.revoked(), given.generate(given.OTHER_CODE, secret=given.OTHER_SECRET))
     await follow(codes.VIEW, MemoryLog(story))
     assert await codes.of_video(api, 1, VIDEO) == [CODE, given.OTHER_CODE]
@@ -315,7 +315,7 @@ async def fill(worker: Cursor, number: int, *, like: int) -> None:
     ],
     ids=str,
 )
-async def test_what_few_codes_are_like_is_found_without_a_look_at_the_others(
+async def test_the_few_codes_in_a_state_are_found_without_reading_the_others(
     follow: Followed, api: Cursor, worker: Cursor, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
 ) -> None:
     for view in (codes.VIEW, statistics.VIEW):

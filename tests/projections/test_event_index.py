@@ -1,4 +1,4 @@
-"""The view of history: every event once, with what it may be searched for."""
+"""The event index: every event once, with what it may be searched by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search of the trail: whatever is asked for, it finds what a look at every single row would have found."""
+"""The search of the event index: it finds what a scan of every row would find."""
 
 from __future__ import annotations
 
@@ -145,9 +145,7 @@ async def test_pages_of_positions_together_are_the_whole(follow: Followed, api: 
     assert (await index_scan.search(api, 1, [], limit=9, after=3, before=7)).positions == [4, 5, 6]
 
 
-async def test_a_search_ends_where_it_has_looked_through_enough_and_the_next_goes_on(
-    follow: Followed, api: Cursor
-) -> None:
+async def test_a_search_ends_after_enough_rows_and_the_next_continues_there(follow: Followed, api: Cursor) -> None:
     await follow(event_index.VIEW, MemoryLog(told()))
     rare: list[Condition] = [one("source", "operator"), one("type", "Shared"), no("channel", "dm")]
 
@@ -178,7 +176,7 @@ async def backwards(cur: Cursor, conditions: Sequence[Condition]) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_a_search_finds_what_a_look_at_every_row_would(follow: Followed, api: Cursor, seed: int) -> None:
+async def test_a_search_finds_what_a_scan_of_every_row_would(follow: Followed, api: Cursor, seed: int) -> None:
     events = happening(seed, 150).ledger.events
     log = MemoryLog(Story())
     log.ledgers[1] = events
@@ -285,14 +283,14 @@ async def slow(follow: Followed, worker: Cursor, api: Cursor, monkeypatch: pytes
     return slow
 
 
-async def test_a_look_takes_no_more_rows_than_there_is_time_for(slow: Any) -> None:
+async def test_a_query_scans_no_more_rows_than_there_is_time_for(slow: Any) -> None:
     found = await index_scan.search(slow, 1, [no("type", "Shared")], limit=1, max_seconds=0.25)
 
     # 400 rows to begin with, then as many as fill the quarter of a second.
     assert (found.positions, found.rows_scanned, found.stopped_at, slow.clock) == ([], 512, 512, 0.25)
 
 
-async def test_a_slow_way_is_not_given_the_time_of_a_quick_one(slow: Any) -> None:
+async def test_a_slow_scan_is_not_given_the_rows_of_a_quick_one(slow: Any) -> None:
     both = [one("brand_id", "brand-1"), one("actor", "key-1"), no("type", "Shared")]
     found = await index_scan.search(slow, 1, both, limit=1, max_seconds=0.5)
 
@@ -300,7 +298,7 @@ async def test_a_slow_way_is_not_given_the_time_of_a_quick_one(slow: Any) -> Non
     assert slow.clock == pytest.approx(0.5, abs=0.001)
 
 
-async def test_each_way_has_a_turn_however_long_another_takes(slow: Any) -> None:
+async def test_each_scan_has_a_turn_however_long_another_takes(slow: Any) -> None:
     both = [one("brand_id", "brand-1"), one("type", "Redeemed")]
     found = await index_scan.search(slow, 1, both, limit=1, max_seconds=0.1)
 
@@ -325,7 +323,7 @@ async def test_what_is_fetched_for_each_of_many_values_counts(follow: Followed, 
         one("advertiser_id", "advertiser-1"),
     ],
 )
-async def test_a_walk_past_events_of_other_types_reads_none_of_them(
+async def test_a_scan_past_events_of_other_types_reads_no_row_of_them(
     follow: Followed, worker: Cursor, api: Cursor, of: Among
 ) -> None:
     await follow(event_index.VIEW, MemoryLog(Story()))

@@ -1,4 +1,4 @@
-"""Ledgers in which much is recorded late: every view is filled anew with the rows that it had."""
+"""Ledgers in which much is recorded late: every view is rebuilt with the rows that it had."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.projections.memory_log import MemoryLog, rows
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @for_all(seed=st.integers(0, 10**6), live_page=st.integers(1, 20), rebuild_page=st.integers(1, 100))
-async def test_rows_filled_anew_are_those_that_were_there(
+async def test_rebuilt_rows_are_those_that_were_there(
     view: View[Any], connect: Connect, worker: Cursor, seed: int, live_page: int, rebuild_page: int
 ) -> None:
     log = MemoryLog(recorded_late(seed, 60))

@@ -1,4 +1,4 @@
-"""The view of permissions: each creator's switch as it stands."""
+"""The view of permissions: each creator's switch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog
 
 
-async def test_a_permission_stands_as_it_was_last_switched(follow: Followed, api: Cursor) -> None:
+async def test_a_permission_is_as_it_was_last_switched(follow: Followed, api: Cursor) -> None:
     story = given.after(given.permitted(), given.permission(creator_id="creator-2")).later(hours=1)
     story.when(given.permission(enabled=False))
     story.later(hours=1).when(given.permission(enabled=True))
@@ -55,7 +55,7 @@ async def test_permissions_are_found_by_every_filter_the_last_switched_first(fol
     assert await found(after=(first.since, first.position)) == [CREATOR, "creator-2"]
 
 
-async def test_the_few_that_are_off_are_found_without_a_look_at_the_others(
+async def test_the_few_permissions_that_are_off_are_found_without_reading_the_others(
     follow: Followed, api: Cursor, worker: Cursor
 ) -> None:
     await follow(permissions.VIEW, MemoryLog(given.permitted()))

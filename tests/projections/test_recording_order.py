@@ -114,8 +114,8 @@ def orders(of: Facts) -> st.SearchStrategy[list[tuple[str, str]]]:
 def rows(view: View[Any], story: Story) -> list[Any]:
     """Return the further rows that a view makes of the code's stream, in the order in which it makes them."""
     # A stream that is read from its beginning needs no row that stands, and so no database.
-    folded = given.done(view.fold(cast("Any", None), [(1, recorded) for recorded in story.stream()]))
-    return [row for table in view.secondary for row in folded.secondary[table.row]]
+    changes = given.done(view.fold(cast("Any", None), [(1, recorded) for recorded in story.stream()]))
+    return [row for table in view.secondary for row in changes.secondary[table.row]]
 
 
 @settings(max_examples=200, deadline=None)

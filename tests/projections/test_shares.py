@@ -115,7 +115,7 @@ async def test_pages_of_shares_together_are_the_whole(filters: dict[str, Any], f
     assert paged == whole
 
 
-async def test_what_is_read_together_is_answered_as_far_as_both_views_have_come(follow: Followed, api: Cursor) -> None:
+async def test_a_join_shows_what_both_views_have_read(follow: Followed, api: Cursor) -> None:
     story = given.generated()
     await follow(codes.VIEW, MemoryLog(story))
     story.when(given.share())

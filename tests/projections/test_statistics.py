@@ -31,7 +31,7 @@ def states(**counts: int) -> dict[State, int]:
     return dict.fromkeys(get_args(State), 0) | counts
 
 
-def standing(story: Story, moment: datetime) -> dict[State, int]:
+def count_states(story: Story, moment: datetime) -> dict[State, int]:
     """Count the codes by state as it was true at a moment, code by code."""
     counts = Counter[str]()
     for stream in code_streams(story):
@@ -67,9 +67,9 @@ async def test_the_states_of_every_day_are_what_was_true_when_it_ended(
     found = {day.day: day.codes for day in await statistics.by_day(worker, 1, first=first, last=last, now=now)}
     ended = {first + number * DAY: first + (number + 1) * DAY for number in range((last - first).days + 1)}
     assert found == {
-        day: standing(story, now if day == day_of(now) else end - JUST_BEFORE) for day, end in ended.items()
+        day: count_states(story, now if day == day_of(now) else end - JUST_BEFORE) for day, end in ended.items()
     }
-    assert await statistics.count_by_state(worker, 1, now) == standing(story, now)
+    assert await statistics.count_by_state(worker, 1, now) == count_states(story, now)
     for days in (0, 1, 7, 30):
         until = now + days * DAY + timedelta(hours=1)
         ahead = sum(

@@ -112,7 +112,7 @@ def filled(begun: Filled) -> Filled:
     return begun
 
 
-def test_a_rebuild_that_is_killed_goes_on_where_it_stood(filled: Filled) -> None:
+def test_a_rebuild_that_is_killed_resumes(filled: Filled) -> None:
     filled.said("rebuild", "codes")
     whole = filled.rows("codes")
     with filled.running("rebuild", "codes") as process:
@@ -137,7 +137,7 @@ def test_a_rebuild_that_is_killed_goes_on_where_it_stood(filled: Filled) -> None
     ]
 
 
-def test_all_views_are_filled_from_one_reading_of_the_log(filled: Filled) -> None:
+def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled) -> None:
     told: list[RebuildProgress] = []
     asyncio.run(commands.rebuild(filled.database.dsn(), [view.name for view in VIEWS], lambda p, _: told.append(p)))
     assert {filled.position(view.name) for view in VIEWS} == {EVENTS}
@@ -149,7 +149,7 @@ def test_all_views_are_filled_from_one_reading_of_the_log(filled: Filled) -> Non
     assert filled.sql(reads)[0][0] < 2 * EVENTS, "and not once for each view"
 
 
-def test_a_view_that_cannot_be_filled_keeps_no_other_from_it(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_that_cannot_be_rebuilt_keeps_no_other_from_it(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a mistake in a handler")
 
@@ -221,7 +221,7 @@ def test_the_list_of_views_says_how_far_each_is_what_stopped_it_and_what_was_ski
     more = ("views", "skip", "codes", "--ledger", "acme", "--position", "8", "--reason", "it too", "--and-later")
     code, said = invoke(begun, *more)
     assert code == 0
-    assert said.startswith("View codes skips event 8 of ledger acmeand all later events of the same code or creator. ")
+    assert said.startswith("View codes skips event 8 of ledger acme and all later events of the same code or creator. ")
     ((stream_id,),) = begun.sql("SELECT stream_id FROM events WHERE ledger_id = %s AND position = 8", begun.ledger_id)
     assert (
         f"skips event 8 of ledger acme and all later ones of {stream_id}: it too\n" in invoke(begun, "views", "list")[1]
@@ -249,7 +249,7 @@ def test_a_skip_without_a_reason_is_wrong_usage(begun: Filled) -> None:
     assert invoke(begun, *asked)[0] == 2
 
 
-def test_how_far_a_rebuild_is_is_told_in_numbers() -> None:
+def test_the_progress_of_a_rebuild_is_told_in_numbers() -> None:
     assert line(RebuildProgress("codes", "filling", 250_000, 10.0, 500_000), 1_000_000) == (
         "500,000 of 1,000,000 events (50 %), 25,000 a second, 20 s left"
     )

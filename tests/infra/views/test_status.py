@@ -51,13 +51,13 @@ async def test_a_view_is_behind_by_what_it_has_not_read_and_since_the_oldest_of_
         two.ledger_id,
     )
 
-    first = {standing.view: standing for standing in await status_in_ledger(api, one.ledger_id)}
+    first = {status.view: status for status in await status_in_ledger(api, one.ledger_id)}
     assert (first["codes"].position, first["codes"].head, first["codes"].behind_events) == (1, 2, 1)
     assert 0 < first["codes"].behind_s < 600
-    second = {standing.view: standing for standing in await status_in_ledger(api, two.ledger_id)}
+    second = {status.view: status for status in await status_in_ledger(api, two.ledger_id)}
     assert (second["codes"].position, second["codes"].head, second["codes"].behind_events) == (0, 3, 3)
     assert 3600 <= second["codes"].behind_s < 4200
-    both = {standing.view: standing for standing in await status_in_all_ledgers(api)}
+    both = {status.view: status for status in await status_in_all_ledgers(api)}
     assert (both["codes"].position, both["codes"].behind_events) == (1, 4)
     assert 3600 <= both["codes"].behind_s < 4200
 
@@ -72,12 +72,12 @@ async def test_only_the_ledger_whose_event_stopped_a_view_is_told_which_it_was(o
     )
     told = {}
     for tenant in (one, two):
-        (standing,) = [s for s in await status_in_ledger(api, tenant.ledger_id) if s.view == "codes"]
-        told[tenant.ledger_id] = (standing.state, standing.failed_position, standing.error)
+        (status,) = [s for s in await status_in_ledger(api, tenant.ledger_id) if s.view == "codes"]
+        told[tenant.ledger_id] = (status.state, status.failed_position, status.error)
     assert told == {one.ledger_id: ("failed", 7, "of ledger one"), two.ledger_id: ("failed", None, None)}
 
 
-async def test_one_that_is_being_filled_has_a_row_of_its_own(opened: Opened, api: Database) -> None:
+async def test_a_rebuild_has_a_status_of_its_own(opened: Opened, api: Database) -> None:
     tenant = await opened.begin()
     await opened.when(tenant, given.permission())
     await opened.apply()
@@ -86,8 +86,8 @@ async def test_one_that_is_being_filled_has_a_row_of_its_own(opened: Opened, api
         "codes" + SHADOW_SUFFIX,
         codes.VERSION + 1,
     )
-    (building,) = [standing for standing in await status_in_all_ledgers(api) if standing.state == "building"]
-    assert (building.view, building.version, building.position, building.behind_events) == (
+    (rebuilding,) = [status for status in await status_in_all_ledgers(api) if status.state == "building"]
+    assert (rebuilding.view, rebuilding.version, rebuilding.position, rebuilding.behind_events) == (
         *("codes_next", codes.VERSION + 1),
         *(0, 1),
     )

@@ -46,10 +46,10 @@ def runner_of(
 
 
 async def state(cur: Cursor, name: str) -> tuple[str, int | None, int | None] | None:
-    standing = await checkpoints.load_state(cur, name)
-    if standing is None:
+    view_state = await checkpoints.load_state(cur, name)
+    if view_state is None:
         return None
-    return standing.state, standing.failed_ledger_id, standing.failed_position
+    return view_state.state, view_state.failed_ledger_id, view_state.failed_position
 
 
 def poisoned_by(kind: type, of: View[Any] = codes.VIEW) -> View[Any]:
@@ -70,5 +70,5 @@ async def reads(cur: Cursor, name: str, heads: dict[int, int]) -> bool:
 
 
 async def failed(cur: Cursor, name: str) -> bool:
-    standing = await checkpoints.load_state(cur, name)
-    return standing is not None and standing.state == "failed"
+    view_state = await checkpoints.load_state(cur, name)
+    return view_state is not None and view_state.state == "failed"

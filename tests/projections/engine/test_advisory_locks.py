@@ -1,4 +1,4 @@
-"""Advisory locks: none of the program's keeps another from being taken, and each number stands in one place."""
+"""Advisory locks: none of the program's blocks another, and each number is defined in one place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_no_two_locks_share_a_number() -> None:
     assert {number: count for number, count in Counter(AdvisoryLock.__members__.values()).items() if count > 1} == {}
 
 
-def test_numbers_stand_in_the_enum_alone_and_in_the_migration_that_takes_the_same_lock() -> None:
+def test_numbers_are_only_in_the_enum_and_in_the_migration_that_takes_the_same_lock() -> None:
     sources = [
         path
         for package in ("domain", "projections", "infra", "api")

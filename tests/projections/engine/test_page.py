@@ -1,4 +1,4 @@
-"""What a page stands for: stretches without a gap, whatever is left out of them."""
+"""Pages: they cover spans of positions without a gap, whatever events are left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def places(page: EventPage) -> list[tuple[int, int]]:
     return [(ledger_id, recorded.position) for ledger_id, recorded in page.events]
 
 
-def test_a_page_of_events_stands_for_exactly_these() -> None:
+def test_a_page_of_events_covers_exactly_these() -> None:
     page = EventPage.of([*events(1, 4, 5, 6), *events(3, 1)])
     assert page.spans == {1: span(4, 6), 3: span(1, 1)}
     assert page.length == 4
@@ -40,7 +40,7 @@ def test_a_page_with_an_event_left_out_or_out_of_order_is_none(positions: tuple[
         EventPage.of([*events(1, 1, 2), *events(2, *positions)])
 
 
-def test_what_comes_next_is_the_whole_page_or_the_rest_of_it_for_whoever_stands_inside() -> None:
+def test_what_comes_next_is_the_whole_page_or_the_rest_of_it_for_a_reader_inside() -> None:
     page = EventPage.of([*events(1, 4, 5, 6), *events(2, 1, 2)])
     assert page.after({1: 3}) is page
     rest = page.after({1: 4, 2: 1})
@@ -48,7 +48,7 @@ def test_what_comes_next_is_the_whole_page_or_the_rest_of_it_for_whoever_stands_
     assert rest.spans == {1: span(5, 6), 2: span(2, 2)}
 
 
-def test_of_ledgers_in_which_somebody_stands_elsewhere_nothing_comes_next() -> None:
+def test_of_ledgers_that_were_read_elsewhere_nothing_comes_next() -> None:
     page = EventPage.of([*events(1, 4, 5), *events(2, 1, 2)])
     assert page.follows({1: 9, 2: 1})
     assert page.after({1: 9, 2: 1}).spans == {2: span(2, 2)}
@@ -57,7 +57,7 @@ def test_of_ledgers_in_which_somebody_stands_elsewhere_nothing_comes_next() -> N
     assert not page.follows({1: 2, 2: 7})
 
 
-def test_a_page_stands_for_what_is_skipped_too() -> None:
+def test_a_page_covers_the_events_that_are_skipped_too() -> None:
     page = EventPage.of(events(1, 1, 2, 3))
     without = page.without({(1, 2), (2, 1), (1, 9)})
     assert places(without) == [(1, 1), (1, 3)]
@@ -81,7 +81,7 @@ def test_what_is_skipped_with_all_later_ones_is_left_out_of_its_own_ledger_and_s
         (EventPage.of(events(1, 1, 2, 3, 4)).without({(1, 2)}), {1: span(1, 1)}, {1: span(2, 4)}),
     ],
 )
-def test_two_halves_stand_for_the_whole(page: EventPage, first: dict[int, Span], second: dict[int, Span]) -> None:
+def test_two_halves_cover_the_whole(page: EventPage, first: dict[int, Span], second: dict[int, Span]) -> None:
     halves = page.halves()
     assert [half.spans for half in halves] == [first, second]
     assert [*places(halves[0]), *places(halves[1])] == places(page)

@@ -1,4 +1,4 @@
-"""Rebuilding: the same rows as live, resumed when killed, switched while reads and events go on."""
+"""Rebuilds: the same rows as live, resumed when killed, swapped in while reads and events go on."""
 
 from __future__ import annotations
 
@@ -106,9 +106,7 @@ class Interrupting(MemoryLog):
         return page
 
 
-async def test_a_rebuild_that_was_killed_goes_on_where_it_stood(
-    connect: Connect, worker: Cursor, follow: Followed
-) -> None:
+async def test_a_rebuild_that_was_killed_resumes(connect: Connect, worker: Cursor, follow: Followed) -> None:
     log = MemoryLog(happening(1, 80), happening(2, 80))
     await follow(codes.VIEW, log)
     whole = await rows(worker, codes.VIEW)
@@ -129,7 +127,7 @@ async def test_a_rebuild_that_was_killed_goes_on_where_it_stood(
 
 
 @pytest.mark.parametrize("another_version", [False, True])
-async def test_a_rebuild_begins_anew_where_it_is_told_to_or_the_view_has_changed(
+async def test_a_rebuild_starts_over_if_it_is_told_to_or_the_view_has_changed(
     another_version: bool, connect: Connect, worker: Cursor, follow: Followed
 ) -> None:
     log = MemoryLog(given.redeemed())
@@ -144,9 +142,9 @@ async def test_a_rebuild_begins_anew_where_it_is_told_to_or_the_view_has_changed
     changed = replace(codes.VIEW, version=codes.VERSION + 1) if another_version else codes.VIEW
     done = await rebuild.rebuild(changed, log, connect, resume=another_version)
     assert done.events == 4
-    standing = await checkpoints.load_state(worker, "codes")
-    assert standing is not None
-    assert standing.version == changed.version
+    view_state = await checkpoints.load_state(worker, "codes")
+    assert view_state is not None
+    assert view_state.version == changed.version
 
 
 async def test_reads_see_every_code_throughout_a_rebuild(connect: Connect, api: Cursor, follow: Followed) -> None:
@@ -222,7 +220,7 @@ async def caught_up(cur: Cursor, log: MemoryLog) -> bool:
     return await positions(cur, "codes") == log.heads
 
 
-async def test_a_long_reader_of_the_old_rows_delays_the_switch_and_blocks_nobody(
+async def test_a_long_read_of_the_old_rows_delays_the_swap_and_blocks_no_other_read(
     connect: Connect, worker: Cursor, api: Cursor, follow: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuild, "SWAP_WAIT_MS", 50)
@@ -249,7 +247,7 @@ async def waits_for_a_lock(cur: Cursor) -> bool:
     return await cur.fetchone() is not None
 
 
-async def test_a_switch_that_never_gets_its_moment_gives_up_and_leaves_the_old_rows(
+async def test_a_swap_that_never_gets_its_lock_gives_up_and_leaves_the_old_rows(
     connect: Connect, worker: Cursor, follow: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuild, "SWAP_WAIT_MS", 10)
@@ -267,7 +265,7 @@ async def test_a_switch_that_never_gets_its_moment_gives_up_and_leaves_the_old_r
     assert (await rebuild.rebuild(codes.VIEW, log, connect)).events == 0, "all was filled already"
 
 
-async def test_a_poisoned_event_fails_the_rebuild_and_leaves_the_old_rows(
+async def test_a_poison_event_fails_the_rebuild_and_leaves_the_old_rows(
     connect: Connect, worker: Cursor, follow: Followed
 ) -> None:
     log = MemoryLog(given.revoked())
@@ -277,9 +275,9 @@ async def test_a_poisoned_event_fails_the_rebuild_and_leaves_the_old_rows(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a mistake in a handler")
 
-    poisoned = replace(codes.VIEW, updates={**codes.VIEW.updates, Code.Revoked: broken})
+    broken_view = replace(codes.VIEW, updates={**codes.VIEW.updates, Code.Revoked: broken})
     with pytest.raises(PoisonEvent, match="View codes_next stops before event 5 of ledger 1: ZeroDivisionError"):
-        await rebuild.rebuild(poisoned, log, connect)
+        await rebuild.rebuild(broken_view, log, connect)
     assert await rows(worker, codes.VIEW) == before
 
 
@@ -312,7 +310,7 @@ def longer(ledger_id: int, recorded: RecordedEvent, event: Any) -> LongerRow:
     return LongerRow(**columns, said_by=recorded.source)
 
 
-async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
+async def test_a_program_with_a_new_version_of_a_view_rebuilds_it_by_itself(
     connect: Connect, worker: Cursor, api: Cursor, follow: Followed
 ) -> None:
     log = MemoryLog(given.redeemed())
@@ -345,8 +343,8 @@ async def test_a_program_with_a_new_version_of_a_view_switches_it_by_itself(
 
 
 async def at_version(cur: Cursor, version: int) -> bool:
-    standing = await checkpoints.load_state(cur, "history")
-    return standing is not None and standing.version == version
+    view_state = await checkpoints.load_state(cur, "history")
+    return view_state is not None and view_state.version == version
 
 
 class HeldBack(MemoryLog):
@@ -367,7 +365,7 @@ class HeldBack(MemoryLog):
             self.switching = True
 
 
-async def test_an_event_that_begins_a_row_anew_may_come_during_the_switch(
+async def test_an_event_that_replaces_a_row_may_come_during_the_swap(
     connect: Connect, worker: Cursor, follow: Followed
 ) -> None:
     story = given.permitted()
@@ -379,7 +377,7 @@ async def test_an_event_that_begins_a_row_anew_may_come_during_the_switch(
     assert await rows(worker, permissions.VIEW) == before
 
 
-async def test_a_view_meets_no_ledger_while_another_version_takes_its_place(connect: Connect, follow: Followed) -> None:
+async def test_a_view_adds_no_ledger_while_another_version_replaces_it(connect: Connect, follow: Followed) -> None:
     story = given.permitted()
     await follow(permissions.VIEW, MemoryLog(story))
     second = EventPage.of([(2, recorded) for recorded in story.ledger.events])

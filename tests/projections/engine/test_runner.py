@@ -1,4 +1,4 @@
-"""The runner: woken, across ledgers, stopped by what it cannot take in, killed at any moment, one leader at a time."""
+"""The runner: woken, across ledgers, stopped by a poison event, killed at any moment, one leader at a time."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_runner_is_woken_by_its_event(connect: Connect, worker: Cursor) 
         await until(lambda: reads(worker, "codes", {1: 4}))
 
 
-async def test_a_runner_that_nobody_wakes_looks_for_itself(connect: Connect, worker: Cursor) -> None:
+async def test_a_runner_that_nothing_wakes_polls(connect: Connect, worker: Cursor) -> None:
     story = given.shared()
     async with running(runner_of(codes.VIEW, MemoryLog(story), connect)):
         await until(lambda: reads(worker, "codes", {1: 3}))
@@ -81,7 +81,7 @@ async def test_a_log_read_with_an_event_left_out_moves_no_view(connect: Connect,
 # Stopping
 
 
-async def test_a_poisoned_event_stops_only_its_view_which_says_which_one(
+async def test_a_poison_event_stops_only_its_view_which_says_which_event(
     connect: Connect, worker: Cursor, follow: Followed, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = MemoryLog(given.redeemed(), given.after(given.revoked(), given.reveal()))
@@ -90,7 +90,7 @@ async def test_a_poisoned_event_stops_only_its_view_which_says_which_one(
         await until(lambda: failed(worker, "codes"))
         await until(lambda: all_read(worker, [view for view in VIEWS if view is not codes.VIEW], log.heads))
     assert await state(worker, "codes") == ("failed", 2, 5)
-    assert await positions(worker, "codes") == {1: 4, 2: 4}, "all before it is taken in"
+    assert await positions(worker, "codes") == {1: 4, 2: 4}, "all events before it are applied"
     statuses = {status.view: status for status in await view.view_states(worker)}
     assert statuses["codes"].error == "ZeroDivisionError: a mistake in a handler"
     assert {name: status.state for name, status in statuses.items() if name != "codes"} == dict.fromkeys(
@@ -140,8 +140,8 @@ async def test_a_row_too_long_for_an_index_stops_the_view_at_its_event(connect: 
         await until(lambda: failed(worker, "shares"))
     assert await state(worker, "shares") == ("failed", 1, 3)
     assert await positions(worker, "shares") == {1: 2}
-    (standing,) = await view.view_states(worker)
-    assert (standing.error or "").startswith("ProgramLimitExceeded: index row")
+    (view_state,) = await view.view_states(worker)
+    assert (view_state.error or "").startswith("ProgramLimitExceeded: index row")
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ async def test_a_row_too_long_for_an_index_stops_the_view_at_its_event(connect: 
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_an_error_of_the_databases_that_comes_again_for_the_same_event_stops_the_view(
+async def test_an_error_of_the_database_that_recurs_for_the_same_event_stops_the_view(
     connect: Connect, worker: Cursor, error: Exception
 ) -> None:
     async with running(runner_of(raising(lambda: error), MemoryLog(given.revoked()), connect)):
         await until(lambda: failed(worker, "codes"))
     assert await state(worker, "codes") == ("failed", 1, 3)
-    assert await positions(worker, "codes") == {1: 2}, "what came before it is taken in"
+    assert await positions(worker, "codes") == {1: 2}, "the events before it are applied"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ async def test_an_error_of_the_databases_that_comes_again_for_the_same_event_sto
     ],
     ids=lambda kind: kind.__name__,
 )
-async def test_an_error_that_passes_by_itself_is_tried_again_and_stops_nothing(
+async def test_a_transient_error_is_retried_and_stops_nothing(
     connect: Connect, worker: Cursor, caplog: pytest.LogCaptureFixture, kind: type[psycopg.Error]
 ) -> None:
     errors = iter([kind("not now"), kind("not now")])
@@ -204,11 +204,11 @@ async def test_an_event_of_a_code_that_no_event_began_stops_the_view(connect: Co
     log.ledgers[1] = [log.ledgers[1][2]._replace(position=1)]
     async with running(runner_of(codes.VIEW, log, connect)):
         await until(lambda: failed(worker, "codes"))
-    (standing,) = await view.view_states(worker)
-    assert standing.error == f"LookupError: view codes has no row {CODE}, which the event would change"
+    (view_state,) = await view.view_states(worker)
+    assert view_state.error == f"LookupError: view codes has no row {CODE}, which the event would change"
 
 
-async def test_views_that_share_one_reading_hold_each_other_up_neither_by_a_lock_nor_by_poison(
+async def test_views_that_share_a_reader_are_held_up_neither_by_each_others_locks_nor_poison(
     connect: Connect, worker: Cursor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 20)
@@ -260,9 +260,9 @@ async def test_a_view_whose_session_is_killed_again_and_again_loses_and_repeats_
     unharmed, before_commit = Projector.write, [0]
 
     async def write(
-        projector: Projector, cur: Cursor, page: EventPage, folded: RowChanges, *, fresh: bool = False
+        projector: Projector, cur: Cursor, page: EventPage, changes: RowChanges, *, fresh: bool = False
     ) -> None:
-        await unharmed(projector, cur, page, folded, fresh=fresh)
+        await unharmed(projector, cur, page, changes, fresh=fresh)
         before_commit[0] += 1
         if before_commit[0] in {3, 6}:
             await deadly.kill()
@@ -299,32 +299,32 @@ class HaltingLog(MemoryLog):
         return await super().after(positions, limit)
 
 
-async def test_a_runner_cancelled_anywhere_between_pages_is_taken_up_where_it_stood(
+async def test_a_runner_cancelled_anywhere_between_pages_resumes_at_its_checkpoint(
     connect: Connect, worker: Cursor, follow: Followed
 ) -> None:
     log = MemoryLog(happening(3, 250))
-    stood = [0]
-    while stood[-1] != log.heads[1]:
+    stops = [0]
+    while stops[-1] != log.heads[1]:
         # It reads ahead: this one is cancelled while it reads its third page, and writes its second or has written it.
         async with running(runner_of(codes.VIEW, HaltingLog(log, pages=2), connect, page_events=7)):
-            await until(lambda: stands_beyond(worker, stood[-1]))
-        stood.append((await positions(worker, "codes"))[1])
-    assert len(stood) > 3
-    assert all(later - earlier in {7, 14} for earlier, later in pairwise(stood[:-1]))
+            await until(lambda: is_beyond(worker, stops[-1]))
+        stops.append((await positions(worker, "codes"))[1])
+    assert len(stops) > 3
+    assert all(later - earlier in {7, 14} for earlier, later in pairwise(stops[:-1]))
     interrupted = await rows(worker, codes.VIEW)
     await drop(worker, codes.VIEW)
     await follow(codes.VIEW, log)
     assert interrupted == await rows(worker, codes.VIEW)
 
 
-async def stands_beyond(cur: Cursor, position: int) -> bool:
+async def is_beyond(cur: Cursor, position: int) -> bool:
     return (await positions(cur, "codes")).get(1, 0) > position
 
 
 # One leader at a time
 
 
-async def test_two_that_both_believe_to_lead_take_in_no_event_twice(
+async def test_two_runners_that_both_believe_to_lead_apply_no_event_twice(
     connect: Connect, worker: Cursor, follow: Followed
 ) -> None:
     story = given.shared()
@@ -365,7 +365,7 @@ async def test_of_two_runners_one_leads_and_the_other_takes_over_when_it_is_gone
             assert second_log.pages > 0
 
 
-async def test_a_view_that_a_newer_program_has_switched_is_left_alone(connect: Connect, worker: Cursor) -> None:
+async def test_a_view_that_a_newer_program_has_rebuilt_is_left_alone(connect: Connect, worker: Cursor) -> None:
     log = MemoryLog(given.shared())
     newer = replace(codes.VIEW, version=codes.VERSION + 1)
     await create_missing(connect, [newer])

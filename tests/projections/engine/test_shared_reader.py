@@ -1,4 +1,4 @@
-"""One reading of the log for many views, none of which waits for another for long or misses anything."""
+"""The shared reader: one reading of the log for many views, none of which waits long or misses an event."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def follow(
     return positions
 
 
-async def test_the_log_is_read_once_for_all_who_stand_at_the_same_place() -> None:
+async def test_the_log_is_read_once_for_all_readers_at_the_same_position() -> None:
     log = BusyLog(LONG, happening(12, 100))
     shared = SharedLog(log)
     readers = [shared.reader() for _ in range(8)]
@@ -62,7 +62,7 @@ async def test_the_log_is_read_once_for_all_who_stand_at_the_same_place() -> Non
     assert log.pages <= pages + 2, "each page once, and at the end a look or two that find nothing more"
 
 
-async def test_who_stands_elsewhere_meets_the_others_at_the_end_of_the_page() -> None:
+async def test_a_reader_inside_a_page_meets_the_others_at_its_end() -> None:
     log = MemoryLog(LONG)
     shared = SharedLog(log)
     one, other = shared.reader(), shared.reader()
@@ -73,7 +73,7 @@ async def test_who_stands_elsewhere_meets_the_others_at_the_end_of_the_page() ->
     assert log.pages == 2
 
 
-async def test_one_that_is_slower_gets_more_at_a_time() -> None:
+async def test_a_slower_reader_gets_more_at_a_time() -> None:
     story = happening(14, 40)
     log = MemoryLog(story, happening(15, 20))
     shared = SharedLog(log)
@@ -91,7 +91,7 @@ async def test_one_that_is_slower_gets_more_at_a_time() -> None:
     assert (await shared.reader().after({}, 7)).length in {6, 7}
 
 
-async def test_what_is_recorded_while_a_reading_is_under_way_is_seen_by_whoever_asks_after_that() -> None:
+async def test_what_is_recorded_during_a_read_is_seen_by_every_later_reader() -> None:
     story = happening(13, 30)
     log = SlowLog(story)
     shared = SharedLog(log)
@@ -107,7 +107,7 @@ async def test_what_is_recorded_while_a_reading_is_under_way_is_seen_by_whoever_
     assert (await second).length == 1
 
 
-async def test_of_two_who_find_nothing_at_the_same_time_one_reads() -> None:
+async def test_of_two_readers_that_find_nothing_at_the_same_time_one_reads() -> None:
     log = SlowLog(LONG)
     shared = SharedLog(log)
     asked = [asyncio.create_task(shared.reader().after(log.heads, 10)) for _ in range(5)]
@@ -117,7 +117,7 @@ async def test_of_two_who_find_nothing_at_the_same_time_one_reads() -> None:
     assert log.pages == 2, "the one under way as they asked, and one more for all who asked meanwhile"
 
 
-async def test_who_has_fallen_behind_reads_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_has_fallen_behind_reads_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 30)
     log = MemoryLog(LONG)
     shared = SharedLog(log, patience_s=0.0)
@@ -129,7 +129,7 @@ async def test_who_has_fallen_behind_reads_for_itself(monkeypatch: pytest.Monkey
     assert log.pages > before + 1
 
 
-async def test_the_quick_wait_for_the_slow_before_they_take_its_page_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_quick_readers_wait_for_a_slow_one_before_they_push_out_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 30)
     log = MemoryLog(LONG)
     shared = SharedLog(log, patience_s=NEVER_S)
@@ -144,7 +144,7 @@ async def test_the_quick_wait_for_the_slow_before_they_take_its_page_away(monkey
     assert log.pages <= -(-log.heads[1] // 10) + 2, "the log was read once"
 
 
-async def test_nobody_waits_for_one_that_stands_still_or_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_reader_waits_for_one_that_hangs_or_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 30)
     log = MemoryLog(LONG)
     patient = SharedLog(log, patience_s=NEVER_S)
@@ -161,7 +161,7 @@ async def test_nobody_waits_for_one_that_stands_still_or_has_left(monkeypatch: p
     assert await asyncio.wait_for(follow(impatient.reader(), {}), 5) == log.heads
 
 
-async def test_an_event_that_cannot_be_read_stops_each_that_comes_to_it() -> None:
+async def test_an_event_that_cannot_be_read_stops_each_reader_that_comes_to_it() -> None:
     log = MemoryLog(LONG)
     log.unreadable.add((1, 15))
     shared = SharedLog(log)
@@ -170,7 +170,7 @@ async def test_an_event_that_cannot_be_read_stops_each_that_comes_to_it() -> Non
     assert [type(outcome) for outcome in outcomes] == [UnreadableEvent] * 3
 
 
-async def test_one_that_is_cancelled_while_it_reads_for_others_leaves_them_to_read() -> None:
+async def test_a_reader_that_is_cancelled_while_it_reads_for_others_leaves_them_to_read() -> None:
     log = SlowLog(LONG)
     shared = SharedLog(log)
     first = asyncio.create_task(shared.reader().after({}, 10))

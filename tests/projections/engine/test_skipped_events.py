@@ -1,4 +1,4 @@
-"""Skipping what stopped a view: nothing else, by somebody, for a reason, and kept."""
+"""Skipped events: only what stopped a view, recorded with who skipped it and why."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ async def test_an_event_that_cannot_be_read_can_be_skipped_too(connect: Connect,
     assert [row[1] for row in found["history"]] == [1, 2, 4, 5]
 
 
-async def test_filled_anew_the_same_version_skips_the_same_and_a_new_one_takes_it_in(
+async def test_rebuilt_the_same_version_skips_the_same_events_and_a_new_version_applies_them(
     connect: Connect, worker: Cursor
 ) -> None:
     log = log_with_a_share()
@@ -219,9 +219,9 @@ async def test_what_stops_a_rebuild_can_be_skipped_and_the_old_rows_are_followed
         assert await state(worker, "codes") == ("following", None, None)
         await skip(connect, NEWER, *SHARED)
         await rebuild.rebuild(NEWER, log, connect)
-    standing = await checkpoints.load_state(worker, "codes")
-    assert standing is not None
-    assert (standing.version, standing.state, standing.error) == (NEWER.version, "following", None)
+    view_state = await checkpoints.load_state(worker, "codes")
+    assert view_state is not None
+    assert (view_state.version, view_state.state, view_state.error) == (NEWER.version, "following", None)
 
 
 async def test_a_worker_whose_new_version_stopped_goes_on_with_it_once_that_is_skipped(
@@ -238,8 +238,8 @@ async def test_a_worker_whose_new_version_stopped_goes_on_with_it_once_that_is_s
 
 
 async def at_version(cur: Cursor, version: int) -> bool:
-    standing = await checkpoints.load_state(cur, "codes")
-    return standing is not None and (standing.version, standing.state) == (version, "following")
+    view_state = await checkpoints.load_state(cur, "codes")
+    return view_state is not None and (view_state.version, view_state.state) == (version, "following")
 
 
 async def test_skips_are_never_changed_and_seen_by_their_ledger_alone(

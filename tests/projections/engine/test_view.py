@@ -67,8 +67,8 @@ async def test_rows_do_not_depend_on_where_pages_end(worker: Cursor, follow: Fol
             for table in view.tables:
                 await table.create(worker, suffix)
             for start in range(0, len(log.events()), length):
-                folded = await view.fold(worker, log.events()[start : start + length], suffix)
-                await view.write(worker, folded, suffix)
+                changes = await view.fold(worker, log.events()[start : start + length], suffix)
+                await view.write(worker, changes, suffix)
             assert await rows(worker, view, suffix=suffix) == before
 
 
