@@ -177,7 +177,7 @@ async def test_a_refusal_that_is_recorded_is_not_kept_either(opened: Opened) -> 
     await opened.when(tenant, given.permission())
     starts_at = opened.handler.now() + timedelta(days=5)
     await opened.when(tenant, given.generate(starts_at=starts_at))
-    with pytest.raises(Refused, match="has not begun"):
+    with pytest.raises(Refused, match="has not started"):
         await opened.when(tenant, given.redeem(), "key-1")
     opened.handler.now = lambda: starts_at
     done = await opened.when(tenant, given.redeem(), "key-1")

@@ -193,7 +193,7 @@ async def test_what_the_connection_breaks_on_every_time_is_given_up_and_hinders_
 ) -> None:
     proxy, writer = proxy_and_writer
     proxy.cut_request = marked
-    with pytest.raises(Unavailable, match="nothing was"):
+    with pytest.raises(Unavailable, match="Nothing was recorded"):
         await writer.append(*requests(tenant, 1))
     assert proxy.cuts == writer_module.MAX_SENT
     assert isinstance(await writer.append(appending(tenant.ledger_id, row(uuid7()))), Appended)
@@ -287,6 +287,6 @@ async def test_a_standby_is_neither_written_to_nor_asked_what_became_of_an_appen
     """It would refuse the one, and for the other show a log that lags, so that what is recorded is told not to be."""
     writer = GroupCommitWriter(standby.dsn(API), API)
     writer.start()
-    with pytest.raises(Unavailable, match="nothing was recorded"):
+    with pytest.raises(Unavailable, match="Nothing was recorded"):
         await writer.append(appending(1, row(uuid7())))
     await writer.stop()
