@@ -126,9 +126,9 @@ async def test_the_same_note_twice_has_two_commitments(opened: Opened) -> None:
 async def test_another_master_key_opens_nothing(opened: Opened) -> None:
     tenant = await canaries(opened)
     wrong = Keyring(opened.api.database, MasterKey(b"\xff" * 32))
-    with pytest.raises(MasterKeyError, match="wrapped with another master key"):
+    with pytest.raises(MasterKeyError, match="are wrapped with master key"):
         await wrong.ledger(tenant.ledger_id)
-    with pytest.raises(MasterKeyError, match="wrapped with another master key"):
+    with pytest.raises(MasterKeyError, match="are wrapped with master key"):
         await opened_key(opened, wrong, tenant, (await sealed_row(opened, tenant, 2))[0])
 
 
