@@ -85,7 +85,7 @@ def main() -> None:
     from infra.auth.ledger_admin import LedgerExists
     from infra.crypto.envelope import MasterKeyError
     from infra.errors import KeyNotRotatable, Unavailable
-    from infra.postgres.embedded.server import PostgresError
+    from infra.postgres.embedded.cluster import PostgresError
     from infra.postgres.migrate import MigrationError
     from infra.processes.supervisor import SupervisorError
     from projections.engine.projector import PoisonEvent

@@ -31,7 +31,7 @@ from infra.auth.ledger_admin import LedgerAdmin
 from infra.delivery.kafka.publication_status import Destination
 from infra.delivery.kafka.records import RecordReader
 from infra.delivery.webhooks.signing import payload
-from infra.postgres.embedded.server import binary
+from infra.postgres.embedded.cluster import binary
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from infra.runtime import runtime

@@ -15,7 +15,8 @@ import psycopg
 import pytest
 import yaml
 
-from infra.postgres.embedded.server import EmbeddedPostgres, binary
+from infra.postgres.embedded.cluster import binary
+from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.settings import load_settings
 from tests.infra.delivery.kafka import broker

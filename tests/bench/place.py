@@ -13,7 +13,8 @@ from typing import Final
 
 import psycopg
 
-from infra.postgres.embedded.server import EmbeddedPostgres, binary
+from infra.postgres.embedded.cluster import binary
+from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 
 # What every figure is measured with, named beside it in the results.

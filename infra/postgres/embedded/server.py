@@ -1,10 +1,10 @@
-"""The embedded PostgreSQL: a real server from a wheel, run as a child of this process and tied to its life.
+"""The server of the embedded PostgreSQL: a child of this process that does not outlive it.
 
-    EmbeddedPostgres     runs the server on a data directory that it alone holds, and starts it again if it dies
-    attach_or_start      for commands: uses the server that `up` runs, or runs one for as long as the command takes
+    EmbeddedPostgres     runs the server on a data directory that only it uses, and restarts the server when it dies
+    attach_or_start      for commands: uses the server that `up` runs, or runs one while the command takes
 
-The child is started by a thread that then waits for it. On Linux the kernel sends it a signal when that thread
-ends, however this process ends; elsewhere the next start stops what a killed run left.
+A thread starts the child and waits for it. On Linux the kernel signals the child when that thread ends, however this
+process ends. Elsewhere the next start stops what a killed run left.
 """
 
 from __future__ import annotations
@@ -40,16 +40,6 @@ from infra.postgres.embedded.cluster import (
     stop_leftovers,
 )
 
-__all__ = [
-    "DATABASE",
-    "Cluster",
-    "DataDirectoryInUse",
-    "EmbeddedPostgres",
-    "PostgresError",
-    "attach_or_start",
-    "binary",
-]
-
 READY_SECONDS_MAX: Final = 60  # recovery after a crash may read max_wal_size of log
 READY_POLL_SECONDS: Final = 0.02
 READY_POLL_SECONDS_MAX: Final = 0.25
@@ -61,7 +51,7 @@ LIVED_LONG_SECONDS: Final = 30
 ATTACH_SECONDS_MAX: Final = 60
 LOG_BYTES_MAX: Final = 5_000_000
 
-# Explicit, so that neither a file in the cluster nor the next version of PostgreSQL decides in passing.
+# Explicit, so that neither a file in the cluster nor a new version of PostgreSQL changes them.
 SETTINGS: Final[Mapping[str, str]] = {
     "listen_addresses": "",
     "port": str(PORT),
@@ -73,13 +63,13 @@ SETTINGS: Final[Mapping[str, str]] = {
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
     "checkpoint_timeout": "10min",
-    "jit": "off",  # it compiles for longer than our short queries run
+    "jit": "off",  # compiling takes longer than our short queries
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_destination": "stderr",
     "logging_collector": "off",
     "log_line_prefix": "%m [%p] ",
-    # Statements, parameters and failing rows may hold what is secret or personal: the log says only what went wrong.
+    # Statements, parameters and failing rows may contain secrets or personal data. The log says only what went wrong.
     "log_statement": "none",
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
@@ -90,14 +80,14 @@ _log = logging.getLogger(__name__)
 
 
 class DataDirectoryInUse(PostgresError):
-    """Another process holds the data directory."""
+    """Another process uses the data directory."""
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server on `data_dir`, as a child of this process; a context manager from start to stop."""
+    """A PostgreSQL server on `data_dir`, as a child of this process; as a context manager, from start to stop."""
 
     def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
-        """Name the data directory, which is made if need be, and server `settings` that differ from SETTINGS."""
+        """Take the data directory, which is created if need be, and server settings that differ from `SETTINGS`."""
         self.cluster = Cluster(data_dir)
         self._settings = {**SETTINGS, **(settings or {})}
         self._user: User | None = None
@@ -119,7 +109,7 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id; None while there is none."""
+        """The server's process id; None while it does not run."""
         process = self._process
         return None if process is None or process.returncode is not None else process.pid
 
@@ -128,10 +118,10 @@ class EmbeddedPostgres:
         return self.cluster.dsn(user, dbname)
 
     def start(self) -> None:
-        """Take the data directory, make a cluster there if there is none, and run the server until it answers.
+        """Lock the data directory, create a cluster there if there is none, start the server and wait until it answers.
 
-        A server that a killed run left is stopped first. Takes under a second as a rule, and at most
-        READY_SECONDS_MAX after a crash. Raises DataDirectoryInUse or PostgresError, and then nothing is left running.
+        What a killed run left is stopped first. It usually takes less than a second, and after a crash at most
+        `READY_SECONDS_MAX`. Raises DataDirectoryInUse or PostgresError, and then leaves nothing running.
         """
         if self._lock is not None:
             raise PostgresError("This embedded PostgreSQL was already started.")
@@ -158,16 +148,16 @@ class EmbeddedPostgres:
             raise
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Stop the server cleanly within `seconds`, else at once (it then recovers on its next start)."""
+        """Stop the server cleanly within `seconds`, or else immediately; it then recovers at its next start."""
         self._stopping.set()
-        for number, patience in ((signal.SIGINT, seconds), (signal.SIGQUIT, 2), (signal.SIGKILL, 2)):
+        for number, timeout in ((signal.SIGINT, seconds), (signal.SIGQUIT, 2), (signal.SIGKILL, 2)):
             if self._keeper is None:
                 break
             with self._starting:
                 process = self._process
             if process is not None:
                 process.send_signal(number)
-            self._keeper.join(patience)
+            self._keeper.join(timeout)
             if not self._keeper.is_alive():
                 self._keeper = None
         if self._lock is not None:
@@ -175,14 +165,14 @@ class EmbeddedPostgres:
             self._lock = None
 
     def _keep(self) -> None:
-        """Run the server, and again whenever it dies unasked; the kernel ties the server to this thread's life."""
+        """Run the server, and restart it whenever it dies; the kernel ends the server when this thread ends."""
         pause = RESTART_SECONDS_FIRST
         while True:
-            began = time.monotonic()
+            started_at = time.monotonic()
             ended = self._run_once()
             if self._stopping.is_set() or not self._ready.is_set():
                 return
-            if time.monotonic() - began > LIVED_LONG_SECONDS:
+            if time.monotonic() - started_at > LIVED_LONG_SECONDS:
                 pause = RESTART_SECONDS_FIRST
             _log.warning("PostgreSQL ended unexpectedly (%s); restarting it in %.1f s", ended, pause)
             if self._stopping.wait(pause):
@@ -190,10 +180,10 @@ class EmbeddedPostgres:
             pause = min(2 * pause, RESTART_SECONDS_MAX)
 
     def _run_once(self) -> str:
-        """Run the server until it ends, and return how it ended."""
+        """Run the server until it ends; return how it ended, for the log."""
         try:
             if self._ready.is_set():
-                # Backends outlive a killed postmaster for a moment, and a new one refuses to start beside them.
+                # Backends outlive a killed postmaster for a moment, and a new one does not start while they run.
                 stop_leftovers(self.cluster)
             with self._starting:
                 if self._stopping.is_set():
@@ -213,7 +203,7 @@ class EmbeddedPostgres:
         command = launch_command(reach, self._user, "SIGINT", str(postgres), "-D", str(cluster.directory), *options)
         with cluster.log_file.open("ab") as log:
             self._log_from = log.tell()
-            # A session of its own: Ctrl-C in the terminal is for us, and we stop the server after its clients.
+            # A session of its own keeps Ctrl-C in the terminal from it: it is stopped after its clients.
             return subprocess.Popen(
                 command,
                 env=environment(),
@@ -268,11 +258,10 @@ class EmbeddedPostgres:
 
 @contextlib.contextmanager
 def attach_or_start(data_dir: Path, settings: Mapping[str, str] | None = None) -> Iterator[Cluster]:
-    """Use the server that another process runs on `data_dir`; where none does, run one until the block ends.
+    """Use the server that another process runs on `data_dir`, or else run one until the block ends.
 
-    `settings` are for a server that is started here. Other commands may attach to it meanwhile, and the end of
-    the block waits for theirs. Raises PostgresError, also where a running server does not answer within
-    ATTACH_SECONDS_MAX.
+    The `settings` are for a server that is started here. Other commands can use it, too, and the block does not end
+    before they do. Raises PostgresError, for example where a running server does not answer in `ATTACH_SECONDS_MAX`.
     """
     deadline = time.monotonic() + ATTACH_SECONDS_MAX
     while True:
@@ -298,9 +287,9 @@ def attach_or_start(data_dir: Path, settings: Mapping[str, str] | None = None) -
 
 
 def _take_data_directory(cluster: Cluster) -> int:
-    """Lock the data directory for this process, making it if need be, and return the lock's file descriptor."""
+    """Lock the data directory, created if need be, for this process; return the lock's file descriptor."""
     if not cluster.data_dir.exists():
-        # PostgreSQL, which is not root's, has to pass through; what lies inside is private file by file.
+        # PostgreSQL does not run as root and must be able to pass through; each file inside is private.
         cluster.data_dir.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     lock = _open_private(cluster.lock_file)
     try:
@@ -318,7 +307,7 @@ def _take_data_directory(cluster: Cluster) -> int:
 
 
 def _open_private(path: Path) -> int:
-    """Open a file of the data directory, made if need be, private to whoever the directory belongs to."""
+    """Open a file of the data directory, created if need be, private to the owner of the directory."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     if os.geteuid() == 0:
         owner = path.parent.stat()
@@ -328,14 +317,14 @@ def _open_private(path: Path) -> int:
 
 @contextlib.contextmanager
 def _attached(cluster: Cluster) -> Iterator[Cluster | None]:
-    """Yield the running server's cluster, held up until the block ends; None where it does not answer (yet)."""
+    """Yield the running server's cluster, and keep it running until the block ends; None if it does not answer."""
     attached = _open_private(cluster.attached_file)
     try:
         try:
             fcntl.flock(attached, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            noted = cluster.noted()
-            # The process that started it may have had another directory for temporary files than this one.
-            running = Cluster(cluster.data_dir, noted.socket_dir if noted else None)
+            postmaster = cluster.postmaster()
+            # The process that started it may have another directory for temporary files than this one.
+            running = Cluster(cluster.data_dir, postmaster.socket_dir if postmaster else None)
             connection = _try_connect(running.dsn())
             if connection is not None:
                 connection.close()
@@ -360,14 +349,14 @@ def _stop_when_alone(server: EmbeddedPostgres) -> None:
             _log.info("waiting for other commands that use this PostgreSQL")
             fcntl.flock(attached, fcntl.LOCK_EX)
     finally:
-        # Still locked, so that nobody attaches to a server that is stopping.
+        # Still locked, so that no command attaches to a server that is stopping.
         server.stop()
         if attached is not None:
             os.close(attached)
 
 
 def _try_connect(dsn: str) -> psycopg.Connection | None:
-    """Connect, or return None where nothing answers, or only that it is starting or stopping."""
+    """Connect; return None where nothing answers, or a server that is starting or stopping."""
     try:
         return psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_SECONDS_MAX)
     except psycopg.OperationalError:

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from domain.values import Sealed
 from infra.crypto.envelope import CreatorKey, MasterKey, MasterKeyError, associated_data
 from infra.crypto.keyring import Keyring
-from infra.postgres.embedded.server import binary
+from infra.postgres.embedded.cluster import binary
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 

@@ -20,8 +20,8 @@ import psycopg
 import pytest
 
 from infra.postgres.embedded import server as postgres
-from infra.postgres.embedded.cluster import User, launch_command, stop_leftovers
-from infra.postgres.embedded.server import Cluster, DataDirectoryInUse, EmbeddedPostgres, PostgresError, attach_or_start
+from infra.postgres.embedded.cluster import Cluster, PostgresError, User, launch_command, stop_leftovers
+from infra.postgres.embedded.server import DataDirectoryInUse, EmbeddedPostgres, attach_or_start
 from tests.absent import absent
 from tests.infra.programs import DEADLINE_SECONDS, running, wait_until_gone
 
@@ -46,7 +46,7 @@ with EmbeddedPostgres(Path(sys.argv[1])) as server:
 
 # The same, as on a platform that tells no child of its parent's death: that signal is one that changes nothing.
 SERVE_UNTIED: Final = f"""
-from infra.postgres import embedded as postgres
+from infra.postgres.embedded import server as postgres
 tied = postgres.launch_command
 postgres.launch_command = lambda reach, user, _, *command: tied(reach, user, "SIGCONT", *command)
 {SERVE}"""
@@ -339,7 +339,7 @@ def test_what_a_killed_run_left_running_is_stopped_by_the_next_start(ready: Path
 def test_a_kill_in_the_middle_of_initdb_leaves_nothing_half_done(place: Path) -> None:
     script = f"""
 import os, signal
-from infra.postgres import cluster as postgres_cluster
+from infra.postgres.embedded import cluster as postgres_cluster
 postgres_cluster.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 {SERVE}"""
     with running(script, str(place / "d")) as program:
@@ -378,7 +378,7 @@ def test_a_second_holder_is_refused_with_the_process_id_of_the_first(server: Emb
 
     assert run(server, "SELECT 1") == [(1,)]
     assert str(refused.value) == (
-        f"{server.cluster.data_dir} is in use by process {os.getpid()}: stop that one first, "
+        f"{server.cluster.data_dir} is in use by process {os.getpid()}. Stop that process first, "
         "or choose another directory with SPARKLEDGER_DATA_DIR."
     )
 
@@ -388,7 +388,7 @@ def test_a_command_uses_the_server_that_runs_and_leaves_it_running(ready: Path) 
         pid = int(program.line("serving").split()[-1])
         with attach_or_start(ready) as cluster:
             remember(cluster)
-            noted = cluster.noted()
+            noted = cluster.postmaster()
             assert noted is not None
             assert noted.pid == pid
         assert remembers(cluster)
@@ -397,7 +397,7 @@ def test_a_command_uses_the_server_that_runs_and_leaves_it_running(ready: Path) 
 def test_a_command_runs_a_server_of_its_own_where_none_runs(ready: Path) -> None:
     with attach_or_start(ready) as cluster:
         remember(cluster)
-        noted = cluster.noted()
+        noted = cluster.postmaster()
 
     assert noted is not None
     assert not psutil.pid_exists(noted.pid)
@@ -431,7 +431,7 @@ def test_a_command_that_started_the_server_waits_for_those_that_use_it_too(ready
             assert waits.wait(DEADLINE_SECONDS)
             remember(second)
             assert remembers(second)
-            noted = second.noted()
+            noted = second.postmaster()
         thread.join(DEADLINE_SECONDS)
     finally:
         may_end.set()
@@ -497,7 +497,8 @@ PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH = 24, 2
 ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH, 0, 0, 0)
 import sys
 from pathlib import Path
-from infra.postgres.embedded.server import EmbeddedPostgres, PostgresError
+from infra.postgres.embedded.cluster import PostgresError
+from infra.postgres.embedded.server import EmbeddedPostgres
 try:
     EmbeddedPostgres(Path(sys.argv[1])).start()
 except PostgresError as error:
@@ -544,7 +545,8 @@ def test_the_cluster_of_another_user_is_refused(ready: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from infra.postgres.embedded.server import EmbeddedPostgres, PostgresError
+from infra.postgres.embedded.cluster import PostgresError
+from infra.postgres.embedded.server import EmbeddedPostgres
 try:
     EmbeddedPostgres(Path(sys.argv[1])).start()
 except PostgresError as error:
@@ -556,7 +558,7 @@ except PostgresError as error:
         refusal = program.rest()[-1]
 
     assert refusal == (
-        f"refused: {ready}/postgres belongs to the user with id {NOBODY.pw_uid}: run as that user, "
+        f"refused: {ready}/postgres belongs to the user with id {NOBODY.pw_uid}. Run as that user, "
         "or choose another directory with SPARKLEDGER_DATA_DIR."
     )
 
