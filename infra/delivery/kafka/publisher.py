@@ -37,7 +37,7 @@ from infra.delivery.kafka.connection import (
     last_values,
 )
 from infra.delivery.kafka.publication_status import OF_DESTINATION, PublicationStatusWriter, destinations
-from infra.delivery.kafka.records import RecordReader, UnreadableEvent
+from infra.delivery.kafka.records import RecordReader, UnpublishableEvent
 from infra.delivery.kafka.topics import TopicProblem, events_topic, progress_topic, state_topic, topics
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
@@ -89,7 +89,7 @@ class ProgressMismatch(Exception):
 
 
 # Problems that a person must fix. Retries do not help until then.
-_NEEDS_A_PERSON: Final = (BrokerRefused, TopicProblem, ProgressMismatch, UnreadableEvent)
+_NEEDS_A_PERSON: Final = (BrokerRefused, TopicProblem, ProgressMismatch, UnpublishableEvent)
 
 
 class Publisher:

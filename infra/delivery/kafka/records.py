@@ -70,7 +70,7 @@ _BEFORE_VERSIONS: Final = (
 )
 
 
-class UnreadableEvent(Exception):
+class UnpublishableEvent(Exception):
     """An event that this version of the program cannot read, and so cannot publish."""
 
 
@@ -101,7 +101,7 @@ class RecordReader:
         """Return the records after the given positions, by ledger and then by position; none where there are no events.
 
         Raises:
-            UnreadableEvent: the first event cannot be read. A later one ends the page before it.
+            UnpublishableEvent: the first event cannot be read. A later one ends the page before it.
             psycopg.OperationalError: the database is unavailable.
 
         """
@@ -119,7 +119,7 @@ class RecordReader:
                     read.append(recorded)
                     if row[3]:
                         newest.add(recorded.position)
-            except UnreadableEvent:
+            except UnpublishableEvent:
                 if not page.records:
                     raise
             if read:
@@ -168,7 +168,7 @@ def _decode(ledger_name: str, row: Sequence[Any]) -> RecordedEvent:
             f"The event at position {row[4]} of ledger {ledger_name} cannot be read ({type(error).__name__}: "
             f"{error}). Start a version of this program that knows it."
         )
-        raise UnreadableEvent(message) from error
+        raise UnpublishableEvent(message) from error
 
 
 def _timestamp_ms(recorded: RecordedEvent) -> int:
