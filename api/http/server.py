@@ -110,7 +110,7 @@ async def _serve(
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, _stop, server, app.state.streams)
         serving = loop.create_task(server.serve(sockets=[listener]))
-        while not server.started and not serving.result():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
             await asyncio.sleep(0.01)
         if server.started:
             host, port = listener.getsockname()[:2]

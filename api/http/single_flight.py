@@ -26,7 +26,7 @@ class SingleFlight(Generic[T]):
 
     async def __call__(self) -> T:
         """Return the answer, or raise what looking it up raised; whoever leaves keeps nobody from it."""
-        if self._answer is None or (self._answer.result() and time.monotonic() >= self._until):
+        if self._answer is None or (self._answer.done() and time.monotonic() >= self._until):
             self._answer = asyncio.create_task(self._looked_up(), name="look-up for all who ask")
         return await asyncio.shield(self._answer)
 
