@@ -18,7 +18,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --group build --universal --python-
 PIP_AUDIT := 2.10.1
 PYTEST := $(BIN)/python -m pytest
 # One process for each core, four at most: each may start a PostgreSQL of its own.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup
+PARALLEL := --numprocesses logical --maxprocesses 4
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile

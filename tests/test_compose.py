@@ -260,9 +260,9 @@ def test_only_who_needs_a_secret_is_given_it(services: dict[str, dict[str, Any]]
 
 
 def test_the_owner_that_the_file_makes_can_migrate_and_its_roles_can_log_in(
-    compose: dict[str, Any], env: dict[str, str], tmp_path: Path
+    compose: dict[str, Any], env: dict[str, str], server_path: Path, tmp_path: Path
 ) -> None:
-    with EmbeddedPostgres(tmp_path / "data") as server:
+    with EmbeddedPostgres(server_path / "data") as server:
         make_owner(server, compose, env, tmp_path)
 
         migrate(

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from infra.postgres.embedded.server import EmbeddedPostgres
 from tests.infra.delivery.kafka.broker import Broker
 from tests.infra.delivery.kafka.fixtures import kafka
 from tests.infra.delivery.kafka.publishing import events, once_and_in_order
+from tests.places import directory
 from tests.test_compose import compose, env, make_owner, services, started_with
 from tests.waiting import until
 
@@ -91,11 +91,10 @@ class Stack:
 
 @pytest.fixture(name="server")
 def own_server() -> Iterator[EmbeddedPostgres]:
-    directory = Path(tempfile.mkdtemp(prefix="sl-compose-"))
-    directory.chmod(0o755)
-    with EmbeddedPostgres(directory, {"fsync": "off"}) as running:
+    place = directory("compose")
+    with EmbeddedPostgres(place, {"fsync": "off"}) as running:
         yield running
-    shutil.rmtree(directory)
+    shutil.rmtree(place)
 
 
 def start_order(services: dict[str, dict[str, Any]]) -> list[str]:

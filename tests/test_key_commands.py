@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests import places
 from tests.api.world import refused, told
 from tests.serving import REPOSITORY, LiveServer, start_live_server
 
@@ -19,8 +19,7 @@ from tests.serving import REPOSITORY, LiveServer, start_live_server
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A short path that PostgreSQL's own user may enter."""
-    made = Path(tempfile.mkdtemp(prefix="sl-keys-"))
-    made.chmod(0o755)
+    made = places.directory("keys")
     yield made
     shutil.rmtree(made)
 

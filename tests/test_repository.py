@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.absent import absent
+from tests.conftest import LONGEST, TOGETHER
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -212,6 +213,12 @@ def test_a_target_runs_the_tests_that_args_name_and_no_others(target: str, args:
     listed = run("make", "--old-file", ".venv/.dev", target, f"ARGS={args}")
 
     assert set(re.findall(r"^(\S+\.py)::", listed, flags=re.MULTILINE)) == expected
+
+
+@pytest.mark.parametrize("name", [*TOGETHER, LONGEST])
+def test_what_the_distribution_of_tests_names_is_there(name: str) -> None:
+    module, _, test = name.partition("::")
+    assert f"def {test}" in (ROOT / module).read_text()
 
 
 def test_without_args_each_target_runs_its_own_tests() -> None:

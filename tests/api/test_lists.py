@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+import infra.views.reader
 from api.http.cursors import encode_time
 from api.http.dependencies import DatabaseCursor
 from api.shares import SharesQuery
@@ -325,7 +326,10 @@ def test_another_ledgers_entries_are_hidden(two_worlds: World, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_position_that_nobody_has_reached_is_told_to_come_back(world: World, name: str) -> None:
+def test_a_position_that_nobody_has_reached_is_told_to_come_back(
+    world: World, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infra.views.reader, "AT_LEAST_WAIT_S", 0.1)
     world.permit()
     assert refused(world.client.get(f"/v1/{name}", params={"at_least": 999})) == (503, "unavailable")
 

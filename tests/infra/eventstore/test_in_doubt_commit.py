@@ -272,10 +272,9 @@ async def test_what_was_remembered_before_a_connection_was_lost_decides_nothing_
 
 
 @pytest.fixture
-def standby(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+def standby(server_path: Path) -> Iterator[EmbeddedPostgres]:
     """A server that waits for a primary to tell it more, and can be read meanwhile."""
-    tmp_path.chmod(0o755)
-    directory = tmp_path / "cluster"
+    directory = server_path / "cluster"
     with EmbeddedPostgres(directory) as server:
         migrate(server.dsn())
     (server.cluster.directory / "standby.signal").touch()

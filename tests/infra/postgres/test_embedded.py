@@ -24,6 +24,7 @@ from infra.postgres.embedded.cluster import Cluster, PostgresError, User, launch
 from infra.postgres.embedded.server import DataDirectoryInUse, EmbeddedPostgres, attach_or_start
 from tests.absent import absent
 from tests.infra.programs import DEADLINE_SECONDS, running, wait_until_gone
+from tests.places import directory
 
 AS_ROOT: Final = os.geteuid() == 0
 NOBODY: Final = pwd.getpwnam("nobody")
@@ -53,8 +54,8 @@ postgres.launch_command = lambda reach, user, _, *command: tied(reach, user, "SI
 
 
 def a_place() -> Path:
-    """Make a directory that every user may pass through, as pytest's own are not."""
-    path = Path(tempfile.mkdtemp(prefix="sparkledger-test-"))
+    """Make a directory that every user may pass through and none may list."""
+    path = directory("embedded")
     path.chmod(0o711)
     return path
 

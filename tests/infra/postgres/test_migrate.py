@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -20,6 +18,7 @@ from tests import given
 from tests.conftest import TestDatabase
 from tests.infra.eventstore.appends import appending, row, writing
 from tests.infra.opened import Opened, opening
+from tests.places import directory
 
 EVERY = [f"{number:04d}_{name}" for number, name, _ in migrations()]
 OWNER = "an_owner"
@@ -28,13 +27,12 @@ OWNER = "an_owner"
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[EmbeddedPostgres]:
     """A cluster where nothing was ever migrated: roles belong to a cluster, not to a database."""
-    directory = Path(tempfile.mkdtemp(prefix="sl-"))
-    directory.chmod(0o755)
-    with EmbeddedPostgres(directory, {"fsync": "off", "full_page_writes": "off"}) as server:
+    place = directory("migrate")
+    with EmbeddedPostgres(place, {"fsync": "off", "full_page_writes": "off"}) as server:
         with psycopg.connect(server.dsn(dbname="postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE ROLE {OWNER} LOGIN CREATEROLE")
         yield server
-    shutil.rmtree(directory)
+    shutil.rmtree(place)
 
 
 @pytest.fixture

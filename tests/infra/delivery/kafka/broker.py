@@ -277,6 +277,9 @@ def shared(directory: Path, owner: int) -> Iterator[Broker]:
             known["users"] -= 1
             if known["users"] == 0:
                 stop(broker)
+                # Whoever comes later begins a new one.
+                (directory / "server.properties").unlink()
+                shutil.rmtree(directory / "data", ignore_errors=True)
 
 
 def version() -> str:

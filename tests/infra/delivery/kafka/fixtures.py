@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 
 from tests.absent import absent
 from tests.infra.delivery.kafka.broker import Broker, NoKafka, shared, start, stop
+from tests.places import directory, shared_directory
 
 __all__ = ["Restartable", "kafka", "own_kafka", "prefix"]
 
@@ -27,7 +28,7 @@ def kafka() -> Iterator[Broker]:
     # Under xdist the workers' parent is the process that outlives them all.
     controller = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     try:
-        with shared(Path(tempfile.gettempdir()) / f"sl-kafka-{controller}", controller) as broker:
+        with shared(shared_directory(f"kafka-{controller}"), controller) as broker:
             yield broker
     except NoKafka as reason:
         absent(str(reason))
@@ -50,14 +51,16 @@ class Restartable:
 
 
 @pytest.fixture(scope="module")
-def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restartable]:
+def own_kafka() -> Iterator[Restartable]:
     """A broker of a module's own, to be stopped, killed and hindered; each test leaves it running."""
+    place = directory("own-kafka")
     try:
-        own = Restartable(tmp_path_factory.mktemp("kafka"))
+        own = Restartable(place)
     except NoKafka as reason:
         absent(str(reason))
     yield own
     own.stop()
+    shutil.rmtree(place)
 
 
 @pytest.fixture

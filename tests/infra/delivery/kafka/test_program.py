@@ -18,9 +18,10 @@ from tests.waiting import until
 
 
 @pytest.fixture
-def up(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[LiveServer]:
-    tmp_path.chmod(0o755)
-    running = start_live_server(tmp_path / "data", kafka_bootstrap_servers=kafka.plain, kafka_ledgers=f"main={prefix}")
+def up(kafka: Broker, prefix: str, server_path: Path) -> Iterator[LiveServer]:
+    running = start_live_server(
+        server_path / "data", kafka_bootstrap_servers=kafka.plain, kafka_ledgers=f"main={prefix}"
+    )
     yield running
     assert running.stop() == 0
 
