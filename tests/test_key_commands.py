@@ -75,7 +75,7 @@ def test_the_master_key_is_rotated_and_a_creator_erased_beside_a_running_server(
             assert run(live, "erase", "ana", "--reason", "asked for", answer="n\n")[0] == 1
             assert revealed(api, first) == "#of-ana"
             code, said = run(live, "erase", "ana", "--reason", "asked for", "--yes")
-            assert (code, "the key is destroyed" in said) == (0, True), said
+            assert (code, "The key is destroyed" in said) == (0, True), said
             assert refused(api.post(f"{first}/reveals", json={"reason": "why"})) == (409, "creator_erased")
     finally:
         assert live.stop() == 0
