@@ -252,7 +252,7 @@ def events_by_command() -> dict[str, set[str]]:
                     words[str(key.value)] = ast.unparse(value.func).removeprefix("given.")
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TABLE":
             table = ast.literal_eval(node.value)
-    topics = {kind.TOPIC for kind in EVENT_TYPES.values()}
+    topics = set(EVENT_TYPES)
     found: dict[str, set[str]] = {command: set() for command in COMMANDS}
     for line in table.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
@@ -264,8 +264,7 @@ def events_by_command() -> dict[str, set[str]]:
 @cache
 def files_of_event(topic: str) -> frozenset[str]:
     """Return the files of the program that name an event, by its class or by its stored name."""
-    (kind,) = [kind for kind in EVENT_TYPES.values() if topic == kind.TOPIC]
-    owner, name = kind.__qualname__.split(".")
+    owner, name = EVENT_TYPES[topic].__qualname__.split(".")
     return frozenset(files_with_attribute(f"{owner}.{name}") | files_with_text(topic))
 
 
@@ -423,9 +422,9 @@ def test_only_the_aggregates_set_the_version_of_an_event_and_read_its_old_ones()
     }
     rooms = recipe("version of an event")
     assert setting <= set(AGGREGATES) <= set(rooms.files)
-    for kind in EVENT_TYPES.values():
+    for topic, kind in EVENT_TYPES.items():
         for version in range(1, getattr(kind, "class_version", 1) + 1):
-            assert (ROOT / f"docs/schemas/{kind.TOPIC}.v{version}.json").is_file()
+            assert (ROOT / f"docs/schemas/{topic}.v{version}.json").is_file()
 
 
 def test_a_migration_is_one_file_that_no_other_names() -> None:
