@@ -317,30 +317,12 @@ async def add_note(
     return Decision(code, [creator])
 
 
-async def expire(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Code]:
-    """Record that a code's window is over, where that is so and not recorded yet, and free its video."""
-    return await _expired(ledger, await ledger.code(code_id), when)
-
-
-async def remind(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Code]:
-    """Record that a code's end approaches, where that is due and not recorded yet."""
-    return _reminded(await ledger.code(code_id), when)
-
-
-async def keep_time(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Code]:
-    """Record what the clock has to say of a code: that it expired, or else that its end approaches."""
+async def record_due(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Code]:
+    """Record what the clock makes due of a code: that it expired, which frees its video, or that its end approaches."""
     code = await ledger.code(code_id)
-    return await _expired(ledger, code, when) if code.expiry_due(when.now) else _reminded(code, when)
-
-
-async def _expired(ledger: Codes, code: Code, when: When) -> Decision[Code]:
-    if not code.expiry_due(when.now):
-        return Decision(code)
-    code.expire(now=when.now)
-    return Decision(code, claims=await _freed(ledger, code))
-
-
-def _reminded(code: Code, when: When) -> Decision[Code]:
+    if code.expiry_due(when.now):
+        code.expire(now=when.now)
+        return Decision(code, claims=await _freed(ledger, code))
     code.remind(now=when.now)
     return Decision(code, valid_until=code.window.expires_at)
 

@@ -175,10 +175,10 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
     pending: list[Event] = []
     for command in told:
         pending += _decided(story, command)
-    pending += _decided(story.later(days=53), given.remind())
+    pending += _decided(story.later(days=53), given.record_due())
     story.later(days=8)
     late: tuple[given.Command, ...] = (
-        given.expire(),
+        given.record_due(),
         given.redeem(secret, advertiser_id="adv-9999"),
         given.revoke(reason="The agreement ended"),
         given.permission(creator_id=creator, enabled=False),

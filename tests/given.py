@@ -253,16 +253,8 @@ def note(
     )
 
 
-def expire(code_id: UUID = CODE) -> Command:
-    return lambda ledger, when: commands.expire(ledger, code_id, when=when)
-
-
-def remind(code_id: UUID = CODE) -> Command:
-    return lambda ledger, when: commands.remind(ledger, code_id, when=when)
-
-
-def keep_time(code_id: UUID = CODE) -> Command:
-    return lambda ledger, when: commands.keep_time(ledger, code_id, when=when)
+def record_due(code_id: UUID = CODE) -> Command:
+    return lambda ledger, when: commands.record_due(ledger, code_id, when=when)
 
 
 # The named states, each reached by the commands alone; `CODE` is the code that they speak of.
@@ -325,7 +317,7 @@ def cut_off() -> Story:
 
 def expired() -> Story:
     """The window ended a day ago under a campaign, and both ends are recorded."""
-    return after(cut_off(), expire())
+    return after(cut_off(), record_due())
 
 
 def revived() -> Story:

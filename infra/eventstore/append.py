@@ -103,7 +103,6 @@ class Append:
     api_key: UUID | None = None
     idempotency: bytes | None = None
     request_hash: bytes | None = None
-    effective_at: datetime | None = None
     correlation_id: str | None = None
     traceparent: str | None = None
     # What was decided holds only until then: a window's end that a rule relied on.
@@ -172,7 +171,7 @@ def _of_callers(batch: Sequence[Append]) -> list[list[Any]]:
         [request.api_key for request in batch],
         [*accumulate(counts[:-1], initial=1)],
         counts,
-        [request.effective_at for request in batch],
+        [None] * len(batch),  # a moment for all events of a caller: each row has its own
         [request.role for request in batch],
         [request.subject for request in batch],
         [request.source for request in batch],

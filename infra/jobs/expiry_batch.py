@@ -62,7 +62,7 @@ class ExpiryRecorder:
     async def _record(self, metadata: CommandMetadata, code_id: UUID) -> Result:
         try:
             result: CommandResult[Code] = await self._handler.handle(
-                metadata, lambda ledger, when: commands.keep_time(ledger, code_id, when=when)
+                metadata, lambda ledger, when: commands.record_due(ledger, code_id, when=when)
             )
         except Exception as error:  # noqa: BLE001 - one code of which nothing can be recorded must not keep the others
             return error

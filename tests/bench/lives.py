@@ -94,7 +94,7 @@ def _told() -> list[tuple[int, int, str, str]]:
         given.running(),
         given.campaign_ended(),
         given.after(given.generated(), *redeemed, given.extend(days=60), given.revoke()),
-        given.after(given.generated().later(days=31), given.expire(), given.extend(expires_at=NOW + timedelta(61))),
+        given.after(given.generated().later(days=31), given.record_due(), given.extend(expires_at=NOW + timedelta(61))),
     ]
     told = [
         (recorded.stream_version, code, recorded.type, clear_body(recorded.event).decode())

@@ -43,8 +43,7 @@ COMMANDS = {
     "force revoke": given.revoke(force=True),
     "reveal": given.reveal(),
     "note": given.note(),
-    "expire": given.expire(),
-    "remind": given.remind(),
+    "clock": given.record_due(),
     "erase": given.erase(),
 }
 TABLE = """
@@ -62,8 +61,7 @@ unknown        | revoke       | code_unknown
 unknown        | force revoke | code_unknown
 unknown        | reveal       | code_unknown
 unknown        | note         | code_unknown
-unknown        | expire       | code_unknown
-unknown        | remind       | code_unknown
+unknown        | clock        | code_unknown
 unknown        | erase        | creator_unknown
 
 permitted      | permit       | nothing
@@ -78,8 +76,7 @@ permitted      | revoke       | code_unknown
 permitted      | force revoke | code_unknown
 permitted      | reveal       | code_unknown
 permitted      | note         | code_unknown
-permitted      | expire       | code_unknown
-permitted      | remind       | code_unknown
+permitted      | clock        | code_unknown
 permitted      | erase        | CreatorErased
 
 generated      | permit       | nothing
@@ -94,8 +91,7 @@ generated      | revoke       | Revoked
 generated      | force revoke | Revoked
 generated      | reveal       | CodeRevealed
 generated      | note         | NoteAdded
-generated      | expire       | nothing
-generated      | remind       | nothing
+generated      | clock        | nothing
 generated      | erase        | CreatorErased
 
 not started    | permit       | nothing
@@ -110,8 +106,7 @@ not started    | revoke       | Revoked
 not started    | force revoke | Revoked
 not started    | reveal       | CodeRevealed
 not started    | note         | NoteAdded
-not started    | expire       | nothing
-not started    | remind       | nothing
+not started    | clock        | nothing
 not started    | erase        | CreatorErased
 
 shared         | permit       | nothing
@@ -126,8 +121,7 @@ shared         | revoke       | Revoked
 shared         | force revoke | Revoked
 shared         | reveal       | CodeRevealed
 shared         | note         | NoteAdded
-shared         | expire       | nothing
-shared         | remind       | nothing
+shared         | clock        | nothing
 shared         | erase        | CreatorErased
 
 redeemed       | permit       | nothing
@@ -142,8 +136,7 @@ redeemed       | revoke       | Revoked
 redeemed       | force revoke | Revoked
 redeemed       | reveal       | CodeRevealed
 redeemed       | note         | NoteAdded
-redeemed       | expire       | nothing
-redeemed       | remind       | nothing
+redeemed       | clock        | nothing
 redeemed       | erase        | CreatorErased
 
 running        | permit       | nothing
@@ -158,8 +151,7 @@ running        | revoke       | campaign_running
 running        | force revoke | CampaignEnded Revoked
 running        | reveal       | CodeRevealed
 running        | note         | NoteAdded
-running        | expire       | nothing
-running        | remind       | nothing
+running        | clock        | nothing
 running        | erase        | CreatorErased
 
 campaign ended | permit       | nothing
@@ -174,8 +166,7 @@ campaign ended | revoke       | Revoked
 campaign ended | force revoke | Revoked
 campaign ended | reveal       | CodeRevealed
 campaign ended | note         | NoteAdded
-campaign ended | expire       | nothing
-campaign ended | remind       | nothing
+campaign ended | clock        | nothing
 campaign ended | erase        | CreatorErased
 
 approaching    | permit       | nothing
@@ -190,8 +181,7 @@ approaching    | revoke       | Revoked
 approaching    | force revoke | Revoked
 approaching    | reveal       | CodeRevealed
 approaching    | note         | NoteAdded
-approaching    | expire       | nothing
-approaching    | remind       | ExpiryApproaching
+approaching    | clock        | ExpiryApproaching
 approaching    | erase        | CreatorErased
 
 window over    | permit       | nothing
@@ -206,8 +196,7 @@ window over    | revoke       | Expired Revoked
 window over    | force revoke | Expired Revoked
 window over    | reveal       | CodeRevealed
 window over    | note         | NoteAdded
-window over    | expire       | Expired
-window over    | remind       | nothing
+window over    | clock        | Expired
 window over    | erase        | CreatorErased
 
 cut off        | permit       | nothing
@@ -222,8 +211,7 @@ cut off        | revoke       | CampaignEnded Expired Revoked
 cut off        | force revoke | CampaignEnded Expired Revoked
 cut off        | reveal       | CodeRevealed
 cut off        | note         | NoteAdded
-cut off        | expire       | CampaignEnded Expired
-cut off        | remind       | nothing
+cut off        | clock        | CampaignEnded Expired
 cut off        | erase        | CreatorErased
 
 expired        | permit       | nothing
@@ -238,8 +226,7 @@ expired        | revoke       | Revoked
 expired        | force revoke | Revoked
 expired        | reveal       | CodeRevealed
 expired        | note         | NoteAdded
-expired        | expire       | nothing
-expired        | remind       | nothing
+expired        | clock        | nothing
 expired        | erase        | CreatorErased
 
 revived        | permit       | nothing
@@ -254,8 +241,7 @@ revived        | revoke       | Revoked
 revived        | force revoke | Revoked
 revived        | reveal       | CodeRevealed
 revived        | note         | NoteAdded
-revived        | expire       | nothing
-revived        | remind       | nothing
+revived        | clock        | nothing
 revived        | erase        | CreatorErased
 
 revoked        | permit       | nothing
@@ -270,8 +256,7 @@ revoked        | revoke       | nothing
 revoked        | force revoke | nothing
 revoked        | reveal       | CodeRevealed
 revoked        | note         | NoteAdded
-revoked        | expire       | nothing
-revoked        | remind       | nothing
+revoked        | clock        | nothing
 revoked        | erase        | CreatorErased
 
 permission off | permit       | PermissionEnabled
@@ -286,8 +271,7 @@ permission off | revoke       | Revoked
 permission off | force revoke | Revoked
 permission off | reveal       | CodeRevealed
 permission off | note         | NoteAdded
-permission off | expire       | nothing
-permission off | remind       | nothing
+permission off | clock        | nothing
 permission off | erase        | CreatorErased
 
 erased         | permit       | creator_erased
@@ -302,8 +286,7 @@ erased         | revoke       | Revoked
 erased         | force revoke | Revoked
 erased         | reveal       | creator_erased
 erased         | note         | creator_erased
-erased         | expire       | nothing
-erased         | remind       | nothing
+erased         | clock        | nothing
 erased         | erase        | nothing
 """
 ROWS = [tuple(cell.strip() for cell in line.split("|")) for line in TABLE.splitlines() if line][1:]

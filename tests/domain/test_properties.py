@@ -130,8 +130,7 @@ facts: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "revoke": st.fixed_dictionaries({"code_id": codes, "force": st.booleans()}),
     "reveal": st.fixed_dictionaries({"code_id": codes}),
     "note": st.fixed_dictionaries({"code_id": codes, "about_position": st.none() | st.integers(1, 3)}),
-    "expire": st.fixed_dictionaries({"code_id": codes}),
-    "remind": st.fixed_dictionaries({"code_id": codes}),
+    "record_due": st.fixed_dictionaries({"code_id": codes}),
     "erase": st.just({}),
 }
 # An erasure ends most of what a story could tell, so it is told of more rarely.

@@ -205,7 +205,7 @@ def test_a_forced_revocation_records_the_end_of_every_campaign_first() -> None:
 
 
 def test_an_expiry_records_the_end_of_what_still_ran_first_and_at_the_same_moment() -> None:
-    recorded = [(r.type, r.effective_at, given.body(r)) for r in given.cut_off().when(given.expire())]
+    recorded = [(r.type, r.effective_at, given.body(r)) for r in given.cut_off().when(given.record_due())]
     ended = {"campaign_id": "campaign-1", "advertiser_id": ADVERTISER, "cause": "code_expired"}
     assert recorded == [("CampaignEnded", END, ended), ("Expired", END, {"expires_at": END})]
 
@@ -214,7 +214,7 @@ def test_an_expiry_records_the_end_of_what_still_ran_first_and_at_the_same_momen
 def test_an_expiry_does_not_end_a_campaign_that_was_over_by_itself(ends_at: datetime) -> None:
     short = replace(CAMPAIGN, ends_at=ends_at)
     story = given.after(given.redeemed(), given.launch(short)).later(days=31)
-    assert story.outcome(given.expire()) == "Expired"
+    assert story.outcome(given.record_due()) == "Expired"
 
 
 def test_a_code_may_be_revoked_once_its_campaign_was_over_by_itself() -> None:
@@ -276,7 +276,7 @@ def test_an_end_whose_launch_is_left_out_changes_no_campaign() -> None:
 
 def test_a_campaign_recorded_after_the_expiry_that_ended_it_does_not_run_again_when_the_code_is_revived() -> None:
     story = given.redeemed().later(days=31)
-    story = given.after(story, given.expire())
+    story = given.after(story, given.record_due())
     within = NOW + timedelta(days=1)
     late = replace(CAMPAIGN, starts_at=within, ends_at=NOW + timedelta(days=90))
     story = given.after(story, lambda ledger, when: given.launch(late)(ledger, when._replace(at=within)))
@@ -289,7 +289,7 @@ def test_a_campaign_recorded_after_the_expiry_that_ended_it_does_not_run_again_w
 
 def lapsed(*facts: tuple[Command, float]) -> Story:
     """Tell that a redeemed code lapsed ten days ago, then what is recorded late, each with when it took effect."""
-    story = given.after(given.redeemed().later(days=40), given.expire())
+    story = given.after(given.redeemed().later(days=40), given.record_due())
     for command, day in facts:
         story.when(command, effective_at=NOW + timedelta(days=day))
     return story
@@ -329,7 +329,7 @@ def test_what_is_recorded_late_stops_a_campaign_when_it_stopped_whichever_was_re
 
 def test_a_campaign_whose_end_was_undone_ends_with_the_window_that_the_extension_set() -> None:
     story = lapsed((LAUNCH, 2), (EXTEND, 20)).later(days=21)
-    assert story.outcome(given.expire()) == "CampaignEnded Expired"
+    assert story.outcome(given.record_due()) == "CampaignEnded Expired"
     assert story.code().campaigns["campaign-1"].ended_at == NOW + timedelta(days=60)
 
 

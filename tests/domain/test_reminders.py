@@ -27,7 +27,7 @@ def reminded(story: Story) -> list[tuple[int, int]]:
 def watched(story: Story, days: int) -> Story:
     """Let days pass one by one, and the clock look at each."""
     for _ in range(days):
-        given.after(story.later(days=1), given.remind())
+        given.after(story.later(days=1), given.record_due())
     return story
 
 
@@ -52,7 +52,7 @@ def test_a_code_is_reminded_of_at_the_thresholds_crossed_after_its_window_was_se
 
 def test_a_reminder_says_which_end_approaches_and_takes_effect_when_the_threshold_was_crossed() -> None:
     story = given.generated().later(days=16, hours=5)
-    (recorded,) = story.when(given.remind(), actor=CLOCK)
+    (recorded,) = story.when(given.record_due(), actor=CLOCK)
     assert given.body(recorded) == {"expires_at": END, "days_left": 14}
     assert (recorded.effective_at, recorded.recorded_at) == (END - 14 * DAY, NOW + 16 * DAY + timedelta(hours=5))
     assert recorded.source == "clock"
@@ -61,15 +61,15 @@ def test_a_reminder_says_which_end_approaches_and_takes_effect_when_the_threshol
 def test_a_threshold_is_crossed_at_its_very_moment_and_not_before() -> None:
     story = given.generated().later(days=16)
     story.clock.forward(microseconds=-1)
-    assert story.outcome(given.remind()) == "nothing"
+    assert story.outcome(given.record_due()) == "nothing"
     story.clock.forward(microseconds=1)
-    assert story.outcome(given.remind()) == "ExpiryApproaching"
+    assert story.outcome(given.record_due()) == "ExpiryApproaching"
 
 
 @pytest.mark.parametrize(("days", "expected"), [(17, 14), (24, 7), (29, 1)])
 def test_of_several_that_are_due_the_most_urgent_alone_is_recorded(days: int, expected: int) -> None:
     story = given.generated().later(days=days)
-    assert [story.outcome(given.remind()) for _ in range(3)] == ["ExpiryApproaching", "nothing", "nothing"]
+    assert [story.outcome(given.record_due()) for _ in range(3)] == ["ExpiryApproaching", "nothing", "nothing"]
     assert reminded(story) == [(expected, days)]
 
 
@@ -88,7 +88,7 @@ def test_an_extension_that_stays_inside_a_threshold_does_not_repeat_it() -> None
 def test_an_extension_recorded_late_counts_from_when_it_took_effect() -> None:
     story = given.generated().later(days=20)
     story.when(given.extend(expires_at=NOW + 27 * DAY + 4 * DAY), effective_at=NOW + 15 * DAY)
-    given.after(story, given.remind())
+    given.after(story, given.record_due())
     assert reminded(story) == [(14, 20)]
 
 
@@ -99,23 +99,23 @@ def test_a_code_that_is_revoked_or_over_is_not_reminded_of(ended: Any) -> None:
 
 def test_a_clock_that_jumps_back_repeats_nothing() -> None:
     story = given.generated().later(days=23)
-    assert story.outcome(given.remind()) == "ExpiryApproaching"
-    assert story.later(days=-5).outcome(given.remind()) == "nothing"
-    given.after(story.later(days=20), given.expire())
-    assert story.later(days=-10).outcome(given.remind()) == "nothing"
+    assert story.outcome(given.record_due()) == "ExpiryApproaching"
+    assert story.later(days=-5).outcome(given.record_due()) == "nothing"
+    given.after(story.later(days=20), given.record_due())
+    assert story.later(days=-10).outcome(given.record_due()) == "nothing"
     assert reminded(story) == [(7, 23)]
 
 
 def test_a_reminder_makes_nobodys_command_stale() -> None:
     story = given.approaching()
     seen = story.code().command_version
-    given.after(story, given.remind())
+    given.after(story, given.record_due())
     assert story.code().version == story.stream()[-1].stream_version == seen + 1
     assert story.outcome(given.extend(days=60, if_match=seen)) == "Extended"
 
 
 def test_a_reminder_holds_only_until_the_window_ends() -> None:
-    decision = given.approaching().decide(given.remind())
+    decision = given.approaching().decide(given.record_due())
     assert decision is not None
     assert (decision.valid_until, decision.claims) == (END, [])
 
@@ -132,4 +132,4 @@ def test_a_reminder_holds_only_until_the_window_ends() -> None:
     ],
 )
 def test_the_clock_records_an_expiry_or_else_a_reminder(story: Any, expected: str) -> None:
-    assert story().outcome(given.keep_time(CODE)) == expected
+    assert story().outcome(given.record_due(CODE)) == expected

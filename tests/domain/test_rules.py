@@ -113,7 +113,7 @@ def test_a_code_recorded_after_its_end_may_stand_beside_the_one_that_occupies_th
 
 @pytest.mark.parametrize(
     ("story", "command"),
-    [(given.redeemed, given.revoke()), (given.cut_off, given.expire()), (given.cut_off, given.revoke())],
+    [(given.redeemed, given.revoke()), (given.cut_off, given.record_due()), (given.cut_off, given.revoke())],
 )
 def test_a_code_that_expired_or_was_revoked_frees_its_video(story: Callable[[], Story], command: Command) -> None:
     told = given.after(story(), command)
@@ -121,12 +121,12 @@ def test_a_code_that_expired_or_was_revoked_frees_its_video(story: Callable[[], 
 
 
 def test_a_late_expiry_does_not_free_the_video_from_the_code_that_took_it() -> None:
-    story = given.after(given.window_over(), given.generate(OTHER_CODE, secret=OTHER_SECRET), given.expire())
+    story = given.after(given.window_over(), given.generate(OTHER_CODE, secret=OTHER_SECRET), given.record_due())
     assert story.outcome(given.generate(UUID(int=3), secret=Sealed("a third secret"))) == "live_code_exists"
 
 
 def test_an_expiry_that_is_not_due_frees_nothing() -> None:
-    decision = given.generated().decide(given.expire())
+    decision = given.generated().decide(given.record_due())
     assert decision is not None
     assert decision.claims == []
 
@@ -230,7 +230,7 @@ def test_a_code_is_over_at_the_very_end_of_its_window_whatever_is_recorded(micro
 
 def test_an_expiry_takes_effect_at_the_end_of_the_window_whenever_it_is_recorded() -> None:
     story = given.window_over()
-    (expired,) = story.when(given.expire(), actor=CLOCK)
+    (expired,) = story.when(given.record_due(), actor=CLOCK)
     assert (given.body(expired), expired.effective_at, expired.recorded_at, expired.source) == (
         {"expires_at": END},
         END,
@@ -256,7 +256,7 @@ def test_an_extension_from_before_the_end_recorded_after_it_records_no_expiry() 
 
 
 def test_an_extended_code_expires_again() -> None:
-    story = given.after(given.revived().later(days=30), given.expire())
+    story = given.after(given.revived().later(days=30), given.record_due())
     assert [given.body(r)["expires_at"] for r in story.stream() if r.type == "Expired"] == [
         END,
         END + timedelta(days=31),
@@ -264,7 +264,7 @@ def test_an_extended_code_expires_again() -> None:
 
 
 def test_a_revoked_code_never_expires() -> None:
-    assert given.revoked().later(days=31).outcome(given.expire()) == "nothing"
+    assert given.revoked().later(days=31).outcome(given.record_due()) == "nothing"
 
 
 # Revocation.

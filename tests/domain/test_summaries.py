@@ -35,10 +35,11 @@ def everything() -> Story:
         given.note(text=REMARK, about_position=3),
         given.launch(replace(CAMPAIGN, campaign_id="campaign-2")),
     )
-    given.after(story.later(days=16), given.remind())
-    given.after(story.later(days=13), given.remind())
+    given.after(story.later(days=16), given.record_due())
+    given.after(story.later(days=13), given.record_due())
     story.later(days=2).outcome(given.redeem())
-    given.after(story, given.expire(), given.extend(days=60), given.launch(replace(CAMPAIGN, campaign_id="campaign-3")))
+    relaunch = given.launch(replace(CAMPAIGN, campaign_id="campaign-3"))
+    given.after(story, given.record_due(), given.extend(days=60), relaunch)
     return given.after(story, given.revoke(force=True), given.permission(enabled=False), given.erase())
 
 

@@ -133,7 +133,7 @@ def _command(random: Random) -> given.Command:
         lambda: given.revoke(code, force=random.random() < 0.5),
         lambda: given.reveal(code),
         lambda: given.note(code, text=random.choice("abcdef")),
-        *(lambda: given.expire(code),) * 2,
-        *(lambda: given.remind(code),) * 2,
+        *(lambda: given.record_due(code),) * 2,
+        *(lambda: given.record_due(code),) * 2,
     ]
     return random.choice(possible)()

@@ -40,8 +40,8 @@ async def test_what_is_due_next_is_the_next_reminder_of_the_present_end_and_at_l
     follow: Followed, worker: Cursor
 ) -> None:
     await begin_ledgers(worker, 4)
-    two_weeks, one_day = (given.after(given.generated().later(days=d), given.remind()) for d in (16, 29))
-    extended = given.after(given.approaching(), given.remind(), given.extend(days=60))
+    two_weeks, one_day = (given.after(given.generated().later(days=d), given.record_due()) for d in (16, 29))
+    extended = given.after(given.approaching(), given.record_due(), given.extend(days=60))
     await follow(expiring.VIEW, MemoryLog(given.generated(), two_weeks, one_day, extended))
     assert await expiring.first_due(worker, {}) == {
         2: END - 7 * DAY,
@@ -91,7 +91,7 @@ async def test_the_clock_is_told_what_is_due_in_a_ledger_the_longest_due_first(
 
 async def test_the_clock_is_told_in_which_ledgers_something_is_due_next(follow: Followed, worker: Cursor) -> None:
     await begin_ledgers(worker, 3)
-    nothing_open = given.after(ending(7).later(days=8), given.expire(UUID(int=1)))
+    nothing_open = given.after(ending(7).later(days=8), given.record_due(UUID(int=1)))
     await follow(expiring.VIEW, MemoryLog(ending(30), nothing_open, ending(60, 7)))
     assert await expiring.first_due(worker, {}) == {3: NOW + 6 * DAY, 1: NOW + 16 * DAY}
     passed = Due(NOW + 6 * DAY, UUID(int=2))

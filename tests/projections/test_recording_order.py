@@ -52,7 +52,7 @@ class Facts:
                 story.clock.now = extension.recorded_at
                 story.when(given.extend(expires_at=extension.end), effective_at=extension.at)
             elif kind == "expiry":
-                story.when(given.expire())
+                story.when(given.record_due())
             elif kind == "launch":
                 launched, own_end, _ = self.campaigns[name]
                 campaign = replace(CAMPAIGN, campaign_id=name, starts_at=launched, ends_at=own_end)

@@ -88,7 +88,7 @@ async def test_the_end_of_a_window_is_effective_when_it_ended(opened: Opened) ->
     code: Any = (await opened.when(tenant, given.generate())).aggregate
     end = code.window.expires_at
     opened.handler.now = lambda: end + timedelta(days=3)
-    await opened.when(tenant, given.expire())
+    await opened.when(tenant, given.record_due())
     assert opened.sql("SELECT effective_at FROM events WHERE type = 'Expired'") == [(end,)]
 
 
