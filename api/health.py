@@ -15,8 +15,9 @@ from api.http.responses import answer
 from api.http.route import Route
 from infra.delivery.kafka.publication_status import destination_lags
 from infra.errors import Unavailable
+from infra.views.status import is_read_only
 from projections import codes
-from projections.engine import view
+from projections.engine import checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +70,9 @@ async def stopped_consumers(services: Services) -> Sequence[str]:
     """
 
     async def stopped_views(cur: DatabaseCursor) -> list[str]:
-        if await view.is_read_only(cur):
+        if await is_read_only(cur):
             raise Unavailable(READ_ONLY)
-        return [status.view for status in await view.view_states(cur) if status.stopped]
+        return [state.view for state in await checkpoints.load_states(cur) if state.stopped]
 
     stopped, _ = await services.views.read(_NO_LEDGER, stopped_views, view=codes.NAME)
     if any(lag.stopped for lag in await destination_lags(services.database)):

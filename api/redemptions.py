@@ -39,7 +39,7 @@ from domain.commands import Decision, Ledger, When
 from domain.errors import REFUSALS, StaleVersion, Unknown
 from domain.values import Sealed
 from projections import codes, redemptions
-from projections.engine import view
+from projections.engine import checkpoints
 
 if TYPE_CHECKING:
     from projections.code_facts import WithCodeFacts
@@ -211,7 +211,7 @@ async def list_redemptions(
     caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
 
     async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[AttemptRow]], int]:
-        upto = await view.position_reached(cur, caller.ledger_id, redemptions.NAME, codes.NAME)
+        upto = await checkpoints.position_reached(cur, caller.ledger_id, redemptions.NAME, codes.NAME)
         found = await redemptions.search(
             cur,
             caller.ledger_id,

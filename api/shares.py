@@ -26,7 +26,7 @@ from domain.code import Code
 from domain.commands import Decision, Ledger, When
 from domain.values import Channel, Sealed
 from projections import codes, shares
-from projections.engine import view
+from projections.engine import checkpoints
 
 if TYPE_CHECKING:
     from projections.code_facts import WithCodeFacts
@@ -109,7 +109,7 @@ async def list_shares(
     ours = caller.key.subjects
 
     async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[ShareRow]], int]:
-        upto = await view.position_reached(cur, caller.ledger_id, shares.NAME, codes.NAME)
+        upto = await checkpoints.position_reached(cur, caller.ledger_id, shares.NAME, codes.NAME)
         found = await shares.search(
             cur,
             caller.ledger_id,

@@ -211,13 +211,6 @@ VIEW: Final = View(
 
 # Queries.
 
-_ONE: Final = sql.SQL("""
-    SELECT {columns}
-    FROM views.codes t
-    WHERE t.ledger_id = %(ledger_id)s
-    AND t.code_id = %(code_id)s
-""").format(columns=CODES.select())
-
 _NEWEST_FIRST: Final = sql.SQL("""
     SELECT {columns}
     FROM views.codes t
@@ -325,12 +318,6 @@ _LIVE_OF_CREATOR: Final = """
 
 # Beyond any position.
 _END: Final = 2**62
-
-
-async def one(cur: AsyncCursor[Any], ledger_id: int, code_id: UUID) -> CodeRow | None:
-    """Return a code; None if the ledger has none of that id, or the view has not read it yet."""
-    rows = await CODES.fetch(cur, _ONE, {"ledger_id": ledger_id, "code_id": code_id})
-    return rows[0] if rows else None
 
 
 async def search(

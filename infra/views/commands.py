@@ -17,10 +17,10 @@ from infra.process_limits import GC_YOUNG_OBJECTS, tune_garbage_collector
 from infra.views.status import ViewStatus, status_in_all_ledgers
 from projections import VIEWS
 from projections.engine import skipped_events
+from projections.engine.checkpoints import load_states
 from projections.engine.rebuild import RebuildProgress
 from projections.engine.rebuild import rebuild as rebuild_view
 from projections.engine.shared_reader import SharedLog
-from projections.engine.view import view_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from psycopg import AsyncCursor
 
-    from projections.engine.view import View, ViewState
+    from projections.engine.checkpoints import ViewState
+    from projections.engine.view import View
 
 # Views that are rebuilt together share one reading of the log: the quick ones wait for the slow, unless one hangs.
 SHARED_READ_PATIENCE_S: Final = 5.0
@@ -140,7 +141,7 @@ async def overview(conninfo: str) -> Overview:
         await database.close()
     async with await connect(conninfo) as connection:
         cur = connection.cursor()
-        states = {state.view: state for state in await view_states(cur)}
+        states = {state.view: state for state in await load_states(cur)}
         skipped = await skipped_events.list_skipped(cur, SKIPS_SHOWN_MAX)
         await cur.execute("SELECT ledger_id, name FROM ledgers")
         return Overview(statuses, states, skipped, dict(await cur.fetchall()))

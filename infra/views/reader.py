@@ -12,8 +12,8 @@ from infra.auth.access_log import AccessLog
 from infra.errors import Unavailable
 from infra.eventstore.authorization_evidence import EvidenceReader
 from infra.eventstore.event_rows import EventRows
+from projections.engine.checkpoints import position_reached
 from projections.engine.runner import ViewBehind, ViewStopped, wait_for_position
-from projections.engine.view import position_reached
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from psycopg import AsyncCursor
+
     from infra.postgres.pool import Database, LedgerConnection
 
 
@@ -87,3 +89,10 @@ async def status_in_ledger(database: Database, ledger_id: int) -> list[LedgerVie
         return await (await connection.execute(_IN_ONE, {"ledger_id": ledger_id})).fetchall()
 
     return [LedgerViewStatus(*row) for row in await database.read(ledger_id, query)]
+
+
+async def is_read_only(cur: AsyncCursor[Any]) -> bool:
+    """Tell whether the database takes no writes: it is a standby, or was set to read-only."""
+    await cur.execute("SELECT current_setting('transaction_read_only')")
+    row = await cur.fetchone()
+    return row is not None and row[0] == "on"

@@ -7,6 +7,8 @@ that are read, `codes_next` for shadow tables.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -14,12 +16,33 @@ import psycopg
 from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.array_columns import Bigints, Times
 from projections.engine.page import EventPage, PositionGap
-from projections.engine.view import ViewState
+from projections.engine.view import SHADOW_SUFFIX
 
 if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
 ERROR_CHARACTERS_MAX: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ViewState:
+    """The state of a view; `failed_ledger_id` and `failed_position` name the event that stopped it, if one did.
+
+    `state` is "following" or "failed"; or "building" for shadow tables, whose name is the view's + `SHADOW_SUFFIX`.
+    """
+
+    view: str
+    version: int
+    state: str
+    error: str | None
+    failed_ledger_id: int | None
+    failed_position: int | None
+    changed_at: datetime
+
+    @property
+    def stopped(self) -> bool:
+        """Whether reads of the view fall behind: a rebuild that failed leaves the view's own tables as they are."""
+        return self.state == "failed" and not self.view.endswith(SHADOW_SUFFIX)
 
 
 class CheckpointConflict(Exception):
@@ -31,10 +54,23 @@ CONFLICT_ERROR: Final = psycopg.errors.DivisionByZero
 
 _LEAD: Final = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
 
-_STATUS: Final = """
+_STATES: Final = """
 SELECT view, version, state, error, failed_ledger_id, failed_position, changed_at
 FROM view_versions
+"""
+_STATE: Final = _STATES + "WHERE view = %s"
+
+_STOPPED: Final = """
+SELECT
+FROM view_versions
 WHERE view = %s
+AND state = 'failed'
+"""
+
+_REACHED: Final = """
+SELECT coalesce(min(coalesce(p.position, 0)), 0)
+FROM unnest(%s::text[]) AS x (view)
+LEFT JOIN view_positions p ON p.view = x.view AND p.ledger_id = %s
 """
 
 _POSITIONS: Final = """
@@ -108,9 +144,31 @@ async def try_to_lead(cur: AsyncCursor[Any], name: str) -> bool:
 
 async def load_state(cur: AsyncCursor[Any], name: str) -> ViewState | None:
     """Return the state of a view; None if it never began."""
-    await cur.execute(_STATUS, (name,))
+    await cur.execute(_STATE, (name,))
     row = await cur.fetchone()
     return ViewState(*row) if row else None
+
+
+async def load_states(cur: AsyncCursor[Any]) -> list[ViewState]:
+    """Return the state of every view, by name."""
+    await cur.execute(_STATES + "ORDER BY view")
+    return [ViewState(*row) for row in await cur.fetchall()]
+
+
+async def has_stopped(cur: AsyncCursor[Any], view: str) -> bool:
+    """Tell whether a view has stopped before an event that it cannot apply."""
+    await cur.execute(_STOPPED, (view,))
+    return await cur.fetchone() is not None
+
+
+async def position_reached(cur: AsyncCursor[Any], ledger_id: int, *views: str) -> int:
+    """Return the position up to which all these views have read a ledger; 0 if one has not begun.
+
+    Ask before reading rows: the rows are then at least as new as the answer says.
+    """
+    await cur.execute(_REACHED, (list(views), ledger_id))
+    row = await cur.fetchone()
+    return int(row[0]) if row else 0
 
 
 async def record_start(cur: AsyncCursor[Any], name: str, version: int, state: str) -> None:

@@ -19,11 +19,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 from projections.engine import checkpoints
-from projections.engine.checkpoints import CheckpointConflict
+from projections.engine.checkpoints import CheckpointConflict, has_stopped, position_reached
 from projections.engine.projector import PAGE_EVENTS_MAX, Connect, EventLog, PoisonEvent, Projector
 from projections.engine.rebuild import rebuild
 from projections.engine.skipped_events import load_skip_rules
-from projections.engine.view import View, has_stopped, position_reached
+from projections.engine.view import View
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from projections.engine.page import Events
@@ -167,95 +166,3 @@ class View(Generic[R]):
             nearest = next(bases, object)
             handler = self._handlers[kind] = (self.creates.get(nearest), self.updates.get(nearest))
         return handler
-
-
-@dataclass(frozen=True, slots=True)
-class ViewState:
-    """The state of a view; `failed_ledger_id` and `failed_position` name the event that stopped it, if one did.
-
-    `state` is "following" or "failed"; or "building" for shadow tables, whose name is the view's + `SHADOW_SUFFIX`.
-    """
-
-    view: str
-    version: int
-    state: str
-    error: str | None
-    failed_ledger_id: int | None
-    failed_position: int | None
-    changed_at: datetime
-
-    @property
-    def stopped(self) -> bool:
-        """Whether reads of the view fall behind: a rebuild that failed leaves the view's own tables as they are."""
-        return self.state == "failed" and not self.view.endswith(SHADOW_SUFFIX)
-
-
-@dataclass(frozen=True, slots=True)
-class ViewPosition:
-    """How far a view has read a ledger: the last position, and when that event was recorded, if it is known."""
-
-    view: str
-    position: int
-    recorded_at: datetime | None
-
-
-_REACHED: Final = """
-SELECT coalesce(min(coalesce(p.position, 0)), 0)
-FROM unnest(%s::text[]) AS x (view)
-LEFT JOIN view_positions p ON p.view = x.view AND p.ledger_id = %s
-"""
-
-_POSITIONS: Final = """
-SELECT view, position, recorded_at
-FROM view_positions
-WHERE ledger_id = %s
-ORDER BY view
-"""
-
-_STOPPED: Final = """
-SELECT
-FROM view_versions
-WHERE view = %s
-AND state = 'failed'
-"""
-
-_STATUSES: Final = """
-SELECT view, version, state, error, failed_ledger_id, failed_position, changed_at
-FROM view_versions
-ORDER BY view
-"""
-
-
-async def position_reached(cur: AsyncCursor[Any], ledger_id: int, *views: str) -> int:
-    """Return the position up to which all these views have read a ledger; 0 if one has not begun.
-
-    Ask before reading rows: the rows are then at least as new as the answer says.
-    """
-    await cur.execute(_REACHED, (list(views), ledger_id))
-    row = await cur.fetchone()
-    return int(row[0]) if row else 0
-
-
-async def view_positions(cur: AsyncCursor[Any], ledger_id: int) -> list[ViewPosition]:
-    """Return how far every view has read a ledger, by name."""
-    await cur.execute(_POSITIONS, (ledger_id,))
-    return [ViewPosition(*row) for row in await cur.fetchall()]
-
-
-async def has_stopped(cur: AsyncCursor[Any], view: str) -> bool:
-    """Tell whether a view has stopped before an event that it cannot apply."""
-    await cur.execute(_STOPPED, (view,))
-    return await cur.fetchone() is not None
-
-
-async def view_states(cur: AsyncCursor[Any]) -> list[ViewState]:
-    """Return the state of every view, by name."""
-    await cur.execute(_STATUSES)
-    return [ViewState(*row) for row in await cur.fetchall()]
-
-
-async def is_read_only(cur: AsyncCursor[Any]) -> bool:
-    """Tell whether the database takes no writes: it is a standby, or was set to read-only."""
-    await cur.execute("SELECT current_setting('transaction_read_only')")
-    row = await cur.fetchone()
-    return row is not None and row[0] == "on"

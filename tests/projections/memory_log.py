@@ -11,9 +11,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from psycopg.sql import SQL
+
 from domain.errors import Refused, Unknown
 from domain.recorded import RecordedEvent
 from domain.values import Sealed
+from projections import codes
 from projections.engine.page import EventPage
 from projections.engine.projector import UnreadableEvent
 from projections.engine.view import View
@@ -66,6 +69,14 @@ async def rows(cur: psycopg.AsyncCursor[Any], view: View[Any], *, suffix: str = 
         await cur.execute(f"SELECT * FROM views.{table.name}{suffix} ORDER BY {', '.join(table.key)}".encode())
         found[table.name] = await cur.fetchall()
     return found
+
+
+async def code_row(cur: psycopg.AsyncCursor[Any], ledger_id: int, code_id: UUID) -> codes.CodeRow | None:
+    """Return the row of a code in the view of codes, as a session sees it."""
+    query = SQL("SELECT {} FROM views.codes t WHERE ledger_id = %(ledger_id)s AND code_id = %(code_id)s")
+    parameters = {"ledger_id": ledger_id, "code_id": code_id}
+    found = await codes.CODES.fetch(cur, query.format(codes.CODES.select()), parameters)
+    return found[0] if found else None
 
 
 async def positions(cur: psycopg.AsyncCursor[Any], name: str) -> dict[int, int]:

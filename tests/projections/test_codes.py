@@ -21,7 +21,7 @@ from tests import given
 from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.late import code_streams, recorded_late
-from tests.projections.memory_log import MemoryLog, happening
+from tests.projections.memory_log import MemoryLog, code_row, happening
 
 MONTH = timedelta(days=30)
 
@@ -78,7 +78,7 @@ CASES: list[tuple[Story, dict[str, Any]]] = [
 async def test_a_code_is_as_its_events_left_it(follow: Followed, worker: Cursor) -> None:
     stories = [story for story, _ in CASES]
     await follow(codes.VIEW, MemoryLog(*stories))
-    found = [await codes.one(worker, ledger_id, CODE) for ledger_id in range(1, len(stories) + 1)]
+    found = [await code_row(worker, ledger_id, CODE) for ledger_id in range(1, len(stories) + 1)]
     assert found == [
         row(story, **{"ledger_id": ledger_id, **differs}) for ledger_id, (story, differs) in enumerate(CASES, 1)
     ]
@@ -88,7 +88,7 @@ async def test_a_refused_redemption_is_counted_and_makes_nobodys_version_stale(f
     story = given.revoked()
     assert story.outcome(given.redeem(advertiser_id="late")) == "RedemptionRefused code_revoked"
     await follow(codes.VIEW, MemoryLog(story))
-    assert await codes.one(api, 1, CODE) == row(story, **REDEEMED, version=4, revoked_at=NOW, refusal_count=1)
+    assert await code_row(api, 1, CODE) == row(story, **REDEEMED, version=4, revoked_at=NOW, refusal_count=1)
 
 
 async def test_a_code_recorded_late_was_generated_and_revoked_when_that_was_true(follow: Followed, api: Cursor) -> None:
@@ -96,13 +96,13 @@ async def test_a_code_recorded_late_was_generated_and_revoked_when_that_was_true
     story.when(given.generate(), effective_at=NOW)
     story.when(given.revoke(), effective_at=NOW + timedelta(days=3))
     await follow(codes.VIEW, MemoryLog(story))
-    assert await codes.one(api, 1, CODE) == row(story, version=2, revoked_at=NOW + timedelta(days=3))
+    assert await code_row(api, 1, CODE) == row(story, version=2, revoked_at=NOW + timedelta(days=3))
 
 
 async def test_a_code_of_another_ledger_is_unknown(follow: Followed, api: Cursor) -> None:
     await follow(codes.VIEW, MemoryLog(given.unknown(), given.shared()))
-    assert await codes.one(api, 1, CODE) is None
-    assert await codes.one(api, 2, CODE) is None, "row-level security hides it from whoever asks for the wrong ledger"
+    assert await code_row(api, 1, CODE) is None
+    assert await code_row(api, 2, CODE) is None, "row-level security hides it from whoever asks for the wrong ledger"
     assert await codes.search(api, 2, now=NOW, limit=10, brand_ids=[BRAND]) == []
 
 

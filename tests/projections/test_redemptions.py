@@ -9,7 +9,7 @@ import pytest
 
 from projections import codes, redemptions
 from projections.code_facts import WithCodeFacts
-from projections.engine import view
+from projections.engine import checkpoints
 from projections.redemptions import AttemptRow
 from tests import given
 from tests.given import ADVERTISER, CODE, CREATOR, NOW, OTHER_CODE, VIDEO, Story
@@ -34,7 +34,7 @@ async def followed(story: Story, follow: Followed) -> None:
 
 
 async def found(cur: Cursor, **asked: Any) -> list[WithCodeFacts[AttemptRow]]:
-    upto = await view.position_reached(cur, 1, redemptions.NAME, codes.NAME)
+    upto = await checkpoints.position_reached(cur, 1, redemptions.NAME, codes.NAME)
     return await redemptions.search(cur, 1, upto=upto, **{"limit": 100, **asked})
 
 

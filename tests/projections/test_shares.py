@@ -10,7 +10,7 @@ from psycopg.sql import SQL
 
 from projections import codes, shares
 from projections.code_facts import WithCodeFacts
-from projections.engine import view
+from projections.engine import checkpoints
 from projections.engine.paging import ListQuery
 from projections.shares import ShareRow
 from tests import given
@@ -45,7 +45,7 @@ async def followed(story: Story, follow: Followed) -> None:
 
 
 async def found(cur: Cursor, **asked: Any) -> list[WithCodeFacts[ShareRow]]:
-    upto = await view.position_reached(cur, 1, shares.NAME, codes.NAME)
+    upto = await checkpoints.position_reached(cur, 1, shares.NAME, codes.NAME)
     return await shares.search(cur, 1, upto=upto, **{"limit": 100, **asked})
 
 

@@ -29,7 +29,7 @@ from projections.event_index import EventIndexRow
 from tests import given
 from tests.given import CODE, NOW
 from tests.projections.conftest import Cursor, Followed
-from tests.projections.memory_log import MemoryLog, happening, positions, rows, until
+from tests.projections.memory_log import MemoryLog, code_row, happening, positions, rows, until
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
@@ -232,11 +232,11 @@ async def test_a_long_read_of_the_old_rows_delays_the_swap_and_blocks_no_other_r
         await long.execute("SELECT FROM views.codes")
         rebuilding = asyncio.create_task(rebuild.rebuild(codes.VIEW, log, connect))
         await until(lambda: waits_for_a_lock(worker))
-        assert await codes.one(api, 1, CODE) is not None
+        assert await code_row(api, 1, CODE) is not None
         assert not rebuilding.done()
         await long.execute("COMMIT")
         await rebuilding
-    assert await codes.one(api, 1, CODE) is not None
+    assert await code_row(api, 1, CODE) is not None
 
 
 async def waits_for_a_lock(cur: Cursor) -> bool:

@@ -16,13 +16,13 @@ import pytest
 
 from domain.code import Code
 from projections import VIEWS, codes, event_index, shares, statistics
-from projections.engine import checkpoints, shared_reader, view
-from projections.engine.checkpoints import CheckpointConflict
+from projections.engine import checkpoints, shared_reader
+from projections.engine.checkpoints import CheckpointConflict, ViewState
 from projections.engine.page import EventPage, PositionGap
 from projections.engine.projector import Connect, Projector
 from projections.engine.runner import Runner, ViewBehind, ViewStopped, create_missing, wait_for_position
 from projections.engine.shared_reader import SharedLog
-from projections.engine.view import RowChanges, View, ViewPosition, ViewState
+from projections.engine.view import RowChanges, View
 from tests import given
 from tests.given import CODE, NOW
 from tests.projections.conftest import Cursor, Followed
@@ -36,7 +36,7 @@ from tests.projections.engine.runners import (
     running,
     state,
 )
-from tests.projections.memory_log import MemoryLog, happening, positions, rows, until
+from tests.projections.memory_log import MemoryLog, code_row, happening, positions, rows, until
 
 # Following
 
@@ -91,7 +91,7 @@ async def test_a_poison_event_stops_only_its_view_which_says_which_event(
         await until(lambda: all_read(worker, [view for view in VIEWS if view is not codes.VIEW], log.heads))
     assert await state(worker, "codes") == ("failed", 2, 5)
     assert await positions(worker, "codes") == {1: 4, 2: 4}, "all events before it are applied"
-    statuses = {status.view: status for status in await view.view_states(worker)}
+    statuses = {status.view: status for status in await checkpoints.load_states(worker)}
     assert statuses["codes"].error == "ZeroDivisionError: a mistake in a handler"
     assert {name: status.state for name, status in statuses.items() if name != "codes"} == dict.fromkeys(
         {view.name for view in VIEWS} - {"codes"}, "following"
@@ -140,7 +140,7 @@ async def test_a_row_too_long_for_an_index_stops_the_view_at_its_event(connect: 
         await until(lambda: failed(worker, "shares"))
     assert await state(worker, "shares") == ("failed", 1, 3)
     assert await positions(worker, "shares") == {1: 2}
-    (view_state,) = await view.view_states(worker)
+    (view_state,) = await checkpoints.load_states(worker)
     assert (view_state.error or "").startswith("ProgramLimitExceeded: index row")
 
 
@@ -204,7 +204,7 @@ async def test_an_event_of_a_code_that_no_event_began_stops_the_view(connect: Co
     log.ledgers[1] = [log.ledgers[1][2]._replace(position=1)]
     async with running(runner_of(codes.VIEW, log, connect)):
         await until(lambda: failed(worker, "codes"))
-    (view_state,) = await view.view_states(worker)
+    (view_state,) = await checkpoints.load_states(worker)
     assert view_state.error == f"LookupError: view codes has no row {CODE}, which the event would change"
 
 
@@ -396,12 +396,13 @@ async def test_a_reader_waits_until_the_view_has_read_its_write(connect: Connect
         story.when(given.redeem())
         wake.set()
         assert await waiting == 4
-    found = await codes.one(api, 1, CODE)
+    found = await code_row(api, 1, CODE)
     assert found is not None
     assert found.redemption_count == 1
-    assert await view.view_positions(api, 1) == [ViewPosition("codes", 4, NOW)]
-    assert await view.position_reached(api, 1, "codes") == 4
-    assert await view.position_reached(api, 1, "codes", "history") == 0, "one of them has not begun"
+    await api.execute("SELECT view, position, recorded_at FROM view_positions WHERE ledger_id = 1")
+    assert await api.fetchall() == [("codes", 4, NOW)]
+    assert await checkpoints.position_reached(api, 1, "codes") == 4
+    assert await checkpoints.position_reached(api, 1, "codes", "history") == 0, "one of them has not begun"
 
 
 @asynccontextmanager
@@ -430,14 +431,14 @@ async def test_a_reader_does_not_wait_for_a_view_that_has_stopped(
 
 
 async def test_a_view_that_never_began_has_read_nothing(api: Cursor) -> None:
-    assert await view.position_reached(api, 1, "codes") == 0
-    assert await view.view_positions(api, 1) == []
-    assert await view.view_states(api) == []
+    assert await checkpoints.position_reached(api, 1, "codes") == 0
+    assert await positions(api, "codes") == {}
+    assert await checkpoints.load_states(api) == []
 
 
 async def test_views_are_created_once_however_often_and_whoever_asks(connect: Connect, api: Cursor) -> None:
     await asyncio.gather(*(create_missing(connect, VIEWS) for _ in range(3)))
-    assert [(status.view, status.version, status.state) for status in await view.view_states(api)] == sorted(
+    assert [(status.view, status.version, status.state) for status in await checkpoints.load_states(api)] == sorted(
         (each.name, each.version, "following") for each in VIEWS
     )
-    assert isinstance((await view.view_states(api))[0], ViewState)
+    assert isinstance((await checkpoints.load_states(api))[0], ViewState)
