@@ -13,7 +13,7 @@ from api.code_answer import BudgetEntry, CodeAnswer, code_answer
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import Guarded, handle_command, load_code
+from api.http.command_context import handle_command, load_code
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import (
     AdvertiserId,
@@ -54,6 +54,7 @@ from projections import campaigns
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from uuid import UUID
 
     from projections.campaigns import CampaignRow
 
@@ -191,19 +192,12 @@ async def launch_campaign(
     )
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
-        found: list[Code] = []
+        return await commands.launch(ledger, code, campaign, if_match=if_match, authorize=caller.read_code, when=when)
 
-        def ours(code: Code) -> None:
-            # Before any rule: what a rule says of a code is for those alone who may read it.
-            caller.read_code(code)
-            found.append(code)
-
-        try:
-            return await commands.launch(Guarded(ledger, ours), code, campaign, if_match=if_match, when=when)
-        except Refused as refusal:
-            raise _without_others(refusal, caller, found) from None
-
-    result = await handle_command(caller, body, body.advertiser_id, decide)
+    try:
+        result = await handle_command(caller, body, body.advertiser_id, decide)
+    except Refused as refusal:
+        raise await _without_others(refusal, caller, code) from None
     assert result.aggregate is not None  # noqa: S101 - a code with a campaign is there
     return code_answer(
         result, caller, created_or_repeated(result), warnings=warnings(result.aggregate, body.campaign_id)
@@ -226,7 +220,7 @@ async def end_campaign(
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
     body = body or EndCampaign()
 
-    def ours(found: Code) -> None:
+    def authorize(found: Code) -> None:
         caller.read_code(found)
         campaign = found.campaigns.get(campaign_id)
         if campaign is not None and caller.role == "brand" and not caller.is_party_to((), (campaign.advertiser_id,)):
@@ -234,8 +228,9 @@ async def end_campaign(
             raise Unknown("campaign")
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
-        guarded = Guarded(ledger, ours)
-        return await commands.end_campaign(guarded, code, campaign_id, body.reason, if_match=if_match, when=when)
+        return await commands.end_campaign(
+            ledger, code, campaign_id, body.reason, if_match=if_match, authorize=authorize, when=when
+        )
 
     accounts = caller.key.subjects.advertiser_ids
     subject = next(iter(accounts), None)
@@ -282,10 +277,11 @@ async def list_campaigns(
     )
 
 
-def _without_others(refusal: Refused, caller: Caller, found: list[Code]) -> Refused:
+async def _without_others(refusal: Refused, caller: Caller, code_id: UUID) -> Refused:
     """Return a refusal that names no campaign of another advertiser to a brand."""
-    campaigns = found[0].campaigns if found and caller.role == "brand" else {}
-    conflict = campaigns.get(refusal.conflict_id or "")
+    if refusal.conflict_id is None or caller.role != "brand":
+        return refusal
+    conflict = (await load_code(caller, code_id)).campaigns.get(refusal.conflict_id)
     if conflict is None or caller.is_party_to((), (conflict.advertiser_id,)):
         return refusal
     return Refused(refusal.code, refusal.detail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from typing import TYPE_CHECKING, Annotated, Final, Self
+from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict, Field, model_validator
@@ -15,7 +16,7 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import known_at, refuse_ahead, upto
 from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
-from api.http.command_context import creator_of, handle_command, owned, policy_of
+from api.http.command_context import creator_of, handle_command, load_code, policy_of
 from api.http.fields import LATER, CaptionHash, CreatorId, Moment, Note, Position, Reason, Secret, SingleLine, VideoId
 from api.http.guessing import count_guess, refuse_guessing
 from api.http.models import Command
@@ -31,8 +32,6 @@ from domain.values import Sealed
 from infra.ids import uuid7
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from domain.recorded import RecordedEvent
 
 
@@ -179,7 +178,7 @@ async def generate_code(
     except Refused as refusal:
         if guessing and refusal.code in _TELLING:
             count_guess(caller)
-        raise
+        raise await _without_others(refusal, caller) from None
     assert result.aggregate is not None  # noqa: S101 - a code that was generated is there
     if result.replayed:
         secret = await caller.services.aggregates.secret(caller.ledger_id, result.aggregate.id)
@@ -202,16 +201,20 @@ async def extend_code(
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         return await commands.extend(
-            owned(ledger, caller),
+            ledger,
             policy,
             code,
             days=body.days,
             expires_at=body.expires_at,
             if_match=if_match,
+            authorize=caller.change_code,
             when=when,
         )
 
-    result = await handle_command(caller, body, await creator_of(caller, code), decide)
+    try:
+        result = await handle_command(caller, body, await creator_of(caller, code), decide)
+    except Refused as refusal:
+        raise await _without_others(refusal, caller) from None
     return code_answer(result, caller, 201)
 
 
@@ -226,7 +229,7 @@ async def revoke_code(
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         return await commands.revoke(
-            owned(ledger, caller), code, body.reason, force=body.force, if_match=if_match, when=when
+            ledger, code, body.reason, force=body.force, if_match=if_match, authorize=caller.change_code, when=when
         )
 
     result = await handle_command(caller, body, await creator_of(caller, code), decide)
@@ -246,7 +249,9 @@ async def reveal_code(
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
-        return await commands.reveal(owned(ledger, caller), code, body.reason, if_match=if_match, when=when)
+        return await commands.reveal(
+            ledger, code, body.reason, if_match=if_match, authorize=caller.change_code, when=when
+        )
 
     result = await handle_command(caller, body, await creator_of(caller, code), decide, once=False)
     secret = await caller.services.aggregates.secret(caller.ledger_id, code)
@@ -268,7 +273,13 @@ async def add_note(
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         return await commands.add_note(
-            owned(ledger, caller), code, Sealed(body.text), body.about_position, if_match=if_match, when=when
+            ledger,
+            code,
+            Sealed(body.text),
+            body.about_position,
+            if_match=if_match,
+            authorize=caller.change_code,
+            when=when,
         )
 
     result = await handle_command(caller, body, await creator_of(caller, code), decide)
@@ -313,3 +324,13 @@ async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:
     if caller.role in LIMITED_TO_SUBJECTS:
         caller.read_code(replay_code(stream))
     return stream
+
+
+async def _without_others(refusal: Refused, caller: Caller) -> Refused:
+    """Return a refusal that does not tell a creator which code of another creator is in the way."""
+    if refusal.code != "live_code_exists" or refusal.conflict_id is None or caller.role in ACTS_FOR_ALL:
+        return refusal
+    occupant = await load_code(caller, UUID(refusal.conflict_id))
+    if occupant.creator_id in caller.key.subjects.creator_ids:
+        return refusal
+    return Refused(refusal.code, refusal.detail)

@@ -14,7 +14,7 @@ from api.event_content import ActorEntry, event_content, names_of
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import Guarded, handle_command
+from api.http.command_context import handle_command
 from api.http.fields import Reason
 from api.http.models import Answer, Command
 from api.http.problems import Problem
@@ -23,7 +23,6 @@ from api.http.route import Route
 from domain import commands
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
-from domain.errors import StaleVersion
 from infra.errors import KeyNoLongerValid, Unavailable
 from infra.jobs.erasure import Erasure, Erasures
 
@@ -68,12 +67,8 @@ async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[C
     headers.path_id(creator_id)
     if_match = headers.if_match(caller.request)
 
-    def unchanged(creator: Creator | None) -> None:
-        if if_match is not None and creator is not None and if_match != creator.version:
-            raise StaleVersion(creator.version)
-
     async def decide(ledger: Ledger, when: When) -> Decision[Creator]:
-        return await commands.erase(Guarded(ledger, creator=unchanged), creator_id, body.reason, when=when)
+        return await commands.erase(ledger, creator_id, body.reason, if_match=if_match, when=when)
 
     result = await handle_command(caller, body, creator_id, decide)
     erasures = _erasures(caller)

@@ -12,7 +12,7 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import known_at, refuse_ahead, upto
 from api.http.caller import Caller, allow
-from api.http.command_context import Guarded, handle_command
+from api.http.command_context import handle_command
 from api.http.dependencies import DatabaseCursor
 from api.http.models import Answer, Command
 from api.http.pagination import creators_asked, page_answer, place_after
@@ -23,7 +23,6 @@ from domain import commands
 from domain.code import effective_as_of
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
-from domain.errors import StaleVersion
 from infra.ids import uuid7
 from projections import codes, permissions
 
@@ -92,14 +91,10 @@ async def set_permission(
     if_match = headers.if_match(caller.request)
     stream_id = uuid7()
 
-    def unchanged(creator: Creator | None) -> None:
-        version = 0 if creator is None else creator.version
-        if if_match is not None and if_match != version:
-            raise StaleVersion(version)
-
     async def decide(ledger: Ledger, when: When) -> Decision[Creator] | None:
-        guarded = Guarded(ledger, creator=unchanged)
-        return await commands.set_permission(guarded, creator_id, enabled=body.enabled, stream_id=stream_id, when=when)
+        return await commands.set_permission(
+            ledger, creator_id, enabled=body.enabled, stream_id=stream_id, if_match=if_match, when=when
+        )
 
     result = await handle_command(caller, body, creator_id, decide)
     creator, live_codes = result.aggregate, 0

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import Guarded, handle_command
+from api.http.command_context import handle_command
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, Secret
 from api.http.guessing import refuse_guessing, unknown_secret
@@ -36,7 +36,7 @@ from api.query_language import parameter
 from domain import commands
 from domain.code import Code
 from domain.commands import Decision, Ledger, When
-from domain.errors import REFUSALS, StaleVersion, Unknown
+from domain.errors import REFUSALS, Unknown
 from domain.values import Sealed
 from projections import codes, redemptions
 from projections.engine import checkpoints
@@ -168,12 +168,8 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
     refuse_guessing(caller)
     secret, brand_ids = Sealed(body.secret), caller.key.subjects.brand_ids
 
-    def unchanged(code: Code) -> None:
-        if if_match is not None and if_match != code.command_version:
-            raise StaleVersion(code.command_version)
-
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
-        return await commands.redeem(Guarded(ledger, unchanged), secret, body.advertiser_id, brand_ids, when=when)
+        return await commands.redeem(ledger, secret, body.advertiser_id, brand_ids, if_match=if_match, when=when)
 
     try:
         result = await handle_command(caller, body, body.advertiser_id, decide)

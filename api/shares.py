@@ -12,7 +12,7 @@ from api.code_answer import CodeAnswer, code_answer
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import creator_of, handle_command, owned
+from api.http.command_context import creator_of, handle_command
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, BrandId, Id, Note
 from api.http.models import Answer, Command
@@ -93,7 +93,9 @@ async def share_code(
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         share = Share(body.brand_id, body.channel, body.advertiser_id, None)
-        return await commands.share(owned(ledger, caller), code, share, note, if_match=if_match, when=when)
+        return await commands.share(
+            ledger, code, share, note, if_match=if_match, authorize=caller.change_code, when=when
+        )
 
     result = await handle_command(caller, body, await creator_of(caller, code), decide)
     return code_answer(result, caller, created_or_repeated(result))

@@ -7,6 +7,7 @@ transaction, and asks for a new decision where another writer came first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 A = TypeVar("A", Code, Creator)
+# Raises `NotAllowed` where whoever asks may not change a code; called before any rule speaks of it.
+Authorize = Callable[[Code], None]
 
 
 class Codes(Protocol):
@@ -89,7 +92,7 @@ class Decision(Generic[A]):
 
 
 async def set_permission(
-    ledger: Ledger, creator_id: str, *, enabled: bool, stream_id: UUID, when: When
+    ledger: Ledger, creator_id: str, *, enabled: bool, stream_id: UUID, if_match: int | None = None, when: When
 ) -> Decision[Creator] | None:
     """Switch a creator's permission; `None` where an unknown account is switched off, which it is already.
 
@@ -98,6 +101,7 @@ async def set_permission(
 
     """
     creator = await ledger.creator(creator_id)
+    _refuse_stale(if_match, 0 if creator is None else creator.version)
     if creator is None:
         if not enabled:
             return None
@@ -107,7 +111,9 @@ async def set_permission(
     return Decision(creator)
 
 
-async def erase(ledger: Ledger, creator_id: str, reason: str, *, when: When) -> Decision[Creator]:
+async def erase(
+    ledger: Ledger, creator_id: str, reason: str, *, if_match: int | None = None, when: When
+) -> Decision[Creator]:
     """Record that a creator is to be erased, whose key is then destroyed.
 
     Raises:
@@ -117,6 +123,7 @@ async def erase(ledger: Ledger, creator_id: str, reason: str, *, when: When) -> 
     creator = await ledger.creator(creator_id)
     if creator is None:
         raise Unknown("creator")
+    _refuse_stale(if_match, creator.version)
     creator.erase(reason, at=when.at)
     return Decision(creator)
 
@@ -183,6 +190,7 @@ async def extend(
     days: int | None,
     expires_at: datetime | None,
     if_match: int | None,
+    authorize: Authorize,
     when: When,
 ) -> Decision[Code]:
     """Move the window's end: to `days` counted from its start, or to the moment `expires_at`.
@@ -192,7 +200,7 @@ async def extend(
             where the policy forbids reviving), `live_code_exists`, `window_not_longer`, in this order.
 
     """
-    code = await _matching(ledger, code_id, if_match, when)
+    code = await _matching(ledger, code_id, authorize, if_match, when)
     creator = await _permitted(ledger, code.creator_id)
     code.refuse_revoked()
     if days is not None:
@@ -220,7 +228,14 @@ async def extend(
 
 
 async def share(
-    ledger: Ledger, code_id: UUID, share: Share, note: Sealed | None, *, if_match: int | None, when: When
+    ledger: Ledger,
+    code_id: UUID,
+    share: Share,
+    note: Sealed | None,
+    *,
+    if_match: int | None,
+    authorize: Authorize,
+    when: When,
 ) -> Decision[Code]:
     """Record that the code was handed to a brand; `share` is without the mark of its note.
 
@@ -228,7 +243,7 @@ async def share(
         Refused: `creator_erased`, `permission_disabled`, `code_revoked`, `code_expired`, in this order.
 
     """
-    code = await _matching(ledger, code_id, if_match, when)
+    code = await _matching(ledger, code_id, authorize, if_match, when)
     creator = await _permitted(ledger, code.creator_id)
     if note is not None:
         share = replace(share, note_fingerprint=await ledger.note_mark(code.creator_id, note))
@@ -237,7 +252,13 @@ async def share(
 
 
 async def redeem(
-    ledger: Ledger, secret: Sealed, advertiser_id: str, brand_ids: frozenset[str], *, when: When
+    ledger: Ledger,
+    secret: Sealed,
+    advertiser_id: str,
+    brand_ids: frozenset[str],
+    *,
+    if_match: int | None = None,
+    when: When,
 ) -> Decision[Code]:
     """Record that an advertiser entered a code; a known one that cannot be used records the refusal.
 
@@ -248,6 +269,7 @@ async def redeem(
     code = await ledger.code_by_secret(secret)
     if code is None:
         raise Unknown("code")
+    _refuse_stale(if_match, code.command_version)
     try:
         code.redeem(advertiser_id, brand_ids, at=when.at)
     except Refused as refusal:
@@ -257,40 +279,63 @@ async def redeem(
 
 
 async def launch(
-    ledger: Ledger, code_id: UUID, campaign: Campaign, *, if_match: int | None, when: When
+    ledger: Ledger,
+    code_id: UUID,
+    campaign: Campaign,
+    *,
+    if_match: int | None,
+    authorize: Authorize,
+    when: When,
 ) -> Decision[Code]:
     """Record a campaign on a redeemed code; its refusals are those of `Code.launch`."""
-    code = await _matching(ledger, code_id, if_match, None)  # launching compares the moment with the window itself
+    # No moment: launching compares it with the window itself.
+    code = await _matching(ledger, code_id, authorize, if_match, None)
     code.launch(campaign, now=when.now, at=when.at)
     return Decision(code, valid_until=code.window.expires_at)
 
 
 async def end_campaign(
-    ledger: Ledger, code_id: UUID, campaign_id: str, reason: str | None, *, if_match: int | None, when: When
+    ledger: Ledger,
+    code_id: UUID,
+    campaign_id: str,
+    reason: str | None,
+    *,
+    if_match: int | None,
+    authorize: Authorize,
+    when: When,
 ) -> Decision[Code]:
     """Record that a campaign was stopped."""
-    code = await _matching(ledger, code_id, if_match, when)
+    code = await _matching(ledger, code_id, authorize, if_match, when)
     code.end_campaign(campaign_id, reason, at=when.at)
     return Decision(code)
 
 
 async def revoke(
-    ledger: Ledger, code_id: UUID, reason: str, *, force: bool, if_match: int | None, when: When
+    ledger: Ledger,
+    code_id: UUID,
+    reason: str,
+    *,
+    force: bool,
+    if_match: int | None,
+    authorize: Authorize,
+    when: When,
 ) -> Decision[Code]:
     """Take a code back for good, and free its video."""
-    code = await _matching(ledger, code_id, if_match, when)
+    code = await _matching(ledger, code_id, authorize, if_match, when)
     code.revoke(reason, force=force, at=when.at)
     return Decision(code, claims=await _freed(ledger, code))
 
 
-async def reveal(ledger: Ledger, code_id: UUID, reason: str, *, if_match: int | None, when: When) -> Decision[Code]:
+async def reveal(
+    ledger: Ledger, code_id: UUID, reason: str, *, if_match: int | None, authorize: Authorize, when: When
+) -> Decision[Code]:
     """Record that the secret is shown again.
 
     Raises:
         Refused: `creator_erased`, where there is nothing left to show.
 
     """
-    code = await _matching(ledger, code_id, if_match, when)
+    code = await _matching(ledger, code_id, authorize, if_match, when)
     creator = await _not_erased(ledger, code.creator_id)
     code.reveal(reason, at=when.at)
     return Decision(code, [creator])
@@ -303,6 +348,7 @@ async def add_note(
     about_position: int | None,
     *,
     if_match: int | None,
+    authorize: Authorize,
     when: When,
 ) -> Decision[Code]:
     """Record a remark on a code.
@@ -311,7 +357,7 @@ async def add_note(
         Refused: `creator_erased`, where there is no key to seal it with.
 
     """
-    code = await _matching(ledger, code_id, if_match, when)
+    code = await _matching(ledger, code_id, authorize, if_match, when)
     creator = await _not_erased(ledger, code.creator_id)
     code.add_note(text, await ledger.note_mark(code.creator_id, text), about_position, at=when.at)
     return Decision(code, [creator])
@@ -327,14 +373,22 @@ async def record_due(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Co
     return Decision(code, valid_until=code.window.expires_at)
 
 
-async def _matching(ledger: Ledger, code_id: UUID, if_match: int | None, when: When | None) -> Code:
-    """Load a code that the caller has seen as it stands, and that was there when this is said to have happened."""
+async def _matching(
+    ledger: Ledger, code_id: UUID, authorize: Authorize, if_match: int | None, when: When | None
+) -> Code:
+    """Load a code that the caller may change and has seen as it stands, and that was there when this happened."""
     code = await ledger.code(code_id)
-    if if_match is not None and if_match != code.command_version:
-        raise StaleVersion(code.command_version)
+    authorize(code)
+    _refuse_stale(if_match, code.command_version)
     if when is not None and when.at < when.now:  # a clock that steps back is no statement about the past
         code.refuse_before_it_began(when.at)
     return code
+
+
+def _refuse_stale(if_match: int | None, version: int) -> None:
+    """Refuse a command that was decided on another version than the one that stands."""
+    if if_match is not None and if_match != version:
+        raise StaleVersion(version)
 
 
 async def _permitted(ledger: Ledger, creator_id: str) -> Creator:

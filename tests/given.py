@@ -141,6 +141,10 @@ def body(recorded: RecordedEvent) -> dict[str, Any]:
 # The commands, with the values that most stories share.
 
 
+def anyone(_: Code) -> None:
+    """Let everyone change every code: who may is the API's to say."""
+
+
 def permission(*, enabled: bool = True, creator_id: str = CREATOR) -> Command:
     stream_id = UUID(bytes=hashlib.sha256(creator_id.encode()).digest()[:16])
     return lambda ledger, when: commands.set_permission(
@@ -188,7 +192,7 @@ def extend(
     policy: Policy = POLICY,
 ) -> Command:
     return lambda ledger, when: commands.extend(
-        ledger, policy, code_id, days=days, expires_at=expires_at, if_match=if_match, when=when
+        ledger, policy, code_id, days=days, expires_at=expires_at, if_match=if_match, authorize=anyone, when=when
     )
 
 
@@ -204,7 +208,7 @@ def share(
     def decide(ledger: Ledger, when: When) -> Awaitable[Decision[Code]]:
         text = Sealed(note) if note else None
         shared = Share(brand_id, channel, advertiser_id, None)
-        return commands.share(ledger, code_id, shared, text, if_match=if_match, when=when)
+        return commands.share(ledger, code_id, shared, text, if_match=if_match, authorize=anyone, when=when)
 
     return decide
 
@@ -216,7 +220,9 @@ def redeem(
 
 
 def launch(campaign: Campaign = CAMPAIGN, code_id: UUID = CODE, *, if_match: int | None = None) -> Command:
-    return lambda ledger, when: commands.launch(ledger, code_id, campaign, if_match=if_match, when=when)
+    return lambda ledger, when: commands.launch(
+        ledger, code_id, campaign, if_match=if_match, authorize=anyone, when=when
+    )
 
 
 def end(
@@ -227,18 +233,20 @@ def end(
     if_match: int | None = None,
 ) -> Command:
     return lambda ledger, when: commands.end_campaign(
-        ledger, code_id, campaign_id, reason, if_match=if_match, when=when
+        ledger, code_id, campaign_id, reason, if_match=if_match, authorize=anyone, when=when
     )
 
 
 def revoke(
     code_id: UUID = CODE, *, reason: str = "wrong brand", force: bool = False, if_match: int | None = None
 ) -> Command:
-    return lambda ledger, when: commands.revoke(ledger, code_id, reason, force=force, if_match=if_match, when=when)
+    return lambda ledger, when: commands.revoke(
+        ledger, code_id, reason, force=force, if_match=if_match, authorize=anyone, when=when
+    )
 
 
 def reveal(code_id: UUID = CODE, *, reason: str = "lost it", if_match: int | None = None) -> Command:
-    return lambda ledger, when: commands.reveal(ledger, code_id, reason, if_match=if_match, when=when)
+    return lambda ledger, when: commands.reveal(ledger, code_id, reason, if_match=if_match, authorize=anyone, when=when)
 
 
 def note(
@@ -249,7 +257,7 @@ def note(
     if_match: int | None = None,
 ) -> Command:
     return lambda ledger, when: commands.add_note(
-        ledger, code_id, Sealed(text), about_position, if_match=if_match, when=when
+        ledger, code_id, Sealed(text), about_position, if_match=if_match, authorize=anyone, when=when
     )
 
 

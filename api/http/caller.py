@@ -95,6 +95,10 @@ class Caller:
         if brand_id is not None and self.role == "brand" and brand_id not in self.key.subjects.brand_ids:
             raise NotAllowed("This key does not act for this brand.")
 
+    def change_code(self, code: Code) -> None:
+        """Raise `NotAllowed` where the key does not act for the creator of this code."""
+        self.act_for_creator(code.creator_id)
+
     def read_code(self, code: Code) -> None:
         """Raise `NotAllowed` where the key may not read this code."""
         self.act_for_creator(code.creator_id)

@@ -35,6 +35,7 @@ from infra.postgres.roles import API
 from infra.process_limits import tune_garbage_collector
 from infra.runtime import runtime
 from tests.bench.place import RUNS, SETTINGS, median, pgbench, postgres
+from tests.given import anyone
 
 IN_FLIGHT: Final = (1, 8, 32, 128)
 CLIENTS: Final = (1, 8, 32)
@@ -81,14 +82,14 @@ class Load:
                 code, _ = random.choice(self._codes)
                 await self._execute(
                     lambda ledger, when: commands.share(
-                        ledger, code, Share(brand, "dm"), None, if_match=None, when=when
+                        ledger, code, Share(brand, "dm"), None, if_match=None, authorize=anyone, when=when
                     )
                 )
             case 3:
                 code = self._never_extended.popleft()
                 await self._execute(
                     lambda ledger, when: commands.extend(
-                        ledger, self._policy, code, days=60, expires_at=None, if_match=None, when=when
+                        ledger, self._policy, code, days=60, expires_at=None, if_match=None, authorize=anyone, when=when
                     )
                 )
             case _:
