@@ -19,7 +19,7 @@ from api.http.models import Answer, Body
 from api.http.problems import malformed_body
 from api.http.query_params import MAX_LIMIT, LongLimit, NextCursor, QueryModel
 from api.http.responses import NO_STORE, answer, replay_header
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain.errors import Unknown
 from domain.values import Role
 from infra.auth import api_keys
@@ -139,6 +139,11 @@ router = APIRouter(route_class=Route, tags=["Keys"])
 
 
 @router.post("/v1/keys", status_code=201, response_model=KeyAnswer, operation_id="createKey")
+@Operation(
+    answer_headers=("Location", "Cache-Control"),
+    replays=True,
+    example={"role": "creator", "name": "The creator's app", "subjects": {"creator_ids": ["ana.creates"]}},
+)
 async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")]) -> Response:
     """Make a key for this ledger; the key itself is in this answer alone."""
     if body.expires_at is not None and body.expires_at <= caller.services.now():
@@ -173,6 +178,7 @@ async def list_keys(query: Annotated[KeysQuery, Query()], caller: Annotated[Call
 
 
 @router.post("/v1/keys/{key_id}/rotation", response_model=KeyAnswer, operation_id="rotateKey")
+@Operation(answer_headers=("Cache-Control",), replays=True, example={"overlap_seconds": 3600})
 async def rotate_key(key_id: str, body: RotateKey, caller: Annotated[Caller, allow("admin")]) -> Response:
     """Give a key another text, which is in this answer alone; it stays the same key, and the same actor in the log.
 

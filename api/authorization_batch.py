@@ -28,7 +28,7 @@ from api.http.caller import Caller, allow
 from api.http.denied_attempts import record_denied_attempt
 from api.http.media_types import wanted_format
 from api.http.problems import Problem, as_problem, malformed_body
-from api.http.route import Route
+from api.http.route import Operation, Route
 from api.http.streaming_download import StreamingDownload, refuse_revoked
 from domain.errors import NotAllowed
 
@@ -61,6 +61,7 @@ _BODY: Final = {
 
 
 @router.post("/v1/authorizations/batch", response_class=Response, openapi_extra=_BODY, operation_id="askAuthorizations")
+@Operation(answer_headers=("Ledger-Position",), lines=True)
 async def ask_authorizations(
     query: Annotated[BatchQuery, Query()],
     request: Request,

@@ -24,7 +24,7 @@ from api.http.media_types import JSON
 from api.http.models import Answer
 from api.http.query_params import AsOf, AtLeast, QueryModel
 from api.http.responses import answer
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain.authorization import Verdict, verdict
 from domain.code import Code
 from domain.recorded import RecordedEvent
@@ -68,6 +68,7 @@ router = APIRouter(route_class=Route, tags=["Reads"])
 
 
 @router.get("/v1/authorizations", response_model=AuthorizationAnswer, operation_id="askAuthorization")
+@Operation(answer_headers=("Ledger-Position",))
 async def ask_authorization(
     query: Annotated[AuthorizationQuery, Query()],
     caller: Annotated[Caller, allow("brand", "operator", "auditor", "admin")],

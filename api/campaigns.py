@@ -44,7 +44,7 @@ from api.http.query_params import (
     refuse_empty,
 )
 from api.http.responses import created_or_repeated
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain import commands
 from domain.campaign import Campaign
 from domain.code import Code
@@ -172,6 +172,18 @@ router = APIRouter(route_class=Route)
     tags=["Commands"],
     operation_id="launchCampaign",
 )
+@Operation(
+    request_headers=("If-Match",),
+    repeats=True,
+    example={
+        "campaign_id": "spring-sale",
+        "advertiser_id": "adv-7001",
+        "budget": {"amount": "500.00", "currency": "USD"},
+        "starts_at": "2026-03-02T00:00:00Z",
+        "ends_at": "2026-03-20T00:00:00Z",
+        "targeting": {"countries": ["US", "CA"], "age_min": 18},
+    },
+)
 async def launch_campaign(
     code_id: str, body: LaunchCampaign, caller: Annotated[Caller, allow("brand", "operator", "admin")]
 ) -> Response:
@@ -210,6 +222,7 @@ async def launch_campaign(
     tags=["Commands"],
     operation_id="endCampaign",
 )
+@Operation(request_headers=("If-Match",), example={"reason": "Budget spent"})
 async def end_campaign(
     code_id: str,
     campaign_id: str,
@@ -241,6 +254,7 @@ async def end_campaign(
 
 
 @router.get("/v1/campaigns", response_model=CampaignsAnswer, tags=["Reads"], operation_id="listCampaigns")
+@Operation(answer_headers=("Ledger-Position",))
 async def list_campaigns(
     query: Annotated[CampaignsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],

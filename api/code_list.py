@@ -17,7 +17,7 @@ from api.http.models import Answer
 from api.http.problems import malformed_query
 from api.http.query_params import LIMIT, MAX_CURSOR_CHARACTERS, AtLeast, Limit, QueryModel, refuse_empty
 from api.http.responses import answer
-from api.http.route import Route
+from api.http.route import Operation, Route
 from projections import codes, statistics
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ router = APIRouter(route_class=Route, tags=["Reads"])
 
 
 @router.get("/v1/codes", response_model=CodesAnswer, operation_id="listCodes")
+@Operation(answer_headers=("Ledger-Position",))
 async def list_codes(
     query: Annotated[CodesQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],

@@ -23,7 +23,7 @@ from api.http.models import Command
 from api.http.problems import Problem, malformed_body
 from api.http.query_params import AsOf, At, AtLeast, Number, QueryModel
 from api.http.responses import NO_STORE, answer, created_or_repeated, version_headers
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain import commands
 from domain.code import Code, effective_as_of, fold_code, replay_code
 from domain.commands import Decision, Ledger, When
@@ -137,11 +137,36 @@ SECRET_BYTES: Final = 32
 # Refusals of a code that someone brings which tell whether its secret is known here, and leave no event.
 _TELLING: Final = frozenset({"secret_exists", "live_code_exists"})
 
+# What leads on from a new code.
+_BY_ID: Final = {"code_id": "$response.body#/code_id"}
+_BY_SECRET: Final = {"secret": "$response.body#/secret"}
+_LINKS: Final = {
+    **{
+        name: {"operationId": name, "parameters": _BY_ID}
+        for name in (
+            "addNote",
+            "extendCode",
+            "launchCampaign",
+            "readCode",
+            "readHistory",
+            "revealCode",
+            "revokeCode",
+            "shareCode",
+        )
+    },
+    **{name: {"operationId": name, "requestBody": _BY_SECRET} for name in ("lookupCode", "redeemCode")},
+}
+
 router = APIRouter(route_class=Route)
 
 
 @router.post(
     "/v1/codes", status_code=201, response_model=GeneratedAnswer, tags=["Commands"], operation_id="generateCode"
+)
+@Operation(
+    answer_headers=("Location", "Cache-Control"),
+    links=_LINKS,
+    example={"creator_id": "ana.creates", "video_id": "7312345678901234567", "terms_version": "2026-01"},
 )
 async def generate_code(
     body: GenerateCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
@@ -193,6 +218,7 @@ async def generate_code(
     tags=["Commands"],
     operation_id="extendCode",
 )
+@Operation(request_headers=("If-Match",), example={"days": 60})
 async def extend_code(
     code_id: str, body: ExtendCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
@@ -219,6 +245,7 @@ async def extend_code(
 
 
 @router.post("/v1/codes/{code_id}/revocation", response_model=CodeAnswer, tags=["Commands"], operation_id="revokeCode")
+@Operation(request_headers=("If-Match",), example={"reason": "Shared with the wrong brand"})
 async def revoke_code(
     code_id: str, body: RevokeCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
@@ -237,6 +264,12 @@ async def revoke_code(
 
 
 @router.post("/v1/codes/{code_id}/reveals", response_model=RevealAnswer, tags=["Commands"], operation_id="revealCode")
+@Operation(
+    request_headers=("If-Match",),
+    answer_headers=("Cache-Control",),
+    replays=False,
+    example={"reason": "The brand lost it"},
+)
 async def reveal_code(
     code_id: str, body: RevealCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
@@ -261,6 +294,7 @@ async def reveal_code(
 @router.post(
     "/v1/codes/{code_id}/notes", status_code=201, response_model=CodeAnswer, tags=["Commands"], operation_id="addNote"
 )
+@Operation(request_headers=("If-Match",), repeats=True, example={"text": "Position 12 named the wrong brand."})
 async def add_note(
     code_id: str, body: AddNote, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
@@ -287,6 +321,7 @@ async def add_note(
 
 
 @router.get("/v1/codes/{code_id}", response_model=CodeReadAnswer, tags=["Reads"], operation_id="readCode")
+@Operation(answer_headers=("ETag", "Ledger-Position"))
 async def read_code(
     code_id: str,
     query: Annotated[CodeQuery, Query()],

@@ -19,7 +19,7 @@ from api.http.fields import Reason
 from api.http.models import Answer, Command
 from api.http.problems import Problem
 from api.http.responses import answer, command_headers, version_headers
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain import commands
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
@@ -57,6 +57,7 @@ class ErasureAnswer(Answer):
 
 
 @router.post("/v1/creators/{creator_id}/erasure", response_model=ErasureAnswer, operation_id="eraseCreator")
+@Operation(request_headers=("If-Match",), refusals=(404,))
 async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[Caller, allow("admin")]) -> Response:
     """Erase a creator: destroy the key that the secrets and notes of their codes are sealed under, for good.
 
@@ -82,6 +83,7 @@ async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[C
 
 
 @router.get("/v1/creators/{creator_id}/erasure", response_model=ErasureAnswer, operation_id="readErasure")
+@Operation(answer_headers=("ETag", "Ledger-Position"), refusals=(404,))
 async def read_erasure(creator_id: str, caller: Annotated[Caller, allow("operator", "auditor", "admin")]) -> Response:
     """Read who erased a creator, why and when, and whether the key is destroyed."""
     headers.path_id(creator_id)

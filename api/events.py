@@ -24,7 +24,7 @@ from api.http.models import Answer, absent
 from api.http.problems import Problem
 from api.http.query_params import LIMIT, AtLeast, EitherCursor, Limit
 from api.http.responses import answer
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain.code import Code
 from domain.creator import Creator
 from infra.eventstore.event_rows import POSITION
@@ -85,6 +85,7 @@ router = APIRouter(route_class=Route, tags=["Audit"])
 
 
 @router.get("/v1/events", response_model=EventsAnswer, operation_id="listEvents")
+@Operation(answer_headers=("Ledger-Position", "Search-Complete", "Looked-Through"), lines=True)
 async def list_events(
     query: Annotated[EventsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],
@@ -129,6 +130,7 @@ async def list_events(
 
 
 @router.get("/v1/events/{position}", response_model=EventAnswer, operation_id="readEvent")
+@Operation(answer_headers=("Ledger-Position",))
 async def read_event(
     position: str, caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")]
 ) -> Response:

@@ -28,7 +28,7 @@ from api.export_files import digest_of
 from api.http.as_of import refuse_ahead
 from api.http.caller import Caller, allow
 from api.http.query_params import AtLeast
-from api.http.route import Route
+from api.http.route import Operation, Route
 from api.http.streaming_download import StreamingDownload, refuse_revoked
 from infra.eventstore.event_rows import POSITION
 from projections import event_index
@@ -198,6 +198,7 @@ class Export:
 
 
 @router.get("/v1/exports/events", response_class=Response, operation_id="exportEvents")
+@Operation(answer_headers=("Ledger-Position",), lines=True)
 async def export_events(
     query: Annotated[ExportQuery, Query()],
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],

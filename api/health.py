@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from api.http.dependencies import DatabaseCursor, services_of
 from api.http.models import Answer
 from api.http.responses import answer
-from api.http.route import Route
+from api.http.route import Operation, Route
 from infra.delivery.kafka.publication_status import destination_lags
 from infra.errors import Unavailable
 from infra.views.status import is_read_only
@@ -44,6 +44,7 @@ async def is_alive() -> Response:
 
 
 @router.get("/readyz", response_model=HealthAnswer, operation_id="isReady")
+@Operation(refusals=(503,))
 async def is_ready(request: Request) -> Response:
     """Tell whether commands can be served; a view or subscriber that stopped makes it degraded, and it stays 200."""
     obstacle = services_of(request.scope).handler.obstacle

@@ -20,7 +20,7 @@ from api.http.cursors import decode_key, encode_key, link_next
 from api.http.models import Answer, absent
 from api.http.query_params import MAX_LIMIT, AsOf, At, AtLeast, LongLimit, NextCursor, QueryModel
 from api.http.responses import answer, version_headers
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain.changes import COUNTS, changes_of_code, changes_of_permission
 from domain.code import effective_as_of, replay_code
 from domain.errors import Unknown
@@ -69,6 +69,7 @@ router = APIRouter(route_class=Route, tags=["Reads"])
 
 
 @router.get("/v1/codes/{code_id}/history", response_model=HistoryAnswer, operation_id="readHistory")
+@Operation(answer_headers=("ETag", "Ledger-Position"))
 async def read_history(
     code_id: str,
     query: Annotated[HistoryQuery, Query()],
@@ -102,6 +103,7 @@ async def read_history(
 @router.get(
     "/v1/creators/{creator_id}/permission/history", response_model=HistoryAnswer, operation_id="readPermissionHistory"
 )
+@Operation(answer_headers=("ETag", "Ledger-Position"))
 async def read_permission_history(
     creator_id: str,
     query: Annotated[HistoryQuery, Query()],

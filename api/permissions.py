@@ -18,7 +18,7 @@ from api.http.models import Answer, Command
 from api.http.pagination import creators_asked, page_answer, place_after
 from api.http.query_params import LIMIT, AsOf, At, AtLeast, Flag, InTime, Limit, NextCursor, QueryModel
 from api.http.responses import answer, command_headers, version_headers
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain import commands
 from domain.code import effective_as_of
 from domain.commands import Decision, Ledger, When
@@ -82,6 +82,7 @@ router = APIRouter(route_class=Route)
     tags=["Commands"],
     operation_id="setPermission",
 )
+@Operation(request_headers=("If-Match",), example={"enabled": True})
 async def set_permission(
     creator_id: str, body: SetPermission, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
@@ -119,6 +120,7 @@ async def set_permission(
     tags=["Reads"],
     operation_id="readPermission",
 )
+@Operation(answer_headers=("ETag", "Ledger-Position"))
 async def read_permission(
     creator_id: str,
     query: Annotated[PermissionQuery, Query()],
@@ -168,6 +170,7 @@ async def read_permission(
 
 
 @router.get("/v1/permissions", response_model=PermissionsAnswer, tags=["Reads"], operation_id="listPermissions")
+@Operation(answer_headers=("Ledger-Position",))
 async def list_permissions(
     query: Annotated[PermissionsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],

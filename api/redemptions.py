@@ -31,7 +31,7 @@ from api.http.query_params import (
     NextCursor,
 )
 from api.http.responses import answer, command_headers, created_or_repeated, version_headers
-from api.http.route import Route
+from api.http.route import Operation, Route
 from api.query_language import parameter
 from domain import commands
 from domain.code import Code
@@ -136,6 +136,11 @@ router = APIRouter(route_class=Route)
 
 
 @router.post("/v1/codes/lookup", response_model=LookupAnswer, tags=["Commands"], operation_id="lookupCode")
+@Operation(
+    answer_headers=("ETag", "Ledger-Position"),
+    refusals=(404,),
+    example={"secret": "#k9/Tz+example+of+a+spark+ad+code=="},
+)
 async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand", "operator", "admin")]) -> Response:
     """Tell what a code covers before it is redeemed; nothing is recorded, and guessing is limited as in redeeming."""
     headers.idempotency_key(caller.request)
@@ -160,6 +165,12 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
 
 @router.post(
     "/v1/redemptions", status_code=201, response_model=RedemptionAnswer, tags=["Commands"], operation_id="redeemCode"
+)
+@Operation(
+    request_headers=("If-Match",),
+    refusals=(404,),
+    repeats=True,
+    example={"secret": "#k9/Tz+example+of+a+spark+ad+code==", "advertiser_id": "adv-7001"},
 )
 async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand", "operator", "admin")]) -> Response:
     """Record that an advertiser account entered a code; the same account again answers 200."""
@@ -199,6 +210,7 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
 
 
 @router.get("/v1/redemptions", response_model=RedemptionsAnswer, tags=["Reads"], operation_id="listRedemptions")
+@Operation(answer_headers=("Ledger-Position",))
 async def list_redemptions(
     query: Annotated[RedemptionsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],

@@ -19,7 +19,7 @@ from api.http.models import Answer, Command
 from api.http.pagination import creators_asked, page_answer, place_after
 from api.http.query_params import LIMIT, AtLeast, ByAdvertiser, ByCode, ByCreator, ByVideo, InTime, Limit, NextCursor
 from api.http.responses import created_or_repeated
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain import commands
 from domain.campaign import Share
 from domain.code import Code
@@ -84,6 +84,11 @@ router = APIRouter(route_class=Route)
     tags=["Commands"],
     operation_id="shareCode",
 )
+@Operation(
+    request_headers=("If-Match",),
+    repeats=True,
+    example={"brand_id": "acme", "channel": "dm", "advertiser_id": "adv-7001"},
+)
 async def share_code(
     code_id: str, body: ShareCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
@@ -102,6 +107,7 @@ async def share_code(
 
 
 @router.get("/v1/shares", response_model=SharesAnswer, tags=["Reads"], operation_id="listShares")
+@Operation(answer_headers=("Ledger-Position",))
 async def list_shares(
     query: Annotated[SharesQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],

@@ -19,7 +19,7 @@ from api.http.models import Answer
 from api.http.problems import malformed_query
 from api.http.query_params import AtLeast, QueryModel
 from api.http.responses import answer
-from api.http.route import Route
+from api.http.route import Operation, Route
 from infra.delivery.kafka.publication_status import publication
 from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.models import Owner
@@ -174,6 +174,7 @@ router = APIRouter(route_class=Route, tags=["Reads"])
 
 
 @router.get("/v1/stats", response_model=StatsAnswer, operation_id="readStats")
+@Operation(answer_headers=("Ledger-Position",))
 async def read_stats(
     query: Annotated[StatsQuery, Query()], caller: Annotated[Caller, allow("operator", "auditor", "admin")]
 ) -> Response:
@@ -204,6 +205,7 @@ async def read_stats(
 
 
 @router.get("/v1/stats/days", response_model=DaysAnswer, operation_id="readDays")
+@Operation(answer_headers=("Ledger-Position",))
 async def read_days(
     query: Annotated[DaysQuery, Query()], caller: Annotated[Caller, allow("operator", "auditor", "admin")]
 ) -> Response:

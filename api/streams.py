@@ -34,7 +34,7 @@ from api.http.limits import Slots
 from api.http.problems import Problem, malformed_query
 from api.http.protocol import ABORT
 from api.http.query_params import AnyPosition
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain.values import CLOCK
 from infra.auth.access_log import GROUPED_ROLE
 from infra.errors import Unavailable
@@ -375,6 +375,7 @@ async def _abort(scope: Scope) -> None:
 
 
 @router.get("/v1/events/stream", status_code=200, response_class=Stream, operation_id="streamEvents")
+@Operation(request_headers=("Last-Event-ID",), answer_headers=("Ledger-Position",))
 async def stream_events(
     query: Annotated[StreamQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],

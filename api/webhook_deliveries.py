@@ -16,7 +16,7 @@ from api.http.fields import MAX_POSITION
 from api.http.models import Answer, Body
 from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel
 from api.http.responses import answer, replay_header
-from api.http.route import Route
+from api.http.route import Operation, Route
 from api.webhooks import idempotent_request, owner_of, path_webhook, refusals_as_problems
 from infra.delivery.webhooks.models import DeliveryOutcome
 
@@ -111,6 +111,7 @@ router = APIRouter(route_class=Route, tags=["Webhooks"])
 
 
 @router.post("/v1/webhooks/{webhook_id}/test", status_code=202, response_model=TestAnswer, operation_id="testWebhook")
+@Operation(replays=True)
 async def send_test(webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
     """Have a test sent, once; the log of deliveries tells how it went."""
     with refusals_as_problems():
@@ -188,6 +189,7 @@ async def list_dead_letters(
     response_model=ReplayAnswer,
     operation_id="replayDeadLetters",
 )
+@Operation(replays=True, example={"message_ids": ["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b22"]})
 async def replay_dead_letters(
     webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")], body: ReplayMessages | None = None
 ) -> Response:

@@ -24,7 +24,7 @@ from api.http.fields import MAX_POSITION, Id, Name
 from api.http.models import Answer, Body
 from api.http.problems import Problem, malformed_body
 from api.http.responses import NO_STORE, answer, replay_header
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain.errors import NotAllowed, Unknown
 from domain.event_types import EVENT_TYPES
 from infra.delivery.cloud_events import STRUCTURED_CONTENT_TYPE
@@ -152,6 +152,11 @@ router = APIRouter(route_class=Route, tags=["Webhooks"])
 
 
 @router.post("/v1/webhooks", status_code=201, response_model=WebhookSecretAnswer, operation_id="createWebhook")
+@Operation(
+    answer_headers=("Location", "Cache-Control"),
+    replays=True,
+    example={"url": "https://receiver.example/sparkledger", "types": ["Redeemed", "Revoked"]},
+)
 async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
     """Have events sent to a URL; the secret that they are signed with is in this answer alone. Not with a token."""
     if caller.key.kind == "token":
@@ -194,6 +199,7 @@ async def read_webhook(webhook_id: str, caller: Annotated[Caller, allow("subscri
 
 
 @router.patch("/v1/webhooks/{webhook_id}", response_model=WebhookAnswer, operation_id="changeWebhook")
+@Operation(refusals=(409,), example={"enabled": True})
 async def change_webhook(
     webhook_id: str, body: ChangeWebhook, caller: Annotated[Caller, allow("subscriber", "admin")]
 ) -> Response:
@@ -223,6 +229,7 @@ async def delete_webhook(webhook_id: str, caller: Annotated[Caller, allow("subsc
     response_model=WebhookSecretAnswer,
     operation_id="rotateWebhookSecret",
 )
+@Operation(answer_headers=("Cache-Control",), replays=True, example={"overlap_hours": 24})
 async def rotate_webhook_secret(
     webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")], body: RotateSecret | None = None
 ) -> Response:

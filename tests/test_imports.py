@@ -14,7 +14,10 @@ FOLDERS = (
     *("api/http", "projections/engine", *(f"infra/{name}" for name in IN_INFRA)),
     *("infra/delivery/kafka", "infra/delivery/webhooks"),
 )
-FILES = ("errors", "ids", "process_limits", "recent_cache", "runtime", "settings")
+FILES = (
+    *(f"infra/{name}.py" for name in ("errors", "ids", "process_limits", "recent_cache", "runtime", "settings")),
+    *(f"api/{file.name}" for file in (ROOT / "api").glob("*.py")),
+)
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -35,9 +38,14 @@ def house(tmp_path: Path) -> Path:
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
     for name in FILES:
-        (tmp_path / "infra" / f"{name}.py").touch()
+        (tmp_path / name).touch()
     (tmp_path / "cli.py").touch()
     return tmp_path
+
+
+def test_a_file_of_the_api_that_stands_in_no_layer_is_found(house: Path) -> None:
+    (house / "api" / "moods.py").touch()
+    assert "api.moods" in lint_imports(house).stdout
 
 
 def test_every_package_imports_to_the_right_only() -> None:
@@ -48,7 +56,7 @@ def test_every_package_imports_to_the_right_only() -> None:
 def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
     (house / "cli.py").write_text("import api, infra, projections, domain\n")
     (house / "api" / "http" / "app.py").write_text(
-        "import fastapi, starlette, infra.delivery.kafka.connection, projections.codes, domain\n"
+        "import fastapi, starlette, api.codes, infra.delivery.kafka.connection, projections.codes, domain\n"
     )
     (house / "infra" / "delivery" / "kafka" / "connection.py").write_text(
         "import kafka, psycopg, projections.codes, domain\n"
@@ -80,6 +88,9 @@ def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
         ("infra/views/reader.py", "infra.runtime", "within infra, to lower layers only"),
         ("infra/jobs/retention.py", "infra.processes.worker", "within infra, to lower layers only"),
         ("infra/jobs/retention.py", "infra.delivery.lag", "within infra, to lower layers only"),
+        ("api/http/route.py", "api.codes", "within api, to lower layers only"),
+        ("api/codes.py", "api.shares", "within api, to lower layers only"),
+        ("api/query_language.py", "api.events", "within api, to lower layers only"),
         ("domain/code.py", "pydantic", "domain is pure: no framework but eventsourcing"),
         ("domain/code.py", "psycopg", "domain is pure: no framework but eventsourcing"),
         ("api/http/app.py", "psycopg", "psycopg stays in projections and infra"),

@@ -33,7 +33,7 @@ from api import (
     webhook_deliveries,
     webhooks,
 )
-from api.event_content import KeyNames
+from api.event_content import EventAnswer, KeyNames
 from api.http import asyncapi, docs
 from api.http.denied_attempts import record_denied_attempt
 from api.http.dependencies import Limits, Services
@@ -92,7 +92,7 @@ _RESOURCES: Final = (
     api_keys,
     health,
 )
-_ASYNCAPI: Final = orjson.dumps(asyncapi.document())
+_ASYNCAPI: Final = orjson.dumps(asyncapi.document(EventAnswer))
 # What routes raise on purpose; everything else is a fault of ours, and `RequestMiddleware` answers it.
 _RAISED: Final = (
     HTTPException,

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic.json_schema import models_json_schema
 
-from api.event_content import EventAnswer
 from infra.delivery import cloud_events
 from infra.delivery.event_schemas import CODE_STATE, schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from pydantic import BaseModel
 
 VERSION: Final = "3.0.0"
 # Kept as a fact of its own in infra.delivery.kafka.topics, whose import would load Kafka's client into the API.
@@ -41,11 +42,16 @@ _ATTRIBUTES: Final[dict[str, dict[str, Any]]] = {
 _OPTIONAL: Final = {"correlationid", "causationid", "traceparent"}
 
 
-def document() -> dict[str, Any]:
-    """Return the document; it is the same for every installation, and names no server."""
+def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
+    """Return the document; it is the same for every installation, and names no server.
+
+    Args:
+        streamed_event: the model of an event as the live stream has it.
+
+    """
     published = schemas()
     events = {name: schema for name, schema in published.items() if not name.startswith(CODE_STATE)}
-    streamed = models_json_schema([(EventAnswer, "serialization")], ref_template="#/components/schemas/{model}")[1]
+    streamed = models_json_schema([(streamed_event, "serialization")], ref_template="#/components/schemas/{model}")[1]
     return {
         "asyncapi": VERSION,
         "info": {
@@ -91,7 +97,7 @@ def document() -> dict[str, Any]:
             "messages": {
                 **{name: _event(name, schema) for name, schema in events.items()},
                 "codeState": _state(published[f"{CODE_STATE}.v1"]),
-                "streamed": _streamed(),
+                "streamed": _streamed(streamed_event),
                 "delivered": _delivered(),
             },
             "schemas": {
@@ -158,13 +164,13 @@ def _state(schema: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _streamed() -> dict[str, Any]:
+def _streamed(model: type[BaseModel]) -> dict[str, Any]:
     return {
         "name": "streamed",
         "title": "Event of the live stream",
         "summary": "An event as `GET /v1/events` has it.",
         "contentType": cloud_events.CONTENT_TYPE,
-        "payload": {"$ref": "#/components/schemas/EventAnswer"},
+        "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
     }
 
 

@@ -1,7 +1,8 @@
 """The API reference: what FastAPI knows of the routes, and all that it does not.
 
 Statuses, headers and roles follow from what a route is (does it take a body, does it change a code, who may call it),
-so that none of them is written twice; what only people know stands in the tables here.
+so that none of them is written twice. What does not follow stands at the route, in its `Operation`; the tables here say
+what each status and header means.
 """
 
 from __future__ import annotations
@@ -28,70 +29,6 @@ A key belongs to one ledger, and has one role. Times are RFC 3339 in UTC. Ids ar
 """
 _REF: Final = "#/components/schemas/"
 JSON_VALUE: Final = "JsonValue"
-# Commands on one code: they may carry If-Match, and can find that it changed.
-_MATCHING: Final = frozenset(
-    {
-        "addNote",
-        "endCampaign",
-        "eraseCreator",
-        "extendCode",
-        "launchCampaign",
-        "redeemCode",
-        "revealCode",
-        "revokeCode",
-        "setPermission",
-        "shareCode",
-    }
-)
-_RECORDING: Final = _MATCHING | {"generateCode"}
-# The same again answers 200 instead of 201.
-_REPEATED_AS_200: Final = frozenset({"addNote", "launchCampaign", "redeemCode", "shareCode"})
-_UNKNOWN_BY_BODY: Final = frozenset({"lookupCode", "redeemCode"})
-# A creator may be named of whom nothing is recorded; of their permission that is no question.
-_UNKNOWN_CREATOR: Final = frozenset({"eraseCreator", "readErasure"})
-_WITH_VERSION: Final = _RECORDING | {
-    "lookupCode",
-    "readCode",
-    "readErasure",
-    "readHistory",
-    "readPermission",
-    "readPermissionHistory",
-}
-_LISTS: Final = frozenset(
-    {"listCampaigns", "listCodes", "listEvents", "listPermissions", "listRedemptions", "listShares"}
-)
-_WITH_POSITION: Final = (
-    _WITH_VERSION
-    | _LISTS
-    | {"askAuthorization", "askAuthorizations", "exportEvents", "readDays", "readEvent", "readStats", "streamEvents"}
-)
-_PAGED: Final = _LISTS | {
-    "listAccesses",
-    "listDeadLetters",
-    "listDeliveries",
-    "listKeys",
-    "readHistory",
-    "readPermissionHistory",
-}
-_WEBHOOK_COMMANDS: Final = frozenset({"createWebhook", "replayDeadLetters", "rotateWebhookSecret", "testWebhook"})
-_LOCATED: Final = frozenset({"createKey", "createWebhook", "generateCode"})
-# What makes or shows a secret: its answer is kept by nobody on the way.
-_SECRET: Final = frozenset(
-    {"createKey", "createWebhook", "generateCode", "revealCode", "rotateKey", "rotateWebhookSecret"}
-)
-# What answers as lines of NDJSON or CSV, alone or too.
-_IN_LINES: Final = frozenset({"askAuthorizations", "exportEvents", "listEvents"})
-# The links that lead on from a new code.
-_ON_A_CODE: Final = (
-    "addNote",
-    "extendCode",
-    "launchCampaign",
-    "readCode",
-    "readHistory",
-    "revealCode",
-    "revokeCode",
-    "shareCode",
-)
 _WHY: Final[dict[int, str]] = {
     400: "A header, the query, the path or the cursor is malformed.",
     401: "There is no API key or token, or it is not valid.",
@@ -163,32 +100,6 @@ _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
         "example": "spring-launch-7",
     },
 }
-_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
-    "createWebhook": {"url": "https://receiver.example/sparkledger", "types": ["Redeemed", "Revoked"]},
-    "changeWebhook": {"enabled": True},
-    "rotateWebhookSecret": {"overlap_hours": 24},
-    "replayDeadLetters": {"message_ids": ["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b22"]},
-    "setPermission": {"enabled": True},
-    "generateCode": {"creator_id": "ana.creates", "video_id": "7312345678901234567", "terms_version": "2026-01"},
-    "extendCode": {"days": 60},
-    "shareCode": {"brand_id": "acme", "channel": "dm", "advertiser_id": "adv-7001"},
-    "lookupCode": {"secret": "#k9/Tz+example+of+a+spark+ad+code=="},
-    "redeemCode": {"secret": "#k9/Tz+example+of+a+spark+ad+code==", "advertiser_id": "adv-7001"},
-    "launchCampaign": {
-        "campaign_id": "spring-sale",
-        "advertiser_id": "adv-7001",
-        "budget": {"amount": "500.00", "currency": "USD"},
-        "starts_at": "2026-03-02T00:00:00Z",
-        "ends_at": "2026-03-20T00:00:00Z",
-        "targeting": {"countries": ["US", "CA"], "age_min": 18},
-    },
-    "endCampaign": {"reason": "Budget spent"},
-    "revokeCode": {"reason": "Shared with the wrong brand"},
-    "revealCode": {"reason": "The brand lost it"},
-    "addNote": {"text": "Position 12 named the wrong brand."},
-    "createKey": {"role": "creator", "name": "The creator's app", "subjects": {"creator_ids": ["ana.creates"]}},
-    "rotateKey": {"overlap_seconds": 3600},
-}
 
 
 def reference(app: FastAPI) -> dict[str, Any]:
@@ -200,74 +111,83 @@ def reference(app: FastAPI) -> dict[str, Any]:
         for route in app.routes:
             if isinstance(route, Route):
                 for method in route.methods or ():
-                    _complete(document["paths"][route.path][method.lower()], route, method)
+                    _complete(document, route, method)
         _add_components(document)
         app.openapi_schema = document
     return app.openapi_schema
 
 
-def statuses(route: Route, method: str) -> set[int]:
+def statuses(route: Route) -> set[int]:
     """Return the statuses of a route's refusals: they follow from what it is."""
-    name = route.operation_id or ""
     if not route.roles:
-        return {500, 503} if name == "isReady" else {500}
-    found = {400, 401, 403, 429, 500, 503}
-    if route.param_convertors.keys() - {"creator_id"} or name in _UNKNOWN_BY_BODY | _UNKNOWN_CREATOR:
+        return {500, *route.operation.refusals}
+    found = {400, 401, 403, 429, 500, 503, *route.operation.refusals}
+    if route.param_convertors.keys() - {"creator_id"}:
         found.add(404)
-    if route.body_field is not None or route.openapi_extra:
+    if route.takes_body:
         found |= {408, 413, 415, 422}
-    if name in _RECORDING | _WEBHOOK_COMMANDS | {"changeWebhook", "createKey", "rotateKey"}:
+    if route.is_command:
         found.add(409)
-    if name in _WEBHOOK_COMMANDS:
-        found.add(422)
-    if name in _MATCHING:
+    if route.replays:
+        found |= {409, 422}
+    if "If-Match" in route.operation.request_headers:
         found.add(412)
-    return found if method != "GET" else found - {409, 412}
+    return found
 
 
-def _complete(operation: dict[str, Any], route: Route, method: str) -> None:
+def _complete(document: dict[str, Any], route: Route, method: str) -> None:
     """Add to one operation what FastAPI does not know of it."""
-    name = operation["operationId"]
+    operation = document["paths"][route.path][method.lower()]
     operation["summary"] = route.endpoint.__name__.replace("_", " ").capitalize()
     if route.roles:
         operation["security"] = [{"apiKey": []}]
         operation["description"] += f"\n\nRoles: {', '.join(f'`{role}`' for role in sorted(route.roles))}."
-    sent = (["Idempotency-Key"] if method in {"POST", "PUT"} else []) + (["If-Match"] if name in _MATCHING else [])
-    sent += ["Correlation-Id"] if name in _RECORDING else []
-    sent += ["Last-Event-ID"] if name == "streamEvents" else []
-    for header in sent:
+    for header in _sent_headers(route, method):
         declared = {"name": header, "in": "header", "required": False, **_REQUEST_HEADERS[header]}
         operation.setdefault("parameters", []).append(declared)
     for parameter in operation.get("parameters", ()):
         _describe_in_path(parameter)
         _without_null(parameter["schema"])
-    if name in _EXAMPLES:
-        operation["requestBody"]["content"]["application/json"]["example"] = _EXAMPLES[name]
+    if route.operation.example is not None:
+        operation["requestBody"]["content"]["application/json"]["example"] = route.operation.example
     responses = operation["responses"]
     responses.pop("422", None)
     for status, response in responses.items():
         response["description"] = "Done." if status != "204" else "Done; there is nothing to say."
-        response["headers"] = _headers_of(name, status)
-    if name in _REPEATED_AS_200:
+        response["headers"] = {header: _RESPONSE_HEADERS[header] for header in _answer_headers(route)}
+        if route.operation.links:
+            response["links"] = route.operation.links
+    if route.operation.repeats:
         responses["201"]["description"] = "Recorded."
         responses["200"] = responses["201"] | {"description": "Recorded before; nothing new."}
-    if name == "generateCode":
-        code = {"code_id": "$response.body#/code_id"}
-        secret = {"secret": "$response.body#/secret"}
-        responses["201"]["links"] = {
-            **{to: {"operationId": to, "parameters": code} for to in _ON_A_CODE},
-            "lookupCode": {"operationId": "lookupCode", "requestBody": secret},
-            "redeemCode": {"operationId": "redeemCode", "requestBody": secret},
-        }
-    if name in _IN_LINES:
+    if route.operation.lines:
         content = responses["200"].setdefault("content", {})
         content |= {media_type: {"schema": {"type": "string"}} for media_type in ("application/x-ndjson", "text/csv")}
-    for status in sorted(statuses(route, method)):
+    for status in sorted(statuses(route)):
         responses[str(status)] = {
             "description": _WHY[status],
             "headers": {header: _RESPONSE_HEADERS[header] for header in _problem_headers(status)},
             "content": {MEDIA_TYPE: {"schema": {"$ref": f"{_REF}Problem"}}},
         }
+
+
+def _sent_headers(route: Route, method: str) -> list[str]:
+    """Return the headers that a request to a route may bear, in the order of the table."""
+    found = {"Idempotency-Key"} if method in {"POST", "PUT"} else set()
+    found |= {"Correlation-Id"} if route.is_command else set()
+    return [header for header in _REQUEST_HEADERS if header in found.union(route.operation.request_headers)]
+
+
+def _answer_headers(route: Route) -> list[str]:
+    """Return the headers of a route's answer, in the order of the table."""
+    found = {"Request-Id", *route.operation.answer_headers}
+    if route.is_command:
+        found |= {"ETag", "Ledger-Position"}
+    if route.replays:
+        found.add("Idempotent-Replayed")
+    if route.is_paged:
+        found.add("Link")
+    return [header for header in _RESPONSE_HEADERS if header in found]
 
 
 def _describe_in_path(parameter: dict[str, Any]) -> None:
@@ -294,25 +214,6 @@ def _without_null(schema: dict[str, Any]) -> None:
         schema |= alternatives[0]
     elif alternatives:
         schema["anyOf"] = alternatives
-
-
-def _headers_of(name: str, status: str) -> dict[str, Any]:
-    found = ["Request-Id"]
-    if name in _WITH_VERSION:
-        found.append("ETag")
-    if name in _WITH_POSITION:
-        found.append("Ledger-Position")
-    if name in _PAGED:
-        found.append("Link")
-    if name == "listEvents":
-        found += ["Search-Complete", "Looked-Through"]
-    if name in _LOCATED and status == "201":
-        found.append("Location")
-    if name in _RECORDING | _WEBHOOK_COMMANDS | {"createKey", "rotateKey"} and name != "revealCode":
-        found.append("Idempotent-Replayed")
-    if name in _SECRET:
-        found.append("Cache-Control")
-    return {header: _RESPONSE_HEADERS[header] for header in found}
 
 
 def _problem_headers(status: int) -> list[str]:

@@ -7,11 +7,15 @@ the caller, and takes longer than all the rest. A route's signature says everyth
     query: Annotated[SomeQuery, Query()]    the query, as a model
     body: SomeBody                          the body, as a model; `| None = None` where it may be absent
     code_id: str                            what stands in the path
+
+What the signature cannot say, for the API reference, stands above it: `@Operation(…)`.
 """
 
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -22,7 +26,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from api.http import headers
 from api.http.caller import Allowed, Caller, admit
-from api.http.models import Body
+from api.http.models import Body, Command
 from api.http.problems import Problem, malformed, malformed_body
 from api.http.query_params import QueryModel
 from api.http.strict_json import has_duplicate_names
@@ -37,7 +41,43 @@ if TYPE_CHECKING:
     from domain.values import Role
 
 M = TypeVar("M", bound=BaseModel)
+E = TypeVar("E", bound="Callable[..., Any]")
+
 MAX_PARAMETERS: Final = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """What the API reference says of a route beyond what follows from its address and its signature.
+
+    Attributes:
+        request_headers: those that it reads, besides Idempotency-Key and Correlation-Id.
+        answer_headers: those of its answer, besides what every answer and every command's answer has, and Link.
+        refusals: HTTP statuses that it may refuse with, and that do not follow from what it takes.
+        replays: whether a repeat with the same Idempotency-Key gets the first answer; None: if it is a command.
+        repeats: whether the same again, without an Idempotency-Key, answers 200 in place of 201.
+        lines: whether it answers in lines of NDJSON or CSV, too.
+        links: the operations that lead on from its answer, as OpenAPI has them.
+        example: a body.
+
+    """
+
+    request_headers: tuple[str, ...] = ()
+    answer_headers: tuple[str, ...] = ()
+    refusals: tuple[int, ...] = ()
+    replays: bool | None = None
+    repeats: bool = False
+    lines: bool = False
+    links: Mapping[str, Any] = field(default_factory=dict)
+    example: Mapping[str, Any] | None = None
+
+    def __call__(self, endpoint: E) -> E:
+        """Describe a route's function."""
+        vars(endpoint)["operation"] = self
+        return endpoint
+
+
+_UNDESCRIBED: Final = Operation()
 
 
 class Route(APIRoute):
@@ -60,6 +100,33 @@ class Route(APIRoute):
         """The roles that are let in; none where anyone is."""
         calls = [dependency.call for dependency in self.dependant.dependencies]
         return next((call.roles for call in calls if isinstance(call, Allowed)), ())
+
+    @property
+    def operation(self) -> Operation:
+        """What the reference says of it beyond its signature."""
+        found: Operation = vars(self.endpoint).get("operation", _UNDESCRIBED)
+        return found
+
+    @property
+    def takes_body(self) -> bool:
+        """Whether it takes a body, as a model or as it comes."""
+        return self.body_field is not None or self.openapi_extra is not None
+
+    @property
+    def is_command(self) -> bool:
+        """Whether it takes the body of a command, and so records events."""
+        return _of_kind(typing.get_type_hints(self.endpoint), Command)[0] is not None
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether its query asks for one page of several."""
+        _, query = _of_kind(typing.get_type_hints(self.endpoint), QueryModel)
+        return query is not None and "cursor" in query.model_fields
+
+    @property
+    def replays(self) -> bool:
+        """Whether a repeat with the same Idempotency-Key gets the first answer."""
+        return self.is_command if self.operation.replays is None else self.operation.replays
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request: it reads as the signature says, then calls the route."""

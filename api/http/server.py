@@ -25,7 +25,6 @@ from infra.runtime import runtime
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from api.streams import Streams
     from infra.crypto.master_keys import KeyProvider
     from infra.settings import Settings
 
@@ -108,7 +107,7 @@ async def _serve(
             )
         )
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _stop, server, app.state.streams)
+            loop.add_signal_handler(number, _stop, server, app.state.streams.end)
         serving = loop.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
             await asyncio.sleep(0.01)
@@ -127,10 +126,10 @@ def believing(proxies: tuple[str, ...]) -> dict[str, Any]:
     return {"proxy_headers": True, "forwarded_allow_ips": list(proxies)}
 
 
-def _stop(server: Server, streams: Streams) -> None:
+def _stop(server: Server, end_streams: Callable[[], None]) -> None:
     server.should_exit = True
     # The server waits for answers under way, and these would never be over.
-    streams.end()
+    end_streams()
 
 
 def _listen(host: str, port: int) -> socket.socket:

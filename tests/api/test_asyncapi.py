@@ -11,6 +11,7 @@ import httpx
 import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
+from api.event_content import EventAnswer
 from api.http import asyncapi
 from domain.event_types import EVENT_TYPES
 from infra.delivery.cloud_events import binary_headers, cloud_event
@@ -25,7 +26,7 @@ SPECIFICATION = Path(__file__).parent / "asyncapi-3.0.0.json"
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return json.loads(json.dumps(asyncapi.document()))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(asyncapi.document(EventAnswer)))  # type: ignore[no-any-return]
 
 
 def test_it_is_served_to_everybody(server: Server, document: dict[str, Any]) -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from fastapi import APIRouter, FastAPI, Query
+from pydantic import Field
 
+import api.http
+from api.http import openapi
 from api.http.app import create_app
+from api.http.caller import Caller, allow
+from api.http.models import Command
 from api.http.problems import STATUSES
+from api.http.query_params import QueryModel
+from api.http.route import Operation, Route
 from domain.errors import REFUSALS
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, told
 from tests.wired import services
@@ -58,6 +67,55 @@ def test_every_operation_declares_the_problems_it_can_answer(reference: dict[str
                 assert answer["content"] == {
                     "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
                 }, (route, status)
+
+
+def test_what_the_reference_says_of_a_route_stands_at_the_route() -> None:
+    router = APIRouter(route_class=Route)
+
+    @router.post("/v1/codes/{code_id}/moods", status_code=201, operation_id="setMood")
+    @Operation(request_headers=("If-Match",), answer_headers=("Location",), refusals=(415,), example={"mood": "good"})
+    async def set_mood(code_id: str, body: Mood, caller: Annotated[Caller, allow("creator")]) -> None:
+        """Say how a code feels."""
+
+    @router.get("/v1/moods", operation_id="listMoods")
+    async def list_moods(query: Annotated[Moods, Query()], caller: Annotated[Caller, allow("admin")]) -> None:
+        """List how codes feel."""
+
+    app = FastAPI()
+    app.router.routes.extend(router.routes)
+    paths = openapi.reference(app)["paths"]
+
+    mood, moods = paths["/v1/codes/{code_id}/moods"]["post"], paths["/v1/moods"]["get"]
+    assert [one["name"] for one in mood["parameters"]] == ["code_id", "Idempotency-Key", "If-Match", "Correlation-Id"]
+    assert mood["requestBody"]["content"]["application/json"]["example"] == {"mood": "good"}
+    assert {int(status) for status in mood["responses"]} == (
+        {201, 400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 500, 503}
+    )
+    assert [*mood["responses"]["201"]["headers"]] == [
+        *("Request-Id", "ETag", "Ledger-Position", "Location", "Idempotent-Replayed"),
+    ]
+    assert {int(status) for status in moods["responses"]} == {200, 400, 401, 403, 429, 500, 503}
+    assert [*moods["responses"]["200"]["headers"]] == ["Request-Id", "Link"]
+
+
+class Mood(Command):
+    mood: Annotated[str, Field(description="How it feels.")]
+
+
+class Moods(QueryModel):
+    cursor: str | None = None
+
+
+def test_what_http_needs_knows_no_route_by_its_name(reference: dict[str, Any]) -> None:
+    names = {operation["operationId"] for _, operation in operations(reference)}
+    said = {
+        node.value
+        for path in Path(api.http.__path__[0]).glob("*.py")
+        if path.stem != "asyncapi"  # which has operations of its own
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert names & said == set()
 
 
 def test_every_field_that_can_be_sent_is_described_and_has_an_example(reference: dict[str, Any]) -> None:
