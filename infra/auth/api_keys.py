@@ -113,7 +113,7 @@ class ApiKey:
         return self.may_reveal and self.role in REVEALING
 
     def valid(self, now: datetime) -> bool:
-        """Tell whether the key is neither revoked nor expired at `now`."""
+        """Return whether the key is neither revoked nor expired at `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
@@ -135,7 +135,7 @@ class Authenticated:
     used: bool = False
 
     def valid(self, now: datetime) -> bool:
-        """Tell whether there is a key, and its text is valid at `now`."""
+        """Return whether there is a key, and its text is valid at `now`."""
         return self.key is not None and self.key.valid(now) and (self.ends_at is None or now < self.ends_at)
 
 

@@ -86,7 +86,7 @@ class Authenticator:
         return found.key if found.valid(now) else None
 
     async def still_opens(self, presented: str, now: datetime) -> bool:
-        """Tell whether a key or token that was accepted before would be accepted at `now`."""
+        """Return whether a key or token that was accepted before would be accepted at `now`."""
         try:
             return await self.authenticate(presented, now) is not None
         except (TokenRefused, NotAllowed):

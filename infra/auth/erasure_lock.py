@@ -42,7 +42,7 @@ async def block_erasures(connection: LedgerConnection, ledger_id: int) -> None:
 async def all_erased(
     connection: LedgerConnection, ledger_id: int, keys: LedgerKeys, creator_ids: Collection[str]
 ) -> bool:
-    """Tell whether there are `creator_ids` and all are erased; the answer holds until the transaction ends."""
+    """Return whether there are `creator_ids` and all are erased; the answer holds until the transaction ends."""
     if not creator_ids:
         return False
     await block_erasures(connection, ledger_id)

@@ -96,7 +96,7 @@ class KeySet:
         return self._matching(key_id, algorithm)
 
     def trusted(self) -> bool:
-        """Tell whether the keys are recent enough to trust; ageing ones are fetched again in the background."""
+        """Return whether the keys are recent enough to trust; ageing ones are fetched again in the background."""
         age = self._clock() - self._fetched_at
         if age > REFRESH_AFTER_S:
             self._fetch()

@@ -246,7 +246,7 @@ class KeyAdmin:
         return replace(key, overlap_ends_at=overlap[0]), text, not rotated
 
     async def revoke(self, ledger_id: int, key_id: UUID, *, context: AccessContext = COMMAND_LINE) -> bool:
-        """Revoke a key for good, and tell whether the ledger has it; revoking it again changes nothing.
+        """Revoke a key for good, and return whether the ledger has it; revoking it again changes nothing.
 
         Raises:
             KeyNoLongerValid: the key that revokes it was revoked meanwhile.
@@ -262,7 +262,7 @@ class KeyAdmin:
         return found is not None
 
     async def known(self, text: str) -> bool:
-        """Tell whether a key with this text was ever created, revoked or not; needs the worker's rights."""
+        """Return whether a key with this text was ever created, revoked or not; needs the worker's rights."""
         hashed = (await self._keyring.hashing()).hash(text)
 
         async def query(connection: LedgerConnection) -> bool:

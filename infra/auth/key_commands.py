@@ -103,7 +103,7 @@ async def create_key(
             with suppress(LedgerExists):
                 await opened.ledgers.create(ledger)
         ledger_id = await opened.ledgers.id_of(ledger)
-        minted, text, _ = await opened.keys.create(
+        created, text, _ = await opened.keys.create(
             ledger_id,
             role=role,
             name=name,
@@ -112,7 +112,7 @@ async def create_key(
             may_reveal=may_reveal,
             context=AccessContext(route="sparkledger keys create"),
         )
-        return minted, text
+        return created, text
 
 
 async def create_ledger(conninfo: str, key_provider: KeyProvider, name: str) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LedgerExists(Exception):
-    """A ledger of this name exists already. Choose another name, or mint a key for the one there is."""
+    """A ledger of this name exists already. Choose another name, or create a key for the existing one."""
 
 
 class LedgerAdmin:

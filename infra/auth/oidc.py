@@ -92,7 +92,7 @@ class Tokens:
         return sum(keys.changes for _, keys in self._issuers.values())
 
     def trusts(self, issuer: str) -> bool:
-        """Tell whether an issuer's keys are recent enough to trust; ageing ones are fetched again meanwhile."""
+        """Return whether an issuer's keys are recent enough to trust; ageing ones are fetched again meanwhile."""
         return self._issuers[issuer][1].trusted()
 
     async def stop(self) -> None:

@@ -40,7 +40,7 @@ _UPDATE_RIGHTS: Final = (
 
 
 def is_token(presented: str) -> bool:
-    """Tell a token from an API key: three parts joined by dots, the first a JSON object in base64."""
+    """Return whether this is a token: three parts joined by dots, the first a JSON object in base64."""
     return presented.startswith("ey") and presented.count(".") == _DOTS
 
 

@@ -46,15 +46,15 @@ class Wrapped:
         table: its table.
         column: its name.
         key: the columns of the table's primary key, each with the least value that it can have.
-        beside: a further column that the purpose needs; otherwise the last column of the key.
-        purpose: what a row's key is bound to, from the values of `key` and `beside`.
+        purpose_column: a further column that the purpose needs; otherwise the last column of the key.
+        purpose: what a row's key is bound to, from the values of `key` and `purpose_column`.
 
     """
 
     table: str
     column: str
     key: dict[str, Any]
-    beside: str
+    purpose_column: str
     purpose: Callable[[Key], str]
 
 
@@ -196,7 +196,7 @@ async def _rewrap(
     columns = ", ".join(wrapped.key)
     after = ", ".join(["%s"] * len(wrapped.key))
     select = (
-        f"SELECT {columns}, {wrapped.beside}, {wrapped.column} FROM {wrapped.table}"
+        f"SELECT {columns}, {wrapped.purpose_column}, {wrapped.column} FROM {wrapped.table}"
         f" WHERE ({columns}) > ({after}) AND substring({wrapped.column} FROM 1 FOR {MASTER_KEY_ID_BYTES}) <> %s"
         f" ORDER BY {columns} LIMIT {BATCH_ROWS}"
     )
@@ -209,8 +209,8 @@ async def _rewrap(
         if not rows:
             return
         rewrapped = []
-        for *key, beside, old in rows:
-            purpose = wrapped.purpose((*key, beside))
+        for *key, purpose_value, old in rows:
+            purpose = wrapped.purpose((*key, purpose_value))
             plain = await unwrapped_with(key_provider, old, purpose)
             rewrapped.append((await wrapped_with(key_provider, new, plain, purpose), *key, old))
         async with connection.transaction():

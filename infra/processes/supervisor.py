@@ -323,4 +323,4 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Stand in for a signal handler: without one, Python writes no number to the wakeup descriptor."""
+    """Do nothing: Python writes the numbers of signals that have a handler into the wakeup descriptor."""
