@@ -93,19 +93,19 @@ async def test_a_wrapped_key_is_unwrapped_for_its_own_purpose_alone() -> None:
     key, (master,) = fresh_key(), MASTER.key_ids
     wrapped = await MASTER.wrap(master, key, "creator key 1 of ledger 1")
     assert await MASTER.unwrap(master, wrapped, "creator key 1 of ledger 1") == key
-    with pytest.raises(MasterKeyError, match="creator key 1 of ledger 2 does not open"):
+    with pytest.raises(MasterKeyError, match="creator key 1 of ledger 2 cannot be unwrapped"):
         await MASTER.unwrap(master, wrapped, "creator key 1 of ledger 2")
 
 
 @pytest.mark.parametrize("wrapped", [b"", b"short", bytes(60)])
 async def test_what_was_never_wrapped_is_not_unwrapped(wrapped: bytes) -> None:
-    with pytest.raises(MasterKeyError, match="The purpose does not open"):
+    with pytest.raises(MasterKeyError, match="The purpose cannot be unwrapped"):
         await MASTER.unwrap(MASTER.key_ids[0], wrapped, "purpose")
 
 
 async def test_a_wrapped_key_is_not_unwrapped_by_another_master_key() -> None:
     wrapped = await MASTER.wrap(MASTER.key_ids[0], fresh_key(), "purpose")
-    with pytest.raises(MasterKeyError, match="wrapped with another master key"):
+    with pytest.raises(MasterKeyError, match=f"are wrapped with master key {MASTER.key_ids[0]}, "):
         await MasterKey(b"\x09" * 32).unwrap(MASTER.key_ids[0], wrapped, "purpose")
 
 
