@@ -1,4 +1,4 @@
-"""Reads of aggregates: the streams of one code or creator, repositories, and secrets."""
+"""Reads of aggregates: their streams, repositories for commands, and their sealed fields."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class AggregateReader:
         self.cache = cache
 
     async def repository(self, ledger_id: int, *, allow_stale: bool = False) -> Repository:
-        """Begin to read aggregates of a ledger; stale reads are for attempts whose every outcome is checked again."""
+        """Return a repository of a ledger's aggregates; `allow_stale` is for what an append checks again."""
         keys = await self.keyring.ledger(ledger_id)
         return Repository(ledger_id, self.events, keys, self.keyring, self.cache, allow_stale=allow_stale)
 
@@ -56,20 +56,20 @@ class AggregateReader:
             self.cache.keep(ledger_id, loaded(stream))
 
     async def code_stream(self, ledger_id: int, code_id: UUID) -> list[RecordedEvent]:
-        """Read a code's events; none where there is no such code."""
+        """Read a code's events; none if there is no such code."""
         stream = await self.events.stream(ledger_id, code_id)
         return stream if stream and isinstance(stream[0].event, Code.Generated) else []
 
     async def creator_stream(self, ledger_id: int, creator_id: str) -> list[RecordedEvent]:
-        """Read a creator's events; none where the permission was never switched."""
+        """Read a creator's events; none if the permission was never switched."""
         keys = await self.keyring.ledger(ledger_id)
         return await self.events.claimed(ledger_id, keys.claim("creator", creator_id)) or []
 
     async def live_codes(self, ledger_id: int, creator_stream: UUID, *, upto: int, at: datetime) -> int:
-        """Count a creator's codes live at a moment, by what had taken effect then and was known at a position."""
+        """Count a creator's codes that were live at a moment, as far as was recorded at a position."""
         codes = await self.events.codes_of_creator(ledger_id, creator_stream, upto)
         live = 0
-        # A bounded number at a time: to read them all at once would hold up whoever else is served here.
+        # In bounded groups: to read all at once would hold up everybody else whom this process serves.
         for first in range(0, len(codes), CODES_AT_ONCE):
             streams = await self.events.streams(ledger_id, codes[first : first + CODES_AT_ONCE])
             heads = ([r for r in stream if r.position <= upto] for stream in streams.values())
@@ -93,14 +93,16 @@ class AggregateReader:
         return fields["secret"]
 
     async def unsealed(self, ledger_id: int, recorded: Sequence[RecordedEvent]) -> dict[int, dict[str, Sealed] | None]:
-        """Unseal the secret fields of events, by position: None for those of an erased creator, events without any are
-        absent.
+        """Unseal the sealed fields of events, by position.
 
-        Whether a creator is erased is read with what is sealed, each time: no key that is kept in memory, here or in
-        another process, outlives an erasure that is recorded.
+        Whether a creator is erased is read each time, with the sealed fields: no key that some process still has in
+        memory can be used after an erasure was recorded.
+
+        Returns:
+            The fields by name, or None for an erased creator; events without sealed fields are absent.
 
         Raises:
-            LookupError: a key is gone that nobody erased.
+            LookupError: a key is missing although no erasure is recorded.
 
         """
         by_position = {r.position: r for r in recorded}

@@ -1,4 +1,4 @@
-"""The log of all ledgers as views read it: pages past given positions, in one query."""
+"""Reads of the log of all ledgers, as views need them: pages past given positions, in one query."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
     from infra.postgres.pool import Database, LedgerConnection
 
-# Every ledger that has more gets its part of the page, so that a long backlog of one keeps none of the others waiting.
-# A part is what each can have if all take the same, and those who need less leave the rest to the others: of the parts
-# that follow from serving first those who need least, one after another, it is the largest.
+# Every ledger with new events gets a part of the page, so that a long backlog of one does not hold up the others. Parts
+# are equal, except that a ledger with fewer new events leaves the rest to the others: the largest equal part is found
+# by serving ledgers in the order of how few new events they have.
 #
-# Positions are dense, so the last one tells how much more there is. Where more ledgers have more than a page has room
-# for, the next page goes on after the last ledger that was served.
+# Positions are dense, so the head of a ledger tells how many new events it has. If more ledgers have new events than a
+# page has room for, the next page continues after the last ledger that was served.
 _AFTER: Final = (
     """
     WITH behind AS MATERIALIZED (
@@ -68,7 +68,7 @@ _HEADS: Final = """
 
 
 class AllLedgersReader:
-    """Reads pages across ledgers, with the worker's rights."""
+    """Reads pages of the log across ledgers, with the worker's rights."""
 
     def __init__(self, database: Database) -> None:
         """Take sessions that see every ledger."""
@@ -76,12 +76,11 @@ class AllLedgersReader:
         self._served = 0
 
     async def after(self, positions: Mapping[int, int], limit: int) -> EventPage:
-        """Return events past the given positions, at most `limit`, of every ledger that has any its part.
+        """Return events past the given positions, at most `limit`, with a part for every ledger that has any.
 
         Raises:
-            UnreadableEvent: the first of them cannot be read; one further on ends the page before it.
+            UnreadableEvent: the first event cannot be read. An unreadable event further on ends the page before it.
             PositionGap: the log lacks an event.
-            Unavailable: the database is away.
 
         """
         parameters = {
@@ -102,7 +101,7 @@ class AllLedgersReader:
             try:
                 events.append((row[-1], to_recorded(row)))
             except Exception as error:
-                # Whatever is wrong with it: what came before it is served first, then the event stops its reader.
+                # The events before it are returned first; the next page then begins with it, and raises.
                 if events:
                     break
                 raise UnreadableEvent(row[-1], row[0], f"{type(error).__name__}: {error}") from error
@@ -112,10 +111,10 @@ class AllLedgersReader:
         return page
 
     def forget(self) -> None:
-        """Nothing is kept here."""
+        """Do nothing: this reader keeps no pages."""
 
     async def heads(self) -> dict[int, int]:
-        """Return the last position of each ledger that has events; raises `Unavailable`."""
+        """Return the last position of each ledger that has events."""
 
         async def query(connection: LedgerConnection) -> list[Any]:
             cursor = connection.cursor(binary=True)

@@ -1,6 +1,7 @@
-"""What callers ask of `append`, what becomes of it, and how a batch of them travels there and back.
+"""Appends: what is to be appended, its outcome, and how a batch of them is passed to the function `append`.
 
-The columns are those of the function in `0001_log.sql`: one element a caller, a precondition, an event or a claim.
+The function's parameters, in `0001_log.sql`, are columns: arrays with one element for each append, expected version,
+event or claim.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class EventRow(NamedTuple):
-    """One event, in the order of `append`'s columns; without `effective_at` it takes effect when it is recorded."""
+    """An event, in the order of the columns of `append`; without `effective_at` it takes effect on recording."""
 
     stream_id: UUID
     version: int
@@ -39,7 +40,7 @@ class EventRow(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """The events stand at these positions, recorded at this moment."""
+    """The events were appended at these positions, at this moment."""
 
     first: int
     last: int
@@ -48,7 +49,7 @@ class Appended(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """The same request came before; its events stand at these positions."""
+    """The same request was appended before, at these positions."""
 
     first: int
     last: int
@@ -56,11 +57,11 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class ConcurrencyConflict:
-    """Another writer came first, to a stream or to a claim, or the window ended: decide anew.
+    """Another writer came first to a stream or a claim, or the decision is no longer valid: decide again.
 
     Attributes:
-        at: the ledger's moment, where it has passed the end of a window that the decision relied on; deciding by an
-            earlier one would only come to the same.
+        at: the ledger's time, if it has passed `Append.valid_until`; to decide as of an earlier time would end in the
+            same conflict.
 
     """
 
@@ -88,13 +89,22 @@ _REFUSED: Final[dict[str, Outcome]] = {
 
 @dataclass(slots=True)
 class Append:
-    """What one caller wants appended, whole or not at all."""
+    """Events to append, all or none, and what must be true for that.
+
+    Attributes:
+        expected_versions: streams with the version that each must have; 0 for a stream that must not exist yet.
+        claims: keyed hashes of names, with the stream that must hold each and the stream that shall hold it.
+        idempotency: a hash of the idempotency key, if there is one; `request_hash` then tells requests apart.
+        valid_until: the end of a window that the decision relied on; it is void if the ledger's time is later.
+        cached_in: the number of the writer's session whose cache the decision relied on; None if it relied on none.
+        answer: resolved with the outcome; set by the writer.
+        sent: how often it was sent; counted by the writer.
+
+    """
 
     ledger_id: int
     events: Sequence[EventRow]
-    # (stream, version it must stand at); 0 for a stream that must not exist yet.
     expected_versions: Sequence[tuple[UUID, int]]
-    # (keyed hash, who must hold it, who shall hold it).
     claims: Sequence[tuple[bytes, UUID | None, UUID | None]]
     role: str
     source: str
@@ -105,18 +115,16 @@ class Append:
     request_hash: bytes | None = None
     correlation_id: str | None = None
     traceparent: str | None = None
-    # What was decided holds only until then: a window's end that a rule relied on.
     valid_until: datetime | None = None
-    # The writer's session during which something was guessed from memory; None where nothing was.
     cached_in: int | None = None
     answer: asyncio.Future[Outcome] = field(init=False)
     sent: int = field(init=False, default=0)
 
     def touches(self) -> tuple[list[int | bytes], list[int]]:
-        """Return what it writes and what it reads; of two callers of a batch neither writes what the other touches.
+        """Return what it writes and what it reads: of two appends in a batch, neither may write what the other touches.
 
-        Streams by their number (a UUID's own hash is computed in Python); they and the keyed hashes of claims and
-        idempotency keys are unique among ledgers too.
+        Streams are given as numbers, because a UUID's own hash is computed in Python. They, and the keyed hashes of
+        claims and idempotency keys, are unique across ledgers.
         """
         writes: list[int | bytes] = [event.stream_id.int for event in self.events]
         writes.extend(claim[0] for claim in self.claims)
@@ -125,7 +133,7 @@ class Append:
         return writes, [stream.int for stream, _ in self.expected_versions]
 
     def size(self) -> int:
-        """Return about how many bytes it adds to a batch."""
+        """Return roughly how many bytes it adds to a batch."""
         size = 0
         for event in self.events:
             size += 400 + len(event.body)
@@ -134,7 +142,7 @@ class Append:
         return size
 
 
-# The columns of `append`: callers, expected_versions, events, claims.
+# The columns of `append`: appends, expected versions, events, claims.
 TYPES: Final[tuple[type[Array], ...]] = (
     *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Times, Texts, Texts, Texts, Uuids, Texts, Texts, Times),
     *(Ints, Uuids, Ints),
@@ -146,10 +154,10 @@ TEXT: Final = f"SELECT caller, outcome, a, b, stream, actual, at FROM append({_P
 
 
 async def call(statement: Statement, batch: Sequence[Append]) -> list[Outcome]:
-    """Append a batch with the prepared statement, and return what each caller came to.
+    """Append a batch with the prepared statement, and return the outcomes, in the order of the batch.
 
     Raises:
-        psycopg.Error: nothing was appended; or, where the session is closed now, it is not known what was.
+        psycopg.Error: nothing was appended; or, if the session is closed now, it is not known what was.
 
     """
     columns = [
@@ -171,7 +179,7 @@ def _of_callers(batch: Sequence[Append]) -> list[list[Any]]:
         [request.api_key for request in batch],
         [*accumulate(counts[:-1], initial=1)],
         counts,
-        [None] * len(batch),  # a moment for all events of a caller: each row has its own
+        [None] * len(batch),  # effective_at of all events of an append: here each event has its own
         [request.role for request in batch],
         [request.subject for request in batch],
         [request.source for request in batch],
@@ -183,13 +191,13 @@ def _of_callers(batch: Sequence[Append]) -> list[list[Any]]:
 
 
 def _of_rows(rows: list[Sequence[tuple[Any, ...]]], width: int) -> list[Sequence[Any]]:
-    """Return the callers' numbers, one a row, and the rows' columns."""
+    """Return the rows' columns, and before them a column with the number of each row's append."""
     numbers = [number for number, of_caller in enumerate(rows, 1) for _ in of_caller]
     return [numbers, *(zip(*chain.from_iterable(rows), strict=True) if numbers else [()] * width)]
 
 
 def _outcomes(batch: Sequence[Append], rows: list[Any]) -> list[Outcome]:
-    """Return what became of each caller; positions follow from the order of those accepted."""
+    """Return the outcomes; positions follow from the order of the appends that were accepted."""
     bases = {ledger: (base, at) for caller, _, base, ledger, _, _, at in rows if caller is None}
     refused = {
         caller: _refused(outcome, first, last, at)

@@ -50,12 +50,12 @@ _EVIDENCE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationEvidence:
-    """What is known of a video.
+    """The evidence for one video.
 
     Attributes:
-        position: how far the view of codes had read when it was asked; a code generated later may be missing.
-        codes: of each of its codes the events that bear on the decision, by stream id, oldest first.
-        permissions: the same of their creators.
+        position: the position of the view of codes when it was read; a code that was generated later may be missing.
+        codes: the events of each of its codes that bear on the decision, by stream, oldest first.
+        permissions: the same events of their creators.
 
     """
 
@@ -73,21 +73,11 @@ class EvidenceReader:
         self._one = BatchLoader(self.of_videos)
 
     async def of_video(self, ledger_id: int, video_id: str) -> AuthorizationEvidence:
-        """Return what is known of a video.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Return the evidence for a video."""
         return await self._one(ledger_id, video_id) or AuthorizationEvidence(0)
 
     async def of_videos(self, ledger_id: int, video_ids: Sequence[str]) -> Mapping[str, AuthorizationEvidence]:
-        """Return what is known of each of some videos, all as of the same position.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Return the evidence for each of some videos, all as of the same position."""
 
         async def run(connection: LedgerConnection) -> list[Any]:
             cursor = connection.cursor(binary=True)

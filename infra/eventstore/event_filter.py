@@ -34,21 +34,28 @@ _VALUES: dict[Field, Callable[[RecordedEvent], Any]] = {
 
 
 class EventFilter:
-    """The conditions of one subscriber."""
+    """The conditions of one subscriber.
+
+    Attributes:
+        conditions: an event must meet all of them.
+        everything: whether it lets every event pass.
+        creators, videos: the creators and videos that the conditions name.
+
+    """
 
     def __init__(self, conditions: Sequence[Condition] = (), said: Callable[[str], bool] | None = None) -> None:
-        """Take the conditions, each of which an event must fulfil, and a test of its summary, which is casefolded."""
+        """Take the conditions, and a test that the event's summary, in casefolded form, must pass."""
         self.conditions = conditions
         self.everything = not conditions and said is None
         self._said = said
         self.creators = self._named("creator_id")
         self.videos = self._named("video_id")
-        # Whose a stream is, and of which video a code, of those that the conditions name.
+        # The creator of each stream, and the video of each code, among those that the conditions name.
         self._creator_of: dict[UUID, str] = {}
         self._video_of: dict[UUID, str] = {}
 
     def know(self, recorded: RecordedEvent) -> None:
-        """Learn from an event which stream is a creator's, or which code a video's."""
+        """Remember which creator's stream, or which video's code, an event shows."""
         named = vars(recorded.event).get
         creator_id, video_id = named("creator_id"), named("video_id")
         if creator_id in self.creators:
@@ -57,14 +64,14 @@ class EventFilter:
             self._video_of[recorded.stream_id] = str(video_id)
 
     def wants(self, recorded: RecordedEvent) -> bool:
-        """Tell whether an event fulfils every condition; to be asked in the order of positions."""
+        """Tell whether an event meets all conditions. Events must come in the order of positions."""
         if self.everything:
             return True
         self.know(recorded)
         return all(self._fulfils(condition, recorded) for condition in self.conditions) and self.says(recorded)
 
     def says(self, recorded: RecordedEvent) -> bool:
-        """Tell whether an event's summary passes its test, if there is one."""
+        """Tell whether an event's summary passes the test, if there is one."""
         return self._said is None or self._said(summary(recorded.event).casefold())
 
     def _named(self, field: Field) -> frozenset[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from infra.postgres.pool import Database, LedgerConnection
 
-# A row, in the order of `_COLUMNS`; building an object of it would take as long as reading it.
+# A row, in the order of `_COLUMNS`. To build an object of it would take as long as reading it.
 Row = tuple[
     int,  # position
     UUID,  # event_id
@@ -50,7 +50,7 @@ _BETWEEN: Final = (
 )
 _BETWEEN_DESCENDING: Final = _BETWEEN.replace("ORDER BY e.position", "ORDER BY e.position DESC")
 
-# The lateral join keeps the planner at one look-up a position, however many there are.
+# The lateral join makes the planner look up each position in an index, however many there are.
 _AT: Final = (
     "SELECT"
     + _COLUMNS
@@ -63,7 +63,7 @@ _AT: Final = (
 
 
 class EventRows:
-    """Reads of the log as rows. No connection is held between two of them, and nobody holds a snapshot."""
+    """Reads the log as rows. No connection and no snapshot is held between two reads."""
 
     def __init__(self, database: Database) -> None:
         """Take the sessions to read with."""
@@ -72,22 +72,12 @@ class EventRows:
     async def between(
         self, ledger_id: int, after: int, before: int, *, limit: int, descending: bool = False
     ) -> Sequence[Row]:
-        """Read rows with after < position < before, at most `limit`, oldest first unless descending.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Read rows with after < position < before, at most `limit`, oldest first unless descending."""
         query = _BETWEEN_DESCENDING if descending else _BETWEEN
         return await self._rows(ledger_id, query, (ledger_id, after, before, limit))
 
     async def at(self, ledger_id: int, positions: Sequence[int]) -> Sequence[Row]:
-        """Read the rows at given positions, in the order given.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Read the rows at given positions, in the given order."""
         return await self._rows(ledger_id, _AT, (Bigints(positions), ledger_id)) if positions else []
 
     async def _rows(self, ledger_id: int, query: str, parameters: Sequence[Any]) -> Sequence[Row]:

@@ -1,8 +1,8 @@
-"""Group commit: one writer merges every append that waits into one call of `append` and one commit.
+"""Group commit: one writer merges all appends that wait into one call of `append` and one commit.
 
-No timer decides a batch: it is what came in while the last one committed. Each caller gets an answer of its own; a
-refusal, a replay or a bad row of one never touches another. A connection lost in mid-commit is resolved by looking,
-never by guessing: the old session is ended first, then each caller's events are looked for.
+No timer makes a batch: a batch is what arrived while the last one committed. Each append gets an outcome of its own; a
+refusal, a replay or a faulty row of one does not affect the others. If the connection is lost during a commit, the
+writer finds out what was committed: it ends the old session first, then looks for the events of each append.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 # How long the events of a lost commit are looked for before callers are told that its outcome is unknown.
 RESOLVE_WITHIN_S: Final = 15
 RECONNECT_EVERY_S: Final = 0.2
-# How long a new session may take until it can append: no limit of the server's counts before it is there.
+# How long a new session may take until it can append; the server's own limits only begin with the session.
 SESSION_WITHIN_S: Final = 15
-# How often a caller is sent again after its connection was lost: it may be what the connection breaks on.
+# How often an append is sent again after its connection was lost: it may itself be the cause.
 MAX_SENT: Final = 3
-# So many ledgers in a row that the database is short for, and the others of the batch are not tried any more.
+# After so many ledgers in a row for which the database is short of something, the rest of the batch is given up.
 MAX_SHORT: Final = 2
-# The cause of commands being turned away is logged at most this often.
+# The cause of refused commands is logged at most this often.
 WARN_EVERY_S: Final = 10
 
 FULL: Final = "Too many commands are waiting to be recorded. This one was not recorded. Try again in a moment."
@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 class GroupCommitWriter:
-    """The one writer of a process and database."""
+    """The writer of a process: it appends for all of the process's commands, over one session."""
 
     def __init__(
         self,
@@ -67,22 +67,22 @@ class GroupCommitWriter:
         on_session: Callable[[int], None] = lambda _: None,
         resolve_within_s: float = RESOLVE_WITHIN_S,
     ) -> None:
-        """Prepare; `start` begins.
+        """Prepare; `start` starts it.
 
         Args:
             conninfo: the database, as a login that is or may become the role.
             role: whose rights it appends with.
             on_commit: called after each batch that recorded something.
-            on_session: called with the number of each new session: the log may be another one's, or have lost its
-                end, since the last; what is remembered of it must be forgotten.
+            on_session: called with the number of each new session. After a failover the log may have lost its end, so
+                caches of the log must be dropped.
             resolve_within_s: how long the events of a lost commit are looked for, in seconds.
 
         """
-        # A standby would neither take an append nor show what became of one.
+        # A standby can neither append nor show what was committed.
         self._session = session(conninfo, role, more_options=APPENDING) | {"target_session_attrs": "primary"}
         self._on_commit = on_commit
         self._on_session = on_session
-        # How many sessions there were; what was guessed during another one is decided anew.
+        # The number of the session. A decision on what was cached during another session is made again.
         self._sessions = 0
         self._warned_at = -math.inf
         self._resolve_within_s = resolve_within_s
@@ -95,11 +95,11 @@ class GroupCommitWriter:
         self._stopping = False
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start to write."""
         self._task = asyncio.create_task(self._run(), name="writer")
 
     async def stop(self) -> None:
-        """Stop after the batch that is being committed; who still waits is told to come back."""
+        """Stop after the batch that is being committed; appends that still wait are refused as unavailable."""
         self._stopping = True
         self._wake.set()
         if self._task is not None:
@@ -111,21 +111,21 @@ class GroupCommitWriter:
 
     @property
     def obstacle(self) -> str | None:
-        """Why no command can be recorded now, as far as this process knows; None where nothing stands in the way."""
+        """Why no command can be recorded now, as far as this process knows; None if nothing prevents it."""
         if self._stopping or self._task is None or self._task.done():
             return STOPPING
         return FULL if self._full() else None
 
     def _full(self) -> bool:
-        """Tell whether nobody else can wait; whoever gave up does not count."""
+        """Tell whether the queue is full; appends whose caller gave up do not count."""
         if len(self._waiting) >= MAX_WAITING:
             self._waiting = deque(request for request in self._waiting if not request.answer.done())
         return len(self._waiting) >= MAX_WAITING
 
     async def append(self, request: Append) -> Outcome:
-        """Append, and wait until it is committed or refused.
+        """Append, and return the outcome once it is committed or refused.
 
-        Cancelling the caller is safe: what has not been sent is dropped, what has been sent is recorded whole.
+        Cancelling is safe: an append that was not sent yet is dropped, one that was sent is recorded whole.
 
         Raises:
             Unavailable: the queue is full, or the database is away.
@@ -155,7 +155,7 @@ class GroupCommitWriter:
                 await self._wake.wait()
 
     def _next_batch(self) -> list[Append]:
-        """Take callers that do not touch each other, in order; one that must wait makes those behind it wait too."""
+        """Take appends that do not touch each other, in order. What touches one that must wait, waits too."""
         batch: list[Append] = []
         held: list[Append] = []
         written: set[int | bytes] = set()
@@ -177,7 +177,7 @@ class GroupCommitWriter:
         return batch
 
     async def _commit(self, batch: list[Append]) -> None:
-        """Append a batch and answer its callers, whatever happens."""
+        """Append a batch, and resolve all of it, whatever happens."""
         if not batch:
             return
         error = await self._attempt(batch)
@@ -188,15 +188,15 @@ class GroupCommitWriter:
         elif len(batch) == 1:
             self._fail(batch, error)
         else:
-            # One caller's row is at fault: find out one by one.
+            # One append is at fault: find out which.
             for request in batch:
                 await self._commit([request])
 
     async def _by_ledger(self, batch: list[Append], error: Exception) -> None:
-        """Append a batch that the database was short of something for: perhaps of one ledger's lock alone.
+        """Append a batch again, ledger by ledger, after the database was short of something: it may be one lock.
 
-        Each attempt may take as long as a statement may, hence one for each ledger, and none for the others once
-        several in a row have failed as well.
+        Each attempt may take as long as a statement may. So there is one for each ledger, and none for the rest once
+        several in a row have failed.
         """
         by_ledger: dict[int, list[Append]] = {}
         for request in batch:
@@ -216,8 +216,8 @@ class GroupCommitWriter:
                 for request in requests:
                     await self._commit([request])
 
-    async def _attempt(self, batch: list[Append], *, prepared_anew: bool = False) -> Exception | None:
-        """Append a batch and answer its callers, or return the error for which nothing was recorded."""
+    async def _attempt(self, batch: list[Append], *, prepared_again: bool = False) -> Exception | None:
+        """Append a batch and resolve it, or return the error because of which nothing was recorded."""
         opened = await self._opened(batch)
         batch = self._still_known(batch)
         if opened is None or not batch:
@@ -227,11 +227,11 @@ class GroupCommitWriter:
             outcomes = await call(statement, batch)
         except _OUTDATED as error:
             # `append` was replaced while this session had it prepared.
-            if prepared_anew:
+            if prepared_again:
                 return error
             await connection.close()
-            return await self._attempt(batch, prepared_anew=True)
-        except Exception as error:  # noqa: BLE001 - also what cannot be encoded: the writer outlives every caller
+            return await self._attempt(batch, prepared_again=True)
+        except Exception as error:  # noqa: BLE001 - also rows that cannot be encoded: the writer must survive every append
             if not connection.closed:
                 return error
             self._warn(error, "The connection was lost during an append; looking up whether it was committed")
@@ -244,7 +244,7 @@ class GroupCommitWriter:
         return None
 
     async def _opened(self, batch: list[Append]) -> tuple[LedgerConnection, Statement] | None:
-        """Return the session to append with; where there is none, its callers are told."""
+        """Return the session to append with; if there is none, resolve the batch as unavailable."""
         try:
             return await self._connected()
         except (psycopg.Error, TimeoutError) as error:
@@ -270,10 +270,10 @@ class GroupCommitWriter:
         return self._connection, self._statement
 
     def _still_known(self, batch: list[Append]) -> list[Append]:
-        """Leave out whoever decided by what was known during another session, and have them decide anew.
+        """Return the appends whose decisions relied on nothing that was cached during another session.
 
-        The append compares versions, and after a failover the log may have lost its end and given the same versions to
-        other events.
+        The others are resolved as conflicts, to be decided again: after a failover the log may have lost its end and
+        given the same versions to other events, so comparing versions would not be enough.
         """
         known = []
         for request in batch:
@@ -284,7 +284,7 @@ class GroupCommitWriter:
         return known
 
     async def _resolve_in_doubt(self, batch: list[Append]) -> None:
-        """Find out what became of a batch whose connection was lost while it was being committed."""
+        """Resolve a batch whose connection was lost while it was being committed."""
         try:
             found = await self._found(batch)
         except (psycopg.Error, TimeoutError) as error:
@@ -301,10 +301,10 @@ class GroupCommitWriter:
             self._on_commit()
 
     async def _found(self, batch: list[Append]) -> list[tuple[int, int, datetime] | None]:
-        """Look for each caller's events once the lost session is over, for as long as it takes to reach the database.
+        """Look for the events of each append, and retry while the database cannot be reached.
 
-        The old session may still be committing: it is ended, and waited for, before anything is looked up. A look-up
-        alone would see nothing, and a moment later the events.
+        The old session may still be committing, so it is ended before anything is looked up. A look-up alone might find
+        nothing, and a moment later the events would be there.
         """
         lost = self._backend
         loop = asyncio.get_running_loop()
@@ -317,13 +317,13 @@ class GroupCommitWriter:
                     return [await recorded(connection, request.ledger_id, request.events) for request in batch]
             except (psycopg.Error, TimeoutError):
                 if self._connection is not None:
-                    await self._connection.close()  # interrupted, its role may be another
+                    await self._connection.close()  # it may have been interrupted in another role
                 if self._stopping or loop.time() >= deadline:
                     raise
                 await asyncio.sleep(RECONNECT_EVERY_S)
 
     def _again(self, request: Append) -> None:
-        """Put a caller of whom nothing was recorded first in the queue, unless its connection is lost every time."""
+        """Put an append of which nothing was recorded first in the queue, unless it was sent too often."""
         request.sent += 1
         if request.sent < MAX_SENT:
             self._waiting.appendleft(request)
@@ -331,7 +331,7 @@ class GroupCommitWriter:
             _resolve(request, Unavailable(REFUSED_WRITE))
 
     def _fail(self, batch: list[Append], error: Exception) -> None:
-        """Tell callers of an error for which nothing was recorded."""
+        """Resolve a batch with an error because of which nothing was recorded."""
         short = isinstance(error, SHORT)
         if short:
             self._warn(error)
@@ -339,17 +339,17 @@ class GroupCommitWriter:
             _resolve(request, _unavailable(REFUSED_WRITE, error) if short else error)
 
     def _warn(self, error: Exception, what: str = "Commands are being refused") -> None:
-        """Log why commands are turned away or take long, and not once for each of them."""
+        """Log why commands are refused or delayed, but not for each of them."""
         now = asyncio.get_running_loop().time()
         if now >= self._warned_at + WARN_EVERY_S:
             self._warned_at = now
-            # What the server adds in detail may quote a row; its first line never does.
+            # The server's details may quote a row; its primary message never does.
             said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
             log.warning("%s: %s", what, " ".join((said or str(error)).split()) or type(error).__name__)
 
 
 def _resolve(request: Append, outcome: Outcome | BaseException) -> None:
-    """Answer a caller, unless it gave up."""
+    """Set the outcome of an append, unless its caller gave up."""
     if request.answer.done():
         return
     if isinstance(outcome, BaseException):

@@ -1,4 +1,7 @@
-"""What became of a commit whose connection was lost: end the old session first, then look."""
+"""In-doubt commits: how to find out whether a commit whose connection was lost took place.
+
+The old session is ended first, because until then it may still commit; then its events are looked for.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ if TYPE_CHECKING:
     from infra.eventstore.append import EventRow
     from infra.postgres.pool import LedgerConnection
 
-# A process id alone may name another session by now.
+# The process id of a session and its start: the id alone may belong to another session by now.
 Backend = tuple[int, "datetime"]
 
 
 async def own_backend(connection: LedgerConnection) -> Backend | None:
-    """Return the process id of a session and when it began."""
-    # Only whoever logged in is shown when the session began, and may end it: not a role it took on.
+    """Return the process id of a session and when it started."""
+    # Only the role that logged in can see the start of a session and end it, not a role that was set later.
     await connection.execute("SET ROLE NONE")
     cursor = await connection.execute("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
     backend = await cursor.fetchone()
@@ -26,7 +29,7 @@ async def own_backend(connection: LedgerConnection) -> Backend | None:
 
 
 async def end_session(connection: LedgerConnection, lost: Backend | None) -> None:
-    """End a lost session, and wait until it is gone: until then it may commit."""
+    """End a lost session, and wait until it is gone."""
     if lost is None:
         return
     await connection.execute("SET ROLE NONE")
@@ -42,7 +45,7 @@ async def end_session(connection: LedgerConnection, lost: Backend | None) -> Non
 async def recorded(
     connection: LedgerConnection, ledger_id: int, events: Sequence[EventRow]
 ) -> tuple[int, int, datetime] | None:
-    """Look for events by stream, version and event id; return first and last position, and when, if they are there."""
+    """Look for events by stream, version and id; return their first and last position and their time, or None."""
     await connection.bind(ledger_id)
     found = []
     for event in events:

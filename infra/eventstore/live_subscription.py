@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from infra.eventstore.reader import EventReader
     from infra.postgres.pool import Database
 
-    # Turns events of a ledger into what readers are sent, one for each. What it looks up for that is, when it returns,
-    # as new as the last change that this process has heard of: what changes later is forgotten by `forget_encoded`.
+    # Encodes events of a ledger for followers. What it looks up for that must be as new, when it returns, as the last
+    # change that this process has heard of; after later changes, `forget_encoded` is called.
     Encode = Callable[[int, Sequence[RecordedEvent]], Awaitable[Sequence[bytes]]]
 
 PAGE_EVENTS: Final = 200
-# What one subscription keeps at most, and what all subscriptions of a process share out among them.
+# What one subscription keeps at most, and what all subscriptions of a process keep together.
 KEPT_EVENTS: Final = 4_096
 KEPT_BYTES: Final = 4 * 1024 * 1024
 KEPT_EVENTS_IN_ALL: Final = 65_536
 KEPT_BYTES_IN_ALL: Final = 64 * 1024 * 1024
 KEPT_EVENTS_LEAST: Final = 256
-# Readers that come back together, as after a restart, find so many events read already.
+# How many events before the head are read at the start, for followers that come back after a restart.
 READ_AHEAD_EVENTS: Final = 256
-# Between looks at the log that nobody asked for, and between attempts while the database is away.
+# The time between polls of the log, and between attempts while the database is away.
 POLL_S: Final = 1.0
-# What is recorded during the pause after a reading is read and sent together. The pause grows with the readers, whom
-# each sending takes time for, and with the subscriptions, for a commit wakes all of them.
+# Events that are recorded during the pause after a read are read and sent together. The pause grows with the number of
+# followers, because each must be sent the events, and of subscriptions, because each commit wakes all of them.
 PAUSE_S_PER_READER: Final = 0.0002
 PAUSE_S_PER_SUBSCRIPTION: Final = 0.002
 PAUSE_S_MAX: Final = 0.25
@@ -53,29 +53,37 @@ log = logging.getLogger(__name__)
 
 
 class FellBehind(Exception):
-    """What comes next for this reader is kept no more; the log still has it."""
+    """The follower's next event was dropped; the log still has it."""
 
 
 @dataclass(slots=True)
 class LiveEvent:
-    """An event and its bytes as every reader gets them; None once they were evicted (`LiveSubscription.encoded`)."""
+    """An event, and its encoding for followers; that is empty after `forget_encoded`."""
 
     recorded: RecordedEvent
     encoded: bytes
 
 
 class LiveSubscription:
-    """The last events of one ledger."""
+    """The newest events of one ledger.
+
+    Attributes:
+        ledger_id: the ledger.
+        position: the last position that was read.
+        readers: how many follow.
+        woken: set when something was committed, so that it reads on.
+        failure: why it stopped reading; followers raise it.
+        kept_events, kept_bytes: how much it keeps at most.
+        pause_s: the seconds between two reads.
+
+    """
 
     def __init__(self, ledger_id: int, events: EventReader, encode: Encode) -> None:
-        """Prepare; `LiveSubscriptions` lets it run."""
+        """Prepare; `LiveSubscriptions` runs it."""
         self.ledger_id = ledger_id
-        # The last position that was read.
         self.position = 0
         self.readers = 0
-        # Set by whoever heard of a commit.
         self.woken = asyncio.Event()
-        # Why it reads no more; those who wait for events are told by it.
         self.failure: Exception | None = None
         self.kept_events, self.kept_bytes = KEPT_EVENTS, KEPT_BYTES
         self.pause_s = 0.0
@@ -88,14 +96,14 @@ class LiveSubscription:
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def keeps(self, position: int) -> bool:
-        """Tell whether everything after a position is kept, as far as it has been read."""
+        """Tell whether all events after a position that were read are kept."""
         return position >= self._kept_after
 
     def after(self, position: int, limit: int) -> Sequence[LiveEvent]:
-        """Return what comes next after a position, at most `limit` events; nothing where nothing is read yet.
+        """Return the next events after a position, at most `limit`; none if none were read yet.
 
         Raises:
-            FellBehind: it is kept no more.
+            FellBehind: the next event was dropped.
 
         """
         if position < self._kept_after:
@@ -104,43 +112,43 @@ class LiveSubscription:
         return self._entries[begin : begin + limit]
 
     async def encoded(self, entries: Sequence[LiveEvent]) -> list[bytes]:
-        """Return what readers are sent of events; what was forgotten is encoded anew, for whoever comes after, too."""
+        """Return the encodings of events; those that were forgotten are made again, and kept."""
         forgotten = [entry for entry in entries if not entry.encoded]
         if forgotten:
             page = [entry.recorded for entry in forgotten]
             for entry, encoded in zip(forgotten, await self._encode(self.ledger_id, page), strict=True):
-                # Meanwhile another reader may have had it encoded, and it may be kept no more.
+                # Meanwhile another follower may have had it encoded, or it may have been dropped.
                 if entry.recorded.position > self._kept_after:
                     self._bytes += len(encoded) - len(entry.encoded)
                 entry.encoded = encoded
         return [entry.encoded for entry in entries]
 
     def forget_encoded(self) -> None:
-        """Forget the bytes of all events: what was looked up for them has changed."""
+        """Drop all encodings: what was looked up for them has changed."""
         for entry in self._entries:
             entry.encoded = b""
         self._bytes = 0
 
     async def wait_for_events(self) -> None:
-        """Wait until something was read, or `notify` was called."""
+        """Wait until events were read, or `notify` was called."""
         await self._events_read.wait()
 
     def notify(self) -> None:
-        """Let everyone who waits look around."""
+        """Wake every follower that waits."""
         self._events_read.set()
         self._events_read.clear()
 
     async def begun(self) -> None:
-        """Wait until the end of the log has been reached for the first time.
+        """Wait until the head of the log was reached for the first time.
 
         Raises:
-            Unavailable: the database is away, or nobody is let follow any more.
+            Unavailable: the database is away, or the server is stopping.
 
         """
         await asyncio.shield(self._begun)
 
     async def run(self) -> None:
-        """Read on until cancelled, or until something cannot be read."""
+        """Read until cancelled, or until an event cannot be read."""
         try:
             head = await self._events.head(self.ledger_id)
             self.position = self._kept_after = max(0, head - READ_AHEAD_EVENTS)
@@ -161,10 +169,10 @@ class LiveSubscription:
             raise
 
     def _not_begun(self, error: Exception) -> None:
-        """Tell whoever waits for the beginning, if it never came, why it will not come."""
+        """Raise an error in those that wait for `begun`."""
         if not self._begun.done():
             self._begun.set_exception(error)
-            self._begun.exception()  # that nobody waits is no defect
+            self._begun.exception()  # else asyncio would log that nobody waited
 
     async def _follow(self) -> None:
         with suppress(TimeoutError):
@@ -199,7 +207,7 @@ class LiveSubscription:
             self.notify()
 
     def _forget(self) -> None:
-        """Drop the oldest of what is too much."""
+        """Drop the oldest events beyond the limits."""
         first = 0
         while len(self._entries) - first > self.kept_events or self._bytes > self.kept_bytes:
             self._bytes -= len(self._entries[first].encoded)
@@ -212,12 +220,12 @@ class LiveSubscriptions:
     """The subscriptions of one process."""
 
     def __init__(self, events: EventReader, encode: Encode, database: Database | None = None) -> None:
-        """Prepare; nothing runs until somebody follows.
+        """Prepare; nothing runs until a ledger is followed.
 
         Args:
             events: reads the log.
-            encode: turns a page into what readers are sent.
-            database: where to listen for commits; absent where the caller listens, and tells by `wake`.
+            encode: encodes events for followers.
+            database: where to listen for commits; None if the caller listens itself and calls `wake`.
 
         """
         self._listener: Listener | None = None
@@ -228,12 +236,7 @@ class LiveSubscriptions:
 
     @asynccontextmanager
     async def following(self, ledger_id: int) -> AsyncIterator[LiveSubscription]:
-        """Follow a ledger; its subscription runs for as long as somebody does.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Follow a ledger; its subscription runs while it has followers."""
         subscription, running = self._subscriptions.get(ledger_id) or self._start(ledger_id)
         subscription.readers += 1
         self._share_out()
@@ -248,7 +251,7 @@ class LiveSubscriptions:
             self._share_out()
 
     def position(self, ledger_id: int) -> int:
-        """Return the last position that was read of a ledger, 0 where nobody follows it."""
+        """Return the last position that was read of a ledger; 0 if it is not followed."""
         known = self._subscriptions.get(ledger_id)
         return 0 if known is None else known[0].position
 
@@ -258,17 +261,17 @@ class LiveSubscriptions:
             subscription.woken.set()
 
     def forget_encoded(self) -> None:
-        """Forget how events were encoded: what was looked up for it has changed."""
+        """Drop all encodings: what was looked up for them has changed."""
         for subscription, _ in self._subscriptions.values():
             subscription.forget_encoded()
 
     def notify(self) -> None:
-        """Let everyone who waits for events look around."""
+        """Wake every follower that waits."""
         for subscription, _ in self._subscriptions.values():
             subscription.notify()
 
     async def close(self) -> None:
-        """End every subscription; whoever still follows one hears no more of it."""
+        """End every subscription; its followers get no more events."""
         running = [task for _, task in self._subscriptions.values()]
         self._subscriptions.clear()
         for task in running:
@@ -284,7 +287,7 @@ class LiveSubscriptions:
             self._listener.start()
         subscription = LiveSubscription(ledger_id, self._events, self._encode)
         task = asyncio.create_task(subscription.run(), name=f"subscription of ledger {ledger_id}")
-        # One that ended by itself is dropped, so that whoever comes next begins anew.
+        # One that ended by itself is dropped, so that the next follower starts a new one.
         task.add_done_callback(lambda _: self._drop(subscription))
         self._subscriptions[ledger_id] = started = subscription, task
         return started
@@ -295,7 +298,7 @@ class LiveSubscriptions:
             del self._subscriptions[subscription.ledger_id]
 
     def _share_out(self) -> None:
-        """Bound what is kept and how often is read, by all subscriptions together."""
+        """Set the limits and pauses, so that they hold for all subscriptions together."""
         count = len(self._subscriptions)
         for subscription, _ in self._subscriptions.values():
             subscription.kept_events = max(KEPT_EVENTS_LEAST, min(KEPT_EVENTS, KEPT_EVENTS_IN_ALL // count))

@@ -1,7 +1,7 @@
-"""Waking readers: one coalesced NOTIFY per process after commits, never inside the append, and a listener.
+"""Notifications of commits: one NOTIFY for all commits of a process in a short time, and listeners.
 
-A NOTIFY in the append's own transaction would serialise every commit of the database. A lost one costs only the poll
-that readers fall back on.
+A NOTIFY in the append's own transaction would serialise all commits of the database, so it is sent after the commit. A
+lost NOTIFY only delays readers until their next poll.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 CHANNEL: Final = "sparkledger_events"
 RETRY_S: Final = 1.0
-# Readers are told at once after a pause, and this often while commits follow on each other: each NOTIFY is a
-# transaction of its own, and with one command after another they would cost as much as the commands.
+# The shortest time between two NOTIFY statements. Each is a transaction of its own: one for every command would cost as
+# much as the commands.
 NOTIFY_EVERY_S: Final = 0.01
 
 log = logging.getLogger(__name__)
 
 
 class _Loop:
-    """A task with a connection of its own that is begun again when the connection is lost."""
+    """A task with a connection of its own, which reconnects when the connection is lost."""
 
     def __init__(self, conninfo: str, role: str, name: str, more_options: str = "") -> None:
         self._session = {
@@ -40,11 +40,11 @@ class _Loop:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start the task."""
         self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
-        """End, and close the connection."""
+        """End the task, and close its connection."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -56,7 +56,7 @@ class _Loop:
                 async with await LedgerConnection.connect(**self._session) as connection:
                     await self._use(connection)
             except psycopg.Error as error:
-                # Also what it will not do now: a standby refuses to listen until it is promoted.
+                # A standby refuses LISTEN until it is promoted, so that is retried as well.
                 log.warning("The %s lost its connection and reconnects: %s", self._name, str(error).strip())
                 await asyncio.sleep(RETRY_S)
 
@@ -65,16 +65,16 @@ class _Loop:
 
 
 class Notifier(_Loop):
-    """Tells readers in all processes that something was committed."""
+    """Notifies the listeners in all processes that something was committed."""
 
     def __init__(self, conninfo: str, role: str) -> None:
         """Prepare; `start` connects."""
-        # What is lost with the server costs no more than a poll: no NOTIFY waits for the disk, or makes appends wait.
+        # A NOTIFY that is lost with the server only delays readers, so it need not wait for the disk.
         super().__init__(conninfo, role, "notifier", " -c synchronous_commit=off")
         self._committed = asyncio.Event()
 
     def committed(self) -> None:
-        """Note that something was committed; many before the next NOTIFY are one."""
+        """Have listeners notified; calls before the next NOTIFY are merged."""
         self._committed.set()
 
     async def _use(self, connection: LedgerConnection) -> None:
@@ -88,16 +88,16 @@ class Notifier(_Loop):
 
 
 class Listener(_Loop):
-    """Calls back whenever something was committed, by whatever process."""
+    """Calls back when any process has notified a channel."""
 
     def __init__(self, conninfo: str, role: str, heard: Callable[[], None], *, channel: str = CHANNEL) -> None:
-        """Prepare; `start` listens, for events unless another channel is named."""
+        """Prepare; `start` listens, by default for commits. `heard` is also called after each reconnection."""
         super().__init__(conninfo, role, "listener")
         self._heard = heard
         self._channel = channel
 
     async def _use(self, connection: LedgerConnection) -> None:
         await connection.execute(f"LISTEN {self._channel}")
-        self._heard()  # what was committed while nobody listened
+        self._heard()  # something may have been committed before
         async for _ in connection.notifies():
             self._heard()

@@ -1,4 +1,7 @@
-"""The log as it is read: rows to events, streams, pages, and point reads that wait together made into one query."""
+"""Reads of the log of one ledger: streams, pages, single events and sealed fields.
+
+Single reads that wait at the same time share one query.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     from infra.postgres.pool import Database, LedgerConnection
 
-# How far the database's clock may be behind ours where one waits for it.
+# The longest wait for a database whose clock is behind this machine's.
 CLOCKS_APART_S: Final = 1.0
 
 COLUMNS: Final = """
@@ -30,7 +33,7 @@ COLUMNS: Final = """
     e.causation_id, e.body
 """
 
-# The lateral join keeps the planner at one index scan a stream, whatever it believes about their lengths.
+# The lateral join makes the planner scan an index for each stream, whatever it believes about their lengths.
 _STREAMS: Final = (
     "SELECT"
     + COLUMNS
@@ -78,8 +81,8 @@ _AT_POSITIONS: Final = (
 """
 )
 
-# With each sealed part what opens it, as both stand in one snapshot. An erasure takes effect when it is recorded, not
-# when its deed is done: from then on no key is handed out, whether or not it is still there.
+# Each sealed part with the key that opens it, both as of one snapshot. An erasure takes effect when it is recorded, not
+# when it is carried out: from then on no key is handed out, even if it still exists.
 _SEALED: Final = """
     SELECT e.position, e.key_id, e.sealed, k.wrapped, k.erased_at IS NOT NULL OR EXISTS (
         SELECT 1 FROM events x
@@ -90,13 +93,13 @@ _SEALED: Final = """
     WHERE e.ledger_id = %b AND e.position = ANY (%b) AND e.sealed IS NOT NULL
 """
 
-# Beyond any position: the upper bound of a page that has none.
+# Larger than any position: the upper bound of a page without one.
 _END: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSeal:
-    """A sealed part as it is stored, and its key as it stands: `erased` where nobody may use that any more."""
+    """A sealed part as it is stored, with its wrapped key; `erased` if nobody may use the key any more."""
 
     key_id: UUID
     sealed: bytes
@@ -105,7 +108,15 @@ class StoredSeal:
 
 
 class EventReader:
-    """Reads of the log. Whatever is committed is visible at once."""
+    """Reads the log. What is committed is visible at once.
+
+    Attributes:
+        stream: reads one stream.
+        claimed: reads the stream that holds a claim.
+        event: reads the event at a position.
+        command: reads the request hash, and the first and last position, of the command with an idempotency key.
+
+    """
 
     def __init__(self, database: Database) -> None:
         """Take the sessions to read with."""
@@ -113,11 +124,10 @@ class EventReader:
         self.stream = BatchLoader(self.streams)
         self.claimed = BatchLoader(self._claimed)
         self.event = BatchLoader(self._at)
-        # Request hash, first and last position of the command that was sent with an idempotency key.
         self.command = BatchLoader(self._commands)
 
     async def streams(self, ledger_id: int, stream_ids: Sequence[UUID]) -> dict[UUID, list[RecordedEvent]]:
-        """Read whole streams; one that does not exist is absent from the answer."""
+        """Read whole streams, by stream. A stream that does not exist is absent."""
         rows = await self._rows(ledger_id, _STREAMS, (Uuids(stream_ids), ledger_id))
         found: dict[UUID, list[RecordedEvent]] = {}
         for row in rows:
@@ -157,11 +167,11 @@ class EventReader:
     async def position_at(self, ledger_id: int, moment: datetime) -> int:
         """Return the last position recorded at or before a moment; 0 before the first.
 
-        A moment that the database's clock has not passed yet, for the asker's is ahead of it, is waited for: until then
-        an event may still be recorded at it, and the answer would change.
+        If the database's clock is behind and has not passed the moment yet, this waits for it: until then an event may
+        still be recorded at the moment, and the answer would change.
 
         Raises:
-            Unavailable: the clocks are too far apart, or the database is away.
+            Unavailable: the clocks are too far apart.
 
         """
         while True:
@@ -175,7 +185,7 @@ class EventReader:
             await asyncio.sleep(ahead_s)
 
     async def head(self, ledger_id: int) -> int:
-        """Return the last position; 0 for an empty ledger."""
+        """Return the last position of a ledger; 0 if it is empty."""
         query = "SELECT coalesce(max(position), 0) FROM events WHERE ledger_id = %b"
         return int((await self._rows(ledger_id, query, (ledger_id,)))[0][0])
 
@@ -188,7 +198,7 @@ class EventReader:
         return [row[0] for row in await self._rows(ledger_id, query, (ledger_id, creator_stream, upto))]
 
     async def sealed(self, ledger_id: int, positions: Sequence[int]) -> dict[int, StoredSeal]:
-        """Return the sealed parts of the events that have one, by position, with the wrapped key of each."""
+        """Return the sealed parts of events, with their wrapped keys, by position; events without one are absent."""
         rows = await self._rows(ledger_id, _SEALED, (ledger_id, list(positions)))
         return {row[0]: StoredSeal(*row[1:]) for row in rows}
 
@@ -210,8 +220,8 @@ class EventReader:
 
 def to_recorded(row: Sequence[Any]) -> RecordedEvent:
     """Build an event from a row of `COLUMNS`."""
-    # By place: naming the fields takes as long again. Their order is that of the columns, and of `RecordedEvent`.
-    return RecordedEvent(  # type: ignore[call-arg] # how many a slice holds cannot be told from its type
+    # By position, because keywords would double the time. The order is that of the columns and of `RecordedEvent`.
+    return RecordedEvent(  # type: ignore[call-arg] # the length of a slice is not part of its type
         *row[:9],
         CLOCK if row[9] is None else _actor(row[9].int, row[10], row[11]),
         *row[12:16],
@@ -221,5 +231,5 @@ def to_recorded(row: Sequence[Any]) -> RecordedEvent:
 
 @lru_cache(maxsize=10_000)
 def _actor(key: int, role: Any, subject: str | None) -> Actor:
-    """Return who acted; a key does so again and again. By its number, for a UUID is slow to compare."""
+    """Return the actor with an API key, cached by the number of its UUID, which is faster to compare."""
     return Actor(str(UUID(int=key)), role, subject)

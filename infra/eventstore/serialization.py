@@ -1,7 +1,7 @@
-"""Events to rows and back. The library's mapper does topics and upcasting; here is what a row holds beyond it.
+"""Serialization of events to rows and back, around the library's mapper, which does topics and upcasting.
 
-A row has two bodies. `body` is the event's decision facts as plain JSON, in clear; `sealed` is whatever field holds a
-`Sealed`, encrypted. The type of a field's value decides, so a new event cannot forget to seal.
+A row has two bodies: `body` holds the event's fields as plain JSON, and `sealed` holds, encrypted, the fields whose
+values are `Sealed`. The type of the value decides, so a new event cannot forget to seal a field.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
     from domain.recorded import Event
 
-# These stand in columns of their own: the effective time, and the aggregate's class, which the event's type implies.
+# Not in the body: the effective time has a column, and the event's type implies the aggregate's class.
 IN_COLUMNS: Final = frozenset({"timestamp", "originator_topic"})
 _AGGREGATES: Final[dict[type[Any], str]] = {Code.Generated: Code.TOPIC, Creator.Enabled: Creator.TOPIC}
 
 
-# Its stream and version are columns too; the library takes them from there.
+# The stream and the version have columns too, from which the library takes them.
 _BESIDE: Final = IN_COLUMNS | {"originator_id", "originator_version"}
 _FORMAT: Final = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
 
 
 class BodyTranscoder(Transcoder):
-    """The clear body: JSON with sorted keys, times as RFC 3339 in UTC, without what is absent or sealed."""
+    """Transcodes clear bodies: JSON with sorted keys, times as RFC 3339 in UTC, without absent and sealed fields."""
 
     def encode(self, obj: Any) -> bytes:
-        """Encode an event's clear fields, always to the same bytes for the same fields."""
+        """Encode an event's clear fields; the same fields always give the same bytes."""
         return split_sealed_fields(obj)[0]
 
     def decode(self, data: bytes) -> Any:
-        """Decode a clear body; by the naming rule of events, what ends in `_at` is a time."""
+        """Decode a clear body; fields whose names end in `_at` are times, by the naming rule of events."""
         fields = orjson.loads(data)
         for name, value in fields.items():
             if name.endswith("_at"):
@@ -55,16 +55,16 @@ _MAPPER: Final[Mapper[UUID]] = Mapper(transcoder=_TRANSCODER)
 
 
 def split_sealed(event: Event) -> tuple[bytes, dict[str, str]]:
-    """Return an event's clear body, and the fields that must only be stored encrypted.
+    """Return an event's clear body, and the fields that may only be stored encrypted.
 
-    The body is what the library's mapper would store, without the copies it makes on the way.
+    The body is the one that the library's mapper would make, but without its copies.
     """
     _, version = event_type(event)
     return split_sealed_fields(vars(event) if version == 1 else vars(event) | {"class_version": version})
 
 
 def split_sealed_fields(fields: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
-    """Divide an event's fields as `split_sealed` does an event."""
+    """Split an event's fields as `split_sealed` splits an event."""
     clear: dict[str, Any] = {}
     secret: dict[str, str] = {}
     for name, value in fields.items():
@@ -81,7 +81,7 @@ def clear_body(event: Event) -> bytes:
 
 
 def event_type(event: Event) -> tuple[str, int]:
-    """Return an event's published name, and the version of its format."""
+    """Return an event's type, which is its published name, and the version of its format."""
     return _event_type(type(event))
 
 
@@ -91,10 +91,10 @@ def _event_type(kind: type[Event]) -> tuple[str, int]:
 
 
 def to_event(type_: str, stream_id: UUID, version: int, effective_at: datetime, body: bytes) -> Event:
-    """Build an event from its row, upcast to the present format; its sealed fields are empty."""
+    """Build an event from its row, upcast to the current format; its sealed fields are absent."""
     kind = resolve_topic(type_)
     if _event_type(kind)[1] == 1:
-        # What the library's mapper does where there is nothing to upcast, without what it looks for on the way.
+        # As the library's mapper does where there is nothing to upcast, but without looking for it.
         fields = _TRANSCODER.decode(body)
         fields["originator_id"] = stream_id
         fields["originator_version"] = version

@@ -7,17 +7,19 @@ are handled together: their streams are read with one query, and their events ap
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from domain import commands
 from domain.values import CLOCK
 from infra.eventstore.command_handler import CommandMetadata, CommandResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
     from uuid import UUID
 
     from domain.code import Code
+    from domain.commands import Decision, Ledger, When
     from infra.runtime import Runtime
 
 # What became of a code: the position up to which the log was read or written for it, or why nothing was recorded.
@@ -56,19 +58,25 @@ class ExpiryRecorder:
         await self._aggregates.keyring.ledger(ledger_id)
         await self._aggregates.prefetch(ledger_id, code_ids)
         metadata = CommandMetadata(ledger_id, CLOCK)
-        results = await asyncio.gather(*(self._record(metadata, code_id) for code_id in code_ids))
-        return dict(zip(code_ids, results, strict=True))
+        outcomes = await asyncio.gather(
+            *(self._handler.handle(metadata, partial(_record_due, code_id)) for code_id in code_ids),
+            return_exceptions=True,
+        )
+        return {code_id: self._result(outcome) for code_id, outcome in zip(code_ids, outcomes, strict=True)}
 
-    async def _record(self, metadata: CommandMetadata, code_id: UUID) -> Result:
-        try:
-            result: CommandResult[Code] = await self._handler.handle(
-                metadata, lambda ledger, when: commands.record_due(ledger, code_id, when=when)
-            )
-        except Exception as error:  # noqa: BLE001 - one code of which nothing can be recorded must not keep the others
-            return error
-        if result.appended and result.aggregate is not None:
-            if result.aggregate.expiry_recorded == result.aggregate.window.expires_at:
-                self.expiries += 1
-            else:
-                self.reminders += 1
-        return result.position
+    def _result(self, outcome: CommandResult[Code] | BaseException) -> Result:
+        """Count what was recorded of a code, and return what became of it."""
+        if isinstance(outcome, Exception):
+            return outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+        code = cast("Code", outcome.aggregate)
+        if outcome.appended and code.expiry_recorded == code.window.expires_at:
+            self.expiries += 1
+        elif outcome.appended:
+            self.reminders += 1
+        return outcome.position
+
+
+def _record_due(code_id: UUID, ledger: Ledger, when: When) -> Awaitable[Decision[Code]]:
+    return commands.record_due(ledger, code_id, when=when)

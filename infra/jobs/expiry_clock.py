@@ -1,11 +1,12 @@
-"""The clock: records that codes expired, and before that, that their ends approach.
+"""The expiry clock: records that codes expired, and before that, that their ends approach.
 
-Commands compare the moment with the window themselves, so nothing waits for this; it makes the log complete, also for
-what fell due while nobody ran. A view says what is due; what is then recorded is decided from the log, so that a view
-that lags and two clocks at once record everything once. One clock leads at a time, to spare the others the work.
+No command waits for the clock, because commands compare the time with the window themselves. The clock makes the log
+complete, also for what fell due while no worker ran. A view lists what is due; what is recorded is then decided from
+the log. So everything is recorded once, even if the view lags or two clocks run. Only one clock leads at a time,
+because several would do the same work.
 
-A hundred thousand codes may fall due in one second. They are taken in small batches, from each ledger in turn: a
-batch holds its ledger's lock for milliseconds, and commands get theirs in between.
+A hundred thousand codes may fall due in one second. The clock takes small batches, from each ledger in turn: a batch
+holds its ledger's lock for milliseconds, and commands are recorded in between.
 """
 
 from __future__ import annotations
@@ -40,26 +41,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Codes read and recorded together, and how many of those at a time: one batch is decided while another is committed.
+# Codes in a batch, and codes in progress: one batch is decided while another is committed.
 BATCH: Final = 128
 IN_FLIGHT: Final = 2 * BATCH
-# However much is due, what falls due in another ledger meanwhile is noticed after this time.
+# Ledgers in which something is due are listed again after this time, however much is left to record.
 LOOK_EVERY_S: Final = 1.0
-# With nothing due, how long until it looks again: a code may be recorded whose end is nearer than any known.
+# The longest and the shortest pause when nothing is due. A new code may end sooner than any known one.
 REST_S: Final = 1.0
 REST_LEAST_S: Final = 0.01
-# One that does not lead tries to as often.
+# How often a clock that does not lead tries to.
 LEAD_EVERY_S: Final = 1.0
-# A ledger or a database that cannot be written to now is left alone for so long.
+# The pause after a ledger or the database could not be written to.
 AWAY_S: Final = 1.0
-# A code that cannot be recorded is tried again after this time, then after twice as long, up to the longest.
+# The pause after the expiry of a code could not be recorded. It doubles with each failure, up to the longest.
 FAILED_S: Final = 1.0
 FAILED_LONGEST_S: Final = 600.0
-# Codes that wait to be tried again.
+# The most codes that wait for a retry.
 MAX_WAITING: Final = 10_000
 
 _LEAD: Final = "SELECT pg_try_advisory_lock(%s)"
-# A view that is being created or filled anew lacks its table or its newest column for a while.
+# A view that is being created or rebuilt lacks its table or its newest column for a while.
 _NOT_YET: Final = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Pass:
-    """How far a ledger's due codes were gone through, and the position from which on the view knows of it all."""
+    """Progress through a ledger's due codes.
+
+    Attributes:
+        passed: the last code that was taken.
+        position: the last position that was read or written; a view that has read it no longer lists these codes.
+
+    """
 
     passed: Due
     position: int = 0
@@ -75,7 +82,14 @@ class _Pass:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A code of which nothing could be recorded, until it is tried again; `failures` are those that were its own."""
+    """A code of which nothing could be recorded yet.
+
+    Attributes:
+        due_at: when it fell due.
+        again_at: when it is tried again, by the monotonic clock.
+        failures: how often a fault of its own was the cause.
+
+    """
 
     due_at: datetime
     again_at: float
@@ -83,27 +97,27 @@ class _Waiting:
 
 
 class ExpiryClock:
-    """Records what is due, again and again."""
+    """Records what is due, in all ledgers, for as long as it runs."""
 
     def __init__(self, opened: Runtime) -> None:
-        """Take the parts of a worker: ledgers to record in, and sessions that see every ledger's view."""
+        """Take the runtime of a worker, whose role sees all ledgers."""
         self._handler = opened.handler
         self._database = opened.database
         self._recorder = ExpiryRecorder(opened)
         self._passes: dict[int, _Pass] = {}
         self._waiting: dict[tuple[int, UUID], _Waiting] = {}
-        # When each ledger in which something is due had its last turn.
+        # When each ledger in which something is due last had its turn.
         self._turns: dict[int, float] = {}
-        # Ledgers in which nothing can be recorded now, until they are tried again; and those of which that was said.
-        self._resting: dict[int, float] = {}
-        self._resting_said: set[int] = set()
+        # Ledgers in which nothing can be recorded now, with the time of the next attempt; and those already logged.
+        self._paused: dict[int, float] = {}
+        self._paused_logged: set[int] = set()
         self._next_due: datetime | None = None
         self._failures = 0
         self._report = Report(opened.database)
         self._away = False
 
     async def run(self) -> None:
-        """Lead, and record what is due, until cancelled; a database that is away is waited for."""
+        """Lead, and record what is due, until cancelled. While the database is away, it retries."""
         settings = session(self._database.conninfo, self._database.role)
         settings["application_name"] = "sparkledger expiry clock"
         while True:
@@ -117,10 +131,10 @@ class ExpiryClock:
                 await asyncio.sleep(AWAY_S)
 
     async def _lead(self, lease: LedgerConnection) -> None:
-        """Lead for as long as the session lasts that holds the lease."""
-        while not await _leads(lease):  # noqa: ASYNC110 - a lock that becomes free tells nobody
+        """Lead for as long as the session of the lease lasts."""
+        while not await _leads(lease):  # noqa: ASYNC110 - PostgreSQL sends no message when a lock becomes free
             await asyncio.sleep(LEAD_EVERY_S)
-        # Whoever led meanwhile may have left something behind.
+        # Another clock may have led meanwhile, and left something unrecorded.
         self._passes.clear()
         while True:
             recorded = await self.record_due()
@@ -131,12 +145,7 @@ class ExpiryClock:
             await lease.execute("SELECT 1")
 
     async def record_due(self) -> int:
-        """Record what is due, for a second at most; return of how many codes there was something to record.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Record what is due, for at most a second; return the number of codes of which something was recorded."""
         await self._forget_passes()
         due = await self._look()
         before = self._recorder.recorded
@@ -157,28 +166,29 @@ class ExpiryClock:
         return self._recorder.recorded - before
 
     async def _look(self) -> deque[int]:
-        """Find out when something is due next; return the ledgers in which it is due now, in the order of their turns.
+        """Find out when something is due next, and return the ledgers in which something is due now.
 
-        Whose turn was the longest ago comes first, and of those that had none the one in which it is due the longest.
+        The ledger whose turn was longest ago comes first. Among ledgers that had no turn, it is the one in which
+        something has been due for longest.
         """
         passed = {ledger_id: passing.passed for ledger_id, passing in self._passes.items()}
         first = await self._read(lambda cursor: expiring.first_due(cursor, passed))
         waiting = (waiting.due_at for waiting in self._waiting.values())
         self._next_due = min([*first.values(), *waiting], default=None)
         now, monotonic = self._handler.now(), time.monotonic()
-        self._resting = {ledger_id: until for ledger_id, until in self._resting.items() if until > monotonic}
+        self._paused = {ledger_id: until for ledger_id, until in self._paused.items() if until > monotonic}
         due = [ledger_id for ledger_id, due_at in first.items() if due_at <= now]
         self._turns = {ledger_id: self._turns[ledger_id] for ledger_id in due if ledger_id in self._turns}
         return deque(sorted(due, key=lambda ledger_id: self._turns.get(ledger_id, 0.0)))
 
     async def _batches(self, due: deque[int]) -> AsyncIterator[tuple[int, Sequence[Due]]]:
-        """Yield a batch of each ledger in turn, for a second at most; first of all what is to be tried again."""
+        """Yield a batch of each ledger in turn, for at most a second; retries come first."""
         until = time.monotonic() + LOOK_EVERY_S
         for ledger_id, codes in self._to_try_again().items():
             yield ledger_id, codes
         while due:
             ledger_id = due.popleft()
-            if ledger_id in self._resting:
+            if ledger_id in self._paused:
                 continue
             self._turns[ledger_id] = time.monotonic()
             batch = await self._next_batch(ledger_id)
@@ -191,7 +201,7 @@ class ExpiryClock:
                 return
 
     async def _next_batch(self, ledger_id: int) -> Sequence[Due]:
-        """Return what is due in a ledger beyond what was passed, and pass it."""
+        """Return the next due codes of a ledger, and count them as passed."""
         passing = self._passes.get(ledger_id) or _Pass(expiring.BEGINNING)
         now = self._handler.now()
         batch = await self._read(lambda cursor: expiring.due(cursor, ledger_id, now, BATCH, after=passing.passed))
@@ -201,24 +211,24 @@ class ExpiryClock:
         return batch
 
     def _to_try_again(self) -> dict[int, list[Due]]:
-        """Return by ledger a batch at most of what could not be recorded and has waited long enough."""
+        """Return codes whose retry is due, by ledger, at most a batch each."""
         now = time.monotonic()
         again: dict[int, list[Due]] = {}
         for (ledger_id, code_id), waiting in self._waiting.items():
-            if waiting.again_at <= now and ledger_id not in self._resting:
+            if waiting.again_at <= now and ledger_id not in self._paused:
                 codes = again.setdefault(ledger_id, [])
                 if len(codes) < BATCH:
                     codes.append(Due(waiting.due_at, code_id))
         return again
 
     async def _record(self, ledger_id: int, codes: Sequence[Due]) -> None:
-        """Record what is due of these codes; what could not be recorded is tried again later."""
+        """Record what is due of these codes, and plan retries of what could not be recorded."""
         results: Mapping[UUID, Result]
         try:
             results = await self._recorder.record(ledger_id, [code.code_id for code in codes])
-        except Exception as error:  # noqa: BLE001 - what is wrong with one ledger must not keep the others
+        except Exception as error:  # noqa: BLE001 - a fault of one ledger must not stop the others
             results = {}
-            self._rest(ledger_id, error)
+            self._pause(ledger_id, error)
         passing = self._passes.get(ledger_id)
         for code in codes:
             result = results.get(code.code_id)
@@ -229,29 +239,29 @@ class ExpiryClock:
             elif result is None:
                 self._wait(ledger_id, code)
             elif isinstance(result, Unavailable):
-                self._rest(ledger_id, result)
+                self._pause(ledger_id, result)
                 self._wait(ledger_id, code)
             else:
                 self._wait(ledger_id, code, result)
 
     def _done(self, ledger_id: int, code: Due) -> None:
-        self._resting_said.discard(ledger_id)
+        self._paused_logged.discard(ledger_id)
         waited = self._waiting.pop((ledger_id, code.code_id), None)
         if waited is not None and waited.failures:
             log.info("The expiry of code %s in ledger %s is recorded after all", code.code_id, ledger_id)
 
-    def _rest(self, ledger_id: int, error: Exception) -> None:
-        """Leave a ledger alone for a moment, and say so once."""
-        self._resting[ledger_id] = time.monotonic() + AWAY_S
-        if ledger_id not in self._resting_said:
-            self._resting_said.add(ledger_id)
+    def _pause(self, ledger_id: int, error: Exception) -> None:
+        """Leave a ledger alone for a moment, and log that once."""
+        self._paused[ledger_id] = time.monotonic() + AWAY_S
+        if ledger_id not in self._paused_logged:
+            self._paused_logged.add(ledger_id)
             defect = None if isinstance(error, Unavailable) else error
             log.warning(
                 "Ledger %s cannot be written now; other ledgers continue: %s", ledger_id, error, exc_info=defect
             )
 
     def _wait(self, ledger_id: int, code: Due, defect: Exception | None = None) -> None:
-        """Leave a code for later: for a moment, or where it has a defect, for twice as long each time."""
+        """Plan the retry of a code: after a moment, or after a fault of its own, after twice as long each time."""
         key = (ledger_id, code.code_id)
         before = self._waiting.get(key)
         failures = before.failures if before is not None else 0
@@ -259,7 +269,7 @@ class ExpiryClock:
             failures += 1
             self._failures += 1
         if before is None and len(self._waiting) >= MAX_WAITING:
-            return  # The view still says that it is due: it is met again once everything else was passed.
+            return  # The view still lists it, so it is taken again once everything else was passed.
         if defect is not None and failures == 1:
             log.error(
                 "The expiry of code %s in ledger %s cannot be recorded; other codes continue",
@@ -270,7 +280,7 @@ class ExpiryClock:
         self._waiting[key] = _Waiting(code.due_at, time.monotonic() + pause_s, failures)
 
     async def _forget_passes(self) -> None:
-        """Begin anew in ledgers where the view knows by now of all that was recorded."""
+        """Start from the beginning in ledgers where the view has read all that was recorded."""
         if not self._passes:
             return
         reached = await self._read(lambda cursor: checkpoints.load_positions(cursor, expiring.NAME, expiring.VERSION))
@@ -280,7 +290,7 @@ class ExpiryClock:
 
     @property
     def figures(self) -> Figures:
-        """What this clock has done since it began, and what it has before it."""
+        """What this clock has recorded since it began, what failed, and what is due next."""
         return Figures(
             expiries=self._recorder.expiries,
             reminders=self._recorder.reminders,
@@ -290,7 +300,7 @@ class ExpiryClock:
         )
 
     def _rest_s(self) -> float:
-        """Return how long nothing will be due, as far as is known."""
+        """Return the seconds until something may be due, within the limits of a pause."""
         if self._next_due is None:
             return REST_S
         ahead = (self._next_due - self._handler.now()).total_seconds()

@@ -1,7 +1,7 @@
-"""What the expiry clock has done and has before it, in figures: written by the worker, read by the API's metrics.
+"""Figures of the expiry clock: written by the worker, read by the API's metrics.
 
-They are of all ledgers together, and go on counting whichever worker leads and however often it begins again. What a
-worker that was killed had counted in its last second is lost; what it recorded is not.
+They cover all ledgers together. Counters continue when another worker leads or a worker restarts. A worker that is
+killed loses what it counted in its last second, but nothing that it recorded.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _READ: Final = "SELECT expiries, reminders, failures, failing, next_due_at FROM 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is known of the clock.
+    """The figures of the clock.
 
     Attributes:
-        expiries, reminders: events recorded.
-        failures: attempts that came to nothing because of a defect or a stream that cannot be read.
-        failing: codes that wait for another attempt after such a failure.
-        next_due_at: when the first thing is due that is not recorded yet, past or ahead; None where no code is open.
+        expiries, reminders: codes of which one was recorded.
+        failures: attempts that failed because of a fault of a code or of its stream.
+        failing: codes that wait for a retry after such a failure.
+        next_due_at: when the first unrecorded expiry or reminder is due, past or future; None where no code is open.
 
     """
 
@@ -44,12 +44,12 @@ class Figures:
     next_due_at: datetime | None = None
 
     def late_s(self, now: datetime) -> float:
-        """Return how many seconds ago the longest due became due, 0 where nothing is: also while no worker runs."""
+        """Return for how many seconds something has been due, also while no worker runs; 0 where nothing is due."""
         return 0.0 if self.next_due_at is None else max(0.0, (now - self.next_due_at).total_seconds())
 
 
 class Report:
-    """Writes the figures of one worker, now and then."""
+    """Writes the figures of one worker to the database."""
 
     def __init__(self, database: Database) -> None:
         """Take the sessions to write with."""
@@ -58,12 +58,7 @@ class Report:
         self._written_at = 0.0
 
     async def write(self, figures: Figures) -> None:
-        """Add what came since the last time, once a second at most; figures that stay as they are cost nothing.
-
-        Raises:
-            Unavailable: the database is away.
-
-        """
+        """Add what changed since the last write, at most once a second; unchanged figures need no query."""
         if figures == self._written or time.monotonic() < self._written_at + WRITE_EVERY_S:
             return
         before = self._written
@@ -80,12 +75,7 @@ class Report:
 
 
 async def read_figures(database: Database) -> Figures:
-    """Read the figures.
-
-    Raises:
-        Unavailable: the database is away.
-
-    """
+    """Read the figures of all workers."""
     async with database.connection() as connection:
         row = await (await connection.execute(_READ)).fetchone()
     return Figures(*row) if row else Figures()

@@ -1,4 +1,4 @@
-"""What is kept for a time only, and forgotten by the worker then: idempotency keys, counts of refusals, accesses."""
+"""Retention: the worker deletes idempotency keys, counts of refusals and accesses after their time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from infra.postgres.pool import Database, LedgerConnection
 
-# An idempotency key is good for at least a day; one more covers a client's own retry schedule.
+# Clients may rely on an idempotency key for a day; the second day covers their own retry schedules.
 KEEP_IDEMPOTENCY_HOURS: Final = 48
 KEEP_REFUSAL_COUNTS_DAYS: Final = 400
 PURGE_EVERY_S: Final = 600.0
@@ -42,25 +42,25 @@ log = logging.getLogger(__name__)
 
 
 async def purging(database: Database) -> None:
-    """Forget what has been kept long enough, again and again."""
+    """Delete old rows until cancelled."""
     while True:
         more = await purge(database)
-        # As long as there is more, a short pause is all: what a busy day leaves behind must not outgrow the purge.
+        # While there is more to delete, the pause is short: the rows of a busy day must not outgrow the purge.
         await asyncio.sleep(PURGE_PAUSE_S if more else PURGE_EVERY_S)
 
 
 async def purge(database: Database, rows: int = PURGE_ROWS) -> bool:
-    """Forget a bounded number of rows of each kind; what fails of one kind holds up no other.
+    """Delete at most `rows` old rows of each kind. A kind that fails does not hold up the others.
 
     Returns:
-        Whether there is more to forget.
+        Whether there may be more to delete.
 
     """
     more = False
-    for name, forget in _KINDS.items():
+    for name, delete in _KINDS.items():
         try:
             async with database.connection() as connection:
-                more = await forget(connection, rows) == rows or more
+                more = await delete(connection, rows) == rows or more
         except Unavailable as error:
             log.warning("Old %s could not be deleted; this will be retried: %s", name, error.__cause__ or error)
     return more

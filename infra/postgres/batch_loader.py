@@ -18,16 +18,19 @@ MAX_BATCHED: Final = 256
 
 
 class BatchLoader(Generic[K, V]):
-    """Point reads that wait together as one query: what comes in while one query runs is answered by the next."""
+    """Looks keys up one by one for its callers, and many at a time in the database.
+
+    Keys that are asked for while a query runs are looked up by the next one, for each ledger by itself.
+    """
 
     def __init__(self, fetch: Callable[[int, Sequence[K]], Awaitable[Mapping[K, V]]]) -> None:
-        """Take the query: for a ledger and keys, what is found by key."""
+        """Take the query: for a ledger and keys, it returns what it finds by key."""
         self._fetch = fetch
         self._waiting: dict[int, dict[K, list[asyncio.Future[V | None]]]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
     async def __call__(self, ledger_id: int, key: K) -> V | None:
-        """Read one key; `None` where there is nothing."""
+        """Look one key up; return `None` if nothing is found."""
         answer: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(ledger_id)
         if waiting is None:
@@ -46,7 +49,7 @@ class BatchLoader(Generic[K, V]):
             batch = {key: waiting.pop(key) for key in keys}
             error = await self._answer(ledger_id, batch)
             if error is not None and len(batch) > 1 and not isinstance(error, Unavailable):
-                # One of them cannot be read: it must not keep the others from theirs.
+                # One of the keys is at fault: it must not keep the others from their results.
                 for key, answers in batch.items():
                     await self._answer(ledger_id, {key: answers}, last=True)
             elif error is not None:
@@ -56,10 +59,10 @@ class BatchLoader(Generic[K, V]):
     async def _answer(
         self, ledger_id: int, batch: Mapping[K, list[asyncio.Future[V | None]]], *, last: bool = False
     ) -> Exception | None:
-        """Fetch a batch and answer who waits; return the error, and where it is the last word, raise it there."""
+        """Look a batch up and answer its callers; return the error of the query, which `last` raises in the callers."""
         try:
             found = await self._fetch(ledger_id, list(batch))
-        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+        except Exception as error:  # noqa: BLE001 - the callers get it
             if last:
                 _fail(batch, error)
             return error

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: a pool whose sessions are bound to one ledger at a time, and what a lost one means."""
+"""Connections to PostgreSQL: a pool of sessions, each bound to one ledger at a time by row-level security."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The limits of a session, sent when it begins.
+# The limits of a session.
 STATEMENT_TIMEOUT_MS: Final = 10_000
 LOCK_TIMEOUT_MS: Final = 5_000
 CONNECT_TIMEOUT_S: Final = 5
@@ -24,11 +24,11 @@ VANISHED_MS: Final = 30_000
 POOL_WAIT_S: Final = 5
 POOL_SIZE: Final = 6
 
-# What the database says when it cannot serve now; a standby, or a server short of disk, may refuse only to write.
+# Errors of a database that cannot serve now. A standby, or a server short of disk, may refuse only to write.
 SHORT: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
 AWAY: Final = "The database cannot be reached. Try again in a moment."
 
-
+# Errors after which the session is still alive: a second attempt would only add load.
 _NOT_DEAD: Final = (
     PoolTimeout,
     TooManyRequests,
@@ -37,23 +37,22 @@ _NOT_DEAD: Final = (
     psycopg.errors.DeadlockDetected,
 )
 
-
-# No ledger's id: what a session is bound to while that changes, and after whoever changed it was cancelled.
+# No ledger's id. A session has it while its ledger changes, and keeps it if that is cancelled.
 _UNKNOWN: Final = -1
 
 
 class LedgerConnection(psycopg.AsyncConnection[Any]):
-    """A session that remembers which ledger its row-level security is bound to, None where it is bound to none."""
+    """A session that knows the ledger that its row-level security is bound to; None if it is bound to none."""
 
     ledger_id: int | None = None
 
     @cached_property
     def reused(self) -> psycopg.AsyncCursor[Any]:
-        """A cursor to use again and again: a new one learns how each parameter is sent anew."""
+        """A cursor for many queries: a new cursor would look up again how each type of parameter is sent."""
         return self.cursor(binary=True)
 
     async def bind(self, ledger_id: int | None) -> None:
-        """Bind the session to a ledger, or to none; costs a statement only where it was bound otherwise."""
+        """Bind the session to a ledger, or to none. A session that is bound to it already needs no statement."""
         if self.ledger_id != ledger_id:
             self.ledger_id = _UNKNOWN
             setting = "" if ledger_id is None else str(ledger_id)
@@ -61,7 +60,7 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
             self.ledger_id = ledger_id
 
 
-# For sessions that call `append`: its statements read by index, whatever the tables held when they were planned.
+# For sessions that call `append`: its statements use indexes, whatever the tables held when they were planned.
 APPENDING: Final = (
     " -c plan_cache_mode=force_generic_plan -c enable_hashjoin=off -c enable_mergejoin=off -c enable_bitmapscan=off"
 )
@@ -70,16 +69,16 @@ APPENDING: Final = (
 def session(
     conninfo: str, role: str, *, statement_timeout_ms: int = STATEMENT_TIMEOUT_MS, more_options: str = ""
 ) -> dict[str, Any]:
-    """Return what every connection is made with: the role whose rights it has, its limits, its time zone."""
+    """Return the parameters of a connection: the role whose rights it has, its limits, its time zone."""
     options = (
         f"-c role={role} -c statement_timeout={statement_timeout_ms} -c lock_timeout={LOCK_TIMEOUT_MS}"
         " -c timezone=UTC -c idle_in_transaction_session_timeout=60000"
-        # A machine that vanished holds its locks, a lease included, until the server notices.
+        # A client that vanished holds its locks and leases until the server notices.
         f" -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
         f" -c tcp_user_timeout={VANISHED_MS}"
-        # The append decides in statements after its lock, each with a snapshot of its own.
+        # After its lock, the append reads in new statements, each with a snapshot of its own.
         r" -c default_transaction_isolation=read\ committed"
-        # A ledger starts out empty, and a plan made then would go on reading whole tables when it no longer is.
+        # A plan that was made for an empty table would still scan the whole table when it is large.
         " -c enable_seqscan=off"
         f"{more_options}"
     )
@@ -89,8 +88,8 @@ def session(
         "options": options,
         "connect_timeout": CONNECT_TIMEOUT_S,
         "application_name": "sparkledger",
-        # A server that vanished without a word is noticed within half a minute: by keepalives while nothing is asked of
-        # it, and by what it does not acknowledge while something is.
+        # A server that vanished is noticed within half a minute: by keepalives while the session is idle, and by
+        # missing acknowledgements while it is in use.
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -118,7 +117,7 @@ class Database:
         )
 
     async def open(self) -> None:
-        """Begin connecting; a database that is away is no reason not to start."""
+        """Begin to connect. It succeeds even while the database cannot be reached."""
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
@@ -127,10 +126,10 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, ledger_id: int | None = None) -> AsyncIterator[LedgerConnection]:
-        """Lend a session, bound to a ledger; to none where none is given, whoever had it before.
+        """Lend a session that is bound to a ledger, or to none if none is given.
 
         Raises:
-            Unavailable: none became free in time, or the database is away.
+            Unavailable: no session became free in time, or the database is away.
 
         """
         try:
@@ -141,7 +140,7 @@ class Database:
             raise Unavailable(AWAY) from error
 
     async def read(self, ledger_id: int | None, query: Callable[[LedgerConnection], Awaitable[T]]) -> T:
-        """Run a query that changes nothing, once more where its session turns out to be dead.
+        """Run a query that changes nothing; if its session turns out to be dead, run it once more.
 
         Raises:
             Unavailable: the database is away, or the query took too long.
@@ -151,11 +150,10 @@ class Database:
             async with self.connection(ledger_id) as connection:
                 return await query(connection)
         except Unavailable as unavailable:
-            # A full pool, a lock or a slow statement would only be made worse by asking again.
             cause = unavailable.__cause__
             if not isinstance(cause, psycopg.OperationalError) or isinstance(cause, _NOT_DEAD):
                 raise
-        # After a restart of the server every pooled session is dead: drop those, then ask a new one.
+        # After a restart of the server every pooled session is dead: drop them, then use a new one.
         await self._pool.check()
         async with self.connection(ledger_id) as connection:
             return await query(connection)

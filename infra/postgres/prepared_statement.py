@@ -1,8 +1,8 @@
-"""A statement that a session prepares once and then calls again and again, with columns for parameters.
+"""A prepared statement whose parameters are arrays: prepared once in a session, then called many times.
 
-psycopg's cursors learn with every call how each of its parameters is sent and each column of its rows is read: for the
-34 columns of an append that took as long as deciding a command. Here both are known from the beginning, and what is
-left is libpq itself, as psycopg opens it.
+A cursor of psycopg looks up with every call how to send each parameter and how to read each column. For the 34 arrays
+of an append that took as long as deciding a command. Here the types are fixed when the statement is prepared, and calls
+go straight to libpq, through psycopg's binding of it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 
 
 class Statement:
-    """One statement of one session; nothing else may be sent on the session while a call is under way."""
+    """A prepared statement of one session. While a call runs, nothing else may be sent on the session."""
 
     def __init__(self, connection: LedgerConnection, name: str, columns: int) -> None:
-        """Take the session; `prepare` makes it."""
+        """Take the session, the statement's name and the number of its parameters; `prepare` sends it."""
         self._pgconn: PGconn = connection.pgconn
         self._name = name.encode()
         self._formats = [Format.BINARY] * columns
         self._rows = Transformer(connection)
 
     async def prepare(self, text: str, types: Sequence[type[Array]]) -> None:
-        """Send the statement's text, whose parameters are `$1`, `$2` …, to be planned.
+        """Have the database parse the statement, whose parameters are `$1`, `$2` and so on.
 
         Raises:
             psycopg.Error: the database refuses it, or is away.
@@ -48,10 +48,10 @@ class Statement:
         await _answered(self._pgconn)
 
     async def call(self, columns: Sequence[Array]) -> list[Any]:
-        """Carry it out, and return its rows once what it did is committed; cancelled, it closes the session.
+        """Execute it, and return its rows once it is committed. Cancelling the call closes the session.
 
         Raises:
-            psycopg.Error: nothing was done; or, where the connection is closed now, it is not known whether it was.
+            psycopg.Error: it had no effect; or, if the connection is closed now, it is not known whether it had.
 
         """
         self._pgconn.send_query_prepared(
@@ -63,11 +63,11 @@ class Statement:
 
 
 async def _answered(pgconn: PGconn) -> PGresult:
-    """Wait until the server is ready for the next statement: only then is this one committed."""
+    """Wait until the server is ready for the next statement; only then is this one committed."""
     try:
         results = await _results(pgconn)
     except BaseException:
-        # Cancelled, for example: nothing else can be sent on a session whose answer nobody took.
+        # Nothing else can be sent on a session whose result was not read, for example after a cancellation.
         pgconn.finish()
         raise
     for result in results:
@@ -92,7 +92,7 @@ async def _results(pgconn: PGconn) -> list[PGresult]:
 
 
 async def _ready(pgconn: PGconn, *, to_write: bool = False) -> None:
-    """Wait until there is something to read, or room to write."""
+    """Wait until the socket can be read, or written."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
 

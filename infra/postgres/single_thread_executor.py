@@ -1,4 +1,4 @@
-"""A thread beside the one that asks, for calls that may never return and for work that goes on meanwhile."""
+"""An executor with one daemon thread, for blocking calls that may never return."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ T = TypeVar("T")
 
 
 class SingleThreadExecutor:
-    """Does one call after another in a thread of its own, which keeps no process from ending."""
+    """Makes one call after another in a thread of its own, which does not keep the process alive."""
 
     def __init__(self, name: str) -> None:
-        """Begin the thread."""
+        """Start the thread."""
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def begin(self, call: Callable[[], T]) -> Future[T]:
-        """Have a call done; whoever waits for its outcome may give it up, and the thread stays with it."""
+        """Queue a call, and return its future. A caller may stop waiting; the thread still finishes the call."""
         outcome: Future[T] = Future()
         self._calls.put((call, outcome))
         return outcome
 
     def leave(self) -> None:
-        """End once the present call ends."""
+        """End the thread after the calls that are queued."""
         self._calls.put(None)
 
     def _run(self) -> None:
@@ -34,5 +34,5 @@ class SingleThreadExecutor:
             call, outcome = next_
             try:
                 outcome.set_result(call())
-            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            except BaseException as error:  # noqa: BLE001 - the caller gets it
                 outcome.set_exception(error)

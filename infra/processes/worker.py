@@ -1,4 +1,4 @@
-"""What runs beside the API: views, the expiry clock, publishing, webhooks, the purge of what is too old."""
+"""The worker process: views, the expiry clock, Kafka, webhooks, erasures and retention."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from infra.postgres.pool import Database
 
 PARTS: Final = ("views", "expiry", "kafka", "webhooks")
-# A publisher ends its transaction in this time, or leaves it to be aborted by its successor.
+# A publisher that has not ended its transaction after this time leaves it to be aborted by the next publisher.
 PUBLISHER_STOP_S: Final = 1.5
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ async def run(
 
     Args:
         conninfo: the database, as a login that is or may become the worker's role.
-        master_key: who holds the key that the database's keys are wrapped with.
+        master_key: the provider of the key that the database's keys are wrapped with.
         parts: which of `PARTS` to run.
-        publishers: those to Kafka, each of which runs in a thread of its own.
-        webhook_networks: where webhooks may be sent to besides public addresses.
+        publishers: the publishers to Kafka; each runs in a thread of its own.
+        webhook_networks: networks that webhooks may be sent to, besides public addresses.
         started: called once everything runs.
 
     Raises:
@@ -88,7 +88,7 @@ async def run(
             tasks.append(loop.create_task(webhooks.run()))
         started()
         stopping = loop.create_task(stop.wait())
-        # None of them ends by itself: one that does is a defect, and the process with it, to be begun again.
+        # No task ends by itself. If one does, that is a defect: the process ends with it, and is restarted.
         await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
@@ -102,7 +102,7 @@ async def run(
 def _waking(
     wakes: Sequence[asyncio.Event], webhooks: WebhookWorker | None, publishers: Sequence[Publisher]
 ) -> Callable[[], None]:
-    """Return what wakes everybody here that waits for events."""
+    """Return a callback that wakes everything here that waits for events."""
 
     def heard() -> None:
         for wake in wakes:
@@ -116,7 +116,7 @@ def _waking(
 
 
 def views_followed(conninfo: str, database: Database) -> tuple[list[Runner], list[asyncio.Event]]:
-    """Return what follows the log into each view, from one reading of it, and what wakes each."""
+    """Return a runner for each view, which share their reads of the log, and the event that wakes each."""
     shared = SharedLog(AllLedgersReader(database))
     wakes = [asyncio.Event() for _ in VIEWS]
     runners = [
@@ -126,5 +126,5 @@ def views_followed(conninfo: str, database: Database) -> tuple[list[Runner], lis
 
 
 async def create_views(conninfo: str) -> None:
-    """Create the views' tables, so that a read finds them before any worker ran."""
+    """Create the views' tables, so that they can be read before a worker has run."""
     await create_missing(lambda: connect(conninfo), VIEWS)
