@@ -31,38 +31,46 @@ if TYPE_CHECKING:
 
 
 class AccessActor(Answer):
-    key_id: Annotated[UUID | None, Field(description="The API key; null for who uses the command line.")]
-    key_name: Annotated[str | None, Field(description="What people call the key.")]
-    role: Annotated[Role | Literal["machine"], Field(description="In which role it read.")]
+    key_id: Annotated[UUID | None, Field(description="The id of the API key. Null for the command line.")]
+    key_name: Annotated[str | None, Field(description="The name of the key.")]
+    role: Annotated[Role | Literal["machine"], Field(description="The role in which the key read.")]
 
 
 class AccessEntry(Answer):
     access_id: Annotated[UUID, Field(description="The access.")]
-    at: Annotated[answered.Moment, Field(description="When it was asked for.")]
+    at: Annotated[answered.Moment, Field(description="When it was requested.")]
     actor: Annotated[AccessActor, Field(description="Who asked.")]
     route: Annotated[str, Field(description="What for.", examples=["GET /v1/events"])]
-    query: Annotated[dict[str, Any], Field(description="With which parameters.")]
-    format: Annotated[str, Field(description="The media type of the answer.", examples=["text/csv"])]
-    reads: Annotated[int, Field(ge=1, description="How many reads of an hour this is, for a subscriber's; else 1.")]
-    rows: Annotated[int, Field(ge=0, description="How many events, or questions, were answered.")]
+    query: Annotated[dict[str, Any], Field(description="The parameters of the request.")]
+    format: Annotated[str, Field(description="The media type of the response.", examples=["text/csv"])]
+    reads: Annotated[
+        int, Field(ge=1, description="For subscriber keys: the number of reads in this hour. Otherwise 1.")
+    ]
+    rows: Annotated[int, Field(ge=0, description="The number of events or questions in the response.")]
     complete: Annotated[
         bool | None,
-        Field(description="Whether all that was asked for was handed out; null while that is under way, or unknown."),
+        Field(description="Whether the response was complete. Null while it is in progress, or if unknown."),
     ]
-    ended_at: Annotated[answered.Moment | None, Field(description="When the answer had ended.")]
+    ended_at: Annotated[answered.Moment | None, Field(description="When the response ended.")]
     request_id: Annotated[str | None, Field(description="Names the request in our logs.")]
-    refused: Annotated[
-        str | None, Field(description="Why it was refused; null for what was answered.", examples=["not_allowed"])
+    refused: Annotated[str | None, Field(description="Why it was denied. Null for reads.", examples=["not_allowed"])]
+    address: Annotated[
+        str | None,
+        Field(description="The address that a denied attempt came from. Shown only to admins, otherwise null."),
     ]
-    address: Annotated[str | None, Field(description="Where a refused attempt came from; null but for admins.")]
-    user_agent: Annotated[str | None, Field(description="What it called itself; null but for admins.")]
-    path: Annotated[str | None, Field(description="The id in its path, where there was one; null but for admins.")]
+    user_agent: Annotated[
+        str | None, Field(description="The user agent of a denied attempt. Shown only to admins, otherwise null.")
+    ]
+    path: Annotated[
+        str | None,
+        Field(description="The id in the path of a denied attempt, if any. Shown only to admins, otherwise null."),
+    ]
 
 
 class AccessesAnswer(Answer):
     accesses: Annotated[list[AccessEntry], Field(description="Newest first.")]
-    next_cursor: Annotated[str | None, Field(description="What `cursor` is for the next page; null on the last.")]
-    prev_cursor: Annotated[str | None, Field(description="What `cursor` is for the page before; null on the first.")]
+    next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page. Null on the last page.")]
+    prev_cursor: Annotated[str | None, Field(description="The `cursor` of the previous page. Null on the first page.")]
 
 
 def _actor_filter(value: object) -> object:
@@ -81,11 +89,12 @@ ActorFilter = Annotated[
 
 
 class AccessesQuery(QueryModel):
-    actor: Annotated[ActorFilter | None, Field(description="Those with this key, by its id, or of the `machine`.")] = (
-        None
-    )
-    from_: Annotated[Moment | None, Field(alias="from", description="At this moment or later.")] = None
-    to: Annotated[Moment | None, Field(description="Before this moment.")] = None
+    actor: Annotated[
+        ActorFilter | None,
+        Field(description="Only accesses with this key, given by id, or from the command line (`machine`)."),
+    ] = None
+    from_: Annotated[Moment | None, Field(alias="from", description="At this time or later.")] = None
+    to: Annotated[Moment | None, Field(description="Before this time.")] = None
     limit: Limit = LIMIT
     cursor: EitherCursor = None
 
@@ -118,9 +127,9 @@ async def list_accesses(
     query: Annotated[AccessesQuery, Query()],
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],
 ) -> Response:
-    """List who read or exported the trail, read a history or asked the question, newest first; kept 400 days.
+    """List who read or exported the audit trail, read a history or asked the question, newest first. Kept for 400 days.
 
-    Refused attempts stand here too, the first 20 of each key, reason and hour. Where they came from, admins alone see.
+    Denied attempts are listed too: the first 20 of each key, reason and hour. Only admins see where they came from.
     """
     place, back = (
         (None, False) if query.cursor is None else decode_two_way(query.cursor, query.cursor_scope(), _LAST_PLACE)

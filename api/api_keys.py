@@ -33,14 +33,19 @@ if TYPE_CHECKING:
 
 class Subjects(Body):
     creator_ids: Annotated[
-        list[Id], Field(max_length=MAX_SUBJECTS, description="The creators it acts for.", examples=[["ana.creates"]])
+        list[Id],
+        Field(max_length=MAX_SUBJECTS, description="The creators that the key acts for.", examples=[["ana.creates"]]),
     ] = Field(default=[])
     brand_ids: Annotated[
-        list[Id], Field(max_length=MAX_SUBJECTS, description="The brands it acts for.", examples=[["acme"]])
+        list[Id], Field(max_length=MAX_SUBJECTS, description="The brands that the key acts for.", examples=[["acme"]])
     ] = Field(default=[])
     advertiser_ids: Annotated[
         list[Id],
-        Field(max_length=MAX_SUBJECTS, description="The advertiser accounts it acts for.", examples=[["adv-7001"]]),
+        Field(
+            max_length=MAX_SUBJECTS,
+            description="The advertiser accounts that the key acts for.",
+            examples=[["adv-7001"]],
+        ),
     ] = Field(default=[])
 
     def as_known(self) -> api_keys.Subjects:
@@ -49,25 +54,25 @@ class Subjects(Body):
 
 
 class CreateKey(Body):
-    role: Annotated[Role, Field(description="What the key may.", examples=["creator"])]
-    name: Annotated[Name | None, Field(description="What people call it.", examples=["The creator's app"])] = None
+    role: Annotated[Role, Field(description="The key's role.", examples=["creator"])]
+    name: Annotated[Name | None, Field(description="A name for people.", examples=["The creator's app"])] = None
     subjects: Annotated[
         Subjects | None,
         Field(
-            description="Whom it acts for: creators for a creator's key, brands and advertiser accounts for a brand's; "
-            "the other roles act for everyone.",
+            description="The subjects that the key acts for: creators for the role creator, brands and "
+            "advertiser accounts for the role brand. The other roles act for everyone.",
             examples=[{"creator_ids": ["ana.creates"]}],
             validate_default=True,
         ),
     ] = None
     expires_at: Annotated[
-        Moment | None, Field(description="When it stops working. Absent: never.", examples=[LATER])
+        Moment | None, Field(description="When the key expires. Default: never.", examples=[LATER])
     ] = None
     may_reveal: Annotated[
         bool,
         Field(
-            description="Whether it may show secrets again, with a reason; for a creator's, operator's or "
-            "administrator's key. Withhold it from whoever needs none."
+            description="Whether the key can reveal secrets, for the roles creator, operator and admin. Send "
+            "false for keys that do not need this."
         ),
     ] = True
 
@@ -87,7 +92,7 @@ class RotateKey(Body):
         Field(
             ge=0,
             le=MAX_OVERLAP_S,
-            description="How long the text that the key has now works beside the new one, 30 days at most.",
+            description="How long the old key still works, in seconds, at most 30 days.",
             examples=[3600],
         ),
     ]
@@ -100,34 +105,36 @@ class SubjectsEntry(Answer):
 
 
 class KeyEntry(Answer):
-    key_id: Annotated[UUID, Field(description="The key's id; never the key.")]
-    ledger: Annotated[str, Field(description="The ledger it opens.", examples=["main"])]
-    role: Annotated[Role, Field(description="What it may.")]
-    name: Annotated[str | None, Field(description="What people call it.")]
-    subjects: Annotated[SubjectsEntry, Field(description="Whom it acts for.")]
-    may_reveal: Annotated[bool, Field(description="Whether it shows secrets again, with a reason.")]
-    created_at: Annotated[answered.Moment, Field(description="When it was made.")]
-    expires_at: Annotated[answered.Moment | None, Field(description="When it stops working.")]
+    key_id: Annotated[UUID, Field(description="The key's id, not the key itself.")]
+    ledger: Annotated[str, Field(description="The ledger that the key belongs to.", examples=["main"])]
+    role: Annotated[Role, Field(description="The key's role.")]
+    name: Annotated[str | None, Field(description="A name for people.")]
+    subjects: Annotated[
+        SubjectsEntry, Field(description="The creators, brands and advertiser accounts that the key acts for.")
+    ]
+    may_reveal: Annotated[bool, Field(description="Whether the key can reveal secrets.")]
+    created_at: Annotated[answered.Moment, Field(description="When it was created.")]
+    expires_at: Annotated[answered.Moment | None, Field(description="When it expires.")]
     revoked_at: Annotated[answered.Moment | None, Field(description="When it was revoked.")]
     kind: Annotated[
         Literal["key", "token"],
-        Field(description="A key that is presented itself, or what stands for the bearer of an issuer's tokens."),
+        Field(description="`key`, or `token` for an identity of an OpenID Connect issuer."),
     ]
-    subject: Annotated[str | None, Field(description="What the issuer calls the bearer; null for a key.")]
+    subject: Annotated[str | None, Field(description="The issuer's name for the identity. Null for a key.")]
     last_used_at: Annotated[answered.Moment | None, Field(description="When it was last used, to the minute.")]
     overlap_ends_at: Annotated[
         answered.Moment | None,
-        Field(description="Until when the text before the last rotation works too; null once it does not."),
+        Field(description="Until when the key before the last rotation also works. Null if it no longer does."),
     ]
 
 
 class KeyAnswer(KeyEntry):
-    key: Annotated[str, Field(description="The key itself, shown this once.", examples=["slk_…"])]
+    key: Annotated[str, Field(description="The key itself, shown only once.", examples=["slk_…"])]
 
 
 class KeysAnswer(Answer):
-    keys: Annotated[list[KeyEntry], Field(description="Newest first, revoked ones included.")]
-    next: Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]
+    keys: Annotated[list[KeyEntry], Field(description="The keys, newest first, including revoked keys.")]
+    next: Annotated[str | None, Field(description="The cursor of the next page, or null on the last page.")]
 
 
 class KeysQuery(QueryModel):
@@ -145,7 +152,7 @@ router = APIRouter(route_class=Route, tags=["Keys"])
     example={"role": "creator", "name": "The creator's app", "subjects": {"creator_ids": ["ana.creates"]}},
 )
 async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")]) -> Response:
-    """Make a key for this ledger; the key itself is in this answer alone."""
+    """Create an API key in this ledger. Only this response contains the key itself."""
     if body.expires_at is not None and body.expires_at <= caller.services.now():
         raise malformed_body("/expires_at", "This time is in the past. The key would never work.")
     idempotency_key = headers.idempotency_key(caller.request)
@@ -166,7 +173,7 @@ async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")])
 
 @router.get("/v1/keys", response_model=KeysAnswer, operation_id="listKeys")
 async def list_keys(query: Annotated[KeysQuery, Query()], caller: Annotated[Caller, allow("admin")]) -> Response:
-    """List the keys of this ledger, and the bearers of tokens, revoked ones included, newest first."""
+    """List the API keys and token identities of this ledger, newest first, including revoked ones."""
     before = None if query.cursor is None else decode_id(query.cursor, "keys")
     keys = await caller.services.key_admin.keys(caller.ledger_id, limit=query.limit + 1, before=before)
     following = None
@@ -180,9 +187,9 @@ async def list_keys(query: Annotated[KeysQuery, Query()], caller: Annotated[Call
 @router.post("/v1/keys/{key_id}/rotation", response_model=KeyAnswer, operation_id="rotateKey")
 @Operation(answer_headers=("Cache-Control",), replays=True, example={"overlap_seconds": 3600})
 async def rotate_key(key_id: str, body: RotateKey, caller: Annotated[Caller, allow("admin")]) -> Response:
-    """Give a key another text, which is in this answer alone; it stays the same key, and the same actor in the log.
+    """Rotate an API key. Only this response contains the new key. Its id and its actor in the log stay the same.
 
-    The text that it has now works on until the overlap ends; one from before that ends at once.
+    The current key works until the overlap ends. A key from before an earlier rotation stops working immediately.
     """
     idempotency_key = headers.idempotency_key(caller.request)
     try:
@@ -202,7 +209,7 @@ async def rotate_key(key_id: str, body: RotateKey, caller: Annotated[Caller, all
 
 @router.delete("/v1/keys/{key_id}", status_code=204, response_class=Response, operation_id="revokeKey")
 async def revoke_key(key_id: str, caller: Annotated[Caller, allow("admin")]) -> Response:
-    """Revoke a key, or shut the bearer of tokens out, for good and at once; again answers the same."""
+    """Revoke an API key or a token identity, immediately and permanently. Repeating it returns the same response."""
     wanted = headers.path_uuid(key_id, "key")
     if not await caller.services.key_admin.revoke(caller.ledger_id, wanted, context=caller.access_context):
         raise Unknown("key")

@@ -67,11 +67,12 @@ async def ask_authorizations(
     request: Request,
     caller: Annotated[Caller, allow("brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """Answer the question for every line of a batch, all as of one position.
+    """Answer the authorization question for each line of a batch, all as of one position.
 
-    A line of NDJSON is an object with `video_id`, `advertiser_id` and, if you like, `at`; the first line of a CSV names
-    these columns. Each line is answered under its number, counted from 1; one that is no question gets an `error`
-    instead, and the others their answers. The answer has the format of the batch, unless `Accept` wants the other.
+    A line of NDJSON is an object with `video_id`, `advertiser_id` and, optionally, `at`. The first line of a CSV
+    names these columns. Each line is answered under its number, counted from 1. An invalid line gets an `error`
+    instead, and does not affect the other lines. The response has the format of the batch, unless `Accept` asks for
+    the other.
     """
     headers.idempotency_key(request)  # asking again changes nothing, but a malformed one is a mistake
     sent = _sent_as(request)

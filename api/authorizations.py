@@ -35,30 +35,32 @@ if TYPE_CHECKING:
 
 
 class AuthorizationAnswer(Answer):
-    """The question: was this video authorized for this advertiser at this moment?"""
+    """The answer to the authorization question: was this video authorized for this advertiser at this time?"""
 
-    authorized: Annotated[bool, Field(description="Yes or no.")]
+    authorized: Annotated[bool, Field(description="Whether the video was authorized.")]
     reason: Annotated[
         Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked"],
-        Field(description="Why, by code, window, revocation and redemption alone."),
+        Field(description="The reason, based only on code, window, revocation and redemption."),
     ]
     video_id: answered.VideoId
     advertiser_id: answered.AdvertiserId
-    at: Annotated[answered.Moment, Field(description="The moment that was asked about.")]
+    at: Annotated[answered.Moment, Field(description="The time that was asked about.")]
     as_of: Annotated[int, Field(ge=0, description="The position up to which the ledger was read.", examples=[42])]
-    code_id: Annotated[UUID | None, Field(description="The code that decides.")]
-    starts_at: Annotated[answered.Moment | None, Field(description="Its window's first moment.")]
-    expires_at: Annotated[answered.Moment | None, Field(description="The first moment after its window.")]
+    code_id: Annotated[UUID | None, Field(description="The code that the answer is based on.")]
+    starts_at: Annotated[answered.Moment | None, Field(description="The start of the code's window (included).")]
+    expires_at: Annotated[answered.Moment | None, Field(description="The end of the code's window (excluded).")]
     permission_enabled: Annotated[bool, Field(description="Whether the creator's Ad Authorization was on.")]
     shared: Annotated[bool, Field(description="Whether the code was shared with the advertiser.")]
-    evidence: Annotated[list[int], Field(description="The positions that prove it.", examples=[[1, 2, 5]])]
+    evidence: Annotated[
+        list[int], Field(description="The positions of the events that prove the answer.", examples=[[1, 2, 5]])
+    ]
 
 
 class AuthorizationQuery(QueryModel):
     video_id: Annotated[Id, Field(description="The video.", examples=["7312345678901234567"])]
-    advertiser_id: Annotated[Id, Field(description="The account that ran the ad.", examples=["adv-7001"])]
+    advertiser_id: Annotated[Id, Field(description="The advertiser account that ran the ad.", examples=["adv-7001"])]
     at: Annotated[
-        Moment | None, Field(description="The moment it ran. Absent: now, or with `as_of` when the ledger knew that.")
+        Moment | None, Field(description="The time at which the ad ran. Default: now, or the time of `as_of`.")
     ] = None
     as_of: AsOf = None
     at_least: AtLeast = None
@@ -73,7 +75,7 @@ async def ask_authorization(
     query: Annotated[AuthorizationQuery, Query()],
     caller: Annotated[Caller, allow("brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """Answer the question: was this video authorized for this advertiser at this moment, and what proves it?"""
+    """Answer the authorization question: was this video authorized for this advertiser at this time, and why?"""
     caller.act_for_advertiser(query.advertiser_id)
     clock = caller.services.now()
     as_of, at_least = None, query.at_least or 0

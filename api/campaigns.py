@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from projections.campaigns import CampaignRow
 
 
-CreativeHash = Annotated[Sha256 | None, Field(description="SHA-256 of the video file, in lowercase hexadecimal.")]
+CreativeHash = Annotated[Sha256 | None, Field(description="The SHA-256 of the video file, in lowercase hexadecimal.")]
 
 
 class Budget(Body):
@@ -70,15 +70,16 @@ class Budget(Body):
 class LaunchCampaign(Command):
     campaign_id: CampaignId
     advertiser_id: AdvertiserId
-    budget: Annotated[
-        Budget, Field(description="What may be spent.", examples=[{"amount": "500.00", "currency": "USD"}])
+    budget: Annotated[Budget, Field(description="The budget.", examples=[{"amount": "500.00", "currency": "USD"}])]
+    starts_at: Annotated[Moment, Field(description="When the campaign starts, inside the code's window.")]
+    ends_at: Annotated[
+        Moment,
+        Field(description="When the campaign ends. If this is after the code's window, the response has a warning."),
     ]
-    starts_at: Annotated[Moment, Field(description="When the campaign begins, inside the code's window.")]
-    ends_at: Annotated[Moment, Field(description="When it ends; where that is after the window, a warning says so.")]
-    name: Annotated[Name | None, Field(description="What people call it.", examples=["Spring sale"])] = None
+    name: Annotated[Name | None, Field(description="A name for people.", examples=["Spring sale"])] = None
     targeting: Annotated[
         Targeting | None,
-        Field(description="Whom the ad is shown to, in your own words: at most 16 KiB of JSON, 8 levels deep."),
+        Field(description="The targeting of the ad, as any JSON of at most 16 KiB and 8 levels."),
     ] = None
     caption_sha256: CaptionHash = None
     creative_sha256: CreativeHash = None
@@ -93,14 +94,14 @@ class LaunchCampaign(Command):
 
 
 class EndCampaign(Command):
-    reason: Annotated[Reason | None, Field(description="Why it was stopped.", examples=["Budget spent"])] = None
+    reason: Annotated[Reason | None, Field(description="Why the campaign was ended.", examples=["Budget spent"])] = None
 
 
 class CampaignAnswer(CodeAnswer):
     warnings: Annotated[
         list[str],
         Field(
-            description="A sentence for each thing to know.",
+            description="Warnings, one sentence each.",
             examples=[["The campaign will stop on 2026-03-31 at 12:00 UTC, when the code's window ends."]],
         ),
     ]
@@ -112,42 +113,47 @@ class CampaignInList(Answer):
     creator_id: answered.CreatorId
     video_id: answered.VideoId
     advertiser_id: answered.AdvertiserId
-    name: Annotated[str | None, Field(description="What people call it.")]
-    budget: Annotated[BudgetEntry, Field(description="What may be spent.")]
-    starts_at: Annotated[answered.Moment, Field(description="When it begins.")]
-    ends_at: Annotated[answered.Moment, Field(description="When it was meant to end.")]
-    expires_at: Annotated[answered.Moment, Field(description="When its code's window ends.")]
-    launched_at: Annotated[answered.Moment, Field(description="When it was launched, in effective time.")]
-    running: Annotated[bool, Field(description="From launch, even if scheduled, until something stops it.")]
-    stops_at: Annotated[answered.Moment, Field(description="When it will stop, or has stopped.")]
+    name: Annotated[str | None, Field(description="A name for people.")]
+    budget: Annotated[BudgetEntry, Field(description="The budget.")]
+    starts_at: Annotated[answered.Moment, Field(description="When it starts.")]
+    ends_at: Annotated[answered.Moment, Field(description="The planned end.")]
+    expires_at: Annotated[answered.Moment, Field(description="The end of the code's window (excluded).")]
+    launched_at: Annotated[answered.Moment, Field(description="The effective time of the launch.")]
+    running: Annotated[
+        bool, Field(description="Whether it runs: launched, even if only scheduled, and not stopped yet.")
+    ]
+    stops_at: Annotated[answered.Moment, Field(description="When it stops or stopped.")]
     stop_reason: Annotated[
         Literal["code_end", "campaign_end"],
-        Field(description="By what: its code, whose window ends or which was revoked, or its own end."),
+        Field(
+            description="What stops it: `code_end` (its code expires or is revoked) or `campaign_end` (its own end)."
+        ),
     ]
-    ended_at: Annotated[
-        answered.Moment | None, Field(description="When somebody or something ended it before its own end.")
-    ]
+    ended_at: Annotated[answered.Moment | None, Field(description="When it was ended before its planned end.")]
     ended_by: Annotated[
-        Literal["ended", "code_expired", "code_revoked"] | None, Field(description="By what that was, as recorded.")
+        Literal["ended", "code_expired", "code_revoked"] | None, Field(description="The recorded cause of that.")
     ]
-    position: Annotated[answered.EventPosition, Field(description="Of the event that launched it.")]
+    position: Annotated[answered.EventPosition, Field(description="The position of the event that launched it.")]
 
 
 class CampaignsAnswer(Answer):
-    campaigns: Annotated[list[CampaignInList], Field(description="By when they stop.")]
+    campaigns: Annotated[list[CampaignInList], Field(description="Sorted by the time at which they stop.")]
     next: answered.Next
     position: answered.ReadUpto
 
 
 class CampaignsQuery(QueryModel):
-    running: Annotated[Flag | None, Field(description="Those that run, or those that have stopped.")] = None
+    running: Annotated[Flag | None, Field(description="Only campaigns that run, or only those that have stopped.")] = (
+        None
+    )
     stop_reason: Annotated[
-        Literal["code_end", "campaign_end"] | None, Field(description="Stopped by their code, or by their own end.")
+        Literal["code_end", "campaign_end"] | None,
+        Field(description="Only campaigns stopped by their code, or only by their own end."),
     ] = None
-    stops_from: Annotated[Moment | None, Field(description="That stop, or stopped, at this moment or later.")] = None
-    stops_before: Annotated[Moment | None, Field(description="That stop, or stopped, before this moment.")] = None
-    order: Annotated[Literal["asc", "desc"], Field(description="The soonest or the last to stop first.")] = "asc"
-    campaign_id: Annotated[Id | None, Field(description="Of this name alone.", examples=["spring-sale"])] = None
+    stops_from: Annotated[Moment | None, Field(description="Only campaigns that stop at this time or later.")] = None
+    stops_before: Annotated[Moment | None, Field(description="Only campaigns that stop before this time.")] = None
+    order: Annotated[Literal["asc", "desc"], Field(description="The order, by the time at which they stop.")] = "asc"
+    campaign_id: Annotated[Id | None, Field(description="Only with this name.", examples=["spring-sale"])] = None
     advertiser_id: ByAdvertiser = None
     creator_id: ByCreator = None
     video_id: ByVideo = None
@@ -187,7 +193,7 @@ router = APIRouter(route_class=Route)
 async def launch_campaign(
     code_id: str, body: LaunchCampaign, caller: Annotated[Caller, allow("brand", "operator", "admin")]
 ) -> Response:
-    """Record an ad on a redeemed code; one that would outlive the window is accepted with a warning."""
+    """Record a campaign on a redeemed code. If it ends after the code's window, the response has a warning."""
     caller.act_for_advertiser(body.advertiser_id)
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
     campaign = Campaign(
@@ -229,7 +235,7 @@ async def end_campaign(
     caller: Annotated[Caller, allow("brand", "operator", "admin")],
     body: EndCampaign | None = None,
 ) -> Response:
-    """Record that a campaign was stopped; one that no longer runs stays as it is."""
+    """Record the end of a campaign. A campaign that no longer runs is not changed."""
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
     body = body or EndCampaign()
 
@@ -259,7 +265,7 @@ async def list_campaigns(
     query: Annotated[CampaignsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """List campaigns by the day each will stop, and by what; a creator's or brand's key sees its own."""
+    """List campaigns by the time at which they stop, and what stops them. Keys of creators and brands see their own."""
     caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
     now = caller.services.now()
 

@@ -24,60 +24,63 @@ if TYPE_CHECKING:
 
 class ShareEntry(Answer):
     brand_id: answered.BrandId
-    channel: Annotated[Channel, Field(description="The way it was handed over.")]
+    channel: Annotated[Channel, Field(description="The channel over which it was shared.")]
     advertiser_id: Annotated[
-        str | None, Field(description="The advertiser account it was meant for, if one was named.")
+        str | None, Field(description="The advertiser account it was shared with, if one was named.")
     ]
-    shared_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    shared_at: Annotated[answered.Moment, Field(description="The effective time.")]
 
 
 class RedemptionEntry(Answer):
     advertiser_id: answered.AdvertiserId
-    redeemed_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    redeemed_at: Annotated[answered.Moment, Field(description="The effective time.")]
 
 
 class BudgetEntry(Answer):
-    amount: Annotated[str, Field(description="A decimal number.", examples=["500.00"])]
+    amount: Annotated[str, Field(description="A decimal number as a string.", examples=["500.00"])]
     currency: Annotated[str, Field(description="ISO 4217.", examples=["USD"])]
 
 
 class CampaignEntry(Answer):
     campaign_id: Annotated[str, Field(description="The campaign.", examples=["spring-sale"])]
     advertiser_id: answered.AdvertiserId
-    name: Annotated[str | None, Field(description="What people call it.")]
-    budget: Annotated[BudgetEntry, Field(description="What may be spent.")]
+    name: Annotated[str | None, Field(description="A name for people.")]
+    budget: Annotated[BudgetEntry, Field(description="The budget.")]
     targeting: Annotated[dict[str, Any] | None, Field(description="As it was sent.")]
-    starts_at: Annotated[answered.Moment, Field(description="When it begins.")]
-    ends_at: Annotated[answered.Moment, Field(description="When it was meant to end.")]
-    launched_at: Annotated[answered.Moment, Field(description="When the launch was recorded, in effective time.")]
-    ended_at: Annotated[answered.Moment | None, Field(description="When somebody or something ended it.")]
+    starts_at: Annotated[answered.Moment, Field(description="When it starts.")]
+    ends_at: Annotated[answered.Moment, Field(description="The planned end.")]
+    launched_at: Annotated[answered.Moment, Field(description="The effective time of the launch.")]
+    ended_at: Annotated[answered.Moment | None, Field(description="When it was ended, if it was.")]
     stops_at: Annotated[
-        answered.Moment, Field(description="When it stops, at its own end or the window's, or has stopped.")
+        answered.Moment,
+        Field(description="When it stops or stopped: at its planned end, the end of the window, or when it was ended."),
     ]
-    running: Annotated[bool, Field(description="From launch until ended, its end, or the window's.")]
+    running: Annotated[bool, Field(description="Whether it runs: launched and not stopped yet.")]
 
 
 class CodeAnswer(Answer):
-    """A code as it stands. A brand's key sees its own shares, redemptions and campaigns alone."""
+    """A code as it is now. A brand's key sees only its own shares, redemptions and campaigns."""
 
     code_id: answered.CodeId
     masked: answered.Masked
     creator_id: answered.CreatorId
     video_id: answered.VideoId
-    terms_version: Annotated[str, Field(description="The advertising terms that were accepted.", examples=["2026-01"])]
-    generated_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    terms_version: Annotated[
+        str, Field(description="The version of the advertising terms that the creator accepted.", examples=["2026-01"])
+    ]
+    generated_at: Annotated[answered.Moment, Field(description="The effective time.")]
     starts_at: answered.StartsAt
     expires_at: answered.ExpiresAt
-    revoked_at: Annotated[answered.Moment | None, Field(description="When it was taken back.")]
+    revoked_at: Annotated[answered.Moment | None, Field(description="When it was revoked.")]
     state: answered.CodeState
     live: answered.Live
     caption_sha256: answered.Hash
     creative_sha256: answered.Hash
-    shares: Annotated[list[ShareEntry], Field(description="To whom it was handed, oldest first.")]
-    redemptions: Annotated[list[RedemptionEntry], Field(description="By whom it was redeemed, oldest first.")]
-    campaigns: Annotated[list[CampaignEntry], Field(description="What was launched on it, oldest first.")]
+    shares: Annotated[list[ShareEntry], Field(description="The shares, oldest first.")]
+    redemptions: Annotated[list[RedemptionEntry], Field(description="The redemptions, oldest first.")]
+    campaigns: Annotated[list[CampaignEntry], Field(description="The campaigns, oldest first.")]
     version: answered.Version
-    position: Annotated[answered.Position, Field(description="Of the code's last event.")]
+    position: Annotated[answered.Position, Field(description="The position of the code's last event.")]
 
 
 def code_answer(

@@ -31,50 +31,58 @@ class CodeInList(Answer):
     masked: answered.Masked
     creator_id: answered.CreatorId
     video_id: answered.VideoId
-    terms_version: Annotated[str, Field(description="The advertising terms that were accepted.")]
-    generated_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    terms_version: Annotated[str, Field(description="The version of the advertising terms that the creator accepted.")]
+    generated_at: Annotated[answered.Moment, Field(description="The effective time.")]
     starts_at: answered.StartsAt
     expires_at: answered.ExpiresAt
-    revoked_at: Annotated[answered.Moment | None, Field(description="When it was taken back.")]
+    revoked_at: Annotated[answered.Moment | None, Field(description="When it was revoked.")]
     state: answered.CodeState
     live: answered.Live
-    brand_ids: Annotated[list[str], Field(description="The brands it was shared with.")]
-    advertiser_ids: Annotated[list[str], Field(description="The accounts it was shared with or redeemed by.")]
+    brand_ids: Annotated[list[str], Field(description="The brands that it was shared with.")]
+    advertiser_ids: Annotated[
+        list[str], Field(description="The advertiser accounts that it was shared with or redeemed by.")
+    ]
     version: answered.Version
-    position: Annotated[answered.Position, Field(description="Of the code's last event.")]
+    position: Annotated[answered.Position, Field(description="The position of the code's last event.")]
 
 
 class CodesAnswer(Answer):
     codes: Annotated[list[CodeInList], Field(description="Newest first.")]
-    next: Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]
-    position: Annotated[answered.Position, Field(description="The position up to which the list has read the ledger.")]
+    next: Annotated[str | None, Field(description="The cursor of the next page, or null on the last page.")]
+    position: Annotated[answered.Position, Field(description="The position up to which the list covers the ledger.")]
 
 
 class CodesQuery(QueryModel):
-    state: Annotated[State | None, Field(description="Codes in this state alone.")] = None
-    creator_id: Annotated[Id | None, Field(description="Codes of this creator alone.", examples=["ana.creates"])] = None
-    video_id: Annotated[Id | None, Field(description="Codes for this video alone.")] = None
-    brand_id: Annotated[Id | None, Field(description="Codes shared with this brand alone.", examples=["acme"])] = None
+    state: Annotated[State | None, Field(description="Only codes in this state.")] = None
+    creator_id: Annotated[Id | None, Field(description="Only codes of this creator.", examples=["ana.creates"])] = None
+    video_id: Annotated[Id | None, Field(description="Only codes for this video.")] = None
+    brand_id: Annotated[Id | None, Field(description="Only codes shared with this brand.", examples=["acme"])] = None
     advertiser_id: Annotated[
-        Id | None, Field(description="Codes shared with or redeemed by this account alone.", examples=["adv-7001"])
+        Id | None,
+        Field(description="Only codes shared with or redeemed by this advertiser account.", examples=["adv-7001"]),
     ] = None
-    expires_before: Annotated[Moment | None, Field(description="Codes whose window ends before this moment.")] = None
+    expires_before: Annotated[Moment | None, Field(description="Only codes whose window ends before this time.")] = None
     live_at: Annotated[
         Moment | None,
         Field(
-            description="Codes that were live at this moment of effective time, by what is known now, the soonest to "
-            "end first. Each is answered as it stands now."
+            description="Only codes that were live at this effective time, as known now, sorted by the end of "
+            "the window. The answer shows each code as it is now."
         ),
     ] = None
     order: Annotated[
         Literal["newest", "ending"],
-        Field(description="Newest first; or those not revoked that are yet to end, the soonest first."),
+        Field(
+            description=(
+                "`newest` first, or `ending`: codes that are neither expired nor revoked, sorted by the end of the "
+                "window."
+            )
+        ),
     ] = "newest"
     limit: Limit = LIMIT
     cursor: Annotated[
         str | None,
         StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
-        Field(description="`next` of the page before, for the same filters."),
+        Field(description="The `next` of the previous page, with the same filters."),
     ] = None
     at_least: AtLeast = None
 
@@ -106,9 +114,9 @@ async def list_codes(
     query: Annotated[CodesQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """List the codes that pass every filter, newest or soonest to end first; creators and brands see their own.
+    """List codes, newest or soonest to end first. Keys of creators and brands see their own.
 
-    With `live_at` those that were live at a moment, such as 3 March: what has been revoked or has expired since too.
+    With `live_at`, list the codes that were live at that time, even if they were revoked or have expired since.
     """
     now, ours = caller.services.now(), caller.key.subjects
     same_query = query.model_dump(exclude={"cursor", "limit", "at_least"})

@@ -52,21 +52,21 @@ class GenerateCode(Command):
         ),
     ] = None
     days: Annotated[
-        Days, Field(description="The window's length in days: 7, 30, 60 or 365, unless set up otherwise.")
+        Days, Field(description="The length of the window in days: 7, 30, 60 or 365, unless configured otherwise.")
     ] = 30
     starts_at: Annotated[
         Moment | None,
-        Field(description="When the window begins; may be past, for a code that was issued then. Absent: now."),
+        Field(description="When the window starts. It can be in the past. Default: now."),
     ] = None
     caption_sha256: CaptionHash = None
     secret: Annotated[
         Secret | None,
-        Field(description="The string that TikTok generated, kept exactly. Absent: a random one is made."),
+        Field(description="The string that TikTok generated. It is kept exactly. Default: a random string."),
     ] = None
 
 
 class ExtendCode(Command):
-    """Exactly one of both."""
+    """Send exactly one of the two fields."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -80,11 +80,11 @@ class ExtendCode(Command):
 
     days: Annotated[
         Days | None,
-        Field(description="The whole window's length, counted from its start: 30 becomes 60.", examples=[60]),
+        Field(description="The new length of the whole window in days, counted from its start.", examples=[60]),
     ] = None
     expires_at: Annotated[
         Moment | None,
-        Field(description="The new end, at most the longest allowed length from now.", examples=[LATER]),
+        Field(description="The new end of the window, at most the longest allowed length from now.", examples=[LATER]),
     ] = None
 
     @model_validator(mode="after")
@@ -95,10 +95,10 @@ class ExtendCode(Command):
 
 
 class RevokeCode(Command):
-    reason: Annotated[Reason, Field(description="Why the code is taken back.")]
+    reason: Annotated[Reason, Field(description="Why the code is revoked.")]
     force: Annotated[
         bool,
-        Field(description="Revoke although a campaign runs, which ends it. For keys with the role operator or admin."),
+        Field(description="Revoke even if a campaign runs, and end it. Only for keys with the role operator or admin."),
     ] = False
 
 
@@ -108,9 +108,11 @@ class RevealCode(Command):
 
 class AddNote(Command):
     text: Annotated[
-        Note, Field(description="The remark; stored encrypted.", examples=["Position 12 named the wrong brand."])
+        Note, Field(description="The note. It is stored encrypted.", examples=["Position 12 named the wrong brand."])
     ]
-    about_position: Annotated[Position | None, Field(description="The event that the remark is about.")] = None
+    about_position: Annotated[
+        Position | None, Field(description="The position of the event that the note is about.")
+    ] = None
 
 
 class GeneratedAnswer(CodeAnswer):
@@ -128,7 +130,7 @@ class CodeReadAnswer(CodeAnswer):
 class CodeQuery(QueryModel):
     as_of: AsOf = None
     at: At = None
-    version: Annotated[Number | None, Field(description="As it stood at this version.", examples=[2])] = None
+    version: Annotated[Number | None, Field(description="As it was at this version.", examples=[2])] = None
     at_least: AtLeast = None
 
 
@@ -171,7 +173,7 @@ router = APIRouter(route_class=Route)
 async def generate_code(
     body: GenerateCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
-    """Generate a code for a video, or record one that TikTok generated; its secret is in this answer and in reveals."""
+    """Generate a code, or record one that TikTok generated. Only this response and reveals contain the secret."""
     caller.act_for_creator(body.creator_id)
     # Whoever may read every code has nothing to guess.
     guessing = body.secret is not None and caller.role not in ACTS_FOR_ALL
@@ -222,7 +224,7 @@ async def generate_code(
 async def extend_code(
     code_id: str, body: ExtendCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
-    """Move the end of a code's window to a later moment, before or after it was shared, and after it expired too."""
+    """Move the end of a code's window to a later time. This is possible before and after sharing, and after expiry."""
     code, if_match, policy = headers.path_uuid(code_id, "code"), headers.if_match(caller.request), policy_of(caller)
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
@@ -249,7 +251,7 @@ async def extend_code(
 async def revoke_code(
     code_id: str, body: RevokeCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
-    """Take a code back for good, and switch its video's own Ad Authorization off with it."""
+    """Revoke a code permanently, which also switches off the Ad Authorization of its video."""
     if body.force and caller.role not in ACTS_FOR_ALL:
         raise NotAllowed("Only keys with the role operator or admin can force a revocation.")
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
@@ -273,9 +275,9 @@ async def revoke_code(
 async def reveal_code(
     code_id: str, body: RevealCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
-    """Show a code's secret again, and record who asked and why; never answered from an earlier request.
+    """Reveal a code's secret again, and record who asked and why. A reveal is never answered from an earlier request.
 
-    For keys from which that was not withheld.
+    The key's `may_reveal` must be true.
     """
     if not caller.key.reveals:
         raise NotAllowed("This key is not allowed to reveal secrets: its `may_reveal` is false.")
@@ -298,7 +300,7 @@ async def reveal_code(
 async def add_note(
     code_id: str, body: AddNote, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
-    """Add a remark to a code, perhaps about one of its events: how a mistake is corrected in a log nobody edits."""
+    """Add a note to a code, optionally about one of its events. Notes are how mistakes in the log are corrected."""
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
     if body.about_position is not None:
         head = await caller.services.events.head(caller.ledger_id)
@@ -327,7 +329,7 @@ async def read_code(
     query: Annotated[CodeQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """Read a code as it stands, as it stood at a version, as the ledger knew it then, or as it was true then."""
+    """Read a code as it is now, as it was at a version, as the ledger knew it then, or as it was true then."""
     await refuse_ahead(caller, query.at_least)
     stream = await stream_of(caller, headers.path_uuid(code_id, "code"))
     clock = now = caller.services.now()

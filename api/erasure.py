@@ -32,7 +32,10 @@ router = APIRouter(route_class=Route, tags=["Erasure"])
 class EraseCreator(Command):
     reason: Annotated[
         Reason,
-        Field(description="Why; kept in clear for good, so name no person in it.", examples=["Asked for on 3 March"]),
+        Field(
+            description="The reason. It is kept permanently and unencrypted, so do not name a person.",
+            examples=["Requested on 3 March"],
+        ),
     ]
 
 
@@ -42,28 +45,28 @@ class ErasureAnswer(Answer):
         Literal["recorded", "carried_out"],
         Field(
             description=(
-                "`recorded`: nothing of the creator is unsealed any more, and the key is about to be destroyed. "
-                "`carried_out`: it is."
+                "`recorded`: nothing of the creator is unsealed any more, and the key will be destroyed soon. "
+                "`carried_out`: the key is destroyed."
             )
         ),
     ]
-    reason: Annotated[str, Field(description="Why, as it was given.", examples=["Asked for on 3 March"])]
-    actor: Annotated[ActorEntry, Field(description="Who asked for it.")]
-    recorded_at: Annotated[answered.Moment, Field(description="When the ledger learned it.")]
-    effective_at: Annotated[answered.Moment, Field(description="When it was asked for in the world.")]
+    reason: Annotated[str, Field(description="The reason that was given.", examples=["Requested on 3 March"])]
+    actor: Annotated[ActorEntry, Field(description="Who requested it.")]
+    recorded_at: Annotated[answered.Moment, Field(description="When the ledger recorded it.")]
+    effective_at: Annotated[answered.Moment, Field(description="The effective time of the request.")]
     carried_out_at: Annotated[answered.Moment | None, Field(description="When the key was destroyed.")]
-    event_id: Annotated[UUID, Field(description="The event that records it.")]
-    position: Annotated[answered.Position, Field(description="Its place in the ledger.")]
+    event_id: Annotated[UUID, Field(description="The id of the event that records it.")]
+    position: Annotated[answered.Position, Field(description="The event's position in the ledger.")]
 
 
 @router.post("/v1/creators/{creator_id}/erasure", response_model=ErasureAnswer, operation_id="eraseCreator")
 @Operation(request_headers=("If-Match",), refusals=(404,))
 async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[Caller, allow("admin")]) -> Response:
-    """Erase a creator: destroy the key that the secrets and notes of their codes are sealed under, for good.
+    """Erase a creator: permanently destroy the key that seals the secrets and notes of their codes.
 
-    Every event stays: what was decided can be read and proven on. The permission goes off for good, API keys that act
-    for this creator alone are revoked and lose their names, and nothing new is recorded that would have to be sealed.
-    Again, the first erasure is the answer.
+    All events stay, so past decisions can still be read and proven. The permission is permanently off. API keys
+    that act only for this creator are revoked and lose their names. Nothing that must be sealed can be recorded any
+    more. Repeating the request returns the first erasure.
     """
     headers.path_id(creator_id)
     if_match = headers.if_match(caller.request)

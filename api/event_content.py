@@ -35,34 +35,36 @@ if TYPE_CHECKING:
 
 
 class ActorEntry(Answer):
-    key_id: Annotated[str, Field(description="The API key, or `clock`.")]
-    key_name: Annotated[str | None, Field(description="What people call the key.")]
-    role: Annotated[Role | Literal["clock"], Field(description="In which role it acted.")]
-    subject: Annotated[str | None, Field(description="The creator or advertiser account it acted for.")]
+    key_id: Annotated[str, Field(description="The id of the API key, or `clock`.")]
+    key_name: Annotated[str | None, Field(description="The name of the key.")]
+    role: Annotated[Role | Literal["clock"], Field(description="The role in which the key acted.")]
+    subject: Annotated[str | None, Field(description="The creator or advertiser account that the key acted for.")]
 
 
 class EventAnswer(BaseModel):
-    """One event; `code_id` stands in those of codes, `creator_id` in those of permissions."""
+    """One event. Events of codes have a `code_id`, events of permissions have a `creator_id`."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"oneOf": [{"required": ["code_id"]}, {"required": ["creator_id"]}]}
     )
 
-    position: Annotated[int, Field(ge=1, description="Its place in the ledger.", examples=[42])]
+    position: Annotated[int, Field(ge=1, description="The event's position in the ledger.", examples=[42])]
     event_id: Annotated[UUID, Field(description="The event.")]
     type: Annotated[str, Field(description="What happened.", examples=["CodeGenerated"])]
-    type_version: Annotated[int, Field(ge=1, description="The version of its format.")]
+    type_version: Annotated[int, Field(ge=1, description="The version of the event's format.")]
     code_id: answered.CodeId = Field(default_factory=absent)
     creator_id: answered.CreatorId = Field(default_factory=absent)
-    stream_version: Annotated[int, Field(ge=1, description="Its number in the code's or creator's own stream.")]
-    recorded_at: Annotated[answered.Moment, Field(description="When the ledger learned it.")]
-    effective_at: Annotated[answered.Moment, Field(description="When it was true in the world.")]
+    stream_version: Annotated[int, Field(ge=1, description="The event's number in the stream of its code or creator.")]
+    recorded_at: Annotated[answered.Moment, Field(description="When the ledger recorded it.")]
+    effective_at: Annotated[answered.Moment, Field(description="When it happened in the world.")]
     actor: Annotated[ActorEntry, Field(description="Who did it.")]
-    source: Annotated[Source, Field(description="Who says so.")]
-    correlation_id: Annotated[str | None, Field(description="The larger undertaking it belongs to.")]
-    causation_id: Annotated[UUID | None, Field(description="The event it follows from.")]
-    summary: Annotated[str, Field(description="What happened, in a sentence.")]
-    body: Annotated[dict[str, Any], Field(description="The facts, under the names they have in requests.")]
+    source: Annotated[Source, Field(description="Who reported it.")]
+    correlation_id: Annotated[
+        str | None, Field(description="The business process that it belongs to, as named by the caller.")
+    ]
+    causation_id: Annotated[UUID | None, Field(description="The event that caused it.")]
+    summary: Annotated[str, Field(description="A sentence that says what happened.")]
+    body: Annotated[dict[str, Any], Field(description="The facts, with the names that they have in requests.")]
 
 
 # What every event of the library bears; all but the stream stands beside the body, under our own names.

@@ -30,28 +30,31 @@ ActorFilter = Annotated[
 
 
 class Conditions(QueryModel):
-    """What an event must be like; all that is given must hold."""
+    """Filters for events. An event must match all of them."""
 
     type: Annotated[
-        EventType | None, Field(description="Events of this type alone, in any case.", examples=["Redeemed"])
+        EventType | None, Field(description="Only events of this type. Case is ignored.", examples=["Redeemed"])
     ] = None
-    code_id: Annotated[CodeId | None, Field(description="Events of this code alone.")] = None
-    creator_id: Annotated[Id | None, Field(description="Events of this creator's permission and codes alone.")] = None
-    video_id: Annotated[Id | None, Field(description="Events of this video's codes alone.")] = None
-    advertiser_id: Annotated[Id | None, Field(description="Events that name this advertiser account alone.")] = None
+    code_id: Annotated[CodeId | None, Field(description="Only events of this code.")] = None
+    creator_id: Annotated[Id | None, Field(description="Only events of this creator's permission and codes.")] = None
+    video_id: Annotated[Id | None, Field(description="Only events of this video's codes.")] = None
+    advertiser_id: Annotated[Id | None, Field(description="Only events that name this advertiser account.")] = None
     actor: Annotated[
-        ActorFilter | None, Field(description="Events recorded with this key, by its id, or by `clock`.")
+        ActorFilter | None, Field(description="Only events recorded with this key, given by id, or by `clock`.")
     ] = None
-    from_: Annotated[Moment | None, Field(alias="from", description="Recorded at this moment or later.")] = None
-    to: Annotated[Moment | None, Field(description="Recorded before this moment.")] = None
+    from_: Annotated[Moment | None, Field(alias="from", description="Only events recorded at this time or later.")] = (
+        None
+    )
+    to: Annotated[Moment | None, Field(description="Only events recorded before this time.")] = None
     q: Annotated[
         str | None,
         StringConstraints(min_length=1, max_length=MAX_Q_CHARACTERS, pattern=NO_NUL),
         Field(
-            description="A query such as `type:Shared,Redeemed -channel:dm recorded:2026-01..2026-03 spring-sale`: "
-            "qualifiers `actor`, `advertiser`, `brand`, `channel`, `code`, `creator`, `effective`, `recorded`, "
-            "`refused`, `source`, `type`, `video`; `-` negates; quotes hold a text together; other words stand in the "
-            "summary, in any case.",
+            description="A query such as `type:Shared,Redeemed -channel:dm recorded:2026-01..2026-03 "
+            "spring-sale`. The qualifiers are `actor`, `advertiser`, `brand`, `channel`, `code`, "
+            "`creator`, `effective`, `recorded`, `refused`, `source`, `type` and `video`. `-` "
+            "negates a term. Quotes keep words together. Other words are searched in the summary, "
+            "ignoring case.",
             examples=["spring-sale"],
         ),
     ] = None
@@ -96,8 +99,8 @@ class Conditions(QueryModel):
 class Filters(Conditions):
     """Which events are asked for: what they must be like, and where they lie."""
 
-    after: Annotated[AnyPosition | None, Field(description="Later positions alone.", examples=[0])] = None
-    before: Annotated[AnyPosition | None, Field(description="Earlier positions alone.")] = None
+    after: Annotated[AnyPosition | None, Field(description="Only later positions.", examples=[0])] = None
+    before: Annotated[AnyPosition | None, Field(description="Only earlier positions.")] = None
 
     @model_validator(mode="after")
     def _no_reversed_range(self) -> Self:

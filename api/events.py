@@ -40,28 +40,26 @@ if TYPE_CHECKING:
 
 
 class EventsAnswer(Answer):
-    events: Annotated[list[EventAnswer], Field(description="In the order asked for.")]
+    events: Annotated[list[EventAnswer], Field(description="The events, in the requested order.")]
     next: Annotated[
         int | None,
-        Field(
-            description="What `after` (with order=desc: `before`) is for the next page; null where there is none yet."
-        ),
+        Field(description="The `after` of the next page (with order=desc: its `before`). Null if there is none yet."),
     ]
-    next_cursor: Annotated[str | None, Field(description="What `cursor` is for the next page; null as `next` is.")]
-    prev_cursor: Annotated[str | None, Field(description="What `cursor` is for the page before; null on the first.")]
+    next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page. Null if `next` is.")]
+    prev_cursor: Annotated[str | None, Field(description="The `cursor` of the previous page. Null on the first page.")]
     complete: Annotated[
         bool,
         Field(
-            description="False where the search gave up before the page was full, for it had looked through enough: "
-            "`next` goes on from there; or where what it searches no longer follows the log."
+            description="False if the search stopped before the page was full, because it had scanned enough "
+            "events (`next` continues there) or because its view has stopped."
         ),
     ]
     looked_through: Annotated[
-        int, Field(ge=0, description="How many events were looked at for this page.", examples=[100])
+        int, Field(ge=0, description="The number of events scanned for this page.", examples=[100])
     ]
-    total: Annotated[
-        int, Field(ge=0, description="About how many events there are in all, where that was asked for.")
-    ] = Field(default_factory=absent)
+    total: Annotated[int, Field(ge=0, description="The estimated total number of events, if requested.")] = Field(
+        default_factory=absent
+    )
 
 
 class EventsQuery(Filters):
@@ -70,7 +68,7 @@ class EventsQuery(Filters):
     cursor: EitherCursor = None
     total: Annotated[
         Literal["estimate"] | None,
-        Field(description="`estimate`: also about how many events there are in all; nothing is counted for it."),
+        Field(description="`estimate` adds an estimate of the total number of events. Nothing is counted for it."),
     ] = None
     at_least: AtLeast = None
 
@@ -90,11 +88,11 @@ async def list_events(
     query: Annotated[EventsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],
 ) -> Response:
-    """Read the audit trail by position; what is committed is visible at once. A creator's key reads its own events.
+    """Read the audit trail by position. Committed events are visible immediately. A creator's key reads its own events.
 
-    A search for what is rare gives up after a bounded time, and says so: `complete` is then false, `looked_through`
-    says how much it looked at, and `next` goes on from there. `complete` is false too where what is searched no longer
-    follows the log; `Ledger-Position` says how far it came. Reads are recorded in the log of accesses.
+    A search for rare events stops after a limited time: then `complete` is false, `looked_through` is the number of
+    scanned events, and `next` continues there. `complete` is also false if the searched view has stopped.
+    `Ledger-Position` says how far it came. Reads are recorded in the access log.
     """
     parsed = restrict_to_caller(caller, query.parsed())
     await refuse_ahead(caller, query.at_least)

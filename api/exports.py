@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class ExportQuery(Filters):
-    format: Annotated[Literal["ndjson", "csv"], Field(description="One JSON object a line, or a table.")] = "ndjson"
+    format: Annotated[Literal["ndjson", "csv"], Field(description="NDJSON (one JSON object a line) or CSV.")] = "ndjson"
     at_least: AtLeast = None
 
 
@@ -203,13 +203,14 @@ async def export_events(
     query: Annotated[ExportQuery, Query()],
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],
 ) -> Response:
-    """Export all events that are asked for, oldest first, up to those recorded when the export begins.
+    """Export all matching events, oldest first, up to the last event recorded before the export began.
 
-    It is streamed, and ends in a trailer: as NDJSON a last line `{"trailer": {…}}`, as CSV a last row whose `position`
-    is `end`. The trailer says how many events there are, their first and last position, what was asked, the ledger's
-    last position when the export began (`head`), up to which position was searched (`upto`, less than `head` only
-    where what is searched no longer follows the log), the SHA-256 of every byte before it, and that of its own other
-    fields. Without one it was cut off. Exports are recorded in the log of accesses before the first byte.
+    The export is streamed and ends with a trailer. In NDJSON, it is a last line `{"trailer": {…}}`. In CSV, it is a
+    last row whose `position` is `end`. The trailer has the number of events, their first and last position, the
+    query, the ledger's last position when the export began (`head`), the position up to which was searched (`upto`,
+    less than `head` only if the searched view has stopped), the SHA-256 of every byte before it, and the SHA-256 of
+    its own other fields. An export without a trailer is incomplete. Exports are recorded in the access log before
+    the first byte is sent.
     """
     parsed = query.parsed()
     await refuse_ahead(caller, query.at_least)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class HealthAnswer(Answer):
-    status: Annotated[Literal["alive", "ready", "degraded"], Field(description="How the service is.")]
+    status: Annotated[Literal["alive", "ready", "degraded"], Field(description="The state of the service.")]
     stopped: Annotated[list[str], Field(description="The views that have stopped.")] = Field(default=[])
 
 
@@ -39,14 +39,14 @@ router = APIRouter(route_class=Route, tags=["Health"])
 
 @router.get("/livez", response_model=HealthAnswer, operation_id="isAlive")
 async def is_alive() -> Response:
-    """Tell that the process answers, whatever the database does."""
+    """Report that the process responds, whatever the state of the database."""
     return answer({"status": "alive", "stopped": []})
 
 
 @router.get("/readyz", response_model=HealthAnswer, operation_id="isReady")
 @Operation(refusals=(503,))
 async def is_ready(request: Request) -> Response:
-    """Tell whether commands can be served; a view or subscriber that stopped makes it degraded, and it stays 200."""
+    """Report whether commands can be served. A stopped view or subscriber makes the state degraded, with status 200."""
     obstacle = services_of(request.scope).handler.obstacle
     if obstacle is not None:
         raise Unavailable(obstacle)
@@ -56,7 +56,7 @@ async def is_ready(request: Request) -> Response:
 
 @router.get("/metrics", response_class=PlainTextResponse, operation_id="readMetrics")
 async def read_metrics(request: Request) -> Response:
-    """Return the figures of this process and of the worker for Prometheus."""
+    """Return the metrics of this process and of the worker for Prometheus."""
     request.app.state.streams.observe()
     of_the_worker: bytes = await request.app.state.worker_metrics()
     return Response(generate_latest() + of_the_worker, 200, {"Content-Type": CONTENT_TYPE_LATEST})

@@ -33,27 +33,25 @@ if TYPE_CHECKING:
 
 
 class ChangeEntry(Answer):
-    field: Annotated[
-        str, Field(description="What changed, by the name that answers have for it.", examples=["expires_at"])
-    ]
-    before: Annotated[Any, WithJsonSchema({}), Field(description="Its value before the event; null for none.")]
-    after: Annotated[Any, WithJsonSchema({}), Field(description="Its value after the event.")]
+    field: Annotated[str, Field(description="The name of the changed field.", examples=["expires_at"])]
+    before: Annotated[Any, WithJsonSchema({}), Field(description="The value before the event. Null for none.")]
+    after: Annotated[Any, WithJsonSchema({}), Field(description="The value after the event.")]
 
 
 class EventWithChanges(EventAnswer):
     """One event, with what it changed."""
 
     changes: Annotated[
-        list[ChangeEntry], Field(description="Each value before and after; empty where it only adds to the record.")
+        list[ChangeEntry], Field(description="The values that the event changed. Empty if it changed none.")
     ]
     erased: Annotated[
         Literal[True],
-        Field(description="There where a note was, and its creator was erased: nobody can read it any more."),
+        Field(description="True if there was a note that nobody can read any more, because its creator was erased."),
     ] = Field(default_factory=absent)
 
 
 class HistoryAnswer(Answer):
-    events: Annotated[list[EventWithChanges], Field(description="Oldest first, in the order of recording.")]
+    events: Annotated[list[EventWithChanges], Field(description="The events in the order of recording, oldest first.")]
     next: answered.Next
 
 
@@ -75,10 +73,10 @@ async def read_history(
     query: Annotated[HistoryQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """Read all that happened to a code, oldest first, with what each event changed and the text of its notes.
+    """Read the history of a code, oldest first, with the changes of each event and the text of its notes.
 
-    `as_of` leaves out what the ledger did not know then, `at` what had not taken effect then. A brand reads what
-    concerns it.
+    `as_of` leaves out what the ledger did not know at that time. `at` leaves out what had not taken effect at that
+    time. A brand's key reads what concerns it.
     """
     await refuse_ahead(caller, query.at_least)
     stream = await stream_of(caller, headers.path_uuid(code_id, "code"))
@@ -109,7 +107,7 @@ async def read_permission_history(
     query: Annotated[HistoryQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
 ) -> Response:
-    """Read when a creator's Ad Authorization went on and off, oldest first; nothing where it was never switched on."""
+    """Read when a creator's Ad Authorization went on and off, oldest first. Empty if it was never switched on."""
     headers.path_id(creator_id)
     caller.act_for_creator(creator_id)
     await refuse_ahead(caller, query.at_least)

@@ -37,7 +37,7 @@ class SetPermission(Command):
 class PermissionAnswer(Answer):
     creator_id: answered.CreatorId
     enabled: Annotated[bool, Field(description="Whether the account's Ad Authorization is on.")]
-    live_codes: Annotated[int, Field(ge=0, description="Codes of the creator that are live.", examples=[2])]
+    live_codes: Annotated[int, Field(ge=0, description="The number of live codes of the creator.", examples=[2])]
     version: answered.Version
     position: answered.Position
 
@@ -49,13 +49,13 @@ class PermissionReadAnswer(PermissionAnswer):
 class PermissionInList(Answer):
     creator_id: answered.CreatorId
     enabled: Annotated[bool, Field(description="Whether the account's Ad Authorization is on.")]
-    since: Annotated[answered.Moment, Field(description="When it was last switched, in effective time.")]
+    since: Annotated[answered.Moment, Field(description="The effective time of the last change.")]
     version: answered.Version
-    position: Annotated[answered.EventPosition, Field(description="Of the event that switched it last.")]
+    position: Annotated[answered.EventPosition, Field(description="The position of the event that changed it last.")]
 
 
 class PermissionsAnswer(Answer):
-    permissions: Annotated[list[PermissionInList], Field(description="The one switched last first.")]
+    permissions: Annotated[list[PermissionInList], Field(description="The permissions, the last changed first.")]
     next: answered.Next
     position: answered.ReadUpto
 
@@ -67,7 +67,9 @@ class PermissionQuery(QueryModel):
 
 
 class PermissionsQuery(InTime):
-    enabled: Annotated[Flag | None, Field(description="Those that are on, or those that are off.")] = None
+    enabled: Annotated[Flag | None, Field(description="Only permissions that are on, or only those that are off.")] = (
+        None
+    )
     limit: Limit = LIMIT
     cursor: NextCursor = None
     at_least: AtLeast = None
@@ -86,7 +88,7 @@ router = APIRouter(route_class=Route)
 async def set_permission(
     creator_id: str, body: SetPermission, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
-    """Switch a creator's account-level Ad Authorization on or off; live codes stay valid when it goes off."""
+    """Switch a creator's account-level Ad Authorization on or off. Live codes stay valid when it goes off."""
     headers.path_id(creator_id)
     caller.act_for_creator(creator_id)
     if_match = headers.if_match(caller.request)
@@ -126,7 +128,7 @@ async def read_permission(
     query: Annotated[PermissionQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
 ) -> Response:
-    """Read whether a creator's Ad Authorization is on: now, as the ledger knew then, or as it was true then."""
+    """Read whether a creator's Ad Authorization is on now, as the ledger knew it then, or as it was true then."""
     headers.path_id(creator_id)
     caller.act_for_creator(creator_id)
     services, now = caller.services, caller.services.now()
@@ -175,7 +177,7 @@ async def list_permissions(
     query: Annotated[PermissionsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
 ) -> Response:
-    """List creators by when their Ad Authorization was last switched; a creator's key sees its own."""
+    """List creators by the last change of their Ad Authorization. A creator's key sees its own."""
 
     async def page(cur: DatabaseCursor) -> list[PermissionRow]:
         return await permissions.search(

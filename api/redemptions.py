@@ -69,7 +69,7 @@ class LookupAnswer(Answer):
 class RedemptionAnswer(LookupAnswer):
     advertiser_id: answered.AdvertiserId
     shared_with_advertiser: Annotated[
-        bool, Field(description="Whether a recorded share named this account or a brand of the key.")
+        bool, Field(description="Whether a recorded share names this account or a brand of the key.")
     ]
     version: answered.Version
     position: answered.Position
@@ -80,18 +80,19 @@ class RedemptionInList(Answer):
     creator_id: answered.CreatorId
     video_id: answered.VideoId
     advertiser_id: answered.AdvertiserId
-    refused: Annotated[bool, Field(description="Whether it was turned away.")]
-    reason: Annotated[str | None, Field(description="Why it was turned away.", examples=["code_expired"])]
+    refused: Annotated[bool, Field(description="Whether the attempt was refused.")]
+    reason: Annotated[str | None, Field(description="Why the attempt was refused.", examples=["code_expired"])]
     shared_with_advertiser: Annotated[
-        bool | None, Field(description="Whether a recorded share named it then; null where it was turned away.")
+        bool | None,
+        Field(description="Whether a recorded share named the account at that time. Null if the attempt was refused."),
     ]
-    attempted_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    attempted_at: Annotated[answered.Moment, Field(description="The effective time.")]
     recorded_at: answered.RecordedAt
     position: answered.EventPosition
 
 
 class RedemptionsAnswer(Answer):
-    redemptions: Annotated[list[RedemptionInList], Field(description="The latest first, in effective time.")]
+    redemptions: Annotated[list[RedemptionInList], Field(description="Sorted by effective time, the latest first.")]
     next: answered.Next
     position: answered.ReadUpto
 
@@ -104,13 +105,13 @@ RefusedFor = Annotated[
 
 
 class RedemptionsQuery(InTime):
-    refused: Annotated[Flag | None, Field(description="Refused attempts alone, or redemptions alone.")] = None
-    reason: Annotated[RefusedFor | None, Field(description="Refused for this reason.", examples=["code_expired"])] = (
-        None
-    )
+    refused: Annotated[Flag | None, Field(description="Only refused attempts, or only successful redemptions.")] = None
+    reason: Annotated[
+        RefusedFor | None, Field(description="Only attempts refused for this reason.", examples=["code_expired"])
+    ] = None
     shared: Annotated[
         Flag | None,
-        Field(description="Redemptions by accounts that the code was, or was not, known to be shared with."),
+        Field(description="Only redemptions by accounts that the code was shared with, or only by other accounts."),
     ] = None
     advertiser_id: ByAdvertiser = None
     creator_id: ByCreator = None
@@ -142,7 +143,7 @@ router = APIRouter(route_class=Route)
     example={"secret": "#k9/Tz+example+of+a+spark+ad+code=="},
 )
 async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand", "operator", "admin")]) -> Response:
-    """Tell what a code covers before it is redeemed; nothing is recorded, and guessing is limited as in redeeming."""
+    """Show what a code covers before it is redeemed. Nothing is recorded. Attempts with unknown codes are limited."""
     headers.idempotency_key(caller.request)
     refuse_guessing(caller)
     session = await caller.services.aggregates.repository(caller.ledger_id)
@@ -173,7 +174,7 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
     example={"secret": "#k9/Tz+example+of+a+spark+ad+code==", "advertiser_id": "adv-7001"},
 )
 async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand", "operator", "admin")]) -> Response:
-    """Record that an advertiser account entered a code; the same account again answers 200."""
+    """Record that an advertiser account entered a code. Repeating it for the same account returns 200."""
     caller.act_for_advertiser(body.advertiser_id)
     if_match = headers.if_match(caller.request)
     refuse_guessing(caller)
@@ -215,7 +216,7 @@ async def list_redemptions(
     query: Annotated[RedemptionsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """List who entered which code, and who was turned away and why; a creator's or brand's key sees its own."""
+    """List redemptions and refused attempts with their reasons. Keys of creators and brands see their own."""
     caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
 
     async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[AttemptRow]], int]:

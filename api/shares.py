@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 class ShareCode(Command):
     brand_id: BrandId
-    channel: Annotated[Channel, Field(description="The way it was handed over.", examples=["dm"])]
+    channel: Annotated[Channel, Field(description="The channel over which it was shared.", examples=["dm"])]
     advertiser_id: Annotated[
-        AdvertiserId | None, Field(description="The advertiser account that it is meant for.", examples=["adv-7001"])
+        AdvertiserId | None, Field(description="The advertiser account that it is shared with.", examples=["adv-7001"])
     ] = None
-    note: Annotated[Note | None, Field(description="A remark; stored encrypted.", examples=["For the spring sale"])] = (
-        None
-    )
+    note: Annotated[
+        Note | None, Field(description="A note. It is stored encrypted.", examples=["For the spring sale"])
+    ] = None
 
 
 class ShareInList(Answer):
@@ -49,26 +49,28 @@ class ShareInList(Answer):
     creator_id: answered.CreatorId
     video_id: answered.VideoId
     brand_id: answered.BrandId
-    advertiser_id: Annotated[str | None, Field(description="The account it was meant for, if one was named.")]
-    channel: Annotated[Channel, Field(description="The way it was handed over.")]
-    shared_at: Annotated[answered.Moment, Field(description="When, in effective time.")]
+    advertiser_id: Annotated[
+        str | None, Field(description="The advertiser account it was shared with, if one was named.")
+    ]
+    channel: Annotated[Channel, Field(description="The channel over which it was shared.")]
+    shared_at: Annotated[answered.Moment, Field(description="The effective time.")]
     recorded_at: answered.RecordedAt
     position: answered.EventPosition
 
 
 class SharesAnswer(Answer):
-    shares: Annotated[list[ShareInList], Field(description="The latest first, in effective time.")]
+    shares: Annotated[list[ShareInList], Field(description="Sorted by effective time, the latest first.")]
     next: answered.Next
     position: answered.ReadUpto
 
 
 class SharesQuery(InTime):
-    brand_id: Annotated[Id | None, Field(description="With this brand alone.", examples=["acme"])] = None
+    brand_id: Annotated[Id | None, Field(description="Only with this brand.", examples=["acme"])] = None
     advertiser_id: ByAdvertiser = None
     creator_id: ByCreator = None
     video_id: ByVideo = None
     code_id: ByCode = None
-    channel: Annotated[Channel | None, Field(description="Over this channel alone.", examples=["dm"])] = None
+    channel: Annotated[Channel | None, Field(description="Only over this channel.", examples=["dm"])] = None
     limit: Limit = LIMIT
     cursor: NextCursor = None
     at_least: AtLeast = None
@@ -92,7 +94,7 @@ router = APIRouter(route_class=Route)
 async def share_code(
     code_id: str, body: ShareCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
-    """Record that a code was handed to a brand, and over which channel; the same again answers 200."""
+    """Record that a code was shared with a brand over a channel. Repeating the same share returns 200."""
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
     note = None if body.note is None else Sealed(body.note)
 
@@ -112,7 +114,7 @@ async def list_shares(
     query: Annotated[SharesQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """List who was given which code, over which channel and when; a creator's or brand's key sees its own."""
+    """List which code was shared with whom, over which channel and when. Keys of creators and brands see their own."""
     caller.check_filters(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
     ours = caller.key.subjects
 

@@ -36,59 +36,61 @@ if TYPE_CHECKING:
 
 class ViewEntry(Answer):
     view: Annotated[str, Field(description="The view.")]
-    state: Annotated[str, Field(description="following, building or failed.")]
-    position: Annotated[int, Field(ge=0, description="How far it has read this ledger.")]
-    lag: Annotated[int, Field(ge=0, description="Events it has not read yet.")]
+    state: Annotated[str, Field(description="One of following, building and failed.")]
+    position: Annotated[int, Field(ge=0, description="The position up to which it has read this ledger.")]
+    lag: Annotated[int, Field(ge=0, description="The number of events it has not read yet.")]
     lag_seconds: Annotated[float, Field(ge=0, description="The age of the oldest event not processed yet.")]
-    error: Annotated[str | None, Field(description="What stopped it, where that was an event of this ledger.")]
-    stopped_before: Annotated[int | None, Field(description="The position of that event.")]
+    error: Annotated[str | None, Field(description="The error that stopped it, if an event of this ledger did.")]
+    stopped_before: Annotated[int | None, Field(description="The position of the event that stopped it.")]
 
 
 class SubscriberEntry(Answer):
-    subscriber: Annotated[str, Field(description="`kafka`, where it is published there; `webhook` and its id.")]
-    state: Annotated[str, Field(description="publishing, retrying, or stopped until a person acts.")]
-    position: Annotated[int, Field(ge=0, description="How far the ledger was handed over.")]
-    lag: Annotated[int, Field(ge=0, description="Events that were not yet.")]
+    subscriber: Annotated[str, Field(description="`kafka`, or `webhook` with the webhook's id.")]
+    state: Annotated[
+        str, Field(description="One of publishing, retrying, and stopped (until somebody fixes the cause).")
+    ]
+    position: Annotated[int, Field(ge=0, description="The position up to which events were delivered.")]
+    lag: Annotated[int, Field(ge=0, description="The number of events not delivered yet.")]
     lag_seconds: Annotated[float, Field(ge=0, description="The age of the oldest event not processed yet.")]
-    errors: Annotated[int, Field(ge=0, description="Attempts that failed.")]
+    errors: Annotated[int, Field(ge=0, description="The number of failed attempts.")]
 
 
 class StatsAnswer(Answer):
     position: Annotated[answered.Position, Field(description="The ledger's last position.")]
-    codes: Annotated[dict[State, int], Field(description="Codes by state.")]
-    expiring: Annotated[dict[str, int], Field(description="Codes that expire within so many days.")]
+    codes: Annotated[dict[State, int], Field(description="The number of codes by state.")]
+    expiring: Annotated[
+        dict[str, int], Field(description="The number of codes that expire within this number of days.")
+    ]
     redemptions: Annotated[int, Field(ge=0, description="Redemptions recorded.")]
-    refusals: Annotated[dict[str, int], Field(description="Redemptions refused and recorded, by reason.")]
+    refusals: Annotated[dict[str, int], Field(description="Recorded refused redemptions, by reason.")]
     refused_attempts: Annotated[
         dict[str, int],
-        Field(description="Attempts of the last 24 hours that were counted and not recorded, by reason."),
+        Field(description="Attempts of the last 24 hours that were counted but not recorded, by reason."),
     ]
-    views: Annotated[list[ViewEntry], Field(description="How far each view has read.")]
-    subscribers: Annotated[list[SubscriberEntry], Field(description="How far the ledger was handed to subscribers.")]
+    views: Annotated[list[ViewEntry], Field(description="The progress of each view.")]
+    subscribers: Annotated[list[SubscriberEntry], Field(description="The progress of each subscriber.")]
 
 
 class DurationEntry(Answer):
-    count: Annotated[answered.Count, Field(description="Codes that were redeemed for the first time.")]
-    median_seconds: Annotated[
-        float | None, Field(description="Half of them took no longer; told from the buckets, hence to their width.")
-    ]
+    count: Annotated[answered.Count, Field(description="The number of codes redeemed for the first time.")]
+    median_seconds: Annotated[float | None, Field(description="The median, estimated from the buckets.")]
     buckets: Annotated[
         dict[str, int],
         Field(
-            description="How many, by an upper bound in seconds that each lies below; `longer` has none.",
+            description="The number of codes by upper bound in seconds. `longer` has no bound.",
             examples=[{"3600": 12, "86400": 3}],
         ),
     ]
 
 
 class CampaignFigures(Answer):
-    launched: Annotated[answered.Count, Field(description="Launched on this day.")]
+    launched: Annotated[answered.Count, Field(description="The number of campaigns launched on this day.")]
     stopped: Annotated[
         dict[str, int],
         Field(
             description=(
-                "That stop on this day, by `campaign_end`, by `window_end` (the code's window ends before the "
-                "campaign's own end) or by `revocation`."
+                "The number of campaigns that stop on this day, by `campaign_end`, `window_end` (the code's "
+                "window ends before the campaign's planned end) or `revocation`."
             ),
             examples=[{"campaign_end": 4, "window_end": 1}],
         ),
@@ -101,31 +103,36 @@ class DayEntry(Answer):
         dict[State, int],
         Field(
             description=(
-                "Codes by state as the day ended; today's as of now, and those of days ahead if nothing more happens."
+                "The number of codes by state at the end of the day. For today: now. For future days: if "
+                "nothing else happens."
             )
         ),
     ]
-    issued: Annotated[answered.Count, Field(description="Codes that began.")]
-    windows_ended: Annotated[answered.Count, Field(description="Windows that end on this day.")]
+    issued: Annotated[answered.Count, Field(description="The number of codes that started.")]
+    windows_ended: Annotated[answered.Count, Field(description="The number of windows that end on this day.")]
     shares: Annotated[answered.Count, Field(description="Shares.")]
     redemptions: Annotated[answered.Count, Field(description="Redemptions.")]
-    issue_to_redemption: Annotated[DurationEntry, Field(description="How long codes took from issue to redemption.")]
+    issue_to_redemption: Annotated[
+        DurationEntry, Field(description="The time from the issue of a code to its first redemption.")
+    ]
     refusals: Annotated[
         dict[str, int],
-        Field(description="Redemptions refused and recorded, by reason.", examples=[{"code_expired": 2}]),
+        Field(description="Recorded refused redemptions, by reason.", examples=[{"code_expired": 2}]),
     ]
     refused_attempts: Annotated[
         dict[str, int],
         Field(
-            description="Attempts that were counted and not recorded, by reason: unknown codes, repeats in an hour.",
+            description=(
+                "Attempts that were counted but not recorded, by reason: unknown codes, and repeats within an hour."
+            ),
             examples=[{"code_unknown": 7}],
         ),
     ]
-    campaigns: Annotated[CampaignFigures, Field(description="Campaigns launched and stopped.")]
+    campaigns: Annotated[CampaignFigures, Field(description="The campaigns launched and stopped.")]
 
 
 class DaysAnswer(Answer):
-    days: Annotated[list[DayEntry], Field(description="Every day of the range, oldest first.")]
+    days: Annotated[list[DayEntry], Field(description="All days of the range, oldest first.")]
     position: answered.ReadUpto
 
 
@@ -158,10 +165,10 @@ class StatsQuery(QueryModel):
 
 
 class DaysQuery(QueryModel):
-    from_: Annotated[UtcDay | None, Field(alias="from", description="The first day, in UTC. Absent: 30 days ago.")] = (
+    from_: Annotated[UtcDay | None, Field(alias="from", description="The first day, in UTC. Default: 30 days ago.")] = (
         None
     )
-    to: Annotated[UtcDay | None, Field(description="The last day, in UTC. Absent: today.")] = None
+    to: Annotated[UtcDay | None, Field(description="The last day, in UTC. Default: today.")] = None
     at_least: AtLeast = None
 
 
@@ -178,7 +185,7 @@ router = APIRouter(route_class=Route, tags=["Reads"])
 async def read_stats(
     query: Annotated[StatsQuery, Query()], caller: Annotated[Caller, allow("operator", "auditor", "admin")]
 ) -> Response:
-    """Count codes by state, expiries ahead and refusals, and tell how far every view has read."""
+    """Count codes by state, upcoming expiries and refusals, and show the progress of every view."""
     ledger_id, now, services = caller.ledger_id, caller.services.now(), caller.services
     head = await services.events.head(ledger_id)
 
@@ -209,7 +216,7 @@ async def read_stats(
 async def read_days(
     query: Annotated[DaysQuery, Query()], caller: Annotated[Caller, allow("operator", "auditor", "admin")]
 ) -> Response:
-    """Tell day by day how codes stood, how long they took to be redeemed, who was refused, and what stopped campaigns.
+    """Show for each day the states of codes, the time to redemption, refusals, and what stopped campaigns.
 
     At most 400 days, in UTC and effective time.
     """

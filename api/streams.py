@@ -84,7 +84,8 @@ router = APIRouter(route_class=Route, tags=["Audit"])
 
 class StreamQuery(Conditions):
     after: Annotated[
-        AnyPosition | None, Field(description="Later positions alone. Absent: from now on. `Last-Event-ID` outdoes it.")
+        AnyPosition | None,
+        Field(description="Only later positions. Default: from now on. `Last-Event-ID` takes precedence."),
     ] = None
 
 
@@ -380,11 +381,11 @@ async def stream_events(
     query: Annotated[StreamQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],
 ) -> Response:
-    """Follow the audit trail as it is recorded, as Server-Sent Events whose `id` is the position.
+    """Follow the audit trail live, as Server-Sent Events whose `id` is the position.
 
-    Send the last id that you have seen as `Last-Event-ID`, and you miss nothing and get nothing twice. `data` is the
-    event as `GET /v1/events` has it. A comment comes every 15 seconds. A stream that the server ends says why in an
-    event named `end`. A creator's key follows its own events.
+    Send the last id that you have received as `Last-Event-ID`: no event is lost or repeated. `data` is the event as
+    in `GET /v1/events`. A comment is sent every 15 seconds. If the server ends the stream, an event named `end`
+    says why. A creator's key follows its own events.
     """
     parsed = restrict_to_caller(caller, query.parsed())
     patterns = [(words.pattern(), words.negated) for words in parsed.words]

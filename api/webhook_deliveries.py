@@ -46,9 +46,9 @@ class ReplayMessages(Body):
     ] = None
 
 
-MessageId = Annotated[UUID, Field(description="`webhook-id` of the message: the event's id, or a test's own.")]
-Status = Annotated[int | None, Field(description="The HTTP status that was answered, if any was.", examples=[500])]
-Error = Annotated[str | None, Field(description="What went wrong, in our words.")]
+MessageId = Annotated[UUID, Field(description="The `webhook-id` of the message: the id of the event or of the test.")]
+Status = Annotated[int | None, Field(description="The HTTP status of the response, if there was one.", examples=[500])]
+Error = Annotated[str | None, Field(description="What went wrong.")]
 
 
 class TestAnswer(Answer):
@@ -56,44 +56,47 @@ class TestAnswer(Answer):
 
 
 class ReplayAnswer(Answer):
-    replayed: Annotated[int, Field(ge=0, description="How many are sent again.")]
+    replayed: Annotated[int, Field(ge=0, description="The number of messages that are sent again.")]
 
 
 class DeadLetterEntry(Answer):
     message_id: MessageId
-    position: Annotated[int, Field(ge=1, description="The event's place in the ledger.")]
+    position: Annotated[int, Field(ge=1, description="The event's position in the ledger.")]
     type: Annotated[str, Field(description="The event's type.")]
-    attempts: Annotated[int, Field(ge=0, description="How often it was tried.")]
-    first_at: Annotated[answered.Moment | None, Field(description="When it was tried first.")]
+    attempts: Annotated[int, Field(ge=0, description="The number of attempts.")]
+    first_at: Annotated[answered.Moment | None, Field(description="The time of the first attempt.")]
     status: Status
     error: Error
 
 
 class DeadLettersAnswer(Answer):
-    dead_letters: Annotated[list[DeadLetterEntry], Field(description="In the order of positions.")]
-    next: Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]
+    dead_letters: Annotated[list[DeadLetterEntry], Field(description="Sorted by position.")]
+    next: Annotated[str | None, Field(description="The cursor of the next page, or null on the last page.")]
 
 
 class DeliveryEntry(Answer):
     message_id: MessageId
-    position: Annotated[int | None, Field(description="The event's place in the ledger; null for a test.")]
+    position: Annotated[int | None, Field(description="The event's position in the ledger. Null for a test.")]
     type: Annotated[str, Field(description="The event's type, or `Test`.")]
-    attempt: Annotated[int, Field(ge=1, description="Which attempt it was.")]
+    attempt: Annotated[int, Field(ge=1, description="The number of the attempt.")]
     at: Annotated[answered.Moment, Field(description="When.")]
     outcome: Annotated[
         DeliveryOutcome,
         Field(
-            description="`delivered`; `failed`, to be tried again; `dead`, given up; `disabled`, and the webhook too."
+            description=(
+                "`delivered`, `failed` (retried later), `dead` (given up), or `disabled` (the webhook was "
+                "disabled too)."
+            )
         ),
     ]
     status: Status
     error: Error
-    duration_ms: Annotated[int, Field(ge=0, description="How long it took.")]
+    duration_ms: Annotated[int, Field(ge=0, description="The duration of the attempt.")]
 
 
 class DeliveriesAnswer(Answer):
     deliveries: Annotated[list[DeliveryEntry], Field(description="Newest first.")]
-    next: Annotated[str | None, Field(description="The cursor of the next page; null on the last.")]
+    next: Annotated[str | None, Field(description="The cursor of the next page, or null on the last page.")]
 
 
 class DeadLettersQuery(QueryModel):
@@ -102,7 +105,7 @@ class DeadLettersQuery(QueryModel):
 
 
 class DeliveriesQuery(QueryModel):
-    outcome: Annotated[DeliveryOutcome | None, Field(description="Attempts that ended so alone.")] = None
+    outcome: Annotated[DeliveryOutcome | None, Field(description="Only attempts with this outcome.")] = None
     limit: Limit = LIMIT
     cursor: EitherCursor = None
 
@@ -113,7 +116,7 @@ router = APIRouter(route_class=Route, tags=["Webhooks"])
 @router.post("/v1/webhooks/{webhook_id}/test", status_code=202, response_model=TestAnswer, operation_id="testWebhook")
 @Operation(replays=True)
 async def send_test(webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
-    """Have a test sent, once; the log of deliveries tells how it went."""
+    """Send a test message once. The list of deliveries shows the result."""
     with refusals_as_problems():
         message_id, again = await caller.services.webhooks.test(
             owner_of(caller), path_webhook(webhook_id), idempotent_request(caller)
@@ -127,7 +130,7 @@ async def list_deliveries(
     query: Annotated[DeliveriesQuery, Query()],
     caller: Annotated[Caller, allow("subscriber", "admin")],
 ) -> Response:
-    """List attempts to deliver, newest first: the last 10,000 of each webhook, and nothing of what was sent."""
+    """List delivery attempts, newest first: the last 10,000 of each webhook, without the content of the messages."""
     same = {"of": webhook_id, "outcome": query.outcome}
     before = MAX_POSITION if query.cursor is None else decode_key(query.cursor, same)
     with refusals_as_problems():
@@ -159,7 +162,7 @@ async def list_dead_letters(
     query: Annotated[DeadLettersQuery, Query()],
     caller: Annotated[Caller, allow("subscriber", "admin")],
 ) -> Response:
-    """List messages that were given up, in the order of positions; they are kept for 30 days."""
+    """List messages that were given up, by position. They are kept for 30 days."""
     same = {"of": f"dead {webhook_id}"}
     after = 0 if query.cursor is None else decode_key(query.cursor, same)
     with refusals_as_problems():
@@ -193,7 +196,7 @@ async def list_dead_letters(
 async def replay_dead_letters(
     webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")], body: ReplayMessages | None = None
 ) -> Response:
-    """Send dead letters again, each by itself: they come after what was sent since, and no more in order."""
+    """Send dead letters again. They arrive after newer events, in no guaranteed order."""
     named = None if body is None or body.message_ids is None else [UUID(text) for text in body.message_ids]
     with refusals_as_problems():
         replayed, again = await caller.services.webhooks.replay(

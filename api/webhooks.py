@@ -52,11 +52,13 @@ def _known(types: list[str]) -> list[str]:
     return sorted(set(types))
 
 
-_URL: Final = Field(description="Where events are sent: HTTPS, on this machine also HTTP.", examples=[EXAMPLE_URL])
-_DESCRIPTION: Final = Field(description="What people call it.", examples=["The campaign tool"])
-_TYPES: Final = Field(description="Events of these types alone; empty: of all.", examples=[["Redeemed"]])
+_URL: Final = Field(
+    description="The URL that events are sent to. HTTPS, or HTTP on this machine.", examples=[EXAMPLE_URL]
+)
+_DESCRIPTION: Final = Field(description="A name for people.", examples=["The campaign tool"])
+_TYPES: Final = Field(description="Only events of these types. Empty: all types.", examples=[["Redeemed"]])
 _CREATORS: Final = Field(
-    description="Events of these creators' permissions and codes alone; empty: of all.", examples=[["ana.creates"]]
+    description="Only events of these creators' permissions and codes. Empty: all creators.", examples=[["ana.creates"]]
 )
 Url = Annotated[str, StringConstraints(min_length=1, max_length=URL_CHARACTERS_MAX)]
 Types = Annotated[
@@ -74,12 +76,12 @@ class CreateWebhook(Body):
     creator_ids: Annotated[CreatorIds, _CREATORS] = Field(default_factory=list)
     after: Annotated[
         Annotated[int, Field(ge=0, le=MAX_POSITION)] | None,
-        Field(description="Send later positions alone; 0 for everything. Absent: from now on.", examples=[0]),
+        Field(description="Send only later positions. 0 sends everything. Default: from now on.", examples=[0]),
     ] = None
 
 
 class ChangeWebhook(Body):
-    """What is absent stays as it is."""
+    """Absent fields stay as they are."""
 
     url: Annotated[Url | None, _URL] = None
     description: Annotated[Name | None, _DESCRIPTION] = None
@@ -87,50 +89,64 @@ class ChangeWebhook(Body):
     creator_ids: Annotated[CreatorIds | None, _CREATORS] = None
     enabled: Annotated[
         bool | None,
-        Field(description="Whether anything is sent; enabled again, it goes on where it left off.", examples=[True]),
+        Field(
+            description="Whether events are sent. When enabled again, the webhook continues where it stopped.",
+            examples=[True],
+        ),
     ] = None
 
 
 class RotateSecret(Body):
     overlap_hours: Annotated[
         int,
-        Field(ge=0, le=MAX_OVERLAP_HOURS, description="For how long messages are signed with both.", examples=[24]),
+        Field(
+            ge=0,
+            le=MAX_OVERLAP_HOURS,
+            description="How long messages are signed with both secrets, in hours.",
+            examples=[24],
+        ),
     ] = OVERLAP_HOURS
 
 
 class WebhookAnswer(Answer):
     webhook_id: Annotated[UUID, Field(description="The webhook.")]
-    key_id: Annotated[UUID, Field(description="The API key that it belongs to.")]
-    url: Annotated[str, Field(description="Where events are sent.", examples=[EXAMPLE_URL])]
-    description: Annotated[str | None, Field(description="What people call it.")]
-    types: Annotated[list[str], Field(description="The types of events that are sent; empty: all.")]
-    creator_ids: Annotated[list[str], Field(description="The creators whose events are sent; empty: all.")]
-    enabled: Annotated[bool, Field(description="Whether anything is sent.")]
+    key_id: Annotated[UUID, Field(description="The id of the API key that it belongs to.")]
+    url: Annotated[str, Field(description="The URL that events are sent to.", examples=[EXAMPLE_URL])]
+    description: Annotated[str | None, Field(description="A name for people.")]
+    types: Annotated[list[str], Field(description="The types of events that are sent. Empty: all types.")]
+    creator_ids: Annotated[list[str], Field(description="The creators whose events are sent. Empty: all creators.")]
+    enabled: Annotated[bool, Field(description="Whether events are sent.")]
     disabled: Annotated[
         Literal["asked", "gone", "failing", "key"] | None,
         Field(
-            description="Why not: somebody asked, the receiver answered 410, nothing got through for the whole "
-            "schedule of retries, or the API key is not valid any more."
+            description="Why it is disabled: on request, because the receiver responded with 410, because all "
+            "retries failed, or because the API key is no longer valid."
         ),
     ]
     disabled_at: Annotated[answered.Moment | None, Field(description="Since when.")]
     created_at: Annotated[answered.Moment, Field(description="When it was created.")]
     old_secret_until: Annotated[
-        answered.Moment | None, Field(description="Until when messages bear the old signature too.")
+        answered.Moment | None, Field(description="Until when messages also have a signature with the old secret.")
     ]
-    position: Annotated[int, Field(ge=0, description="Everything up to here was delivered, or waits, or is dead.")]
-    lag: Annotated[int, Field(ge=0, description="Events beyond that.")]
-    lag_seconds: Annotated[float, Field(ge=0, description="How long the oldest of them waits.")]
+    position: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Events up to here were processed: delivered, filtered out, waiting for a retry, or dead.",
+        ),
+    ]
+    lag: Annotated[int, Field(ge=0, description="The number of events after that position.")]
+    lag_seconds: Annotated[float, Field(ge=0, description="The age of the oldest of these events, in seconds.")]
     waiting: Annotated[int, Field(ge=0, description="Messages waiting for a retry.")]
     dead: Annotated[int, Field(ge=0, description="Messages that were given up (dead letters).")]
     failures: Annotated[int, Field(ge=0, description="Consecutive failed attempts.")]
-    delivered: Annotated[int, Field(ge=0, description="Attempts that succeeded.")]
-    failed: Annotated[int, Field(ge=0, description="Attempts that failed.")]
-    delivered_at: Annotated[answered.Moment | None, Field(description="When one last succeeded.")]
-    failed_at: Annotated[answered.Moment | None, Field(description="When one last failed.")]
-    error: Annotated[str | None, Field(description="Why it failed.")]
+    delivered: Annotated[int, Field(ge=0, description="The number of successful attempts.")]
+    failed: Annotated[int, Field(ge=0, description="The number of failed attempts.")]
+    delivered_at: Annotated[answered.Moment | None, Field(description="The time of the last successful attempt.")]
+    failed_at: Annotated[answered.Moment | None, Field(description="The time of the last failed attempt.")]
+    error: Annotated[str | None, Field(description="Why the last failed attempt failed.")]
     paused_until: Annotated[
-        answered.Moment | None, Field(description="Until when the receiver asked to be left alone.")
+        answered.Moment | None, Field(description="Until when the receiver asked not to be called (Retry-After).")
     ]
 
 
@@ -138,7 +154,7 @@ class WebhookSecretAnswer(WebhookAnswer):
     secret: Annotated[
         str,
         Field(
-            description="What signatures are made with, shown this once.",
+            description="The secret that messages are signed with, shown only once.",
             examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
         ),
     ]
@@ -158,7 +174,7 @@ router = APIRouter(route_class=Route, tags=["Webhooks"])
     example={"url": "https://receiver.example/sparkledger", "types": ["Redeemed", "Revoked"]},
 )
 async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
-    """Have events sent to a URL; the secret that they are signed with is in this answer alone. Not with a token."""
+    """Create a webhook. Only this response contains the signing secret. A token cannot create a webhook."""
     if caller.key.kind == "token":
         raise NotAllowed(
             "A webhook needs an API key, not a token, because tokens expire. Create it with a key of the role "
@@ -186,14 +202,14 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
 
 @router.get("/v1/webhooks", response_model=WebhooksAnswer, operation_id="listWebhooks")
 async def list_webhooks(caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
-    """List webhooks and how they stand, newest first; there are 100 at most."""
+    """List webhooks and their state, newest first. There are at most 100."""
     found = await caller.services.webhooks.all(owner_of(caller))
     return answer({"webhooks": [_content(caller, webhook) for webhook in found]})
 
 
 @router.get("/v1/webhooks/{webhook_id}", response_model=WebhookAnswer, operation_id="readWebhook")
 async def read_webhook(webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
-    """Read a webhook and how it stands."""
+    """Read a webhook and its state."""
     with refusals_as_problems():
         return answer(_content(caller, await caller.services.webhooks.one(owner_of(caller), path_webhook(webhook_id))))
 
@@ -203,7 +219,7 @@ async def read_webhook(webhook_id: str, caller: Annotated[Caller, allow("subscri
 async def change_webhook(
     webhook_id: str, body: ChangeWebhook, caller: Annotated[Caller, allow("subscriber", "admin")]
 ) -> Response:
-    """Change where, what, or whether events are sent; enabled again, a webhook goes on where it left off."""
+    """Change a webhook, or enable or disable it. When enabled again, it continues where it stopped."""
     if body.url is not None:
         _check(caller, body.url)
     given = body.model_dump(exclude_unset=True)
@@ -216,7 +232,7 @@ async def change_webhook(
 
 @router.delete("/v1/webhooks/{webhook_id}", status_code=204, response_class=Response, operation_id="deleteWebhook")
 async def delete_webhook(webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
-    """Delete a webhook, its dead letters and its log of deliveries."""
+    """Delete a webhook, its dead letters and its list of deliveries."""
     with refusals_as_problems():
         await caller.services.webhooks.delete(owner_of(caller), path_webhook(webhook_id))
     await _record_access(caller, {"webhook_id": webhook_id})
@@ -233,7 +249,7 @@ async def delete_webhook(webhook_id: str, caller: Annotated[Caller, allow("subsc
 async def rotate_webhook_secret(
     webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")], body: RotateSecret | None = None
 ) -> Response:
-    """Make a new secret, shown in this answer alone; until the overlap ends, messages bear both signatures."""
+    """Create a new signing secret, shown only in this response. Until the overlap ends, messages have both signatures."""
     overlap = timedelta(hours=(body or RotateSecret()).overlap_hours)
     with refusals_as_problems():
         webhook, secret, again = await caller.services.webhooks.rotate(

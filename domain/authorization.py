@@ -44,7 +44,7 @@ class Verdict:
 
     @property
     def authorized(self) -> bool:
-        """Yes or no."""
+        """Whether the video was authorized."""
         return self.reason == "authorized"
 
 

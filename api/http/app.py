@@ -61,13 +61,13 @@ if TYPE_CHECKING:
 
 TITLE: Final = "Sparkledger"
 TAGS: Final = [
-    {"name": "Commands", "description": "Change something; each answers what now stands."},
-    {"name": "Reads", "description": "Codes, permissions, the question and the figures."},
-    {"name": "Audit", "description": "The trail: every event, in the order it was recorded."},
-    {"name": "Webhooks", "description": "Where events are sent to, signed by the Standard Webhooks specification."},
-    {"name": "Erasure", "description": "What is sealed of a creator, destroyed for good."},
-    {"name": "Keys", "description": "Who may call."},
-    {"name": "Health", "description": "For machines that look after the service."},
+    {"name": "Commands", "description": "Commands change something, and return the new state."},
+    {"name": "Reads", "description": "Codes, permissions, the authorization question and statistics."},
+    {"name": "Audit", "description": "The audit trail: every event, in the order of recording."},
+    {"name": "Webhooks", "description": "Webhooks deliver events, signed by the Standard Webhooks specification."},
+    {"name": "Erasure", "description": "Permanent destruction of the sealed data of a creator."},
+    {"name": "Keys", "description": "API keys."},
+    {"name": "Health", "description": "Health and metrics, for operators."},
 ]
 # One flat list, the busiest routes first: a router within a router is matched twice for every request. The stream comes
 # before the events: its address would match that of one event.

@@ -24,19 +24,22 @@ _ATTRIBUTES: Final[dict[str, dict[str, Any]]] = {
     "id": {
         **_TEXT,
         "format": "uuid",
-        "description": "The event; with `source` its name for good.",
+        "description": "The id of the event. It is unique together with `source`.",
     },
-    "source": {**_TEXT, "format": "uri-reference", "description": "The ledger, as `/ledgers/main`."},
-    "type": {**_TEXT, "description": "The event's name, and the version of its format."},
-    "subject": {**_TEXT, "description": "What it happened to: `codes/{code_id}` or `creators/{creator_id}`."},
-    "time": {**_TEXT, "format": "date-time", "description": "When it was true in the world."},
+    "source": {**_TEXT, "format": "uri-reference", "description": "The ledger, such as `/ledgers/main`."},
+    "type": {**_TEXT, "description": "The event's type and the version of its format."},
+    "subject": {
+        **_TEXT,
+        "description": "The code or creator that it belongs to: `codes/{code_id}` or `creators/{creator_id}`.",
+    },
+    "time": {**_TEXT, "format": "date-time", "description": "When it happened in the world."},
     "sequence": {**_TEXT, "pattern": "^[0-9]{19}$", "description": "The position in the ledger, padded with zeros."},
     "streamversion": {**_TEXT, "pattern": "^[1-9][0-9]*$", "description": "1, 2, 3 … for each subject, without gaps."},
-    "recordedtime": {**_TEXT, "format": "date-time", "description": "When the ledger learned it."},
-    "authtype": {"enum": ["api_key", "system"], "description": "What `authid` is."},
-    "authid": {**_TEXT, "description": "The key that recorded it, or `clock`."},
-    "correlationid": {**_TEXT, "description": "The larger undertaking that it belongs to."},
-    "causationid": {**_TEXT, "format": "uuid", "description": "The event that it follows from."},
+    "recordedtime": {**_TEXT, "format": "date-time", "description": "When the ledger recorded it."},
+    "authtype": {"enum": ["api_key", "system"], "description": "The kind of `authid`."},
+    "authid": {**_TEXT, "description": "The id of the key that recorded it, or `clock`."},
+    "correlationid": {**_TEXT, "description": "The business process that it belongs to, as named by the caller."},
+    "causationid": {**_TEXT, "format": "uuid", "description": "The event that caused it."},
     "traceparent": {**_TEXT, "description": "The trace of the request that recorded it (W3C)."},
 }
 _OPTIONAL: Final = {"correlationid", "causationid", "traceparent"}
@@ -58,23 +61,28 @@ def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
             "title": "Sparkledger",
             "version": importlib.metadata.version("sparkledger"),
             "description": (
-                "Every event of a ledger, once and in order. Types and fields that a reader does not know are to be "
-                "ignored: new ones come without a new version. No event holds a secret or a note."
+                "Every event of a ledger, once and in order. Readers must ignore types and fields that they do "
+                "not know: these are added without a new version. No event contains a secret or a note."
             ),
             "license": {"name": "Apache 2.0"},
         },
         "defaultContentType": cloud_events.CONTENT_TYPE,
         "channels": {
-            "codeEvents": _topic("code-events", "Every event, for good.", events, ["delete"], {"retention.ms": -1}),
+            "codeEvents": _topic(
+                "code-events", "Every event, kept permanently.", events, ["delete"], {"retention.ms": -1}
+            ),
             "codeState": _topic(
-                "code-state", "Each code's current state, by code: the newest is kept.", ["codeState"], ["compact"]
+                "code-state",
+                "The current state of each code. The topic is compacted by code.",
+                ["codeState"],
+                ["compact"],
             ),
             "eventStream": {
                 "address": "/v1/events/stream",
                 "title": "Live stream",
                 "description": (
-                    "Server-Sent Events whose `id` is the position. With `Last-Event-ID` nothing is missed and nothing "
-                    "comes twice. Filters and rights are those of `GET /v1/events`."
+                    "Server-Sent Events whose `id` is the position. With `Last-Event-ID`, no event is lost or "
+                    "repeated. Filters and permissions are those of `GET /v1/events`."
                 ),
                 "messages": {"event": {"$ref": "#/components/messages/streamed"}},
                 "bindings": {"http": {}},
@@ -82,16 +90,16 @@ def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
             "webhook": {
                 "address": None,
                 "title": "Webhooks",
-                "description": "Registered with `POST /v1/webhooks`; signed as Standard Webhooks has it.",
+                "description": "Created with `POST /v1/webhooks`. Signed by the Standard Webhooks specification.",
                 "messages": {"event": {"$ref": "#/components/messages/delivered"}},
                 "bindings": {"http": {}},
             },
         },
         "operations": {
             "publishEvents": _sends("codeEvents", "Publish every event, exactly once for `read_committed` readers."),
-            "publishStates": _sends("codeState", "Publish a code's state, in the transaction of the event behind it."),
-            "streamEvents": _sends("eventStream", "Send what is recorded, as it is recorded."),
-            "deliverEvents": _sends("webhook", "Deliver each event to each webhook, again until it is taken."),
+            "publishStates": _sends("codeState", "Publish the state of a code, in the same transaction as its event."),
+            "streamEvents": _sends("eventStream", "Send events as they are recorded."),
+            "deliverEvents": _sends("webhook", "Deliver each event to each webhook, with retries."),
         },
         "components": {
             "messages": {
@@ -118,7 +126,10 @@ def _topic(
         "title": name,
         "description": f"{description} In Kafka; read it with `isolation.level=read_committed`.",
         "parameters": {
-            "prefix": {"default": "sparkledger", "description": "That of the ledger in SPARKLEDGER_KAFKA_LEDGERS."}
+            "prefix": {
+                "default": "sparkledger",
+                "description": "The prefix of the ledger in SPARKLEDGER_KAFKA_LEDGERS.",
+            }
         },
         "messages": {message: {"$ref": f"#/components/messages/{message}"} for message in messages},
         "bindings": {
@@ -140,13 +151,18 @@ def _event(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         "name": f"{cloud_events.TYPE_PREFIX}{name}",
         "title": name,
         "summary": schema["description"],
-        "description": "A CloudEvent in binary mode: attributes as headers with `ce_` before them, the body as value.",
+        "description": (
+            "A CloudEvent in binary mode: its attributes are headers with the prefix `ce_`, its body is the value."
+        ),
         "contentType": cloud_events.CONTENT_TYPE,
         "headers": {"$ref": "#/components/schemas/headers"},
         "payload": {"$ref": f"#/components/schemas/{name}"},
         "bindings": {
             "kafka": {
-                "key": {"type": "string", "description": "The code's id; the creator's for events of creators."},
+                "key": {
+                    "type": "string",
+                    "description": "The id of the code, or of the creator for events of creators.",
+                },
                 "bindingVersion": "0.5.0",
             }
         },
@@ -168,7 +184,7 @@ def _streamed(model: type[BaseModel]) -> dict[str, Any]:
     return {
         "name": "streamed",
         "title": "Event of the live stream",
-        "summary": "An event as `GET /v1/events` has it.",
+        "summary": "An event, as in `GET /v1/events`.",
         "contentType": cloud_events.CONTENT_TYPE,
         "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
     }

@@ -50,7 +50,7 @@ class Caller:
 
     @property
     def role(self) -> Role:
-        """What the key may."""
+        """The key's role."""
         return self.key.role
 
     def actor(self, subject: str | None) -> Actor:

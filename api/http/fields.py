@@ -108,11 +108,11 @@ def _depth(value: object) -> int:
 
 
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
-CreatorId = Annotated[Id, Field(description="The creator's TikTok account, as you name it.", examples=["ana.creates"])]
+CreatorId = Annotated[Id, Field(description="Your id for the creator's TikTok account.", examples=["ana.creates"])]
 VideoId = Annotated[Id, Field(description="The video that the code is for.", examples=["7312345678901234567"])]
-BrandId = Annotated[Id, Field(description="The brand, as you name it.", examples=["acme"])]
+BrandId = Annotated[Id, Field(description="Your id for the brand.", examples=["acme"])]
 AdvertiserId = Annotated[Id, Field(description="The advertiser account in TikTok Ads Manager.", examples=["adv-7001"])]
-CampaignId = Annotated[Id, Field(description="The campaign, as you name it.", examples=["spring-sale"])]
+CampaignId = Annotated[Id, Field(description="Your id for the campaign.", examples=["spring-sale"])]
 MOMENT_SCHEMA: Final[dict[str, Any]] = {
     "type": "string",
     "format": "date-time",
@@ -133,7 +133,7 @@ Secret = Annotated[
             "type": "string",
             "pattern": r"^\s*[^\s\u0000]([^\u0000]{0,510}[^\s\u0000])?\s*$",
             "examples": ["#k9/Tz+example+of+a+spark+ad+code=="],
-            "description": "The code's string. White space around it is trimmed; the rest is compared exactly.",
+            "description": "The authorization code. Surrounding white space is removed, the rest is compared exactly.",
         }
     ),
 ]
@@ -155,7 +155,7 @@ Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_NAME_CHARA
 Amount = Annotated[
     str,
     StringConstraints(pattern=r"^([1-9][0-9]{0,11}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"),
-    Field(description="More than nothing, in decimals, as text, so that no cent is lost.", examples=["500.00"]),
+    Field(description="A positive decimal number as a string.", examples=["500.00"]),
 ]
 Currency = Annotated[
     str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="The currency's ISO 4217 code.", examples=["USD"])
@@ -171,4 +171,6 @@ Position = Annotated[int, Field(ge=1, le=MAX_POSITION, examples=[42])]
 State = Literal["generated", "shared", "redeemed", "expired", "revoked"]
 # A moment that lies ahead whenever the reference is read.
 LATER = "2099-01-01T00:00:00Z"
-CaptionHash = Annotated[Sha256 | None, Field(description="SHA-256 of the video's caption, in lowercase hexadecimal.")]
+CaptionHash = Annotated[
+    Sha256 | None, Field(description="The SHA-256 of the video's caption, in lowercase hexadecimal.")
+]

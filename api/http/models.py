@@ -22,8 +22,7 @@ class Command(Body):
         Moment | None,
         Field(
             description=(
-                "When this happened in the world, where that is earlier than now: to record late what happened "
-                "before. For keys with the role operator or admin."
+                "When this happened in the world, if earlier than now. Only for keys with the role operator or admin."
             )
         ),
     ] = None
@@ -40,29 +39,36 @@ class Answer(BaseModel):
 
 
 class FieldProblem(Answer):
-    pointer: Annotated[str, Field(description="A JSON Pointer to the field; empty for the whole.", examples=["/days"])]
-    problem: Annotated[str, Field(description="What is wrong with it.", examples=["This is required."])]
-    offset: Annotated[int, Field(ge=0, description="At which character of the text it goes wrong, from 0.")] = Field(
+    pointer: Annotated[
+        str, Field(description="A JSON Pointer to the field. Empty for the whole body.", examples=["/days"])
+    ]
+    problem: Annotated[str, Field(description="What is wrong.", examples=["This is required."])]
+    offset: Annotated[int, Field(ge=0, description="The offset of the wrong character, from 0.")] = Field(
         default_factory=absent
     )
 
 
 class Problem(BaseModel):
-    """What is answered where something is refused (RFC 9457)."""
+    """The response to a refused or failed request (RFC 9457)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Annotated[str, Field(description="Where this kind of problem is explained.", examples=["/docs#code_expired"])]
-    title: Annotated[str, Field(description="Its short name.", examples=["Code expired"])]
+    type: Annotated[
+        str, Field(description="A link to the description of this kind of problem.", examples=["/docs#code_expired"])
+    ]
+    title: Annotated[str, Field(description="The problem's short name.", examples=["Code expired"])]
     status: Annotated[int, Field(description="The HTTP status.", examples=[409])]
-    detail: Annotated[str, Field(description="What happened, why, and what to do about it.")]
-    code: Annotated[str, Field(description="A stable name to decide by.", examples=["code_expired"])]
-    retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
-    request_id: Annotated[str, Field(description="Names this request in our logs.")]
-    errors: Annotated[list[FieldProblem], Field(description="Where and why, for malformed input.")] = Field(
+    detail: Annotated[str, Field(description="What happened, why, and what to do.")]
+    code: Annotated[
+        str,
+        Field(description="The stable code of the problem. Let your program decide by it.", examples=["code_expired"]),
+    ]
+    retryable: Annotated[bool, Field(description="Whether the same request can succeed later.")]
+    request_id: Annotated[str, Field(description="The id of this request in our logs.")]
+    errors: Annotated[list[FieldProblem], Field(description="For malformed input: each wrong field and why.")] = Field(
         default_factory=absent
     )
-    conflict_id: Annotated[str, Field(description="What stands in the way.")] = Field(default_factory=absent)
-    current_version: Annotated[int, Field(description="The version that stands, where If-Match named another.")] = (
-        Field(default_factory=absent)
+    conflict_id: Annotated[str, Field(description="The id of what is in the way.")] = Field(default_factory=absent)
+    current_version: Annotated[int, Field(description="The current version, if If-Match named another.")] = Field(
+        default_factory=absent
     )

@@ -24,7 +24,7 @@ class ListQuery(Protocol):
 
     @property
     def limit(self) -> int:
-        """Entries a page, at most."""
+        """The maximum number of entries in a page."""
 
     @property
     def cursor(self) -> str | None:

@@ -133,7 +133,7 @@ _INVALID_TOKEN: Final = {"WWW-Authenticate": 'Bearer realm="sparkledger", error=
 
 
 class Problem(HTTPException):
-    """One problem, ready to be sent; raise it anywhere in a route."""
+    """The response to a refused or failed request (RFC 9457)."""
 
     def __init__(
         self,

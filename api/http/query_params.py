@@ -84,7 +84,7 @@ Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
 Size = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(_whole)]
 AtLeast = Annotated[
     AnyPosition | None,
-    Field(description="Wait, at most 5 seconds, until this position has been read.", examples=[1]),
+    Field(description="Wait for at most 5 seconds until this position has been read.", examples=[1]),
 ]
 AsOf = Annotated[
     datetime | int | None,
@@ -92,8 +92,8 @@ AsOf = Annotated[
     WithJsonSchema({"anyOf": [MOMENT_SCHEMA, {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}]}),
     Field(description="Answer as the ledger knew at this time or position.", examples=["2026-03-01T12:00:00Z"]),
 ]
-At = Annotated[Moment | None, Field(description="As it was true then, in effective time.")]
-Limit = Annotated[Size, Field(description="Entries a page, at most.", examples=[LIMIT])]
+At = Annotated[Moment | None, Field(description="Answer as it was true at this effective time.")]
+Limit = Annotated[Size, Field(description="The maximum number of entries in a page.", examples=[LIMIT])]
 CodeId = Annotated[
     UUID,
     WrapValidator(_code_id),
@@ -153,16 +153,16 @@ EitherCursor = Annotated[
 NextCursor = Annotated[
     str | None,
     StringConstraints(max_length=MAX_CURSOR_CHARACTERS),
-    Field(description="`next` of the page before, for the same filters."),
+    Field(description="The `next` of the previous page, with the same filters."),
 ]
 # Until there were pages these were whole: a page that is not asked for by size is as long as one can be.
-LongLimit = Annotated[Size, Field(description="Entries a page, at most.", examples=[LIMIT])]
-ByCreator = Annotated[Id | None, Field(description="Of this creator's codes alone.", examples=["ana.creates"])]
-ByVideo = Annotated[Id | None, Field(description="Of this video's codes alone.", examples=["7312345678901234567"])]
-ByCode = Annotated[CodeId | None, Field(description="Of this code alone.")]
-ByAdvertiser = Annotated[Id | None, Field(description="Of this advertiser account alone.", examples=["adv-7001"])]
-From = Annotated[Moment | None, Field(alias="from", description="At this moment or later, in effective time.")]
-To = Annotated[Moment | None, Field(description="Before this moment, in effective time.")]
+LongLimit = Annotated[Size, Field(description="The maximum number of entries in a page.", examples=[LIMIT])]
+ByCreator = Annotated[Id | None, Field(description="Only of this creator's codes.", examples=["ana.creates"])]
+ByVideo = Annotated[Id | None, Field(description="Only of this video's codes.", examples=["7312345678901234567"])]
+ByCode = Annotated[CodeId | None, Field(description="Only of this code.")]
+ByAdvertiser = Annotated[Id | None, Field(description="Only of this advertiser account.", examples=["adv-7001"])]
+From = Annotated[Moment | None, Field(alias="from", description="At this effective time or later.")]
+To = Annotated[Moment | None, Field(description="Before this effective time.")]
 
 
 def _flag(value: object) -> object:
