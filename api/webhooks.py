@@ -174,7 +174,7 @@ router = APIRouter(route_class=Route, tags=["Webhooks"])
     example={"url": "https://receiver.example/sparkledger", "types": ["Redeemed", "Revoked"]},
 )
 async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
-    """Create a webhook. Only this response contains the signing secret. A token cannot create a webhook."""
+    """Create a webhook. Only this response has the signing secret. A token cannot create a webhook."""
     if caller.key.kind == "token":
         raise NotAllowed(
             "A webhook needs an API key, not a token, because tokens expire. Create it with a key of the role "
@@ -249,7 +249,7 @@ async def delete_webhook(webhook_id: str, caller: Annotated[Caller, allow("subsc
 async def rotate_webhook_secret(
     webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")], body: RotateSecret | None = None
 ) -> Response:
-    """Create a new signing secret, shown only in this response. Until the overlap ends, messages have both signatures."""
+    """Create a new signing secret, shown only in this response. Both sign messages until the overlap ends."""
     overlap = timedelta(hours=(body or RotateSecret()).overlap_hours)
     with refusals_as_problems():
         webhook, secret, again = await caller.services.webhooks.rotate(

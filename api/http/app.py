@@ -66,7 +66,7 @@ TAGS: Final = [
     {"name": "Audit", "description": "The audit trail: every event, in the order of recording."},
     {"name": "Webhooks", "description": "Webhooks deliver events, signed by the Standard Webhooks specification."},
     {"name": "Erasure", "description": "Permanent destruction of the sealed data of a creator."},
-    {"name": "Keys", "description": "API keys."},
+    {"name": "Keys", "description": "Manage API keys."},
     {"name": "Health", "description": "Health and metrics, for operators."},
 ]
 # One flat list, the busiest routes first: a router within a router is matched twice for every request. The stream comes

@@ -21,81 +21,98 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 DESCRIPTION: Final = """\
-Records who authorized which TikTok video as an ad, for whom and when: every permission, code, share, redemption,
-campaign, extension, expiry and revocation is an event that nobody edits, and every answer can be traced to it.
+Records who authorized which TikTok video as an ad, for which advertiser and when. Every permission, code, share,
+redemption, campaign, extension, expiry and revocation is an event that is never edited, and every answer can be traced
+to its events.
 
-A key belongs to one ledger, and has one role. Times are RFC 3339 in UTC. Ids are yours: 1 to 128 characters of
-`A-Z a-z 0-9 . _ : @ -`. Unknown fields and parameters are refused. What was refused has changed nothing.
+A key belongs to one ledger and has one role. Times are RFC 3339 in UTC. You choose the ids: 1 to 128 of the characters
+`A-Z a-z 0-9 . _ : @ -`. Unknown fields and parameters are refused. A refused request changes nothing.
 """
 _REF: Final = "#/components/schemas/"
 JSON_VALUE: Final = "JsonValue"
 _WHY: Final[dict[int, str]] = {
     400: "A header, the query, the path or the cursor is malformed.",
-    401: "There is no API key or token, or it is not valid.",
-    403: "The key's role, or whom it acts for, does not reach this far.",
+    401: "The API key or token is missing or not valid.",
+    403: "The key's role or subjects do not allow this.",
     404: "There is no such thing in this ledger.",
-    408: "The body did not arrive in time.",
-    409: "A rule refuses it; `code` says which. Or the first request with this Idempotency-Key still runs.",
+    408: "The body arrived too slowly.",
+    409: (
+        "A rule refuses the request, and `code` says which. Or the first request with this Idempotency-Key is "
+        "still in progress."
+    ),
     412: "The code has changed since the version in If-Match.",
     413: f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.",
     415: "The body is not `application/json` in UTF-8.",
-    422: "The body is malformed; `errors` says where. Or the Idempotency-Key was used for another request.",
-    429: "The key asks too much; Retry-After says how long to wait.",
+    422: "The body is not valid, and `errors` says why. Or the Idempotency-Key was used for a different request.",
+    429: "The key sends too many requests. Retry-After says how long to wait.",
     500: "Something went wrong on our side.",
-    503: "The database is away, or a wait ran out; nothing is half done. Retry-After says when to try again.",
+    503: (
+        "The database cannot be reached, or the request timed out. Nothing is half done. Retry-After says when "
+        "to try again."
+    ),
 }
 _RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
-    "Request-Id": {"description": "Names this request in our logs.", "schema": {"type": "string"}, "required": True},
+    "Request-Id": {
+        "description": "The id of this request in our logs.",
+        "schema": {"type": "string"},
+        "required": True,
+    },
     "ETag": {
-        "description": "The version that stands, in quotes; what If-Match takes.",
+        "description": "The current version in quotes, for If-Match.",
         "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
         "required": True,
     },
     "Ledger-Position": {
-        "description": "How far into the ledger this answer has read, or has written.",
+        "description": "The position that this response has read or written up to.",
         "schema": {"type": "integer", "minimum": 0},
         "required": True,
     },
-    "Location": {"description": "Where it stands.", "schema": {"type": "string"}, "required": True},
-    "Link": {"description": 'The next page, as rel="next", if there is one.', "schema": {"type": "string"}},
+    "Location": {"description": "The URL of what was created.", "schema": {"type": "string"}, "required": True},
+    "Link": {"description": 'The next page as rel="next", if there is one.', "schema": {"type": "string"}},
     "Search-Complete": {
-        "description": "`false` where the search gave up before the page was full; `next` goes on from there.",
+        "description": "`false` if the search stopped before the page was full. `next` continues there.",
         "schema": {"enum": ["true", "false"]},
     },
     "Looked-Through": {
-        "description": "How many events were looked at for this page.",
+        "description": "The number of events scanned for this page.",
         "schema": {"type": "integer", "minimum": 0},
     },
     "Idempotent-Replayed": {
-        "description": "Present where this is the first answer, told again.",
+        "description": "Present if this is the first response, returned again.",
         "schema": {"type": "string", "const": "true"},
     },
-    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}},
-    "RateLimit": {"description": "What remains, and for how many seconds.", "schema": {"type": "string"}},
-    "RateLimit-Policy": {"description": "How many in how many seconds.", "schema": {"type": "string"}},
-    "WWW-Authenticate": {"description": "How to present a key.", "schema": {"type": "string"}, "required": True},
-    "Cache-Control": {"description": "`no-store`: the answer is secret.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "The number of seconds to wait.", "schema": {"type": "integer", "minimum": 1}},
+    "RateLimit": {
+        "description": "The remaining quota, and the seconds until it is reset.",
+        "schema": {"type": "string"},
+    },
+    "RateLimit-Policy": {"description": "The quota, and its window in seconds.", "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "How to send a key.", "schema": {"type": "string"}, "required": True},
+    "Cache-Control": {"description": "`no-store`: the response contains a secret.", "schema": {"type": "string"}},
 }
 _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "Idempotency-Key": {
         "description": (
-            "Makes the request safe to send again: the same key and request gets the first answer, for at least 24 "
-            "hours. Bare or in quotes, such as `8e03978e-40d5-43e8-bc93-6894a57f9324`; a fresh one for each request."
+            "Makes the request safe to repeat: the same key with the same request returns the first response "
+            "again, for at least 24 hours. With or without quotes, such as "
+            "`8e03978e-40d5-43e8-bc93-6894a57f9324`. Use a new key for each new request."
         ),
         "schema": {"type": "string", "pattern": r'^("[!#-~]{1,255}"|[!#-~]{1,255})$'},
     },
     "If-Match": {
-        "description": 'The version that the caller has seen, such as `"3"`; another one is answered with 412.',
+        "description": (
+            'The version that the caller has seen, such as `"3"`. If the code has another version, the response is 412.'
+        ),
         "schema": {"anyOf": [{"const": "*"}, {"type": "string", "pattern": '^"(0|[1-9][0-9]{0,9})"$'}]},
         "example": "*",
     },
     "Last-Event-ID": {
-        "description": "The id of the last event that was seen: the stream goes on after it.",
+        "description": "The id of the last event that was received. The stream continues after it.",
         "schema": {"type": "string", "pattern": "^(0|[1-9][0-9]{0,17})$"},
         "example": "0",
     },
     "Correlation-Id": {
-        "description": "What you name the larger undertaking by; recorded with the events.",
+        "description": "Your name for the business process. It is recorded with the events.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:@-]{1,128}$"},
         "example": "spring-launch-7",
     },
@@ -153,13 +170,13 @@ def _complete(document: dict[str, Any], route: Route, method: str) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     for status, response in responses.items():
-        response["description"] = "Done." if status != "204" else "Done; there is nothing to say."
+        response["description"] = "Done." if status != "204" else "Done. The response has no body."
         response["headers"] = {header: _RESPONSE_HEADERS[header] for header in _answer_headers(route)}
         if route.operation.links:
             response["links"] = route.operation.links
     if route.operation.repeats:
         responses["201"]["description"] = "Recorded."
-        responses["200"] = responses["201"] | {"description": "Recorded before; nothing new."}
+        responses["200"] = responses["201"] | {"description": "Already recorded. Nothing new was recorded."}
     if route.operation.lines:
         content = responses["200"].setdefault("content", {})
         content |= {media_type: {"schema": {"type": "string"}} for media_type in ("application/x-ndjson", "text/csv")}
@@ -198,7 +215,7 @@ def _describe_in_path(parameter: dict[str, Any]) -> None:
         "campaign_id": ("The campaign.", {}, "spring-sale"),
         "code_id": ("The code.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"),
         "key_id": ("The key's id.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b21"),
-        "position": ("The event's place in the ledger.", {}, "1"),
+        "position": ("The event's position in the ledger.", {}, "1"),
         "webhook_id": ("The webhook.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b23"),
     }
     description, schema, example = schemas[parameter["name"]]
@@ -225,7 +242,11 @@ def _problem_headers(status: int) -> list[str]:
 def _add_components(document: dict[str, Any]) -> None:
     components = document.setdefault("components", {})
     components["securitySchemes"] = {
-        "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key, or a token of a configured issuer."}
+        "apiKey": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, or a bearer token of a configured issuer.",
+        }
     }
     schemas = components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -239,7 +260,7 @@ def _add_components(document: dict[str, Any]) -> None:
         if schema.pop(ANY_JSON, False):
             schema.update(mapping)
     schemas[JSON_VALUE] = {
-        "description": "Any JSON without the character NUL.",
+        "description": "Any JSON without the NUL character.",
         "anyOf": [
             {"type": "string", "pattern": NO_NUL},
             {"type": ["number", "boolean", "null"]},
