@@ -69,31 +69,31 @@ _INTRODUCTION: Final = """\
 
 <!-- Written by `python -m tests.generated --write` from the event classes in domain/; edit those. -->
 
-Everything that a ledger knows is one of these events. The name and the version are what is stored and published: a name
-is never changed or used again, and a new version of an event reads its old ones (`CONTRIBUTING.md` says how).
+A ledger consists of these events. Their names and versions are stored and published. A name is never changed or reused,
+and a new version of an event can read the old ones (`CONTRIBUTING.md` says how).
 
-Every event also has its place and its provenance, the same for all types:
+Every event also has these fields, the same for all types:
 
 | Field | Type | Meaning |
 | --- | --- | --- |
-| `position` | whole number | the place in the ledger: 1, 2, 3 … without gaps, in the order of commits |
+| `position` | whole number | the position in the ledger: 1, 2, 3 … without gaps, in commit order |
 | `event_id` | UUID | the event's own id |
-| `type`, `type_version` | text, whole number | the name and version below |
-| `code_id` or `creator_id` | UUID, text | what it happened to |
-| `stream_version` | whole number | the event's number among those of its code or creator: 1, 2, 3 … |
-| `recorded_at` | time | when the ledger learned it; never decreases with position |
-| `effective_at` | time | when it was true in the world |
+| `type`, `type_version` | string, whole number | the name and version below |
+| `code_id` or `creator_id` | UUID, string | the code or creator that it belongs to |
+| `stream_version` | whole number | the event's number in the stream of its code or creator: 1, 2, 3 … |
+| `recorded_at` | time | when the ledger recorded it; never decreases with the position |
+| `effective_at` | time | when it happened in the world |
 | `actor` | object | `key_id`, `key_name`, `role`, and the `subject` that the key acted for |
-| `source` | text | who says so: `creator`, `brand`, `operator`, `platform` or `clock` |
-| `correlation_id` | text, may be null | what the caller named the larger undertaking by |
-| `causation_id` | UUID, may be null | the event that it follows from |
-| `summary` | text | a plain sentence, made of clear facts alone |
+| `source` | string | who reported it: `creator`, `brand`, `operator`, `platform` or `clock` |
+| `correlation_id` | string, may be null | the business process that it belongs to, as named by the caller |
+| `causation_id` | UUID, may be null | the event that caused it |
+| `summary` | string | a sentence that says what happened, without sealed fields |
 | `body` | object | the fields below |
 
-*Clear* fields are stored as JSON and stay readable for good. *Sealed* fields are stored encrypted, under a key of their
-creator's own. No event ever shows a secret; notes are shown in their code's history, to those who may read them there.
-Fields without a value are left out. Times are RFC 3339 in UTC. An event that *moves the version* makes an `If-Match` of
-before stale; the others do not, so that neither an outsider nor the clock's reminders can disturb the owner.
+*Clear* fields are stored as JSON and stay readable. *Sealed* fields are stored encrypted, under a key of their creator.
+No event shows a secret. Notes are shown in the history of their code, to those who are allowed to read it. Fields
+without a value are left out. Times are RFC 3339 in UTC. An event that *moves the version* makes an earlier `If-Match`
+stale. The other events do not, so neither an outsider nor the expiry clock's reminders can disturb the owner.
 """
 
 _ROLES_INTRODUCTION: Final = """\
@@ -101,25 +101,25 @@ _ROLES_INTRODUCTION: Final = """\
 
 <!-- Written by `python -m tests.generated --write` from tests/api/attempts.py; edit that. -->
 
-What a well-formed request is answered. For keys of creators and brands the first status is that on what belongs to
-their subjects, the one after `others'` that on what belongs to others; where there is one alone, as for lists, the
-answer holds what belongs to their subjects. 403 says that role or subjects do not reach this far: it comes before any
-rule is looked at, so that no refusal tells how a code of others stands. What belongs to another ledger is answered with
-404, as is what does not exist. Without a valid key or token it is 401. A token is answered as a key of its role is, but
-makes no webhook (403).
+The status of the response to a well-formed request. For keys with the roles `creator` and `brand`, the first status is
+for their own subjects, and the one after `others'` for the subjects of others. If there is only one status, as for
+lists, the response contains only what belongs to their own subjects. 403 means that the key's role or subjects do not
+allow the request. It is decided before any rule, so no refusal reveals the state of somebody else's code. What belongs
+to another ledger gets 404, like what does not exist. Without a valid key or token, the status is 401. A token is
+treated like a key of its role, except that it cannot create a webhook (403).
 
-The test in `tests/api/test_roles.py` reads this table and sends every request of it to a running server.
+The test in `tests/api/test_roles.py` sends every request of this table to a running server.
 
 """
 
 _WORDS: Final[dict[Any, str]] = {
-    str: "text",
+    str: "string",
     int: "whole number",
     bool: "true or false",
     datetime: "time",
-    Sealed: "text",
+    Sealed: "string",
     Any: "any JSON",
-    dict[str, str]: "object of texts",
+    dict[str, str]: "object of strings",
 }
 
 
@@ -312,13 +312,13 @@ def limits() -> str:
                 f"of a history or of keys, {query_params.MAX_LIMIT:,}"
             ),
         ),
-        ("figures by day", f"{stats.MAX_STATISTICS_DAYS} days"),
+        ("statistics by day", f"{stats.MAX_STATISTICS_DAYS} days"),
         (
-            "a query of the trail (`q`)",
+            "a query of the audit trail (`q`)",
             f"{query_params.MAX_Q_CHARACTERS} characters, {query_language.MAX_TERMS} terms",
         ),
         (
-            "a search of the trail, for a page",
+            "a search of the audit trail, for each page",
             (
                 f"{index_scan.MAX_ROWS_SCANNED:,} events ({event_search.MAX_ROWS_SCANNED:,} for words), "
                 f"{index_scan.MAX_SECONDS} s"
@@ -328,63 +328,63 @@ def limits() -> str:
             "questions in bulk",
             (
                 f"{authorization_lines.MAX_LINES:,} lines of {authorization_lines.MAX_LINE_BYTES:,} bytes, "
-                f"{middleware.MAX_BATCH_BYTES // kib**2} MiB in all"
+                f"{middleware.MAX_BATCH_BYTES // kib**2} MiB in total"
             ),
         ),
         (
             "exports and batches, for each API process",
             f"{streaming_download.MAX_AT_ONCE} at once, {streaming_download.MAX_AT_ONCE_OF_A_KEY} of one key",
         ),
-        ("an export or a batch whose client takes nothing", f"dropped after {streaming_download.STALLED_S:.0f} s"),
-        ("the log of accesses", f"kept for {access_log.KEEP_ACCESSES_DAYS} days"),
-        ("a key's subjects", f"{api_keys.MAX_SUBJECTS:,} of a kind"),
+        ("an export or a batch whose client reads nothing", f"disconnected after {streaming_download.STALLED_S:.0f} s"),
+        ("the access log", f"kept for {access_log.KEEP_ACCESSES_DAYS} days"),
+        ("a key's subjects", f"{api_keys.MAX_SUBJECTS:,} of each kind"),
         ("a rotation's overlap", f"{key_admin.MAX_OVERLAP_S // 86_400} days"),
         ("a token", f"{oidc.MAX_TOKEN_CHARACTERS:,} characters"),
         (
             "a request",
-            f"answered within {middleware.MAX_REQUEST_S:.0f} s; its head within {protocol.HEAD_WITHIN_S:.0f} s",
+            f"answered within {middleware.MAX_REQUEST_S:.0f} s; its headers within {protocol.HEAD_WITHIN_S:.0f} s",
         ),
-        ("a request's head", f"{protocol.MAX_HEAD_BYTES // 1024} KiB"),
+        ("a request's headers", f"{protocol.MAX_HEAD_BYTES // 1024} KiB"),
         (
-            "connections, and requests that wait for an answer, for each API process",
+            "connections, and requests in progress, for each API process",
             (
                 f"{protocol.MAX_CONNECTIONS:,} and {middleware.MAX_WAITING:,}, "
                 f"{middleware.MAX_WAITING_OF_A_KEY:,} of them of one key"
             ),
         ),
         (
-            "`/readyz`, and the worker's figures in `/metrics`",
-            f"looked up once in {single_flight.KEEP_S:.0f} s for all",
+            "`/readyz`, and the worker's metrics in `/metrics`",
+            f"looked up once in {single_flight.KEEP_S:.0f} s for all requests",
         ),
         (
-            "refused attempts in the log of accesses, of each key, reason and hour",
+            "denied attempts in the access log, for each key, reason and hour",
             f"{denied_attempts.RECORDED_PER_HOUR}",
         ),
-        ("`at_least`", f"waits {reader.AT_LEAST_WAIT_S:.0f} s at most"),
+        ("`at_least`", f"waits for at most {reader.AT_LEAST_WAIT_S:.0f} s"),
         (
-            "codes that nobody generated, for each key and API process",
+            "attempts with unknown codes, for each key and API process",
             f"{limit.UNKNOWN_CODES_AT_ONCE} at once, then one in {1 / limit.UNKNOWN_CODES_PER_SECOND:.0f} s",
         ),
-        ("commands that wait to be recorded, for each API process", f"{group_commit.MAX_WAITING:,}"),
+        ("commands waiting to be recorded, for each API process", f"{group_commit.MAX_WAITING:,}"),
         ("an `Idempotency-Key`", f"kept for {retention.KEEP_IDEMPOTENCY_HOURS} hours"),
         (
             "the same refused redemption",
-            f"recorded once in {REFUSAL_REPEAT_AFTER.seconds // 3600} h, and counted beyond",
+            f"recorded once in {REFUSAL_REPEAT_AFTER.seconds // 3600} h, then only counted",
         ),
         ("streams, for each API process", f"{streams.MAX_STREAMS:,}, {streams.MAX_STREAMS_OF_A_KEY} of one key"),
         (
-            "what a stream's client may be behind",
+            "how far a stream's client can be behind",
             f"{live_subscription.KEPT_EVENTS:,} events, {live_subscription.KEPT_BYTES // kib // kib} MiB",
         ),
-        ("a stream whose client takes nothing", f"dropped after {streams.STALLED_S:.0f} s"),
+        ("a stream whose client reads nothing", f"disconnected after {streams.STALLED_S:.0f} s"),
         ("a ledger's webhooks", f"{webhooks.MAX_WEBHOOKS}"),
         (
             "a webhook's messages",
-            f"{policy.in_flight} under way, {policy.waiting:,} waiting, {delivery_store.KEEP_DEAD:,} dead",
+            f"{policy.in_flight} in progress, {policy.waiting:,} waiting, {delivery_store.KEEP_DEAD:,} dead",
         ),
         ("a webhook's dead letters", f"kept for {delivery_store.KEEP_DEAD_DAYS} days"),
-        ("a webhook's log of deliveries", f"{delivery_store.KEEP_ATTEMPTS:,} attempts"),
-        ("an attempt to deliver", f"{http_target.ATTEMPT_S:.0f} s"),
+        ("a webhook's list of deliveries", f"{delivery_store.KEEP_ATTEMPTS:,} attempts"),
+        ("a delivery attempt", f"{http_target.ATTEMPT_S:.0f} s"),
     ]
     return _table(("What", "Limit"), rows)
 
