@@ -297,9 +297,11 @@ def _said(error: ValidationError) -> str:
         name = next((str(part) for part in found["loc"] if part in COLUMNS), "")
         match found["type"]:
             case "extra_forbidden":
-                wrong.append(f"Unknown field. Known fields: {', '.join(COLUMNS)}.")
+                wrong.append(message_of(found, COLUMNS))
             case "missing":
                 wrong.append(f"{name} is required.")
             case _:
                 wrong.append(f"{name}: {message_of(found)}" if name else _NO_QUESTION)
-    return "; ".join(said.removesuffix(".") for said in dict.fromkeys(wrong)) + "."
+    whole = "; ".join(said.removesuffix(".") for said in dict.fromkeys(wrong))
+    # A sentence that ends in a list of characters must not seem to list one more.
+    return whole if whole.endswith("-") else f"{whole}."

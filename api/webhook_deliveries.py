@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.cursors import decode_key, encode_key, link_next
-from api.http.fields import MAX_POSITION
+from api.http.fields import MAX_POSITION, UUID_PATTERN
 from api.http.models import Answer, Body
 from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel
 from api.http.responses import answer, replay_header
@@ -32,7 +32,7 @@ class ReplayMessages(Body):
         list[
             Annotated[
                 str,
-                StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"),
+                StringConstraints(pattern=UUID_PATTERN),
                 Field(json_schema_extra={"format": "uuid"}),
             ]
         ]

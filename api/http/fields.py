@@ -33,6 +33,10 @@ _RFC3339_PATTERN: Final = (
     r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 )
 NO_NUL: Final = r"^[^\u0000]*$"
+SHA256_PATTERN: Final = r"^[0-9a-f]{64}$"
+AMOUNT_PATTERN: Final = r"^([1-9][0-9]{0,11}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"
+CURRENCY_PATTERN: Final = r"^[A-Z]{3}$"
+UUID_PATTERN: Final = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 NO_CONTROL: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 
 
@@ -122,7 +126,7 @@ MOMENT_SCHEMA: Final[dict[str, Any]] = {
 Moment = Annotated[datetime, BeforeValidator(parse_moment), WithJsonSchema(MOMENT_SCHEMA)]
 Sha256 = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9a-f]{64}$"),
+    StringConstraints(pattern=SHA256_PATTERN),
     Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]),
 ]
 Secret = Annotated[
@@ -154,11 +158,13 @@ Reason = Annotated[
 Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS)]
 Amount = Annotated[
     str,
-    StringConstraints(pattern=r"^([1-9][0-9]{0,11}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"),
+    StringConstraints(pattern=AMOUNT_PATTERN),
     Field(description="A positive decimal number as a string.", examples=["500.00"]),
 ]
 Currency = Annotated[
-    str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="The currency's ISO 4217 code.", examples=["USD"])
+    str,
+    StringConstraints(pattern=CURRENCY_PATTERN),
+    Field(description="The currency's ISO 4217 code.", examples=["USD"]),
 ]
 # Stands in a schema for "any JSON without NUL, at any depth"; the reference says so with a schema that names itself.
 ANY_JSON: Final = "x-any-json"

@@ -15,7 +15,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from api.http.validation_messages import message_of
+from api.http.validation_messages import fields_at, is_plain_name, message_of
 from domain.errors import SENTENCES, Refused, StaleVersion
 from infra.errors import (
     IdempotencyMismatch,
@@ -178,10 +178,13 @@ def malformed_query(parameter: str, problem: str) -> Problem:
     return Problem("malformed_query", members={"errors": [{"pointer": f"/{parameter}", "problem": problem}]})
 
 
-def malformed(code: str, error: ValidationError) -> Problem:
+def malformed(code: str, error: ValidationError, model: Any) -> Problem:
     """Return the problem of what a model refused: where and why, and nothing of what was sent."""
     found = error.errors(include_url=False, include_input=False)
-    return Problem(code, members={"errors": [{"pointer": _pointer(e), "problem": message_of(e)} for e in found]})
+    errors = [
+        {"pointer": _pointer(one), "problem": message_of(one, fields_at(model, one["loc"][:-1]))} for one in found
+    ]
+    return Problem(code, members={"errors": errors})
 
 
 def too_many(code: str, wait_s: float, policy: tuple[int, int]) -> Problem:
@@ -251,6 +254,8 @@ def _of_status(error: HTTPException) -> Problem:
 
 
 def _pointer(error: ErrorDetails) -> str:
-    """Return the JSON Pointer (RFC 6901) of a field that we named; one that the caller named is not told back."""
-    path = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
+    """Return the JSON Pointer (RFC 6901) of a field: of one that the client named only where its name is plain."""
+    path = error["loc"]
+    if error["type"] == "extra_forbidden" and not is_plain_name(str(path[-1])):
+        path = path[:-1]
     return "".join(f"/{part}" for part in path)

@@ -147,7 +147,7 @@ class Route(APIRoute):
             if query_name is not None and query_type is not None:
                 arguments[query_name] = read_query(request, query_type)
             if body_name is not None and body_adapter is not None:
-                arguments[body_name] = await read_body(request, body_adapter)
+                arguments[body_name] = await read_body(request, body_type, body_adapter)
             answer: Response = await endpoint(**arguments)
             return answer
 
@@ -176,10 +176,10 @@ def read_query(request: Request, model: type[M]) -> M:
     try:
         return model.model_validate(parameters)
     except ValidationError as error:
-        raise malformed("malformed_query", error) from None
+        raise malformed("malformed_query", error, model) from None
 
 
-async def read_body(request: Request, adapter: TypeAdapter[Any]) -> Any:
+async def read_body(request: Request, kind: Any, adapter: TypeAdapter[Any]) -> Any:
     """Return the body as its model; what the JSON said is kept for the request's hash.
 
     Raises:
@@ -201,7 +201,7 @@ async def read_body(request: Request, adapter: TypeAdapter[Any]) -> Any:
     try:
         return adapter.validate_python(sent)
     except ValidationError as error:
-        raise malformed("malformed_body", error) from None
+        raise malformed("malformed_body", error, kind) from None
 
 
 def roles_by_route(app: FastAPI) -> dict[str, tuple[Role, ...]]:

@@ -111,7 +111,7 @@ def test_a_bad_line_is_told_so_under_its_number_and_ends_nothing(world: World) -
         '{"video_id": "v"}',
         '{"video_id": "v", "advertiser_id": "a/b"}',
         '{"video_id": "v", "advertiser_id": "a", "at": "yesterday"}',
-        '{"video_id": "v", "advertiser_id": "a", "sekret": 1}',
+        '{"video_id": "v", "advertiser_id": "a", "colour": "sekret"}',
         '{"video_id": "v", "advertiser_id": "a", "video_id": "w"}',
         '{"video_id": 1, "at": "sekret"}',
         good.replace("v", "v" * 3000, 1),
@@ -130,10 +130,10 @@ def test_a_bad_line_is_told_so_under_its_number_and_ends_nothing(world: World) -
         "advertiser_id is required.",
         "advertiser_id: Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
         "at: Expected an RFC 3339 time with an offset, such as 2026-03-01T12:00:00Z.",
-        "Unknown field. Known fields: video_id, advertiser_id, at.",
+        "Unknown field `colour`. Known fields: video_id, advertiser_id, at.",
         "A field is repeated.",
         (
-            "video_id: This is not a text; advertiser_id is required; at: Expected an RFC 3339 time with an "
+            "video_id: Expected a string; advertiser_id is required; at: Expected an RFC 3339 time with an "
             "offset, such as 2026-03-01T12:00:00Z."
         ),
         "A line must have at most 2,048 bytes.",

@@ -128,7 +128,7 @@ def nested(levels: int) -> dict[str, Any]:
         ({"budget": {"amount": "1e3", "currency": "USD"}}, "/budget/amount"),
         ({"budget": {"amount": "\u0665", "currency": "USD"}}, "/budget/amount"),
         ({"budget": {"amount": "5", "currency": "usd"}}, "/budget/currency"),
-        ({"budget": {"amount": "5", "currency": "USD", "tax": "1"}}, "/budget"),
+        ({"budget": {"amount": "5", "currency": "USD", "tax": "1"}}, "/budget/tax"),
         ({"ends_at": days(1), "starts_at": days(1.5)}, "/ends_at"),
         ({"name": "a" * 201}, "/name"),
         ({"targeting": []}, "/targeting"),
