@@ -61,7 +61,7 @@ class GenerateCode(Command):
     caption_sha256: CaptionHash = None
     secret: Annotated[
         Secret | None,
-        Field(description="The string that TikTok generated. It is kept exactly. Default: a random string."),
+        Field(description="The code that TikTok generated, as it was pasted. Default: a random code."),
     ] = None
 
 

@@ -16,6 +16,7 @@ from domain.campaign import Campaign, Share
 from domain.code import Code
 from domain.creator import Creator
 from domain.errors import Refused, StaleVersion, Unknown
+from domain.pasted import secret_name
 from domain.values import Policy, Sealed, Window
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ async def generate(
         raise Refused("secret_exists")
     window = Window(begins, begins + timedelta(days=days))
     also_read: list[Code | Creator] = [creator]
-    claims = [Claim("secret", secret, expected=None, new=code_id)]
+    claims = [Claim("secret", secret_name(secret), expected=None, new=code_id)]
     if not window.ended_by(when.now):  # one that has ended already, recorded late, occupies nothing
         occupant = await _free_video(ledger, video_id, when.now)
         if occupant is not None:

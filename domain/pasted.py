@@ -150,6 +150,11 @@ def canonical_secret(text: str) -> str:
     return _refuse_no_code(_bare(text))
 
 
+def secret_name(text: str) -> str:
+    """Return the canonical form without asking whether it is one code: what a ledger's claims name it by."""
+    return _canonical(_bare(text))
+
+
 def secret_hint(text: str) -> Hint | None:
     """Return what a code that nobody knows looks like, so that whoever pasted it can find the mistake."""
     bare = _bare(text)

@@ -28,6 +28,7 @@ from api.http import middleware, protocol, query_params, single_flight, streamin
 from api.http.app import create_app
 from api.http.problems import RETRYABLE, STATUSES
 from api.http.route import roles_by_route
+from domain import pasted
 from domain.campaign import Campaign
 from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
@@ -297,7 +298,7 @@ def limits() -> str:
     rows: list[tuple[str, str]] = [
         ("a request's body", f"{middleware.MAX_BODY_BYTES // kib:,} KiB"),
         ("an id", "1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`"),
-        ("a secret", f"{fields_.MAX_SECRET_CHARACTERS} characters"),
+        ("a secret", f"{pasted.MIN_SECRET_CHARACTERS} to {pasted.MAX_SECRET_CHARACTERS} characters"),
         ("a reason", f"{fields_.MAX_REASON_CHARACTERS} characters"),
         ("a note", f"{fields_.MAX_TEXT_CHARACTERS:,} characters"),
         (

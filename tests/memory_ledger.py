@@ -13,6 +13,7 @@ from eventsourcing.utils import get_topic
 from domain.code import Code, replay_code
 from domain.creator import Creator, replay_creator
 from domain.errors import Unknown
+from domain.pasted import secret_name
 from domain.recorded import Event, RecordedEvent
 from domain.values import Sealed
 
@@ -48,7 +49,7 @@ class MemoryLedger:
         return replay_code(self.streams[code_id])
 
     async def code_by_secret(self, secret: Sealed) -> Code | None:
-        stream_id = self._holder("secret", secret)
+        stream_id = self._holder("secret", secret_name(secret))
         return None if stream_id is None else replay_code(self.streams[stream_id])
 
     async def code_on_video(self, video_id: str) -> Code | None:

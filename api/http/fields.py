@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
 import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from domain import pasted
 from domain.values import ID_PATTERN, Sealed
 
 MAX_TARGETING_BYTES: Final = 16 * 1024
 MAX_TARGETING_DEPTH: Final = 8
 MAX_POSITION: Final = 2**62
-MAX_SECRET_CHARACTERS: Final = 512
+# Of a code as it is pasted, with all that surrounds it.
+MAX_PASTED_CHARACTERS: Final = 4_096
 MAX_TEXT_CHARACTERS: Final = 4_000
 MAX_REASON_CHARACTERS: Final = 500
 MAX_NAME_CHARACTERS: Final = 200
@@ -69,12 +71,17 @@ def _no_nul(text: str) -> str:
     return text
 
 
+def unusable(error: pasted.Unusable) -> PydanticCustomError:
+    """Return the error of a field that holds what cannot be taken; its reason stands beside the sentence."""
+    return PydanticCustomError("unusable", cast("Any", str(error)), {"reason": error.reason, "code": error.code})
+
+
 def _secret(text: str) -> Sealed:
-    """Trim what a paste leaves around a code; what is left is an opaque string."""
-    secret = Sealed(_no_nul(text).strip())
-    if not 1 <= len(secret) <= MAX_SECRET_CHARACTERS:
-        raise PydanticCustomError("secret", f"A secret must have 1 to {MAX_SECRET_CHARACTERS} characters.")
-    return secret
+    """Take off what a paste leaves around a code."""
+    try:
+        return Sealed(pasted.stored_secret(text))
+    except pasted.Unusable as error:
+        raise unusable(error) from None
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
@@ -131,13 +138,21 @@ Sha256 = Annotated[
 ]
 Secret = Annotated[
     str,
+    StringConstraints(max_length=MAX_PASTED_CHARACTERS),
     AfterValidator(_secret),
     WithJsonSchema(
         {
             "type": "string",
-            "pattern": r"^\s*[^\s\u0000]([^\u0000]{0,510}[^\s\u0000])?\s*$",
+            "minLength": pasted.MIN_SECRET_CHARACTERS,
+            "maxLength": MAX_PASTED_CHARACTERS,
+            "pattern": NO_NUL,
             "examples": ["#k9/Tz+example+of+a+spark+ad+code=="],
-            "description": "The authorization code. Surrounding white space is removed, the rest is compared exactly.",
+            "description": (
+                "The authorization code as it was pasted, of "
+                f"{pasted.MIN_SECRET_CHARACTERS} to {pasted.MAX_SECRET_CHARACTERS} characters. White space, quotes and "
+                "invisible characters around it are removed. Codes that differ only in leading # and in the "
+                "percent-encoding of + / = # are the same code."
+            ),
         }
     ),
 ]

@@ -43,6 +43,13 @@ class FieldProblem(Answer):
         str, Field(description="A JSON Pointer to the field. Empty for the whole body.", examples=["/days"])
     ]
     problem: Annotated[str, Field(description="What is wrong.", examples=["This is required."])]
+    reason: Annotated[
+        str,
+        Field(
+            description="A stable name for what is wrong, where something was pasted that cannot be used.",
+            examples=["several_codes"],
+        ),
+    ] = Field(default_factory=absent)
     offset: Annotated[int, Field(ge=0, description="The offset of the wrong character, from 0.")] = Field(
         default_factory=absent
     )

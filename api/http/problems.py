@@ -181,10 +181,7 @@ def malformed_query(parameter: str, problem: str) -> Problem:
 def malformed(code: str, error: ValidationError, model: Any) -> Problem:
     """Return the problem of what a model refused: where and why, and nothing of what was sent."""
     found = error.errors(include_url=False, include_input=False)
-    errors = [
-        {"pointer": _pointer(one), "problem": message_of(one, fields_at(model, one["loc"][:-1]))} for one in found
-    ]
-    return Problem(code, members={"errors": errors})
+    return Problem(code, members={"errors": [_field_problem(one, model) for one in found]})
 
 
 def too_many(code: str, wait_s: float, policy: tuple[int, int]) -> Problem:
@@ -251,6 +248,12 @@ def _of_status(error: HTTPException) -> Problem:
     if error.status_code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
         return Problem("malformed_request")
     return Problem("internal_error")
+
+
+def _field_problem(error: ErrorDetails, model: Any) -> dict[str, str]:
+    """Return where a model is wrong and why, with the stable reason of what was pasted and cannot be used."""
+    reason = {"reason": error["ctx"]["reason"]} if error["type"] == "unusable" else {}
+    return {"pointer": _pointer(error), "problem": message_of(error, fields_at(model, error["loc"][:-1])), **reason}
 
 
 def _pointer(error: ErrorDetails) -> str:

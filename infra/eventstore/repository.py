@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 from domain.code import Code, replay_code
 from domain.creator import replay_creator
 from domain.errors import Unknown
+from domain.pasted import secret_name
 from domain.recorded import RecordedEvent
 from infra.recent_cache import RecentCache
 
@@ -131,8 +132,11 @@ class Repository:
         return known
 
     async def code_by_secret(self, secret: Sealed) -> Code | None:
-        """Load a code by the keyed hash of its secret; a stale answer takes a secret never seen here for a new one."""
-        return cast("Code | None", await self._claimed("secret", secret, else_read=False))
+        """Load a code by the keyed hash of what its secret means, however it was pasted.
+
+        A stale answer takes a secret never seen here for a new one.
+        """
+        return cast("Code | None", await self._claimed("secret", secret_name(secret), else_read=False))
 
     async def code_on_video(self, video_id: str) -> Code | None:
         """Load the code that occupies a video; a stale answer takes a video never seen here for free."""

@@ -39,7 +39,7 @@ def test_a_refusal_is_told_with_who_why_and_from_where(world: World) -> None:
     refused(auditor.post("/v1/redemptions", json={}))
     refused(creator.get(f"/v1/codes/{code['code_id']}"))
     refused(creator.get("/v1/codes/0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"))
-    refused(world.brand().post("/v1/redemptions", json={"secret": "#guess", "advertiser_id": OWN_ACCOUNT}))
+    refused(world.brand().post("/v1/redemptions", json={"secret": "#guess-at-it", "advertiser_id": OWN_ACCOUNT}))
     refused(creator.post("/v1/codes", json={"creator_id": OWN_CREATOR, "video_id": "v", "terms_version": "1"}))
 
     found = refusals(world)
@@ -121,7 +121,9 @@ async def test_a_proxy_is_believed_only_where_it_was_named(proxies: tuple[str, .
 
 def test_guessing_is_stopped_with_standard_headers_and_seen(world: World) -> None:
     brand = world.brand()
-    guesses = [brand.post("/v1/codes/lookup", json={"secret": f"#guess-{n}"}) for n in range(UNKNOWN_CODES_AT_ONCE + 1)]
+    guesses = [
+        brand.post("/v1/codes/lookup", json={"secret": f"#guess-no-{n:04}"}) for n in range(UNKNOWN_CODES_AT_ONCE + 1)
+    ]
     last = guesses[-1]
     assert refused(last) == (429, "too_many_unknown_codes")
     wait = last.headers["retry-after"]
@@ -129,18 +131,24 @@ def test_guessing_is_stopped_with_standard_headers_and_seen(world: World) -> Non
     assert last.headers["ratelimit-policy"] == f'"too_many_unknown_codes";q={UNKNOWN_CODES_AT_ONCE};w=60'
     assert counted(world) == {"code_unknown": UNKNOWN_CODES_AT_ONCE, "too_many_unknown_codes": 1}
     # One who guesses does not take the right from another.
-    assert world.client.post("/v1/codes/lookup", json={"secret": "#guess"}).status_code == 404
+    assert world.client.post("/v1/codes/lookup", json={"secret": "#guess-at-it"}).status_code == 404
 
 
 def test_bringing_codes_of_ones_own_is_no_way_to_guess_faster(world: World) -> None:
-    world.generate(OTHER_CREATOR, secret="#theirs")
+    world.generate(OTHER_CREATOR, secret="#their-code")
     creator, occupied = world.creator(), world.generate(OWN_CREATOR)["video_id"]
     asked = {"creator_id": OWN_CREATOR, "video_id": occupied, "terms_version": "1"}
     # What tells a guess that is right from one that is not, and neither leaves an event.
-    assert refused(creator.post("/v1/codes", json=asked | {"secret": "#theirs"})) == (409, "secret_exists")
+    assert refused(creator.post("/v1/codes", json=asked | {"secret": "#their-code"})) == (409, "secret_exists")
     for n in range(1, UNKNOWN_CODES_AT_ONCE):
-        assert refused(creator.post("/v1/codes", json=asked | {"secret": f"#guess-{n}"})) == (409, "live_code_exists")
-    assert refused(creator.post("/v1/codes", json=asked | {"secret": "#guess"})) == (429, "too_many_unknown_codes")
+        assert refused(creator.post("/v1/codes", json=asked | {"secret": f"#guess-no-{n:04}"})) == (
+            409,
+            "live_code_exists",
+        )
+    assert refused(creator.post("/v1/codes", json=asked | {"secret": "#guess-at-it"})) == (
+        429,
+        "too_many_unknown_codes",
+    )
     # Codes that are made here are nobody's guess.
     told(creator.post("/v1/codes", json=asked | {"video_id": "another"}), 201)
 
@@ -166,7 +174,7 @@ def test_a_field_that_is_sent_twice_is_refused(world: World, content: bytes) -> 
 def test_a_body_that_is_said_to_be_two_things_is_refused(world: World) -> None:
     types = [("Content-Type", "application/json"), ("Content-Type", "text/plain")]
     for said in (types, types[::-1], types[:1] * 2):
-        answer = world.client.post("/v1/codes/lookup", content=b'{"secret":"#guess"}', headers=said)
+        answer = world.client.post("/v1/codes/lookup", content=b'{"secret":"#guess-at-it"}', headers=said)
         assert refused(answer) == (415, "unsupported_media_type")
 
 

@@ -75,7 +75,7 @@ async def unknown() -> None:
 
 
 async def redeem(opened: httpx.AsyncClient) -> httpx.Response:
-    return await opened.post("/v1/redemptions", json={"secret": "#abc", "advertiser_id": "a"})
+    return await opened.post("/v1/redemptions", json={"secret": "#abc-of-nobody", "advertiser_id": "a"})
 
 
 async def test_a_fault_of_ours_is_answered_as_a_problem_and_logged_by_its_id(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,7 +84,7 @@ async def test_a_fault_of_ours_is_answered_as_a_problem_and_logged_by_its_id(cap
             answer = await redeem(opened)
     content = answer.json()
     assert (answer.status_code, content["code"], content["retryable"]) == (500, "internal_error", True)
-    assert "#abc" not in answer.text
+    assert "#abc-of-nobody" not in answer.text
     assert content["request_id"] in caplog.text
 
 
@@ -153,7 +153,7 @@ async def test_one_keys_requests_leave_room_for_others_to_wait(monkeypatch: pyte
         application.state.services.authenticator.authenticate = authenticate
 
         async def ask(key: int) -> tuple[int, str]:
-            headers, body = {"Authorization": f"Bearer {key}"}, {"secret": "#abc", "advertiser_id": "a"}
+            headers, body = {"Authorization": f"Bearer {key}"}, {"secret": "#abc-of-nobody", "advertiser_id": "a"}
             answer = await opened.post("/v1/redemptions", json=body, headers=headers)
             return answer.status_code, answer.headers.get("retry-after", "")
 
@@ -232,7 +232,7 @@ async def test_a_key_that_asks_too_much_is_told_when_to_come_back() -> None:
 async def test_guessing_codes_is_stopped_for_redeeming_and_looking_up_alike() -> None:
     async with client(unknown) as opened:
         guesses = [await redeem(opened) for _ in range(UNKNOWN_CODES_AT_ONCE + 1)]
-        lookup = await opened.post("/v1/codes/lookup", json={"secret": "#abc"})
+        lookup = await opened.post("/v1/codes/lookup", json={"secret": "#abc-of-nobody"})
         elsewhere = await opened.get("/v1/codes/x")
     assert [answer.status_code for answer in guesses] == [404] * UNKNOWN_CODES_AT_ONCE + [429]
     for answer in (guesses[-1], lookup):

@@ -35,7 +35,7 @@ def test_the_figures_count_what_is_there(world: World) -> None:
     assert refused(world.client.post("/v1/redemptions", json=body)) == (409, "code_revoked")
     world.generate(days=7)
     world.generate(starts_at=days(-60))
-    assert world.client.post("/v1/codes/lookup", json={"secret": "nobody made this"}).status_code == 404
+    assert world.client.post("/v1/codes/lookup", json={"secret": "nobody-made-this"}).status_code == 404
 
     head = world.head()
     answer = world.client.get("/v1/stats", params={"at_least": head})
@@ -94,7 +94,7 @@ def test_the_days_tell_how_things_went(world: World) -> None:
     told(world.client.post("/v1/redemptions", json=redemption), 201)
     launch = campaign("campaign-1", OTHER_ACCOUNT) | {"ends_at": days(25)}
     told(world.client.post(f"/v1/codes/{imported['code_id']}/campaigns", json=launch), 201)
-    assert world.client.post("/v1/codes/lookup", json={"secret": "nobody made this"}).status_code == 404
+    assert world.client.post("/v1/codes/lookup", json={"secret": "nobody-made-this"}).status_code == 404
 
     figures = read_days(world, **{"from": day(-11), "to": day(20)})
 
