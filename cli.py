@@ -165,7 +165,7 @@ def _prepare(settings: Settings, place: Place) -> str | None:
         )
         if password is not None
     }
-    apply(place.owner, passwords)
+    apply(place.owner, passwords, [issuer.issuer for issuer in settings.oidc_issuers])
     asyncio.run(create_views(place.owner))
     admin = settings.admin_key.get_secret_value() if settings.admin_key else None
     return asyncio.run(first_keys(place.owner, _master_key(settings), admin))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -23,7 +22,6 @@ from api.http.route import Operation, Route
 from domain import commands
 from domain.commands import Decision, Ledger, When
 from domain.creator import Creator
-from infra.errors import KeyNoLongerValid, Unavailable
 from infra.jobs.erasure import Erasure, Erasures
 
 router = APIRouter(route_class=Route, tags=["Erasure"])
@@ -75,11 +73,8 @@ async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[C
         return await commands.erase(ledger, creator_id, body.reason, if_match=if_match, when=when)
 
     result = await handle_command(caller, body, creator_id, decide)
-    erasures = _erasures(caller)
-    # It is recorded, and holds: whatever keeps the deed from being done here, a worker does it.
-    with suppress(Unavailable, KeyNoLongerValid):
-        await erasures.carry_out(caller.ledger_id, creator_id, caller.access_context)
-    found = await erasures.of(caller.ledger_id, creator_id)
+    # It is recorded, and holds. A worker destroys the key: the API's own login must not be able to.
+    found = await _erasures(caller).wait(caller.ledger_id, creator_id)
     assert found is not None  # noqa: S101 - it was recorded just now, or before
     version = 0 if result.aggregate is None else result.aggregate.version
     return answer(await _content(found, caller), 200, command_headers(result, version))

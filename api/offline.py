@@ -95,8 +95,9 @@ async def open_ledger(where: LedgerAddress) -> AsyncIterator[OpenLedger]:
         LookupError: there is no such ledger.
 
     """
-    ledger_id = await find_ledger(where.place.owner, where.master_key, where.ledger)
+    ledger_id, token = await find_ledger(where.place.owner, where.master_key, where.ledger)
     database = Database(where.place.api, API, size=SESSIONS)
+    database.tokens.admit_ledger(ledger_id, token)
     await database.open()
     try:
         keyring = Keyring(database, where.master_key)

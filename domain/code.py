@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from eventsourcing.domain import Aggregate
 
 from domain.campaign import Campaign, Share
 from domain.errors import Refused, Unknown
 from domain.reminders import Reminder, reminders
-from domain.values import Channel, Sealed, State, Window, masked, state_of
+from domain.values import BRAND_SIDE, CREATOR_SIDE, Channel, Sealed, State, Window, masked, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,10 +40,14 @@ class Code(Aggregate):
     class Event(Aggregate.Event):
         """What happened to the code."""
 
+        RECORDED_BY: ClassVar[tuple[str, ...]] = ()
+
     class Generated(Event, Aggregate.Created):
         """The creator accepted the terms and got a code; the video's own Ad authorization switch went on with it."""
 
         TOPIC = "CodeGenerated"
+
+        RECORDED_BY = CREATOR_SIDE
         creator_id: str
         video_id: str
         terms_version: str
@@ -92,6 +96,8 @@ class Code(Aggregate):
         """The owner moved the end of the window; recorded late, it undoes an end that came after it took effect."""
 
         TOPIC = "Extended"
+
+        RECORDED_BY = CREATOR_SIDE
         old_expires_at: datetime
         expires_at: datetime
 
@@ -106,6 +112,8 @@ class Code(Aggregate):
         """The creator handed the code to a brand."""
 
         TOPIC = "Shared"
+
+        RECORDED_BY = CREATOR_SIDE
         brand_id: str
         channel: Channel
         advertiser_id: str | None = None
@@ -121,6 +129,8 @@ class Code(Aggregate):
         """An advertiser account entered the code."""
 
         TOPIC = "Redeemed"
+
+        RECORDED_BY = BRAND_SIDE
         advertiser_id: str
         shared_with_advertiser: bool
 
@@ -134,6 +144,8 @@ class Code(Aggregate):
         """An advertiser entered the code when it could not be used; no outsider can make the owner's command stale."""
 
         TOPIC = "RedemptionRefused"
+
+        RECORDED_BY = BRAND_SIDE
         advertiser_id: str
         reason: str
 
@@ -144,6 +156,8 @@ class Code(Aggregate):
         """A brand launched an ad on the code; from now until it ends, caption and creative are locked."""
 
         TOPIC = "CampaignLaunched"
+
+        RECORDED_BY = BRAND_SIDE
         campaign_id: str
         advertiser_id: str
         budget: dict[str, str]
@@ -177,6 +191,8 @@ class Code(Aggregate):
         """A campaign stopped before its own end: by the brand, or because the code expired or was revoked."""
 
         TOPIC = "CampaignEnded"
+
+        RECORDED_BY = (*BRAND_SIDE, "creator", "clock")  # a revocation and the end of a window end campaigns, too
         campaign_id: str
         advertiser_id: str
         cause: str
@@ -193,12 +209,16 @@ class Code(Aggregate):
         """Somebody was shown the secret again, and said why."""
 
         TOPIC = "CodeRevealed"
+
+        RECORDED_BY = CREATOR_SIDE
         reason: str
 
     class NoteAdded(Event):
         """Somebody added a remark, perhaps about an earlier position: how a log that nobody edits is corrected."""
 
         TOPIC = "NoteAdded"
+
+        RECORDED_BY = CREATOR_SIDE
         note_fingerprint: str
         about_position: int | None = None
         text: Sealed | None = None
@@ -210,6 +230,8 @@ class Code(Aggregate):
         """The creator took the code back; the video's own Ad authorization switch went off with it."""
 
         TOPIC = "Revoked"
+
+        RECORDED_BY = CREATOR_SIDE
         reason: str
         forced: bool = False
 
@@ -221,6 +243,8 @@ class Code(Aggregate):
         """The window ended; recorded by the clock, effective at the window's end. An extended code expires again."""
 
         TOPIC = "Expired"
+
+        RECORDED_BY = (*CREATOR_SIDE, "clock")  # a late extension records the expiry that has passed since
         expires_at: datetime
 
         def apply(self, aggregate: Code) -> None:
@@ -231,6 +255,8 @@ class Code(Aggregate):
         """The end came within 30, 14, 7 or 1 days, after it was set; if several were crossed unseen, the last alone."""
 
         TOPIC = "ExpiryApproaching"
+
+        RECORDED_BY = ("clock",)
         expires_at: datetime
         days_left: int
 

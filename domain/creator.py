@@ -10,11 +10,12 @@ under, and switches off for good; what was decided stays on record.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from eventsourcing.domain import Aggregate, CanMutateAggregate
 
 from domain.errors import Refused
+from domain.values import CREATOR_SIDE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,10 +33,14 @@ class Creator(Aggregate):
     class Event(Aggregate.Event):
         """What happened to the permission."""
 
+        RECORDED_BY: ClassVar[tuple[str, ...]] = ()
+
     class Enabled(Event, Aggregate.Created):
         """The switch went on; the first of these also begins the stream."""
 
         TOPIC = "PermissionEnabled"
+
+        RECORDED_BY = CREATOR_SIDE
         creator_id: str
 
         def mutate(self, aggregate: Any) -> Any:
@@ -56,6 +61,8 @@ class Creator(Aggregate):
         """The switch went off."""
 
         TOPIC = "PermissionDisabled"
+
+        RECORDED_BY = CREATOR_SIDE
         creator_id: str
 
         def apply(self, aggregate: Creator) -> None:
@@ -66,6 +73,8 @@ class Creator(Aggregate):
         """What is sealed of the creator can be read no more, and the switch is off for good: this asks for the deed."""
 
         TOPIC = "CreatorErased"
+
+        RECORDED_BY = ("admin",)
         creator_id: str
         reason: str
 

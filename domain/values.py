@@ -7,6 +7,10 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 Role = Literal["admin", "operator", "creator", "brand", "auditor", "subscriber"]
+# The roles whose keys act for a creator, and for a brand. An event says by `RECORDED_BY` which roles record it, and the
+# database refuses it from any other; the clock is a role of its own.
+CREATOR_SIDE = ("creator", "operator", "admin")
+BRAND_SIDE = ("brand", "operator", "admin")
 Source = Literal["creator", "brand", "operator", "platform", "clock"]
 Channel = Literal["dm", "email", "text", "other"]
 State = Literal["generated", "shared", "redeemed", "expired", "revoked"]

@@ -68,7 +68,9 @@ async def runtime(
     database = Database(conninfo, role)
     notifier = Notifier(conninfo, role)
     cache = AggregateCache() if role == API else AggregateCache(MAX_CACHED_IN_A_WORKER)
-    writer = GroupCommitWriter(conninfo, role, on_commit=notifier.committed, on_session=cache.reset)
+    writer = GroupCommitWriter(
+        conninfo, role, tokens=database.tokens, on_commit=notifier.committed, on_session=cache.reset
+    )
     keyring = Keyring(database, master_key)
     events = EventReader(database)
     aggregates = AggregateReader(events, keyring, cache)

@@ -73,6 +73,11 @@ def cluster() -> Iterator[EmbeddedPostgres]:
         with psycopg.connect(server.dsn(dbname="postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
         migrate(server.dsn(dbname=TEMPLATE))
+        with psycopg.connect(server.dsn(dbname=TEMPLATE), autocommit=True) as connection:
+            # What tests below the domain record, as the clock or as an operator.
+            connection.execute(
+                "INSERT INTO event_types VALUES ('Tested', 1, '{clock,operator}'), ('Marked', 1, '{clock}')"
+            )
         yield server
     shutil.rmtree(place)
 

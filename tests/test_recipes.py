@@ -86,6 +86,7 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
 
 # Settings that more than one file reads, with the reason.
 READ_TWICE: Final = {
+    "oidc_issuers": "migrate tells the database which issuers it may believe the API about",
     "data_dir": "the embedded PostgreSQL and the generated master key are in the same directory",
     "host": "the API listens there, and the demo connects to it",
     "port": "the API listens there, and the demo connects to it",

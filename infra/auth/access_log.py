@@ -78,15 +78,7 @@ _UNTIL: Final = "AND at < %(until)s"
 # An id has the time of the process that recorded the access, and `at` that of the database.
 _CLOCK_SKEW: Final = timedelta(days=1)
 
-_PURGE: Final = """
-    DELETE FROM accesses
-    WHERE (ledger_id, access_id) IN (
-        SELECT ledger_id, access_id
-        FROM accesses
-        WHERE at < now() - make_interval(days => %s)
-        LIMIT %s
-    )
-"""
+_PURGE: Final = "SELECT purge_accesses(%s, %s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +286,9 @@ async def _insert(connection: LedgerConnection, ledger_id: int, ids: Mapping[Acc
 
 
 async def purge(connection: LedgerConnection, rows: int) -> int:
-    """Delete at most `rows` accesses that are older than `KEEP_ACCESSES_DAYS`; needs the worker's rights."""
-    return (await connection.execute(_PURGE, (KEEP_ACCESSES_DAYS, rows))).rowcount
+    """Forget accesses that have been kept long enough, at most so many; needs the worker's rights."""
+    row = await (await connection.execute(_PURGE, (KEEP_ACCESSES_DAYS, rows))).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _group_id(access: Access) -> UUID | None:

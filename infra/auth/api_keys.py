@@ -26,19 +26,11 @@ KEY_COLUMNS: Final = """
     k.expires_at, k.revoked_at, k.kind, k.may_reveal
 """
 
-# Inserts nothing where the text, or a request with this Idempotency-Key, is known already.
-INSERT_KEY: Final = """
-    WITH fresh AS (
-        INSERT INTO api_key_hashes (hash, ledger_id, key_id, idempotency, request_hash)
-        VALUES (%(hash)s, %(ledger_id)s, %(key_id)s, %(idempotency)s, %(request_hash)s)
-        ON CONFLICT DO NOTHING
-        RETURNING key_id
-    )
-    INSERT INTO api_keys (key_id, ledger_id, kind, name, role, creator_ids, brand_ids, advertiser_ids, expires_at,
-                          created_by, sealed_subject, may_reveal)
-    SELECT key_id, %(ledger_id)s, %(kind)s, %(name)s, %(role)s, %(creator_ids)s, %(brand_ids)s, %(advertiser_ids)s,
-           %(expires_at)s, %(created_by)s, %(sealed_subject)s, %(may_reveal)s
-    FROM fresh
+# False where the text, or a request with this Idempotency-Key, is known already.
+MINT_KEY: Final = """
+    SELECT mint_key(%(by_key)s, %(by_token)s, %(ledger_id)s, %(key_id)s, %(hash)s, %(kind)s, %(name)s, %(role)s,
+                    %(creator_ids)s, %(brand_ids)s, %(advertiser_ids)s, %(expires_at)s, %(sealed_subject)s,
+                    %(may_reveal)s, %(idempotency)s, %(request_hash)s)
 """
 
 

@@ -115,7 +115,9 @@ class Authenticator:
         hashing = await self._keyring.hashing()
         found = dict.fromkeys(hashes, Authenticated(at))
         for row in await self._database.read(None, query):
-            key = replace(api_key(row[3:]), request_key=hashing.hash(f"requests of {row[3]}"))
+            key = replace(api_key(row[5:]), request_key=hashing.hash(f"requests of {row[5]}"))
+            self._database.tokens.admit_ledger(key.ledger_id, row[3])
+            self._database.tokens.admit_key(key.key_id, row[4])
             found[row[0]] = Authenticated(at, key, ends_at=row[1], used=row[2])
         # A row that was read while a key changed may be outdated; and a first use is not on record yet.
         if changes == self._changes:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hmac
 import secrets
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, LiteralString
 
 import orjson
 
 from domain.errors import NotAllowed, Refused
 from infra.auth.access_log import COMMAND_LINE, Access, AccessContext, record_within
-from infra.auth.api_keys import INSERT_KEY, KEY_COLUMNS, REVEALING, ApiKey, Subjects, api_key, subjects_problem
+from infra.auth.api_keys import KEY_COLUMNS, MINT_KEY, REVEALING, ApiKey, Subjects, api_key, subjects_problem
 from infra.auth.erasure_lock import all_erased
 from infra.auth.key_text import RANDOM_BYTES, key_text
 from infra.auth.token_identities import unsealed_subject
@@ -64,24 +64,10 @@ _TO_ROTATE: Final = f"""
     JOIN ledgers l ON l.ledger_id = k.ledger_id
     WHERE k.ledger_id = %s
     AND k.key_id = %s
-    FOR NO KEY UPDATE OF k
-"""
-
-_ADD_HASH: Final = """
-    INSERT INTO api_key_hashes (hash, ledger_id, key_id, idempotency, request_hash)
-    VALUES (%s, %s, %s, %s, %s)
-    ON CONFLICT DO NOTHING
 """
 
 # The previous text works for the overlap; a text from before that one ends now.
-_END_PREVIOUS_TEXTS: Final = """
-    UPDATE api_key_hashes
-    SET ends_at = CASE WHEN ends_at IS NULL THEN now() + make_interval(secs => %s) ELSE now() END
-    WHERE ledger_id = %s
-    AND key_id = %s
-    AND hash <> %s
-    AND (ends_at IS NULL OR ends_at > now())
-"""
+_ROTATE: Final = "SELECT rotate_key(%s, %s, %s, %s, %s, %s, %s, %s)"
 
 _OVERLAP: Final = """
     SELECT max(ends_at)
@@ -91,24 +77,11 @@ _OVERLAP: Final = """
     AND ends_at > now()
 """
 
-_REVOKE: Final = """
-    UPDATE api_keys
-    SET revoked_at = now()
-    WHERE ledger_id = %s
-    AND key_id = %s
-    AND revoked_at IS NULL
-"""
+_REVOKE: Final = "SELECT revoke_key(%s, %s, %s, %s)"
 
 _EXISTS: Final = "SELECT 1 FROM api_keys WHERE ledger_id = %s AND key_id = %s"
 
-_LOCK_VALID: Final = """
-    SELECT may_reveal
-    FROM api_keys
-    WHERE key_id = %s
-    AND revoked_at IS NULL
-    AND (expires_at IS NULL OR expires_at > clock_timestamp())
-    FOR NO KEY UPDATE
-"""
+_LOCK_VALID: Final = "SELECT hold_key(%s, %s)"
 
 
 _REVEALS_MORE: Final = (
@@ -172,19 +145,20 @@ class KeyAdmin:
             "role": role,
             **subjects.columns(),
             "expires_at": expires_at,
-            "created_by": context.key_id,
+            "by_key": context.key_id,
+            "by_token": self._database.tokens.key(context.key_id),
             "sealed_subject": None,
             "may_reveal": may_reveal,
             "idempotency": idempotency,
             "request_hash": request_hash,
         }
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            context_reveals = await lock_valid_key(connection, context.key_id)
+            context_reveals = await lock_valid_key(connection, ledger_id, context.key_id)
             if may_reveal and role in REVEALING and not context_reveals:
                 raise NotAllowed(_REVEALS_MORE)
             if await all_erased(connection, ledger_id, keys, subjects.creator_ids):
                 raise Refused("creator_erased")
-            created = (await connection.execute(INSERT_KEY, fields)).rowcount == 1
+            created = await _is_true(connection, MINT_KEY, fields)
             row = await (await connection.execute(_OF_HASH, (fields["hash"],))).fetchone()
             if row is None or (not created and row[13] != request_hash):
                 raise IdempotencyMismatch
@@ -219,7 +193,8 @@ class KeyAdmin:
         idempotency, text = await self._new_text(f"rotate {key_id}", context, idempotency_key)
         hashed = hashing.hash(text)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            context_reveals = await lock_valid_key(connection, context.key_id)
+            context_reveals = await lock_valid_key(connection, ledger_id, context.key_id)
+            await connection.execute(_LOCK_VALID, (ledger_id, key_id))
             row = await (await connection.execute(_TO_ROTATE, (ledger_id, key_id))).fetchone()
             if row is None:
                 message = "There is no such key in this ledger."
@@ -231,10 +206,9 @@ class KeyAdmin:
                 raise KeyNotRotatable
             if key.reveals and not context_reveals:
                 raise NotAllowed(_REVEALS_MORE)
-            added = await connection.execute(_ADD_HASH, (hashed, ledger_id, key_id, idempotency, request_hash))
-            rotated = added.rowcount == 1
+            asks = (context.key_id, self._database.tokens.key(context.key_id), ledger_id, key_id)
+            rotated = await _is_true(connection, _ROTATE, (*asks, hashed, overlap_s, idempotency, request_hash))
             if rotated:
-                await connection.execute(_END_PREVIOUS_TEXTS, (overlap_s, ledger_id, key_id, hashed))
                 await _record(connection, ledger_id, context, {"key_id": key_id, "overlap_seconds": overlap_s})
             else:
                 known = await (await connection.execute(_OF_HASH, (hashed,))).fetchone()
@@ -253,8 +227,9 @@ class KeyAdmin:
 
         """
         async with self._database.connection(ledger_id) as connection, connection.transaction():
-            await lock_valid_key(connection, context.key_id)
-            revoked = (await connection.execute(_REVOKE, (ledger_id, key_id))).rowcount == 1
+            await lock_valid_key(connection, ledger_id, context.key_id)
+            asks = (context.key_id, self._database.tokens.key(context.key_id), ledger_id, key_id)
+            revoked = await _is_true(connection, _REVOKE, asks)
             if revoked:
                 await _record(connection, ledger_id, context, {"key_id": key_id})
             found = await (await connection.execute(_EXISTS, (ledger_id, key_id))).fetchone()
@@ -309,7 +284,7 @@ class KeyAdmin:
         return hashed[:16], key_text(hmac.digest(hashed, b"text", "sha256"))
 
 
-async def lock_valid_key(connection: LedgerConnection, key_id: UUID | None) -> bool:
+async def lock_valid_key(connection: LedgerConnection, ledger_id: int, key_id: UUID | None) -> bool:
     """Lock the row of the key that makes a change, so that it cannot be revoked before the transaction ends.
 
     Returns:
@@ -321,10 +296,15 @@ async def lock_valid_key(connection: LedgerConnection, key_id: UUID | None) -> b
     """
     if key_id is None:
         return True
-    row = await (await connection.execute(_LOCK_VALID, (key_id,))).fetchone()
-    if row is None:
+    row = await (await connection.execute(_LOCK_VALID, (ledger_id, key_id))).fetchone()
+    if row is None or row[0] is None:
         raise KeyNoLongerValid
     return bool(row[0])
+
+
+async def _is_true(connection: LedgerConnection, query: LiteralString, parameters: Any) -> bool:
+    row = await (await connection.execute(query, parameters)).fetchone()
+    return bool(row and row[0])
 
 
 async def _record(connection: LedgerConnection, ledger_id: int, context: AccessContext, change: dict[str, Any]) -> None:

@@ -135,15 +135,15 @@ async def list_ledgers(conninfo: str, key_provider: KeyProvider) -> list[tuple[i
         return await opened.ledgers.ledgers()
 
 
-async def find_ledger(conninfo: str, key_provider: KeyProvider, name: str) -> int:
-    """Return a ledger's id by its name.
+async def find_ledger(conninfo: str, key_provider: KeyProvider, name: str) -> tuple[int, bytes]:
+    """Return a ledger's id by its name, and the token that binds a session of the API to it.
 
     Raises:
         LookupError: there is no such ledger.
 
     """
     async with _as_worker(conninfo, key_provider) as opened:
-        return await opened.ledgers.id_of(name)
+        return await opened.ledgers.named(name)
 
 
 async def list_keys(conninfo: str, key_provider: KeyProvider, ledger: str) -> list[ApiKey]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -52,11 +52,25 @@ class LedgerAdmin:
             LookupError: there is no such ledger.
 
         """
-        ids = {known: ledger_id for ledger_id, known in await self.ledgers()}
-        if name not in ids:
+        return (await self.named(name))[0]
+
+    async def named(self, name: str) -> tuple[int, bytes]:
+        """Return a ledger's id by its name, and the token that binds a session of the API to it.
+
+        Raises:
+            LookupError: there is no such ledger.
+
+        """
+
+        async def query(connection: LedgerConnection) -> Any:
+            cursor = await connection.execute("SELECT ledger_id, ledger_token FROM ledger_named(%s)", (name,))
+            return await cursor.fetchone()
+
+        ledger_id, token = await self._database.read(None, query) or (None, None)
+        if ledger_id is None or token is None:
             message = f"There is no ledger named {name}. `sparkledger ledgers list` shows all ledgers."
             raise LookupError(message)
-        return ids[name]
+        return ledger_id, token
 
     async def ledgers(self) -> list[tuple[int, str]]:
         """Return the id and name of every ledger, oldest first."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from domain.errors import NotAllowed
-from infra.auth.api_keys import INSERT_KEY, Authenticated
+from infra.auth.api_keys import MINT_KEY, Authenticated
 from infra.auth.erasure_lock import all_erased
 from infra.crypto.envelope import SealingKey
-from infra.errors import TokenRefused
+from infra.errors import TokenRefused, Unavailable
 from infra.ids import uuid7
 from infra.recent_cache import RecentCache
 
@@ -144,7 +144,7 @@ class TokenIdentities:
             if await all_erased(connection, ledger_id, keys, grant.subjects.creator_ids):
                 raise TokenRefused("The creator that this token acts for was erased.")
             if row is None:
-                await connection.execute(INSERT_KEY, _new_row(verified, ledger_id, keys))
+                await connection.execute(MINT_KEY, _new_row(verified, ledger_id, keys))
             elif differs:
                 rights = {"ledger_id": ledger_id, "key_id": row.key_id, "role": grant.role, **grant.subjects.columns()}
                 await connection.execute(_UPDATE_RIGHTS, rights)
@@ -157,17 +157,21 @@ class TokenIdentities:
             return known
 
         async def query(connection: LedgerConnection) -> Any:
-            cursor = await connection.execute("SELECT ledger_named(%s)", (name,))
+            cursor = await connection.execute("SELECT ledger_id, ledger_token FROM ledger_named(%s)", (name,))
             return await cursor.fetchone()
 
-        (ledger_id,) = await self._database.read(None, query)
+        ledger_id, token = await self._database.read(None, query) or (None, None)
         if ledger_id is None:
             raise NotAllowed("The token names a ledger that does not exist.")
+        if token is None:
+            message = "The database trusts no issuer yet. Run `sparkledger migrate` with the issuers' settings."
+            raise Unavailable(message)
+        self._database.tokens.admit_ledger(ledger_id, token)
         return self._ledgers.put(name, ledger_id)
 
 
 def _new_row(verified: VerifiedToken, ledger_id: int, keys: LedgerKeys) -> dict[str, Any]:
-    """Return the parameters of `INSERT_KEY` for a new identity."""
+    """Return the parameters of `MINT_KEY` for a new identity."""
     grant, key_id = verified.grant, uuid7()
     return {
         "hash": verified.hashed,
@@ -178,7 +182,8 @@ def _new_row(verified: VerifiedToken, ledger_id: int, keys: LedgerKeys) -> dict[
         "role": grant.role,
         **grant.subjects.columns(),
         "expires_at": None,
-        "created_by": None,
+        "by_key": None,
+        "by_token": None,
         "sealed_subject": sealed_subject(keys, grant.subject, key_id),
         "may_reveal": True,
         "idempotency": None,

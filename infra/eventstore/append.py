@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from infra.postgres.prepared_statement import Statement
+    from infra.postgres.session_tokens import SessionTokens
     from projections.engine.array_columns import Array
 
 
@@ -144,7 +145,7 @@ class Append:
 
 # The columns of `append`: appends, expected versions, events, claims.
 TYPES: Final[tuple[type[Array], ...]] = (
-    *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Times, Texts, Texts, Texts, Uuids, Texts, Texts, Times),
+    *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Byteas, Texts, Texts, Texts, Uuids, Texts, Texts, Times),
     *(Ints, Uuids, Ints),
     *(Ints, Uuids, Ints, Uuids, Texts, Ints, Times, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
     *(Ints, Byteas, Uuids, Uuids),
@@ -153,7 +154,7 @@ _PARAMETERS: Final = ", ".join(f"${number}" for number in range(1, len(TYPES) + 
 TEXT: Final = f"SELECT caller, outcome, a, b, stream, actual, at FROM append({_PARAMETERS})"
 
 
-async def call(statement: Statement, batch: Sequence[Append]) -> list[Outcome]:
+async def call(statement: Statement, batch: Sequence[Append], tokens: SessionTokens) -> list[Outcome]:
     """Append a batch with the prepared statement, and return the outcomes, in the order of the batch.
 
     Raises:
@@ -161,7 +162,7 @@ async def call(statement: Statement, batch: Sequence[Append]) -> list[Outcome]:
 
     """
     columns = [
-        *_of_callers(batch),
+        *_of_callers(batch, tokens),
         *_of_rows([request.expected_versions for request in batch], 2),
         *_of_rows([request.events for request in batch], len(EventRow._fields)),
         *_of_rows([request.claims for request in batch], 3),
@@ -170,7 +171,7 @@ async def call(statement: Statement, batch: Sequence[Append]) -> list[Outcome]:
     return _outcomes(batch, rows)
 
 
-def _of_callers(batch: Sequence[Append]) -> list[list[Any]]:
+def _of_callers(batch: Sequence[Append], tokens: SessionTokens) -> list[list[Any]]:
     counts = [len(request.events) for request in batch]
     return [
         [request.ledger_id for request in batch],
@@ -179,7 +180,7 @@ def _of_callers(batch: Sequence[Append]) -> list[list[Any]]:
         [request.api_key for request in batch],
         [*accumulate(counts[:-1], initial=1)],
         counts,
-        [None] * len(batch),  # effective_at of all events of an append: here each event has its own
+        [tokens.key(request.api_key) for request in batch],
         [request.role for request in batch],
         [request.subject for request in batch],
         [request.source for request in batch],

@@ -21,6 +21,7 @@ from infra.eventstore.append import TEXT, TYPES, Append, Appended, ConcurrencyCo
 from infra.eventstore.in_doubt_commit import Backend, end_session, own_backend, recorded
 from infra.postgres.pool import APPENDING, SHORT, LedgerConnection, session
 from infra.postgres.prepared_statement import Statement
+from infra.postgres.session_tokens import SessionTokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,7 @@ class GroupCommitWriter:
         conninfo: str,
         role: str,
         *,
+        tokens: SessionTokens | None = None,
         on_commit: Callable[[], None] = lambda: None,
         on_session: Callable[[int], None] = lambda _: None,
         resolve_within_s: float = RESOLVE_WITHIN_S,
@@ -72,6 +74,7 @@ class GroupCommitWriter:
         Args:
             conninfo: the database, as a login that is or may become the role.
             role: whose rights it appends with.
+            tokens: what proves, for each caller, that its key was presented to this process; a worker needs none.
             on_commit: called after each batch that recorded something.
             on_session: called with the number of each new session. After a failover the log may have lost its end, so
                 caches of the log must be dropped.
@@ -80,6 +83,7 @@ class GroupCommitWriter:
         """
         # A standby can neither append nor show what was committed.
         self._session = session(conninfo, role, more_options=APPENDING) | {"target_session_attrs": "primary"}
+        self._tokens = tokens or SessionTokens()
         self._on_commit = on_commit
         self._on_session = on_session
         # The number of the session. A decision on what was cached during another session is made again.
@@ -224,7 +228,7 @@ class GroupCommitWriter:
             return None
         connection, statement = opened
         try:
-            outcomes = await call(statement, batch)
+            outcomes = await call(statement, batch, self._tokens)
         except _OUTDATED as error:
             # `append` was replaced while this session had it prepared.
             if prepared_again:
@@ -314,7 +318,9 @@ class GroupCommitWriter:
                 async with asyncio.timeout_at(deadline):
                     connection, _ = await self._connected()
                     await end_session(connection, lost)
-                    return [await recorded(connection, request.ledger_id, request.events) for request in batch]
+                    return [
+                        await recorded(connection, request.ledger_id, request.events, self._tokens) for request in batch
+                    ]
             except (psycopg.Error, TimeoutError):
                 if self._connection is not None:
                     await self._connection.close()  # it may have been interrupted in another role

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from infra.eventstore.append import EventRow
     from infra.postgres.pool import LedgerConnection
+    from infra.postgres.session_tokens import SessionTokens
 
 # The process id of a session and its start: the id alone may belong to another session by now.
 Backend = tuple[int, "datetime"]
@@ -43,10 +44,10 @@ async def end_session(connection: LedgerConnection, lost: Backend | None) -> Non
 
 
 async def recorded(
-    connection: LedgerConnection, ledger_id: int, events: Sequence[EventRow]
+    connection: LedgerConnection, ledger_id: int, events: Sequence[EventRow], tokens: SessionTokens
 ) -> tuple[int, int, datetime] | None:
     """Look for events by stream, version and id; return their first and last position and their time, or None."""
-    await connection.bind(ledger_id)
+    await connection.bind(ledger_id, tokens)
     found = []
     for event in events:
         cursor = await connection.execute(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -38,8 +39,11 @@ if TYPE_CHECKING:
     from infra.eventstore.aggregate_reader import AggregateReader
     from infra.postgres.pool import Database, LedgerConnection
 
-# How often a worker looks for erasures that were recorded but not carried out, because their process was killed.
-POLL_S: Final = 5.0
+# How often a worker looks for erasures to carry out, and an answer for one that was carried out.
+POLL_S: Final = 1.0
+WAIT_POLL_S: Final = 0.05
+# How long an answer waits for the worker. What was recorded holds, whether or not it was carried out by then.
+WAIT_S: Final = 3.0
 BATCH: Final = 100
 # The creator's API keys are revoked one by one, each with an entry in the access log, and looked up in such batches.
 KEY_BATCH: Final = 100
@@ -104,10 +108,19 @@ class Erasures:
                 return Erasure(recorded, creator_id, recorded.event.reason, done_at)
         return None
 
-    async def carry_out(self, ledger_id: int, creator_id: str, context: AccessContext) -> bool:
-        """Destroy a creator's key, and revoke the API keys that act only for erased creators; repeating it is harmless.
+    async def wait(self, ledger_id: int, creator_id: str, within_s: float = WAIT_S) -> Erasure | None:
+        """Return a creator's erasure once a worker has carried it out, or as it is after `within_s` seconds."""
+        ends_at = monotonic() + within_s
+        while True:
+            found = await self.of(ledger_id, creator_id)
+            if found is None or found.carried_out_at is not None or monotonic() >= ends_at:
+                return found
+            await asyncio.sleep(WAIT_POLL_S)
 
-        It does nothing unless the log records the erasure. Where it fails half-way, a worker carries it out.
+    async def carry_out(self, ledger_id: int, creator_id: str, context: AccessContext) -> bool:
+        """Destroy a creator's key, and revoke the API keys that act only for erased creators, as a worker.
+
+        It does nothing unless the log records the erasure, and repeating it is harmless.
 
         Returns:
             Whether the creator is erased.

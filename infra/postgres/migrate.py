@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 
+from domain.event_types import EVENT_TYPES
 from infra.postgres.roles import LOG, ROLES
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 class MigrationError(Exception):
@@ -27,12 +29,14 @@ def migrations() -> Iterator[tuple[int, str, str]]:
             yield int(number), name, file.read_text(encoding="utf-8")
 
 
-def migrate(conninfo: str, passwords: dict[str, str] | None = None) -> list[str]:
+def migrate(conninfo: str, passwords: dict[str, str] | None = None, issuers: Sequence[str] | None = None) -> list[str]:
     """Create what is missing, as the database's owner.
 
     Args:
         conninfo: where, as a user that may create roles and owns the database.
         passwords: by role; a role with a password may log in with it, one without may where the server trusts it.
+        issuers: the issuers whose bearer tokens the API accepts, which the database then trusts it to have verified;
+            None leaves what it trusts as it is.
 
     Returns:
         The names of the migrations applied now.
@@ -46,12 +50,13 @@ def migrate(conninfo: str, passwords: dict[str, str] | None = None) -> list[str]
         connection.execute("SELECT pg_advisory_lock(%s)", (AdvisoryLock.MIGRATION,))
         _create_roles(connection, passwords or {})
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations ("
-            " number int PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+            "CREATE TABLE IF NOT EXISTS migrations (number int PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,"
+            " applied_at timestamptz NOT NULL DEFAULT now())"
         )
         connection.execute("GRANT SELECT ON migrations TO sparkledger_api, sparkledger_worker")
         done = {row[0] for row in connection.execute("SELECT number FROM migrations").fetchall()}
         known = list(migrations())
+        _refuse_other_formats(connection, known)
         unknown = done - {number for number, _, _ in known}
         if unknown:
             message = (
@@ -63,8 +68,11 @@ def migrate(conninfo: str, passwords: dict[str, str] | None = None) -> list[str]
             if number not in done:
                 with connection.transaction():
                     connection.execute(text)
-                    connection.execute("INSERT INTO migrations (number, name) VALUES (%s, %s)", (number, name))
+                    row = (number, name, _sha256(text))
+                    connection.execute("INSERT INTO migrations (number, name, sha256) VALUES (%s, %s, %s)", row)
                 applied.append(f"{number:04d}_{name}")
+        _write_event_types(connection)
+        _write_issuers(connection, issuers)
     return applied
 
 
@@ -72,20 +80,73 @@ def require_migrated(conninfo: str) -> None:
     """Refuse a database that lacks a migration; one that is away may come back, and is not refused.
 
     Raises:
-        MigrationError: a migration is missing.
+        MigrationError: a migration is missing, or a type of event.
 
     """
     try:
         with psycopg.connect(conninfo, connect_timeout=5, autocommit=True) as connection:
             done = {row[0] for row in connection.execute("SELECT number FROM migrations").fetchall()}
+            _refuse_other_formats(connection, list(migrations()))
+            types = {(row[0], row[1]) for row in connection.execute("SELECT type, type_version FROM event_types")}
     except psycopg.OperationalError:
         return
     except psycopg.errors.UndefinedTable:
-        done = set()
+        done, types = set(), set()
     missing = [f"{number:04d}_{name}" for number, name, _ in migrations() if number not in done]
     if missing:
         message = f"The database lacks the migrations {', '.join(missing)}. Run `sparkledger migrate` first."
         raise MigrationError(message)
+    unknown = sorted({type_ for type_, version, _ in event_types() if (type_, version) not in types})
+    if unknown:
+        message = f"The database does not know the events {', '.join(unknown)} yet. Run `sparkledger migrate` first."
+        raise MigrationError(message)
+
+
+def _refuse_other_formats(connection: psycopg.Connection, known: list[tuple[int, str, str]]) -> None:
+    """Refuse a database whose migrations had the same numbers and other texts: until 1.0 they may be rewritten."""
+    column = "SELECT 1 FROM information_schema.columns WHERE table_name = 'migrations' AND column_name = 'sha256'"
+    told = connection.execute(column).fetchone() is not None
+    applied: dict[int, str] = {}
+    if told:
+        applied = dict(connection.execute("SELECT number, sha256 FROM migrations").fetchall())
+    if told and all(applied.get(number, _sha256(text)) == _sha256(text) for number, _, text in known):
+        return
+    message = (
+        "The database was made by another version of this program from before 1.0, whose format is not this one's. "
+        "Use a new database: set SPARKLEDGER_DATA_DIR to an empty directory, or SPARKLEDGER_DATABASE_URL to an empty "
+        "database. To read the old one, start the version that made it."
+    )
+    raise MigrationError(message)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def event_types() -> Iterator[tuple[str, int, list[str]]]:
+    """Yield every version of every event that this program records: its type, the version, and who records it."""
+    for type_, kind in EVENT_TYPES.items():
+        for version in range(1, getattr(kind, "class_version", 1) + 1):
+            yield type_, version, list(vars(kind)["RECORDED_BY"])
+
+
+def _write_event_types(connection: psycopg.Connection) -> None:
+    """Tell the database which events it accepts. What an older program beside this one records stays accepted."""
+    for row in event_types():
+        connection.execute(
+            "INSERT INTO event_types (type, type_version, roles) VALUES (%s, %s, %s)"
+            " ON CONFLICT (type, type_version) DO UPDATE SET roles = excluded.roles",
+            row,
+        )
+
+
+def _write_issuers(connection: psycopg.Connection, issuers: Sequence[str] | None) -> None:
+    if issuers is None:
+        return
+    with connection.transaction():
+        connection.execute("DELETE FROM trusted_issuers WHERE issuer <> ALL (%s)", (list(issuers),))
+        for issuer in issuers:
+            connection.execute("INSERT INTO trusted_issuers VALUES (%s) ON CONFLICT DO NOTHING", (issuer,))
 
 
 def _create_roles(connection: psycopg.Connection, passwords: dict[str, str]) -> None:

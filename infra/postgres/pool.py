@@ -10,6 +10,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from infra.errors import Unavailable
+from infra.postgres.session_tokens import SessionTokens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -51,11 +52,11 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
         """A cursor for many queries: a new cursor would look up again how each type of parameter is sent."""
         return self.cursor(binary=True)
 
-    async def bind(self, ledger_id: int | None) -> None:
-        """Bind the session to a ledger, or to none. A session that is bound to it already needs no statement."""
+    async def bind(self, ledger_id: int | None, tokens: SessionTokens) -> None:
+        """Bind the session to a ledger, or to none; costs a statement only where it was bound otherwise."""
         if self.ledger_id != ledger_id:
             self.ledger_id = _UNKNOWN
-            setting = "" if ledger_id is None else str(ledger_id)
+            setting = tokens.setting(ledger_id)
             await self.execute("SELECT set_config('sparkledger.ledger', %s, false)", (setting,))
             self.ledger_id = ledger_id
 
@@ -104,6 +105,7 @@ class Database:
         """Prepare the pool; `open` connects it."""
         self.conninfo = conninfo
         self.role = role
+        self.tokens = SessionTokens()
         settings = session(conninfo, role)
         self._pool: AsyncConnectionPool[LedgerConnection] = AsyncConnectionPool(
             settings.pop("conninfo"),
@@ -134,7 +136,7 @@ class Database:
         """
         try:
             async with self._pool.connection() as connection:
-                await connection.bind(ledger_id)
+                await connection.bind(ledger_id, self.tokens)
                 yield connection
         except (PoolTimeout, *SHORT) as error:
             raise Unavailable(AWAY) from error

@@ -24,7 +24,7 @@ _ACCESS: Final = """
 ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
 ALTER TABLE {table} FORCE ROW LEVEL SECURITY;
 CREATE POLICY one_ledger ON {table} TO sparkledger_api
-    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+    USING (ledger_id = (SELECT bound_ledger()));
 CREATE POLICY every_ledger ON {table} TO sparkledger_worker
     USING (true);
 GRANT SELECT ON {table} TO sparkledger_api;

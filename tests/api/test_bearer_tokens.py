@@ -15,6 +15,7 @@ import pytest
 
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
+from infra.postgres.migrate import migrate
 from infra.processes.worker import create_views
 from tests.api.processes import serving_process
 from tests.api.world import OTHER_CREATOR, OWN_CREATOR, refused, told
@@ -49,6 +50,7 @@ def place(database: TestDatabase) -> Iterator[Place]:
             creator_ids_claim="creators",
         )
         issuers = json.dumps([configured.model_dump(exclude_unset=True)])
+        migrate(database.dsn(), issuers=[configured.issuer])
         url = opened.enter_context(serving_process(database, master, oidc_issuers=issuers))
         yield Place(url, issuer, admin, opened)
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from fastapi import FastAPI, Request
+from psycopg.conninfo import make_conninfo
 
 from api.http.caller import admit
 from api.http.dependencies import Limits, Services
@@ -26,6 +27,7 @@ from api.http.limits import Limit
 from infra.auth.authenticator import Authenticator
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import MasterKey, fresh_key
+from infra.postgres.migrate import migrate
 from infra.postgres.roles import API
 from infra.runtime import runtime
 from infra.settings import load_settings
@@ -72,6 +74,7 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
     with issuing() as issuer:
         issuer.signers = [signer(algorithm) for algorithm in ("RS256", "ES256", "EdDSA")]
         configured = issuer.configured(role="operator")
+        migrate(make_conninfo(dsn, user="postgres"), issuers=[configured.issuer])
         async with runtime(dsn, API, master, [configured]) as opened:
             authenticator = opened.authenticator
             figures: dict[str, dict[str, float]] = {}

@@ -36,6 +36,7 @@ from infra.process_limits import tune_garbage_collector
 from infra.runtime import runtime
 from tests.bench.place import RUNS, SETTINGS, median, pgbench, postgres
 from tests.given import anyone
+from tests.infra.session_tokens import present
 
 IN_FLIGHT: Final = (1, 8, 32, 128)
 CLIENTS: Final = (1, 8, 32)
@@ -153,6 +154,7 @@ async def _ours(server: EmbeddedPostgres) -> dict[str, float]:
     key, _ = await create_key(server.dsn(), master, "bench", "operator", None)
     tune_garbage_collector()  # as the API's process does
     async with runtime(server.dsn(API), API, master) as opened:
+        present(opened.database, key.ledger_id, key.key_id)
         load = Load(opened.handler, key.ledger_id, key.key_id)
         await load.prepare()
         await rate(load, 32, 1.0)

@@ -25,6 +25,7 @@ from infra.process_limits import tune_garbage_collector
 from infra.runtime import runtime
 from tests.bench.append import Load, rate
 from tests.bench.place import SETTINGS, place, postgres, restarted
+from tests.infra.session_tokens import present
 
 if TYPE_CHECKING:
     from infra.runtime import Runtime
@@ -98,6 +99,7 @@ class _Place:
     async def prepare(self, opened: Runtime) -> None:
         """Warm up what is measured."""
         self._events = opened.events
+        present(opened.database, self.key.ledger_id, self.key.key_id)
         self._load = Load(opened.handler, self.key.ledger_id, self.key.key_id)
         await self._load.prepare()
         await rate(self._load, 32, RUN_S)
@@ -143,6 +145,7 @@ async def _cold(server: EmbeddedPostgres, master: MasterKey, ledger_id: int, key
         for first in range(0, len(streams), 32):
             await asyncio.gather(*(opened.events.stream(ledger_id, s) for s in streams[first : first + 32]))
         loads = (time.perf_counter() - began) / len(streams) * 1e6
+        present(opened.database, ledger_id, key_id)
         load = Load(opened.handler, ledger_id, key_id)
         await load.prepare()
         return 1e6 / await rate(load, 32, 3.0), loads

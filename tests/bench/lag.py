@@ -34,6 +34,7 @@ from infra.runtime import runtime
 from projections import VIEWS
 from tests.bench.append import Load
 from tests.bench.place import SETTINGS, postgres
+from tests.infra.session_tokens import present
 
 ROOT: Final = Path(__file__).parents[2]
 COMMANDS_PER_SECOND: Final = 1_000
@@ -71,6 +72,7 @@ async def _load(order: dict[str, Any]) -> Answered:
     tune_garbage_collector()
     master = MasterKey(base64.b64decode(order["master"]))
     async with runtime(order["dsn"], API, master) as opened:
+        present(opened.database, order["ledger_id"], UUID(order["key_id"]))
         load = Told(opened.handler, order["ledger_id"], UUID(order["key_id"]))
         await load.prepare()
         running: set[asyncio.Task[None]] = set()

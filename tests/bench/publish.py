@@ -35,6 +35,7 @@ from tests.bench.lives import fill
 from tests.bench.place import SETTINGS, postgres
 from tests.infra.delivery.kafka import broker
 from tests.infra.delivery.kafka.publishing import events
+from tests.infra.session_tokens import present
 from tests.waiting import until
 
 EVENTS: Final = 200_000
@@ -79,6 +80,7 @@ def _catch_up(server: EmbeddedPostgres) -> float:
 async def _command_steadily(server: EmbeddedPostgres, master: MasterKey, ledger_id: int, key_id: Any) -> float:
     """Send commands at a steady rate; return when the first was sent, in seconds of 1970."""
     async with runtime(server.dsn(API), API, master) as opened:
+        present(opened.database, ledger_id, key_id)
         load = Load(opened.handler, ledger_id, key_id)
         await load.prepare()
         since_1970, began = time.time(), time.perf_counter()

@@ -23,6 +23,7 @@ from infra.runtime import runtime
 from tests.bench.append import Load, rate
 from tests.bench.http import ROOT
 from tests.bench.place import SETTINGS, postgres
+from tests.infra.session_tokens import present
 from tests.waiting import until
 
 FILL_S: Final = 3.0
@@ -35,6 +36,7 @@ async def _prepare(server: EmbeddedPostgres, key: bytes, url: str) -> int:
     await create_ledger(server.dsn(), master, "bench")
     minted, _ = await create_key(server.dsn(), master, "bench", "operator", None)
     async with runtime(server.dsn(API), API, master) as opened:
+        present(opened.database, minted.ledger_id, minted.key_id)
         load = Load(opened.handler, minted.ledger_id, minted.key_id)
         await load.prepare()
         await rate(load, 32, FILL_S)

@@ -30,6 +30,7 @@ from infra.runtime import runtime
 from tests import given
 from tests.infra.eventstore.notebook import Notebook, untold
 from tests.infra.opened import MASTER_KEY
+from tests.infra.session_tokens import present
 
 # Where a command's mark stands in its events; the events of a revocation by force share its reason.
 MARK: Final = """
@@ -138,6 +139,8 @@ async def _run(order: dict[str, Any]) -> None:
     book = Notebook(Path(order["notebook"]))
     writes = [Writes(ledger_id, key_id) for ledger_id, key_id in order["writes"]]
     async with runtime(order["dsn"], API, MASTER_KEY) as api:
+        for ledger_id, key_id in order["writes"]:
+            present(api.database, ledger_id, UUID(key_id))
         storyteller = Storyteller(api.handler, writes, book)
         await asyncio.gather(*(storyteller.tell(stop.exists) for _ in range(order["tasks"])))
     book.close()

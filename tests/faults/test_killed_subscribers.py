@@ -29,6 +29,7 @@ from infra.runtime import runtime
 from tests.bench.append import Load
 from tests.faults.durable import SHORT, durable
 from tests.infra.delivery.webhooks.receiving import Received, Receiver, in_order, receiving
+from tests.infra.session_tokens import present
 from tests.serving import REPOSITORY
 from tests.test_compose_commands import free_port
 
@@ -113,6 +114,7 @@ def test_a_stream_over_killed_servers_has_every_event_once_and_in_order() -> Non
         }
         client = Client(f"http://127.0.0.1:{port}", key)
         async with runtime(api_dsn, API, MasterKey(master)) as opened:
+            present(opened.database, minted.ledger_id, minted.key_id)
             load = Load(opened.handler, minted.ledger_id, minted.key_id)
             await load.prepare()
             stop = asyncio.Event()
@@ -162,6 +164,7 @@ async def _deliver(master: bytes, dsn: str, api_dsn: str, worker_dsn: str) -> tu
         receiving(answer) as receiver,
         runtime(api_dsn, API, MasterKey(master)) as opened,
     ):
+        present(opened.database, minted.ledger_id, minted.key_id)
         load = Load(opened.handler, minted.ledger_id, minted.key_id)
         await load.prepare()
         owner = Owner(minted.ledger_id, minted.key_id, all=True)

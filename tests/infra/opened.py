@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
@@ -30,6 +31,7 @@ from projections import VIEWS
 from projections.engine.projector import Projector
 from tests.conftest import TestDatabase
 from tests.given import CREATOR, Command, erase
+from tests.infra.session_tokens import present
 
 MASTER_KEY = MasterKey(bytes(range(32)))
 
@@ -68,6 +70,7 @@ class Opened:
     api: Runtime
     key_admin: KeyAdmin
     ledger_admin: LedgerAdmin
+    worker: Database
 
     @property
     def handler(self) -> CommandHandler:
@@ -96,21 +99,29 @@ class Opened:
     async def another_key(self, ledger_id: int, role: Role = "operator") -> Tenant:
         """Mint a key for a ledger."""
         key, _, _ = await self.key_admin.create(ledger_id, role=role)
+        self.present(ledger_id, key.key_id)
         return Tenant(ledger_id, key)
 
+    def present(self, ledger_id: int, key_id: UUID) -> None:
+        """Give the API process the tokens that it would get if a key of the ledger were presented to it."""
+        present(self.api.database, ledger_id, key_id)
+
     async def when(self, tenant: Tenant, command: Command, key: str | None = None, **fields: Any) -> CommandResult[Any]:
-        """Carry a command out."""
+        """Carry a command out, for a key that was presented, if need be now."""
+        if self.api.database.tokens.key(tenant.key.key_id) is None:
+            self.present(tenant.ledger_id, tenant.key.key_id)
         decide: Any = command
         return await self.handler.handle(tenant.request(key, **fields), decide)
 
     @property
     def erasures(self) -> Erasures:
         """What carries out erasures."""
-        return Erasures(self.api.database, self.aggregates, self.api.key_admin)
+        return Erasures(self.worker, self.aggregates, self.key_admin)
 
     async def erase(self, tenant: Tenant, creator_id: str = CREATOR) -> None:
         """Erase a creator: the event and the deed."""
-        await self.when(tenant, erase(creator_id=creator_id))
+        admin = tenant if tenant.key.role == "admin" else await self.another_key(tenant.ledger_id, "admin")
+        await self.when(admin, erase(creator_id=creator_id))
         assert await self.erasures.carry_out(tenant.ledger_id, creator_id, COMMAND_LINE)
 
     async def apply(self) -> None:
@@ -140,11 +151,12 @@ class Opened:
 @asynccontextmanager
 async def opening(database: TestDatabase) -> AsyncIterator[Opened]:
     """Open a database as an API process does."""
-    worker = Database(database.dsn(WORKER), WORKER, size=2)
+    # As the command line does it: with the owner's login, in the worker's role.
+    worker = Database(database.dsn(), WORKER, size=2)
     async with runtime(database.dsn(API), API, MASTER_KEY) as api:
         await worker.open()
         try:
             keyring = Keyring(worker, MASTER_KEY)
-            yield Opened(database, api, KeyAdmin(worker, keyring), LedgerAdmin(worker, keyring))
+            yield Opened(database, api, KeyAdmin(worker, keyring), LedgerAdmin(worker, keyring), worker)
         finally:
             await worker.close()

@@ -11,6 +11,7 @@ import pytest
 from projections.engine.projector import Connect, Projector
 from projections.engine.view import View
 from tests.conftest import TestDatabase
+from tests.infra.session_tokens import bound_to
 from tests.projections.memory_log import MemoryLog
 
 Cursor = psycopg.AsyncCursor[Any]
@@ -41,7 +42,7 @@ async def worker(connect: Connect) -> AsyncIterator[Cursor]:
 async def api(database: TestDatabase) -> AsyncIterator[Cursor]:
     """A cursor of the API's, bound to ledger 1."""
     dsn = database.dsn("sparkledger_api")
-    options = "-c sparkledger.ledger=1 -c timezone=UTC"
+    options = f"-c sparkledger.ledger={bound_to(database, 1)} -c timezone=UTC"
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, options=options) as connection:
         yield connection.cursor()
 

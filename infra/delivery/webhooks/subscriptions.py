@@ -375,7 +375,7 @@ class WebhookSubscriptions:
     async def _changing(self, owner: Owner) -> AsyncIterator[LedgerConnection]:
         """Open a transaction that also locks the owner's key, so that a revoked key changes nothing."""
         async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
-            await lock_valid_key(connection, owner.key_id)
+            await lock_valid_key(connection, owner.ledger_id, owner.key_id)
             yield connection
 
 

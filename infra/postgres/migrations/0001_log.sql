@@ -10,6 +10,71 @@ CREATE TABLE ledgers (
     fingerprint_key bytea NOT NULL
 );
 
+-- Which ledger a session of the API sees, and which key a caller of `append` writes with, is proven and not claimed: by
+-- a token that `authenticate` hands out to whoever presents the hash of a key. A login that was stolen, and no key with
+-- it, sees nothing and writes nothing.
+--
+-- A token is a keyed hash under a secret of this database that no login of the program can read. It depends on no
+-- session, so it holds behind a pooler, too. The functions name every table with its schema and have their bodies
+-- parsed when they are created, so a caller's search_path means nothing to them.
+CREATE TABLE token_secret (secret bytea NOT NULL);
+INSERT INTO token_secret SELECT uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
+GRANT SELECT ON token_secret TO sparkledger_log;
+
+-- The token with which a session of the API is bound to a ledger.
+CREATE FUNCTION ledger_token(ledger int) RETURNS bytea LANGUAGE plpgsql STABLE SECURITY DEFINER AS $$
+DECLARE
+    secret bytea := (SELECT s.secret FROM public.token_secret s);
+BEGIN
+    RETURN pg_catalog.substring(pg_catalog.sha256(secret OPERATOR(pg_catalog.||) pg_catalog.sha256(
+        secret OPERATOR(pg_catalog.||) '\x01'::bytea OPERATOR(pg_catalog.||) pg_catalog.int4send(ledger))), 1, 16);
+END $$;
+
+-- The token with which a caller of `append` writes: for one key of one ledger. `append` computes it the same way.
+CREATE FUNCTION key_token(ledger int, key uuid) RETURNS bytea LANGUAGE plpgsql STABLE SECURITY DEFINER AS $$
+DECLARE
+    secret bytea := (SELECT s.secret FROM public.token_secret s);
+BEGIN
+    RETURN pg_catalog.substring(pg_catalog.sha256(secret OPERATOR(pg_catalog.||) pg_catalog.sha256(
+        secret OPERATOR(pg_catalog.||) '\x02'::bytea OPERATOR(pg_catalog.||) pg_catalog.int4send(ledger)
+        OPERATOR(pg_catalog.||) pg_catalog.uuid_send(key))), 1, 16);
+END $$;
+
+-- Whether the login is a worker's, or the owner's: those see every ledger, and need no token for that.
+CREATE FUNCTION is_worker() RETURNS boolean LANGUAGE sql STABLE
+RETURN pg_has_role(session_user, 'sparkledger_worker', 'MEMBER');
+
+-- Whether the login is the owner's, who may take on every role of the program: it needs no key to write.
+CREATE FUNCTION is_owner() RETURNS boolean LANGUAGE sql STABLE
+RETURN pg_has_role(session_user, 'sparkledger_worker', 'MEMBER')
+    AND pg_has_role(session_user, 'sparkledger_api', 'MEMBER');
+
+-- The ledger that this session is bound to: `sparkledger.ledger` names it and proves it, as `LEDGER:TOKEN`.
+CREATE FUNCTION bound_ledger() RETURNS int LANGUAGE plpgsql STABLE SECURITY DEFINER AS $$
+DECLARE
+    setting text := pg_catalog.current_setting('sparkledger.ledger', true);
+    ledger text := pg_catalog.split_part(setting, ':', 1);
+BEGIN
+    IF ledger IS NULL OR pg_catalog.length(ledger) OPERATOR(pg_catalog.=) 0 THEN
+        RETURN NULL;
+    END IF;
+    IF pg_catalog.encode(public.ledger_token(ledger::int), 'hex') OPERATOR(pg_catalog.=)
+        pg_catalog.split_part(setting, ':', 2) OR public.is_worker()
+    THEN
+        RETURN ledger::int;
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- The events that may be recorded, and by keys of which roles: `sparkledger migrate` fills it from the program's list.
+CREATE TABLE event_types (
+    type            text NOT NULL,
+    type_version    smallint NOT NULL,
+    roles           text[] NOT NULL,
+    PRIMARY KEY (type, type_version)
+);
+GRANT SELECT ON event_types TO sparkledger_api, sparkledger_worker, sparkledger_log;
+
 -- No foreign key, here and below: the append, the only way in, has the ledger's row locked, and the checks of four
 -- rows would be a quarter of its time.
 CREATE TABLE events (
@@ -131,7 +196,7 @@ CREATE TABLE view_positions (
 ALTER TABLE view_positions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE view_positions FORCE ROW LEVEL SECURITY;
 CREATE POLICY one_ledger ON view_positions TO sparkledger_api
-    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+    USING (ledger_id = (SELECT bound_ledger()));
 CREATE POLICY every_ledger ON view_positions TO sparkledger_worker
     USING (true);
 GRANT SELECT ON view_versions, view_positions TO sparkledger_api;
@@ -154,7 +219,7 @@ BEGIN
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
         EXECUTE format($policy$CREATE POLICY one_ledger ON %I TO sparkledger_api
-            USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int)$policy$, name);
+            USING (ledger_id = (SELECT bound_ledger()))$policy$, name);
         EXECUTE format('CREATE POLICY every_ledger ON %I TO sparkledger_worker, sparkledger_log USING (true)', name);
     END LOOP;
 END $$;
@@ -165,7 +230,7 @@ GRANT INSERT ON events, commands, claims TO sparkledger_log;
 GRANT UPDATE, DELETE ON claims TO sparkledger_log;
 GRANT UPDATE (name) ON ledgers TO sparkledger_log; -- a row lock asks for it; no statement uses it
 GRANT INSERT ON creator_keys TO sparkledger_api, sparkledger_worker;
-GRANT INSERT, UPDATE (revoked_at) ON api_keys TO sparkledger_api, sparkledger_worker;
+GRANT INSERT, UPDATE (revoked_at) ON api_keys TO sparkledger_log;
 GRANT INSERT, UPDATE (count) ON refused_attempts TO sparkledger_api, sparkledger_worker;
 GRANT INSERT ON ledgers TO sparkledger_worker;
 GRANT DELETE ON commands, refused_attempts TO sparkledger_worker;
@@ -197,7 +262,7 @@ DECLARE
     high bigint;
     middle bigint;
 BEGIN
-    IF of_ledger IS DISTINCT FROM nullif(current_setting('sparkledger.ledger', true), '')::int THEN
+    IF of_ledger IS DISTINCT FROM bound_ledger() THEN
         RETURN 0; -- as row-level security has it, which this function's owner is not under
     END IF;
     IF moment > clock_timestamp() - interval '1 minute' THEN
@@ -222,8 +287,8 @@ END $$;
 -- callers accepted are numbered and inserted, so a refused one leaves no hole.
 --
 --   c_…  one element a caller: ledger, idempotency key and request hash (or null), API key, which of the events is its
---        first and how many follow on, and what all events of a caller share; `before`: what was decided holds only
---        until then (or null).
+--        first and how many follow on, the key's token, and what all events of a caller share; `before`: what was
+--        decided holds only until then (or null).
 --   p_…  preconditions: the version at which a stream must stand, 0 for one that must not exist.
 --   e_…  events.
 --   k_…  claims: compared with `expected` (null: free) and set to `new` (null: freed).
@@ -239,7 +304,7 @@ END $$;
 -- the planner's choices for the session, which costs nothing, where a SET of the function's own costs 8 us each.
 CREATE FUNCTION append(
     c_ledger int[], c_key bytea[], c_hash bytea[], c_api_key uuid[], c_first int[], c_n int[],
-    c_effective timestamptz[], c_role text[], c_subject text[], c_source text[], c_command uuid[],
+    c_token bytea[], c_role text[], c_subject text[], c_source text[], c_command uuid[],
     c_correlation text[], c_traceparent text[], c_before timestamptz[],
     p_caller int[], p_stream uuid[], p_version int[],
     e_caller int[], e_stream uuid[], e_version int[], e_id uuid[], e_type text[], e_type_version int[],
@@ -261,7 +326,38 @@ DECLARE
     r record;
     locked int[] := ARRAY[c_ledger[1]];
     found_ledgers int;
+    secret bytea;
+    worker boolean := is_worker();
+    owner boolean := is_owner();
 BEGIN
+    -- What no caller of the program sends: a forged row. Nothing of the batch is recorded then.
+    IF EXISTS (
+        SELECT FROM generate_series(1, cardinality(c_ledger)) i
+        WHERE c_source[i] IS DISTINCT FROM
+            CASE WHEN c_role[i] IN ('creator', 'brand', 'clock') THEN c_role[i] ELSE 'operator' END
+    ) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'the source of an event follows from the role of its actor';
+    END IF;
+    IF EXISTS (
+        SELECT FROM generate_series(1, cardinality(e_type)) n
+        WHERE NOT EXISTS (
+            SELECT FROM event_types t
+            WHERE t.type = e_type[n] AND t.type_version = e_type_version[n] AND c_role[e_caller[n]] = ANY (t.roles)
+        )
+    ) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'this role records no event of this type and version';
+    END IF;
+    -- Only an operator, an administrator and the clock say that something took effect earlier. A minute of grace covers
+    -- what was decided just before the batch.
+    IF EXISTS (
+        SELECT FROM generate_series(1, cardinality(e_effective)) n
+        WHERE e_effective[n] < clock_timestamp() - interval '1 minute'
+        AND c_role[e_caller[n]] NOT IN ('operator', 'admin', 'clock')
+    ) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'this role does not say when an event took effect';
+    END IF;
+    SELECT s.secret INTO secret FROM token_secret s;
+
     IF c_ledger[1] <> ANY (c_ledger) THEN
         SELECT array_agg(DISTINCT x ORDER BY x) INTO locked FROM unnest(c_ledger) x;
     END IF;
@@ -287,14 +383,19 @@ BEGIN
             SELECT * FROM commands m WHERE m.ledger_id = c_ledger[i] AND m.key = c_key[i] OFFSET 0
         ) m
         UNION ALL
-        -- A key revoked since the door let it in must not write: a cache may outlive it by a second.
+        -- Whoever writes has a key of this ledger and this role, which is still valid (a cache may outlive it by a
+        -- second), and proves by its token that it was presented; the clock, whose login is a worker's, has none.
         SELECT 2, i, 'key', NULL, NULL, NULL, NULL, NULL
-        FROM generate_series(1, cardinality(c_api_key)) i
-        WHERE c_api_key[i] IS NOT NULL
+        FROM generate_series(1, cardinality(c_ledger)) i
+        WHERE NOT (worker AND c_role[i] = 'clock' AND c_api_key[i] IS NULL)
         AND NOT EXISTS (
             SELECT 1 FROM api_keys k
-            WHERE k.key_id = c_api_key[i] AND k.ledger_id = c_ledger[i] AND k.revoked_at IS NULL
-            AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+            WHERE k.key_id = c_api_key[i] AND k.ledger_id = c_ledger[i]
+            AND (k.role = c_role[i] OR k.kind = 'token')
+            AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+            AND (owner OR c_token[i] = substring(
+                sha256(secret || sha256(secret || '\x02'::bytea || int4send(c_ledger[i]) || uuid_send(c_api_key[i])))
+                FROM 1 FOR 16))
         )
         UNION ALL
         -- Decided inside a window that has ended by the moment that would be recorded: decide anew, by that moment.
@@ -361,7 +462,7 @@ BEGIN
             creator_stream, actor_key, actor_role, actor_subject, source, command_id, correlation_id, causation_id,
             traceparent, key_id, format, commitment, body, sealed)
         SELECT ledger, base + coalesce(place[n], n), e_stream[n], e_version[n], e_id[n], e_type[n], e_type_version[n],
-               moment, coalesce(e_effective[n], c_effective[c], moment), e_creator[n], c_api_key[c], c_role[c],
+               moment, coalesce(e_effective[n], moment), e_creator[n], c_api_key[c], c_role[c],
                c_subject[c], c_source[c], c_command[c], c_correlation[c], e_causation[n], c_traceparent[c],
                e_key_id[n], 1, e_commitment[n], e_body[n], e_sealed[n]
         FROM (SELECT n, e_caller[n] AS c FROM generate_series(1, cardinality(e_caller)) n OFFSET 0) e
@@ -395,6 +496,10 @@ GRANT CREATE ON SCHEMA public TO sparkledger_log;
 ALTER FUNCTION append OWNER TO sparkledger_log;
 ALTER FUNCTION authenticate OWNER TO sparkledger_log;
 ALTER FUNCTION position_at OWNER TO sparkledger_log;
+ALTER FUNCTION ledger_token OWNER TO sparkledger_log;
+ALTER FUNCTION key_token OWNER TO sparkledger_log;
+ALTER FUNCTION bound_ledger OWNER TO sparkledger_log;
+REVOKE ALL ON FUNCTION ledger_token, key_token FROM PUBLIC;
 REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
 REVOKE ALL ON FUNCTION append, authenticate, position_at FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION append, authenticate, position_at TO sparkledger_api, sparkledger_worker;

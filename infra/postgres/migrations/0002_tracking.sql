@@ -11,7 +11,7 @@ CREATE TABLE tracking (
 ALTER TABLE tracking ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tracking FORCE ROW LEVEL SECURITY;
 CREATE POLICY one_ledger ON tracking TO sparkledger_api
-    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+    USING (ledger_id = (SELECT bound_ledger()));
 CREATE POLICY every_ledger ON tracking TO sparkledger_worker
     USING (true);
 GRANT SELECT, INSERT, UPDATE ON tracking TO sparkledger_api, sparkledger_worker;

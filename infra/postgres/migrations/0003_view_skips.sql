@@ -21,7 +21,7 @@ CREATE TABLE view_skips (
 ALTER TABLE view_skips ENABLE ROW LEVEL SECURITY;
 ALTER TABLE view_skips FORCE ROW LEVEL SECURITY;
 CREATE POLICY one_ledger ON view_skips TO sparkledger_api
-    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+    USING (ledger_id = (SELECT bound_ledger()));
 CREATE POLICY every_ledger ON view_skips TO sparkledger_worker
     USING (true);
 GRANT SELECT ON view_skips TO sparkledger_api;

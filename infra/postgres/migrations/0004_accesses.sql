@@ -35,18 +35,41 @@ CREATE INDEX accesses_sealed ON accesses (ledger_id, key_id) WHERE sealed IS NOT
 ALTER TABLE accesses ENABLE ROW LEVEL SECURITY;
 ALTER TABLE accesses FORCE ROW LEVEL SECURITY;
 CREATE POLICY one_ledger ON accesses FOR SELECT TO sparkledger_api
-    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+    USING (ledger_id = (SELECT bound_ledger()));
 CREATE POLICY one_ledger_adds ON accesses FOR INSERT TO sparkledger_api
-    WITH CHECK (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+    WITH CHECK (ledger_id = (SELECT bound_ledger()));
 -- What has ended stands; only the reads of an hour are added to.
 CREATE POLICY one_ledger_ends ON accesses FOR UPDATE TO sparkledger_api
     USING (
-        ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int
+        ledger_id = (SELECT bound_ledger())
         AND (ended_at IS NULL OR role = 'subscriber')
     )
-    WITH CHECK (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+    WITH CHECK (ledger_id = (SELECT bound_ledger()));
 CREATE POLICY every_ledger ON accesses TO sparkledger_worker, sparkledger_log USING (true);
 
 GRANT SELECT, INSERT, UPDATE (reads, row_count, complete, ended_at) ON accesses TO sparkledger_api;
-GRANT SELECT, DELETE ON accesses TO sparkledger_worker;
-GRANT SELECT, UPDATE (sealed) ON accesses TO sparkledger_log;
+GRANT SELECT ON accesses TO sparkledger_worker;
+GRANT SELECT, UPDATE (sealed), DELETE ON accesses TO sparkledger_log;
+
+-- Forget what was kept long enough; return how many. No login of the program deletes an entry that is younger.
+CREATE FUNCTION purge_accesses(keep_days int, at_most int) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    deleted int;
+BEGIN
+    DELETE FROM accesses
+    WHERE (ledger_id, access_id) IN (
+        SELECT ledger_id, access_id
+        FROM accesses
+        WHERE at < now() - make_interval(days => greatest(keep_days, 400))
+        LIMIT at_most
+    );
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    RETURN deleted;
+END $$;
+
+GRANT CREATE ON SCHEMA public TO sparkledger_log;
+ALTER FUNCTION purge_accesses OWNER TO sparkledger_log;
+REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
+REVOKE ALL ON FUNCTION purge_accesses FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION purge_accesses TO sparkledger_worker;

@@ -109,7 +109,7 @@ BEGIN
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
         EXECUTE format($policy$CREATE POLICY one_ledger ON %I TO sparkledger_api
-            USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int)$policy$, name);
+            USING (ledger_id = (SELECT bound_ledger()))$policy$, name);
         EXECUTE format('CREATE POLICY every_ledger ON %I TO sparkledger_worker, sparkledger_log USING (true)', name);
     END LOOP;
 END $$;

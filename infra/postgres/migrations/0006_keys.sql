@@ -45,13 +45,13 @@ BEGIN
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
         EXECUTE format($policy$CREATE POLICY one_ledger ON %I TO sparkledger_api
-            USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int)$policy$, name);
+            USING (ledger_id = (SELECT bound_ledger()))$policy$, name);
         EXECUTE format('CREATE POLICY every_ledger ON %I TO sparkledger_worker, sparkledger_log USING (true)', name);
     END LOOP;
 END $$;
 
 GRANT SELECT ON api_key_hashes, api_key_uses TO sparkledger_api, sparkledger_worker, sparkledger_log;
-GRANT INSERT, UPDATE (ends_at) ON api_key_hashes TO sparkledger_api, sparkledger_worker;
+GRANT INSERT, UPDATE (ends_at) ON api_key_hashes TO sparkledger_log;
 GRANT INSERT, UPDATE (last_used_at) ON api_key_uses TO sparkledger_api;
 -- Changes of keys are recorded as accesses are, also those that are made at the command line.
 GRANT INSERT, UPDATE (reads, row_count, complete, ended_at) ON accesses TO sparkledger_worker;
@@ -69,14 +69,17 @@ CREATE TRIGGER keys_changed AFTER UPDATE ON api_key_hashes
 
 -- Who presents a key is not known to belong to a ledger yet, so this one look-up goes around row-level security. It
 -- answers for several at once, so that a crowd that presents what nobody ever minted takes one session and no more.
+-- With the key come the tokens that bind a session to its ledger, and a caller of `append` to itself.
 DROP FUNCTION authenticate(bytea);
 CREATE FUNCTION authenticate(presented bytea[])
-RETURNS TABLE (hash bytea, ends_at timestamptz, used boolean, key_id uuid, ledger_id int, ledger_name text, name text,
-               role text, creator_ids text[], brand_ids text[], advertiser_ids text[], created_at timestamptz,
-               expires_at timestamptz, revoked_at timestamptz, kind text, may_reveal boolean)
+RETURNS TABLE (hash bytea, ends_at timestamptz, used boolean, ledger_token bytea, key_token bytea, key_id uuid,
+               ledger_id int, ledger_name text, name text, role text, creator_ids text[], brand_ids text[],
+               advertiser_ids text[], created_at timestamptz, expires_at timestamptz, revoked_at timestamptz,
+               kind text, may_reveal boolean)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    SELECT h.hash, h.ends_at, u.key_id IS NOT NULL, k.key_id, k.ledger_id, l.name, k.name, k.role, k.creator_ids,
-           k.brand_ids, k.advertiser_ids, k.created_at, k.expires_at, k.revoked_at, k.kind, k.may_reveal
+    SELECT h.hash, h.ends_at, u.key_id IS NOT NULL, ledger_token(k.ledger_id), key_token(k.ledger_id, k.key_id),
+           k.key_id, k.ledger_id, l.name, k.name, k.role, k.creator_ids, k.brand_ids, k.advertiser_ids, k.created_at,
+           k.expires_at, k.revoked_at, k.kind, k.may_reveal
     FROM api_key_hashes h
     JOIN api_keys k ON k.key_id = h.key_id
     JOIN ledgers l ON l.ledger_id = k.ledger_id
@@ -84,10 +87,18 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     WHERE h.hash = ANY (presented)
 $$;
 
+-- The issuers whose bearer tokens are accepted; `sparkledger migrate` writes them. The database cannot verify a token,
+-- so where there is an issuer it believes the API that a bearer came. Where there is none, nobody does.
+CREATE TABLE trusted_issuers (issuer text PRIMARY KEY);
+GRANT SELECT ON trusted_issuers TO sparkledger_log;
+
 -- A token names its ledger, whose id its bearer's session is yet to be bound to.
-CREATE FUNCTION ledger_named(wanted text) RETURNS int
+CREATE FUNCTION ledger_named(wanted text, OUT ledger_id int, OUT ledger_token bytea)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    SELECT ledger_id FROM ledgers WHERE name = wanted
+    SELECT l.ledger_id,
+           CASE WHEN EXISTS (SELECT FROM trusted_issuers) OR is_worker() THEN ledger_token(l.ledger_id) END
+    FROM ledgers l
+    WHERE l.name = wanted
 $$;
 
 -- A bearer's role and subjects are those of their tokens, and what is written down of them follows. Those of a key that
@@ -99,15 +110,115 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     UPDATE api_keys
     SET role = now_role, creator_ids = now_creators, brand_ids = now_brands, advertiser_ids = now_advertisers
     WHERE key_id = of_key AND kind = 'token' AND revoked_at IS NULL
-    AND ledger_id = of_ledger
-    AND ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int
+    AND ledger_id = of_ledger AND ledger_id = (SELECT bound_ledger())
+    AND EXISTS (SELECT FROM trusted_issuers)
 $$;
 GRANT UPDATE (role, creator_ids, brand_ids, advertiser_ids) ON api_keys TO sparkledger_log;
 
+-- Keys are made, given another text and revoked by functions alone: a login that could write the columns itself could
+-- bring back what was revoked. Revocation and the end of a text only go forward.
+
+-- Hold the key that asks as it is until the transaction ends, so that one that was revoked does not outlive itself.
+-- Answers whether it may show secrets; null where it is not valid any more.
+CREATE FUNCTION hold_key(of_ledger int, of_key uuid) RETURNS boolean
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT may_reveal
+    FROM api_keys
+    WHERE ledger_id = of_ledger AND ledger_id = (SELECT bound_ledger()) AND key_id = of_key
+    AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
+    FOR NO KEY UPDATE
+$$;
+
+-- Whether this login may change the keys of a ledger: the owner's, or one that presents an administrator's key.
+CREATE FUNCTION administers(of_ledger int, by_key uuid, by_token bytea) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT coalesce(of_ledger = (SELECT bound_ledger()), false) AND (is_owner() OR (
+        coalesce(by_token = key_token(of_ledger, by_key), false)
+        AND EXISTS (
+            SELECT FROM api_keys k
+            WHERE k.ledger_id = of_ledger AND k.key_id = by_key AND (k.role = 'admin' OR k.kind = 'token')
+            AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+        )
+    ))
+$$;
+
+-- Make a key; false where its text, or the request with this Idempotency-Key, is known already. The row of a token's
+-- bearer is made by the API itself, where an issuer is trusted.
+CREATE FUNCTION mint_key(
+    by_key uuid, by_token bytea, of_ledger int, new_key uuid, new_hash bytea, new_kind text, new_name text,
+    new_role text, creators text[], brands text[], advertisers text[], expires timestamptz, subject bytea,
+    reveals boolean, request_key bytea, hash_of_request bytea)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF of_ledger IS DISTINCT FROM bound_ledger() OR NOT (
+        administers(of_ledger, by_key, by_token) OR (new_kind = 'token' AND EXISTS (SELECT FROM trusted_issuers))
+    ) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'only a key that administers the ledger makes keys';
+    END IF;
+    WITH fresh AS (
+        INSERT INTO api_key_hashes (hash, ledger_id, key_id, idempotency, request_hash)
+        VALUES (new_hash, of_ledger, new_key, request_key, hash_of_request)
+        ON CONFLICT DO NOTHING
+        RETURNING key_id
+    )
+    INSERT INTO api_keys (key_id, ledger_id, kind, name, role, creator_ids, brand_ids, advertiser_ids, expires_at,
+                          created_by, sealed_subject, may_reveal)
+    SELECT f.key_id, of_ledger, new_kind, new_name, new_role, creators, brands, advertisers, expires, by_key, subject,
+           reveals
+    FROM fresh f;
+    RETURN FOUND;
+END $$;
+
+-- Give a key another text. The one before it works on for a while; one from before that has had its time. False where
+-- the text, or the request with this Idempotency-Key, is known already.
+CREATE FUNCTION rotate_key(
+    by_key uuid, by_token bytea, of_ledger int, of_key uuid, new_hash bytea, overlap_seconds int, request_key bytea,
+    hash_of_request bytea)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NOT administers(of_ledger, by_key, by_token) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'only a key that administers the ledger rotates keys';
+    END IF;
+    INSERT INTO api_key_hashes (hash, ledger_id, key_id, idempotency, request_hash)
+    SELECT new_hash, of_ledger, k.key_id, request_key, hash_of_request
+    FROM api_keys k
+    WHERE k.ledger_id = of_ledger AND k.key_id = of_key AND k.kind = 'key'
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE api_key_hashes
+    SET ends_at = CASE WHEN ends_at IS NULL THEN now() + make_interval(secs => overlap_seconds) ELSE now() END
+    WHERE ledger_id = of_ledger AND key_id = of_key AND hash <> new_hash AND (ends_at IS NULL OR ends_at > now());
+    RETURN true;
+END $$;
+
+-- Revoke a key for good; false where there is none, or it was. Appends under way are waited for, and others wait for
+-- this: no event by the key is recorded later than its revocation.
+CREATE FUNCTION revoke_key(by_key uuid, by_token bytea, of_ledger int, of_key uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NOT (administers(of_ledger, by_key, by_token) OR is_worker()) THEN -- a worker revokes those of erased creators
+        RAISE insufficient_privilege USING MESSAGE = 'only a key that administers the ledger revokes keys';
+    END IF;
+    PERFORM FROM ledgers WHERE ledger_id = of_ledger FOR SHARE;
+    UPDATE api_keys SET revoked_at = clock_timestamp()
+    WHERE ledger_id = of_ledger AND key_id = of_key AND revoked_at IS NULL;
+    RETURN FOUND;
+END $$;
+
 GRANT CREATE ON SCHEMA public TO sparkledger_log;
-ALTER FUNCTION authenticate OWNER TO sparkledger_log;
-ALTER FUNCTION ledger_named OWNER TO sparkledger_log;
-ALTER FUNCTION bearer_acts_as OWNER TO sparkledger_log;
+DO $$
+DECLARE name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['authenticate', 'ledger_named', 'bearer_acts_as', 'hold_key', 'administers',
+                                'mint_key', 'rotate_key', 'revoke_key'] LOOP
+        EXECUTE format('ALTER FUNCTION %I OWNER TO sparkledger_log', name);
+        EXECUTE format('REVOKE ALL ON FUNCTION %I FROM PUBLIC', name);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %I TO sparkledger_api, sparkledger_worker', name);
+    END LOOP;
+END $$;
 REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
-REVOKE ALL ON FUNCTION authenticate, ledger_named, bearer_acts_as FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION authenticate, ledger_named, bearer_acts_as TO sparkledger_api, sparkledger_worker;
+REVOKE EXECUTE ON FUNCTION administers FROM sparkledger_api, sparkledger_worker;

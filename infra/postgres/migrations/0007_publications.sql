@@ -14,7 +14,7 @@ CREATE TABLE publications (
 ALTER TABLE publications ENABLE ROW LEVEL SECURITY;
 ALTER TABLE publications FORCE ROW LEVEL SECURITY;
 CREATE POLICY one_ledger ON publications TO sparkledger_api
-    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+    USING (ledger_id = (SELECT bound_ledger()));
 CREATE POLICY every_ledger ON publications TO sparkledger_worker, sparkledger_log
     USING (true);
 GRANT SELECT ON publications TO sparkledger_api, sparkledger_worker, sparkledger_log;

@@ -76,7 +76,7 @@ CREATE TABLE erasures (
 ALTER TABLE erasures ENABLE ROW LEVEL SECURITY;
 ALTER TABLE erasures FORCE ROW LEVEL SECURITY;
 CREATE POLICY one_ledger ON erasures TO sparkledger_api
-    USING (ledger_id = nullif(current_setting('sparkledger.ledger', true), '')::int);
+    USING (ledger_id = (SELECT bound_ledger()));
 CREATE POLICY every_ledger ON erasures TO sparkledger_worker, sparkledger_log USING (true);
 GRANT SELECT ON erasures TO sparkledger_api, sparkledger_worker, sparkledger_log;
 GRANT INSERT ON erasures TO sparkledger_log;
@@ -101,7 +101,7 @@ DECLARE
     erased text[];
     theirs uuid[];
 BEGIN
-    IF of_ledger IS DISTINCT FROM nullif(current_setting('sparkledger.ledger', true), '')::int THEN
+    IF of_ledger IS DISTINCT FROM bound_ledger() THEN
         RETURN NULL; -- as row-level security has it, which this function's owner is not under
     END IF;
     SELECT e.position, e.stream_id, convert_from(e.body, 'UTF8')::jsonb ->> 'creator_id' AS creator_id INTO recorded
@@ -142,7 +142,8 @@ ALTER FUNCTION wrapped_with_the_present_master_key OWNER TO sparkledger_log;
 ALTER FUNCTION carry_out_erasure OWNER TO sparkledger_log;
 REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
 REVOKE ALL ON FUNCTION carry_out_erasure FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION carry_out_erasure TO sparkledger_api, sparkledger_worker;
+-- A worker's deed alone: what the API's login could do, whoever stole it could.
+GRANT EXECUTE ON FUNCTION carry_out_erasure TO sparkledger_worker;
 
 -- A destroyed key goes from the memory of every process, too, and not only out of use.
 CREATE TRIGGER keys_changed AFTER UPDATE ON creator_keys

@@ -13,6 +13,7 @@ from infra.auth.access_log import KEEP_ACCESSES_DAYS, Access, AccessLog, purge
 from infra.postgres.pool import Database
 from infra.postgres.roles import API, WORKER
 from tests.conftest import TestDatabase
+from tests.infra.session_tokens import bound_to, present
 
 ACCESS = Access(UUID(int=1), "auditor", "GET /v1/events", b'{"q":"a"}', "text/csv", 3, complete=True, request_id="r-1")
 
@@ -20,6 +21,8 @@ ACCESS = Access(UUID(int=1), "auditor", "GET /v1/events", b'{"q":"a"}', "text/cs
 @pytest.fixture
 async def accesses(database: TestDatabase) -> AsyncIterator[AccessLog]:
     opened = Database(database.dsn(API), API, size=3)
+    present(opened, 1)
+    present(opened, 2)
     await opened.open()
     yield AccessLog(opened)
     await opened.close()
@@ -72,8 +75,9 @@ async def test_the_api_sees_and_writes_one_ledgers_accesses_and_changes_none(
 ) -> None:
     access_id = await accesses.record(1, ACCESS)
     assert await accesses.page(2, limit=10) == []
+    bound = bound_to(database, 1)
     async with await psycopg.AsyncConnection.connect(
-        database.dsn(API), autocommit=True, options=f"-c role={API} -c sparkledger.ledger=1"
+        database.dsn(API), autocommit=True, options=f"-c role={API} -c sparkledger.ledger={bound}"
     ) as connection:
         for refused in (
             "DELETE FROM accesses",

@@ -156,7 +156,7 @@ async def test_keys_are_listed_newest_first_and_only_the_ledgers_own(opened: Ope
 
 async def test_the_same_minting_again_is_told_the_same_key(opened: Opened) -> None:
     tenant = await opened.begin()
-    first, second = [await minted(opened.api.key_admin, tenant.ledger_id) for _ in range(2)]
+    first, second = [await minted(opened.key_admin, tenant.ledger_id) for _ in range(2)]
     assert first[:2] == second[:2]
     assert (first[2], second[2]) == (False, True)
     assert len(await opened.key_admin.keys(tenant.ledger_id)) == 2
@@ -164,9 +164,9 @@ async def test_the_same_minting_again_is_told_the_same_key(opened: Opened) -> No
 
 async def test_another_minting_with_the_same_idempotency_key_is_a_mismatch(opened: Opened) -> None:
     tenant = await opened.begin()
-    await minted(opened.api.key_admin, tenant.ledger_id)
+    await minted(opened.key_admin, tenant.ledger_id)
     with pytest.raises(IdempotencyMismatch):
-        await minted(opened.api.key_admin, tenant.ledger_id, request_hash=b"another")
+        await minted(opened.key_admin, tenant.ledger_id, request_hash=b"another")
 
 
 async def test_the_same_idempotency_key_of_another_caller_mints_another_key(opened: Opened) -> None:

@@ -13,7 +13,9 @@ from domain.errors import NotAllowed
 from infra.auth.authenticator import Authenticator
 from infra.auth.key_admin import KeyAdmin
 from infra.errors import KeyNoLongerValid, TokenRefused
+from infra.postgres.migrate import migrate
 from tests import given
+from tests.conftest import TestDatabase
 from tests.infra.auth.issuing import DISCOVERY, KEYS, TestIssuer, issuing, signer
 from tests.infra.opened import Opened, Tenant
 
@@ -29,8 +31,9 @@ def now() -> datetime:
 
 
 @pytest.fixture
-def issuer() -> Iterator[TestIssuer]:
+def issuer(database: TestDatabase) -> Iterator[TestIssuer]:
     with issuing() as running:
+        migrate(database.dsn(), issuers=[running.configured().issuer])
         yield running
 
 
@@ -197,7 +200,8 @@ async def test_a_token_that_was_let_in_ends_with_the_erasure_of_whom_it_acts_for
     authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured(**MAKERS)])
     alone, newest = (issuer.token(role="c", creators=ids) for ids in ([given.CREATOR], [given.CREATOR, "another"]))
     assert [await authenticator.still_opens(token, now()) for token in (alone, newest)] == [True, True]
-    await opened.when(tenant, given.erase())
+    admin = await opened.another_key(tenant.ledger_id, "admin")
+    await opened.when(admin, given.erase())
     authenticator.forget()
     assert [await authenticator.still_opens(token, now()) for token in (alone, newest)] == [False, True]
     await authenticator.stop()
@@ -209,7 +213,7 @@ async def test_a_bearer_who_was_shut_out_stays_out_with_any_token(
     token = issuer.token(sub="ana")
     key = await authenticator.authenticate(token, now())
     assert key is not None
-    await KeyAdmin(opened.api.database, opened.api.keyring, authenticator.forget).revoke(tenant.ledger_id, key.key_id)
+    await KeyAdmin(opened.worker, opened.api.keyring, authenticator.forget).revoke(tenant.ledger_id, key.key_id)
     for presented in (token, issuer.token(sub="ana", jti="another")):
         with pytest.raises(TokenRefused, match="was revoked"):
             await authenticator.authenticate(presented, now())

@@ -8,11 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import psycopg
+
 from infra.eventstore.append import Append, EventRow, Outcome
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.postgres.roles import API
+from infra.postgres.roles import WORKER
 from tests.conftest import TestDatabase
+from tests.infra.opened import Tenant
 
 
 def row(stream_id: UUID, version: int = 1, **fields: Any) -> EventRow:
@@ -40,8 +43,8 @@ def appending(ledger_id: int, *rows: EventRow, **fields: Any) -> Append:
     facts: dict[str, Any] = {
         "expected_versions": list(first.items()),
         "claims": (),
-        "role": "operator",
-        "source": "operator",
+        "role": "clock",
+        "source": "clock",
         "command_id": uuid7(),
     }
     return Append(ledger_id=ledger_id, events=rows, **(facts | fields))
@@ -52,17 +55,36 @@ def keyed(ledger_id: int, *rows: EventRow, key: bytes, request: bytes = b"reques
     return appending(ledger_id, *rows, idempotency=key, request_hash=request, **fields)
 
 
+def accept(database: TestDatabase, *types: str, version: int = 1) -> None:
+    """Let the clock record events that the program does not know."""
+    with psycopg.connect(database.dsn(), autocommit=True) as connection:
+        for type_ in types:
+            connection.execute("INSERT INTO event_types VALUES (%s, %s, '{clock}')", (type_, version))
+
+
+def by(tenant: Tenant, *rows: EventRow, **fields: Any) -> Append:
+    """Return the append of a tenant's key, which must have been presented to the process that sends it."""
+    facts: dict[str, Any] = {"role": tenant.key.role, "source": "operator", "api_key": tenant.key.key_id}
+    return appending(tenant.ledger_id, *rows, **(facts | fields))
+
+
+def keyed_by(key: bytes, request: bytes = b"request") -> dict[str, bytes]:
+    """Return the fields of an append with an idempotency key."""
+    return {"idempotency": key, "request_hash": request}
+
+
 @asynccontextmanager
 async def writing(
     database: TestDatabase,
     *,
-    user: str = API,
+    user: str = WORKER,
+    role: str = WORKER,
     options: str = "",
     on_commit: Callable[[], None] = lambda: None,
     **limits: Any,
 ) -> AsyncIterator[GroupCommitWriter]:
     """Run a writer on a database; `options` outdo those that its session is opened with."""
-    writer = GroupCommitWriter(database.dsn(user), API, on_commit=on_commit, **limits)
+    writer = GroupCommitWriter(database.dsn(user), role, on_commit=on_commit, **limits)
     writer._session["options"] += options
     writer.start()
     try:

@@ -7,6 +7,9 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import psycopg
+from psycopg.conninfo import make_conninfo
+
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.eventstore.notifications import Listener, Notifier
 from infra.postgres.pool import Database
@@ -31,6 +34,7 @@ class SynchronousLog:
         """Connect, as a login that may become the API's role; a database that is away is waited for."""
         self._loop = asyncio.new_event_loop()
         self._listeners: set[threading.Event] = set()
+        self._accepted: set[str] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sparkledger log", daemon=True)
         self._thread.start()
         self._database, self._notifier, self._writer, self._listener, self._poll = self._wait(self._open(conninfo))
@@ -61,6 +65,16 @@ class SynchronousLog:
         await self._listener.stop()
         await self._notifier.stop()
         await self._database.close()
+
+    def accept(self, types: set[str]) -> None:
+        """Tell the database of the application's events, as `sparkledger migrate` tells it of the product's."""
+        if not types <= self._accepted:
+            with psycopg.connect(make_conninfo(self._database.conninfo), autocommit=True) as connection:
+                for type_ in types:
+                    connection.execute(
+                        "INSERT INTO event_types VALUES (%s, 1, '{clock}') ON CONFLICT DO NOTHING", (type_,)
+                    )
+            self._accepted |= types
 
     def append(self, request: Append) -> Outcome:
         """Append, and wait until it is committed or refused; raises what `GroupCommitWriter.append` does."""

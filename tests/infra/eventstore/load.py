@@ -26,7 +26,7 @@ from infra.eventstore.append import Append, Appended, EventRow, Replayed
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.eventstore.notifications import Notifier
 from infra.ids import uuid7
-from infra.postgres.roles import API
+from infra.postgres.roles import WORKER
 from tests.infra.eventstore.appends import appending, keyed, row
 from tests.infra.eventstore.notebook import Notebook, untold
 
@@ -148,9 +148,9 @@ def _rows(mark: str, stream: UUID, version: int, count: int) -> list[EventRow]:
 async def _run(order: dict[str, Any]) -> None:
     until = monotonic() + order["seconds"]
     book = Notebook(Path(order["notebook"]))
-    notifier = Notifier(order["dsn"], API)
+    notifier = Notifier(order["dsn"], WORKER)
     notifier.start()
-    writer = GroupCommitWriter(order["dsn"], API, on_commit=notifier.committed)
+    writer = GroupCommitWriter(order["dsn"], WORKER, on_commit=notifier.committed)
     writer.start()
     async with await psycopg.AsyncConnection.connect(order["reading_dsn"], autocommit=True) as reading:
         load = Load(writer, reading, order["ledgers"], book)

@@ -22,6 +22,7 @@ from tests.infra.eventstore.checker import Held, Told, held, problems, unseen
 from tests.infra.eventstore.load import MARK
 from tests.infra.eventstore.notebook import noted
 from tests.infra.programs import Program, running
+from tests.infra.session_tokens import present
 
 WRITE: Final = "from tests.infra.eventstore.load import main; main()"
 PAGE: Final = 500
@@ -79,7 +80,7 @@ def _writer(
     database: TestDatabase, ledgers: list[int], book: Path, seconds: float, tasks: int
 ) -> AbstractContextManager[Program]:
     order = {
-        "dsn": database.dsn(API),
+        "dsn": database.dsn(WORKER),
         "reading_dsn": database.dsn(),
         "ledgers": ledgers,
         "notebook": str(book),
@@ -91,6 +92,8 @@ def _writer(
 
 async def _follow(database: TestDatabase, ledgers: list[int], ended: Callable[[], bool]) -> list[Seen]:
     api, worker = Database(database.dsn(API), API), Database(database.dsn(WORKER), WORKER)
+    for ledger_id in ledgers:
+        present(api, ledger_id)
     await api.open()
     await worker.open()
     try:

@@ -19,6 +19,7 @@ from infra.postgres.roles import API, WORKER
 from projections import VIEWS
 from tests import given
 from tests.infra.opened import Opened, Tenant
+from tests.infra.session_tokens import bound_to
 
 CHANGES = {
     "insert": "INSERT INTO {table} DEFAULT VALUES",
@@ -46,7 +47,8 @@ def refusals(opened: Opened, tenant: Tenant, role: str, statements: Iterable[str
     """Try statements one by one in a role, bound to a ledger, and return what each was refused with."""
     refused = {}
     with psycopg.connect(opened.database.dsn(role), autocommit=True) as connection:
-        connection.execute("SELECT set_config('sparkledger.ledger', %s, false)", (str(tenant.ledger_id),))
+        setting = bound_to(opened.database, tenant.ledger_id)
+        connection.execute("SELECT set_config('sparkledger.ledger', %s, false)", (setting,))
         for statement in statements:
             try:
                 connection.execute(statement)
@@ -189,7 +191,8 @@ async def test_bound_to_a_ledger_every_table_shows_its_rows_and_no_others(
 ) -> None:
     one = two[0]
     with psycopg.connect(opened.database.dsn(API), autocommit=True) as session:
-        session.execute("SELECT set_config('sparkledger.ledger', %s, false)", (str(one.ledger_id),))
+        setting = bound_to(opened.database, one.ledger_id)
+        session.execute("SELECT set_config('sparkledger.ledger', %s, false)", (setting,))
         shown = counts(opened, session)
         own = {table: count(opened, table, f"WHERE ledger_id = {one.ledger_id}") for table in shown}
     assert shown == own
@@ -247,13 +250,15 @@ async def test_a_session_is_bound_by_a_statement_only_where_its_ledger_changes(
     async with pooled(opened) as database:
         for ledger_id in (None, None, one, one, one, None, None, one):
             await database.read(ledger_id, seen)
-    assert bound == [str(one), "", str(one)]
+    tokens = opened.api.database.tokens
+    assert bound == [tokens.setting(one), "", tokens.setting(one)]
 
 
 @asynccontextmanager
 async def pooled(opened: Opened) -> AsyncIterator[Database]:
     """Lend a pool of one session, in the API's role."""
     database = Database(opened.database.dsn(API), API, size=1)
+    database.tokens = opened.api.database.tokens
     await database.open()
     yield database
     await database.close()
@@ -267,12 +272,13 @@ async def test_a_session_whose_binding_was_cancelled_is_bound_anew(
     dsn = opened.database.dsn(API)
     wanted = None if after is None else two[after].ledger_id
     async with await LedgerConnection.connect(dsn, autocommit=True) as connection:
-        await connection.bind(wanted)
+        tokens = opened.api.database.tokens
+        await connection.bind(wanted, tokens)
         with monkeypatch.context() as patch:
             patch.setattr(LedgerConnection, "execute", carried_out_and_cancelled)
             with pytest.raises(asyncio.CancelledError):
-                await connection.bind(two[1].ledger_id)
-        await connection.bind(wanted)
+                await connection.bind(two[1].ledger_id, tokens)
+        await connection.bind(wanted, tokens)
         assert await seen(connection) == ([] if wanted is None else [(wanted,)])
 
 

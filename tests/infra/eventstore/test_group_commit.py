@@ -13,7 +13,8 @@ from infra.eventstore import group_commit as writer_module
 from infra.eventstore.append import Append, Appended
 from infra.eventstore.group_commit import NOT_RECORDED, GroupCommitWriter
 from infra.ids import uuid7
-from infra.postgres.roles import API
+from infra.postgres.roles import WORKER
+from infra.postgres.session_tokens import SessionTokens
 from tests.infra.eventstore.appends import appending, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
 from tests.infra.opened import Opened
@@ -81,7 +82,7 @@ async def test_a_full_queue_turns_callers_away_and_serves_those_in_it(
 
 async def test_stopping_answers_who_is_being_recorded_and_who_waits(opened: Opened) -> None:
     tenant = await opened.begin()
-    writer = GroupCommitWriter(opened.database.dsn(API), API)
+    writer = GroupCommitWriter(opened.database.dsn(WORKER), WORKER)
     writer.start()
     async with locked(opened, tenant):
         first = sent(writer, appending(tenant.ledger_id, row(uuid7())))
@@ -190,9 +191,9 @@ def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     call = append.call
 
-    async def counted(statement: Any, batch: list[Append]) -> Any:
+    async def counted(statement: Any, batch: list[Append], tokens: SessionTokens) -> Any:
         sizes.append(len(batch))
-        return await call(statement, batch)
+        return await call(statement, batch, tokens)
 
     monkeypatch.setattr(writer_module, "call", counted)
     return sizes

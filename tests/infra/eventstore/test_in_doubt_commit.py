@@ -21,7 +21,7 @@ from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.postgres.roles import API
 from tests import given
-from tests.infra.eventstore.appends import appending, keyed, row, together, writing
+from tests.infra.eventstore.appends import appending, by, keyed_by, row, together, writing
 from tests.infra.holding import count, locked, sent, until_it_waits
 from tests.infra.opened import Opened, Tenant, opening
 from tests.infra.proxy import Proxy, proxied
@@ -40,7 +40,7 @@ def once(proxy: Proxy) -> Any:
 
 
 def requests(tenant: Tenant, number: int = 5) -> list[Append]:
-    return [appending(tenant.ledger_id, row(uuid7(), body=MARKED)) for _ in range(number)]
+    return [by(tenant, row(uuid7(), body=MARKED)) for _ in range(number)]
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ async def proxy_and_writer(
 ) -> AsyncIterator[tuple[Proxy, GroupCommitWriter]]:
     """A writer that reaches the database through a proxy, and has written one event."""
     async with proxied(opened.database.dsn(API), tmp_path) as (proxy, dsn):
-        writer = GroupCommitWriter(dsn, API, resolve_within_s=1.0)
+        writer = GroupCommitWriter(dsn, API, tokens=opened.api.database.tokens, resolve_within_s=1.0)
         writer.start()
-        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+        await writer.append(by(tenant, row(uuid7())))
         yield proxy, writer
         await writer.stop()
 
@@ -68,9 +68,9 @@ def positions(outcomes: list[Any]) -> list[tuple[int, int]]:
 # Whoever logs in: the API's own role, or a superuser that takes it on.
 @pytest.mark.parametrize("user", [API, "postgres"])
 async def test_a_session_ended_before_its_commit_is_retried(opened: Opened, tenant: Tenant, user: str) -> None:
-    async with writing(opened.database, user=user) as writer:
+    async with writing(opened.database, user=user, role=API, tokens=opened.api.database.tokens) as writer:
         async with locked(opened, tenant):
-            first = sent(writer, appending(tenant.ledger_id, row(uuid7())))
+            first = sent(writer, by(tenant, row(uuid7())))
             pid = await until_it_waits(opened)
             opened.sql("SELECT pg_terminate_backend(%s, 5000)", pid)
             others = [sent(writer, request) for request in requests(tenant)]
@@ -106,15 +106,15 @@ async def test_each_caller_of_a_lost_batch_gets_the_answer_that_is_its_own(
 ) -> None:
     proxy, writer = proxy_and_writer
     stream, key = uuid7(), b"k" * 16
-    await writer.append(keyed(tenant.ledger_id, row(stream), key=key))
+    await writer.append(by(tenant, row(stream), **keyed_by(key)))
     proxy.hold_reply = once(proxy)
     outcomes = await together(
         writer,
         [
             *requests(tenant, 1),
-            appending(tenant.ledger_id, row(stream, 1, body=MARKED)),
-            keyed(tenant.ledger_id, row(uuid7(), 1, body=MARKED), key=key),
-            appending(tenant.ledger_id, row(uuid7(), 1, body=MARKED), row(uuid7(), 1, body=MARKED)),
+            by(tenant, row(stream, 1, body=MARKED)),
+            by(tenant, row(uuid7(), 1, body=MARKED), **keyed_by(key)),
+            by(tenant, row(uuid7(), 1, body=MARKED), row(uuid7(), 1, body=MARKED)),
             *requests(tenant, 1),
         ],
     )
@@ -128,9 +128,9 @@ async def test_a_misused_key_in_a_lost_batch_is_still_a_mismatch(
     opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:
     proxy, writer = proxy_and_writer
-    await writer.append(keyed(tenant.ledger_id, row(uuid7()), key=b"k" * 16))
+    await writer.append(by(tenant, row(uuid7()), **keyed_by(b"k" * 16)))
     proxy.hold_reply = once(proxy)
-    request = keyed(tenant.ledger_id, row(uuid7(), body=MARKED), key=b"k" * 16, request=b"another")
+    request = by(tenant, row(uuid7(), body=MARKED), **keyed_by(b"k" * 16, b"another"))
     assert await writer.append(request) == Mismatch()
 
 
@@ -143,7 +143,7 @@ async def test_a_lost_session_that_would_still_commit_is_ended_before_anyone_loo
     Whoever only looked would send the events again, and tell their caller of a conflict with itself.
     """
     async with proxied(opened.database.dsn(user), tmp_path) as (proxy, dsn):
-        writer = GroupCommitWriter(dsn, API)
+        writer = GroupCommitWriter(dsn, API, tokens=opened.api.database.tokens)
         writer.start()
         async with locked(opened, tenant):
             appends = [sent(writer, request) for request in requests(tenant)]
@@ -185,7 +185,7 @@ async def test_a_writer_serves_again_after_a_fate_stayed_unknown(
     await proxy.close()
     await together(writer, requests(tenant))
     proxy.refusing = False
-    assert isinstance(await writer.append(appending(tenant.ledger_id, row(uuid7()))), Appended)
+    assert isinstance(await writer.append(by(tenant, row(uuid7()))), Appended)
 
 
 async def test_what_the_connection_breaks_on_every_time_is_given_up_and_hinders_nobody(
@@ -196,7 +196,7 @@ async def test_what_the_connection_breaks_on_every_time_is_given_up_and_hinders_
     with pytest.raises(Unavailable, match="Nothing was recorded"):
         await writer.append(*requests(tenant, 1))
     assert proxy.cuts == writer_module.MAX_SENT
-    assert isinstance(await writer.append(appending(tenant.ledger_id, row(uuid7()))), Appended)
+    assert isinstance(await writer.append(by(tenant, row(uuid7()))), Appended)
     assert count(opened) == 2
 
 
@@ -219,9 +219,9 @@ async def test_stopping_while_the_database_is_away_does_not_wait_out_the_bound(
     opened: Opened, tenant: Tenant, tmp_path: Path
 ) -> None:
     async with proxied(opened.database.dsn(API), tmp_path) as (proxy, dsn):
-        writer = GroupCommitWriter(dsn, API, resolve_within_s=60)
+        writer = GroupCommitWriter(dsn, API, tokens=opened.api.database.tokens, resolve_within_s=60)
         writer.start()
-        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+        await writer.append(by(tenant, row(uuid7())))
         proxy.refusing = True
         proxy.hold_reply = once(proxy)
         appends = [sent(writer, request) for request in requests(tenant)]
@@ -235,8 +235,8 @@ async def test_stopping_while_the_database_is_away_does_not_wait_out_the_bound(
 
 async def test_a_new_session_that_got_an_old_ones_process_id_is_not_ended(opened: Opened, tenant: Tenant) -> None:
     """A process id alone may name another session by now."""
-    async with writing(opened.database) as writer:
-        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+    async with writing(opened.database, user=API, role=API, tokens=opened.api.database.tokens) as writer:
+        await writer.append(by(tenant, row(uuid7())))
         async with await psycopg.AsyncConnection.connect(opened.database.dsn(API), autocommit=True) as another:
             assert writer._backend is not None
             writer._backend = (another.info.backend_pid, writer._backend[1])
@@ -248,7 +248,7 @@ async def test_a_new_session_that_got_an_old_ones_process_id_is_not_ended(opened
 
 async def test_what_was_remembered_before_a_connection_was_lost_decides_nothing_after_it(opened: Opened) -> None:
     """After a failover the log may have lost its end, and have given the same versions to other events since."""
-    tenant = await opened.begin()
+    tenant = await opened.begin(role="admin")
     await opened.when(tenant, given.permission())
     done = await opened.when(tenant, given.permission(enabled=False))
     await opened.when(tenant, given.permission())
@@ -257,6 +257,7 @@ async def test_what_was_remembered_before_a_connection_was_lost_decides_nothing_
         connection.execute("ALTER TABLE events DISABLE TRIGGER events_are_append_only")
         connection.execute("DELETE FROM events WHERE position = %s", (done.position + 1,))
     async with opening(opened.database) as other:
+        other.present(tenant.ledger_id, tenant.key.key_id)
         await other.when(tenant, given.erase())
     opened.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

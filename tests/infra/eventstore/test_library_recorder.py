@@ -27,7 +27,7 @@ from eventsourcing.tests import application as application_cases
 from eventsourcing.tests import persistence as cases
 
 from infra.auth.key_commands import create_ledger
-from infra.postgres.roles import API, WORKER
+from infra.postgres.roles import API
 from tests.conftest import TestDatabase
 from tests.infra.eventstore.library_log import SynchronousLog
 from tests.infra.eventstore.library_recorder import (
@@ -50,7 +50,7 @@ def log(database: TestDatabase) -> Iterator[SynchronousLog]:
 
 def new_ledger(database: TestDatabase, name: str | None = None) -> int:
     name = name or f"ledger-{uuid4()}"
-    asyncio.run(create_ledger(database.dsn(WORKER), MASTER_KEY, name))
+    asyncio.run(create_ledger(database.dsn(), MASTER_KEY, name))
     with psycopg.connect(database.dsn()) as connection:
         row = connection.execute("SELECT ledger_id FROM ledgers WHERE name = %s", (name,)).fetchone()
     assert row is not None
@@ -252,7 +252,7 @@ def test_what_it_stores_in_the_columns_that_the_library_does_not_know(kennel: Ke
     with psycopg.connect(database.dsn()) as connection:
         rows = connection.execute(f"SELECT {columns} FROM events").fetchall()
     topic = "tests.infra.eventstore.test_library_recorder:Dog.Registered"
-    assert rows == [(fido, fido, None, "application", "library", topic, 1, None)]
+    assert rows == [(fido, fido, None, "clock", "clock", topic, 1, None)]
 
 
 # ── what it refuses ──

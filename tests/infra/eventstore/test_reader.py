@@ -16,7 +16,7 @@ from infra.postgres import batch_loader
 from infra.postgres.pool import Database
 from infra.postgres.roles import API
 from tests import given
-from tests.infra.eventstore.appends import appending, keyed, row, writing
+from tests.infra.eventstore.appends import accept, appending, keyed, row, writing
 from tests.infra.eventstore.load import Marked
 from tests.infra.opened import Opened, Tenant
 
@@ -150,6 +150,7 @@ async def test_a_reader_that_gives_up_never_touches_those_who_wait_with_it(opene
 async def test_an_error_reaches_every_reader_that_waited_for_it_and_none_after(opened: Opened) -> None:
     tenant = await opened.begin()
     store = opened.events
+    accept(opened.database, "NobodyKnowsThis")
     async with writing(opened.database) as writer:
         unreadable = row(uuid7(), type="NobodyKnowsThis")
         await writer.append(appending(tenant.ledger_id, unreadable))
@@ -163,6 +164,7 @@ async def test_a_stream_that_cannot_be_read_never_touches_those_read_with_it(ope
     tenant = await filled(opened, 3)
     store = opened.events
     streams = [recorded.stream_id for recorded in await store.page(tenant.ledger_id)]
+    accept(opened.database, "NobodyKnowsThis")
     async with writing(opened.database) as writer:
         unreadable = row(uuid7(), type="NobodyKnowsThis")
         await writer.append(appending(tenant.ledger_id, unreadable))

@@ -18,7 +18,7 @@ from domain.values import Sealed
 from infra.eventstore.serialization import clear_body, event_type, split_sealed, to_event
 from infra.ids import uuid7
 from tests import given
-from tests.infra.eventstore.appends import appending, row, writing
+from tests.infra.eventstore.appends import accept, appending, row, writing
 from tests.infra.opened import Opened
 
 STORIES = {
@@ -124,6 +124,8 @@ async def test_a_row_of_the_old_format_is_loaded_in_the_present_one(opened: Open
     old = row(stream, 1, type="ParcelWeighed", type_version=1, body=b'{"pounds":2}')
     present = clear_body(event_of(Parcel.Weighed, grams=500, weighed_by="the scales"))
     new = row(stream, 2, type="ParcelWeighed", type_version=2, body=present)
+    for version in (1, 2):
+        accept(opened.database, "ParcelWeighed", version=version)
     async with writing(opened.database) as writer:
         await writer.append(appending(tenant.ledger_id, old, new))
 

@@ -29,6 +29,7 @@ from tests import given
 from tests.given import CODE, CREATOR, OTHER_CODE, OTHER_SECRET, SECRET, Command
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.programs import running
+from tests.infra.session_tokens import present
 
 OTHER_CREATOR = "creator-2"
 NOTE, REMARK = "for the birthday of Ana Lopes", "Ana Lopes meant another brand"
@@ -36,7 +37,7 @@ NOTE, REMARK = "for the birthday of Ana Lopes", "Ana Lopes meant another brand"
 
 async def two_creators(opened: Opened) -> Tenant:
     """Record a code of each of two creators, with notes on the first's."""
-    tenant = await opened.begin()
+    tenant = await opened.begin(role="admin")
     for command in (
         given.permission(),
         given.generate(),
@@ -142,7 +143,7 @@ async def test_a_creator_of_whom_nothing_is_recorded_is_not_erased(opened: Opene
 
 
 async def test_a_creator_who_never_had_a_code_gets_no_key_once_erased(opened: Opened) -> None:
-    tenant = await opened.begin()
+    tenant = await opened.begin(role="admin")
     await opened.when(tenant, given.permission())
     await opened.erase(tenant)
     assert await refusal(opened.keyring.creator(tenant.ledger_id, CREATOR)) == "creator_erased"
@@ -167,6 +168,7 @@ async def test_nothing_new_is_recorded_for_an_erased_creator(opened: Opened, com
     await opened.erase(tenant)
     before = opened.sql("SELECT count(*) FROM events")
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
+        present(other.database, tenant.ledger_id, tenant.key.key_id)
         decide: Any = command
         handler = other.handler if fresh else opened.handler
         assert await refusal(handler.handle(tenant.request(), decide)) == "creator_erased"
@@ -195,7 +197,7 @@ async def test_other_creators_are_not_touched(opened: Opened) -> None:
 
 
 async def test_the_same_creator_id_in_another_ledger_is_another_creator(opened: Opened) -> None:
-    one, other = await two_creators(opened), await opened.begin("other")
+    one, other = await two_creators(opened), await opened.begin("other", "admin")
     for command in (given.permission(), given.generate()):
         await opened.when(other, command)
     await opened.erase(one)
@@ -210,6 +212,7 @@ async def test_a_guess_at_an_erased_note_cannot_be_tested(opened: Opened) -> Non
     assert (await opened.keyring.creator(tenant.ledger_id, CREATOR)).mark(NOTE) in marks
     await opened.erase(tenant)
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
+        present(other.database, tenant.ledger_id, tenant.key.key_id)
         keyring = other.keyring
         ours = await keyring.ledger(tenant.ledger_id)
         left = [await keyring.creator(tenant.ledger_id, OTHER_CREATOR)]
@@ -261,7 +264,7 @@ async def test_no_key_is_made_for_erased_creators_alone(opened: Opened) -> None:
         return key
 
     await opened.when(tenant, given.erase())  # the deed is not done yet
-    for key_admin in (opened.key_admin, opened.api.key_admin):
+    for key_admin in (opened.key_admin,):
         assert await refusal(mint(key_admin, CREATOR)) == "creator_erased"
         assert (await mint(key_admin, CREATOR, OTHER_CREATOR)).subjects.creator_ids == {CREATOR, OTHER_CREATOR}
     await opened.erase(tenant, OTHER_CREATOR)
@@ -273,7 +276,7 @@ async def test_a_key_that_is_being_made_while_its_creator_is_erased_loses_its_na
     """It was looked whether the creator is erased, and only then the event came; the deed waits for the key."""
     tenant = await two_creators(opened)
     key_id = uuid7()
-    async with opened.api.database.connection(tenant.ledger_id) as connection:
+    async with opened.worker.connection(tenant.ledger_id) as connection:
         async with connection.transaction():
             keys = await opened.keyring.ledger(tenant.ledger_id)
             assert not await all_erased(connection, tenant.ledger_id, keys, [CREATOR])
@@ -287,8 +290,9 @@ async def test_a_key_that_is_being_made_while_its_creator_is_erased_loses_its_na
             """
             await until(lambda: opened.sql(waiting) == [(1,)])
             await connection.execute(
-                "INSERT INTO api_keys (key_id, ledger_id, name, role, creator_ids) VALUES (%s, %s, %s, %s, %s)",
-                (key_id, tenant.ledger_id, "Ana Lopes", "creator", [CREATOR]),
+                "SELECT mint_key(NULL, NULL, %s, %s, 'hash', 'key', 'Ana Lopes', 'creator', %s, '{}', '{}', NULL, NULL,"
+                " false, NULL, NULL)",
+                (tenant.ledger_id, key_id, [CREATOR]),
             )
         assert await carrying_out
     assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NULL") == [(1,)]
@@ -408,11 +412,11 @@ async def test_the_command_line_erases_and_leaves_no_key_behind(opened: Opened) 
 
 
 async def test_no_role_of_the_program_destroys_a_key_that_the_log_does_not_give_up(opened: Opened) -> None:
-    one, two = await two_creators(opened), await opened.begin("other")
+    one, two = await two_creators(opened), await opened.begin("other", "admin")
     await opened.when(one, given.erase())
     claim = (await opened.keyring.ledger(one.ledger_id)).claim
     ours, theirs = claim("creator", CREATOR), claim("creator", OTHER_CREATOR)
-    for role in (API, WORKER):
+    for role in (WORKER,):
         with psycopg.connect(opened.database.dsn(role), autocommit=True) as session:
 
             def carried_out(bound: Tenant, named: Tenant, creator: bytes) -> Any:
@@ -443,9 +447,11 @@ from infra.postgres.roles import API
 from infra.runtime import runtime
 from tests.given import CODE
 from tests.infra.opened import MASTER_KEY
+from tests.infra.session_tokens import present
 
 async def read():
     async with runtime(sys.argv[1], API, MASTER_KEY) as opened:
+        present(opened.database, int(sys.argv[2]))
         while True:
             begun = time.monotonic()
             try:
@@ -484,6 +490,7 @@ async def test_a_process_that_has_the_key_in_memory_does_not_use_it_after_an_era
 async def test_another_process_lets_go_of_the_key_once_it_is_destroyed(opened: Opened) -> None:
     tenant = await two_creators(opened)
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
+        present(other.database, tenant.ledger_id, tenant.key.key_id)
         assert await other.aggregates.secret(tenant.ledger_id, CODE) == SECRET
         kept = other.keyring._by_id
         assert len(kept._young) == 1
@@ -498,6 +505,7 @@ async def test_what_was_sealed_just_before_an_erasure_is_not_appended_after_it(
     """The other process has the key and the creator in memory, and has sealed already: the append notices."""
     tenant = await two_creators(opened)
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as other:
+        present(other.database, tenant.ledger_id, tenant.key.key_id)
         decide: Any = command
         remembered: Any = given.note(text="now it remembers")
         await other.handler.handle(tenant.request(), remembered)

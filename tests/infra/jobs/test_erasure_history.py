@@ -31,6 +31,7 @@ from projections.engine.rebuild import rebuild
 from tests import given
 from tests.given import Command
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
+from tests.infra.session_tokens import present
 
 NOTE = "for the birthday of Ana Lopes"
 
@@ -114,7 +115,7 @@ async def test_after_an_erasure_everything_works_and_nothing_of_it_is_found(
     opened: Opened, before: list[tuple[str, str]], after: list[tuple[str, str]]
 ) -> None:
     ((ledgers,),) = opened.sql("SELECT count(*) FROM ledgers")
-    history = History(opened, await opened.begin(f"ledger-{ledgers}"))
+    history = History(opened, await opened.begin(f"ledger-{ledgers}", "admin"))
     tenant = history.tenant
     for creator in ("creator-1", "creator-2", "creator-3"):
         assert await history.tell(creator, "permit") == "done"
@@ -137,6 +138,7 @@ async def test_after_an_erasure_everything_works_and_nothing_of_it_is_found(
 async def check(history: History, erased: set[str], before: dict[int, dict[str, Sealed] | None]) -> None:
     opened, tenant = history.opened, history.tenant
     async with runtime(opened.database.dsn(API), API, MASTER_KEY) as fresh:
+        present(fresh.database, tenant.ledger_id)
         recorded = {r.position: r for r in await events(fresh, tenant)}
         told = await fresh.aggregates.unsealed(tenant.ledger_id, list(recorded.values()))
         ours = [position for position, r in recorded.items() if "creator-1" in str(await creator_of(fresh, tenant, r))]

@@ -75,13 +75,13 @@ def test_what_fails_in_the_middle_leaves_nothing(fresh: TestDatabase, monkeypatc
 def test_a_newer_database_is_refused(fresh: TestDatabase) -> None:
     migrate(fresh.dsn(OWNER))
     with psycopg.connect(fresh.dsn(OWNER), autocommit=True) as connection:
-        connection.execute("INSERT INTO migrations (number, name) VALUES (9999, 'from_the_future')")
-    with pytest.raises(MigrationError, match="has migration 9999, which this program does not know"):
+        connection.execute("INSERT INTO migrations (number, name, sha256) VALUES (9999, 'from_the_future', '')")
+    with pytest.raises(MigrationError, match=r"newer version of this program \(migration 9999\)"):
         migrate(fresh.dsn(OWNER))
 
 
 def test_a_database_that_lacks_migrations_is_not_served(fresh: TestDatabase) -> None:
-    with pytest.raises(MigrationError, match=r"lacks 0001_log.*Run `sparkledger migrate` first"):
+    with pytest.raises(MigrationError, match=r"lacks the migrations 0001_log.*Run `sparkledger migrate` first"):
         require_migrated(fresh.dsn(OWNER))
 
 
@@ -129,8 +129,25 @@ async def test_the_log_cannot_be_changed_by_its_owner(owned: Opened, change: str
         connection.execute(change)
 
 
+@pytest.mark.parametrize(
+    "earlier",
+    ["ALTER TABLE migrations DROP COLUMN sha256", "UPDATE migrations SET sha256 = 'of another text' WHERE number = 1"],
+    ids=["before texts were compared", "with another text"],
+)
+def test_a_database_of_another_version_from_before_1_0_is_refused_in_one_sentence(
+    fresh: TestDatabase, earlier: str
+) -> None:
+    migrate(fresh.dsn())
+    with psycopg.connect(fresh.dsn(), autocommit=True) as connection:
+        connection.execute(earlier)
+    for refusing in (migrate, require_migrated):
+        with pytest.raises(MigrationError, match=r"made by another version of this program from before 1\.0"):
+            refusing(fresh.dsn())
+
+
 async def test_the_owner_can_serve_as_the_api(owned: Opened) -> None:
     ((ledger_id,),) = owned.sql("SELECT ledger_id FROM ledgers")
-    async with writing(owned.database, user=OWNER) as writer:
+    owned.sql("INSERT INTO event_types VALUES ('Tested', 1, '{clock}')")
+    async with writing(owned.database, user=OWNER, role=API) as writer:
         await writer.append(appending(ledger_id, row(uuid4())))
     assert owned.sql("SELECT max(position) FROM events") == [(2,)]

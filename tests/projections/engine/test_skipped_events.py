@@ -20,6 +20,7 @@ from projections.engine.view import SHADOW_SUFFIX, View
 from tests import given
 from tests.conftest import TestDatabase
 from tests.given import Story
+from tests.infra.session_tokens import bound_to
 from tests.projections.conftest import Cursor
 from tests.projections.engine.runners import failed, poisoned_by, reads, runner_of, running, state
 from tests.projections.memory_log import MemoryLog, positions, rows, until
@@ -255,7 +256,7 @@ async def test_skips_are_never_changed_and_seen_by_their_ledger_alone(
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         await api.execute("INSERT INTO view_skips SELECT * FROM view_skips")
     assert [found.position for found in await all_of(api)] == [3], "once, however often it was said"
-    await api.execute("SELECT set_config('sparkledger.ledger', '2', false)")
+    await api.execute("SELECT set_config('sparkledger.ledger', %s, false)", (bound_to(database, 2),))
     assert await all_of(api) == []
 
 

@@ -1,0 +1,34 @@
+"""The tokens that an API process gets with a key, as a superuser reads them, for tests that present no key."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from infra.postgres.pool import Database
+from infra.postgres.session_tokens import SessionTokens
+from tests.conftest import TestDatabase
+
+
+def present(database: Database, ledger_id: int, key_id: UUID | None = None) -> None:
+    """Let a pool's process prove that a ledger, and a key of it, were presented to it."""
+    with psycopg.connect(make_conninfo(database.conninfo, user="postgres"), autocommit=True) as connection:
+        database.tokens.admit_ledger(ledger_id, _one(connection, "SELECT ledger_token(%s)", ledger_id))
+        if key_id is not None:
+            database.tokens.admit_key(key_id, _one(connection, "SELECT key_token(%s, %s)", ledger_id, key_id))
+
+
+def bound_to(database: TestDatabase, ledger_id: int) -> str:
+    """Return what `sparkledger.ledger` must be for a session of the API to see a ledger."""
+    tokens = SessionTokens()
+    with psycopg.connect(database.dsn(), autocommit=True) as connection:
+        tokens.admit_ledger(ledger_id, _one(connection, "SELECT ledger_token(%s)", ledger_id))
+    return tokens.setting(ledger_id)
+
+
+def _one(connection: psycopg.Connection, query: str, *parameters: object) -> bytes:
+    row = connection.execute(query, parameters).fetchone()
+    assert row is not None
+    return bytes(row[0])
