@@ -17,9 +17,9 @@ from api.http.caller import Caller, allow
 from api.http.cursors import decode_two_way, link_header, neighbours, two_way_cursors
 from api.http.fields import Moment
 from api.http.models import Answer
-from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel, refuse_empty
+from api.http.query_params import LIMIT, EitherCursor, Flag, Limit, QueryModel, refuse_empty
 from api.http.responses import answer
-from api.http.route import Route
+from api.http.route import Operation, Route
 from domain.values import Role
 from infra.auth.access_log import FIRST, GROUPED_ROLE, LAST, MACHINE_ROLE, Access, AccessFilter
 from infra.crypto.sealed_terms import seal_search_terms, unseal_search_terms
@@ -95,6 +95,9 @@ class AccessesQuery(QueryModel):
     ] = None
     from_: Annotated[Moment | None, Field(alias="from", description="At this time or later.")] = None
     to: Annotated[Moment | None, Field(description="Before this time.")] = None
+    refused: Annotated[Flag | None, Field(description="Only denied attempts, or only accesses that were answered.")] = (
+        None
+    )
     limit: Limit = LIMIT
     cursor: EitherCursor = None
 
@@ -107,7 +110,7 @@ class AccessesQuery(QueryModel):
         """Return which accesses are asked for."""
         machine = self.actor == MACHINE_ROLE
         key_id = None if self.actor is None or machine else UUID(self.actor)
-        return AccessFilter(key_id, machine, self.from_, self.to)
+        return AccessFilter(key_id, machine, self.from_, self.to, self.refused)
 
     def cursor_scope(self) -> dict[str, Any]:
         """Return what must be the same for a cursor to be good."""
@@ -123,6 +126,7 @@ router = APIRouter(route_class=Route, tags=["Audit"])
 
 
 @router.get("/v1/accesses", response_model=AccessesAnswer, operation_id="listAccesses")
+@Operation(answer_headers=("Ledger-Position",))
 async def list_accesses(
     query: Annotated[AccessesQuery, Query()],
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],
@@ -135,6 +139,8 @@ async def list_accesses(
         (None, False) if query.cursor is None else decode_two_way(query.cursor, query.cursor_scope(), _LAST_PLACE)
     )
     at = UUID(int=LAST.int if place is None else place)
+    # Before the accesses are read: they tell of what had been recorded by then, at the least.
+    head = await caller.services.events.head(caller.ledger_id)
     rows = await caller.services.views.access_log.page(
         caller.ledger_id,
         query.wanted(),
@@ -158,7 +164,7 @@ async def list_accesses(
         ],
         **{f"{relation}_cursor": text for relation, text in cursors.items()},
     }
-    return answer(content, 200, link_header(caller.request, **cursors))
+    return answer(content, 200, {"Ledger-Position": str(head), **link_header(caller.request, **cursors)})
 
 
 async def record_access(

@@ -75,6 +75,8 @@ _WITH_KEY: Final = "AND key_id = %(key_id)s"
 _AT_THE_MACHINE: Final = "AND key_id IS NULL"
 _SINCE: Final = "AND at >= %(since)s"
 _UNTIL: Final = "AND at < %(until)s"
+_DENIED: Final = "AND refused IS NOT NULL"
+_ANSWERED: Final = "AND refused IS NULL"
 # An id has the time of the process that recorded the access, and `at` that of the database.
 _CLOCK_SKEW: Final = timedelta(days=1)
 
@@ -157,6 +159,7 @@ class AccessFilter:
         machine: only accesses of the command line.
         since: only accesses at this time or later.
         until: only accesses before this time.
+        refused: only denied attempts, or only accesses that were answered.
 
     """
 
@@ -164,6 +167,7 @@ class AccessFilter:
     machine: bool = False
     since: datetime | None = None
     until: datetime | None = None
+    refused: bool | None = None
 
     def conditions(self) -> str:
         """Return the SQL conditions that a row must fulfil."""
@@ -172,6 +176,8 @@ class AccessFilter:
             _AT_THE_MACHINE: self.machine,
             _SINCE: self.since is not None,
             _UNTIL: self.until is not None,
+            _DENIED: self.refused is True,
+            _ANSWERED: self.refused is False,
         }
         return " ".join(condition for condition, is_given in given.items() if is_given)
 

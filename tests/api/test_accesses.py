@@ -95,6 +95,29 @@ def test_what_was_refused_and_what_reads_no_trail_is_no_read(world: World) -> No
     assert accesses(world) == []
 
 
+def test_denied_attempts_are_listed_by_themselves_or_left_out(world: World) -> None:
+    world.permit()
+    told(world.client.get("/v1/events"), 200)
+    refused(world.brand().get("/v1/events"))
+
+    def routes(**query: Any) -> list[tuple[str, str | None]]:
+        found = told(world.client.get("/v1/accesses", params=query), 200)["accesses"]
+        return [(access["route"], access["refused"]) for access in found if "/v1/events" in access["route"]]
+
+    answered, denied = ("GET /v1/events", None), ("GET /v1/events", "role_not_allowed")
+    assert sorted(routes(), key=str) == [denied, answered]
+    assert routes(refused=True) == [denied]
+    assert routes(refused=False) == [answered]
+    wrong = world.client.get("/v1/accesses", params={"refused": "role_not_allowed"})
+    assert (refused(wrong), wrong.json()["errors"][0]["pointer"]) == ((400, "malformed_query"), "/refused")
+
+
+def test_the_list_of_accesses_says_how_far_the_ledger_had_come(world: World) -> None:
+    assert world.client.get("/v1/accesses").headers["ledger-position"] == "0"
+    world.running()
+    assert world.client.get("/v1/accesses").headers["ledger-position"] == str(world.head())
+
+
 def test_no_access_is_ever_an_event(world: World) -> None:
     world.permit()
     for _ in range(3):

@@ -71,7 +71,7 @@ def test_an_export_is_a_file_that_is_whole(world: World, tmp_path: Path, name: s
 def test_a_file_that_is_there_is_not_written_over(world: World, tmp_path: Path) -> None:
     path = tmp_path / "out.ndjson"
     path.write_text("mine")
-    with pytest.raises(offline.OfflineError, match="is there already"):
+    with pytest.raises(offline.OfflineError, match="already exists"):
         export(world, path)
     assert (path.read_text(), machine(world)) == ("mine", [])
 
@@ -175,7 +175,7 @@ def test_the_command_checks_a_file_and_says_what_it_found(world: World, tmp_path
     whole = RUN.invoke(cli.app, ["export", "--verify", str(path)])
     assert (whole.exit_code, whole.stdout) == (
         0,
-        f"{path} is whole: 5 events, positions 1 to 5, of a ledger that had reached 5.\n",
+        f"{path} is complete: 5 events, positions 1 to 5, of a ledger that had reached 5.\n",
     )
     path.write_bytes(path.read_bytes().replace(OWN_ACCOUNT.encode(), b"account-not", 1))
     changed = RUN.invoke(cli.app, ["export", "--verify", str(path)])

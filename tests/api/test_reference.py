@@ -30,6 +30,7 @@ from tests.wired import services
 # It sends thousands of requests: a minute or two on a quiet machine.
 SCHEMATHESIS_S = 580
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,21 @@ def test_what_http_needs_knows_no_route_by_its_name(reference: dict[str, Any]) -
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert names & said == set()
+
+
+def test_every_read_of_what_the_log_holds_says_how_far_it_has_read(reference: dict[str, Any]) -> None:
+    # Keys and webhooks are set up beside the log.
+    for route, operation in operations(reference):
+        if route.startswith("GET /v1/") and {"Reads", "Audit", "Erasure"} & {*operation["tags"]}:
+            assert "Ledger-Position" in operation["responses"]["200"]["headers"], route
+    questions = (ROOT / "docs" / "questions.md").read_text()
+    named = {f"GET {path}" for path in re.findall(r"`GET (/v1/[a-z_/{}]+)", questions)}
+    assert {"GET /v1/accesses", "GET /v1/stats/days"} <= named
+    assert named <= {
+        route
+        for route, o in operations(reference)
+        if "Ledger-Position" in o["responses"].get("200", {}).get("headers", {})
+    }
 
 
 def test_every_field_that_can_be_sent_is_described_and_has_an_example(reference: dict[str, Any]) -> None:
