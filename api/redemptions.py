@@ -149,7 +149,7 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
     session = await caller.services.aggregates.repository(caller.ledger_id)
     code = await session.code_by_secret(Sealed(body.secret))
     if code is None:
-        raise unknown_secret(caller)
+        raise unknown_secret(caller, body.secret)
     now = caller.services.now()
     content = {
         "code_id": code.id,
@@ -186,7 +186,7 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
     try:
         result = await handle_command(caller, body, body.advertiser_id, decide)
     except Unknown:
-        raise unknown_secret(caller) from None
+        raise unknown_secret(caller, body.secret) from None
     code = result.aggregate
     assert code is not None  # noqa: S101 - a code that was redeemed is there
     content = {

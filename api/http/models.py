@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.fields import Moment
+from domain.pasted import Hint
 
 
 class Body(BaseModel):
@@ -76,6 +77,9 @@ class Problem(BaseModel):
         default_factory=absent
     )
     conflict_id: Annotated[str, Field(description="The id of what is in the way.")] = Field(default_factory=absent)
+    hint: Annotated[Hint, Field(description="What a code that nobody knows looks like.", examples=["cut_off"])] = Field(
+        default_factory=absent
+    )
     current_version: Annotated[int, Field(description="The current version, if If-Match named another.")] = Field(
         default_factory=absent
     )

@@ -93,3 +93,26 @@ def test_what_is_no_code_is_refused_with_a_reason(world: World, path: str, text:
 def test_a_paste_is_bounded_with_all_that_surrounds_it(world: World) -> None:
     answer = world.client.post("/v1/codes/lookup", json={"secret": CODE + " " * 4_096})
     assert refused(answer) == (422, "malformed_body")
+
+
+@pytest.mark.parametrize("path", ["/v1/codes/lookup", "/v1/redemptions"])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("#v08a%20b/c=def0123456789", "percent_encoded"),
+        ("#v08a+b/c=d", "cut_off"),
+        ("#v08a+b/c=def0123456789…", "cut_off"),
+        ("#v08a+b/c=def0123456789#v08b+c/d=", "several_codes"),
+        ("https://www.tiktok.com/@ana/video/7312345678901234567", "video_link"),
+        ("#v08a****cdef", "masked_code"),
+        ("#v08a+b/c=def0123456789", None),
+    ],
+)
+def test_a_miss_says_what_it_looks_like(world: World, path: str, text: str, hint: str | None) -> None:
+    asked = {"secret": text} | ({"advertiser_id": OWN_ACCOUNT} if path == "/v1/redemptions" else {})
+
+    answer = world.client.post(path, json=asked)
+
+    assert refused(answer) == (404, "code_unknown")
+    assert answer.json().get("hint") == hint
+    assert text not in answer.text
