@@ -27,9 +27,10 @@ from uuid import UUID
 
 from pydantic_core import PydanticCustomError
 
-from api.http.fields import FIRST_YEAR, LAST_YEAR, parse_moment
+from api.http.fields import parse_moment
 from domain.errors import REFUSALS
 from domain.event_types import EVENT_TYPES
+from domain.pasted import FIRST_YEAR, LAST_YEAR
 from domain.values import ID_PATTERN, Channel, Source
 from projections.index_scan import Among, Between, Condition, Field
 

@@ -14,12 +14,13 @@ from starlette.responses import Response
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.dependencies import DatabaseCursor
-from api.http.fields import FIRST_YEAR, LAST_YEAR, State
+from api.http.fields import State
 from api.http.models import Answer
 from api.http.problems import malformed_query
 from api.http.query_params import AtLeast, QueryModel
 from api.http.responses import answer
 from api.http.route import Operation, Route
+from domain.pasted import FIRST_YEAR, LAST_YEAR
 from infra.delivery.kafka.publication_status import publication
 from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.models import Owner

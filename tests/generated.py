@@ -305,7 +305,7 @@ def limits() -> str:
             "a campaign's targeting",
             f"{fields_.MAX_TARGETING_BYTES // kib} KiB of JSON, {fields_.MAX_TARGETING_DEPTH} levels",
         ),
-        ("a time", f"the years {fields_.FIRST_YEAR} to {fields_.LAST_YEAR}"),
+        ("a time", f"the years {pasted.FIRST_YEAR} to {pasted.LAST_YEAR}"),
         (
             "a page",
             (

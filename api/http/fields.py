@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, cast
 
 import orjson
@@ -22,17 +21,11 @@ MAX_PASTED_CHARACTERS: Final = 4_096
 MAX_TEXT_CHARACTERS: Final = 4_000
 MAX_REASON_CHARACTERS: Final = 500
 MAX_NAME_CHARACTERS: Final = 200
-# The years that a ledger speaks of; others are slips of a finger, or of a clock.
-FIRST_YEAR: Final = 2000
-LAST_YEAR: Final = 2099
-_RFC3339: Final = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
-)
-# The same to the day, for the reference, with those years alone: what it lets through is accepted.
+# RFC 3339, for the reference, with the years of a ledger alone: what it lets through is accepted.
 _RFC3339_PATTERN: Final = (
     r"^(20[0-9]{2}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
     r"|02-(0[1-9]|1[0-9]|2[0-8]))|20([02468][048]|[13579][26])-02-29)"
-    r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+    r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 )
 NO_NUL: Final = r"^[^\u0000]*$"
 SHA256_PATTERN: Final = r"^[0-9a-f]{64}$"
@@ -43,26 +36,18 @@ NO_CONTROL: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 
 
 def parse_moment(value: object) -> datetime:
-    """Read a time of RFC 3339, which always names its offset, and turn it to UTC.
+    """Read a time of RFC 3339 with its offset, or one in TikTok's form, which is UTC, and turn it to UTC.
 
     Raises:
         PydanticCustomError: it is none, or lies outside of the years that this ledger speaks of.
 
     """
-    moment = _moment(value) if isinstance(value, str) and _RFC3339.fullmatch(value) else None
-    if moment is None:
-        raise PydanticCustomError("moment", "Expected an RFC 3339 time with an offset, such as 2026-03-01T12:00:00Z.")
-    # Also in UTC, as it will be answered: an offset may carry a time over the turn of a year.
-    if FIRST_YEAR <= moment.year <= LAST_YEAR and FIRST_YEAR <= (utc := moment.astimezone(UTC)).year <= LAST_YEAR:
-        return utc
-    raise PydanticCustomError("moment", f"Expected a time in the years {FIRST_YEAR} to {LAST_YEAR}.")
-
-
-def _moment(text: str) -> datetime | None:
+    if not isinstance(value, str):
+        raise PydanticCustomError("moment", cast("Any", pasted.SENTENCES["not_a_time"]), {"reason": "not_a_time"})
     try:
-        return datetime.fromisoformat(text.upper())
-    except ValueError:  # a day or an hour that does not exist
-        return None
+        return pasted.moment(value)
+    except pasted.Unusable as error:
+        raise PydanticCustomError("moment", cast("Any", str(error)), {"reason": error.reason}) from None
 
 
 def _no_nul(text: str) -> str:

@@ -25,8 +25,9 @@ Records who authorized which TikTok video as an ad, for which advertiser and whe
 redemption, campaign, extension, expiry and revocation is an event that is never edited, and every answer can be traced
 to its events.
 
-A key belongs to one ledger and has one role. Times are RFC 3339 in UTC. You choose the ids: 1 to 128 of the characters
-`A-Z a-z 0-9 . _ : @ -`. Unknown fields and parameters are refused. A refused request changes nothing.
+A key belongs to one ledger and has one role. Times are RFC 3339 in UTC; TikTok's form `2026-03-01 12:00:00`, in UTC, is
+accepted too. You choose the ids: 1 to 128 of the characters `A-Z a-z 0-9 . _ : @ -`. Unknown fields and parameters are
+refused. A refused request changes nothing.
 """
 _REF: Final = "#/components/schemas/"
 JSON_VALUE: Final = "JsonValue"

@@ -252,7 +252,7 @@ def _of_status(error: HTTPException) -> Problem:
 
 def _field_problem(error: ErrorDetails, model: Any) -> dict[str, str]:
     """Return where a model is wrong and why, with the stable reason of what was pasted and cannot be used."""
-    reason = {"reason": error["ctx"]["reason"]} if error["type"] == "unusable" else {}
+    reason = {name: found for name, found in error.get("ctx", {}).items() if name == "reason"}
     return {"pointer": _pointer(error), "problem": message_of(error, fields_at(model, error["loc"][:-1])), **reason}
 
 

@@ -39,7 +39,7 @@ _NO_UTF_8: Final = PydanticCustomError(
     "utf_8", "This is not valid UTF-8, or contains the replacement character U+FFFD."
 )
 # A plus stands for a space in a query, unless it is written as %2B.
-_LOST_PLUS: Final = re.compile(r".*[0-9] [0-9]{2}:[0-9]{2}")
+_LOST_PLUS: Final = re.compile(r".*[Tt].*[0-9] [0-9]{2}:[0-9]{2}")
 
 
 def _whole(value: object) -> object:
@@ -75,7 +75,8 @@ def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
         case "moment" if isinstance(error["input"], str) and _LOST_PLUS.fullmatch(error["input"]):
             message = "In a query, + means a space. Write %2B for the + of an offset, or give the time with Z."
     # The message is a template, and holds nothing to fill in.
-    return {"type": PydanticCustomError("parameter", cast("Any", message)), "loc": loc, "input": None}
+    reason = {name: found for name, found in error.get("ctx", {}).items() if name == "reason"}
+    return {"type": PydanticCustomError("parameter", cast("Any", message), reason or None), "loc": loc, "input": None}
 
 
 # The bounds come before the reading: so they stand in the reference too.

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from api import authorization_lines
+from domain.pasted import SENTENCES
 from infra.eventstore.authorization_evidence import EvidenceReader
 from tests.api.test_accesses import accesses
 from tests.api.world import OTHER_ACCOUNT, OWN_ACCOUNT, World, days, refused, told
@@ -129,13 +130,10 @@ def test_a_bad_line_is_told_so_under_its_number_and_ends_nothing(world: World) -
         "Expected an object with the fields video_id, advertiser_id and, optionally, at.",
         "advertiser_id is required.",
         "advertiser_id: Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
-        "at: Expected an RFC 3339 time with an offset, such as 2026-03-01T12:00:00Z.",
+        f"at: {SENTENCES['not_a_time']}",
         "Unknown field `colour`. Known fields: video_id, advertiser_id, at.",
         "A field is repeated.",
-        (
-            "video_id: Expected a string; advertiser_id is required; at: Expected an RFC 3339 time with an "
-            "offset, such as 2026-03-01T12:00:00Z."
-        ),
+        f"video_id: Expected a string; advertiser_id is required; at: {SENTENCES['not_a_time']}",
         "A line must have at most 2,048 bytes.",
     ]
     assert errors[12] == "This line is not valid UTF-8."

@@ -116,3 +116,43 @@ def test_a_miss_says_what_it_looks_like(world: World, path: str, text: str, hint
     assert refused(answer) == (404, "code_unknown")
     assert answer.json().get("hint") == hint
     assert text not in answer.text
+
+
+# Times.
+
+
+def test_a_time_is_taken_in_the_form_that_tiktok_shows(world: World) -> None:
+    world.permit()
+
+    code = told(world.client.post("/v1/codes", json=generating(starts_at="2026-01-27 08:30:00")), 201)
+    ended = {"expires_before": "2026-02-26 08:30:01"}
+
+    assert code["starts_at"] == "2026-01-27T08:30:00Z"
+    assert [
+        one["code_id"]
+        for one in told(world.client.get("/v1/codes", params={"at_least": code["position"]} | ended), 200)["codes"]
+    ] == [code["code_id"]]
+
+
+TIMES = [
+    ("03/04/2026", "day_form"),
+    ("03.04.2026 12:00", "day_form"),
+    ("2026-03-04", "day_alone"),
+    ("2026-03-04T12:00:00", "offset_missing"),
+    ("2026-03-04T12:00:00.123456789Z", "too_precise"),
+    ("yesterday", "not_a_time"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), TIMES)
+def test_a_time_that_may_mean_two_things_is_refused_with_a_reason(world: World, text: str, reason: str) -> None:
+    body = world.client.post("/v1/codes", json=generating(starts_at=text))
+    query = world.client.get("/v1/codes", params={"expires_before": text})
+
+    assert (refused(body), reasons(body.json())) == ((422, "malformed_body"), [("/starts_at", reason)])
+    assert (refused(query), reasons(query.json())) == ((400, "malformed_query"), [("/expires_before", reason)])
+
+
+def test_a_day_of_another_form_names_the_form(world: World) -> None:
+    answer = world.client.post("/v1/codes", json=generating(starts_at="03/04/2026"))
+    assert "YYYY-MM-DD" in answer.json()["errors"][0]["problem"]
