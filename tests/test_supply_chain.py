@@ -112,7 +112,7 @@ def test_every_test_that_the_threat_model_names_is_there_and_tests_something() -
 
 def test_every_threat_that_is_defended_names_what_shows_it() -> None:
     text = (ROOT / "docs" / "threat-model.md").read_text()
-    table = text.partition("## What is defended, and how")[2].partition("\n## ")[0]
+    table = text.partition("## Defences")[2].partition("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     assert len(rows) > 15
     assert [row for row in rows if not re.search(r"`tests/[a-z_/]+\.py` \|$", row)] == []
