@@ -17,8 +17,8 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --group build --universal --python-
 	--no-config --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
 PIP_AUDIT := 2.10.1
 PYTEST := $(BIN)/python -m pytest
-# One process for each core, four at most: each may start a PostgreSQL of its own.
-PARALLEL := --numprocesses logical --maxprocesses 4
+# tests/conftest.py says how many processes that is.
+PARALLEL := --numprocesses auto
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -45,6 +46,12 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # as above
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     """Take the place of whatever --dist names."""
     return Scheduling(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one process more than there are cores, since tests wait a good part of their time; each has its servers."""
+    return min((psutil.cpu_count() or 1) + 1, 5)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

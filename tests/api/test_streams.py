@@ -16,6 +16,7 @@ import pytest
 
 import api.catch_up
 import api.event_content
+import api.http.transport
 import api.streams
 import infra.eventstore.live_subscription
 from tests.api.streaming import following
@@ -412,7 +413,9 @@ def record_megabytes(world: World, number: int) -> None:
 
 def test_a_client_that_reads_too_slowly_is_told_so_and_can_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_BYTES", 256 * 1024)
+    # However long the recording takes: it is not dropped for taking nothing meanwhile.
     monkeypatch.setattr(api.streams, "STALLED_S", 100)
+    monkeypatch.setattr(api.http.transport, "STALLED_S", 100)
     deaf = Deaf(world)
     record_megabytes(world, 4)
 

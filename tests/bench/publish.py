@@ -128,7 +128,7 @@ def run() -> dict[str, Any]:
     key_bytes = fresh_key()
     master = MasterKey(key_bytes)
     with tempfile.TemporaryDirectory(prefix="sl-bench-kafka-") as directory, postgres() as server:
-        kafka = broker.start(Path(directory))
+        kafka = broker.start(Path(directory), lasting=True)
         try:
             asyncio.run(create_ledger(server.dsn(), master, "bench"))
             key, _ = asyncio.run(create_key(server.dsn(), master, "bench", "operator", None))
