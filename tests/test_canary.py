@@ -42,6 +42,9 @@ from tests.infra.opened import MASTER_KEY
 from tests.serving import REPOSITORY
 from tests.waiting import until
 
+# The first test pays for the walk: thousands of requests, each logged with all that there is to say.
+pytestmark = pytest.mark.timeout(600)
+
 LEDGER: Final = "canaries"
 SECRET: Final = "#cAnary/s3cret+that=TikTok/made==tail"
 # A secret that nobody generated: whoever mistypes one types nearly the right one.
