@@ -164,7 +164,7 @@ async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")])
         expires_at=body.expires_at,
         may_reveal=body.may_reveal,
         idempotency_key=idempotency_key,
-        request_hash=b"" if idempotency_key is None else caller.request_hash(),
+        request_hash=b"" if idempotency_key is None else caller.request_hash,
         context=caller.access_context,
     )
     answer_headers = NO_STORE | {"Location": f"/v1/keys/{key.key_id}"} | replay_header(replayed)
@@ -198,7 +198,7 @@ async def rotate_key(key_id: str, body: RotateKey, caller: Annotated[Caller, all
             headers.path_uuid(key_id, "key"),
             overlap_s=body.overlap_seconds,
             idempotency_key=idempotency_key,
-            request_hash=b"" if idempotency_key is None else caller.request_hash(),
+            request_hash=b"" if idempotency_key is None else caller.request_hash,
             context=caller.access_context,
         )
     except LookupError:

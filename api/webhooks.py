@@ -265,7 +265,7 @@ def owner_of(caller: Caller) -> Owner:
 
 def idempotent_request(caller: Caller) -> IdempotentRequest | None:
     key = headers.idempotency_key(caller.request)
-    return None if key is None else IdempotentRequest(key, caller.request_hash())
+    return None if key is None else IdempotentRequest(key, caller.request_hash)
 
 
 def path_webhook(text: str) -> UUID:

@@ -64,17 +64,23 @@ class Caller:
         route = f"{scope['method']} {scope['route'].path}"
         return AccessContext(self.key.key_id, self.role, route, scope["request_id"])
 
-    def request_hash(self) -> bytes:
-        """Return what tells a repeated request from another one with the same Idempotency-Key.
+    def keep_request_hash(self, sent: object) -> None:
+        """Keep what tells a repeated request from another one with the same Idempotency-Key; `sent` is its JSON.
 
         It is keyed, so that nobody can test a guess at a secret or a note against what is kept of the request; with
         what stays the same while the key's text is changed, or its bearer gets another token.
         """
         request = self.request
-        sent = orjson.dumps(request.scope.get("json"), option=orjson.OPT_SORT_KEYS)
         line = f"{request.method}\n{request.scope['path']}\n{headers.text(request, b'if-match')}\n"
-        asked = line.encode("utf-8", "surrogatepass") + sent
-        return hashlib.blake2b(asked, digest_size=REQUEST_HASH_BYTES, key=self.key.request_key).digest()
+        hashed = line.encode("utf-8", "surrogatepass") + orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)
+        digest = hashlib.blake2b(hashed, digest_size=REQUEST_HASH_BYTES, key=self.key.request_key).digest()
+        request.scope["request_hash"] = digest
+
+    @property
+    def request_hash(self) -> bytes:
+        """The hash of a request that has an Idempotency-Key."""
+        kept: bytes = self.request.scope["request_hash"]
+        return kept
 
     def act_for_creator(self, creator_id: str) -> None:
         """Raise `NotAllowed` where the key does not act for this creator."""

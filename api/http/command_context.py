@@ -42,7 +42,7 @@ async def handle_command(
         correlation_id=headers.correlation_id(caller.request),
         traceparent=headers.traceparent(caller.request),
         idempotency_key=key if once else None,
-        request_hash=caller.request_hash() if key is not None and once else b"",
+        request_hash=caller.request_hash if key is not None and once else b"",
         effective_at=body.effective_at,
     )
     return await caller.services.handler.handle(request, decide)

@@ -140,14 +140,24 @@ class Route(APIRoute):
 
         async def handler(request: Request) -> Response:
             arguments: dict[str, Any] = {**request.path_params}
+            caller: Caller | None = None
             if caller_name is not None:
-                arguments[caller_name] = await admit(request, roles)
+                caller = arguments[caller_name] = await admit(request, roles)
             if request_name is not None:
                 arguments[request_name] = request
             if query_name is not None and query_type is not None:
                 arguments[query_name] = read_query(request, query_type)
+            # May hold a secret: from here on there is the model, whose secrets do not print, and a hash.
+            sent = None
             if body_name is not None and body_adapter is not None:
-                arguments[body_name] = await read_body(request, body_type, body_adapter)
+                sent = await read_json(request)
+                try:
+                    arguments[body_name] = body_adapter.validate_python(sent)
+                except ValidationError as error:
+                    raise malformed("malformed_body", error, body_type) from None
+            if caller is not None and b"idempotency-key" in headers.of(request):
+                caller.keep_request_hash(sent)
+            del sent
             answer: Response = await endpoint(**arguments)
             return answer
 
@@ -179,17 +189,17 @@ def read_query(request: Request, model: type[M]) -> M:
         raise malformed("malformed_query", error, model) from None
 
 
-async def read_body(request: Request, kind: Any, adapter: TypeAdapter[Any]) -> Any:
-    """Return the body as its model; what the JSON said is kept for the request's hash.
+async def read_json(request: Request) -> Any:
+    """Return what the body says; it may hold a secret, and is not kept with the request.
 
     Raises:
-        Problem: it is no JSON as RFC 8259 has it (no NaN, no lone surrogates, nothing but UTF-8), names a field twice,
-            or is malformed.
+        Problem: it is no JSON as RFC 8259 has it (no NaN, no lone surrogates, nothing but UTF-8), or names a field
+            twice.
 
     """
     if headers.has_body(request) and headers.media_type(request) != "application/json":
         raise Problem("unsupported_media_type")
-    body = await request.body()
+    body = b"".join([chunk async for chunk in request.stream()])
     try:
         sent = orjson.loads(body) if body else None
         twice = isinstance(sent, dict) and has_duplicate_names(sent, body)
@@ -197,11 +207,7 @@ async def read_body(request: Request, kind: Any, adapter: TypeAdapter[Any]) -> A
         raise malformed_body("", "Expected JSON in UTF-8.") from None
     if twice:
         raise malformed_body("", "A field was sent more than once.")
-    request.scope["json"] = sent
-    try:
-        return adapter.validate_python(sent)
-    except ValidationError as error:
-        raise malformed("malformed_body", error, kind) from None
+    return sent
 
 
 def roles_by_route(app: FastAPI) -> dict[str, tuple[Role, ...]]:
