@@ -13,9 +13,10 @@ from starlette.responses import Response
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.cursors import decode_id, encode_id, link_next
+from api.http.cursors import MAX_KEY, decode, encode
 from api.http.fields import LATER, Id, Moment, Name
 from api.http.models import Answer, Body
+from api.http.pagination import page_answer, page_of
 from api.http.problems import malformed_body
 from api.http.query_params import MAX_LIMIT, LongLimit, NextCursor, QueryModel
 from api.http.responses import NO_STORE, answer, replay_header
@@ -174,14 +175,10 @@ async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")])
 @router.get("/v1/keys", response_model=KeysAnswer, operation_id="listKeys")
 async def list_keys(query: Annotated[KeysQuery, Query()], caller: Annotated[Caller, allow("admin")]) -> Response:
     """List the API keys and token identities of this ledger, newest first, including revoked ones."""
-    before = None if query.cursor is None else decode_id(query.cursor, "keys")
+    before = None if query.cursor is None else UUID(int=decode(query.cursor, "keys", MAX_KEY))
     keys = await caller.services.key_admin.keys(caller.ledger_id, limit=query.limit + 1, before=before)
-    following = None
-    if len(keys) > query.limit:
-        keys = keys[: query.limit]
-        following = encode_id(keys[-1].key_id, "keys")
-    link = {} if following is None else link_next(caller.request, cursor=following)
-    return answer({"keys": [key_content(key) for key in keys], "next": following}, 200, link)
+    page = page_of(keys, query.limit, lambda key: encode(key.key_id.int, "keys"))
+    return page_answer(caller, "keys", page, key_content)
 
 
 @router.post("/v1/keys/{key_id}/rotation", response_model=KeyAnswer, operation_id="rotateKey")

@@ -14,6 +14,7 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.command_context import handle_command, load_code
+from api.http.cursors import encode_time
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import (
     AdvertiserId,
@@ -29,7 +30,7 @@ from api.http.fields import (
     Targeting,
 )
 from api.http.models import Answer, Body, Command
-from api.http.pagination import creators_asked, page_answer, place_after
+from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
 from api.http.query_params import (
     LIMIT,
     AtLeast,
@@ -292,9 +293,8 @@ async def list_campaigns(
     found, position = await caller.services.views.read(
         caller.ledger_id, page, view=campaigns.NAME, at_least=query.at_least
     )
-    return page_answer(
-        caller, query, "campaigns", found, position, lambda row: _campaign(row, now), lambda r: (r.stops_at, r.position)
-    )
+    page_found = page_of(found, query.limit, lambda row: encode_time(row.stops_at, row.position, same_query(query)))
+    return page_answer(caller, "campaigns", page_found, lambda row: _campaign(row, now), position)
 
 
 async def _without_others(refusal: Refused, caller: Caller, code_id: UUID) -> Refused:

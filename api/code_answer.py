@@ -15,11 +15,14 @@ from domain.values import Channel
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+    from uuid import UUID
 
     from api.http.caller import Caller
     from domain.campaign import Campaign
     from domain.code import Code
+    from domain.values import Window
     from infra.eventstore.command_handler import CommandResult
+    from projections.codes import CodeRow
 
 
 class ShareEntry(Answer):
@@ -58,8 +61,8 @@ class CampaignEntry(Answer):
     running: Annotated[bool, Field(description="Whether it runs: launched and not stopped yet.")]
 
 
-class CodeAnswer(Answer):
-    """A code as it is now. A brand's key sees only its own shares, redemptions and campaigns."""
+class CodeSummary(Answer):
+    """What every answer about a code has."""
 
     code_id: answered.CodeId
     masked: answered.Masked
@@ -74,6 +77,11 @@ class CodeAnswer(Answer):
     revoked_at: Annotated[answered.Moment | None, Field(description="When it was revoked.")]
     state: answered.CodeState
     live: answered.Live
+
+
+class CodeAnswer(CodeSummary):
+    """A code as it is now. A brand's key sees only its own shares, redemptions and campaigns."""
+
     caption_sha256: answered.Hash
     creative_sha256: answered.Hash
     shares: Annotated[list[ShareEntry], Field(description="The shares, oldest first.")]
@@ -97,21 +105,28 @@ def code_answer(
     )
 
 
-def code_content(code: Code, caller: Caller, *, now: datetime, position: int) -> dict[str, Any]:
-    """Return a code as the caller may see it: a brand sees its own shares, redemptions and campaigns alone."""
-    ours = caller.is_party_to if caller.role == "brand" else _everyone
+def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datetime) -> dict[str, Any]:
+    """Return what every answer about a code has, in the order of `CodeSummary`."""
     return {
-        "code_id": code.id,
+        "code_id": code_id,
         "masked": code.masked,
         "creator_id": code.creator_id,
         "video_id": code.video_id,
         "terms_version": code.terms_version,
         "generated_at": code.generated_at,
-        "starts_at": code.window.starts_at,
-        "expires_at": code.window.expires_at,
+        "starts_at": window.starts_at,
+        "expires_at": window.expires_at,
         "revoked_at": code.revoked_at,
         "state": code.state(now),
         "live": code.live(now),
+    }
+
+
+def code_content(code: Code, caller: Caller, *, now: datetime, position: int) -> dict[str, Any]:
+    """Return a code as the caller may see it: a brand sees its own shares, redemptions and campaigns alone."""
+    ours = caller.is_party_to if caller.role == "brand" else _everyone
+    return {
+        **code_summary(code, code.id, code.window, now),
         "caption_sha256": code.caption_sha256,
         "creative_sha256": code.creative_sha256,
         "shares": [

@@ -8,16 +8,18 @@ from fastapi import APIRouter, Query
 from pydantic import Field, StringConstraints, model_validator
 from starlette.responses import Response
 
+from api.code_answer import CodeSummary, code_summary
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.cursors import decode_key, decode_time, encode_key, encode_time, link_next
+from api.http.cursors import decode, decode_time, encode, encode_time
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import MAX_POSITION, Id, Moment, State
 from api.http.models import Answer
+from api.http.pagination import page_answer, page_of, same_query
 from api.http.problems import malformed_query
 from api.http.query_params import LIMIT, MAX_CURSOR_CHARACTERS, AtLeast, Limit, QueryModel, refuse_empty
-from api.http.responses import answer
 from api.http.route import Operation, Route
+from domain.values import Window
 from projections import codes, statistics
 
 if TYPE_CHECKING:
@@ -26,18 +28,7 @@ if TYPE_CHECKING:
     from projections.codes import CodeRow
 
 
-class CodeInList(Answer):
-    code_id: answered.CodeId
-    masked: answered.Masked
-    creator_id: answered.CreatorId
-    video_id: answered.VideoId
-    terms_version: Annotated[str, Field(description="The version of the advertising terms that the creator accepted.")]
-    generated_at: Annotated[answered.Moment, Field(description="The effective time.")]
-    starts_at: answered.StartsAt
-    expires_at: answered.ExpiresAt
-    revoked_at: Annotated[answered.Moment | None, Field(description="When it was revoked.")]
-    state: answered.CodeState
-    live: answered.Live
+class CodeInList(CodeSummary):
     brand_ids: Annotated[list[str], Field(description="The brands that it was shared with.")]
     advertiser_ids: Annotated[
         list[str], Field(description="The advertiser accounts that it was shared with or redeemed by.")
@@ -119,7 +110,7 @@ async def list_codes(
     With `live_at`, list the codes that were live at that time, even if they were revoked or have expired since.
     """
     now, ours = caller.services.now(), caller.key.subjects
-    same_query = query.model_dump(exclude={"cursor", "limit", "at_least"})
+    scope = same_query(query)
     caller.check_filters(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
     creator_ids = ours.creator_ids if caller.role == "creator" else None
     if query.creator_id is not None:
@@ -127,10 +118,10 @@ async def list_codes(
     after_key, ending_after = None, None
     if query.ending:
         ending_after = (
-            (query.live_at or now, MAX_POSITION) if query.cursor is None else decode_time(query.cursor, same_query)
+            (query.live_at or now, MAX_POSITION) if query.cursor is None else decode_time(query.cursor, scope)
         )
     elif query.cursor is not None:
-        after_key = decode_key(query.cursor, same_query)
+        after_key = decode(query.cursor, scope)
     brand = caller.role == "brand"
 
     async def page(cur: DatabaseCursor) -> list[codes.CodeRow]:
@@ -156,16 +147,14 @@ async def list_codes(
     rows, position = await caller.services.views.read(
         caller.ledger_id, page, view=codes.NAME, also=also, at_least=query.at_least
     )
-    following = None
-    if len(rows) > query.limit:
-        rows = rows[: query.limit]
-        last = rows[-1]
-        following = encode_key(last.generated_position, same_query)
+
+    def cursor(row: CodeRow) -> str:
         if query.ending:
-            following = encode_time(last.expires_at, last.generated_position, same_query)
-    content = {"codes": [row_content(row, caller, now=now) for row in rows], "next": following, "position": position}
-    link = {} if following is None else link_next(caller.request, cursor=following)
-    return answer(content, 200, {"Ledger-Position": str(position), **link})
+            return encode_time(row.expires_at, row.generated_position, scope)
+        return encode(row.generated_position, scope)
+
+    found = page_of(rows, query.limit, cursor)
+    return page_answer(caller, "codes", found, lambda row: row_content(row, caller, now=now), position)
 
 
 def row_content(row: CodeRow, caller: Caller, *, now: datetime) -> dict[str, Any]:
@@ -175,17 +164,7 @@ def row_content(row: CodeRow, caller: Caller, *, now: datetime) -> dict[str, Any
         brand_ids = brand_ids & caller.key.subjects.brand_ids
         advertiser_ids = advertiser_ids & caller.key.subjects.advertiser_ids
     return {
-        "code_id": row.code_id,
-        "masked": row.masked,
-        "creator_id": row.creator_id,
-        "video_id": row.video_id,
-        "terms_version": row.terms_version,
-        "generated_at": row.generated_at,
-        "starts_at": row.starts_at,
-        "expires_at": row.expires_at,
-        "revoked_at": row.revoked_at,
-        "state": row.state(now),
-        "live": row.live(now),
+        **code_summary(row, row.code_id, Window(row.starts_at, row.expires_at), now),
         "brand_ids": sorted(brand_ids),
         "advertiser_ids": sorted(advertiser_ids),
         "version": row.version,

@@ -16,8 +16,9 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import known_at, refuse_ahead, upto
 from api.http.caller import Caller, allow
-from api.http.cursors import decode_key, encode_key, link_next
+from api.http.cursors import decode, encode, link_header
 from api.http.models import Answer, absent
+from api.http.pagination import page_of
 from api.http.query_params import MAX_LIMIT, AsOf, At, AtLeast, LongLimit, NextCursor, QueryModel
 from api.http.responses import answer, version_headers
 from api.http.route import Operation, Route
@@ -138,15 +139,14 @@ async def _page(
     """
     (of,) = subject.values()
     same_query = {"of": of, **query.model_dump(exclude={"cursor", "limit", "at_least"})}
-    after = 0 if query.cursor is None else decode_key(query.cursor, same_query)
+    after = 0 if query.cursor is None else decode(query.cursor, same_query)
     changed = {recorded.position: changes for recorded, changes in changed_events}
     recorded = [one for one, _ in changed_events]
     kept = [
         one for one in (recorded if query.at is None else effective_as_of(recorded, query.at)) if one.position > after
     ]
-    following, shown = None, kept[: query.limit]
-    if len(kept) > query.limit:
-        following = encode_key(shown[-1].position, same_query)
+    page = page_of(kept, query.limit, lambda one: encode(one.position, same_query))
+    shown = page.rows
     names, texts, _ = await asyncio.gather(
         names_of(caller, shown),
         unsealed_notes(caller, shown if notes else ()),
@@ -163,5 +163,5 @@ async def _page(
         | ({"erased": True} if texts.get(one.position, {}) is None else {})
         for one in shown
     ]
-    link = {} if following is None else link_next(caller.request, cursor=following)
-    return answer({"events": events, "next": following}, 200, {**answer_headers, **link})
+    link = link_header(caller.request, next=page.next)
+    return answer({"events": events, "next": page.next}, 200, {**answer_headers, **link})

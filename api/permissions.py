@@ -13,9 +13,10 @@ from api.http import headers
 from api.http.as_of import known_at, refuse_ahead, upto
 from api.http.caller import Caller, allow
 from api.http.command_context import handle_command
+from api.http.cursors import encode_time
 from api.http.dependencies import DatabaseCursor
 from api.http.models import Answer, Command
-from api.http.pagination import creators_asked, page_answer, place_after
+from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
 from api.http.query_params import LIMIT, AsOf, At, AtLeast, Flag, InTime, Limit, NextCursor, QueryModel
 from api.http.responses import answer, command_headers, version_headers
 from api.http.route import Operation, Route
@@ -194,9 +195,8 @@ async def list_permissions(
     found, position = await caller.services.views.read(
         caller.ledger_id, page, view=permissions.NAME, at_least=query.at_least
     )
-    return page_answer(
-        caller, query, "permissions", found, position, _permission, lambda row: (row.since, row.position)
-    )
+    page_found = page_of(found, query.limit, lambda row: encode_time(row.since, row.position, same_query(query)))
+    return page_answer(caller, "permissions", page_found, _permission, position)
 
 
 def _permission(row: PermissionRow) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.command_context import handle_command
+from api.http.cursors import encode_time
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, Secret
 from api.http.guessing import refuse_guessing, unknown_secret
 from api.http.models import Answer, Body, Command
-from api.http.pagination import creators_asked, page_answer, place_after
+from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
 from api.http.problems import malformed_query
 from api.http.query_params import (
     LIMIT,
@@ -42,6 +43,8 @@ from projections import codes, redemptions
 from projections.engine import checkpoints
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from projections.code_facts import WithCodeFacts
     from projections.redemptions import AttemptRow
 
@@ -150,17 +153,7 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
     code = await session.code_by_secret(Sealed(body.secret))
     if code is None:
         raise unknown_secret(caller, body.secret)
-    now = caller.services.now()
-    content = {
-        "code_id": code.id,
-        "masked": code.masked,
-        "creator_id": code.creator_id,
-        "video_id": code.video_id,
-        "starts_at": code.window.starts_at,
-        "expires_at": code.window.expires_at,
-        "state": code.state(now),
-        "live": code.live(now),
-    }
+    content = _covered(code, caller.services.now())
     return answer(content, 200, version_headers(code.command_version, session.loaded[code.id].position))
 
 
@@ -190,15 +183,8 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
     code = result.aggregate
     assert code is not None  # noqa: S101 - a code that was redeemed is there
     content = {
-        "code_id": code.id,
-        "masked": code.masked,
-        "creator_id": code.creator_id,
-        "video_id": code.video_id,
+        **_covered(code, result.recorded_at),
         "advertiser_id": body.advertiser_id,
-        "starts_at": code.window.starts_at,
-        "expires_at": code.window.expires_at,
-        "state": code.state(result.recorded_at),
-        "live": code.live(result.recorded_at),
         "shared_with_advertiser": body.advertiser_id in code.redeemed_as_shared,
         "version": code.command_version,
         "position": result.position,
@@ -243,7 +229,22 @@ async def list_redemptions(
     (found, upto), _ = await caller.services.views.read(
         caller.ledger_id, page, view=redemptions.NAME, also=(codes.NAME,), at_least=query.at_least
     )
-    return page_answer(caller, query, "redemptions", found, upto, _attempt, lambda one: (one.row.at, one.row.position))
+    page_found = page_of(found, query.limit, lambda one: encode_time(one.row.at, one.row.position, same_query(query)))
+    return page_answer(caller, "redemptions", page_found, _attempt, upto)
+
+
+def _covered(code: Code, now: datetime) -> dict[str, Any]:
+    """Return what a code covers, for whoever knows its secret."""
+    return {
+        "code_id": code.id,
+        "masked": code.masked,
+        "creator_id": code.creator_id,
+        "video_id": code.video_id,
+        "starts_at": code.window.starts_at,
+        "expires_at": code.window.expires_at,
+        "state": code.state(now),
+        "live": code.live(now),
+    }
 
 
 def _attempt(one: WithCodeFacts[AttemptRow]) -> dict[str, Any]:

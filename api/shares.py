@@ -13,10 +13,11 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.command_context import creator_of, handle_command
+from api.http.cursors import encode_time
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, BrandId, Id, Note
 from api.http.models import Answer, Command
-from api.http.pagination import creators_asked, page_answer, place_after
+from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
 from api.http.query_params import LIMIT, AtLeast, ByAdvertiser, ByCode, ByCreator, ByVideo, InTime, Limit, NextCursor
 from api.http.responses import created_or_repeated
 from api.http.route import Operation, Route
@@ -142,7 +143,10 @@ async def list_shares(
     (found, upto), _ = await caller.services.views.read(
         caller.ledger_id, page, view=shares.NAME, also=(codes.NAME,), at_least=query.at_least
     )
-    return page_answer(caller, query, "shares", found, upto, _share, lambda one: (one.row.shared_at, one.row.position))
+    page_found = page_of(
+        found, query.limit, lambda one: encode_time(one.row.shared_at, one.row.position, same_query(query))
+    )
+    return page_answer(caller, "shares", page_found, _share, upto)
 
 
 def _share(one: WithCodeFacts[ShareRow]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.cursors import decode_key, encode_key, link_next
+from api.http.cursors import decode, encode
 from api.http.fields import MAX_POSITION, UUID_PATTERN
 from api.http.models import Answer, Body
+from api.http.pagination import page_answer, page_of
 from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel
 from api.http.responses import answer, replay_header
 from api.http.route import Operation, Route
@@ -21,7 +22,7 @@ from api.webhooks import idempotent_request, owner_of, path_webhook, refusals_as
 from infra.delivery.webhooks.models import DeliveryOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from infra.delivery.webhooks.models import DeadLetter, Delivery
 
 
 MAX_MESSAGES: Final = 1_000
@@ -131,29 +132,14 @@ async def list_deliveries(
     caller: Annotated[Caller, allow("subscriber", "admin")],
 ) -> Response:
     """List delivery attempts, newest first: the last 10,000 of each webhook, without the content of the messages."""
-    same = {"of": webhook_id, "outcome": query.outcome}
-    before = MAX_POSITION if query.cursor is None else decode_key(query.cursor, same)
+    scope = {"of": webhook_id, "outcome": query.outcome}
+    before = MAX_POSITION if query.cursor is None else decode(query.cursor, scope)
     with refusals_as_problems():
         found = await caller.services.webhooks.deliveries(
             owner_of(caller), path_webhook(webhook_id), before=before, outcome=query.outcome, limit=query.limit + 1
         )
-    shown = found[: query.limit]
-    following = encode_key(shown[-1].attempt_id, same) if len(found) > query.limit else None
-    entries = [
-        {
-            "message_id": delivery.message_id,
-            "position": delivery.position,
-            "type": delivery.type,
-            "attempt": delivery.attempt,
-            "at": delivery.at,
-            "outcome": delivery.outcome,
-            "status": delivery.status,
-            "error": delivery.error,
-            "duration_ms": delivery.duration_ms,
-        }
-        for delivery in shown
-    ]
-    return answer({"deliveries": entries, "next": following}, 200, _link(caller, following))
+    page = page_of(found, query.limit, lambda delivery: encode(delivery.attempt_id, scope))
+    return page_answer(caller, "deliveries", page, _delivery)
 
 
 @router.get("/v1/webhooks/{webhook_id}/dead-letters", response_model=DeadLettersAnswer, operation_id="listDeadLetters")
@@ -163,27 +149,14 @@ async def list_dead_letters(
     caller: Annotated[Caller, allow("subscriber", "admin")],
 ) -> Response:
     """List messages that were given up, by position. They are kept for 30 days."""
-    same = {"of": f"dead {webhook_id}"}
-    after = 0 if query.cursor is None else decode_key(query.cursor, same)
+    scope = {"of": f"dead {webhook_id}"}
+    after = 0 if query.cursor is None else decode(query.cursor, scope)
     with refusals_as_problems():
         found = await caller.services.webhooks.dead_letters(
             owner_of(caller), path_webhook(webhook_id), after=after, limit=query.limit + 1
         )
-    shown = found[: query.limit]
-    following = encode_key(shown[-1].position, same) if len(found) > query.limit else None
-    entries = [
-        {
-            "message_id": letter.message_id,
-            "position": letter.position,
-            "type": letter.type,
-            "attempts": letter.attempts,
-            "first_at": letter.first_at,
-            "status": letter.status,
-            "error": letter.error,
-        }
-        for letter in shown
-    ]
-    return answer({"dead_letters": entries, "next": following}, 200, _link(caller, following))
+    page = page_of(found, query.limit, lambda letter: encode(letter.position, scope))
+    return page_answer(caller, "dead_letters", page, _dead_letter)
 
 
 @router.post(
@@ -205,5 +178,27 @@ async def replay_dead_letters(
     return answer({"replayed": replayed}, 202, replay_header(again))
 
 
-def _link(caller: Caller, following: str | None) -> Mapping[str, str]:
-    return {} if following is None else link_next(caller.request, cursor=following)
+def _delivery(delivery: Delivery) -> dict[str, Any]:
+    return {
+        "message_id": delivery.message_id,
+        "position": delivery.position,
+        "type": delivery.type,
+        "attempt": delivery.attempt,
+        "at": delivery.at,
+        "outcome": delivery.outcome,
+        "status": delivery.status,
+        "error": delivery.error,
+        "duration_ms": delivery.duration_ms,
+    }
+
+
+def _dead_letter(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "message_id": letter.message_id,
+        "position": letter.position,
+        "type": letter.type,
+        "attempts": letter.attempts,
+        "first_at": letter.first_at,
+        "status": letter.status,
+        "error": letter.error,
+    }

@@ -8,7 +8,6 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
-from uuid import UUID
 
 from api.http.fields import MAX_POSITION
 from api.http.problems import Problem
@@ -19,30 +18,48 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 _CHECK_BYTES: Final = 8
-_WORD_BYTES: Final = 8
+_KEY_BYTES: Final = 16
+# The largest key.
+MAX_KEY: Final = 2**128 - 1
+# What a position takes of a key that begins with a moment.
+_POSITION_BITS: Final = 64
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
-def encode_key(key: int, query: object) -> str:
-    """Return the cursor of a page that ended with `key`; `query` is what must be the same for the next."""
-    return _text((key,), query)
+def encode(key: int, query: object) -> str:
+    """Return the cursor of a page that ended with a key of at most 128 bits.
+
+    Args:
+        key: of the page's last entry.
+        query: what must be the same for the next page.
+
+    """
+    place = key.to_bytes(_KEY_BYTES, "big")
+    return base64.urlsafe_b64encode(place + _check(place, query)).decode().rstrip("=")
 
 
-def decode_key(text: str, query: object) -> int:
-    """Return the key that a cursor was made of.
+def decode(text: str, query: object, upto: int = MAX_POSITION) -> int:
+    """Return the key that a cursor was made of; none lies beyond `upto`.
 
     Raises:
         Problem: it was changed, or given out for another query.
 
     """
-    (key,) = _words(text, query, 1)
-    return _bounded(key, MAX_POSITION)
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem("malformed_cursor") from None
+    key = int.from_bytes(raw[:_KEY_BYTES], "big")
+    # The check has no key of its own, so anyone can make a cursor of any place: one that no page ends at, too.
+    if encode(key, query) != text or key > upto:
+        raise Problem("malformed_cursor")
+    return key
 
 
 def encode_time(moment: datetime, position: int, query: object) -> str:
     """Return the cursor of a page in the order of time, then of position."""
-    return _text(((moment - _EPOCH) // _MICROSECOND, position), query)
+    return encode((moment - _EPOCH) // _MICROSECOND << _POSITION_BITS | position, query)
 
 
 def decode_time(text: str, query: object) -> tuple[datetime, int]:
@@ -52,32 +69,19 @@ def decode_time(text: str, query: object) -> tuple[datetime, int]:
         Problem: it was changed, or given out for another query.
 
     """
-    microseconds, position = _words(text, query, 2)
+    microseconds, position = divmod(decode(text, query, MAX_KEY), 1 << _POSITION_BITS)
     try:
-        return _EPOCH + microseconds * _MICROSECOND, _bounded(position, MAX_POSITION)
+        moment = _EPOCH + microseconds * _MICROSECOND
     except OverflowError:
         raise Problem("malformed_cursor") from None
-
-
-def encode_id(id_: UUID, query: object) -> str:
-    """Return the cursor of a page that ended with an id."""
-    return _text(divmod(id_.int, 2**64), query)
-
-
-def decode_id(text: str, query: object) -> UUID:
-    """Return the id that a cursor was made of.
-
-    Raises:
-        Problem: it was changed, or given out for another query.
-
-    """
-    high, low = _words(text, query, 2)
-    return UUID(int=high * 2**64 + low)
+    if position > MAX_POSITION:
+        raise Problem("malformed_cursor")
+    return moment, position
 
 
 def encode_two_way(place: int, query: object, *, back: bool) -> str:
     """Return the cursor of the page after a place, or with `back` of the one before it; a place has 127 bits."""
-    return _text(divmod(place << 1 | back, 2**64), query)
+    return encode(place << 1 | back, query)
 
 
 def decode_two_way(text: str, query: object, upto: int = MAX_POSITION) -> tuple[int, bool]:
@@ -87,8 +91,8 @@ def decode_two_way(text: str, query: object, upto: int = MAX_POSITION) -> tuple[
         Problem: it was changed, or given out for another query.
 
     """
-    high, low = _words(text, query, 2)
-    return _bounded((high * 2**64 + low) >> 1, upto), bool(low & 1)
+    key = decode(text, query, upto << 1 | 1)
+    return key >> 1, bool(key & 1)
 
 
 def neighbours(
@@ -129,36 +133,6 @@ def link_header(request: Request, **cursors: str | None) -> Mapping[str, str]:
         if value is not None
     ]
     return {"Link": ", ".join(found)} if found else {}
-
-
-def link_next(request: Request, **changed: object) -> Mapping[str, str]:
-    """Return the Link header that leads to the next page: this request's query with some parameters changed."""
-    query = {**request.query_params, **{name: str(value) for name, value in changed.items()}}
-    return {"Link": f'<{request.scope["path"]}?{urlencode(query)}>; rel="next"'}
-
-
-def _text(words: Sequence[int], query: object) -> str:
-    place = b"".join(word.to_bytes(_WORD_BYTES, "big") for word in words)
-    return base64.urlsafe_b64encode(place + _check(place, query)).decode().rstrip("=")
-
-
-def _words(text: str, query: object, count: int) -> Sequence[int]:
-    try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise Problem("malformed_cursor") from None
-    starts = range(0, count * _WORD_BYTES, _WORD_BYTES)
-    words = [int.from_bytes(raw[start : start + _WORD_BYTES], "big") for start in starts]
-    if _text(words, query) != text:
-        raise Problem("malformed_cursor")
-    return words
-
-
-def _bounded(place: int, upto: int) -> int:
-    """Refuse a place that no page ends at: the check has no key, so anyone can make a cursor of any place."""
-    if place > upto:
-        raise Problem("malformed_cursor")
-    return place
 
 
 def _check(place: bytes, query: object) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from starlette.responses import Response
 
 from api.http.caller import Caller
-from api.http.cursors import decode_time, encode_time, link_next
+from api.http.cursors import decode_time, link_header
 from api.http.responses import answer
 
 if TYPE_CHECKING:
@@ -50,20 +51,35 @@ def place_after(query: ListQuery) -> Keyset | None:
     return None if query.cursor is None else decode_time(query.cursor, same_query(query))
 
 
+@dataclass(frozen=True, slots=True)
+class Page(Generic[R]):
+    """A page of a list, and the cursor of the next; None on the last."""
+
+    rows: Sequence[R]
+    next: str | None
+
+
+def page_of(found: Sequence[R], limit: int, cursor: Callable[[R], str]) -> Page[R]:
+    """Return a page of what was found: one more than it holds was looked for, and says whether another follows.
+
+    Args:
+        found: at most one more than the page holds.
+        limit: how many it holds.
+        cursor: returns the cursor of a page that ends with a row.
+
+    """
+    if len(found) <= limit:
+        return Page(found, None)
+    rows = found[:limit]
+    return Page(rows, cursor(rows[-1]))
+
+
 def page_answer(
-    caller: Caller,
-    query: ListQuery,
-    name: str,
-    found: Sequence[R],
-    position: int,
-    content: Callable[[R], dict[str, Any]],
-    place: Callable[[R], Keyset],
+    caller: Caller, name: str, page: Page[R], content: Callable[[R], dict[str, Any]], position: int | None = None
 ) -> Response:
-    """Answer a page: one more than it holds was looked for, which tells whether another follows."""
-    following = None
-    if len(found) > query.limit:
-        found = found[: query.limit]
-        following = encode_time(*place(found[-1]), same_query(query))
-    link = {} if following is None else link_next(caller.request, cursor=following)
-    contents = {name: [content(one) for one in found], "next": following, "position": position}
-    return answer(contents, 200, {"Ledger-Position": str(position), **link})
+    """Answer a page under a name, and the position up to which the list has read the ledger, where it reads that."""
+    contents = {name: [content(row) for row in page.rows], "next": page.next}
+    link = link_header(caller.request, next=page.next)
+    if position is None:
+        return answer(contents, 200, link)
+    return answer(contents | {"position": position}, 200, {"Ledger-Position": str(position), **link})
