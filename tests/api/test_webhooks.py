@@ -85,7 +85,7 @@ def test_a_webhook_may_begin_with_what_is_recorded_already(world: World) -> None
         ({"types": ["Nonsense"]}, "/types"),
         ({"after": 99}, "/after"),
         ({"after": -1}, "/after"),
-        ({"secret": "mine"}, ""),
+        ({"secret": "mine"}, "/secret"),
     ],
 )
 def test_what_cannot_be_sent_to_is_refused(world: World, asked: dict[str, Any], pointer: str) -> None:
