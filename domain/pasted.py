@@ -54,25 +54,25 @@ LAST_YEAR: Final = 2099
 SENTENCES: Final[dict[Reason, str]] = {
     "several_codes": "This looks like several codes. Send one code at a time.",
     "sentence": "A code has no white space inside. Send the code alone, without the text around it.",
-    "too_short": f"A code has at least {MIN_SECRET_CHARACTERS} characters, beside the # that it begins with.",
+    "too_short": f"A code has at least {MIN_SECRET_CHARACTERS} characters, not counting the # at its start.",
     "too_long": f"A code has at most {MAX_SECRET_CHARACTERS} characters.",
     "control_character": "A code has no control characters. Copy it again.",
     "short_link": (
-        "A short link does not hold the video's id. Open it, and send the long link that the browser then shows."
+        "A short link does not contain the video's id. Open it, and send the long link that the browser then shows."
     ),
-    "other_link": "This link is not one to a TikTok post. Send the post's own link, or its id of 15 to 20 digits.",
+    "other_link": "This is not a link to a TikTok post. Send the link of the post, or its id of 15 to 20 digits.",
     "rounded_by_spreadsheet": (
-        "A spreadsheet seems to have rounded this number: it keeps 15 digits of an id. Send the post's link, or the id "
-        "as text; where the zeros at its end are genuine, send video_id_exact: true."
+        "A spreadsheet seems to have rounded this number to 15 digits. Send the link of the post, or the id "
+        "as text. If the zeros at its end are real, send video_id_exact: true."
     ),
-    "not_a_video_id": "A video id has 15 to 20 digits. Send it, or the post's link.",
+    "not_a_video_id": "A video id has 15 to 20 digits. Send the id or the link of the post.",
     "not_a_creator_id": "A creator's id has 1 to 128 letters, digits or . _ : @ -, and is not . or .. alone.",
-    "day_form": "A day is written year first, as YYYY-MM-DD; other orders of day and month are not guessed at.",
-    "day_alone": "A day alone is no moment. Send a time too, such as 2026-03-01T12:00:00Z.",
-    "offset_missing": "This time does not name its offset. Send it as 2026-03-01T12:00:00Z, or with +02:00 at its end.",
-    "too_precise": "A time has at most six decimals of a second.",
+    "day_form": "Write a day as YYYY-MM-DD. The order of day and month is not guessed.",
+    "day_alone": "A day is not a time. Send a time, such as 2026-03-01T12:00:00Z.",
+    "offset_missing": "This time has no offset. Send it as 2026-03-01T12:00:00Z, or with +02:00 at its end.",
+    "too_precise": "A time must have at most six decimals of a second.",
     "not_a_time": (
-        "This is not a time. Send it by RFC 3339 with its offset, such as 2026-03-01T12:00:00Z, or in UTC as "
+        "Expected an RFC 3339 time with an offset, such as 2026-03-01T12:00:00Z, or a UTC time such as "
         "2026-03-01 12:00:00."
     ),
     "year_out_of_range": f"Expected a time in the years {FIRST_YEAR} to {LAST_YEAR}.",

@@ -155,7 +155,7 @@ def test_a_file_that_cannot_be_answered_leaves_no_other(
 
 def test_a_moment_that_is_none_is_refused() -> None:
     assert offline.batch_query("7") == BatchQuery.model_validate({"as_of": "7"})
-    with pytest.raises(ValueError, match="This is not a time"):
+    with pytest.raises(ValueError, match="Expected an RFC 3339 time"):
         offline.batch_query("yesterday")
 
 

@@ -271,7 +271,7 @@ def test_the_refusal_of_a_video_has_the_name_that_clients_know() -> None:
         video_id("t")
     assert (unusable.value.code, str(unusable.value)) == (
         "video_id_unusable",
-        "A video id has 15 to 20 digits. Send it, or the post's link.",
+        "A video id has 15 to 20 digits. Send the id or the link of the post.",
     )
 
 
