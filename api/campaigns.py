@@ -49,8 +49,9 @@ from api.http.route import Operation, Route
 from domain import commands
 from domain.campaign import Campaign
 from domain.code import Code
-from domain.commands import Decision, Ledger, When
+from domain.commands import Decision, Ledger
 from domain.errors import Refused, Unknown
+from domain.values import When
 from projections import campaigns
 
 if TYPE_CHECKING:

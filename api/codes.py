@@ -26,9 +26,9 @@ from api.http.responses import NO_STORE, answer, created_or_repeated, version_he
 from api.http.route import Operation, Route
 from domain import commands
 from domain.code import Code, effective_as_of, fold_code, replay_code
-from domain.commands import Decision, Ledger, When
+from domain.commands import Decision, Ledger
 from domain.errors import NotAllowed, Refused, Unknown
-from domain.values import Sealed
+from domain.values import Sealed, When
 from infra.ids import uuid7
 
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ async def generate_code(
             days=body.days,
             starts_at=body.starts_at,
             secret=secret,
+            secret_given=body.secret is not None,
             caption_sha256=body.caption_sha256,
             when=when,
         )
@@ -365,9 +366,9 @@ async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:
 
 async def _without_others(refusal: Refused, caller: Caller) -> Refused:
     """Return a refusal that does not tell a creator which code of another creator is in the way."""
-    if refusal.code != "live_code_exists" or refusal.conflict_id is None or caller.role in ACTS_FOR_ALL:
+    if refusal.code not in _TELLING or refusal.conflict_id is None or caller.role in ACTS_FOR_ALL:
         return refusal
-    occupant = await load_code(caller, UUID(refusal.conflict_id))
-    if occupant.creator_id in caller.key.subjects.creator_ids:
+    code = await load_code(caller, UUID(refusal.conflict_id))
+    if code.creator_id in caller.key.subjects.creator_ids:
         return refusal
     return Refused(refusal.code, refusal.detail)

@@ -20,8 +20,9 @@ from api.http.problems import Problem
 from api.http.responses import answer, command_headers, version_headers
 from api.http.route import Operation, Route
 from domain import commands
-from domain.commands import Decision, Ledger, When
+from domain.commands import Decision, Ledger
 from domain.creator import Creator
+from domain.values import When
 from infra.jobs.erasure import Erasure, Erasures
 
 router = APIRouter(route_class=Route, tags=["Erasure"])

@@ -22,8 +22,9 @@ from api.http.responses import answer, command_headers, version_headers
 from api.http.route import Operation, Route
 from domain import commands
 from domain.code import effective_as_of
-from domain.commands import Decision, Ledger, When
-from domain.creator import Creator
+from domain.commands import Decision, Ledger
+from domain.creator import Creator, replay_creator
+from domain.values import FOREVER, When
 from infra.ids import uuid7
 from projections import codes, permissions
 
@@ -154,9 +155,9 @@ async def read_permission(
             as_of, known = await known_at(caller, query.as_of, now)
             clock = query.at or known
         stream = upto(await services.aggregates.creator_stream(caller.ledger_id, creator_id), as_of)
-        # Each event says whether the switch is on, so the last that had taken effect is the answer.
         for last in (stream if query.at is None else effective_as_of(stream, query.at))[-1:]:
-            enabled, version, position = isinstance(last.event, Creator.Enabled), last.stream_version, last.position
+            enabled = replay_creator(stream).enabled_by(query.at or FOREVER)
+            version, position = last.stream_version, last.position
         if stream:
             live_codes = await services.aggregates.live_codes(
                 caller.ledger_id, stream[0].stream_id, upto=as_of, at=clock

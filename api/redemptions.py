@@ -36,9 +36,9 @@ from api.http.route import Operation, Route
 from api.query_language import parameter
 from domain import commands
 from domain.code import Code
-from domain.commands import Decision, Ledger, When
+from domain.commands import Decision, Ledger
 from domain.errors import REFUSALS, Unknown
-from domain.values import Sealed
+from domain.values import Sealed, When
 from projections import codes, redemptions
 from projections.engine import checkpoints
 

@@ -24,8 +24,8 @@ from api.http.route import Operation, Route
 from domain import commands
 from domain.campaign import Share
 from domain.code import Code
-from domain.commands import Decision, Ledger, When
-from domain.values import Channel, Sealed
+from domain.commands import Decision, Ledger
+from domain.values import Channel, Sealed, When
 from projections import codes, shares
 from projections.engine import checkpoints
 

@@ -11,7 +11,7 @@ from domain.values import Channel
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """An ad on a redeemed code, as it was launched; when it was ended, and by what, is set by `CampaignEnded` alone.
+    """An ad on a redeemed code, as it was launched; when it was ended and by what, where that is recorded and holds.
 
     `ended_by` is `ended` (by somebody), `code_expired` or `code_revoked`.
     """
@@ -33,11 +33,6 @@ class Campaign:
     def same_as(self, other: Campaign) -> bool:
         """Tell whether both were launched with the same details, whatever became of them."""
         return self._as_launched() == other._as_launched()
-
-    def extended(self, at: datetime) -> Campaign:
-        """Return what it is once it is known that its code's window was extended at a moment."""
-        never_ended = undone(self.ended_at, self.ended_by, at)
-        return replace(self, ended_at=None, ended_by=None) if never_ended else self
 
     def _as_launched(self) -> Campaign:
         return replace(self, launched_at=None, ended_at=None, ended_by=None)

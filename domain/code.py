@@ -2,7 +2,13 @@
 
     CodeGenerated ──Shared──▶ ──Redeemed──▶ ──CampaignLaunched──▶ ──CampaignEnded──▶ … Revoked (final)
           └──────────── Extended, again and again ────────────┘           └ Expired (until extended)
+          │                └ Superseded, by another code of the same video
           └ ExpiryApproaching, at a few thresholds before each end
+
+Facts may be recorded late and in any order. So events only add what they say, and whatever follows from several facts
+(the window, the periods in which it was open, when each campaign stopped) is worked out when it is asked for: the same
+facts give the same answers, whichever was recorded first. `Expired`, and a `CampaignEnded` that an expiry caused, tell
+readers what the clock made true by what was known; they count for nothing here.
 
 Expiry is true by the clock first and an event second: every command compares the moment with the window, whether or
 not `Expired` is recorded yet. Commands guard and trigger; events only assign, for they run again on every replay, and
@@ -13,23 +19,42 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, cast
 
 from eventsourcing.domain import Aggregate
 
 from domain.campaign import Campaign, Share
 from domain.errors import Refused, Unknown
+from domain.periods import Extension, end_by, in_effect, lapse_after, overlap, periods, until
 from domain.reminders import Reminder, reminders
-from domain.values import BRAND_SIDE, CREATOR_SIDE, Channel, Sealed, State, Window, masked, state_of
+from domain.values import BRAND_SIDE, CREATOR_SIDE, Channel, Sealed, State, When, Window, masked, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from domain.recorded import RecordedEvent
 
 # The same refusal of the same advertiser is recorded once in this time; what comes sooner is only counted.
 REFUSAL_REPEAT_AFTER = timedelta(hours=1)
+
+EndedBy = Literal["campaign_end", "ended", "code_expired", "code_revoked"]
+# Of several that end a campaign at the same moment, the first of these is what ended it.
+_ENDED_BY: tuple[EndedBy, ...] = ("campaign_end", "ended", "code_expired", "code_revoked")
+
+
+class Ending(NamedTuple):
+    """Something was ended by somebody: when, and why."""
+
+    at: datetime
+    reason: str | None
+
+
+class CampaignStop(NamedTuple):
+    """When a campaign stops or stopped, and by what: by its own end, by somebody, or by what became of its code."""
+
+    at: datetime
+    by: EndedBy
 
 
 class Code(Aggregate):
@@ -58,6 +83,9 @@ class Code(Aggregate):
         fingerprint: str
         secret: Sealed | None = None
         caption_sha256: str | None = None
+        secret_given: bool = False
+        start_stated: bool = True
+        supersedes: str | None = None
 
         def apply(self, aggregate: Code) -> None:
             aggregate.creator_id = self.creator_id
@@ -66,19 +94,23 @@ class Code(Aggregate):
             aggregate.masked = self.masked
             aggregate.fingerprint = self.fingerprint
             aggregate.generated_at = self.timestamp
-            aggregate.window = Window(self.starts_at, self.expires_at)
-            aggregate.window_set_at = self.timestamp
-            aggregate.ends = {self.originator_version: (self.starts_at, self.expires_at)}
+            aggregate.first_window = Window(self.starts_at, self.expires_at)
+            aggregate.secret_given = self.secret_given
+            aggregate.start_stated = self.start_stated
+            aggregate.supersedes = self.supersedes
+            aggregate.first_caption_sha256 = self.caption_sha256
+            aggregate.extensions = {}
             aggregate.shares = {}
             aggregate.redemptions = {}
             aggregate.redeemed_as_shared = frozenset()
-            aggregate.campaigns = {}
+            aggregate.launches = {}
+            aggregate.recorded_stops = {}
             aggregate.refusals = {}
             aggregate.notes = frozenset()
-            aggregate.caption_sha256 = self.caption_sha256
-            aggregate.creative_sha256 = None
             aggregate.revoked_at = None
-            aggregate.expiry_recorded = None
+            aggregate.superseded_at = None
+            aggregate.superseded_by = None
+            aggregate.expiries = frozenset()
             aggregate.reminded = None
             aggregate.command_version = self.originator_version
 
@@ -103,13 +135,11 @@ class Code(Aggregate):
 
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
-            aggregate.window = Window(aggregate.window.starts_at, self.expires_at)
-            aggregate.window_set_at = self.timestamp
-            aggregate.ends = {**aggregate.ends, self.originator_version: (self.timestamp, self.expires_at)}
-            aggregate.campaigns = {name: c.extended(self.timestamp) for name, c in aggregate.campaigns.items()}
+            extension = Extension(self.timestamp, self.expires_at)
+            aggregate.extensions = {**aggregate.extensions, self.originator_version: extension}
 
     class Shared(Changed):
-        """The creator handed the code to a brand."""
+        """The creator handed the code to a brand; the same again is recorded only where it was earlier."""
 
         TOPIC = "Shared"
 
@@ -126,7 +156,7 @@ class Code(Aggregate):
             aggregate.shares = {**aggregate.shares, share: self.timestamp}
 
     class Redeemed(Changed):
-        """An advertiser account entered the code."""
+        """An advertiser account entered the code; the same again is recorded only where it was earlier."""
 
         TOPIC = "Redeemed"
 
@@ -153,7 +183,7 @@ class Code(Aggregate):
             aggregate.refusals = {**aggregate.refusals, (self.advertiser_id, self.reason): self.timestamp}
 
     class CampaignLaunched(Changed):
-        """A brand launched an ad on the code; from now until it ends, caption and creative are locked."""
+        """A brand launched an ad on the code; while it runs, caption and creative are locked."""
 
         TOPIC = "CampaignLaunched"
 
@@ -183,9 +213,7 @@ class Code(Aggregate):
                 creative_sha256=self.creative_sha256,
                 launched_at=self.timestamp,
             )
-            aggregate.campaigns = {**aggregate.campaigns, self.campaign_id: campaign}
-            aggregate.caption_sha256 = self.caption_sha256 or aggregate.caption_sha256
-            aggregate.creative_sha256 = self.creative_sha256 or aggregate.creative_sha256
+            aggregate.launches = {**aggregate.launches, self.campaign_id: campaign}
 
     class CampaignEnded(Changed):
         """A campaign stopped before its own end: by the brand, or because the code expired or was revoked."""
@@ -200,10 +228,8 @@ class Code(Aggregate):
 
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
-            campaign = aggregate.campaigns.get(self.campaign_id)
-            if campaign is not None:  # a read "as it was true then" may leave the launch out
-                ended = replace(campaign, ended_at=self.timestamp, ended_by=self.cause)
-                aggregate.campaigns = {**aggregate.campaigns, self.campaign_id: ended}
+            key = (self.campaign_id, self.cause)
+            aggregate.recorded_stops = {**aggregate.recorded_stops, key: self.timestamp}
 
     class Revealed(Event):
         """Somebody was shown the secret again, and said why."""
@@ -226,8 +252,22 @@ class Code(Aggregate):
         def apply(self, aggregate: Code) -> None:
             aggregate.notes = aggregate.notes | {(self.note_fingerprint, self.about_position)}
 
+    class Superseded(Changed):
+        """Another code took over the video: no new account redeems this one, and it is not shared or extended."""
+
+        TOPIC = "Superseded"
+
+        RECORDED_BY = CREATOR_SIDE
+        superseded_by: str
+        superseded_at: datetime
+
+        def apply(self, aggregate: Code) -> None:
+            super().apply(aggregate)
+            aggregate.superseded_at = self.superseded_at
+            aggregate.superseded_by = self.superseded_by
+
     class Revoked(Changed):
-        """The creator took the code back; the video's own Ad authorization switch went off with it."""
+        """The creator took the code back, for good; recorded again only where it was earlier."""
 
         TOPIC = "Revoked"
 
@@ -249,7 +289,7 @@ class Code(Aggregate):
 
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
-            aggregate.expiry_recorded = self.expires_at
+            aggregate.expiries = aggregate.expiries | {self.expires_at}
 
     class ExpiryApproaching(Event):
         """The end came within 30, 14, 7 or 1 days, after it was set; if several were crossed unseen, the last alone."""
@@ -270,19 +310,23 @@ class Code(Aggregate):
         masked: str
         fingerprint: str
         generated_at: datetime
-        window: Window
-        window_set_at: datetime
-        ends: dict[int, tuple[datetime, datetime]]  # by version: since when, and the end that was set then
+        first_window: Window
+        secret_given: bool
+        start_stated: bool
+        supersedes: str | None
+        first_caption_sha256: str | None
+        extensions: dict[int, Extension]  # by version
         shares: dict[Share, datetime]
         redemptions: dict[str, datetime]
         redeemed_as_shared: frozenset[str]
-        campaigns: dict[str, Campaign]
+        launches: dict[str, Campaign]
+        recorded_stops: dict[tuple[str, str], datetime]  # by campaign and cause
         refusals: dict[tuple[str, str], datetime]
         notes: frozenset[tuple[str, int | None]]
-        caption_sha256: str | None
-        creative_sha256: str | None
         revoked_at: datetime | None
-        expiry_recorded: datetime | None
+        superseded_at: datetime | None
+        superseded_by: str | None
+        expiries: frozenset[datetime]
         reminded: tuple[datetime, int] | None
         command_version: int
 
@@ -297,9 +341,12 @@ class Code(Aggregate):
         video_id: str,
         terms_version: str,
         window: Window,
+        start_stated: bool,
         secret: Sealed,
+        secret_given: bool,
         fingerprint: str,
         caption_sha256: str | None,
+        supersedes: UUID | None,
         at: datetime,
     ) -> Self:
         """Begin a code; the rules that look beyond this one code are `commands.generate`'s."""
@@ -317,33 +364,42 @@ class Code(Aggregate):
             fingerprint=fingerprint,
             secret=secret,
             caption_sha256=caption_sha256,
+            secret_given=secret_given,
+            start_stated=start_stated,
+            supersedes=None if supersedes is None else str(supersedes),
         )
 
-    def extend(self, new_end: datetime, *, now: datetime, at: datetime) -> None:
+    def extend(self, new_end: datetime, *, when: When) -> None:
         """Move the window's end to a later moment; an expiry that nobody recorded yet is recorded before it.
 
+        Recorded late, the new end may be over too: that expiry is recorded with it.
+
         Raises:
-            Refused: `window_not_longer`, where the new end does not lie after the old one and after now.
+            Refused: `window_not_longer`, where the new end does not lie after the old one and after the moment.
 
         """
-        if new_end <= self.window.expires_at or new_end <= now:
+        old_end = self.end_at(when.horizon)
+        if new_end <= old_end or new_end <= when.at:
             raise Refused("window_not_longer")
-        self.expire(now=at)
-        self.trigger_event(Code.Extended, timestamp=at, old_expires_at=self.window.expires_at, expires_at=new_end)
+        self.expire(now=when.at)
+        self.trigger_event(Code.Extended, timestamp=when.at, old_expires_at=old_end, expires_at=new_end)
+        if when.late:
+            self.expire(now=when.now)
 
-    def share(self, share: Share, note: Sealed | None, *, at: datetime) -> None:
+    def share(self, share: Share, note: Sealed | None, *, when: When) -> None:
         """Record that the code was handed to a brand.
 
         Raises:
-            Refused: `code_revoked`, `code_expired`.
+            Refused: `code_revoked`, `code_expired`, `code_superseded`.
 
         """
-        self.refuse_revoked()
-        self.refuse_expired(at)
-        if share not in self.shares:
+        self.refuse_revoked(when)
+        self.refuse_expired(when)
+        self.refuse_superseded(when)
+        if not _known(self.shares.get(share), when):
             self.trigger_event(
                 Code.Shared,
-                timestamp=at,
+                timestamp=when.at,
                 brand_id=share.brand_id,
                 channel=share.channel,
                 advertiser_id=share.advertiser_id,
@@ -351,108 +407,139 @@ class Code(Aggregate):
                 note=note,
             )
 
-    def redeem(self, advertiser_id: str, brand_ids: frozenset[str], *, at: datetime) -> None:
+    def redeem(self, advertiser_id: str, brand_ids: frozenset[str], *, when: When) -> None:
         """Record that an advertiser account entered the code, whether or not it was shared with it.
 
         Args:
             advertiser_id: the account that enters the code.
             brand_ids: the brands that whoever enters it is known to act for; a share may name only the brand.
-            at: the moment that the window is compared with.
+            when: the moment that the window is compared with.
 
         Raises:
-            Refused: `code_revoked`, `code_not_started`, `code_expired`; `refuse_redemption` records it.
+            Refused: `code_revoked`, `code_not_started`, `code_expired`, `code_superseded`; `refuse_redemption` records
+                it.
 
         """
-        self._refuse_outside_window(at)
+        self._refuse_outside_window(when)
+        if _known(self.redemptions.get(advertiser_id), when):
+            return
         if advertiser_id not in self.redemptions:
-            self.trigger_event(
-                Code.Redeemed,
-                timestamp=at,
-                advertiser_id=advertiser_id,
-                shared_with_advertiser=self.shared_with(advertiser_id, brand_ids),
-            )
+            self.refuse_superseded(when)
+        self.trigger_event(
+            Code.Redeemed,
+            timestamp=when.at,
+            advertiser_id=advertiser_id,
+            shared_with_advertiser=self.shared_with(advertiser_id, brand_ids),
+        )
 
-    def refuse_redemption(self, advertiser_id: str, reason: str, *, at: datetime) -> None:
-        """Record a refused redemption, unless the same was recorded within the last hour."""
+    def refuse_redemption(self, advertiser_id: str, reason: str, *, when: When) -> None:
+        """Record a refused redemption, unless the same was recorded within the last hour.
+
+        One that is said to have happened earlier is not recorded: what was known here then is not what was true.
+        """
         last = self.refusals.get((advertiser_id, reason))
-        if last is None or at - last >= REFUSAL_REPEAT_AFTER:
-            self.trigger_event(Code.RedemptionRefused, timestamp=at, advertiser_id=advertiser_id, reason=reason)
+        if not when.late and (last is None or when.at - last >= REFUSAL_REPEAT_AFTER):
+            self.trigger_event(Code.RedemptionRefused, timestamp=when.at, advertiser_id=advertiser_id, reason=reason)
 
-    def launch(self, campaign: Campaign, *, now: datetime, at: datetime) -> None:
+    def launch(self, campaign: Campaign, ended: Ending | None = None, *, when: When) -> None:
         """Record a campaign; one that would outlive the window is accepted, `stops_at` says when it will stop.
 
-        One that is recorded late was stopped by the first end of the window after it, even if the code was revived.
+        Recorded after what ended it, its end is recorded with it. Where somebody ended it before another one with
+        another creative began, and that one is on record already, `ended` is recorded with it too: it could be recorded
+        neither before its launch nor after it.
 
         Raises:
             Refused: `code_revoked`, `code_not_started`, `code_expired`, `not_redeemed_by_advertiser`,
                 `campaign_exists_differently`, `campaign_outside_window`, `creative_locked`.
 
         """
-        self._refuse_outside_window(at)
-        # What happens now meets the window as it stands, though clocks may differ by what an extension took effect.
-        end = self._end_after(at) if at < now else self.window.expires_at
-        if end <= at:
-            raise Refused("code_expired")
-        if campaign.advertiser_id not in self.redemptions:
+        self._refuse_outside_window(when)
+        if not _known(self.redemptions.get(campaign.advertiser_id), when):
             raise Refused("not_redeemed_by_advertiser")
-        existing = self.campaigns.get(campaign.campaign_id)
+        existing = self.launches.get(campaign.campaign_id)
         if existing is not None and not existing.same_as(campaign):
             raise Refused("campaign_exists_differently", conflict_id=campaign.campaign_id)
-        if not self.window.contains(campaign.starts_at):
+        if not Window(self.window.starts_at, self.end_at(when.horizon)).contains(campaign.starts_at):
             raise Refused("campaign_outside_window")
-        running = self._ran(at)
-        if running and (
-            _differs(campaign.caption_sha256, self.caption_sha256)
-            or _differs(campaign.creative_sha256, self.creative_sha256)
-        ):
-            raise Refused("creative_locked", conflict_id=running[0].campaign_id)
-        if existing is None:
-            self.trigger_event(
-                Code.CampaignLaunched,
-                timestamp=at,
-                campaign_id=campaign.campaign_id,
-                advertiser_id=campaign.advertiser_id,
-                budget={"amount": campaign.amount, "currency": campaign.currency},
-                starts_at=campaign.starts_at,
-                ends_at=campaign.ends_at,
-                name=campaign.name,
-                targeting=campaign.targeting,
-                caption_sha256=campaign.caption_sha256,
-                creative_sha256=campaign.creative_sha256,
-            )
-            if end < campaign.ends_at and (end < self.window.expires_at or end == self.expiry_recorded):
-                # Recorded after the expiry that ended it: it does not run again where the code is revived, or was.
-                self._end(self.campaigns[campaign.campaign_id], "code_expired", None, at=end)
+        self._refuse_another_creative(replace(campaign, launched_at=when.at), ended)
+        if existing is not None and _known(existing.launched_at, when):
+            return
+        self.trigger_event(
+            Code.CampaignLaunched,
+            timestamp=when.at,
+            campaign_id=campaign.campaign_id,
+            advertiser_id=campaign.advertiser_id,
+            budget={"amount": campaign.amount, "currency": campaign.currency},
+            starts_at=campaign.starts_at,
+            ends_at=campaign.ends_at,
+            name=campaign.name,
+            targeting=campaign.targeting,
+            caption_sha256=campaign.caption_sha256,
+            creative_sha256=campaign.creative_sha256,
+        )
+        stop = self.stop(campaign)
+        over = stop.by == "code_revoked" or (stop.by == "code_expired" and stop.at in self.expiries)
+        if over and self.recorded_stops.get((campaign.campaign_id, stop.by)) != stop.at:
+            self._end(campaign, stop.by, None, at=stop.at)
 
-    def end_campaign(self, campaign_id: str, reason: str | None, *, at: datetime) -> None:
+        if ended is not None:
+            self.end_campaign(campaign.campaign_id, ended.reason, when=When(when.now, ended.at))
+
+    def end_campaign(self, campaign_id: str, reason: str | None, *, when: When) -> None:
         """Record that a campaign was stopped; one that no longer ran at that moment stays as it is.
+
+        What is recorded late is recorded also where the window had ended by then: an extension that nobody recorded yet
+        may show that it had not.
 
         Raises:
             Unknown: there is no such campaign on this code.
+            Refused: `effective_too_early`, where the campaign was launched later.
 
         """
-        campaign = self.campaigns.get(campaign_id)
+        campaign = self.launches.get(campaign_id)
         if campaign is None:
             raise Unknown("campaign")
-        if campaign in self._ran(at):
-            self._end(campaign, "ended", reason, at=at)
+        if _launched_at(campaign) > when.horizon:
+            raise Refused("effective_too_early")
+        known = _known(self.recorded_stops.get((campaign_id, "ended")), when)
+        if not known and when.at < self._stop(campaign, lapsing=not when.late).at:
+            self._end(campaign, "ended", reason, at=when.at)
 
-    def revoke(self, reason: str, *, force: bool, at: datetime) -> None:
-        """Take the code back for good; forcing ends what still runs first, and a due expiry is recorded first.
+    def supersede(self, successor_id: UUID, superseded_at: datetime, *, when: When) -> None:
+        """Record that another code takes over the video from a moment on.
 
         Raises:
-            Refused: `campaign_running`, unless forced.
+            Refused: `code_revoked`, `code_expired`, `code_superseded`.
 
         """
-        if self.revoked_at is not None:
+        then = When(when.now, superseded_at)
+        self.refuse_revoked(then)
+        self.refuse_expired(then)
+        if self.superseded_by is not None:
+            raise Refused("code_superseded", conflict_id=self.superseded_by)
+        self.trigger_event(
+            Code.Superseded, timestamp=when.at, superseded_by=str(successor_id), superseded_at=superseded_at
+        )
+
+    def revoke(self, reason: str, *, force: bool, when: When) -> None:
+        """Take the code back for good; what still runs ends first, and a due expiry is recorded first.
+
+        Recorded late, it may lie before another revocation, and before campaigns that were launched.
+
+        Raises:
+            Refused: `campaign_running`, unless forced: only campaigns launched by then count.
+
+        """
+        if _known(self.revoked_at, when):
             return
-        running = self._ran(at)
+        unended = [c for c in self.launches.values() if max(when.at, _launched_at(c)) < self._stop(c, revoked=False).at]
+        running = [c for c in unended if _launched_at(c) <= when.horizon]
         if running and not force:
             raise Refused("campaign_running", conflict_id=running[0].campaign_id)
-        self.expire(now=at)
-        for campaign in running:
-            self._end(campaign, "code_revoked", reason, at=at)
-        self.trigger_event(Code.Revoked, timestamp=at, reason=reason, forced=force and bool(running))
+        self.expire(now=when.at)
+        for campaign in unended:
+            self._end(campaign, "code_revoked", reason, at=max(when.at, _launched_at(campaign)))
+        self.trigger_event(Code.Revoked, timestamp=when.at, reason=reason, forced=force and bool(running))
 
     def reveal(self, reason: str, *, at: datetime) -> None:
         """Record that the secret is shown again; every reveal is an event of its own."""
@@ -470,14 +557,13 @@ class Code(Aggregate):
             )
 
     def expire(self, *, now: datetime) -> None:
-        """Record that the window is over, once for each end it had; what still ran ended with it."""
-        if not self.expiry_due(now):
-            return
-        end = self.window.expires_at
-        for campaign in self.campaigns.values():
-            if campaign.ended_at is None and campaign.ends_at > end:
-                self._end(campaign, "code_expired", None, at=end)
-        self.trigger_event(Code.Expired, timestamp=end, expires_at=end)
+        """Record that the window ended, once for each end it came to; what still ran ended with it."""
+        for end in self.expiries_due(now):
+            for campaign in self.launches.values():
+                recorded = self.recorded_stops.get((campaign.campaign_id, "code_expired"))
+                if self.stop(campaign) == (end, "code_expired") and recorded != end:
+                    self._end(campaign, "code_expired", None, at=end)
+            self.trigger_event(Code.Expired, timestamp=end, expires_at=end)
 
     def remind(self, *, now: datetime) -> None:
         """Record that the window's end approaches: of what is due the most urgent alone, once for each end it had."""
@@ -488,11 +574,62 @@ class Code(Aggregate):
 
     # ── queries ──
 
+    @property
+    def window(self) -> Window:
+        """The window by all that is known: from its start to the end that took effect last."""
+        return Window(self._starts_at, self.end_at(None))
+
+    @property
+    def window_set_at(self) -> datetime:
+        """When what set the window's end took effect."""
+        set_by = in_effect(self.extensions)
+        return set_by[-1].at if set_by else self.generated_at
+
+    @property
+    def begun_at(self) -> datetime:
+        """The first moment at which the code was there: it was generated, or its window began."""
+        return min(self.generated_at, self.window.starts_at)
+
+    @property
+    def campaigns(self) -> dict[str, Campaign]:
+        """The campaigns by id, each with its end where that is recorded and holds."""
+        return {campaign.campaign_id: self._with_end(campaign) for campaign in self.launches.values()}
+
+    @property
+    def caption_sha256(self) -> str | None:
+        """The caption that was stated last: with a campaign, or else with the code."""
+        return _stated(self.launches, None, "caption_sha256", self.first_caption_sha256)
+
+    @property
+    def creative_sha256(self) -> str | None:
+        """The creative that was stated last, with a campaign."""
+        return _stated(self.launches, None, "creative_sha256", None)
+
+    def occupation(self, extension: Extension | None = None) -> list[Window]:
+        """Return the periods in which the code keeps its video from others: open, not revoked, not superseded.
+
+        With an extension: what they would be if it were recorded too.
+        """
+        ends = [moment for moment in (self.revoked_at, self.superseded_at) if moment is not None]
+        return until(self._periods(extension), min(ends, default=None))
+
+    def end_at(self, moment: datetime | None) -> datetime:
+        """Return the window's end as it stood at a moment, or by all that is known."""
+        if moment is None:
+            set_by = in_effect(self.extensions)
+            return set_by[-1].expires_at if set_by else self.first_window.expires_at
+        return end_by(moment, self.first_window.expires_at, self.extensions)
+
+    def extended_after(self, moment: datetime) -> bool:
+        """Tell whether an extension that took effect later is on record."""
+        return any(extension.at > moment for extension in self.extensions.values())
+
     def state(self, moment: datetime) -> State:
-        """Return the one word for where the code stands; revoked outranks expired, expired what came before."""
+        """Return the one word for where the code stands: the first that holds of those that `state_of` names."""
         return state_of(
             revoked=self.revoked_at is not None,
             ended=self.window.ended_by(moment),
+            superseded=self.superseded_at is not None and self.superseded_at <= moment,
             redeemed=bool(self.redemptions),
             shared=bool(self.shares),
         )
@@ -501,85 +638,129 @@ class Code(Aggregate):
         """Tell whether the code is unrevoked and inside its window."""
         return self.revoked_at is None and self.window.contains(moment)
 
-    def occupies(self, moment: datetime) -> bool:
-        """Tell whether the code keeps its video from getting another: unrevoked and not ended, begun or not."""
-        return self.revoked_at is None and not self.window.ended_by(moment)
+    def expiries_due(self, now: datetime) -> list[datetime]:
+        """Return the ends that the window has come to and that are not recorded yet."""
+        ends = [period.expires_at for period in self._periods()]
+        last = now if self.revoked_at is None else min(now, self.revoked_at)
+        return [end for end in ends if end <= last and end not in self.expiries]
 
     def expiry_due(self, now: datetime) -> bool:
         """Tell whether the window is over and that is not recorded yet."""
-        return self.revoked_at is None and self.window.ended_by(now) and self.expiry_recorded != self.window.expires_at
+        return self.revoked_at is None and bool(self.expiries_due(now))
 
     def reminder_due(self, now: datetime) -> Reminder | None:
         """Return the most urgent threshold before the end that was crossed and is not recorded, if there is one."""
-        end = self.window.expires_at
-        if self.revoked_at is not None or self.window.ended_by(now) or self.expiry_recorded == end:
+        window = self.window
+        end = window.expires_at
+        if self.revoked_at is not None or window.ended_by(now) or end in self.expiries:
             return None
         last_days = self.reminded[1] if self.reminded is not None and self.reminded[0] == end else None
-        crossed = [reminder for reminder in reminders(self.window, self.window_set_at, last_days) if reminder.at <= now]
+        crossed = [reminder for reminder in reminders(window, self.window_set_at, last_days) if reminder.at <= now]
         return crossed[-1] if crossed else None
 
     def shared_with(self, advertiser_id: str, brand_ids: frozenset[str] = frozenset()) -> bool:
         """Tell whether a share named this advertiser account, or one of the brands it is known to act for."""
         return any(share.advertiser_id == advertiser_id or share.brand_id in brand_ids for share in self.shares)
 
-    def stops_at(self, campaign: Campaign) -> datetime:
-        """Return when a campaign stops: at its own end or the window's, whichever comes first; or stopped, once it has.
+    def stop(self, campaign: Campaign) -> CampaignStop:
+        """Return when a campaign stops or stopped, and by what, by all that is known."""
+        return self._stop(self.launches[campaign.campaign_id])
 
-        What ended it by a revocation or a window's end is recorded as its end, and stays when the code is extended
-        later. An extension that took effect before such an end of the window shows that it was none.
+    def stops_at(self, campaign: Campaign) -> datetime:
+        """Return when a campaign stops or stopped.
+
+        A window that ended stopped it for good, also where the code was revived later. An extension that took effect
+        before such an end shows that it was none.
         """
-        return campaign.ended_at or min(campaign.ends_at, self.window.expires_at)
+        return self.stop(campaign).at
 
     def running(self, moment: datetime) -> list[Campaign]:
         """Return the campaigns that run: launched, even if scheduled, and not ended by anyone or anything."""
-        return [
-            campaign
-            for campaign in self.campaigns.values()
-            if self.revoked_at is None and campaign.ended_at is None and moment < self.stops_at(campaign)
-        ]
+        return [c for c in self.campaigns.values() if c.ended_at is None and moment < self.stops_at(c)]
 
-    def _ran(self, moment: datetime) -> list[Campaign]:
-        """Return the campaigns that ran at a moment, those included that the window's end stopped after it."""
-        return [
-            campaign
-            for campaign in self.campaigns.values()
-            if self.revoked_at is None
-            and campaign.ended_by in {None, "code_expired"}
-            and moment < self.stops_at(campaign)
-        ]
+    @property
+    def _starts_at(self) -> datetime:
+        """When the window began; where nobody stated it, with the first thing that is known of the code."""
+        if self.start_stated:
+            return self.first_window.starts_at
+        return min([self.generated_at, *self.shares.values(), *self.redemptions.values()])
 
-    def _end_after(self, moment: datetime) -> datetime:
-        """Return when the window ended first from a moment on, or when it had ended, where it was over by then.
+    def _periods(self, extension: Extension | None = None) -> list[Window]:
+        extensions = self.extensions if extension is None else {**self.extensions, self.version + 1: extension}
+        return periods(Window(self._starts_at, self.first_window.expires_at), extensions)
 
-        An end that was moved before it came is none. What is recorded later of the window sets a later end, always.
-        """
-        end = max(until for since, until in self.ends.values() if since <= moment)
-        while (moved := max(until for since, until in self.ends.values() if since < end)) > end:
-            end = moved
-        return end
+    def _stop(self, campaign: Campaign, *, lapsing: bool = True, revoked: bool = True) -> CampaignStop:
+        """Return what stops a campaign first, leaving lapses of the window or revocations out of account on request."""
+        name, launched_at = campaign.campaign_id, _launched_at(campaign)
+        moments: dict[EndedBy, datetime | None] = {
+            "campaign_end": campaign.ends_at,
+            "ended": self.recorded_stops.get((name, "ended")),
+            "code_expired": lapse_after(self._periods(), launched_at) if lapsing else None,
+        }
+        if revoked:
+            recorded = self.recorded_stops.get((name, "code_revoked"))
+            ends = [recorded, None if self.revoked_at is None else max(launched_at, self.revoked_at)]
+            moments["code_revoked"] = min((end for end in ends if end is not None), default=None)
+        known = {by: moment for by in _ENDED_BY if (moment := moments.get(by)) is not None}
+        first = min(known, key=known.__getitem__)
+        return CampaignStop(known[first], first)
+
+    def _with_end(self, campaign: Campaign) -> Campaign:
+        at, by = self._stop(campaign)
+        if self.recorded_stops.get((campaign.campaign_id, by)) != at:
+            return campaign
+        return replace(campaign, ended_at=at, ended_by=by)
 
     # ── guards ──
 
-    def refuse_before_it_began(self, at: datetime) -> None:
+    def refuse_before_it_began(self, when: When) -> None:
         """Raise `effective_too_early` for what is said to have happened before the code was there at all."""
-        if at < min(self.generated_at, self.window.starts_at):
+        if when.late and when.at < self.begun_at:
             raise Refused("effective_too_early")
 
-    def refuse_revoked(self) -> None:
-        """Raise `code_revoked` where it was."""
-        if self.revoked_at is not None:
+    def refuse_other_video(self, expected_video_id: str | None) -> None:
+        """Raise `other_video` where the code is meant for another video than somebody expects."""
+        if expected_video_id is not None and expected_video_id != self.video_id:
+            raise Refused("other_video")
+
+    def refuse_revoked(self, when: When) -> None:
+        """Raise `code_revoked` where it was by then."""
+        if self.revoked_at is not None and self.revoked_at <= when.horizon:
             raise Refused("code_revoked")
 
-    def refuse_expired(self, at: datetime) -> None:
-        """Raise `code_expired` where the window is over by the clock, recorded or not."""
-        if self.window.ended_by(at):
+    def refuse_expired(self, when: When) -> None:
+        """Raise `code_expired` where the window was over by then, recorded or not."""
+        if self.end_at(when.horizon) <= when.at:
             raise Refused("code_expired")
 
-    def _refuse_outside_window(self, at: datetime) -> None:
-        self.refuse_revoked()
-        if not self.window.started_by(at):
+    def refuse_superseded(self, when: When) -> None:
+        """Raise `code_superseded` where another code had taken over by then."""
+        if self.superseded_at is not None and self.superseded_at <= when.at:
+            raise Refused("code_superseded", conflict_id=self.superseded_by)
+
+    def _refuse_outside_window(self, when: When) -> None:
+        self.refuse_revoked(when)
+        if self.start_stated and not self.window.started_by(when.at):
             raise Refused("code_not_started")
-        self.refuse_expired(at)
+        self.refuse_expired(when)
+
+    def _refuse_another_creative(self, campaign: Campaign, ended: Ending | None) -> None:
+        """Raise `creative_locked` where a campaign with another caption or creative runs at the same time."""
+        launched_at = _launched_at(campaign)
+        ends = [campaign.ends_at, lapse_after(self._periods(), launched_at), *([] if ended is None else [ended.at])]
+        run = Window(max(campaign.starts_at, launched_at), min(ends))
+        for other in self.launches.values():
+            other_run = Window(max(other.starts_at, _launched_at(other)), self._stop(other).at)
+            if other.campaign_id == campaign.campaign_id or not overlap([run], [other_run]):
+                continue
+            # One that states nothing shows what was stated before it; launched later, it took whatever it found.
+            before = launched_at >= _launched_at(other)
+            caption = _stated(self.launches, other, "caption_sha256", self.first_caption_sha256) if before else None
+            creative = _stated(self.launches, other, "creative_sha256", None) if before else None
+            if _differs(campaign.caption_sha256, other.caption_sha256 or caption) or _differs(
+                campaign.creative_sha256, other.creative_sha256 or creative
+            ):
+                raise Refused("creative_locked", conflict_id=other.campaign_id)
 
     def _end(self, campaign: Campaign, cause: str, reason: str | None, *, at: datetime) -> None:
         self.trigger_event(
@@ -592,12 +773,27 @@ class Code(Aggregate):
         )
 
 
+def _known(moment: datetime | None, when: When) -> bool:
+    """Tell whether something is on record that took effect by the moment that a command speaks of."""
+    return moment is not None and moment <= when.horizon
+
+
+def _launched_at(campaign: Campaign) -> datetime:
+    return cast("datetime", campaign.launched_at)
+
+
+def _stated(launches: Mapping[str, Campaign], before: Campaign | None, name: str, first: str | None) -> str | None:
+    """Return the hash of a name that was stated last with a campaign, by the launch of another if that is given."""
+    stated = [c for c in launches.values() if getattr(c, name) is not None]
+    if before is not None:
+        stated = [c for c in stated if _launched_at(c) <= _launched_at(before)]
+    last = max(enumerate(stated), key=lambda numbered: (_launched_at(numbered[1]), numbered[0]), default=None)
+    return first if last is None else cast("str", getattr(last[1], name))
+
+
 def _differs(given: str | None, recorded: str | None) -> bool:
     """Tell whether a hash contradicts the recorded one; an absent one contradicts nothing."""
     return given is not None and recorded is not None and given != recorded
-
-
-# ── the fold: a stream of recorded events becomes a code again, now or as it was then ──
 
 
 def replay_code(stream: Sequence[RecordedEvent]) -> Code:

@@ -10,31 +10,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from domain.campaign import Campaign, Share
-from domain.code import Code
+from domain.code import Code, Ending
 from domain.creator import Creator
-from domain.errors import Refused, StaleVersion, Unknown
+from domain.errors import Malformed, Refused, StaleVersion, Unknown
 from domain.pasted import secret_name
-from domain.values import Policy, Sealed, Window
+from domain.periods import Extension, overlap
+from domain.values import Policy, Sealed, When, Window
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
 
 A = TypeVar("A", Code, Creator)
 # Raises `NotAllowed` where whoever asks may not change a code; called before any rule speaks of it.
 Authorize = Callable[[Code], None]
 
+# A code that TikTok generated is recorded with whatever window it has, up to this.
+LONGEST_RECORDED: Final = timedelta(days=3_653)
+_TOO_MANY_DAYS: Final = 100_000
+_AT_LEAST: Final = timedelta(microseconds=1)
+
 
 class Codes(Protocol):
-    """What the clock's commands read: one code, and whether its video is kept for it."""
+    """What the clock's commands read: one code."""
 
     async def code(self, code_id: UUID) -> Code:
         """Load a code; raises `Unknown` where this ledger has none of that id."""
-
-    async def holds_video(self, code: Code) -> bool:
-        """Tell whether a code is what its video is kept for."""
 
 
 class Ledger(Codes, Protocol):
@@ -46,21 +50,14 @@ class Ledger(Codes, Protocol):
     async def code_by_secret(self, secret: Sealed) -> Code | None:
         """Load the code that has this secret."""
 
-    async def code_on_video(self, video_id: str) -> Code | None:
-        """Load the code that was last known to occupy the video."""
+    async def codes_of_video(self, video_id: str) -> list[Code]:
+        """Load every code that the video ever had, in the order of their claims, `video_claim` names them."""
 
     def fingerprint(self, text: str) -> str:
         """Return the keyed hash under which a secret text is known in this ledger."""
 
     async def note_mark(self, creator_id: str, text: str) -> str:
         """Return the keyed hash under which a note is known, for as long as its creator's key is there."""
-
-
-class When(NamedTuple):
-    """The moment a command arrived, and the moment it says it is true for: usually the same, never a later one."""
-
-    now: datetime
-    at: datetime
 
 
 class Claim(NamedTuple):
@@ -72,12 +69,21 @@ class Claim(NamedTuple):
     new: UUID | None
 
 
+def video_claim(video_id: str, number: int) -> str:
+    """Return the name under which a video's code of some number is claimed, counted from 1.
+
+    The claims of a video are never freed: whoever takes or compares the next one has seen every code of the video.
+    """
+    return video_id if number == 1 else f"{video_id} {number}"  # no id has a blank
+
+
 @dataclass(slots=True)
 class Decision(Generic[A]):
     """What a command wants appended, whole or not at all.
 
     Attributes:
         aggregate: what the command changed; its pending events are the ones to append, none for a repeat.
+        also_changed: what it changed besides; those events go in before the aggregate's.
         also_read: what the rules read besides; each must still stand at its version when the events go in.
         claims: names taken, kept or freed with the events.
         refusal: raised after the append: the refusal is itself recorded.
@@ -90,6 +96,7 @@ class Decision(Generic[A]):
     claims: list[Claim] = field(default_factory=list)
     refusal: Refused | None = None
     valid_until: datetime | None = None
+    also_changed: list[Code] = field(default_factory=list)
 
 
 async def set_permission(
@@ -104,11 +111,11 @@ async def set_permission(
     creator = await ledger.creator(creator_id)
     _refuse_stale(if_match, 0 if creator is None else creator.version)
     if creator is None:
-        if not enabled:
+        if not enabled and not when.late:
             return None
-        creator = Creator.enable_first(stream_id, creator_id, when.at)
+        creator = Creator.begin(stream_id, creator_id, enabled=enabled, at=when.at)
         return Decision(creator, claims=[Claim("creator", creator_id, expected=None, new=stream_id)])
-    creator.switch(enabled=enabled, at=when.at)
+    creator.switch(enabled=enabled, when=when)
     return Decision(creator)
 
 
@@ -137,50 +144,78 @@ async def generate(
     creator_id: str,
     video_id: str,
     terms_version: str | None,
-    days: int,
-    starts_at: datetime | None,
+    days: int = 30,
+    starts_at: datetime | None = None,
+    expires_at: datetime | None = None,
     secret: Sealed,
-    caption_sha256: str | None,
+    secret_given: bool = False,
+    caption_sha256: str | None = None,
+    revoked: Ending | None = None,
+    supersedes: UUID | None = None,
+    if_match: int | None = None,
+    authorize: Authorize = lambda _superseded: None,
     when: When,
 ) -> Decision[Code]:
-    """Begin a code for a video.
+    """Begin a code for a video: issue one, or record one that TikTok generated, whose window is what it is.
+
+    The window lasts `days` from `starts_at`, which is when the code was generated unless somebody says otherwise. Where
+    the secret is given, `expires_at` may name its end instead; without a start, nobody stated when it began.
+
+    A code that was revoked before another one took its video is recorded with its revocation where that other one is on
+    record already: alone it would keep the other's time, and it could not be revoked before it is there.
+
+    A code that takes another one's place names it in `supersedes`, and `if_match` is that one's version: it may begin
+    while the other occupies the video, which then takes no new account, share or extension.
 
     Raises:
-        Refused: `creator_erased`, `permission_disabled`, `terms_not_accepted`, `duration_not_allowed`,
-            `secret_exists`, `live_code_exists`, in this order.
+        Malformed: the window ends before it begins, or before it is said to be generated.
+        Unknown: the code to be superseded.
+        StaleVersion: it has changed.
+        Refused: `creator_unknown`, `creator_erased`, `permission_disabled`, `terms_not_accepted`,
+            `duration_not_allowed`, `secret_exists`, `other_creator`, `other_video`, `code_revoked`, `code_expired`,
+            `code_superseded`, `live_code_exists`, in this order.
 
     """
-    creator = await _permitted(ledger, creator_id)
+    old = None if supersedes is None else await _matching(ledger, supersedes, authorize, if_match, when)
+    creator = await ledger.creator(creator_id)
+    if creator is None:
+        raise Refused("creator_unknown")
+    _refuse_forbidden(creator, when)
     if not terms_version:
         raise Refused("terms_not_accepted")
-    if days not in policy.allowed_days:
-        raise Refused("duration_not_allowed", _allowed(policy))
-    begins = starts_at or when.at
-    if begins > when.now + policy.longest:
-        # Else a window that begins in a hundred years would keep its video until it is revoked.
-        raise Refused("duration_not_allowed", f"A window must start within {policy.longest.days} days from now.")
-    if await ledger.code_by_secret(secret) is not None:
-        raise Refused("secret_exists")
-    window = Window(begins, begins + timedelta(days=days))
-    also_read: list[Code | Creator] = [creator]
-    claims = [Claim("secret", secret_name(secret), expected=None, new=code_id)]
-    if not window.ended_by(when.now):  # one that has ended already, recorded late, occupies nothing
-        occupant = await _free_video(ledger, video_id, when.now)
-        if occupant is not None:
-            also_read.append(occupant)
-        claims.append(Claim("video", video_id, expected=occupant.id if occupant else None, new=code_id))
+    window = _window(policy, days, starts_at, expires_at, when, secret_given=secret_given)
+    existing = await ledger.code_by_secret(secret)
+    if existing is not None:
+        raise Refused("secret_exists", conflict_id=str(existing.id))
+    if old is not None:
+        if old.creator_id != creator.creator_id:
+            raise Refused("other_creator")
+        if old.video_id != video_id:
+            raise Refused("other_video", conflict_id=old.video_id)
+        old.supersede(code_id, max(when.at, window.starts_at), when=when)
+    codes = [code for code in await ledger.codes_of_video(video_id) if old is None or code.id != old.id]
     code = Code.generate(
         code_id,
         creator_id=creator_id,
         video_id=video_id,
         terms_version=terms_version,
         window=window,
+        start_stated=starts_at is not None or expires_at is None,
         secret=secret,
+        secret_given=secret_given,
         fingerprint=ledger.fingerprint(secret),
         caption_sha256=caption_sha256,
+        supersedes=supersedes,
         at=when.at,
     )
-    return Decision(code, also_read, claims)
+    if revoked is not None:
+        code.revoke(revoked.reason or "", force=False, when=When(when.now, revoked.at))
+    _refuse_occupied(code.occupation(), codes)
+    claims = [
+        Claim("secret", secret_name(secret), expected=None, new=code_id),
+        Claim("video", video_claim(video_id, len(codes) + (1 if old is None else 2)), expected=None, new=code_id),
+    ]
+    return Decision(code, [creator, *codes], claims, also_changed=[] if old is None else [old])
 
 
 async def extend(
@@ -188,44 +223,35 @@ async def extend(
     policy: Policy,
     code_id: UUID,
     *,
-    days: int | None,
-    expires_at: datetime | None,
+    days: int | None = None,
+    add_days: int | None = None,
+    expires_at: datetime | None = None,
     if_match: int | None,
     authorize: Authorize,
     when: When,
 ) -> Decision[Code]:
-    """Move the window's end: to `days` counted from its start, or to the moment `expires_at`.
+    """Move the window's end: to `days` from its start, `add_days` from its end at that time, or to `expires_at`.
 
     Raises:
-        Refused: `creator_erased`, `permission_disabled`, `code_revoked`, `duration_not_allowed`, `code_expired` (only
-            where the policy forbids reviving), `live_code_exists`, `window_not_longer`, in this order.
+        Refused: `creator_erased`, `permission_disabled`, `code_revoked`, `code_superseded`, `start_unknown`,
+            `later_extension`, `duration_not_allowed`, `code_expired` (only where the policy forbids reviving),
+            `live_code_exists`, `window_not_longer`, in this order.
 
     """
     code = await _matching(ledger, code_id, authorize, if_match, when)
-    creator = await _permitted(ledger, code.creator_id)
-    code.refuse_revoked()
-    if days is not None:
-        if days not in policy.allowed_days:
-            raise Refused("duration_not_allowed", _allowed(policy))
-        new_end = code.window.starts_at + timedelta(days=days)
-    elif expires_at is not None and expires_at <= when.now + policy.longest:
-        new_end = expires_at
-    else:
-        raise Refused("duration_not_allowed", f"A window must end within {policy.longest.days} days from now.")
+    creator = await _permitted(ledger, code, when)
+    code.refuse_revoked(when)
+    code.refuse_superseded(when)
+    new_end = _new_end(policy, code, days, add_days, expires_at, when)
     if not policy.extend_after_expiry:
-        code.refuse_expired(when.now)
-    also_read: list[Code | Creator] = [creator]
-    occupant = None
-    if code.occupies(when.now):
-        # Still compared on append: were the window to end in between, another code may have taken the video.
-        claims = [Claim("video", code.video_id, expected=code.id, new=code.id)]
-    else:
-        occupant = await _free_video(ledger, code.video_id, when.now)
-        if occupant is not None and occupant.id != code.id:
-            also_read.append(occupant)
-        claims = [Claim("video", code.video_id, expected=occupant.id if occupant else None, new=code.id)]
-    code.extend(new_end, now=when.now, at=when.at)
-    return Decision(code, also_read, claims)
+        code.refuse_expired(when)
+    codes = await ledger.codes_of_video(code.video_id)
+    others = [other for other in codes if other.id != code.id]
+    # An end that is no longer one is refused as that, unless another code has the very moment.
+    revived = Extension(when.at, max(new_end, when.at + _AT_LEAST))
+    _refuse_occupied(code.occupation(revived), others)
+    code.extend(new_end, when=when)
+    return Decision(code, [creator, *others], [_no_further_code(code.video_id, codes)])
 
 
 async def share(
@@ -241,15 +267,19 @@ async def share(
     """Record that the code was handed to a brand; `share` is without the mark of its note.
 
     Raises:
-        Refused: `creator_erased`, `permission_disabled`, `code_revoked`, `code_expired`, in this order.
+        Refused: `creator_erased`, `permission_disabled`, `code_revoked`, `code_expired`, `code_superseded`, in this
+            order.
 
     """
-    code = await _matching(ledger, code_id, authorize, if_match, when)
-    creator = await _permitted(ledger, code.creator_id)
+    code = await _matching(ledger, code_id, authorize, if_match, None)
+    if code.start_stated:
+        code.refuse_before_it_began(when)
+    creator = await _permitted(ledger, code, when)
     if note is not None:
         share = replace(share, note_fingerprint=await ledger.note_mark(code.creator_id, note))
-    code.share(share, note, at=when.at)
-    return Decision(code, [creator], valid_until=code.window.expires_at)
+    others, claims = await _before_its_start(ledger, code, when)
+    code.share(share, note, when=when)
+    return Decision(code, [creator, *others], claims, valid_until=code.window.expires_at)
 
 
 async def redeem(
@@ -258,10 +288,13 @@ async def redeem(
     advertiser_id: str,
     brand_ids: frozenset[str],
     *,
+    expected_video_id: str | None = None,
     if_match: int | None = None,
     when: When,
 ) -> Decision[Code]:
     """Record that an advertiser entered a code; a known one that cannot be used records the refusal.
+
+    Whoever enters it may say which video it is meant for; a code of another one is refused.
 
     Raises:
         Unknown: no code of this ledger has the secret.
@@ -272,11 +305,13 @@ async def redeem(
         raise Unknown("code")
     _refuse_stale(if_match, code.command_version)
     try:
-        code.redeem(advertiser_id, brand_ids, at=when.at)
+        code.refuse_other_video(expected_video_id)
+        others, claims = await _before_its_start(ledger, code, when)
+        code.redeem(advertiser_id, brand_ids, when=when)
     except Refused as refusal:
-        code.refuse_redemption(advertiser_id, refusal.code, at=when.at)
+        code.refuse_redemption(advertiser_id, refusal.code, when=when)
         return Decision(code, refusal=refusal)
-    return Decision(code, valid_until=code.window.expires_at)
+    return Decision(code, [*others], claims, valid_until=code.window.expires_at)
 
 
 async def launch(
@@ -284,14 +319,15 @@ async def launch(
     code_id: UUID,
     campaign: Campaign,
     *,
+    ended: Ending | None = None,
     if_match: int | None,
     authorize: Authorize,
     when: When,
 ) -> Decision[Code]:
-    """Record a campaign on a redeemed code; its refusals are those of `Code.launch`."""
+    """Record a campaign on a redeemed code, perhaps with its end; its refusals are those of `Code.launch`."""
     # No moment: launching compares it with the window itself.
     code = await _matching(ledger, code_id, authorize, if_match, None)
-    code.launch(campaign, now=when.now, at=when.at)
+    code.launch(campaign, ended, when=when)
     return Decision(code, valid_until=code.window.expires_at)
 
 
@@ -307,7 +343,7 @@ async def end_campaign(
 ) -> Decision[Code]:
     """Record that a campaign was stopped."""
     code = await _matching(ledger, code_id, authorize, if_match, when)
-    code.end_campaign(campaign_id, reason, at=when.at)
+    code.end_campaign(campaign_id, reason, when=when)
     return Decision(code)
 
 
@@ -321,10 +357,10 @@ async def revoke(
     authorize: Authorize,
     when: When,
 ) -> Decision[Code]:
-    """Take a code back for good, and free its video."""
+    """Take a code back for good, which frees its video from then on."""
     code = await _matching(ledger, code_id, authorize, if_match, when)
-    code.revoke(reason, force=force, at=when.at)
-    return Decision(code, claims=await _freed(ledger, code))
+    code.revoke(reason, force=force, when=when)
+    return Decision(code)
 
 
 async def reveal(
@@ -365,11 +401,11 @@ async def add_note(
 
 
 async def record_due(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Code]:
-    """Record what the clock makes due of a code: that it expired, which frees its video, or that its end approaches."""
+    """Record what the clock makes due of a code: that it expired, or that its end approaches."""
     code = await ledger.code(code_id)
     if code.expiry_due(when.now):
         code.expire(now=when.now)
-        return Decision(code, claims=await _freed(ledger, code))
+        return Decision(code)
     code.remind(now=when.now)
     return Decision(code, valid_until=code.window.expires_at)
 
@@ -381,8 +417,8 @@ async def _matching(
     code = await ledger.code(code_id)
     authorize(code)
     _refuse_stale(if_match, code.command_version)
-    if when is not None and when.at < when.now:  # a clock that steps back is no statement about the past
-        code.refuse_before_it_began(when.at)
+    if when is not None:
+        code.refuse_before_it_began(when)
     return code
 
 
@@ -392,14 +428,20 @@ def _refuse_stale(if_match: int | None, version: int) -> None:
         raise StaleVersion(version)
 
 
-async def _permitted(ledger: Ledger, creator_id: str) -> Creator:
-    """Load a creator whose permission is on."""
-    creator = await ledger.creator(creator_id)
-    if creator is not None:
-        creator.refuse_erased()
-    if creator is None or not creator.enabled:
+async def _permitted(ledger: Ledger, code: Code, when: When) -> Creator:
+    """Load the creator of a code, whose permission was on."""
+    creator = await ledger.creator(code.creator_id)
+    if creator is None:
         raise Refused("permission_disabled")
+    _refuse_forbidden(creator, when)
     return creator
+
+
+def _refuse_forbidden(creator: Creator, when: When) -> None:
+    """Raise `creator_erased`, or `permission_disabled` where the permission was off."""
+    creator.refuse_erased()
+    if not creator.enabled_by(when.horizon):
+        raise Refused("permission_disabled")
 
 
 async def _not_erased(ledger: Ledger, creator_id: str) -> Creator:
@@ -411,19 +453,91 @@ async def _not_erased(ledger: Ledger, creator_id: str) -> Creator:
     return creator
 
 
-async def _free_video(ledger: Ledger, video_id: str, now: datetime) -> Code | None:
-    """Return who last held a video that is free now: one that ended or was revoked, if there is any."""
-    occupant = await ledger.code_on_video(video_id)
-    if occupant is not None and occupant.occupies(now):
-        raise Refused("live_code_exists", conflict_id=str(occupant.id))
-    return occupant
+def _window(
+    policy: Policy,
+    days: int,
+    starts_at: datetime | None,
+    expires_at: datetime | None,
+    when: When,
+    *,
+    secret_given: bool,
+) -> Window:
+    """Return a new code's window, if it is of a length that is allowed."""
+    begins = starts_at or when.at
+    if not secret_given:
+        if days not in policy.allowed_days:
+            raise Refused("duration_not_allowed", _allowed(policy))
+        if begins > when.now + policy.longest:
+            # Else a window that begins in a hundred years would keep its video until it is revoked.
+            raise Refused("duration_not_allowed", f"A window can begin at most {policy.longest.days} days from now.")
+        return Window(begins, begins + timedelta(days=days))
+    if expires_at is not None and expires_at <= max(begins, when.at):
+        raise Malformed("/expires_at", "A code ends after it begins, and after it was generated.")
+    ends = expires_at or begins + timedelta(days=min(days, _TOO_MANY_DAYS))
+    if not begins < ends <= begins + LONGEST_RECORDED or ends > when.now + LONGEST_RECORDED:
+        raise Refused("duration_not_allowed", "A code that TikTok generated lasts at most ten years, and ends by then.")
+    return Window(begins, ends)
 
 
-async def _freed(ledger: Codes, code: Code) -> list[Claim]:
-    """Free the video that a code holds; where another holds it by now, there is nothing to free."""
-    if not await ledger.holds_video(code):
-        return []
-    return [Claim("video", code.video_id, expected=code.id, new=None)]
+def _new_end(
+    policy: Policy,
+    code: Code,
+    days: int | None,
+    add_days: int | None,
+    expires_at: datetime | None,
+    when: When,
+) -> datetime:
+    """Return what an extension makes the window's end, if that is allowed."""
+    if days is not None and not code.start_stated:
+        raise Refused("start_unknown")
+    if expires_at is None and when.late and code.extended_after(when.at):
+        raise Refused("later_extension")
+    longest = LONGEST_RECORDED if code.secret_given else policy.longest
+    if days is not None:
+        if not code.secret_given and days not in policy.allowed_days:
+            raise Refused("duration_not_allowed", _allowed(policy))
+        new_end = code.window.starts_at + timedelta(days=min(days, _TOO_MANY_DAYS))
+        if not code.secret_given:
+            return new_end
+    elif add_days is not None:
+        new_end = code.end_at(when.horizon) + timedelta(days=min(add_days, _TOO_MANY_DAYS))
+    else:
+        assert expires_at is not None  # noqa: S101 - a caller says exactly one of the three
+        new_end = expires_at
+    if new_end > when.now + longest:
+        raise Refused("duration_not_allowed", f"An end can lie at most {longest.days} days from now.")
+    return new_end
+
+
+def _refuse_occupied(occupation: Sequence[Window], others: Sequence[Code]) -> None:
+    """Raise `live_code_exists` where another code of the video keeps it for a part of the time."""
+    for other in others:
+        if overlap(occupation, other.occupation()):
+            raise Refused("live_code_exists", conflict_id=str(other.id))
+
+
+def _no_further_code(video_id: str, codes: Sequence[Code]) -> Claim:
+    """Return the claim that compares that a video has no codes but these, and takes nothing."""
+    return Claim("video", video_claim(video_id, len(codes) + 1), expected=None, new=None)
+
+
+async def _before_its_start(ledger: Ledger, code: Code, when: When) -> tuple[list[Code], list[Claim]]:
+    """Let a fact move the start of a code whose start nobody stated, but never into another code's time.
+
+    Returns:
+        What it rests on: the other codes of the video, and that there are no more. Nothing, where no start is moved.
+
+    Raises:
+        Refused: `code_not_started`, where another code has the time.
+
+    """
+    if code.start_stated or not when.late or when.at >= code.window.starts_at:
+        return [], []
+    codes = await ledger.codes_of_video(code.video_id)
+    others = [other for other in codes if other.id != code.id]
+    if any(overlap([Window(when.at, code.window.starts_at)], other.occupation()) for other in others):
+        raise Refused("code_not_started")
+    return others, [_no_further_code(code.video_id, codes)]
 
 
 def _allowed(policy: Policy) -> str:

@@ -3,6 +3,7 @@
     Refused                       a rule said no; `code` is stable, `detail` is for people
     ├── Unknown                   there is no such code, campaign or secret here
     ├── StaleVersion              the caller decided on an older version than the one that stands
+    ├── Malformed                 two values of the request contradict each other
     └── NotAllowed                the actor's role or subject does not reach this far
 
 `REFUSALS` lists the rules' refusals; the order inside each command is the order of precedence: the first that holds is
@@ -14,13 +15,19 @@ from __future__ import annotations
 from typing import Final, Literal, get_args
 
 RefusalCode = Literal[
+    "creator_unknown",
     "creator_erased",
     "permission_disabled",
     "terms_not_accepted",
+    "start_unknown",
+    "later_extension",
     "duration_not_allowed",
     "secret_exists",
+    "other_creator",
+    "other_video",
     "live_code_exists",
     "code_revoked",
+    "code_superseded",
     "code_not_started",
     "code_expired",
     "window_not_longer",
@@ -35,24 +42,33 @@ RefusalCode = Literal[
 REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
     "permission": ("creator_erased",),
     "generate": (
+        "creator_unknown",
         "creator_erased",
         "permission_disabled",
         "terms_not_accepted",
         "duration_not_allowed",
         "secret_exists",
+        "other_creator",
+        "other_video",
+        "code_revoked",
+        "code_expired",
+        "code_superseded",
         "live_code_exists",
     ),
     "extend": (
         "creator_erased",
         "permission_disabled",
         "code_revoked",
+        "code_superseded",
+        "start_unknown",
+        "later_extension",
         "duration_not_allowed",
         "code_expired",
         "live_code_exists",
         "window_not_longer",
     ),
-    "share": ("creator_erased", "permission_disabled", "code_revoked", "code_expired"),
-    "redeem": ("code_revoked", "code_not_started", "code_expired"),
+    "share": ("creator_erased", "permission_disabled", "code_revoked", "code_expired", "code_superseded"),
+    "redeem": ("other_video", "code_revoked", "code_not_started", "code_expired", "code_superseded"),
     "launch": (
         "code_revoked",
         "code_not_started",
@@ -71,6 +87,7 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
 
 # What a person reads when a rule says no: what happened, why, and what to do about it.
 SENTENCES: Final[dict[RefusalCode, str]] = {
+    "creator_unknown": "This creator is unknown. Switch their ad authorization on first.",
     "creator_erased": (
         "This creator was erased. Their sealed data can no longer be read, and nothing new can be recorded "
         "for them. Their codes can still be redeemed, revoked and read. If the creator returns, use a new "
@@ -84,17 +101,25 @@ SENTENCES: Final[dict[RefusalCode, str]] = {
         "The creator has not accepted TikTok's advertising terms. Send the version that the creator accepted "
         "as terms_version."
     ),
+    "start_unknown": "Nobody stated when this code's window began, so a number of days is ambiguous. Send expires_at.",
+    "later_extension": (
+        "An extension that took effect later is already recorded, so a number of days is ambiguous. Send expires_at."
+    ),
     "duration_not_allowed": "This window length is not allowed.",
     "secret_exists": "A code with this secret is already recorded. Look it up instead of recording it again.",
+    "other_creator": "The code to be superseded belongs to another creator. Name a code of this creator.",
+    "other_video": "The code is for another video. Use the code of the video that you mean.",
     "live_code_exists": (
-        "Another code for this video has not ended yet. A video can have only one code at a time. Use that "
-        "code, or revoke it first."
+        "Another code for this video is valid during a part of that time. A video can have only one code at a time. "
+        "Use that code, or revoke it first."
     ),
     "code_revoked": "The code was revoked. This is final. Ask the creator for a new code.",
+    "code_superseded": "Another code has replaced this one. Use the new code.",
     "code_not_started": "The code's window has not started yet. Try again after it starts.",
     "code_expired": "The code's window has ended. Ask the creator to extend it or to generate a new code.",
     "window_not_longer": (
-        "The new end must be later than the current end and later than now. Extending never shortens a window."
+        "The new end must be later than the end that was current, and later than the effective time. Extending never "
+        "shortens a window."
     ),
     "not_redeemed_by_advertiser": "This advertiser has not redeemed the code. Redeem it first.",
     "campaign_exists_differently": (
@@ -150,6 +175,15 @@ class StaleVersion(Refused):
             f"The code has changed. Its version is now {current}. Read the code again before you retry.",
         )
         self.current = current
+
+
+class Malformed(Refused):
+    """Two values of the request contradict each other."""
+
+    def __init__(self, pointer: str, problem: str) -> None:
+        """Name the field, as a JSON pointer, and say what is wrong with it."""
+        super().__init__("malformed_body", problem)
+        self.pointer = pointer
 
 
 class NotAllowed(Refused):

@@ -23,9 +23,11 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
         case Creator.Erased():
             return f"Creator {event.creator_id} was erased: what was sealed of them can be read no more."
         case Code.Generated():
+            start = f"from {_day(event.starts_at)} " if event.start_stated else ""
+            beside = "" if event.start_stated else "; nobody stated when it began"
             return (
                 f"Creator {event.creator_id} accepted terms {event.terms_version} and generated code {event.masked} "
-                f"for video {event.video_id}, valid from {_day(event.starts_at)} until {_day(event.expires_at)}."
+                f"for video {event.video_id}, valid {start}until {_day(event.expires_at)}{beside}."
             )
         case Code.Extended():
             return f"The code was extended from {_day(event.old_expires_at)} to {_day(event.expires_at)}."
@@ -56,6 +58,8 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
         case Code.NoteAdded():
             about = "" if event.about_position is None else f" about position {event.about_position}"
             return f"A note was added{about}."
+        case Code.Superseded():
+            return f"The code was superseded by another from {_day(event.superseded_at)} on."
         case Code.Revoked():
             return "The code was revoked by force." if event.forced else "The code was revoked."
         case Code.Expired():

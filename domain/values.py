@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Literal
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal, NamedTuple
 
 Role = Literal["admin", "operator", "creator", "brand", "auditor", "subscriber"]
 # The roles whose keys act for a creator, and for a brand. An event says by `RECORDED_BY` which roles record it, and the
@@ -13,7 +13,7 @@ CREATOR_SIDE = ("creator", "operator", "admin")
 BRAND_SIDE = ("brand", "operator", "admin")
 Source = Literal["creator", "brand", "operator", "platform", "clock"]
 Channel = Literal["dm", "email", "text", "other"]
-State = Literal["generated", "shared", "redeemed", "expired", "revoked"]
+State = Literal["generated", "shared", "redeemed", "superseded", "expired", "revoked"]
 
 # Ids are opaque to us; whoever calls us chooses them. The alphabet keeps them safe in paths, headers and logs; `.` and
 # `..` are no ids, for every client takes them out of a path.
@@ -38,12 +38,14 @@ class Sealed(str):
         return "Sealed('…')"
 
 
-def state_of(*, revoked: bool, ended: bool, redeemed: bool, shared: bool) -> State:
-    """Return the state of a code: revoked outranks expired, expired outranks redeemed, redeemed outranks shared."""
+def state_of(*, revoked: bool, ended: bool, redeemed: bool, shared: bool, superseded: bool = False) -> State:
+    """Return the state of a code: of those that hold, the first of revoked, expired, superseded, redeemed, shared."""
     if revoked:
         return "revoked"
     if ended:
         return "expired"
+    if superseded:
+        return "superseded"
     if redeemed:
         return "redeemed"
     return "shared" if shared else "generated"
@@ -52,6 +54,27 @@ def state_of(*, revoked: bool, ended: bool, redeemed: bool, shared: bool) -> Sta
 def masked(secret: str) -> str:
     """Return what may be shown of a secret: the last four characters of a long one, nothing of a short one."""
     return "…" if len(secret) < MASK_WHOLE_BELOW_CHARACTERS else f"…{secret[-4:]}"
+
+
+# After whatever may be recorded.
+FOREVER: Final = datetime.max.replace(tzinfo=UTC)
+
+
+class When(NamedTuple):
+    """The moment a command arrived, and the moment it says it is true for: usually the same, never a later one."""
+
+    now: datetime
+    at: datetime
+
+    @property
+    def late(self) -> bool:
+        """Whether somebody says that it happened earlier than it is recorded."""
+        return self.at < self.now
+
+    @property
+    def horizon(self) -> datetime:
+        """The last effective time that counts: what happens now meets all that is known, though clocks may differ."""
+        return self.at if self.late else FOREVER
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 from domain.code import Code
 from domain.values import State
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 NAME: Final = "statistics"
 VERSION: Final = 2
+# A code that was superseded counts as far as it came.
+COUNTED_STATES: Final[tuple[State, ...]] = ("generated", "shared", "redeemed", "expired", "revoked")
 
 
 @dataclass(slots=True)
@@ -335,7 +337,7 @@ def _day(moment: datetime, before: Mapping[State, int], counted: Mapping[str, in
     moved = labelled.get("state", none)
     return Day(
         day=moment,
-        codes={state: before[state] + moved.get(state, 0) for state in get_args(State)},
+        codes={state: before[state] + moved.get(state, 0) for state in COUNTED_STATES},
         issued=labelled.get("issued", none).get("", 0),
         ended=labelled.get("ended", none).get("", 0),
         shares=labelled.get("shares", none).get("", 0),
@@ -349,7 +351,7 @@ def _day(moment: datetime, before: Mapping[State, int], counted: Mapping[str, in
 
 async def _at_end_of(cur: AsyncCursor[Any], ledger_id: int, day: datetime) -> dict[State, int]:
     await cur.execute(_SUMS, {"ledger_id": ledger_id, "figure": "state", "last": day})
-    counts: dict[State, int] = dict.fromkeys(get_args(State), 0)
+    counts: dict[State, int] = dict.fromkeys(COUNTED_STATES, 0)
     return counts | dict(await cur.fetchall())
 
 

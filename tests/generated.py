@@ -177,6 +177,15 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
     for command in told:
         pending += _decided(story, command)
     pending += _decided(story.later(days=53), given.record_due())
+    successor = given.generate(
+        given.OTHER_CODE,
+        creator_id=creator,
+        video_id=video,
+        terms_version="2026-01",
+        secret=given.OTHER_SECRET,
+        supersedes=given.CODE,
+    )
+    pending += _decided(story, successor)
     story.later(days=8)
     late: tuple[given.Command, ...] = (
         given.record_due(),
@@ -197,7 +206,8 @@ def _decided(story: given.Story, command: given.Command) -> list[Event]:
     """Carry a command out in the story, and return its events with their sealed fields in place."""
     decision = story.decide(command)
     assert decision is not None
-    pending = cast("list[Event]", list(decision.aggregate.pending_events))
+    changed = (*decision.also_changed, decision.aggregate)
+    pending = cast("list[Event]", [event for one in changed for event in one.pending_events])
     story.ledger.append(decision, now=story.clock(), actor=given.OPERATOR)
     return pending
 

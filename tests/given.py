@@ -18,12 +18,12 @@ from uuid import UUID
 
 from domain import commands
 from domain.campaign import Campaign, Share
-from domain.code import Code
-from domain.commands import Decision, Ledger, When
+from domain.code import Code, Ending
+from domain.commands import Decision, Ledger
 from domain.creator import Creator
 from domain.errors import Refused
 from domain.recorded import RecordedEvent
-from domain.values import Actor, Channel, Policy, Sealed
+from domain.values import Actor, Channel, Policy, Sealed, When
 from tests.memory_ledger import MemoryLedger
 
 if TYPE_CHECKING:
@@ -164,8 +164,13 @@ def generate(
     terms_version: str | None = TERMS,
     days: int = 30,
     starts_at: datetime | None = None,
+    expires_at: datetime | None = None,
     secret: Sealed = SECRET,
+    secret_given: bool = False,
     caption_sha256: str | None = None,
+    revoked: Ending | None = None,
+    supersedes: UUID | None = None,
+    if_match: int | None = None,
     policy: Policy = POLICY,
 ) -> Command:
     return lambda ledger, when: commands.generate(
@@ -177,8 +182,13 @@ def generate(
         terms_version=terms_version,
         days=days,
         starts_at=starts_at,
+        expires_at=expires_at,
         secret=secret,
+        secret_given=secret_given,
         caption_sha256=caption_sha256,
+        revoked=revoked,
+        supersedes=supersedes,
+        if_match=if_match,
         when=when,
     )
 
@@ -187,12 +197,21 @@ def extend(
     code_id: UUID = CODE,
     *,
     days: int | None = None,
+    add_days: int | None = None,
     expires_at: datetime | None = None,
     if_match: int | None = None,
     policy: Policy = POLICY,
 ) -> Command:
     return lambda ledger, when: commands.extend(
-        ledger, policy, code_id, days=days, expires_at=expires_at, if_match=if_match, authorize=anyone, when=when
+        ledger,
+        policy,
+        code_id,
+        days=days,
+        add_days=add_days,
+        expires_at=expires_at,
+        if_match=if_match,
+        authorize=anyone,
+        when=when,
     )
 
 
@@ -214,14 +233,26 @@ def share(
 
 
 def redeem(
-    secret: Sealed = SECRET, *, advertiser_id: str = ADVERTISER, brand_ids: frozenset[str] = frozenset()
+    secret: Sealed = SECRET,
+    *,
+    advertiser_id: str = ADVERTISER,
+    brand_ids: frozenset[str] = frozenset(),
+    expected_video_id: str | None = None,
 ) -> Command:
-    return lambda ledger, when: commands.redeem(ledger, secret, advertiser_id, brand_ids, when=when)
+    return lambda ledger, when: commands.redeem(
+        ledger, secret, advertiser_id, brand_ids, expected_video_id=expected_video_id, when=when
+    )
 
 
-def launch(campaign: Campaign = CAMPAIGN, code_id: UUID = CODE, *, if_match: int | None = None) -> Command:
+def launch(
+    campaign: Campaign = CAMPAIGN,
+    code_id: UUID = CODE,
+    *,
+    ended: Ending | None = None,
+    if_match: int | None = None,
+) -> Command:
     return lambda ledger, when: commands.launch(
-        ledger, code_id, campaign, if_match=if_match, authorize=anyone, when=when
+        ledger, code_id, campaign, ended=ended, if_match=if_match, authorize=anyone, when=when
     )
 
 
@@ -346,6 +377,11 @@ def permission_off() -> Story:
 def erased() -> Story:
     """The creator was erased while the code was redeemed."""
     return after(redeemed(), erase())
+
+
+def superseded() -> Story:
+    """A second code took a redeemed one's place."""
+    return after(redeemed(), generate(OTHER_CODE, secret=OTHER_SECRET, supersedes=CODE))
 
 
 def after(story: Story, *told: Command) -> Story:

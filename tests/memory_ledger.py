@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from itertools import count
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from eventsourcing.utils import get_topic
 
 from domain.code import Code, replay_code
+from domain.commands import video_claim
 from domain.creator import Creator, replay_creator
 from domain.errors import Unknown
 from domain.pasted import secret_name
@@ -52,12 +53,9 @@ class MemoryLedger:
         stream_id = self._holder("secret", secret_name(secret))
         return None if stream_id is None else replay_code(self.streams[stream_id])
 
-    async def code_on_video(self, video_id: str) -> Code | None:
-        stream_id = self._holder("video", video_id)
-        return None if stream_id is None else replay_code(self.streams[stream_id])
-
-    async def holds_video(self, code: Code) -> bool:
-        return self._holder("video", code.video_id) == code.id
+    async def codes_of_video(self, video_id: str) -> list[Code]:
+        holders = (self._holder("video", video_claim(video_id, number)) for number in count(1))
+        return [replay_code(self.streams[holder]) for holder in takewhile(bool, holders) if holder]
 
     def fingerprint(self, text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -74,12 +72,16 @@ class MemoryLedger:
             Conflict: a stream, a precondition or a claim no longer stands as it was decided on.
 
         """
-        pending = [] if decision is None else cast("list[Event]", decision.aggregate.collect_events())
-        if decision is None or not pending:
+        if decision is None:
             return []
-        first = pending[0]
-        expected = {first.originator_id: first.originator_version - 1}
-        expected |= {read.id: read.version for read in decision.also_read}
+        expected = {read.id: read.version for read in decision.also_read}
+        pending: list[Event] = []
+        for changed in (*decision.also_changed, decision.aggregate):
+            events = cast("list[Event]", changed.collect_events())
+            expected[changed.id] = changed.version - len(events)
+            pending += events
+        if not pending:
+            return []
         if any(len(self.streams.get(stream, ())) != version for stream, version in expected.items()):
             raise Conflict
         if any(self._holder(claim.kind, claim.name) != claim.expected for claim in decision.claims):

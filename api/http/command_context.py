@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from api.http.models import Command
     from domain.code import Code
-    from domain.commands import A, Decision, Ledger, When
+    from domain.commands import A, Decision, Ledger
+    from domain.values import When
     from infra.eventstore.command_handler import CommandResult
 
 

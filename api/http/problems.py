@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from api.http.validation_messages import fields_at, is_plain_name, message_of
-from domain.errors import SENTENCES, Refused, StaleVersion
+from domain.errors import SENTENCES, Malformed, Refused, StaleVersion, Unknown
 from infra.errors import (
     IdempotencyMismatch,
     IdempotencyRunning,
@@ -44,7 +44,6 @@ STATUSES: Final[dict[str, int]] = {
     "not_allowed": 403,
     "campaign_unknown": 404,
     "code_unknown": 404,
-    "creator_unknown": 404,
     "erasure_unknown": 404,
     "event_unknown": 404,
     "key_unknown": 404,
@@ -140,11 +139,12 @@ class Problem(HTTPException):
         code: str,
         detail: str | None = None,
         *,
+        status: int | None = None,
         headers: Mapping[str, str] | None = None,
         members: Mapping[str, Any] | None = None,
     ) -> None:
         """Say what is wrong; `members` are fields of this problem beyond those that every problem has."""
-        super().__init__(STATUSES[code], detail or DETAILS[code], headers)
+        super().__init__(status or STATUSES[code], detail or DETAILS[code], headers)
         self.code = code
         self.members = members or {}
 
@@ -202,7 +202,7 @@ def too_many(code: str, wait_s: float, policy: tuple[int, int]) -> Problem:
     )
 
 
-def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911 - one line for each kind of error
+def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911, PLR0912 - one line for each kind of error
     """Turn what was raised into what is sent."""
     match error:
         case Problem():
@@ -214,6 +214,11 @@ def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911 - one line f
                 headers={"ETag": f'"{error.current}"'},
                 members={"current_version": error.current},
             )
+        case Malformed():
+            return malformed_body(error.pointer, error.detail)
+        case Unknown():
+            # What a path or a secret names is not found; whom a rule needs and nobody knows is a conflict.
+            return Problem(error.code, error.detail, status=http.HTTPStatus.NOT_FOUND)
         case Refused():
             conflict = {"conflict_id": error.conflict_id} if error.conflict_id else {}
             return Problem(error.code, error.detail, members=conflict)

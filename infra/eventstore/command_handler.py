@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from domain.commands import A, Decision, When
+from domain.commands import A, Decision
 from domain.creator import Creator
 from domain.errors import Refused
+from domain.values import When
 from infra.crypto.envelope import associated_data
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.eventstore.append import Append, Appended, ConcurrencyConflict, EventRow, Mismatch, Replayed
@@ -28,6 +29,7 @@ from infra.ids import uuid7
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from domain.code import Code
     from domain.commands import Ledger
     from domain.recorded import Event, RecordedEvent
     from domain.values import Actor
@@ -171,7 +173,7 @@ class CommandHandler:
                 except Refused as refused:
                     refusal = refused
                 if decision is not None:
-                    events = cast("Sequence[Event]", decision.aggregate.collect_events())
+                    events = _collected(decision)
                     refusal = decision.refusal
                 if repository.used_stale and (refusal is not None or not events):
                     allow_stale = False  # only an append shows that the cache was up to date
@@ -255,12 +257,12 @@ class CommandHandler:
 
         """
         aggregate, actor = decision.aggregate, metadata.actor
-        stream_id, creator_stream = aggregate.id, _creator_stream(repository, decision)
+        creator_stream = _creator_stream(repository, decision)
         key: CreatorKey | None = None
         rows = []
         for event in events:
             body, secret = split_sealed(event)
-            version, event_id = event.originator_version, uuid7()
+            stream_id, version, event_id = event.originator_id, event.originator_version, uuid7()
             type_, type_version = event_type(event)
             key_id = commitment = sealed = None
             if secret:
@@ -288,7 +290,7 @@ class CommandHandler:
             ledger_id=metadata.ledger_id,
             events=rows,
             expected_versions=[
-                (stream_id, aggregate.version - len(rows)),
+                *_expected_versions(decision, events),
                 *[(read.id, read.version) for read in decision.also_read],
             ],
             claims=[(repository.claim(claim.kind, claim.name), claim.expected, claim.new) for claim in decision.claims],
@@ -319,17 +321,22 @@ class CommandHandler:
         The aggregate is the one that a replay of the log would make: events that took effect on recording bear that
         moment. Events only assign, so it is enough to apply them again, with their final times.
         """
-        aggregate: Any = decision.aggregate
+        aggregate: A = decision.aggregate
         undated = [event for event in events if not _dated(metadata, when, event)]
         for event in undated:
             vars(event)["timestamp"] = outcome.recorded_at
-        for event in events if undated else ():
-            event.apply(aggregate)
-            aggregate.modified_on = event.timestamp
-            if event.originator_version == 1:
-                vars(aggregate)["_created_on"] = event.timestamp
         creator_stream = append.events[0].creator_stream
-        self._cache.keep(append.ledger_id, Loaded(aggregate, outcome.last, creator_stream))
+        position = outcome.last - len(events)
+        changed: Any
+        for changed in (*decision.also_changed, aggregate):
+            own = _of(events, changed)
+            for event in own if undated else ():
+                event.apply(changed)
+                changed.modified_on = event.timestamp
+                if event.originator_version == 1:
+                    vars(changed)["_created_on"] = event.timestamp
+            position += len(own)
+            self._cache.keep(append.ledger_id, Loaded(changed, position, creator_stream))
         for claim, _, holder in append.claims:
             self._cache.keep_claim(append.ledger_id, claim, holder)
         return CommandResult(
@@ -366,6 +373,23 @@ class CommandHandler:
             replayed=True,
             creator_stream=recorded.creator_stream,
         )
+
+
+def _collected(decision: Decision[A]) -> list[Event]:
+    """Return the events that a decision wants appended, in their order."""
+    changed: tuple[Code | Creator, ...] = (*decision.also_changed, decision.aggregate)
+    return [cast("Event", event) for one in changed for event in one.collect_events()]
+
+
+def _expected_versions(decision: Decision[A], events: Sequence[Event]) -> list[tuple[UUID, int]]:
+    """Return the versions at which the streams stand that a decision appends to."""
+    changed: tuple[Code | Creator, ...] = (*decision.also_changed, decision.aggregate)
+    return [(one.id, one.version - len(_of(events, one))) for one in changed]
+
+
+def _of(events: Sequence[Event], aggregate: Code | Creator) -> list[Event]:
+    """Return the events of one of the aggregates that a decision changes."""
+    return [event for event in events if event.originator_id == aggregate.id]
 
 
 def _dated(metadata: CommandMetadata, when: When, event: Event) -> bool:

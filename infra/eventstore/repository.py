@@ -7,9 +7,12 @@ log.
 
 from __future__ import annotations
 
+import asyncio
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 from domain.code import Code, replay_code
+from domain.commands import video_claim
 from domain.creator import replay_creator
 from domain.errors import Unknown
 from domain.pasted import secret_name
@@ -30,6 +33,8 @@ T = TypeVar("T", "Code", "Creator", "Code | Creator")
 
 # About 3 KB each.
 MAX_CACHED_AGGREGATES: Final = 20_000
+# Few videos ever have more codes than are looked for together.
+CODES_AT_ONCE: Final = 4
 
 
 class Loaded(NamedTuple):
@@ -138,21 +143,25 @@ class Repository:
         """
         return cast("Code | None", await self._claimed("secret", secret_name(secret), else_read=False))
 
-    async def code_on_video(self, video_id: str) -> Code | None:
-        """Load the code that occupies a video; a stale answer takes a video never seen here for free."""
-        return cast("Code | None", await self._claimed("video", video_id, else_read=False))
+    async def codes_of_video(self, video_id: str) -> list[Code]:
+        """Load every code that a video ever had; a stale answer leaves out those never seen here."""
+        codes: list[Code] = []
+        at_once = 1 if self._allow_stale else CODES_AT_ONCE
+        while True:
+            numbers = range(len(codes) + 1, len(codes) + 1 + at_once)
+            found = await self._codes("video", [video_claim(video_id, number) for number in numbers])
+            known = list(takewhile(lambda code: code is not None, found))
+            codes += cast("list[Code]", known)
+            if len(known) < at_once:
+                return codes
 
-    async def holds_video(self, code: Code) -> bool:
-        """Tell whether a code is what its video is kept for; a stale answer takes that for granted."""
-        claim = self.claim("video", code.video_id)
+    async def _codes(self, kind: str, names: Sequence[str]) -> list[Code | None]:
+        """Load the codes that claim some names, in one query where there is anything to ask."""
         if self._allow_stale:
-            holder = self._cache.holder(self._ledger_id, claim)
-            if holder == code.id or (holder is None and _keeps_video(self.loaded[code.id].aggregate)):
-                self.used_stale = True
-                return True
-        # That it is not is never taken for granted: an append compares only the claims that it changes.
-        stream = await self._events.claimed(self._ledger_id, claim)
-        return stream is not None and stream[:1] != [] and stream[0].stream_id == code.id
+            found = [await self._claimed(kind, name, else_read=False) for name in names]
+        else:
+            found = await asyncio.gather(*(self._claimed(kind, name, else_read=False) for name in names))
+        return cast("list[Code | None]", found)
 
     def fingerprint(self, text: str) -> str:
         """Hash a text with the ledger's key."""
@@ -199,11 +208,6 @@ class Repository:
         self.loaded[known.aggregate.id] = known
         self._cache.keep(self._ledger_id, known)
         return copied(known.aggregate)
-
-
-def _keeps_video(code: Code | Creator) -> bool:
-    """Tell whether neither a revocation nor an expiry was recorded that would have freed a code's video."""
-    return isinstance(code, Code) and code.revoked_at is None and code.expiry_recorded != code.window.expires_at
 
 
 def loaded(stream: Sequence[RecordedEvent]) -> Loaded:

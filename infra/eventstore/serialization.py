@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 # Not in the body: the effective time has a column, and the event's type implies the aggregate's class.
 IN_COLUMNS: Final = frozenset({"timestamp", "originator_topic"})
-_AGGREGATES: Final[dict[type[Any], str]] = {Code.Generated: Code.TOPIC, Creator.Enabled: Creator.TOPIC}
+_AGGREGATES: Final[dict[type[Any], str]] = {
+    Code.Generated: Code.TOPIC,
+    Creator.Enabled: Creator.TOPIC,
+    Creator.Disabled: Creator.TOPIC,
+}
 
 
 # The stream and the version have columns too, from which the library takes them.

@@ -18,7 +18,7 @@ import psycopg
 from domain import commands
 from domain.creator import Creator
 from domain.errors import Unknown
-from domain.values import Actor
+from domain.values import Actor, When
 from infra.auth.access_log import AccessContext
 from infra.auth.ledger_admin import LedgerAdmin
 from infra.crypto.envelope import MasterKeyError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from domain.commands import Decision, Ledger, When
+    from domain.commands import Decision, Ledger
     from domain.recorded import RecordedEvent
     from infra.auth.key_admin import KeyAdmin
     from infra.crypto.master_keys import KeyProvider

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from domain.code import Code
-    from domain.commands import Decision, Ledger, When
+    from domain.commands import Decision, Ledger
+    from domain.values import When
     from infra.runtime import Runtime
 
 # What became of a code: the position up to which the log was read or written for it, or why nothing was recorded.
@@ -71,7 +72,7 @@ class ExpiryRecorder:
         if isinstance(outcome, BaseException):
             raise outcome
         code = cast("Code", outcome.aggregate)
-        if outcome.appended and code.expiry_recorded == code.window.expires_at:
+        if outcome.appended and code.window.expires_at in code.expiries:
             self.expiries += 1
         elif outcome.appended:
             self.reminders += 1

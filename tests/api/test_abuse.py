@@ -34,6 +34,8 @@ def counted(world: World) -> dict[str, int]:
 
 def test_a_refusal_is_told_with_who_why_and_from_where(world: World) -> None:
     code = world.generate(OTHER_CREATOR)
+    world.permit()
+    world.permit(enabled=False)
     creator, auditor = world.creator(), world.as_role("auditor")
     creator.headers["User-Agent"] = auditor.headers["User-Agent"] = AGENT
     refused(auditor.post("/v1/redemptions", json={}))

@@ -56,6 +56,8 @@ def test_an_event_reads_whole(world: World) -> None:
         },
         "terms_accepted_at": event["body"]["terms_accepted_at"],
         "fingerprint": event["body"]["fingerprint"],
+        "secret_given": False,
+        "start_stated": True,
     }
     assert event == told(world.client.get("/v1/events/2"), 200)
 

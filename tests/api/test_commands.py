@@ -277,6 +277,7 @@ def test_a_rule_that_says_no_answers_409_with_its_name(world: World, code: str, 
 
     assert refused(answer) == (409, code)
     conflict = {
+        "secret_exists": existing["code_id"],
         "live_code_exists": existing["code_id"],
         "creative_locked": "campaign-1",
         "campaign_running": "campaign-1",

@@ -227,7 +227,7 @@ def test_a_body_that_is_too_large_is_refused_however_it_comes(world: World) -> N
             answer = world.client.post("/v1/codes", content=content, headers={"Content-Type": "application/json"})
             assert refused(answer) == (413, "body_too_large")
     exact = json.dumps(GENERATE).encode().ljust(MAX_BODY_BYTES)
-    assert refused(post(world, exact)) == (409, "permission_disabled")
+    assert refused(post(world, exact)) == (409, "creator_unknown")
 
 
 def speak(world: World, request: bytes) -> bytes:

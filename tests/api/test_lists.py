@@ -60,6 +60,7 @@ def test_a_share_is_listed_with_whom_how_and_when(world: World) -> None:
 
 
 def test_shares_are_listed_by_every_filter(world: World) -> None:
+    world.permit(effective_at=days(-10))
     own = world.generate(starts_at=days(-10))
     other = world.generate(OTHER_CREATOR)
     first = world.share(own)["position"]

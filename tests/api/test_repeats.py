@@ -89,7 +89,7 @@ def test_a_refusal_is_not_kept(world: World) -> None:
     once = {"Idempotency-Key": "once"}
     asked = {"creator_id": OWN_CREATOR, "video_id": "v", "terms_version": "1"}
 
-    assert refused(world.client.post("/v1/codes", json=asked, headers=once)) == (409, "permission_disabled")
+    assert refused(world.client.post("/v1/codes", json=asked, headers=once)) == (409, "creator_unknown")
     world.permit()
     assert world.client.post("/v1/codes", json=asked, headers=once).status_code == 201
 

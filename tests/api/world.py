@@ -71,9 +71,9 @@ class World:
         """Return a client that acts for `OWN_BRAND` and its account."""
         return self.as_role("brand", brand_ids=[OWN_BRAND], advertiser_ids=[OWN_ACCOUNT])
 
-    def permit(self, creator_id: str = OWN_CREATOR, *, enabled: bool = True) -> dict[str, Any]:
+    def permit(self, creator_id: str = OWN_CREATOR, *, enabled: bool = True, **more: Any) -> dict[str, Any]:
         """Switch a creator's permission."""
-        return told(self.client.put(f"/v1/creators/{creator_id}/permission", json={"enabled": enabled}), 200)
+        return told(self.client.put(f"/v1/creators/{creator_id}/permission", json={"enabled": enabled} | more), 200)
 
     def generate(self, creator_id: str = OWN_CREATOR, **facts: Any) -> dict[str, Any]:
         """Generate a code for a video of its own, unless told which."""

@@ -5,11 +5,13 @@ a command that finds nothing to do. The states and the commands are those of `te
 """
 
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
+from domain.values import Sealed
 from tests import given
-from tests.given import NOW, OTHER_CODE, OTHER_SECRET
+from tests.given import CODE, NOW, OTHER_CODE, OTHER_SECRET
 
 STATES = {
     "unknown": given.unknown,
@@ -25,6 +27,7 @@ STATES = {
     "cut off": given.cut_off,
     "expired": given.expired,
     "revived": given.revived,
+    "superseded": given.superseded,
     "revoked": given.revoked,
     "permission off": given.permission_off,
     "erased": given.erased,
@@ -34,9 +37,13 @@ COMMANDS = {
     "forbid": given.permission(enabled=False),
     # A second code for the same video.
     "generate": given.generate(OTHER_CODE, secret=OTHER_SECRET),
+    # One that takes the first one's place.
+    "supersede": given.generate(UUID(int=3), secret=Sealed("#third/secret+of-a-code=E5F6"), supersedes=CODE),
     "extend": given.extend(expires_at=NOW + timedelta(days=90)),
     "share": given.share(),
     "redeem": given.redeem(),
+    # By an account that has not entered the code yet.
+    "redeem anew": given.redeem(advertiser_id="advertiser-2"),
     "launch": given.launch(),
     "end": given.end(),
     "revoke": given.revoke(),
@@ -51,10 +58,12 @@ state          | command      | answer
 
 unknown        | permit       | PermissionEnabled
 unknown        | forbid       | nothing
-unknown        | generate     | permission_disabled
+unknown        | generate     | creator_unknown
+unknown        | supersede    | code_unknown
 unknown        | extend       | code_unknown
 unknown        | share        | code_unknown
 unknown        | redeem       | code_unknown
+unknown        | redeem anew  | code_unknown
 unknown        | launch       | code_unknown
 unknown        | end          | code_unknown
 unknown        | revoke       | code_unknown
@@ -67,9 +76,11 @@ unknown        | erase        | creator_unknown
 permitted      | permit       | nothing
 permitted      | forbid       | PermissionDisabled
 permitted      | generate     | CodeGenerated
+permitted      | supersede    | code_unknown
 permitted      | extend       | code_unknown
 permitted      | share        | code_unknown
 permitted      | redeem       | code_unknown
+permitted      | redeem anew  | code_unknown
 permitted      | launch       | code_unknown
 permitted      | end          | code_unknown
 permitted      | revoke       | code_unknown
@@ -82,9 +93,11 @@ permitted      | erase        | CreatorErased
 generated      | permit       | nothing
 generated      | forbid       | PermissionDisabled
 generated      | generate     | live_code_exists
+generated      | supersede    | Superseded CodeGenerated
 generated      | extend       | Extended
 generated      | share        | Shared
 generated      | redeem       | Redeemed
+generated      | redeem anew  | Redeemed
 generated      | launch       | not_redeemed_by_advertiser
 generated      | end          | campaign_unknown
 generated      | revoke       | Revoked
@@ -97,9 +110,11 @@ generated      | erase        | CreatorErased
 not started    | permit       | nothing
 not started    | forbid       | PermissionDisabled
 not started    | generate     | live_code_exists
+not started    | supersede    | Superseded CodeGenerated
 not started    | extend       | Extended
 not started    | share        | Shared
 not started    | redeem       | RedemptionRefused code_not_started
+not started    | redeem anew  | RedemptionRefused code_not_started
 not started    | launch       | code_not_started
 not started    | end          | campaign_unknown
 not started    | revoke       | Revoked
@@ -112,9 +127,11 @@ not started    | erase        | CreatorErased
 shared         | permit       | nothing
 shared         | forbid       | PermissionDisabled
 shared         | generate     | live_code_exists
+shared         | supersede    | Superseded CodeGenerated
 shared         | extend       | Extended
 shared         | share        | nothing
 shared         | redeem       | Redeemed
+shared         | redeem anew  | Redeemed
 shared         | launch       | not_redeemed_by_advertiser
 shared         | end          | campaign_unknown
 shared         | revoke       | Revoked
@@ -127,9 +144,11 @@ shared         | erase        | CreatorErased
 redeemed       | permit       | nothing
 redeemed       | forbid       | PermissionDisabled
 redeemed       | generate     | live_code_exists
+redeemed       | supersede    | Superseded CodeGenerated
 redeemed       | extend       | Extended
 redeemed       | share        | nothing
 redeemed       | redeem       | nothing
+redeemed       | redeem anew  | Redeemed
 redeemed       | launch       | CampaignLaunched
 redeemed       | end          | campaign_unknown
 redeemed       | revoke       | Revoked
@@ -142,9 +161,11 @@ redeemed       | erase        | CreatorErased
 running        | permit       | nothing
 running        | forbid       | PermissionDisabled
 running        | generate     | live_code_exists
+running        | supersede    | Superseded CodeGenerated
 running        | extend       | Extended
 running        | share        | nothing
 running        | redeem       | nothing
+running        | redeem anew  | Redeemed
 running        | launch       | nothing
 running        | end          | CampaignEnded
 running        | revoke       | campaign_running
@@ -157,9 +178,11 @@ running        | erase        | CreatorErased
 campaign ended | permit       | nothing
 campaign ended | forbid       | PermissionDisabled
 campaign ended | generate     | live_code_exists
+campaign ended | supersede    | Superseded CodeGenerated
 campaign ended | extend       | Extended
 campaign ended | share        | nothing
 campaign ended | redeem       | nothing
+campaign ended | redeem anew  | Redeemed
 campaign ended | launch       | nothing
 campaign ended | end          | nothing
 campaign ended | revoke       | Revoked
@@ -172,9 +195,11 @@ campaign ended | erase        | CreatorErased
 approaching    | permit       | nothing
 approaching    | forbid       | PermissionDisabled
 approaching    | generate     | live_code_exists
+approaching    | supersede    | Superseded CodeGenerated
 approaching    | extend       | Extended
 approaching    | share        | nothing
 approaching    | redeem       | nothing
+approaching    | redeem anew  | Redeemed
 approaching    | launch       | CampaignLaunched
 approaching    | end          | campaign_unknown
 approaching    | revoke       | Revoked
@@ -187,9 +212,11 @@ approaching    | erase        | CreatorErased
 window over    | permit       | nothing
 window over    | forbid       | PermissionDisabled
 window over    | generate     | CodeGenerated
+window over    | supersede    | code_expired
 window over    | extend       | Expired Extended
 window over    | share        | code_expired
 window over    | redeem       | RedemptionRefused code_expired
+window over    | redeem anew  | RedemptionRefused code_expired
 window over    | launch       | code_expired
 window over    | end          | campaign_unknown
 window over    | revoke       | Expired Revoked
@@ -202,9 +229,11 @@ window over    | erase        | CreatorErased
 cut off        | permit       | nothing
 cut off        | forbid       | PermissionDisabled
 cut off        | generate     | CodeGenerated
+cut off        | supersede    | code_expired
 cut off        | extend       | CampaignEnded Expired Extended
 cut off        | share        | code_expired
 cut off        | redeem       | RedemptionRefused code_expired
+cut off        | redeem anew  | RedemptionRefused code_expired
 cut off        | launch       | code_expired
 cut off        | end          | nothing
 cut off        | revoke       | CampaignEnded Expired Revoked
@@ -217,9 +246,11 @@ cut off        | erase        | CreatorErased
 expired        | permit       | nothing
 expired        | forbid       | PermissionDisabled
 expired        | generate     | CodeGenerated
+expired        | supersede    | code_expired
 expired        | extend       | Extended
 expired        | share        | code_expired
 expired        | redeem       | RedemptionRefused code_expired
+expired        | redeem anew  | RedemptionRefused code_expired
 expired        | launch       | code_expired
 expired        | end          | nothing
 expired        | revoke       | Revoked
@@ -232,9 +263,11 @@ expired        | erase        | CreatorErased
 revived        | permit       | nothing
 revived        | forbid       | PermissionDisabled
 revived        | generate     | live_code_exists
+revived        | supersede    | Superseded CodeGenerated
 revived        | extend       | Extended
 revived        | share        | nothing
 revived        | redeem       | nothing
+revived        | redeem anew  | Redeemed
 revived        | launch       | nothing
 revived        | end          | nothing
 revived        | revoke       | Revoked
@@ -244,12 +277,31 @@ revived        | note         | NoteAdded
 revived        | clock        | nothing
 revived        | erase        | CreatorErased
 
+superseded     | permit       | nothing
+superseded     | forbid       | PermissionDisabled
+superseded     | generate     | secret_exists
+superseded     | supersede    | code_superseded
+superseded     | extend       | code_superseded
+superseded     | share        | code_superseded
+superseded     | redeem       | nothing
+superseded     | redeem anew  | RedemptionRefused code_superseded
+superseded     | launch       | CampaignLaunched
+superseded     | end          | campaign_unknown
+superseded     | revoke       | Revoked
+superseded     | force revoke | Revoked
+superseded     | reveal       | CodeRevealed
+superseded     | note         | NoteAdded
+superseded     | clock        | nothing
+superseded     | erase        | CreatorErased
+
 revoked        | permit       | nothing
 revoked        | forbid       | PermissionDisabled
 revoked        | generate     | CodeGenerated
+revoked        | supersede    | code_revoked
 revoked        | extend       | code_revoked
 revoked        | share        | code_revoked
 revoked        | redeem       | RedemptionRefused code_revoked
+revoked        | redeem anew  | RedemptionRefused code_revoked
 revoked        | launch       | code_revoked
 revoked        | end          | campaign_unknown
 revoked        | revoke       | nothing
@@ -262,9 +314,11 @@ revoked        | erase        | CreatorErased
 permission off | permit       | PermissionEnabled
 permission off | forbid       | nothing
 permission off | generate     | permission_disabled
+permission off | supersede    | permission_disabled
 permission off | extend       | permission_disabled
 permission off | share        | permission_disabled
 permission off | redeem       | nothing
+permission off | redeem anew  | Redeemed
 permission off | launch       | CampaignLaunched
 permission off | end          | campaign_unknown
 permission off | revoke       | Revoked
@@ -277,9 +331,11 @@ permission off | erase        | CreatorErased
 erased         | permit       | creator_erased
 erased         | forbid       | nothing
 erased         | generate     | creator_erased
+erased         | supersede    | creator_erased
 erased         | extend       | creator_erased
 erased         | share        | creator_erased
 erased         | redeem       | nothing
+erased         | redeem anew  | Redeemed
 erased         | launch       | CampaignLaunched
 erased         | end          | campaign_unknown
 erased         | revoke       | Revoked

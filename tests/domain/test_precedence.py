@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from itertools import combinations
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from domain.errors import REFUSALS, SENTENCES, Refused, StaleVersion
-from domain.values import Policy
+from domain.values import Policy, Sealed
 from tests import given
-from tests.given import CAMPAIGN, NOW, OTHER_CODE, OTHER_SECRET, TERMS, VIDEO, Command, Story
+from tests.given import CAMPAIGN, CREATOR, NOW, OTHER_CODE, OTHER_SECRET, TERMS, VIDEO, Command, Story
 
 OTHER_ADVERTISER = "advertiser-2"
 
@@ -25,39 +26,94 @@ def tell(story: Story, *told: tuple[bool, Command]) -> Story:
 
 
 def generate(holds: set[str]) -> tuple[Story, Command]:
+    # Only a command that supersedes another code can be refused for what became of that one.
+    supersedes = {"other_creator", "other_video", "code_revoked", "code_expired", "code_superseded"} & holds
+    over = {"code_revoked", "code_expired", "code_superseded"} & holds
+    elsewhere = "other_video" in holds or ("live_code_exists" in holds and not over)
+    old_video = "video-9" if elsewhere else VIDEO
+    old, old_secret = UUID(int=9), Sealed("#the/secret+of-the-code-superseded")
+    whose = "creator-9" if "other_creator" in holds else CREATOR
     story = tell(
         given.permitted(),
+        (whose != CREATOR, given.permission(creator_id=whose)),
+        (bool(supersedes), given.generate(old, creator_id=whose, video_id=old_video, secret=old_secret)),
+        (
+            "code_superseded" in holds,
+            given.generate(
+                UUID(int=8),
+                creator_id=whose,
+                video_id=old_video,
+                secret=Sealed("#the/secret+of-its-successor"),
+                supersedes=old,
+            ),
+        ),
+        ("code_superseded" in holds and "live_code_exists" not in holds, given.revoke(UUID(int=8))),
+        ("code_revoked" in holds, given.revoke(old)),
+    ).later(days=31 if "code_expired" in holds else 0)
+    story = tell(
+        story,
         ("secret_exists" in holds, given.generate(OTHER_CODE, video_id="video-2")),
-        ("live_code_exists" in holds, given.generate(UUID(int=3), secret=OTHER_SECRET)),
+        # Where one has superseded the old one, that one occupies the video.
+        (
+            "live_code_exists" in holds and (elsewhere or "code_superseded" not in holds),
+            given.generate(UUID(int=3), secret=OTHER_SECRET),
+        ),
         ("permission_disabled" in holds, given.permission(enabled=False)),
         ("creator_erased" in holds, given.erase()),
     )
     return story, given.generate(
+        creator_id="creator-2" if "creator_unknown" in holds else CREATOR,
         terms_version="" if "terms_not_accepted" in holds else TERMS,
         days=8 if "duration_not_allowed" in holds else 30,
+        supersedes=old if supersedes else None,
     )
 
 
 def extend(holds: set[str]) -> tuple[Story, Command]:
-    taken = "live_code_exists" in holds
+    taken, later = "live_code_exists" in holds, "later_extension" in holds
     ended = taken or "code_expired" in holds
+    unknown: dict[str, Any] = {"secret_given": True, "expires_at": NOW + timedelta(days=30)}
+    story = given.generated(**(unknown if "start_unknown" in holds else {}))
     story = tell(
-        given.generated().later(days=31 if ended else 0),
-        (taken, given.generate(OTHER_CODE, secret=OTHER_SECRET)),
-        ("code_revoked" in holds, given.revoke()),
-        ("permission_disabled" in holds, given.permission(enabled=False)),
-        ("creator_erased" in holds, given.erase()),
+        story,
+        (
+            "code_superseded" in holds,
+            given.generate(UUID(int=8), secret=Sealed("#the/secret+of-its-successor"), supersedes=given.CODE),
+        ),
+        ("code_superseded" in holds, given.revoke(UUID(int=8))),
     )
+    story = tell(story.later(days=31 if ended else 0), (taken, given.generate(OTHER_CODE, secret=OTHER_SECRET)))
+    moment = story.clock()
+    if later:  # the command speaks of this moment, and of a later one something is on record
+        story.later(days=50)
+        revived = given.extend(expires_at=story.clock() + timedelta(days=40))
+        if "code_superseded" not in holds:
+            story.when(revived)
+    for holding, command in [
+        ("code_revoked", given.revoke()),
+        ("permission_disabled", given.permission(enabled=False)),
+        ("creator_erased", given.erase()),
+    ]:
+        if holding in holds:
+            story.when(command, effective_at=moment)
     not_longer, longer = (5, 90) if "duration_not_allowed" in holds else (7, 60)
-    return story, given.extend(
+    asked = given.extend(
         days=not_longer if "window_not_longer" in holds else longer,
         policy=Policy(extend_after_expiry="code_expired" not in holds),
     )
+    return story, lambda ledger, when: asked(ledger, when._replace(at=moment))
+
+
+SUPERSEDE = given.generate(OTHER_CODE, secret=OTHER_SECRET, supersedes=given.CODE)
 
 
 def share(holds: set[str]) -> tuple[Story, Command]:
     story = tell(
-        given.generated().later(days=31 if "code_expired" in holds else 0),
+        given.generated(),
+        ("code_superseded" in holds, SUPERSEDE),
+    ).later(days=31 if "code_expired" in holds else 0)
+    story = tell(
+        story,
         ("code_revoked" in holds, given.revoke()),
         ("permission_disabled" in holds, given.permission(enabled=False)),
         ("creator_erased" in holds, given.erase()),
@@ -67,14 +123,17 @@ def share(holds: set[str]) -> tuple[Story, Command]:
 
 def redeem(holds: set[str]) -> tuple[Story, Command]:
     starts_at = NOW + timedelta(days=5 if "code_not_started" in holds else 0)
+    story = tell(given.generated(starts_at=starts_at), ("code_superseded" in holds, SUPERSEDE))
     story = tell(
-        given.generated(starts_at=starts_at).later(days=31 if "code_expired" in holds else 0),
+        story.later(days=31 if "code_expired" in holds else 0),
         ("code_revoked" in holds, given.revoke()),
     )
-    return story, given.redeem()
+    return story, given.redeem(expected_video_id="video-2" if "other_video" in holds else VIDEO)
 
 
 def launch(holds: set[str]) -> tuple[Story, Command]:
+    if {"code_revoked", "code_not_started"} <= holds:
+        return given.after(given.not_started(), given.revoke()), given.launch()
     # The code began two days ago, so a launch of three days ago, recorded late, came before its window.
     begun = timedelta(days=2 if "code_not_started" in holds else 0)
     running = replace(CAMPAIGN, campaign_id="campaign-2", advertiser_id=OTHER_ADVERTISER, creative_sha256="a" * 64)
@@ -126,7 +185,9 @@ SITUATIONS: dict[str, Callable[[set[str]], tuple[Story, Command]]] = {
     "note": note,
 }
 # A window that has not begun is not over, and no campaign runs on a code that was revoked or has expired.
+# Of a creator whom nobody knows nothing is recorded.
 IMPOSSIBLE = {
+    ("generate", "creator_unknown", "creator_erased"),
     ("redeem", "code_not_started", "code_expired"),
     ("launch", "code_not_started", "code_expired"),
     ("launch", "code_revoked", "creative_locked"),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import combinations
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from domain.code import Code, fold_code, replay_code
 from domain.commands import Decision
 from domain.creator import Creator, replay_creator
 from domain.errors import Refused
+from domain.periods import overlap
 from domain.values import Sealed
 from tests import given
 from tests.given import CODE, NOW, OTHER_CODE, OTHER_SECRET, SECRET, Command, Story
@@ -26,6 +28,7 @@ SECRETS = {CODE: SECRET, OTHER_CODE: OTHER_SECRET, UUID(int=3): Sealed("#third/s
 STATES = [
     *(given.generated, given.not_started, given.redeemed, given.running),
     *(given.window_over, given.cut_off, given.expired, given.revived, given.revoked),
+    given.superseded,
 ]
 VIDEOS = ["video-1", "video-2"]
 ADVERTISERS = ["advertiser-1", "advertiser-2"]
@@ -104,6 +107,11 @@ facts: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         video_id=st.sampled_from(["video-1", *VIDEOS]),
         days=st.sampled_from([7, 30]),
         starts_at=st.none() | day(-40, 40),
+    )
+    | st.builds(
+        lambda code_id, supersedes: {"code_id": code_id, "secret": SECRETS[code_id], "supersedes": supersedes},
+        st.sampled_from([OTHER_CODE, UUID(int=3)]),
+        st.sampled_from([CODE, OTHER_CODE]),
     ),
     "extend": st.fixed_dictionaries({"code_id": codes}).flatmap(
         lambda code: st.sampled_from([7, 30, 60, 365]).map(lambda days: {**code, "days": days})
@@ -158,9 +166,17 @@ def kept(code: Code) -> dict[str, Any]:
     return {name: value for name, value in vars(code).items() if name not in beside}
 
 
-def occupants(story: Story) -> dict[str, list[UUID]]:
-    now = story.clock()
-    return {video: [c.id for c in codes_of(story) if c.video_id == video and c.occupies(now)] for video in VIDEOS}
+def overlapping(story: Story) -> list[tuple[UUID, UUID]]:
+    """Return the pairs of codes that occupy one video at the same time, save a code and the one that superseded it."""
+    pairs = combinations(codes_of(story), 2)
+    return [
+        (one.id, other.id)
+        for one, other in pairs
+        if one.video_id == other.video_id
+        and overlap(one.occupation(), other.occupation())
+        and str(one.id) != other.supersedes
+        and str(other.id) != one.supersedes
+    ]
 
 
 @bounded
@@ -182,29 +198,33 @@ def test_the_same_command_again_records_nothing_new(tale: Tale) -> None:
         first = step.outcome(story).split()
         refusal = " ".join(word for word in first if word.islower())
         carried_out = first != ["nothing"] and not refusal
+        if carried_out and step.name == "extend" and step.days_late:
+            continue  # its own end may have changed what it is compared with
         assert step.outcome(story) == (AGAIN.get(step.name, "nothing") if carried_out else refusal or "nothing")
 
 
 @bounded
 @for_all(stories)
-def test_nothing_changes_a_revoked_code(tale: Tale) -> None:
-    revoked: dict[UUID, dict[str, Any]] = {}
+def test_nothing_that_happens_after_a_revocation_is_recorded_of_the_code(tale: Tale) -> None:
     for story, step in tale.play():
+        revoked = {code.id: code.revoked_at for code in codes_of(story)}
+        recorded = len(story.ledger.events)
         step.outcome(story)
-        for code in codes_of(story):
-            if code.revoked_at is not None:
-                assert kept(code) == revoked.setdefault(code.id, kept(code))
+        for r in story.ledger.events[recorded:]:
+            revoked_at = revoked.get(r.stream_id)
+            if revoked_at is not None and isinstance(r.event, Code.Changed):
+                assert r.effective_at <= revoked_at
 
 
 @bounded
 @for_all(stories)
-def test_a_window_never_shrinks_and_never_moves_its_start(tale: Tale) -> None:
-    story = tale.played()
-    for code in codes_of(story):
-        stream = story.stream(code.id)
-        windows = [replay_code(stream[:length]).window for length in range(1, len(stream) + 1)]
-        assert {window.starts_at for window in windows} == {code.window.starts_at}
-        assert windows == sorted(windows, key=lambda window: window.expires_at)
+def test_an_extension_moves_the_end_as_it_stood_then_and_nothing_moves_the_start(tale: Tale) -> None:
+    for code in codes_of(tale.played()):
+        starts = {replay_code(story.stream(code.id)[:1]).window.starts_at for story in [tale.played()]}
+        assert starts == {code.window.starts_at}
+        for r in tale.played().stream(code.id):
+            if isinstance(r.event, Code.Extended):
+                assert r.event.expires_at > max(r.event.old_expires_at, r.effective_at)
 
 
 @bounded
@@ -219,17 +239,24 @@ def test_live_depends_on_window_revocation_and_the_clock_alone(tale: Tale, momen
 
 @bounded
 @for_all(stories)
-def test_at_most_one_code_occupies_a_video_and_the_video_is_claimed_for_it(tale: Tale) -> None:
-    for story, step in tale.play():
-        step.outcome(story)
-        for video, holding in occupants(story).items():
-            claimed = given.done(story.ledger.code_on_video(video))
-            assert holding == ([claimed.id] if claimed and holding else [])
+def test_no_two_codes_ever_occupy_a_video_at_the_same_time(tale: Tale) -> None:
+    assert overlapping(tale.played()) == []
+
+
+@bounded
+@for_all(stories)
+def test_every_code_of_a_video_is_found_by_it(tale: Tale) -> None:
+    story = tale.played()
+    for video in VIDEOS:
+        of_video = given.done(story.ledger.codes_of_video(video))
+        assert {code.id for code in of_video} == {code.id for code in codes_of(story) if code.video_id == video}
 
 
 @bounded
 @for_all(stories, steps, steps)
-def test_at_most_one_code_occupies_a_video_when_two_commands_race(tale: Tale, one: Step, other: Step) -> None:
+def test_no_two_codes_occupy_a_video_at_the_same_time_when_two_commands_race(
+    tale: Tale, one: Step, other: Step
+) -> None:
     story = tale.played()
     slow = one.decide(story)
     other.outcome(story.later(hours=other.hours_later))
@@ -237,7 +264,7 @@ def test_at_most_one_code_occupies_a_video_when_two_commands_race(tale: Tale, on
         story.ledger.append(slow, now=story.clock(), actor=given.OPERATOR)
     except Conflict:
         one.outcome(story)
-    assert all(len(holding) <= 1 for holding in occupants(story).values())
+    assert overlapping(story) == []
 
 
 @bounded
@@ -292,6 +319,7 @@ def test_the_stories_tell_of_every_event() -> None:
     assert told == {
         *("PermissionEnabled", "PermissionDisabled", "CodeGenerated", "Extended", "Shared", "Redeemed"),
         *("RedemptionRefused", "CampaignLaunched", "CampaignEnded", "CodeRevealed", "NoteAdded", "Revoked", "Expired"),
+        "Superseded",
         *("ExpiryApproaching", "CreatorErased"),
     }
 

@@ -10,9 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from domain.code import Code
-from domain.commands import Ledger, When
-from domain.values import CLOCK, Actor, Policy, Sealed, Window
+from domain.code import Code, Ending
+from domain.commands import Ledger
+from domain.values import CLOCK, Actor, Policy, Sealed, When, Window
 from tests import given
 from tests.given import (
     BRAND,
@@ -46,6 +46,8 @@ def test_a_code_records_the_terms_and_the_moment_of_their_acceptance() -> None:
         "expires_at": END,
         "masked": "…A1B2",
         "fingerprint": story.ledger.fingerprint(SECRET),
+        "secret_given": False,
+        "start_stated": True,
     }
 
 
@@ -117,7 +119,7 @@ def test_a_code_recorded_after_its_end_may_stand_beside_the_one_that_occupies_th
 )
 def test_a_code_that_expired_or_was_revoked_frees_its_video(story: Callable[[], Story], command: Command) -> None:
     told = given.after(story(), command)
-    assert given.done(told.ledger.code_on_video(VIDEO)) is None
+    assert told.outcome(given.generate(OTHER_CODE, secret=OTHER_SECRET)) == "CodeGenerated"
 
 
 def test_a_late_expiry_does_not_free_the_video_from_the_code_that_took_it() -> None:
@@ -125,10 +127,33 @@ def test_a_late_expiry_does_not_free_the_video_from_the_code_that_took_it() -> N
     assert story.outcome(given.generate(UUID(int=3), secret=Sealed("a third secret"))) == "live_code_exists"
 
 
-def test_an_expiry_that_is_not_due_frees_nothing() -> None:
-    decision = given.generated().decide(given.record_due())
-    assert decision is not None
-    assert decision.claims == []
+def test_two_late_codes_of_the_same_time_cannot_both_pass() -> None:
+    story = given.permitted()
+    asked = [
+        given.generate(starts_at=NOW - timedelta(days=40)),
+        given.generate(OTHER_CODE, secret=OTHER_SECRET, starts_at=NOW - timedelta(days=20)),
+    ]
+    decided = [story.decide(command) for command in asked]
+    story.ledger.append(decided[0], now=story.clock(), actor=given.OPERATOR)
+    with pytest.raises(Conflict):
+        story.ledger.append(decided[1], now=story.clock(), actor=given.OPERATOR)
+    assert story.outcome(asked[1]) == "live_code_exists"
+
+
+def test_a_code_may_be_recorded_between_two_periods_of_another() -> None:
+    story = given.after(given.window_over().later(days=20), given.extend(days=60))
+    between = given.generate(OTHER_CODE, secret=OTHER_SECRET, days=7, starts_at=NOW + timedelta(days=31))
+    assert story.outcome(between) == "CodeGenerated"
+
+
+def test_a_code_revoked_before_another_took_its_video_is_recorded_with_its_revocation() -> None:
+    story = given.permitted()
+    story.when(given.generate(OTHER_CODE, secret=OTHER_SECRET))
+    begun, taken_back = NOW - timedelta(days=9), NOW - timedelta(days=2)
+    alone = given.generate(starts_at=begun)
+    both = given.generate(starts_at=begun, revoked=Ending(taken_back, "wrong brand"))
+    assert (story.outcome(alone), story.outcome(both)) == ("live_code_exists", "CodeGenerated Revoked")
+    assert story.code().occupation() == [Window(begun, taken_back)]
 
 
 def test_a_revival_takes_the_video_again() -> None:
@@ -165,8 +190,9 @@ def test_a_window_may_have_begun_before_it_is_recorded() -> None:
 
 
 def test_a_window_begins_when_the_code_was_generated_in_the_world() -> None:
-    story = given.permitted()
-    story.when(given.generate(), effective_at=NOW - timedelta(days=3))
+    story = given.unknown()
+    for command in (given.permission(), given.generate()):
+        story.when(command, effective_at=NOW - timedelta(days=3))
     assert story.code().window == Window(NOW - timedelta(days=3), NOW + timedelta(days=27))
 
 
@@ -277,7 +303,7 @@ def test_a_revocation_says_whether_it_needed_force() -> None:
 
 def test_a_revoked_code_is_not_live_in_its_window() -> None:
     code = given.revoked().code()
-    assert (code.live(NOW), code.occupies(NOW), code.state(NOW)) == (False, False, "revoked")
+    assert (code.live(NOW), code.occupation(), code.state(NOW)) == (False, [], "revoked")
 
 
 def test_revoked_outranks_expired() -> None:

@@ -40,11 +40,16 @@ def everything() -> Story:
     story.later(days=2).outcome(given.redeem())
     relaunch = given.launch(replace(CAMPAIGN, campaign_id="campaign-3"))
     given.after(story, given.record_due(), given.extend(days=60), relaunch)
+    given.after(story, given.generate(given.OTHER_CODE, secret=given.OTHER_SECRET, supersedes=given.CODE))
     return given.after(story, given.revoke(force=True), given.permission(enabled=False), given.erase())
 
 
 VALID = "valid from 2026-03-01 12:00 UTC until 2026-03-31 12:00 UTC."
 LAUNCHED = "with 500.00 USD, from 2026-03-02 12:00 UTC until 2026-05-30 12:00 UTC."
+SUCCESSOR = (
+    "Creator creator-1 accepted terms terms-2026 and generated code …C3D4 for video video-1, "
+    "valid from 2026-04-01 12:00 UTC until 2026-05-01 12:00 UTC."
+)
 SENTENCES = [
     "Creator creator-1 switched ad authorization on.",
     f"Creator creator-1 accepted terms terms-2026 and generated code …A1B2 for video video-1, {VALID}",
@@ -67,6 +72,8 @@ SENTENCES = [
     "The code expired at 2026-03-31 12:00 UTC.",
     "The code was extended from 2026-03-31 12:00 UTC to 2026-04-30 12:00 UTC.",
     f"Advertiser advertiser-1 launched campaign campaign-3 {LAUNCHED}",
+    "The code was superseded by another from 2026-04-01 12:00 UTC on.",
+    SUCCESSOR,
     "Campaign campaign-3 of advertiser advertiser-1 ended, because the code was revoked.",
     "The code was revoked by force.",
     "Creator creator-1 switched ad authorization off.",
@@ -95,6 +102,14 @@ def test_a_revocation_without_force_has_its_sentence() -> None:
     assert summary(given.revoked().stream()[-1].event) == "The code was revoked."
 
 
+def test_a_code_whose_start_nobody_stated_says_so() -> None:
+    story = given.generated(secret_given=True, expires_at=NOW + timedelta(days=30))
+    assert summary(story.stream()[0].event) == (
+        "Creator creator-1 accepted terms terms-2026 and generated code …A1B2 for video video-1, "
+        "valid until 2026-03-31 12:00 UTC; nobody stated when it began."
+    )
+
+
 def test_no_event_is_left_out_here() -> None:
     assert set(given.types(everything().ledger.events)) == event_types(Code) | event_types(Creator)
 
@@ -103,7 +118,7 @@ def test_no_sentence_holds_a_sealed_text() -> None:
     story = everything()
     sealed = {text for texts in story.ledger.sealed.values() for text in texts.values()}
     sentences = " ".join(summary(with_sealed_texts(story, r)) for r in story.ledger.events)
-    assert sealed == {given.SECRET, Sealed(NOTE), Sealed(REMARK)}
+    assert sealed == {given.SECRET, given.OTHER_SECRET, Sealed(NOTE), Sealed(REMARK)}
     assert not [str(text) for text in sealed if text in sentences]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime, timedelta
-from typing import Any, get_args
+from typing import Any, cast
 
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
@@ -15,7 +15,7 @@ from domain.values import State
 from projections import statistics
 from projections.code_timeline import CodeTimelineRow, bucket, day_of, move_end, transitions
 from projections.engine import checkpoints
-from projections.statistics import Day
+from projections.statistics import COUNTED_STATES, Day
 from tests import given
 from tests.given import CODE, NOW, OTHER_CODE, OTHER_SECRET, Story
 from tests.projections.conftest import Cursor, Followed
@@ -28,7 +28,8 @@ JUST_BEFORE = timedelta(microseconds=1)
 
 
 def states(**counts: int) -> dict[State, int]:
-    return dict.fromkeys(get_args(State), 0) | counts
+    none: dict[State, int] = dict.fromkeys(COUNTED_STATES, 0)
+    return none | cast("dict[State, int]", counts)
 
 
 def count_states(story: Story, moment: datetime) -> dict[State, int]:

@@ -12,10 +12,10 @@ from uuid import UUID
 import pytest
 
 from domain import commands
-from domain.commands import Ledger, When
+from domain.commands import Ledger
 from domain.creator import Creator
 from domain.errors import Refused
-from domain.values import Sealed
+from domain.values import Sealed, When
 from infra.errors import KeyNoLongerValid
 from infra.eventstore.command_handler import CommandResult
 from infra.ids import uuid7
@@ -109,6 +109,7 @@ async def test_a_revoked_codes_secret_stays_taken(opened: Opened) -> None:
 async def test_an_ended_code_that_nobody_recorded_as_expired_leaves_its_video_to_one_of_32(opened: Opened) -> None:
     tenant = await permitted(opened)
     ended = opened.handler.now() - timedelta(days=31)
+    await opened.when(tenant, given.permission(), effective_at=ended)
     await opened.when(tenant, given.generate(starts_at=ended, days=30), effective_at=ended)
     came = await outcomes(*(opened.when(tenant, fresh_code(n)) for n in range(1, 33)))
     assert came == {"done": 1, "live_code_exists": 31}

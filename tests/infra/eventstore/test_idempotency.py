@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from domain.commands import Ledger, When
+from domain.commands import Ledger
 from domain.errors import Refused
+from domain.values import When
 from infra.errors import IdempotencyMismatch, IdempotencyRunning
 from infra.eventstore.command_handler import CommandResult
 from tests import given
