@@ -552,7 +552,9 @@ def authorizations(
     asked = _wanted(offline.batch_query, as_of)
     with _progress(on_stderr=output is None) as say:
         _with_database(
-            lambda place, key: offline.ask(offline.LedgerAddress(place, key, ledger), asked, file, output, say)
+            lambda place, key: offline.ask(
+                offline.LedgerAddress(place, key, ledger), asked, file, output, say, video_ids=load_settings().video_ids
+            )
         )
 
 

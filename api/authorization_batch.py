@@ -80,7 +80,7 @@ async def ask_authorizations(
     media_type = wanted_format(headers.text(request, b"accept"), others)
     file = await _received(request)
     try:
-        lines = _begun(read_lines(file, MEDIA_TYPES[sent]))
+        lines = _begun(read_lines(file, MEDIA_TYPES[sent], caller.services.settings.video_ids))
         services = caller.services
         advertiser_check = _AdvertiserCheck(caller)
         context = await batch_context(

@@ -6,8 +6,9 @@ Every line has its answer, in order and under its number; one that is no questio
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
@@ -18,15 +19,17 @@ from api.authorizations import Readable, all_codes, authorization_verdict, verdi
 from api.event_content import csv_lines
 from api.http.as_of import known_in
 from api.http.dependencies import DatabaseCursor
-from api.http.fields import AdvertiserId, Moment, VideoId
+from api.http.fields import AdvertiserId, Moment, VideoId, VideoIdPolicy
 from api.http.query_params import AsOf, AtLeast, QueryModel
 from api.http.strict_json import has_duplicate_names
 from api.http.validation_messages import message_of
+from domain.values import ID_PATTERN
 from projections import codes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
+    from domain.pasted import VideoIds
     from infra.eventstore.authorization_evidence import EvidenceReader
     from infra.eventstore.reader import EventReader
     from infra.views.reader import ViewReader
@@ -88,7 +91,10 @@ class AuthorizationRequest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line by its number, from 1: a question, or what is wrong with it."""
+    """A line by its number, from 1: a question, or what is wrong with it.
+
+    With both it is a question only if the ledger has its video: recorded ids are accepted whatever they look like.
+    """
 
     number: int
     request: AuthorizationRequest | None = None
@@ -157,7 +163,7 @@ async def batch_context(
     return BatchContext(ledger_id, as_of, now, refuse, readable)
 
 
-def read_lines(file: IO[bytes], format_: Format) -> Iterator[Line]:
+def read_lines(file: IO[bytes], format_: Format, video_ids: VideoIds) -> Iterator[Line]:
     """Read a batch line by line, in constant memory; empty lines are counted and passed over.
 
     Raises:
@@ -172,7 +178,7 @@ def read_lines(file: IO[bytes], format_: Format) -> Iterator[Line]:
         elif error:
             yield Line(number, error=error)
         elif text.strip():
-            yield _line(number, text, columns)
+            yield _line(number, text, columns, VideoIdPolicy(video_ids))
     if format_ == "csv" and columns is None:
         raise BatchError(_NO_COLUMNS)
 
@@ -202,17 +208,26 @@ async def answer_lines(
     for line in lines:
         chunk.append(line)
         if len(chunk) == AT_ONCE:
-            yield await _answered(chunk, questions, context, format_), chunk
+            yield await _answered(chunk, questions, context, format_)
             chunk = []
     if chunk:
-        yield await _answered(chunk, questions, context, format_), chunk
+        yield await _answered(chunk, questions, context, format_)
 
 
-async def _answered(chunk: Sequence[Line], questions: EvidenceReader, context: BatchContext, format_: Format) -> bytes:
+async def _answered(
+    chunk: Sequence[Line], questions: EvidenceReader, context: BatchContext, format_: Format
+) -> tuple[bytes, Sequence[Line]]:
+    """Answer some lines, and return them with their answers: what turned out to be no question is none there."""
     videos = {line.request.video_id for line in chunk if line.request is not None}
     evidence = await questions.of_videos(context.ledger_id, list(videos)) if videos else {}
+    lines = [
+        Line(line.number, error=line.error)
+        if line.request is None or (line.error and not evidence[line.request.video_id].codes)
+        else Line(line.number, line.request)
+        for line in chunk
+    ]
     contents: list[dict[str, Any]] = []
-    for line in chunk:
+    for line in lines:
         error = line.error if line.request is None else context.refuse(line.request.advertiser_id)
         if line.request is None or error:
             contents.append({"line": line.number, "error": error})
@@ -229,10 +244,11 @@ async def _answered(chunk: Sequence[Line], questions: EvidenceReader, context: B
         }
         contents.append({"line": line.number, **about, **verdict_content(answer)})
     if format_ == "ndjson":
-        return b"".join(orjson.dumps(c, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for c in contents)
+        encoded = (orjson.dumps(c, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for c in contents)
+        return b"".join(encoded), lines
     for content in contents:
         content["evidence"] = " ".join(str(position) for position in content.get("evidence", ()))
-    return csv_lines([[content.get(column) for column in _ANSWER_COLUMNS] for content in contents])
+    return csv_lines([[content.get(column) for column in _ANSWER_COLUMNS] for content in contents]), lines
 
 
 def _texts(file: IO[bytes]) -> Iterator[tuple[str, str]]:
@@ -255,7 +271,7 @@ def _columns(text: str) -> Sequence[str]:
     return names
 
 
-def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
+def _line(number: int, text: str, columns: Sequence[str] | None, policy: VideoIdPolicy) -> Line:
     sent: Any
     if columns is None:
         try:
@@ -273,13 +289,31 @@ def _line(number: int, text: str, columns: Sequence[str] | None) -> Line:
             for column, cell in zip(columns, cells, strict=True)
             if cell.strip() or column != "at"
         }
-    try:
-        question = AuthorizationRequest.model_validate(sent)
-    except ValidationError as error:
-        return Line(number, error=_said(error))
+    question, wrong = _question(sent, policy)
+    if question is None:
+        return Line(number, error=wrong)
     if columns is None and has_duplicate_names(sent, text.encode()):
         return Line(number, error="A field is repeated.")
-    return Line(number, question)
+    return Line(number, question, wrong)
+
+
+def _question(sent: Any, policy: VideoIdPolicy) -> tuple[AuthorizationRequest | None, str]:
+    """Return a question, what is wrong with it, or both where that is its video's id alone."""
+    try:
+        return AuthorizationRequest.model_validate(sent, context=policy), ""
+    except ValidationError as error:
+        wrong = _said(error)
+        found = error.errors(include_url=False, include_input=False)
+        if any(one.get("ctx", {}).get("code") != "video_id_unusable" for one in found):
+            return None, wrong
+        return _question_if_recorded(sent, policy), wrong
+
+
+def _question_if_recorded(sent: Any, policy: VideoIdPolicy) -> AuthorizationRequest | None:
+    video_id = sent["video_id"]
+    if re.fullmatch(ID_PATTERN, video_id) is None:
+        return None
+    return AuthorizationRequest.model_validate(sent, context=replace(policy, recorded=frozenset({video_id})))
 
 
 def _cells(text: str) -> Sequence[str] | None:

@@ -19,10 +19,10 @@ from api.access_log import record_access
 from api.http import answer_fields as answered
 from api.http.as_of import known_at
 from api.http.caller import Caller, allow
-from api.http.fields import Id, Moment
+from api.http.fields import Id, Moment, VideoId
 from api.http.media_types import JSON
 from api.http.models import Answer
-from api.http.query_params import AsOf, AtLeast, QueryModel
+from api.http.query_params import AsOf, AtLeast, Exact, QueryModel
 from api.http.responses import answer
 from api.http.route import Operation, Route
 from domain.authorization import Verdict, verdict
@@ -57,7 +57,8 @@ class AuthorizationAnswer(Answer):
 
 
 class AuthorizationQuery(QueryModel):
-    video_id: Annotated[Id, Field(description="The video.", examples=["7312345678901234567"])]
+    video_id_exact: Exact = None
+    video_id: Annotated[VideoId, Field(description="The video.")]
     advertiser_id: Annotated[Id, Field(description="The advertiser account that ran the ad.", examples=["adv-7001"])]
     at: Annotated[
         Moment | None, Field(description="The time at which the ad ran. Default: now, or the time of `as_of`.")

@@ -38,6 +38,7 @@ from api.http.query_params import (
     ByCode,
     ByCreator,
     ByVideo,
+    Exact,
     Flag,
     Limit,
     NextCursor,
@@ -158,6 +159,7 @@ class CampaignsQuery(QueryModel):
     campaign_id: Annotated[Id | None, Field(description="Only with this name.", examples=["spring-sale"])] = None
     advertiser_id: ByAdvertiser = None
     creator_id: ByCreator = None
+    video_id_exact: Exact = None
     video_id: ByVideo = None
     code_id: ByCode = None
     limit: Limit = LIMIT

@@ -13,11 +13,11 @@ from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.cursors import decode, decode_time, encode, encode_time
 from api.http.dependencies import DatabaseCursor
-from api.http.fields import MAX_POSITION, Id, Moment, State
+from api.http.fields import MAX_POSITION, Id, Moment, State, VideoId
 from api.http.models import Answer
 from api.http.pagination import page_answer, page_of, same_query
 from api.http.problems import malformed_query
-from api.http.query_params import LIMIT, MAX_CURSOR_CHARACTERS, AtLeast, Limit, QueryModel, refuse_empty
+from api.http.query_params import LIMIT, MAX_CURSOR_CHARACTERS, AtLeast, Exact, Limit, QueryModel, refuse_empty
 from api.http.route import Operation, Route
 from domain.values import Window
 from projections import codes, statistics
@@ -46,7 +46,8 @@ class CodesAnswer(Answer):
 class CodesQuery(QueryModel):
     state: Annotated[State | None, Field(description="Only codes in this state.")] = None
     creator_id: Annotated[Id | None, Field(description="Only codes of this creator.", examples=["ana.creates"])] = None
-    video_id: Annotated[Id | None, Field(description="Only codes for this video.")] = None
+    video_id_exact: Exact = None
+    video_id: Annotated[VideoId | None, Field(description="Only codes for this video.")] = None
     brand_id: Annotated[Id | None, Field(description="Only codes shared with this brand.", examples=["acme"])] = None
     advertiser_id: Annotated[
         Id | None,

@@ -17,7 +17,19 @@ from api.http import headers
 from api.http.as_of import known_at, refuse_ahead, upto
 from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
 from api.http.command_context import creator_of, handle_command, load_code, policy_of
-from api.http.fields import LATER, CaptionHash, CreatorId, Moment, Note, Position, Reason, Secret, SingleLine, VideoId
+from api.http.fields import (
+    LATER,
+    VIDEO_ID_EXACT,
+    CaptionHash,
+    CreatorId,
+    Moment,
+    Note,
+    Position,
+    Reason,
+    Secret,
+    SingleLine,
+    VideoId,
+)
 from api.http.guessing import count_guess, refuse_guessing
 from api.http.models import Command
 from api.http.problems import Problem, malformed_body
@@ -42,6 +54,7 @@ Days = Annotated[int, Field(ge=-MAX_DAYS, le=MAX_DAYS, examples=[30])]
 
 class GenerateCode(Command):
     creator_id: CreatorId
+    video_id_exact: Annotated[bool, Field(description=VIDEO_ID_EXACT)] = False
     video_id: VideoId
     terms_version: Annotated[
         SingleLine | None,

@@ -76,7 +76,7 @@ def run_demo(url: str, key: str, say: Callable[[str], None]) -> int:
 
 
 def _tell(story: Story) -> None:
-    creator, video, advertiser = f"creator-{story.tag}", f"video-{story.tag}", f"advertiser-{story.tag}"
+    creator, video, advertiser = f"creator-{story.tag}", f"7{int(story.tag, 16):017}7", f"advertiser-{story.tag}"
     code = _issue(story, creator, video, advertiser)
     code_id = code["code_id"]
     _redeem_and_run(story, code, advertiser)

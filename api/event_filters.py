@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from api.http.fields import NO_NUL, Id, Moment
+from api.http.fields import NO_NUL, Id, Moment, VideoId
 from api.http.problems import Problem, malformed_query
-from api.http.query_params import MAX_Q_CHARACTERS, AnyPosition, CodeId, QueryModel, refuse_empty
+from api.http.query_params import MAX_Q_CHARACTERS, AnyPosition, CodeId, Exact, QueryModel, refuse_empty
 from api.query_language import ParsedQuery, QueryError, parameter, parse
 from domain.event_types import EVENT_TYPES
 from projections.index_scan import Among, Between
@@ -37,7 +37,8 @@ class Conditions(QueryModel):
     ] = None
     code_id: Annotated[CodeId | None, Field(description="Only events of this code.")] = None
     creator_id: Annotated[Id | None, Field(description="Only events of this creator's permission and codes.")] = None
-    video_id: Annotated[Id | None, Field(description="Only events of this video's codes.")] = None
+    video_id_exact: Exact = None
+    video_id: Annotated[VideoId | None, Field(description="Only events of this video's codes.")] = None
     advertiser_id: Annotated[Id | None, Field(description="Only events that name this advertiser account.")] = None
     actor: Annotated[
         ActorFilter | None, Field(description="Only events recorded with this key, given by id, or by `clock`.")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from api.authorization_lines import Format
+    from domain.pasted import VideoIds
     from infra.crypto.envelope import LedgerKeys
     from infra.crypto.master_keys import KeyProvider
 
@@ -178,7 +179,13 @@ async def export(where: LedgerAddress, query: ExportQuery, path: Path, say: Call
 
 
 async def ask(
-    where: LedgerAddress, query: BatchQuery, path: Path, output: Path | None, say: Callable[[str], None]
+    where: LedgerAddress,
+    query: BatchQuery,
+    path: Path,
+    output: Path | None,
+    say: Callable[[str], None],
+    *,
+    video_ids: VideoIds,
 ) -> None:
     """Answer a file of questions, into another file or as output.
 
@@ -208,7 +215,7 @@ async def ask(
                 nullcontext(sys.stdout.buffer) if output is None else _written(output) as file,
             ):
                 async for piece, lines in answer_lines(
-                    read_lines(source, _format(path)), opened.views.evidence, context, format_
+                    read_lines(source, _format(path), video_ids), opened.views.evidence, context, format_
                 ):
                     file.write(piece)
                     wrong += sum(line.request is None for line in lines)

@@ -26,6 +26,7 @@ from api.http.query_params import (
     ByCode,
     ByCreator,
     ByVideo,
+    Exact,
     Flag,
     InTime,
     Limit,
@@ -118,6 +119,7 @@ class RedemptionsQuery(InTime):
     ] = None
     advertiser_id: ByAdvertiser = None
     creator_id: ByCreator = None
+    video_id_exact: Exact = None
     video_id: ByVideo = None
     code_id: ByCode = None
     limit: Limit = LIMIT

@@ -18,7 +18,18 @@ from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, BrandId, Id, Note
 from api.http.models import Answer, Command
 from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
-from api.http.query_params import LIMIT, AtLeast, ByAdvertiser, ByCode, ByCreator, ByVideo, InTime, Limit, NextCursor
+from api.http.query_params import (
+    LIMIT,
+    AtLeast,
+    ByAdvertiser,
+    ByCode,
+    ByCreator,
+    ByVideo,
+    Exact,
+    InTime,
+    Limit,
+    NextCursor,
+)
 from api.http.responses import created_or_repeated
 from api.http.route import Operation, Route
 from domain import commands
@@ -69,6 +80,7 @@ class SharesQuery(InTime):
     brand_id: Annotated[Id | None, Field(description="Only with this brand.", examples=["acme"])] = None
     advertiser_id: ByAdvertiser = None
     creator_id: ByCreator = None
+    video_id_exact: Exact = None
     video_id: ByVideo = None
     code_id: ByCode = None
     channel: Annotated[Channel | None, Field(description="Only over this channel.", examples=["dm"])] = None

@@ -221,6 +221,12 @@ class Settings(BaseModel):
     extend_after_expiry: bool = _setting(
         default=True, description="Whether an expired code can be extended.", expects="give true or false"
     )
+    video_ids: Literal["tiktok", "any"] = _setting(
+        "tiktok",
+        "Which video ids are accepted: `tiktok` for 15 to 20 digits, or `any` for ids of other platforms too. Links to "
+        "TikTok posts are always reduced to the id.",
+        "give tiktok or any",
+    )
     requests_per_second: int = _setting(
         100_000,
         "How many requests per second one API key can make.",

@@ -300,6 +300,7 @@ def process(kind: str, dsn: str, log: IO[bytes]) -> Iterator[Path]:
     """Run the API or a worker, with all that it says in a file."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARKLEDGER_")}
     environment |= {
+        "SPARKLEDGER_VIDEO_IDS": "any",
         "SPARKLEDGER_DATABASE_URL": dsn,
         "SPARKLEDGER_MASTER_KEY": base64.b64encode(bytes(range(32))).decode(),
         "SPARKLEDGER_PORT": "0",

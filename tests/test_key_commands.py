@@ -48,7 +48,12 @@ def client(live: LiveServer) -> httpx.Client:
 def generate(api: httpx.Client, creator: str) -> str:
     """Generate a creator's first code, and return its address."""
     told(api.put(f"/v1/creators/{creator}/permission", json={"enabled": True}), 200)
-    asked = {"creator_id": creator, "video_id": f"video-of-{creator}", "terms_version": "1", "secret": f"#of-{creator}"}
+    asked = {
+        "creator_id": creator,
+        "video_id": f"video-of-{creator}",
+        "terms_version": "1",
+        "secret": f"#code-of-{creator}",
+    }
     return f"/v1/codes/{told(api.post('/v1/codes', json=asked), 201)['code_id']}"
 
 
@@ -67,13 +72,13 @@ def test_the_master_key_is_rotated_and_a_creator_erased_beside_a_running_server(
             code, said = run(live, "master-key", "rotate")
             assert code == 0, said
             assert "creator_keys: 1 keys wrapped again" in said
-            assert [revealed(api, generate(api, "ben")), revealed(api, first)] == ["#of-ben", "#of-ana"]
+            assert [revealed(api, generate(api, "ben")), revealed(api, first)] == ["#code-of-ben", "#code-of-ana"]
             _, after = run(live, "master-key", "show")
             assert [line.split()[0] for line in after.splitlines() if "present" in line] != before.split()[:1]
 
             assert run(live, "erase", "nobody", "--reason", "asked for", "--yes")[0] == 1
             assert run(live, "erase", "ana", "--reason", "asked for", answer="n\n")[0] == 1
-            assert revealed(api, first) == "#of-ana"
+            assert revealed(api, first) == "#code-of-ana"
             code, said = run(live, "erase", "ana", "--reason", "asked for", "--yes")
             assert (code, "The key is destroyed" in said) == (0, True), said
             assert refused(api.post(f"{first}/reveals", json={"reason": "why"})) == (409, "creator_erased")
@@ -85,7 +90,7 @@ def test_the_master_key_is_rotated_and_a_creator_erased_beside_a_running_server(
     try:
         with client(live) as api:
             told(api.get("/v1/codes"), 200)
-            assert revealed(api, generate(api, "eva")) == "#of-eva"
+            assert revealed(api, generate(api, "eva")) == "#code-of-eva"
     finally:
         assert live.stop() == 0
 

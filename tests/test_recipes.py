@@ -91,6 +91,7 @@ READ_TWICE: Final = {
     "host": "the API listens there, and the demo connects to it",
     "port": "the API listens there, and the demo connects to it",
     "webhook_networks": "checked when a webhook is created, and again when it is sent to",
+    "video_ids": "requests and the lines of batches are checked by it",
     "kafka_bootstrap_servers": "also says whether anything is published at all",
 }
 

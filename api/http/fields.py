@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, cast
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from domain import pasted
@@ -27,6 +28,7 @@ _RFC3339_PATTERN: Final = (
     r"|02-(0[1-9]|1[0-9]|2[0-8]))|20([02468][048]|[13579][26])-02-29)"
     r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 )
+ID_EXPECTED: Final = "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"
 NO_NUL: Final = r"^[^\u0000]*$"
 SHA256_PATTERN: Final = r"^[0-9a-f]{64}$"
 AMOUNT_PATTERN: Final = r"^([1-9][0-9]{0,11}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"
@@ -69,6 +71,33 @@ def _secret(text: str) -> Sealed:
         raise unusable(error) from None
 
 
+@dataclass(frozen=True, slots=True)
+class VideoIdPolicy:
+    """What a request's models are validated with: which video ids are accepted.
+
+    Attributes:
+        accepts: the setting.
+        recorded: ids that the ledger has, which are accepted as they are.
+
+    """
+
+    accepts: pasted.VideoIds
+    recorded: frozenset[str] = frozenset()
+
+
+def _video_id(text: str, info: ValidationInfo) -> str:
+    """Reduce a link to the id that it holds, and refuse an id that cannot be a video's."""
+    policy = info.context if isinstance(info.context, VideoIdPolicy) else VideoIdPolicy("tiktok")
+    if text in policy.recorded:
+        return text
+    try:
+        return pasted.video_id(text, policy.accepts, exact=info.data.get("video_id_exact") is True)
+    except pasted.Unusable as error:
+        if policy.accepts == "any" and error.reason == "not_a_video_id":
+            raise PydanticCustomError("id", ID_EXPECTED) from None
+        raise unusable(error) from None
+
+
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse what is too deep, too large, or what no store and no other JSON parser would give back unchanged."""
     if _depth(value) > MAX_TARGETING_DEPTH:
@@ -105,7 +134,20 @@ def _depth(value: object) -> int:
 
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 CreatorId = Annotated[Id, Field(description="Your id for the creator's TikTok account.", examples=["ana.creates"])]
-VideoId = Annotated[Id, Field(description="The video that the code is for.", examples=["7312345678901234567"])]
+VIDEO_ID_SCHEMA: Final[dict[str, Any]] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_PASTED_CHARACTERS,
+    "examples": ["7312345678901234567"],
+}
+VideoId = Annotated[
+    str,
+    StringConstraints(max_length=MAX_PASTED_CHARACTERS),
+    AfterValidator(_video_id),
+    WithJsonSchema(VIDEO_ID_SCHEMA),
+    Field(description="The video that the code is for: its id of 15 to 20 digits, or a link to the post."),
+]
+VIDEO_ID_EXACT: Final = "The zeros at the end of the video id are genuine, although a spreadsheet may leave such zeros."
 BrandId = Annotated[Id, Field(description="Your id for the brand.", examples=["acme"])]
 AdvertiserId = Annotated[Id, Field(description="The advertiser account in TikTok Ads Manager.", examples=["adv-7001"])]
 CampaignId = Annotated[Id, Field(description="Your id for the campaign.", examples=["spring-sale"])]

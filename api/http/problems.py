@@ -62,6 +62,7 @@ STATUSES: Final[dict[str, int]] = {
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "malformed_body": 422,
+    "video_id_unusable": 422,
     "idempotency_key_reused": 422,
     "too_many_requests": 429,
     "too_many_unknown_codes": 429,
@@ -84,6 +85,7 @@ RETRYABLE: Final = Refused.RETRYABLE | {
 # What a person reads where the sentence does not depend on the case; refusals of the rules bring their own.
 DETAILS: Final[dict[str, str]] = {
     "malformed_body": "The request body is not valid. `errors` says which fields are wrong and why.",
+    "video_id_unusable": "This cannot be the id of a video. `errors` says why, and what to send instead.",
     "malformed_query": "The query is not valid. `errors` says which parameters are wrong and why.",
     "malformed_path": "An id in the path must have 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
     "malformed_cursor": "The cursor does not belong to this query. Start again without a cursor.",
@@ -181,7 +183,10 @@ def malformed_query(parameter: str, problem: str) -> Problem:
 def malformed(code: str, error: ValidationError, model: Any) -> Problem:
     """Return the problem of what a model refused: where and why, and nothing of what was sent."""
     found = error.errors(include_url=False, include_input=False)
-    return Problem(code, members={"errors": [_field_problem(one, model) for one in found]})
+    members = {"errors": [_field_problem(one, model) for one in found]}
+    if all(one.get("ctx", {}).get("code") == "video_id_unusable" for one in found):
+        return Problem("video_id_unusable", status=STATUSES[code], members=members)
+    return Problem(code, members=members)
 
 
 def too_many(code: str, wait_s: float, policy: tuple[int, int]) -> Problem:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from api.http.fields import MAX_POSITION, MOMENT_SCHEMA, Id, Moment, parse_moment
+from api.http.fields import MAX_POSITION, MOMENT_SCHEMA, VIDEO_ID_EXACT, Id, Moment, VideoId, parse_moment
 from api.http.problems import malformed_query
 from api.http.validation_messages import message_of
 
@@ -75,7 +75,7 @@ def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
         case "moment" if isinstance(error["input"], str) and _LOST_PLUS.fullmatch(error["input"]):
             message = "In a query, + means a space. Write %2B for the + of an offset, or give the time with Z."
     # The message is a template, and holds nothing to fill in.
-    reason = {name: found for name, found in error.get("ctx", {}).items() if name == "reason"}
+    reason = {name: found for name, found in error.get("ctx", {}).items() if name in {"reason", "code"}}
     return {"type": PydanticCustomError("parameter", cast("Any", message), reason or None), "loc": loc, "input": None}
 
 
@@ -159,7 +159,7 @@ NextCursor = Annotated[
 # Until there were pages these were whole: a page that is not asked for by size is as long as one can be.
 LongLimit = Annotated[Size, Field(description="The maximum number of entries in a page.", examples=[LIMIT])]
 ByCreator = Annotated[Id | None, Field(description="Only of this creator's codes.", examples=["ana.creates"])]
-ByVideo = Annotated[Id | None, Field(description="Only of this video's codes.", examples=["7312345678901234567"])]
+ByVideo = Annotated[VideoId | None, Field(description="Only of this video's codes.")]
 ByCode = Annotated[CodeId | None, Field(description="Only of this code.")]
 ByAdvertiser = Annotated[Id | None, Field(description="Only of this advertiser account.", examples=["adv-7001"])]
 From = Annotated[Moment | None, Field(alias="from", description="At this effective time or later.")]
@@ -173,6 +173,7 @@ def _flag(value: object) -> object:
 
 
 Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"type": "boolean"})]
+Exact = Annotated[Flag | None, Field(description=VIDEO_ID_EXACT)]
 
 
 class InTime(QueryModel):

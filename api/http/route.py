@@ -13,9 +13,10 @@ What the signature cannot say, for the API reference, stands above it: `@Operati
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -26,10 +27,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from api.http import headers
 from api.http.caller import Allowed, Caller, admit
+from api.http.dependencies import services_of
+from api.http.fields import VideoIdPolicy
 from api.http.models import Body, Command
 from api.http.problems import Problem, malformed, malformed_body
 from api.http.query_params import QueryModel
 from api.http.strict_json import has_duplicate_names
+from domain.values import ID_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -146,13 +150,13 @@ class Route(APIRoute):
             if request_name is not None:
                 arguments[request_name] = request
             if query_name is not None and query_type is not None:
-                arguments[query_name] = read_query(request, query_type)
+                arguments[query_name] = await read_query(request, query_type, caller)
             # May hold a secret: from here on there is the model, whose secrets do not print, and a hash.
             sent = None
             if body_name is not None and body_adapter is not None:
                 sent = await read_json(request)
                 try:
-                    arguments[body_name] = body_adapter.validate_python(sent)
+                    arguments[body_name] = await _validated(body_adapter.validate_python, sent, request, caller)
                 except ValidationError as error:
                     raise malformed("malformed_body", error, body_type) from None
             if caller is not None and b"idempotency-key" in headers.of(request):
@@ -164,7 +168,7 @@ class Route(APIRoute):
         return handler
 
 
-def read_query(request: Request, model: type[M]) -> M:
+async def read_query(request: Request, model: type[M], caller: Caller | None) -> M:
     """Return the query as its model.
 
     Raises:
@@ -184,7 +188,7 @@ def read_query(request: Request, model: type[M]) -> M:
         which = "A query parameter" if twice is None else f"The parameter `{twice}`"
         raise Problem("malformed_query", f"{which} was sent more than once.")
     try:
-        return model.model_validate(parameters)
+        return await _validated(model.model_validate, parameters, request, caller)
     except ValidationError as error:
         raise malformed("malformed_query", error, model) from None
 
@@ -208,6 +212,28 @@ async def read_json(request: Request) -> Any:
     if twice:
         raise malformed_body("", "A field was sent more than once.")
     return sent
+
+
+async def _validated(validate: Callable[..., M], sent: Any, request: Request, caller: Caller | None) -> M:
+    """Validate what was sent; a video id that the ledger has is accepted, whatever it looks like.
+
+    Raises:
+        ValidationError: it is malformed.
+
+    """
+    policy = VideoIdPolicy(services_of(request.scope).settings.video_ids)
+    try:
+        return validate(sent, context=policy)
+    except ValidationError as error:
+        video_id = sent.get("video_id") if isinstance(sent, dict) else None
+        found = error.errors(include_url=False, include_input=False)
+        unusable = any(one.get("ctx", {}).get("code") == "video_id_unusable" for one in found)
+        if caller is None or not unusable or not isinstance(video_id, str) or not re.fullmatch(ID_PATTERN, video_id):
+            raise
+        evidence = await caller.services.views.evidence.of_video(caller.ledger_id, video_id)
+        if not evidence.codes:
+            raise
+        return validate(sent, context=replace(policy, recorded=frozenset({video_id})))
 
 
 def roles_by_route(app: FastAPI) -> dict[str, tuple[Role, ...]]:

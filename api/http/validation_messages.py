@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from pydantic import BaseModel
 from pydantic_core.core_schema import ErrorType
 
-from api.http.fields import AMOUNT_PATTERN, CURRENCY_PATTERN, NO_CONTROL, NO_NUL, SHA256_PATTERN, UUID_PATTERN
+from api.http.fields import (
+    AMOUNT_PATTERN,
+    CURRENCY_PATTERN,
+    ID_EXPECTED,
+    NO_CONTROL,
+    NO_NUL,
+    SHA256_PATTERN,
+    UUID_PATTERN,
+)
 from domain.values import ID_PATTERN
 
 if TYPE_CHECKING:
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 MAX_NAME_CHARACTERS: Final = 24
 _PLAIN_NAME: Final = re.compile(rf"(?=.{{1,{MAX_NAME_CHARACTERS}}}\Z)[A-Za-z]+(?:_[A-Za-z]+)*")
 _PATTERNS: Final = {
-    ID_PATTERN: "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
+    ID_PATTERN: ID_EXPECTED,
     NO_NUL: "A string must not contain the NUL character.",
     NO_CONTROL: "This must not contain line breaks, tabs or other control characters.",
     SHA256_PATTERN: "Expected a SHA-256 in lowercase hexadecimal: 64 of the characters 0-9 a-f.",

@@ -364,7 +364,7 @@ def test_a_malformed_query_of_the_trail_is_refused(world: World, query: dict[str
             "sekret=1&secret=2&cursor=",
             "",
             (
-                "Unknown parameter. Known parameters: type, code_id, creator_id, video_id, "
+                "Unknown parameter. Known parameters: type, code_id, creator_id, video_id_exact, video_id, "
                 "advertiser_id, actor, from, to, q, after, before, order, limit, cursor, total, at_least."
             ),
         ),

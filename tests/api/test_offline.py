@@ -102,7 +102,9 @@ def test_a_query_that_is_none_is_pointed_at() -> None:
 
 def answered(world: World, path: Path, output: Path | None = None, as_of: str | None = None) -> list[str]:
     said: list[str] = []
-    asyncio.run(offline.ask(where(world.server), offline.batch_query(as_of), path, output, said.append))
+    asyncio.run(
+        offline.ask(where(world.server), offline.batch_query(as_of), path, output, said.append, video_ids="any")
+    )
     return said
 
 

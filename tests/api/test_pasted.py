@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from domain.pasted import SENTENCES
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, TERMS, World, refused, told
 
 # As TikTok shows it.
@@ -156,3 +158,102 @@ def test_a_time_that_may_mean_two_things_is_refused_with_a_reason(world: World, 
 def test_a_day_of_another_form_names_the_form(world: World) -> None:
     answer = world.client.post("/v1/codes", json=generating(starts_at="03/04/2026"))
     assert "YYYY-MM-DD" in answer.json()["errors"][0]["problem"]
+
+
+# Videos.
+
+VIDEO = "7312345678901234567"
+ROUNDED = "7312345678901230000"
+LINKS = [
+    f"https://www.tiktok.com/@name/video/{VIDEO}?_r=1",
+    f"https://www.tiktok.com/@name/photo/{VIDEO}",
+    f"m.tiktok.com/v/{VIDEO}.html",
+    f" '{VIDEO}",
+]
+UNUSABLE = [
+    ("https://vm.tiktok.com/ZT8WXquk6/", "short_link"),
+    ("https://www.tiktok.com/t/ZT8WXquk6/", "short_link"),
+    ("https://example.com/@name/video/7312345678901234567", "other_link"),
+    ("t", "not_a_video_id"),
+    ("123", "not_a_video_id"),
+    ("@x", "not_a_video_id"),
+    ("ZT8WXquk6", "not_a_video_id"),
+    ("7.31235E+18", "rounded_by_spreadsheet"),
+    (ROUNDED, "rounded_by_spreadsheet"),
+]
+
+
+@pytest.fixture
+def tiktok(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Return a world that takes TikTok's video ids alone, as servers do unless they are set otherwise."""
+    monkeypatch.setitem(vars(world.server.serving.settings), "video_ids", "tiktok")
+    return world
+
+
+@pytest.mark.parametrize("paste", LINKS)
+def test_a_link_is_reduced_to_the_video_that_it_leads_to(tiktok: World, paste: str) -> None:
+    code = tiktok.generate(video_id=paste)
+
+    listed = tiktok.client.get("/v1/codes", params={"video_id": paste, "at_least": code["position"]})
+    asked = tiktok.client.get(
+        "/v1/authorizations", params={"video_id": paste, "advertiser_id": "a", "at_least": code["position"]}
+    )
+
+    assert code["video_id"] == VIDEO
+    assert [one["code_id"] for one in told(listed, 200)["codes"]] == [code["code_id"]]
+    assert (told(asked, 200)["video_id"], asked.json()["reason"]) == (VIDEO, "not_redeemed")
+
+
+@pytest.mark.parametrize(("text", "reason"), UNUSABLE)
+def test_what_is_no_video_id_is_refused_with_a_reason(tiktok: World, text: str, reason: str) -> None:
+    tiktok.permit()
+
+    body = tiktok.client.post("/v1/codes", json=generating(video_id=text))
+    queries = [
+        tiktok.client.get(path, params={"video_id": text} | more)
+        for path, more in (
+            ("/v1/codes", {}),
+            ("/v1/shares", {}),
+            ("/v1/events", {}),
+            ("/v1/authorizations", {"advertiser_id": "a"}),
+        )
+    ]
+
+    assert (refused(body), reasons(body.json())) == ((422, "video_id_unusable"), [("/video_id", reason)])
+    for query in queries:
+        assert (refused(query), reasons(query.json())) == ((400, "video_id_unusable"), [("/video_id", reason)])
+
+
+def test_zeros_at_the_end_of_a_video_id_can_be_said_to_be_genuine(tiktok: World) -> None:
+    tiktok.permit()
+    asked = {"video_id": "7312345678901240000", "advertiser_id": "a", "video_id_exact": "true"}
+
+    code = tiktok.generate(video_id=ROUNDED, video_id_exact=True)
+    linked = tiktok.generate(video_id="https://www.tiktok.com/@name/video/7312345678901250000")
+    unknown = told(tiktok.client.get("/v1/authorizations", params=asked), 200)
+
+    assert (code["video_id"], linked["video_id"]) == (ROUNDED, "7312345678901250000")
+    assert unknown["reason"] == "no_code"
+
+
+def test_a_video_id_that_is_recorded_is_taken_whatever_it_looks_like(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = world.generate(video_id="opaque-1")
+    told(world.client.get("/v1/codes", params={"at_least": code["position"]}), 200)
+    monkeypatch.setitem(vars(world.server.serving.settings), "video_ids", "tiktok")
+
+    asked = {"video_id": "opaque-1", "advertiser_id": "a"}
+    lines = "video_id,advertiser_id\nopaque-1,a\nopaque-2,a\n"
+    headers = {"Content-Type": "text/csv", "Accept": "application/x-ndjson"}
+
+    assert told(world.client.get("/v1/authorizations", params=asked), 200)["reason"] == "not_redeemed"
+    assert refused(world.client.post("/v1/codes", json=generating(video_id="opaque-1"))) == (409, "live_code_exists")
+    answers = world.client.post("/v1/authorizations/batch", content=lines, headers=headers).text.splitlines()
+    assert [json.loads(line).get("reason") for line in answers] == ["not_redeemed", None]
+    assert json.loads(answers[1])["error"] == f"video_id: {SENTENCES['not_a_video_id']}"
+
+
+def test_ids_of_other_platforms_are_taken_where_the_setting_allows_them(world: World) -> None:
+    assert world.generate(video_id="ZT8WXquk6")["video_id"] == "ZT8WXquk6"
+    assert world.generate(video_id=LINKS[0])["video_id"] == VIDEO

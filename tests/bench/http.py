@@ -89,7 +89,7 @@ class Requests:
         return http("GET", f"/v1/codes/{secrets.choice(self.codes)}", self.key)
 
     def _order(self) -> dict[str, str]:
-        return {"creator_id": CREATOR, "video_id": f"video-{secrets.token_hex(8)}", "terms_version": "2026-01"}
+        return {"creator_id": CREATOR, "video_id": f"7{secrets.randbelow(10**17):017}7", "terms_version": "2026-01"}
 
 
 def _measured(ports: list[int], request: Callable[[], bytes], expected: int, per_second: float = 0) -> Figures:

@@ -141,6 +141,7 @@ def test_a_killed_api_keeps_what_it_answered_and_gives_one_answer_to_the_rest() 
         port = free_port()
         environment = {
             **os.environ,
+            "SPARKLEDGER_VIDEO_IDS": "any",
             "SPARKLEDGER_DATABASE_URL": database.dsn(API),
             "SPARKLEDGER_MASTER_KEY": base64.b64encode(master_key).decode(),
             "SPARKLEDGER_PORT": str(port),
