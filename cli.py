@@ -580,44 +580,44 @@ def demo() -> None:
     try:
         outcome = run_demo(f"http://{settings.host}:{settings.port}", key, lambda text: show(*text.split("\n")))
     finally:
-        # The key was for this telling alone.
+        # The key was only for this run.
         _with_database(lambda place, master: revoke_key(place.owner, master, "demo", minted.key_id), settings)
     raise typer.Exit(outcome)
 
 
 # Named here and not beside the benchmarks: those come with a checkout alone, and `--help` names them everywhere.
 BENCHMARKS: Final = {
-    "append": "commands a second of one process, beside PostgreSQL alone and the eventsourcing library",
-    "http": "requests a second of one API process and of two, beside a bare FastAPI route",
-    "growth": "what an append and a load cost with many events present, against with few",
-    "expiry": "many codes that expire in the same second, and what commands feel of it",
-    "question": "the authorization question, a page of the audit trail and an export, in a long log",
-    "rebuild": "events a second with which views are filled from a long log",
-    "lag": "the time from a command's answer until a view shows it",
-    "publish": "events a second to Kafka, and the time from commit to consumer; needs Java 17 and Maven",
-    "stream": "the time from recording to each of 100 and of 1,000 clients of the event stream",
-    "webhooks": "events a second delivered to one receiver",
+    "append": "commands per second of one process, compared with plain PostgreSQL and the eventsourcing library",
+    "http": "requests per second of one and of two API processes, compared with an empty FastAPI route",
+    "growth": "the cost of an append and of a load with many events, compared with few",
+    "expiry": "many codes that expire in the same second, and the effect on commands",
+    "question": "the authorization question, a page of the audit trail and an export, with a long log",
+    "rebuild": "events per second when views are rebuilt from a long log",
+    "lag": "the time from the response to a command until a view has it",
+    "publish": "events per second to Kafka, and the time from commit to consumer; needs Java 17 and Maven",
+    "stream": "the time from recording an event until 100 and 1,000 stream clients have it",
+    "webhooks": "events per second delivered to one receiver",
 }
 
 
 def _benchmark(name: str | None) -> str | None:
     if name is not None and name not in BENCHMARKS:
-        raise typer.BadParameter(f"There is no benchmark {name!r}. There are {', '.join(BENCHMARKS)}.")
+        raise typer.BadParameter(f"There is no benchmark {name!r}. The benchmarks are {', '.join(BENCHMARKS)}.")
     return name
 
 
 @app.command(
-    help="Measure this program beside its peers, on a throwaway database; needs a checkout and `make install`.\n\n"
-    "The latest figures of each benchmark are kept in .bench/results.json.",
+    help="Run benchmarks on a temporary database. Needs a checkout and `make install`.\n\nThe latest figures of "
+    "each benchmark are in .bench/results.json.",
     epilog="\n\n".join(f"{name}: {what}" for name, what in BENCHMARKS.items()),
 )
 def bench(
     name: Annotated[
-        str | None, typer.Argument(callback=_benchmark, help="Which of those listed below; all if left out.")
+        str | None, typer.Argument(callback=_benchmark, help="The benchmark to run, from the list below. Default: all.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="With 10 million events, and 100,000 codes that expire.")
+        bool, typer.Option("--full", help="Use the full sizes: 10 million events, 100,000 expiries.")
     ] = False,
 ) -> None:
     try:

@@ -44,7 +44,7 @@ class Story:
         if answer.is_client_error:
             self.say(f"    → refused, {answer.status_code} {body['code']}: {body['detail']}")
         elif method == "GET" or path.endswith("/lookup"):
-            self.say("    → answered; a look records nothing in the ledger")
+            self.say("    → answered; a lookup records nothing")
         else:
             self.say(f"    → recorded at position {body['position']}, version {body['version']}")
         return body
@@ -67,10 +67,10 @@ def run_demo(url: str, key: str, say: Callable[[str], None]) -> int:
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False) as client:
             _tell(Story(client, say))
     except httpx.HTTPError as error:
-        say(f"No answer from {url}: {error}. Is `make up` running, and on this port (SPARKLEDGER_PORT)?")
+        say(f"No response from {url}: {error}. Is `make up` running, with the same SPARKLEDGER_PORT?")
         return 1
     except StoryBroke as broke:
-        say(f"\nThe story broke: {broke}")
+        say(f"\nThe demo failed: {broke}")
         return 1
     return 0
 
@@ -82,16 +82,16 @@ def _tell(story: Story) -> None:
     _redeem_and_run(story, code, advertiser)
     then = datetime.now(UTC)
     revoked = story.step(
-        "The creator takes the code back",
+        "The creator revokes the code",
         "the video's Ad authorization, off",
         "POST",
         f"/v1/codes/{code_id}/revocation",
         200,
-        json={"reason": "the collaboration is over"},
+        json={"reason": "The collaboration has ended"},
     )
     history = story.step(
-        "The audit trail of the code",
-        "nothing on TikTok keeps this",
+        "The history of the code",
+        "TikTok does not keep this",
         "GET",
         f"/v1/codes/{code_id}/history",
         200,
@@ -99,10 +99,10 @@ def _tell(story: Story) -> None:
     )
     for event in history["events"]:
         story.say(f"    {event['position']:>5}  {event['type']:<17} {event['summary']}")
-    for name, moment in (("then, while it ran", then), ("now", datetime.now(UTC))):
+    for name, moment in (("while the campaign ran", then), ("now", datetime.now(UTC))):
         answer = story.step(
-            f"Was the video authorized for the advertiser, {name}?",
-            "the question a compliance team asks",
+            f"Was the video authorized for the advertiser {name}?",
+            "the question of a compliance team",
             "GET",
             "/v1/authorizations",
             200,
@@ -115,13 +115,13 @@ def _tell(story: Story) -> None:
         )
         verdict = "yes" if answer["authorized"] else "no"
         evidence = ", ".join(map(str, answer["evidence"]))
-        story.say(f"    → {verdict}: {answer['reason']}; proven by positions {evidence}")
+        story.say(f"    → {verdict}: {answer['reason']}; evidence: positions {evidence}")
 
 
 def _issue(story: Story, creator: str, video: str, advertiser: str) -> dict[str, Any]:
     order = {"creator_id": creator, "video_id": video}
     story.step(
-        "The creator allows ads",
+        "The creator switches ad authorization on",
         "Settings & Privacy > Creator Tools > Ad Settings > Ad Authorization, on",
         "PUT",
         f"/v1/creators/{creator}/permission",
@@ -129,8 +129,8 @@ def _issue(story: Story, creator: str, video: str, advertiser: str) -> dict[str,
         json={"enabled": True},
     )
     story.step(
-        "A code without the terms is refused",
-        "the advertising terms, not accepted",
+        "Generating a code without the terms is refused",
+        "the advertising terms are not accepted",
         "POST",
         "/v1/codes",
         409,
@@ -156,7 +156,7 @@ def _issue(story: Story, creator: str, video: str, advertiser: str) -> dict[str,
     story.say(f"    now until {extended['expires_at']}")
     story.step(
         "The creator sends it to the brand",
-        "Copy code, paste it in a DM",
+        "Copy code, and paste it in a DM",
         "POST",
         f"/v1/codes/{code['code_id']}/shares",
         201,
@@ -176,8 +176,8 @@ def _redeem_and_run(story: Story, code: dict[str, Any], advertiser: str) -> None
         json={"secret": "#mistyped", "advertiser_id": advertiser},
     )
     story.step(
-        "The brand looks up what the code covers",
-        "nothing on TikTok tells this before the code is used",
+        "The brand looks up the code",
+        "TikTok does not say this before the code is used",
         "POST",
         "/v1/codes/lookup",
         200,
@@ -212,7 +212,7 @@ def _redeem_and_run(story: Story, code: dict[str, Any], advertiser: str) -> None
     for warning in launched["warnings"]:
         story.say(f"    warning: {warning}")
     story.step(
-        "Another creative is refused while it runs",
+        "Another creative is refused while the campaign runs",
         "a Spark video cannot be edited once it is live",
         "POST",
         campaigns,
@@ -220,8 +220,8 @@ def _redeem_and_run(story: Story, code: dict[str, Any], advertiser: str) -> None
         json={**campaign, "campaign_id": f"other-{story.tag}", "creative_sha256": OTHER_CREATIVE},
     )
     story.step(
-        "Revoking is refused while it runs",
-        "a code can only be deleted when its ads are",
+        "Revoking is refused while the campaign runs",
+        "a code can only be deleted after its ads",
         "POST",
         f"/v1/codes/{code_id}/revocation",
         409,

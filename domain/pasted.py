@@ -53,7 +53,7 @@ LAST_YEAR: Final = 2099
 
 SENTENCES: Final[dict[Reason, str]] = {
     "several_codes": "This looks like several codes. Send one code at a time.",
-    "sentence": "A code has no white space inside. Send the code alone, without the text around it.",
+    "sentence": "A code has no white space inside. Send only the code, without the text around it.",
     "too_short": f"A code has at least {MIN_SECRET_CHARACTERS} characters, not counting the # at its start.",
     "too_long": f"A code has at most {MAX_SECRET_CHARACTERS} characters.",
     "control_character": "A code has no control characters. Copy it again.",
@@ -66,7 +66,7 @@ SENTENCES: Final[dict[Reason, str]] = {
         "as text. If the zeros at its end are real, send video_id_exact: true."
     ),
     "not_a_video_id": "A video id has 15 to 20 digits. Send the id or the link of the post.",
-    "not_a_creator_id": "A creator's id has 1 to 128 letters, digits or . _ : @ -, and is not . or .. alone.",
+    "not_a_creator_id": "A creator's id has 1 to 128 letters, digits or . _ : @ -, and is neither . nor ..",
     "day_form": "Write a day as YYYY-MM-DD. The order of day and month is not guessed.",
     "day_alone": "A day is not a time. Send a time, such as 2026-03-01T12:00:00Z.",
     "offset_missing": "This time has no offset. Send it as 2026-03-01T12:00:00Z, or with +02:00 at its end.",

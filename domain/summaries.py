@@ -21,7 +21,7 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
         case Creator.Disabled():
             return f"Creator {event.creator_id} switched ad authorization off."
         case Creator.Erased():
-            return f"Creator {event.creator_id} was erased: what was sealed of them can be read no more."
+            return f"Creator {event.creator_id} was erased: their sealed data can no longer be read."
         case Code.Generated():
             start = f"from {_day(event.starts_at)} " if event.start_stated else ""
             beside = "" if event.start_stated else "; nobody stated when it began"

@@ -47,7 +47,7 @@ def test_a_benchmark_that_does_not_exist_is_wrong_usage_and_the_answer_lists_tho
 
     assert done.exit_code == 2
     said = re.sub(r"[\s│]+", " ", done.output)
-    assert f"There is no benchmark 'nope'. There are {', '.join(benchmarks.BENCHMARKS)}." in said
+    assert f"There is no benchmark 'nope'. The benchmarks are {', '.join(benchmarks.BENCHMARKS)}." in said
 
 
 # -- The figures

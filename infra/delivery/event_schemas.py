@@ -130,8 +130,8 @@ def code_state_schema() -> dict[str, Any]:
         "recorded_at": _TIME,
     }
     about = (
-        "A code as its events made it, up to `position`; whether it is over by the clock is for the reader to tell "
-        "from `expires_at`. Lists hold the newest entries, counts all."
+        "The state of a code after its event at `position`. It does not change when the code expires by the "
+        "clock: compare `expires_at` with the clock. Lists contain the newest entries, counts count all."
     )
     return _schema(f"{CODE_STATE}.v1", about, properties, list(properties))
 

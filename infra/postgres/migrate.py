@@ -112,9 +112,10 @@ def _refuse_other_formats(connection: psycopg.Connection, known: list[tuple[int,
     if told and all(applied.get(number, _sha256(text)) == _sha256(text) for number, _, text in known):
         return
     message = (
-        "The database was made by another version of this program from before 1.0, whose format is not this one's. "
-        "Use a new database: set SPARKLEDGER_DATA_DIR to an empty directory, or SPARKLEDGER_DATABASE_URL to an empty "
-        "database. To read the old one, start the version that made it."
+        "The database was created by another version of this program, from before 1.0 and with another "
+        "format. Use a new database: set SPARKLEDGER_DATA_DIR to an empty directory, or "
+        "SPARKLEDGER_DATABASE_URL to an empty database. To read the old one, start the version that created "
+        "it."
     )
     raise MigrationError(message)
 

@@ -77,7 +77,7 @@ SENTENCES = [
     "Campaign campaign-3 of advertiser advertiser-1 ended, because the code was revoked.",
     "The code was revoked by force.",
     "Creator creator-1 switched ad authorization off.",
-    "Creator creator-1 was erased: what was sealed of them can be read no more.",
+    "Creator creator-1 was erased: their sealed data can no longer be read.",
 ]
 
 

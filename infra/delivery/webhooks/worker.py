@@ -212,7 +212,7 @@ class WebhookWorker:
             if error is None:
                 self._failed.pop(webhook_id, None)
             elif isinstance(error, LeaseLost):
-                log.info("Webhook %s was taken over by another worker, or deleted", webhook_id)
+                log.info("Webhook %s was taken over by another worker, or was deleted", webhook_id)
             else:
                 log.error("The sender of webhook %s failed and is started again later", webhook_id, exc_info=error)
                 await self._pause(webhook_id)

@@ -141,7 +141,7 @@ def test_a_database_of_another_version_from_before_1_0_is_refused_in_one_sentenc
     with psycopg.connect(fresh.dsn(), autocommit=True) as connection:
         connection.execute(earlier)
     for refusing in (migrate, require_migrated):
-        with pytest.raises(MigrationError, match=r"made by another version of this program from before 1\.0"):
+        with pytest.raises(MigrationError, match=r"created by another version of this program, from before 1\.0"):
             refusing(fresh.dsn())
 
 
