@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TEMPLATE = "template_migrated"
 # Modules whose tests one process runs, since it makes once what they share: a walk through everything, a Kafka.
 TOGETHER = ("tests/test_canary.py", "tests/infra/delivery/kafka/test_outages.py")
-LONGEST = "tests/api/test_reference.py::test_schemathesis_finds_nothing"
+LONGEST = "tests/api/http/test_openapi.py::test_schemathesis_finds_nothing"
 # Nothing is asked of the disk, and the log stays small, since it may be kept in memory.
 FORGETFUL = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "128MB", "max_connections": "200"}
 

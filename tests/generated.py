@@ -109,7 +109,7 @@ allow the request. It is decided before any rule, so no refusal reveals the stat
 to another ledger gets 404, like what does not exist. Without a valid key or token, the status is 401. A token is
 treated like a key of its role, except that it cannot create a webhook (403).
 
-The test in `tests/api/test_roles.py` sends every request of this table to a running server.
+The test in `tests/api/http/test_roles.py` sends every request of this table to a running server.
 
 """
 

@@ -19,7 +19,7 @@ from api import exports
 from api.event_content import CSV_COLUMNS, ndjson
 from api.export_files import ExportError, digest_of, verify
 from api.http import streaming_download
-from tests.api.test_accesses import accesses
+from tests.api.test_access_log import accesses
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 from tests.waiting import until
 

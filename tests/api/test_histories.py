@@ -182,3 +182,19 @@ def test_a_permissions_history_tells_when_it_went_on_and_off(world: World) -> No
     assert read(limit=1) == [on]
     assert told(world.client.get("/v1/creators/nobody/permission/history"), 200) == {"events": [], "next": None}
     assert world.creator().get("/v1/creators/creator-other/permission/history").status_code == 403
+
+
+def test_a_history_tells_the_text_of_notes_and_never_the_secret(world: World) -> None:
+    code = world.generate()
+    world.share(code, note="a note on sharing")
+    told(world.client.post(f"/v1/codes/{code['code_id']}/notes", json={"text": "a remark", "about_position": 2}), 201)
+    told(world.client.post(f"/v1/codes/{code['code_id']}/reveals", json={"reason": "lost"}), 200)
+
+    answer = world.client.get(f"/v1/codes/{code['code_id']}/history")
+    events = told(answer, 200)["events"]
+
+    assert [event["position"] for event in events] == sorted(event["position"] for event in events)
+    assert events[1]["body"]["note"] == "a note on sharing"
+    assert events[2]["body"]["text"] == "a remark"
+    assert code["secret"] not in answer.text
+    assert answer.headers["etag"] == '"2"'

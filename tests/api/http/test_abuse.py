@@ -12,7 +12,7 @@ import uvicorn
 from api.http.limits import UNKNOWN_CODES_AT_ONCE
 from api.http.server import believing
 from infra.auth.denied_attempts import RECORDED_PER_HOUR
-from tests.api.test_hostile_input import post, speak
+from tests.api.http.test_hostile_input import post, speak
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 
 AGENT = "canary-agent/7f3a"

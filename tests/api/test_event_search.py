@@ -19,7 +19,7 @@ from api.export_files import verify
 from domain.code import Code
 from projections import event_index
 from projections.engine import skipped_events
-from tests.api.test_accesses import accesses
+from tests.api.test_access_log import accesses
 from tests.api.test_offline import where
 from tests.api.world import OWN_ACCOUNT, World, told
 from tests.waiting import until

@@ -220,3 +220,18 @@ def test_a_key_that_changes_in_one_process_ends_in_the_others(database: TestData
         # Where it was done, from the very next request on; elsewhere as soon as the word of it has come.
         assert one.get("/v1/accesses").status_code == 401
         until(lambda: other.get("/v1/accesses").status_code == 401)
+
+
+def test_pages_of_keys_follow_one_another_newest_first(world: World) -> None:
+    made = [told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)["key_id"] for _ in range(4)]
+    found: list[str] = []
+    answer = world.client.get("/v1/keys", params={"limit": 2})
+    while True:
+        content = told(answer, 200)
+        found += [key["key_id"] for key in content["keys"]]
+        if content["next"] is None:
+            break
+        answer = world.client.get(answer.links["next"]["url"])
+    assert found[:4] == made[::-1]
+    assert len(found) == 5, "and the administrator's own"
+    assert refused(world.client.get("/v1/keys", params={"cursor": "AAAA"})) == (400, "malformed_cursor")

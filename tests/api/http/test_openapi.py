@@ -30,7 +30,7 @@ from tests.wired import services
 # It sends thousands of requests: a minute or two on a quiet machine.
 SCHEMATHESIS_S = 580
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +198,8 @@ def test_schemathesis_finds_nothing(world: World, tmp_path: Path) -> None:
     ]
     environment = {
         **os.environ,
-        "SCHEMATHESIS_HOOKS": "tests.api.schemathesis_hooks",
-        "PYTHONPATH": str(HERE.parent.parent),
+        "SCHEMATHESIS_HOOKS": "tests.api.http.schemathesis_hooks",
+        "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
         command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SCHEMATHESIS_S

@@ -14,7 +14,7 @@ import pytest
 from api import authorization_lines
 from domain.pasted import SENTENCES
 from infra.eventstore.authorization_evidence import EvidenceReader
-from tests.api.test_accesses import accesses
+from tests.api.test_access_log import accesses
 from tests.api.world import OTHER_ACCOUNT, OWN_ACCOUNT, World, days, refused, told
 from tests.waiting import until
 

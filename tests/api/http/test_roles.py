@@ -27,7 +27,7 @@ from tests.api.world import (
 )
 from tests.wired import services
 
-TABLE = Path(__file__).parents[2] / "docs/roles.md"
+TABLE = Path(__file__).parents[3] / "docs/roles.md"
 
 
 @pytest.fixture
