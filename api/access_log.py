@@ -1,4 +1,4 @@
-"""The log of accesses: who read the audit trail, how a read is recorded, and the route that lists them."""
+"""The access log: who read the audit trail, how a read is recorded, and the route that lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How events are found for the trail and for exports: by position alone, by conditions, by words in their summaries."""
+"""The search for events, in pages and exports: by position, by conditions, and by words in their summaries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports of the trail: all events that are asked for, up to the head of when it began, in constant memory.
+"""Exports of the audit trail: all events that are asked for, up to the head of when it began, in constant memory.
 
 An export ends in a trailer: how many events, the first and the last position, what was asked, the position of the head
 when it began and the one up to which was searched, the SHA-256 of every byte before it, and that of itself. A file

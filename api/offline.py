@@ -1,4 +1,4 @@
-"""What the command line does with the trail: exports to a file, checks such a file, answers a file of questions.
+"""The commands that need no server: export events to a file, check such a file, answer a file of authorizations.
 
 It reads as the API does, with the same rights, and is entered into the log of accesses as the machine itself.
 """

@@ -1,4 +1,4 @@
-r"""What `q` may say: a small language in which people search the trail.
+r"""What `q` may say: a small language in which people search the audit trail.
 
     query     = *SP term *( 1*SP term ) *SP           all terms must hold; at most 20
     term      = [ "-" ] ( qualifier / text )          "-" negates; a text stands in the event's summary, in any case

@@ -281,15 +281,15 @@ async def _views(caller: Caller) -> list[dict[str, Any]]:
     """Return how far each view has read this ledger, for how long the next event waits for it, and what stopped it."""
     return [
         {
-            "view": standing.view,
-            "state": standing.state,
-            "position": standing.position,
-            "lag": standing.behind_events,
-            "lag_seconds": standing.behind_s,
-            "error": standing.error,
-            "stopped_before": standing.failed_position,
+            "view": status.view,
+            "state": status.state,
+            "position": status.position,
+            "lag": status.behind_events,
+            "lag_seconds": status.behind_s,
+            "error": status.error,
+            "stopped_before": status.failed_position,
         }
-        for standing in await status_in_ledger(caller.services.database, caller.ledger_id)
+        for status in await status_in_ledger(caller.services.database, caller.ledger_id)
     ]
 
 

@@ -32,7 +32,7 @@ from api.http.caller import Caller, allow
 from api.http.headers import last_event_id
 from api.http.limits import Slots
 from api.http.problems import Problem, malformed_query
-from api.http.protocol import ABORT
+from api.http.protocol import abort
 from api.http.query_params import AnyPosition
 from api.http.route import Operation, Route
 from domain.values import CLOCK
@@ -141,7 +141,7 @@ class Stream(EventSourceResponse):
                     await super().__call__(scope, receive, send)
                 except SendTimeoutError:
                     self.ending = "stalled"
-                    await _abort(scope)
+                    await abort(scope)
                 finally:
                     if self.ending is not None:
                         _ENDED.labels(self.ending).inc()
@@ -239,7 +239,7 @@ class Streams:
         self.keys_checked.set()
 
     def observe(self) -> None:
-        """Take note, for the metrics, of how far the hindmost stream is behind."""
+        """Take note, for the metrics, of how far the slowest stream is behind."""
         _LAG.set(
             max((self.live_subscriptions.position(one.ledger_id) - one.position for one in self._streams), default=0)
         )
@@ -287,7 +287,7 @@ class Streams:
             _OPEN.dec()
 
     async def encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
-        """Turn events into what is sent, the same for every stream: what the trail shows, under the position."""
+        """Turn events into what is sent, the same for every stream: what `GET /v1/events` shows, under the position."""
         key_ids = {recorded.actor.key_id for recorded in page} - {CLOCK.key_id}
         names = await self._key_names.of(ledger_id, key_ids) if key_ids else {}
         return [
@@ -364,15 +364,6 @@ class Streams:
 
 def _heartbeat() -> ServerSentEvent:
     return ServerSentEvent(comment="heartbeat", sep="\n")
-
-
-async def _abort(scope: Scope) -> None:
-    """Drop a connection with what it holds: to close it would wait for a client that takes nothing."""
-    extension = scope.get("extensions", {}).get(ABORT)
-    if extension is not None:
-        extension["abort"]()
-        # The connection learns of its end in the loop's next round.
-        await asyncio.sleep(0)
 
 
 @router.get("/v1/events/stream", status_code=200, response_class=Stream, operation_id="streamEvents")

@@ -1,4 +1,4 @@
-"""The application: the routes, what surrounds them, and what they are wired with."""
+"""The application: the routes of all resources, with their middleware and dependencies."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ _RAISED: Final = (
 
 
 class Application(FastAPI):
-    """FastAPI's matching and its description of the routes; around them stands `RequestMiddleware`, and nothing else.
+    """FastAPI's matching and its description of the routes; the only middleware is `RequestMiddleware`.
 
     What FastAPI would put there as well costs a tenth of a request: it answers what broke, bounds bodies and closes
-    uploaded files, and the first two are the edge's, while files come in none of our bodies.
+    uploaded files, and the first two are the middleware's, while files come in none of our bodies.
     """
 
     def __init__(self, *, max_body_bytes: int, max_request_s: float, **more: Any) -> None:
@@ -131,7 +131,7 @@ class Application(FastAPI):
 def create_app(
     services: Services, *, max_body_bytes: int = MAX_BODY_BYTES, max_request_s: float = MAX_REQUEST_S
 ) -> FastAPI:
-    """Build the application; what it is wired with is opened and closed by the caller."""
+    """Build the application; whoever calls this opens and closes its dependencies."""
     app = Application(
         max_body_bytes=max_body_bytes,
         max_request_s=max_request_s,

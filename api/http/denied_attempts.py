@@ -1,4 +1,4 @@
-"""Refused attempts as the log of accesses tells them: who was turned away, why, and from where."""
+"""Denied attempts, as the access log records them: who was refused, why, and from where."""
 
 from __future__ import annotations
 

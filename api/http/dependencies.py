@@ -1,4 +1,4 @@
-"""What the API is wired with, and how a request finds it."""
+"""The dependencies of the API, and how a request finds them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Limits:
 
 
 def services_of(scope: Scope) -> Services:
-    """Return what the application that serves this request is wired with."""
+    """Return the dependencies of the application that serves this request."""
     return cast("Services", scope["app"].state.services)
 
 

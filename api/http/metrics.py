@@ -67,10 +67,10 @@ class _OfExpiry(Collector):
 class _OfViews(Collector):
     """How each view is, in all ledgers together."""
 
-    def __init__(self, standings: Sequence[ViewStatus]) -> None:
-        self._views = [standing for standing in standings if not standing.view.endswith(SHADOW_SUFFIX)]
+    def __init__(self, statuses: Sequence[ViewStatus]) -> None:
+        self._views = [status for status in statuses if not status.view.endswith(SHADOW_SUFFIX)]
         self._building = {
-            standing.view.removesuffix(SHADOW_SUFFIX) for standing in standings if standing.view.endswith(SHADOW_SUFFIX)
+            status.view.removesuffix(SHADOW_SUFFIX) for status in statuses if status.view.endswith(SHADOW_SUFFIX)
         }
 
     def collect(self) -> Iterator[Metric]:
@@ -168,7 +168,7 @@ async def worker_metrics(services: Services) -> bytes:
     try:
         async with asyncio.timeout(WAIT_S):
             figures = await read_figures(services.database)
-            standings = await status_in_all_ledgers(services.database)
+            statuses = await status_in_all_ledgers(services.database)
             published = await destination_lags(services.database)
             webhooks = await webhook_lags(services.database)
     except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong
@@ -176,7 +176,7 @@ async def worker_metrics(services: Services) -> bytes:
         return b""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_OfExpiry(figures, services.now()))
-    registry.register(_OfViews(standings))
+    registry.register(_OfViews(statuses))
     if published:
         registry.register(_OfPublishing(published, services.now()))
     if webhooks:

@@ -1,4 +1,4 @@
-"""What every request passes first and every answer last: an id, the limits, the headers, the metrics.
+"""The middleware that every request passes first and every answer last: an id, limits, headers and metrics.
 
 Plain ASGI, around the whole application: what breaks inside is answered here, as a problem like any other.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES: Final = 1024 * 1024
-# Of questions in bulk, which are kept on disk while they are answered.
+# Of batches of authorizations, which are kept on disk while they are answered.
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 _LARGER_BODIES: Final = {"/v1/authorizations/batch": MAX_BATCH_BYTES}
 # Longer than the longest wait that a read may ask for, and than the database's own limit for a statement.

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from api.http.transport import Gathering
 
 if TYPE_CHECKING:
+    from starlette.types import Scope
     from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -28,7 +29,7 @@ HEAD_WITHIN_S: Final = 15.0
 # Of one process; with the database's sessions it stays below the 4,096 files that a process may usually open.
 MAX_CONNECTIONS: Final = 3_000
 
-ABORT: Final = "sparkledger.abort"
+_ABORT: Final = "sparkledger.abort"
 
 
 def _answer(status: HTTPStatus, code: str, title: str, *, retryable: bool = False) -> bytes:
@@ -47,6 +48,18 @@ _NOT_HTTP: Final = _answer(HTTPStatus.BAD_REQUEST, "malformed_request", "This is
 _CROWDED: Final = _answer(
     HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "This process has too many connections.", retryable=True
 )
+
+
+async def abort(scope: Scope) -> None:
+    """Drop a request's connection without sending what waits: closing would wait for a client that takes nothing.
+
+    So nobody takes what was sent for the whole.
+    """
+    extension = scope.get("extensions", {}).get(_ABORT)
+    if extension is not None:
+        extension["abort"]()
+        # The connection learns of its end in the loop's next round.
+        await asyncio.sleep(0)
 
 
 class _Unheard(list[tuple[bytes, bytes]]):
@@ -140,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         super().on_message_begin()
         # For streams whose client takes nothing any more: closing would wait until it has taken what is buffered.
-        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+        self.scope["extensions"] = {_ABORT: {"abort": self.transport.abort}}
 
     def on_headers_complete(self) -> None:
         """Stop waiting: the head is whole, and the application limits the body."""

@@ -1,4 +1,4 @@
-"""Run the application: uvicorn on one event loop, with everything it is wired of opened around it."""
+"""The server: uvicorn on one event loop, with the dependencies of the application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that are made while they are sent, piece by piece: exports, and questions in bulk.
+"""Streaming downloads: answers that are made while they are sent, such as exports and batches of authorizations.
 
 Nothing is kept of what was sent, and no connection to the database is held while a client takes its time. One that
 takes nothing at all for a minute is dropped, and one that leaves ends the work. What was begun is recorded before the
@@ -16,7 +16,7 @@ from starlette.responses import StreamingResponse
 
 from api.http.limits import Slots
 from api.http.problems import Problem
-from api.http.protocol import ABORT
+from api.http.protocol import abort
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class StreamingDownload(StreamingResponse):
                         scope.get("request_id"),
                         error or "the client stopped reading",
                     )
-                    await _abort(scope)
+                    await abort(scope)
         finally:
             await self._record_end()
 
@@ -166,12 +166,3 @@ async def refuse_revoked(caller: Caller) -> None:
     """
     if not await caller.services.authenticator.still_opens(caller.presented, caller.services.now()):
         raise Unavailable("The API key was revoked or has expired.")
-
-
-async def _abort(scope: Scope) -> None:
-    """Drop the connection, so that nobody takes what was sent for all; closing would wait for a client that stalls."""
-    extension = scope.get("extensions", {}).get(ABORT)
-    if extension is not None:
-        extension["abort"]()
-        # The connection learns of its end in the loop's next round.
-        await asyncio.sleep(0)
