@@ -1,8 +1,8 @@
-"""The question the product exists for: was this video authorized for this advertiser at this moment?
+"""The authorization question: was this video authorized for this advertiser at this time?
 
-The reason depends on code, window, revocation and redemption alone. Whether the creator's permission was on and
-whether the code had been shared stand beside it: running ads stay valid when a permission goes off, and sharing happens
-in chats that nobody may have recorded.
+The reason depends only on code, window, revocation and redemption. The creator's permission and the shares are part of
+the answer, but do not decide it: running ads stay valid when a permission goes off, and codes are shared in chats that
+nobody may have recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Reason = Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked"]
 
 _OF_CODES: Final = (Code.Generated, Code.Extended, Code.Shared, Code.Redeemed, Code.Superseded, Code.Revoked)
-# The types of events that bear on the answer. A stream may be relieved of all others before it is asked.
+# The types of events that decide the answer. All others can be left out of a stream before the question is asked.
 BEARING: Final = tuple(
     name for name, kind in EVENT_TYPES.items() if kind in _OF_CODES or issubclass(kind, Creator.Event)
 )
@@ -33,7 +33,7 @@ BEARING: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer, and the positions of the events that it rests on, in ascending order."""
+    """The answer, and the positions of the events that prove it, in ascending order."""
 
     reason: Reason
     code_id: UUID | None = None
@@ -50,7 +50,7 @@ class Verdict:
 
 
 class Answer(NamedTuple):
-    """What one code of the video answers, and what it is ranked by: when it began, was generated, was recorded."""
+    """The answer for one code of the video, and its rank: when it began, was generated and was recorded."""
 
     verdict: Verdict
     began: tuple[datetime, datetime, int]
@@ -63,18 +63,18 @@ def verdict(
     advertiser_id: str,
     at: datetime,
 ) -> Verdict:
-    """Answer from the streams of the video's codes and of their creators, as far as the asker lets them be known.
+    """Answer from the streams of the video's codes and of their creators.
 
     Args:
-        codes: the streams of all codes of the video, each whole or cut off at the position asked for.
-        permissions: the streams of their creators by stream id, cut off likewise.
+        codes: the streams of all codes of the video, each complete or cut off at the position in question.
+        permissions: the streams of their creators by stream id, cut off in the same way.
         advertiser_id: the advertiser account that ran the ad.
-        at: the moment it ran.
+        at: the time at which the ad ran.
 
     Returns:
-        The code that authorizes where there is one, of several the one that superseded the others, else what holds for
-        the latest code: whose window began last, and
-        of several that began together the one generated last. Codes of a backlog are recorded in any order.
+        The answer for the code that authorizes. If several do, for the code that superseded the others. If none does,
+        for the code whose window began last, and of several that began together, the one generated last: the codes of
+        a backlog are recorded in any order.
 
     """
     answers = [_of_code(stream, permissions, advertiser_id, at) for stream in codes if stream]
@@ -97,7 +97,7 @@ def _of_code(
     named = code.shared_with(advertiser_id) or any(
         isinstance(r.event, Code.Redeemed) and r.event.shared_with_advertiser for r in deciding
     )
-    # Where nobody stated the start, what is known of later moments may still say that it lay before this one.
+    # If nobody stated the start, later events can still show that it was before this time.
     window = Window(known.window.starts_at, code.window.expires_at)
     answer = Verdict(
         reason=_reason(code, window, advertiser_id, at),
@@ -126,7 +126,7 @@ def _reason(code: Code, window: Window, advertiser_id: str, at: datetime) -> Rea
 
 
 def _decides(recorded: RecordedEvent, advertiser_id: str) -> bool:
-    """Tell whether an event bears on the answer for this advertiser."""
+    """Tell whether an event decides the answer for this advertiser."""
     match recorded.event:
         case Code.Generated() | Code.Extended() | Code.Revoked():
             return True

@@ -1,4 +1,4 @@
-"""What a code is used in: the shares that hand it over, and the campaigns that run on it."""
+"""Shares and campaigns of a code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from domain.values import Channel
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """An ad on a redeemed code, as it was launched; when it was ended and by what, where that is recorded and holds.
+    """A campaign on a redeemed code, as it was launched, and its recorded end, if there is a valid one.
 
     `ended_by` is `ended` (by somebody), `code_expired` or `code_revoked`.
     """
@@ -31,7 +31,7 @@ class Campaign:
     ended_by: str | None = None
 
     def same_as(self, other: Campaign) -> bool:
-        """Tell whether both were launched with the same details, whatever became of them."""
+        """Tell whether both were launched with the same details, whatever happened to them later."""
         return self._as_launched() == other._as_launched()
 
     def _as_launched(self) -> Campaign:
@@ -39,16 +39,16 @@ class Campaign:
 
 
 def undone(ended_at: datetime | None, cause: str | None, extended_at: datetime) -> bool:
-    """Tell whether a recorded end of a campaign never came, for its code's window was extended before it.
+    """Tell whether a recorded end of a campaign did not happen, because its code's window was extended before it.
 
-    The extension was recorded after that end, and says that it took effect earlier: the window had not ended then.
+    The extension was recorded after that end and took effect before it, so the window had not ended.
     """
     return cause == "code_expired" and ended_at is not None and extended_at < ended_at
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The code was handed to a brand over a channel; a note is compared by its fingerprint, its text is sealed."""
+    """A share of the code with a brand over a channel. A note is compared by its fingerprint. Its text is sealed."""
 
     brand_id: str
     channel: Channel

@@ -1,7 +1,7 @@
-"""What each event changed: the values before it and after it, under the names that answers have.
+"""Changes of each event: the values before and after it, with the field names of the API.
 
-Told in the order of recording: what an event changed when the ledger learned it stays what it changed, whatever is
-recorded later of an earlier time.
+Changes are computed in the order of recording. What an event changed when it was recorded does not change later, even
+if something earlier is recorded afterwards.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 _JUST_BEFORE: Final = timedelta(microseconds=1)
-# How many there are of something that names other brands and accounts too.
+# Numbers of things that also name other brands and accounts.
 COUNTS: Final = frozenset({"shares", "redemptions", "campaigns_running"})
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One value before and after an event; None is "there was none"."""
+    """One value before and after an event. None means that there was none."""
 
     field: str
     before: Any
@@ -34,9 +34,10 @@ class Change:
 
 
 def changes_of_code(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
-    """Yield for each event of a code's stream what it changed; nothing for what only adds to the record.
+    """Yield the changes of each event of a code's stream. Events that only add to the record have none.
 
-    A window is over by the clock before anyone records it: an expiry is what changed at the window's end.
+    A window ends by the clock before anyone records it, so an expiry changed what was true at the end of the
+    window.
     """
     code: Code | None = None
     for recorded in stream:
@@ -49,7 +50,7 @@ def changes_of_code(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
 
 
 def changes_of_permission(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
-    """Yield for each event of a creator's stream what it changed; an unknown account reads as switched off."""
+    """Yield the changes of each event of a creator's stream. An unknown account counts as switched off."""
     creator: Creator | None = None
     for recorded in stream:
         before = creator is not None and creator.enabled
@@ -75,6 +76,6 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Ch
     return [
         Change(field, before.get(field), value)
         for field, value in after.items()
-        # What a new code has none of is no change.
+        # A zero or missing value of a new code is not a change.
         if value != before.get(field) and not (field not in before and value == 0)
     ]

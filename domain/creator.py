@@ -3,10 +3,10 @@
     unknown ──PermissionEnabled──▶ on ──PermissionDisabled──▶ off ──PermissionEnabled──▶ on …
                                     └──────── CreatorErased (final) ┘
 
-An account nobody has told us about reads as switched off. Switches may be recorded late and in any order: at each
-moment the switch stands as the last one left it that had taken effect. Switching off stops new codes, extensions and
-shares; live codes stay valid, as running ads on TikTok do. Erasing destroys the key that the creator's secrets and
-notes are sealed under, and switches off for good; what was decided stays on record.
+An unknown account counts as switched off. Switches can be recorded late and in any order: at each moment, the last
+switch that had taken effect is valid. Switching off stops new codes, extensions and shares. Live codes stay valid, like
+running ads on TikTok. Erasing destroys the key that seals the creator's secrets and notes, and switches off
+permanently. Past decisions stay on record.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Switch(NamedTuple):
-    """The switch was set: since when, and to what."""
+    """A setting of the switch: when it took effect, and its value."""
 
     at: datetime
     enabled: bool
@@ -39,25 +39,25 @@ class Creator(Aggregate):
     TOPIC = "Creator"
 
     class Event(Aggregate.Event):
-        """What happened to the permission."""
+        """An event of the permission."""
 
         RECORDED_BY: ClassVar[tuple[str, ...]] = ()
 
     class Switched(Event, Aggregate.Created):
-        """The switch was set; the first of these also begins the stream."""
+        """The switch was set. The first of these events also begins the stream."""
 
         TOPIC = "PermissionSwitched"
 
         creator_id: str
 
         def mutate(self, aggregate: Any) -> Any:
-            """Begin the aggregate where there is none yet, else change the one that stands."""
+            """Create the aggregate if there is none yet, otherwise change it."""
             if aggregate is None:
                 return super().mutate(None)
             return CanMutateAggregate.mutate(self, aggregate)
 
         def apply(self, aggregate: Creator) -> None:
-            """Add the switch to those that are known."""
+            """Add the switch to the known ones."""
             if self.originator_version == 1:
                 aggregate.creator_id = self.creator_id
                 aggregate.switches = {}
@@ -72,7 +72,7 @@ class Creator(Aggregate):
 
         RECORDED_BY = CREATOR_SIDE
 
-    Created = Enabled  # the library would else add an event of that name, with no wire name of its own
+    Created = Enabled  # otherwise the library adds an event of that name, without a published name
 
     class Disabled(Switched):
         """The switch went off."""
@@ -82,7 +82,7 @@ class Creator(Aggregate):
         RECORDED_BY = CREATOR_SIDE
 
     class Erased(Event):
-        """What is sealed of the creator can be read no more, and the switch is off for good: this asks for the deed."""
+        """The creator was erased: the sealed data can no longer be read, and the switch is permanently off."""
 
         TOPIC = "CreatorErased"
 
@@ -91,7 +91,7 @@ class Creator(Aggregate):
         reason: str
 
         def apply(self, aggregate: Creator) -> None:
-            """Switch off, for good."""
+            """Switch off permanently."""
             aggregate.erased_at = self.timestamp
 
     if TYPE_CHECKING:  # the state; annotations seen at run time would make the library build an __init__ of them
@@ -101,18 +101,18 @@ class Creator(Aggregate):
 
     @classmethod
     def begin(cls, stream_id: UUID, creator_id: str, *, enabled: bool, at: datetime) -> Self:
-        """Begin the stream of an account by switching its permission."""
+        """Begin the stream of an account by setting its switch."""
         kind = cls.Enabled if enabled else cls.Disabled
         return cls._create(kind, id=stream_id, timestamp=at, creator_id=creator_id)
 
     def switch(self, *, enabled: bool, when: When) -> None:
-        """Switch the permission on or off; the same again records nothing.
+        """Switch the permission on or off. A repeat records nothing.
 
-        What is recorded late is the same only where it was recorded of that very moment: between two switches that are
-        known there may have been others.
+        If it is recorded late, it is a repeat only if the same was recorded for exactly that moment: between
+        two known switches, there may have been others.
 
         Raises:
-            Refused: `creator_erased`, where it would go on again.
+            Refused: `creator_erased`, if it would be switched on again.
 
         """
         if enabled:
@@ -130,7 +130,7 @@ class Creator(Aggregate):
             )
 
     def erase(self, reason: str, *, at: datetime) -> None:
-        """Ask for the creator's key to be destroyed; again, nothing more is recorded."""
+        """Request the destruction of the creator's key. A repeat records nothing."""
         if self.erased_at is None:
             self.trigger_event(Creator.Erased, timestamp=at, creator_id=self.creator_id, reason=reason)
 
@@ -140,23 +140,23 @@ class Creator(Aggregate):
         return self.enabled_by(FOREVER)
 
     def enabled_by(self, moment: datetime) -> bool:
-        """Tell whether the switch was on, by what had taken effect at a moment."""
+        """Tell whether the switch was on, as of the switches that had taken effect at a time."""
         if self.erased_at is not None and self.erased_at <= moment:
             return False
         return [known.enabled for known in self._in_effect() if known.at <= moment][-1:] == [True]
 
     def _in_effect(self) -> list[Switch]:
-        """Return the switches in the order in which they took effect; of the same moment the last recorded is last."""
+        """Return the switches in the order of effective time. Of the same time, the last recorded comes last."""
         return [switch for _, switch in sorted(self.switches.items(), key=lambda item: (item[1].at, item[0]))]
 
     def refuse_erased(self) -> None:
-        """Raise `creator_erased` where nothing can be sealed for the creator, or unsealed, any more."""
+        """Raise `creator_erased` if nothing can be sealed or unsealed for the creator any more."""
         if self.erased_at is not None:
             raise Refused("creator_erased")
 
 
 def replay_creator(stream: Sequence[RecordedEvent]) -> Creator:
-    """Build a creator from its whole stream, or from the head of it."""
+    """Build a creator from its whole stream, or from the beginning of it."""
     creator = None
     for recorded in stream:
         creator = recorded.event.mutate(creator)

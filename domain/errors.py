@@ -1,13 +1,13 @@
-"""Every way a command can be turned down.
+"""Every way in which a command can be refused.
 
-    Refused                       a rule said no; `code` is stable, `detail` is for people
-    ├── Unknown                   there is no such code, campaign or secret here
-    ├── StaleVersion              the caller decided on an older version than the one that stands
+    Refused                       a rule refuses the command; `code` is stable, `detail` is for people
+    ├── Unknown                   there is no such code, campaign or creator in this ledger
+    ├── StaleVersion              the caller decided on an older version than the current one
     ├── Malformed                 two values of the request contradict each other
-    └── NotAllowed                the actor's role or subject does not reach this far
+    └── NotAllowed                the actor's role or subjects do not allow the command
 
-`REFUSALS` lists the rules' refusals; the order inside each command is the order of precedence: the first that holds is
-the answer. HTTP statuses are the API's business and stand in its own table.
+`REFUSALS` lists the rules' refusals. The order inside each command is the order of precedence: the first that applies
+is the answer. HTTP statuses belong to the API and are in its own table.
 """
 
 from __future__ import annotations
@@ -139,13 +139,13 @@ SENTENCES: Final[dict[RefusalCode, str]] = {
 
 
 class Refused(Exception):
-    """A rule turned the command down; nothing but what the rule itself records has changed."""
+    """A rule refused the command. Nothing has changed, except what the rule itself records."""
 
-    # True where the same request may succeed later without anyone changing it.
+    # Codes after which the same request can succeed later without a change.
     RETRYABLE: Final = frozenset({"code_not_started"})
 
     def __init__(self, code: str, detail: str | None = None, *, conflict_id: str | None = None) -> None:
-        """Refuse with a stable code; `conflict_id` names what stands in the way, where there is such a thing."""
+        """Refuse with a stable code. `conflict_id` names what is in the way, if there is such a thing."""
         self.code = code
         self.detail = detail or SENTENCES[code]  # type: ignore[index] # a subclass gives its own detail
         self.conflict_id = conflict_id
@@ -153,7 +153,7 @@ class Refused(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Tell whether the same request may succeed later."""
+        """Whether the same request can succeed later."""
         return self.code in self.RETRYABLE
 
 
@@ -161,7 +161,7 @@ class Unknown(Refused):
     """There is no such thing in this ledger."""
 
     def __init__(self, what: str) -> None:
-        """Name the kind of thing, never the id or secret that was asked for."""
+        """Name the kind of thing, never the id or secret that was requested."""
         super().__init__(f"{what}_unknown", f"There is no such {what} in this ledger.")
 
 
@@ -169,7 +169,7 @@ class StaleVersion(Refused):
     """The code changed since the caller read it."""
 
     def __init__(self, current: int) -> None:
-        """Keep the version that stands, so that the caller can decide anew."""
+        """Keep the current version, so that the caller can decide again."""
         super().__init__(
             "stale_version",
             f"The code has changed. Its version is now {current}. Read the code again before you retry.",
@@ -187,10 +187,10 @@ class Malformed(Refused):
 
 
 class NotAllowed(Refused):
-    """The actor's role or subject does not reach this far."""
+    """The actor's role or subjects do not allow the command."""
 
     def __init__(self, detail: str) -> None:
-        """Say what the key is for, never what it asked for."""
+        """Say what the key allows, never what was requested."""
         super().__init__("not_allowed", detail)
 
 

@@ -1,4 +1,4 @@
-"""Every type of event that can be recorded: its published name and its class, in the order of a code's life."""
+"""All event types: the published name and the class of each, in the order of a code's life."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""What people paste: codes, video ids, creators and times, reduced to what they mean or refused with a reason.
+"""Pasted text: codes, video ids, creators and times, reduced to what they mean or refused with a reason.
 
     secret      “#v08a%2Bb/c=”                            →  #v08a%2Bb/c= to store, v08a+b/c= to find it by
     video id    https://www.tiktok.com/@ana/video/73…67  →  73…67
     creator     https://www.tiktok.com/@Ana              →  Ana to show, ana to find it by
     time        2026-10-27 00:00:00                      →  2026-10-27T00:00:00Z
 
-Nothing is guessed: text that may mean two things is refused, and the sentence says what to send instead. No sentence
-repeats what was pasted.
+Nothing is guessed: ambiguous text is refused, and the sentence says what to send instead. No sentence repeats what was
+pasted.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ VideoIds = Literal["tiktok", "any"]
 
 MIN_SECRET_CHARACTERS: Final = 8
 MAX_SECRET_CHARACTERS: Final = 512
-# As pasted: each character may be percent-encoded, and leading # are kept.
+# As pasted: each character can be percent-encoded, and leading # are kept.
 MAX_STORED_CHARACTERS: Final = 4 * MAX_SECRET_CHARACTERS
-# Shorter codes exist, but a text of this length that nobody knows is more often the half of one.
+# Shorter codes exist, but an unknown text of this length is more often a part of one.
 CUT_OFF_BELOW_CHARACTERS: Final = 16
 
-# The years that a ledger speaks of; others are slips of a finger, or of a clock.
+# The years in a ledger. Other years are typing errors or wrong clocks.
 FIRST_YEAR: Final = 2000
 LAST_YEAR: Final = 2099
 
@@ -80,10 +80,10 @@ SENTENCES: Final[dict[Reason, str]] = {
 
 
 class Unusable(ValueError):
-    """What was pasted cannot be taken; `reason` is stable, the sentence is for people."""
+    """Pasted text that cannot be used. `reason` is stable, the sentence is for people."""
 
     def __init__(self, kind: Kind, reason: Reason) -> None:
-        """Say what it was taken for, and why it is none."""
+        """Say what the text was expected to be, and why it is not."""
         self.kind = kind
         self.reason = reason
         super().__init__(SENTENCES[reason])
@@ -96,14 +96,14 @@ class Unusable(ValueError):
 
 # ── codes ──
 
-# Format characters (Cf) and variation selectors of Unicode 16. They stand here because a code's identity must not
-# depend on which Unicode a version of Python knows.
+# Format characters (Cf) and variation selectors of Unicode 16. They are listed here because the identity of a code must
+# not depend on the Unicode version of Python.
 _INVISIBLE: Final = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890-\u0891\u08e2\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u2064"
     "\u2066-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f\U000e0100-\U000e01ef]"
 )
-# What may close a text that begins with a quote; some languages close with what others open with.
+# The closing quotes for each opening quote. Some languages close with the opening quote of others.
 _CLOSING: Final = {
     '"': '"',
     "'": "'",
@@ -126,10 +126,10 @@ _BETWEEN_CODES: Final = re.compile(r"[\s,;|]+")
 
 
 def stored_secret(text: str) -> str:
-    """Return a code as it is stored and given back: the pasted text less what surrounded it.
+    """Return a code as it is stored and returned: the pasted text without what surrounded it.
 
     Raises:
-        Unusable: it is not one code; the reason is the first that holds of `several_codes`, `sentence`,
+        Unusable: it is not one code. The reason is the first that applies of `several_codes`, `sentence`,
             `control_character`, `too_short` and `too_long`.
 
     """
@@ -139,24 +139,24 @@ def stored_secret(text: str) -> str:
 
 
 def canonical_secret(text: str) -> str:
-    """Return what a code is known by: two pastes with one canonical form are one code.
+    """Return the canonical form of a code: two pastes with the same canonical form are the same code.
 
-    Beside what `stored_secret` removes, one layer of percent-encoding and every leading `#` are gone.
+    In addition to `stored_secret`, it removes one layer of percent-encoding and every leading `#`.
 
     Raises:
-        Unusable: as `stored_secret` has it.
+        Unusable: as for `stored_secret`.
 
     """
     return _refuse_no_code(_bare(text))
 
 
 def secret_name(text: str) -> str:
-    """Return the canonical form without asking whether it is one code: what a ledger's claims name it by."""
+    """Return the canonical form without checking that it is one code. It is the code's name in claims."""
     return _canonical(_bare(text))
 
 
 def secret_hint(text: str) -> Hint | None:
-    """Return what a code that nobody knows looks like, so that whoever pasted it can find the mistake."""
+    """Return what an unknown code looks like, so that the person who pasted it can find the mistake."""
     bare = _bare(text)
     canonical = _canonical(bare)
     if re.search(r"https?:|tiktok\.com/", bare, re.IGNORECASE):
@@ -181,12 +181,12 @@ def _bare(text: str) -> str:
         if len(bare) > 1 and bare[-1] in _CLOSING.get(bare[0], ""):
             bare = bare[1:-1]
         elif bare == before:
-            bare = bare.removeprefix("'")  # a spreadsheet's mark for text, if it is no half of a pair
+            bare = bare.removeprefix("'")  # a spreadsheet's mark for text, unless it is one of a pair
     return bare
 
 
 def _canonical(bare: str) -> str:
-    """Decode and drop what differs between copies of one code, until nothing changes."""
+    """Decode and remove what differs between copies of one code, until nothing changes."""
     canonical, before = bare, None
     while canonical != before:
         before = canonical
@@ -195,7 +195,7 @@ def _canonical(bare: str) -> str:
 
 
 def _refuse_no_code(bare: str) -> str:
-    """Return the canonical form of what is one code."""
+    """Return the canonical form of a text that is one code."""
     canonical = _canonical(bare)
     if _looks_like_several(bare):
         raise Unusable("secret", "several_codes")
@@ -211,7 +211,7 @@ def _refuse_no_code(bare: str) -> str:
 
 
 def _looks_like_several(bare: str) -> bool:
-    """Tell whether a text is a list: its parts begin like codes, or all of them are as long and as mixed as codes."""
+    """Tell whether a text is a list: its parts begin like codes, or all of them look like codes."""
     parts = [part for part in _BETWEEN_CODES.split(bare) if part]
     if sum(_bare(part).startswith(("#", "%23")) for part in parts) > 1:
         return True
@@ -235,7 +235,7 @@ _LINK: Final = re.compile(
 _POST_PATH: Final = re.compile(
     r"(?:/@[^/]*)?/(?:video|photo|v|embed|embed/v2|player/v1|share/video)/(?P<id>[0-9]+)(?:\.html)?/?", re.IGNORECASE
 )
-# Only numbers of this many digits are ids that a spreadsheet may have rounded; it keeps 15.
+# Only ids with this many digits can have been rounded by a spreadsheet, which keeps 15.
 _ROUNDED_FROM_DIGITS: Final = 18
 _SPREADSHEET_DIGITS: Final = 15
 
@@ -244,9 +244,9 @@ def video_id(text: str, policy: VideoIds = "tiktok", *, exact: bool = False) -> 
     """Return the id of a video from the id itself or from a link to its post.
 
     Args:
-        text: what was pasted.
-        policy: `tiktok` takes 15 to 20 digits; `any` takes every id, and still reduces links.
-        exact: the zeros at the end are genuine, although a spreadsheet's would look like them.
+        text: the pasted text.
+        policy: `tiktok` accepts 15 to 20 digits; `any` accepts every id, and also reduces links.
+        exact: the zeros at the end are real, although they look like a spreadsheet's.
 
     Raises:
         Unusable: `short_link`, `other_link`, `rounded_by_spreadsheet` or `not_a_video_id`.
@@ -297,7 +297,7 @@ def _is_tiktok(host: str) -> bool:
 
 
 def shown_creator_id(text: str) -> str:
-    """Return a creator's id as it is shown: without `@`, and taken out of a link to the profile or to a post.
+    """Return a creator's id as it is shown: without `@`, or taken out of a link to the profile or to a post.
 
     Raises:
         Unusable: `not_a_creator_id`.
@@ -317,13 +317,13 @@ def shown_creator_id(text: str) -> str:
 
 
 def canonical_creator_id(text: str) -> str:
-    """Return what a creator is known by: as shown, its ASCII letters lower-cased.
+    """Return the canonical form of a creator's id: as shown, with its ASCII letters in lower case.
 
     Raises:
         Unusable: `not_a_creator_id`.
 
     """
-    return shown_creator_id(text).lower()  # an id holds no letters but ASCII's
+    return shown_creator_id(text).lower()  # an id has only ASCII letters
 
 
 # ── times ──
@@ -341,11 +341,11 @@ _MAX_DECIMALS: Final = 6
 
 
 def moment(text: str, day: Day | None = None) -> datetime:
-    """Return a time in UTC: of RFC 3339 with its offset, or in TikTok's form `YYYY-MM-DD HH:MM:SS`, which is UTC.
+    """Return a time in UTC, from RFC 3339 with an offset, or from TikTok's form `YYYY-MM-DD HH:MM:SS`, which is UTC.
 
     Args:
-        text: what was pasted.
-        day: what a day alone means where one makes sense: its first instant, or the instant after its last.
+        text: the pasted text.
+        day: what a day means, if days are accepted: its first instant, or the instant after its last.
 
     Raises:
         Unusable: `day_form`, `day_alone`, `offset_missing`, `too_precise`, `not_a_time` or `year_out_of_range`.
@@ -377,7 +377,7 @@ def _read(text: str) -> datetime:
 
 
 def _within_years(read: datetime) -> datetime:
-    """Return a time in UTC; its own year counts too, for an offset may carry it over the turn of a year."""
+    """Return a time in UTC. Its local year counts too, because an offset can change the year."""
     if not FIRST_YEAR <= read.year <= LAST_YEAR or not FIRST_YEAR <= (utc := read.astimezone(UTC)).year <= LAST_YEAR:
         raise Unusable("moment", "year_out_of_range")
     return utc

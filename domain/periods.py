@@ -1,10 +1,10 @@
-"""When a code's window was open, by all that is known of its extensions: a list of periods, for a code may lapse.
+"""Periods in which a code's window was open, computed from all its known extensions. A code can lapse and be revived.
 
     [starts_at, end) ── an extension that took effect before the end moves it
-                     └─ one that took effect at the end or later begins another period: the code had lapsed between
+                     └─ one that took effect at the end or later begins another period: the code had lapsed in between
 
-The order in which extensions are recorded does not matter. Each holds from its effective time on, until one of a later
-effective time; of two at the same time, the one recorded last.
+The order in which extensions are recorded does not matter. Each is valid from its effective time until the next one
+takes effect. If two have the same effective time, the one that was recorded last is valid.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 
 class Extension(NamedTuple):
-    """The window's end was moved: since when, and to when."""
+    """An extension of the window: when it took effect, and the new end."""
 
     at: datetime
     expires_at: datetime
 
 
 def in_effect(extensions: Mapping[int, Extension]) -> list[Extension]:
-    """Return extensions, known by their place in the code's stream, in the order in which they took effect."""
+    """Return extensions, given by version, in the order in which they took effect."""
     return [extension for _, extension in sorted(extensions.items(), key=_effective)]
 
 
 def end_by(moment: datetime, first_end: datetime, extensions: Mapping[int, Extension]) -> datetime:
-    """Return the end that the window had by what had taken effect at a moment."""
+    """Return the end of the window, as of the extensions that had taken effect at a time."""
     return ([first_end] + [e.expires_at for e in in_effect(extensions) if e.at <= moment])[-1]
 
 
 def periods(first: Window, extensions: Mapping[int, Extension]) -> list[Window]:
-    """Return the periods in which the window was open, in their order; they never touch each other's inside."""
+    """Return the periods in which the window was open, in order. They never overlap."""
     found, period = [], first
     for extension in in_effect(extensions):
         if extension.at < period.expires_at:
@@ -48,19 +48,19 @@ def periods(first: Window, extensions: Mapping[int, Extension]) -> list[Window]:
 
 
 def lapse_after(open_in: Sequence[Window], moment: datetime) -> datetime:
-    """Return when the window ended first after a moment; the last end, where it was over for good by then."""
+    """Return the first end of the window after a time, or the last end if the window had ended for good by then."""
     return next((period.expires_at for period in open_in if moment < period.expires_at), open_in[-1].expires_at)
 
 
 def until(open_in: Sequence[Window], end: datetime | None) -> list[Window]:
-    """Return what is left of periods that were cut off at a moment."""
+    """Return the periods, cut off at a time."""
     if end is None:
         return list(open_in)
     return [Window(p.starts_at, min(p.expires_at, end)) for p in open_in if p.starts_at < end]
 
 
 def overlap(some: Sequence[Window], others: Sequence[Window]) -> bool:
-    """Tell whether any two of them have a moment in common."""
+    """Tell whether any two periods have a moment in common."""
     return any(
         max(one.starts_at, other.starts_at) < min(one.expires_at, other.expires_at) for one in some for other in others
     )

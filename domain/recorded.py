@@ -1,4 +1,4 @@
-"""An event as the ledger holds it: what happened, with its place, its times and its author."""
+"""Events as the ledger stores them, with their position, times and author."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ Event = Aggregate.Event
 
 
 class RecordedEvent(NamedTuple):
-    """One event with its place in the ledger. `event` has its sealed fields empty: views never see them.
+    """One event with its position in the ledger. The sealed fields of `event` are empty, so views never see them.
 
-    A tuple, for a million of them are made to fill a view, and a frozen dataclass sets each field by a call.
+    It is a tuple because filling a view creates a million of them, and a frozen dataclass sets each field by a
+    call.
 
     Attributes:
-        position: the place in the ledger, dense from 1 in commit order.
-        type, type_version: the wire name, and the version of its format that was stored.
-        stream_id, stream_version: the aggregate, and the event's dense number in it, from 1.
+        position: the position in the ledger, from 1 without gaps, in commit order.
+        type, type_version: the published name, and the version of the format that was stored.
+        stream_id, stream_version: the aggregate, and the event's number in its stream, from 1 without gaps.
         creator_stream: the stream of the creator whom the event concerns.
-        recorded_at: when the ledger learned it; never decreases with position.
-        effective_at: when it was true in the world.
-        command_id, correlation_id, causation_id: what it was recorded by, belongs to and follows from.
+        recorded_at: when the ledger recorded it; never decreases with the position.
+        effective_at: when it happened in the world.
+        command_id, correlation_id, causation_id: the command that recorded it, the business process, the cause.
 
     """
 

@@ -1,8 +1,8 @@
-"""When a window's end is said to approach: at a few thresholds before it, each crossed after the window was set.
+"""Reminders that the end of a window approaches: a few thresholds before it, each crossed after the window was set.
 
-A threshold counts only if it lies inside the window, and after the moment at which this end was set: a code of 30 days
-is reminded of at 14, 7 and 1, for it was never further than 30 days from its end. Every extension sets a new end, and
-the thresholds of that one count anew.
+A threshold counts only if it is inside the window and after the moment at which this end was set. A code of 30 days
+gets reminders at 14, 7 and 1 days, because it was never more than 30 days from its end. Every extension sets a new end
+with new thresholds.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ REMINDER_DAYS: Final = (30, 14, 7, 1)
 
 
 class Reminder(NamedTuple):
-    """A threshold: when it is crossed, and how many days are left then."""
+    """A threshold: when it is crossed, and the number of days left then."""
 
     at: datetime
     days_left: int
 
 
 def reminders(window: Window, set_at: datetime, last_days: int | None) -> list[Reminder]:
-    """Return the thresholds of a window that are still to be recorded, in the order in which they are crossed.
+    """Return the thresholds of a window that are not recorded yet, in the order in which they are crossed.
 
     Args:
-        window: the window as it stands.
-        set_at: the effective time of what set its end: the code's beginning, or its last extension.
-        last_days: the days of the last reminder recorded for this very end; what is less urgent is past.
+        window: the current window.
+        set_at: the effective time of what set its end: the start of the code, or its last extension.
+        last_days: the days of the last reminder recorded for this end; less urgent reminders are past.
 
     """
     since = max(set_at, window.starts_at)

@@ -1,4 +1,4 @@
-"""Each event as one plain sentence, for people who read the trail. Only clear facts: nothing sealed is ever in it."""
+"""One sentence for each event, for people who read the audit trail. A summary contains nothing that is sealed."""
 
 from __future__ import annotations
 
