@@ -1,6 +1,6 @@
 """The commands that need no server: export events to a file, check such a file, answer a file of authorizations.
 
-It reads as the API does, with the same rights, and is entered into the log of accesses as the machine itself.
+It reads as the API does, with the same rights, and is entered into the access log as the machine itself.
 """
 
 from __future__ import annotations

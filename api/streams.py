@@ -148,7 +148,7 @@ class Stream(EventSourceResponse):
 
     @contextlib.asynccontextmanager
     async def _recorded_access(self) -> AsyncIterator[None]:
-        """Record in the log of accesses that this begins, and how it ended."""
+        """Record in the access log that this begins, and how it ended."""
         caller = self._caller
         together = caller.role == GROUPED_ROLE
         access_id = await record_access(

@@ -276,7 +276,7 @@ def path_webhook(text: str) -> UUID:
 
 
 async def _record_access(caller: Caller, parameters: Mapping[str, Any]) -> None:
-    """Record in the log of accesses who had events sent; the URL may hold a secret, and is left out."""
+    """Record in the access log who had events sent; the URL may hold a secret, and is left out."""
     await record_access(caller, parameters, rows=0, format=STRUCTURED_CONTENT_TYPE)
 
 

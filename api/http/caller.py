@@ -59,7 +59,7 @@ class Caller:
 
     @property
     def access_context(self) -> AccessContext:
-        """Whose request it is, as the log of accesses and the administration of keys record it."""
+        """Whose request it is, as the access log and the administration of keys record it."""
         scope = self.request.scope
         route = f"{scope['method']} {scope['route'].path}"
         return AccessContext(self.key.key_id, self.role, route, scope["request_id"])
