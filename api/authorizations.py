@@ -50,7 +50,13 @@ class AuthorizationAnswer(Answer):
     starts_at: Annotated[answered.Moment | None, Field(description="The start of the code's window (included).")]
     expires_at: Annotated[answered.Moment | None, Field(description="The end of the code's window (excluded).")]
     permission_enabled: Annotated[bool, Field(description="Whether the creator's Ad Authorization was on.")]
-    shared: Annotated[bool, Field(description="Whether the code was shared with the advertiser.")]
+    shared: Annotated[
+        bool | None,
+        Field(
+            description="Whether the code had been shared with the advertiser when it was redeemed; null where it was "
+            "shared with brands alone and nobody had said whose the account was."
+        ),
+    ]
     evidence: Annotated[
         list[int], Field(description="The positions of the events that prove the answer.", examples=[[1, 2, 5]])
     ]

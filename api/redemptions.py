@@ -73,7 +73,11 @@ class LookupAnswer(Answer):
 class RedemptionAnswer(LookupAnswer):
     advertiser_id: answered.AdvertiserId
     shared_with_advertiser: Annotated[
-        bool, Field(description="Whether a recorded share names this account or a brand of the key.")
+        bool | None,
+        Field(
+            description="Whether a recorded share names this account or a brand of the key. Null if shares name only "
+            "brands and it is not known whose the account is."
+        ),
     ]
     version: answered.Version
     position: answered.Position
@@ -88,7 +92,10 @@ class RedemptionInList(Answer):
     reason: Annotated[str | None, Field(description="Why the attempt was refused.", examples=["code_expired"])]
     shared_with_advertiser: Annotated[
         bool | None,
-        Field(description="Whether a recorded share named the account at that time. Null if the attempt was refused."),
+        Field(
+            description="Whether a recorded share named the account at that time. Null if that is not known, or if the "
+            "attempt was refused."
+        ),
     ]
     attempted_at: Annotated[answered.Moment, Field(description="The effective time.")]
     recorded_at: answered.RecordedAt
@@ -187,7 +194,7 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
     content = {
         **_covered(code, result.recorded_at),
         "advertiser_id": body.advertiser_id,
-        "shared_with_advertiser": body.advertiser_id in code.redeemed_as_shared,
+        "shared_with_advertiser": code.shared_when_redeemed.get(body.advertiser_id),
         "version": code.command_version,
         "position": result.position,
     }

@@ -7,10 +7,11 @@ nobody may have recorded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from domain.advertiser import replay_advertiser
 from domain.code import Code, effective_as_of, fold_code
 from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
@@ -33,20 +34,50 @@ BEARING: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer, and the positions of the events that prove it, in ascending order."""
+    """The answer, and the positions of the events that prove it, in ascending order.
+
+    `shared` is None if the code was shared only with brands, and it was not known whose the account was.
+    """
 
     reason: Reason
     code_id: UUID | None = None
     starts_at: datetime | None = None
     expires_at: datetime | None = None
     permission_enabled: bool = False
-    shared: bool = False
+    shared: bool | None = False
     evidence: tuple[int, ...] = ()
+    asked_about: datetime | None = field(default=None, compare=False)
+    events: tuple[RecordedEvent, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def authorized(self) -> bool:
         """Whether the video was authorized."""
         return self.reason == "authorized"
+
+    @property
+    def creator_id(self) -> str | None:
+        """Whose the code is."""
+        return next((r.event.creator_id for r in self.events if isinstance(r.event, Code.Generated)), None)
+
+    @property
+    def start_stated(self) -> bool:
+        """Whether anybody stated when the window began."""
+        return all(r.event.start_stated for r in self.events if isinstance(r.event, Code.Generated))
+
+    @property
+    def evidence_recorded_at(self) -> datetime | None:
+        """When the last of the evidence was recorded."""
+        return max((r.recorded_at for r in self.events), default=None)
+
+    @property
+    def recorded_late(self) -> bool:
+        """Whether any of the evidence was recorded after the moment that was asked about."""
+        return any(self.asked_about is not None and r.recorded_at > self.asked_about for r in self.events)
+
+    @property
+    def backdated(self) -> bool:
+        """Whether any of the evidence took effect, as its caller said, before it was recorded."""
+        return any(r.effective_at < r.recorded_at for r in self.events)
 
 
 class Answer(NamedTuple):
@@ -62,6 +93,7 @@ def verdict(
     permissions: Mapping[UUID, Sequence[RecordedEvent]],
     advertiser_id: str,
     at: datetime,
+    advertiser: Sequence[RecordedEvent] = (),
 ) -> Verdict:
     """Answer from the streams of the video's codes and of their creators.
 
@@ -70,6 +102,7 @@ def verdict(
         permissions: the streams of their creators by stream id, cut off in the same way.
         advertiser_id: the advertiser account that ran the ad.
         at: the time at which the ad ran.
+        advertiser: the stream of that account, which says whose it is; empty if nobody said so.
 
     Returns:
         The answer for the code that authorizes. If several do, for the code that superseded the others. If none does,
@@ -77,7 +110,7 @@ def verdict(
         a backlog are recorded in any order.
 
     """
-    answers = [_of_code(stream, permissions, advertiser_id, at) for stream in codes if stream]
+    answers = [_of_code(stream, permissions, advertiser_id, at, advertiser) for stream in codes if stream]
     candidates = [answer for answer in answers if answer.verdict.authorized] or answers
     superseded = {answer.supersedes for answer in candidates}
     candidates = [answer for answer in candidates if str(answer.verdict.code_id) not in superseded]
@@ -89,24 +122,30 @@ def _of_code(
     permissions: Mapping[UUID, Sequence[RecordedEvent]],
     advertiser_id: str,
     at: datetime,
+    advertiser: Sequence[RecordedEvent],
 ) -> Answer:
     kept = effective_as_of(stream, at)
     code, known = fold_code(kept), fold_code(stream)
-    deciding = [recorded for recorded in kept if _decides(recorded, advertiser_id)]
+    shared_by = min(at, code.redemptions.get(advertiser_id, at))
+    brand_id = replay_advertiser(advertiser).brand_by(shared_by) if advertiser else None
+    brand_ids = frozenset() if brand_id is None else frozenset({brand_id})
+    deciding = [recorded for recorded in kept if _decides(recorded, advertiser_id, brand_id)]
     switches = sorted(effective_as_of(permissions.get(stream[0].creator_stream, ()), at), key=_effective)[-1:]
-    named = code.shared_with(advertiser_id) or any(
-        isinstance(r.event, Code.Redeemed) and r.event.shared_with_advertiser for r in deciding
-    )
+    # Whoever entered the code may have been known to act for the brand.
+    named = any(isinstance(r.event, Code.Redeemed) and r.event.shared_with_advertiser for r in deciding)
     # If nobody stated the start, later events can still show that it was before this time.
     window = Window(known.window.starts_at, code.window.expires_at)
+    events = tuple(sorted([*deciding, *switches], key=attrgetter("position")))
     answer = Verdict(
         reason=_reason(code, window, advertiser_id, at),
         code_id=code.id,
         starts_at=window.starts_at,
         expires_at=window.expires_at,
         permission_enabled=any(isinstance(switch.event, Creator.Enabled) for switch in switches),
-        shared=named,
-        evidence=tuple(sorted(r.position for r in [*deciding, *switches])),
+        shared=named or code.was_shared_with(advertiser_id, brand_ids, by=shared_by),
+        evidence=tuple(r.position for r in events),
+        asked_about=at,
+        events=events,
     )
     return Answer(answer, (window.starts_at, code.generated_at, stream[0].position), code.supersedes)
 
@@ -125,12 +164,14 @@ def _reason(code: Code, window: Window, advertiser_id: str, at: datetime) -> Rea
     return "authorized" if advertiser_id in code.redemptions else "not_redeemed"
 
 
-def _decides(recorded: RecordedEvent, advertiser_id: str) -> bool:
-    """Tell whether an event decides the answer for this advertiser."""
+def _decides(recorded: RecordedEvent, advertiser_id: str, brand_id: str | None) -> bool:
+    """Tell whether an event decides the answer for this advertiser; a share does if it may have been meant for it."""
     match recorded.event:
         case Code.Generated() | Code.Extended() | Code.Revoked():
             return True
-        case Code.Redeemed(advertiser_id=redeemer) | Code.Shared(advertiser_id=redeemer):
+        case Code.Redeemed(advertiser_id=redeemer):
             return redeemer == advertiser_id
+        case Code.Shared(advertiser_id=named, brand_id=with_brand):
+            return named == advertiser_id or with_brand == brand_id or (named is None and brand_id is None)
         case _:
             return False

@@ -102,7 +102,7 @@ class Code(Aggregate):
             aggregate.extensions = {}
             aggregate.shares = {}
             aggregate.redemptions = {}
-            aggregate.redeemed_as_shared = frozenset()
+            aggregate.shared_when_redeemed = {}
             aggregate.launches = {}
             aggregate.recorded_stops = {}
             aggregate.refusals = {}
@@ -162,13 +162,13 @@ class Code(Aggregate):
 
         RECORDED_BY = BRAND_SIDE
         advertiser_id: str
-        shared_with_advertiser: bool
+        shared_with_advertiser: bool | None = None
 
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
             aggregate.redemptions = {**aggregate.redemptions, self.advertiser_id: self.timestamp}
-            if self.shared_with_advertiser:
-                aggregate.redeemed_as_shared = aggregate.redeemed_as_shared | {self.advertiser_id}
+            shared = {self.advertiser_id: self.shared_with_advertiser}
+            aggregate.shared_when_redeemed = {**aggregate.shared_when_redeemed, **shared}
 
     class RedemptionRefused(Event):
         """An advertiser entered the code when it could not be used; no outsider can make the owner's command stale."""
@@ -318,7 +318,7 @@ class Code(Aggregate):
         extensions: dict[int, Extension]  # by version
         shares: dict[Share, datetime]
         redemptions: dict[str, datetime]
-        redeemed_as_shared: frozenset[str]
+        shared_when_redeemed: dict[str, bool | None]  # as far as it was known when it was recorded
         launches: dict[str, Campaign]
         recorded_stops: dict[tuple[str, str], datetime]  # by campaign and cause
         refusals: dict[tuple[str, str], datetime]
@@ -429,7 +429,7 @@ class Code(Aggregate):
             Code.Redeemed,
             timestamp=when.at,
             advertiser_id=advertiser_id,
-            shared_with_advertiser=self.shared_with(advertiser_id, brand_ids),
+            shared_with_advertiser=self.was_shared_with(advertiser_id, brand_ids, by=when.horizon),
         )
 
     def refuse_redemption(self, advertiser_id: str, reason: str, *, when: When) -> None:
@@ -512,9 +512,9 @@ class Code(Aggregate):
             Refused: `code_revoked`, `code_expired`, `code_superseded`.
 
         """
-        then = When(when.now, superseded_at)
-        self.refuse_revoked(then)
-        self.refuse_expired(then)
+        self.refuse_revoked(when)
+        if self.end_at(when.horizon) <= superseded_at:  # by what is known of the window when this is decided
+            raise Refused("code_expired")
         if self.superseded_by is not None:
             raise Refused("code_superseded", conflict_id=self.superseded_by)
         self.trigger_event(
@@ -658,9 +658,24 @@ class Code(Aggregate):
         crossed = [reminder for reminder in reminders(window, self.window_set_at, last_days) if reminder.at <= now]
         return crossed[-1] if crossed else None
 
-    def shared_with(self, advertiser_id: str, brand_ids: frozenset[str] = frozenset()) -> bool:
-        """Tell whether a share named this advertiser account, or one of the brands it is known to act for."""
-        return any(share.advertiser_id == advertiser_id or share.brand_id in brand_ids for share in self.shares)
+    def was_shared_with(self, advertiser_id: str, brand_ids: frozenset[str], *, by: datetime) -> bool | None:
+        """Tell whether the code had been shared with an account by a moment, as far as that is known.
+
+        Args:
+            advertiser_id: the account.
+            brand_ids: the brands it was known to be of at that moment; none where nobody had said so.
+            by: the moment: that of the redemption, where there is one.
+
+        Returns:
+            True where a share names the account, or its brand; None where shares name only brands, and whose the
+            account was is not known; else False.
+
+        """
+        made = [share for share, shared_at in self.shares.items() if shared_at <= by]
+        if any(share.advertiser_id == advertiser_id or share.brand_id in brand_ids for share in made):
+            return True
+        unsaid = not brand_ids and any(share.advertiser_id is None for share in made)
+        return None if unsaid else False
 
     def stop(self, campaign: Campaign) -> CampaignStop:
         """Return when a campaign stops or stopped, and by what, by all that is known."""

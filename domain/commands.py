@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from domain.advertiser import Advertiser
 from domain.campaign import Campaign, Share
 from domain.code import Code, Ending
 from domain.creator import Creator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-A = TypeVar("A", Code, Creator)
+A = TypeVar("A", Code, Creator, Advertiser)
 # Raises `NotAllowed` where whoever asks may not change a code; called before any rule speaks of it.
 Authorize = Callable[[Code], None]
 
@@ -60,10 +61,17 @@ class Ledger(Codes, Protocol):
         """Return the keyed hash under which a note is known, for as long as its creator's key is there."""
 
 
+class Advertisers(Protocol):
+    """What naming an advertiser account reads."""
+
+    async def advertiser(self, advertiser_id: str) -> Advertiser | None:
+        """Load an advertiser account, or nothing where nobody said whose it is."""
+
+
 class Claim(NamedTuple):
     """A name in the ledger that one stream holds at a time: compared and set in the append's own transaction."""
 
-    kind: Literal["creator", "video", "secret"]
+    kind: Literal["creator", "video", "secret", "advertiser"]
     name: str
     expected: UUID | None
     new: UUID | None
@@ -117,6 +125,18 @@ async def set_permission(
         return Decision(creator, claims=[Claim("creator", creator_id, expected=None, new=stream_id)])
     creator.switch(enabled=enabled, when=when)
     return Decision(creator)
+
+
+async def name_advertiser(
+    ledger: Advertisers, advertiser_id: str, brand_id: str, *, stream_id: UUID, when: When
+) -> Decision[Advertiser]:
+    """State which brand an advertiser account is of, and since when."""
+    advertiser = await ledger.advertiser(advertiser_id)
+    if advertiser is None:
+        advertiser = Advertiser.begin(stream_id, advertiser_id, brand_id, at=when.at)
+        return Decision(advertiser, claims=[Claim("advertiser", advertiser_id, expected=None, new=stream_id)])
+    advertiser.name(brand_id, when=when)
+    return Decision(advertiser)
 
 
 async def erase(
@@ -210,7 +230,7 @@ async def generate(
     )
     if revoked is not None:
         code.revoke(revoked.reason or "", force=False, when=When(when.now, revoked.at))
-    _refuse_occupied(code.occupation(), codes)
+    _refuse_occupied(code, code.occupation(), codes)
     claims = [
         Claim("secret", secret_name(secret), expected=None, new=code_id),
         Claim("video", video_claim(video_id, len(codes) + (1 if old is None else 2)), expected=None, new=code_id),
@@ -249,7 +269,7 @@ async def extend(
     others = [other for other in codes if other.id != code.id]
     # An end that is no longer one is refused as that, unless another code has the very moment.
     revived = Extension(when.at, max(new_end, when.at + _AT_LEAST))
-    _refuse_occupied(code.occupation(revived), others)
+    _refuse_occupied(code, code.occupation(revived), others)
     code.extend(new_end, when=when)
     return Decision(code, [creator, *others], [_no_further_code(code.video_id, codes)])
 
@@ -509,10 +529,11 @@ def _new_end(
     return new_end
 
 
-def _refuse_occupied(occupation: Sequence[Window], others: Sequence[Code]) -> None:
-    """Raise `live_code_exists` where another code of the video keeps it for a part of the time."""
-    for other in others:
-        if overlap(occupation, other.occupation()):
+def _refuse_occupied(code: Code, occupation: Sequence[Window], codes: Sequence[Code]) -> None:
+    """Raise `live_code_exists` where a code of the video has a part of the time, save one that replaced the other."""
+    for other in codes:
+        replaced = str(other.id) == code.supersedes or str(code.id) == other.supersedes
+        if other.id != code.id and not replaced and overlap(occupation, other.occupation()):
             raise Refused("live_code_exists", conflict_id=str(other.id))
 
 
@@ -535,8 +556,10 @@ async def _before_its_start(ledger: Ledger, code: Code, when: When) -> tuple[lis
         return [], []
     codes = await ledger.codes_of_video(code.video_id)
     others = [other for other in codes if other.id != code.id]
-    if any(overlap([Window(when.at, code.window.starts_at)], other.occupation()) for other in others):
-        raise Refused("code_not_started")
+    try:
+        _refuse_occupied(code, [Window(when.at, code.window.starts_at)], others)
+    except Refused:
+        raise Refused("code_not_started") from None
     return others, [_no_further_code(code.video_id, codes)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 
@@ -20,6 +21,8 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
             return f"Creator {event.creator_id} switched ad authorization on."
         case Creator.Disabled():
             return f"Creator {event.creator_id} switched ad authorization off."
+        case Advertiser.Named():
+            return f"Advertiser account {event.advertiser_id} is of brand {event.brand_id}."
         case Creator.Erased():
             return f"Creator {event.creator_id} was erased: their sealed data can no longer be read."
         case Code.Generated():
@@ -37,8 +40,9 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
             channel = via.get(event.channel, "another channel")
             return f"The code was shared with brand {event.brand_id}{account} by {channel}."
         case Code.Redeemed():
-            flag = "" if event.shared_with_advertiser else ", with which it had not been shared"
-            return f"Advertiser {event.advertiser_id} redeemed the code{flag}."
+            unknown = "; whether it had been shared with that account was not known"
+            flag = {True: "", False: ", with which it had not been shared", None: unknown}
+            return f"Advertiser {event.advertiser_id} redeemed the code{flag[event.shared_with_advertiser]}."
         case Code.RedemptionRefused():
             return f"Advertiser {event.advertiser_id} was refused the code: {event.reason}."
         case Code.CampaignLaunched():

@@ -62,6 +62,13 @@ class Slip:
     redeemed: dict[str, datetime] = field(default_factory=dict)
     ads: dict[str, Ad] = field(default_factory=dict)
     revoked: datetime | None = None
+    replaces: int | None = None
+    replaced: datetime | None = None
+
+    @property
+    def held_until(self) -> datetime:
+        """When it let go of its video, or will."""
+        return min(moment for moment in (self.ends, self.revoked, self.replaced) if moment is not None)
 
     def open(self, now: datetime) -> bool:
         return self.revoked is None and self.starts <= now < self.ends
@@ -96,13 +103,18 @@ class World:
 
     def generate(self, fact: Fact, **said: Any) -> bool:
         starts, ends = said["starts"] or fact.at, said["ends"]
+        old = self.slips.get(said["replaces"] or 0)
         for other in self.slips.values():
-            if other.video != said["video"]:
-                continue
-            if starts < min(other.ends, other.revoked or other.ends):
+            if other.video == said["video"] and other is not old and starts < self._kept_until(other):
                 return False
         if not self.permission.get(said["creator"]) or ends <= fact.at:
             return False
+        if old is not None:
+            moment = max(fact.at, starts)
+            same = (old.creator, old.video) == (said["creator"], said["video"])
+            if not same or old.revoked is not None or old.replaced is not None or old.ends <= moment:
+                return False
+            old.replaced = moment
         self.slips[fact.code or 0] = Slip(
             number=fact.code or 0,
             creator=said["creator"],
@@ -111,6 +123,7 @@ class World:
             starts=starts,
             ends=ends,
             caption=said["caption"],
+            replaces=said["replaces"],
         )
         return True
 
@@ -118,13 +131,14 @@ class World:
         slip = self.slips[fact.code or 0]
         if slip.revoked is not None or not self.permission.get(slip.creator):
             return False
-        if ends <= slip.ends or ends <= fact.at:
+        if ends <= slip.ends or ends <= fact.at or (slip.replaced is not None and slip.replaced <= fact.at):
             return False
+        begins = fact.at if slip.ends <= fact.at else slip.starts
         for other in self.slips.values():
-            if other is not slip and other.video == slip.video and other.starts < ends and other.ends > slip.starts:
-                ended = min(other.ends, other.revoked or other.ends)
-                if ended > max(slip.starts, fact.at if slip.ends <= fact.at else slip.starts):
-                    return False
+            if other is slip or other.video != slip.video or other.number == slip.replaces:
+                continue
+            if slip.number != other.replaces and other.starts < ends and begins < self._kept_until(other):
+                return False
         slip.ends = ends
         return True
 
@@ -132,12 +146,15 @@ class World:
         slip = self.slips[fact.code or 0]
         if slip.revoked is not None or slip.ends <= fact.at or not self.permission.get(slip.creator):
             return False
+        if slip.replaced is not None and slip.replaced <= fact.at:
+            return False
         slip.shared.setdefault((brand, advertiser), fact.at)
         return True
 
     def redeem(self, fact: Fact, advertiser: str) -> bool:
         slip = self.slips[fact.code or 0]
-        if not slip.open(fact.at):
+        replaced = slip.replaced is not None and slip.replaced <= fact.at
+        if not slip.open(fact.at) or (replaced and advertiser not in slip.redeemed):
             return False
         slip.redeemed.setdefault(advertiser, fact.at)
         return True
@@ -179,6 +196,14 @@ class World:
         slip.revoked = fact.at
         return True
 
+    def _kept_until(self, slip: Slip) -> datetime:
+        """Return until when nobody else may have a code's video, in whichever order codes are recorded.
+
+        A code that was replaced is recorded before its successor, and without the successor it has its video until its
+        end: a third code that is on record already, and lies in that time, would keep both out.
+        """
+        return slip.held_until if slip.replaced is None else slip.ends
+
     def _caption_before(self, slip: Slip, ad: Ad) -> str | None:
         earlier = [other for other in slip.ads.values() if other.launched < ad.launched and other.caption]
         return max(earlier, key=lambda other: other.launched).caption if earlier else slip.caption
@@ -201,6 +226,8 @@ def state(world: World, number: int) -> str:
         return "revoked"
     if slip.ends <= world.now:
         return "expired"
+    if slip.replaced is not None and slip.replaced <= world.now:
+        return "superseded"
     return "redeemed" if slip.redeemed else "shared" if slip.shared else "generated"
 
 
@@ -215,7 +242,7 @@ def answer(facts: list[Fact], video: str, advertiser: str, at: datetime) -> tupl
         for fact in facts
         if fact.kind == "generate" and fact.at > at and fact.facts["video"] == video and fact.code in last.slips
     ]
-    found = []
+    found: list[tuple[Any, Any, Slip]] = []
     for slip in slips:
         if slip.revoked is not None:
             reason = "revoked"
@@ -226,8 +253,12 @@ def answer(facts: list[Fact], video: str, advertiser: str, at: datetime) -> tupl
         else:
             reason = "authorized" if advertiser in slip.redeemed else "not_redeemed"
         rank = (reason == "authorized", slip.starts, slip.generated)
-        found.append((rank, (reason, slip.number, slip.starts, slip.ends, world.permission.get(slip.creator, False))))
-    return max(found, key=lambda one: one[0])[1] if found else ("no_code", None, None, None, False)
+        said = (reason, slip.number, slip.starts, slip.ends, world.permission.get(slip.creator, False))
+        found.append((rank, said, slip))
+    authorizing = [one for one in found if one[0][0]] or found
+    replaced = {slip.replaces for _, _, slip in authorizing}
+    left = [one for one in authorizing if one[2].number not in replaced]
+    return max(left, key=lambda one: one[0])[1] if left else ("no_code", None, None, None, False)
 
 
 def _as_generated(fact: Fact) -> Slip:
@@ -241,6 +272,7 @@ def _as_generated(fact: Fact) -> Slip:
         starts,
         said["ends"],
         said["caption"],
+        replaces=said["replaces"],
     )
 
 
@@ -272,7 +304,7 @@ def _tried(random: Random, world: World, now: datetime) -> Iterator[Fact]:
             yield Fact(now, kind, None, {"creator": random.choice(CREATORS), "enabled": enabled})
             continue
         if kind == "generate":
-            yield Fact(now, kind, len(world.slips) + 1, _generated(random, now))
+            yield Fact(now, kind, len(world.slips) + 1, _generated(random, world, now))
             continue
         if not world.slips:
             continue
@@ -280,7 +312,7 @@ def _tried(random: Random, world: World, now: datetime) -> Iterator[Fact]:
         yield Fact(now, kind, slip.number, _of_slip(random, kind, slip, now))
 
 
-def _generated(random: Random, now: datetime) -> dict[str, Any]:
+def _generated(random: Random, world: World, now: datetime) -> dict[str, Any]:
     given = random.random() < 0.6
     starts = random.choice([None, None, now + random.randint(0, 6) * DAY, now - random.randint(0, 3) * DAY])
     if given:
@@ -288,9 +320,15 @@ def _generated(random: Random, now: datetime) -> dict[str, Any]:
         ends = (starts or now) + timedelta(days=random.randint(4, 45), minutes=random.randint(0, 99))
     else:
         ends = (starts or now) + random.choice([7, 30]) * DAY
+    creator, video = random.choice(CREATORS), random.choice(VIDEOS)
+    replaces = None
+    if world.slips and random.random() < 0.5:
+        old = random.choice(list(world.slips.values()))
+        creator, video, replaces = old.creator, old.video, old.number
     return {
-        "creator": random.choice(CREATORS),
-        "video": random.choice(VIDEOS),
+        "creator": creator,
+        "video": video,
+        "replaces": replaces,
         "starts": starts,
         "ends": ends,
         "caption": random.choice(HASHES),

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from eventsourcing.utils import get_topic
 
+from domain.advertiser import Advertiser, replay_advertiser
 from domain.code import Code, replay_code
 from domain.commands import video_claim
 from domain.creator import Creator, replay_creator
@@ -49,6 +50,10 @@ class MemoryLedger:
             raise Unknown("code")
         return replay_code(self.streams[code_id])
 
+    async def advertiser(self, advertiser_id: str) -> Advertiser | None:
+        stream_id = self._holder("advertiser", advertiser_id)
+        return None if stream_id is None else replay_advertiser(self.streams[stream_id])
+
     async def code_by_secret(self, secret: Sealed) -> Code | None:
         stream_id = self._holder("secret", secret_name(secret))
         return None if stream_id is None else replay_code(self.streams[stream_id])
@@ -64,7 +69,7 @@ class MemoryLedger:
         return self.fingerprint(f"{creator_id} {text}")
 
     def append(
-        self, decision: Decision[Code] | Decision[Creator] | None, *, now: datetime, actor: Actor
+        self, decision: Decision[Code] | Decision[Creator] | Decision[Advertiser] | None, *, now: datetime, actor: Actor
     ) -> list[RecordedEvent]:
         """Carry a decision out, whole or not at all, and return what it recorded; a repeat records nothing.
 
@@ -91,7 +96,7 @@ class MemoryLedger:
         return self._record(decision.aggregate, pending, now, actor)
 
     def _record(
-        self, aggregate: Code | Creator, pending: Sequence[Event], now: datetime, actor: Actor
+        self, aggregate: Code | Creator | Advertiser, pending: Sequence[Event], now: datetime, actor: Actor
     ) -> list[RecordedEvent]:
         recorded_at = max([now, *(r.recorded_at for r in self.events[-1:])])
         command_id = UUID(int=next(self._ids))
@@ -105,7 +110,7 @@ class MemoryLedger:
                 type_version=1,
                 stream_id=event.originator_id,
                 stream_version=event.originator_version,
-                creator_stream=cast("UUID", self._holder("creator", aggregate.creator_id)),
+                creator_stream=self._creator_stream(aggregate),
                 recorded_at=recorded_at,
                 effective_at=event.timestamp,
                 actor=actor,
@@ -120,6 +125,11 @@ class MemoryLedger:
             if sealed:
                 self.sealed[recorded.position] = sealed
         return self.events[before:]
+
+    def _creator_stream(self, aggregate: Code | Creator | Advertiser) -> UUID:
+        if isinstance(aggregate, Advertiser):
+            return aggregate.id
+        return cast("UUID", self._holder("creator", aggregate.creator_id))
 
     def _holder(self, kind: str, name: str) -> UUID | None:
         return self.claims.get((kind, self.fingerprint(name)))

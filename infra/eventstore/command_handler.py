@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
+from domain.advertiser import Advertiser
 from domain.commands import A, Decision
 from domain.creator import Creator
 from domain.errors import Refused
@@ -266,6 +267,7 @@ class CommandHandler:
             type_, type_version = event_type(event)
             key_id = commitment = sealed = None
             if secret:
+                assert not isinstance(aggregate, Advertiser)  # noqa: S101 - of an account nothing is sealed
                 if key is None:
                     key = await self._keyring.creator(metadata.ledger_id, aggregate.creator_id)
                 where = associated_data(metadata.ledger_id, stream_id, version, event_id, type_)
@@ -377,17 +379,17 @@ class CommandHandler:
 
 def _collected(decision: Decision[A]) -> list[Event]:
     """Return the events that a decision wants appended, in their order."""
-    changed: tuple[Code | Creator, ...] = (*decision.also_changed, decision.aggregate)
+    changed: tuple[Code | Creator | Advertiser, ...] = (*decision.also_changed, decision.aggregate)
     return [cast("Event", event) for one in changed for event in one.collect_events()]
 
 
 def _expected_versions(decision: Decision[A], events: Sequence[Event]) -> list[tuple[UUID, int]]:
     """Return the versions at which the streams stand that a decision appends to."""
-    changed: tuple[Code | Creator, ...] = (*decision.also_changed, decision.aggregate)
+    changed: tuple[Code | Creator | Advertiser, ...] = (*decision.also_changed, decision.aggregate)
     return [(one.id, one.version - len(_of(events, one))) for one in changed]
 
 
-def _of(events: Sequence[Event], aggregate: Code | Creator) -> list[Event]:
+def _of(events: Sequence[Event], aggregate: Code | Creator | Advertiser) -> list[Event]:
     """Return the events of one of the aggregates that a decision changes."""
     return [event for event in events if event.originator_id == aggregate.id]
 
@@ -403,7 +405,7 @@ def _dated(metadata: CommandMetadata, when: When, event: Event) -> bool:
 def _creator_stream(repository: Repository, decision: Decision[A]) -> UUID:
     """Return the stream of the creator whom it concerns: their own, or the one that their code was recorded with."""
     aggregate = decision.aggregate
-    if isinstance(aggregate, Creator):
+    if isinstance(aggregate, Creator | Advertiser):
         return aggregate.id
     loaded = repository.loaded.get(aggregate.id)
     if loaded is not None:

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import get_args
+from uuid import UUID
 
 import pytest
 
+from domain import commands
 from domain.authorization import Reason, Verdict, verdict
+from domain.values import When
 from tests import given
 from tests.given import ADVERTISER, CODE, NOW, OTHER_CODE, OTHER_SECRET, Story
 
@@ -230,13 +233,14 @@ def test_the_permission_is_the_one_of_that_time() -> None:
 @pytest.mark.parametrize(
     ("share", "brand_ids", "shared", "evidence"),
     [
-        (given.share(advertiser_id=None), ["brand-1"], True, (1, 2, 4)),
-        (given.share(advertiser_id=None), [], False, (1, 2, 4)),
+        (given.share(advertiser_id=None), ["brand-1"], True, (1, 2, 3, 4)),
+        (given.share(advertiser_id=None), [], None, (1, 2, 3, 4)),
+        (given.share(advertiser_id=None), ["brand-2"], None, (1, 2, 3, 4)),
         (given.share(advertiser_id="advertiser-2"), [], False, (1, 2, 4)),
     ],
 )
 def test_a_code_counts_as_shared_where_the_advertiser_or_its_brand_was_named(
-    share: given.Command, brand_ids: list[str], *, shared: bool, evidence: tuple[int, ...]
+    share: given.Command, brand_ids: list[str], *, shared: bool | None, evidence: tuple[int, ...]
 ) -> None:
     story = given.after(given.generated(), share, given.redeem(brand_ids=frozenset(brand_ids)))
     assert ask(story) == replace(AUTHORIZED, shared=shared, evidence=evidence)
@@ -245,9 +249,77 @@ def test_a_code_counts_as_shared_where_the_advertiser_or_its_brand_was_named(
 def test_a_share_after_the_moment_asked_about_is_not_counted() -> None:
     story = given.after(given.generated(), given.redeem())
     given.after(story.later(days=5), given.share())
-    assert [ask(story, day(days)).shared for days in (4, 5)] == [False, True]
+    assert [ask(story, day(days)).shared for days in (4, 5)] == [False, False], "it was redeemed before"
+
+
+def test_a_share_before_the_redemption_counts_from_its_own_time() -> None:
+    story = given.after(given.generated().later(days=2), given.share())
+    given.after(story.later(days=2), given.redeem())
+    assert [ask(story, day(days)).shared for days in (1, 3, 5)] == [False, True, True]
 
 
 def test_what_does_not_decide_is_not_evidence() -> None:
     story = given.after(given.running(), given.reveal(), given.note(), given.redeem(advertiser_id="advertiser-2"))
     assert ask(story).evidence == (1, 2, 3, 4)
+
+
+# Whose the account is.
+
+
+def name(story: Story, brand_id: str, on: float) -> list[str]:
+    """State since when the account is a brand's."""
+    when = When(story.clock(), day(on))
+    naming = commands.name_advertiser(story.ledger, ADVERTISER, brand_id, stream_id=UUID(int=0xAD), when=when)
+    return given.types(story.ledger.append(given.done(naming), now=story.clock(), actor=given.OPERATOR))
+
+
+def ask_knowing(story: Story, at: datetime) -> Verdict:
+    advertiser = story.ledger.streams.get(UUID(int=0xAD), [])
+    return verdict([story.stream()], story.ledger.streams, ADVERTISER, at, advertiser)
+
+
+@pytest.mark.parametrize(
+    ("named", "shared"),
+    [
+        ([], None),
+        ([("brand-1", 1)], True),
+        ([("brand-2", 1)], False),
+        ([("brand-1", 6)], None),
+        ([("brand-2", 1), ("brand-1", 3)], True),
+        ([("brand-1", 3), ("brand-2", 1)], True),
+        ([("brand-1", 3), ("brand-2", 3)], False),
+    ],
+)
+def test_a_share_with_a_brand_counts_for_an_account_that_was_known_to_be_of_it(
+    named: list[tuple[str, float]], *, shared: bool | None
+) -> None:
+    story = given.after(given.generated(), given.share(advertiser_id=None)).later(days=5)
+    given.after(story, given.redeem()).later(days=5)
+    assert [name(story, brand, on) for brand, on in named] == [["AdvertiserNamed"]] * len(named)
+    assert ask_knowing(story, day(9)).shared is shared
+
+
+def test_the_same_statement_again_records_nothing() -> None:
+    story = given.generated().later(days=5)
+    told = [name(story, "brand-1", 5), name(story, "brand-1", 5), name(story, "brand-1", 3), name(story, "brand-1", 3)]
+    assert told == [["AdvertiserNamed"], [], ["AdvertiserNamed"], []]
+
+
+# What an answer says of its evidence.
+
+
+def test_an_answer_says_whose_code_it_rests_on_and_when_its_evidence_was_recorded() -> None:
+    answer = ask(given.redeemed().later(days=3), day(2))
+    assert (answer.creator_id, answer.start_stated, answer.evidence_recorded_at) == (given.CREATOR, True, NOW)
+    assert (answer.recorded_late, answer.backdated) == (False, False)
+
+
+def test_an_answer_that_rests_on_what_was_recorded_later_says_so() -> None:
+    story = given.shared().later(days=5)
+    story.when(given.redeem(), effective_at=day(2))
+    answers = [ask(story, day(days)) for days in (1, 3, 6)]
+    assert [(a.recorded_late, a.backdated) for a in answers] == [(False, False), (True, True), (False, True)]
+
+
+def test_an_expiry_that_the_clock_recorded_later_makes_no_answer_late() -> None:
+    assert ask(given.expired(), day(30.5)).recorded_late is False

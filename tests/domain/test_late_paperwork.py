@@ -48,6 +48,7 @@ def command(fact: Fact, ended: Ending | None = None) -> Command:  # noqa: PLR091
                 secret_given=said["given"],
                 caption_sha256=said["caption"],
                 revoked=ended,
+                supersedes=None if said["replaces"] is None else UUID(int=said["replaces"]),
                 **window,
             )
         case "extend":

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import cast
 
 import pytest
 from eventsourcing.utils import get_topic
 
+from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.recorded import Event, RecordedEvent
@@ -58,7 +60,7 @@ SENTENCES = [
     "The code was shared with brand brand-1 by a text message.",
     "The code was shared with brand brand-1 by another channel.",
     "Advertiser advertiser-1 redeemed the code.",
-    "Advertiser advertiser-2 redeemed the code, with which it had not been shared.",
+    "Advertiser advertiser-2 redeemed the code; whether it had been shared with that account was not known.",
     f"Advertiser advertiser-1 launched campaign campaign-1 {LAUNCHED}",
     "Campaign campaign-1 of advertiser advertiser-1 ended.",
     "The secret was revealed again.",
@@ -108,6 +110,17 @@ def test_a_code_whose_start_nobody_stated_says_so() -> None:
         "Creator creator-1 accepted terms terms-2026 and generated code …A1B2 for video video-1, "
         "valid until 2026-03-31 12:00 UTC; nobody stated when it began."
     )
+
+
+def test_a_redemption_by_an_account_with_which_the_code_was_not_shared_says_so() -> None:
+    story = given.after(given.generated(), given.redeem())
+    sentence = "Advertiser advertiser-1 redeemed the code, with which it had not been shared."
+    assert summary(story.stream()[-1].event) == sentence
+
+
+def test_whose_an_account_is_has_its_sentence() -> None:
+    (named,) = Advertiser.begin(given.CODE, "advertiser-1", "brand-1", at=NOW).pending_events
+    assert summary(cast("Event", named)) == "Advertiser account advertiser-1 is of brand brand-1."
 
 
 def test_no_event_is_left_out_here() -> None:
