@@ -613,6 +613,16 @@ class Code(Aggregate):
         ends = [moment for moment in (self.revoked_at, self.superseded_at) if moment is not None]
         return until(self._periods(extension), min(ends, default=None))
 
+    @property
+    def recorded_after_revocation(self) -> int:
+        """How many shares, redemptions and launches are on record as later than the revocation: they count for nothing.
+
+        A revocation that is recorded late may lie before them.
+        """
+        launched = (_launched_at(campaign) for campaign in self.launches.values())
+        moments = [*self.shares.values(), *self.redemptions.values(), *launched]
+        return sum(self.revoked_at is not None and moment > self.revoked_at for moment in moments)
+
     def end_at(self, moment: datetime | None) -> datetime:
         """Return the window's end as it stood at a moment, or by all that is known."""
         if moment is None:

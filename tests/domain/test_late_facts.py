@@ -138,6 +138,23 @@ def test_a_revocation_counts_only_campaigns_launched_by_then_and_ends_the_others
     assert story.code().stop(CAMPAIGN) == (day(8), "code_revoked")
 
 
+def test_what_is_on_record_after_a_revocation_stays_and_authorizes_nothing() -> None:
+    story = given.after(
+        given.generated().later(days=8),
+        given.share(),
+        given.redeem(),
+        given.launch(replace(CAMPAIGN, starts_at=day(9))),
+    )
+    assert (story.code().recorded_after_revocation, late(story.later(days=2), (given.revoke(), 5))) == (
+        0,
+        ["CampaignEnded Revoked"],
+    )
+    code = story.code()
+    assert (code.recorded_after_revocation, list(code.redemptions)) == (3, [ADVERTISER])
+    asked = verdict([story.stream()], story.ledger.streams, ADVERTISER, day(9))
+    assert asked.reason == "revoked"
+
+
 def test_an_end_while_the_code_had_lapsed_counts_once_an_extension_shows_that_it_had_not() -> None:
     story = given.after(given.running().later(days=40), given.record_due())
     assert late(story, (given.end(), 35), (given.extend(days=60), 20)) == ["CampaignEnded", "Extended"]

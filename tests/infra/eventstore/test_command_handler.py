@@ -115,6 +115,41 @@ async def test_an_ended_code_that_nobody_recorded_as_expired_leaves_its_video_to
     assert came == {"done": 1, "live_code_exists": 31}
 
 
+async def test_of_32_late_codes_of_the_same_time_one_is_recorded(opened: Opened) -> None:
+    tenant = await permitted(opened)
+    ended = opened.handler.now() - timedelta(days=60)
+    await opened.when(tenant, given.permission(), effective_at=ended)
+    late = (opened.when(tenant, fresh_code(n), effective_at=ended + n * timedelta(hours=1)) for n in range(32))
+    assert await outcomes(*late) == {"done": 1, "live_code_exists": 31}
+
+
+async def test_of_32_codes_that_replace_the_same_one_at_once_one_does_and_is_answered(opened: Opened) -> None:
+    tenant = await permitted(opened)
+    await opened.when(tenant, given.generate())
+    came = await asyncio.gather(
+        *(opened.when(tenant, fresh_code(n, supersedes=given.CODE), f"key-{n}") for n in range(32)),
+        return_exceptions=True,
+    )
+    (done,) = [one for one in came if isinstance(one, CommandResult)]
+    assert {one.code for one in came if isinstance(one, Refused)} == {"code_superseded"}
+    events = await opened.events.page(tenant.ledger_id)
+    assert given.types(events[2:]) == ["Superseded", "CodeGenerated"]
+    assert done.aggregate is not None
+    assert (done.appended, done.position, done.aggregate.supersedes) == (2, 4, str(given.CODE))
+    repository = await opened.aggregates.repository(tenant.ledger_id)
+    codes = await repository.codes_of_video(given.VIDEO)
+    assert [(code.id, code.version) for code in codes] == [(given.CODE, 2), (done.aggregate.id, 1)]
+
+
+async def test_a_replacement_that_is_asked_for_again_answers_with_the_new_code(opened: Opened) -> None:
+    tenant = await permitted(opened)
+    await opened.when(tenant, given.generate())
+    first = await opened.when(tenant, fresh_code(supersedes=given.CODE), "once")
+    again = await opened.when(tenant, fresh_code(supersedes=given.CODE), "once")
+    assert (again.replayed, again.position) == (True, first.position)
+    assert again.aggregate == first.aggregate
+
+
 async def test_no_code_is_generated_after_the_switch_off_was_recorded(opened: Opened) -> None:
     """The precondition, made to matter: the permission goes off between the reading and the append."""
     tenant = await permitted(opened)
