@@ -489,13 +489,16 @@ def _window(
             raise Refused("duration_not_allowed", _allowed(policy))
         if begins > when.now + policy.longest:
             # Else a window that begins in a hundred years would keep its video until it is revoked.
-            raise Refused("duration_not_allowed", f"A window can begin at most {policy.longest.days} days from now.")
+            raise Refused("duration_not_allowed", f"A window must start within {policy.longest.days} days from now.")
         return Window(begins, begins + timedelta(days=days))
     if expires_at is not None and expires_at <= max(begins, when.at):
-        raise Malformed("/expires_at", "A code ends after it begins, and after it was generated.")
+        raise Malformed("/expires_at", "A code must end after it begins, and after it was generated.")
     ends = expires_at or begins + timedelta(days=min(days, _TOO_MANY_DAYS))
     if not begins < ends <= begins + LONGEST_RECORDED or ends > when.now + LONGEST_RECORDED:
-        raise Refused("duration_not_allowed", "A code that TikTok generated lasts at most ten years, and ends by then.")
+        raise Refused(
+            "duration_not_allowed",
+            "A code that TikTok generated can last at most ten years, and must end within ten years.",
+        )
     return Window(begins, ends)
 
 
@@ -525,7 +528,7 @@ def _new_end(
         assert expires_at is not None  # noqa: S101 - a caller says exactly one of the three
         new_end = expires_at
     if new_end > when.now + longest:
-        raise Refused("duration_not_allowed", f"An end can lie at most {longest.days} days from now.")
+        raise Refused("duration_not_allowed", f"A window must end within {longest.days} days from now.")
     return new_end
 
 

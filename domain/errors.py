@@ -101,7 +101,7 @@ SENTENCES: Final[dict[RefusalCode, str]] = {
         "The creator has not accepted TikTok's advertising terms. Send the version that the creator accepted "
         "as terms_version."
     ),
-    "start_unknown": "Nobody stated when this code's window began, so a number of days is ambiguous. Send expires_at.",
+    "start_unknown": "The start of this code's window is unknown, so a number of days is ambiguous. Send expires_at.",
     "later_extension": (
         "An extension that took effect later is already recorded, so a number of days is ambiguous. Send expires_at."
     ),
@@ -118,8 +118,8 @@ SENTENCES: Final[dict[RefusalCode, str]] = {
     "code_not_started": "The code's window has not started yet. Try again after it starts.",
     "code_expired": "The code's window has ended. Ask the creator to extend it or to generate a new code.",
     "window_not_longer": (
-        "The new end must be later than the end that was current, and later than the effective time. Extending never "
-        "shortens a window."
+        "The new end must be later than the end at the effective time, and later than the effective time. "
+        "Extending never shortens a window."
     ),
     "not_redeemed_by_advertiser": "This advertiser has not redeemed the code. Redeem it first.",
     "campaign_exists_differently": (

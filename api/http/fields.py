@@ -147,7 +147,9 @@ VideoId = Annotated[
     WithJsonSchema(VIDEO_ID_SCHEMA),
     Field(description="The video that the code is for: its id of 15 to 20 digits, or a link to the post."),
 ]
-VIDEO_ID_EXACT: Final = "The zeros at the end of the video id are genuine, although a spreadsheet may leave such zeros."
+VIDEO_ID_EXACT: Final = (
+    "Whether the zeros at the end of the video id are real, and not the result of rounding by a spreadsheet."
+)
 BrandId = Annotated[Id, Field(description="Your id for the brand.", examples=["acme"])]
 AdvertiserId = Annotated[Id, Field(description="The advertiser account in TikTok Ads Manager.", examples=["adv-7001"])]
 CampaignId = Annotated[Id, Field(description="Your id for the campaign.", examples=["spring-sale"])]

@@ -85,7 +85,7 @@ RETRYABLE: Final = Refused.RETRYABLE | {
 # What a person reads where the sentence does not depend on the case; refusals of the rules bring their own.
 DETAILS: Final[dict[str, str]] = {
     "malformed_body": "The request body is not valid. `errors` says which fields are wrong and why.",
-    "video_id_unusable": "This cannot be the id of a video. `errors` says why, and what to send instead.",
+    "video_id_unusable": "This is not the id of a video. `errors` says why, and what to send instead.",
     "malformed_query": "The query is not valid. `errors` says which parameters are wrong and why.",
     "malformed_path": "An id in the path must have 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
     "malformed_cursor": "The cursor does not belong to this query. Start again without a cursor.",
