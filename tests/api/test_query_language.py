@@ -105,7 +105,7 @@ def test_words_are_found_whole_and_in_any_case(text: str, found: str, missed: st
         ("actor:ana", "      ^", "Expected the id of a key, or clock."),
         ("creator:a/b", "        ^", "Expected an id"),
         ("channel:dm,fax", "           ^", "Expected one of dm, email, text, other."),
-        ("refused:because", "        ^", "Expected one of code_revoked, code_not_started, code_expired."),
+        ("refused:because", "        ^", "Expected one of other_video, code_revoked, code_not_started"),
         ("source:me", "       ^", "Expected one of creator, brand, operator, platform, clock."),
         ("type:Shared type:Redeemed", "            ^", "This qualifier is repeated"),
         ("recorded:yesterday", "         ^", "Expected a year, a month, a day or an RFC 3339 time"),

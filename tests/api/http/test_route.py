@@ -14,6 +14,7 @@ import api.http.route
 from api.http.caller import Caller, allow
 from api.http.route import Route
 from api.redemptions import RedeemCode
+from infra.settings import load_settings
 
 SECRET = "#k9/Tz+example=="
 BODY = {"secret": SECRET, "advertiser_id": "adv-7001"}
@@ -50,6 +51,7 @@ async def hashed(monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], *, key: 
         "path_params": {},
         "query_string": b"",
         "headers": [*fields.items()],
+        "app": SimpleNamespace(state=SimpleNamespace(services=SimpleNamespace(settings=load_settings({})))),
     }
     (route,) = router.routes
     await cast("Route", route).app(scope, receive, send)
