@@ -771,6 +771,8 @@ class Code(Aggregate):
 
     def _refuse_another_creative(self, campaign: Campaign, ended: Ending | None) -> None:
         """Raise `creative_locked` where a campaign with another caption or creative runs at the same time."""
+        if campaign.caption_sha256 is None and campaign.creative_sha256 is None:
+            return  # a campaign that states nothing contradicts nothing
         launched_at = _launched_at(campaign)
         ends = [campaign.ends_at, lapse_after(self._periods(), launched_at), *([] if ended is None else [ended.at])]
         run = Window(max(campaign.starts_at, launched_at), min(ends))

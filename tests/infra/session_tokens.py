@@ -20,6 +20,14 @@ def present(database: Database, ledger_id: int, key_id: UUID | None = None) -> N
             database.tokens.admit_key(key_id, _one(connection, "SELECT key_token(%s, %s)", ledger_id, key_id))
 
 
+def present_all(database: Database) -> None:
+    """Let a pool's process prove every ledger and key that there is by now."""
+    with psycopg.connect(make_conninfo(database.conninfo, user="postgres"), autocommit=True) as connection:
+        keys = connection.execute("SELECT ledger_id, key_id FROM api_keys").fetchall()
+    for ledger_id, key_id in keys:
+        present(database, ledger_id, key_id)
+
+
 def bound_to(database: TestDatabase, ledger_id: int) -> str:
     """Return what `sparkledger.ledger` must be for a session of the API to see a ledger."""
     tokens = SessionTokens()

@@ -30,6 +30,7 @@ from tests import given
 from tests.infra.crypto.test_master_keys import BOTH, NEW, NEW_ID, OLD, OLD_ID, THIRD, key_file, text
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.programs import running
+from tests.infra.session_tokens import present_all
 
 
 def told(_: str) -> None:
@@ -40,6 +41,7 @@ def told(_: str) -> None:
 async def process(opened: Opened, keys: KeyProvider, role: str = API) -> AsyncIterator[Runtime]:
     """Open the database as another process does, with master keys of its own."""
     async with runtime(opened.database.dsn(role), role, keys) as other:
+        present_all(other.database)
         yield other
 
 
