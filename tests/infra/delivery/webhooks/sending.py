@@ -33,7 +33,7 @@ class Post:
     opened: Opened
     tenant: Tenant
     codes: list[UUID] = field(default_factory=list)
-    operators: list[Tenant] = field(default_factory=list)
+    recorders: list[Tenant] = field(default_factory=list)
 
     @property
     def webhooks(self) -> WebhookSubscriptions:
@@ -57,7 +57,7 @@ class Post:
 
     async def generate(self, number: int = 1, creator_id: str = given.CREATOR) -> list[UUID]:
         """Record a permission and some codes of their own videos; one event each."""
-        operator = await self._operator()
+        operator = await self.operator()
         await self.opened.when(operator, given.permission(creator_id=creator_id))
         made = [uuid7() for _ in range(number)]
         for code_id in made:
@@ -70,15 +70,15 @@ class Post:
 
     async def share(self, code_id: UUID, times: int = 1) -> None:
         """Share a code with so many brands; one event each."""
-        operator = await self._operator()
+        operator = await self.operator()
         for number in range(times):
             await self.opened.when(operator, given.share(brand_id=f"brand-{number}", code_id=code_id))
 
-    async def _operator(self) -> Tenant:
+    async def operator(self) -> Tenant:
         """Return who records: the webhooks' owner is a subscriber, and subscribers record nothing."""
-        if not self.operators:
-            self.operators.append(await self.opened.another_key(self.tenant.ledger_id))
-        return self.operators[0]
+        if not self.recorders:
+            self.recorders.append(await self.opened.another_key(self.tenant.ledger_id))
+        return self.recorders[0]
 
     async def head(self) -> int:
         """Return the ledger's last position."""

@@ -380,7 +380,7 @@ async def test_a_receiver_that_asks_for_a_certificate_is_tried_again_on_the_sche
 ) -> None:
     server, client = asking(tmp_path)
     post = Post(opened, await opened.begin(role="subscriber"))
-    await opened.when(post.tenant, given.permission())
+    await opened.when(await post.operator(), given.permission())
     async with breaking(server) as port, sending(opened) as senders:
         senders._context = client
         webhook, _, _ = await post.webhooks.create(
@@ -405,7 +405,7 @@ async def test_whatever_else_breaks_is_a_failed_attempt_that_is_logged_without_i
 
     monkeypatch.setattr(HttpTarget, "post", break_once)
     post = Post(opened, await opened.begin(role="subscriber"))
-    await opened.when(post.tenant, given.permission())
+    await opened.when(await post.operator(), given.permission())
     async with receiving() as receiver, sending(opened):
         webhook_id = await post.register(receiver)
         await post.caught_up(webhook_id)

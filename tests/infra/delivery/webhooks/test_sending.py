@@ -109,7 +109,7 @@ async def test_what_fails_is_sent_again_with_the_same_id_and_another_signature(p
     answers = iter([500, 502, 503, 204])
     async with receiving(lambda _: next(answers)) as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
-        await post.opened.when(post.tenant, given.permission())
+        await post.opened.when(await post.operator(), given.permission())
         await post.caught_up(webhook_id)
 
     first, *again = receiver.received
@@ -328,7 +328,7 @@ async def test_an_attempt_that_takes_too_long_has_failed(post: Post, monkeypatch
     answers = iter([HANG])
     async with receiving(lambda _: next(answers, 204)) as receiver, sending(post.opened):
         webhook_id = await post.register(receiver)
-        await post.opened.when(post.tenant, given.permission())
+        await post.opened.when(await post.operator(), given.permission())
         await post.caught_up(webhook_id)
     (first, second) = await post.attempts(webhook_id)
     assert (first.outcome, first.status, second.outcome) == ("failed", None, "delivered")
@@ -481,7 +481,7 @@ async def test_what_was_asked_stands_where_a_change_is_of_something_else(post: P
     answers = iter([(503, {"Retry-After": "86400"}, b"")])
     async with receiving(lambda _: next(answers, 204)) as receiver, sending(post.opened) as senders:
         webhook_id = await post.register(receiver)
-        await post.opened.when(post.tenant, given.permission())
+        await post.opened.when(await post.operator(), given.permission())
         paused = await post.until(webhook_id, waiting=1, failures=1)
         changes = {"url": receiver.url, "enabled": True, "types": ["PermissionEnabled"]}
         await post.webhooks.change(post.owner, webhook_id, **changes)
