@@ -125,6 +125,7 @@ def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datet
 def code_content(code: Code, caller: Caller, *, now: datetime, position: int) -> dict[str, Any]:
     """Return a code as the caller may see it: a brand sees its own shares, redemptions and campaigns alone."""
     ours = caller.is_party_to if caller.role == "brand" else _everyone
+    running = {campaign.campaign_id for campaign in code.running(now)}  # computed from all facts, so once
     return {
         **code_summary(code, code.id, code.window, now),
         "caption_sha256": code.caption_sha256,
@@ -145,7 +146,7 @@ def code_content(code: Code, caller: Caller, *, now: datetime, position: int) ->
             if ours((), (advertiser_id,))
         ],
         "campaigns": [
-            _campaign(campaign, code, now)
+            _campaign(campaign, code, running=campaign.campaign_id in running)
             for campaign in code.campaigns.values()
             if ours((), (campaign.advertiser_id,))
         ],
@@ -158,7 +159,7 @@ def _everyone(_brand_ids: object, _advertiser_ids: object) -> bool:
     return True
 
 
-def _campaign(campaign: Campaign, code: Code, now: datetime) -> dict[str, Any]:
+def _campaign(campaign: Campaign, code: Code, *, running: bool) -> dict[str, Any]:
     return {
         "campaign_id": campaign.campaign_id,
         "advertiser_id": campaign.advertiser_id,
@@ -170,5 +171,5 @@ def _campaign(campaign: Campaign, code: Code, now: datetime) -> dict[str, Any]:
         "launched_at": campaign.launched_at,
         "ended_at": campaign.ended_at,
         "stops_at": code.stops_at(campaign),
-        "running": campaign in code.running(now),
+        "running": running,
     }
