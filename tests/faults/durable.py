@@ -22,10 +22,12 @@ from infra.postgres.roles import API
 from tests import given
 from tests.conftest import TestDatabase
 from tests.faults.commands import MARK, Storyteller, Writes
+from tests.infra.eventstore.appends import accept
 from tests.infra.eventstore.checker import Told, held, problems
 from tests.infra.eventstore.notebook import Notebook, noted
 from tests.infra.opened import Opened, opening
 from tests.infra.programs import Program, running
+from tests.infra.session_tokens import present_all
 from tests.waiting import until
 
 SHORT: Final = os.environ.get("SPARKLEDGER_FAULTS") == "short"
@@ -44,6 +46,7 @@ def durable() -> Iterator[TestDatabase]:
             assert connection.execute("SHOW fsync").fetchone() == ("on",)
             assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
         migrate(server.dsn())
+        accept(TestDatabase(server, DATABASE), "Tested", "Marked")
         yield TestDatabase(server, DATABASE)
     shutil.rmtree(directory)
 
@@ -102,6 +105,7 @@ class Scene:
         async def again() -> list[str]:
             book = Notebook(self.directory / f"{name}.jsonl")
             async with opening(self.database) as opened:
+                present_all(opened.api.database)
                 storyteller = Storyteller(opened.handler, self.writes, book)
                 differing = [what["mark"] for what in commands if not await _one_answer(storyteller, what)]
             book.close()

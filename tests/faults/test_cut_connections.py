@@ -12,7 +12,7 @@ from time import monotonic
 import psycopg
 
 from infra.eventstore.group_commit import GroupCommitWriter
-from infra.postgres.roles import API
+from infra.postgres.roles import WORKER
 from tests.faults.durable import SHORT, TASKS, Scene
 from tests.infra.eventstore.checker import held, problems
 from tests.infra.eventstore.load import MARK, Load
@@ -30,10 +30,10 @@ async def under_load(scene: Scene, book: Notebook, directory: Path) -> Proxy:
     ledgers = [writes.ledger_id for writes in scene.writes]
     until = monotonic() + SECONDS
     async with (
-        proxied(scene.database.dsn(API), directory) as (proxy, dsn),
+        proxied(scene.database.dsn(WORKER), directory) as (proxy, dsn),
         await psycopg.AsyncConnection.connect(scene.database.dsn(), autocommit=True) as reading,
     ):
-        writer = GroupCommitWriter(dsn, API)
+        writer = GroupCommitWriter(dsn, WORKER)
         writer.start()
         proxy.cut_request = proxy.hold_reply = lambda _: random.randrange(ONE_IN) == 0
         load = Load(writer, reading, ledgers, book)

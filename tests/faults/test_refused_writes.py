@@ -19,7 +19,7 @@ from infra.errors import Unavailable
 from infra.eventstore.append import Appended, Replayed
 from infra.eventstore.group_commit import GroupCommitWriter
 from infra.ids import uuid7
-from infra.postgres.roles import API
+from infra.postgres.roles import WORKER
 from tests.absent import absent
 from tests.conftest import TestDatabase
 from tests.faults.durable import Scene
@@ -73,7 +73,7 @@ class Sender:
 
 @contextlib.asynccontextmanager
 async def sending(scene: Scene) -> AsyncIterator[Sender]:
-    writer = GroupCommitWriter(scene.database.dsn(API), API)
+    writer = GroupCommitWriter(scene.database.dsn(WORKER), WORKER)
     writer.start()
     try:
         yield Sender(writer, scene.writes[0].ledger_id, [])
