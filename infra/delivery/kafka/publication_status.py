@@ -75,7 +75,7 @@ _ADVANCE: Final = """
         changed_at = now()
 """
 
-_MARK_MARK_MARK_MARK_FAILEDEDEDED: Final = """
+_MARK_FAILED: Final = """
     UPDATE publications
     SET state = %b, error = %b, errors = errors + 1, changed_at = now()
     WHERE destination = %b
@@ -119,7 +119,7 @@ class PublicationStatusWriter:
 
     def mark_failed(self, state: PublicationState, error: str) -> None:
         """Write why nothing is published."""
-        self._execute(_MARK_MARK_MARK_MARK_FAILEDEDEDED, (state, error[:ERROR_CHARACTERS_MAX], self._destination.prefix))
+        self._execute(_MARK_FAILED, (state, error[:ERROR_CHARACTERS_MAX], self._destination.prefix))
 
     def _execute(self, query: str, parameters: Sequence[Any]) -> None:
         self._connection.execute(query, parameters, binary=True)

@@ -1,4 +1,4 @@
-"""The publisher to Kafka: it publishes every event of its ledgers once and in order, as seen by `read_committed` readers.
+"""The publisher to Kafka: `read_committed` readers see every event of its ledgers once and in order.
 
     waiting ──gets the lock──▶ ready ──one transaction for each page──▶ publishing …
        ▲                         │ on any failure: abandon the producer, release the lock
