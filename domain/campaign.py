@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from domain.values import Channel
+
+EndedBy = Literal["campaign_end", "ended", "code_expired", "code_revoked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,38 @@ class Campaign:
         return replace(self, launched_at=None, ended_at=None, ended_by=None)
 
 
-def undone(ended_at: datetime | None, cause: str | None, extended_at: datetime) -> bool:
-    """Tell whether a recorded end of a campaign did not happen, because its code's window was extended before it.
+class CampaignStop(NamedTuple):
+    """When a campaign stops or stopped, and what stops it: its own end, somebody, or the end of its code."""
 
-    The extension was recorded after that end and took effect before it, so the window had not ended.
+    at: datetime
+    by: EndedBy
+
+
+def first_stop(
+    ends_at: datetime,
+    *,
+    ended_at: datetime | None = None,
+    lapses_at: datetime | None = None,
+    revoked_at: datetime | None = None,
+) -> CampaignStop:
+    """Return what stops a campaign first; at the same time, the first of these.
+
+    Args:
+        ends_at: its own end.
+        ended_at: when somebody ended it.
+        lapses_at: the first end of its code's window after its launch.
+        revoked_at: when its code was revoked, or its launch if that was later.
+
     """
-    return cause == "code_expired" and ended_at is not None and extended_at < ended_at
+    moments: dict[EndedBy, datetime | None] = {
+        "campaign_end": ends_at,
+        "ended": ended_at,
+        "code_expired": lapses_at,
+        "code_revoked": revoked_at,
+    }
+    known = {by: moment for by, moment in moments.items() if moment is not None}
+    first = min(known, key=known.__getitem__)
+    return CampaignStop(known[first], first)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 from eventsourcing.domain import Aggregate
 
-from domain.campaign import Campaign, Share
+from domain.campaign import Campaign, CampaignStop, Share, first_stop
 from domain.errors import Refused, Unknown
-from domain.periods import Extension, end_by, in_effect, lapse_after, overlap, periods, until
+from domain.periods import Extension, Period, end_by, in_effect, lapse_after, overlap, periods, until
 from domain.reminders import Reminder, reminders
 from domain.values import BRAND_SIDE, CREATOR_SIDE, Channel, Sealed, State, When, Window, masked, state_of
 
@@ -38,23 +38,12 @@ if TYPE_CHECKING:
 # The same refusal of the same advertiser is recorded once in this time; what comes sooner is only counted.
 REFUSAL_REPEAT_AFTER = timedelta(hours=1)
 
-EndedBy = Literal["campaign_end", "ended", "code_expired", "code_revoked"]
-# Of several that end a campaign at the same moment, the first of these is what ended it.
-_ENDED_BY: tuple[EndedBy, ...] = ("campaign_end", "ended", "code_expired", "code_revoked")
-
 
 class Ending(NamedTuple):
     """Something was ended by somebody: when, and why."""
 
     at: datetime
     reason: str | None
-
-
-class CampaignStop(NamedTuple):
-    """When a campaign stops or stopped, and by what: by its own end, by somebody, or by what became of its code."""
-
-    at: datetime
-    by: EndedBy
 
 
 class Code(Aggregate):
@@ -710,25 +699,23 @@ class Code(Aggregate):
             return self.first_window.starts_at
         return min([self.generated_at, *self.shares.values(), *self.redemptions.values()])
 
-    def _periods(self, extension: Extension | None = None) -> list[Window]:
+    def _periods(self, extension: Extension | None = None) -> list[Period]:
         extensions = self.extensions if extension is None else {**self.extensions, self.version + 1: extension}
         return periods(Window(self._starts_at, self.first_window.expires_at), extensions)
 
     def _stop(self, campaign: Campaign, *, lapsing: bool = True, revoked: bool = True) -> CampaignStop:
         """Return what stops a campaign first, leaving lapses of the window or revocations out of account on request."""
         name, launched_at = campaign.campaign_id, _launched_at(campaign)
-        moments: dict[EndedBy, datetime | None] = {
-            "campaign_end": campaign.ends_at,
-            "ended": self.recorded_stops.get((name, "ended")),
-            "code_expired": lapse_after(self._periods(), launched_at) if lapsing else None,
-        }
-        if revoked:
-            recorded = self.recorded_stops.get((name, "code_revoked"))
-            ends = [recorded, None if self.revoked_at is None else max(launched_at, self.revoked_at)]
-            moments["code_revoked"] = min((end for end in ends if end is not None), default=None)
-        known = {by: moment for by in _ENDED_BY if (moment := moments.get(by)) is not None}
-        first = min(known, key=known.__getitem__)
-        return CampaignStop(known[first], first)
+        revoked_at = self.recorded_stops.get((name, "code_revoked"))
+        if self.revoked_at is not None:
+            by_now = max(launched_at, self.revoked_at)
+            revoked_at = by_now if revoked_at is None else min(revoked_at, by_now)
+        return first_stop(
+            campaign.ends_at,
+            ended_at=self.recorded_stops.get((name, "ended")),
+            lapses_at=lapse_after(self._periods(), launched_at) if lapsing else None,
+            revoked_at=revoked_at if revoked else None,
+        )
 
     def _with_end(self, campaign: Campaign) -> Campaign:
         at, by = self._stop(campaign)

@@ -9,13 +9,18 @@ takes effect. If two have the same effective time, the one that was recorded las
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import UTC, datetime
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from domain.values import Window
+from domain.values import FOREVER, Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+# Before anything took effect.
+NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class Extension(NamedTuple):
@@ -23,6 +28,41 @@ class Extension(NamedTuple):
 
     at: datetime
     expires_at: datetime
+
+
+class Period(NamedTuple):
+    """A period in which the window was open, and the effective time of the extension that set its end."""
+
+    starts_at: datetime
+    expires_at: datetime
+    set_at: datetime
+
+
+def first_period(window: Window) -> Period:
+    """Return the period of a code that was never extended."""
+    return Period(window.starts_at, window.expires_at, NEVER)
+
+
+def extended(open_in: Sequence[Period], extension: Extension) -> list[Period]:
+    """Return the periods after one more extension, whatever was recorded before it. They never overlap."""
+    found = list(open_in)
+    i = max((i for i, period in enumerate(found) if period.starts_at <= extension.at), default=0)
+    period = found[i]
+    if extension.at >= period.expires_at:
+        i += 1
+        found.insert(i, Period(extension.at, extension.expires_at, extension.at))
+    elif extension.at >= period.set_at:
+        found[i] = Period(period.starts_at, extension.expires_at, extension.at)
+    # Else a later extension set the end, and the window was open in between anyway.
+    while i + 1 < len(found) and found[i + 1].starts_at < found[i].expires_at:
+        later = found.pop(i + 1)  # what began this one took effect before the end, so it moved that end
+        found[i] = Period(found[i].starts_at, later.expires_at, later.set_at)
+    return found
+
+
+def periods(first: Window, extensions: Mapping[int, Extension]) -> list[Period]:
+    """Return the periods of a window with its extensions, given by version."""
+    return reduce(extended, extensions.values(), [first_period(first)])
 
 
 def in_effect(extensions: Mapping[int, Extension]) -> list[Extension]:
@@ -35,28 +75,15 @@ def end_by(moment: datetime, first_end: datetime, extensions: Mapping[int, Exten
     return ([first_end] + [e.expires_at for e in in_effect(extensions) if e.at <= moment])[-1]
 
 
-def periods(first: Window, extensions: Mapping[int, Extension]) -> list[Window]:
-    """Return the periods in which the window was open, in order. They never overlap."""
-    found, period = [], first
-    for extension in in_effect(extensions):
-        if extension.at < period.expires_at:
-            period = Window(period.starts_at, extension.expires_at)
-        else:
-            found.append(period)
-            period = Window(max(extension.at, first.starts_at), extension.expires_at)
-    return [*found, period]
-
-
-def lapse_after(open_in: Sequence[Window], moment: datetime) -> datetime:
+def lapse_after(open_in: Sequence[Period], moment: datetime) -> datetime:
     """Return the first end of the window after a time, or the last end if the window had ended for good by then."""
     return next((period.expires_at for period in open_in if moment < period.expires_at), open_in[-1].expires_at)
 
 
-def until(open_in: Sequence[Window], end: datetime | None) -> list[Window]:
+def until(open_in: Sequence[Period], end: datetime | None) -> list[Window]:
     """Return the periods, cut off at a time."""
-    if end is None:
-        return list(open_in)
-    return [Window(p.starts_at, min(p.expires_at, end)) for p in open_in if p.starts_at < end]
+    last = FOREVER if end is None else end
+    return [Window(p.starts_at, min(p.expires_at, last)) for p in open_in if p.starts_at < last]
 
 
 def overlap(some: Sequence[Window], others: Sequence[Window]) -> bool:

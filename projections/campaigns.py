@@ -1,10 +1,10 @@
 """Which campaigns exist, and on which day does each stop, by its own end or by its code's?
 
-Reads the events that begin a code, that move its window, and that launch or end its campaigns. Read by the list of
-campaigns. A campaign stops at whichever comes first: its own end, an end by someone, the end of the code's window, or
-the code's revocation. Every extension of the code moves that day, and one that is recorded late may undo a later end of
-the window. So all campaigns of a code are rewritten when its window moves. Whether a campaign runs is computed when it
-is asked for.
+Reads the events that begin a code, move its window or revoke it, and that launch or end its campaigns. Read by the list
+of campaigns. A campaign stops at whichever comes first: its own end, an end by someone, the end of the code's window,
+or the code's revocation. Every extension of the code moves that day, and one that is recorded late can undo an end of
+the window. So all campaigns of a code are rewritten when its window moves or it is revoked. Whether a campaign runs is
+computed when it is asked for.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
-from domain.campaign import undone
+from domain import periods
+from domain.campaign import CampaignStop, first_stop
 from domain.code import Code
+from domain.periods import Extension, Period, first_period, lapse_after
+from domain.values import Window
 from projections.engine import paging
 from projections.engine.paging import Keyset, ListQuery
 from projections.engine.table import Table
 from projections.engine.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from psycopg import AsyncCursor
 
     from domain.recorded import RecordedEvent
 
 NAME: Final = "campaigns"
-VERSION: Final = 2
+VERSION: Final = 3
 
 # What stops a campaign: its code, because its window ends or it is revoked; or the campaign itself.
 StopReason = Literal["code_end", "campaign_end"]
@@ -39,16 +42,19 @@ StopReason = Literal["code_end", "campaign_end"]
 class CodeWithCampaigns:
     """A code, as far as its campaigns depend on it.
 
+    `open_in` has under `periods` those in which its window was open, in their order: start, end, and the effective time
+    of the extension that set the end, all in RFC 3339.
+
     `campaigns` has, by campaign id, the facts of its row: `position`, `advertiser_id`, `name`, `amount`, `currency`, in
-    RFC 3339 `starts_at`, `ends_at`, `launched_at` and `ended_at`, and `cause`; `ended_at` and `cause` are None unless
-    it was ended.
+    RFC 3339 `starts_at`, `ends_at` and `launched_at`, and under `ends` when it was recorded to have ended, by cause.
     """
 
     ledger_id: int
     code_id: UUID
     creator_id: str
     video_id: str
-    expires_at: datetime
+    open_in: dict[str, Any]
+    revoked_at: datetime | None
     campaigns: dict[str, Any]
 
 
@@ -99,7 +105,8 @@ CODES: Final = Table(
             code_id         uuid NOT NULL,
             creator_id      text NOT NULL,
             video_id        text NOT NULL,
-            expires_at      timestamptz NOT NULL,
+            open_in         jsonb NOT NULL,
+            revoked_at      timestamptz,
             campaigns       jsonb NOT NULL,
             PRIMARY KEY (ledger_id, code_id)
         )
@@ -145,21 +152,34 @@ CAMPAIGNS: Final = Table(
 )
 
 
-def stop(
-    ends_at: datetime, expires_at: datetime, ended_at: datetime | None, cause: str | None
-) -> tuple[datetime, StopReason]:
-    """Return when a campaign stops, and what stops it; if both end at the same moment, it is the campaign itself.
+def campaign_stop(
+    ends_at: datetime,
+    launched_at: datetime,
+    ended_at: datetime | None,
+    ended_with_code_at: datetime | None,
+    *,
+    open_in: Sequence[Period],
+    revoked_at: datetime | None,
+) -> CampaignStop:
+    """Return when a campaign stops, and what stops it, as `Code.stop` does.
 
     Args:
-        ends_at: its own end.
-        expires_at: the end of its code's window.
-        ended_at: when an event ended it, if one did.
-        cause: why the event ended it: `ended`, `code_expired` or `code_revoked`.
+        ends_at: when it was meant to end.
+        launched_at: when it was launched.
+        ended_at: when somebody ended it, if somebody did.
+        ended_with_code_at: when an event said that a revocation of the code ended it.
+        open_in: the periods in which its code's window was open.
+        revoked_at: when its code was revoked.
 
     """
-    if ended_at is not None:
-        return ended_at, "campaign_end" if cause == "ended" else "code_end"
-    return (expires_at, "code_end") if expires_at < ends_at else (ends_at, "campaign_end")
+    revocations = [] if revoked_at is None else [max(launched_at, revoked_at)]
+    revocations += [] if ended_with_code_at is None else [ended_with_code_at]
+    return first_stop(
+        ends_at,
+        ended_at=ended_at,
+        lapses_at=lapse_after(open_in, launched_at),
+        revoked_at=min(revocations, default=None),
+    )
 
 
 # Handlers, in the order of a code's life.
@@ -171,24 +191,23 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         code_id=recorded.stream_id,
         creator_id=event.creator_id,
         video_id=event.video_id,
-        expires_at=event.expires_at,
+        open_in=_stored([first_period(Window(event.starts_at, event.expires_at))]),
+        revoked_at=None,
         campaigns={},
     )
 
 
 def extended(row: CodeWithCampaigns, recorded: RecordedEvent, event: Code.Extended) -> list[CampaignRow]:
-    row.expires_at = event.expires_at
-    for known in row.campaigns.values():
-        if undone(_moment(known["ended_at"]), known["cause"], recorded.effective_at):
-            known |= {"ended_at": None, "cause": None}
+    extension = Extension(recorded.effective_at, event.expires_at)
+    row.open_in = _stored(periods.extended(_periods(row), extension))
     return [_campaign(row, campaign_id) for campaign_id in row.campaigns]
 
 
 def campaign_launched(
     row: CodeWithCampaigns, recorded: RecordedEvent, event: Code.CampaignLaunched
 ) -> list[CampaignRow]:
-    row.campaigns[event.campaign_id] = {
-        "position": recorded.position,
+    known = row.campaigns.get(event.campaign_id, {"position": recorded.position, "ends": {}})
+    row.campaigns[event.campaign_id] = known | {
         "advertiser_id": event.advertiser_id,
         "name": event.name,
         "amount": event.budget["amount"],
@@ -196,21 +215,35 @@ def campaign_launched(
         "starts_at": event.starts_at.isoformat(),
         "ends_at": event.ends_at.isoformat(),
         "launched_at": recorded.effective_at.isoformat(),
-        "ended_at": None,
-        "cause": None,
     }
     return [_campaign(row, event.campaign_id)]
 
 
 def campaign_ended(row: CodeWithCampaigns, recorded: RecordedEvent, event: Code.CampaignEnded) -> list[CampaignRow]:
-    row.campaigns[event.campaign_id] |= {"ended_at": recorded.effective_at.isoformat(), "cause": event.cause}
+    known = row.campaigns[event.campaign_id]
+    known["ends"] = {**known["ends"], event.cause: recorded.effective_at.isoformat()}
     return [_campaign(row, event.campaign_id)]
+
+
+def revoked(row: CodeWithCampaigns, recorded: RecordedEvent, _event: Code.Revoked) -> list[CampaignRow]:
+    row.revoked_at = min(recorded.effective_at, row.revoked_at or recorded.effective_at)
+    return [_campaign(row, campaign_id) for campaign_id in row.campaigns]
 
 
 def _campaign(code: CodeWithCampaigns, campaign_id: str) -> CampaignRow:
     known = code.campaigns[campaign_id]
-    ends_at, ended_at = datetime.fromisoformat(known["ends_at"]), _moment(known["ended_at"])
-    stops_at, stop_reason = stop(ends_at, code.expires_at, ended_at, known["cause"])
+    ends_at, launched_at = datetime.fromisoformat(known["ends_at"]), datetime.fromisoformat(known["launched_at"])
+    ends = {cause: datetime.fromisoformat(moment) for cause, moment in known["ends"].items()}
+    open_in = _periods(code)
+    stop = campaign_stop(
+        ends_at,
+        launched_at,
+        ends.get("ended"),
+        ends.get("code_revoked"),
+        open_in=open_in,
+        revoked_at=code.revoked_at,
+    )
+    recorded = ends.get(stop.by) == stop.at
     return CampaignRow(
         ledger_id=code.ledger_id,
         position=known["position"],
@@ -224,20 +257,23 @@ def _campaign(code: CodeWithCampaigns, campaign_id: str) -> CampaignRow:
         currency=known["currency"],
         starts_at=datetime.fromisoformat(known["starts_at"]),
         ends_at=ends_at,
-        expires_at=code.expires_at,
-        launched_at=datetime.fromisoformat(known["launched_at"]),
-        ended_at=ended_at,
-        cause=known["cause"],
-        stops_at=stops_at,
-        stop_reason=stop_reason,
+        expires_at=open_in[-1].expires_at,
+        launched_at=launched_at,
+        ended_at=stop.at if recorded else None,
+        cause=stop.by if recorded else None,
+        stops_at=stop.at,
+        stop_reason="campaign_end" if stop.by in {"campaign_end", "ended"} else "code_end",
     )
 
 
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+def _periods(code: CodeWithCampaigns) -> list[Period]:
+    return [Period(*map(datetime.fromisoformat, period)) for period in code.open_in["periods"]]
 
 
-# Before a revocation or an expiry, each running campaign is ended by an event of its own, so neither is read here.
+def _stored(open_in: Sequence[Period]) -> dict[str, Any]:
+    return {"periods": [[moment.isoformat() for moment in period] for period in open_in]}
+
+
 VIEW: Final = View(
     NAME,
     VERSION,
@@ -248,6 +284,7 @@ VIEW: Final = View(
         Code.Extended: extended,
         Code.CampaignLaunched: campaign_launched,
         Code.CampaignEnded: campaign_ended,
+        Code.Revoked: revoked,
     },
     secondary=[CAMPAIGNS],
 )

@@ -13,14 +13,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from domain.campaign import undone
+from domain.periods import NEVER, Extension, Period, extended
 from domain.values import state_of
-from projections.campaigns import stop
+from projections.campaigns import campaign_stop
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Sequence
 
+    from domain.campaign import EndedBy
     from domain.values import State
 
 _MINUTE_S: Final = 60
@@ -34,6 +34,13 @@ BUCKETS_S: Final = (
 )
 LONGER: Final = "longer"
 
+_STOPPED_BY: Final[dict[EndedBy, str]] = {
+    "campaign_end": "campaign_end",
+    "ended": "campaign_end",
+    "code_expired": "window_end",
+    "code_revoked": "revocation",
+}
+
 # A figure's name, its label, and the beginning of its day.
 Figure = tuple[str, str, datetime]
 
@@ -44,12 +51,13 @@ class CodeTimelineRow:
 
     Attributes:
         issued_at: when the code was generated, or when its window began if it was recorded late.
-        first_end: the end of its window before the extensions in `moved`; `expires_at` is the end now.
-        moved: under `ends`, extensions that came after a lapse or were recorded out of order: the moment of each and
-            the end that it set, in the order of recording. None without any.
+        first_end: the end of the first period in which its window was open; `expires_at` is the end now.
+        first_set_at: the effective time of the extension that set `first_end`; None without one.
+        moved: under `ends`, the further periods in order: when each began, its end, and the effective time of the
+            extension that set that end. None without any.
         shared_at, redeemed_at: the first time; None if there was none.
-        campaigns: by campaign id, its own end, and when and why an event ended it, both None if none did. None without
-            campaigns.
+        campaigns: by campaign id, in RFC 3339: its own end, its launch, when somebody ended it, and when its code was
+            revoked, if an event said so; the last two are None if that did not happen. None without campaigns.
 
     """
 
@@ -57,6 +65,7 @@ class CodeTimelineRow:
     code_id: UUID
     issued_at: datetime
     first_end: datetime
+    first_set_at: datetime | None
     expires_at: datetime
     moved: dict[str, Any] | None
     shared_at: datetime | None
@@ -69,33 +78,33 @@ def move_end(row: CodeTimelineRow, moment: datetime, end: datetime) -> None:
     """Move the end of a code's window at a moment.
 
     If the window had not ended by then, the code's states are the same as if it had had the new end all the time. So
-    only extensions after a lapse, or out of order, are kept in `moved`.
+    the row grows only with extensions after a lapse.
     """
-    ends = [] if row.moved is None else row.moved["ends"]
-    row.expires_at = end
-    if not ends and moment < row.first_end:
-        row.first_end = end
-        return
-    since, old_end = _parsed(ends[-1]) if ends else (moment, moment)
-    if since <= moment < old_end:
-        row.moved = {"ends": [*ends[:-1], [since.isoformat(), end.isoformat()]]}
-    else:
-        row.moved = {"ends": [*ends, [moment.isoformat(), end.isoformat()]]}
+    first, *further = extended(_periods(row), Extension(moment, end))
+    row.first_end, row.first_set_at = first.expires_at, None if first.set_at == NEVER else first.set_at
+    ends = [[moment.isoformat() for moment in period] for period in further]
+    row.moved = {"ends": ends} if ends else None
+    row.expires_at = (further or [first])[-1].expires_at
+
+
+def _periods(row: CodeTimelineRow) -> list[Period]:
+    further = [] if row.moved is None else row.moved["ends"]
+    return [
+        Period(row.issued_at, row.first_end, row.first_set_at or NEVER),
+        *(Period(*map(datetime.fromisoformat, period)) for period in further),
+    ]
 
 
 def transitions(row: CodeTimelineRow) -> list[tuple[datetime, State]]:
     """Return the moment at which a code entered each of its states, from its issue on, by effective times."""
-    moved = [] if row.moved is None else [_parsed(pair) for pair in row.moved["ends"]]
-    moments = [row.issued_at, row.first_end, *(moment for pair in moved for moment in pair)]
+    first, *further = _periods(row)
+    moments = [row.issued_at, row.first_end, *(moment for period in further for moment in period[:2])]
     moments += [moment for moment in (row.shared_at, row.redeemed_at, row.revoked_at) if moment is not None]
-    # Of the extensions up to a moment, the one that was recorded last sets the end.
-    by_moment = sorted((since, i) for i, (since, _) in enumerate(moved))
-    last, passed, end = -1, 0, row.first_end
+    passed, end = 0, first.expires_at
     entered: list[tuple[datetime, State]] = []
     for moment in sorted(moments):
-        while passed < len(by_moment) and by_moment[passed][0] <= moment:
-            last, passed = max(last, by_moment[passed][1]), passed + 1
-            end = moved[last][1]
+        while passed < len(further) and further[passed].starts_at <= moment:
+            end, passed = further[passed].expires_at, passed + 1
         state = _state(row, moment, end)
         if moment >= row.issued_at and (not entered or entered[-1][1] != state):
             entered.append((moment, state))
@@ -109,10 +118,6 @@ def _state(row: CodeTimelineRow, moment: datetime, end: datetime) -> State:
         redeemed=row.redeemed_at is not None and row.redeemed_at <= moment,
         shared=row.shared_at is not None and row.shared_at <= moment,
     )
-
-
-def _parsed(pair: Sequence[str]) -> tuple[datetime, datetime]:
-    return datetime.fromisoformat(pair[0]), datetime.fromisoformat(pair[1])
 
 
 def count_transitions(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
@@ -133,22 +138,12 @@ def count_transitions(row: CodeTimelineRow, figures: Counter[Figure], count: int
 
 def count_campaign_stops(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
     """Add the stops of a code's campaigns to the figures of their days; with a count of -1, subtract them."""
-    for ends_at, ended_at, cause in (row.campaigns or {}).values():
-        ended = None if ended_at is None else datetime.fromisoformat(ended_at)
-        stops_at, reason = stop(datetime.fromisoformat(ends_at), row.expires_at, ended, cause)
-        by_code = "revocation" if cause == "code_revoked" else "window_end"
-        figures["stopped", by_code if reason == "code_end" else reason, day_of(stops_at)] += count
-
-
-def resume_campaigns(row: CodeTimelineRow, moment: datetime) -> None:
-    """Undo the end of campaigns that the window's end stopped after a moment at which the window was extended."""
-    if row.campaigns is not None:
-        row.campaigns = {
-            name: [ends_at, None, None]
-            if undone(None if ended_at is None else datetime.fromisoformat(ended_at), cause, moment)
-            else [ends_at, ended_at, cause]
-            for name, (ends_at, ended_at, cause) in row.campaigns.items()
-        }
+    open_in = _periods(row) if row.campaigns else []
+    for moments in (row.campaigns or {}).values():
+        ends_at, launched_at = map(datetime.fromisoformat, moments[:2])
+        ended_at, revoked_at = [None if text is None else datetime.fromisoformat(text) for text in moments[2:]]
+        stop = campaign_stop(ends_at, launched_at, ended_at, revoked_at, open_in=open_in, revoked_at=row.revoked_at)
+        figures["stopped", _STOPPED_BY[stop.by], day_of(stop.at)] += count
 
 
 def bucket(passed: timedelta) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "codes"
-VERSION: Final = 4
+VERSION: Final = 5
 
 
 @dataclass(slots=True)
@@ -40,6 +40,7 @@ class CodeRow:
         stream_version, position: of the code's last event of any kind.
         generated_position: of its first event; "newest first" means by this, descending.
         generated_at, revoked_at: effective times.
+        extended_at: the effective time of the extension that set the end; None before the first.
         brand_ids, advertiser_ids: that it was shared with; the latter also those that redeemed it.
 
     """
@@ -53,6 +54,7 @@ class CodeRow:
     terms_version: str
     starts_at: datetime
     expires_at: datetime
+    extended_at: datetime | None
     generated_at: datetime
     generated_position: int
     revoked_at: datetime | None
@@ -94,6 +96,7 @@ CODES: Final = Table(
             terms_version       text NOT NULL,
             starts_at           timestamptz NOT NULL,
             expires_at          timestamptz NOT NULL,
+            extended_at         timestamptz,
             generated_at        timestamptz NOT NULL,
             generated_position  bigint NOT NULL,
             revoked_at          timestamptz,
@@ -138,6 +141,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         terms_version=event.terms_version,
         starts_at=event.starts_at,
         expires_at=event.expires_at,
+        extended_at=None,
         generated_at=recorded.effective_at,
         generated_position=recorded.position,
         revoked_at=None,
@@ -165,7 +169,8 @@ def changed(row: CodeRow, recorded: RecordedEvent, _event: Code.Event) -> None:
 
 def extended(row: CodeRow, recorded: RecordedEvent, event: Code.Extended) -> None:
     changed(row, recorded, event)
-    row.expires_at = event.expires_at
+    if row.extended_at is None or recorded.effective_at >= row.extended_at:
+        row.expires_at, row.extended_at = event.expires_at, recorded.effective_at
 
 
 def shared(row: CodeRow, recorded: RecordedEvent, event: Code.Shared) -> list[PartyRow]:
@@ -187,7 +192,7 @@ def redemption_refused(row: CodeRow, recorded: RecordedEvent, event: Code.Redemp
 
 def revoked(row: CodeRow, recorded: RecordedEvent, event: Code.Revoked) -> None:
     changed(row, recorded, event)
-    row.revoked_at = recorded.effective_at
+    row.revoked_at = min(recorded.effective_at, row.revoked_at or recorded.effective_at)
 
 
 VIEW: Final = View(
@@ -265,8 +270,7 @@ _ENDING_OF_PARTIES: Final = sql.SQL("""
 _ENDS_BEYOND: Final = sql.SQL("AND (t.expires_at, t.generated_position) > (%(after_end)s, %(after_key)s)")
 _NOT_REVOKED: Final = sql.SQL("AND t.revoked_at IS NULL")
 
-# By effective times, as `effective_as_of` has it: of the extensions after a lapse that had taken effect, the one
-# recorded last counts. Any other extension moved the end for all moments before it (`code_timeline.move_end`).
+# By effective times: the end of the last period that had begun (`code_timeline.move_end`).
 _LIVE_AT: Final = sql.SQL("""
     AND t.starts_at <= %(live_at)s
     AND t.expires_at > %(live_at)s

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "expiring"
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 @dataclass(slots=True)
@@ -34,6 +34,7 @@ class ExpiringRow:
 
     Attributes:
         set_at: the effective time of the event that set this end.
+        extended: whether that was an extension.
         reminded_days: the days of the last reminder of this end; None before the first.
         due_at: while it is open, when the next reminder or the expiry is due to be recorded.
         position: of the last event of the code that this view read.
@@ -47,9 +48,11 @@ class ExpiringRow:
     starts_at: datetime
     expires_at: datetime
     set_at: datetime
+    extended: bool
     reminded_days: int | None
     due_at: datetime
     open: bool
+    revoked: bool
     position: int
 
 
@@ -73,9 +76,11 @@ EXPIRING: Final = Table(
             starts_at           timestamptz NOT NULL,
             expires_at          timestamptz NOT NULL,
             set_at              timestamptz NOT NULL,
+            extended            boolean NOT NULL,
             reminded_days       int,
             due_at              timestamptz NOT NULL,
             open                boolean NOT NULL,
+            revoked             boolean NOT NULL,
             position            bigint NOT NULL,
             PRIMARY KEY (ledger_id, code_id)
         )
@@ -93,9 +98,11 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         starts_at=event.starts_at,
         expires_at=event.expires_at,
         set_at=recorded.effective_at,
+        extended=False,
         reminded_days=None,
         due_at=event.expires_at,
         open=True,
+        revoked=False,
         position=recorded.position,
     )
     _set_due(row)
@@ -103,11 +110,13 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
 
 
 def extended(row: ExpiringRow, recorded: RecordedEvent, event: Code.Extended) -> None:
-    row.expires_at = event.expires_at
-    row.set_at = recorded.effective_at
-    row.reminded_days = None
-    row.open = True
     row.position = recorded.position
+    if row.extended and recorded.effective_at < row.set_at:
+        return  # an extension that took effect later set the end
+    row.expires_at = event.expires_at
+    row.set_at, row.extended = recorded.effective_at, True
+    row.reminded_days = None
+    row.open = not row.revoked
     _set_due(row)
 
 
@@ -117,8 +126,14 @@ def reminded(row: ExpiringRow, recorded: RecordedEvent, event: Code.ExpiryApproa
     _set_due(row)
 
 
-def closed(row: ExpiringRow, recorded: RecordedEvent, _event: Code.Revoked | Code.Expired) -> None:
-    row.open = False
+def expired(row: ExpiringRow, recorded: RecordedEvent, event: Code.Expired) -> None:
+    row.position = recorded.position
+    if event.expires_at == row.expires_at:  # an earlier end is of a period before this one
+        row.open = False
+
+
+def revoked(row: ExpiringRow, recorded: RecordedEvent, _event: Code.Revoked) -> None:
+    row.open, row.revoked = False, True
     row.position = recorded.position
 
 
@@ -137,8 +152,8 @@ VIEW: Final = View(
     updates={
         Code.Extended: extended,
         Code.ExpiryApproaching: reminded,
-        Code.Revoked: closed,
-        Code.Expired: closed,
+        Code.Expired: expired,
+        Code.Revoked: revoked,
     },
 )
 

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "permissions"
-VERSION: Final = 3
+VERSION: Final = 4
 
 
 @dataclass(slots=True)
 class PermissionRow:
-    """One creator's switch: `since` (effective time), `version` and `position` are those of its last event."""
+    """One creator's switch.
+
+    `since` is the effective time of the event that set it; `version` and `position` are those of the last recorded one.
+    """
 
     ledger_id: int
     creator_id: str
@@ -69,7 +72,7 @@ PERMISSIONS: Final = Table(
 def switched(
     ledger_id: int, recorded: RecordedEvent, event: Creator.Enabled | Creator.Disabled | Creator.Erased
 ) -> PermissionRow:
-    """Create the row: each event has all that it holds, so each replaces the row before."""
+    """Create the row: the event has all that it holds."""
     return PermissionRow(
         ledger_id=ledger_id,
         creator_id=event.creator_id,
@@ -81,12 +84,22 @@ def switched(
     )
 
 
+def switched_again(
+    row: PermissionRow, recorded: RecordedEvent, event: Creator.Enabled | Creator.Disabled | Creator.Erased
+) -> None:
+    """Follow a further switch; one that is recorded late changes nothing if a later one is on record."""
+    if recorded.effective_at >= row.since:
+        row.enabled, row.since = isinstance(event, Creator.Enabled), recorded.effective_at
+    row.version, row.position = recorded.stream_version, recorded.position
+
+
 VIEW: Final = View(
     NAME,
     VERSION,
     PERMISSIONS,
     row_of=lambda recorded: recorded.event.creator_id,
-    creates={Creator.Enabled: switched, Creator.Disabled: switched, Creator.Erased: switched},
+    creates={Creator.Enabled: switched, Creator.Disabled: switched},
+    updates={Creator.Enabled: switched_again, Creator.Disabled: switched_again, Creator.Erased: switched_again},
 )
 
 

@@ -26,7 +26,6 @@ from projections.code_timeline import (
     count_transitions,
     day_of,
     move_end,
-    resume_campaigns,
 )
 from projections.engine.table import Table
 from projections.engine.view import View
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "statistics"
-VERSION: Final = 2
+VERSION: Final = 3
 # A code that was superseded counts as far as it came.
 COUNTED_STATES: Final[tuple[State, ...]] = ("generated", "shared", "redeemed", "expired", "revoked")
 
@@ -89,6 +88,7 @@ TIMELINES: Final = Table(
             code_id         uuid NOT NULL,
             issued_at       timestamptz NOT NULL,
             first_end       timestamptz NOT NULL,
+            first_set_at    timestamptz,
             expires_at      timestamptz NOT NULL,
             moved           jsonb,
             shared_at       timestamptz,
@@ -138,6 +138,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         code_id=recorded.stream_id,
         issued_at=min(recorded.effective_at, event.starts_at),
         first_end=event.expires_at,
+        first_set_at=None,
         expires_at=event.expires_at,
         moved=None,
         shared_at=None,
@@ -158,7 +159,6 @@ def extended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Extended
     count_transitions(row, figures, -1)
     count_campaign_stops(row, figures, -1)
     move_end(row, recorded.effective_at, event.expires_at)
-    resume_campaigns(row, recorded.effective_at)
     count_transitions(row, figures, 1)
     count_campaign_stops(row, figures, 1)
     return _rows(row, figures)
@@ -195,17 +195,26 @@ def redemption_refused(row: CodeTimelineRow, recorded: RecordedEvent, event: Cod
 def campaign_launched(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.CampaignLaunched) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     count_campaign_stops(row, figures, -1)
-    row.campaigns = {**(row.campaigns or {}), event.campaign_id: [event.ends_at.isoformat(), None, None]}
+    known = row.campaigns or {}
+    ends = known[event.campaign_id][2:] if event.campaign_id in known else [None, None]
+    launched = [event.ends_at.isoformat(), recorded.effective_at.isoformat(), *ends]
+    row.campaigns = {**known, event.campaign_id: launched}
     count_campaign_stops(row, figures, 1)
     return [_one(row, "launched", "", recorded.effective_at), *_rows(row, figures)]
 
 
 def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.CampaignEnded) -> list[CountRow]:
+    if event.cause == "code_expired":
+        return []  # the window says so, if it is true
     figures: Counter[Figure] = Counter()
     known = row.campaigns or {}
     count_campaign_stops(row, figures, -1)
-    ends_at = known[event.campaign_id][0]
-    row.campaigns = {**known, event.campaign_id: [ends_at, recorded.effective_at.isoformat(), event.cause]}
+    ends_at, launched_at, ended_at, revoked_at = known[event.campaign_id]
+    if event.cause == "ended":
+        ended_at = recorded.effective_at.isoformat()
+    else:
+        revoked_at = recorded.effective_at.isoformat()
+    row.campaigns = {**known, event.campaign_id: [ends_at, launched_at, ended_at, revoked_at]}
     count_campaign_stops(row, figures, 1)
     return _rows(row, figures)
 
@@ -213,8 +222,10 @@ def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Ca
 def revoked(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Revoked) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     count_transitions(row, figures, -1)
-    row.revoked_at = recorded.effective_at
+    count_campaign_stops(row, figures, -1)
+    row.revoked_at = min(recorded.effective_at, row.revoked_at or recorded.effective_at)
     count_transitions(row, figures, 1)
+    count_campaign_stops(row, figures, 1)
     return _rows(row, figures)
 
 

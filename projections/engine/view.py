@@ -145,6 +145,8 @@ class View(Generic[R]):
             create, update = handlers.get(kind) or self._handler(kind)
             if create is None and update is None:
                 continue
+            if update is not None and recorded.stream_version > 1:
+                create = None  # of a stream's further events, those that can begin it only change its row
             key = (ledger_id, row_of(recorded))
             next_index = len(indexes)
             index = indexes.setdefault(key, next_index)

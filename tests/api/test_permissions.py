@@ -72,7 +72,7 @@ def test_a_permission_as_it_stands_is_read_without_the_log(world: World, monkeyp
 
 def test_permissions_are_listed_by_when_they_were_last_switched(world: World) -> None:
     world.permit(OTHER_CREATOR)
-    world.permit()
+    world.permit(effective_at=days(-10))
     body = {"enabled": False, "effective_at": days(-5)}
     off = told(world.client.put(f"/v1/creators/{OWN_CREATOR}/permission", json=body), 200)
 

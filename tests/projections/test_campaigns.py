@@ -12,6 +12,8 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from domain.code import replay_code
+from domain.periods import first_period
+from domain.values import Window
 from projections import campaigns
 from projections.campaigns import CampaignRow
 from projections.engine import checkpoints
@@ -137,7 +139,9 @@ async def test_a_campaign_stops_on_the_day_and_for_the_reason(
 
 
 def test_a_campaign_that_ends_with_the_window_comes_to_its_own_end() -> None:
-    assert campaigns.stop(NOW, NOW, None, None) == (NOW, "campaign_end")
+    open_in = [first_period(Window(NOW - DAY, NOW))]
+    stop = campaigns.campaign_stop(NOW, NOW - DAY, None, None, open_in=open_in, revoked_at=None)
+    assert stop == (NOW, "campaign_end")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])

@@ -39,6 +39,7 @@ def row(story: Story, **differs: Any) -> CodeRow:
         "terms_version": "terms-2026",
         "starts_at": NOW,
         "expires_at": NOW + MONTH,
+        "extended_at": None,
         "generated_at": NOW,
         "generated_position": 2,
         "revoked_at": None,
@@ -69,7 +70,12 @@ CASES: list[tuple[Story, dict[str, Any]]] = [
     (given.expired(), {**REDEEMED, "version": 6}),
     (
         given.revived(),
-        {**REDEEMED, "version": 7, "expires_at": NOW + timedelta(days=61)},
+        {
+            **REDEEMED,
+            "version": 7,
+            "expires_at": NOW + timedelta(days=61),
+            "extended_at": NOW + timedelta(days=31),
+        },
     ),
     (given.revoked(), {**REDEEMED, "version": 4, "revoked_at": NOW}),
 ]
@@ -107,9 +113,9 @@ async def test_a_code_of_another_ledger_is_unknown(follow: Followed, api: Cursor
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@for_all(st.integers(0, 10**6), st.integers(0, 800))
-def test_state_and_liveness_are_the_aggregates_own(seed: int, hours: int) -> None:
-    story = happening(seed, 30)
+@for_all(st.integers(0, 10**6), st.integers(0, 800), st.booleans())
+def test_state_and_liveness_are_the_aggregates_own(seed: int, hours: int, late: bool) -> None:
+    story = recorded_late(seed, 40) if late else happening(seed, 30)
     moment = NOW + timedelta(hours=hours)
     for stream in story.ledger.streams.values():
         if isinstance(stream[0].event, Code.Generated):

@@ -16,6 +16,7 @@ from projections.expiring import Due, ExpiringRow
 from tests import given
 from tests.given import CODE, CREATOR, NOW, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
+from tests.projections.late import recorded_late
 from tests.projections.memory_log import MemoryLog, happening, rows
 
 DAY = timedelta(days=1)
@@ -26,10 +27,10 @@ async def test_an_end_is_open_until_it_is_recorded_or_revoked(follow: Followed, 
     await follow(expiring.VIEW, MemoryLog(given.shared(), given.revoked(), given.expired(), given.revived()))
     revived, new_end = NOW + 31 * DAY, NOW + 61 * DAY
     expected = [
-        ExpiringRow(1, CODE, CREATOR, VIDEO, NOW, END, NOW, None, END - 14 * DAY, True, 2),
-        ExpiringRow(2, CODE, CREATOR, VIDEO, NOW, END, NOW, None, END - 14 * DAY, False, 5),
-        ExpiringRow(3, CODE, CREATOR, VIDEO, NOW, END, NOW, None, END - 14 * DAY, False, 7),
-        ExpiringRow(4, CODE, CREATOR, VIDEO, NOW, new_end, revived, None, new_end - 14 * DAY, True, 8),
+        ExpiringRow(1, CODE, CREATOR, VIDEO, NOW, END, NOW, False, None, END - 14 * DAY, True, False, 2),
+        ExpiringRow(2, CODE, CREATOR, VIDEO, NOW, END, NOW, False, None, END - 14 * DAY, False, True, 5),
+        ExpiringRow(3, CODE, CREATOR, VIDEO, NOW, END, NOW, False, None, END - 14 * DAY, False, False, 7),
+        ExpiringRow(4, CODE, CREATOR, VIDEO, NOW, new_end, revived, True, None, new_end - 14 * DAY, True, False, 8),
     ]
     assert await rows(worker, expiring.VIEW) == {
         "expiring": [tuple(getattr(row, column) for column in expiring.EXPIRING.columns) for row in expected]
@@ -52,9 +53,9 @@ async def test_what_is_due_next_is_the_next_reminder_of_the_present_end_and_at_l
 
 
 @settings(max_examples=100, deadline=None)
-@for_all(st.integers(0, 10**6), st.integers(0, 40 * 24))
-def test_the_view_and_the_code_agree_on_what_is_due(seed: int, hours: int) -> None:
-    story = happening(seed, 40)
+@for_all(st.integers(0, 10**6), st.integers(0, 40 * 24), st.booleans())
+def test_the_view_and_the_code_agree_on_what_is_due(seed: int, hours: int, late: bool) -> None:
+    story = recorded_late(seed, 40) if late else happening(seed, 40)
     now = story.clock() + timedelta(hours=hours)
     for stream in story.ledger.streams.values():
         if isinstance(stream[0].event, Code.Generated):

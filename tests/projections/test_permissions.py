@@ -16,7 +16,7 @@ from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog
 
 
-async def test_a_permission_is_as_it_was_last_switched(follow: Followed, api: Cursor) -> None:
+async def test_a_permission_is_as_the_switch_left_it_that_took_effect_last(follow: Followed, api: Cursor) -> None:
     story = given.after(given.permitted(), given.permission(creator_id="creator-2")).later(hours=1)
     story.when(given.permission(enabled=False))
     story.later(hours=1).when(given.permission(enabled=True))
@@ -24,7 +24,7 @@ async def test_a_permission_is_as_it_was_last_switched(follow: Followed, api: Cu
     first, other = story.ledger.events[:2]
     await follow(permissions.VIEW, MemoryLog(story))
     assert [await permissions.one(api, 1, creator) for creator in (CREATOR, "creator-2", "creator-3")] == [
-        PermissionRow(1, CREATOR, first.stream_id, False, NOW + timedelta(minutes=90), 4, 5),
+        PermissionRow(1, CREATOR, first.stream_id, True, NOW + timedelta(hours=2), 4, 5),
         PermissionRow(1, "creator-2", other.stream_id, True, NOW, 1, 2),
         None,
     ]

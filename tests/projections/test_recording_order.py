@@ -98,13 +98,10 @@ def facts(draw: st.DrawFn) -> Facts:
         told[f"campaign-{number}"] = (launched, own_end, ended if within else None)
     extensions: list[Extension] = []
     end, now = NOW + WINDOW_DAYS * DAY, BEGUN
-    at = NOW
     for _ in range(draw(st.integers(0, 3))):
         now += draw(st.integers(0, 40)) * DAY
         end = max(end, now) + draw(st.integers(1, 40)) * DAY
-        # Views follow extensions in the order in which they took effect.
-        at = max(at, draw(moments(0, (now - NOW).days)))
-        extensions.append(Extension(at, end, now))
+        extensions.append(Extension(draw(moments(0, (now - NOW).days)), end, now))
     return Facts(told, extensions)
 
 

@@ -103,13 +103,14 @@ async def test_a_code_that_lapsed_and_was_extended_was_expired_in_between(follow
 
 
 def test_a_code_that_is_extended_again_and_again_before_it_ends_keeps_one_end() -> None:
-    row = CodeTimelineRow(1, CODE, NOW, NOW + DAY, NOW + DAY, None, None, None, None, None)
+    row = CodeTimelineRow(1, CODE, NOW, NOW + DAY, None, NOW + DAY, None, None, None, None, None)
     for number in range(1, 1000):
         move_end(row, NOW + number * DAY / 2, NOW + (number + 2) * DAY / 2)
     assert (row.first_end, row.moved) == (NOW + 1001 * DAY / 2, None)
     for number in range(1, 1000):  # and after it lapsed
         move_end(row, row.first_end + number * DAY, row.first_end + (number + 2) * DAY)
-    assert row.moved == {"ends": [[(row.first_end + DAY).isoformat(), (row.first_end + 1001 * DAY).isoformat()]]}
+    period = [row.first_end + DAY, row.first_end + 1001 * DAY, row.first_end + 999 * DAY]
+    assert row.moved == {"ends": [[moment.isoformat() for moment in period]]}
     assert transitions(row) == [
         (NOW, "generated"),
         (NOW + 1001 * DAY / 2, "expired"),
