@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from infra.auth.authenticator import CHANNEL, Authenticator
 from infra.auth.denied_attempts import DeniedAttempts
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from infra.auth.oidc_issuers import Issuer
     from infra.crypto.master_keys import KeyProvider
-
-# A worker meets a code again only weeks later, so it caches no more than what it handles at the moment.
-MAX_CACHED_IN_A_WORKER: Final = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ async def runtime(
     """
     database = Database(conninfo, role)
     notifier = Notifier(conninfo, role)
-    cache = AggregateCache() if role == API else AggregateCache(MAX_CACHED_IN_A_WORKER)
+    cache = AggregateCache()
     writer = GroupCommitWriter(
         conninfo, role, tokens=database.tokens, on_commit=notifier.committed, on_session=cache.reset
     )

@@ -8,8 +8,7 @@ from domain.code import Code, effective_as_of, fold_code
 from domain.errors import Refused, Unknown
 from domain.recorded import RecordedEvent
 from infra.crypto.envelope import associated_data
-from infra.errors import Unavailable
-from infra.eventstore.repository import AggregateCache, Repository, loaded
+from infra.eventstore.repository import AggregateCache, Repository
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,24 +35,6 @@ class AggregateReader:
         """Return a repository of a ledger's aggregates; `allow_stale` is for what an append checks again."""
         keys = await self.keyring.ledger(ledger_id)
         return Repository(ledger_id, self.events, keys, self.keyring, self.cache, allow_stale=allow_stale)
-
-    async def prefetch(self, ledger_id: int, stream_ids: Sequence[UUID]) -> None:
-        """Read aggregates into the cache with one query; commands that follow at once need none of their own.
-
-        Streams that cannot be read are left to whoever needs them: one at fault keeps nobody else from the others.
-
-        Raises:
-            Unavailable: the database is away, or too busy.
-
-        """
-        try:
-            streams = await self.events.streams(ledger_id, stream_ids)
-        except Unavailable:
-            raise
-        except Exception:  # noqa: BLE001 - each is read again where it is needed, and raises there
-            return
-        for stream in streams.values():
-            self.cache.keep(ledger_id, loaded(stream))
 
     async def code_stream(self, ledger_id: int, code_id: UUID) -> list[RecordedEvent]:
         """Read a code's events; none if there is no such code."""

@@ -1,8 +1,8 @@
 """The command handler: load, decide, append, and retry where another writer came first.
 
-`CommandHandler._handle` is the whole loop; what stands below it makes the rows of an append and the results. Commands
-that are handled at the same time share their work without knowing of each other: their reads become one query, and
-their appends one commit.
+`CommandHandler._handle` is the whole loop, for one command. `handle_many` spares the clock a query for each code: it
+reads many aggregates together, and leaves to the loop whatever does not end with its first append. What stands below
+them makes the rows of an append, and the results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from infra.eventstore.serialization import event_type, split_sealed
 from infra.ids import uuid7
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from domain.code import Code
     from domain.commands import Ledger
@@ -101,6 +101,7 @@ class CommandHandler:
     ) -> None:
         """Take what loads, what appends, what counts repeated refusals, and the clock, aware and in UTC."""
         self.now = now
+        self._aggregates = aggregates
         self._events = aggregates.events
         self._keyring = aggregates.keyring
         self._cache = aggregates.cache
@@ -184,15 +185,20 @@ class CommandHandler:
                     first = await self._first_result(metadata, idempotency)
                     if first is not None:
                         return cast("CommandResult[A]", first)
-                if decision is None or not events:
-                    return await self._nothing_appended(metadata, when, repository, decision, refusal)
+                if refusal is not None and not events:
+                    raise await self._counted(metadata, decision, refusal)
+                if decision is None:
+                    return CommandResult(None, 0, when.now, 0, replayed=False, creator_stream=None)
+                if not events:
+                    return _unchanged(repository, when, decision)
 
                 # Append. A refusal is recorded without the idempotency key: the same request may succeed later.
                 once = None if refusal is not None else idempotency
                 append = await self._append(metadata, command_id, once, when, repository, decision, events)
                 outcome = await self._writer.append(append)
                 if isinstance(outcome, Appended):
-                    result = self._appended(metadata, when, decision, events, append, outcome)
+                    result = _appended(decision, events, append, outcome)
+                    self._keep(decision, events, append, outcome)
                     if refusal is not None:
                         raise refusal
                     return result
@@ -216,30 +222,65 @@ class CommandHandler:
             lock = self._turns[ledger_id, stream_id] = asyncio.Lock()
         return lock
 
-    async def _nothing_appended(
-        self,
-        metadata: CommandMetadata,
-        when: When,
-        repository: Repository,
-        decision: Decision[A] | None,
-        refusal: Refused | None,
-    ) -> CommandResult[A]:
-        """Return the result of a command that changes nothing, or raise its refusal.
+    async def handle_many(
+        self, metadata: CommandMetadata, decides: Mapping[UUID, Callable[[Ledger, When], Awaitable[Decision[A]]]]
+    ) -> dict[UUID, CommandResult[A] | Exception]:
+        """Handle a command on each of many aggregates: read together, decided one by one, appended together.
 
-        A refusal that comes with a decision would have been recorded, if the hour did not hold an equal one already: it
-        is counted instead.
+        What is wrong with one command, or meets another writer, does not touch the others: it is handled alone.
+
+        Args:
+            metadata: who asks, without an idempotency key.
+            decides: the commands, by the stream that each is about.
+
+        Returns:
+            What became of each command.
+
+        Raises:
+            MasterKeyError: the ledger's keys do not open.
+            Unavailable: the aggregates could not be read.
+
         """
-        if refusal is not None:
-            if decision is not None:
-                await self._denied_attempts.count(metadata.ledger_id, metadata.actor, refusal.code)
-            raise refusal
-        if decision is None:
-            return CommandResult(None, 0, when.now, 0, replayed=False, creator_stream=None)
-        aggregate = decision.aggregate
-        loaded = repository.loaded[aggregate.id]
-        return CommandResult(
-            aggregate, loaded.position, when.now, 0, replayed=False, creator_stream=loaded.creator_stream
+        repository = await self._aggregates.repository(metadata.ledger_id)
+        await repository.prefetch(list(decides))
+        results: dict[UUID, CommandResult[A] | Exception] = {}
+        pending: list[tuple[UUID, Decision[A], Sequence[Event], Append]] = []
+        for stream_id in repository.loaded:
+            now = self.now()
+            when = When(now, metadata.effective_at or now)
+            try:
+                decision = await decides[stream_id](repository, when)
+            except Exception:  # noqa: BLE001, S112 - it is decided again alone, and raises there
+                continue
+            events: Sequence[Event] = _collected(decision)
+            if events and decision.refusal is None:
+                append = await self._append(metadata, uuid7(), None, when, repository, decision, events)
+                pending.append((stream_id, decision, events, append))
+            elif decision.refusal is None:
+                results[stream_id] = _unchanged(repository, when, decision)
+        outcomes = await asyncio.gather(
+            *(self._writer.append(append) for *_, append in pending), return_exceptions=True
         )
+        for (stream_id, decision, events, append), outcome in zip(pending, outcomes, strict=True):
+            if isinstance(outcome, Appended):
+                results[stream_id] = _appended(decision, events, append, outcome)
+            elif isinstance(outcome, Exception):
+                results[stream_id] = outcome
+        alone = [stream_id for stream_id in decides if stream_id not in results]
+        handled = await asyncio.gather(
+            *(self._handle(metadata, decides[stream_id], None) for stream_id in alone), return_exceptions=True
+        )
+        for stream_id, result in zip(alone, handled, strict=True):
+            if isinstance(result, BaseException) and not isinstance(result, Exception):
+                raise result
+            results[stream_id] = result
+        return results
+
+    async def _counted(self, metadata: CommandMetadata, decision: Decision[A] | None, refusal: Refused) -> Refused:
+        """Return a refusal; one that would have been recorded, if its hour had no equal one yet, is counted."""
+        if decision is not None:
+            await self._denied_attempts.count(metadata.ledger_id, metadata.actor, refusal.code)
+        return refusal
 
     async def _append(
         self,
@@ -309,41 +350,15 @@ class CommandHandler:
             cached_in=repository.cached_in if repository.used_stale else None,
         )
 
-    def _appended(
-        self,
-        metadata: CommandMetadata,
-        when: When,
-        decision: Decision[A],
-        events: Sequence[Event],
-        append: Append,
-        outcome: Appended,
-    ) -> CommandResult[A]:
-        """Return the result of what was appended, and cache it.
-
-        The aggregate is the one that a replay of the log would make: events that took effect on recording bear that
-        moment. Events only assign, so it is enough to apply them again, with their final times.
-        """
-        aggregate: A = decision.aggregate
-        undated = [event for event in events if not _dated(metadata, when, event)]
-        for event in undated:
-            vars(event)["timestamp"] = outcome.recorded_at
-        creator_stream = append.events[0].creator_stream
-        position = outcome.last - len(events)
+    def _keep(self, decision: Decision[A], events: Sequence[Event], append: Append, outcome: Appended) -> None:
+        """Cache the aggregates and the claims that an append changed."""
+        position, creator_stream = outcome.last - len(events), append.events[0].creator_stream
         changed: Any
-        for changed in (*decision.also_changed, aggregate):
-            own = _of(events, changed)
-            for event in own if undated else ():
-                event.apply(changed)
-                changed.modified_on = event.timestamp
-                if event.originator_version == 1:
-                    vars(changed)["_created_on"] = event.timestamp
-            position += len(own)
+        for changed in _changed(decision):
+            position += len(_own(decision, events, changed))
             self._cache.keep(append.ledger_id, Loaded(changed, position, creator_stream))
         for claim, _, holder in append.claims:
             self._cache.keep_claim(append.ledger_id, claim, holder)
-        return CommandResult(
-            aggregate, outcome.last, outcome.recorded_at, len(events), replayed=False, creator_stream=creator_stream
-        )
 
     async def _not_appended(self, ledger_id: int, outcome: Replayed | Mismatch | KeyRefused) -> CommandResult[Any]:
         """Return the first result of a repeated request, or raise why the append was refused."""
@@ -377,20 +392,58 @@ class CommandHandler:
         )
 
 
+def _unchanged(repository: Repository, when: When, decision: Decision[A]) -> CommandResult[A]:
+    """Return the result of a command that changes nothing."""
+    aggregate = decision.aggregate
+    loaded = repository.loaded[aggregate.id]
+    return CommandResult(aggregate, loaded.position, when.now, 0, replayed=False, creator_stream=loaded.creator_stream)
+
+
+def _appended(decision: Decision[A], events: Sequence[Event], append: Append, outcome: Appended) -> CommandResult[A]:
+    """Return the result of a command whose events were appended.
+
+    The aggregate is the one that a replay of the log would make: events that took effect on recording bear that moment.
+    Events only assign, so it is enough to apply them again, with their final times.
+    """
+    undated = [event for event, row in zip(events, append.events, strict=True) if row.effective_at is None]
+    for event in undated:
+        vars(event)["timestamp"] = outcome.recorded_at
+    changed: Any
+    for changed in _changed(decision) if undated else ():
+        for event in _own(decision, events, changed):
+            event.apply(changed)
+            changed.modified_on = event.timestamp
+            if event.originator_version == 1:
+                vars(changed)["_created_on"] = event.timestamp
+    return CommandResult(
+        decision.aggregate,
+        outcome.last,
+        outcome.recorded_at,
+        len(events),
+        replayed=False,
+        creator_stream=append.events[0].creator_stream,
+    )
+
+
+def _changed(decision: Decision[A]) -> tuple[Code | Creator | Advertiser, ...]:
+    """Return the aggregates that a decision changes, in the order in which their events are appended."""
+    return (*decision.also_changed, decision.aggregate)
+
+
 def _collected(decision: Decision[A]) -> list[Event]:
     """Return the events that a decision wants appended, in their order."""
-    changed: tuple[Code | Creator | Advertiser, ...] = (*decision.also_changed, decision.aggregate)
-    return [cast("Event", event) for one in changed for event in one.collect_events()]
+    return [cast("Event", event) for changed in _changed(decision) for event in changed.collect_events()]
 
 
 def _expected_versions(decision: Decision[A], events: Sequence[Event]) -> list[tuple[UUID, int]]:
     """Return the versions at which the streams stand that a decision appends to."""
-    changed: tuple[Code | Creator | Advertiser, ...] = (*decision.also_changed, decision.aggregate)
-    return [(one.id, one.version - len(_of(events, one))) for one in changed]
+    return [(one.id, one.version - len(_own(decision, events, one))) for one in _changed(decision)]
 
 
-def _of(events: Sequence[Event], aggregate: Code | Creator | Advertiser) -> list[Event]:
+def _own(decision: Decision[A], events: Sequence[Event], aggregate: Code | Creator | Advertiser) -> Sequence[Event]:
     """Return the events of one of the aggregates that a decision changes."""
+    if not decision.also_changed:
+        return events
     return [event for event in events if event.originator_id == aggregate.id]
 
 
@@ -405,11 +458,11 @@ def _dated(metadata: CommandMetadata, when: When, event: Event) -> bool:
 def _creator_stream(repository: Repository, decision: Decision[A]) -> UUID:
     """Return the stream of the creator whom it concerns: their own, or the one that their code was recorded with."""
     aggregate = decision.aggregate
-    if isinstance(aggregate, Creator | Advertiser):
-        return aggregate.id
     loaded = repository.loaded.get(aggregate.id)
     if loaded is not None:
         return loaded.creator_stream
+    if isinstance(aggregate, Creator | Advertiser):
+        return aggregate.id
     return next(read.id for read in decision.also_read if isinstance(read, Creator))
 
 

@@ -17,6 +17,7 @@ from domain.creator import replay_creator
 from domain.errors import Unknown
 from domain.pasted import secret_name
 from domain.recorded import RecordedEvent
+from infra.errors import Unavailable
 from infra.recent_cache import RecentCache
 
 if TYPE_CHECKING:
@@ -126,9 +127,27 @@ class Repository:
         """Load a creator by claim."""
         return cast("Creator | None", await self._claimed("creator", creator_id, else_read=True))
 
+    async def prefetch(self, stream_ids: Sequence[UUID]) -> None:
+        """Load aggregates together, with one query; `code` then finds them without one.
+
+        If any of them cannot be read, none is loaded.
+
+        Raises:
+            Unavailable: the database is away, or too busy.
+
+        """
+        try:
+            streams = await self._events.streams(self._ledger_id, stream_ids)
+            self.loaded = {stream_id: loaded(stream) for stream_id, stream in streams.items()}
+        except Unavailable:
+            raise
+        except Exception:  # noqa: BLE001, S110 - whoever reads a faulty stream alone gets its error
+            pass
+
     async def code(self, code_id: UUID) -> Code:
         """Load a code by its stream."""
-        known = self._cached(code_id)
+        prefetched = self.loaded.get(code_id)
+        known = self._cached(code_id) if prefetched is None else copied(prefetched.aggregate)
         if known is None:
             stream = await self._events.stream(self._ledger_id, code_id)
             known = self._keep(stream) if stream else None

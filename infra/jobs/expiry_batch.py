@@ -1,12 +1,11 @@
 """Batches of due codes: what the clock records of many codes at once.
 
-Each code is a command of its own, so nothing that is wrong with one, or done to it meanwhile, touches the others. They
-are handled together: their streams are read with one query, and their events appended with one commit.
+Each code is a command of its own, so nothing that is wrong with one, or done to it meanwhile, touches the others. The
+command handler reads them together, decides them one by one, and appends their events together.
 """
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -39,7 +38,6 @@ class ExpiryRecorder:
     def __init__(self, opened: Runtime) -> None:
         """Take the parts of a worker."""
         self._handler = opened.handler
-        self._aggregates = opened.aggregates
         self.expiries = 0
         self.reminders = 0
 
@@ -56,27 +54,20 @@ class ExpiryRecorder:
             Unavailable: they could not be read.
 
         """
-        await self._aggregates.keyring.ledger(ledger_id)
-        await self._aggregates.prefetch(ledger_id, code_ids)
-        metadata = CommandMetadata(ledger_id, CLOCK)
-        outcomes = await asyncio.gather(
-            *(self._handler.handle(metadata, partial(_record_due, code_id)) for code_id in code_ids),
-            return_exceptions=True,
-        )
-        return {code_id: self._result(outcome) for code_id, outcome in zip(code_ids, outcomes, strict=True)}
+        decides = {code_id: partial(_record_due, code_id) for code_id in code_ids}
+        results = await self._handler.handle_many(CommandMetadata(ledger_id, CLOCK), decides)
+        return {code_id: self._result(result) for code_id, result in results.items()}
 
-    def _result(self, outcome: CommandResult[Code] | BaseException) -> Result:
+    def _result(self, result: CommandResult[Code] | Exception) -> Result:
         """Count what was recorded of a code, and return what became of it."""
-        if isinstance(outcome, Exception):
-            return outcome
-        if isinstance(outcome, BaseException):
-            raise outcome
-        code = cast("Code", outcome.aggregate)
-        if outcome.appended and code.window.expires_at in code.expiries:
+        if isinstance(result, Exception):
+            return result
+        code = cast("Code", result.aggregate)
+        if result.appended and code.window.expires_at in code.expiries:
             self.expiries += 1
-        elif outcome.appended:
+        elif result.appended:
             self.reminders += 1
-        return outcome.position
+        return result.position
 
 
 def _record_due(code_id: UUID, ledger: Ledger, when: When) -> Awaitable[Decision[Code]]:

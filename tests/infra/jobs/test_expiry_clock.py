@@ -258,17 +258,16 @@ async def test_a_command_that_comes_first_is_what_counts(
 ) -> None:
     due, revoked = await issue(opened, tenant, 2)
     worker = await workers.start(days=29.5)
-    stream = worker.parts.events.stream
-    fetch = stream._fetch
+    streams = worker.parts.events.streams
 
     async def overtaken(ledger_id: int, stream_ids: Sequence[UUID]) -> Any:
-        read = await fetch(ledger_id, stream_ids)
+        read = await streams(ledger_id, stream_ids)
         monkeypatch.undo()
         await opened.when(tenant, given.revoke(revoked))
         await opened.when(tenant, given.share(due))
         return read
 
-    monkeypatch.setattr(stream, "_fetch", overtaken)
+    monkeypatch.setattr(worker.parts.events, "streams", overtaken)
     assert await worker.clock.record_due() == 1
     assert told(opened, due) == "CodeGenerated Shared ExpiryApproaching"
     assert told(opened, revoked) == "CodeGenerated Revoked"
