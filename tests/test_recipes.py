@@ -78,12 +78,17 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
         "api/campaigns.py": ({"code_expired", "code_revoked"}, "also the stored cause of the end of a campaign"),
         "api/codes.py": ({"secret_exists", "live_code_exists"}, "counted, so that nobody can search for secrets"),
         "api/http/denied_attempts.py": ({"permission_disabled"}, "recorded as a denied attempt"),
-        "domain/campaign.py": ({"code_expired"}, "also the stored cause of the end of a campaign"),
+        "domain/campaign.py": ({"code_expired", "code_revoked"}, "also the stored cause of the end of a campaign"),
         "domain/summaries.py": ({"code_expired", "code_revoked"}, "also the stored cause of the end of a campaign"),
         "infra/auth/key_admin.py": ({"creator_erased"}, "no key is created for an erased creator"),
         "infra/crypto/keyring.py": ({"creator_erased"}, "the key of an erased creator is gone"),
         "infra/eventstore/aggregate_reader.py": ({"creator_erased"}, "the secret of an erased creator is gone"),
-        "projections/code_timeline.py": ({"code_revoked"}, "also the stored cause of the end of a campaign"),
+        "projections/campaigns.py": ({"code_revoked"}, "also the stored cause of the end of a campaign"),
+        "projections/code_timeline.py": (
+            {"code_expired", "code_revoked"},
+            "also the stored cause of the end of a campaign",
+        ),
+        "projections/statistics.py": ({"code_expired"}, "also the stored cause of the end of a campaign"),
     },
 }
 
