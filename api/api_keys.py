@@ -130,7 +130,10 @@ class KeyEntry(Answer):
 
 
 class KeyAnswer(KeyEntry):
-    key: Annotated[str, Field(description="The key itself, shown only once.", examples=["slk_…"])]
+    key: Annotated[
+        str | None,
+        Field(description="The key itself, shown only once. Null if the request was repeated.", examples=["slk_…"]),
+    ]
 
 
 class KeysAnswer(Answer):
@@ -153,7 +156,11 @@ router = APIRouter(route_class=Route, tags=["Keys"])
     example={"role": "creator", "name": "The creator's app", "subjects": {"creator_ids": ["ana.creates"]}},
 )
 async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")]) -> Response:
-    """Create an API key in this ledger. Only this response contains the key itself."""
+    """Create an API key in this ledger. Only this response contains the key itself.
+
+    A repeated request with the same `Idempotency-Key` returns `"key": null`. If the first response was lost, rotate the
+    key.
+    """
     if body.expires_at is not None and body.expires_at <= caller.services.now():
         raise malformed_body("/expires_at", "This time is in the past. The key would never work.")
     idempotency_key = headers.idempotency_key(caller.request)
@@ -169,7 +176,7 @@ async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")])
         context=caller.access_context,
     )
     answer_headers = NO_STORE | {"Location": f"/v1/keys/{key.key_id}"} | replay_header(replayed)
-    return answer(key_content(key) | {"key": text}, 201, answer_headers)
+    return answer(key_content(key) | {"key": text or None}, 201, answer_headers)
 
 
 @router.get("/v1/keys", response_model=KeysAnswer, operation_id="listKeys")
@@ -187,6 +194,7 @@ async def rotate_key(key_id: str, body: RotateKey, caller: Annotated[Caller, all
     """Rotate an API key. Only this response contains the new key. Its id and its actor in the log stay the same.
 
     The current key works until the overlap ends. A key from before an earlier rotation stops working immediately.
+    A repeated request with the same `Idempotency-Key` returns `"key": null`.
     """
     idempotency_key = headers.idempotency_key(caller.request)
     try:
@@ -201,7 +209,7 @@ async def rotate_key(key_id: str, body: RotateKey, caller: Annotated[Caller, all
     except LookupError:
         raise Unknown("key") from None
     answer_headers = NO_STORE | replay_header(replayed)
-    return answer(key_content(key) | {"key": text}, 200, answer_headers)
+    return answer(key_content(key) | {"key": text or None}, 200, answer_headers)
 
 
 @router.delete("/v1/keys/{key_id}", status_code=204, response_class=Response, operation_id="revokeKey")

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
+from api.access_log import record_access
 from api.code_answer import CodeAnswer, code_answer, code_content
 from api.http import answer_fields as answered
 from api.http import headers
@@ -129,7 +130,14 @@ class AddNote(Command):
 
 
 class GeneratedAnswer(CodeAnswer):
-    secret: answered.Secret
+    secret: Annotated[
+        str | None,
+        Field(
+            description="The secret that the brand enters. Null if the request was repeated with a key that is not "
+            "allowed to reveal it.",
+            examples=["#k9/Tz+example=="],
+        ),
+    ]
 
 
 class RevealAnswer(CodeAnswer):
@@ -186,7 +194,11 @@ router = APIRouter(route_class=Route)
 async def generate_code(
     body: GenerateCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
-    """Generate a code, or record one that TikTok generated. Only this response and reveals contain the secret."""
+    """Generate a code, or record one that TikTok generated. Only this response and reveals contain the secret.
+
+    A repeated request with the same `Idempotency-Key` returns the secret again only if the key is allowed to reveal it
+    now, and the access log records it.
+    """
     caller.act_for_creator(body.creator_id)
     # Whoever may read every code has nothing to guess.
     guessing = body.secret is not None and caller.role not in ACTS_FOR_ALL
@@ -221,10 +233,18 @@ async def generate_code(
             count_guess(caller)
         raise await _without_others(refusal, caller) from None
     assert result.aggregate is not None  # noqa: S101 - a code that was generated is there
-    if result.replayed:
-        secret = await caller.services.aggregates.secret(caller.ledger_id, result.aggregate.id)
     location = {"Location": f"/v1/codes/{result.aggregate.id}"}
-    return code_answer(result, caller, 201, NO_STORE | location, secret=secret)
+    shown = await _shown_again(result.aggregate, caller) if result.replayed else secret
+    return code_answer(result, caller, 201, NO_STORE | location, secret=shown)
+
+
+async def _shown_again(code: Code, caller: Caller) -> Sealed | None:
+    """Return a code's secret for a repeated request, if the caller may be given it now, and record that it was."""
+    shown = caller.key.reveals
+    secret = await caller.services.aggregates.secret(caller.ledger_id, code.id) if shown else None
+    parameters = {"code_id": str(code.id), "replayed": True, "secret": "shown" if shown else "withheld"}
+    await record_access(caller, parameters, rows=1, format="application/json")
+    return secret
 
 
 @router.post(

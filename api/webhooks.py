@@ -152,9 +152,9 @@ class WebhookAnswer(Answer):
 
 class WebhookSecretAnswer(WebhookAnswer):
     secret: Annotated[
-        str,
+        str | None,
         Field(
-            description="The secret that messages are signed with, shown only once.",
+            description="The secret that messages are signed with, shown only once. Null if the request was repeated.",
             examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
         ),
     ]
@@ -174,7 +174,11 @@ router = APIRouter(route_class=Route, tags=["Webhooks"])
     example={"url": "https://receiver.example/sparkledger", "types": ["Redeemed", "Revoked"]},
 )
 async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
-    """Create a webhook. Only this response has the signing secret. A token cannot create a webhook."""
+    """Create a webhook. Only this response has the signing secret. A token cannot create a webhook.
+
+    A repeated request with the same `Idempotency-Key` returns `"secret": null`. If the first response was lost, rotate
+    the secret.
+    """
     if caller.key.kind == "token":
         raise NotAllowed(
             "A webhook needs an API key, not a token, because tokens expire. Create it with a key of the role "
@@ -195,9 +199,9 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
             request=idempotent_request(caller),
         )
     created = {"webhook_id": str(webhook.webhook_id), "types": webhook.types, "creator_ids": webhook.creator_ids}
-    await _record_access(caller, created)
+    await _record_access(caller, created, again=again)
     answer_headers = NO_STORE | {"Location": f"/v1/webhooks/{webhook.webhook_id}"} | replay_header(again)
-    return answer(_content(caller, webhook) | {"secret": secret}, 201, answer_headers)
+    return answer(_content(caller, webhook) | {"secret": secret or None}, 201, answer_headers)
 
 
 @router.get("/v1/webhooks", response_model=WebhooksAnswer, operation_id="listWebhooks")
@@ -249,14 +253,17 @@ async def delete_webhook(webhook_id: str, caller: Annotated[Caller, allow("subsc
 async def rotate_webhook_secret(
     webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")], body: RotateSecret | None = None
 ) -> Response:
-    """Create a new signing secret, shown only in this response. Both sign messages until the overlap ends."""
+    """Create a new signing secret, shown only in this response. Both sign messages until the overlap ends.
+
+    A repeated request with the same `Idempotency-Key` returns `"secret": null`.
+    """
     overlap = timedelta(hours=(body or RotateSecret()).overlap_hours)
     with refusals_as_problems():
         webhook, secret, again = await caller.services.webhooks.rotate(
             owner_of(caller), path_webhook(webhook_id), overlap, idempotent_request(caller)
         )
-    await _record_access(caller, {"webhook_id": webhook_id})
-    return answer(_content(caller, webhook) | {"secret": secret}, 201, NO_STORE | replay_header(again))
+    await _record_access(caller, {"webhook_id": webhook_id}, again=again)
+    return answer(_content(caller, webhook) | {"secret": secret or None}, 201, NO_STORE | replay_header(again))
 
 
 def owner_of(caller: Caller) -> Owner:
@@ -275,9 +282,10 @@ def path_webhook(text: str) -> UUID:
         raise WebhookNotFound from None
 
 
-async def _record_access(caller: Caller, parameters: Mapping[str, Any]) -> None:
+async def _record_access(caller: Caller, parameters: Mapping[str, Any], *, again: bool = False) -> None:
     """Record in the access log who had events sent; the URL may hold a secret, and is left out."""
-    await record_access(caller, parameters, rows=0, format=STRUCTURED_CONTENT_TYPE)
+    repeated = {"replayed": True} if again else {}
+    await record_access(caller, {**parameters, **repeated}, rows=0, format=STRUCTURED_CONTENT_TYPE)
 
 
 def _check(caller: Caller, url: str) -> None:

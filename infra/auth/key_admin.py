@@ -5,10 +5,9 @@ A change of a key and its entry in the access log are one transaction.
 
 from __future__ import annotations
 
-import hmac
 import secrets
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, LiteralString
+from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple
 
 import orjson
 
@@ -27,10 +26,12 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from domain.values import Role
+    from infra.crypto.envelope import ApiKeyHashing
     from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
 
 MAX_OVERLAP_S: Final = 30 * 24 * 3600
+REQUEST_ID_BYTES: Final = 16
 
 _OF_HASH: Final = f"""
     SELECT {KEY_COLUMNS}, h.request_hash
@@ -38,6 +39,15 @@ _OF_HASH: Final = f"""
     JOIN api_keys k ON k.key_id = h.key_id
     JOIN ledgers l ON l.ledger_id = k.ledger_id
     WHERE h.hash = %s
+"""
+
+_OF_REQUEST: Final = f"""
+    SELECT {KEY_COLUMNS}, h.request_hash
+    FROM api_key_hashes h
+    JOIN api_keys k ON k.key_id = h.key_id
+    JOIN ledgers l ON l.ledger_id = k.ledger_id
+    WHERE h.ledger_id = %s
+    AND h.idempotency = %s
 """
 
 _LIST: Final = f"""
@@ -90,6 +100,22 @@ _REVEALS_MORE: Final = (
 )
 
 
+class NewKey(NamedTuple):
+    """A key that was created, or was given another text.
+
+    Attributes:
+        key: the key.
+        text: its text, which is stored nowhere; empty where an earlier request had the same Idempotency-Key, because
+            that request was given it.
+        replayed: whether an earlier request had the same Idempotency-Key.
+
+    """
+
+    key: ApiKey
+    text: str
+    replayed: bool
+
+
 class KeyAdmin:
     """Creates, rotates, revokes and lists the API keys of ledgers."""
 
@@ -112,11 +138,8 @@ class KeyAdmin:
         request_hash: bytes = b"",
         context: AccessContext = COMMAND_LINE,
         text: str | None = None,
-    ) -> tuple[ApiKey, str, bool]:
+    ) -> NewKey:
         """Create a key, with a `text` of the administrator's choice or a new one.
-
-        Returns:
-            The key, its text, and whether an earlier request with this Idempotency-Key created it.
 
         Raises:
             ValueError: the role cannot have these subjects.
@@ -131,10 +154,9 @@ class KeyAdmin:
         if problem is not None:
             raise ValueError(problem)
         hashing = await self._keyring.hashing()
-        # The word "mint" goes into stored hashes, and into the texts that repeated requests get again.
-        idempotency, new_text = await self._new_text("mint", context, idempotency_key)
+        idempotency = _request_id(hashing, "mint", context, idempotency_key)
         keys = await self._keyring.ledger(ledger_id)
-        text = text or new_text
+        text = text or key_text(secrets.token_bytes(RANDOM_BYTES))
         key_id = uuid7()
         fields = {
             "hash": hashing.hash(text),
@@ -159,12 +181,14 @@ class KeyAdmin:
             if await all_erased(connection, ledger_id, keys, subjects.creator_ids):
                 raise Refused("creator_erased")
             created = await _is_true(connection, MINT_KEY, fields)
-            row = await (await connection.execute(_OF_HASH, (fields["hash"],))).fetchone()
-            if row is None or (not created and row[13] != request_hash):
-                raise IdempotencyMismatch
             if created:
+                row = await (await connection.execute(_OF_HASH, (fields["hash"],))).fetchone()
+                assert row is not None  # noqa: S101 - it was created just now
                 await _record(connection, ledger_id, context, {"key_id": key_id, "role": role})
-        return api_key(row), text, not created
+                return NewKey(api_key(row), text, replayed=False)
+            first = await _first_result(connection, ledger_id, idempotency, request_hash)
+            await _record(connection, ledger_id, context, {"key_id": first.key_id, "replayed": True})
+            return NewKey(first, "", replayed=True)
 
     async def rotate(
         self,
@@ -175,11 +199,8 @@ class KeyAdmin:
         idempotency_key: str | None = None,
         request_hash: bytes = b"",
         context: AccessContext = COMMAND_LINE,
-    ) -> tuple[ApiKey, str, bool]:
+    ) -> NewKey:
         """Give a key a new text; the present one works for `overlap_s` more seconds, and any older one stops at once.
-
-        Returns:
-            The key, its new text, and whether an earlier request with this Idempotency-Key rotated it.
 
         Raises:
             LookupError: the ledger has no such key.
@@ -190,7 +211,8 @@ class KeyAdmin:
 
         """
         hashing = await self._keyring.hashing()
-        idempotency, text = await self._new_text(f"rotate {key_id}", context, idempotency_key)
+        idempotency = _request_id(hashing, f"rotate {key_id}", context, idempotency_key)
+        text = key_text(secrets.token_bytes(RANDOM_BYTES))
         hashed = hashing.hash(text)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
             context_reveals = await lock_valid_key(connection, ledger_id, context.key_id)
@@ -211,13 +233,12 @@ class KeyAdmin:
             if rotated:
                 await _record(connection, ledger_id, context, {"key_id": key_id, "overlap_seconds": overlap_s})
             else:
-                known = await (await connection.execute(_OF_HASH, (hashed,))).fetchone()
-                if known is None or known[13] != request_hash:
-                    raise IdempotencyMismatch
+                await _first_result(connection, ledger_id, idempotency, request_hash)
+                await _record(connection, ledger_id, context, {"key_id": key_id, "replayed": True})
             overlap = await (await connection.execute(_OVERLAP, (ledger_id, key_id))).fetchone()
             assert overlap is not None  # noqa: S101 - an aggregate answers one row
         self._on_change()
-        return replace(key, overlap_ends_at=overlap[0]), text, not rotated
+        return NewKey(replace(key, overlap_ends_at=overlap[0]), text if rotated else "", not rotated)
 
     async def revoke(self, ledger_id: int, key_id: UUID, *, context: AccessContext = COMMAND_LINE) -> bool:
         """Revoke a key for good, and return whether the ledger has it; revoking it again changes nothing.
@@ -270,19 +291,6 @@ class KeyAdmin:
 
         return await self._database.read(ledger_id, query)
 
-    async def _new_text(
-        self, purpose: str, context: AccessContext, idempotency_key: str | None
-    ) -> tuple[bytes | None, str]:
-        """Return the text for a key, and the hash that a request with an Idempotency-Key is recognised by.
-
-        The text of a request with an Idempotency-Key is derived from it, so that it can be returned again and is stored
-        nowhere. Otherwise it is random.
-        """
-        if idempotency_key is None:
-            return None, key_text(secrets.token_bytes(RANDOM_BYTES))
-        hashed = (await self._keyring.hashing()).hash(f"{purpose}\0{context.key_id}\0{idempotency_key}")
-        return hashed[:16], key_text(hmac.digest(hashed, b"text", "sha256"))
-
 
 async def lock_valid_key(connection: LedgerConnection, ledger_id: int, key_id: UUID | None) -> bool:
     """Lock the row of the key that makes a change, so that it cannot be revoked before the transaction ends.
@@ -300,6 +308,30 @@ async def lock_valid_key(connection: LedgerConnection, ledger_id: int, key_id: U
     if row is None or row[0] is None:
         raise KeyNoLongerValid
     return bool(row[0])
+
+
+def _request_id(
+    hashing: ApiKeyHashing, purpose: str, context: AccessContext, idempotency_key: str | None
+) -> bytes | None:
+    """Return the hash by which a request with an Idempotency-Key is recognised; None for one without."""
+    if idempotency_key is None:
+        return None
+    return hashing.hash(f"{purpose}\0{context.key_id}\0{idempotency_key}")[:REQUEST_ID_BYTES]
+
+
+async def _first_result(
+    connection: LedgerConnection, ledger_id: int, idempotency: bytes | None, request_hash: bytes
+) -> ApiKey:
+    """Return the key that the first request with an Idempotency-Key was about.
+
+    Raises:
+        IdempotencyMismatch: that was another request.
+
+    """
+    row = await (await connection.execute(_OF_REQUEST, (ledger_id, idempotency))).fetchone()
+    if row is None or row[13] != request_hash:
+        raise IdempotencyMismatch
+    return api_key(row)
 
 
 async def _is_true(connection: LedgerConnection, query: LiteralString, parameters: Any) -> bool:

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 from domain.advertiser import Advertiser
 from domain.commands import A, Decision
 from domain.creator import Creator
-from domain.errors import Refused
+from domain.errors import NotAllowed, Refused
 from domain.values import When
 from infra.crypto.envelope import associated_data
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
@@ -180,8 +180,7 @@ class CommandHandler:
                 if repository.used_stale and (refusal is not None or not events):
                     allow_stale = False  # only an append shows that the cache was up to date
                     continue
-                if idempotency is not None and (refusal is not None or not events):
-                    # What is refused now may be a repeat of what succeeded before: then the first result stands.
+                if idempotency is not None and _may_repeat(refusal, events):
                     first = await self._first_result(metadata, idempotency)
                     if first is not None:
                         return cast("CommandResult[A]", first)
@@ -390,6 +389,14 @@ class CommandHandler:
             replayed=True,
             creator_stream=recorded.creator_stream,
         )
+
+
+def _may_repeat(refusal: Refused | None, events: Sequence[Event]) -> bool:
+    """Tell whether a request with an Idempotency-Key may be a repeat of one that succeeded: then its result stands.
+
+    Somebody who is not allowed to do this any more does not get that result.
+    """
+    return not events if refusal is None else not isinstance(refusal, NotAllowed)
 
 
 def _unchanged(repository: Repository, when: When, decision: Decision[A]) -> CommandResult[A]:

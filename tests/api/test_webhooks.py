@@ -226,7 +226,8 @@ def test_the_same_request_gets_the_first_answer_again(
     first = world.client.post(at, json=body, headers=header)
     again = world.client.post(at, json=body, headers=header)
 
-    assert told(first, status) == told(again, status)
+    shown_once = {"secret": None} if "secret" in told(first, status) else {}
+    assert told(again, status) == told(first, status) | shown_once
     assert "idempotent-replayed" not in first.headers
     assert again.headers["idempotent-replayed"] == "true"
     other = world.client.post("/v1/webhooks", json={"url": URL + "other"}, headers=header)
@@ -242,7 +243,7 @@ def test_an_idempotency_key_that_was_forgotten_brings_no_old_secret_back(world: 
     at = f"/v1/webhooks/{create(world.client)['webhook_id']}/rotation"
     before = told(world.client.post(at, headers=header), 201)["secret"]
     forget_requests(world)
-    assert told(world.client.post(at, headers=header), 201)["secret"] != before
+    assert told(world.client.post(at, headers=header), 201)["secret"] not in {before, None}
 
 
 def forget_requests(world: World) -> None:

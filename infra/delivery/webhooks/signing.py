@@ -40,7 +40,6 @@ TEST: Final = "Test"
 PREFIX: Final = "whsec_"
 # The specification asks for 24 to 64.
 SECRET_BYTES: Final = 32
-SALT_BYTES: Final = 16
 
 SealedField = Literal["secret", "url", "description"]
 
@@ -88,21 +87,6 @@ def signed_headers(message_id: str, timestamp: int, body: bytes, secrets: Iterab
 def secret_text(secret: bytes) -> str:
     """Return a secret in the form that its owner is shown once."""
     return PREFIX + base64.b64encode(secret).decode()
-
-
-def repeatable_secret(keys: LedgerKeys, key_id: UUID, idempotency_key: str, salt: str) -> bytes:
-    """Derive the secret for a request with an Idempotency-Key: a repeated request gets the same one.
-
-    Args:
-        keys: the ledger's keys.
-        key_id: the API key of the request.
-        idempotency_key: the Idempotency-Key of the request.
-        salt: a random value, stored with the request. Without it, an Idempotency-Key that is used again after its
-            request was forgotten would bring an old secret back.
-
-    """
-    asked = f"{key_id}\0{idempotency_key}\0{salt}".encode()
-    return hmac.digest(keys.derived("webhook secrets asked for v1"), asked, "sha256")
 
 
 class WebhookSealer:

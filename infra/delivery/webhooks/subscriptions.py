@@ -24,11 +24,9 @@ from infra.delivery.webhooks.models import (
     WebhookNotFound,
 )
 from infra.delivery.webhooks.signing import (
-    SALT_BYTES,
     SECRET_BYTES,
     TEST,
     WebhookSealer,
-    repeatable_secret,
     secret_text,
 )
 from infra.ids import uuid7
@@ -37,7 +35,6 @@ from projections.engine.advisory_locks import AdvisoryLock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from infra.crypto.envelope import LedgerKeys
     from infra.crypto.keyring import Keyring
     from infra.delivery.webhooks.idempotent_requests import IdempotentRequest
     from infra.delivery.webhooks.models import DeliveryOutcome, Owner
@@ -188,7 +185,7 @@ class WebhookSubscriptions:
         """Create a webhook whose first event is the one after a position.
 
         Returns:
-            The webhook, its secret, which is never shown again, and whether this request was a repeat.
+            The webhook, its secret, and whether this request was a repeat, whose secret is empty.
 
         Raises:
             TooManyWebhooks: the ledger has reached its limit.
@@ -196,11 +193,10 @@ class WebhookSubscriptions:
             IdempotencyMismatch: the Idempotency-Key was used for another request; here and below.
 
         """
-        keys = await self._keyring.ledger(owner.ledger_id)
-        sealer = WebhookSealer(keys)
+        sealer = await self._sealer(owner)
+        secret = os.urandom(SECRET_BYTES)
         async with self._changing(owner) as connection:
             answered = await first_answer(connection, owner, request)
-            secret, salt = _secret(keys, owner, request, answered)
             webhook_id = uuid7() if answered is None else UUID(answered["webhook_id"])
             if answered is None:
                 await connection.execute(_LOCK_COUNT, (AdvisoryLock.WEBHOOK_COUNT, owner.ledger_id))
@@ -216,9 +212,9 @@ class WebhookSubscriptions:
                 )
                 await connection.execute(_CREATE, (webhook_id, owner.ledger_id, owner.key_id, *columns))
                 await connection.execute(_CREATE_PROGRESS, (webhook_id, owner.ledger_id, after))
-                await remember_answer(connection, owner, request, webhook_id=webhook_id, salt=salt)
+                await remember_answer(connection, owner, request, webhook_id=webhook_id)
             webhook = await _one(connection, owner, webhook_id, sealer)
-        return webhook, secret_text(secret), answered is not None
+        return webhook, secret_text(secret) if answered is None else "", answered is not None
 
     async def all(self, owner: Owner) -> list[Webhook]:
         """Return the webhooks, newest first."""
@@ -274,21 +270,21 @@ class WebhookSubscriptions:
         """Replace a webhook's secret; messages bear both signatures until the overlap ends.
 
         Returns:
-            The webhook, the new secret, which is never shown again, and whether this request was a repeat.
+            The webhook, the new secret, and whether this request was a repeat, whose secret is empty.
 
         """
-        keys = await self._keyring.ledger(owner.ledger_id)
-        sealer = WebhookSealer(keys)
+        sealer = await self._sealer(owner)
+        secret = os.urandom(SECRET_BYTES)
         async with self._changing(owner) as connection:
             await _lock(connection, owner, webhook_id)
             answered = await first_answer(connection, owner, request)
-            secret, salt = _secret(keys, owner, request, answered)
             if answered is None:
                 sealed = sealer.seal("secret", secret, webhook_id)
                 until = datetime.now(UTC) + overlap if overlap else None
                 await connection.execute(_ROTATE, {"webhook_id": webhook_id, "secret": sealed, "until": until})
-                await remember_answer(connection, owner, request, webhook_id=webhook_id, salt=salt)
-            return await _one(connection, owner, webhook_id, sealer), secret_text(secret), answered is not None
+                await remember_answer(connection, owner, request, webhook_id=webhook_id)
+            webhook = await _one(connection, owner, webhook_id, sealer)
+        return webhook, secret_text(secret) if answered is None else "", answered is not None
 
     async def delete(self, owner: Owner, webhook_id: UUID) -> None:
         """Delete a webhook, its messages and its log of deliveries."""
@@ -377,14 +373,6 @@ class WebhookSubscriptions:
         async with self._database.connection(owner.ledger_id) as connection, connection.transaction():
             await lock_valid_key(connection, owner.ledger_id, owner.key_id)
             yield connection
-
-
-def _secret(keys: LedgerKeys, owner: Owner, request: IdempotentRequest | None, answered: Any) -> tuple[bytes, str]:
-    """Return a new secret, or the one of the repeated request; and the salt to remember with the request."""
-    salt = os.urandom(SALT_BYTES).hex() if answered is None else str(answered["salt"])
-    if request is None:
-        return os.urandom(SECRET_BYTES), salt
-    return repeatable_secret(keys, owner.key_id, request.key, salt), salt
 
 
 def _webhook(row: Sequence[Any], sealer: WebhookSealer) -> Webhook:

@@ -88,6 +88,27 @@ def test_a_bearer_acts_as_their_token_says_and_under_an_id_of_their_own(place: P
     assert [switch(client, OWN_CREATOR).status_code for client in (first, second)] == [401, 401]
 
 
+def test_a_bearer_whose_token_was_narrowed_gets_no_first_answer_again(place: Place) -> None:
+    bearer: dict[str, Any] = {"sub": "ana@id.example"}
+    wide = place.client(place.issuer.token(**bearer, groups=["heads"]))
+    assert switch(wide, OWN_CREATOR).status_code == 200
+    asked: dict[str, Any] = {
+        "json": {"creator_id": OWN_CREATOR, "video_id": "7312345678901234567", "terms_version": "1"},
+        "headers": {"Idempotency-Key": "code"},
+    }
+    code = told(wide.post("/v1/codes", **asked), 201)
+    noted: dict[str, Any] = {"json": {"text": "so"}, "headers": {"Idempotency-Key": "note"}}
+    path = f"/v1/codes/{code['code_id']}/notes"
+    assert wide.post(path, **noted).status_code == 201
+
+    narrow = place.client(place.issuer.token(**bearer, groups=["makers"], creators=[OTHER_CREATOR]))
+    for answer in (narrow.post("/v1/codes", **asked), narrow.post(path, **noted)):
+        assert refused(answer) == (403, "not_allowed")
+        assert code["secret"] not in answer.text
+    own = place.client(place.issuer.token(**bearer, groups=["makers"], creators=[OWN_CREATOR]))
+    assert told(own.post("/v1/codes", **asked), 201) == code
+
+
 def test_a_token_that_is_refused_says_so_and_why_and_nothing_of_itself(place: Place) -> None:
     issuer = place.issuer
     for token, detail in (

@@ -43,7 +43,8 @@ def test_the_same_key_and_request_gets_the_first_answer_again(world: World, comm
     again = send(world, command, code, **{"Idempotency-Key": '"once"'})
 
     assert first.status_code == again.status_code == COMMANDS[command][2]
-    assert first.json() == again.json()
+    shown_once = {"key": None} if command == "key" else {}
+    assert again.json() == first.json() | shown_once
     same = ("etag", "location", "ledger-position", "cache-control")
     assert [first.headers.get(name) for name in same] == [again.headers.get(name) for name in same]
     assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
