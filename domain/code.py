@@ -566,6 +566,8 @@ class Code(Aggregate):
     @property
     def window(self) -> Window:
         """The window by all that is known: from its start to the end that took effect last."""
+        if self.start_stated and not self.extensions:
+            return self.first_window
         return Window(self._starts_at, self.end_at(None))
 
     @property
@@ -690,6 +692,8 @@ class Code(Aggregate):
 
     def running(self, moment: datetime) -> list[Campaign]:
         """Return the campaigns that run: launched, even if scheduled, and not ended by anyone or anything."""
+        if not self.launches:
+            return []
         return [c for c in self.campaigns.values() if c.ended_at is None and moment < self.stops_at(c)]
 
     @property
@@ -798,6 +802,8 @@ def _launched_at(campaign: Campaign) -> datetime:
 
 def _stated(launches: Mapping[str, Campaign], before: Campaign | None, name: str, first: str | None) -> str | None:
     """Return the hash of a name that was stated last with a campaign, by the launch of another if that is given."""
+    if not launches:
+        return first
     stated = [c for c in launches.values() if getattr(c, name) is not None]
     if before is not None:
         stated = [c for c in stated if _launched_at(c) <= _launched_at(before)]

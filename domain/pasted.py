@@ -120,6 +120,8 @@ _CLOSING: Final = {
     "「": "」",
     "『": "』",
 }
+# What codes usually look like: there is nothing to remove but the `#`, and nothing to decode.
+_CLEAN: Final = re.compile(r"#?[A-Za-z0-9+/=_.-]+")
 _ESCAPE: Final = re.compile(r"%(2[Bb]|2[Ff]|3[Dd]|23)")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _BETWEEN_CODES: Final = re.compile(r"[\s,;|]+")
@@ -174,6 +176,8 @@ def secret_hint(text: str) -> Hint | None:
 
 def _bare(text: str) -> str:
     """Remove format characters everywhere, and trim what surrounds a code until nothing changes."""
+    if _CLEAN.fullmatch(text):
+        return text
     bare, before = _INVISIBLE.sub("", text), None
     while bare != before:
         before = bare
@@ -187,6 +191,8 @@ def _bare(text: str) -> str:
 
 def _canonical(bare: str) -> str:
     """Decode and remove what differs between copies of one code, until nothing changes."""
+    if _CLEAN.fullmatch(bare):
+        return bare.removeprefix("#")
     canonical, before = bare, None
     while canonical != before:
         before = canonical

@@ -13,6 +13,7 @@ What the signature cannot say, for the API reference, stands above it: `@Operati
 
 from __future__ import annotations
 
+import functools
 import re
 import typing
 from collections.abc import Mapping
@@ -221,7 +222,7 @@ async def _validated(validate: Callable[..., M], sent: Any, request: Request, ca
         ValidationError: it is malformed.
 
     """
-    policy = VideoIdPolicy(services_of(request.scope).settings.video_ids)
+    policy = _policy(services_of(request.scope).settings.video_ids)
     try:
         return validate(sent, context=policy)
     except ValidationError as error:
@@ -234,6 +235,10 @@ async def _validated(validate: Callable[..., M], sent: Any, request: Request, ca
         if not evidence.codes:
             raise
         return validate(sent, context=replace(policy, recorded=frozenset({video_id})))
+
+
+# Made once, not for every request.
+_policy: Final = functools.cache(VideoIdPolicy)
 
 
 def roles_by_route(app: FastAPI) -> dict[str, tuple[Role, ...]]:
