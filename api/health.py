@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
@@ -35,6 +35,8 @@ READ_ONLY: Final = "The database accepts no writes: it is a standby or read-only
 _NO_LEDGER: Final = 0
 
 router = APIRouter(route_class=Route, tags=["Health"])
+# Apart, because it can be served on a port of its own.
+metrics_router = APIRouter(route_class=Route, tags=["Health"])
 
 
 @router.get("/livez", response_model=HealthAnswer, operation_id="isAlive")
@@ -54,12 +56,10 @@ async def is_ready(request: Request) -> Response:
     return answer({"status": "degraded" if stopped else "ready", "stopped": stopped})
 
 
-@router.get("/metrics", response_class=PlainTextResponse, operation_id="readMetrics")
+@metrics_router.get("/metrics", response_class=PlainTextResponse, operation_id="readMetrics")
 async def read_metrics(request: Request) -> Response:
     """Return the metrics of this process and of the worker for Prometheus."""
-    request.app.state.streams.observe()
-    of_the_worker: bytes = await request.app.state.worker_metrics()
-    return Response(generate_latest() + of_the_worker, 200, {"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(await request.app.state.metrics(), 200, {"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def stopped_consumers(services: Services) -> Sequence[str]:

@@ -187,6 +187,14 @@ class Settings(BaseModel):
         ge=0,
         le=65535,
     )
+    metrics_port: int | None = _setting(
+        None,
+        "The port of `/metrics` alone, on the same address, with nothing else on it. Default: `/metrics` is on the "
+        "API's port.",
+        "give a whole number from 1 to 65535",
+        ge=1,
+        le=65535,
+    )
     admin_key: Annotated[SecretStr, AfterValidator(_admin_key)] | None = _setting(
         None,
         "The administrator's API key, at least 32 characters. Default: generated on the first start and shown once.",
@@ -362,6 +370,11 @@ def _one_line(error: ValidationError, given: Mapping[str, str]) -> str:
 
 def _problems_together(settings: Settings) -> Iterator[str]:
     """Yield what is wrong with settings that depend on each other, the most important problem first."""
+    if settings.metrics_port is not None and settings.metrics_port == settings.port:
+        yield (
+            f"{variable('metrics_port')} is the same port as {variable('port')}: give another one, or unset it to have "
+            "`/metrics` on the API's port"
+        )
     yield from _login_problems(settings)
     yield from _master_key_problems(settings)
     yield from _kafka_problems(settings)

@@ -38,7 +38,7 @@ from api.http import asyncapi, docs
 from api.http.denied_attempts import record_denied_attempt
 from api.http.dependencies import Limits, Services
 from api.http.limits import Limit
-from api.http.metrics import worker_metrics
+from api.http.metrics import render_metrics
 from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, RequestMiddleware
 from api.http.openapi import reference
 from api.http.problems import Problem, as_problem
@@ -56,6 +56,7 @@ from infra.errors import (
 )
 
 if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
     from starlette.routing import Route as StarletteRoute
     from starlette.types import ASGIApp
 
@@ -93,6 +94,14 @@ _RESOURCES: Final = (
     health,
 )
 _ASYNCAPI: Final = orjson.dumps(asyncapi.document(EventAnswer))
+# FastAPI's hooks see raw bodies, and its log would repeat what validation refused.
+_NO_TELEMETRY: Final[TelemetryConfig] = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 # What routes raise on purpose; everything else is a fault of ours, and `RequestMiddleware` answers it.
 _RAISED: Final = (
     HTTPException,
@@ -129,9 +138,16 @@ class Application(FastAPI):
 
 
 def create_app(
-    services: Services, *, max_body_bytes: int = MAX_BODY_BYTES, max_request_s: float = MAX_REQUEST_S
+    services: Services,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_request_s: float = MAX_REQUEST_S,
+    metrics: bool = True,
 ) -> FastAPI:
-    """Build the application; whoever calls this opens and closes its dependencies."""
+    """Build the application; whoever calls this opens and closes its dependencies.
+
+    Without `metrics`, it does not answer `/metrics`: `create_metrics_app` does, on another port.
+    """
     app = Application(
         max_body_bytes=max_body_bytes,
         max_request_s=max_request_s,
@@ -142,14 +158,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         openapi_tags=TAGS,
-        # Its hooks see raw bodies, and its log would repeat what validation refused.
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-            "operation_spans": False,
-            "auto_configure": False,
-        },
+        telemetry=_NO_TELEMETRY,
     )
     app.state.services = services
     per_second = services.settings.requests_per_second
@@ -159,17 +168,38 @@ def create_app(
     app.state.streams = Streams(services, app.state.key_names)
     services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))
     app.state.stopped = SingleFlight(functools.partial(health.stopped_consumers, services))
-    app.state.worker_metrics = SingleFlight(functools.partial(worker_metrics, services))
+    app.state.metrics = SingleFlight(functools.partial(render_metrics, services, app.state.streams.observe))
     for resource in _RESOURCES:
         app.router.routes.extend(resource.router.routes)
+    if metrics:
+        app.router.routes.extend(health.metrics_router.routes)
     app.add_route("/openapi.json", _openapi, methods=["GET"])
     app.add_route("/asyncapi.json", _asyncapi, methods=["GET"])
     app.add_route("/docs", _docs, methods=["GET"])
     app.add_route("/", _to_docs, methods=["GET"])
     app.openapi = lambda: reference(app)  # type: ignore[method-assign]
+    _answer_problems(app)
+    return app
+
+
+def create_metrics_app(app: FastAPI) -> FastAPI:
+    """Build the application that answers `/metrics` on a port of its own, with the figures of another one."""
+    served = Application(
+        max_body_bytes=MAX_BODY_BYTES,
+        max_request_s=MAX_REQUEST_S,
+        openapi_url=None,
+        redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
+    )
+    served.state = app.state
+    served.router.routes.extend(health.metrics_router.routes)
+    _answer_problems(served)
+    return served
+
+
+def _answer_problems(app: FastAPI) -> None:
     for raised in _RAISED:
         app.add_exception_handler(raised, _answer_problem)
-    return app
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:

@@ -1,4 +1,7 @@
-"""The worker's figures as Prometheus reads them: from the database, for the worker answers nobody."""
+"""The figures as Prometheus reads them: of this process, and the worker's from the database, for it answers nobody.
+
+They are rendered in a thread, and once a second for all who ask: rendering takes long enough to delay other requests.
+"""
 
 from __future__ import annotations
 
@@ -163,8 +166,20 @@ class _OfWebhooks(Collector):
         yield attempts
 
 
-async def worker_metrics(services: Services) -> bytes:
-    """Return the worker's figures; nothing where the database cannot be asked now."""
+async def render_metrics(services: Services, observe: Callable[[], None]) -> bytes:
+    """Return all figures; `observe` brings those of this process up to date."""
+    of_the_worker = await _worker_metrics(services)
+    observe()
+    return await asyncio.to_thread(_render, of_the_worker)
+
+
+def _render(of_the_worker: CollectorRegistry) -> bytes:
+    return generate_latest() + generate_latest(of_the_worker)
+
+
+async def _worker_metrics(services: Services) -> CollectorRegistry:
+    """Return the worker's figures; none if the database cannot be asked now."""
+    registry = CollectorRegistry(auto_describe=False)
     try:
         async with asyncio.timeout(WAIT_S):
             figures = await read_figures(services.database)
@@ -173,12 +188,11 @@ async def worker_metrics(services: Services) -> bytes:
             webhooks = await webhook_lags(services.database)
     except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong
         log.debug("The worker's metrics cannot be read: %s", error)
-        return b""
-    registry = CollectorRegistry(auto_describe=False)
+        return registry
     registry.register(_OfExpiry(figures, services.now()))
     registry.register(_OfViews(statuses))
     if published:
         registry.register(_OfPublishing(published, services.now()))
     if webhooks:
         registry.register(_OfWebhooks(webhooks, services.now()))
-    return generate_latest(registry)
+    return registry

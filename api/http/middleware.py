@@ -41,11 +41,11 @@ _SECONDS: Final = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 _IN_FLIGHT: Final = Gauge("sparkledger_http_requests_in_flight", "Requests in progress.")
-# The label of what no route answers: an address that a stranger made up must not become a time series.
-UNMATCHED: Final = "none"
+# The labels of what no route answers, also if another method of the same address does: nothing that a stranger made up
+# becomes a time series.
+UNMATCHED: Final = ("other", "none")
 # What a request counts as whose caller left before it was read.
 LEFT: Final = 499
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -72,6 +72,12 @@ def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
     return _REQUESTS.labels(method, route, str(status)), _SECONDS.labels(method, route)
 
 
+def _labels(scope: Scope) -> tuple[str, str]:
+    """Return the method and the route that a request is counted under."""
+    route, method = scope.get("route"), scope["method"]
+    return (method, route.path) if route is not None and method in route.methods else UNMATCHED
+
+
 class RequestMiddleware:
     """The outermost layer of the application."""
 
@@ -95,6 +101,9 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if b"%" in scope.get("raw_path", b""):
+            # Routes are matched with the path as it was sent, so that `/metric%73` is none; `Route` decodes its ids.
+            scope["path"] = scope["raw_path"].decode("latin-1")
         exchange = Exchange(receive, send, _LARGER_BODIES.get(scope["path"], self._max_body_bytes), self._waiting)
         scope["request_id"] = exchange.request_id
         scope["exchange"] = exchange
@@ -105,8 +114,7 @@ class RequestMiddleware:
         finally:
             _IN_FLIGHT.dec()
             self._waiting.end(exchange)
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            requests, seconds = _series(method, getattr(scope.get("route"), "path", UNMATCHED), exchange.status)
+            requests, seconds = _series(*_labels(scope), exchange.status)
             requests.inc()
             seconds.observe(time.perf_counter() - began)
 

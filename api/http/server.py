@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import uvicorn
 import uvloop
 
-from api.http.app import create_app
+from api.http.app import create_app, create_metrics_app
 from api.http.dependencies import Services
 from api.http.protocol import BoundedProtocol
 from infra.crypto.rotation import require_master_keys
@@ -23,7 +23,9 @@ from infra.process_limits import raise_file_limit, tune_garbage_collector
 from infra.runtime import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
+
+    from fastapi import FastAPI
 
     from infra.crypto.master_keys import KeyProvider
     from infra.settings import Settings
@@ -61,9 +63,12 @@ def run(
     """
     require_migrated(conninfo)
     require_master_keys(conninfo, API, master_key)
-    listener = _listen(settings.host, settings.port)
-    with listener:
-        uvloop.run(_serve(settings, conninfo, master_key, listener, started))
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(_listen(settings.host, settings.port, "PORT"))
+        metrics = None
+        if settings.metrics_port is not None:
+            metrics = opened.enter_context(_listen(settings.host, settings.metrics_port, "METRICS_PORT"))
+        uvloop.run(_serve(settings, conninfo, master_key, listener, metrics, started))
 
 
 async def _serve(
@@ -71,6 +76,7 @@ async def _serve(
     conninfo: str,
     master_key: KeyProvider,
     listener: socket.socket,
+    metrics: socket.socket | None,
     started: Callable[[str], None],
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -92,22 +98,15 @@ async def _serve(
             webhooks=WebhookSubscriptions(opened.database, opened.keyring),
             on_keys_changed=opened.on_keys_changed,
         )
-        app = create_app(services)
-        server = Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                backlog=BACKLOG,
-                http=BoundedProtocol,
-                **believing(settings.trusted_proxies),
-                timeout_graceful_shutdown=GRACE_S,
-            )
-        )
+        app = create_app(services, metrics=metrics is None)
+        server = _server(app, settings)
+        servers = [server]
+        beside: list[asyncio.Task[None]] = []
+        if metrics is not None:
+            servers.append(_server(create_metrics_app(app), settings))
+            beside.append(loop.create_task(servers[-1].serve(sockets=[metrics])))
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _stop, server, app.state.streams.end)
+            loop.add_signal_handler(number, _stop, servers, app.state.streams.end)
         serving = loop.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
             await asyncio.sleep(0.01)
@@ -116,7 +115,24 @@ async def _serve(
             shown = f"[{host}]" if ":" in host else host
             started(f"http://{shown}:{port}")
         await serving
+        await asyncio.gather(*beside)
         await app.state.streams.close()
+
+
+def _server(app: FastAPI, settings: Settings) -> Server:
+    return Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            backlog=BACKLOG,
+            http=BoundedProtocol,
+            **believing(settings.trusted_proxies),
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
 
 
 def believing(proxies: tuple[str, ...]) -> dict[str, Any]:
@@ -126,13 +142,14 @@ def believing(proxies: tuple[str, ...]) -> dict[str, Any]:
     return {"proxy_headers": True, "forwarded_allow_ips": list(proxies)}
 
 
-def _stop(server: Server, end_streams: Callable[[], None]) -> None:
-    server.should_exit = True
+def _stop(servers: Sequence[Server], end_streams: Callable[[], None]) -> None:
+    for server in servers:
+        server.should_exit = True
     # The server waits for answers under way, and these would never be over.
     end_streams()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, setting: str) -> socket.socket:
     """Listen, before anything else is opened: an address in use is the first thing to know."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -140,6 +157,6 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         message = (
             f"The API cannot listen on {host}, port {port}: {error.strerror or error}. Set SPARKLEDGER_HOST or "
-            "SPARKLEDGER_PORT to another value."
+            f"SPARKLEDGER_{setting} to another value."
         )
         raise LookupError(message) from error

@@ -31,6 +31,15 @@ def refusal(**variables: str) -> str:
     return message
 
 
+def test_the_metrics_need_a_port_of_their_own_if_any() -> None:
+    assert load_settings({"SPARKLEDGER_METRICS_PORT": "9100"}).metrics_port == 9100
+    assert refusal(METRICS_PORT="0").startswith("SPARKLEDGER_METRICS_PORT")
+    assert refusal(METRICS_PORT="9100", PORT="9100") == (
+        "SPARKLEDGER_METRICS_PORT is the same port as SPARKLEDGER_PORT: give another one, or unset it to have "
+        "`/metrics` on the API's port."
+    )
+
+
 def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
     settings = load_settings({})
 
@@ -43,6 +52,7 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "data_dir": Path(".sparkledger"),
         "host": "127.0.0.1",
         "port": 8080,
+        "metrics_port": None,
         "admin_key": None,
         "master_key": None,
         "master_key_previous": None,

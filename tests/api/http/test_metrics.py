@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
 import pytest
 
 from tests.api.world import World, days
+from tests.serving import start_live_server
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("unkept")
@@ -30,3 +36,22 @@ def test_an_expiry_is_counted_once_the_clock_has_recorded_it(world: World) -> No
     world.generate(starts_at=days(-40))
     until(lambda: figures(world)["sparkledger_expiries_recorded_total"] > before["sparkledger_expiries_recorded_total"])
     assert figures(world)["sparkledger_expiry_failing_codes"] == 0
+
+
+def test_on_a_port_of_their_own_the_figures_are_there_alone_and_alone_there(server_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = start_live_server(server_path / "data", metrics_port=str(port))
+    try:
+        apart = urlsplit(running.url)._replace(netloc=f"127.0.0.1:{port}").geturl()
+        with httpx.Client(trust_env=False) as client:
+            assert client.get(f"{running.url}/livez").status_code == 200
+            assert client.get(f"{running.url}/metrics").status_code == 404
+            figures = client.get(f"{apart}/metrics")
+            elsewhere = [client.get(f"{apart}{path}").status_code for path in ("/livez", "/v1/codes", "/docs", "/")]
+        assert figures.status_code == 200
+        assert 'sparkledger_http_requests_total{method="GET",route="/livez",status="200"}' in figures.text
+        assert "sparkledger_view_position" in figures.text
+        assert elsewhere == [404] * 4
+    finally:
+        assert running.stop() == 0

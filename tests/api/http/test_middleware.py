@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,6 +16,8 @@ from uuid import UUID
 import httpx
 import pytest
 
+import api.http.single_flight
+from api.http import metrics
 from api.http.app import create_app
 from api.http.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit, Slots
 from api.http.middleware import RequestMiddleware
@@ -211,13 +215,62 @@ async def test_every_answer_bears_an_id_of_its_own_and_the_headers_that_keep_it_
 async def test_figures_are_kept_by_route_and_never_by_what_a_stranger_made_up() -> None:
     async with client(broken) as opened:
         await opened.get("/v1/made-up-by-a-stranger")
-        await opened.request("BREW", "/livez")
         await redeem(opened)
         figures = (await opened.get("/metrics")).text
-    assert 'route="/v1/redemptions",status="500"' in figures
-    assert 'route="none",status="404"' in figures
+    assert 'method="POST",route="/v1/redemptions",status="500"' in figures
+    assert 'method="other",route="none",status="404"' in figures
     assert "made-up" not in figures
-    assert "BREW" not in figures
+
+
+async def test_only_the_methods_of_a_route_are_kept_by_route() -> None:
+    async with client(broken) as opened:
+        routes = cast("Any", opened._transport).app.routes
+        known = {(method, route.path) for route in routes for method in route.methods}
+        for path in sorted({path for _, path in known}):
+            for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"):
+                if (method, path) not in known:
+                    assert (await opened.request(method, path)).status_code == 405
+        figures = (await opened.get("/metrics")).text
+    kept = set(re.findall(r'^sparkledger_http_\w+\{.*?method="(\w+)",route="([^"]+)"', figures, re.MULTILINE))
+    assert kept <= known | {("other", "none")}
+
+
+async def test_the_figures_are_rendered_once_for_all_who_ask_and_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rendered: list[threading.Thread] = []
+    render = metrics.generate_latest
+
+    def watched(*registries: Any) -> bytes:
+        rendered.append(threading.current_thread())
+        return render(*registries)
+
+    monkeypatch.setattr(metrics, "generate_latest", watched)
+    monkeypatch.setattr(api.http.single_flight, "KEEP_S", 3600)
+    async with client(broken) as opened:
+        answers = [await asyncio.gather(*(opened.get("/metrics") for _ in range(8))) for _ in range(2)]
+    assert {answer.status_code for answered in answers for answer in answered} == {200}
+    assert len(rendered) == 2, "this process's figures, and the worker's"
+    assert threading.current_thread() not in rendered
+
+
+@pytest.mark.parametrize("path", ["/metric%73", "/%6Detrics", "/v1%2Fkeys", "/v1/%6Beys", "/v1/codes%2flookup"])
+async def test_a_route_spelt_in_another_way_is_no_route(path: str) -> None:
+    async with client(broken) as opened:
+        answer = await opened.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (404, "route_unknown")
+
+
+async def test_what_is_encoded_in_an_id_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def permission(_self: object, _ledger_id: int, creator_id: str) -> None:
+        raise Unavailable(creator_id)
+
+    monkeypatch.setattr(Fake, "creator_stream", permission, raising=False)
+    async with client(broken) as opened:
+        paths = [f"/v1/creators/{sent}/permission/history" for sent in ("ana%40x%3A1", "ana@x:1", "a%2Fb", "%2E%2E")]
+        answers = [await opened.get(path) for path in paths]
+    assert [answer.json()["code"] for answer in answers] == ["unavailable"] * 2 + ["malformed_path"] * 2
+    assert [answer.json()["detail"] for answer in answers[:2]] == ["ana@x:1"] * 2
 
 
 async def test_a_key_that_asks_too_much_is_told_when_to_come_back() -> None:
