@@ -73,9 +73,12 @@ class Problem(BaseModel):
     ]
     retryable: Annotated[bool, Field(description="Whether the same request can succeed later.")]
     request_id: Annotated[str, Field(description="The id of this request in our logs.")]
-    errors: Annotated[list[FieldProblem], Field(description="For malformed input: each wrong field and why.")] = Field(
-        default_factory=absent
-    )
+    errors: Annotated[
+        list[FieldProblem], Field(description="For malformed input: each wrong field and why, 20 of them at most.")
+    ] = Field(default_factory=absent)
+    more_errors: Annotated[
+        int, Field(ge=1, description="The number of further errors, if there are more than `errors` describes.")
+    ] = Field(default_factory=absent)
     conflict_id: Annotated[str, Field(description="The id of what is in the way.")] = Field(default_factory=absent)
     hint: Annotated[Hint, Field(description="What a code that nobody knows looks like.", examples=["cut_off"])] = Field(
         default_factory=absent

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 MEDIA_TYPE: Final = "application/problem+json"
+# Errors of one body or query that are described; the others are counted.
+MAX_ERRORS: Final = 20
 
 STATUSES: Final[dict[str, int]] = {
     "malformed_header": 400,
@@ -180,10 +182,16 @@ def malformed_query(parameter: str, problem: str) -> Problem:
     return Problem("malformed_query", members={"errors": [{"pointer": f"/{parameter}", "problem": problem}]})
 
 
-def malformed(code: str, error: ValidationError, model: Any) -> Problem:
-    """Return the problem of what a model refused: where and why, and nothing of what was sent."""
+def malformed(code: str, error: ValidationError, model: Any, left_out: int = 0) -> Problem:
+    """Return the problem of what a model refused: where and why, and nothing of what was sent.
+
+    `left_out` counts the errors of what was left out before.
+    """
     found = error.errors(include_url=False, include_input=False)
-    members = {"errors": [_field_problem(one, model) for one in found]}
+    members: dict[str, Any] = {"errors": [_field_problem(one, model) for one in found[:MAX_ERRORS]]}
+    further = max(0, len(found) - MAX_ERRORS) + left_out
+    if further:
+        members["more_errors"] = further
     if all(one.get("ctx", {}).get("code") == "video_id_unusable" for one in found):
         return Problem("video_id_unusable", status=STATUSES[code], members=members)
     return Problem(code, members=members)

@@ -34,6 +34,7 @@ from api.http.models import Body, Command
 from api.http.problems import Problem, malformed, malformed_body
 from api.http.query_params import QueryModel
 from api.http.strict_json import has_duplicate_names
+from api.http.unknown_fields import KnownFields, model_in
 from domain.values import ID_PATTERN
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class Route(APIRoute):
         query_name, query_type = _of_kind(types, QueryModel)
         body_name, body_type = _of_kind(types, Body)
         body_adapter: TypeAdapter[Any] | None = None if body_type is None else TypeAdapter(body_type)
+        known_fields = KnownFields(model_in(body_type) or BaseModel)
 
         async def handler(request: Request) -> Response:
             arguments: dict[str, Any] = {**request.path_params}
@@ -161,11 +163,11 @@ class Route(APIRoute):
             # May hold a secret: from here on there is the model, whose secrets do not print, and a hash.
             sent = None
             if body_name is not None and body_adapter is not None:
-                sent = await read_json(request)
+                sent, left_out = known_fields.without_excess(await read_json(request))
                 try:
                     arguments[body_name] = await _validated(body_adapter.validate_python, sent, request, caller)
                 except ValidationError as error:
-                    raise malformed("malformed_body", error, body_type) from None
+                    raise malformed("malformed_body", error, body_type, left_out) from None
             if caller is not None and b"idempotency-key" in headers.of(request):
                 caller.keep_request_hash(sent)
             del sent

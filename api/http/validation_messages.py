@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from pydantic import BaseModel
 from pydantic_core.core_schema import ErrorType
 
 from api.http.fields import (
@@ -21,6 +20,7 @@ from api.http.fields import (
     SHA256_PATTERN,
     UUID_PATTERN,
 )
+from api.http.unknown_fields import model_in
 from domain.values import ID_PATTERN
 
 if TYPE_CHECKING:
@@ -89,15 +89,8 @@ def is_plain_name(name: str) -> bool:
 
 def fields_at(kind: Any, path: Sequence[int | str]) -> list[str]:
     """Return the names of the fields that a model has, or one within it, at a path of fields and places in lists."""
-    model = _model_in(kind)
+    model = model_in(kind)
     for part in path:
         if model is not None and isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation)
+            model = model_in(model.model_fields[part].annotation)
     return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _model_in(kind: Any) -> type[BaseModel] | None:
-    """Return the model that a type is, or may be, or holds."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return kind
-    return next((model for one in get_args(kind) if (model := _model_in(one)) is not None), None)

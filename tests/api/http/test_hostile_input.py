@@ -6,10 +6,12 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import api.http.route
 from api.http.middleware import MAX_BODY_BYTES
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, campaign, days, refused, told
 
@@ -205,6 +207,44 @@ def test_what_is_wrong_with_a_body_is_said_in_sentences_and_not_in_patterns(worl
         "/creator_id": "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
         "/video_id": "Expected a string.",
     }
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "errors"),
+    [
+        ("/v1/codes", {f"unknown_{number}": 1 for number in range(400)}, 400 + 2),
+        ("/v1/keys", {"role": "brand", "subjects": {f"unknown_{number}": 1 for number in range(400)}}, 400),
+    ],
+    ids=["fields", "fields within one"],
+)
+def test_of_many_errors_twenty_are_described_and_the_others_counted(
+    world: World, path: str, body: dict[str, Any], errors: int
+) -> None:
+    answer = world.client.post(path, json=body)
+    assert refused(answer) == (422, "malformed_body")
+    assert (len(answer.json()["errors"]), answer.json()["more_errors"]) == (20, errors - 20)
+    assert len(answer.content) < 10_000
+
+
+def test_a_body_of_very_many_fields_is_refused_before_it_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    content = json.dumps({f"{number:05}": 1 for number in range(80_000)}, separators=(",", ":")).encode()
+    with monkeypatch.context() as patched:
+        patched.setattr(api.http.route, "orjson", SimpleNamespace(loads=never))
+        answer = post(world, content)
+    assert refused(answer) == (422, "malformed_body")
+    assert answer.json()["errors"] == [
+        {"pointer": "", "problem": "This has about 80,000 fields and entries. The maximum is 20,000."}
+    ]
+
+
+def test_targeting_of_the_largest_size_is_not_too_many_values(world: World) -> None:
+    code = world.generate()
+    world.redeem(code)
+    targeting = {"commas": "," * 16_000}
+    assert world.launch(code, targeting=targeting)["campaigns"][0]["targeting"] == targeting
 
 
 def test_json_by_another_spelling_of_its_type_is_fine(world: World) -> None:
