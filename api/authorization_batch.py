@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import logging
 import tempfile
-from typing import IO, TYPE_CHECKING, Annotated, Final
+from typing import IO, TYPE_CHECKING, Annotated, Final, Self
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -26,11 +28,14 @@ from api.authorizations import may_read
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.denied_attempts import record_denied_attempt
+from api.http.dependencies import places_of
 from api.http.media_types import wanted_format
+from api.http.places import MIB, RETRY_AFTER_S, Places, UploadBytes
 from api.http.problems import Problem, as_problem, malformed_body
 from api.http.route import Operation, Route
 from api.http.streaming_download import StreamingDownload, refuse_revoked
 from domain.errors import NotAllowed
+from infra.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -42,6 +47,16 @@ if TYPE_CHECKING:
 router = APIRouter(route_class=Route, tags=["Reads"])
 # A batch is kept on disk beyond this, for its answers are sent while it is read.
 IN_MEMORY_BYTES: Final = 1024 * 1024
+# Of one process: batches that are being received or answered, and what is kept of them.
+MAX_UPLOADS: Final = 16
+MAX_UPLOADS_OF_A_LEDGER: Final = MAX_UPLOADS // 2
+MAX_UPLOADS_OF_A_KEY: Final = MAX_UPLOADS_OF_A_LEDGER // 2
+MAX_UPLOAD_BYTES: Final = 64 * MIB
+MAX_UPLOAD_BYTES_OF_A_LEDGER: Final = MAX_UPLOAD_BYTES // 2
+_NO_ROOM: Final = "The server has no room on its disk for this batch. Nothing was done. Try again in a moment."
+
+log = logging.getLogger(__name__)
+
 # No schema: any text is a batch, whose lines that are no questions are told so.
 _BODY: Final = {
     "requestBody": {
@@ -78,9 +93,10 @@ async def ask_authorizations(
     sent = _sent_as(request)
     others = [sent, *(media_type for media_type in MEDIA_TYPES if media_type != sent)]
     media_type = wanted_format(headers.text(request, b"accept"), others)
-    file = await _received(request)
+    upload = await Upload.begin(caller)
     try:
-        lines = _begun(read_lines(file, MEDIA_TYPES[sent], caller.services.settings.video_ids))
+        await upload.receive()
+        lines = _begun(read_lines(upload.file, MEDIA_TYPES[sent], caller.services.settings.video_ids))
         services = caller.services
         advertiser_check = _AdvertiserCheck(caller)
         context = await batch_context(
@@ -93,9 +109,9 @@ async def ask_authorizations(
             functools.partial(may_read, caller),
         )
     except BaseException:
-        file.close()
+        upload.close()
         raise
-    return _Batch(caller, query, context, advertiser_check, lines, file, media_type).response()
+    return _Batch(caller, query, context, advertiser_check, lines, upload, media_type).response()
 
 
 def _sent_as(request: Request) -> str:
@@ -114,18 +130,75 @@ def _sent_as(request: Request) -> str:
     return media_type
 
 
-async def _received(request: Request) -> IO[bytes]:
-    """Take a batch in whole: a client that sends and does not read would else wait for us, and we for it."""
-    file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - closed when it is answered
-    try:
-        async for chunk in request.stream():
-            file.write(chunk)
-        file.seek(0)
-        _refuse_longer(file)
-    except BaseException:
-        file.close()
-        raise
-    return file
+def upload_places() -> Places:
+    """Return the places of batches that are being received or answered, all of them free."""
+    return Places("batches in progress", MAX_UPLOADS, MAX_UPLOADS_OF_A_LEDGER, MAX_UPLOADS_OF_A_KEY)
+
+
+def upload_bytes() -> UploadBytes:
+    """Return the count of what is kept of batches, with nothing kept."""
+    return UploadBytes(MAX_UPLOAD_BYTES, MAX_UPLOAD_BYTES_OF_A_LEDGER)
+
+
+class Upload:
+    """A batch that was sent, and its place among the others.
+
+    Attributes:
+        file: what was received, in memory or on disk.
+
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        """Take over a place that was taken for the caller."""
+        self._caller = caller
+        self._places = places_of(caller.request.scope)
+        self._bytes = 0
+        self._closed = False
+        self.file: IO[bytes] = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed when it is answered
+            max_size=IN_MEMORY_BYTES
+        )
+
+    @classmethod
+    async def begin(cls, caller: Caller) -> Self:
+        """Find a place for a batch, before anything of it is received.
+
+        Raises:
+            Problem: the share of the key or of its ledger is taken.
+            Unavailable: all places are taken.
+
+        """
+        await places_of(caller.request.scope).uploads.enter(caller.ledger_id, caller.key.key_id)
+        return cls(caller)
+
+    async def receive(self) -> None:
+        """Take the batch in whole: a client that sends and does not read would else wait for us, and we for it.
+
+        Raises:
+            Problem: it is too long, or the ledger has too much of batches already.
+            Unavailable: there is no room for it, in our count or on the disk.
+
+        """
+        try:
+            async for chunk in self._caller.request.stream():
+                self._places.upload_bytes.keep(self._caller.ledger_id, len(chunk))
+                self._bytes += len(chunk)
+                self.file.write(chunk)
+            self.file.seek(0)
+            _refuse_longer(self.file)
+        except OSError:
+            log.exception("A batch cannot be kept.")
+            raise Unavailable(_NO_ROOM, RETRY_AFTER_S) from None
+
+    def close(self) -> None:
+        """Give the place back; again, nothing changes."""
+        if self._closed:
+            return
+        self._closed = True
+        # What could not be written is tried again when the file is closed.
+        with contextlib.suppress(OSError):
+            self.file.close()
+        self._places.upload_bytes.drop(self._caller.ledger_id, self._bytes)
+        self._places.uploads.leave(self._caller.ledger_id, self._caller.key.key_id)
 
 
 class _AdvertiserCheck:
@@ -176,7 +249,7 @@ class _Batch:
         context: BatchContext,
         advertiser_check: _AdvertiserCheck,
         lines: Iterator[Line],
-        file: IO[bytes],
+        upload: Upload,
         media_type: str,
     ) -> None:
         self._caller = caller
@@ -184,7 +257,7 @@ class _Batch:
         self._context = context
         self._advertiser_check = advertiser_check
         self._lines = lines
-        self._file = file
+        self._upload = upload
         self._media_type = media_type
         self._answered = 0
         self._access_id: UUID | None = None
@@ -218,7 +291,7 @@ class _Batch:
         )
 
     async def _end(self, complete: bool) -> None:
-        self._file.close()
+        self._upload.close()
         if self._access_id is not None:
             accesses = self._caller.services.views.access_log
             await accesses.end(self._caller.ledger_id, self._access_id, rows=self._answered, complete=complete)

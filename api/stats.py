@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.dependencies import DatabaseCursor
+from api.http.dependencies import DatabaseCursor, places_of
 from api.http.fields import State
 from api.http.models import Answer
 from api.http.problems import malformed_query
@@ -56,6 +56,21 @@ class SubscriberEntry(Answer):
     errors: Annotated[int, Field(ge=0, description="The number of failed attempts.")]
 
 
+class PlaceEntry(Answer):
+    place: Annotated[
+        str,
+        Field(
+            description=(
+                "`requests` that wait for their answers, `exports_and_batches`, `uploads` (batches that are received "
+                "or answered), `upload_bytes` (what is kept of these) or `streams`."
+            )
+        ),
+    ]
+    held: Annotated[answered.Count, Field(description="How many this ledger holds.")]
+    share: Annotated[answered.Count, Field(description="How many a ledger can hold.")]
+    waiting: Annotated[answered.Count, Field(description="How many requests of this ledger wait for one.")]
+
+
 class StatsAnswer(Answer):
     position: Annotated[answered.Position, Field(description="The ledger's last position.")]
     codes: Annotated[dict[State, int], Field(description="The number of codes by state.")]
@@ -70,6 +85,10 @@ class StatsAnswer(Answer):
     ]
     views: Annotated[list[ViewEntry], Field(description="The progress of each view.")]
     subscribers: Annotated[list[SubscriberEntry], Field(description="The progress of each subscriber.")]
+    places: Annotated[
+        list[PlaceEntry],
+        Field(description="What this ledger holds of what all ledgers share, in the API process that answers."),
+    ]
 
 
 class DurationEntry(Answer):
@@ -208,7 +227,14 @@ async def read_stats(
     attempts = await services.denied_attempts.counts(ledger_id, since=now - STATS_SINCE)
     subscribers = await _subscribers(caller, now)
     views = await _views(caller)
-    content = {"position": head, **counted, "refused_attempts": attempts, "views": views, "subscribers": subscribers}
+    content = {
+        "position": head,
+        **counted,
+        "refused_attempts": attempts,
+        "views": views,
+        "subscribers": subscribers,
+        "places": _places(caller),
+    }
     return answer(content, 200, {"Ledger-Position": str(position)})
 
 
@@ -242,6 +268,18 @@ async def read_days(
     )
     content = {"days": [_day(day, counted.get(day.day, {})) for day in days], "position": position}
     return answer(content, 200, {"Ledger-Position": str(position)})
+
+
+def _places(caller: Caller) -> list[dict[str, Any]]:
+    return [
+        {
+            "place": place,
+            "held": figures.held.get(caller.ledger_id, 0),
+            "share": figures.share,
+            "waiting": figures.waiting.get(caller.ledger_id, 0),
+        }
+        for place, figures in places_of(caller.request.scope).figures().items()
+    ]
 
 
 async def _subscribers(caller: Caller, now: datetime) -> list[dict[str, Any]]:

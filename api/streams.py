@@ -30,7 +30,7 @@ from api.event_filters import Conditions
 from api.event_search import restrict_to_caller
 from api.http.caller import Caller, allow
 from api.http.headers import last_event_id
-from api.http.limits import Slots
+from api.http.places import Places
 from api.http.problems import Problem, malformed_query
 from api.http.protocol import abort
 from api.http.query_params import AnyPosition
@@ -43,7 +43,6 @@ from infra.eventstore.live_subscription import FellBehind, LiveSubscriptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-    from uuid import UUID
 
     from starlette.types import Receive, Scope, Send
 
@@ -51,7 +50,8 @@ if TYPE_CHECKING:
     from api.http.dependencies import Services
     from domain.recorded import RecordedEvent
 
-MAX_STREAMS: Final = 1_000
+MAX_STREAMS: Final = 2_000
+MAX_STREAMS_OF_A_LEDGER: Final = MAX_STREAMS // 2
 MAX_STREAMS_OF_A_KEY: Final = 100
 HEARTBEAT_S: Final = 15
 # A client that takes nothing for so long is gone, or as good as gone.
@@ -87,6 +87,11 @@ class StreamQuery(Conditions):
         AnyPosition | None,
         Field(description="Only later positions. Default: from now on. `Last-Event-ID` takes precedence."),
     ] = None
+
+
+def stream_places() -> Places:
+    """Return the places of streams, all of them free."""
+    return Places("open streams", MAX_STREAMS, MAX_STREAMS_OF_A_LEDGER, MAX_STREAMS_OF_A_KEY, RETRY_AFTER_S)
 
 
 class Stream(EventSourceResponse):
@@ -126,25 +131,25 @@ class Stream(EventSourceResponse):
         """Send it, until either side ends it.
 
         Raises:
-            Problem: its key has as many streams as it may.
+            Problem: its key or its ledger has as many streams as it may.
             Unavailable: there is no room for another stream, or the database is away; nothing is sent yet.
 
         """
-        with self._streams.admitted(self):
-            async with (
-                self._streams.live_subscriptions.following(self.ledger_id) as self._subscription,
-                self._recorded_access(),
-            ):
-                # Its key may have been revoked since it was let in, before this stream was known.
-                await self._streams.check_keys([self])
-                try:
-                    await super().__call__(scope, receive, send)
-                except SendTimeoutError:
-                    self.ending = "stalled"
-                    await abort(scope)
-                finally:
-                    if self.ending is not None:
-                        _ENDED.labels(self.ending).inc()
+        async with (
+            self._streams.admitted(self),
+            self._streams.live_subscriptions.following(self.ledger_id) as self._subscription,
+            self._recorded_access(),
+        ):
+            # Its key may have been revoked since it was let in, before this stream was known.
+            await self._streams.check_keys([self])
+            try:
+                await super().__call__(scope, receive, send)
+            except SendTimeoutError:
+                self.ending = "stalled"
+                await abort(scope)
+            finally:
+                if self.ending is not None:
+                    _ENDED.labels(self.ending).inc()
 
     @contextlib.asynccontextmanager
     async def _recorded_access(self) -> AsyncIterator[None]:
@@ -225,12 +230,12 @@ class Streams:
 
     """
 
-    def __init__(self, services: Services, key_names: KeyNames) -> None:
+    def __init__(self, services: Services, key_names: KeyNames, places: Places) -> None:
         """Prepare; nothing runs until somebody opens a stream."""
         self._services = services
+        self._places = places
         self._key_names = key_names
         self._streams: set[Stream] = set()
-        self._places: Slots[UUID] = Slots()
         self._turns = asyncio.Semaphore(READING_AT_ONCE)
         self._watching: asyncio.Task[None] | None = None
         self._closing = False
@@ -255,36 +260,34 @@ class Streams:
         """Return a stream that goes on after a position; `parameters` are the query's parameters, to be recorded.
 
         Raises:
-            Problem: its key has as many as it may.
-            Unavailable: there is no room for another, or the database is away.
+            Unavailable: the server is stopping, or the database is away.
 
         """
-        self._refuse_if_full(caller.key.key_id)
+        self._refuse_if_stopping()
         catch_up = CatchUp(self._services, caller.ledger_id, selection, position, self._turns)
         await catch_up.prepare()
         return Stream(self, caller, parameters, selection, catch_up)
 
-    @contextlib.contextmanager
-    def admitted(self, stream: Stream) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def admitted(self, stream: Stream) -> AsyncIterator[None]:
         """Count a stream for as long as it is sent.
 
         Raises:
-            Problem: its key has as many as it may.
+            Problem: its key or its ledger has as many as it may.
             Unavailable: there is no room for another.
 
         """
-        self._refuse_if_full(stream.key_id)
-        self._streams.add(stream)
-        self._places.take(stream.key_id)
-        _OPEN.inc()
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch_keys(), name="keys of streams")
-        try:
-            yield
-        finally:
-            self._streams.discard(stream)
-            self._places.give_back(stream.key_id)
-            _OPEN.dec()
+        async with self._places.place(stream.ledger_id, stream.key_id):
+            self._refuse_if_stopping()
+            self._streams.add(stream)
+            _OPEN.inc()
+            if self._watching is None:
+                self._watching = asyncio.create_task(self._watch_keys(), name="keys of streams")
+            try:
+                yield
+            finally:
+                self._streams.discard(stream)
+                _OPEN.dec()
 
     async def encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
         """Turn events into what is sent, the same for every stream: what `GET /v1/events` shows, under the position."""
@@ -328,17 +331,9 @@ class Streams:
             stream.ending = stream.ending or ending
         self.live_subscriptions.notify()
 
-    def _refuse_if_full(self, key_id: UUID) -> None:
+    def _refuse_if_stopping(self) -> None:
         if self._closing:
             raise Unavailable("The server is stopping. Try again in a moment.", RETRY_AFTER_S)
-        if self._places.taken(key_id) >= MAX_STREAMS_OF_A_KEY:
-            detail = f"This key already has {MAX_STREAMS_OF_A_KEY} open streams, which is the maximum. Close one first."
-            raise Problem("too_many_requests", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
-        if len(self._streams) >= MAX_STREAMS:
-            detail = (
-                f"This server already has {MAX_STREAMS:,} open streams, which is the maximum. Try again in a moment."
-            )
-            raise Unavailable(detail, RETRY_AFTER_S)
 
     async def _watch_keys(self) -> None:
         """Look at the keys of all streams when keys change, and again and again."""

@@ -16,7 +16,7 @@ from infra.eventstore.group_commit import GroupCommitWriter
 from infra.eventstore.notifications import Listener, Notifier
 from infra.eventstore.reader import EventReader
 from infra.eventstore.repository import AggregateCache
-from infra.postgres.pool import Database
+from infra.postgres.pool import POOL_SIZE, SHARED_POOL_SIZE, Database
 from infra.postgres.roles import API
 from infra.views.reader import ViewReader
 
@@ -62,7 +62,12 @@ async def runtime(
         issuers: the issuers whose tokens the API accepts.
 
     """
-    database = Database(conninfo, role)
+    # One process of the API serves all ledgers; a worker divides its work by itself.
+    database = (
+        Database(conninfo, role, size=SHARED_POOL_SIZE, size_of_a_ledger=POOL_SIZE)
+        if role == API
+        else Database(conninfo, role)
+    )
     notifier = Notifier(conninfo, role)
     cache = AggregateCache()
     writer = GroupCommitWriter(

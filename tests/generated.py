@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, ge
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import get_topic
 
-from api import authorization_lines, event_search, query_language, stats, streams
+from api import authorization_batch, authorization_lines, event_search, query_language, stats, streams
 from api.http import fields as fields_
 from api.http import limits as limit
-from api.http import middleware, protocol, query_params, single_flight, streaming_download
+from api.http import middleware, places, protocol, query_params, route, single_flight, streaming_download
 from api.http.app import create_app
 from api.http.problems import RETRYABLE, STATUSES
 from api.http.route import roles_by_route
@@ -344,8 +344,21 @@ def limits() -> str:
         ),
         (
             "exports and batches, for each API process",
-            f"{streaming_download.MAX_AT_ONCE} at once, {streaming_download.MAX_AT_ONCE_OF_A_KEY} of one key",
+            (
+                f"{streaming_download.MAX_AT_ONCE} at once, {streaming_download.MAX_AT_ONCE_OF_A_LEDGER} of one "
+                f"ledger, {streaming_download.MAX_AT_ONCE_OF_A_KEY} of one key"
+            ),
         ),
+        (
+            "batches that are received or answered, for each API process",
+            (
+                f"{authorization_batch.MAX_UPLOADS} at once, {authorization_batch.MAX_UPLOADS_OF_A_LEDGER} of one "
+                f"ledger, {authorization_batch.MAX_UPLOADS_OF_A_KEY} of one key; "
+                f"{authorization_batch.MAX_UPLOAD_BYTES // kib**2} MiB, "
+                f"{authorization_batch.MAX_UPLOAD_BYTES_OF_A_LEDGER // kib**2} MiB of one ledger"
+            ),
+        ),
+        ("a request that finds all places of its kind taken", f"waits for one for at most {places.WAIT_S:.0f} s"),
         ("an export or a batch whose client reads nothing", f"disconnected after {streaming_download.STALLED_S:.0f} s"),
         ("the access log", f"kept for {access_log.KEEP_ACCESSES_DAYS} days"),
         ("a key's subjects", f"{api_keys.MAX_SUBJECTS:,} of each kind"),
@@ -355,16 +368,18 @@ def limits() -> str:
             "a request",
             f"answered within {middleware.MAX_REQUEST_S:.0f} s; its headers within {protocol.HEAD_WITHIN_S:.0f} s",
         ),
+        ("the fields and entries of a body", f"{route.MAX_VALUES:,}"),
         ("a request's headers", f"{protocol.MAX_HEAD_BYTES // 1024} KiB"),
         (
             "connections, and requests in progress, for each API process",
             (
                 f"{protocol.MAX_CONNECTIONS:,} and {middleware.MAX_WAITING:,}, "
-                f"{middleware.MAX_WAITING_OF_A_KEY:,} of them of one key"
+                f"{middleware.MAX_WAITING_OF_A_LEDGER:,} of them of one ledger, "
+                f"{middleware.MAX_WAITING_OF_A_KEY:,} of one key"
             ),
         ),
         (
-            "`/readyz`, and the worker's metrics in `/metrics`",
+            "`/readyz` and `/metrics`",
             f"looked up once in {single_flight.KEEP_S:.0f} s for all requests",
         ),
         (
@@ -382,7 +397,13 @@ def limits() -> str:
             "the same refused redemption",
             f"recorded once in {REFUSAL_REPEAT_AFTER.seconds // 3600} h, then only counted",
         ),
-        ("streams, for each API process", f"{streams.MAX_STREAMS:,}, {streams.MAX_STREAMS_OF_A_KEY} of one key"),
+        (
+            "streams, for each API process",
+            (
+                f"{streams.MAX_STREAMS:,}, {streams.MAX_STREAMS_OF_A_LEDGER:,} of one ledger, "
+                f"{streams.MAX_STREAMS_OF_A_KEY} of one key"
+            ),
+        ),
         (
             "how far a stream's client can be behind",
             f"{live_subscription.KEPT_EVENTS:,} events, {live_subscription.KEPT_BYTES // kib // kib} MiB",

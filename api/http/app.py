@@ -33,18 +33,19 @@ from api import (
     webhook_deliveries,
     webhooks,
 )
+from api.authorization_batch import upload_bytes, upload_places
 from api.event_content import EventAnswer, KeyNames
 from api.http import asyncapi, docs
 from api.http.denied_attempts import record_denied_attempt
-from api.http.dependencies import Limits, Services
+from api.http.dependencies import Limits, Services, SharedPlaces
 from api.http.limits import Limit
 from api.http.metrics import render_metrics
-from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, RequestMiddleware
+from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, RequestMiddleware, Waiting
 from api.http.openapi import reference
 from api.http.problems import Problem, as_problem
 from api.http.single_flight import SingleFlight
-from api.http.streaming_download import ActiveDownloads
-from api.streams import Streams
+from api.http.streaming_download import download_places
+from api.streams import Streams, stream_places
 from domain.errors import Refused
 from infra.errors import (
     IdempotencyMismatch,
@@ -122,9 +123,12 @@ class Application(FastAPI):
     uploaded files, and the first two are the middleware's, while files come in none of our bodies.
     """
 
-    def __init__(self, *, max_body_bytes: int, max_request_s: float, **more: Any) -> None:
-        """Take the limits of a request, and what FastAPI takes."""
+    def __init__(
+        self, *, max_body_bytes: int, max_request_s: float, waiting: Waiting | None = None, **more: Any
+    ) -> None:
+        """Take the limits of a request, who counts those that wait, and what FastAPI takes."""
         super().__init__(**more)
+        self._waiting = waiting
         self._max_body_bytes = max_body_bytes
         self._max_request_s = max_request_s
 
@@ -134,6 +138,7 @@ class Application(FastAPI):
             ExceptionMiddleware(self.router, handlers=self.exception_handlers),
             max_body_bytes=self._max_body_bytes,
             max_request_s=self._max_request_s,
+            waiting=self._waiting,
         )
 
 
@@ -148,9 +153,11 @@ def create_app(
 
     Without `metrics`, it does not answer `/metrics`: `create_metrics_app` does, on another port.
     """
+    waiting = Waiting()
     app = Application(
         max_body_bytes=max_body_bytes,
         max_request_s=max_request_s,
+        waiting=waiting,
         title=TITLE,
         version=importlib.metadata.version("sparkledger"),
         openapi_url=None,
@@ -164,11 +171,13 @@ def create_app(
     per_second = services.settings.requests_per_second
     app.state.limits = Limits(Limit(per_second, per_second))
     app.state.key_names = KeyNames(services.key_admin)
-    app.state.downloads = ActiveDownloads()
-    app.state.streams = Streams(services, app.state.key_names)
+    app.state.places = places = SharedPlaces(
+        waiting, download_places(), upload_places(), upload_bytes(), stream_places()
+    )
+    app.state.streams = Streams(services, app.state.key_names, places.streams)
     services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))
     app.state.stopped = SingleFlight(functools.partial(health.stopped_consumers, services))
-    app.state.metrics = SingleFlight(functools.partial(render_metrics, services, app.state.streams.observe))
+    app.state.metrics = SingleFlight(functools.partial(render_metrics, services, places, app.state.streams.observe))
     for resource in _RESOURCES:
         app.router.routes.extend(resource.router.routes)
     if metrics:

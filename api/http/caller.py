@@ -159,7 +159,7 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
         raise too_many("too_many_requests", wait_s, requests.policy)
     requests.take(key.key_id)
     exchange: Exchange = request.scope["exchange"]
-    exchange.of_key(key.key_id)
+    exchange.of_key(key)
     if key.role not in roles:
         request.scope["refused_by_role"] = True
         raise NotAllowed(f"A key with the role {key.role} is not allowed to do this.")

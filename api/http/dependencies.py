@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from api.http.middleware import Waiting
+    from api.http.places import PlaceFigures, Places, UploadBytes
     from infra.auth.authenticator import Authenticator
     from infra.auth.denied_attempts import DeniedAttempts
     from infra.auth.key_admin import KeyAdmin
@@ -64,6 +66,36 @@ class Limits:
     unknown_codes: Limit[UUID] = field(default_factory=lambda: Limit(UNKNOWN_CODES_AT_ONCE, UNKNOWN_CODES_PER_SECOND))
 
 
+@dataclass(frozen=True, slots=True)
+class SharedPlaces:
+    """What all ledgers share of a process, with a share for each ledger and each key.
+
+    Attributes:
+        requests: requests that wait for their answers, commands among them.
+        downloads: exports, and batches that are being answered.
+        uploads: batches that are being received or answered.
+        upload_bytes: what is kept on disk of these.
+        streams: event streams.
+
+    """
+
+    requests: Waiting
+    downloads: Places
+    uploads: Places
+    upload_bytes: UploadBytes
+    streams: Places
+
+    def figures(self) -> dict[str, PlaceFigures]:
+        """Return how each kind is taken."""
+        return {
+            "requests": self.requests.figures(),
+            "exports_and_batches": self.downloads.figures(),
+            "uploads": self.uploads.figures(),
+            "upload_bytes": self.upload_bytes.figures(),
+            "streams": self.streams.figures(),
+        }
+
+
 def services_of(scope: Scope) -> Services:
     """Return the dependencies of the application that serves this request."""
     return cast("Services", scope["app"].state.services)
@@ -72,3 +104,8 @@ def services_of(scope: Scope) -> Services:
 def limits_of(scope: Scope) -> Limits:
     """Return the buckets of the application that serves this request."""
     return cast("Limits", scope["app"].state.limits)
+
+
+def places_of(scope: Scope) -> SharedPlaces:
+    """Return the places of the process that serves this request."""
+    return cast("SharedPlaces", scope["app"].state.places)

@@ -66,13 +66,17 @@ class Slots(Generic[K]):
         """Return how many places a key takes."""
         return self._taken.get(key, 0)
 
-    def take(self, key: K) -> None:
-        """Take a place."""
-        self._taken[key] = self.taken(key) + 1
+    def all(self) -> dict[K, int]:
+        """Return how many places each key takes."""
+        return self._taken.copy()
 
-    def give_back(self, key: K) -> None:
-        """Give a place back that was taken."""
-        left = self._taken[key] - 1
+    def take(self, key: K, places: int = 1) -> None:
+        """Take places."""
+        self._taken[key] = self.taken(key) + places
+
+    def give_back(self, key: K, places: int = 1) -> None:
+        """Give places back that were taken."""
+        left = self._taken[key] - places
         if left:
             self._taken[key] = left
         else:

@@ -21,15 +21,18 @@ from infra.views.status import ViewStatus, status_in_all_ledgers
 from projections.engine.view import SHADOW_SUFFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from prometheus_client import Metric
 
-    from api.http.dependencies import Services
+    from api.http.dependencies import Services, SharedPlaces
+    from api.http.places import PlaceFigures
 
 # A database that is away must not keep whoever asks from this process's own figures.
 WAIT_S: Final = 1.0
+# Of each kind of place. There may be any number of ledgers.
+LEDGERS_SHOWN: Final = 10
 
 log = logging.getLogger(__name__)
 
@@ -166,15 +169,44 @@ class _OfWebhooks(Collector):
         yield attempts
 
 
-async def render_metrics(services: Services, observe: Callable[[], None]) -> bytes:
+class _OfPlaces(Collector):
+    """Who holds what all ledgers share of this process: the ledgers that hold most, by their numbers."""
+
+    def __init__(self, places: Mapping[str, PlaceFigures]) -> None:
+        self._places = places
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure, for each kind of place."""
+        label = ["place"]
+        limit = GaugeMetricFamily("sparkledger_places", "Places that all ledgers share, by kind.", labels=label)
+        share = GaugeMetricFamily("sparkledger_places_share", "Places that one ledger can take.", labels=label)
+        waiting = GaugeMetricFamily("sparkledger_places_waiting", "Requests that wait for a place.", labels=label)
+        held = GaugeMetricFamily(
+            "sparkledger_places_held",
+            f"Places taken, by ledger: the {LEDGERS_SHOWN} that hold most, and all others.",
+            labels=[*label, "ledger"],
+        )
+        for place, figures in self._places.items():
+            limit.add_metric([place], figures.places)
+            share.add_metric([place], figures.share)
+            waiting.add_metric([place], sum(figures.waiting.values()))
+            ledgers = sorted(figures.held, key=lambda ledger_id: -figures.held[ledger_id])
+            for ledger_id in ledgers[:LEDGERS_SHOWN]:
+                held.add_metric([place, str(ledger_id)], figures.held[ledger_id])
+            held.add_metric([place, "other"], sum(figures.held[ledger_id] for ledger_id in ledgers[LEDGERS_SHOWN:]))
+        yield from (limit, share, waiting, held)
+
+
+async def render_metrics(services: Services, places: SharedPlaces, observe: Callable[[], None]) -> bytes:
     """Return all figures; `observe` brings those of this process up to date."""
-    of_the_worker = await _worker_metrics(services)
+    further = await _worker_metrics(services)
     observe()
-    return await asyncio.to_thread(_render, of_the_worker)
+    further.register(_OfPlaces(places.figures()))
+    return await asyncio.to_thread(_render, further)
 
 
-def _render(of_the_worker: CollectorRegistry) -> bytes:
-    return generate_latest() + generate_latest(of_the_worker)
+def _render(further: CollectorRegistry) -> bytes:
+    return generate_latest() + generate_latest(further)
 
 
 async def _worker_metrics(services: Services) -> CollectorRegistry:

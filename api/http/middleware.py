@@ -15,6 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 
 from api.http.limits import Slots
+from api.http.places import PlaceFigures
 from api.http.problems import Problem, as_problem
 from infra.ids import random_16
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from infra.auth.api_keys import ApiKey
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 # Of batches of authorizations, which are kept on disk while they are answered.
@@ -31,7 +34,8 @@ _LARGER_BODIES: Final = {"/v1/authorizations/batch": MAX_BATCH_BYTES}
 MAX_REQUEST_S: Final = 30.0
 # Requests that wait for their answer to begin; streams that have begun have a limit of their own.
 MAX_WAITING: Final = 2_000
-MAX_WAITING_OF_A_KEY: Final = 1_000
+MAX_WAITING_OF_A_LEDGER: Final = MAX_WAITING // 2
+MAX_WAITING_OF_A_KEY: Final = MAX_WAITING_OF_A_LEDGER // 2
 
 _REQUESTS: Final = Counter("sparkledger_http_requests", "Requests answered.", ["method", "route", "status"])
 _SECONDS: Final = Histogram(
@@ -62,6 +66,9 @@ _CROWDED: Final = "Too many requests are already in progress. Nothing was done. 
 _CROWDED_BY_A_KEY: Final = (
     "Too many requests with this key are already in progress. Nothing was done. Try again in a moment."
 )
+_CROWDED_BY_A_LEDGER: Final = (
+    "Too many requests with keys of this ledger are already in progress. Nothing was done. Try again in a moment."
+)
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +94,10 @@ class RequestMiddleware:
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
         max_request_s: float = MAX_REQUEST_S,
-        max_waiting: int = MAX_WAITING,
-        max_waiting_of_a_key: int = MAX_WAITING_OF_A_KEY,
+        waiting: Waiting | None = None,
     ) -> None:
-        """Wrap the application."""
-        self._waiting = Waiting(max_waiting, max_waiting_of_a_key)
+        """Wrap the application; `waiting` counts the requests that wait, also for others to see."""
+        self._waiting = waiting or Waiting()
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._max_request_s = max_request_s
@@ -148,34 +154,59 @@ class RequestMiddleware:
 
 
 class Waiting:
-    """The requests of a process that wait for their answer to begin, in all and of each key."""
+    """The requests of a process that wait for their answer to begin, in all, of each ledger and of each key.
 
-    def __init__(self, most: int, most_of_a_key: int) -> None:
+    Commands wait to be recorded inside of their requests, so these are their shares, too. Nobody queues for a place
+    here: a request takes one before it is known whose it is.
+
+    Attributes:
+        most: how many may wait.
+        of_a_ledger: how many of them with keys of one ledger.
+        of_a_key: how many of them with one key.
+
+    """
+
+    def __init__(
+        self,
+        most: int = MAX_WAITING,
+        of_a_ledger: int = MAX_WAITING_OF_A_LEDGER,
+        of_a_key: int = MAX_WAITING_OF_A_KEY,
+    ) -> None:
         """Begin with none."""
-        self._most = most
-        self._most_of_a_key = most_of_a_key
+        self.most = most
+        self.of_a_ledger = of_a_ledger
+        self.of_a_key = of_a_key
         self._exchanges: set[Exchange] = set()
-        self._places: Slots[UUID] = Slots()
+        self._ledgers: Slots[int] = Slots()
+        self._keys: Slots[UUID] = Slots()
 
     def begin(self, exchange: Exchange) -> None:
         """Let a request wait, where there is room."""
-        if len(self._exchanges) >= self._most:
+        if len(self._exchanges) >= self.most:
             raise Problem("unavailable", _CROWDED, headers={"Retry-After": "1"})
         self._exchanges.add(exchange)
 
-    def of_key(self, exchange: Exchange, key_id: UUID) -> None:
-        """Count a request that waits as its key's, where that has room."""
-        if self._places.taken(key_id) >= self._most_of_a_key:
+    def of_key(self, exchange: Exchange, key: ApiKey) -> None:
+        """Count a request that waits as its key's, where that and its ledger have room."""
+        if self._keys.taken(key.key_id) >= self.of_a_key:
             raise Problem("too_many_requests", _CROWDED_BY_A_KEY, headers={"Retry-After": "1"})
-        self._places.take(key_id)
-        exchange.key_id = key_id
+        if self._ledgers.taken(key.ledger_id) >= self.of_a_ledger:
+            raise Problem("too_many_requests", _CROWDED_BY_A_LEDGER, headers={"Retry-After": "1"})
+        self._keys.take(key.key_id)
+        self._ledgers.take(key.ledger_id)
+        exchange.key = key
 
     def end(self, exchange: Exchange) -> None:
         """Let it wait no longer; again, nothing changes."""
         self._exchanges.discard(exchange)
-        if exchange.key_id is not None:
-            self._places.give_back(exchange.key_id)
-            exchange.key_id = None
+        if exchange.key is not None:
+            self._keys.give_back(exchange.key.key_id)
+            self._ledgers.give_back(exchange.key.ledger_id)
+            exchange.key = None
+
+    def figures(self) -> PlaceFigures:
+        """Return whose requests wait."""
+        return PlaceFigures(self.most, self.of_a_ledger, self._ledgers.all(), self._keys.all(), {})
 
 
 class Exchange:
@@ -187,7 +218,7 @@ class Exchange:
         "_received",
         "_send",
         "_waiting",
-        "key_id",
+        "key",
         "reading",
         "request_id",
         "status",
@@ -197,7 +228,7 @@ class Exchange:
     def __init__(self, receive: Receive, send: Send, max_body_bytes: int, waiting: Waiting) -> None:
         """Give the request an id; it leaves those that are waiting when its answer begins."""
         self._waiting = waiting
-        self.key_id: UUID | None = None
+        self.key: ApiKey | None = None
         self.reading = False
         self.request_id = random_16().hex()
         self.status = 0
@@ -212,14 +243,14 @@ class Exchange:
         """Whether the answer is on its way, so that no other can be given."""
         return self.status != 0
 
-    def of_key(self, key_id: UUID) -> None:
+    def of_key(self, key: ApiKey) -> None:
         """Let the request wait as one of a key's, now that it is known whose it is.
 
         Raises:
-            Problem: as many of that key wait as may.
+            Problem: as many of that key or its ledger wait as may.
 
         """
-        self._waiting.of_key(self, key_id)
+        self._waiting.of_key(self, key)
 
     def refuse_announced(self, scope: Scope) -> None:
         """Refuse a body that says of itself that it is too large, before any of it is read."""

@@ -14,65 +14,30 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.responses import StreamingResponse
 
-from api.http.limits import Slots
-from api.http.problems import Problem
+from api.http.dependencies import places_of
+from api.http.places import Places
 from api.http.protocol import abort
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-    from uuid import UUID
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from starlette.types import Message, Receive, Scope, Send
 
     from api.http.caller import Caller
 
 # Of one process; each keeps two pages in memory, and takes a good part of its time.
-MAX_AT_ONCE: Final = 4
-# Of these one key's, so that nobody who reads slowly keeps all others out.
-MAX_AT_ONCE_OF_A_KEY: Final = max(1, MAX_AT_ONCE // 2)
+MAX_AT_ONCE: Final = 8
+MAX_AT_ONCE_OF_A_LEDGER: Final = MAX_AT_ONCE // 2
+MAX_AT_ONCE_OF_A_KEY: Final = MAX_AT_ONCE_OF_A_LEDGER // 2
 STALLED_S: Final = 60.0
-RETRY_AFTER_S: Final = 10
 
 log = logging.getLogger(__name__)
 
 
-class ActiveDownloads:
-    """How many such answers one process is sending, in all and to each key."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.active = 0
-        self._places: Slots[UUID] = Slots()
-
-    @contextlib.contextmanager
-    def admitted(self, key_id: UUID) -> Iterator[None]:
-        """Count one for as long as it is sent.
-
-        Raises:
-            Problem: its key has as many as it may.
-            Unavailable: there is no room for another.
-
-        """
-        if self._places.taken(key_id) >= MAX_AT_ONCE_OF_A_KEY:
-            detail = (
-                f"This key already has {MAX_AT_ONCE_OF_A_KEY} exports or batches in progress, which is the "
-                "maximum. Try again when one has ended."
-            )
-            raise Problem("too_many_requests", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
-        if self.active >= MAX_AT_ONCE:
-            detail = (
-                f"This server already has {MAX_AT_ONCE} exports in progress, which is the maximum. Try again in a "
-                "moment."
-            )
-            raise Unavailable(detail, RETRY_AFTER_S)
-        self.active += 1
-        self._places.take(key_id)
-        try:
-            yield
-        finally:
-            self.active -= 1
-            self._places.give_back(key_id)
+def download_places() -> Places:
+    """Return the places of such answers, all of them free."""
+    return Places("exports or batches in progress", MAX_AT_ONCE, MAX_AT_ONCE_OF_A_LEDGER, MAX_AT_ONCE_OF_A_KEY)
 
 
 class StreamingDownload(StreamingResponse):
@@ -129,13 +94,13 @@ class StreamingDownload(StreamingResponse):
         """Send it, until either side ends it.
 
         Raises:
-            Problem: its key has as many as it may.
+            Problem: its key or its ledger has as many as it may.
             Unavailable: there is no room, or it cannot be recorded; nothing is sent yet.
 
         """
-        downloads: ActiveDownloads = self._caller.request.app.state.downloads
+        downloads = places_of(scope).downloads
         try:
-            with downloads.admitted(self._caller.key.key_id):
+            async with downloads.place(self._caller.ledger_id, self._caller.key.key_id):
                 await self._begin()
                 try:
                     await super().__call__(scope, receive, send)

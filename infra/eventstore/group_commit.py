@@ -8,6 +8,7 @@ writer finds out what was committed: it ends the old session first, then looks f
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 from collections import deque
@@ -24,7 +25,7 @@ from infra.postgres.prepared_statement import Statement
 from infra.postgres.session_tokens import SessionTokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 MAX_WAITING: Final = 2_000
 MAX_BATCH_CALLERS: Final = 256
@@ -165,6 +166,8 @@ class GroupCommitWriter:
         written: set[int | bytes] = set()
         read: set[int | bytes] = set()
         size = 0
+        if len(self._waiting) > MAX_BATCH_CALLERS:
+            self._waiting = _in_turn(self._waiting)
         while self._waiting and len(batch) < MAX_BATCH_CALLERS and size < MAX_BATCH_BYTES:
             request = self._waiting.popleft()
             if request.answer.done():
@@ -352,6 +355,18 @@ class GroupCommitWriter:
             # The server's details may quote a row; its primary message never does.
             said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
             log.warning("%s: %s", what, " ".join((said or str(error)).split()) or type(error).__name__)
+
+
+def _in_turn(waiting: Iterable[Append]) -> deque[Append]:
+    """Return appends in an order in which ledgers take turns, and those of each ledger keep theirs.
+
+    So a ledger with many waiting appends delays the others by no more than its share of a batch.
+    """
+    by_ledger: dict[int, list[Append]] = {}
+    for request in waiting:
+        by_ledger.setdefault(request.ledger_id, []).append(request)
+    rounds = itertools.zip_longest(*by_ledger.values())
+    return deque(request for turn in rounds for request in turn if request is not None)
 
 
 def _resolve(request: Append, outcome: Outcome | BaseException) -> None:

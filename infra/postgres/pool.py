@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -24,6 +25,8 @@ CONNECT_TIMEOUT_S: Final = 5
 VANISHED_MS: Final = 30_000
 POOL_WAIT_S: Final = 5
 POOL_SIZE: Final = 6
+# Of the API: one ledger's slow reads leave sessions for the others.
+SHARED_POOL_SIZE: Final = 8
 
 # Errors of a database that cannot serve now. A standby, or a server short of disk, may refuse only to write.
 SHORT: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
@@ -101,10 +104,20 @@ def session(
 class Database:
     """A bounded pool of sessions in one role."""
 
-    def __init__(self, conninfo: str, role: str, *, size: int = POOL_SIZE) -> None:
-        """Prepare the pool; `open` connects it."""
+    def __init__(self, conninfo: str, role: str, *, size: int = POOL_SIZE, size_of_a_ledger: int | None = None) -> None:
+        """Prepare the pool; `open` connects it.
+
+        Args:
+            conninfo: the database.
+            role: whose rights the sessions have.
+            size: how many sessions there are at most.
+            size_of_a_ledger: how many of them are lent for one ledger at a time; None for all.
+
+        """
         self.conninfo = conninfo
         self.role = role
+        self._size_of_a_ledger = size_of_a_ledger or size
+        self._shares: dict[int, asyncio.Semaphore] = {}
         self.tokens = SessionTokens()
         settings = session(conninfo, role)
         self._pool: AsyncConnectionPool[LedgerConnection] = AsyncConnectionPool(
@@ -134,12 +147,34 @@ class Database:
             Unavailable: no session became free in time, or the database is away.
 
         """
+        share = await self._share(ledger_id)
         try:
             async with self._pool.connection() as connection:
                 await connection.bind(ledger_id, self.tokens)
                 yield connection
         except (PoolTimeout, *SHORT) as error:
             raise Unavailable(AWAY) from error
+        finally:
+            if share is not None:
+                share.release()
+
+    async def _share(self, ledger_id: int | None) -> asyncio.Semaphore | None:
+        """Wait until the ledger has fewer sessions than it may have; return what is released when one is given back."""
+        if ledger_id is None:
+            return None
+        share = self._shares.get(ledger_id)
+        if share is None:
+            # There are as many as ledgers.
+            share = self._shares[ledger_id] = asyncio.Semaphore(self._size_of_a_ledger)
+        if not share.locked():
+            await share.acquire()
+            return share
+        try:
+            async with asyncio.timeout(POOL_WAIT_S):
+                await share.acquire()
+        except TimeoutError:
+            raise Unavailable(AWAY) from None
+        return share
 
     async def read(self, ledger_id: int | None, query: Callable[[LedgerConnection], Awaitable[T]]) -> T:
         """Run a query that changes nothing; if its session turns out to be dead, run it once more.

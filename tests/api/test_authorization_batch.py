@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import psycopg
 import pytest
 
 from api import authorization_lines
@@ -337,3 +344,72 @@ def test_a_thousand_questions_are_a_few_reads(world: World, monkeypatch: pytest.
 def test_a_question_as_of_what_is_not_known_yet_is_refused(world: World, as_of: dict[str, str]) -> None:
     asked = {"video_id": "v", "advertiser_id": "a"} | as_of
     assert refused(world.client.get("/v1/authorizations", params=asked)) == (400, "malformed_query")
+
+
+# -- Room
+
+
+@contextmanager
+def half_sent(world: World, client: httpx.Client, sent: bytes = b"{}") -> Iterator[None]:
+    """A batch whose last byte does not come."""
+    held = world.server.serving.places.uploads.figures().held.get(ledger_id(world), 0)
+    place = urlsplit(world.server.url)
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
+        f"Authorization: {client.headers['Authorization']}\r\nContent-Length: {len(sent) + 1}\r\n\r\n"
+    )
+    with socket.create_connection((place.hostname or "", place.port or 0), timeout=20) as connection:
+        connection.sendall(head.encode() + sent)
+        until(lambda: world.server.serving.places.uploads.figures().held.get(ledger_id(world), 0) > held)
+        yield
+    until(lambda: world.server.serving.places.uploads.figures().held.get(ledger_id(world), 0) == held)
+
+
+def ledger_id(world: World) -> int:
+    with psycopg.connect(world.server.database.dsn()) as connection:
+        found = connection.execute("SELECT ledger_id FROM ledgers WHERE name = %s", (world.server.ledger,)).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+@pytest.mark.parametrize("share", ["of_a_key", "of_a_ledger"])
+def test_a_batch_finds_its_place_before_it_is_received(
+    world: World, monkeypatch: pytest.MonkeyPatch, share: str
+) -> None:
+    places = world.server.serving.places.uploads
+    monkeypatch.setattr(places, share, 1)
+    monkeypatch.setattr(places, "wait_s", 0)
+    one, other = world.as_role("auditor"), world.as_role("auditor")
+    allowed = other if share == "of_a_key" else world.another().client
+    with half_sent(world, one):
+        answer = ask(world, "", NDJSON, one if share == "of_a_key" else other)
+        assert refused(answer) == (429, "too_many_requests")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert ask(world, "", NDJSON, allowed, at_least=0).status_code == 200
+    assert ask(world, "", NDJSON, one).status_code == 200
+
+
+def test_what_is_kept_of_the_batches_of_a_ledger_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = world.server.serving.places.upload_bytes
+    monkeypatch.setattr(kept, "of_a_ledger", 1000)
+    other = world.another().client
+    with half_sent(world, world.client, b" " * 600):
+        answer = ask(world, " " * 600, NDJSON)
+        assert refused(answer) == (429, "too_many_requests")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert ask(world, " " * 600, NDJSON, other, at_least=0).status_code == 200
+    assert kept.figures().held == {}
+
+
+def test_a_full_disk_is_said_with_when_to_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(tempfile.SpooledTemporaryFile[bytes]):
+        def write(self, *_: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "SpooledTemporaryFile", Full)
+        answer = ask(world, "{}", NDJSON)
+    assert refused(answer) == (503, "unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+    places = world.server.serving.places
+    assert (places.uploads.figures().held, places.upload_bytes.figures().held) == ({}, {})

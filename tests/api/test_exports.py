@@ -6,7 +6,9 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +312,8 @@ def test_a_client_that_takes_nothing_for_long_is_dropped(held: World, monkeypatc
 
 
 def test_there_is_room_for_a_few_exports_at_once(held: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming_download, "MAX_AT_ONCE", 1)
+    monkeypatch.setattr(held.server.serving.places.downloads, "most", 1)
+    monkeypatch.setattr(held.server.serving.places.downloads, "wait_s", 0)
     with held.client.stream("GET", "/v1/exports/events") as answer:
         pieces = answer.iter_raw()
         next(pieces)
@@ -324,7 +327,7 @@ def test_there_is_room_for_a_few_exports_at_once(held: World, monkeypatch: pytes
 def test_one_key_leaves_room_for_the_exports_and_batches_of_others(
     held: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming_download, "MAX_AT_ONCE_OF_A_KEY", 1)
+    monkeypatch.setattr(held.server.serving.places.downloads, "of_a_key", 1)
     one, other = held.as_role("auditor"), held.as_role("auditor")
     batch: dict[str, Any] = {"content": "", "headers": {"Content-Type": "application/x-ndjson"}}
     with one.stream("GET", "/v1/exports/events") as answer:
@@ -336,6 +339,39 @@ def test_one_key_leaves_room_for_the_exports_and_batches_of_others(
         assert other.post("/v1/authorizations/batch", **batch).status_code == 200
     # What has ended makes room.
     until(lambda: one.post("/v1/authorizations/batch", **batch).status_code == 200)
+
+
+def test_one_ledger_leaves_room_for_the_exports_and_batches_of_others(
+    held: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = held.server.serving.places.downloads
+    monkeypatch.setattr(places, "of_a_ledger", 2)
+    monkeypatch.setattr(places, "wait_s", 0)
+    one, two, three = (held.as_role("auditor") for _ in range(3))
+    batch: dict[str, Any] = {"content": "", "headers": {"Content-Type": "application/x-ndjson"}}
+    with one.stream("GET", "/v1/exports/events") as first, two.stream("GET", "/v1/exports/events") as second:
+        pieces = [answer.iter_raw() for answer in (first, second)]
+        assert all(map(next, pieces))
+        for more in (three.get("/v1/exports/events"), three.post("/v1/authorizations/batch", **batch)):
+            assert refused(more) == (429, "too_many_requests")
+            assert int(more.headers["retry-after"]) >= 1
+        assert held.another().client.post("/v1/authorizations/batch", **batch).status_code == 200
+        (shown,) = [place for place in told(held.client.get("/v1/stats"), 200)["places"] if place["held"] == 2]
+        assert shown == {"place": "exports_and_batches", "held": 2, "share": 2, "waiting": 0}
+
+
+def test_who_waits_for_a_place_gets_the_next_one(held: World) -> None:
+    one, two, three = (held.as_role("auditor") for _ in range(3))
+    batch: dict[str, Any] = {"content": "", "headers": {"Content-Type": "application/x-ndjson"}}
+    pieces: list[Iterator[bytes]] = []
+    with ExitStack() as open_exports, ThreadPoolExecutor(1) as beside:
+        for client in (one, one, two, two):
+            pieces.append(open_exports.enter_context(client.stream("GET", "/v1/exports/events")).iter_raw())
+            next(pieces[-1])
+        waiting = beside.submit(three.post, "/v1/authorizations/batch", **batch)
+        until(lambda: sum(held.server.serving.places.downloads.figures().waiting.values()) == 1)
+        open_exports.close()
+        assert waiting.result().status_code == 200
 
 
 def test_an_export_ends_when_its_key_is_revoked(held: World) -> None:

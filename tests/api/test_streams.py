@@ -352,7 +352,8 @@ def test_a_stream_ends_with_its_connection_also_when_another_request_stands_in_l
 
 def test_beyond_the_limit_a_client_is_told_to_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     until(lambda: len(world.server.serving.streams._streams) == 0)
-    monkeypatch.setattr(api.streams, "MAX_STREAMS", 2)
+    monkeypatch.setattr(world.server.serving.places.streams, "most", 2)
+    monkeypatch.setattr(world.server.serving.places.streams, "wait_s", 0)
     with following(world.client), following(world.client):
         answer = world.client.get("/v1/events/stream")
         assert refused(answer) == (503, "unavailable")
@@ -361,8 +362,20 @@ def test_beyond_the_limit_a_client_is_told_to_come_back(world: World, monkeypatc
     until(lambda: _opens(world.client))
 
 
+def test_one_ledgers_streams_leave_room_for_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.server.serving.places.streams, "of_a_ledger", 2)
+    monkeypatch.setattr(world.server.serving.places.streams, "wait_s", 0)
+    one, two, three = (world.as_role("subscriber") for _ in range(3))
+    with following(one), following(two):
+        answer = three.get("/v1/events/stream")
+        assert refused(answer) == (429, "too_many_requests")
+        assert answer.headers["retry-after"] == "5"
+        assert _opens(world.another().client)
+    until(lambda: _opens(three))
+
+
 def test_one_keys_streams_leave_room_for_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.streams, "MAX_STREAMS_OF_A_KEY", 2)
+    monkeypatch.setattr(world.server.serving.places.streams, "of_a_key", 2)
     one, other = world.as_role("subscriber"), world.as_role("subscriber")
     with following(one), following(one):
         answer = one.get("/v1/events/stream")

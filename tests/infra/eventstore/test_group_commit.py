@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -78,6 +79,31 @@ async def test_a_full_queue_turns_callers_away_and_serves_those_in_it(
     assert [str(error) for error in turned_away] == [writer_module.FULL] * 3
     assert {type(outcome) for outcome in outcomes} == {Appended}
     assert count(opened) == 6
+
+
+async def test_a_ledger_with_many_waiting_commands_leaves_others_their_turn(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "MAX_BATCH_CALLERS", 4)
+    busy, other = await opened.begin(), await opened.begin("other")
+    order: list[int] = []
+
+    def note(ledger_id: int) -> Callable[[object], None]:
+        return lambda _: order.append(ledger_id)
+
+    async with writing(opened.database) as writer:
+        async with locked(opened, busy):
+            first = sent(writer, appending(busy.ledger_id, row(uuid7())))
+            await until_it_waits(opened)
+            waiting = [(busy, sent(writer, appending(busy.ledger_id, row(uuid7())))) for _ in range(12)]
+            waiting += [(other, sent(writer, appending(other.ledger_id, row(uuid7())))) for _ in range(2)]
+            for tenant, task in waiting:
+                task.add_done_callback(note(tenant.ledger_id))
+        outcomes = await asyncio.gather(first, *(task for _, task in waiting))
+    assert {type(outcome) for outcome in outcomes} == {Appended}
+    assert order[:4].count(other.ledger_id) == 2
+    positions = [outcome.first for outcome in outcomes[:13] if isinstance(outcome, Appended)]
+    assert positions == list(range(1, 14)), "those of one ledger keep their order"
 
 
 async def test_stopping_answers_who_is_being_recorded_and_who_waits(opened: Opened) -> None:
