@@ -13,7 +13,7 @@ from api.code_answer import BudgetEntry, CodeAnswer, code_answer
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import handle_command, load_code
+from api.http.command_context import ending, handle_command, load_code
 from api.http.cursors import encode_time
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import (
@@ -70,6 +70,13 @@ class Budget(Body):
     currency: Currency
 
 
+class Ended(Body):
+    """An end that is recorded together with the launch."""
+
+    effective_at: Annotated[Moment, Field(description="When the campaign was ended.")]
+    reason: Annotated[Reason | None, Field(description="Why it was ended.", examples=["Budget spent"])] = None
+
+
 class LaunchCampaign(Command):
     campaign_id: CampaignId
     advertiser_id: AdvertiserId
@@ -86,6 +93,13 @@ class LaunchCampaign(Command):
     ] = None
     caption_sha256: CaptionHash = None
     creative_sha256: CreativeHash = None
+    ended: Annotated[
+        Ended | None,
+        Field(
+            description="The campaign's end, if it ended before another campaign with another creative began that is "
+            "already recorded. Only for keys with the role operator or admin."
+        ),
+    ] = None
 
     @field_validator("ends_at")
     @classmethod
@@ -98,16 +112,6 @@ class LaunchCampaign(Command):
 
 class EndCampaign(Command):
     reason: Annotated[Reason | None, Field(description="Why the campaign was ended.", examples=["Budget spent"])] = None
-
-
-class CampaignAnswer(CodeAnswer):
-    warnings: Annotated[
-        list[str],
-        Field(
-            description="Warnings, one sentence each.",
-            examples=[["The campaign will stop on 2026-03-31 at 12:00 UTC, when the code's window ends."]],
-        ),
-    ]
 
 
 class CampaignInList(Answer):
@@ -178,7 +182,7 @@ router = APIRouter(route_class=Route)
 @router.post(
     "/v1/codes/{code_id}/campaigns",
     status_code=201,
-    response_model=CampaignAnswer,
+    response_model=CodeAnswer,
     tags=["Commands"],
     operation_id="launchCampaign",
 )
@@ -200,6 +204,7 @@ async def launch_campaign(
     """Record a campaign on a redeemed code. If it ends after the code's window, the response has a warning."""
     caller.act_for_advertiser(body.advertiser_id)
     code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
+    ended = ending(caller, "ended", body.ended)
     campaign = Campaign(
         campaign_id=body.campaign_id,
         advertiser_id=body.advertiser_id,
@@ -214,7 +219,9 @@ async def launch_campaign(
     )
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
-        return await commands.launch(ledger, code, campaign, if_match=if_match, authorize=caller.read_code, when=when)
+        return await commands.launch(
+            ledger, code, campaign, ended=ended, if_match=if_match, authorize=caller.read_code, when=when
+        )
 
     try:
         result = await handle_command(caller, body, body.advertiser_id, decide)
@@ -222,7 +229,7 @@ async def launch_campaign(
         raise await _without_others(refusal, caller, code) from None
     assert result.aggregate is not None  # noqa: S101 - a code with a campaign is there
     return code_answer(
-        result, caller, created_or_repeated(result), warnings=warnings(result.aggregate, body.campaign_id)
+        result, caller, created_or_repeated(result), warnings=_warnings(result.aggregate, body.campaign_id)
     )
 
 
@@ -310,15 +317,17 @@ async def _without_others(refusal: Refused, caller: Caller, code_id: UUID) -> Re
     return Refused(refusal.code, refusal.detail)
 
 
-def warnings(code: Code, campaign_id: str) -> list[str]:
+def _warnings(code: Code, campaign_id: str) -> list[str]:
     """Return a sentence for each thing that whoever launched a campaign should know."""
     campaign = code.campaigns[campaign_id]
-    stops_at = code.stops_at(campaign)
-    if stops_at >= campaign.ends_at:
+    stops_at, by = code.stop(campaign)
+    if by == "code_expired":
+        when = "when the code's window ends"
+    elif by == "code_revoked":
+        when = "when the code was revoked"
+    else:
         return []
-    return [
-        f"The campaign will stop on {stops_at:%Y-%m-%d at %H:%M} UTC, when the code's window ends, before its own end."
-    ]
+    return [f"The campaign will stop on {stops_at:%Y-%m-%d at %H:%M} UTC, {when}, before its own end."]
 
 
 def _campaign(row: CampaignRow, now: datetime) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 from pydantic import Field
 from starlette.responses import Response
@@ -13,9 +14,8 @@ from api.http.responses import answer, command_headers
 from domain.values import Channel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
-    from uuid import UUID
 
     from api.http.caller import Caller
     from domain.campaign import Campaign
@@ -82,22 +82,40 @@ class CodeSummary(Answer):
 class CodeAnswer(CodeSummary):
     """A code as it is now. A brand's key sees only its own shares, redemptions and campaigns."""
 
+    start_stated: answered.StartStated
+    supersedes: Annotated[UUID | None, Field(description="The code that this one superseded.")]
+    superseded_by: Annotated[UUID | None, Field(description="The code that supersedes this one.")]
+    superseded_at: Annotated[answered.Moment | None, Field(description="From when on it is superseded.")]
     caption_sha256: answered.Hash
     creative_sha256: answered.Hash
     shares: Annotated[list[ShareEntry], Field(description="The shares, oldest first.")]
     redemptions: Annotated[list[RedemptionEntry], Field(description="The redemptions, oldest first.")]
     campaigns: Annotated[list[CampaignEntry], Field(description="The campaigns, oldest first.")]
+    warnings: Annotated[
+        list[str],
+        Field(
+            description="Warnings, one sentence each. Keys of brands get only those about their own campaigns.",
+            examples=[["The campaign will stop on 2026-03-31 at 12:00 UTC, when the code's window ends."]],
+        ),
+    ]
     version: answered.Version
     position: Annotated[answered.Position, Field(description="The position of the code's last event.")]
 
 
 def code_answer(
-    result: CommandResult[Code], caller: Caller, status: int, headers: Mapping[str, str] | None = None, **more: Any
+    result: CommandResult[Code],
+    caller: Caller,
+    status: int,
+    headers: Mapping[str, str] | None = None,
+    *,
+    warnings: Sequence[str] = (),
+    **more: Any,
 ) -> Response:
-    """Answer a command on a code with the code as it then stood."""
+    """Answer a command on a code with the code as it then stood, and with what the command warns of."""
     code = result.aggregate
     assert code is not None  # noqa: S101 - only an unknown creator has no aggregate
     content = code_content(code, caller, now=result.recorded_at, position=result.position) | more
+    content["warnings"] += warnings
     return answer(
         content,
         status,
@@ -125,9 +143,14 @@ def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datet
 def code_content(code: Code, caller: Caller, *, now: datetime, position: int) -> dict[str, Any]:
     """Return a code as the caller may see it: a brand sees its own shares, redemptions and campaigns alone."""
     ours = caller.is_party_to if caller.role == "brand" else _everyone
+    whole = caller.role != "brand"
     running = {campaign.campaign_id for campaign in code.running(now)}  # computed from all facts, so once
     return {
         **code_summary(code, code.id, code.window, now),
+        "start_stated": code.start_stated,
+        "supersedes": code.supersedes if whole else None,
+        "superseded_by": code.superseded_by if whole else None,
+        "superseded_at": code.superseded_at,
         "caption_sha256": code.caption_sha256,
         "creative_sha256": code.creative_sha256,
         "shares": [
@@ -150,9 +173,19 @@ def code_content(code: Code, caller: Caller, *, now: datetime, position: int) ->
             for campaign in code.campaigns.values()
             if ours((), (campaign.advertiser_id,))
         ],
+        "warnings": _warnings(code) if whole else [],
         "version": code.command_version,
         "position": position,
     }
+
+
+def _warnings(code: Code) -> list[str]:
+    """Return a sentence for each thing that whoever reads the whole code should know."""
+    count = code.recorded_after_revocation
+    if count == 0:
+        return []
+    facts = "1 share, redemption or campaign is" if count == 1 else f"{count} shares, redemptions or campaigns are"
+    return [f"{facts} recorded from after the revocation. They stay in the history, and authorize nothing."]
 
 
 def _everyone(_brand_ids: object, _advertiser_ids: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Final, Self
 from uuid import UUID
 
@@ -17,11 +18,12 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import known_at, refuse_ahead, upto
 from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
-from api.http.command_context import creator_of, handle_command, load_code, policy_of
+from api.http.command_context import creator_of, ending, handle_command, policy_of, without_others
 from api.http.fields import (
     LATER,
     VIDEO_ID_EXACT,
     CaptionHash,
+    CodeIdText,
     CreatorId,
     Moment,
     Note,
@@ -31,8 +33,8 @@ from api.http.fields import (
     SingleLine,
     VideoId,
 )
-from api.http.guessing import count_guess, refuse_guessing
-from api.http.models import Command
+from api.http.guessing import guessing
+from api.http.models import Body, Command
 from api.http.problems import Problem, malformed_body
 from api.http.query_params import AsOf, At, AtLeast, Number, QueryModel
 from api.http.responses import NO_STORE, answer, created_or_repeated, version_headers
@@ -40,7 +42,7 @@ from api.http.route import Operation, Route
 from domain import commands
 from domain.code import Code, effective_as_of, fold_code, replay_code
 from domain.commands import Decision, Ledger
-from domain.errors import NotAllowed, Refused, Unknown
+from domain.errors import REFUSALS, NotAllowed, Refused, Unknown
 from domain.values import Sealed, When
 from infra.ids import uuid7
 
@@ -51,9 +53,24 @@ if TYPE_CHECKING:
 # Any whole number is understood; which lengths are allowed is a rule of the ledger, not of the format.
 MAX_DAYS = 2**31 - 1
 Days = Annotated[int, Field(ge=-MAX_DAYS, le=MAX_DAYS, examples=[30])]
+DEFAULT_DAYS: Final = 30
+
+
+class Revoked(Body):
+    """A revocation that is recorded together with the code."""
+
+    effective_at: Annotated[Moment, Field(description="When the code was revoked.")]
+    reason: Annotated[Reason, Field(description="Why the code was revoked.")]
 
 
 class GenerateCode(Command):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {"required": ["days", "expires_at"]},
+            "dependentSchemas": {"expires_at": {"required": ["secret"], "properties": {"secret": {"type": "string"}}}},
+        }
+    )
+
     creator_id: CreatorId
     video_id_exact: Annotated[bool, Field(description=VIDEO_ID_EXACT)] = False
     video_id: VideoId
@@ -66,27 +83,65 @@ class GenerateCode(Command):
         ),
     ] = None
     days: Annotated[
-        Days, Field(description="The length of the window in days: 7, 30, 60 or 365, unless configured otherwise.")
-    ] = 30
+        Days | None,
+        Field(
+            description="The length of the window in days: 7, 30, 60 or 365, unless configured otherwise. With a "
+            "`secret`, any number of days up to ten years. Default: 30."
+        ),
+    ] = None
     starts_at: Annotated[
         Moment | None,
-        Field(description="When the window starts. It can be in the past. Default: now."),
+        Field(description="When the window starts. It can be in the past. Default: when the code is generated."),
+    ] = None
+    expires_at: Annotated[
+        Moment | None,
+        Field(
+            description="Only with a `secret`, in place of `days`: the end of the window. Without `starts_at`, the "
+            "start of the window is unknown.",
+            examples=[LATER],
+        ),
     ] = None
     caption_sha256: CaptionHash = None
     secret: Annotated[
         Secret | None,
         Field(description="The code that TikTok generated, as it was pasted. Default: a random code."),
     ] = None
+    supersedes: Annotated[
+        CodeIdText | None,
+        Field(
+            description="The code of the same creator and video that this one supersedes. It must be valid now. "
+            "`If-Match` then names its version."
+        ),
+    ] = None
+    revoked: Annotated[
+        Revoked | None,
+        Field(
+            description="The code's revocation, if it was revoked before another code took the video that is already "
+            "recorded. Only for keys with the role operator or admin."
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_window(self) -> Self:
+        if self.expires_at is not None:
+            if self.days is not None:
+                raise PydanticCustomError("one_of", "Send either days or expires_at, not both.")
+            if self.secret is None:
+                raise PydanticCustomError(
+                    "one_of", "Only a code whose secret is given can have an expires_at. Send days."
+                )
+        return self
 
 
 class ExtendCode(Command):
-    """Send exactly one of the two fields."""
+    """Send exactly one of `days`, `add_days` and `expires_at`."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "oneOf": [
-                {"required": ["days"], "properties": {"expires_at": False}},
-                {"required": ["expires_at"], "properties": {"days": False}},
+                {"required": ["days"], "properties": {"add_days": False, "expires_at": False}},
+                {"required": ["add_days"], "properties": {"days": False, "expires_at": False}},
+                {"required": ["expires_at"], "properties": {"days": False, "add_days": False}},
             ],
             "examples": [{"days": 60}],
         }
@@ -96,15 +151,23 @@ class ExtendCode(Command):
         Days | None,
         Field(description="The new length of the whole window in days, counted from its start.", examples=[60]),
     ] = None
+    add_days: Annotated[
+        Days | None,
+        Field(description="The number of days by which the end moves, from what it is at that time.", examples=[30]),
+    ] = None
     expires_at: Annotated[
         Moment | None,
-        Field(description="The new end of the window, at most the longest allowed length from now.", examples=[LATER]),
+        Field(
+            description="The new end of the window, at most the longest allowed length from now. For a code that "
+            "TikTok generated, at most ten years from now.",
+            examples=[LATER],
+        ),
     ] = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.days is None) == (self.expires_at is None):
-            raise PydanticCustomError("one_of", "Send either days or expires_at, not both.")
+    def _one_of_them(self) -> Self:
+        if (self.days, self.add_days, self.expires_at).count(None) != 2:  # noqa: PLR2004 - all but one of three
+            raise PydanticCustomError("one_of", "Send exactly one of days, add_days and expires_at.")
         return self
 
 
@@ -157,8 +220,8 @@ class CodeQuery(QueryModel):
 
 # Bytes of randomness in a code that we generate ourselves.
 SECRET_BYTES: Final = 32
-# Refusals of a code that someone brings which tell whether its secret is known here, and leave no event.
-_TELLING: Final = frozenset({"secret_exists", "live_code_exists"})
+# Refusals of a code that someone brings which tell whether its secret is known here: those from the one that asks.
+_TELLING: Final = frozenset(REFUSALS["generate"][REFUSALS["generate"].index("secret_exists") :])
 
 # What leads on from a new code.
 _BY_ID: Final = {"code_id": "$response.body#/code_id"}
@@ -187,7 +250,9 @@ router = APIRouter(route_class=Route)
     "/v1/codes", status_code=201, response_model=GeneratedAnswer, tags=["Commands"], operation_id="generateCode"
 )
 @Operation(
+    # If-Match, which only goes with `supersedes`, is described there.
     answer_headers=("Location", "Cache-Control"),
+    refusals=(404, 412),
     links=_LINKS,
     example={"creator_id": "ana.creates", "video_id": "7312345678901234567", "terms_version": "2026-01"},
 )
@@ -196,16 +261,18 @@ async def generate_code(
 ) -> Response:
     """Generate a code, or record one that TikTok generated. Only this response and reveals contain the secret.
 
+    A code can supersede another one of the same creator and video: no new account can redeem that one any more, and
+    what runs on it keeps running.
+
     A repeated request with the same `Idempotency-Key` returns the secret again only if the key is allowed to reveal it
     now, and the access log records it.
     """
     caller.act_for_creator(body.creator_id)
-    # Whoever may read every code has nothing to guess.
-    guessing = body.secret is not None and caller.role not in ACTS_FOR_ALL
-    if guessing:
-        refuse_guessing(caller)
-    if b"if-match" in headers.of(caller.request):
-        raise Problem("malformed_header", "If-Match needs an existing code. This request creates one.")
+    supersedes = None if body.supersedes is None else UUID(body.supersedes)
+    if_match = headers.if_match(caller.request)
+    if supersedes is None and b"if-match" in headers.of(caller.request):
+        raise Problem("malformed_header", "If-Match needs an existing code. This request supersedes none.")
+    revoked = ending(caller, "revoked", body.revoked)
     code_id = uuid7()
     secret = Sealed(body.secret or "#" + secrets.token_urlsafe(SECRET_BYTES))
     policy = policy_of(caller)
@@ -218,20 +285,29 @@ async def generate_code(
             creator_id=body.creator_id,
             video_id=body.video_id,
             terms_version=body.terms_version,
-            days=body.days,
+            days=DEFAULT_DAYS if body.days is None else body.days,
             starts_at=body.starts_at,
+            expires_at=body.expires_at,
             secret=secret,
             secret_given=body.secret is not None,
             caption_sha256=body.caption_sha256,
+            revoked=revoked,
+            supersedes=supersedes,
+            if_match=if_match,
+            authorize=caller.change_code,
             when=when,
         )
 
-    try:
-        result = await handle_command(caller, body, body.creator_id, decide)
-    except Refused as refusal:
-        if guessing and refusal.code in _TELLING:
-            count_guess(caller)
-        raise await _without_others(refusal, caller) from None
+    # Who brings a code learns whether it is recorded, also by recording it.
+    with guessing(caller, secret) if body.secret is not None else nullcontext() as guess:
+        try:
+            result = await handle_command(caller, body, body.creator_id, decide)
+        except Refused as refusal:
+            if guess is not None and refusal.code in _TELLING:
+                guess.miss()
+            raise await without_others(refusal, caller) from None
+        if guess is not None:
+            guess.miss()
     assert result.aggregate is not None  # noqa: S101 - a code that was generated is there
     location = {"Location": f"/v1/codes/{result.aggregate.id}"}
     shown = await _shown_again(result.aggregate, caller) if result.replayed else secret
@@ -267,6 +343,7 @@ async def extend_code(
             policy,
             code,
             days=body.days,
+            add_days=body.add_days,
             expires_at=body.expires_at,
             if_match=if_match,
             authorize=caller.change_code,
@@ -276,7 +353,7 @@ async def extend_code(
     try:
         result = await handle_command(caller, body, await creator_of(caller, code), decide)
     except Refused as refusal:
-        raise await _without_others(refusal, caller) from None
+        raise await without_others(refusal, caller) from None
     return code_answer(result, caller, 201)
 
 
@@ -381,6 +458,8 @@ async def read_code(
     if query.at is None:
         code = replay_code(stream)
     else:
+        if query.at < replay_code(stream).begun_at:
+            raise Problem("code_not_begun")
         stream, clock = effective_as_of(stream, query.at), query.at
         code = fold_code(stream)
     content = code_content(code, caller, now=clock, position=stream[-1].position) | {"as_of": as_of}
@@ -395,13 +474,3 @@ async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:
     if caller.role in LIMITED_TO_SUBJECTS:
         caller.read_code(replay_code(stream))
     return stream
-
-
-async def _without_others(refusal: Refused, caller: Caller) -> Refused:
-    """Return a refusal that does not tell a creator which code of another creator is in the way."""
-    if refusal.code not in _TELLING or refusal.conflict_id is None or caller.role in ACTS_FOR_ALL:
-        return refusal
-    code = await load_code(caller, UUID(refusal.conflict_id))
-    if code.creator_id in caller.key.subjects.creator_ids:
-        return refusal
-    return Refused(refusal.code, refusal.detail)

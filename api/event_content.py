@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.http import answer_fields as answered
 from api.http.models import Answer, absent
+from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
@@ -42,10 +43,16 @@ class ActorEntry(Answer):
 
 
 class EventAnswer(BaseModel):
-    """One event. Events of codes have a `code_id`, events of permissions have a `creator_id`."""
+    """One event.
+
+    Events of codes have a `code_id`, of permissions a `creator_id`, of advertiser accounts an `advertiser_id`.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"oneOf": [{"required": ["code_id"]}, {"required": ["creator_id"]}]}
+        extra="forbid",
+        json_schema_extra={
+            "oneOf": [{"required": ["code_id"]}, {"required": ["creator_id"]}, {"required": ["advertiser_id"]}]
+        },
     )
 
     position: Annotated[int, Field(ge=1, description="The event's position in the ledger.", examples=[42])]
@@ -54,7 +61,10 @@ class EventAnswer(BaseModel):
     type_version: Annotated[int, Field(ge=1, description="The version of the event's format.")]
     code_id: answered.CodeId = Field(default_factory=absent)
     creator_id: answered.CreatorId = Field(default_factory=absent)
-    stream_version: Annotated[int, Field(ge=1, description="The event's number in the stream of its code or creator.")]
+    advertiser_id: answered.AdvertiserId = Field(default_factory=absent)
+    stream_version: Annotated[
+        int, Field(ge=1, description="The event's number in the stream of its code, creator or advertiser account.")
+    ]
     recorded_at: Annotated[answered.Moment, Field(description="When the ledger recorded it.")]
     effective_at: Annotated[answered.Moment, Field(description="When it happened in the world.")]
     actor: Annotated[ActorEntry, Field(description="Who did it.")]
@@ -219,6 +229,8 @@ def _content(row: Row, names: Mapping[str, str | None], event: Event, body: Any)
     about: tuple[str, Any] = ("code_id", stream_id)
     if isinstance(event, Creator.Enabled | Creator.Disabled | Creator.Erased):
         about = ("creator_id", event.creator_id)
+    elif isinstance(event, Advertiser.Named):
+        about = ("advertiser_id", event.advertiser_id)
     return {
         "position": position,
         "event_id": event_id,

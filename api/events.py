@@ -206,4 +206,4 @@ async def _total(caller: Caller, query: EventsQuery, parsed: ParsedQuery, page: 
 def _creator_of(first: RecordedEvent) -> str:
     """Return the creator whom a stream concerns, from its first event."""
     event = first.event
-    return event.creator_id if isinstance(event, Code.Generated | Creator.Enabled) else ""
+    return event.creator_id if isinstance(event, Code.Generated | Creator.Enabled | Creator.Disabled) else ""

@@ -10,12 +10,13 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http import headers
+from api.http.as_of import upto
 from api.http.caller import Caller, allow
-from api.http.command_context import handle_command
+from api.http.command_context import handle_command, without_others
 from api.http.cursors import encode_time
 from api.http.dependencies import DatabaseCursor
-from api.http.fields import AdvertiserId, Secret
-from api.http.guessing import refuse_guessing, unknown_secret
+from api.http.fields import VIDEO_ID_EXACT, AdvertiserId, Secret, VideoId
+from api.http.guessing import guessing
 from api.http.models import Answer, Body, Command
 from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
 from api.http.problems import malformed_query
@@ -36,9 +37,10 @@ from api.http.responses import answer, command_headers, created_or_repeated, ver
 from api.http.route import Operation, Route
 from api.query_language import parameter
 from domain import commands
+from domain.advertiser import replay_advertiser
 from domain.code import Code
 from domain.commands import Decision, Ledger
-from domain.errors import REFUSALS, Unknown
+from domain.errors import REFUSALS, Refused, Unknown
 from domain.values import Sealed, When
 from projections import codes, redemptions
 from projections.engine import checkpoints
@@ -46,17 +48,31 @@ from projections.engine import checkpoints
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from infra.eventstore.command_handler import CommandResult
     from projections.code_facts import WithCodeFacts
     from projections.redemptions import AttemptRow
 
 
+ExpectedVideoId = Annotated[
+    VideoId | None,
+    Field(
+        description="The video that the code is expected to be for: its id of 15 to 20 digits, or a link to the post. "
+        "A code for another video is refused."
+    ),
+]
+
+
 class LookupCode(Body):
     secret: Secret
+    video_id_exact: Annotated[bool, Field(description=VIDEO_ID_EXACT)] = False
+    expected_video_id: ExpectedVideoId = None
 
 
 class RedeemCode(Command):
     secret: Secret
     advertiser_id: AdvertiserId
+    video_id_exact: Annotated[bool, Field(description=VIDEO_ID_EXACT)] = False
+    expected_video_id: ExpectedVideoId = None
 
 
 class LookupAnswer(Answer):
@@ -66,6 +82,7 @@ class LookupAnswer(Answer):
     video_id: answered.VideoId
     starts_at: answered.StartsAt
     expires_at: answered.ExpiresAt
+    start_stated: answered.StartStated
     state: answered.CodeState
     live: answered.Live
 
@@ -75,8 +92,8 @@ class RedemptionAnswer(LookupAnswer):
     shared_with_advertiser: Annotated[
         bool | None,
         Field(
-            description="Whether a recorded share names this account or a brand of the key. Null if shares name only "
-            "brands and it is not known whose the account is."
+            description="Whether a share names this account, or the brand that it was of when it redeemed the code. "
+            "Null if shares name only brands, and it is not known whose the account was."
         ),
     ]
     version: answered.Version
@@ -151,17 +168,18 @@ router = APIRouter(route_class=Route)
 @router.post("/v1/codes/lookup", response_model=LookupAnswer, tags=["Commands"], operation_id="lookupCode")
 @Operation(
     answer_headers=("ETag", "Ledger-Position"),
-    refusals=(404,),
+    refusals=(404, 409),
     example={"secret": "#k9/Tz+example+of+a+spark+ad+code=="},
 )
 async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand", "operator", "admin")]) -> Response:
     """Show what a code covers before it is redeemed. Nothing is recorded. Attempts with unknown codes are limited."""
     headers.idempotency_key(caller.request)
-    refuse_guessing(caller)
-    session = await caller.services.aggregates.repository(caller.ledger_id)
-    code = await session.code_by_secret(Sealed(body.secret))
-    if code is None:
-        raise unknown_secret(caller, body.secret)
+    with guessing(caller, body.secret) as guess:
+        session = await caller.services.aggregates.repository(caller.ledger_id)
+        code = await session.code_by_secret(Sealed(body.secret))
+        if code is None:
+            raise guess.unknown()
+    code.refuse_other_video(body.expected_video_id)
     content = _covered(code, caller.services.now())
     return answer(content, 200, version_headers(code.command_version, session.loaded[code.id].position))
 
@@ -179,22 +197,32 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
     """Record that an advertiser account entered a code. Repeating it for the same account returns 200."""
     caller.act_for_advertiser(body.advertiser_id)
     if_match = headers.if_match(caller.request)
-    refuse_guessing(caller)
     secret, brand_ids = Sealed(body.secret), caller.key.subjects.brand_ids
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
-        return await commands.redeem(ledger, secret, body.advertiser_id, brand_ids, if_match=if_match, when=when)
+        return await commands.redeem(
+            ledger,
+            secret,
+            body.advertiser_id,
+            brand_ids,
+            expected_video_id=body.expected_video_id,
+            if_match=if_match,
+            when=when,
+        )
 
-    try:
-        result = await handle_command(caller, body, body.advertiser_id, decide)
-    except Unknown:
-        raise unknown_secret(caller, body.secret) from None
+    with guessing(caller, body.secret) as guess:
+        try:
+            result = await handle_command(caller, body, body.advertiser_id, decide)
+        except Unknown:
+            raise guess.unknown() from None
+        except Refused as refusal:
+            raise await without_others(refusal, caller) from None
     code = result.aggregate
     assert code is not None  # noqa: S101 - a code that was redeemed is there
     content = {
         **_covered(code, result.recorded_at),
         "advertiser_id": body.advertiser_id,
-        "shared_with_advertiser": code.shared_when_redeemed.get(body.advertiser_id),
+        "shared_with_advertiser": await _shared(caller, code, body.advertiser_id, result),
         "version": code.command_version,
         "position": result.position,
     }
@@ -242,6 +270,18 @@ async def list_redemptions(
     return page_answer(caller, "redemptions", page_found, _attempt, upto)
 
 
+async def _shared(caller: Caller, code: Code, advertiser_id: str, result: CommandResult[Code]) -> bool | None:
+    """Tell whether the code was shared with the account that redeemed it; a replay says what the first answer said."""
+    shared = code.was_shared_when_redeemed(advertiser_id, frozenset())
+    if shared or not code.shares:
+        return shared
+    stream = await caller.services.aggregates.advertiser_stream(caller.ledger_id, advertiser_id)
+    if result.replayed:
+        stream = upto(stream, result.position)
+    brand_id = replay_advertiser(stream).brand_by(code.redemptions[advertiser_id]) if stream else None
+    return shared if brand_id is None else code.was_shared_when_redeemed(advertiser_id, frozenset({brand_id}))
+
+
 def _covered(code: Code, now: datetime) -> dict[str, Any]:
     """Return what a code covers, for whoever knows its secret."""
     return {
@@ -251,6 +291,7 @@ def _covered(code: Code, now: datetime) -> dict[str, Any]:
         "video_id": code.video_id,
         "starts_at": code.window.starts_at,
         "expires_at": code.window.expires_at,
+        "start_stated": code.start_stated,
         "state": code.state(now),
         "live": code.live(now),
     }

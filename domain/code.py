@@ -678,6 +678,15 @@ class Code(Aggregate):
         unsaid = not brand_ids and any(share.advertiser_id is None for share in made)
         return None if unsaid else False
 
+    def was_shared_when_redeemed(self, advertiser_id: str, brand_ids: frozenset[str]) -> bool | None:
+        """Tell whether the code had been shared with an account by the time at which it redeemed the code.
+
+        True also where whoever entered the code was known to act for the brand that it was shared with.
+        """
+        if self.shared_when_redeemed.get(advertiser_id):
+            return True
+        return self.was_shared_with(advertiser_id, brand_ids, by=self.redemptions[advertiser_id])
+
     def stop(self, campaign: Campaign) -> CampaignStop:
         """Return when a campaign stops or stopped, and by what, by all that is known."""
         return self._stop(self.launches[campaign.campaign_id])

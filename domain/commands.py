@@ -42,7 +42,14 @@ class Codes(Protocol):
         """Load a code; raises `Unknown` where this ledger has none of that id."""
 
 
-class Ledger(Codes, Protocol):
+class Advertisers(Protocol):
+    """What naming an advertiser account reads."""
+
+    async def advertiser(self, advertiser_id: str) -> Advertiser | None:
+        """Load an advertiser account, or nothing where nobody said whose it is."""
+
+
+class Ledger(Codes, Advertisers, Protocol):
     """What a command may read. Answers come from the log itself, never from a view, for views lag."""
 
     async def creator(self, creator_id: str) -> Creator | None:
@@ -59,13 +66,6 @@ class Ledger(Codes, Protocol):
 
     async def note_mark(self, creator_id: str, text: str) -> str:
         """Return the keyed hash under which a note is known, for as long as its creator's key is there."""
-
-
-class Advertisers(Protocol):
-    """What naming an advertiser account reads."""
-
-    async def advertiser(self, advertiser_id: str) -> Advertiser | None:
-        """Load an advertiser account, or nothing where nobody said whose it is."""
 
 
 class Claim(NamedTuple):
@@ -229,7 +229,9 @@ async def generate(
         at=when.at,
     )
     if revoked is not None:
-        code.revoke(revoked.reason or "", force=False, when=When(when.now, revoked.at))
+        revoked_when = When(when.now, revoked.at)
+        code.refuse_before_it_began(revoked_when)
+        code.revoke(revoked.reason or "", force=False, when=revoked_when)
     _refuse_occupied(code, code.occupation(), codes)
     claims = [
         Claim("secret", secret_name(secret), expected=None, new=code_id),
@@ -493,7 +495,7 @@ def _window(
         return Window(begins, begins + timedelta(days=days))
     if expires_at is not None and expires_at <= max(begins, when.at):
         raise Malformed("/expires_at", "A code must end after it begins, and after it was generated.")
-    ends = expires_at or begins + timedelta(days=min(days, _TOO_MANY_DAYS))
+    ends = expires_at or begins + _bounded(days)
     if not begins < ends <= begins + LONGEST_RECORDED or ends > when.now + LONGEST_RECORDED:
         raise Refused(
             "duration_not_allowed",
@@ -519,17 +521,22 @@ def _new_end(
     if days is not None:
         if not code.secret_given and days not in policy.allowed_days:
             raise Refused("duration_not_allowed", _allowed(policy))
-        new_end = code.window.starts_at + timedelta(days=min(days, _TOO_MANY_DAYS))
+        new_end = code.window.starts_at + _bounded(days)
         if not code.secret_given:
             return new_end
     elif add_days is not None:
-        new_end = code.end_at(when.horizon) + timedelta(days=min(add_days, _TOO_MANY_DAYS))
+        new_end = code.end_at(when.horizon) + _bounded(add_days)
     else:
         assert expires_at is not None  # noqa: S101 - a caller says exactly one of the three
         new_end = expires_at
     if new_end > when.now + longest:
         raise Refused("duration_not_allowed", f"A window must end within {longest.days} days from now.")
     return new_end
+
+
+def _bounded(days: int) -> timedelta:
+    """Return a number of days, as many as a time can be moved by: more are refused just the same."""
+    return timedelta(days=max(-_TOO_MANY_DAYS, min(days, _TOO_MANY_DAYS)))
 
 
 def _refuse_occupied(code: Code, occupation: Sequence[Window], codes: Sequence[Code]) -> None:

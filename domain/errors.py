@@ -41,6 +41,7 @@ RefusalCode = Literal[
 
 REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
     "permission": ("creator_erased",),
+    "advertiser": (),
     "generate": (
         "creator_unknown",
         "creator_erased",

@@ -1,4 +1,4 @@
-"""All event types: the published name and the class of each, in the order of a code's life."""
+"""All event types: the published name and the class of each, in the order of a code's life, then of accounts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from eventsourcing.utils import get_topic
 
+from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def _event_types() -> dict[str, type[Event]]:
     found: dict[str, type[Event]] = {}
-    for aggregate in (Creator, Code):
+    for aggregate in (Creator, Code, Advertiser):
         classes = [kind for kind in vars(aggregate).values() if isinstance(kind, type)]
         events = [kind for kind in classes if issubclass(kind, aggregate.Event)]
         # A class that others inherit from is never recorded itself.

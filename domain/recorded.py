@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from domain.values import Actor, Source
 
-# An event of a code or of a creator.
+# An event of a code, of a creator or of an advertiser account.
 Event = Aggregate.Event
 
 
@@ -26,7 +26,7 @@ class RecordedEvent(NamedTuple):
         position: the position in the ledger, from 1 without gaps, in commit order.
         type, type_version: the published name, and the version of the format that was stored.
         stream_id, stream_version: the aggregate, and the event's number in its stream, from 1 without gaps.
-        creator_stream: the stream of the creator whom the event concerns.
+        creator_stream: the stream of the creator whom the event concerns; an advertiser account's own for its events.
         recorded_at: when the ledger recorded it; never decreases with the position.
         effective_at: when it happened in the world.
         command_id, correlation_id, causation_id: the command that recorded it, the business process, the cause.

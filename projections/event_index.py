@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from projections.engine.table import Table
@@ -33,8 +34,9 @@ class EventIndexRow:
 
     `creator_id` and `video_id` are set only if the event itself names them. The other events of a creator or of a
     video's codes are found by `creator_stream` and `code_id`: repeating the ids would double the largest index of all.
-    `code_id` is None for events of a permission; `actor` is a key's id, or "clock"; `channel` is a share's, `refused`
-    the reason of a refused redemption; `late` tells that the event was recorded long after it took effect.
+    `code_id` is None for events of a permission or an advertiser account; `actor` is a key's id, or "clock"; `channel`
+    is a share's, `refused` the reason of a refused redemption; `late` tells that the event was recorded long after it
+    took effect.
     """
 
     ledger_id: int
@@ -128,5 +130,5 @@ VIEW: Final = View(
     VERSION,
     EVENT_INDEX,
     row_of=lambda recorded: recorded.position,
-    creates={Creator.Event: indexed, Code.Event: indexed},
+    creates={Creator.Event: indexed, Code.Event: indexed, Advertiser.Event: indexed},
 )

@@ -29,9 +29,11 @@ from api.http.app import create_app
 from api.http.problems import RETRYABLE, STATUSES
 from api.http.route import roles_by_route
 from domain import pasted
+from domain.advertiser import Advertiser
 from domain.campaign import Campaign
 from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
+from domain.errors import REFUSALS
 from domain.event_types import EVENT_TYPES
 from domain.summaries import summary
 from domain.values import Role, Sealed
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parent.parent
 EVENTS: Final = "docs/events.md"
+RECORDING: Final = "docs/recording.md"
 ROLES_PAGE: Final = "docs/roles.md"
 README: Final = "README.md"
 RUNNING: Final = "docs/running.md"
@@ -80,8 +83,8 @@ Every event also has these fields, the same for all types:
 | `position` | whole number | the position in the ledger: 1, 2, 3 … without gaps, in commit order |
 | `event_id` | UUID | the event's own id |
 | `type`, `type_version` | string, whole number | the name and version below |
-| `code_id` or `creator_id` | UUID, string | the code or creator that it belongs to |
-| `stream_version` | whole number | the event's number in the stream of its code or creator: 1, 2, 3 … |
+| `code_id`, `creator_id` or `advertiser_id` | UUID, string, string | the code, creator or account that it belongs to |
+| `stream_version` | whole number | the event's number in the stream of what it belongs to: 1, 2, 3 … |
 | `recorded_at` | time | when the ledger recorded it; never decreases with the position |
 | `effective_at` | time | when it happened in the world |
 | `actor` | object | `key_id`, `key_name`, `role`, and the `subject` that the key acted for |
@@ -193,6 +196,7 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         given.revoke(reason="The agreement ended"),
         given.permission(creator_id=creator, enabled=False),
         given.erase(creator_id=creator, reason="The creator asked for it"),
+        given.advertiser(account, brand_id="acme"),
     )
     for command in late:
         pending += _decided(story, command)
@@ -223,7 +227,7 @@ def events_page() -> str:
             (
                 f"[`{get_topic(kind)}`](#{get_topic(kind).lower()})",
                 str(getattr(kind, "class_version", 1)),
-                "creator" if issubclass(kind, Creator.Event) else "code",
+                _subject_of(kind),
                 "no" if issubclass(kind, Code.Event) and not _moves_version(kind) else "yes",
                 _prose(kind),
             )
@@ -250,6 +254,12 @@ Version {version}. {_prose(kind)}
 {stored}
 ```
 {also}"""
+
+
+def _subject_of(kind: type[Any]) -> str:
+    if issubclass(kind, Advertiser.Event):
+        return "advertiser account"
+    return "creator" if issubclass(kind, Creator.Event) else "code"
 
 
 def _moves_version(kind: type[Any]) -> bool:
@@ -299,6 +309,12 @@ def problems() -> str:
         by_status.setdefault(status, []).append(f"`{code}`" + ("*" if code in RETRYABLE else ""))
     table = _table(("Status", "`code`"), [(str(status), ", ".join(codes)) for status, codes in by_status.items()])
     return f"{table}\n\\* `retryable`\n"
+
+
+def refusals() -> str:
+    """Return the table of refusals by command, in their order of precedence."""
+    rows = [(command, ", ".join(f"`{code}`" for code in codes) or "none") for command, codes in REFUSALS.items()]
+    return _table(("Command", "Refusals"), rows)
 
 
 def limits() -> str:
@@ -388,8 +404,12 @@ def limits() -> str:
         ),
         ("`at_least`", f"waits for at most {reader.AT_LEAST_WAIT_S:.0f} s"),
         (
-            "attempts with unknown codes, for each key and API process",
-            f"{limit.UNKNOWN_CODES_AT_ONCE} at once, then one in {1 / limit.UNKNOWN_CODES_PER_SECOND:.0f} s",
+            "attempts with unknown codes, for each key and API process, not for operators and admins",
+            (
+                f"{limit.UNKNOWN_CODES_AT_ONCE} distinct ones at once, then one in "
+                f"{1 / limit.UNKNOWN_CODES_PER_SECOND:.0f} s; the last {limit.MAX_REMEMBERED_CODES:,} of all keys are "
+                "remembered, and cost nothing when they are repeated"
+            ),
         ),
         ("commands waiting to be recorded, for each API process", f"{group_commit.MAX_WAITING:,}"),
         ("an `Idempotency-Key`", f"kept for {retention.KEEP_IDEMPOTENCY_HOURS} hours"),
@@ -454,6 +474,7 @@ def views_table() -> str:
 TABLES: Final[dict[str, dict[str, Callable[[], str]]]] = {
     QUESTIONS: {"views": views_table},
     README: {"problems": problems},
+    RECORDING: {"refusals": refusals},
     RUNNING: {"settings": settings, "limits": limits},
     f"{DECISIONS}/README.md": {"decisions": decisions},
 }

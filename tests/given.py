@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import UUID
 
 from domain import commands
+from domain.advertiser import Advertiser
 from domain.campaign import Campaign, Share
 from domain.code import Code, Ending
 from domain.commands import Decision, Ledger
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 T = TypeVar("T")
-Command = Callable[[Ledger, When], Awaitable[Decision[Code] | Decision[Creator] | None]]
+Decided = Decision[Code] | Decision[Creator] | Decision[Advertiser] | None
+Command = Callable[[Ledger, When], Awaitable[Decided]]
 
 NOW: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 POLICY: Final = Policy()
@@ -73,9 +75,7 @@ class Story:
         self.ledger = MemoryLedger()
         self.clock = Clock()
 
-    def decide(
-        self, command: Command, *, effective_at: datetime | None = None
-    ) -> Decision[Code] | Decision[Creator] | None:
+    def decide(self, command: Command, *, effective_at: datetime | None = None) -> Decided:
         """Decide a command, without carrying the decision out."""
         return done(command(self.ledger, When(self.clock(), effective_at or self.clock())))
 
@@ -149,6 +149,13 @@ def permission(*, enabled: bool = True, creator_id: str = CREATOR) -> Command:
     stream_id = UUID(bytes=hashlib.sha256(creator_id.encode()).digest()[:16])
     return lambda ledger, when: commands.set_permission(
         ledger, creator_id, enabled=enabled, stream_id=stream_id, when=when
+    )
+
+
+def advertiser(advertiser_id: str = ADVERTISER, brand_id: str = BRAND) -> Command:
+    stream_id = UUID(bytes=hashlib.sha256(advertiser_id.encode()).digest()[:16])
+    return lambda ledger, when: commands.name_advertiser(
+        ledger, advertiser_id, brand_id, stream_id=stream_id, when=when
     )
 
 

@@ -24,7 +24,7 @@ import httpx
 import uvicorn
 
 from api.http.app import create_app
-from api.http.dependencies import Services, SharedPlaces
+from api.http.dependencies import Limits, Services, SharedPlaces
 from api.http.protocol import BoundedProtocol
 from api.http.server import believing
 from api.streams import Streams
@@ -148,6 +148,7 @@ class Serving:
             app = create_app(services)
             self.streams: Streams = app.state.streams
             self.places: SharedPlaces = app.state.places
+            self.limits: Limits = app.state.limits
             listening = socket.create_server(("127.0.0.1", 0))
             # asyncio does it for sockets that name their protocol only; without it every answer waits 40 ms.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

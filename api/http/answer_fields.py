@@ -7,7 +7,8 @@ from uuid import UUID
 
 from pydantic import Field, WithJsonSchema
 
-from api.http.fields import MOMENT_SCHEMA, State
+from api.http.fields import MOMENT_SCHEMA
+from domain.values import State
 
 _MOMENT = {name: value for name, value in MOMENT_SCHEMA.items() if name != "pattern"}
 Moment = Annotated[str, WithJsonSchema(_MOMENT)]
@@ -23,6 +24,13 @@ Secret = Annotated[str, Field(description="The secret that the brand enters.", e
 CodeState = Annotated[State, Field(description="The state of the code now.", examples=["redeemed"])]
 Live = Annotated[bool, Field(description="Whether the code is not revoked and now is inside its window.")]
 StartsAt = Annotated[Moment, Field(description="The start of the window (included).")]
+StartStated = Annotated[
+    bool,
+    Field(
+        description="Whether somebody stated when the window starts. If false, `starts_at` is the earliest time of "
+        "which anything about the code is known."
+    ),
+]
 ExpiresAt = Annotated[Moment, Field(description="The end of the window (excluded).")]
 Hash = Annotated[str | None, Field(description="The SHA-256 in lowercase hexadecimal, if one was recorded.")]
 Next = Annotated[str | None, Field(description="The cursor of the next page, or null on the last page.")]

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from api import (
     access_log,
+    advertisers,
     api_keys,
     authorization_batch,
     authorizations,
@@ -90,6 +91,7 @@ _RESOURCES: Final = (
     access_log,
     webhooks,
     webhook_deliveries,
+    advertisers,
     erasure,
     api_keys,
     health,

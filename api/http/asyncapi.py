@@ -30,7 +30,10 @@ _ATTRIBUTES: Final[dict[str, dict[str, Any]]] = {
     "type": {**_TEXT, "description": "The event's type and the version of its format."},
     "subject": {
         **_TEXT,
-        "description": "The code or creator that it belongs to: `codes/{code_id}` or `creators/{creator_id}`.",
+        "description": (
+            "The code, creator or advertiser account that it belongs to: `codes/{code_id}`, `creators/{creator_id}` "
+            "or `advertisers/{advertiser_id}`."
+        ),
     },
     "time": {**_TEXT, "format": "date-time", "description": "When it happened in the world."},
     "sequence": {**_TEXT, "pattern": "^[0-9]{19}$", "description": "The position in the ledger, padded with zeros."},
@@ -161,7 +164,9 @@ def _event(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
             "kafka": {
                 "key": {
                     "type": "string",
-                    "description": "The id of the code, or of the creator for events of creators.",
+                    "description": (
+                        "The id of the code, or of the creator or the advertiser account for their events."
+                    ),
                 },
                 "bindingVersion": "0.5.0",
             }

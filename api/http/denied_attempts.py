@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from api.http.problems import Problem
     from infra.auth.api_keys import ApiKey
 
-# What is told of: a role or subject that does not reach this far, codes that are not there, a creator's permission
-# that is switched off. The other refusals are the rules' daily work.
-RECORDED_CODES: Final = frozenset({"not_allowed", "code_unknown", "permission_disabled", "too_many_unknown_codes"})
+# What is told of: a role or subject that does not reach this far, codes and creators that are not there, a creator's
+# permission that is switched off. The other refusals are the rules' daily work.
+RECORDED_CODES: Final = frozenset(
+    {"not_allowed", "code_unknown", "creator_unknown", "permission_disabled", "too_many_unknown_codes"}
+)
 # Where a code is named by its secret: what is unknown there may be a guess.
 BY_SECRET: Final = frozenset({"/v1/redemptions", "/v1/codes/lookup"})
 

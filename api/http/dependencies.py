@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from api.http.limits import UNKNOWN_CODES_AT_ONCE, UNKNOWN_CODES_PER_SECOND, Limit
+from api.http.limits import GuessLimit, Limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ class Limits:
     """The buckets of every key, by key id."""
 
     requests: Limit[UUID]
-    unknown_codes: Limit[UUID] = field(default_factory=lambda: Limit(UNKNOWN_CODES_AT_ONCE, UNKNOWN_CODES_PER_SECOND))
+    guesses: GuessLimit[UUID] = field(default_factory=GuessLimit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,9 @@ VIDEO_ID_EXACT: Final = (
     "Whether the zeros at the end of the video id are real, and not the result of rounding by a spreadsheet."
 )
 BrandId = Annotated[Id, Field(description="Your id for the brand.", examples=["acme"])]
+CodeIdText = Annotated[
+    str, StringConstraints(pattern=UUID_PATTERN), Field(examples=["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"])
+]
 AdvertiserId = Annotated[Id, Field(description="The advertiser account in TikTok Ads Manager.", examples=["adv-7001"])]
 CampaignId = Annotated[Id, Field(description="Your id for the campaign.", examples=["spring-sale"])]
 MOMENT_SCHEMA: Final[dict[str, Any]] = {

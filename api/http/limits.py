@@ -5,6 +5,8 @@ The counts are those of one process: with several API processes each grants its 
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -17,8 +19,12 @@ K = TypeVar("K")
 # Keys remembered; one that is forgotten begins with a full bucket.
 MAX_KEYS: Final = 10_000
 
-UNKNOWN_CODES_AT_ONCE: Final = 20
+# Distinct codes that nobody recorded. A spreadsheet of old codes is within it.
+UNKNOWN_CODES_AT_ONCE: Final = 500
 UNKNOWN_CODES_PER_SECOND: Final = 1 / 3
+# Those of all keys that are remembered, about 200 bytes each; one that is forgotten costs again.
+MAX_REMEMBERED_CODES: Final = 100_000
+_REMEMBERED_BYTES: Final = 12
 
 
 class Limit(Generic[K]):
@@ -47,12 +53,38 @@ class Limit(Generic[K]):
         if len(self._buckets) > MAX_KEYS:
             self._buckets.popitem(last=False)
 
+    def give_back(self, key: K) -> None:
+        """Give a token back; the bucket is never fuller than full."""
+        self._buckets[key] = (min(self._at_once, self._tokens(key) + 1), self._clock())
+
     def _tokens(self, key: K) -> float:
         known = self._buckets.get(key)
         if known is None:
             return self._at_once
         tokens, since = known
         return min(self._at_once, tokens + (self._clock() - since) * self._per_second)
+
+
+class GuessLimit(Limit[K]):
+    """A bucket for each key from which every distinct miss takes a token; a miss that is repeated is remembered."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, remembered: int = MAX_REMEMBERED_CODES) -> None:
+        """Begin with full buckets, and nothing remembered."""
+        super().__init__(UNKNOWN_CODES_AT_ONCE, UNKNOWN_CODES_PER_SECOND, clock)
+        self._limit = remembered
+        # Codes are remembered by a hash that nobody else can compute.
+        self._hash_key = secrets.token_bytes(16)
+        self._missed: OrderedDict[tuple[K, bytes], None] = OrderedDict()
+
+    def is_new(self, key: K, code: str) -> bool:
+        """Remember a code that a key has missed; false where it is remembered already."""
+        hashed = hashlib.blake2b(code.encode(), digest_size=_REMEMBERED_BYTES, key=self._hash_key).digest()
+        known = (key, hashed) in self._missed
+        self._missed[key, hashed] = None
+        self._missed.move_to_end((key, hashed))
+        if len(self._missed) > self._limit:
+            self._missed.popitem(last=False)
+        return not known
 
 
 class Slots(Generic[K]):

@@ -140,7 +140,7 @@ def statuses(route: Route) -> set[int]:
     if not route.roles:
         return {500, *route.operation.refusals}
     found = {400, 401, 403, 429, 500, 503, *route.operation.refusals}
-    if route.param_convertors.keys() - {"creator_id"}:
+    if route.param_convertors.keys() - {"creator_id", "advertiser_id"}:
         found.add(404)
     if route.takes_body:
         found |= {408, 413, 415, 422}
@@ -213,6 +213,7 @@ def _describe_in_path(parameter: dict[str, Any]) -> None:
         return
     schemas = {
         "creator_id": ("The creator's TikTok account.", {"pattern": "^[A-Za-z0-9._:@-]{1,128}$"}, "ana.creates"),
+        "advertiser_id": ("The advertiser account.", {"pattern": "^[A-Za-z0-9._:@-]{1,128}$"}, "adv-7001"),
         "campaign_id": ("The campaign.", {}, "spring-sale"),
         "code_id": ("The code.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"),
         "key_id": ("The key's id.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b21"),

@@ -45,6 +45,7 @@ STATUSES: Final[dict[str, int]] = {
     "unauthenticated": 401,
     "not_allowed": 403,
     "campaign_unknown": 404,
+    "code_not_begun": 404,
     "code_unknown": 404,
     "erasure_unknown": 404,
     "event_unknown": 404,
@@ -100,6 +101,7 @@ DETAILS: Final[dict[str, str]] = {
         "Only a key that is neither revoked nor expired can be rotated. A token identity has no key to rotate."
     ),
     "route_unknown": "There is no such route.",
+    "code_not_begun": "The code had not begun at that time: it was neither generated nor valid yet.",
     "version_unknown": "The code does not have this version yet.",
     "webhook_unknown": "This key has no such webhook.",
     "too_many_webhooks": (

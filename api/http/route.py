@@ -226,8 +226,12 @@ async def read_json(request: Request) -> Any:
     return sent
 
 
+# The fields that name a video.
+_VIDEO_IDS: Final = ("video_id", "expected_video_id")
+
+
 async def _validated(validate: Callable[..., M], sent: Any, request: Request, caller: Caller | None) -> M:
-    """Validate what was sent; a video id that the ledger has is accepted, whatever it looks like.
+    """Validate what was sent; video ids that the ledger has are accepted, whatever they look like.
 
     Raises:
         ValidationError: it is malformed.
@@ -237,16 +241,18 @@ async def _validated(validate: Callable[..., M], sent: Any, request: Request, ca
     try:
         return validate(sent, context=policy)
     except ValidationError as error:
-        video_id = sent.get("video_id") if isinstance(sent, dict) else None
-        if caller is None or not isinstance(video_id, str) or not re.fullmatch(ID_PATTERN, video_id):
+        given = [sent.get(name) for name in _VIDEO_IDS] if isinstance(sent, dict) else []
+        video_ids = {one for one in given if isinstance(one, str) and re.fullmatch(ID_PATTERN, one)}
+        if caller is None or not video_ids:
             raise
         found = error.errors(include_url=False, include_input=False)
         if not any(one.get("ctx", {}).get("code") == "video_id_unusable" for one in found):
             raise
-        evidence = await caller.services.views.evidence.of_video(caller.ledger_id, video_id)
-        if not evidence.codes:
+        evidence = caller.services.views.evidence
+        recorded = {one for one in video_ids if (await evidence.of_video(caller.ledger_id, one)).codes}
+        if not recorded:
             raise
-        return validate(sent, context=replace(policy, recorded=frozenset({video_id})))
+        return validate(sent, context=replace(policy, recorded=frozenset(recorded)))
 
 
 # Made once, not for every request.

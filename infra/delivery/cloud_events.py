@@ -11,7 +11,7 @@ the specification requires.
     id              the event's id; together with `source` it is unique for ever, so deduplicate by both
     source          the ledger, `/ledgers/main`
     type            the type of the event and the version of its format, `sparkledger.Shared.v1`
-    subject         what it happened to, `codes/{code_id}` or `creators/{creator_id}`
+    subject         what it happened to, `codes/{code_id}`, `creators/{creator_id}` or `advertisers/{advertiser_id}`
     time            when it was true in the world (its effective time)
     recordedtime    when the ledger recorded it; never decreases with `sequence`
     sequence        the position in the ledger, padded with zeros so that strings sort like numbers
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from domain.advertiser import Advertiser
 from domain.creator import Creator
 from domain.values import CLOCK
 from infra.eventstore.serialization import clear_body, event_type
@@ -56,7 +57,7 @@ class CloudEvent:
     """One event for subscribers.
 
     Attributes:
-        key: the ordering key: the id of the code, or of the creator for a permission.
+        key: the ordering key: the id of the code, of the creator for a permission, or of the advertiser account.
         attributes: all context attributes by name, as strings, with `specversion` and `datacontenttype`.
         data: the body as JSON.
 
@@ -81,14 +82,18 @@ def cloud_event(
     """
     event = recorded.event
     name, version = event_type(event)
-    creator_id = event.creator_id if isinstance(event, _CREATOR_EVENTS) else None
-    key = creator_id or str(recorded.stream_id)
+    if isinstance(event, _CREATOR_EVENTS):
+        kind, key = "creators", event.creator_id
+    elif isinstance(event, Advertiser.Named):
+        kind, key = "advertisers", event.advertiser_id
+    else:
+        kind, key = "codes", str(recorded.stream_id)
     attributes = {
         "specversion": SPEC_VERSION,
         "id": str(recorded.event_id),
         "source": source_of(ledger_name),
         "type": type_of(name, version),
-        "subject": f"creators/{key}" if creator_id else f"codes/{key}",
+        "subject": f"{kind}/{key}",
         "time": rfc3339(recorded.effective_at),
         "datacontenttype": CONTENT_TYPE,
         "sequence": sequence_of(recorded.position),

@@ -23,7 +23,7 @@ CODES_AT_ONCE: Final = 200
 
 
 class AggregateReader:
-    """Reads codes and creators from the log; what it returns is never older than the last commit."""
+    """Reads aggregates from the log; what it returns is never older than the last commit."""
 
     def __init__(self, events: EventReader, keyring: Keyring, cache: AggregateCache) -> None:
         """Take the log, the keys, and the cache that repositories share."""
@@ -45,6 +45,11 @@ class AggregateReader:
         """Read a creator's events; none if the permission was never switched."""
         keys = await self.keyring.ledger(ledger_id)
         return await self.events.claimed(ledger_id, keys.claim("creator", creator_id)) or []
+
+    async def advertiser_stream(self, ledger_id: int, advertiser_id: str) -> list[RecordedEvent]:
+        """Read an advertiser account's events; none if nobody said whose it is."""
+        keys = await self.keyring.ledger(ledger_id)
+        return await self.events.claimed(ledger_id, keys.claim("advertiser", advertiser_id)) or []
 
     async def live_codes(self, ledger_id: int, creator_stream: UUID, *, upto: int, at: datetime) -> int:
         """Count a creator's codes that were live at a moment, as far as was recorded at a position."""

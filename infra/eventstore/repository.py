@@ -11,6 +11,7 @@ import asyncio
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
+from domain.advertiser import Advertiser, replay_advertiser
 from domain.code import Code, replay_code
 from domain.commands import video_claim
 from domain.creator import replay_creator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from infra.crypto.keyring import Keyring
     from infra.eventstore.reader import EventReader
 
-T = TypeVar("T", "Code", "Creator", "Code | Creator")
+T = TypeVar("T", "Code", "Creator", "Code | Creator | Advertiser")
 
 # About 3 KB each.
 MAX_CACHED_AGGREGATES: Final = 20_000
@@ -41,7 +42,7 @@ CODES_AT_ONCE: Final = 4
 class Loaded(NamedTuple):
     """An aggregate as the log has it. It is never changed: commands get a copy."""
 
-    aggregate: Code | Creator
+    aggregate: Code | Creator | Advertiser
     position: int
     creator_stream: UUID
 
@@ -127,6 +128,10 @@ class Repository:
         """Load a creator by claim."""
         return cast("Creator | None", await self._claimed("creator", creator_id, else_read=True))
 
+    async def advertiser(self, advertiser_id: str) -> Advertiser | None:
+        """Load an advertiser account by claim."""
+        return cast("Advertiser | None", await self._claimed("advertiser", advertiser_id, else_read=True))
+
     async def prefetch(self, stream_ids: Sequence[UUID]) -> None:
         """Load aggregates together, with one query; `code` then finds them without one.
 
@@ -197,7 +202,7 @@ class Repository:
             claim = self._claims[kind, name] = self._keys.claim(kind, name)
         return claim
 
-    async def _claimed(self, kind: str, name: str, *, else_read: bool) -> Code | Creator | None:
+    async def _claimed(self, kind: str, name: str, *, else_read: bool) -> Code | Creator | Advertiser | None:
         claim = self.claim(kind, name)
         if self._allow_stale:
             holder = self._cache.holder(self._ledger_id, claim)
@@ -212,7 +217,7 @@ class Repository:
         self._cache.keep_claim(self._ledger_id, claim, stream[0].stream_id)
         return self._keep(stream)
 
-    def _cached(self, stream_id: UUID) -> Code | Creator | None:
+    def _cached(self, stream_id: UUID) -> Code | Creator | Advertiser | None:
         if not self._allow_stale:
             return None
         known = self._cache.aggregate(self._ledger_id, stream_id)
@@ -222,7 +227,7 @@ class Repository:
         self.loaded[stream_id] = known
         return copied(known.aggregate)
 
-    def _keep(self, stream: Sequence[RecordedEvent]) -> Code | Creator:
+    def _keep(self, stream: Sequence[RecordedEvent]) -> Code | Creator | Advertiser:
         known = loaded(stream)
         self.loaded[known.aggregate.id] = known
         self._cache.keep(self._ledger_id, known)
@@ -234,9 +239,15 @@ def loaded(stream: Sequence[RecordedEvent]) -> Loaded:
     return Loaded(replayed(stream), stream[-1].position, stream[-1].creator_stream)
 
 
-def replayed(stream: Sequence[RecordedEvent]) -> Code | Creator:
+def replayed(stream: Sequence[RecordedEvent]) -> Code | Creator | Advertiser:
     """Build the aggregate of a stream."""
-    return replay_code(stream) if isinstance(stream[0].event, Code.Generated) else replay_creator(stream)
+    match stream[0].event:
+        case Code.Generated():
+            return replay_code(stream)
+        case Advertiser.Named():
+            return replay_advertiser(stream)
+        case _:
+            return replay_creator(stream)
 
 
 def copied(aggregate: T) -> T:

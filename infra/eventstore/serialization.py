@@ -14,6 +14,7 @@ import orjson
 from eventsourcing.persistence import Mapper, StoredEvent, Transcoder
 from eventsourcing.utils import get_topic, resolve_topic
 
+from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.values import Sealed
@@ -30,6 +31,7 @@ _AGGREGATES: Final[dict[type[Any], str]] = {
     Code.Generated: Code.TOPIC,
     Creator.Enabled: Creator.TOPIC,
     Creator.Disabled: Creator.TOPIC,
+    Advertiser.Named: Advertiser.TOPIC,
 }
 
 

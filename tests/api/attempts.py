@@ -61,6 +61,7 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/webhooks/{webhook_id}/deliveries": WEBHOOKS,
     "GET /v1/webhooks/{webhook_id}/dead-letters": WEBHOOKS,
     "POST /v1/webhooks/{webhook_id}/replays": WEBHOOKS,
+    "PUT /v1/advertisers/{advertiser_id}": {"operator", "admin"},
     "POST /v1/creators/{creator_id}/erasure": {"admin"},
     "GET /v1/creators/{creator_id}/erasure": {"operator", "auditor", "admin"},
     "POST /v1/keys": {"admin"},
@@ -254,6 +255,10 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     "GET /v1/webhooks/{webhook_id}/deliveries": (on_webhook("GET", "/deliveries"), 200),
     "GET /v1/webhooks/{webhook_id}/dead-letters": (on_webhook("GET", "/dead-letters"), 200),
     "POST /v1/webhooks/{webhook_id}/replays": (on_webhook("POST", "/replays"), 202),
+    "PUT /v1/advertisers/{advertiser_id}": (
+        lambda _w, client, _c, brand, account: client.put(f"/v1/advertisers/{account}", json={"brand_id": brand}),
+        200,
+    ),
     "POST /v1/creators/{creator_id}/erasure": (
         lambda world, client, *_: client.post(f"/v1/creators/{known(world)}/erasure", json={"reason": "why"}),
         200,

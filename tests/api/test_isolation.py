@@ -220,6 +220,9 @@ ASKED: dict[str, list[Ask]] = {
             },
         )
     ],
+    "PUT /v1/advertisers/{advertiser_id}": [
+        lambda client, of: client.put(f"/v1/advertisers/{of.advertiser_id}", json={"brand_id": of.brand_id})
+    ],
     "POST /v1/creators/{creator_id}/erasure": [
         lambda client, of: client.post(f"/v1/creators/{of.creator_id}/erasure", json={"reason": "why"})
     ],
@@ -284,7 +287,7 @@ def test_what_takes_an_id_of_another_ledger_is_unknown_there(world: World, their
     by_path = {
         route: {ask(stranger, theirs).status_code for ask in requests}
         for route, requests in ASKED.items()
-        if "{" in route and "{creator_id}" not in route
+        if "{" in route and not re.search(r"{(creator|advertiser)_id}", route)
     }
     assert by_path == {route: {404} for route in by_path}
     assert len(by_path) > 15

@@ -52,6 +52,7 @@ COMMANDS = {
     "note": given.note(),
     "clock": given.record_due(),
     "erase": given.erase(),
+    "name account": given.advertiser(),
 }
 TABLE = """
 state          | command      | answer
@@ -72,6 +73,7 @@ unknown        | reveal       | code_unknown
 unknown        | note         | code_unknown
 unknown        | clock        | code_unknown
 unknown        | erase        | creator_unknown
+unknown        | name account | AdvertiserNamed
 
 permitted      | permit       | nothing
 permitted      | forbid       | PermissionDisabled
@@ -89,6 +91,7 @@ permitted      | reveal       | code_unknown
 permitted      | note         | code_unknown
 permitted      | clock        | code_unknown
 permitted      | erase        | CreatorErased
+permitted      | name account | AdvertiserNamed
 
 generated      | permit       | nothing
 generated      | forbid       | PermissionDisabled
@@ -106,6 +109,7 @@ generated      | reveal       | CodeRevealed
 generated      | note         | NoteAdded
 generated      | clock        | nothing
 generated      | erase        | CreatorErased
+generated      | name account | AdvertiserNamed
 
 not started    | permit       | nothing
 not started    | forbid       | PermissionDisabled
@@ -123,6 +127,7 @@ not started    | reveal       | CodeRevealed
 not started    | note         | NoteAdded
 not started    | clock        | nothing
 not started    | erase        | CreatorErased
+not started    | name account | AdvertiserNamed
 
 shared         | permit       | nothing
 shared         | forbid       | PermissionDisabled
@@ -140,6 +145,7 @@ shared         | reveal       | CodeRevealed
 shared         | note         | NoteAdded
 shared         | clock        | nothing
 shared         | erase        | CreatorErased
+shared         | name account | AdvertiserNamed
 
 redeemed       | permit       | nothing
 redeemed       | forbid       | PermissionDisabled
@@ -157,6 +163,7 @@ redeemed       | reveal       | CodeRevealed
 redeemed       | note         | NoteAdded
 redeemed       | clock        | nothing
 redeemed       | erase        | CreatorErased
+redeemed       | name account | AdvertiserNamed
 
 running        | permit       | nothing
 running        | forbid       | PermissionDisabled
@@ -174,6 +181,7 @@ running        | reveal       | CodeRevealed
 running        | note         | NoteAdded
 running        | clock        | nothing
 running        | erase        | CreatorErased
+running        | name account | AdvertiserNamed
 
 campaign ended | permit       | nothing
 campaign ended | forbid       | PermissionDisabled
@@ -191,6 +199,7 @@ campaign ended | reveal       | CodeRevealed
 campaign ended | note         | NoteAdded
 campaign ended | clock        | nothing
 campaign ended | erase        | CreatorErased
+campaign ended | name account | AdvertiserNamed
 
 approaching    | permit       | nothing
 approaching    | forbid       | PermissionDisabled
@@ -208,6 +217,7 @@ approaching    | reveal       | CodeRevealed
 approaching    | note         | NoteAdded
 approaching    | clock        | ExpiryApproaching
 approaching    | erase        | CreatorErased
+approaching    | name account | AdvertiserNamed
 
 window over    | permit       | nothing
 window over    | forbid       | PermissionDisabled
@@ -225,6 +235,7 @@ window over    | reveal       | CodeRevealed
 window over    | note         | NoteAdded
 window over    | clock        | Expired
 window over    | erase        | CreatorErased
+window over    | name account | AdvertiserNamed
 
 cut off        | permit       | nothing
 cut off        | forbid       | PermissionDisabled
@@ -242,6 +253,7 @@ cut off        | reveal       | CodeRevealed
 cut off        | note         | NoteAdded
 cut off        | clock        | CampaignEnded Expired
 cut off        | erase        | CreatorErased
+cut off        | name account | AdvertiserNamed
 
 expired        | permit       | nothing
 expired        | forbid       | PermissionDisabled
@@ -259,6 +271,7 @@ expired        | reveal       | CodeRevealed
 expired        | note         | NoteAdded
 expired        | clock        | nothing
 expired        | erase        | CreatorErased
+expired        | name account | AdvertiserNamed
 
 revived        | permit       | nothing
 revived        | forbid       | PermissionDisabled
@@ -276,6 +289,7 @@ revived        | reveal       | CodeRevealed
 revived        | note         | NoteAdded
 revived        | clock        | nothing
 revived        | erase        | CreatorErased
+revived        | name account | AdvertiserNamed
 
 superseded     | permit       | nothing
 superseded     | forbid       | PermissionDisabled
@@ -293,6 +307,7 @@ superseded     | reveal       | CodeRevealed
 superseded     | note         | NoteAdded
 superseded     | clock        | nothing
 superseded     | erase        | CreatorErased
+superseded     | name account | AdvertiserNamed
 
 revoked        | permit       | nothing
 revoked        | forbid       | PermissionDisabled
@@ -310,6 +325,7 @@ revoked        | reveal       | CodeRevealed
 revoked        | note         | NoteAdded
 revoked        | clock        | nothing
 revoked        | erase        | CreatorErased
+revoked        | name account | AdvertiserNamed
 
 permission off | permit       | PermissionEnabled
 permission off | forbid       | nothing
@@ -327,6 +343,7 @@ permission off | reveal       | CodeRevealed
 permission off | note         | NoteAdded
 permission off | clock        | nothing
 permission off | erase        | CreatorErased
+permission off | name account | AdvertiserNamed
 
 erased         | permit       | creator_erased
 erased         | forbid       | nothing
@@ -344,6 +361,7 @@ erased         | reveal       | creator_erased
 erased         | note         | creator_erased
 erased         | clock        | nothing
 erased         | erase        | nothing
+erased         | name account | AdvertiserNamed
 """
 ROWS = [tuple(cell.strip() for cell in line.split("|")) for line in TABLE.splitlines() if line][1:]
 

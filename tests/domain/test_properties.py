@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from domain.authorization import verdict
 from domain.campaign import Campaign
 from domain.code import Code, fold_code, replay_code
-from domain.commands import Decision
 from domain.creator import Creator, replay_creator
 from domain.errors import Refused
 from domain.periods import overlap
@@ -55,7 +54,7 @@ class Step:
     def outcome(self, story: Story) -> str:
         return story.outcome(self.command, effective_at=self.effective_at(story))
 
-    def decide(self, story: Story) -> Decision[Code] | Decision[Creator] | None:
+    def decide(self, story: Story) -> given.Decided:
         """Decide; nothing where a rule refuses."""
         try:
             return story.decide(self.command, effective_at=self.effective_at(story))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from collections import Counter
 from typing import Any, cast
 
+import httpx
 import psycopg
 import pytest
 import uvicorn
 
-from api.http.limits import UNKNOWN_CODES_AT_ONCE
 from api.http.server import believing
 from infra.auth.denied_attempts import RECORDED_PER_HOUR
 from tests.api.http.test_hostile_input import post, speak
@@ -121,29 +123,119 @@ async def test_a_proxy_is_believed_only_where_it_was_named(proxies: tuple[str, .
 # -- Guessing
 
 
-def test_guessing_is_stopped_with_standard_headers_and_seen(world: World) -> None:
+@pytest.fixture
+def budget(monkeypatch: pytest.MonkeyPatch, world: World) -> int:
+    """Give every key a budget of a few misses, which does not fill again while a test lasts."""
+    limits = world.server.serving.limits
+    monkeypatch.setattr(limits.guesses, "_at_once", FEW)
+    monkeypatch.setattr(limits.guesses, "_per_second", FEW / 1_500)
+    return FEW
+
+
+FEW = 20
+
+
+def guess(client: httpx.Client, secret: str) -> httpx.Response:
+    return client.post("/v1/codes/lookup", json={"secret": secret})
+
+
+def test_guessing_is_stopped_with_standard_headers_and_seen(world: World, budget: int) -> None:
     brand = world.brand()
-    guesses = [
-        brand.post("/v1/codes/lookup", json={"secret": f"#guess-no-{n:04}"}) for n in range(UNKNOWN_CODES_AT_ONCE + 1)
-    ]
+    guesses = [guess(brand, f"#guess-no-{n:04}") for n in range(budget + 1)]
     last = guesses[-1]
     assert refused(last) == (429, "too_many_unknown_codes")
     wait = last.headers["retry-after"]
     assert last.headers["ratelimit"] == f'"too_many_unknown_codes";r=0;t={wait}'
-    assert last.headers["ratelimit-policy"] == f'"too_many_unknown_codes";q={UNKNOWN_CODES_AT_ONCE};w=60'
-    assert counted(world) == {"code_unknown": UNKNOWN_CODES_AT_ONCE, "too_many_unknown_codes": 1}
+    assert last.headers["ratelimit-policy"] == f'"too_many_unknown_codes";q={budget};w=1500'
+    assert counted(world) == {"code_unknown": budget, "too_many_unknown_codes": 1}
     # One who guesses does not take the right from another.
     assert world.client.post("/v1/codes/lookup", json={"secret": "#guess-at-it"}).status_code == 404
 
 
-def test_bringing_codes_of_ones_own_is_no_way_to_guess_faster(world: World) -> None:
+def test_a_budget_is_of_five_hundred_distinct_codes(world: World) -> None:
+    limits = world.server.serving.limits
+    assert limits.guesses.policy == (500, 1_500)
+
+
+def test_the_same_miss_again_costs_nothing_however_it_is_pasted(world: World, budget: int) -> None:
+    brand, code = world.brand(), world.generate()
+    for _ in range(budget):
+        for paste in ("#guess-no-0001", "guess-no-0001", " '##guess-no-0001"):
+            assert refused(guess(brand, paste)) == (404, "code_unknown")
+    for n in range(2, budget + 1):
+        assert refused(guess(brand, f"#guess-no-{n:04}")) == (404, "code_unknown")
+    assert refused(guess(brand, code["secret"])) == (429, "too_many_unknown_codes")
+
+
+def test_what_is_found_costs_nothing(world: World, budget: int) -> None:
+    brand, code = world.brand(), world.generate(video_id="7312345678901234567")
+    other = {"secret": code["secret"], "expected_video_id": "7312345678901234568"}
+    for _ in range(budget + 1):
+        assert guess(brand, code["secret"]).status_code == 200
+        assert refused(brand.post("/v1/codes/lookup", json=other)) == (409, "other_video")
+    assert refused(guess(brand, "#guess-no-0001")) == (404, "code_unknown")
+
+
+def test_over_the_budget_hits_and_misses_are_refused_alike(world: World, budget: int) -> None:
+    brand, code = world.brand(), world.generate()
+    for n in range(budget):
+        guess(brand, f"#guess-no-{n:04}")
+    secrets = (code["secret"], "#guess-no-0001", "#never-guessed-before")
+    answers = [guess(brand, secret) for secret in secrets]
+    answers += [
+        brand.post("/v1/redemptions", json={"secret": secret, "advertiser_id": OWN_ACCOUNT}) for secret in secrets
+    ]
+    told_apart = {
+        (answer.status_code, answer.text.replace(answer.headers["request-id"], ""), answer.headers["ratelimit"][:30])
+        for answer in answers
+    }
+    assert len(told_apart) == 1
+    assert refused(answers[0]) == (429, "too_many_unknown_codes")
+
+
+def test_operators_and_admins_have_nothing_to_guess(world: World, budget: int) -> None:
+    operator = world.as_role("operator")
+    for client in (world.client, operator):
+        for n in range(budget + 2):
+            assert refused(guess(client, f"#guess-no-{n:04}")) == (404, "code_unknown")
+
+
+def test_requests_that_are_held_and_released_together_cannot_pass_the_budget(world: World, budget: int) -> None:
+    """Four hundred bodies are sent but for their last byte, and then all of those bytes."""
+    key = world.brand().headers["authorization"]
+    host, port = world.server.url.removeprefix("http://").split(":")
+    sockets = []
+    for n in range(HELD):
+        body = json.dumps({"secret": f"#guess-no-{n:04}"}).encode()
+        head = (
+            f"POST /v1/codes/lookup HTTP/1.1\r\nHost: {host}\r\nAuthorization: {key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        connection = socket.create_connection((host, int(port)), timeout=60)
+        connection.sendall(head.encode() + body[:-1])
+        sockets.append((connection, body[-1:]))
+    for connection, last in sockets:
+        connection.sendall(last)
+    statuses: Counter[int] = Counter()
+    for connection, _ in sockets:
+        with connection, connection.makefile("rb") as answered:
+            statuses[int(answered.readline().split()[1])] += 1
+    assert statuses == {404: budget, 429: HELD - budget}
+
+
+HELD = 400
+
+
+def test_bringing_codes_of_ones_own_is_no_way_to_guess_faster(world: World, budget: int) -> None:
     world.generate(OTHER_CREATOR, secret="#their-code")
     creator, occupied = world.creator(), world.generate(OWN_CREATOR)["video_id"]
     asked = {"creator_id": OWN_CREATOR, "video_id": occupied, "terms_version": "1"}
     # What tells a guess that is right from one that is not, and neither leaves an event.
     assert refused(creator.post("/v1/codes", json=asked | {"secret": "#their-code"})) == (409, "secret_exists")
-    for n in range(1, UNKNOWN_CODES_AT_ONCE):
-        assert refused(creator.post("/v1/codes", json=asked | {"secret": f"#guess-no-{n:04}"})) == (
+    # One that leaves an event tells it, too.
+    told(creator.post("/v1/codes", json=asked | {"secret": "#guess-no-0001", "video_id": "free"}), 201)
+    for n in range(1, budget - 1):
+        assert refused(creator.post("/v1/codes", json=asked | {"secret": f"#guess-no-1{n:03}"})) == (
             409,
             "live_code_exists",
         )

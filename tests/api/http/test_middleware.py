@@ -19,7 +19,7 @@ import pytest
 import api.http.single_flight
 from api.http import metrics
 from api.http.app import create_app
-from api.http.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, Limit, Slots
+from api.http.limits import MAX_KEYS, UNKNOWN_CODES_AT_ONCE, GuessLimit, Limit, Slots
 from api.http.middleware import RequestMiddleware, Waiting
 from domain.errors import Unknown
 from infra.auth.api_keys import ApiKey, Subjects
@@ -33,13 +33,14 @@ KEY = ApiKey(UUID(int=1), 1, "main", None, "admin", Subjects(), datetime.now(UTC
 class Fake:
     """Stands for everything outside: a key that is always right, and a ledger that does what it is told."""
 
-    def __init__(self, act: Callable[[], Any]) -> None:
+    def __init__(self, act: Callable[[], Any], key: ApiKey = KEY) -> None:
         self.act = act
+        self.key = key
         self.counted = 0
         self.obstacle: str | None = None
 
     async def authenticate(self, _presented: str, _now: datetime) -> ApiKey:
-        return KEY
+        return self.key
 
     async def handle(self, _request: object, _decide: object) -> Any:
         return await self.act()
@@ -52,8 +53,10 @@ class Fake:
 
 
 @asynccontextmanager
-async def client(act: Callable[[], Any], per_second: int = 1000, **limits: Any) -> AsyncIterator[httpx.AsyncClient]:
-    fake = cast("Any", Fake(act))
+async def client(
+    act: Callable[[], Any], per_second: int = 1000, key: ApiKey = KEY, **limits: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    fake = cast("Any", Fake(act, key))
     settings = load_settings({"SPARKLEDGER_REQUESTS_PER_SECOND": str(per_second)})
     transport = httpx.ASGITransport(create_app(services(fake, settings=settings), **limits), raise_app_exceptions=True)
     headers = {"Authorization": "Bearer key"}
@@ -78,8 +81,8 @@ async def unknown() -> None:
     raise Unknown("code")
 
 
-async def redeem(opened: httpx.AsyncClient) -> httpx.Response:
-    return await opened.post("/v1/redemptions", json={"secret": "#abc-of-nobody", "advertiser_id": "a"})
+async def redeem(opened: httpx.AsyncClient, secret: str = "#abc-of-nobody") -> httpx.Response:
+    return await opened.post("/v1/redemptions", json={"secret": secret, "advertiser_id": "a"})
 
 
 async def test_a_fault_of_ours_is_answered_as_a_problem_and_logged_by_its_id(caplog: pytest.LogCaptureFixture) -> None:
@@ -285,8 +288,9 @@ async def test_a_key_that_asks_too_much_is_told_when_to_come_back() -> None:
 
 
 async def test_guessing_codes_is_stopped_for_redeeming_and_looking_up_alike() -> None:
-    async with client(unknown) as opened:
-        guesses = [await redeem(opened) for _ in range(UNKNOWN_CODES_AT_ONCE + 1)]
+    brand = replace(KEY, role="brand", subjects=Subjects(advertiser_ids=frozenset({"a"})))
+    async with client(unknown, per_second=10_000, key=brand) as opened:
+        guesses = [await redeem(opened, f"#abc-of-nobody-{n}") for n in range(UNKNOWN_CODES_AT_ONCE + 1)]
         lookup = await opened.post("/v1/codes/lookup", json={"secret": "#abc-of-nobody"})
         elsewhere = await opened.get("/v1/codes/x")
     assert [answer.status_code for answer in guesses] == [404] * UNKNOWN_CODES_AT_ONCE + [429]
@@ -314,6 +318,26 @@ def test_a_bucket_fills_again_and_is_never_fuller_than_full() -> None:
     assert limit.wait_s("a") == 2.0
 
 
+def test_a_token_that_is_given_back_is_one_that_was_never_taken() -> None:
+    limit: Limit[str] = Limit(2, 0.5, lambda: 0.0)
+    limit.give_back("a")
+    limit.take("a")
+    limit.take("a")
+    limit.give_back("a")
+    assert (limit.wait_s("a"), limit.wait_s("b")) == (0.0, 0.0)
+    limit.take("a")
+    assert limit.wait_s("a") == 2.0
+
+
+def test_so_many_missed_codes_are_remembered_and_no_more() -> None:
+    limit: GuessLimit[str] = GuessLimit(lambda: 0.0, remembered=2)
+    assert [limit.is_new("a", code) for code in ("one", "two", "one", "three")] == [True, True, False, True]
+    # The one that was repeated last of all is the one that was forgotten.
+    assert [limit.is_new("a", "one"), limit.is_new("a", "two")] == [False, True]
+    assert limit.is_new("b", "one")
+    assert len(limit._missed) == 2
+
+
 def test_buckets_are_kept_for_so_many_keys_and_no_more() -> None:
     limit: Limit[int] = Limit(1, 1, lambda: 0.0)
     for key in range(MAX_KEYS + 10):
@@ -322,13 +346,6 @@ def test_buckets_are_kept_for_so_many_keys_and_no_more() -> None:
 
 
 async def test_a_key_of_another_role_is_turned_away_before_its_body_is_read() -> None:
-    auditor = replace(KEY, role="auditor")
-
-    async def authenticate(*_: object) -> ApiKey:
-        return auditor
-
-    async with client(broken) as opened:
-        application = cast("Any", opened._transport).app
-        application.state.services.authenticator.authenticate = authenticate
+    async with client(broken, key=replace(KEY, role="auditor")) as opened:
         answer = await opened.post("/v1/redemptions", content=b"{")
     assert answer.status_code == 403
