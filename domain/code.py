@@ -97,9 +97,10 @@ class Code(Aggregate):
             aggregate.refusals = {}
             aggregate.notes = frozenset()
             aggregate.revoked_at = None
+            aggregate.revoked_in = None
             aggregate.superseded_at = None
             aggregate.superseded_by = None
-            aggregate.expiries = frozenset()
+            aggregate.expiries = {}
             aggregate.reminded = None
             aggregate.command_version = self.originator_version
 
@@ -267,6 +268,7 @@ class Code(Aggregate):
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
             aggregate.revoked_at = self.timestamp
+            aggregate.revoked_in = self.originator_version
 
     class Expired(Changed):
         """The window ended; recorded by the clock, effective at the window's end. An extended code expires again."""
@@ -278,7 +280,7 @@ class Code(Aggregate):
 
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
-            aggregate.expiries = aggregate.expiries | {self.expires_at}
+            aggregate.expiries = {**aggregate.expiries, self.expires_at: self.originator_version}
 
     class ExpiryApproaching(Event):
         """The end came within 30, 14, 7 or 1 days, after it was set; if several were crossed unseen, the last alone."""
@@ -313,9 +315,10 @@ class Code(Aggregate):
         refusals: dict[tuple[str, str], datetime]
         notes: frozenset[tuple[str, int | None]]
         revoked_at: datetime | None
+        revoked_in: int | None  # the version
         superseded_at: datetime | None
         superseded_by: str | None
-        expiries: frozenset[datetime]
+        expiries: dict[datetime, int]  # the version by the end
         reminded: tuple[datetime, int] | None
         command_version: int
 
@@ -648,6 +651,22 @@ class Code(Aggregate):
     def expiry_due(self, now: datetime) -> bool:
         """Tell whether the window is over and that is not recorded yet."""
         return self.revoked_at is None and bool(self.expiries_due(now))
+
+    def cause_of(self, event: Aggregate.Event) -> int | None:
+        """Return the version of the event of this code that an event of it follows from; None where none does.
+
+        What the clock makes true follows from what set the window's end.
+        """
+        match event:
+            case Code.CampaignEnded(cause="code_revoked"):
+                return self.revoked_in
+            case Code.CampaignEnded(cause="code_expired"):
+                return self.expiries.get(event.timestamp)
+            case Code.Expired() | Code.ExpiryApproaching():
+                ends = (version for version, set_by in self.extensions.items() if set_by.expires_at == event.expires_at)
+                return max(ends, default=1)
+            case _:
+                return None
 
     def reminder_due(self, now: datetime) -> Reminder | None:
         """Return the most urgent threshold before the end that was crossed and is not recorded, if there is one."""

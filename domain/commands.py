@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
+from uuid import UUID
 
 from domain.advertiser import Advertiser
 from domain.campaign import Campaign, Share
@@ -23,7 +24,8 @@ from domain.values import Policy, Sealed, When, Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from uuid import UUID
+
+    from domain.recorded import Event
 
 A = TypeVar("A", Code, Creator, Advertiser)
 # Raises `NotAllowed` where whoever asks may not change a code; called before any rule speaks of it.
@@ -105,6 +107,16 @@ class Decision(Generic[A]):
     refusal: Refused | None = None
     valid_until: datetime | None = None
     also_changed: list[Code] = field(default_factory=list)
+
+    def cause_of(self, event: Event) -> tuple[UUID, int] | None:
+        """Return the stream and the version of the event that one of these events follows from, if there is one.
+
+        It may stand before or behind that event, or have been recorded long ago.
+        """
+        if isinstance(event, Code.Superseded):
+            return UUID(event.superseded_by), 1
+        cause = self.aggregate.cause_of(event) if isinstance(self.aggregate, Code) else None
+        return None if cause is None else (event.originator_id, cause)
 
 
 async def set_permission(

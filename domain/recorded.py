@@ -30,6 +30,8 @@ class RecordedEvent(NamedTuple):
         recorded_at: when the ledger recorded it; never decreases with the position.
         effective_at: when it happened in the world.
         command_id, correlation_id, causation_id: the command that recorded it, the business process, the cause.
+        creator_id: the creator whom the event concerns; None where it concerns none.
+        video_id: the video of the code that it is an event of; None where it is of no code.
 
     """
 
@@ -47,4 +49,6 @@ class RecordedEvent(NamedTuple):
     command_id: UUID
     correlation_id: str | None
     causation_id: UUID | None
+    creator_id: str | None
+    video_id: str | None
     event: Event

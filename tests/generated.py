@@ -83,16 +83,26 @@ Every event also has these fields, the same for all types:
 | `position` | whole number | the position in the ledger: 1, 2, 3 … without gaps, in commit order |
 | `event_id` | UUID | the event's own id |
 | `type`, `type_version` | string, whole number | the name and version below |
-| `code_id`, `creator_id` or `advertiser_id` | UUID, string, string | the code, creator or account that it belongs to |
+| `code_id`, `creator_id`, `video_id` | UUID, strings | the code, its creator, its video; for permissions: the creator |
+| `advertiser_id` | string | the account, of events of advertiser accounts |
 | `stream_version` | whole number | the event's number in the stream of what it belongs to: 1, 2, 3 … |
 | `recorded_at` | time | when the ledger recorded it; never decreases with the position |
 | `effective_at` | time | when it happened in the world |
 | `actor` | object | `key_id`, `key_name`, `role`, and the `subject` that the key acted for |
 | `source` | string | who reported it: `creator`, `brand`, `operator`, `platform` or `clock` |
 | `correlation_id` | string, may be null | the business process that it belongs to, as named by the caller |
-| `causation_id` | UUID, may be null | the event that caused it |
+| `causation_id` | UUID, may be null | the event that it follows from |
 | `summary` | string | a sentence that says what happened, without sealed fields |
 | `body` | object | the fields below |
+
+The trail, its exports, the [stream, webhooks](subscribing.md) and [Kafka](kafka.md) all show an event with these names.
+Messages to Kafka and webhooks leave out `actor.key_name`, because a name can be erased and a message cannot, and
+`summary`.
+
+`causation_id` names the event that another one follows from: `CampaignEnded` follows from the `Revoked` or `Expired`
+that ended the campaign, `Expired` and `ExpiryApproaching` from the `CodeGenerated` or `Extended` that set the window's
+end, `Superseded` from the `CodeGenerated` of the other code. Such an event may have a lower position than its cause, if
+one command recorded both. For all other events it is the `Causation-Id` of the command, if it had one.
 
 *Clear* fields are stored as JSON and stay readable. *Sealed* fields are stored encrypted, under a key of their creator.
 No event shows a secret. Notes are shown in the history of their code, to those who are allowed to read it. Fields

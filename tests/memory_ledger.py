@@ -20,7 +20,7 @@ from domain.recorded import Event, RecordedEvent
 from domain.values import Sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from domain.commands import Claim, Decision
@@ -93,19 +93,25 @@ class MemoryLedger:
             raise Conflict
         for claim in decision.claims:
             self._set(claim)
-        return self._record(decision.aggregate, pending, now, actor)
+        return self._record(decision, pending, now, actor)
 
     def _record(
-        self, aggregate: Code | Creator | Advertiser, pending: Sequence[Event], now: datetime, actor: Actor
+        self,
+        decision: Decision[Code] | Decision[Creator] | Decision[Advertiser],
+        pending: Sequence[Event],
+        now: datetime,
+        actor: Actor,
     ) -> list[RecordedEvent]:
+        aggregate: Code | Creator | Advertiser = decision.aggregate
         recorded_at = max([now, *(r.recorded_at for r in self.events[-1:])])
         command_id = UUID(int=next(self._ids))
         before = len(self.events)
+        ids = {(event.originator_id, event.originator_version): UUID(int=next(self._ids)) for event in pending}
         for event in pending:
             bare, sealed = _unsealed(event)
             recorded = RecordedEvent(
                 position=len(self.events) + 1,
-                event_id=UUID(int=next(self._ids)),
+                event_id=ids[event.originator_id, event.originator_version],
                 type=get_topic(type(event)),
                 type_version=1,
                 stream_id=event.originator_id,
@@ -117,7 +123,9 @@ class MemoryLedger:
                 source=actor.source,
                 command_id=command_id,
                 correlation_id=None,
-                causation_id=None,
+                causation_id=self._caused_by(decision.cause_of(event), ids),
+                creator_id=None if isinstance(aggregate, Advertiser) else aggregate.creator_id,
+                video_id=aggregate.video_id if isinstance(aggregate, Code) else None,
                 event=bare,
             )
             self.events.append(recorded)
@@ -125,6 +133,12 @@ class MemoryLedger:
             if sealed:
                 self.sealed[recorded.position] = sealed
         return self.events[before:]
+
+    def _caused_by(self, cause: tuple[UUID, int] | None, ids: Mapping[tuple[UUID, int], UUID]) -> UUID | None:
+        if cause is None:
+            return None
+        stream_id, version = cause
+        return ids[cause] if cause in ids else self.streams[stream_id][version - 1].event_id
 
     def _creator_stream(self, aggregate: Code | Creator | Advertiser) -> UUID:
         if isinstance(aggregate, Advertiser):

@@ -55,6 +55,7 @@ async def handle_command(
         ledger_id=caller.ledger_id,
         actor=caller.actor(subject),
         correlation_id=headers.correlation_id(caller.request),
+        causation_id=headers.causation_id(caller.request),
         traceparent=headers.traceparent(caller.request),
         idempotency_key=key if once else None,
         request_hash=caller.request_hash if key is not None and once else b"",

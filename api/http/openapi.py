@@ -117,6 +117,11 @@ _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:@-]{1,128}$"},
         "example": "spring-launch-7",
     },
+    "Causation-Id": {
+        "description": "The id of the event that the command follows from. It is recorded with the events.",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+        "example": "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b22",
+    },
 }
 
 
@@ -192,7 +197,7 @@ def _complete(document: dict[str, Any], route: Route, method: str) -> None:
 def _sent_headers(route: Route, method: str) -> list[str]:
     """Return the headers that a request to a route may bear, in the order of the table."""
     found = {"Idempotency-Key"} if method in {"POST", "PUT"} else set()
-    found |= {"Correlation-Id"} if route.is_command else set()
+    found |= {"Correlation-Id", "Causation-Id"} if route.is_command else set()
     return [header for header in _REQUEST_HEADERS if header in found.union(route.operation.request_headers)]
 
 

@@ -60,7 +60,7 @@ class Operation:
     """What the API reference says of a route beyond what follows from its address and its signature.
 
     Attributes:
-        request_headers: those that it reads, besides Idempotency-Key and Correlation-Id.
+        request_headers: those that it reads, besides Idempotency-Key, Correlation-Id and Causation-Id.
         answer_headers: those of its answer, besides what every answer and every command's answer has, and Link.
         refusals: HTTP statuses that it may refuse with, and that do not follow from what it takes.
         replays: whether a repeat with the same Idempotency-Key gets the first answer; None: if it is a command.

@@ -3,7 +3,7 @@
 Copy this file. It needs psycopg 3 and kafka-python 3.
 
     def handle(cursor, event):
-        cursor.execute("INSERT INTO …", (event.subject, event.data["expires_at"]))
+        cursor.execute("INSERT INTO …", (event.subject, event.body["expires_at"]))
 
     Consumer("postgresql://…", "broker:9092", "sparkledger.code-events.v1", name="billing", handle=handle).run()
 
@@ -75,7 +75,7 @@ NAME_BYTES_MAX = 1000
 
 @dataclass(frozen=True)
 class Event:
-    """One event. `attributes` are all its CloudEvents attributes as strings; `data` is its body."""
+    """One event. `attributes` are its CloudEvents attributes as strings; `data` is the event as the trail has it."""
 
     id: str
     source: str
@@ -86,6 +86,12 @@ class Event:
     time: datetime
     attributes: Mapping[str, str]
     data: Mapping[str, Any]
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """What the type of the event has for fields."""
+        body: Mapping[str, Any] = self.data["body"]
+        return body
 
 
 Handle = Callable[[psycopg.Cursor[Any], Event], None]

@@ -4,14 +4,16 @@
 as JSON bytes, and its ordering key. `binary_headers` is the binary mode of the Kafka binding; `structured` is the JSON
 format (`application/cloudevents+json`), which is one document.
 
-The data is the clear body of the event as it is stored (`infra.eventstore.serialization`). What is sealed is not in it
-by construction, and a code's secret is in it only masked. Attribute names consist of lowercase letters and digits, as
-the specification requires.
+The data is the event as `GET /v1/events` shows it, with the same names: its metadata, and as `body` its clear body as
+it is stored. What is sealed is not in it by construction, and a code's secret is in it only masked. Two things are left
+out: the name of the actor's key, which can be erased while messages cannot, and the summary. Attribute names consist of
+lowercase letters and digits, as the specification requires.
 
     id              the event's id; together with `source` it is unique for ever, so deduplicate by both
     source          the ledger, `/ledgers/main`
     type            the type of the event and the version of its format, `sparkledger.Shared.v1`
-    subject         what it happened to, `codes/{code_id}`, `creators/{creator_id}` or `advertisers/{advertiser_id}`
+    subject         what it happened to: `codes/{code_id}`, `creators/{creator_id}`, `advertisers/{advertiser_id}`, or
+                    `ledger` for the ledger itself
     time            when it was true in the world (its effective time)
     recordedtime    when the ledger recorded it; never decreases with `sequence`
     sequence        the position in the ledger, padded with zeros so that strings sort like numbers
@@ -32,9 +34,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from domain.advertiser import Advertiser
-from domain.creator import Creator
 from domain.values import CLOCK
+from infra.eventstore.event_metadata import event_metadata, row_of, subject_of
 from infra.eventstore.serialization import clear_body, event_type
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ STRUCTURED_CONTENT_TYPE: Final = "application/cloudevents+json"
 TYPE_PREFIX: Final = "sparkledger."
 SEQUENCE_DIGITS: Final = 19  # the digits of the largest position
 
-_CREATOR_EVENTS: Final = (Creator.Enabled, Creator.Disabled, Creator.Erased)
-
 
 @dataclass(frozen=True, slots=True)
 class CloudEvent:
@@ -59,7 +58,7 @@ class CloudEvent:
     Attributes:
         key: the ordering key: the id of the code, of the creator for a permission, or of the advertiser account.
         attributes: all context attributes by name, as strings, with `specversion` and `datacontenttype`.
-        data: the body as JSON.
+        data: the event as JSON.
 
     """
 
@@ -82,18 +81,13 @@ def cloud_event(
     """
     event = recorded.event
     name, version = event_type(event)
-    if isinstance(event, _CREATOR_EVENTS):
-        kind, key = "creators", event.creator_id
-    elif isinstance(event, Advertiser.Named):
-        kind, key = "advertisers", event.advertiser_id
-    else:
-        kind, key = "codes", str(recorded.stream_id)
+    subject = subject_of(event, recorded.stream_id, recorded.creator_id, recorded.video_id)
     attributes = {
         "specversion": SPEC_VERSION,
         "id": str(recorded.event_id),
         "source": source_of(ledger_name),
         "type": type_of(name, version),
-        "subject": f"{kind}/{key}",
+        "subject": subject.path,
         "time": rfc3339(recorded.effective_at),
         "datacontenttype": CONTENT_TYPE,
         "sequence": sequence_of(recorded.position),
@@ -108,8 +102,10 @@ def cloud_event(
         attributes["causationid"] = str(recorded.causation_id)
     if traceparent is not None:
         attributes["traceparent"] = traceparent
-    data = stored if stored is not None and recorded.type_version == version else clear_body(event)
-    return CloudEvent(key, attributes, data)
+    body = stored if stored is not None and recorded.type_version == version else clear_body(event)
+    content = event_metadata(row_of(recorded), event, subject, recorded.actor.key_id)
+    content["body"] = orjson.Fragment(body)
+    return CloudEvent(subject.key, attributes, orjson.dumps(content, option=orjson.OPT_UTC_Z))
 
 
 def source_of(ledger_name: str) -> str:

@@ -1,4 +1,4 @@
-"""JSON Schemas for subscribers: one for the body of each event in each version, and one for a code's state.
+"""JSON Schemas for subscribers: one for each event in each version, as it is sent, and one for a code's state.
 
 They are generated from the event classes. A published schema is never changed in a way that breaks its readers:
 `incompatibilities` finds such changes, and they need a new version of the event.
@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_orig
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import get_topic
 
+from domain.advertiser import Advertiser
+from domain.code import Code
+from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
-from domain.values import Channel, Sealed, State
+from domain.values import Channel, Role, Sealed, Source, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,6 +30,7 @@ _TEXT: Final = {"type": "string"}
 _TIME: Final = {"type": "string", "format": "date-time"}
 _UUID: Final = {"type": "string", "format": "uuid"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
+_NUMBER: Final = {"type": "integer", "minimum": 1}
 _TYPES: Final[dict[Any, dict[str, Any]]] = {
     str: _TEXT,
     int: {"type": "integer"},
@@ -59,13 +63,17 @@ def incompatibilities(published: Mapping[str, Any], changed: Mapping[str, Any]) 
     Only optional fields may be added, and only descriptions may change.
     """
     before, after = published["properties"], changed["properties"]
+    nested = {name for name in before if "properties" in before[name] and "properties" in after.get(name, {})}
     return [
         *(f"{name} was removed" for name in before if name not in after),
         *(
             f"{name} is another type now"
             for name in before
-            if name in after and _without_descriptions(before[name]) != _without_descriptions(after[name])
+            if name in after
+            and name not in nested
+            and _without_descriptions(before[name]) != _without_descriptions(after[name])
         ),
+        *(f"{name}.{why}" for name in before if name in nested for why in incompatibilities(before[name], after[name])),
         *(f"{name} may be absent now" for name in published["required"] if name not in changed["required"]),
         *(
             f"{name} is required now, and older events do not have it"
@@ -76,14 +84,41 @@ def incompatibilities(published: Mapping[str, Any], changed: Mapping[str, Any]) 
 
 
 def _event_schema(kind: type[Any]) -> dict[str, Any]:
-    version = getattr(kind, "class_version", 1)
-    clear = [(name, type_, optional) for name, type_, sealed, optional in own_fields(kind) if not sealed]
-    return _schema(
-        f"{get_topic(kind)}.v{version}",
-        " ".join((kind.__doc__ or "").split()),
-        {name: _type_schema(type_) for name, type_, _ in clear},
-        [name for name, _, optional in clear if not optional],
+    """Return the schema of an event as subscribers get it: its metadata, and its clear body."""
+    name, version = get_topic(kind), getattr(kind, "class_version", 1)
+    clear = [(field, type_, optional) for field, type_, sealed, optional in own_fields(kind) if not sealed]
+    body = _open_object(
+        {field: _type_schema(type_) for field, type_, _ in clear},
+        [field for field, _, optional in clear if not optional],
     )
+    properties = {
+        "position": _NUMBER,
+        "event_id": _UUID,
+        "type": {"const": name},
+        "type_version": {"const": version},
+        **_subject_schema(kind),
+        "stream_version": _NUMBER,
+        "recorded_at": _TIME,
+        "effective_at": _TIME,
+        "actor": _open_object(
+            {"key_id": _TEXT, "role": {"enum": [*get_args(Role), "clock"]}, "subject": _or_null(_TEXT)},
+            ["key_id", "role", "subject"],
+        ),
+        "source": {"enum": list(get_args(Source))},
+        "correlation_id": _or_null(_TEXT),
+        "causation_id": _or_null(_UUID),
+        "body": body,
+    }
+    return _schema(f"{name}.v{version}", " ".join((kind.__doc__ or "").split()), properties, list(properties))
+
+
+def _subject_schema(kind: type[Any]) -> dict[str, Any]:
+    """Return the ids that every event of a kind of subject names."""
+    if issubclass(kind, Code.Event):
+        return {"code_id": _UUID, "creator_id": _TEXT, "video_id": _TEXT}
+    if issubclass(kind, Creator.Event):
+        return {"creator_id": _TEXT}
+    return {"advertiser_id": _TEXT} if issubclass(kind, Advertiser.Event) else {}
 
 
 def code_state_schema() -> dict[str, Any]:
@@ -142,12 +177,13 @@ def _schema(title: str, description: str, properties: dict[str, Any], required: 
         "$id": f"urn:sparkledger:schema:{title}",
         "title": title,
         "description": description,
-        "type": "object",
-        "properties": properties,
-        "required": required,
-        # Later versions may add fields, and readers ignore fields that they do not know.
-        "additionalProperties": True,
+        **_open_object(properties, required),
     }
+
+
+def _open_object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    # Later versions may add fields, and readers ignore fields that they do not know.
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": True}
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ class Append:
     Attributes:
         expected_versions: streams with the version that each must have; 0 for a stream that must not exist yet.
         claims: keyed hashes of names, with the stream that must hold each and the stream that shall hold it.
+        creator_id, video_id: whom and what its events concern, where it is a creator or a code.
         idempotency: a hash of the idempotency key, if there is one; `request_hash` then tells requests apart.
         valid_until: the end of a window that the decision relied on; it is void if the ledger's time is later.
         cached_in: the number of the writer's session whose cache the decision relied on; None if it relied on none.
@@ -116,6 +117,8 @@ class Append:
     request_hash: bytes | None = None
     correlation_id: str | None = None
     traceparent: str | None = None
+    creator_id: str | None = None
+    video_id: str | None = None
     valid_until: datetime | None = None
     cached_in: int | None = None
     answer: asyncio.Future[Outcome] = field(init=False)
@@ -145,7 +148,7 @@ class Append:
 
 # The columns of `append`: appends, expected versions, events, claims.
 TYPES: Final[tuple[type[Array], ...]] = (
-    *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Byteas, Texts, Texts, Texts, Uuids, Texts, Texts, Times),
+    *(Ints, Byteas, Byteas, Uuids, Ints, Ints, Byteas, Texts, Texts, Texts, Uuids, Texts, Texts, Texts, Texts, Times),
     *(Ints, Uuids, Ints),
     *(Ints, Uuids, Ints, Uuids, Texts, Ints, Times, Uuids, Uuids, Uuids, Byteas, Byteas, Byteas),
     *(Ints, Byteas, Uuids, Uuids),
@@ -187,6 +190,8 @@ def _of_callers(batch: Sequence[Append], tokens: SessionTokens) -> list[list[Any
         [request.command_id for request in batch],
         [request.correlation_id for request in batch],
         [request.traceparent for request in batch],
+        [request.creator_id for request in batch],
+        [request.video_id for request in batch],
         [request.valid_until for request in batch],
     ]
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from weakref import WeakValueDictionary
 
 from domain.advertiser import Advertiser
+from domain.code import Code
 from domain.commands import A, Decision
 from domain.creator import Creator
 from domain.errors import NotAllowed, Refused
@@ -30,7 +31,6 @@ from infra.ids import uuid7
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from domain.code import Code
     from domain.commands import Ledger
     from domain.recorded import Event, RecordedEvent
     from domain.values import Actor
@@ -52,6 +52,7 @@ class CommandMetadata(NamedTuple):
         ledger_id: the ledger of the caller's key.
         actor: who is recorded; `actor.key_id` is the API key's UUID as text, or the clock's name.
         correlation_id: the caller's name for what the command belongs to.
+        causation_id: the event that it follows from, as named by the caller.
         traceparent: the caller's W3C trace context.
         idempotency_key: the caller's name for the request; repeats of it get the result of the first.
         request_hash: 16 bytes over method, path and body; tells a repeat from another request with the same key.
@@ -62,6 +63,7 @@ class CommandMetadata(NamedTuple):
     ledger_id: int
     actor: Actor
     correlation_id: str | None = None
+    causation_id: UUID | None = None
     traceparent: str | None = None
     idempotency_key: str | None = None
     request_hash: bytes = b""
@@ -197,7 +199,7 @@ class CommandHandler:
                 outcome = await self._writer.append(append)
                 if isinstance(outcome, Appended):
                     result = _appended(decision, events, append, outcome)
-                    self._keep(decision, events, append, outcome)
+                    self._keep(repository, decision, events, append, outcome)
                     if refusal is not None:
                         raise refusal
                     return result
@@ -300,10 +302,12 @@ class CommandHandler:
         aggregate, actor = decision.aggregate, metadata.actor
         creator_stream = _creator_stream(repository, decision)
         key: CreatorKey | None = None
+        event_ids = [uuid7() for _ in events]
+        causation_ids = _causation_ids(repository, decision, events, event_ids)
         rows = []
-        for event in events:
+        for event, event_id, causation_id in zip(events, event_ids, causation_ids, strict=True):
             body, secret = split_sealed(event)
-            stream_id, version, event_id = event.originator_id, event.originator_version, uuid7()
+            stream_id, version = event.originator_id, event.originator_version
             type_, type_version = event_type(event)
             key_id = commitment = sealed = None
             if secret:
@@ -321,7 +325,7 @@ class CommandHandler:
                     type_version,
                     effective_at=event.timestamp if _dated(metadata, when, event) else None,
                     creator_stream=creator_stream,
-                    causation_id=None,
+                    causation_id=causation_id or metadata.causation_id,
                     key_id=key_id,
                     commitment=commitment,
                     body=body,
@@ -345,17 +349,31 @@ class CommandHandler:
             request_hash=metadata.request_hash,
             correlation_id=metadata.correlation_id,
             traceparent=metadata.traceparent,
+            creator_id=None if isinstance(aggregate, Advertiser) else aggregate.creator_id,
+            video_id=aggregate.video_id if isinstance(aggregate, Code) else None,
             valid_until=None if metadata.effective_at is not None else decision.valid_until,
             cached_in=repository.cached_in if repository.used_stale else None,
         )
 
-    def _keep(self, decision: Decision[A], events: Sequence[Event], append: Append, outcome: Appended) -> None:
+    def _keep(
+        self,
+        repository: Repository,
+        decision: Decision[A],
+        events: Sequence[Event],
+        append: Append,
+        outcome: Appended,
+    ) -> None:
         """Cache the aggregates and the claims that an append changed."""
         position, creator_stream = outcome.last - len(events), append.events[0].creator_stream
         changed: Any
         for changed in _changed(decision):
             position += len(_own(decision, events, changed))
-            self._cache.keep(append.ledger_id, Loaded(changed, position, creator_stream))
+            before: Loaded | None = repository.loaded.get(changed.id)
+            event_ids = (
+                *(() if before is None else before.event_ids),
+                *(row.event_id for row in append.events if row.stream_id == changed.id),
+            )
+            self._cache.keep(append.ledger_id, Loaded(changed, position, creator_stream, event_ids))
         for claim, _, holder in append.claims:
             self._cache.keep_claim(append.ledger_id, claim, holder)
 
@@ -440,6 +458,31 @@ def _changed(decision: Decision[A]) -> tuple[Code | Creator | Advertiser, ...]:
 def _collected(decision: Decision[A]) -> list[Event]:
     """Return the events that a decision wants appended, in their order."""
     return [cast("Event", event) for changed in _changed(decision) for event in changed.collect_events()]
+
+
+def _causation_ids(
+    repository: Repository, decision: Decision[A], events: Sequence[Event], event_ids: Sequence[UUID]
+) -> list[UUID | None]:
+    """Return the ids of the events that these follow from, which may be among them."""
+    found: list[UUID | None] = []
+    for cause in map(decision.cause_of, events):
+        if cause is None:
+            found.append(None)
+            continue
+        stream_id, version = cause
+        known = repository.loaded.get(stream_id)
+        earlier = () if known is None else known.event_ids
+        if version <= len(earlier):
+            found.append(earlier[version - 1])
+        else:
+            found.append(
+                next(
+                    event_id
+                    for event, event_id in zip(events, event_ids, strict=True)
+                    if (event.originator_version, event.originator_id) == (version, stream_id)
+                )
+            )
+    return found
 
 
 def _expected_versions(decision: Decision[A], events: Sequence[Event]) -> list[tuple[UUID, int]]:

@@ -29,11 +29,14 @@ Row = tuple[
     str,  # source
     str | None,  # correlation_id
     UUID | None,  # causation_id
+    str | None,  # creator_id
+    str | None,  # video_id
     bytes,  # the clear body
 ]
 _COLUMNS: Final = """
     e.position, e.event_id, e.type, e.type_version, e.stream_id, e.version, e.recorded_at, e.effective_at,
-    e.actor_key, e.actor_role, e.actor_subject, e.source, e.correlation_id, e.causation_id, e.body
+    e.actor_key, e.actor_role, e.actor_subject, e.source, e.correlation_id, e.causation_id, e.creator_id, e.video_id,
+    e.body
 """
 POSITION: Final = 0
 ACTOR_KEY: Final = 8

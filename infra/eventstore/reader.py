@@ -30,7 +30,7 @@ CLOCKS_APART_S: Final = 1.0
 COLUMNS: Final = """
     e.position, e.event_id, e.type, e.type_version, e.stream_id, e.version, e.creator_stream, e.recorded_at,
     e.effective_at, e.actor_key, e.actor_role, e.actor_subject, e.source, e.command_id, e.correlation_id,
-    e.causation_id, e.body
+    e.causation_id, e.creator_id, e.video_id, e.body
 """
 
 # The lateral join makes the planner scan an index for each stream, whatever it believes about their lengths.
@@ -224,8 +224,8 @@ def to_recorded(row: Sequence[Any]) -> RecordedEvent:
     return RecordedEvent(  # type: ignore[call-arg] # the length of a slice is not part of its type
         *row[:9],
         CLOCK if row[9] is None else _actor(row[9].int, row[10], row[11]),
-        *row[12:16],
-        to_event(row[2], row[4], row[5], row[8], row[16]),
+        *row[12:18],
+        to_event(row[2], row[4], row[5], row[8], row[18]),
     )
 
 

@@ -45,6 +45,7 @@ class Loaded(NamedTuple):
     aggregate: Code | Creator | Advertiser
     position: int
     creator_stream: UUID
+    event_ids: Sequence[UUID]  # by version, from 1
 
 
 class AggregateCache:
@@ -236,7 +237,8 @@ class Repository:
 
 def loaded(stream: Sequence[RecordedEvent]) -> Loaded:
     """Build the aggregate of a stream, with its place in the log."""
-    return Loaded(replayed(stream), stream[-1].position, stream[-1].creator_stream)
+    last = stream[-1]
+    return Loaded(replayed(stream), last.position, last.creator_stream, tuple(r.event_id for r in stream))
 
 
 def replayed(stream: Sequence[RecordedEvent]) -> Code | Creator | Advertiser:

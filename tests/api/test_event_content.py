@@ -11,6 +11,8 @@ import pytest
 
 from api import event_content as module
 from api.event_content import KeyNames, event_content, row_content
+from domain.code import Code
+from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
 from domain.recorded import RecordedEvent
 from domain.values import CLOCK, Actor
@@ -42,6 +44,8 @@ def row_of(recorded: RecordedEvent) -> Row:
         recorded.source,
         recorded.correlation_id,
         recorded.causation_id,
+        recorded.creator_id,
+        recorded.video_id,
         clear_body(recorded.event),
     )
 
@@ -52,7 +56,10 @@ def recorded(type_: str, actor: Actor) -> RecordedEvent:
     name, version = event_type(event)
     built = to_event(name, event.originator_id, event.originator_version, event.timestamp, clear_body(event))
     told = given.permitted().ledger.events[0]
+    of_code = isinstance(event, Code.Event)
     return told._replace(
+        creator_id="ana.creates" if of_code or isinstance(event, Creator.Event) else None,
+        video_id="7312345678901234567" if of_code else None,
         type=name,
         type_version=version,
         stream_id=event.originator_id,
@@ -95,7 +102,7 @@ def test_a_row_in_an_older_format_is_read_as_the_event_is(
     request.addfinalizer(serialization._event_type.cache_clear)
     monkeypatch.setitem(module._PRESENT_VERSIONS, "Redeemed", 2)
     row = row_of(event)
-    row = (*row[:3], 1, *row[4:14], b'{"advertiser_id":"adv-7001","shared_with_advertiser":true}')
+    row = (*row[:3], 1, *row[4:16], b'{"advertiser_id":"adv-7001","shared_with_advertiser":true}')
 
     content = row_content(row, {})
 

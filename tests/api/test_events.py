@@ -38,6 +38,8 @@ def test_an_event_reads_whole(world: World) -> None:
         "type": "CodeGenerated",
         "type_version": 1,
         "code_id": code["code_id"],
+        "creator_id": OWN_CREATOR,
+        "video_id": code["video_id"],
         "stream_version": 1,
         "recorded_at": "",
         "effective_at": "",

@@ -25,10 +25,10 @@ CAMPAIGN_EVERY: Final = 10
 _EVENTS: Final = """
 INSERT INTO events (
     ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at, creator_stream,
-    actor_role, source, command_id, format, body)
+    actor_role, source, command_id, creator_id, video_id, format, body)
 SELECT %(ledger)s, %(head)s + row_number() OVER (ORDER BY n, l.version), x.stream_id, l.version, gen_random_uuid(),
        l.type, 1, %(now)s, %(now)s, md5('creator-' || n %% %(creators)s)::uuid, 'operator', 'operator',
-       gen_random_uuid(), 1,
+       gen_random_uuid(), 'creator-' || n %% %(creators)s, 'video-' || n, 1,
        convert_to(replace(replace(l.body, '"creator-1"', '"creator-' || n %% %(creators)s || '"'), '"video-1"',
                           '"video-' || n || '"'), 'UTF8')
 FROM generate_series(1, %(codes)s) AS n

@@ -46,11 +46,11 @@ COLD_LOADS: Final = 2_000
 _OLD_EVENTS: Final = """
 INSERT INTO events (
     ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at, creator_stream,
-    actor_role, source, command_id, format, body)
+    actor_role, source, command_id, creator_id, video_id, format, body)
 SELECT %(ledger)s, n,
        (lpad(to_hex((n - 1) / 4), 12, '0') || '7000' || '8000' || substr(md5(((n - 1) / 4)::text), 1, 12))::uuid,
        (n - 1) %% 4 + 1, gen_random_uuid(), 'Shared', 1, now() - interval '1 day', now() - interval '1 day',
-       gen_random_uuid(), 'operator', 'operator', gen_random_uuid(), 1,
+       gen_random_uuid(), 'operator', 'operator', gen_random_uuid(), 'creator-' || n %% 1000, 'video-' || n, 1,
        convert_to('{"advertiser_id":"' || repeat('7', 90) || '","brand_id":"' || repeat('b', 30)
                   || '","channel":"dm"}', 'UTF8')
 FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n

@@ -34,9 +34,9 @@ CREATE TEMP TABLE lives (
 _PERMISSIONS: Final = """
 INSERT INTO events (
     ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at, creator_stream,
-    actor_role, actor_subject, source, command_id, format, body)
+    actor_role, actor_subject, source, command_id, creator_id, format, body)
 SELECT %(ledger)s, n, md5('creator-' || n)::uuid, 1, gen_random_uuid(), 'PermissionEnabled', 1, x.at, x.at,
-       md5('creator-' || n)::uuid, 'creator', 'creator-' || n, 'creator', gen_random_uuid(), 1,
+       md5('creator-' || n)::uuid, 'creator', 'creator-' || n, 'creator', gen_random_uuid(), 'creator-' || n, 1,
        convert_to('{{"creator_id":"creator-' || n || '"}}', 'UTF8')
 FROM generate_series(1, %(creators)s) AS n
 CROSS JOIN (SELECT %(now)s - %(upto)s * %(apart)s AS at) x
@@ -45,11 +45,11 @@ CROSS JOIN (SELECT %(now)s - %(upto)s * %(apart)s AS at) x
 _EVENTS: Final = """
 INSERT INTO events (
     ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at, creator_stream,
-    actor_key, actor_role, source, command_id, key_id, format, commitment, body, sealed)
+    actor_key, actor_role, source, command_id, creator_id, video_id, key_id, format, commitment, body, sealed)
 SELECT %(ledger)s, n,
        (lpad(to_hex(x.code), 12, '0') || '70008000' || substr(md5(x.code::text), 1, 12))::uuid,
        l.version, gen_random_uuid(), l.type, 1, x.at, x.at, x.creator_stream, x.actor, 'operator', 'operator',
-       gen_random_uuid(),
+       gen_random_uuid(), 'creator-' || x.creator, 'video-' || x.code,
        CASE WHEN l.version = 1 THEN x.creator_stream END, 1,
        CASE WHEN l.version = 1 THEN decode(repeat('ab', 32), 'hex') END,
        convert_to({body}, 'UTF8'),

@@ -96,6 +96,9 @@ CREATE TABLE events (
     correlation_id  text,
     causation_id    uuid,
     traceparent     text,
+    -- Whom and what the event concerns: with these each event is understood without the others of its stream.
+    creator_id      text,
+    video_id        text,
     -- The sealed part's key; absent where nothing is sealed.
     key_id          uuid,
     format          smallint NOT NULL,
@@ -305,7 +308,7 @@ END $$;
 CREATE FUNCTION append(
     c_ledger int[], c_key bytea[], c_hash bytea[], c_api_key uuid[], c_first int[], c_n int[],
     c_token bytea[], c_role text[], c_subject text[], c_source text[], c_command uuid[],
-    c_correlation text[], c_traceparent text[], c_before timestamptz[],
+    c_correlation text[], c_traceparent text[], c_creator_id text[], c_video_id text[], c_before timestamptz[],
     p_caller int[], p_stream uuid[], p_version int[],
     e_caller int[], e_stream uuid[], e_version int[], e_id uuid[], e_type text[], e_type_version int[],
     e_effective timestamptz[], e_creator uuid[], e_causation uuid[], e_key_id uuid[], e_commitment bytea[],
@@ -460,11 +463,11 @@ BEGIN
         INSERT INTO events (
             ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at,
             creator_stream, actor_key, actor_role, actor_subject, source, command_id, correlation_id, causation_id,
-            traceparent, key_id, format, commitment, body, sealed)
+            traceparent, creator_id, video_id, key_id, format, commitment, body, sealed)
         SELECT ledger, base + coalesce(place[n], n), e_stream[n], e_version[n], e_id[n], e_type[n], e_type_version[n],
                moment, coalesce(e_effective[n], moment), e_creator[n], c_api_key[c], c_role[c],
                c_subject[c], c_source[c], c_command[c], c_correlation[c], e_causation[n], c_traceparent[c],
-               e_key_id[n], 1, e_commitment[n], e_body[n], e_sealed[n]
+               c_creator_id[c], c_video_id[c], e_key_id[n], 1, e_commitment[n], e_body[n], e_sealed[n]
         FROM (SELECT n, e_caller[n] AS c FROM generate_series(1, cardinality(e_caller)) n OFFSET 0) e
         WHERE place IS NULL OR (place[n] IS NOT NULL AND c_ledger[c] = ledger);
         INSERT INTO commands (ledger_id, key, request_hash, first_position, last_position, recorded_at)

@@ -171,7 +171,7 @@ def test_a_malformed_if_match_is_refused(world: World, tag: str) -> None:
 
 def test_a_header_sent_twice_is_refused(world: World) -> None:
     code = world.generate()
-    for name in ("If-Match", "Idempotency-Key", "Correlation-Id"):
+    for name in ("If-Match", "Idempotency-Key", "Correlation-Id", "Causation-Id"):
         answer = world.client.post(
             f"/v1/codes/{code['code_id']}/extensions", json={"days": 60}, headers=[(name, "*"), (name, "*")]
         )
@@ -198,4 +198,14 @@ def test_a_correlation_id_is_recorded_with_what_it_led_to(world: World) -> None:
     bad = world.client.put(
         f"/v1/creators/{OWN_CREATOR}/permission", json={"enabled": True}, headers={"Correlation-Id": "a b"}
     )
+    assert refused(bad) == (400, "malformed_header")
+
+
+def test_a_commands_cause_is_recorded_with_its_events(world: World) -> None:
+    path, cause = f"/v1/creators/{OWN_CREATOR}/permission", "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b22"
+    told(world.client.put(path, json={"enabled": True}, headers={"Causation-Id": cause}), 200)
+    (event,) = told(world.client.get("/v1/events"), 200)["events"]
+    assert event["causation_id"] == cause
+
+    bad = world.client.put(path, json={"enabled": True}, headers={"Causation-Id": cause.upper()})
     assert refused(bad) == (400, "malformed_header")

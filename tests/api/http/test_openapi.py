@@ -87,7 +87,8 @@ def test_what_the_reference_says_of_a_route_stands_at_the_route() -> None:
     paths = openapi.reference(app)["paths"]
 
     mood, moods = paths["/v1/codes/{code_id}/moods"]["post"], paths["/v1/moods"]["get"]
-    assert [one["name"] for one in mood["parameters"]] == ["code_id", "Idempotency-Key", "If-Match", "Correlation-Id"]
+    parameters = ["code_id", "Idempotency-Key", "If-Match", "Correlation-Id", "Causation-Id"]
+    assert [one["name"] for one in mood["parameters"]] == parameters
     assert mood["requestBody"]["content"]["application/json"]["example"] == {"mood": "good"}
     assert {int(status) for status in mood["responses"]} == (
         {201, 400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 500, 503}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from domain.code import Code
+from domain.creator import Creator
 from domain.recorded import Event, RecordedEvent
 from domain.values import Actor
 from infra.eventstore.serialization import event_type
@@ -13,6 +15,7 @@ from tests.given import NOW
 def as_recorded(event: Event, position: int = 42) -> RecordedEvent:
     """Return an event with a place, a moment and an actor."""
     name, version = event_type(event)
+    of_code = isinstance(event, Code.Event)
     return RecordedEvent(
         position=position,
         event_id=UUID(int=position),
@@ -20,7 +23,7 @@ def as_recorded(event: Event, position: int = 42) -> RecordedEvent:
         type_version=version,
         stream_id=event.originator_id,
         stream_version=event.originator_version,
-        creator_stream=UUID(int=7),
+        creator_stream=UUID(int=7) if of_code else event.originator_id,
         recorded_at=NOW,
         effective_at=NOW,
         actor=Actor(str(UUID(int=1)), "operator"),
@@ -28,5 +31,7 @@ def as_recorded(event: Event, position: int = 42) -> RecordedEvent:
         command_id=UUID(int=2),
         correlation_id="order-66",
         causation_id=UUID(int=3),
+        creator_id="ana.creates" if of_code or isinstance(event, Creator.Event) else None,
+        video_id="7312345678901234567" if of_code else None,
         event=event,
     )

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
+from typing import cast
+from uuid import UUID
 
+import orjson
 import pytest
 
+from api.event_content import event_content
+from domain.advertiser import Advertiser
+from domain.code import Code
+from domain.recorded import Event
 from domain.values import CLOCK
 from infra.delivery.cloud_events import cloud_event, rfc3339, sequence_of, structured
 from tests.generated import examples
+from tests.given import NOW
 from tests.infra.delivery.recorded import as_recorded
 
 
@@ -57,3 +65,41 @@ def test_one_document_holds_attributes_and_body() -> None:
     event = cloud_event(as_recorded(examples()["Shared"][0]), "main")
 
     assert json.loads(structured(event)) == {**event.attributes, "data": json.loads(event.data)}
+
+
+@pytest.mark.parametrize("name", examples())
+def test_a_message_says_what_the_trail_says_with_the_same_names(name: str) -> None:
+    recorded = as_recorded(examples()[name][0])
+    trail = json.loads(orjson.dumps(event_content(recorded, {}), option=orjson.OPT_UTC_Z))
+    del trail["summary"], trail["actor"]["key_name"]
+
+    assert json.loads(cloud_event(recorded, "main").data) == trail
+
+
+@pytest.mark.parametrize("name", examples())
+def test_a_message_stands_by_itself(name: str) -> None:
+    recorded = as_recorded(examples()[name][0])
+    event = cloud_event(recorded, "main")
+    data = json.loads(event.data)
+
+    assert data["actor"]["role"] == "operator"
+    assert data["source"] == "operator"
+    ids = {id_: data[id_] for id_ in ("code_id", "creator_id", "video_id") if id_ in data}
+    if isinstance(recorded.event, Code.Event):
+        assert event.attributes["subject"] == f"codes/{recorded.stream_id}"
+        assert ids == {
+            "code_id": str(recorded.stream_id),
+            "creator_id": "ana.creates",
+            "video_id": "7312345678901234567",
+        }
+    else:
+        assert event.attributes["subject"] == "creators/ana.creates"
+        assert ids == {"creator_id": "ana.creates"}
+
+
+def test_an_account_is_the_subject_of_what_is_said_of_it() -> None:
+    account = Advertiser.begin(UUID(int=9), "adv-7001", "acme", at=NOW)
+    event = cloud_event(as_recorded(cast("Event", account.collect_events()[0])), "main")
+
+    assert (event.key, event.attributes["subject"]) == ("adv-7001", "advertisers/adv-7001")
+    assert json.loads(event.data)["advertiser_id"] == "adv-7001"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -217,3 +218,49 @@ async def test_what_is_recorded_says_who_asked_and_by_what(opened: Opened) -> No
             done.aggregate.id,
         )
     ]
+
+
+async def test_an_event_of_a_code_names_its_creator_and_its_video(opened: Opened) -> None:
+    tenant = await permitted(opened)
+    await opened.when(tenant, fresh_code())
+    assert opened.sql("SELECT type, creator_id, video_id FROM events ORDER BY position") == [
+        ("PermissionEnabled", given.CREATOR, None),
+        ("CodeGenerated", given.CREATOR, given.VIDEO),
+    ]
+
+
+async def causes(opened: Opened) -> list[tuple[str, str]]:
+    """Return the types of events that follow from another one, each with the type of that one."""
+    return opened.sql(
+        "SELECT e.type, c.type FROM events e JOIN events c ON c.event_id = e.causation_id ORDER BY e.position"
+    )
+
+
+async def campaign(opened: Opened, *further: given.Command, days: int) -> tuple[Tenant, given.Clock]:
+    """Let a campaign run since some days ago, and return the clock, which stands at that time."""
+    tenant = await opened.begin()
+    opened.handler.now = clock = given.Clock(datetime.now(UTC) - timedelta(days=days))
+    long = replace(given.CAMPAIGN, starts_at=clock.now, ends_at=clock.now + timedelta(days=300))
+    for command in (given.permission(), given.generate(), given.redeem(), *further, given.launch(long)):
+        await opened.when(tenant, command, effective_at=clock.now)
+    return tenant, clock
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_a_cause_that_was_recorded_earlier_is_found(opened: Opened, *, cached: bool) -> None:
+    tenant, clock = await campaign(opened, given.extend(days=60), days=61)
+    clock.forward(days=61)
+    if not cached:
+        opened.aggregates.cache.reset(opened.aggregates.cache.writer_session)
+    await opened.when(tenant, given.record_due())
+
+    assert await causes(opened) == [("CampaignEnded", "Expired"), ("Expired", "Extended")]
+
+
+async def test_what_a_command_names_as_its_cause_is_recorded_where_nothing_closer_is_known(opened: Opened) -> None:
+    tenant, _ = await campaign(opened, days=2)
+    named = UUID(int=7)
+    await opened.when(tenant, given.revoke(force=True), causation_id=named)
+
+    assert await causes(opened) == [("CampaignEnded", "Revoked")]
+    assert opened.sql("SELECT type FROM events WHERE causation_id = %s", named) == [("Revoked",)]

@@ -72,4 +72,4 @@ async def test_confluents_client_and_the_sdk_of_cloudevents_read_our_events(
         for r in recorded
     ]
     assert read[1].get_subject() == f"codes/{given.CODE}"
-    assert read[1].get_data()["video_id"] == given.VIDEO
+    assert read[1].get_data()["body"]["video_id"] == given.VIDEO
