@@ -17,12 +17,11 @@ from api.http import answer_fields as answered
 from api.http.models import Answer, absent
 from domain.code import Code
 from domain.event_types import EVENT_TYPES
-from domain.summaries import summary
 from domain.values import CLOCK, Role, Sealed, Source
 from infra.errors import Unavailable
-from infra.eventstore.event_metadata import event_metadata, row_of, subject_of
+from infra.eventstore.event_metadata import event_metadata, row_of, subject_of, summary_of
 from infra.eventstore.event_rows import ACTOR_KEY
-from infra.eventstore.serialization import to_event
+from infra.eventstore.serialization import UnreadableEvent, to_event
 from infra.postgres.batch_loader import BatchLoader
 
 if TYPE_CHECKING:
@@ -79,7 +78,13 @@ class EventAnswer(BaseModel):
     ]
     causation_id: Annotated[UUID | None, Field(description="The event that caused it.")]
     summary: Annotated[str, Field(description="A sentence that says what happened.")]
-    body: Annotated[dict[str, Any], Field(description="The facts, with the names that they have in requests.")]
+    body: Annotated[dict[str, Any], Field(description="The facts, with the names that they have in requests.")] = Field(
+        default_factory=absent
+    )
+    unreadable: Annotated[
+        Literal[True],
+        Field(description="True if this version of the program cannot read the event. Then there is no `body`."),
+    ] = Field(default_factory=absent)
 
 
 # What every event of the library bears; all but the stream stands beside the body, under our own names.
@@ -218,7 +223,7 @@ def row_content(row: Row, names: Mapping[str, str | None]) -> dict[str, Any]:
 
 def row_event(row: Row) -> Event:
     """Return the event of a row."""
-    return to_event(row[_TYPE], row[4], row[5], row[7], row[_BODY])
+    return to_event(row[_TYPE], row[_VERSION], row[4], row[5], row[7], row[_BODY])
 
 
 def _as_stored(row: Row) -> bool:
@@ -229,8 +234,11 @@ def _content(row: Row, names: Mapping[str, str | None], event: Event, key_id: st
     subject = subject_of(event, row[4], row[14], row[15])
     content = event_metadata(row, event, subject, key_id)
     content["actor"]["key_name"] = names.get(key_id)
-    content["summary"] = summary(event)
-    content["body"] = body
+    content["summary"] = summary_of(event)
+    if isinstance(event, UnreadableEvent):
+        content["unreadable"] = True
+    else:
+        content["body"] = body
     return content
 
 
@@ -269,7 +277,8 @@ def csv_text(contents: Iterable[dict[str, Any]]) -> bytes:
         [
             *(content.get(column) for column in CSV_COLUMNS[:11]),
             *(content["actor"][column] for column in ("key_id", "key_name", "role", "subject")),
-            *(content[column] for column in CSV_COLUMNS[15:]),
+            *(content[column] for column in CSV_COLUMNS[15:19]),
+            content.get("body"),
         ]
         for content in contents
     )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from api.event_content import row_event
 from api.http.dependencies import DatabaseCursor
-from domain.summaries import summary
 from infra.errors import Unavailable
+from infra.eventstore.event_metadata import summary_of
 from infra.eventstore.event_rows import POSITION
 from infra.views.reader import LATER_S
 from projections import event_index, index_scan
@@ -164,7 +164,7 @@ async def _by_words(
         first = first or found
         for row in found.rows:
             rows_scanned += 1
-            said = summary(row_event(row)).casefold()
+            said = summary_of(row_event(row)).casefold()
             if all((pattern.search(said) is None) is negated for pattern, negated in patterns):
                 kept.append(row)
                 if len(kept) == limit:

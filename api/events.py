@@ -25,8 +25,6 @@ from api.http.problems import Problem
 from api.http.query_params import LIMIT, AtLeast, EitherCursor, Limit
 from api.http.responses import answer
 from api.http.route import Operation, Route
-from domain.code import Code
-from domain.creator import Creator
 from infra.eventstore.event_rows import POSITION
 from projections import event_index, index_scan
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
     from api.event_search import SearchResult
     from api.query_language import ParsedQuery
-    from domain.recorded import RecordedEvent
     from infra.eventstore.event_rows import Row
 
 
@@ -138,8 +135,7 @@ async def read_event(
     if not found:
         raise Problem("event_unknown")
     if caller.role == "creator":
-        stream = (await store.streams(caller.ledger_id, [found[0].stream_id]))[found[0].stream_id]
-        caller.act_for_creator(_creator_of(stream[0]))
+        caller.act_for_creator(found[0].creator_id or "")
     names = await names_of(caller, found)
     await record_access(caller, {"position": found[0].position}, rows=1, format=JSON)
     return answer(event_content(found[0], names), 200, {"Ledger-Position": str(found[0].position)})
@@ -201,9 +197,3 @@ async def _total(caller: Caller, query: EventsQuery, parsed: ParsedQuery, page: 
     if parsed.words:
         total = total * len(page.found.rows) // max(page.found.rows_scanned, 1)
     return max(total, len(page.shown))
-
-
-def _creator_of(first: RecordedEvent) -> str:
-    """Return the creator whom a stream concerns, from its first event."""
-    event = first.event
-    return event.creator_id if isinstance(event, Code.Generated | Creator.Enabled | Creator.Disabled) else ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import orjson
@@ -40,6 +41,7 @@ from infra.auth.access_log import GROUPED_ROLE
 from infra.errors import Unavailable
 from infra.eventstore.event_filter import EventFilter
 from infra.eventstore.live_subscription import FellBehind, LiveSubscriptions
+from infra.eventstore.serialization import UnreadableEvent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
@@ -174,8 +176,11 @@ class Stream(EventSourceResponse):
         yield f"retry: {RECONNECT_MS}\n: after position {self._catch_up.position}\n\n".encode()
         try:
             async for found in self._catch_up.until(self._subscription):
-                async for chunk in self._handed(await self._streams.encode(self.ledger_id, found.events)):
+                readable = list(takewhile(_is_readable, found.events))
+                async for chunk in self._handed(await self._streams.encode(self.ledger_id, readable)):
                     yield chunk
+                if len(readable) < len(found.events):
+                    self.ending = self.ending or "unavailable"
                 if self.ending is not None:
                     break
             async for chunk in self._live():
@@ -194,8 +199,11 @@ class Stream(EventSourceResponse):
             if entries:
                 self._catch_up.position = entries[-1].recorded.position
                 wanted = [entry for entry in entries if self._selection.wants(entry.recorded)]
-                async for chunk in self._handed(await self._subscription.encoded(wanted)):
+                readable = list(takewhile(lambda entry: _is_readable(entry.recorded), wanted))
+                async for chunk in self._handed(await self._subscription.encoded(readable)):
                     yield chunk
+                if len(readable) < len(wanted):
+                    self.ending = self.ending or "unavailable"
             elif self._subscription.failure is not None:
                 self.ending = "unavailable"
             else:
@@ -210,6 +218,11 @@ class Stream(EventSourceResponse):
             self._sent += len(chunk)
             _SENT.inc(len(chunk))
             yield b"".join(chunk)
+
+
+def _is_readable(recorded: RecordedEvent) -> bool:
+    """Tell whether an event can be sent: a stream ends before one that this version of the program cannot read."""
+    return not isinstance(recorded.event, UnreadableEvent)
 
 
 def _in_chunks(events: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -1,6 +1,7 @@
 """What can go wrong between a command and the log, other than a rule saying no.
 
 Unavailable            the database is away, a queue is full or a wait ran out; the request may be sent again
+Unreadable             an event cannot be read by this version of the program, and so neither can what rests on it
 IdempotencyMismatch    the Idempotency-Key belongs to another request
 IdempotencyRunning     the first request with the Idempotency-Key is still running
 KeyNoLongerValid       the API key was revoked or expired on the way from the door to the log
@@ -19,6 +20,15 @@ class Unavailable(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after = retry_after
+
+
+class Unreadable(Exception):
+    """An event cannot be read by this version of the program."""
+
+    def __init__(self, detail: str) -> None:
+        """Say which, and why."""
+        super().__init__(detail)
+        self.detail = detail
 
 
 class IdempotencyMismatch(Exception):

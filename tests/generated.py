@@ -104,6 +104,11 @@ that ended the campaign, `Expired` and `ExpiryApproaching` from the `CodeGenerat
 end, `Superseded` from the `CodeGenerated` of the other code. Such an event may have a lower position than its cause, if
 one command recorded both. For all other events it is the `Causation-Id` of the command, if it had one.
 
+An event that this version of the program cannot read (an unknown type, a newer version, a malformed body) is shown in
+the trail and its exports without its `body`, with `"unreadable": true`. Nothing is concluded without it: views and
+Kafka stop before it and name it, a stream ends with `unavailable`, a webhook waits with that code and sends the others,
+and what must be computed from it is answered with 503.
+
 *Clear* fields are stored as JSON and stay readable. *Sealed* fields are stored encrypted, under a key of their creator.
 No event shows a secret. Notes are shown in the history of their code, to those who are allowed to read it. Fields
 without a value are left out. Times are RFC 3339 in UTC. An event that *moves the version* makes an earlier `If-Match`

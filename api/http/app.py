@@ -55,6 +55,7 @@ from infra.errors import (
     KeyNotRotatable,
     TokenRefused,
     Unavailable,
+    Unreadable,
 )
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ _RAISED: Final = (
     KeyNotRotatable,
     TokenRefused,
     Unavailable,
+    Unreadable,
 )
 
 

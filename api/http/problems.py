@@ -24,6 +24,7 @@ from infra.errors import (
     KeyNotRotatable,
     TokenRefused,
     Unavailable,
+    Unreadable,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ STATUSES: Final[dict[str, int]] = {
     "unavailable": 503,
 }
 
+# Another version of the program must be started first.
+UNREADABLE_RETRY_S: Final = "60"
 # The same request may succeed later without anyone changing it.
 RETRYABLE: Final = Refused.RETRYABLE | {
     "idempotency_key_in_use",
@@ -249,6 +252,8 @@ def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911, PLR0912 - o
             return Problem("key_not_rotatable")
         case Unavailable():
             return Problem("unavailable", error.detail, headers={"Retry-After": str(error.retry_after)})
+        case Unreadable():
+            return Problem("unavailable", error.detail, headers={"Retry-After": UNREADABLE_RETRY_S})
         case HTTPException():
             return _of_status(error)
         case _:

@@ -36,7 +36,7 @@ import orjson
 
 from domain.values import CLOCK
 from infra.eventstore.event_metadata import event_metadata, row_of, subject_of
-from infra.eventstore.serialization import clear_body, event_type
+from infra.eventstore.serialization import UnreadableEvent, clear_body, event_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,8 +78,13 @@ def cloud_event(
         traceparent: the `traceparent` of its command, if known. `RecordedEvent` does not contain it.
         stored: its clear body as it is stored, if available. It need not be serialized again then.
 
+    Raises:
+        Unreadable: this version of the program cannot read it.
+
     """
     event = recorded.event
+    if isinstance(event, UnreadableEvent):
+        raise event.error
     name, version = event_type(event)
     subject = subject_of(event, recorded.stream_id, recorded.creator_id, recorded.video_id)
     attributes = {

@@ -9,6 +9,7 @@ from domain.errors import Refused, Unknown
 from domain.recorded import RecordedEvent
 from infra.crypto.envelope import associated_data
 from infra.eventstore.repository import AggregateCache, Repository
+from infra.eventstore.serialization import UnreadableEvent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +38,19 @@ class AggregateReader:
         return Repository(ledger_id, self.events, keys, self.keyring, self.cache, allow_stale=allow_stale)
 
     async def code_stream(self, ledger_id: int, code_id: UUID) -> list[RecordedEvent]:
-        """Read a code's events; none if there is no such code."""
+        """Read a code's events; none if there is no such code.
+
+        Raises:
+            Unreadable: its first event cannot be read.
+
+        """
         stream = await self.events.stream(ledger_id, code_id)
-        return stream if stream and isinstance(stream[0].event, Code.Generated) else []
+        if not stream:
+            return []
+        first = stream[0].event
+        if isinstance(first, UnreadableEvent):
+            raise first.error
+        return stream if isinstance(first, Code.Generated) else []
 
     async def creator_stream(self, ledger_id: int, creator_id: str) -> list[RecordedEvent]:
         """Read a creator's events; none if the permission was never switched."""

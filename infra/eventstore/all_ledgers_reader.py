@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from infra.eventstore import serialization
 from infra.eventstore.reader import COLUMNS, to_recorded
 from projections.engine.array_columns import Bigints, Ints
 from projections.engine.page import EventPage
@@ -98,13 +99,13 @@ class AllLedgersReader:
         rows = await self._database.read(None, query)
         events: list[tuple[int, RecordedEvent]] = []
         for row in rows:
-            try:
-                events.append((row[-1], to_recorded(row)))
-            except Exception as error:
+            recorded = to_recorded(row)
+            if isinstance(recorded.event, serialization.UnreadableEvent):
                 # The events before it are returned first; the next page then begins with it, and raises.
                 if events:
                     break
-                raise UnreadableEvent(row[-1], row[0], f"{type(error).__name__}: {error}") from error
+                raise UnreadableEvent(row[-1], row[0], recorded.event.reason)
+            events.append((row[-1], recorded))
         page = EventPage.of(events)
         if page.spans:
             self._served = max((ledger_id for ledger_id in page.spans if ledger_id <= self._served), default=row[-1])

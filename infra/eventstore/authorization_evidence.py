@@ -12,8 +12,10 @@ from uuid import UUID
 
 from domain.authorization import BEARING
 from domain.code import Code
+from domain.event_types import EVENT_TYPES
 from domain.recorded import RecordedEvent
 from infra.eventstore.reader import COLUMNS, to_recorded
+from infra.eventstore.serialization import UnreadableEvent
 from infra.postgres.batch_loader import BatchLoader
 from projections import codes
 from projections.engine.array_columns import Texts
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from infra.postgres.pool import Database, LedgerConnection
+
+_NOT_BEARING: Final = sorted(EVENT_TYPES.keys() - set(BEARING))
 
 _EVIDENCE: Final = (
     """
@@ -42,7 +46,8 @@ _EVIDENCE: Final = (
         CROSS JOIN LATERAL (
             SELECT * FROM events e WHERE e.ledger_id = %b AND e.stream_id = s.stream_id ORDER BY e.version
         ) e
-        WHERE e.type = ANY (%b)
+        -- Of what is not known here, nobody can tell that it does not bear on the decision.
+        WHERE e.type <> ALL (%b)
     ) e ON true
 """
 )
@@ -77,11 +82,16 @@ class EvidenceReader:
         return await self._one(ledger_id, video_id) or AuthorizationEvidence(0)
 
     async def of_videos(self, ledger_id: int, video_ids: Sequence[str]) -> Mapping[str, AuthorizationEvidence]:
-        """Return the evidence for each of some videos, all as of the same position."""
+        """Return the evidence for each of some videos, all as of the same position.
+
+        Raises:
+            Unreadable: an event cannot be read that may bear on the decision.
+
+        """
 
         async def run(connection: LedgerConnection) -> list[Any]:
             cursor = connection.cursor(binary=True)
-            wanted = (Texts(video_ids), ledger_id, codes.NAME, ledger_id, ledger_id, list(BEARING))
+            wanted = (Texts(video_ids), ledger_id, codes.NAME, ledger_id, ledger_id, _NOT_BEARING)
             await cursor.execute(_EVIDENCE, wanted, prepare=True)
             return await cursor.fetchall()
 
@@ -90,6 +100,8 @@ class EvidenceReader:
         for row in rows:
             if row[1] is not None:
                 recorded = to_recorded(row[1:])
+                if isinstance(recorded.event, UnreadableEvent):
+                    raise recorded.event.error
                 streams.setdefault(recorded.stream_id, []).append(recorded)
         found = {video_id: AuthorizationEvidence(rows[0][0], permissions=streams) for video_id in video_ids}
         for stream_id, stream in streams.items():

@@ -7,10 +7,11 @@ that existed when it began (`know`), and those whose first event it has seen sin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from domain.code import Code
-from domain.summaries import summary
+from infra.eventstore.event_metadata import summary_of
+from infra.eventstore.serialization import UnreadableEvent
 from projections.index_scan import Among, Condition
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ _VALUES: dict[Field, Callable[[RecordedEvent], Any]] = {
     "channel": lambda recorded: getattr(recorded.event, "channel", None),
     "refused": lambda recorded: recorded.event.reason if isinstance(recorded.event, Code.RedemptionRefused) else None,
 }
+_IN_BODIES: Final = frozenset({"brand_id", "advertiser_id", "channel", "refused"})
 
 
 class EventFilter:
-    """The conditions of one subscriber.
+    """The conditions of one subscriber. An event that cannot be read passes those that its body would decide.
 
     Attributes:
         conditions: an event must meet all of them.
@@ -72,7 +74,9 @@ class EventFilter:
 
     def says(self, recorded: RecordedEvent) -> bool:
         """Tell whether an event's summary passes the test, if there is one."""
-        return self._said is None or self._said(summary(recorded.event).casefold())
+        if self._said is None or isinstance(recorded.event, UnreadableEvent):
+            return True
+        return self._said(summary_of(recorded.event).casefold())
 
     def _named(self, field: Field) -> frozenset[str]:
         asked = [c for c in self.conditions if isinstance(c, Among) and c.field == field]
@@ -88,6 +92,8 @@ class EventFilter:
                 found = self._creator_of.get(recorded.creator_stream) in condition.values
             case "video_id":
                 found = self._video_of.get(recorded.stream_id) in condition.values
+            case field if field in _IN_BODIES and isinstance(recorded.event, UnreadableEvent):
+                return True  # nobody can tell that it does not
             case field:
                 found = _VALUES[field](recorded) in condition.values
         return found is not condition.negated

@@ -6,16 +6,20 @@ of an advertiser account the account, and one of the ledger itself none of these
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from domain.advertiser import Advertiser
 from domain.code import Code
-from infra.eventstore.serialization import event_type
+from domain.summaries import summary
+from infra.eventstore.serialization import UnreadableEvent, event_type
 
 if TYPE_CHECKING:
     from domain.recorded import Event, RecordedEvent
     from infra.eventstore.event_rows import Row
+
+
+UNREADABLE: Final = "This version of the program cannot read this event."
 
 
 class Subject(NamedTuple):
@@ -64,7 +68,7 @@ def event_metadata(row: Row, event: Event, subject: Subject, key_id: str) -> dic
         "position": position,
         "event_id": event_id,
         "type": type_,
-        "type_version": event_type(event)[1],
+        "type_version": row[3] if isinstance(event, UnreadableEvent) else event_type(event)[1],
         **subject.ids,
         "stream_version": stream_version,
         "recorded_at": recorded_at,
@@ -74,6 +78,11 @@ def event_metadata(row: Row, event: Event, subject: Subject, key_id: str) -> dic
         "correlation_id": row[12],
         "causation_id": row[13],
     }
+
+
+def summary_of(event: Event) -> str:
+    """Say in one sentence what happened, or that nobody can say it here."""
+    return UNREADABLE if isinstance(event, UnreadableEvent) else summary(event)
 
 
 def row_of(recorded: RecordedEvent) -> Row:

@@ -225,7 +225,7 @@ def to_recorded(row: Sequence[Any]) -> RecordedEvent:
         *row[:9],
         CLOCK if row[9] is None else _actor(row[9].int, row[10], row[11]),
         *row[12:18],
-        to_event(row[2], row[4], row[5], row[8], row[18]),
+        to_event(row[2], row[3], row[4], row[5], row[8], row[18]),
     )
 
 

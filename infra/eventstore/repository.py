@@ -8,6 +8,7 @@ log.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
@@ -18,7 +19,6 @@ from domain.creator import replay_creator
 from domain.errors import Unknown
 from domain.pasted import secret_name
 from domain.recorded import RecordedEvent
-from infra.errors import Unavailable
 from infra.recent_cache import RecentCache
 
 if TYPE_CHECKING:
@@ -136,19 +136,16 @@ class Repository:
     async def prefetch(self, stream_ids: Sequence[UUID]) -> None:
         """Load aggregates together, with one query; `code` then finds them without one.
 
-        If any of them cannot be read, none is loaded.
+        One that cannot be read is not loaded: whoever reads it alone gets its error.
 
         Raises:
             Unavailable: the database is away, or too busy.
 
         """
-        try:
-            streams = await self._events.streams(self._ledger_id, stream_ids)
-            self.loaded = {stream_id: loaded(stream) for stream_id, stream in streams.items()}
-        except Unavailable:
-            raise
-        except Exception:  # noqa: BLE001, S110 - whoever reads a faulty stream alone gets its error
-            pass
+        streams = await self._events.streams(self._ledger_id, stream_ids)
+        for stream_id, stream in streams.items():
+            with suppress(Exception):
+                self.loaded[stream_id] = loaded(stream)
 
     async def code(self, code_id: UUID) -> Code:
         """Load a code by its stream."""

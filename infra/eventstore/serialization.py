@@ -6,18 +6,21 @@ values are `Sealed`. The type of the value decides, so a new event cannot forget
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import orjson
+from eventsourcing.domain import Aggregate
 from eventsourcing.persistence import Mapper, StoredEvent, Transcoder
-from eventsourcing.utils import get_topic, resolve_topic
+from eventsourcing.utils import TopicError, get_topic, resolve_topic
 
 from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.values import Sealed
+from infra.errors import Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,21 +99,102 @@ def _event_type(kind: type[Event]) -> tuple[str, int]:
     return get_topic(kind), getattr(kind, "class_version", 1)
 
 
-def to_event(type_: str, stream_id: UUID, version: int, effective_at: datetime, body: bytes) -> Event:
-    """Build an event from its row, upcast to the current format; its sealed fields are absent."""
-    kind = resolve_topic(type_)
-    if _event_type(kind)[1] == 1:
+class UnreadableEvent(Aggregate.Event):
+    """An event of the log that this version of the program cannot read, and of which it knows the metadata alone.
+
+    Attributes:
+        reason: why it cannot be read.
+
+    """
+
+    reason: str
+
+    def mutate(self, _: Any) -> NoReturn:
+        """Refuse: an aggregate without this event would be another one."""
+        raise self.error
+
+    def apply(self, _: Any) -> NoReturn:
+        """Refuse, for the same reason."""
+        raise self.error
+
+    @property
+    def error(self) -> Unreadable:
+        """What is raised where the event is needed."""
+        return Unreadable(
+            f"Event {self.originator_version} of stream {self.originator_id} cannot be read: {self.reason} Start a "
+            "version of the program that can read it."
+        )
+
+
+def to_event(
+    type_: str, type_version: int, stream_id: UUID, version: int, effective_at: datetime, body: bytes
+) -> Event:
+    """Build an event from its row, upcast to the current format; its sealed fields are absent.
+
+    What cannot be read is never taken for something else: an `UnreadableEvent` stands for it.
+    """
+    try:
+        return _readable_event(type_, type_version, stream_id, version, effective_at, body)
+    except _Unreadable as unreadable:
+        reason = str(unreadable)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a body, it cannot be read
+        reason = f"Its body is malformed ({type(error).__name__})."
+    event = object.__new__(UnreadableEvent)
+    fields = {"originator_id": stream_id, "originator_version": version, "timestamp": effective_at, "reason": reason}
+    object.__setattr__(event, "__dict__", fields)
+    return event
+
+
+def _readable_event(
+    type_: str, type_version: int, stream_id: UUID, version: int, effective_at: datetime, body: bytes
+) -> Event:
+    kind, required = _format(type_)
+    current = _event_type(kind)[1]
+    if not 1 <= type_version <= current:
+        raise _Unreadable(f"Version {type_version} of {type_} is not known here. The newest known is {current}.")
+    fields = _TRANSCODER.decode(body)
+    if current == 1:
         # As the library's mapper does where there is nothing to upcast, but without looking for it.
-        fields = _TRANSCODER.decode(body)
         fields["originator_id"] = stream_id
         fields["originator_version"] = version
-        event = cast("Event", object.__new__(kind))
+        event = object.__new__(kind)
         object.__setattr__(event, "__dict__", fields)
     else:
+        if fields.get("class_version", 1) != type_version:
+            raise _Unreadable("Its body has another version than its row.")
         event = cast("Event", _MAPPER.to_domain_event(StoredEvent(stream_id, version, type_, body)))
         fields = vars(event)
+    if not required <= fields.keys():
+        raise _Unreadable(f"Its body lacks {', '.join(sorted(required - fields.keys()))}.")
     fields["timestamp"] = effective_at
     aggregate = _AGGREGATES.get(kind)
     if aggregate is not None:
         fields["originator_topic"] = aggregate
     return event
+
+
+class _Unreadable(Exception):
+    """Why an event cannot be read."""
+
+
+@cache
+def _format(type_: str) -> tuple[type[Event], frozenset[str]]:
+    """Return the class of a type, and the fields that a body must have.
+
+    Raises:
+        _Unreadable: there is no such type.
+
+    """
+    try:
+        # A published name has no colon. One with a colon would be imported.
+        kind = None if ":" in type_ else resolve_topic(type_)
+    except TopicError:
+        kind = None
+    if kind is None:
+        raise _Unreadable(f"The type {type_} is not known here.")
+    required = (
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.name not in _BESIDE and field.default is dataclasses.MISSING
+    )
+    return kind, frozenset(required)

@@ -54,7 +54,7 @@ def recorded(type_: str, actor: Actor) -> RecordedEvent:
     """An event of a type, as it comes back from the log."""
     event = EVENTS[type_]
     name, version = event_type(event)
-    built = to_event(name, event.originator_id, event.originator_version, event.timestamp, clear_body(event))
+    built = to_event(name, version, event.originator_id, event.originator_version, event.timestamp, clear_body(event))
     told = given.permitted().ledger.events[0]
     of_code = isinstance(event, Code.Event)
     return told._replace(

@@ -17,6 +17,7 @@ from infra.delivery.kafka.connection import KafkaRecord, partition_of
 from infra.delivery.kafka.publication_status import OF_DESTINATION
 from infra.delivery.kafka.topics import PARTITIONS, events_topic, progress_topic, state_topic
 from infra.eventstore.reader import COLUMNS, to_recorded
+from infra.eventstore.serialization import UnreadableEvent
 from projections.engine.array_columns import Bigints, Ints, Uuids
 
 if TYPE_CHECKING:
@@ -161,14 +162,14 @@ class RecordReader:
 
 
 def _decode(ledger_name: str, row: Sequence[Any]) -> RecordedEvent:
-    try:
-        return to_recorded(row[4:])
-    except Exception as error:
+    recorded = to_recorded(row[4:])
+    if isinstance(recorded.event, UnreadableEvent):
         message = (
-            f"The event at position {row[4]} of ledger {ledger_name} cannot be read ({type(error).__name__}: "
-            f"{error}). Start a version of this program that knows it."
+            f"The event at position {row[4]} of ledger {ledger_name} cannot be read: {recorded.event.reason} Start a "
+            "version of this program that can read it."
         )
-        raise UnpublishableEvent(message) from error
+        raise UnpublishableEvent(message)
+    return recorded
 
 
 def _timestamp_ms(recorded: RecordedEvent) -> int:

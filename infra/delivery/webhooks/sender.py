@@ -32,8 +32,9 @@ from infra.delivery.webhooks.http_target import HttpResult
 from infra.delivery.webhooks.models import DeliveryAttempt, Message
 from infra.delivery.webhooks.queue import MessageQueue
 from infra.delivery.webhooks.signing import HEADERS, payload, payload_of_test, signed_headers
-from infra.errors import Unavailable
+from infra.errors import Unavailable, Unreadable
 from infra.eventstore.event_filter import EventFilter
+from infra.eventstore.serialization import UnreadableEvent
 from projections.index_scan import Among
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ PAGE_EVENTS: Final = 100
 PAGES_IN_A_ROW: Final = 10
 # Between attempts to reach the database while it is unavailable.
 DATABASE_RETRY_S: Final = 1.0
+# Between attempts to send an event that this version of the program cannot read.
+UNREADABLE_RETRY_S: Final = 60.0
 # How long requests in flight may take to finish when the sender is cancelled.
 DRAIN_S: Final = 1.0
 # The longest pause between two rounds.
@@ -116,6 +119,7 @@ class Sender:
         self._parked: set[UUID] = set()
         self._stored_ahead: set[UUID] = set()
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._told_unreadable: set[UUID] = set()
         self._failures = progress.failures
         self._delivered_at = progress.delivered_at
         self._paused_until = progress.paused_until.timestamp() if progress.paused_until else 0.0
@@ -275,7 +279,9 @@ class Sender:
         if recorded.event_id in self._stored_ahead:
             self._stored_ahead.discard(recorded.event_id)
             return
-        body = body or payload(recorded, self.endpoint.ledger_name)
+        unreadable = isinstance(recorded.event, UnreadableEvent)
+        if not body and not unreadable:
+            body = payload(recorded, self.endpoint.ledger_name)
         message = Message(recorded.event_id, recorded.position, recorded.type, recorded.stream_id, body=body)
         self._open[recorded.position] = message
         if self._queue.add(message):
@@ -321,6 +327,9 @@ class Sender:
             message.due = time.time() + DATABASE_RETRY_S
             self._queue.retry(message)
             return
+        except Unreadable as unreadable:
+            await self._wait_for_another_version(message, unreadable)
+            return
         at, began = datetime.now(UTC), time.monotonic()
         signed = signed_headers(str(message.message_id), int(at.timestamp()), body, self._secrets())
         try:
@@ -352,8 +361,27 @@ class Sender:
             )
         )
 
+    async def _wait_for_another_version(self, message: Message, unreadable: Unreadable) -> None:
+        """Park a message that this version of the program cannot send, until one that can is started.
+
+        That is not the receiver's fault, and no attempt: the messages of other ordering keys go on.
+        """
+        message.error = unreadable.detail
+        message.due = time.time() + UNREADABLE_RETRY_S
+        self._retry(message)
+        if message.message_id not in self._told_unreadable:
+            self._told_unreadable.add(message.message_id)
+            log.error("Webhook %s: %s", self.endpoint.webhook_id, unreadable)
+        with suppress(Unavailable):
+            await self._store.show_error(self.endpoint.webhook_id, unreadable.detail)
+
     async def _body(self, message: Message) -> bytes:
-        """Return the body of a message from the log."""
+        """Return the body of a message from the log.
+
+        Raises:
+            Unreadable: this version of the program cannot read the event.
+
+        """
         if message.position is None:
             return payload_of_test(
                 message.message_id, self.endpoint.webhook_id, self.endpoint.ledger_name, datetime.now(UTC)

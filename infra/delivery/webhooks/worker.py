@@ -26,6 +26,7 @@ from infra.delivery.webhooks.sender import Sender
 from infra.delivery.webhooks.signing import WebhookSealer, payload
 from infra.errors import Unavailable
 from infra.eventstore.live_subscription import LiveSubscriptions
+from infra.eventstore.serialization import UnreadableEvent
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
 from projections.engine.advisory_locks import AdvisoryLock
@@ -240,7 +241,10 @@ class WebhookWorker:
             await self._store.delete_old_without_sender()
 
     async def _encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
-        return [payload(recorded, self._names[ledger_id]) for recorded in page]
+        return [
+            b"" if isinstance(recorded.event, UnreadableEvent) else payload(recorded, self._names[ledger_id])
+            for recorded in page
+        ]
 
 
 def _secrets(endpoint: Endpoint, sealer: WebhookSealer) -> Callable[[], Sequence[bytes]]:

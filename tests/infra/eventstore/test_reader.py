@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -11,8 +12,10 @@ import pytest
 from domain.recorded import RecordedEvent
 from infra.errors import Unavailable
 from infra.eventstore.reader import EventReader
+from infra.eventstore.serialization import UnreadableEvent
 from infra.ids import uuid7
 from infra.postgres import batch_loader
+from infra.postgres.batch_loader import BatchLoader
 from infra.postgres.pool import Database
 from infra.postgres.roles import API
 from tests import given
@@ -147,30 +150,34 @@ async def test_a_reader_that_gives_up_never_touches_those_who_wait_with_it(opene
     assert [len(events or []) for events in found] == [1] * 9
 
 
-async def test_an_error_reaches_every_reader_that_waited_for_it_and_none_after(opened: Opened) -> None:
-    tenant = await opened.begin()
-    store = opened.events
-    accept(opened.database, "NobodyKnowsThis")
-    async with writing(opened.database) as writer:
-        unreadable = row(uuid7(), type="NobodyKnowsThis")
-        await writer.append(appending(tenant.ledger_id, unreadable))
-    readers = (store.stream(tenant.ledger_id, unreadable.stream_id) for _ in range(3))
-    errors = await asyncio.gather(*readers, return_exceptions=True)
-    assert [type(error).__name__ for error in errors] == ["TopicError"] * 3
-    assert await store.stream(tenant.ledger_id, uuid7()) is None
-
-
-async def test_a_stream_that_cannot_be_read_never_touches_those_read_with_it(opened: Opened) -> None:
+async def test_an_event_that_cannot_be_read_stands_among_those_that_can(opened: Opened) -> None:
     tenant = await filled(opened, 3)
-    store = opened.events
-    streams = [recorded.stream_id for recorded in await store.page(tenant.ledger_id)]
     accept(opened.database, "NobodyKnowsThis")
     async with writing(opened.database) as writer:
-        unreadable = row(uuid7(), type="NobodyKnowsThis")
-        await writer.append(appending(tenant.ledger_id, unreadable))
-    asked = [*streams[:2], unreadable.stream_id, streams[2]]
-    found = await asyncio.gather(*(store.stream(tenant.ledger_id, stream) for stream in asked), return_exceptions=True)
-    assert [type(stream).__name__ for stream in found] == ["list", "list", "TopicError", "list"]
+        await writer.append(appending(tenant.ledger_id, row(uuid7(), type="NobodyKnowsThis")))
+    page = await opened.events.page(tenant.ledger_id)
+    assert [isinstance(recorded.event, UnreadableEvent) for recorded in page] == [False] * 3 + [True]
+    assert page[-1].type == "NobodyKnowsThis"
+
+
+async def squares(_ledger_id: int, numbers: Sequence[int]) -> dict[int, int]:
+    """Look numbers up, of which one is at fault."""
+    if 13 in numbers:
+        raise ZeroDivisionError
+    return {number: number * number for number in numbers}
+
+
+async def test_an_error_reaches_every_reader_that_waited_for_it_and_none_after() -> None:
+    look_up = BatchLoader(squares)
+    errors = await asyncio.gather(*(look_up(1, 13) for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in errors] == [ZeroDivisionError] * 3
+    assert await look_up(1, 2) == 4
+
+
+async def test_what_is_at_fault_never_touches_what_is_read_with_it() -> None:
+    look_up = BatchLoader(squares)
+    found = await asyncio.gather(*(look_up(1, number) for number in (1, 2, 13, 3)), return_exceptions=True)
+    assert [type(square) for square in found] == [int, int, ZeroDivisionError, int]
 
 
 async def test_a_read_survives_the_end_of_every_pooled_session(opened: Opened) -> None:

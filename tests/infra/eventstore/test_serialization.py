@@ -15,7 +15,8 @@ from domain.code import Code, replay_code
 from domain.creator import Creator, replay_creator
 from domain.recorded import Event
 from domain.values import Sealed
-from infra.eventstore.serialization import clear_body, event_type, split_sealed, to_event
+from infra.errors import Unreadable
+from infra.eventstore.serialization import UnreadableEvent, clear_body, event_type, split_sealed, to_event
 from infra.ids import uuid7
 from tests import given
 from tests.infra.eventstore.appends import accept, appending, row, writing
@@ -32,8 +33,10 @@ STORIES = {
 
 def through_a_row(event: Event) -> Event:
     """Store an event and load it, as the log does."""
-    type_, _ = event_type(event)
-    return to_event(type_, event.originator_id, event.originator_version, event.timestamp, clear_body(event))
+    type_, type_version = event_type(event)
+    return to_event(
+        type_, type_version, event.originator_id, event.originator_version, event.timestamp, clear_body(event)
+    )
 
 
 @pytest.mark.parametrize("story", STORIES)
@@ -135,3 +138,40 @@ async def test_a_row_of_the_old_format_is_loaded_in_the_present_one(opened: Open
     assert [first.type_version, second.type_version] == [1, 2]
     # The log keeps what was hashed when it was recorded.
     assert opened.sql("SELECT body FROM events WHERE position = 1") == [(b'{"pounds":2}',)]
+
+
+# ── what cannot be read ──
+
+
+def unreadable(type_: str, version: int, body: bytes) -> str:
+    """Return why an event cannot be read."""
+    event = to_event(type_, version, UUID(int=1), 2, given.NOW, body)
+    assert isinstance(event, UnreadableEvent)
+    return event.reason
+
+
+@pytest.mark.parametrize(
+    ("type_", "version", "body", "reason"),
+    [
+        ("NobodyKnowsThis", 1, b"{}", "The type NobodyKnowsThis is not known here."),
+        ("domain.code:Code", 1, b"{}", "The type domain.code:Code is not known here."),
+        ("Revoked", 99, b'{"reason":"r"}', "Version 99 of Revoked is not known here. The newest known is 1."),
+        ("Revoked", 0, b'{"reason":"r"}', "Version 0 of Revoked is not known here. The newest known is 1."),
+        ("ParcelWeighed", 2, b'{"pounds":2}', "Its body has another version than its row."),
+        ("Revoked", 1, b"no JSON", "Its body is malformed (JSONDecodeError)."),
+        ("Revoked", 1, b"[1]", "Its body is malformed (AttributeError)."),
+        ("Expired", 1, b'{"expires_at":"soon"}', "Its body is malformed (ValueError)."),
+        ("Revoked", 1, b"{}", "Its body lacks reason."),
+    ],
+)
+def test_what_cannot_be_read_is_never_read_as_something_else(
+    type_: str, version: int, body: bytes, reason: str
+) -> None:
+    assert unreadable(type_, version, body) == reason
+
+
+def test_no_aggregate_is_built_without_an_event_that_cannot_be_read() -> None:
+    stream = given.redeemed().stream()
+    future = to_event("Redeemed", 2, given.CODE, 3, given.NOW, clear_body(stream[2].event))
+    with pytest.raises(Unreadable, match=f"Event 3 of stream {given.CODE} cannot be read: Version 2 of Redeemed"):
+        replay_code([*stream[:2], stream[2]._replace(event=future)])

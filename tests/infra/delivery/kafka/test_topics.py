@@ -270,10 +270,12 @@ async def test_an_event_that_cannot_be_read_stops_publishing_behind_those_before
     opened.sql(
         "ALTER TABLE events DISABLE TRIGGER USER; INSERT INTO events SELECT ledger_id, 2, stream_id, 2, "
         "gen_random_uuid(), 'FromTheFuture', 1, recorded_at, effective_at, creator_stream, actor_key, actor_role, "
-        "actor_subject, source, command_id, correlation_id, causation_id, traceparent, key_id, format, commitment, "
-        "body, sealed FROM events"
+        "actor_subject, source, command_id, correlation_id, causation_id, traceparent, creator_id, video_id, "
+        "key_id, format, commitment, body, sealed FROM events"
     )
 
     with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
         topic.until(1)
-        assert why_stopped(opened).startswith("has stopped. The event at position 2 of ledger main cannot be read (")
+        assert why_stopped(opened).startswith(
+            "has stopped. The event at position 2 of ledger main cannot be read: The type FromTheFuture is not known"
+        )

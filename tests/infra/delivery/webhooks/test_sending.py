@@ -18,7 +18,7 @@ from standardwebhooks import Webhook as Verifier
 import infra.delivery.webhooks.http_target
 import infra.delivery.webhooks.subscriptions
 from infra.delivery.cloud_events import cloud_event
-from infra.delivery.webhooks import worker
+from infra.delivery.webhooks import sender, worker
 from infra.delivery.webhooks.delivery_store import DeliveryStore
 from infra.delivery.webhooks.http_target import AllowedNetworks
 from infra.delivery.webhooks.models import Endpoint, ProgressWrite, TooManyWebhooks
@@ -621,3 +621,24 @@ async def test_nothing_secret_is_logged(post: Post, caplog: pytest.LogCaptureFix
     logged += str((await post.status(webhook_id)).error)
     for secret in ("of-the-receiver", "what the receiver says", receiver.secrets[0].removeprefix("whsec_")):
         assert secret not in logged
+
+
+async def test_an_event_that_cannot_be_read_waits_with_its_code_and_others_go_on(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "UNREADABLE_RETRY_S", 0.05)
+    one, other = await post.generate(2)
+    await post.share(one, 2)
+    await post.share(other)
+    post.opened.sql("ALTER TABLE events DISABLE TRIGGER USER")
+    post.opened.sql("UPDATE events SET type_version = 99 WHERE position = 4")
+    async with receiving() as receiver, sending(post.opened):
+        webhook_id = await post.register(receiver)
+        webhook = await post.until(webhook_id, position=6, waiting=2)
+        assert (sorted(receiver.positions), webhook.failures, webhook.dead) == ([1, 2, 3, 6], 0, 0)
+        assert webhook.error is not None
+        assert "Version 99 of Shared is not known here." in webhook.error
+
+        post.opened.sql("UPDATE events SET type_version = 1 WHERE position = 4")
+        await post.caught_up(webhook_id)
+    assert receiver.positions[-2:] == [4, 5]
