@@ -68,6 +68,8 @@ class StoredEvent(NamedTuple):
     correlation_id: str | None
     causation_id: UUID | None
     traceparent: str | None
+    creator_id: str | None
+    video_id: str | None
     key_id: UUID | None
     format: int
     commitment: bytes | None
@@ -100,6 +102,8 @@ def content(event: StoredEvent) -> bytes:
                 _uuid(event.causation_id),
                 _text(event.correlation_id),
                 _text(event.traceparent),
+                _text(event.creator_id),
+                _text(event.video_id),
                 _LENGTH.pack(event.body.length),
                 event.body.sha256,
                 sealed,

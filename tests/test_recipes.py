@@ -41,24 +41,17 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             "a brand's key may ask about codes that were shared with it or that it redeemed",
         ),
         "api/catch_up.py": ({"CodeGenerated"}, "the video of a code is in its first event only"),
-        "api/event_content.py": (
-            {"Shared", "NoteAdded", "PermissionEnabled", "PermissionDisabled", "CreatorErased", "AdvertiserNamed"},
-            "notes are sealed in two events; events of a creator or an account name it instead of a code",
-        ),
-        "api/events.py": ({"CodeGenerated", "PermissionEnabled", "PermissionDisabled"}, _WHICH_AGGREGATE),
+        "api/event_content.py": ({"Shared", "NoteAdded"}, "notes are sealed in two events"),
         "domain/authorization.py": (
             {"PermissionEnabled", "CodeGenerated", "Extended", "Shared", "Redeemed", "Revoked", "Superseded"},
             "the authorization question is answered from the log, not from a view",
         ),
         "domain/changes.py": ({"Expired"}, "an expiry changed what was true before its own moment"),
         "infra/auth/erasure_lock.py": ({"CreatorErased"}, "keys of an erased creator stop working"),
-        "infra/delivery/cloud_events.py": (
-            {"PermissionEnabled", "PermissionDisabled", "CreatorErased", "AdvertiserNamed"},
-            "events of a creator or an account have it as their subject instead of a code",
-        ),
         "infra/eventstore/aggregate_reader.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
         "infra/eventstore/authorization_evidence.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
         "infra/eventstore/event_filter.py": ({"RedemptionRefused"}, "the filter `refused` reads the reason"),
+        "infra/eventstore/event_metadata.py": ({"AdvertiserNamed"}, "events of an account name it instead of a code"),
         "infra/eventstore/reader.py": (
             {"CodeGenerated", "CreatorErased"},
             "SQL that finds the codes of a creator, and erasures that are not carried out yet",
