@@ -62,8 +62,8 @@ def correlation_id(request: Request) -> str | None:
 def causation_id(request: Request) -> UUID | None:
     """Return the event that the caller says the command follows from, of this ledger or of another system."""
     given = _once(request, "Causation-Id")
-    if given is not None and _UUID.fullmatch(given) is None:
-        raise Problem("malformed_header", "Causation-Id must be the id of an event, a UUID in lower case.")
+    if given is not None and _UUID.fullmatch(given.lower()) is None:
+        raise Problem("malformed_header", "Causation-Id must be the id of an event, a UUID.")
     return None if given is None else UUID(given)
 
 

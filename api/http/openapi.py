@@ -119,12 +119,7 @@ _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
     },
     "Causation-Id": {
         "description": "The id of the event that the command follows from. It is recorded with the events.",
-        "schema": {
-            "type": "string",
-            "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
-            "minLength": 36,
-            "maxLength": 36,
-        },
+        "schema": {"type": "string", "format": "uuid"},
         "example": "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b22",
     },
 }
