@@ -66,9 +66,8 @@ def test_the_trail_and_its_exports_show_its_metadata_alone(world: World) -> None
 def test_what_rests_on_it_is_not_answered(world: World) -> None:
     code = told(world.client.get("/v1/events/2"), 200)
     history = world.client.get(f"/v1/codes/{code['code_id']}/history")
-    question = world.client.get(
-        "/v1/authorizations", params={"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT}
-    )
+    asked = {"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT, "at_least": SPOILT - 1}
+    question = world.client.get("/v1/authorizations", params=asked)
 
     assert [refused(history), refused(question)] == [(503, "unavailable")] * 2
     assert "cannot be read" in history.json()["detail"]
