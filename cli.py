@@ -18,6 +18,7 @@ from infra.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from infra.crypto.master_keys import KeyProvider
+    from infra.processes.supervisor import Child
 
 START_S: Final = 60.0
 # The children have this long to end; with PostgreSQL after them, everything is down within five seconds.
@@ -128,7 +129,7 @@ def up() -> None:
 
 
 def _run_everything(settings: Settings, place: Place) -> None:
-    from infra.processes.supervisor import Child, Supervisor
+    from infra.processes.supervisor import Supervisor
 
     generated = _prepare(settings, place)
     if generated is not None:
@@ -138,15 +139,27 @@ def _run_everything(settings: Settings, place: Place) -> None:
             "  Lost it? Create another:    .venv/bin/sparkledger keys create --role admin",
             "",
         )
-    program = (sys.executable, "-m", "cli")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:]), "PYTHONUNBUFFERED": "1"}
-    children = [Child("api", (*program, "serve"), environment), Child("worker", (*program, "work"), environment)]
+    children = [_child("api", "serve"), *_workers(frozenset({"views", "expiry", "kafka", "webhooks"}))]
     with Supervisor(children, STOP_S) as supervisor:
         supervisor.start()
         url = supervisor.wait_ready("api", START_S)
         if url is not None and supervisor.wait_ready("worker", START_S) is not None:
             _welcome(settings, url)
         supervisor.run()
+
+
+def _child(name: str, *words: str) -> Child:
+    """Return a command of this program, to be run as a process of its own."""
+    from infra.processes import supervisor
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:]), "PYTHONUNBUFFERED": "1"}
+    return supervisor.Child(name, (sys.executable, "-m", "cli", *words), environment)
+
+
+def _workers(parts: frozenset[str]) -> list[Child]:
+    """Return the processes of a worker: deliveries run apart, so that no receiver can cost the rest anything."""
+    others = ",".join(sorted(parts - {"webhooks"}))
+    return [_child("worker", "work", "--only", others), _child("webhooks", "work", "--only", "webhooks")]
 
 
 def _prepare(settings: Settings, place: Place) -> str | None:
@@ -197,7 +210,7 @@ def serve() -> None:
 def work(
     only: Annotated[str, typer.Option(help="The parts of the worker to run, separated by commas.")] = "",
 ) -> None:
-    """Run only the worker: views, expiry, Kafka and webhooks."""
+    """Run only the worker: views, expiry, Kafka, and webhooks in a process of their own."""
     import uvloop
 
     from infra.processes.logs import configure_logs
@@ -216,6 +229,9 @@ def work(
     die_with_parent()
     configure_logs()
     with database(settings) as place:
+        if "webhooks" in wanted and len(wanted) > 1:
+            _work_together(place, _master_key(settings), wanted)
+            return
         publishers = []
         if publish:
             from infra.delivery.kafka import (
@@ -233,6 +249,24 @@ def work(
                 started=announce_ready,
             )
         )
+
+
+def _work_together(place: Place, master_key: KeyProvider, parts: frozenset[str]) -> None:
+    """Run a worker as several processes, until a signal asks for the end."""
+    from infra.crypto.rotation import require_master_keys
+    from infra.postgres.migrate import require_migrated
+    from infra.postgres.roles import WORKER
+    from infra.processes.supervisor import Supervisor, announce_ready
+
+    # Here, so that what is wrong is said once.
+    require_migrated(place.worker)
+    require_master_keys(place.worker, WORKER, master_key)
+    workers = _workers(parts)
+    with Supervisor(workers, STOP_S) as supervisor:
+        supervisor.start()
+        if all(supervisor.wait_ready(worker.name, START_S) is not None for worker in workers):
+            announce_ready()
+        supervisor.run()
 
 
 @app.command()

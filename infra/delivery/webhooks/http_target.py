@@ -16,10 +16,11 @@ import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import httpcore
@@ -39,6 +40,13 @@ RESPONSE_BYTES_MAX: Final = 16 * 1024
 RESPONSE_S: Final = 2.0
 RETRY_AFTER_MAX_S: Final = 86_400
 CONNECTIONS_IDLE_S: Final = 30.0
+# What an attempt reads in all, also of interim responses and headers, and in how many pieces: a receiver that sends
+# without end, or a byte at a time, costs no more than any other.
+ATTEMPT_BYTES_MAX: Final = 32 * 1024
+ATTEMPT_READS_MAX: Final = 64
+READ_BYTES: Final = 4 * 1024
+_TOO_MUCH: Final = "Too much came before the response, or it came in too many pieces."
+_BROKE: Final = "The connection broke before there was a response."
 ADDRESSES_TRIED: Final = 4
 # Names that are looked up at the same time. Look-ups that hang must not delay those of other ledgers, so a ledger that
 # names a hundred hosts whose look-ups hang waits for its own share alone.
@@ -62,6 +70,10 @@ _NAT64: Final = ip_network("64:ff9b::/96")
 
 class InvalidTarget(Exception):
     """The URL cannot be sent to. The message says why and what to do, and contains nothing of the URL."""
+
+
+class _TooMuchRead(httpcore.ReadError):
+    """The receiver sends more than is read in an attempt, or in more pieces."""
 
 
 class AllowedNetworks:
@@ -183,6 +195,7 @@ class HttpTarget:
 
     async def post(self, headers: Mapping[str, str], body: bytes) -> HttpResult:
         """Send a message once. Every failure of the network or the receiver is a result, not an exception."""
+        _allowance.set(_Allowance(ATTEMPT_BYTES_MAX, ATTEMPT_READS_MAX))
         try:
             async with asyncio.timeout(ATTEMPT_S):
                 return await self._post([(name.encode(), value.encode()) for name, value in headers.items()], body)
@@ -201,8 +214,8 @@ class HttpTarget:
                     "certificate?"
                 )
             )
-        except (httpcore.NetworkError, httpcore.ProtocolError, OSError):
-            return HttpResult(error="The connection broke before there was a response.")
+        except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+            return HttpResult(error=_TOO_MUCH if isinstance(error, _TooMuchRead) else _BROKE)
 
     async def _post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> HttpResult:
         headers = [*headers, (b"content-length", b"%d" % len(body)), (b"accept", b"*/*")]
@@ -214,7 +227,7 @@ class HttpTarget:
             ) as response:
                 read = 0
                 # The status is known by now. A body that arrives slowly changes nothing.
-                with suppress(TimeoutError):
+                with suppress(TimeoutError, _TooMuchRead):
                     async with asyncio.timeout(RESPONSE_S):
                         async for part in response.aiter_stream():
                             read += len(part)
@@ -232,6 +245,53 @@ class HttpTarget:
         """Close the connections."""
         for connection in (*self._free, *self._used):
             await connection.aclose()
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """What an attempt may still read."""
+
+    bytes: int
+    reads: int
+
+
+# Of the attempt that the task makes: a connection is used by one attempt after another.
+_allowance: Final[ContextVar[_Allowance]] = ContextVar("allowance")
+
+
+class _BoundedStream(httpcore.AsyncNetworkStream):
+    """A connection whose every attempt reads a bounded number of bytes, in a bounded number of small pieces."""
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
+        self._inner = inner
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
+        allowance = _allowance.get()
+        if allowance.reads <= 0 or allowance.bytes <= 0:
+            raise _TooMuchRead
+        # What has arrived is read at once; others of this process go first.
+        await asyncio.sleep(0)
+        read = await self._inner.read(min(max_bytes, READ_BYTES), timeout)
+        allowance.reads -= 1
+        allowance.bytes -= len(read)
+        return read
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's
+        await self._inner.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's
+    ) -> httpcore.AsyncNetworkStream:
+        return _BoundedStream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
 
 
 class _GuardedBackend(httpcore.AsyncNetworkBackend):
@@ -266,7 +326,8 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
             # Every address has its share of the time, so that one which does not answer leaves time for the others.
             share = None if until is None else max(0.0, until - time.monotonic()) / (len(tried) - number)
             try:
-                return await self._inner.connect_tcp(str(address), port, share, local_address, socket_options)
+                stream = await self._inner.connect_tcp(str(address), port, share, local_address, socket_options)
+                return _BoundedStream(stream)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
         raise failed or httpcore.ConnectError

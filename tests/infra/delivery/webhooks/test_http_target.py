@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import ssl
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,9 +19,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from httpcore._backends.anyio import AnyIOStream
 
 import infra.delivery.webhooks.http_target
 from infra.delivery.webhooks.http_target import (
+    ATTEMPT_BYTES_MAX,
+    ATTEMPT_READS_MAX,
+    READ_BYTES,
     RESOLVERS_EACH,
     Address,
     AllowedNetworks,
@@ -201,6 +206,67 @@ async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: 
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
         assert answers == [HttpResult(200), HttpResult(200)]
         await target.close()
+
+
+@asynccontextmanager
+async def pouring(pieces: Iterable[bytes], *, apart: bool = False) -> AsyncIterator[str]:
+    """Answer every request with pieces, for as long as they are read; `apart` sends each by itself."""
+    answering: list[asyncio.Task[None]] = []
+
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                if apart:
+                    await asyncio.sleep(0.001)
+        writer.transport.abort()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answering.append(asyncio.create_task(begin(reader, writer)))
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+        await asyncio.gather(*answering)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "apart"),
+    [
+        (itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 100), False),
+        (itertools.repeat(b"HTTP/1.1 103 Early Hints\r\n\r\n"), True),
+        (itertools.chain([b"HTTP/1.1 200 OK\r\n"], itertools.repeat(b"x: y\r\n" * 100)), False),
+        (itertools.chain([b"HTTP/1.1 200 OK\r\n"], itertools.repeat(b"x")), True),
+    ],
+    ids=["interim responses", "interim responses one by one", "headers", "a header byte by byte"],
+)
+async def test_what_comes_without_end_is_read_no_further_than_the_limits(
+    monkeypatch: pytest.MonkeyPatch, pieces: Iterable[bytes], *, apart: bool
+) -> None:
+    read = []
+    reading = AnyIOStream.read
+
+    async def counted(self: Any, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
+        read.append(await reading(self, max_bytes, timeout))
+        return read[-1]
+
+    monkeypatch.setattr(AnyIOStream, "read", counted)
+    async with pouring(pieces, apart=apart) as url:
+        result = await post(url, LOOPBACK, Resolver())
+    assert result == HttpResult(error="Too much came before the response, or it came in too many pieces.")
+    assert len(read) <= ATTEMPT_READS_MAX
+    assert sum(map(len, read)) <= ATTEMPT_BYTES_MAX + READ_BYTES
+
+
+async def test_each_attempt_on_a_connection_reads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.delivery.webhooks.http_target, "ATTEMPT_READS_MAX", 3)
+    async with receiving() as receiver:
+        target = HttpTarget(receiver.url, 1, LOOPBACK, Resolver(), ssl.create_default_context(), 1)
+        answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(5)]
+        await target.close()
+    assert [answer.status for answer in answers] == [204] * 5
+    assert receiver.connections == 1
 
 
 async def test_a_receiver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,56 @@
+"""The processes of a worker: deliveries run in one of their own, and nothing else does."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from infra.crypto.envelope import fresh_key
+from infra.postgres.roles import WORKER
+from tests.conftest import TestDatabase
+from tests.infra.programs import ROOT
+from tests.serving import LiveServer
+from tests.waiting import until
+
+DELIVERIES = ["work", "--only", "webhooks"]
+ALL_ELSE = ["work", "--only", "expiry,kafka,views"]
+
+
+def commands_of(pid: int) -> list[list[str]]:
+    """Return what the children of a process were started with, after the program's name."""
+    lines = [child.cmdline() for child in psutil.Process(pid).children()]
+    return sorted(line[line.index("cli") + 1 :] for line in lines if "cli" in line)
+
+
+@contextmanager
+def working(database: TestDatabase) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `sparkledger work` for as long as the block takes."""
+    environment = os.environ | {
+        "SPARKLEDGER_DATABASE_URL": database.dsn(WORKER),
+        "SPARKLEDGER_MASTER_KEY": base64.b64encode(fresh_key()).decode(),
+    }
+    with subprocess.Popen([sys.executable, "-m", "cli", "work"], cwd=ROOT, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+
+
+def test_everything_in_one_command_delivers_webhooks_in_a_process_of_its_own(live_server: LiveServer) -> None:
+    assert commands_of(live_server.process.pid) == [["serve"], ALL_ELSE, DELIVERIES]
+
+
+def test_a_worker_delivers_webhooks_in_a_process_of_its_own_and_starts_it_again(database: TestDatabase) -> None:
+    with working(database) as process:
+        until(lambda: commands_of(process.pid) == [ALL_ELSE, DELIVERIES])
+        (deliveries,) = [child for child in psutil.Process(process.pid).children() if child.cmdline()[-1] == "webhooks"]
+        deliveries.kill()
+        until(lambda: deliveries.pid not in psutil.pids() and commands_of(process.pid) == [ALL_ELSE, DELIVERIES])
