@@ -30,7 +30,8 @@ from api.http.server import believing
 from api.streams import Streams
 from infra.auth.api_keys import Subjects
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener

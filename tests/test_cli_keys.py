@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 import cli
 from infra.auth.api_keys import ApiKey
 from infra.auth.key_commands import create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.roles import API
 from infra.runtime import runtime
 from tests.conftest import TestDatabase

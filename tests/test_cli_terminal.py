@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import cli
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.processes.terminal import printable
 from tests.conftest import TestDatabase
 

@@ -21,7 +21,17 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final, Protocol
 
-from infra.crypto.envelope import MASTER_KEY_ID_BYTES, MasterKey, MasterKeyError, fresh_key
+from cryptography.exceptions import InvalidTag
+
+from infra.crypto.envelope import (
+    KEY_BYTES,
+    MASTER_KEY_ID_BYTES,
+    MasterKeyError,
+    SealingKey,
+    derived,
+    fresh_key,
+    not_given,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +70,71 @@ class KeyProvider(Protocol):
             Unavailable: it cannot be reached.
 
         """
+
+
+class MasterKey:
+    """A `KeyProvider` that holds the master key in memory, and with it those that it replaces."""
+
+    def __init__(self, key: bytes, *others: bytes) -> None:
+        """Take the master key's 32 bytes, and those of earlier ones that keys may still be wrapped with."""
+        self._wrapping: dict[str, SealingKey] = {}
+        for known in (key, *others):
+            if len(known) != KEY_BYTES:
+                message = f"The master key must be {KEY_BYTES} bytes in base64."
+                raise MasterKeyError(message)
+            key_id = derived(known, b"sparkledger master key id v1")[:MASTER_KEY_ID_BYTES].hex()
+            self._wrapping[key_id] = SealingKey(derived(known, b"sparkledger wrap v1"))
+
+    @classmethod
+    def from_text(cls, text: str, *others: str) -> MasterKey:
+        """Read the keys from their base64 texts.
+
+        Raises:
+            MasterKeyError: one is not base64 of 32 bytes.
+
+        """
+        try:
+            return cls(*(base64.b64decode(one, validate=True) for one in (text, *others)))
+        except ValueError as error:  # also of text that is not ASCII
+            message = f"The master key must be {KEY_BYTES} bytes in base64."
+            raise MasterKeyError(message) from error
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The short ids of the keys, the master key's first. They reveal nothing of the keys."""
+        return tuple(self._wrapping)
+
+    async def wrap(self, key_id: str, key: bytes, purpose: str) -> bytes:
+        """Encrypt a key with the master key of an id.
+
+        Raises:
+            MasterKeyError: that master key is not among those given.
+
+        """
+        return self._with(key_id).seal(key, purpose.encode())
+
+    async def unwrap(self, key_id: str, wrapped: bytes, purpose: str) -> bytes:
+        """Decrypt a key that was wrapped with the master key of an id, for the same purpose.
+
+        Raises:
+            MasterKeyError: that master key is not among those given, or the wrapped key was altered.
+
+        """
+        wrapping = self._with(key_id)
+        try:
+            return wrapping.unseal(wrapped, purpose.encode())
+        except (InvalidTag, ValueError) as error:
+            message = (
+                f"The {purpose} cannot be unwrapped with its master key. It was changed or copied from another "
+                "row. Restore it from a backup."
+            )
+            raise MasterKeyError(message) from error
+
+    def _with(self, key_id: str) -> SealingKey:
+        try:
+            return self._wrapping[key_id]
+        except KeyError:
+            raise MasterKeyError(not_given(key_id, self.key_ids)) from None
 
 
 class MasterKeyFile:

@@ -26,7 +26,8 @@ from api.http.dependencies import Limits, Services
 from api.http.limits import Limit
 from infra.auth.authenticator import Authenticator
 from infra.auth.key_commands import create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.migrate import migrate
 from infra.postgres.roles import API
 from infra.runtime import runtime

@@ -27,7 +27,8 @@ from domain.campaign import Share
 from domain.code import Code
 from domain.values import Actor, Policy, Sealed
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.eventstore.command_handler import CommandHandler, CommandMetadata, CommandResult
 from infra.ids import uuid7
 from infra.postgres.embedded.server import EmbeddedPostgres

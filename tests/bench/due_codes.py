@@ -12,7 +12,7 @@ from typing import Final
 
 import psycopg
 
-from infra.crypto.envelope import MasterKey
+from infra.crypto.master_keys import MasterKey
 from infra.eventstore.serialization import clear_body
 from infra.postgres.roles import WORKER
 from infra.runtime import runtime

@@ -24,7 +24,8 @@ from typing import Any, Final
 import psycopg
 
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from projections import VIEWS

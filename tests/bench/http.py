@@ -23,7 +23,8 @@ import httpx
 import psutil
 
 from infra.auth.key_commands import create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views

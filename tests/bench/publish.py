@@ -25,7 +25,8 @@ import psycopg
 import uvloop
 
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API, WORKER
 from infra.process_limits import tune_garbage_collector

@@ -23,7 +23,8 @@ from urllib.parse import urlencode
 import psycopg
 
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.pool import Database

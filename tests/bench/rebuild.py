@@ -16,7 +16,8 @@ import psycopg
 import uvloop
 
 from infra.auth.key_commands import create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.pool import Database
 from infra.postgres.roles import WORKER

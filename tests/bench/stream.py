@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from api.streams import MAX_STREAMS_OF_A_KEY
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API
 from infra.processes.worker import create_views

@@ -14,7 +14,7 @@ import psycopg
 import uvloop
 
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.envelope import MasterKey
+from infra.crypto.master_keys import MasterKey
 from infra.delivery.webhooks.models import Owner
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.embedded.server import EmbeddedPostgres

@@ -20,7 +20,8 @@ from typing import Any, Final
 import httpx
 
 from infra.auth.key_commands import create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.roles import API
 from infra.processes.worker import create_views
 from tests.faults.commands import MARK

@@ -20,7 +20,8 @@ from typing import Final
 import httpx
 
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.delivery.webhooks.models import DeliveryPolicy, Owner
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.roles import API, WORKER

@@ -16,8 +16,8 @@ from infra.auth.access_log import COMMAND_LINE
 from infra.auth.api_keys import ApiKey
 from infra.auth.key_admin import KeyAdmin
 from infra.auth.ledger_admin import LedgerAdmin
-from infra.crypto.envelope import MasterKey
 from infra.crypto.keyring import Keyring
+from infra.crypto.master_keys import MasterKey
 from infra.eventstore.aggregate_reader import AggregateReader
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.command_handler import CommandHandler, CommandMetadata, CommandResult

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from infra.auth.key_commands import create_ledger
-from infra.crypto.envelope import MasterKey, fresh_key
+from infra.crypto.envelope import fresh_key
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.migrate import migrate
 from infra.processes.worker import create_views
 from tests.api.processes import serving_process

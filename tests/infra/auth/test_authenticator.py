@@ -11,8 +11,9 @@ import pytest
 
 from infra.auth.api_keys import Subjects
 from infra.auth.authenticator import CACHE_S, Authenticator
-from infra.crypto.envelope import MasterKey, MasterKeyError
+from infra.crypto.envelope import MasterKeyError
 from infra.crypto.keyring import Keyring
+from infra.crypto.master_keys import MasterKey
 from tests.infra.opened import Opened
 from tests.waiting import WITHIN_S
 

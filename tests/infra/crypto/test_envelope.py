@@ -11,15 +11,8 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from domain.values import Sealed
-from infra.crypto.envelope import (
-    ApiKeyHashing,
-    CreatorKey,
-    LedgerKeys,
-    MasterKey,
-    MasterKeyError,
-    associated_data,
-    fresh_key,
-)
+from infra.crypto.envelope import ApiKeyHashing, CreatorKey, LedgerKeys, MasterKeyError, associated_data, fresh_key
+from infra.crypto.master_keys import MasterKey
 
 MASTER = MasterKey(b"\x01" * 32)
 KEY = CreatorKey(UUID(int=7), b"\x02" * 32)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.crypto.envelope import MasterKey, MasterKeyError
-from infra.crypto.master_keys import MasterKeyFile, key_provider, short_id
+from infra.crypto.envelope import MasterKeyError
+from infra.crypto.master_keys import MasterKey, MasterKeyFile, key_provider, short_id
 from infra.settings import SettingsError, load_settings
 
 OLD, NEW, THIRD = bytes(range(32)), b"\x07" * 32, b"\x08" * 32

@@ -18,9 +18,9 @@ import pytest
 from domain.values import Sealed
 from infra.auth.authenticator import CHANNEL
 from infra.crypto import rotation
-from infra.crypto.envelope import MasterKey, MasterKeyError
+from infra.crypto.envelope import MasterKeyError
 from infra.crypto.keyring import Keyring
-from infra.crypto.master_keys import KeyProvider, MasterKeyFile, short_id
+from infra.crypto.master_keys import KeyProvider, MasterKey, MasterKeyFile, short_id
 from infra.crypto.rotation import WRAPPED, MasterKeyState, require_master_keys, rotate, states
 from infra.errors import Unavailable
 from infra.postgres.roles import API, WORKER
@@ -217,7 +217,7 @@ async def test_commands_and_reads_go_on_during_a_rotation(opened: Opened, monkey
 KILLED = """
 import asyncio, sys, time
 from infra.crypto import rotation
-from infra.crypto.envelope import MasterKey
+from infra.crypto.master_keys import MasterKey
 rotation.BATCH_ROWS = 5
 def say(line):
     print(line, flush=True)

@@ -13,8 +13,9 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from domain.values import Sealed
-from infra.crypto.envelope import CreatorKey, MasterKey, MasterKeyError, associated_data
+from infra.crypto.envelope import CreatorKey, MasterKeyError, associated_data
 from infra.crypto.keyring import Keyring
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.embedded.cluster import binary
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant

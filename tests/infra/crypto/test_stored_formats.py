@@ -7,7 +7,8 @@ from uuid import UUID
 
 from infra.auth.denied_attempts import unsealed_origin
 from infra.auth.token_identities import unsealed_subject
-from infra.crypto.envelope import CreatorKey, LedgerKeys, MasterKey, associated_data
+from infra.crypto.envelope import CreatorKey, LedgerKeys, associated_data
+from infra.crypto.master_keys import MasterKey
 from infra.crypto.sealed_terms import seal_search_terms, unseal_search_terms
 from infra.delivery.webhooks.signing import WebhookSealer
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import cli
 from domain.code import Code
 from infra.auth.key_commands import create_ledger
-from infra.crypto.envelope import MasterKey
+from infra.crypto.master_keys import MasterKey
 from infra.postgres.roles import WORKER
 from infra.processes.worker import create_views
 from infra.views import commands
