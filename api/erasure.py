@@ -41,11 +41,12 @@ class EraseCreator(Command):
 class ErasureAnswer(Answer):
     creator_id: answered.CreatorId
     state: Annotated[
-        Literal["recorded", "carried_out"],
+        Literal["recorded", "carrying_out", "carried_out"],
         Field(
             description=(
                 "`recorded`: nothing of the creator is unsealed any more, and the key will be destroyed soon. "
-                "`carried_out`: the key is destroyed."
+                "`carrying_out`: the key is removed, but the write-ahead log and backups may have copies that can be "
+                "opened. `carried_out`: the key is destroyed, and copies of it cannot be opened."
             )
         ),
     ]
@@ -53,7 +54,9 @@ class ErasureAnswer(Answer):
     actor: Annotated[ActorEntry, Field(description="Who requested it.")]
     recorded_at: Annotated[answered.Moment, Field(description="When the ledger recorded it.")]
     effective_at: Annotated[answered.Moment, Field(description="The effective time of the request.")]
-    carried_out_at: Annotated[answered.Moment | None, Field(description="When the key was destroyed.")]
+    carried_out_at: Annotated[
+        answered.Moment | None, Field(description="When the key was destroyed, and copies of it became useless.")
+    ]
     event_id: Annotated[UUID, Field(description="The id of the event that records it.")]
     position: Annotated[answered.Position, Field(description="The event's position in the ledger.")]
 
@@ -103,7 +106,7 @@ async def _content(found: Erasure, caller: Caller) -> dict[str, Any]:
     event = event_content(found.recorded, await names_of(caller, [found.recorded]))
     return {
         "creator_id": found.creator_id,
-        "state": "recorded" if found.carried_out_at is None else "carried_out",
+        "state": found.state,
         "reason": found.reason,
         **{name: event[name] for name in ("actor", "recorded_at", "effective_at")},
         "carried_out_at": found.carried_out_at,

@@ -79,7 +79,8 @@ def _conninfo(url: SecretStr) -> SecretStr:
 
 
 def _master_key(key: SecretStr) -> SecretStr:
-    if len(base64.b64decode(key.get_secret_value(), validate=True)) != MASTER_KEY_BYTES:
+    decoded = base64.b64decode(key.get_secret_value(), validate=True)
+    if len(decoded) != MASTER_KEY_BYTES or not any(decoded):
         raise ValueError
     return key
 
@@ -220,6 +221,14 @@ class Settings(BaseModel):
             "Previous master keys follow, one a line."
         ),
         "name a file that this program can read, with one key a line",
+    )
+    erasure_key_dir: Annotated[Path, AfterValidator(_directory)] | None = _setting(
+        None,
+        (
+            "The directory of the erasure keys, without which no secret or note can be read. API, workers and commands "
+            "must share it, and it must survive restarts. Default: `erasure-keys` in the data directory."
+        ),
+        "name a directory, or a path where one can be created",
     )
     allowed_days: Annotated[tuple[int, ...], BeforeValidator(_split), AfterValidator(_days)] = _setting(
         (7, 30, 60, 365),

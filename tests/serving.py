@@ -31,7 +31,6 @@ from api.streams import Streams
 from infra.auth.api_keys import Subjects
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
@@ -46,6 +45,7 @@ from projections import VIEWS
 from projections.engine.runner import Runner
 from projections.engine.shared_reader import SharedLog
 from tests.conftest import TestDatabase
+from tests.keys import master_key
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 60
@@ -66,7 +66,7 @@ class Serving:
 
     def __init__(self, database: TestDatabase) -> None:
         self.database = database
-        self.master_key = MasterKey(fresh_key())
+        self.master_key = master_key(fresh_key())
         self.clock = Clock()
         # Tests name videos so that they can be told apart; which ids are TikTok's has tests of its own.
         self.settings = load_settings({"SPARKLEDGER_VIDEO_IDS": "any"})

@@ -39,6 +39,7 @@ from tests.api.streaming import following
 from tests.api.world import OWN_ACCOUNT, OWN_BRAND, OWN_CREATOR, campaign, told
 from tests.conftest import TestDatabase, _database
 from tests.infra.opened import MASTER_KEY
+from tests.keys import ERASURE_KEYS
 from tests.serving import REPOSITORY
 from tests.waiting import until
 
@@ -303,6 +304,7 @@ def process(kind: str, dsn: str, log: IO[bytes]) -> Iterator[Path]:
         "SPARKLEDGER_VIDEO_IDS": "any",
         "SPARKLEDGER_DATABASE_URL": dsn,
         "SPARKLEDGER_MASTER_KEY": base64.b64encode(bytes(range(32))).decode(),
+        "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
         "SPARKLEDGER_PORT": "0",
     }
     command = [sys.executable, "-c", PROCESS, kind]

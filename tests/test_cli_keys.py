@@ -24,6 +24,7 @@ from infra.postgres.roles import API
 from infra.runtime import runtime
 from tests.conftest import TestDatabase
 from tests.infra.programs import ROOT
+from tests.keys import ERASURE_KEYS, master_key_of
 
 Run = Callable[..., str]
 Find = Callable[[str], ApiKey | None]
@@ -35,7 +36,8 @@ def master(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> MasterKey
     text = base64.b64encode(fresh_key()).decode()
     monkeypatch.setenv("SPARKLEDGER_DATABASE_URL", database.dsn())
     monkeypatch.setenv("SPARKLEDGER_MASTER_KEY", text)
-    master = MasterKey.from_text(text)
+    monkeypatch.setenv("SPARKLEDGER_ERASURE_KEY_DIR", str(ERASURE_KEYS))
+    master = master_key_of(text)
     asyncio.run(create_ledger(database.dsn(), master, "main"))
     return master
 

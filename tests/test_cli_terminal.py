@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import cli
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.processes.terminal import printable
 from tests.conftest import TestDatabase
+from tests.keys import ERASURE_KEYS, master_key_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +43,8 @@ def test_a_hostile_name_of_a_key_stays_in_its_line_and_acts_on_nothing(
     text = base64.b64encode(fresh_key()).decode()
     monkeypatch.setenv("SPARKLEDGER_DATABASE_URL", database.dsn())
     monkeypatch.setenv("SPARKLEDGER_MASTER_KEY", text)
-    master = MasterKey.from_text(text)
+    monkeypatch.setenv("SPARKLEDGER_ERASURE_KEY_DIR", str(ERASURE_KEYS))
+    master = master_key_of(text)
     asyncio.run(create_ledger(database.dsn(), master, "main"))
     asyncio.run(create_key(database.dsn(), master, "main", "auditor", HOSTILE))
 

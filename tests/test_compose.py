@@ -210,8 +210,22 @@ def test_only_the_api_is_published_and_to_this_machine_alone(services: dict[str,
 def test_the_data_outlives_its_containers(compose: dict[str, Any]) -> None:
     mounted = {name: service["volumes"] for name, service in compose["services"].items() if "volumes" in service}
 
-    assert mounted == {"postgres": ["postgres:/var/lib/postgresql"], "kafka": ["kafka:/var/lib/kafka/data"]}
-    assert set(compose["volumes"]) == {"postgres", "kafka"}
+    shared = ["erasure-keys:/var/lib/sparkledger/erasure-keys"]
+    assert mounted == {
+        "postgres": ["postgres:/var/lib/postgresql"],
+        "kafka": ["kafka:/var/lib/kafka/data"],
+        **dict.fromkeys(OURS, shared),
+    }
+    assert set(compose["volumes"]) == {"postgres", "kafka", "erasure-keys"}
+
+
+def test_the_volume_of_the_erasure_keys_belongs_to_the_user_of_the_image(services: dict[str, dict[str, Any]]) -> None:
+    """A fresh volume has the owner and the mode of the directory that it takes the place of."""
+    (mounted,) = services["api"]["volumes"]
+    path = mounted.partition(":")[2]
+    image = (ROOT / "Dockerfile").read_text()
+    assert re.search(rf"install --directory --owner sparkledger .* --mode 0700 \\\n .*{path}\n", image)
+    assert f"VOLUME {path}\n" in image
 
 
 # -- What our services are started with

@@ -1,6 +1,7 @@
 """Envelope encryption: the master key wraps other keys, and those seal, fingerprint and hash.
 
-    master key ─┬─ wraps a key per creator: seals the secrets and notes of that creator's codes
+    master key ─┬─ wraps a key per creator, which the key of an epoch seals once more: see `epochs`
+                │    it seals the secrets and notes of that creator's codes
                 ├─ wraps a fingerprint key per ledger: keyed hashes of secrets and ids; never replaced
                 └─ wraps the one key that API keys are hashed with; never replaced
 

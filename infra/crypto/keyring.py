@@ -1,21 +1,24 @@
 """The keyring: keys that the database stores wrapped, unwrapped and cached in memory.
 
 A stored key is the short id of its master key, in 8 bytes, and then the key as the key provider wrapped it. So each row
-names its master key, and keys can be used and created during a rotation.
+names its master key, and keys can be used and created during a rotation. Of a creator's key, what follows the id is
+sealed once more, and names the epoch whose key does that, in the next 8 bytes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from domain.errors import Refused
 from infra.crypto.envelope import MASTER_KEY_ID_BYTES, ApiKeyHashing, CreatorKey, LedgerKeys, fresh_key
+from infra.crypto.epochs import EpochKeyMissing
 from infra.ids import uuid7
 from infra.recent_cache import RecentCache
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from infra.crypto.epochs import EpochKeys
     from infra.crypto.master_keys import KeyProvider
     from infra.postgres.pool import Database, LedgerConnection
 
@@ -23,6 +26,11 @@ MAX_LEDGERS_CACHED: Final = 1_000
 MAX_CREATORS_CACHED: Final = 20_000
 # The purpose of the shared key that API keys are hashed with.
 API_KEYS: Final = "API keys"
+
+_PRESENT: Final = """
+    SELECT (SELECT m.master_key_id FROM master_keys m WHERE m.present),
+           (SELECT e.epoch_id FROM key_epochs e WHERE e.present)
+"""
 
 
 def fingerprint_purpose(name: str) -> str:
@@ -50,9 +58,43 @@ async def unwrapped_with(key_provider: KeyProvider, wrapped: bytes, purpose: str
     return await key_provider.unwrap(master_key_id_of(wrapped), wrapped[MASTER_KEY_ID_BYTES:], purpose)
 
 
+async def creator_key_wrapped_with(
+    key_provider: KeyProvider, master_key_id: str, epoch_id: str, key: bytes, purpose: str
+) -> bytes:
+    """Wrap a creator's key and return what is stored."""
+    wrapped = await key_provider.wrap(master_key_id, key, purpose)
+    return bytes.fromhex(master_key_id) + key_provider.epochs.seal(epoch_id, wrapped, purpose)
+
+
+async def creator_key_unwrapped_with(key_provider: KeyProvider, stored: bytes, purpose: str) -> bytes:
+    """Unwrap a creator's stored key; raises `MasterKeyError` where that fails."""
+    wrapped = key_provider.epochs.unseal(stored[MASTER_KEY_ID_BYTES:], purpose)
+    return await key_provider.unwrap(master_key_id_of(stored), wrapped, purpose)
+
+
 def master_key_id_of(wrapped: bytes) -> str:
     """Return the short id of the master key that a stored key is wrapped with."""
     return wrapped[:MASTER_KEY_ID_BYTES].hex()
+
+
+class PresentKeys(NamedTuple):
+    """What keys are wrapped with now."""
+
+    master_key_id: str
+    epoch_id: str
+
+
+async def begin_epoch(connection: LedgerConnection, epochs: EpochKeys) -> str:
+    """Begin an epoch where there is none, or where an erasure needs a new one; return the present one's id.
+
+    Its key is made first: one that a crash leaves unused opens nothing.
+    """
+    fresh = epochs.add()
+    row = await (await connection.execute("SELECT begin_key_epoch(%s)", (fresh,))).fetchone()
+    assert row is not None  # noqa: S101 - a function answers one row
+    if row[0] != fresh:
+        epochs.destroy(fresh)
+    return str(row[0])
 
 
 class Keyring:
@@ -61,7 +103,7 @@ class Keyring:
     def __init__(self, database: Database, key_provider: KeyProvider) -> None:
         """Take the database, and the provider of the master key."""
         self._database = database
-        self._key_provider = key_provider
+        self.key_provider = key_provider
         self._hashing: ApiKeyHashing | None = None
         self._ledgers: RecentCache[int, LedgerKeys] = RecentCache(MAX_LEDGERS_CACHED)
         self._creators: RecentCache[tuple[int, bytes], CreatorKey] = RecentCache(MAX_CREATORS_CACHED)
@@ -78,7 +120,7 @@ class Keyring:
             Unavailable: the key provider cannot be reached.
 
         """
-        return await wrapped_with(self._key_provider, await self._present(), key, purpose)
+        return await wrapped_with(self.key_provider, (await self._present()).master_key_id, key, purpose)
 
     async def unwrap(self, wrapped: bytes, purpose: str) -> bytes:
         """Unwrap a stored key, for the purpose it was wrapped for.
@@ -88,7 +130,7 @@ class Keyring:
             Unavailable: the key provider cannot be reached.
 
         """
-        return await unwrapped_with(self._key_provider, wrapped, purpose)
+        return await unwrapped_with(self.key_provider, wrapped, purpose)
 
     async def hashing(self) -> ApiKeyHashing:
         """Return the hashing of API keys; the first call ever creates its key, and needs the worker's rights.
@@ -140,6 +182,13 @@ class Keyring:
         known = self._creators.get((ledger_id, creator))
         if known is not None:
             return known
+        try:
+            return await self._stored_creator(ledger_id, creator)
+        except EpochKeyMissing:  # the epoch ended in between: what is stored now is sealed in the next one
+            return await self._stored_creator(ledger_id, creator)
+
+    async def _stored_creator(self, ledger_id: int, creator: bytes) -> CreatorKey:
+        """Return the key of a creator from its row, which is made now if there is none."""
 
         async def query(connection: LedgerConnection) -> tuple[UUID, bytes | None] | None:
             cursor = await connection.execute(
@@ -150,7 +199,8 @@ class Keyring:
         row = await self._database.read(ledger_id, query)
         if row is None:
             key_id = uuid7()
-            wrapped = await self.wrap(fresh_key(), creator_purpose(ledger_id, key_id))
+            present, purpose = await self._present(), creator_purpose(ledger_id, key_id)
+            wrapped = await creator_key_wrapped_with(self.key_provider, *present, fresh_key(), purpose)
             async with self._database.connection(ledger_id) as connection:
                 await connection.execute(
                     "INSERT INTO creator_keys (ledger_id, key_id, creator, wrapped) VALUES (%s, %s, %s, %s)"
@@ -169,13 +219,15 @@ class Keyring:
         """Return a creator's key from a row of `creator_keys` that was just read, or from the cache.
 
         Raises:
+            EpochKeyMissing: its epoch ended after the row was read.
             MasterKeyError: it is wrapped with a master key that was not given.
 
         """
         known = self._by_id.get((ledger_id, key_id))
         if known is not None:
             return known
-        key = CreatorKey(key_id, await self.unwrap(wrapped, creator_purpose(ledger_id, key_id)))
+        purpose = creator_purpose(ledger_id, key_id)
+        key = CreatorKey(key_id, await creator_key_unwrapped_with(self.key_provider, wrapped, purpose))
         return self._by_id.put((ledger_id, key_id), key)
 
     def forget(self, ledger_id: int, key_id: UUID, creator: bytes | None = None) -> None:
@@ -185,29 +237,27 @@ class Keyring:
             self._creators.drop((ledger_id, creator))
 
     def forget_creators(self) -> None:
-        """Remove every creator's key from the cache, because one was destroyed or wrapped again in some process."""
+        """Remove every creator's key from the cache, because one was destroyed in some process."""
         self._by_id.clear()
         self._creators.clear()
 
-    async def _present(self) -> str:
-        """Return the id of the present master key; the first call ever records it, and needs the worker's rights."""
+    async def _present(self) -> PresentKeys:
+        """Return the present master key and epoch; the first call ever records them, and needs the worker's rights."""
 
-        async def query(connection: LedgerConnection) -> tuple[str] | None:
-            cursor = await connection.execute("SELECT master_key_id FROM master_keys WHERE present")
-            return await cursor.fetchone()
+        async def query(connection: LedgerConnection) -> PresentKeys | None:
+            row = await (await connection.execute(_PRESENT)).fetchone()
+            return None if row is None or None in row else PresentKeys(*row)
 
-        row = await self._database.read(None, query)
-        if row is None:
+        present = await self._database.read(None, query)
+        if present is None:
             async with self._database.connection() as connection:
-                await connection.execute(
-                    "INSERT INTO master_keys (master_key_id, present) VALUES (%s, true) ON CONFLICT DO NOTHING",
-                    (self._key_provider.key_ids[0],),
-                )
-                row = await query(connection)
-        if row is None:
+                await connection.execute("SELECT name_master_key(%s)", (self.key_provider.key_ids[0],))
+                await begin_epoch(connection, self.key_provider.epochs)
+                present = await query(connection)
+        if present is None:
             message = "the master key was named and then not found"
             raise LookupError(message)
-        return row[0]
+        return present
 
     async def _shared(self, name: str) -> bytes:
         """Return a key of the whole database, created on first use."""

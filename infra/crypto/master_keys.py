@@ -1,12 +1,14 @@
 """Key providers: they hold the master key, from the environment, a file or a service, and wrap other keys with it.
 
 A key provider wraps and unwraps 32 bytes with a key that it names, bound to a purpose. Sparkledger needs no more of a
-key management service. The two here hold their keys in memory. To use a cloud's service, add a third one:
+key management service. It also has the directory of the epoch keys, which are files in any case. The two here hold
+their keys in memory. To use a cloud's service, add a third one:
 
     class CloudKeys:
         key_ids       short ids of the keys' names (`short_id(arn)`), first the one to wrap with from now on
         wrap          its Encrypt, with the key of that id and the purpose as encryption context
         unwrap        its Decrypt, with the same
+        epochs        `EpochKeys` of the directory
 
 and a branch in `key_provider`, and a setting in `infra/settings.py` that names the key. The keyring caches what is
 unwrapped, so a service is asked once for each creator and process, not once for each command. A service that itself
@@ -17,8 +19,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import stat
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -32,6 +32,8 @@ from infra.crypto.envelope import (
     fresh_key,
     not_given,
 )
+from infra.crypto.epochs import DIRECTORY_NAME, EpochKeys
+from infra.crypto.key_files import MAX_FILE_BYTES, UnusableFile, read_private, signature, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 FILE_NAME: Final = "master.key"
 # A file with more lines than this is no file of master keys.
 MAX_KEYS: Final = 16
-MAX_FILE_BYTES: Final = 4_096
 
 
 class KeyProvider(Protocol):
@@ -52,6 +53,10 @@ class KeyProvider(Protocol):
     @property
     def key_ids(self) -> Sequence[str]:
         """The short ids of its master keys, 16 hexadecimal digits each, the newest first."""
+
+    @property
+    def epochs(self) -> EpochKeys:
+        """The epoch keys, which seal creators' keys once more. They are files whatever holds the master key."""
 
     async def wrap(self, key_id: str, key: bytes, purpose: str) -> bytes:
         """Encrypt a key with the master key of an id; `purpose` binds it to its place, so that rows cannot be swapped.
@@ -75,18 +80,22 @@ class KeyProvider(Protocol):
 class MasterKey:
     """A `KeyProvider` that holds the master key in memory, and with it those that it replaces."""
 
-    def __init__(self, key: bytes, *others: bytes) -> None:
-        """Take the master key's 32 bytes, and those of earlier ones that keys may still be wrapped with."""
+    def __init__(self, key: bytes, *others: bytes, epochs: EpochKeys | None = None) -> None:
+        """Take the master key's 32 bytes, and those of earlier ones that keys may still be wrapped with.
+
+        Creators' keys need the epoch keys, too.
+        """
+        self._epochs = epochs
         self._wrapping: dict[str, SealingKey] = {}
         for known in (key, *others):
-            if len(known) != KEY_BYTES:
-                message = f"The master key must be {KEY_BYTES} bytes in base64."
+            if len(known) != KEY_BYTES or not any(known):  # all zeros: a file or variable that was never filled
+                message = f"The master key must be {KEY_BYTES} random bytes in base64."
                 raise MasterKeyError(message)
             key_id = derived(known, b"sparkledger master key id v1")[:MASTER_KEY_ID_BYTES].hex()
             self._wrapping[key_id] = SealingKey(derived(known, b"sparkledger wrap v1"))
 
     @classmethod
-    def from_text(cls, text: str, *others: str) -> MasterKey:
+    def from_text(cls, text: str, *others: str, epochs: EpochKeys | None = None) -> MasterKey:
         """Read the keys from their base64 texts.
 
         Raises:
@@ -94,15 +103,27 @@ class MasterKey:
 
         """
         try:
-            return cls(*(base64.b64decode(one, validate=True) for one in (text, *others)))
+            return cls(*(base64.b64decode(one, validate=True) for one in (text, *others)), epochs=epochs)
         except ValueError as error:  # also of text that is not ASCII
-            message = f"The master key must be {KEY_BYTES} bytes in base64."
+            message = f"The master key must be {KEY_BYTES} random bytes in base64."
             raise MasterKeyError(message) from error
 
     @property
     def key_ids(self) -> tuple[str, ...]:
         """The short ids of the keys, the master key's first. They reveal nothing of the keys."""
         return tuple(self._wrapping)
+
+    @property
+    def epochs(self) -> EpochKeys:
+        """The epoch keys.
+
+        Raises:
+            MasterKeyError: none were given.
+
+        """
+        if self._epochs is None:
+            raise MasterKeyError("No directory of erasure keys was given.")
+        return self._epochs
 
     async def wrap(self, key_id: str, key: bytes, purpose: str) -> bytes:
         """Encrypt a key with the master key of an id.
@@ -140,14 +161,15 @@ class MasterKey:
 class MasterKeyFile:
     """A file with a master key on each line, the newest first; it is read again when an id is not found in memory."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the file.
+    def __init__(self, path: Path, epochs: EpochKeys | None = None) -> None:
+        """Read the file; creators' keys need the epoch keys, too.
 
         Raises:
-            MasterKeyError: the file is missing, can be read by other users, or does not hold master keys.
+            MasterKeyError: the file is missing, can be read or replaced by others, or does not hold master keys.
 
         """
         self.path = path
+        self._epochs = epochs
         self._seen: tuple[int, int] | None = None
         self._keys = self._read()
 
@@ -155,6 +177,11 @@ class MasterKeyFile:
     def key_ids(self) -> Sequence[str]:
         """The short ids of the master keys that were in the file when it was last read; the newest first."""
         return self._keys.key_ids
+
+    @property
+    def epochs(self) -> EpochKeys:
+        """The epoch keys."""
+        return self._keys.epochs
 
     async def wrap(self, key_id: str, key: bytes, purpose: str) -> bytes:
         """Encrypt a key with the master key of an id; raises `MasterKeyError` where the file has none."""
@@ -169,20 +196,20 @@ class MasterKeyFile:
     def add(self) -> str:
         """Add a new master key before the others, and return its id; a crash leaves the old file or the new one."""
         texts = self._texts()
-        _write(self.path, [_fresh_text(), *texts])
+        write_private(self.path, [_fresh_text(), *texts])
         self._keys = self._read()
         return self._keys.key_ids[0]
 
     def _look_for(self, key_id: str) -> None:
         """Read the file again if it has changed, because a rotation may have added the key."""
-        if key_id not in self._keys.key_ids and self.path.exists() and self._seen != _signature(self.path.stat()):
+        if key_id not in self._keys.key_ids and self.path.exists() and self._seen != signature(self.path.stat()):
             self._keys = self._read()
 
     def _read(self) -> MasterKey:
         try:
-            return MasterKey.from_text(*self._texts())
+            return MasterKey.from_text(*self._texts(), epochs=self._epochs)
         except (MasterKeyError, UnicodeDecodeError, TypeError) as error:
-            if isinstance(error, _UnusableFile):
+            if isinstance(error, UnusableFile):
                 raise
             message = (
                 f"{self.path} does not contain a master key. Restore the file that was created with this database."
@@ -190,27 +217,10 @@ class MasterKeyFile:
             raise MasterKeyError(message) from error
 
     def _texts(self) -> list[str]:
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as error:
-            message = (
-                f"The master key file {self.path} cannot be read: {error.strerror}. Restore it, or name another file."
-            )
-            raise _UnusableFile(message) from error
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                mode = f"{stat.S_IMODE(status.st_mode):04o}"
-                message = f"{self.path} has mode {mode}, so other users can read it. Run: chmod 600 {self.path}"
-                raise _UnusableFile(message)
-            self._seen = _signature(status)
-            lines = file.read(MAX_FILE_BYTES + 1).decode("ascii").splitlines()
-        texts = [line.strip() for line in lines if line.strip()]
-        return texts if len(texts) <= MAX_KEYS else []
-
-
-class _UnusableFile(MasterKeyError):
-    """The file cannot be used, whatever it holds."""
+        read = read_private(self.path)
+        self._seen = read.signature
+        texts = [line.strip() for line in read.content.decode("ascii").splitlines() if line.strip()]
+        return texts if len(texts) <= MAX_KEYS and len(read.content) <= MAX_FILE_BYTES else []
 
 
 class KeySettings(Protocol):
@@ -223,31 +233,31 @@ class KeySettings(Protocol):
     @property
     def master_key_file(self) -> Path | None: ...
     @property
+    def erasure_key_dir(self) -> Path | None: ...
+    @property
     def data_dir(self) -> Path: ...
 
 
 def key_provider(settings: KeySettings) -> KeyProvider:
     """Return the key provider that the settings choose; by default a file in the data directory, made on first use.
 
+    The epoch keys are in the data directory, too, unless a setting says otherwise.
+
     Raises:
         MasterKeyError: the file cannot be used.
 
     """
+    epochs = EpochKeys(settings.erasure_key_dir or settings.data_dir / DIRECTORY_NAME)
     if settings.master_key is not None:
         given = (settings.master_key, settings.master_key_previous)
-        return MasterKey.from_text(*(key.get_secret_value() for key in given if key is not None))
+        return MasterKey.from_text(*(key.get_secret_value() for key in given if key is not None), epochs=epochs)
     if settings.master_key_file is not None:
-        return MasterKeyFile(settings.master_key_file)
+        return MasterKeyFile(settings.master_key_file, epochs)
     path = settings.data_dir / FILE_NAME
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, [_fresh_text()])
-    return MasterKeyFile(path)
-
-
-def _signature(status: os.stat_result) -> tuple[int, int]:
-    """Return what distinguishes a file from one that replaced it."""
-    return status.st_ino, status.st_mtime_ns
+        write_private(path, [_fresh_text()])
+    return MasterKeyFile(path, epochs)
 
 
 def short_id(name: str) -> str:
@@ -257,20 +267,3 @@ def short_id(name: str) -> str:
 
 def _fresh_text() -> str:
     return base64.b64encode(fresh_key()).decode()
-
-
-def _write(path: Path, texts: Sequence[str]) -> None:
-    """Write all keys or none, to a file that only its owner may read."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)  # left by a killed process with the same id
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.writelines(f"{text}\n" for text in texts)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # before anything is wrapped with a key that a power failure would lose
-    finally:
-        os.close(directory)

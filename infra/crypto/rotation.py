@@ -7,33 +7,61 @@
 
 A rotation that was killed is started again, and skips what is already wrapped with the new key. The wrapped keys
 themselves do not change. So a rotation does not protect from somebody who had the old master key and a copy of the
-database.
+database. Only the login of the tables' owner can rotate: the database lets no other write over a stored key.
+
+`change_epoch` is the other way in which stored keys are wrapped again, for erasures. Both hold the same lock.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, LiteralString
 from uuid import UUID
 
 import psycopg
 
-from infra.crypto.envelope import MASTER_KEY_ID_BYTES, MasterKeyError, not_given
-from infra.crypto.keyring import creator_purpose, fingerprint_purpose, shared_purpose, unwrapped_with, wrapped_with
+from infra.crypto.envelope import MASTER_KEY_ID_BYTES, MasterKeyError, SealingKey, not_given
+from infra.crypto.epochs import epoch_id_of, missing, unsealed
+from infra.crypto.keyring import (
+    begin_epoch,
+    creator_key_unwrapped_with,
+    creator_key_wrapped_with,
+    creator_purpose,
+    fingerprint_purpose,
+    shared_purpose,
+    unwrapped_with,
+    wrapped_with,
+)
 from infra.crypto.master_keys import MasterKeyFile
 from infra.postgres.pool import LedgerConnection, session
 from infra.postgres.roles import WORKER
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
+    from infra.crypto.epochs import EpochKeys
     from infra.crypto.master_keys import KeyProvider
 
 BATCH_ROWS: Final = 200
-# One rotation at a time: a second one would do the same work again.
+# Keys whose epoch changes with one statement: nothing but this machine's processor is asked.
+EPOCH_BATCH_ROWS: Final = 1_000
+# One rotation or change of the epoch at a time: two could each store what the other one no longer looks for.
 _LOCK: Final = "SELECT pg_try_advisory_lock(%s)"
+_UNLOCK: Final = "SELECT pg_advisory_unlock(%s)"
+
+_REWRAP: Final = "SELECT rewrap_keys(%s, %s, %s, %s, %s)"
+
+_OF_OTHER_EPOCHS: Final = """
+    SELECT ledger_id, key_id, wrapped
+    FROM creator_keys
+    WHERE (ledger_id, key_id) > (%s, %s)
+    AND substring(wrapped FROM 9 FOR 8) <> %s
+    ORDER BY ledger_id, key_id
+    LIMIT %s
+"""
+_ENDED_EPOCHS: Final = "SELECT epoch_id FROM key_epochs WHERE NOT present AND destroyed_at IS NULL ORDER BY number"
 
 Key = tuple[Any, ...]
 
@@ -48,6 +76,7 @@ class Wrapped:
         key: the columns of the table's primary key, each with the least value that it can have.
         purpose_column: a further column that the purpose needs; otherwise the last column of the key.
         purpose: what a row's key is bound to, from the values of `key` and `purpose_column`.
+        in_epochs: whether the key of an epoch seals it, too.
 
     """
 
@@ -56,6 +85,7 @@ class Wrapped:
     key: dict[str, Any]
     purpose_column: str
     purpose: Callable[[Key], str]
+    in_epochs: bool = False
 
 
 # Everything that the master key wraps. A rotation does not touch what ledgers' and creators' keys seal.
@@ -68,6 +98,7 @@ WRAPPED: Final = (
         {"ledger_id": 0, "key_id": UUID(int=0)},
         "key_id",
         lambda key: creator_purpose(key[0], key[1]),
+        in_epochs=True,
     ),
 )
 
@@ -89,7 +120,7 @@ async def rotate(conninfo: str, key_provider: KeyProvider, say: Callable[[str], 
     provider there is nothing to do.
 
     Args:
-        conninfo: the database, as a login that is or may become the worker's role.
+        conninfo: the database, as the owner of its tables.
         key_provider: holds the new master key, first, and those that keys are wrapped with now.
         say: receives lines of progress.
 
@@ -97,28 +128,82 @@ async def rotate(conninfo: str, key_provider: KeyProvider, say: Callable[[str], 
         The new master key's id; None where there was nothing to do.
 
     Raises:
-        MasterKeyError: a master key that keys are wrapped with was not given, or another rotation is under way.
+        MasterKeyError: a master key that keys are wrapped with was not given, or another rotation is under way, or the
+            login is not the owner's.
         OperationalError: the database cannot be reached; what is wrapped again stays so.
 
     """
     async with await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection:
-        cursor = await connection.execute(_LOCK, (AdvisoryLock.MASTER_KEY_ROTATION,))
-        if (await cursor.fetchone() or (False,))[0] is not True:
-            raise MasterKeyError("Another rotation of the master key is in progress. Wait for it, or stop it.")
-        try:
+        if not await _is_true(connection, "SELECT is_owner()"):
+            raise MasterKeyError(
+                "Only the owner of the tables can replace the master key. Set SPARKLEDGER_MIGRATION_DATABASE_URL."
+            )
+        async with _alone(connection) as alone:
+            if not alone:
+                raise MasterKeyError(
+                    "Another rotation of the master key is in progress, or an erasure is being carried out. Wait for "
+                    "it, or stop it."
+                )
             new = await _wanted(connection, key_provider)
             if new is None:
                 return None
-            await _name_present(connection, new)
+            await connection.execute("SELECT name_master_key(%s)", (new,))
             for wrapped in WRAPPED:
                 await _rewrap(connection, key_provider, new, wrapped, say)
-            await connection.execute(
-                "UPDATE master_keys SET released_at = now() WHERE NOT present AND released_at IS NULL"
-            )
-        finally:
-            with suppress(psycopg.Error):  # a session that was lost has let go of it
-                await connection.execute("SELECT pg_advisory_unlock(%s)", (AdvisoryLock.MASTER_KEY_ROTATION,))
+            await connection.execute("SELECT release_master_keys()")
     return new
+
+
+async def change_epoch(conninfo: str, key_provider: KeyProvider) -> bool:
+    """Begin a new epoch if an erasure needs it, seal every creator's key in it, and destroy the keys of those before.
+
+    Each step can be the last one before a crash: the next call goes on there.
+
+    Args:
+        conninfo: the database, as a login that is or may become the worker's role.
+        key_provider: has the epoch keys; the master key is not used.
+
+    Returns:
+        False where a rotation, or another change of the epoch, is under way.
+
+    Raises:
+        MasterKeyError: the key of an epoch that a creator's key is sealed in is missing.
+        OperationalError: the database cannot be reached; what is sealed again stays so.
+
+    """
+    async with (
+        await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection,
+        _alone(connection) as alone,
+    ):
+        if alone:
+            present = await begin_epoch(connection, key_provider.epochs)
+            await _seal_in(connection, key_provider.epochs, present)
+            ended = [row[0] for row in await (await connection.execute(_ENDED_EPOCHS)).fetchall()]
+            for epoch_id in ended:
+                key_provider.epochs.destroy(epoch_id)
+            await connection.execute("SELECT end_key_epochs(%s)", (ended,))
+        return alone
+
+
+async def _seal_in(connection: LedgerConnection, epochs: EpochKeys, present: str) -> None:
+    """Seal every creator's key in the present epoch, in batches; what the master key wraps is not opened."""
+    place: tuple[int, UUID] = (0, UUID(int=0))
+    into, keys = epochs.key(present), dict[str, SealingKey]()
+    while True:
+        parameters = (*place, bytes.fromhex(present), EPOCH_BATCH_ROWS)
+        rows = await (await connection.execute(_OF_OTHER_EPOCHS, parameters)).fetchall()
+        if not rows:
+            return
+        fresh = []
+        for ledger_id, key_id, stored in rows:
+            sealed, purpose = stored[MASTER_KEY_ID_BYTES:], creator_purpose(ledger_id, key_id)
+            epoch_id = epoch_id_of(sealed)
+            key = keys.get(epoch_id) or keys.setdefault(epoch_id, epochs.key(epoch_id))
+            again = bytes.fromhex(present) + into.seal(unsealed(key, sealed, purpose), purpose.encode())
+            fresh.append(stored[:MASTER_KEY_ID_BYTES] + again)
+        ledgers, ids, old = (list(column) for column in zip(*rows, strict=True))
+        await connection.execute(_REWRAP, ("creator_keys", ledgers, [str(key_id) for key_id in ids], old, fresh))
+        place = rows[-1][:2]
 
 
 async def states(conninfo: str, key_provider: KeyProvider) -> list[MasterKeyState]:
@@ -130,10 +215,11 @@ async def states(conninfo: str, key_provider: KeyProvider) -> list[MasterKeyStat
 def require_master_keys(conninfo: str, role: str, key_provider: KeyProvider) -> None:
     """Refuse to run without the present master key, or without one that still wraps keys.
 
-    A database that cannot be reached may come back, and is not refused. One without any keys accepts any master key.
+    The same for the keys of epochs. A database that cannot be reached may come back, and is not refused. One without
+    any keys accepts any master key.
 
     Raises:
-        MasterKeyError: a master key is missing.
+        MasterKeyError: a master key is missing, or the key of an epoch.
 
     """
     try:
@@ -141,11 +227,31 @@ def require_master_keys(conninfo: str, role: str, key_provider: KeyProvider) -> 
             needed = connection.execute(
                 "SELECT master_key_id FROM master_keys WHERE present OR released_at IS NULL ORDER BY present DESC"
             ).fetchall()
+            present = connection.execute("SELECT epoch_id FROM key_epochs WHERE present").fetchone()
     except psycopg.OperationalError:
         return
     for (key_id,) in needed:
         if key_id not in key_provider.key_ids:
             raise MasterKeyError(not_given(key_id, key_provider.key_ids))
+    if present is not None and not key_provider.epochs.has(present[0]):
+        raise MasterKeyError(missing(present[0], key_provider.epochs.directory))
+
+
+@asynccontextmanager
+async def _alone(connection: LedgerConnection) -> AsyncIterator[bool]:
+    """Keep rotations and changes of the epoch out; False where one is under way."""
+    alone = await _is_true(connection, _LOCK, AdvisoryLock.MASTER_KEY_ROTATION)
+    try:
+        yield alone
+    finally:
+        with suppress(psycopg.Error):  # a session that was lost has let go of it
+            if alone:
+                await connection.execute(_UNLOCK, (AdvisoryLock.MASTER_KEY_ROTATION,))
+
+
+async def _is_true(connection: LedgerConnection, query: LiteralString, *parameters: Any) -> bool:
+    row = await (await connection.execute(query, parameters)).fetchone()
+    return row is not None and bool(row[0])
 
 
 async def _wanted(connection: LedgerConnection, key_provider: KeyProvider) -> str | None:
@@ -175,20 +281,6 @@ async def _states(connection: LedgerConnection, key_provider: KeyProvider) -> li
     return [MasterKeyState(key_id, key_id in present, key_id in given, counts.get(key_id, 0)) for key_id in known]
 
 
-async def _name_present(connection: LedgerConnection, key_id: str) -> None:
-    """Name the present master key; waits for transactions that are storing a key under another one."""
-    async with connection.transaction():
-        await connection.execute(
-            "UPDATE master_keys SET present = false WHERE present AND master_key_id <> %s", (key_id,)
-        )
-        await connection.execute(
-            "INSERT INTO master_keys AS m (master_key_id, present) VALUES (%s, true)"
-            " ON CONFLICT (master_key_id) DO UPDATE SET present = true, since = now(), released_at = NULL"
-            " WHERE NOT m.present",
-            (key_id,),
-        )
-
-
 async def _rewrap(
     connection: LedgerConnection, key_provider: KeyProvider, new: str, wrapped: Wrapped, say: Callable[[str], None]
 ) -> None:
@@ -200,21 +292,28 @@ async def _rewrap(
         f" WHERE ({columns}) > ({after}) AND substring({wrapped.column} FROM 1 FOR {MASTER_KEY_ID_BYTES}) <> %s"
         f" ORDER BY {columns} LIMIT {BATCH_ROWS}"
     )
-    # A key that was changed or destroyed meanwhile stays as it is.
-    update = f"UPDATE {wrapped.table} SET {wrapped.column} = %s WHERE ({columns}) = ({after}) AND {wrapped.column} = %s"
+    row = await (await connection.execute("SELECT epoch_id FROM key_epochs WHERE present")).fetchone()
     place: Sequence[Any] = list(wrapped.key.values())
     done = 0
     while True:
         rows = await (await connection.execute(select, (*place, bytes.fromhex(new)))).fetchall()
         if not rows:
             return
-        rewrapped = []
+        ledgers, ids, read, fresh = [], [], [], []
         for *key, purpose_value, old in rows:
             purpose = wrapped.purpose((*key, purpose_value))
-            plain = await unwrapped_with(key_provider, old, purpose)
-            rewrapped.append((await wrapped_with(key_provider, new, plain, purpose), *key, old))
-        async with connection.transaction():
-            for parameters in rewrapped:
-                done += (await connection.execute(update, parameters)).rowcount
+            if wrapped.in_epochs:
+                assert row is not None  # noqa: S101 - there is a creator's key, so there is an epoch
+                plain = await creator_key_unwrapped_with(key_provider, old, purpose)
+                fresh.append(await creator_key_wrapped_with(key_provider, new, row[0], plain, purpose))
+            else:
+                plain = await unwrapped_with(key_provider, old, purpose)
+                fresh.append(await wrapped_with(key_provider, new, plain, purpose))
+            ledgers.append(key[0] if "ledger_id" in wrapped.key else None)
+            ids.append(str(key[-1]))
+            read.append(old)
+        # A key that was changed or removed meanwhile stays as it is.
+        cursor = await connection.execute(_REWRAP, (wrapped.table, ledgers, ids, read, fresh))
+        done += (await cursor.fetchone() or (0,))[0]
         place = rows[-1][: len(wrapped.key)]
         say(f"{wrapped.table}: {done:,} keys wrapped again")

@@ -8,6 +8,7 @@ from domain.code import Code, effective_as_of, fold_code
 from domain.errors import Refused, Unknown
 from domain.recorded import RecordedEvent
 from infra.crypto.envelope import associated_data
+from infra.crypto.epochs import EpochKeyMissing
 from infra.eventstore.repository import AggregateCache, Repository
 from infra.eventstore.serialization import UnreadableEvent
 
@@ -102,6 +103,12 @@ class AggregateReader:
             LookupError: a key is missing although no erasure is recorded.
 
         """
+        try:
+            return await self._unsealed(ledger_id, recorded)
+        except EpochKeyMissing:  # the epoch ended in between: the keys are sealed in the next one now
+            return await self._unsealed(ledger_id, recorded)
+
+    async def _unsealed(self, ledger_id: int, recorded: Sequence[RecordedEvent]) -> dict[int, dict[str, Sealed] | None]:
         by_position = {r.position: r for r in recorded}
         fields: dict[int, dict[str, Sealed] | None] = {}
         for position, stored in (await self.events.sealed(ledger_id, list(by_position))).items():

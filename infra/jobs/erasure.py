@@ -1,8 +1,11 @@
 """Erasure of a creator: an event that says whose and why, and then the destruction of the creator's key.
 
-Once the event is recorded, no process unseals anything of the creator. The key is destroyed at once; where a process is
-killed before that, a worker does it. Every event stays: what was decided can still be read and proven, and what was
-sealed can be read by nobody.
+    recorded        the event is in the log: from now on no process unseals anything of the creator
+    carrying_out    the key is removed from its table; the write-ahead log and backups may still have copies of it
+    carried_out     the epoch that the copies are sealed in is over, and its key destroyed: they open no more
+
+A worker does what comes after the event. Where a process is killed in between, another one goes on from there. Every
+event stays: what was decided can still be read and proven, and what was sealed can be read by nobody.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg
 
@@ -22,6 +25,7 @@ from domain.values import Actor, When
 from infra.auth.access_log import AccessContext
 from infra.auth.ledger_admin import LedgerAdmin
 from infra.crypto.envelope import MasterKeyError
+from infra.crypto.rotation import change_epoch
 from infra.errors import Unavailable
 from infra.eventstore.command_handler import CommandMetadata
 from infra.ids import uuid7
@@ -45,6 +49,8 @@ WAIT_POLL_S: Final = 0.05
 # How long an answer waits for the worker. What was recorded holds, whether or not it was carried out by then.
 WAIT_S: Final = 3.0
 BATCH: Final = 100
+# How much longer than the change of an epoch the pause after it is.
+REST_SHARE: Final = 9
 # The creator's API keys are revoked one by one, each with an entry in the access log, and looked up in such batches.
 KEY_BATCH: Final = 100
 
@@ -57,7 +63,8 @@ _PENDING: Final = """
     LIMIT %s
 """
 
-_CARRIED_OUT: Final = "SELECT carried_out_at FROM erasures WHERE ledger_id = %s AND position = %s"
+_DEED: Final = "SELECT removed_at, carried_out_at FROM erasures WHERE ledger_id = %s AND position = %s"
+_UNDER_WAY: Final = "SELECT EXISTS (SELECT FROM erasures WHERE carried_out_at IS NULL)"
 
 # Valid keys that act for this creator, and otherwise only for creators who are erased as well.
 _KEYS_TO_REVOKE: Final = """
@@ -82,12 +89,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """One erasure: the event that records it, and when it was carried out, if it was."""
+    """One erasure: the event that records it, when the key was removed, and when its copies became useless."""
 
     recorded: RecordedEvent
     creator_id: str
     reason: str
+    removed_at: datetime | None
     carried_out_at: datetime | None
+
+    @property
+    def state(self) -> Literal["recorded", "carrying_out", "carried_out"]:
+        """How far it is."""
+        if self.carried_out_at is not None:
+            return "carried_out"
+        return "recorded" if self.removed_at is None else "carrying_out"
 
 
 class Erasures:
@@ -104,8 +119,8 @@ class Erasures:
         """Return a creator's erasure; None where none is recorded."""
         for recorded in reversed(await self._aggregates.creator_stream(ledger_id, creator_id)):
             if isinstance(recorded.event, Creator.Erased):
-                done_at = await self._carried_out_at(ledger_id, recorded.position)
-                return Erasure(recorded, creator_id, recorded.event.reason, done_at)
+                removed_at, carried_out_at = await self._deed(ledger_id, recorded.position)
+                return Erasure(recorded, creator_id, recorded.event.reason, removed_at, carried_out_at)
         return None
 
     async def wait(self, ledger_id: int, creator_id: str, within_s: float = WAIT_S) -> Erasure | None:
@@ -125,7 +140,16 @@ class Erasures:
         Returns:
             Whether the creator is erased.
 
+        Raises:
+            MasterKeyError: the key of an epoch is missing, so that the other creators' keys cannot leave that epoch.
+
         """
+        removed = await self.remove(ledger_id, creator_id, context)
+        await self.complete()
+        return removed
+
+    async def remove(self, ledger_id: int, creator_id: str, context: AccessContext) -> bool:
+        """Remove a creator's key from its table, and revoke the API keys; return whether the creator is erased."""
         if await self.of(ledger_id, creator_id) is None:
             return False
         while keys := await self._keys(ledger_id, creator_id):
@@ -134,23 +158,50 @@ class Erasures:
         creator = (await self._keyring.ledger(ledger_id)).claim("creator", creator_id)
         async with self._database.connection(ledger_id) as connection:
             row = await (await connection.execute("SELECT carry_out_erasure(%s, %s)", (ledger_id, creator))).fetchone()
-        destroyed: UUID | None = row[0] if row else None
-        if destroyed is not None:
-            self._keyring.forget(ledger_id, destroyed, creator)
-        return destroyed is not None
+        removed: UUID | None = row[0] if row else None
+        if removed is not None:
+            self._keyring.forget(ledger_id, removed, creator)
+        return removed is not None
+
+    async def complete(self) -> bool:
+        """End the epoch that the removed keys were sealed in, once for all of them; return whether that was needed."""
+
+        async def query(connection: LedgerConnection) -> bool:
+            row = await (await connection.execute(_UNDER_WAY)).fetchone()
+            return row is not None and bool(row[0])
+
+        needed = await self._database.read(None, query)
+        if needed:
+            await change_epoch(self._database.conninfo, self._keyring.key_provider)
+        return needed
 
     async def run(self, poll_s: float = POLL_S) -> None:
-        """Carry out pending erasures until cancelled; needs the worker's rights."""
+        """Carry out pending erasures until cancelled; needs the worker's rights.
+
+        Erasures that are recorded while an epoch ends wait for the end of the next one, together. Epochs follow each
+        other so slowly that sealing every creator's key again takes a tenth of the time.
+        """
+        wait_until = 0.0
         while True:
             try:
-                while await self.carry_out_pending() == BATCH:
+                while await self.remove_pending() == BATCH:
                     pass
-            except (Unavailable, psycopg.OperationalError) as error:
+                began = monotonic()
+                if began >= wait_until and await self.complete():
+                    ended = monotonic()
+                    wait_until = ended + REST_SHARE * (ended - began)
+            except (Unavailable, MasterKeyError, psycopg.OperationalError) as error:
                 log.warning("Erasures are delayed: %s", str(error).strip())
             await asyncio.sleep(poll_s)
 
     async def carry_out_pending(self) -> int:
-        """Carry out at most `BATCH` erasures that are recorded and pending, and return how many were carried out.
+        """Carry out at most `BATCH` erasures that are recorded and pending, and return how many keys were removed."""
+        removed = await self.remove_pending()
+        await self.complete()
+        return removed
+
+    async def remove_pending(self) -> int:
+        """Remove the keys of at most `BATCH` erasures that are recorded and pending, and return how many there were.
 
         One that cannot be carried out, because its ledger's keys do not open, does not hold up the others.
         """
@@ -161,15 +212,15 @@ class Erasures:
         done = 0
         for ledger_id, creator_id in await self._database.read(None, query):
             try:
-                done += await self.carry_out(ledger_id, creator_id, AccessContext(route="erasure"))
+                done += await self.remove(ledger_id, creator_id, AccessContext(route="erasure"))
             except MasterKeyError as error:
                 log.warning("An erasure in ledger %s cannot be carried out: %s", ledger_id, error)
         return done
 
-    async def _carried_out_at(self, ledger_id: int, position: int) -> datetime | None:
-        async def query(connection: LedgerConnection) -> datetime | None:
-            row = await (await connection.execute(_CARRIED_OUT, (ledger_id, position))).fetchone()
-            return None if row is None else row[0]
+    async def _deed(self, ledger_id: int, position: int) -> tuple[datetime | None, datetime | None]:
+        async def query(connection: LedgerConnection) -> tuple[datetime | None, datetime | None]:
+            row = await (await connection.execute(_DEED, (ledger_id, position))).fetchone()
+            return row or (None, None)
 
         return await self._database.read(ledger_id, query)
 

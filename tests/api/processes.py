@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from infra.postgres.roles import API
 from tests.conftest import TestDatabase
+from tests.keys import ERASURE_KEYS
 from tests.serving import REPOSITORY
 
 
@@ -20,6 +21,7 @@ def serving_process(database: TestDatabase, master: str, **settings: str) -> Ite
     environment |= {
         "SPARKLEDGER_DATABASE_URL": database.dsn(API),
         "SPARKLEDGER_MASTER_KEY": master,
+        "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
         "SPARKLEDGER_PORT": "0",
         **{f"SPARKLEDGER_{name.upper()}": value for name, value in settings.items()},
     }

@@ -16,11 +16,11 @@ import pytest
 
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.processes.worker import create_views
 from tests.api.processes import serving_process
 from tests.api.world import World, days, refused, told
 from tests.conftest import TestDatabase
+from tests.keys import master_key_of
 from tests.serving import Server
 from tests.waiting import until
 
@@ -203,7 +203,7 @@ def test_a_revoked_key_neither_mints_nor_revokes_although_a_read_may_remember_it
 def test_a_key_that_changes_in_one_process_ends_in_the_others(database: TestDatabase, change: str) -> None:
     master = base64.b64encode(fresh_key()).decode()
     asyncio.run(create_views(database.dsn()))
-    admin = asyncio.run(create_ledger(database.dsn(), MasterKey.from_text(master), "main"))
+    admin = asyncio.run(create_ledger(database.dsn(), master_key_of(master), "main"))
     with serving_process(database, master) as here, serving_process(database, master) as there, ExitStack() as stack:
 
         def client(url: str, key: str) -> httpx.Client:

@@ -224,16 +224,20 @@ def test_an_erasure_whose_deed_was_not_done_holds_and_is_finished_beside(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = with_notes(world)
-    carry_out = Erasures.carry_out
+    remove, complete = Erasures.remove, Erasures.complete
 
     async def not_now(*_: Any) -> bool:
         raise Unavailable("The database is away.")
 
-    monkeypatch.setattr(Erasures, "carry_out", not_now)
+    monkeypatch.setattr(Erasures, "remove", not_now)
+    monkeypatch.setattr(Erasures, "complete", not_now)
     assert told(erase(world), 200)["state"] == "recorded"
     assert notes(world, code) == [(None, True), (None, True)]
-    monkeypatch.setattr(Erasures, "carry_out", carry_out)
     read = f"/v1/creators/{OWN_CREATOR}/erasure"
+    monkeypatch.setattr(Erasures, "remove", remove)
+    until(lambda: told(world.client.get(read), 200)["state"] == "carrying_out")
+    assert told(world.client.get(read), 200)["carried_out_at"] is None
+    monkeypatch.setattr(Erasures, "complete", complete)
     until(lambda: told(world.client.get(read), 200)["state"] == "carried_out")
 
 

@@ -34,6 +34,7 @@ from infra.runtime import runtime
 from infra.settings import load_settings
 from tests.bench.place import RUNS, postgres
 from tests.infra.auth.issuing import issuing, signer
+from tests.keys import master_key
 
 REQUESTS: Final = 20_000
 LOOKED_UP: Final = 500
@@ -107,7 +108,7 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
 
 def run() -> dict[str, Any]:
     """Measure on a PostgreSQL of its own."""
-    master = MasterKey(fresh_key())
+    master = master_key(fresh_key())
     with postgres() as server:
         key = asyncio.run(create_ledger(server.dsn(), master, "main"))
         return {"microseconds": asyncio.run(_measure(server.dsn(API), master, key))}

@@ -28,7 +28,6 @@ from domain.code import Code
 from domain.values import Actor, Policy, Sealed
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.eventstore.command_handler import CommandHandler, CommandMetadata, CommandResult
 from infra.ids import uuid7
 from infra.postgres.embedded.server import EmbeddedPostgres
@@ -38,6 +37,7 @@ from infra.runtime import runtime
 from tests.bench.place import RUNS, SETTINGS, median, pgbench, postgres
 from tests.given import anyone
 from tests.infra.session_tokens import present
+from tests.keys import master_key
 
 IN_FLIGHT: Final = (1, 8, 32, 128)
 CLIENTS: Final = (1, 8, 32)
@@ -150,7 +150,7 @@ async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
 
 
 async def _ours(server: EmbeddedPostgres) -> dict[str, float]:
-    master = MasterKey(fresh_key())
+    master = master_key(fresh_key())
     await create_ledger(server.dsn(), master, "bench")
     key, _ = await create_key(server.dsn(), master, "bench", "operator", None)
     tune_garbage_collector()  # as the API's process does

@@ -25,7 +25,6 @@ import psycopg
 
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from projections import VIEWS
@@ -33,6 +32,7 @@ from tests.bench.client import drive
 from tests.bench.due_codes import fill
 from tests.bench.http import ROOT, Requests, _serve, process
 from tests.bench.place import SETTINGS, postgres
+from tests.keys import master_key_of
 
 CODES: Final = 5_000
 FULL: Final = 100_000
@@ -134,14 +134,14 @@ def run(*, full: bool = False, codes: int | None = None, per_second: float = COM
     master = base64.b64encode(fresh_key()).decode()
     with postgres() as server, ExitStack() as stack:
         asyncio.run(create_views(server.dsn()))
-        requests = Requests(asyncio.run(create_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
+        requests = Requests(asyncio.run(create_ledger(server.dsn(), master_key_of(master), "bench")))
         port, _ = stack.enter_context(process("-m", "tests.bench.serve", environment=_serve(server, master, API)))
         requests.prepare(port, 0, 0)
-        key, _ = asyncio.run(create_key(server.dsn(), MasterKey.from_text(master), "bench", "auditor", None))
+        key, _ = asyncio.run(create_key(server.dsn(), master_key_of(master), "bench", "auditor", None))
         ledger = {"ledger": key.ledger_id, "views": len(VIEWS)}
         lead_s = LEAD_S + BEFORE_S + LEAD_PER_THOUSAND_S * codes / 1000
         due = (datetime.now(UTC) + timedelta(seconds=lead_s)).replace(microsecond=0)
-        asyncio.run(fill(server.dsn(), MasterKey.from_text(master), key.ledger_id, codes, due))
+        asyncio.run(fill(server.dsn(), master_key_of(master), key.ledger_id, codes, due))
         stack.enter_context(_working(_serve(server, master, WORKER)))
         connection = stack.enter_context(psycopg.connect(server.dsn(), autocommit=True))
         _await(lambda: not _one(connection, _BEHIND, ledger)[0], due.timestamp() - BEFORE_S, "The views were late.")

@@ -27,6 +27,7 @@ from infra.runtime import runtime
 from tests.bench.append import Load, rate
 from tests.bench.place import SETTINGS, place, postgres, restarted
 from tests.infra.session_tokens import present
+from tests.keys import master_key
 
 if TYPE_CHECKING:
     from infra.runtime import Runtime
@@ -90,7 +91,7 @@ class _Place:
 
     def __init__(self, server: EmbeddedPostgres, events: int) -> None:
         self.server = server
-        self.master = MasterKey(fresh_key())
+        self.master = master_key(fresh_key())
         asyncio.run(create_ledger(server.dsn(), self.master, "bench"))
         self.key, _ = asyncio.run(create_key(server.dsn(), self.master, "bench", "operator", None))
         _grow(server, self.key.ledger_id, events)

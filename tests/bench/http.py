@@ -24,12 +24,12 @@ import psutil
 
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from tests.bench.client import Figures, drive, http
 from tests.bench.place import RUNS, SETTINGS, postgres
+from tests.keys import ERASURE_KEYS, master_key_of
 
 ROOT: Final = Path(__file__).parents[2]
 RUN_S: Final = 5.0
@@ -115,6 +115,7 @@ def _serve(server: EmbeddedPostgres, master: str, role: str) -> dict[str, str]:
     return {
         "SPARKLEDGER_DATABASE_URL": server.dsn(role),
         "SPARKLEDGER_MASTER_KEY": master,
+        "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
         "SPARKLEDGER_PORT": "0",
         "SPARKLEDGER_REQUESTS_PER_SECOND": "1000000",
     }
@@ -125,7 +126,7 @@ def run() -> dict[str, Any]:
     master = base64.b64encode(fresh_key()).decode()
     with postgres() as server, ExitStack() as stack:
         asyncio.run(create_views(server.dsn()))
-        requests = Requests(asyncio.run(create_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
+        requests = Requests(asyncio.run(create_ledger(server.dsn(), master_key_of(master), "bench")))
         environment = _serve(server, master, API)
         port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))
         second, _ = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))

@@ -26,7 +26,6 @@ import uvloop
 
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.eventstore.command_handler import CommandHandler
 from infra.postgres.roles import API, WORKER
 from infra.process_limits import tune_garbage_collector
@@ -36,6 +35,7 @@ from projections import VIEWS
 from tests.bench.append import Load
 from tests.bench.place import SETTINGS, postgres
 from tests.infra.session_tokens import present
+from tests.keys import ERASURE_KEYS, master_key
 
 ROOT: Final = Path(__file__).parents[2]
 COMMANDS_PER_SECOND: Final = 1_000
@@ -71,7 +71,7 @@ class Told(Load):
 async def _load(order: dict[str, Any]) -> Answered:
     """Carry commands out at an even rate, each begun at its own time, whatever became of the others."""
     tune_garbage_collector()
-    master = MasterKey(base64.b64decode(order["master"]))
+    master = master_key(base64.b64decode(order["master"]))
     async with runtime(order["dsn"], API, master) as opened:
         present(opened.database, order["ledger_id"], UUID(order["key_id"]))
         load = Told(opened.handler, order["ledger_id"], UUID(order["key_id"]))
@@ -92,7 +92,11 @@ async def _load(order: dict[str, Any]) -> Answered:
 @contextmanager
 def _working(dsn: str, master: str) -> Iterator[None]:
     """Run a worker that follows the views alone."""
-    environment = {"SPARKLEDGER_DATABASE_URL": dsn, "SPARKLEDGER_MASTER_KEY": master}
+    environment = {
+        "SPARKLEDGER_DATABASE_URL": dsn,
+        "SPARKLEDGER_MASTER_KEY": master,
+        "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
+    }
     command = [sys.executable, "-m", "cli", "work", "--only", "views"]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL) as worker:
         try:
@@ -141,8 +145,8 @@ def run(*, per_second: int = COMMANDS_PER_SECOND, seconds: float = RUN_S) -> dic
     key_bytes = fresh_key()
     master = base64.b64encode(key_bytes).decode()
     with postgres() as server:
-        asyncio.run(create_ledger(server.dsn(), MasterKey(key_bytes), "bench"))
-        key, _ = asyncio.run(create_key(server.dsn(), MasterKey(key_bytes), "bench", "operator", None))
+        asyncio.run(create_ledger(server.dsn(), master_key(key_bytes), "bench"))
+        key, _ = asyncio.run(create_key(server.dsn(), master_key(key_bytes), "bench", "operator", None))
         asyncio.run(create_views(server.dsn()))
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "answered.json"

@@ -37,6 +37,7 @@ from tests.bench.place import SETTINGS, postgres
 from tests.infra.delivery.kafka import broker
 from tests.infra.delivery.kafka.publishing import events
 from tests.infra.session_tokens import present
+from tests.keys import ERASURE_KEYS, master_key
 from tests.waiting import until
 
 EVENTS: Final = 200_000
@@ -53,6 +54,7 @@ def _worker(server: EmbeddedPostgres, master_key: bytes, bootstrap: str) -> Iter
         "SPARKLEDGER_DATABASE_URL": server.dsn(),
         "SPARKLEDGER_WORKER_DATABASE_URL": server.dsn(WORKER),
         "SPARKLEDGER_MASTER_KEY": base64.b64encode(master_key).decode(),
+        "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
         "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS": bootstrap,
         "SPARKLEDGER_KAFKA_LEDGERS": f"bench={PREFIX}",
     }
@@ -127,7 +129,7 @@ def run() -> dict[str, Any]:
     """Measure catching up, then the way from a commit to a consumer."""
     tune_garbage_collector()
     key_bytes = fresh_key()
-    master = MasterKey(key_bytes)
+    master = master_key(key_bytes)
     with tempfile.TemporaryDirectory(prefix="sl-bench-kafka-") as directory, postgres() as server:
         kafka = broker.start(Path(directory), lasting=True)
         try:

@@ -24,7 +24,6 @@ import psycopg
 
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.pool import Database
@@ -37,6 +36,7 @@ from tests.bench.client import Figures, drive, http
 from tests.bench.http import _serve, process
 from tests.bench.lives import CREATORS, fill
 from tests.bench.place import SETTINGS, postgres
+from tests.keys import master_key_of
 
 EVENTS: Final = 1_000_000
 FULL: Final = 10_000_000
@@ -136,7 +136,7 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
     """Measure on one PostgreSQL; `full` is ten million events."""
     events = events or (FULL if full else EVENTS)
     master_text = base64.b64encode(fresh_key()).decode()
-    master = MasterKey.from_text(master_text)
+    master = master_key_of(master_text)
     with postgres(BUFFERS) as server:
         asyncio.run(create_views(server.dsn()))
         asyncio.run(create_ledger(server.dsn(), master, "bench"))

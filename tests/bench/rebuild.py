@@ -17,7 +17,6 @@ import uvloop
 
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.pool import Database
 from infra.postgres.roles import WORKER
@@ -28,6 +27,7 @@ from infra.views.progress_display import Lines
 from projections import VIEWS
 from tests.bench.lives import fill
 from tests.bench.place import SETTINGS, postgres
+from tests.keys import master_key
 
 EVENTS: Final = 1_000_000
 FULL: Final = 10_000_000
@@ -91,7 +91,7 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
     """Measure on so many events, a million if nothing else is said; `full` is ten million."""
     events = events or (FULL if full else EVENTS)
     with postgres(BUFFERS) as server:
-        asyncio.run(create_ledger(server.dsn(), MasterKey(fresh_key()), "bench"))
+        asyncio.run(create_ledger(server.dsn(), master_key(fresh_key()), "bench"))
         with psycopg.connect(server.dsn()) as connection:
             (ledger_id,) = connection.execute("SELECT ledger_id FROM ledgers").fetchone() or (0,)
         fill(server, ledger_id, events)

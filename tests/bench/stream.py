@@ -18,13 +18,13 @@ from typing import Any, Final
 from api.streams import MAX_STREAMS_OF_A_KEY
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API
 from infra.processes.worker import create_views
 from tests.bench.client import drive
 from tests.bench.http import ROOT, Requests, _serve, process
 from tests.bench.place import SETTINGS, postgres
+from tests.keys import master_key_of
 
 CLIENTS: Final = (100, 1_000)
 COMMANDS_PER_SECOND: Final = {100: 200.0, 1_000: 20.0}
@@ -58,7 +58,7 @@ def measure(port: int, requests: Requests, keys: list[str], clients: int) -> dic
 
 async def subscriber(server: EmbeddedPostgres, master: str) -> str:
     """Mint a key that follows."""
-    return (await create_key(server.dsn(), MasterKey.from_text(master), "bench", "subscriber", None))[1]
+    return (await create_key(server.dsn(), master_key_of(master), "bench", "subscriber", None))[1]
 
 
 def run() -> dict[str, Any]:
@@ -66,7 +66,7 @@ def run() -> dict[str, Any]:
     master = base64.b64encode(fresh_key()).decode()
     with postgres() as server, ExitStack() as stack:
         asyncio.run(create_views(server.dsn()))
-        requests = Requests(asyncio.run(create_ledger(server.dsn(), MasterKey.from_text(master), "bench")))
+        requests = Requests(asyncio.run(create_ledger(server.dsn(), master_key_of(master), "bench")))
         port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=_serve(server, master, API)))
         requests.prepare(port, 10, 10)
         drive([port], requests.issue, seconds=2.0)

@@ -14,7 +14,6 @@ import psycopg
 import uvloop
 
 from infra.auth.key_commands import create_key, create_ledger
-from infra.crypto.master_keys import MasterKey
 from infra.delivery.webhooks.models import Owner
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.embedded.server import EmbeddedPostgres
@@ -24,6 +23,7 @@ from tests.bench.append import Load, rate
 from tests.bench.http import ROOT
 from tests.bench.place import SETTINGS, postgres
 from tests.infra.session_tokens import present
+from tests.keys import ERASURE_KEYS, master_key
 from tests.waiting import until
 
 FILL_S: Final = 3.0
@@ -32,7 +32,7 @@ WITHIN_S: Final = 300.0
 
 async def _prepare(server: EmbeddedPostgres, key: bytes, url: str) -> int:
     """Record events, and have them sent to a URL from the first on; return how many there are."""
-    master = MasterKey(key)
+    master = master_key(key)
     await create_ledger(server.dsn(), master, "bench")
     minted, _ = await create_key(server.dsn(), master, "bench", "operator", None)
     async with runtime(server.dsn(API), API, master) as opened:
@@ -71,6 +71,7 @@ def run() -> dict[str, Any]:
             **os.environ,
             "SPARKLEDGER_DATABASE_URL": server.dsn(WORKER),
             "SPARKLEDGER_MASTER_KEY": base64.b64encode(key).decode(),
+            "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
         }
         began = datetime.now(UTC)
         with subprocess.Popen(

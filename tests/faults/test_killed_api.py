@@ -21,12 +21,12 @@ import httpx
 
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.postgres.roles import API
 from infra.processes.worker import create_views
 from tests.faults.commands import MARK
 from tests.faults.durable import SHORT, durable
 from tests.infra.eventstore.checker import Told, held, problems
+from tests.keys import ERASURE_KEYS, master_key
 from tests.serving import REPOSITORY
 from tests.test_compose_commands import free_port
 
@@ -135,16 +135,17 @@ async def _kill_in_mid_load(callers: Callers, environment: dict[str, str], round
 
 
 def test_a_killed_api_keeps_what_it_answered_and_gives_one_answer_to_the_rest() -> None:
-    master_key = fresh_key()
+    master = fresh_key()
     with durable() as database:
         asyncio.run(create_views(database.dsn()))
-        key = asyncio.run(create_ledger(database.dsn(), MasterKey(master_key), "told"))
+        key = asyncio.run(create_ledger(database.dsn(), master_key(master), "told"))
         port = free_port()
         environment = {
             **os.environ,
             "SPARKLEDGER_VIDEO_IDS": "any",
             "SPARKLEDGER_DATABASE_URL": database.dsn(API),
-            "SPARKLEDGER_MASTER_KEY": base64.b64encode(master_key).decode(),
+            "SPARKLEDGER_MASTER_KEY": base64.b64encode(master).decode(),
+            "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
             "SPARKLEDGER_PORT": str(port),
             "SPARKLEDGER_REQUESTS_PER_SECOND": "1000000",
         }

@@ -21,7 +21,6 @@ import httpx
 
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.delivery.webhooks.models import DeliveryPolicy, Owner
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.roles import API, WORKER
@@ -31,6 +30,7 @@ from tests.bench.append import Load
 from tests.faults.durable import SHORT, durable
 from tests.infra.delivery.webhooks.receiving import Received, Receiver, in_order, receiving
 from tests.infra.session_tokens import present
+from tests.keys import ERASURE_KEYS, master_key
 from tests.serving import REPOSITORY
 from tests.test_compose_commands import free_port
 
@@ -104,18 +104,19 @@ def test_a_stream_over_killed_servers_has_every_event_once_and_in_order() -> Non
     master = fresh_key()
 
     async def story(dsn: str, api_dsn: str) -> tuple[list[int], int, int]:
-        minted, _ = await create_key(dsn, MasterKey(master), "told", "operator", None)
-        _, key = await create_key(dsn, MasterKey(master), "told", "subscriber", None)
+        minted, _ = await create_key(dsn, master_key(master), "told", "operator", None)
+        _, key = await create_key(dsn, master_key(master), "told", "subscriber", None)
         port = free_port()
         environment = {
             **os.environ,
             "SPARKLEDGER_VIDEO_IDS": "any",
             "SPARKLEDGER_DATABASE_URL": api_dsn,
             "SPARKLEDGER_MASTER_KEY": base64.b64encode(master).decode(),
+            "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
             "SPARKLEDGER_PORT": str(port),
         }
         client = Client(f"http://127.0.0.1:{port}", key)
-        async with runtime(api_dsn, API, MasterKey(master)) as opened:
+        async with runtime(api_dsn, API, master_key(master)) as opened:
             present(opened.database, minted.ledger_id, minted.key_id)
             load = Load(opened.handler, minted.ledger_id, minted.key_id)
             await load.prepare()
@@ -138,7 +139,7 @@ def test_a_stream_over_killed_servers_has_every_event_once_and_in_order() -> Non
 
     with durable() as database:
         asyncio.run(create_views(database.dsn()))
-        asyncio.run(create_ledger(database.dsn(), MasterKey(master), "told"))
+        asyncio.run(create_ledger(database.dsn(), master_key(master), "told"))
         seen, head, connections = asyncio.run(story(database.dsn(), database.dsn(API)))
     print(f"{len(seen)} events over {connections} connections and {KILLS} ends of the server")  # noqa: T201 - for -s
     assert seen == list(range(1, head + 1))
@@ -147,11 +148,12 @@ def test_a_stream_over_killed_servers_has_every_event_once_and_in_order() -> Non
 
 async def _deliver(master: bytes, dsn: str, api_dsn: str, worker_dsn: str) -> tuple[Receiver, int]:
     """Send what is recorded meanwhile, by one worker after the other; return what came, and how much was recorded."""
-    minted, _ = await create_key(dsn, MasterKey(master), "told", "operator", None)
+    minted, _ = await create_key(dsn, master_key(master), "told", "operator", None)
     environment = {
         **os.environ,
         "SPARKLEDGER_DATABASE_URL": worker_dsn,
         "SPARKLEDGER_MASTER_KEY": base64.b64encode(master).decode(),
+        "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
     }
     failed: set[str] = set()
 
@@ -164,7 +166,7 @@ async def _deliver(master: bytes, dsn: str, api_dsn: str, worker_dsn: str) -> tu
 
     async with (
         receiving(answer) as receiver,
-        runtime(api_dsn, API, MasterKey(master)) as opened,
+        runtime(api_dsn, API, master_key(master)) as opened,
     ):
         present(opened.database, minted.ledger_id, minted.key_id)
         load = Load(opened.handler, minted.ledger_id, minted.key_id)
@@ -198,7 +200,7 @@ def test_webhooks_over_killed_workers_lose_nothing_and_keep_each_codes_order() -
     master = fresh_key()
     with durable() as database:
         asyncio.run(create_views(database.dsn()))
-        asyncio.run(create_ledger(database.dsn(), MasterKey(master), "told"))
+        asyncio.run(create_ledger(database.dsn(), master_key(master), "told"))
         dsns = (database.dsn(), database.dsn(API), database.dsn(WORKER))
         receiver, head = asyncio.run(_deliver(master, *dsns))
 

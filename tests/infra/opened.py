@@ -17,7 +17,6 @@ from infra.auth.api_keys import ApiKey
 from infra.auth.key_admin import KeyAdmin
 from infra.auth.ledger_admin import LedgerAdmin
 from infra.crypto.keyring import Keyring
-from infra.crypto.master_keys import MasterKey
 from infra.eventstore.aggregate_reader import AggregateReader
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.command_handler import CommandHandler, CommandMetadata, CommandResult
@@ -32,8 +31,9 @@ from projections.engine.projector import Projector
 from tests.conftest import TestDatabase
 from tests.given import CREATOR, Command, erase
 from tests.infra.session_tokens import present
+from tests.keys import master_key
 
-MASTER_KEY = MasterKey(bytes(range(32)))
+MASTER_KEY = master_key(bytes(range(32)))
 
 # An event of a ledger, at a position, recorded at a moment: around the append, as only a superuser can.
 RECORD = """

@@ -57,6 +57,7 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "master_key": None,
         "master_key_previous": None,
         "master_key_file": None,
+        "erasure_key_dir": None,
         "allowed_days": (7, 30, 60, 365),
         "video_ids": "tiktok",
         "extend_after_expiry": True,

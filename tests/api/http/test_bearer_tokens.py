@@ -15,13 +15,13 @@ import pytest
 
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.crypto.master_keys import MasterKey
 from infra.postgres.migrate import migrate
 from infra.processes.worker import create_views
 from tests.api.processes import serving_process
 from tests.api.world import OTHER_CREATOR, OWN_CREATOR, refused, told
 from tests.conftest import TestDatabase
 from tests.infra.auth.issuing import TestIssuer, issuing, signer
+from tests.keys import master_key_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Place:
 def place(database: TestDatabase) -> Iterator[Place]:
     master = base64.b64encode(fresh_key()).decode()
     asyncio.run(create_views(database.dsn()))
-    admin = asyncio.run(create_ledger(database.dsn(), MasterKey.from_text(master), "main"))
+    admin = asyncio.run(create_ledger(database.dsn(), master_key_of(master), "main"))
     with issuing() as issuer, ExitStack() as opened:
         configured = issuer.configured(
             role_claim="groups",

@@ -13,8 +13,8 @@ from infra.auth.api_keys import Subjects
 from infra.auth.authenticator import CACHE_S, Authenticator
 from infra.crypto.envelope import MasterKeyError
 from infra.crypto.keyring import Keyring
-from infra.crypto.master_keys import MasterKey
 from tests.infra.opened import Opened
+from tests.keys import master_key
 from tests.waiting import WITHIN_S
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -136,6 +136,6 @@ async def test_many_that_present_what_nobody_minted_take_one_session(opened: Ope
 async def test_another_master_key_is_told_and_not_taken_for_an_unknown_key(opened: Opened) -> None:
     tenant = await opened.begin()
     _, text, _ = await opened.key_admin.create(tenant.ledger_id, role="admin")
-    other = Authenticator(opened.api.database, Keyring(opened.api.database, MasterKey(b"\xff" * 32)))
+    other = Authenticator(opened.api.database, Keyring(opened.api.database, master_key(b"\xff" * 32)))
     with pytest.raises(MasterKeyError):
         await other.authenticate(text, now())

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from infra.crypto.envelope import MasterKeyError
-from infra.crypto.master_keys import MasterKey, MasterKeyFile, key_provider, short_id
+from infra.crypto.master_keys import MasterKeyFile, key_provider, short_id
 from infra.settings import SettingsError, load_settings
+from tests.keys import master_key
 
 OLD, NEW, THIRD = bytes(range(32)), b"\x07" * 32, b"\x08" * 32
-BOTH = MasterKey(NEW, OLD)
+BOTH = master_key(NEW, OLD)
 NEW_ID, OLD_ID = BOTH.key_ids
 URL = "postgresql://api@db/sparkledger"
 

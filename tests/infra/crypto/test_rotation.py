@@ -19,7 +19,7 @@ from domain.values import Sealed
 from infra.auth.authenticator import CHANNEL
 from infra.crypto import rotation
 from infra.crypto.envelope import MasterKeyError
-from infra.crypto.keyring import Keyring
+from infra.crypto.keyring import Keyring, PresentKeys
 from infra.crypto.master_keys import KeyProvider, MasterKey, MasterKeyFile, short_id
 from infra.crypto.rotation import WRAPPED, MasterKeyState, require_master_keys, rotate, states
 from infra.errors import Unavailable
@@ -31,6 +31,7 @@ from tests.infra.crypto.test_master_keys import BOTH, NEW, NEW_ID, OLD, OLD_ID, 
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.programs import running
 from tests.infra.session_tokens import present_all
+from tests.keys import EPOCHS, master_key
 
 
 def told(_: str) -> None:
@@ -78,9 +79,10 @@ class Service:
     """A key management service, added as `master_keys` says: it has the key, and is asked over a wire."""
 
     key_ids: Sequence[str] = (short_id("arn:key/1"),)
+    epochs = EPOCHS
 
     def __init__(self) -> None:
-        self._inside, self.asked = MasterKey(THIRD), 0
+        self._inside, self.asked = master_key(THIRD), 0
 
     async def wrap(self, key_id: str, key: bytes, purpose: str) -> bytes:
         assert key_id in self.key_ids
@@ -138,7 +140,7 @@ async def test_after_a_rotation_the_new_key_alone_opens_everything(opened: Opene
     key, key_text, _ = await opened.key_admin.create(tenant.ledger_id, role="auditor")
     assert await rotate(opened.database.dsn(), BOTH, told) == NEW_ID
     assert wrapped_with(opened) == {NEW_ID}
-    async with process(opened, MasterKey(NEW)) as other:
+    async with process(opened, master_key(NEW)) as other:
         assert await reads(other, tenant) == SECRETS
         found = await other.authenticator.authenticate(key_text, datetime.now(UTC))
         assert found is not None
@@ -201,7 +203,7 @@ async def test_commands_and_reads_go_on_during_a_rotation(opened: Opened, monkey
     async with process(opened, BOTH) as one, process(opened, BOTH) as other:
         workers = [asyncio.create_task(work(api)) for api in (one, other)]
         for _ in range(3):
-            for keys in (BOTH, MasterKey(OLD, NEW)):
+            for keys in (BOTH, master_key(OLD, NEW)):
                 assert await rotate(opened.database.dsn(), keys, told) == keys.key_ids[0]
         assert await rotate(opened.database.dsn(), BOTH, told) == NEW_ID
         stop.set()
@@ -210,20 +212,20 @@ async def test_commands_and_reads_go_on_during_a_rotation(opened: Opened, monkey
     assert [error for error in failed if not isinstance(error, Unavailable)] == []
     assert wrapped_with(opened) == {NEW_ID}
     assert last > 12
-    async with process(opened, MasterKey(NEW)) as later:
+    async with process(opened, master_key(NEW)) as later:
         assert await reads(later, tenant) == SECRETS
 
 
 KILLED = """
 import asyncio, sys, time
 from infra.crypto import rotation
-from infra.crypto.master_keys import MasterKey
+from tests.keys import master_key
 rotation.BATCH_ROWS = 5
 def say(line):
     print(line, flush=True)
     if line.startswith("creator_keys"):
         time.sleep(60)  # the test kills it here
-asyncio.run(rotation.rotate(sys.argv[1], MasterKey(bytes.fromhex(sys.argv[2]), bytes.fromhex(sys.argv[3])), say))
+asyncio.run(rotation.rotate(sys.argv[1], master_key(bytes.fromhex(sys.argv[2]), bytes.fromhex(sys.argv[3])), say))
 """
 
 
@@ -236,10 +238,10 @@ async def test_a_rotation_that_was_killed_is_finished_by_the_next(opened: Opened
     async with process(opened, BOTH) as between:
         assert await reads(between, tenant) == SECRETS
     with pytest.raises(MasterKeyError, match=OLD_ID):
-        require_master_keys(opened.database.dsn(), WORKER, MasterKey(NEW))
+        require_master_keys(opened.database.dsn(), WORKER, master_key(NEW))
     assert await until_free(opened) == NEW_ID
     assert wrapped_with(opened) == {NEW_ID}
-    require_master_keys(opened.database.dsn(), WORKER, MasterKey(NEW))
+    require_master_keys(opened.database.dsn(), WORKER, master_key(NEW))
 
 
 async def until_free(opened: Opened) -> str | None:
@@ -268,7 +270,7 @@ async def test_two_rotations_do_not_run_at_once(opened: Opened) -> None:
 async def test_a_rotation_again_has_nothing_to_do(opened: Opened) -> None:
     await story(opened)
     assert [await rotate(opened.database.dsn(), BOTH, told) for _ in range(2)] == [NEW_ID, None]
-    assert await rotate(opened.database.dsn(), MasterKey(NEW), told) is None
+    assert await rotate(opened.database.dsn(), master_key(NEW), told) is None
 
 
 async def test_a_rotation_without_the_old_key_changes_nothing(opened: Opened) -> None:
@@ -277,7 +279,7 @@ async def test_a_rotation_without_the_old_key_changes_nothing(opened: Opened) ->
         MasterKeyError,
         match=rf"with master key {OLD_ID}, but the given master key is {NEW_ID}\. Set SPARKLEDGER_MASTER_KEY",
     ):
-        await rotate(opened.database.dsn(), MasterKey(NEW), told)
+        await rotate(opened.database.dsn(), master_key(NEW), told)
     assert wrapped_with(opened) == {OLD_ID}
     assert await reads(opened.api, tenant) == SECRETS
 
@@ -297,7 +299,7 @@ async def test_a_key_that_was_wrapped_just_before_a_rotation_is_not_stored_after
     tenant = await story(opened)
     present = Keyring._present
 
-    async def then_rotated(self: Keyring) -> str:
+    async def then_rotated(self: Keyring) -> PresentKeys:
         found = await present(self)
         await rotate(opened.database.dsn(), BOTH, told)
         return found
@@ -337,7 +339,7 @@ async def test_a_rotation_brings_no_destroyed_key_back(opened: Opened, monkeypat
                 await opened.erase(tenant, "creator-0")
             return await super().unwrap(key_id, wrapped, purpose)
 
-    await rotate(opened.database.dsn(), Slow(NEW, OLD), told)
+    await rotate(opened.database.dsn(), Slow(NEW, OLD, epochs=EPOCHS), told)
     assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NULL") == [(1,)]
     assert begun_with(opened, OLD_ID) == []
 
@@ -349,29 +351,29 @@ async def test_the_states_tell_how_much_is_wrapped_with_which_key(opened: Opened
         MasterKeyState(NEW_ID, present=False, given=True, keys=0),
     ]
     await rotate(opened.database.dsn(), BOTH, told)
-    assert await states(opened.database.dsn(), MasterKey(THIRD)) == [
+    assert await states(opened.database.dsn(), master_key(THIRD)) == [
         MasterKeyState(NEW_ID, present=True, given=False, keys=5),
-        MasterKeyState(MasterKey(THIRD).key_ids[0], present=False, given=True, keys=0),
+        MasterKeyState(master_key(THIRD).key_ids[0], present=False, given=True, keys=0),
     ]
 
 
 async def test_a_process_does_not_begin_without_the_present_key(opened: Opened) -> None:
     dsn = opened.database.dsn()
-    require_master_keys(dsn, API, MasterKey(NEW))  # an empty database takes whichever key is given
+    require_master_keys(dsn, API, master_key(NEW))  # an empty database takes whichever key is given
     await story(opened)
     require_master_keys(dsn, API, MASTER_KEY)
     require_master_keys(dsn, API, BOTH)
     with pytest.raises(MasterKeyError, match=f"with master key {OLD_ID}, but the given master key is {NEW_ID}"):
-        require_master_keys(dsn, API, MasterKey(NEW))
-    require_master_keys("host=127.0.0.1 port=1 dbname=away", API, MasterKey(NEW))
+        require_master_keys(dsn, API, master_key(NEW))
+    require_master_keys("host=127.0.0.1 port=1 dbname=away", API, master_key(NEW))
 
 
 async def test_a_file_gets_a_fresh_key_while_a_process_runs_on_it(opened: Opened, tmp_path: Path) -> None:
     file = key_file(tmp_path, OLD)
     tenant = await story(opened)
-    async with process(opened, MasterKeyFile(file)) as running:
+    async with process(opened, MasterKeyFile(file, EPOCHS)) as running:
         assert await reads(running, tenant) == SECRETS
-        fresh = await rotate(opened.database.dsn(), MasterKeyFile(file), told)
+        fresh = await rotate(opened.database.dsn(), MasterKeyFile(file, EPOCHS), told)
         assert fresh not in {None, OLD_ID}
         await generated(running, tenant, 3)
         assert await reads(running, tenant, 4) == [*SECRETS, "#secret-of-3"]
@@ -379,19 +381,24 @@ async def test_a_file_gets_a_fresh_key_while_a_process_runs_on_it(opened: Opened
     lines = file.read_text().splitlines()
     assert lines[1:] == [text(OLD)]
     file.write_text(f"{lines[0]}\n")
-    async with process(opened, MasterKeyFile(file)) as later:
+    async with process(opened, MasterKeyFile(file, EPOCHS)) as later:
         assert await reads(later, tenant) == SECRETS
 
 
 async def test_a_rotation_of_a_file_that_was_killed_makes_no_third_key(opened: Opened, tmp_path: Path) -> None:
     await story(opened)
-    held = MasterKeyFile(key_file(tmp_path, OLD))
+    held = MasterKeyFile(key_file(tmp_path, OLD), EPOCHS)
     added = held.add()  # killed before the database heard of it
-    assert await rotate(opened.database.dsn(), MasterKeyFile(held.path), told) == added
+    assert await rotate(opened.database.dsn(), MasterKeyFile(held.path, EPOCHS), told) == added
     assert len(held.path.read_text().splitlines()) == 2
 
 
 def test_the_keys_of_a_file_are_shown_nowhere(tmp_path: Path) -> None:
     file = key_file(tmp_path, OLD, NEW)
-    shown = [repr(MasterKeyFile(file)), repr(BOTH), json.dumps(BOTH.key_ids), str(vars(MasterKeyFile(file)))]
+    shown = [
+        repr(MasterKeyFile(file, EPOCHS)),
+        repr(BOTH),
+        json.dumps(BOTH.key_ids),
+        str(vars(MasterKeyFile(file, EPOCHS))),
+    ]
     assert [one for one in shown if text(OLD) in one or text(NEW) in one or OLD.hex() in one] == []

@@ -15,10 +15,10 @@ from cryptography.exceptions import InvalidTag
 from domain.values import Sealed
 from infra.crypto.envelope import CreatorKey, MasterKeyError, associated_data
 from infra.crypto.keyring import Keyring
-from infra.crypto.master_keys import MasterKey
 from infra.postgres.embedded.cluster import binary
 from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
+from tests.keys import master_key
 
 CANARY_SECRET = "#canary/secret+of=the#code"
 CANARY_NOTE = "canary note to the brand"
@@ -126,7 +126,7 @@ async def test_the_same_note_twice_has_two_commitments(opened: Opened) -> None:
 
 async def test_another_master_key_opens_nothing(opened: Opened) -> None:
     tenant = await canaries(opened)
-    wrong = Keyring(opened.api.database, MasterKey(b"\xff" * 32))
+    wrong = Keyring(opened.api.database, master_key(b"\xff" * 32))
     with pytest.raises(MasterKeyError, match="are wrapped with master key"):
         await wrong.ledger(tenant.ledger_id)
     with pytest.raises(MasterKeyError, match="are wrapped with master key"):

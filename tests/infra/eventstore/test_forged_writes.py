@@ -156,6 +156,13 @@ async def test_a_token_cannot_be_made_by_a_login_of_the_program(opened: Opened, 
         "INSERT INTO api_keys (key_id, ledger_id, role) VALUES (gen_random_uuid(), 1, 'admin')",
         "INSERT INTO api_key_hashes (hash, ledger_id, key_id) SELECT 'x', ledger_id, key_id FROM api_keys",
         "DELETE FROM accesses",
+        "UPDATE creator_keys SET wrapped = decode(repeat('00', 104), 'hex')",
+        "INSERT INTO creator_keys (ledger_id, key_id, creator, erased_at) VALUES (1, gen_random_uuid(), 'x', now())",
+        "UPDATE ledgers SET fingerprint_key = 'x'",
+        "UPDATE shared_keys SET wrapped = 'x'",
+        "UPDATE master_keys SET present = false",
+        "INSERT INTO key_epochs (epoch_id, present) VALUES ('0123456789abcdef', false)",
+        "UPDATE erasures SET carried_out_at = now()",
     ],
 )
 async def test_no_login_writes_what_keys_and_accesses_are(
@@ -214,6 +221,31 @@ async def test_a_workers_login_writes_as_the_clock_alone_and_makes_no_key(opened
                 " NULL, true, NULL, NULL)",
                 (tenant.ledger_id,),
             )
+
+
+async def test_a_workers_login_writes_over_no_key_that_creators_ledgers_and_hashes_depend_on(
+    opened: Opened, tenant: Tenant
+) -> None:
+    """Not even in the form of a key that is wrapped again: that is the owner's, or needs an erasure."""
+    await opened.keyring.creator(tenant.ledger_id, "creator-1")
+    every = "SELECT fingerprint_key, wrapped FROM ledgers, creator_keys UNION ALL SELECT wrapped, NULL FROM shared_keys"
+    before = opened.sql(every)
+    ((ledger_id, key_id, wrapped),) = opened.sql("SELECT ledger_id, key_id::text, wrapped FROM creator_keys")
+    garbage = wrapped[:16] + bytes(len(wrapped) - 16)
+    with psycopg.connect(opened.database.dsn(WORKER), autocommit=True) as session:
+        rewrap = "SELECT rewrap_keys(%s, %s, %s, %s, %s)"
+        given = ([ledger_id], [key_id], [wrapped], [garbage])
+        assert session.execute(rewrap, ("creator_keys", *given)).fetchone() == (0,)
+        for table in ("ledgers", "shared_keys"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                session.execute(rewrap, (table, *given))
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            session.execute("SELECT name_master_key('0123456789abcdef')")
+        present = session.execute("SELECT epoch_id FROM key_epochs").fetchall()
+        assert session.execute("SELECT begin_key_epoch('0123456789abcdef')").fetchall() == present
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            session.execute("SELECT end_key_epochs(%s)", ([present[0][0]],))
+    assert opened.sql(every) == before
 
 
 async def test_only_a_worker_carries_an_erasure_out(opened: Opened, tenant: Tenant) -> None:

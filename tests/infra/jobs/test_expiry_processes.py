@@ -20,6 +20,7 @@ from tests.bench.due_codes import CAMPAIGN_EVERY, fill
 from tests.conftest import TestDatabase
 from tests.infra.opened import MASTER_KEY
 from tests.infra.programs import Program, running
+from tests.keys import ERASURE_KEYS
 from tests.waiting import until
 
 CODES = 2_000
@@ -64,7 +65,11 @@ class Scene:
     def start(self, script: str = WORK) -> Program:
         """Start a worker."""
         key = base64.b64encode(bytes(range(32))).decode()
-        env = {"SPARKLEDGER_DATABASE_URL": self.database.dsn(WORKER), "SPARKLEDGER_MASTER_KEY": key}
+        env = {
+            "SPARKLEDGER_DATABASE_URL": self.database.dsn(WORKER),
+            "SPARKLEDGER_MASTER_KEY": key,
+            "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
+        }
         return self.stack.enter_context(running(script, env=env))
 
     def one(self, query: str, *parameters: Any) -> int:

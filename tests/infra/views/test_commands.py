@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 import cli
 from domain.code import Code
 from infra.auth.key_commands import create_ledger
-from infra.crypto.master_keys import MasterKey
 from infra.postgres.roles import WORKER
 from infra.processes.worker import create_views
 from infra.views import commands
@@ -33,6 +32,7 @@ from projections.engine.rebuild import RebuildProgress
 from projections.engine.view import SHADOW_SUFFIX
 from tests.bench.lives import fill
 from tests.conftest import TestDatabase
+from tests.keys import ERASURE_KEYS, master_key
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
@@ -54,6 +54,7 @@ class Filled:
         return {
             "SPARKLEDGER_DATABASE_URL": self.database.dsn(),
             "SPARKLEDGER_MASTER_KEY": base64.b64encode(KEY).decode(),
+            "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
         }
 
     def sql(self, query: str, *parameters: Any) -> list[Any]:
@@ -98,7 +99,7 @@ class Filled:
 @pytest.fixture
 def begun(database: TestDatabase) -> Filled:
     """The ledger, empty, and its views."""
-    asyncio.run(create_ledger(database.dsn(), MasterKey(KEY), "acme"))
+    asyncio.run(create_ledger(database.dsn(), master_key(KEY), "acme"))
     asyncio.run(create_views(database.dsn()))
     with psycopg.connect(database.dsn()) as connection:
         (ledger_id,) = connection.execute("SELECT ledger_id FROM ledgers").fetchone() or (0,)

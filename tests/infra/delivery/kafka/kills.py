@@ -28,6 +28,7 @@ from tests.faults.durable import Scene
 from tests.infra.delivery.kafka.broker import Broker
 from tests.infra.delivery.kafka.publishing import Received, Topic, events, once_and_in_order, states
 from tests.infra.programs import ROOT
+from tests.keys import ERASURE_KEYS
 from tests.waiting import LOOK_EVERY_S, until
 
 MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
@@ -57,6 +58,7 @@ def publisher(database: TestDatabase, broker: str, prefix: str) -> Iterator[subp
         "SPARKLEDGER_DATABASE_URL": database.dsn(),
         "SPARKLEDGER_WORKER_DATABASE_URL": database.dsn(WORKER),
         "SPARKLEDGER_MASTER_KEY": MASTER_KEY,
+        "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
         "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS": broker,
         "SPARKLEDGER_KAFKA_LEDGERS": f"*={prefix}",
     }
