@@ -16,13 +16,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from api.authorizations import Readable, all_codes, authorization_verdict, verdict_content
-from api.event_content import csv_lines
 from api.http.as_of import known_in
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, Moment, VideoId, VideoIdPolicy
 from api.http.query_params import AsOf, AtLeast, QueryModel
 from api.http.strict_json import has_duplicate_names
 from api.http.validation_messages import message_of
+from api.spreadsheet_cells import csv_lines
 from domain.values import ID_PATTERN
 from projections import codes
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -15,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.http import answer_fields as answered
 from api.http.models import Answer, absent
+from api.spreadsheet_cells import csv_lines
 from domain.code import Code
 from domain.event_types import EVENT_TYPES
 from domain.values import CLOCK, Role, Sealed, Source
@@ -123,14 +121,6 @@ CSV_COLUMNS: Final = (
     "body",
 )
 _RESTLESS: Final = "The names of API keys are changing too quickly. Try again in a moment."
-# A spreadsheet takes a cell that begins so for a formula, in some languages with the wide forms of these characters.
-# One that separates by semicolons or tabs begins a cell within one of ours, and takes the quotes and spaces before its
-# text away; what nobody sees (U+200B and others, U+FEFF) is passed over like a space.
-_BEFORE: Final = r'[\s"\u200b-\u200f\u2060\ufeff]*'
-_BEGINS: Final = r"([=+@\-\uff1d\uff0b\uff20\uff0d])"
-_FORMULA: Final = re.compile(rf"(^{_BEFORE}|[;\t\r\n]{_BEFORE}){_BEGINS}")
-_FORMULA_IN_JSON: Final = re.compile(rf"(;{_BEFORE}){_BEGINS}")
-_NO_BEGINNING: Final = ("\t", "\r", "\n")
 
 
 class KeyNames:
@@ -287,25 +277,3 @@ def csv_text(contents: Iterable[dict[str, Any]]) -> bytes:
 def csv_head() -> bytes:
     """Return the names of the columns, as a line."""
     return csv_lines([CSV_COLUMNS])
-
-
-def csv_lines(lines: Iterable[Iterable[Any]]) -> bytes:
-    """Return lines of a table; no cell of it is a formula to a spreadsheet."""
-    table = io.StringIO(newline="")
-    csv.writer(table).writerows([[_cell(value) for value in line] for line in lines])
-    return table.getvalue().encode()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        text = _FORMULA.sub(r"\1'\2", value)
-        return f"'{text}" if text.startswith(_NO_BEGINNING) else text
-    # As in JSON, so that a time reads the same in both; what JSON quotes is text already. Written as an escape, what
-    # would begin a formula stays the same JSON, for it stands within a text: no semicolon is anywhere else.
-    return _FORMULA_IN_JSON.sub(lambda found: f"{found[1]}\\u{ord(found[2]):04x}", _json(value).strip('"'))
-
-
-def _json(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_UTC_Z).decode()

@@ -21,7 +21,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from api.access_log import record_access
-from api.event_content import CSV_COLUMNS, csv_head, csv_lines, csv_text, names_in, ndjson, row_content
+from api.event_content import CSV_COLUMNS, csv_head, csv_text, names_in, ndjson, row_content
 from api.event_filters import Filters
 from api.event_search import SearchRange, index_stopped, search_events
 from api.export_files import digest_of
@@ -30,6 +30,7 @@ from api.http.caller import Caller, allow
 from api.http.query_params import AtLeast
 from api.http.route import Operation, Route
 from api.http.streaming_download import StreamingDownload, refuse_revoked
+from api.spreadsheet_cells import csv_lines
 from infra.eventstore.event_rows import POSITION
 from projections import event_index
 from projections.index_scan import END
