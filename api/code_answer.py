@@ -74,6 +74,10 @@ class CodeSummary(Answer):
     generated_at: Annotated[answered.Moment, Field(description="The effective time.")]
     starts_at: answered.StartsAt
     expires_at: answered.ExpiresAt
+    start_stated: answered.StartStated
+    supersedes: Annotated[UUID | None, Field(description="The code that this one superseded.")]
+    superseded_by: Annotated[UUID | None, Field(description="The code that supersedes this one.")]
+    superseded_at: Annotated[answered.Moment | None, Field(description="From when on it is superseded.")]
     revoked_at: Annotated[answered.Moment | None, Field(description="When it was revoked.")]
     state: answered.CodeState
     live: answered.Live
@@ -82,10 +86,6 @@ class CodeSummary(Answer):
 class CodeAnswer(CodeSummary):
     """A code as it is now. A brand's key sees only its own shares, redemptions and campaigns."""
 
-    start_stated: answered.StartStated
-    supersedes: Annotated[UUID | None, Field(description="The code that this one superseded.")]
-    superseded_by: Annotated[UUID | None, Field(description="The code that supersedes this one.")]
-    superseded_at: Annotated[answered.Moment | None, Field(description="From when on it is superseded.")]
     caption_sha256: answered.Hash
     creative_sha256: answered.Hash
     shares: Annotated[list[ShareEntry], Field(description="The shares, oldest first.")]
@@ -123,8 +123,10 @@ def code_answer(
     )
 
 
-def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datetime) -> dict[str, Any]:
-    """Return what every answer about a code has, in the order of `CodeSummary`."""
+def code_summary(
+    code: Code | CodeRow, code_id: UUID, window: Window, now: datetime, *, whole: bool
+) -> dict[str, Any]:
+    """Return what every answer about a code has, in the order of `CodeSummary`; a brand sees not the `whole` of it."""
     return {
         "code_id": code_id,
         "masked": code.masked,
@@ -134,6 +136,10 @@ def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datet
         "generated_at": code.generated_at,
         "starts_at": window.starts_at,
         "expires_at": window.expires_at,
+        "start_stated": code.start_stated,
+        "supersedes": code.supersedes if whole else None,
+        "superseded_by": code.superseded_by if whole else None,
+        "superseded_at": code.superseded_at,
         "revoked_at": code.revoked_at,
         "state": code.state(now),
         "live": code.live(now),
@@ -146,11 +152,7 @@ def code_content(code: Code, caller: Caller, *, now: datetime, position: int) ->
     whole = caller.role != "brand"
     running = {campaign.campaign_id for campaign in code.running(now)}  # computed from all facts, so once
     return {
-        **code_summary(code, code.id, code.window, now),
-        "start_stated": code.start_stated,
-        "supersedes": code.supersedes if whole else None,
-        "superseded_by": code.superseded_by if whole else None,
-        "superseded_at": code.superseded_at,
+        **code_summary(code, code.id, code.window, now, whole=whole),
         "caption_sha256": code.caption_sha256,
         "creative_sha256": code.creative_sha256,
         "shares": [

@@ -164,8 +164,9 @@ def row_content(row: CodeRow, caller: Caller, *, now: datetime) -> dict[str, Any
     if caller.role == "brand":
         brand_ids = brand_ids & caller.key.subjects.brand_ids
         advertiser_ids = advertiser_ids & caller.key.subjects.advertiser_ids
+    window, whole = Window(row.starts_at, row.expires_at), caller.role != "brand"
     return {
-        **code_summary(row, row.code_id, Window(row.starts_at, row.expires_at), now),
+        **code_summary(row, row.code_id, window, now, whole=whole),
         "brand_ids": sorted(brand_ids),
         "advertiser_ids": sorted(advertiser_ids),
         "version": row.version,

@@ -16,7 +16,7 @@ from api.access_log import record_access
 from api.code_answer import CodeAnswer, code_answer, code_content
 from api.http import answer_fields as answered
 from api.http import headers
-from api.http.as_of import known_at, refuse_ahead, upto
+from api.http.as_of import known_at, refuse_ahead, refuse_before_it_began, upto
 from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
 from api.http.command_context import creator_of, ending, handle_command, policy_of, without_others
 from api.http.fields import (
@@ -455,6 +455,7 @@ async def read_code(
             raise Problem("version_unknown")
         stream = [recorded for recorded in stream if recorded.stream_version <= query.version]
         clock = stream[-1].recorded_at
+    refuse_before_it_began(stream, query.at)
     if query.at is None:
         code = replay_code(stream)
     else:

@@ -14,7 +14,7 @@ from api.codes import stream_of
 from api.event_content import EventAnswer, event_content, names_of, unsealed_notes, visible_to
 from api.http import answer_fields as answered
 from api.http import headers
-from api.http.as_of import known_at, refuse_ahead, upto
+from api.http.as_of import known_at, refuse_ahead, refuse_before_it_began, upto
 from api.http.caller import Caller, allow
 from api.http.cursors import decode, encode, link_header
 from api.http.models import Answer, absent
@@ -87,6 +87,7 @@ async def read_history(
         stream = upto(stream, position)
         if not stream:
             raise Unknown("code")
+    refuse_before_it_began(stream, query.at)
     changed_events = [one for one in zip(stream, changes_of_code(stream), strict=True) if visible_to(caller, one[0])]
     if caller.role == "brand":
         changed_events = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 from fastapi import APIRouter, Query
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -42,7 +42,7 @@ from domain.code import Code
 from domain.commands import Decision, Ledger
 from domain.errors import REFUSALS, Refused, Unknown
 from domain.values import Sealed, When
-from projections import codes, redemptions
+from projections import advertisers, codes, redemptions, shares
 from projections.engine import checkpoints
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class RedemptionInList(Answer):
     shared_with_advertiser: Annotated[
         bool | None,
         Field(
-            description="Whether a recorded share named the account at that time. Null if that is not known, or if the "
-            "attempt was refused."
+            description="Whether the code had been shared with the account by then. Null if it had been shared only "
+            "with brands and nobody had said whose the account was, or if the attempt was refused."
         ),
     ]
     attempted_at: Annotated[answered.Moment, Field(description="The effective time.")]
@@ -139,7 +139,10 @@ class RedemptionsQuery(InTime):
     ] = None
     shared: Annotated[
         Flag | None,
-        Field(description="Only redemptions by accounts that the code was shared with, or only by other accounts."),
+        Field(
+            description="Only redemptions by accounts that the code had been shared with, or only by others. If that "
+            "is not known, a redemption is in neither list."
+        ),
     ] = None
     advertiser_id: ByAdvertiser = None
     creator_id: ByCreator = None
@@ -161,6 +164,9 @@ class RedemptionsQuery(InTime):
             )
         return self
 
+
+# The views that the list of redemptions is joined with.
+_JOINED: Final = (codes.NAME, shares.NAME, advertisers.NAME)
 
 router = APIRouter(route_class=Route)
 
@@ -243,7 +249,7 @@ async def list_redemptions(
     caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
 
     async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[AttemptRow]], int]:
-        upto = await checkpoints.position_reached(cur, caller.ledger_id, redemptions.NAME, codes.NAME)
+        upto = await checkpoints.position_reached(cur, caller.ledger_id, redemptions.NAME, *_JOINED)
         found = await redemptions.search(
             cur,
             caller.ledger_id,
@@ -264,7 +270,7 @@ async def list_redemptions(
         return found, upto
 
     (found, upto), _ = await caller.services.views.read(
-        caller.ledger_id, page, view=redemptions.NAME, also=(codes.NAME,), at_least=query.at_least
+        caller.ledger_id, page, view=redemptions.NAME, also=_JOINED, at_least=query.at_least
     )
     page_found = page_of(found, query.limit, lambda one: encode_time(one.row.at, one.row.position, same_query(query)))
     return page_answer(caller, "redemptions", page_found, _attempt, upto)

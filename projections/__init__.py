@@ -2,7 +2,17 @@
 
 from typing import Any, Final
 
-from projections import campaigns, codes, event_index, expiring, permissions, redemptions, shares, statistics
+from projections import (
+    advertisers,
+    campaigns,
+    codes,
+    event_index,
+    expiring,
+    permissions,
+    redemptions,
+    shares,
+    statistics,
+)
 from projections.engine.view import View
 
 # All views. A new one takes one file, one line here and one test.
@@ -11,6 +21,7 @@ VIEWS: Final[tuple[View[Any], ...]] = (
     event_index.VIEW,
     permissions.VIEW,
     shares.VIEW,
+    advertisers.VIEW,
     redemptions.VIEW,
     campaigns.VIEW,
     expiring.VIEW,

@@ -25,15 +25,16 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class WithCodeFacts(Generic[R]):
-    """A row about a code, with the code's creator and video."""
+    """A row about a code, with the code's creator and video, and what else was computed for it."""
 
     row: R
     creator_id: str
     video_id: str
+    more: Any = None
 
 
 _WITH_CODE: Final = sql.SQL("""
-    SELECT {columns}, c.creator_id, c.video_id
+    SELECT {columns}, c.creator_id, c.video_id, {more}
     FROM ({page}) t
     JOIN views.codes c ON c.ledger_id = t.ledger_id AND c.code_id = t.code_id
     ORDER BY t.{moment} {direction}, t.position {direction}
@@ -58,6 +59,9 @@ _STREAMS: Final = """
 """
 
 
+_NOTHING_MORE: Final = sql.SQL("NULL")
+
+
 async def require_video_and_creators(
     cur: AsyncCursor[Any], query: ListQuery, video_id: str | None, creator_ids: Collection[str] | None
 ) -> None:
@@ -69,14 +73,17 @@ async def require_video_and_creators(
         query.one_of({"creator_stream": [row[0] for row in await cur.fetchall()]})
 
 
-async def fetch_page(cur: AsyncCursor[Any], table: Table[R], query: ListQuery, upto: int) -> list[WithCodeFacts[R]]:
+async def fetch_page(
+    cur: AsyncCursor[Any], table: Table[R], query: ListQuery, upto: int, more: sql.SQL = _NOTHING_MORE
+) -> list[WithCodeFacts[R]]:
     """Return the rows of a page, each with the facts of its code.
 
-    `upto` is the position that both views have read: rows of later events are left out.
+    `upto` is the position that all views have read: rows of later events are left out. `more` is an expression that is
+    computed of each row `t`.
     """
     if query.matches_nothing:
         return []
     query.where("t.position <= %(upto)s", upto=upto)
     query.where(_CODE_EXISTS)
-    joined = _WITH_CODE.format(columns=table.select(), page=query.statement(), **query.order())
+    joined = _WITH_CODE.format(columns=table.select(), more=more, page=query.statement(), **query.order())
     return [WithCodeFacts(row, *facts) for row, facts in await table.fetch_with(cur, joined, query.parameters())]

@@ -51,11 +51,15 @@ class CodeTimelineRow:
 
     Attributes:
         issued_at: when the code was generated, or when its window began if it was recorded late.
+        start_stated: whether anybody stated when the window began; if not, it began with the first that is known.
         first_end: the end of the first period in which its window was open; `expires_at` is the end now.
         first_set_at: the effective time of the extension that set `first_end`; None without one.
         moved: under `ends`, the further periods in order: when each began, its end, and the effective time of the
             extension that set that end. None without any.
         shared_at, redeemed_at: the first time; None if there was none.
+        superseded_at: from when on another code had its video.
+        counted: when each share and each redemption took effect, in RFC 3339, by what tells it from others. What is
+            recorded again, because it was earlier than was known, counts once. None without any.
         campaigns: by campaign id, in RFC 3339: its own end, its launch, when somebody ended it, and when its code was
             revoked, if an event said so; the last two are None if that did not happen. None without campaigns.
 
@@ -64,13 +68,16 @@ class CodeTimelineRow:
     ledger_id: int
     code_id: UUID
     issued_at: datetime
+    start_stated: bool
     first_end: datetime
     first_set_at: datetime | None
     expires_at: datetime
     moved: dict[str, Any] | None
     shared_at: datetime | None
     redeemed_at: datetime | None
+    superseded_at: datetime | None
     revoked_at: datetime | None
+    counted: dict[str, Any] | None
     campaigns: dict[str, Any] | None
 
 
@@ -99,7 +106,8 @@ def transitions(row: CodeTimelineRow) -> list[tuple[datetime, State]]:
     """Return the moment at which a code entered each of its states, from its issue on, by effective times."""
     first, *further = _periods(row)
     moments = [row.issued_at, row.first_end, *(moment for period in further for moment in period[:2])]
-    moments += [moment for moment in (row.shared_at, row.redeemed_at, row.revoked_at) if moment is not None]
+    turns = (row.shared_at, row.redeemed_at, row.superseded_at, row.revoked_at)
+    moments += [moment for moment in turns if moment is not None]
     passed, end = 0, first.expires_at
     entered: list[tuple[datetime, State]] = []
     for moment in sorted(moments):
@@ -115,6 +123,7 @@ def _state(row: CodeTimelineRow, moment: datetime, end: datetime) -> State:
     return state_of(
         revoked=row.revoked_at is not None and row.revoked_at <= moment,
         ended=end <= moment,
+        superseded=row.superseded_at is not None and row.superseded_at <= moment,
         redeemed=row.redeemed_at is not None and row.redeemed_at <= moment,
         shared=row.shared_at is not None and row.shared_at <= moment,
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "codes"
-VERSION: Final = 5
+VERSION: Final = 6
 
 
 @dataclass(slots=True)
@@ -39,9 +39,14 @@ class CodeRow:
         version: the version that `If-Match` names: the stream version of the last event that changed the code.
         stream_version, position: of the code's last event of any kind.
         generated_position: of its first event; "newest first" means by this, descending.
+        starts_at: the start of the window; if nobody stated it (`start_stated`), the first that is known of the code.
         generated_at, revoked_at: effective times.
+        superseded_at, superseded_by: from when on which other code has its video; None without one.
+        supersedes: the code whose place it took.
         extended_at: the effective time of the extension that set the end; None before the first.
         brand_ids, advertiser_ids: that it was shared with; the latter also those that redeemed it.
+        was_shared, was_redeemed: whether it ever was. The events are not counted, because a share or redemption is
+            recorded again if it was earlier than was known.
 
     """
 
@@ -53,18 +58,22 @@ class CodeRow:
     masked: str
     terms_version: str
     starts_at: datetime
+    start_stated: bool
     expires_at: datetime
     extended_at: datetime | None
     generated_at: datetime
     generated_position: int
     revoked_at: datetime | None
+    superseded_at: datetime | None
+    superseded_by: UUID | None
+    supersedes: UUID | None
     version: int
     stream_version: int
     position: int
     brand_ids: set[str]
     advertiser_ids: set[str]
-    share_count: int
-    redemption_count: int
+    was_shared: bool
+    was_redeemed: bool
     refusal_count: int
 
     def state(self, moment: datetime) -> State:
@@ -72,8 +81,9 @@ class CodeRow:
         return state_of(
             revoked=self.revoked_at is not None,
             ended=moment >= self.expires_at,
-            redeemed=self.redemption_count > 0,
-            shared=self.share_count > 0,
+            superseded=self.superseded_at is not None and self.superseded_at <= moment,
+            redeemed=self.was_redeemed,
+            shared=self.was_shared,
         )
 
     def live(self, moment: datetime) -> bool:
@@ -95,23 +105,26 @@ CODES: Final = Table(
             masked              text NOT NULL,
             terms_version       text NOT NULL,
             starts_at           timestamptz NOT NULL,
+            start_stated        boolean NOT NULL,
             expires_at          timestamptz NOT NULL,
             extended_at         timestamptz,
             generated_at        timestamptz NOT NULL,
             generated_position  bigint NOT NULL,
             revoked_at          timestamptz,
+            superseded_at       timestamptz,
+            superseded_by       uuid,
+            supersedes          uuid,
             version             int NOT NULL,
             stream_version      int NOT NULL,
             position            bigint NOT NULL,
             brand_ids           text[] NOT NULL,
             advertiser_ids      text[] NOT NULL,
-            share_count         int NOT NULL,
-            redemption_count    int NOT NULL,
+            was_shared          boolean NOT NULL,
+            was_redeemed        boolean NOT NULL,
             refusal_count       int NOT NULL,
-            -- The state of the code before it ends, indexed so that codes are found by state. It changes twice at
-            -- most; an index on the counts would be written to with each of them.
+            -- The state of the code before it ends or is superseded, indexed so that codes are found by state.
             stage               text NOT NULL GENERATED ALWAYS AS (
-                CASE WHEN redemption_count > 0 THEN 'redeemed' WHEN share_count > 0 THEN 'shared' ELSE 'generated' END
+                CASE WHEN was_redeemed THEN 'redeemed' WHEN was_shared THEN 'shared' ELSE 'generated' END
             ) STORED,
             PRIMARY KEY (ledger_id, code_id)
         ) WITH (fillfactor = 80) -- most updates change no indexed column, and stay in their block while it has room
@@ -119,11 +132,18 @@ CODES: Final = Table(
     # Rows that a filter excludes are passed over in the index, without reading them.
     indexes=(
         "CREATE INDEX ON {table} (ledger_id, generated_position)",
-        "CREATE INDEX ON {table} (ledger_id, stage, generated_position, expires_at) WHERE revoked_at IS NULL",
+        """
+        CREATE INDEX ON {table} (ledger_id, stage, generated_position, expires_at, superseded_at)
+        WHERE revoked_at IS NULL
+        """,
         "CREATE INDEX ON {table} (ledger_id, creator_id, generated_position)",
         "CREATE INDEX ON {table} (ledger_id, video_id, generated_position)",
-        "CREATE INDEX ON {table} (ledger_id, expires_at, generated_position, stage, starts_at)",
+        "CREATE INDEX ON {table} (ledger_id, expires_at, generated_position, stage, starts_at, superseded_at)",
         "CREATE INDEX ON {table} (ledger_id, generated_position) WHERE revoked_at IS NOT NULL",
+        """
+        CREATE INDEX ON {table} (ledger_id, generated_position, expires_at, superseded_at)
+        WHERE superseded_at IS NOT NULL AND revoked_at IS NULL
+        """,
     ),
 )
 
@@ -140,18 +160,22 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         masked=event.masked,
         terms_version=event.terms_version,
         starts_at=event.starts_at,
+        start_stated=event.start_stated,
         expires_at=event.expires_at,
         extended_at=None,
         generated_at=recorded.effective_at,
         generated_position=recorded.position,
         revoked_at=None,
+        superseded_at=None,
+        superseded_by=None,
+        supersedes=None if event.supersedes is None else UUID(event.supersedes),
         version=recorded.stream_version,
         stream_version=recorded.stream_version,
         position=recorded.position,
         brand_ids=set(),
         advertiser_ids=set(),
-        share_count=0,
-        redemption_count=0,
+        was_shared=False,
+        was_redeemed=False,
         refusal_count=0,
     )
 
@@ -167,6 +191,13 @@ def changed(row: CodeRow, recorded: RecordedEvent, _event: Code.Event) -> None:
     row.position = recorded.position
 
 
+def known(row: CodeRow, recorded: RecordedEvent, event: Code.Shared | Code.Redeemed) -> None:
+    """Apply an event that shows that the code was there: if nobody stated its start, it began no later."""
+    changed(row, recorded, event)
+    if not row.start_stated:
+        row.starts_at = min(row.starts_at, recorded.effective_at)
+
+
 def extended(row: CodeRow, recorded: RecordedEvent, event: Code.Extended) -> None:
     changed(row, recorded, event)
     if row.extended_at is None or recorded.effective_at >= row.extended_at:
@@ -174,20 +205,25 @@ def extended(row: CodeRow, recorded: RecordedEvent, event: Code.Extended) -> Non
 
 
 def shared(row: CodeRow, recorded: RecordedEvent, event: Code.Shared) -> list[PartyRow]:
-    changed(row, recorded, event)
-    row.share_count += 1
+    known(row, recorded, event)
+    row.was_shared = True
     return [*party(row, "brand", event.brand_id), *party(row, "advertiser", event.advertiser_id)]
 
 
 def redeemed(row: CodeRow, recorded: RecordedEvent, event: Code.Redeemed) -> list[PartyRow]:
-    changed(row, recorded, event)
-    row.redemption_count += 1
+    known(row, recorded, event)
+    row.was_redeemed = True
     return party(row, "advertiser", event.advertiser_id)
 
 
 def redemption_refused(row: CodeRow, recorded: RecordedEvent, event: Code.RedemptionRefused) -> None:
     happened(row, recorded, event)
     row.refusal_count += 1
+
+
+def superseded(row: CodeRow, recorded: RecordedEvent, event: Code.Superseded) -> None:
+    changed(row, recorded, event)
+    row.superseded_at, row.superseded_by = event.superseded_at, UUID(event.superseded_by)
 
 
 def revoked(row: CodeRow, recorded: RecordedEvent, event: Code.Revoked) -> None:
@@ -208,6 +244,7 @@ VIEW: Final = View(
         Code.Shared: shared,
         Code.Redeemed: redeemed,
         Code.RedemptionRefused: redemption_refused,
+        Code.Superseded: superseded,
         Code.Revoked: revoked,
     },
     secondary=[PARTIES],
@@ -293,12 +330,15 @@ _LIVE_AT: Final = sql.SQL("""
 """)
 
 # The same states as `state_of`, in the same order of precedence.
+_OPEN: Final = "AND t.revoked_at IS NULL AND t.expires_at > %(now)s"
+_IN_PLACE: Final = f"{_OPEN} AND (t.superseded_at IS NULL OR t.superseded_at > %(now)s)"
 _IN_STATE: Final[dict[State, sql.SQL]] = {
     "revoked": sql.SQL("AND t.revoked_at IS NOT NULL"),
     "expired": sql.SQL("AND t.revoked_at IS NULL AND t.expires_at <= %(now)s"),
-    "redeemed": sql.SQL("AND t.revoked_at IS NULL AND t.expires_at > %(now)s AND t.stage = 'redeemed'"),
-    "shared": sql.SQL("AND t.revoked_at IS NULL AND t.expires_at > %(now)s AND t.stage = 'shared'"),
-    "generated": sql.SQL("AND t.revoked_at IS NULL AND t.expires_at > %(now)s AND t.stage = 'generated'"),
+    "superseded": sql.SQL(f"{_OPEN} AND t.superseded_at <= %(now)s"),
+    "redeemed": sql.SQL(f"{_IN_PLACE} AND t.stage = 'redeemed'"),
+    "shared": sql.SQL(f"{_IN_PLACE} AND t.stage = 'shared'"),
+    "generated": sql.SQL(f"{_IN_PLACE} AND t.stage = 'generated'"),
 }
 
 _OF_VIDEO: Final = """

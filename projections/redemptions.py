@@ -1,16 +1,22 @@
 """Who redeemed a code, and who was refused, for which reason?
 
 Reads redemptions and refusals that were recorded. Read by the list of redemptions. The same refusal is recorded once an
-hour; its repeats, and attempts with an unknown secret, are not recorded here. The code's creator and video are joined
-from the view of codes, so the list shows what both views have read.
+hour; its repeats, and attempts with an unknown secret, are not recorded here. A redemption that is recorded again,
+because it was earlier than was known, replaces the one before.
+
+The code's creator and video are joined from the view of codes. Whether the code was shared with the account is found in
+the views of shares and of advertisers, by the time of the redemption: both may be recorded later than it. So the list
+shows what all four views have read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
+
+from psycopg import sql
 
 from domain.code import Code
 from projections import code_facts
@@ -27,17 +33,23 @@ if TYPE_CHECKING:
     from projections.code_facts import WithCodeFacts
 
 NAME: Final = "redemptions"
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
     """One attempt to redeem, at an effective time.
 
-    `refused` is the refusal's reason, None for a redemption; `shared_with_advertiser` is None for a refusal.
+    Attributes:
+        attempt: what tells it from others: the code and the account of a redemption, the position of a refusal.
+        refused: the refusal's reason; None for a redemption.
+        shared_with_advertiser: in the table, true if that was known when it was recorded; in lists, whether the code
+            had been shared with the account by then, None if that is not known. None for a refusal.
+
     """
 
     ledger_id: int
+    attempt: str
     position: int
     code_id: UUID
     creator_stream: UUID
@@ -51,10 +63,11 @@ class AttemptRow:
 REDEMPTIONS: Final = Table(
     "redemptions",
     AttemptRow,
-    key=("ledger_id", "position"),
+    key=("ledger_id", "attempt"),
     ddl="""
         CREATE TABLE {table} (
             ledger_id               int NOT NULL,
+            attempt                 text NOT NULL,
             position                bigint NOT NULL,
             code_id                 uuid NOT NULL,
             creator_stream          uuid NOT NULL,
@@ -63,7 +76,7 @@ REDEMPTIONS: Final = Table(
             shared_with_advertiser  boolean,
             at                      timestamptz NOT NULL,
             recorded_at             timestamptz NOT NULL,
-            PRIMARY KEY (ledger_id, position)
+            PRIMARY KEY (ledger_id, attempt)
         )
     """,
     indexes=(
@@ -75,19 +88,31 @@ REDEMPTIONS: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NULL",
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NOT NULL",
         "CREATE INDEX ON {table} (ledger_id, refused, at, position) WHERE refused IS NOT NULL",
+        # Among these are the codes that were never shared with whoever redeemed them.
+        """
+        CREATE INDEX ON {table} (ledger_id, at, position)
+        WHERE refused IS NULL AND shared_with_advertiser IS NOT TRUE
+        """,
     ),
 )
+
+
+def attempt(recorded: RecordedEvent) -> str:
+    """Return what tells an attempt from others."""
+    event = recorded.event
+    return f"{recorded.stream_id} {event.advertiser_id}" if isinstance(event, Code.Redeemed) else str(recorded.position)
 
 
 def redeemed(ledger_id: int, recorded: RecordedEvent, event: Code.Redeemed) -> AttemptRow:
     return AttemptRow(
         ledger_id=ledger_id,
+        attempt=attempt(recorded),
         position=recorded.position,
         code_id=recorded.stream_id,
         creator_stream=recorded.creator_stream,
         advertiser_id=event.advertiser_id,
         refused=None,
-        shared_with_advertiser=event.shared_with_advertiser,
+        shared_with_advertiser=event.shared_with_advertiser or None,
         at=recorded.effective_at,
         recorded_at=recorded.recorded_at,
     )
@@ -96,6 +121,7 @@ def redeemed(ledger_id: int, recorded: RecordedEvent, event: Code.Redeemed) -> A
 def refused(ledger_id: int, recorded: RecordedEvent, event: Code.RedemptionRefused) -> AttemptRow:
     return AttemptRow(
         ledger_id=ledger_id,
+        attempt=attempt(recorded),
         position=recorded.position,
         code_id=recorded.stream_id,
         creator_stream=recorded.creator_stream,
@@ -111,9 +137,41 @@ VIEW: Final = View(
     NAME,
     VERSION,
     REDEMPTIONS,
-    row_of=lambda recorded: recorded.position,
+    row_of=attempt,
     creates={Code.Redeemed: redeemed, Code.RedemptionRefused: refused},
 )
+
+
+# As `Code.was_shared_with` says, by the time of a redemption `t`. Of an account of which nobody had said whose it is, a
+# share only with brands says nothing.
+_SHARED: Final = """
+    CASE WHEN t.refused IS NOT NULL THEN NULL WHEN t.shared_with_advertiser THEN true ELSE (
+        SELECT CASE
+            WHEN bool_or(s.advertiser_id = t.advertiser_id OR s.brand_id = o.brand_id) THEN true
+            WHEN o.brand_id IS NULL AND bool_or(s.code_id IS NOT NULL AND s.advertiser_id IS NULL) THEN NULL
+            ELSE false
+        END
+        FROM (
+            SELECT (
+                SELECT a.brand_id
+                FROM views.advertisers a
+                WHERE a.ledger_id = t.ledger_id
+                AND a.advertiser_id = t.advertiser_id
+                AND a.since <= t.at
+                AND a.position <= %(upto)s
+                ORDER BY a.since DESC, a.position DESC
+                LIMIT 1
+            ) AS brand_id
+        ) o
+        LEFT JOIN views.shares s
+            ON s.ledger_id = t.ledger_id
+            AND s.code_id = t.code_id
+            AND s.shared_at <= t.at
+            AND s.position <= %(upto)s
+        GROUP BY o.brand_id
+    ) END
+"""
+_NOT_SHARED: Final = f"t.refused IS NULL AND t.shared_with_advertiser IS NOT TRUE AND NOT ({_SHARED})"
 
 
 async def search(
@@ -139,12 +197,13 @@ async def search(
     Args:
         cur: bound to the ledger; rows as tuples.
         ledger_id: the ledger.
-        upto: the position that both this view and the view of codes have read: later attempts are left out.
+        upto: the position that this view and those of codes, shares and advertisers have read: what is later is left
+            out.
         limit: maximum number of rows.
         after: `at` and `position` of the last row of the page before.
         refused: only refusals, or only redemptions.
         reason: refused for this reason.
-        shared: redemptions by an account that the code was known to be shared with, or not.
+        shared: redemptions by an account that the code is known to have been shared with, or not.
         code_id: on this code.
         creator_ids: on any of these creators' codes; an empty collection matches nothing.
         video_id: on any of this video's codes.
@@ -157,8 +216,11 @@ async def search(
     query = ListQuery(NAME, "at", ledger_id, limit, after)
     await code_facts.require_video_and_creators(cur, query, video_id, creator_ids)
     query.one_of({"advertiser_id": visible_advertisers})
-    query.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason, shared_with_advertiser=shared)
+    query.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason)
     query.between(since, until)
     if refused is not None:
         query.where("t.refused IS NOT NULL" if refused else "t.refused IS NULL")
-    return await code_facts.fetch_page(cur, REDEMPTIONS, query, upto)
+    if shared is not None:
+        query.where(_SHARED if shared else _NOT_SHARED)
+    found = await code_facts.fetch_page(cur, REDEMPTIONS, query, upto, more=sql.SQL(_SHARED))
+    return [replace(one, row=replace(one.row, shared_with_advertiser=one.more), more=None) for one in found]

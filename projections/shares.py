@@ -1,7 +1,8 @@
 """With whom was which code shared, over which channel, and when?
 
-Reads every share. Read by the list of shares. The code's creator and video are joined from the view of codes, so the
-list shows what both views have read.
+Reads every share. Read by the list of shares, and by the list of redemptions. A share that is recorded again, because
+it was earlier than was known, replaces the one before. The code's creator and video are joined from the view of codes,
+so the list shows what both views have read.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ if TYPE_CHECKING:
     from projections.code_facts import WithCodeFacts
 
 NAME: Final = "shares"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ShareRow:
     """One share of a code with a brand, perhaps for one of its advertiser accounts.
 
-    `shared_at` is the effective time; `position` is the event's.
+    `share` is what tells it from others; `shared_at` is the effective time; `position` is the event's.
     """
 
     ledger_id: int
+    share: str
     position: int
     code_id: UUID
     creator_stream: UUID
@@ -50,10 +52,11 @@ class ShareRow:
 SHARES: Final = Table(
     "shares",
     ShareRow,
-    key=("ledger_id", "position"),
+    key=("ledger_id", "share"),
     ddl="""
         CREATE TABLE {table} (
             ledger_id       int NOT NULL,
+            share           text NOT NULL,
             position        bigint NOT NULL,
             code_id         uuid NOT NULL,
             creator_stream  uuid NOT NULL,
@@ -62,7 +65,7 @@ SHARES: Final = Table(
             channel         text NOT NULL,
             shared_at       timestamptz NOT NULL,
             recorded_at     timestamptz NOT NULL,
-            PRIMARY KEY (ledger_id, position)
+            PRIMARY KEY (ledger_id, share)
         )
     """,
     indexes=(
@@ -76,9 +79,18 @@ SHARES: Final = Table(
 )
 
 
+def share(recorded: RecordedEvent) -> str:
+    """Return what tells a share from others, as `domain.campaign.Share` does."""
+    event = recorded.event
+    assert isinstance(event, Code.Shared)  # noqa: S101 - the view reads no others
+    said = (event.brand_id, event.channel, event.advertiser_id, event.note_fingerprint)
+    return " ".join([str(recorded.stream_id), *(one or "" for one in said)])  # no id has a blank
+
+
 def shared(ledger_id: int, recorded: RecordedEvent, event: Code.Shared) -> ShareRow:
     return ShareRow(
         ledger_id=ledger_id,
+        share=share(recorded),
         position=recorded.position,
         code_id=recorded.stream_id,
         creator_stream=recorded.creator_stream,
@@ -94,7 +106,7 @@ VIEW: Final = View(
     NAME,
     VERSION,
     SHARES,
-    row_of=lambda recorded: recorded.position,
+    row_of=share,
     creates={Code.Shared: shared},
 )
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, LiteralString
 
 from domain.code import Code
 from domain.values import State
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "statistics"
-VERSION: Final = 3
-# A code that was superseded counts as far as it came.
-COUNTED_STATES: Final[tuple[State, ...]] = ("generated", "shared", "redeemed", "expired", "revoked")
+VERSION: Final = 4
+COUNTED_STATES: Final[tuple[State, ...]] = ("generated", "shared", "redeemed", "superseded", "expired", "revoked")
 
 
 @dataclass(slots=True)
@@ -87,19 +86,25 @@ TIMELINES: Final = Table(
             ledger_id       int NOT NULL,
             code_id         uuid NOT NULL,
             issued_at       timestamptz NOT NULL,
+            start_stated    boolean NOT NULL,
             first_end       timestamptz NOT NULL,
             first_set_at    timestamptz,
             expires_at      timestamptz NOT NULL,
             moved           jsonb,
             shared_at       timestamptz,
             redeemed_at     timestamptz,
+            superseded_at   timestamptz,
             revoked_at      timestamptz,
+            counted         jsonb,
             campaigns       jsonb,
             PRIMARY KEY (ledger_id, code_id)
         ) WITH (fillfactor = 80) -- most updates change no indexed column, and stay in their block while it has room
     """,
-    # For windows that end later today.
-    indexes=("CREATE INDEX ON {table} (ledger_id, expires_at) WHERE revoked_at IS NULL",),
+    # For windows that end later today, and codes that are superseded later today.
+    indexes=(
+        "CREATE INDEX ON {table} (ledger_id, expires_at) WHERE revoked_at IS NULL",
+        "CREATE INDEX ON {table} (ledger_id, superseded_at) WHERE superseded_at IS NOT NULL AND revoked_at IS NULL",
+    ),
 )
 
 DAYS: Final = Table(
@@ -137,13 +142,16 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         ledger_id=ledger_id,
         code_id=recorded.stream_id,
         issued_at=min(recorded.effective_at, event.starts_at),
+        start_stated=event.start_stated,
         first_end=event.expires_at,
         first_set_at=None,
         expires_at=event.expires_at,
         moved=None,
         shared_at=None,
         redeemed_at=None,
+        superseded_at=None,
         revoked_at=None,
+        counted=None,
         campaigns=None,
     )
 
@@ -164,28 +172,41 @@ def extended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Extended
     return _rows(row, figures)
 
 
-def shared(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Shared) -> list[CountRow]:
-    at = recorded.effective_at
-    share = _one(row, "shares", "", at)
-    if row.shared_at is not None and row.shared_at <= at:
-        return [share]
-    figures: Counter[Figure] = Counter()
-    count_transitions(row, figures, -1)
-    row.shared_at = at
-    count_transitions(row, figures, 1)
-    return [share, *_rows(row, figures)]
+def shared(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Shared) -> list[CountRow]:
+    key = f"share {event.brand_id} {event.channel} {event.advertiser_id or ''} {event.note_fingerprint or ''}"
+    figures = _counted_once(row, "shares", key, recorded.effective_at)
+    if row.shared_at is None or recorded.effective_at < row.shared_at:
+        count_transitions(row, figures, -1)
+        row.shared_at = recorded.effective_at
+        _known_at(row, recorded.effective_at)
+        count_transitions(row, figures, 1)
+    return _rows(row, figures)
 
 
-def redeemed(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Redeemed) -> list[CountRow]:
-    at = recorded.effective_at
-    redemption = _one(row, "redemptions", "", at)
-    if row.redeemed_at is not None and row.redeemed_at <= at:
-        return [redemption]
+def redeemed(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Redeemed) -> list[CountRow]:
+    figures = _counted_once(row, "redemptions", f"redemption {event.advertiser_id}", recorded.effective_at)
+    if row.redeemed_at is None or recorded.effective_at < row.redeemed_at:
+        count_transitions(row, figures, -1)
+        row.redeemed_at = recorded.effective_at
+        _known_at(row, recorded.effective_at)
+        count_transitions(row, figures, 1)
+    return _rows(row, figures)
+
+
+def _counted_once(row: CodeTimelineRow, figure: str, key: str, at: datetime) -> Counter[Figure]:
+    """Count a fact on its day, and no longer on the later day on which it was counted before."""
+    known = row.counted or {}
     figures: Counter[Figure] = Counter()
-    count_transitions(row, figures, -1)
-    row.redeemed_at = at
-    count_transitions(row, figures, 1)
-    return [redemption, *_rows(row, figures)]
+    if key in known:
+        figures[figure, "", day_of(datetime.fromisoformat(known[key]))] -= 1
+    figures[figure, "", day_of(at)] += 1
+    row.counted = {**known, key: at.isoformat()}
+    return figures
+
+
+def _known_at(row: CodeTimelineRow, at: datetime) -> None:
+    if not row.start_stated:
+        row.issued_at = min(row.issued_at, at)
 
 
 def redemption_refused(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.RedemptionRefused) -> list[CountRow]:
@@ -196,11 +217,15 @@ def campaign_launched(row: CodeTimelineRow, recorded: RecordedEvent, event: Code
     figures: Counter[Figure] = Counter()
     count_campaign_stops(row, figures, -1)
     known = row.campaigns or {}
-    ends = known[event.campaign_id][2:] if event.campaign_id in known else [None, None]
+    ends = [None, None]
+    if event.campaign_id in known:  # launched earlier than was known
+        _, launched_at, *ends = known[event.campaign_id]
+        figures["launched", "", day_of(datetime.fromisoformat(launched_at))] -= 1
+    figures["launched", "", day_of(recorded.effective_at)] += 1
     launched = [event.ends_at.isoformat(), recorded.effective_at.isoformat(), *ends]
     row.campaigns = {**known, event.campaign_id: launched}
     count_campaign_stops(row, figures, 1)
-    return [_one(row, "launched", "", recorded.effective_at), *_rows(row, figures)]
+    return _rows(row, figures)
 
 
 def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.CampaignEnded) -> list[CountRow]:
@@ -216,6 +241,14 @@ def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Ca
         revoked_at = recorded.effective_at.isoformat()
     row.campaigns = {**known, event.campaign_id: [ends_at, launched_at, ended_at, revoked_at]}
     count_campaign_stops(row, figures, 1)
+    return _rows(row, figures)
+
+
+def superseded(row: CodeTimelineRow, _recorded: RecordedEvent, event: Code.Superseded) -> list[CountRow]:
+    figures: Counter[Figure] = Counter()
+    count_transitions(row, figures, -1)
+    row.superseded_at = event.superseded_at
+    count_transitions(row, figures, 1)
     return _rows(row, figures)
 
 
@@ -243,6 +276,7 @@ VIEW: Final = View(
         Code.RedemptionRefused: redemption_refused,
         Code.CampaignLaunched: campaign_launched,
         Code.CampaignEnded: campaign_ended,
+        Code.Superseded: superseded,
         Code.Revoked: revoked,
     },
     secondary=[DAYS],
@@ -261,17 +295,39 @@ _SUMS: Final = """
     ORDER BY label
 """
 
-_ENDING_BETWEEN: Final = """
+# Of unrevoked codes, by the state that they have after that moment.
+_UNREVOKED: Final = """
     SELECT
-        CASE WHEN redeemed_at IS NOT NULL THEN 'redeemed' WHEN shared_at IS NOT NULL THEN 'shared' ELSE 'generated' END,
+        CASE
+            WHEN superseded_at <= %(after)s THEN 'superseded'
+            WHEN redeemed_at IS NOT NULL THEN 'redeemed'
+            WHEN shared_at IS NOT NULL THEN 'shared'
+            ELSE 'generated'
+        END,
         count(*)
     FROM views.statistics
     WHERE ledger_id = %(ledger_id)s
     AND revoked_at IS NULL
+"""
+
+_ENDING_BETWEEN: Final = (
+    _UNREVOKED
+    + """
     AND expires_at > %(after)s
     AND expires_at < %(before)s
     GROUP BY 1
 """
+)
+
+_SUPERSEDED_BETWEEN: Final = (
+    _UNREVOKED
+    + """
+    AND superseded_at > %(after)s
+    AND superseded_at < %(before)s
+    AND expires_at >= %(before)s
+    GROUP BY 1
+"""
+)
 
 _ENDING_ON_DAYS: Final = """
     SELECT coalesce(sum(count), 0)::bigint
@@ -304,11 +360,11 @@ async def count_ahead(cur: AsyncCursor[Any], ledger_id: int, *, now: datetime, u
     """Return the number of unrevoked codes that expire after `now` and before `until`."""
     days = {"after": day_of(now), "before": day_of(until)}
     if days["after"] == days["before"]:
-        return sum((await _ending(cur, ledger_id, now, until)).values())
+        return sum((await _between(cur, _ENDING_BETWEEN, ledger_id, now, until)).values())
     await cur.execute(_ENDING_ON_DAYS, {"ledger_id": ledger_id, **days})
     row = await cur.fetchone()
-    today = await _later_today(cur, ledger_id, now)
-    last = await _ending(cur, ledger_id, day_of(until) - timedelta(microseconds=1), until)
+    today = await _between(cur, _ENDING_BETWEEN, ledger_id, now, day_of(now) + timedelta(days=1))
+    last = await _between(cur, _ENDING_BETWEEN, ledger_id, day_of(until) - timedelta(microseconds=1), until)
     return (int(row[0]) if row else 0) + sum(today.values()) + sum(last.values())
 
 
@@ -366,18 +422,27 @@ async def _at_end_of(cur: AsyncCursor[Any], ledger_id: int, day: datetime) -> di
     return counts | dict(await cur.fetchall())
 
 
-async def _later_today(cur: AsyncCursor[Any], ledger_id: int, now: datetime) -> dict[State, int]:
-    """Return the number of codes that expire between now and the end of the day, by their state until then."""
-    return await _ending(cur, ledger_id, now, day_of(now) + timedelta(days=1))
+async def _later_today(cur: AsyncCursor[Any], ledger_id: int, now: datetime) -> Counter[State]:
+    """Return by how much the number of codes in each state changes between the end of the day and now, in that order.
+
+    Codes that expire or are superseded later today are still in their present state.
+    """
+    midnight = day_of(now) + timedelta(days=1)
+    expiring = await _between(cur, _ENDING_BETWEEN, ledger_id, now, midnight)
+    superseded = await _between(cur, _SUPERSEDED_BETWEEN, ledger_id, now, midnight)
+    changes = Counter(expiring)
+    changes.update(superseded)
+    changes["expired"] -= sum(expiring.values())
+    changes["superseded"] -= sum(superseded.values())
+    return changes
 
 
-async def _ending(cur: AsyncCursor[Any], ledger_id: int, after: datetime, before: datetime) -> dict[State, int]:
-    await cur.execute(_ENDING_BETWEEN, {"ledger_id": ledger_id, "after": after, "before": before})
+async def _between(
+    cur: AsyncCursor[Any], query: LiteralString, ledger_id: int, after: datetime, before: datetime
+) -> dict[State, int]:
+    await cur.execute(query, {"ledger_id": ledger_id, "after": after, "before": before})
     return dict(await cur.fetchall())
 
 
-def _states_now(counts: Mapping[State, int], later_today: Mapping[State, int]) -> dict[State, int]:
-    """Return the states now, from those at the end of the day: codes that expire later today have not yet expired."""
-    now = {state: count + later_today.get(state, 0) for state, count in counts.items()}
-    now["expired"] -= sum(later_today.values())
-    return now
+def _states_now(counts: Mapping[State, int], changes: Mapping[State, int]) -> dict[State, int]:
+    return {state: count + changes.get(state, 0) for state, count in counts.items()}

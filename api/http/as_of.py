@@ -6,10 +6,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from api.http.caller import Caller
-from api.http.problems import malformed_query
+from api.http.problems import Problem, malformed_query
+from domain.code import replay_code
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from domain.recorded import RecordedEvent
     from infra.eventstore.reader import EventReader
 
@@ -47,6 +50,17 @@ async def refuse_ahead(caller: Caller, at_least: int | None) -> None:
     """
     if at_least is not None and at_least > await caller.services.events.head(caller.ledger_id):
         raise Unavailable("The ledger has not reached this position yet. Try again in a moment.")
+
+
+def refuse_before_it_began(stream: Sequence[RecordedEvent], at: datetime | None) -> None:
+    """Refuse to say how a code was before it was there: before it was generated and before its window began.
+
+    Raises:
+        Problem: `code_not_begun`.
+
+    """
+    if at is not None and at < (begun_at := replay_code(stream).begun_at):
+        raise Problem("code_not_begun", members={"begun_at": begun_at.isoformat().replace("+00:00", "Z")})
 
 
 def upto(stream: list[RecordedEvent], position: int) -> list[RecordedEvent]:

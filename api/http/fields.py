@@ -221,7 +221,7 @@ Targeting = Annotated[
     WithJsonSchema({"type": "object", ANY_JSON: True, "examples": [{"countries": ["US", "CA"], "age_min": 18}]}),
 ]
 Position = Annotated[int, Field(ge=1, le=MAX_POSITION, examples=[42])]
-State = Literal["generated", "shared", "redeemed", "expired", "revoked"]
+State = Literal["generated", "shared", "redeemed", "superseded", "expired", "revoked"]
 # A moment that lies ahead whenever the reference is read.
 LATER = "2099-01-01T00:00:00Z"
 CaptionHash = Annotated[

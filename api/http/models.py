@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from api.http.fields import Moment
 from domain.pasted import Hint
@@ -86,3 +86,8 @@ class Problem(BaseModel):
     current_version: Annotated[int, Field(description="The current version, if If-Match named another.")] = Field(
         default_factory=absent
     )
+    begun_at: Annotated[
+        str,
+        WithJsonSchema({"type": "string", "format": "date-time"}),
+        Field(description="When the code began, if `at` is earlier."),
+    ] = Field(default_factory=absent)

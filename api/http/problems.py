@@ -97,6 +97,7 @@ DETAILS: Final[dict[str, str]] = {
     "malformed_cursor": "The cursor does not belong to this query. Start again without a cursor.",
     "malformed_request": "The request could not be understood.",
     "unauthenticated": "Send a valid API key or bearer token as `Authorization: Bearer <key>`.",
+    "code_not_begun": "There was no such code yet at that time. `begun_at` says when it began.",
     "erasure_unknown": "There is no erasure of this creator in this ledger.",
     "event_unknown": "There is no event at this position in this ledger.",
     "key_unknown": "There is no such key in this ledger.",

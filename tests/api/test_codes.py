@@ -175,6 +175,39 @@ def test_what_the_ledger_learned_late_was_true_before_it_knew(world: World) -> N
     assert world.read(code, at=days(-1), as_of=code["position"])["state"] == "generated"
 
 
+def test_a_code_is_told_to_have_begun_with_its_generation_or_its_window_and_had_no_state_before(world: World) -> None:
+    recorded_late, planned = world.generate(starts_at=days(-5)), world.generate(starts_at=days(5))
+    for code, begun_at, before, after in (
+        (recorded_late, recorded_late["starts_at"], days(-6), days(-4)),
+        (planned, planned["generated_at"], days(-1), days(1)),
+    ):
+        for path in (f"/v1/codes/{code['code_id']}", f"/v1/codes/{code['code_id']}/history"):
+            answer = world.client.get(path, params={"at": before})
+            assert refused(answer) == (404, "code_not_begun")
+            assert answer.json()["begun_at"] == begun_at
+            assert world.client.get(path, params={"at": after}).status_code == 200
+        assert world.read(code, at=after)["state"] == "generated"
+        assert code["start_stated"] is True
+
+
+def test_what_is_on_record_after_a_revocation_is_warned_of_in_every_answer(world: World) -> None:
+    code = world.generate(starts_at=days(-5))
+    world.share(code)
+    world.redeem(code)
+    world.redeem(code, OTHER_ACCOUNT)
+    revocation = {"reason": "why", "effective_at": days(-2)}
+    revoked = told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json=revocation), 200)
+
+    def warning(number: int) -> list[str]:
+        facts = f"{number} shares, redemptions or campaigns are recorded from after the revocation."
+        return [f"{facts} They stay in the history, and authorize nothing."]
+
+    assert (code["warnings"], revoked["warnings"], world.read(code)["warnings"]) == ([], warning(3), warning(3))
+    assert told(world.brand().get(f"/v1/codes/{code['code_id']}"), 200)["warnings"] == []
+    asked = {"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT, "at_least": revoked["position"]}
+    assert told(world.client.get("/v1/authorizations", params=asked), 200)["reason"] == "revoked"
+
+
 def test_an_unknown_code_and_what_is_no_code_id_are_told_the_same(world: World) -> None:
     code = world.generate()["code_id"]
     creator_stream = "01a2047d-e22d-7479-9309-83e7d9fc9f1d"

@@ -18,7 +18,7 @@ from domain.values import Sealed
 from projections import codes, statistics
 from projections.codes import CodeRow
 from tests import given
-from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, VIDEO, Story
+from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, OTHER_CODE, OTHER_SECRET, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.late import code_streams, recorded_late
 from tests.projections.memory_log import MemoryLog, code_row, happening
@@ -38,25 +38,29 @@ def row(story: Story, **differs: Any) -> CodeRow:
         "masked": "…B2",
         "terms_version": "terms-2026",
         "starts_at": NOW,
+        "start_stated": True,
         "expires_at": NOW + MONTH,
         "extended_at": None,
         "generated_at": NOW,
         "generated_position": 2,
         "revoked_at": None,
+        "superseded_at": None,
+        "superseded_by": None,
+        "supersedes": None,
         "version": 1,
         "stream_version": len(story.stream()),
         "position": last.position,
         "brand_ids": set(),
         "advertiser_ids": set(),
-        "share_count": 0,
-        "redemption_count": 0,
+        "was_shared": False,
+        "was_redeemed": False,
         "refusal_count": 0,
     }
     return CodeRow(**(facts | {"masked": first.event.masked} | differs))  # type: ignore[attr-defined]
 
 
-SHARED = {"brand_ids": {BRAND}, "advertiser_ids": {ADVERTISER}, "share_count": 1}
-REDEEMED = {**SHARED, "redemption_count": 1}
+SHARED = {"brand_ids": {BRAND}, "advertiser_ids": {ADVERTISER}, "was_shared": True}
+REDEEMED = {**SHARED, "was_redeemed": True}
 CASES: list[tuple[Story, dict[str, Any]]] = [
     (given.generated(), {}),
     (given.shared(), {**SHARED, "version": 2}),
@@ -78,6 +82,7 @@ CASES: list[tuple[Story, dict[str, Any]]] = [
         },
     ),
     (given.revoked(), {**REDEEMED, "version": 4, "revoked_at": NOW}),
+    (given.superseded(), {**REDEEMED, "version": 4, "superseded_at": NOW, "superseded_by": OTHER_CODE}),
 ]
 
 
@@ -263,6 +268,46 @@ async def test_a_code_that_was_extended_after_a_lapse_was_not_live_in_it(follow:
     assert [await live(day) for day in (-1, 0, 29, 30, 39, 40, 59, 120)] == [0, 1, 1, 0, 0, 1, 1, 0]
 
 
+async def test_a_superseded_code_is_found_by_that_state_from_the_moment_on_at_which_the_other_begins(
+    follow: Followed, api: Cursor
+) -> None:
+    successor = given.generate(OTHER_CODE, secret=OTHER_SECRET, starts_at=NOW + timedelta(days=2), supersedes=CODE)
+    story = given.after(given.redeemed(), successor)
+    await follow(codes.VIEW, MemoryLog(story))
+
+    async def in_state(state: str, day: int, **asked: Any) -> list[UUID]:
+        now = NOW + timedelta(days=day)
+        return [row.code_id for row in await codes.search(api, 1, now=now, limit=9, state=state, **asked)]  # type: ignore[arg-type]
+
+    assert [await in_state("redeemed", day) for day in (1, 2)] == [[CODE], []]
+    assert [await in_state("superseded", day) for day in (1, 2, 29, 30)] == [[], [CODE], [CODE], []]
+    assert [await in_state("expired", day) for day in (29, 30, 32)] == [[], [CODE], [OTHER_CODE, CODE]]
+    assert await in_state("superseded", 3, ending_after=(NOW, 0)) == [CODE]
+    rows = {row.code_id: row for row in await codes.search(api, 1, now=NOW, limit=9)}
+    assert (rows[OTHER_CODE].supersedes, rows[CODE].superseded_by) == (CODE, OTHER_CODE)
+
+
+async def test_a_code_whose_start_nobody_stated_begins_with_the_first_that_is_known_of_it(
+    follow: Followed, api: Cursor
+) -> None:
+    story = given.permitted().later(days=20)
+    story.when(given.permission(), effective_at=NOW - timedelta(days=30))
+    story.when(given.generate(expires_at=NOW + MONTH, secret_given=True), effective_at=NOW + timedelta(days=9))
+    story.when(given.redeem(), effective_at=NOW + timedelta(days=5))
+    story.when(given.share(), effective_at=NOW + timedelta(days=4))
+    for view in (codes.VIEW, statistics.VIEW):
+        await follow(view, MemoryLog(story))
+    (found,) = await codes.search(api, 1, now=NOW, limit=9)
+    assert (found.start_stated, found.starts_at) == (False, NOW + timedelta(days=4))
+    assert found.starts_at == story.code().window.starts_at
+
+    async def live(day: int) -> int:
+        at = NOW + timedelta(days=day)
+        return len(await codes.search(api, 1, now=NOW, limit=9, ending_after=(at, 2**62), live_at=at))
+
+    assert [await live(day) for day in (3, 4, 29, 30)] == [0, 1, 1, 0]
+
+
 async def test_all_codes_of_a_video_are_found_oldest_first(follow: Followed, api: Cursor) -> None:
     story = given.after(given.revoked(), given.generate(given.OTHER_CODE, secret=given.OTHER_SECRET))
     await follow(codes.VIEW, MemoryLog(story))
@@ -312,6 +357,7 @@ async def fill(worker: Cursor, number: int, *, like: int) -> None:
     [
         {"state": "redeemed"},
         {"state": "shared"},
+        {"state": "superseded"},
         {"state": "expired"},
         {"state": "revoked"},
         {"state": "redeemed", "ending_after": (NOW, 0)},

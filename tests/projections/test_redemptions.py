@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from projections import codes, redemptions
+from projections import advertisers, codes, redemptions, shares
 from projections.code_facts import WithCodeFacts
 from projections.engine import checkpoints
 from projections.redemptions import AttemptRow
@@ -17,6 +17,7 @@ from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog
 
 HOUR = timedelta(hours=1)
+VIEWS = (redemptions.VIEW, codes.VIEW, shares.VIEW, advertisers.VIEW)
 
 
 def attempts() -> Story:
@@ -29,12 +30,12 @@ def attempts() -> Story:
 
 
 async def followed(story: Story, follow: Followed) -> None:
-    for each in (redemptions.VIEW, codes.VIEW):
+    for each in VIEWS:
         await follow(each, MemoryLog(story))
 
 
 async def found(cur: Cursor, **asked: Any) -> list[WithCodeFacts[AttemptRow]]:
-    upto = await checkpoints.position_reached(cur, 1, redemptions.NAME, codes.NAME)
+    upto = await checkpoints.position_reached(cur, 1, *(view.name for view in VIEWS))
     return await redemptions.search(cur, 1, upto=upto, **{"limit": 100, **asked})
 
 
@@ -43,11 +44,11 @@ async def test_every_attempt_leaves_a_row(follow: Followed, api: Cursor) -> None
     await followed(story, follow)
     stream = story.stream()[0].creator_stream
     assert [one.row for one in await found(api)] == [
-        AttemptRow(1, 9, CODE, stream, "later", "code_revoked", None, NOW + 2 * HOUR, NOW + 2 * HOUR),
-        AttemptRow(1, 8, CODE, stream, "late", "code_revoked", None, NOW + 2 * HOUR, NOW + 2 * HOUR),
-        AttemptRow(1, 7, CODE, stream, "late", "code_revoked", None, NOW + HOUR, NOW + HOUR),
-        AttemptRow(1, 5, CODE, stream, "account-2", None, False, NOW, NOW),
-        AttemptRow(1, 4, CODE, stream, ADVERTISER, None, True, NOW, NOW),
+        AttemptRow(1, "9", 9, CODE, stream, "later", "code_revoked", None, NOW + 2 * HOUR, NOW + 2 * HOUR),
+        AttemptRow(1, "8", 8, CODE, stream, "late", "code_revoked", None, NOW + 2 * HOUR, NOW + 2 * HOUR),
+        AttemptRow(1, "7", 7, CODE, stream, "late", "code_revoked", None, NOW + HOUR, NOW + HOUR),
+        AttemptRow(1, f"{CODE} account-2", 5, CODE, stream, "account-2", None, False, NOW, NOW),
+        AttemptRow(1, f"{CODE} {ADVERTISER}", 4, CODE, stream, ADVERTISER, None, True, NOW, NOW),
     ]
     assert {(one.creator_id, one.video_id) for one in await found(api)} == {(CREATOR, VIDEO)}
 
@@ -88,7 +89,7 @@ async def test_pages_of_attempts_together_are_the_whole(filters: dict[str, Any],
 
 
 async def test_another_ledgers_attempts_are_hidden(follow: Followed, api: Cursor) -> None:
-    for each in (redemptions.VIEW, codes.VIEW):
+    for each in VIEWS:
         await follow(each, MemoryLog(given.permitted(), attempts()))
     assert await found(api) == []
     assert await redemptions.search(api, 2, upto=100, limit=10) == []

@@ -67,8 +67,10 @@ async def test_a_share_tells_whose_code_was_given_to_whom_how_and_when(follow: F
     story.when(given.share(brand_id="brand-2", advertiser_id=None, channel="email"), effective_at=NOW + DAY / 24)
     await followed(story, follow)
     stream = story.stream()[0].creator_stream
-    first = ShareRow(1, 3, CODE, stream, BRAND, ADVERTISER, "dm", NOW, NOW)
-    late = ShareRow(1, 4, CODE, stream, "brand-2", None, "email", NOW + DAY / 24, NOW + DAY / 12)
+    first = ShareRow(1, f"{CODE} {BRAND} dm {ADVERTISER} ", 3, CODE, stream, BRAND, ADVERTISER, "dm", NOW, NOW)
+    late = ShareRow(
+        1, f"{CODE} brand-2 email  ", 4, CODE, stream, "brand-2", None, "email", NOW + DAY / 24, NOW + DAY / 12
+    )
     assert await found(api) == [WithCodeFacts(late, CREATOR, VIDEO), WithCodeFacts(first, CREATOR, VIDEO)]
 
 
@@ -139,7 +141,8 @@ async def test_a_partys_page_comes_from_its_index_under_row_level_security(
     fill = """
         INSERT INTO views.shares
         SELECT
-            1, n, gen_random_uuid(), creator_stream, 'brand-' || n % 500, NULL, 'dm', shared_at + n * '1 s'::interval,
+            1, n::text, n, gen_random_uuid(), creator_stream, 'brand-' || n % 500, NULL, 'dm',
+            shared_at + n * '1 s'::interval,
             recorded_at
         FROM views.shares, generate_series(100, 20100) n
         WHERE position = 5

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, cast
+from uuid import UUID
 
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from domain.code import Code, effective_as_of, fold_code, replay_code
-from domain.values import State
+from domain.values import Sealed, State
 from projections import statistics
 from projections.code_timeline import CodeTimelineRow, bucket, day_of, move_end, transitions
 from projections.engine import checkpoints
 from projections.statistics import COUNTED_STATES, Day
 from tests import given
-from tests.given import CODE, NOW, OTHER_CODE, OTHER_SECRET, Story
+from tests.given import CAMPAIGN, CODE, NOW, OTHER_CODE, OTHER_SECRET, Story
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.late import code_streams, recorded_late
 from tests.projections.memory_log import MemoryLog
@@ -25,6 +27,7 @@ from tests.projections.memory_log import MemoryLog
 DAY = timedelta(days=1)
 TODAY = day_of(NOW)
 JUST_BEFORE = timedelta(microseconds=1)
+CODE_3 = UUID(int=0xC0DE_3)
 
 
 def states(**counts: int) -> dict[State, int]:
@@ -103,7 +106,7 @@ async def test_a_code_that_lapsed_and_was_extended_was_expired_in_between(follow
 
 
 def test_a_code_that_is_extended_again_and_again_before_it_ends_keeps_one_end() -> None:
-    row = CodeTimelineRow(1, CODE, NOW, NOW + DAY, None, NOW + DAY, None, None, None, None, None)
+    row = CodeTimelineRow(1, CODE, NOW, True, NOW + DAY, None, NOW + DAY, *[None] * 7)
     for number in range(1, 1000):
         move_end(row, NOW + number * DAY / 2, NOW + (number + 2) * DAY / 2)
     assert (row.first_end, row.moved) == (NOW + 1001 * DAY / 2, None)
@@ -139,6 +142,36 @@ async def test_what_is_recorded_late_counts_on_the_day_it_took_effect(follow: Fo
     ]
     assert [day.redemptions for day in found] == [0, 0, 1, 0, 0, 0]
     assert found[2].redeemed_after == {str(3 * 24 * 3600): 1}
+
+
+async def test_what_is_recorded_again_because_it_was_earlier_counts_once_and_on_its_own_day(
+    follow: Followed, api: Cursor
+) -> None:
+    story = given.generated().later(days=3)
+    for command in (given.share(), given.redeem(), given.launch(replace(CAMPAIGN, starts_at=NOW + 3 * DAY))):
+        story.when(command)
+    for command in (given.share(), given.redeem(), given.launch(replace(CAMPAIGN, starts_at=NOW + 3 * DAY))):
+        assert len(story.when(command, effective_at=NOW + DAY)) == 1, "an earlier one is recorded"
+    found = await figures(story, follow, api, 0, 3)
+    assert [(day.shares, day.redemptions, day.launched) for day in found] == [(0, 0, 0), (1, 1, 1), *[(0, 0, 0)] * 2]
+    assert await statistics.totals(api, 1, "redemptions") == {"": 1}
+
+
+async def test_a_superseded_code_counts_as_that_from_when_the_other_begins_until_it_ends(
+    follow: Followed, api: Cursor
+) -> None:
+    begins = NOW + 2 * DAY + timedelta(hours=3)
+    story = given.after(given.redeemed(), given.generate(OTHER_CODE, secret=OTHER_SECRET, days=7, supersedes=CODE))
+    later = given.generate(CODE_3, secret=Sealed("#third/secret+of-a-code"), starts_at=begins, supersedes=OTHER_CODE)
+    story.when(later)
+    found = await figures(story, follow, api, 0, 31)
+    by_day = {(day.day - TODAY).days: day.codes for day in found}
+    assert by_day[0] == states(superseded=1, generated=2)
+    assert by_day[2] == states(superseded=2, generated=1)
+    assert by_day[7] == states(superseded=1, expired=1, generated=1)
+    assert by_day[30] == states(expired=2, generated=1)
+    for moment in (NOW, begins - JUST_BEFORE, begins, NOW + 7 * DAY - JUST_BEFORE, NOW + 30 * DAY - JUST_BEFORE):
+        assert (moment, await statistics.count_by_state(api, 1, moment)) == (moment, count_states(story, moment))
 
 
 async def test_attempts_are_counted_on_their_day_by_reason(follow: Followed, api: Cursor) -> None:

@@ -327,7 +327,8 @@ async def is_beyond(cur: Cursor, position: int) -> bool:
 async def test_two_runners_that_both_believe_to_lead_apply_no_event_twice(
     connect: Connect, worker: Cursor, follow: Followed
 ) -> None:
-    story = given.shared()
+    story = given.revoked()
+    story.outcome(given.redeem(advertiser_id="late"))
     log = MemoryLog(story)
     async with await connect() as one_session, await connect() as other_session:
         one, other = Projector(codes.VIEW, one_session), Projector(codes.VIEW, other_session)
@@ -336,14 +337,14 @@ async def test_two_runners_that_both_believe_to_lead_apply_no_event_twice(
         page = await log.after({}, 100)
         outcomes = await asyncio.gather(one.apply(page), other.apply(page), return_exceptions=True)
         assert sorted(map(type, outcomes), key=str) == sorted([type(None), CheckpointConflict], key=str)
-        story.when(given.share(brand_id="brand-2"))
+        story.outcome(given.redeem(advertiser_id="later"))
         late = one if isinstance(outcomes[0], CheckpointConflict) else other
         with pytest.raises(CheckpointConflict):
             await late.apply(await log.after({}, 100))
         await late.find()
         await late.apply_all(log, 100)
     found = await codes.CODES.load(worker, [(1, CODE)])
-    assert [(row.share_count, row.position) for row in found] == [(2, 4)]
+    assert [(row.refusal_count, row.position) for row in found] == [(2, 7)]
 
 
 async def test_of_two_runners_one_leads_and_the_other_takes_over_when_it_is_gone(
@@ -398,7 +399,7 @@ async def test_a_reader_waits_until_the_view_has_read_its_write(connect: Connect
         assert await waiting == 4
     found = await code_row(api, 1, CODE)
     assert found is not None
-    assert found.redemption_count == 1
+    assert found.was_redeemed
     await api.execute("SELECT view, position, recorded_at FROM view_positions WHERE ledger_id = 1")
     assert await api.fetchall() == [("codes", 4, NOW)]
     assert await checkpoints.position_reached(api, 1, "codes") == 4

@@ -52,7 +52,7 @@ async def test_a_view_that_skips_what_stopped_it_goes_on_and_says_so(connect: Co
         await until(lambda: reads(worker, "codes", log.heads))
         await until(lambda: follows(worker))
     (row,) = await codes.CODES.load(worker, [(1, given.CODE)])
-    assert (row.position, row.share_count, row.redemption_count) == (5, 0, 1)
+    assert (row.position, row.was_shared, row.was_redeemed) == (5, False, True)
     assert [
         (s.ledger_id, s.view, s.version, s.position, s.reason, s.skipped_by, s.error) for s in await all_of(worker)
     ] == [
@@ -84,7 +84,7 @@ async def test_a_skip_of_what_begins_a_code_may_cover_its_later_events_and_those
         await until(lambda: reads(worker, "codes", log.heads))
     assert await state(worker, "codes") == ("following", None, None)
     live = await rows(worker, view)
-    assert [(row.code_id, row.share_count) for row in await both(worker)] == [(given.OTHER_CODE, 2)]
+    assert [(row.code_id, len(row.brand_ids)) for row in await both(worker)] == [(given.OTHER_CODE, 2)]
     assert [(s.position, s.stream_id) for s in await all_of(worker)] == [(2, given.CODE)]
     await rebuild.rebuild(view, log, connect, page_events=2)
     assert await rows(worker, view) == live
@@ -101,7 +101,7 @@ async def test_a_skip_of_what_begins_a_code_alone_stops_the_view_at_its_next_eve
         await until(lambda: stopped_at(worker, "codes", 3))
         await skip(connect, view, 1, 3, given.CODE)
         await until(lambda: reads(worker, "codes", log.heads))
-    assert [(row.code_id, row.share_count) for row in await both(worker)] == [(given.OTHER_CODE, 1)]
+    assert [(row.code_id, len(row.brand_ids)) for row in await both(worker)] == [(given.OTHER_CODE, 1)]
 
 
 async def test_of_two_skips_that_cover_the_same_code_the_earlier_counts(connect: Connect, worker: Cursor) -> None:
@@ -204,7 +204,7 @@ async def test_rebuilt_the_same_version_skips_the_same_events_and_a_new_version_
 
     mended = replace(codes.VIEW, version=codes.VERSION + 1)
     await rebuild.rebuild(mended, log, connect)
-    assert [row.share_count for row in await codes.CODES.load(worker, [(1, given.CODE)])] == [1]
+    assert [row.was_shared for row in await codes.CODES.load(worker, [(1, given.CODE)])] == [True]
     assert await skipped_events.load_skip_rules(worker, "codes", mended.version) == NO_SKIPS
 
 
