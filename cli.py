@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -544,6 +545,9 @@ def export(
         str | None, typer.Option("--query", "-q", help="A query that selects events, like `q` of GET /v1/events.")
     ] = None,
     ledger: Annotated[str, typer.Option(help="Whose events.")] = "main",
+    bom: Annotated[
+        bool, typer.Option("--bom", help="Begin a CSV with a byte order mark, so that Excel reads it as UTF-8.")
+    ] = False,
     verify: Annotated[
         Path | None, typer.Option(help="Verify this export instead.", exists=True, dir_okay=False)
     ] = None,
@@ -562,7 +566,7 @@ def export(
     if query is not None and (sent != query or not 1 <= len(query) <= MAX_Q_CHARACTERS):
         message = f"a query must have 1 to {MAX_Q_CHARACTERS} characters, in UTF-8"
         raise typer.BadParameter(message, param_hint="--query")
-    asked = _wanted(offline.export_query, query, file)
+    asked = _wanted(functools.partial(offline.export_query, bom=bom), query, file)
     with _progress() as say:
         _with_database(lambda place, key: offline.export(offline.LedgerAddress(place, key, ledger), asked, file, say))
 

@@ -103,6 +103,7 @@ async def ask_authorizations(
             services.views,
             services.events,
             caller.ledger_id,
+            await services.aggregates.keyring.ledger(caller.ledger_id),
             query,
             services.now(),
             advertiser_check,

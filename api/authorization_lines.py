@@ -6,23 +6,24 @@ Every line has its answer, in order and under its number; one that is no questio
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, Final, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
-from api.authorizations import Readable, all_codes, authorization_verdict, verdict_content
+from api.authorizations import Readable, about, all_codes, authorization_verdict, verdict_content
 from api.http.as_of import known_in
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, Moment, VideoId, VideoIdPolicy
 from api.http.query_params import AsOf, AtLeast, QueryModel
 from api.http.strict_json import has_duplicate_names
-from api.http.validation_messages import message_of
-from api.spreadsheet_cells import csv_lines
+from api.http.validation_messages import is_plain_name, message_of
+from api.spreadsheet_cells import BYTE_ORDER_MARK, csv_lines, read_csv
 from domain.values import ID_PATTERN
 from projections import codes
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
     from domain.pasted import VideoIds
+    from infra.crypto.envelope import LedgerKeys
     from infra.eventstore.authorization_evidence import EvidenceReader
     from infra.eventstore.reader import EventReader
     from infra.views.reader import ViewReader
@@ -46,7 +48,10 @@ MAX_LINES: Final = 100_000
 MAX_LINE_BYTES: Final = 2_048
 # Questions that one read answers.
 AT_ONCE: Final = 200
-COLUMNS: Final = ("video_id", "advertiser_id", "at")
+COLUMNS: Final = ("video_id", "advertiser_id", "at", "video_id_exact")
+REQUIRED: Final = frozenset({"video_id", "advertiser_id"})
+# A column or field whose name begins so is the caller's own, and is not read.
+UNREAD: Final = ("x_", "note")
 _ANSWER_COLUMNS: Final = (
     "line",
     "video_id",
@@ -55,24 +60,44 @@ _ANSWER_COLUMNS: Final = (
     "authorized",
     "reason",
     "code_id",
+    "creator_id",
     "starts_at",
+    "start_stated",
     "expires_at",
     "permission_enabled",
     "shared",
     "evidence",
+    "evidence_recorded_at",
+    "recorded_late",
+    "backdated",
     "as_of",
+    "summary",
     "error",
+    "error_reason",
 )
-# Our own tables put it before what a spreadsheet would take for a formula.
-_SAFE: Final = "'"
-_NO_COLUMNS: Final = (
-    "The first line of a CSV batch must name its columns in UTF-8, separated by commas: video_id, "
-    "advertiser_id and, optionally, at."
+# An apostrophe at the beginning of a cell marks text in a spreadsheet. No id and no time begins with one.
+_TEXT_MARK: Final = "'"
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+# How far a table's columns are looked for, if the first line does not name them.
+_LINES_ABOVE: Final = 20
+_SEPARATORS: Final = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_FIRST_LINE: Final = (
+    "The first line of a CSV batch must name its columns, separated by commas: video_id, advertiser_id and, "
+    "optionally, at and video_id_exact."
+)
+_IN_UTF_16: Final = "The batch is in UTF-16. Save it in UTF-8, and send it again."
+_OTHER_SEPARATOR: Final = "The columns are separated by {}. Separate them by commas."
+_NAMED_BELOW: Final = "Line {} names the columns. Remove the lines above it, so that it is the first."
+_COLUMN_MISSING: Final = "The column {} is missing."
+_COLUMN_REPEATED: Final = "The column {} is named twice."
+_COLUMN_WITHOUT_NAME: Final = "A column has no name. Name it, or remove it."
+_COLUMN_UNKNOWN: Final = (
+    f"Unknown column{{}}. Known columns: {', '.join(COLUMNS)}. A column of your own must have a name that begins with "
+    f"{' or '.join(UNREAD)}. It is not read."
 )
 _TOO_LONG: Final = f"A line must have at most {MAX_LINE_BYTES:,} bytes."
 _NO_UTF_8: Final = "This line is not valid UTF-8."
 _NO_QUESTION: Final = "Expected an object with the fields video_id, advertiser_id and, optionally, at."
-_BYTE_ORDER_MARK: Final = "\ufeff"
 
 
 class BatchError(Exception):
@@ -84,6 +109,7 @@ class AuthorizationRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
+    video_id_exact: Annotated[bool, Strict()] = False
     video_id: VideoId
     advertiser_id: AdvertiserId
     at: Moment | None = None
@@ -94,11 +120,13 @@ class Line:
     """A line by its number, from 1: a question, or what is wrong with it.
 
     With both it is a question only if the ledger has its video: recorded ids are accepted whatever they look like.
+    `reason` is the stable reason for which its video id cannot be used.
     """
 
     number: int
     request: AuthorizationRequest | None = None
     error: str = ""
+    reason: str = ""
 
 
 def allow_all(_: str) -> str | None:
@@ -116,6 +144,7 @@ class BatchContext:
 
     Attributes:
         ledger_id: the ledger.
+        keys: its keys, for the keyed hashes of advertiser accounts.
         as_of: the position that every answer speaks of.
         now: the moment of a question that names none.
         refuse: see `Refuse`.
@@ -124,6 +153,7 @@ class BatchContext:
     """
 
     ledger_id: int
+    keys: LedgerKeys
     as_of: int
     now: datetime
     refuse: Refuse
@@ -134,6 +164,7 @@ async def batch_context(
     views: ViewReader,
     store: EventReader,
     ledger_id: int,
+    keys: LedgerKeys,
     query: BatchQuery,
     now: datetime,
     refuse: Refuse = allow_all,
@@ -160,27 +191,28 @@ async def batch_context(
         # What is recorded has happened, though the database's clock may be ahead of ours.
         _, recorded_at = await known_in(store, ledger_id, position, now)
         now = max(now, recorded_at)
-    return BatchContext(ledger_id, as_of, now, refuse, readable)
+    return BatchContext(ledger_id, keys, as_of, now, refuse, readable)
 
 
 def read_lines(file: IO[bytes], format_: Format, video_ids: VideoIds) -> Iterator[Line]:
     """Read a batch line by line, in constant memory; empty lines are counted and passed over.
 
     Raises:
-        BatchError: the table's first line does not name its columns.
+        BatchError: the table's first line does not name its columns, or the batch is in UTF-16.
 
     """
     columns: Sequence[str] | None = None
-    for number, (sent, error) in enumerate(_texts(file), 1):
-        text = sent.removeprefix(_BYTE_ORDER_MARK) if number == 1 else sent
+    texts = enumerate(_texts(file), 1)
+    for number, (sent, error) in texts:
+        text = sent.removeprefix(BYTE_ORDER_MARK) if number == 1 else sent
         if format_ == "csv" and columns is None:
-            columns = _columns(text)
+            columns = _columns(text, itertools.islice(texts, _LINES_ABOVE))
         elif error:
             yield Line(number, error=error)
         elif text.strip():
             yield _line(number, text, columns, VideoIdPolicy(video_ids))
     if format_ == "csv" and columns is None:
-        raise BatchError(_NO_COLUMNS)
+        raise BatchError(_FIRST_LINE)
 
 
 def count_lines(file: IO[bytes]) -> int:
@@ -218,11 +250,15 @@ async def _answered(
     chunk: Sequence[Line], questions: EvidenceReader, context: BatchContext, format_: Format
 ) -> tuple[bytes, Sequence[Line]]:
     """Answer some lines, and return them with their answers: what turned out to be no question is none there."""
-    videos = {line.request.video_id for line in chunk if line.request is not None}
-    evidence = await questions.of_videos(context.ledger_id, list(videos)) if videos else {}
+    asked = {
+        line.number: about(context.keys, line.request.video_id, line.request.advertiser_id)
+        for line in chunk
+        if line.request is not None
+    }
+    evidence = await questions.of_all(context.ledger_id, list(set(asked.values()))) if asked else {}
     lines = [
-        Line(line.number, error=line.error)
-        if line.request is None or (line.error and not evidence[line.request.video_id].codes)
+        replace(line, request=None)
+        if line.request is None or (line.error and not evidence[asked[line.number]].codes)
         else Line(line.number, line.request)
         for line in chunk
     ]
@@ -230,19 +266,15 @@ async def _answered(
     for line in lines:
         error = line.error if line.request is None else context.refuse(line.request.advertiser_id)
         if line.request is None or error:
-            contents.append({"line": line.number, "error": error})
+            reason = {"error_reason": line.reason} if line.reason else {}
+            contents.append({"line": line.number, "error": error, **reason})
             continue
         request, at = line.request, line.request.at or context.now
-        answer = authorization_verdict(
-            evidence[request.video_id], context.as_of, request.advertiser_id, at, context.readable
+        found = authorization_verdict(
+            evidence[asked[line.number]], context.as_of, request.advertiser_id, at, context.readable
         )
-        about = {
-            "video_id": request.video_id,
-            "advertiser_id": request.advertiser_id,
-            "at": at,
-            "as_of": context.as_of,
-        }
-        contents.append({"line": line.number, **about, **verdict_content(answer)})
+        content = verdict_content(found, request.video_id, request.advertiser_id, at, context.as_of)
+        contents.append({"line": line.number, **content})
     if format_ == "ndjson":
         encoded = (orjson.dumps(c, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for c in contents)
         return b"".join(encoded), lines
@@ -253,7 +285,11 @@ async def _answered(
 
 def _texts(file: IO[bytes]) -> Iterator[tuple[str, str]]:
     """Yield each line as text, or what is wrong with one that is too long or not in UTF-8; no more of it is kept."""
+    first = True
     while raw := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
+        if first and (raw.startswith(_UTF_16) or b"\0" in raw[:2]):
+            raise BatchError(_IN_UTF_16)
+        first = False
         too_long = len(raw.removesuffix(b"\n").removesuffix(b"\r")) > MAX_LINE_BYTES
         rest = raw
         while too_long and rest and not rest.endswith(b"\n"):
@@ -264,11 +300,43 @@ def _texts(file: IO[bytes]) -> Iterator[tuple[str, str]]:
             yield "", _NO_UTF_8
 
 
-def _columns(text: str) -> Sequence[str]:
-    names = [name.strip() for name in _cells(text) or ()]
-    if not {"video_id", "advertiser_id"} <= set(names) <= set(COLUMNS) or len(set(names)) < len(names):
-        raise BatchError(_NO_COLUMNS)
+def _columns(text: str, below: Iterator[tuple[int, tuple[str, str]]]) -> Sequence[str]:
+    """Return the names of a table's columns; `below` are the lines that may name them instead, by number.
+
+    Raises:
+        BatchError: they are not named as they must be; the sentence says how they are.
+
+    """
+    names = _names(text)
+    if not REQUIRED & set(names):
+        separators = (word for separator, word in _SEPARATORS.items() if set(_names(text, separator)) >= REQUIRED)
+        numbers = (number for number, (line, _) in below if set(_names(line)) >= REQUIRED)
+        if (separator := next(separators, None)) is not None:
+            raise BatchError(f"{_OTHER_SEPARATOR.format(separator)} {_FIRST_LINE}")
+        if (number := next(numbers, None)) is not None:
+            raise BatchError(_NAMED_BELOW.format(number))
+        raise BatchError(_FIRST_LINE)
+    for name in COLUMNS[:2]:
+        if name not in names:
+            raise BatchError(f"{_COLUMN_MISSING.format(name)} {_FIRST_LINE}")
+    for name in names:
+        if not name:
+            raise BatchError(_COLUMN_WITHOUT_NAME)
+        if not _is_unread(name) and names.count(name) > 1:
+            raise BatchError(_COLUMN_REPEATED.format(name))
+        if name not in COLUMNS and not _is_unread(name):
+            raise BatchError(_COLUMN_UNKNOWN.format(f" `{name}`" if is_plain_name(name) else ""))
     return names
+
+
+def _names(text: str, separator: str = ",") -> list[str]:
+    cells = _cells(text) if separator == "," else text.split(separator)
+    return [name.strip().strip('"') for name in cells or ()]
+
+
+def _is_unread(name: str) -> bool:
+    """Tell whether a column or field is the caller's own, or one of our own answers, which may be asked again."""
+    return name.startswith(UNREAD) or (name in _ANSWER_COLUMNS and name not in COLUMNS)
 
 
 def _line(number: int, text: str, columns: Sequence[str] | None, policy: VideoIdPolicy) -> Line:
@@ -285,28 +353,34 @@ def _line(number: int, text: str, columns: Sequence[str] | None, policy: VideoId
         if len(cells) != len(columns):
             return Line(number, error=f"Expected {len(columns)} values, separated by commas.")
         sent = {
-            column: cell.strip().removeprefix(_SAFE)
+            column: _value(column, cell.strip().lstrip(_TEXT_MARK))
             for column, cell in zip(columns, cells, strict=True)
-            if cell.strip() or column != "at"
+            if column in COLUMNS and (cell.strip() or column in REQUIRED)
         }
-    question, wrong = _question(sent, policy)
-    if question is None:
-        return Line(number, error=wrong)
-    if columns is None and has_duplicate_names(sent, text.encode()):
+    line = _question(number, sent, policy)
+    if columns is None and line.request is not None and has_duplicate_names(sent, text.encode()):
         return Line(number, error="A field is repeated.")
-    return Line(number, question, wrong)
+    return line
 
 
-def _question(sent: Any, policy: VideoIdPolicy) -> tuple[AuthorizationRequest | None, str]:
-    """Return a question, what is wrong with it, or both where that is its video's id alone."""
+def _value(column: str, cell: str) -> str | bool:
+    """Return what a cell says; spreadsheets write truth values in capitals."""
+    return cell.lower() == "true" if column == "video_id_exact" and cell.lower() in {"true", "false"} else cell
+
+
+def _question(number: int, sent: Any, policy: VideoIdPolicy) -> Line:
+    """Return a question, what is wrong with it, or both if that is only its video's id."""
+    read = (
+        {name: value for name, value in sent.items() if not name.startswith(UNREAD)} if isinstance(sent, dict) else sent
+    )
     try:
-        return AuthorizationRequest.model_validate(sent, context=policy), ""
+        return Line(number, AuthorizationRequest.model_validate(read, context=policy))
     except ValidationError as error:
         wrong = _said(error)
-        found = error.errors(include_url=False, include_input=False)
-        if any(one.get("ctx", {}).get("code") != "video_id_unusable" for one in found):
-            return None, wrong
-        return _question_if_recorded(sent, policy), wrong
+        contexts = [one.get("ctx", {}) for one in error.errors(include_url=False, include_input=False)]
+        of_video = [context["reason"] for context in contexts if context.get("code") == "video_id_unusable"]
+        request = _question_if_recorded(read, policy) if len(of_video) == len(contexts) else None
+        return Line(number, request, wrong, next(iter(of_video), ""))
 
 
 def _question_if_recorded(sent: Any, policy: VideoIdPolicy) -> AuthorizationRequest | None:
@@ -319,7 +393,7 @@ def _question_if_recorded(sent: Any, policy: VideoIdPolicy) -> AuthorizationRequ
 def _cells(text: str) -> Sequence[str] | None:
     """Return the cells of one line of a table; None where it is none."""
     try:
-        return next(iter(csv.reader([text.rstrip("\r\n")], strict=True)), [])
+        return next(read_csv(text.rstrip("\r\n")), [])
     except csv.Error:
         return None
 

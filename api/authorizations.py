@@ -28,9 +28,12 @@ from api.http.route import Operation, Route
 from domain.authorization import Verdict, verdict
 from domain.code import Code
 from domain.recorded import RecordedEvent
+from domain.summaries import verdict_summary
+from infra.eventstore.authorization_evidence import Asked
 from projections import codes
 
 if TYPE_CHECKING:
+    from infra.crypto.envelope import LedgerKeys
     from infra.eventstore.authorization_evidence import AuthorizationEvidence
 
 
@@ -47,19 +50,38 @@ class AuthorizationAnswer(Answer):
     at: Annotated[answered.Moment, Field(description="The time that was asked about.")]
     as_of: Annotated[int, Field(ge=0, description="The position up to which the ledger was read.", examples=[42])]
     code_id: Annotated[UUID | None, Field(description="The code that the answer is based on.")]
+    creator_id: Annotated[str | None, Field(description="The creator of this code.", examples=["ana.creates"])]
     starts_at: Annotated[answered.Moment | None, Field(description="The start of the code's window (included).")]
+    start_stated: Annotated[
+        bool | None,
+        Field(
+            description="Whether somebody stated the start of the window. If not, `starts_at` is the first time at "
+            "which anything is known of the code."
+        ),
+    ]
     expires_at: Annotated[answered.Moment | None, Field(description="The end of the code's window (excluded).")]
     permission_enabled: Annotated[bool, Field(description="Whether the creator's Ad Authorization was on.")]
     shared: Annotated[
         bool | None,
         Field(
-            description="Whether the code had been shared with the advertiser when it was redeemed; null where it was "
-            "shared with brands alone and nobody had said whose the account was."
+            description="Whether the code had been shared with the account when it redeemed it. Null if the code had "
+            "been shared only with brands, and nobody had said whose the account was."
         ),
     ]
     evidence: Annotated[
         list[int], Field(description="The positions of the events that prove the answer.", examples=[[1, 2, 5]])
     ]
+    evidence_recorded_at: Annotated[
+        answered.Moment | None, Field(description="When the last of this evidence was recorded.")
+    ]
+    recorded_late: Annotated[
+        bool | None, Field(description="Whether any of the evidence was recorded after the time that was asked about.")
+    ]
+    backdated: Annotated[
+        bool | None,
+        Field(description="Whether any of the evidence was recorded with an earlier `effective_at` of its caller."),
+    ]
+    summary: Annotated[str, Field(description="The answer in a few sentences.")]
 
 
 class AuthorizationQuery(QueryModel):
@@ -91,21 +113,14 @@ async def ask_authorization(
         at_least = max(as_of, at_least)
     # What was asked is recorded while the answer is looked up; neither is given without the other.
     evidence, _ = await asyncio.gather(
-        _evidence(caller, query.video_id, at_least),
+        _evidence(caller, query, at_least),
         record_access(caller, query.model_dump(mode="json", exclude_none=True), rows=1, format=JSON),
     )
     # What the view has not read yet is left out of the log too: the answer is that of one position, and stays so.
     as_of = evidence.position if as_of is None else as_of
     at = query.at or _now(evidence, as_of, clock)
-    content = {
-        "video_id": query.video_id,
-        "advertiser_id": query.advertiser_id,
-        "at": at,
-        "as_of": as_of,
-        **verdict_content(
-            authorization_verdict(evidence, as_of, query.advertiser_id, at, functools.partial(may_read, caller))
-        ),
-    }
+    found = authorization_verdict(evidence, as_of, query.advertiser_id, at, functools.partial(may_read, caller))
+    content = verdict_content(found, query.video_id, query.advertiser_id, at, as_of)
     return answer(content, 200, {"Ledger-Position": str(as_of)})
 
 
@@ -120,14 +135,21 @@ def may_read(caller: Caller, stream: Sequence[RecordedEvent]) -> bool:
     )
 
 
-async def _evidence(caller: Caller, video_id: str, at_least: int) -> AuthorizationEvidence:
-    """Read what is known of a video, after waiting for the view of codes where it has not come so far."""
+async def _evidence(caller: Caller, query: AuthorizationQuery, at_least: int) -> AuthorizationEvidence:
+    """Read the evidence, after waiting for the view of codes if it has not read so far."""
     views = caller.services.views
-    evidence = await views.evidence.of_video(caller.ledger_id, video_id)
+    keys = await caller.services.aggregates.keyring.ledger(caller.ledger_id)
+    asked = about(keys, query.video_id, query.advertiser_id)
+    evidence = await views.evidence.of(caller.ledger_id, asked)
     if evidence.position < at_least:
         await views.wait(caller.ledger_id, codes.NAME, at_least)
-        evidence = await views.evidence.of_video(caller.ledger_id, video_id)
+        evidence = await views.evidence.of(caller.ledger_id, asked)
     return evidence
+
+
+def about(keys: LedgerKeys, video_id: str, advertiser_id: str) -> Asked:
+    """Return what evidence is read about; accounts are claimed by the ledger's keyed hash of their ids."""
+    return Asked(video_id, advertiser_id, keys.claim("advertiser", advertiser_id))
 
 
 def _now(evidence: AuthorizationEvidence, as_of: int, clock: datetime) -> datetime:
@@ -135,21 +157,35 @@ def _now(evidence: AuthorizationEvidence, as_of: int, clock: datetime) -> dateti
 
     What is recorded has happened, though the database's clock may be ahead of ours.
     """
-    streams = itertools.chain(evidence.codes.values(), evidence.permissions.values())
+    streams = itertools.chain(evidence.codes.values(), evidence.permissions.values(), [evidence.advertiser])
     return max([clock, *(r.recorded_at for stream in streams for r in stream if r.position <= as_of)])
 
 
-def verdict_content(authorization_verdict: Verdict) -> dict[str, Any]:
-    """Return the answer to the question, without what was asked."""
+def verdict_content(found: Verdict, video_id: str, advertiser_id: str, at: datetime, as_of: int) -> dict[str, Any]:
+    """Return the answer to the question, with what was asked.
+
+    Whoever may not read the code is not told about its evidence.
+    """
+    told = found.code_id is not None or found.reason == "no_code"
     return {
-        "authorized": authorization_verdict.authorized,
-        "reason": authorization_verdict.reason,
-        "code_id": authorization_verdict.code_id,
-        "starts_at": authorization_verdict.starts_at,
-        "expires_at": authorization_verdict.expires_at,
-        "permission_enabled": authorization_verdict.permission_enabled,
-        "shared": authorization_verdict.shared,
-        "evidence": authorization_verdict.evidence,
+        "video_id": video_id,
+        "advertiser_id": advertiser_id,
+        "at": at,
+        "as_of": as_of,
+        "authorized": found.authorized,
+        "reason": found.reason,
+        "code_id": found.code_id,
+        "creator_id": found.creator_id,
+        "starts_at": found.starts_at,
+        "start_stated": None if found.code_id is None else found.start_stated,
+        "expires_at": found.expires_at,
+        "permission_enabled": found.permission_enabled,
+        "shared": found.shared,
+        "evidence": found.evidence,
+        "evidence_recorded_at": found.evidence_recorded_at,
+        "recorded_late": found.recorded_late if told else None,
+        "backdated": found.backdated if told else None,
+        "summary": verdict_summary(found, video_id, advertiser_id, at),
     }
 
 
@@ -172,7 +208,8 @@ def authorization_verdict(
     permissions = {
         creator: [r for r in evidence.permissions.get(creator, ()) if r.position <= as_of] for creator in creators
     }
-    found = verdict(known, permissions, advertiser_id, at)
+    advertiser = [r for r in evidence.advertiser if r.position <= as_of]
+    found = verdict(known, permissions, advertiser_id, at, advertiser)
     if found.code_id is None or readable(evidence.codes[found.code_id]):
         return found
-    return replace(found, code_id=None, starts_at=None, expires_at=None, evidence=())
+    return replace(found, code_id=None, starts_at=None, expires_at=None, evidence=(), events=())

@@ -13,11 +13,11 @@ import functools
 import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import orjson
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from api.access_log import record_access
@@ -27,10 +27,11 @@ from api.event_search import SearchRange, index_stopped, search_events
 from api.export_files import digest_of
 from api.http.as_of import refuse_ahead
 from api.http.caller import Caller, allow
-from api.http.query_params import AtLeast
+from api.http.problems import malformed_query
+from api.http.query_params import AtLeast, Flag
 from api.http.route import Operation, Route
 from api.http.streaming_download import StreamingDownload, refuse_revoked
-from api.spreadsheet_cells import csv_lines
+from api.spreadsheet_cells import BYTE_ORDER_MARK, csv_lines
 from infra.eventstore.event_rows import POSITION
 from projections import event_index
 from projections.index_scan import END
@@ -47,7 +48,17 @@ if TYPE_CHECKING:
 
 class ExportQuery(Filters):
     format: Annotated[Literal["ndjson", "csv"], Field(description="NDJSON (one JSON object a line) or CSV.")] = "ndjson"
+    bom: Annotated[
+        Flag | None,
+        Field(description="Begin a CSV with a byte order mark, so that Excel reads it as UTF-8."),
+    ] = None
     at_least: AtLeast = None
+
+    @model_validator(mode="after")
+    def _no_mark_before_lines(self) -> Self:
+        if self.bom and self.format != "csv":
+            raise malformed_query("bom", "Only a CSV can begin with a byte order mark. Send format=csv as well.")
+        return self
 
 
 Format = Literal["ndjson", "csv"]
@@ -72,6 +83,7 @@ class Export:
         query: which events.
         parameters: the same as it was sent, for the trailer.
         format: of the export.
+        bom: whether a table begins with a byte order mark, which counts as a part of it.
         head: the ledger's last position when it began; nothing later is exported.
         upto: the position up to which all is exported that was asked for: the head, or less where the history has
             stopped.
@@ -91,6 +103,7 @@ class Export:
     format: Format
     head: int
     began_at: datetime
+    bom: bool = False
     low: int = 0
     high: int = END
     upto: int = field(init=False)
@@ -134,7 +147,7 @@ class Export:
 
         """
         if self.format == "csv":
-            yield self._noted(csv_head())
+            yield self._noted((BYTE_ORDER_MARK.encode() if self.bom else b"") + csv_head())
         pages = self._pages(views)
         # While one page is written out, the next is read.
         coming = asyncio.create_task(anext(pages, None))
@@ -224,6 +237,7 @@ async def export_events(
         format=query.format,
         head=await services.events.head(caller.ledger_id),
         began_at=services.now(),
+        bom=query.bom is True,
         low=query.after or 0,
         high=END if query.before is None else query.before,
     )

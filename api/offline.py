@@ -109,15 +109,15 @@ async def open_ledger(where: LedgerAddress) -> AsyncIterator[OpenLedger]:
         await database.close()
 
 
-def export_query(q: str | None, file: Path) -> ExportQuery:
-    """Return what to export: a table if the file is named so.
+def export_query(q: str | None, file: Path, *, bom: bool = False) -> ExportQuery:
+    """Return what to export: a table if the file is named so, with a byte order mark if wanted.
 
     Raises:
         ValueError: it is no query; the message points at the character.
 
     """
-    query = ExportQuery(q=q, format=_format(file))
     try:
+        query = ExportQuery(q=q, format=_format(file), bom=bom or None)
         query.parsed()
     except Problem as problem:
         raise ValueError(_said(problem, q or "")) from None
@@ -156,6 +156,7 @@ async def export(where: LedgerAddress, query: ExportQuery, path: Path, say: Call
             format=query.format,
             head=await opened.store.head(opened.ledger_id),
             began_at=datetime.now(UTC),
+            bom=query.bom is True,
         )
         await exported.reach(opened.views)
         media_type = EXPORTED[query.format].partition(";")[0]
@@ -200,7 +201,9 @@ async def ask(
         _refuse_taken(output)
     async with open_ledger(where) as opened:
         try:
-            context = await batch_context(opened.views, opened.store, opened.ledger_id, query, datetime.now(UTC))
+            context = await batch_context(
+                opened.views, opened.store, opened.ledger_id, opened.keys, query, datetime.now(UTC)
+            )
         except Problem as problem:
             raise OfflineError(_said(problem)) from None
         format_ = _format(output or path)

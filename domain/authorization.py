@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from domain.advertiser import replay_advertiser
+from domain.advertiser import Advertiser
 from domain.code import Code, effective_as_of, fold_code
 from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 Reason = Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked"]
 
-_OF_CODES: Final = (Code.Generated, Code.Extended, Code.Shared, Code.Redeemed, Code.Superseded, Code.Revoked)
+_DECIDING: Final = (Code.Generated, Code.Extended, Code.Shared, Code.Redeemed, Code.Superseded, Code.Revoked)
 # The types of events that decide the answer. All others can be left out of a stream before the question is asked.
 BEARING: Final = tuple(
-    name for name, kind in EVENT_TYPES.items() if kind in _OF_CODES or issubclass(kind, Creator.Event)
+    name
+    for name, kind in EVENT_TYPES.items()
+    if kind in _DECIDING or issubclass(kind, Creator.Event | Advertiser.Event)
 )
 
 
@@ -127,15 +129,19 @@ def _of_code(
     kept = effective_as_of(stream, at)
     code, known = fold_code(kept), fold_code(stream)
     shared_by = min(at, code.redemptions.get(advertiser_id, at))
-    brand_id = replay_advertiser(advertiser).brand_by(shared_by) if advertiser else None
+    owner = sorted((r for r in advertiser if r.effective_at <= shared_by), key=_effective)[-1:]
+    brand_id = next((r.event.brand_id for r in owner if isinstance(r.event, Advertiser.Named)), None)
     brand_ids = frozenset() if brand_id is None else frozenset({brand_id})
     deciding = [recorded for recorded in kept if _decides(recorded, advertiser_id, brand_id)]
     switches = sorted(effective_as_of(permissions.get(stream[0].creator_stream, ()), at), key=_effective)[-1:]
     # Whoever entered the code may have been known to act for the brand.
-    named = any(isinstance(r.event, Code.Redeemed) and r.event.shared_with_advertiser for r in deciding)
+    redeemed = [r for r in deciding if isinstance(r.event, Code.Redeemed) and r.effective_at == shared_by]
+    named = any(isinstance(r.event, Code.Redeemed) and r.event.shared_with_advertiser for r in redeemed)
     # If nobody stated the start, later events can still show that it was before this time.
     window = Window(known.window.starts_at, code.window.expires_at)
-    events = tuple(sorted([*deciding, *switches], key=attrgetter("position")))
+    # Whose the account is makes a difference only to what was shared.
+    owner = owner if any(shared_at <= shared_by for shared_at in code.shares.values()) else []
+    events = tuple(sorted([*deciding, *switches, *owner], key=attrgetter("position")))
     answer = Verdict(
         reason=_reason(code, window, advertiser_id, at),
         code_id=code.id,

@@ -1,4 +1,4 @@
-"""One sentence for each event, for people who read the audit trail. A summary contains nothing that is sealed."""
+"""One sentence for each event, and a few for each answer to the authorization question. Nothing sealed is in them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from domain.creator import Creator
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from domain.authorization import Verdict
     from domain.recorded import Event
 
 
@@ -74,6 +75,39 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
         case _:
             message = f"no sentence is written for {type(event).__name__}"
             raise NotImplementedError(message)
+
+
+def verdict_summary(verdict: Verdict, video_id: str, advertiser_id: str, at: datetime) -> str:
+    """Say in a few sentences whether a video was authorized for an advertiser account, why, and what to know of it."""
+    was = "was authorized" if verdict.authorized else "was not authorized"
+    sentences = [f"Video {video_id} {was} for advertiser {advertiser_id} at {_day(at)}: {_why(verdict)}."]
+    if verdict.code_id is not None:
+        if not verdict.start_stated:
+            sentences.append("Nobody stated when the code's window began.")
+        if not verdict.permission_enabled:
+            sentences.append("The creator's ad authorization was off.")
+    if verdict.shared is None:
+        sentences.append("Whether the code had been shared with this account is not known.")
+    elif verdict.authorized and not verdict.shared:
+        sentences.append("The code had not been shared with this account.")
+    if verdict.recorded_late and verdict.evidence_recorded_at is not None:
+        sentences.append(f"Some of the evidence was recorded later, the last at {_day(verdict.evidence_recorded_at)}.")
+    if verdict.backdated:
+        sentences.append("Some of the evidence was recorded with an earlier effective time.")
+    return " ".join(sentences)
+
+
+def _why(verdict: Verdict) -> str:
+    start = "" if verdict.starts_at is None else f", which begins at {_day(verdict.starts_at)}"
+    end = "" if verdict.expires_at is None else f", which ends at {_day(verdict.expires_at)}"
+    return {
+        "authorized": f"the account had redeemed the code inside its window{end}",
+        "no_code": "no code of this video is known",
+        "not_redeemed": "the account had not redeemed the code",
+        "not_started": f"it was before the code's window{start}",
+        "expired": f"it was after the code's window{end}",
+        "revoked": "the code had been revoked",
+    }[verdict.reason]
 
 
 def _day(moment: datetime) -> str:

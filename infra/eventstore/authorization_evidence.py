@@ -1,15 +1,17 @@
-"""Evidence for authorization decisions: the events that bear on videos' codes and on their creators' permissions.
+"""Evidence for authorization decisions: the events of videos' codes, of their creators and of advertiser accounts.
 
 One query reads all parts as of one moment: the position of the view of codes, the codes that it has of the videos, and
-the events of these codes and of their creators from the log. Requests that wait together share one query.
+the events of these codes, of their creators and of the accounts from the log. Requests that wait together share one
+query.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
+from domain.advertiser import Advertiser
 from domain.authorization import BEARING
 from domain.code import Code
 from domain.event_types import EVENT_TYPES
@@ -18,7 +20,7 @@ from infra.eventstore.reader import COLUMNS, to_recorded
 from infra.eventstore.serialization import UnreadableEvent
 from infra.postgres.batch_loader import BatchLoader
 from projections import codes
-from projections.engine.array_columns import Texts
+from projections.engine.array_columns import Byteas, Texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +44,17 @@ _EVIDENCE: Final = (
     FROM (SELECT coalesce(min(position), 0) AS position FROM view_positions WHERE view = %b AND ledger_id = %b) p
     LEFT JOIN (
         SELECT e.*
-        FROM (SELECT code_id AS stream_id FROM known UNION SELECT creator_stream FROM known) s
+        FROM (
+            SELECT code_id AS stream_id FROM known
+            UNION
+            SELECT creator_stream FROM known
+            UNION
+            SELECT a.stream_id
+            FROM unnest(%b) AS x (claim)
+            CROSS JOIN LATERAL (
+                SELECT stream_id FROM claims c WHERE c.ledger_id = %b AND c.claim = x.claim LIMIT 1
+            ) a
+        ) s
         CROSS JOIN LATERAL (
             SELECT * FROM events e WHERE e.ledger_id = %b AND e.stream_id = s.stream_id ORDER BY e.version
         ) e
@@ -53,20 +65,30 @@ _EVIDENCE: Final = (
 )
 
 
+class Asked(NamedTuple):
+    """What is asked about: a video and an advertiser account, with the keyed hash that the account is claimed by."""
+
+    video_id: str
+    advertiser_id: str
+    claim: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class AuthorizationEvidence:
-    """The evidence for one video.
+    """The evidence for one video and one advertiser account.
 
     Attributes:
         position: the position of the view of codes when it was read; a code that was generated later may be missing.
         codes: the events of each of its codes that bear on the decision, by stream, oldest first.
         permissions: the same events of their creators.
+        advertiser: the same events of the account; empty if nobody said whose it is.
 
     """
 
     position: int
     codes: dict[UUID, list[RecordedEvent]] = field(default_factory=dict)
     permissions: Mapping[UUID, Sequence[RecordedEvent]] = field(default_factory=dict)
+    advertiser: Sequence[RecordedEvent] = ()
 
 
 class EvidenceReader:
@@ -75,24 +97,30 @@ class EvidenceReader:
     def __init__(self, database: Database) -> None:
         """Take the sessions to read with."""
         self._database = database
-        self._one = BatchLoader(self.of_videos)
+        self._one = BatchLoader(self.of_all)
+
+    async def of(self, ledger_id: int, asked: Asked) -> AuthorizationEvidence:
+        """Return the evidence for one question."""
+        return await self._one(ledger_id, asked) or AuthorizationEvidence(0)
 
     async def of_video(self, ledger_id: int, video_id: str) -> AuthorizationEvidence:
-        """Return the evidence for a video."""
-        return await self._one(ledger_id, video_id) or AuthorizationEvidence(0)
+        """Return the evidence for a video, whoever asks about it."""
+        return await self.of(ledger_id, Asked(video_id, "", b""))
 
-    async def of_videos(self, ledger_id: int, video_ids: Sequence[str]) -> Mapping[str, AuthorizationEvidence]:
-        """Return the evidence for each of some videos, all as of the same position.
+    async def of_all(self, ledger_id: int, asked: Sequence[Asked]) -> Mapping[Asked, AuthorizationEvidence]:
+        """Return the evidence for each of some questions, all as of the same position.
 
         Raises:
             Unreadable: an event cannot be read that may bear on the decision.
 
         """
+        video_ids = list({one.video_id for one in asked})
+        claims = list({one.claim for one in asked})
 
         async def run(connection: LedgerConnection) -> list[Any]:
             cursor = connection.cursor(binary=True)
-            wanted = (Texts(video_ids), ledger_id, codes.NAME, ledger_id, ledger_id, _NOT_BEARING)
-            await cursor.execute(_EVIDENCE, wanted, prepare=True)
+            wanted = (Texts(video_ids), ledger_id, codes.NAME, ledger_id, Byteas(claims), *[ledger_id] * 2)
+            await cursor.execute(_EVIDENCE, (*wanted, _NOT_BEARING), prepare=True)
             return await cursor.fetchall()
 
         rows = await self._database.read(ledger_id, run)
@@ -103,10 +131,18 @@ class EvidenceReader:
                 if isinstance(recorded.event, UnreadableEvent):
                     raise recorded.event.error
                 streams.setdefault(recorded.stream_id, []).append(recorded)
-        found = {video_id: AuthorizationEvidence(rows[0][0], permissions=streams) for video_id in video_ids}
+        of_video: dict[str, dict[UUID, list[RecordedEvent]]] = {video_id: {} for video_id in video_ids}
+        of_advertiser: dict[str, list[RecordedEvent]] = {}
         for stream_id, stream in streams.items():
             stream.sort(key=lambda recorded: recorded.stream_version)
             first = stream[0].event
             if isinstance(first, Code.Generated):
-                found[first.video_id].codes[stream_id] = stream
-        return found
+                of_video[first.video_id][stream_id] = stream
+            elif isinstance(first, Advertiser.Named):
+                of_advertiser[first.advertiser_id] = stream
+        return {
+            one: AuthorizationEvidence(
+                rows[0][0], of_video[one.video_id], streams, of_advertiser.get(one.advertiser_id, ())
+            )
+            for one in asked
+        }

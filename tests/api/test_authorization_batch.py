@@ -138,7 +138,7 @@ def test_a_bad_line_is_told_so_under_its_number_and_ends_nothing(world: World) -
         "advertiser_id is required.",
         "advertiser_id: Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -",
         f"at: {SENTENCES['not_a_time']}",
-        "Unknown field `colour`. Known fields: video_id, advertiser_id, at.",
+        "Unknown field `colour`. Known fields: video_id, advertiser_id, at, video_id_exact.",
         "A field is repeated.",
         f"video_id: Expected a string; advertiser_id is required; at: {SENTENCES['not_a_time']}",
         "A line must have at most 2,048 bytes.",
@@ -216,15 +216,108 @@ def test_a_batch_in_utf_8_by_another_spelling_is_fine(world: World, headers: dic
     assert [row["reason"] for row in csv.DictReader(io.StringIO(told_csv.text))] == ["no_code"]
 
 
-def test_a_table_without_its_columns_is_told_which_there_are(world: World) -> None:
-    for content in ("video_id;advertiser_id\n", "video_id,advertiser_id,note\n", "video_id\n".encode("utf-16")):
-        answer = ask(world, content, CSV)
-        assert refused(answer) == (422, "malformed_body")
-        (error,) = answer.json()["errors"]
-        assert error["problem"] == (
-            "The first line of a CSV batch must name its columns in UTF-8, separated by commas: video_id, "
-            "advertiser_id and, optionally, at."
-        )
+FIRST_LINE = (
+    "The first line of a CSV batch must name its columns, separated by commas: video_id, advertiser_id and, "
+    "optionally, at and video_id_exact."
+)
+UNKNOWN = (
+    "Known columns: video_id, advertiser_id, at, video_id_exact. A column of your own must have a name that begins "
+    "with x_ or note. It is not read."
+)
+UTF_16 = "The batch is in UTF-16. Save it in UTF-8, and send it again."
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("v,a\n", FIRST_LINE),
+        ("", FIRST_LINE),
+        (
+            "video_id;advertiser_id;at\nv;a;\n",
+            f"The columns are separated by semicolons. Separate them by commas. {FIRST_LINE}",
+        ),
+        ('"video_id"\t"advertiser_id"\n', f"The columns are separated by tabs. Separate them by commas. {FIRST_LINE}"),
+        (
+            "Our ads\n\nvideo_id,advertiser_id\nv,a\n",
+            "Line 3 names the columns. Remove the lines above it, so that it is the first.",
+        ),
+        ("\n" * 30 + "video_id,advertiser_id\n", FIRST_LINE),
+        ("video_id,at\nv,\n", f"The column advertiser_id is missing. {FIRST_LINE}"),
+        ("advertiser_id\na\n", f"The column video_id is missing. {FIRST_LINE}"),
+        ("video_id,advertiser_id,colour\n", f"Unknown column `colour`. {UNKNOWN}"),
+        ("video_id,advertiser_id,7312345678901234567\n", f"Unknown column. {UNKNOWN}"),
+        ("video_id,advertiser_id,video_id\n", "The column video_id is named twice."),
+        ("video_id,advertiser_id,\n", "A column has no name. Name it, or remove it."),
+        ("video_id,advertiser_id\nv,a\n".encode("utf-16"), UTF_16),
+        ("video_id,advertiser_id\nv,a\n".encode("utf-16-be"), UTF_16),
+    ],
+)
+def test_what_is_wrong_with_a_whole_table_has_a_sentence_of_its_own(
+    world: World, content: str | bytes, problem: str
+) -> None:
+    answer = ask(world, content, CSV)
+    assert refused(answer) == (422, "malformed_body")
+    assert answer.json()["errors"] == [{"pointer": "", "problem": problem}]
+
+
+def test_lines_in_utf_16_are_told_so_once(world: World) -> None:
+    answer = ask(world, '{"video_id": "v", "advertiser_id": "a"}\n'.encode("utf-16"), NDJSON)
+    assert (refused(answer), answer.json()["errors"][0]["problem"]) == ((422, "malformed_body"), UTF_16)
+
+
+def test_columns_and_fields_of_ones_own_ride_along_unread(world: World) -> None:
+    table = "note,video_id,x_row,advertiser_id,notes,x_row\n;=1,v,2,a,-,3\n"
+    lines = '{"x_row": 2, "video_id": "v", "note": {"a": [1]}, "advertiser_id": "a"}'
+    for content, headers in ((table, CSV | {"Accept": "application/x-ndjson"}), (lines, NDJSON)):
+        (answer,) = verdicts(ask(world, content, headers))
+        assert answer["reason"] == "no_code"
+        assert not {"note", "x_row"} & answer.keys()
+
+
+def test_answers_can_be_asked_again_as_they_are(world: World) -> None:
+    code = world.generate(video_id=VIDEO)
+    world.redeem(code, "7000000000000000001")
+    lines = f"video_id,advertiser_id,at\n{VIDEO},7000000000000000001,{days(1)}\n{VIDEO},-1,\nw,a/b,\n"
+    first = ask(world, lines, CSV)
+    again = ask(world, first.content, CSV, as_of=int(first.headers["ledger-position"]))
+
+    read = list(csv.DictReader(io.StringIO(first.text)))
+    assert (read[0]["video_id"], read[0]["advertiser_id"]) == (f"'{VIDEO}", "'7000000000000000001")
+    assert [row["reason"] for row in read] == ["authorized", "not_redeemed", ""]
+    assert again.text.splitlines()[:3] == first.text.splitlines()[:3]
+
+
+VIDEO = "7312345678901234567"
+
+
+def test_what_is_no_video_id_is_an_error_of_its_line_with_the_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(world.server.serving.settings), "video_ids", "tiktok")
+    table = (
+        "video_id,advertiser_id,video_id_exact\n7.31235E+18,a,\nhttps://vm.tiktok.com/ZT8/,a,\n"
+        "7312345678901230000,a,FALSE\n"
+        f"7312345678901230000,a,TRUE\nhttps://www.tiktok.com/@n/video/{VIDEO},a,\n'{VIDEO},a,\nv,a,\nv,a/b,\nv,a,yes\n"
+    )
+    answers = verdicts(ask(world, table, CSV | {"Accept": "application/x-ndjson"}))
+    assert [answer.get("error_reason", answer.get("reason")) for answer in answers] == [
+        "rounded_by_spreadsheet",
+        "short_link",
+        "rounded_by_spreadsheet",
+        "no_code",
+        "no_code",
+        "no_code",
+        "not_a_video_id",
+        "not_a_video_id",
+        "not_a_video_id",
+    ]
+    assert [answer.get("video_id") for answer in answers[3:6]] == ["7312345678901230000", VIDEO, VIDEO]
+    assert answers[0]["error"] == f"video_id: {SENTENCES['rounded_by_spreadsheet']}"
+    assert answers[8]["error"].startswith("video_id_exact: Expected true or false")
+
+    exact = '{"video_id": "7312345678901230000", "advertiser_id": "a", "video_id_exact": %s}'
+    lines = verdicts(ask(world, "\n".join(exact % value for value in ("true", "false", '"true"')), NDJSON))
+    assert [line.get("reason") for line in lines] == ["no_code", None, None]
 
 
 def test_what_is_recorded_has_happened_also_by_a_clock_that_is_late(world: World) -> None:
@@ -287,7 +380,7 @@ def test_a_batch_that_asks_for_others_is_one_refused_attempt_as_the_question_alo
         ("{}", {}, {}, (415, "unsupported_media_type")),
         ("v,a\n", CSV, {}, (422, "malformed_body")),
         ("", CSV, {}, (422, "malformed_body")),
-        ("video_id,advertiser_id,note\n", CSV, {}, (422, "malformed_body")),
+        ("video_id,advertiser_id,colour\n", CSV, {}, (422, "malformed_body")),
         ("video_id,video_id,advertiser_id\n", CSV, {}, (422, "malformed_body")),
         ("\n" * 100_001, NDJSON, {}, (413, "body_too_large")),
         (b"x" * (17 << 20), NDJSON, {}, (413, "body_too_large")),
@@ -307,7 +400,7 @@ def test_a_batch_ends_when_its_key_is_revoked(world: World, monkeypatch: pytest.
     key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
     monkeypatch.setattr(authorization_lines, "AT_ONCE", 1)
     # Pieces larger than any buffer on the way: a client can hold them up.
-    monkeypatch.setattr(authorization_lines, "verdict_content", lambda _: {"reason": "x" * (16 << 20)})
+    monkeypatch.setattr(authorization_lines, "verdict_content", lambda *_: {"reason": "x" * (16 << 20)})
     lines = '{"video_id": "v", "advertiser_id": "a"}\n' * 5
     with world.with_key(key["key"]).stream("POST", PATH, content=lines, headers=NDJSON) as answer:
         pieces = answer.iter_raw()
@@ -328,13 +421,13 @@ def test_an_empty_batch_has_an_empty_answer(world: World) -> None:
 def test_a_thousand_questions_are_a_few_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = [world.generate() for _ in range(5)]
     asked: list[int] = []
-    of_videos = EvidenceReader.of_videos
+    of_all = EvidenceReader.of_all
 
-    async def counted(self: EvidenceReader, ledger_id: int, video_ids: Any) -> Any:
-        asked.append(len(video_ids))
-        return await of_videos(self, ledger_id, video_ids)
+    async def counted(self: EvidenceReader, ledger_id: int, questions: Any) -> Any:
+        asked.append(len(questions))
+        return await of_all(self, ledger_id, questions)
 
-    monkeypatch.setattr(EvidenceReader, "of_videos", counted)
+    monkeypatch.setattr(EvidenceReader, "of_all", counted)
     lines = [json.dumps({"video_id": codes[n % 5]["video_id"], "advertiser_id": "a"}) for n in range(1_000)]
     assert len(verdicts(ask(world, "\n".join(lines), NDJSON))) == 1_000
     assert asked == [5] * (1_000 // authorization_lines.AT_ONCE)

@@ -105,6 +105,28 @@ def test_an_export_takes_the_filters_of_the_trail(world: World) -> None:
     assert trailer["query"] == {"type": "Expired", "q": "a", "format": "ndjson"}
 
 
+def test_a_table_may_begin_with_a_byte_order_mark_which_its_hash_covers(world: World, tmp_path: Path) -> None:
+    world.running()
+    path = tmp_path / "export.csv"
+    plain, marked = exported(world, format="csv"), exported(world, format="csv", bom="true")
+    path.write_bytes(marked)
+
+    assert marked.startswith("\ufeffposition,".encode())
+    assert marked.splitlines()[1:-1] == plain.splitlines()[1:-1]
+    assert "…" in marked.decode("utf-8-sig")
+    (*_, last) = csv.reader(io.StringIO(marked.decode("utf-8-sig"), newline=""))
+    trailer = json.loads(last[-1])
+    assert (trailer["query"], trailer["bytes"]) == (
+        {"format": "csv", "bom": True},
+        len(marked) - len(marked.splitlines(keepends=True)[-1]),
+    )
+    assert verify(path).events == 5
+    path.write_bytes(marked.removeprefix("\ufeff".encode()))
+    with pytest.raises(ExportError, match="SHA-256"):
+        verify(path)
+    assert refused(world.client.get("/v1/exports/events", params={"bom": "true"})) == (400, "malformed_query")
+
+
 @pytest.mark.parametrize("query", [{"format": "xml"}, {"limit": 5}, {"q": "typ:x"}, {"after": 2, "before": 1}])
 def test_a_malformed_export_is_refused(world: World, query: dict[str, Any]) -> None:
     answer = world.client.get("/v1/exports/events", params=query)
