@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from domain.advertiser import Advertiser
+from domain.authorization import verdict
+from domain.recorded import RecordedEvent
 from projections import advertisers, codes, redemptions, shares
 from projections.code_facts import WithCodeFacts
 from projections.engine import checkpoints
@@ -77,6 +80,48 @@ async def test_attempts_are_found_by_every_filter_the_latest_first(follow: Follo
     await followed(attempts(), follow)
     answers = [(filters, [one.row.position for one in await found(api, **filters)]) for filters, _ in FILTERS]
     assert answers == FILTERS
+
+
+async def shared_by_account(cur: Cursor, **asked: Any) -> dict[str, bool | None]:
+    return {one.row.advertiser_id: one.row.shared_with_advertiser for one in await found(cur, **asked)}
+
+
+async def test_whether_a_code_was_shared_is_told_by_the_time_of_the_redemption_by_all_that_is_known_now(
+    follow: Followed, api: Cursor
+) -> None:
+    story = given.after(given.generated(), given.share(advertiser_id=None)).later(days=1)
+    for account in ("named", "owned", "others", "owned-later", "unsaid"):
+        story.when(given.redeem(advertiser_id=account))
+    story.later(days=5)
+    story.when(given.share(brand_id="brand-3", advertiser_id="named"), effective_at=NOW + timedelta(hours=12))
+    story.when(given.advertiser("owned"), effective_at=NOW + timedelta(hours=12))
+    story.when(given.advertiser("others", "brand-2"), effective_at=NOW)
+    story.when(given.advertiser("owned-later"), effective_at=NOW + timedelta(days=2))
+    await followed(story, follow)
+
+    told = {"named": True, "owned": True, "others": False, "owned-later": None, "unsaid": None}
+    assert await shared_by_account(api) == told
+    assert await shared_by_account(api, shared=True) == {"named": True, "owned": True}
+    assert await shared_by_account(api, shared=False) == {"others": False}, "what is not known is no false alarm"
+    asked = {
+        account: verdict([story.stream()], {}, account, story.clock(), advertiser_stream(story, account)).shared
+        for account in told
+    }
+    assert asked == told
+
+
+def advertiser_stream(story: Story, account: str) -> list[RecordedEvent]:
+    of = [r for r in story.ledger.events if isinstance(r.event, Advertiser.Named)]
+    return [r for r in of if r.event.advertiser_id == account]  # type: ignore[attr-defined]
+
+
+async def test_a_redemption_that_is_recorded_again_because_it_was_earlier_is_one(follow: Followed, api: Cursor) -> None:
+    story = given.after(given.generated().later(days=3), given.share(), given.redeem()).later(days=1)
+    story.when(given.redeem(), effective_at=NOW + timedelta(days=2))
+    await followed(story, follow)
+    (one,) = await found(api)
+    assert (one.row.at, one.row.position) == (NOW + timedelta(days=2), 5)
+    assert one.row.shared_with_advertiser is False, "it was shared on the day after"
 
 
 @pytest.mark.parametrize("filters", [{}, {"refused": True}, {"visible_advertisers": ["late", "later", "account-2"]}])
