@@ -123,9 +123,7 @@ def code_answer(
     )
 
 
-def code_summary(
-    code: Code | CodeRow, code_id: UUID, window: Window, now: datetime, *, whole: bool
-) -> dict[str, Any]:
+def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datetime, *, whole: bool) -> dict[str, Any]:
     """Return what every answer about a code has, in the order of `CodeSummary`; a brand sees not the `whole` of it."""
     return {
         "code_id": code_id,

@@ -459,8 +459,6 @@ async def read_code(
     if query.at is None:
         code = replay_code(stream)
     else:
-        if query.at < replay_code(stream).begun_at:
-            raise Problem("code_not_begun")
         stream, clock = effective_as_of(stream, query.at), query.at
         code = fold_code(stream)
     content = code_content(code, caller, now=clock, position=stream[-1].position) | {"as_of": as_of}

@@ -43,13 +43,16 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
         "api/catch_up.py": ({"CodeGenerated"}, "the video of a code is in its first event only"),
         "api/event_content.py": ({"Shared", "NoteAdded"}, "notes are sealed in two events"),
         "domain/authorization.py": (
-            {"PermissionEnabled", "CodeGenerated", "Extended", "Shared", "Redeemed", "Revoked", "Superseded"},
+            {
+                *{"PermissionEnabled", "CodeGenerated", "Extended", "Shared", "Redeemed", "Revoked", "Superseded"},
+                "AdvertiserNamed",
+            },
             "the authorization question is answered from the log, not from a view",
         ),
         "domain/changes.py": ({"Expired"}, "an expiry changed what was true before its own moment"),
         "infra/auth/erasure_lock.py": ({"CreatorErased"}, "keys of an erased creator stop working"),
         "infra/eventstore/aggregate_reader.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
-        "infra/eventstore/authorization_evidence.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
+        "infra/eventstore/authorization_evidence.py": ({"CodeGenerated", "AdvertiserNamed"}, _WHICH_AGGREGATE),
         "infra/eventstore/event_filter.py": ({"RedemptionRefused"}, "the filter `refused` reads the reason"),
         "infra/eventstore/event_metadata.py": ({"AdvertiserNamed"}, "events of an account name it instead of a code"),
         "infra/eventstore/reader.py": (

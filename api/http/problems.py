@@ -97,7 +97,6 @@ DETAILS: Final[dict[str, str]] = {
     "malformed_cursor": "The cursor does not belong to this query. Start again without a cursor.",
     "malformed_request": "The request could not be understood.",
     "unauthenticated": "Send a valid API key or bearer token as `Authorization: Bearer <key>`.",
-    "code_not_begun": "There was no such code yet at that time. `begun_at` says when it began.",
     "erasure_unknown": "There is no erasure of this creator in this ledger.",
     "event_unknown": "There is no event at this position in this ledger.",
     "key_unknown": "There is no such key in this ledger.",
@@ -105,7 +104,7 @@ DETAILS: Final[dict[str, str]] = {
         "Only a key that is neither revoked nor expired can be rotated. A token identity has no key to rotate."
     ),
     "route_unknown": "There is no such route.",
-    "code_not_begun": "The code had not begun at that time: it was neither generated nor valid yet.",
+    "code_not_begun": "The code had not begun at that time: it began at `begun_at`.",
     "version_unknown": "The code does not have this version yet.",
     "webhook_unknown": "This key has no such webhook.",
     "too_many_webhooks": (
