@@ -382,7 +382,11 @@ def keys_create(
     from infra.auth.api_keys import Subjects
     from infra.auth.key_commands import create_key
 
-    subjects = Subjects(frozenset(creator_id or ()), frozenset(brand_id or ()), frozenset(advertiser_id or ()))
+    subjects = Subjects(
+        frozenset(_checked_creator(one) for one in creator_id or ()),
+        frozenset(_checked_id(one) for one in brand_id or ()),
+        frozenset(_checked_id(one) for one in advertiser_id or ()),
+    )
     checked = _checked_role(role, subjects)
     ends = None if days is None else datetime.now(UTC) + timedelta(days=days)
     minted, text = _with_database(
@@ -391,6 +395,26 @@ def keys_create(
         )
     )
     show(f"{minted.key_id}  {minted.role}  {ledger}", f"Key, shown only once: {text}")
+
+
+def _checked_creator(text: str) -> str:
+    from domain.pasted import Unusable, canonical_creator_id
+
+    try:
+        return canonical_creator_id(text)
+    except Unusable as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _checked_id(text: str) -> str:
+    import re
+
+    from api.http.fields import ID_EXPECTED
+    from domain.values import ID_PATTERN
+
+    if re.fullmatch(ID_PATTERN, text) is None:
+        raise typer.BadParameter(ID_EXPECTED)
+    return text
 
 
 def _checked_role(role: str, subjects: Any) -> Any:
@@ -530,6 +554,7 @@ def erase(
     if not 1 <= len(reason.strip()) <= MAX_REASON_CHARACTERS:
         message = f"a reason must have 1 to {MAX_REASON_CHARACTERS} characters"
         raise typer.BadParameter(message, param_hint="--reason")
+    creator_id = _checked_creator(creator_id)
     if not yes:
         typer.confirm(f"After this, nobody can read the secrets and notes of {creator_id}. Erase?", abort=True)
     found = _with_database(lambda place, key: erasure.erase(place.owner, key, ledger, creator_id, reason))

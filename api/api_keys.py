@@ -14,7 +14,7 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.cursors import MAX_KEY, decode, encode
-from api.http.fields import LATER, Id, Moment, Name
+from api.http.fields import LATER, CreatorName, Id, Moment, Name
 from api.http.models import Answer, Body
 from api.http.pagination import page_answer, page_of
 from api.http.problems import malformed_body
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 class Subjects(Body):
     creator_ids: Annotated[
-        list[Id],
+        list[CreatorName],
         Field(max_length=MAX_SUBJECTS, description="The creators that the key acts for.", examples=[["ana.creates"]]),
     ] = Field(default=[])
     brand_ids: Annotated[

@@ -280,6 +280,8 @@ async def list_campaigns(
     caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
     now = caller.services.now()
 
+    creator_ids = await creators_asked(caller, query.creator_id)
+
     async def page(cur: DatabaseCursor) -> list[CampaignRow]:
         return await campaigns.search(
             cur,
@@ -293,7 +295,7 @@ async def list_campaigns(
             stops_from=query.stops_from,
             stops_before=query.stops_before,
             code_id=query.code_id,
-            creator_ids=creators_asked(caller, query.creator_id),
+            creator_ids=creator_ids,
             video_id=query.video_id,
             campaign_id=query.campaign_id,
             advertiser_id=query.advertiser_id,

@@ -13,9 +13,9 @@ from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.cursors import decode, decode_time, encode, encode_time
 from api.http.dependencies import DatabaseCursor
-from api.http.fields import MAX_POSITION, Id, Moment, State, VideoId
+from api.http.fields import MAX_POSITION, CreatorName, Id, Moment, State, VideoId
 from api.http.models import Answer
-from api.http.pagination import page_answer, page_of, same_query
+from api.http.pagination import creators_asked, page_answer, page_of, same_query
 from api.http.problems import malformed_query
 from api.http.query_params import LIMIT, MAX_CURSOR_CHARACTERS, AtLeast, Exact, Limit, QueryModel, refuse_empty
 from api.http.route import Operation, Route
@@ -45,7 +45,7 @@ class CodesAnswer(Answer):
 
 class CodesQuery(QueryModel):
     state: Annotated[State | None, Field(description="Only codes in this state.")] = None
-    creator_id: Annotated[Id | None, Field(description="Only codes of this creator.", examples=["ana.creates"])] = None
+    creator_id: Annotated[CreatorName | None, Field(description="Only codes of this creator.")] = None
     video_id_exact: Exact = None
     video_id: Annotated[VideoId | None, Field(description="Only codes for this video.")] = None
     brand_id: Annotated[Id | None, Field(description="Only codes shared with this brand.", examples=["acme"])] = None
@@ -113,9 +113,7 @@ async def list_codes(
     now, ours = caller.services.now(), caller.key.subjects
     scope = same_query(query)
     caller.check_filters(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
-    creator_ids = ours.creator_ids if caller.role == "creator" else None
-    if query.creator_id is not None:
-        creator_ids = frozenset({query.creator_id})
+    creator_ids = await creators_asked(caller, query.creator_id)
     after_key, ending_after = None, None
     if query.ending:
         ending_after = (

@@ -43,6 +43,7 @@ from domain import commands
 from domain.code import Code, effective_as_of, fold_code, replay_code
 from domain.commands import Decision, Ledger
 from domain.errors import REFUSALS, NotAllowed, Refused, Unknown
+from domain.pasted import creator_name
 from domain.values import Sealed, When
 from infra.ids import uuid7
 
@@ -301,7 +302,7 @@ async def generate_code(
     # Who brings a code learns whether it is recorded, also by recording it.
     with guessing(caller, secret) if body.secret is not None else nullcontext() as guess:
         try:
-            result = await handle_command(caller, body, body.creator_id, decide)
+            result = await handle_command(caller, body, creator_name(body.creator_id), decide)
         except Refused as refusal:
             if guess is not None and refusal.code in _TELLING:
                 guess.miss()

@@ -22,6 +22,7 @@ from api.http.route import Operation, Route
 from domain import commands
 from domain.commands import Decision, Ledger
 from domain.creator import Creator
+from domain.pasted import creator_name
 from domain.values import When
 from infra.jobs.erasure import Erasure, Erasures
 
@@ -70,13 +71,13 @@ async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[C
     that act only for this creator are revoked and lose their names. Nothing that must be sealed can be recorded any
     more. Repeating the request returns the first erasure.
     """
-    headers.path_id(creator_id)
+    creator_id = headers.path_creator(creator_id)
     if_match = headers.if_match(caller.request)
 
     async def decide(ledger: Ledger, when: When) -> Decision[Creator]:
         return await commands.erase(ledger, creator_id, body.reason, if_match=if_match, when=when)
 
-    result = await handle_command(caller, body, creator_id, decide)
+    result = await handle_command(caller, body, creator_name(creator_id), decide)
     # It is recorded, and holds. A worker destroys the key: the API's own login must not be able to.
     found = await _erasures(caller).wait(caller.ledger_id, creator_id)
     assert found is not None  # noqa: S101 - it was recorded just now, or before
@@ -88,7 +89,7 @@ async def erase_creator(creator_id: str, body: EraseCreator, caller: Annotated[C
 @Operation(answer_headers=("ETag", "Ledger-Position"), refusals=(404,))
 async def read_erasure(creator_id: str, caller: Annotated[Caller, allow("operator", "auditor", "admin")]) -> Response:
     """Read who erased a creator, why and when, and whether the key is destroyed."""
-    headers.path_id(creator_id)
+    creator_id = headers.path_creator(creator_id)
     found = await _erasures(caller).of(caller.ledger_id, creator_id)
     if found is None:
         raise Problem("erasure_unknown")

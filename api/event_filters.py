@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from api.http.fields import NO_NUL, Id, Moment, VideoId
+from api.http.fields import NO_NUL, CreatorName, Id, Moment, VideoId
 from api.http.problems import Problem, malformed_query
 from api.http.query_params import MAX_Q_CHARACTERS, AnyPosition, CodeId, Exact, QueryModel, refuse_empty
 from api.query_language import ParsedQuery, QueryError, parameter, parse
@@ -36,7 +36,9 @@ class Conditions(QueryModel):
         EventType | None, Field(description="Only events of this type. Case is ignored.", examples=["Redeemed"])
     ] = None
     code_id: Annotated[CodeId | None, Field(description="Only events of this code.")] = None
-    creator_id: Annotated[Id | None, Field(description="Only events of this creator's permission and codes.")] = None
+    creator_id: Annotated[
+        CreatorName | None, Field(description="Only events of this creator's permission and codes.")
+    ] = None
     video_id_exact: Exact = None
     video_id: Annotated[VideoId | None, Field(description="Only events of this video's codes.")] = None
     advertiser_id: Annotated[Id | None, Field(description="Only events that name this advertiser account.")] = None

@@ -24,6 +24,7 @@ from domain import commands
 from domain.code import effective_as_of
 from domain.commands import Decision, Ledger
 from domain.creator import Creator, replay_creator
+from domain.pasted import creator_name
 from domain.values import FOREVER, When
 from infra.ids import uuid7
 from projections import codes, permissions
@@ -91,7 +92,7 @@ async def set_permission(
     creator_id: str, body: SetPermission, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
     """Switch a creator's account-level Ad Authorization on or off. Live codes stay valid when it goes off."""
-    headers.path_id(creator_id)
+    creator_id = headers.path_creator(creator_id)
     caller.act_for_creator(creator_id)
     if_match = headers.if_match(caller.request)
     stream_id = uuid7()
@@ -101,7 +102,7 @@ async def set_permission(
             ledger, creator_id, enabled=body.enabled, stream_id=stream_id, if_match=if_match, when=when
         )
 
-    result = await handle_command(caller, body, creator_id, decide)
+    result = await handle_command(caller, body, creator_name(creator_id), decide)
     creator, live_codes = result.aggregate, 0
     if result.creator_stream is not None:
         live_codes = await caller.services.aggregates.live_codes(
@@ -109,7 +110,7 @@ async def set_permission(
         )
     version = 0 if creator is None else creator.version
     content = {
-        "creator_id": creator_id,
+        "creator_id": creator_id if creator is None else creator.creator_id,
         "enabled": creator is not None and creator.enabled,
         "live_codes": live_codes,
         "version": version,
@@ -131,8 +132,9 @@ async def read_permission(
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
 ) -> Response:
     """Read whether a creator's Ad Authorization is on now, as the ledger knew it then, or as it was true then."""
-    headers.path_id(creator_id)
+    creator_id = headers.path_creator(creator_id)
     caller.act_for_creator(creator_id)
+    (creator_id,) = await caller.services.aggregates.shown_creators(caller.ledger_id, {creator_id})
     services, now = caller.services, caller.services.now()
     enabled, version, position, live_codes = False, 0, 0, 0
     if query.as_of is None and query.at is None:
@@ -180,6 +182,7 @@ async def list_permissions(
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
 ) -> Response:
     """List creators by the last change of their Ad Authorization. A creator's key sees its own."""
+    creator_ids = await creators_asked(caller, None)
 
     async def page(cur: DatabaseCursor) -> list[PermissionRow]:
         return await permissions.search(
@@ -188,7 +191,7 @@ async def list_permissions(
             limit=query.limit + 1,
             after=place_after(query),
             enabled=query.enabled,
-            creator_ids=creators_asked(caller, None),
+            creator_ids=creator_ids,
             since=query.from_,
             until=query.to,
         )

@@ -28,9 +28,10 @@ from uuid import UUID
 from pydantic_core import PydanticCustomError
 
 from api.http.fields import parse_moment
+from domain import pasted
 from domain.errors import REFUSALS
 from domain.event_types import EVENT_TYPES
-from domain.pasted import FIRST_YEAR, LAST_YEAR
+from domain.pasted import FIRST_YEAR, LAST_YEAR, Unusable, canonical_creator_id
 from domain.values import ID_PATTERN, Channel, Source
 from projections.index_scan import Among, Between, Condition, Field
 
@@ -104,6 +105,13 @@ def _id(text: str) -> str | None:
     return None if re.fullmatch(ID_PATTERN, text) is None else text
 
 
+def _creator(text: str) -> str | None:
+    try:
+        return canonical_creator_id(text)
+    except Unusable:
+        return None
+
+
 def _key_id(text: str) -> str | None:
     return text.lower() if _UUID.fullmatch(text.lower()) or text.lower() == "clock" else None
 
@@ -117,6 +125,7 @@ def _one_of(known: tuple[str, ...]) -> tuple[Callable[[str], str | None], str]:
     return lambda text: by_folded.get(text.casefold()), f"Expected one of {', '.join(known)}."
 
 
+_CREATOR_EXPECTED: Final = pasted.SENTENCES["not_a_creator_id"]
 _ID_EXPECTED: Final = "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"
 QUALIFIERS: Final[dict[str, _Qualifier]] = {
     "actor": _Qualifier("actor", _key_id, "Expected the id of a key, or clock."),
@@ -124,7 +133,7 @@ QUALIFIERS: Final[dict[str, _Qualifier]] = {
     "brand": _Qualifier("brand_id", _id, _ID_EXPECTED),
     "channel": _Qualifier("channel", *_one_of(get_args(Channel))),
     "code": _Qualifier("code_id", _code_id, "Expected the id of a code, which is a UUID."),
-    "creator": _Qualifier("creator_id", _id, _ID_EXPECTED),
+    "creator": _Qualifier("creator_id", _creator, _CREATOR_EXPECTED),
     "effective": _Qualifier(None),
     "recorded": _Qualifier(None),
     "refused": _Qualifier("refused", *_one_of(REFUSALS["redeem"])),

@@ -248,6 +248,8 @@ async def list_redemptions(
     """List redemptions and refused attempts with their reasons. Keys of creators and brands see their own."""
     caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
 
+    creator_ids = await creators_asked(caller, query.creator_id)
+
     async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[AttemptRow]], int]:
         upto = await checkpoints.position_reached(cur, caller.ledger_id, redemptions.NAME, *_JOINED)
         found = await redemptions.search(
@@ -260,7 +262,7 @@ async def list_redemptions(
             reason=query.reason,
             shared=query.shared,
             code_id=query.code_id,
-            creator_ids=creators_asked(caller, query.creator_id),
+            creator_ids=creator_ids,
             video_id=query.video_id,
             advertiser_id=query.advertiser_id,
             since=query.from_,

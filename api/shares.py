@@ -131,6 +131,8 @@ async def list_shares(
     caller.check_filters(creator_id=query.creator_id, brand_id=query.brand_id, advertiser_id=query.advertiser_id)
     ours = caller.key.subjects
 
+    creator_ids = await creators_asked(caller, query.creator_id)
+
     async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[ShareRow]], int]:
         upto = await checkpoints.position_reached(cur, caller.ledger_id, shares.NAME, codes.NAME)
         found = await shares.search(
@@ -140,7 +142,7 @@ async def list_shares(
             limit=query.limit + 1,
             after=place_after(query),
             code_id=query.code_id,
-            creator_ids=creators_asked(caller, query.creator_id),
+            creator_ids=creator_ids,
             video_id=query.video_id,
             brand_id=query.brand_id,
             advertiser_id=query.advertiser_id,

@@ -20,7 +20,7 @@ from api.access_log import record_access
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.fields import MAX_POSITION, Id, Name
+from api.http.fields import MAX_POSITION, CreatorName, Name
 from api.http.models import Answer, Body
 from api.http.problems import Problem, malformed_body
 from api.http.responses import NO_STORE, answer, replay_header
@@ -66,7 +66,7 @@ Types = Annotated[
     Field(max_length=MAX_TYPES),
     AfterValidator(_known),
 ]
-CreatorIds = Annotated[list[Id], Field(max_length=MAX_CREATORS), AfterValidator(lambda ids: sorted(set(ids)))]
+CreatorIds = Annotated[list[CreatorName], Field(max_length=MAX_CREATORS), AfterValidator(lambda ids: sorted(set(ids)))]
 
 
 class CreateWebhook(Body):

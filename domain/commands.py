@@ -18,7 +18,7 @@ from domain.campaign import Campaign, Share
 from domain.code import Code, Ending
 from domain.creator import Creator
 from domain.errors import Malformed, Refused, StaleVersion, Unknown
-from domain.pasted import secret_name
+from domain.pasted import creator_name, secret_name
 from domain.periods import Extension, overlap
 from domain.values import Policy, Sealed, When, Window
 
@@ -55,7 +55,7 @@ class Ledger(Codes, Advertisers, Protocol):
     """What a command may read. Answers come from the log itself, never from a view, for views lag."""
 
     async def creator(self, creator_id: str) -> Creator | None:
-        """Load a creator, or nothing where the permission was never switched on."""
+        """Load a creator, however their id is spelled, or nothing where the permission was never switched."""
 
     async def code_by_secret(self, secret: Sealed) -> Code | None:
         """Load the code that has this secret."""
@@ -134,7 +134,7 @@ async def set_permission(
         if not enabled and not when.late:
             return None
         creator = Creator.begin(stream_id, creator_id, enabled=enabled, at=when.at)
-        return Decision(creator, claims=[Claim("creator", creator_id, expected=None, new=stream_id)])
+        return Decision(creator, claims=[Claim("creator", creator_name(creator_id), expected=None, new=stream_id)])
     creator.switch(enabled=enabled, when=when)
     return Decision(creator)
 
@@ -228,7 +228,7 @@ async def generate(
     codes = [code for code in await ledger.codes_of_video(video_id) if old is None or code.id != old.id]
     code = Code.generate(
         code_id,
-        creator_id=creator_id,
+        creator_id=creator.creator_id,  # as it was first spelled
         video_id=video_id,
         terms_version=terms_version,
         window=window,

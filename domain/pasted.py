@@ -329,7 +329,12 @@ def canonical_creator_id(text: str) -> str:
         Unusable: `not_a_creator_id`.
 
     """
-    return shown_creator_id(text).lower()  # an id has only ASCII letters
+    return creator_name(shown_creator_id(text))
+
+
+def creator_name(creator_id: str) -> str:
+    """Return the canonical form of an id as it is shown. It is the creator's name in claims, filters and keys."""
+    return creator_id.lower()  # an id has only ASCII letters
 
 
 # ── times ──

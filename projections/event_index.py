@@ -14,6 +14,7 @@ from uuid import UUID
 from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
+from domain.pasted import creator_name
 from projections.engine.table import Table
 from projections.engine.view import View
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from domain.recorded import Event, RecordedEvent
 
 NAME: Final = "history"
-VERSION: Final = 3
+VERSION: Final = 4
 
 # An event that is recorded longer than this after it took effect is indexed as late. The clock's own events are seconds
 # late.
@@ -32,11 +33,11 @@ LATE_AFTER: Final = timedelta(hours=1)
 class EventIndexRow:
     """One event, with all that it may be searched by.
 
-    `creator_id` and `video_id` are set only if the event itself names them. The other events of a creator or of a
-    video's codes are found by `creator_stream` and `code_id`: repeating the ids would double the largest index of all.
-    `code_id` is None for events of a permission or an advertiser account; `actor` is a key's id, or "clock"; `channel`
-    is a share's, `refused` the reason of a refused redemption; `late` tells that the event was recorded long after it
-    took effect.
+    `creator_id`, in its canonical form, and `video_id` are set only if the event itself names them. The other events of
+    a creator or of a video's codes are found by `creator_stream` and `code_id`: repeating the ids would double the
+    largest index of all. `code_id` is None for events of a permission or an advertiser account; `actor` is a key's id,
+    or "clock"; `channel` is a share's, `refused` the reason of a refused redemption; `late` tells that the event was
+    recorded long after it took effect.
     """
 
     ledger_id: int
@@ -89,7 +90,7 @@ EVENT_INDEX: Final = Table(
     indexes=(
         "CREATE INDEX ON {table} (ledger_id, code_id, position)",
         "CREATE INDEX ON {table} (ledger_id, creator_stream, position) INCLUDE (type)",
-        "CREATE INDEX ON {table} (ledger_id, creator_id) WHERE type = 'PermissionEnabled'",
+        "CREATE INDEX ON {table} (ledger_id, creator_id) WHERE type IN ('PermissionEnabled', 'PermissionDisabled')",
         "CREATE INDEX ON {table} (ledger_id, video_id) WHERE type = 'CodeGenerated'",
         "CREATE INDEX ON {table} (ledger_id, brand_id, position) INCLUDE (type) WHERE brand_id IS NOT NULL",
         "CREATE INDEX ON {table} (ledger_id, advertiser_id, position) INCLUDE (type) WHERE advertiser_id IS NOT NULL",
@@ -111,7 +112,7 @@ def indexed(ledger_id: int, recorded: RecordedEvent, event: Event) -> EventIndex
         type=recorded.type,
         code_id=recorded.stream_id if isinstance(event, Code.Event) else None,
         creator_stream=recorded.creator_stream,
-        creator_id=named("creator_id"),
+        creator_id=None if (creator_id := named("creator_id")) is None else creator_name(creator_id),
         video_id=named("video_id"),
         brand_id=named("brand_id"),
         advertiser_id=named("advertiser_id"),

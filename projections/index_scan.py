@@ -221,7 +221,7 @@ _STREAMS_OF_CREATORS: Final = """
     FROM views.history
     WHERE ledger_id = %s
     AND creator_id = ANY (%s)
-    AND type = 'PermissionEnabled'
+    AND type IN ('PermissionEnabled', 'PermissionDisabled')
 """
 
 _CODES_OF_VIDEOS: Final = """

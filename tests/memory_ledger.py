@@ -15,7 +15,7 @@ from domain.code import Code, replay_code
 from domain.commands import video_claim
 from domain.creator import Creator, replay_creator
 from domain.errors import Unknown
-from domain.pasted import secret_name
+from domain.pasted import creator_name, secret_name
 from domain.recorded import Event, RecordedEvent
 from domain.values import Sealed
 
@@ -42,7 +42,7 @@ class MemoryLedger:
         self._ids = count(1)
 
     async def creator(self, creator_id: str) -> Creator | None:
-        stream_id = self._holder("creator", creator_id)
+        stream_id = self._holder("creator", creator_name(creator_id))
         return None if stream_id is None else replay_creator(self.streams[stream_id])
 
     async def code(self, code_id: UUID) -> Code:
@@ -143,7 +143,7 @@ class MemoryLedger:
     def _creator_stream(self, aggregate: Code | Creator | Advertiser) -> UUID:
         if isinstance(aggregate, Advertiser):
             return aggregate.id
-        return cast("UUID", self._holder("creator", aggregate.creator_id))
+        return cast("UUID", self._holder("creator", creator_name(aggregate.creator_id)))
 
     def _holder(self, kind: str, name: str) -> UUID | None:
         return self.claims.get((kind, self.fingerprint(name)))

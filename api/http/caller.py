@@ -17,6 +17,7 @@ from api.http import headers
 from api.http.dependencies import Services, limits_of, services_of
 from api.http.problems import too_many, unauthenticated
 from domain.errors import NotAllowed
+from domain.pasted import creator_name
 from domain.values import Actor, Role
 from infra.auth.access_log import AccessContext
 
@@ -83,8 +84,8 @@ class Caller:
         return kept
 
     def act_for_creator(self, creator_id: str) -> None:
-        """Raise `NotAllowed` where the key does not act for this creator."""
-        if self.role == "creator" and creator_id not in self.key.subjects.creator_ids:
+        """Raise `NotAllowed` where the key does not act for this creator, however their id is spelled."""
+        if self.role == "creator" and creator_name(creator_id) not in self.key.subjects.creator_ids:
             raise NotAllowed("This key does not act for this creator.")
 
     def act_for_advertiser(self, advertiser_id: str) -> None:

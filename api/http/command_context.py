@@ -10,6 +10,7 @@ from api.http.caller import ACTS_FOR_ALL, Caller
 from api.http.problems import malformed_body
 from domain.code import Ending
 from domain.errors import NotAllowed, Refused
+from domain.pasted import creator_name
 from domain.values import Policy
 from infra.eventstore.command_handler import CommandMetadata
 
@@ -79,11 +80,11 @@ def ending(caller: Caller, field: str, sent: Ended | None) -> Ending | None:
 
 
 async def creator_of(caller: Caller, code_id: UUID) -> str | None:
-    """Return the creator whom the caller acts for on a code: its only one, or whose code it is."""
+    """Return the name of the creator whom the caller acts for on a code: its only one, or whose code it is."""
     ours = caller.key.subjects.creator_ids
     if caller.role != "creator" or len(ours) == 1:
         return next(iter(ours), None)
-    return (await load_code(caller, code_id)).creator_id
+    return creator_name((await load_code(caller, code_id)).creator_id)
 
 
 async def without_others(refusal: Refused, caller: Caller) -> Refused:

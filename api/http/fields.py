@@ -98,6 +98,19 @@ def _video_id(text: str, info: ValidationInfo) -> str:
         raise unusable(error) from None
 
 
+def _shown_creator(text: str) -> str:
+    """Take a creator's id out of a link to their profile, and an @ off it."""
+    try:
+        return pasted.shown_creator_id(text)
+    except pasted.Unusable as error:
+        raise unusable(error) from None
+
+
+def _creator_name(text: str) -> str:
+    """Reduce a creator's id to the form that all its spellings have in common."""
+    return pasted.creator_name(_shown_creator(text))
+
+
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse what is too deep, too large, or what no store and no other JSON parser would give back unchanged."""
     if _depth(value) > MAX_TARGETING_DEPTH:
@@ -133,7 +146,24 @@ def _depth(value: object) -> int:
 
 
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
-CreatorId = Annotated[Id, Field(description="Your id for the creator's TikTok account.", examples=["ana.creates"])]
+PASTED_CREATOR_ID = WithJsonSchema(
+    {"type": "string", "minLength": 1, "maxLength": MAX_PASTED_CHARACTERS, "examples": ["ana.creates"]}
+)
+# As it is shown where it is the first spelling.
+CreatorId = Annotated[
+    str,
+    StringConstraints(max_length=MAX_PASTED_CHARACTERS),
+    AfterValidator(_shown_creator),
+    PASTED_CREATOR_ID,
+    Field(
+        description="Your id for the creator's TikTok account, or a link to their profile. An @ before it makes no "
+        "difference, and neither does upper or lower case."
+    ),
+]
+# As it is compared.
+CreatorName = Annotated[
+    str, StringConstraints(max_length=MAX_PASTED_CHARACTERS), AfterValidator(_creator_name), PASTED_CREATOR_ID
+]
 VIDEO_ID_SCHEMA: Final[dict[str, Any]] = {
     "type": "string",
     "minLength": 1,

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from api.http.problems import Problem
 from domain.errors import Unknown
+from domain.pasted import Unusable, shown_creator_id
 from domain.values import ID_PATTERN
 
 if TYPE_CHECKING:
@@ -116,6 +117,14 @@ def path_id(text: str) -> str:
     if re.fullmatch(ID_PATTERN, text) is None:
         raise Problem("malformed_path")
     return text
+
+
+def path_creator(text: str) -> str:
+    """Return a creator's id that stands in the path, without an @ before it."""
+    try:
+        return shown_creator_id(path_id(text))
+    except Unusable:
+        raise Problem("malformed_path") from None
 
 
 def path_uuid(text: str, what: str) -> UUID:

@@ -30,6 +30,8 @@ accepted too. You choose the ids: 1 to 128 of the characters `A-Z a-z 0-9 . _ : 
 refused. A refused request changes nothing.
 """
 _REF: Final = "#/components/schemas/"
+# Ids that begin with a dot or an @ are accepted too, where clients do not remove them.
+_PATH_ID: Final = "^[A-Za-z0-9_:-][A-Za-z0-9._:@-]{0,127}$"
 JSON_VALUE: Final = "JsonValue"
 _WHY: Final[dict[int, str]] = {
     400: "A header, the query, the path or the cursor is malformed.",
@@ -217,8 +219,8 @@ def _describe_in_path(parameter: dict[str, Any]) -> None:
     if parameter["in"] != "path":
         return
     schemas = {
-        "creator_id": ("The creator's TikTok account.", {"pattern": "^[A-Za-z0-9._:@-]{1,128}$"}, "ana.creates"),
-        "advertiser_id": ("The advertiser account.", {"pattern": "^[A-Za-z0-9._:@-]{1,128}$"}, "adv-7001"),
+        "creator_id": ("The creator's TikTok account.", {"pattern": _PATH_ID}, "ana.creates"),
+        "advertiser_id": ("The advertiser account.", {"pattern": _PATH_ID}, "adv-7001"),
         "campaign_id": ("The campaign.", {}, "spring-sale"),
         "code_id": ("The code.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"),
         "key_id": ("The key's id.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b21"),

@@ -35,11 +35,15 @@ class ListQuery(Protocol):
         """Return all parameters but some."""
 
 
-def creators_asked(caller: Caller, creator_id: str | None) -> Collection[str] | None:
-    """Return the creators whose codes are asked for: the one that is named, or those that the key acts for."""
-    if creator_id is not None:
-        return {creator_id}
-    return caller.key.subjects.creator_ids if caller.role == "creator" else None
+async def creators_asked(caller: Caller, creator_id: str | None) -> Collection[str] | None:
+    """Return the creators whose codes are asked for: the one that is named, or those that the key acts for.
+
+    Their ids are as views have them.
+    """
+    if creator_id is None and caller.role != "creator":
+        return None
+    asked = caller.key.subjects.creator_ids if creator_id is None else {creator_id}
+    return await caller.services.aggregates.shown_creators(caller.ledger_id, asked)
 
 
 def same_query(query: ListQuery) -> dict[str, Any]:

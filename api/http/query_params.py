@@ -22,7 +22,16 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from api.http.fields import MAX_POSITION, MOMENT_SCHEMA, VIDEO_ID_EXACT, Id, Moment, VideoId, parse_moment
+from api.http.fields import (
+    MAX_POSITION,
+    MOMENT_SCHEMA,
+    VIDEO_ID_EXACT,
+    CreatorName,
+    Id,
+    Moment,
+    VideoId,
+    parse_moment,
+)
 from api.http.problems import malformed_query
 from api.http.validation_messages import message_of
 
@@ -158,7 +167,7 @@ NextCursor = Annotated[
 ]
 # Until there were pages these were whole: a page that is not asked for by size is as long as one can be.
 LongLimit = Annotated[Size, Field(description="The maximum number of entries in a page.", examples=[LIMIT])]
-ByCreator = Annotated[Id | None, Field(description="Only of this creator's codes.", examples=["ana.creates"])]
+ByCreator = Annotated[CreatorName | None, Field(description="Only of this creator's codes.")]
 ByVideo = Annotated[VideoId | None, Field(description="Only of this video's codes.")]
 ByCode = Annotated[CodeId | None, Field(description="Only of this code.")]
 ByAdvertiser = Annotated[Id | None, Field(description="Only of this advertiser account.", examples=["adv-7001"])]

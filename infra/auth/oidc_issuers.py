@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from domain.errors import NotAllowed
+from domain.pasted import Unusable, canonical_creator_id
 from domain.values import ID_PATTERN, Role
 from infra.auth.api_keys import MAX_SUBJECTS, Subjects, subjects_problem
 
@@ -134,7 +135,7 @@ class Issuer(BaseModel):
         """
         subjects = Subjects()
         if role == "creator":
-            subjects = Subjects(creator_ids=_ids(claims, self.creator_ids_claim))
+            subjects = Subjects(creator_ids=_creators(_ids(claims, self.creator_ids_claim)))
         elif role == "brand":
             subjects = Subjects(
                 brand_ids=_ids(claims, self.brand_ids_claim), advertiser_ids=_ids(claims, self.advertiser_ids_claim)
@@ -153,6 +154,13 @@ def _ids(claims: Mapping[str, Any], claim: str | None) -> frozenset[str]:
     if len(ids) > MAX_SUBJECTS or not all(_ID.fullmatch(id_) for id_ in ids):
         raise NotAllowed("The token's claims name too many subjects, or subjects with invalid ids.")
     return ids
+
+
+def _creators(ids: frozenset[str]) -> frozenset[str]:
+    try:
+        return frozenset(map(canonical_creator_id, ids))
+    except Unusable:  # nothing but @
+        raise NotAllowed("The token's claims name subjects with invalid ids.") from None
 
 
 def _texts(claims: Mapping[str, Any], claim: str | None) -> list[str]:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from domain.pasted import creator_name
 from domain.values import Sealed
 from infra.ids import random_16
 
@@ -116,8 +117,12 @@ class LedgerKeys:
     def claim(self, kind: str, name: str) -> bytes:
         """Return the hash of a name for the claims table; with `kind`, a video and a secret never collide.
 
+        A creator has one name, however their id is spelled.
+
         BLAKE2b with a key and a personalisation (RFC 7693) is a keyed hash, as HMAC is, in a third of the time.
         """
+        if kind == "creator":
+            name = creator_name(name)
         person = kind.encode()
         return hashlib.blake2b(name.encode(), digest_size=FINGERPRINT_BYTES, key=self._key, person=person).digest()
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from domain.code import Code, effective_as_of, fold_code
+from domain.creator import replay_creator
 from domain.errors import Refused, Unknown
+from domain.pasted import creator_name
 from domain.recorded import RecordedEvent
 from infra.crypto.envelope import associated_data
 from infra.crypto.epochs import EpochKeyMissing
 from infra.eventstore.repository import AggregateCache, Repository
 from infra.eventstore.serialization import UnreadableEvent
+from infra.recent_cache import RecentCache
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from infra.eventstore.reader import EventReader
 
 CODES_AT_ONCE: Final = 200
+MAX_CACHED_SPELLINGS: Final = 20_000
 
 
 class AggregateReader:
@@ -32,6 +37,8 @@ class AggregateReader:
         self.events = events
         self.keyring = keyring
         self.cache = cache
+        # How creators' ids were first spelled, by ledger and canonical form: that never changes.
+        self._shown: RecentCache[tuple[int, str], str] = RecentCache(MAX_CACHED_SPELLINGS)
 
     async def repository(self, ledger_id: int, *, allow_stale: bool = False) -> Repository:
         """Return a repository of a ledger's aggregates; `allow_stale` is for what an append checks again."""
@@ -57,6 +64,21 @@ class AggregateReader:
         """Read a creator's events; none if the permission was never switched."""
         keys = await self.keyring.ledger(ledger_id)
         return await self.events.claimed(ledger_id, keys.claim("creator", creator_id)) or []
+
+    async def shown_creators(self, ledger_id: int, creator_ids: Collection[str]) -> set[str]:
+        """Return creators' ids as they were first spelled, which is how views have them; unknown ones as they are."""
+        shown = await asyncio.gather(*(self._shown_creator(ledger_id, creator_id) for creator_id in creator_ids))
+        return set(shown)
+
+    async def _shown_creator(self, ledger_id: int, creator_id: str) -> str:
+        name = (ledger_id, creator_name(creator_id))
+        known = self._shown.get(name)
+        if known is None:
+            stream = await self.creator_stream(ledger_id, creator_id)
+            if not stream:
+                return creator_id
+            known = self._shown.put(name, replay_creator(stream[:1]).creator_id)
+        return known
 
     async def advertiser_stream(self, ledger_id: int, advertiser_id: str) -> list[RecordedEvent]:
         """Read an advertiser account's events; none if nobody said whose it is."""

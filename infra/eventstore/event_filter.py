@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from domain.code import Code
+from domain.pasted import creator_name
 from infra.eventstore.event_metadata import summary_of
 from infra.eventstore.serialization import UnreadableEvent
 from projections.index_scan import Among, Condition
@@ -41,7 +42,7 @@ class EventFilter:
     Attributes:
         conditions: an event must meet all of them.
         everything: whether it lets every event pass.
-        creators, videos: the creators and videos that the conditions name.
+        creators, videos: the creators and videos that the conditions name; creators by the canonical form of their ids.
 
     """
 
@@ -60,8 +61,8 @@ class EventFilter:
         """Remember which creator's stream, or which video's code, an event shows."""
         named = vars(recorded.event).get
         creator_id, video_id = named("creator_id"), named("video_id")
-        if creator_id in self.creators:
-            self._creator_of[recorded.creator_stream] = str(creator_id)
+        if self.creators and creator_id is not None and creator_name(creator_id) in self.creators:
+            self._creator_of[recorded.creator_stream] = creator_name(creator_id)
         if video_id in self.videos:
             self._video_of[recorded.stream_id] = str(video_id)
 

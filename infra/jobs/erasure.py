@@ -66,15 +66,16 @@ _PENDING: Final = """
 _DEED: Final = "SELECT removed_at, carried_out_at FROM erasures WHERE ledger_id = %s AND position = %s"
 _UNDER_WAY: Final = "SELECT EXISTS (SELECT FROM erasures WHERE carried_out_at IS NULL)"
 
-# Valid keys that act for this creator, and otherwise only for creators who are erased as well.
+# Valid keys that act for this creator, and otherwise only for creators who are erased as well. Keys name creators by
+# the canonical forms of their ids.
 _KEYS_TO_REVOKE: Final = """
     SELECT key_id
     FROM api_keys
     WHERE ledger_id = %(ledger_id)s
     AND role = 'creator'
-    AND creator_ids @> ARRAY[%(creator_id)s]
+    AND creator_ids @> ARRAY[lower(%(creator_id)s)]
     AND creator_ids <@ (
-        SELECT array_agg(convert_from(e.body, 'UTF8')::jsonb ->> 'creator_id')
+        SELECT array_agg(lower(convert_from(e.body, 'UTF8')::jsonb ->> 'creator_id'))
         FROM events e
         WHERE e.ledger_id = %(ledger_id)s
         AND e.type = 'CreatorErased'
@@ -120,7 +121,7 @@ class Erasures:
         for recorded in reversed(await self._aggregates.creator_stream(ledger_id, creator_id)):
             if isinstance(recorded.event, Creator.Erased):
                 removed_at, carried_out_at = await self._deed(ledger_id, recorded.position)
-                return Erasure(recorded, creator_id, recorded.event.reason, removed_at, carried_out_at)
+                return Erasure(recorded, recorded.event.creator_id, recorded.event.reason, removed_at, carried_out_at)
         return None
 
     async def wait(self, ledger_id: int, creator_id: str, within_s: float = WAIT_S) -> Erasure | None:
