@@ -179,7 +179,7 @@ def _prepare(settings: Settings, place: Place) -> str | None:
         )
         if password is not None
     }
-    apply(place.owner, passwords, [issuer.issuer for issuer in settings.oidc_issuers])
+    apply(place.owner, passwords, [grant for issuer in settings.oidc_issuers for grant in issuer.grants()])
     asyncio.run(create_views(place.owner))
     admin = settings.admin_key.get_secret_value() if settings.admin_key else None
     return asyncio.run(first_keys(place.owner, _master_key(settings), admin))

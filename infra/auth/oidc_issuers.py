@@ -102,6 +102,12 @@ class Issuer(BaseModel):
             raise ValueError("The role brand needs brand_ids_claim, advertiser_ids_claim or both.")
         return self
 
+    def grants(self) -> list[tuple[str, str, list[str]]]:
+        """Return each ledger that its tokens can open, with the issuer before it and the roles that they can give."""
+        ledgers = {self.ledger} if self.ledger is not None else set(self.ledgers.values())
+        roles = {self.role} if self.role is not None else set(self.roles.values())
+        return [(self.issuer, ledger, sorted(roles)) for ledger in sorted(ledgers)]
+
     def ledger_of(self, claims: Mapping[str, Any]) -> str:
         """Return the name of the ledger that a token opens.
 

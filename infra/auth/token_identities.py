@@ -11,6 +11,8 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
+
 from domain.errors import NotAllowed
 from infra.auth.api_keys import MINT_KEY, Authenticated
 from infra.auth.erasure_lock import all_erased
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 MAX_TOKENS_CACHED: Final = 10_000
 MAX_LEDGERS_CACHED: Final = 1_000
 _DOTS: Final = 2
+NOT_TRUSTED: Final = (
+    "The database does not trust this issuer yet, or not for this ledger and role. Run `sparkledger migrate` with the "
+    "issuers' settings."
+)
 
 _UPDATE_RIGHTS: Final = (
     "SELECT bearer_acts_as(%(ledger_id)s, %(key_id)s, %(role)s, %(creator_ids)s, %(brand_ids)s, %(advertiser_ids)s)"
@@ -144,7 +150,10 @@ class TokenIdentities:
             if await all_erased(connection, ledger_id, keys, grant.subjects.creator_ids):
                 raise TokenRefused("The creator that this token acts for was erased.")
             if row is None:
-                await connection.execute(MINT_KEY, _new_row(verified, ledger_id, keys))
+                try:
+                    await connection.execute(MINT_KEY, _new_row(verified, ledger_id, keys))
+                except psycopg.errors.InsufficientPrivilege as error:
+                    raise Unavailable(NOT_TRUSTED) from error
             elif differs:
                 rights = {"ledger_id": ledger_id, "key_id": row.key_id, "role": grant.role, **grant.subjects.columns()}
                 await connection.execute(_UPDATE_RIGHTS, rights)
@@ -164,8 +173,7 @@ class TokenIdentities:
         if ledger_id is None:
             raise NotAllowed("The token names a ledger that does not exist.")
         if token is None:
-            message = "The database trusts no issuer yet. Run `sparkledger migrate` with the issuers' settings."
-            raise Unavailable(message)
+            raise Unavailable(NOT_TRUSTED)
         self._database.tokens.admit_ledger(ledger_id, token)
         return self._ledgers.put(name, ledger_id)
 

@@ -29,14 +29,20 @@ def migrations() -> Iterator[tuple[int, str, str]]:
             yield int(number), name, file.read_text(encoding="utf-8")
 
 
-def migrate(conninfo: str, passwords: dict[str, str] | None = None, issuers: Sequence[str] | None = None) -> list[str]:
+# An issuer, a ledger that its tokens open, and the roles that they give there.
+IssuerGrant = tuple[str, str, list[str]]
+
+
+def migrate(
+    conninfo: str, passwords: dict[str, str] | None = None, issuers: Sequence[IssuerGrant] | None = None
+) -> list[str]:
     """Create what is missing, as the database's owner.
 
     Args:
         conninfo: where, as a user that may create roles and owns the database.
         passwords: by role; a role with a password may log in with it, one without may where the server trusts it.
-        issuers: the issuers whose bearer tokens the API accepts, which the database then trusts it to have verified;
-            None leaves what it trusts as it is.
+        issuers: what the tokens that the API accepts open; the database then trusts it to have verified them. None
+            leaves what it trusts as it is.
 
     Returns:
         The names of the migrations applied now.
@@ -141,13 +147,13 @@ def _write_event_types(connection: psycopg.Connection) -> None:
         )
 
 
-def _write_issuers(connection: psycopg.Connection, issuers: Sequence[str] | None) -> None:
+def _write_issuers(connection: psycopg.Connection, issuers: Sequence[IssuerGrant] | None) -> None:
     if issuers is None:
         return
     with connection.transaction():
-        connection.execute("DELETE FROM trusted_issuers WHERE issuer <> ALL (%s)", (list(issuers),))
-        for issuer in issuers:
-            connection.execute("INSERT INTO trusted_issuers VALUES (%s) ON CONFLICT DO NOTHING", (issuer,))
+        connection.execute("DELETE FROM trusted_issuers")
+        for grant in issuers:
+            connection.execute("INSERT INTO trusted_issuers (issuer, ledger, roles) VALUES (%s, %s, %s)", grant)
 
 
 def _create_roles(connection: psycopg.Connection, passwords: dict[str, str]) -> None:

@@ -76,7 +76,7 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
     with issuing() as issuer:
         issuer.signers = [signer(algorithm) for algorithm in ("RS256", "ES256", "EdDSA")]
         configured = issuer.configured(role="operator")
-        migrate(make_conninfo(dsn, user="postgres"), issuers=[configured.issuer])
+        migrate(make_conninfo(dsn, user="postgres"), issuers=configured.grants())
         async with runtime(dsn, API, master, [configured]) as opened:
             authenticator = opened.authenticator
             figures: dict[str, dict[str, float]] = {}

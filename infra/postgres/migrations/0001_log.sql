@@ -394,7 +394,7 @@ BEGIN
         AND NOT EXISTS (
             SELECT 1 FROM api_keys k
             WHERE k.key_id = c_api_key[i] AND k.ledger_id = c_ledger[i]
-            AND (k.role = c_role[i] OR k.kind = 'token')
+            AND (k.role = c_role[i] OR (k.kind = 'token' AND is_trusted_role(k.ledger_id, c_role[i])))
             AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
             AND (owner OR c_token[i] = substring(
                 sha256(secret || sha256(secret || '\x02'::bytea || int4send(c_ledger[i]) || uuid_send(c_api_key[i])))

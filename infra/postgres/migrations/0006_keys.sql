@@ -87,16 +87,32 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     WHERE h.hash = ANY (presented)
 $$;
 
--- The issuers whose bearer tokens are accepted; `sparkledger migrate` writes them. The database cannot verify a token,
--- so where there is an issuer it believes the API that a bearer came. Where there is none, nobody does.
-CREATE TABLE trusted_issuers (issuer text PRIMARY KEY);
+-- The issuers whose bearer tokens are accepted, each with the ledgers that its tokens open and the roles that they give;
+-- `sparkledger migrate` writes them. The database cannot verify a token, so it believes the API that a bearer came: of
+-- these ledgers, in these roles, and of no other.
+CREATE TABLE trusted_issuers (
+    issuer          text NOT NULL,
+    ledger          text NOT NULL,
+    roles           text[] NOT NULL,
+    PRIMARY KEY (issuer, ledger)
+);
 GRANT SELECT ON trusted_issuers TO sparkledger_log;
+
+-- Whether an issuer's tokens may act in a ledger, in a role or in any.
+CREATE FUNCTION is_trusted_role(of_ledger int, wanted text) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM trusted_issuers t
+        JOIN ledgers l ON l.name = t.ledger
+        WHERE l.ledger_id = of_ledger AND (wanted IS NULL OR wanted = ANY (t.roles))
+    )
+$$;
 
 -- A token names its ledger, whose id its bearer's session is yet to be bound to.
 CREATE FUNCTION ledger_named(wanted text, OUT ledger_id int, OUT ledger_token bytea)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT l.ledger_id,
-           CASE WHEN EXISTS (SELECT FROM trusted_issuers) OR is_worker() THEN ledger_token(l.ledger_id) END
+           CASE WHEN is_trusted_role(l.ledger_id, NULL) OR is_worker() THEN ledger_token(l.ledger_id) END
     FROM ledgers l
     WHERE l.name = wanted
 $$;
@@ -111,7 +127,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SET role = now_role, creator_ids = now_creators, brand_ids = now_brands, advertiser_ids = now_advertisers
     WHERE key_id = of_key AND kind = 'token' AND revoked_at IS NULL
     AND ledger_id = of_ledger AND ledger_id = (SELECT bound_ledger())
-    AND EXISTS (SELECT FROM trusted_issuers)
+    AND is_trusted_role(of_ledger, now_role)
 $$;
 GRANT UPDATE (role, creator_ids, brand_ids, advertiser_ids) ON api_keys TO sparkledger_log;
 
@@ -152,7 +168,7 @@ RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     IF of_ledger IS DISTINCT FROM bound_ledger() OR NOT (
-        administers(of_ledger, by_key, by_token) OR (new_kind = 'token' AND EXISTS (SELECT FROM trusted_issuers))
+        administers(of_ledger, by_key, by_token) OR (new_kind = 'token' AND is_trusted_role(of_ledger, new_role))
     ) THEN
         RAISE insufficient_privilege USING MESSAGE = 'only a key that administers the ledger makes keys';
     END IF;
@@ -213,7 +229,7 @@ GRANT CREATE ON SCHEMA public TO sparkledger_log;
 DO $$
 DECLARE name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['authenticate', 'ledger_named', 'bearer_acts_as', 'hold_key', 'administers',
+    FOREACH name IN ARRAY ARRAY['is_trusted_role', 'authenticate', 'ledger_named', 'bearer_acts_as', 'hold_key', 'administers',
                                 'mint_key', 'rotate_key', 'revoke_key'] LOOP
         EXECUTE format('ALTER FUNCTION %I OWNER TO sparkledger_log', name);
         EXECUTE format('REVOKE ALL ON FUNCTION %I FROM PUBLIC', name);
@@ -221,4 +237,4 @@ BEGIN
     END LOOP;
 END $$;
 REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
-REVOKE EXECUTE ON FUNCTION administers FROM sparkledger_api, sparkledger_worker;
+REVOKE EXECUTE ON FUNCTION administers, is_trusted_role FROM sparkledger_api, sparkledger_worker;

@@ -51,7 +51,7 @@ def place(database: TestDatabase) -> Iterator[Place]:
             creator_ids_claim="creators",
         )
         issuers = json.dumps([configured.model_dump(exclude_unset=True)])
-        migrate(database.dsn(), issuers=[configured.issuer])
+        migrate(database.dsn(), issuers=configured.grants())
         url = opened.enter_context(serving_process(database, master, oidc_issuers=issuers))
         yield Place(url, issuer, admin, opened)
 

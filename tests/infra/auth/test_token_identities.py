@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from domain.errors import NotAllowed
+from domain.values import Role
 from infra.auth.authenticator import Authenticator
 from infra.auth.key_admin import KeyAdmin
-from infra.errors import KeyNoLongerValid, TokenRefused
+from infra.errors import KeyNoLongerValid, TokenRefused, Unavailable
 from infra.postgres.migrate import migrate
 from tests import given
 from tests.conftest import TestDatabase
@@ -33,7 +34,7 @@ def now() -> datetime:
 @pytest.fixture
 def issuer(database: TestDatabase) -> Iterator[TestIssuer]:
     with issuing() as running:
-        migrate(database.dsn(), issuers=[running.configured().issuer])
+        migrate(database.dsn(), issuers=[(running.url, ledger, list(get_args(Role))) for ledger in ("main", "other")])
         yield running
 
 
@@ -254,6 +255,19 @@ async def test_a_token_that_leads_to_no_ledger_is_turned_away(opened: Opened, is
     authenticator = Authenticator(opened.api.database, opened.api.keyring, [issuer.configured()])
     with pytest.raises(NotAllowed, match="a ledger that does not exist"):
         await authenticator.authenticate(issuer.token(), now())
+    await authenticator.stop()
+
+
+async def test_a_role_that_the_database_was_not_told_of_is_turned_away_until_migrate_tells_it(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, authenticator: Authenticator
+) -> None:
+    migrate(opened.database.dsn(), issuers=[(issuer.url, "main", ["auditor"])])
+    with pytest.raises(Unavailable, match="Run `sparkledger migrate`"):
+        await authenticator.authenticate(issuer.token(), now())
+    migrate(opened.database.dsn(), issuers=[(issuer.url, "main", ["operator"])])
+    key = await authenticator.authenticate(issuer.token(), now())
+    assert key is not None
+    assert (key.ledger_id, key.role) == (tenant.ledger_id, "operator")
     await authenticator.stop()
 
 

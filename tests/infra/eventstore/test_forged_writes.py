@@ -13,6 +13,7 @@ import pytest
 from infra.auth.api_keys import Subjects
 from infra.eventstore.append import Append, Appended, KeyRefused, Outcome
 from infra.eventstore.group_commit import GroupCommitWriter
+from infra.postgres.migrate import migrate
 from infra.postgres.roles import API, WORKER
 from tests import given
 from tests.infra.eventstore.appends import appending, row, together
@@ -203,6 +204,33 @@ async def test_a_login_makes_and_revokes_keys_only_for_an_administrator_that_cam
         assert session.execute(mint, (admin.key.key_id, token(admin.key.key_id), tenant.ledger_id)).fetchone() == (
             True,
         )
+
+
+async def test_a_login_makes_identities_of_tokens_only_where_an_issuer_is_trusted_and_in_its_roles(
+    opened: Opened, tenant: Tenant
+) -> None:
+    await opened.begin("other")
+    migrate(opened.database.dsn(), issuers=[("https://id.example", "main", ["auditor"])])
+    identity = uuid4()
+    mint = (
+        "SELECT mint_key(NULL, NULL, %s, %s, %s, 'token', 'https://id.example', %s, '{}', '{}', '{}', NULL, NULL, true,"
+        " NULL, NULL)"
+    )
+    with psycopg.connect(opened.database.dsn(API), autocommit=True) as session:
+        named = "SELECT ledger_id, ledger_token FROM ledger_named(%s)"
+        assert session.execute(named, ("other",)).fetchone() == (tenant.ledger_id + 1, None)
+        row = session.execute(named, ("main",)).fetchone()
+        assert row is not None
+        session.execute("SELECT set_config('sparkledger.ledger', %s, false)", (f"{row[0]}:{row[1].hex()}",))
+        assert session.execute(mint, (tenant.ledger_id, identity, b"x", "auditor")).fetchone() == (True,)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            session.execute(mint, (tenant.ledger_id, uuid4(), b"y", "admin"))
+        session.execute(
+            "SELECT bearer_acts_as(%s, %s, 'operator', '{}', '{}', '{}')", (tenant.ledger_id, identity)
+        ).fetchall()
+    assert opened.sql("SELECT role FROM api_keys WHERE key_id = %s", identity) == [("auditor",)]
+    opened.present(tenant.ledger_id, identity)
+    assert await opened.api.writer.append(forged(tenant, identity)) == KeyRefused()
 
 
 async def test_a_workers_login_writes_as_the_clock_alone_and_makes_no_key(opened: Opened, tenant: Tenant) -> None:
