@@ -8,25 +8,31 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.cursors import decode_two_way, link_header, neighbours, two_way_cursors
-from api.http.fields import Moment
+from api.http.denied_attempts import DeniedReason
+from api.http.fields import Id, Moment, VideoId
 from api.http.models import Answer
-from api.http.query_params import LIMIT, EitherCursor, Flag, Limit, QueryModel, refuse_empty
+from api.http.problems import malformed_query
+from api.http.query_params import LIMIT, CodeId, EitherCursor, Exact, Flag, Limit, QueryModel, refuse_empty
+from api.http.reads import PLACE, subject_of
 from api.http.responses import answer
 from api.http.route import Operation, Route
+from api.http.validation_messages import ROUTE_EXPECTED, ROUTE_PATTERN
 from domain.values import Role
-from infra.auth.access_log import FIRST, GROUPED_ROLE, LAST, MACHINE_ROLE, Access, AccessFilter
+from infra.auth.access_log import FIRST, GROUPED_ROLE, LAST, MACHINE_ROLE, Access, AccessFilter, AccessSubject
 from infra.crypto.sealed_terms import seal_search_terms, unseal_search_terms
+from projections.index_scan import Among
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from api.query_language import ParsedQuery
     from infra.auth.access_log import AccessRow
 
 
@@ -44,15 +50,25 @@ class AccessEntry(Answer):
     query: Annotated[dict[str, Any], Field(description="The parameters of the request.")]
     format: Annotated[str, Field(description="The media type of the response.", examples=["text/csv"])]
     reads: Annotated[
-        int, Field(ge=1, description="For subscriber keys: the number of reads in this hour. Otherwise 1.")
+        int,
+        Field(
+            ge=1,
+            description=(
+                "The number of equal reads: of lists, single codes and lookups in this minute, and for subscriber keys "
+                "in this hour. Otherwise 1."
+            ),
+        ),
     ]
-    rows: Annotated[int, Field(ge=0, description="The number of events or questions in the response.")]
+    rows: Annotated[int, Field(ge=0, description="The number of events, questions or entries in the responses.")]
     complete: Annotated[
         bool | None,
         Field(description="Whether the response was complete. Null while it is in progress, or if unknown."),
     ]
     ended_at: Annotated[answered.Moment | None, Field(description="When the response ended.")]
     request_id: Annotated[str | None, Field(description="Names the request in our logs.")]
+    code_id: Annotated[UUID | None, Field(description="The code that was read or asked for, if it was one.")]
+    creator_id: Annotated[str | None, Field(description="The creator of what was read, or who was asked for.")]
+    video_id: Annotated[str | None, Field(description="The video of what was read, or that was asked for.")]
     refused: Annotated[str | None, Field(description="Why it was denied. Null for reads.", examples=["not_allowed"])]
     address: Annotated[
         str | None,
@@ -98,6 +114,19 @@ class AccessesQuery(QueryModel):
     refused: Annotated[Flag | None, Field(description="Only denied attempts, or only accesses that were answered.")] = (
         None
     )
+    reason: Annotated[DeniedReason | None, Field(description="Only attempts that were denied for this reason.")] = None
+    route: Annotated[
+        str | None,
+        StringConstraints(pattern=ROUTE_PATTERN),
+        Field(
+            description="Only accesses through this route, or with this command of the command line.",
+            examples=["GET /v1/codes/{code_id}"],
+        ),
+    ] = None
+    code_id: Annotated[CodeId | None, Field(description="Only reads of this code.")] = None
+    creator_id: Annotated[Id | None, Field(description="Only reads of this creator's permission or one code.")] = None
+    video_id_exact: Exact = None
+    video_id: Annotated[VideoId | None, Field(description="Only reads of one code of this video.")] = None
     limit: Limit = LIMIT
     cursor: EitherCursor = None
 
@@ -106,19 +135,32 @@ class AccessesQuery(QueryModel):
         refuse_empty(self.from_, self.to)
         return self
 
+    @model_validator(mode="after")
+    def _no_reason_of_what_was_answered(self) -> Self:
+        if self.reason is not None and self.refused is False:
+            raise malformed_query("reason", "`refused=false` leaves out denied attempts. Leave out one of both.")
+        return self
+
     def wanted(self) -> AccessFilter:
         """Return which accesses are asked for."""
         machine = self.actor == MACHINE_ROLE
         key_id = None if self.actor is None or machine else UUID(self.actor)
-        return AccessFilter(key_id, machine, self.from_, self.to, self.refused)
+        return AccessFilter(
+            key_id,
+            machine,
+            self.from_,
+            self.to,
+            self.refused,
+            self.reason,
+            self.route,
+            AccessSubject(self.code_id, self.creator_id, self.video_id),
+        )
 
     def cursor_scope(self) -> dict[str, Any]:
         """Return what must be the same for a cursor to be good."""
         return {"of": "accesses", **self.model_dump(exclude={"cursor", "limit"}, exclude_none=True)}
 
 
-# What differs from one read to the next of a subscriber, whose reads of an hour are told together.
-_PLACE: Final = frozenset({"after", "before", "cursor", "limit", "at_least"})
 # An id has 127 bits, as it begins with the time; the page before that of the last one has a cursor too.
 _LAST_PLACE: Final = 2**127 - 2
 
@@ -131,10 +173,12 @@ async def list_accesses(
     query: Annotated[AccessesQuery, Query()],
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],
 ) -> Response:
-    """List who read or exported the audit trail, read a history or asked the question, newest first. Kept for 400 days.
+    """List who read what: the audit trail, exports, histories, questions, codes and lists. Newest first, for 400 days.
 
     Denied attempts are listed too: the first 20 of each key, reason and hour. Only admins see where they came from.
     """
+    if query.route is not None and not _exists(caller, query.route):
+        raise malformed_query("route", ROUTE_EXPECTED)
     place, back = (
         (None, False) if query.cursor is None else decode_two_way(query.cursor, query.cursor_scope(), _LAST_PLACE)
     )
@@ -167,8 +211,21 @@ async def list_accesses(
     return answer(content, 200, {"Ledger-Position": str(head), **link_header(caller.request, **cursors)})
 
 
+def _exists(caller: Caller, route: str) -> bool:
+    routes = caller.request.app.routes
+    known = {f"{method} {known.path}" for known in routes if isinstance(known, Route) for method in known.methods or ()}
+    # What has no address is a command of the command line, or the first use of a key.
+    return " /" not in route or route in known
+
+
 async def record_access(
-    caller: Caller, parameters: Mapping[str, Any], *, rows: int, format: str, complete: bool | None = True
+    caller: Caller,
+    parameters: Mapping[str, Any],
+    *,
+    rows: int,
+    format: str,
+    complete: bool | None = True,
+    subject: AccessSubject | None = None,
 ) -> UUID:
     """Record what is about to be answered, and return the entry's id.
 
@@ -178,15 +235,17 @@ async def record_access(
         rows: events or questions in the answer.
         format: its media type.
         complete: whether that is all that was asked for; None where more is to come, of which `Accesses.end` tells.
+        subject: what is read; by default, what the parameters name.
 
     Raises:
         Unavailable: it cannot be recorded, and so must not be answered.
 
     """
     request = caller.request
+    subject = subject_of(parameters) if subject is None else subject
     parameters = seal_search_terms(await caller.services.keyring.ledger(caller.ledger_id), parameters)
     if caller.role == GROUPED_ROLE:
-        parameters = {name: value for name, value in parameters.items() if name not in _PLACE}
+        parameters = {name: value for name, value in parameters.items() if name not in PLACE}
     access = Access(
         key_id=caller.key.key_id,
         role=caller.role,
@@ -196,6 +255,7 @@ async def record_access(
         rows=rows,
         complete=complete,
         request_id=request.scope["request_id"],
+        subject=subject,
     )
     return await caller.services.views.access_log.record(caller.ledger_id, access)
 
@@ -219,4 +279,17 @@ def _content(row: AccessRow, names: Mapping[str, str | None]) -> dict[str, Any]:
         "complete": row.complete,
         "ended_at": row.ended_at,
         "request_id": row.request_id,
+        "code_id": row.code_id,
+        "creator_id": row.creator_id,
+        "video_id": row.video_id,
     }
+
+
+def subject_of_search(query: ParsedQuery) -> AccessSubject:
+    """Return the code, the creator and the video that a search asks for, where it names one of each."""
+    named = {
+        condition.field: condition.values[0]
+        for condition in query.conditions
+        if isinstance(condition, Among) and not condition.negated and len(condition.values) == 1
+    }
+    return subject_of({field: str(value) for field, value in named.items()})

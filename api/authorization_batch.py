@@ -76,7 +76,7 @@ _BODY: Final = {
 
 
 @router.post("/v1/authorizations/batch", response_class=Response, openapi_extra=_BODY, operation_id="askAuthorizations")
-@Operation(answer_headers=("Ledger-Position",), lines=True)
+@Operation(trace="recorded", answer_headers=("Ledger-Position",), lines=True)
 async def ask_authorizations(
     query: Annotated[BatchQuery, Query()],
     request: Request,

@@ -99,7 +99,7 @@ router = APIRouter(route_class=Route, tags=["Reads"])
 
 
 @router.get("/v1/authorizations", response_model=AuthorizationAnswer, operation_id="askAuthorization")
-@Operation(answer_headers=("Ledger-Position",))
+@Operation(trace="recorded", answer_headers=("Ledger-Position",))
 async def ask_authorization(
     query: Annotated[AuthorizationQuery, Query()],
     caller: Annotated[Caller, allow("brand", "operator", "auditor", "admin")],

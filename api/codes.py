@@ -37,6 +37,7 @@ from api.http.guessing import guessing
 from api.http.models import Body, Command
 from api.http.problems import Problem, malformed_body
 from api.http.query_params import AsOf, At, AtLeast, Number, QueryModel
+from api.http.reads import reading
 from api.http.responses import NO_STORE, answer, created_or_repeated, version_headers
 from api.http.route import Operation, Route
 from domain import commands
@@ -45,6 +46,7 @@ from domain.commands import Decision, Ledger
 from domain.errors import REFUSALS, NotAllowed, Refused, Unknown
 from domain.pasted import creator_name
 from domain.values import Sealed, When
+from infra.auth.access_log import AccessSubject
 from infra.ids import uuid7
 
 if TYPE_CHECKING:
@@ -462,6 +464,7 @@ async def read_code(
     else:
         stream, clock = effective_as_of(stream, query.at), query.at
         code = fold_code(stream)
+    reading(caller, subject=AccessSubject(code.id, code.creator_id, code.video_id))
     content = code_content(code, caller, now=clock, position=stream[-1].position) | {"as_of": as_of}
     return answer(content, 200, version_headers(code.command_version, as_of))
 

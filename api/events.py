@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from api.access_log import record_access
+from api.access_log import record_access, subject_of_search
 from api.event_content import EventAnswer, csv_head, csv_text, event_content, names_in, names_of, ndjson, row_content
 from api.event_filters import Filters
 from api.event_search import SearchRange, index_stopped, restrict_to_caller, search_events
@@ -23,6 +23,7 @@ from api.http.media_types import CSV, JSON, NDJSON, wanted_format
 from api.http.models import Answer, absent
 from api.http.problems import Problem
 from api.http.query_params import LIMIT, AtLeast, EitherCursor, Limit
+from api.http.reads import subject_of
 from api.http.responses import answer
 from api.http.route import Operation, Route
 from infra.eventstore.event_rows import POSITION
@@ -80,7 +81,7 @@ router = APIRouter(route_class=Route, tags=["Audit"])
 
 
 @router.get("/v1/events", response_model=EventsAnswer, operation_id="listEvents")
-@Operation(answer_headers=("Ledger-Position", "Search-Complete", "Looked-Through"), lines=True)
+@Operation(trace="recorded", answer_headers=("Ledger-Position", "Search-Complete", "Looked-Through"), lines=True)
 async def list_events(
     query: Annotated[EventsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],
@@ -105,7 +106,14 @@ async def list_events(
         **link_header(caller.request, **page.cursors),
     }
     total = {} if query.total is None else {"total": await _total(caller, query, parsed, page)}
-    await record_access(caller, query.parameters(), rows=len(contents), format=format_, complete=page.found.complete)
+    await record_access(
+        caller,
+        query.parameters(),
+        rows=len(contents),
+        format=format_,
+        complete=page.found.complete,
+        subject=subject_of_search(parsed),
+    )
     match format_:
         case "text/csv":
             return Response(csv_head() + csv_text(contents), 200, answer_headers, f"{CSV}; charset=utf-8")
@@ -125,7 +133,7 @@ async def list_events(
 
 
 @router.get("/v1/events/{position}", response_model=EventAnswer, operation_id="readEvent")
-@Operation(answer_headers=("Ledger-Position",))
+@Operation(trace="recorded", answer_headers=("Ledger-Position",))
 async def read_event(
     position: str, caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")]
 ) -> Response:
@@ -137,8 +145,10 @@ async def read_event(
     if caller.role == "creator":
         caller.act_for_creator(found[0].creator_id or "")
     names = await names_of(caller, found)
-    await record_access(caller, {"position": found[0].position}, rows=1, format=JSON)
-    return answer(event_content(found[0], names), 200, {"Ledger-Position": str(found[0].position)})
+    content = event_content(found[0], names)
+    parameters = {"position": found[0].position}
+    await record_access(caller, parameters, rows=1, format=JSON, subject=subject_of(content))
+    return answer(content, 200, {"Ledger-Position": str(found[0].position)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
-from api.access_log import record_access
+from api.access_log import record_access, subject_of_search
 from api.event_content import CSV_COLUMNS, csv_head, csv_text, names_in, ndjson, row_content
 from api.event_filters import Filters
 from api.event_search import SearchRange, index_stopped, search_events
@@ -212,7 +212,7 @@ class Export:
 
 
 @router.get("/v1/exports/events", response_class=Response, operation_id="exportEvents")
-@Operation(answer_headers=("Ledger-Position",), lines=True)
+@Operation(trace="recorded", answer_headers=("Ledger-Position",), lines=True)
 async def export_events(
     query: Annotated[ExportQuery, Query()],
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],
@@ -247,7 +247,10 @@ async def export_events(
 
     async def begin() -> None:
         format_ = media_type.partition(";")[0]
-        access.append(await record_access(caller, export.parameters, rows=0, format=format_, complete=None))
+        subject = subject_of_search(parsed)
+        access.append(
+            await record_access(caller, export.parameters, rows=0, format=format_, complete=None, subject=subject)
+        )
 
     async def end(complete: bool) -> None:
         for access_id in access:

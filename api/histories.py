@@ -25,6 +25,7 @@ from api.http.route import Operation, Route
 from domain.changes import COUNTS, changes_of_code, changes_of_permission
 from domain.code import effective_as_of, replay_code
 from domain.errors import Unknown
+from infra.auth.access_log import AccessSubject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,7 +69,7 @@ router = APIRouter(route_class=Route, tags=["Reads"])
 
 
 @router.get("/v1/codes/{code_id}/history", response_model=HistoryAnswer, operation_id="readHistory")
-@Operation(answer_headers=("ETag", "Ledger-Position"))
+@Operation(trace="recorded", answer_headers=("ETag", "Ledger-Position"))
 async def read_history(
     code_id: str,
     query: Annotated[HistoryQuery, Query()],
@@ -93,17 +94,22 @@ async def read_history(
         changed_events = [
             (recorded, [c for c in changed if c.field not in COUNTS]) for recorded, changed in changed_events
         ]
-    version = replay_code(stream).command_version
-    subject = {"code_id": code_id}
+    code = replay_code(stream)
     return await _page(
-        caller, query, subject, changed_events, version_headers(version, position), notes=caller.role != "brand"
+        caller,
+        query,
+        {"code_id": code_id},
+        changed_events,
+        version_headers(code.command_version, position),
+        AccessSubject(code.id, code.creator_id, code.video_id),
+        notes=caller.role != "brand",
     )
 
 
 @router.get(
     "/v1/creators/{creator_id}/permission/history", response_model=HistoryAnswer, operation_id="readPermissionHistory"
 )
-@Operation(answer_headers=("ETag", "Ledger-Position"))
+@Operation(trace="recorded", answer_headers=("ETag", "Ledger-Position"))
 async def read_permission_history(
     creator_id: str,
     query: Annotated[HistoryQuery, Query()],
@@ -122,7 +128,13 @@ async def read_permission_history(
     changed_events = list(zip(stream, changes_of_permission(stream), strict=True))
     version = stream[-1].stream_version if stream else 0
     return await _page(
-        caller, query, {"creator_id": creator_id}, changed_events, version_headers(version, position), notes=False
+        caller,
+        query,
+        {"creator_id": creator_id},
+        changed_events,
+        version_headers(version, position),
+        AccessSubject(creator_id=creator_id),
+        notes=False,
     )
 
 
@@ -132,6 +144,7 @@ async def _page(
     subject: dict[str, str],
     changed_events: Iterable[tuple[RecordedEvent, list[Change]]],
     answer_headers: dict[str, str],
+    read: AccessSubject,
     *,
     notes: bool,
 ) -> Response:
@@ -157,6 +170,7 @@ async def _page(
             subject | query.model_dump(mode="json", exclude_none=True),
             rows=len(shown),
             format="application/json",
+            subject=read,
         ),
     )
     events: list[dict[str, Any]] = [

@@ -33,6 +33,7 @@ from api.http.query_params import (
     Limit,
     NextCursor,
 )
+from api.http.reads import reading
 from api.http.responses import answer, command_headers, created_or_repeated, version_headers
 from api.http.route import Operation, Route
 from api.query_language import parameter
@@ -42,6 +43,7 @@ from domain.code import Code
 from domain.commands import Decision, Ledger
 from domain.errors import REFUSALS, Refused, Unknown
 from domain.values import Sealed, When
+from infra.auth.access_log import AccessSubject
 from projections import advertisers, codes, redemptions, shares
 from projections.engine import checkpoints
 
@@ -175,10 +177,11 @@ router = APIRouter(route_class=Route)
 @Operation(
     answer_headers=("ETag", "Ledger-Position"),
     refusals=(404, 409),
+    trace="noted",
     example={"secret": "#k9/Tz+example+of+a+spark+ad+code=="},
 )
 async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand", "operator", "admin")]) -> Response:
-    """Show what a code covers before it is redeemed. Nothing is recorded. Attempts with unknown codes are limited."""
+    """Show what a code covers before it is redeemed. Only the access log learns of it. Unknown codes are limited."""
     headers.idempotency_key(caller.request)
     with guessing(caller, body.secret) as guess:
         session = await caller.services.aggregates.repository(caller.ledger_id)
@@ -186,6 +189,7 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
         if code is None:
             raise guess.unknown()
     code.refuse_other_video(body.expected_video_id)
+    reading(caller, subject=AccessSubject(code.id, code.creator_id, code.video_id))
     content = _covered(code, caller.services.now())
     return answer(content, 200, version_headers(code.command_version, session.loaded[code.id].position))
 

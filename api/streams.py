@@ -375,7 +375,7 @@ def _heartbeat() -> ServerSentEvent:
 
 
 @router.get("/v1/events/stream", status_code=200, response_class=Stream, operation_id="streamEvents")
-@Operation(request_headers=("Last-Event-ID",), answer_headers=("Ledger-Position",))
+@Operation(trace="recorded", request_headers=("Last-Event-ID",), answer_headers=("Ledger-Position",))
 async def stream_events(
     query: Annotated[StreamQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from infra.auth.authenticator import CHANNEL, Authenticator
 from infra.auth.denied_attempts import DeniedAttempts
 from infra.auth.key_admin import KeyAdmin
+from infra.auth.read_log import ReadLog
 from infra.crypto.keyring import Keyring
 from infra.eventstore.aggregate_reader import AggregateReader
 from infra.eventstore.command_handler import CommandHandler
@@ -45,6 +46,7 @@ class Runtime:
     denied_attempts: DeniedAttempts
     authenticator: Authenticator
     key_admin: KeyAdmin
+    reads: ReadLog
     views: ViewReader
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
 
@@ -78,6 +80,7 @@ async def runtime(
     aggregates = AggregateReader(events, keyring, cache)
     denied_attempts = DeniedAttempts(database, keyring)
     authenticator = Authenticator(database, keyring, issuers)
+    reads = ReadLog(database)
     on_keys_changed: list[Callable[[], None]] = [authenticator.forget, keyring.forget_creators]
 
     def keys_changed() -> None:
@@ -101,10 +104,12 @@ async def runtime(
             denied_attempts=denied_attempts,
             authenticator=authenticator,
             key_admin=KeyAdmin(database, keyring, authenticator.forget),
+            reads=reads,
             views=ViewReader(database),
             on_keys_changed=on_keys_changed,
         )
     finally:
+        await reads.stop()
         await authenticator.stop()
         await keys.stop()
         await writer.stop()

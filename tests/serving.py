@@ -139,6 +139,7 @@ class Serving:
                 denied_attempts=api.denied_attempts,
                 authenticator=api.authenticator,
                 key_admin=api.key_admin,
+                reads=api.reads,
                 views=api.views,
                 settings=self.settings,
                 now=self.clock,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from api.http import headers
 from api.http.dependencies import services_of
@@ -23,6 +23,16 @@ RECORDED_CODES: Final = frozenset(
 )
 # Where a code is named by its secret: what is unknown there may be a guess.
 BY_SECRET: Final = frozenset({"/v1/redemptions", "/v1/codes/lookup"})
+
+# What a denied attempt is recorded as.
+DeniedReason = Literal[
+    "role_not_allowed",
+    "not_allowed",
+    "code_unknown",
+    "code_id_unknown",
+    "permission_disabled",
+    "too_many_unknown_codes",
+]
 
 log = logging.getLogger(__name__)
 

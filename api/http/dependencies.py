@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from infra.auth.authenticator import Authenticator
     from infra.auth.denied_attempts import DeniedAttempts
     from infra.auth.key_admin import KeyAdmin
+    from infra.auth.read_log import ReadLog
     from infra.crypto.keyring import Keyring
     from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
     from infra.eventstore.aggregate_reader import AggregateReader
@@ -50,6 +51,7 @@ class Services:
     denied_attempts: DeniedAttempts
     authenticator: Authenticator
     key_admin: KeyAdmin
+    reads: ReadLog
     views: ViewReader
     settings: Settings
     now: Callable[[], datetime]

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from api.http.caller import Caller
 from api.http.cursors import decode_time, link_header
+from api.http.reads import reading
 from api.http.responses import answer
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def page_answer(
 ) -> Response:
     """Answer a page under a name, and the position up to which the list has read the ledger, where it reads that."""
     contents = {name: [content(row) for row in page.rows], "next": page.next}
+    reading(caller, rows=len(page.rows))
     link = link_header(caller.request, next=page.next)
     if position is None:
         return answer(contents, 200, link)

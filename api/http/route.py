@@ -18,7 +18,7 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import orjson
@@ -33,6 +33,7 @@ from api.http.fields import VideoIdPolicy
 from api.http.models import Body, Command
 from api.http.problems import Problem, malformed, malformed_body
 from api.http.query_params import QueryModel
+from api.http.reads import note_read
 from api.http.strict_json import has_duplicate_names
 from api.http.unknown_fields import KnownFields, model_in
 from domain.values import ID_PATTERN
@@ -66,6 +67,8 @@ class Operation:
         replays: whether a repeat with the same Idempotency-Key gets the first answer; None: if it is a command.
         repeats: whether the same again, without an Idempotency-Key, answers 200 in place of 201.
         lines: whether it answers in lines of NDJSON or CSV, too.
+        trace: how the access log learns of it: `recorded` by the route itself before it answers, or `noted` when it
+            answers; None: noted if it is a GET with a key, and otherwise not at all.
         links: the operations that lead on from its answer, as OpenAPI has them.
         example: a body.
 
@@ -77,6 +80,7 @@ class Operation:
     replays: bool | None = None
     repeats: bool = False
     lines: bool = False
+    trace: Literal["recorded", "noted"] | None = None
     links: Mapping[str, Any] = field(default_factory=dict)
     example: Mapping[str, Any] | None = None
 
@@ -140,9 +144,15 @@ class Route(APIRoute):
         """Whether a repeat with the same Idempotency-Key gets the first answer."""
         return self.is_command if self.operation.replays is None else self.operation.replays
 
+    @property
+    def notes_reads(self) -> bool:
+        """Whether the access log learns of its reads when they are answered."""
+        trace = "noted" if self.operation.trace is None and self.methods == {"GET"} else self.operation.trace
+        return bool(self.roles) and trace == "noted"
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request: it reads as the signature says, then calls the route."""
-        endpoint, roles = self.endpoint, self.roles
+        endpoint, roles, notes_reads = self.endpoint, self.roles, self.notes_reads
         types = typing.get_type_hints(endpoint)
         named = {kind: name for name, kind in types.items() if kind in {Caller, Request}}
         caller_name, request_name = named.get(Caller), named.get(Request)
@@ -172,6 +182,8 @@ class Route(APIRoute):
                 caller.keep_request_hash(sent)
             del sent
             answer: Response = await endpoint(**arguments)
+            if notes_reads and caller is not None:
+                note_read(caller, arguments.get(query_name) if query_name is not None else None)
             return answer
 
         return handler

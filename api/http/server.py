@@ -91,6 +91,7 @@ async def _serve(
             denied_attempts=opened.denied_attempts,
             authenticator=opened.authenticator,
             key_admin=opened.key_admin,
+            reads=opened.reads,
             views=opened.views,
             settings=settings,
             now=lambda: datetime.now(UTC),

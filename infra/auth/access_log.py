@@ -38,11 +38,13 @@ LAST: Final = UUID(int=2**128 - 1)
 _RECORD: Final = """
     INSERT INTO accesses AS a (
         ledger_id, access_id, together, key_id, role, route, query, format, request_id, reads, row_count, complete,
-        ended_at)
+        ended_at, code_id, creator_id, video_id)
     SELECT %b, x.access_id, x.together, x.key_id, x.role, x.route, x.query::jsonb, x.format, x.request_id, x.reads,
-           x.row_count, x.complete::boolean, CASE WHEN x.complete IS NOT NULL THEN now() END
-    FROM unnest(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
-        AS x (access_id, together, key_id, role, route, query, format, request_id, reads, row_count, complete)
+           x.row_count, x.complete::boolean, CASE WHEN x.complete IS NOT NULL THEN now() END, x.code_id, x.creator_id,
+           x.video_id
+    FROM unnest(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)
+        AS x (access_id, together, key_id, role, route, query, format, request_id, reads, row_count, complete, code_id,
+              creator_id, video_id)
     ON CONFLICT (ledger_id, together) DO UPDATE
     SET reads = a.reads + excluded.reads,
         row_count = a.row_count + excluded.row_count,
@@ -62,7 +64,7 @@ _END: Final = """
 
 _PAGE: Final = """
     SELECT access_id, at, key_id, role, route, query, format, request_id, reads, row_count, complete, ended_at, refused,
-           sealed
+           sealed, code_id, creator_id, video_id
     FROM accesses
     WHERE ledger_id = %(ledger_id)s
     AND access_id < %(before)s
@@ -77,10 +79,27 @@ _SINCE: Final = "AND at >= %(since)s"
 _UNTIL: Final = "AND at < %(until)s"
 _DENIED: Final = "AND refused IS NOT NULL"
 _ANSWERED: Final = "AND refused IS NULL"
+_FOR_REASON: Final = "AND refused = %(reason)s"
+_OF_ROUTE: Final = "AND route = %(route)s"
+_OF_CODE: Final = "AND code_id = %(code_id)s"
+_OF_CREATOR: Final = "AND creator_id = %(creator_id)s"
+_OF_VIDEO: Final = "AND video_id = %(video_id)s"
 # An id has the time of the process that recorded the access, and `at` that of the database.
 _CLOCK_SKEW: Final = timedelta(days=1)
 
 _PURGE: Final = "SELECT purge_accesses(%s, %s)"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSubject:
+    """The code, the creator and the video that were read or asked for, where each is one."""
+
+    code_id: UUID | None = None
+    creator_id: str | None = None
+    video_id: str | None = None
+
+
+NOTHING: Final = AccessSubject()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +115,7 @@ class Access:
         rows: how many events, or questions, the answer contains; 0 where an export begins.
         complete: whether everything that was asked for was sent; None while an export is running.
         request_id: the id of the request in our logs; it distinguishes accesses that are equal in all else.
+        subject: what was read or asked for.
 
     """
 
@@ -107,6 +127,7 @@ class Access:
     rows: int
     complete: bool | None
     request_id: str
+    subject: AccessSubject = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +169,9 @@ class AccessRow:
     ended_at: datetime | None
     refused: str | None
     sealed: bytes | None
+    code_id: UUID | None
+    creator_id: str | None
+    video_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +184,9 @@ class AccessFilter:
         since: only accesses at this time or later.
         until: only accesses before this time.
         refused: only denied attempts, or only accesses that were answered.
+        reason: only attempts that were denied for this reason.
+        route: only accesses through this route.
+        subject: only accesses to this code, creator or video.
 
     """
 
@@ -168,6 +195,9 @@ class AccessFilter:
     since: datetime | None = None
     until: datetime | None = None
     refused: bool | None = None
+    reason: str | None = None
+    route: str | None = None
+    subject: AccessSubject = NOTHING
 
     def conditions(self) -> str:
         """Return the SQL conditions that a row must fulfil."""
@@ -178,6 +208,11 @@ class AccessFilter:
             _UNTIL: self.until is not None,
             _DENIED: self.refused is True,
             _ANSWERED: self.refused is False,
+            _FOR_REASON: self.reason is not None,
+            _OF_ROUTE: self.route is not None,
+            _OF_CODE: self.subject.code_id is not None,
+            _OF_CREATOR: self.subject.creator_id is not None,
+            _OF_VIDEO: self.subject.video_id is not None,
         }
         return " ".join(condition for condition, is_given in given.items() if is_given)
 
@@ -238,6 +273,11 @@ class AccessLog:
             "key_id": wanted.key_id,
             "since": wanted.since,
             "until": wanted.until,
+            "reason": wanted.reason,
+            "route": wanted.route,
+            "code_id": wanted.subject.code_id,
+            "creator_id": wanted.subject.creator_id,
+            "video_id": wanted.subject.video_id,
         }
 
         async def run(connection: LedgerConnection) -> list[AccessRow]:
@@ -284,6 +324,9 @@ async def _insert(connection: LedgerConnection, ledger_id: int, ids: Mapping[Acc
         Ints([reads for _, reads in merged.values()]),
         Bigints([access.rows for access in recorded]),
         Texts([None if access.complete is None else str(access.complete) for access in recorded]),
+        Uuids([access.subject.code_id for access in recorded]),
+        Texts([access.subject.creator_id for access in recorded]),
+        Texts([access.subject.video_id for access in recorded]),
     )
     cursor = await connection.execute(_RECORD, (ledger_id, *columns), prepare=True)
     # An entry that existed has its own id. One that the first attempt of this insert made is not returned again.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import api.http.single_flight
+import infra.auth.read_log
 from tests.api.world import World
 from tests.serving import Server
 
@@ -15,6 +16,12 @@ from tests.serving import Server
 def unkept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the database asked for each look at how the service is."""
     monkeypatch.setattr(api.http.single_flight, "KEEP_S", 0)
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have reads written to the access log when a test says so, and not beside what it compares."""
+    monkeypatch.setattr(infra.auth.read_log, "GATHER_S", 3600)
 
 
 @pytest.fixture

@@ -78,6 +78,7 @@ def test_an_access_says_who_and_when(world: World) -> None:
         "complete": True,
         "ended_at": access["at"],
         "request_id": answer.headers["request-id"],
+        **dict.fromkeys(("code_id", "creator_id", "video_id")),
         **dict.fromkeys(("refused", "address", "user_agent", "path")),
     }
 
