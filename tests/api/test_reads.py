@@ -120,9 +120,15 @@ def test_accesses_are_found_by_code_creator_video_and_route(world: World) -> Non
         "codes/{code_id}",
         "codes/{code_id}/history",
         "creators/{creator_id}/permission",
+        "events/{position}",
     ]
     assert routes(creator_id=OTHER_CREATOR) == ["codes/{code_id}", "codes/{code_id}/history", "events"]
-    assert routes(video_id=ours["video_id"]) == ["authorizations", "codes/{code_id}", "codes/{code_id}/history"]
+    assert routes(video_id=ours["video_id"]) == [
+        "authorizations",
+        "codes/{code_id}",
+        "codes/{code_id}/history",
+        "events/{position}",
+    ]
     assert set(routes(route="GET /v1/codes/{code_id}")) == {"codes/{code_id}"}
     assert routes(route="GET /v1/codes/{code_id}", code_id=ours["code_id"]) == ["codes/{code_id}"]
     assert routes(route="sparkledger export") == []
