@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.cursors import decode_two_way, link_header, neighbours, two_way_cursors
+from api.http.cursors import decode_two_way, link_header, neighbours, two_way_cursors, with_history
 from api.http.denied_attempts import DeniedReason
 from api.http.fields import Id, Moment, VideoId
 from api.http.models import Answer
@@ -200,7 +200,8 @@ async def list_accesses(
     ledger_keys = await caller.services.keyring.ledger(caller.ledger_id)
     reached = shown[0 if back else -1].access_id.int if len(rows) > query.limit else None
     keys = [row.access_id.int for row in shown]
-    cursors = two_way_cursors(query.cursor_scope(), *neighbours(keys, reached, place, back=back, ascending=False))
+    beside = neighbours(keys, reached, place, back=back, ascending=False)
+    cursors = with_history(caller.history.history, two_way_cursors(query.cursor_scope(), *beside))
     content = {
         "accesses": [
             _content(row, names) | {"query": unseal_search_terms(ledger_keys, row.query)} | await _refusal(row, caller)

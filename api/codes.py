@@ -16,7 +16,7 @@ from api.access_log import record_access
 from api.code_answer import CodeAnswer, code_answer, code_content
 from api.http import answer_fields as answered
 from api.http import headers
-from api.http.as_of import known_at, refuse_ahead, refuse_before_it_began, upto
+from api.http.as_of import known_at, refuse_before_it_began, upto, wait_for_log
 from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
 from api.http.command_context import creator_of, ending, handle_command, policy_of, without_others
 from api.http.fields import (
@@ -444,7 +444,7 @@ async def read_code(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
     """Read a code as it is now, as it was at a version, as the ledger knew it then, or as it was true then."""
-    await refuse_ahead(caller, query.at_least)
+    await wait_for_log(caller, query.at_least)
     stream = await stream_of(caller, headers.path_uuid(code_id, "code"))
     clock = now = caller.services.now()
     as_of = max(stream[-1].position, query.at_least or 0)

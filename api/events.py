@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, Self
 
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from api.access_log import record_access, subject_of_search
@@ -15,14 +18,14 @@ from api.event_content import EventAnswer, csv_head, csv_text, event_content, na
 from api.event_filters import Filters
 from api.event_search import SearchRange, index_stopped, restrict_to_caller, search_events
 from api.http import headers
-from api.http.as_of import refuse_ahead
+from api.http.as_of import wait_for_log
 from api.http.caller import Caller, allow
-from api.http.cursors import decode_two_way, link_header, neighbours, two_way_cursors
+from api.http.cursors import decode_two_way, link_header, link_to, neighbours, two_way_cursors, with_history
 from api.http.dependencies import DatabaseCursor
 from api.http.media_types import CSV, JSON, NDJSON, wanted_format
 from api.http.models import Answer, absent
-from api.http.problems import Problem
-from api.http.query_params import LIMIT, AtLeast, EitherCursor, Limit
+from api.http.problems import Problem, ahead_of_ledger, malformed_query, unauthenticated
+from api.http.query_params import LIMIT, AtLeast, EitherCursor, Limit, whole_number
 from api.http.reads import subject_of
 from api.http.responses import answer
 from api.http.route import Operation, Route
@@ -30,18 +33,28 @@ from infra.eventstore.event_rows import POSITION
 from projections import event_index, index_scan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from api.event_search import SearchResult
     from api.query_language import ParsedQuery
     from infra.eventstore.event_rows import Row
+    from infra.eventstore.live_subscription import LiveSubscription
+
+
+# Shorter than the limit of a request, with what a search may take.
+MAX_WAIT_S: Final = 20
+Seconds = Annotated[int, Field(ge=0, le=MAX_WAIT_S), BeforeValidator(whole_number)]
 
 
 class EventsAnswer(Answer):
     events: Annotated[list[EventAnswer], Field(description="The events, in the requested order.")]
     next: Annotated[
         int | None,
-        Field(description="The `after` of the next page (with order=desc: its `before`). Null if there is none yet."),
+        Field(
+            description="The `after` of the next page (with order=desc: its `before`). Null if there is none yet. With "
+            "`wait`, never null: the `after` of the next request."
+        ),
     ]
     next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page. Null if `next` is.")]
     prev_cursor: Annotated[str | None, Field(description="The `cursor` of the previous page. Null on the first page.")]
@@ -68,11 +81,26 @@ class EventsQuery(Filters):
         Literal["estimate"] | None,
         Field(description="`estimate` adds an estimate of the total number of events. Nothing is counted for it."),
     ] = None
+    wait: Annotated[
+        Seconds | None,
+        Field(
+            description="If there is no matching event after `after`, wait so many seconds for one. Poll with `after` "
+            "alone: the `next` of the response is the `after` of the next request. Not with `order=desc`, `before` or "
+            "`cursor`.",
+            examples=[MAX_WAIT_S],
+        ),
+    ] = None
     at_least: AtLeast = None
+
+    @model_validator(mode="after")
+    def _only_forwards(self) -> Self:
+        if self.wait is not None and (self.order == "desc" or self.before is not None or self.cursor is not None):
+            raise malformed_query("wait", "Only a request without `order=desc`, `before` and `cursor` can wait.")
+        return self
 
     def cursor_scope(self) -> dict[str, Any]:
         """Return what must be the same for a cursor to be good."""
-        return self.model_dump(exclude={"cursor", "limit", "total", "at_least"})
+        return self.model_dump(exclude={"cursor", "limit", "total", "wait", "at_least"})
 
 
 _POSITION: Final = re.compile(r"[1-9][0-9]{0,17}")
@@ -90,11 +118,15 @@ async def list_events(
 
     A search for rare events stops after a limited time: then `complete` is false, `looked_through` is the number of
     scanned events, and `next` continues there. `complete` is also false if the searched view has stopped.
-    `Ledger-Position` says how far it came. Reads are recorded in the access log.
+    `Ledger-Position` says how far it came. A program that polls sends `wait` and keeps `next`. Reads are recorded in
+    the access log.
     """
+    caller.history.require_whole()
     parsed = restrict_to_caller(caller, query.parsed())
-    await refuse_ahead(caller, query.at_least)
+    await wait_for_log(caller, query.at_least)
     page = await _page(caller, query, parsed)
+    if query.wait is not None:
+        page = await _next_page(caller, query, parsed, page)
     names = await names_in(caller.request.app.state.key_names, caller.ledger_id, page.shown)
     contents = [row_content(row, names) for row in page.shown]
     format_ = wanted_format(headers.text(caller.request, b"accept"))
@@ -103,7 +135,7 @@ async def list_events(
         "Ledger-Position": str(page.upto),
         "Search-Complete": str(page.found.complete).lower(),
         "Looked-Through": str(page.found.rows_scanned),
-        **link_header(caller.request, **page.cursors),
+        **(link_header(caller.request, **page.cursors) if query.wait is None else link_to(caller.request, page.next)),
     }
     total = {} if query.total is None else {"total": await _total(caller, query, parsed, page)}
     await record_access(
@@ -173,6 +205,8 @@ async def _page(caller: Caller, query: EventsQuery, parsed: ParsedQuery) -> _Pag
     if place is not None:
         low, high = (max(low, place), high) if upwards else (low, min(high, place))
     head = await caller.services.events.head(caller.ledger_id)
+    if (query.after or 0) > head:
+        raise ahead_of_ledger(head)
     within = SearchRange(low, high, not upwards, at_least=min(head, high - 1))
     found = await search_events(caller.services.views, caller.ledger_id, parsed, within, query.limit + 1)
     upto = head if found.upto is None else found.upto
@@ -187,7 +221,65 @@ async def _page(caller: Caller, query: EventsQuery, parsed: ParsedQuery) -> _Pag
     upto = max(upto, *keys, 0)
     if upwards and found.stopped_at is not None:
         upto = min(upto, found.stopped_at)
-    return _Page(shown, found, upto, after, two_way_cursors(query.cursor_scope(), after, before))
+    cursors = with_history(caller.history.history, two_way_cursors(query.cursor_scope(), after, before))
+    return _Page(shown, found, upto, after, cursors)
+
+
+class _Streams(Protocol):
+    """What a long poll needs of the streams of this process: it takes one of their places and follows a ledger."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server is stopping."""
+
+    def polling(self, caller: Caller) -> AbstractAsyncContextManager[LiveSubscription]:
+        """Follow the caller's ledger."""
+
+
+async def _next_page(caller: Caller, query: EventsQuery, parsed: ParsedQuery, page: _Page) -> _Page:
+    """Return a page for a poller, and wait for its first event if there is none yet.
+
+    Raises:
+        ClientDisconnect: the client left.
+        Problem: the key was revoked meanwhile, or has as many streams and waiting requests as it may.
+
+    """
+    streams: _Streams = caller.request.app.state.streams
+    ends_at = asyncio.get_running_loop().time() + (query.wait or 0)
+    if query.wait and not page.shown and page.found.complete:
+        async with streams.polling(caller) as subscription, _until_gone(caller, subscription) as gone:
+            while not page.shown and page.found.complete and not streams.closing:
+                if subscription.position > page.upto:
+                    page = await _page(caller, query.model_copy(update={"after": page.upto}), parsed)
+                    continue
+                if subscription.failure is not None:
+                    raise subscription.failure
+                try:
+                    async with asyncio.timeout_at(ends_at):
+                        await subscription.wait_for_events()
+                except TimeoutError:
+                    break
+                if gone.done():
+                    raise ClientDisconnect
+        if not await caller.services.authenticator.still_opens(caller.presented, caller.services.now()):
+            raise unauthenticated()
+    return replace(page, next=page.upto) if page.next is None else page
+
+
+@contextlib.asynccontextmanager
+async def _until_gone(caller: Caller, subscription: LiveSubscription) -> AsyncIterator[asyncio.Task[None]]:
+    """Yield a task that is done once the client has left; then those who wait for events look at it."""
+
+    async def listen() -> None:
+        while (await caller.request.receive())["type"] != "http.disconnect":
+            pass
+
+    listening = asyncio.create_task(listen(), name="connection of a long poll")
+    listening.add_done_callback(lambda _: subscription.notify())
+    try:
+        yield listening
+    finally:
+        listening.cancel()
 
 
 async def _total(caller: Caller, query: EventsQuery, parsed: ParsedQuery, page: _Page) -> int:

@@ -25,9 +25,9 @@ from api.event_content import CSV_COLUMNS, csv_head, csv_text, names_in, ndjson,
 from api.event_filters import Filters
 from api.event_search import SearchRange, index_stopped, search_events
 from api.export_files import digest_of
-from api.http.as_of import refuse_ahead
+from api.http.as_of import wait_for_log
 from api.http.caller import Caller, allow
-from api.http.problems import malformed_query
+from api.http.problems import ahead_of_ledger, malformed_query
 from api.http.query_params import AtLeast, Flag
 from api.http.route import Operation, Route
 from api.http.streaming_download import StreamingDownload, refuse_revoked
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from api.event_content import KeyNames
     from api.query_language import ParsedQuery
     from infra.eventstore.event_rows import Row
+    from infra.eventstore.histories import History
     from infra.views.reader import ViewReader
 
 
@@ -80,6 +81,7 @@ class Export:
     Attributes:
         ledger_id: the ledger.
         ledger: its name.
+        history: that of its log.
         query: which events.
         parameters: the same as it was sent, for the trailer.
         format: of the export.
@@ -98,6 +100,7 @@ class Export:
 
     ledger_id: int
     ledger: str
+    history: History
     query: ParsedQuery
     parameters: Mapping[str, Any]
     format: Format
@@ -187,6 +190,8 @@ class Export:
     def _trailer(self) -> bytes:
         content: dict[str, Any] = {
             "ledger": self.ledger,
+            "log_id": self.history.log_id,
+            "history": self.history.history,
             "query": self.parameters,
             "events": self.events,
             "first": self.first,
@@ -220,22 +225,27 @@ async def export_events(
     """Export all matching events, oldest first, up to the last event recorded before the export began.
 
     The export is streamed and ends with a trailer. In NDJSON, it is a last line `{"trailer": {…}}`. In CSV, it is a
-    last row whose `position` is `end`. The trailer has the number of events, their first and last position, the
-    query, the ledger's last position when the export began (`head`), the position up to which was searched (`upto`,
-    less than `head` only if the searched view has stopped), the SHA-256 of every byte before it, and the SHA-256 of
-    its own other fields. An export without a trailer is incomplete. Exports are recorded in the access log before
-    the first byte is sent.
+    last row whose `position` is `end`. The trailer has the id of the log and its history, the number of events, their
+    first and last position, the query, the ledger's last position when the export began (`head`), the position up to
+    which was searched (`upto`, less than `head` only if the searched view has stopped), the SHA-256 of every byte
+    before it, and the SHA-256 of its own other fields. An export without a trailer is incomplete. Exports are recorded
+    in the access log before the first byte is sent.
     """
+    caller.history.require_whole()
     parsed = query.parsed()
-    await refuse_ahead(caller, query.at_least)
+    await wait_for_log(caller, query.at_least)
     services = caller.services
+    head = await services.events.head(caller.ledger_id)
+    if (query.after or 0) > head:
+        raise ahead_of_ledger(head)
     export = Export(
         ledger_id=caller.ledger_id,
         ledger=caller.key.ledger_name,
+        history=caller.history,
         query=parsed,
         parameters=query.parameters(),
         format=query.format,
-        head=await services.events.head(caller.ledger_id),
+        head=head,
         began_at=services.now(),
         bom=query.bom is True,
         low=query.after or 0,

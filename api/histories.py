@@ -14,9 +14,9 @@ from api.codes import stream_of
 from api.event_content import EventAnswer, event_content, names_of, unsealed_notes, visible_to
 from api.http import answer_fields as answered
 from api.http import headers
-from api.http.as_of import known_at, refuse_ahead, refuse_before_it_began, upto
+from api.http.as_of import known_at, refuse_before_it_began, upto, wait_for_log
 from api.http.caller import Caller, allow
-from api.http.cursors import decode, encode, link_header
+from api.http.cursors import decode, encode, link_header, with_history
 from api.http.models import Answer, absent
 from api.http.pagination import page_of
 from api.http.query_params import MAX_LIMIT, AsOf, At, AtLeast, LongLimit, NextCursor, QueryModel
@@ -80,7 +80,7 @@ async def read_history(
     `as_of` leaves out what the ledger did not know at that time. `at` leaves out what had not taken effect at that
     time. A brand's key reads what concerns it.
     """
-    await refuse_ahead(caller, query.at_least)
+    await wait_for_log(caller, query.at_least)
     stream = await stream_of(caller, headers.path_uuid(code_id, "code"))
     position = max(stream[-1].position, query.at_least or 0)
     if query.as_of is not None:
@@ -119,7 +119,7 @@ async def read_permission_history(
     creator_id = headers.path_creator(creator_id)
     caller.act_for_creator(creator_id)
     (creator_id,) = await caller.services.aggregates.shown_creators(caller.ledger_id, {creator_id})
-    await refuse_ahead(caller, query.at_least)
+    await wait_for_log(caller, query.at_least)
     stream = await caller.services.aggregates.creator_stream(caller.ledger_id, creator_id)
     position = max([query.at_least or 0, *(recorded.position for recorded in stream[-1:])])
     if query.as_of is not None:
@@ -179,5 +179,6 @@ async def _page(
         | ({"erased": True} if texts.get(one.position, {}) is None else {})
         for one in shown
     ]
-    link = link_header(caller.request, next=page.next)
-    return answer({"events": events, "next": page.next}, 200, {**answer_headers, **link})
+    cursors = with_history(caller.history.history, {"next": page.next})
+    link = link_header(caller.request, **cursors)
+    return answer({"events": events, **cursors}, 200, {**answer_headers, **link})

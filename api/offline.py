@@ -27,6 +27,7 @@ from infra.auth.key_admin import KeyAdmin
 from infra.auth.key_commands import find_ledger
 from infra.crypto.keyring import Keyring
 from infra.crypto.sealed_terms import seal_search_terms
+from infra.eventstore.histories import Histories
 from infra.eventstore.reader import EventReader
 from infra.postgres.pool import Database
 from infra.postgres.roles import API
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from domain.pasted import VideoIds
     from infra.crypto.envelope import LedgerKeys
     from infra.crypto.master_keys import KeyProvider
+    from infra.eventstore.histories import History
 
 SAY_EVERY_S: Final = 0.5
 SESSIONS: Final = 3
@@ -80,6 +82,7 @@ class OpenLedger:
     store: EventReader
     names: KeyNames
     keys: LedgerKeys
+    history: History
 
     async def record_access(self, command: str, parameters: Mapping[str, Any], media_type: str) -> UUID:
         """Record what is about to be read."""
@@ -104,7 +107,8 @@ async def open_ledger(where: LedgerAddress) -> AsyncIterator[OpenLedger]:
         keyring = Keyring(database, where.master_key)
         names = KeyNames(KeyAdmin(database, keyring))
         keys = await keyring.ledger(ledger_id)
-        yield OpenLedger(ledger_id, ViewReader(database), EventReader(database), names, keys)
+        history = await Histories(database).of(ledger_id)
+        yield OpenLedger(ledger_id, ViewReader(database), EventReader(database), names, keys, history)
     finally:
         await database.close()
 
@@ -151,6 +155,7 @@ async def export(where: LedgerAddress, query: ExportQuery, path: Path, say: Call
         exported = Export(
             ledger_id=opened.ledger_id,
             ledger=where.ledger,
+            history=opened.history,
             query=query.parsed(),
             parameters=query.parameters(),
             format=query.format,

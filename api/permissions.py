@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http import headers
-from api.http.as_of import known_at, refuse_ahead, upto
+from api.http.as_of import known_at, upto, wait_for_log
 from api.http.caller import Caller, allow
 from api.http.command_context import handle_command
 from api.http.cursors import encode_time
@@ -150,7 +150,7 @@ async def read_permission(
             enabled, version, position = row.enabled, row.version, row.position
     else:
         clock = query.at or now
-        await refuse_ahead(caller, query.at_least)
+        await wait_for_log(caller, query.at_least)
         if query.as_of is None:
             as_of = await services.events.head(caller.ledger_id)
         else:

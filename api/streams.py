@@ -1,7 +1,10 @@
-"""The live stream of the audit trail: Server-Sent Events whose ids are positions.
+"""The live stream of the audit trail: Server-Sent Events whose ids are a history and a position.
 
     Streams    all streams of this process: how many, whose keys, and their end together
     Stream     one client's: first what it has missed, from the log, then new events, from a live subscription
+
+The id is also in the opening block and in every heartbeat, without data: a browser remembers it and shows no event. So
+a client that is cut before its first event, or whose filter rarely matches, does not start from an old position.
 
 A client that comes back with the id of the last event it has seen misses nothing and gets nothing twice, whatever ended
 its stream. A stream holds no events: it asks the subscription, which has each once, for those after its position. So a
@@ -20,7 +23,7 @@ import orjson
 from fastapi import APIRouter, Query
 from prometheus_client import Counter, Gauge
 from pydantic import Field
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
 
@@ -32,7 +35,7 @@ from api.event_search import restrict_to_caller
 from api.http.caller import Caller, allow
 from api.http.headers import last_event_id
 from api.http.places import Places
-from api.http.problems import Problem, malformed_query
+from api.http.problems import ahead_of_ledger, history_members
 from api.http.protocol import abort
 from api.http.query_params import AnyPosition
 from api.http.route import Operation, Route
@@ -40,6 +43,7 @@ from domain.values import CLOCK
 from infra.auth.access_log import GROUPED_ROLE
 from infra.errors import Unavailable
 from infra.eventstore.event_filter import EventFilter
+from infra.eventstore.histories import HistoryChanged
 from infra.eventstore.live_subscription import FellBehind, LiveSubscriptions
 from infra.eventstore.serialization import UnreadableEvent
 
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from api.event_content import KeyNames
     from api.http.dependencies import Services
     from domain.recorded import RecordedEvent
+    from infra.eventstore.live_subscription import LiveSubscription
 
 MAX_STREAMS: Final = 2_000
 MAX_STREAMS_OF_A_LEDGER: Final = MAX_STREAMS // 2
@@ -68,11 +73,14 @@ READING_AT_ONCE: Final = 4
 # What clients are told to wait: before they reconnect, and before they try again where there is no room.
 RECONNECT_MS: Final = 1_000
 RETRY_AFTER_S: Final = 5
-Ending = Literal["slow_reader", "stalled", "key_no_longer_valid", "shutting_down", "unavailable"]
+Ending = Literal["slow_reader", "stalled", "key_no_longer_valid", "history_changed", "shutting_down", "unavailable"]
 ENDINGS: Final[dict[Ending, str]] = {
     "slow_reader": "The client reads too slowly. Reconnect with Last-Event-ID.",
     "stalled": "The client stopped reading. Reconnect with Last-Event-ID.",
     "key_no_longer_valid": "The API key was revoked or has expired.",
+    "history_changed": (
+        "The ledger goes on as another history. Decide what to do with the events after `last_common_position`."
+    ),
     "shutting_down": "The server is stopping. Reconnect with Last-Event-ID.",
     "unavailable": "The log cannot be read now. Reconnect with Last-Event-ID.",
 }
@@ -109,17 +117,23 @@ class Stream(EventSourceResponse):
         self.presented = caller.presented
         self.key_id = caller.key.key_id
         self.ending: Ending | None = None
+        self.history = caller.history
+        # What the end says beside its reason.
+        self.members: Mapping[str, Any] = {}
+        self._id = b"id: %b:" % str(caller.history.history).encode()
         self._streams = streams
         self._caller = caller
         self._parameters = parameters
         self._selection = selection
         self._catch_up = catch_up
         self._sent = 0
+        # A client that has received everything up to now has seen all of its events up to this position.
+        self._passed = catch_up.position
+        self._beat_at = asyncio.get_running_loop().time() + HEARTBEAT_S
         super().__init__(
             self._chunks(),
             headers={"Ledger-Position": str(catch_up.position)},
-            ping=HEARTBEAT_S,
-            ping_message_factory=_heartbeat,
+            ping=0,
             sep="\n",
             send_timeout=STALLED_S,
         )
@@ -173,7 +187,8 @@ class Stream(EventSourceResponse):
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         """Yield what is sent: whole events, a bounded number of bytes at a time."""
-        yield f"retry: {RECONNECT_MS}\n: after position {self._catch_up.position}\n\n".encode()
+        at = self.position
+        yield b"retry: %d\n%b%d\n: after position %d\n\n" % (RECONNECT_MS, self._id, at, at)
         try:
             async for found in self._catch_up.until(self._subscription):
                 readable = list(takewhile(_is_readable, found.events))
@@ -183,6 +198,9 @@ class Stream(EventSourceResponse):
                     self.ending = self.ending or "unavailable"
                 if self.ending is not None:
                     break
+                self._passed = self.position
+                if self._beats_s() <= 0:
+                    yield self._heartbeat()
             async for chunk in self._live():
                 yield chunk
         except FellBehind:
@@ -190,11 +208,13 @@ class Stream(EventSourceResponse):
         except Unavailable:
             self.ending = "unavailable"
         if self.ending is not None:
-            reason = orjson.dumps({"code": self.ending, "detail": ENDINGS[self.ending]})
-            yield b"event: end\ndata: %b\n\n" % reason
+            reason = orjson.dumps({"code": self.ending, "detail": ENDINGS[self.ending], **self.members})
+            yield b"event: end\n%b%d\ndata: %b\n\n" % (self._id, self._passed, reason)
 
     async def _live(self) -> AsyncIterator[bytes]:
         while self.ending is None:
+            if self._beats_s() <= 0:
+                yield self._heartbeat()
             entries = self._subscription.after(self.position, CHUNK_EVENTS)
             if entries:
                 self._catch_up.position = entries[-1].recorded.position
@@ -204,10 +224,23 @@ class Stream(EventSourceResponse):
                     yield chunk
                 if len(readable) < len(wanted):
                     self.ending = self.ending or "unavailable"
+                if self.ending is None:
+                    self._passed = self.position
             elif self._subscription.failure is not None:
                 self.ending = "unavailable"
             else:
-                await self._subscription.wait_for_events()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._beats_s()):
+                        await self._subscription.wait_for_events()
+
+    def _beats_s(self) -> float:
+        """Return the seconds until the next heartbeat."""
+        return self._beat_at - asyncio.get_running_loop().time()
+
+    def _heartbeat(self) -> bytes:
+        """Return a heartbeat. It is sent between events, never beside them, so its id is that of all that was sent."""
+        self._beat_at = asyncio.get_running_loop().time() + HEARTBEAT_S
+        return b"%b%d\n: heartbeat\n\n" % (self._id, self._passed)
 
     async def _handed(self, events: Sequence[bytes]) -> AsyncIterator[bytes]:
         """Yield events in chunks, as long as this stream goes on."""
@@ -216,8 +249,9 @@ class Stream(EventSourceResponse):
             if self.ending is not None:
                 return
             self._sent += len(chunk)
+            self._beat_at = asyncio.get_running_loop().time() + HEARTBEAT_S
             _SENT.inc(len(chunk))
-            yield b"".join(chunk)
+            yield self._id.join((b"", *chunk))
 
 
 def _is_readable(recorded: RecordedEvent) -> bool:
@@ -239,6 +273,7 @@ class Streams:
     """The streams of one process.
 
     Attributes:
+        closing: whether the server is stopping.
         keys_checked: set, but while keys have changed and were not checked again: no stream sends anything meanwhile.
 
     """
@@ -251,7 +286,8 @@ class Streams:
         self._streams: set[Stream] = set()
         self._turns = asyncio.Semaphore(READING_AT_ONCE)
         self._watching: asyncio.Task[None] | None = None
-        self._closing = False
+        self.polls = 0
+        self.closing = False
         self._keys_changed = asyncio.Event()
         self.keys_checked = asyncio.Event()
         self.keys_checked.set()
@@ -282,6 +318,24 @@ class Streams:
         return Stream(self, caller, parameters, selection, catch_up)
 
     @contextlib.asynccontextmanager
+    async def polling(self, caller: Caller) -> AsyncIterator[LiveSubscription]:
+        """Follow a ledger for a request that waits for its events; it counts as one of its key's streams.
+
+        Raises:
+            Problem: its key or its ledger has as many as it may.
+            Unavailable: there is no room for another, or the database is away.
+
+        """
+        self._refuse_if_stopping()
+        async with self._places.place(caller.ledger_id, caller.key.key_id):
+            self.polls += 1
+            try:
+                async with self.live_subscriptions.following(caller.ledger_id) as subscription:
+                    yield subscription
+            finally:
+                self.polls -= 1
+
+    @contextlib.asynccontextmanager
     async def admitted(self, stream: Stream) -> AsyncIterator[None]:
         """Count a stream for as long as it is sent.
 
@@ -303,11 +357,11 @@ class Streams:
                 _OPEN.dec()
 
     async def encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
-        """Turn events into what is sent, the same for every stream: what `GET /v1/events` shows, under the position."""
+        """Turn events into what is sent after `id: ` and the history: the position, and what `GET /v1/events` shows."""
         key_ids = {recorded.actor.key_id for recorded in page} - {CLOCK.key_id}
         names = await self._key_names.of(ledger_id, key_ids) if key_ids else {}
         return [
-            b"id: %d\ndata: %b\n\n"
+            b"%d\ndata: %b\n\n"
             % (recorded.position, orjson.dumps(event_content(recorded, names), option=orjson.OPT_UTC_Z))
             for recorded in page
         ]
@@ -327,9 +381,26 @@ class Streams:
         if gone:
             self._end(gone, "key_no_longer_valid")
 
+    async def check_histories(self) -> None:
+        """End the streams of ledgers that go on as another history, or that may have lost events."""
+        for ledger_id in {stream.ledger_id for stream in self._streams}:
+            try:
+                now = await self._services.histories.of(ledger_id)
+            except Unavailable:
+                continue  # whoever reads the log finds that out
+            of_ledger = [stream for stream in self._streams if stream.ledger_id == ledger_id]
+            for stream in of_ledger:
+                try:
+                    now.require(stream.history.history)
+                except HistoryChanged as changed:
+                    stream.members = history_members(changed)
+                    self._end([stream], "history_changed")
+            if now.problem is not None or not now.checked:
+                self._end(of_ledger, "unavailable")
+
     def end(self) -> None:
         """End every stream now, and open no more: the server stops."""
-        self._closing = True
+        self.closing = True
         self._end(self._streams, "shutting_down")
 
     async def close(self) -> None:
@@ -345,11 +416,11 @@ class Streams:
         self.live_subscriptions.notify()
 
     def _refuse_if_stopping(self) -> None:
-        if self._closing:
+        if self.closing:
             raise Unavailable("The server is stopping. Try again in a moment.", RETRY_AFTER_S)
 
     async def _watch_keys(self) -> None:
-        """Look at the keys of all streams when keys change, and again and again."""
+        """Look at the keys and histories of all streams when either change, and again and again."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(KEYS_EVERY_S):
@@ -357,6 +428,7 @@ class Streams:
                     self.keys_checked.clear()
             self._keys_changed.clear()
             try:
+                await self.check_histories()
                 await self.check_keys(list(self._streams))
             finally:
                 # Whatever changes next: keys that change all the time hold nobody up for good.
@@ -370,22 +442,19 @@ class Streams:
             return True
 
 
-def _heartbeat() -> ServerSentEvent:
-    return ServerSentEvent(comment="heartbeat", sep="\n")
-
-
 @router.get("/v1/events/stream", status_code=200, response_class=Stream, operation_id="streamEvents")
 @Operation(trace="recorded", request_headers=("Last-Event-ID",), answer_headers=("Ledger-Position",))
 async def stream_events(
     query: Annotated[StreamQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],
 ) -> Response:
-    """Follow the audit trail live, as Server-Sent Events whose `id` is the position.
+    """Follow the audit trail live, as Server-Sent Events whose `id` is the history and the position.
 
     Send the last id that you have received as `Last-Event-ID`: no event is lost or repeated. `data` is the event as
-    in `GET /v1/events`. A comment is sent every 15 seconds. If the server ends the stream, an event named `end`
-    says why. A creator's key follows its own events.
+    in `GET /v1/events`. The first block and a heartbeat every 15 seconds have an id and no data. If the server ends the
+    stream, an event named `end` says why. A creator's key follows its own events.
     """
+    caller.history.require_whole()
     parsed = restrict_to_caller(caller, query.parsed())
     patterns = [(words.pattern(), words.negated) for words in parsed.words]
 
@@ -402,14 +471,17 @@ async def _position(caller: Caller, after: int | None) -> int:
 
     Raises:
         Problem: the ledger has not reached it. Its events would not be those that the caller has seen.
+        HistoryChanged: the caller has seen another history.
 
     """
-    seen = last_event_id(caller.request)
+    sent = last_event_id(caller.request)
+    seen = None
+    if sent is not None:
+        history, seen = sent
+        if history is not None or caller.history.generation > 1:
+            caller.history.require(history)
     head = await caller.services.events.head(caller.ledger_id)
-    if seen is not None and seen > head:
-        raise Problem(
-            "malformed_header", "Last-Event-ID is beyond the end of this ledger. Does it belong to another ledger?"
-        )
-    if seen is None and after is not None and after > head:
-        raise malformed_query("after", "The ledger has not reached this position.")
-    return next(position for position in (seen, after, head) if position is not None)
+    position = next(position for position in (seen, after, head) if position is not None)
+    if position > head:
+        raise ahead_of_ledger(head)
+    return position

@@ -22,7 +22,7 @@ from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.fields import MAX_POSITION, CreatorName, Name
 from api.http.models import Answer, Body
-from api.http.problems import Problem, malformed_body
+from api.http.problems import Problem, ahead_of_ledger, malformed_body
 from api.http.responses import NO_STORE, answer, replay_header
 from api.http.route import Operation, Route
 from domain.errors import NotAllowed, Unknown
@@ -187,7 +187,7 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
     _check(caller, body.url)
     head = await caller.services.events.head(caller.ledger_id)
     if body.after is not None and body.after > head:
-        raise malformed_body("/after", "The ledger has not reached this position.")
+        raise ahead_of_ledger(head)
     with refusals_as_problems():
         webhook, secret, again = await caller.services.webhooks.create(
             owner_of(caller),

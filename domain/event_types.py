@@ -9,6 +9,7 @@ from eventsourcing.utils import get_topic
 from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
+from domain.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def _event_types() -> dict[str, type[Event]]:
     found: dict[str, type[Event]] = {}
-    for aggregate in (Creator, Code, Advertiser):
+    for aggregate in (Creator, Code, Advertiser, Log):
         classes = [kind for kind in vars(aggregate).values() if isinstance(kind, type)]
         events = [kind for kind in classes if issubclass(kind, aggregate.Event)]
         # A class that others inherit from is never recorded itself.

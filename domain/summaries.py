@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
+from domain.log import Log
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -72,6 +73,10 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
         case Code.ExpiryApproaching():
             days = "1 day" if event.days_left == 1 else f"{event.days_left} days"
             return f"The code expires within {days}, at {_day(event.expires_at)}."
+        case Log.Restarted():
+            lost = "" if event.lost_position is None else f" Events up to position {event.lost_position} were lost."
+            after = "" if event.common_position is None else f" after position {event.common_position}"
+            return f"The log goes on as generation {event.generation}{after}.{lost}"
         case _:
             message = f"no sentence is written for {type(event).__name__}"
             raise NotImplementedError(message)

@@ -14,6 +14,7 @@ from infra.crypto.keyring import Keyring
 from infra.eventstore.aggregate_reader import AggregateReader
 from infra.eventstore.command_handler import CommandHandler
 from infra.eventstore.group_commit import GroupCommitWriter
+from infra.eventstore.histories import Histories, HistoryGuard
 from infra.eventstore.notifications import Listener, Notifier
 from infra.eventstore.reader import EventReader
 from infra.eventstore.repository import AggregateCache
@@ -48,12 +49,13 @@ class Runtime:
     key_admin: KeyAdmin
     reads: ReadLog
     views: ViewReader
+    histories: Histories
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def runtime(
-    conninfo: str, role: str, master_key: KeyProvider, issuers: Sequence[Issuer] = ()
+    conninfo: str, role: str, master_key: KeyProvider, issuers: Sequence[Issuer] = (), *, guarded: bool = True
 ) -> AsyncIterator[Runtime]:
     """Open everything that an API process or a worker needs; it succeeds even while the database cannot be reached.
 
@@ -62,6 +64,7 @@ async def runtime(
         role: `API`, which sees one ledger at a time, or `WORKER`, which sees all.
         master_key: the provider of the key that the database's keys are wrapped with.
         issuers: the issuers whose tokens the API accepts.
+        guarded: whether nothing is appended to a log that may have lost events; false only for who decides about that.
 
     """
     # One process of the API serves all ledgers; a worker divides its work by itself.
@@ -73,15 +76,21 @@ async def runtime(
     notifier = Notifier(conninfo, role)
     cache = AggregateCache()
     writer = GroupCommitWriter(
-        conninfo, role, tokens=database.tokens, on_commit=notifier.committed, on_session=cache.reset
+        conninfo,
+        role,
+        tokens=database.tokens,
+        guard=HistoryGuard(database.tokens) if guarded else None,
+        on_commit=notifier.committed,
+        on_session=cache.reset,
     )
     keyring = Keyring(database, master_key)
     events = EventReader(database)
+    histories = Histories(database)
     aggregates = AggregateReader(events, keyring, cache)
     denied_attempts = DeniedAttempts(database, keyring)
     authenticator = Authenticator(database, keyring, issuers)
     reads = ReadLog(database)
-    on_keys_changed: list[Callable[[], None]] = [authenticator.forget, keyring.forget_creators]
+    on_keys_changed: list[Callable[[], None]] = [authenticator.forget, keyring.forget_creators, histories.forget]
 
     def keys_changed() -> None:
         for forget in on_keys_changed:
@@ -106,6 +115,7 @@ async def runtime(
             key_admin=KeyAdmin(database, keyring, authenticator.forget),
             reads=reads,
             views=ViewReader(database),
+            histories=histories,
             on_keys_changed=on_keys_changed,
         )
     finally:

@@ -14,6 +14,7 @@ from uuid import UUID
 from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
+from domain.log import Log
 from domain.pasted import creator_name
 from projections.engine.table import Table
 from projections.engine.view import View
@@ -131,5 +132,5 @@ VIEW: Final = View(
     VERSION,
     EVENT_INDEX,
     row_of=lambda recorded: recorded.position,
-    creates={Creator.Event: indexed, Code.Event: indexed, Advertiser.Event: indexed},
+    creates=dict.fromkeys((Creator.Event, Code.Event, Advertiser.Event, Log.Event), indexed),
 )

@@ -17,6 +17,7 @@ from dataclasses import MISSING, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
+from uuid import UUID
 
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import get_topic
@@ -35,6 +36,7 @@ from domain.code import REFUSAL_REPEAT_AFTER, Code
 from domain.creator import Creator
 from domain.errors import REFUSALS
 from domain.event_types import EVENT_TYPES
+from domain.log import Log
 from domain.summaries import summary
 from domain.values import Role, Sealed
 from infra.auth import access_log, api_keys, denied_attempts, key_admin, oidc
@@ -215,6 +217,18 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
     )
     for command in late:
         pending += _decided(story, command)
+    restarted = Log.begin(
+        UUID("0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b00"),
+        at=story.clock(),
+        generation=2,
+        history="5d0a2b9e-4f3c-4a57-9a43-0f6f6b7a1c02",
+        previous_history="c7f4f1a2-8f0e-4d2b-8b55-6a1e0d9c3b01",
+        common_position=9_600,
+        lost_position=9_721,
+        lost_event_id="0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b05",
+        reason="Restored from the backup of last night",
+    )
+    pending += cast("list[Event]", restarted.pending_events)
     first: dict[str, tuple[Event, dict[str, str]]] = {}
     for event in pending:
         first.setdefault(get_topic(type(event)), (event, split_sealed(event)[1]))
@@ -274,6 +288,8 @@ Version {version}. {_prose(kind)}
 def _subject_of(kind: type[Any]) -> str:
     if issubclass(kind, Advertiser.Event):
         return "advertiser account"
+    if issubclass(kind, Log.Event):
+        return "log"
     return "creator" if issubclass(kind, Creator.Event) else "code"
 
 

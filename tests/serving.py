@@ -145,6 +145,7 @@ class Serving:
                 now=self.clock,
                 database=api.database,
                 webhooks=WebhookSubscriptions(api.database, api.keyring),
+                histories=api.histories,
                 on_keys_changed=api.on_keys_changed,
             )
             app = create_app(services)

@@ -415,7 +415,8 @@ async def _payloads(database: TestDatabase) -> list[bytes]:
     """Return the body of each webhook's request."""
     async with runtime(database.dsn(WORKER), WORKER, MASTER_KEY) as opened:
         ledger_id = await LedgerAdmin(opened.database, opened.keyring).id_of(LEDGER)
-        return [payload(recorded, LEDGER) for recorded in await opened.events.page(ledger_id, limit=1_000)]
+        history = (await opened.histories.of(ledger_id)).history
+        return [payload(recorded, LEDGER, history) for recorded in await opened.events.page(ledger_id, limit=1_000)]
 
 
 # ── what is found ──

@@ -57,6 +57,7 @@ from infra.errors import (
     Unavailable,
     Unreadable,
 )
+from infra.eventstore.histories import HistoryChanged
 
 if TYPE_CHECKING:
     from fastapi.telemetry import TelemetryConfig
@@ -110,6 +111,7 @@ _NO_TELEMETRY: Final[TelemetryConfig] = {
 _RAISED: Final = (
     HTTPException,
     Refused,
+    HistoryChanged,
     IdempotencyMismatch,
     IdempotencyRunning,
     KeyNoLongerValid,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from api.http.caller import Caller
-from api.http.problems import Problem, malformed_query
+from api.http.problems import Problem, ahead_of_ledger, malformed_query
 from domain.code import replay_code
 from infra.errors import Unavailable
+from infra.views.reader import AT_LEAST_WAIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,12 +19,15 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
     from infra.eventstore.reader import EventReader
 
+# The time between two looks at the end of the log.
+POLL_S: Final = 0.1
+
 
 async def known_at(caller: Caller, as_of: datetime | int, now: datetime) -> tuple[int, datetime]:
     """Turn `as_of` into the position that it speaks of, and the moment that state is computed with.
 
     Raises:
-        Problem: it lies ahead, where nothing is known yet and the answer would change.
+        Problem: it is in the future, or beyond the end of the ledger.
 
     """
     return await known_in(caller.services.events, caller.ledger_id, as_of, now)
@@ -37,19 +43,22 @@ async def known_in(store: EventReader, ledger_id: int, as_of: datetime | int, no
         return 0, now
     recorded = await store.at_positions(ledger_id, [as_of])
     if not recorded:
-        raise malformed_query("as_of", "The ledger has not reached this position.")
+        raise ahead_of_ledger(await store.head(ledger_id))
     return as_of, recorded[0].recorded_at
 
 
-async def refuse_ahead(caller: Caller, at_least: int | None) -> None:
-    """Refuse to read the log for a position that it has not reached; whatever is committed, a read of it sees.
+async def wait_for_log(caller: Caller, at_least: int | None) -> None:
+    """Wait until the log has reached a position, for a read of the log itself.
 
     Raises:
-        Unavailable: nothing is recorded at this position yet.
+        Unavailable: nothing was recorded at this position in time.
 
     """
-    if at_least is not None and at_least > await caller.services.events.head(caller.ledger_id):
-        raise Unavailable("The ledger has not reached this position yet. Try again in a moment.")
+    ends_at = time.monotonic() + AT_LEAST_WAIT_S
+    while at_least is not None and at_least > await caller.services.events.head(caller.ledger_id):
+        if time.monotonic() >= ends_at:
+            raise Unavailable("The ledger has not reached this position yet. Try again in a moment.")
+        await asyncio.sleep(POLL_S)
 
 
 def refuse_before_it_began(stream: Sequence[RecordedEvent], at: datetime | None) -> None:

@@ -32,10 +32,15 @@ _ATTRIBUTES: Final[dict[str, dict[str, Any]]] = {
         **_TEXT,
         "description": (
             "The code, creator or advertiser account that it belongs to: `codes/{code_id}`, `creators/{creator_id}` "
-            "or `advertisers/{advertiser_id}`."
+            "or `advertisers/{advertiser_id}`. It is `log` for an event of the log itself."
         ),
     },
     "time": {**_TEXT, "format": "date-time", "description": "When it happened in the world."},
+    "ledgerhistory": {
+        **_TEXT,
+        "format": "uuid",
+        "description": "The history of the ledger. `sequence` names an event only within one history.",
+    },
     "sequence": {**_TEXT, "pattern": "^[0-9]{19}$", "description": "The position in the ledger, padded with zeros."},
     "streamversion": {**_TEXT, "pattern": "^[1-9][0-9]*$", "description": "1, 2, 3 … for each subject, without gaps."},
     "recordedtime": {**_TEXT, "format": "date-time", "description": "When the ledger recorded it."},
@@ -84,8 +89,8 @@ def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
                 "address": "/v1/events/stream",
                 "title": "Live stream",
                 "description": (
-                    "Server-Sent Events whose `id` is the position. With `Last-Event-ID`, no event is lost or "
-                    "repeated. Filters and permissions are those of `GET /v1/events`."
+                    "Server-Sent Events whose `id` is the history and the position. With `Last-Event-ID`, no event is "
+                    "lost or repeated. Filters and permissions are those of `GET /v1/events`."
                 ),
                 "messages": {"event": {"$ref": "#/components/messages/streamed"}},
                 "bindings": {"http": {}},

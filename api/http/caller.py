@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from api.http.middleware import Exchange
     from domain.code import Code
     from infra.auth.api_keys import ApiKey
+    from infra.eventstore.histories import History
 
 REQUEST_HASH_BYTES: Final = 16
 # Those who act for everyone in their ledger.
@@ -43,6 +44,7 @@ class Caller:
     services: Services
     request: Request
     presented: str = field(repr=False)
+    history: History
 
     @property
     def ledger_id(self) -> int:
@@ -145,6 +147,7 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
         Problem: there is no valid key, or it must wait.
         TokenRefused: what was presented is a token that cannot be trusted.
         NotAllowed: its role does not reach this far.
+        HistoryChanged: it knows another history of the ledger.
 
     """
     services = services_of(request.scope)
@@ -154,14 +157,19 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
         raise unauthenticated()
     # For whoever tells of a refusal: from here on it is known who is refused.
     request.scope["key"] = key
+    exchange: Exchange = request.scope["exchange"]
+    history = await services.histories.of(key.ledger_id)
+    exchange.history = str(history.history)
     requests = limits_of(request.scope).requests
     wait_s = requests.wait_s(key.key_id)
     if wait_s > 0:
         raise too_many("too_many_requests", wait_s, requests.policy)
     requests.take(key.key_id)
-    exchange: Exchange = request.scope["exchange"]
     exchange.of_key(key)
     if key.role not in roles:
         request.scope["refused_by_role"] = True
         raise NotAllowed(f"A key with the role {key.role} is not allowed to do this.")
-    return Caller(key, services, request, presented)
+    known = headers.ledger_history(request)
+    if known is not None:
+        history.require(known)
+    return Caller(key, services, request, presented, history)

@@ -8,6 +8,7 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
+from uuid import UUID
 
 from api.http.fields import MAX_POSITION
 from api.http.problems import Problem
@@ -95,6 +96,27 @@ def decode_two_way(text: str, query: object, upto: int = MAX_POSITION) -> tuple[
     return key >> 1, bool(key & 1)
 
 
+def with_history(history: UUID, cursors: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return cursors as they are handed out: good for one history of the ledger alone."""
+    return {
+        name: None if cursor is None else f"{base64.urlsafe_b64encode(history.bytes).decode().rstrip('=')}.{cursor}"
+        for name, cursor in cursors.items()
+    }
+
+
+def history_of(text: str) -> UUID:
+    """Return the history of a cursor that was handed out. It stands before a full stop.
+
+    Raises:
+        Problem: it was changed.
+
+    """
+    try:
+        return UUID(bytes=base64.b64decode(f"{text.partition('.')[0]}==", altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError):
+        raise Problem("malformed_cursor") from None
+
+
 def neighbours(
     keys: Sequence[int], reached: int | None, place: int | None, *, back: bool, ascending: bool
 ) -> tuple[int | None, int | None]:
@@ -133,6 +155,12 @@ def link_header(request: Request, **cursors: str | None) -> Mapping[str, str]:
         if value is not None
     ]
     return {"Link": ", ".join(found)} if found else {}
+
+
+def link_to(request: Request, after: int | None) -> Mapping[str, str]:
+    """Return the Link header that leads to the same query after a later position."""
+    query = urlencode({**request.query_params, "after": after})
+    return {"Link": f'<{request.scope["path"]}?{query}>; rel="next"'}
 
 
 def _check(place: bytes, query: object) -> bytes:

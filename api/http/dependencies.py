@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
     from infra.eventstore.aggregate_reader import AggregateReader
     from infra.eventstore.command_handler import CommandHandler
+    from infra.eventstore.histories import Histories
     from infra.eventstore.reader import EventReader
     from infra.postgres.pool import Database
     from infra.settings import Settings
@@ -57,6 +58,7 @@ class Services:
     now: Callable[[], datetime]
     database: Database
     webhooks: WebhookSubscriptions
+    histories: Histories
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
 
 

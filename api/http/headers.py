@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 _IDEMPOTENCY_KEY: Final = re.compile(r'"([\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
 _ENTITY_TAG: Final = re.compile(r'"(0|[1-9][0-9]{0,9})"')
 _CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
-# A position, as ids of streamed events are; PostgreSQL's bigint holds it.
-_LAST_EVENT_ID: Final = re.compile(r"0|[1-9][0-9]{0,17}")
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LAST_EVENT_ID: Final = re.compile(rf"(?:({_UUID.pattern}):)?(0|[1-9][0-9]{{0,17}})")
 # W3C Trace Context; a malformed one is to be ignored, not refused.
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -74,14 +73,29 @@ def traceparent(request: Request) -> str | None:
     return given if _TRACEPARENT.fullmatch(given) else None
 
 
-def last_event_id(request: Request) -> int | None:
-    """Return the position of the last event that a client of the stream has seen."""
+def ledger_history(request: Request) -> UUID | None:
+    """Return the history of the ledger that the caller knows."""
+    given = _once(request, "Ledger-History")
+    if given is not None and _UUID.fullmatch(given) is None:
+        raise Problem("malformed_header", "Ledger-History must be the history of an earlier response, which is a UUID.")
+    return None if given is None else UUID(given)
+
+
+def last_event_id(request: Request) -> tuple[UUID | None, int] | None:
+    """Return the history and the position of the last event that a client of the stream has seen.
+
+    The ids of earlier versions were positions alone, so the history may be absent.
+    """
     given = _once(request, "Last-Event-ID")
-    if given is not None and _LAST_EVENT_ID.fullmatch(given) is None:
+    if given is None:
+        return None
+    seen = _LAST_EVENT_ID.fullmatch(given)
+    if seen is None:
         raise Problem(
-            "malformed_header", "Last-Event-ID must be the id of an event of this stream, which is its position."
+            "malformed_header", "Last-Event-ID must be an id of this stream: the history, a colon and the position."
         )
-    return None if given is None else int(given)
+    # PostgreSQL's bigint holds the position.
+    return (UUID(seen[1]) if seen[1] else None), int(seen[2])
 
 
 def bearer(request: Request) -> str | None:

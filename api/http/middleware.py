@@ -218,6 +218,8 @@ class Exchange:
         "_received",
         "_send",
         "_waiting",
+        "_whole",
+        "history",
         "key",
         "reading",
         "request_id",
@@ -229,6 +231,7 @@ class Exchange:
         """Give the request an id; it leaves those that are waiting when its answer begins."""
         self._waiting = waiting
         self.key: ApiKey | None = None
+        self.history: str | None = None
         self.reading = False
         self.request_id = random_16().hex()
         self.status = 0
@@ -236,6 +239,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._received = 0
+        self._whole = False
         self._max_body_bytes = max_body_bytes
 
     @property
@@ -260,11 +264,13 @@ class Exchange:
 
     async def receive(self) -> Message:
         """Pass on what comes in, as long as it is not too much, whatever its headers said."""
-        # Left as it is where the wait is cancelled: then it is known for what time ran out.
-        self.reading = True
+        # Left as it is where the wait is cancelled: then it is known for what time ran out. After the body only the end
+        # of the connection is waited for.
+        self.reading = not self._whole
         message = await self._receive()
         self.reading = False
         if message["type"] == "http.request":
+            self._whole = not message.get("more_body", False)
             self._received += len(message.get("body", b""))
             if self._received > self._max_body_bytes:
                 raise self._too_large()
@@ -282,6 +288,7 @@ class Exchange:
             message["headers"] = [
                 *headers,
                 (b"request-id", self.request_id.encode()),
+                *(() if self.history is None else ((b"ledger-history", self.history.encode()),)),
                 *_HEADERS,
                 *(default for default in _DEFAULTS if default[0] not in given),
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -83,6 +84,16 @@ class Problem(BaseModel):
     hint: Annotated[Hint, Field(description="What a code that nobody knows looks like.", examples=["cut_off"])] = Field(
         default_factory=absent
     )
+    last_position: Annotated[
+        int, Field(ge=0, description="The last position of the ledger, if a later one was sent.")
+    ] = Field(default_factory=absent)
+    history: Annotated[UUID, Field(description="The present history of the ledger, if another was sent.")] = Field(
+        default_factory=absent
+    )
+    sent_history: Annotated[UUID, Field(description="The history that was sent.")] = Field(default_factory=absent)
+    last_common_position: Annotated[
+        int, Field(ge=0, description="The last position that both histories have in common, if it is known.")
+    ] = Field(default_factory=absent)
     current_version: Annotated[int, Field(description="The current version, if If-Match named another.")] = Field(
         default_factory=absent
     )

@@ -40,8 +40,9 @@ _WHY: Final[dict[int, str]] = {
     404: "There is no such thing in this ledger.",
     408: "The body arrived too slowly.",
     409: (
-        "A rule refuses the request, and `code` says which. Or the first request with this Idempotency-Key is "
-        "still in progress."
+        "A rule refuses the request, and `code` says which. Or it names a position or a history that the "
+        "ledger does not have. "
+        "Or the first request with this Idempotency-Key is still in progress."
     ),
     412: "The code has changed since the version in If-Match.",
     413: f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.",
@@ -68,6 +69,12 @@ _RESPONSE_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "Ledger-Position": {
         "description": "The position that this response has read or written up to.",
         "schema": {"type": "integer", "minimum": 0},
+        "required": True,
+    },
+    "Ledger-History": {
+        "description": "The history of the ledger. If it changes, the ledger has lost events, and positions may mean "
+        "other events.",
+        "schema": {"type": "string", "format": "uuid"},
         "required": True,
     },
     "Location": {"description": "The URL of what was created.", "schema": {"type": "string"}, "required": True},
@@ -110,9 +117,21 @@ _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
         "example": "*",
     },
     "Last-Event-ID": {
-        "description": "The id of the last event that was received. The stream continues after it.",
-        "schema": {"type": "string", "pattern": "^(0|[1-9][0-9]{0,17})$"},
+        "description": (
+            "The last id that was received: the history, a colon and the position. The stream continues after it."
+        ),
+        "schema": {
+            "type": "string",
+            "pattern": "^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:)?(0|[1-9][0-9]{0,17})$",
+        },
         "example": "0",
+    },
+    "Ledger-History": {
+        "description": (
+            "The history that the caller knows, from the `Ledger-History` of an earlier response. If the ledger has "
+            "another now, the response is 409 (`history_changed`)."
+        ),
+        "schema": {"type": "string", "format": "uuid"},
     },
     "Correlation-Id": {
         "description": "Your name for the business process. It is recorded with the events.",
@@ -146,15 +165,13 @@ def statuses(route: Route) -> set[int]:
     """Return the statuses of a route's refusals: they follow from what it is."""
     if not route.roles:
         return {500, *route.operation.refusals}
-    found = {400, 401, 403, 429, 500, 503, *route.operation.refusals}
+    found = {400, 401, 403, 409, 429, 500, 503, *route.operation.refusals}
     if route.param_convertors.keys() - {"creator_id", "advertiser_id"}:
         found.add(404)
     if route.takes_body:
         found |= {408, 413, 415, 422}
-    if route.is_command:
-        found.add(409)
     if route.replays:
-        found |= {409, 422}
+        found.add(422)
     if "If-Match" in route.operation.request_headers:
         found.add(412)
     return found
@@ -200,12 +217,15 @@ def _sent_headers(route: Route, method: str) -> list[str]:
     """Return the headers that a request to a route may bear, in the order of the table."""
     found = {"Idempotency-Key"} if method in {"POST", "PUT"} else set()
     found |= {"Correlation-Id", "Causation-Id"} if route.is_command else set()
+    found |= {"Ledger-History"} if route.roles else set()
     return [header for header in _REQUEST_HEADERS if header in found.union(route.operation.request_headers)]
 
 
 def _answer_headers(route: Route) -> list[str]:
     """Return the headers of a route's answer, in the order of the table."""
     found = {"Request-Id", *route.operation.answer_headers}
+    if route.roles:
+        found.add("Ledger-History")
     if route.is_command:
         found |= {"ETag", "Ledger-Position"}
     if route.replays:

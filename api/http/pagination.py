@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from starlette.responses import Response
 
 from api.http.caller import Caller
-from api.http.cursors import decode_time, link_header
+from api.http.cursors import decode_time, link_header, with_history
 from api.http.reads import reading
 from api.http.responses import answer
 
@@ -83,9 +83,10 @@ def page_answer(
     caller: Caller, name: str, page: Page[R], content: Callable[[R], dict[str, Any]], position: int | None = None
 ) -> Response:
     """Answer a page under a name, and the position up to which the list has read the ledger, where it reads that."""
-    contents = {name: [content(row) for row in page.rows], "next": page.next}
+    cursors = with_history(caller.history.history, {"next": page.next})
+    contents = {name: [content(row) for row in page.rows], **cursors}
     reading(caller, rows=len(page.rows))
-    link = link_header(caller.request, next=page.next)
+    link = link_header(caller.request, **cursors)
     if position is None:
         return answer(contents, 200, link)
     return answer(contents | {"position": position}, 200, {"Ledger-Position": str(position), **link})

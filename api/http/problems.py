@@ -26,6 +26,7 @@ from infra.errors import (
     Unavailable,
     Unreadable,
 )
+from infra.eventstore.histories import HistoryChanged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,8 @@ STATUSES: Final[dict[str, int]] = {
     "webhook_unknown": 404,
     "method_not_allowed": 405,
     **dict.fromkeys(SENTENCES, 409),
+    "ahead_of_ledger": 409,
+    "history_changed": 409,
     "key_not_rotatable": 409,
     "idempotency_key_in_use": 409,
     "too_many_webhooks": 409,
@@ -97,6 +100,14 @@ DETAILS: Final[dict[str, str]] = {
     "malformed_cursor": "The cursor does not belong to this query. Start again without a cursor.",
     "malformed_request": "The request could not be understood.",
     "unauthenticated": "Send a valid API key or bearer token as `Authorization: Bearer <key>`.",
+    "ahead_of_ledger": (
+        "The ledger has not reached this position: it ends at `last_position`. The position is from another ledger, or "
+        "this one has lost its newest events."
+    ),
+    "history_changed": (
+        "The ledger goes on as another history, `history`, because it has lost events. Positions after "
+        "`last_common_position` mean other events than in `sent_history`. Read again from there, or from the beginning."
+    ),
     "erasure_unknown": "There is no erasure of this creator in this ledger.",
     "event_unknown": "There is no event at this position in this ledger.",
     "key_unknown": "There is no such key in this ledger.",
@@ -202,6 +213,21 @@ def malformed(code: str, error: ValidationError, model: Any, left_out: int = 0) 
     return Problem(code, members=members)
 
 
+def ahead_of_ledger(last_position: int) -> Problem:
+    """Return the problem of a position that the ledger has not reached; an empty page would hide a lost end."""
+    return Problem("ahead_of_ledger", members={"last_position": last_position})
+
+
+def history_members(error: HistoryChanged) -> dict[str, Any]:
+    """Return both histories, where there are two, and the last position that they have in common, where it is known."""
+    members = {
+        "history": str(error.current),
+        "sent_history": None if error.sent is None else str(error.sent),
+        "last_common_position": error.common_position,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
 def too_many(code: str, wait_s: float, policy: tuple[int, int]) -> Problem:
     """Return the problem of a caller that must wait; seconds are rounded up, to at least one.
 
@@ -240,6 +266,8 @@ def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911, PLR0912 - o
         case Refused():
             conflict = {"conflict_id": error.conflict_id} if error.conflict_id else {}
             return Problem(error.code, error.detail, members=conflict)
+        case HistoryChanged():
+            return Problem("history_changed", members=history_members(error))
         case IdempotencyMismatch():
             return Problem("idempotency_key_reused", members={"errors": []})
         case IdempotencyRunning():

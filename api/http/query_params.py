@@ -51,7 +51,7 @@ _NO_UTF_8: Final = PydanticCustomError(
 _LOST_PLUS: Final = re.compile(r".*[Tt].*[0-9] [0-9]{2}:[0-9]{2}")
 
 
-def _whole(value: object) -> object:
+def whole_number(value: object) -> object:
     """Read a number from the query: digits alone, for `1_0`, ` 1` and `1.0` are slips, not numbers."""
     if isinstance(value, str) and _WHOLE.fullmatch(value) is None:
         raise PydanticCustomError("whole", "Expected a whole number, 0 or greater.")
@@ -89,9 +89,9 @@ def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
 
 
 # The bounds come before the reading: so they stand in the reference too.
-AnyPosition = Annotated[int, Field(ge=0, le=MAX_POSITION), BeforeValidator(_whole)]
-Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
-Size = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(_whole)]
+AnyPosition = Annotated[int, Field(ge=0, le=MAX_POSITION), BeforeValidator(whole_number)]
+Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(whole_number)]
+Size = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(whole_number)]
 AtLeast = Annotated[
     AnyPosition | None,
     Field(description="Wait for at most 5 seconds until this position has been read.", examples=[1]),

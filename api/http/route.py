@@ -28,6 +28,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from api.http import headers
 from api.http.caller import Allowed, Caller, admit
+from api.http.cursors import history_of
 from api.http.dependencies import services_of
 from api.http.fields import VideoIdPolicy
 from api.http.models import Body, Command
@@ -194,6 +195,7 @@ async def read_query(request: Request, model: type[M], caller: Caller | None) ->
 
     Raises:
         Problem: it is malformed, or names a parameter twice, of which only one could count.
+        HistoryChanged: its cursor is of another history of the ledger.
 
     """
     text = request.scope["query_string"].decode("latin-1")
@@ -208,10 +210,16 @@ async def read_query(request: Request, model: type[M], caller: Caller | None) ->
         twice = next((name for name in parameters if name in known and names.count(name) > 1), None)
         which = "A query parameter" if twice is None else f"The parameter `{twice}`"
         raise Problem("malformed_query", f"{which} was sent more than once.")
+    sent = parameters.get("cursor") if caller is not None and "cursor" in model.model_fields else None
+    if sent is not None:
+        parameters["cursor"] = sent.partition(".")[2] or sent
     try:
-        return await _validated(model.model_validate, parameters, request, caller)
+        query = await _validated(model.model_validate, parameters, request, caller)
     except ValidationError as error:
         raise malformed("malformed_query", error, model) from None
+    if sent is not None and caller is not None:
+        caller.history.require(history_of(sent))
+    return query
 
 
 async def read_json(request: Request) -> Any:

@@ -97,6 +97,7 @@ async def _serve(
             now=lambda: datetime.now(UTC),
             database=opened.database,
             webhooks=WebhookSubscriptions(opened.database, opened.keyring),
+            histories=opened.histories,
             on_keys_changed=opened.on_keys_changed,
         )
         app = create_app(services, metrics=metrics is None)

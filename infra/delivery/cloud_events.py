@@ -1,8 +1,8 @@
 """Events as CloudEvents 1.0, the same for Kafka and for webhooks, without secrets and without notes.
 
-`cloud_event(recorded, ledger_name)` turns an event of the log into a `CloudEvent`: its attributes as strings, its data
-as JSON bytes, and its ordering key. `binary_headers` is the binary mode of the Kafka binding; `structured` is the JSON
-format (`application/cloudevents+json`), which is one document.
+`cloud_event(recorded, ledger_name, history)` turns an event of the log into a `CloudEvent`: its attributes as strings,
+its data as JSON bytes, and its ordering key. `binary_headers` is the binary mode of the Kafka binding; `structured` is
+the JSON format (`application/cloudevents+json`), which is one document.
 
 The data is the event as `GET /v1/events` shows it, with the same names: its metadata, and as `body` its clear body as
 it is stored. What is sealed is not in it by construction, and a code's secret is in it only masked. Two things are left
@@ -17,6 +17,7 @@ lowercase letters and digits, as the specification requires.
     time            when it was true in the world (its effective time)
     recordedtime    when the ledger recorded it; never decreases with `sequence`
     sequence        the position in the ledger, padded with zeros so that strings sort like numbers
+    ledgerhistory   the history of the ledger: `sequence` names an event only within it
     streamversion   the event's number among those of its subject: 1, 2, 3 … without gaps
     authtype        `api_key`, or `system` for the clock
     authid          the id of the key that recorded it, or `clock`
@@ -41,6 +42,7 @@ from infra.eventstore.serialization import UnreadableEvent, clear_body, event_ty
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+    from uuid import UUID
 
     from domain.recorded import RecordedEvent
 
@@ -56,7 +58,8 @@ class CloudEvent:
     """One event for subscribers.
 
     Attributes:
-        key: the ordering key: the id of the code, of the creator for a permission, or of the advertiser account.
+        key: the ordering key: the id of the code, of the creator for a permission, of the advertiser account, or of
+            the log.
         attributes: all context attributes by name, as strings, with `specversion` and `datacontenttype`.
         data: the event as JSON.
 
@@ -68,13 +71,19 @@ class CloudEvent:
 
 
 def cloud_event(
-    recorded: RecordedEvent, ledger_name: str, *, traceparent: str | None = None, stored: bytes | None = None
+    recorded: RecordedEvent,
+    ledger_name: str,
+    history: UUID,
+    *,
+    traceparent: str | None = None,
+    stored: bytes | None = None,
 ) -> CloudEvent:
     """Return an event of a ledger as a CloudEvent, in the current format of its type.
 
     Args:
         recorded: the event.
         ledger_name: its ledger.
+        history: the present history of the ledger.
         traceparent: the `traceparent` of its command, if known. `RecordedEvent` does not contain it.
         stored: its clear body as it is stored, if available. It need not be serialized again then.
 
@@ -95,6 +104,7 @@ def cloud_event(
         "subject": subject.path,
         "time": rfc3339(recorded.effective_at),
         "datacontenttype": CONTENT_TYPE,
+        "ledgerhistory": str(history),
         "sequence": sequence_of(recorded.position),
         "streamversion": str(recorded.stream_version),
         "recordedtime": rfc3339(recorded.recorded_at),

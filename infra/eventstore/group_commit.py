@@ -27,6 +27,8 @@ from infra.postgres.session_tokens import SessionTokens
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from infra.eventstore.histories import HistoryGuard
+
 MAX_WAITING: Final = 2_000
 MAX_BATCH_CALLERS: Final = 256
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -66,6 +68,7 @@ class GroupCommitWriter:
         role: str,
         *,
         tokens: SessionTokens | None = None,
+        guard: HistoryGuard | None = None,
         on_commit: Callable[[], None] = lambda: None,
         on_session: Callable[[int], None] = lambda _: None,
         resolve_within_s: float = RESOLVE_WITHIN_S,
@@ -76,6 +79,7 @@ class GroupCommitWriter:
             conninfo: the database, as a login that is or may become the role.
             role: whose rights it appends with.
             tokens: what proves, for each caller, that its key was presented to this process; a worker needs none.
+            guard: asked before an append whether the log may have lost events; None to append whatever happened.
             on_commit: called after each batch that recorded something.
             on_session: called with the number of each new session. After a failover the log may have lost its end, so
                 caches of the log must be dropped.
@@ -85,6 +89,7 @@ class GroupCommitWriter:
         # A standby can neither append nor show what was committed.
         self._session = session(conninfo, role, more_options=APPENDING) | {"target_session_attrs": "primary"}
         self._tokens = tokens or SessionTokens()
+        self._guard = guard
         self._on_commit = on_commit
         self._on_session = on_session
         # The number of the session. A decision on what was cached during another session is made again.
@@ -231,7 +236,8 @@ class GroupCommitWriter:
             return None
         connection, statement = opened
         try:
-            outcomes = await call(statement, batch, self._tokens)
+            batch = await self._of_whole_logs(connection, batch)
+            outcomes = await call(statement, batch, self._tokens) if batch else []
         except _OUTDATED as error:
             # `append` was replaced while this session had it prepared.
             if prepared_again:
@@ -245,6 +251,8 @@ class GroupCommitWriter:
             await self._resolve_in_doubt(batch)
             return None
         for request, outcome in zip(batch, outcomes, strict=True):
+            if self._guard is not None and isinstance(outcome, Appended):
+                self._guard.acknowledge(request.ledger_id, outcome.last, request.events[-1].event_id)
             _resolve(request, outcome)
         if any(isinstance(outcome, Appended) for outcome in outcomes):
             self._on_commit()
@@ -273,8 +281,25 @@ class GroupCommitWriter:
                 raise
             self._connection, self._statement = connection, statement
             self._sessions += 1
+            if self._guard is not None:
+                self._guard.new_session()
             self._on_session(self._sessions)
         return self._connection, self._statement
+
+    async def _of_whole_logs(self, connection: LedgerConnection, batch: list[Append]) -> list[Append]:
+        """Return the appends to logs that have lost nothing; the others are resolved as unavailable."""
+        if self._guard is None:
+            return batch
+        refused: dict[int, Exception] = {}
+        for ledger_id in {request.ledger_id for request in batch}:
+            try:
+                await self._guard.require_whole(connection, ledger_id)
+            except Unavailable as error:
+                refused[ledger_id] = error
+        for request in batch:
+            if request.ledger_id in refused:
+                _resolve(request, refused[request.ledger_id])
+        return [request for request in batch if request.ledger_id not in refused]
 
     def _still_known(self, batch: list[Append]) -> list[Append]:
         """Return the appends whose decisions relied on nothing that was cached during another session.

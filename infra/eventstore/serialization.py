@@ -19,6 +19,7 @@ from eventsourcing.utils import TopicError, get_topic, resolve_topic
 from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
+from domain.log import Log
 from domain.values import Sealed
 from infra.errors import Unreadable
 
@@ -35,6 +36,7 @@ _AGGREGATES: Final[dict[type[Any], str]] = {
     Creator.Enabled: Creator.TOPIC,
     Creator.Disabled: Creator.TOPIC,
     Advertiser.Named: Advertiser.TOPIC,
+    Log.Restarted: Log.TOPIC,
 }
 
 

@@ -25,6 +25,11 @@ class Frame:
     data: str | None
     comments: tuple[str, ...]
 
+    @property
+    def position(self) -> int | None:
+        """The position in its id."""
+        return None if self.id is None else int(self.id.rpartition(":")[2])
+
 
 class Following:
     """An open stream, read by a thread."""
@@ -63,7 +68,7 @@ class Following:
             if frame.data is not None and frame.event is None:
                 self.last_id = frame.id
                 event: dict[str, Any] = json.loads(frame.data)
-                assert frame.id == str(event["position"])
+                assert frame.id == f"{self.response.headers['ledger-history']}:{event['position']}"
                 yield event
 
     def take(self, number: int) -> list[dict[str, Any]]:

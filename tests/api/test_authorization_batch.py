@@ -385,7 +385,7 @@ def test_a_batch_that_asks_for_others_is_one_refused_attempt_as_the_question_alo
         ("\n" * 100_001, NDJSON, {}, (413, "body_too_large")),
         (b"x" * (17 << 20), NDJSON, {}, (413, "body_too_large")),
         ("", NDJSON, {"as_of": days(1)}, (400, "malformed_query")),
-        ("", NDJSON, {"as_of": 99}, (400, "malformed_query")),
+        ("", NDJSON, {"as_of": 99}, (409, "ahead_of_ledger")),
         ("", NDJSON, {"limit": 9}, (400, "malformed_query")),
     ],
 )
@@ -433,10 +433,18 @@ def test_a_thousand_questions_are_a_few_reads(world: World, monkeypatch: pytest.
     assert asked == [5] * (1_000 // authorization_lines.AT_ONCE)
 
 
-@pytest.mark.parametrize("as_of", [{"as_of": days(1)}, {"as_of": "99"}, {"as_of": "-1"}, {"as_of": "soon"}])
-def test_a_question_as_of_what_is_not_known_yet_is_refused(world: World, as_of: dict[str, str]) -> None:
-    asked = {"video_id": "v", "advertiser_id": "a"} | as_of
-    assert refused(world.client.get("/v1/authorizations", params=asked)) == (400, "malformed_query")
+@pytest.mark.parametrize(
+    ("as_of", "expected"),
+    [
+        (days(1), (400, "malformed_query")),
+        ("99", (409, "ahead_of_ledger")),
+        ("-1", (400, "malformed_query")),
+        ("soon", (400, "malformed_query")),
+    ],
+)
+def test_a_question_as_of_what_is_not_known_yet_is_refused(world: World, as_of: str, expected: tuple[int, str]) -> None:
+    asked = {"video_id": "v", "advertiser_id": "a", "as_of": as_of}
+    assert refused(world.client.get("/v1/authorizations", params=asked)) == expected
 
 
 # -- Room

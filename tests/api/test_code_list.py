@@ -112,7 +112,7 @@ def test_a_cursor_is_good_for_its_own_query_alone(world: World) -> None:
     queries: list[dict[str, str]] = [{"state": "shared"}, {"creator_id": OWN_CREATOR}]
     for query in queries:
         assert refused(world.client.get("/v1/codes", params={"cursor": given} | query)) == (400, "malformed_cursor")
-    for cursor in ("", "x", given[:-1], "B" + given[1:], given + "A", "é", "A" * 500):
+    for cursor in ("", "x", given[:-1], given.replace(".", ".B", 1), given + "A", "é", "A" * 500):
         assert refused(world.client.get("/v1/codes", params={"cursor": cursor})) == (400, "malformed_cursor")
 
 

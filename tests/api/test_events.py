@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -16,7 +20,9 @@ from api.events import EventsQuery
 from api.http.cursors import encode_two_way
 from api.http.fields import MAX_POSITION
 from domain.event_types import EVENT_TYPES
+from tests.api.streaming import following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
+from tests.waiting import until
 
 
 def positions(answer: httpx.Response) -> list[int]:
@@ -115,7 +121,7 @@ def test_the_trail_is_filtered_by_what_events_concern(world: World) -> None:
     assert trail(world, type="CodeGenerated", creator_id=OTHER_CREATOR, order="desc") == [7]
     assert trail(world, after=2, before=5) == [3, 4]
     assert trail(world, after=0, limit=2) == [1, 2]
-    assert trail(world, after=10**9) == []
+    assert trail(world, after=8) == []
     assert trail(world, after=4, before=4) == []
 
 
@@ -230,7 +236,7 @@ def test_a_cursor_of_the_trail_is_good_for_its_own_query_alone(world: World) -> 
     for other in others:
         answer = world.client.get("/v1/events", params=asked | {"cursor": cursor} | other)
         assert refused(answer) == (400, "malformed_cursor")
-    for changed in ("", "x", cursor[:-1], "B" + cursor[1:], cursor + "A", "é"):
+    for changed in ("", "x", cursor[:-1], cursor.replace(".", ".B", 1), cursor + "A", "é"):
         answer = world.client.get("/v1/events", params=asked | {"cursor": changed})
         assert refused(answer) == (400, "malformed_cursor")
 
@@ -240,7 +246,7 @@ def test_a_cursor_of_the_trail_is_good_for_its_own_query_alone(world: World) -> 
 def test_a_cursor_of_a_place_that_no_ledger_reaches_is_refused(world: World, place: int, back: bool) -> None:
     world.permit()
     for asked in ({"order": "asc"}, {"order": "desc"}, {"q": "type:Shared"}, {"q": "words"}):
-        cursor = encode_two_way(place, EventsQuery.model_validate(asked).cursor_scope(), back=back)
+        cursor = world.cursor(encode_two_way(place, EventsQuery.model_validate(asked).cursor_scope(), back=back))
         answer = world.client.get("/v1/events", params=asked | {"cursor": cursor})
         assert refused(answer) == (400, "malformed_cursor")
 
@@ -249,7 +255,8 @@ def test_a_cursor_of_the_last_place_there_can_be_is_taken(world: World) -> None:
     world.permit()
     for asked in ({"order": "asc"}, {"order": "desc"}, {"q": "type:Shared"}, {"q": "words"}):
         for back in (False, True):
-            cursor = encode_two_way(MAX_POSITION, EventsQuery.model_validate(asked).cursor_scope(), back=back)
+            place = encode_two_way(MAX_POSITION, EventsQuery.model_validate(asked).cursor_scope(), back=back)
+            cursor = world.cursor(place)
             told(world.client.get("/v1/events", params=asked | {"cursor": cursor}), 200)
 
 
@@ -310,12 +317,12 @@ def test_a_page_says_how_far_into_the_ledger_it_has_read(world: World) -> None:
         {},
         {"limit": 2},
         {"limit": 2, "order": "desc", "before": 4},
-        {"after": 5000},
+        {"after": 5},
         {"type": "Revoked"},
         {"type": "PermissionEnabled"},
         {"q": "type:Shared never-said"},
         {"q": "never-said", "order": "desc"},
-        {"type": "Shared", "after": 5000},
+        {"type": "Shared", "after": 5},
     ):
         assert read_upto(world, **query) == 5, query
 
@@ -367,7 +374,7 @@ def test_a_malformed_query_of_the_trail_is_refused(world: World, query: dict[str
             "",
             (
                 "Unknown parameter. Known parameters: type, code_id, creator_id, video_id_exact, video_id, "
-                "advertiser_id, actor, from, to, q, after, before, order, limit, cursor, total, at_least."
+                "advertiser_id, actor, from, to, q, after, before, order, limit, cursor, total, wait, at_least."
             ),
         ),
         ("creator_id=a/b", "/creator_id", "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"),
@@ -528,6 +535,110 @@ def test_no_secret_and_no_note_stands_in_the_trail(world: World) -> None:
         text = world.client.get("/v1/events", headers={"Accept": accept}).text
         for hidden in ("a-secret-that-tiktok-made", "a note on sharing", "a remark of mine"):
             assert hidden not in text
+
+
+def test_a_position_beyond_the_end_is_told_apart_from_an_empty_page(world: World) -> None:
+    world.running()
+    assert trail(world, after=5) == []
+    beyond: tuple[dict[str, Any], ...] = ({"after": 6}, {"after": 99999999, "type": "Shared"}, {"after": 6, "wait": 5})
+    for query in beyond:
+        answer = world.client.get("/v1/events", params=query)
+        assert refused(answer) == (409, "ahead_of_ledger")
+        assert answer.json()["last_position"] == 5
+
+
+def test_at_least_waits_for_its_position(world: World) -> None:
+    with waiting(world, at_least=1) as answers:
+        world.permit()
+        assert positions(answers.get(timeout=10)) == [1]
+
+
+# -- Long polls
+
+
+@contextmanager
+def waiting(world: World, client: httpx.Client | None = None, **query: Any) -> Iterator[queue.Queue[httpx.Response]]:
+    """Ask for a page in a thread of its own, and go on when the server has begun to answer."""
+    answers: queue.Queue[httpx.Response] = queue.Queue()
+    asking = threading.Thread(
+        target=lambda: answers.put((client or world.client).get("/v1/events", params=query)), daemon=True
+    )
+    asking.start()
+    if "wait" in query:
+        until(lambda: followers(world) == 1)
+    yield answers
+    asking.join(30)
+
+
+def followers(world: World) -> int:
+    return world.server.serving.streams.polls
+
+
+def test_a_long_poll_answers_when_its_event_is_recorded(world: World) -> None:
+    world.generate()
+    with waiting(world, after=2, wait=20) as answers:
+        world.permit(OTHER_CREATOR)
+        answer = answers.get(timeout=15)
+    assert (positions(answer), answer.json()["next"]) == ([3], 3)
+
+
+def test_a_long_poll_with_filters_goes_past_what_it_does_not_show(world: World) -> None:
+    with waiting(world, after=0, wait=20, type="Shared") as answers:
+        world.share(world.generate())
+        answer = answers.get(timeout=15)
+    assert (positions(answer), answer.json()["next"]) == ([3], 3)
+
+
+def test_a_poller_keeps_next_alone_and_reads_every_event_once(world: World) -> None:
+    world.running()
+    found: list[int] = []
+    after = 0
+    for _ in range(8):
+        answer = world.client.get("/v1/events", params={"after": after, "wait": 0, "limit": 2})
+        found += positions(answer)
+        after = answer.json()["next"]
+        assert answer.links["next"]["url"].endswith(f"after={after}&wait=0&limit=2")
+        if len(found) == 5:
+            world.permit(OTHER_CREATOR)
+    assert found == [1, 2, 3, 4, 5, 6]
+    # What does not match is not searched again.
+    answer = world.client.get("/v1/events", params={"after": 0, "wait": 0, "type": "Revoked"})
+    assert (positions(answer), answer.json()["next"]) == ([], 6)
+
+
+def test_a_long_poll_ends_empty_after_its_time(world: World) -> None:
+    world.permit()
+    answer = world.client.get("/v1/events", params={"after": 1, "wait": 1})
+    assert (positions(answer), answer.json()["next"]) == ([], 1)
+    assert answer.elapsed.total_seconds() >= 1
+
+
+def test_a_long_poll_ends_with_its_connection(world: World) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        world.client.get("/v1/events", params={"wait": 20}, timeout=0.3)
+    until(lambda: followers(world) == 0)
+
+
+def test_a_long_poll_shows_nothing_to_a_key_that_was_revoked_meanwhile(world: World) -> None:
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    with waiting(world, world.with_key(key["key"]), wait=20) as answers:
+        assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
+        world.permit()
+        assert refused(answers.get(timeout=15)) == (401, "unauthenticated")
+
+
+def test_long_polls_and_streams_of_a_key_share_their_places(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.server.serving.places.streams, "of_a_key", 1)
+    with following(world.client):
+        answer = world.client.get("/v1/events", params={"wait": 20})
+        assert refused(answer) == (429, "too_many_requests")
+
+
+@pytest.mark.parametrize(
+    "query", [{"wait": 21}, {"wait": -1}, {"wait": 1, "order": "desc"}, {"wait": 1, "before": 9}, {"wait": "1s"}]
+)
+def test_what_cannot_wait_is_refused(world: World, query: dict[str, Any]) -> None:
+    assert refused(world.client.get("/v1/events", params=query)) == (400, "malformed_query")
 
 
 def test_a_time_that_lies_ahead_matches_nothing_yet(world: World) -> None:

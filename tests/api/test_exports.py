@@ -55,6 +55,8 @@ def test_an_export_is_the_trail_and_a_trailer(world: World) -> None:
     trailer = json.loads(last)["trailer"]
     assert trailer == {
         "ledger": world.server.ledger,
+        "log_id": trailer["log_id"],
+        "history": answer.headers["ledger-history"],
         "query": {"format": "ndjson"},
         "events": 6,
         "first": 1,
@@ -131,6 +133,12 @@ def test_a_table_may_begin_with_a_byte_order_mark_which_its_hash_covers(world: W
 def test_a_malformed_export_is_refused(world: World, query: dict[str, Any]) -> None:
     answer = world.client.get("/v1/exports/events", params=query)
     assert refused(answer) == (400, "malformed_query")
+    assert accesses(world) == []
+
+
+def test_an_export_beyond_the_end_of_the_ledger_is_refused(world: World) -> None:
+    answer = world.client.get("/v1/exports/events", params={"after": 1})
+    assert refused(answer) == (409, "ahead_of_ledger")
     assert accesses(world) == []
 
 

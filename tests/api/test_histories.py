@@ -129,6 +129,7 @@ def test_a_brands_history_does_not_tell_how_many_others_there_are(world: World) 
     ("query", "status", "code"),
     [
         ({"as_of": days(1)}, 400, "malformed_query"),
+        ({"as_of": "999"}, 409, "ahead_of_ledger"),
         ({"as_of": "1"}, 404, "code_unknown"),
         ({"at": "2026-03-01"}, 400, "malformed_query"),
         ({"limit": "1001"}, 400, "malformed_query"),

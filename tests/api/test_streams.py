@@ -8,7 +8,9 @@ import socket
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psycopg
@@ -19,7 +21,7 @@ import api.event_content
 import api.http.transport
 import api.streams
 import infra.eventstore.live_subscription
-from tests.api.streaming import following
+from tests.api.streaming import Frame, following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
 from tests.waiting import until
 
@@ -96,9 +98,9 @@ def test_one_that_comes_from_far_back_is_handed_over_without_a_gap(
         ("-1", {}, 400, "malformed_header"),
         ("1.0", {}, 400, "malformed_header"),
         ("", {}, 400, "malformed_header"),
-        ("99", {}, 400, "malformed_header"),
+        ("99", {}, 409, "ahead_of_ledger"),
         ("9" * 30, {}, 400, "malformed_header"),
-        (None, {"after": "99"}, 400, "malformed_query"),
+        (None, {"after": "99"}, 409, "ahead_of_ledger"),
         (None, {"after": "x"}, 400, "malformed_query"),
         (None, {"creator": "x"}, 400, "malformed_query"),
     ],
@@ -109,6 +111,27 @@ def test_a_place_that_the_ledger_does_not_have_is_refused(
     world.generate()
     headers = {} if header is None else {"Last-Event-ID": header}
     assert refused(world.client.get("/v1/events/stream", params=query, headers=headers)) == (status, code)
+
+
+def history(world: World) -> str:
+    return world.client.get("/v1/events").headers["ledger-history"]
+
+
+def test_an_id_names_the_history_and_the_position(world: World) -> None:
+    world.running()
+    known = history(world)
+    with following(world.client, f"{known}:3") as stream:
+        assert positions(stream.take(2)) == [4, 5]
+        assert [frame.id for frame in stream.frames] == [f"{known}:{position}" for position in (3, 4, 5)]
+
+
+def test_an_id_of_another_history_is_refused_before_the_stream_begins(world: World) -> None:
+    world.running()
+    other = str(uuid4())
+    answer = world.client.get("/v1/events/stream", headers={"Last-Event-ID": f"{other}:3"})
+    assert refused(answer) == (409, "history_changed")
+    assert (answer.json()["history"], answer.json()["sent_history"]) == (history(world), other)
+    assert "last_common_position" not in answer.json()
 
 
 # -- Filters and roles
@@ -253,6 +276,43 @@ def test_a_heartbeat_comes_when_nothing_is_recorded(world: World, monkeypatch: p
     with following(world.client) as stream:
         frames = [stream.frame() for _ in range(3)]
     assert [frame.comments for frame in frames if frame][1:] == [("heartbeat",), ("heartbeat",)]
+
+
+def test_a_client_that_is_cut_before_its_first_event_misses_nothing(world: World) -> None:
+    world.running()
+    with following(world.client) as stream:
+        opening = stream.frame()
+    assert opening is not None
+    assert (opening.position, opening.data) == (5, None)
+    world.permit(OTHER_CREATOR)
+    with following(world.client, opening.id) as stream:
+        assert positions(stream.take(1)) == [6]
+
+
+def test_a_heartbeat_moves_a_client_past_events_that_its_filter_does_not_show(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.streams, "HEARTBEAT_S", 0.05)
+    with following(world.client, 0, type="Revoked") as stream:
+        world.running()
+        seen = iter(lambda: (stream.frame() or Frame(None, None, None, ())).position, 5)
+        assert set(seen) <= {0, 1, 2, 3, 4}
+
+
+def test_a_heartbeat_never_names_an_event_that_was_not_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.streams, "HEARTBEAT_S", 0.001)
+    with following(world.client) as stream:
+        for _ in range(10):
+            world.permit(OTHER_CREATOR)
+            world.permit(OTHER_CREATOR, enabled=False)
+        stream.take(20)
+    seen = 0
+    for frame in stream.frames:
+        if frame.data is None:
+            assert frame.position == seen
+        else:
+            seen = frame.position or 0
+    assert seen == 20
 
 
 def test_a_revoked_key_ends_its_stream_at_once(world: World) -> None:
@@ -435,7 +495,12 @@ def test_a_client_that_reads_too_slowly_is_told_so_and_can_go_on(world: World, m
     # What was under way arrives whole, then the reason.
     text = deaf.rest().decode()
     assert '"code":"slow_reader"' in text
-    seen = [int(line[4:]) for line in text.splitlines() if line.startswith("id: ")]
+    lines = text.splitlines()
+    seen = [
+        int(line.rpartition(":")[2])
+        for line, next_ in pairwise(lines)
+        if line.startswith("id: ") and next_.startswith('data: {"p')
+    ]
     assert seen == list(range(1, seen[-1] + 1))
     with following(world.client, seen[-1]) as stream:
         rest = stream.take(world.head() - seen[-1])

@@ -83,7 +83,6 @@ def test_a_webhook_may_begin_with_what_is_recorded_already(world: World) -> None
         ({"url": "nonsense"}, "/url"),
         ({"url": ""}, "/url"),
         ({"types": ["Nonsense"]}, "/types"),
-        ({"after": 99}, "/after"),
         ({"after": -1}, "/after"),
         ({"secret": "mine"}, "/secret"),
     ],
@@ -93,6 +92,10 @@ def test_what_cannot_be_sent_to_is_refused(world: World, asked: dict[str, Any], 
     assert refused(answer) == (422, "malformed_body")
     assert answer.json()["errors"][0]["pointer"] == pointer
     assert "10.0.0.1" not in answer.text
+
+
+def test_a_webhook_does_not_begin_beyond_the_end_of_the_ledger(world: World) -> None:
+    assert refused(world.client.post("/v1/webhooks", json={"url": URL, "after": 1})) == (409, "ahead_of_ledger")
 
 
 def test_a_subscriber_has_its_own_webhooks_and_an_administrator_all(world: World) -> None:

@@ -6,9 +6,11 @@ import itertools
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 
+from api.http.cursors import with_history
 from tests.serving import Server
 
 OWN_CREATOR, OTHER_CREATOR = "creator-own", "creator-other"
@@ -111,6 +113,11 @@ class World:
     def read(self, code: dict[str, Any], **query: Any) -> dict[str, Any]:
         """Read a code."""
         return told(self.client.get(f"/v1/codes/{code['code_id']}", params=query), 200)
+
+    def cursor(self, text: str) -> str:
+        """Return a cursor as the ledger would hand it out."""
+        history = UUID(self.client.get("/v1/stats").headers["ledger-history"])
+        return str(with_history(history, {"cursor": text})["cursor"])
 
     def head(self) -> int:
         """Return the ledger's last position."""

@@ -57,6 +57,13 @@ _AFTER: Final = (
 """
 )
 
+_HISTORIES: Final = """
+    SELECT DISTINCT ON (h.ledger_id) h.ledger_id, h.history
+    FROM histories h
+    WHERE h.ledger_id = ANY (%b)
+    ORDER BY h.ledger_id, h.generation DESC
+"""
+
 _BEFORE_VERSIONS: Final = (
     "SELECT"
     + COLUMNS
@@ -110,13 +117,16 @@ class RecordReader:
         limit = self._page_events
         self._cursor.execute(_AFTER, (*known, limit, *self._destination.parameters, limit), prepare=True)
         page = RecordPage()
-        for (ledger_id, ledger_name), rows in groupby(self._cursor.fetchall(), key=itemgetter(0, 1)):
+        found = self._cursor.fetchall()
+        histories = self._histories({row[0] for row in found})
+        for (ledger_id, ledger_name), rows in groupby(found, key=itemgetter(0, 1)):
+            history = histories[ledger_id]
             read: list[RecordedEvent] = []
             newest: set[int] = set()
             try:
                 for row in rows:
                     recorded = _decode(ledger_name, row)
-                    page.records.append(self._event_record(recorded, ledger_name, row[2], row[-1]))
+                    page.records.append(self._event_record(recorded, ledger_name, history, row[2], row[-1]))
                     read.append(recorded)
                     if row[3]:
                         newest.add(recorded.position)
@@ -125,15 +135,15 @@ class RecordReader:
                     raise
             if read:
                 page.records += self._state_records(ledger_id, ledger_name, read, newest)
-                page.records.append(self._progress_record(ledger_name, read[-1]))
+                page.records.append(self._progress_record(ledger_name, history, read[-1]))
                 page.positions[ledger_id] = read[-1].position
         self._states.evict()
         return page
 
     def _event_record(
-        self, recorded: RecordedEvent, ledger_name: str, traceparent: str | None, stored: bytes
+        self, recorded: RecordedEvent, ledger_name: str, history: UUID, traceparent: str | None, stored: bytes
     ) -> KafkaRecord:
-        event = cloud_event(recorded, ledger_name, traceparent=traceparent, stored=stored)
+        event = cloud_event(recorded, ledger_name, history, traceparent=traceparent, stored=stored)
         key = event.key.encode()
         partition = partition_of(key, PARTITIONS)
         return KafkaRecord(self._events, partition, key, event.data, binary_headers(event), _timestamp_ms(recorded))
@@ -147,10 +157,17 @@ class RecordReader:
             partition = partition_of(key, PARTITIONS)
             yield KafkaRecord(self._state, partition, key, content, _STATE_HEADERS, _timestamp_ms(last))
 
-    def _progress_record(self, ledger_name: str, last: RecordedEvent) -> KafkaRecord:
+    def _progress_record(self, ledger_name: str, history: UUID, last: RecordedEvent) -> KafkaRecord:
         """Return the record of a ledger's progress. The event id tells this log from another one of the same length."""
-        value = orjson.dumps({"position": last.position, "event_id": last.event_id})
+        value = orjson.dumps({"position": last.position, "event_id": last.event_id, "history": history})
         return KafkaRecord(self._progress, 0, ledger_name.encode(), value, _STATE_HEADERS, _timestamp_ms(last))
+
+    def _histories(self, ledger_ids: AbstractSet[int]) -> Mapping[int, UUID]:
+        """Return the present history of each ledger."""
+        if not ledger_ids:
+            return {}
+        self._cursor.execute(_HISTORIES, (Ints(sorted(ledger_ids)),), prepare=True)
+        return dict(self._cursor.fetchall())
 
     def _streams_before(self, ledger_id: int, versions: Mapping[UUID, int]) -> Mapping[UUID, Sequence[RecordedEvent]]:
         columns = (Uuids(list(versions)), Ints(list(versions.values())))

@@ -34,10 +34,14 @@ LAGS_MAX: Final = 1_000
 _ENDPOINTS: Final = """
     SELECT w.webhook_id, w.ledger_id, l.name, w.revision, w.url, w.types, w.creator_ids, w.secret, w.old_secret,
            w.old_secret_until, w.resumed,
-           k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+           k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp()),
+           (SELECT h.history FROM histories h WHERE h.ledger_id = w.ledger_id ORDER BY h.generation DESC LIMIT 1),
+           CASE WHEN c.ledger_id IS NULL THEN a.ledger_id IS NULL ELSE c.problem IS NULL END
     FROM webhooks w
     JOIN ledgers l ON l.ledger_id = w.ledger_id
     JOIN api_keys k ON k.key_id = w.key_id
+    LEFT JOIN anchored_ledgers a ON a.ledger_id = w.ledger_id
+    LEFT JOIN history_checks c ON c.ledger_id = w.ledger_id AND c.database = database_identity()
     WHERE w.disabled IS NULL
     ORDER BY w.webhook_id
 """

@@ -154,6 +154,8 @@ class Endpoint:
     Attributes:
         revision: counts every change that the sender must notice.
         resumed: counts the changes that void the receiver's past: another URL, or being enabled again.
+        history: the present history of the ledger.
+        whole: whether nothing speaks against handing out the ledger's events.
 
     """
 
@@ -169,6 +171,8 @@ class Endpoint:
     old_secret_until: datetime | None
     resumed: int
     key_valid: bool
+    history: UUID
+    whole: bool
 
 
 @dataclass(slots=True)

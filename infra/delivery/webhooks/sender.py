@@ -281,7 +281,7 @@ class Sender:
             return
         unreadable = isinstance(recorded.event, UnreadableEvent)
         if not body and not unreadable:
-            body = payload(recorded, self.endpoint.ledger_name)
+            body = payload(recorded, self.endpoint.ledger_name, self.endpoint.history)
         message = Message(recorded.event_id, recorded.position, recorded.type, recorded.stream_id, body=body)
         self._open[recorded.position] = message
         if self._queue.add(message):
@@ -333,7 +333,8 @@ class Sender:
         at, began = datetime.now(UTC), time.monotonic()
         signed = signed_headers(str(message.message_id), int(at.timestamp()), body, self._secrets())
         try:
-            result = await self._target.post(HEADERS | signed, body)
+            history = {"ledger-history": str(self.endpoint.history)}
+            result = await self._target.post(HEADERS | history | signed, body)
         except Exception as error:  # noqa: BLE001 - a defect fails this message alone, and does not hold up the others
             # The text of the error is not logged, because it may contain what was sent.
             raised_at = traceback.extract_tb(error.__traceback__)[-1]
@@ -387,7 +388,7 @@ class Sender:
                 message.message_id, self.endpoint.webhook_id, self.endpoint.ledger_name, datetime.now(UTC)
             )
         (recorded,) = await self._events.at_positions(self.endpoint.ledger_id, [message.position])
-        return payload(recorded, self.endpoint.ledger_name)
+        return payload(recorded, self.endpoint.ledger_name, self.endpoint.history)
 
     def _delivered(self, message: Message) -> DeliveryOutcome:
         was_down, self._failures = self._is_down, 0

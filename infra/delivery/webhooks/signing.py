@@ -46,9 +46,9 @@ SealedField = Literal["secret", "url", "description"]
 _PURPOSE: Final = "webhooks v1"
 
 
-def payload(recorded: RecordedEvent, ledger_name: str) -> bytes:
+def payload(recorded: RecordedEvent, ledger_name: str, history: UUID) -> bytes:
     """Return the body of the message for an event."""
-    return structured(cloud_event(recorded, ledger_name))
+    return structured(cloud_event(recorded, ledger_name, history))
 
 
 def payload_of_test(message_id: UUID, webhook_id: UUID, ledger_name: str, moment: datetime) -> bytes:

@@ -104,6 +104,7 @@ class WebhookWorker:
         self._resolver = Resolver()
         self._context = httpcore.default_ssl_context()
         self._names: dict[int, str] = {}
+        self._histories: dict[int, UUID] = {}
         self._running: dict[UUID, _Running] = {}
         self._failed: dict[UUID, _Failed] = {}
         self._clean_up_at = 0.0
@@ -131,8 +132,14 @@ class WebhookWorker:
             # First of all: what a sender wrote when it ended, such as a disabled webhook, must be read below.
             await self._reap(connection)
             # On the connection that holds the locks: its answer shows that they are still held.
-            endpoints = {endpoint.webhook_id: endpoint for endpoint in await self._store.endpoints(connection)}
-            self._names.update({endpoint.ledger_id: endpoint.ledger_name for endpoint in endpoints.values()})
+            found = await self._store.endpoints(connection)
+            # Until it is decided what holds, nothing is sent of a ledger that may have lost events.
+            endpoints = {endpoint.webhook_id: endpoint for endpoint in found if endpoint.whole}
+            self._names.update({endpoint.ledger_id: endpoint.ledger_name for endpoint in found})
+            histories = self._histories | {endpoint.ledger_id: endpoint.history for endpoint in found}
+            if histories != self._histories:
+                self._histories = histories
+                self.live_subscriptions.forget_encoded()
             try:
                 await self._apply_changes(endpoints)
                 for endpoint in endpoints.values():
@@ -241,8 +248,9 @@ class WebhookWorker:
             await self._store.delete_old_without_sender()
 
     async def _encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
+        history = self._histories[ledger_id]
         return [
-            b"" if isinstance(recorded.event, UnreadableEvent) else payload(recorded, self._names[ledger_id])
+            b"" if isinstance(recorded.event, UnreadableEvent) else payload(recorded, self._names[ledger_id], history)
             for recorded in page
         ]
 

@@ -17,7 +17,7 @@ from domain.event_types import EVENT_TYPES
 from infra.delivery.cloud_events import binary_headers, cloud_event
 from infra.delivery.kafka.topics import PARTITIONS, events_topic, state_topic
 from tests.generated import examples
-from tests.infra.delivery.recorded import as_recorded
+from tests.infra.delivery.recorded import HISTORY, as_recorded
 from tests.serving import Server
 
 # As the AsyncAPI Initiative publishes it, under the Apache License 2.0.
@@ -69,7 +69,7 @@ def test_every_event_is_a_message_of_the_topic(document: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("name", examples())
 def test_what_is_sent_is_what_is_promised(name: str, document: dict[str, Any]) -> None:
-    event = cloud_event(as_recorded(examples()[name][0]), "main", traceparent="00-4bf9-00f0-01")
+    event = cloud_event(as_recorded(examples()[name][0]), "main", HISTORY, traceparent="00-4bf9-00f0-01")
     message = document["components"]["messages"][event.attributes["type"].removeprefix("sparkledger.")]
 
     def check(schema: dict[str, Any], instance: Any) -> None:

@@ -24,10 +24,14 @@ from api.http.middleware import RequestMiddleware, Waiting
 from domain.errors import Unknown
 from infra.auth.api_keys import ApiKey, Subjects
 from infra.errors import Unavailable
+from infra.eventstore.histories import History
 from infra.settings import load_settings
 from tests.wired import services
 
 KEY = ApiKey(UUID(int=1), 1, "main", None, "admin", Subjects(), datetime.now(UTC), None, None)
+
+
+HISTORY = History("main", UUID(int=7), UUID(int=8), 1)
 
 
 class Fake:
@@ -44,6 +48,9 @@ class Fake:
 
     async def handle(self, _request: object, _decide: object) -> Any:
         return await self.act()
+
+    async def of(self, _ledger_id: int) -> History:
+        return HISTORY
 
     async def read(self, *_: object, **__: object) -> Any:
         return await self.act()

@@ -87,17 +87,17 @@ def test_what_the_reference_says_of_a_route_stands_at_the_route() -> None:
     paths = openapi.reference(app)["paths"]
 
     mood, moods = paths["/v1/codes/{code_id}/moods"]["post"], paths["/v1/moods"]["get"]
-    parameters = ["code_id", "Idempotency-Key", "If-Match", "Correlation-Id", "Causation-Id"]
+    parameters = ["code_id", "Idempotency-Key", "If-Match", "Ledger-History", "Correlation-Id", "Causation-Id"]
     assert [one["name"] for one in mood["parameters"]] == parameters
     assert mood["requestBody"]["content"]["application/json"]["example"] == {"mood": "good"}
     assert {int(status) for status in mood["responses"]} == (
         {201, 400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 500, 503}
     )
     assert [*mood["responses"]["201"]["headers"]] == [
-        *("Request-Id", "ETag", "Ledger-Position", "Location", "Idempotent-Replayed"),
+        *("Request-Id", "ETag", "Ledger-Position", "Ledger-History", "Location", "Idempotent-Replayed"),
     ]
-    assert {int(status) for status in moods["responses"]} == {200, 400, 401, 403, 429, 500, 503}
-    assert [*moods["responses"]["200"]["headers"]] == ["Request-Id", "Link"]
+    assert {int(status) for status in moods["responses"]} == {200, 400, 401, 403, 409, 429, 500, 503}
+    assert [*moods["responses"]["200"]["headers"]] == ["Request-Id", "Ledger-History", "Link"]
 
 
 class Mood(Command):

@@ -26,7 +26,9 @@ async def hashed(monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], *, key: 
     router = APIRouter(route_class=Route)
 
     async def admit(request: Request, _roles: object) -> Caller:
-        return Caller(cast("Any", SimpleNamespace(request_key=key)), cast("Any", None), request, "slk_x")
+        return Caller(
+            cast("Any", SimpleNamespace(request_key=key)), cast("Any", None), request, "slk_x", cast("Any", None)
+        )
 
     @router.post("/v1/redemptions")
     async def redeem(body: RedeemCode, caller: Annotated[Caller, allow("brand")]) -> Response:

@@ -11,6 +11,8 @@ from domain.values import Actor
 from infra.eventstore.serialization import event_type
 from tests.given import NOW
 
+HISTORY = UUID(int=9)
+
 
 def as_recorded(event: Event, position: int = 42) -> RecordedEvent:
     """Return an event with a place, a moment and an actor."""

@@ -14,7 +14,7 @@ from domain.code import Code
 from domain.values import CLOCK
 from infra.delivery.cloud_events import cloud_event, rfc3339, sequence_of, structured
 from tests.generated import examples
-from tests.infra.delivery.recorded import as_recorded
+from tests.infra.delivery.recorded import HISTORY, as_recorded
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,9 @@ def test_sequences_sort_as_positions_do() -> None:
 
 @pytest.mark.parametrize("name", examples())
 def test_attributes_are_named_as_the_specification_has_it_and_none_lets_a_reader_drop_the_event(name: str) -> None:
-    attributes = cloud_event(as_recorded(examples()[name][0]), "main", traceparent="00-4bf9-00f0-01").attributes
+    attributes = cloud_event(
+        as_recorded(examples()[name][0]), "main", HISTORY, traceparent="00-4bf9-00f0-01"
+    ).attributes
 
     assert all(attribute.isalnum() and attribute == attribute.lower() for attribute in attributes)
     assert "expirytime" not in attributes
@@ -45,20 +47,20 @@ def test_attributes_are_named_as_the_specification_has_it_and_none_lets_a_reader
 @pytest.mark.parametrize("name", examples())
 def test_nothing_that_is_sealed_leaves(name: str) -> None:
     event, sealed = examples()[name]
-    sent = structured(cloud_event(as_recorded(event), "main")).decode()
+    sent = structured(cloud_event(as_recorded(event), "main", HISTORY)).decode()
 
     assert [text for text in sealed.values() if text in json.loads(sent)["data"].values() or text in sent] == []
 
 
 def test_what_the_clock_records_is_not_ascribed_to_a_key() -> None:
     recorded = as_recorded(examples()["Expired"][0])._replace(actor=CLOCK)
-    attributes = cloud_event(recorded, "main").attributes
+    attributes = cloud_event(recorded, "main", HISTORY).attributes
 
     assert (attributes["authtype"], attributes["authid"]) == ("system", "clock")
 
 
 def test_one_document_holds_attributes_and_body() -> None:
-    event = cloud_event(as_recorded(examples()["Shared"][0]), "main")
+    event = cloud_event(as_recorded(examples()["Shared"][0]), "main", HISTORY)
 
     assert json.loads(structured(event)) == {**event.attributes, "data": json.loads(event.data)}
 

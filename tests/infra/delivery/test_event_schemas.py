@@ -18,7 +18,7 @@ from infra.delivery.kafka.code_state import ENTRIES_MAX, state_content
 from tests import given
 from tests.generated import examples
 from tests.generated_schemas import FOLDER, refused, schema_pages
-from tests.infra.delivery.recorded import as_recorded
+from tests.infra.delivery.recorded import HISTORY, as_recorded
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED: dict[str, Any] = {
@@ -119,7 +119,7 @@ def test_every_schema_is_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", examples())
 def test_every_event_is_as_its_schema_says(name: str) -> None:
-    event = cloud_event(as_recorded(examples()[name][0]), "main")
+    event = cloud_event(as_recorded(examples()[name][0]), "main", HISTORY)
     validator = Draft202012Validator(schemas()[event.attributes["type"].removeprefix("sparkledger.")])
 
     assert list(validator.iter_errors(json.loads(event.data))) == []

@@ -43,7 +43,8 @@ async def test_every_event_comes_as_a_cloud_event_in_binary_mode(kafka: Broker, 
         received = sorted(topic.until(count), key=lambda record: record.position)
 
     recorded = await opened.events.page(tenant.ledger_id)
-    expected = [cloud_event(r, "main", traceparent="00-4bf9-00f0-01") for r in recorded]
+    history = (await opened.api.histories.of(tenant.ledger_id)).history
+    expected = [cloud_event(r, "main", history, traceparent="00-4bf9-00f0-01") for r in recorded]
     assert [(record.key, record.headers, record.value) for record in received] == [
         (
             event.key,

@@ -54,10 +54,12 @@ async def test_every_event_is_sent_once_as_a_signed_cloud_event(post: Post) -> N
     assert receiver.unverified == []
     assert sorted(receiver.positions) == [1, 2, 3, 4, 5]
     page = await post.opened.events.page(post.tenant.ledger_id)
-    by_id = {str(recorded.event_id): cloud_event(recorded, "main") for recorded in page}
+    history = (await post.opened.api.histories.of(post.tenant.ledger_id)).history
+    by_id = {str(recorded.event_id): cloud_event(recorded, "main", history) for recorded in page}
     for received in receiver.received:
         event = received.event
         assert received.headers["content-type"] == "application/cloudevents+json"
+        assert received.headers["ledger-history"] == event["ledgerhistory"] == str(history)
         assert event.pop("data") == json.loads(by_id[received.id].data)
         assert event == by_id[received.id].attributes
 

@@ -1,0 +1,80 @@
+"""The log of a ledger as an aggregate: what happened to the log itself, in a stream that bears the log's id.
+
+    generation 1 ──LogRestarted──▶ generation 2 ──LogRestarted──▶ …
+
+After a restore from a backup, or a failover that lost events, positions may mean other events than before. Readers
+must not go on silently, so the log goes on as another generation, under another history id, and says so in an event.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+from eventsourcing.domain import Aggregate, CanMutateAggregate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from domain.recorded import RecordedEvent
+
+
+class Log(Aggregate):
+    """The log of one ledger. NOTE: each `TOPIC` is the stored and published name of its event; never rename one."""
+
+    TOPIC = "Log"
+
+    class Event(Aggregate.Event):
+        """An event of the log itself. It concerns no code and no creator."""
+
+        RECORDED_BY: ClassVar[tuple[str, ...]] = ()
+
+    class Restarted(Event, Aggregate.Created):
+        """The log goes on as another generation, because a loss of its newest events was accepted."""
+
+        TOPIC = "LogRestarted"
+
+        RECORDED_BY = ("admin",)
+        generation: int
+        history: str
+        previous_history: str
+        common_position: int | None = None
+        lost_history: str | None = None
+        lost_position: int | None = None
+        lost_event_id: str | None = None
+        reason: str | None = None
+
+        def mutate(self, aggregate: Any) -> Any:
+            """Begin the aggregate if there is none yet, otherwise change it."""
+            if aggregate is None:
+                return super().mutate(None)
+            return CanMutateAggregate.mutate(self, aggregate)
+
+        def apply(self, aggregate: Log) -> None:
+            """Remember the generation and its history."""
+            aggregate.generation = self.generation
+            aggregate.history = self.history
+
+    Created = Restarted  # otherwise the library adds an event of that name, without a published name
+
+    if TYPE_CHECKING:  # the state; annotations seen at run time would make the library build an __init__ of them
+        generation: int
+        history: str
+
+    @classmethod
+    def begin(cls, log_id: UUID, *, at: datetime, **facts: Any) -> Self:
+        """Begin the stream of a log by its first restart; `facts` are the fields of the event."""
+        return cls._create(cls.Restarted, id=log_id, timestamp=at, **facts)
+
+    def restart(self, *, at: datetime, **facts: Any) -> None:
+        """Restart the log once more."""
+        self.trigger_event(Log.Restarted, timestamp=at, originator_topic=Log.TOPIC, **facts)
+
+
+def replay_log(stream: Sequence[RecordedEvent]) -> Log:
+    """Build a log from its whole stream."""
+    log = None
+    for recorded in stream:
+        log = recorded.event.mutate(log)
+    return cast("Log", log)
