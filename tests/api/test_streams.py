@@ -150,10 +150,7 @@ FILTERS: dict[str, tuple[dict[str, str], Passes]] = {
     "words": ({"q": "REDEEMED the"}, lambda event, _: "redeemed the" in event["summary"]),
     "negated": (
         {"q": f"-type:Shared,Redeemed creator:{OWN_CREATOR}"},
-        lambda event, ours: (
-            event.get("creator_id") == OWN_CREATOR
-            or (event.get("code_id") in ours and event["type"] not in {"Shared", "Redeemed"})
-        ),
+        lambda event, _: event["creator_id"] == OWN_CREATOR and event["type"] not in {"Shared", "Redeemed"},
     ),
     "not of a creator": (
         {"q": f"-creator:{OWN_CREATOR} -type:PermissionEnabled"},

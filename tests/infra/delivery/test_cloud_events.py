@@ -11,6 +11,7 @@ import pytest
 from api.event_content import event_content
 from domain.advertiser import Advertiser
 from domain.code import Code
+from domain.log import Log
 from domain.values import CLOCK
 from infra.delivery.cloud_events import cloud_event, rfc3339, sequence_of, structured
 from tests.generated import examples
@@ -71,13 +72,13 @@ def test_a_message_says_what_the_trail_says_with_the_same_names(name: str) -> No
     trail = json.loads(orjson.dumps(event_content(recorded, {}), option=orjson.OPT_UTC_Z))
     del trail["summary"], trail["actor"]["key_name"]
 
-    assert json.loads(cloud_event(recorded, "main").data) == trail
+    assert json.loads(cloud_event(recorded, "main", HISTORY).data) == trail
 
 
 @pytest.mark.parametrize("name", examples())
 def test_a_message_stands_by_itself(name: str) -> None:
     recorded = as_recorded(examples()[name][0])
-    event = cloud_event(recorded, "main")
+    event = cloud_event(recorded, "main", HISTORY)
     data = json.loads(event.data)
 
     assert data["actor"]["role"] == "operator"
@@ -93,6 +94,8 @@ def test_a_message_stands_by_itself(name: str) -> None:
     elif isinstance(recorded.event, Advertiser.Event):
         assert (event.key, event.attributes["subject"]) == ("adv-7001", "advertisers/adv-7001")
         assert (ids, data["advertiser_id"]) == ({}, "adv-7001")
+    elif isinstance(recorded.event, Log.Event):
+        assert (event.attributes["subject"], ids) == ("ledger", {})
     else:
         assert event.attributes["subject"] == "creators/ana.creates"
         assert ids == {"creator_id": "ana.creates"}
