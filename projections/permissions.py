@@ -5,6 +5,7 @@ Reads the events of the creator's switch. Read by the permission of a creator an
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -26,14 +27,19 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "permissions"
-VERSION: Final = 4
+VERSION: Final = 5
 
 
 @dataclass(slots=True)
 class PermissionRow:
     """One creator's switch.
 
-    `since` is the effective time of the event that set it; `version` and `position` are those of the last recorded one.
+    Attributes:
+        enabled, since: how it is set, and since when: the effective time of the first of the last switches that all set
+            it so. What is recorded late may set it again as it was.
+        switches: by effective time, in RFC 3339, how it was set; of the same time, the one that was recorded last.
+        version, position: of the last recorded event.
+
     """
 
     ledger_id: int
@@ -41,6 +47,7 @@ class PermissionRow:
     creator_stream: UUID
     enabled: bool
     since: datetime
+    switches: dict[str, Any]
     version: int
     position: int
 
@@ -56,6 +63,7 @@ PERMISSIONS: Final = Table(
             creator_stream      uuid NOT NULL,
             enabled             boolean NOT NULL,
             since               timestamptz NOT NULL,
+            switches            jsonb NOT NULL,
             version             int NOT NULL,
             position            bigint NOT NULL,
             PRIMARY KEY (ledger_id, creator_id)
@@ -79,6 +87,7 @@ def switched(
         creator_stream=recorded.stream_id,
         enabled=isinstance(event, Creator.Enabled),
         since=recorded.effective_at,
+        switches={recorded.effective_at.isoformat(): isinstance(event, Creator.Enabled)},
         version=recorded.stream_version,
         position=recorded.position,
     )
@@ -87,9 +96,11 @@ def switched(
 def switched_again(
     row: PermissionRow, recorded: RecordedEvent, event: Creator.Enabled | Creator.Disabled | Creator.Erased
 ) -> None:
-    """Follow a further switch; one that is recorded late changes nothing if a later one is on record."""
-    if recorded.effective_at >= row.since:
-        row.enabled, row.since = isinstance(event, Creator.Enabled), recorded.effective_at
+    """Follow a further switch, which may be recorded late."""
+    row.switches = {**row.switches, recorded.effective_at.isoformat(): isinstance(event, Creator.Enabled)}
+    latest_first = sorted(((datetime.fromisoformat(at), on) for at, on in row.switches.items()), reverse=True)
+    row.enabled = latest_first[0][1]
+    row.since = [at for at, _ in itertools.takewhile(lambda switch: switch[1] == row.enabled, latest_first)][-1]
     row.version, row.position = recorded.stream_version, recorded.position
 
 

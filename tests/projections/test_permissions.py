@@ -15,6 +15,8 @@ from tests.given import CREATOR, NOW
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog
 
+HOUR = timedelta(hours=1)
+
 
 async def test_a_permission_is_as_the_switch_left_it_that_took_effect_last(follow: Followed, api: Cursor) -> None:
     story = given.after(given.permitted(), given.permission(creator_id="creator-2")).later(hours=1)
@@ -22,12 +24,25 @@ async def test_a_permission_is_as_the_switch_left_it_that_took_effect_last(follo
     story.later(hours=1).when(given.permission(enabled=True))
     story.when(given.permission(enabled=False), effective_at=NOW + timedelta(minutes=90))
     first, other = story.ledger.events[:2]
+    switches = {(NOW + hours * HOUR).isoformat(): on for hours, on in ((0, True), (1, False), (1.5, False), (2, True))}
     await follow(permissions.VIEW, MemoryLog(story))
     assert [await permissions.one(api, 1, creator) for creator in (CREATOR, "creator-2", "creator-3")] == [
-        PermissionRow(1, CREATOR, first.stream_id, True, NOW + timedelta(hours=2), 4, 5),
-        PermissionRow(1, "creator-2", other.stream_id, True, NOW, 1, 2),
+        PermissionRow(1, CREATOR, first.stream_id, True, NOW + 2 * HOUR, switches, 4, 5),
+        PermissionRow(1, "creator-2", other.stream_id, True, NOW, {NOW.isoformat(): True}, 1, 2),
         None,
     ]
+
+
+async def test_a_permission_is_set_since_the_first_of_the_switches_that_set_it_so(
+    follow: Followed, api: Cursor
+) -> None:
+    story = given.permitted().later(hours=9)
+    for hours, enabled in ((7, True), (3, False), (5, True), (4, False)):
+        story.when(given.permission(enabled=enabled), effective_at=NOW + hours * HOUR)
+    await follow(permissions.VIEW, MemoryLog(story))
+    found = await permissions.one(api, 1, CREATOR)
+    assert found is not None
+    assert (found.enabled, found.since) == (True, NOW + 5 * HOUR)
 
 
 async def test_a_permission_of_another_ledger_is_unknown(follow: Followed, api: Cursor) -> None:
@@ -62,7 +77,7 @@ async def test_the_few_permissions_that_are_off_are_found_without_reading_the_ot
     await worker.execute(
         """
         INSERT INTO views.permissions
-        SELECT ledger_id, 'creator-' || n, creator_stream, true, since, version, n
+        SELECT ledger_id, 'creator-' || n, creator_stream, true, since, switches, version, n
         FROM views.permissions, generate_series(100, 5100) n
         """
     )
