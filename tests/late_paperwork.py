@@ -22,6 +22,7 @@ DAY: Final = timedelta(days=1)
 CREATORS: Final = ("ana", "bo")
 VIDEOS: Final = ("7312345678901234561", "7312345678901234562")
 ADVERTISERS: Final = ("adv-1", "adv-2")
+BRANDS: Final = ("acme", "zeta")
 HASHES: Final = (None, "a" * 64, "b" * 64)
 
 
@@ -60,6 +61,7 @@ class Slip:
     caption: str | None
     shared: dict[tuple[str, str | None], datetime] = field(default_factory=dict)
     redeemed: dict[str, datetime] = field(default_factory=dict)
+    was_shared: dict[str, bool | None] = field(default_factory=dict)
     ads: dict[str, Ad] = field(default_factory=dict)
     revoked: datetime | None = None
     replaces: int | None = None
@@ -69,6 +71,10 @@ class Slip:
     def held_until(self) -> datetime:
         """When it let go of its video, or will."""
         return min(moment for moment in (self.ends, self.revoked, self.replaced) if moment is not None)
+
+    def begun(self) -> datetime:
+        """When it was there: its window had begun, or the creator had it."""
+        return min(self.starts, self.generated)
 
     def open(self, now: datetime) -> bool:
         return self.revoked is None and self.starts <= now < self.ends
@@ -80,6 +86,8 @@ class World:
     def __init__(self) -> None:
         self.now = START
         self.permission: dict[str, bool] = {}
+        self.permitted_since: dict[str, datetime] = {}
+        self.owners: dict[str, str] = {}
         self.slips: dict[int, Slip] = {}
 
     def tick(self, now: datetime) -> None:
@@ -95,17 +103,23 @@ class World:
         self.tick(fact.at)
         return bool(getattr(self, fact.kind)(fact, **fact.facts))
 
-    def permit(self, _fact: Fact, creator: str, *, enabled: bool) -> bool:
+    def permit(self, fact: Fact, creator: str, *, enabled: bool) -> bool:
         if not enabled and creator not in self.permission:
             return False
+        if self.permission.get(creator) != enabled:
+            self.permitted_since[creator] = fact.at
         self.permission[creator] = enabled
+        return True
+
+    def name(self, _fact: Fact, advertiser: str, brand: str) -> bool:
+        self.owners[advertiser] = brand
         return True
 
     def generate(self, fact: Fact, **said: Any) -> bool:
         starts, ends = said["starts"] or fact.at, said["ends"]
         old = self.slips.get(said["replaces"] or 0)
         for other in self.slips.values():
-            if other.video == said["video"] and other is not old and starts < self._kept_until(other):
+            if other.video == said["video"] and other is not old and starts < other.held_until:
                 return False
         if not self.permission.get(said["creator"]) or ends <= fact.at:
             return False
@@ -137,7 +151,7 @@ class World:
         for other in self.slips.values():
             if other is slip or other.video != slip.video or other.number == slip.replaces:
                 continue
-            if slip.number != other.replaces and other.starts < ends and begins < self._kept_until(other):
+            if slip.number != other.replaces and other.starts < ends and begins < other.held_until:
                 return False
         slip.ends = ends
         return True
@@ -156,7 +170,9 @@ class World:
         replaced = slip.replaced is not None and slip.replaced <= fact.at
         if not slip.open(fact.at) or (replaced and advertiser not in slip.redeemed):
             return False
-        slip.redeemed.setdefault(advertiser, fact.at)
+        if advertiser not in slip.redeemed:
+            slip.redeemed[advertiser] = fact.at
+            slip.was_shared[advertiser] = self.shared_with(slip, advertiser)
         return True
 
     def launch(self, fact: Fact, name: str, advertiser: str, **said: Any) -> bool:
@@ -196,13 +212,12 @@ class World:
         slip.revoked = fact.at
         return True
 
-    def _kept_until(self, slip: Slip) -> datetime:
-        """Return until when nobody else may have a code's video, in whichever order codes are recorded.
-
-        A code that was replaced is recorded before its successor, and without the successor it has its video until its
-        end: a third code that is on record already, and lies in that time, would keep both out.
-        """
-        return slip.held_until if slip.replaced is None else slip.ends
+    def shared_with(self, slip: Slip, advertiser: str) -> bool | None:
+        """Tell whether a code is shared with an account now, or nothing where nobody knows."""
+        owner = self.owners.get(advertiser)
+        if any(account == advertiser or brand == owner for brand, account in slip.shared):
+            return True
+        return None if owner is None and any(account is None for _, account in slip.shared) else False
 
     def _caption_before(self, slip: Slip, ad: Ad) -> str | None:
         earlier = [other for other in slip.ads.values() if other.launched < ad.launched and other.caption]
@@ -221,7 +236,21 @@ def told(facts: list[Fact], until: datetime) -> World:
 
 def state(world: World, number: int) -> str:
     """Return the word for where a code stood."""
-    slip = world.slips[number]
+    return state_of_slip(world.slips[number], world)
+
+
+def there(facts: list[Fact], at: datetime) -> tuple[World, list[Slip]]:
+    """Return the world as it stood at a moment, with every code that was there by what is known in the end.
+
+    A code whose window began before the creator had it was there already, and nothing had happened to it.
+    """
+    world, last = told(facts, at), told(facts, facts[-1].at)
+    begun = [number for number, slip in last.slips.items() if slip.begun() <= at]
+    later = {f.code: _as_generated(f) for f in facts if f.kind == "generate" and f.at > at}
+    return world, [world.slips.get(number) or later[number] for number in begun]
+
+
+def state_of_slip(slip: Slip, world: World) -> str:
     if slip.revoked is not None:
         return "revoked"
     if slip.ends <= world.now:
@@ -232,7 +261,7 @@ def state(world: World, number: int) -> str:
 
 
 def answer(facts: list[Fact], video: str, advertiser: str, at: datetime) -> tuple[Any, ...]:
-    """Answer the question from the world as it stood: reason, code, window and permission."""
+    """Answer the question from the world as it stood: reason, code, window, permission, and whether it was shared."""
     world = told(facts, at)
     slips = [slip for slip in world.slips.values() if slip.video == video]
     # What was generated later was there already to whoever asks today: its window had not begun, or nobody had it.
@@ -253,12 +282,13 @@ def answer(facts: list[Fact], video: str, advertiser: str, at: datetime) -> tupl
         else:
             reason = "authorized" if advertiser in slip.redeemed else "not_redeemed"
         rank = (reason == "authorized", slip.starts, slip.generated)
-        said = (reason, slip.number, slip.starts, slip.ends, world.permission.get(slip.creator, False))
+        shared = slip.was_shared.get(advertiser, world.shared_with(slip, advertiser))
+        said = (reason, slip.number, slip.starts, slip.ends, world.permission.get(slip.creator, False), shared)
         found.append((rank, said, slip))
     authorizing = [one for one in found if one[0][0]] or found
     replaced = {slip.replaces for _, _, slip in authorizing}
     left = [one for one in authorizing if one[2].number not in replaced]
-    return max(left, key=lambda one: one[0])[1] if left else ("no_code", None, None, None, False)
+    return max(left, key=lambda one: one[0])[1] if left else ("no_code", None, None, None, False, False)
 
 
 def _as_generated(fact: Fact) -> Slip:
@@ -293,7 +323,7 @@ def happenings(random: Random, steps: int) -> list[Fact]:
 def _tried(random: Random, world: World, now: datetime) -> Iterator[Fact]:
     for _ in range(20):
         kind = random.choice(
-            ["permit", *["generate"] * 3, *["extend"] * 3, *["share"] * 2, *["redeem"] * 4, *["launch"] * 5]
+            ["permit", "name", *["generate"] * 3, *["extend"] * 3, *["share"] * 2, *["redeem"] * 4, *["launch"] * 5]
             + ["end"] * 2
             + ["revoke"]
         )
@@ -302,6 +332,10 @@ def _tried(random: Random, world: World, now: datetime) -> Iterator[Fact]:
         if kind == "permit":
             enabled = random.random() < 0.7 or not world.permission
             yield Fact(now, kind, None, {"creator": random.choice(CREATORS), "enabled": enabled})
+            continue
+        if kind == "name":
+            facts = {"advertiser": random.choice(ADVERTISERS), "brand": random.choice(BRANDS)}
+            yield Fact(now, kind, None, facts)
             continue
         if kind == "generate":
             yield Fact(now, kind, len(world.slips) + 1, _generated(random, world, now))
@@ -342,7 +376,7 @@ def _of_slip(random: Random, kind: str, slip: Slip, now: datetime) -> dict[str, 
         case "extend":
             return {"ends": max(slip.ends, now) + timedelta(days=random.randint(1, 40), minutes=random.randint(0, 99))}
         case "share":
-            return {"brand": random.choice(["acme", "zeta"]), "advertiser": random.choice([None, advertiser])}
+            return {"brand": random.choice(BRANDS), "advertiser": random.choice([None, advertiser])}
         case "redeem":
             return {"advertiser": advertiser}
         case "launch":

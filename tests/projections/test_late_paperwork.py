@@ -1,0 +1,178 @@
+"""A backlog recorded in any order: the views come to what happened, as they do where each fact is recorded in time.
+
+What happened is told by the model of `tests.late_paperwork`, which shares no code with the product. Most of the views
+are folded in memory here; what only their queries know is asked of a database, of a few backlogs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any, cast
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from projections import advertisers, campaigns, codes, permissions, redemptions, shares, statistics
+from projections.campaigns import CampaignRow
+from projections.code_timeline import bucket
+from projections.engine.view import View
+from projections.statistics import CountRow
+from tests import given
+from tests.domain.test_late_paperwork import differing, in_time, late, moments_of
+from tests.given import Story
+from tests.late_paperwork import DAY, Fact, Slip, World, happenings, paperwork, state_of_slip, there, told
+from tests.projections.conftest import Cursor, Followed
+from tests.projections.memory_log import MemoryLog
+
+STOPPED = {
+    "campaign_end": ("campaign_end", "campaign_end"),
+    "ended": ("campaign_end", "campaign_end"),
+    "code_expired": ("code_end", "window_end"),
+    "code_revoked": ("code_end", "revocation"),
+}
+VIEWS: tuple[View[Any], ...] = (
+    *(codes.VIEW, statistics.VIEW, permissions.VIEW, campaigns.VIEW),
+    *(redemptions.VIEW, shares.VIEW, advertisers.VIEW),
+)
+
+
+def rows(view: View[Any], story: Story) -> tuple[list[Any], dict[type, list[Any]]]:
+    """Return the rows that a view makes of a whole ledger, and those of its further tables."""
+    # A ledger that is read from its beginning needs no row that stands, and so no database.
+    changes = given.done(view.fold(cast("Any", None), [(1, recorded) for recorded in story.ledger.events]))
+    return list(changes.created), {t.row: list(t.merged(changes.secondary[t.row])) for t in view.secondary}
+
+
+def viewed(story: Story, now: datetime) -> dict[Any, Any]:
+    """Return what the views hold."""
+    found: dict[Any, Any] = {}
+    for row in rows(codes.VIEW, story)[0]:
+        window = (row.starts_at, row.expires_at, row.revoked_at, row.superseded_at)
+        found["code", row.code_id.int] = (row.state(now), *window, row.brand_ids, row.advertiser_ids)
+    for row in rows(permissions.VIEW, story)[0]:
+        found["permission", row.creator_id] = (row.enabled, row.since)
+    for row in cast("list[CampaignRow]", rows(campaigns.VIEW, story)[1][CampaignRow]):
+        found["campaign", row.code_id.int, row.campaign_id] = (row.launched_at, row.stops_at, row.stop_reason)
+    for row in rows(redemptions.VIEW, story)[0]:
+        found["redemption", row.code_id.int, row.advertiser_id] = (row.refused, row.at)
+    for row in cast("list[CountRow]", rows(statistics.VIEW, story)[1][CountRow]):
+        if row.count:
+            found["figure", row.figure, row.label, row.day] = row.count
+    return found
+
+
+def happened(facts: list[Fact], now: datetime) -> dict[Any, Any]:
+    """Return the same from the model."""
+    world, found = told(facts, now), dict[Any, Any]()
+    for number, slip in world.slips.items():
+        brands = {brand for brand, _ in slip.shared}
+        accounts = {account for _, account in slip.shared if account is not None} | slip.redeemed.keys()
+        window = (slip.starts, slip.ends, slip.revoked, slip.replaced)
+        found["code", number] = (state_of_slip(slip, world), *window, brands, accounts)
+        for account, at in slip.redeemed.items():
+            found["redemption", number, account] = (None, at)
+    for creator, enabled in world.permission.items():
+        found["permission", creator] = (enabled, world.permitted_since[creator])
+    for number, slip in told(facts, facts[-1].at + 4_000 * DAY).slips.items():
+        for name, ad in slip.ads.items():
+            assert ad.stopped is not None
+            found["campaign", number, name] = (ad.launched, ad.stopped[0], STOPPED[ad.stopped[1]][0])
+    return found | {("figure", *key): count for key, count in figures(facts).items() if count}
+
+
+def figures(facts: list[Fact]) -> Counter[tuple[str, str, datetime]]:
+    """Count what happened day by day: what befell each code at each moment at which anything may have."""
+    found: Counter[tuple[str, str, datetime]] = Counter()
+    end = facts[-1].at + 4_000 * DAY
+    before: dict[int, str] = {}
+    for moment in sorted(turns(facts)):
+        world, slips = there(facts, moment)
+        for slip in slips:
+            was, now = before.get(slip.number), state_of_slip(slip, world)
+            if was is None:
+                found["issued", "", day(moment)] += 1
+            elif was != now:
+                found["state", was, day(moment)] -= 1
+                found["ended", "", day(moment)] += now == "expired"
+            if was != now:
+                found["state", now, day(moment)] += 1
+            before[slip.number] = now
+    for slip in told(facts, end).slips.values():
+        found.update(("shares", "", day(at)) for at in slip.shared.values())
+        found.update(("redemptions", "", day(at)) for at in slip.redeemed.values())
+        found.update(("launched", "", day(ad.launched)) for ad in slip.ads.values())
+        for ad in slip.ads.values():
+            assert ad.stopped is not None
+            found["stopped", STOPPED[ad.stopped[1]][1], day(ad.stopped[0])] += 1
+        if slip.redeemed:
+            first = min(slip.redeemed.values())
+            found["redeemed_after", bucket(first - slip.begun()), day(first)] += 1
+    return found
+
+
+def turns(facts: list[Fact]) -> set[datetime]:
+    """Return every moment at which the state of a code may change."""
+    found = {fact.at for fact in facts} | {fact.facts["ends"] for fact in facts if "ends" in fact.facts}
+    return found | {fact.facts["starts"] for fact in facts if fact.kind == "generate" and fact.facts["starts"]}
+
+
+def day(moment: datetime) -> datetime:
+    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+@settings(max_examples=40, deadline=None)
+@for_all(paperwork, st.integers(0, 2**32))
+def test_views_of_a_backlog_come_to_what_happened_in_whichever_order_it_is_recorded(
+    facts: list[Fact], seed: int
+) -> None:
+    random = Random(seed)
+    now = facts[-1].at + random.choice([1, 20, 200]) * DAY
+    expected = happened(facts, now)
+    for story in (in_time(facts, random), late(facts, now, random)):
+        assert differing(viewed(story, now), expected) == {}
+
+
+def live(slip: Slip, world: World, at: datetime) -> bool:
+    """Tell whether a code was live, also one that its creator had not yet."""
+    return slip.open(world.now) if slip.number in world.slips else slip.starts <= at
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_queries_of_a_backlogs_views_answer_what_happened(follow: Followed, worker: Cursor, seed: int) -> None:
+    random = Random(seed)
+    facts = happenings(random, 30)
+    now = facts[-1].at + 3 * DAY + timedelta(hours=5)
+    log = MemoryLog(in_time(facts, random), late(facts, now, random))
+    for view in VIEWS:
+        await follow(view, log)
+    moments = [*moments_of(facts, random), now]
+    expected: dict[Any, Any] = {}
+    for at in moments:
+        world, slips = there(facts, at)
+        expected["live", at] = {slip.number for slip in slips if live(slip, world, at)}
+    for number, slip in told(facts, now).slips.items():
+        for account, at in slip.redeemed.items():
+            expected["redemption", number, account] = (at, slip.was_shared[account])
+    first = day(facts[0].at) - 7 * DAY
+    days = {first + number * DAY for number in range((now - first).days)}
+    for one in days:
+        world, slips = there(facts, one + DAY - timedelta(microseconds=1))
+        expected["day", one] = dict(Counter(state_of_slip(slip, world) for slip in slips))
+    for ledger_id, upto in log.heads.items():
+        found: dict[Any, Any] = {}
+        for at in moments:
+            listed = await codes.search(worker, ledger_id, now=now, limit=99, ending_after=(at, 2**62), live_at=at)
+            found["live", at] = {row.code_id.int for row in listed}
+        for attempt in await redemptions.search(worker, ledger_id, upto=upto, limit=99, refused=False):
+            row = attempt.row
+            found["redemption", row.code_id.int, row.advertiser_id] = (row.at, row.shared_with_advertiser)
+        for told_day in await statistics.by_day(worker, ledger_id, first=first, last=max(days), now=now):
+            found["day", told_day.day] = {state: count for state, count in told_day.codes.items() if count}
+        assert (ledger_id, differing(found, expected)) == (ledger_id, {})
+        by_state = await statistics.count_by_state(worker, ledger_id, now)
+        world, slips = there(facts, now)
+        assert +Counter(by_state) == Counter(state_of_slip(slip, world) for slip in slips)
