@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
 
 import psycopg
 import pytest
@@ -15,7 +15,12 @@ from tests.infra.session_tokens import bound_to
 from tests.projections.memory_log import MemoryLog
 
 Cursor = psycopg.AsyncCursor[Any]
-Followed = Callable[[View[Any], MemoryLog], Awaitable[None]]
+
+
+class Followed(Protocol):
+    """Brings a view up to date with a log, in pages of so many events."""
+
+    async def __call__(self, view: View[Any], log: MemoryLog, page_events: int = 3) -> None: ...
 
 
 @pytest.fixture
@@ -51,12 +56,12 @@ async def api(database: TestDatabase) -> AsyncIterator[Cursor]:
 def follow(connect: Connect) -> Followed:
     """Bring a view up to date with a log, creating it where it never began, and stop."""
 
-    async def followed(view: View[Any], log: MemoryLog) -> None:
+    async def followed(view: View[Any], log: MemoryLog, page_events: int = 3) -> None:
         async with await connect() as connection:
             projector = Projector(view, connection)
             await projector.prepare()
             await projector.create(indexes=True)
             await projector.find()
-            await projector.apply_all(log, page_events=3)
+            await projector.apply_all(log, page_events=page_events)
 
     return followed
