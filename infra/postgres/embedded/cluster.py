@@ -40,6 +40,8 @@ INITDB_SECONDS_MAX: Final = 120
 LOG_LINES_SHOWN: Final = 5
 CHOOSE_ANOTHER: Final = "choose another directory with SPARKLEDGER_DATA_DIR"
 
+# The ids of users that clusters of root's get: far from those of people, services, containers and their users.
+_OWN_IDS: Final = range(2_000_000_000, 2_100_000_000)
 _UNFINISHED: Final = "postgres.new-"
 _SOCKET: Final = f".s.PGSQL.{PORT}"
 # How a server that a killed run left is stopped: fast, immediately, by force; and the seconds for each.
@@ -119,7 +121,8 @@ def binary(name: str) -> Path:
 def server_user(cluster: Cluster) -> User | None:
     """Return the user to run PostgreSQL as, which refuses to run as root; None where this process is not root's.
 
-    That is the owner of the cluster or, where it does not exist yet, of the data directory; `nobody` if that is root.
+    That is the owner of the cluster or, where it does not exist yet, of the data directory. If that is root, it is a
+    user of the cluster's own: whoever runs as the same user is the superuser of the database, and can read its files.
     """
     if os.geteuid() != 0:
         return None
@@ -130,11 +133,45 @@ def server_user(cluster: Cluster) -> User | None:
     with contextlib.suppress(KeyError):
         if owner.st_uid != 0 and pwd.getpwuid(owner.st_uid):
             return User(owner.st_uid, owner.st_gid)
+    return _own_user(cluster) or _nobody()
+
+
+def _own_user(cluster: Cluster) -> User | None:
+    """Return a user that nothing else runs as: an id without a name; None where the system has no room for it."""
+    digest = hashlib.sha256(os.fsencode(cluster.data_dir)).digest()
+    first = int.from_bytes(digest[:8])
+    for number in range(first, first + len(_OWN_IDS)):
+        uid = _OWN_IDS[number % len(_OWN_IDS)]
+        if not _has_name(uid):
+            return User(uid, uid) if _is_mapped(uid) else None
+    return None
+
+
+def _nobody() -> User:
     try:
         nobody = pwd.getpwnam("nobody")
     except KeyError:
         return User(65534, 65534)
     return User(nobody.pw_uid, nobody.pw_gid)
+
+
+def _has_name(uid: int) -> bool:
+    try:
+        return pwd.getpwuid(uid) is not None
+    except KeyError:
+        return False
+
+
+def _is_mapped(uid: int) -> bool:
+    """Return whether a process can have this user id and group id; in a container there may be only 65,536."""
+    with contextlib.suppress(OSError, ValueError):
+        for kind in ("uid_map", "gid_map"):
+            lines = Path("/proc/self", kind).read_text().splitlines()
+            ranges = [(int(start), int(count)) for start, _, count in (line.split() for line in lines)]
+            if not any(start <= uid < start + count for start, count in ranges):
+                return False
+        return True
+    return False
 
 
 def launch_command(reach: list[Path], user: User | None, death_signal: str, *command: str) -> list[str]:
@@ -188,9 +225,33 @@ def _check_existing(cluster: Cluster, user: User | None) -> None:
 
 
 def _initialise(cluster: Cluster, user: User | None) -> None:
-    fresh = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=cluster.data_dir))
+    # initdb needs a user with a name. Other programs of that user cannot pass through the outer directory.
+    runs_as = user if user is None or _has_name(user.uid) else _nobody()
+    outer = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=cluster.data_dir))
+    fresh = outer / "cluster"
+    fresh.mkdir(mode=0o700)
+    if runs_as is not None:
+        _give(fresh, runs_as)
+    done = _run_initdb(cluster, runs_as, fresh)
+    if done.returncode == launch.GAVE_UP and runs_as is not None:
+        outer.chmod(0o711)  # initdb may not pass through what is closed to its user
+        done = _run_initdb(cluster, runs_as, fresh)
+    if done.returncode != 0:
+        shutil.rmtree(outer, ignore_errors=True)
+        raise failure("PostgreSQL's initdb failed", cluster, done.returncode, done.stdout)
     if user is not None:
         _give(fresh, user)
+    fresh.rename(cluster.directory)
+    outer.rmdir()
+    # initdb has synced its files to the disk; the new name must be synced, too.
+    directory = os.open(cluster.data_dir, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _run_initdb(cluster: Cluster, user: User | None, fresh: Path) -> subprocess.CompletedProcess[str]:
     initdb = binary("initdb")
     options = [
         f"--pgdata={fresh}",
@@ -207,7 +268,7 @@ def _initialise(cluster: Cluster, user: User | None) -> None:
         "--no-instructions",
     ]
     try:
-        done = subprocess.run(
+        return subprocess.run(
             launch_command([fresh, initdb], user, "SIGTERM", str(initdb), *options),
             env=environment(),
             cwd="/",
@@ -223,16 +284,6 @@ def _initialise(cluster: Cluster, user: User | None) -> None:
         raise failure(
             "PostgreSQL's initdb failed", cluster, None, f"it did not finish within {INITDB_SECONDS_MAX} seconds"
         ) from None
-    if done.returncode != 0:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise failure("PostgreSQL's initdb failed", cluster, done.returncode, done.stdout)
-    fresh.rename(cluster.directory)
-    # initdb has synced its files to the disk; the new name must be synced, too.
-    directory = os.open(cluster.data_dir, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def failure(what: str, cluster: Cluster, returncode: int | None, said: str) -> PostgresError:

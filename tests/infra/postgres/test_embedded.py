@@ -19,6 +19,7 @@ import psutil
 import psycopg
 import pytest
 
+from infra.postgres.embedded import cluster
 from infra.postgres.embedded import server as postgres
 from infra.postgres.embedded.cluster import Cluster, PostgresError, User, launch_command, stop_leftovers
 from infra.postgres.embedded.server import DataDirectoryInUse, EmbeddedPostgres, attach_or_start
@@ -459,14 +460,59 @@ def test_root_runs_it_as_an_unprivileged_user_and_changes_no_parent(place: Path,
 
     with EmbeddedPostgres(parent / "d") as server:
         assert server.pid is not None
-        uid = DAEMON.uid if owner == "daemon" else NOBODY.pw_uid
+        uid = psutil.Process(server.pid).uids().real
         assert psutil.Process(server.pid).uids() == (uid, uid, uid)
+        assert (uid == DAEMON.uid) is (owner == "daemon")
         if ON_LINUX:
             assert capabilities(server.pid) == 0
 
     assert [(path.stat().st_mode, path.stat().st_uid) for path in (place, parent, parent / "d")] == before
     assert (parent / "d" / "postgres").stat().st_uid == uid
     assert (parent / "d" / "postgres.log").stat().st_uid == (parent / "d").stat().st_uid
+
+
+@only_for_root
+@only_on_linux
+def test_root_runs_each_cluster_as_a_user_that_nothing_else_runs_as(place: Path) -> None:
+    script = """
+import sys
+import psycopg
+try:
+    psycopg.connect(sys.argv[1])
+    print("let in")
+except psycopg.OperationalError as error:
+    print("kept out")
+"""
+    reach = [Path(sys.executable).resolve(), Path(postgres.__file__).parent]
+    users = set()
+    for name in ("one", "other"):
+        with EmbeddedPostgres(place / name) as server:
+            assert server.pid is not None
+            process = psutil.Process(server.pid)
+            uid = process.uids().effective
+            users.add((uid, process.gids().effective))
+            with pytest.raises(KeyError):
+                pwd.getpwuid(uid)
+            with running(script, server.dsn(), before=launch_command(reach, nobody(), "SIGKILL")) as program:
+                assert program.rest() == ["kept out"]
+        files = {path.lstat().st_uid for path in (place / name / "postgres").rglob("*")}
+        assert files == {uid}
+    assert len(users) == 2
+
+
+@only_for_root
+@only_on_linux
+def test_where_a_container_has_few_user_ids_root_runs_it_as_nobody(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_is_mapped", lambda uid: uid < 65_536)
+    with EmbeddedPostgres(place / "d") as server:
+        assert server.pid is not None
+        assert psutil.Process(server.pid).uids().real == NOBODY.pw_uid
+
+
+def nobody() -> User:
+    return User(NOBODY.pw_uid, NOBODY.pw_gid)
 
 
 @only_for_root
@@ -555,11 +601,12 @@ except PostgresError as error:
 """
     reach = [Path(sys.executable).resolve(), Path(postgres.__file__).parent]
     before = launch_command(reach, DAEMON, "SIGKILL")
+    owner = (ready / "postgres").stat().st_uid
     with running(script, str(ready), before=before) as program:
         refusal = program.rest()[-1]
 
     assert refusal == (
-        f"refused: {ready}/postgres belongs to the user with id {NOBODY.pw_uid}. Run as that user, "
+        f"refused: {ready}/postgres belongs to the user with id {owner}. Run as that user, "
         "or choose another directory with SPARKLEDGER_DATA_DIR."
     )
 
