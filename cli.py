@@ -591,7 +591,8 @@ def export(
     if query is not None and (sent != query or not 1 <= len(query) <= MAX_Q_CHARACTERS):
         message = f"a query must have 1 to {MAX_Q_CHARACTERS} characters, in UTF-8"
         raise typer.BadParameter(message, param_hint="--query")
-    asked = _wanted(functools.partial(offline.export_query, bom=bom), query, file)
+    checked = functools.partial(offline.export_query, bom=bom, video_ids=load_settings().video_ids)
+    asked = _wanted(checked, query, file)
     with _progress() as say:
         _with_database(lambda place, key: offline.export(offline.LedgerAddress(place, key, ledger), asked, file, say))
 

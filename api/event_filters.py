@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
-from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from api.http.fields import NO_NUL, CreatorName, Id, Moment, VideoId
+from api.http.fields import (
+    NO_NUL,
+    CreatorName,
+    Id,
+    Moment,
+    VideoId,
+    VideoIdPolicy,
+    usable_video_id,
+    video_id_policy,
+)
 from api.http.problems import Problem, malformed_query
 from api.http.query_params import MAX_Q_CHARACTERS, AnyPosition, CodeId, Exact, QueryModel, refuse_empty
 from api.query_language import ParsedQuery, QueryError, parameter, parse
@@ -27,6 +47,17 @@ ActorFilter = Annotated[
     BeforeValidator(parameter("actor")),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": ["clock"]}]}),
 ]
+
+
+def _parsed(q: str, policy: VideoIdPolicy, *, exact: bool) -> ParsedQuery:
+    try:
+        return parse(q, partial(usable_video_id, policy=policy, exact=exact))
+    except QueryError as error:
+        if error.unusable is not None:
+            context = {**error.unusable, "offset": error.offset}
+            raise PydanticCustomError("unusable", cast("Any", error.problem), context) from None
+        wrong = {"pointer": "/q", "problem": error.problem, "offset": error.offset}
+        raise Problem("malformed_query", members={"errors": [wrong]}) from None
 
 
 class Conditions(QueryModel):
@@ -62,18 +93,27 @@ class Conditions(QueryModel):
         ),
     ] = None
 
+    _parsed_q: ParsedQuery | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _no_empty_range(self) -> Self:
         refuse_empty(self.from_, self.to)
         return self
 
+    @field_validator("q")
+    @classmethod
+    def _a_query(cls, q: str | None, info: ValidationInfo) -> str | None:
+        if q is not None:
+            _parsed(q, video_id_policy(info.context), exact=info.data.get("video_id_exact") is True)
+        return q
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep what `q` means by the policy that it was validated with."""
+        if self.q is not None:
+            self._parsed_q = _parsed(self.q, video_id_policy(context), exact=self.video_id_exact is True)
+
     def parsed(self) -> ParsedQuery:
-        """Return what the history is searched by, and what must stand in the summaries.
-
-        Raises:
-            Problem: `q` is none; its `offset` says where.
-
-        """
+        """Return what the history is searched by, and what must stand in the summaries."""
         equal: dict[Any, Any] = {
             "type": self.type,
             "code_id": self.code_id,
@@ -85,14 +125,9 @@ class Conditions(QueryModel):
         conditions: list[Condition] = [Among(field, (value,)) for field, value in equal.items() if value is not None]
         if self.from_ is not None or self.to is not None:
             conditions.append(Between("recorded_at", self.from_, self.to))
-        if self.q is None:
+        if self._parsed_q is None:
             return ParsedQuery(tuple(conditions))
-        try:
-            parsed_q = parse(self.q)
-        except QueryError as error:
-            wrong = {"pointer": "/q", "problem": error.problem, "offset": error.offset}
-            raise Problem("malformed_query", members={"errors": [wrong]}) from None
-        return ParsedQuery((*conditions, *parsed_q.conditions), parsed_q.words)
+        return ParsedQuery((*conditions, *self._parsed_q.conditions), self._parsed_q.words)
 
     def parameters(self) -> dict[str, Any]:
         """Return what was asked, under the names of the parameters."""

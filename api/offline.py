@@ -21,7 +21,8 @@ from api.event_content import KeyNames
 from api.export_files import written_atomically
 from api.exports import MEDIA_TYPES as EXPORTED
 from api.exports import Export, ExportQuery
-from api.http.problems import Problem
+from api.http.fields import VideoIdPolicy
+from api.http.problems import Problem, malformed
 from infra.auth.access_log import MACHINE_ROLE, Access
 from infra.auth.key_admin import KeyAdmin
 from infra.auth.key_commands import find_ledger
@@ -113,7 +114,7 @@ async def open_ledger(where: LedgerAddress) -> AsyncIterator[OpenLedger]:
         await database.close()
 
 
-def export_query(q: str | None, file: Path, *, bom: bool = False) -> ExportQuery:
+def export_query(q: str | None, file: Path, *, bom: bool = False, video_ids: VideoIds = "tiktok") -> ExportQuery:
     """Return what to export: a table if the file is named so, with a byte order mark if wanted.
 
     Raises:
@@ -121,11 +122,13 @@ def export_query(q: str | None, file: Path, *, bom: bool = False) -> ExportQuery
 
     """
     try:
-        query = ExportQuery(q=q, format=_format(file), bom=bom or None)
-        query.parsed()
+        given = {"q": q, "format": _format(file), "bom": "true" if bom else None}
+        sent = {name: value for name, value in given.items() if value is not None}
+        return ExportQuery.model_validate(sent, context=VideoIdPolicy(video_ids))
+    except ValidationError as error:
+        raise ValueError(_said(malformed("malformed_query", error, ExportQuery), q or "")) from None
     except Problem as problem:
         raise ValueError(_said(problem, q or "")) from None
-    return query
 
 
 def batch_query(as_of: str | None) -> BatchQuery:

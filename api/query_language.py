@@ -19,7 +19,7 @@ the place of the character where it goes wrong, counted from 0, and what was exp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast, get_args
@@ -27,7 +27,7 @@ from uuid import UUID
 
 from pydantic_core import PydanticCustomError
 
-from api.http.fields import parse_moment
+from api.http.fields import VideoIdPolicy, parse_moment, usable_video_id
 from domain import pasted
 from domain.errors import REFUSALS
 from domain.event_types import EVENT_TYPES
@@ -58,11 +58,15 @@ _TIME_EXPECTED: Final = (
 class QueryError(Exception):
     """The query goes wrong at a character."""
 
-    def __init__(self, offset: int, problem: str) -> None:
-        """Say at which character, counted from 0, and what was expected there."""
+    def __init__(self, offset: int, problem: str, unusable: Mapping[str, Any] | None = None) -> None:
+        """Say at which character, counted from 0, and what was expected there; `unusable`: why a value cannot be used.
+
+        The latter is the context of the error that `usable_video_id` raises.
+        """
         super().__init__(problem)
         self.offset = offset
         self.problem = problem
+        self.unusable = unusable
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ QUALIFIERS: Final[dict[str, _Qualifier]] = {
     "refused": _Qualifier("refused", *_one_of(REFUSALS["redeem"])),
     "source": _Qualifier("source", *_one_of(get_args(Source))),
     "type": _Qualifier("type", *_one_of(tuple(EVENT_TYPES))),
-    "video": _Qualifier("video_id", _id, _ID_EXPECTED),
+    "video": _Qualifier("video_id", expected=_ID_EXPECTED),  # read as the request's other video ids are
 }
 
 
@@ -156,19 +160,28 @@ def parameter(qualifier: str) -> Callable[[object], object]:
     return read
 
 
-def parse(text: str) -> ParsedQuery:
+def _any_video_id(text: str) -> str:
+    return usable_video_id(text, VideoIdPolicy("any"), exact=False)
+
+
+def parse(text: str, video_id: Callable[[str], str] = _any_video_id) -> ParsedQuery:
     """Read a query.
+
+    Args:
+        text: the query.
+        video_id: returns the id of a video, or raises PydanticCustomError where there is none.
 
     Raises:
         QueryError: it is none.
 
     """
-    return _Parser(text).query()
+    return _Parser(text, video_id).query()
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, video_id: Callable[[str], str]) -> None:
         self._text = text
+        self._video_id = video_id
         self._at = 0
         self._conditions: list[Condition] = []
         self._words: list[Words] = []
@@ -240,12 +253,20 @@ class _Parser:
                 raise QueryError(self._at, f"A qualifier must have at most {MAX_VALUES} values.")
             began = self._at
             value = qualifier.read(self._value(_BARE_VALUE, qualifier.expected))
+            if qualifier.field == "video_id":
+                value = self._video_of(str(value), began)
             if value is None:
                 raise QueryError(began, qualifier.expected)
             values.append(value)
             if not self._text.startswith(",", self._at):
                 return tuple(values)
             self._at += 1
+
+    def _video_of(self, text: str, began: int) -> str:
+        try:
+            return self._video_id(text)
+        except PydanticCustomError as error:
+            raise QueryError(began, error.message(), error.context) from None
 
     def _value(self, bare: re.Pattern[str], expected: str) -> str:
         """Take a text in quotes, or a bare one."""

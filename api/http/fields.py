@@ -85,17 +85,31 @@ class VideoIdPolicy:
     recorded: frozenset[str] = frozenset()
 
 
-def _video_id(text: str, info: ValidationInfo) -> str:
-    """Reduce a link to the id that it holds, and refuse an id that cannot be a video's."""
-    policy = info.context if isinstance(info.context, VideoIdPolicy) else VideoIdPolicy("tiktok")
+def usable_video_id(text: str, policy: VideoIdPolicy, *, exact: bool) -> str:
+    """Reduce a link to the id that it holds, and refuse an id that cannot be a video's.
+
+    Raises:
+        PydanticCustomError: its context has what was pasted, so that it can be looked for in the ledger.
+
+    """
     if text in policy.recorded:
         return text
     try:
-        return pasted.video_id(text, policy.accepts, exact=info.data.get("video_id_exact") is True)
+        return pasted.video_id(text, policy.accepts, exact=exact)
     except pasted.Unusable as error:
         if policy.accepts == "any" and error.reason == "not_a_video_id":
             raise PydanticCustomError("id", ID_EXPECTED) from None
-        raise unusable(error) from None
+        context = {"reason": error.reason, "code": error.code, "pasted": text}
+        raise PydanticCustomError("unusable", cast("Any", str(error)), context) from None
+
+
+def video_id_policy(context: object) -> VideoIdPolicy:
+    """Return which video ids are accepted, from the context of a validation."""
+    return context if isinstance(context, VideoIdPolicy) else VideoIdPolicy("tiktok")
+
+
+def _video_id(text: str, info: ValidationInfo) -> str:
+    return usable_video_id(text, video_id_policy(info.context), exact=info.data.get("video_id_exact") is True)
 
 
 def _shown_creator(text: str) -> str:

@@ -303,9 +303,9 @@ def _of_status(error: HTTPException) -> Problem:
     return Problem("internal_error")
 
 
-def _field_problem(error: ErrorDetails, model: Any) -> dict[str, str]:
+def _field_problem(error: ErrorDetails, model: Any) -> dict[str, Any]:
     """Return where a model is wrong and why, with the stable reason of what was pasted and cannot be used."""
-    reason = {name: found for name, found in error.get("ctx", {}).items() if name == "reason"}
+    reason = {name: found for name, found in error.get("ctx", {}).items() if name in {"reason", "offset"}}
     return {"pointer": _pointer(error), "problem": message_of(error, fields_at(model, error["loc"][:-1])), **reason}
 
 

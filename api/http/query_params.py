@@ -74,6 +74,10 @@ def _as_of(value: object) -> datetime | int:
     return parse_moment(value)
 
 
+# What an error has besides its sentence.
+_OF_ERRORS: Final = frozenset({"reason", "code", "pasted", "offset"})
+
+
 def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
     """Return an error with a sentence in place of the library's words, and nothing of what was sent."""
     loc, message = error["loc"], message_of(error)
@@ -84,7 +88,7 @@ def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
         case "moment" if isinstance(error["input"], str) and _LOST_PLUS.fullmatch(error["input"]):
             message = "In a query, + means a space. Write %2B for the + of an offset, or give the time with Z."
     # The message is a template, and holds nothing to fill in.
-    reason = {name: found for name, found in error.get("ctx", {}).items() if name in {"reason", "code"}}
+    reason = {name: found for name, found in error.get("ctx", {}).items() if name in _OF_ERRORS}
     return {"type": PydanticCustomError("parameter", cast("Any", message), reason or None), "loc": loc, "input": None}
 
 

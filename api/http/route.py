@@ -246,8 +246,8 @@ async def read_json(request: Request) -> Any:
     return sent
 
 
-# The fields that name a video.
-_VIDEO_IDS: Final = ("video_id", "expected_video_id")
+# The fields that name videos.
+_VIDEO_IDS: Final = frozenset({"video_id", "expected_video_id", "q"})
 
 
 async def _validated(validate: Callable[..., M], sent: Any, request: Request, caller: Caller | None) -> M:
@@ -258,21 +258,24 @@ async def _validated(validate: Callable[..., M], sent: Any, request: Request, ca
 
     """
     policy = _policy(services_of(request.scope).settings.video_ids)
-    try:
-        return validate(sent, context=policy)
-    except ValidationError as error:
-        given = [sent.get(name) for name in _VIDEO_IDS] if isinstance(sent, dict) else []
-        video_ids = {one for one in given if isinstance(one, str) and re.fullmatch(ID_PATTERN, one)}
-        if caller is None or not video_ids:
-            raise
-        found = error.errors(include_url=False, include_input=False)
-        if not any(one.get("ctx", {}).get("code") == "video_id_unusable" for one in found):
-            raise
-        evidence = caller.services.views.evidence
-        recorded = {one for one in video_ids if (await evidence.of_video(caller.ledger_id, one)).codes}
-        if not recorded:
-            raise
-        return validate(sent, context=replace(policy, recorded=frozenset(recorded)))
+    while True:
+        try:
+            return validate(sent, context=policy)
+        except ValidationError as error:
+            if caller is None or not isinstance(sent, dict) or sent.keys().isdisjoint(_VIDEO_IDS):
+                raise
+            found = error.errors(include_url=False, include_input=False)
+            unusable = {one["ctx"]["pasted"] for one in found if "pasted" in one.get("ctx", {})}
+            recorded = {one for one in unusable if await _is_recorded(caller, one)}
+            if not recorded:
+                raise
+            policy = replace(policy, recorded=policy.recorded | recorded)
+
+
+async def _is_recorded(caller: Caller, video_id: str) -> bool:
+    if re.fullmatch(ID_PATTERN, video_id) is None:
+        return False
+    return bool((await caller.services.views.evidence.of_video(caller.ledger_id, video_id)).codes)
 
 
 # Made once, not for every request.

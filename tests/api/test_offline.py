@@ -16,6 +16,7 @@ from api import offline
 from api.authorization_lines import BatchQuery
 from api.export_files import verify
 from api.exports import Export
+from domain.pasted import VideoIds
 from infra.errors import Unavailable
 from infra.postgres.roles import API
 from tests.api.world import OWN_ACCOUNT, World, told
@@ -198,3 +199,14 @@ def test_the_command_checks_a_file_and_says_what_it_found(world: World, tmp_path
 )
 def test_wrong_usage_is_told_so(arguments: list[str]) -> None:
     assert RUN.invoke(cli.app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(("video_ids", "fine"), [("tiktok", False), ("any", True)])
+def test_a_query_for_what_is_no_video_is_pointed_at(video_ids: VideoIds, *, fine: bool) -> None:
+    query = "type:Shared video:ZT8WXquk6"
+    if fine:
+        assert offline.export_query(query, Path("out.csv"), video_ids=video_ids).q == query
+        return
+    with pytest.raises(ValueError, match="A video id has 15 to 20 digits") as refused:
+        offline.export_query(query, Path("out.csv"), video_ids=video_ids)
+    assert str(refused.value).splitlines()[1:] == [f"  {query}", f"  {' ' * 18}^"]

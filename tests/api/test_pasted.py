@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from domain.pasted import SENTENCES
-from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, TERMS, World, refused, told
+from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, TERMS, World, campaign, refused, told
 
 # As TikTok shows it.
 CODE = "#+v08a+b/c=def0123456789"
@@ -155,6 +155,55 @@ def test_a_time_that_may_mean_two_things_is_refused_with_a_reason(world: World, 
     assert (refused(query), reasons(query.json())) == ((400, "malformed_query"), [("/expires_before", reason)])
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "pointer"),
+    [
+        ("extensions", {"expires_at": "2099-01-01T00:00:00.123456789Z"}, "/expires_at"),
+        ("shares", {"brand_id": "b", "channel": "dm", "effective_at": "2026-03-04"}, "/effective_at"),
+        ("revocation", {"reason": "why", "effective_at": "2026-03-04T12:00:00.1234567Z"}, "/effective_at"),
+        ("campaigns", {"starts_at": "2026-03-04"}, "/starts_at"),
+    ],
+)
+def test_nine_decimals_and_bare_days_are_refused_and_not_cut_wherever_a_time_is_taken(
+    world: World, path: str, body: dict[str, Any], pointer: str
+) -> None:
+    code = world.generate()
+    asked = campaign() | body if path == "campaigns" else body
+
+    answer = world.client.post(f"/v1/codes/{code['code_id']}/{path}", json=asked)
+
+    assert refused(answer) == (422, "malformed_body")
+    assert [pointer for pointer, _ in reasons(answer.json())] == [pointer]
+    assert {reason for _, reason in reasons(answer.json())} <= {"too_precise", "day_alone"}
+
+
+def test_six_decimals_are_kept(world: World) -> None:
+    world.permit()
+    code = told(world.client.post("/v1/codes", json=generating(starts_at="2026-11-04T12:00:00.123456Z")), 201)
+    assert code["starts_at"] == "2026-11-04T12:00:00.123456Z"
+
+
+@pytest.mark.parametrize("day", ["2026-03-04", "2026-03-04T12:00:00.123456789Z", "03/04/2026"])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("/v1/events", "from"), ("/v1/events", "to"), ("/v1/shares", "from"), ("/v1/campaigns", "stops_before")],
+)
+def test_a_range_of_a_list_takes_times_alone(world: World, path: str, name: str, day: str) -> None:
+    answer = world.client.get(path, params={name: day})
+    assert refused(answer) == (400, "malformed_query")
+    assert [pointer for pointer, _ in reasons(answer.json())] == [f"/{name}"]
+
+
+def test_a_query_of_the_trail_takes_a_day_from_its_start_to_its_end(world: World) -> None:
+    world.permit(effective_at="2026-03-04T00:00:00Z")
+    world.permit(enabled=False, effective_at="2026-03-04T23:59:59.999999Z")
+    world.permit(effective_at="2026-03-05T00:00:00Z")
+
+    found = world.client.get("/v1/events", params={"q": "effective:2026-03-04", "at_least": 3})
+
+    assert [event["position"] for event in told(found, 200)["events"]] == [1, 2]
+
+
 def test_a_day_of_another_form_names_the_form(world: World) -> None:
     answer = world.client.post("/v1/codes", json=generating(starts_at="03/04/2026"))
     assert "YYYY-MM-DD" in answer.json()["errors"][0]["problem"]
@@ -222,6 +271,60 @@ def test_what_is_no_video_id_is_refused_with_a_reason(tiktok: World, text: str, 
     assert (refused(body), reasons(body.json())) == ((422, "video_id_unusable"), [("/video_id", reason)])
     for query in queries:
         assert (refused(query), reasons(query.json())) == ((400, "video_id_unusable"), [("/video_id", reason)])
+
+
+@pytest.mark.parametrize("paste", LINKS)
+def test_a_query_of_the_trail_finds_a_video_by_its_link(tiktok: World, paste: str) -> None:
+    code = tiktok.generate(video_id=VIDEO)
+
+    found = tiktok.client.get("/v1/events", params={"q": f'video:"{paste}"', "at_least": code["position"]})
+
+    assert [event["type"] for event in told(found, 200)["events"]] == ["CodeGenerated"]
+
+
+@pytest.mark.parametrize(("text", "reason"), UNUSABLE)
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/exports/events", "/v1/events/stream"])
+def test_a_query_of_the_trail_for_what_is_no_video_is_refused_where_it_stands(
+    tiktok: World, path: str, text: str, reason: str
+) -> None:
+    answer = tiktok.client.get(path, params={"q": f'type:Shared video:{VIDEO},"{text}"'})
+
+    assert refused(answer) == (400, "video_id_unusable")
+    assert answer.json()["errors"] == [
+        {"pointer": "/q", "problem": SENTENCES[reason], "reason": reason, "offset": 38}  # type: ignore[index]
+    ]
+    assert text not in answer.text or text in {"t", "123"}
+
+
+def test_a_query_of_the_trail_takes_ids_that_are_recorded_or_said_to_be_exact(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = [world.generate(video_id=video_id) for video_id in ("opaque-1", "opaque-2")]
+    told(world.client.get("/v1/codes", params={"at_least": codes[1]["position"]}), 200)
+    monkeypatch.setitem(vars(world.server.serving.settings), "video_ids", "tiktok")
+
+    def found(q: str, **more: str) -> Any:
+        return world.client.get("/v1/events", params={"q": q, "at_least": codes[1]["position"]} | more)
+
+    both = told(found("video:opaque-1,opaque-2"), 200)["events"]
+    assert [event["code_id"] for event in both] == [code["code_id"] for code in codes]
+    assert refused(found("video:opaque-1,opaque-3")) == (400, "video_id_unusable")
+    assert refused(found(f"video:{ROUNDED}")) == (400, "video_id_unusable")
+    assert told(found(f"video:{ROUNDED}", video_id_exact="true"), 200)["events"] == []
+
+
+def test_an_expected_video_is_read_as_any_other(tiktok: World) -> None:
+    code = tiktok.generate(video_id=VIDEO)
+    for text, reason in UNUSABLE:
+        for path, body in (
+            ("/v1/codes/lookup", {"secret": code["secret"]}),
+            ("/v1/redemptions", {"secret": code["secret"], "advertiser_id": OWN_ACCOUNT}),
+        ):
+            answer = tiktok.client.post(path, json=body | {"expected_video_id": text})
+            assert refused(answer) == (422, "video_id_unusable"), text
+            assert reasons(answer.json()) == [("/expected_video_id", reason)]
+    exact = {"secret": code["secret"], "expected_video_id": ROUNDED, "video_id_exact": True}
+    assert refused(tiktok.client.post("/v1/codes/lookup", json=exact)) == (409, "other_video")
 
 
 def test_zeros_at_the_end_of_a_video_id_can_be_said_to_be_genuine(tiktok: World) -> None:
