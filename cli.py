@@ -247,6 +247,7 @@ def work(
                 wanted,
                 publishers=publishers,
                 webhook_networks=settings.webhook_networks,
+                webhook_ca_file=settings.webhook_ca_file,
                 started=announce_ready,
             )
         )

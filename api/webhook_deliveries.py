@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Query
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.cursors import decode, encode
-from api.http.fields import MAX_POSITION, UUID_PATTERN
-from api.http.models import Answer, Body
+from api.http.fields import MAX_POSITION, UUID_PATTERN, Moment
+from api.http.models import Answer, Body, absent
 from api.http.pagination import page_answer, page_of
 from api.http.query_params import LIMIT, EitherCursor, Limit, QueryModel
 from api.http.responses import answer, replay_header
 from api.http.route import Operation, Route
 from api.webhooks import idempotent_request, owner_of, path_webhook, refusals_as_problems
-from infra.delivery.webhooks.models import DeliveryOutcome
+from infra.delivery.webhooks.models import DeliveryOutcome, Replayed, ReplayRange
+from infra.delivery.webhooks.signing import payload, payload_of_test
+from infra.eventstore.serialization import UnreadableEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
     from infra.delivery.webhooks.models import DeadLetter, Delivery
 
 
 MAX_MESSAGES: Final = 1_000
+_INSTANT: Final = timedelta(microseconds=1)
 
 
 class ReplayMessages(Body):
+    """Dead letters by id, or all events of a range of positions or of times, delivered ones too."""
+
     message_ids: Annotated[
         list[
             Annotated[
@@ -45,6 +56,29 @@ class ReplayMessages(Body):
             examples=[["0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b22"]],
         ),
     ] = None
+    after: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_POSITION)] | None,
+        Field(description="Send the events after this position again, delivered ones too.", examples=[0]),
+    ] = None
+    upto: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_POSITION)] | None,
+        Field(description="The last position. Default: as far as the webhook has come.", examples=[100]),
+    ] = None
+    recorded_from: Annotated[
+        Moment | None,
+        Field(description="Send the events recorded at this time or later again, delivered ones too."),
+    ] = None
+    recorded_to: Annotated[Moment | None, Field(description="Only events recorded before this time.")] = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        by_time = self.recorded_from is not None or self.recorded_to is not None
+        by_position = self.after is not None or self.upto is not None
+        if (self.message_ids is not None, by_position, by_time).count(True) > 1:
+            raise PydanticCustomError("one_of", "Send message ids, or positions, or times.")
+        if (by_time and self.recorded_from is None) or (by_position and self.after is None):
+            raise PydanticCustomError("one_of", "Send the beginning of the range, too: after, or recorded_from.")
+        return self
 
 
 MessageId = Annotated[UUID, Field(description="The `webhook-id` of the message: the id of the event or of the test.")]
@@ -58,6 +92,14 @@ class TestAnswer(Answer):
 
 class ReplayAnswer(Answer):
     replayed: Annotated[int, Field(ge=0, description="The number of messages that are sent again.")]
+    next: Annotated[
+        int | None,
+        Field(description="The `after` for the rest of a range that is too long for one request. Null if that is all."),
+    ]
+
+
+class RetryAnswer(Answer):
+    retried: Annotated[int, Field(ge=0, description="The number of messages that are retried now.")]
 
 
 class DeadLetterEntry(Answer):
@@ -93,6 +135,13 @@ class DeliveryEntry(Answer):
     status: Status
     error: Error
     duration_ms: Annotated[int, Field(ge=0, description="The duration of the attempt.")]
+    answer: Annotated[
+        str | None, Field(description="The first 1,024 bytes of the body of the response, if there was one.")
+    ]
+    payload: Annotated[
+        dict[str, Any] | None,
+        Field(description="What was sent, if requested. Null if the event cannot be read any more."),
+    ] = Field(default_factory=absent)
 
 
 class DeliveriesAnswer(Answer):
@@ -107,6 +156,7 @@ class DeadLettersQuery(QueryModel):
 
 class DeliveriesQuery(QueryModel):
     outcome: Annotated[DeliveryOutcome | None, Field(description="Only attempts with this outcome.")] = None
+    payload: Annotated[bool, Field(description="Whether to show what was sent.")] = False
     limit: Limit = LIMIT
     cursor: EitherCursor = None
 
@@ -131,7 +181,10 @@ async def list_deliveries(
     query: Annotated[DeliveriesQuery, Query()],
     caller: Annotated[Caller, allow("subscriber", "admin")],
 ) -> Response:
-    """List delivery attempts, newest first: the last 10,000 of each webhook, without the content of the messages."""
+    """List delivery attempts, newest first: the last 10,000 of each webhook, and of the last 30 days.
+
+    Each shows the beginning of the receiver's response, and what was sent if `payload=true`.
+    """
     scope = {"of": webhook_id, "outcome": query.outcome}
     before = MAX_POSITION if query.cursor is None else decode(query.cursor, scope)
     with refusals_as_problems():
@@ -139,7 +192,8 @@ async def list_deliveries(
             owner_of(caller), path_webhook(webhook_id), before=before, outcome=query.outcome, limit=query.limit + 1
         )
     page = page_of(found, query.limit, lambda delivery: encode(delivery.attempt_id, scope))
-    return page_answer(caller, "deliveries", page, _delivery)
+    payloads = await _payloads(caller, UUID(webhook_id), page.rows) if query.payload else None
+    return page_answer(caller, "deliveries", page, lambda delivery: _delivery(delivery, payloads))
 
 
 @router.get("/v1/webhooks/{webhook_id}/dead-letters", response_model=DeadLettersAnswer, operation_id="listDeadLetters")
@@ -169,17 +223,70 @@ async def list_dead_letters(
 async def replay_dead_letters(
     webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")], body: ReplayMessages | None = None
 ) -> Response:
-    """Send dead letters again. They arrive after newer events, in no guaranteed order."""
-    named = None if body is None or body.message_ids is None else [UUID(text) for text in body.message_ids]
+    """Send dead letters again, or every event of a range that the webhook wants, delivered ones too.
+
+    They arrive after newer events, those of one code in order. At most 1,000 events, of 100,000 positions, are sent
+    again by one request: `next` says where to continue.
+    """
+    webhooks, owner, request = caller.services.webhooks, owner_of(caller), idempotent_request(caller)
+    wanted = None if body is None else await _range(caller, body)
     with refusals_as_problems():
-        replayed, again = await caller.services.webhooks.replay(
-            owner_of(caller), path_webhook(webhook_id), named, idempotent_request(caller)
+        if wanted is None:
+            named = None if body is None or body.message_ids is None else [UUID(text) for text in body.message_ids]
+            messages, again = await webhooks.replay(owner, path_webhook(webhook_id), named, request)
+            replayed = Replayed(messages)
+        else:
+            replayed, again = await webhooks.replay_range(owner, path_webhook(webhook_id), wanted, request)
+    return answer({"replayed": replayed.messages, "next": replayed.next}, 202, replay_header(again))
+
+
+@router.post(
+    "/v1/webhooks/{webhook_id}/retries", status_code=202, response_model=RetryAnswer, operation_id="retryWebhook"
+)
+@Operation(refusals=(409,))
+async def retry_webhook(webhook_id: str, caller: Annotated[Caller, allow("subscriber", "admin")]) -> Response:
+    """Retry all messages that wait now, also if the receiver has asked for a pause."""
+    with refusals_as_problems():
+        return answer(
+            {"retried": await caller.services.webhooks.retry(owner_of(caller), path_webhook(webhook_id))}, 202
         )
-    return answer({"replayed": replayed}, 202, replay_header(again))
 
 
-def _delivery(delivery: Delivery) -> dict[str, Any]:
+async def _range(caller: Caller, body: ReplayMessages) -> ReplayRange | None:
+    """Return the range that is asked for; None where there is none."""
+    if body.after is not None:
+        return ReplayRange(body.after, MAX_POSITION if body.upto is None else body.upto)
+    if body.recorded_from is None:
+        return None
+    now = caller.services.now()
+
+    async def before(moment: datetime) -> int:
+        return await caller.services.events.position_at(caller.ledger_id, min(moment - _INSTANT, now))
+
+    upto = MAX_POSITION if body.recorded_to is None else await before(body.recorded_to)
+    return ReplayRange(await before(body.recorded_from), upto)
+
+
+async def _payloads(caller: Caller, webhook_id: UUID, deliveries: Sequence[Delivery]) -> dict[UUID, dict[str, Any]]:
+    """Return what was sent, by message: it is made again from the events."""
+    ledger = caller.key.ledger_name
+    positions = {delivery.position for delivery in deliveries if delivery.position is not None}
+    sent = {
+        recorded.event_id: orjson.loads(payload(recorded, ledger, caller.history.history))
+        for recorded in await caller.services.events.at_positions(caller.ledger_id, sorted(positions))
+        if not isinstance(recorded.event, UnreadableEvent)
+    }
+    for delivery in deliveries:
+        if delivery.position is None:
+            test = payload_of_test(delivery.message_id, webhook_id, ledger, delivery.at)
+            sent[delivery.message_id] = orjson.loads(test)
+    return sent
+
+
+def _delivery(delivery: Delivery, payloads: Mapping[UUID, dict[str, Any]] | None) -> dict[str, Any]:
+    shown = {} if payloads is None else {"payload": payloads.get(delivery.message_id)}
     return {
+        **shown,
         "message_id": delivery.message_id,
         "position": delivery.position,
         "type": delivery.type,
@@ -189,6 +296,7 @@ def _delivery(delivery: Delivery) -> dict[str, Any]:
         "status": delivery.status,
         "error": delivery.error,
         "duration_ms": delivery.duration_ms,
+        "answer": delivery.answer,
     }
 
 

@@ -6,6 +6,7 @@ of a token makes none: it would be sent events long after the token has ended.
 
 from __future__ import annotations
 
+import base64
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -32,6 +33,7 @@ from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.http_target import URL_CHARACTERS_MAX, AllowedNetworks, InvalidTarget, check_url
 from infra.delivery.webhooks.idempotent_requests import IdempotentRequest
 from infra.delivery.webhooks.models import Owner, OwnerKeyInvalid, TooManyWebhooks, WebhookDisabled, WebhookNotFound
+from infra.delivery.webhooks.signing import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,6 +45,10 @@ MAX_TYPES: Final = 50
 MAX_CREATORS: Final = 1_000
 OVERLAP_HOURS: Final = 24
 MAX_OVERLAP_HOURS: Final = 168
+# As Standard Webhooks has them.
+WHSEC: Final = r"^whsec_[A-Za-z0-9+/]{32,88}={0,2}$"
+MIN_SECRET_BYTES: Final = 24
+MAX_SECRET_BYTES: Final = 64
 EXAMPLE_URL: Final = "https://receiver.example/sparkledger"
 
 
@@ -50,6 +56,16 @@ def _known(types: list[str]) -> list[str]:
     if not EVENT_TYPES.keys() >= set(types):
         raise PydanticCustomError("type", "Unknown event type.")
     return sorted(set(types))
+
+
+def _usable_secret(text: str) -> str:
+    try:
+        length = len(base64.b64decode(text.removeprefix(PREFIX), validate=True)) if text.startswith(PREFIX) else 0
+    except ValueError:
+        length = 0
+    if not MIN_SECRET_BYTES <= length <= MAX_SECRET_BYTES:
+        raise PydanticCustomError("secret", "Expected whsec_ and 24 to 64 bytes in base64.")
+    return text
 
 
 _URL: Final = Field(
@@ -78,6 +94,17 @@ class CreateWebhook(Body):
         Annotated[int, Field(ge=0, le=MAX_POSITION)] | None,
         Field(description="Send only later positions. 0 sends everything. Default: from now on.", examples=[0]),
     ] = None
+    enabled: Annotated[
+        bool,
+        Field(description="Whether events are sent. If not, they wait until the webhook is enabled.", examples=[True]),
+    ] = True
+    secret: Annotated[
+        Annotated[str, AfterValidator(_usable_secret), Field(json_schema_extra={"pattern": WHSEC})] | None,
+        Field(
+            description="A signing secret of your own, 24 to 64 bytes in base64. Default: a new one is made and shown.",
+            examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
+        ),
+    ] = None
 
 
 class ChangeWebhook(Body):
@@ -92,6 +119,14 @@ class ChangeWebhook(Body):
         Field(
             description="Whether events are sent. When enabled again, the webhook continues where it stopped.",
             examples=[True],
+        ),
+    ] = None
+    after: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_POSITION)] | None,
+        Field(
+            description="Go on after this position: earlier events are sent again, and later ones are skipped. "
+            "Messages that wait, and dead letters beyond it, are dropped: they are sent again in their turn.",
+            examples=[0],
         ),
     ] = None
 
@@ -154,7 +189,8 @@ class WebhookSecretAnswer(WebhookAnswer):
     secret: Annotated[
         str | None,
         Field(
-            description="The secret that messages are signed with, shown only once. Null if the request was repeated.",
+            description="The secret that messages are signed with, shown only once. Null if the request was repeated, "
+            "or had a secret of its own.",
             examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
         ),
     ]
@@ -196,6 +232,8 @@ async def create_webhook(body: CreateWebhook, caller: Annotated[Caller, allow("s
             types=body.types,
             creator_ids=body.creator_ids,
             after=head if body.after is None else body.after,
+            enabled=body.enabled,
+            secret=None if body.secret is None else base64.b64decode(body.secret.removeprefix(PREFIX)),
             request=idempotent_request(caller),
         )
     created = {"webhook_id": str(webhook.webhook_id), "types": webhook.types, "creator_ids": webhook.creator_ids}
@@ -223,9 +261,11 @@ async def read_webhook(webhook_id: str, caller: Annotated[Caller, allow("subscri
 async def change_webhook(
     webhook_id: str, body: ChangeWebhook, caller: Annotated[Caller, allow("subscriber", "admin")]
 ) -> Response:
-    """Change a webhook, or enable or disable it. When enabled again, it continues where it stopped."""
+    """Change a webhook, enable or disable it, or move it. When enabled again, it continues where it stopped."""
     if body.url is not None:
         _check(caller, body.url)
+    if body.after is not None and body.after > await caller.services.events.head(caller.ledger_id):
+        raise malformed_body("/after", "The ledger has not reached this position.")
     given = body.model_dump(exclude_unset=True)
     changes = {name: value for name, value in given.items() if value is not None or name == "description"}
     with refusals_as_problems():

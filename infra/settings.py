@@ -263,6 +263,12 @@ class Settings(BaseModel):
         "of your own receivers: everyone with a subscriber key can cause requests to them.",
         "give networks such as 10.1.0.0/16 or 10.1.2.3/32, several separated by commas, or none",
     )
+    webhook_ca_file: Path | None = _setting(
+        None,
+        "A file with the CA certificates that webhooks trust besides the well-known ones, in PEM, for receivers with "
+        "certificates of your own authority.",
+        "name a readable file with certificates in PEM",
+    )
     oidc_issuers: Annotated[tuple[Issuer, ...], BeforeValidator(_from_json), AfterValidator(_issuers)] = _setting(
         (),
         "The OpenID Connect issuers whose bearer tokens are accepted, and the meaning of their claims: a "
@@ -432,10 +438,10 @@ def _kafka_problems(settings: Settings) -> Iterator[str]:
 
 
 def _certificate_problems(settings: Settings) -> Iterator[str]:
-    """Yield the files that no connection to the brokers can be made with; later they would look like brokers away."""
+    """Yield the files that no connection can be made with; later they would look like brokers or receivers away."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     certificate, key = settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile
-    for name in _CERTIFICATE_FILES:
+    for name in (*_CERTIFICATE_FILES, "webhook_ca_file"):
         path = getattr(settings, name)
         try:
             if path is not None:

@@ -111,6 +111,9 @@ the trail and its exports without its `body`, with `"unreadable": true`. Nothing
 Kafka stop before it and name it, a stream ends with `unavailable`, a webhook waits with that code and sends the others,
 and what must be computed from it is answered with 503.
 
+A webhook can also get `sparkledger.Test.v1`, a test that its owner asks for. It is no event of the ledger: it has no
+position, and its `data` is `{"webhook_id": "…"}`.
+
 *Clear* fields are stored as JSON and stay readable. *Sealed* fields are stored encrypted, under a key of their creator.
 No event shows a secret. Notes are shown in the history of their code, to those who are allowed to read it. Fields
 without a value are left out. Times are RFC 3339 in UTC. An event that *moves the version* makes an earlier `If-Match`

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic.json_schema import models_json_schema
 
 from infra.delivery import cloud_events
-from infra.delivery.event_schemas import CODE_STATE, schemas
+from infra.delivery.event_schemas import CODE_STATE, TEST, schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -61,7 +61,7 @@ def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
 
     """
     published = schemas()
-    events = {name: schema for name, schema in published.items() if not name.startswith(CODE_STATE)}
+    events = {name: schema for name, schema in published.items() if not name.startswith((CODE_STATE, TEST))}
     streamed = models_json_schema([(streamed_event, "serialization")], ref_template="#/components/schemas/{model}")[1]
     return {
         "asyncapi": VERSION,
@@ -99,7 +99,10 @@ def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
                 "address": None,
                 "title": "Webhooks",
                 "description": "Created with `POST /v1/webhooks`. Signed by the Standard Webhooks specification.",
-                "messages": {"event": {"$ref": "#/components/messages/delivered"}},
+                "messages": {
+                    "event": {"$ref": "#/components/messages/delivered"},
+                    "test": {"$ref": "#/components/messages/test"},
+                },
                 "bindings": {"http": {}},
             },
         },
@@ -114,7 +117,18 @@ def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
                 **{name: _event(name, schema) for name, schema in events.items()},
                 "codeState": _state(published[f"{CODE_STATE}.v1"]),
                 "streamed": _streamed(streamed_event),
-                "delivered": _delivered(),
+                "delivered": _delivered(
+                    "delivered",
+                    "An event as one CloudEvent in JSON.",
+                    [
+                        {"$ref": "#/components/schemas/attributes"},
+                        {
+                            "properties": {"data": {"oneOf": [{"$ref": f"#/components/schemas/{n}"} for n in events]}},
+                            "required": ["data"],
+                        },
+                    ],
+                ),
+                "test": _delivered("test", "A test, sent once for `POST /v1/webhooks/{webhook_id}/test`.", [_test()]),
             },
             "schemas": {
                 **{name: _payload(schema) for name, schema in published.items()},
@@ -200,21 +214,29 @@ def _streamed(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _delivered() -> dict[str, Any]:
+def _delivered(name: str, summary: str, payload: list[dict[str, Any]]) -> dict[str, Any]:
     signed = {"webhook-id", "webhook-timestamp", "webhook-signature"}
     return {
-        "name": "delivered",
-        "title": "Delivery of a webhook",
-        "summary": "An event as one CloudEvent in JSON.",
+        "name": name,
+        "title": "Delivery of a webhook" if name == "delivered" else "Test of a webhook",
+        "summary": summary,
         "contentType": cloud_events.STRUCTURED_CONTENT_TYPE,
         "headers": {"type": "object", "properties": dict.fromkeys(sorted(signed), _TEXT), "required": sorted(signed)},
-        "payload": {
-            "allOf": [
-                {"$ref": "#/components/schemas/attributes"},
-                {"type": "object", "properties": {"data": {"type": "object"}}, "required": ["data"]},
-            ]
-        },
+        "payload": {"type": "object", "allOf": payload},
     }
+
+
+def _test() -> dict[str, Any]:
+    """Return the schema of a test: of the attributes of an event, those that it has without being one."""
+    attributes = {name: _ATTRIBUTES[name] for name in ("specversion", "id", "source", "time")}
+    properties = {
+        **attributes,
+        "type": {"const": cloud_events.type_of(TEST, 1)},
+        "subject": {**_TEXT, "pattern": "^webhooks/", "description": "The webhook: `webhooks/{webhook_id}`."},
+        "datacontenttype": {"const": cloud_events.CONTENT_TYPE},
+        "data": {"$ref": f"#/components/schemas/{TEST}.v1"},
+    }
+    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _attributes(before: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 CODE_STATE: Final = "CodeState"
+TEST: Final = "Test"
 
 _TEXT: Final = {"type": "string"}
 _TIME: Final = {"type": "string", "format": "date-time"}
@@ -52,9 +53,9 @@ def own_fields(kind: type[Any]) -> Iterator[tuple[str, Any, bool, bool]]:
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return every schema by its name, such as `Shared.v1`, and `CodeState.v1` for the state."""
+    """Return every schema by its name, such as `Shared.v1`, `CodeState.v1` for the state, and `Test.v1`."""
     events = [_event_schema(kind) for kind in EVENT_TYPES.values()]
-    return {schema["title"]: schema for schema in [*events, code_state_schema()]}
+    return {schema["title"]: schema for schema in [*events, code_state_schema(), _test_schema()]}
 
 
 def incompatibilities(published: Mapping[str, Any], changed: Mapping[str, Any]) -> list[str]:
@@ -110,6 +111,11 @@ def _event_schema(kind: type[Any]) -> dict[str, Any]:
         "body": body,
     }
     return _schema(f"{name}.v{version}", " ".join((kind.__doc__ or "").split()), properties, list(properties))
+
+
+def _test_schema() -> dict[str, Any]:
+    about = "A test of a webhook, asked for by its owner. It is no event: no ledger has it, and it has no position."
+    return _schema(f"{TEST}.v1", about, {"webhook_id": _UUID}, ["webhook_id"])
 
 
 def _subject_schema(kind: type[Any]) -> dict[str, Any]:

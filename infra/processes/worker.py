@@ -26,6 +26,7 @@ from projections.engine.shared_reader import SharedLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from infra.crypto.master_keys import KeyProvider
     from infra.delivery.kafka.publisher import Publisher
@@ -45,6 +46,7 @@ async def run(
     *,
     publishers: Sequence[Publisher] = (),
     webhook_networks: Sequence[str] = (),
+    webhook_ca_file: Path | None = None,
     started: Callable[[], None] = lambda: None,
 ) -> None:
     """Run until SIGINT or SIGTERM.
@@ -55,6 +57,7 @@ async def run(
         parts: which of `PARTS` to run.
         publishers: the publishers to Kafka; each runs in a thread of its own.
         webhook_networks: networks that webhooks may be sent to, besides public addresses.
+        webhook_ca_file: certificates of authorities that webhooks trust besides the well-known ones.
         started: called once everything runs.
 
     Raises:
@@ -73,8 +76,9 @@ async def run(
     async with runtime(conninfo, WORKER, master_key) as opened:
         clock = ExpiryClock(opened)
         runners, wakes = views_followed(conninfo, opened.database) if "views" in parts else ([], [])
-        webhooks = WebhookWorker(conninfo, opened, AllowedNetworks(webhook_networks)) if "webhooks" in parts else None
-
+        webhooks = None
+        if "webhooks" in parts:
+            webhooks = WebhookWorker(conninfo, opened, AllowedNetworks(webhook_networks), ca_file=webhook_ca_file)
         for publisher in publishers:
             publisher.start()
         listener = Listener(conninfo, WORKER, _waking(wakes, webhooks, publishers))

@@ -61,6 +61,7 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/webhooks/{webhook_id}/deliveries": WEBHOOKS,
     "GET /v1/webhooks/{webhook_id}/dead-letters": WEBHOOKS,
     "POST /v1/webhooks/{webhook_id}/replays": WEBHOOKS,
+    "POST /v1/webhooks/{webhook_id}/retries": WEBHOOKS,
     "PUT /v1/advertisers/{advertiser_id}": {"operator", "admin"},
     "POST /v1/creators/{creator_id}/erasure": {"admin"},
     "GET /v1/creators/{creator_id}/erasure": {"operator", "auditor", "admin"},
@@ -255,6 +256,7 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     "GET /v1/webhooks/{webhook_id}/deliveries": (on_webhook("GET", "/deliveries"), 200),
     "GET /v1/webhooks/{webhook_id}/dead-letters": (on_webhook("GET", "/dead-letters"), 200),
     "POST /v1/webhooks/{webhook_id}/replays": (on_webhook("POST", "/replays"), 202),
+    "POST /v1/webhooks/{webhook_id}/retries": (on_webhook("POST", "/retries"), 202),
     "PUT /v1/advertisers/{advertiser_id}": (
         lambda _w, client, _c, brand, account: client.put(f"/v1/advertisers/{account}", json={"brand_id": brand}),
         200,

@@ -319,9 +319,9 @@ def test_dead_letters_are_listed_and_sent_again(world: World) -> None:
     assert [letter["position"] for letter in first["dead_letters"] + rest["dead_letters"]] == [1, 2, 3, 4, 5]
 
     one = first["dead_letters"][0]["message_id"]
-    assert told(world.client.post(f"{path}/replays", json={"message_ids": [one]}), 202) == {"replayed": 1}
-    assert told(world.client.post(f"{path}/replays", json={"message_ids": [one]}), 202) == {"replayed": 0}
-    assert told(world.client.post(f"{path}/replays"), 202) == {"replayed": 4}
+    assert told(world.client.post(f"{path}/replays", json={"message_ids": [one]}), 202) == {"replayed": 1, "next": None}
+    assert told(world.client.post(f"{path}/replays", json={"message_ids": [one]}), 202) == {"replayed": 0, "next": None}
+    assert told(world.client.post(f"{path}/replays"), 202) == {"replayed": 4, "next": None}
     stands = told(world.client.get(path), 200)
     assert (stands["dead"], stands["waiting"]) == (0, 5)
 
@@ -340,3 +340,67 @@ def test_who_had_events_sent_is_recorded_among_the_accesses_without_the_url(worl
         ("PATCH /v1/webhooks/{webhook_id}", {"webhook_id": webhook_id, "changed": ["enabled"]}),
         ("POST /v1/webhooks", {"webhook_id": webhook_id, "types": ["Shared"], "creator_ids": []}),
     ]
+
+
+def test_a_webhook_is_created_disabled_and_with_a_secret_of_the_owners(world: World) -> None:
+    secret = "whsec_" + base64.b64encode(bytes(24)).decode()
+    webhook = create(world.client, enabled=False, secret=secret)
+    assert (webhook["enabled"], webhook["disabled"], webhook["secret"]) == (False, "asked", None)
+
+    for bad in ("whsec_" + base64.b64encode(bytes(23)).decode(), "whsec_" + "A" * 33, "A" * 32):
+        assert refused(world.client.post("/v1/webhooks", json={"url": URL, "secret": bad})) == (422, "malformed_body")
+
+
+def test_a_webhook_is_moved_to_where_the_ledger_has_been(world: World) -> None:
+    world.generate()
+    path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
+    assert told(world.client.patch(path, json={"after": 1}), 200)["position"] == 1
+    assert refused(world.client.patch(path, json={"after": 3})) == (422, "malformed_body")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"after": 1, "message_ids": [str(uuid4())]},
+        {"after": 1, "recorded_from": "2026-01-01T00:00:00Z"},
+        {"upto": 1},
+        {"recorded_to": "2026-01-01T00:00:00Z"},
+    ],
+)
+def test_what_is_to_be_sent_again_is_named_in_one_way(world: World, asked: dict[str, Any]) -> None:
+    path = f"/v1/webhooks/{create(world.client)['webhook_id']}/replays"
+    assert refused(world.client.post(path, json=asked)) == (422, "malformed_body")
+
+
+def test_what_was_recorded_in_a_time_is_sent_again(world: World) -> None:
+    world.permit()
+    code = world.generate()
+    (event,) = told(world.client.get("/v1/events", params={"after": 1}), 200)["events"]
+    path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
+
+    asked = {"recorded_from": event["recorded_at"]}
+    assert told(world.client.post(f"{path}/replays", json=asked), 202) == {"replayed": 1, "next": None}
+    asked = {"recorded_from": "2020-01-01T00:00:00Z", "recorded_to": event["recorded_at"]}
+    assert told(world.client.post(f"{path}/replays", json=asked), 202) == {"replayed": 1, "next": None}
+    assert told(world.client.post(f"{path}/replays", json={"after": 0, "upto": 2}), 202)["replayed"] == 0
+    assert told(world.client.get(path), 200)["waiting"] == 2
+    assert told(world.client.post(f"{path}/retries"), 202) == {"retried": 2}
+    assert code["position"] == 2
+
+
+def test_what_was_sent_is_shown_with_a_delivery_that_asks_for_it(world: World) -> None:
+    world.permit()
+    webhook_id = create(world.client)["webhook_id"]
+    record(world, webhook_id, "attempts", 1)
+    with psycopg.connect(world.server.database.dsn(), autocommit=True) as connection:
+        connection.execute(
+            "UPDATE webhook_attempts a SET message_id = e.event_id FROM events e"
+            " WHERE e.ledger_id = a.ledger_id AND e.position = 1 AND a.webhook_id = %s",
+            (webhook_id,),
+        )
+    path = f"/v1/webhooks/{webhook_id}/deliveries"
+    (with_it,) = told(world.client.get(path, params={"payload": True}), 200)["deliveries"]
+    (without,) = told(world.client.get(path), 200)["deliveries"]
+
+    assert with_it["payload"]["data"]["creator_id"] == "creator-own"
+    assert (without["answer"], "payload" in without) == (None, False)

@@ -64,6 +64,7 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "requests_per_second": 100_000,
         "trusted_proxies": ("none",),
         "webhook_networks": ("127.0.0.0/8", "::1/128"),
+        "webhook_ca_file": None,
         "oidc_issuers": (),
         "kafka_bootstrap_servers": (),
         "kafka_security_protocol": "PLAINTEXT",
@@ -386,3 +387,11 @@ def test_proxies_are_addresses_or_networks() -> None:
     )
     for wrong in ("*", "proxy.example", "none,10.1.2.3", "10.1.2.3/16"):
         assert "SPARKLEDGER_TRUSTED_PROXIES" in refusal(TRUSTED_PROXIES=wrong)
+
+
+def test_authorities_that_webhooks_trust_are_read_at_the_start(certificates: Path) -> None:
+    named = {"SPARKLEDGER_WEBHOOK_CA_FILE": str(certificates / "ca.pem")}
+    assert load_settings(named).webhook_ca_file == certificates / "ca.pem"
+    assert refusal(WEBHOOK_CA_FILE=str(certificates / "garbage.pem")).startswith(
+        "SPARKLEDGER_WEBHOOK_CA_FILE names a file without a certificate: name a PEM file"
+    )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from infra.postgres.pool import Database, LedgerConnection
 
 KEEP_ATTEMPTS: Final = 10_000
+KEEP_ATTEMPTS_DAYS: Final = 30
 KEEP_DEAD: Final = 10_000
 KEEP_DEAD_DAYS: Final = 30
 KEEP_REQUESTS_HOURS: Final = 48
@@ -33,7 +34,7 @@ LAGS_MAX: Final = 1_000
 
 _ENDPOINTS: Final = """
     SELECT w.webhook_id, w.ledger_id, l.name, w.revision, w.url, w.types, w.creator_ids, w.secret, w.old_secret,
-           w.old_secret_until, w.resumed,
+           w.old_secret_until, w.resumed, w.moved, w.moved_to, w.retried,
            k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp()),
            (SELECT h.history FROM histories h WHERE h.ledger_id = w.ledger_id ORDER BY h.generation DESC LIMIT 1),
            CASE WHEN c.ledger_id IS NULL THEN a.ledger_id IS NULL ELSE c.problem IS NULL END
@@ -50,7 +51,17 @@ _TAKE_OVER: Final = """
     UPDATE webhook_progress
     SET lease = lease + 1, written = 0
     WHERE webhook_id = %s
-    RETURNING lease, position, paused_until, failures, delivered_at, resumed
+    RETURNING lease, position, paused_until, failures, delivered_at, resumed, moved
+"""
+
+_MOVE: Final = "UPDATE webhook_progress SET moved = %s, position = %s WHERE webhook_id = %s"
+
+# What waits is skipped or read again, and so is what is dead beyond the new position.
+_DROP_MOVED: Final = """
+    DELETE FROM webhook_messages
+    WHERE webhook_id = %s
+    AND position IS NOT NULL
+    AND (NOT dead OR position > %s)
 """
 
 _RESUME: Final = "UPDATE webhook_progress SET resumed = %s, paused_until = NULL WHERE webhook_id = %s"
@@ -64,7 +75,7 @@ _RESTART_RETRIES: Final = """
 """
 
 _MESSAGES: Final = """
-    SELECT message_id, position, type, lane, dead, attempts, first_at, next_at
+    SELECT message_id, position, type, lane, dead, attempts, first_at, next_at, replayed
     FROM webhook_messages
     WHERE webhook_id = %s
     AND (NOT dead OR position > %s)
@@ -105,10 +116,10 @@ _ACK: Final = "DELETE FROM webhook_messages WHERE webhook_id = %s AND message_id
 
 _LOG_ATTEMPTS: Final = """
     INSERT INTO webhook_attempts (
-        webhook_id, ledger_id, message_id, position, type, attempt, at, outcome, status, error, duration_ms)
+        webhook_id, ledger_id, message_id, position, type, attempt, at, outcome, status, error, duration_ms, answer)
     SELECT %s, %s, x.*
     FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::int[],
-                %s::text[], %s::int[]) AS x
+                %s::text[], %s::int[], %s::bytea[]) AS x
 """
 
 _DISABLE: Final = """
@@ -121,13 +132,16 @@ _DISABLE: Final = """
 _DELETE_OLD_ATTEMPTS: Final = """
     DELETE FROM webhook_attempts
     WHERE webhook_id = %(webhook_id)s
-    AND attempt_id <= (
-        SELECT attempt_id
-        FROM webhook_attempts
-        WHERE webhook_id = %(webhook_id)s
-        ORDER BY attempt_id DESC
-        OFFSET %(keep)s
-        LIMIT 1
+    AND (
+        at < now() - make_interval(days => %(days)s)
+        OR attempt_id <= (
+            SELECT attempt_id
+            FROM webhook_attempts
+            WHERE webhook_id = %(webhook_id)s
+            ORDER BY attempt_id DESC
+            OFFSET %(keep)s
+            LIMIT 1
+        )
     )
 """
 
@@ -178,7 +192,8 @@ class DeliveryStore:
     async def take_over(self, endpoint: Endpoint) -> DeliveryProgress:
         """Take an endpoint's lease, so that its earlier sender can write nothing more.
 
-        Where the webhook was enabled again or has another URL, its pause and its failures are void.
+        Where the webhook was enabled again or has another URL, its pause and its failures are void. Where its owner
+        moved it, it goes on from there, and what was waiting or dead beyond is read again.
 
         Raises:
             LeaseLost: the webhook was deleted.
@@ -188,8 +203,13 @@ class DeliveryStore:
             row = await (await connection.execute(_TAKE_OVER, (endpoint.webhook_id,))).fetchone()
             if row is None:
                 raise LeaseLost
-            *columns, resumed = row
+            *columns, resumed, moved = row
             progress = DeliveryProgress(*columns)
+            # Not by a worker with an older copy of the endpoint.
+            if moved < endpoint.moved and endpoint.moved_to is not None:
+                await connection.execute(_MOVE, (endpoint.moved, endpoint.moved_to, endpoint.webhook_id))
+                await connection.execute(_DROP_MOVED, (endpoint.webhook_id, endpoint.moved_to))
+                progress.position = endpoint.moved_to
             # Compared by `!=`, not `<`: a worker with an older copy of the endpoint may have been here in between.
             if resumed != endpoint.resumed:
                 await connection.execute(_RESUME, (endpoint.resumed, endpoint.webhook_id))
@@ -214,6 +234,7 @@ class DeliveryStore:
                 dead=row[4],
                 attempts=row[5],
                 first_at=row[6],
+                replayed=row[8],
             )
             for row in await self._database.read(None, query)
         ]
@@ -270,7 +291,8 @@ class DeliveryStore:
     async def delete_old(self, webhook_id: UUID) -> None:
         """Delete the attempts and dead messages of a webhook that are beyond their limits of age and number."""
         async with self._database.connection() as connection:
-            await connection.execute(_DELETE_OLD_ATTEMPTS, {"webhook_id": webhook_id, "keep": KEEP_ATTEMPTS})
+            attempts = {"webhook_id": webhook_id, "keep": KEEP_ATTEMPTS, "days": KEEP_ATTEMPTS_DAYS}
+            await connection.execute(_DELETE_OLD_ATTEMPTS, attempts)
             dead = {"webhook_id": webhook_id, "keep": KEEP_DEAD, "days": KEEP_DEAD_DAYS}
             await connection.execute(_DELETE_OLD_DEAD, dead)
 
@@ -418,7 +440,7 @@ def _message_columns(messages: Collection[Message]) -> list[list[Any]]:
 def _attempt_columns(attempts: Sequence[DeliveryAttempt]) -> list[list[Any]]:
     """Return the columns of `_LOG_ATTEMPTS`."""
     rows = [
-        (a.message_id, a.position, a.type, a.attempt, a.at, a.outcome, a.status, a.error, a.duration_ms)
+        (a.message_id, a.position, a.type, a.attempt, a.at, a.outcome, a.status, a.error, a.duration_ms, a.answer)
         for a in attempts
     ]
     return [list(column) for column in zip(*rows, strict=True)]

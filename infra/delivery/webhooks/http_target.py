@@ -38,6 +38,8 @@ CONNECT_S: Final = 5.0
 # How much of a response is read, so that its connection can be used again. The rest is cut off.
 RESPONSE_BYTES_MAX: Final = 16 * 1024
 RESPONSE_S: Final = 2.0
+# How much of a response is kept for the owner.
+ANSWER_BYTES_MAX: Final = 1_024
 RETRY_AFTER_MAX_S: Final = 86_400
 CONNECTIONS_IDLE_S: Final = 30.0
 # What an attempt reads in all, also of interim responses and headers, and in how many pieces: a receiver that sends
@@ -118,11 +120,12 @@ def check_url(url: str, networks: AllowedNetworks) -> None:
 
 @dataclass(frozen=True, slots=True)
 class HttpResult:
-    """The result of an attempt: a status or an error, and the pause that the receiver asks for."""
+    """The result of an attempt: a status or an error, the pause that the receiver asks for, and what it answers."""
 
     status: int | None = None
     error: str | None = None
     retry_after_s: float | None = None
+    answer: bytes | None = None
 
     @property
     def delivered(self) -> bool:
@@ -225,12 +228,13 @@ class HttpTarget:
             async with connection.stream(
                 "POST", self._url, headers=headers, content=body, extensions={"timeout": _TIMEOUTS}
             ) as response:
-                read = 0
+                read, answer = 0, b""
                 # The status is known by now. A body that arrives slowly changes nothing.
                 with suppress(TimeoutError, _TooMuchRead):
                     async with asyncio.timeout(RESPONSE_S):
                         async for part in response.aiter_stream():
                             read += len(part)
+                            answer += part[: ANSWER_BYTES_MAX - len(answer)]
                             if read > RESPONSE_BYTES_MAX:
                                 break
         finally:
@@ -238,7 +242,9 @@ class HttpTarget:
             self._free.append(connection)
         retry_after = next((value for name, value in response.headers if name.lower() == b"retry-after"), None)
         return HttpResult(
-            response.status, None, None if retry_after is None else _retry_after_s(retry_after.decode("latin-1"))
+            response.status,
+            retry_after_s=None if retry_after is None else _retry_after_s(retry_after.decode("latin-1")),
+            answer=answer or None,
         )
 
     async def close(self) -> None:

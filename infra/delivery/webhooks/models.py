@@ -117,6 +117,23 @@ class Delivery:
     status: int | None
     error: str | None
     duration_ms: int
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRange:
+    """Which events of a ledger are to be sent again: those after a position, up to another."""
+
+    after: int
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """How many messages are sent again, and the position to ask for the rest after; None where that is all."""
+
+    messages: int
+    next: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +153,7 @@ class DeliveryPolicy:
 
     """
 
-    retries_s: Sequence[float] = (5, 300, 1_800, 7_200, 18_000, 36_000)
+    retries_s: Sequence[float] = (5, 10, 20, 40, 60, 300, 1_800, 7_200, 18_000, 36_000)
     jitter: float = 0.1
     in_flight: int = 16
     window: int = 256
@@ -156,6 +173,8 @@ class Endpoint:
         resumed: counts the changes that void the receiver's past: another URL, or being enabled again.
         history: the present history of the ledger.
         whole: whether nothing speaks against handing out the ledger's events.
+        moved, moved_to: counts the times that the owner moved it, the last time to the position after which it sends.
+        retried: counts the times that the owner asked for all retries at once.
 
     """
 
@@ -170,6 +189,9 @@ class Endpoint:
     old_secret: bytes | None = field(repr=False)
     old_secret_until: datetime | None
     resumed: int
+    moved: int
+    moved_to: int | None
+    retried: int
     key_valid: bool
     history: UUID
     whole: bool
@@ -185,6 +207,7 @@ class Message:
         type: the event type.
         ordering_key: messages with the same key are sent one after the other.
         due: when it may be sent, in seconds since 1970.
+        replayed: whether the owner asked for it again: it is sent at once, even while the endpoint is down.
         body: what is sent; None where it is read from the log again when it is due.
         parked: whether it waits in the database, so that the webhook's position may move past it.
 
@@ -198,6 +221,7 @@ class Message:
     body: bytes | None = field(default=None, repr=False)
     parked: bool = False
     dead: bool = False
+    replayed: bool = False
     attempts: int = 0
     first_at: datetime | None = None
     status: int | None = None
@@ -217,6 +241,7 @@ class DeliveryAttempt:
     status: int | None
     error: str | None
     duration_ms: int
+    answer: bytes | None
 
 
 @dataclass(slots=True)

@@ -72,8 +72,8 @@ class MessageQueue:
         heapq.heapify(self._retries)
 
     def _schedule(self, message: Message) -> None:
-        # Replays and tests have their own id as ordering key. They are sent at once, and do not wait for a probe.
-        if message.attempts == 0 and message.ordering_key != message.message_id:
+        # Replays and tests are sent at once, and do not wait for a probe.
+        if message.attempts == 0 and message.position is not None and not message.replayed:
             self._fresh.append(message)
         else:
             self.retry(message)

@@ -80,6 +80,7 @@ class Sender:
         progress: DeliveryProgress,
         target: HttpTarget,
         secrets: Callable[[], Sequence[bytes]],
+        seal: Callable[[bytes], bytes],
         *,
         store: DeliveryStore,
         events: EventReader,
@@ -94,6 +95,7 @@ class Sender:
             progress: how far it has come.
             target: its URL.
             secrets: returns the secrets that sign a message now, the newest first.
+            seal: encrypts what a receiver answers.
             store: where progress is read and written.
             events: where events are read.
             aggregates: where creators are read.
@@ -104,6 +106,7 @@ class Sender:
         self.endpoint = endpoint
         self._target = target
         self._secrets = secrets
+        self._seal = seal
         self._store = store
         self._events = events
         self._aggregates = aggregates
@@ -125,7 +128,7 @@ class Sender:
         self._paused_until = progress.paused_until.timestamp() if progress.paused_until else 0.0
         self._probe_at = 0.0
         self._progress = ProgressBuffer(store, endpoint, progress, policy.write_s)
-        self._disabled = self._stopping = self._must_reload = False
+        self._disabled = self._stopping = self._must_reload = self._must_retry = False
         self._defect: BaseException | None = None
         self._wake = asyncio.Event()
 
@@ -154,7 +157,8 @@ class Sender:
         self._wake.set()
 
     def reload(self, endpoint: Endpoint) -> None:
-        """Fetch the messages that the owner has added: a test, or replayed dead letters."""
+        """Fetch the messages that the owner has added, a test or replays, and retry all where the owner asks for it."""
+        self._must_retry = self._must_retry or endpoint.retried != self.endpoint.retried
         self.endpoint = endpoint
         self._must_reload = True
         self._wake.set()
@@ -193,6 +197,10 @@ class Sender:
                 await self._write()
             if self._must_reload:
                 await self._reload_messages()
+            if self._must_retry:
+                self._must_retry = False
+                self._paused_until = self._probe_at = 0.0
+                self._queue.bring_forward(time.time())
             await self._read_on(live)
             self._send_what_is_due()
             if self._ended or time.time() >= self._progress.due:
@@ -359,6 +367,7 @@ class Sender:
                 status=message.status,
                 error=message.error,
                 duration_ms=duration_ms,
+                answer=None if result.answer is None else self._seal(result.answer),
             )
         )
 

@@ -24,6 +24,7 @@ from infra.delivery.cloud_events import (
     structured,
     type_of,
 )
+from infra.delivery.event_schemas import TEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,14 +35,12 @@ if TYPE_CHECKING:
     from infra.crypto.envelope import LedgerKeys
 
 HEADERS: Final = {"content-type": STRUCTURED_CONTENT_TYPE, "user-agent": "sparkledger-webhooks/1"}
-# The type of a test message. No event has this name.
-TEST: Final = "Test"
 
 PREFIX: Final = "whsec_"
 # The specification asks for 24 to 64.
 SECRET_BYTES: Final = 32
 
-SealedField = Literal["secret", "url", "description"]
+SealedField = Literal["secret", "url", "description", "answer"]
 
 _PURPOSE: Final = "webhooks v1"
 

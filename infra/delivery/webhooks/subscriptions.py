@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from infra.auth.key_admin import lock_valid_key
+from infra.delivery.event_schemas import TEST
 from infra.delivery.webhooks.idempotent_requests import first_answer, remember_answer
 from infra.delivery.webhooks.models import (
     DeadLetter,
     Delivery,
     OwnerKeyInvalid,
+    Replayed,
     TooManyWebhooks,
     Webhook,
     WebhookDisabled,
@@ -25,7 +27,6 @@ from infra.delivery.webhooks.models import (
 )
 from infra.delivery.webhooks.signing import (
     SECRET_BYTES,
-    TEST,
     WebhookSealer,
     secret_text,
 )
@@ -37,18 +38,20 @@ if TYPE_CHECKING:
 
     from infra.crypto.keyring import Keyring
     from infra.delivery.webhooks.idempotent_requests import IdempotentRequest
-    from infra.delivery.webhooks.models import DeliveryOutcome, Owner
+    from infra.delivery.webhooks.models import DeliveryOutcome, Owner, ReplayRange
     from infra.postgres.pool import Database, LedgerConnection
 
 MAX_WEBHOOKS: Final = 100
 MAX_REPLAYED: Final = 1_000
+# Positions that are looked through for one request.
+MAX_REPLAY_SCANNED: Final = 100_000
 # Test messages that may wait, for example while the receiver has asked for a pause.
 MAX_WAITING_TESTS: Final = 10
 
 _COLUMNS: Final = """
     w.webhook_id, w.key_id, w.url, w.description, w.types, w.creator_ids, w.created_at, w.disabled, w.disabled_at,
-    w.old_secret_until, p.position, h.head, n.recorded_at, m.waiting, m.dead, p.failures, p.delivered, p.failed,
-    p.delivered_at, p.failed_at, p.error, p.paused_until
+    w.old_secret_until, CASE WHEN w.moved > p.moved THEN w.moved_to ELSE p.position END, h.head, n.recorded_at,
+    m.waiting, m.dead, p.failures, p.delivered, p.failed, p.delivered_at, p.failed_at, p.error, p.paused_until
 """
 
 _FROM: Final = """
@@ -57,7 +60,8 @@ _FROM: Final = """
     CROSS JOIN LATERAL (
         SELECT coalesce(max(e.position), 0) AS head FROM events e WHERE e.ledger_id = w.ledger_id
     ) h
-    LEFT JOIN events n ON n.ledger_id = w.ledger_id AND n.position = p.position + 1
+    LEFT JOIN events n ON n.ledger_id = w.ledger_id
+        AND n.position = CASE WHEN w.moved > p.moved THEN w.moved_to ELSE p.position END + 1
     CROSS JOIN LATERAL (
         SELECT count(*) FILTER (WHERE NOT dead) AS waiting, count(*) FILTER (WHERE dead) AS dead
         FROM webhook_messages m WHERE m.webhook_id = w.webhook_id
@@ -75,8 +79,10 @@ _LOCK: Final = f"SELECT disabled, url FROM webhooks w WHERE {_OWNED} AND w.webho
 # Webhooks of a ledger are created one after the other, so that their number is right.
 _LOCK_COUNT: Final = "SELECT pg_advisory_xact_lock(%s, %s)"
 _CREATE: Final = """
-    INSERT INTO webhooks (webhook_id, ledger_id, key_id, url, description, types, creator_ids, secret)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+    INSERT INTO webhooks (
+        webhook_id, ledger_id, key_id, url, description, types, creator_ids, secret, disabled, disabled_at)
+    VALUES (
+        %s, %s, %s, %s, %s, %s, %s, %s, CASE WHEN %s THEN NULL ELSE 'asked' END, CASE WHEN %s THEN NULL ELSE now() END)
 """
 _CREATE_PROGRESS: Final = "INSERT INTO webhook_progress (webhook_id, ledger_id, position) VALUES (%s, %s, %s)"
 
@@ -96,6 +102,8 @@ _CHANGE: Final = """
             WHEN false THEN coalesce(disabled_at, now())
             ELSE disabled_at
         END,
+        moved = moved + (%(after)s::bigint IS NOT NULL)::int,
+        moved_to = coalesce(%(after)s, moved_to),
         revision = revision + 1,
         resumed = resumed + (%(url)s::bytea IS NOT NULL OR disabled IS NOT NULL AND %(enabled)s IS true)::int
     WHERE webhook_id = %(webhook_id)s
@@ -126,8 +134,13 @@ _WAITING_TESTS: Final = """
 """
 
 _REPLAY: Final = """
-    UPDATE webhook_messages
-    SET dead = false, attempts = 0, first_at = NULL, next_at = now(), lane = message_id
+    UPDATE webhook_messages m
+    SET dead = false, attempts = 0, first_at = NULL, next_at = now(), replayed = true,
+        lane = coalesce((
+            SELECT md5('replay ' || e.stream_id)::uuid
+            FROM events e
+            WHERE e.ledger_id = m.ledger_id AND e.position = m.position
+        ), m.lane)
     WHERE webhook_id = %(webhook_id)s
     AND message_id IN (
         SELECT message_id
@@ -139,6 +152,38 @@ _REPLAY: Final = """
         LIMIT %(limit)s
     )
 """
+
+# Events of a code are replayed in order, in a lane of their own: newer ones do not wait for them. What still waits for
+# its first delivery is left alone, and what is dead is revived.
+_REPLAY_RANGE: Final = """
+    WITH chosen AS MATERIALIZED (
+        SELECT e.event_id, e.position, e.type, e.stream_id
+        FROM webhooks w
+        JOIN webhook_progress p ON p.webhook_id = w.webhook_id
+        JOIN events e ON e.ledger_id = w.ledger_id
+        WHERE w.webhook_id = %(webhook_id)s
+        AND e.position > %(after)s
+        AND e.position <= least(%(upto)s, p.position)
+        AND (w.types = '{}' OR e.type = ANY (w.types))
+        AND (w.creator_ids = '{}' OR e.creator_id = ANY (w.creator_ids))
+        ORDER BY e.position
+        LIMIT %(limit)s
+    ), replayed AS (
+        INSERT INTO webhook_messages AS m (webhook_id, ledger_id, message_id, position, type, lane, replayed)
+        SELECT %(webhook_id)s, %(ledger_id)s, event_id, position, type, md5('replay ' || stream_id)::uuid, true
+        FROM chosen
+        ON CONFLICT (webhook_id, message_id) DO UPDATE
+        SET dead = false, attempts = 0, first_at = NULL, next_at = now(), lane = excluded.lane, replayed = true
+        WHERE m.dead
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM replayed), count(*), max(position),
+           (SELECT position FROM webhook_progress WHERE webhook_id = %(webhook_id)s)
+    FROM chosen
+"""
+
+_RETRY_NOW: Final = "UPDATE webhook_messages SET next_at = now() WHERE webhook_id = %s AND NOT dead"
+_RETRIED: Final = "UPDATE webhooks SET retried = retried + 1, revision = revision + 1 WHERE webhook_id = %s"
 
 _RAISE_REVISION: Final = "UPDATE webhooks SET revision = revision + 1 WHERE webhook_id = %s"
 
@@ -153,7 +198,7 @@ _DEAD_LETTERS: Final = """
 """
 
 _ATTEMPTS: Final = """
-    SELECT attempt_id, message_id, position, type, attempt, at, outcome, status, error, duration_ms
+    SELECT attempt_id, message_id, position, type, attempt, at, outcome, status, error, duration_ms, answer
     FROM webhook_attempts
     WHERE webhook_id = %s
     AND attempt_id < %s
@@ -180,12 +225,15 @@ class WebhookSubscriptions:
         types: Sequence[str],
         creator_ids: Sequence[str],
         after: int,
+        enabled: bool = True,
+        secret: bytes | None = None,
         request: IdempotentRequest | None = None,
     ) -> tuple[Webhook, str, bool]:
-        """Create a webhook whose first event is the one after a position.
+        """Create a webhook whose first event is the one after a position; without a secret of the owner's, one is made.
 
         Returns:
-            The webhook, its secret, and whether this request was a repeat, whose secret is empty.
+            The webhook, its secret, and whether this request was a repeat. The secret is empty for a repeat, and where
+            the owner has given it.
 
         Raises:
             TooManyWebhooks: the ledger has reached its limit.
@@ -194,7 +242,7 @@ class WebhookSubscriptions:
 
         """
         sealer = await self._sealer(owner)
-        secret = os.urandom(SECRET_BYTES)
+        made = None if secret is not None else os.urandom(SECRET_BYTES)
         async with self._changing(owner) as connection:
             answered = await first_answer(connection, owner, request)
             webhook_id = uuid7() if answered is None else UUID(answered["webhook_id"])
@@ -208,13 +256,15 @@ class WebhookSubscriptions:
                     _sealed_description(sealer, description, webhook_id),
                     list(types),
                     list(creator_ids),
-                    sealer.seal("secret", secret, webhook_id),
+                    sealer.seal("secret", secret or made or b"", webhook_id),
+                    *(enabled, enabled),
                 )
                 await connection.execute(_CREATE, (webhook_id, owner.ledger_id, owner.key_id, *columns))
                 await connection.execute(_CREATE_PROGRESS, (webhook_id, owner.ledger_id, after))
                 await remember_answer(connection, owner, request, webhook_id=webhook_id)
             webhook = await _one(connection, owner, webhook_id, sealer)
-        return webhook, secret_text(secret) if answered is None else "", answered is not None
+        shown = "" if made is None or answered is not None else secret_text(made)
+        return webhook, shown, answered is not None
 
     async def all(self, owner: Owner) -> list[Webhook]:
         """Return the webhooks, newest first."""
@@ -241,14 +291,16 @@ class WebhookSubscriptions:
         return await self._database.read(owner.ledger_id, query)
 
     async def change(self, owner: Owner, webhook_id: UUID, **changes: Any) -> Webhook:
-        """Change the given fields: `url`, `description`, `types`, `creator_ids`, `enabled`.
+        """Change the given fields: `url`, `description`, `types`, `creator_ids`, `enabled`, `after`.
+
+        With `after`, the sender goes on after this position, and what was waiting or dead beyond it is read again.
 
         Raises:
             OwnerKeyInvalid: the webhook cannot be enabled, because its key is not valid.
 
         """
         sealer = await self._sealer(owner)
-        given = dict.fromkeys(("url", "description", "types", "creator_ids", "enabled")) | changes
+        given = dict.fromkeys(("url", "description", "types", "creator_ids", "enabled", "after")) | changes
         describe = "description" in changes
         if describe:
             given["description"] = _sealed_description(sealer, given["description"], webhook_id)
@@ -342,6 +394,43 @@ class WebhookSubscriptions:
             await remember_answer(connection, owner, request, replayed=cursor.rowcount)
             return cursor.rowcount, False
 
+    async def replay_range(
+        self, owner: Owner, webhook_id: UUID, wanted: ReplayRange, request: IdempotentRequest | None = None
+    ) -> tuple[Replayed, bool]:
+        """Send the events of a range again that the webhook wants, delivered or dead; and tell repeats of this request.
+
+        Raises:
+            WebhookDisabled: the webhook is disabled.
+
+        """
+        upto = min(wanted.upto, wanted.after + MAX_REPLAY_SCANNED)
+        async with self._changing(owner) as connection:
+            await _lock(connection, owner, webhook_id, enabled=True)
+            answered = await first_answer(connection, owner, request)
+            if answered is not None:
+                return Replayed(int(answered["replayed"]), answered["next"]), True
+            asked = {"webhook_id": webhook_id, "ledger_id": owner.ledger_id, "after": wanted.after, "upto": upto}
+            cursor = await connection.execute(_REPLAY_RANGE, {**asked, "limit": MAX_REPLAYED})
+            messages, chosen, last, reached = await cursor.fetchone() or (0, 0, None, 0)
+            further = last if chosen == MAX_REPLAYED else upto if upto < min(wanted.upto, reached) else None
+            replayed = Replayed(messages, further)
+            await connection.execute(_RAISE_REVISION, (webhook_id,))
+            await remember_answer(connection, owner, request, replayed=replayed.messages, next=replayed.next)
+            return replayed, False
+
+    async def retry(self, owner: Owner, webhook_id: UUID) -> int:
+        """Make all messages that wait due now, whatever pause the receiver asked for; return how many.
+
+        Raises:
+            WebhookDisabled: the webhook is disabled.
+
+        """
+        async with self._changing(owner) as connection:
+            await _lock(connection, owner, webhook_id, enabled=True)
+            cursor = await connection.execute(_RETRY_NOW, (webhook_id,))
+            await connection.execute(_RETRIED, (webhook_id,))
+            return cursor.rowcount
+
     async def dead_letters(self, owner: Owner, webhook_id: UUID, *, after: int, limit: int) -> list[DeadLetter]:
         """Return the dead letters beyond a position, in order."""
 
@@ -360,8 +449,9 @@ class WebhookSubscriptions:
         async def query(connection: LedgerConnection) -> list[Delivery]:
             await _require_webhook(connection, owner, webhook_id)
             cursor = await connection.execute(_ATTEMPTS, (webhook_id, before, outcome, outcome, limit))
-            return [Delivery(*row) for row in await cursor.fetchall()]
+            return [_delivery(row, sealer, webhook_id) for row in await cursor.fetchall()]
 
+        sealer = await self._sealer(owner)
         return await self._database.read(owner.ledger_id, query)
 
     async def _sealer(self, owner: Owner) -> WebhookSealer:
@@ -384,6 +474,12 @@ def _webhook(row: Sequence[Any], sealer: WebhookSealer) -> Webhook:
         None if description is None else sealer.unseal("description", description, webhook_id).decode(),
         *columns,
     )
+
+
+def _delivery(row: Sequence[Any], sealer: WebhookSealer, webhook_id: UUID) -> Delivery:
+    *columns, answer = row
+    text = None if answer is None else sealer.unseal("answer", answer, webhook_id).decode("utf-8", "replace")
+    return Delivery(*(*columns, text))
 
 
 def _sealed_description(sealer: WebhookSealer, description: str | None, webhook_id: UUID) -> bytes | None:

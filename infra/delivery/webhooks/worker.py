@@ -33,6 +33,7 @@ from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from uuid import UUID
 
     from domain.recorded import RecordedEvent
@@ -83,6 +84,7 @@ class WebhookWorker:
         opened: Runtime,
         networks: AllowedNetworks,
         policy: DeliveryPolicy | None = None,
+        ca_file: Path | None = None,
     ) -> None:
         """Prepare the worker; `run` runs it.
 
@@ -91,6 +93,7 @@ class WebhookWorker:
             opened: the worker's parts.
             networks: the networks that are allowed besides public addresses.
             policy: the limits and pauses of delivery.
+            ca_file: certificates of authorities that are trusted besides the well-known ones.
 
         """
         self._session = session(conninfo, WORKER)
@@ -103,6 +106,8 @@ class WebhookWorker:
         self.live_subscriptions = LiveSubscriptions(opened.events, self._encode)
         self._resolver = Resolver()
         self._context = httpcore.default_ssl_context()
+        if ca_file is not None:
+            self._context.load_verify_locations(str(ca_file))
         self._names: dict[int, str] = {}
         self._histories: dict[int, UUID] = {}
         self._running: dict[UUID, _Running] = {}
@@ -160,7 +165,11 @@ class WebhookWorker:
         for webhook_id, running in self._running.items():
             now = endpoints.get(webhook_id)
             before = running.sender.endpoint
-            if now is None or not now.key_valid or replace(now, revision=before.revision) != before:
+            if (
+                now is None
+                or not now.key_valid
+                or replace(now, revision=before.revision, retried=before.retried) != before
+            ):
                 # A changed webhook gets a new sender as soon as all requests of this one have finished.
                 running.sender.stop()
             elif now.revision != before.revision:
@@ -200,6 +209,7 @@ class WebhookWorker:
             progress,
             target,
             secrets,
+            lambda answer: sealer.seal("answer", answer, webhook_id),
             store=self._store,
             events=self._events,
             aggregates=self._aggregates,

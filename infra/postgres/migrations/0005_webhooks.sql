@@ -22,6 +22,11 @@ CREATE TABLE webhooks (
     revision        int NOT NULL DEFAULT 1,
     -- Counts what makes the past of its receiver void: another URL, and being enabled again.
     resumed         int NOT NULL DEFAULT 0,
+    -- Counts the times that its owner moved it, the last time to the position after which it sends.
+    moved           int NOT NULL DEFAULT 0,
+    moved_to        bigint,
+    -- Counts the times that its owner asked for all retries at once.
+    retried         int NOT NULL DEFAULT 0,
     CHECK ((disabled IS NULL) = (disabled_at IS NULL)),
     CHECK ((old_secret IS NULL) = (old_secret_until IS NULL))
 );
@@ -39,6 +44,8 @@ CREATE TABLE webhook_progress (
     written         bigint NOT NULL DEFAULT 0,
     -- The webhook's count that the pause, and when messages are due, belong to: with another one they are void.
     resumed         int NOT NULL DEFAULT 0,
+    -- The webhook's count of moves that the position belongs to.
+    moved           int NOT NULL DEFAULT 0,
     -- The receiver asked not to be sent anything before.
     paused_until    timestamptz,
     -- Attempts that failed since one succeeded.
@@ -61,6 +68,8 @@ CREATE TABLE webhook_messages (
     -- Messages of one lane are sent in order, each after the one before it was settled: a code's, or a creator's.
     lane            uuid NOT NULL,
     dead            boolean NOT NULL DEFAULT false,
+    -- Its owner asked for it again: it is sent in a lane of replays, after newer events, and at once.
+    replayed        boolean NOT NULL DEFAULT false,
     attempts        int NOT NULL DEFAULT 0,
     first_at        timestamptz,
     next_at         timestamptz NOT NULL DEFAULT now(),
@@ -72,7 +81,8 @@ CREATE TABLE webhook_messages (
 );
 CREATE INDEX webhook_messages_in_order ON webhook_messages (webhook_id, dead, position);
 
--- Every attempt: when, what came of it, how long it took; nothing of what was sent or answered.
+-- Every attempt: when, what came of it, how long it took; and the beginning of the answer, sealed like the URL, for a
+-- receiver may repeat anything in it. What was sent is made again from the event.
 CREATE TABLE webhook_attempts (
     webhook_id      uuid NOT NULL REFERENCES webhooks ON DELETE CASCADE,
     attempt_id      bigint GENERATED ALWAYS AS IDENTITY,
@@ -86,6 +96,7 @@ CREATE TABLE webhook_attempts (
     status          int,
     error           text,
     duration_ms     int NOT NULL,
+    answer          bytea,
     PRIMARY KEY (webhook_id, attempt_id)
 );
 CREATE INDEX webhook_attempts_at ON webhook_attempts USING brin (at);

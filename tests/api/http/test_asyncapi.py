@@ -6,17 +6,20 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
-from jsonschema import Draft7Validator, Draft202012Validator
+from jsonschema import Draft7Validator, Draft202012Validator, ValidationError
 
 from api.event_content import EventAnswer
 from api.http import asyncapi
 from domain.event_types import EVENT_TYPES
 from infra.delivery.cloud_events import binary_headers, cloud_event
 from infra.delivery.kafka.topics import PARTITIONS, events_topic, state_topic
+from infra.delivery.webhooks.signing import payload, payload_of_test
 from tests.generated import examples
+from tests.given import NOW
 from tests.infra.delivery.recorded import HISTORY, as_recorded
 from tests.serving import Server
 
@@ -90,3 +93,19 @@ def test_the_topics_are_those_that_are_created(document: dict[str, Any]) -> None
         configured = told["bindings"]["kafka"]["topicConfiguration"]
         assert configured["cleanup.policy"] == [topic.required["cleanup.policy"]]
         assert str(configured.get("retention.ms", "")) == topic.required.get("retention.ms", "")
+
+
+def test_what_webhooks_are_sent_is_what_is_promised(document: dict[str, Any]) -> None:
+    messages = document["components"]["messages"]
+
+    def check(name: str, body: bytes) -> None:
+        schema = {**messages[name]["payload"], "components": document["components"]}
+        Draft202012Validator(schema).validate(json.loads(body))
+
+    for event, _ in examples().values():
+        check("delivered", payload(as_recorded(event), "main", HISTORY))
+    test = payload_of_test(UUID(int=1), UUID(int=2), "main", NOW)
+    check("test", test)
+    with pytest.raises(ValidationError):
+        check("delivered", test)
+    assert document["channels"]["webhook"]["messages"].keys() == {"event", "test"}

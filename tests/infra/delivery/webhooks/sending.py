@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
@@ -46,13 +47,20 @@ class Post:
         return Owner(self.tenant.ledger_id, self.tenant.key.key_id, all=False)
 
     async def register(
-        self, receiver: Receiver, *, after: int = 0, types: Sequence[str] = (), creator_ids: Sequence[str] = ()
+        self,
+        receiver: Receiver,
+        *,
+        after: int = 0,
+        types: Sequence[str] = (),
+        creator_ids: Sequence[str] = (),
+        **more: Any,
     ) -> UUID:
         """Create a webhook for a receiver, and give the receiver its secret."""
         webhook, secret, _ = await self.webhooks.create(
-            self.owner, url=receiver.url, description=None, types=types, creator_ids=creator_ids, after=after
+            self.owner, url=receiver.url, description=None, types=types, creator_ids=creator_ids, after=after, **more
         )
-        receiver.secrets.append(secret)
+        if secret:
+            receiver.secrets.append(secret)
         return webhook.webhook_id
 
     async def generate(self, number: int = 1, creator_id: str = given.CREATOR) -> list[UUID]:
@@ -120,11 +128,13 @@ def _knows(senders: WebhookWorker, webhook_id: UUID) -> int | None:
 
 
 @asynccontextmanager
-async def sending(opened: Opened, networks: AllowedNetworks = LOOPBACK, **policy: Any) -> AsyncIterator[WebhookWorker]:
+async def sending(
+    opened: Opened, networks: AllowedNetworks = LOOPBACK, *, ca_file: Path | None = None, **policy: Any
+) -> AsyncIterator[WebhookWorker]:
     """Run a webhook worker for as long as the block takes."""
     conninfo = opened.database.dsn(WORKER)
     async with runtime(conninfo, WORKER, MASTER_KEY) as worker:
-        senders = WebhookWorker(conninfo, worker, networks, replace(FAST, **policy))
+        senders = WebhookWorker(conninfo, worker, networks, replace(FAST, **policy), ca_file)
         listener = Listener(conninfo, WORKER, senders.live_subscriptions.wake)
         listener.start()
         task = asyncio.create_task(senders.run())

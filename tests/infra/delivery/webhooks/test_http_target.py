@@ -204,7 +204,7 @@ async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: 
         resolver = Resolver()
         target = HttpTarget(f"http://127.0.0.1:{port}/", 1, LOOPBACK, resolver, httpcore.default_ssl_context(), 1)
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
-        assert answers == [HttpResult(200), HttpResult(200)]
+        assert answers == [HttpResult(200, answer=b"x")] * 2
         await target.close()
 
 
@@ -389,6 +389,18 @@ async def test_the_certificate_must_be_for_the_name_although_the_address_is_conn
         not_verified = HttpResult(error="The receiver's certificate could not be verified.")
         assert (wrong, unknown) == (not_verified, not_verified)
         assert len(receiver.received) == 1
+
+
+async def test_a_receiver_with_a_certificate_of_an_own_authority_is_trusted_where_the_setting_names_it(
+    opened: Opened, tmp_path: Path
+) -> None:
+    server, _ = certified(tmp_path, "localhost")
+    post = Post(opened, await opened.begin(role="subscriber"))
+    await opened.when(await post.operator(), given.permission())
+    async with receiving(context=server) as receiver, sending(opened, ca_file=tmp_path / "certificate"):
+        receiver.url = receiver.url.replace("127.0.0.1", "localhost")
+        await post.caught_up(await post.register(receiver))
+    assert receiver.positions == [1]
 
 
 @asynccontextmanager
