@@ -165,7 +165,7 @@ _REPLAY_RANGE: Final = """
         AND e.position > %(after)s
         AND e.position <= least(%(upto)s, p.position)
         AND (w.types = '{}' OR e.type = ANY (w.types))
-        AND (w.creator_ids = '{}' OR e.creator_id = ANY (w.creator_ids))
+        AND (w.creator_ids = '{}' OR lower(e.creator_id) IN (SELECT lower(c) FROM unnest(w.creator_ids) c))
         ORDER BY e.position
         LIMIT %(limit)s
     ), replayed AS (
