@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from infra.processes.terminal import printable, show
-from infra.settings import Settings, SettingsError, load_settings
+from infra.settings import Settings, SettingsError, load_settings, variable
 
 if TYPE_CHECKING:
+    from infra.auth.key_commands import FirstKeys
     from infra.crypto.master_keys import KeyProvider
     from infra.processes.supervisor import Child
 
@@ -25,6 +26,8 @@ START_S: Final = 60.0
 # The children have this long to end; with PostgreSQL after them, everything is down within five seconds.
 STOP_S: Final = 2.5
 LINE: Final = "sparkledger: "
+# Settings with secrets that no process needs once the database is migrated.
+ONLY_FOR_MIGRATE: Final = ("admin_key", "migration_database_url", "api_password", "worker_password")
 
 app = typer.Typer(
     help="Sparkledger records who authorized which TikTok video as an ad, for whom and until when.",
@@ -89,10 +92,12 @@ def main() -> None:
     from infra.errors import KeyNotRotatable, Unavailable
     from infra.postgres.embedded.cluster import PostgresError
     from infra.postgres.migrate import MigrationError
+    from infra.process_limits import forbid_core_dumps
     from infra.processes.supervisor import SupervisorError
     from projections.engine.projector import PoisonEvent
     from projections.engine.rebuild import RebuildInProgress
 
+    forbid_core_dumps()
     try:
         app(standalone_mode=True)
     except (
@@ -132,7 +137,9 @@ def up() -> None:
 def _run_everything(settings: Settings, place: Place) -> None:
     from infra.processes.supervisor import Supervisor
 
-    generated = _prepare(settings, place)
+    generated, notice = _prepare(settings, place)
+    if notice is not None:
+        show(notice, "")
     if generated is not None:
         # At once: whatever keeps the rest from starting, the key is stored now and will not be shown again.
         show(
@@ -154,6 +161,12 @@ def _child(name: str, *words: str) -> Child:
     from infra.processes import supervisor
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:]), "PYTHONUNBUFFERED": "1"}
+    for setting in ONLY_FOR_MIGRATE:
+        environment.pop(variable(setting), None)
+    # Each process is given one login of the database, its own.
+    workers = environment.pop(variable("worker_database_url"), None)
+    if workers is not None and words[0] == "work":
+        environment[variable("database_url")] = workers
     return supervisor.Child(name, (sys.executable, "-m", "cli", *words), environment)
 
 
@@ -163,8 +176,8 @@ def _workers(parts: frozenset[str]) -> list[Child]:
     return [_child("worker", "work", "--only", others), _child("webhooks", "work", "--only", "webhooks")]
 
 
-def _prepare(settings: Settings, place: Place) -> str | None:
-    """Migrate, and make the first ledger and its administrator; return the admin key if it was generated now."""
+def _prepare(settings: Settings, place: Place) -> FirstKeys:
+    """Migrate, and make the first ledger and its administrator."""
     import asyncio
 
     from infra.auth.key_commands import first_keys
@@ -276,8 +289,8 @@ def migrate() -> None:
     """Migrate the database to this version, and create the first ledger and its admin key."""
     settings = load_settings()
     with database(settings, begins=True) as place:
-        generated = _prepare(settings, place)
-    show("The database is up to date.")
+        generated, notice = _prepare(settings, place)
+    show("The database is up to date.", *([notice] if notice else []))
     if generated is not None:
         show(f"Admin key, shown only once: {generated}")
 

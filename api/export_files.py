@@ -50,16 +50,20 @@ class Verified:
 
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file beside its place, and move it there when it is whole and on the disk."""
+    """Write a file beside its place, for its owner alone, and move it there when it is whole and on the disk."""
     fresh = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
-        with fresh.open("xb") as file:
+        with open(fresh, "xb", opener=_private) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         fresh.rename(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def digest_of(trailer: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Limits of a process: how often it collects garbage, and how many files it may open."""
+"""Limits of a process: how often it collects garbage, how many files it may open, and that it leaves no core dump."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def tune_garbage_collector(young: int = GC_THRESHOLDS[0]) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(young, *GC_THRESHOLDS[1:])
+
+
+def forbid_core_dumps() -> None:
+    """Let this process and its children leave no core dump, which would hold keys and secrets."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def raise_file_limit() -> None:

@@ -198,7 +198,8 @@ class Settings(BaseModel):
     )
     admin_key: Annotated[SecretStr, AfterValidator(_admin_key)] | None = _setting(
         None,
-        "The administrator's API key, at least 32 characters. Default: generated on the first start and shown once.",
+        "The administrator's API key, at least 32 characters. Default: generated on the first start and shown once. "
+        "Another value replaces it, also a generated one.",
         f"give a random string of at least {ADMIN_KEY_MIN_CHARACTERS} characters, all visible ASCII and 512 at most, "
         "such as `openssl rand -hex 32` prints",
         min_length=ADMIN_KEY_MIN_CHARACTERS,

@@ -269,7 +269,7 @@ def test_only_who_needs_a_secret_is_given_it(services: dict[str, dict[str, Any]]
         "SPARKLEDGER_API_PASSWORD": {"migrate", "api"},
         "SPARKLEDGER_WORKER_PASSWORD": {"migrate", "worker", "publisher"},
         "SPARKLEDGER_MASTER_KEY": {"migrate", "api", "worker", "publisher"},
-        "SPARKLEDGER_ADMIN_KEY": {"migrate", "api"},
+        "SPARKLEDGER_ADMIN_KEY": {"migrate"},
     }
 
 

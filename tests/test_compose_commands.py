@@ -22,6 +22,7 @@ from infra.postgres.embedded.server import EmbeddedPostgres
 from tests.infra.delivery.kafka.broker import Broker
 from tests.infra.delivery.kafka.fixtures import kafka
 from tests.infra.delivery.kafka.publishing import events, once_and_in_order
+from tests.keys import ERASURE_KEYS
 from tests.places import directory
 from tests.test_compose import compose, env, make_owner, services, started_with
 from tests.waiting import until
@@ -56,7 +57,7 @@ class Stack:
         here = {key: value.replace("@postgres:5432/sparkledger", ours) for key, value in given.items()}
         here = {key: value.replace("kafka:9092", self.kafka.plain) for key, value in here.items()}
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SPARKLEDGER_")}
-        return {**kept, **here, "SPARKLEDGER_PORT": str(self.port)}
+        return {**kept, **here, "SPARKLEDGER_PORT": str(self.port), "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS)}
 
     def command(self, name: str) -> list[str]:
         """Return a service's command, after the image's entry point."""

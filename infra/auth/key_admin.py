@@ -41,6 +41,29 @@ _OF_HASH: Final = f"""
     WHERE h.hash = %s
 """
 
+_WORKS: Final = """
+    SELECT (h.ends_at IS NULL OR h.ends_at > now())
+           AND k.revoked_at IS NULL
+           AND (k.expires_at IS NULL OR k.expires_at > now())
+    FROM api_key_hashes h
+    JOIN api_keys k ON k.key_id = h.key_id
+    WHERE h.hash = %s
+"""
+
+_FIRST: Final = """
+    SELECT key_id
+    FROM api_keys
+    WHERE ledger_id = %s
+    AND name = %s
+    AND role = 'admin'
+    AND kind = 'key'
+    AND created_by IS NULL
+    AND revoked_at IS NULL
+    AND (expires_at IS NULL OR expires_at > now())
+    ORDER BY key_id
+    LIMIT 1
+"""
+
 _OF_REQUEST: Final = f"""
     SELECT {KEY_COLUMNS}, h.request_hash
     FROM api_key_hashes h
@@ -199,8 +222,11 @@ class KeyAdmin:
         idempotency_key: str | None = None,
         request_hash: bytes = b"",
         context: AccessContext = COMMAND_LINE,
+        text: str | None = None,
     ) -> NewKey:
-        """Give a key a new text; the present one works for `overlap_s` more seconds, and any older one stops at once.
+        """Give a key a new text, or a `text` of the administrator's choice.
+
+        The present text works for `overlap_s` more seconds, and any older one stops at once.
 
         Raises:
             LookupError: the ledger has no such key.
@@ -212,7 +238,7 @@ class KeyAdmin:
         """
         hashing = await self._keyring.hashing()
         idempotency = _request_id(hashing, f"rotate {key_id}", context, idempotency_key)
-        text = key_text(secrets.token_bytes(RANDOM_BYTES))
+        text = text or key_text(secrets.token_bytes(RANDOM_BYTES))
         hashed = hashing.hash(text)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
             context_reveals = await lock_valid_key(connection, ledger_id, context.key_id)
@@ -257,14 +283,24 @@ class KeyAdmin:
         self._on_change()
         return found is not None
 
-    async def known(self, text: str) -> bool:
-        """Return whether a key with this text was ever created, revoked or not; needs the worker's rights."""
+    async def works(self, text: str) -> bool | None:
+        """Return whether a text opens a key now; None where no key ever had it. Needs the worker's rights."""
         hashed = (await self._keyring.hashing()).hash(text)
 
-        async def query(connection: LedgerConnection) -> bool:
-            return await (await connection.execute(_OF_HASH, (hashed,))).fetchone() is not None
+        async def query(connection: LedgerConnection) -> bool | None:
+            row = await (await connection.execute(_WORKS, (hashed,))).fetchone()
+            return None if row is None else bool(row[0])
 
         return await self._database.read(None, query)
+
+    async def first_key(self, ledger_id: int, name: str) -> UUID | None:
+        """Return the oldest valid key of an administrator that was made on this machine under a name, if any."""
+
+        async def query(connection: LedgerConnection) -> UUID | None:
+            row = await (await connection.execute(_FIRST, (ledger_id, name))).fetchone()
+            return None if row is None else row[0]
+
+        return await self._database.read(ledger_id, query)
 
     async def keys(self, ledger_id: int, *, limit: int | None = None, before: UUID | None = None) -> list[ApiKey]:
         """List a ledger's keys, newest first: at most `limit`, and only those older than the key `before`."""

@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from infra.crypto.master_keys import KeyProvider
 
 FIRST_LEDGER: Final = "main"
+FIRST_NAME: Final = "administrator"
+
+_REPLACED: Final = (
+    "SPARKLEDGER_ADMIN_KEY has changed: it replaces the first admin key ({key_id}), and the one from before no longer "
+    "works."
+)
+_ENDED: Final = (
+    "SPARKLEDGER_ADMIN_KEY is a key that was replaced, revoked or has expired. It does not work: choose another, or "
+    "remove the setting."
+)
 
 _FIRST_START: Final = AccessContext(route="sparkledger migrate")
 
@@ -46,16 +56,29 @@ async def _as_worker(conninfo: str, key_provider: KeyProvider) -> AsyncIterator[
         await database.close()
 
 
-async def first_keys(conninfo: str, key_provider: KeyProvider, admin_key: str | None) -> str | None:
+class FirstKeys(NamedTuple):
+    """What became of the administrator's key at a start.
+
+    Attributes:
+        generated: the key that was generated now, and is shown this once.
+        notice: what an operator should know.
+
+    """
+
+    generated: str | None = None
+    notice: str | None = None
+
+
+async def first_keys(conninfo: str, key_provider: KeyProvider, admin_key: str | None) -> FirstKeys:
     """Create the first ledger and its administrator's key, where they are missing.
+
+    A setting with another text replaces the text of the key that the first start made: it keeps its id, the text from
+    before ends at once, and the access log has it.
 
     Args:
         conninfo: the database, as a login that may become the worker's role.
         key_provider: the provider of the master key.
-        admin_key: the text of the administrator's key, if the administrator chose one; it is added unless it is known.
-
-    Returns:
-        The generated key, which is shown this once; None on a later start, or where `admin_key` is given.
+        admin_key: the text of the administrator's key, if the administrator chose one.
 
     Raises:
         MasterKeyError: the database's keys are wrapped with another master key.
@@ -68,14 +91,20 @@ async def first_keys(conninfo: str, key_provider: KeyProvider, admin_key: str | 
             ledger_id = await opened.ledgers.id_of(FIRST_LEDGER)
         # A wrong master key is found out now, and not by the first command.
         await opened.keyring.ledger(ledger_id)
-        if admin_key is not None and await opened.keys.known(admin_key):
-            return None
         if admin_key is None and await opened.keys.keys(ledger_id, limit=1):
-            return None
+            return FirstKeys()
+        if admin_key is not None:
+            works = await opened.keys.works(admin_key)
+            if works is not None:
+                return FirstKeys(notice=None if works else _ENDED)
+            first = await opened.keys.first_key(ledger_id, FIRST_NAME)
+            if first is not None:
+                await opened.keys.rotate(ledger_id, first, overlap_s=0, text=admin_key, context=_FIRST_START)
+                return FirstKeys(notice=_REPLACED.format(key_id=first))
         _, text, _ = await opened.keys.create(
-            ledger_id, role="admin", name="administrator", text=admin_key, context=_FIRST_START
+            ledger_id, role="admin", name=FIRST_NAME, text=admin_key, context=_FIRST_START
         )
-        return text if admin_key is None else None
+        return FirstKeys(generated=text if admin_key is None else None)
 
 
 async def create_key(
@@ -125,7 +154,7 @@ async def create_ledger(conninfo: str, key_provider: KeyProvider, name: str) -> 
     async with _as_worker(conninfo, key_provider) as opened:
         ledger_id = await opened.ledgers.create(name)
         context = AccessContext(route="sparkledger ledgers create")
-        _, text, _ = await opened.keys.create(ledger_id, role="admin", name="administrator", context=context)
+        _, text, _ = await opened.keys.create(ledger_id, role="admin", name=FIRST_NAME, context=context)
         return text
 
 
