@@ -249,7 +249,9 @@ async def generate(
         Claim("secret", secret_name(secret), expected=None, new=code_id),
         Claim("video", video_claim(video_id, len(codes) + (1 if old is None else 2)), expected=None, new=code_id),
     ]
-    return Decision(code, [creator, *codes], claims, also_changed=[] if old is None else [old])
+    if old is None:
+        return Decision(code, [creator, *codes], claims)
+    return Decision(code, [creator, *codes], claims, valid_until=old.window.expires_at, also_changed=[old])
 
 
 async def extend(

@@ -118,6 +118,30 @@ def test_a_code_whose_window_is_over_is_expired(world: World) -> None:
         assert refused(ask(world, code)) == (409, "code_expired")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "state"),
+    [("extensions", {"expires_at": days(30)}, "redeemed"), ("revocation", {"reason": "why"}, "revoked")],
+)
+def test_a_creator_records_an_end_that_nobody_has_recorded_yet(
+    world: World, path: str, body: dict[str, Any], state: str
+) -> None:
+    world.permit(effective_at=days(-100))
+    code = world.generate(starts_at=days(-40))
+    redemption = {"secret": code["secret"], "advertiser_id": OWN_ACCOUNT, "effective_at": days(-39)}
+    told(world.client.post("/v1/redemptions", json=redemption), 201)
+    launch = campaign() | {"starts_at": days(-38), "ends_at": days(20), "effective_at": days(-38)}
+    told(world.client.post(f"/v1/codes/{code['code_id']}/campaigns", json=launch), 201)
+
+    answer = told(
+        world.creator().post(f"/v1/codes/{code['code_id']}/{path}", json=body), (201, 200)[path == "revocation"]
+    )
+    history = told(world.client.get(f"/v1/codes/{code['code_id']}/history"), 200)["events"]
+
+    assert answer["state"] == state
+    ends = {event["type"]: event["effective_at"] for event in history if event["type"] in {"CampaignEnded", "Expired"}}
+    assert ends == dict.fromkeys(("CampaignEnded", "Expired"), code["expires_at"])
+
+
 # What a code's answer adds or leaves out between the command's answer and a read of it.
 READ_ALONE = {"as_of"}
 
