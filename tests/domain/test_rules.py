@@ -423,3 +423,34 @@ def test_nothing_can_be_said_to_have_happened_before_the_code_began() -> None:
         return given.revoke()(ledger, when._replace(at=NOW - timedelta(days=1)))
 
     assert story.outcome(early) == "effective_too_early"
+
+
+# ── one creator, however spelled ──
+
+
+@pytest.mark.parametrize("spelling", ["Creator-1", "CREATOR-1"])
+def test_a_creator_is_the_same_however_spelled_and_keeps_the_first_spelling(spelling: str) -> None:
+    story = given.after(given.permitted(), given.generate(creator_id=spelling))
+    assert story.code().creator_id == CREATOR
+    assert story.outcome(given.permission(creator_id=spelling)) == "nothing"
+    assert story.outcome(given.permission(creator_id=spelling, enabled=False)) == "PermissionDisabled"
+    assert story.outcome(given.erase(creator_id=spelling)) == "CreatorErased"
+
+
+# ── what is recorded with its end ──
+
+
+def test_a_code_cannot_be_recorded_with_a_revocation_from_before_it_began() -> None:
+    story = given.permitted().later(days=20)
+    early = Ending(NOW - timedelta(days=1), "too early")
+    recorded = given.generate(secret_given=True, revoked=early)
+    assert story.outcome(recorded, effective_at=NOW) == "effective_too_early"
+
+
+@pytest.mark.parametrize("days", [-(2**31), 2**31])
+def test_no_number_of_days_is_more_than_a_time_can_be_moved_by(days: int) -> None:
+    given_code = given.permitted()
+    assert given_code.outcome(given.generate(secret_given=True, days=days)) == "duration_not_allowed"
+    story = given.generated(secret_given=True)
+    refusal = "window_not_longer" if days < 0 else "duration_not_allowed"
+    assert [story.outcome(given.extend(days=days)), story.outcome(given.extend(add_days=days))] == [refusal] * 2

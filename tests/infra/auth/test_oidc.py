@@ -94,6 +94,12 @@ async def test_claims_say_which_ledger_role_and_subjects(issuer: TestIssuer) -> 
     assert grant.subjects == Subjects(brand_ids=frozenset({"acme", "acme-two"}), advertiser_ids=frozenset({"adv-7001"}))
 
 
+async def test_creators_are_named_as_keys_name_them(issuer: TestIssuer) -> None:
+    token = issuer.token(creators=["@Ana", "ana", "BEN"])
+    grant = await verified(issuer, token, role="creator", creator_ids_claim="creators")
+    assert grant.subjects == Subjects(creator_ids=frozenset({"ana", "ben"}))
+
+
 async def test_where_several_roles_fit_the_first_of_the_settings_counts(issuer: TestIssuer) -> None:
     token = issuer.token(groups=["a", "b"])
     roles = [
@@ -113,6 +119,7 @@ async def test_where_several_roles_fit_the_first_of_the_settings_counts(issuer: 
         ({"role": "creator", "creator_ids_claim": "creators"}, {}),
         ({"role": "creator", "creator_ids_claim": "creators"}, {"creators": []}),
         ({"role": "creator", "creator_ids_claim": "creators"}, {"creators": ["no id"]}),
+        ({"role": "creator", "creator_ids_claim": "creators"}, {"creators": ["@"]}),
         ({"role": "brand", "brand_ids_claim": "brands"}, {"brands": [f"brand-{n}" for n in range(1001)]}),
     ],
 )
