@@ -192,14 +192,25 @@ def test_a_stopped_view_is_the_workers_illness_and_not_the_apis(
     assert {name for name in ("api", "worker") if passes(name)} == healthy
 
 
-def test_our_services_can_write_nothing_and_gain_nothing(services: dict[str, dict[str, Any]]) -> None:
+def test_every_service_can_write_little_gain_nothing_and_take_a_bounded_share(
+    services: dict[str, dict[str, Any]],
+) -> None:
     for name in OURS:
-        assert services[name]["read_only"] is True
-        assert services[name]["cap_drop"] == ["ALL"]
         assert services[name]["pull_policy"] == "build"
     for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert not service.get("cap_add"), name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not service.get("privileged", False), name
+        assert re.fullmatch(r"[1-9][0-9]*[mg]", service["mem_limit"]), name
+        assert 0 < service["pids_limit"] <= 512, name
+
+
+def test_images_of_others_have_a_version_and_a_reason_for_having_no_digest(services: dict[str, dict[str, Any]]) -> None:
+    images = {name: service["image"] for name, service in services.items() if name not in OURS}
+    assert all(re.fullmatch(r"[a-z/]+:[0-9.]+", image) for image in images.values()), images
+    assert "--resolve-image-digests" in COMPOSE.read_text()
 
 
 def test_only_the_api_is_published_and_to_this_machine_alone(services: dict[str, dict[str, Any]]) -> None:

@@ -208,6 +208,7 @@ def test_a_wrong_value_is_refused_with_what_to_give_instead(name: str, value: st
         ("ADMIN_KEY", "hunter2", "at least 32 characters"),
         ("MASTER_KEY", "hunter2", "32 random bytes in base64"),
         ("MASTER_KEY", base64.b64encode(b"hunter2").decode(), "32 random bytes in base64"),
+        ("MASTER_KEY", base64.b64encode(bytes(32)).decode(), "32 random bytes in base64"),
     ],
 )
 def test_a_wrong_secret_is_refused_without_being_shown(name: str, value: str, expects: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from infra.crypto.envelope import MasterKeyError
 from infra.crypto.master_keys import MasterKeyFile, key_provider, short_id
 from infra.settings import SettingsError, load_settings
+from tests.absent import absent
 from tests.keys import master_key
 
 OLD, NEW, THIRD = bytes(range(32)), b"\x07" * 32, b"\x08" * 32
@@ -70,9 +72,26 @@ def test_a_file_that_others_may_reach_is_refused(tmp_path: Path, mode: int) -> N
         MasterKeyFile(file)
 
 
+def test_a_file_of_another_user_is_refused_although_only_that_user_can_read_it(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        absent("gives a file to another user: run the tests as root")
+    file = key_file(tmp_path, NEW)
+    os.chown(file, 12345, 12345)
+    with pytest.raises(MasterKeyError, match=r"belongs to the user with id 12345, .* run: chown 0 "):
+        MasterKeyFile(file)
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\n\n", b"short\n", f"{text(NEW)}\nshort\n".encode(), b"\xff" * 44, f"{text(NEW)}\n".encode() * 100],
+    [
+        b"",
+        b"\n\n",
+        b"short\n",
+        f"{text(bytes(32))}\n".encode(),
+        f"{text(NEW)}\nshort\n".encode(),
+        b"\xff" * 44,
+        f"{text(NEW)}\n".encode() * 100,
+    ],
 )
 def test_a_file_of_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
     file = key_file(tmp_path)
