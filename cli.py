@@ -28,6 +28,10 @@ STOP_S: Final = 2.5
 LINE: Final = "sparkledger: "
 # Settings with secrets that no process needs once the database is migrated.
 ONLY_FOR_MIGRATE: Final = ("admin_key", "migration_database_url", "api_password", "worker_password")
+# Settings of the master key, which the sealer does not need.
+MASTER_KEYS: Final = ("master_key", "master_key_previous", "master_key_file")
+# The part of the worker that runs alone.
+SEAL: Final = "seal"
 
 app = typer.Typer(
     help="Sparkledger records who authorized which TikTok video as an ad, for whom and until when.",
@@ -118,7 +122,7 @@ def _fail(message: str) -> None:
 
 @app.command()
 def up() -> None:
-    """Run everything in the foreground: PostgreSQL, migrations, API and worker. Ctrl-C stops everything."""
+    """Run everything in the foreground: PostgreSQL, migrations, API, worker and sealer. Ctrl-C stops everything."""
     from infra.postgres.embedded.server import EmbeddedPostgres
     from infra.processes.logs import configure_logs
     from infra.processes.supervisor import exit_on_signals
@@ -147,11 +151,13 @@ def _run_everything(settings: Settings, place: Place) -> None:
             "  Lost it? Create another:    .venv/bin/sparkledger keys create --role admin",
             "",
         )
-    children = [_child("api", "serve"), *_workers(frozenset({"views", "expiry", "kafka", "webhooks"}))]
+    workers = _workers(frozenset({"views", "expiry", "kafka", "webhooks"}))
+    children = [_child("api", "serve"), *workers, _child("sealer", "work", "--only", SEAL)]
     with Supervisor(children, STOP_S) as supervisor:
         supervisor.start()
         url = supervisor.wait_ready("api", START_S)
-        if url is not None and supervisor.wait_ready("worker", START_S) is not None:
+        others = children[1:]
+        if url is not None and all(supervisor.wait_ready(child.name, START_S) is not None for child in others):
             _welcome(settings, url)
         supervisor.run()
 
@@ -161,7 +167,7 @@ def _child(name: str, *words: str) -> Child:
     from infra.processes import supervisor
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:]), "PYTHONUNBUFFERED": "1"}
-    for setting in ONLY_FOR_MIGRATE:
+    for setting in (*ONLY_FOR_MIGRATE, *(MASTER_KEYS if SEAL in words else ())):
         environment.pop(variable(setting), None)
     # Each process is given one login of the database, its own.
     workers = environment.pop(variable("worker_database_url"), None)
@@ -224,7 +230,10 @@ def serve() -> None:
 def work(
     only: Annotated[str, typer.Option(help="The parts of the worker to run, separated by commas.")] = "",
 ) -> None:
-    """Run only the worker: views, expiry, Kafka, and webhooks in a process of their own."""
+    """Run only the worker: views, expiry, Kafka, and webhooks in a process of their own.
+
+    `--only seal` runs the sealer of the signed logs instead.
+    """
     import uvloop
 
     from infra.processes.logs import configure_logs
@@ -232,9 +241,12 @@ def work(
     from infra.processes.worker import PARTS, run
 
     wanted = frozenset(part.strip() for part in only.split(",") if part.strip()) or frozenset(PARTS)
+    if wanted == {SEAL}:
+        _seal()
+        return
     unknown = wanted - set(PARTS)
     if unknown:
-        message = f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}"
+        message = f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}, and {SEAL} alone"
         raise typer.BadParameter(message, param_hint="--only")
     settings = load_settings()
     publish = "kafka" in wanted and bool(settings.kafka_bootstrap_servers)
@@ -282,6 +294,25 @@ def _work_together(place: Place, master_key: KeyProvider, parts: frozenset[str])
         if all(supervisor.wait_ready(worker.name, START_S) is not None for worker in workers):
             announce_ready()
         supervisor.run()
+
+
+def _seal() -> None:
+    """Run the sealer, which is a process of its own: nothing else has the signing keys, or its memory."""
+    from infra.postgres.migrate import require_migrated
+    from infra.processes.logs import configure_logs
+    from infra.processes.supervisor import announce_ready, die_with_parent, exit_on_signals
+    from infra.proof.sealer import Sealer, SealerSettings
+
+    settings = load_settings(unseals=False)
+    signing_dir = settings.signing_dir or settings.data_dir / "signing"
+    die_with_parent()
+    configure_logs()
+    with database(settings) as place, exit_on_signals(), contextlib.suppress(KeyboardInterrupt):
+        require_migrated(place.worker)
+        chosen = SealerSettings(
+            signing_dir, settings.anchor_dir or signing_dir, settings.log_name, frozenset(settings.public_logs)
+        )
+        Sealer(place.worker, chosen).run(announce_ready)
 
 
 @app.command()

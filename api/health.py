@@ -15,6 +15,7 @@ from api.http.responses import answer
 from api.http.route import Operation, Route
 from infra.delivery.kafka.publication_status import destination_lags
 from infra.errors import Unavailable
+from infra.proof.sealing_status import is_sealing_stopped
 from infra.views.status import is_read_only
 from projections import codes
 from projections.engine import checkpoints
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 
 class HealthAnswer(Answer):
     status: Annotated[Literal["alive", "ready", "degraded"], Field(description="The state of the service.")]
-    stopped: Annotated[list[str], Field(description="The views that have stopped.")] = Field(default=[])
+    stopped: Annotated[
+        list[str],
+        Field(
+            description="The views that have stopped, and `kafka` or `log` if publishing or the sealing of a log has."
+        ),
+    ] = Field(default=[])
 
 
 READ_ONLY: Final = "The database accepts no writes: it is a standby or read-only. Reads still work."
@@ -78,4 +84,6 @@ async def stopped_consumers(services: Services) -> Sequence[str]:
     stopped, _ = await services.views.read(_NO_LEDGER, stopped_views, view=codes.NAME)
     if any(lag.stopped for lag in await destination_lags(services.database)):
         stopped.append("kafka")
+    if await is_sealing_stopped(services.database):
+        stopped.append("log")
     return stopped

@@ -27,6 +27,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -43,7 +44,10 @@ REQUESTS_PER_SECOND_MAX: Final = 10_000_000
 READ_ELSEWHERE: Final = frozenset(f"{PREFIX}{name}" for name in ("FAULTS", "OWNER_PASSWORD", "PARENT_FD", "READY_FD"))
 READ_BY_TESTS: Final = f"{PREFIX}TEST_"
 
+# The origin of a log has 255 bytes at most, and ends with the ledger's name and a number.
+_LOG_NAME: Final = r"^[a-z0-9.-]{1,64}(:[0-9]{1,5})?(/[A-Za-z0-9._~-]{1,16}){0,3}$"
 _BROKER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
+_LEDGER: Final = r"[A-Za-z0-9._:@-]{1,128}"
 _LEDGER_TO_TOPICS: Final = re.compile(r"([A-Za-z0-9._:@-]{1,128}|\*)=[A-Za-z0-9._-]{1,200}")
 _CERTIFICATE_FILES: Final = ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile")
 _DATABASE: Final = "give a libpq connection string, such as postgresql://sparkledger_api:…@db:5432/sparkledger"
@@ -131,6 +135,12 @@ def _ledgers(pairs: tuple[str, ...]) -> tuple[str, ...]:
     if not pairs or len(ledgers) < len(pairs):
         raise ValueError
     return pairs
+
+
+def _public_logs(ledgers: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(ledgers)) < len(ledgers) or not all(re.fullmatch(_LEDGER, ledger) for ledger in ledgers):
+        raise ValueError
+    return ledgers
 
 
 def _copies(copies: int) -> int:
@@ -277,6 +287,31 @@ class Settings(BaseModel):
         f"give a JSON list of at most {MAX_ISSUERS} issuers, each once, as docs/access.md shows",
         max_length=MAX_ISSUERS,
     )
+    log_name: str | None = _setting(
+        None,
+        "The beginning of the names of signed logs for verifiers: where they are served, without the scheme. A log "
+        "keeps the name that it began with. Default: a name that no other installation has.",
+        "give a host with a path, such as ledger.example/log",
+        pattern=_LOG_NAME,
+    )
+    public_logs: Annotated[_Texts, AfterValidator(_public_logs)] = _setting(
+        (),
+        "The ledgers whose signed log everyone can read, without a key. Everyone then sees how many events they have, "
+        "and nothing else of them. The sealer reads this setting. Default: only keys of the ledger can.",
+        "give the names of ledgers, separated by commas, each once",
+    )
+    signing_dir: Annotated[Path, AfterValidator(_directory)] | None = _setting(
+        None,
+        "The directory of the signing keys of logs, which only the sealer reads. Default: `signing` under the data "
+        "directory.",
+        "name a directory, or a path where one can be created",
+    )
+    anchor_dir: Annotated[Path, AfterValidator(_directory)] | None = _setting(
+        None,
+        "The directory where the sealer writes which checkpoints it has signed. A copy of the database must not "
+        "bring it back, so it is best on another disk. Default: the directory of the signing keys.",
+        "name a directory, or a path where one can be created",
+    )
     kafka_bootstrap_servers: Annotated[_Texts, AfterValidator(_brokers)] = _setting(
         (),
         "The Kafka brokers to publish to, as host:port, separated by commas. Default: nothing is published to Kafka.",
@@ -322,8 +357,8 @@ class Settings(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        for problem in _problems_together(self):
+    def _check_together(self, info: ValidationInfo) -> Self:
+        for problem in _problems_together(self, unseals=(info.context or {}).get("unseals", True)):
             raise ValueError(problem)
         return self
 
@@ -333,8 +368,12 @@ def variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
 
 
-def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+def load_settings(environ: Mapping[str, str] | None = None, *, unseals: bool = True) -> Settings:
     """Read the settings from `environ`, by default this process's. An empty value counts as absent.
+
+    Args:
+        environ: the variables.
+        unseals: whether the process needs the master key.
 
     Raises:
         SettingsError: something is wrong; the message names the first problem, and never contains a secret.
@@ -344,7 +383,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     _refuse_unknown(environ)
     given = {name: environ[variable(name)] for name in Settings.model_fields if environ.get(variable(name))}
     try:
-        return Settings.model_validate(given)
+        return Settings.model_validate(given, context={"unseals": unseals})
     except ValidationError as error:
         raise SettingsError(_one_line(error, given)) from None
 
@@ -384,25 +423,26 @@ def _one_line(error: ValidationError, given: Mapping[str, str]) -> str:
     return f"{variable(name)} {wrong}: {expects}{otherwise}."
 
 
-def _problems_together(settings: Settings) -> Iterator[str]:
+def _problems_together(settings: Settings, *, unseals: bool) -> Iterator[str]:
     """Yield what is wrong with settings that depend on each other, the most important problem first."""
     if settings.metrics_port is not None and settings.metrics_port == settings.port:
         yield (
             f"{variable('metrics_port')} is the same port as {variable('port')}: give another one, or unset it to have "
             "`/metrics` on the API's port"
         )
-    yield from _login_problems(settings)
+    yield from _login_problems(settings, unseals=unseals)
     yield from _master_key_problems(settings)
     yield from _kafka_problems(settings)
     yield from _certificate_problems(settings)
 
 
-def _login_problems(settings: Settings) -> Iterator[str]:
+def _login_problems(settings: Settings, *, unseals: bool) -> Iterator[str]:
     url, key = variable("database_url"), variable("master_key")
     for name in ("migration_database_url", "worker_database_url"):
         if getattr(settings, name) is not None and settings.database_url is None:
             yield (f"{variable(name)} is set, but {url} is not: set both, or neither to use the embedded PostgreSQL")
-    if settings.database_url is not None and settings.master_key is None and settings.master_key_file is None:
+    given = settings.master_key is not None or settings.master_key_file is not None
+    if settings.database_url is not None and unseals and not given:
         yield (
             f"{url} is set, but {key} is not: give 32 random bytes in base64, such as `openssl rand -base64 32` "
             "prints, and keep them safe, because sealed data can never be read without them"

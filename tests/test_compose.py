@@ -23,7 +23,7 @@ from tests.infra.delivery.kafka import broker
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
-OURS = ("migrate", "api", "worker", "publisher")
+OURS = ("migrate", "api", "worker", "publisher", "sealer")
 # ${NAME}, or ${NAME:?what to do when it is missing}
 VARIABLE = re.compile(r"\$\{([A-Z_]+)(?::\?([^}]*))?\}")
 
@@ -123,12 +123,14 @@ def test_services_start_in_order(services: dict[str, dict[str, Any]]) -> None:
         "api": migrated,
         "worker": migrated,
         "publisher": migrated | {"kafka": {"condition": "service_healthy"}},
+        "sealer": migrated,
     }
     assert {name: services[name]["command"] for name in OURS} == {
         "migrate": ["migrate"],
         "api": ["serve"],
         "worker": ["work"],
         "publisher": ["work", "--only", "kafka"],
+        "sealer": ["work", "--only", "seal"],
     }
 
 
@@ -168,10 +170,11 @@ def readyz() -> Iterator[ThreadingHTTPServer]:
 @pytest.mark.parametrize(
     ("status", "body", "healthy"),
     [
-        (200, {"status": "ready"}, {"api", "worker"}),
-        (200, {"status": "degraded"}, {"api"}),
-        (200, {"status": "ready", "degraded": []}, {"api", "worker"}),
-        (200, {"status": "ready", "degraded": ["codes"]}, {"api"}),
+        (200, {"status": "ready"}, {"api", "worker", "sealer"}),
+        (200, {"status": "degraded"}, {"api", "sealer"}),
+        (200, {"status": "ready", "degraded": []}, {"api", "worker", "sealer"}),
+        (200, {"status": "ready", "degraded": ["codes"]}, {"api", "sealer"}),
+        (200, {"status": "degraded", "stopped": ["log"]}, {"api"}),
         (503, {"status": "unavailable"}, set()),
     ],
 )
@@ -189,7 +192,7 @@ def test_a_stopped_view_is_the_workers_illness_and_not_the_apis(
         there = [re.sub(r"http://[a-z0-9.]+:8080", f"http://127.0.0.1:{readyz.server_port}", part) for part in command]
         return subprocess.run([sys.executable, *there], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
-    assert {name for name in ("api", "worker") if passes(name)} == healthy
+    assert {name for name in ("api", "worker", "sealer") if passes(name)} == healthy
 
 
 def test_every_service_can_write_little_gain_nothing_and_take_a_bounded_share(
@@ -225,17 +228,22 @@ def test_the_data_outlives_its_containers(compose: dict[str, Any]) -> None:
     assert mounted == {
         "postgres": ["postgres:/var/lib/postgresql"],
         "kafka": ["kafka:/var/lib/kafka/data"],
-        **dict.fromkeys(OURS, shared),
+        **dict.fromkeys((name for name in OURS if name != "sealer"), shared),
+        "sealer": ["signing:/var/lib/sparkledger/signing"],
     }
-    assert set(compose["volumes"]) == {"postgres", "kafka", "erasure-keys"}
+    assert set(compose["volumes"]) == {"postgres", "kafka", "erasure-keys", "signing"}
 
 
-def test_the_volume_of_the_erasure_keys_belongs_to_the_user_of_the_image(services: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize(("service", "volume"), [("api", "erasure-keys"), ("sealer", "signing")])
+def test_the_volume_of_keys_belongs_to_the_user_of_the_image(
+    service: str, volume: str, services: dict[str, dict[str, Any]]
+) -> None:
     """A fresh volume has the owner and the mode of the directory that it takes the place of."""
-    (mounted,) = services["api"]["volumes"]
-    path = mounted.partition(":")[2]
+    (mounted,) = services[service]["volumes"]
+    name, _, path = mounted.partition(":")
+    assert name == volume
     image = (ROOT / "Dockerfile").read_text()
-    assert re.search(rf"install --directory --owner sparkledger .* --mode 0700 \\\n .*{path}\n", image)
+    assert re.search(rf"install --directory --owner sparkledger .* --mode 0700 \\\n .*{path}( |\n)", image)
     assert f"VOLUME {path}\n" in image
 
 
@@ -246,7 +254,7 @@ def test_the_volume_of_the_erasure_keys_belongs_to_the_user_of_the_image(service
 def test_the_program_accepts_the_settings_it_is_given(
     name: str, services: dict[str, dict[str, Any]], env: dict[str, str]
 ) -> None:
-    load_settings(started_with(services[name], env))
+    load_settings(started_with(services[name], env), unseals=name != "sealer")
 
 
 def test_each_service_logs_in_under_its_own_role(services: dict[str, dict[str, Any]], env: dict[str, str]) -> None:
@@ -278,7 +286,7 @@ def test_only_who_needs_a_secret_is_given_it(services: dict[str, dict[str, Any]]
         "POSTGRES_PASSWORD": {"postgres"},
         "SPARKLEDGER_OWNER_PASSWORD": {"postgres", "migrate"},
         "SPARKLEDGER_API_PASSWORD": {"migrate", "api"},
-        "SPARKLEDGER_WORKER_PASSWORD": {"migrate", "worker", "publisher"},
+        "SPARKLEDGER_WORKER_PASSWORD": {"migrate", "worker", "publisher", "sealer"},
         "SPARKLEDGER_MASTER_KEY": {"migrate", "api", "worker", "publisher"},
         "SPARKLEDGER_ADMIN_KEY": {"migrate"},
     }

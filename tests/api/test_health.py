@@ -78,7 +78,7 @@ async def test_all_who_ask_at_once_or_soon_after_take_one_session(
     async with served(two) as client:
         lent.clear()
         await asyncio.gather(*(client.get("/readyz") for _ in range(20)))
-        assert len(lent) == 2, "the views' states, and Kafka's"
+        assert len(lent) == 3, "the views' states, Kafka's and the sealer's"
 
 
 async def test_a_look_up_is_shared_and_its_answer_or_failure_kept_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,10 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "webhook_networks": ("127.0.0.0/8", "::1/128"),
         "webhook_ca_file": None,
         "oidc_issuers": (),
+        "log_name": None,
+        "public_logs": (),
+        "signing_dir": None,
+        "anchor_dir": None,
         "kafka_bootstrap_servers": (),
         "kafka_security_protocol": "PLAINTEXT",
         "kafka_sasl_mechanism": "SCRAM-SHA-512",
@@ -119,6 +123,10 @@ def test_every_setting_is_read_from_its_variable(certificates: Path) -> None:
             "SPARKLEDGER_VIDEO_IDS": "any",
             "SPARKLEDGER_EXTEND_AFTER_EXPIRY": "false",
             "SPARKLEDGER_REQUESTS_PER_SECOND": "5",
+            "SPARKLEDGER_LOG_NAME": "ledger.example:8443/log",
+            "SPARKLEDGER_PUBLIC_LOGS": "main, other",
+            "SPARKLEDGER_SIGNING_DIR": "/nowhere/signing",
+            "SPARKLEDGER_ANCHOR_DIR": "/nowhere/anchors",
             "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS": "one:9092, [::1]:9093",
             "SPARKLEDGER_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
             "SPARKLEDGER_KAFKA_SASL_MECHANISM": "PLAIN",
@@ -147,6 +155,10 @@ def test_every_setting_is_read_from_its_variable(certificates: Path) -> None:
         extend_after_expiry=False,
         video_ids="any",
         requests_per_second=5,
+        log_name="ledger.example:8443/log",
+        public_logs=("main", "other"),
+        signing_dir=Path("/nowhere/signing"),
+        anchor_dir=Path("/nowhere/anchors"),
         kafka_bootstrap_servers=("one:9092", "[::1]:9093"),
         kafka_security_protocol="SASL_SSL",
         kafka_sasl_mechanism="PLAIN",
@@ -183,6 +195,13 @@ def test_an_empty_variable_counts_as_absent() -> None:
         ("ALLOWED_DAYS", ",", "whole numbers of days"),
         ("EXTEND_AFTER_EXPIRY", "maybe", "give true or false, or leave it out for true"),
         ("REQUESTS_PER_SECOND", "0", "whole number from 1"),
+        ("LOG_NAME", "https://ledger.example/log", "host with a path"),
+        ("LOG_NAME", "ledger.example/log/", "host with a path"),
+        ("LOG_NAME", "ledger+example", "host with a path"),
+        ("PUBLIC_LOGS", "main,main", "each once"),
+        ("PUBLIC_LOGS", "a b", "names of ledgers"),
+        ("SIGNING_DIR", __file__, "directory"),
+        ("ANCHOR_DIR", __file__, "directory"),
         ("KAFKA_BOOTSTRAP_SERVERS", "broker", "host:port"),
         ("KAFKA_SECURITY_PROTOCOL", "TLS", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"),
         ("KAFKA_SASL_MECHANISM", "GSSAPI", "SCRAM-SHA-512"),
@@ -256,6 +275,10 @@ def test_a_database_url_needs_a_master_key() -> None:
         "SPARKLEDGER_DATABASE_URL is set, but SPARKLEDGER_MASTER_KEY is not: give 32 random bytes"
     )
     assert "hunter2" not in message
+
+
+def test_a_process_that_unseals_nothing_needs_no_master_key() -> None:
+    assert load_settings({"SPARKLEDGER_DATABASE_URL": URL}, unseals=False).master_key is None
 
 
 @pytest.mark.parametrize("name", ["MIGRATION_DATABASE_URL", "WORKER_DATABASE_URL"])

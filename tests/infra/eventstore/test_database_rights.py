@@ -144,6 +144,11 @@ FILLED_BY_HAND = (
     "INSERT INTO history_checks (ledger_id, database) VALUES (%(ledger)s, database_identity())",
     "INSERT INTO publications (ledger_id, destination, position, state) VALUES (%(ledger)s, 'topic', 1, 'publishing')",
     """
+    INSERT INTO log_trees (ledger_id, generation, ledger, origin, verifier_keys, public, size, root)
+    VALUES (%(ledger)s, 1, 'name', %(id)s::text, '{}', false, 0, '')
+    """,
+    "INSERT INTO log_tiles VALUES (%(ledger)s, 1, 0, 0, sha256(''))",
+    """
     INSERT INTO view_skips (ledger_id, view, version, position, error, reason, skipped_by)
     VALUES (%(ledger)s, 'codes', 1, 1, 'error', 'reason', 'somebody')
     """,

@@ -1,0 +1,302 @@
+"""The sealer: it adds recorded events to the signed log of their ledger, and signs its checkpoints.
+
+One step of one ledger, in this order, so that a crash at any point loses nothing and nothing signed is contradicted:
+
+    look again     the rows of the last tile must still have the hashes that were sealed
+    grow           tiles and size in one transaction, which compares the size before
+    anchor         the checkpoint is on disk outside the database before it is signed
+    sign, publish  a checkpoint has no time, so signing it again after a crash is harmless
+
+One sealer leads: it holds an advisory lock of the primary. Two that believe to lead, because one was paused, still
+cannot harm: the size, the anchor and the served checkpoint only move forward. If anything contradicts what was signed,
+sealing of that ledger stops and says why. Commands go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from domain.log_entry import UnencodableEvent, entry_of
+from domain.log_tiles import WIDTH, TreeEdge, subtree_hash, tile_of
+from domain.merkle import EMPTY_ROOT, complete_subtrees, join, leaf_hash
+from infra.eventstore.notifications import CHANNEL
+from infra.postgres.pool import session
+from infra.postgres.roles import WORKER
+from infra.proof.anchor import Anchor
+from infra.proof.checkpoints import MAX_ORIGIN_BYTES, Checkpoint, LogSigner
+from infra.proof.errors import Overtaken, SealingStopped
+from infra.proof.signing_keys import create_signer, load_signer
+from infra.proof.tree_store import LedgerLog, TreeStore, last_tile
+from projections.engine.advisory_locks import AdvisoryLock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from domain.log_entry import StoredEvent
+
+# Events that a step adds at most, so that other ledgers get their turn and checkpoints appear while it catches up.
+MAX_EVENTS: Final = 8_192
+# The shortest time between two checkpoints of a ledger that has no backlog.
+CHECKPOINT_EVERY_S: Final = 0.5
+# How often it looks without being notified.
+POLL_S: Final = 1.0
+# How often a sealer that does not lead tries to.
+LEAD_EVERY_S: Final = 1.0
+AWAY_S: Final = 1.0
+# How often a stopped ledger is looked at from the start: an operator may have restored what was missing.
+STOPPED_AGAIN_S: Final = 60.0
+
+_LEAD: Final = "SELECT pg_try_advisory_lock(%s), pg_is_in_recovery()"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SealerSettings:
+    """What an operator chooses.
+
+    Attributes:
+        signing_dir: the directory of the signing keys, one file for each ledger.
+        anchor_dir: the directory of the anchors.
+        log_name: the beginning of the origins of logs that begin; None for one that no other installation has.
+        public_logs: the names of the ledgers whose log everyone may read.
+
+    """
+
+    signing_dir: Path
+    anchor_dir: Path
+    log_name: str | None = None
+    public_logs: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class _Sealed:
+    """A log as this sealer has checked and continued it.
+
+    Attributes:
+        last: the leaf hashes of the last tile, whose first leaf is `last_first`.
+        unpublished: whether the tree is larger than the checkpoint that is served.
+
+    """
+
+    signer: LogSigner
+    anchor: Anchor
+    edge: TreeEdge
+    last_first: int
+    last: list[bytes]
+    unpublished: bool
+
+
+class Sealer:
+    """Seals all ledgers, for as long as it runs."""
+
+    def __init__(self, conninfo: str, settings: SealerSettings) -> None:
+        """Take the database, as a login that is or may become the worker's role."""
+        self._session = session(conninfo, WORKER) | {
+            "target_session_attrs": "primary",
+            "application_name": "sparkledger sealer",
+        }
+        self._settings = settings
+        self._sealed: dict[tuple[int, int], _Sealed] = {}
+        self._stopped: dict[tuple[int, int], float] = {}
+
+    def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Lead and seal, until an exception ends it. While the database is away, it retries."""
+        away = False
+        while True:
+            try:
+                with psycopg.connect(**self._session) as connection:
+                    started()
+                    away = False
+                    self.lead(connection)
+            except (psycopg.OperationalError, Overtaken) as error:
+                if not away:
+                    log.warning("The sealer is delayed: %s", str(error).strip())
+                away = isinstance(error, psycopg.OperationalError)
+                time.sleep(AWAY_S)
+
+    def lead(self, connection: psycopg.Connection) -> None:
+        """Become the leader, and seal for as long as the session lasts."""
+        while not leads(connection):
+            time.sleep(LEAD_EVERY_S)
+        # Another sealer may have led meanwhile.
+        self._sealed.clear()
+        self._stopped.clear()
+        connection.execute(f"LISTEN {CHANNEL}")
+        store = TreeStore(connection)
+        while True:
+            began = time.monotonic()
+            if self.step(store):
+                continue
+            _wait_for_events(connection, began)
+
+    def step(self, store: TreeStore) -> bool:
+        """Seal up to `MAX_EVENTS` of each ledger; return whether a ledger has more."""
+        more = False
+        for ledger in store.ledgers():
+            key = (ledger.ledger_id, ledger.generation)
+            if self._stopped.get(key, 0.0) > time.monotonic():
+                continue
+            try:
+                more |= self._seal(store, ledger)
+            except (SealingStopped, OSError) as error:
+                self._stop(store, ledger, str(error))
+        return more
+
+    def _seal(self, store: TreeStore, ledger: LedgerLog) -> bool:
+        key = (ledger.ledger_id, ledger.generation)
+        known = self._sealed.get(key)
+        sealed = known or self._open(store, ledger)
+        if ledger.head < sealed.edge.size:
+            raise SealingStopped(_lost(ledger, sealed.edge.size))
+        if ledger.head > sealed.edge.size:
+            # Until it is written, what is in memory is ahead of it.
+            self._sealed.pop(key, None)
+            self._grow(store, ledger, sealed)
+        if sealed.unpublished:
+            self._publish(store, ledger, sealed)
+        if known is None:
+            store.resume(ledger, public=self._is_public(ledger))
+            if self._stopped.pop(key, None) is not None:
+                log.info("The log of ledger %s is sealed again.", ledger.name)
+        self._sealed[key] = sealed
+        return ledger.head > sealed.edge.size
+
+    def _grow(self, store: TreeStore, ledger: LedgerLog, sealed: _Sealed) -> None:
+        """Add the next events, after looking again at those of the last tile."""
+        before = sealed.edge.size
+        events = store.events(ledger, sealed.last_first, len(sealed.last) + MAX_EVENTS)
+        leaves = _leaves(ledger, events, sealed.last_first)
+        for position, (leaf, known) in enumerate(zip(leaves, sealed.last, strict=False), sealed.last_first + 1):
+            if leaf != known:
+                message = (
+                    f"Event {position} of ledger {ledger.name} is not the one that was sealed. Its row was changed, or "
+                    "an older state of the database was restored."
+                )
+                raise SealingStopped(message)
+        if len(leaves) < len(sealed.last):
+            raise SealingStopped(_lost(ledger, before))
+        new = leaves[len(sealed.last) :]
+        tiles = sealed.edge.grow(new)
+        store.grow(ledger, before, sealed.edge, tiles)
+        size = sealed.edge.size
+        first = (size - 1) // WIDTH * WIDTH
+        sealed.last = leaves[first - sealed.last_first :]
+        sealed.last_first = first
+        sealed.unpublished = True
+
+    def _publish(self, store: TreeStore, ledger: LedgerLog, sealed: _Sealed) -> None:
+        """Anchor, sign and publish the tree as it is now."""
+        checkpoint = Checkpoint(sealed.signer.origin, sealed.edge.size, sealed.edge.root)
+        sealed.anchor.advance(checkpoint)
+        store.publish(ledger, sealed.signer.sign(checkpoint, int(time.time())), checkpoint.size)
+        sealed.unpublished = False
+
+    def _open(self, store: TreeStore, ledger: LedgerLog) -> _Sealed:
+        """Check what is stored of a log against its anchor, or begin the log."""
+        anchor = Anchor(self._settings.anchor_dir, ledger.log_id, ledger.generation)
+        tree = store.tree(ledger)
+        if tree is None:
+            return self._begin(store, ledger, anchor)
+        anchored = anchor.read()
+        if anchored is None:
+            message = (
+                f"The anchor {anchor.path} of ledger {ledger.name} is missing. Without it nothing shows whether the "
+                "database is the one that was signed. Restore it."
+            )
+            raise SealingStopped(message)
+        signer = load_signer(self._settings.signing_dir, ledger.log_id, tree.origin)
+        if signer.verifier_keys != tree.verifier_keys:
+            message = f"The signing key of ledger {ledger.name} is not the one that its log began with. Restore that."
+            raise SealingStopped(message)
+        if anchored.origin != tree.origin:
+            message = f"The anchor {anchor.path} belongs to the log {anchored.origin}, and not to {tree.origin}."
+            raise SealingStopped(message)
+        if anchored.size > tree.size:
+            raise SealingStopped(_lost(ledger, anchored.size))
+        edge = self._edge(store, ledger, tree.size)
+        if edge.root != tree.root or self._root_at(store, ledger, anchored.size) != anchored.root:
+            message = f"The tiles of ledger {ledger.name} do not lead to the root that was signed at {anchored.size}."
+            raise SealingStopped(message)
+        first, last = last_tile(store, ledger, tree.size)
+        return _Sealed(signer, anchor, edge, first, last, tree.checkpoint_size != tree.size)
+
+    def _begin(self, store: TreeStore, ledger: LedgerLog, anchor: Anchor) -> _Sealed:
+        """Begin a log: key and anchor first, so that a tree that is stored always has both."""
+        name = self._settings.log_name or f"sparkledger.invalid/{ledger.log_id}"
+        origin = f"{name}/{ledger.name}/{ledger.generation}"
+        if len(origin.encode()) > MAX_ORIGIN_BYTES:
+            message = f"The origin {origin} has more than {MAX_ORIGIN_BYTES} bytes. Shorten SPARKLEDGER_LOG_NAME."
+            raise SealingStopped(message)
+        anchored = anchor.read()
+        if anchored is not None and anchored.size > 0:
+            raise SealingStopped(_lost(ledger, anchored.size))
+        signer = create_signer(self._settings.signing_dir, ledger.log_id, origin)
+        if anchored is None:
+            anchor.advance(Checkpoint(origin, 0, EMPTY_ROOT))
+        store.begin(ledger, origin, signer.verifier_keys, EMPTY_ROOT, public=self._is_public(ledger))
+        return _Sealed(signer, anchor, TreeEdge(), 0, [], unpublished=True)
+
+    def _is_public(self, ledger: LedgerLog) -> bool:
+        return ledger.name in self._settings.public_logs
+
+    def _edge(self, store: TreeStore, ledger: LedgerLog, size: int) -> TreeEdge:
+        try:
+            return TreeEdge.from_tiles(size, store.tiles(ledger, TreeEdge.tiles_of(size)))
+        except LookupError as error:
+            raise SealingStopped(f"The tiles of ledger {ledger.name} are incomplete: {error}.") from error
+
+    def _root_at(self, store: TreeStore, ledger: LedgerLog, size: int) -> bytes:
+        subtrees = complete_subtrees(range(size))
+        tiles = store.tiles(ledger, {tile_of(subtree)[0] for subtree in subtrees})
+        try:
+            return join([subtree_hash(subtree, tiles) for subtree in subtrees])
+        except LookupError as error:
+            raise SealingStopped(f"The tiles of ledger {ledger.name} are incomplete: {error}.") from error
+
+    def _stop(self, store: TreeStore, ledger: LedgerLog, reason: str) -> None:
+        key = (ledger.ledger_id, ledger.generation)
+        self._sealed.pop(key, None)
+        if key not in self._stopped:
+            log.error("The log of ledger %s is not sealed any more: %s", ledger.name, reason)
+        self._stopped[key] = time.monotonic() + STOPPED_AGAIN_S
+        store.stop(ledger, reason)
+
+
+def _leaves(ledger: LedgerLog, events: Sequence[StoredEvent], after: int) -> list[bytes]:
+    """Return the leaf hashes of events, which must follow on `after` without a gap."""
+    leaves: list[bytes] = []
+    for position, event in enumerate(events, after + 1):
+        if event.position != position:
+            raise SealingStopped(f"Event {position} of ledger {ledger.name} is missing.")
+        try:
+            leaves.append(leaf_hash(entry_of(ledger.log_id, event)))
+        except UnencodableEvent as error:
+            raise SealingStopped(f"Event {position} of ledger {ledger.name} cannot be sealed: {error}.") from error
+    return leaves
+
+
+def _lost(ledger: LedgerLog, size: int) -> str:
+    return (
+        f"Ledger {ledger.name} had {size} events when its log was signed, and has lost some. An older state of the "
+        "database was restored, or a standby that lacked events was promoted."
+    )
+
+
+def leads(connection: psycopg.Connection) -> bool:
+    """Tell whether the session leads now: it holds the lock of sealers, and its server takes writes."""
+    row = connection.execute(_LEAD, (AdvisoryLock.SEALER,)).fetchone()
+    return row is not None and row[0] and not row[1]
+
+
+def _wait_for_events(connection: psycopg.Connection, began: float) -> None:
+    """Wait for a notification or the next poll, and at least until the next checkpoint may be made."""
+    for _ in connection.notifies(timeout=POLL_S, stop_after=1):
+        pass
+    time.sleep(max(0.0, began + CHECKPOINT_EVERY_S - time.monotonic()))

@@ -1,0 +1,192 @@
+"""The tree of a log in the database: what the sealer reads and writes, over the one session that lets it lead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from domain.log_tiles import WIDTH, TileId, TreeEdge, split_hashes
+from infra.proof.errors import Overtaken, SealingStopped
+from infra.proof.stored_events import stored_events
+from projections.engine.array_columns import Bigints, Byteas, Ints
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import psycopg
+
+    from domain.log_entry import StoredEvent
+
+# Every ledger with the generation of its log that is sealed now, and where its events end.
+_LEDGERS: Final = """
+    SELECT l.ledger_id, l.name, l.log_id, h.generation, coalesce((
+        SELECT e.position FROM events e WHERE e.ledger_id = l.ledger_id ORDER BY e.position DESC LIMIT 1
+    ), 0)
+    FROM ledgers l
+    CROSS JOIN LATERAL (
+        SELECT h.generation FROM histories h WHERE h.ledger_id = l.ledger_id ORDER BY h.generation DESC LIMIT 1
+    ) h
+    ORDER BY l.ledger_id
+"""
+
+_TREE: Final = """
+    SELECT origin, verifier_keys, size, root, checkpoint_size
+    FROM log_trees
+    WHERE ledger_id = %s AND generation = %s
+"""
+
+_BEGIN: Final = """
+    INSERT INTO log_trees (ledger_id, generation, ledger, origin, verifier_keys, public, size, root)
+    VALUES (%s, %s, %s, %s, %s, %s, 0, %s)
+"""
+
+_TILES: Final = """
+    SELECT t.level, t.index, t.hashes
+    FROM unnest(%b::int[], %b::bigint[]) AS x (level, index)
+    JOIN log_tiles t ON t.ledger_id = %b AND t.generation = %b AND t.level = x.level AND t.index = x.index
+"""
+
+# Compare and set: only whoever saw the tree as it is makes it larger.
+_GROW: Final = """
+    UPDATE log_trees SET size = %b, root = %b WHERE ledger_id = %b AND generation = %b AND size = %b
+"""
+
+# A tile that is there already must be the beginning of the new one.
+_WRITE_TILES: Final = """
+    INSERT INTO log_tiles AS t (ledger_id, generation, level, index, hashes)
+    SELECT %b, %b, x.level, x.index, x.hashes
+    FROM unnest(%b::int[], %b::bigint[], %b::bytea[]) AS x (level, index, hashes)
+    ON CONFLICT (ledger_id, generation, level, index) DO UPDATE SET hashes = excluded.hashes
+    WHERE substring(excluded.hashes FROM 1 FOR length(t.hashes)) = t.hashes
+"""
+
+# The served checkpoint never becomes smaller, whatever a sealer that was paused still writes.
+_PUBLISH: Final = """
+    UPDATE log_trees
+    SET checkpoint = %s, checkpoint_size = %s, checkpoint_at = clock_timestamp(), stopped = NULL
+    WHERE ledger_id = %s AND generation = %s AND coalesce(checkpoint_size, -1) < %s
+"""
+
+_STOP: Final = "UPDATE log_trees SET stopped = %s WHERE ledger_id = %s AND generation = %s"
+_RESUME: Final = "UPDATE log_trees SET stopped = NULL, public = %s WHERE ledger_id = %s AND generation = %s"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLog:
+    """A ledger, and the generation of its log that is sealed now.
+
+    Attributes:
+        log_id: what names the log for ever, through all generations.
+        head: the position of the ledger's last event, 0 before the first.
+
+    """
+
+    ledger_id: int
+    name: str
+    log_id: UUID
+    generation: int
+    head: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTree:
+    """A tree as it is stored, without its tiles."""
+
+    origin: str
+    verifier_keys: list[str]
+    size: int
+    root: bytes
+    checkpoint_size: int | None
+
+
+class TreeStore:
+    """Reads events, and reads and writes trees, over one session."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        """Take the session that holds the sealer's lock: what it writes, it writes as the one leader."""
+        self._connection = connection
+        self._cursor = connection.cursor(binary=True)
+
+    def ledgers(self) -> list[LedgerLog]:
+        """Return every ledger."""
+        return [LedgerLog(*row) for row in self._cursor.execute(_LEDGERS, prepare=True)]
+
+    def tree(self, log: LedgerLog) -> StoredTree | None:
+        """Return a log's tree, or None if the log has not begun."""
+        row = self._cursor.execute(_TREE, (log.ledger_id, log.generation)).fetchone()
+        return None if row is None else StoredTree(*row)
+
+    def begin(self, log: LedgerLog, origin: str, verifier_keys: list[str], root: bytes, *, public: bool) -> None:
+        """Begin a log with an empty tree."""
+        row = (log.ledger_id, log.generation, log.name, origin, verifier_keys, public, root)
+        self._connection.execute(_BEGIN, row)
+
+    def tiles(self, log: LedgerLog, tiles: Iterable[TileId]) -> dict[TileId, bytes]:
+        """Return tiles, without those that are missing."""
+        wanted = list(tiles)
+        if not wanted:
+            return {}
+        parameters = (
+            Ints([tile.level for tile in wanted]),
+            Bigints([tile.index for tile in wanted]),
+            log.ledger_id,
+            log.generation,
+        )
+        rows = self._cursor.execute(_TILES, parameters)
+        return {TileId(level, index): hashes for level, index, hashes in rows}
+
+    def grow(self, log: LedgerLog, before: int, edge: TreeEdge, tiles: Mapping[TileId, bytes]) -> None:
+        """Write a larger tree and its tiles in one transaction.
+
+        Raises:
+            Overtaken: the tree no longer has the size `before`.
+            SealingStopped: a stored tile has other hashes.
+
+        """
+        with self._connection.transaction():
+            parameters: Sequence[Any] = (edge.size, edge.root, log.ledger_id, log.generation, before)
+            if self._cursor.execute(_GROW, parameters, prepare=True).rowcount != 1:
+                raise Overtaken(f"The log of ledger {log.name} no longer has {before} events.")
+            parameters = (
+                log.ledger_id,
+                log.generation,
+                Ints([tile.level for tile in tiles]),
+                Bigints([tile.index for tile in tiles]),
+                Byteas(list(tiles.values())),
+            )
+            if self._cursor.execute(_WRITE_TILES, parameters, prepare=True).rowcount != len(tiles):
+                raise SealingStopped(f"A stored tile of ledger {log.name} has other hashes than its events.")
+
+    def publish(self, log: LedgerLog, note: str, size: int) -> None:
+        """Publish a signed checkpoint, if it is larger than the one that is served."""
+        self._connection.execute(_PUBLISH, (note, size, log.ledger_id, log.generation, size))
+
+    def stop(self, log: LedgerLog, reason: str) -> None:
+        """Write down why a log is not sealed any more."""
+        self._connection.execute(_STOP, (reason, log.ledger_id, log.generation))
+
+    def resume(self, log: LedgerLog, *, public: bool) -> None:
+        """Write down that a log is sealed, and whether it is public."""
+        self._connection.execute(_RESUME, (public, log.ledger_id, log.generation))
+
+    def events(self, log: LedgerLog, after: int, limit: int) -> list[StoredEvent]:
+        """Return a ledger's events after a position, oldest first."""
+        return list(stored_events(self._cursor, log.ledger_id, after, limit))
+
+
+def last_tile(store: TreeStore, log: LedgerLog, size: int) -> tuple[int, list[bytes]]:
+    """Return the first leaf and the leaf hashes of the last tile that a tree of this size has begun.
+
+    Raises:
+        SealingStopped: the tile is missing or too short.
+
+    """
+    if size == 0:
+        return 0, []
+    first = (size - 1) // WIDTH * WIDTH
+    tile = TileId(0, first // WIDTH)
+    hashes = split_hashes(store.tiles(log, [tile]).get(tile, b""))[: size - first]
+    if len(hashes) != size - first:
+        raise SealingStopped(f"Tile 0/{tile.index} of ledger {log.name} is missing or too short.")
+    return first, hashes
