@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test faults check audit bench install lock clean
+.PHONY: help up demo test faults outside check audit bench install lock clean
 
 # The Python that .venv is made with, for example: make up PYTHON=python3.13
 PYTHON ?= python3
@@ -35,11 +35,15 @@ demo: $(RUNTIME) ## against a running `make up`: the guide's story, with what ea
 
 # No folder is named here: pytest adds those that ARGS names to it, and falls back on `testpaths` where ARGS names none.
 test: $(DEV) ## all tests but the long ones, in minutes
-	@$(PYTEST) --ignore tests/faults --ignore tests/bench $(PARALLEL) $(ARGS)
+	@$(PYTEST) --ignore tests/faults --ignore tests/bench --ignore tests/outside $(PARALLEL) $(ARGS)
 
 # One at a time: they kill processes, fill disks and wait for minutes.
 faults: $(DEV) ## the long tests: real kills, 60-second readers, full disks
 	@$(PYTEST) --override-ini testpaths=tests/faults --timeout 900 $(ARGS)
+
+# It downloads their modules, once.
+outside: $(DEV) ## others' programs check our signed logs; needs Go and the Go module proxy
+	@$(PYTEST) --override-ini testpaths=tests/outside --timeout 900 $(ARGS)
 
 check: $(DEV) ## format, lint, types, import rules, unused dependencies, generated documents
 	$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ import asyncio
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,12 +16,13 @@ import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Self
 
 import httpx
+import psycopg
 import uvicorn
 
 from api.http.app import create_app
@@ -38,6 +40,8 @@ from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
+from infra.proof.sealer import Sealer, SealerSettings
+from infra.proof.tree_store import TreeStore
 from infra.runtime import runtime
 from infra.settings import load_settings
 from infra.views.commands import connect
@@ -46,6 +50,7 @@ from projections.engine.runner import Runner
 from projections.engine.shared_reader import SharedLog
 from tests.conftest import TestDatabase
 from tests.keys import master_key
+from tests.places import directory
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 60
@@ -71,6 +76,7 @@ class Serving:
         # Tests name videos so that they can be told apart; which ids are TikTok's has tests of its own.
         self.settings = load_settings({"SPARKLEDGER_VIDEO_IDS": "any"})
         self.url = ""
+        self._signing = directory("signing")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._ready = threading.Event()
@@ -89,8 +95,18 @@ class Serving:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(START_S)
+        shutil.rmtree(self._signing)
         if self._failure is not None:
             raise self._failure
+
+    def seal(self, *public_logs: str) -> None:
+        """Seal all that is recorded, in every ledger; logs that are named become public ones."""
+        settings = SealerSettings(self._signing / "keys", self._signing / "anchors", "ledger.example/log")
+        sealer = Sealer(self.database.dsn(WORKER), replace(settings, public_logs=frozenset(public_logs)))
+        with psycopg.connect(self.database.dsn(WORKER), autocommit=True) as connection:
+            store = TreeStore(connection)
+            while sealer.step(store):
+                pass
 
     def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the server's own loop, and return its result."""

@@ -194,7 +194,7 @@ def test_make_help_lists_every_target_and_is_the_default() -> None:
     listed = run("make", "help")
 
     assert set(re.findall(r"^make (\S+) +\S", listed, flags=re.MULTILINE)) == {
-        *("up", "demo", "test", "faults", "check", "audit", "bench"),
+        *("up", "demo", "test", "faults", "outside", "check", "audit", "bench"),
         *(".env", "install", "lock", "clean", "help"),
     }
     assert run("make") == listed
@@ -205,6 +205,7 @@ def test_make_help_lists_every_target_and_is_the_default() -> None:
     [
         ("test", "tests/domain/test_values.py", {"tests/domain/test_values.py"}),
         ("faults", "tests/faults/test_clock.py", {"tests/faults/test_clock.py"}),
+        ("outside", "tests/outside/test_tessera.py", {"tests/outside/test_tessera.py"}),
     ],
 )
 def test_a_target_runs_the_tests_that_args_name_and_no_others(target: str, args: str, expected: set[str]) -> None:

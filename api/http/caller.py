@@ -127,17 +127,18 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The dependency that a route names its roles with."""
+    """The dependency that a route names its roles with; `without_key` if it also answers whoever presents no key."""
 
     roles: tuple[Role, ...]
+    without_key: bool = False
 
     async def __call__(self) -> None:
         """Stand in the signature; `Route` lets the caller in itself."""
 
 
-def allow(*roles: Role) -> Any:
-    """Let keys of these roles in, and no others."""
-    return Depends(Allowed(roles), use_cache=False)
+def allow(*roles: Role, without_key: bool = False) -> Any:
+    """Let keys of these roles in, and no others; where `without_key`, whoever presents none is no caller, but None."""
+    return Depends(Allowed(roles, without_key), use_cache=False)
 
 
 async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:

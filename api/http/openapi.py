@@ -153,7 +153,7 @@ def reference(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=app.openapi_tags
         )
         for route in app.routes:
-            if isinstance(route, Route):
+            if isinstance(route, Route) and route.include_in_schema:
                 for method in route.methods or ():
                     _complete(document, route, method)
         _add_components(document)

@@ -52,6 +52,7 @@ STATUSES: Final[dict[str, int]] = {
     "erasure_unknown": 404,
     "event_unknown": 404,
     "key_unknown": 404,
+    "log_unknown": 404,
     "route_unknown": 404,
     "version_unknown": 404,
     "webhook_unknown": 404,
@@ -74,6 +75,7 @@ STATUSES: Final[dict[str, int]] = {
     "too_many_requests": 429,
     "too_many_unknown_codes": 429,
     "internal_error": 500,
+    "proof_failed": 500,
     "timed_out": 503,
     "unavailable": 503,
 }
@@ -111,6 +113,11 @@ DETAILS: Final[dict[str, str]] = {
     "erasure_unknown": "There is no erasure of this creator in this ledger.",
     "event_unknown": "There is no event at this position in this ledger.",
     "key_unknown": "There is no such key in this ledger.",
+    "log_unknown": "There is no such log, or this part of it does not exist yet.",
+    "proof_failed": (
+        "The stored event or tree does not fit the signed log, so there is no proof of it. Tell whoever operates this "
+        "server."
+    ),
     "key_not_rotatable": (
         "Only a key that is neither revoked nor expired can be rotated. A token identity has no key to rotate."
     ),

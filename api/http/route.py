@@ -3,7 +3,7 @@
 FastAPI matches and describes; reading the request is done here, because its own way parses the body before it knows
 the caller, and takes longer than all the rest. A route's signature says everything:
 
-    caller: Annotated[Caller, allow(…)]     whom to let in
+    caller: Annotated[Caller, allow(…)]     whom to let in; `Caller | None` where no key is needed
     query: Annotated[SomeQuery, Query()]    the query, as a model
     body: SomeBody                          the body, as a model; `| None = None` where it may be absent
     code_id: str                            what stands in the path
@@ -92,6 +92,7 @@ class Operation:
 
 
 _UNDESCRIBED: Final = Operation()
+_ANYONE: Final = Allowed(())
 
 
 class Route(APIRoute):
@@ -115,8 +116,12 @@ class Route(APIRoute):
     @property
     def roles(self) -> tuple[Role, ...]:
         """The roles that are let in; none where anyone is."""
+        return self._allowed.roles
+
+    @property
+    def _allowed(self) -> Allowed:
         calls = [dependency.call for dependency in self.dependant.dependencies]
-        return next((call.roles for call in calls if isinstance(call, Allowed)), ())
+        return next((call for call in calls if isinstance(call, Allowed)), _ANYONE)
 
     @property
     def operation(self) -> Operation:
@@ -153,10 +158,10 @@ class Route(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request: it reads as the signature says, then calls the route."""
-        endpoint, roles, notes_reads = self.endpoint, self.roles, self.notes_reads
+        endpoint, allowed, notes_reads = self.endpoint, self._allowed, self.notes_reads
         types = typing.get_type_hints(endpoint)
-        named = {kind: name for name, kind in types.items() if kind in {Caller, Request}}
-        caller_name, request_name = named.get(Caller), named.get(Request)
+        named = {kind: name for name, kind in types.items() if kind in {Caller, Caller | None, Request}}
+        caller_name, request_name = named.get(Caller) or named.get(Caller | None), named.get(Request)
         query_name, query_type = _of_kind(types, QueryModel)
         body_name, body_type = _of_kind(types, Body)
         body_adapter: TypeAdapter[Any] | None = None if body_type is None else TypeAdapter(body_type)
@@ -166,7 +171,9 @@ class Route(APIRoute):
             arguments: dict[str, Any] = {**request.path_params}
             caller: Caller | None = None
             if caller_name is not None:
-                caller = arguments[caller_name] = await admit(request, roles)
+                if not allowed.without_key or headers.of(request).get(b"authorization"):
+                    caller = await admit(request, allowed.roles)
+                arguments[caller_name] = caller
             if request_name is not None:
                 arguments[request_name] = request
             if query_name is not None and query_type is not None:

@@ -46,6 +46,11 @@ ROLES: dict[str, set[str]] = {
     "POST /v1/authorizations/batch": {"brand", "operator", "auditor", "admin"},
     "GET /v1/exports/events": {"operator", "auditor", "admin"},
     "GET /v1/accesses": {"operator", "auditor", "admin"},
+    "GET /v1/log": READERS | {"subscriber"},
+    "GET /v1/log/consistency": READERS | {"subscriber"},
+    "GET /v1/events/{position}/proof": READERS - {"brand"},
+    "GET /log/{ledger}/{generation}/checkpoint": {"operator", "auditor", "admin"},
+    "GET /log/{ledger}/{generation}/tile/{path:path}": {"operator", "auditor", "admin"},
     "GET /v1/events": {"creator", "operator", "auditor", "subscriber", "admin"},
     "GET /v1/events/{position}": READERS - {"brand"},
     "GET /v1/stats": {"operator", "auditor", "admin"},
@@ -130,6 +135,17 @@ def on_webhook(method: str, path: str = "", **more: Any) -> Try:
         made = client.post("/v1/webhooks", json={"url": "https://receiver.example/"})
         webhook_id = made.json().get("webhook_id", "none")
         return client.request(method, f"/v1/webhooks/{webhook_id}{path}", **more)
+
+    return attempt
+
+
+def on_log(path: str) -> Try:
+    """Return a request on the world's signed log, with one event at least."""
+
+    def attempt(world: World, client: httpx.Client, *_: str) -> httpx.Response:
+        world.permit()
+        world.server.serving.seal()
+        return client.get(f"/log/{world.server.ledger}/1/{path}")
 
     return attempt
 
@@ -235,6 +251,21 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     ),
     "GET /v1/exports/events": (lambda _w, client, *_: client.get("/v1/exports/events"), 200),
     "GET /v1/accesses": (lambda _w, client, *_: client.get("/v1/accesses"), 200),
+    "GET /v1/log": (lambda _w, client, *_: client.get("/v1/log"), 200),
+    "GET /v1/log/consistency": (
+        lambda world, client, *_: (
+            world.permit(),
+            world.server.serving.seal(),
+            client.get("/v1/log/consistency", params={"old": 1}),
+        )[2],
+        200,
+    ),
+    "GET /v1/events/{position}/proof": (
+        on_fresh(generated, lambda client, code, _: client.get(f"/v1/events/{code['position']}/proof")),
+        200,
+    ),
+    "GET /log/{ledger}/{generation}/checkpoint": (on_log("checkpoint"), 200),
+    "GET /log/{ledger}/{generation}/tile/{path:path}": (on_log("tile/0/000.p/1"), 200),
     "GET /v1/events": (lambda _w, client, creator, *_: client.get("/v1/events", params={"creator_id": creator}), 200),
     "GET /v1/events/{position}": (
         on_fresh(generated, lambda client, code, _: client.get(f"/v1/events/{code['position']}")),
@@ -299,6 +330,8 @@ WITHOUT_SUBJECT = {
     "GET /v1/stats/days",
     "POST /v1/creators/{creator_id}/erasure",
     "GET /v1/creators/{creator_id}/erasure",
+    "GET /v1/log",
+    "GET /v1/log/consistency",
     "POST /v1/keys",
     "GET /v1/keys",
     "POST /v1/keys/{key_id}/rotation",

@@ -53,6 +53,7 @@ class Things:
     code_id: str
     key_id: str
     webhook_id: str
+    ledger: str
 
     def shown(self) -> list[str]:
         """Return the ids that tell whose they are."""
@@ -77,16 +78,18 @@ def theirs(world: World) -> Things:
     world.launch(code, campaign_id, account)
     for _ in range(POSITION):
         world.generate(creator)
+    world.server.serving.seal()
     webhook = told(world.client.post("/v1/webhooks", json={"url": "https://receiver.example/"}), 201)
     key_id = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)["key_id"]
-    return Things(*names, secret, code["code_id"], key_id, webhook["webhook_id"])
+    return Things(*names, secret, code["code_id"], key_id, webhook["webhook_id"], world.server.ledger)
 
 
 def nobodys() -> Things:
     """Return ids of the same form that nothing bears."""
     names = drawn_names()
     secret = f"#{uuid4()}{uuid4()}"
-    return Things(*names, secret, str(uuid7()), str(uuid7()), str(uuid7()))
+    ledger = f"ledger-{uuid4().hex[:12]}"
+    return Things(*names, secret, str(uuid7()), str(uuid7()), str(uuid7()), ledger)
 
 
 Ask = Callable[[httpx.Client, Things], httpx.Response]
@@ -119,6 +122,10 @@ def on_webhook(method: str, path: str = "", body: dict[str, Any] | None = None) 
     return lambda client, of: client.request(method, f"/v1/webhooks/{of.webhook_id}{path}", json=body)
 
 
+def on_log(path: str) -> Ask:
+    return lambda client, of: client.get(f"/log/{of.ledger}/1/{path}")
+
+
 def streaming(client: httpx.Client, of: Things) -> httpx.Response:
     """Ask to go on with a stream after an event that was seen elsewhere."""
     return client.get("/v1/events/stream", params={"code_id": of.code_id}, headers={"Last-Event-ID": str(POSITION)})
@@ -135,6 +142,11 @@ def asking_in_bulk(client: httpx.Client, of: Things) -> httpx.Response:
 
 # Reads come before commands, and what gives the asking ledger things of its own comes last.
 ASKED: dict[str, list[Ask]] = {
+    "GET /v1/log": [getting("/v1/log")],
+    "GET /v1/log/consistency": [getting("/v1/log/consistency", old=POSITION)],
+    "GET /v1/events/{position}/proof": [getting(f"/v1/events/{POSITION}/proof")],
+    "GET /log/{ledger}/{generation}/checkpoint": [on_log("checkpoint")],
+    "GET /log/{ledger}/{generation}/tile/{path:path}": [on_log("tile/0/000.p/1"), on_log("tile/entries/000.p/1")],
     "GET /v1/codes/{code_id}": [
         on_code("GET"),
         on_code("GET", as_of=POSITION),

@@ -1,0 +1,263 @@
+"""The routes of the signed log: a summary for the caller's ledger, and the log as C2SP's tlog-tiles.
+
+Addresses under `/log/` are those of https://c2sp.org/tlog-tiles, for verifiers that know nothing of this API: they have
+their own media types and no place in the API reference. A log is for keys of its ledger, unless it is public.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from api.access_log import record_access
+from api.http.caller import Caller, allow
+from api.http.dependencies import services_of
+from api.http.media_types import JSON
+from api.http.models import Answer
+from api.http.problems import Problem, unauthenticated
+from api.http.query_params import AnyPosition, QueryModel
+from api.http.responses import answer
+from api.http.route import Operation, Route
+from domain.log_tiles import parse_tile_path
+from infra.auth.access_log import AccessSubject
+from infra.proof.proofs import ProofFailed, Proofs
+from infra.proof.served_log import ServedLogs
+
+if TYPE_CHECKING:
+    from infra.proof.served_log import ServedLog
+
+_POSITION: Final = re.compile("[1-9][0-9]{0,17}")
+_GENERATION: Final = re.compile("[1-9][0-9]{0,8}")
+# A tile never changes; a checkpoint is replaced each second.
+_TILE_AGE: Final = "max-age=31536000, immutable"
+
+
+log = logging.getLogger(__name__)
+
+
+class LogAnswer(Answer):
+    log_id: Annotated[UUID, Field(description="The log's id. It is fixed for ever, and in every envelope.")]
+    history: Annotated[UUID, Field(description="The id of the ledger's present history, as in Ledger-History.")]
+    generation: Annotated[int, Field(ge=1, description="The number of the ledger's present history.")]
+    origin: Annotated[
+        str | None, Field(description="The log's name for verifiers. Null until the sealer has begun the log.")
+    ]
+    vkeys: Annotated[
+        list[str],
+        Field(
+            description=(
+                "The verifier keys, Ed25519 and ML-DSA-44. Keep your own copy: a key that comes with what it verifies "
+                "proves nothing."
+            )
+        ),
+    ]
+    size: Annotated[int, Field(ge=0, description="How many events the newest checkpoint covers.")]
+    checkpoint: Annotated[str | None, Field(description="The newest checkpoint, a signed note.")]
+    state: Annotated[
+        Literal["sealing", "stopped", "not_begun"],
+        Field(description="Whether new events are being sealed. `stopped` needs an operator."),
+    ]
+
+
+class EventProofAnswer(Answer):
+    position: Annotated[int, Field(ge=1, description="The event's position.")]
+    state: Annotated[
+        Literal["pending", "sealed"],
+        Field(description="Whether a signed checkpoint covers the event. `pending` lasts about a second."),
+    ]
+    size: Annotated[int, Field(ge=0, description="How many events the newest checkpoint covers.")]
+    entry: Annotated[str | None, Field(description="The entry in base64: the leaf of the tree.")]
+    envelope: Annotated[str | None, Field(description="The envelope in base64, whose hash is in the entry.")]
+    content: Annotated[
+        str | None,
+        Field(description="The content in base64, whose hash is in the envelope. Null for keys with the role creator."),
+    ]
+    tlog_proof: Annotated[
+        str | None,
+        Field(description="The proof that the entry is in the log, with the checkpoint: a file as C2SP's tlog-proof."),
+    ]
+
+
+class ConsistencyAnswer(Answer):
+    old: Annotated[int, Field(ge=1, description="The older size.")]
+    new: Annotated[int, Field(ge=1, description="The newer size.")]
+    old_root: Annotated[str, Field(description="The root of the older tree, in base64.")]
+    new_root: Annotated[str, Field(description="The root of the newer tree, in base64.")]
+    hashes: Annotated[list[str], Field(description="The consistency proof of RFC 9162, in base64.")]
+
+
+class ConsistencyQuery(QueryModel):
+    old: Annotated[AnyPosition, Field(ge=1, description="The size of the older checkpoint, from 1.")]
+    new: Annotated[
+        AnyPosition | None, Field(ge=1, description="The size of the newer one. Default: that of the newest.")
+    ] = None
+
+
+router = APIRouter(route_class=Route, tags=["Audit"])
+
+
+@router.get("/v1/log", response_model=LogAnswer, operation_id="readLog")
+@Operation(answer_headers=("Ledger-Position",))
+async def read_log(
+    caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "subscriber", "admin")],
+) -> Response:
+    """Read the state of the ledger's signed log: its name and keys for verifiers, and its newest checkpoint."""
+    summary = await ServedLogs(caller.services.database).summary(caller.ledger_id)
+    state = "not_begun" if summary.origin is None else "sealing" if summary.stopped is None else "stopped"
+    return answer(
+        {
+            "log_id": summary.log_id,
+            "history": summary.history,
+            "generation": summary.generation,
+            "origin": summary.origin,
+            "vkeys": summary.verifier_keys or [],
+            "size": summary.size or 0,
+            "checkpoint": summary.checkpoint,
+            "state": state,
+        },
+        200,
+        {"Ledger-Position": str(summary.size or 0)},
+    )
+
+
+@router.get("/v1/log/consistency", response_model=ConsistencyAnswer, operation_id="proveConsistency")
+@Operation(answer_headers=("Ledger-Position",), refusals=(404,))
+async def prove_consistency(
+    query: Annotated[ConsistencyQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "subscriber", "admin")],
+) -> Response:
+    """Prove that the log of the ledger continues an older checkpoint. The proof is verified before it is sent."""
+    try:
+        proof = await Proofs(caller.services.database).of_consistency(caller.ledger_id, query.old, query.new)
+    except ProofFailed as error:
+        raise _failed(caller, error) from error
+    if proof is None:
+        raise Problem("log_unknown")
+    return answer(
+        {
+            "old": proof.old,
+            "new": proof.new,
+            "old_root": _base64(proof.old_root),
+            "new_root": _base64(proof.new_root),
+            "hashes": [_base64(one) for one in proof.hashes],
+        },
+        200,
+        {"Ledger-Position": str(proof.new)},
+    )
+
+
+@router.get("/v1/events/{position}/proof", response_model=EventProofAnswer, operation_id="proveEvent")
+@Operation(trace="recorded", answer_headers=("Ledger-Position",))
+async def prove_event(
+    position: str, caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")]
+) -> Response:
+    """Prove that an event is in the signed log of the ledger. The proof is verified before it is sent.
+
+    Keep `tlog_proof` and the entry: together they refute every later log that lacks the event.
+    """
+    number = int(position) if _POSITION.fullmatch(position) else 0
+    found = await caller.services.events.at_positions(caller.ledger_id, [number]) if number else []
+    if not found:
+        raise Problem("event_unknown")
+    if caller.role == "creator":
+        caller.act_for_creator(found[0].creator_id or "")
+    code_id = None if found[0].video_id is None else found[0].stream_id
+    subject = AccessSubject(code_id, found[0].creator_id, found[0].video_id)
+    await record_access(caller, {"position": number}, rows=1, format=JSON, subject=subject)
+    try:
+        proof = await Proofs(caller.services.database).of_event(caller.ledger_id, number)
+    except ProofFailed as error:
+        raise _failed(caller, error) from error
+    size = 0 if proof is None else proof.checkpoint.size
+    return answer(
+        {
+            "position": number,
+            "state": "pending" if proof is None else "sealed",
+            "size": size,
+            "entry": None if proof is None else _base64(proof.entry),
+            "envelope": None if proof is None else _base64(proof.envelope),
+            "content": None if proof is None or caller.role == "creator" else _base64(proof.content),
+            "tlog_proof": None if proof is None else proof.tlog_proof(number),
+        },
+        200,
+        {"Ledger-Position": str(size)},
+    )
+
+
+@router.get("/log/{ledger}/{generation}/checkpoint", include_in_schema=False)
+async def read_checkpoint(
+    request: Request,
+    ledger: str,
+    generation: str,
+    caller: Annotated[Caller | None, allow("operator", "auditor", "admin", without_key=True)],
+) -> Response:
+    """Return the newest checkpoint of a log."""
+    served = await _readable(request, ledger, generation, caller)
+    if served.checkpoint is None:
+        raise Problem("log_unknown")
+    return Response(served.checkpoint, 200, _cache(served, "no-cache"), "text/plain; charset=utf-8")
+
+
+@router.get("/log/{ledger}/{generation}/tile/{path:path}", include_in_schema=False)
+async def read_tile(
+    request: Request,
+    ledger: str,
+    generation: str,
+    path: str,
+    caller: Annotated[Caller | None, allow("operator", "auditor", "admin", without_key=True)],
+) -> Response:
+    """Return a tile of hashes, or a bundle of entries, of a log."""
+    served = await _readable(request, ledger, generation, caller)
+    wanted = parse_tile_path(path)
+    tile = None if wanted is None else await _logs(request).tile(served, wanted, _reader(caller))
+    if tile is None:
+        raise Problem("log_unknown")
+    return Response(tile, 200, _cache(served, _TILE_AGE), "application/octet-stream")
+
+
+async def _readable(request: Request, ledger: str, generation: str, caller: Caller | None) -> ServedLog:
+    """Return a log that the request may read.
+
+    Raises:
+        Problem: there is no such log, or it is not public and no key of its ledger was presented.
+
+    """
+    served = None
+    if _GENERATION.fullmatch(generation):
+        served = await _logs(request).find(ledger, int(generation), _reader(caller))
+    if served is None and caller is None:
+        # The same answer whether there is such a log or not.
+        raise unauthenticated()
+    if served is None:
+        raise Problem("log_unknown")
+    return served
+
+
+def _failed(caller: Caller, error: ProofFailed) -> Problem:
+    log.error("A proof of ledger %s failed: %s", caller.key.ledger_name, error)
+    return Problem("proof_failed")
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _logs(request: Request) -> ServedLogs:
+    return ServedLogs(services_of(request.scope).database)
+
+
+def _reader(caller: Caller | None) -> int | None:
+    """Return the ledger of the key that was presented."""
+    return None if caller is None else caller.ledger_id
+
+
+def _cache(served: ServedLog, age: str) -> dict[str, str]:
+    """Return who may keep an answer: only the caller, if a key was needed for it."""
+    return {"Cache-Control": f"{'public' if served.public else 'private'}, {age}"}
