@@ -46,6 +46,14 @@ def test_no_child_is_given_what_only_a_migration_needs(command: str, monkeypatch
     assert {name for name, value in environment.items() if value == "secret"} == kept
 
 
+def test_the_sealer_is_given_no_master_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SPARKLEDGER_MASTER_KEY", "SPARKLEDGER_MASTER_KEY_PREVIOUS", "SPARKLEDGER_MASTER_KEY_FILE"):
+        monkeypatch.setenv(name, "secret")
+    environment = cli._child("sealer", "work", "--only", cli.SEAL).env
+    assert environment is not None
+    assert "secret" not in environment.values()
+
+
 def test_each_child_is_given_its_own_login_of_the_database_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARKLEDGER_DATABASE_URL", "postgresql://sparkledger_api@db/sparkledger")
     monkeypatch.setenv("SPARKLEDGER_WORKER_DATABASE_URL", "postgresql://sparkledger_worker@db/sparkledger")
