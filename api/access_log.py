@@ -16,7 +16,7 @@ from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.cursors import decode_two_way, link_header, neighbours, two_way_cursors, with_history
 from api.http.denied_attempts import DeniedReason
-from api.http.fields import Id, Moment, VideoId
+from api.http.fields import CreatorName, Moment, VideoId
 from api.http.models import Answer
 from api.http.problems import malformed_query
 from api.http.query_params import LIMIT, CodeId, EitherCursor, Exact, Flag, Limit, QueryModel, refuse_empty
@@ -124,7 +124,9 @@ class AccessesQuery(QueryModel):
         ),
     ] = None
     code_id: Annotated[CodeId | None, Field(description="Only reads of this code.")] = None
-    creator_id: Annotated[Id | None, Field(description="Only reads of this creator's permission or one code.")] = None
+    creator_id: Annotated[
+        CreatorName | None, Field(description="Only reads of this creator's permission or one code.")
+    ] = None
     video_id_exact: Exact = None
     video_id: Annotated[VideoId | None, Field(description="Only reads of one code of this video.")] = None
     limit: Limit = LIMIT

@@ -30,6 +30,7 @@ DeniedReason = Literal[
     "not_allowed",
     "code_unknown",
     "code_id_unknown",
+    "creator_unknown",
     "permission_disabled",
     "too_many_unknown_codes",
 ]

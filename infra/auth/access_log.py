@@ -15,6 +15,7 @@ from uuid import UUID
 
 import orjson
 
+from domain.pasted import creator_name
 from infra.ids import first_uuid7, uuid7
 from infra.postgres.batch_loader import BatchLoader
 from projections.engine.array_columns import Bigints, Ints, Texts, Uuids
@@ -92,11 +93,19 @@ _PURGE: Final = "SELECT purge_accesses(%s, %s)"
 
 @dataclass(frozen=True, slots=True)
 class AccessSubject:
-    """The code, the creator and the video that were read or asked for, where each is one."""
+    """The code, the creator and the video that were read or asked for, where each is one.
+
+    A creator is entered in the canonical form of their id, however it is spelled.
+    """
 
     code_id: UUID | None = None
     creator_id: str | None = None
     video_id: str | None = None
+
+    def __post_init__(self) -> None:
+        """Reduce the creator's id."""
+        if self.creator_id is not None:
+            object.__setattr__(self, "creator_id", creator_name(self.creator_id.lstrip("@")))
 
 
 NOTHING: Final = AccessSubject()

@@ -9,6 +9,7 @@ import pytest
 
 from tests.api.listing import listed
 from tests.api.streaming import following
+from tests.api.test_reads import noted
 from tests.api.world import OWN_ACCOUNT, OWN_BRAND, TERMS, World, campaign, refused, told
 
 FIRST = "Ana.Creates"
@@ -174,3 +175,20 @@ def test_the_list_of_attempts_names_the_first_spelling(world: World) -> None:
     world.redeem(code, OWN_ACCOUNT)
     assert code["creator_id"] == FIRST
     assert [one["creator_id"] for one in listed(world, "redemptions", creator_id="ana.creates")] == [FIRST]
+
+
+@pytest.mark.parametrize("spelling", IN_PATHS)
+def test_reads_are_found_by_their_creator_however_spelled(world: World, spelling: str) -> None:
+    code = world.generate(FIRST)
+    told(world.client.get(f"/v1/creators/{spelling}/permission"), 200)
+    world.read(code)
+    told(world.client.get("/v1/codes", params={"creator_id": spelling}), 200)
+
+    for asked in SPELLINGS:
+        found = noted(world, creator_id=asked)
+        assert {access["creator_id"] for access in found} == {"ana.creates"}
+        assert {access["route"] for access in found} - {"GET /v1/accesses"} == {
+            "GET /v1/creators/{creator_id}/permission",
+            "GET /v1/codes/{code_id}",
+            "GET /v1/codes",
+        }
