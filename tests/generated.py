@@ -114,6 +114,16 @@ and what must be computed from it is answered with 503.
 A webhook can also get `sparkledger.Test.v1`, a test that its owner asks for. It is no event of the ledger: it has no
 position, and its `data` is `{"webhook_id": "…"}`.
 
+Facts may be recorded late and in any order. Each counts from its `effective_at`, so an event can change what earlier
+ones meant, and no event takes them back:
+
+- A share, redemption, launch, campaign end or revocation is recorded again if it was earlier than was known. The
+  earliest one counts, once.
+- An `Extended` that took effect before an end of the window makes the `Expired` of that end, and each `CampaignEnded`
+  that it caused, ineffective. If the new end is past, another `Expired` follows in the same append.
+- What took effect after a `Revoked` that is recorded later authorizes nothing.
+- `RedemptionRefused`, and `shared_with_advertiser` of `Redeemed`, say what was known when they were recorded.
+
 *Clear* fields are stored as JSON and stay readable. *Sealed* fields are stored encrypted, under a key of their creator.
 No event shows a secret. Notes are shown in the history of their code, to those who are allowed to read it. Fields
 without a value are left out. Times are RFC 3339 in UTC. An event that *moves the version* makes an earlier `If-Match`

@@ -30,10 +30,15 @@ def test_codes_are_listed_newest_first_by_every_filter(world: World) -> None:
     redeemed = world.generate()
     world.redeem(redeemed, OTHER_ACCOUNT)
     expired = world.generate(starts_at=days(-60))["code_id"]
-    shared, redeemed = shared["code_id"], redeemed["code_id"]
+    superseded = world.generate()
+    successor = world.generate(
+        video_id=superseded["video_id"], secret="#its/successor+0123456789", supersedes=superseded["code_id"]
+    )["code_id"]
+    shared, redeemed, superseded = shared["code_id"], redeemed["code_id"], superseded["code_id"]
 
-    assert listed(world) == [expired, redeemed, shared, plain]
-    assert listed(world, state="generated") == [plain]
+    assert listed(world) == [successor, superseded, expired, redeemed, shared, plain]
+    assert listed(world, state="superseded") == [superseded]
+    assert listed(world, state="generated") == [successor, plain]
     assert listed(world, state="shared") == [shared]
     assert listed(world, state="redeemed") == [redeemed]
     assert listed(world, state="expired") == [expired]

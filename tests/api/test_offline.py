@@ -142,6 +142,8 @@ def test_lines_that_are_no_questions_are_counted_and_the_others_answered(world: 
     ("name", "content", "as_of", "problem"),
     [
         ("asked.csv", "v,a\n", None, "must name its columns"),
+        ("asked.csv", "video_id;advertiser_id\nv;a\n", None, "separated by semicolons"),
+        ("asked.csv", "\0v\0i\0d\0e\0o\0_\0i\0d", None, "in UTF-16"),
         ("asked.ndjson", "{}", "2099-01-01T00:00:00Z", "is in the future"),
         ("asked.ndjson", "{}", "99", "has not reached this position"),
     ],

@@ -35,14 +35,16 @@ def test_the_figures_count_what_is_there(world: World) -> None:
     assert refused(world.client.post("/v1/redemptions", json=body)) == (409, "code_revoked")
     world.generate(days=7)
     world.generate(starts_at=days(-60))
+    old = world.generate()
+    world.generate(video_id=old["video_id"], secret="#its/successor+0123456789", supersedes=old["code_id"])
     assert world.client.post("/v1/codes/lookup", json={"secret": "nobody-made-this"}).status_code == 404
 
     head = world.head()
     answer = world.client.get("/v1/stats", params={"at_least": head})
     figures = told(answer, 200)
 
-    assert figures["codes"] == NONE | {"generated": 1, "redeemed": 1, "expired": 1, "revoked": 1}
-    assert figures["expiring"] == {"within_7_days": 1, "within_14_days": 1, "within_30_days": 2}
+    assert figures["codes"] == NONE | {"generated": 2, "redeemed": 1, "superseded": 1, "expired": 1, "revoked": 1}
+    assert figures["expiring"] == {"within_7_days": 1, "within_14_days": 1, "within_30_days": 4}
     assert (figures["redemptions"], figures["refusals"]) == (1, {"code_revoked": 1})
     assert figures["refused_attempts"] == {"code_unknown": 1}
     assert head <= figures["position"] <= world.head(), "the clock may record the expiry meanwhile"
