@@ -12,7 +12,7 @@ FROM python:3.11-slim
 # An id of its own, so that it owns nothing on the host and nothing in the image but its data directory.
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /var/lib/sparkledger sparkledger \
     && install --directory --owner sparkledger --group sparkledger --mode 0700 \
-        /var/lib/sparkledger /var/lib/sparkledger/erasure-keys /var/lib/sparkledger/signing
+        /var/lib/sparkledger /var/lib/sparkledger/anchor /var/lib/sparkledger/erasure-keys /var/lib/sparkledger/signing
 COPY --from=build /opt/sparkledger /opt/sparkledger
 # All addresses of the container; which of them the host offers is decided where it is started.
 ENV PATH=/opt/sparkledger/bin:$PATH \
@@ -26,6 +26,8 @@ WORKDIR /var/lib/sparkledger
 VOLUME /var/lib/sparkledger/erasure-keys
 # The signing keys and anchors, which the sealer's container alone mounts.
 VOLUME /var/lib/sparkledger/signing
+# What the worker notes of the logs, apart from the database.
+VOLUME /var/lib/sparkledger/anchor
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --start-interval=1s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/livez', timeout=4)"]

@@ -6,11 +6,11 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -20,7 +20,10 @@ from infra.settings import Settings, SettingsError, load_settings, variable
 if TYPE_CHECKING:
     from infra.auth.key_commands import FirstKeys
     from infra.crypto.master_keys import KeyProvider
+    from infra.jobs.anchor import AnchorFile
     from infra.processes.supervisor import Child
+
+T = TypeVar("T")
 
 START_S: Final = 60.0
 # The children have this long to end; with PostgreSQL after them, everything is down within five seconds.
@@ -151,7 +154,7 @@ def _run_everything(settings: Settings, place: Place) -> None:
             "  Lost it? Create another:    .venv/bin/sparkledger keys create --role admin",
             "",
         )
-    workers = _workers(frozenset({"views", "expiry", "kafka", "webhooks"}))
+    workers = _workers(frozenset({"views", "expiry", "kafka", "webhooks", "anchor"}))
     children = [_child("api", "serve"), *workers, _child("sealer", "work", "--only", SEAL)]
     with Supervisor(children, STOP_S) as supervisor:
         supervisor.start()
@@ -273,6 +276,7 @@ def work(
                 publishers=publishers,
                 webhook_networks=settings.webhook_networks,
                 webhook_ca_file=settings.webhook_ca_file,
+                anchors=_anchors(settings),
                 started=announce_ready,
             )
         )
@@ -552,6 +556,48 @@ def ledgers_list() -> None:
         show(f"{ledger_id:>6}  {name}")
 
 
+@ledgers.command("restart")
+def ledgers_restart(
+    ledger: str,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Accept that events which the database has lost are gone.")
+    ] = False,
+    reason: Annotated[
+        str | None, typer.Option(help="Why. Kept permanently and unencrypted, so do not name a person.")
+    ] = None,
+) -> None:
+    """Let a ledger that has lost its newest events go on, under a new history. Readers are told."""
+    from api.http.fields import MAX_REASON_CHARACTERS
+    from infra.jobs import log_restart
+
+    if not accept_loss:
+        message = "the events that the database has lost are gone then; say so with --accept-loss"
+        raise typer.BadParameter(message, param_hint="--accept-loss")
+    if reason is not None and not 1 <= len(reason.strip()) <= MAX_REASON_CHARACTERS:
+        message = f"a reason must have 1 to {MAX_REASON_CHARACTERS} characters"
+        raise typer.BadParameter(message, param_hint="--reason")
+    done = _with_database(lambda place, key: _after_check(place, log_restart.restart(place.owner, key, ledger, reason)))
+    common = "" if done.common_position is None else f" Events up to position {done.common_position:,} are the same."
+    show(
+        f"Ledger {ledger} goes on as generation {done.generation}, from position {done.position:,} on.{common}",
+        f"Its history is {done.history}. Readers of the one before are told to read again.",
+    )
+
+
+def _anchors(settings: Settings) -> AnchorFile:
+    from infra.jobs.anchor import AnchorFile
+
+    return AnchorFile(settings.anchor_file or settings.data_dir / "anchor.json")
+
+
+async def _after_check(place: Place, action: Coroutine[Any, Any, T]) -> T:
+    """Run what appends to a log once the logs were compared with their anchors: perhaps no worker runs that does it."""
+    from infra.jobs.anchor import check_once
+
+    await check_once(place.owner, _anchors(load_settings()))
+    return await action
+
+
 @master_keys.command("show")
 def master_key_show() -> None:
     """Show the configured master keys by short id, and how many keys each one wraps."""
@@ -602,7 +648,9 @@ def erase(
     creator_id = _checked_creator(creator_id)
     if not yes:
         typer.confirm(f"After this, nobody can read the secrets and notes of {creator_id}. Erase?", abort=True)
-    found = _with_database(lambda place, key: erasure.erase(place.owner, key, ledger, creator_id, reason))
+    found = _with_database(
+        lambda place, key: _after_check(place, erasure.erase(place.owner, key, ledger, creator_id, reason))
+    )
     show(f"Erased. The event is at position {found.recorded.position:,}. The key is destroyed.")
 
 

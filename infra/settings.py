@@ -185,6 +185,12 @@ class Settings(BaseModel):
         "The directory of the embedded PostgreSQL and of generated keys.",
         "name a directory, or a path where one can be created",
     )
+    anchor_file: Path | None = _setting(
+        None,
+        "The file in which the worker notes the last event of each ledger, to notice if the database loses events. "
+        "Default: `anchor.json` in the data directory. Keep it apart from the database's backups.",
+        "name a file that the worker can write",
+    )
     host: str = _setting(
         "127.0.0.1",
         "The address that the API listens on.",

@@ -229,22 +229,32 @@ def test_the_data_outlives_its_containers(compose: dict[str, Any]) -> None:
         "postgres": ["postgres:/var/lib/postgresql"],
         "kafka": ["kafka:/var/lib/kafka/data"],
         **dict.fromkeys((name for name in OURS if name != "sealer"), shared),
+        "worker": [*shared, "anchor:/var/lib/sparkledger/anchor"],
         "sealer": ["signing:/var/lib/sparkledger/signing"],
     }
-    assert set(compose["volumes"]) == {"postgres", "kafka", "erasure-keys", "signing"}
+    assert set(compose["volumes"]) == {"postgres", "kafka", "erasure-keys", "anchor", "signing"}
 
 
-@pytest.mark.parametrize(("service", "volume"), [("api", "erasure-keys"), ("sealer", "signing")])
-def test_the_volume_of_keys_belongs_to_the_user_of_the_image(
-    service: str, volume: str, services: dict[str, dict[str, Any]]
+@pytest.mark.parametrize(
+    ("service", "volumes"), [("api", ["erasure-keys"]), ("worker", ["erasure-keys", "anchor"]), ("sealer", ["signing"])]
+)
+def test_the_volumes_belong_to_the_user_of_the_image(
+    service: str, volumes: list[str], services: dict[str, dict[str, Any]]
 ) -> None:
     """A fresh volume has the owner and the mode of the directory that it takes the place of."""
-    (mounted,) = services[service]["volumes"]
-    name, _, path = mounted.partition(":")
-    assert name == volume
     image = (ROOT / "Dockerfile").read_text()
-    assert re.search(rf"install --directory --owner sparkledger .* --mode 0700 \\\n .*{path}( |\n)", image)
-    assert f"VOLUME {path}\n" in image
+    mounted = [volume.partition(":") for volume in services[service]["volumes"]]
+    assert [name for name, _, _ in mounted] == volumes
+    for _, _, path in mounted:
+        assert re.search(rf"install --directory --owner sparkledger .* --mode 0700 \\\n .*{path}( |\n)", image)
+        assert f"VOLUME {path}\n" in image
+
+
+def test_the_worker_notes_the_ends_of_the_logs_in_a_volume_apart_from_the_database(
+    services: dict[str, dict[str, Any]], env: dict[str, str]
+) -> None:
+    file = started_with(services["worker"], env)["SPARKLEDGER_ANCHOR_FILE"]
+    assert f"anchor:{file.rpartition('/')[0]}" in services["worker"]["volumes"]
 
 
 # -- What our services are started with

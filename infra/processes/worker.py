@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from infra.crypto.rotation import require_master_keys
@@ -12,6 +13,7 @@ from infra.delivery.webhooks.http_target import AllowedNetworks
 from infra.delivery.webhooks.worker import WebhookWorker
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
+from infra.jobs.anchor import Anchoring
 from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
 from infra.jobs.retention import purging
@@ -30,9 +32,12 @@ if TYPE_CHECKING:
 
     from infra.crypto.master_keys import KeyProvider
     from infra.delivery.kafka.publisher import Publisher
+    from infra.jobs.anchor import AnchorFile
     from infra.postgres.pool import Database
 
-PARTS: Final = ("views", "expiry", "kafka", "webhooks")
+PARTS: Final = ("views", "expiry", "kafka", "webhooks", "anchor")
+# How long the start waits for the first comparison of the logs with their anchors.
+CHECK_WITHIN_S: Final = 5.0
 # A publisher that has not ended its transaction after this time leaves it to be aborted by the next publisher.
 PUBLISHER_STOP_S: Final = 1.5
 
@@ -47,6 +52,7 @@ async def run(
     publishers: Sequence[Publisher] = (),
     webhook_networks: Sequence[str] = (),
     webhook_ca_file: Path | None = None,
+    anchors: AnchorFile | None = None,
     started: Callable[[], None] = lambda: None,
 ) -> None:
     """Run until SIGINT or SIGTERM.
@@ -58,6 +64,7 @@ async def run(
         publishers: the publishers to Kafka; each runs in a thread of its own.
         webhook_networks: networks that webhooks may be sent to, besides public addresses.
         webhook_ca_file: certificates of authorities that webhooks trust besides the well-known ones.
+        anchors: the file of the anchors; None to write none.
         started: called once everything runs.
 
     Raises:
@@ -90,6 +97,13 @@ async def run(
             tasks.append(loop.create_task(clock.run()))
         if webhooks is not None:
             tasks.append(loop.create_task(webhooks.run()))
+        if anchors is not None and "anchor" in parts:
+            anchoring = Anchoring(conninfo, anchors)
+            tasks.append(loop.create_task(anchoring.run()))
+            # Until then, the API takes no commands if the database was restarted.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_WITHIN_S):
+                    await anchoring.checked.wait()
         started()
         stopping = loop.create_task(stop.wait())
         # No task ends by itself. If one does, that is a defect: the process ends with it, and is restarted.

@@ -21,3 +21,4 @@ class AdvisoryLock(IntEnum):
     WEBHOOK_SENDER = 7_290_120  # an endpoint's id, hashed
     ERASURE = 7_290_121  # a ledger's id; also in `carry_out_erasure`, in 0009_erasure.sql
     SEALER = 7_290_122  # no second key
+    ANCHOR = 7_290_123  # no second key

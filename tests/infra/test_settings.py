@@ -50,6 +50,7 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "api_password": None,
         "worker_password": None,
         "data_dir": Path(".sparkledger"),
+        "anchor_file": None,
         "host": "127.0.0.1",
         "port": 8080,
         "metrics_port": None,
