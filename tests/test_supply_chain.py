@@ -77,13 +77,16 @@ def services() -> dict[str, Any]:
     return services
 
 
-def test_our_containers_have_no_root_and_nowhere_to_write_but_a_small_tmp(services: dict[str, Any]) -> None:
+def test_our_containers_have_no_root_and_nowhere_to_write_but_a_small_tmp_and_the_erasure_keys(
+    services: dict[str, Any],
+) -> None:
     for name in ("migrate", "api", "worker"):
         assert services[name]["read_only"] is True, name
         assert services[name]["tmpfs"] == ["/tmp:size=64m,mode=1777"], name  # noqa: S108 - inside the container
         assert services[name]["cap_drop"] == ["ALL"], name
         assert services[name]["security_opt"] == ["no-new-privileges:true"], name
-        assert not {"user", "volumes", "cap_add", "privileged", "network_mode"} & services[name].keys(), name
+        assert services[name]["volumes"] == ["erasure-keys:/var/lib/sparkledger/erasure-keys"], name
+        assert not {"user", "cap_add", "privileged", "network_mode"} & services[name].keys(), name
 
 
 def test_the_image_ends_as_a_user_that_owns_nothing_else() -> None:

