@@ -313,9 +313,7 @@ def _seal() -> None:
     configure_logs()
     with database(settings) as place, exit_on_signals(), contextlib.suppress(KeyboardInterrupt):
         require_migrated(place.worker)
-        chosen = SealerSettings(
-            signing_dir, settings.anchor_dir or signing_dir, settings.log_name, frozenset(settings.public_logs)
-        )
+        chosen = SealerSettings(signing_dir, settings.log_name, frozenset(settings.public_logs))
         Sealer(place.worker, chosen).run(announce_ready)
 
 

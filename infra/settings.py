@@ -308,14 +308,9 @@ class Settings(BaseModel):
     )
     signing_dir: Annotated[Path, AfterValidator(_directory)] | None = _setting(
         None,
-        "The directory of the signing keys of logs, which only the sealer reads. Default: `signing` under the data "
+        "The sealer's directory: the signing keys of logs, and which checkpoint of each it has signed last. A copy of "
+        "the database must not bring it back, so it is best on another disk. Default: `signing` under the data "
         "directory.",
-        "name a directory, or a path where one can be created",
-    )
-    anchor_dir: Annotated[Path, AfterValidator(_directory)] | None = _setting(
-        None,
-        "The directory where the sealer writes which checkpoints it has signed. A copy of the database must not "
-        "bring it back, so it is best on another disk. Default: the directory of the signing keys.",
         "name a directory, or a path where one can be created",
     )
     kafka_bootstrap_servers: Annotated[_Texts, AfterValidator(_brokers)] = _setting(

@@ -101,7 +101,7 @@ class Serving:
 
     def seal(self, *public_logs: str) -> None:
         """Seal all that is recorded, in every ledger; logs that are named become public ones."""
-        settings = SealerSettings(self._signing / "keys", self._signing / "anchors", "ledger.example/log")
+        settings = SealerSettings(self._signing, "ledger.example/log")
         sealer = Sealer(self.database.dsn(WORKER), replace(settings, public_logs=frozenset(public_logs)))
         with psycopg.connect(self.database.dsn(WORKER), autocommit=True) as connection:
             store = TreeStore(connection)

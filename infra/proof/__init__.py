@@ -1,1 +1,1 @@
-"""The signed log of a ledger: sealing its events, keys and signatures, the anchor, and what is served of it."""
+"""The signed log of a ledger: sealing its events, keys and signatures, and what is served of it."""

@@ -4,12 +4,12 @@ One step of one ledger, in this order, so that a crash at any point loses nothin
 
     look again     the rows of the last tile must still have the hashes that were sealed
     grow           tiles and size in one transaction, which compares the size before
-    anchor         the checkpoint is on disk outside the database before it is signed
+    keep           the checkpoint is on disk outside the database before it is signed
     sign, publish  a checkpoint has no time, so signing it again after a crash is harmless
 
 One sealer leads: it holds an advisory lock of the primary. Two that believe to lead, because one was paused, still
-cannot harm: the size, the anchor and the served checkpoint only move forward. If anything contradicts what was signed,
-sealing of that ledger stops and says why. Commands go on.
+cannot harm: the size, the checkpoint that was kept and the one that is served only move forward. If anything
+contradicts what was signed, sealing of that ledger stops and says why. Commands go on.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from domain.merkle import EMPTY_ROOT, complete_subtrees, join, leaf_hash
 from infra.eventstore.notifications import CHANNEL
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
-from infra.proof.anchor import Anchor
 from infra.proof.checkpoints import MAX_ORIGIN_BYTES, Checkpoint, LogSigner
 from infra.proof.errors import Overtaken, SealingStopped
+from infra.proof.last_checkpoint import LastCheckpoint
 from infra.proof.signing_keys import create_signer, load_signer
 from infra.proof.tree_store import LedgerLog, TreeStore, last_tile
 from projections.engine.advisory_locks import AdvisoryLock
@@ -62,15 +62,13 @@ class SealerSettings:
     """What an operator chooses.
 
     Attributes:
-        signing_dir: the directory of the signing keys, one file for each ledger.
-        anchor_dir: the directory of the anchors.
+        signing_dir: the directory of the signing keys and the last checkpoints, files for each ledger.
         log_name: the beginning of the origins of logs that begin; None for one that no other installation has.
         public_logs: the names of the ledgers whose log everyone may read.
 
     """
 
     signing_dir: Path
-    anchor_dir: Path
     log_name: str | None = None
     public_logs: frozenset[str] = frozenset()
 
@@ -86,7 +84,7 @@ class _Sealed:
     """
 
     signer: LogSigner
-    anchor: Anchor
+    last_signed: LastCheckpoint
     edge: TreeEdge
     last_first: int
     last: list[bytes]
@@ -192,56 +190,58 @@ class Sealer:
         sealed.unpublished = True
 
     def _publish(self, store: TreeStore, ledger: LedgerLog, sealed: _Sealed) -> None:
-        """Anchor, sign and publish the tree as it is now."""
+        """Keep, sign and publish the tree as it is now."""
         checkpoint = Checkpoint(sealed.signer.origin, sealed.edge.size, sealed.edge.root)
-        sealed.anchor.advance(checkpoint)
+        sealed.last_signed.advance(checkpoint)
         store.publish(ledger, sealed.signer.sign(checkpoint, int(time.time())), checkpoint.size)
         sealed.unpublished = False
 
     def _open(self, store: TreeStore, ledger: LedgerLog) -> _Sealed:
-        """Check what is stored of a log against its anchor, or begin the log."""
-        anchor = Anchor(self._settings.anchor_dir, ledger.log_id, ledger.generation)
+        """Check what is stored of a log against the checkpoint that was signed last, or begin the log."""
+        last_signed = LastCheckpoint(self._settings.signing_dir, ledger.log_id, ledger.generation)
         tree = store.tree(ledger)
         if tree is None:
-            return self._begin(store, ledger, anchor)
-        anchored = anchor.read()
-        if anchored is None:
+            return self._begin(store, ledger, last_signed)
+        signed = last_signed.read()
+        if signed is None:
             message = (
-                f"The anchor {anchor.path} of ledger {ledger.name} is missing. Without it nothing shows whether the "
-                "database is the one that was signed. Restore it."
+                f"The file {last_signed.path} with the last checkpoint of ledger {ledger.name} is missing. Without it "
+                "nothing shows whether the database is the one that was signed. Restore it."
             )
             raise SealingStopped(message)
         signer = load_signer(self._settings.signing_dir, ledger.log_id, tree.origin)
         if signer.verifier_keys != tree.verifier_keys:
             message = f"The signing key of ledger {ledger.name} is not the one that its log began with. Restore that."
             raise SealingStopped(message)
-        if anchored.origin != tree.origin:
-            message = f"The anchor {anchor.path} belongs to the log {anchored.origin}, and not to {tree.origin}."
+        if signed.origin != tree.origin:
+            message = (
+                f"The checkpoint in {last_signed.path} belongs to the log {signed.origin}, and not to {tree.origin}."
+            )
             raise SealingStopped(message)
-        if anchored.size > tree.size:
-            raise SealingStopped(_lost(ledger, anchored.size))
+        if signed.size > tree.size:
+            raise SealingStopped(_lost(ledger, signed.size))
         edge = self._edge(store, ledger, tree.size)
-        if edge.root != tree.root or self._root_at(store, ledger, anchored.size) != anchored.root:
-            message = f"The tiles of ledger {ledger.name} do not lead to the root that was signed at {anchored.size}."
+        if edge.root != tree.root or self._root_at(store, ledger, signed.size) != signed.root:
+            message = f"The tiles of ledger {ledger.name} do not lead to the root that was signed at {signed.size}."
             raise SealingStopped(message)
         first, last = last_tile(store, ledger, tree.size)
-        return _Sealed(signer, anchor, edge, first, last, tree.checkpoint_size != tree.size)
+        return _Sealed(signer, last_signed, edge, first, last, tree.checkpoint_size != tree.size)
 
-    def _begin(self, store: TreeStore, ledger: LedgerLog, anchor: Anchor) -> _Sealed:
-        """Begin a log: key and anchor first, so that a tree that is stored always has both."""
+    def _begin(self, store: TreeStore, ledger: LedgerLog, last_signed: LastCheckpoint) -> _Sealed:
+        """Begin a log: key and checkpoint first, so that a tree that is stored always has both."""
         name = self._settings.log_name or f"sparkledger.invalid/{ledger.log_id}"
         origin = f"{name}/{ledger.name}/{ledger.generation}"
         if len(origin.encode()) > MAX_ORIGIN_BYTES:
             message = f"The origin {origin} has more than {MAX_ORIGIN_BYTES} bytes. Shorten SPARKLEDGER_LOG_NAME."
             raise SealingStopped(message)
-        anchored = anchor.read()
-        if anchored is not None and anchored.size > 0:
-            raise SealingStopped(_lost(ledger, anchored.size))
+        signed = last_signed.read()
+        if signed is not None and signed.size > 0:
+            raise SealingStopped(_lost(ledger, signed.size))
         signer = create_signer(self._settings.signing_dir, ledger.log_id, origin)
-        if anchored is None:
-            anchor.advance(Checkpoint(origin, 0, EMPTY_ROOT))
+        if signed is None:
+            last_signed.advance(Checkpoint(origin, 0, EMPTY_ROOT))
         store.begin(ledger, origin, signer.verifier_keys, EMPTY_ROOT, public=self._is_public(ledger))
-        return _Sealed(signer, anchor, TreeEdge(), 0, [], unpublished=True)
+        return _Sealed(signer, last_signed, TreeEdge(), 0, [], unpublished=True)
 
     def _is_public(self, ledger: LedgerLog) -> bool:
         return ledger.name in self._settings.public_logs

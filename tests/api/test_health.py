@@ -45,6 +45,17 @@ async def served(database: Database, obstacle: str | None = None) -> AsyncIterat
     await database.close()
 
 
+async def test_a_log_that_is_not_sealed_any_more_is_named(database: TestDatabase) -> None:
+    with psycopg.connect(database.dsn(), autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO log_trees (ledger_id, generation, ledger, origin, verifier_keys, public, size, root, stopped)"
+            " VALUES (1, 1, 'main', 'origin', '{}', false, 0, '', 'Event 7 of ledger main is missing.')"
+        )
+    async with served(Database(database.dsn(API), API)) as client:
+        answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "stopped": ["log"]})
+
+
 async def test_whoever_can_record_is_ready(database: TestDatabase) -> None:
     async with served(Database(database.dsn(API), API)) as client:
         answer = await client.get("/readyz")

@@ -99,10 +99,16 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     ) x
 $$;
 
--- Whether the log of any ledger is not sealed any more: how the service is, which the API tells without a key.
+-- Whether the log of any ledger is not sealed any more, in its present generation: how the service is, which the API
+-- tells without a key.
 CREATE FUNCTION is_sealing_stopped() RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    SELECT EXISTS (SELECT FROM log_trees t WHERE t.stopped IS NOT NULL)
+    SELECT EXISTS (
+        SELECT FROM log_trees t
+        WHERE t.stopped IS NOT NULL AND NOT EXISTS (
+            SELECT FROM histories h WHERE h.ledger_id = t.ledger_id AND h.generation > t.generation
+        )
+    )
 $$;
 
 GRANT CREATE ON SCHEMA public TO sparkledger_log;

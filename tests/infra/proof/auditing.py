@@ -99,6 +99,11 @@ class Auditor:
             found += [leaf_hash(bundle[at + 2 : at + 67]) for at in range(0, len(bundle), 67)]
         return found
 
+    def tile_hashes(self) -> list[bytes]:
+        """Return the leaf hashes that the tiles hold."""
+        tiles = self.opened.sql(f"{TILES} AND level = 0 ORDER BY index", self.tenant.ledger_id, self.generation)
+        return [hashes[at : at + 32] for _, _, hashes in tiles for at in range(0, len(hashes), 32)]
+
     def _check_tiles(self, leaves: list[bytes]) -> None:
         rows = self.opened.sql(TILES, self.tenant.ledger_id, self.generation)
         tiles = {(level, index): hashes for level, index, hashes in rows}

@@ -11,10 +11,10 @@ import psycopg
 import pytest
 
 from domain.log_entry import entry_of
-from infra.proof.anchor import Anchor
 from infra.proof.checkpoints import Checkpoint, LogSigner
 from infra.proof.errors import Overtaken
-from infra.proof.sealer import MAX_EVENTS, Sealer, SealerSettings
+from infra.proof.last_checkpoint import LastCheckpoint
+from infra.proof.sealer import MAX_EVENTS, Sealer, SealerSettings, leads
 from infra.proof.stored_events import stored_events
 from infra.proof.tree_store import TreeStore
 from tests import given
@@ -26,7 +26,7 @@ WORKER = "sparkledger_worker"
 
 @pytest.fixture
 def settings(tmp_path: Path) -> SealerSettings:
-    return SealerSettings(tmp_path / "signing", tmp_path / "anchors", "ledger.example/log")
+    return SealerSettings(tmp_path / "signing", "ledger.example/log")
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_every_ledger_has_a_log_and_a_key_of_its_own(
 async def test_without_a_log_name_no_two_ledgers_share_an_origin(
     opened: Opened, tenant: Tenant, tmp_path: Path
 ) -> None:
-    seal(opened, SealerSettings(tmp_path, tmp_path))
+    seal(opened, SealerSettings(tmp_path))
     [(origin, log_id)] = opened.sql("SELECT t.origin, l.log_id FROM log_trees t JOIN ledgers l USING (ledger_id)")
     assert origin == f"sparkledger.invalid/{log_id}/main/1"
 
@@ -124,7 +124,7 @@ async def test_another_log_name_does_not_rename_a_log_that_has_begun(
     seal(opened, settings)
     auditor.check()
     record(opened, tenant, 5)
-    seal(opened, SealerSettings(settings.signing_dir, settings.anchor_dir, "renamed.example/log"))
+    seal(opened, SealerSettings(settings.signing_dir, "renamed.example/log"))
     assert auditor.check() == 5
     assert {checkpoint.origin for checkpoint in auditor.seen} == {"ledger.example/log/main/1"}
 
@@ -135,7 +135,7 @@ class Crash(BaseException):
 
 STEPS: dict[str, tuple[type, str]] = {
     "before the tiles": (TreeStore, "grow"),
-    "before the anchor": (Anchor, "advance"),
+    "before it is kept": (LastCheckpoint, "advance"),
     "before the signature": (LogSigner, "sign"),
     "before it is published": (TreeStore, "publish"),
 }
@@ -173,7 +173,7 @@ async def test_a_sealer_that_dies_at_any_step_leaves_nothing_that_contradicts_th
         assert auditor.check() == size
 
 
-@pytest.mark.parametrize("step", ["before the anchor", "before it is published"])
+@pytest.mark.parametrize("step", ["before it is kept", "before it is published"])
 async def test_a_sealer_that_dies_while_a_log_begins_lets_the_next_begin_it(
     opened: Opened, tenant: Tenant, settings: SealerSettings, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -190,8 +190,6 @@ async def test_a_sealer_that_dies_while_a_log_begins_lets_the_next_begin_it(
 
 
 async def test_only_one_of_two_sealers_leads(opened: Opened, settings: SealerSettings) -> None:
-    from infra.proof.sealer import leads
-
     dsn = opened.database.dsn(WORKER)
     with psycopg.connect(dsn, autocommit=True) as one, psycopg.connect(dsn, autocommit=True) as other:
         assert (leads(one), leads(other)) == (True, False)
@@ -219,7 +217,7 @@ async def test_a_paused_sealer_that_wakes_does_no_harm(
         assert auditor.check() == 400
 
 
-@pytest.mark.parametrize("step", ["before the anchor", "before it is published"])
+@pytest.mark.parametrize("step", ["before it is kept", "before it is published"])
 async def test_a_sealer_that_pauses_within_a_step_does_not_let_the_served_size_fall(
     opened: Opened, tenant: Tenant, settings: SealerSettings, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -245,35 +243,35 @@ async def test_a_sealer_that_pauses_within_a_step_does_not_let_the_served_size_f
     assert auditor.check() == 600
 
 
-async def test_a_missing_anchor_stops_the_sealer_until_it_is_restored(
+async def test_a_missing_last_checkpoint_stops_the_sealer_until_it_is_restored(
     opened: Opened, tenant: Tenant, settings: SealerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infra.proof.sealer.STOPPED_AGAIN_S", 0)
     record(opened, tenant, 10)
     seal(opened, settings)
-    [anchor] = settings.anchor_dir.glob("*.anchor")
-    kept = anchor.read_bytes()
+    [file] = settings.signing_dir.glob("*.signed")
+    kept = file.read_bytes()
     assert Checkpoint.parse(kept).size == 10
-    anchor.unlink()
+    file.unlink()
     record(opened, tenant, 20)
     with sealing(opened, settings) as running:
         running.step()
         assert "is missing" in str(stopped(opened, tenant))
         assert Auditor(opened, tenant).check() == 10
-        anchor.write_bytes(kept)
+        file.write_bytes(kept)
         running.step()
         assert stopped(opened, tenant) is None
     assert Auditor(opened, tenant).check() == 20
 
 
 @pytest.mark.parametrize("content", [b"", b"another file\n", b"ledger.example/log/main/1\n10\nAAAA\n"])
-async def test_an_anchor_that_is_none_stops_the_sealer(
+async def test_a_last_checkpoint_that_is_none_stops_the_sealer(
     opened: Opened, tenant: Tenant, settings: SealerSettings, content: bytes
 ) -> None:
     record(opened, tenant, 10)
     seal(opened, settings)
-    [anchor] = settings.anchor_dir.glob("*.anchor")
-    anchor.write_bytes(content)
+    [file] = settings.signing_dir.glob("*.signed")
+    file.write_bytes(content)
     seal(opened, settings)
     assert "cannot be used" in str(stopped(opened, tenant))
 
@@ -357,7 +355,7 @@ async def test_an_event_that_is_missing_stops_the_sealer(
     assert stopped(opened, tenant) == "Event 7 of ledger main is missing."
 
 
-async def test_an_older_tree_than_the_anchor_stops_the_sealer(
+async def test_an_older_tree_than_the_last_checkpoint_stops_the_sealer(
     opened: Opened, tenant: Tenant, settings: SealerSettings
 ) -> None:
     record(opened, tenant, 300)
@@ -370,7 +368,7 @@ async def test_an_older_tree_than_the_anchor_stops_the_sealer(
     assert "had 400 events when its log was signed" in str(stopped(opened, tenant))
 
 
-async def test_a_log_that_is_gone_while_its_anchor_is_not_stops_the_sealer(
+async def test_a_log_that_is_gone_while_its_last_checkpoint_is_not_stops_the_sealer(
     opened: Opened, tenant: Tenant, settings: SealerSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     record(opened, tenant, 3)
@@ -413,3 +411,27 @@ async def test_a_tile_that_was_changed_is_not_written_over(
         running.step()
     assert "A stored tile of ledger main has other hashes" in str(stopped(opened, tenant))
     assert opened.sql("SELECT size FROM log_trees") == [(300,)]
+
+
+async def test_a_new_generation_has_a_log_of_its_own_and_the_old_one_stays(
+    opened: Opened, tenant: Tenant, settings: SealerSettings
+) -> None:
+    first, second = Auditor(opened, tenant), Auditor(opened, tenant, generation=2)
+    record(opened, tenant, 300)
+    with sealing(opened, settings) as running:
+        running.step()
+        tamper(opened, "DELETE FROM events WHERE position > 280")
+        running.step()
+        assert "has lost some" in str(stopped(opened, tenant))
+        assert opened.sql("SELECT is_sealing_stopped()") == [(True,)]
+        opened.sql("INSERT INTO histories (ledger_id, generation) VALUES (%s, 2)", tenant.ledger_id)
+        record(opened, tenant, 400)
+        running.step()
+    assert second.check() == 400
+    [old, new] = opened.sql("SELECT origin, checkpoint_size FROM log_trees ORDER BY generation")
+    assert (old, new) == (("ledger.example/log/main/1", 300), ("ledger.example/log/main/2", 400))
+    # What both have in common is the same in both, and what was signed of the lost events is still there.
+    assert first.tile_hashes()[:280] == second.tile_hashes()[:280]
+    assert len(first.tile_hashes()) == 300
+    assert opened.sql("SELECT is_sealing_stopped()") == [(False,)]
+    assert len(list(settings.signing_dir.glob("*.key"))) == 1

@@ -1,4 +1,4 @@
-"""The anchor of a log: the checkpoint that was signed last, kept outside the database.
+"""The checkpoint of a log that was signed last, kept in a file outside the database.
 
 It is written before a checkpoint is signed. So whatever becomes of the database, the sealer knows what it has signed,
 and signs nothing that contradicts it. The file is as old as the database if both are restored from one backup: keep
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-_LOCK: Final = "anchors.lock"
+_LOCK: Final = "signed.lock"
 
 
-class Anchor:
-    """The anchor of one generation of a ledger's log."""
+class LastCheckpoint:
+    """The last checkpoint of one generation of a ledger's log."""
 
     def __init__(self, directory: Path, log_id: UUID, generation: int) -> None:
-        """Take where anchors are kept, and whose this one is."""
-        self.path = directory / f"{log_id}.{generation}.anchor"
+        """Take where the files are, and whose this one is."""
+        self.path = directory / f"{log_id}.{generation}.signed"
 
     def read(self) -> Checkpoint | None:
-        """Return the last checkpoint, or None if there is no anchor.
+        """Return it, or None if there is no file.
 
         Raises:
-            SealingStopped: the file cannot be read, or is not an anchor.
+            SealingStopped: the file cannot be read, or does not hold a checkpoint.
 
         """
         try:
@@ -43,15 +43,15 @@ class Anchor:
         except FileNotFoundError:
             return None
         except (OSError, MalformedCheckpoint) as error:
-            message = f"The anchor {self.path} cannot be used: {error} Restore it from a backup."
+            message = f"The file {self.path} cannot be used: {error} Restore it from a backup."
             raise SealingStopped(message) from error
 
     def advance(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint that is about to be signed; when this returns, it is on disk.
 
         Raises:
-            Overtaken: another sealer has anchored a larger checkpoint.
-            SealingStopped: the same size was anchored with another root.
+            Overtaken: another sealer has signed a larger checkpoint.
+            SealingStopped: the same size was signed with another root.
 
         """
         with self._locked():
@@ -59,9 +59,9 @@ class Anchor:
             if before == checkpoint:
                 return
             if before is not None and before.size > checkpoint.size:
-                raise Overtaken(f"The anchor {self.path} is at {before.size}, past {checkpoint.size}.")
+                raise Overtaken(f"The checkpoint in {self.path} is at {before.size}, past {checkpoint.size}.")
             if before is not None and (before.size == checkpoint.size or before.origin != checkpoint.origin):
-                message = f"The anchor {self.path} has another root or origin than the log at {checkpoint.size} events."
+                message = f"The checkpoint in {self.path} is not that of the log at {checkpoint.size} events."
                 raise SealingStopped(message)
             write_durably(self.path, checkpoint.text.encode())
 
