@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.api.world import OTHER_ACCOUNT, OTHER_BRAND, OWN_ACCOUNT, OWN_BRAND, World, refused, told
@@ -122,3 +123,23 @@ def test_the_trail_finds_what_was_said_of_an_account_and_of_a_brand(world: World
     assert found(advertiser_id=OWN_ACCOUNT) == [position]
     assert found(q=f"brand:{OWN_BRAND}") == [position]
     assert found(type="AdvertiserNamed") == [position]
+
+
+def test_a_statement_is_recorded_once_for_each_idempotency_key(world: World) -> None:
+    headers = {"Idempotency-Key": "the-same"}
+    path = f"/v1/advertisers/{OWN_ACCOUNT}"
+    first = world.client.put(path, json={"brand_id": OWN_BRAND}, headers=headers)
+    name(world, OTHER_BRAND)
+
+    again = world.client.put(path, json={"brand_id": OWN_BRAND}, headers=headers)
+    other = world.client.put(path, json={"brand_id": OTHER_BRAND}, headers=headers)
+
+    assert (told(again, 200), again.headers["idempotent-replayed"]) == (told(first, 200), "true")
+    assert refused(other) == (422, "idempotency_key_reused")
+
+
+def test_statements_that_arrive_together_are_all_recorded_on_one_stream(world: World) -> None:
+    brands = [f"brand-{number}" for number in range(8)]
+    with ThreadPoolExecutor(len(brands)) as pool:
+        versions = sorted(answer["version"] for answer in pool.map(lambda brand: name(world, brand), brands))
+    assert versions == list(range(1, len(brands) + 1))
