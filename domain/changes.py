@@ -37,7 +37,7 @@ def changes_of_code(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
     """Yield the changes of each event of a code's stream. Events that only add to the record have none.
 
     A window ends by the clock before anyone records it, so an expiry changed what was true at the end of the
-    window.
+    window. A code is superseded from a moment on, so that changed what was true at that moment.
     """
     code: Code | None = None
     for recorded in stream:
@@ -45,8 +45,8 @@ def changes_of_code(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
         before = {} if code is None else _of_code(code, moment)
         code = recorded.event.mutate(code)
         assert code is not None  # noqa: S101 - an event always leaves an aggregate behind
-        expired = isinstance(recorded.event, Code.Expired)
-        yield _differences(before, _of_code(code, recorded.effective_at if expired else moment))
+        from_then_on = isinstance(recorded.event, Code.Expired | Code.Superseded)
+        yield _differences(before, _of_code(code, recorded.effective_at if from_then_on else moment))
 
 
 def changes_of_permission(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
@@ -63,6 +63,7 @@ def _of_code(code: Code, moment: datetime) -> dict[str, Any]:
         "state": code.state(moment),
         "starts_at": code.window.starts_at,
         "expires_at": code.window.expires_at,
+        "superseded_at": code.superseded_at,
         "revoked_at": code.revoked_at,
         "shares": len(code.shares),
         "redemptions": len(code.redemptions),

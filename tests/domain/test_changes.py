@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from domain.changes import Change, changes_of_code, changes_of_permission
 from domain.code import Code, replay_code
 from tests import given
-from tests.given import NOW, Story
+from tests.given import CODE, NOW, OTHER_CODE, OTHER_SECRET, Story
 from tests.projections.memory_log import happening
 
 DAY = timedelta(days=1)
 MONTH = 30 * DAY
+
+LATER: dict[str, Any] = {"secret": OTHER_SECRET, "supersedes": CODE, "starts_at": NOW + DAY}
 
 # What the last event of a story changed.
 LAST: list[tuple[str, Story, list[tuple[str, Any, Any]]]] = [
@@ -35,6 +37,12 @@ LAST: list[tuple[str, Story, list[tuple[str, Any, Any]]]] = [
     ("extended", given.after(given.shared(), given.extend(days=60)), [("expires_at", NOW + MONTH, NOW + 60 * DAY)]),
     ("expired", given.expired(), [("state", "redeemed", "expired")]),
     ("revived", given.revived(), [("state", "expired", "redeemed"), ("expires_at", NOW + MONTH, NOW + 61 * DAY)]),
+    ("superseded", given.superseded(), [("state", "redeemed", "superseded"), ("superseded_at", None, NOW)]),
+    (
+        "to be superseded",
+        given.after(given.shared(), given.generate(OTHER_CODE, **LATER)),
+        [("superseded_at", None, NOW + DAY)],
+    ),
     ("revoked", given.revoked(), [("state", "redeemed", "revoked"), ("revoked_at", None, NOW)]),
 ]
 
