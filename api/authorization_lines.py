@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -43,6 +44,8 @@ class BatchQuery(QueryModel):
 
 
 Format = Literal["ndjson", "csv"]
+# A line by its number: its text, or what is wrong with it.
+_Numbered = tuple[int, tuple[str, str]]
 MEDIA_TYPES: Final[dict[str, Format]] = {"application/x-ndjson": "ndjson", "text/csv": "csv"}
 MAX_LINES: Final = 100_000
 MAX_LINE_BYTES: Final = 2_048
@@ -202,17 +205,17 @@ def read_lines(file: IO[bytes], format_: Format, video_ids: VideoIds) -> Iterato
 
     """
     columns: Sequence[str] | None = None
-    texts = enumerate(_texts(file), 1)
+    texts: Iterator[_Numbered] = enumerate(_texts(file), 1)
+    if format_ == "csv":
+        _, (first, _) = next(texts, (1, ("", "")))
+        columns = _columns(first.removeprefix(BYTE_ORDER_MARK), itertools.islice(texts, _LINES_ABOVE))
+        texts = _whole_rows(texts, columns)
     for number, (sent, error) in texts:
         text = sent.removeprefix(BYTE_ORDER_MARK) if number == 1 else sent
-        if format_ == "csv" and columns is None:
-            columns = _columns(text, itertools.islice(texts, _LINES_ABOVE))
-        elif error:
+        if error:
             yield Line(number, error=error)
         elif text.strip():
             yield _line(number, text, columns, VideoIdPolicy(video_ids))
-    if format_ == "csv" and columns is None:
-        raise BatchError(_FIRST_LINE)
 
 
 def count_lines(file: IO[bytes]) -> int:
@@ -300,7 +303,38 @@ def _texts(file: IO[bytes]) -> Iterator[tuple[str, str]]:
             yield "", _NO_UTF_8
 
 
-def _columns(text: str, below: Iterator[tuple[int, tuple[str, str]]]) -> Sequence[str]:
+def _whole_rows(texts: Iterator[_Numbered], columns: Sequence[str]) -> Iterator[_Numbered]:
+    """Yield the rows of a table: a cell that is not read, such as a note, may go on in the next lines.
+
+    A row of several lines has the number of the first one, and together no more bytes than one line may have. All other
+    lines are rows by themselves, so that a quote that is missing spoils no line but its own.
+    """
+    ahead: deque[_Numbered] = deque()
+    while (one := ahead.popleft() if ahead else next(texts, None)) is not None:
+        number, (text, error) = one
+        further: list[_Numbered] = []
+        while not error and text.count('"') % 2 and len(text.encode()) <= MAX_LINE_BYTES:
+            following = ahead.popleft() if ahead else next(texts, None)
+            if following is None:
+                break
+            further.append(following)
+            text, error = text + following[1][0], following[1][1]
+        if further and not error and _is_row(text, columns):
+            yield number, (text, "")
+        else:
+            yield one
+            ahead.extendleft(reversed(further))
+
+
+def _is_row(text: str, columns: Sequence[str]) -> bool:
+    """Tell whether lines are together a row, of which only cells that are not read have several lines."""
+    cells = _cells(text)
+    if cells is None or len(cells) != len(columns) or len(text.encode()) > MAX_LINE_BYTES:
+        return False
+    return not any("\n" in cell for column, cell in zip(columns, cells, strict=True) if column in COLUMNS)
+
+
+def _columns(text: str, below: Iterator[_Numbered]) -> Sequence[str]:
     """Return the names of a table's columns; `below` are the lines that may name them instead, by number.
 
     Raises:

@@ -274,6 +274,25 @@ def test_columns_and_fields_of_ones_own_ride_along_unread(world: World) -> None:
         assert not {"note", "x_row"} & answer.keys()
 
 
+def test_a_note_of_several_lines_is_one_cell_and_a_quote_that_is_missing_spoils_its_own_line_alone(
+    world: World,
+) -> None:
+    table = (
+        "video_id,advertiser_id,note\n"
+        'v,a,"call back\nabout ""the"" video\n"\n'
+        'v,b,"never closed\n'
+        "v,c,\n"
+        '"v\n",d,so\n'
+        'v,e,"' + "long\n" * 500 + '"\n'
+        'v,f,"last"\n'
+    )
+    answers = verdicts(ask(world, table, CSV | {"Accept": "application/x-ndjson"}))
+    found = {answer["line"]: answer.get("advertiser_id", "wrong") for answer in answers}
+    assert list(found.items())[:4] == [(2, "a"), (5, "wrong"), (6, "c"), (7, "wrong")]
+    assert (found[8], found[9], found[max(found)]) == ("wrong", "wrong", "f")
+    assert set(found.values()) == {"a", "c", "f", "wrong"}
+
+
 def test_answers_can_be_asked_again_as_they_are(world: World) -> None:
     code = world.generate(video_id=VIDEO)
     world.redeem(code, "7000000000000000001")

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from psycopg.sql import SQL, Composed
 
 from domain.advertiser import Advertiser
 from domain.authorization import verdict
@@ -138,3 +139,29 @@ async def test_another_ledgers_attempts_are_hidden(follow: Followed, api: Cursor
         await follow(each, MemoryLog(given.permitted(), attempts()))
     assert await found(api) == []
     assert await redemptions.search(api, 2, upto=100, limit=10) == []
+
+
+async def test_the_few_codes_that_were_never_shared_are_found_without_reading_the_others(
+    follow: Followed, api: Cursor, worker: Cursor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await followed(given.redeemed(), follow)
+    fill = """
+        INSERT INTO views.redemptions
+        SELECT ledger_id, 'attempt ' || n, n, code_id, creator_stream, 'account-' || n, NULL, true, at, recorded_at
+        FROM views.redemptions, generate_series(100, 5100) n
+    """
+    await worker.execute(fill.encode())
+    await worker.execute(b"ANALYZE views.redemptions")
+    explained: list[str] = []
+
+    async def explain(cur: Cursor, query: Composed, parameters: Any) -> list[Any]:
+        await cur.execute(SQL("EXPLAIN (ANALYZE) ") + query, parameters)
+        explained.extend(line for (line,) in await cur.fetchall())
+        return []
+
+    monkeypatch.setattr(redemptions.REDEMPTIONS, "fetch_with", explain)
+    await api.execute("SET enable_seqscan = off")
+    await redemptions.search(api, 1, upto=10_000, limit=10, shared=False)
+    plan = "\n".join(explained)
+    assert "Index Scan Backward using redemptions_ledger_id_at_position" in plan
+    assert "Rows Removed by Filter" not in plan
