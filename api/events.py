@@ -235,6 +235,9 @@ class _Streams(Protocol):
     def polling(self, caller: Caller) -> AbstractAsyncContextManager[LiveSubscription]:
         """Follow the caller's ledger."""
 
+    async def notice_changed_keys(self, ledger_id: int) -> None:
+        """Find out whether a key was revoked before what was read last was recorded."""
+
 
 async def _next_page(caller: Caller, query: EventsQuery, parsed: ParsedQuery, page: _Page) -> _Page:
     """Return a page for a poller, and wait for its first event if there is none yet.
@@ -261,6 +264,7 @@ async def _next_page(caller: Caller, query: EventsQuery, parsed: ParsedQuery, pa
                     break
                 if gone.done():
                     raise ClientDisconnect
+        await streams.notice_changed_keys(caller.ledger_id)
         if not await caller.services.authenticator.still_opens(caller.presented, caller.services.now()):
             raise unauthenticated()
     return replace(page, next=page.upto) if page.next is None else page

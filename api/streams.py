@@ -246,6 +246,7 @@ class Stream(EventSourceResponse):
         """Yield events in chunks, as long as this stream goes on."""
         for chunk in _in_chunks(events):
             await self._streams.keys_checked.wait()
+            await self._streams.wait_for_check(self.ledger_id)
             if self.ending is not None:
                 return
             self._sent += len(chunk)
@@ -289,6 +290,11 @@ class Streams:
         self.polls = 0
         self.closing = False
         self._keys_changed = asyncio.Event()
+        # Checks of keys are numbered: the last that has begun, the last that has ended, and the one that streams of a
+        # ledger must wait for.
+        self._begun = self._ended = 0
+        self._needed: dict[int, int] = {}
+        self._check_ended = asyncio.Event()
         self.keys_checked = asyncio.Event()
         self.keys_checked.set()
 
@@ -358,6 +364,7 @@ class Streams:
 
     async def encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
         """Turn events into what is sent after `id: ` and the history: the position, and what `GET /v1/events` shows."""
+        await self.notice_changed_keys(ledger_id)
         key_ids = {recorded.actor.key_id for recorded in page} - {CLOCK.key_id}
         names = await self._key_names.of(ledger_id, key_ids) if key_ids else {}
         return [
@@ -365,6 +372,23 @@ class Streams:
             % (recorded.position, orjson.dumps(event_content(recorded, names), option=orjson.OPT_UTC_Z))
             for recorded in page
         ]
+
+    async def notice_changed_keys(self, ledger_id: int) -> None:
+        """Find out, after events were read, whether a key was revoked before they were recorded.
+
+        Raises:
+            Unavailable: the database is away.
+
+        """
+        if await self._services.authenticator.notice_changes(ledger_id):
+            # A check that runs already may have begun before the change.
+            self._needed[ledger_id] = self._begun + 1
+            self.keys_changed()
+
+    async def wait_for_check(self, ledger_id: int) -> None:
+        """Wait until keys were checked after the last change that was noticed in a ledger."""
+        while self._ended < self._needed.get(ledger_id, 0):
+            await self._check_ended.wait()
 
     def keys_changed(self) -> None:
         """Hand out nothing until it is known whose keys still open, and no name that was looked up before."""
@@ -427,12 +451,16 @@ class Streams:
                     await self._keys_changed.wait()
                     self.keys_checked.clear()
             self._keys_changed.clear()
+            self._begun += 1
             try:
                 await self.check_histories()
                 await self.check_keys(list(self._streams))
             finally:
                 # Whatever changes next: keys that change all the time hold nobody up for good.
                 self.keys_checked.set()
+                self._ended = self._begun
+                self._check_ended.set()
+                self._check_ended.clear()
 
     async def _opens(self, presented: str) -> bool:
         """Tell whether a key still opens; one of which that cannot be told now is taken to."""

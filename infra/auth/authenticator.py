@@ -52,6 +52,8 @@ class Authenticator:
         self._keyring = keyring
         self._cache: RecentCache[bytes, Authenticated] = RecentCache(MAX_CACHED)
         self._changes = 0
+        # How often keys of each ledger had changed when it was looked up last.
+        self._key_changes: dict[int, int] = {}
         self._look_up = BatchLoader(self._looked_up)
         self._usage = KeyUsage(database)
         self._token_identities = None
@@ -91,6 +93,30 @@ class Authenticator:
             return await self.authenticate(presented, now) is not None
         except (TokenRefused, NotAllowed):
             return False
+
+    async def notice_changes(self, ledger_id: int) -> bool:
+        """Clear the cache if keys of a ledger have changed since the last call, and tell whether they have.
+
+        A notification says so, too, but perhaps later than an event is read that was recorded after the change.
+
+        Raises:
+            Unavailable: the database is away.
+
+        """
+
+        async def query(connection: LedgerConnection) -> Any:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute("SELECT changes FROM key_changes WHERE ledger_id = %b", (ledger_id,), prepare=True)
+            return await cursor.fetchone()
+
+        row = await self._database.read(ledger_id, query)
+        changes = row[0] if row else 0
+        known = self._key_changes.get(ledger_id)
+        self._key_changes[ledger_id] = changes
+        if known == changes:
+            return False
+        self.forget()
+        return True
 
     async def _find(self, hashed: bytes, now: datetime) -> Authenticated:
         """Find what a hash belongs to, and have its use recorded."""

@@ -332,6 +332,31 @@ def test_a_revoked_keys_stream_ends_where_no_word_of_it_comes(world: World, monk
         assert stream.ending() == "key_no_longer_valid"
 
 
+@pytest.mark.parametrize("before", range(4))
+def test_nothing_recorded_after_a_revocation_is_sent_while_nobody_hears_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    monkeypatch.setattr(api.streams, "KEYS_EVERY_S", 60)
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    hearing = world.server.serving.api.on_keys_changed
+    heard = hearing[:]
+    with following(world.with_key(key["key"])) as revoked, following(world.client) as other:
+        for stream in (revoked, other):
+            stream.frame()
+        hearing.clear()
+        try:
+            for number in range(before):
+                world.permit(f"before-{number}")
+            with psycopg.connect(world.server.database.dsn()) as owner:
+                owner.execute("UPDATE api_keys SET revoked_at = clock_timestamp() WHERE key_id = %s", (key["key_id"],))
+            world.permit("after")
+            assert "after" not in [event["creator_id"] for event in revoked.events()]
+            assert revoked.frames[-1].event == "end"
+            assert [event["creator_id"] for event in other.take(before + 1)][-1] == "after"
+        finally:
+            hearing[:] = heard
+
+
 def test_nothing_is_handed_out_after_a_change_of_keys_before_it_is_known_whose_still_open(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
