@@ -49,7 +49,10 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             },
             "the authorization question is answered from the log, not from a view",
         ),
-        "domain/changes.py": ({"Expired"}, "an expiry changed what was true before its own moment"),
+        "domain/changes.py": (
+            {"Expired", "Superseded"},
+            "both change what is true from their own moment on, and not before",
+        ),
         "infra/auth/erasure_lock.py": ({"CreatorErased"}, "keys of an erased creator stop working"),
         "infra/eventstore/aggregate_reader.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
         "infra/eventstore/authorization_evidence.py": ({"CodeGenerated", "AdvertiserNamed"}, _WHICH_AGGREGATE),
