@@ -268,6 +268,14 @@ class Settings(BaseModel):
         ge=1,
         le=REQUESTS_PER_SECOND_MAX,
     )
+    connections_per_address: int = _setting(
+        1_500,
+        "How many of the 3,000 connections of an API process one address, or one /64 network of IPv6, can have. The "
+        "addresses of SPARKLEDGER_TRUSTED_PROXIES have no limit of their own.",
+        "give a whole number from 1 to 3000",
+        ge=1,
+        le=3_000,
+    )
     trusted_proxies: _Networks = _setting(
         ("none",),
         "The proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted, for the addresses in the "

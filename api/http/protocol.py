@@ -1,13 +1,19 @@
 """How a connection is read: uvicorn's parser, with limits on connections, and on what comes beside bodies, and when.
 
-What is refused here was never a request, so it has no request id; it is a problem (RFC 9457) all the same.
+What is refused here was never a request, so it has no request id; it is a problem (RFC 9457) all the same. What two
+programs could read differently is refused: another version of HTTP, no or several hosts, and bodies that are encoded on
+the way in any other manner than by chunks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
+from collections import Counter
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,11 +21,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from api.http.transport import Gathering
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Network, IPv6Network
+
     from starlette.types import Scope
     from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_HEADERS: Final = 200
 # What a request has beside its body, that is, trailers and the lengths of its chunks too: the largest batch may come
 # with every line as a chunk.
 MAX_BESIDE_BYTES: Final = 1024 * 1024
@@ -28,6 +38,11 @@ MAX_BESIDE_BYTES: Final = 1024 * 1024
 HEAD_WITHIN_S: Final = 15.0
 # Of one process; with the database's sessions it stays below the 4,096 files that a process may usually open.
 MAX_CONNECTIONS: Final = 3_000
+
+_IPV6_PREFIX: Final = 64
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
+# A host as RFC 3986 has it, which may be empty, and a port.
+_HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 _ABORT: Final = "sparkledger.abort"
 
@@ -47,6 +62,9 @@ _TOO_LARGE: Final = _answer(
 _NOT_HTTP: Final = _answer(HTTPStatus.BAD_REQUEST, "malformed_request", "This is not a valid HTTP/1.1 request.")
 _CROWDED: Final = _answer(
     HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "This process has too many connections.", retryable=True
+)
+_CROWDED_BY_AN_ADDRESS: Final = _answer(
+    HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", "This address has too many connections.", retryable=True
 )
 
 
@@ -72,9 +90,38 @@ class _Unheard(list[tuple[bytes, bytes]]):
 _UNHEARD: Final = _Unheard()
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """One connection whose requests' heads are bounded in size and time, which the parser itself does not do."""
+class _Quiet(logging.LoggerAdapter[logging.Logger]):
+    """uvicorn's log without its warnings: anyone could fill the log by sending what is no request."""
 
+    @property
+    def level(self) -> int:
+        """The level of the logger itself."""
+        return self.logger.level
+
+    def warning(self, msg: object, *args: object, **more: Any) -> None:
+        """Say it to whoever looks for details."""
+        self.debug(msg, *args, **more)
+
+
+class _Refused(Exception):
+    """A head that is refused; the parser passes it on as an error of its own."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection whose requests' heads are bounded in size and time, which the parser itself does not do.
+
+    Attributes:
+        max_of_an_address: how many connections one address can have; None for as many as there are.
+        proxies: networks whose addresses have no limit of their own: many clients share them.
+
+    """
+
+    max_of_an_address: ClassVar[int | None] = None
+    proxies: ClassVar[tuple[IPv4Network | IPv6Network, ...]] = ()
+    # Of the addresses that are counted. Of each class there is one for each server.
+    _of_addresses: ClassVar[Counter[str]] = Counter()
+    _address: str | None = None
+    _refusal: bytes | None = None
     # Bytes of the request that is coming in which are not its body.
     _beside = 0
     _in_head = True
@@ -89,14 +136,38 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         # Whoever asks for a WebSocket is answered as if they had not: nothing here speaks it.
         self.ws_protocol_class = None
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.write(_CROWDED)
+        self.logger = _Quiet(self.logger)  # type: ignore[assignment] # it has all that is used of a logger
+        crowded = self._counted()
+        if crowded is not None:
+            transport.write(crowded)
             transport.close()
             return
         self._silence = self.loop.call_later(HEAD_WITHIN_S, self._close_silent)
 
+    def _counted(self) -> bytes | None:
+        """Count this connection, and return what it is answered if there are too many."""
+        if len(self.connections) > MAX_CONNECTIONS:
+            return _CROWDED
+        if self.max_of_an_address is None or self.client is None:
+            return None
+        address = ip_address(self.client[0])
+        if any(address in network for network in self.proxies):
+            return None
+        # One client has 2**64 addresses of IPv6.
+        counted = str(address) if address.version == 4 else str(ip_network((address, _IPV6_PREFIX), strict=False))  # noqa: PLR2004
+        if self._of_addresses[counted] >= self.max_of_an_address:
+            return _CROWDED_BY_AN_ADDRESS
+        self._of_addresses[counted] += 1
+        self._address = counted
+        return None
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting, and tell whoever answers."""
+        if self._address is not None:
+            self._of_addresses[self._address] -= 1
+            if not self._of_addresses[self._address]:
+                del self._of_addresses[self._address]
+            self._address = None
         self._heard()
         # uvicorn tells the latest request alone, which may stand in line behind one whose answer has no end.
         if self._answered is not None and not self._answered.response_complete:
@@ -144,8 +215,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - what uvicorn would say is not a problem
-        """Answer what could not be parsed."""
-        self.transport.write(_NOT_HTTP)
+        """Answer what could not be parsed, unless that would be taken for the answer to an earlier request."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(self._refusal or _NOT_HTTP)
         self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -158,9 +230,37 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop waiting: the head is whole, and the application limits the body."""
         self._in_head = False
+        self._refusal = self._refused_head()
+        if self._refusal is not None:
+            raise _Refused
         self._heard()
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # What comes next would be another protocol.
+            self.cycle.keep_alive = False
         self.headers = _UNHEARD
+
+    def _refused_head(self) -> bytes | None:
+        """Return what a head is answered that is refused."""
+        named: dict[bytes, list[bytes]] = {b"host": [], b"transfer-encoding": []}
+        size = len(self.url)
+        for name, value in self.headers:
+            size += len(name) + len(value) + len(b": \r\n")
+            if name in named:
+                named[name].append(value)
+        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            return _TOO_LARGE
+        version, hosts, codings = self.parser.get_http_version(), named[b"host"], named[b"transfer-encoding"]
+        chunked = version == "1.1" and [coding.lower() for coding in codings] == [b"chunked"]
+        one_host = len(hosts) == 1 or (version == "1.0" and not hosts)
+        if (
+            version not in _VERSIONS
+            or not one_host
+            or not all(map(_HOST.fullmatch, hosts))
+            or (codings and not chunked)
+        ):
+            return _NOT_HTTP
+        return None
 
     def _heard(self) -> None:
         if self._silence is not None:
@@ -169,3 +269,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _close_silent(self) -> None:
         self.transport.close()
+
+
+def bounded_by_address(most: int, proxies: Iterable[str]) -> type[BoundedProtocol]:
+    """Return the protocol of a server that bounds the connections of each address, but for those of proxies."""
+    networks = tuple(map(ip_network, proxies))
+
+    class BoundedByAddress(BoundedProtocol):
+        max_of_an_address = most
+        proxies = networks
+        _of_addresses: ClassVar[Counter[str]] = Counter()
+
+    return BoundedByAddress

@@ -14,7 +14,7 @@ import uvloop
 
 from api.http.app import create_app, create_metrics_app
 from api.http.dependencies import Services
-from api.http.protocol import BoundedProtocol
+from api.http.protocol import bounded_by_address
 from infra.crypto.rotation import require_master_keys
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.migrate import require_migrated
@@ -122,6 +122,7 @@ async def _serve(
 
 
 def _server(app: FastAPI, settings: Settings) -> Server:
+    proxies = () if settings.trusted_proxies == ("none",) else settings.trusted_proxies
     return Server(
         uvicorn.Config(
             app,
@@ -130,7 +131,7 @@ def _server(app: FastAPI, settings: Settings) -> Server:
             server_header=False,
             lifespan="off",
             backlog=BACKLOG,
-            http=BoundedProtocol,
+            http=bounded_by_address(settings.connections_per_address, proxies),
             **believing(settings.trusted_proxies),
             timeout_graceful_shutdown=GRACE_S,
         )

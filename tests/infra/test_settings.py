@@ -40,6 +40,12 @@ def test_the_metrics_need_a_port_of_their_own_if_any() -> None:
     )
 
 
+def test_an_address_has_at_least_one_connection_and_at_most_all() -> None:
+    assert load_settings({"SPARKLEDGER_CONNECTIONS_PER_ADDRESS": "20"}).connections_per_address == 20
+    for wrong in ("0", "3001", "many"):
+        assert "give a whole number from 1 to 3000" in refusal(CONNECTIONS_PER_ADDRESS=wrong)
+
+
 def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
     settings = load_settings({})
 
@@ -63,6 +69,7 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "video_ids": "tiktok",
         "extend_after_expiry": True,
         "requests_per_second": 100_000,
+        "connections_per_address": 1_500,
         "trusted_proxies": ("none",),
         "webhook_networks": ("127.0.0.0/8", "::1/128"),
         "webhook_ca_file": None,

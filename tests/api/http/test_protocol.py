@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import re
 import socket
+from collections import Counter
+from ipaddress import ip_network
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
 
 from api.http import protocol
-from api.http.protocol import MAX_BESIDE_BYTES, MAX_HEAD_BYTES
+from api.http.protocol import MAX_BESIDE_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol, bounded_by_address
 from tests.serving import LiveServer, Server
+from tests.waiting import until
 
 CHUNKED = (
     b"POST /v1/codes/lookup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
@@ -20,6 +27,15 @@ GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 def connected(server: Server) -> socket.socket:
     place = urlsplit(server.url)
     return socket.create_connection((place.hostname or "", place.port or 0), timeout=20)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """Return all that comes until the server closes the connection."""
+    answered = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            answered += piece
+    return answered
 
 
 def closed(connection: socket.socket) -> bool:
@@ -114,6 +130,124 @@ def test_one_request_after_another_is_answered_on_the_same_connection(
             connection.sendall(GET[:20])
             connection.sendall(GET[20:])
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+NOT_HTTP = b"HTTP/1.1 400 Bad Request"
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large"
+# The second request that somebody else could have been made to send: none of its answer may ever come.
+SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "answer"),
+    [
+        (b"GET /livez\r\n\r\n", NOT_HTTP),
+        (b"GET /livez HTTP/0.9\r\nHost: x\r\n\r\n", NOT_HTTP),
+        (b"GET /livez HTTP/2.0\r\nHost: x\r\n\r\n", NOT_HTTP),
+        (b"GET /livez HTTP/1.1\r\n\r\n", NOT_HTTP),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", NOT_HTTP),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nHOST: y\r\n\r\n", NOT_HTTP),
+        (b"GET /livez HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", NOT_HTTP),
+        (b"GET /livez HTTP/1.1\r\nHost: x y\r\n\r\n", NOT_HTTP),
+        (b"GET /livez HTTP/1.1\r\nHost: x/y\r\n\r\n", NOT_HTTP),
+        (b"GET /livez HTTP/1.1\r\nHost: a, b\r\n\r\n", NOT_HTTP),
+        *(
+            (b"POST /livez HTTP/%b\r\nHost: x\r\nTransfer-Encoding: %b\r\n\r\n0\r\n\r\n" % coded, NOT_HTTP)
+            for coded in [
+                (b"1.1", b"gzip, chunked"),
+                (b"1.1", b"gzip"),
+                (b"1.1", b"chunked, chunked"),
+                (b"1.1", b"chunked\r\nTransfer-Encoding: chunked"),
+                (b"1.1", b"identity"),
+                (b"1.1", b"chunked\r\nContent-Length: 5"),
+                (b"1.0", b"chunked"),
+            ]
+        ),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"a" * MAX_HEAD_BYTES), TOO_LARGE),
+        (b"GET /livez?%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * MAX_HEAD_BYTES), TOO_LARGE),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\n%b\r\n" % (b"X: a\r\n" * MAX_HEADERS), TOO_LARGE),
+    ],
+)
+def test_a_head_that_two_programs_could_read_differently_is_refused(server: Server, head: bytes, answer: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(head + SMUGGLED)
+        answered = everything(connection)
+    assert answered.startswith(answer)
+    assert len(re.findall(rb"HTTP/1\.1 [0-9]{3} ", answered)) == 1
+    assert b"application/problem+json" in answered
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n",
+        b"GET /livez HTTP/1.1\r\nHost:\r\n",
+        b"GET /livez HTTP/1.1\r\nhost: [::1]:8080\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: api.example:80\r\n",
+        b"GET /livez HTTP/1.0\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nX: %b\r\n" % (b"a" * (MAX_HEAD_BYTES - 200)),
+    ],
+)
+def test_other_heads_are_answered(server: Server, head: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(head + b"Connection: close\r\n\r\n")
+        assert everything(connection).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_what_is_no_request_gets_no_answer_while_an_earlier_one_is_answered(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(
+            b"GET /v1/events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n\r\n" % server.admin_key.encode()
+        )
+        begun = connection.recv(65536)
+        connection.sendall(b"no request\r\n\r\n")
+        assert NOT_HTTP not in begun + everything(connection)
+
+
+def test_nobody_fills_the_log_with_what_is_no_request(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    requests = (
+        b"no request\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    )
+    with caplog.at_level(logging.WARNING):
+        for request in requests:
+            with connected(server) as connection:
+                connection.sendall(request)
+                # What comes after a protocol was asked for that we do not speak would be in that protocol.
+                assert everything(connection)
+    assert caplog.messages == []
+
+
+def test_one_address_has_its_share_of_connections(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "_of_addresses", Counter())
+    monkeypatch.setattr(BoundedProtocol, "max_of_an_address", 2)
+    with connected(server), connected(server):
+        until(lambda: BoundedProtocol._of_addresses == {"127.0.0.1": 2})
+        with connected(server) as third:
+            assert everything(third).startswith(b"HTTP/1.1 429 Too Many Requests")
+        with monkeypatch.context() as patched:
+            patched.setattr(BoundedProtocol, "proxies", (ip_network("127.0.0.0/8"),))
+            with connected(server) as proxy:
+                proxy.sendall(GET)
+                assert proxy.recv(65536).startswith(b"HTTP/1.1 200")
+    until(lambda: BoundedProtocol._of_addresses == {})
+
+
+def test_each_server_counts_its_own_connections_and_a_network_of_ipv6_as_one_address() -> None:
+    one, other = (bounded_by_address(1, ["2001:db8:1::/48"]) for _ in range(2))
+
+    def answered(kind: type[BoundedProtocol], address: str) -> bytes | None:
+        connection = cast("Any", object.__new__(kind))
+        connection.connections, connection.client = set(), (address, 1)
+        found: bytes | None = connection._counted()
+        return found
+
+    assert answered(one, "2001:db8::1") is None
+    assert b"This address has too many connections" in (answered(one, "2001:db8::2") or b"")
+    assert answered(one, "2001:db8:0:1::1") is None
+    assert [answered(one, "2001:db8:1::1") for _ in range(3)] == [None] * 3
+    assert answered(other, "2001:db8::1") is None
 
 
 def test_who_asks_for_a_websocket_is_answered_in_http(server: Server) -> None:
