@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from api.http import headers
 from api.http.dependencies import Services, limits_of, services_of
 from api.http.problems import too_many, unauthenticated
+from api.http.protocol import own
 from domain.errors import NotAllowed
 from domain.pasted import creator_name
 from domain.values import Actor, Role
@@ -167,6 +168,7 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
         raise too_many("too_many_requests", wait_s, requests.policy)
     requests.take(key.key_id)
     exchange.of_key(key)
+    own(request.scope, key.ledger_id)
     if key.role not in roles:
         request.scope["refused_by_role"] = True
         raise NotAllowed(f"A key with the role {key.role} is not allowed to do this.")

@@ -44,7 +44,7 @@ _VERSIONS: Final = frozenset({"1.0", "1.1"})
 # A host as RFC 3986 has it, which may be empty, and a port.
 _HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
-_ABORT: Final = "sparkledger.abort"
+_CONNECTION: Final = "sparkledger.connection"
 
 
 def _answer(status: HTTPStatus, code: str, title: str, *, retryable: bool = False) -> bytes:
@@ -73,11 +73,18 @@ async def abort(scope: Scope) -> None:
 
     So nobody takes what was sent for the whole.
     """
-    extension = scope.get("extensions", {}).get(_ABORT)
+    extension = scope.get("extensions", {}).get(_CONNECTION)
     if extension is not None:
         extension["abort"]()
         # The connection learns of its end in the loop's next round.
         await asyncio.sleep(0)
+
+
+def own(scope: Scope, ledger_id: int) -> None:
+    """Say whose answers a request's connection sends, now that it is known."""
+    extension = scope.get("extensions", {}).get(_CONNECTION)
+    if extension is not None:
+        extension["own"](ledger_id)
 
 
 class _Unheard(list[tuple[bytes, bytes]]):
@@ -225,7 +232,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         super().on_message_begin()
         # For streams whose client takes nothing any more: closing would wait until it has taken what is buffered.
-        self.scope["extensions"] = {_ABORT: {"abort": self.transport.abort}}
+        self.scope["extensions"] = {_CONNECTION: {"abort": self.transport.abort, "own": self._own}}
 
     def on_headers_complete(self) -> None:
         """Stop waiting: the head is whole, and the application limits the body."""
@@ -261,6 +268,9 @@ class BoundedProtocol(HttpToolsProtocol):
         ):
             return _NOT_HTTP
         return None
+
+    def _own(self, owner: object) -> None:
+        self._gathering.owner = owner
 
     def _heard(self) -> None:
         if self._silence is not None:

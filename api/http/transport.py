@@ -3,27 +3,66 @@
 uvicorn writes the head of an answer and then its body, each of which uvloop hands to the system in a call of its own.
 Both together take one call here, and one wake-up at whoever reads them.
 
-Whoever takes nothing of what waits for them is dropped: to close would wait for them, too, and keep it in memory.
+Whoever takes nothing of what waits for them is dropped: to close would wait for them, too, and keep it in memory. What
+waits for all of them together is limited: beyond that, who has waited longest is dropped, of the ledger for which most
+waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# What waits to be taken of all answers of a process, apart from a little for each connection.
+MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
 # Long enough for a slow line whose system tells of room only once a third of what it buffers is taken.
 STALLED_S: Final = 60.0
 
 
+class Unread:
+    """The connections of a process whose clients do not take what waits for them, the longest first."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._connections: dict[Gathering, None] = {}
+
+    def add(self, connection: Gathering) -> None:
+        """Note that a client does not keep up, and drop connections until what waits is within its limit."""
+        self._connections[connection] = None
+        while True:
+            by_owner: Counter[object] = Counter()
+            for one in self._connections:
+                by_owner[one.owner] += one.get_write_buffer_size()
+            if by_owner.total() <= MAX_UNREAD_BYTES:
+                return
+            ((most, _),) = by_owner.most_common(1)
+            next(one for one in self._connections if one.owner == most).abort()
+
+    def remove(self, connection: Gathering) -> None:
+        """Note that a client has taken what waited, or is gone."""
+        self._connections.pop(connection, None)
+
+
+UNREAD: Final = Unread()
+
+
 class Gathering(asyncio.Transport):
-    """What uvicorn uses of a transport; all but writing is the other transport's."""
+    """What uvicorn uses of a transport; all but writing is the other transport's.
+
+    Attributes:
+        owner: whose answers are sent: a ledger, or an address as long as no key was presented.
+
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         """Send through another transport."""
         super().__init__()
+        peer = transport.get_extra_info("peername")
+        self.owner: object = peer[0] if peer else None
         self._transport = transport
         self._loop = loop
         self._written: list[bytes | bytearray | memoryview[Any]] = []
@@ -54,6 +93,7 @@ class Gathering(asyncio.Transport):
 
     def abort(self) -> None:
         """Close at once, whatever was written."""
+        UNREAD.remove(self)
         self._written.clear()
         self._transport.abort()
 
@@ -61,9 +101,11 @@ class Gathering(asyncio.Transport):
         """Drop the connection unless something is taken of what waits, again and again, until `unwatch`."""
         if self._watching is None:
             self._watching = self._loop.call_later(STALLED_S, self._look, self.get_write_buffer_size())
+        UNREAD.add(self)
 
     def unwatch(self) -> None:
         """Leave the connection to itself."""
+        UNREAD.remove(self)
         if self._watching is not None:
             self._watching.cancel()
             self._watching = None

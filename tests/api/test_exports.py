@@ -21,6 +21,7 @@ from api import exports
 from api.event_content import CSV_COLUMNS, ndjson
 from api.export_files import ExportError, digest_of, verify
 from api.http import streaming_download
+from api.http.transport import UNREAD
 from tests.api.test_access_log import accesses
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, refused, told
 from tests.waiting import until
@@ -301,7 +302,7 @@ def held(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """A ledger whose exports are made of pieces larger than any buffer on the way: a client can hold them up."""
     world.running()
     monkeypatch.setattr(exports, "PAGE_EVENTS", 1)
-    monkeypatch.setattr(exports, "ndjson", lambda contents: ndjson(contents) + b" " * (32 << 20) + b"\n")
+    monkeypatch.setattr(exports, "ndjson", lambda contents: ndjson(contents) + b" " * (12 << 20) + b"\n")
     return world
 
 
@@ -388,6 +389,16 @@ def test_one_ledger_leaves_room_for_the_exports_and_batches_of_others(
         assert held.another().client.post("/v1/authorizations/batch", **batch).status_code == 200
         (shown,) = [place for place in told(held.client.get("/v1/stats"), 200)["places"] if place["held"] == 2]
         assert shown == {"place": "exports_and_batches", "held": 2, "share": 2, "waiting": 0}
+
+
+def test_what_waits_for_a_client_is_counted_for_its_ledger(held: World) -> None:
+    known = {connection.owner for connection in UNREAD._connections}
+    other = held.another()
+    other.running()
+    with held.client.stream("GET", "/v1/exports/events"), other.client.stream("GET", "/v1/exports/events"):
+        until(lambda: len({connection.owner for connection in UNREAD._connections} - known) == 2)
+        owners = {connection.owner for connection in UNREAD._connections} - known
+        assert owners == set(held.server.serving.places.downloads.figures().held)
 
 
 def test_who_waits_for_a_place_gets_the_next_one(held: World) -> None:

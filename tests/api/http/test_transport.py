@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -127,6 +128,36 @@ def test_who_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch, end: Call
             end(gathering)
             async with asyncio.timeout(30):
                 await told.lost.wait()
+
+    uvloop.run(run())
+
+
+def test_what_waits_in_all_is_limited_and_who_waited_longest_of_whom_most_waits_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = 8 * 1024 * 1024
+    monkeypatch.setattr(transport, "MAX_UNREAD_BYTES", 5 * size // 2)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        unread: list[tuple[Gathering, Told]] = []
+        with contextlib.ExitStack() as open_sockets:
+            for owner in (1, 2, 1):
+                ours, theirs = socket.socketpair()
+                open_sockets.enter_context(theirs)
+                sending, told = await loop.create_connection(Told, sock=ours)
+                gathering = Gathering(sending, loop)
+                gathering.owner = owner
+                gathering.write(bytes(size))
+                await asyncio.sleep(0)
+                gathering.watch()
+                unread.append((gathering, told))
+            async with asyncio.timeout(30):
+                await unread[0][1].lost.wait()
+            assert [told.lost.is_set() for _, told in unread] == [True, False, False]
+            for gathering, _ in unread:
+                gathering.abort()
+        assert transport.UNREAD._connections == {}
 
     uvloop.run(run())
 
