@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -10,7 +10,7 @@ from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
 from api.http.dependencies import DatabaseCursor, services_of
-from api.http.models import Answer
+from api.http.models import Answer, absent
 from api.http.responses import answer
 from api.http.route import Operation, Route
 from infra.delivery.kafka.publication_status import destination_lags
@@ -34,6 +34,9 @@ class HealthAnswer(Answer):
             description="The views that have stopped, and `kafka` or `log` if publishing or the sealing of a log has."
         ),
     ] = Field(default=[])
+    damage: Annotated[
+        str, Field(description="That stored data was found damaged in the last hour, and when. Absent otherwise.")
+    ] = Field(default_factory=absent)
 
 
 READ_ONLY: Final = "The database accepts no writes: it is a standby or read-only. Reads still work."
@@ -54,12 +57,17 @@ async def is_alive() -> Response:
 @router.get("/readyz", response_model=HealthAnswer, operation_id="isReady")
 @Operation(refusals=(503,))
 async def is_ready(request: Request) -> Response:
-    """Report whether commands can be served. A stopped view or subscriber makes the state degraded, with status 200."""
+    """Report whether commands can be served.
+
+    A stopped view or subscriber, or damaged data, makes the state degraded, with status 200.
+    """
     obstacle = services_of(request.scope).handler.obstacle
     if obstacle is not None:
         raise Unavailable(obstacle)
     stopped: Sequence[str] = await request.app.state.stopped()
-    return answer({"status": "degraded" if stopped else "ready", "stopped": stopped})
+    damage = services_of(request.scope).database.damage.reason
+    content: dict[str, Any] = {"status": "degraded" if stopped or damage else "ready", "stopped": stopped}
+    return answer(content if damage is None else content | {"damage": damage})
 
 
 @metrics_router.get("/metrics", response_class=PlainTextResponse, operation_id="readMetrics")

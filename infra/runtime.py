@@ -82,6 +82,7 @@ async def runtime(
         guard=HistoryGuard(database.tokens) if guarded else None,
         on_commit=notifier.committed,
         on_session=cache.reset,
+        damage=database.damage,
     )
     keyring = Keyring(database, master_key)
     events = EventReader(database)

@@ -25,7 +25,7 @@ from eventsourcing.utils import get_topic
 from api import authorization_batch, authorization_lines, event_search, query_language, stats, streams
 from api.http import fields as fields_
 from api.http import limits as limit
-from api.http import middleware, places, protocol, query_params, route, single_flight, streaming_download
+from api.http import middleware, places, protocol, query_params, route, single_flight, streaming_download, transport
 from api.http.app import create_app
 from api.http.problems import RETRYABLE, STATUSES
 from api.http.route import roles_by_route
@@ -429,7 +429,14 @@ def limits() -> str:
             f"answered within {middleware.MAX_REQUEST_S:.0f} s; its headers within {protocol.HEAD_WITHIN_S:.0f} s",
         ),
         ("the fields and entries of a body", f"{route.MAX_VALUES:,}"),
-        ("a request's headers", f"{protocol.MAX_HEAD_BYTES // 1024} KiB"),
+        ("a request's headers", f"{protocol.MAX_HEAD_BYTES // 1024} KiB, {protocol.MAX_HEADERS}"),
+        (
+            "answers that clients have not read, for each API process",
+            (
+                f"{transport.MAX_UNREAD_BYTES // kib**2} MiB; then the ledger with most of them loses its oldest "
+                "such connection"
+            ),
+        ),
         (
             "connections, and requests in progress, for each API process",
             (

@@ -59,8 +59,11 @@ from infra.errors import (
     Unreadable,
 )
 from infra.eventstore.histories import HistoryChanged
+from infra.postgres.damage import is_damage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi.telemetry import TelemetryConfig
     from starlette.routing import Route as StarletteRoute
     from starlette.types import ASGIApp
@@ -132,10 +135,17 @@ class Application(FastAPI):
     """
 
     def __init__(
-        self, *, max_body_bytes: int, max_request_s: float, waiting: Waiting | None = None, **more: Any
+        self,
+        *,
+        max_body_bytes: int,
+        max_request_s: float,
+        waiting: Waiting | None = None,
+        damaged: Callable[[Exception], Exception | None] = lambda _: None,
+        **more: Any,
     ) -> None:
-        """Take the limits of a request, who counts those that wait, and what FastAPI takes."""
+        """Take what the middleware takes, and what FastAPI takes."""
         super().__init__(**more)
+        self._damaged = damaged
         self._waiting = waiting
         self._max_body_bytes = max_body_bytes
         self._max_request_s = max_request_s
@@ -147,6 +157,7 @@ class Application(FastAPI):
             max_body_bytes=self._max_body_bytes,
             max_request_s=self._max_request_s,
             waiting=self._waiting,
+            damaged=self._damaged,
         )
 
 
@@ -166,6 +177,7 @@ def create_app(
         max_body_bytes=max_body_bytes,
         max_request_s=max_request_s,
         waiting=waiting,
+        damaged=lambda error: services.database.damage.found(error) if is_damage(error) else None,
         title=TITLE,
         version=importlib.metadata.version("sparkledger"),
         openapi_url=None,

@@ -20,6 +20,7 @@ from api.http.problems import Problem, as_problem
 from infra.ids import random_16
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -95,8 +96,19 @@ class RequestMiddleware:
         max_body_bytes: int = MAX_BODY_BYTES,
         max_request_s: float = MAX_REQUEST_S,
         waiting: Waiting | None = None,
+        damaged: Callable[[Exception], Exception | None] = lambda _: None,
     ) -> None:
-        """Wrap the application; `waiting` counts the requests that wait, also for others to see."""
+        """Wrap the application.
+
+        Args:
+            app: the application.
+            max_body_bytes: the limit of a body, but for those that may be larger.
+            max_request_s: until when an answer must have begun.
+            waiting: counts the requests that wait, also for others to see.
+            damaged: returns what is answered instead, if an error means that stored data is damaged.
+
+        """
+        self._damaged = damaged
         self._waiting = waiting or Waiting()
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -146,7 +158,7 @@ class RequestMiddleware:
             exchange.status = exchange.status or LEFT
             return
         except Exception as error:  # the last resort: whatever broke, the caller gets an answer and we a traceback
-            problem = as_problem(error)
+            problem = as_problem(self._damaged(error) or error)
             log.exception("Request %s failed.", exchange.request_id)
         exchange.timeout = None
         if not exchange.begun:

@@ -223,8 +223,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - what uvicorn would say is not a problem
         """Answer what could not be parsed, unless that would be taken for the answer to an earlier request."""
-        if self.cycle is None or self.cycle.response_complete:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
             self.transport.write(self._refusal or _NOT_HTTP)
+        elif cycle.more_body and cycle is self._answered and not cycle.response_started:
+            # It is the body of the request itself that is wrong.
+            self.transport.write(_NOT_HTTP)
         self.transport.close()
 
     def on_message_begin(self) -> None:

@@ -20,6 +20,7 @@ import psycopg
 from infra.errors import Unavailable
 from infra.eventstore.append import TEXT, TYPES, Append, Appended, ConcurrencyConflict, Outcome, call
 from infra.eventstore.in_doubt_commit import Backend, end_session, own_backend, recorded
+from infra.postgres.damage import Damage
 from infra.postgres.pool import APPENDING, SHORT, LedgerConnection, session
 from infra.postgres.prepared_statement import Statement
 from infra.postgres.session_tokens import SessionTokens
@@ -71,6 +72,7 @@ class GroupCommitWriter:
         guard: HistoryGuard | None = None,
         on_commit: Callable[[], None] = lambda: None,
         on_session: Callable[[int], None] = lambda _: None,
+        damage: Damage | None = None,
         resolve_within_s: float = RESOLVE_WITHIN_S,
     ) -> None:
         """Prepare; `start` starts it.
@@ -83,6 +85,7 @@ class GroupCommitWriter:
             on_commit: called after each batch that recorded something.
             on_session: called with the number of each new session. After a failover the log may have lost its end, so
                 caches of the log must be dropped.
+            damage: notes what the database finds damaged.
             resolve_within_s: how long the events of a lost commit are looked for, in seconds.
 
         """
@@ -92,6 +95,7 @@ class GroupCommitWriter:
         self._guard = guard
         self._on_commit = on_commit
         self._on_session = on_session
+        self._damage = damage or Damage()
         # The number of the session. A decision on what was cached during another session is made again.
         self._sessions = 0
         self._warned_at = -math.inf
@@ -366,6 +370,7 @@ class GroupCommitWriter:
 
     def _fail(self, batch: list[Append], error: Exception) -> None:
         """Resolve a batch with an error because of which nothing was recorded."""
+        error = self._damage.found(error) or error
         short = isinstance(error, SHORT)
         if short:
             self._warn(error)

@@ -11,6 +11,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from infra.errors import Unavailable
+from infra.postgres.damage import OF_THE_DATABASE, Damage
 from infra.postgres.session_tokens import SessionTokens
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Database:
         self._size_of_a_ledger = size_of_a_ledger or size
         self._shares: dict[int, asyncio.Semaphore] = {}
         self.tokens = SessionTokens()
+        self.damage = Damage()
         settings = session(conninfo, role)
         self._pool: AsyncConnectionPool[LedgerConnection] = AsyncConnectionPool(
             settings.pop("conninfo"),
@@ -144,7 +146,7 @@ class Database:
         """Lend a session that is bound to a ledger, or to none if none is given.
 
         Raises:
-            Unavailable: no session became free in time, or the database is away.
+            Unavailable: no session became free in time, the database is away, or what it stores is damaged.
 
         """
         share = await self._share(ledger_id)
@@ -152,6 +154,8 @@ class Database:
             async with self._pool.connection() as connection:
                 await connection.bind(ledger_id, self.tokens)
                 yield connection
+        except OF_THE_DATABASE as error:
+            raise self.damage.found(error) or error from error
         except (PoolTimeout, *SHORT) as error:
             raise Unavailable(AWAY) from error
         finally:

@@ -244,6 +244,19 @@ def test_targeting_of_the_largest_size_is_not_too_many_values(world: World) -> N
     assert world.launch(code, targeting=targeting)["campaigns"][0]["targeting"] == targeting
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_what_an_address_would_take_for_a_folder_is_no_id(world: World, name: str) -> None:
+    code = world.generate()
+    world.redeem(code)
+    launched = world.client.post(f"/v1/codes/{code['code_id']}/campaigns", json=campaign(name))
+    shared = world.client.post(f"/v1/codes/{code['code_id']}/shares", json={"brand_id": name, "channel": "dm"})
+    for answer, pointer in ((launched, "/campaign_id"), (shared, "/brand_id")):
+        assert refused(answer) == (422, "malformed_body")
+        assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+    ended = world.client.post(f"/v1/codes/{code['code_id']}/campaigns/%2E%2E/end", json={})
+    assert refused(ended) == (404, "campaign_unknown")
+
+
 def test_json_by_another_spelling_of_its_type_is_fine(world: World) -> None:
     for content_type in ("application/json;charset=UTF-8", "Application/JSON", 'application/json; charset="utf-8"'):
         answer = world.client.put(

@@ -273,16 +273,18 @@ async def test_a_route_spelt_in_another_way_is_no_route(path: str) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "route_unknown")
 
 
-async def test_what_is_encoded_in_an_id_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def permission(_self: object, _ledger_id: int, creator_id: str) -> None:
-        raise Unavailable(creator_id)
+async def test_what_is_encoded_in_an_id_is_decoded_and_is_no_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    code_id = UUID(int=7)
 
-    monkeypatch.setattr(Fake, "creator_stream", permission, raising=False)
+    async def code_stream(_self: object, _ledger_id: int, asked: UUID) -> None:
+        raise Unavailable(str(asked))
+
+    monkeypatch.setattr(Fake, "code_stream", code_stream, raising=False)
     async with client(broken) as opened:
-        paths = [f"/v1/creators/{sent}/permission/history" for sent in ("ana%40x%3A1", "ana@x:1", "a%2Fb", "%2E%2E")]
-        answers = [await opened.get(path) for path in paths]
-    assert [answer.json()["code"] for answer in answers] == ["unavailable"] * 2 + ["malformed_path"] * 2
-    assert [answer.json()["detail"] for answer in answers[:2]] == ["ana@x:1"] * 2
+        ids = (f"{code_id}", f"{code_id}".replace("-", "%2D"), f"{code_id}%2Fhistory", "%2E%2E")
+        answers = [await opened.get(f"/v1/codes/{sent}") for sent in ids]
+    assert [answer.json()["detail"] for answer in answers[:2]] == [str(code_id)] * 2
+    assert [answer.json()["code"] for answer in answers[2:]] == ["code_unknown"] * 2
 
 
 async def test_a_key_that_asks_too_much_is_told_when_to_come_back() -> None:
