@@ -1,12 +1,12 @@
 """The publisher to Kafka: `read_committed` readers see every event of its ledgers once and in order.
 
-    waiting ──gets the lock──▶ ready ──one transaction for each page──▶ publishing …
-       ▲                         │ on any failure: abandon the producer, release the lock
-       └─────────────────────────┘ pause, and start again
+    waiting ──gets the lease──▶ ready ──one transaction for each page──▶ publishing …
+       ▲                          │ on any failure: abandon the producer, release the lease
+       └──────────────────────────┘ pause, and start again
 
 The order of the first steps makes this correct:
 
-1. An advisory lock in PostgreSQL, so that publishers do not compete.
+1. A lease in PostgreSQL, so that publishers do not compete. A publisher that is frozen loses it by time.
 2. A new producer. Its `init_transactions` fences every older producer, which can commit nothing more.
 3. Only then the progress of each ledger, read from Kafka up to the last stable offset. It was written in the same
    transactions as the events, and names the last event by its id. If the log has another event at that position,
@@ -36,13 +36,13 @@ from infra.delivery.kafka.connection import (
     is_empty,
     last_values,
 )
+from infra.delivery.kafka.lease import Lease, LeaseLost
 from infra.delivery.kafka.publication_status import OF_DESTINATION, PublicationStatusWriter, destinations
 from infra.delivery.kafka.records import RecordReader, UnpublishableEvent
 from infra.delivery.kafka.topics import TopicProblem, events_topic, progress_topic, state_topic, topics
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
 from infra.postgres.single_thread_executor import SingleThreadExecutor
-from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.array_columns import Bigints, Ints
 
 if TYPE_CHECKING:
@@ -52,13 +52,11 @@ if TYPE_CHECKING:
     from infra.delivery.kafka.topics import Topic
     from infra.settings import Settings
 
-# Between attempts to get the lock, and between reads of the log without a notification.
+# Between attempts to get the lease, and between reads of the log without a notification.
 POLL_S: Final = 1.0
 # The first pause after a failure, and the longest. After a problem that a person must fix, it is always the longest.
 RETRY_FIRST_S: Final = 0.5
 RETRY_LONGEST_S: Final = 10.0
-
-_LOCK: Final = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
 
 _LEDGERS: Final = f"""
     SELECT l.name, l.ledger_id, coalesce((SELECT max(e.position) FROM events e WHERE e.ledger_id = l.ledger_id), 0)
@@ -137,10 +135,13 @@ class Publisher:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                with psycopg.connect(**session(self._conninfo, WORKER)) as connection:
+                with (
+                    Lease(self._conninfo, self._destination.prefix) as lease,
+                    psycopg.connect(**session(self._conninfo, WORKER)) as connection,
+                ):
                     # The status is a copy for people, so it may be lost.
                     connection.execute("SET synchronous_commit = off")
-                    self._publish_while_locked(connection)
+                    self._publish_while_leading(connection, lease)
             except psycopg.OperationalError as error:
                 self._log_change(logging.WARNING, f"is waiting for the database: {' '.join(str(error).split())}")
             except Exception:
@@ -149,12 +150,11 @@ class Publisher:
             self._stopping.wait(self._pause_s)
             self._pause_s = min(2 * self._pause_s, RETRY_LONGEST_S)
 
-    def _publish_while_locked(self, connection: psycopg.Connection[Any]) -> None:
-        """Wait for the lock, and publish until something fails; write the failure to the status."""
+    def _publish_while_leading(self, connection: psycopg.Connection[Any], lease: Lease) -> None:
+        """Wait for the lease, and publish until something fails; write the failure to the status."""
         status = PublicationStatusWriter(connection, self._destination)
         while not self._stopping.is_set():
-            row = connection.execute(_LOCK, (AdvisoryLock.KAFKA_PUBLISHER, self._destination.prefix)).fetchone()
-            if row is not None and row[0]:
+            if lease.take():
                 break
             self._stopping.wait(POLL_S)
         else:
@@ -162,14 +162,16 @@ class Publisher:
         try:
             status.register_ledgers()
             with classified_errors():
-                self._publish(connection, status)
+                self._publish(connection, status, lease)
+        except LeaseLost:
+            self._log_change(logging.WARNING, "was taken over by another process")
         except _NEEDS_A_PERSON as error:
-            self._failed(status, "stopped", logging.ERROR, f"has stopped. {error}")
             self._pause_s = RETRY_LONGEST_S
+            self._failed(status, lease, "stopped", logging.ERROR, f"has stopped. {error}")
         except KafkaError as error:
-            self._failed(status, "retrying", logging.WARNING, f"is retried: {_explained(error)}")
+            self._failed(status, lease, "retrying", logging.WARNING, f"is retried: {_explained(error)}")
 
-    def _publish(self, connection: psycopg.Connection[Any], status: PublicationStatusWriter) -> None:
+    def _publish(self, connection: psycopg.Connection[Any], status: PublicationStatusWriter, lease: Lease) -> None:
         log_reader = RecordReader(connection, self._destination)
         with topics(self._options, self._replication_factor) as checked:
             checked.ensure([self._progress])
@@ -184,7 +186,9 @@ class Publisher:
             status.mark_publishing()
             self._log_change(logging.INFO, "is done by this process")
             while not self._stopping.is_set():
+                lease.require()
                 while page.records and not self._stopping.is_set():
+                    lease.require()
                     # The next page is read while this one is sent.
                     self._woken.clear()
                     positions |= page.positions
@@ -269,9 +273,13 @@ class Publisher:
             f"SPARKLEDGER_KAFKA_LEDGERS, or after deleting {names}."
         )
 
-    def _failed(self, status: PublicationStatusWriter, state: PublicationState, level: int, change: str) -> None:
+    def _failed(
+        self, status: PublicationStatusWriter, lease: Lease, state: PublicationState, level: int, change: str
+    ) -> None:
         self._log_change(level, change)
-        status.mark_failed(state, change)
+        # Of one who was fenced, the status says nothing: it is another one's.
+        if lease.held:
+            status.mark_failed(state, change)
 
     def _log_change(self, level: int, change: str) -> None:
         """Log a change once, and not again while nothing changes."""

@@ -96,7 +96,7 @@ class RecordReader:
     def __init__(
         self, connection: psycopg.Connection[Any], destination: Destination, *, page_events: int = PAGE_EVENTS_MAX
     ) -> None:
-        """Take the connection that holds the publisher's lock, so that nothing is read once it is lost."""
+        """Take the publisher's connection."""
         self._cursor = connection.cursor(binary=True)
         self._destination = destination
         self._page_events = page_events

@@ -20,6 +20,15 @@ CREATE POLICY every_ledger ON publications TO sparkledger_worker, sparkledger_lo
 GRANT SELECT ON publications TO sparkledger_api, sparkledger_worker, sparkledger_log;
 GRANT INSERT, UPDATE, DELETE ON publications TO sparkledger_worker;
 
+-- Which publisher leads: its generation, and when it last said that it does. One that says nothing for some seconds is
+-- replaced, by another generation.
+CREATE TABLE publisher_leases (
+    destination     text PRIMARY KEY,
+    generation      bigint NOT NULL,
+    renewed_at      timestamptz NOT NULL
+) WITH (fillfactor = 20);
+GRANT SELECT, INSERT, UPDATE ON publisher_leases TO sparkledger_worker;
+
 -- Metrics are of the whole service: sums over ledgers, by destination, and no ledger's own figures.
 CREATE FUNCTION publication_lag()
 RETURNS TABLE (destination text, published bigint, waiting bigint, oldest timestamptz, errors bigint, stopped boolean)

@@ -6,19 +6,36 @@ import signal
 
 import pytest
 
+import infra.delivery.kafka.lease
 from infra.delivery.kafka import connection as client
 from infra.delivery.kafka.connection import KafkaError, KafkaRecord, Producer
+from infra.delivery.kafka.lease import Lease, LeaseLost
 from infra.delivery.kafka.publication_status import destination_lags
 from infra.delivery.kafka.topics import events_topic, progress_topic, topics
+from infra.postgres.roles import WORKER
 from projections.engine.advisory_locks import AdvisoryLock
 from tests import given
+from tests.conftest import TestDatabase
 from tests.infra.delivery.kafka.fixtures import Restartable
 from tests.infra.delivery.kafka.proxy import ADD_PARTITIONS_TO_TXN, END_TXN, PRODUCE, SwallowingProxy
 from tests.infra.delivery.kafka.publishing import events, once_and_in_order, options, publishing
 from tests.infra.opened import Opened, Tenant
+from tests.infra.programs import running
 from tests.waiting import until
 
 _END_LEADERS = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s"
+
+# Publishes as a process of its own: a database's ledgers, to a broker, under a prefix.
+PUBLISHER = """
+import sys, threading
+from infra.delivery.kafka.publication_status import destinations
+from infra.delivery.kafka.publisher import Publisher
+from tests.infra.delivery.kafka.publishing import options
+dsn, bootstrap, prefix = sys.argv[1:]
+(destination,) = destinations([f"*={prefix}"])
+Publisher(dsn, destination, options(bootstrap)).start()
+threading.Event().wait()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +172,56 @@ async def test_a_second_publisher_waits_and_takes_over_within_seconds(
             received = topic.until(2, 10)
 
     assert once_and_in_order(received, [1, 2]) == []
+
+
+async def test_a_frozen_publisher_is_replaced_within_15_seconds_and_publishes_nothing_when_it_goes_on(
+    own_kafka: Restartable, opened: Opened, prefix: str
+) -> None:
+    tenant = await opened.begin()
+    program = (opened.database.dsn(WORKER), own_kafka.broker.plain, prefix)
+    with running(PUBLISHER, *program) as first, events(own_kafka.broker.plain, prefix) as topic:
+        try:
+            await creators(opened, tenant, "a")
+            topic.until(1)
+            first.process.send_signal(signal.SIGSTOP)
+            with publishing(opened.database, own_kafka.broker.plain, prefix):
+                await creators(opened, tenant, "b")
+                topic.until(2, 15)
+                first.process.send_signal(signal.SIGCONT)
+                for count, name in enumerate("cdef", 3):
+                    await creators(opened, tenant, name)
+                    received = topic.until(count)
+                assert opened.sql("SELECT state, error FROM publications") == [("publishing", None)]
+                (generation,) = opened.sql("SELECT generation FROM publisher_leases")
+        finally:
+            first.process.send_signal(signal.SIGCONT)
+
+    assert once_and_in_order(received, range(1, 7)) == []
+    assert generation == (2,)
+
+
+def test_a_lease_is_held_by_one_publisher_and_taken_over_at_once_from_one_that_died(database: TestDatabase) -> None:
+    dsn = database.dsn(WORKER)
+    with Lease(dsn, "acme") as waiting, Lease(dsn, "acme") as third, Lease(dsn, "globex") as other:
+        with Lease(dsn, "acme") as first:
+            assert (first.take(), waiting.take(), third.take(), other.take()) == (True, False, False, True)
+        until(waiting.take)
+        assert (third.take(), waiting.held) == (False, True)
+
+
+def test_a_lease_that_is_not_renewed_is_taken_over_and_its_holder_notices(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infra.delivery.kafka.lease, "RENEW_S", 0.05)
+    dsn = database.dsn(WORKER)
+    with Lease(dsn, "acme") as first, Lease(dsn, "acme") as second:
+        assert first.take()
+        monkeypatch.setattr(infra.delivery.kafka.lease, "LEASE_S", -1.0)
+        assert second.take()
+        until(lambda: not first.held)
+        with pytest.raises(LeaseLost):
+            first.require()
+        second.require()
 
 
 def test_whoever_was_fenced_can_commit_nothing_any_more(own_kafka: Restartable, prefix: str) -> None:

@@ -66,6 +66,7 @@ async def test_the_attributes_are_those_that_are_promised(kafka: Broker, opened:
     with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
         received = sorted(topic.until(6), key=lambda record: record.position)
 
+    ((history,),) = opened.sql("SELECT history FROM histories")
     (shared,) = [record for record in received if record.headers["ce_type"] == "sparkledger.Shared.v1"]
     (recorded,) = await opened.events.at_positions(tenant.ledger_id, [3])
     moment = f"{recorded.recorded_at:%Y-%m-%dT%H:%M:%S.%fZ}"
@@ -84,6 +85,7 @@ async def test_the_attributes_are_those_that_are_promised(kafka: Broker, opened:
         "ce_authid": str(tenant.key.key_id),
         "ce_correlationid": "order-66",
         "ce_traceparent": "00-4bf9-00f0-01",
+        "ce_ledgerhistory": str(history),
     }
     assert shared.key == str(given.CODE)
     assert received[0].key == given.CREATOR
