@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import importlib.util
 import os
 import re
 import ssl
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 import orjson
 from psycopg import ProgrammingError
@@ -48,7 +50,8 @@ READ_BY_TESTS: Final = f"{PREFIX}TEST_"
 _LOG_NAME: Final = r"^[a-z0-9.-]{1,64}(:[0-9]{1,5})?(/[A-Za-z0-9._~-]{1,16}){0,3}$"
 _BROKER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 _LEDGER: Final = r"[A-Za-z0-9._:@-]{1,128}"
-_LEDGER_TO_TOPICS: Final = re.compile(r"([A-Za-z0-9._:@-]{1,128}|\*)=[A-Za-z0-9._-]{1,200}")
+_LEDGER_TO_TOPICS: Final = re.compile(r"([A-Za-z0-9._:@*?\[\]!-]{1,128})=[A-Za-z0-9._-]{1,200}")
+_COMPRESSION_PACKAGES: Final = {"zstd": "zstandard", "lz4": "lz4", "snappy": "snappy"}
 _CERTIFICATE_FILES: Final = ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile")
 _DATABASE: Final = "give a libpq connection string, such as postgresql://sparkledger_api:…@db:5432/sparkledger"
 
@@ -141,6 +144,15 @@ def _public_logs(ledgers: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(ledgers)) < len(ledgers) or not all(re.fullmatch(_LEDGER, ledger) for ledger in ledgers):
         raise ValueError
     return ledgers
+
+
+def _token_url(url: str | None) -> str | None:
+    parts = urlsplit(url or "https://x")
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in {"localhost", "127.0.0.1", "::1"}):
+        raise ValueError
+    if not parts.hostname:
+        raise ValueError
+    return url
 
 
 def _copies(copies: int) -> int:
@@ -331,13 +343,31 @@ class Settings(BaseModel):
         "The protocol for the brokers: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.",
         "give PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
     )
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = _setting(
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = _setting(
         "SCRAM-SHA-512",
-        "The login mechanism for the brokers: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
-        "give PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+        "The login mechanism for the brokers: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER.",
+        "give PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER",
     )
-    kafka_sasl_username: str | None = _setting(None, "The user name for the brokers.", "give a user name")
-    kafka_sasl_password: SecretStr | None = _setting(None, "The password for the brokers.", "give a password")
+    kafka_sasl_username: str | None = _setting(
+        None, "The user name for the brokers; for OAUTHBEARER the client's id.", "give a user name"
+    )
+    kafka_sasl_password: SecretStr | None = _setting(
+        None, "The password for the brokers; for OAUTHBEARER the client's secret.", "give a password"
+    )
+    kafka_oauth_token_url: Annotated[str | None, AfterValidator(_token_url)] = _setting(
+        None,
+        "For OAUTHBEARER: where tokens come from, by the client credentials grant.",
+        "give an https URL, or an http URL of this machine",
+    )
+    kafka_oauth_scope: str | None = _setting(
+        None, "For OAUTHBEARER: the scope of the tokens, if they need one.", "give the name of a scope"
+    )
+    kafka_compression: Literal["auto", "none", "gzip", "snappy", "lz4", "zstd"] = _setting(
+        "auto",
+        "The compression of what is published: none, gzip, snappy, lz4, zstd, or auto: zstd or lz4 if its Python "
+        "package (`zstandard`, `lz4`) is installed, otherwise none.",
+        "give auto, none, gzip, snappy, lz4 or zstd",
+    )
     kafka_ssl_cafile: Path | None = _setting(
         None,
         "A PEM file with the CA certificates of the brokers. Default: the system's CA certificates.",
@@ -353,7 +383,9 @@ class Settings(BaseModel):
         ("main=sparkledger",),
         "The ledgers to publish, and the prefix of their topics: `main=sparkledger` publishes the ledger "
         "`main` to `sparkledger.code-events.v1` and its companion topics, `*=…` every ledger that is not "
-        "listed. Readers of a topic see all its ledgers, so use one prefix for each organisation.",
+        "listed. A name can be a pattern with `*`, `?` and `[…]`, such as `acme-*=acme`; names come before "
+        "patterns, and the first pattern counts. Readers of a topic see all its ledgers, so use one prefix for "
+        "each organisation.",
         "give ledger=prefix, several separated by commas, each ledger once; a prefix is 1 to 200 letters, digits, "
         "dots, underscores or hyphens",
     )
@@ -479,6 +511,18 @@ def _kafka_problems(settings: Settings) -> Iterator[str]:
             yield f"{protocol}, but {variable(name)} is not set: set it, or choose PLAINTEXT or SSL"
         if given and not login:
             yield f"{variable(name)} is set, but {protocol}, which has no login: choose SASL_SSL or SASL_PLAINTEXT"
+    wants_tokens = login and settings.kafka_sasl_mechanism == "OAUTHBEARER"
+    token_url = variable("kafka_oauth_token_url")
+    if wants_tokens and settings.kafka_oauth_token_url is None:
+        yield f"{variable('kafka_sasl_mechanism')} is OAUTHBEARER, but {token_url} is not set: set it"
+    if settings.kafka_oauth_token_url is not None and not wants_tokens:
+        yield f"{token_url} is set, but the login is not OAUTHBEARER: choose that mechanism, or do not set it"
+    package = _COMPRESSION_PACKAGES.get(settings.kafka_compression)
+    if package is not None and importlib.util.find_spec(package) is None:
+        yield (
+            f"{variable('kafka_compression')} is {settings.kafka_compression}, but the Python package {package} is "
+            "not installed: install it, or choose gzip or none"
+        )
     for name in _CERTIFICATE_FILES:
         if getattr(settings, name) is not None and not encryption:
             yield f"{variable(name)} is set, but {protocol}, which has no encryption: choose SSL or SASL_SSL"

@@ -405,7 +405,7 @@ def files_of(database: TestDatabase) -> dict[str, bytes]:
 
 def messages_of(database: TestDatabase) -> bytes:
     """Return whatever would be sent to Kafka and to webhooks, and as what."""
-    everyone = Destination("canary", frozenset(), others=True, named=frozenset())
+    everyone = Destination("canary", [("", "canary")])
     with psycopg.connect(database.dsn(WORKER), autocommit=True) as connection:
         messages = RecordReader(connection, everyone).page({}).records
     return b"\n".join([*(repr(message).encode() for message in messages), *asyncio.run(_payloads(database))])

@@ -54,6 +54,10 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             "both change what is true from their own moment on, and not before",
         ),
         "infra/auth/erasure_lock.py": ({"CreatorErased"}, "keys of an erased creator stop working"),
+        "infra/delivery/kafka/records.py": (
+            {"CodeGenerated", "CreatorErased"},
+            "the codes of an erased creator get a state that says so",
+        ),
         "infra/eventstore/aggregate_reader.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
         "infra/eventstore/authorization_evidence.py": ({"CodeGenerated", "AdvertiserNamed"}, _WHICH_AGGREGATE),
         "infra/eventstore/event_filter.py": ({"RedemptionRefused"}, "the filter `refused` reads the reason"),

@@ -165,6 +165,8 @@ def code_state_schema() -> dict[str, Any]:
         "redemptions": {"type": "array", "items": _object({"advertiser_id": _TEXT, "redeemed_at": _TIME})},
         "campaign_count": _COUNT,
         "campaigns": {"type": "array", "items": _object(campaign)},
+        "truncated": {"type": "boolean"},
+        "creator_erased": {"type": "boolean"},
         "version": _COUNT,
         "stream_version": _COUNT,
         "position": _COUNT,
@@ -172,7 +174,9 @@ def code_state_schema() -> dict[str, Any]:
     }
     about = (
         "The state of a code after its event at `position`. It does not change when the code expires by the "
-        "clock: compare `expires_at` with the clock. Lists contain the newest entries, counts count all."
+        "clock: compare `expires_at` with the clock. Lists contain the newest 100 entries, counts count all, and "
+        "`truncated` says whether entries were left out. No record is ever deleted: the codes of an erased creator get "
+        "another one, with `creator_erased`."
     )
     return _schema(f"{CODE_STATE}.v1", about, properties, list(properties))
 

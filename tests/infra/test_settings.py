@@ -82,6 +82,9 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "kafka_sasl_mechanism": "SCRAM-SHA-512",
         "kafka_sasl_username": None,
         "kafka_sasl_password": None,
+        "kafka_oauth_token_url": None,
+        "kafka_oauth_scope": None,
+        "kafka_compression": "auto",
         "kafka_ssl_cafile": None,
         "kafka_ssl_certfile": None,
         "kafka_ssl_keyfile": None,
@@ -423,3 +426,30 @@ def test_authorities_that_webhooks_trust_are_read_at_the_start(certificates: Pat
     assert refusal(WEBHOOK_CA_FILE=str(certificates / "garbage.pem")).startswith(
         "SPARKLEDGER_WEBHOOK_CA_FILE names a file without a certificate: name a PEM file"
     )
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"KAFKA_COMPRESSION": "snappy"},
+            "SPARKLEDGER_KAFKA_COMPRESSION is snappy, but the Python package snappy is not installed",
+        ),
+        (
+            {"KAFKA_OAUTH_TOKEN_URL": "https://login.example/token"},
+            "SPARKLEDGER_KAFKA_OAUTH_TOKEN_URL is set, but the login is not OAUTHBEARER",
+        ),
+        (
+            {
+                "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+                "KAFKA_SASL_MECHANISM": "OAUTHBEARER",
+                "KAFKA_SASL_USERNAME": "u",
+                "KAFKA_SASL_PASSWORD": "p",
+            },
+            "SPARKLEDGER_KAFKA_SASL_MECHANISM is OAUTHBEARER, but SPARKLEDGER_KAFKA_OAUTH_TOKEN_URL is not set",
+        ),
+        ({"KAFKA_OAUTH_TOKEN_URL": "http://login.example/token"}, "SPARKLEDGER_KAFKA_OAUTH_TOKEN_URL"),
+    ],
+)
+def test_what_kafka_cannot_be_reached_with_is_refused_at_the_start(variables: dict[str, str], said: str) -> None:
+    assert refusal(**variables).startswith(said)

@@ -1,7 +1,9 @@
 """Each code's current state for the compacted topic: folded from the log as it is published, with the secret masked.
 
 The state depends on events alone, not on the time: readers compare `expires_at` with their clock. Lists contain their
-newest entries only, and counts count all of them, so that a state always fits into a record.
+newest entries only, and counts count all of them, so that a state always fits into a record; `truncated` says whether
+entries were left out. A code never ceases to be, so its record is never deleted: the codes of an erased creator get one
+more, which says so.
 """
 
 from __future__ import annotations
@@ -67,11 +69,9 @@ class CodeStates:
                 self._codes.move_to_end(stream_id)
         return published
 
-    def content(self, ledger_name: str, recorded: RecordedEvent) -> bytes:
+    def content(self, ledger_name: str, recorded: RecordedEvent, *, creator_erased: bool) -> bytes:
         """Return the JSON of a code's state after its last event, which is given."""
-        return orjson.dumps(
-            state_content(self._codes[recorded.stream_id], ledger_name, recorded), option=orjson.OPT_UTC_Z
-        )
+        return state_json(self._codes[recorded.stream_id], ledger_name, recorded, creator_erased=creator_erased)
 
     def evict(self) -> None:
         """Drop the codes that were not used for the longest time, beyond the limit of the cache."""
@@ -79,8 +79,18 @@ class CodeStates:
             self._codes.popitem(last=False)
 
 
-def state_content(code: Code, ledger_name: str, recorded: RecordedEvent) -> dict[str, Any]:
+def state_json(code: Code, ledger_name: str, recorded: RecordedEvent, *, creator_erased: bool) -> bytes:
+    """Return the JSON of a code's state after an event."""
+    return orjson.dumps(
+        state_content(code, ledger_name, recorded, creator_erased=creator_erased), option=orjson.OPT_UTC_Z
+    )
+
+
+def state_content(
+    code: Code, ledger_name: str, recorded: RecordedEvent, *, creator_erased: bool = False
+) -> dict[str, Any]:
     """Return a code after an event, with the field names of the API."""
+    campaigns = code.campaigns
     return {
         "ledger": ledger_name,
         "code_id": code.id,
@@ -110,8 +120,10 @@ def state_content(code: Code, ledger_name: str, recorded: RecordedEvent) -> dict
             {"advertiser_id": advertiser_id, "redeemed_at": redeemed_at}
             for advertiser_id, redeemed_at in _newest(code.redemptions)
         ],
-        "campaign_count": len(code.campaigns),
-        "campaigns": [_campaign(campaign, code) for _, campaign in _newest(code.campaigns)],
+        "campaign_count": len(campaigns),
+        "campaigns": [_campaign(campaign, code) for _, campaign in _newest(campaigns)],
+        "truncated": max(len(code.shares), len(code.redemptions), len(campaigns)) > ENTRIES_MAX,
+        "creator_erased": creator_erased,
         "version": code.command_version,
         "stream_version": recorded.stream_version,
         "position": recorded.position,

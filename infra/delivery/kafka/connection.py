@@ -23,17 +23,21 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # type: ignore[import-untyped] # it has no types
+from kafka.codec import has_lz4, has_zstd  # type: ignore[import-untyped]
 from kafka.errors import (  # type: ignore[import-untyped]
     AuthorizationError,
     IllegalSaslStateError,
+    KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
     SaslAuthenticationFailedError,
     UnsupportedSaslMechanismError,
 )
 from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
+from kafka.net.sasl.oauth import AbstractTokenProvider  # type: ignore[import-untyped]
 from kafka.partitioner.default import murmur2  # type: ignore[import-untyped]
 
+from infra.delivery.kafka.oauth import ClientCredentials, TokenRefused, TokenUnavailable
 from infra.postgres.single_thread_executor import SingleThreadExecutor
 
 if TYPE_CHECKING:
@@ -159,6 +163,22 @@ class KafkaRecord(NamedTuple):
     timestamp_ms: int
 
 
+class _Tokens(AbstractTokenProvider):  # type: ignore[misc] # its base has no types
+    """Tokens for the clients, whose failures are told apart as those of other logins."""
+
+    def __init__(self, credentials: ClientCredentials) -> None:
+        super().__init__()
+        self._credentials = credentials
+
+    def token(self) -> str:
+        try:
+            return self._credentials.token()
+        except TokenRefused as refused:
+            raise SaslAuthenticationFailedError(str(refused)) from refused
+        except TokenUnavailable as unavailable:
+            raise KafkaConnectionError(str(unavailable)) from unavailable
+
+
 def client_options(settings: Settings) -> dict[str, Any]:
     """Return the options of every client: the addresses of the brokers, and the login."""
     protocol = settings.kafka_security_protocol
@@ -170,16 +190,31 @@ def client_options(settings: Settings) -> dict[str, Any]:
         "bootstrap_timeout_ms": BOOTSTRAP_S * 1000,
     }
     if protocol.startswith("SASL_") and settings.kafka_sasl_password is not None:
-        options |= {
-            "sasl_mechanism": settings.kafka_sasl_mechanism,
-            "sasl_plain_username": settings.kafka_sasl_username,
-            "sasl_plain_password": settings.kafka_sasl_password.get_secret_value(),
-        }
+        password = settings.kafka_sasl_password.get_secret_value()
+        options["sasl_mechanism"] = settings.kafka_sasl_mechanism
+        if settings.kafka_oauth_token_url is not None:
+            credentials = (settings.kafka_sasl_username or "", password, settings.kafka_oauth_scope)
+            options["sasl_oauth_token_provider"] = _Tokens(
+                ClientCredentials(settings.kafka_oauth_token_url, *credentials)
+            )
+        else:
+            options |= {"sasl_plain_username": settings.kafka_sasl_username, "sasl_plain_password": password}
     for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         path = getattr(settings, f"kafka_{name}")
         if path is not None:
             options[name] = str(path)
     return options
+
+
+def compression(settings: Settings) -> str | None:
+    """Return how a producer compresses; None for not at all."""
+    match settings.kafka_compression:
+        case "none":
+            return None
+        case "auto":
+            return "zstd" if has_zstd() else "lz4" if has_lz4() else None
+        case chosen:
+            return chosen
 
 
 def connected(kind: Callable[..., T], options: Mapping[str, Any]) -> T:
@@ -212,7 +247,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 class Producer:
     """A transactional producer, used until its first failure and then abandoned."""
 
-    def __init__(self, options: Mapping[str, Any], transactional_id: str) -> None:
+    def __init__(self, options: Mapping[str, Any], transactional_id: str, compression: str | None = None) -> None:
         """Connect, and fence all older producers with this id, which can commit nothing more.
 
         Raises:
@@ -221,6 +256,7 @@ class Producer:
         """
         settings = {
             "transactional_id": transactional_id,
+            "compression_type": compression,
             "transaction_timeout_ms": TRANSACTION_S * 1000,
             # Set explicitly, because the client silently drops the default where another setting conflicts with it.
             "enable_idempotence": True,

@@ -6,6 +6,7 @@ transactions as the events.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -26,36 +27,51 @@ ERROR_CHARACTERS_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """The ledgers that go to the topics of one prefix. `others` means all ledgers that no destination names."""
+    """The topics of one prefix, and the rules by which every ledger finds its own: pairs of a pattern and a prefix."""
 
     prefix: str
-    ledgers: frozenset[str]
-    others: bool
-    named: frozenset[str]
+    rules: Sequence[tuple[str, str]]
 
     @property
-    def parameters(self) -> tuple[list[str], bool, list[str]]:
+    def parameters(self) -> tuple[list[str], list[str], str]:
         """The parameters of `OF_DESTINATION`."""
-        return sorted(self.ledgers), self.others, sorted(self.named)
+        return [pattern for pattern, _ in self.rules], [prefix for _, prefix in self.rules], self.prefix
 
 
 def destinations(ledgers: Sequence[str]) -> list[Destination]:
-    """Return the destinations of the setting: pairs `ledger=prefix`, where `*` means every ledger that is not named."""
+    """Return the destinations of the setting: pairs `ledger=prefix`, where a ledger may be a pattern, such as `acme-*`.
+
+    Of the pairs that a ledger's name fits, the one that is no pattern counts, and else the first.
+    """
     pairs = [(name, prefix) for name, _, prefix in (pair.partition("=") for pair in ledgers)]
-    named = frozenset(name for name, _ in pairs if name != "*")
-    return [
-        Destination(
-            prefix,
-            frozenset(name for name, to in pairs if to == prefix and name != "*"),
-            ("*", prefix) in pairs,
-            named,
-        )
-        for prefix in dict.fromkeys(prefix for _, prefix in pairs)
+    rules = [
+        (_regular_expression(name), prefix) for name, prefix in sorted(pairs, key=lambda pair: _is_pattern(pair[0]))
     ]
+    return [Destination(prefix, rules) for prefix in dict.fromkeys(prefix for _, prefix in pairs)]
+
+
+def _is_pattern(name: str) -> bool:
+    return any(sign in name for sign in "*?[")
+
+
+def _regular_expression(pattern: str) -> str:
+    """Return a pattern of names as a regular expression of PostgreSQL."""
+    signs = {"*": ".*", "?": "."}
+    parts = re.findall(r"\[[^\[\]]+\]|.", pattern)
+    written = (signs.get(p) or (p.replace("[!", "[^") if len(p) > 1 else re.escape(p)) for p in parts)
+    return f"^{''.join(written)}$"
 
 
 # A condition on the table of ledgers, `l`, with `Destination.parameters`.
-OF_DESTINATION: Final = "(l.name = ANY (%b) OR (%b AND l.name <> ALL (%b)))"
+OF_DESTINATION: Final = """
+    (
+        SELECT r.prefix
+        FROM unnest(%b::text[], %b::text[]) WITH ORDINALITY AS r (pattern, prefix, number)
+        WHERE l.name ~ r.pattern
+        ORDER BY r.number
+        LIMIT 1
+    ) IS NOT DISTINCT FROM %b
+"""
 
 _REGISTER: Final = f"""
     INSERT INTO publications AS p (ledger_id, destination, position, state)
@@ -91,7 +107,7 @@ _MARK_PUBLISHING: Final = """
 _UNREGISTER: Final = f"""
     DELETE FROM publications p
     USING ledgers l
-    WHERE l.ledger_id = p.ledger_id AND p.destination = %b AND NOT {OF_DESTINATION}
+    WHERE l.ledger_id = p.ledger_id AND p.destination = %b AND NOT ({OF_DESTINATION})
 """
 
 

@@ -33,6 +33,7 @@ from infra.delivery.kafka.connection import (
     Producer,
     classified_errors,
     client_options,
+    compression,
     is_empty,
     last_values,
 )
@@ -94,7 +95,13 @@ class Publisher:
     """Publishes the ledgers of one destination, in a thread of its own."""
 
     def __init__(
-        self, conninfo: str, destination: Destination, options: Mapping[str, Any], *, replication_factor: int = -1
+        self,
+        conninfo: str,
+        destination: Destination,
+        options: Mapping[str, Any],
+        *,
+        replication_factor: int = -1,
+        compression: str | None = None,
     ) -> None:
         """Prepare the publisher; `start` starts it.
 
@@ -103,12 +110,14 @@ class Publisher:
             destination: the ledgers, and the prefix of their topics.
             options: the connection to Kafka, from `infra.delivery.kafka.connection.client_options`.
             replication_factor: the copies of topics that are created; -1 leaves that to the brokers.
+            compression: how records are compressed; None for not at all.
 
         """
         self._conninfo = conninfo
         self._destination = destination
         self._options = options
         self._replication_factor = replication_factor
+        self._compression = compression
         self._events = events_topic(destination.prefix)
         self._state = state_topic(destination.prefix)
         self._progress = progress_topic(destination.prefix)
@@ -175,7 +184,7 @@ class Publisher:
         log_reader = RecordReader(connection, self._destination)
         with topics(self._options, self._replication_factor) as checked:
             checked.ensure([self._progress])
-        producer = Producer(self._options, f"{self._destination.prefix}.publisher")
+        producer = Producer(self._options, f"{self._destination.prefix}.publisher", self._compression)
         read_ahead = SingleThreadExecutor(f"reader for {self._destination.prefix}")
         try:
             positions = self._resume(connection)
@@ -297,7 +306,13 @@ def publishers(conninfo: str, settings: Settings) -> list[Publisher]:
         return []
     options = client_options(settings)
     return [
-        Publisher(conninfo, destination, options, replication_factor=settings.kafka_replication_factor)
+        Publisher(
+            conninfo,
+            destination,
+            options,
+            replication_factor=settings.kafka_replication_factor,
+            compression=compression(settings),
+        )
         for destination in destinations(settings.kafka_ledgers)
     ]
 

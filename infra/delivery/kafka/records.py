@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import psycopg
 
+from domain.code import replay_code
+from domain.creator import Creator
 from infra.delivery.cloud_events import binary_headers, cloud_event
-from infra.delivery.kafka.code_state import CodeStates
+from infra.delivery.kafka.code_state import CodeStates, state_json
 from infra.delivery.kafka.connection import KafkaRecord, partition_of
 from infra.delivery.kafka.publication_status import OF_DESTINATION
 from infra.delivery.kafka.topics import PARTITIONS, events_topic, progress_topic, state_topic
@@ -63,6 +65,30 @@ _HISTORIES: Final = """
     WHERE h.ledger_id = ANY (%b)
     ORDER BY h.ledger_id, h.generation DESC
 """
+
+_ERASED: Final = """
+    SELECT stream_id
+    FROM events
+    WHERE ledger_id = %b AND stream_id = ANY (%b) AND position <= %b AND type = 'CreatorErased'
+"""
+
+_OF_CREATORS: Final = (
+    "SELECT"
+    + COLUMNS
+    + """
+    FROM (
+        SELECT * FROM events
+        WHERE ledger_id = %b AND creator_stream = ANY (%b) AND type = 'CodeGenerated' AND position <= %b
+        ORDER BY position
+    ) g
+    CROSS JOIN LATERAL (
+        SELECT * FROM events e
+        WHERE e.ledger_id = g.ledger_id AND e.stream_id = g.stream_id AND e.position <= %b
+        ORDER BY e.version
+    ) e
+    ORDER BY g.position, e.version
+"""
+)
 
 _BEFORE_VERSIONS: Final = (
     "SELECT"
@@ -151,11 +177,41 @@ class RecordReader:
     def _state_records(
         self, ledger_id: int, ledger_name: str, read: Sequence[RecordedEvent], newest: AbstractSet[int]
     ) -> Iterator[KafkaRecord]:
-        for last in self._states.apply(ledger_id, read, newest):
-            key = str(last.stream_id).encode()
-            content = self._states.content(ledger_name, last)
-            partition = partition_of(key, PARTITIONS)
-            yield KafkaRecord(self._state, partition, key, content, _STATE_HEADERS, _timestamp_ms(last))
+        published = self._states.apply(ledger_id, read, newest)
+        upto = read[-1].position
+        erased = self._erased(ledger_id, {last.creator_stream for last in published}, upto)
+        for last in published:
+            content = self._states.content(ledger_name, last, creator_erased=last.creator_stream in erased)
+            yield self._state_record(last, content)
+        erased_now = {recorded.stream_id for recorded in read if isinstance(recorded.event, Creator.Erased)}
+        if erased_now:
+            told = {last.stream_id for last in published}
+            for stream in self._streams_of_creators(ledger_id, erased_now, upto):
+                if stream[-1].stream_id not in told:
+                    content = state_json(replay_code(stream), ledger_name, stream[-1], creator_erased=True)
+                    yield self._state_record(stream[-1], content)
+
+    def _state_record(self, last: RecordedEvent, content: bytes) -> KafkaRecord:
+        key = str(last.stream_id).encode()
+        return KafkaRecord(
+            self._state, partition_of(key, PARTITIONS), key, content, _STATE_HEADERS, _timestamp_ms(last)
+        )
+
+    def _erased(self, ledger_id: int, creators: AbstractSet[UUID], upto: int) -> AbstractSet[UUID]:
+        """Return which creators are erased, by what is published."""
+        if not creators:
+            return frozenset()
+        self._cursor.execute(_ERASED, (ledger_id, Uuids(list(creators)), upto), prepare=True)
+        return {row[0] for row in self._cursor.fetchall()}
+
+    def _streams_of_creators(
+        self, ledger_id: int, creators: AbstractSet[UUID], upto: int
+    ) -> Iterator[Sequence[RecordedEvent]]:
+        """Yield the streams of all codes of some creators, as far as they are published."""
+        self._cursor.execute(_OF_CREATORS, (ledger_id, Uuids(list(creators)), upto, upto), prepare=True)
+        # By place: a row becomes an event only where its code's turn has come.
+        for _, rows in groupby(self._cursor.fetchall(), key=itemgetter(4)):
+            yield [to_recorded(row) for row in rows]
 
     def _progress_record(self, ledger_name: str, history: UUID, last: RecordedEvent) -> KafkaRecord:
         """Return the record of a ledger's progress. The event id tells this log from another one of the same length."""

@@ -148,7 +148,8 @@ def test_a_state_shows_the_newest_entries_and_counts_all() -> None:
     stream = story.stream(given.CODE)
     content = state_content(replay_code(stream), "main", stream[-1])
 
-    assert content["redemption_count"] == ENTRIES_MAX + 5
+    assert (content["redemption_count"], content["truncated"]) == (ENTRIES_MAX + 5, True)
+    assert not state_content(replay_code(stream[:-5]), "main", stream[-6])["truncated"]
     assert [entry["advertiser_id"] for entry in content["redemptions"]] == [
         f"adv-{number}" for number in range(5, ENTRIES_MAX + 5)
     ]

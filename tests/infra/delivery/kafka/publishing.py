@@ -49,11 +49,16 @@ def options(bootstrap: str, **settings: str) -> dict[str, Any]:
 
 @contextmanager
 def publishing(
-    database: TestDatabase, bootstrap: str, prefix: str, ledgers: str = "*", **settings: str
+    database: TestDatabase,
+    bootstrap: str,
+    prefix: str,
+    ledgers: str = "*",
+    compression: str | None = None,
+    **settings: str,
 ) -> Iterator[Publisher]:
     """Publish a database's ledgers for as long as the block takes."""
     (destination,) = destinations([f"{name}={prefix}" for name in ledgers.split(",")])
-    publisher = Publisher(database.dsn(WORKER), destination, options(bootstrap, **settings))
+    publisher = Publisher(database.dsn(WORKER), destination, options(bootstrap, **settings), compression=compression)
     publisher.start()
     try:
         yield publisher

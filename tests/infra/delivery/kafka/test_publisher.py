@@ -153,6 +153,8 @@ async def test_the_state_topic_ends_with_each_code_as_it_stands(kafka: Broker, o
                 "redemptions": [{"advertiser_id": given.ADVERTISER, "redeemed_at": redeemed.effective_at}],
                 "campaign_count": 0,
                 "campaigns": [],
+                "truncated": False,
+                "creator_erased": False,
                 "version": 6,
                 "stream_version": 6,
                 "position": 7,
@@ -220,7 +222,9 @@ async def test_progress_names_the_last_event_of_each_ledger(kafka: Broker, opene
         (first,) = topic.until(1)[:1]
 
     (last,) = await opened.events.at_positions(tenant.ledger_id, [6])
-    assert (first.key, first.value) == ("main", {"position": 6, "event_id": str(last.event_id)})
+    ((history,),) = opened.sql("SELECT history FROM histories")
+    told = {"position": 6, "event_id": str(last.event_id), "history": str(history)}
+    assert (first.key, first.value) == ("main", told)
 
 
 @pytest.mark.parametrize("remembered", [0, 1])
@@ -242,3 +246,27 @@ async def test_codes_that_are_not_remembered_are_read_again(
 def _summary(topic: Topic) -> tuple[str, int, int]:
     last = topic.received[-1].value
     return last["state"], last["share_count"], last["redemption_count"]
+
+
+async def test_what_is_compressed_is_read_as_anything_else(kafka: Broker, opened: Opened, prefix: str) -> None:
+    tenant = await opened.begin()
+    count = await a_life(opened, tenant)
+    with publishing(opened.database, kafka.plain, prefix, compression="gzip"), events(kafka.plain, prefix) as topic:
+        received = topic.until(count)
+    assert once_and_in_order(received, range(1, count + 1)) == []
+
+
+async def test_the_codes_of_an_erased_creator_get_a_state_that_says_so(
+    kafka: Broker, opened: Opened, prefix: str
+) -> None:
+    tenant = await opened.begin()
+    await a_life(opened, tenant)
+    with publishing(opened.database, kafka.plain, prefix), states(kafka.plain, prefix) as topic:
+        topic.until(1)
+        await opened.erase(tenant)
+        until(lambda: bool(topic.poll()) and topic.received[-1].value["creator_erased"])
+        await opened.when(tenant, given.revoke(reason="over"))
+        until(lambda: bool(topic.poll()) and topic.received[-1].value["state"] == "revoked")
+
+    told = [(record.value["position"], record.value["creator_erased"]) for record in topic.received[-3:]]
+    assert told == [(6, False), (6, True), (8, True)]
