@@ -166,7 +166,7 @@ def code_state_schema() -> dict[str, Any]:
         "campaign_count": _COUNT,
         "campaigns": {"type": "array", "items": _object(campaign)},
         "truncated": {"type": "boolean"},
-        "creator_erased": {"type": "boolean"},
+        "erased": {"type": "boolean"},
         "version": _COUNT,
         "stream_version": _COUNT,
         "position": _COUNT,
@@ -176,7 +176,7 @@ def code_state_schema() -> dict[str, Any]:
         "The state of a code after its event at `position`. It does not change when the code expires by the "
         "clock: compare `expires_at` with the clock. Lists contain the newest 100 entries, counts count all, and "
         "`truncated` says whether entries were left out. No record is ever deleted: the codes of an erased creator get "
-        "another one, with `creator_erased`."
+        "another one, with `erased`."
     )
     return _schema(f"{CODE_STATE}.v1", about, properties, list(properties))
 

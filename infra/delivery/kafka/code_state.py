@@ -123,7 +123,7 @@ def state_content(
         "campaign_count": len(campaigns),
         "campaigns": [_campaign(campaign, code) for _, campaign in _newest(campaigns)],
         "truncated": max(len(code.shares), len(code.redemptions), len(campaigns)) > ENTRIES_MAX,
-        "creator_erased": creator_erased,
+        "erased": creator_erased,
         "version": code.command_version,
         "stream_version": recorded.stream_version,
         "position": recorded.position,

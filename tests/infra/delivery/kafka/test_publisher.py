@@ -154,7 +154,7 @@ async def test_the_state_topic_ends_with_each_code_as_it_stands(kafka: Broker, o
                 "campaign_count": 0,
                 "campaigns": [],
                 "truncated": False,
-                "creator_erased": False,
+                "erased": False,
                 "version": 6,
                 "stream_version": 6,
                 "position": 7,
@@ -264,9 +264,9 @@ async def test_the_codes_of_an_erased_creator_get_a_state_that_says_so(
     with publishing(opened.database, kafka.plain, prefix), states(kafka.plain, prefix) as topic:
         topic.until(1)
         await opened.erase(tenant)
-        until(lambda: bool(topic.poll()) and topic.received[-1].value["creator_erased"])
+        until(lambda: bool(topic.poll()) and topic.received[-1].value["erased"])
         await opened.when(tenant, given.revoke(reason="over"))
         until(lambda: bool(topic.poll()) and topic.received[-1].value["state"] == "revoked")
 
-    told = [(record.value["position"], record.value["creator_erased"]) for record in topic.received[-3:]]
+    told = [(record.value["position"], record.value["erased"]) for record in topic.received[-3:]]
     assert told == [(6, False), (6, True), (8, True)]
