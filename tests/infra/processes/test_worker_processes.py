@@ -1,4 +1,4 @@
-"""The processes of a worker: deliveries run in one of their own, and nothing else does."""
+"""The processes of a worker: deliveries and the sealer run in ones of their own, and nothing else does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tests.serving import LiveServer
 from tests.waiting import until
 
 DELIVERIES = ["work", "--only", "webhooks"]
-ALL_ELSE = ["work", "--only", "expiry,kafka,views"]
+ALL_ELSE = ["work", "--only", "anchor,expiry,kafka,views"]
+SEALER = ["work", "--only", "seal"]
 
 
 def commands_of(pid: int) -> list[list[str]]:
@@ -44,8 +45,8 @@ def working(database: TestDatabase) -> Iterator[subprocess.Popen[bytes]]:
             assert process.wait(20) == 0
 
 
-def test_everything_in_one_command_delivers_webhooks_in_a_process_of_its_own(live_server: LiveServer) -> None:
-    assert commands_of(live_server.process.pid) == [["serve"], ALL_ELSE, DELIVERIES]
+def test_everything_in_one_command_delivers_webhooks_and_seals_in_processes_of_their_own(live_server: LiveServer) -> None:
+    assert commands_of(live_server.process.pid) == [["serve"], ALL_ELSE, SEALER, DELIVERIES]
 
 
 def test_a_worker_delivers_webhooks_in_a_process_of_its_own_and_starts_it_again(database: TestDatabase) -> None:
