@@ -45,7 +45,7 @@ def working(database: TestDatabase) -> Iterator[subprocess.Popen[bytes]]:
             assert process.wait(20) == 0
 
 
-def test_everything_in_one_command_delivers_webhooks_and_seals_in_processes_of_their_own(live_server: LiveServer) -> None:
+def test_one_command_delivers_webhooks_and_seals_in_processes_of_their_own(live_server: LiveServer) -> None:
     assert commands_of(live_server.process.pid) == [["serve"], ALL_ELSE, SEALER, DELIVERIES]
 
 
