@@ -186,12 +186,13 @@ def campaign_stop(
 
 
 def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> CodeWithCampaigns:
+    starts_at = event.starts_at if event.start_stated else recorded.effective_at
     return CodeWithCampaigns(
         ledger_id=ledger_id,
         code_id=recorded.stream_id,
         creator_id=event.creator_id,
         video_id=event.video_id,
-        open_in=_stored([first_period(Window(event.starts_at, event.expires_at))]),
+        open_in=_stored([first_period(Window(starts_at, event.expires_at))]),
         revoked_at=None,
         campaigns={},
     )

@@ -159,7 +159,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         video_id=event.video_id,
         masked=event.masked,
         terms_version=event.terms_version,
-        starts_at=event.starts_at,
+        starts_at=event.starts_at if event.start_stated else recorded.effective_at,
         start_stated=event.start_stated,
         expires_at=event.expires_at,
         extended_at=None,

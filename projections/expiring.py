@@ -95,7 +95,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         code_id=recorded.stream_id,
         creator_id=event.creator_id,
         video_id=event.video_id,
-        starts_at=event.starts_at,
+        starts_at=event.starts_at if event.start_stated else recorded.effective_at,
         expires_at=event.expires_at,
         set_at=recorded.effective_at,
         extended=False,

@@ -141,7 +141,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
     return CodeTimelineRow(
         ledger_id=ledger_id,
         code_id=recorded.stream_id,
-        issued_at=min(recorded.effective_at, event.starts_at),
+        issued_at=min(recorded.effective_at, event.starts_at) if event.start_stated else recorded.effective_at,
         start_stated=event.start_stated,
         first_end=event.expires_at,
         first_set_at=None,

@@ -54,6 +54,16 @@ def test_a_code_of_which_only_the_end_is_known_says_that_nobody_stated_its_start
     assert event["body"]["start_stated"] is False
 
 
+def test_lists_begin_a_code_with_an_unknown_start_when_its_answer_does(world: World) -> None:
+    code = given_code(world, expires_at=days(12))
+
+    query = {"video_id": code["video_id"], "at_least": code["position"]}
+    (listed,) = told(world.client.get("/v1/codes", params=query), 200)["codes"]
+
+    # It was recorded a moment after its command was decided.
+    assert (listed["starts_at"], listed["generated_at"]) == (code["starts_at"], code["generated_at"])
+
+
 def test_an_earlier_redemption_moves_an_unknown_start(world: World) -> None:
     code = given_code(world, expires_at=days(12))
 
