@@ -649,7 +649,8 @@ def erase(
     found = _with_database(
         lambda place, key: _after_check(place, erasure.erase(place.owner, key, ledger, creator_id, reason))
     )
-    show(f"Erased. The event is at position {found.recorded.position:,}. The key is destroyed.")
+    done = "The key is destroyed." if found.carried_out_at else "A worker destroys the key as soon as it can."
+    show(f"Erased. The event is at position {found.recorded.position:,}. {done}")
 
 
 @app.command()
