@@ -118,7 +118,6 @@ async def read_permission_history(
     """Read when a creator's Ad Authorization went on and off, oldest first. Empty if it was never switched on."""
     creator_id = headers.path_creator(creator_id)
     caller.act_for_creator(creator_id)
-    (creator_id,) = await caller.services.aggregates.shown_creators(caller.ledger_id, {creator_id})
     await wait_for_log(caller, query.at_least)
     stream = await caller.services.aggregates.creator_stream(caller.ledger_id, creator_id)
     position = max([query.at_least or 0, *(recorded.position for recorded in stream[-1:])])
