@@ -198,6 +198,7 @@ ASKED: dict[str, list[Ask]] = {
     "GET /v1/webhooks/{webhook_id}/deliveries": [on_webhook("GET", "/deliveries")],
     "GET /v1/webhooks/{webhook_id}/dead-letters": [on_webhook("GET", "/dead-letters")],
     "POST /v1/webhooks/{webhook_id}/replays": [on_webhook("POST", "/replays")],
+    "POST /v1/webhooks/{webhook_id}/retries": [on_webhook("POST", "/retries")],
     "GET /v1/keys": [getting("/v1/keys")],
     "POST /v1/keys/{key_id}/rotation": [
         lambda client, of: client.post(f"/v1/keys/{of.key_id}/rotation", json={"overlap_seconds": 0})
