@@ -23,9 +23,9 @@ process that has lost one to another finds that its position has moved, and stop
     Gap            raised where an event of a code is missing: the topic or your tables are damaged, and continuing
                    would hide it. (Positions, in `sequence`, are spread over partitions, so one reader cannot check
                    those.)
-    Forked         raised where a version that is done has another event now: the ledger was restored to an earlier
-                   state, continued from there, and was published again. Your tables contain events that are no longer
-                   in its history
+    Forked         raised where a position or a version that is done has another event now, or where the ledger goes on
+                   as another history: it was restored to an earlier state and continued from there. Your tables may
+                   contain events that are no longer in its history. Once they follow, `accept_history` lets it go on
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ CREATE TABLE IF NOT EXISTS sparkledger_positions (
 CREATE TABLE IF NOT EXISTS sparkledger_events (
     consumer text, source text, subject text, version int, id text NOT NULL, at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (consumer, source, subject, version));
+ALTER TABLE sparkledger_events ADD COLUMN IF NOT EXISTS sequence bigint;
+CREATE UNIQUE INDEX IF NOT EXISTS sparkledger_events_sequence ON sparkledger_events (consumer, source, sequence);
+CREATE TABLE IF NOT EXISTS sparkledger_histories (
+    consumer text, source text, history text, PRIMARY KEY (consumer, source, history));
 CREATE TABLE IF NOT EXISTS sparkledger_streams (
     consumer text, source text, subject text, version int NOT NULL, last_id text NOT NULL,
     PRIMARY KEY (consumer, source, subject));
@@ -102,7 +106,7 @@ class Gap(Exception):
 
 
 class Forked(Exception):
-    """A version of a code, or of a creator, that is done has another event now: the ledger was restored."""
+    """What is done is no longer in the ledger's history, or the ledger goes on as another: it was restored."""
 
 
 class _Moved(Exception):
@@ -217,6 +221,22 @@ class Consumer:
                         done += 1
         return done
 
+    def accept_history(self, source: str, history: str) -> None:
+        """Read on in another history of a ledger, now that your tables follow it.
+
+        Args:
+            source: the ledger, as in `Event.source`.
+            history: the history, as `Forked` names it.
+
+        """
+        with psycopg.connect(self._database) as connection:
+            connection.execute(SCHEMA)
+            connection.execute(
+                "INSERT INTO sparkledger_histories (consumer, source, history) VALUES (%s, %s, %s)"
+                " ON CONFLICT DO NOTHING",
+                (self._name, source, history),
+            )
+
     @contextmanager
     def _polling(self, connection: psycopg.Connection[Any]) -> Iterator[Callable[[], Mapping[Any, Sequence[Any]]]]:
         """Open a consumer, and yield a function that returns the next records of each partition."""
@@ -313,17 +333,21 @@ class Consumer:
 
     def _is_new(self, cursor: psycopg.Cursor[Any], event: Event) -> bool:
         """Mark an event as done; return whether it was not done before, and check that none is missing before it."""
+        self._check_history(cursor, event)
         cursor.execute(
-            "INSERT INTO sparkledger_events (consumer, source, subject, version, id) VALUES (%s, %s, %s, %s, %s)"
-            " ON CONFLICT DO NOTHING",
-            (self._name, event.source, event.subject, event.stream_version, event.id),
+            "INSERT INTO sparkledger_events (consumer, source, subject, version, id, sequence)"
+            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            (self._name, event.source, event.subject, event.stream_version, event.id, event.sequence),
         )
         if cursor.rowcount == 0:
+            # The same position and the same version of its subject: either of them may be another event's now.
             cursor.execute(
-                "SELECT id FROM sparkledger_events WHERE (consumer, source, subject, version) = (%s, %s, %s, %s)",
-                (self._name, event.source, event.subject, event.stream_version),
+                "SELECT id FROM sparkledger_events WHERE (consumer, source) = (%s, %s)"
+                " AND ((subject, version) = (%s, %s) OR sequence = %s)",
+                (self._name, event.source, event.subject, event.stream_version, event.sequence),
             )
-            _raise_if_forked(event, cursor.fetchone())
+            for done in cursor.fetchall():
+                _raise_if_forked(event, done)
             return False
         cursor.execute(
             "SELECT last_id, version FROM sparkledger_streams WHERE (consumer, source, subject) = (%s, %s, %s)"
@@ -350,6 +374,30 @@ class Consumer:
             (self._name, event.source, event.subject, event.stream_version, event.id),
         )
         return True
+
+    def _check_history(self, cursor: psycopg.Cursor[Any], event: Event) -> None:
+        """Raise where the ledger goes on as a history that nobody has accepted; the first one needs nobody."""
+        history = event.attributes.get("ledgerhistory")
+        if history is None:
+            return
+        cursor.execute(
+            "SELECT bool_or(history = %s) FROM sparkledger_histories WHERE (consumer, source) = (%s, %s)",
+            (history, self._name, event.source),
+        )
+        (accepted,) = cursor.fetchone() or (None,)
+        if accepted is None:
+            cursor.execute(
+                "INSERT INTO sparkledger_histories (consumer, source, history) VALUES (%s, %s, %s)"
+                " ON CONFLICT DO NOTHING",
+                (self._name, event.source, history),
+            )
+        elif not accepted:
+            message = (
+                f"{event.source} goes on as history {history}: it was restored to an earlier state. Events that are "
+                "done may no longer be in it. Let your tables follow, then call accept_history with this source and "
+                "this history."
+            )
+            raise Forked(message)
 
     def _move(self, cursor: psycopg.Cursor[Any], partition: Any, first: int, next_offset: int) -> None:
         """Write the position in a partition, unless another process has read further than where this batch began."""
@@ -408,10 +456,10 @@ def _raise_if_forked(event: Event, done: Any) -> None:
     """Raise where the event that is done at a version, whose id is first in the given row, is another one."""
     if done is not None and done[0] != event.id:
         message = (
-            f"Version {event.stream_version} of {event.subject} of {event.source} was done as {done[0]} and is "
-            f"{event.id} now: the ledger was restored to an earlier state, or is another one. Later events that are "
-            "done are no longer in its history. Read the topic from its beginning into empty tables, or restore the "
-            "newer ledger."
+            f"Version {event.stream_version} of {event.subject} of {event.source}, or position {event.sequence}, was "
+            f"done as {done[0]} and is {event.id} now: the ledger was restored to an earlier state, or is another one. "
+            "Later events that are done are no longer in its history. Read the topic from its beginning into empty "
+            "tables, or restore the newer ledger."
         )
         raise Forked(message)
 

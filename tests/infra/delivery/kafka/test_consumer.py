@@ -467,7 +467,7 @@ def test_another_event_at_a_version_that_was_done_stops_it(
 
     assert isinstance(after.error, Forked)
     assert str(after.error).startswith(
-        f"Version {version} of codes/1 of /ledgers/main was done as id-{version} and is another now: "
+        f"Version {version} of codes/1 of /ledgers/main, or position {version}, was done as id-{version} and is another"
     )
     assert after.handled() == [1, 2, 3]
 
