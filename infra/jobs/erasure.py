@@ -64,7 +64,16 @@ _PENDING: Final = """
 """
 
 _DEED: Final = "SELECT removed_at, carried_out_at FROM erasures WHERE ledger_id = %s AND position = %s"
-_UNDER_WAY: Final = "SELECT EXISTS (SELECT FROM erasures WHERE carried_out_at IS NULL)"
+# Whether an erasure waits for the end of an epoch, and the pause after the last change of the epoch is over: so many
+# times as long as that change took. One that was interrupted goes on at once.
+_DUE: Final = """
+    SELECT EXISTS (SELECT FROM erasures WHERE carried_out_at IS NULL)
+    AND coalesce((
+        SELECT clock_timestamp() >= max(e.destroyed_at) + %s * (max(e.destroyed_at) - max(e.began_at))
+        FROM key_epochs e
+        HAVING bool_and(e.present OR e.destroyed_at IS NOT NULL)
+    ), true)
+"""
 
 # Valid keys that act for this creator, and otherwise only for creators who are erased as well. Keys name creators by
 # the canonical forms of their ids.
@@ -164,33 +173,30 @@ class Erasures:
             self._keyring.forget(ledger_id, removed, creator)
         return removed is not None
 
-    async def complete(self) -> bool:
-        """End the epoch that the removed keys were sealed in, once for all of them; return whether that was needed."""
+    async def complete(self, rest_share: int = 0) -> None:
+        """End the epoch that the removed keys were sealed in, once for all of them, if there are any.
+
+        With `rest_share`, this waits for a later call until the pause after the last end of an epoch is over.
+        """
 
         async def query(connection: LedgerConnection) -> bool:
-            row = await (await connection.execute(_UNDER_WAY)).fetchone()
+            row = await (await connection.execute(_DUE, (rest_share,))).fetchone()
             return row is not None and bool(row[0])
 
-        needed = await self._database.read(None, query)
-        if needed:
+        if await self._database.read(None, query):
             await change_epoch(self._database.conninfo, self._keyring.key_provider)
-        return needed
 
     async def run(self, poll_s: float = POLL_S) -> None:
         """Carry out pending erasures until cancelled; needs the worker's rights.
 
         Erasures that are recorded while an epoch ends wait for the end of the next one, together. Epochs follow each
-        other so slowly that sealing every creator's key again takes a tenth of the time.
+        other so slowly that sealing every creator's key again takes a tenth of the time, with any number of workers.
         """
-        wait_until = 0.0
         while True:
             try:
                 while await self.remove_pending() == BATCH:
                     pass
-                began = monotonic()
-                if began >= wait_until and await self.complete():
-                    ended = monotonic()
-                    wait_until = ended + REST_SHARE * (ended - began)
+                await self.complete(REST_SHARE)
             except (Unavailable, MasterKeyError, psycopg.OperationalError) as error:
                 log.warning("Erasures are delayed: %s", str(error).strip())
             await asyncio.sleep(poll_s)

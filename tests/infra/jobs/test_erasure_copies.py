@@ -19,6 +19,7 @@ from infra.crypto.keyring import Keyring, creator_key_unwrapped_with, creator_pu
 from infra.crypto.master_keys import MasterKey
 from infra.crypto.rotation import change_epoch, require_master_keys, rotate
 from infra.errors import Unavailable
+from infra.jobs.erasure import REST_SHARE
 from infra.postgres.roles import API, WORKER
 from projections.engine.advisory_locks import AdvisoryLock
 from tests import given
@@ -104,6 +105,30 @@ async def test_erasures_that_wait_together_end_one_epoch(opened: Opened) -> None
     assert opened.sql("SELECT count(*) FROM key_epochs") == [(2,)]
     assert opened.sql("SELECT count(*) FROM erasures WHERE carried_out_at IS NULL") == [(0,)]
     assert await read_by_a_thief(opened, tenant) == {}
+
+
+async def test_a_worker_pauses_after_a_long_change_of_the_epoch_and_finishes_an_interrupted_one_at_once(
+    opened: Opened,
+) -> None:
+    tenant = await two_creators(opened)
+    await opened.erase(tenant)
+    await opened.when(tenant, given.erase(creator_id=OTHER_CREATOR))
+    await opened.erasures.remove(tenant.ledger_id, OTHER_CREATOR, COMMAND_LINE)
+    pending = "SELECT count(*) FROM erasures WHERE carried_out_at IS NULL"
+    # As if the change before, which ended just now, had taken an hour.
+    opened.sql("UPDATE key_epochs SET began_at = began_at - interval '1 hour' WHERE present")
+    await opened.erasures.complete(REST_SHARE)
+    assert opened.sql(pending) == [(1,)]
+    opened.sql("UPDATE key_epochs SET destroyed_at = destroyed_at - interval '10 hours' WHERE NOT present")
+    opened.sql("UPDATE key_epochs SET began_at = began_at - interval '10 hours' WHERE present")
+    await opened.erasures.complete(REST_SHARE)
+    assert opened.sql(pending) == [(0,)]
+
+    opened.sql("UPDATE key_epochs SET began_at = began_at - interval '1 hour' WHERE present")
+    opened.sql("UPDATE key_epochs SET destroyed_at = NULL WHERE number = 1")
+    opened.sql("UPDATE erasures SET carried_out_at = NULL")
+    await opened.erasures.complete(REST_SHARE)
+    assert opened.sql(pending) == [(0,)]
 
 
 async def test_a_creator_who_never_had_a_key_ends_no_epoch(opened: Opened) -> None:
@@ -261,7 +286,7 @@ async def test_an_epoch_waits_for_whoever_is_storing_a_key(opened: Opened) -> No
         waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         await until(lambda: bool(opened.sql(waiting)))
         await other.rollback()
-    assert await completing
+    await completing
     assert opened.sql("SELECT count(*) FROM erasures WHERE carried_out_at IS NOT NULL") == [(1,)]
 
 
