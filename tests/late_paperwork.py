@@ -119,7 +119,7 @@ class World:
         starts, ends = said["starts"] or fact.at, said["ends"]
         old = self.slips.get(said["replaces"] or 0)
         for other in self.slips.values():
-            if other.video == said["video"] and other is not old and starts < other.held_until:
+            if other.video == said["video"] and other is not old and starts < self._kept_until(other):
                 return False
         if not self.permission.get(said["creator"]) or ends <= fact.at:
             return False
@@ -151,7 +151,7 @@ class World:
         for other in self.slips.values():
             if other is slip or other.video != slip.video or other.number == slip.replaces:
                 continue
-            if slip.number != other.replaces and other.starts < ends and begins < other.held_until:
+            if slip.number != other.replaces and other.starts < ends and begins < self._kept_until(other):
                 return False
         slip.ends = ends
         return True
@@ -211,6 +211,16 @@ class World:
             ad.stopped = (fact.at, "code_revoked")
         slip.revoked = fact.at
         return True
+
+    def _kept_until(self, slip: Slip) -> datetime:
+        """Return until when nobody else may have a code's video, in whichever order codes are recorded.
+
+        A code that was replaced before it began never had its video. But it is recorded before its successor, with at
+        least the moment at which it began: a third code that is on record already, and has that moment, would keep it
+        out.
+        """
+        unused = slip.replaced is not None and slip.replaced <= slip.starts
+        return slip.starts + DAY if unused else slip.held_until
 
     def shared_with(self, slip: Slip, advertiser: str) -> bool | None:
         """Tell whether a code is shared with an account now, or nothing where nobody knows."""
