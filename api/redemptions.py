@@ -33,7 +33,7 @@ from api.http.query_params import (
     Limit,
     NextCursor,
 )
-from api.http.reads import reading
+from api.http.reads import note_read, reading
 from api.http.responses import answer, command_headers, created_or_repeated, version_headers
 from api.http.route import Operation, Route
 from api.query_language import parameter
@@ -188,8 +188,13 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
         code = await session.code_by_secret(Sealed(body.secret))
         if code is None:
             raise guess.unknown()
-    code.refuse_other_video(body.expected_video_id)
     reading(caller, subject=AccessSubject(code.id, code.creator_id, code.video_id))
+    try:
+        code.refuse_other_video(body.expected_video_id)
+    except Refused:
+        # The refusal tells that there is such a code.
+        note_read(caller, None)
+        raise
     content = _covered(code, caller.services.now())
     return answer(content, 200, version_headers(code.command_version, session.loaded[code.id].position))
 

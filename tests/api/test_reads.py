@@ -84,6 +84,14 @@ def test_a_look_up_tells_which_code_it_found_and_never_what_was_sent(world: Worl
     assert code["secret"] not in str(found)
 
 
+def test_a_look_up_that_finds_a_code_of_another_video_leaves_a_trace(world: World) -> None:
+    code, brand = world.generate(), world.brand()
+    asked = {"secret": code["secret"], "expected_video_id": "another-video"}
+    assert refused(brand.post("/v1/codes/lookup", json=asked)) == (409, "other_video")
+    ((_, _, code_id, *_, reads, _),) = counted(noted(world, refused=False), "POST /v1/codes/lookup")
+    assert (code_id, reads) == (code["code_id"], 1)
+
+
 def test_what_was_refused_is_no_read(world: World) -> None:
     code, creator = world.generate(OTHER_CREATOR), world.creator()
     refused(creator.get(f"/v1/codes/{code['code_id']}"))
