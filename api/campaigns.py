@@ -229,7 +229,10 @@ async def launch_campaign(
         raise await _without_others(refusal, caller, code) from None
     assert result.aggregate is not None  # noqa: S101 - a code with a campaign is there
     return code_answer(
-        result, caller, created_or_repeated(result), warnings=_warnings(result.aggregate, body.campaign_id)
+        result,
+        caller,
+        created_or_repeated(result),
+        warnings=_warnings(result.aggregate, body.campaign_id, result.recorded_at),
     )
 
 
@@ -319,17 +322,18 @@ async def _without_others(refusal: Refused, caller: Caller, code_id: UUID) -> Re
     return Refused(refusal.code, refusal.detail)
 
 
-def _warnings(code: Code, campaign_id: str) -> list[str]:
+def _warnings(code: Code, campaign_id: str, now: datetime) -> list[str]:
     """Return a sentence for each thing that whoever launched a campaign should know."""
-    campaign = code.campaigns[campaign_id]
-    stops_at, by = code.stop(campaign)
-    if by == "code_expired":
-        when = "when the code's window ends"
-    elif by == "code_revoked":
-        when = "when the code was revoked"
-    else:
+    stops_at, by = code.stop(code.launches[campaign_id])
+    over = stops_at <= now
+    why = {
+        "code_expired": "when the code's window ended" if over else "when the code's window ends",
+        "code_revoked": "when the code was revoked",
+    }.get(by)
+    if why is None:
         return []
-    return [f"The campaign will stop on {stops_at:%Y-%m-%d at %H:%M} UTC, {when}, before its own end."]
+    stops = "stopped" if over else "will stop"
+    return [f"The campaign {stops} on {stops_at:%Y-%m-%d at %H:%M} UTC, {why}, before its own end."]
 
 
 def _campaign(row: CampaignRow, now: datetime) -> dict[str, Any]:

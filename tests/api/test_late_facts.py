@@ -220,3 +220,34 @@ def test_a_refusal_of_something_late_is_answered_and_never_recorded(world: World
 
     history = told(world.client.get(f"/v1/codes/{code['code_id']}/history"), 200)["events"]
     assert "RedemptionRefused" not in {event["type"] for event in history}
+
+
+def test_a_campaign_from_before_a_revocation_stops_with_it_and_the_answer_says_so(world: World) -> None:
+    permitted(world)
+    code = told(recording(world, FIRST, day(2, 1), days=3_000), 201)
+    path = f"/v1/codes/{code['code_id']}"
+    redemption = {"secret": FIRST, "advertiser_id": OWN_ACCOUNT, "effective_at": day(2, 2)}
+    told(world.client.post("/v1/redemptions", json=redemption), 201)
+    told(world.client.post(f"{path}/revocation", json={"reason": "why", "effective_at": day(3, 1)}), 200)
+
+    late = campaign() | {"starts_at": day(2, 3), "ends_at": day(9, 1), "effective_at": day(2, 3)}
+    launched = told(world.client.post(f"{path}/campaigns", json=late), 201)
+
+    assert launched["warnings"] == [
+        "The campaign stopped on 2026-03-01 at 00:00 UTC, when the code was revoked, before its own end."
+    ]
+    assert [(one["ended_at"], one["stops_at"]) for one in launched["campaigns"]] == [(day(3, 1), day(3, 1))]
+
+
+def test_a_campaign_that_is_over_already_is_said_to_have_stopped(world: World) -> None:
+    permitted(world)
+    code = told(recording(world, FIRST, day(2, 1), days=10), 201)
+    redemption = {"secret": FIRST, "advertiser_id": OWN_ACCOUNT, "effective_at": day(2, 2)}
+    told(world.client.post("/v1/redemptions", json=redemption), 201)
+
+    late = campaign() | {"starts_at": day(2, 3), "ends_at": day(9, 1), "effective_at": day(2, 3)}
+    launched = told(world.client.post(f"/v1/codes/{code['code_id']}/campaigns", json=late), 201)
+
+    assert launched["warnings"] == [
+        "The campaign stopped on 2026-02-11 at 00:00 UTC, when the code's window ended, before its own end."
+    ]
