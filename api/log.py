@@ -6,9 +6,11 @@ their own media types and no place in the API reference. A log is for keys of it
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import re
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 from uuid import UUID
 
@@ -27,10 +29,14 @@ from api.http.responses import answer
 from api.http.route import Operation, Route
 from domain.log_tiles import parse_tile_path
 from infra.auth.access_log import AccessSubject
+from infra.errors import Unavailable
 from infra.proof.proofs import ProofFailed, Proofs
 from infra.proof.served_log import ServedLogs
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
     from infra.proof.served_log import ServedLog
 
 _POSITION: Final = re.compile("[1-9][0-9]{0,17}")
@@ -39,7 +45,42 @@ _GENERATION: Final = re.compile("[1-9][0-9]{0,8}")
 _TILE_AGE: Final = "max-age=31536000, immutable"
 
 
+# Reads of public logs without a key, of all strangers together: sessions of the database are for callers first.
+MAX_STRANGERS: Final = 2
+MAX_STRANGERS_WAITING: Final = 100
+_CROWDED: Final = "Too many requests for public logs are already in progress. Try again in a moment."
+
 log = logging.getLogger(__name__)
+
+
+class Strangers:
+    """The turns of those who read public logs without a key, in one process."""
+
+    def __init__(self, most: int = MAX_STRANGERS, most_waiting: int = MAX_STRANGERS_WAITING) -> None:
+        """Begin with nobody."""
+        self._turns = asyncio.Semaphore(most)
+        self._waiting = 0
+        self._most_waiting = most_waiting
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn, and have it for as long as the context lasts.
+
+        Raises:
+            Unavailable: too many wait already.
+
+        """
+        if self._waiting >= self._most_waiting:
+            raise Unavailable(_CROWDED)
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
 
 
 class LogAnswer(Answer):
@@ -199,7 +240,8 @@ async def read_checkpoint(
     caller: Annotated[Caller | None, allow("operator", "auditor", "admin", without_key=True)],
 ) -> Response:
     """Return the newest checkpoint of a log."""
-    served = await _readable(request, ledger, generation, caller)
+    async with _turn(request, caller):
+        served = await _readable(request, ledger, generation, caller)
     if served.checkpoint is None:
         raise Problem("log_unknown")
     return Response(served.checkpoint, 200, _cache(served, "no-cache"), "text/plain; charset=utf-8")
@@ -214,9 +256,10 @@ async def read_tile(
     caller: Annotated[Caller | None, allow("operator", "auditor", "admin", without_key=True)],
 ) -> Response:
     """Return a tile of hashes, or a bundle of entries, of a log."""
-    served = await _readable(request, ledger, generation, caller)
     wanted = parse_tile_path(path)
-    tile = None if wanted is None else await _logs(request).tile(served, wanted, _reader(caller))
+    async with _turn(request, caller):
+        served = await _readable(request, ledger, generation, caller)
+        tile = None if wanted is None else await _logs(request).tile(served, wanted, _reader(caller))
     if tile is None:
         raise Problem("log_unknown")
     return Response(tile, 200, _cache(served, _TILE_AGE), "application/octet-stream")
@@ -247,6 +290,12 @@ def _failed(caller: Caller, error: ProofFailed) -> Problem:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def _turn(request: Request, caller: Caller | None) -> AbstractAsyncContextManager[None]:
+    """Return what a read waits for: a key has a share of its own already."""
+    strangers: Strangers = request.app.state.strangers
+    return nullcontext() if caller is not None else strangers.turn()
 
 
 def _logs(request: Request) -> ServedLogs:

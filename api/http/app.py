@@ -190,6 +190,7 @@ def create_app(
     app.state.services = services
     per_second = services.settings.requests_per_second
     app.state.limits = Limits(Limit(per_second, per_second))
+    app.state.strangers = log.Strangers()
     app.state.key_names = KeyNames(services.key_admin)
     app.state.places = places = SharedPlaces(
         waiting, download_places(), upload_places(), upload_bytes(), stream_places()

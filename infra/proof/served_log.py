@@ -28,7 +28,7 @@ _TILE: Final = """
     WHERE ledger_id = %s AND generation = %s AND level = %s AND index = %s AND length(hashes) >= %s
 """
 
-_ENTRIES: Final = "SELECT entries, bundle FROM log_entries(%s, %s, %s)"
+_ENTRIES: Final = "SELECT entries, bundle FROM log_entries(%s, %s, %s, %s)"
 
 _SUMMARY: Final = """
     SELECT l.log_id, h.history, h.generation, t.origin, t.verifier_keys, t.checkpoint_size, t.checkpoint, t.stopped
@@ -98,7 +98,7 @@ class ServedLogs:
             return None
         if wanted.level is None:
             first = wanted.index * WIDTH + 1
-            row = await self._row(reader, _ENTRIES, (log.ledger_id, first, first + wanted.width - 1))
+            row = await self._row(reader, _ENTRIES, (log.ledger_id, log.generation, first, first + wanted.width - 1))
             return bytes(row[1]) if row is not None and row[0] == wanted.width else None
         length = wanted.width * HASH_BYTES
         place = (length, log.ledger_id, log.generation, level, wanted.index, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from api.log import Strangers
 from domain.log_tiles import TreeEdge, split_hashes
 from domain.merkle import EMPTY_ROOT, leaf_hash, root_of, verify_consistency, verify_inclusion
+from infra.errors import Unavailable
 from infra.proof.checkpoints import Checkpoint
 from tests.api.world import World, refused, told
 from tests.conftest import TestDatabase
@@ -170,6 +173,30 @@ def test_every_role_can_read_the_state_of_its_ledgers_log(world: World) -> None:
     assert base64.b64decode(expected["vkeys"][0].split("+", 2)[2])[0] == 1
     for client in (world.creator(), world.brand(), world.as_role("subscriber"), world.as_role("auditor")):
         assert told(client.get("/v1/log"), 200) == expected
+
+
+async def test_strangers_take_turns_and_are_turned_away_when_too_many_wait() -> None:
+    strangers = Strangers(most=2, most_waiting=3)
+    inside, entered, leave = 0, asyncio.Event(), asyncio.Event()
+    most = 0
+
+    async def read() -> None:
+        nonlocal inside, most
+        async with strangers.turn():
+            inside += 1
+            most = max(most, inside)
+            entered.set()
+            await leave.wait()
+            inside -= 1
+
+    reads = [asyncio.create_task(read()) for _ in range(6)]
+    await entered.wait()
+    turned_away, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_EXCEPTION)
+    assert [type(task.exception()) for task in turned_away] == [Unavailable]
+    leave.set()
+    done = await asyncio.gather(*reads, return_exceptions=True)
+    assert [type(outcome) for outcome in done].count(Unavailable) == 1
+    assert (most, inside) == (2, 0)
 
 
 # -- Proofs

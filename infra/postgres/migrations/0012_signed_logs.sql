@@ -66,8 +66,10 @@ CREATE FUNCTION entry_bytes(value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE
 RETURN int4send(length(value)) || sha256(value);
 
 -- Entries of a log as a bundle of tlog-tiles, each with its length before it. The API serves public logs without being
--- bound to a ledger, so that it could not read the rows itself; an entry discloses nothing of them.
-CREATE FUNCTION log_entries(of_ledger int, first bigint, last bigint, OUT entries bigint, OUT bundle bytea)
+-- bound to a ledger, so that it could not read the rows itself; an entry discloses nothing of them. Of an earlier
+-- generation there are those that it has in common with the next one: at later positions there are other events now.
+CREATE FUNCTION log_entries(
+    of_ledger int, of_generation int, first bigint, last bigint, OUT entries bigint, OUT bundle bytea)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT count(*), coalesce(string_agg(
         '\x0041'::bytea || x.lead
@@ -92,9 +94,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
         FROM events e
         JOIN ledgers l ON l.ledger_id = e.ledger_id
         WHERE e.ledger_id = of_ledger AND e.position BETWEEN first AND last AND last - first < 256
-        AND (
-            of_ledger = bound_ledger()
-            OR EXISTS (SELECT FROM log_trees t WHERE t.ledger_id = of_ledger AND t.public AND last <= t.size)
+        AND EXISTS (
+            SELECT FROM log_trees t
+            WHERE t.ledger_id = of_ledger AND t.generation = of_generation AND last <= t.size
+            AND (t.public OR of_ledger = bound_ledger())
+        )
+        AND NOT EXISTS (
+            SELECT FROM histories h
+            WHERE h.ledger_id = of_ledger AND h.generation > of_generation AND h.common_position < last
         )
     ) x
 $$;

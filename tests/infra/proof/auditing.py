@@ -53,11 +53,12 @@ def stopped(opened: Opened, tenant: Tenant) -> str | None:
     return str(reason) if reason is not None else None
 
 
-def entries(opened: Opened, tenant: Tenant, first: int, last: int) -> tuple[int, bytes]:
+def entries(opened: Opened, tenant: Tenant, first: int, last: int, generation: int = 1) -> tuple[int, bytes]:
     """Return how many entries of a ledger the database computes, and their bundle."""
     with psycopg.connect(opened.database.dsn(), autocommit=True) as connection:
         connection.execute("SELECT set_config('sparkledger.ledger', %s, false)", (f"{tenant.ledger_id}:",))
-        row = connection.execute("SELECT * FROM log_entries(%s, %s, %s)", (tenant.ledger_id, first, last)).fetchone()
+        place = (tenant.ledger_id, generation, first, last)
+        row = connection.execute("SELECT * FROM log_entries(%s, %s, %s, %s)", place).fetchone()
     assert row is not None
     return row[0], row[1]
 
@@ -93,7 +94,7 @@ class Auditor:
         found: list[bytes] = []
         for first in range(1, size + 1, 256):
             last = min(first + 255, size)
-            count, bundle = entries(self.opened, self.tenant, first, last)
+            count, bundle = entries(self.opened, self.tenant, first, last, self.generation)
             assert count == last - first + 1
             assert len(bundle) == 67 * count
             found += [leaf_hash(bundle[at + 2 : at + 67]) for at in range(0, len(bundle), 67)]

@@ -82,7 +82,9 @@ async def test_a_sealer_that_starts_again_continues(opened: Opened, tenant: Tena
         assert auditor.check() == size
 
 
-async def test_the_database_computes_the_entries_that_are_sealed(opened: Opened, tenant: Tenant) -> None:
+async def test_the_database_computes_the_entries_that_are_sealed(
+    opened: Opened, tenant: Tenant, settings: SealerSettings
+) -> None:
     await opened.when(tenant, given.permission(), correlation_id="größer")
     await opened.when(tenant, given.generate(), traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     await opened.when(tenant, given.share())
@@ -91,6 +93,8 @@ async def test_the_database_computes_the_entries_that_are_sealed(opened: Opened,
     with psycopg.connect(opened.database.dsn(), autocommit=True) as connection:
         events = list(stored_events(connection.cursor(binary=True), tenant.ledger_id, 0, 256))
     assert any(event.sealed is not None for event in events)
+    assert entries(opened, tenant, 1, 256) == (0, b""), "what is not sealed is not served"
+    seal(opened, settings)
     assert entries(opened, tenant, 1, 256) == (256, b"".join(b"\x00\x41" + entry_of(log_id, event) for event in events))
 
 
@@ -424,7 +428,9 @@ async def test_a_new_generation_has_a_log_of_its_own_and_the_old_one_stays(
         running.step()
         assert "has lost some" in str(stopped(opened, tenant))
         assert opened.sql("SELECT is_sealing_stopped()") == [(True,)]
-        opened.sql("INSERT INTO histories (ledger_id, generation) VALUES (%s, 2)", tenant.ledger_id)
+        opened.sql(
+            "INSERT INTO histories (ledger_id, generation, common_position) VALUES (%s, 2, 280)", tenant.ledger_id
+        )
         record(opened, tenant, 400)
         running.step()
     assert second.check() == 400
@@ -433,5 +439,8 @@ async def test_a_new_generation_has_a_log_of_its_own_and_the_old_one_stays(
     # What both have in common is the same in both, and what was signed of the lost events is still there.
     assert first.tile_hashes()[:280] == second.tile_hashes()[:280]
     assert len(first.tile_hashes()) == 300
+    # At the positions of lost events there are others now, which are not served as entries of the old log.
+    assert entries(opened, tenant, 257, 280)[0] == 24
+    assert entries(opened, tenant, 257, 281) == (0, b"")
     assert opened.sql("SELECT is_sealing_stopped()") == [(False,)]
     assert len(list(settings.signing_dir.glob("*.key"))) == 1
