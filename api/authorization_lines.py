@@ -100,6 +100,7 @@ _COLUMN_UNKNOWN: Final = (
 )
 _TOO_LONG: Final = f"A line must have at most {MAX_LINE_BYTES:,} bytes."
 _NO_UTF_8: Final = "This line is not valid UTF-8."
+_TOO_DEEP: Final = "This line is nested too deep."
 _NO_QUESTION: Final = "Expected an object with the fields video_id, advertiser_id and, optionally, at."
 
 
@@ -392,8 +393,13 @@ def _line(number: int, text: str, columns: Sequence[str] | None, policy: VideoId
             if column in COLUMNS and (cell.strip() or column in REQUIRED)
         }
     line = _question(number, sent, policy)
-    if columns is None and line.request is not None and has_duplicate_names(sent, text.encode()):
-        return Line(number, error="A field is repeated.")
+    if columns is None and line.request is not None:
+        try:
+            repeated = has_duplicate_names(sent, text.encode())
+        except RecursionError:
+            return Line(number, error=_TOO_DEEP)
+        if repeated:
+            return Line(number, error="A field is repeated.")
     return line
 
 

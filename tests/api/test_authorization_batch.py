@@ -274,6 +274,13 @@ def test_columns_and_fields_of_ones_own_ride_along_unread(world: World) -> None:
         assert not {"note", "x_row"} & answer.keys()
 
 
+def test_a_note_that_is_nested_deep_ends_nothing(world: World) -> None:
+    deep = '{"video_id": "v", "advertiser_id": "a", "note": ' + "[" * 990 + '""' + "]" * 990 + "}"
+    first, second = verdicts(ask(world, f'{deep}\n{{"video_id": "v", "advertiser_id": "a"}}', NDJSON))
+    assert first.get("error") in {None, "This line is nested too deep."}
+    assert second["reason"] == "no_code"
+
+
 def test_a_note_of_several_lines_is_one_cell_and_a_quote_that_is_missing_spoils_its_own_line_alone(
     world: World,
 ) -> None:
