@@ -350,6 +350,8 @@ def test_a_video_id_that_is_recorded_is_taken_whatever_it_looks_like(
     lines = "video_id,advertiser_id\nopaque-1,a\nopaque-2,a\n"
     headers = {"Content-Type": "text/csv", "Accept": "application/x-ndjson"}
 
+    expected = {"secret": code["secret"], "expected_video_id": "opaque-1"}
+    assert told(world.client.post("/v1/codes/lookup", json=expected), 200)["code_id"] == code["code_id"]
     assert told(world.client.get("/v1/authorizations", params=asked), 200)["reason"] == "not_redeemed"
     assert refused(world.client.post("/v1/codes", json=generating(video_id="opaque-1"))) == (409, "live_code_exists")
     answers = world.client.post("/v1/authorizations/batch", content=lines, headers=headers).text.splitlines()

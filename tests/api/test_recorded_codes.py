@@ -215,6 +215,8 @@ def test_a_creator_who_is_not_known_is_not_one_whose_permission_is_off(world: Wo
 
     assert (refused(unknown), refused(off)) == ((409, "creator_unknown"), (409, "permission_disabled"))
     assert [access["refused"] for access in denied] == ["permission_disabled", "creator_unknown"]
+    counted = told(world.client.get("/v1/stats"), 200)["refused_attempts"]
+    assert counted == {"permission_disabled": 1, "creator_unknown": 1}
 
 
 def test_a_brand_that_meets_a_refusal_learns_no_code_that_it_may_not_read(world: World) -> None:
