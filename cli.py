@@ -276,6 +276,7 @@ def work(
                 publishers=publishers,
                 webhook_networks=settings.webhook_networks,
                 webhook_ca_file=settings.webhook_ca_file,
+                public_url=settings.public_url,
                 anchors=_anchors(settings),
                 started=announce_ready,
             )

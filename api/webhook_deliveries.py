@@ -272,7 +272,9 @@ async def _payloads(caller: Caller, webhook_id: UUID, deliveries: Sequence[Deliv
     ledger = caller.key.ledger_name
     positions = {delivery.position for delivery in deliveries if delivery.position is not None}
     sent = {
-        recorded.event_id: orjson.loads(payload(recorded, ledger, caller.history.history))
+        recorded.event_id: orjson.loads(
+            payload(recorded, ledger, caller.history.history, caller.services.settings.public_url)
+        )
         for recorded in await caller.services.events.at_positions(caller.ledger_id, sorted(positions))
         if not isinstance(recorded.event, UnreadableEvent)
     }

@@ -7,6 +7,7 @@ nobody may have recorded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -15,11 +16,11 @@ from domain.advertiser import Advertiser
 from domain.code import Code, effective_as_of, fold_code
 from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
-from domain.recorded import RecordedEvent
+from domain.recorded import Event, RecordedEvent
 from domain.values import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -32,6 +33,16 @@ BEARING: Final = tuple(
     for name, kind in EVENT_TYPES.items()
     if kind in _DECIDING or issubclass(kind, Creator.Event | Advertiser.Event)
 )
+
+Effect = Literal["begins", "changes", "ends"]
+# What an event does to an authorization, which is an account's for a code: a redemption begins it, and the end of the
+# window or a revocation ends it. Neither a permission that goes off does, nor an erasure, nor another code.
+EFFECTS: Final[Mapping[type[Event], Effect]] = {
+    Code.Redeemed: "begins",
+    Code.Extended: "changes",
+    Code.Revoked: "ends",
+    Code.Expired: "ends",
+}
 
 
 @dataclass(frozen=True, slots=True)

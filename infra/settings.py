@@ -146,6 +146,15 @@ def _public_logs(ledgers: tuple[str, ...]) -> tuple[str, ...]:
     return ledgers
 
 
+def _public_url(url: str | None) -> str | None:
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError
+    return url.rstrip("/")
+
+
 def _token_url(url: str | None) -> str | None:
     parts = urlsplit(url or "https://x")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in {"localhost", "127.0.0.1", "::1"}):
@@ -299,6 +308,12 @@ class Settings(BaseModel):
         "The networks, besides public addresses, that webhooks can be sent to, or `none`. List only networks "
         "of your own receivers: everyone with a subscriber key can cause requests to them.",
         "give networks such as 10.1.0.0/16 or 10.1.2.3/32, several separated by commas, or none",
+    )
+    public_url: Annotated[str | None, AfterValidator(_public_url)] = _setting(
+        None,
+        "The URL at which others reach the API, such as https://ledger.example. Then messages name the JSON Schema of "
+        "their data, which the API serves there.",
+        "give an http or https URL without a query",
     )
     webhook_ca_file: Path | None = _setting(
         None,

@@ -111,6 +111,17 @@ the trail and its exports without its `body`, with `"unreadable": true`. Nothing
 Kafka stop before it and name it, a stream ends with `unavailable`, a webhook waits with that code and sends the others,
 and what must be computed from it is answered with 503.
 
+**What begins and ends an authorization.** An authorization belongs to an advertiser account, for one code. `Redeemed`
+begins it. `Revoked` and `Expired` end it, at their `effective_at`; `Extended` moves the end, and begins it again for
+those who had redeemed an expired code. Nothing else does: `PermissionDisabled` stops new codes, shares and extensions,
+`CreatorErased` destroys what was sealed, `Superseded` lets no new account redeem the code, and in all three cases the
+accounts that redeemed it stay authorized. `Shared` alone authorizes nobody. `GET /v1/event-types` says the same to
+machines.
+
+**Order.** Events of one code, one permission or one account arrive in order. Across them, no order is promised outside
+the trail and the stream: in Kafka and over webhooks, a `PermissionDisabled` can arrive before the `CodeGenerated` that
+was recorded just before it. Whoever must know which came first compares `position`.
+
 A webhook can also get `sparkledger.Test.v1`, a test that its owner asks for. It is no event of the ledger: it has no
 position, and its `data` is `{"webhook_id": "…"}`.
 

@@ -45,7 +45,7 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
         "domain/authorization.py": (
             {
                 *{"PermissionEnabled", "CodeGenerated", "Extended", "Shared", "Redeemed", "Revoked", "Superseded"},
-                "AdvertiserNamed",
+                *{"AdvertiserNamed", "Expired"},
             },
             "the authorization question is answered from the log, not from a view",
         ),
@@ -113,6 +113,7 @@ READ_TWICE: Final = {
     "port": "the API listens there, and the demo connects to it",
     "webhook_networks": "checked when a webhook is created, and again when it is sent to",
     "video_ids": "requests and the lines of batches are checked by it",
+    "public_url": "webhooks and Kafka name the schemas of their messages there, and the list of deliveries shows that",
     "kafka_bootstrap_servers": "also says whether anything is published at all",
 }
 

@@ -22,6 +22,7 @@ from api import (
     code_list,
     codes,
     erasure,
+    event_types,
     events,
     exports,
     health,
@@ -49,6 +50,7 @@ from api.http.single_flight import SingleFlight
 from api.http.streaming_download import download_places
 from api.streams import Streams, stream_places
 from domain.errors import Refused
+from infra.delivery.event_schemas import schemas
 from infra.errors import (
     IdempotencyMismatch,
     IdempotencyRunning,
@@ -93,6 +95,7 @@ _RESOURCES: Final = (
     stats,
     streams,
     events,
+    event_types,
     exports,
     log,
     access_log,
@@ -103,7 +106,8 @@ _RESOURCES: Final = (
     api_keys,
     health,
 )
-_ASYNCAPI: Final = orjson.dumps(asyncapi.document(EventAnswer))
+_SCHEMAS: Final = {name: orjson.dumps(schema) for name, schema in schemas().items()}
+_ASYNCAPI: Final = orjson.dumps(asyncapi.document(EventAnswer, streams.ENDINGS))
 # FastAPI's hooks see raw bodies, and its log would repeat what validation refused.
 _NO_TELEMETRY: Final[TelemetryConfig] = {
     "tracing": False,
@@ -205,6 +209,7 @@ def create_app(
         app.router.routes.extend(health.metrics_router.routes)
     app.add_route("/openapi.json", _openapi, methods=["GET"])
     app.add_route("/asyncapi.json", _asyncapi, methods=["GET"])
+    app.add_route("/schemas/{name}.json", _schema, methods=["GET"])
     app.add_route("/docs", _docs, methods=["GET"])
     app.add_route("/", _to_docs, methods=["GET"])
     app.openapi = lambda: reference(app)  # type: ignore[method-assign]
@@ -255,6 +260,13 @@ async def _openapi(request: Request) -> Response:
 
 async def _asyncapi(_: Request) -> Response:
     return Response(_ASYNCAPI, media_type="application/json")
+
+
+async def _schema(request: Request) -> Response:
+    schema = _SCHEMAS.get(request.path_params["name"])
+    if schema is None:
+        return Problem("route_unknown").response(request.scope["request_id"])
+    return Response(schema, media_type="application/schema+json")
 
 
 async def _to_docs(_: Request) -> Response:

@@ -49,15 +49,26 @@ _ATTRIBUTES: Final[dict[str, dict[str, Any]]] = {
     "correlationid": {**_TEXT, "description": "The business process that it belongs to, as named by the caller."},
     "causationid": {**_TEXT, "format": "uuid", "description": "The event that caused it."},
     "traceparent": {**_TEXT, "description": "The trace of the request that recorded it (W3C)."},
+    "dataschema": {
+        **_TEXT,
+        "format": "uri",
+        "description": "The JSON Schema of the data, if SPARKLEDGER_PUBLIC_URL is set.",
+    },
 }
-_OPTIONAL: Final = {"correlationid", "causationid", "traceparent"}
+_OPTIONAL: Final = {"correlationid", "causationid", "traceparent", "dataschema"}
+_TAGS: Final = [
+    {"name": "kafka", "description": "Topics of Kafka."},
+    {"name": "stream", "description": "The live stream over HTTP."},
+    {"name": "webhooks", "description": "Deliveries to URLs of subscribers."},
+]
 
 
-def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
-    """Return the document; it is the same for every installation, and names no server.
+def document(streamed_event: type[BaseModel], endings: Mapping[Any, str]) -> dict[str, Any]:
+    """Return the document; it is the same for every installation, so the names of servers are variables.
 
     Args:
         streamed_event: the model of an event as the live stream has it.
+        endings: why the server ends a stream, with a sentence for each.
 
     """
     published = schemas()
@@ -72,7 +83,36 @@ def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
                 "Every event of a ledger, once and in order. Readers must ignore types and fields that they do "
                 "not know: these are added without a new version. No event contains a secret or a note."
             ),
-            "license": {"name": "Apache 2.0"},
+            "license": {"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+            # Whoever runs an installation is not known here; the domain is one that nobody has (RFC 2606).
+            "contact": {
+                "name": "The operators of this installation",
+                "url": "https://sparkledger.invalid/",
+                "email": "operators@sparkledger.invalid",
+            },
+            "tags": _TAGS,
+        },
+        "servers": {
+            "api": {
+                "host": "{host}",
+                "protocol": "https",
+                "description": "The API, which streams events. Behind a proxy, the proxy speaks TLS.",
+                "variables": {"host": {"default": "127.0.0.1:8080", "description": "Where the API is reached."}},
+                "security": [{"$ref": "#/components/securitySchemes/bearer"}],
+                "tags": [{"name": "stream"}],
+            },
+            "kafka": {
+                "host": "{brokers}",
+                "protocol": "kafka-secure",
+                "description": "The brokers of SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS.",
+                "variables": {
+                    "brokers": {"default": "127.0.0.1:9092", "description": "Where the brokers are reached."}
+                },
+                "security": [
+                    {"$ref": f"#/components/securitySchemes/{name}"} for name in ("scram", "plain", "certificate")
+                ],
+                "tags": [{"name": "kafka"}],
+            },
         },
         "defaultContentType": cloud_events.CONTENT_TYPE,
         "channels": {
@@ -92,7 +132,11 @@ def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
                     "Server-Sent Events whose `id` is the history and the position. With `Last-Event-ID`, no event is "
                     "lost or repeated. Filters and permissions are those of `GET /v1/events`."
                 ),
-                "messages": {"event": {"$ref": "#/components/messages/streamed"}},
+                "servers": [{"$ref": "#/servers/api"}],
+                "messages": {
+                    "event": {"$ref": "#/components/messages/streamed"},
+                    "end": {"$ref": "#/components/messages/end"},
+                },
                 "bindings": {"http": {}},
             },
             "webhook": {
@@ -107,16 +151,27 @@ def document(streamed_event: type[BaseModel]) -> dict[str, Any]:
             },
         },
         "operations": {
-            "publishEvents": _sends("codeEvents", "Publish every event, exactly once for `read_committed` readers."),
-            "publishStates": _sends("codeState", "Publish the state of a code, in the same transaction as its event."),
-            "streamEvents": _sends("eventStream", "Send events as they are recorded."),
-            "deliverEvents": _sends("webhook", "Deliver each event to each webhook, with retries."),
+            "publishEvents": _sends(
+                "codeEvents", "kafka", "Publish every event, exactly once for `read_committed` readers."
+            ),
+            "publishStates": _sends(
+                "codeState", "kafka", "Publish the state of a code, in the same transaction as its event."
+            ),
+            "streamEvents": _sends("eventStream", "stream", "Send events as they are recorded, and say why it ends."),
+            "deliverEvents": _sends("webhook", "webhooks", "Deliver each event to each webhook, with retries."),
         },
         "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a token."},
+                "scram": {"type": "scramSha512", "description": "A login of the brokers."},
+                "plain": {"type": "plain", "description": "A login of the brokers, over TLS."},
+                "certificate": {"type": "X509", "description": "A client certificate."},
+            },
             "messages": {
                 **{name: _event(name, schema) for name, schema in events.items()},
                 "codeState": _state(published[f"{CODE_STATE}.v1"]),
                 "streamed": _streamed(streamed_event),
+                "end": _end(endings),
                 "delivered": _delivered(
                     "delivered",
                     "An event as one CloudEvent in JSON.",
@@ -147,6 +202,7 @@ def _topic(
         "address": f"{{prefix}}.{name}.v1",
         "title": name,
         "description": f"{description} In Kafka; read it with `isolation.level=read_committed`.",
+        "servers": [{"$ref": "#/servers/kafka"}],
         "parameters": {
             "prefix": {
                 "default": "sparkledger",
@@ -164,8 +220,15 @@ def _topic(
     }
 
 
-def _sends(channel: str, summary: str) -> dict[str, Any]:
-    return {"action": "send", "channel": {"$ref": f"#/channels/{channel}"}, "summary": summary}
+def _sends(channel: str, tag: str, summary: str) -> dict[str, Any]:
+    return {
+        "action": "send",
+        "channel": {"$ref": f"#/channels/{channel}"},
+        "title": channel,
+        "summary": summary,
+        "description": summary,
+        "tags": [{"name": tag}],
+    }
 
 
 def _event(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,6 +274,27 @@ def _streamed(model: type[BaseModel]) -> dict[str, Any]:
         "summary": "An event, as in `GET /v1/events`.",
         "contentType": cloud_events.CONTENT_TYPE,
         "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
+    }
+
+
+def _end(endings: Mapping[Any, str]) -> dict[str, Any]:
+    return {
+        "name": "end",
+        "title": "End of the live stream",
+        "summary": "The last event of a stream that the server ends, named `end`. Its id is where to go on.",
+        "contentType": cloud_events.CONTENT_TYPE,
+        "payload": {
+            "type": "object",
+            "properties": {
+                "code": {
+                    "type": "string",
+                    "enum": sorted(endings),
+                    "description": " ".join(f"`{code}`: {sentence}" for code, sentence in endings.items()),
+                },
+                "detail": {**_TEXT, "description": "What happened, and what to do."},
+            },
+            "required": ["code", "detail"],
+        },
     }
 
 

@@ -21,6 +21,7 @@ lowercase letters and digits, as the specification requires.
     streamversion   the event's number among those of its subject: 1, 2, 3 … without gaps
     authtype        `api_key`, or `system` for the clock
     authid          the id of the key that recorded it, or `clock`
+    dataschema      the JSON Schema of the data, where the API's public URL is known
     correlationid, causationid, traceparent: where the command had them
 
 There is no `expirytime`: consumers may drop an event that has one, and a code's expiry is no reason to.
@@ -77,6 +78,7 @@ def cloud_event(
     *,
     traceparent: str | None = None,
     stored: bytes | None = None,
+    public_url: str | None = None,
 ) -> CloudEvent:
     """Return an event of a ledger as a CloudEvent, in the current format of its type.
 
@@ -86,6 +88,7 @@ def cloud_event(
         history: the present history of the ledger.
         traceparent: the `traceparent` of its command, if known. `RecordedEvent` does not contain it.
         stored: its clear body as it is stored, if available. It need not be serialized again then.
+        public_url: where the API is reached, if known; it serves the schemas.
 
     Raises:
         Unreadable: this version of the program cannot read it.
@@ -115,6 +118,8 @@ def cloud_event(
         attributes["correlationid"] = recorded.correlation_id
     if recorded.causation_id is not None:
         attributes["causationid"] = str(recorded.causation_id)
+    if public_url is not None:
+        attributes["dataschema"] = public_url + schema_path(name, version)
     if traceparent is not None:
         attributes["traceparent"] = traceparent
     body = stored if stored is not None and recorded.type_version == version else clear_body(event)
@@ -131,6 +136,11 @@ def source_of(ledger_name: str) -> str:
 def type_of(name: str, version: int) -> str:
     """Return the `type` of an event from its published name and the version of its format."""
     return f"{TYPE_PREFIX}{name}.v{version}"
+
+
+def schema_path(name: str, version: int) -> str:
+    """Return where the API serves the schema of an event's data."""
+    return f"/schemas/{name}.v{version}.json"
 
 
 def sequence_of(position: int) -> str:

@@ -52,6 +52,7 @@ async def run(
     publishers: Sequence[Publisher] = (),
     webhook_networks: Sequence[str] = (),
     webhook_ca_file: Path | None = None,
+    public_url: str | None = None,
     anchors: AnchorFile | None = None,
     started: Callable[[], None] = lambda: None,
 ) -> None:
@@ -64,6 +65,7 @@ async def run(
         publishers: the publishers to Kafka; each runs in a thread of its own.
         webhook_networks: networks that webhooks may be sent to, besides public addresses.
         webhook_ca_file: certificates of authorities that webhooks trust besides the well-known ones.
+        public_url: where the API is reached, if known; messages name the schemas there.
         anchors: the file of the anchors; None to write none.
         started: called once everything runs.
 
@@ -85,7 +87,8 @@ async def run(
         runners, wakes = views_followed(conninfo, opened.database) if "views" in parts else ([], [])
         webhooks = None
         if "webhooks" in parts:
-            webhooks = WebhookWorker(conninfo, opened, AllowedNetworks(webhook_networks), ca_file=webhook_ca_file)
+            networks = AllowedNetworks(webhook_networks)
+            webhooks = WebhookWorker(conninfo, opened, networks, ca_file=webhook_ca_file, public_url=public_url)
         for publisher in publishers:
             publisher.start()
         listener = Listener(conninfo, WORKER, _waking(wakes, webhooks, publishers))

@@ -51,6 +51,7 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/events/{position}/proof": READERS - {"brand"},
     "GET /log/{ledger}/{generation}/checkpoint": {"operator", "auditor", "admin"},
     "GET /log/{ledger}/{generation}/tile/{path:path}": {"operator", "auditor", "admin"},
+    "GET /v1/event-types": READERS | {"subscriber"},
     "GET /v1/events": {"creator", "operator", "auditor", "subscriber", "admin"},
     "GET /v1/events/{position}": READERS - {"brand"},
     "GET /v1/stats": {"operator", "auditor", "admin"},
@@ -266,6 +267,7 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     ),
     "GET /log/{ledger}/{generation}/checkpoint": (on_log("checkpoint"), 200),
     "GET /log/{ledger}/{generation}/tile/{path:path}": (on_log("tile/0/000.p/1"), 200),
+    "GET /v1/event-types": (lambda _w, client, *_: client.get("/v1/event-types"), 200),
     "GET /v1/events": (lambda _w, client, creator, *_: client.get("/v1/events", params={"creator_id": creator}), 200),
     "GET /v1/events/{position}": (
         on_fresh(generated, lambda client, code, _: client.get(f"/v1/events/{code['position']}")),

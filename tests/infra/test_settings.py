@@ -73,6 +73,7 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "trusted_proxies": ("none",),
         "webhook_networks": ("127.0.0.0/8", "::1/128"),
         "webhook_ca_file": None,
+        "public_url": None,
         "oidc_issuers": (),
         "log_name": None,
         "public_logs": (),

@@ -102,6 +102,7 @@ class Publisher:
         *,
         replication_factor: int = -1,
         compression: str | None = None,
+        public_url: str | None = None,
     ) -> None:
         """Prepare the publisher; `start` starts it.
 
@@ -111,6 +112,7 @@ class Publisher:
             options: the connection to Kafka, from `infra.delivery.kafka.connection.client_options`.
             replication_factor: the copies of topics that are created; -1 leaves that to the brokers.
             compression: how records are compressed; None for not at all.
+            public_url: where the API is reached, if known.
 
         """
         self._conninfo = conninfo
@@ -118,6 +120,7 @@ class Publisher:
         self._options = options
         self._replication_factor = replication_factor
         self._compression = compression
+        self._public_url = public_url
         self._events = events_topic(destination.prefix)
         self._state = state_topic(destination.prefix)
         self._progress = progress_topic(destination.prefix)
@@ -181,7 +184,7 @@ class Publisher:
             self._failed(status, lease, "retrying", logging.WARNING, f"is retried: {_explained(error)}")
 
     def _publish(self, connection: psycopg.Connection[Any], status: PublicationStatusWriter, lease: Lease) -> None:
-        log_reader = RecordReader(connection, self._destination)
+        log_reader = RecordReader(connection, self._destination, public_url=self._public_url)
         with topics(self._options, self._replication_factor) as checked:
             checked.ensure([self._progress])
         producer = Producer(self._options, f"{self._destination.prefix}.publisher", self._compression)
@@ -312,6 +315,7 @@ def publishers(conninfo: str, settings: Settings) -> list[Publisher]:
             options,
             replication_factor=settings.kafka_replication_factor,
             compression=compression(settings),
+            public_url=settings.public_url,
         )
         for destination in destinations(settings.kafka_ledgers)
     ]

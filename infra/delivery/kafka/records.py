@@ -120,12 +120,18 @@ class RecordReader:
     """Reads the events of a destination's ledgers, with the worker's role."""
 
     def __init__(
-        self, connection: psycopg.Connection[Any], destination: Destination, *, page_events: int = PAGE_EVENTS_MAX
+        self,
+        connection: psycopg.Connection[Any],
+        destination: Destination,
+        *,
+        page_events: int = PAGE_EVENTS_MAX,
+        public_url: str | None = None,
     ) -> None:
-        """Take the publisher's connection."""
+        """Take the publisher's connection, and where the API is reached, if that is known."""
         self._cursor = connection.cursor(binary=True)
         self._destination = destination
         self._page_events = page_events
+        self._public_url = public_url
         self._states = CodeStates(self._streams_before)
         self._events = events_topic(destination.prefix).name
         self._state = state_topic(destination.prefix).name
@@ -169,7 +175,9 @@ class RecordReader:
     def _event_record(
         self, recorded: RecordedEvent, ledger_name: str, history: UUID, traceparent: str | None, stored: bytes
     ) -> KafkaRecord:
-        event = cloud_event(recorded, ledger_name, history, traceparent=traceparent, stored=stored)
+        event = cloud_event(
+            recorded, ledger_name, history, traceparent=traceparent, stored=stored, public_url=self._public_url
+        )
         key = event.key.encode()
         partition = partition_of(key, PARTITIONS)
         return KafkaRecord(self._events, partition, key, event.data, binary_headers(event), _timestamp_ms(recorded))

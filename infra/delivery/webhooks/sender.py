@@ -87,6 +87,7 @@ class Sender:
         aggregates: AggregateReader,
         live_subscriptions: LiveSubscriptions,
         policy: DeliveryPolicy,
+        public_url: str | None,
     ) -> None:
         """Prepare to send.
 
@@ -101,6 +102,7 @@ class Sender:
             aggregates: where creators are read.
             live_subscriptions: the newest events of each ledger.
             policy: the limits and pauses.
+            public_url: where the API is reached, if known.
 
         """
         self.endpoint = endpoint
@@ -112,6 +114,7 @@ class Sender:
         self._aggregates = aggregates
         self._live_subscriptions = live_subscriptions
         self._policy = policy
+        self._public_url = public_url
         conditions = (("type", endpoint.types), ("creator_id", endpoint.creator_ids))
         self._filter = EventFilter([Among(field, tuple(values)) for field, values in conditions if values])  # type: ignore[arg-type] # both are fields
         # The last position that was read, and the open messages up to there, in order.
@@ -289,7 +292,7 @@ class Sender:
             return
         unreadable = isinstance(recorded.event, UnreadableEvent)
         if not body and not unreadable:
-            body = payload(recorded, self.endpoint.ledger_name, self.endpoint.history)
+            body = payload(recorded, self.endpoint.ledger_name, self.endpoint.history, self._public_url)
         message = Message(recorded.event_id, recorded.position, recorded.type, recorded.stream_id, body=body)
         self._open[recorded.position] = message
         if self._queue.add(message):
@@ -397,7 +400,7 @@ class Sender:
                 message.message_id, self.endpoint.webhook_id, self.endpoint.ledger_name, datetime.now(UTC)
             )
         (recorded,) = await self._events.at_positions(self.endpoint.ledger_id, [message.position])
-        return payload(recorded, self.endpoint.ledger_name, self.endpoint.history)
+        return payload(recorded, self.endpoint.ledger_name, self.endpoint.history, self._public_url)
 
     def _delivered(self, message: Message) -> DeliveryOutcome:
         was_down, self._failures = self._is_down, 0

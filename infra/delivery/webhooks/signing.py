@@ -45,9 +45,9 @@ SealedField = Literal["secret", "url", "description", "answer"]
 _PURPOSE: Final = "webhooks v1"
 
 
-def payload(recorded: RecordedEvent, ledger_name: str, history: UUID) -> bytes:
+def payload(recorded: RecordedEvent, ledger_name: str, history: UUID, public_url: str | None = None) -> bytes:
     """Return the body of the message for an event."""
-    return structured(cloud_event(recorded, ledger_name, history))
+    return structured(cloud_event(recorded, ledger_name, history, public_url=public_url))
 
 
 def payload_of_test(message_id: UUID, webhook_id: UUID, ledger_name: str, moment: datetime) -> bytes:

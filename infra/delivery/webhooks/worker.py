@@ -85,6 +85,7 @@ class WebhookWorker:
         networks: AllowedNetworks,
         policy: DeliveryPolicy | None = None,
         ca_file: Path | None = None,
+        public_url: str | None = None,
     ) -> None:
         """Prepare the worker; `run` runs it.
 
@@ -94,11 +95,13 @@ class WebhookWorker:
             networks: the networks that are allowed besides public addresses.
             policy: the limits and pauses of delivery.
             ca_file: certificates of authorities that are trusted besides the well-known ones.
+            public_url: where the API is reached, if known.
 
         """
         self._session = session(conninfo, WORKER)
         self._keyring = opened.keyring
         self._networks = networks
+        self._public_url = public_url
         self._policy = policy or DeliveryPolicy()
         self._store = DeliveryStore(opened.database)
         self._events = opened.events
@@ -215,6 +218,7 @@ class WebhookWorker:
             aggregates=self._aggregates,
             live_subscriptions=self.live_subscriptions,
             policy=self._policy,
+            public_url=self._public_url,
         )
         task = asyncio.create_task(sender.run(), name=f"webhook {webhook_id}")
         self._running[webhook_id] = _Running(sender, task, target)
@@ -260,7 +264,9 @@ class WebhookWorker:
     async def _encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
         history = self._histories[ledger_id]
         return [
-            b"" if isinstance(recorded.event, UnreadableEvent) else payload(recorded, self._names[ledger_id], history)
+            b""
+            if isinstance(recorded.event, UnreadableEvent)
+            else payload(recorded, self._names[ledger_id], history, self._public_url)
             for recorded in page
         ]
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from jsonschema import Draft7Validator, Draft202012Validator, ValidationError
 
+from api import streams
 from api.event_content import EventAnswer
 from api.http import asyncapi
 from domain.event_types import EVENT_TYPES
@@ -29,7 +30,7 @@ SPECIFICATION = Path(__file__).parent / "asyncapi-3.0.0.json"
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return json.loads(json.dumps(asyncapi.document(EventAnswer)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(asyncapi.document(EventAnswer, streams.ENDINGS)))  # type: ignore[no-any-return]
 
 
 def test_it_is_served_to_everybody(server: Server, document: dict[str, Any]) -> None:
@@ -109,3 +110,17 @@ def test_what_webhooks_are_sent_is_what_is_promised(document: dict[str, Any]) ->
     with pytest.raises(ValidationError):
         check("delivered", test)
     assert document["channels"]["webhook"]["messages"].keys() == {"event", "test"}
+
+
+def test_the_end_of_a_stream_is_one_of_those_that_are_promised(document: dict[str, Any]) -> None:
+    payload_ = document["components"]["messages"]["end"]["payload"]
+    for code, detail in streams.ENDINGS.items():
+        Draft202012Validator(payload_).validate({"code": code, "detail": detail})
+    assert document["channels"]["eventStream"]["messages"].keys() == {"event", "end"}
+
+
+def test_every_channel_has_its_server_and_every_server_its_security(document: dict[str, Any]) -> None:
+    servers = {name: channel.get("servers") for name, channel in document["channels"].items()}
+    kafka, api = ([{"$ref": f"#/servers/{name}"}] for name in ("kafka", "api"))
+    assert servers == {"codeEvents": kafka, "codeState": kafka, "eventStream": api, "webhook": None}
+    assert all(server["security"] for server in document["servers"].values())
