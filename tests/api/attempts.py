@@ -332,6 +332,7 @@ WITHOUT_SUBJECT = {
     "GET /v1/stats/days",
     "POST /v1/creators/{creator_id}/erasure",
     "GET /v1/creators/{creator_id}/erasure",
+    "GET /v1/event-types",
     "GET /v1/log",
     "GET /v1/log/consistency",
     "POST /v1/keys",
