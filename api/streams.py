@@ -35,8 +35,8 @@ from api.event_search import restrict_to_caller
 from api.http.caller import Caller, allow
 from api.http.headers import last_event_id
 from api.http.places import Places
-from api.http.problems import ahead_of_ledger, history_members
-from api.http.protocol import abort
+from api.http.problems import Problem, ahead_of_ledger, history_members
+from api.http.protocol import abort, outstanding
 from api.http.query_params import AnyPosition
 from api.http.route import Operation, Route
 from domain.values import CLOCK
@@ -50,7 +50,7 @@ from infra.eventstore.serialization import UnreadableEvent
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from api.event_content import KeyNames
     from api.http.dependencies import Services
@@ -135,7 +135,6 @@ class Stream(EventSourceResponse):
             headers={"Ledger-Position": str(catch_up.position)},
             ping=0,
             sep="\n",
-            send_timeout=STALLED_S,
         )
 
     @property
@@ -146,11 +145,19 @@ class Stream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, until either side ends it.
 
+        Where there is no room for it, it ends at once: a browser takes every other answer for final, and does not come
+        back.
+
         Raises:
-            Problem: its key or its ledger has as many streams as it may.
-            Unavailable: there is no room for another stream, or the database is away; nothing is sent yet.
+            Unavailable: the database is away; nothing is sent yet.
 
         """
+        try:
+            await self._streams.admit(self)
+        except (Problem, Unavailable) as full:
+            _ENDED.labels("no_room").inc()
+            await _NoRoom(full.detail)(scope, receive, send)
+            return
         async with (
             self._streams.admitted(self),
             self._streams.live_subscriptions.following(self.ledger_id) as self._subscription,
@@ -159,7 +166,7 @@ class Stream(EventSourceResponse):
             # Its key may have been revoked since it was let in, before this stream was known.
             await self._streams.check_keys([self])
             try:
-                await super().__call__(scope, receive, send)
+                await super().__call__(scope, receive, _patient(scope, send))
             except SendTimeoutError:
                 self.ending = "stalled"
                 await abort(scope)
@@ -255,6 +262,25 @@ class Stream(EventSourceResponse):
             yield self._id.join((b"", *chunk))
 
 
+def _patient(scope: Scope, send: Send) -> Send:
+    """Return how a stream sends: it waits for a client for as long as that takes anything."""
+
+    async def sending(message: Message) -> None:
+        waiting = outstanding(scope)
+        while True:
+            try:
+                async with asyncio.timeout(STALLED_S):
+                    # It waits for room before it sends, so that it can be asked again.
+                    await send(message)
+                    return
+            except TimeoutError:
+                before, waiting = waiting, outstanding(scope)
+                if waiting >= before:
+                    raise SendTimeoutError from None
+
+    return sending
+
+
 def _is_readable(recorded: RecordedEvent) -> bool:
     """Tell whether an event can be sent: a stream ends before one that this version of the program cannot read."""
     return not isinstance(recorded.event, UnreadableEvent)
@@ -268,6 +294,18 @@ def _in_chunks(events: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
             yield events[first:number]
             first, size = number, 0
         size += len(event)
+
+
+class _NoRoom(Response):
+    """A stream that ends before it begins, and says when to come back."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, detail: str) -> None:
+        """Say why there is no room."""
+        reason = orjson.dumps({"code": "no_room", "detail": detail})
+        content = b"retry: %d\n\nevent: end\ndata: %b\n\n" % (RETRY_AFTER_S * 1000, reason)
+        super().__init__(content, headers={"Cache-Control": "no-store"})
 
 
 class Streams:
@@ -343,24 +381,28 @@ class Streams:
 
     @contextlib.asynccontextmanager
     async def admitted(self, stream: Stream) -> AsyncIterator[None]:
-        """Count a stream for as long as it is sent.
-
-        Raises:
-            Problem: its key or its ledger has as many as it may.
-            Unavailable: there is no room for another.
-
-        """
-        async with self._places.place(stream.ledger_id, stream.key_id):
-            self._refuse_if_stopping()
+        """Count a stream that has a place for as long as it is sent."""
+        try:
             self._streams.add(stream)
             _OPEN.inc()
             if self._watching is None:
                 self._watching = asyncio.create_task(self._watch_keys(), name="keys of streams")
-            try:
-                yield
-            finally:
-                self._streams.discard(stream)
-                _OPEN.dec()
+            yield
+        finally:
+            self._streams.discard(stream)
+            _OPEN.dec()
+            self._places.leave(stream.ledger_id, stream.key_id)
+
+    async def admit(self, stream: Stream) -> None:
+        """Take a place for a stream, which `admitted` gives back.
+
+        Raises:
+            Problem: its key or its ledger has as many as it may.
+            Unavailable: there is no room for another, or the server is stopping.
+
+        """
+        self._refuse_if_stopping()
+        await self._places.enter(stream.ledger_id, stream.key_id)
 
     async def encode(self, ledger_id: int, page: Sequence[RecordedEvent]) -> list[bytes]:
         """Turn events into what is sent after `id: ` and the history: the position, and what `GET /v1/events` shows."""

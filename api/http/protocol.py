@@ -80,6 +80,12 @@ async def abort(scope: Scope) -> None:
         await asyncio.sleep(0)
 
 
+def outstanding(scope: Scope) -> int:
+    """Return how many bytes of what a request's connection sends have not been taken yet."""
+    extension = scope.get("extensions", {}).get(_CONNECTION)
+    return 0 if extension is None else int(extension["outstanding"]())
+
+
 def own(scope: Scope, ledger_id: int) -> None:
     """Say whose answers a request's connection sends, now that it is known."""
     extension = scope.get("extensions", {}).get(_CONNECTION)
@@ -236,7 +242,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         super().on_message_begin()
         # For streams whose client takes nothing any more: closing would wait until it has taken what is buffered.
-        self.scope["extensions"] = {_CONNECTION: {"abort": self.transport.abort, "own": self._own}}
+        self.scope["extensions"] = {
+            _CONNECTION: {"abort": self.transport.abort, "own": self._own, "outstanding": self._gathering.outstanding}
+        }
 
     def on_headers_complete(self) -> None:
         """Stop waiting: the head is whole, and the application limits the body."""

@@ -11,7 +11,11 @@ waits.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import Counter
+from contextlib import suppress
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -129,6 +133,16 @@ class Gathering(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         """Return how many bytes wait for whoever reads them."""
         return self._transport.get_write_buffer_size() + sum(map(len, self._written))
+
+    def outstanding(self) -> int:
+        """Return how many bytes the other side has not taken yet, those that the system keeps for it included.
+
+        The system says that it has room only now and then: by its buffer alone, a slow reader looks like none.
+        """
+        kept = array("i", [0])
+        with suppress(OSError, AttributeError):
+            ioctl(self._transport.get_extra_info("socket").fileno(), TIOCOUTQ, kept)
+        return self.get_write_buffer_size() + kept[0]
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Say from how many waiting bytes on the protocol is to pause, and down to how many."""
