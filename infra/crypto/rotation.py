@@ -61,6 +61,19 @@ _OF_OTHER_EPOCHS: Final = """
     ORDER BY ledger_id, key_id
     LIMIT %s
 """
+# Standbys, and archives that are fed by replication, that may not have everything yet, and have not had their time. How
+# far one is, a login without the role pg_read_all_stats does not see.
+_BEHIND: Final = """
+    SELECT EXISTS (
+        SELECT FROM pg_stat_replication s
+        WHERE s.flush_lsn IS NULL OR s.flush_lsn < pg_current_wal_lsn()
+    )
+    AND EXISTS (
+        SELECT FROM key_epochs e
+        WHERE e.present AND e.began_at > clock_timestamp() - make_interval(secs => %s)
+    )
+"""
+STANDBY_S: Final = 300
 _ENDED_EPOCHS: Final = "SELECT epoch_id FROM key_epochs WHERE NOT present AND destroyed_at IS NULL ORDER BY number"
 
 Key = tuple[Any, ...]
@@ -157,14 +170,16 @@ async def rotate(conninfo: str, key_provider: KeyProvider, say: Callable[[str], 
 async def change_epoch(conninfo: str, key_provider: KeyProvider) -> bool:
     """Begin a new epoch if an erasure needs it, seal every creator's key in it, and destroy the keys of those before.
 
-    Each step can be the last one before a crash: the next call goes on there.
+    Each step can be the last one before a crash: the next call goes on there. The keys are not destroyed before every
+    standby has what was sealed again, or has had five minutes for it: one that takes over too early would have only
+    keys that nobody can open.
 
     Args:
         conninfo: the database, as a login that is or may become the worker's role.
         key_provider: has the epoch keys; the master key is not used.
 
     Returns:
-        False where a rotation, or another change of the epoch, is under way.
+        False where a rotation, or another change of the epoch, is under way, or a standby is behind.
 
     Raises:
         MasterKeyError: the key of an epoch that a creator's key is sealed in is missing.
@@ -172,17 +187,22 @@ async def change_epoch(conninfo: str, key_provider: KeyProvider) -> bool:
 
     """
     async with (
-        await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0)) as connection,
+        await LedgerConnection.connect(
+            **session(conninfo, WORKER, statement_timeout_ms=0, more_options=" -c synchronous_commit=on")
+        ) as connection,
         _alone(connection) as alone,
     ):
-        if alone:
-            present = await begin_epoch(connection, key_provider.epochs)
-            await _seal_in(connection, key_provider.epochs, present)
-            ended = [row[0] for row in await (await connection.execute(_ENDED_EPOCHS)).fetchall()]
-            for epoch_id in ended:
-                key_provider.epochs.destroy(epoch_id)
-            await connection.execute("SELECT end_key_epochs(%s)", (ended,))
-        return alone
+        if not alone:
+            return False
+        present = await begin_epoch(connection, key_provider.epochs)
+        await _seal_in(connection, key_provider.epochs, present)
+        if await _is_true(connection, _BEHIND, STANDBY_S):
+            return False
+        ended = [row[0] for row in await (await connection.execute(_ENDED_EPOCHS)).fetchall()]
+        for epoch_id in ended:
+            key_provider.epochs.destroy(epoch_id)
+        await connection.execute("SELECT end_key_epochs(%s)", (ended,))
+        return True
 
 
 async def _seal_in(connection: LedgerConnection, epochs: EpochKeys, present: str) -> None:

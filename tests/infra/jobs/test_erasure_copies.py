@@ -12,7 +12,7 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from infra.auth.access_log import COMMAND_LINE
-from infra.crypto import keyring
+from infra.crypto import keyring, rotation
 from infra.crypto.envelope import CreatorKey, MasterKeyError, associated_data
 from infra.crypto.epochs import EpochKeyMissing, EpochKeys
 from infra.crypto.keyring import Keyring, creator_key_unwrapped_with, creator_purpose
@@ -20,6 +20,7 @@ from infra.crypto.master_keys import MasterKey
 from infra.crypto.rotation import change_epoch, require_master_keys, rotate
 from infra.errors import Unavailable
 from infra.jobs.erasure import REST_SHARE
+from infra.postgres.embedded.cluster import binary
 from infra.postgres.roles import API, WORKER
 from projections.engine.advisory_locks import AdvisoryLock
 from tests import given
@@ -345,6 +346,31 @@ def restore(opened: Opened, dump: dict[str, bytes]) -> None:
             connection.execute(SQL("DELETE FROM {}").format(name))
             with connection.cursor().copy(SQL("COPY {} FROM STDIN").format(name)) as copied:
                 copied.write(rows)
+
+
+async def test_an_erasure_keeps_the_old_key_while_a_standby_may_lack_what_was_sealed_again(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the secrets of all creators would be lost if it took over; after five minutes it is not waited for."""
+    tenant = await two_creators(opened)
+    await opened.when(tenant, given.erase())
+    await opened.erasures.remove(tenant.ledger_id, CREATOR, COMMAND_LINE)
+    # It stores what it receives, and flushes nothing before the end of a segment.
+    command = [str(binary("pg_receivewal")), "--no-loop", f"--directory={tmp_path}", "--dbname", opened.database.dsn()]
+    standby = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        await until(lambda: bool(opened.sql("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'")))
+        assert not await change_epoch(opened.database.dsn(WORKER), MASTER_KEY)
+        found = await opened.erasures.of(tenant.ledger_id, CREATOR)
+        assert found is not None
+        assert found.state == "carrying_out"
+        assert await read_by_a_thief(opened, tenant) == OWN | OTHERS
+        monkeypatch.setattr(rotation, "STANDBY_S", 0)
+        assert await change_epoch(opened.database.dsn(WORKER), MASTER_KEY)
+    finally:
+        standby.terminate()
+        await standby.wait()
+    assert await read_by_a_thief(opened, tenant) == OTHERS
 
 
 # ── the files ──
