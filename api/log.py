@@ -24,7 +24,7 @@ from api.http.dependencies import services_of
 from api.http.media_types import JSON
 from api.http.models import Answer
 from api.http.problems import Problem, unauthenticated
-from api.http.query_params import AnyPosition, QueryModel
+from api.http.query_params import QueryModel, TreeSize
 from api.http.responses import answer
 from api.http.route import Operation, Route
 from domain.log_tiles import parse_tile_path
@@ -135,9 +135,9 @@ class ConsistencyAnswer(Answer):
 
 
 class ConsistencyQuery(QueryModel):
-    old: Annotated[AnyPosition, Field(ge=1, description="The size of the older checkpoint, from 1.")]
+    old: Annotated[TreeSize, Field(description="The size of the older checkpoint.")]
     new: Annotated[
-        AnyPosition | None, Field(ge=1, description="The size of the newer one. Default: that of the newest.")
+        TreeSize | None, Field(description="The size of the newer one. Default: that of the newest checkpoint.")
     ] = None
 
 

@@ -94,6 +94,8 @@ def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
 
 # The bounds come before the reading: so they stand in the reference too.
 AnyPosition = Annotated[int, Field(ge=0, le=MAX_POSITION), BeforeValidator(whole_number)]
+# How many events a part of the log has that is not empty.
+TreeSize = Annotated[int, Field(ge=1, le=MAX_POSITION), BeforeValidator(whole_number)]
 Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(whole_number)]
 Size = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(whole_number)]
 AtLeast = Annotated[

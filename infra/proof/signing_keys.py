@@ -52,7 +52,10 @@ def load_signer(directory: Path, log_id: UUID, origin: str) -> LogSigner:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        message = f"The signing key {path} cannot be read: {error.strerror}. Restore it from a backup."
+        message = (
+            f"The signing key {path} cannot be read: {error.strerror}. Restore it from a backup. If it is lost, begin "
+            "a log with another key: sparkledger ledgers restart LEDGER --accept-loss"
+        )
         raise SealingStopped(message) from error
     with os.fdopen(descriptor, "rb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
