@@ -45,7 +45,8 @@ async def test_a_table_has_its_rows_fields_as_columns_then_what_is_derived_from_
 async def test_the_api_sees_its_own_ledger_and_may_write_nothing(
     database: TestDatabase, follow: Followed, api: Cursor
 ) -> None:
-    log = MemoryLog(happening(1, 60), happening(2, 60))
+    named = given.advertiser()
+    log = MemoryLog(given.after(happening(1, 60), named), given.after(happening(2, 60), named))
     unbound = await psycopg.AsyncConnection.connect(database.dsn("sparkledger_api"), autocommit=True)
     for view in VIEWS:
         await follow(view, log)
