@@ -14,6 +14,7 @@ from projections import VIEWS, codes
 from projections.engine.projector import Connect
 from projections.engine.runner import create_missing
 from projections.engine.table import Table
+from tests import given
 from tests.conftest import TestDatabase
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog, happening, rows
