@@ -109,7 +109,9 @@ router = APIRouter(route_class=Route, tags=["Audit"])
 
 
 @router.get("/v1/events", response_model=EventsAnswer, operation_id="listEvents")
-@Operation(trace="recorded", answer_headers=("Ledger-Position", "Search-Complete", "Looked-Through"), lines=True)
+@Operation(
+    large=True, trace="recorded", answer_headers=("Ledger-Position", "Search-Complete", "Looked-Through"), lines=True
+)
 async def list_events(
     query: Annotated[EventsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],

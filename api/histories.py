@@ -69,7 +69,7 @@ router = APIRouter(route_class=Route, tags=["Reads"])
 
 
 @router.get("/v1/codes/{code_id}/history", response_model=HistoryAnswer, operation_id="readHistory")
-@Operation(trace="recorded", answer_headers=("ETag", "Ledger-Position"))
+@Operation(large=True, trace="recorded", answer_headers=("ETag", "Ledger-Position"))
 async def read_history(
     code_id: str,
     query: Annotated[HistoryQuery, Query()],
@@ -109,7 +109,7 @@ async def read_history(
 @router.get(
     "/v1/creators/{creator_id}/permission/history", response_model=HistoryAnswer, operation_id="readPermissionHistory"
 )
-@Operation(trace="recorded", answer_headers=("ETag", "Ledger-Position"))
+@Operation(large=True, trace="recorded", answer_headers=("ETag", "Ledger-Position"))
 async def read_permission_history(
     creator_id: str,
     query: Annotated[HistoryQuery, Query()],

@@ -61,8 +61,9 @@ class PlaceEntry(Answer):
         str,
         Field(
             description=(
-                "`requests` that wait for their answers, `exports_and_batches`, `uploads` (batches that are received "
-                "or answered), `upload_bytes` (what is kept of these) or `streams`."
+                "`requests` that wait for their answers, `pages` (histories and pages of the trail), "
+                "`exports_and_batches`, `uploads` (batches that are received or answered), `upload_bytes` (what is "
+                "kept of these) or `streams`."
             )
         ),
     ]

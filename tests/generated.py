@@ -429,6 +429,10 @@ def limits() -> str:
                 f"{authorization_batch.MAX_UPLOAD_BYTES_OF_A_LEDGER // kib**2} MiB of one ledger"
             ),
         ),
+        (
+            "histories and pages of the trail that are being read, for each API process",
+            f"{places.MAX_PAGES} at once, {places.MAX_PAGES_OF_A_LEDGER} of one ledger; more wait",
+        ),
         ("a request that finds all places of its kind taken", f"waits for one for at most {places.WAIT_S:.0f} s"),
         ("an export or a batch whose client reads nothing", f"disconnected after {streaming_download.STALLED_S:.0f} s"),
         ("the access log", f"kept for {access_log.KEEP_ACCESSES_DAYS} days"),

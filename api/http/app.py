@@ -45,6 +45,7 @@ from api.http.limits import Limit
 from api.http.metrics import render_metrics
 from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, RequestMiddleware, Waiting
 from api.http.openapi import reference
+from api.http.places import page_places
 from api.http.problems import Problem, as_problem
 from api.http.single_flight import SingleFlight
 from api.http.streaming_download import download_places
@@ -197,7 +198,7 @@ def create_app(
     app.state.strangers = log.Strangers()
     app.state.key_names = KeyNames(services.key_admin)
     app.state.places = places = SharedPlaces(
-        waiting, download_places(), upload_places(), upload_bytes(), stream_places()
+        waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places()
     )
     app.state.streams = Streams(services, app.state.key_names, places.streams)
     services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))

@@ -76,6 +76,7 @@ class SharedPlaces:
 
     Attributes:
         requests: requests that wait for their answers, commands among them.
+        pages: histories and pages of the trail that are being read.
         downloads: exports, and batches that are being answered.
         uploads: batches that are being received or answered.
         upload_bytes: what is kept on disk of these.
@@ -84,6 +85,7 @@ class SharedPlaces:
     """
 
     requests: Waiting
+    pages: Places
     downloads: Places
     uploads: Places
     upload_bytes: UploadBytes
@@ -93,6 +95,7 @@ class SharedPlaces:
         """Return how each kind is taken."""
         return {
             "requests": self.requests.figures(),
+            "pages": self.pages.figures(),
             "exports_and_batches": self.downloads.figures(),
             "uploads": self.uploads.figures(),
             "upload_bytes": self.upload_bytes.figures(),

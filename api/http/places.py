@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 WAIT_S: Final = 5.0
 MIB: Final = 1024 * 1024
+# Of one process. Of a key also those that wait, which take no memory yet.
+MAX_PAGES: Final = 16
+MAX_PAGES_OF_A_LEDGER: Final = MAX_PAGES // 2
+MAX_PAGES_OF_A_KEY: Final = 500
 RETRY_AFTER_S: Final = 10
 
 
@@ -166,6 +170,14 @@ class Places:
 
     def _taken(self, whose: str, most: int) -> str:
         return f"This {whose} already has {most:,} {self._what}, which is the maximum. Try again when one has ended."
+
+
+def page_places() -> Places:
+    """Return the places of histories and pages of the trail that are being read, all of them free.
+
+    While it is read, each takes several times the memory of its answer. More at a time would not be read faster.
+    """
+    return Places("histories or pages in progress", MAX_PAGES, MAX_PAGES_OF_A_LEDGER, MAX_PAGES_OF_A_KEY)
 
 
 class UploadBytes:

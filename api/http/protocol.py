@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 from collections import Counter
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
@@ -39,6 +40,8 @@ HEAD_WITHIN_S: Final = 15.0
 # Of one process; with the database's sessions it stays below the 4,096 files that a process may usually open.
 MAX_CONNECTIONS: Final = 3_000
 
+# Left alone, the system keeps up to 4 MiB of what a client does not read, for each connection and uncounted by us.
+SEND_BUFFER_BYTES: Final = 128 * 1024
 _IPV6_PREFIX: Final = 64
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 # A host as RFC 3986 has it, which may be empty, and a port.
@@ -145,6 +148,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin to wait for a head."""
+        sending = transport.get_extra_info("socket")
+        if sending is not None:
+            sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._gathering = transport = Gathering(transport, self.loop)
         super().connection_made(transport)
         # Whoever asks for a WebSocket is answered as if they had not: nothing here speaks it.

@@ -29,7 +29,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from api.http import headers
 from api.http.caller import Allowed, Caller, admit
 from api.http.cursors import history_of
-from api.http.dependencies import services_of
+from api.http.dependencies import places_of, services_of
 from api.http.fields import VideoIdPolicy
 from api.http.models import Body, Command
 from api.http.problems import Problem, malformed, malformed_body
@@ -68,6 +68,8 @@ class Operation:
         replays: whether a repeat with the same Idempotency-Key gets the first answer; None: if it is a command.
         repeats: whether the same again, without an Idempotency-Key, answers 200 in place of 201.
         lines: whether it answers in lines of NDJSON or CSV, too.
+        large: whether its answers can have megabytes: few are made at a time, because each takes several times as much
+            memory meanwhile.
         trace: how the access log learns of it: `recorded` by the route itself before it answers, or `noted` when it
             answers; None: noted if it is a GET with a key, and otherwise not at all.
         links: the operations that lead on from its answer, as OpenAPI has them.
@@ -81,6 +83,7 @@ class Operation:
     replays: bool | None = None
     repeats: bool = False
     lines: bool = False
+    large: bool = False
     trace: Literal["recorded", "noted"] | None = None
     links: Mapping[str, Any] = field(default_factory=dict)
     example: Mapping[str, Any] | None = None
@@ -159,6 +162,7 @@ class Route(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request: it reads as the signature says, then calls the route."""
         endpoint, allowed, notes_reads = self.endpoint, self._allowed, self.notes_reads
+        large = self.operation.large
         types = typing.get_type_hints(endpoint)
         named = {kind: name for name, kind in types.items() if kind in {Caller, Caller | None, Request}}
         caller_name, request_name = named.get(Caller) or named.get(Caller | None), named.get(Request)
@@ -189,12 +193,23 @@ class Route(APIRoute):
             if caller is not None and b"idempotency-key" in headers.of(request):
                 caller.keep_request_hash(sent)
             del sent
-            answer: Response = await endpoint(**arguments)
+            answer = await _answer(endpoint, arguments, caller if large else None)
             if notes_reads and caller is not None:
                 note_read(caller, arguments.get(query_name) if query_name is not None else None)
             return answer
 
         return handler
+
+
+async def _answer(
+    endpoint: Callable[..., Coroutine[Any, Any, Response]], arguments: dict[str, Any], large_for: Caller | None
+) -> Response:
+    """Call a route; if its answer may be large, in the place of whoever it is for."""
+    if large_for is None:
+        return await endpoint(**arguments)
+    pages = places_of(large_for.request.scope).pages
+    async with pages.place(large_for.ledger_id, large_for.key.key_id):
+        return await endpoint(**arguments)
 
 
 async def read_query(request: Request, model: type[M], caller: Caller | None) -> M:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from infra.auth.access_log import Access, AccessLog
 from tests.api.world import OTHER_ACCOUNT, OTHER_BRAND, OWN_ACCOUNT, OWN_CREATOR, TERMS, World, days, refused, told
 from tests.waiting import until
 
@@ -43,6 +48,35 @@ def test_a_history_tells_before_and_after_each_change(world: World) -> None:
         {},
         {"state": ("shared", "revoked"), "revoked_at": (None, revoked["revoked_at"])},
     ]
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/codes/{code_id}/history"])
+def test_so_many_large_reads_at_a_time_leave_memory_and_room_for_others(
+    world: World, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    code, other = world.generate(), world.another()
+    places = world.server.serving.places.pages
+    monkeypatch.setattr(places, "of_a_ledger", 1)
+    record, begun, going = AccessLog.record, threading.Event(), threading.Event()
+
+    async def held(self: AccessLog, ledger_id: int, access: Access) -> UUID:
+        if not begun.is_set():
+            begun.set()
+            await asyncio.to_thread(going.wait, 30)
+        return await record(self, ledger_id, access)
+
+    monkeypatch.setattr(AccessLog, "record", held)
+    with ThreadPoolExecutor(2) as beside:
+        first = beside.submit(world.client.get, path.format(**code))
+        assert begun.wait(10)
+        second = beside.submit(world.as_role("auditor").get, path.format(**code))
+        until(lambda: sum(places.figures().waiting.values()) == 1)
+        told(other.client.get("/v1/events"), 200)
+        with monkeypatch.context() as patched:
+            patched.setattr(places, "wait_s", 0)
+            assert refused(world.client.get(path.format(**code))) == (429, "too_many_requests")
+        going.set()
+        assert [answer.result().status_code for answer in (first, second)] == [200, 200]
 
 
 def test_pages_of_a_history_follow_one_another_oldest_first(world: World) -> None:
