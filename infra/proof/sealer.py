@@ -219,7 +219,7 @@ class Sealer:
             )
             raise SealingStopped(message)
         if signed.size > tree.size:
-            raise SealingStopped(_lost(ledger, signed.size))
+            raise SealingStopped(_older(ledger, signed.size))
         edge = self._edge(store, ledger, tree.size)
         if edge.root != tree.root or self._root_at(store, ledger, signed.size) != signed.root:
             message = f"The tiles of ledger {ledger.name} do not lead to the root that was signed at {signed.size}."
@@ -235,12 +235,15 @@ class Sealer:
             message = f"The origin {origin} has more than {MAX_ORIGIN_BYTES} bytes. Shorten SPARKLEDGER_LOG_NAME."
             raise SealingStopped(message)
         signed = last_signed.read()
-        if signed is not None and signed.size > 0:
-            raise SealingStopped(_lost(ledger, signed.size))
-        signer = create_signer(self._settings.signing_dir, ledger.log_id, origin)
+        directory = self._settings.signing_dir
         if signed is None:
+            signer = create_signer(directory, ledger.log_id, origin)
             last_signed.advance(Checkpoint(origin, 0, EMPTY_ROOT))
+        else:
+            signer = load_signer(directory, ledger.log_id, origin)
         store.begin(ledger, origin, signer.verifier_keys, EMPTY_ROOT, public=self._is_public(ledger))
+        if signed is not None and signed.size > 0:
+            raise SealingStopped(_older(ledger, signed.size))
         return _Sealed(signer, last_signed, TreeEdge(), 0, [], unpublished=True)
 
     def _is_public(self, ledger: LedgerLog) -> bool:
@@ -286,6 +289,13 @@ def _lost(ledger: LedgerLog, size: int) -> str:
     return (
         f"Ledger {ledger.name} had {size} events when its log was signed, and has lost some. An older state of the "
         "database was restored, or a standby that lacked events was promoted."
+    )
+
+
+def _older(ledger: LedgerLog, size: int) -> str:
+    return (
+        f"The log of ledger {ledger.name} was signed at {size} events, and the log in the database is older. An older "
+        "state of the database was restored, or a standby that lacked events was promoted."
     )
 
 
