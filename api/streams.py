@@ -18,11 +18,12 @@ import contextlib
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query
 from prometheus_client import Counter, Gauge
-from pydantic import Field
+from pydantic import Field, StringConstraints, ValidationError
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
@@ -32,15 +33,27 @@ from api.catch_up import CatchUp
 from api.event_content import event_content
 from api.event_filters import Conditions
 from api.event_search import restrict_to_caller
+from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.headers import last_event_id
+from api.http.models import Answer, Body
 from api.http.places import Places
-from api.http.problems import Problem, ahead_of_ledger, history_members
+from api.http.problems import (
+    Problem,
+    ahead_of_ledger,
+    history_members,
+    malformed,
+    malformed_body,
+    malformed_query,
+    unauthenticated,
+)
 from api.http.protocol import abort, outstanding
 from api.http.query_params import AnyPosition
+from api.http.responses import NO_STORE, answer
 from api.http.route import Operation, Route
 from domain.values import CLOCK
 from infra.auth.access_log import GROUPED_ROLE
+from infra.auth.stream_tokens import USE_WITHIN
 from infra.errors import Unavailable
 from infra.eventstore.event_filter import EventFilter
 from infra.eventstore.histories import HistoryChanged
@@ -55,6 +68,7 @@ if TYPE_CHECKING:
     from api.event_content import KeyNames
     from api.http.dependencies import Services
     from domain.recorded import RecordedEvent
+    from infra.auth.stream_tokens import StreamToken
     from infra.eventstore.live_subscription import LiveSubscription
 
 MAX_STREAMS: Final = 2_000
@@ -73,11 +87,14 @@ READING_AT_ONCE: Final = 4
 # What clients are told to wait: before they reconnect, and before they try again where there is no room.
 RECONNECT_MS: Final = 1_000
 RETRY_AFTER_S: Final = 5
-Ending = Literal["slow_reader", "stalled", "key_no_longer_valid", "history_changed", "shutting_down", "unavailable"]
+Ending = Literal[
+    "slow_reader", "stalled", "key_no_longer_valid", "replaced", "history_changed", "shutting_down", "unavailable"
+]
 ENDINGS: Final[dict[Ending, str]] = {
     "slow_reader": "The client reads too slowly. Reconnect with Last-Event-ID.",
     "stalled": "The client stopped reading. Reconnect with Last-Event-ID.",
     "key_no_longer_valid": "The API key was revoked or has expired.",
+    "replaced": "The stream token was used for another stream.",
     "history_changed": (
         "The ledger goes on as another history. Decide what to do with the events after `last_common_position`."
     ),
@@ -92,11 +109,44 @@ _LAG: Final = Gauge("sparkledger_stream_lag_events", "Events the slowest event s
 router = APIRouter(route_class=Route, tags=["Audit"])
 
 
+# Far above a token with an API key in it; a bearer token of an issuer may be long.
+MAX_TOKEN_CHARACTERS: Final = 8_000
+MAX_FILTERS: Final = 20
+
+
 class StreamQuery(Conditions):
     after: Annotated[
         AnyPosition | None,
         Field(description="Only later positions. Default: from now on. `Last-Event-ID` takes precedence."),
     ] = None
+    token: Annotated[
+        str | None,
+        StringConstraints(max_length=MAX_TOKEN_CHARACTERS),
+        Field(
+            description="A token of `POST /v1/stream-tokens`, instead of an Authorization header. It has its own "
+            "filters: only `after` can be sent beside it."
+        ),
+    ] = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what was asked, under the names of the parameters; the token is nobody else's concern."""
+        return {name: value for name, value in super().parameters().items() if name != "token"}
+
+
+class CreateStreamToken(Body):
+    filters: Annotated[
+        dict[str, str],
+        Field(
+            description="The filters of the stream, as in the query of `GET /v1/events/stream`.",
+            examples=[{"type": "Redeemed"}],
+            max_length=MAX_FILTERS,
+        ),
+    ] = Field(default_factory=dict)
+
+
+class StreamTokenAnswer(Answer):
+    token: Annotated[str, Field(description="The token. Send it as `token` in the query of `GET /v1/events/stream`.")]
+    use_before: Annotated[answered.Moment, Field(description="When it must have been used for the first time.")]
 
 
 def stream_places() -> Places:
@@ -116,6 +166,9 @@ class Stream(EventSourceResponse):
         self.ledger_id = caller.ledger_id
         self.presented = caller.presented
         self.key_id = caller.key.key_id
+        # The token that opened it, and which of its uses this is.
+        self.token_id: UUID | None = None
+        self.use = 0
         self.ending: Ending | None = None
         self.history = caller.history
         # What the end says beside its reason.
@@ -383,6 +436,7 @@ class Streams:
     async def admitted(self, stream: Stream) -> AsyncIterator[None]:
         """Count a stream that has a place for as long as it is sent."""
         try:
+            self._end([one for one in self._streams if stream.token_id and one.token_id == stream.token_id], "replaced")
             self._streams.add(stream)
             _OPEN.inc()
             if self._watching is None:
@@ -447,6 +501,18 @@ class Streams:
         if gone:
             self._end(gone, "key_no_longer_valid")
 
+    async def check_tokens(self) -> None:
+        """End the streams whose token was used for another one since, in this process or another."""
+        by_ledger: dict[int, list[Stream]] = {}
+        for stream in self._streams:
+            if stream.token_id is not None:
+                by_ledger.setdefault(stream.ledger_id, []).append(stream)
+        for ledger_id, streams in by_ledger.items():
+            token_ids = {stream.token_id for stream in streams if stream.token_id is not None}
+            with contextlib.suppress(Unavailable):
+                uses = await self._services.stream_tokens.uses(ledger_id, token_ids)
+                self._end([one for one in streams if one.token_id and uses.get(one.token_id, 0) > one.use], "replaced")
+
     async def check_histories(self) -> None:
         """End the streams of ledgers that go on as another history, or that may have lost events."""
         for ledger_id in {stream.ledger_id for stream in self._streams}:
@@ -496,6 +562,7 @@ class Streams:
             self._begun += 1
             try:
                 await self.check_histories()
+                await self.check_tokens()
                 await self.check_keys(list(self._streams))
             finally:
                 # Whatever changes next: keys that change all the time hold nobody up for good.
@@ -516,7 +583,7 @@ class Streams:
 @Operation(trace="recorded", request_headers=("Last-Event-ID",), answer_headers=("Ledger-Position",))
 async def stream_events(
     query: Annotated[StreamQuery, Query()],
-    caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],
+    caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin", by_stream_token=True)],
 ) -> Response:
     """Follow the audit trail live, as Server-Sent Events whose `id` is the history and the position.
 
@@ -525,6 +592,9 @@ async def stream_events(
     stream, an event named `end` says why. A creator's key follows its own events.
     """
     caller.history.require_whole()
+    token, use = await _used_token(caller, query)
+    if token is not None:
+        query = StreamQuery.model_validate({**token.filters, **({} if query.after is None else {"after": query.after})})
     parsed = restrict_to_caller(caller, query.parsed())
     patterns = [(words.pattern(), words.negated) for words in parsed.words]
 
@@ -533,7 +603,51 @@ async def stream_events(
 
     streams: Streams = caller.request.app.state.streams
     selection = EventFilter(parsed.conditions, said if patterns else None)
-    return await streams.open(caller, query.parameters(), selection, await _position(caller, query.after))
+    stream = await streams.open(caller, query.parameters(), selection, await _position(caller, query.after))
+    if token is not None:
+        stream.token_id, stream.use = token.token_id, use
+    return stream
+
+
+@router.post("/v1/stream-tokens", status_code=201, response_model=StreamTokenAnswer, operation_id="createStreamToken")
+@Operation(replays=False, example={"filters": {"type": "Redeemed"}})
+async def create_stream_token(
+    body: CreateStreamToken,
+    caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin")],
+) -> Response:
+    """Create a token that opens a stream in a browser, whose EventSource cannot send an Authorization header.
+
+    It must be used within a minute. Then it is good for one stream at a time and its reconnects, for as long as the key
+    that creates it, and forgotten if it is not used for 30 days.
+    """
+    try:
+        query = StreamQuery.model_validate(body.filters)
+    except ValidationError as error:
+        raise malformed("malformed_body", error, StreamQuery) from None
+    if query.token is not None:
+        raise malformed_body("/filters/token", "A token has no token.")
+    restrict_to_caller(caller, query.parsed())
+    now = caller.services.now()
+    token = await caller.services.stream_tokens.issue(caller.presented, body.filters, now)
+    return answer({"token": token, "use_before": now + USE_WITHIN}, 201, NO_STORE)
+
+
+async def _used_token(caller: Caller, query: StreamQuery) -> tuple[StreamToken | None, int]:
+    """Return the token that a stream was opened by, and which of its uses this is; none where a key was presented.
+
+    Raises:
+        Problem: the token was not used in time, or something is sent beside it that it has itself.
+
+    """
+    if query.token is None:
+        return None, 0
+    token: StreamToken | None = caller.request.scope.get("stream_token")
+    if token is None or query.parameters().keys() - {"after"}:
+        raise malformed_query("token", "A token stands for a key and for filters: send neither of them beside it.")
+    use = await caller.services.stream_tokens.use(caller.ledger_id, caller.key.key_id, token, caller.services.now())
+    if use is None:
+        raise unauthenticated()
+    return token, use
 
 
 async def _position(caller: Caller, after: int | None) -> int:

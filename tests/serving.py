@@ -32,6 +32,7 @@ from api.http.server import believing
 from api.streams import Streams
 from infra.auth.api_keys import Subjects
 from infra.auth.key_commands import create_key, create_ledger
+from infra.auth.stream_tokens import StreamTokens
 from infra.crypto.envelope import fresh_key
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
@@ -162,6 +163,7 @@ class Serving:
                 database=api.database,
                 webhooks=WebhookSubscriptions(api.database, api.keyring),
                 histories=api.histories,
+                stream_tokens=StreamTokens(api.database, api.keyring),
                 on_keys_changed=api.on_keys_changed,
             )
             app = create_app(services)

@@ -128,21 +128,29 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The dependency that a route names its roles with; `without_key` if it also answers whoever presents no key."""
+    """The dependency that a route names its roles with, and by what else than a key it lets in."""
 
     roles: tuple[Role, ...]
     without_key: bool = False
+    by_stream_token: bool = False
 
     async def __call__(self) -> None:
         """Stand in the signature; `Route` lets the caller in itself."""
 
 
-def allow(*roles: Role, without_key: bool = False) -> Any:
-    """Let keys of these roles in, and no others; where `without_key`, whoever presents none is no caller, but None."""
-    return Depends(Allowed(roles, without_key), use_cache=False)
+def allow(*roles: Role, without_key: bool = False, by_stream_token: bool = False) -> Any:
+    """Let keys of these roles in, and no others.
+
+    Args:
+        roles: the roles.
+        without_key: whether whoever presents none is answered, too; then the caller is None.
+        by_stream_token: whether a stream token in the query can stand for the key that it was made with.
+
+    """
+    return Depends(Allowed(roles, without_key, by_stream_token), use_cache=False)
 
 
-async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
+async def admit(request: Request, allowed: Allowed) -> Caller:
     """Let a request in whose key is valid, has not asked too much, and has one of the roles.
 
     Raises:
@@ -153,7 +161,12 @@ async def admit(request: Request, roles: tuple[Role, ...]) -> Caller:
 
     """
     services = services_of(request.scope)
+    roles = allowed.roles
     presented = headers.bearer(request)
+    if presented is None and allowed.by_stream_token and (text := request.query_params.get("token")) is not None:
+        token = await services.stream_tokens.open(text)
+        presented = None if token is None else token.presented
+        request.scope["stream_token"] = token
     key = None if presented is None else await services.authenticator.authenticate(presented, services.now())
     if key is None or presented is None:
         raise unauthenticated()

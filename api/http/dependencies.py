@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from infra.auth.denied_attempts import DeniedAttempts
     from infra.auth.key_admin import KeyAdmin
     from infra.auth.read_log import ReadLog
+    from infra.auth.stream_tokens import StreamTokens
     from infra.crypto.keyring import Keyring
     from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
     from infra.eventstore.aggregate_reader import AggregateReader
@@ -59,6 +60,7 @@ class Services:
     database: Database
     webhooks: WebhookSubscriptions
     histories: Histories
+    stream_tokens: StreamTokens
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
 
 

@@ -176,7 +176,7 @@ class Route(APIRoute):
             caller: Caller | None = None
             if caller_name is not None:
                 if not allowed.without_key or headers.of(request).get(b"authorization"):
-                    caller = await admit(request, allowed.roles)
+                    caller = await admit(request, allowed)
                 arguments[caller_name] = caller
             if request_name is not None:
                 arguments[request_name] = request

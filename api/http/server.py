@@ -15,6 +15,7 @@ import uvloop
 from api.http.app import create_app, create_metrics_app
 from api.http.dependencies import Services
 from api.http.protocol import bounded_by_address
+from infra.auth.stream_tokens import StreamTokens
 from infra.crypto.rotation import require_master_keys
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.migrate import require_migrated
@@ -98,6 +99,7 @@ async def _serve(
             database=opened.database,
             webhooks=WebhookSubscriptions(opened.database, opened.keyring),
             histories=opened.histories,
+            stream_tokens=StreamTokens(opened.database, opened.keyring),
             on_keys_changed=opened.on_keys_changed,
         )
         app = create_app(services, metrics=metrics is None)

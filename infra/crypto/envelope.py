@@ -104,6 +104,10 @@ class ApiKeyHashing:
         text = presented.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(text, digest_size=API_KEY_HASH_BYTES, key=self._key, person=b"api keys").digest()
 
+    def derived(self, purpose: str) -> bytes:
+        """Return a key for another purpose: 32 bytes, derived from this key and so always the same."""
+        return derived(self._key, f"sparkledger {purpose}".encode())
+
 
 class LedgerKeys:
     """The unwrapped fingerprint key of a ledger."""

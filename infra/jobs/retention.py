@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from infra.auth import access_log
+from infra.auth import access_log, stream_tokens
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -74,8 +74,13 @@ async def _refusal_counts(connection: LedgerConnection, rows: int) -> int:
     return (await connection.execute(_REFUSAL_COUNTS, (KEEP_REFUSAL_COUNTS_DAYS, rows))).rowcount
 
 
+async def _stream_tokens(connection: LedgerConnection, rows: int) -> int:
+    return (await connection.execute(stream_tokens.PURGE, (stream_tokens.KEEP_UNUSED_DAYS, rows))).rowcount
+
+
 _KINDS: Final[dict[str, Callable[[LedgerConnection, int], Awaitable[int]]]] = {
     "idempotency keys": _idempotency_keys,
     "counts of refusals": _refusal_counts,
     "accesses": access_log.purge,
+    "stream tokens": _stream_tokens,
 }

@@ -57,6 +57,7 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/stats": {"operator", "auditor", "admin"},
     "GET /v1/stats/days": {"operator", "auditor", "admin"},
     "GET /v1/events/stream": {"creator", "operator", "auditor", "subscriber", "admin"},
+    "POST /v1/stream-tokens": {"creator", "operator", "auditor", "subscriber", "admin"},
     "POST /v1/webhooks": WEBHOOKS,
     "GET /v1/webhooks": WEBHOOKS,
     "GET /v1/webhooks/{webhook_id}": WEBHOOKS,
@@ -276,6 +277,10 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     "GET /v1/stats": (lambda _w, client, *_: client.get("/v1/stats"), 200),
     "GET /v1/stats/days": (lambda _w, client, *_: client.get("/v1/stats/days"), 200),
     "GET /v1/events/stream": (lambda _w, client, creator, *_: opening(client, creator), 200),
+    "POST /v1/stream-tokens": (
+        lambda _w, client, creator, *_: client.post("/v1/stream-tokens", json={"filters": {"creator_id": creator}}),
+        201,
+    ),
     "POST /v1/webhooks": (
         lambda _w, client, *_: client.post("/v1/webhooks", json={"url": "https://receiver.example/"}),
         201,

@@ -174,6 +174,9 @@ ASKED: dict[str, list[Ask]] = {
     ],
     "GET /v1/events/{position}": [lambda client, _: client.get(f"/v1/events/{POSITION}")],
     "GET /v1/events/stream": [streaming],
+    "POST /v1/stream-tokens": [
+        lambda client, of: client.post("/v1/stream-tokens", json={"filters": {"creator_id": of.creator_id}})
+    ],
     "GET /v1/exports/events": [exporting],
     "GET /v1/accesses": [getting("/v1/accesses")],
     "GET /v1/stats": [getting("/v1/stats")],
@@ -238,7 +241,7 @@ ASKED: dict[str, list[Ask]] = {
 }
 
 _VARIES = re.compile(
-    r"slk_\w+|whsec_[\w+/=]+"  # secrets that are drawn
+    r"slk_\w+|slt_[\w-]+|whsec_[\w+/=]+"  # secrets that are drawn
     r"|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|[0-9]{8}T[0-9]{6}Z"
     r"|[0-9a-f]{64}|[0-9a-f]{32}|ledger-[0-9a-f]{12}"

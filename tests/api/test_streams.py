@@ -475,8 +475,8 @@ def turned_away(answer: httpx.Response) -> str:
     return content["detail"]
 
 
-def _opens(client: httpx.Client) -> bool:
-    with client.stream("GET", "/v1/events/stream") as answer:
+def _opens(client: httpx.Client, token: str | None = None) -> bool:
+    with client.stream("GET", "/v1/events/stream", params={} if token is None else {"token": token}) as answer:
         return next(answer.iter_lines()) == "retry: 1000"
 
 
@@ -581,6 +581,102 @@ def test_a_stream_is_recorded_among_the_accesses_with_what_it_was_handed(world: 
     until(lambda: len(ended()) == 1)
     (entry,) = ended()
     assert (entry["query"], entry["format"], entry["rows"]) == ({"type": "Redeemed"}, "text/event-stream", 1)
+
+
+# -- Tokens for browsers
+
+
+def token_of(client: httpx.Client, **filters: str) -> str:
+    return str(told(client.post("/v1/stream-tokens", json={"filters": filters}), 201)["token"])
+
+
+def browser(world: World) -> httpx.Client:
+    """A client that cannot send headers of its own."""
+    world.clients.append(httpx.Client(base_url=world.server.url, timeout=20, trust_env=False))
+    return world.clients[-1]
+
+
+def test_a_token_opens_the_stream_that_it_was_made_for(world: World) -> None:
+    world.running()
+    token = token_of(world.as_role("subscriber"), type="Redeemed")
+    assert token.startswith("slt_")
+    with following(browser(world), token=token, after=0) as stream:
+        assert [event["type"] for event in stream.take(1)] == ["Redeemed"]
+        world.running()
+        assert [event["type"] for event in stream.take(1)] == ["Redeemed"]
+        last = stream.last_id
+    with following(browser(world), last, token=token) as stream:
+        world.running()
+        assert [event["type"] for event in stream.take(1)] == ["Redeemed"]
+
+
+def test_a_token_is_used_within_a_minute_and_then_for_long(world: World) -> None:
+    used, unused = (token_of(world.client) for _ in range(2))
+    assert _opens(browser(world), used)
+    world.server.clock.ahead = timedelta(minutes=2)
+    try:
+        assert _opens(browser(world), used)
+        answer = browser(world).get("/v1/events/stream", params={"token": unused})
+        assert refused(answer) == (401, "unauthenticated")
+    finally:
+        world.server.clock.ahead = timedelta()
+
+
+def test_a_token_is_good_for_one_stream_at_a_time(world: World) -> None:
+    token = token_of(world.client)
+    with following(browser(world), token=token) as first, following(browser(world), token=token) as second:
+        assert first.ending() == "replaced"
+        world.permit()
+        assert positions(second.take(1)) == [1]
+
+
+def test_a_token_that_another_process_has_used_ends_its_stream_here(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.streams, "KEYS_EVERY_S", 0.05)
+    token = token_of(world.client)
+    with following(browser(world), token=token) as stream, psycopg.connect(world.server.database.dsn()) as owner:
+        stream.frame()
+        owner.execute("UPDATE stream_tokens SET uses = uses + 1 WHERE ledger_id = %s", (ledger_id(world),))
+        owner.commit()
+        assert stream.ending() == "replaced"
+
+
+def test_a_token_ends_with_its_key(world: World) -> None:
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    token = token_of(world.with_key(key["key"]))
+    with following(browser(world), token=token) as stream:
+        assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
+        assert stream.ending() == "key_no_longer_valid"
+    answer = browser(world).get("/v1/events/stream", params={"token": token})
+    assert refused(answer) == (401, "unauthenticated")
+
+
+def test_a_token_shows_what_its_key_can_read_alone_and_not_the_key(world: World) -> None:
+    creator = world.creator()
+    answer = creator.post("/v1/stream-tokens", json={"filters": {"creator_id": OTHER_CREATOR}})
+    assert refused(answer) == (403, "not_allowed")
+    token = token_of(creator)
+    assert creator.headers[AUTHORIZATION].removeprefix("Bearer ") not in token
+    world.permit(OTHER_CREATOR)
+    world.permit()
+    with following(browser(world), token=token, after=0) as stream:
+        assert [event["creator_id"] for event in stream.take(1)] == [OWN_CREATOR]
+
+
+@pytest.mark.parametrize("token", ["", "x", "slt_x", "slt_" + "A" * 200])
+def test_what_is_no_token_opens_nothing(world: World, token: str) -> None:
+    answer = browser(world).get("/v1/events/stream", params={"token": token})
+    assert refused(answer) == (401, "unauthenticated")
+
+
+def test_a_token_stands_for_a_key_and_for_filters(world: World) -> None:
+    token = token_of(world.client)
+    for client, query in ((world.client, {}), (browser(world), {"type": "Shared"})):
+        answer = client.get("/v1/events/stream", params={"token": token, **query})
+        assert refused(answer) == (400, "malformed_query")
+    for filters in ({"token": token}, {"typ": "Shared"}, {"type": "Nonsense"}):
+        assert refused(world.client.post("/v1/stream-tokens", json={"filters": filters})) == (422, "malformed_body")
 
 
 # -- Sharing

@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from fastapi import FastAPI, Request
 from psycopg.conninfo import make_conninfo
 
-from api.http.caller import admit
+from api.http.caller import Allowed, admit
 from api.http.dependencies import Limits, Services
 from api.http.limits import Limit
 from infra.auth.authenticator import Authenticator
@@ -82,11 +82,11 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
             figures: dict[str, dict[str, float]] = {}
             # As the door has it: a request is made anew each time, for it remembers its headers.
             for name, bearer in (("key", key), ("token", issuer.token())):
-                await admit(_request(authenticator, bearer), ADMITTED)
+                await admit(_request(authenticator, bearer), Allowed(ADMITTED))
                 scope = _request(authenticator, bearer).scope
 
                 async def let_in(scope: Any = scope) -> None:
-                    await admit(Request(scope), ADMITTED)
+                    await admit(Request(scope), Allowed(ADMITTED))
 
                 figures[f"{name}, remembered"] = await _microseconds(let_in, REQUESTS)
 

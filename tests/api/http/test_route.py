@@ -25,7 +25,7 @@ async def hashed(monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], *, key: 
     seen: list[Request] = []
     router = APIRouter(route_class=Route)
 
-    async def admit(request: Request, _roles: object) -> Caller:
+    async def admit(request: Request, _allowed: object) -> Caller:
         return Caller(
             cast("Any", SimpleNamespace(request_key=key)), cast("Any", None), request, "slk_x", cast("Any", None)
         )

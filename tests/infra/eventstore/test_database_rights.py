@@ -140,6 +140,7 @@ FILLED_BY_HAND = (
     VALUES (%(id)s, %(ledger)s, %(id)s, 'Tested', 1, now(), 'failed', 1)
     """,
     "INSERT INTO webhook_requests (ledger_id, key, request_hash) VALUES (%(ledger)s, '', '')",
+    "INSERT INTO stream_tokens VALUES (%(ledger)s, %(id)s, %(key)s, 1, now())",
     "INSERT INTO key_changes VALUES (%(ledger)s, 1) ON CONFLICT DO NOTHING",
     "INSERT INTO anchored_ledgers VALUES (%(ledger)s)",
     "INSERT INTO history_checks (ledger_id, database) VALUES (%(ledger)s, database_identity())",
