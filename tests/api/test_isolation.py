@@ -159,6 +159,7 @@ ASKED: dict[str, list[Ask]] = {
     "GET /v1/redemptions": [getting("/v1/redemptions", name) for name in ("code_id", "creator_id", "advertiser_id")],
     "GET /v1/campaigns": [getting("/v1/campaigns", name) for name in ("code_id", "campaign_id", "advertiser_id")],
     "GET /v1/permissions": [getting("/v1/permissions")],
+    "GET /v1/event-types": [getting("/v1/event-types")],
     "GET /v1/creators/{creator_id}/permission": [of_creator("/permission")],
     "GET /v1/creators/{creator_id}/permission/history": [of_creator("/permission/history")],
     "GET /v1/creators/{creator_id}/erasure": [of_creator("/erasure")],
