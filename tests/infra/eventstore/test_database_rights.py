@@ -163,7 +163,14 @@ async def two(opened: Opened) -> tuple[Tenant, Tenant]:
     tenants = (await opened.begin("one"), await opened.begin("two"))
     now = datetime.now(UTC)
     campaign = replace(given.CAMPAIGN, starts_at=now + timedelta(days=1), ends_at=now + timedelta(days=2))
-    story = (given.permission(), given.generate(), given.share(), given.redeem(), given.launch(campaign))
+    story = (
+        given.permission(),
+        given.generate(),
+        given.share(),
+        given.redeem(),
+        given.launch(campaign),
+        given.advertiser(),
+    )
     for tenant in tenants:
         for command in story:
             await opened.when(tenant, command, f"key-{id(command)}")
