@@ -50,6 +50,8 @@ READ_BY_TESTS: Final = f"{PREFIX}TEST_"
 _LOG_NAME: Final = r"^[a-z0-9.-]{1,64}(:[0-9]{1,5})?(/[A-Za-z0-9._~-]{1,16}){0,3}$"
 _BROKER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 _LEDGER: Final = r"[A-Za-z0-9._:@-]{1,128}"
+# As a browser sends it: no path, no slash at the end, lower case.
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 _LEDGER_TO_TOPICS: Final = re.compile(r"([A-Za-z0-9._:@*?\[\]!-]{1,128})=[A-Za-z0-9._-]{1,200}")
 _COMPRESSION_PACKAGES: Final = {"zstd": "zstandard", "lz4": "lz4", "snappy": "snappy"}
 _CERTIFICATE_FILES: Final = ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile")
@@ -119,6 +121,12 @@ def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
     if not networks:
         raise ValueError
     return networks
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if not origins or (origins != ("none",) and not all(_ORIGIN.fullmatch(origin) for origin in origins)):
+        raise ValueError
+    return origins
 
 
 def _issuers(issuers: tuple[Issuer, ...]) -> tuple[Issuer, ...]:
@@ -302,6 +310,11 @@ class Settings(BaseModel):
         "The proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted, for the addresses in the "
         "access log, or `none`. List only proxies that overwrite these headers.",
         "give addresses or networks such as 10.1.2.3 or 10.1.0.0/16, several separated by commas, or none",
+    )
+    cors_origins: Annotated[_Texts, AfterValidator(_origins)] = _setting(
+        ("none",),
+        "The origins whose pages can send requests and read the responses in a browser (CORS), or `none`.",
+        "give origins such as https://desk.example or http://localhost:3000, several separated by commas, or none",
     )
     webhook_networks: _Networks = _setting(
         ("127.0.0.0/8", "::1/128"),

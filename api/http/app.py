@@ -39,6 +39,7 @@ from api import (
 from api.authorization_batch import upload_bytes, upload_places
 from api.event_content import EventAnswer, KeyNames
 from api.http import asyncapi, docs
+from api.http.cross_origin import CrossOrigin
 from api.http.denied_attempts import record_denied_attempt
 from api.http.dependencies import Limits, Services, SharedPlaces
 from api.http.limits import Limit
@@ -65,7 +66,7 @@ from infra.eventstore.histories import HistoryChanged
 from infra.postgres.damage import is_damage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fastapi.telemetry import TelemetryConfig
     from starlette.routing import Route as StarletteRoute
@@ -146,24 +147,27 @@ class Application(FastAPI):
         max_request_s: float,
         waiting: Waiting | None = None,
         damaged: Callable[[Exception], Exception | None] = lambda _: None,
+        cors_origins: Sequence[str] = ("none",),
         **more: Any,
     ) -> None:
-        """Take what the middleware takes, and what FastAPI takes."""
+        """Take what the middleware takes, whose pages may read answers, and what FastAPI takes."""
         super().__init__(**more)
         self._damaged = damaged
+        self._cors_origins = cors_origins
         self._waiting = waiting
         self._max_body_bytes = max_body_bytes
         self._max_request_s = max_request_s
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what a request passes."""
-        return RequestMiddleware(
+        stack = RequestMiddleware(
             ExceptionMiddleware(self.router, handlers=self.exception_handlers),
             max_body_bytes=self._max_body_bytes,
             max_request_s=self._max_request_s,
             waiting=self._waiting,
             damaged=self._damaged,
         )
+        return stack if tuple(self._cors_origins) == ("none",) else CrossOrigin(stack, self._cors_origins)
 
 
 def create_app(
@@ -182,6 +186,7 @@ def create_app(
         max_body_bytes=max_body_bytes,
         max_request_s=max_request_s,
         waiting=waiting,
+        cors_origins=services.settings.cors_origins,
         damaged=lambda error: services.database.damage.found(error) if is_damage(error) else None,
         title=TITLE,
         version=importlib.metadata.version("sparkledger"),

@@ -31,6 +31,14 @@ def refusal(**variables: str) -> str:
     return message
 
 
+@pytest.mark.parametrize("origin", ["*", "desk.example", "https://desk.example/", "https://Desk.example", "none,none"])
+def test_an_origin_is_as_a_browser_sends_it(origin: str) -> None:
+    assert load_settings({"SPARKLEDGER_CORS_ORIGINS": "https://a.b,http://c:1"}).cors_origins == (
+        *("https://a.b", "http://c:1"),
+    )
+    assert refusal(CORS_ORIGINS=origin).startswith("SPARKLEDGER_CORS_ORIGINS cannot be")
+
+
 def test_the_metrics_need_a_port_of_their_own_if_any() -> None:
     assert load_settings({"SPARKLEDGER_METRICS_PORT": "9100"}).metrics_port == 9100
     assert refusal(METRICS_PORT="0").startswith("SPARKLEDGER_METRICS_PORT")
@@ -71,6 +79,7 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "requests_per_second": 100_000,
         "connections_per_address": 1_500,
         "trusted_proxies": ("none",),
+        "cors_origins": ("none",),
         "webhook_networks": ("127.0.0.0/8", "::1/128"),
         "webhook_ca_file": None,
         "public_url": None,
