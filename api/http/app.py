@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
@@ -52,6 +53,7 @@ from api.http.single_flight import SingleFlight
 from api.http.streaming_download import download_places
 from api.streams import Streams, stream_places
 from domain.errors import Refused
+from infra.crypto.envelope import MasterKeyError
 from infra.delivery.event_schemas import schemas
 from infra.errors import (
     IdempotencyMismatch,
@@ -118,6 +120,8 @@ _NO_TELEMETRY: Final[TelemetryConfig] = {
     "operation_spans": False,
     "auto_configure": False,
 }
+_log = logging.getLogger(__name__)
+
 # What routes raise on purpose; everything else is a fault of ours, and `RequestMiddleware` answers it.
 _RAISED: Final = (
     HTTPException,
@@ -130,6 +134,7 @@ _RAISED: Final = (
     TokenRefused,
     Unavailable,
     Unreadable,
+    MasterKeyError,
 )
 
 
@@ -245,6 +250,8 @@ def _answer_problems(app: FastAPI) -> None:
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     problem = as_problem(error)
+    if isinstance(error, MasterKeyError):
+        _log.error("Request %s needs a key that does not open: %s", request.scope["request_id"], error)
     await record_denied_attempt(request, problem)
     if problem.code == "method_not_allowed":
         problem = Problem(problem.code, headers={"Allow": ", ".join(_methods(request))})

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from api.http.validation_messages import fields_at, is_plain_name, message_of
 from domain.errors import SENTENCES, Malformed, Refused, StaleVersion, Unknown
+from infra.crypto.envelope import MasterKeyError
 from infra.errors import (
     IdempotencyMismatch,
     IdempotencyRunning,
@@ -82,6 +83,7 @@ STATUSES: Final[dict[str, int]] = {
 
 # Another version of the program must be started first.
 UNREADABLE_RETRY_S: Final = "60"
+NO_KEY: Final = "A key that this request needs cannot be opened now. The server's log says which key is missing."
 # The same request may succeed later without anyone changing it.
 RETRYABLE: Final = Refused.RETRYABLE | {
     "idempotency_key_in_use",
@@ -289,6 +291,8 @@ def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911, PLR0912 - o
             return Problem("unavailable", error.detail, headers={"Retry-After": str(error.retry_after)})
         case Unreadable():
             return Problem("unavailable", error.detail, headers={"Retry-After": UNREADABLE_RETRY_S})
+        case MasterKeyError():
+            return Problem("unavailable", NO_KEY, headers={"Retry-After": UNREADABLE_RETRY_S})
         case HTTPException():
             return _of_status(error)
         case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -239,6 +240,26 @@ def test_an_erasure_whose_deed_was_not_done_holds_and_is_finished_beside(
     assert told(world.client.get(read), 200)["carried_out_at"] is None
     monkeypatch.setattr(Erasures, "complete", complete)
     until(lambda: told(world.client.get(read), 200)["state"] == "carried_out")
+
+
+def test_a_request_whose_erasure_key_is_missing_is_told_to_come_back_and_the_log_says_which_key(
+    world: World, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """As where the directory is not mounted: what needs no key goes on."""
+    code = with_notes(world)
+    keys = world.server.serving.master_key.epochs
+    reveal = f"/v1/codes/{code['code_id']}/reveals"
+    there, keys.directory = keys.directory, tmp_path
+    world.server.serving.api.keyring.forget_creators()
+    try:
+        answer = world.client.post(reveal, json={"reason": "why"})
+        assert refused(answer) == (503, "unavailable")
+        assert str(tmp_path) not in answer.text
+        assert f"is not in {tmp_path}" in caplog.text
+        assert world.client.get(f"/v1/codes/{code['code_id']}").status_code == 200
+    finally:
+        keys.directory = there
+    assert told(world.client.post(reveal, json={"reason": "why"}), 200)["secret"] == code["secret"]
 
 
 # ── the right to show a secret again ──
