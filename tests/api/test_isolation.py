@@ -179,7 +179,10 @@ ASKED: dict[str, list[Ask]] = {
         lambda client, of: client.post("/v1/stream-tokens", json={"filters": {"creator_id": of.creator_id}})
     ],
     "GET /v1/exports/events": [exporting],
-    "GET /v1/accesses": [getting("/v1/accesses")],
+    "GET /v1/accesses": [
+        getting("/v1/accesses"),
+        *(getting("/v1/accesses", name) for name in ("code_id", "creator_id", "video_id")),
+    ],
     "GET /v1/stats": [getting("/v1/stats")],
     "GET /v1/stats/days": [getting("/v1/stats/days")],
     "POST /v1/codes/lookup": [lambda client, of: client.post("/v1/codes/lookup", json={"secret": of.secret})],

@@ -27,6 +27,13 @@ def test_a_read_of_a_position_nobody_has_reached_is_told_to_come_back(world: Wor
     assert int(answer.headers["retry-after"]) >= 1
 
 
+def test_a_position_ahead_of_the_ledger_cannot_be_known(world: World) -> None:
+    code = world.generate()
+    answer = world.client.get(f"/v1/codes/{code['code_id']}", params={"as_of": 999})
+    assert refused(answer) == (409, "ahead_of_ledger")
+    assert answer.json()["last_position"] == world.head()
+
+
 LISTS = ("shares", "redemptions", "campaigns")
 
 
