@@ -14,8 +14,8 @@ process that has lost one to another finds that its position has moved, and stop
 
     skipped        an event that is done already: it has the same `id` and the same version of its subject, for example
                    because everything was published again
-    retried        an event for which `handle` raises, after 1 s, 2 s, 4 s …; a database that is unavailable does not
-                   count as an attempt
+    retried        an event for which `handle` raises, after 1 s, 2 s, 4 s …; its partition waits, and the others go on.
+                   A database that is unavailable does not count as an attempt
     dead-lettered  an event that has failed `attempts` times. It is stored with the reason in
                    `sparkledger_dead_letters`; `redeliver` hands it to `handle` again once that is fixed. A record that
                    is not an event of Sparkledger is stored at once, with the topic as its `source` and partition and
@@ -33,6 +33,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -182,11 +183,13 @@ class Consumer:
         pause_s = self._pause_s
         while not self._stop.is_set():
             try:
-                with psycopg.connect(self._database) as connection, self._polling(connection) as poll:
+                with psycopg.connect(self._database) as connection, self._polling(connection) as reading:
                     while not self._stop.is_set():
-                        for partition, records in poll().items():
-                            self._apply(connection, partition, records)
+                        for partition, records in reading.poll().items():
+                            self._apply(connection, reading, partition, records)
                             pause_s = self._pause_s
+                        for partition, failing in reading.due():
+                            self._one_by_one(connection, reading, partition, failing)
             except (psycopg.OperationalError, KafkaConnectionError, KafkaTimeoutError, _Moved) as error:
                 log.warning("%s starts again in %.0f s: %s", self._name, pause_s, error)
                 self._stop.wait(pause_s)
@@ -238,8 +241,8 @@ class Consumer:
             )
 
     @contextmanager
-    def _polling(self, connection: psycopg.Connection[Any]) -> Iterator[Callable[[], Mapping[Any, Sequence[Any]]]]:
-        """Open a consumer, and yield a function that returns the next records of each partition."""
+    def _polling(self, connection: psycopg.Connection[Any]) -> Iterator[_Reading]:
+        """Open a consumer, and yield what reads the next records of each partition."""
         connection.execute(SCHEMA)
         connection.commit()
         consumer = _connected(self._kafka)
@@ -248,9 +251,9 @@ class Consumer:
             while not consumer.partitions_for_topic(self._topic) and not self._stop.wait(TOPIC_EVERY_S):
                 log.warning("%s waits for the topic %s", self._name, self._topic)
             self._forget_recreated_topic(connection, consumer)
-            assignments = _Assignments(consumer, connection, self._name)
-            consumer.subscribe([self._topic], listener=assignments)
-            yield assignments.poll
+            reading = _Reading(consumer, connection, self._name)
+            consumer.subscribe([self._topic], listener=reading)
+            yield reading
         finally:
             with suppress(Exception):
                 consumer.close(autocommit=False)
@@ -269,7 +272,9 @@ class Consumer:
             )
         connection.commit()
 
-    def _apply(self, connection: psycopg.Connection[Any], partition: Any, records: Sequence[Any]) -> None:
+    def _apply(
+        self, connection: psycopg.Connection[Any], reading: _Reading, partition: Any, records: Sequence[Any]
+    ) -> None:
         """Apply a batch in one transaction; where an event fails, apply each event in a transaction of its own."""
         try:
             with connection.transaction(), connection.cursor() as cursor:
@@ -280,15 +285,28 @@ class Consumer:
             raise
         except Exception as error:  # noqa: BLE001 - whatever failed, each event is tried by itself now
             _raise_if_closed(connection, error)
-            for record in records:
-                if not self._with_retries(connection, partition, record):
-                    return
+            self._one_by_one(connection, reading, partition, _Failing(records, 1, self._pause_s))
 
-    def _with_retries(self, connection: psycopg.Connection[Any], partition: Any, record: Any) -> bool:
-        """Try one event several times; store it as a dead letter where it fails each time.
+    def _one_by_one(
+        self, connection: psycopg.Connection[Any], reading: _Reading, partition: Any, failing: _Failing
+    ) -> None:
+        """Apply each event in a transaction of its own; one that fails waits, with all behind it in its partition.
 
-        Return false where `stop` was called in between. The event then has all its attempts in the next run.
+        An event that fails `attempts` times is stored as a dead letter. In the next run it has all attempts again.
         """
+        attempt, pause_s = failing.attempt, failing.pause_s
+        for number, record in enumerate(failing.records):
+            if not self._tried(connection, partition, record, attempt, pause_s):
+                left = _Failing(failing.records[number:], attempt + 1, min(2 * pause_s, LONGEST_PAUSE_S))
+                reading.hold(partition, left, pause_s)
+                return
+            attempt, pause_s = 1, self._pause_s
+        reading.release(partition)
+
+    def _tried(
+        self, connection: psycopg.Connection[Any], partition: Any, record: Any, attempt: int, pause_s: float
+    ) -> bool:
+        """Try an event; return false where it failed and is to be tried again."""
         try:
             event_of(record)
         except Exception as error:
@@ -297,25 +315,21 @@ class Consumer:
                 self._add_foreign_record(cursor, partition, record, f"{type(error).__name__}: {error}")
                 self._move(cursor, partition, record.offset, record.offset + 1)
             return True
-        pause_s = self._pause_s
-        for attempt in range(1, self._attempts + 1):
-            try:
-                with connection.transaction(), connection.cursor() as cursor:
-                    self._once(cursor, record)
-                    self._move(cursor, partition, record.offset, record.offset + 1)
-                return True
-            except _NOT_AN_EVENTS_FAULT:
-                raise
-            except Exception as error:
-                _raise_if_closed(connection, error)
-                reason = f"{type(error).__name__}: {error}"
-                if attempt == self._attempts:
-                    log.exception("%s stores an event as a dead letter after %d attempts", self._name, attempt)
-                    break
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                self._once(cursor, record)
+                self._move(cursor, partition, record.offset, record.offset + 1)
+        except _NOT_AN_EVENTS_FAULT:
+            raise
+        except Exception as error:
+            _raise_if_closed(connection, error)
+            reason = f"{type(error).__name__}: {error}"
+            if attempt < self._attempts:
                 log.warning("%s retries an event in %.1f s: %s", self._name, pause_s, _text(reason))
-                if self._stop.wait(pause_s):
-                    return False
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                return False
+            log.exception("%s stores an event as a dead letter after %d attempts", self._name, attempt)
+        else:
+            return True
         with connection.transaction(), connection.cursor() as cursor:
             try:
                 with connection.transaction():
@@ -480,14 +494,27 @@ def _connected(kafka: Mapping[str, Any]) -> Any:
         raise
 
 
-class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc] # its base has no types
-    """Seeks each partition that Kafka assigns to this process to the position in the database."""
+@dataclass(frozen=True)
+class _Failing:
+    """Records of a partition, the first of which has failed: its next attempt, and the pause after that."""
+
+    records: Sequence[Any]
+    attempt: int
+    pause_s: float
+
+
+class _Reading(ConsumerRebalanceListener):  # type: ignore[misc] # its base has no types
+    """The partitions that Kafka assigns to this process, from the positions in the database on.
+
+    A partition whose event has failed is paused until its next attempt; the others are read.
+    """
 
     def __init__(self, consumer: Any, connection: psycopg.Connection[Any], name: str) -> None:
         self._consumer = consumer
         self._connection = connection
         self._name = name
         self._failed: Exception | None = None
+        self._held: dict[Any, tuple[float, _Failing]] = {}
 
     def poll(self) -> Mapping[Any, Sequence[Any]]:
         """Return the next records of each partition.
@@ -496,14 +523,33 @@ class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc] # its base 
             psycopg.OperationalError: the database was unavailable when partitions were assigned.
 
         """
-        polled: Mapping[Any, Sequence[Any]] = self._consumer.poll(timeout_ms=POLL_MS)
+        due_ms = [1000 * (due - time.monotonic()) for due, _ in self._held.values()]
+        timeout_ms = max(0, min([POLL_MS, *due_ms]))
+        polled: Mapping[Any, Sequence[Any]] = self._consumer.poll(timeout_ms=timeout_ms)
         if self._failed is not None:
             # The records may begin at any offset, so they are not used.
             raise self._failed
         return polled
 
+    def hold(self, partition: Any, failing: _Failing, pause_s: float) -> None:
+        """Read nothing more of a partition until the first of these records has had its next attempt."""
+        self._consumer.pause(partition)
+        self._held[partition] = time.monotonic() + pause_s, failing
+
+    def due(self) -> list[tuple[Any, _Failing]]:
+        """Return what is to be tried again now."""
+        now = time.monotonic()
+        return [(partition, failing) for partition, (due, failing) in self._held.items() if due <= now]
+
+    def release(self, partition: Any) -> None:
+        """Read on in a partition."""
+        if self._held.pop(partition, None) is not None:
+            self._consumer.resume(partition)
+
     def on_partitions_revoked(self, revoked: Any) -> None:
-        """Do nothing: positions are in the database."""
+        """Forget what waits: positions are in the database, and whoever reads on begins there."""
+        for partition in revoked:
+            self._held.pop(partition, None)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         try:

@@ -19,6 +19,7 @@ from example_service import TABLES
 from kafka import KafkaProducer  # type: ignore[import-untyped]
 from sparkledger_consumer import SCHEMA, Consumer, Event, Forked, Gap, _text
 
+from infra.delivery.kafka.connection import partition_of
 from infra.delivery.kafka.topics import events_topic, topics
 from tests import given
 from tests.conftest import TestDatabase
@@ -182,6 +183,31 @@ def test_what_fails_is_tried_again_and_nothing_of_it_stays(
     with reading.running():
         until(lambda: reading.handled() == [1, 2, 3], WITHIN_S)
     assert reading.sql("SELECT count(*) FROM sparkledger_dead_letters") == [(0,)]
+
+
+def test_an_event_that_fails_holds_up_its_own_partition_alone(
+    database: TestDatabase, kafka: Broker, prefix: str, send: Any
+) -> None:
+    def fail(event: Event) -> None:
+        if event.sequence == 1 and not mended.is_set():
+            raise ValueError("not yet")
+
+    mended = threading.Event()
+    reading = Reading(database, kafka, prefix, fail)
+    # Until it is mended, no further attempt would come in the time of this test but the one that it is given below.
+    reading.consumer._pause_s, reading.consumer._attempts = 1.0, 1_000
+    send(1, 1)
+    send(2, 2)
+    others = [name for name in range(2, 40) if partition_of(b"codes/%d" % name, 12) != partition_of(b"codes/1", 12)]
+    with reading.running():
+        until(lambda: 1 in reading.tried, WITHIN_S)
+        for sequence, name in enumerate(others, 3):
+            send(sequence, 1, f"codes/{name}")
+        until(lambda: reading.handled() == list(range(3, 3 + len(others))), WITHIN_S)
+        mended.set()
+        until(lambda: reading.handled() == list(range(1, 3 + len(others))), WITHIN_S)
+    assert reading.error is None
+    assert reading.sql("SELECT subject FROM handled WHERE sequence < 3 ORDER BY n") == [("codes/1",)] * 2
 
 
 def test_what_fails_again_and_again_is_a_dead_letter_with_its_reason_until_it_is_redelivered(
