@@ -564,6 +564,9 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc] # its base has 
                 (self._name, partition.topic, partition.partition),
             ).fetchone()
             self._connection.commit()
+            # Of a partition that this process had before, the client remembers that it was paused.
+            self._held.pop(partition, None)
+            self._consumer.resume(partition)
             if row is None:
                 self._consumer.seek_to_beginning(partition)
             else:

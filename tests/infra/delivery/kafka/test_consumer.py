@@ -100,7 +100,7 @@ def waiting(connection: psycopg.Connection[Any]) -> int:
 
 
 @contextmanager
-def sender(kafka: Broker, prefix: str) -> Iterator[Any]:
+def sender(kafka: Broker, prefix: str, value: bytes = b"{}") -> Iterator[Any]:
     """Yield what sends events of our own making, as a damaged topic might hold, to a topic that it creates."""
     with topics(options(kafka.plain), -1) as found:
         found.ensure([events_topic(prefix)])
@@ -108,7 +108,7 @@ def sender(kafka: Broker, prefix: str) -> Iterator[Any]:
 
     def sending(sequence: int, version: int, subject: str = "codes/1", event_id: str = "") -> None:
         headers = headers_of(sequence, version, subject, event_id)
-        producer.send(events_topic(prefix).name, json.dumps({}).encode(), subject.encode(), headers).get(10)
+        producer.send(events_topic(prefix).name, value, subject.encode(), headers).get(10)
 
     yield sending
     producer.close()
