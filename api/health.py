@@ -15,6 +15,7 @@ from api.http.responses import answer
 from api.http.route import Operation, Route
 from infra.delivery.kafka.publication_status import destination_lags
 from infra.errors import Unavailable
+from infra.eventstore.histories import stopped_ledgers
 from infra.proof.sealing_status import is_sealing_stopped
 from infra.views.status import is_read_only
 from projections import codes
@@ -31,7 +32,8 @@ class HealthAnswer(Answer):
     stopped: Annotated[
         list[str],
         Field(
-            description="The views that have stopped, and `kafka` or `log` if publishing or the sealing of a log has."
+            description="The views that have stopped; `kafka` or `log` if publishing or the sealing of a log has; and "
+            "`history` if a ledger has lost events and cannot be written to."
         ),
     ] = Field(default=[])
     damage: Annotated[
@@ -39,6 +41,10 @@ class HealthAnswer(Answer):
     ] = Field(default_factory=absent)
 
 
+LOST: Final = (
+    "No ledger can be written to: each has lost events, or was not compared with its anchor yet. Responses to commands "
+    "say which, and what to do."
+)
 READ_ONLY: Final = "The database accepts no writes: it is a standby or read-only. Reads still work."
 # The views' states are those of the database, not of a ledger.
 _NO_LEDGER: Final = 0
@@ -90,6 +96,11 @@ async def stopped_consumers(services: Services) -> Sequence[str]:
         return [state.view for state in await checkpoints.load_states(cur) if state.stopped]
 
     stopped, _ = await services.views.read(_NO_LEDGER, stopped_views, view=codes.NAME)
+    lost, ledgers = await stopped_ledgers(services.database)
+    if lost:
+        if lost == ledgers:
+            raise Unavailable(LOST)
+        stopped.append("history")
     if any(lag.stopped for lag in await destination_lags(services.database)):
         stopped.append("kafka")
     if await is_sealing_stopped(services.database):

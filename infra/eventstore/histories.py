@@ -212,6 +212,21 @@ class HistoryGuard:
             self._passed[ledger_id] = (at, found)
 
 
+async def stopped_ledgers(database: Database) -> tuple[int, int]:
+    """Return how many ledgers cannot be written to, because they may have lost events, and how many there are.
+
+    Raises:
+        Unavailable: the database is away.
+
+    """
+
+    async def query(connection: LedgerConnection) -> Any:
+        return await (await connection.execute("SELECT stopped, ledgers FROM stopped_ledgers()")).fetchone()
+
+    stopped, ledgers = await database.read(None, query)
+    return stopped, ledgers
+
+
 async def read_history(
     connection: LedgerConnection, ledger_id: int, acknowledged: Acknowledged | None = None
 ) -> History | None:

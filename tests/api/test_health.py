@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 import api.http.single_flight
-from api.health import READ_ONLY
+from api.health import LOST, READ_ONLY
 from api.http.app import create_app
 from api.http.single_flight import SingleFlight
 from infra.errors import Unavailable
@@ -56,6 +56,26 @@ async def test_a_log_that_is_not_sealed_any_more_is_named(database: TestDatabase
     assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "stopped": ["log"]})
 
 
+async def test_ledgers_that_may_have_lost_events_are_told(database: TestDatabase) -> None:
+    with psycopg.connect(database.dsn(), autocommit=True) as owner:
+        for name in ("one", "two"):
+            owner.execute("INSERT INTO ledgers (name, fingerprint_key) VALUES (%s, '')", (name,))
+        owner.execute("INSERT INTO anchored_ledgers SELECT ledger_id FROM ledgers WHERE name = 'one'")
+        async with served(Database(database.dsn(API), API)) as client:
+            answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "stopped": ["history"]})
+        owner.execute("INSERT INTO anchored_ledgers SELECT ledger_id FROM ledgers WHERE name = 'two'")
+        async with served(Database(database.dsn(API), API)) as client:
+            answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["detail"]) == (503, LOST)
+        owner.execute(
+            "INSERT INTO history_checks (ledger_id, database) SELECT ledger_id, database_identity() FROM ledgers"
+        )
+        async with served(Database(database.dsn(API), API)) as client:
+            answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+
+
 async def test_whoever_can_record_is_ready(database: TestDatabase) -> None:
     async with served(Database(database.dsn(API), API)) as client:
         answer = await client.get("/readyz")
@@ -89,7 +109,7 @@ async def test_all_who_ask_at_once_or_soon_after_take_one_session(
     async with served(two) as client:
         lent.clear()
         await asyncio.gather(*(client.get("/readyz") for _ in range(20)))
-        assert len(lent) == 3, "the views' states, Kafka's and the sealer's"
+        assert len(lent) == 4, "the views' states, the histories', Kafka's and the sealer's"
 
 
 async def test_a_look_up_is_shared_and_its_answer_or_failure_kept_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,8 +99,22 @@ RETURN concat_ws(
     pg_relation_filenode('events')
 );
 
+-- How many ledgers cannot be written to here, because they have lost events or because nobody has looked yet; and how
+-- many there are. A session of the API would see its own alone.
+CREATE FUNCTION stopped_ledgers(OUT stopped bigint, OUT ledgers bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT count(*) FILTER (WHERE CASE WHEN c.ledger_id IS NULL THEN a.ledger_id ELSE length(c.problem) END IS NOT NULL),
+           count(*)
+    FROM ledgers l
+    LEFT JOIN anchored_ledgers a ON a.ledger_id = l.ledger_id
+    LEFT JOIN history_checks c
+        ON c.ledger_id = l.ledger_id AND (pg_is_in_recovery() OR c.database = database_identity())
+$$;
+
 GRANT CREATE ON SCHEMA public TO sparkledger_log;
+ALTER FUNCTION stopped_ledgers OWNER TO sparkledger_log;
 ALTER FUNCTION begin_history OWNER TO sparkledger_log;
 ALTER FUNCTION continue_history OWNER TO sparkledger_log;
 REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
-REVOKE ALL ON FUNCTION begin_history, continue_history FROM PUBLIC;
+REVOKE ALL ON FUNCTION begin_history, continue_history, stopped_ledgers FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION stopped_ledgers TO sparkledger_api, sparkledger_worker;
