@@ -35,7 +35,7 @@ from api.event_filters import Conditions
 from api.event_search import restrict_to_caller
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.headers import last_event_id
+from api.http.headers import idempotency_key, last_event_id
 from api.http.models import Answer, Body
 from api.http.places import Places
 from api.http.problems import (
@@ -620,6 +620,7 @@ async def create_stream_token(
     It must be used within a minute. Then it is good for one stream at a time and its reconnects, for as long as the key
     that creates it, and forgotten if it is not used for 30 days.
     """
+    idempotency_key(caller.request)  # each request gets a token of its own, but a malformed one is a mistake
     try:
         query = StreamQuery.model_validate(body.filters)
     except ValidationError as error:

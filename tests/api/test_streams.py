@@ -677,6 +677,8 @@ def test_a_token_stands_for_a_key_and_for_filters(world: World) -> None:
         assert refused(answer) == (400, "malformed_query")
     for filters in ({"token": token}, {"typ": "Shared"}, {"type": "Nonsense"}):
         assert refused(world.client.post("/v1/stream-tokens", json={"filters": filters})) == (422, "malformed_body")
+    malformed = world.client.post("/v1/stream-tokens", json={}, headers={"Idempotency-Key": "a b"})
+    assert refused(malformed) == (400, "malformed_header")
 
 
 # -- Sharing
