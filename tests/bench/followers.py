@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-_EVENT = re.compile(rb'id: (\d+)\ndata: .*?"recorded_at":"([^"]+)"')
+_EVENT = re.compile(rb'id: [0-9a-f-]+:(\d+)\ndata: .*?"recorded_at":"([^"]+)"')
 
 
 class Follower(asyncio.Protocol):

@@ -68,6 +68,7 @@ class Client:
         self.url = url
         self.headers = {"Authorization": f"Bearer {key}"}
         self.seen: list[int] = []
+        self.last_id = "0"
         self.connections = 0
 
     async def follow(self) -> None:
@@ -79,19 +80,21 @@ class Client:
                 await asyncio.sleep(0.02)  # the server may be away, which sets no event here
 
     async def _once(self, client: httpx.AsyncClient) -> None:
-        headers = {"Last-Event-ID": str(self.seen[-1] if self.seen else 0)}
+        headers = {"Last-Event-ID": self.last_id}
         async with client.stream("GET", "/v1/events/stream", headers=headers) as answer:
             if answer.status_code != 200:
                 return
             self.connections += 1
-            position = None
+            block: list[str] = []
             async for line in answer.aiter_lines():
-                if line.startswith("id: "):
-                    position = int(line[4:])
-                elif not line and position is not None:
-                    # Whole: what was cut off in mid-sentence comes again.
-                    self.seen.append(position)
-                    position = None
+                if line:
+                    block.append(line)
+                    continue
+                # Whole: what was cut off in mid-sentence comes again. Ids come without events, too.
+                self.last_id = next((part[4:] for part in block if part.startswith("id: ")), self.last_id)
+                if "event: end" not in block and any(part.startswith("data: ") for part in block):
+                    self.seen.append(int(self.last_id.rpartition(":")[2]))
+                block = []
 
     async def until(self, number: int) -> None:
         """Wait for so many events."""
