@@ -32,12 +32,13 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 URL_CHARACTERS_MAX: Final = 2_048
-# The time for one attempt, from the look-up of the name to the end of the response; and for connecting alone.
+# The time for one attempt, from the look-up of the name to the end of the response's headers; and for connecting alone.
 ATTEMPT_S: Final = 20.0
 CONNECT_S: Final = 5.0
-# How much of a response is read, so that its connection can be used again. The rest is cut off.
-RESPONSE_BYTES_MAX: Final = 16 * 1024
-RESPONSE_S: Final = 2.0
+# How much of a response's body is read, so that its connection can be used again. If there is more, the connection is
+# closed.
+BODY_BYTES_MAX: Final = 16 * 1024
+BODY_S: Final = 2.0
 # How much of a response is kept for the owner.
 ANSWER_BYTES_MAX: Final = 1_024
 RETRY_AFTER_MAX_S: Final = 86_400
@@ -49,6 +50,8 @@ ATTEMPT_READS_MAX: Final = 64
 READ_BYTES: Final = 4 * 1024
 _TOO_MUCH: Final = "Too much came before the response, or it came in too many pieces."
 _BROKE: Final = "The connection broke before there was a response."
+_INVALID: Final = "The response is not valid HTTP/1.1."
+_SWITCHED: Final = "The receiver responded with status 101, although no other protocol was asked for."
 ADDRESSES_TRIED: Final = 4
 # Names that are looked up at the same time. Look-ups that hang must not delay those of other ledgers, so a ledger that
 # names a hundred hosts whose look-ups hang waits for its own share alone.
@@ -197,11 +200,16 @@ class HttpTarget:
         self._used: list[httpcore.AsyncConnectionPool] = []
 
     async def post(self, headers: Mapping[str, str], body: bytes) -> HttpResult:
-        """Send a message once. Every failure of the network or the receiver is a result, not an exception."""
+        """Send a message once. Every failure of the network or the receiver is a result, not an exception.
+
+        The status and the headers are the result. What becomes of the body after them changes nothing: the receiver has
+        decided by then.
+        """
         _allowance.set(_Allowance(ATTEMPT_BYTES_MAX, ATTEMPT_READS_MAX))
         try:
-            async with asyncio.timeout(ATTEMPT_S):
-                return await self._post([(name.encode(), value.encode()) for name, value in headers.items()], body)
+            async with asyncio.timeout(ATTEMPT_S) as timeout:
+                named = [(name.encode(), value.encode()) for name, value in headers.items()]
+                return await self._post(named, body, timeout)
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
             return HttpResult(error=_why_not_connected(error))
         except (TimeoutError, httpcore.TimeoutException):
@@ -218,9 +226,9 @@ class HttpTarget:
                 )
             )
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-            return HttpResult(error=_TOO_MUCH if isinstance(error, _TooMuchRead) else _BROKE)
+            return HttpResult(error=_why_no_response(error))
 
-    async def _post(self, headers: list[tuple[bytes, bytes]], body: bytes) -> HttpResult:
+    async def _post(self, headers: list[tuple[bytes, bytes]], body: bytes, timeout: asyncio.Timeout) -> HttpResult:  # noqa: ASYNC109 - it is passed on, to end it
         headers = [*headers, (b"content-length", b"%d" % len(body)), (b"accept", b"*/*")]
         connection = self._free.pop()
         self._used.append(connection)
@@ -228,14 +236,14 @@ class HttpTarget:
             async with connection.stream(
                 "POST", self._url, headers=headers, content=body, extensions={"timeout": _TIMEOUTS}
             ) as response:
+                timeout.reschedule(None)
                 read, answer = 0, b""
-                # The status is known by now. A body that arrives slowly changes nothing.
-                with suppress(TimeoutError, _TooMuchRead):
-                    async with asyncio.timeout(RESPONSE_S):
+                with suppress(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
+                    async with asyncio.timeout(BODY_S):
                         async for part in response.aiter_stream():
                             read += len(part)
                             answer += part[: ANSWER_BYTES_MAX - len(answer)]
-                            if read > RESPONSE_BYTES_MAX:
+                            if read > BODY_BYTES_MAX:
                                 break
         finally:
             self._used.remove(connection)
@@ -380,6 +388,16 @@ def _retry_after_s(value: str) -> float | None:
     except (ValueError, OverflowError):
         return None
     return min(max(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - time.time(), 0.0), RETRY_AFTER_MAX_S)
+
+
+def _why_no_response(error: Exception) -> str:
+    if isinstance(error, _TooMuchRead):
+        return _TOO_MUCH
+    # httpcore wraps what the HTTP parser finds wrong. An error of its own means that the connection was closed.
+    found = error.args[0] if isinstance(error, httpcore.RemoteProtocolError) and error.args else None
+    if isinstance(found, Exception):
+        return _SWITCHED if "_SWITCH" in str(found) else _INVALID
+    return _BROKE
 
 
 def _why_not_connected(error: httpcore.ConnectError | httpcore.ConnectTimeout) -> str:

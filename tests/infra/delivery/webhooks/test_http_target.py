@@ -23,6 +23,7 @@ from httpcore._backends.anyio import AnyIOStream
 
 import infra.delivery.webhooks.http_target
 from infra.delivery.webhooks.http_target import (
+    ANSWER_BYTES_MAX,
     ATTEMPT_BYTES_MAX,
     ATTEMPT_READS_MAX,
     READ_BYTES,
@@ -190,8 +191,12 @@ async def test_of_an_endless_answer_only_the_beginning_is_read() -> None:
         assert (await post(receiver.url, LOOPBACK, Resolver())).status == 200
 
 
-async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.delivery.webhooks.http_target, "RESPONSE_S", 0.1)
+@pytest.mark.parametrize("attempt_s", [20.0, 0.1], ids=["plenty of time", "the time of the attempt ends first"])
+async def test_an_answer_whose_rest_never_comes_counts_as_it_began(
+    monkeypatch: pytest.MonkeyPatch, attempt_s: float
+) -> None:
+    monkeypatch.setattr(infra.delivery.webhooks.http_target, "BODY_S", 0.2)
+    monkeypatch.setattr(infra.delivery.webhooks.http_target, "ATTEMPT_S", attempt_s)
 
     async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")
@@ -206,6 +211,60 @@ async def test_an_answer_whose_rest_never_comes_counts_as_it_began(monkeypatch: 
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
         assert answers == [HttpResult(200, answer=b"x")] * 2
         await target.close()
+
+
+@asynccontextmanager
+async def responding(*pieces: bytes) -> AsyncIterator[str]:
+    """Respond to each request with pieces, the next after the previous one has been read, and close the connection."""
+
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        with suppress(ConnectionError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(begin, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        (b"content-length: 100\r\n\r\nabc", b"abc"),
+        (b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", b"abc"),
+        (b"transfer-encoding: chunked\r\n\r\nnonsense\r\n", None),
+        (b"content-length: 650000000\r\n\r\n" + b"x" * 100_000, b"x" * ANSWER_BYTES_MAX),
+    ],
+    ids=["cut off", "cut off between chunks", "malformed", "too long"],
+)
+@pytest.mark.parametrize("status", [200, 503])
+async def test_the_status_counts_whatever_becomes_of_the_body(status: int, body: bytes, answer: bytes | None) -> None:
+    async with responding(b"HTTP/1.1 %d x\r\nretry-after: 7\r\n" % status + body) as url:
+        result = await post(url, LOOPBACK, Resolver())
+    assert result == HttpResult(status, retry_after_s=7.0, answer=answer)
+    assert result.delivered == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        (b"garbage\r\n\r\n", "The response is not valid HTTP/1.1."),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n", "The response is not valid HTTP/1.1."),
+        (b"HTTP/1.1 200 OK\r\nno header\r\n\r\n", "The response is not valid HTTP/1.1."),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+            "The receiver responded with status 101, although no other protocol was asked for.",
+        ),
+        (b"", "The connection broke before there was a response."),
+        (b"HTTP/1.1 20", "The connection broke before there was a response."),
+    ],
+    ids=["garbage", "a malformed length", "a malformed header", "another protocol", "nothing", "half a status line"],
+)
+async def test_an_attempt_without_a_response_says_what_came_instead(response: bytes, error: str) -> None:
+    async with responding(response) as url:
+        assert await post(url, LOOPBACK, Resolver()) == HttpResult(error=error)
 
 
 @asynccontextmanager
