@@ -628,6 +628,11 @@ class Code(Aggregate):
         """Tell whether an extension that took effect later is on record."""
         return any(extension.at > moment for extension in self.extensions.values())
 
+    def ends_earlier_after(self, moment: datetime, end: datetime) -> bool:
+        """Tell whether the next extension on record that took effect after a moment has an earlier end."""
+        later = [extension.at for extension in self.extensions.values() if extension.at > moment]
+        return bool(later) and self.end_at(min(later)) < end
+
     def state(self, moment: datetime) -> State:
         """Return the one word for where the code stands: the first that holds of those that `state_of` names."""
         return state_of(

@@ -35,6 +35,10 @@ Authorize = Callable[[Code], None]
 LONGEST_RECORDED: Final = timedelta(days=3_653)
 _TOO_MANY_DAYS: Final = 100_000
 _AT_LEAST: Final = timedelta(microseconds=1)
+_ENDS_EARLIER: Final = (
+    "An extension that took effect later is already recorded with an earlier end. It would shorten the window. If its "
+    "end is wrong, first record it again at its own effective_at with the right end, then send this one again."
+)
 
 
 class Codes(Protocol):
@@ -531,6 +535,8 @@ def _new_end(
         raise Refused("start_unknown")
     if expires_at is None and when.late and code.extended_after(when.at):
         raise Refused("later_extension")
+    if expires_at is not None and code.ends_earlier_after(when.at, expires_at):
+        raise Refused("later_extension", _ENDS_EARLIER)
     longest = LONGEST_RECORDED if code.secret_given else policy.longest
     if days is not None:
         if not code.secret_given and days not in policy.allowed_days:

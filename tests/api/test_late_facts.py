@@ -251,3 +251,16 @@ def test_a_campaign_that_is_over_already_is_said_to_have_stopped(world: World) -
     assert launched["warnings"] == [
         "The campaign stopped on 2026-02-11 at 00:00 UTC, when the code's window ended, before its own end."
     ]
+
+
+def test_an_extension_is_refused_where_a_later_one_with_an_earlier_end_is_on_record(world: World) -> None:
+    permitted(world)
+    code = told(recording(world, FIRST, day(1, 1), days=50), 201)
+    extensions = f"/v1/codes/{code['code_id']}/extensions"
+
+    told(world.client.post(extensions, json={"expires_at": day(6, 1), "effective_at": day(2, 10)}), 201)
+    answer = world.client.post(extensions, json={"expires_at": day(6, 10), "effective_at": day(2, 5)})
+
+    assert refused(answer) == (409, "later_extension")
+    assert "first record it again at its own effective_at" in answer.json()["detail"]
+    assert told(world.client.get(f"/v1/codes/{code['code_id']}"), 200)["expires_at"] == day(6, 1)

@@ -109,6 +109,20 @@ def test_a_number_of_days_is_ambiguous_before_an_extension_that_is_on_record(len
     assert late(story, (given.extend(**length), 10)) == ["later_extension"]
 
 
+def test_an_extension_is_refused_where_one_that_is_on_record_would_then_shorten_the_window() -> None:
+    story = given.after(given.generated().later(days=20), given.extend(expires_at=day(60)))
+    too_long, as_long = given.extend(expires_at=day(70)), given.extend(expires_at=day(60))
+    assert late(story, (too_long, 10), (as_long, 12)) == ["later_extension", "Extended"]
+    assert story.code().window.expires_at == day(60)
+
+
+def test_an_extension_with_a_wrong_end_is_corrected_before_an_earlier_one_is_recorded() -> None:
+    story = given.after(given.generated().later(days=20), given.extend(expires_at=day(60))).later(days=5)
+    corrected, earlier = given.extend(expires_at=day(80)), given.extend(expires_at=day(70))
+    assert late(story, (corrected, 20), (earlier, 10)) == ["Extended", "Extended"]
+    assert [story.code().end_at(day(at)) for at in (9, 10, 20)] == [day(30), day(70), day(80)]
+
+
 def test_days_that_are_added_count_from_the_end_as_it_stood_then() -> None:
     story = given.after(given.generated().later(days=20), given.extend(add_days=5))
     assert story.code().window.expires_at == day(35)
