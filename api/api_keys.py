@@ -24,7 +24,7 @@ from api.http.route import Operation, Route
 from domain.errors import Unknown
 from domain.values import Role
 from infra.auth import api_keys
-from infra.auth.api_keys import MAX_SUBJECTS, subjects_problem
+from infra.auth.api_keys import MAX_SUBJECTS, REVEALING, subjects_problem
 from infra.auth.api_keys import Subjects as KeySubjects
 from infra.auth.key_admin import MAX_OVERLAP_S
 
@@ -73,9 +73,19 @@ class CreateKey(Body):
         bool,
         Field(
             description="Whether the key can reveal secrets, for the roles creator, operator and admin. Send "
-            "false for keys that do not need this."
+            "false for keys that do not need this. Keys of the other roles cannot: true is refused for them."
         ),
     ] = True
+
+    @field_validator("may_reveal")
+    @classmethod
+    def _revealing_role(cls, may_reveal: bool, info: ValidationInfo) -> bool:
+        role = info.data.get("role")
+        if may_reveal and role is not None and role not in REVEALING:
+            raise PydanticCustomError(
+                "may_reveal", "Keys with this role cannot reveal secrets. Send false, or nothing."
+            )
+        return may_reveal
 
     @field_validator("subjects")
     @classmethod

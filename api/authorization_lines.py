@@ -366,7 +366,7 @@ def _columns(text: str, below: Iterator[_Numbered]) -> Sequence[str]:
 
 def _names(text: str, separator: str = ",") -> list[str]:
     cells = _cells(text) if separator == "," else text.split(separator)
-    return [name.strip().strip('"') for name in cells or ()]
+    return [name.strip().strip('"').lower() for name in cells or ()]
 
 
 def _is_unread(name: str) -> bool:
@@ -410,9 +410,7 @@ def _value(column: str, cell: str) -> str | bool:
 
 def _question(number: int, sent: Any, policy: VideoIdPolicy) -> Line:
     """Return a question, what is wrong with it, or both if that is only its video's id."""
-    read = (
-        {name: value for name, value in sent.items() if not name.startswith(UNREAD)} if isinstance(sent, dict) else sent
-    )
+    read = {name: value for name, value in sent.items() if not _is_unread(name)} if isinstance(sent, dict) else sent
     try:
         return Line(number, AuthorizationRequest.model_validate(read, context=policy))
     except ValidationError as error:

@@ -78,6 +78,11 @@ class Verdict:
         return all(r.event.start_stated for r in self.events if isinstance(r.event, Code.Generated))
 
     @property
+    def permission_known(self) -> bool:
+        """Whether anything is recorded of the creator's permission at that time."""
+        return any(isinstance(r.event, Creator.Event) for r in self.events)
+
+    @property
     def evidence_recorded_at(self) -> datetime | None:
         """When the last of the evidence was recorded."""
         return max((r.recorded_at for r in self.events), default=None)

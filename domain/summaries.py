@@ -89,7 +89,9 @@ def verdict_summary(verdict: Verdict, video_id: str, advertiser_id: str, at: dat
     if verdict.code_id is not None:
         if not verdict.start_stated:
             sentences.append("Nobody stated when the code's window began.")
-        if not verdict.permission_enabled:
+        if not verdict.permission_known:
+            sentences.append("Nothing is recorded of the creator's ad authorization at that time.")
+        elif not verdict.permission_enabled:
             sentences.append("The creator's ad authorization was off.")
     if verdict.shared is None:
         sentences.append("Whether the code had been shared with this account is not known.")

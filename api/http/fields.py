@@ -35,6 +35,8 @@ AMOUNT_PATTERN: Final = r"^([1-9][0-9]{0,11}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9
 CURRENCY_PATTERN: Final = r"^[A-Z]{3}$"
 UUID_PATTERN: Final = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 NO_CONTROL: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+# For the reference; `_not_blank` decides.
+NOT_BLANK: Final = r"^[^\u0000]*[^\u0000\s][^\u0000]*$"
 
 
 def parse_moment(value: object) -> datetime:
@@ -55,6 +57,13 @@ def parse_moment(value: object) -> datetime:
 def _no_nul(text: str) -> str:
     if "\0" in text:
         raise PydanticCustomError("nul", "A string must not contain the NUL character.")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    """Refuse white space alone; whether a text can be empty, its length says."""
+    if text and not text.strip():
+        raise PydanticCustomError("blank", "This must not be blank.")
     return text
 
 
@@ -236,17 +245,28 @@ Note = Annotated[
     str,
     StringConstraints(min_length=1, max_length=MAX_TEXT_CHARACTERS),
     AfterValidator(_no_nul),
+    AfterValidator(_not_blank),
     AfterValidator(Sealed),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARACTERS, "pattern": NO_NUL}),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARACTERS, "pattern": NOT_BLANK}),
 ]
 Text = Annotated[str, StringConstraints(pattern=NO_NUL)]
-SingleLine = Annotated[str, StringConstraints(pattern=NO_CONTROL)]
+SingleLine = Annotated[
+    str,
+    StringConstraints(pattern=NO_CONTROL),
+    AfterValidator(_not_blank),
+]
 Reason = Annotated[
     Text,
     StringConstraints(min_length=1, max_length=MAX_REASON_CHARACTERS),
-    Field(examples=["Shared with the wrong brand"]),
+    AfterValidator(_not_blank),
+    Field(examples=["Shared with the wrong brand"], json_schema_extra={"pattern": NOT_BLANK}),
 ]
-Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+Name = Annotated[
+    Text,
+    StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS),
+    AfterValidator(_not_blank),
+    Field(json_schema_extra={"pattern": NOT_BLANK}),
+]
 Amount = Annotated[
     str,
     StringConstraints(pattern=AMOUNT_PATTERN),

@@ -313,6 +313,22 @@ def test_answers_can_be_asked_again_as_they_are(world: World) -> None:
     assert again.text.splitlines()[:3] == first.text.splitlines()[:3]
 
 
+def test_answers_in_lines_can_be_asked_again_as_they_are(world: World) -> None:
+    code = world.generate(video_id=VIDEO)
+    world.redeem(code, "a")
+    first = ask(world, f'{{"video_id": "{VIDEO}", "advertiser_id": "a"}}\n' * 2, NDJSON)
+    again = ask(world, first.content, NDJSON, as_of=int(first.headers["ledger-position"]))
+
+    assert [answer["reason"] for answer in verdicts(first)] == ["authorized", "authorized"]
+    assert again.text == first.text
+
+
+def test_the_names_of_columns_are_found_in_any_case_and_with_spaces_around_them(world: World) -> None:
+    table = f"Video_ID, Advertiser_Id ,AT,Note\nv,a,{days(-1)},mine\n"
+    (answer,) = verdicts(ask(world, table, CSV | {"Accept": "application/x-ndjson"}))
+    assert (answer["video_id"], answer["advertiser_id"], answer["reason"]) == ("v", "a", "no_code")
+
+
 VIDEO = "7312345678901234567"
 
 

@@ -76,10 +76,25 @@ def test_an_answer_shows_that_its_evidence_was_recorded_later_and_with_another_e
     ]
     assert then["evidence_recorded_at"] == now["evidence_recorded_at"] > then["at"]
     assert then["summary"].endswith(
-        "The creator's ad authorization was off. The code had not been shared with this account. Some of the evidence "
-        f"was recorded later, the last at {minute(then['evidence_recorded_at'])}. Some of the evidence was recorded "
-        "with an earlier effective time."
+        "Nothing is recorded of the creator's ad authorization at that time. The code had not been shared with this "
+        f"account. Some of the evidence was recorded later, the last at {minute(then['evidence_recorded_at'])}. Some "
+        "of the evidence was recorded with an earlier effective time."
     )
+
+
+def test_a_permission_that_was_off_is_told_from_one_of_which_nothing_is_recorded(world: World) -> None:
+    code = world.generate(starts_at=days(-10))
+    before = ask(world, code["video_id"], at=days(-8))
+    world.permit(enabled=False, effective_at=days(-9))
+    after = ask(world, code["video_id"], at=days(-8))
+
+    unknown, off = "Nothing is recorded of the creator's ad authorization", "The creator's ad authorization was off."
+    assert [
+        (one["permission_enabled"], unknown in one["summary"], off in one["summary"]) for one in (before, after)
+    ] == [
+        (False, True, False),
+        (False, False, True),
+    ]
 
 
 def test_whether_a_code_was_shared_is_not_known_until_somebody_says_whose_the_account_is(world: World) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 import api.codes
 import api.redemptions
 import api.webhooks
+from api.api_keys import CreateKey
 from api.campaigns import LaunchCampaign
 from api.codes import GenerateCode
 from api.erasure import EraseCreator
@@ -39,6 +40,29 @@ def test_an_unknown_field_is_named_with_the_known_ones() -> None:
     assert problems(EraseCreator, sent) == [
         {"pointer": "/creatorId", "problem": "Unknown field `creatorId`. Known fields: effective_at, reason."}
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "sent", "pointer"),
+    [
+        (api.codes.RevokeCode, {"reason": "   "}, "/reason"),
+        (api.codes.AddNote, {"text": " \u00a0\t", "about_position": 1}, "/text"),
+        (GenerateCode, {"creator_id": "c", "video_id": "7312345678901234567", "terms_version": "  "}, "/terms_version"),
+        (CreateKey, {"role": "auditor", "name": " "}, "/name"),
+    ],
+)
+def test_white_space_alone_is_no_text(model: type[Body], sent: dict[str, Any], pointer: str) -> None:
+    assert problems(model, sent) == [{"pointer": pointer, "problem": "This must not be blank."}]
+
+
+def test_a_key_whose_role_cannot_reveal_is_not_promised_that_it_may() -> None:
+    problem = "Keys with this role cannot reveal secrets. Send false, or nothing."
+    for role in ("auditor", "subscriber", "brand"):
+        subjects = {"subjects": {"brand_ids": ["acme"]}} if role == "brand" else {}
+        asked = {"role": role, "may_reveal": True, **subjects}
+        assert problems(CreateKey, asked) == [{"pointer": "/may_reveal", "problem": problem}]
+        assert CreateKey.model_validate({"role": role, **subjects}).may_reveal
+    assert CreateKey.model_validate({"role": "operator", "may_reveal": True}).may_reveal
 
 
 def test_an_unknown_field_within_another_is_named_with_those_known_there() -> None:
