@@ -124,15 +124,23 @@ def verdict(
 
     Returns:
         The answer for the code that authorizes. If several do, for the code that superseded the others. If none does,
-        for the code whose window began last, and of several that began together, the one generated last: the codes of
-        a backlog are recorded in any order.
+        for the code whose window began last by that time, and of several that began together, the one generated last:
+        the codes of a backlog are recorded in any order. If none had begun, for the code that begins first.
 
     """
     answers = [_of_code(stream, permissions, advertiser_id, at, advertiser) for stream in codes if stream]
-    candidates = [answer for answer in answers if answer.verdict.authorized] or answers
+    begun = [answer for answer in answers if answer.began[0] <= at]
+    candidates = [answer for answer in answers if answer.verdict.authorized] or begun or _first(answers)
     superseded = {answer.supersedes for answer in candidates}
     candidates = [answer for answer in candidates if str(answer.verdict.code_id) not in superseded]
     return max(candidates, key=attrgetter("began")).verdict if candidates else Verdict("no_code")
+
+
+def _first(answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers for the codes that begin first, leaving out revoked ones if there are others."""
+    coming = [answer for answer in answers if answer.verdict.reason != "revoked"] or answers
+    first = min((answer.began[0] for answer in coming), default=None)
+    return [answer for answer in coming if answer.began[0] == first]
 
 
 def _of_code(

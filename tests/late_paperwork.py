@@ -295,7 +295,10 @@ def answer(facts: list[Fact], video: str, advertiser: str, at: datetime) -> tupl
         shared = slip.was_shared.get(advertiser, world.shared_with(slip, advertiser))
         said = (reason, slip.number, slip.starts, slip.ends, world.permission.get(slip.creator, False), shared)
         found.append((rank, said, slip))
-    authorizing = [one for one in found if one[0][0]] or found
+    authorizing = [one for one in found if one[0][0]] or [one for one in found if one[2].starts <= at]
+    if not authorizing:  # nothing had begun: what comes first, if it comes at all
+        coming = [one for one in found if one[2].revoked is None] or found
+        authorizing = [one for one in coming if one[2].starts == min(other[2].starts for other in coming)]
     replaced = {slip.replaces for _, _, slip in authorizing}
     left = [one for one in authorizing if one[2].number not in replaced]
     return max(left, key=lambda one: one[0])[1] if left else ("no_code", None, None, None, False, False)

@@ -73,6 +73,19 @@ def test_each_line_is_answered_as_the_question_alone_is(world: World, monkeypatc
         assert answer == told(world.client.get("/v1/authorizations", params=asked), 200)
 
 
+def test_a_code_that_begins_later_does_not_hide_that_the_one_before_it_was_revoked(world: World) -> None:
+    code = world.generate()
+    world.redeem(code)
+    told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json={"reason": "why"}), 200)
+    world.generate(video_id=code["video_id"], starts_at=days(12))
+    question = {"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT}
+
+    (line,) = verdicts(ask(world, json.dumps(question), NDJSON))
+    alone = told(world.client.get("/v1/authorizations", params=question | {"at_least": world.head()}), 200)
+
+    assert [(found["reason"], found["code_id"]) for found in (line, alone)] == [("revoked", code["code_id"])] * 2
+
+
 def test_a_table_is_answered_with_a_table(world: World) -> None:
     code = world.generate()
     world.redeem(code, "-2")

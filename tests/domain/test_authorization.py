@@ -197,11 +197,11 @@ SECOND = Verdict("authorized", OTHER_CODE, day(31), day(61), permission_enabled=
         (29, AUTHORIZED),
         (36, SECOND),
         (34, replace(SECOND, reason="not_redeemed", evidence=(1, 5))),
-        (30, replace(SECOND, reason="not_started", evidence=(1, 5))),
+        (30, replace(AUTHORIZED, reason="expired")),
         (61, replace(SECOND, reason="expired")),
     ],
 )
-def test_of_several_codes_the_one_that_authorizes_answers_and_else_the_latest(
+def test_of_several_codes_the_one_that_authorizes_answers_and_else_the_last_to_begin(
     days: float, expected: Verdict, *, turned: bool
 ) -> None:
     assert ask(two_codes(), day(days), turned=turned) == expected
@@ -211,7 +211,45 @@ def test_of_several_codes_the_one_that_authorizes_answers_and_else_the_latest(
 def test_of_codes_recorded_in_any_order_the_one_whose_window_began_last_answers(*, turned: bool) -> None:
     story = given.generated(starts_at=day(-20))
     story.when(given.generate(OTHER_CODE, secret=OTHER_SECRET, starts_at=day(-60)))
-    assert [ask(story, day(days), turned=turned).code_id for days in (-30, -10, 0)] == [CODE] * 3
+    assert [ask(story, day(days), turned=turned).code_id for days in (-30, -10, 0)] == [OTHER_CODE, CODE, CODE]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("days", "advertiser_id", "expected"),
+    [
+        (9, ADVERTISER, "authorized"),
+        (9, "advertiser-2", "not_redeemed"),
+        (11, ADVERTISER, "revoked"),
+        (11, "advertiser-2", "revoked"),
+    ],
+)
+def test_a_code_that_has_not_begun_does_not_hide_why_the_one_before_it_does_not_authorize(
+    days: float, advertiser_id: str, expected: str, *, turned: bool
+) -> None:
+    story = given.after(given.redeemed().later(days=10), given.revoke())
+    given.after(story, given.generate(OTHER_CODE, secret=OTHER_SECRET, starts_at=day(20)))
+    found = ask(story, day(days), advertiser_id=advertiser_id, turned=turned)
+    assert (found.reason, found.code_id) == (expected, CODE)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("revoked", "expected"),
+    [
+        ([], ("not_started", CODE)),
+        ([CODE], ("not_started", OTHER_CODE)),
+        ([OTHER_CODE], ("not_started", CODE)),
+        ([CODE, OTHER_CODE], ("revoked", CODE)),
+    ],
+)
+def test_if_no_code_has_begun_the_one_that_begins_first_answers(
+    revoked: list[UUID], expected: tuple[str, UUID], *, turned: bool
+) -> None:
+    story = given.after(given.not_started(), given.generate(OTHER_CODE, secret=OTHER_SECRET, starts_at=day(40)))
+    given.after(story, *(given.revoke(code) for code in revoked))
+    found = ask(story, turned=turned)
+    assert (found.reason, found.code_id) == expected
 
 
 # What stands beside the reason.
