@@ -226,7 +226,7 @@ def _refuse_longer(file: IO[bytes]) -> None:
         )
 
 
-def _begun(lines: Iterator[Line]) -> Iterator[Line]:
+def _begun(lines: Iterator[Line | None]) -> Iterator[Line | None]:
     """Read as far as the first line: a table without its columns is refused as a whole.
 
     Raises:
@@ -234,10 +234,10 @@ def _begun(lines: Iterator[Line]) -> Iterator[Line]:
 
     """
     try:
-        first = next(lines, None)
+        first = list(itertools.islice(lines, 1))
     except BatchError as error:
         raise malformed_body("", str(error)) from None
-    return lines if first is None else itertools.chain([first], lines)
+    return itertools.chain(first, lines)
 
 
 class _Batch:
@@ -249,7 +249,7 @@ class _Batch:
         query: BatchQuery,
         context: BatchContext,
         advertiser_check: _AdvertiserCheck,
-        lines: Iterator[Line],
+        lines: Iterator[Line | None],
         upload: Upload,
         media_type: str,
     ) -> None:
@@ -275,8 +275,9 @@ class _Batch:
 
     async def _pieces(self, format_: Format) -> AsyncGenerator[bytes]:
         recorded = False
+        turn = places_of(self._caller.request.scope).turns.begin()
         async for piece, lines in answer_lines(
-            self._lines, self._caller.services.views.evidence, self._context, format_
+            self._lines, self._caller.services.views.evidence, self._context, format_, turn.give_way
         ):
             await refuse_revoked(self._caller)
             if self._advertiser_check.first is not None and not recorded:

@@ -9,7 +9,7 @@ import csv
 import itertools
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -23,17 +23,20 @@ from api.http.dependencies import DatabaseCursor
 from api.http.fields import AdvertiserId, Moment, VideoId, VideoIdPolicy
 from api.http.query_params import AsOf, AtLeast, QueryModel
 from api.http.strict_json import has_duplicate_names
+from api.http.unknown_fields import KnownFields
 from api.http.validation_messages import is_plain_name, message_of
 from api.spreadsheet_cells import BYTE_ORDER_MARK, csv_lines, read_csv
 from domain.values import ID_PATTERN
 from projections import codes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Iterator, Mapping
+
+    from pydantic_core import ErrorDetails
 
     from domain.pasted import VideoIds
     from infra.crypto.envelope import LedgerKeys
-    from infra.eventstore.authorization_evidence import EvidenceReader
+    from infra.eventstore.authorization_evidence import Asked, AuthorizationEvidence, EvidenceReader
     from infra.eventstore.reader import EventReader
     from infra.views.reader import ViewReader
 
@@ -119,6 +122,9 @@ class AuthorizationRequest(BaseModel):
     at: Moment | None = None
 
 
+_KNOWN: Final = KnownFields(AuthorizationRequest)
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line by its number, from 1: a question, or what is wrong with it.
@@ -138,6 +144,12 @@ def allow_all(_: str) -> str | None:
     return None
 
 
+async def hurry() -> None:
+    """Let nothing come between, where there is nothing else to do."""
+
+
+# Awaited after each line: lets others have their turn.
+GiveWay = Callable[[], Awaitable[None]]
 # Says why an advertiser account may not be asked about; nothing where it may.
 Refuse = Callable[[str], str | None]
 
@@ -198,8 +210,8 @@ async def batch_context(
     return BatchContext(ledger_id, keys, as_of, now, refuse, readable)
 
 
-def read_lines(file: IO[bytes], format_: Format, video_ids: VideoIds) -> Iterator[Line]:
-    """Read a batch line by line, in constant memory; empty lines are counted and passed over.
+def read_lines(file: IO[bytes], format_: Format, video_ids: VideoIds) -> Iterator[Line | None]:
+    """Read a batch line by line, in constant memory; an empty line is None, so that no step reads more than a line.
 
     Raises:
         BatchError: the table's first line does not name its columns, or the batch is in UTF-16.
@@ -215,7 +227,9 @@ def read_lines(file: IO[bytes], format_: Format, video_ids: VideoIds) -> Iterato
         text = sent.removeprefix(BYTE_ORDER_MARK) if number == 1 else sent
         if error:
             yield Line(number, error=error)
-        elif text.strip():
+        elif not text.strip():
+            yield None
+        else:
             yield _line(number, text, columns, VideoIdPolicy(video_ids))
 
 
@@ -230,7 +244,11 @@ def count_lines(file: IO[bytes]) -> int:
 
 
 async def answer_lines(
-    lines: Iterator[Line], questions: EvidenceReader, context: BatchContext, format_: Format
+    lines: Iterator[Line | None],
+    questions: EvidenceReader,
+    context: BatchContext,
+    format_: Format,
+    give_way: GiveWay = hurry,
 ) -> AsyncGenerator[tuple[bytes, Sequence[Line]]]:
     """Yield the answers as they are sent, each piece with the lines that it answers.
 
@@ -242,16 +260,19 @@ async def answer_lines(
         yield csv_lines([_ANSWER_COLUMNS]), ()
     chunk: list[Line] = []
     for line in lines:
+        await give_way()
+        if line is None:
+            continue
         chunk.append(line)
         if len(chunk) == AT_ONCE:
-            yield await _answered(chunk, questions, context, format_)
+            yield await _answered(chunk, questions, context, format_, give_way)
             chunk = []
     if chunk:
-        yield await _answered(chunk, questions, context, format_)
+        yield await _answered(chunk, questions, context, format_, give_way)
 
 
 async def _answered(
-    chunk: Sequence[Line], questions: EvidenceReader, context: BatchContext, format_: Format
+    chunk: Sequence[Line], questions: EvidenceReader, context: BatchContext, format_: Format, give_way: GiveWay
 ) -> tuple[bytes, Sequence[Line]]:
     """Answer some lines, and return them with their answers: what turned out to be no question is none there."""
     asked = {
@@ -266,25 +287,37 @@ async def _answered(
         else Line(line.number, line.request)
         for line in chunk
     ]
-    contents: list[dict[str, Any]] = []
+    pieces: list[bytes] = []
     for line in lines:
-        error = line.error if line.request is None else context.refuse(line.request.advertiser_id)
-        if line.request is None or error:
-            reason = {"error_reason": line.reason} if line.reason else {}
-            contents.append({"line": line.number, "error": error, **reason})
-            continue
-        request, at = line.request, line.request.at or context.now
-        found = authorization_verdict(
-            evidence[asked[line.number]], context.as_of, request.advertiser_id, at, context.readable
-        )
-        content = verdict_content(found, request.video_id, request.advertiser_id, at, context.as_of)
-        contents.append({"line": line.number, **content})
+        await give_way()
+        pieces.append(_encoded(_content(line, asked, evidence, context), format_))
+    return b"".join(pieces), lines
+
+
+def _content(
+    line: Line, asked: Mapping[int, Asked], evidence: Mapping[Asked, AuthorizationEvidence], context: BatchContext
+) -> dict[str, Any]:
+    """Return the answer to a line."""
+    request = line.request
+    error = line.error if request is None else context.refuse(request.advertiser_id)
+    if request is None or error:
+        reason = {"error_reason": line.reason} if line.reason else {}
+        return {"line": line.number, "error": error, **reason}
+    at = request.at or context.now
+    found = authorization_verdict(
+        evidence[asked[line.number]], context.as_of, request.advertiser_id, at, context.readable
+    )
+    return {
+        "line": line.number,
+        **verdict_content(found, request.video_id, request.advertiser_id, at, context.as_of),
+    }
+
+
+def _encoded(content: dict[str, Any], format_: Format) -> bytes:
     if format_ == "ndjson":
-        encoded = (orjson.dumps(c, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE) for c in contents)
-        return b"".join(encoded), lines
-    for content in contents:
-        content["evidence"] = " ".join(str(position) for position in content.get("evidence", ()))
-    return csv_lines([[content.get(column) for column in _ANSWER_COLUMNS] for content in contents]), lines
+        return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+    content["evidence"] = " ".join(str(position) for position in content.get("evidence", ()))
+    return csv_lines([[content.get(column) for column in _ANSWER_COLUMNS]])
 
 
 def _texts(file: IO[bytes]) -> Iterator[tuple[str, str]]:
@@ -410,15 +443,17 @@ def _value(column: str, cell: str) -> str | bool:
 
 def _question(number: int, sent: Any, policy: VideoIdPolicy) -> Line:
     """Return a question, what is wrong with it, or both if that is only its video's id."""
-    read = {name: value for name, value in sent.items() if not _is_unread(name)} if isinstance(sent, dict) else sent
+    read, left_out = _KNOWN.without_excess(
+        {name: value for name, value in sent.items() if not _is_unread(name)} if isinstance(sent, dict) else sent
+    )
     try:
         return Line(number, AuthorizationRequest.model_validate(read, context=policy))
     except ValidationError as error:
-        wrong = _said(error)
-        contexts = [one.get("ctx", {}) for one in error.errors(include_url=False, include_input=False)]
+        found = error.errors(include_url=False, include_input=False)
+        contexts = [one.get("ctx", {}) for one in found]
         of_video = [context["reason"] for context in contexts if context.get("code") == "video_id_unusable"]
         request = _question_if_recorded(read, policy) if len(of_video) == len(contexts) else None
-        return Line(number, request, wrong, next(iter(of_video), ""))
+        return Line(number, request, _said(found, left_out), next(iter(of_video), ""))
 
 
 def _question_if_recorded(sent: Any, policy: VideoIdPolicy) -> AuthorizationRequest | None:
@@ -436,10 +471,13 @@ def _cells(text: str) -> Sequence[str] | None:
         return None
 
 
-def _said(error: ValidationError) -> str:
-    """Say what is wrong with a line, field by field, and nothing of what it holds."""
+def _said(errors: Sequence[ErrorDetails], left_out: int) -> str:
+    """Say what is wrong with a line, field by field, and nothing of what it holds.
+
+    `left_out` counts the unknown fields that were left out before.
+    """
     wrong = []
-    for found in error.errors(include_url=False, include_input=False):
+    for found in errors:
         name = next((str(part) for part in found["loc"] if part in COLUMNS), "")
         match found["type"]:
             case "extra_forbidden":
@@ -448,6 +486,8 @@ def _said(error: ValidationError) -> str:
                 wrong.append(f"{name} is required.")
             case _:
                 wrong.append(f"{name}: {message_of(found)}" if name else _NO_QUESTION)
+    if left_out:
+        wrong.append(f"Unknown fields that are not listed here: {left_out:,}.")
     whole = "; ".join(said.removesuffix(".") for said in dict.fromkeys(wrong))
     # A sentence that ends in a list of characters must not seem to list one more.
     return whole if whole.endswith("-") else f"{whole}."

@@ -51,6 +51,7 @@ from api.http.places import page_places
 from api.http.problems import Problem, as_problem
 from api.http.single_flight import SingleFlight
 from api.http.streaming_download import download_places
+from api.http.turns import Turns
 from api.streams import Streams, stream_places
 from domain.errors import Refused
 from infra.crypto.envelope import MasterKeyError
@@ -208,7 +209,7 @@ def create_app(
     app.state.strangers = log.Strangers()
     app.state.key_names = KeyNames(services.key_admin)
     app.state.places = places = SharedPlaces(
-        waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places()
+        waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places(), Turns()
     )
     app.state.streams = Streams(services, app.state.key_names, places.streams)
     services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))

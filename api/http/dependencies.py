@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from api.http.middleware import Waiting
     from api.http.places import PlaceFigures, Places, UploadBytes
+    from api.http.turns import Turns
     from infra.auth.authenticator import Authenticator
     from infra.auth.denied_attempts import DeniedAttempts
     from infra.auth.key_admin import KeyAdmin
@@ -83,6 +84,7 @@ class SharedPlaces:
         uploads: batches that are being received or answered.
         upload_bytes: what is kept on disk of these.
         streams: event streams.
+        turns: the time of the process, for work that takes long.
 
     """
 
@@ -92,6 +94,7 @@ class SharedPlaces:
     uploads: Places
     upload_bytes: UploadBytes
     streams: Places
+    turns: Turns
 
     def figures(self) -> dict[str, PlaceFigures]:
         """Return how each kind is taken."""

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from api import authorization_lines
+from api.http.turns import Turn
 from domain.pasted import SENTENCES
 from infra.eventstore.authorization_evidence import EvidenceReader
 from tests.api.test_access_log import accesses
@@ -158,6 +159,33 @@ def test_a_bad_line_is_told_so_under_its_number_and_ends_nothing(world: World) -
     ]
     assert errors[12] == "This line is not valid UTF-8."
     assert "sekret" not in str(answers)
+
+
+@pytest.mark.parametrize(
+    ("lines", "headers"),
+    [("{}\n" * 500, NDJSON), ("\n" * 500, NDJSON), ("video_id,advertiser_id\n" + ",\n" * 500, CSV)],
+    ids=["questions without fields", "empty lines", "rows without values"],
+)
+def test_a_batch_without_questions_lets_others_have_their_turn_after_each_line(
+    world: World, monkeypatch: pytest.MonkeyPatch, lines: str, headers: dict[str, str]
+) -> None:
+    turns = 0
+
+    async def counted(_: Turn) -> None:
+        nonlocal turns
+        turns += 1
+
+    monkeypatch.setattr(Turn, "give_way", counted)
+    assert ask(world, lines, headers).status_code == 200
+    assert turns >= 500
+
+
+def test_of_a_line_with_very_many_unknown_fields_a_few_are_named(world: World) -> None:
+    many = dict.fromkeys((f"field_{first}{last}" for first in "abcde" for last in "abcdefghij"), 1)
+    line = {"video_id": "v", "advertiser_id": "a"} | many
+    (answer,) = verdicts(ask(world, json.dumps(line), NDJSON))
+    assert answer["error"].count("Unknown field `field_") == 20
+    assert answer["error"].endswith("; Unknown fields that are not listed here: 30.")
 
 
 def test_a_bad_line_of_a_table_is_told_so_too(world: World) -> None:
