@@ -43,7 +43,7 @@ router = APIRouter(route_class=Route)
     tags=["Commands"],
     operation_id="nameAdvertiser",
 )
-@Operation(example={"brand_id": "acme"})
+@Operation(request_headers=("If-Match",), example={"brand_id": "acme"})
 async def name_advertiser(
     advertiser_id: str, body: NameAdvertiser, caller: Annotated[Caller, allow("operator", "admin")]
 ) -> Response:
@@ -52,10 +52,13 @@ async def name_advertiser(
     Codes that were shared with this brand from then on were shared with the account. Repeating it changes nothing.
     """
     headers.path_id(advertiser_id)
+    if_match = headers.if_match(caller.request)
     stream_id = uuid7()
 
     async def decide(ledger: Ledger, when: When) -> Decision[Advertiser]:
-        return await commands.name_advertiser(ledger, advertiser_id, body.brand_id, stream_id=stream_id, when=when)
+        return await commands.name_advertiser(
+            ledger, advertiser_id, body.brand_id, stream_id=stream_id, if_match=if_match, when=when
+        )
 
     result = await handle_command(caller, body, advertiser_id, decide)
     advertiser = result.aggregate

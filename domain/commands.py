@@ -144,10 +144,22 @@ async def set_permission(
 
 
 async def name_advertiser(
-    ledger: Advertisers, advertiser_id: str, brand_id: str, *, stream_id: UUID, when: When
+    ledger: Advertisers,
+    advertiser_id: str,
+    brand_id: str,
+    *,
+    stream_id: UUID,
+    if_match: int | None = None,
+    when: When,
 ) -> Decision[Advertiser]:
-    """State which brand an advertiser account is of, and since when."""
+    """State which brand an advertiser account is of, and since when.
+
+    Raises:
+        StaleVersion: somebody has said something else of it.
+
+    """
     advertiser = await ledger.advertiser(advertiser_id)
+    _refuse_stale(if_match, 0 if advertiser is None else advertiser.version)
     if advertiser is None:
         advertiser = Advertiser.begin(stream_id, advertiser_id, brand_id, at=when.at)
         return Decision(advertiser, claims=[Claim("advertiser", advertiser_id, expected=None, new=stream_id)])

@@ -167,13 +167,13 @@ class Unknown(Refused):
 
 
 class StaleVersion(Refused):
-    """The code changed since the caller read it."""
+    """The code, permission or account changed since the caller read it."""
 
     def __init__(self, current: int) -> None:
         """Keep the current version, so that the caller can decide again."""
         super().__init__(
             "stale_version",
-            f"The code has changed. Its version is now {current}. Read the code again before you retry.",
+            f"It has changed. Its version is now {current}. Read it again before you retry.",
         )
         self.current = current
 

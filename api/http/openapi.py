@@ -44,7 +44,7 @@ _WHY: Final[dict[int, str]] = {
         "ledger does not have. "
         "Or the first request with this Idempotency-Key is still in progress."
     ),
-    412: "The code has changed since the version in If-Match.",
+    412: "What the command is about has changed since the version in If-Match.",
     413: f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.",
     415: "The body is not `application/json` in UTF-8.",
     422: "The body is not valid, and `errors` says why. Or the Idempotency-Key was used for a different request.",
@@ -111,7 +111,7 @@ _REQUEST_HEADERS: Final[dict[str, dict[str, Any]]] = {
     },
     "If-Match": {
         "description": (
-            'The version that the caller has seen, such as `"3"`. If the code has another version, the response is 412.'
+            'The version that the caller has seen, such as `"3"`. If there is another version now, the response is 412.'
         ),
         "schema": {"anyOf": [{"const": "*"}, {"type": "string", "pattern": '^"(0|[1-9][0-9]{0,9})"$'}]},
         "example": "*",

@@ -138,6 +138,18 @@ def test_a_statement_is_recorded_once_for_each_idempotency_key(world: World) -> 
     assert refused(other) == (422, "idempotency_key_reused")
 
 
+def test_a_statement_is_refused_if_the_account_is_not_as_its_caller_knows_it(world: World) -> None:
+    def put(version: str, brand_id: str) -> Any:
+        headers = {"If-Match": f'"{version}"'}
+        return world.client.put(f"/v1/advertisers/{OWN_ACCOUNT}", json={"brand_id": brand_id}, headers=headers)
+
+    assert told(put("0", OWN_BRAND), 200)["version"] == 1
+    stale = put("0", OTHER_BRAND)
+    assert (refused(stale), stale.json()["current_version"]) == ((412, "stale_version"), 1)
+    assert told(put("1", OTHER_BRAND), 200)["version"] == 2
+    assert refused(put("x", OWN_BRAND)) == (400, "malformed_header")
+
+
 def test_statements_that_arrive_together_are_all_recorded_on_one_stream(world: World) -> None:
     brands = [f"brand-{number}" for number in range(8)]
     with ThreadPoolExecutor(len(brands)) as pool:
