@@ -184,8 +184,9 @@ def _warnings(code: Code) -> list[str]:
     count = code.recorded_after_revocation
     if count == 0:
         return []
-    facts = "1 share, redemption or campaign is" if count == 1 else f"{count} shares, redemptions or campaigns are"
-    return [f"{facts} recorded from after the revocation. They stay in the history, and authorize nothing."]
+    kinds = "shares, redemptions, campaigns, extensions or supersessions"
+    facts = f"{count} {kinds} are" if count > 1 else "1 share, redemption, campaign, extension or supersession is"
+    return [f"{facts} recorded as of the revocation or later. They stay in the history, and authorize nothing."]
 
 
 def _everyone(_brand_ids: object, _advertiser_ids: object) -> bool:

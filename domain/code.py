@@ -99,6 +99,7 @@ class Code(Aggregate):
             aggregate.revoked_at = None
             aggregate.revoked_in = None
             aggregate.superseded_at = None
+            aggregate.superseding_at = None
             aggregate.superseded_by = None
             aggregate.expiries = {}
             aggregate.reminded = None
@@ -254,6 +255,7 @@ class Code(Aggregate):
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
             aggregate.superseded_at = self.superseded_at
+            aggregate.superseding_at = self.timestamp
             aggregate.superseded_by = self.superseded_by
 
     class Revoked(Changed):
@@ -317,6 +319,7 @@ class Code(Aggregate):
         revoked_at: datetime | None
         revoked_in: int | None  # the version
         superseded_at: datetime | None
+        superseding_at: datetime | None  # when it was said: the successor may begin later
         superseded_by: str | None
         expiries: dict[datetime, int]  # the version by the end
         reminded: tuple[datetime, int] | None
@@ -492,7 +495,11 @@ class Code(Aggregate):
         if campaign is None:
             raise Unknown("campaign")
         if _launched_at(campaign) > when.horizon:
-            raise Refused("effective_too_early")
+            raise Refused(
+                "effective_too_early",
+                "The effective_at is before the campaign was launched. Send a later effective_at, or first record that "
+                "the launch was earlier.",
+            )
         known = _known(self.recorded_stops.get((campaign_id, "ended")), when)
         if not known and when.at < self._stop(campaign, lapsing=not when.late).at:
             self._end(campaign, "ended", reason, at=when.at)
@@ -609,13 +616,15 @@ class Code(Aggregate):
 
     @property
     def recorded_after_revocation(self) -> int:
-        """How many shares, redemptions and launches are on record as later than the revocation: they count for nothing.
+        """How many facts are on record as of the revocation's own time or later: they count for nothing.
 
         A revocation that is recorded late may lie before them.
         """
         launched = (_launched_at(campaign) for campaign in self.launches.values())
-        moments = [*self.shares.values(), *self.redemptions.values(), *launched]
-        return sum(self.revoked_at is not None and moment > self.revoked_at for moment in moments)
+        extended = (extension.at for extension in self.extensions.values())
+        superseded = () if self.superseding_at is None else (self.superseding_at,)
+        moments = [*self.shares.values(), *self.redemptions.values(), *launched, *extended, *superseded]
+        return sum(self.revoked_at is not None and moment >= self.revoked_at for moment in moments)
 
     def end_at(self, moment: datetime | None) -> datetime:
         """Return the window's end as it stood at a moment, or by all that is known."""

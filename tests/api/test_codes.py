@@ -223,7 +223,8 @@ def test_what_is_on_record_after_a_revocation_is_warned_of_in_every_answer(world
     revoked = told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json=revocation), 200)
 
     def warning(number: int) -> list[str]:
-        facts = f"{number} shares, redemptions or campaigns are recorded from after the revocation."
+        kinds = "shares, redemptions, campaigns, extensions or supersessions"
+        facts = f"{number} {kinds} are recorded as of the revocation or later."
         return [f"{facts} They stay in the history, and authorize nothing."]
 
     assert (code["warnings"], revoked["warnings"], world.read(code)["warnings"]) == ([], warning(3), warning(3))

@@ -91,7 +91,7 @@ def test_a_redemption_before_a_revocation_is_recorded_after_it(world: World) -> 
     assert [event["type"] for event in history] == ["CodeGenerated", "Revoked", "Redeemed"]
 
 
-def test_what_is_recorded_from_after_a_revocation_is_counted_in_a_warning(world: World) -> None:
+def test_what_is_recorded_as_of_a_revocation_or_later_is_counted_in_a_warning(world: World) -> None:
     permitted(world)
     code = told(recording(world, FIRST, day(2, 1), days=3_000), 201)
     path = f"/v1/codes/{code['code_id']}"
@@ -99,13 +99,14 @@ def test_what_is_recorded_from_after_a_revocation_is_counted_in_a_warning(world:
     told(world.client.post(f"{path}/shares", json=share), 201)
     redemption = {"secret": FIRST, "advertiser_id": OWN_ACCOUNT, "effective_at": day(3, 6)}
     told(world.client.post("/v1/redemptions", json=redemption), 201)
+    told(world.client.post(f"{path}/extensions", json={"add_days": 5, "effective_at": day(3, 7)}), 201)
 
     revoked = told(world.client.post(f"{path}/revocation", json={"reason": "why", "effective_at": day(3, 1)}), 200)
 
     assert revoked["warnings"] == [
         (
-            "2 shares, redemptions or campaigns are recorded from after the revocation. They stay in the history, and "
-            "authorize nothing."
+            "3 shares, redemptions, campaigns, extensions or supersessions are recorded as of the revocation or later. "
+            "They stay in the history, and authorize nothing."
         )
     ]
     assert world.read(code)["warnings"] == revoked["warnings"]

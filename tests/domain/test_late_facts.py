@@ -169,6 +169,25 @@ def test_what_is_on_record_after_a_revocation_stays_and_authorizes_nothing() -> 
     assert asked.reason == "revoked"
 
 
+def test_a_redemption_of_the_moment_of_a_revocation_counts_for_nothing_whichever_is_recorded_first() -> None:
+    before = given.after(given.generated().later(days=5), given.redeem(), given.revoke())
+    after = given.after(given.generated().later(days=5), given.revoke())
+    assert before.code().recorded_after_revocation == 1
+    assert after.outcome(given.redeem()) == "RedemptionRefused code_revoked"
+    assert verdict([before.stream()], before.ledger.streams, ADVERTISER, day(5)).reason == "revoked"
+
+
+def test_extending_and_superseding_a_code_that_was_revoked_by_then_is_counted() -> None:
+    story = given.after(given.generated().later(days=8), given.extend(days=60))
+    later = given.generate(OTHER_CODE, secret=OTHER_SECRET, supersedes=CODE, starts_at=day(12))
+    given.after(story, later).later(days=2)
+    counts = []
+    for at in (9, 5):
+        assert late(story, (given.revoke(), at)) == ["Revoked"]
+        counts.append(story.code().recorded_after_revocation)
+    assert counts == [0, 2]
+
+
 def test_an_end_while_the_code_had_lapsed_counts_once_an_extension_shows_that_it_had_not() -> None:
     story = given.after(given.running().later(days=40), given.record_due())
     assert late(story, (given.end(), 35), (given.extend(days=60), 20)) == ["CampaignEnded", "Extended"]
@@ -179,6 +198,8 @@ def test_an_end_before_its_launch_cannot_have_been() -> None:
     story = given.redeemed().later(days=8)
     given.after(story, given.launch(replace(CAMPAIGN, starts_at=day(9)))).later(days=2)
     assert late(story, (given.end(), 5)) == ["effective_too_early"]
+    with pytest.raises(Refused, match="before the campaign was launched"):
+        story.when(given.end(), effective_at=day(5))
 
 
 @pytest.mark.parametrize(
