@@ -64,7 +64,7 @@ _DROP_MOVED: Final = """
     AND (NOT dead OR position > %s)
 """
 
-_RESUME: Final = "UPDATE webhook_progress SET resumed = %s, paused_until = NULL WHERE webhook_id = %s"
+_RESUME: Final = "UPDATE webhook_progress SET resumed = %s, paused_until = NULL, failures = 0 WHERE webhook_id = %s"
 
 # Parked messages start their retries again: what failed at another URL, or before, says nothing about now.
 _RESTART_RETRIES: Final = """
@@ -214,7 +214,7 @@ class DeliveryStore:
             if resumed != endpoint.resumed:
                 await connection.execute(_RESUME, (endpoint.resumed, endpoint.webhook_id))
                 await connection.execute(_RESTART_RETRIES, (endpoint.webhook_id,))
-                progress.paused_until = None
+                progress.paused_until, progress.failures = None, 0
         return progress
 
     async def messages(self, webhook_id: UUID, beyond: int) -> list[Message]:

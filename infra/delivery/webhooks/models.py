@@ -147,7 +147,8 @@ class DeliveryPolicy:
         window: events that are read ahead of the first one that is still open.
         waiting: messages that may be parked. At this number no further event is read.
         failing_after: attempts that must fail in a row before an endpoint counts as down.
-        probe_s: the pause between new messages that are tried while an endpoint is down, in seconds.
+        probe_s: the longest pause between two attempts while an endpoint is down, in seconds, if anything is due. The
+            first pauses are those of `retries_s`.
         write_s: how long progress may wait to be written, in seconds.
         unwritten: attempts that may wait to be written.
 
@@ -207,7 +208,7 @@ class Message:
         type: the event type.
         ordering_key: messages with the same key are sent one after the other.
         due: when it may be sent, in seconds since 1970.
-        replayed: whether the owner asked for it again: it is sent at once, even while the endpoint is down.
+        replayed: whether the owner asked for it again.
         body: what is sent; None where it is read from the log again when it is due.
         parked: whether it waits in the database, so that the webhook's position may move past it.
 

@@ -20,9 +20,11 @@ class MessageQueue:
     def __init__(self) -> None:
         """Begin empty."""
         self._by_key: dict[UUID, deque[Message]] = {}
-        # First messages that were never tried, in order; and first messages that were, by the time of the next attempt.
+        # First messages that were never tried, in order; first messages that were, and tests, by the time of the next
+        # attempt.
         self._fresh: deque[Message] = deque()
         self._retries: list[tuple[float, int, Message]] = []
+        self._tests: list[tuple[float, int, Message]] = []
         self._numbers = itertools.count()
 
     @property
@@ -32,8 +34,15 @@ class MessageQueue:
 
     @property
     def next_due(self) -> float | None:
-        """When the next retry, replay or test message is due, in seconds since 1970."""
+        """When the next message that is no test is due, in seconds since 1970."""
+        if self._fresh:
+            return 0.0
         return self._retries[0][0] if self._retries else None
+
+    @property
+    def next_test_due(self) -> float | None:
+        """When the next test is due, in seconds since 1970."""
+        return self._tests[0][0] if self._tests else None
 
     def add(self, message: Message) -> bool:
         """Add a message behind all others of its ordering key; return whether it must be parked behind a parked one."""
@@ -43,15 +52,20 @@ class MessageQueue:
             self._schedule(message)
         return queue[0].parked and not message.parked
 
-    def next(self, now: float, *, fresh: bool) -> Message | None:
-        """Hand out a message that is due, and one that was never tried only if `fresh`."""
+    def next(self, now: float, *, only_tests: bool) -> Message | None:
+        """Hand out a message that is due, or only a test."""
+        if self._tests and self._tests[0][0] <= now:
+            return heapq.heappop(self._tests)[2]
+        if only_tests:
+            return None
         if self._retries and self._retries[0][0] <= now:
             return heapq.heappop(self._retries)[2]
-        return self._fresh.popleft() if fresh and self._fresh else None
+        return self._fresh.popleft() if self._fresh else None
 
     def retry(self, message: Message) -> None:
         """Take back a message that was handed out, and hand it out again when it is due."""
-        heapq.heappush(self._retries, (message.due, next(self._numbers), message))
+        heap = self._tests if message.position is None else self._retries
+        heapq.heappush(heap, (message.due, next(self._numbers), message))
 
     def remove(self, message: Message) -> None:
         """Remove a message that was handed out; the next one of its ordering key follows."""
@@ -72,7 +86,6 @@ class MessageQueue:
         heapq.heapify(self._retries)
 
     def _schedule(self, message: Message) -> None:
-        # Replays and tests are sent at once, and do not wait for a probe.
         if message.attempts == 0 and message.position is not None and not message.replayed:
             self._fresh.append(message)
         else:

@@ -9,8 +9,8 @@
             dead: listed for the owner, who may replay it
 
 The ordering key is the stream: a code, or a creator's permission. Messages of one key are sent one after the other,
-messages of different keys at the same time. When nothing is accepted any more, the endpoint counts as down: one new
-message now and then is sent as a probe, and the others stay in the log.
+messages of different keys at the same time. When nothing is accepted any more, the endpoint counts as down: one message
+now and then is sent as a probe, retried or new, and the others wait.
 
 Progress is written a moment after messages are acknowledged. A sender that is killed in between sends those once more,
 with the same ids.
@@ -129,7 +129,9 @@ class Sender:
         self._failures = progress.failures
         self._delivered_at = progress.delivered_at
         self._paused_until = progress.paused_until.timestamp() if progress.paused_until else 0.0
+        # While the endpoint is down: when the next probe may be sent, and how many were sent in a row.
         self._probe_at = 0.0
+        self._probes = progress.failures
         self._progress = ProgressBuffer(store, endpoint, progress, policy.write_s)
         self._disabled = self._stopping = self._must_reload = self._must_retry = False
         self._defect: BaseException | None = None
@@ -202,7 +204,7 @@ class Sender:
                 await self._reload_messages()
             if self._must_retry:
                 self._must_retry = False
-                self._paused_until = self._probe_at = 0.0
+                self._paused_until = self._failures = 0
                 self._queue.bring_forward(time.time())
             await self._read_on(live)
             self._send_what_is_due()
@@ -226,9 +228,10 @@ class Sender:
         now = time.time()
         times = [now + IDLE_S_MAX, self._progress.due]
         if self._may_send:
-            times += [max(due, self._paused_until) for due in (self._queue.next_due,) if due is not None]
-            if self._queue.has_fresh:
-                times.append(max(self._probe_at if self._is_down else now, self._paused_until))
+            if (due := self._queue.next_test_due) is not None:
+                times.append(max(due, self._paused_until))
+            if (due := self._queue.next_due) is not None:
+                times.append(max(due, self._paused_until, self._probe_at if self._is_down else 0.0))
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(times) - now)):
                 await self._wake.wait()
@@ -305,6 +308,12 @@ class Sender:
         return self._failures >= self._policy.failing_after
 
     @property
+    def _probe_pause_s(self) -> float:
+        """The pause before the next probe: at first as before a retry, then `probe_s`."""
+        retries_s = self._policy.retries_s
+        return min(self._policy.probe_s, retries_s[min(self._probes, len(retries_s) - 1)])
+
+    @property
     def _may_send(self) -> bool:
         return (
             not self._stopping
@@ -316,11 +325,12 @@ class Sender:
     def _send_what_is_due(self) -> None:
         now = time.time()
         while self._may_send and now >= self._paused_until:
-            message = self._queue.next(now, fresh=not self._is_down or now >= self._probe_at)
+            message = self._queue.next(now, only_tests=self._is_down and now < self._probe_at)
             if message is None:
                 return
-            if message.attempts == 0:
-                self._probe_at = now + self._policy.probe_s
+            if self._is_down and message.position is not None:
+                self._probes += 1
+                self._probe_at = now + self._probe_pause_s
             task = asyncio.create_task(self._attempt(message))
             self._in_flight.add(task)
             task.add_done_callback(self._finished)
@@ -337,6 +347,7 @@ class Sender:
         except Unavailable:
             message.due = time.time() + DATABASE_RETRY_S
             self._queue.retry(message)
+            self._probe_at = 0.0
             return
         except Unreadable as unreadable:
             await self._wait_for_another_version(message, unreadable)
@@ -377,8 +388,9 @@ class Sender:
     async def _wait_for_another_version(self, message: Message, unreadable: Unreadable) -> None:
         """Park a message that this version of the program cannot send, until one that can is started.
 
-        That is not the receiver's fault, and no attempt: the messages of other ordering keys go on.
+        That is not the receiver's fault, and no attempt and no probe: the messages of other ordering keys go on.
         """
+        self._probe_at = 0.0
         message.error = unreadable.detail
         message.due = time.time() + UNREADABLE_RETRY_S
         self._retry(message)
@@ -414,6 +426,9 @@ class Sender:
     def _failed(self, message: Message, result: HttpResult) -> DeliveryOutcome:
         self._failures += 1
         now = time.time()
+        if self._failures == self._policy.failing_after:
+            self._probes = 0
+            self._probe_at = now + self._probe_pause_s
         if result.retry_after_s is not None:
             self._paused_until = max(self._paused_until, now + result.retry_after_s)
         if result.status == GONE:

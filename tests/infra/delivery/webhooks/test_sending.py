@@ -307,6 +307,33 @@ async def test_a_receiver_that_is_down_gets_a_probe_now_and_then_and_everything_
     assert in_order(receiver.received[seen:])
 
 
+async def test_a_receiver_that_is_down_gets_one_attempt_at_a_time_whatever_waits(post: Post) -> None:
+    terms: dict[str, Any] = {"retries_s": (0.01, 0.01, *[0.3] * 20), "failing_after": 10, "probe_s": 0.3}
+    async with receiving(lambda _: 503) as receiver, sending(post.opened, **terms):
+        webhook_id = await post.register(receiver)
+        await post.generate(40)
+        # Up to 15 others were in progress when the tenth failed. The first two probes come soon.
+        received = await receiver.take(30)
+        pauses = [after.at - before.at for before, after in pairwise(received[27:30])]
+        assert min(pauses) > 0.15
+        # A test does not wait for the next probe, and is none.
+        test_id, _ = await post.webhooks.test(post.owner, webhook_id)
+        await receiver.until(lambda: received[-1].id == str(test_id))
+
+
+async def test_a_receiver_that_is_down_is_sent_what_waits_where_its_owner_asks_for_it(post: Post) -> None:
+    terms: dict[str, Any] = {"retries_s": (3600.0, 3600.0), "failing_after": 3, "probe_s": 3600.0, "in_flight": 1}
+    async with receiving(lambda _: 503) as receiver, sending(post.opened, **terms):
+        webhook_id = await post.register(receiver)
+        await post.generate(9)
+        await post.until(webhook_id, failures=3)
+        # One that is refused does not hold up the others.
+        receiver.answer = lambda received: 400 if received.position == 1 else 204
+        await post.webhooks.retry(post.owner, webhook_id)
+        await post.until(webhook_id, position=10, waiting=1)
+    assert set(receiver.positions) == set(range(1, 11))
+
+
 async def test_when_nothing_gets_through_for_the_whole_schedule_the_webhook_is_disabled(post: Post) -> None:
     down = True
     async with receiving(lambda _: 500 if down else 204) as receiver, sending(post.opened, failing_after=3):
