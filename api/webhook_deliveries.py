@@ -78,6 +78,11 @@ class ReplayMessages(Body):
             raise PydanticCustomError("one_of", "Send message ids, or positions, or times.")
         if (by_time and self.recorded_from is None) or (by_position and self.after is None):
             raise PydanticCustomError("one_of", "Send the beginning of the range, too: after, or recorded_from.")
+        # An empty range is none that ends before it begins: it is what is left when `next` has reached the end.
+        if self.after is not None and self.upto is not None and self.upto < self.after:
+            raise PydanticCustomError("range", "upto is before after. Send the earlier position as after.")
+        if self.recorded_from is not None and self.recorded_to is not None and self.recorded_to < self.recorded_from:
+            raise PydanticCustomError("range", "recorded_to is before recorded_from. Send the earlier time first.")
         return self
 
 

@@ -264,8 +264,8 @@ async def change_webhook(
     """Change a webhook, enable or disable it, or move it. When enabled again, it continues where it stopped."""
     if body.url is not None:
         _check(caller, body.url)
-    if body.after is not None and body.after > await caller.services.events.head(caller.ledger_id):
-        raise malformed_body("/after", "The ledger has not reached this position.")
+    if body.after is not None and body.after > (head := await caller.services.events.head(caller.ledger_id)):
+        raise ahead_of_ledger(head)
     given = body.model_dump(exclude_unset=True)
     changes = {name: value for name, value in given.items() if value is not None or name == "description"}
     with refusals_as_problems():

@@ -355,7 +355,9 @@ def test_a_webhook_is_moved_to_where_the_ledger_has_been(world: World) -> None:
     world.generate()
     path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
     assert told(world.client.patch(path, json={"after": 1}), 200)["position"] == 1
-    assert refused(world.client.patch(path, json={"after": 3})) == (422, "malformed_body")
+    refusal = world.client.patch(path, json={"after": 3})
+    assert refused(refusal) == (409, "ahead_of_ledger")
+    assert refusal.json()["last_position"] == 2
 
 
 @pytest.mark.parametrize(
@@ -370,6 +372,25 @@ def test_a_webhook_is_moved_to_where_the_ledger_has_been(world: World) -> None:
 def test_what_is_to_be_sent_again_is_named_in_one_way(world: World, asked: dict[str, Any]) -> None:
     path = f"/v1/webhooks/{create(world.client)['webhook_id']}/replays"
     assert refused(world.client.post(path, json=asked)) == (422, "malformed_body")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"after": 10, "upto": 5}, "upto is before after. Send the earlier position as after."),
+        (
+            {"recorded_from": "2026-01-02T00:00:00Z", "recorded_to": "2026-01-01T00:00:00Z"},
+            "recorded_to is before recorded_from. Send the earlier time first.",
+        ),
+    ],
+)
+def test_a_range_to_be_sent_again_does_not_end_before_it_begins(world: World, asked: dict[str, Any], said: str) -> None:
+    path = f"/v1/webhooks/{create(world.client)['webhook_id']}/replays"
+    answer = world.client.post(path, json=asked)
+    assert refused(answer) == (422, "malformed_body")
+    assert answer.json()["errors"][0]["problem"] == said
+    # What is left of a range when `next` has reached its end is not an error.
+    assert told(world.client.post(path, json={"after": 5, "upto": 5}), 202)["replayed"] == 0
 
 
 def test_what_was_recorded_in_a_time_is_sent_again(world: World) -> None:

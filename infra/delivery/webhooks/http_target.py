@@ -381,7 +381,7 @@ def _is_public(address: Address) -> bool:
 
 def _retry_after_s(value: str) -> float | None:
     """Return the bounded pause of a Retry-After header, which is a number of seconds or a date (RFC 9110)."""
-    if re.fullmatch(r"[0-9]{1,10}", value):
+    if re.fullmatch(r"[0-9]+", value):
         return min(float(value), RETRY_AFTER_MAX_S)
     try:
         moment = email.utils.parsedate_to_datetime(value)

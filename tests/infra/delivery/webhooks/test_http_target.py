@@ -346,7 +346,7 @@ async def test_a_receiver_that_is_not_there_is_told_apart() -> None:
 @pytest.mark.parametrize(
     ("said", "seconds"),
     [
-        *(("120", 120.0), ("0", 0.0), ("999999999", 86_400.0), ("soon", None), ("-1", None), ("1.5", None)),
+        *(("120", 120.0), ("0", 0.0), ("9" * 400, 86_400.0), ("soon", None), ("-1", None), ("1.5", None)),
         ("Fri, 01 Jan 99999999999999999999 00:00:00 GMT", None),
         ("Fri, 01 Jan 2027 00:00:00 +99999999999999999999", None),
     ],
