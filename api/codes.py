@@ -29,7 +29,7 @@ from api.http.fields import (
     Note,
     Position,
     Reason,
-    Secret,
+    RecordedSecret,
     SingleLine,
     VideoId,
 )
@@ -106,7 +106,7 @@ class GenerateCode(Command):
     ] = None
     caption_sha256: CaptionHash = None
     secret: Annotated[
-        Secret | None,
+        RecordedSecret | None,
         Field(description="The code that TikTok generated, as it was pasted. Default: a random code."),
     ] = None
     supersedes: Annotated[

@@ -24,6 +24,9 @@ Reason = Literal[
     "too_short",
     "too_long",
     "control_character",
+    "video_link",
+    "masked_code",
+    "separator",
     "short_link",
     "other_link",
     "rounded_by_spreadsheet",
@@ -57,6 +60,9 @@ SENTENCES: Final[dict[Reason, str]] = {
     "too_short": f"A code has at least {MIN_SECRET_CHARACTERS} characters, not counting the # at its start.",
     "too_long": f"A code has at most {MAX_SECRET_CHARACTERS} characters.",
     "control_character": "A code has no control characters. Copy it again.",
+    "video_link": "This is a link, not a code. Send the code that the creator generated for the video.",
+    "masked_code": "This code is masked. Ask for the code itself.",
+    "separator": "A comma, semicolon or bar stands before or after the code. Send only the code.",
     "short_link": (
         "A short link does not contain the video's id. Open it, and send the long link that the browser then shows."
     ),
@@ -125,6 +131,7 @@ _CLEAN: Final = re.compile(r"#?[A-Za-z0-9+/=_.-]+")
 _ESCAPE: Final = re.compile(r"%(2[Bb]|2[Ff]|3[Dd]|23)")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _BETWEEN_CODES: Final = re.compile(r"[\s,;|]+")
+_LINK_INSIDE: Final = re.compile(r"https?:|tiktok\.com/", re.IGNORECASE)
 
 
 def stored_secret(text: str) -> str:
@@ -137,6 +144,25 @@ def stored_secret(text: str) -> str:
     """
     stored = _bare(text)
     _refuse_no_code(stored)
+    return stored
+
+
+def recorded_secret(text: str) -> str:
+    """Return a code as it is stored, if it can be one that was generated.
+
+    Text that is certainly none is refused here only: a look-up answers that it is unknown, with a hint.
+
+    Raises:
+        Unusable: as for `stored_secret`, then `video_link`, `masked_code` and `separator`.
+
+    """
+    stored = stored_secret(text)
+    if _LINK_INSIDE.search(stored):
+        raise Unusable("secret", "video_link")
+    if _is_masked(_canonical(stored)):
+        raise Unusable("secret", "masked_code")
+    if _BETWEEN_CODES.match(stored) or _BETWEEN_CODES.match(stored[-1]):
+        raise Unusable("secret", "separator")
     return stored
 
 
@@ -161,9 +187,9 @@ def secret_hint(text: str) -> Hint | None:
     """Return what an unknown code looks like, so that the person who pasted it can find the mistake."""
     bare = _bare(text)
     canonical = _canonical(bare)
-    if re.search(r"https?:|tiktok\.com/", bare, re.IGNORECASE):
+    if _LINK_INSIDE.search(bare):
         return "video_link"
-    if re.match(r"…|\.\.\.|[*•]", canonical) or re.search(r"[*•]{3}", canonical):
+    if _is_masked(canonical):
         return "masked_code"
     if _looks_like_several(bare) or "#" in canonical:
         return "several_codes"
@@ -172,6 +198,10 @@ def secret_hint(text: str) -> Hint | None:
     if re.search(r"%[0-9A-Fa-f]{2}", canonical):
         return "percent_encoded"
     return "cut_off" if len(canonical) < CUT_OFF_BELOW_CHARACTERS else None
+
+
+def _is_masked(canonical: str) -> bool:
+    return re.match(r"…|\.\.\.|[*•]", canonical) is not None or re.search(r"[*•]{3}", canonical) is not None
 
 
 def _bare(text: str) -> str:

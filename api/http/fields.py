@@ -80,6 +80,14 @@ def _secret(text: str) -> Sealed:
         raise unusable(error) from None
 
 
+def _recorded_secret(secret: Sealed) -> Sealed:
+    """Refuse what is certainly not a code that was generated."""
+    try:
+        return Sealed(pasted.recorded_secret(secret))
+    except pasted.Unusable as error:
+        raise unusable(error) from None
+
+
 @dataclass(frozen=True, slots=True)
 class VideoIdPolicy:
     """What a request's models are validated with: which video ids are accepted.
@@ -241,6 +249,7 @@ Secret = Annotated[
         }
     ),
 ]
+RecordedSecret = Annotated[Secret, AfterValidator(_recorded_secret)]
 Note = Annotated[
     str,
     StringConstraints(min_length=1, max_length=MAX_TEXT_CHARACTERS),

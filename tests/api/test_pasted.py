@@ -92,6 +92,23 @@ def test_what_is_no_code_is_refused_with_a_reason(world: World, path: str, text:
     assert reasons(answer.json()) == [("/secret", reason)]
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("https://www.tiktok.com/@ana/video/7312345678901234567", "video_link"),
+        ("****ab12cd34", "masked_code"),
+        ("…9af1a0ab1a22", "masked_code"),
+        ("code123456,", "separator"),
+    ],
+)
+def test_what_is_certainly_no_code_is_not_recorded(world: World, text: str, reason: str) -> None:
+    world.permit()
+    answer = world.client.post("/v1/codes", json=generating(secret=text))
+    assert refused(answer) == (422, "malformed_body")
+    assert reasons(answer.json()) == [("/secret", reason)]
+    assert world.client.post("/v1/codes/lookup", json={"secret": text}).status_code == 404
+
+
 def test_a_paste_is_bounded_with_all_that_surrounds_it(world: World) -> None:
     answer = world.client.post("/v1/codes/lookup", json={"secret": CODE + " " * 4_096})
     assert refused(answer) == (422, "malformed_body")

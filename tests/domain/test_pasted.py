@@ -18,6 +18,7 @@ from domain.pasted import (
     canonical_creator_id,
     canonical_secret,
     moment,
+    recorded_secret,
     secret_hint,
     shown_creator_id,
     stored_secret,
@@ -174,11 +175,36 @@ def test_a_code_that_nobody_knows_says_what_it_looks_like(text: str, hint: str |
     assert secret_hint(text) == hint
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"https://www.tiktok.com/@ana/video/{VIDEO}", "video_link"),
+        ("vm.tiktok.com/ZT8WXquk6", "video_link"),
+        ("****ab12cd34", "masked_code"),
+        ("…9af1a0ab1a22", "masked_code"),
+        ("#v08a••••••••••••A1B2", "masked_code"),
+        ("code123456,", "separator"),
+        (";code123456", "separator"),
+        ("#code123456|", "separator"),
+        ("#v08a+b/c", None),
+        (CODE, None),
+    ],
+)
+def test_what_is_certainly_no_code_is_not_recorded(text: str, expected: str | None) -> None:
+    assert reason(lambda: recorded_secret(text)) == expected
+
+
+@quickly
+@for_all(codes, surroundings)
+def test_a_code_is_recorded_as_it_is_stored(code: str, around: list[Callable[[str], str]]) -> None:
+    assert recorded_secret(reduce(lambda text, step: step(text), around, code)) == code
+
+
 @quickly
 @for_all(st.text(max_size=60))
 def test_whatever_is_pasted_gets_an_answer(text: str) -> None:
     secret_hint(text)
-    for take in (canonical_secret, stored_secret, video_id, shown_creator_id, moment):
+    for take in (canonical_secret, stored_secret, recorded_secret, video_id, shown_creator_id, moment):
         reason(lambda take=take: take(text))  # type: ignore[misc] # mypy infers no type for a bound default
 
 
