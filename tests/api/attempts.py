@@ -70,6 +70,7 @@ ROLES: dict[str, set[str]] = {
     "POST /v1/webhooks/{webhook_id}/replays": WEBHOOKS,
     "POST /v1/webhooks/{webhook_id}/retries": WEBHOOKS,
     "PUT /v1/advertisers/{advertiser_id}": {"operator", "admin"},
+    "GET /v1/advertisers/{advertiser_id}": {"operator", "auditor", "admin"},
     "POST /v1/creators/{creator_id}/erasure": {"admin"},
     "GET /v1/creators/{creator_id}/erasure": {"operator", "auditor", "admin"},
     "POST /v1/keys": {"admin"},
@@ -297,6 +298,10 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     "POST /v1/webhooks/{webhook_id}/retries": (on_webhook("POST", "/retries"), 202),
     "PUT /v1/advertisers/{advertiser_id}": (
         lambda _w, client, _c, brand, account: client.put(f"/v1/advertisers/{account}", json={"brand_id": brand}),
+        200,
+    ),
+    "GET /v1/advertisers/{advertiser_id}": (
+        lambda _w, client, _c, _b, account: client.get(f"/v1/advertisers/{account}"),
         200,
     ),
     "POST /v1/creators/{creator_id}/erasure": (

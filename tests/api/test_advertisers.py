@@ -45,6 +45,19 @@ def test_naming_an_account_records_an_event_of_its_own(world: World) -> None:
     assert not {"code_id", "creator_id"} & event.keys()
 
 
+def test_whose_an_account_is_can_be_read(world: World) -> None:
+    path = f"/v1/advertisers/{OWN_ACCOUNT}"
+    unknown = world.client.get(path)
+    name(world, OWN_BRAND)
+    name(world, OTHER_BRAND)
+    named = world.as_role("auditor").get(path, params={"at_least": 2})
+
+    read = {"advertiser_id": OWN_ACCOUNT, "brand_id": None, "version": 0, "position": 0, "as_of": 0}
+    assert told(unknown, 200) == read
+    assert told(named, 200) == read | {"brand_id": OTHER_BRAND, "version": 2, "position": 2, "as_of": 2}
+    assert (unknown.headers["etag"], named.headers["etag"]) == ('"0"', '"2"')
+
+
 def test_the_same_again_records_nothing_and_another_brand_takes_over(world: World) -> None:
     first = name(world, OWN_BRAND)
 

@@ -163,6 +163,7 @@ ASKED: dict[str, list[Ask]] = {
     "GET /v1/creators/{creator_id}/permission": [of_creator("/permission")],
     "GET /v1/creators/{creator_id}/permission/history": [of_creator("/permission/history")],
     "GET /v1/creators/{creator_id}/erasure": [of_creator("/erasure")],
+    "GET /v1/advertisers/{advertiser_id}": [lambda client, of: client.get(f"/v1/advertisers/{of.advertiser_id}")],
     "GET /v1/authorizations": [
         getting("/v1/authorizations", "video_id", "advertiser_id"),
         getting("/v1/authorizations", "video_id", "advertiser_id", as_of=POSITION),
