@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -65,6 +66,25 @@ def test_a_revocation_recorded_late_changed_what_stood_when_it_was_recorded() ->
     story.when(given.revoke(), effective_at=NOW + DAY)
     *_, last = changes_of_code(story.stream())
     assert last == [Change("state", "redeemed", "revoked"), Change("revoked_at", None, NOW + DAY)]
+
+
+@pytest.mark.parametrize(
+    ("field", "command"),
+    [
+        ("shared_at", given.share()),
+        ("redeemed_at", given.redeem()),
+        ("launched_at", given.launch(replace(given.CAMPAIGN, starts_at=NOW + 9 * DAY))),
+    ],
+)
+def test_what_is_recorded_again_because_it_was_earlier_changed_its_time(field: str, command: given.Command) -> None:
+    story = given.generated()
+    story.when(given.redeem(advertiser_id="advertiser-2"))
+    if field == "launched_at":
+        story.when(given.redeem())
+    story.later(days=8).when(command)
+    story.when(command, effective_at=NOW + 3 * DAY)
+    *_, last = changes_of_code(story.stream())
+    assert last == [Change(field, NOW + 8 * DAY, NOW + 3 * DAY)]
 
 
 def test_a_permission_goes_on_and_off() -> None:
