@@ -202,7 +202,7 @@ BEGIN
         RETURN NULL; -- as row-level security has it, which this function's owner is not under
     END IF;
     -- Keys name creators by the canonical forms of their ids.
-    SELECT e.position, e.stream_id, lower(convert_from(e.body, 'UTF8')::jsonb ->> 'creator_id') AS creator_id
+    SELECT e.position, e.stream_id, lower(e.creator_id) AS creator_id
     INTO recorded
     FROM claims c
     JOIN events e ON e.ledger_id = c.ledger_id AND e.stream_id = c.stream_id AND e.type = 'CreatorErased'
@@ -219,7 +219,7 @@ BEGIN
     SET wrapped = NULL, erased_at = excluded.erased_at
     WHERE k.erased_at IS NULL
     RETURNING k.key_id INTO removed;
-    SELECT array_agg(lower(convert_from(e.body, 'UTF8')::jsonb ->> 'creator_id')) INTO erased
+    SELECT array_agg(lower(e.creator_id)) INTO erased
     FROM events e
     WHERE e.ledger_id = of_ledger AND e.type = 'CreatorErased';
     SELECT array_agg(k.key_id) INTO theirs

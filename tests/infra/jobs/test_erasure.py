@@ -358,6 +358,18 @@ async def test_a_worker_carries_out_what_was_recorded_and_not_carried_out(opened
     assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NOT NULL") == [(0,)]
 
 
+async def test_an_erasure_whose_event_has_a_malformed_body_is_carried_out_and_holds_up_no_other(opened: Opened) -> None:
+    tenant = await two_creators(opened)
+    for creator in (CREATOR, OTHER_CREATOR):
+        await opened.when(tenant, given.erase(creator_id=creator))
+    opened.sql("ALTER TABLE events DISABLE TRIGGER USER")
+    opened.sql("UPDATE events SET body = 'no JSON' WHERE position = 10 AND type = 'CreatorErased'")
+    async with runtime(opened.database.dsn(WORKER), WORKER, MASTER_KEY) as worker:
+        erasures = Erasures(worker.database, worker.aggregates, worker.key_admin)
+        assert [await erasures.carry_out_pending() for _ in range(2)] == [2, 0]
+    assert opened.sql("SELECT count(*) FROM creator_keys WHERE wrapped IS NOT NULL") == [(0,)]
+
+
 KILLED = """
 import asyncio, os, signal, sys
 from infra.jobs import erasure
