@@ -84,6 +84,14 @@ STATUSES: Final[dict[str, int]] = {
 # Another version of the program must be started first.
 UNREADABLE_RETRY_S: Final = "60"
 NO_KEY: Final = "A key that this request needs cannot be opened now. The server's log says which key is missing."
+HISTORY_UNKNOWN: Final = (
+    "The ledger's history is `history`. What `sent_history` has in common with it is not known: most likely it is a "
+    "history of another ledger. Check that this is the right ledger, and read from the beginning."
+)
+NO_HISTORY_SENT: Final = (
+    "The ledger has had several histories, so a position alone is not accepted here. Send it with its history, as "
+    "`history:position`, or read from the beginning."
+)
 # The same request may succeed later without anyone changing it.
 RETRYABLE: Final = Refused.RETRYABLE | {
     "idempotency_key_in_use",
@@ -227,6 +235,16 @@ def ahead_of_ledger(last_position: int) -> Problem:
     return Problem("ahead_of_ledger", members={"last_position": last_position})
 
 
+def history_changed(error: HistoryChanged) -> Problem:
+    """Return the problem of another history: an earlier one of this ledger, one that it does not know, or none."""
+    detail = None
+    if error.sent is None:
+        detail = NO_HISTORY_SENT
+    elif error.common_position is None:
+        detail = HISTORY_UNKNOWN
+    return Problem("history_changed", detail, members=history_members(error))
+
+
 def history_members(error: HistoryChanged) -> dict[str, Any]:
     """Return both histories, where there are two, and the last position that they have in common, where it is known."""
     members = {
@@ -276,7 +294,7 @@ def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911, PLR0912 - o
             conflict = {"conflict_id": error.conflict_id} if error.conflict_id else {}
             return Problem(error.code, error.detail, members=conflict)
         case HistoryChanged():
-            return Problem("history_changed", members=history_members(error))
+            return history_changed(error)
         case IdempotencyMismatch():
             return Problem("idempotency_key_reused", members={"errors": []})
         case IdempotencyRunning():

@@ -52,6 +52,7 @@ def test_who_knows_the_history_is_answered_and_who_knows_another_is_told(world: 
     assert refused(answer) == (409, "history_changed")
     assert (answer.json()["sent_history"], answer.json()["history"]) == (other, history(world))
     assert "last_common_position" not in answer.json()
+    assert answer.json()["detail"].startswith("The ledger's history is `history`. What `sent_history` has in common")
     assert world.head() == 1
 
 
@@ -79,8 +80,11 @@ def test_after_a_restart_whoever_knows_the_history_before_is_told_the_last_commo
         content = answer.json()
         assert (content["sent_history"], content["history"]) == (before, history(world))
         assert content["last_common_position"] == 3
+        assert "because it has lost events" in content["detail"]
     bare = world.client.get("/v1/events/stream", headers={"Last-Event-ID": "2"})
     assert refused(bare) == (409, "history_changed")
+    assert bare.json()["detail"].startswith("The ledger has had several histories, so a position alone is not accepted")
+    assert not {"sent_history", "last_common_position"} & bare.json().keys()
     # A position of which nobody said what history it is of is taken to be of the present one.
     last = told(world.client.get("/v1/events", params={"after": 3}), 200)["events"][-1]
     assert (last["type"], last["body"]["history"], last["body"]["generation"]) == ("LogRestarted", history(world), 2)
