@@ -27,7 +27,7 @@ from api.http import fields as fields_
 from api.http import limits as limit
 from api.http import middleware, places, protocol, query_params, route, single_flight, streaming_download, transport
 from api.http.app import create_app
-from api.http.problems import RETRYABLE, STATUSES
+from api.http.problems import RETRYABLE, STATUSES, statuses_of
 from api.http.route import roles_by_route
 from domain import pasted
 from domain.advertiser import Advertiser
@@ -360,8 +360,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def problems() -> str:
     """Return the table of what is answered where something is refused, by HTTP status."""
     by_status: dict[int, list[str]] = {}
-    for code, status in STATUSES.items():
-        by_status.setdefault(status, []).append(f"`{code}`" + ("*" if code in RETRYABLE else ""))
+    for code in STATUSES:
+        for status in statuses_of(code):
+            by_status.setdefault(status, []).append(f"`{code}`" + ("*" if code in RETRYABLE else ""))
     table = _table(("Status", "`code`"), [(str(status), ", ".join(codes)) for status, codes in by_status.items()])
     return f"{table}\n\\* `retryable`\n"
 

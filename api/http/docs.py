@@ -11,7 +11,7 @@ import json
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
-from api.http.problems import DETAILS, RETRYABLE, STATUSES, title
+from api.http.problems import DETAILS, RETRYABLE, STATUSES, statuses_of, title
 from domain.errors import SENTENCES
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ def page(reference: dict[str, Any]) -> str:
             *(part for method, path, operation in operations for part in _operation(method, path, operation)),
             '<h2 id="problems">Problems</h2><table>',
             *(
-                f'<tr id="{code}"><td><code>{code}</code></td><td>{status}</td><td><b>{title(code)}.</b> '
+                f'<tr id="{code}"><td><code>{code}</code></td><td>{", ".join(map(str, statuses_of(code)))}</td>'
+                f"<td><b>{title(code)}.</b> "
                 f"{_prose(_explained(code))}</td></tr>"
-                for code, status in STATUSES.items()
+                for code in STATUSES
             ),
             "</table></body></html>",
         ]

@@ -75,11 +75,14 @@ STATUSES: Final[dict[str, int]] = {
     "idempotency_key_reused": 422,
     "too_many_requests": 429,
     "too_many_unknown_codes": 429,
+    "head_too_large": 431,
     "internal_error": 500,
     "proof_failed": 500,
     "timed_out": 503,
     "unavailable": 503,
 }
+# Where what is wrong is in the address: a path that names an unknown creator, a query with a video id.
+_OF_THE_ADDRESS: Final = {"creator_unknown": 404, "video_id_unusable": 400}
 
 # Another version of the program must be started first.
 UNREADABLE_RETRY_S: Final = "60"
@@ -144,6 +147,7 @@ DETAILS: Final[dict[str, str]] = {
     ),
     "method_not_allowed": "This route does not support this method. `Allow` lists the supported methods.",
     "body_too_large": "The body is larger than 1 MiB.",
+    "head_too_large": "The request's headers are too large. Send fewer or shorter ones.",
     "unsupported_media_type": "Send the body as `Content-Type: application/json`, in UTF-8.",
     "idempotency_key_in_use": (
         "The first request with this Idempotency-Key is still in progress. Try again in a moment."
@@ -187,6 +191,10 @@ class Problem(HTTPException):
 
     def response(self, request_id: str) -> Response:
         """Return the answer to send."""
+        return Response(self.body(request_id=request_id), self.status_code, self.headers, MEDIA_TYPE)
+
+    def body(self, **members: Any) -> bytes:
+        """Return the answer's body; `members` are fields of this answer."""
         content = {
             "type": f"/docs#{self.code}",
             "title": title(self.code),
@@ -194,15 +202,20 @@ class Problem(HTTPException):
             "detail": self.detail,
             "code": self.code,
             "retryable": self.code in RETRYABLE,
-            "request_id": request_id,
+            **members,
             **self.members,
         }
-        return Response(orjson.dumps(content), self.status_code, self.headers, MEDIA_TYPE)
+        return orjson.dumps(content)
 
 
 def title(code: str) -> str:
     """Return the short name of a kind of problem."""
     return code.replace("_", " ").capitalize()
+
+
+def statuses_of(code: str) -> list[int]:
+    """Return the HTTP statuses that a kind of problem can have."""
+    return sorted({STATUSES[code], _OF_THE_ADDRESS.get(code, STATUSES[code])})
 
 
 def malformed_body(pointer: str, problem: str) -> Problem:

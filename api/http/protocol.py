@@ -16,9 +16,9 @@ from http import HTTPStatus
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.http.problems import MEDIA_TYPE, RETRYABLE, Problem
 from api.http.transport import Gathering
 
 if TYPE_CHECKING:
@@ -50,24 +50,23 @@ _HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)
 _CONNECTION: Final = "sparkledger.connection"
 
 
-def _answer(status: HTTPStatus, code: str, title: str, *, retryable: bool = False) -> bytes:
-    problem = {"type": "about:blank", "title": title, "status": status, "code": code, "retryable": retryable}
-    body = orjson.dumps(problem)
-    return (
-        b"HTTP/1.1 %d %b\r\nconnection: close\r\n%bcontent-type: application/problem+json\r\n"
-        b"content-length: %d\r\n\r\n%b"
-    ) % (status, status.phrase.encode(), b"retry-after: 1\r\n" if retryable else b"", len(body), body)
+def _answer(problem: Problem) -> bytes:
+    body = problem.body()
+    return (b"HTTP/1.1 %d %b\r\nconnection: close\r\n%bcontent-type: %b\r\ncontent-length: %d\r\n\r\n%b") % (
+        problem.status_code,
+        HTTPStatus(problem.status_code).phrase.encode(),
+        b"retry-after: 1\r\n" if problem.code in RETRYABLE else b"",
+        MEDIA_TYPE.encode(),
+        len(body),
+        body,
+    )
 
 
-_TOO_LARGE: Final = _answer(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "The request's headers are too large."
-)
-_NOT_HTTP: Final = _answer(HTTPStatus.BAD_REQUEST, "malformed_request", "This is not a valid HTTP/1.1 request.")
-_CROWDED: Final = _answer(
-    HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "This process has too many connections.", retryable=True
-)
+_TOO_LARGE: Final = _answer(Problem("head_too_large"))
+_NOT_HTTP: Final = _answer(Problem("malformed_request", "This is not a valid HTTP/1.1 request."))
+_CROWDED: Final = _answer(Problem("unavailable", "This process has too many connections. Try again in a moment."))
 _CROWDED_BY_AN_ADDRESS: Final = _answer(
-    HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", "This address has too many connections.", retryable=True
+    Problem("too_many_requests", "This address has too many connections. Close some before you open another one.")
 )
 
 

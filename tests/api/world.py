@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx
 
 from api.http.cursors import with_history
+from api.http.problems import statuses_of
 from tests.serving import Server
 
 OWN_CREATOR, OTHER_CREATOR = "creator-own", "creator-other"
@@ -37,6 +38,7 @@ def refused(answer: httpx.Response) -> tuple[int, str]:
     assert answer.headers["content-type"] == "application/problem+json"
     assert {"type", "title", "status", "detail", "code", "retryable", "request_id"} <= content.keys()
     assert content["type"] == f"/docs#{content['code']}"
+    assert content["status"] in statuses_of(content["code"])
     assert (content["status"], content["request_id"]) == (answer.status_code, answer.headers["request-id"])
     return answer.status_code, content["code"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 import socket
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from api.http import protocol
+from api.http.problems import STATUSES
 from api.http.protocol import MAX_BESIDE_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol, bounded_by_address
 from tests.serving import LiveServer, Server
 from tests.waiting import until
@@ -175,6 +177,10 @@ def test_a_head_that_two_programs_could_read_differently_is_refused(server: Serv
     assert answered.startswith(answer)
     assert len(re.findall(rb"HTTP/1\.1 [0-9]{3} ", answered)) == 1
     assert b"application/problem+json" in answered
+    problem = json.loads(answered.partition(b"\r\n\r\n")[2])
+    assert problem.keys() == {"type", "title", "status", "detail", "code", "retryable"}
+    assert problem["type"] == f"/docs#{problem['code']}"
+    assert STATUSES[problem["code"]] == problem["status"]
 
 
 @pytest.mark.parametrize(
