@@ -23,7 +23,7 @@ from api.http.caller import Caller, allow
 from api.http.dependencies import services_of
 from api.http.media_types import JSON
 from api.http.models import Answer
-from api.http.problems import Problem, unauthenticated
+from api.http.problems import Problem, malformed_query, unauthenticated
 from api.http.query_params import QueryModel, TreeSize
 from api.http.responses import answer
 from api.http.route import Operation, Route
@@ -175,6 +175,8 @@ async def prove_consistency(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "subscriber", "admin")],
 ) -> Response:
     """Prove that the log of the ledger continues an older checkpoint. The proof is verified before it is sent."""
+    if query.new is not None and query.old > query.new:
+        raise malformed_query("new", "The newer size must not be smaller than the older one, `old`.")
     try:
         proof = await Proofs(caller.services.database).of_consistency(caller.ledger_id, query.old, query.new)
     except ProofFailed as error:

@@ -142,7 +142,7 @@ class AnchorFile:
         content = {"ledgers": {str(log_id): asdict(anchor) for log_id, anchor in anchors.items()}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
-        with fresh.open("w", encoding="utf-8") as file:
+        with open(fresh, "w", encoding="utf-8", opener=_private) as file:
             json.dump(content, file, default=str, indent=1)
             file.flush()
             os.fsync(file.fileno())
@@ -152,6 +152,10 @@ class AnchorFile:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _anchor(*, ledger: str, history: str, generation: int, position: int, event_id: str, recorded_at: str) -> Anchor:

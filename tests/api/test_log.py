@@ -265,7 +265,7 @@ def test_a_log_is_proven_to_continue_what_was_signed(world: World) -> None:
             asked = {"old": old.size, "new": new.size}
             answer = world.client.get("/v1/log/consistency", params=asked)
             if old.size > new.size:
-                assert refused(answer) == (404, "log_unknown")
+                assert refused(answer) == (400, "malformed_query")
                 continue
             proof = told(answer, 200)
             hashes = [base64.b64decode(one) for one in proof["hashes"]]
@@ -280,6 +280,14 @@ def test_a_log_is_proven_to_continue_what_was_signed(world: World) -> None:
 @pytest.mark.parametrize("query", [{}, {"old": 0}, {"old": "x"}, {"old": 1, "new": 0}])
 def test_a_size_that_is_none_is_refused(world: World, query: dict[str, Any]) -> None:
     assert refused(world.client.get("/v1/log/consistency", params=query)) == (400, "malformed_query")
+
+
+def test_an_older_size_above_the_newer_one_is_refused_whatever_is_sealed(world: World) -> None:
+    answer = world.client.get("/v1/log/consistency", params={"old": 5, "new": 3})
+    assert refused(answer) == (400, "malformed_query")
+    assert answer.json()["errors"] == [
+        {"pointer": "/new", "problem": "The newer size must not be smaller than the older one, `old`."}
+    ]
 
 
 @pytest.mark.parametrize("query", [{"old": 2}, {"old": 1, "new": 2}])

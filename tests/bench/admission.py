@@ -24,13 +24,13 @@ from psycopg.conninfo import make_conninfo
 from api.http.caller import Allowed, admit
 from api.http.dependencies import Limits, Services
 from api.http.limits import Limit
-from infra.auth.authenticator import Authenticator
+from api.http.middleware import MAX_BODY_BYTES, Exchange, Waiting
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
 from infra.crypto.master_keys import MasterKey
 from infra.postgres.migrate import migrate
 from infra.postgres.roles import API
-from infra.runtime import runtime
+from infra.runtime import Runtime, runtime
 from infra.settings import load_settings
 from tests.bench.place import RUNS, postgres
 from tests.infra.auth.issuing import issuing, signer
@@ -41,12 +41,22 @@ LOOKED_UP: Final = 500
 ADMITTED: Final = ("operator", "admin")
 
 
-def _request(authenticator: Authenticator, bearer: str) -> Request:
+async def _nothing(*_: object) -> Any:
+    """Receive and send nothing: nobody is there."""
+
+
+def _request(opened: Runtime, bearer: str) -> Request:
     app = FastAPI()
     others: dict[str, Any] = {field.name: None for field in fields(Services)}
     settings = load_settings({})
     app.state.services = Services(
-        **others | {"authenticator": authenticator, "settings": settings, "now": lambda: datetime.now(UTC)}
+        **others
+        | {
+            "authenticator": opened.authenticator,
+            "histories": opened.histories,
+            "settings": settings,
+            "now": lambda: datetime.now(UTC),
+        }
     )
     app.state.limits = Limits(Limit(10**9, 10**9))
     headers = [
@@ -57,7 +67,8 @@ def _request(authenticator: Authenticator, bearer: str) -> Request:
         (b"content-type", b"application/json"),
         (b"idempotency-key", b"0123456789abcdef"),
     ]
-    return Request({"type": "http", "app": app, "method": "GET", "path": "/", "headers": headers})
+    exchange = Exchange(_nothing, _nothing, MAX_BODY_BYTES, Waiting(10**9, 10**9, 10**9))
+    return Request({"type": "http", "app": app, "method": "GET", "path": "/", "headers": headers, "exchange": exchange})
 
 
 async def _microseconds(act: Callable[[], Awaitable[object]], times: int) -> dict[str, float]:
@@ -82,8 +93,8 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
             figures: dict[str, dict[str, float]] = {}
             # As the door has it: a request is made anew each time, for it remembers its headers.
             for name, bearer in (("key", key), ("token", issuer.token())):
-                await admit(_request(authenticator, bearer), Allowed(ADMITTED))
-                scope = _request(authenticator, bearer).scope
+                await admit(_request(opened, bearer), Allowed(ADMITTED))
+                scope = _request(opened, bearer).scope
 
                 async def let_in(scope: Any = scope) -> None:
                     await admit(Request(scope), Allowed(ADMITTED))

@@ -287,6 +287,12 @@ async def test_a_worker_without_a_file_relies_on_the_one_that_leads_and_takes_ov
         await asyncio.gather(leading, standing_by, return_exceptions=True)
 
 
+async def test_the_file_is_for_its_owner_alone(file: AnchorFile) -> None:
+    file.write({})
+    file.write({})
+    assert file.path.stat().st_mode & 0o777 == 0o600
+
+
 async def test_a_file_that_cannot_be_written_stops_nobody(opened: Opened, tmp_path: Path) -> None:
     tenant = await opened.begin()
     await record(opened, tenant)
