@@ -312,7 +312,8 @@ def _seal() -> None:
     signing_dir = settings.signing_dir or settings.data_dir / "signing"
     die_with_parent()
     configure_logs()
-    with database(settings) as place, exit_on_signals(), contextlib.suppress(KeyboardInterrupt):
+    # A signal that asks for the end is obeyed at any point, and is no failure.
+    with database(settings) as place, exit_on_signals(), contextlib.suppress(KeyboardInterrupt, SystemExit):
         require_migrated(place.worker)
         chosen = SealerSettings(signing_dir, settings.log_name, frozenset(settings.public_logs))
         Sealer(place.worker, chosen).run(announce_ready)

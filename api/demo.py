@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TIMEOUT_S: Final = 10.0
+# A read waits five seconds for its view. A worker that starts on a busy machine may need longer.
+READS_AGAIN: Final = 5
 CREATIVE: Final = "c" * 64
 OTHER_CREATIVE: Final = "d" * 64
 
@@ -34,6 +37,10 @@ class Story:
         """Take one step and say what became of it."""
         self.number += 1
         answer = self.client.request(method, path, **request)
+        for _ in range(READS_AGAIN if method == "GET" else 0):
+            if answer.status_code != HTTPStatus.SERVICE_UNAVAILABLE:
+                break
+            answer = self.client.request(method, path, **request)
         body: dict[str, Any] = answer.json()
         self.say(f"\n{self.number:2}. {what}\n    {mirrors}")
         if answer.status_code != expected:

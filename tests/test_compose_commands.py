@@ -41,13 +41,19 @@ class Stack:
     """The file's services as processes, with this machine's places in those of the containers'."""
 
     def __init__(
-        self, services: dict[str, dict[str, Any]], env: dict[str, str], server: EmbeddedPostgres, kafka: Broker
+        self,
+        services: dict[str, dict[str, Any]],
+        env: dict[str, str],
+        server: EmbeddedPostgres,
+        kafka: Broker,
+        data_dir: Path,
     ) -> None:
         self.services = services
         self.env = env
         self.server = server
         self.kafka = kafka
         self.port = free_port()
+        self.data_dir = data_dir
 
     def environment(self, name: str) -> dict[str, str]:
         """Return what a service is started with; its database is the test's, reached by its socket, as is its Kafka."""
@@ -57,7 +63,14 @@ class Stack:
         here = {key: value.replace("@postgres:5432/sparkledger", ours) for key, value in given.items()}
         here = {key: value.replace("kafka:9092", self.kafka.plain) for key, value in here.items()}
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SPARKLEDGER_")}
-        return {**kept, **here, "SPARKLEDGER_PORT": str(self.port), "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS)}
+        here = {key: value.replace("/var/lib/sparkledger/anchor", str(self.data_dir)) for key, value in here.items()}
+        return {
+            **kept,
+            **here,
+            "SPARKLEDGER_PORT": str(self.port),
+            "SPARKLEDGER_DATA_DIR": str(self.data_dir),
+            "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
+        }
 
     def command(self, name: str) -> list[str]:
         """Return a service's command, after the image's entry point."""
@@ -120,7 +133,7 @@ def test_the_files_commands_bring_the_product_up_in_the_files_order(
     tmp_path: Path,
 ) -> None:
     make_owner(server, compose, env, tmp_path)
-    stack = Stack(services, env, server, kafka)
+    stack = Stack(services, env, server, kafka, tmp_path)
     first, *others = start_order(services)
     assert first == "migrate"
     stack.once("migrate")
