@@ -235,7 +235,8 @@ def work(
 ) -> None:
     """Run only the worker: views, expiry, Kafka, and webhooks in a process of their own.
 
-    `--only seal` runs the sealer of the signed logs instead.
+    The part `expiry` also carries out erasures and deletes what is past its time. `--only seal` runs the sealer of the
+    signed logs instead.
     """
     import uvloop
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from infra.crypto.rotation import require_master_keys
 from infra.delivery.webhooks.http_target import AllowedNetworks
@@ -27,13 +27,14 @@ from projections.engine.runner import Runner, create_missing
 from projections.engine.shared_reader import SharedLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
     from infra.crypto.master_keys import KeyProvider
     from infra.delivery.kafka.publisher import Publisher
     from infra.jobs.anchor import AnchorFile
     from infra.postgres.pool import Database
+    from infra.runtime import Runtime
 
 PARTS: Final = ("views", "expiry", "kafka", "webhooks", "anchor")
 # How long the start waits for the first comparison of the logs with their anchors.
@@ -83,7 +84,6 @@ async def run(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with runtime(conninfo, WORKER, master_key) as opened:
-        clock = ExpiryClock(opened)
         runners, wakes = views_followed(conninfo, opened.database) if "views" in parts else ([], [])
         webhooks = None
         if "webhooks" in parts:
@@ -94,10 +94,7 @@ async def run(
         listener = Listener(conninfo, WORKER, _waking(wakes, webhooks, publishers))
         listener.start()
         tasks = [loop.create_task(runner.run()) for runner in runners]
-        tasks.append(loop.create_task(purging(opened.database)))
-        tasks.append(loop.create_task(Erasures(opened.database, opened.aggregates, opened.key_admin).run()))
-        if "expiry" in parts:
-            tasks.append(loop.create_task(clock.run()))
+        tasks += [loop.create_task(job) for job in jobs(opened, parts)]
         if webhooks is not None:
             tasks.append(loop.create_task(webhooks.run()))
         if anchors is not None and "anchor" in parts:
@@ -118,6 +115,17 @@ async def run(
             if isinstance(outcome, Exception):
                 raise outcome
         await listener.stop()
+
+
+def jobs(opened: Runtime, parts: frozenset[str]) -> list[Coroutine[Any, Any, None]]:
+    """Return the jobs of a process with these parts.
+
+    Erasures and retention go with the expiry clock, so that a worker of several processes does them once.
+    """
+    if "expiry" not in parts:
+        return []
+    erasures = Erasures(opened.database, opened.aggregates, opened.key_admin)
+    return [ExpiryClock(opened).run(), erasures.run(), purging(opened.database)]
 
 
 def _waking(

@@ -11,14 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
+import pytest
 
 from infra.crypto.envelope import fresh_key
 from infra.postgres.roles import WORKER
+from infra.processes.worker import jobs
 from tests.conftest import TestDatabase
+from tests.infra.opened import Opened
 from tests.infra.programs import ROOT
 from tests.serving import LiveServer
 from tests.waiting import until
 
+# As in `<coroutine object ExpiryClock.run at …>`.
+JOBS = ["ExpiryClock.run", "Erasures.run", "purging"]
 DELIVERIES = ["work", "--only", "webhooks"]
 ALL_ELSE = ["work", "--only", "anchor,expiry,kafka,views"]
 SEALER = ["work", "--only", "seal"]
@@ -55,3 +60,15 @@ def test_a_worker_delivers_webhooks_in_a_process_of_its_own_and_starts_it_again(
         (deliveries,) = [child for child in psutil.Process(process.pid).children() if child.cmdline()[-1] == "webhooks"]
         deliveries.kill()
         until(lambda: deliveries.pid not in psutil.pids() and commands_of(process.pid) == [ALL_ELSE, DELIVERIES])
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"), [(ALL_ELSE, JOBS), (DELIVERIES, []), (["work", "--only", "kafka"], [])]
+)
+async def test_of_a_workers_processes_the_one_with_the_clock_erases_and_deletes(
+    opened: Opened, command: list[str], expected: list[str]
+) -> None:
+    found = jobs(opened.api, frozenset(command[-1].split(",")))
+    for job in found:
+        job.close()
+    assert [str(job).split()[2] for job in found] == expected
