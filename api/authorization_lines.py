@@ -78,6 +78,7 @@ _ANSWER_COLUMNS: Final = (
     "backdated",
     "as_of",
     "summary",
+    "warnings",
     "error",
     "error_reason",
 )
@@ -317,6 +318,7 @@ def _encoded(content: dict[str, Any], format_: Format) -> bytes:
     if format_ == "ndjson":
         return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
     content["evidence"] = " ".join(str(position) for position in content.get("evidence", ()))
+    content["warnings"] = " ".join(content.get("warnings", ()))
     return csv_lines([[content.get(column) for column in _ANSWER_COLUMNS]])
 
 

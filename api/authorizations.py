@@ -27,6 +27,7 @@ from api.http.responses import answer
 from api.http.route import Operation, Route
 from domain.authorization import Verdict, verdict
 from domain.code import Code
+from domain.pasted import creator_name
 from domain.recorded import RecordedEvent
 from domain.summaries import verdict_summary
 from infra.eventstore.authorization_evidence import Asked
@@ -82,6 +83,13 @@ class AuthorizationAnswer(Answer):
         Field(description="Whether any of the evidence was recorded with an earlier `effective_at` of its caller."),
     ]
     summary: Annotated[str, Field(description="The answer in a few sentences.")]
+    warnings: Annotated[
+        list[str],
+        Field(
+            description="Warnings, one sentence each. They name creators only to keys that may read all these codes.",
+            examples=[[]],
+        ),
+    ]
 
 
 class AuthorizationQuery(QueryModel):
@@ -186,6 +194,7 @@ def verdict_content(found: Verdict, video_id: str, advertiser_id: str, at: datet
         "recorded_late": found.recorded_late if told else None,
         "backdated": found.backdated if told else None,
         "summary": verdict_summary(found, video_id, advertiser_id, at),
+        "warnings": found.warnings,
     }
 
 
@@ -210,6 +219,22 @@ def authorization_verdict(
     }
     advertiser = [r for r in evidence.advertiser if r.position <= as_of]
     found = verdict(known, permissions, advertiser_id, at, advertiser)
+    found = replace(found, warnings=_warnings(evidence, known, readable))
     if found.code_id is None or readable(evidence.codes[found.code_id]):
         return found
     return replace(found, code_id=None, starts_at=None, expires_at=None, evidence=(), events=())
+
+
+def _warnings(
+    evidence: AuthorizationEvidence, known: Sequence[Sequence[RecordedEvent]], readable: Readable
+) -> tuple[str, ...]:
+    """Return a sentence if codes of several creators are known, with their names for who may read all these codes."""
+    began = [stream[0].event for stream in known]
+    creators = {
+        creator_name(event.creator_id): event.creator_id for event in began if isinstance(event, Code.Generated)
+    }
+    if len(creators) < 2:  # noqa: PLR2004 - several
+        return ()
+    all_readable = all(readable(evidence.codes[stream[0].stream_id]) for stream in known)
+    names = f": {', '.join(sorted(creators.values()))}" if all_readable else ""
+    return (f"Codes of this video are recorded from different creators{names}. Check whose video it is.",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Final, Self
@@ -26,12 +27,13 @@ from api.http.fields import (
     CodeIdText,
     CreatorId,
     Moment,
+    NewVideoId,
     Note,
+    PastedVideoId,
     Position,
     Reason,
     RecordedSecret,
     SingleLine,
-    VideoId,
 )
 from api.http.guessing import guessing
 from api.http.models import Body, Command
@@ -51,6 +53,7 @@ from infra.ids import uuid7
 
 if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
+    from infra.eventstore.command_handler import CommandResult
 
 
 # Any whole number is understood; which lengths are allowed is a rule of the ledger, not of the format.
@@ -76,7 +79,7 @@ class GenerateCode(Command):
 
     creator_id: CreatorId
     video_id_exact: Annotated[bool, Field(description=VIDEO_ID_EXACT)] = False
-    video_id: VideoId
+    video_id: NewVideoId
     terms_version: Annotated[
         SingleLine | None,
         Field(
@@ -279,14 +282,15 @@ async def generate_code(
     code_id = uuid7()
     secret = Sealed(body.secret or "#" + secrets.token_urlsafe(SECRET_BYTES))
     policy = policy_of(caller)
+    others: list[Code] = []
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
-        return await commands.generate(
+        decision = await commands.generate(
             ledger,
             policy,
             code_id=code_id,
             creator_id=body.creator_id,
-            video_id=body.video_id,
+            video_id=str(body.video_id),
             terms_version=body.terms_version,
             days=DEFAULT_DAYS if body.days is None else body.days,
             starts_at=body.starts_at,
@@ -300,6 +304,8 @@ async def generate_code(
             authorize=caller.change_code,
             when=when,
         )
+        others[:] = [read for read in decision.also_read if isinstance(read, Code)]
+        return decision
 
     # Who brings a code learns whether it is recorded, also by recording it.
     with guessing(caller, secret) if body.secret is not None else nullcontext() as guess:
@@ -314,7 +320,32 @@ async def generate_code(
     assert result.aggregate is not None  # noqa: S101 - a code that was generated is there
     location = {"Location": f"/v1/codes/{result.aggregate.id}"}
     shown = await _shown_again(result.aggregate, caller) if result.replayed else secret
-    return code_answer(result, caller, 201, NO_STORE | location, secret=shown)
+    warnings = _whose_video(body, caller, await _before(result, others, caller))
+    return code_answer(result, caller, 201, NO_STORE | location, warnings=warnings, secret=shown)
+
+
+async def _before(result: CommandResult[Code], others: list[Code], caller: Caller) -> list[Code]:
+    """Return the codes that the video had before a new one; a repeated request decides nothing, and loads them."""
+    code = result.aggregate
+    if not result.replayed or code is None:
+        return others
+    ledger = await caller.services.aggregates.repository(caller.ledger_id)
+    return list(itertools.takewhile(lambda one: one.id != code.id, await ledger.codes_of_video(code.video_id)))
+
+
+def _whose_video(body: GenerateCode, caller: Caller, others: list[Code]) -> list[str]:
+    """Return a sentence for each reason to doubt that the video is the creator's."""
+    ours, linked, warnings = creator_name(body.creator_id), None, []
+    if isinstance(body.video_id, PastedVideoId):
+        linked = body.video_id.creator
+    if linked not in {None, ours}:
+        warnings.append(f"The link names @{linked}, but the code is for {body.creator_id}. Check whose video it is.")
+    creators = {creator_name(code.creator_id): code.creator_id for code in others}
+    creators.pop(ours, None)
+    if creators:
+        names = f": {', '.join(sorted(creators.values()))}" if caller.role in ACTS_FOR_ALL else ""
+        warnings.append(f"Codes of this video are recorded from other creators too{names}. Check whose video it is.")
+    return warnings
 
 
 async def _shown_again(code: Code, caller: Caller) -> Sealed | None:

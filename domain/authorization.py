@@ -61,6 +61,7 @@ class Verdict:
     evidence: tuple[int, ...] = ()
     asked_about: datetime | None = field(default=None, compare=False)
     events: tuple[RecordedEvent, ...] = field(default=(), compare=False, repr=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def authorized(self) -> bool:

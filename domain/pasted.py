@@ -313,6 +313,15 @@ def looks_rounded(video_id: str) -> bool:
     )
 
 
+def creator_of_link(text: str) -> str | None:
+    """Return the canonical id of the creator whom a link to a post names; None if it names nobody, or is no link."""
+    link = _LINK.fullmatch(_bare(text))
+    named = None if link is None else re.match(r"/@([^/]+)/", link["path"])
+    if link is None or named is None or not _is_tiktok(link["host"].lower().rstrip(".")):
+        return None
+    return creator_name(named[1])
+
+
 def _video_of_link(link: re.Match[str]) -> str:
     host, path = link["host"].lower().rstrip("."), link["path"]
     if not _is_tiktok(host):

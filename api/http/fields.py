@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 from domain import pasted
@@ -129,6 +138,23 @@ def _video_id(text: str, info: ValidationInfo) -> str:
     return usable_video_id(text, video_id_policy(info.context), exact=info.data.get("video_id_exact") is True)
 
 
+class PastedVideoId(str):
+    """A video's id, and the creator whom the link names that it was taken from, if it was one."""
+
+    __slots__ = ("creator",)
+    creator: str | None
+
+    def __new__(cls, video_id: str, creator: str | None) -> Self:
+        """Keep both."""
+        pasted_id = super().__new__(cls, video_id)
+        pasted_id.creator = creator
+        return pasted_id
+
+
+def _pasted_video_id(text: Any, reduce: ValidatorFunctionWrapHandler) -> PastedVideoId:
+    return PastedVideoId(reduce(text), pasted.creator_of_link(text))
+
+
 def _shown_creator(text: str) -> str:
     """Take a creator's id out of a link to their profile, and an @ off it."""
     try:
@@ -208,6 +234,7 @@ VideoId = Annotated[
     WithJsonSchema(VIDEO_ID_SCHEMA),
     Field(description="The video that the code is for: its id of 15 to 20 digits, or a link to the post."),
 ]
+NewVideoId = Annotated[VideoId, WrapValidator(_pasted_video_id)]
 VIDEO_ID_EXACT: Final = (
     "Whether the zeros at the end of the video id are real, and not the result of rounding by a spreadsheet."
 )

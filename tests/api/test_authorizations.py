@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.api.world import OTHER_ACCOUNT, OWN_ACCOUNT, World, days, told
+from tests.api.world import OTHER_ACCOUNT, OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, days, told
 
 
 def ask(world: World, video_id: str, advertiser_id: str = OWN_ACCOUNT, **query: Any) -> dict[str, Any]:
@@ -151,3 +151,22 @@ def test_a_brand_is_told_nothing_of_the_evidence_of_others_codes(world: World) -
     assert (answer["reason"], answer["evidence"]) == ("not_redeemed", [])
     assert {answer[name] for name in (*hidden, "recorded_late", "backdated")} == {None}
     assert code["expires_at"][:10] not in answer["summary"]
+
+
+def test_codes_of_one_video_from_different_creators_are_warned_of_and_named_to_who_may_read_them(world: World) -> None:
+    code = world.generate()
+    world.redeem(code)
+    assert ask(world, code["video_id"])["warnings"] == []
+    told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json={"reason": "why"}), 200)
+    other = world.generate(OTHER_CREATOR, video_id=code["video_id"])
+
+    asked = {"video_id": code["video_id"], "advertiser_id": OWN_ACCOUNT, "at_least": world.head()}
+    (unnamed,) = told(world.brand().get("/v1/authorizations", params=asked), 200)["warnings"]
+    (named,) = ask(world, code["video_id"])["warnings"]
+
+    assert named == (
+        f"Codes of this video are recorded from different creators: {OTHER_CREATOR}, {OWN_CREATOR}. "
+        "Check whose video it is."
+    )
+    assert unnamed == "Codes of this video are recorded from different creators. Check whose video it is."
+    assert ask(world, code["video_id"], as_of=other["position"] - 1)["warnings"] == []

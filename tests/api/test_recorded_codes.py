@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.world import OTHER_ACCOUNT, OWN_ACCOUNT, OWN_CREATOR, TERMS, World, days, refused, told
+from tests.api.world import OTHER_ACCOUNT, OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, TERMS, World, days, refused, told
 
 SECRET = "#recorded/code+of-tiktok=0123456789"
 
@@ -229,3 +229,44 @@ def test_a_brand_that_meets_a_refusal_learns_no_code_that_it_may_not_read(world:
 
     assert (refused(brand), refused(operator)) == ((409, "code_superseded"), (409, "code_superseded"))
     assert (brand.json().get("conflict_id"), operator.json()["conflict_id"]) == (None, new["code_id"])
+
+
+def test_a_link_that_names_another_creator_is_warned_of(world: World) -> None:
+    world.permit("ana")
+    links = [f"https://www.tiktok.com/@{name}/video/731234567890123456{n}" for n, name in enumerate(["bo", "Ana"])]
+    asked = {"creator_id": "@ana", "terms_version": TERMS}
+    others, own = [told(world.client.post("/v1/codes", json=asked | {"video_id": link}), 201) for link in links]
+    assert (others["video_id"], own["warnings"]) == ("7312345678901234560", [])
+    assert others["warnings"] == ["The link names @bo, but the code is for ana. Check whose video it is."]
+
+
+def test_a_new_code_of_a_video_that_had_codes_of_another_creator_is_warned_of(world: World) -> None:
+    """Also in the answer to the same request again; only operators and admins are told whose codes they are."""
+    first = world.generate(OTHER_CREATOR)
+    told(world.client.post(f"/v1/codes/{first['code_id']}/revocation", json={"reason": "why"}), 200)
+    world.permit(OWN_CREATOR)
+    asked = {"creator_id": OWN_CREATOR, "video_id": first["video_id"], "terms_version": TERMS}
+    again, key = {"starts_at": days(40)}, {"Idempotency-Key": "one"}
+
+    code, replayed = [told(world.client.post("/v1/codes", json=asked, headers=key), 201) for _ in range(2)]
+    unnamed = told(world.creator().post("/v1/codes", json=asked | again), 201)
+
+    warning = "Codes of this video are recorded from other creators too"
+    assert code["warnings"] == replayed["warnings"] == [f"{warning}: {OTHER_CREATOR}. Check whose video it is."]
+    assert unnamed["warnings"] == [f"{warning}. Check whose video it is."]
+    assert first["warnings"] == []
+
+
+def test_a_creator_can_keep_a_video_from_its_owner_until_an_operator_revokes(world: World) -> None:
+    world.permit(OTHER_CREATOR)
+    asked = {"creator_id": OTHER_CREATOR, "video_id": "video-of-another", "terms_version": TERMS}
+    stranger = world.as_role("creator", creator_ids=[OTHER_CREATOR])
+    claimed = told(stranger.post("/v1/codes", json=asked | {"days": 365}), 201)
+    world.permit(OWN_CREATOR)
+    owner, mine = world.creator(), asked | {"creator_id": OWN_CREATOR}
+    revocation = f"/v1/codes/{claimed['code_id']}/revocation"
+
+    assert refused(owner.post("/v1/codes", json=mine)) == (409, "live_code_exists")
+    assert refused(owner.post(revocation, json={"reason": "It is my video"}))[0] == 403
+    told(world.as_role("operator").post(revocation, json={"reason": "It is another creator's video"}), 200)
+    told(owner.post("/v1/codes", json=mine), 201)
