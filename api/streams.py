@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -75,6 +76,8 @@ MAX_STREAMS: Final = 2_000
 MAX_STREAMS_OF_A_LEDGER: Final = MAX_STREAMS // 2
 MAX_STREAMS_OF_A_KEY: Final = 100
 HEARTBEAT_S: Final = 15
+_log = logging.getLogger(__name__)
+
 # A client that takes nothing for so long is gone, or as good as gone.
 STALLED_S: Final = 15.0
 # It is looked at once when keys change, and this often for those that expire, or where no word of a change comes.
@@ -564,6 +567,8 @@ class Streams:
                 await self.check_histories()
                 await self.check_tokens()
                 await self.check_keys(list(self._streams))
+            except Exception:  # noqa: BLE001 - a check that ends for good would leave streams to keys that were revoked
+                _log.exception("The keys of streams could not be checked, and will be in %s s", KEYS_EVERY_S)
             finally:
                 # Whatever changes next: keys that change all the time hold nobody up for good.
                 self.keys_checked.set()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import httpx
@@ -407,6 +408,22 @@ def test_a_key_that_was_revoked_while_its_stream_began_is_sent_nothing(
     with following(world.with_key(key["key"]), after=0) as stream:
         assert list(stream.events()) == []
         assert [frame.event for frame in stream.frames] == [None, "end"]
+
+
+def test_keys_are_checked_again_after_a_check_that_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(api.streams, "KEYS_EVERY_S", 0.05)
+    key = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)
+    failing = AsyncMock(side_effect=RuntimeError("a defect"))
+    with following(world.with_key(key["key"])) as stream:
+        stream.frame()
+        with monkeypatch.context() as broken:
+            broken.setattr(world.server.serving.streams, "check_histories", failing)
+            until(lambda: failing.await_count > 1)
+        assert world.client.delete(f"/v1/keys/{key['key_id']}").status_code == 204
+        assert stream.ending() == "key_no_longer_valid"
+    assert "The keys of streams could not be checked" in caplog.text
 
 
 def test_an_expired_key_ends_its_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
