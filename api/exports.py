@@ -217,7 +217,7 @@ class Export:
 
 
 @router.get("/v1/exports/events", response_class=Response, operation_id="exportEvents")
-@Operation(trace="recorded", answer_headers=("Ledger-Position",), lines=True)
+@Operation(trace="recorded", answer_headers=("Ledger-Position",), lines=True, streams=True)
 async def export_events(
     query: Annotated[ExportQuery, Query()],
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],

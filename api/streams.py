@@ -585,7 +585,7 @@ class Streams:
 
 
 @router.get("/v1/events/stream", status_code=200, response_class=Stream, operation_id="streamEvents")
-@Operation(trace="recorded", request_headers=("Last-Event-ID",), answer_headers=("Ledger-Position",))
+@Operation(trace="recorded", request_headers=("Last-Event-ID",), answer_headers=("Ledger-Position",), streams=True)
 async def stream_events(
     query: Annotated[StreamQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "subscriber", "admin", by_stream_token=True)],

@@ -49,6 +49,7 @@ from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, RequestMiddleware
 from api.http.openapi import reference
 from api.http.places import page_places
 from api.http.problems import Problem, as_problem
+from api.http.route import Route
 from api.http.single_flight import SingleFlight
 from api.http.streaming_download import download_places
 from api.http.turns import Turns
@@ -265,7 +266,9 @@ def _methods(request: Request) -> list[str]:
     at = [route for route in routes if route.path_regex.match(request.scope["path"])]
     # An address that is spelt out belongs to no template, though one would match it too.
     nearest = min(len(route.param_convertors) for route in at)
-    return sorted({m for route in at if len(route.param_convertors) == nearest for m in route.methods or ()})
+    known = [route for route in at if len(route.param_convertors) == nearest]
+    heads = {"HEAD" for route in known if isinstance(route, Route) and route.answers_head}
+    return sorted(heads.union(*(route.methods or () for route in known)))
 
 
 async def _openapi(request: Request) -> Response:

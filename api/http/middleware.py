@@ -34,6 +34,8 @@ _LARGER_BODIES: Final = {"/v1/authorizations/batch": MAX_BATCH_BYTES}
 # Longer than the longest wait that a read may ask for, and than the database's own limit for a statement.
 MAX_REQUEST_S: Final = 30.0
 # Requests that wait for their answer to begin; streams that have begun have a limit of their own.
+# Marks the scope of a request that came with HEAD, and is answered as with GET.
+HEAD: Final = "sparkledger.head"
 MAX_WAITING: Final = 2_000
 MAX_WAITING_OF_A_LEDGER: Final = MAX_WAITING // 2
 MAX_WAITING_OF_A_KEY: Final = MAX_WAITING_OF_A_LEDGER // 2
@@ -122,6 +124,9 @@ class RequestMiddleware:
         if b"%" in scope.get("raw_path", b""):
             # Routes are matched with the path as it was sent, so that `/metric%73` is none; `Route` decodes its ids.
             scope["path"] = scope["raw_path"].decode("latin-1")
+        if scope["method"] == "HEAD":
+            # The server sends no body: it decides by the scope of its own.
+            scope = {**scope, "method": "GET", HEAD: True}
         exchange = Exchange(receive, send, _LARGER_BODIES.get(scope["path"], self._max_body_bytes), self._waiting)
         scope["request_id"] = exchange.request_id
         scope["exchange"] = exchange

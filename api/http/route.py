@@ -31,6 +31,7 @@ from api.http.caller import Allowed, Caller, admit
 from api.http.cursors import history_of
 from api.http.dependencies import places_of, services_of
 from api.http.fields import VideoIdPolicy
+from api.http.middleware import HEAD
 from api.http.models import Body, Command
 from api.http.problems import Problem, malformed, malformed_body
 from api.http.query_params import QueryModel
@@ -68,6 +69,7 @@ class Operation:
         replays: whether a repeat with the same Idempotency-Key gets the first answer; None: if it is a command.
         repeats: whether the same again, without an Idempotency-Key, answers 200 in place of 201.
         lines: whether it answers in lines of NDJSON or CSV, too.
+        streams: whether its answer is made while it is sent, so that there is none without its body.
         large: whether its answers can have megabytes: few are made at a time, because each takes several times as much
             memory meanwhile.
         trace: how the access log learns of it: `recorded` by the route itself before it answers, or `noted` when it
@@ -83,6 +85,7 @@ class Operation:
     replays: bool | None = None
     repeats: bool = False
     lines: bool = False
+    streams: bool = False
     large: bool = False
     trace: Literal["recorded", "noted"] | None = None
     links: Mapping[str, Any] = field(default_factory=dict)
@@ -110,6 +113,8 @@ class Route(APIRoute):
             if "%" in scope["path"]:
                 scope["path"] = unquote(scope["path"])
                 scope["path_params"] = {name: unquote(value) for name, value in scope["path_params"].items()}
+            if HEAD in scope and self.operation.streams:
+                raise Problem("method_not_allowed")
             # What is raised is answered by the application, once for all routes: `api.http.app`.
             response = await handle(Request(scope, receive, send))
             await response(scope, receive, send)
@@ -152,6 +157,11 @@ class Route(APIRoute):
     def replays(self) -> bool:
         """Whether a repeat with the same Idempotency-Key gets the first answer."""
         return self.is_command if self.operation.replays is None else self.operation.replays
+
+    @property
+    def answers_head(self) -> bool:
+        """Whether HEAD is answered as GET, without the body."""
+        return "GET" in (self.methods or ()) and not self.operation.streams
 
     @property
     def notes_reads(self) -> bool:

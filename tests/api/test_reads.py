@@ -225,3 +225,38 @@ def test_another_ledgers_reads_are_hidden(world: World) -> None:
     world.read(world.generate())
     assert noted(world.another()) == []
     assert noted(world) != []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/livez", "/readyz", "/openapi.json", "/docs", "/v1/codes", "/v1/codes/CODE", "/v1/codes/nobodys", "/v1/log"],
+)
+def test_head_is_answered_as_get_without_the_body(world: World, path: str) -> None:
+    path = path.replace("CODE", world.generate()["code_id"])
+    told(world.client.get("/v1/codes", params={"at_least": world.head()}), 200)
+    read, asked = world.client.get(path), world.client.head(path)
+    own = {"request-id", "date"}
+    assert asked.status_code == read.status_code
+    assert {name: value for name, value in asked.headers.items() if name not in own} == {
+        name: value for name, value in read.headers.items() if name not in own
+    }
+    assert (asked.content, int(asked.headers["content-length"])) == (b"", len(read.content))
+    # The connection is at the next request, and not within a body.
+    assert world.client.get("/livez").status_code == 200
+
+
+def test_head_leaves_the_trace_of_a_read(world: World) -> None:
+    code = world.generate()
+    assert world.client.head(f"/v1/codes/{code['code_id']}").status_code == 200
+    assert [one["route"] for one in noted(world, code_id=code["code_id"])] == ["GET /v1/codes/{code_id}"]
+
+
+@pytest.mark.parametrize("path", ["/v1/events/stream", "/v1/exports/events"])
+def test_what_is_made_while_it_is_sent_has_no_head(world: World, path: str) -> None:
+    answer = world.client.head(path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+def test_the_methods_of_a_read_include_head(world: World) -> None:
+    answer = world.client.put("/v1/codes/somebodys")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")

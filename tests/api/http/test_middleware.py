@@ -240,7 +240,7 @@ async def test_only_the_methods_of_a_route_are_kept_by_route() -> None:
         known = {(method, route.path) for route in routes for method in route.methods}
         for path in sorted({path for _, path in known}):
             for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"):
-                if (method, path) not in known:
+                if ("GET" if method == "HEAD" else method, path) not in known:
                     assert (await opened.request(method, path)).status_code in {404, 405}
         figures = (await opened.get("/metrics")).text
     kept = set(re.findall(r'^sparkledger_http_\w+\{.*?method="(\w+)",route="([^"]+)"', figures, re.MULTILINE))
