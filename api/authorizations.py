@@ -25,9 +25,8 @@ from api.http.models import Answer
 from api.http.query_params import AsOf, AtLeast, Exact, QueryModel
 from api.http.responses import answer
 from api.http.route import Operation, Route
-from domain.authorization import Verdict, verdict
+from domain.authorization import Verdict, creators_of, verdict
 from domain.code import Code
-from domain.pasted import creator_name
 from domain.recorded import RecordedEvent
 from domain.summaries import verdict_summary
 from infra.eventstore.authorization_evidence import Asked
@@ -229,12 +228,9 @@ def _warnings(
     evidence: AuthorizationEvidence, known: Sequence[Sequence[RecordedEvent]], readable: Readable
 ) -> tuple[str, ...]:
     """Return a sentence if codes of several creators are known, with their names for who may read all these codes."""
-    began = [stream[0].event for stream in known]
-    creators = {
-        creator_name(event.creator_id): event.creator_id for event in began if isinstance(event, Code.Generated)
-    }
+    creators = creators_of(known)
     if len(creators) < 2:  # noqa: PLR2004 - several
         return ()
     all_readable = all(readable(evidence.codes[stream[0].stream_id]) for stream in known)
-    names = f": {', '.join(sorted(creators.values()))}" if all_readable else ""
+    names = f": {', '.join(creators)}" if all_readable else ""
     return (f"Codes of this video are recorded from different creators{names}. Check whose video it is.",)

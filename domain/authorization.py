@@ -16,6 +16,7 @@ from domain.advertiser import Advertiser
 from domain.code import Code, effective_as_of, fold_code
 from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
+from domain.pasted import creator_name
 from domain.recorded import Event, RecordedEvent
 from domain.values import Window
 
@@ -135,6 +136,12 @@ def verdict(
     superseded = {answer.supersedes for answer in candidates}
     candidates = [answer for answer in candidates if str(answer.verdict.code_id) not in superseded]
     return max(candidates, key=attrgetter("began")).verdict if candidates else Verdict("no_code")
+
+
+def creators_of(codes: Sequence[Sequence[RecordedEvent]]) -> list[str]:
+    """Return the creators of codes, given by their streams, each creator once, as one of the codes spells them."""
+    began = [stream[0].event for stream in codes]
+    return sorted({creator_name(e.creator_id): e.creator_id for e in began if isinstance(e, Code.Generated)}.values())
 
 
 def _first(answers: Sequence[Answer]) -> list[Answer]:

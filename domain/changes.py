@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from domain.campaign import Share
 from domain.code import Code
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def changes_of_code(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
     for recorded in stream:
         moment = recorded.effective_at - _JUST_BEFORE
         before = {} if code is None else _of_code(code, moment)
-        field, known_at = ("", None) if code is None else _known(code, recorded)
+        field, known_at = ("", None) if code is None else code.known_since(recorded.event)
         code = recorded.event.mutate(code)
         assert code is not None  # noqa: S101 - an event always leaves an aggregate behind
         from_then_on = isinstance(recorded.event, Code.Expired | Code.Superseded)
@@ -59,19 +58,6 @@ def changes_of_permission(stream: Sequence[RecordedEvent]) -> Iterator[list[Chan
         before = creator is not None and creator.enabled
         creator = recorded.event.mutate(creator)
         yield _differences({"enabled": before}, {"enabled": creator is not None and creator.enabled})
-
-
-def _known(code: Code, recorded: RecordedEvent) -> tuple[str, datetime | None]:
-    """Return the time that was known of an event's share, redemption or launch before it, if it is not the first."""
-    match recorded.event:
-        case Code.Shared(brand_id=brand_id, channel=channel, advertiser_id=advertiser_id, note_fingerprint=note):
-            return "shared_at", code.shares.get(Share(brand_id, channel, advertiser_id, note))
-        case Code.Redeemed(advertiser_id=redeemer):
-            return "redeemed_at", code.redemptions.get(redeemer)
-        case Code.CampaignLaunched(campaign_id=campaign_id) if campaign_id in code.launches:
-            return "launched_at", code.launches[campaign_id].launched_at
-        case _:
-            return "", None
 
 
 def _of_code(code: Code, moment: datetime) -> dict[str, Any]:

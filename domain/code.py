@@ -682,6 +682,18 @@ class Code(Aggregate):
             case _:
                 return None
 
+    def known_since(self, event: Aggregate.Event) -> tuple[str, datetime | None]:
+        """Return the time of an event's share, redemption or launch as it was known before, if it is not the first."""
+        match event:
+            case Code.Shared(brand_id=brand_id, channel=channel, advertiser_id=advertiser_id, note_fingerprint=note):
+                return "shared_at", self.shares.get(Share(brand_id, channel, advertiser_id, note))
+            case Code.Redeemed(advertiser_id=redeemer):
+                return "redeemed_at", self.redemptions.get(redeemer)
+            case Code.CampaignLaunched(campaign_id=campaign_id) if campaign_id in self.launches:
+                return "launched_at", self.launches[campaign_id].launched_at
+            case _:
+                return "", None
+
     def reminder_due(self, now: datetime) -> Reminder | None:
         """Return the most urgent threshold before the end that was crossed and is not recorded, if there is one."""
         window = self.window

@@ -85,6 +85,7 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             "they name a code, and not everyone may know which",
         ),
         "api/http/denied_attempts.py": ({"permission_disabled", "creator_unknown"}, "recorded as denied attempts"),
+        "api/http/problems.py": ({"creator_unknown"}, "404 if the unknown creator is in the address"),
         "domain/campaign.py": ({"code_expired", "code_revoked"}, "also the stored cause of the end of a campaign"),
         "domain/summaries.py": ({"code_expired", "code_revoked"}, "also the stored cause of the end of a campaign"),
         "infra/auth/key_admin.py": ({"creator_erased"}, "no key is created for an erased creator"),
