@@ -10,7 +10,7 @@ import asyncio
 import base64
 import logging
 import re
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 from uuid import UUID
 
@@ -35,7 +35,6 @@ from infra.proof.served_log import ServedLogs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from contextlib import AbstractAsyncContextManager
 
     from infra.proof.served_log import ServedLog
 
@@ -242,7 +241,7 @@ async def read_checkpoint(
     caller: Annotated[Caller | None, allow("operator", "auditor", "admin", without_key=True)],
 ) -> Response:
     """Return the newest checkpoint of a log."""
-    async with _turn(request, caller):
+    async with _turn(request, ledger, generation, caller):
         served = await _readable(request, ledger, generation, caller)
     if served.checkpoint is None:
         raise Problem("log_unknown")
@@ -259,7 +258,7 @@ async def read_tile(
 ) -> Response:
     """Return a tile of hashes, or a bundle of entries, of a log."""
     wanted = parse_tile_path(path)
-    async with _turn(request, caller):
+    async with _turn(request, ledger, generation, caller):
         served = await _readable(request, ledger, generation, caller)
         tile = None if wanted is None else await _logs(request).tile(served, wanted, _reader(caller))
     if tile is None:
@@ -278,11 +277,22 @@ async def _readable(request: Request, ledger: str, generation: str, caller: Call
     if _GENERATION.fullmatch(generation):
         served = await _logs(request).find(ledger, int(generation), _reader(caller))
     if served is None and caller is None:
-        # The same answer whether there is such a log or not.
         raise unauthenticated()
     if served is None:
         raise Problem("log_unknown")
     return served
+
+
+async def _refuse_private(request: Request, ledger: str, generation: str) -> None:
+    """Refuse whoever has no key what is not public, without a look-up of its own in the database.
+
+    Raises:
+        Problem: there is no such public log; the same answer whether there is such a log or not.
+
+    """
+    number = int(generation) if _GENERATION.fullmatch(generation) else 0
+    if (ledger, number) not in await request.app.state.public_logs():
+        raise unauthenticated()
 
 
 def _failed(caller: Caller, error: ProofFailed) -> Problem:
@@ -294,10 +304,22 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _turn(request: Request, caller: Caller | None) -> AbstractAsyncContextManager[None]:
-    """Return what a read waits for: a key has a share of its own already."""
+@asynccontextmanager
+async def _turn(request: Request, ledger: str, generation: str, caller: Caller | None) -> AsyncIterator[None]:
+    """Let a read in: with a key at once, for a key has a share of its own already, and without one if it is its turn.
+
+    Raises:
+        Problem: there is no key, and no such public log.
+        Unavailable: too many wait already.
+
+    """
+    if caller is not None:
+        yield
+        return
+    await _refuse_private(request, ledger, generation)
     strangers: Strangers = request.app.state.strangers
-    return nullcontext() if caller is not None else strangers.turn()
+    async with strangers.turn():
+        yield
 
 
 def _logs(request: Request) -> ServedLogs:

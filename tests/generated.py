@@ -25,7 +25,17 @@ from eventsourcing.utils import get_topic
 from api import authorization_batch, authorization_lines, event_search, query_language, stats, streams
 from api.http import fields as fields_
 from api.http import limits as limit
-from api.http import middleware, places, protocol, query_params, route, single_flight, streaming_download, transport
+from api.http import (
+    middleware,
+    places,
+    protocol,
+    query_params,
+    route,
+    single_flight,
+    streaming_download,
+    transport,
+    turns,
+)
 from api.http.app import create_app
 from api.http.problems import RETRYABLE, STATUSES, statuses_of
 from api.http.route import roles_by_route
@@ -431,6 +441,10 @@ def limits() -> str:
             ),
         ),
         (
+            "the work of all batches, for each API process",
+            f"{turns.TURN_S * 1000:.0f} ms at a time; then other requests have {turns.PAUSE_S * 1000:.0f} ms",
+        ),
+        (
             "histories and pages of the trail that are being read, for each API process",
             f"{places.MAX_PAGES} at once, {places.MAX_PAGES_OF_A_LEDGER} of one ledger; more wait",
         ),
@@ -462,7 +476,7 @@ def limits() -> str:
             ),
         ),
         (
-            "`/readyz` and `/metrics`",
+            "`/readyz`, `/metrics`, and which logs are public",
             f"looked up once in {single_flight.KEEP_S:.0f} s for all requests",
         ),
         (

@@ -68,6 +68,7 @@ from infra.errors import (
 )
 from infra.eventstore.histories import HistoryChanged
 from infra.postgres.damage import is_damage
+from infra.proof.served_log import ServedLogs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -208,6 +209,7 @@ def create_app(
     per_second = services.settings.requests_per_second
     app.state.limits = Limits(Limit(per_second, per_second))
     app.state.strangers = log.Strangers()
+    app.state.public_logs = SingleFlight(ServedLogs(services.database).public)
     app.state.key_names = KeyNames(services.key_admin)
     app.state.places = places = SharedPlaces(
         waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places(), Turns()

@@ -22,6 +22,8 @@ _TREE: Final = """
     WHERE ledger = %s AND generation = %s
 """
 
+_PUBLIC: Final = "SELECT ledger, generation FROM log_trees WHERE public"
+
 _TILE: Final = """
     SELECT substring(hashes FROM 1 FOR %s)
     FROM log_tiles
@@ -90,6 +92,16 @@ class ServedLogs:
         """
         row = await self._row(reader, _TREE, (ledger, generation))
         return None if row is None else ServedLog(*row)
+
+    async def public(self) -> frozenset[tuple[str, int]]:
+        """Return the public logs: the names of their ledgers, and their generations."""
+
+        async def run(connection: LedgerConnection) -> frozenset[tuple[str, int]]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_PUBLIC)
+            return frozenset(await cursor.fetchall())
+
+        return await self._database.read(None, run)
 
     async def tile(self, log: ServedLog, wanted: TileRequest, reader: int | None) -> bytes | None:
         """Return a tile or a bundle of entries, or None if the log does not have it, or not as far."""

@@ -10,15 +10,19 @@ from typing import Any
 import httpx
 import pytest
 
+from api.http import single_flight
 from api.log import Strangers
 from domain.log_tiles import TreeEdge, split_hashes
 from domain.merkle import EMPTY_ROOT, leaf_hash, root_of, verify_consistency, verify_inclusion
 from infra.errors import Unavailable
+from infra.postgres.pool import Database
 from infra.proof.checkpoints import Checkpoint
 from tests.api.world import World, refused, told
 from tests.conftest import TestDatabase
 from tests.infra.proof.auditing import sql, verified
 from tests.serving import Serving, new_ledger
+
+pytestmark = pytest.mark.usefixtures("unkept")
 
 
 def address(world: World, path: str, generation: str = "1") -> str:
@@ -107,6 +111,33 @@ def test_a_private_log_is_for_keys_of_its_ledger_alone(world: World) -> None:
             assert refused(stranger.get(address(world, path))) == (401, "unauthenticated")
             assert refused(stranger.get(f"/log/no-such-ledger/1/{path}")) == (401, "unauthenticated")
             assert refused(world.brand().get(address(world, path))) == (403, "not_allowed")
+
+
+def test_what_is_not_public_costs_the_database_nothing_for_each_stranger(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_flight, "KEEP_S", 3600)
+    read: list[int | None] = []
+    database_read = Database.read
+
+    async def counted(self: Database, ledger_id: int | None, query: Any) -> Any:
+        if self is serving.api.database:
+            read.append(ledger_id)
+        return await database_read(self, ledger_id, query)
+
+    # A server of its own: it remembers for an hour what is public.
+    with Serving(database) as serving:
+        ledger = new_ledger(serving).ledger
+        with httpx.Client(base_url=serving.url, trust_env=False) as stranger:
+            # What is public is looked up once for all who ask.
+            assert refused(stranger.get(f"/log/{ledger}/1/checkpoint")) == (401, "unauthenticated")
+            monkeypatch.setattr(Database, "read", counted)
+            for name in (ledger, "no-such-ledger"):
+                for generation in ("1", "2", "x"):
+                    for path in PATHS:
+                        answer = stranger.get(f"/log/{name}/{generation}/{path}")
+                        assert refused(answer) == (401, "unauthenticated")
+            assert read == []
 
 
 def test_a_public_log_is_for_everyone_and_no_other_log_becomes_public(world: World) -> None:
