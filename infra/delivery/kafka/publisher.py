@@ -39,7 +39,7 @@ from infra.delivery.kafka.connection import (
 )
 from infra.delivery.kafka.lease import Lease, LeaseLost
 from infra.delivery.kafka.publication_status import OF_DESTINATION, PublicationStatusWriter, destinations
-from infra.delivery.kafka.records import RecordReader, UnpublishableEvent
+from infra.delivery.kafka.records import HistoryContinued, RecordReader, UnpublishableEvent
 from infra.delivery.kafka.topics import TopicProblem, events_topic, progress_topic, state_topic, topics
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
@@ -177,6 +177,9 @@ class Publisher:
                 self._publish(connection, status, lease)
         except LeaseLost:
             self._log_change(logging.WARNING, "was taken over by another process")
+        except HistoryContinued as continued:
+            # The next start compares what is published with the log.
+            self._log_change(logging.WARNING, f"starts again. {continued}")
         except _NEEDS_A_PERSON as error:
             self._pause_s = RETRY_LONGEST_S
             self._failed(status, lease, "stopped", logging.ERROR, f"has stopped. {error}")

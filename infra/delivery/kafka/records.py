@@ -47,6 +47,8 @@ _AFTER: Final = (
     + f"""
     FROM ledgers l
     LEFT JOIN unnest(%b, %b) AS known (ledger_id, position) ON known.ledger_id = l.ledger_id
+    LEFT JOIN anchored_ledgers a ON a.ledger_id = l.ledger_id
+    LEFT JOIN history_checks c ON c.ledger_id = l.ledger_id AND c.database = (SELECT database_identity())
     CROSS JOIN LATERAL (
         SELECT * FROM events e
         WHERE e.ledger_id = l.ledger_id AND e.position > coalesce(known.position, 0)
@@ -54,6 +56,8 @@ _AFTER: Final = (
         LIMIT %b
     ) e
     WHERE {OF_DESTINATION}
+    -- Until it is decided what holds, nothing is handed out of a ledger that may have lost events.
+    AND CASE WHEN c.ledger_id IS NULL THEN a.ledger_id IS NULL ELSE c.problem IS NULL END
     ORDER BY l.ledger_id, e.position
     LIMIT %b
 """
@@ -108,6 +112,10 @@ class UnpublishableEvent(Exception):
     """An event that this version of the program cannot read, and so cannot publish."""
 
 
+class HistoryContinued(Exception):
+    """A ledger goes on as another history than at the start, so its progress must be compared with the log again."""
+
+
 @dataclass(slots=True)
 class RecordPage:
     """Records to be published together, and the last position of each ledger among them."""
@@ -132,6 +140,8 @@ class RecordReader:
         self._destination = destination
         self._page_events = page_events
         self._public_url = public_url
+        # The history of each ledger when it was first read.
+        self._known_histories: dict[int, UUID] = {}
         self._states = CodeStates(self._streams_before)
         self._events = events_topic(destination.prefix).name
         self._state = state_topic(destination.prefix).name
@@ -142,9 +152,11 @@ class RecordReader:
 
         Raises:
             UnpublishableEvent: the first event cannot be read. A later one ends the page before it.
+            HistoryContinued: the positions may be of another history.
             psycopg.OperationalError: the database is unavailable.
 
         """
+        self._known_histories |= self._histories(positions.keys() - self._known_histories.keys())
         known = (Ints(list(positions)), Bigints(list(positions.values())))
         limit = self._page_events
         self._cursor.execute(_AFTER, (*known, limit, *self._destination.parameters, limit), prepare=True)
@@ -153,6 +165,9 @@ class RecordReader:
         histories = self._histories({row[0] for row in found})
         for (ledger_id, ledger_name), rows in groupby(found, key=itemgetter(0, 1)):
             history = histories[ledger_id]
+            if self._known_histories.setdefault(ledger_id, history) != history:
+                message = f"Ledger {ledger_name} goes on as another history."
+                raise HistoryContinued(message)
             read: list[RecordedEvent] = []
             newest: set[int] = set()
             try:

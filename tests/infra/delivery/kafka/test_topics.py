@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 
 from infra.delivery.kafka.publication_status import destination_lags
 from infra.delivery.kafka.topics import Topic, TopicProblem, events_topic, progress_topic, state_topic, topics
+from infra.jobs.log_restart import restart
 from tests import given
 from tests.infra.delivery.kafka.broker import Broker
 from tests.infra.delivery.kafka.publishing import events, options, publishing, states
-from tests.infra.opened import Opened
+from tests.infra.opened import MASTER_KEY, Opened
 from tests.waiting import until
 
 
@@ -184,6 +186,50 @@ async def test_a_database_taken_back_stops_publishing(kafka: Broker, opened: Ope
             f"another prefix in SPARKLEDGER_KAFKA_LEDGERS, or after deleting {prefix}.code-events.v1, "
             f"{prefix}.code-state.v1, {prefix}.code-progress.v1."
         )
+
+
+async def test_a_publisher_that_runs_hands_out_nothing_of_a_ledger_that_may_have_lost_events(
+    kafka: Broker, opened: Opened, prefix: str
+) -> None:
+    tenant, other = await opened.begin(), await opened.begin("other")
+    with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
+        await opened.when(tenant, given.permission())
+        topic.until(1)
+        # Another process records this before the loss is noticed.
+        with psycopg.connect(opened.database.dsn()) as connection:
+            connection.execute(
+                "INSERT INTO history_checks (ledger_id, database, problem) VALUES (%s, database_identity(), 'lost')",
+                (tenant.ledger_id,),
+            )
+            connection.execute(
+                "INSERT INTO events SELECT (jsonb_populate_record(e, jsonb_build_object('position', 2, 'version', 2,"
+                " 'event_id', gen_random_uuid()))).* FROM events e WHERE ledger_id = %s",
+                (tenant.ledger_id,),
+            )
+        await opened.when(other, given.permission())
+        topic.until(2)
+        assert [record.headers["ce_source"] for record in topic.received] == ["/ledgers/main", "/ledgers/other"]
+        opened.sql("DELETE FROM history_checks")
+        topic.until(3)
+    assert topic.received[-1].position == 2
+
+
+async def test_a_publisher_that_runs_stops_where_a_ledger_goes_on_without_what_was_published(
+    kafka: Broker, opened: Opened, prefix: str
+) -> None:
+    tenant = await opened.begin()
+    with publishing(opened.database, kafka.plain, prefix), events(kafka.plain, prefix) as topic:
+        for name in "abc":
+            await opened.when(tenant, given.permission(creator_id=name))
+        topic.until(3)
+        opened.sql("SET session_replication_role = replica; DELETE FROM events WHERE position > 1")
+        await restart(opened.database.dsn(), MASTER_KEY, "main", "a disk broke")
+        # Position 2 is the restart, and 4 is beyond what was published.
+        for name in "de":
+            await opened.when(tenant, given.permission(creator_id=name))
+        assert "The event at position 3 of ledger main is not the published one" in why_stopped(opened)
+        topic.poll()
+    assert [record.position for record in topic.received] == [1, 2, 3]
 
 
 async def test_another_event_at_the_published_position_stops_publishing(
