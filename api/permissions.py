@@ -105,8 +105,11 @@ async def set_permission(
     result = await handle_command(caller, body, creator_name(creator_id), decide)
     creator, live_codes = result.aggregate, 0
     if result.creator_stream is not None:
+        # Where nothing changed, the last event of the permission may be from before the codes.
+        changed = result.appended > 0 or result.replayed
+        upto = result.position if changed else await caller.services.events.head(caller.ledger_id)
         live_codes = await caller.services.aggregates.live_codes(
-            caller.ledger_id, result.creator_stream, upto=result.position, at=result.recorded_at
+            caller.ledger_id, result.creator_stream, upto=upto, at=result.recorded_at
         )
     version = 0 if creator is None else creator.version
     content = {

@@ -21,6 +21,14 @@ def test_a_permission_tells_how_many_codes_stay_live_when_it_goes_off(world: Wor
     assert answer == {"creator_id": OWN_CREATOR, "enabled": False, "live_codes": 2, "version": 2, "position": 4}
 
 
+def test_a_permission_that_is_on_already_tells_how_many_codes_are_live_now(world: World) -> None:
+    world.generate()
+
+    again = told(world.client.put(f"/v1/creators/{OWN_CREATOR}/permission", json={"enabled": True}), 200)
+
+    assert (again["live_codes"], again["version"], again["position"]) == (1, 1, 1)
+
+
 def test_switching_off_a_creator_nobody_knows_records_nothing(world: World) -> None:
     answer = told(world.client.put("/v1/creators/nobody/permission", json={"enabled": False}), 200)
 
