@@ -307,8 +307,3 @@ def test_no_answer_names_the_server_or_its_language(world: World) -> None:
         answered = speak(world, request).lower()
         for told_of_us in (b"\nserver:", b"x-powered-by", b"uvicorn", b"python", b"traceback"):
             assert told_of_us not in answered
-
-
-def test_a_head_is_asked_for_in_vain_but_told_what_there_is(world: World) -> None:
-    answer = world.client.head("/v1/codes")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
