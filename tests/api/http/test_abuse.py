@@ -69,7 +69,11 @@ def test_where_it_came_from_is_the_administrators_to_see_and_not_in_clear(world:
     (seen,) = refusals(world, auditor)
     assert (seen["refused"], seen["address"], seen["user_agent"], seen["path"]) == ("role_not_allowed", *[None] * 3)
     with psycopg.connect(world.server.database.dsn()) as connection:
-        rows = connection.execute("SELECT accesses::text, sealed FROM accesses WHERE refused IS NOT NULL").fetchall()
+        rows = connection.execute(
+            "SELECT a::text, a.sealed FROM accesses a JOIN ledgers l USING (ledger_id) WHERE l.name = %s"
+            " AND a.refused IS NOT NULL",
+            (world.server.ledger,),
+        ).fetchall()
     assert rows
     for text, sealed in rows:
         assert AGENT not in text
