@@ -164,13 +164,16 @@ def _of_code(
     owner = sorted((r for r in advertiser if r.effective_at <= shared_by), key=_effective)[-1:]
     brand_id = next((r.event.brand_id for r in owner if isinstance(r.event, Advertiser.Named)), None)
     brand_ids = frozenset() if brand_id is None else frozenset({brand_id})
-    deciding = [recorded for recorded in kept if _decides(recorded, advertiser_id, brand_id)]
+    # Asked about a time before it was generated, its window is what it was then, with extensions of that moment.
+    born = max(at, code.generated_at)
+    further = [r for r in effective_as_of(stream, born) if r not in kept and isinstance(r.event, Code.Extended)]
+    deciding = [recorded for recorded in [*kept, *further] if _decides(recorded, advertiser_id, brand_id)]
     switches = sorted(effective_as_of(permissions.get(stream[0].creator_stream, ()), at), key=_effective)[-1:]
     # Whoever entered the code may have been known to act for the brand.
     redeemed = [r for r in deciding if isinstance(r.event, Code.Redeemed) and r.effective_at == shared_by]
     named = any(isinstance(r.event, Code.Redeemed) and r.event.shared_with_advertiser for r in redeemed)
     # If nobody stated the start, later events can still show that it was before this time.
-    window = Window(known.window.starts_at, code.window.expires_at)
+    window = Window(known.window.starts_at, known.end_at(born))
     # Whose the account is makes a difference only to what was shared.
     owner = owner if any(shared_at <= shared_by for shared_at in code.shares.values()) else []
     events = tuple(sorted([*deciding, *switches, *owner], key=attrgetter("position")))

@@ -326,12 +326,12 @@ def test_a_body_that_ends_early_changes_nothing(world: World) -> None:
 def test_a_method_that_an_address_does_not_know_is_answered_with_those_it_knows(world: World) -> None:
     code = world.generate()
     known = {
-        "/v1/codes": "GET, POST",
-        f"/v1/codes/{code['code_id']}": "GET",
+        "/v1/codes": "GET, HEAD, POST",
+        f"/v1/codes/{code['code_id']}": "GET, HEAD",
         f"/v1/codes/{code['code_id']}/shares": "POST",
-        f"/v1/creators/{OWN_CREATOR}/permission": "GET, PUT",
-        "/v1/keys": "GET, POST",
-        "/livez": "GET",
+        f"/v1/creators/{OWN_CREATOR}/permission": "GET, HEAD, PUT",
+        "/v1/keys": "GET, HEAD, POST",
+        "/livez": "GET, HEAD",
     }
     for path, allowed in known.items():
         answer = world.client.patch(path)
