@@ -361,3 +361,12 @@ def test_an_answer_that_rests_on_what_was_recorded_later_says_so() -> None:
 
 def test_an_expiry_that_the_clock_recorded_later_makes_no_answer_late() -> None:
     assert ask(given.expired(), day(30.5)).recorded_late is False
+
+
+def test_before_a_code_was_generated_its_window_ends_as_an_extension_of_that_moment_says() -> None:
+    story = given.permitted().later(days=10)
+    story.when(given.generate(secret_given=True, expires_at=day(5)), effective_at=day(1))
+    story.when(given.extend(expires_at=day(25)), effective_at=day(1))
+    before = ask(story, day(0))
+    assert (before.reason, before.starts_at, before.expires_at) == ("not_started", day(1), day(25))
+    assert len(before.evidence) == len(ask(story, day(2)).evidence)
