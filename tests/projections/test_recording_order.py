@@ -96,12 +96,21 @@ def facts(draw: st.DrawFn) -> Facts:
         ended = launched + draw(st.integers(1, 29)) * DAY
         within = ended < min(own_end, NOW + WINDOW_DAYS * DAY) and draw(st.booleans())
         told[f"campaign-{number}"] = (launched, own_end, ended if within else None)
-    extensions: list[Extension] = []
+    ats, ends, recorded = [], [], []
     end, now = NOW + WINDOW_DAYS * DAY, BEGUN
     for _ in range(draw(st.integers(0, 3))):
         now += draw(st.integers(0, 40)) * DAY
         end = max(end, now) + draw(st.integers(1, 40)) * DAY
-        extensions.append(Extension(draw(moments(0, (now - NOW).days)), end, now))
+        ats.append(draw(moments(0, (now - NOW).days)))
+        ends.append(end)
+        recorded.append(now)
+    # Each moves the end that the one before it set, whichever is recorded first; no two take effect at once.
+    apart = [at + timedelta(hours=number) for number, at in enumerate(sorted(ats))]
+    happened = draw(st.permutations(list(zip(apart, ends, strict=True))))
+    extensions: list[Extension] = []
+    for (at, end), now in zip(happened, recorded, strict=True):
+        before = extensions[-1].recorded_at if extensions else now
+        extensions.append(Extension(at, end, max(before, now, at + DAY)))
     return Facts(told, extensions)
 
 
