@@ -48,7 +48,10 @@ def _turn() -> Iterator[None]:
     with (MEMORY / f"{PREFIX}lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         for left in MEMORY.glob(f"{PREFIX}*-*"):
-            opened = os.open(left, os.O_RDONLY)
+            try:
+                opened = os.open(left, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # whoever made it has removed it in between
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)
