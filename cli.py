@@ -567,7 +567,7 @@ def ledgers_restart(
         str | None, typer.Option(help="Why. Kept permanently and unencrypted, so do not name a person.")
     ] = None,
 ) -> None:
-    """Let a ledger that has lost its newest events go on, under a new history. Readers are told."""
+    """Let a ledger that has lost its newest events go on, under a new history. Readers notice."""
     from api.http.fields import MAX_REASON_CHARACTERS
     from infra.jobs import log_restart
 
@@ -581,7 +581,7 @@ def ledgers_restart(
     common = "" if done.common_position is None else f" Events up to position {done.common_position:,} are the same."
     show(
         f"Ledger {ledger} goes on as generation {done.generation}, from position {done.position:,} on.{common}",
-        f"Its history is {done.history}. Readers of the one before are told to read again.",
+        f"Its history is {done.history}. Readers of the one before have to read again.",
     )
 
 

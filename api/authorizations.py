@@ -171,7 +171,7 @@ def _now(evidence: AuthorizationEvidence, as_of: int, clock: datetime) -> dateti
 def verdict_content(found: Verdict, video_id: str, advertiser_id: str, at: datetime, as_of: int) -> dict[str, Any]:
     """Return the answer to the question, with what was asked.
 
-    Whoever may not read the code is not told about its evidence.
+    A caller who may not read the code does not see its evidence.
     """
     told = found.code_id is not None or found.reason == "no_code"
     return {

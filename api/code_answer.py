@@ -180,7 +180,7 @@ def code_content(code: Code, caller: Caller, *, now: datetime, position: int) ->
 
 
 def _warnings(code: Code) -> list[str]:
-    """Return a sentence for each thing that whoever reads the whole code should know."""
+    """Return a sentence for each thing that anyone who reads the whole code should know."""
     count = code.recorded_after_revocation
     if count == 0:
         return []

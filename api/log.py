@@ -284,7 +284,7 @@ async def _readable(request: Request, ledger: str, generation: str, caller: Call
 
 
 async def _refuse_private(request: Request, ledger: str, generation: str) -> None:
-    """Refuse whoever has no key what is not public, without a look-up of its own in the database.
+    """Refuse a caller without a key what is not public, without a look-up of its own in the database.
 
     Raises:
         Problem: there is no such public log; the same answer whether there is such a log or not.

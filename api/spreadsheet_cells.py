@@ -4,7 +4,7 @@
     7312345678901234567   →  '7312345678901234567     a number of which a spreadsheet keeps 15 digits
     '=1+1                 →  ''=1+1                   what looks guarded already gets one more
 
-The guard is an apostrophe. It is always one more than the text had, so whoever removes one has the text again.
+The guard is an apostrophe. It is always one more than the text had, so anyone who removes one has the text again.
 """
 
 from __future__ import annotations

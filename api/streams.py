@@ -522,7 +522,7 @@ class Streams:
             try:
                 now = await self._services.histories.of(ledger_id)
             except Unavailable:
-                continue  # whoever reads the log finds that out
+                continue  # anyone who reads the log finds that out
             of_ledger = [stream for stream in self._streams if stream.ledger_id == ledger_id]
             for stream in of_ledger:
                 try:

@@ -169,7 +169,7 @@ def _of_code(
     further = [r for r in effective_as_of(stream, born) if r not in kept and isinstance(r.event, Code.Extended)]
     deciding = [recorded for recorded in [*kept, *further] if _decides(recorded, advertiser_id, brand_id)]
     switches = sorted(effective_as_of(permissions.get(stream[0].creator_stream, ()), at), key=_effective)[-1:]
-    # Whoever entered the code may have been known to act for the brand.
+    # Anyone who entered the code may have been known to act for the brand.
     redeemed = [r for r in deciding if isinstance(r.event, Code.Redeemed) and r.effective_at == shared_by]
     named = any(isinstance(r.event, Code.Redeemed) and r.event.shared_with_advertiser for r in redeemed)
     # If nobody stated the start, later events can still show that it was before this time.

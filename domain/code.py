@@ -726,7 +726,7 @@ class Code(Aggregate):
     def was_shared_when_redeemed(self, advertiser_id: str, brand_ids: frozenset[str]) -> bool | None:
         """Tell whether the code had been shared with an account by the time at which it redeemed the code.
 
-        True also where whoever entered the code was known to act for the brand that it was shared with.
+        True also where anyone who entered the code was known to act for the brand that it was shared with.
         """
         if self.shared_when_redeemed.get(advertiser_id):
             return True

@@ -1,12 +1,12 @@
 """The entry of an event in the signed log: 65 bytes that bind every stored column, and disclose none.
 
-    entry      stream and creator tags, hash of the envelope       for whoever may scan the log: mirrors, brands
+    entry      stream and creator tags, hash of the envelope       for anyone who may scan the log: mirrors, brands
     envelope   what happened, and when; hash of the content        for the parties to a code
     content    who did it, and hashes of both bodies               for auditors
 
-Each layer contains the hash of the next, so that whoever is shown one layer can check it, and learns nothing of those
-below. A tag is a hash of an id together with the position: whoever knows the id finds its entries, and nobody else can
-link two of them. Nothing of this is stored. It is computed from the row; docs/proof.md has it byte by byte.
+Each layer contains the hash of the next, so that anyone who is shown one layer can check it, and learns nothing of
+those below. A tag is a hash of an id together with the position: anyone who knows the id finds its entries, and nobody
+else can link two of them. Nothing of this is stored. It is computed from the row; docs/proof.md has it byte by byte.
 """
 
 from __future__ import annotations
@@ -168,12 +168,12 @@ def hashed(stored: bytes) -> Bytes:
 
 
 def stream_tag(stream_id: UUID, position: int) -> bytes:
-    """Return by what whoever knows a code's or a creator's stream recognises its entry at a position."""
+    """Return the tag of a code's or creator's stream at a position; knowing the stream is enough to compute it."""
     return hashlib.sha256(_STREAM + stream_id.bytes + _POSITION.pack(position)).digest()[:TAG_BYTES]
 
 
 def creator_tag(creator_stream: UUID, position: int) -> bytes:
-    """Return by what whoever knows a creator's stream recognises, at a position, an entry of this creator's codes."""
+    """Return the tag of a creator's stream at a position, which the entries of all codes of this creator have."""
     return hashlib.sha256(_CREATOR + creator_stream.bytes + _POSITION.pack(position)).digest()[:TAG_BYTES]
 
 

@@ -5,7 +5,7 @@
     complete_subtrees, join                   a part as complete subtrees, whose hashes never change, and their join
     verify_inclusion, verify_consistency, …   the verification; each raises InvalidProof or returns nothing
 
-A part is a range of leaves, `range(begin, end)`. Whoever has the hashes of complete subtrees, as tiles do, makes a
+A part is a range of leaves, `range(begin, end)`. Anyone who has the hashes of complete subtrees, as tiles do, makes a
 proof from any size of the tree without reading a leaf. Leaves are numbered from 0.
 """
 
@@ -187,7 +187,7 @@ def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes],
 def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]) -> None:
     """Verify that the tree of `new` leaves begins with that of `old` leaves (RFC 9162, 2.1.4.2).
 
-    The empty tree is refused: its root proves nothing, so whoever starts from it must say so and not call this.
+    The empty tree is refused: its root proves nothing, so anyone who starts from it must say so and not call this.
 
     Raises:
         InvalidProof: it is not proven.

@@ -88,7 +88,7 @@ REDEMPTIONS: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NULL",
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NOT NULL",
         "CREATE INDEX ON {table} (ledger_id, refused, at, position) WHERE refused IS NOT NULL",
-        # Among these are the codes that were never shared with whoever redeemed them.
+        # Among these are the codes that were never shared with anyone who redeemed them.
         """
         CREATE INDEX ON {table} (ledger_id, at, position)
         WHERE refused IS NULL AND shared_with_advertiser IS NOT TRUE

@@ -130,7 +130,7 @@ machines.
 
 **Order.** Events of one code, one permission or one account arrive in order. Across them, no order is promised outside
 the trail and the stream: in Kafka and over webhooks, a `PermissionDisabled` can arrive before the `CodeGenerated` that
-was recorded just before it. Whoever must know which came first compares `position`.
+was recorded just before it. Anyone who must know which came first compares `position`.
 
 A webhook can also get `sparkledger.Test.v1`, a test that its owner asks for. It is no event of the ledger: it has no
 position, and its `data` is `{"webhook_id": "…"}`.

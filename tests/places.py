@@ -51,7 +51,7 @@ def _turn() -> Iterator[None]:
             try:
                 opened = os.open(left, os.O_RDONLY)
             except FileNotFoundError:
-                continue  # whoever made it has removed it in between
+                continue  # anyone who made it has removed it in between
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)

@@ -185,7 +185,7 @@ def create_app(
     max_request_s: float = MAX_REQUEST_S,
     metrics: bool = True,
 ) -> FastAPI:
-    """Build the application; whoever calls this opens and closes its dependencies.
+    """Build the application; anyone who calls this opens and closes its dependencies.
 
     Without `metrics`, it does not answer `/metrics`: `create_metrics_app` does, on another port.
     """

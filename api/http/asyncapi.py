@@ -84,7 +84,7 @@ def document(streamed_event: type[BaseModel], endings: Mapping[Any, str]) -> dic
                 "not know: these are added without a new version. No event contains a secret or a note."
             ),
             "license": {"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
-            # Whoever runs an installation is not known here; the domain is one that nobody has (RFC 2606).
+            # Anyone who runs an installation is not known here; the domain is one that nobody has (RFC 2606).
             "contact": {
                 "name": "The operators of this installation",
                 "url": "https://sparkledger.invalid/",

@@ -143,7 +143,7 @@ def allow(*roles: Role, without_key: bool = False, by_stream_token: bool = False
 
     Args:
         roles: the roles.
-        without_key: whether whoever presents none is answered, too; then the caller is None.
+        without_key: whether a caller without one is answered, too; then the caller is None.
         by_stream_token: whether a stream token in the query can stand for the key that it was made with.
 
     """

@@ -45,7 +45,7 @@ class Guess:
     def unknown(self) -> Problem:
         """Return the problem of a code that nobody recorded, which is a miss.
 
-        It says what the text looks like, so that whoever pasted it can find the mistake.
+        It says what the text looks like, so that anyone who pasted it can find the mistake.
         """
         self.miss()
         unknown, hint = Unknown("code"), secret_hint(self._secret)

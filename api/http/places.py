@@ -107,7 +107,7 @@ class Places:
             raise
 
     def leave(self, ledger_id: int, key_id: UUID) -> None:
-        """Give a place back, to whoever waits and holds the fewest."""
+        """Give a place back, to the one that waits and holds the fewest."""
         self._held -= 1
         self._ledgers.give_back(ledger_id)
         self._keys.give_back(key_id)

@@ -128,7 +128,7 @@ DETAILS: Final[dict[str, str]] = {
     "key_unknown": "There is no such key in this ledger.",
     "log_unknown": "There is no such log, or this part of it does not exist yet.",
     "proof_failed": (
-        "The stored event or tree does not fit the signed log, so there is no proof of it. Tell whoever operates this "
+        "The stored event or tree does not fit the signed log, so there is no proof of it. Tell the operator of this "
         "server."
     ),
     "key_not_rotatable": (

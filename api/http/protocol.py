@@ -114,7 +114,7 @@ class _Quiet(logging.LoggerAdapter[logging.Logger]):
         return self.logger.level
 
     def warning(self, msg: object, *args: object, **more: Any) -> None:
-        """Say it to whoever looks for details."""
+        """Say it to anyone who looks for details."""
         self.debug(msg, *args, **more)
 
 

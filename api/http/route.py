@@ -214,7 +214,7 @@ class Route(APIRoute):
 async def _answer(
     endpoint: Callable[..., Coroutine[Any, Any, Response]], arguments: dict[str, Any], large_for: Caller | None
 ) -> Response:
-    """Call a route; if its answer may be large, in the place of whoever it is for."""
+    """Call a route; if its answer may be large, in the caller's place."""
     if large_for is None:
         return await endpoint(**arguments)
     pages = places_of(large_for.request.scope).pages

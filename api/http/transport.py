@@ -3,9 +3,9 @@
 uvicorn writes the head of an answer and then its body, each of which uvloop hands to the system in a call of its own.
 Both together take one call here, and one wake-up at whoever reads them.
 
-Whoever takes nothing of what waits for them is dropped: to close would wait for them, too, and keep it in memory. What
-waits for all of them together is limited: beyond that, who has waited longest is dropped, of the ledger for which most
-waits.
+Anyone who takes nothing of what waits for them is dropped: to close would wait for them, too, and keep it in memory.
+What waits for all of them together is limited: beyond that, who has waited longest is dropped, of the ledger for which
+most waits.
 """
 
 from __future__ import annotations

@@ -547,7 +547,7 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc] # its base has 
             self._consumer.resume(partition)
 
     def on_partitions_revoked(self, revoked: Any) -> None:
-        """Forget what waits: positions are in the database, and whoever reads on begins there."""
+        """Forget what waits: positions are in the database, and anyone who reads on begins there."""
         for partition in revoked:
             self._held.pop(partition, None)
 

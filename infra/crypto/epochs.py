@@ -1,10 +1,10 @@
 """Epoch keys: files outside the database, without which no creator's key can be unwrapped, and which erasures destroy.
 
-A destroyed row stays in PostgreSQL's write-ahead log, in archives of it, in standbys and in backups, and whoever also
-has the master key could open it there. So every creator's key is sealed twice: with the master key, and then with the
-key of the present epoch. An erasure ends the epoch: the other creators' keys are sealed with the key of a new one, and
-the old key is destroyed. Copies of the row from before can then be opened by nobody. Operators know an epoch's key as
-the erasure key.
+A destroyed row stays in PostgreSQL's write-ahead log, in archives of it, in standbys and in backups, and anyone who
+also has the master key could open it there. So every creator's key is sealed twice: with the master key, and then with
+the key of the present epoch. An erasure ends the epoch: the other creators' keys are sealed with the key of a new one,
+and the old key is destroyed. Copies of the row from before can then be opened by nobody. Operators know an epoch's key
+as the erasure key.
 
     erasure-keys/0f3a….key    the present epoch: 32 bytes in base64, for its owner alone
     erasure-keys/77c1….key    an earlier one, until the erasure that ends it is carried out

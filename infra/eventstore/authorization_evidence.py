@@ -104,7 +104,7 @@ class EvidenceReader:
         return await self._one(ledger_id, asked) or AuthorizationEvidence(0)
 
     async def of_video(self, ledger_id: int, video_id: str) -> AuthorizationEvidence:
-        """Return the evidence for a video, whoever asks about it."""
+        """Return the evidence for a video, without regard to who asks."""
         return await self.of(ledger_id, Asked(video_id, "", b""))
 
     async def of_all(self, ledger_id: int, asked: Sequence[Asked]) -> Mapping[Asked, AuthorizationEvidence]:

@@ -280,7 +280,7 @@ class Anchoring:
                 )
             await connection.execute(_CHECKED, (one.ledger_id, problem, *of_anchor))
         if changed:
-            # Whoever remembers anything of keys or histories looks it up again.
+            # Anyone who remembers anything of keys or histories looks it up again.
             await connection.execute("NOTIFY sparkledger_keys")
 
     def read_file(self) -> None:

@@ -1,7 +1,7 @@
 """The restart of a ledger's log as another generation, once an operator has accepted that its newest events are lost.
 
 The event `LogRestarted` says so, and a trigger of the database, `continue_history`, begins the new history in the same
-transaction. Whoever waits for a decision goes on within seconds: the API, the clock, and the worker, which writes the
+transaction. Those that wait for a decision go on within seconds: the API, the clock, and the worker, which writes the
 first anchor of the new history.
 """
 

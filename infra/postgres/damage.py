@@ -1,6 +1,6 @@
 """Damage: stored data that cannot be read back as it was written, after a flipped bit or a lost file.
 
-Whoever asked for it is told that it is unavailable, and `/readyz` says for an hour that the service is degraded.
+The caller's answer says that it is unavailable, and `/readyz` says for an hour that the service is degraded.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Damage:
         self._found: tuple[float, str] | None = None
 
     def found(self, error: BaseException) -> Damaged | None:
-        """Return what whoever asked is told, if an error is damage; it is noted and logged."""
+        """Return the error for the caller, if an error is damage; it is noted and logged."""
         if isinstance(error, psycopg.Error) and isinstance(error, OF_THE_DATABASE):
             # The server's details may quote a row; its primary message never does.
             what = f"the database reports {error.sqlstate}: {error.diag.message_primary}"

@@ -1,6 +1,6 @@
 """Signing keys: one file for each ledger, which only the sealer reads. A file holds an Ed25519 and an ML-DSA-44 key.
 
-The keys are not in the database: whoever restores or steals it cannot sign.
+The keys are not in the database: anyone who restores or steals it cannot sign.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ _TILES: Final = """
     JOIN log_tiles t ON t.ledger_id = %b AND t.generation = %b AND t.level = x.level AND t.index = x.index
 """
 
-# Compare and set: only whoever saw the tree as it is makes it larger.
+# Compare and set: only anyone who saw the tree as it is makes it larger.
 _GROW: Final = """
     UPDATE log_trees SET size = %b, root = %b WHERE ledger_id = %b AND generation = %b AND size = %b
 """

@@ -1,4 +1,4 @@
-"""A byte on the disk that flipped: whoever needs it is told, and so is whoever asks how the service is."""
+"""A byte on the disk that flipped: the answer says so, and so does the state of the service."""
 
 from __future__ import annotations
 

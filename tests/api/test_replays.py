@@ -115,7 +115,7 @@ def test_a_webhooks_secret_is_shown_once_although_its_request_is_repeated(world:
 
 
 def test_what_is_refused_to_a_caller_now_is_not_repeated_to_it(world: World) -> None:
-    """The first answer is for whoever still may do this; the creator's key lost the other creator meanwhile."""
+    """The first answer is for anyone who still may do this; the creator's key lost the other creator meanwhile."""
     code = world.generate()
     key = make_key(world, role="creator", subjects={"creator_ids": [OWN_CREATOR]})
     client, path = world.with_key(key["key"]), f"/v1/codes/{code['code_id']}/notes"

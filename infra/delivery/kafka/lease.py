@@ -1,9 +1,9 @@
 """The lease of a destination: which publisher leads, in which generation, for as long as it says so.
 
 A publisher that dies loses its session, and with it the advisory lock of its generation: another one takes the lease at
-once. A publisher that is frozen keeps its session and says nothing, so its lease ends by time. Whoever takes the lease
-begins the next generation. The publisher before it renews nothing any more, and Kafka, which fences its producer, takes
-nothing from it.
+once. A publisher that is frozen keeps its session and says nothing, so its lease ends by time. Anyone who takes the
+lease begins the next generation. The publisher before it renews nothing any more, and Kafka, which fences its producer,
+takes nothing from it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Lease:
         assert row is not None  # noqa: S101 - it was there, or was made just now
         generation, expired = row
         left = self._lock(generation)
-        # Before the generation is known to anybody: whoever sees it finds its lock taken.
+        # Before the generation is known to anybody: anyone who sees it finds its lock taken.
         if (left or expired) and self._lock(generation + 1):
             if execute(_TAKE, (self._destination, generation)).rowcount == 1:
                 self._generation = generation + 1

@@ -122,7 +122,8 @@ def server_user(cluster: Cluster) -> User | None:
     """Return the user to run PostgreSQL as, which refuses to run as root; None where this process is not root's.
 
     That is the owner of the cluster or, where it does not exist yet, of the data directory. If that is root, it is a
-    user of the cluster's own: whoever runs as the same user is the superuser of the database, and can read its files.
+    user of the cluster's own: anyone who runs as the same user is the superuser of the database, and can read its
+    files.
     """
     if os.geteuid() != 0:
         return None

@@ -81,7 +81,7 @@ CREATE TRIGGER wrapped_with_the_present_master_key BEFORE INSERT OR UPDATE OF wr
 CREATE TRIGGER wrapped_with_the_present_master_key BEFORE INSERT OR UPDATE OF wrapped ON shared_keys
     FOR EACH ROW EXECUTE FUNCTION wrapped_with_the_present_master_key('wrapped');
 
--- The same for epochs: whoever stores a creator's key holds the present epoch's row until its commit.
+-- The same for epochs: anyone who stores a creator's key holds the present epoch's row until its commit.
 CREATE FUNCTION sealed_in_the_present_epoch() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -115,7 +115,7 @@ END $$;
 
 -- Store keys that a rotation, or a new epoch, has wrapped again: each only where the row still has what was read. The
 -- trigger sees to it that they are wrapped with what is present. A rotation is the owner's. A worker may only bring a
--- creator's key from an earlier epoch into the present one, under the same master key: so whoever steals its login
+-- creator's key from an earlier epoch into the present one, under the same master key: so anyone who steals its login
 -- cannot write over keys while no erasure is being carried out.
 CREATE FUNCTION rewrap_keys(of_table text, of_ledger int[], of_key text[], old bytea[], fresh bytea[]) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -186,8 +186,8 @@ CREATE INDEX events_erasures ON events (ledger_id, position) WHERE type = 'Creat
 -- again, it changes nothing. `of_creator` is the keyed hash that the creator is claimed and keyed by. Answers the
 -- removed key's id; null where nobody is erased.
 --
--- Whoever makes a key, or writes down a bearer or where an attempt came from, shares the lock (infra/auth/erasure_lock.py):
--- what was begun before is found here, and what begins after finds the erasure.
+-- Anyone who makes a key, or writes down a bearer or where an attempt came from, shares the lock
+-- (infra/auth/erasure_lock.py): what was begun before is found here, and what begins after finds the erasure.
 CREATE FUNCTION carry_out_erasure(of_ledger int, of_creator bytea) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -241,7 +241,7 @@ BEGIN
 END $$;
 
 -- Begin an epoch: the first one, or another where an erasure waits for the present one's end. Answers the present one.
--- It waits for whoever is storing a key, or removing one; the key of `fresh` is on disk already.
+-- It waits for anyone who is storing a key, or removing one; the key of `fresh` is on disk already.
 CREATE FUNCTION begin_key_epoch(fresh text) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -283,7 +283,7 @@ BEGIN
     RETURN done;
 END $$;
 
--- A worker's deeds alone: what the API's login could do, whoever stole it could.
+-- A worker's deeds alone: what the API's login could do, anyone who stole it could.
 GRANT CREATE ON SCHEMA public TO sparkledger_log;
 DO $$
 DECLARE name text;

@@ -5,7 +5,7 @@
 CREATE TABLE log_trees (
     ledger_id       int NOT NULL,
     generation      int NOT NULL CHECK (generation > 0),
-    -- The ledger's name, by which whoever has no key asks for a public log.
+    -- The ledger's name, by which anyone who has no key asks for a public log.
     ledger          text NOT NULL,
     -- The log's name for verifiers. It is fixed when the log begins.
     origin          text NOT NULL UNIQUE,

@@ -1,5 +1,5 @@
--- How often keys of a ledger have changed: read after events, and before they are handed out. Whoever finds it as it was
--- knows that no key was revoked before the events were recorded. A notification may come later, or be lost.
+-- How often keys of a ledger have changed: read after events, and before they are handed out. Anyone who finds it as it
+-- was knows that no key was revoked before the events were recorded. A notification may come later, or be lost.
 CREATE TABLE key_changes (
     ledger_id       int PRIMARY KEY,
     changes         bigint NOT NULL

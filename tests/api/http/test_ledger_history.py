@@ -1,4 +1,4 @@
-"""The history of the ledger: in every answer about it, and asked for by whoever knows one."""
+"""The history of the ledger: in every answer about it, and asked for by anyone who knows one."""
 
 from __future__ import annotations
 

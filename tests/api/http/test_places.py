@@ -23,7 +23,7 @@ def places(most: int = 4, of_a_ledger: int = 2, of_a_key: int = 2, wait_s: float
 
 
 async def rounds(number: int = 5) -> None:
-    """Let whoever can go on do so."""
+    """Let those go on who can."""
     for _ in range(number):
         await asyncio.sleep(0)
 
