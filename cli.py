@@ -305,9 +305,11 @@ def _work_together(place: Place, master_key: KeyProvider, parts: frozenset[str])
 def _seal() -> None:
     """Run the sealer, which is a process of its own: nothing else has the signing keys, or its memory."""
     from infra.postgres.migrate import require_migrated
+    from infra.processes.background import run_beside
     from infra.processes.logs import configure_logs
     from infra.processes.supervisor import announce_ready, die_with_parent, exit_on_signals
     from infra.proof.sealer import Sealer, SealerSettings
+    from infra.proof.watcher import Watcher
 
     settings = load_settings(unseals=False)
     signing_dir = settings.signing_dir or settings.data_dir / "signing"
@@ -317,7 +319,9 @@ def _seal() -> None:
     with database(settings) as place, exit_on_signals(), contextlib.suppress(KeyboardInterrupt, SystemExit):
         require_migrated(place.worker)
         chosen = SealerSettings(signing_dir, settings.log_name, frozenset(settings.public_logs))
-        Sealer(place.worker, chosen).run(announce_ready)
+        sealer = Sealer(place.worker, chosen)
+        run_beside("watcher", Watcher(place.worker, signing_dir, sealer.differs).run)
+        sealer.run(announce_ready)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from infra.delivery.kafka.publication_status import DestinationLag, destination_
 from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.delivery_store import WebhookLag, webhook_lags
 from infra.jobs.expiry_figures import Figures, read_figures
+from infra.proof.sealing_status import SealingFigures, sealing_figures
 from infra.views.status import ViewStatus, status_in_all_ledgers
 from projections.engine.view import SHADOW_SUFFIX
 
@@ -132,6 +133,42 @@ class _OfPublishing(Collector):
         yield from (position, behind, behind_s, errors, stopped)
 
 
+class _OfLogs(Collector):
+    """How far the signed logs are, all of them together, and what keeps looking at them has found."""
+
+    def __init__(self, figures: SealingFigures, now: datetime) -> None:
+        self._figures = figures
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure."""
+        known = self._figures
+        yield GaugeMetricFamily("sparkledger_log_sealed_events", "Events that a checkpoint covers.", known.sealed)
+        yield GaugeMetricFamily("sparkledger_log_lag_events", "Events that no checkpoint covers yet.", known.waiting)
+        yield GaugeMetricFamily(
+            "sparkledger_log_lag_seconds",
+            "The age of the oldest event that no checkpoint covers yet. 0 if there is none.",
+            lag_seconds(known.oldest, self._now),
+        )
+        yield GaugeMetricFamily("sparkledger_log_stopped", "Logs that are not sealed any more.", known.stopped)
+        yield GaugeMetricFamily(
+            "sparkledger_log_differences",
+            "Differences between what is stored and what was signed that were found and are not resolved.",
+            known.differences,
+        )
+        yield GaugeMetricFamily(
+            "sparkledger_log_time_to_find_seconds",
+            "How long a change of stored data can stay unnoticed: the time since the oldest complete check began.",
+            lag_seconds(known.covered_since, self._now),
+        )
+        if known.witnessed_at is not None:
+            yield GaugeMetricFamily(
+                "sparkledger_log_unwitnessed_seconds",
+                "How long ago a witness last signed the log whose last such signature is oldest.",
+                lag_seconds(known.witnessed_at, self._now),
+            )
+
+
 class _OfWebhooks(Collector):
     """How each webhook stands, by an id that tells nobody whose it is."""
 
@@ -218,11 +255,13 @@ async def _worker_metrics(services: Services) -> CollectorRegistry:
             statuses = await status_in_all_ledgers(services.database)
             published = await destination_lags(services.database)
             webhooks = await webhook_lags(services.database)
+            sealing = await sealing_figures(services.database)
     except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong
         log.debug("The worker's metrics cannot be read: %s", error)
         return registry
     registry.register(_OfExpiry(figures, services.now()))
     registry.register(_OfViews(statuses))
+    registry.register(_OfLogs(sealing, services.now()))
     if published:
         registry.register(_OfPublishing(published, services.now()))
     if webhooks:

@@ -103,6 +103,18 @@ class Sealer:
         self._settings = settings
         self._sealed: dict[tuple[int, int], _Sealed] = {}
         self._stopped: dict[tuple[int, int], float] = {}
+        self._differences: dict[tuple[int, int], str] = {}
+
+    def differs(self, log: tuple[int, int], reason: str | None) -> None:
+        """Take the reason why a log, by ledger and generation, must not be sealed; None if there is none any more.
+
+        It is also in the database, where others write what they find. Somebody who changes the database can remove it
+        there, and not here.
+        """
+        if reason is None:
+            self._differences.pop(log, None)
+        else:
+            self._differences[log] = reason
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Lead and seal, until an exception ends it. While the database is away, it retries."""
@@ -149,6 +161,9 @@ class Sealer:
 
     def _seal(self, store: TreeStore, ledger: LedgerLog) -> bool:
         key = (ledger.ledger_id, ledger.generation)
+        difference = self._differences.get(key) or ledger.difference
+        if difference is not None:
+            raise SealingStopped(difference)
         known = self._sealed.get(key)
         sealed = known or self._open(store, ledger)
         if ledger.head < sealed.edge.size:

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 _LEDGERS: Final = """
     SELECT l.ledger_id, l.name, l.log_id, h.generation, coalesce((
         SELECT e.position FROM events e WHERE e.ledger_id = l.ledger_id ORDER BY e.position DESC LIMIT 1
-    ), 0)
+    ), 0), (
+        SELECT d.message FROM log_differences d
+        WHERE d.ledger_id = l.ledger_id AND d.generation = h.generation AND d.resolved_at IS NULL
+        ORDER BY d.found_at LIMIT 1
+    )
     FROM ledgers l
     CROSS JOIN LATERAL (
         SELECT h.generation FROM histories h WHERE h.ledger_id = l.ledger_id ORDER BY h.generation DESC LIMIT 1
@@ -61,6 +65,12 @@ _WRITE_TILES: Final = """
     WHERE substring(excluded.hashes FROM 1 FOR length(t.hashes)) = t.hashes
 """
 
+_SERVED: Final = """
+    SELECT checkpoint, checkpoint_size, verifier_keys
+    FROM log_trees
+    WHERE ledger_id = %s AND generation = %s AND checkpoint IS NOT NULL
+"""
+
 # The served checkpoint never becomes smaller, whatever a sealer that was paused still writes.
 _PUBLISH: Final = """
     UPDATE log_trees
@@ -79,6 +89,7 @@ class LedgerLog:
     Attributes:
         log_id: what names the log for ever, through all generations.
         head: the position of the ledger's last event, 0 before the first.
+        difference: what a check has found that is not as it was signed, if anything.
 
     """
 
@@ -87,6 +98,7 @@ class LedgerLog:
     log_id: UUID
     generation: int
     head: int = field(compare=False)
+    difference: str | None = field(compare=False, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +128,11 @@ class TreeStore:
         """Return a log's tree, or None if the log has not begun."""
         row = self._cursor.execute(_TREE, (log.ledger_id, log.generation)).fetchone()
         return None if row is None else StoredTree(*row)
+
+    def served(self, log: LedgerLog) -> tuple[str, int, list[str]] | None:
+        """Return the checkpoint that is served, its size and the log's verifier keys; None before the first."""
+        row = self._cursor.execute(_SERVED, (log.ledger_id, log.generation)).fetchone()
+        return None if row is None else (row[0], row[1], row[2])
 
     def begin(self, log: LedgerLog, origin: str, verifier_keys: list[str], root: bytes, *, public: bool) -> None:
         """Begin a log with an empty tree."""

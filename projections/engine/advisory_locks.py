@@ -22,3 +22,5 @@ class AdvisoryLock(IntEnum):
     ERASURE = 7_290_121  # a ledger's id; also in `carry_out_erasure`, in 0009_erasure.sql
     SEALER = 7_290_122  # no second key
     ANCHOR = 7_290_123  # no second key
+    WATCHER = 7_290_124  # no second key
+    SEALED_CHECK = 7_290_125  # no second key

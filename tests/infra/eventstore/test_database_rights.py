@@ -150,6 +150,10 @@ FILLED_BY_HAND = (
     VALUES (%(ledger)s, 1, 'name', %(id)s::text, '{}', false, 0, '')
     """,
     "INSERT INTO log_tiles VALUES (%(ledger)s, 1, 0, 0, sha256(''))",
+    "INSERT INTO log_checks VALUES (%(ledger)s, 1, 'events', now(), 0, now())",
+    "INSERT INTO log_differences VALUES (%(ledger)s, 1, 'events', 1, 'events', 'message', now(), now())",
+    "INSERT INTO log_witnesses VALUES (%(ledger)s, 1, 'witness.example', 0)",
+    "INSERT INTO witnessed_checkpoints VALUES (%(ledger)s, 1, 0, 'note', 1, now())",
     """
     INSERT INTO view_skips (ledger_id, view, version, position, error, reason, skipped_by)
     VALUES (%(ledger)s, 'codes', 1, 1, 'error', 'reason', 'somebody')

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,17 @@ import psycopg
 import pytest
 
 from domain.log_entry import entry_of
+from infra.postgres.roles import WORKER
 from infra.proof.checkpoints import Checkpoint, LogSigner
 from infra.proof.errors import Overtaken
 from infra.proof.last_checkpoint import LastCheckpoint
-from infra.proof.sealer import MAX_EVENTS, Sealer, SealerSettings, leads
+from infra.proof.sealer import MAX_EVENTS, SealerSettings, leads
 from infra.proof.stored_events import stored_events
 from infra.proof.tree_store import TreeStore
 from tests import given
 from tests.infra.opened import Opened, Tenant
 from tests.infra.proof.auditing import Auditor, entries, record, stopped, tamper
-
-WORKER = "sparkledger_worker"
+from tests.infra.proof.sealing import seal, sealing
 
 
 @pytest.fixture
@@ -32,34 +31,6 @@ def settings(tmp_path: Path) -> SealerSettings:
 @pytest.fixture
 async def tenant(opened: Opened) -> Tenant:
     return await opened.begin()
-
-
-class Sealing:
-    """A sealer over a session of its own, step by step."""
-
-    def __init__(self, opened: Opened, settings: SealerSettings) -> None:
-        self.connection = psycopg.connect(opened.database.dsn(WORKER), autocommit=True)
-        self.store = TreeStore(self.connection)
-        self.sealer = Sealer(opened.database.dsn(WORKER), settings)
-
-    def step(self) -> None:
-        """Seal all there is."""
-        while self.sealer.step(self.store):
-            pass
-
-
-@contextmanager
-def sealing(opened: Opened, settings: SealerSettings) -> Iterator[Sealing]:
-    """Start a sealer; what it knew is gone when it ends."""
-    running = Sealing(opened, settings)
-    with running.connection:
-        yield running
-
-
-def seal(opened: Opened, settings: SealerSettings) -> None:
-    """Start a sealer, and let it seal all there is."""
-    with sealing(opened, settings) as running:
-        running.step()
 
 
 async def test_what_is_signed_is_the_log_at_every_size(
