@@ -208,7 +208,10 @@ def _prepare(settings: Settings, place: Place) -> FirstKeys:
 
 
 def _welcome(settings: Settings, url: str) -> None:
-    lines = [f"Sparkledger is up at {url}   (reference: {url}/docs, ready: {url}/readyz)"]
+    lines = [
+        f"Sparkledger is up at {url}   (reference: {url}/docs, ready: {url}/readyz)",
+        f"The console: open {url} in a browser, and sign in with a key.",
+    ]
     if settings.database_url is None:
         lines.append(f"The data is in {settings.data_dir}. Ctrl-C stops everything.")
     show(*lines)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
 
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
@@ -215,8 +216,9 @@ async def list_accesses(
 
 
 def _exists(caller: Caller, route: str) -> bool:
-    routes = caller.request.app.routes
-    known = {f"{method} {known.path}" for known in routes if isinstance(known, Route) for method in known.methods or ()}
+    # Those of the console's pages among them: people sign in and out there.
+    routes = [known for known in caller.request.app.routes if isinstance(known, StarletteRoute)]
+    known = {f"{method} {route.path}" for route in routes for method in route.methods or ()}
     # What has no address is a command of the command line, or the first use of a key.
     return " /" not in route or route in known
 

@@ -5,6 +5,7 @@ and the whole program as a user starts it.
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import re
 import secrets
@@ -25,6 +26,7 @@ import httpx
 import psycopg
 import uvicorn
 
+from api.console.visit import Console
 from api.http.app import create_app
 from api.http.dependencies import Limits, Services, SharedPlaces
 from api.http.protocol import BoundedProtocol
@@ -72,7 +74,10 @@ class Serving:
 
     def __init__(self, database: TestDatabase) -> None:
         self.database = database
-        self.master_key = master_key(fresh_key())
+        key = fresh_key()
+        self.master_key = master_key(key)
+        # For processes of their own on the same database.
+        self.master_key_text = base64.b64encode(key).decode()
         self.clock = Clock()
         # Tests name videos so that they can be told apart; which ids are TikTok's has tests of its own.
         self.settings = load_settings({"SPARKLEDGER_VIDEO_IDS": "any"})
@@ -170,6 +175,7 @@ class Serving:
             self.streams: Streams = app.state.streams
             self.places: SharedPlaces = app.state.places
             self.limits: Limits = app.state.limits
+            self.console: Console = app.state.console
             listening = socket.create_server(("127.0.0.1", 0))
             # asyncio does it for sockets that name their protocol only; without it every answer waits 40 ms.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -11,7 +11,7 @@ import orjson
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from api import (
     access_log,
@@ -38,6 +38,8 @@ from api import (
     webhooks,
 )
 from api.authorization_batch import upload_bytes, upload_places
+from api.console import pages
+from api.console.visit import Console
 from api.event_content import EventAnswer, KeyNames
 from api.http import asyncapi, docs
 from api.http.cross_origin import CrossOrigin
@@ -174,6 +176,7 @@ class Application(FastAPI):
             max_request_s=self._max_request_s,
             waiting=self._waiting,
             damaged=self._damaged,
+            page_for=pages.problem_answer,
         )
         return stack if tuple(self._cors_origins) == ("none",) else CrossOrigin(stack, self._cors_origins)
 
@@ -226,7 +229,8 @@ def create_app(
     app.add_route("/asyncapi.json", _asyncapi, methods=["GET"])
     app.add_route("/schemas/{name}.json", _schema, methods=["GET"])
     app.add_route("/docs", _docs, methods=["GET"])
-    app.add_route("/", _to_docs, methods=["GET"])
+    app.state.console = Console(services, pages.PAGES)
+    app.router.routes.extend(pages.ROUTES)
     app.openapi = lambda: reference(app)  # type: ignore[method-assign]
     _answer_problems(app)
     return app
@@ -259,7 +263,7 @@ async def _answer_problem(request: Request, error: Exception) -> Response:
     await record_denied_attempt(request, problem)
     if problem.code == "method_not_allowed":
         problem = Problem(problem.code, headers={"Allow": ", ".join(_methods(request))})
-    return problem.response(request.scope["request_id"])
+    return pages.problem_answer(request, problem) or problem.response(request.scope["request_id"])
 
 
 def _methods(request: Request) -> list[str]:
@@ -286,11 +290,6 @@ async def _schema(request: Request) -> Response:
     if schema is None:
         return Problem("route_unknown").response(request.scope["request_id"])
     return Response(schema, media_type="application/schema+json")
-
-
-async def _to_docs(_: Request) -> Response:
-    """Lead whoever follows the address that was printed at the start to the reference."""
-    return RedirectResponse("/docs")
 
 
 async def _docs(request: Request) -> Response:

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from api.http.limits import Slots
 from api.http.places import PlaceFigures
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from infra.auth.api_keys import ApiKey
@@ -56,11 +57,11 @@ LEFT: Final = 499
 
 _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 )
 # Where an answer does not say otherwise: answers are for the caller alone, and never a page.
 _DEFAULTS: Final = (
+    (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
@@ -99,6 +100,7 @@ class RequestMiddleware:
         max_request_s: float = MAX_REQUEST_S,
         waiting: Waiting | None = None,
         damaged: Callable[[Exception], Exception | None] = lambda _: None,
+        page_for: Callable[[Request, Problem], Response | None] = lambda _request, _problem: None,
     ) -> None:
         """Wrap the application.
 
@@ -108,8 +110,10 @@ class RequestMiddleware:
             max_request_s: until when an answer must have begun.
             waiting: counts the requests that wait, also for others to see.
             damaged: returns what is answered instead, if an error means that stored data is damaged.
+            page_for: returns the page for a problem, if a person's browser asked; None for programs.
 
         """
+        self._page_for = page_for
         self._damaged = damaged
         self._waiting = waiting or Waiting()
         self._app = app
@@ -167,7 +171,8 @@ class RequestMiddleware:
             log.exception("Request %s failed.", exchange.request_id)
         exchange.timeout = None
         if not exchange.begun:
-            await problem.response(exchange.request_id)(scope, exchange.receive, exchange.send)
+            answer = self._page_for(Request(scope), problem) or problem.response(exchange.request_id)
+            await answer(scope, exchange.receive, exchange.send)
 
 
 class Waiting:

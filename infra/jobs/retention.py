@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from infra.auth import access_log, stream_tokens
+from infra.auth import access_log, console_sessions, stream_tokens
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -78,9 +78,14 @@ async def _stream_tokens(connection: LedgerConnection, rows: int) -> int:
     return (await connection.execute(stream_tokens.PURGE, (stream_tokens.KEEP_UNUSED_DAYS, rows))).rowcount
 
 
+async def _console_sessions(connection: LedgerConnection, rows: int) -> int:
+    return (await connection.execute(console_sessions.PURGE, (console_sessions.KEEP_ENDED_DAYS, rows))).rowcount
+
+
 _KINDS: Final[dict[str, Callable[[LedgerConnection, int], Awaitable[int]]]] = {
     "idempotency keys": _idempotency_keys,
     "counts of refusals": _refusal_counts,
     "accesses": access_log.purge,
     "stream tokens": _stream_tokens,
+    "sessions of the console": _console_sessions,
 }

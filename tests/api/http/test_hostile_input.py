@@ -339,9 +339,9 @@ def test_a_method_that_an_address_does_not_know_is_answered_with_those_it_knows(
         assert answer.headers["allow"] == allowed
 
 
-def test_the_bare_address_leads_to_the_reference(world: World) -> None:
+def test_the_bare_address_leads_to_the_console(world: World) -> None:
     answer = world.client.get("/")
-    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/codes/", "/v2/codes", "/v1/codes/a/b/c", "/v1//codes", "/%2e%2e/etc"])

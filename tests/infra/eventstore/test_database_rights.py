@@ -141,6 +141,10 @@ FILLED_BY_HAND = (
     """,
     "INSERT INTO webhook_requests (ledger_id, key, request_hash) VALUES (%(ledger)s, '', '')",
     "INSERT INTO stream_tokens VALUES (%(ledger)s, %(id)s, %(key)s, 1, now())",
+    """
+    INSERT INTO console_sessions (hash, ledger_id, key_id, sealed, expires_at)
+    VALUES (uuid_send(%(id)s), %(ledger)s, %(key)s, '', now())
+    """,
     "INSERT INTO key_changes VALUES (%(ledger)s, 1) ON CONFLICT DO NOTHING",
     "INSERT INTO anchored_ledgers VALUES (%(ledger)s)",
     "INSERT INTO history_checks (ledger_id, database) VALUES (%(ledger)s, database_identity())",

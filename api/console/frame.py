@@ -1,0 +1,79 @@
+"""The frame of every page: how a template becomes an answer, and what browsers are allowed to do with it."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2_fragments import render_block
+from starlette.responses import HTMLResponse
+
+from api.console import wording
+from api.console.assets import address_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NONCE_BYTES: Final = 16
+
+ENVIRONMENT: Final = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    # Templates are the program's own files, and do not change while it runs.
+    auto_reload=False,
+)
+ENVIRONMENT.filters.update(
+    exact=wording.exact,
+    number=wording.number,
+    plain=wording.plain,
+    span=wording.span,
+    stated=wording.stated,
+    time=wording.time,
+    words=wording.words,
+)
+ENVIRONMENT.globals.update(asset=address_of)
+
+
+def render(
+    template: str,
+    context: Mapping[str, Any],
+    *,
+    block: str | None = None,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> HTMLResponse:
+    """Return a page, or one block of it.
+
+    Scripts are those with this answer's nonce, and what htmx may do hangs on it as well: markup that somebody smuggled
+    into a page can make no request. Nothing is loaded from elsewhere, and nothing can be sent there.
+    """
+    nonce = secrets.token_urlsafe(NONCE_BYTES)
+    values = {**context, "nonce": nonce}
+    if block is None:
+        content = ENVIRONMENT.get_template(template).render(values)
+    else:
+        content = render_block(ENVIRONMENT, template, block, values)
+    return HTMLResponse(content, status, {**_headers(nonce), **(headers or {})})
+
+
+def _headers(nonce: str) -> dict[str, str]:
+    return {
+        "Content-Security-Policy": (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+            "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+            "trusted-types htmx"
+        ),
+        # Not no-referrer, which would have forms sent with `Origin: null`.
+        "Referrer-Policy": "same-origin",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=()",
+        "Cache-Control": "no-store",
+        # A block of a page and the page have one address.
+        "Vary": "HX-Request, Cookie",
+    }

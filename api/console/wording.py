@@ -1,0 +1,97 @@
+"""How values read on a page: times, spans of time, numbers, and text that somebody wrote."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from markupsafe import Markup, escape
+
+# What nobody sees, and what turns text around: control and format characters, separators of lines, and the fillers that
+# look like nothing (Unicode 16, categories Cc, Cf, Zl, Zp, and a few letters).
+_FILLERS: Final = frozenset("\u115f\u1160\u3164\uffa0\u034f\u2800")
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co"})
+_WORD: Final = re.compile(r"[_-]+|(?<=[a-z])(?=[A-Z])")
+# Text is shown so far; the rest is counted.
+MAX_SHOWN_CHARACTERS: Final = 2_000
+
+
+def moment(value: str | datetime) -> datetime:
+    """Return a time of an answer, in UTC."""
+    read = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    return read.astimezone(UTC)
+
+
+def _time(value: str | datetime, shown: str) -> Markup:
+    stated = moment(value).isoformat().replace("+00:00", "Z")
+    return Markup('<time datetime="{}">{}</time>').format(stated, shown)
+
+
+def time(value: str | datetime | None) -> Markup:
+    """Return a time to the minute, labelled UTC."""
+    if value is None:
+        return Markup("–")
+    at = moment(value)
+    return _time(value, f"{at.day} {at:%b %Y, %H:%M} UTC")
+
+
+def exact(value: str | datetime | None) -> Markup:
+    """Return a time with all that is known of it, labelled UTC."""
+    if value is None:
+        return Markup("–")
+    at = moment(value)
+    fraction = f".{at.microsecond:06}".rstrip("0") if at.microsecond else ""
+    return Markup('<time datetime="{}" data-exact>{}</time>').format(
+        at.isoformat().replace("+00:00", "Z"), f"{at.day} {at:%b %Y, %H:%M:%S}{fraction} UTC"
+    )
+
+
+def stated(value: str | datetime) -> str:
+    """Return a time as addresses have it."""
+    return moment(value).isoformat().replace("+00:00", "Z")
+
+
+def span(value: timedelta) -> str:
+    """Return a length of time in its largest unit, as people say it."""
+    seconds = abs(int(value.total_seconds()))
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        count = seconds // length
+        # Two days and more are days: "in 47 hours" makes people count.
+        if count >= (2 if unit == "day" else 1):
+            return f"{count:,} {unit}{'s' if count != 1 else ''}"
+    return "less than a minute"
+
+
+def number(value: int) -> str:
+    """Return a whole number with its thousands set apart."""
+    return f"{value:,}"
+
+
+def words(value: str) -> str:
+    """Return a name of the program's as words: `code_end` and `CodeGenerated`."""
+    return _WORD.sub(" ", value).strip().capitalize()
+
+
+def plain(value: object) -> Markup:
+    """Return text that somebody wrote, with each character that nobody would see, or that turns others around, named.
+
+    It is isolated, so that it cannot change the order of what stands beside it.
+    """
+    text = str(value)
+    kept, left = text[:MAX_SHOWN_CHARACTERS], len(text) - MAX_SHOWN_CHARACTERS
+    shown = Markup().join(_named(c) if _is_hidden(c) else escape(c) for c in kept)
+    more = Markup(' <span class="note">… and {} more characters</span>').format(number(left)) if left > 0 else ""
+    return Markup("<bdi>{}</bdi>{}").format(shown, more)
+
+
+def _is_hidden(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return character in _FILLERS or unicodedata.category(character) in _INVISIBLE
+
+
+def _named(character: str) -> Markup:
+    name = unicodedata.name(character, "control character").lower()
+    return Markup('<span class="hidden-character" title="{}">U+{:04X}</span>').format(name, ord(character))

@@ -1,0 +1,83 @@
+"""Pages as people with disabilities use them: axe's rules, in light and dark, on a wide and a narrow screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.console.conftest import Windows
+from tests.console.seed import Seeded
+
+# By tags: axe leaves out rules of WCAG 2.2 if it is not told to run them.
+TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+WIDTHS = (1280, 360)
+# Each page, by what its address is made of.
+PAGES: dict[str, Callable[[Seeded], str]] = {
+    "sign-in": lambda _: "/sign-in",
+    "start": lambda _: "/",
+    "not found": lambda _: "/nowhere",
+}
+
+
+def violations(page: Page) -> list[tuple[str, str]]:
+    """Return what breaks a rule, and what axe could not decide, with where it is."""
+    # Where a test has opened the page, the policy lets it run what the page could not.
+    page.evaluate(AXE)
+    found: dict[str, Any] = page.evaluate("tags => axe.run(document, {runOnly: {type: 'tag', values: tags}})", TAGS)
+    assert found["passes"], "axe checked nothing"
+    return [
+        (rule["id"], node["html"])
+        for kind in ("violations", "incomplete")
+        for rule in found[kind]
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing(windows: Windows, seeded: Seeded, name: str) -> None:
+    page = windows.open(None if name == "sign-in" else windows.server.admin_key)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(PAGES[name](seeded))
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert violations(page) == [], (name, width, scheme)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_but_tables_scrolls_sideways_even_at_twice_the_size(
+    windows: Windows, seeded: Seeded, name: str
+) -> None:
+    page = windows.open(None if name == "sign-in" else windows.server.admin_key)
+    for width in (360, 320):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(PAGES[name](seeded))
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_keyboard_alone_opens_the_menu_and_signs_out(windows: Windows) -> None:
+    page = windows.open(windows.server.admin_key)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.locator("details.who summary").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Sign out")).to_be_hidden()
+
+
+def test_times_follow_the_readers_switch_and_say_their_zone(windows: Windows) -> None:
+    page = windows.open(windows.server.admin_key, timezone_id="Asia/Kolkata")
+    shown = page.locator("details.who time")
+    assert str(shown.text_content()).endswith(" UTC")
+    page.get_by_role("button", name="Show local time").click()
+    assert str(shown.text_content()).endswith(" UTC+5:30")
+    page.reload()
+    expect(page.locator("#zone")).to_have_text("Asia/Calcutta")
+    page.get_by_role("button", name="Show UTC").click()
+    assert str(shown.text_content()).endswith(" UTC")

@@ -1,0 +1,47 @@
+"""What pages load: our own files, and those of others as they were published."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import tomllib
+
+import httpx
+import pytest
+
+from api.console.assets import FILES, FOLDER, assets
+from tests.serving import Server
+
+VENDOR = FOLDER / "vendor"
+VENDORED = tomllib.loads((VENDOR / "vendor.toml").read_text())["package"]
+# Raw bytes of script and style.
+MAX_WEIGHT = 120_000
+MAX_STYLE = 12_288
+
+
+def test_files_of_others_are_as_they_were_published() -> None:
+    stated = {name: digest for package in VENDORED for name, digest in package["files"].items()}
+    found = {path.name: hashlib.sha384(path.read_bytes()).digest() for path in VENDOR.glob("*.js")}
+    assert {name: f"sha384-{base64.b64encode(digest).decode()}" for name, digest in found.items()} == stated
+
+
+@pytest.mark.parametrize("package", VENDORED, ids=lambda package: package["name"])
+def test_files_of_others_come_with_their_licence(package: dict[str, str]) -> None:
+    assert "permission" in (VENDOR / package["licence_file"]).read_text().lower()
+    assert package["integrity"].startswith("sha512-")
+
+
+def test_script_and_style_weigh_little() -> None:
+    weights = {name: len(asset.content) for name, asset in assets().items() if not name.endswith(".svg")}
+    assert weights["app.css"] <= MAX_STYLE
+    assert sum(weights.values()) <= MAX_WEIGHT
+
+
+def test_every_file_is_served_for_good_under_its_hash_and_nothing_else_is(server: Server) -> None:
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        for name in FILES:
+            answer = client.get(assets()[name].address)
+            assert answer.content == (FOLDER / name).read_bytes()
+            assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+        for path in ("/assets/app.css", "/assets/vendor.toml", "/assets/..%2f..%2fpages.py", "/assets/app.0.css"):
+            assert client.get(path).status_code == 404
