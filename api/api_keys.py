@@ -190,12 +190,18 @@ async def create_key(body: CreateKey, caller: Annotated[Caller, allow("admin")])
 
 
 @router.get("/v1/keys", response_model=KeysAnswer, operation_id="listKeys")
-async def list_keys(query: Annotated[KeysQuery, Query()], caller: Annotated[Caller, allow("admin")]) -> Response:
-    """List the API keys and token identities of this ledger, newest first, including revoked ones."""
+async def list_keys(
+    query: Annotated[KeysQuery, Query()], caller: Annotated[Caller, allow("auditor", "admin")]
+) -> Response:
+    """List the API keys and token identities of this ledger, newest first, including revoked ones.
+
+    The keys themselves are not in the list: nobody can read them again. `subject`, which is sealed, is shown only to
+    administrators.
+    """
     before = None if query.cursor is None else UUID(int=decode(query.cursor, "keys", MAX_KEY))
     keys = await caller.services.key_admin.keys(caller.ledger_id, limit=query.limit + 1, before=before)
     page = page_of(keys, query.limit, lambda key: encode(key.key_id.int, "keys"))
-    return page_answer(caller, "keys", page, key_content)
+    return page_answer(caller, "keys", page, key_content if caller.role == "admin" else _without_subject)
 
 
 @router.post("/v1/keys/{key_id}/rotation", response_model=KeyAnswer, operation_id="rotateKey")
@@ -252,3 +258,7 @@ def key_content(key: ApiKey) -> dict[str, Any]:
         "last_used_at": key.last_used_at,
         "overlap_ends_at": key.overlap_ends_at,
     }
+
+
+def _without_subject(key: ApiKey) -> dict[str, Any]:
+    return key_content(key) | {"subject": None}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, cast
 
 from pydantic import (
     BeforeValidator,
@@ -31,7 +33,7 @@ from api.http.problems import Problem, malformed_query
 from api.http.query_params import MAX_Q_CHARACTERS, AnyPosition, CodeId, Exact, QueryModel, refuse_empty
 from api.query_language import ParsedQuery, QueryError, parameter, parse
 from domain.event_types import EVENT_TYPES
-from projections.index_scan import Among, Between
+from projections.index_scan import Among, Between, Positions
 
 if TYPE_CHECKING:
     from projections.index_scan import Condition
@@ -47,6 +49,17 @@ ActorFilter = Annotated[
     BeforeValidator(parameter("actor")),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "enum": ["clock"]}]}),
 ]
+
+
+MAX_POSITIONS: Final = 200
+_POSITIONS: Final = re.compile(r"^[1-9][0-9]{0,17}(,[1-9][0-9]{0,17})*$")
+
+
+def _positions(value: object) -> object:
+    if not isinstance(value, str) or _POSITIONS.fullmatch(value) is None or value.count(",") >= MAX_POSITIONS:
+        expected = f"Expected positions, at most {MAX_POSITIONS}, separated by commas, such as 1,4,9."
+        raise PydanticCustomError("parameter", cast("Any", expected))
+    return tuple(sorted({int(position) for position in value.split(",")}))
 
 
 def _parsed(q: str, policy: VideoIdPolicy, *, exact: bool) -> ParsedQuery:
@@ -86,9 +99,9 @@ class Conditions(QueryModel):
         Field(
             description="A query such as `type:Shared,Redeemed -channel:dm recorded:2026-01..2026-03 "
             "spring-sale`. The qualifiers are `actor`, `advertiser`, `brand`, `channel`, `code`, "
-            "`creator`, `effective`, `recorded`, `refused`, `source`, `type` and `video`. `-` "
-            "negates a term. Quotes keep words together. Other words are searched in the summary, "
-            "ignoring case.",
+            "`creator`, `effective`, `key`, `late`, `note`, `position`, `reason`, `recorded`, `refused`, `source`, "
+            "`terms`, `type` and `video`. `-` negates a term. Quotes keep words together. Other words are searched in "
+            "the summary, ignoring case.",
             examples=["spring-sale"],
         ),
     ] = None
@@ -127,7 +140,7 @@ class Conditions(QueryModel):
             conditions.append(Between("recorded_at", self.from_, self.to))
         if self._parsed_q is None:
             return ParsedQuery(tuple(conditions))
-        return ParsedQuery((*conditions, *self._parsed_q.conditions), self._parsed_q.words)
+        return replace(self._parsed_q, conditions=(*conditions, *self._parsed_q.conditions))
 
     def parameters(self) -> dict[str, Any]:
         """Return what was asked, under the names of the parameters."""
@@ -139,6 +152,24 @@ class Filters(Conditions):
 
     after: Annotated[AnyPosition | None, Field(description="Only later positions.", examples=[0])] = None
     before: Annotated[AnyPosition | None, Field(description="Only earlier positions.")] = None
+    positions: Annotated[
+        tuple[int, ...] | None,
+        BeforeValidator(_positions),
+        WithJsonSchema({"type": "string", "pattern": _POSITIONS.pattern}),
+        Field(
+            description=f"Only events at these positions, at most {MAX_POSITIONS}, separated by commas: all events of "
+            "an answer's `evidence` in one request.",
+            examples=["1,4,9"],
+        ),
+    ] = None
+
+    def parsed(self) -> ParsedQuery:
+        """Return the query, restricted to the given positions."""
+        parsed = super().parsed()
+        if self.positions is None:
+            return parsed
+        listed = Positions(tuple((position, position) for position in self.positions))
+        return replace(parsed, conditions=(*parsed.conditions, listed))
 
     @model_validator(mode="after")
     def _no_reversed_range(self) -> Self:

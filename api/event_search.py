@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from api.event_content import row_event
 from api.http.dependencies import DatabaseCursor
+from api.http.problems import malformed_query
+from domain.errors import NotAllowed
 from infra.errors import Unavailable
 from infra.eventstore.event_metadata import summary_of
 from infra.eventstore.event_rows import POSITION
 from infra.views.reader import LATER_S
 from projections import event_index, index_scan
-from projections.index_scan import Among, IndexPage
+from projections.index_scan import Among, IndexPage, Positions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from api.event_content import KeyNames
     from api.http.caller import Caller
-    from api.query_language import ParsedQuery
+    from api.query_language import ParsedQuery, Words
+    from domain.recorded import Event
     from infra.eventstore.event_rows import Row
     from infra.views.reader import ViewReader
 
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 MAX_ROWS_SCANNED: Final = 5_000
 MAX_SECONDS: Final = 0.25
 _AT_ONCE: Final = 250
+
+
+# Returns the text of the notes at positions of a ledger; those that are erased or are no notes are absent.
+NoteReader = Callable[[int, Sequence[int]], Awaitable[Mapping[int, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +82,41 @@ class SearchRange:
     budget: float = 1.0
 
 
+async def query_of(caller: Caller, query: ParsedQuery) -> ParsedQuery:
+    """Return the query of the caller, with the ids of the keys that it names, and restricted to what it can read.
+
+    Raises:
+        NotAllowed: it names another creator, or searches notes, which the caller cannot read.
+        Problem: it names a key that does not exist.
+
+    """
+    if query.reads_notes and caller.role == "subscriber":
+        raise NotAllowed("Keys with the role subscriber cannot read notes, so they cannot search them.")
+    if query.key_names:
+        names: KeyNames = caller.request.app.state.key_names
+        query = with_key_ids(query, await names.of(caller.ledger_id, ()))
+    return restrict_to_caller(caller, query)
+
+
+def with_key_ids(query: ParsedQuery, names: Mapping[str, str | None]) -> ParsedQuery:
+    """Return the query with the ids of the keys that it names, in any case.
+
+    Raises:
+        Problem: no key has one of the names.
+
+    """
+    conditions = list(query.conditions)
+    for wanted, negated in query.key_names:
+        folded = {name.casefold() for name in wanted}
+        known = {key_id: name.casefold() for key_id, name in names.items() if name is not None}
+        if not folded <= set(known.values()):
+            raise malformed_query("q", "No key has the name that is given with key. Names must be complete.")
+        conditions.append(Among("actor", tuple(k for k, name in known.items() if name in folded), negated))
+    return replace(query, conditions=tuple(conditions), key_names=())
+
+
 def restrict_to_caller(caller: Caller, query: ParsedQuery) -> ParsedQuery:
-    """Return what the caller may ask: a creator's key its own events alone.
+    """Return the query, for a creator's key with the condition that an event is one of its creators'.
 
     Raises:
         NotAllowed: it names another creator.
@@ -103,20 +143,50 @@ def index_stopped(upto: int) -> Unavailable:
 
 
 async def search_events(
-    views: ViewReader, ledger_id: int, query: ParsedQuery, within: SearchRange, limit: int
+    views: ViewReader,
+    ledger_id: int,
+    query: ParsedQuery,
+    within: SearchRange,
+    limit: int,
+    notes: NoteReader | None = None,
 ) -> SearchResult:
-    """Find events that fulfil what is asked, at most `limit`.
+    """Find events that match a query, at most `limit`.
+
+    Args:
+        views: reads the index and the log.
+        ledger_id: the ledger.
+        query: the query.
+        within: where to search, and for how long.
+        limit: maximum number of events.
+        notes: returns the text of notes by position; needed by a query that reads notes.
 
     Raises:
         Unavailable: the history did not come so far in time, or the database is away.
 
     """
     if query.words:
-        return await _by_words(views, ledger_id, query, within, limit)
+        return await _by_words(views, ledger_id, query, within, limit, notes)
+    positions = _listed(query)
+    if positions is not None:
+        listed = [p for p in positions if within.low < p < within.high]
+        page = (listed[::-1] if within.descending else listed)[:limit]
+        return SearchResult(await views.event_rows.at(ledger_id, page), len(page))
     if query.conditions:
         return await _by_conditions(views, ledger_id, query, within, limit)
     rows = await views.event_rows.between(ledger_id, within.low, within.high, limit=limit, descending=within.descending)
     return SearchResult(rows, len(rows))
+
+
+def _listed(query: ParsedQuery) -> list[int] | None:
+    """Return the positions in order, if the query only lists positions: they are read from the log itself."""
+    if len(query.conditions) != 1:
+        return None
+    condition = query.conditions[0]
+    if not isinstance(condition, Positions) or condition.negated:
+        return None
+    if any(first != last for first, last in condition.ranges):
+        return None
+    return sorted({first for first, _ in condition.ranges})
 
 
 async def _by_conditions(
@@ -149,11 +219,51 @@ async def _by_conditions(
     )
 
 
+def words_test(words: Sequence[Words]) -> Callable[[Event], bool]:
+    """Return the test that an event has all words, each where it is searched, except in notes.
+
+    A text that is absent has no words.
+    """
+    patterns = [(one.searched, one.pattern(), one.negated) for one in words if one.searched != "note"]
+
+    def passes(event: Event) -> bool:
+        for searched, pattern, negated in patterns:
+            text = summary_of(event) if searched == "summary" else getattr(event, searched, None)
+            if (pattern.search((text or "").casefold()) is None) is not negated:
+                return False
+        return True
+
+    return passes
+
+
+async def _with_notes(rows: list[Row], words: Sequence[Words], ledger_id: int, notes: NoteReader | None) -> list[Row]:
+    """Return the rows whose notes have all words that are searched in notes; an erased note has none."""
+    patterns = [(one.pattern(), one.negated) for one in words if one.searched == "note"]
+    if not patterns or not rows or notes is None:
+        return rows
+    texts = await notes(ledger_id, [row[POSITION] for row in rows])
+    return [
+        row
+        for row in rows
+        if all(
+            (pattern.search(texts.get(row[POSITION], "").casefold()) is None) is negated
+            for pattern, negated in patterns
+        )
+    ]
+
+
 async def _by_words(
-    views: ViewReader, ledger_id: int, query: ParsedQuery, within: SearchRange, limit: int
+    views: ViewReader,
+    ledger_id: int,
+    query: ParsedQuery,
+    within: SearchRange,
+    limit: int,
+    notes: NoteReader | None,
 ) -> SearchResult:
-    """Look through the summaries of what passes the conditions, a bounded number of them."""
-    patterns = [(words.pattern(), words.negated) for words in query.words]
+    """Look through the texts of what passes the conditions, a bounded number of them."""
+    passes = words_test(query.words)
+    if query.reads_notes and notes is None:
+        raise ValueError("notes are searched here by words, and nothing reads them")
     conditions = replace(query, words=())
     kept: list[Row] = []
     rows_scanned = 0
@@ -162,13 +272,14 @@ async def _by_words(
     while True:
         found = await search_events(views, ledger_id, conditions, within, _AT_ONCE)
         first = first or found
-        for row in found.rows:
-            rows_scanned += 1
-            said = summary_of(row_event(row)).casefold()
-            if all((pattern.search(said) is None) is negated for pattern, negated in patterns):
-                kept.append(row)
-                if len(kept) == limit:
-                    return SearchResult(kept, rows_scanned, None, first.upto, first.cut_off and within.descending)
+        matching = [row for row in found.rows if passes(row_event(row))]
+        matching = await _with_notes(matching, query.words, ledger_id, notes)
+        kept += matching[: limit - len(kept)]
+        if len(kept) == limit:
+            last_kept = kept[-1][POSITION]
+            rows_scanned += 1 + next(i for i, row in enumerate(found.rows) if row[POSITION] == last_kept)
+            return SearchResult(kept, rows_scanned, None, first.upto, first.cut_off and within.descending)
+        rows_scanned += len(found.rows)
         if found.stopped_at is None and len(found.rows) < _AT_ONCE:
             return SearchResult(kept, rows_scanned, None, first.upto, first.cut_off)
         last = found.rows[-1][POSITION] if found.stopped_at is None else found.stopped_at

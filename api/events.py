@@ -16,7 +16,7 @@ from starlette.responses import Response
 from api.access_log import record_access, subject_of_search
 from api.event_content import EventAnswer, csv_head, csv_text, event_content, names_in, names_of, ndjson, row_content
 from api.event_filters import Filters
-from api.event_search import SearchRange, index_stopped, restrict_to_caller, search_events
+from api.event_search import SearchRange, index_stopped, query_of, search_events
 from api.http import headers
 from api.http.as_of import wait_for_log
 from api.http.caller import Caller, allow
@@ -124,7 +124,7 @@ async def list_events(
     the access log.
     """
     caller.history.require_whole()
-    parsed = restrict_to_caller(caller, query.parsed())
+    parsed = await query_of(caller, query.parsed())
     await wait_for_log(caller, query.at_least)
     page = await _page(caller, query, parsed)
     if query.wait is not None:
@@ -207,10 +207,13 @@ async def _page(caller: Caller, query: EventsQuery, parsed: ParsedQuery) -> _Pag
     if place is not None:
         low, high = (max(low, place), high) if upwards else (low, min(high, place))
     head = await caller.services.events.head(caller.ledger_id)
-    if (query.after or 0) > head:
+    if max(query.after or 0, *(query.positions or (0,))) > head:
         raise ahead_of_ledger(head)
     within = SearchRange(low, high, not upwards, at_least=min(head, high - 1))
-    found = await search_events(caller.services.views, caller.ledger_id, parsed, within, query.limit + 1)
+    services = caller.services
+    found = await search_events(
+        services.views, caller.ledger_id, parsed, within, query.limit + 1, services.aggregates.notes
+    )
     upto = head if found.upto is None else found.upto
     if found.cut_off and upto <= low:
         raise index_stopped(upto)

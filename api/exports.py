@@ -23,7 +23,7 @@ from starlette.responses import Response
 from api.access_log import record_access, subject_of_search
 from api.event_content import CSV_COLUMNS, csv_head, csv_text, names_in, ndjson, row_content
 from api.event_filters import Filters
-from api.event_search import SearchRange, index_stopped, search_events
+from api.event_search import SearchRange, index_stopped, query_of, search_events
 from api.export_files import digest_of
 from api.http.as_of import wait_for_log
 from api.http.caller import Caller, allow
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from api.event_content import KeyNames
+    from api.event_search import NoteReader
     from api.query_language import ParsedQuery
     from infra.eventstore.event_rows import Row
     from infra.eventstore.histories import History
@@ -87,6 +88,7 @@ class Export:
         format: of the export.
         bom: whether a table begins with a byte order mark, which counts as a part of it.
         head: the ledger's last position when it began; nothing later is exported.
+        notes: reads notes, for a query that searches them.
         upto: the position up to which all is exported that was asked for: the head, or less where the history has
             stopped.
         began_at: when it began.
@@ -109,6 +111,7 @@ class Export:
     bom: bool = False
     low: int = 0
     high: int = END
+    notes: NoteReader | None = None
     upto: int = field(init=False)
     events: int = 0
     first: int | None = None
@@ -170,7 +173,7 @@ class Export:
     async def _pages(self, views: ViewReader) -> AsyncGenerator[Sequence[Row]]:
         within = SearchRange(self.low, min(self.high, self.upto + 1), budget=_BUDGET)
         while True:
-            found = await search_events(views, self.ledger_id, self.query, within, PAGE_EVENTS)
+            found = await search_events(views, self.ledger_id, self.query, within, PAGE_EVENTS, self.notes)
             if found.rows:
                 yield found.rows
             if found.stopped_at is None and len(found.rows) < PAGE_EVENTS:
@@ -232,11 +235,11 @@ async def export_events(
     in the access log before the first byte is sent.
     """
     caller.history.require_whole()
-    parsed = query.parsed()
+    parsed = await query_of(caller, query.parsed())
     await wait_for_log(caller, query.at_least)
     services = caller.services
     head = await services.events.head(caller.ledger_id)
-    if (query.after or 0) > head:
+    if max(query.after or 0, *(query.positions or (0,))) > head:
         raise ahead_of_ledger(head)
     export = Export(
         ledger_id=caller.ledger_id,
@@ -250,6 +253,7 @@ async def export_events(
         bom=query.bom is True,
         low=query.after or 0,
         high=END if query.before is None else query.before,
+        notes=services.aggregates.notes,
     )
     await export.reach(services.views)
     media_type = MEDIA_TYPES[query.format]

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from api.authorization_lines import BatchError, BatchQuery, answer_lines, batch_context, read_lines
 from api.event_content import KeyNames
+from api.event_search import with_key_ids
 from api.export_files import written_atomically
 from api.exports import MEDIA_TYPES as EXPORTED
 from api.exports import Export, ExportQuery
@@ -28,8 +29,10 @@ from infra.auth.key_admin import KeyAdmin
 from infra.auth.key_commands import find_ledger
 from infra.crypto.keyring import Keyring
 from infra.crypto.sealed_terms import seal_search_terms
+from infra.eventstore.aggregate_reader import AggregateReader
 from infra.eventstore.histories import Histories
 from infra.eventstore.reader import EventReader
+from infra.eventstore.repository import AggregateCache
 from infra.postgres.pool import Database
 from infra.postgres.roles import API
 from infra.views.reader import ViewReader
@@ -82,6 +85,7 @@ class OpenLedger:
     views: ViewReader
     store: EventReader
     names: KeyNames
+    keyring: Keyring
     keys: LedgerKeys
     history: History
 
@@ -109,7 +113,7 @@ async def open_ledger(where: LedgerAddress) -> AsyncIterator[OpenLedger]:
         names = KeyNames(KeyAdmin(database, keyring))
         keys = await keyring.ledger(ledger_id)
         history = await Histories(database).of(ledger_id)
-        yield OpenLedger(ledger_id, ViewReader(database), EventReader(database), names, keys, history)
+        yield OpenLedger(ledger_id, ViewReader(database), EventReader(database), names, keyring, keys, history)
     finally:
         await database.close()
 
@@ -155,16 +159,21 @@ async def export(where: LedgerAddress, query: ExportQuery, path: Path, say: Call
     """
     _refuse_taken(path)
     async with open_ledger(where) as opened:
+        try:
+            parsed = with_key_ids(query.parsed(), await opened.names.of(opened.ledger_id, ()))
+        except Problem as problem:
+            raise LookupError(_said(problem, query.q or "")) from None
         exported = Export(
             ledger_id=opened.ledger_id,
             ledger=where.ledger,
             history=opened.history,
-            query=query.parsed(),
+            query=parsed,
             parameters=query.parameters(),
             format=query.format,
             head=await opened.store.head(opened.ledger_id),
             began_at=datetime.now(UTC),
             bom=query.bom is True,
+            notes=AggregateReader(opened.store, opened.keyring, AggregateCache()).notes,
         )
         await exported.reach(opened.views)
         media_type = EXPORTED[query.format].partition(";")[0]

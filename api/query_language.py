@@ -2,10 +2,11 @@ r"""What `q` may say: a small language in which people search the audit trail.
 
     query     = *SP term *( 1*SP term ) *SP           all terms must hold; at most 20
     term      = [ "-" ] ( qualifier / text )          "-" negates; a text stands in the event's summary, in any case
-    qualifier = name ":" ( values / span )            a span for recorded and effective, values for the others
+    qualifier = name ":" ( values / span / delay )    a span for recorded and effective, a delay for late, else values
     name      = 1*( ALPHA / "_" )                     one of `QUALIFIERS`, in any case
     values    = value *( "," value )                  one of them must hold; at most 20
     span      = time / [ time ] ".." [ time ]         from the beginning of the first to the end of the last
+    delay     = [ ">" ] 1*DIGIT ( "h" / "d" )         hours or days
     time      = year / year "-" month / year "-" month "-" day / a time of RFC 3339
     text      = quoted / bare                         a bare one is not AND, OR or NOT, nor begins with a curly quote
     value     = quoted / bare
@@ -22,7 +23,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 from uuid import UUID
 
 from pydantic_core import PydanticCustomError
@@ -33,21 +34,27 @@ from domain.errors import REFUSALS
 from domain.event_types import EVENT_TYPES
 from domain.pasted import FIRST_YEAR, LAST_YEAR, Unusable, canonical_creator_id
 from domain.values import ID_PATTERN, Channel, Source
-from projections.index_scan import Among, Between, Condition, Field
+from projections.event_index import LATE_AFTER
+from projections.index_scan import Among, Between, Condition, Field, Positions, RecordedLate
 
 MAX_TERMS: Final = 20
 MAX_VALUES: Final = 20
+MAX_DELAY_DAYS: Final = 36_500
 
 _SPACE: Final = re.compile(r"\s+")
 _NAME: Final = re.compile(r"([A-Za-z_]+):")
 _BARE: Final = re.compile(r'[^\s"]+')
 _BARE_VALUE: Final = re.compile(r'[^\s",]+')
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+# Its reason is one of the refusals, and searched with `refused`.
+_CODED: Final = frozenset({"RedemptionRefused"})
 # What people know from other searches, or what their editor made of a quote: looked for as texts, these find nothing,
 # and a trail that seems to hold nothing is a wrong answer.
 _OPERATORS: Final = frozenset({"AND", "OR", "NOT"})
 _CURLY: Final = ("\u201c", "\u201d", "\u201e")
 _ESCAPED: Final = re.compile(r"\\(.)")
+_DELAY: Final = re.compile(r">?([0-9]{1,6})([hd])")
+_POSITIONS: Final = re.compile(r"([0-9]{1,18})(?:\.\.([0-9]{1,18}))?")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DATE: Final = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
 _TIME_EXPECTED: Final = (
@@ -69,38 +76,73 @@ class QueryError(Exception):
         self.unusable = unusable
 
 
+# The text of an event in which words are searched.
+Searched = Literal["summary", "reason", "terms_version", "note"]
+
+
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A text that stands in an event's summary, in any case, and not in the middle of other words."""
+    """Words that a text of an event contains, in any case, and not in the middle of other words.
+
+    `alternatives` are the same for other words, one of which suffices. The version of the terms must be equal as a
+    whole.
+    """
 
     text: str
     negated: bool = False
+    searched: Searched = "summary"
+    alternatives: tuple[str, ...] = ()
 
     def pattern(self) -> re.Pattern[str]:
-        """Return what finds it in a summary whose case is folded."""
-        folded = self.text.casefold()
-        begins = r"(?<!\w)" if re.match(r"\w", folded) else ""
-        ends = r"(?!\w)" if re.search(r"\w$", folded) else ""
-        return re.compile(begins + re.escape(folded) + ends)
+        """Return the pattern that finds them in a text in casefolded form."""
+        texts = [text.casefold() for text in (self.text, *self.alternatives)]
+        if self.searched == "terms_version":
+            return re.compile(rf"\A(?:{'|'.join(map(re.escape, texts))})\Z")
+        return re.compile("|".join(map(_whole_words, texts)))
+
+
+def _whole_words(text: str) -> str:
+    begins = r"(?<!\w)" if re.match(r"\w", text) else ""
+    ends = r"(?!\w)" if re.search(r"\w$", text) else ""
+    return begins + re.escape(text) + ends
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedQuery:
-    """A query: what the history is searched by, and what must stand in the summaries of what is found."""
+    """A query: conditions on the index of events, and words that the events' texts must contain.
+
+    `key_names` are names of API keys, each with whether it is negated: the ids of these keys are looked up later.
+    """
 
     conditions: tuple[Condition, ...] = ()
     words: tuple[Words, ...] = ()
+    key_names: tuple[tuple[tuple[str, ...], bool], ...] = ()
+
+    @property
+    def reads_notes(self) -> bool:
+        """Whether it searches the texts of notes, which are sealed."""
+        return any(words.searched == "note" for words in self.words)
 
     def among(self, field: Field, values: tuple[str, ...]) -> ParsedQuery:
         """Return a query that also demands that a field is one of some values."""
         return replace(self, conditions=(*self.conditions, Among(field, values)))
 
 
+_Other = Literal["effective_at", "key_name", "late", "note", "position", "reason", "recorded_at", "terms_version"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Qualifier:
-    """What a qualifier searches: a field by values, each read by a function that says what it expects; or a time."""
+    """What a qualifier searches, and how its value is read.
 
-    field: Field | None
+    Attributes:
+        searched: a field of the index, a text of the event, or another condition.
+        read: reads a value of a field; None for a value that it cannot have.
+        expected: what `read` expects, as a sentence.
+
+    """
+
+    searched: Field | _Other
     read: Callable[[str], str | UUID | None] = lambda text: text
     expected: str = ""
 
@@ -131,6 +173,13 @@ def _one_of(known: tuple[str, ...]) -> tuple[Callable[[str], str | None], str]:
 
 _CREATOR_EXPECTED: Final = pasted.SENTENCES["not_a_creator_id"]
 _ID_EXPECTED: Final = "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"
+_DELAY_EXPECTED: Final = "Expected a number of hours or days, at least 1h, such as >30d."
+_POSITION_EXPECTED: Final = "Expected a position or a range of positions, such as 42 or 100..200."
+# The types of the events that have the text.
+_WITH_TEXT: Final[Mapping[str, tuple[str, ...]]] = {
+    name: tuple(type_ for type_, event in EVENT_TYPES.items() if name in event.__annotations__ and type_ not in _CODED)
+    for name in ("reason", "terms_version")
+} | {"note": ("NoteAdded", "Shared")}
 QUALIFIERS: Final[dict[str, _Qualifier]] = {
     "actor": _Qualifier("actor", _key_id, "Expected the id of a key, or clock."),
     "advertiser": _Qualifier("advertiser_id", _id, _ID_EXPECTED),
@@ -138,10 +187,16 @@ QUALIFIERS: Final[dict[str, _Qualifier]] = {
     "channel": _Qualifier("channel", *_one_of(get_args(Channel))),
     "code": _Qualifier("code_id", _code_id, "Expected the id of a code, which is a UUID."),
     "creator": _Qualifier("creator_id", _creator, _CREATOR_EXPECTED),
-    "effective": _Qualifier(None),
-    "recorded": _Qualifier(None),
+    "effective": _Qualifier("effective_at"),
+    "key": _Qualifier("key_name", expected="Expected the name of a key."),
+    "late": _Qualifier("late", expected=_DELAY_EXPECTED),
+    "note": _Qualifier("note", expected="Expected words of a note."),
+    "position": _Qualifier("position", expected=_POSITION_EXPECTED),
+    "reason": _Qualifier("reason", expected="Expected words of a reason."),
+    "recorded": _Qualifier("recorded_at"),
     "refused": _Qualifier("refused", *_one_of(REFUSALS["redeem"])),
     "source": _Qualifier("source", *_one_of(get_args(Source))),
+    "terms": _Qualifier("terms_version", expected="Expected a version of the terms, such as 2026-01."),
     "type": _Qualifier("type", *_one_of(tuple(EVENT_TYPES))),
     "video": _Qualifier("video_id", expected=_ID_EXPECTED),  # read as the request's other video ids are
 }
@@ -185,6 +240,8 @@ class _Parser:
         self._at = 0
         self._conditions: list[Condition] = []
         self._words: list[Words] = []
+        self._key_names: list[tuple[tuple[str, ...], bool]] = []
+        self._seen: set[str] = set()
 
     def query(self) -> ParsedQuery:
         terms = 0
@@ -195,7 +252,7 @@ class _Parser:
             terms += 1
         if not terms:
             raise QueryError(self._at, "Expected a term: a word, or a qualifier with its value, such as type:Shared.")
-        return ParsedQuery(tuple(self._conditions), tuple(self._words))
+        return ParsedQuery(tuple(self._conditions), tuple(self._words), tuple(self._key_names))
 
     def _after_space(self) -> bool:
         """Go past space, and tell whether there is more; a term ends at a space."""
@@ -219,17 +276,34 @@ class _Parser:
             raise QueryError(self._at, f"{message} Put text that contains a colon in quotes.")
         began = self._at
         self._at = name.end()
-        if known.field is None:
-            field = "recorded_at" if name[1].lower() == "recorded" else "effective_at"
-            self._conditions.append(Between(cast("Any", field), *self._span(), negated))
+        match known.searched:
+            case "recorded_at" | "effective_at" as field:
+                self._conditions.append(Between(field, *self._span(), negated))
+            case "late":
+                self._conditions.append(RecordedLate(self._delay(), negated))
+            case "position":
+                self._once(known, began, negated)
+                self._conditions.append(Positions(self._ranges(), negated))
+            case "key_name":
+                self._once(known, began, negated)
+                self._key_names.append((tuple(map(str, self._values(known))), negated))
+            case "reason" | "terms_version" | "note" as searched:
+                first, *others = map(str, self._values(known))
+                self._words.append(Words(first, negated, searched, tuple(others)))
+                if not negated:
+                    self._conditions.append(Among("type", _WITH_TEXT[searched]))
+            case field:
+                self._once(known, began, negated)
+                self._conditions.append(Among(field, self._values(known), negated))
+
+    def _once(self, known: _Qualifier, began: int, negated: bool) -> None:
+        """Refuse a qualifier that is repeated: it would find only what meets both, which is nothing."""
+        if negated:
             return
-        condition = Among(known.field, self._values(known), negated)
-        if not negated and any(
-            isinstance(c, Among) and c.field == condition.field and not c.negated for c in self._conditions
-        ):
+        if known.searched in self._seen:
             message = "This qualifier is repeated. Give several values in one qualifier, separated by commas."
             raise QueryError(began, message)
-        self._conditions.append(condition)
+        self._seen.add(known.searched)
 
     def _text_here(self) -> str:
         began = self._at
@@ -253,7 +327,7 @@ class _Parser:
                 raise QueryError(self._at, f"A qualifier must have at most {MAX_VALUES} values.")
             began = self._at
             value = qualifier.read(self._value(_BARE_VALUE, qualifier.expected))
-            if qualifier.field == "video_id":
+            if qualifier.searched == "video_id":
                 value = self._video_of(str(value), began)
             if value is None:
                 raise QueryError(began, qualifier.expected)
@@ -288,6 +362,33 @@ class _Parser:
         """Return where a quoted text goes wrong: at a backslash before something else, or at the end."""
         wrong = re.compile(r'"(?:[^"\\]|\\["\\])*').match(self._text, self._at)
         return len(self._text) if wrong is None else wrong.end()
+
+    def _ranges(self) -> tuple[tuple[int, int], ...]:
+        """Take positions and ranges of them, separated by commas; a range includes both of its ends."""
+        ranges: list[tuple[int, int]] = []
+        while True:
+            if len(ranges) == MAX_VALUES:
+                raise QueryError(self._at, f"A qualifier must have at most {MAX_VALUES} values.")
+            began = self._at
+            found = _POSITIONS.fullmatch(self._value(_BARE_VALUE, _POSITION_EXPECTED))
+            if found is None or not 1 <= int(found[1]) <= int(found[2] or found[1]):
+                raise QueryError(began, _POSITION_EXPECTED)
+            ranges.append((int(found[1]), int(found[2] or found[1])))
+            if not self._text.startswith(",", self._at):
+                return tuple(ranges)
+            self._at += 1
+
+    def _delay(self) -> timedelta:
+        began = self._at
+        found = _DELAY.fullmatch(self._value(_BARE_VALUE, _DELAY_EXPECTED))
+        delay = (
+            None
+            if found is None
+            else timedelta(**{"h": {"hours": int(found[1])}, "d": {"days": int(found[1])}}[found[2]])
+        )
+        if delay is None or not LATE_AFTER <= delay <= timedelta(days=MAX_DELAY_DAYS):
+            raise QueryError(began, _DELAY_EXPECTED)
+        return delay
 
     def _span(self) -> tuple[datetime | None, datetime | None]:
         began = self._at

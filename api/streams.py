@@ -18,13 +18,13 @@ import contextlib
 import logging
 from functools import cached_property
 from itertools import takewhile
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query
 from prometheus_client import Counter, Gauge
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
@@ -33,7 +33,7 @@ from api.access_log import record_access
 from api.catch_up import CatchUp
 from api.event_content import event_content
 from api.event_filters import Conditions
-from api.event_search import restrict_to_caller
+from api.event_search import query_of, words_test
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
 from api.http.headers import idempotency_key, last_event_id
@@ -130,6 +130,12 @@ class StreamQuery(Conditions):
             "filters: only `after` can be sent beside it."
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _no_notes(self) -> Self:
+        if self.parsed().reads_notes:
+            raise malformed_query("q", "A stream cannot be filtered by notes. Search them with `GET /v1/events`.")
+        return self
 
     def parameters(self) -> dict[str, Any]:
         """Return what was asked, under the names of the parameters; the token is nobody else's concern."""
@@ -600,14 +606,9 @@ async def stream_events(
     token, use = await _used_token(caller, query)
     if token is not None:
         query = StreamQuery.model_validate({**token.filters, **({} if query.after is None else {"after": query.after})})
-    parsed = restrict_to_caller(caller, query.parsed())
-    patterns = [(words.pattern(), words.negated) for words in parsed.words]
-
-    def said(summary: str) -> bool:
-        return all((pattern.search(summary) is None) is negated for pattern, negated in patterns)
-
+    parsed = await query_of(caller, query.parsed())
     streams: Streams = caller.request.app.state.streams
-    selection = EventFilter(parsed.conditions, said if patterns else None)
+    selection = EventFilter(parsed.conditions, words_test(parsed.words) if parsed.words else None)
     stream = await streams.open(caller, query.parameters(), selection, await _position(caller, query.after))
     if token is not None:
         stream.token_id, stream.use = token.token_id, use
@@ -632,7 +633,7 @@ async def create_stream_token(
         raise malformed("malformed_body", error, StreamQuery) from None
     if query.token is not None:
         raise malformed_body("/filters/token", "A token has no token.")
-    restrict_to_caller(caller, query.parsed())
+    await query_of(caller, query.parsed())
     now = caller.services.now()
     token = await caller.services.stream_tokens.issue(caller.presented, body.filters, now)
     return answer({"token": token, "use_before": now + USE_WITHIN}, 201, NO_STORE)

@@ -72,7 +72,30 @@ class Between:
     negated: bool = False
 
 
-Condition = Among | Between
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The position lies in one of the ranges, both ends included; negated: in none of them."""
+
+    ranges: tuple[tuple[int, int], ...]
+    negated: bool = False
+
+    def include(self, position: int) -> bool:
+        """Tell whether a position lies in one of the ranges."""
+        return any(first <= position <= last for first, last in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedLate:
+    """The event was recorded longer than `delay` after it took effect; negated: it was not.
+
+    A delay below `LATE_AFTER` would miss events that are not indexed as late.
+    """
+
+    delay: timedelta
+    negated: bool = False
+
+
+Condition = Among | Between | Positions | RecordedLate
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,11 +359,17 @@ async def _plan(
     low, high = after, before
     passes: list[Condition] = []
     late_from: int | None = None
+    positions = [(low + 1, high - 1)]
     for condition in conditions:
         if isinstance(condition, Among):
             passes.append(_without_repeats(await _of_columns(cur, ledger_id, condition)))
         elif condition.negated:
             passes.append(condition)
+        elif isinstance(condition, Positions):
+            positions = _intersection(positions, condition.ranges)
+        elif isinstance(condition, RecordedLate):
+            passes.append(condition)
+            late_from = 0
         elif condition.field == "recorded_at":
             low = max(low, await _last_before(cur, ledger_id, condition.since, 0))
             high = min(high, await _last_before(cur, ledger_id, condition.until, END - 1) + 1)
@@ -359,9 +388,33 @@ async def _plan(
     given.sort(key=lambda condition: _PRECEDENCE.index(condition.field))  # type: ignore[arg-type] # a column by now
     scans = [_Scan(condition.field, condition.values) for condition in given]  # type: ignore[arg-type] # as above
     if scans or late_from is None:
-        return [_Range(low, high, scans or [_Scan()])], passes
-    ranges = [_Range(low, min(high, late_from + 1), [_Scan()]), _Range(max(low, late_from), high, [_Scan(late=True)])]
-    return [within for within in ranges if within.low + 1 < within.high], passes
+        ranges = [_Range(low, high, scans or [_Scan()])]
+    else:
+        prompt = _Range(low, min(high, late_from + 1), [_Scan()])
+        ranges = [prompt, _Range(max(low, late_from), high, [_Scan(late=True)])]
+    parts = [
+        _Range(max(within.low, first - 1), min(within.high, last + 1), within.scans)
+        for within in ranges
+        for first, last in positions
+    ]
+    return [part for part in parts if part.low + 1 < part.high], passes
+
+
+def _intersection(ranges: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the positions that both have, as ranges that do not overlap, in order."""
+    both = sorted(
+        (max(first, start), min(last, end))
+        for first, last in ranges
+        for start, end in others
+        if max(first, start) <= min(last, end)
+    )
+    merged: list[tuple[int, int]] = []
+    for first, last in both:
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return merged
 
 
 async def _of_columns(cur: AsyncCursor[Any], ledger_id: int, condition: Among) -> Among:
@@ -410,14 +463,25 @@ def _all_of(passes: Sequence[Condition], secondary: sql.SQL | None = None) -> sq
     """Return the expression that a row `h` meets every condition: true or false, never null."""
     tests: list[sql.Composable] = [sql.SQL("true") if secondary is None else secondary]
     for i, condition in enumerate(passes):
-        column = sql.Identifier("h", condition.field)
-        if isinstance(condition, Among):
+        if isinstance(condition, Positions):
+            test: sql.Composable = _in_ranges(i)
+        elif isinstance(condition, RecordedLate):
+            test = sql.SQL("h.recorded_at - h.effective_at > {}").format(sql.Placeholder(f"delay_{i}"))
+        elif isinstance(condition, Among):
+            column = sql.Identifier("h", condition.field)
             type_ = _COLUMNS[condition.field]  # type: ignore[index] # a column by now
-            test: sql.Composable = sql.SQL("{} = ANY ({}::{}[])").format(column, sql.Placeholder(f"any_{i}"), type_)
+            test = sql.SQL("{} = ANY ({}::{}[])").format(column, sql.Placeholder(f"any_{i}"), type_)
         else:
-            test = _between(condition, column, i)
+            test = _between(condition, sql.Identifier("h", condition.field), i)
         tests.append(sql.SQL("({}) IS NOT TRUE" if condition.negated else "({}) IS TRUE").format(test))
     return sql.SQL(" AND ").join(tests)
+
+
+def _in_ranges(i: int) -> sql.Composed:
+    return sql.SQL(
+        "EXISTS (SELECT FROM unnest({}::bigint[], {}::bigint[]) AS r (first, last) "
+        "WHERE h.position BETWEEN r.first AND r.last)"
+    ).format(sql.Placeholder(f"first_{i}"), sql.Placeholder(f"last_{i}"))
 
 
 def _between(condition: Between, column: sql.Identifier, i: int) -> sql.Composable:
@@ -432,6 +496,10 @@ def _values(scan: _Scan, passes: Sequence[Condition]) -> dict[str, Any]:
     for i, condition in enumerate(passes):
         if isinstance(condition, Among):
             given[f"any_{i}"] = list(condition.values)
+        elif isinstance(condition, Positions):
+            given |= {f"first_{i}": [r[0] for r in condition.ranges], f"last_{i}": [r[1] for r in condition.ranges]}
+        elif isinstance(condition, RecordedLate):
+            given[f"delay_{i}"] = condition.delay
         else:
             given |= {f"since_{i}": condition.since, f"until_{i}": condition.until}
     return given

@@ -17,7 +17,7 @@ from infra.eventstore.serialization import UnreadableEvent
 from infra.recent_cache import RecentCache
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -130,6 +130,12 @@ class AggregateReader:
         except EpochKeyMissing:  # the epoch ended in between: the keys are sealed in the next one now
             return await self._unsealed(ledger_id, recorded)
 
+    async def notes(self, ledger_id: int, positions: Sequence[int]) -> dict[int, str]:
+        """Return the text of the notes at positions, by position; those of creators who were erased are absent."""
+        unsealed = await self.unsealed(ledger_id, await self.events.at_positions(ledger_id, positions))
+        texts = {position: _note(fields or {}) for position, fields in unsealed.items()}
+        return {position: text for position, text in texts.items() if text is not None}
+
     async def _unsealed(self, ledger_id: int, recorded: Sequence[RecordedEvent]) -> dict[int, dict[str, Sealed] | None]:
         by_position = {r.position: r for r in recorded}
         fields: dict[int, dict[str, Sealed] | None] = {}
@@ -146,3 +152,8 @@ class AggregateReader:
             where = associated_data(ledger_id, r.stream_id, r.stream_version, r.event_id, r.type)
             fields[position] = key.unseal(stored.sealed, where)
         return fields
+
+
+def _note(fields: Mapping[str, Sealed]) -> str | None:
+    """Return the note among the sealed fields of an event, which are a secret, or a note."""
+    return next((str(text) for name, text in fields.items() if name != "secret"), None)

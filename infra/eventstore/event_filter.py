@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from domain.code import Code
 from domain.pasted import creator_name
-from infra.eventstore.event_metadata import summary_of
 from infra.eventstore.serialization import UnreadableEvent
-from projections.index_scan import Among, Condition
+from projections.index_scan import Among, Between, Condition, Positions, RecordedLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from uuid import UUID
 
-    from domain.recorded import RecordedEvent
+    from domain.recorded import Event, RecordedEvent
     from projections.index_scan import Field
 
 _VALUES: dict[Field, Callable[[RecordedEvent], Any]] = {
@@ -46,8 +45,8 @@ class EventFilter:
 
     """
 
-    def __init__(self, conditions: Sequence[Condition] = (), said: Callable[[str], bool] | None = None) -> None:
-        """Take the conditions, and a test that the event's summary, in casefolded form, must pass."""
+    def __init__(self, conditions: Sequence[Condition] = (), said: Callable[[Event], bool] | None = None) -> None:
+        """Take the conditions, and a test that the texts of an event must pass."""
         self.conditions = conditions
         self.everything = not conditions and said is None
         self._said = said
@@ -74,17 +73,22 @@ class EventFilter:
         return all(self._fulfils(condition, recorded) for condition in self.conditions) and self.says(recorded)
 
     def says(self, recorded: RecordedEvent) -> bool:
-        """Tell whether an event's summary passes the test, if there is one."""
+        """Tell whether an event's texts pass the test, if there is one."""
         if self._said is None or isinstance(recorded.event, UnreadableEvent):
             return True
-        return self._said(summary_of(recorded.event).casefold())
+        return self._said(recorded.event)
 
     def _named(self, field: Field) -> frozenset[str]:
         asked = [c for c in self.conditions if isinstance(c, Among) and c.field == field]
         return frozenset(str(value) for condition in asked for value in condition.values)
 
     def _fulfils(self, condition: Condition, recorded: RecordedEvent) -> bool:
-        if not isinstance(condition, Among):
+        if isinstance(condition, Positions):
+            return condition.include(recorded.position) is not condition.negated
+        if isinstance(condition, RecordedLate):
+            late = recorded.recorded_at - recorded.effective_at > condition.delay
+            return late is not condition.negated
+        if isinstance(condition, Between):
             moment = getattr(recorded, condition.field)
             since, until = condition.since, condition.until
             return ((since is None or moment >= since) and (until is None or moment < until)) is not condition.negated

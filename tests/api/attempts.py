@@ -74,7 +74,7 @@ ROLES: dict[str, set[str]] = {
     "POST /v1/creators/{creator_id}/erasure": {"admin"},
     "GET /v1/creators/{creator_id}/erasure": {"operator", "auditor", "admin"},
     "POST /v1/keys": {"admin"},
-    "GET /v1/keys": {"admin"},
+    "GET /v1/keys": {"auditor", "admin"},
     "POST /v1/keys/{key_id}/rotation": {"admin"},
     "DELETE /v1/keys/{key_id}": {"admin"},
     "GET /livez": set(),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from api.query_language import MAX_TERMS, MAX_VALUES, QUALIFIERS, ParsedQuery, QueryError, Words, parse
 from domain.event_types import EVENT_TYPES
-from projections.index_scan import Among, Between, Condition
+from projections.index_scan import Among, Between, Condition, Positions, RecordedLate
 
 CODE = "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"
 
@@ -39,6 +39,10 @@ def day(year: int, month: int = 1, number: int = 1, **more: int) -> datetime:
         ("recorded:2026-01..2026-03", [Between("recorded_at", day(2026, 1), day(2026, 4))]),
         ("effective:2026-01-31..", [Between("effective_at", day(2026, 1, 31), None)]),
         ("-effective:..2025", [Between("effective_at", None, day(2026), True)]),
+        ("position:4,100..200", [Positions(((4, 4), (100, 200)))]),
+        ("-position:1", [Positions(((1, 1),), True)]),
+        ("late:>30d", [RecordedLate(timedelta(days=30))]),
+        ("-late:1h", [RecordedLate(timedelta(hours=1), True)]),
         (
             "recorded:2026-03-01T12:00:00Z",
             [Between("recorded_at", day(2026, 3, 1, hours=12), day(2026, 3, 1, hours=12, microseconds=1))],
@@ -51,6 +55,32 @@ def day(year: int, month: int = 1, number: int = 1, **more: int) -> datetime:
 )
 def test_a_qualifier_searches_a_field(query: str, conditions: list[Condition]) -> None:
     assert parse(query) == ParsedQuery(tuple(conditions))
+
+
+@pytest.mark.parametrize(
+    ("query", "types", "words"),
+    [
+        ('reason:"agreement ended"', {"Revoked", "CodeRevealed"}, Words("agreement ended", searched="reason")),
+        ("terms:2026-01,2026-02", {"CodeGenerated"}, Words("2026-01", False, "terms_version", ("2026-02",))),
+        ("note:spring", {"NoteAdded", "Shared"}, Words("spring", searched="note")),
+    ],
+)
+def test_a_text_of_an_event_is_searched_in_the_events_that_have_it(query: str, types: set[str], words: Words) -> None:
+    parsed = parse(query)
+    assert parsed.words == (words,)
+    [condition] = parsed.conditions
+    assert isinstance(condition, Among)
+    assert condition.field == "type"
+    assert types <= set(map(str, condition.values)) <= set(EVENT_TYPES) - {"RedemptionRefused"}
+
+
+def test_keys_are_named_in_a_query_and_looked_up_later() -> None:
+    assert parse('key:"Acme, Inc",Ana -key:old').key_names == ((("Acme, Inc", "Ana"), False), (("old",), True))
+
+
+def test_a_version_of_terms_is_found_only_as_a_whole() -> None:
+    pattern = Words("2026-01", searched="terms_version", alternatives=("B",)).pattern()
+    assert [text for text in ("2026-01", "2026-01-b", "b", "ab") if pattern.search(text)] == ["2026-01", "b"]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +139,13 @@ def test_words_are_found_whole_and_in_any_case(text: str, found: str, missed: st
         ("refused:because", "        ^", "Expected one of other_video, code_revoked, code_not_started"),
         ("source:me", "       ^", "Expected one of creator, brand, operator, platform, clock."),
         ("type:Shared type:Redeemed", "            ^", "This qualifier is repeated"),
+        ("key:Ana key:Acme", "        ^", "This qualifier is repeated"),
+        ("position:0", "         ^", "Expected a position or a range"),
+        ("position:1,9..3", "           ^", "Expected a position or a range"),
+        ("late:30", "     ^", "Expected a number of hours or days"),
+        ("late:0h", "     ^", "Expected a number of hours or days"),
+        ("late:>99999d", "     ^", "Expected a number of hours or days"),
+        ("terms:", "      ^", "Expected a version of the terms"),
         ("recorded:yesterday", "         ^", "Expected a year, a month, a day or an RFC 3339 time"),
         ("recorded:2026-13", "         ^", "Expected a year, "),
         ("recorded:2026-02-30", "         ^", "Expected a year, "),
@@ -195,9 +232,8 @@ def queries(draw: st.DrawFn) -> tuple[str, ParsedQuery]:
             field: Any = f"{name}_at"
             conditions.append(Between(field, since, until + timedelta(microseconds=1), negated))
         else:
-            known = QUALIFIERS[name].field
-            assert known is not None
-            if not negated and any(c.field == known and not c.negated for c in conditions):
+            known: Any = QUALIFIERS[name].searched
+            if not negated and any(isinstance(c, Among) and c.field == known and not c.negated for c in conditions):
                 continue
             values = draw(st.lists(VALUES[name], min_size=1, max_size=3))
             quote = draw(st.booleans())

@@ -15,7 +15,7 @@ from domain.recorded import RecordedEvent
 from domain.values import Actor
 from projections import event_index, index_scan
 from projections.event_index import EventIndexRow
-from projections.index_scan import Among, Between, Condition
+from projections.index_scan import Among, Between, Condition, Positions, RecordedLate
 from tests import given
 from tests.given import ADVERTISER, BRAND, CODE, CREATOR, NOW, OTHER_CODE, OTHER_SECRET, VIDEO, Story
 from tests.projections.conftest import Cursor, Followed
@@ -215,6 +215,11 @@ def _any_condition(random: Random, events: Sequence[RecordedEvent]) -> Condition
         ends = [end + timedelta(hours=random.choice([-2, 0, 0, 2])) for end in ends]
         since, until = (end if random.random() < 0.8 else None for end in ends)
         return Between(random.choice(["recorded_at", "effective_at"]), since, until, negated)
+    if random.random() < 0.2:
+        drawn = [sorted(random.choices(range(1, len(events) + 20), k=2)) for _ in range(random.choice([1, 2, 5]))]
+        return Positions(tuple((first, last) for first, last in drawn), negated)
+    if random.random() < 0.2:
+        return RecordedLate(timedelta(hours=random.choice([1, 12, 48])), negated)
     numbers = range(3)
     field, values = random.choice(
         [
@@ -241,6 +246,10 @@ def _fulfils(row: EventIndexRow, condition: Condition, rows: Sequence[EventIndex
         return (condition.since is None or moment >= condition.since) and (
             condition.until is None or moment < condition.until
         )
+    if isinstance(condition, Positions):
+        return any(first <= row.position <= last for first, last in condition.ranges)
+    if isinstance(condition, RecordedLate):
+        return row.recorded_at - row.effective_at > condition.delay
     if condition.field == "creator_id":
         return any(r.creator_id in condition.values and r.creator_stream == row.creator_stream for r in rows)
     if condition.field == "video_id":

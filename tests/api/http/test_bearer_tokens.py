@@ -82,6 +82,9 @@ def test_a_bearer_acts_as_their_token_says_and_under_an_id_of_their_own(place: P
     }
     assert (bearer["kind"], bearer["subject"], bearer["name"]) == ("token", "ana@id.example", place.issuer.url)
     assert "ana@id.example" not in admin.get("/v1/events").text + admin.get("/v1/accesses").text
+    auditor = place.client(told(admin.post("/v1/keys", json={"role": "auditor"}), 201)["key"])
+    listed = {key["key_id"]: key for key in told(auditor.get("/v1/keys"), 200)["keys"]}
+    assert listed[bearer["key_id"]] == bearer | {"subject": None}
 
     rotation = admin.post(f"/v1/keys/{bearer['key_id']}/rotation", json={"overlap_seconds": 0})
     assert refused(rotation) == (409, "key_not_rotatable")
