@@ -96,9 +96,9 @@ $(DEV): requirements-dev.lock $(RUNTIME)
 	@$(PIP) install --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
-install: $(DEV) ## the virtual environment alone, with what tests and checks need
+install: $(DEV) ## only the virtual environment, with what tests and checks need
 
-lock: $(DEV) ## write both locks anew from pyproject.toml (UPGRADE=1: with the newest versions)
+lock: $(DEV) ## write both locks from pyproject.toml (UPGRADE=1: with the newest versions)
 	@$(LOCK) $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
 

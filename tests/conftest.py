@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,22 +25,33 @@ if TYPE_CHECKING:
     from tests.serving import LiveServer, Server, Serving
 
 TEMPLATE = "template_migrated"
-# Modules whose tests one process runs, since it makes once what they share: a walk through everything, a Kafka.
-TOGETHER = ("tests/test_canary.py", "tests/infra/delivery/kafka/test_outages.py")
+# What takes seconds to start, and the tests that share it: one process runs them all.
+TOGETHER = {
+    "walk": ("tests/test_canary.py",),
+    "kafka": ("tests/infra/delivery/kafka/test_outages.py",),
+    "up": (
+        "tests/api/http/test_protocol.py::test_a_head_that_does_not_end_is_refused_and_the_connection_closed",
+        "tests/api/http/test_protocol.py::test_a_usual_head_is_answered",
+        "tests/infra/processes/test_worker_processes.py",
+        "tests/test_documents.py::test_the_readmes_blocks_run_in_order_and_print_what_it_says",
+        "tests/test_story.py::test_the_demo_runs_against_a_program_that_is_up",
+        "tests/test_up_secrets.py",
+    ),
+}
 LONGEST = "tests/api/http/test_openapi.py::test_schemathesis_finds_nothing"
 # Nothing is asked of the disk, and the log stays small, since it may be kept in memory.
 FORGETFUL = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "128MB", "max_connections": "200"}
+TESTS_OF_A_SERVER = 100
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # as above
-    """Each test goes to the process that is free, but for modules that share what is costly to make.
+    """Each test goes to the process that is free, but for those that share what is costly to start.
 
     xdist's own groups have no effect with this pytest: it no longer heeds what xdist appends to a test's id.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        module = nodeid.partition("::")[0]
-        return module if module in TOGETHER else nodeid
+        return next((shared for shared, tests in TOGETHER.items() if nodeid.startswith(tests)), nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -56,7 +68,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest: begun last, it would leave the other processes idle."""
-    items.sort(key=lambda item: not item.nodeid.startswith((*TOGETHER, LONGEST)))
+    first = (*itertools.chain.from_iterable(TOGETHER.values()), LONGEST)
+    items.sort(key=lambda item: not item.nodeid.startswith(first))
 
 
 @dataclass(frozen=True)
@@ -124,13 +137,47 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
-def serving(cluster: EmbeddedPostgres) -> Iterator[Serving]:
-    """One server for this test process; each test gets a ledger of its own on it."""
-    from tests.serving import Serving
+class Servers:
+    """The server of this test process, on a database of its own; from time to time, another takes its place.
 
-    with _database(cluster) as database, Serving(database) as running:
-        yield running
+    It would become slower with each test: all views together follow all of its ledgers.
+    """
+
+    def __init__(self, cluster: EmbeddedPostgres) -> None:
+        self._cluster = cluster
+        self._opened = ExitStack()
+        self._running: Serving | None = None
+        self._tests = 0
+
+    def for_a_test(self) -> Serving:
+        """Return the server for one test, which makes its own ledger on it."""
+        from tests.serving import Serving
+
+        self._tests += 1
+        if self._running is None or self._tests > TESTS_OF_A_SERVER:
+            self.close()
+            database = self._opened.enter_context(_database(self._cluster))
+            self._running, self._tests = self._opened.enter_context(Serving(database)), 1
+        return self._running
+
+    def close(self) -> None:
+        """Stop the server, and drop its database."""
+        self._opened.close()
+        self._running = None
+
+
+@pytest.fixture(scope="session")
+def servers(cluster: EmbeddedPostgres) -> Iterator[Servers]:
+    """The servers of this test process, one after another."""
+    found = Servers(cluster)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def serving(servers: Servers) -> Serving:
+    """A running server that other tests use too."""
+    return servers.for_a_test()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -33,14 +34,18 @@ from api.http.protocol import BoundedProtocol
 from api.http.server import believing
 from api.streams import Streams
 from infra.auth.api_keys import Subjects
-from infra.auth.key_commands import create_key, create_ledger
+from infra.auth.key_admin import KeyAdmin
+from infra.auth.key_commands import FIRST_NAME
+from infra.auth.ledger_admin import LedgerAdmin
 from infra.auth.stream_tokens import StreamTokens
 from infra.crypto.envelope import fresh_key
+from infra.crypto.keyring import Keyring
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
 from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
+from infra.postgres.pool import Database
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from infra.proof.sealer import Sealer, SealerSettings
@@ -57,6 +62,14 @@ from tests.places import directory
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 60
+# Made once: reading the certificates of all authorities would be most of what a client costs.
+TLS = ssl.create_default_context()
+
+
+def http_client(url: str, key: str | None = None) -> httpx.Client:
+    """Return a client of a server, with a key if one is given."""
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=url, headers=headers, timeout=20, trust_env=False, verify=TLS)
 
 
 class Clock:
@@ -114,6 +127,21 @@ class Serving:
             while sealer.step(store):
                 pass
 
+    def new_ledger(self) -> tuple[str, str]:
+        """Begin a ledger; return its name, and the key of its administrator."""
+        name = f"ledger-{secrets.token_hex(6)}"
+        self.call(self._ledger_admin.create(name))
+        return name, self.key(name, "admin", name=FIRST_NAME)
+
+    def key(self, ledger: str, role: Any, subjects: Subjects | None = None, name: str | None = None) -> str:
+        """Mint a key of a ledger, as the command line does, and return its text."""
+
+        async def create() -> str:
+            ledger_id = await self._ledger_admin.id_of(ledger)
+            return (await self._key_admin.create(ledger_id, role=role, subjects=subjects, name=name))[1]
+
+        return str(self.call(create()))
+
     def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the server's own loop, and return its result."""
         assert self._loop is not None
@@ -135,11 +163,16 @@ class Serving:
         ):
             api.handler.now = worker.handler.now = self.clock
             self.api = api
+            # An operator's session, as the command line has: one for all tests, since each takes longer than a ledger.
+            operator = Database(dsn(), WORKER, size=1)
+            await operator.open()
+            keyring = Keyring(operator, self.master_key)
+            self._key_admin, self._ledger_admin = KeyAdmin(operator, keyring), LedgerAdmin(operator, keyring)
             self.expiry = ExpiryClock(worker)
             wakes = [asyncio.Event() for _ in VIEWS]
             shared = SharedLog(AllLedgersReader(worker.database))
             runners = [
-                Runner(view, shared.reader(), lambda: connect(dsn(WORKER)), wake, poll_s=0.2)
+                Runner(view, shared.reader(), lambda: connect(dsn(WORKER)), wake)
                 for view, wake in zip(VIEWS, wakes, strict=True)
             ]
 
@@ -197,6 +230,7 @@ class Serving:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await listener.stop()
+            await operator.close()
             listening.close()
 
 
@@ -231,8 +265,7 @@ class Server:
     def key(self, role: Any, **subjects: Any) -> str:
         """Mint a key of the test's ledger, with creator_ids, brand_ids or advertiser_ids."""
         given = Subjects(**{name: frozenset(ids) for name, ids in subjects.items()})
-        conninfo, master = self.serving.database.dsn(), self.serving.master_key
-        return asyncio.run(create_key(conninfo, master, self.ledger, role, None, given))[1]
+        return self.serving.key(self.ledger, role, given)
 
     def another(self) -> Server:
         """Begin another ledger on the same server."""
@@ -240,14 +273,12 @@ class Server:
 
     def client(self, key: str | None = None) -> httpx.Client:
         """Return a client that authenticates with a key, the administrator's if none is given."""
-        headers = {"Authorization": f"Bearer {key or self.admin_key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False)
+        return http_client(self.url, key or self.admin_key)
 
 
 def new_ledger(serving: Serving) -> Server:
     """Begin a ledger and return the server as its administrator sees it."""
-    name = f"ledger-{secrets.token_hex(6)}"
-    return Server(serving, name, asyncio.run(create_ledger(serving.database.dsn(), serving.master_key, name)))
+    return Server(serving, *serving.new_ledger())
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What the repository promises about itself: its layout, its locks, its Makefile, and what must never be in it."""
 
+import itertools
 import os
 import re
 import shutil
@@ -216,10 +217,20 @@ def test_a_target_runs_the_tests_that_args_name_and_no_others(target: str, args:
     assert set(re.findall(r"^(\S+\.py)::", listed, flags=re.MULTILINE)) == expected
 
 
-@pytest.mark.parametrize("name", [*TOGETHER, LONGEST])
+@pytest.mark.parametrize("name", [*itertools.chain(*TOGETHER.values()), LONGEST])
 def test_what_the_distribution_of_tests_names_is_there(name: str) -> None:
     module, _, test = name.partition("::")
     assert f"def {test}" in (ROOT / module).read_text()
+
+
+def test_all_tests_of_the_program_that_is_up_run_in_one_process() -> None:
+    using = {
+        f"{file.relative_to(ROOT)}::{name}"
+        for file in (ROOT / "tests").rglob("test_*.py")
+        if "faults" not in file.parts and "outside" not in file.parts
+        for name in re.findall(r"def (test_\w+)\((?=[^)]*\blive_server\b)", file.read_text())
+    }
+    assert [test for test in using if not test.startswith(TOGETHER["up"])] == []
 
 
 def test_without_args_each_target_runs_its_own_tests() -> None:
