@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from projections.engine.page import EventPage
@@ -101,7 +102,7 @@ class SharedLog:
         """Return the next events that are kept, if any; a view that is slower than others gets more at a time."""
         parts: list[EventPage] = []
         newest, length, reached = None, 0, dict(positions)
-        for page in self._kept:
+        for page in self._kept_since(reader, positions):
             if page.follows(reached):
                 part = page.after(reached)
                 length += part.length
@@ -114,6 +115,12 @@ class SharedLog:
             return None
         reader.advance(newest, reached)
         return EventPage.joined(parts)
+
+    def _kept_since(self, reader: SharedLogReader, positions: Mapping[int, int]) -> Sequence[EventPage]:
+        """Return the kept pages that the reader may need, oldest first: mostly those since its newest one."""
+        if reader.positions != positions:
+            return self._kept
+        return [*takewhile(lambda page: page is not reader.newest, reversed(self._kept))][::-1]
 
     async def _read(self, reader: SharedLogReader, positions: Mapping[int, int], limit: int) -> EventPage:
         self._reads += 1
@@ -146,7 +153,7 @@ class SharedLog:
         return self._kept_events > EVENTS_KEPT_MAX or len(self._kept) > PAGES_KEPT_MAX
 
     async def _waited_for_others(self, reader: SharedLogReader) -> bool:
-        """Wait a while if the next page would push out one that another reader still needs; tell whether it did."""
+        """Wait a while if the next page would push out one that another reader still needs; return whether it did."""
         if not self._kept or self._kept_events < EVENTS_KEPT_MAX or reader.newest is not self._kept[-1]:
             return False
         now = asyncio.get_running_loop().time()
