@@ -9,14 +9,15 @@ PYTHON ?= python3
 
 BIN := .venv/bin
 # Stamps, each as old as the last installation from its lock, so that what is installed already costs no time.
-# `make up` needs the first alone.
+# `make up` needs only the first.
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --generate-hashes \
 	--no-config --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
 PIP_AUDIT := 2.10.1
-PYTEST := $(BIN)/python -m pytest
+# With this variable set, each process that tests start would compile the program and the tests for itself.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 # tests/conftest.py says how many processes that is.
 PARALLEL := --numprocesses auto
 
