@@ -24,7 +24,7 @@ USER 10001:10001
 WORKDIR /var/lib/sparkledger
 # Without what is in here no secret can be read: it must outlive the container, and all containers share it.
 VOLUME /var/lib/sparkledger/erasure-keys
-# The signing keys and last checkpoints, which the sealer's container alone mounts.
+# The signing keys and last checkpoints, which only the sealer's container mounts.
 VOLUME /var/lib/sparkledger/signing
 # What the worker notes of the logs, apart from the database.
 VOLUME /var/lib/sparkledger/anchor

@@ -33,7 +33,7 @@ LINE: Final = "sparkledger: "
 ONLY_FOR_MIGRATE: Final = ("admin_key", "migration_database_url", "api_password", "worker_password")
 # Settings of the master key, which the sealer does not need.
 MASTER_KEYS: Final = ("master_key", "master_key_previous", "master_key_file")
-# The part of the worker that runs alone.
+# The part of the worker that runs in a process of its own.
 SEAL: Final = "seal"
 
 app = typer.Typer(
@@ -253,7 +253,9 @@ def work(
         return
     unknown = wanted - set(PARTS)
     if unknown:
-        message = f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}, and {SEAL} alone"
+        message = (
+            f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}, and {SEAL} by itself"
+        )
         raise typer.BadParameter(message, param_hint="--only")
     settings = load_settings()
     publish = "kafka" in wanted and bool(settings.kafka_bootstrap_servers)
@@ -751,7 +753,7 @@ def demo() -> None:
     raise typer.Exit(outcome)
 
 
-# Named here and not beside the benchmarks: those come with a checkout alone, and `--help` names them everywhere.
+# Named here and not beside the benchmarks: those come only with a checkout, and `--help` names them everywhere.
 BENCHMARKS: Final = {
     "append": "commands per second of one process, compared with plain PostgreSQL and the eventsourcing library",
     "http": "requests per second of one and of two API processes, compared with an empty FastAPI route",

@@ -186,7 +186,7 @@ async def list_accesses(
         (None, False) if query.cursor is None else decode_two_way(query.cursor, query.cursor_scope(), _LAST_PLACE)
     )
     at = UUID(int=LAST.int if place is None else place)
-    # Before the accesses are read: they tell of what had been recorded by then, at the least.
+    # Before the accesses are read: they show at least what had been recorded by then.
     head = await caller.services.events.head(caller.ledger_id)
     rows = await caller.services.views.access_log.page(
         caller.ledger_id,
@@ -239,7 +239,7 @@ async def record_access(
         parameters: those of the query, as JSON.
         rows: events or questions in the answer.
         format: its media type.
-        complete: whether that is all that was asked for; None where more is to come, of which `Accesses.end` tells.
+        complete: whether that is all that was asked for; None where more is to come, which `Accesses.end` records.
         subject: what is read; by default, what the parameters name.
 
     Raises:

@@ -57,7 +57,7 @@ _NO_ROOM: Final = "The server has no room on its disk for this batch. Nothing wa
 
 log = logging.getLogger(__name__)
 
-# No schema: any text is a batch, whose lines that are no questions are told so.
+# No schema: any text is a batch, and each line that is no question is answered with that.
 _BODY: Final = {
     "requestBody": {
         "required": True,
@@ -281,7 +281,7 @@ class _Batch:
         ):
             await refuse_revoked(self._caller)
             if self._advertiser_check.first is not None and not recorded:
-                # On record as it is where the question is asked alone, but once, however many lines there are.
+                # On record as it is where the question is asked by itself, but once, however many lines there are.
                 await record_denied_attempt(self._caller.request, as_problem(self._advertiser_check.first))
                 recorded = True
             self._answered += len(lines)

@@ -1,6 +1,6 @@
 """Authorizations asked in bulk: lines of NDJSON or CSV, read from a file and answered a few hundred at a time.
 
-Every line has its answer, in order and under its number; one that is no question is told so and ends nothing.
+Every line has its answer, in order and under its number; one that is no question is answered as such, and ends nothing.
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ def _whole_rows(texts: Iterator[_Numbered], columns: Sequence[str]) -> Iterator[
 
 
 def _is_row(text: str, columns: Sequence[str]) -> bool:
-    """Tell whether lines are together a row, of which only cells that are not read have several lines."""
+    """Return whether lines are together a row, of which only cells that are not read have several lines."""
     cells = _cells(text)
     if cells is None or len(cells) != len(columns) or len(text.encode()) > MAX_LINE_BYTES:
         return False
@@ -405,7 +405,7 @@ def _names(text: str, separator: str = ",") -> list[str]:
 
 
 def _is_unread(name: str) -> bool:
-    """Tell whether a column or field is the caller's own, or one of our own answers, which may be asked again."""
+    """Return whether a column or field is the caller's own, or one of our own answers, which may be asked again."""
     return name.startswith(UNREAD) or (name in _ANSWER_COLUMNS and name not in COLUMNS)
 
 

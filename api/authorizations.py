@@ -132,7 +132,7 @@ async def ask_authorization(
 
 
 def may_read(caller: Caller, stream: Sequence[RecordedEvent]) -> bool:
-    """Tell whether the caller may read a code: of others' codes a brand is told the reason alone."""
+    """Return whether the caller may read a code: of others' codes a brand sees only the reason."""
     if caller.role != "brand":
         return True
     concerned = [r.event for r in stream if isinstance(r.event, Code.Shared | Code.Redeemed)]
@@ -202,14 +202,14 @@ def all_codes(_: Sequence[RecordedEvent]) -> bool:
     return True
 
 
-# Tells whether the asker may read a code, by its events.
+# Returns whether the asker may read a code, by its events.
 Readable = Callable[[Sequence[RecordedEvent]], bool]
 
 
 def authorization_verdict(
     evidence: AuthorizationEvidence, as_of: int, advertiser_id: str, at: datetime, readable: Readable = all_codes
 ) -> Verdict:
-    """Answer the question from what is known as far as a position; which code it is, to those alone who may read it."""
+    """Answer the question from what is known as far as a position; which code it is, only to those who may read it."""
     codes = [[r for r in stream if r.position <= as_of] for stream in evidence.codes.values()]
     known = [stream for stream in codes if stream]
     creators = {stream[0].creator_stream for stream in known}

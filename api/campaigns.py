@@ -257,7 +257,7 @@ async def end_campaign(
         caller.read_code(found)
         campaign = found.campaigns.get(campaign_id)
         if campaign is not None and caller.role == "brand" and not caller.is_party_to((), (campaign.advertiser_id,)):
-            # As one that is not there: whether others run campaigns is theirs to tell.
+            # As one that is not there: whether others run campaigns is not for the caller to know.
             raise Unknown("campaign")
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
@@ -323,7 +323,7 @@ async def _without_others(refusal: Refused, caller: Caller, code_id: UUID) -> Re
 
 
 def _warnings(code: Code, campaign_id: str, now: datetime) -> list[str]:
-    """Return a sentence for each thing that whoever launched a campaign should know."""
+    """Return a sentence for each thing that the caller should know about a campaign that it launched."""
     stops_at, by = code.stop(code.launches[campaign_id])
     over = stops_at <= now
     why = {

@@ -1,4 +1,4 @@
-"""A code as answers show it: to a brand, its own shares, redemptions and campaigns alone."""
+"""A code as answers show it: to a brand, only its own shares, redemptions and campaigns."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def code_answer(
     warnings: Sequence[str] = (),
     **more: Any,
 ) -> Response:
-    """Answer a command on a code with the code as it then stood, and with what the command warns of."""
+    """Answer a command on a code with the code after it, and with what the command warns of."""
     code = result.aggregate
     assert code is not None  # noqa: S101 - only an unknown creator has no aggregate
     content = code_content(code, caller, now=result.recorded_at, position=result.position) | more
@@ -145,7 +145,7 @@ def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datet
 
 
 def code_content(code: Code, caller: Caller, *, now: datetime, position: int) -> dict[str, Any]:
-    """Return a code as the caller may see it: a brand sees its own shares, redemptions and campaigns alone."""
+    """Return a code as the caller may see it: a brand sees only its own shares, redemptions and campaigns."""
     ours = caller.is_party_to if caller.role == "brand" else _everyone
     whole = caller.role != "brand"
     running = {campaign.campaign_id for campaign in code.running(now)}  # computed from all facts, so once

@@ -157,7 +157,7 @@ async def list_codes(
 
 
 def row_content(row: CodeRow, caller: Caller, *, now: datetime) -> dict[str, Any]:
-    """Return a code as the list shows it, to a brand with its own names alone."""
+    """Return a code as the list shows it, to a brand with only its own names."""
     brand_ids, advertiser_ids = row.brand_ids, row.advertiser_ids
     if caller.role == "brand":
         brand_ids = brand_ids & caller.key.subjects.brand_ids

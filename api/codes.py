@@ -1,4 +1,4 @@
-"""Codes: generated, extended, revoked, revealed, noted on, and read as they stand or stood."""
+"""Codes: generated, extended, revoked, revealed, noted on, and read as they are or were at a time."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ class CodeQuery(QueryModel):
 
 # Bytes of randomness in a code that we generate ourselves.
 SECRET_BYTES: Final = 32
-# Refusals of a code that someone brings which tell whether its secret is known here: those from the one that asks.
+# Refusals of a code that someone brings which disclose whether its secret is known here: those from the one that asks.
 _TELLING: Final = frozenset(REFUSALS["generate"][REFUSALS["generate"].index("secret_exists") :])
 
 # What leads on from a new code.

@@ -21,12 +21,12 @@ OTHER_CREATIVE: Final = "d" * 64
 
 
 class StoryBroke(Exception):
-    """A step did not come out as the story tells it."""
+    """A step did not come out as in the story."""
 
 
 @dataclass
 class Story:
-    """One telling, with a creator, a video and a brand of its own, so that it can be told again and again."""
+    """One run, with a creator, a video and a brand of its own, so that it can be repeated in the same ledger."""
 
     client: httpx.Client
     say: Callable[[str], None]
@@ -58,15 +58,15 @@ class Story:
 
 
 def run_demo(url: str, key: str, say: Callable[[str], None]) -> int:
-    """Tell the story.
+    """Run the story, step by step.
 
     Args:
         url: where the server is.
-        key: an admin key of the ledger to tell it in.
+        key: an admin key of the ledger to run it in.
         say: takes each line.
 
     Returns:
-        0 if every step came out as told, else 1.
+        0 if every step came out as in the story, else 1.
 
     """
     headers = {"Authorization": f"Bearer {key}"}

@@ -1,4 +1,4 @@
-"""The routes of erasure: asking for it, and reading how it stands."""
+"""The routes of erasure: asking for it, and reading its progress."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class EventAnswer(BaseModel):
     ] = Field(default_factory=absent)
 
 
-# What every event of the library bears; all but the stream stands beside the body, under our own names.
+# What every event of the library has; all but the stream is beside the body, under our own names.
 _BESIDE: Final = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
 
 
@@ -179,7 +179,7 @@ async def names_in(names: KeyNames, ledger_id: int, rows: Iterable[Row]) -> Mapp
 async def unsealed_notes(caller: Caller, recorded: Sequence[RecordedEvent]) -> dict[int, dict[str, str] | None]:
     """Return the text of notes by position: what was sealed for the reader of a code's history, never the secret.
 
-    None stands for a note of a creator who was erased.
+    None for a note of a creator who was erased.
     """
     noted = [
         r
@@ -197,7 +197,7 @@ async def unsealed_notes(caller: Caller, recorded: Sequence[RecordedEvent]) -> d
 def event_content(
     recorded: RecordedEvent, names: Mapping[str, str | None], notes: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Return an event as it is read; `notes` are texts for whoever may read them."""
+    """Return an event as it is read; `notes` are texts for those who may read them."""
     body = _body(recorded.event) | dict(notes or {})
     return _content(row_of(recorded), names, recorded.event, recorded.actor.key_id, body)
 
@@ -206,7 +206,7 @@ def row_content(row: Row, names: Mapping[str, str | None]) -> dict[str, Any]:
     """Return an event as it is read, from its row: to the byte what `event_content` returns, in a third of the time."""
     event = row_event(row)
     key = row[ACTOR_KEY]
-    # What is stored in clear is what is told of it, as long as the format is the first and the present one.
+    # What is stored in clear is what is shown of it, as long as the format is the first and the present one.
     body = orjson.Fragment(row[_BODY]) if _as_stored(row) else _body(event)
     return _content(row, names, event, CLOCK.key_id if key is None else _text(key), body)
 
@@ -233,7 +233,7 @@ def _content(row: Row, names: Mapping[str, str | None], event: Event, key_id: st
 
 
 def _body(event: Event) -> dict[str, Any]:
-    """Return the facts of an event that may be told: all that is not sealed, and not beside the body already."""
+    """Return the facts of an event that may be shown: all that is not sealed, and not beside the body already."""
     return {
         name: value
         for name, value in vars(event).items()
@@ -247,7 +247,7 @@ def _text(key: UUID) -> str:
 
 
 def visible_to(caller: Caller, recorded: RecordedEvent) -> bool:
-    """Tell whether the caller may read an event of a code it may read: a brand not what names another alone."""
+    """Return whether the caller may read an event of a code it may read: a brand not what names only another."""
     if caller.role != "brand":
         return True
     brand_id, advertiser_id = (getattr(recorded.event, name, None) for name in ("brand_id", "advertiser_id"))

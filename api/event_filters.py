@@ -126,7 +126,7 @@ class Conditions(QueryModel):
             self._parsed_q = _parsed(self.q, video_id_policy(context), exact=self.video_id_exact is True)
 
     def parsed(self) -> ParsedQuery:
-        """Return what the history is searched by, and what must stand in the summaries."""
+        """Return what the history is searched by, and what must be in the summaries."""
         equal: dict[Any, Any] = {
             "type": self.type,
             "code_id": self.code_id,

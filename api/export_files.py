@@ -50,7 +50,7 @@ class Verified:
 
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file beside its place, for its owner alone, and move it there when it is whole and on the disk."""
+    """Write a file beside its place, readable only by its owner, and move it there when it is whole and on the disk."""
     fresh = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
         with open(fresh, "xb", opener=_private) as file:

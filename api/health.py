@@ -1,4 +1,4 @@
-"""The routes that machines ask how we are: alive, ready, and in figures. No key is needed, and nothing is told."""
+"""The routes that machines ask how we are: alive, ready, and in figures. No key is needed, and nothing is disclosed."""
 
 from __future__ import annotations
 

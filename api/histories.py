@@ -147,7 +147,7 @@ async def _page(
     *,
     notes: bool,
 ) -> Response:
-    """Answer one page of events with their changes, those alone that had taken effect where `at` asks for them.
+    """Answer one page of events with their changes; where `at` is given, only those that had taken effect by then.
 
     That it is read is recorded before it is answered: notes are opened here.
     """

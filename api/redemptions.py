@@ -192,7 +192,7 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
     try:
         code.refuse_other_video(body.expected_video_id)
     except Refused:
-        # The refusal tells that there is such a code.
+        # The refusal discloses that there is such a code.
         note_read(caller, None)
         raise
     content = _covered(code, caller.services.now())
@@ -288,7 +288,7 @@ async def list_redemptions(
 
 
 async def _shared(caller: Caller, code: Code, advertiser_id: str, result: CommandResult[Code]) -> bool | None:
-    """Tell whether the code was shared with the account that redeemed it; a replay says what the first answer said."""
+    """Return whether the code was shared with the account that redeemed it; a replay repeats the first answer."""
     shared = code.was_shared_when_redeemed(advertiser_id, frozenset())
     if shared or not code.shares:
         return shared
@@ -300,7 +300,7 @@ async def _shared(caller: Caller, code: Code, advertiser_id: str, result: Comman
 
 
 def _covered(code: Code, now: datetime) -> dict[str, Any]:
-    """Return what a code covers, for whoever knows its secret."""
+    """Return what a code covers, for a caller who knows its secret."""
     return {
         "code_id": code.id,
         "masked": code.masked,

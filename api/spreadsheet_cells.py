@@ -67,7 +67,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, str):
         return guarded(value)
     # As in JSON, so that a time reads the same in both; what JSON quotes is text already. Written as an escape, what
-    # would begin a formula stays the same JSON, for it stands within a text: no semicolon is anywhere else.
+    # would begin a formula stays the same JSON, for it is within a text: no semicolon is anywhere else.
     return _FORMULA_IN_JSON.sub(lambda found: f"{found[1]}\\u{ord(found[2]):04x}", _json(value).strip('"'))
 
 

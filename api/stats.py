@@ -1,4 +1,4 @@
-"""The routes of the figures: how things stand now, and how they went day by day."""
+"""The routes of the figures: what is true now, and what happened on each day."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ a client that is cut before its first event, or whose filter rarely matches, doe
 
 A client that comes back with the id of the last event it has seen misses nothing and gets nothing twice, whatever ended
 its stream. A stream holds no events: it asks the subscription, which has each once, for those after its position. So a
-client that reads too slowly costs nothing, and is told to come back when the subscription has moved past it.
+client that reads too slowly costs nothing: its stream ends, and says so, when the subscription has moved past it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ CHUNK_BYTES: Final = 64 * 1024
 CHUNK_EVENTS: Final = 100
 # Readers of this process that read what they missed, at the same moment.
 READING_AT_ONCE: Final = 4
-# What clients are told to wait: before they reconnect, and before they try again where there is no room.
+# How long clients should wait: before they reconnect, and before they try again where there is no room.
 RECONNECT_MS: Final = 1_000
 RETRY_AFTER_S: Final = 5
 Ending = Literal[
@@ -344,7 +344,7 @@ def _patient(scope: Scope, send: Send) -> Send:
 
 
 def _is_readable(recorded: RecordedEvent) -> bool:
-    """Tell whether an event can be sent: a stream ends before one that this version of the program cannot read."""
+    """Return whether an event can be sent: a stream ends before one that this version of the program cannot read."""
     return not isinstance(recorded.event, UnreadableEvent)
 
 
@@ -583,7 +583,7 @@ class Streams:
                 self._check_ended.clear()
 
     async def _opens(self, presented: str) -> bool:
-        """Tell whether a key still opens; one of which that cannot be told now is taken to."""
+        """Return whether a key is still valid. If that cannot be found out now, it counts as valid."""
         try:
             return await self._services.authenticator.still_opens(presented, self._services.now())
         except Unavailable:
@@ -650,7 +650,9 @@ async def _used_token(caller: Caller, query: StreamQuery) -> tuple[StreamToken |
         return None, 0
     token: StreamToken | None = caller.request.scope.get("stream_token")
     if token is None or query.parameters().keys() - {"after"}:
-        raise malformed_query("token", "A token stands for a key and for filters: send neither of them beside it.")
+        raise malformed_query(
+            "token", "A token already includes the key and the filters. Send neither of them with it."
+        )
     use = await caller.services.stream_tokens.use(caller.ledger_id, caller.key.key_id, token, caller.services.now())
     if use is None:
         raise unauthenticated()

@@ -50,7 +50,7 @@ class Advertiser(Aggregate):
         brand_id: str
 
         def mutate(self, aggregate: Any) -> Any:
-            """Begin the aggregate where there is none yet, else change the one that stands."""
+            """Begin the aggregate where there is none yet, else change the present one."""
             if aggregate is None:
                 return super().mutate(None)
             return CanMutateAggregate.mutate(self, aggregate)

@@ -206,7 +206,7 @@ def _reason(code: Code, window: Window, advertiser_id: str, at: datetime) -> Rea
 
 
 def _decides(recorded: RecordedEvent, advertiser_id: str, brand_id: str | None) -> bool:
-    """Tell whether an event decides the answer for this advertiser; a share does if it may have been meant for it."""
+    """Return whether an event decides the answer for this advertiser; a share does if it may have been meant for it."""
     match recorded.event:
         case Code.Generated() | Code.Extended() | Code.Revoked():
             return True

@@ -33,7 +33,7 @@ class Campaign:
     ended_by: str | None = None
 
     def same_as(self, other: Campaign) -> bool:
-        """Tell whether both were launched with the same details, whatever happened to them later."""
+        """Return whether both were launched with the same details, whatever happened to them later."""
         return self._as_launched() == other._as_launched()
 
     def _as_launched(self) -> Campaign:

@@ -285,7 +285,7 @@ class Code(Aggregate):
             aggregate.expiries = {**aggregate.expiries, self.expires_at: self.originator_version}
 
     class ExpiryApproaching(Event):
-        """The end came within 30, 14, 7 or 1 days, after it was set; if several were crossed unseen, the last alone."""
+        """The end came within 30, 14, 7 or 1 days, after it was set; if several were crossed unseen, only the last."""
 
         TOPIC = "ExpiryApproaching"
 
@@ -407,7 +407,7 @@ class Code(Aggregate):
 
         Args:
             advertiser_id: the account that enters the code.
-            brand_ids: the brands that whoever enters it is known to act for; a share may name only the brand.
+            brand_ids: the brands that the caller is known to act for; a share may name only the brand.
             when: the moment that the window is compared with.
 
         Raises:
@@ -545,7 +545,7 @@ class Code(Aggregate):
         self.trigger_event(Code.Revealed, timestamp=at, reason=reason)
 
     def add_note(self, text: Sealed, note_fingerprint: str, about_position: int | None, *, at: datetime) -> None:
-        """Record a remark; the same remark about the same position stands already."""
+        """Record a remark; the same remark about the same position is recorded once."""
         if (note_fingerprint, about_position) not in self.notes:
             self.trigger_event(
                 Code.NoteAdded,
@@ -565,7 +565,7 @@ class Code(Aggregate):
             self.trigger_event(Code.Expired, timestamp=end, expires_at=end)
 
     def remind(self, *, now: datetime) -> None:
-        """Record that the window's end approaches: of what is due the most urgent alone, once for each end it had."""
+        """Record that the window's end approaches: of what is due only the most urgent, once for each end it had."""
         due = self.reminder_due(now)
         if due is not None:
             end = self.window.expires_at
@@ -627,23 +627,23 @@ class Code(Aggregate):
         return sum(self.revoked_at is not None and moment >= self.revoked_at for moment in moments)
 
     def end_at(self, moment: datetime | None) -> datetime:
-        """Return the window's end as it stood at a moment, or by all that is known."""
+        """Return the window's end as of a moment, or by all that is known."""
         if moment is None:
             set_by = in_effect(self.extensions)
             return set_by[-1].expires_at if set_by else self.first_window.expires_at
         return end_by(moment, self.first_window.expires_at, self.extensions)
 
     def extended_after(self, moment: datetime) -> bool:
-        """Tell whether an extension that took effect later is on record."""
+        """Return whether an extension that took effect later is on record."""
         return any(extension.at > moment for extension in self.extensions.values())
 
     def ends_earlier_after(self, moment: datetime, end: datetime) -> bool:
-        """Tell whether the next extension on record that took effect after a moment has an earlier end."""
+        """Return whether the next extension on record that took effect after a moment has an earlier end."""
         later = [extension.at for extension in self.extensions.values() if extension.at > moment]
         return bool(later) and self.end_at(min(later)) < end
 
     def state(self, moment: datetime) -> State:
-        """Return the one word for where the code stands: the first that holds of those that `state_of` names."""
+        """Return the one word for the code's state: the first that holds of those that `state_of` names."""
         return state_of(
             revoked=self.revoked_at is not None,
             ended=self.window.ended_by(moment),
@@ -653,7 +653,7 @@ class Code(Aggregate):
         )
 
     def live(self, moment: datetime) -> bool:
-        """Tell whether the code is unrevoked and inside its window."""
+        """Return whether the code is unrevoked and inside its window."""
         return self.revoked_at is None and self.window.contains(moment)
 
     def expiries_due(self, now: datetime) -> list[datetime]:
@@ -663,7 +663,7 @@ class Code(Aggregate):
         return [end for end in ends if end <= last and end not in self.expiries]
 
     def expiry_due(self, now: datetime) -> bool:
-        """Tell whether the window is over and that is not recorded yet."""
+        """Return whether the window is over and that is not recorded yet."""
         return self.revoked_at is None and bool(self.expiries_due(now))
 
     def cause_of(self, event: Aggregate.Event) -> int | None:
@@ -705,7 +705,7 @@ class Code(Aggregate):
         return crossed[-1] if crossed else None
 
     def was_shared_with(self, advertiser_id: str, brand_ids: frozenset[str], *, by: datetime) -> bool | None:
-        """Tell whether the code had been shared with an account by a moment, as far as that is known.
+        """Return whether the code had been shared with an account by a moment, as far as that is known.
 
         Args:
             advertiser_id: the account.
@@ -724,7 +724,7 @@ class Code(Aggregate):
         return None if unsaid else False
 
     def was_shared_when_redeemed(self, advertiser_id: str, brand_ids: frozenset[str]) -> bool | None:
-        """Tell whether the code had been shared with an account by the time at which it redeemed the code.
+        """Return whether the code had been shared with an account by the time at which it redeemed the code.
 
         True also where anyone who entered the code was known to act for the brand that it was shared with.
         """
@@ -846,7 +846,7 @@ class Code(Aggregate):
 
 
 def _known(moment: datetime | None, when: When) -> bool:
-    """Tell whether something is on record that took effect by the moment that a command speaks of."""
+    """Return whether something is on record that took effect by the moment that a command speaks of."""
     return moment is not None and moment <= when.horizon
 
 
@@ -866,7 +866,7 @@ def _stated(launches: Mapping[str, Campaign], before: Campaign | None, name: str
 
 
 def _differs(given: str | None, recorded: str | None) -> bool:
-    """Tell whether a hash contradicts the recorded one; an absent one contradicts nothing."""
+    """Return whether a hash contradicts the recorded one; an absent one contradicts nothing."""
     return given is not None and recorded is not None and given != recorded
 
 

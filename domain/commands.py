@@ -1,7 +1,7 @@
 """One function a command: load what the rules look at, decide, and say what is to be appended.
 
 Every function takes the ledger it reads from, what was asked, and when; it returns a `Decision` or raises `Refused`.
-Nothing is written here. Whoever carries a decision out appends its events, expected versions and claims in one
+Nothing is written here. The caller appends a decision's events, expected versions and claims in one
 transaction, and asks for a new decision where another writer came first.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from domain.recorded import Event
 
 A = TypeVar("A", Code, Creator, Advertiser)
-# Raises `NotAllowed` where whoever asks may not change a code; called before any rule speaks of it.
+# Raises `NotAllowed` where the caller may not change a code; called before any rule speaks of it.
 Authorize = Callable[[Code], None]
 
 # A code that TikTok generated is recorded with whatever window it has, up to this.
@@ -86,7 +86,7 @@ class Claim(NamedTuple):
 def video_claim(video_id: str, number: int) -> str:
     """Return the name under which a video's code of some number is claimed, counted from 1.
 
-    The claims of a video are never freed: whoever takes or compares the next one has seen every code of the video.
+    The claims of a video are never freed: to take or compare the next one is to have seen every code of the video.
     """
     return video_id if number == 1 else f"{video_id} {number}"  # no id has a blank
 
@@ -98,7 +98,7 @@ class Decision(Generic[A]):
     Attributes:
         aggregate: what the command changed; its pending events are the ones to append, none for a repeat.
         also_changed: what it changed besides; those events go in before the aggregate's.
-        also_read: what the rules read besides; each must still stand at its version when the events go in.
+        also_read: what the rules read besides; each must still be at its version when the events go in.
         claims: names taken, kept or freed with the events.
         refusal: raised after the append: the refusal is itself recorded.
         valid_until: the end of the window that the rules relied on: recorded later, the decision would be another.
@@ -115,7 +115,7 @@ class Decision(Generic[A]):
     def cause_of(self, event: Event) -> tuple[UUID, int] | None:
         """Return the stream and the version of the event that one of these events follows from, if there is one.
 
-        It may stand before or behind that event, or have been recorded long ago.
+        It may be before or after that event, or have been recorded long ago.
         """
         if isinstance(event, Code.Superseded):
             return UUID(event.superseded_by), 1
@@ -210,7 +210,7 @@ async def generate(
     the secret is given, `expires_at` may name its end instead; without a start, nobody stated when it began.
 
     A code that was revoked before another one took its video is recorded with its revocation where that other one is on
-    record already: alone it would keep the other's time, and it could not be revoked before it is there.
+    record already: by itself it would keep the other's time, and it could not be revoked before it is there.
 
     A code that takes another one's place names it in `supersedes`, and `if_match` is that one's version: it may begin
     while the other occupies the video, which then takes no new account, share or extension.
@@ -346,7 +346,7 @@ async def redeem(
 ) -> Decision[Code]:
     """Record that an advertiser entered a code; a known one that cannot be used records the refusal.
 
-    Whoever enters it may say which video it is meant for; a code of another one is refused.
+    The caller may say which video it is meant for; a code of another one is refused.
 
     Raises:
         Unknown: no code of this ledger has the secret.
@@ -465,7 +465,7 @@ async def record_due(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Co
 async def _matching(
     ledger: Ledger, code_id: UUID, authorize: Authorize, if_match: int | None, when: When | None
 ) -> Code:
-    """Load a code that the caller may change and has seen as it stands, and that was there when this happened."""
+    """Load a code that the caller may change and has seen as it is now, and that was there when this happened."""
     code = await ledger.code(code_id)
     authorize(code)
     _refuse_stale(if_match, code.command_version)
@@ -475,7 +475,7 @@ async def _matching(
 
 
 def _refuse_stale(if_match: int | None, version: int) -> None:
-    """Refuse a command that was decided on another version than the one that stands."""
+    """Refuse a command that was decided on another version than the present one."""
     if if_match is not None and if_match != version:
         raise StaleVersion(version)
 

@@ -140,7 +140,7 @@ class Creator(Aggregate):
         return self.enabled_by(FOREVER)
 
     def enabled_by(self, moment: datetime) -> bool:
-        """Tell whether the switch was on, as of the switches that had taken effect at a time."""
+        """Return whether the switch was on, as of the switches that had taken effect at a time."""
         if self.erased_at is not None and self.erased_at <= moment:
             return False
         return [known.enabled for known in self._in_effect() if known.at <= moment][-1:] == [True]

@@ -49,7 +49,7 @@ class Bytes(NamedTuple):
 
 
 class StoredEvent(NamedTuple):
-    """An event as it is stored: every column but `ledger_id`, in whose place the log's id stands in the envelope."""
+    """An event as it is stored: every column but `ledger_id`, in whose place the envelope has the log's id."""
 
     position: int
     stream_id: UUID
@@ -152,7 +152,7 @@ def entry(event: StoredEvent, envelope_hash: bytes) -> bytes:
 
 
 def entry_of(log_id: UUID, event: StoredEvent) -> bytes:
-    """Return the entry of an event from its row alone.
+    """Return the entry of an event, made only from its row.
 
     Raises:
         UnencodableEvent: the row cannot be encoded.

@@ -93,7 +93,7 @@ def split_hashes(tile: bytes) -> list[bytes]:
 class TreeEdge:
     """The right edge of a tree: its size, and the last tile of each level as far as it is filled.
 
-    With this alone the tree grows, and its root is known.
+    This is all that it takes to add to the tree, and to know its root.
     """
 
     def __init__(self, size: int = 0, partial: Sequence[bytes] = ()) -> None:

@@ -62,7 +62,7 @@ SENTENCES: Final[dict[Reason, str]] = {
     "control_character": "A code has no control characters. Copy it again.",
     "video_link": "This is a link, not a code. Send the code that the creator generated for the video.",
     "masked_code": "This code is masked. Ask for the code itself.",
-    "separator": "A comma, semicolon or bar stands before or after the code. Send only the code.",
+    "separator": "There is a comma, semicolon or bar before or after the code. Send only the code.",
     "short_link": (
         "A short link does not contain the video's id. Open it, and send the long link that the browser then shows."
     ),
@@ -247,7 +247,7 @@ def _refuse_no_code(bare: str) -> str:
 
 
 def _looks_like_several(bare: str) -> bool:
-    """Tell whether a text is a list: its parts begin like codes, or all of them look like codes."""
+    """Return whether a text is a list: its parts begin like codes, or all of them look like codes."""
     parts = [part for part in _BETWEEN_CODES.split(bare) if part]
     if sum(_bare(part).startswith(("#", "%23")) for part in parts) > 1:
         return True
@@ -304,7 +304,7 @@ def video_id(text: str, policy: VideoIds = "tiktok", *, exact: bool = False) -> 
 
 
 def looks_rounded(video_id: str) -> bool:
-    """Tell whether an id looks as if a spreadsheet had kept only 15 of its digits."""
+    """Return whether an id looks as if a spreadsheet had kept only 15 of its digits."""
     significant = len(video_id.lstrip("0").rstrip("0"))
     return (
         _VIDEO_ID.fullmatch(video_id) is not None

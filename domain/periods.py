@@ -87,7 +87,7 @@ def until(open_in: Sequence[Period], end: datetime | None) -> list[Window]:
 
 
 def overlap(some: Sequence[Window], others: Sequence[Window]) -> bool:
-    """Tell whether any two periods have a moment in common."""
+    """Return whether any two periods have a moment in common."""
     return any(
         max(one.starts_at, other.starts_at) < min(one.expires_at, other.expires_at) for one in some for other in others
     )

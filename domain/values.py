@@ -85,15 +85,15 @@ class Window:
     expires_at: datetime
 
     def contains(self, moment: datetime) -> bool:
-        """Tell whether the time is inside the window: the start is, the end is not."""
+        """Return whether the time is inside the window: the start is, the end is not."""
         return self.starts_at <= moment < self.expires_at
 
     def started_by(self, moment: datetime) -> bool:
-        """Tell whether the window has started at the time."""
+        """Return whether the window has started at the time."""
         return moment >= self.starts_at
 
     def ended_by(self, moment: datetime) -> bool:
-        """Tell whether the window has ended at the time."""
+        """Return whether the window has ended at the time."""
         return moment >= self.expires_at
 
 

@@ -235,8 +235,7 @@ class Settings(BaseModel):
     )
     metrics_port: int | None = _setting(
         None,
-        "The port of `/metrics` alone, on the same address, with nothing else on it. Default: `/metrics` is on the "
-        "API's port.",
+        "A port for `/metrics` only, on the same address. Default: `/metrics` is on the API's port.",
         "give a whole number from 1 to 65535",
         ge=1,
         le=65535,

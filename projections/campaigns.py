@@ -91,7 +91,7 @@ class CampaignRow:
     stop_reason: str
 
     def running(self, moment: datetime) -> bool:
-        """Tell whether it runs: from its launch, even if it starts later, until something stops it."""
+        """Return whether it runs: from its launch, even if it starts later, until something stops it."""
         return self.ended_at is None and moment < self.stops_at
 
 

@@ -58,7 +58,7 @@ class CodeTimelineRow:
             extension that set that end. None without any.
         shared_at, redeemed_at: the first time; None if there was none.
         superseded_at: from when on another code had its video.
-        counted: when each share and each redemption took effect, in RFC 3339, by what tells it from others. What is
+        counted: when each share and each redemption took effect, in RFC 3339, by what identifies it. What is
             recorded again, because it was earlier than was known, counts once. None without any.
         campaigns: by campaign id, in RFC 3339: its own end, its launch, when somebody ended it, and when its code was
             revoked, if an event said so; the last two are None if that did not happen. None without campaigns.

@@ -87,7 +87,7 @@ class CodeRow:
         )
 
     def live(self, moment: datetime) -> bool:
-        """Tell whether the code is unrevoked and inside its window."""
+        """Return whether the code is unrevoked and inside its window."""
         return self.revoked_at is None and self.starts_at <= moment < self.expires_at
 
 

@@ -173,7 +173,7 @@ class _Budget:
         self._seconds_a_row: dict[_Scan, float] = {}
 
     def is_spent(self, scan: _Scan) -> bool:
-        """Tell whether to give up before this scan goes on; because of time, only once each scan has had a turn."""
+        """Return whether to give up before this scan goes on; because of time, only once each scan has had a turn."""
         if self.rows_scanned >= self._rows:
             return True
         return scan in self._seconds_a_row and time.monotonic() >= self._ends_at

@@ -41,7 +41,7 @@ class AttemptRow:
     """One attempt to redeem, at an effective time.
 
     Attributes:
-        attempt: what tells it from others: the code and the account of a redemption, the position of a refusal.
+        attempt: what identifies it: the code and the account of a redemption, the position of a refusal.
         refused: the refusal's reason; None for a redemption.
         shared_with_advertiser: in the table, true if that was known when it was recorded; in lists, whether the code
             had been shared with the account by then, None if that is not known. None for a refusal.
@@ -84,7 +84,7 @@ REDEMPTIONS: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, code_id, at, position)",
         "CREATE INDEX ON {table} (ledger_id, creator_stream, at, position)",
         "CREATE INDEX ON {table} (ledger_id, advertiser_id, at, position)",
-        # Few refusals among many redemptions, or the reverse: either may be asked for alone.
+        # Few refusals among many redemptions, or the reverse: a list may show only one of them.
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NULL",
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NOT NULL",
         "CREATE INDEX ON {table} (ledger_id, refused, at, position) WHERE refused IS NOT NULL",
@@ -98,7 +98,7 @@ REDEMPTIONS: Final = Table(
 
 
 def attempt(recorded: RecordedEvent) -> str:
-    """Return what tells an attempt from others."""
+    """Return what identifies an attempt."""
     event = recorded.event
     return f"{recorded.stream_id} {event.advertiser_id}" if isinstance(event, Code.Redeemed) else str(recorded.position)
 

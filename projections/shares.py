@@ -34,7 +34,7 @@ VERSION: Final = 2
 class ShareRow:
     """One share of a code with a brand, perhaps for one of its advertiser accounts.
 
-    `share` is what tells it from others; `shared_at` is the effective time; `position` is the event's.
+    `share` is what identifies it; `shared_at` is the effective time; `position` is the event's.
     """
 
     ledger_id: int
@@ -80,7 +80,7 @@ SHARES: Final = Table(
 
 
 def share(recorded: RecordedEvent) -> str:
-    """Return what tells a share from others, as `domain.campaign.Share` does."""
+    """Return what identifies a share, as `domain.campaign.Share` does."""
     event = recorded.event
     assert isinstance(event, Code.Shared)  # noqa: S101 - the view reads no others
     said = (event.brand_id, event.channel, event.advertiser_id, event.note_fingerprint)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Of each kind.
 MAX_SUBJECTS: Final = 1_000
 
-# The roles whose keys may show a secret again, unless that was withheld from the key.
+# The roles whose keys may show a secret again, unless the key was created without that right.
 REVEALING: Final[frozenset[Role]] = frozenset({"creator", "operator", "admin"})
 
 # A token identity has a row among the keys, too, but no text of its own.

@@ -72,7 +72,7 @@ class Authenticator:
         self._cache.clear()
 
     async def authenticate(self, presented: str, now: datetime) -> ApiKey | None:
-        """Return the key that was presented, or that a presented token stands for; None if unknown, revoked or expired.
+        """Return the key that was presented, or the identity of a token; None if unknown, revoked or expired.
 
         Raises:
             TokenRefused: a token cannot be trusted.
@@ -95,7 +95,7 @@ class Authenticator:
             return False
 
     async def notice_changes(self, ledger_id: int) -> bool:
-        """Clear the cache if keys of a ledger have changed since the last call, and tell whether they have.
+        """Clear the cache if keys of a ledger have changed since the last call, and return whether they have.
 
         A notification says so, too, but perhaps later than an event is read that was recorded after the change.
 

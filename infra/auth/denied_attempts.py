@@ -1,6 +1,6 @@
 """Denied attempts: counted, and the first few of each key, reason and hour recorded one by one in the access log.
 
-The origin of an attempt, which is an address and what stood in the path, is sealed under a key of the ledger, so that
+The origin of an attempt, which is an address and what was in the path, is sealed under a key of the ledger, so that
 neither a dump of the database nor a reader without the right to it shows anyone's address. An erasure removes the
 origins of the creator's own keys.
 """
@@ -67,7 +67,7 @@ class DeniedAttempt:
         reason: the problem's stable code.
         route: the template of the address.
         request_id: the id of the request in our logs.
-        origin: pairs of a name and a text: the caller's address, the user agent, what stood in the path. It is sealed.
+        origin: pairs of a name and a text: the caller's address, the user agent, what was in the path. It is sealed.
 
     """
 

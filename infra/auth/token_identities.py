@@ -1,6 +1,6 @@
 """Token identities: a row among the API keys for each bearer of tokens, made when the bearer first comes.
 
-So the log names a bearer by an id that tells nothing of the person, an append checks a bearer as it checks a key, and
+So the log names a bearer by an id without meaning, an append checks a bearer as it checks a key, and
 revoking that id shuts the bearer out, whatever tokens they still hold. The issuer's name for the bearer is sealed. Role
 and subjects in the row follow the newest token that was seen, so that an erasure finds whom it concerns.
 """
@@ -52,7 +52,7 @@ def is_token(presented: str) -> bool:
 
 @dataclass(slots=True)
 class VerifiedToken:
-    """A token that was verified, and the identity that it stands for.
+    """A token that was verified, and the identity that it belongs to.
 
     Attributes:
         grant: what the token was signed for.
@@ -74,7 +74,7 @@ class VerifiedToken:
 
 
 class TokenIdentities:
-    """Finds or makes the identity that a token stands for."""
+    """Finds or makes the identity of a token."""
 
     def __init__(
         self,

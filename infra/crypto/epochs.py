@@ -6,7 +6,7 @@ the key of the present epoch. An erasure ends the epoch: the other creators' key
 and the old key is destroyed. Copies of the row from before can then be opened by nobody. Operators know an epoch's key
 as the erasure key.
 
-    erasure-keys/0f3a….key    the present epoch: 32 bytes in base64, for its owner alone
+    erasure-keys/0f3a….key    the present epoch: 32 bytes in base64, readable only by its owner
     erasure-keys/77c1….key    an earlier one, until the erasure that ends it is carried out
 
 All processes of a database share the directory. Nothing of it is kept in memory longer than it takes to open one key.

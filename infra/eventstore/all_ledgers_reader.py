@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # are equal, except that a ledger with fewer new events leaves the rest to the others: the largest equal part is found
 # by serving ledgers in the order of how few new events they have.
 #
-# Positions are dense, so the head of a ledger tells how many new events it has. If more ledgers have new events than a
+# Positions are dense, so the head of a ledger shows how many new events it has. If more ledgers have new events than a
 # page has room for, the next page continues after the last ledger that was served.
 _AFTER: Final = (
     """

@@ -58,7 +58,7 @@ _EVIDENCE: Final = (
         CROSS JOIN LATERAL (
             SELECT * FROM events e WHERE e.ledger_id = %b AND e.stream_id = s.stream_id ORDER BY e.version
         ) e
-        -- Of what is not known here, nobody can tell that it does not bear on the decision.
+        -- What is not known here may matter for the decision.
         WHERE e.type <> ALL (%b)
     ) e ON true
 """

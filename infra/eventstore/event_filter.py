@@ -66,14 +66,14 @@ class EventFilter:
             self._video_of[recorded.stream_id] = str(video_id)
 
     def wants(self, recorded: RecordedEvent) -> bool:
-        """Tell whether an event meets all conditions. Events must come in the order of positions."""
+        """Return whether an event meets all conditions. Events must come in the order of positions."""
         if self.everything:
             return True
         self.know(recorded)
         return all(self._fulfils(condition, recorded) for condition in self.conditions) and self.says(recorded)
 
     def says(self, recorded: RecordedEvent) -> bool:
-        """Tell whether an event's texts pass the test, if there is one."""
+        """Return whether an event's texts pass the test, if there is one."""
         if self._said is None or isinstance(recorded.event, UnreadableEvent):
             return True
         return self._said(recorded.event)

@@ -1,6 +1,6 @@
 """What is said of every event beside its body, in one shape: feed, streams, Kafka and webhooks name a field the same.
 
-An event stands by itself. One of a code names the code, its creator and its video, one of a permission the creator, one
+Each event is complete. One of a code names the code, its creator and its video, one of a permission the creator, one
 of an advertiser account the account, and one of the ledger itself none of these.
 """
 
@@ -27,7 +27,7 @@ class Subject(NamedTuple):
 
     Attributes:
         path: its kind and its id, as a relative reference.
-        key: its id alone: events of one key are handed on in order.
+        key: only its id: events of one key are handed on in order.
         ids: the ids that the event names.
 
     """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from infra.postgres.pool import LedgerConnection
     from infra.postgres.session_tokens import SessionTokens
 
-# The process id of a session and its start: the id alone may belong to another session by now.
+# The process id of a session and its start: by now, the same id may belong to another session.
 Backend = tuple[int, "datetime"]
 
 

@@ -96,7 +96,7 @@ class LiveSubscription:
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def keeps(self, position: int) -> bool:
-        """Tell whether all events after a position that were read are kept."""
+        """Return whether all events after a position that were read are kept."""
         return position >= self._kept_after
 
     def after(self, position: int, limit: int) -> Sequence[LiveEvent]:

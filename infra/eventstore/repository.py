@@ -136,7 +136,7 @@ class Repository:
     async def prefetch(self, stream_ids: Sequence[UUID]) -> None:
         """Load aggregates together, with one query; `code` then finds them without one.
 
-        One that cannot be read is not loaded: anyone who reads it alone gets its error.
+        One that cannot be read is not loaded: anyone who reads it by itself gets its error.
 
         Raises:
             Unavailable: the database is away, or too busy.

@@ -87,7 +87,7 @@ def split_sealed_fields(fields: Mapping[str, Any]) -> tuple[bytes, dict[str, str
 
 
 def clear_body(event: Event) -> bytes:
-    """Return an event's clear body alone."""
+    """Return only an event's clear body."""
     return split_sealed(event)[0]
 
 
@@ -102,7 +102,7 @@ def _event_type(kind: type[Event]) -> tuple[str, int]:
 
 
 class UnreadableEvent(Aggregate.Event):
-    """An event of the log that this version of the program cannot read, and of which it knows the metadata alone.
+    """An event of the log that this version of the program cannot read, and of which it knows only the metadata.
 
     Attributes:
         reason: why it cannot be read.

@@ -3,7 +3,7 @@
     AnchorFile   a small file, replaced whole and synced
     Anchoring    compares each log with its anchor, writes down what it found, and moves the anchors on
 
-A database cannot tell by itself that it lost events: a restored backup and a standby that lagged behind look whole. So
+A database cannot know by itself that it lost events: a restored backup and a standby that lagged behind look whole. So
 the position and the id of the last event of each log are written to a file, at most once a second, and only once the
 event is safely on the database's disk: an anchor is never ahead of what is durable. At the start, in every new session
 and each time before an anchor is moved, the log must still have the event that the anchor names. If not, the worker
@@ -219,7 +219,7 @@ class Anchoring:
                 await asyncio.sleep(self._tick_s)
 
     async def lead(self, connection: LedgerConnection) -> bool:
-        """Tell whether this worker writes the checks, after an attempt to."""
+        """Return whether this worker writes the checks, after an attempt to."""
         if not self._leads:
             row = await (await connection.execute(_LEAD, (AdvisoryLock.ANCHOR,))).fetchone()
             self._leads = bool(row and row[0])

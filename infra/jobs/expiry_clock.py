@@ -251,7 +251,7 @@ class ExpiryClock:
             log.info("The expiry of code %s in ledger %s is recorded after all", code.code_id, ledger_id)
 
     def _pause(self, ledger_id: int, error: Exception) -> None:
-        """Leave a ledger alone for a moment, and log that once."""
+        """Skip a ledger for a moment, and log that once."""
         self._paused[ledger_id] = time.monotonic() + AWAY_S
         if ledger_id not in self._paused_logged:
             self._paused_logged.add(ledger_id)

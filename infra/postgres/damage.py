@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def is_damage(error: BaseException) -> bool:
-    """Tell whether an error means that stored data is damaged."""
+    """Return whether an error means that stored data is damaged."""
     return isinstance(error, OF_THE_DATABASE + _OF_A_VALUE)
 
 

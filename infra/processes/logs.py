@@ -41,10 +41,10 @@ def configure_logs() -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    # What goes as planned would bury what a person is told at the start.
+    # What goes as planned would bury the messages for people at the start.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     logging.getLogger("projections.engine.runner").setLevel(logging.WARNING)
-    # What Kafka's client meets is said by whoever uses it, once; at DEBUG it would print what is sent.
+    # What Kafka's client meets is logged once, by the code that uses it; at DEBUG it would print what is sent.
     kafka = logging.getLogger("kafka")
     kafka.setLevel(logging.WARNING)
     kafka.propagate = False

@@ -1,7 +1,7 @@
 """The status of views: how far each has read, how far it is behind, and whether it has stopped.
 
 A rebuild has a status of its own, under the view's name with `_next`. An event of one ledger stops a view for all of
-them, but only that ledger is told which event it was and what was wrong.
+them, but only that ledger sees which event it was and what was wrong.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ async def status_in_ledger(database: Database, ledger_id: int) -> list[LedgerVie
 
 
 async def is_read_only(cur: AsyncCursor[Any]) -> bool:
-    """Tell whether the database takes no writes: it is a standby, or was set to read-only."""
+    """Return whether the database takes no writes: it is a standby, or was set to read-only."""
     await cur.execute("SELECT current_setting('transaction_read_only')")
     row = await cur.fetchone()
     return row is not None and row[0] == "on"

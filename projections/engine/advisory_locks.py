@@ -1,6 +1,6 @@
 """Numbers of all advisory locks that the program takes in PostgreSQL.
 
-A lock is the number alone, or the number with a second key: a name that PostgreSQL hashes, or a ledger's id. All
+A lock is a number, or a number with a second key: a name that PostgreSQL hashes, or a ledger's id. All
 programs that share a database share these locks, so no number may have two meanings.
 """
 

@@ -156,7 +156,7 @@ async def load_states(cur: AsyncCursor[Any]) -> list[ViewState]:
 
 
 async def has_stopped(cur: AsyncCursor[Any], view: str) -> bool:
-    """Tell whether a view has stopped before an event that it cannot apply."""
+    """Return whether a view has stopped before an event that it cannot apply."""
     await cur.execute(_STOPPED, (view,))
     return await cur.fetchone() is not None
 

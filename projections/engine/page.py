@@ -1,7 +1,7 @@
 """A page of the log: events of one or more ledgers, and the span of positions that it covers in each.
 
 A page covers its spans without a gap, but need not hold every event in them: events that its reader does not need may
-be left out, and events to skip are. How far a view has read therefore follows from the spans alone.
+be left out, and events to skip are. How far a view has read therefore follows only from the spans.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class EventPage:
         return sum(span.last - span.first + 1 for span in self.spans.values())
 
     def follows(self, positions: Mapping[int, int]) -> bool:
-        """Tell whether it holds the next events of a reader at these positions, in any ledger."""
+        """Return whether it holds the next events of a reader at these positions, in any ledger."""
         return any(span.first <= positions.get(i, 0) + 1 <= span.last for i, span in self.spans.items())
 
     def after(self, positions: Mapping[int, int]) -> EventPage:

@@ -233,5 +233,5 @@ class Projector:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Tell whether the same page may succeed later."""
+    """Return whether the same page may succeed later."""
     return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _TRANSIENT

@@ -118,7 +118,7 @@ class Runner:
             await checkpoints.record_failure(connection.cursor(), self._view.name, self._stopped_at, poison.reason)
 
     async def _may_follow(self, connection: AsyncConnection[Any]) -> bool:
-        """Tell whether this process is to follow the view: it knows the view's version, and no other process leads."""
+        """Return whether this process is to follow the view: it knows the view's version, and no other one leads."""
         cur = connection.cursor()
         state = await checkpoints.load_state(cur, self._view.name)
         if state is not None and state.version > self._view.version:

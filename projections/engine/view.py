@@ -1,4 +1,4 @@
-"""A view: tables that answer one question, and the handlers that derive their rows from events alone.
+"""A view: tables that answer one question, and the handlers that derive their rows only from events.
 
 A page of events becomes rows in memory: one query loads the rows that the page changes, each event runs through its
 handler, and one statement a table writes the result. A view says which row an event belongs to (`row_of`), which events

@@ -1,6 +1,6 @@
 """Each code's current state for the compacted topic: folded from the log as it is published, with the secret masked.
 
-The state depends on events alone, not on the time: readers compare `expires_at` with their clock. Lists contain their
+The state depends only on events, not on the time: readers compare `expires_at` with their clock. Lists contain their
 newest entries only, and counts count all of them, so that a state always fits into a record; `truncated` says whether
 entries were left out. A code never ceases to be, so its record is never deleted: the codes of an erased creator get one
 more, which says so.

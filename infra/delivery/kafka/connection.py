@@ -123,7 +123,7 @@ _cause: Final = _FailureCause()
 
 @contextmanager
 def classified_errors() -> Iterator[None]:
-    """Tell refusals from outages in a block that talks to the brokers.
+    """Distinguish refusals from outages in a block that talks to the brokers.
 
     Raises:
         BrokerRefused: the brokers refuse us.
@@ -164,7 +164,7 @@ class KafkaRecord(NamedTuple):
 
 
 class _Tokens(AbstractTokenProvider):  # type: ignore[misc] # its base has no types
-    """Tokens for the clients, whose failures are told apart as those of other logins."""
+    """Tokens for the clients, whose failures are distinguished as those of other logins."""
 
     def __init__(self, credentials: ClientCredentials) -> None:
         super().__init__()

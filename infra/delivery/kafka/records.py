@@ -237,7 +237,7 @@ class RecordReader:
             yield [to_recorded(row) for row in rows]
 
     def _progress_record(self, ledger_name: str, history: UUID, last: RecordedEvent) -> KafkaRecord:
-        """Return the record of a ledger's progress. The event id tells this log from another one of the same length."""
+        """Return the record of a ledger's progress. Its event id differs in another log of the same length."""
         value = orjson.dumps({"position": last.position, "event_id": last.event_id, "history": history})
         return KafkaRecord(self._progress, 0, ledger_name.encode(), value, _STATE_HEADERS, _timestamp_ms(last))
 

@@ -32,7 +32,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 URL_CHARACTERS_MAX: Final = 2_048
-# The time for one attempt, from the look-up of the name to the end of the response's headers; and for connecting alone.
+# The time for one attempt, from the look-up of the name to the end of the response's headers; and only for connecting.
 ATTEMPT_S: Final = 20.0
 CONNECT_S: Final = 5.0
 # How much of a response's body is read, so that its connection can be used again. If there is more, the connection is
@@ -54,7 +54,7 @@ _INVALID: Final = "The response is not valid HTTP/1.1."
 _SWITCHED: Final = "The receiver responded with status 101, although no other protocol was asked for."
 ADDRESSES_TRIED: Final = 4
 # Names that are looked up at the same time. Look-ups that hang must not delay those of other ledgers, so a ledger that
-# names a hundred hosts whose look-ups hang waits for its own share alone.
+# names a hundred hosts whose look-ups hang waits only for its own share.
 RESOLVERS: Final = 64
 RESOLVERS_EACH: Final = 8
 

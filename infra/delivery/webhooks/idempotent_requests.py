@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class IdempotentRequest:
-    """A request that may be repeated: its Idempotency-Key, and a hash that tells it from another one."""
+    """A request that may be repeated: its Idempotency-Key, and a hash that distinguishes it from another one."""
 
     key: str
     request_hash: bytes

@@ -357,7 +357,7 @@ class Sender:
         try:
             history = {"ledger-history": str(self.endpoint.history)}
             result = await self._target.post(HEADERS | history | signed, body)
-        except Exception as error:  # noqa: BLE001 - a defect fails this message alone, and does not hold up the others
+        except Exception as error:  # noqa: BLE001 - a defect fails only this message, and does not hold up the others
             # The text of the error is not logged, because it may contain what was sent.
             raised_at = traceback.extract_tb(error.__traceback__)[-1]
             log.error("Webhook %s: %s in %s", self.endpoint.webhook_id, type(error).__name__, raised_at)  # noqa: TRY400

@@ -397,7 +397,7 @@ class WebhookSubscriptions:
     async def replay_range(
         self, owner: Owner, webhook_id: UUID, wanted: ReplayRange, request: IdempotentRequest | None = None
     ) -> tuple[Replayed, bool]:
-        """Send the events of a range again that the webhook wants, delivered or dead; and tell repeats of this request.
+        """Send the events of a range again that the webhook wants, delivered or dead; and recognise a repeated request.
 
         Raises:
             WebhookDisabled: the webhook is disabled.
