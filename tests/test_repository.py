@@ -82,7 +82,7 @@ def test_ci_runs_every_step_once_although_one_fails_and_then_fails(tmp_path: Pat
     # In place of everything that takes time: what was called, and that `make test` failed.
     called = '#!/bin/sh\necho "$(basename "$0") $* CI=$CI" >> "$CALLED"\n[ "$*" != test ]\n'
     for program in (
-        *(programs / name for name in ("curl", "git", "java", "make", "mvn")),
+        *(programs / name for name in ("curl", "git", "go", "java", "make", "mvn")),
         tmp_path / ".venv/bin/python",
     ):
         program.write_text(called)
@@ -99,7 +99,8 @@ def test_ci_runs_every_step_once_although_one_fails_and_then_fails(tmp_path: Pat
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "failed: make test"
     makes = [line for line in (tmp_path / "called").read_text().splitlines() if line.startswith("make")]
-    assert makes == [f"make {target} CI=true" for target in ("install", "check", "test", "faults")]
+    targets = ("install", "check", "test", "outside ARGS=tests/outside/test_go_consumer.py", "faults")
+    assert makes == [f"make {target} CI=true" for target in targets]
 
 
 @pytest.mark.parametrize(

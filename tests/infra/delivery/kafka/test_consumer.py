@@ -75,9 +75,12 @@ class Reading:
         return [sequence for (sequence,) in self.sql("SELECT sequence FROM handled ORDER BY sequence")]
 
 
-def headers_of(sequence: int, version: int, subject: str = "codes/1", event_id: str = "") -> list[tuple[str, bytes]]:
+def headers_of(
+    sequence: int, version: int, subject: str = "codes/1", event_id: str = "", history: str = ""
+) -> list[tuple[str, bytes]]:
     """Return the headers of an event."""
-    attributes = {
+    attributes = {"ledgerhistory": history} if history else {}
+    attributes |= {
         "specversion": "1.0",
         "id": event_id or f"id-{sequence}",
         "source": "/ledgers/main",
@@ -106,8 +109,8 @@ def sender(kafka: Broker, prefix: str, value: bytes = b"{}") -> Iterator[Any]:
         found.ensure([events_topic(prefix)])
     producer = KafkaProducer(bootstrap_servers=kafka.plain)
 
-    def sending(sequence: int, version: int, subject: str = "codes/1", event_id: str = "") -> None:
-        headers = headers_of(sequence, version, subject, event_id)
+    def sending(sequence: int, version: int, subject: str = "codes/1", event_id: str = "", history: str = "") -> None:
+        headers = headers_of(sequence, version, subject, event_id, history)
         producer.send(events_topic(prefix).name, value, subject.encode(), headers).get(10)
 
     yield sending
