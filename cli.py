@@ -726,6 +726,77 @@ def authorizations(
         )
 
 
+@app.command()
+def evidence(
+    file: Annotated[Path, typer.Argument(help="The ZIP file to write.")],
+    kind: Annotated[str, typer.Option(help="answer, code, creator, range or ledger.")] = "ledger",
+    video: Annotated[str | None, typer.Option(help="For an answer: the video.")] = None,
+    advertiser: Annotated[str | None, typer.Option(help="For an answer: the advertiser account.")] = None,
+    at: Annotated[str | None, typer.Option(help="For an answer: the time at which the ad ran. Default: now.")] = None,
+    code: Annotated[str | None, typer.Option(help="For a code: its id.")] = None,
+    creator: Annotated[str | None, typer.Option(help="For a creator: the account.")] = None,
+    first: Annotated[int | None, typer.Option(help="For a range: the first position.")] = None,
+    last: Annotated[int | None, typer.Option(help="For a range: the last position.")] = None,
+    since: Annotated[str | None, typer.Option(help="For a range: recorded at this time or later.")] = None,
+    until: Annotated[str | None, typer.Option(help="For a range: recorded before this time.")] = None,
+    size: Annotated[int | None, typer.Option(help="As of the checkpoint with so many events. Default: newest.")] = None,
+    ledger: Annotated[str, typer.Option(help="Whose events.")] = "main",
+) -> None:
+    """Make an evidence bundle, which others verify without trusting this server."""
+    from api import offline
+
+    given = {"kind": kind, "video_id": video, "advertiser_id": advertiser, "at": at, "code_id": code}
+    given |= {"creator_id": creator, "since": since, "until": until}
+    numbers = {"first": first, "last": last, "size": size}
+    read = functools.partial(offline.evidence_request, load_settings().video_ids, **given, **numbers)
+    asked = _wanted(read)
+    with _progress() as say:
+        _with_database(lambda place, key: offline.evidence(offline.LedgerAddress(place, key, ledger), asked, file, say))
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The ZIP file, or the folder that it was unpacked to.")],
+    key: Annotated[
+        list[str] | None, typer.Option(help="A verifier key of the log that you trust, or a file with such keys.")
+    ] = None,
+    witness: Annotated[
+        list[str] | None, typer.Option(help="The verifier key of a witness that must have signed, or a file.")
+    ] = None,
+    unpinned: Annotated[bool, typer.Option("--unpinned", help="Accept the key that came with the bundle.")] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A checkpoint that you kept: the log must continue it.", exists=True)
+    ] = None,
+    receipt: Annotated[
+        list[Path] | None, typer.Option(help="A receipt: the log must still have its event.", exists=True)
+    ] = None,
+    max_age: Annotated[float | None, typer.Option(help="How many hours old a witness's time may be.")] = None,
+    about: Annotated[str | None, typer.Option(help="What it must be about, such as code:ID or ledger.")] = None,
+) -> None:
+    """Verify an evidence bundle. Needs no database and no network. Each line is a verdict; 1 if one is not good."""
+    import zipfile
+
+    from infra.proof import verify as verifier
+    from infra.proof.bundle_check import check_bundle
+
+    try:
+        report = check_bundle(
+            bundle,
+            keys=verifier.vkeys(key or []),
+            witnesses=verifier.vkeys(witness or []),
+            unpinned=unpinned,
+            older=None if checkpoint is None else checkpoint.read_bytes(),
+            receipts=[path.read_bytes() for path in receipt or []],
+            max_age_s=None if max_age is None else max_age * 3600,
+            about=about,
+        )
+    except (OSError, verifier.Wrong, UnicodeError, zipfile.BadZipFile) as error:
+        message = f"This cannot be used: {error}."
+        raise typer.BadParameter(message) from error
+    show(*str(report).splitlines(), "", verifier.conclusion(report))
+    raise typer.Exit(0 if report.good else 1)
+
+
 def _wanted(read: Callable[..., Any], *given: Any) -> Any:
     """Read what an option says; what is wrong with it is wrong usage."""
     try:

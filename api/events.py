@@ -47,6 +47,32 @@ MAX_WAIT_S: Final = 20
 Seconds = Annotated[int, Field(ge=0, le=MAX_WAIT_S), BeforeValidator(whole_number)]
 
 
+class SealingStatus(Answer):
+    state: Annotated[
+        Literal["pending", "sealed", "witnessed"],
+        Field(description="Whether a signed checkpoint covers the event, and whether witnesses have cosigned it."),
+    ]
+    size: Annotated[
+        int | None, Field(description="How many events this checkpoint covers. Null while the event is pending.")
+    ]
+
+
+class SealedUpto(Answer):
+    size: Annotated[int, Field(ge=0, description="How many events the newest signed checkpoint covers.")]
+    witnessed_size: Annotated[
+        int, Field(ge=0, description="How many events the newest checkpoint covers that witnesses have cosigned.")
+    ]
+
+
+class EventWithStatus(EventAnswer):
+    """One event, and whether the signed log covers it."""
+
+    proof: Annotated[
+        SealingStatus,
+        Field(description="Whether the signed log covers the event, by its position alone. Nothing is verified here."),
+    ]
+
+
 class EventsAnswer(Answer):
     events: Annotated[list[EventAnswer], Field(description="The events, in the requested order.")]
     next: Annotated[
@@ -67,6 +93,9 @@ class EventsAnswer(Answer):
     ]
     looked_through: Annotated[
         int, Field(ge=0, description="The number of events scanned for this page.", examples=[100])
+    ]
+    sealed: Annotated[
+        SealedUpto, Field(description="The signed log: it covers all events up to this position, and no later one.")
     ]
     total: Annotated[int, Field(ge=0, description="The estimated total number of events, if requested.")] = Field(
         default_factory=absent
@@ -161,12 +190,13 @@ async def list_events(
                 "prev_cursor": page.cursors["prev"],
                 "complete": page.found.complete,
                 "looked_through": page.found.rows_scanned,
+                "sealed": (await caller.request.app.state.sealed_sizes.of(caller.ledger_id))._asdict(),
                 **total,
             }
             return answer(content, 200, answer_headers)
 
 
-@router.get("/v1/events/{position}", response_model=EventAnswer, operation_id="readEvent")
+@router.get("/v1/events/{position}", response_model=EventWithStatus, operation_id="readEvent")
 @Operation(trace="recorded", answer_headers=("Ledger-Position",))
 async def read_event(
     position: str, caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")]
@@ -182,6 +212,8 @@ async def read_event(
     content = event_content(found[0], names)
     parameters = {"position": found[0].position}
     await record_access(caller, parameters, rows=1, format=JSON, subject=subject_of(content))
+    sealed = await caller.request.app.state.sealed_sizes.of(caller.ledger_id)
+    content["proof"] = sealed.status(found[0].position)
     return answer(content, 200, {"Ledger-Position": str(found[0].position)})
 
 

@@ -19,9 +19,11 @@ from pydantic import Field
 from starlette.responses import Response
 
 from api.access_log import record_access
+from api.bag import evidence_signer
+from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.dependencies import services_of
-from api.http.media_types import JSON
+from api.http.media_types import JSON, wanted_format
 from api.http.models import Answer
 from api.http.problems import Problem, malformed_query, unauthenticated
 from api.http.query_params import QueryModel, TreeSize
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
     from infra.proof.served_log import ServedLog
 
+# The specification names no media type, but that a proof is text.
+PROOF_FILE: Final = "text/plain"
 _POSITION: Final = re.compile("[1-9][0-9]{0,17}")
 _GENERATION: Final = re.compile("[1-9][0-9]{0,8}")
 # A tile never changes; a checkpoint is replaced each second.
@@ -100,6 +104,9 @@ class LogAnswer(Answer):
     ]
     size: Annotated[int, Field(ge=0, description="How many events the newest checkpoint covers.")]
     checkpoint: Annotated[str | None, Field(description="The newest checkpoint, a signed note.")]
+    evidence_vkey: Annotated[
+        str | None, Field(description="The verifier key of the ledger's evidence bundles. It is never a key of a log.")
+    ]
     state: Annotated[
         Literal["sealing", "stopped", "not_begun"],
         Field(description="Whether new events are being sealed. `stopped` needs an operator."),
@@ -133,6 +140,13 @@ class ConsistencyAnswer(Answer):
     hashes: Annotated[list[str], Field(description="The consistency proof of RFC 9162, in base64.")]
 
 
+class ProofQuery(QueryModel):
+    format: Annotated[
+        Literal["json", "tlog-proof"] | None,
+        Field(description="`tlog-proof` gives the file alone, as `Accept: text/plain` does."),
+    ] = None
+
+
 class ConsistencyQuery(QueryModel):
     old: Annotated[TreeSize, Field(description="The size of the older checkpoint.")]
     new: Annotated[
@@ -150,6 +164,7 @@ async def read_log(
 ) -> Response:
     """Read the state of the ledger's signed log: its name and keys for verifiers, and its newest checkpoint."""
     summary = await ServedLogs(caller.services.database).summary(caller.ledger_id)
+    keys = await caller.services.aggregates.keyring.ledger(caller.ledger_id)
     state = "not_begun" if summary.origin is None else "sealing" if summary.stopped is None else "stopped"
     return answer(
         {
@@ -160,6 +175,7 @@ async def read_log(
             "vkeys": summary.verifier_keys or [],
             "size": summary.size or 0,
             "checkpoint": summary.checkpoint,
+            "evidence_vkey": None if summary.origin is None else evidence_signer(keys, summary.origin).verifier_key,
             "state": state,
         },
         200,
@@ -196,14 +212,21 @@ async def prove_consistency(
 
 
 @router.get("/v1/events/{position}/proof", response_model=EventProofAnswer, operation_id="proveEvent")
-@Operation(trace="recorded", answer_headers=("Ledger-Position",))
+@Operation(trace="recorded", answer_headers=("Ledger-Position",), other_formats=(PROOF_FILE,))
 async def prove_event(
-    position: str, caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")]
+    position: str,
+    query: Annotated[ProofQuery, Query()],
+    caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
 ) -> Response:
     """Prove that an event is in the signed log of the ledger. The proof is verified before it is sent.
 
-    Keep `tlog_proof` and the entry: together they refute every later log that lacks the event.
+    Keep `tlog_proof`: it refutes every later log that lacks the event. `format=tlog-proof` answers with that file
+    alone, and 404 (`log_unknown`) while the event is pending.
     """
+    accept = headers.text(caller.request, b"accept")
+    as_file = query.format == "tlog-proof" or (
+        query.format is None and wanted_format(accept, (JSON, PROOF_FILE)) == PROOF_FILE
+    )
     number = int(position) if _POSITION.fullmatch(position) else 0
     found = await caller.services.events.at_positions(caller.ledger_id, [number]) if number else []
     if not found:
@@ -212,12 +235,22 @@ async def prove_event(
         caller.act_for_creator(found[0].creator_id or "")
     code_id = None if found[0].video_id is None else found[0].stream_id
     subject = AccessSubject(code_id, found[0].creator_id, found[0].video_id)
-    await record_access(caller, {"position": number}, rows=1, format=JSON, subject=subject)
+    await record_access(caller, {"position": number}, rows=1, format=PROOF_FILE if as_file else JSON, subject=subject)
     try:
         proof = await Proofs(caller.services.database).of_event(caller.ledger_id, number)
     except ProofFailed as error:
         raise _failed(caller, error) from error
     size = 0 if proof is None else proof.checkpoint.size
+    if as_file:
+        if proof is None:
+            raise Problem("log_unknown")
+        name = f"{caller.key.ledger_name}-{number}.tlog-proof".replace(":", "_")
+        file_headers = {
+            "Ledger-Position": str(size),
+            "Content-Disposition": f'attachment; filename="{name}"',
+            "Vary": "Accept",
+        }
+        return Response(proof.tlog_proof(number), 200, file_headers, f"{PROOF_FILE}; charset=utf-8")
     return answer(
         {
             "position": number,
@@ -229,7 +262,7 @@ async def prove_event(
             "tlog_proof": None if proof is None else proof.tlog_proof(number),
         },
         200,
-        {"Ledger-Position": str(size)},
+        {"Ledger-Position": str(size), "Vary": "Accept"},
     )
 
 

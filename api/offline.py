@@ -17,8 +17,12 @@ import orjson
 from pydantic import ValidationError
 
 from api.authorization_lines import BatchError, BatchQuery, answer_lines, batch_context, read_lines
+from api.bag import evidence_signer
 from api.event_content import KeyNames
 from api.event_search import with_key_ids
+from api.evidence import ZIP, machine_viewer, software
+from api.evidence_bundle import Bundle
+from api.evidence_plans import EvidenceRequest, plan_of
 from api.export_files import written_atomically
 from api.exports import MEDIA_TYPES as EXPORTED
 from api.exports import Export, ExportQuery
@@ -35,6 +39,8 @@ from infra.eventstore.reader import EventReader
 from infra.eventstore.repository import AggregateCache
 from infra.postgres.pool import Database
 from infra.postgres.roles import API
+from infra.proof.evidence_log import EvidenceLog
+from infra.proof.proofs import ProofFailed
 from infra.views.reader import ViewReader
 
 if TYPE_CHECKING:
@@ -82,6 +88,7 @@ class OpenLedger:
     """A ledger, open for reading."""
 
     ledger_id: int
+    database: Database
     views: ViewReader
     store: EventReader
     names: KeyNames
@@ -113,7 +120,9 @@ async def open_ledger(where: LedgerAddress) -> AsyncIterator[OpenLedger]:
         names = KeyNames(KeyAdmin(database, keyring))
         keys = await keyring.ledger(ledger_id)
         history = await Histories(database).of(ledger_id)
-        yield OpenLedger(ledger_id, ViewReader(database), EventReader(database), names, keyring, keys, history)
+        yield OpenLedger(
+            ledger_id, database, ViewReader(database), EventReader(database), names, keyring, keys, history
+        )
     finally:
         await database.close()
 
@@ -248,6 +257,61 @@ async def ask(
     progress.last()
     if wrong:
         raise OfflineError(f"Invalid lines: {wrong:,}. Their answers say why. All other lines are answered.")
+
+
+def evidence_request(video_ids: VideoIds = "tiktok", **given: Any) -> EvidenceRequest:
+    """Return what evidence is to be about.
+
+    Raises:
+        ValueError: these options do not belong together.
+
+    """
+    sent = {name: value for name, value in given.items() if value is not None}
+    try:
+        return EvidenceRequest.model_validate(sent, context=VideoIdPolicy(video_ids))
+    except ValidationError as error:
+        raise ValueError("; ".join(found["msg"] for found in error.errors(include_input=False))) from None
+
+
+async def evidence(where: LedgerAddress, request: EvidenceRequest, path: Path, say: Callable[[str], None]) -> Bundle:
+    """Make an evidence bundle, which is there whole or not at all.
+
+    Raises:
+        OfflineError: the file is there already or cannot be written, there is no such thing, or what is stored does not
+            fit the signed log.
+        LookupError: there is no such ledger.
+        Unavailable: the database is away.
+
+    """
+    _refuse_taken(path)
+    async with open_ledger(where) as opened:
+        source = EvidenceLog(opened.database)
+        signed = await source.keep(opened.ledger_id, request.size)
+        if signed is None or signed.size == 0:
+            raise OfflineError(
+                "The signed log of this ledger has no such checkpoint yet. Start the sealer and try again."
+            )
+        viewer = machine_viewer(opened.ledger_id, opened.store, opened.views, opened.keys, source)
+        try:
+            plan = await plan_of(viewer, request, signed, datetime.now(UTC))
+        except Problem as problem:
+            raise OfflineError(_said(problem)) from None
+        bundle = Bundle(signed, plan, source, evidence_signer(opened.keys, signed.origin), software())
+        parameters = request.model_dump(mode="json", exclude_none=True) | {"size": signed.size}
+        access_id = await opened.record_access("sparkledger evidence", parameters, ZIP)
+        progress, complete = Progress(say, "events"), False
+        try:
+            with _written(path) as file:
+                async for piece in bundle.pieces():
+                    file.write(piece)
+                    progress.reached(bundle.shown)
+            complete = True
+        except ProofFailed as error:
+            raise OfflineError(f"There is no evidence: {error}. Find out who changed the database.") from error
+        finally:
+            await opened.views.access_log.end(opened.ledger_id, access_id, rows=bundle.shown, complete=complete)
+    progress.last()
+    return bundle
 
 
 def _format(path: Path) -> Format:

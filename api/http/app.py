@@ -25,6 +25,7 @@ from api import (
     erasure,
     event_types,
     events,
+    evidence,
     exports,
     health,
     histories,
@@ -51,6 +52,7 @@ from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, RequestMiddleware
 from api.http.openapi import reference
 from api.http.places import page_places
 from api.http.problems import Problem, as_problem
+from api.http.receipts import Waiting as WaitingForReceipts
 from api.http.route import Route
 from api.http.single_flight import SingleFlight
 from api.http.streaming_download import download_places
@@ -70,6 +72,7 @@ from infra.errors import (
 )
 from infra.eventstore.histories import HistoryChanged
 from infra.postgres.damage import is_damage
+from infra.proof.sealed_sizes import SealedSizes
 from infra.proof.served_log import ServedLogs
 
 if TYPE_CHECKING:
@@ -106,6 +109,7 @@ _RESOURCES: Final = (
     events,
     event_types,
     exports,
+    evidence,
     log,
     access_log,
     webhooks,
@@ -213,6 +217,8 @@ def create_app(
     app.state.limits = Limits(Limit(per_second, per_second))
     app.state.strangers = log.Strangers()
     app.state.public_logs = SingleFlight(ServedLogs(services.database).public)
+    app.state.sealed_sizes = SealedSizes(services.database)
+    app.state.receipts = WaitingForReceipts()
     app.state.key_names = KeyNames(services.key_admin)
     app.state.places = places = SharedPlaces(
         waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places(), Turns()

@@ -15,6 +15,7 @@ from api.http.fields import ANY_JSON, NO_NUL
 from api.http.middleware import MAX_BODY_BYTES
 from api.http.models import Problem
 from api.http.problems import MEDIA_TYPE
+from api.http.receipts import CHECKPOINT, WAIT_DESCRIPTION, ReceiptEntry
 from api.http.route import Route
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def _complete(document: dict[str, Any], route: Route, method: str) -> None:
     for header in _sent_headers(route, method):
         declared = {"name": header, "in": "header", "required": False, **_REQUEST_HEADERS[header]}
         operation.setdefault("parameters", []).append(declared)
+    _add_receipt(document, route, operation)
     for parameter in operation.get("parameters", ()):
         _describe_in_path(parameter)
         _without_null(parameter["schema"])
@@ -202,15 +204,31 @@ def _complete(document: dict[str, Any], route: Route, method: str) -> None:
     if route.operation.repeats:
         responses["201"]["description"] = "Recorded."
         responses["200"] = responses["201"] | {"description": "Already recorded. Nothing new was recorded."}
-    if route.operation.lines:
+    other_formats = ("application/x-ndjson", "text/csv") if route.operation.lines else route.operation.other_formats
+    if other_formats:
         content = responses["200"].setdefault("content", {})
-        content |= {media_type: {"schema": {"type": "string"}} for media_type in ("application/x-ndjson", "text/csv")}
+        content |= {media_type: {"schema": {"type": "string"}} for media_type in other_formats}
     for status in sorted(statuses(route)):
         responses[str(status)] = {
             "description": _WHY[status],
             "headers": {header: _RESPONSE_HEADERS[header] for header in _problem_headers(status)},
             "content": {MEDIA_TYPE: {"schema": {"$ref": f"{_REF}Problem"}}},
         }
+
+
+def _add_receipt(document: dict[str, Any], route: Route, operation: dict[str, Any]) -> None:
+    """Add to a command that it can wait for the signed log, and to its answer the receipt."""
+    if not route.is_command:
+        return
+    schemas = document["components"]["schemas"]
+    schemas["ReceiptEntry"] = ReceiptEntry.model_json_schema(ref_template=_REF + "{model}")
+    schema = {"type": "string", "const": CHECKPOINT}
+    wait = {"name": "wait", "in": "query", "required": False, "description": WAIT_DESCRIPTION, "schema": schema}
+    operation.setdefault("parameters", []).append(wait)
+    for status, response in operation["responses"].items():
+        if status in {"200", "201"}:
+            name = response["content"]["application/json"]["schema"]["$ref"].removeprefix(_REF)
+            schemas[name]["properties"]["receipt"] = {"$ref": f"{_REF}ReceiptEntry"}
 
 
 def _sent_headers(route: Route, method: str) -> list[str]:

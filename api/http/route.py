@@ -13,6 +13,7 @@ What the signature cannot say, for the API reference, stands above it: `@Operati
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 import typing
@@ -36,6 +37,7 @@ from api.http.models import Body, Command
 from api.http.problems import Problem, malformed, malformed_body
 from api.http.query_params import QueryModel
 from api.http.reads import note_read
+from api.http.receipts import add_receipt, wants_receipt
 from api.http.strict_json import has_duplicate_names
 from api.http.unknown_fields import KnownFields, model_in
 from domain.values import ID_PATTERN
@@ -69,6 +71,7 @@ class Operation:
         replays: whether a repeat with the same Idempotency-Key gets the first answer; None: if it is a command.
         repeats: whether the same again, without an Idempotency-Key, answers 200 in place of 201.
         lines: whether it answers in lines of NDJSON or CSV, too.
+        other_formats: the other media types that it answers in, as text.
         streams: whether its answer is made while it is sent, so that there is none without its body.
         large: whether its answers can have megabytes: few are made at a time, because each takes several times as much
             memory meanwhile.
@@ -85,6 +88,7 @@ class Operation:
     replays: bool | None = None
     repeats: bool = False
     lines: bool = False
+    other_formats: tuple[str, ...] = ()
     streams: bool = False
     large: bool = False
     trace: Literal["recorded", "noted"] | None = None
@@ -172,7 +176,7 @@ class Route(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request: it reads as the signature says, then calls the route."""
         endpoint, allowed, notes_reads = self.endpoint, self._allowed, self.notes_reads
-        large = self.operation.large
+        large, is_command = self.operation.large, self.is_command
         types = typing.get_type_hints(endpoint)
         named = {kind: name for name, kind in types.items() if kind in {Caller, Caller | None, Request}}
         caller_name, request_name = named.get(Caller) or named.get(Caller | None), named.get(Request)
@@ -203,7 +207,9 @@ class Route(APIRoute):
             if caller is not None and b"idempotency-key" in headers.of(request):
                 caller.keep_request_hash(sent)
             del sent
-            answer = await _answer(endpoint, arguments, caller if large else None)
+            # No command has a query of its own, so one without a query spends nothing on receipts.
+            waits_for = caller if is_command and request.scope["query_string"] else None
+            answer = await _answer(endpoint, arguments, caller if large else None, waits_for)
             if notes_reads and caller is not None:
                 note_read(caller, arguments.get(query_name) if query_name is not None else None)
             return answer
@@ -212,9 +218,17 @@ class Route(APIRoute):
 
 
 async def _answer(
-    endpoint: Callable[..., Coroutine[Any, Any, Response]], arguments: dict[str, Any], large_for: Caller | None
+    endpoint: Callable[..., Coroutine[Any, Any, Response]],
+    arguments: dict[str, Any],
+    large_for: Caller | None,
+    receipt_for: Caller | None,
 ) -> Response:
-    """Call a route; if its answer may be large, in the caller's place."""
+    """Call a route; if its answer may be large, in the caller's place. A command's query may ask for a receipt."""
+    if receipt_for is not None and wants_receipt(receipt_for.request):
+        began_at = asyncio.get_running_loop().time()
+        answer = await endpoint(**arguments)
+        await add_receipt(receipt_for, answer, began_at)
+        return answer
     if large_for is None:
         return await endpoint(**arguments)
     pages = places_of(large_for.request.scope).pages

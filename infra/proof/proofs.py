@@ -69,9 +69,10 @@ class EventProof:
     note: str
 
     def tlog_proof(self, position: int) -> str:
-        """Return the proof as a file that verifiers of others read."""
+        """Return the proof as a file that verifiers of others read; `extra` is the entry, so nothing else is needed."""
         hashes = "".join(f"{base64.b64encode(one).decode()}\n" for one in self.hashes)
-        return f"c2sp.org/tlog-proof@v1\nindex {position - 1}\n{hashes}\n{self.note}"
+        extra = base64.b64encode(self.entry).decode()
+        return f"c2sp.org/tlog-proof@v1\nextra {extra}\nindex {position - 1}\n{hashes}\n{self.note}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Proofs:
             event = await stored_event(connection, ledger_id, position)
             checkpoint = log.checkpoint
             parts = inclusion_parts(position - 1, checkpoint.size)
-            hashes = await _hashes(connection, ledger_id, log, parts)
+            hashes = await _hashes(connection, ledger_id, log.generation, parts)
             try:
                 if event is None:
                     message = f"event {position} is missing"
@@ -155,15 +156,28 @@ class Proofs:
             size = checkpoint.size if new is None else new
             if not 0 < old <= size <= checkpoint.size:
                 return None
-            hashes = await _hashes(connection, ledger_id, log, consistency_parts(old, size))
+            hashes = await _hashes(connection, ledger_id, log.generation, consistency_parts(old, size))
             roots = [await _root(connection, ledger_id, log, at) for at in (old, size)]
-            to_signed = await _hashes(connection, ledger_id, log, consistency_parts(size, checkpoint.size))
+            to_signed = await _hashes(connection, ledger_id, log.generation, consistency_parts(size, checkpoint.size))
             try:
                 verify_consistency(old, size, roots[0], roots[1], hashes)
                 verify_consistency(size, checkpoint.size, roots[1], checkpoint.root, to_signed)
             except InvalidProof as error:
                 raise ProofFailed(str(error)) from error
             return ConsistencyProof(old, size, roots[0], roots[1], hashes)
+
+        return await self._database.read(ledger_id, make)
+
+    async def hashes_of(self, ledger_id: int, generation: int, parts: Sequence[range]) -> list[bytes]:
+        """Return the hashes of parts of the tree, which the caller verifies.
+
+        Raises:
+            ProofFailed: a tile is missing.
+
+        """
+
+        async def make(connection: LedgerConnection) -> list[bytes]:
+            return await _hashes(connection, ledger_id, generation, parts)
 
         return await self._database.read(ledger_id, make)
 
@@ -175,10 +189,10 @@ async def _log(connection: LedgerConnection, ledger_id: int) -> _Log | None:
     return None if row is None else _Log(*row)
 
 
-async def _hashes(connection: LedgerConnection, ledger_id: int, log: _Log, parts: Sequence[range]) -> list[bytes]:
+async def _hashes(connection: LedgerConnection, ledger_id: int, generation: int, parts: Sequence[range]) -> list[bytes]:
     """Return the hashes of parts of the tree."""
     subtrees = [complete_subtrees(part) for part in parts]
-    tiles = await _tiles(connection, ledger_id, log, {tile_of(one)[0] for part in subtrees for one in part})
+    tiles = await _tiles(connection, ledger_id, generation, {tile_of(one)[0] for part in subtrees for one in part})
     try:
         return [join([subtree_hash(one, tiles) for one in part]) for part in subtrees]
     except LookupError as error:
@@ -186,7 +200,7 @@ async def _hashes(connection: LedgerConnection, ledger_id: int, log: _Log, parts
 
 
 async def _root(connection: LedgerConnection, ledger_id: int, log: _Log, size: int) -> bytes:
-    tiles = await _tiles(connection, ledger_id, log, TreeEdge.tiles_of(size))
+    tiles = await _tiles(connection, ledger_id, log.generation, TreeEdge.tiles_of(size))
     try:
         return TreeEdge.from_tiles(size, tiles).root
     except LookupError as error:
@@ -194,12 +208,12 @@ async def _root(connection: LedgerConnection, ledger_id: int, log: _Log, size: i
 
 
 async def _tiles(
-    connection: LedgerConnection, ledger_id: int, log: _Log, wanted: Iterable[TileId]
+    connection: LedgerConnection, ledger_id: int, generation: int, wanted: Iterable[TileId]
 ) -> dict[TileId, bytes]:
     tiles = list(wanted)
     if not tiles:
         return {}
     cursor = connection.cursor(binary=True)
     columns = Ints([tile.level for tile in tiles]), Bigints([tile.index for tile in tiles])
-    await cursor.execute(_TILES, (*columns, ledger_id, log.generation))
+    await cursor.execute(_TILES, (*columns, ledger_id, generation))
     return {TileId(level, index): hashes for level, index, hashes in await cursor.fetchall()}

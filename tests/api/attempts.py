@@ -45,6 +45,7 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/authorizations": {"brand", "operator", "auditor", "admin"},
     "POST /v1/authorizations/batch": {"brand", "operator", "auditor", "admin"},
     "GET /v1/exports/events": {"operator", "auditor", "admin"},
+    "POST /v1/evidence": READERS,
     "GET /v1/accesses": {"operator", "auditor", "admin"},
     "GET /v1/log": READERS | {"subscriber"},
     "GET /v1/log/consistency": READERS | {"subscriber"},
@@ -88,6 +89,13 @@ SUBJECTS: dict[str, dict[str, list[str]]] = {
 }
 
 Try = Callable[[World, httpx.Client, str, str, str], httpx.Response]
+
+
+def sealed(world: World, *subjects: str) -> Any:
+    """Begin a code that was shared, in a log that is signed."""
+    code = shared(world, *subjects)
+    world.server.serving.seal()
+    return code
 
 
 def on_fresh(prepare: Callable[..., Any], ask: Callable[..., httpx.Response]) -> Try:
@@ -253,6 +261,13 @@ REQUESTS: dict[str, tuple[Try, int]] = {
         200,
     ),
     "GET /v1/exports/events": (lambda _w, client, *_: client.get("/v1/exports/events"), 200),
+    "POST /v1/evidence": (
+        on_fresh(
+            sealed,
+            lambda client, code, _: client.post("/v1/evidence", json={"kind": "code", "code_id": code["code_id"]}),
+        ),
+        200,
+    ),
     "GET /v1/accesses": (lambda _w, client, *_: client.get("/v1/accesses"), 200),
     "GET /v1/log": (lambda _w, client, *_: client.get("/v1/log"), 200),
     "GET /v1/log/consistency": (

@@ -236,8 +236,9 @@ async def test_strangers_take_turns_and_are_turned_away_when_too_many_wait() -> 
 def hashes_of(proof: dict[str, Any]) -> tuple[int, list[bytes], Checkpoint]:
     """Read a proof as a verifier of C2SP's tlog-proof does: the index, the hashes and the checkpoint."""
     text, _, note = proof["tlog_proof"].partition("\n\n")
-    head, index, *hashes = text.split("\n")
+    head, extra, index, *hashes = text.split("\n")
     assert head == "c2sp.org/tlog-proof@v1"
+    assert extra == f"extra {proof['entry']}"
     assert index.startswith("index ")
     keys = proof["keys"]
     checkpoint = verified(note, keys)

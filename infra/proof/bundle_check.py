@@ -1,0 +1,140 @@
+"""Verification of evidence bundles with everything at hand: `verify.py`, and what that file alone cannot do.
+
+Two checks come on top: the signature of ML-DSA-44, and the answer to the question computed once more, by the domain's
+own code. `verify.py` computes it with code of its own, so a mistake in either shows.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
+
+from domain.advertiser import Advertiser
+from domain.authorization import verdict
+from domain.code import Code
+from domain.recorded import RecordedEvent
+from infra.eventstore.reader import to_recorded
+from infra.proof import verify
+from infra.proof.checkpoints import Checkpoint, cosigned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+
+_NO_STREAM: Final = UUID(int=0)
+_TIME_BYTES: Final = 8
+
+
+def check_bundle(path: Path, *, keys: Sequence[verify.Key], **options: Any) -> verify.Report:
+    """Verify a bundle; the options are those of `verify.verify`.
+
+    Raises:
+        OSError, zipfile.BadZipFile: the bundle cannot be read.
+
+    """
+    report = verify.verify(path, keys=keys, **options)
+    if report.good:
+        bundle = verify.Bundle(path)
+        _check_ml_dsa(bundle, keys, report)
+        stated = json.loads(bundle.read("data/answer.json"))
+        if stated["about"]["kind"] == "answer":
+            _check_answer(bundle, stated, report)
+    return report
+
+
+def _check_ml_dsa(bundle: verify.Bundle, keys: Sequence[verify.Key], report: verify.Report) -> None:
+    note = verify.Checkpoint(bundle.read("data/proof/checkpoint"))
+    for key in keys:
+        if key.kind != verify.ML_DSA or key.name != note.origin:
+            continue
+        signed = [signature for name, id_, signature in note.signatures if (name, id_) == (key.name, key.id)]
+        for signature in signed:
+            at = int.from_bytes(signature[:_TIME_BYTES], "big")
+            message = cosigned(key.name, Checkpoint(note.origin, note.size, note.root), at)
+            try:
+                MLDSA44PublicKey.from_public_bytes(key.public).verify(signature[_TIME_BYTES:], message)
+            except (InvalidSignature, ValueError):
+                report.no(f"signed: the ML-DSA-44 signature of {key.name} is wrong")
+                return
+        if signed:
+            report.ok(f"signed by {note.origin} with ML-DSA-44, too, with the key that you named")
+
+
+def _check_answer(bundle: verify.Bundle, stated: dict[str, Any], report: verify.Report) -> None:
+    """Compute the answer with the domain's code from the events that were checked already."""
+    about, given = stated["about"], stated["answer"]
+    found = domain_answer(
+        (json.loads(line) for line in bundle.read("data/events.ndjson").splitlines()),
+        about["video_id"],
+        about["advertiser_id"],
+        datetime.fromisoformat(about["at"]),
+    )
+    if (found["authorized"], found["reason"], found["code_id"]) != (
+        given["authorized"],
+        given["reason"],
+        given["code_id"],
+    ):
+        report.no(f"answer: by the program's own code it is {found['reason']}")
+    else:
+        report.ok("answer: the same, computed by the program's own code")
+
+
+def domain_answer(events: Iterable[dict[str, Any]], video_id: str, advertiser_id: str, at: datetime) -> dict[str, Any]:
+    """Return the answer that the domain gives from the events whose bodies are shown."""
+    streams: dict[UUID, list[RecordedEvent]] = {}
+    for event in events:
+        if "body" in event:
+            recorded = _recorded(event)
+            streams.setdefault(recorded.stream_id, []).append(recorded)
+    codes, advertiser = [], list[RecordedEvent]()
+    for stream in streams.values():
+        first = stream[0].event
+        if isinstance(first, Code.Generated) and first.video_id == video_id:
+            codes.append(stream)
+        elif isinstance(first, Advertiser.Named) and first.advertiser_id == advertiser_id:
+            advertiser = stream
+    found = verdict(codes, streams, advertiser_id, at, advertiser)
+    return {
+        "authorized": found.authorized,
+        "reason": found.reason,
+        "code_id": None if found.code_id is None else str(found.code_id),
+        "starts_at": found.starts_at,
+        "expires_at": found.expires_at,
+        "permission_enabled": found.permission_enabled,
+        "shared": found.shared,
+    }
+
+
+def _recorded(event: dict[str, Any]) -> RecordedEvent:
+    def uuid(name: str) -> UUID | None:
+        return None if event.get(name) is None else UUID(event[name])
+
+    return to_recorded(
+        (
+            event["position"],
+            uuid("event_id"),
+            event["type"],
+            event["type_version"],
+            uuid("stream_id"),
+            event["version"],
+            uuid("creator_stream") or _NO_STREAM,
+            datetime.fromisoformat(event["recorded_at"]),
+            datetime.fromisoformat(event["effective_at"]),
+            uuid("actor_key"),
+            event["actor_role"],
+            event["actor_subject"],
+            event["source"],
+            uuid("command_id"),
+            event["correlation_id"],
+            uuid("causation_id"),
+            event["creator_id"],
+            event["video_id"],
+            event["body"].encode(),
+        )
+    )
