@@ -158,6 +158,7 @@ FILLED_BY_HAND = (
     "INSERT INTO log_differences VALUES (%(ledger)s, 1, 'events', 1, 'events', 'message', now(), now())",
     "INSERT INTO log_witnesses VALUES (%(ledger)s, 1, 'witness.example', 0)",
     "INSERT INTO witnessed_checkpoints VALUES (%(ledger)s, 1, 0, 'note', 1, now())",
+    "INSERT INTO evidence_checkpoints VALUES (%(ledger)s, 1, 1, 'note')",
     """
     INSERT INTO view_skips (ledger_id, view, version, position, error, reason, skipped_by)
     VALUES (%(ledger)s, 'codes', 1, 1, 'error', 'reason', 'somebody')
