@@ -42,6 +42,12 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
         ),
         "api/catch_up.py": ({"CodeGenerated"}, "the video of a code is in its first event only"),
         "api/event_content.py": ({"Shared", "NoteAdded"}, "notes are sealed in two events"),
+        "api/evidence_bundle.py": ({"CodeGenerated"}, "evidence of a no shows of every other code its video"),
+        "api/evidence_plans.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
+        "api/query_language.py": (
+            {"NoteAdded", "Shared", "RedemptionRefused"},
+            "the qualifiers `note` and `reason` search in events with such a text",
+        ),
         "domain/authorization.py": (
             {
                 *{"PermissionEnabled", "CodeGenerated", "Extended", "Shared", "Redeemed", "Revoked", "Superseded"},
@@ -72,6 +78,16 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             _WHICH_AGGREGATE,
         ),
         "infra/jobs/erasure.py": ({"CreatorErased"}, "the job destroys the key after the event"),
+        "infra/proof/bundle_check.py": ({"CodeGenerated", "AdvertiserNamed"}, _WHICH_AGGREGATE),
+        "infra/proof/evidence_log.py": ({"CreatorErased"}, "SQL that finds which keys an erasure destroyed"),
+        "infra/proof/log_check.py": ({"CreatorErased"}, "SQL that finds which keys an erasure destroyed"),
+        "infra/proof/verify.py": (
+            {
+                *{"PermissionEnabled", "PermissionDisabled", "CreatorErased", "CodeGenerated", "Extended", "Shared"},
+                *{"Redeemed", "Revoked", "Superseded", "AdvertiserNamed"},
+            },
+            "a recipient of evidence has this one file and nothing else of the program",
+        ),
     },
     "view": {
         "infra/eventstore/authorization_evidence.py": ({"codes"}, "the view finds the codes of a video"),
@@ -80,6 +96,10 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
     "refusal": {
         "api/campaigns.py": ({"code_expired", "code_revoked"}, "also the stored cause of the end of a campaign"),
         "api/codes.py": ({"secret_exists"}, "counted, so that nobody can search for secrets"),
+        "api/evidence_plans.py": (
+            {"creator_unknown"},
+            "404, as wherever evidence about something unknown is asked for",
+        ),
         "api/http/command_context.py": (
             {"secret_exists", "live_code_exists", "code_superseded"},
             "they name a code, and not everyone may know which",
