@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import shutil
 import uuid
@@ -64,6 +65,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 def pytest_xdist_auto_num_workers() -> int:
     """Run one process more than there are cores, since tests wait a good part of their time; each has its servers."""
     return min((psutil.cpu_count() or 1) + 1, 5)
+
+
+def pytest_configure() -> None:
+    """Look for no garbage while modules are imported and tests collected: nothing of it is any."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from here on, but not among all that, again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
