@@ -16,7 +16,7 @@ import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -44,6 +44,9 @@ BEFORE_S: Final = 5.0
 # So long it takes at most to fill the ledger and let the views follow: some seconds, and some for every thousand codes.
 LEAD_S: Final = 20.0
 LEAD_PER_THOUSAND_S: Final = 1.0
+# How many times as long, one after another, where that was too short.
+SHORTER_LEADS: Final = (1, 3)
+LONGEST_LEAD: Final = 9
 WITHIN_S: Final = 300.0
 LOOK_EVERY_S: Final = 0.25
 
@@ -57,6 +60,10 @@ SELECT count(*) < %(views)s OR min(position) < (SELECT max(position) FROM events
 FROM view_positions
 WHERE ledger_id = %(ledger)s
 """
+
+
+class ViewsLate(TimeoutError):
+    """The codes fell due before the views had read of them."""
 
 
 @dataclass
@@ -126,11 +133,21 @@ def _loading(load: Load) -> Iterator[None]:
 def run(*, full: bool = False, codes: int | None = None, per_second: float = COMMANDS_PER_SECOND) -> dict[str, Any]:
     """Let so many codes fall due at once, 100,000 with `full`.
 
+    Where the machine is too busy for the views to read of the codes before they fall due, begin again with more time.
+
     Raises:
         TimeoutError: the codes fell due before the views had read of them, or were not recorded in time.
 
     """
     codes = codes or (FULL if full else CODES)
+    lead_s = LEAD_S + BEFORE_S + LEAD_PER_THOUSAND_S * codes / 1000
+    for longer in SHORTER_LEADS:
+        with suppress(ViewsLate):
+            return _measure(codes, per_second, lead_s * longer)
+    return _measure(codes, per_second, lead_s * LONGEST_LEAD)
+
+
+def _measure(codes: int, per_second: float, lead_s: float) -> dict[str, Any]:
     master = base64.b64encode(fresh_key()).decode()
     with postgres() as server, ExitStack() as stack:
         asyncio.run(create_views(server.dsn()))
@@ -139,12 +156,14 @@ def run(*, full: bool = False, codes: int | None = None, per_second: float = COM
         requests.prepare(port, 0, 0)
         key, _ = asyncio.run(create_key(server.dsn(), master_key_of(master), "bench", "auditor", None))
         ledger = {"ledger": key.ledger_id, "views": len(VIEWS)}
-        lead_s = LEAD_S + BEFORE_S + LEAD_PER_THOUSAND_S * codes / 1000
         due = (datetime.now(UTC) + timedelta(seconds=lead_s)).replace(microsecond=0)
         asyncio.run(fill(server.dsn(), master_key_of(master), key.ledger_id, codes, due))
         stack.enter_context(_working(_serve(server, master, WORKER)))
         connection = stack.enter_context(psycopg.connect(server.dsn(), autocommit=True))
-        _await(lambda: not _one(connection, _BEHIND, ledger)[0], due.timestamp() - BEFORE_S, "The views were late.")
+        try:
+            _await(lambda: not _one(connection, _BEHIND, ledger)[0], due.timestamp() - BEFORE_S, "The views were late.")
+        except TimeoutError as late:
+            raise ViewsLate(*late.args) from late
         time.sleep(max(0.0, due.timestamp() - BEFORE_S - time.time()))
         load = Load(port, requests.issue, per_second)
         with _loading(load):
