@@ -220,6 +220,7 @@ def _welcome(settings: Settings, url: str) -> None:
 @app.command()
 def serve() -> None:
     """Run only the API."""
+    from infra.process_limits import importing
     from infra.processes.logs import configure_logs
     from infra.processes.supervisor import announce_ready, die_with_parent
 
@@ -227,7 +228,8 @@ def serve() -> None:
     die_with_parent()
     configure_logs()
     with database(settings) as place:
-        from api.http.server import run
+        with importing():
+            from api.http.server import run
 
         run(settings, place.api, _master_key(settings), started=announce_ready)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 # How many new objects start a collection of the youngest generation, and how many collections one of the next.
@@ -23,6 +24,19 @@ def tune_garbage_collector(young: int = GC_THRESHOLDS[0]) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(young, *GC_THRESHOLDS[1:])
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Pause the garbage collector while modules are imported: they leave no garbage, and looking for it takes a fifth.
+
+    `tune_garbage_collector` then takes all of them out of its sight.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def forbid_core_dumps() -> None:
