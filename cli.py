@@ -89,6 +89,15 @@ def database(settings: Settings, *, begins: bool = False) -> Iterator[Place]:
         yield Place(cluster.dsn(), cluster.dsn("sparkledger_api"), cluster.dsn("sparkledger_worker"))
 
 
+def _in_clear(text: str | None) -> str | None:
+    """Refuse a text that is kept in clear, if it contains a code."""
+    from domain.pasted import SENTENCES, contains_secret
+
+    if text is not None and contains_secret(text):
+        raise typer.BadParameter(SENTENCES["contains_secret"])
+    return text
+
+
 def main() -> None:
     """Run the command line; whatever is wrong becomes one line that says what to do."""
     import psycopg
@@ -378,7 +387,10 @@ def views_skip(
     ledger: Annotated[str, typer.Option(help="The event's ledger.")],
     position: Annotated[int, typer.Option(min=1, help="The event's position, as shown by `views list`.")],
     reason: Annotated[
-        str, typer.Option(help="Why the view can skip the event. Kept permanently, with your user name.")
+        str,
+        typer.Option(
+            help="Why the view can skip the event. Kept permanently, with your user name.", callback=_in_clear
+        ),
     ],
     and_later: Annotated[
         bool, typer.Option("--and-later", help="Also skip all later events of the same code or creator.")
@@ -424,7 +436,7 @@ def _progress(*, on_stderr: bool = False) -> Iterator[Callable[[str], None]]:
 def keys_create(
     role: Annotated[str, typer.Option(help="One of admin, operator, creator, brand, auditor and subscriber.")],
     ledger: Annotated[str, typer.Option(help="The key's ledger.")] = "main",
-    name: Annotated[str | None, typer.Option(help="The key's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="The key's name.", callback=_in_clear)] = None,
     creator_id: Annotated[
         list[str] | None, typer.Option(help="A creator that the key acts for. Can be repeated.")
     ] = None,
@@ -575,7 +587,8 @@ def ledgers_restart(
         bool, typer.Option("--accept-loss", help="Accept that events which the database has lost are gone.")
     ] = False,
     reason: Annotated[
-        str | None, typer.Option(help="Why. Kept permanently and unencrypted, so do not name a person.")
+        str | None,
+        typer.Option(help="Why. Kept permanently and unencrypted, so do not name a person.", callback=_in_clear),
     ] = None,
 ) -> None:
     """Let a ledger that has lost its newest events go on, under a new history. Readers notice."""
@@ -645,7 +658,10 @@ def master_key_rotate() -> None:
 def erase(
     creator_id: str,
     reason: Annotated[
-        str, typer.Option(help="Why. Kept permanently and unencrypted, so do not name a person.", prompt=True)
+        str,
+        typer.Option(
+            help="Why. Kept permanently and unencrypted, so do not name a person.", prompt=True, callback=_in_clear
+        ),
     ],
     ledger: Annotated[str, typer.Option(help="Whose creator.")] = "main",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,

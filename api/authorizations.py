@@ -27,8 +27,10 @@ from api.http.responses import answer
 from api.http.route import Operation, Route
 from domain.authorization import Verdict, creators_of, verdict
 from domain.code import Code
+from domain.pasted import creator_name
 from domain.recorded import RecordedEvent
 from domain.summaries import verdict_summary
+from domain.video import Video, replay_video
 from infra.eventstore.authorization_evidence import Asked
 from projections import codes
 
@@ -156,7 +158,18 @@ async def _evidence(caller: Caller, query: AuthorizationQuery, at_least: int) ->
 
 def about(keys: LedgerKeys, video_id: str, advertiser_id: str) -> Asked:
     """Return what evidence is read about; accounts are claimed by the ledger's keyed hash of their ids."""
-    return Asked(video_id, advertiser_id, keys.claim("advertiser", advertiser_id))
+    return Asked(video_id, advertiser_id, keys.claim("advertiser", advertiser_id), keys.claim("binding", video_id))
+
+
+def binding_of(keys: LedgerKeys, video_id: str) -> Asked:
+    """Return what is read to know whose a video is, without regard to any account."""
+    return Asked(video_id, "", b"", keys.claim("binding", video_id))
+
+
+def binding_at(evidence: AuthorizationEvidence, as_of: int) -> Video | None:
+    """Return a video as far as it was bound at a position; None if nobody had ever bound it."""
+    stream = [r for r in evidence.binding if r.position <= as_of]
+    return replay_video(stream) if stream else None
 
 
 def _now(evidence: AuthorizationEvidence, as_of: int, clock: datetime) -> datetime:
@@ -218,19 +231,37 @@ def authorization_verdict(
     }
     advertiser = [r for r in evidence.advertiser if r.position <= as_of]
     found = verdict(known, permissions, advertiser_id, at, advertiser)
-    found = replace(found, warnings=_warnings(evidence, known, readable))
-    if found.code_id is None or readable(evidence.codes[found.code_id]):
+    told = found.code_id is None or readable(evidence.codes[found.code_id])
+    video, answers_by = binding_at(evidence, as_of), found.creator_id if told else None
+    found = replace(found, warnings=_warnings(evidence, known, readable, video, answers_by))
+    if told:
         return found
     return replace(found, code_id=None, starts_at=None, expires_at=None, evidence=(), events=())
 
 
 def _warnings(
-    evidence: AuthorizationEvidence, known: Sequence[Sequence[RecordedEvent]], readable: Readable
+    evidence: AuthorizationEvidence,
+    known: Sequence[Sequence[RecordedEvent]],
+    readable: Readable,
+    video: Video | None,
+    answers_by: str | None,
 ) -> tuple[str, ...]:
-    """Return a sentence if codes of several creators are known, with their names for who may read all these codes."""
+    """Return a sentence if codes of several creators are known, or of others than the one whose video it is.
+
+    Creators are named only to who may read all these codes.
+    """
     creators = creators_of(known)
-    if len(creators) < 2:  # noqa: PLR2004 - several
+    bound = None if video is None else video.creator_id
+    if bound is None and len(creators) < 2:  # noqa: PLR2004 - several
         return ()
     all_readable = all(readable(evidence.codes[stream[0].stream_id]) for stream in known)
+    if bound is not None:
+        others = [creator for creator in creators if creator_name(creator) != creator_name(bound)]
+        if not others:
+            return ()
+        to, from_others = ("", "") if not all_readable else (f", {bound}", f": {', '.join(others)}")
+        said = f"An operator bound this video to its creator{to}. Codes of other creators are recorded{from_others}."
+        based = answers_by is not None and creator_name(answers_by) != creator_name(bound)
+        return (said, "This answer is based on a code of another creator.") if based else (said,)
     names = f": {', '.join(creators)}" if all_readable else ""
     return (f"Codes of this video are recorded from different creators{names}. Check whose video it is.",)

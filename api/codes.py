@@ -36,7 +36,7 @@ from api.http.fields import (
     SingleLine,
 )
 from api.http.guessing import guessing
-from api.http.models import Body, Command
+from api.http.models import Body, Command, ImmediateCommand
 from api.http.problems import Problem, malformed_body
 from api.http.query_params import AsOf, At, AtLeast, Number, QueryModel
 from api.http.reads import reading
@@ -185,7 +185,7 @@ class RevokeCode(Command):
     ] = False
 
 
-class RevealCode(Command):
+class RevealCode(ImmediateCommand):
     reason: Annotated[Reason, Field(description="Why the secret is needed again.", examples=["The brand lost it"])]
 
 
@@ -330,7 +330,7 @@ async def _before(result: CommandResult[Code], others: list[Code], caller: Calle
     if not result.replayed or code is None:
         return others
     ledger = await caller.services.aggregates.repository(caller.ledger_id)
-    return list(itertools.takewhile(lambda one: one.id != code.id, await ledger.codes_of_video(code.video_id)))
+    return list(itertools.takewhile(lambda one: one.id != code.id, (await ledger.of_video(code.video_id)).codes))
 
 
 def _whose_video(body: GenerateCode, caller: Caller, others: list[Code]) -> list[str]:

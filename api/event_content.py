@@ -42,7 +42,7 @@ class EventAnswer(BaseModel):
     """One event.
 
     Events of codes name the code, its creator and its video, events of permissions the creator, events of advertiser
-    accounts the account, and events of the ledger itself none of these.
+    accounts the account, events of bindings the video, and events of the ledger itself none of these.
     """
 
     model_config = ConfigDict(

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self, cast
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PrivateAttr,
@@ -26,6 +27,7 @@ from api.http.fields import (
     Moment,
     VideoId,
     VideoIdPolicy,
+    refuse_secret,
     usable_video_id,
     video_id_policy,
 )
@@ -96,6 +98,7 @@ class Conditions(QueryModel):
     q: Annotated[
         str | None,
         StringConstraints(min_length=1, max_length=MAX_Q_CHARACTERS, pattern=NO_NUL),
+        AfterValidator(refuse_secret),
         Field(
             description="A query such as `type:Shared,Redeemed -channel:dm recorded:2026-01..2026-03 "
             "spring-sale`. The qualifiers are `actor`, `advertiser`, `brand`, `channel`, `code`, "

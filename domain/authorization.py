@@ -19,6 +19,7 @@ from domain.event_types import EVENT_TYPES
 from domain.pasted import creator_name
 from domain.recorded import Event, RecordedEvent
 from domain.values import Window
+from domain.video import Video
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ _DECIDING: Final = (Code.Generated, Code.Extended, Code.Shared, Code.Redeemed, C
 BEARING: Final = tuple(
     name
     for name, kind in EVENT_TYPES.items()
-    if kind in _DECIDING or issubclass(kind, Creator.Event | Advertiser.Event)
+    if kind in _DECIDING or issubclass(kind, Creator.Event | Advertiser.Event | Video.Event)
 )
 
 Effect = Literal["begins", "changes", "ends"]

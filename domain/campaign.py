@@ -37,7 +37,13 @@ class Campaign:
         return self._as_launched() == other._as_launched()
 
     def _as_launched(self) -> Campaign:
-        return replace(self, launched_at=None, ended_at=None, ended_by=None)
+        return replace(self, amount=two_decimals(self.amount), launched_at=None, ended_at=None, ended_by=None)
+
+
+def two_decimals(amount: str) -> str:
+    """Return an amount in the one form in which it is recorded: `5`, `5.0` and `5.00` are the same."""
+    whole, _, decimals = amount.partition(".")
+    return f"{whole}.{decimals:0<2}"
 
 
 class CampaignStop(NamedTuple):

@@ -21,13 +21,14 @@ from domain.errors import Malformed, Refused, StaleVersion, Unknown
 from domain.pasted import creator_name, secret_name
 from domain.periods import Extension, overlap
 from domain.values import Policy, Sealed, When, Window
+from domain.video import Video
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from domain.recorded import Event
 
-A = TypeVar("A", Code, Creator, Advertiser)
+A = TypeVar("A", Code, Creator, Advertiser, Video)
 # Raises `NotAllowed` where the caller may not change a code; called before any rule speaks of it.
 Authorize = Callable[[Code], None]
 
@@ -64,8 +65,8 @@ class Ledger(Codes, Advertisers, Protocol):
     async def code_by_secret(self, secret: Sealed) -> Code | None:
         """Load the code that has this secret."""
 
-    async def codes_of_video(self, video_id: str) -> list[Code]:
-        """Load every code that the video ever had, in the order of their claims, `video_claim` names them."""
+    async def of_video(self, video_id: str) -> OfVideo:
+        """Load every code that the video ever had, in the order of their claims, and the video if it was ever bound."""
 
     def fingerprint(self, text: str) -> str:
         """Return the keyed hash under which a secret text is known in this ledger."""
@@ -77,18 +78,45 @@ class Ledger(Codes, Advertisers, Protocol):
 class Claim(NamedTuple):
     """A name in the ledger that one stream holds at a time: compared and set in the append's own transaction."""
 
-    kind: Literal["creator", "video", "secret", "advertiser"]
+    kind: Literal["creator", "video", "secret", "advertiser", "binding"]
     name: str
     expected: UUID | None
     new: UUID | None
 
 
 def video_claim(video_id: str, number: int) -> str:
-    """Return the name under which a video's code of some number is claimed, counted from 1.
+    """Return the name of a video's claim of some number, counted from 1. Each code takes one, and so does the binding.
 
-    The claims of a video are never freed: to take or compare the next one is to have seen every code of the video.
+    The claims of a video are never freed: to take or compare the next one is to have seen every code of the video, and
+    whose it is.
     """
     return video_id if number == 1 else f"{video_id} {number}"  # no id has a blank
+
+
+class OfVideo(NamedTuple):
+    """What holds the claims of a video.
+
+    Attributes:
+        codes: every code that it ever had, in the order of their claims.
+        video: the video itself, if an operator ever bound it.
+
+    """
+
+    codes: list[Code]
+    video: Video | None = None
+
+    @property
+    def next_claim(self) -> int:
+        """The number of the first claim that nothing holds."""
+        return len(self.codes) + (1 if self.video is None else 2)
+
+    def besides(self, *code_ids: UUID | None) -> list[Code]:
+        """Return the codes but for some."""
+        return [code for code in self.codes if code.id not in code_ids]
+
+    def bound(self) -> list[Video]:
+        """Return the video, if it was ever bound: what rests on its binding reads it."""
+        return [] if self.video is None else [self.video]
 
 
 @dataclass(slots=True)
@@ -106,7 +134,7 @@ class Decision(Generic[A]):
     """
 
     aggregate: A
-    also_read: list[Code | Creator] = field(default_factory=list)
+    also_read: list[Code | Creator | Video] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     refusal: Refused | None = None
     valid_until: datetime | None = None
@@ -167,6 +195,45 @@ async def name_advertiser(
     return Decision(advertiser)
 
 
+async def bind_video(
+    ledger: Ledger,
+    video_id: str,
+    creator_id: str | None,
+    *,
+    stream_id: UUID,
+    if_match: int | None = None,
+    when: When,
+) -> Decision[Video] | None:
+    """State whose video it is, or lift that; `None` where a video that was never bound is released.
+
+    Raises:
+        StaleVersion: somebody has bound or released it.
+        Refused: `creator_erased`.
+
+    """
+    known = await ledger.of_video(video_id)
+    _refuse_stale(if_match, 0 if known.video is None else known.video.version)
+    if creator_id is None:
+        if known.video is None:
+            return None
+        known.video.release(at=when.at)
+        return Decision(known.video)
+    creator = await ledger.creator(creator_id)
+    also_read: list[Code | Creator | Video] = []
+    if creator is not None:
+        creator.refuse_erased()
+        creator_id = creator.creator_id  # as it was first spelled
+        also_read.append(creator)
+    if known.video is None:
+        claims = [
+            Claim("binding", video_id, expected=None, new=stream_id),
+            Claim("video", video_claim(video_id, known.next_claim), expected=None, new=stream_id),
+        ]
+        return Decision(Video.begin(stream_id, video_id, creator_id, at=when.at), also_read, claims)
+    known.video.bind(creator_id, at=when.at)
+    return Decision(known.video, also_read)
+
+
 async def erase(
     ledger: Ledger, creator_id: str, reason: str, *, if_match: int | None = None, when: When
 ) -> Decision[Creator]:
@@ -221,7 +288,7 @@ async def generate(
         StaleVersion: it has changed.
         Refused: `creator_unknown`, `creator_erased`, `permission_disabled`, `terms_not_accepted`,
             `duration_not_allowed`, `secret_exists`, `other_creator`, `other_video`, `code_revoked`, `code_expired`,
-            `code_superseded`, `live_code_exists`, in this order.
+            `code_superseded`, `video_of_other_creator`, `live_code_exists`, in this order.
 
     """
     old = None if supersedes is None else await _matching(ledger, supersedes, authorize, if_match, when)
@@ -241,7 +308,10 @@ async def generate(
         if old.video_id != video_id:
             raise Refused("other_video", conflict_id=old.video_id)
         old.supersede(code_id, max(when.at, window.starts_at), when=when)
-    codes = [code for code in await ledger.codes_of_video(video_id) if old is None or code.id != old.id]
+    known = await ledger.of_video(video_id)
+    codes = known.besides(supersedes)
+    if known.video is not None:
+        known.video.refuse_another_creator(creator_id)
     code = Code.generate(
         code_id,
         creator_id=creator.creator_id,  # as it was first spelled
@@ -263,11 +333,12 @@ async def generate(
     _refuse_occupied(code, code.occupation(), codes)
     claims = [
         Claim("secret", secret_name(secret), expected=None, new=code_id),
-        Claim("video", video_claim(video_id, len(codes) + (1 if old is None else 2)), expected=None, new=code_id),
+        Claim("video", video_claim(video_id, known.next_claim), expected=None, new=code_id),
     ]
+    also_read: list[Code | Creator | Video] = [creator, *codes, *known.bound()]
     if old is None:
-        return Decision(code, [creator, *codes], claims)
-    return Decision(code, [creator, *codes], claims, valid_until=old.window.expires_at, also_changed=[old])
+        return Decision(code, also_read, claims)
+    return Decision(code, also_read, claims, valid_until=old.window.expires_at, also_changed=[old])
 
 
 async def extend(
@@ -287,7 +358,7 @@ async def extend(
     Raises:
         Refused: `creator_erased`, `permission_disabled`, `code_revoked`, `code_superseded`, `start_unknown`,
             `later_extension`, `duration_not_allowed`, `code_expired` (only where the policy forbids reviving),
-            `live_code_exists`, `window_not_longer`, in this order.
+            `video_of_other_creator`, `live_code_exists`, `window_not_longer`, in this order.
 
     """
     code = await _matching(ledger, code_id, authorize, if_match, when)
@@ -297,13 +368,15 @@ async def extend(
     new_end = _new_end(policy, code, days, add_days, expires_at, when)
     if not policy.extend_after_expiry:
         code.refuse_expired(when)
-    codes = await ledger.codes_of_video(code.video_id)
-    others = [other for other in codes if other.id != code.id]
+    known = await ledger.of_video(code.video_id)
+    others = known.besides(code.id)
+    if known.video is not None:
+        known.video.refuse_another_creator(code.creator_id)
     # An end that is no longer one is refused as that, unless another code has the very moment.
     revived = Extension(when.at, max(new_end, when.at + _AT_LEAST))
     _refuse_occupied(code, code.occupation(revived), others)
     code.extend(new_end, when=when)
-    return Decision(code, [creator, *others], [_no_further_code(code.video_id, codes)])
+    return Decision(code, [creator, *others, *known.bound()], [_no_further_code(code.video_id, known)])
 
 
 async def share(
@@ -579,9 +652,9 @@ def _refuse_occupied(code: Code, occupation: Sequence[Window], codes: Sequence[C
             raise Refused("live_code_exists", conflict_id=str(other.id))
 
 
-def _no_further_code(video_id: str, codes: Sequence[Code]) -> Claim:
+def _no_further_code(video_id: str, known: OfVideo) -> Claim:
     """Return the claim that compares that a video has no codes but these, and takes nothing."""
-    return Claim("video", video_claim(video_id, len(codes) + 1), expected=None, new=None)
+    return Claim("video", video_claim(video_id, known.next_claim), expected=None, new=None)
 
 
 async def _before_its_start(ledger: Ledger, code: Code, when: When) -> tuple[list[Code], list[Claim]]:
@@ -596,13 +669,13 @@ async def _before_its_start(ledger: Ledger, code: Code, when: When) -> tuple[lis
     """
     if code.start_stated or not when.late or when.at >= code.window.starts_at:
         return [], []
-    codes = await ledger.codes_of_video(code.video_id)
-    others = [other for other in codes if other.id != code.id]
+    known = await ledger.of_video(code.video_id)
+    others = known.besides(code.id)
     try:
         _refuse_occupied(code, [Window(when.at, code.window.starts_at)], others)
     except Refused:
         raise Refused("code_not_started") from None
-    return others, [_no_further_code(code.video_id, codes)]
+    return others, [_no_further_code(code.video_id, known)]
 
 
 def _allowed(policy: Policy) -> str:

@@ -25,6 +25,7 @@ RefusalCode = Literal[
     "secret_exists",
     "other_creator",
     "other_video",
+    "video_of_other_creator",
     "live_code_exists",
     "code_revoked",
     "code_superseded",
@@ -42,6 +43,7 @@ RefusalCode = Literal[
 REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
     "permission": ("creator_erased",),
     "advertiser": (),
+    "bind": ("creator_erased",),
     "generate": (
         "creator_unknown",
         "creator_erased",
@@ -54,6 +56,7 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
         "code_revoked",
         "code_expired",
         "code_superseded",
+        "video_of_other_creator",
         "live_code_exists",
     ),
     "extend": (
@@ -65,6 +68,7 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
         "later_extension",
         "duration_not_allowed",
         "code_expired",
+        "video_of_other_creator",
         "live_code_exists",
         "window_not_longer",
     ),
@@ -110,6 +114,10 @@ SENTENCES: Final[dict[RefusalCode, str]] = {
     "secret_exists": "A code with this secret is already recorded. Look it up instead of recording it again.",
     "other_creator": "The code to be superseded belongs to another creator. Name a code of this creator.",
     "other_video": "The code is for another video. Use the code of the video that you mean.",
+    "video_of_other_creator": (
+        "An operator bound this video to another creator, so codes for it can be generated or extended only for that "
+        "creator. If the video is yours, ask an operator to correct the binding."
+    ),
     "live_code_exists": (
         "Another code for this video is valid during a part of that time. A video can have only one code at a time. "
         "Use that code, or revoke it first."

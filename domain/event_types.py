@@ -1,4 +1,4 @@
-"""All event types: the published name and the class of each, in the order of a code's life, then of accounts."""
+"""All event types: the published name and the class of each, first those of a code's life, in its order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.log import Log
+from domain.video import Video
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def _event_types() -> dict[str, type[Event]]:
     found: dict[str, type[Event]] = {}
-    for aggregate in (Creator, Code, Advertiser, Log):
+    for aggregate in (Creator, Code, Advertiser, Video, Log):
         classes = [kind for kind in vars(aggregate).values() if isinstance(kind, type)]
         events = [kind for kind in classes if issubclass(kind, aggregate.Event)]
         # A class that others inherit from is never recorded itself.

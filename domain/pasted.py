@@ -38,8 +38,9 @@ Reason = Literal[
     "too_precise",
     "not_a_time",
     "year_out_of_range",
+    "contains_secret",
 ]
-Hint = Literal["percent_encoded", "cut_off", "several_codes", "video_link", "masked_code"]
+Hint = Literal["percent_encoded", "cut_off", "several_codes", "video_link", "masked_code", "punctuation"]
 Day = Literal["start", "end"]
 VideoIds = Literal["tiktok", "any"]
 
@@ -82,6 +83,10 @@ SENTENCES: Final[dict[Reason, str]] = {
         "2026-03-01 12:00:00."
     ),
     "year_out_of_range": f"Expected a time in the years {FIRST_YEAR} to {LAST_YEAR}.",
+    "contains_secret": (
+        "This text seems to contain an authorization code or a key, which would be kept and shown in clear text. Leave "
+        "it out, and name a code by its code_id. To find a code, look it up."
+    ),
 }
 
 
@@ -183,7 +188,7 @@ def secret_name(text: str) -> str:
     return _canonical(_bare(text))
 
 
-def secret_hint(text: str) -> Hint | None:
+def secret_hint(text: str) -> Hint | None:  # noqa: PLR0911 - one line for each kind
     """Return what an unknown code looks like, so that the person who pasted it can find the mistake."""
     bare = _bare(text)
     canonical = _canonical(bare)
@@ -197,6 +202,8 @@ def secret_hint(text: str) -> Hint | None:
         return "cut_off"
     if re.search(r"%[0-9A-Fa-f]{2}", canonical):
         return "percent_encoded"
+    if re.search(r"[.,;:!?|]$", canonical):
+        return "punctuation"
     return "cut_off" if len(canonical) < CUT_OFF_BELOW_CHARACTERS else None
 
 
@@ -258,6 +265,46 @@ def _looks_like_several(bare: str) -> bool:
 def _like_a_code(part: str) -> bool:
     canonical = _canonical(_bare(part.strip(",;|")))
     return len(canonical) >= MIN_SECRET_CHARACTERS and re.search(r"[0-9+/=]", canonical) is not None
+
+
+# ── codes in other texts ──
+
+# A code is marked by its #, as TikTok shows it. Without the mark, it looks like any other id.
+_MARK: Final = re.compile(r"[#\uff03]")
+_MARKED: Final = re.compile(r"[#\uff03]+(?P<body>[A-Za-z0-9+/=_-]+)")
+_IN_A_LINK: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.)[^\s]*", re.IGNORECASE)
+# What no word that people write has often: base64's own characters, single digits, and capitals side by side.
+_UNLIKE_WORDS: Final = re.compile(r"[+/=-]+|[0-9]+|[A-Z]{2,}")
+_OF_BASE64: Final = re.compile(r"[+/=]")
+_SHORT: Final = 16
+_LONG: Final = 32
+_LONGEST_HASHTAG: Final = 40
+
+
+def contains_secret(text: str) -> bool:
+    """Tell whether a text that is kept in clear contains what looks like a code, however it was pasted.
+
+    Hashtags, colours, numbers of issues and links pass. So does a code without its #, which looks like any other id.
+    """
+    if "#" not in text and "%23" not in text and "\uff03" not in text:
+        return False
+    bare = _INVISIBLE.sub("", text)
+    # The # of a link begins a fragment; only an encoded one can be a code's.
+    outside = _IN_A_LINK.sub(lambda link: _MARK.sub(" ", link[0]), bare)
+    decoded = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), outside)
+    return any(_generated(marked["body"]) for marked in _MARKED.finditer(decoded))
+
+
+def _generated(body: str) -> bool:
+    """Tell whether what follows a # was generated: a person would not write it as a word."""
+    unlike = len(_UNLIKE_WORDS.findall(body))
+    lower, upper = re.search(r"[a-z]", body) is not None, re.search(r"[A-Z]", body) is not None
+    digit = re.search(r"[0-9]", body) is not None
+    if len(_OF_BASE64.findall(body)) > 1:
+        return len(body) >= _SHORT and unlike >= _SHORT // 4 and lower + upper + digit > 1
+    if len(body) >= _LONGEST_HASHTAG:
+        return lower and upper and unlike >= 4  # noqa: PLR2004 - one of our own has that many, but for one in 10,000
+    return len(body) >= _LONG and lower and upper and digit and unlike >= 5  # noqa: PLR2004 - more than a name has
 
 
 # ── video ids ──

@@ -8,6 +8,7 @@ from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.log import Log
+from domain.video import Video
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,6 +26,10 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
             return f"Creator {event.creator_id} switched ad authorization off."
         case Advertiser.Named():
             return f"Advertiser account {event.advertiser_id} is of brand {event.brand_id}."
+        case Video.Bound():
+            return f"Video {event.video_id} was bound to creator {event.creator_id}."
+        case Video.Released():
+            return f"The binding of video {event.video_id} to a creator was lifted."
         case Creator.Erased():
             return f"Creator {event.creator_id} was erased: their sealed data can no longer be read."
         case Code.Generated():

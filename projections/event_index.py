@@ -16,6 +16,7 @@ from domain.code import Code
 from domain.creator import Creator
 from domain.log import Log
 from domain.pasted import creator_name
+from domain.video import Video
 from projections.engine.table import Table
 from projections.engine.view import View
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from domain.recorded import Event, RecordedEvent
 
 NAME: Final = "history"
-VERSION: Final = 4
+VERSION: Final = 5
 
 # An event that is recorded longer than this after it took effect is indexed as late. The clock's own events are seconds
 # late.
@@ -36,9 +37,9 @@ class EventIndexRow:
 
     `creator_id`, in its canonical form, and `video_id` are set only if the event itself names them. The other events of
     a creator or of a video's codes are found by `creator_stream` and `code_id`: repeating the ids would double the
-    largest index of all. `code_id` is None for events of a permission or an advertiser account; `actor` is a key's id,
-    or "clock"; `channel` is a share's, `refused` the reason of a refused redemption; `late` tells that the event was
-    recorded long after it took effect.
+    largest index of all. `code_id` is the stream of a code, or of a video's binding, and None for other events; `actor`
+    is a key's id, or "clock"; `channel` is a share's, `refused` the reason of a refused redemption; `late` tells that
+    the event was recorded long after it took effect.
     """
 
     ledger_id: int
@@ -92,7 +93,7 @@ EVENT_INDEX: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, code_id, position)",
         "CREATE INDEX ON {table} (ledger_id, creator_stream, position) INCLUDE (type)",
         "CREATE INDEX ON {table} (ledger_id, creator_id) WHERE type IN ('PermissionEnabled', 'PermissionDisabled')",
-        "CREATE INDEX ON {table} (ledger_id, video_id) WHERE type = 'CodeGenerated'",
+        "CREATE INDEX ON {table} (ledger_id, video_id) WHERE type IN ('CodeGenerated', 'VideoBound')",
         "CREATE INDEX ON {table} (ledger_id, brand_id, position) INCLUDE (type) WHERE brand_id IS NOT NULL",
         "CREATE INDEX ON {table} (ledger_id, advertiser_id, position) INCLUDE (type) WHERE advertiser_id IS NOT NULL",
         "CREATE INDEX ON {table} (ledger_id, channel, position) WHERE channel IS NOT NULL",
@@ -111,7 +112,7 @@ def indexed(ledger_id: int, recorded: RecordedEvent, event: Event) -> EventIndex
         ledger_id=ledger_id,
         position=recorded.position,
         type=recorded.type,
-        code_id=recorded.stream_id if isinstance(event, Code.Event) else None,
+        code_id=recorded.stream_id if isinstance(event, Code.Event | Video.Event) else None,
         creator_stream=recorded.creator_stream,
         creator_id=None if (creator_id := named("creator_id")) is None else creator_name(creator_id),
         video_id=named("video_id"),
@@ -132,5 +133,5 @@ VIEW: Final = View(
     VERSION,
     EVENT_INDEX,
     row_of=lambda recorded: recorded.position,
-    creates=dict.fromkeys((Creator.Event, Code.Event, Advertiser.Event, Log.Event), indexed),
+    creates=dict.fromkeys((Creator.Event, Code.Event, Advertiser.Event, Video.Event, Log.Event), indexed),
 )

@@ -248,11 +248,11 @@ _STREAMS_OF_CREATORS: Final = """
 """
 
 _CODES_OF_VIDEOS: Final = """
-    SELECT code_id
+    SELECT DISTINCT code_id
     FROM views.history
     WHERE ledger_id = %s
     AND video_id = ANY (%s)
-    AND type = 'CodeGenerated'
+    AND type IN ('CodeGenerated', 'VideoBound')
 """
 
 # A binary search: recorded_at never decreases with position. An event that the view skips counts as recorded with the

@@ -49,6 +49,7 @@ from domain.event_types import EVENT_TYPES
 from domain.log import Log
 from domain.summaries import summary
 from domain.values import Role, Sealed
+from domain.video import Video
 from infra.auth import access_log, api_keys, denied_attempts, key_admin, oidc
 from infra.delivery.webhooks import delivery_store, http_target
 from infra.delivery.webhooks import subscriptions as webhooks
@@ -96,7 +97,7 @@ Every event also has these fields, the same for all types:
 | `event_id` | UUID | the event's own id |
 | `type`, `type_version` | string, whole number | the name and version below |
 | `code_id`, `creator_id`, `video_id` | UUID, strings | the code, its creator, its video; for permissions: the creator |
-| `advertiser_id` | string | the account, of events of advertiser accounts |
+| `advertiser_id` | string | the account, of events of advertiser accounts; events of bindings have `video_id` alone |
 | `stream_version` | whole number | the event's number in the stream of what it belongs to: 1, 2, 3 … |
 | `recorded_at` | time | when the ledger recorded it; never decreases with the position |
 | `effective_at` | time | when it happened in the world |
@@ -248,6 +249,8 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         given.permission(creator_id=creator, enabled=False),
         given.erase(creator_id=creator, reason="The creator asked for it"),
         given.advertiser(account, brand_id="acme"),
+        given.bind("ben.creates", video_id=video),
+        given.bind(None, video_id=video),
     )
     for command in late:
         pending += _decided(story, command)
@@ -324,6 +327,8 @@ def _subject_of(kind: type[Any]) -> str:
         return "advertiser account"
     if issubclass(kind, Log.Event):
         return "log"
+    if issubclass(kind, Video.Event):
+        return "video"
     return "creator" if issubclass(kind, Creator.Event) else "code"
 
 

@@ -17,21 +17,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import UUID
 
 from domain import commands
-from domain.advertiser import Advertiser
 from domain.campaign import Campaign, Share
 from domain.code import Code, Ending
 from domain.commands import Decision, Ledger
-from domain.creator import Creator
 from domain.errors import Refused
 from domain.recorded import RecordedEvent
 from domain.values import Actor, Channel, Policy, Sealed, When
-from tests.memory_ledger import MemoryLedger
+from tests.memory_ledger import Decided, MemoryLedger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 T = TypeVar("T")
-Decided = Decision[Code] | Decision[Creator] | Decision[Advertiser] | None
 Command = Callable[[Ledger, When], Awaitable[Decided]]
 
 NOW: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -157,6 +154,11 @@ def advertiser(advertiser_id: str = ADVERTISER, brand_id: str = BRAND) -> Comman
     return lambda ledger, when: commands.name_advertiser(
         ledger, advertiser_id, brand_id, stream_id=stream_id, when=when
     )
+
+
+def bind(creator_id: str | None = CREATOR, *, video_id: str = VIDEO) -> Command:
+    stream_id = UUID(bytes=hashlib.sha256(f"video {video_id}".encode()).digest()[:16])
+    return lambda ledger, when: commands.bind_video(ledger, video_id, creator_id, stream_id=stream_id, when=when)
 
 
 def erase(reason: str = "asked for", *, creator_id: str = CREATOR) -> Command:
@@ -379,6 +381,16 @@ def revoked() -> Story:
 def permission_off() -> Story:
     """The creator switched the permission off while the code was redeemed."""
     return after(redeemed(), permission(enabled=False))
+
+
+def bound() -> Story:
+    """The video of a code was bound to its creator."""
+    return after(generated(), bind())
+
+
+def bound_elsewhere() -> Story:
+    """The video of a code was bound to another creator."""
+    return after(generated(), bind("creator-2"))
 
 
 def erased() -> Story:

@@ -12,19 +12,23 @@ from eventsourcing.utils import get_topic
 
 from domain.advertiser import Advertiser, replay_advertiser
 from domain.code import Code, replay_code
-from domain.commands import video_claim
+from domain.commands import Decision, OfVideo, video_claim
 from domain.creator import Creator, replay_creator
 from domain.errors import Unknown
 from domain.pasted import creator_name, secret_name
 from domain.recorded import Event, RecordedEvent
 from domain.values import Sealed
+from domain.video import Video, replay_video
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from domain.commands import Claim, Decision
+    from domain.commands import Claim
     from domain.values import Actor
+
+
+Decided = Decision[Code] | Decision[Creator] | Decision[Advertiser] | Decision[Video] | None
 
 
 class Conflict(Exception):
@@ -58,9 +62,12 @@ class MemoryLedger:
         stream_id = self._holder("secret", secret_name(secret))
         return None if stream_id is None else replay_code(self.streams[stream_id])
 
-    async def codes_of_video(self, video_id: str) -> list[Code]:
+    async def of_video(self, video_id: str) -> OfVideo:
         holders = (self._holder("video", video_claim(video_id, number)) for number in count(1))
-        return [replay_code(self.streams[holder]) for holder in takewhile(bool, holders) if holder]
+        streams = [self.streams[holder] for holder in takewhile(bool, holders) if holder]
+        bindings = [stream for stream in streams if isinstance(stream[0].event, Video.Bound)]
+        codes = [replay_code(stream) for stream in streams if stream not in bindings]
+        return OfVideo(codes, replay_video(bindings[0]) if bindings else None)
 
     def fingerprint(self, text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -68,9 +75,7 @@ class MemoryLedger:
     async def note_mark(self, creator_id: str, text: str) -> str:
         return self.fingerprint(f"{creator_id} {text}")
 
-    def append(
-        self, decision: Decision[Code] | Decision[Creator] | Decision[Advertiser] | None, *, now: datetime, actor: Actor
-    ) -> list[RecordedEvent]:
+    def append(self, decision: Decided, *, now: datetime, actor: Actor) -> list[RecordedEvent]:
         """Carry a decision out, whole or not at all, and return what it recorded; a repeat records nothing.
 
         Raises:
@@ -97,12 +102,12 @@ class MemoryLedger:
 
     def _record(
         self,
-        decision: Decision[Code] | Decision[Creator] | Decision[Advertiser],
+        decision: Decision[Code] | Decision[Creator] | Decision[Advertiser] | Decision[Video],
         pending: Sequence[Event],
         now: datetime,
         actor: Actor,
     ) -> list[RecordedEvent]:
-        aggregate: Code | Creator | Advertiser = decision.aggregate
+        aggregate: Code | Creator | Advertiser | Video = decision.aggregate
         recorded_at = max([now, *(r.recorded_at for r in self.events[-1:])])
         command_id = UUID(int=next(self._ids))
         before = len(self.events)
@@ -124,7 +129,7 @@ class MemoryLedger:
                 command_id=command_id,
                 correlation_id=None,
                 causation_id=self._caused_by(decision.cause_of(event), ids),
-                creator_id=None if isinstance(aggregate, Advertiser) else aggregate.creator_id,
+                creator_id=aggregate.creator_id if isinstance(aggregate, Code | Creator) else None,
                 video_id=aggregate.video_id if isinstance(aggregate, Code) else None,
                 event=bare,
             )
@@ -140,8 +145,8 @@ class MemoryLedger:
         stream_id, version = cause
         return ids[cause] if cause in ids else self.streams[stream_id][version - 1].event_id
 
-    def _creator_stream(self, aggregate: Code | Creator | Advertiser) -> UUID:
-        if isinstance(aggregate, Advertiser):
+    def _creator_stream(self, aggregate: Code | Creator | Advertiser | Video) -> UUID:
+        if isinstance(aggregate, Advertiser | Video):
             return aggregate.id
         return cast("UUID", self._holder("creator", creator_name(aggregate.creator_id)))
 

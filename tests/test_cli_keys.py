@@ -115,3 +115,10 @@ def test_nothing_is_begun_where_there_is_no_data(words: tuple[str, ...], tmp_pat
     assert done.returncode == 1
     assert f"There is no database in {tmp_path / '.sparkledger'}. Create one" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_contains_a_code_is_refused_without_repeating_it(run: Run) -> None:
+    code = "#cAnary/s3cret+that=TikTok/made==tail"
+    said = run("create", "--role", "auditor", "--name", f"for {code}", code=2)
+    assert "code_id" in said
+    assert "s3cret" not in said

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parent.parent
 CONTRIBUTING: Final = (ROOT / "CONTRIBUTING.md").read_text()
 LIFE_CYCLE: Final = "tests/domain/test_life_cycle.py"
-# One room of three files: an event belongs to one of the three aggregates.
-AGGREGATES: Final = ("domain/code.py", "domain/creator.py", "domain/advertiser.py")
+# One room of four files: an event belongs to one of the four aggregates.
+AGGREGATES: Final = ("domain/code.py", "domain/creator.py", "domain/advertiser.py", "domain/video.py")
 
 _WHICH_AGGREGATE: Final = "the first event of a stream says which aggregate it is; no new command begins a stream"
 
@@ -65,16 +65,22 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             "the codes of an erased creator get a state that says so",
         ),
         "infra/eventstore/aggregate_reader.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
-        "infra/eventstore/authorization_evidence.py": ({"CodeGenerated", "AdvertiserNamed"}, _WHICH_AGGREGATE),
+        "infra/eventstore/authorization_evidence.py": (
+            {"CodeGenerated", "AdvertiserNamed", "VideoBound"},
+            _WHICH_AGGREGATE,
+        ),
         "infra/eventstore/event_filter.py": ({"RedemptionRefused"}, "the filter `refused` reads the reason"),
-        "infra/eventstore/event_metadata.py": ({"AdvertiserNamed"}, "events of an account name it instead of a code"),
+        "infra/eventstore/event_metadata.py": (
+            {"AdvertiserNamed", "VideoBound", "VideoReleased"},
+            "events of an account or of a binding name that instead of a code",
+        ),
         "infra/eventstore/reader.py": (
             {"CodeGenerated", "CreatorErased"},
             "SQL that finds the codes of a creator, and erasures that are not carried out yet",
         ),
-        "infra/eventstore/repository.py": ({"CodeGenerated", "AdvertiserNamed"}, _WHICH_AGGREGATE),
+        "infra/eventstore/repository.py": ({"CodeGenerated", "AdvertiserNamed", "VideoBound"}, _WHICH_AGGREGATE),
         "infra/eventstore/serialization.py": (
-            {"CodeGenerated", "PermissionEnabled", "PermissionDisabled", "AdvertiserNamed"},
+            {"CodeGenerated", "PermissionEnabled", "PermissionDisabled", "AdvertiserNamed", "VideoBound"},
             _WHICH_AGGREGATE,
         ),
         "infra/jobs/erasure.py": ({"CreatorErased"}, "the job destroys the key after the event"),

@@ -35,6 +35,7 @@ from api import (
     shares,
     stats,
     streams,
+    videos,
     webhook_deliveries,
     webhooks,
 )
@@ -115,6 +116,7 @@ _RESOURCES: Final = (
     webhooks,
     webhook_deliveries,
     advertisers,
+    videos,
     erasure,
     api_keys,
     health,

@@ -31,8 +31,9 @@ _ATTRIBUTES: Final[dict[str, dict[str, Any]]] = {
     "subject": {
         **_TEXT,
         "description": (
-            "The code, creator or advertiser account that it belongs to: `codes/{code_id}`, `creators/{creator_id}` "
-            "or `advertisers/{advertiser_id}`. It is `log` for an event of the log itself."
+            "The code, creator, advertiser account or video that it belongs to: `codes/{code_id}`, "
+            "`creators/{creator_id}`, `advertisers/{advertiser_id}` or "
+            "`videos/{video_id}`. It is `log` for an event of the log itself."
         ),
     },
     "time": {**_TEXT, "format": "date-time", "description": "When it happened in the world."},
@@ -247,7 +248,7 @@ def _event(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
                 "key": {
                     "type": "string",
                     "description": (
-                        "The id of the code, or of the creator or the advertiser account for their events."
+                        "The id of the code, or of the creator, advertiser account or video for their events."
                     ),
                 },
                 "bindingVersion": "0.5.0",

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    from api.http.models import Command
     from domain.code import Code
     from domain.commands import A, Decision, Ledger
     from domain.values import When
@@ -26,6 +25,14 @@ if TYPE_CHECKING:
 
 # Refusals that name a code as what is in the way.
 _NAMES_A_CODE: Final = frozenset({"secret_exists", "live_code_exists", "code_superseded"})
+
+
+class Dated(Protocol):
+    """The body of a command."""
+
+    @property
+    def effective_at(self) -> datetime | None:
+        """When it happened, if its caller said so."""
 
 
 class Ended(Protocol):
@@ -42,7 +49,7 @@ class Ended(Protocol):
 
 async def handle_command(
     caller: Caller,
-    body: Command,
+    body: Dated,
     subject: str | None,
     decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]],
     *,

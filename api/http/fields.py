@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self, cast
@@ -21,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from domain import pasted
+from domain.campaign import two_decimals
 from domain.values import ID_PATTERN, Sealed
 
 MAX_TARGETING_BYTES: Final = 16 * 1024
@@ -38,6 +40,8 @@ _RFC3339_PATTERN: Final = (
     r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 )
 ID_EXPECTED: Final = "Expected an id: 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"
+# Codes of ISO 4217 that stand for no currency: for tests, and for transactions without one.
+NO_CURRENCIES: Final = frozenset({"XTS", "XXX"})
 NO_NUL: Final = r"^[^\u0000]*$"
 SHA256_PATTERN: Final = r"^[0-9a-f]{64}$"
 AMOUNT_PATTERN: Final = r"^([1-9][0-9]{0,11}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"
@@ -46,6 +50,12 @@ UUID_PATTERN: Final = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 NO_CONTROL: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 # For the reference; `_not_blank` decides.
 NOT_BLANK: Final = r"^[^\u0000]*[^\u0000\s][^\u0000]*$"
+
+
+def _a_currency(code: str) -> str:
+    if code in NO_CURRENCIES:
+        raise PydanticCustomError("currency", "This ISO 4217 code stands for no currency. Expected one such as USD.")
+    return code
 
 
 def parse_moment(value: object) -> datetime:
@@ -73,6 +83,19 @@ def _not_blank(text: str) -> str:
     """Refuse white space alone; whether a text can be empty, its length says."""
     if text and not text.strip():
         raise PydanticCustomError("blank", "This must not be blank.")
+    return text
+
+
+# Keys, tokens and signing secrets of this API, by their beginnings.
+_ISSUED: Final = re.compile(r"(?:slk|slt|whsec)_[A-Za-z0-9+/=_-]{16}")
+
+
+def refuse_secret(text: str) -> str:
+    """Refuse a text that is kept in clear, if it contains a code or a key."""
+    if pasted.contains_secret(text) or ("_" in text and _ISSUED.search(text) is not None):
+        raise PydanticCustomError(
+            "contains_secret", cast("Any", pasted.SENTENCES["contains_secret"]), {"reason": "contains_secret"}
+        )
     return text
 
 
@@ -198,7 +221,7 @@ def _depth(value: object) -> int:
         level = [item for item in below if isinstance(item, dict | list)]
         for item in below:
             if isinstance(item, str):
-                _no_nul(item)
+                refuse_secret(_no_nul(item))
     return depth
 
 
@@ -282,14 +305,16 @@ Note = Annotated[
     StringConstraints(min_length=1, max_length=MAX_TEXT_CHARACTERS),
     AfterValidator(_no_nul),
     AfterValidator(_not_blank),
+    AfterValidator(refuse_secret),
     AfterValidator(Sealed),
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARACTERS, "pattern": NOT_BLANK}),
 ]
-Text = Annotated[str, StringConstraints(pattern=NO_NUL)]
+Text = Annotated[str, StringConstraints(pattern=NO_NUL), AfterValidator(refuse_secret)]
 SingleLine = Annotated[
     str,
     StringConstraints(pattern=NO_CONTROL),
     AfterValidator(_not_blank),
+    AfterValidator(refuse_secret),
 ]
 Reason = Annotated[
     Text,
@@ -306,12 +331,18 @@ Name = Annotated[
 Amount = Annotated[
     str,
     StringConstraints(pattern=AMOUNT_PATTERN),
-    Field(description="A positive decimal number as a string.", examples=["500.00"]),
+    AfterValidator(two_decimals),
+    Field(description="A positive decimal number as a string. It is kept with two decimals.", examples=["500.00"]),
 ]
 Currency = Annotated[
     str,
     StringConstraints(pattern=CURRENCY_PATTERN),
-    Field(description="The currency's ISO 4217 code.", examples=["USD"]),
+    AfterValidator(_a_currency),
+    Field(
+        description="The currency's ISO 4217 code.",
+        examples=["USD"],
+        json_schema_extra={"not": {"enum": sorted(NO_CURRENCIES)}},
+    ),
 ]
 # Stands in a schema for "any JSON without NUL, at any depth"; the reference says so with a schema that names itself.
 ANY_JSON: Final = "x-any-json"

@@ -27,6 +27,7 @@ _ADVICE: Final[dict[Hint, str]] = {
     "several_codes": "It looks like several codes. Send one code at a time.",
     "video_link": "It looks like a link to a video. Send the code that the creator generated for it.",
     "masked_code": "It looks like a masked code. Ask for the code itself.",
+    "punctuation": "A punctuation mark follows it, which may be of the sentence around it. Send the code without it.",
 }
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from api.http.problems import Problem
 from domain.errors import Unknown
-from domain.pasted import Unusable, shown_creator_id
+from domain.pasted import Unusable, VideoIds, shown_creator_id, video_id
 from domain.values import ID_PATTERN
 
 if TYPE_CHECKING:
@@ -139,6 +139,14 @@ def path_creator(text: str) -> str:
         return shown_creator_id(path_id(text))
     except Unusable:
         raise Problem("malformed_path") from None
+
+
+def path_video(text: str, policy: VideoIds, *, exact: bool) -> str:
+    """Return a video's id that stands in the path, to record something of the video."""
+    try:
+        return video_id(path_id(text), policy, exact=exact)
+    except Unusable as error:
+        raise Problem("malformed_path", str(error)) from None
 
 
 def path_uuid(text: str, what: str) -> UUID:

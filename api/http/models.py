@@ -30,6 +30,15 @@ class Command(Body):
     ] = None
 
 
+class ImmediateCommand(Body):
+    """The body of a command that takes effect when it is recorded, and at no other time."""
+
+    @property
+    def effective_at(self) -> None:
+        """When it takes effect: nobody can say otherwise."""
+        return
+
+
 def absent() -> Any:
     """Stand for a field that some answers have and others lack; it is never null."""
 

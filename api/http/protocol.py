@@ -39,6 +39,8 @@ MAX_BESIDE_BYTES: Final = 1024 * 1024
 HEAD_WITHIN_S: Final = 15.0
 # Of one process; with the database's sessions it stays below the 4,096 files that a process may usually open.
 MAX_CONNECTIONS: Final = 3_000
+# Idle connections that are closed together when there is no room: looking through all of them is paid once for so many.
+CLOSED_AT_ONCE: Final = 100
 
 # Left alone, the system keeps up to 4 MiB of what a client does not read, for each connection and uncounted by us.
 SEND_BUFFER_BYTES: Final = 128 * 1024
@@ -135,12 +137,15 @@ class BoundedProtocol(HttpToolsProtocol):
     proxies: ClassVar[tuple[IPv4Network | IPv6Network, ...]] = ()
     # Of the addresses that are counted. Of each class there is one for each server.
     _of_addresses: ClassVar[Counter[str]] = Counter()
-    _address: str | None = None
+    address: str | None = None
     _refusal: bytes | None = None
     # Bytes of the request that is coming in which are not its body.
     _beside = 0
     _in_head = True
     _silence: asyncio.TimerHandle | None = None
+    # When it was made, by the loop's clock, and whether it had to make room for another.
+    made_at = 0.0
+    gave_way = False
     _gathering: Gathering
     # Of several requests that came together, the one whose turn it is.
     _answered: RequestResponseCycle | None = None
@@ -150,6 +155,7 @@ class BoundedProtocol(HttpToolsProtocol):
         sending = transport.get_extra_info("socket")
         if sending is not None:
             sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self.made_at = self.loop.time()
         self._gathering = transport = Gathering(transport, self.loop)
         super().connection_made(transport)
         # Whoever asks for a WebSocket is answered as if they had not: nothing here speaks it.
@@ -164,7 +170,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _counted(self) -> bytes | None:
         """Count this connection, and return what it is answered if there are too many."""
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS and not self._make_room(len(self.connections) - MAX_CONNECTIONS):
             return _CROWDED
         if self.max_of_an_address is None or self.client is None:
             return None
@@ -173,19 +179,49 @@ class BoundedProtocol(HttpToolsProtocol):
             return None
         # One client has 2**64 addresses of IPv6.
         counted = str(address) if address.version == 4 else str(ip_network((address, _IPV6_PREFIX), strict=False))  # noqa: PLR2004
-        if self._of_addresses[counted] >= self.max_of_an_address:
+        beyond = self._of_addresses[counted] - self.max_of_an_address + 1
+        if beyond > 0 and not self._make_room(beyond, counted):
             return _CROWDED_BY_AN_ADDRESS
         self._of_addresses[counted] += 1
-        self._address = counted
+        self.address = counted
         return None
+
+    def _make_room(self, needed: int, address: str | None = None) -> bool:
+        """Close idle connections, of one address or of the one that has most; tell whether there is room now.
+
+        Those close first that never sent a request, and of these the oldest.
+        """
+        others: list[BoundedProtocol] = [
+            one
+            for one in self.connections
+            if isinstance(one, BoundedProtocol) and one is not self and address in {None, one.address}
+        ]
+        if sum(one.gave_way for one in others) >= needed:
+            return True
+        idle = [one for one in others if one.is_idle()]
+        if address is None and idle:
+            # Clients behind a trusted proxy share it; its connections are not counted, and close last.
+            most = Counter(one.address for one in idle if one.address is not None).most_common(1)
+            idle = [one for one in idle if not most or one.address == most[0][0]]
+        idle.sort(key=lambda one: (one.cycle is not None, one.made_at))
+        for one in idle[:CLOSED_AT_ONCE]:
+            one.gave_way = True
+            one.transport.abort()
+        return len(idle) >= needed
+
+    def is_idle(self) -> bool:
+        """Tell whether no request is being received or answered, apart from a head that is not whole yet."""
+        if self.gave_way or self.transport.is_closing():
+            return False
+        return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting, and tell whoever answers."""
-        if self._address is not None:
-            self._of_addresses[self._address] -= 1
-            if not self._of_addresses[self._address]:
-                del self._of_addresses[self._address]
-            self._address = None
+        if self.address is not None:
+            self._of_addresses[self.address] -= 1
+            if not self._of_addresses[self.address]:
+                del self._of_addresses[self.address]
+            self.address = None
         self._heard()
         # uvicorn tells the latest request alone, which may stand in line behind one whose answer has no end.
         if self._answered is not None and not self._answered.response_complete:

@@ -59,8 +59,8 @@ class CloudEvent:
     """One event for subscribers.
 
     Attributes:
-        key: the ordering key: the id of the code, of the creator for a permission, of the advertiser account, or of
-            the log.
+        key: the ordering key: the id of the code, of the creator for a permission, of the advertiser account, of the
+            video for its binding, or of the log.
         attributes: all context attributes by name, as strings, with `specversion` and `datacontenttype`.
         data: the event as JSON.
 

@@ -19,6 +19,7 @@ from domain.code import Code
 from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
 from domain.values import Channel, Role, Sealed, Source, State
+from domain.video import Video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -124,6 +125,8 @@ def _subject_schema(kind: type[Any]) -> dict[str, Any]:
         return {"code_id": _UUID, "creator_id": _TEXT, "video_id": _TEXT}
     if issubclass(kind, Creator.Event):
         return {"creator_id": _TEXT}
+    if issubclass(kind, Video.Event):
+        return {"video_id": _TEXT}
     return {"advertiser_id": _TEXT} if issubclass(kind, Advertiser.Event) else {}
 
 

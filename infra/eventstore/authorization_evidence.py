@@ -1,4 +1,4 @@
-"""Evidence for authorization decisions: the events of videos' codes, of their creators and of advertiser accounts.
+"""Evidence for authorization decisions: the events of videos and their codes, of creators and of advertiser accounts.
 
 One query reads all parts as of one moment: the position of the view of codes, the codes that it has of the videos, and
 the events of these codes, of their creators and of the accounts from the log. Requests that wait together share one
@@ -7,6 +7,8 @@ query.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
@@ -16,6 +18,7 @@ from domain.authorization import BEARING
 from domain.code import Code
 from domain.event_types import EVENT_TYPES
 from domain.recorded import RecordedEvent
+from domain.video import Video
 from infra.eventstore.reader import COLUMNS, to_recorded
 from infra.eventstore.serialization import UnreadableEvent
 from infra.postgres.batch_loader import BatchLoader
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
     from infra.postgres.pool import Database, LedgerConnection
 
+# How long events are read at a stretch while other requests wait.
+TURN_S: Final = 0.002
 _NOT_BEARING: Final = sorted(EVENT_TYPES.keys() - set(BEARING))
 
 _EVIDENCE: Final = (
@@ -66,11 +71,12 @@ _EVIDENCE: Final = (
 
 
 class Asked(NamedTuple):
-    """What is asked about: a video and an advertiser account, with the keyed hash that the account is claimed by."""
+    """What is asked about: a video and an advertiser account, with the keyed hashes that their streams claim."""
 
     video_id: str
     advertiser_id: str
     claim: bytes
+    binding: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class AuthorizationEvidence:
         codes: the events of each of its codes that bear on the decision, by stream, oldest first.
         permissions: the same events of their creators.
         advertiser: the same events of the account; empty if nobody said whose it is.
+        binding: the events that bind the video to a creator; empty if nobody ever bound it.
 
     """
 
@@ -89,6 +96,7 @@ class AuthorizationEvidence:
     codes: dict[UUID, list[RecordedEvent]] = field(default_factory=dict)
     permissions: Mapping[UUID, Sequence[RecordedEvent]] = field(default_factory=dict)
     advertiser: Sequence[RecordedEvent] = ()
+    binding: Sequence[RecordedEvent] = ()
 
 
 class EvidenceReader:
@@ -105,7 +113,7 @@ class EvidenceReader:
 
     async def of_video(self, ledger_id: int, video_id: str) -> AuthorizationEvidence:
         """Return the evidence for a video, without regard to who asks."""
-        return await self.of(ledger_id, Asked(video_id, "", b""))
+        return await self.of(ledger_id, Asked(video_id, "", b"", b""))
 
     async def of_all(self, ledger_id: int, asked: Sequence[Asked]) -> Mapping[Asked, AuthorizationEvidence]:
         """Return the evidence for each of some questions, all as of the same position.
@@ -115,7 +123,7 @@ class EvidenceReader:
 
         """
         video_ids = list({one.video_id for one in asked})
-        claims = list({one.claim for one in asked})
+        claims = list({claim for one in asked for claim in (one.claim, one.binding)})
 
         async def run(connection: LedgerConnection) -> list[Any]:
             cursor = connection.cursor(binary=True)
@@ -125,7 +133,11 @@ class EvidenceReader:
 
         rows = await self._database.read(ledger_id, run)
         streams: dict[UUID, list[RecordedEvent]] = {}
+        turn_began = time.perf_counter()
         for row in rows:
+            if time.perf_counter() - turn_began > TURN_S:
+                await asyncio.sleep(0)  # a batch may have thousands of events, and others wait meanwhile
+                turn_began = time.perf_counter()
             if row[1] is not None:
                 recorded = to_recorded(row[1:])
                 if isinstance(recorded.event, UnreadableEvent):
@@ -133,6 +145,7 @@ class EvidenceReader:
                 streams.setdefault(recorded.stream_id, []).append(recorded)
         of_video: dict[str, dict[UUID, list[RecordedEvent]]] = {video_id: {} for video_id in video_ids}
         of_advertiser: dict[str, list[RecordedEvent]] = {}
+        bindings: dict[str, list[RecordedEvent]] = {}
         for stream_id, stream in streams.items():
             stream.sort(key=lambda recorded: recorded.stream_version)
             first = stream[0].event
@@ -140,9 +153,15 @@ class EvidenceReader:
                 of_video[first.video_id][stream_id] = stream
             elif isinstance(first, Advertiser.Named):
                 of_advertiser[first.advertiser_id] = stream
+            elif isinstance(first, Video.Bound):
+                bindings[first.video_id] = stream
         return {
             one: AuthorizationEvidence(
-                rows[0][0], of_video[one.video_id], streams, of_advertiser.get(one.advertiser_id, ())
+                rows[0][0],
+                of_video[one.video_id],
+                streams,
+                of_advertiser.get(one.advertiser_id, ()),
+                bindings.get(one.video_id, ()),
             )
             for one in asked
         }

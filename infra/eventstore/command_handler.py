@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.commands import A, Decision
 from domain.creator import Creator
@@ -24,7 +23,7 @@ from domain.values import When
 from infra.crypto.envelope import associated_data
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.eventstore.append import Append, Appended, ConcurrencyConflict, EventRow, Mismatch, Replayed
-from infra.eventstore.repository import Loaded, Repository, replayed
+from infra.eventstore.repository import AnyAggregate, Loaded, Repository, replayed
 from infra.eventstore.serialization import event_type, split_sealed
 from infra.ids import uuid7
 
@@ -311,7 +310,7 @@ class CommandHandler:
             type_, type_version = event_type(event)
             key_id = commitment = sealed = None
             if secret:
-                assert not isinstance(aggregate, Advertiser)  # noqa: S101 - of an account nothing is sealed
+                assert isinstance(aggregate, Code | Creator)  # noqa: S101 - of accounts and videos nothing is sealed
                 if key is None:
                     key = await self._keyring.creator(metadata.ledger_id, aggregate.creator_id)
                 where = associated_data(metadata.ledger_id, stream_id, version, event_id, type_)
@@ -349,7 +348,7 @@ class CommandHandler:
             request_hash=metadata.request_hash,
             correlation_id=metadata.correlation_id,
             traceparent=metadata.traceparent,
-            creator_id=None if isinstance(aggregate, Advertiser) else aggregate.creator_id,
+            creator_id=aggregate.creator_id if isinstance(aggregate, Code | Creator) else None,
             video_id=aggregate.video_id if isinstance(aggregate, Code) else None,
             valid_until=None if metadata.effective_at is not None else decision.valid_until,
             cached_in=repository.cached_in if repository.used_stale else None,
@@ -450,7 +449,7 @@ def _appended(decision: Decision[A], events: Sequence[Event], append: Append, ou
     )
 
 
-def _changed(decision: Decision[A]) -> tuple[Code | Creator | Advertiser, ...]:
+def _changed(decision: Decision[A]) -> tuple[AnyAggregate, ...]:
     """Return the aggregates that a decision changes, in the order in which their events are appended."""
     return (*decision.also_changed, decision.aggregate)
 
@@ -490,7 +489,7 @@ def _expected_versions(decision: Decision[A], events: Sequence[Event]) -> list[t
     return [(one.id, one.version - len(_own(decision, events, one))) for one in _changed(decision)]
 
 
-def _own(decision: Decision[A], events: Sequence[Event], aggregate: Code | Creator | Advertiser) -> Sequence[Event]:
+def _own(decision: Decision[A], events: Sequence[Event], aggregate: AnyAggregate) -> Sequence[Event]:
     """Return the events of one of the aggregates that a decision changes."""
     if not decision.also_changed:
         return events
@@ -511,7 +510,7 @@ def _creator_stream(repository: Repository, decision: Decision[A]) -> UUID:
     loaded = repository.loaded.get(aggregate.id)
     if loaded is not None:
         return loaded.creator_stream
-    if isinstance(aggregate, Creator | Advertiser):
+    if not isinstance(aggregate, Code):
         return aggregate.id
     return next(read.id for read in decision.also_read if isinstance(read, Creator))
 

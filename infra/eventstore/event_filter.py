@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from domain.code import Code
 from domain.pasted import creator_name
+from domain.video import Video
 from infra.eventstore.serialization import UnreadableEvent
 from projections.index_scan import Among, Between, Condition, Positions, RecordedLate
 
@@ -60,6 +61,9 @@ class EventFilter:
         """Remember which creator's stream, or which video's code, an event shows."""
         named = vars(recorded.event).get
         creator_id, video_id = named("creator_id"), named("video_id")
+        # A binding names a creator, but is not of that creator's stream: it is found by its video.
+        if isinstance(recorded.event, Video.Event):
+            creator_id = None
         if self.creators and creator_id is not None and creator_name(creator_id) in self.creators:
             self._creator_of[recorded.creator_stream] = creator_name(creator_id)
         if video_id in self.videos:

@@ -1,7 +1,7 @@
 """What is said of every event beside its body, in one shape: feed, streams, Kafka and webhooks name a field the same.
 
 Each event is complete. One of a code names the code, its creator and its video, one of a permission the creator, one
-of an advertiser account the account, and one of the ledger itself none of these.
+of an advertiser account the account, one of a video's binding the video, and one of the ledger itself none of these.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from uuid import UUID
 from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.summaries import summary
+from domain.video import Video
 from infra.eventstore.serialization import UnreadableEvent, event_type
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def subject_of(event: Event, stream_id: UUID, creator_id: str | None, video_id: 
         return Subject(
             f"advertisers/{event.advertiser_id}", event.advertiser_id, {"advertiser_id": event.advertiser_id}
         )
+    if isinstance(event, Video.Bound | Video.Released):
+        return Subject(f"videos/{event.video_id}", event.video_id, {"video_id": event.video_id})
     return Subject("ledger", str(stream_id), {})
 
 

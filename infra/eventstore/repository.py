@@ -14,24 +14,25 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 from domain.advertiser import Advertiser, replay_advertiser
 from domain.code import Code, replay_code
-from domain.commands import video_claim
-from domain.creator import replay_creator
+from domain.commands import OfVideo, video_claim
+from domain.creator import Creator, replay_creator
 from domain.errors import Unknown
 from domain.pasted import secret_name
 from domain.recorded import RecordedEvent
+from domain.video import Video, replay_video
 from infra.recent_cache import RecentCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from domain.creator import Creator
     from domain.values import Sealed
     from infra.crypto.envelope import LedgerKeys
     from infra.crypto.keyring import Keyring
     from infra.eventstore.reader import EventReader
 
-T = TypeVar("T", "Code", "Creator", "Code | Creator | Advertiser")
+AnyAggregate = Code | Creator | Advertiser | Video
+T = TypeVar("T", Code, Creator, AnyAggregate)
 
 # About 3 KB each.
 MAX_CACHED_AGGREGATES: Final = 20_000
@@ -42,7 +43,7 @@ CODES_AT_ONCE: Final = 4
 class Loaded(NamedTuple):
     """An aggregate as the log has it. It is never changed: commands get a copy."""
 
-    aggregate: Code | Creator | Advertiser
+    aggregate: AnyAggregate
     position: int
     creator_stream: UUID
     event_ids: Sequence[UUID]  # by version, from 1
@@ -165,25 +166,25 @@ class Repository:
         """
         return cast("Code | None", await self._claimed("secret", secret_name(secret), else_read=False))
 
-    async def codes_of_video(self, video_id: str) -> list[Code]:
-        """Load every code that a video ever had; a stale answer leaves out those never seen here."""
-        codes: list[Code] = []
+    async def of_video(self, video_id: str) -> OfVideo:
+        """Load what holds a video's claims; a stale answer leaves out what was never seen here."""
+        holders: list[AnyAggregate] = []
         at_once = 1 if self._allow_stale else CODES_AT_ONCE
         while True:
-            numbers = range(len(codes) + 1, len(codes) + 1 + at_once)
-            found = await self._codes("video", [video_claim(video_id, number) for number in numbers])
-            known = list(takewhile(lambda code: code is not None, found))
-            codes += cast("list[Code]", known)
+            numbers = range(len(holders) + 1, len(holders) + 1 + at_once)
+            found = await self._holders("video", [video_claim(video_id, number) for number in numbers])
+            known = list(takewhile(lambda holder: holder is not None, found))
+            holders += cast("list[AnyAggregate]", known)
             if len(known) < at_once:
-                return codes
+                break
+        codes = [holder for holder in holders if isinstance(holder, Code)]
+        return OfVideo(codes, next((holder for holder in holders if isinstance(holder, Video)), None))
 
-    async def _codes(self, kind: str, names: Sequence[str]) -> list[Code | None]:
-        """Load the codes that claim some names, in one query where there is anything to ask."""
+    async def _holders(self, kind: str, names: Sequence[str]) -> Sequence[AnyAggregate | None]:
+        """Load what claims some names, in one query where there is anything to ask."""
         if self._allow_stale:
-            found = [await self._claimed(kind, name, else_read=False) for name in names]
-        else:
-            found = await asyncio.gather(*(self._claimed(kind, name, else_read=False) for name in names))
-        return cast("list[Code | None]", found)
+            return [await self._claimed(kind, name, else_read=False) for name in names]
+        return await asyncio.gather(*(self._claimed(kind, name, else_read=False) for name in names))
 
     def fingerprint(self, text: str) -> str:
         """Hash a text with the ledger's key."""
@@ -200,7 +201,7 @@ class Repository:
             claim = self._claims[kind, name] = self._keys.claim(kind, name)
         return claim
 
-    async def _claimed(self, kind: str, name: str, *, else_read: bool) -> Code | Creator | Advertiser | None:
+    async def _claimed(self, kind: str, name: str, *, else_read: bool) -> AnyAggregate | None:
         claim = self.claim(kind, name)
         if self._allow_stale:
             holder = self._cache.holder(self._ledger_id, claim)
@@ -215,7 +216,7 @@ class Repository:
         self._cache.keep_claim(self._ledger_id, claim, stream[0].stream_id)
         return self._keep(stream)
 
-    def _cached(self, stream_id: UUID) -> Code | Creator | Advertiser | None:
+    def _cached(self, stream_id: UUID) -> AnyAggregate | None:
         if not self._allow_stale:
             return None
         known = self._cache.aggregate(self._ledger_id, stream_id)
@@ -225,7 +226,7 @@ class Repository:
         self.loaded[stream_id] = known
         return copied(known.aggregate)
 
-    def _keep(self, stream: Sequence[RecordedEvent]) -> Code | Creator | Advertiser:
+    def _keep(self, stream: Sequence[RecordedEvent]) -> AnyAggregate:
         known = loaded(stream)
         self.loaded[known.aggregate.id] = known
         self._cache.keep(self._ledger_id, known)
@@ -238,13 +239,15 @@ def loaded(stream: Sequence[RecordedEvent]) -> Loaded:
     return Loaded(replayed(stream), last.position, last.creator_stream, tuple(r.event_id for r in stream))
 
 
-def replayed(stream: Sequence[RecordedEvent]) -> Code | Creator | Advertiser:
+def replayed(stream: Sequence[RecordedEvent]) -> AnyAggregate:
     """Build the aggregate of a stream."""
     match stream[0].event:
         case Code.Generated():
             return replay_code(stream)
         case Advertiser.Named():
             return replay_advertiser(stream)
+        case Video.Bound():
+            return replay_video(stream)
         case _:
             return replay_creator(stream)
 

@@ -21,6 +21,7 @@ from domain.code import Code
 from domain.creator import Creator
 from domain.log import Log
 from domain.values import Sealed
+from domain.video import Video
 from infra.errors import Unreadable
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _AGGREGATES: Final[dict[type[Any], str]] = {
     Creator.Enabled: Creator.TOPIC,
     Creator.Disabled: Creator.TOPIC,
     Advertiser.Named: Advertiser.TOPIC,
+    Video.Bound: Video.TOPIC,
     Log.Restarted: Log.TOPIC,
 }
 

@@ -72,6 +72,8 @@ ROLES: dict[str, set[str]] = {
     "POST /v1/webhooks/{webhook_id}/retries": WEBHOOKS,
     "PUT /v1/advertisers/{advertiser_id}": {"operator", "admin"},
     "GET /v1/advertisers/{advertiser_id}": {"operator", "auditor", "admin"},
+    "PUT /v1/videos/{video_id}": {"operator", "admin"},
+    "GET /v1/videos/{video_id}": {"operator", "auditor", "admin"},
     "POST /v1/creators/{creator_id}/erasure": {"admin"},
     "GET /v1/creators/{creator_id}/erasure": {"operator", "auditor", "admin"},
     "POST /v1/keys": {"admin"},
@@ -317,6 +319,14 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     ),
     "GET /v1/advertisers/{advertiser_id}": (
         lambda _w, client, _c, _b, account: client.get(f"/v1/advertisers/{account}"),
+        200,
+    ),
+    "PUT /v1/videos/{video_id}": (
+        lambda _w, client, creator, *_: client.put("/v1/videos/7312345678901234567", json={"creator_id": creator}),
+        200,
+    ),
+    "GET /v1/videos/{video_id}": (
+        lambda _w, client, *_: client.get("/v1/videos/7312345678901234567"),
         200,
     ),
     "POST /v1/creators/{creator_id}/erasure": (

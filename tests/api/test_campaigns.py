@@ -36,6 +36,23 @@ def test_the_same_campaign_again_answers_200_and_another_under_its_id_409(world:
     assert other.json()["conflict_id"] == "campaign-1"
 
 
+def test_a_budget_is_kept_with_two_decimals_and_in_a_currency(world: World) -> None:
+    code = world.generate()
+    world.redeem(code)
+    path = f"/v1/codes/{code['code_id']}/campaigns"
+    same = campaign()
+    asked = [same | {"budget": {"amount": amount, "currency": "JPY"}} for amount in ("500", "500.0", "500.00")]
+
+    answers = [world.client.post(path, json=one) for one in asked]
+
+    assert [answer.status_code for answer in answers] == [201, 200, 200]
+    assert answers[0].json()["campaigns"][0]["budget"] == {"amount": "500.00", "currency": "JPY"}
+    for currency in ("XXX", "XTS"):
+        answer = world.client.post(path, json=campaign() | {"budget": {"amount": "5", "currency": currency}})
+        assert refused(answer) == (422, "malformed_body")
+        assert answer.json()["errors"][0]["pointer"] == "/budget/currency"
+
+
 def test_a_campaign_ends_with_or_without_a_body_and_stays_ended(world: World) -> None:
     code = world.running()
     path = f"/v1/codes/{code['code_id']}/campaigns/campaign-1/end"

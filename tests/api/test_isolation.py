@@ -164,6 +164,7 @@ ASKED: dict[str, list[Ask]] = {
     "GET /v1/creators/{creator_id}/permission/history": [of_creator("/permission/history")],
     "GET /v1/creators/{creator_id}/erasure": [of_creator("/erasure")],
     "GET /v1/advertisers/{advertiser_id}": [lambda client, of: client.get(f"/v1/advertisers/{of.advertiser_id}")],
+    "GET /v1/videos/{video_id}": [lambda client, of: client.get(f"/v1/videos/{of.video_id}")],
     "GET /v1/authorizations": [
         getting("/v1/authorizations", "video_id", "advertiser_id"),
         getting("/v1/authorizations", "video_id", "advertiser_id", as_of=POSITION),
@@ -240,6 +241,9 @@ ASKED: dict[str, list[Ask]] = {
     "PUT /v1/advertisers/{advertiser_id}": [
         lambda client, of: client.put(f"/v1/advertisers/{of.advertiser_id}", json={"brand_id": of.brand_id})
     ],
+    "PUT /v1/videos/{video_id}": [
+        lambda client, of: client.put(f"/v1/videos/{of.video_id}", json={"creator_id": of.creator_id})
+    ],
     "POST /v1/creators/{creator_id}/erasure": [
         lambda client, of: client.post(f"/v1/creators/{of.creator_id}/erasure", json={"reason": "why"})
     ],
@@ -306,7 +310,7 @@ def test_what_takes_an_id_of_another_ledger_is_unknown_there(world: World, their
     by_path = {
         route: {ask(stranger, theirs).status_code for ask in requests}
         for route, requests in ASKED.items()
-        if "{" in route and not re.search(r"{(creator|advertiser)_id}", route)
+        if "{" in route and not re.search(r"{(creator|advertiser|video)_id}", route)
     }
     assert by_path == {route: {404} for route in by_path}
     assert len(by_path) > 15

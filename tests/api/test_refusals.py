@@ -17,6 +17,10 @@ def revoked(world: World, code: Any) -> None:
     told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json={"reason": "why", "force": True}), 200)
 
 
+def bound_elsewhere(world: World, code: Any) -> None:
+    told(world.client.put(f"/v1/videos/{code['video_id']}", json={"creator_id": "somebody-else"}), 200)
+
+
 def on(path: str, **body: Any) -> Any:
     return lambda world, code: world.client.post(f"/v1/codes/{code['code_id']}/{path}", json=body)
 
@@ -54,6 +58,8 @@ REFUSALS: list[tuple[str, Any, Any]] = [
     ("duration_not_allowed", None, generating(days=0)),
     ("secret_exists", None, generating(secret=SAME)),
     ("live_code_exists", None, generating(video_id=SAME)),
+    ("video_of_other_creator", bound_elsewhere, generating(video_id=SAME)),
+    ("video_of_other_creator", bound_elsewhere, on("extensions", days=60)),
     ("permission_disabled", off, on("extensions", days=60)),
     ("code_revoked", revoked, on("extensions", days=60)),
     ("duration_not_allowed", None, on("extensions", days=-7)),

@@ -177,7 +177,7 @@ def known(story: Story, facts: list[Fact], moments: list[datetime]) -> dict[Any,
                 found["code", number, moment] = (code.state(moment), code.window.starts_at, code.window.expires_at)
         for video in VIDEOS:
             for advertiser in ADVERTISERS:
-                of_video = [story.ledger.streams[code.id] for code in given.done(story.ledger.codes_of_video(video))]
+                of_video = [story.ledger.streams[code.id] for code in given.done(story.ledger.of_video(video)).codes]
                 v = verdict(of_video, story.ledger.streams, advertiser, moment, account(story, advertiser))
                 number = None if v.code_id is None else v.code_id.int
                 found["question", video, advertiser, moment] = (

@@ -30,6 +30,8 @@ STATES = {
     "superseded": given.superseded,
     "revoked": given.revoked,
     "permission off": given.permission_off,
+    "bound": given.bound,
+    "bound away": given.bound_elsewhere,
     "erased": given.erased,
 }
 COMMANDS = {
@@ -53,6 +55,10 @@ COMMANDS = {
     "clock": given.record_due(),
     "erase": given.erase(),
     "name account": given.advertiser(),
+    "bind": given.bind(),
+    # To another creator than the code's.
+    "bind away": given.bind("creator-2"),
+    "release": given.bind(None),
 }
 TABLE = """
 state          | command      | answer
@@ -74,6 +80,9 @@ unknown        | note         | code_unknown
 unknown        | clock        | code_unknown
 unknown        | erase        | creator_unknown
 unknown        | name account | AdvertiserNamed
+unknown        | bind         | VideoBound
+unknown        | bind away    | VideoBound
+unknown        | release      | nothing
 
 permitted      | permit       | nothing
 permitted      | forbid       | PermissionDisabled
@@ -92,6 +101,9 @@ permitted      | note         | code_unknown
 permitted      | clock        | code_unknown
 permitted      | erase        | CreatorErased
 permitted      | name account | AdvertiserNamed
+permitted      | bind         | VideoBound
+permitted      | bind away    | VideoBound
+permitted      | release      | nothing
 
 generated      | permit       | nothing
 generated      | forbid       | PermissionDisabled
@@ -110,6 +122,9 @@ generated      | note         | NoteAdded
 generated      | clock        | nothing
 generated      | erase        | CreatorErased
 generated      | name account | AdvertiserNamed
+generated      | bind         | VideoBound
+generated      | bind away    | VideoBound
+generated      | release      | nothing
 
 not started    | permit       | nothing
 not started    | forbid       | PermissionDisabled
@@ -128,6 +143,9 @@ not started    | note         | NoteAdded
 not started    | clock        | nothing
 not started    | erase        | CreatorErased
 not started    | name account | AdvertiserNamed
+not started    | bind         | VideoBound
+not started    | bind away    | VideoBound
+not started    | release      | nothing
 
 shared         | permit       | nothing
 shared         | forbid       | PermissionDisabled
@@ -146,6 +164,9 @@ shared         | note         | NoteAdded
 shared         | clock        | nothing
 shared         | erase        | CreatorErased
 shared         | name account | AdvertiserNamed
+shared         | bind         | VideoBound
+shared         | bind away    | VideoBound
+shared         | release      | nothing
 
 redeemed       | permit       | nothing
 redeemed       | forbid       | PermissionDisabled
@@ -164,6 +185,9 @@ redeemed       | note         | NoteAdded
 redeemed       | clock        | nothing
 redeemed       | erase        | CreatorErased
 redeemed       | name account | AdvertiserNamed
+redeemed       | bind         | VideoBound
+redeemed       | bind away    | VideoBound
+redeemed       | release      | nothing
 
 running        | permit       | nothing
 running        | forbid       | PermissionDisabled
@@ -182,6 +206,9 @@ running        | note         | NoteAdded
 running        | clock        | nothing
 running        | erase        | CreatorErased
 running        | name account | AdvertiserNamed
+running        | bind         | VideoBound
+running        | bind away    | VideoBound
+running        | release      | nothing
 
 campaign ended | permit       | nothing
 campaign ended | forbid       | PermissionDisabled
@@ -200,6 +227,9 @@ campaign ended | note         | NoteAdded
 campaign ended | clock        | nothing
 campaign ended | erase        | CreatorErased
 campaign ended | name account | AdvertiserNamed
+campaign ended | bind         | VideoBound
+campaign ended | bind away    | VideoBound
+campaign ended | release      | nothing
 
 approaching    | permit       | nothing
 approaching    | forbid       | PermissionDisabled
@@ -218,6 +248,9 @@ approaching    | note         | NoteAdded
 approaching    | clock        | ExpiryApproaching
 approaching    | erase        | CreatorErased
 approaching    | name account | AdvertiserNamed
+approaching    | bind         | VideoBound
+approaching    | bind away    | VideoBound
+approaching    | release      | nothing
 
 window over    | permit       | nothing
 window over    | forbid       | PermissionDisabled
@@ -236,6 +269,9 @@ window over    | note         | NoteAdded
 window over    | clock        | Expired
 window over    | erase        | CreatorErased
 window over    | name account | AdvertiserNamed
+window over    | bind         | VideoBound
+window over    | bind away    | VideoBound
+window over    | release      | nothing
 
 cut off        | permit       | nothing
 cut off        | forbid       | PermissionDisabled
@@ -254,6 +290,9 @@ cut off        | note         | NoteAdded
 cut off        | clock        | CampaignEnded Expired
 cut off        | erase        | CreatorErased
 cut off        | name account | AdvertiserNamed
+cut off        | bind         | VideoBound
+cut off        | bind away    | VideoBound
+cut off        | release      | nothing
 
 expired        | permit       | nothing
 expired        | forbid       | PermissionDisabled
@@ -272,6 +311,9 @@ expired        | note         | NoteAdded
 expired        | clock        | nothing
 expired        | erase        | CreatorErased
 expired        | name account | AdvertiserNamed
+expired        | bind         | VideoBound
+expired        | bind away    | VideoBound
+expired        | release      | nothing
 
 revived        | permit       | nothing
 revived        | forbid       | PermissionDisabled
@@ -290,6 +332,9 @@ revived        | note         | NoteAdded
 revived        | clock        | nothing
 revived        | erase        | CreatorErased
 revived        | name account | AdvertiserNamed
+revived        | bind         | VideoBound
+revived        | bind away    | VideoBound
+revived        | release      | nothing
 
 superseded     | permit       | nothing
 superseded     | forbid       | PermissionDisabled
@@ -308,6 +353,9 @@ superseded     | note         | NoteAdded
 superseded     | clock        | nothing
 superseded     | erase        | CreatorErased
 superseded     | name account | AdvertiserNamed
+superseded     | bind         | VideoBound
+superseded     | bind away    | VideoBound
+superseded     | release      | nothing
 
 revoked        | permit       | nothing
 revoked        | forbid       | PermissionDisabled
@@ -326,6 +374,9 @@ revoked        | note         | NoteAdded
 revoked        | clock        | nothing
 revoked        | erase        | CreatorErased
 revoked        | name account | AdvertiserNamed
+revoked        | bind         | VideoBound
+revoked        | bind away    | VideoBound
+revoked        | release      | nothing
 
 permission off | permit       | PermissionEnabled
 permission off | forbid       | nothing
@@ -344,6 +395,51 @@ permission off | note         | NoteAdded
 permission off | clock        | nothing
 permission off | erase        | CreatorErased
 permission off | name account | AdvertiserNamed
+permission off | bind         | VideoBound
+permission off | bind away    | VideoBound
+permission off | release      | nothing
+
+bound          | permit       | nothing
+bound          | forbid       | PermissionDisabled
+bound          | generate     | live_code_exists
+bound          | supersede    | Superseded CodeGenerated
+bound          | extend       | Extended
+bound          | share        | Shared
+bound          | redeem       | Redeemed
+bound          | redeem anew  | Redeemed
+bound          | launch       | not_redeemed_by_advertiser
+bound          | end          | campaign_unknown
+bound          | revoke       | Revoked
+bound          | force revoke | Revoked
+bound          | reveal       | CodeRevealed
+bound          | note         | NoteAdded
+bound          | clock        | nothing
+bound          | erase        | CreatorErased
+bound          | name account | AdvertiserNamed
+bound          | bind         | nothing
+bound          | bind away    | VideoBound
+bound          | release      | VideoReleased
+
+bound away     | permit       | nothing
+bound away     | forbid       | PermissionDisabled
+bound away     | generate     | video_of_other_creator
+bound away     | supersede    | video_of_other_creator
+bound away     | extend       | video_of_other_creator
+bound away     | share        | Shared
+bound away     | redeem       | Redeemed
+bound away     | redeem anew  | Redeemed
+bound away     | launch       | not_redeemed_by_advertiser
+bound away     | end          | campaign_unknown
+bound away     | revoke       | Revoked
+bound away     | force revoke | Revoked
+bound away     | reveal       | CodeRevealed
+bound away     | note         | NoteAdded
+bound away     | clock        | nothing
+bound away     | erase        | CreatorErased
+bound away     | name account | AdvertiserNamed
+bound away     | bind         | VideoBound
+bound away     | bind away    | nothing
+bound away     | release      | VideoReleased
 
 erased         | permit       | creator_erased
 erased         | forbid       | nothing
@@ -362,6 +458,9 @@ erased         | note         | creator_erased
 erased         | clock        | nothing
 erased         | erase        | nothing
 erased         | name account | AdvertiserNamed
+erased         | bind         | creator_erased
+erased         | bind away    | VideoBound
+erased         | release      | nothing
 """
 ROWS = [tuple(cell.strip() for cell in line.split("|")) for line in TABLE.splitlines() if line][1:]
 

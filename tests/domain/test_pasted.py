@@ -168,6 +168,8 @@ def test_what_is_not_one_code_is_refused_with_the_reason(text: str, expected: st
         ("#v08a+b/c=def0123456%2", "cut_off"),
         ("#v08a%252Bb/c=def0123456", "percent_encoded"),
         ("#v08a%20b/c=def0123456", "percent_encoded"),
+        (f"{CODE}.", "punctuation"),
+        (f"{CODE},", "punctuation"),
         (CODE, None),
     ],
 )

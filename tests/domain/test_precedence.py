@@ -58,6 +58,7 @@ def generate(holds: set[str]) -> tuple[Story, Command]:
             "live_code_exists" in holds and (elsewhere or "code_superseded" not in holds),
             given.generate(UUID(int=3), secret=OTHER_SECRET),
         ),
+        ("video_of_other_creator" in holds, given.bind("creator-3")),
         ("permission_disabled" in holds, given.permission(enabled=False)),
         ("creator_erased" in holds, given.erase()),
     )
@@ -91,6 +92,7 @@ def extend(holds: set[str]) -> tuple[Story, Command]:
             story.when(revived)
     for holding, command in [
         ("code_revoked", given.revoke()),
+        ("video_of_other_creator", given.bind("creator-3")),
         ("permission_disabled", given.permission(enabled=False)),
         ("creator_erased", given.erase()),
     ]:
@@ -173,6 +175,10 @@ def note(holds: set[str]) -> tuple[Story, Command]:
     return tell(given.redeemed(), ("creator_erased" in holds, given.erase())), given.note()
 
 
+def bind(holds: set[str]) -> tuple[Story, Command]:
+    return tell(given.generated(), ("creator_erased" in holds, given.erase())), given.bind()
+
+
 SITUATIONS: dict[str, Callable[[set[str]], tuple[Story, Command]]] = {
     "permission": permission,
     "generate": generate,
@@ -183,6 +189,7 @@ SITUATIONS: dict[str, Callable[[set[str]], tuple[Story, Command]]] = {
     "revoke": revoke,
     "reveal": reveal,
     "note": note,
+    "bind": bind,
 }
 # A window that has not begun is not over, and no campaign runs on a code that was revoked or has expired.
 # Of a creator whom nobody knows nothing is recorded.

@@ -20,7 +20,7 @@ from domain.periods import overlap
 from domain.values import Sealed
 from tests import given
 from tests.given import CODE, NOW, OTHER_CODE, OTHER_SECRET, SECRET, Command, Story
-from tests.memory_ledger import Conflict
+from tests.memory_ledger import Conflict, Decided
 
 SECRETS = {CODE: SECRET, OTHER_CODE: OTHER_SECRET, UUID(int=3): Sealed("#third/secret+of-a-code=E5F6")}
 # The states that stories begin in, all with a code of the first video.
@@ -54,7 +54,7 @@ class Step:
     def outcome(self, story: Story) -> str:
         return story.outcome(self.command, effective_at=self.effective_at(story))
 
-    def decide(self, story: Story) -> given.Decided:
+    def decide(self, story: Story) -> Decided:
         """Decide; nothing where a rule refuses."""
         try:
             return story.decide(self.command, effective_at=self.effective_at(story))
@@ -136,6 +136,7 @@ facts: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "end": st.fixed_dictionaries({"code_id": codes, "campaign_id": st.sampled_from(["campaign-1", "campaign-2"])}),
     "revoke": st.fixed_dictionaries({"code_id": codes, "force": st.booleans()}),
     "reveal": st.fixed_dictionaries({"code_id": codes}),
+    "bind": st.fixed_dictionaries({"creator_id": st.sampled_from([None, "creator-1", "creator-2"])}),
     "note": st.fixed_dictionaries({"code_id": codes, "about_position": st.none() | st.integers(1, 3)}),
     "record_due": st.fixed_dictionaries({"code_id": codes}),
     "erase": st.just({}),
@@ -247,7 +248,7 @@ def test_no_two_codes_ever_occupy_a_video_at_the_same_time(tale: Tale) -> None:
 def test_every_code_of_a_video_is_found_by_it(tale: Tale) -> None:
     story = tale.played()
     for video in VIDEOS:
-        of_video = given.done(story.ledger.codes_of_video(video))
+        of_video = given.done(story.ledger.of_video(video)).codes
         assert {code.id for code in of_video} == {code.id for code in codes_of(story) if code.video_id == video}
 
 
@@ -319,7 +320,7 @@ def test_the_stories_tell_of_every_event() -> None:
         *("PermissionEnabled", "PermissionDisabled", "CodeGenerated", "Extended", "Shared", "Redeemed"),
         *("RedemptionRefused", "CampaignLaunched", "CampaignEnded", "CodeRevealed", "NoteAdded", "Revoked", "Expired"),
         "Superseded",
-        *("ExpiryApproaching", "CreatorErased"),
+        *("ExpiryApproaching", "CreatorErased", "VideoBound", "VideoReleased"),
     }
 
 

@@ -136,6 +136,12 @@ def test_a_campaign_of_the_same_id_with_other_details_is_refused(other: Campaign
     assert given.running().outcome(given.launch(other)) == "campaign_exists_differently"
 
 
+@pytest.mark.parametrize(("first", "again"), [("5", "5.00"), ("5.00", "5"), ("5.5", "5.50")])
+def test_an_amount_is_the_same_however_many_decimals_it_is_written_with(first: str, again: str) -> None:
+    story = given.after(given.redeemed(), given.launch(replace(CAMPAIGN, amount=first)))
+    assert story.outcome(given.launch(replace(CAMPAIGN, amount=again))) == "nothing"
+
+
 # How long a campaign runs.
 
 

@@ -4,7 +4,7 @@
 -- A ledger's row is locked by every append and never updated: an updated row would rot under a long snapshot.
 CREATE TABLE ledgers (
     ledger_id       int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name            text NOT NULL UNIQUE CHECK (name ~ '^[A-Za-z0-9._:@-]{1,128}$'),
+    name            text NOT NULL UNIQUE CHECK (name ~ '^[A-Za-z0-9._:@-]{1,128}$' AND name NOT IN ('.', '..')),
     created_at      timestamptz NOT NULL DEFAULT now(),
     -- The key of fingerprints and claims, wrapped by the master key. It never changes: claims rest on it.
     fingerprint_key bytea NOT NULL

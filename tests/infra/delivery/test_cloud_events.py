@@ -13,6 +13,7 @@ from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.log import Log
 from domain.values import CLOCK
+from domain.video import Video
 from infra.delivery.cloud_events import cloud_event, rfc3339, sequence_of, structured
 from tests.generated import examples
 from tests.infra.delivery.recorded import HISTORY, as_recorded
@@ -94,6 +95,9 @@ def test_a_message_stands_by_itself(name: str) -> None:
     elif isinstance(recorded.event, Advertiser.Event):
         assert (event.key, event.attributes["subject"]) == ("adv-7001", "advertisers/adv-7001")
         assert (ids, data["advertiser_id"]) == ({}, "adv-7001")
+    elif isinstance(recorded.event, Video.Event):
+        assert (event.key, event.attributes["subject"]) == ("7312345678901234567", "videos/7312345678901234567")
+        assert ids == {"video_id": "7312345678901234567"}
     elif isinstance(recorded.event, Log.Event):
         assert (event.attributes["subject"], ids) == ("ledger", {})
     else:

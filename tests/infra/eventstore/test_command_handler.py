@@ -138,7 +138,7 @@ async def test_of_32_codes_that_replace_the_same_one_at_once_one_does_and_is_ans
     assert done.aggregate is not None
     assert (done.appended, done.position, done.aggregate.supersedes) == (2, 4, str(given.CODE))
     repository = await opened.aggregates.repository(tenant.ledger_id)
-    codes = await repository.codes_of_video(given.VIDEO)
+    codes = (await repository.of_video(given.VIDEO)).codes
     assert [(code.id, code.version) for code in codes] == [(given.CODE, 2), (done.aggregate.id, 1)]
 
 

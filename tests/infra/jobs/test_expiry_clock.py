@@ -284,7 +284,7 @@ async def test_an_expiry_recorded_late_leaves_the_video_to_the_code_that_took_it
     assert await worker.clock.record_due() == 1
     assert told(opened) == "CodeGenerated Expired"
     repository = await opened.aggregates.repository(tenant.ledger_id)
-    assert [code.id for code in await repository.codes_of_video(VIDEO)] == [CODE, OTHER_CODE]
+    assert [code.id for code in (await repository.of_video(VIDEO)).codes] == [CODE, OTHER_CODE]
 
 
 async def test_a_code_that_was_over_when_it_was_recorded_expires_too(
