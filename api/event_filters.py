@@ -32,7 +32,7 @@ from api.http.fields import (
     video_id_policy,
 )
 from api.http.problems import Problem, malformed_query
-from api.http.query_params import MAX_Q_CHARACTERS, AnyPosition, CodeId, Exact, QueryModel, refuse_empty
+from api.http.query_params import MAX_Q_CHARACTERS, AnyPosition, CodeId, Exact, LedgerHistory, QueryModel, refuse_empty
 from api.query_language import ParsedQuery, QueryError, parameter, parse
 from domain.event_types import EVENT_TYPES
 from projections.index_scan import Among, Between, Positions
@@ -155,6 +155,7 @@ class Filters(Conditions):
 
     after: Annotated[AnyPosition | None, Field(description="Only later positions.", examples=[0])] = None
     before: Annotated[AnyPosition | None, Field(description="Only earlier positions.")] = None
+    history: LedgerHistory = None
     positions: Annotated[
         tuple[int, ...] | None,
         BeforeValidator(_positions),

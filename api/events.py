@@ -129,7 +129,7 @@ class EventsQuery(Filters):
 
     def cursor_scope(self) -> dict[str, Any]:
         """Return what must be the same for a cursor to be good."""
-        return self.model_dump(exclude={"cursor", "limit", "total", "wait", "at_least"})
+        return self.model_dump(exclude={"cursor", "limit", "total", "wait", "at_least", "history"})
 
 
 _POSITION: Final = re.compile(r"[1-9][0-9]{0,17}")
@@ -153,6 +153,7 @@ async def list_events(
     the access log.
     """
     caller.history.require_whole()
+    caller.require_history(query.after, query.history)
     parsed = await query_of(caller, query.parsed())
     await wait_for_log(caller, query.at_least)
     page = await _page(caller, query, parsed)
@@ -166,7 +167,11 @@ async def list_events(
         "Ledger-Position": str(page.upto),
         "Search-Complete": str(page.found.complete).lower(),
         "Looked-Through": str(page.found.rows_scanned),
-        **(link_header(caller.request, **page.cursors) if query.wait is None else link_to(caller.request, page.next)),
+        **(
+            link_header(caller.request, **page.cursors)
+            if query.wait is None
+            else link_to(caller.request, page.next, caller.history.history)
+        ),
     }
     total = {} if query.total is None else {"total": await _total(caller, query, parsed, page)}
     await record_access(

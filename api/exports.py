@@ -235,6 +235,7 @@ async def export_events(
     in the access log before the first byte is sent.
     """
     caller.history.require_whole()
+    caller.require_history(query.after, query.history)
     parsed = await query_of(caller, query.parsed())
     await wait_for_log(caller, query.at_least)
     services = caller.services

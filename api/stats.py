@@ -286,10 +286,12 @@ def _places(caller: Caller) -> list[dict[str, Any]]:
 async def _subscribers(caller: Caller, now: datetime) -> list[dict[str, Any]]:
     published = await publication(caller.services.database, caller.ledger_id)
     webhooks = await caller.services.webhooks.all(Owner(caller.ledger_id, caller.key.key_id, all=True))
+    # Nothing of a ledger that may have lost events is handed out, whatever the state of its subscribers was before.
+    lost = caller.history.problem is not None
     found: list[dict[str, Any]] = [
         {
             "subscriber": f"webhook {webhook.webhook_id}",
-            "state": _state_of(webhook),
+            "state": "stopped" if lost else _state_of(webhook),
             "position": webhook.position,
             "lag": webhook.lag,
             "lag_seconds": lag_seconds(webhook.oldest, now),
@@ -300,7 +302,7 @@ async def _subscribers(caller: Caller, now: datetime) -> list[dict[str, Any]]:
     if published is not None:
         kafka = {
             "subscriber": "kafka",
-            "state": published.state,
+            "state": "stopped" if lost else published.state,
             "position": published.position,
             "lag": max(0, published.head - published.position),
             "lag_seconds": lag_seconds(published.oldest, now),

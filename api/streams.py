@@ -49,7 +49,7 @@ from api.http.problems import (
     unauthenticated,
 )
 from api.http.protocol import abort, outstanding
-from api.http.query_params import AnyPosition
+from api.http.query_params import AnyPosition, LedgerHistory
 from api.http.responses import NO_STORE, answer
 from api.http.route import Operation, Route
 from domain.values import CLOCK
@@ -122,12 +122,13 @@ class StreamQuery(Conditions):
         AnyPosition | None,
         Field(description="Only later positions. Default: from now on. `Last-Event-ID` takes precedence."),
     ] = None
+    history: LedgerHistory = None
     token: Annotated[
         str | None,
         StringConstraints(max_length=MAX_TOKEN_CHARACTERS),
         Field(
             description="A token of `POST /v1/stream-tokens`, instead of an Authorization header. It has its own "
-            "filters: only `after` can be sent beside it."
+            "filters: only `after` and `history` can be sent beside it."
         ),
     ] = None
 
@@ -605,11 +606,12 @@ async def stream_events(
     caller.history.require_whole()
     token, use = await _used_token(caller, query)
     if token is not None:
-        query = StreamQuery.model_validate({**token.filters, **({} if query.after is None else {"after": query.after})})
+        place = query.model_dump(include={"after", "history"}, exclude_none=True)
+        query = StreamQuery.model_validate({**token.filters, **place})
     parsed = await query_of(caller, query.parsed())
     streams: Streams = caller.request.app.state.streams
     selection = EventFilter(parsed.conditions, words_test(parsed.words) if parsed.words else None)
-    stream = await streams.open(caller, query.parameters(), selection, await _position(caller, query.after))
+    stream = await streams.open(caller, query.parameters(), selection, await _position(caller, query))
     if token is not None:
         stream.token_id, stream.use = token.token_id, use
     return stream
@@ -649,7 +651,7 @@ async def _used_token(caller: Caller, query: StreamQuery) -> tuple[StreamToken |
     if query.token is None:
         return None, 0
     token: StreamToken | None = caller.request.scope.get("stream_token")
-    if token is None or query.parameters().keys() - {"after"}:
+    if token is None or query.parameters().keys() - {"after", "history"}:
         raise malformed_query(
             "token", "A token already includes the key and the filters. Send neither of them with it."
         )
@@ -659,7 +661,7 @@ async def _used_token(caller: Caller, query: StreamQuery) -> tuple[StreamToken |
     return token, use
 
 
-async def _position(caller: Caller, after: int | None) -> int:
+async def _position(caller: Caller, query: StreamQuery) -> int:
     """Return the position to go on from.
 
     Raises:
@@ -669,12 +671,14 @@ async def _position(caller: Caller, after: int | None) -> int:
     """
     sent = last_event_id(caller.request)
     seen = None
-    if sent is not None:
+    if sent is None:
+        caller.require_history(query.after, query.history)
+    else:
         history, seen = sent
         if history is not None or caller.history.generation > 1:
             caller.history.require(history)
     head = await caller.services.events.head(caller.ledger_id)
-    position = next(position for position in (seen, after, head) if position is not None)
+    position = next(position for position in (seen, query.after, head) if position is not None)
     if position > head:
         raise ahead_of_ledger(head)
     return position

@@ -24,6 +24,7 @@ from infra.auth.access_log import AccessContext
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from uuid import UUID
 
     from api.http.middleware import Exchange
     from domain.code import Code
@@ -60,6 +61,22 @@ class Caller:
     def actor(self, subject: str | None) -> Actor:
         """Return who is recorded as having done it; `subject` is the creator or advertiser that they act for."""
         return Actor(str(self.key.key_id), self.role, None if self.role in ACTS_FOR_ALL else subject)
+
+    def require_history(self, position: int | None, history: UUID | None) -> None:
+        """Refuse a position of another history, or one that could be, because the request says nothing of it.
+
+        Args:
+            position: where the caller wants to go on from; None for nowhere.
+            history: the history that the query names beside it; None if it names none.
+
+        Raises:
+            HistoryChanged: the history is another, or is not named and would have to be.
+
+        """
+        if history is not None:
+            self.history.require(history)
+        elif position is not None and headers.ledger_history(self.request) is None:
+            self.history.require_common(position)
 
     @property
     def access_context(self) -> AccessContext:

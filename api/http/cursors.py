@@ -157,9 +157,9 @@ def link_header(request: Request, **cursors: str | None) -> Mapping[str, str]:
     return {"Link": ", ".join(found)} if found else {}
 
 
-def link_to(request: Request, after: int | None) -> Mapping[str, str]:
-    """Return the Link header that leads to the same query after a later position."""
-    query = urlencode({**request.query_params, "after": after})
+def link_to(request: Request, after: int | None, history: UUID) -> Mapping[str, str]:
+    """Return the Link header that leads to the same query after a later position of this history."""
+    query = urlencode({**request.query_params, "after": after, "history": history})
     return {"Link": f'<{request.scope["path"]}?{query}>; rel="next"'}
 
 

@@ -92,8 +92,8 @@ HISTORY_UNKNOWN: Final = (
     "history of another ledger. Check that this is the right ledger, and read from the beginning."
 )
 NO_HISTORY_SENT: Final = (
-    "The ledger has had several histories, so a position alone is not accepted here. Send it with its history, as "
-    "`history:position`, or read from the beginning."
+    "The ledger has had several histories, so a position alone is not accepted here. Send its history with it, in "
+    "`Ledger-History`, or for a stream as `history:position` in `Last-Event-ID`; or read from the beginning."
 )
 # The same request may succeed later without anyone changing it.
 RETRYABLE: Final = Refused.RETRYABLE | {

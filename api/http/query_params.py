@@ -94,6 +94,14 @@ def _in_a_sentence(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
 
 # The bounds come before the reading: so they stand in the reference too.
 AnyPosition = Annotated[int, Field(ge=0, le=MAX_POSITION), BeforeValidator(whole_number)]
+LedgerHistory = Annotated[
+    UUID | None,
+    Field(
+        description="The history that `after` is of, as in `Ledger-History` of an earlier response, which can be sent "
+        "as a header instead. Needed once the ledger has had several histories.",
+        examples=["5d0a2b9e-4f3c-4a57-9a43-0f6f6b7a1c02"],
+    ),
+]
 # How many events a part of the log has that is not empty.
 TreeSize = Annotated[int, Field(ge=1, le=MAX_POSITION), BeforeValidator(whole_number)]
 Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(whole_number)]

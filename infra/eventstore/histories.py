@@ -109,6 +109,17 @@ class History:
         if sent != self.history:
             raise HistoryChanged(sent, self.history, None if sent is None else self.common.get(sent))
 
+    def require_common(self, position: int) -> None:
+        """Refuse a position that means different events in the histories of the log, if nobody said which is meant.
+
+        Raises:
+            HistoryChanged: it is after the last position that all of them have in common.
+
+        """
+        all_known = len(self.common) == self.generation - 1
+        if self.generation > 1 and position > (min(self.common.values()) if all_known else 0):
+            raise HistoryChanged(None, self.history, None)
+
     def require_whole(self) -> None:
         """Refuse to append to the log, or to hand out its events, if it may have lost some.
 

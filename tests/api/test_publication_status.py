@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tests.serving import Server
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("unkept")
 
@@ -56,3 +57,25 @@ def test_readiness_is_degraded_and_commands_are_served(stopped: Server) -> None:
     assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "stopped": ["kafka"]})
     with stopped.client() as client:
         assert client.put("/v1/creators/ana/permission", json={"enabled": False}).status_code == 200
+
+
+def test_the_figures_of_a_ledger_that_may_have_lost_events_say_that_publishing_has_stopped(server: Server) -> None:
+    with psycopg.connect(server.database.dsn(), autocommit=True) as connection, server.client() as client:
+        [ledger_id] = connection.execute("SELECT ledger_id FROM ledgers WHERE name = %s", (server.ledger,)).fetchone()  # type: ignore[misc] # the ledger is there
+        connection.execute("INSERT INTO publications VALUES (%s, 'acme', 0, 'publishing', 0, NULL)", (ledger_id,))
+
+        def state() -> str:
+            (subscriber,) = client.get("/v1/stats").json()["subscribers"]
+            return str(subscriber["state"])
+
+        assert state() == "publishing"
+        connection.execute(
+            "INSERT INTO history_checks (ledger_id, database, problem) VALUES (%s, database_identity(), 'lost')"
+            " ON CONFLICT (ledger_id) DO UPDATE SET problem = excluded.problem, database = excluded.database",
+            (ledger_id,),
+        )
+        try:
+            until(lambda: state() == "stopped")
+        finally:
+            connection.execute("DELETE FROM publications")
+            connection.execute("DELETE FROM history_checks WHERE ledger_id = %s", (ledger_id,))

@@ -85,7 +85,7 @@ def test_after_a_restart_whoever_knows_the_history_before_is_told_the_last_commo
     assert refused(bare) == (409, "history_changed")
     assert bare.json()["detail"].startswith("The ledger has had several histories, so a position alone is not accepted")
     assert not {"sent_history", "last_common_position"} & bare.json().keys()
-    # A position of which nobody said what history it is of is taken to be of the present one.
+    # Up to the last common position, a position means the same event in both.
     last = told(world.client.get("/v1/events", params={"after": 3}), 200)["events"][-1]
     assert (last["type"], last["body"]["history"], last["body"]["generation"]) == ("LogRestarted", history(world), 2)
     assert "code_id" not in last
@@ -100,3 +100,33 @@ def test_an_open_stream_ends_where_the_ledger_goes_on_as_another_history(world: 
         assert stream.ending() == "history_changed"
     end = json.loads(stream.frames[-1].data or "")
     assert (end["sent_history"], end["history"], end["last_common_position"]) == (before, history(world), 1)
+
+
+def test_after_a_restart_a_position_after_the_common_ones_is_accepted_with_its_history_alone(world: World) -> None:
+    world.permit()
+    page = told(world.client.get("/v1/events", params={"after": 0, "wait": 0}), 200)
+    before = history(world)
+    restart_log(world)
+    world.permit("another")
+    present = history(world)
+
+    poll = world.client.get("/v1/events", params={"after": 0, "wait": 0})
+    assert (page["next"], told(poll, 200)["next"]) == (1, 3)
+    for path in ("/v1/events", "/v1/events/stream", "/v1/exports/events"):
+        bare = world.client.get(path, params={"after": 2})
+        assert refused(bare) == (409, "history_changed")
+        assert bare.json()["detail"].startswith("The ledger has had several histories, so a position alone is not")
+        other = world.client.get(path, params={"after": 2, "history": before})
+        assert refused(other) == (409, "history_changed")
+        assert other.json()["last_common_position"] == 1
+    asked: tuple[tuple[dict[str, Any], dict[str, str]], ...] = (
+        ({"after": 2}, {HEADER: present}),
+        ({"after": 2, "history": present}, {}),
+    )
+    for query, headers in asked:
+        events = told(world.client.get("/v1/events", params=query, headers=headers), 200)["events"]
+        assert [event["position"] for event in events] == [3]
+    # The link to the next page of a poller says of which history it is.
+    assert told(world.client.get(poll.links["next"]["url"]), 200)["events"] == []
+    with following(world.client, after=2, history=present) as stream:
+        assert stream.take(1)[0]["position"] == 3
