@@ -1,6 +1,7 @@
 """Apache Kafka for tests: one node in KRaft mode, its jars by Maven, up in seconds on ports and a folder of its own.
 
-It listens four times: in the clear, through whatever a test puts in between, with a login, and with a login over TLS.
+It listens five times: in the clear, through whatever a test puts in between, with a login, with a login over TLS, and
+with tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import jwt
 import psutil
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from jwt.algorithms import ECAlgorithm
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[3]
@@ -38,7 +41,14 @@ START_S: Final = 100.0
 HEAP: Final = "384m"
 USER: Final = "sparkledger"
 PASSWORD: Final = "a-password-of-tests"
+# Of the tokens that the broker accepts.
+AUDIENCE: Final = "kafka"
+KEY_ID: Final = "of-tests"
+TOKEN_KEY: Final = "tokens.pem"
+JWKS: Final = "jwks.json"
 CLUSTER: Final = "MkU3OEVBNTcwNTJENDM2Qg"
+
+OAUTHBEARER: Final = "org.apache.kafka.common.security.oauthbearer"
 
 HOW_TO_GET_IT: Final = (
     "these tests need Apache Kafka: install Java 17 and Maven (Debian: openjdk-17-jre-headless, maven), or name a "
@@ -61,6 +71,7 @@ class Broker:
         sasl: host:port with a login, SASL/PLAIN.
         tls: host:port with a login over TLS.
         cafile: the certificate that vouches for `tls`.
+        oauth: host:port with tokens, SASL/OAUTHBEARER; `token` makes those that it accepts.
         guard: the process that runs it, and ends it when the tests have ended.
 
     """
@@ -71,8 +82,17 @@ class Broker:
     sasl: str = ""
     tls: str = ""
     cafile: str = ""
+    oauth: str = ""
     directory: str = ""
     guard: int = 0
+
+
+def token(broker: Broker, **claims: Any) -> str:
+    """Return a token as an authorization server gives it, signed by the key that the broker knows."""
+    private = (Path(broker.directory) / TOKEN_KEY).read_text()
+    now = int(time.time())
+    usual = {"sub": USER, "aud": AUDIENCE, "iat": now, "exp": now + 600}
+    return jwt.encode(usual | claims, private, algorithm="ES256", headers={"kid": KEY_ID})
 
 
 def class_path() -> str:
@@ -122,6 +142,7 @@ def start(directory: Path, *, owner: int | None = None, lasting: bool = False) -
     java = ["java", "-XX:+UseSerialGC", f"-Xmx{HEAP}", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
     if not lasting:
         java.append("-XX:TieredStopAtLevel=1")
+    java.append(f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={(directory / JWKS).as_uri()}")
     with (directory / "log").open("ab") as log:
         command = [sys.executable, str(HERE / "guard.py"), str(owner or os.getpid()), *java, "-cp", jars]
         guard = int(
@@ -176,9 +197,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def _prepare(directory: Path, settings: Path, jars: str) -> None:
-    plain, behind, proxied, sasl, tls, controller = free_ports(6)
+    plain, behind, proxied, sasl, tls, oauth, controller = free_ports(7)
     certificate, key = certificate_and_key()
     (directory / "ca.pem").write_text(certificate)
+    _make_token_key(directory)
     jaas = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
     lines = {
         "process.roles": "broker,controller",
@@ -186,16 +208,23 @@ def _prepare(directory: Path, settings: Path, jars: str) -> None:
         "controller.listener.names": "CONTROLLER",
         "controller.quorum.voters": f"1@127.0.0.1:{controller}",
         "listeners": f"CLEAR://127.0.0.1:{plain},BEHIND://127.0.0.1:{behind},LOGIN://127.0.0.1:{sasl},"
-        f"TLS://127.0.0.1:{tls},CONTROLLER://127.0.0.1:{controller}",
+        f"TLS://127.0.0.1:{tls},OAUTH://127.0.0.1:{oauth},CONTROLLER://127.0.0.1:{controller}",
         "advertised.listeners": f"CLEAR://127.0.0.1:{plain},BEHIND://127.0.0.1:{proxied},LOGIN://127.0.0.1:{sasl},"
-        f"TLS://127.0.0.1:{tls}",
+        f"TLS://127.0.0.1:{tls},OAUTH://127.0.0.1:{oauth}",
         "listener.security.protocol.map": "CLEAR:PLAINTEXT,BEHIND:PLAINTEXT,LOGIN:SASL_PLAINTEXT,TLS:SASL_SSL,"
-        "CONTROLLER:PLAINTEXT",
+        "OAUTH:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name": "CLEAR",
         "listener.name.login.sasl.enabled.mechanisms": "PLAIN",
         "listener.name.login.plain.sasl.jaas.config": jaas,
         "listener.name.tls.sasl.enabled.mechanisms": "PLAIN",
         "listener.name.tls.plain.sasl.jaas.config": jaas,
+        "listener.name.oauth.sasl.enabled.mechanisms": "OAUTHBEARER",
+        "listener.name.oauth.oauthbearer.sasl.jaas.config": f"{OAUTHBEARER}.OAuthBearerLoginModule required;",
+        "listener.name.oauth.oauthbearer.sasl.server.callback.handler.class": (
+            f"{OAUTHBEARER}.OAuthBearerValidatorCallbackHandler"
+        ),
+        "sasl.oauthbearer.jwks.endpoint.url": (directory / JWKS).as_uri(),
+        "sasl.oauthbearer.expected.audience": AUDIENCE,
         "listener.name.tls.ssl.keystore.type": "PEM",
         "listener.name.tls.ssl.keystore.certificate.chain": certificate.replace("\n", "\\n"),
         "listener.name.tls.ssl.keystore.key": key.replace("\n", "\\n"),
@@ -220,9 +249,20 @@ def _prepare(directory: Path, settings: Path, jars: str) -> None:
         sasl=f"127.0.0.1:{sasl}",
         tls=f"127.0.0.1:{tls}",
         cafile=str(directory / "ca.pem"),
+        oauth=f"127.0.0.1:{oauth}",
         directory=str(directory),
     )
     (directory / "broker.json").write_text(json.dumps(asdict(broker)))
+
+
+def _make_token_key(directory: Path) -> None:
+    """Make the key of an authorization server, and the file in which the broker looks its public part up."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    (directory / TOKEN_KEY).write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    public = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    (directory / JWKS).write_text(json.dumps({"keys": [public | {"kid": KEY_ID, "use": "sig", "alg": "ES256"}]}))
 
 
 def certificate_and_key() -> tuple[str, str]:

@@ -11,8 +11,9 @@ from infra.delivery.kafka.connection import Producer, client_options
 from infra.settings import load_settings
 from tests import given
 from tests.absent import absent
-from tests.infra.delivery.kafka.broker import PASSWORD, USER, Broker, certificate_and_key
+from tests.infra.delivery.kafka.broker import PASSWORD, USER, Broker, certificate_and_key, token
 from tests.infra.delivery.kafka.publishing import events, options, publishing
+from tests.infra.delivery.kafka.test_oauth import authorization_server
 from tests.infra.opened import Opened
 from tests.waiting import until
 
@@ -100,3 +101,25 @@ def test_every_setting_of_a_login_is_handed_to_the_client(tmp_path: Path) -> Non
         "ssl_certfile": files["ours.pem"],
         "ssl_keyfile": files["ours.key"],
     }
+
+
+def token_login(broker: Broker, url: str) -> dict[str, str]:
+    if not broker.oauth:
+        absent("SPARKLEDGER_TEST_KAFKA names a broker in the clear alone: unset it for one with tokens")
+    return login(broker, "SASL_PLAINTEXT") | {"sasl_mechanism": "OAUTHBEARER", "oauth_token_url": url}
+
+
+async def test_events_are_published_to_a_cluster_that_asks_for_tokens(
+    kafka: Broker, opened: Opened, prefix: str
+) -> None:
+    await opened.when(await opened.begin(), given.permission())
+    answer = (200, {"access_token": token(kafka), "expires_in": 600})
+
+    with (
+        # Each client of the publisher asks for a token of its own.
+        authorization_server(*[answer] * 20) as (url, asked),
+        publishing(opened.database, kafka.oauth, prefix, **token_login(kafka, url)),
+        events(kafka.plain, prefix) as topic,
+    ):
+        assert [record.position for record in topic.until(1)] == [1]
+    assert asked

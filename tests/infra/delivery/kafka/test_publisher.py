@@ -248,10 +248,13 @@ def _summary(topic: Topic) -> tuple[str, int, int]:
     return last["state"], last["share_count"], last["redemption_count"]
 
 
-async def test_what_is_compressed_is_read_as_anything_else(kafka: Broker, opened: Opened, prefix: str) -> None:
+@pytest.mark.parametrize("how", ["gzip", "lz4", "zstd"])
+async def test_what_is_compressed_is_read_as_anything_else(
+    kafka: Broker, opened: Opened, prefix: str, how: str
+) -> None:
     tenant = await opened.begin()
     count = await a_life(opened, tenant)
-    with publishing(opened.database, kafka.plain, prefix, compression="gzip"), events(kafka.plain, prefix) as topic:
+    with publishing(opened.database, kafka.plain, prefix, compression=how), events(kafka.plain, prefix) as topic:
         received = topic.until(count)
     assert once_and_in_order(received, range(1, count + 1)) == []
 
