@@ -43,7 +43,7 @@ faults: $(DEV) ## the long tests: real kills, 60-second readers, full disks
 	@$(PYTEST) --override-ini testpaths=tests/faults --timeout 900 $(ARGS)
 
 # It downloads their modules, once.
-outside: $(DEV) ## others' programs check our signed logs, and the consumer in Go; needs Go and the Go module proxy
+outside: $(DEV) ## others' programs check our signed logs and messages, and the consumer in Go; needs Go, npm and their registries
 	@$(PYTEST) --override-ini testpaths=tests/outside --timeout 900 $(ARGS)
 
 check: $(DEV) ## format, lint, types, import rules, unused dependencies, generated documents
