@@ -5,7 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults import durable
-from tests.faults.durable import Scene
+from tests.faults.durable import SHORT, Scene
+
+# It starts everything that there is, and clients beside it: minutes of work for a machine.
+collect_ignore = ["test_chaos.py"] if SHORT else []
 
 
 @pytest.fixture
