@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 from eventsourcing.domain import Aggregate, CanMutateAggregate
 
+from domain.recording import Recording
 from domain.values import FOREVER, When
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Ownership(NamedTuple):
     brand_id: str
 
 
-class Advertiser(Aggregate):
+class Advertiser(Recording, Aggregate):
     """An advertiser account. NOTE: each `TOPIC` is the stored and published name of its event; never rename one."""
 
     TOPIC = "Advertiser"

@@ -26,6 +26,7 @@ from eventsourcing.domain import Aggregate
 from domain.campaign import Campaign, CampaignStop, Share, first_stop
 from domain.errors import Refused, Unknown
 from domain.periods import Extension, Period, end_by, in_effect, lapse_after, overlap, periods, until
+from domain.recording import Recording
 from domain.reminders import Reminder, reminders
 from domain.values import BRAND_SIDE, CREATOR_SIDE, Channel, Sealed, State, When, Window, masked, state_of
 
@@ -46,7 +47,7 @@ class Ending(NamedTuple):
     reason: str | None
 
 
-class Code(Aggregate):
+class Code(Recording, Aggregate):
     """One authorization code. NOTE: each `TOPIC` is the stored and published name of its event; never rename one."""
 
     TOPIC = "Code"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 from eventsourcing.domain import Aggregate, CanMutateAggregate
 
 from domain.errors import Refused
+from domain.recording import Recording
 from domain.values import CREATOR_SIDE, FOREVER, When
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Switch(NamedTuple):
     enabled: bool
 
 
-class Creator(Aggregate):
+class Creator(Recording, Aggregate):
     """A creator's permission. NOTE: each `TOPIC` is the stored and published name of its event; never rename one."""
 
     TOPIC = "Creator"

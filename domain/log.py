@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from eventsourcing.domain import Aggregate, CanMutateAggregate
 
+from domain.recording import Recording
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 
-class Log(Aggregate):
+class Log(Recording, Aggregate):
     """The log of one ledger. NOTE: each `TOPIC` is the stored and published name of its event; never rename one."""
 
     TOPIC = "Log"
