@@ -876,13 +876,23 @@ def bench(
     full: Annotated[
         bool, typer.Option("--full", help="Use the full sizes: 10 million events, 100,000 expiries.")
     ] = False,
+    budget: Annotated[
+        bool,
+        typer.Option("--budget", help="append only: show where the processor's time goes, by layer and by statement."),
+    ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="With --budget: another checkout, with its .venv, to measure in turns with this one."),
+    ] = None,
 ) -> None:
+    if (budget or base is not None) and (name != "append" or not budget):
+        raise typer.BadParameter("--budget is for `bench append`, and --base for --budget.")
     try:
         from tests.bench.__main__ import main as measure
     except ImportError as error:
         message = f"Benchmarks need a checkout with everything installed (`make install`): {error}."
         raise LookupError(message) from error
-    measure(name, as_json=as_json, full=full)
+    measure(name, as_json=as_json, full=full, budget=budget, base=base)
 
 
 @app.command()

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
@@ -34,6 +35,7 @@ from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API
 from infra.process_limits import tune_garbage_collector
 from infra.runtime import runtime
+from tests.bench.budget import run as measure_budget
 from tests.bench.place import RUNS, SETTINGS, median, pgbench, postgres
 from tests.given import anyone
 from tests.infra.session_tokens import present
@@ -206,8 +208,10 @@ def _library(server: EmbeddedPostgres, threads: int) -> float:
     return done / elapsed
 
 
-def run() -> dict[str, Any]:
-    """Measure all three in one run on one PostgreSQL."""
+def run(*, budget: bool = False, base: Path | None = None) -> dict[str, Any]:
+    """Measure all three in one run on one PostgreSQL; or the budget alone, beside that of another checkout."""
+    if budget:
+        return {"budget": measure_budget(base)}
     with postgres() as server:
         plain = {str(clients): median(lambda clients=clients: pgbench(server, clients)) for clients in CLIENTS}  # type: ignore[misc]
         ours = uvloop.run(_ours(server))
