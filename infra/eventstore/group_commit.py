@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from infra.errors import Unavailable
-from infra.eventstore.append import TEXT, TYPES, Append, Appended, ConcurrencyConflict, Outcome, call
+from infra.eventstore.append import Append, Appended, ConcurrencyConflict, Outcome
+from infra.eventstore.append_statement import AppendStatement
 from infra.eventstore.in_doubt_commit import Backend, end_session, own_backend, recorded
 from infra.postgres.damage import Damage
 from infra.postgres.pool import APPENDING, SHORT, LedgerConnection, session
-from infra.postgres.prepared_statement import Statement
 from infra.postgres.session_tokens import SessionTokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from infra.eventstore.histories import HistoryGuard
 
@@ -103,10 +103,17 @@ class GroupCommitWriter:
         self._waiting: deque[Append] = deque()
         self._wake = asyncio.Event()
         self._connection: LedgerConnection | None = None
-        self._statement: Statement | None = None
+        self._statement: AppendStatement | None = None
         self._backend: Backend | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        # Whether a batch is under way, or the task is at work: then what arrives waits.
+        self._busy = True
+        # Whether the next batch is to be sent in the loop's next turn, with all that arrives until then.
+        self._called = False
+        # The batch that was sent without the task; and one that failed so, with the error, for the task to look into.
+        self._sent: list[Append] | None = None
+        self._failed: tuple[list[Append], Exception] | None = None
 
     def start(self) -> None:
         """Start to write."""
@@ -149,24 +156,96 @@ class GroupCommitWriter:
             raise Unavailable(STOPPING)
         if self._full():
             raise Unavailable(FULL)
-        request.answer = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        request.answer = loop.create_future()
         self._waiting.append(request)
-        self._wake.set()
+        if not (self._busy or self._called):
+            self._called = True
+            loop.call_soon(self._send)
         return await request.answer
 
+    def _send(self) -> None:
+        """Send the next batch, without the task where nothing speaks against that."""
+        self._called = False
+        if self._busy or not self._waiting:
+            return
+        self._busy = True
+        statement = self._ready_statement()
+        if statement is None:
+            self._wake.set()
+            return
+        batch = self._next_batch()
+        try:
+            batch = self._still_known(batch)
+            if batch:
+                self._sent = batch
+                statement.send(batch, self._tokens, self._landed)
+                return
+        except Exception as error:  # noqa: BLE001 - also rows that cannot be encoded: the writer must survive every append
+            self._sent, self._failed = None, (batch, error)
+        self._wake.set()
+
+    def _ready_statement(self) -> AppendStatement | None:
+        """Return the statement to append with; None if something must be done before, for which the task is there."""
+        if self._stopping or self._statement is None or self._connection is None or self._connection.closed:
+            return None
+        if self._guard is not None and not all(self._guard.knows(request.ledger_id) for request in self._waiting):
+            return None
+        return self._statement
+
+    def _landed(self, outcomes: list[Outcome], error: Exception | None) -> None:
+        """Answer a batch that was sent without the task, and send the next one; or leave it to the task."""
+        batch, self._sent = self._sent or [], None
+        if error is not None:
+            self._failed = (batch, error)
+            self._wake.set()
+            return
+        try:
+            self._answer(batch, outcomes)
+        except Exception as defect:  # noqa: BLE001 - as in `_defended`
+            _tell(batch, defect)
+        self._busy = False
+        if self._stopping:
+            self._wake.set()
+        else:
+            self._send()
+
+    def _answer(self, batch: list[Append], outcomes: list[Outcome]) -> None:
+        """Resolve a batch with what became of it."""
+        appended = False
+        guard = self._guard
+        for request, outcome in zip(batch, outcomes, strict=True):
+            if type(outcome) is Appended:
+                appended = True
+                if guard is not None:
+                    guard.acknowledge(request.ledger_id, outcome.last, request.events[-1].event_id)
+            _resolve(request, outcome)
+        if appended:
+            self._on_commit()
+
     async def _run(self) -> None:
-        while not self._stopping:
-            if self._waiting:
+        """Do what takes more than to send a batch: connect, ask whether a log is whole, and look into errors."""
+        while True:
+            failed, self._failed = self._failed, None
+            if failed is not None:
+                await self._defended(failed[0], self._after(failed[0], self._excused(*failed)))
+            elif self._waiting and not self._stopping and self._sent is None:
                 batch = self._next_batch()
-                try:
-                    await self._commit(batch)
-                except Exception as error:
-                    log.exception("The group commit writer failed; the affected commands are answered with an error")
-                    for request in batch:
-                        _resolve(request, error)
-            else:
-                self._wake.clear()
-                await self._wake.wait()
+                await self._defended(batch, self._commit(batch))
+            if self._sent is None:
+                if self._stopping:
+                    return
+                self._busy = False
+                self._send()
+            await self._wake.wait()
+            self._wake.clear()
+
+    async def _defended(self, batch: list[Append], work: Awaitable[None]) -> None:
+        """Answer a batch with an error if there is a defect in the writer itself, which goes on."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - whatever is wrong, the next callers are served
+            _tell(batch, error)
 
     def _next_batch(self) -> list[Append]:
         """Take appends that do not touch each other, in order. What touches one that must wait, waits too."""
@@ -194,9 +273,12 @@ class GroupCommitWriter:
 
     async def _commit(self, batch: list[Append]) -> None:
         """Append a batch, and resolve all of it, whatever happens."""
-        if not batch:
-            return
-        error = await self._attempt(batch)
+        if batch:
+            await self._after(batch, self._attempt(batch))
+
+    async def _after(self, batch: list[Append], attempt: Awaitable[Exception | None]) -> None:
+        """Resolve what an attempt leaves: nothing, or the error because of which nothing was recorded."""
+        error = await attempt
         if error is None:
             return
         if isinstance(error, SHORT):
@@ -241,28 +323,31 @@ class GroupCommitWriter:
         connection, statement = opened
         try:
             batch = await self._of_whole_logs(connection, batch)
-            outcomes = await call(statement, batch, self._tokens) if batch else []
-        except _OUTDATED as error:
+            outcomes = await statement.call(batch, self._tokens) if batch else []
+        except Exception as error:  # noqa: BLE001 - also rows that cannot be encoded: the writer must survive every append
+            return await self._excused(batch, error, prepared_again=prepared_again)
+        self._answer(batch, outcomes)
+        return None
+
+    async def _excused(
+        self, batch: list[Append], error: Exception, *, prepared_again: bool = False
+    ) -> Exception | None:
+        """Look into an error: resolve the batch if it may be recorded nevertheless, otherwise return the error."""
+        if self._connection is None:
+            return error
+        if isinstance(error, _OUTDATED):
             # `append` was replaced while this session had it prepared.
             if prepared_again:
                 return error
-            await connection.close()
+            await self._connection.close()
             return await self._attempt(batch, prepared_again=True)
-        except Exception as error:  # noqa: BLE001 - also rows that cannot be encoded: the writer must survive every append
-            if not connection.closed:
-                return error
-            self._warn(error, "The connection was lost during an append; looking up whether it was committed")
-            await self._resolve_in_doubt(batch)
-            return None
-        for request, outcome in zip(batch, outcomes, strict=True):
-            if self._guard is not None and isinstance(outcome, Appended):
-                self._guard.acknowledge(request.ledger_id, outcome.last, request.events[-1].event_id)
-            _resolve(request, outcome)
-        if any(isinstance(outcome, Appended) for outcome in outcomes):
-            self._on_commit()
+        if not self._connection.closed:
+            return error
+        self._warn(error, "The connection was lost during an append; looking up whether it was committed")
+        await self._resolve_in_doubt(batch)
         return None
 
-    async def _opened(self, batch: list[Append]) -> tuple[LedgerConnection, Statement] | None:
+    async def _opened(self, batch: list[Append]) -> tuple[LedgerConnection, AppendStatement] | None:
         """Return the session to append with; if there is none, resolve the batch as unavailable."""
         try:
             return await self._connected()
@@ -272,14 +357,14 @@ class GroupCommitWriter:
                 _resolve(request, _unavailable(NOT_RECORDED, error))
             return None
 
-    async def _connected(self) -> tuple[LedgerConnection, Statement]:
+    async def _connected(self) -> tuple[LedgerConnection, AppendStatement]:
         if self._connection is None or self._statement is None or self._connection.closed:
             connection = await LedgerConnection.connect(**self._session)
-            statement = Statement(connection, "append", len(TYPES))
+            statement = AppendStatement(connection)
             try:
                 async with asyncio.timeout(SESSION_WITHIN_S):
                     self._backend = await own_backend(connection)
-                    await statement.prepare(TEXT, TYPES)
+                    await statement.prepare()
             except BaseException:
                 await connection.close()
                 raise
@@ -407,6 +492,13 @@ def _resolve(request: Append, outcome: Outcome | BaseException) -> None:
         request.answer.set_exception(outcome)
     else:
         request.answer.set_result(outcome)
+
+
+def _tell(batch: list[Append], defect: Exception) -> None:
+    """Answer a batch with an error of the writer's own."""
+    log.error("The group commit writer failed; the affected commands are answered with an error", exc_info=defect)
+    for request in batch:
+        _resolve(request, defect)
 
 
 def _unavailable(detail: str, cause: BaseException) -> Unavailable:

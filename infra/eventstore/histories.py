@@ -205,6 +205,11 @@ class HistoryGuard:
         if passed is not None:
             self._acknowledged[ledger_id] = Acknowledged(passed[1].history, position, event_id)
 
+    def knows(self, ledger_id: int) -> bool:
+        """Tell whether the log was found whole just now, so that `require_whole` asks nothing."""
+        passed = self._passed.get(ledger_id)
+        return passed is not None and monotonic() - passed[0] <= CACHE_S
+
     async def require_whole(self, connection: LedgerConnection, ledger_id: int) -> None:
         """Refuse to append to a log that may have lost events.
 
@@ -212,8 +217,7 @@ class HistoryGuard:
             Unavailable: it has, or nobody has looked yet.
 
         """
-        passed = self._passed.get(ledger_id)
-        if passed is not None and monotonic() - passed[0] <= CACHE_S:
+        if self.knows(ledger_id):
             return
         at = monotonic()
         await connection.bind(ledger_id, self._tokens)

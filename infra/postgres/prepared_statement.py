@@ -1,20 +1,18 @@
-"""A prepared statement whose parameters are arrays: prepared once in a session, then called many times.
+"""A prepared statement with binary parameters: prepared once in a session, then called many times.
 
-A cursor of psycopg looks up with every call how to send each parameter and how to read each column. For the 34 arrays
-of an append that took as long as deciding a command. Here the types are fixed when the statement is prepared, and calls
-go straight to libpq, through psycopg's binding of it.
+A cursor of psycopg looks up with every call how to send each parameter and how to read each column. Here the types are
+fixed when the statement is prepared, and calls go straight to libpq, through psycopg's binding of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import errors
 from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus, Format
-
-from projections.engine.array_columns import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +20,9 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
     from infra.postgres.pool import LedgerConnection
-    from projections.engine.array_columns import Array
+
+# Called with the rows, or with an error.
+Done = Callable[[list[Any], Exception | None], None]
 
 _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 
@@ -30,36 +30,123 @@ _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 class Statement:
     """A prepared statement of one session. While a call runs, nothing else may be sent on the session."""
 
-    def __init__(self, connection: LedgerConnection, name: str, columns: int) -> None:
+    def __init__(self, connection: LedgerConnection, name: str, parameters: int) -> None:
         """Take the session, the statement's name and the number of its parameters; `prepare` sends it."""
         self._pgconn: PGconn = connection.pgconn
         self._name = name.encode()
-        self._formats = [Format.BINARY] * columns
+        self._formats = [Format.BINARY] * parameters
         self._rows = Transformer(connection)
+        self._results: list[PGresult] = []
+        self._done: Done | None = None
+        self._socket = -1
+        self._flushed = True
 
-    async def prepare(self, text: str, types: Sequence[type[Array]]) -> None:
-        """Have the database parse the statement, whose parameters are `$1`, `$2` and so on.
+    async def prepare(self, text: str, types: Sequence[int]) -> None:
+        """Have the database parse the statement, whose parameters `$1`, `$2` and so on have the types with these ids.
 
         Raises:
             psycopg.Error: the database refuses it, or is away.
 
         """
-        self._pgconn.send_prepare(self._name, text.encode(), [array.oid for array in types])
+        self._pgconn.send_prepare(self._name, text.encode(), list(types))
         await _answered(self._pgconn)
 
-    async def call(self, columns: Sequence[Array]) -> list[Any]:
+    async def call(self, parameters: Sequence[bytes]) -> list[Any]:
         """Execute it, and return its rows once it is committed. Cancelling the call closes the session.
 
         Raises:
             psycopg.Error: it had no effect; or, if the connection is closed now, it is not known whether it had.
 
         """
-        self._pgconn.send_query_prepared(
-            self._name, [encoded(column) for column in columns], self._formats, Format.BINARY
-        )
-        result = await _answered(self._pgconn)
-        self._rows.set_pgresult(result)
-        return self._rows.load_rows(0, result.ntuples, tuple)
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+        def done(rows: list[Any], error: Exception | None) -> None:
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(rows)
+
+        self.send(parameters, done)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if self._done is not None:
+                self._end()
+                self._pgconn.finish()
+            raise
+
+    def send(self, parameters: Sequence[bytes], done: Done) -> None:
+        """Execute it, and call back with its rows once it is committed, or with an error as `call` raises it.
+
+        No task waits meanwhile: with one command at a time, to wake one takes as long as deciding the command.
+
+        Raises:
+            psycopg.Error: as `call` raises it.
+
+        """
+        pgconn = self._pgconn
+        pgconn.send_query_prepared(self._name, parameters, self._formats, Format.BINARY)
+        try:
+            self._flushed = not pgconn.flush()
+        except BaseException:
+            pgconn.finish()
+            raise
+        loop = asyncio.get_running_loop()
+        self._done, self._socket = done, pgconn.socket
+        loop.add_reader(self._socket, self._ready)
+        if not self._flushed:
+            loop.add_writer(self._socket, self._ready)
+
+    def _ready(self) -> None:
+        """Go on where the socket can be read, or written."""
+        try:
+            if not self._finished():
+                return
+        except Exception as error:  # noqa: BLE001 - whoever waits for the result gets it
+            # Nothing else can be sent on a session whose result was not read.
+            done, _ = self._end()
+            self._pgconn.finish()
+            done([], error)
+            return
+        done, results = self._end()
+        try:
+            rows = self._loaded(results)
+        except Exception as error:  # noqa: BLE001 - as above
+            done([], error)
+        else:
+            done(rows, None)
+
+    def _finished(self) -> bool:
+        """Send and read what can be now; tell whether the server is ready for the next statement."""
+        pgconn = self._pgconn
+        pgconn.consume_input()
+        if not self._flushed and not pgconn.flush():
+            self._flushed = True
+            asyncio.get_running_loop().remove_writer(self._socket)
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                return True
+            self._results.append(result)
+        return False
+
+    def _loaded(self, results: Sequence[PGresult]) -> list[Any]:
+        for result in results:
+            if result.status in _FAILED:
+                raise errors.error_from_result(result)
+        self._rows.set_pgresult(results[-1])
+        return self._rows.load_rows(0, results[-1].ntuples, tuple)
+
+    def _end(self) -> tuple[Done, list[PGresult]]:
+        """Stop waiting for the socket, which may be closed already; return who waits, and what was read."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        if not self._flushed:
+            loop.remove_writer(self._socket)
+        done, results = self._done, self._results
+        assert done is not None  # noqa: S101 - it is called once for each call
+        self._done, self._results = None, []
+        return done, results
 
 
 async def _answered(pgconn: PGconn) -> PGresult:

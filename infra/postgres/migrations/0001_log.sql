@@ -75,11 +75,12 @@ CREATE TABLE event_types (
 );
 GRANT SELECT ON event_types TO sparkledger_api, sparkledger_worker, sparkledger_log;
 
--- No foreign key, here and below: the append, the only way in, has the ledger's row locked, and the checks of four
--- rows would be a quarter of its time.
+-- No foreign key and no CHECK, here and below: the append, the only way in, has the ledger's row locked, counts the
+-- positions, and refuses a sealed part without its key. The foreign keys of four rows would be a quarter of its time, and
+-- a CHECK is parsed again by every statement that inserts.
 CREATE TABLE events (
     ledger_id       int NOT NULL,
-    position        bigint NOT NULL CHECK (position > 0),
+    position        bigint NOT NULL,
     stream_id       uuid NOT NULL,
     version         int NOT NULL,
     event_id        uuid NOT NULL,
@@ -108,8 +109,7 @@ CREATE TABLE events (
     body            bytea NOT NULL,
     sealed          bytea,
     PRIMARY KEY (ledger_id, position),
-    UNIQUE (ledger_id, stream_id, version),
-    CHECK ((key_id IS NULL) = (sealed IS NULL) AND (key_id IS NULL) = (commitment IS NULL))
+    UNIQUE (ledger_id, stream_id, version)
 );
 
 -- Which codes a creator has: asked when the permission is switched. Touched only when a code is generated.
@@ -283,21 +283,63 @@ BEGIN
     RETURN low;
 END $$;
 
+-- What `append` takes besides the callers' ledgers, keys and roles. It comes as rows, for PL/pgSQL opens each array that it
+-- is handed: 36 arrays of columns took a single command half as long again. `caller` is the number of a caller, from 1.
+CREATE TYPE append_caller AS (
+    key             bytea, -- of idempotency, with the hash of the request; or null
+    hash            bytea,
+    token           bytea, -- that its API key was presented
+    before          timestamptz, -- what was decided holds only until then; or null
+    first           int, -- which of the events is its first, and how many it has
+    n               int
+);
+CREATE TYPE append_read AS (
+    caller          int,
+    stream          uuid,
+    version         int -- at which the stream must stand; 0 for one that must not exist
+);
+CREATE TYPE append_event AS (
+    caller          int,
+    stream          uuid,
+    version         int,
+    id              uuid,
+    type            text,
+    type_version    int,
+    effective       timestamptz, -- null: when it is recorded
+    creator         uuid,
+    causation       uuid,
+    key_id          uuid,
+    commitment      bytea,
+    body            bytea,
+    sealed          bytea,
+    subject         text,
+    source          text,
+    command         uuid,
+    correlation     text,
+    traceparent     text,
+    creator_id      text,
+    video_id        text
+);
+CREATE TYPE append_claim AS (
+    caller          int,
+    claim           bytea,
+    expected        uuid, -- the stream that must hold it; null: none
+    new             uuid -- the stream that shall hold it; null: none
+);
+
 -- The one way into the log: a batch of callers, each appended whole or told why not.
 --
 -- The order of its statements is its correctness. First the ledgers' rows are locked, sorted, so that no two calls can
 -- deadlock; only then, in later statements whose snapshots are taken after the lock, is anything compared. Only the
 -- callers accepted are numbered and inserted, so a refused one leaves no hole.
 --
---   c_…  one element a caller: ledger, idempotency key and request hash (or null), API key, which of the events is its
---        first and how many follow on, the key's token, and what all events of a caller share; `before`: what was
---        decided holds only until then (or null).
---   p_…  preconditions: the version at which a stream must stand, 0 for one that must not exist.
---   e_…  events.
---   k_…  claims: compared with `expected` (null: free) and set to `new` (null: freed).
---
--- A column of nothing but NULL comes as an empty array. Elements are read by subscript: an `unnest` of many arrays
--- fills a store of its own for each of them, which took a single command longer than everything else.
+--   c_…       one element a caller: its ledger, API key and role. What follows refers to a caller by its number, so that
+--             nothing can be written into another ledger, or as somebody else, than was checked.
+--   callers   one row a caller
+--   reads     the versions at which streams must stand
+--   news      the events, those of a caller side by side
+--   names     the claims: compared with `expected`, then set to `new`
+--   changing  whether a claim that a stream holds is to pass to another stream, or to be freed
 --
 -- Answers one row for each caller that was refused or replayed (outcome, a, b, stream, actual; at: the moment that has
 -- passed `before`), and one row with outcome 'base' for each ledger: a = the last position before, b = the ledger,
@@ -306,68 +348,27 @@ END $$;
 -- Its plans must not be those of the empty tables a ledger begins with: whoever calls it sets `plan_cache_mode` and
 -- the planner's choices for the session, which costs nothing, where a SET of the function's own costs 8 us each.
 CREATE FUNCTION append(
-    c_ledger int[], c_key bytea[], c_hash bytea[], c_api_key uuid[], c_first int[], c_n int[],
-    c_token bytea[], c_role text[], c_subject text[], c_source text[], c_command uuid[],
-    c_correlation text[], c_traceparent text[], c_creator_id text[], c_video_id text[], c_before timestamptz[],
-    p_caller int[], p_stream uuid[], p_version int[],
-    e_caller int[], e_stream uuid[], e_version int[], e_id uuid[], e_type text[], e_type_version int[],
-    e_effective timestamptz[], e_creator uuid[], e_causation uuid[], e_key_id uuid[], e_commitment bytea[],
-    e_body bytea[], e_sealed bytea[],
-    k_caller int[], k_claim bytea[], k_expected uuid[], k_new uuid[])
+    c_ledger int[], c_api_key uuid[], c_role text[], callers append_caller[], reads append_read[], news append_event[],
+    names append_claim[], changing boolean)
 RETURNS TABLE (caller int, outcome text, a bigint, b bigint, stream uuid, actual int, at timestamptz)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = public, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
+    locked int[] := ARRAY[c_ledger[1]];
+    one_ledger boolean := true;
     refused int[] := '{}';
     place int[];
     ledger int;
+    found_ledgers int;
     base bigint;
     moment timestamptz;
     last_moment timestamptz;
     r record;
-    locked int[] := ARRAY[c_ledger[1]];
-    found_ledgers int;
-    secret bytea;
-    worker boolean := is_worker();
-    owner boolean := is_owner();
 BEGIN
-    -- What no caller of the program sends: a forged row. Nothing of the batch is recorded then.
-    IF EXISTS (
-        SELECT FROM generate_series(1, cardinality(c_ledger)) i
-        WHERE c_source[i] IS DISTINCT FROM
-            CASE WHEN c_role[i] IN ('creator', 'brand', 'clock') THEN c_role[i] ELSE 'operator' END
-    ) THEN
-        RAISE insufficient_privilege USING MESSAGE = 'the source of an event follows from the role of its actor';
-    END IF;
-    IF EXISTS (
-        SELECT FROM generate_series(1, cardinality(e_type)) n
-        WHERE NOT EXISTS (
-            SELECT FROM event_types t
-            WHERE t.type = e_type[n] AND t.type_version = e_type_version[n] AND c_role[e_caller[n]] = ANY (t.roles)
-        )
-    ) THEN
-        RAISE insufficient_privilege USING MESSAGE = 'this role records no event of this type and version';
-    END IF;
-    -- Only an operator, an administrator and the clock say that something took effect earlier. A minute of grace covers
-    -- what was decided just before the batch. A creator who extends or revokes a code before the clock has recorded its
-    -- end records that end, and those of its campaigns: they are true by the clock, and decide nothing.
-    IF EXISTS (
-        SELECT FROM generate_series(1, cardinality(e_effective)) n
-        WHERE e_effective[n] < clock_timestamp() - interval '1 minute'
-        AND c_role[e_caller[n]] NOT IN ('operator', 'admin', 'clock')
-        AND NOT (
-            e_type[n] = 'Expired'
-            OR (e_type[n] = 'CampaignEnded'
-                AND convert_from(e_body[n], 'UTF8')::jsonb ->> 'cause' = 'code_expired')
-        )
-    ) THEN
-        RAISE insufficient_privilege USING MESSAGE = 'this role does not say when an event took effect';
-    END IF;
-    SELECT s.secret INTO secret FROM token_secret s;
-
     IF c_ledger[1] <> ANY (c_ledger) THEN
+        one_ledger := false;
         SELECT array_agg(DISTINCT x ORDER BY x) INTO locked FROM unnest(c_ledger) x;
     END IF;
     PERFORM 1 FROM ledgers l WHERE l.ledger_id = ANY (locked) ORDER BY l.ledger_id FOR NO KEY UPDATE;
@@ -375,129 +376,168 @@ BEGIN
     IF found_ledgers <> cardinality(locked) THEN
         RAISE foreign_key_violation USING MESSAGE = 'there is no such ledger';
     END IF;
+    moment := clock_timestamp();
 
     -- Where one ledger's log ends; of several, each is looked at in its turn.
-    IF cardinality(locked) = 1 THEN
+    IF one_ledger THEN
         SELECT e.position, e.recorded_at INTO base, last_moment
         FROM events e WHERE e.ledger_id = locked[1] ORDER BY e.position DESC LIMIT 1;
     END IF;
 
     -- Who is turned down, and why; where several reasons hold, the first in this order is a caller's answer.
     FOR r IN
-        -- The same command came before: its first answer stands.
-        SELECT 1 AS rank, i, CASE WHEN m.request_hash = c_hash[i] THEN 'replay' ELSE 'mismatch' END AS why,
-               m.first_position AS p, m.last_position AS q, NULL::uuid AS s, NULL::int AS v, NULL::timestamptz AS t
-        FROM generate_series(1, cardinality(c_key)) i
-        CROSS JOIN LATERAL (
-            SELECT * FROM commands m WHERE m.ledger_id = c_ledger[i] AND m.key = c_key[i] OFFSET 0
-        ) m
+        -- What no caller of the program sends: a forged row. Nothing of the batch is recorded then.
+        SELECT 0 AS rank, f.caller AS i, f.why, NULL::bigint AS p, NULL::bigint AS q, NULL::uuid AS s, NULL::int AS v,
+               NULL::timestamptz AS t
+        FROM (
+            SELECT e.caller, CASE
+                WHEN e.source IS DISTINCT FROM
+                    CASE WHEN c_role[e.caller] IN ('creator', 'brand', 'clock') THEN c_role[e.caller] ELSE 'operator' END
+                THEN 'the source of an event follows from the role of its actor'
+                WHEN NOT EXISTS (
+                    SELECT FROM event_types t
+                    WHERE t.type = e.type AND t.type_version = e.type_version AND c_role[e.caller] = ANY (t.roles)
+                ) THEN 'this role records no event of this type and version'
+                -- Only an operator, an administrator and the clock say that something took effect earlier. A minute of
+                -- grace covers what was decided just before the batch. A creator who extends or revokes a code before
+                -- the clock has recorded its end records that end, and those of its campaigns: they are true by the
+                -- clock, and decide nothing.
+                WHEN e.effective < moment - interval '1 minute'
+                    AND c_role[e.caller] NOT IN ('operator', 'admin', 'clock')
+                    AND NOT (
+                        e.type = 'Expired'
+                        OR (e.type = 'CampaignEnded'
+                            AND convert_from(e.body, 'UTF8')::jsonb ->> 'cause' = 'code_expired')
+                    )
+                THEN 'this role does not say when an event took effect'
+                WHEN (e.key_id IS NULL) <> (e.sealed IS NULL) OR (e.key_id IS NULL) <> (e.commitment IS NULL)
+                THEN 'what is sealed has a key and a commitment'
+            END AS why
+            FROM unnest(news) AS e
+            OFFSET 0
+        ) f
+        WHERE f.why IS NOT NULL
         UNION ALL
-        -- Whoever writes has a key of this ledger and this role, which is still valid (a cache may outlive it by a
-        -- second), and proves by its token that it was presented; the clock, whose login is a worker's, has none.
-        SELECT 2, i, 'key', NULL, NULL, NULL, NULL, NULL
-        FROM generate_series(1, cardinality(c_ledger)) i
-        WHERE NOT (worker AND c_role[i] = 'clock' AND c_api_key[i] IS NULL)
-        AND NOT EXISTS (
-            SELECT 1 FROM api_keys k
-            WHERE k.key_id = c_api_key[i] AND k.ledger_id = c_ledger[i]
-            AND (k.role = c_role[i] OR (k.kind = 'token' AND is_trusted_role(k.ledger_id, c_role[i])))
-            AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
-            AND (owner OR c_token[i] = substring(
-                sha256(secret || sha256(secret || '\x02'::bytea || int4send(c_ledger[i]) || uuid_send(c_api_key[i])))
-                FROM 1 FOR 16))
-        )
-        UNION ALL
-        -- Decided inside a window that has ended by the moment that would be recorded: decide anew, by that moment.
-        SELECT 3, i, 'conflict', NULL, NULL, NULL, NULL, w.moment
-        FROM generate_series(1, cardinality(c_before)) i
+        -- 1: The same command came before: its first answer stands.
+        -- 2: Whoever writes has a key of this ledger and this role, which is still valid (a cache may outlive it by a
+        --    second), and proves by its token that it was presented; the clock, whose login is a worker's, has none.
+        -- 3: Decided inside a window that has ended by the moment that would be recorded: decide anew, by that moment.
+        SELECT CASE WHEN m.key IS NOT NULL THEN 1 WHEN k.refused THEN 2 ELSE 3 END, c.i,
+               CASE WHEN m.key IS NULL THEN CASE WHEN k.refused THEN 'key' ELSE 'conflict' END
+                    WHEN m.request_hash = c.hash THEN 'replay' ELSE 'mismatch' END,
+               m.first_position, m.last_position, NULL, NULL, CASE WHEN m.key IS NULL AND NOT k.refused THEN w.moment END
+        FROM unnest(callers) WITH ORDINALITY AS c (key, hash, token, before, first, n, i)
+        LEFT JOIN commands m ON m.ledger_id = c_ledger[c.i] AND m.key = c.key
         CROSS JOIN LATERAL (
-            SELECT greatest(clock_timestamp(), CASE WHEN cardinality(locked) = 1 THEN last_moment ELSE (
-                SELECT e.recorded_at FROM events e WHERE e.ledger_id = c_ledger[i] ORDER BY e.position DESC LIMIT 1
-            ) END) AS moment
+            SELECT NOT (c_role[c.i] = 'clock' AND c_api_key[c.i] IS NULL AND is_worker())
+            AND NOT EXISTS (
+                SELECT 1 FROM api_keys k
+                WHERE k.key_id = c_api_key[c.i] AND k.ledger_id = c_ledger[c.i]
+                AND (k.role = c_role[c.i] OR (k.kind = 'token' AND is_trusted_role(k.ledger_id, c_role[c.i])))
+                AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > moment)
+                AND (is_owner() OR c.token = (
+                    SELECT substring(sha256(o.secret || sha256(
+                        o.secret || '\x02'::bytea || int4send(c_ledger[c.i]) || uuid_send(c_api_key[c.i])
+                    )) FROM 1 FOR 16)
+                    FROM token_secret o
+                ))
+            ) AS refused
+            OFFSET 0
+        ) k
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN c.before IS NOT NULL THEN greatest(moment, CASE WHEN one_ledger THEN last_moment ELSE (
+                SELECT e.recorded_at FROM events e WHERE e.ledger_id = c_ledger[c.i] ORDER BY e.position DESC LIMIT 1
+            ) END) END AS moment
+            OFFSET 0
         ) w
-        WHERE c_before[i] <= w.moment
+        WHERE m.key IS NOT NULL OR k.refused OR c.before <= w.moment
         UNION ALL
-        SELECT 4, p_caller[j], 'conflict', NULL, NULL, p_stream[j], v.v, NULL
-        FROM generate_series(1, cardinality(p_caller)) j
-        CROSS JOIN LATERAL (
-            SELECT coalesce((
+        SELECT 4, v.caller, 'conflict', NULL, NULL, v.stream, v.v, NULL
+        FROM (
+            SELECT d.*, coalesce((
                 SELECT e.version FROM events e
-                WHERE e.ledger_id = c_ledger[p_caller[j]] AND e.stream_id = p_stream[j]
+                WHERE e.ledger_id = c_ledger[d.caller] AND e.stream_id = d.stream
                 ORDER BY e.version DESC LIMIT 1
             ), -1) AS v
+            FROM unnest(reads) AS d
+            OFFSET 0
         ) v
-        WHERE v.v <> p_version[j] AND NOT (v.v = -1 AND p_version[j] = 0)
+        WHERE v.v IS DISTINCT FROM v.version AND NOT (v.v = -1 AND v.version = 0)
         UNION ALL
-        SELECT 5, k_caller[j], 'taken', NULL, NULL, v.s, NULL, NULL
-        FROM generate_series(1, cardinality(k_caller)) j
-        CROSS JOIN LATERAL (
-            SELECT (
-                SELECT m.stream_id FROM claims m WHERE m.ledger_id = c_ledger[k_caller[j]] AND m.claim = k_claim[j]
-            ) AS s
-        ) v
-        WHERE v.s IS DISTINCT FROM k_expected[j]
+        SELECT 5, k.caller, 'taken', NULL, NULL, m.stream_id, NULL, NULL
+        FROM unnest(names) AS k
+        LEFT JOIN claims m ON m.ledger_id = c_ledger[k.caller] AND m.claim = k.claim
+        WHERE m.stream_id IS DISTINCT FROM k.expected
         ORDER BY 1, 2
     LOOP
+        IF r.rank = 0 THEN
+            RAISE insufficient_privilege USING MESSAGE = r.why;
+        END IF;
         IF r.i <> ALL (refused) THEN
-            refused := refused || r.i;
+            refused := refused || r.i::int;
             caller := r.i; outcome := r.why; a := r.p; b := r.q; stream := r.s; actual := r.v; at := r.t;
             RETURN NEXT;
         END IF;
     END LOOP;
 
     -- Where each event goes past the last one of its ledger. For one ledger and nobody refused it is its own number.
-    IF cardinality(refused) > 0 OR cardinality(locked) > 1 THEN
+    IF cardinality(refused) > 0 OR NOT one_ledger THEN
         SELECT array_agg(x.place ORDER BY x.n) INTO place
         FROM (
             SELECT y.n, CASE WHEN y.accepted THEN
-                       row_number() OVER (PARTITION BY c_ledger[e_caller[y.n]], y.accepted ORDER BY y.n)
+                       row_number() OVER (PARTITION BY c_ledger[y.caller], y.accepted ORDER BY y.n)
                    END AS place
             FROM (
-                SELECT n, e_caller[n] <> ALL (refused) AS accepted FROM generate_series(1, cardinality(e_caller)) n
+                SELECT e.caller, e.caller <> ALL (refused) AS accepted, row_number() OVER () AS n FROM unnest(news) AS e
             ) y
         ) x;
     END IF;
 
     FOREACH ledger IN ARRAY locked LOOP
-        moment := clock_timestamp();
-        IF cardinality(locked) > 1 THEN
+        IF NOT one_ledger THEN
             SELECT e.position, e.recorded_at INTO base, last_moment
             FROM events e WHERE e.ledger_id = ledger ORDER BY e.position DESC LIMIT 1;
         END IF;
         base := coalesce(base, 0);
-        moment := greatest(moment, last_moment);
+        at := greatest(moment, last_moment);
         INSERT INTO events (
             ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at,
             creator_stream, actor_key, actor_role, actor_subject, source, command_id, correlation_id, causation_id,
             traceparent, creator_id, video_id, key_id, format, commitment, body, sealed)
-        SELECT ledger, base + coalesce(place[n], n), e_stream[n], e_version[n], e_id[n], e_type[n], e_type_version[n],
-               moment, coalesce(e_effective[n], moment), e_creator[n], c_api_key[c], c_role[c],
-               c_subject[c], c_source[c], c_command[c], c_correlation[c], e_causation[n], c_traceparent[c],
-               c_creator_id[c], c_video_id[c], e_key_id[n], 1, e_commitment[n], e_body[n], e_sealed[n]
-        FROM (SELECT n, e_caller[n] AS c FROM generate_series(1, cardinality(e_caller)) n OFFSET 0) e
-        WHERE place IS NULL OR (place[n] IS NOT NULL AND c_ledger[c] = ledger);
+        SELECT ledger, base + coalesce(place[e.n], e.n), e.stream, e.version, e.id, e.type, e.type_version, at,
+               coalesce(e.effective, at), e.creator, c_api_key[e.caller], c_role[e.caller], e.subject, e.source,
+               e.command, e.correlation, e.causation, e.traceparent, e.creator_id, e.video_id, e.key_id, 1,
+               e.commitment, e.body, e.sealed
+        FROM unnest(news) WITH ORDINALITY AS e (
+            caller, stream, version, id, type, type_version, effective, creator, causation, key_id, commitment, body,
+            sealed, subject, source, command, correlation, traceparent, creator_id, video_id, n)
+        WHERE place IS NULL OR (place[e.n] IS NOT NULL AND c_ledger[e.caller] = ledger);
         INSERT INTO commands (ledger_id, key, request_hash, first_position, last_position, recorded_at)
-        SELECT ledger, c_key[i], c_hash[i], base + coalesce(place[c_first[i]], c_first[i]),
-               base + coalesce(place[c_first[i]], c_first[i]) + c_n[i] - 1, moment
-        FROM generate_series(1, cardinality(c_key)) i
-        WHERE c_key[i] IS NOT NULL
-        AND (place IS NULL OR (place[c_first[i]] IS NOT NULL AND c_ledger[i] = ledger));
-        caller := NULL; outcome := 'base'; a := base; b := ledger; stream := NULL; actual := NULL; at := moment;
+        SELECT ledger, c.key, c.hash, base + coalesce(place[c.first], c.first),
+               base + coalesce(place[c.first], c.first) + c.n - 1, at
+        FROM unnest(callers) WITH ORDINALITY AS c (key, hash, token, before, first, n, i)
+        WHERE c.key IS NOT NULL
+        AND (place IS NULL OR (place[c.first] IS NOT NULL AND c_ledger[c.i] = ledger));
+        caller := NULL; outcome := 'base'; a := base; b := ledger; stream := NULL; actual := NULL;
         RETURN NEXT;
     END LOOP;
 
-    IF cardinality(k_caller) > 0 THEN
+    -- A claim that was just found free, under the lock, needs no ON CONFLICT, which would look it up once more.
+    IF cardinality(names) > 0 THEN
         INSERT INTO claims (ledger_id, claim, stream_id)
-        SELECT c_ledger[k_caller[j]], k_claim[j], k_new[j]
-        FROM generate_series(1, cardinality(k_caller)) j
-        WHERE k_caller[j] <> ALL (refused) AND k_new[j] IS NOT NULL AND k_new[j] IS DISTINCT FROM k_expected[j]
-        ON CONFLICT (ledger_id, claim) DO UPDATE SET stream_id = excluded.stream_id;
-        IF cardinality(k_new) < cardinality(k_caller) OR array_position(k_new, NULL) IS NOT NULL THEN
-            DELETE FROM claims c
-            USING unnest(k_caller, k_claim, k_new) AS k (caller, claim, new)
-            WHERE k.caller <> ALL (refused) AND k.new IS NULL
-            AND c.ledger_id = c_ledger[k.caller] AND c.claim = k.claim;
-        END IF;
+        SELECT c_ledger[k.caller], k.claim, k.new
+        FROM unnest(names) AS k
+        WHERE k.expected IS NULL AND k.new IS NOT NULL AND k.caller <> ALL (refused);
+    END IF;
+    IF changing THEN
+        UPDATE claims c SET stream_id = k.new
+        FROM unnest(names) AS k
+        WHERE k.expected IS NOT NULL AND k.new <> k.expected AND k.caller <> ALL (refused)
+        AND c.ledger_id = c_ledger[k.caller] AND c.claim = k.claim;
+        DELETE FROM claims c
+        USING unnest(names) AS k
+        WHERE k.expected IS NOT NULL AND k.new IS NULL AND k.caller <> ALL (refused)
+        AND c.ledger_id = c_ledger[k.caller] AND c.claim = k.claim;
     END IF;
 END $$;
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from infra.errors import Unavailable
-from infra.eventstore import append
 from infra.eventstore import group_commit as writer_module
 from infra.eventstore.append import Append, Appended
+from infra.eventstore.append_statement import AppendStatement
 from infra.eventstore.group_commit import NOT_RECORDED, GroupCommitWriter
 from infra.ids import uuid7
 from infra.postgres.roles import WORKER
@@ -215,13 +215,13 @@ async def test_one_caller_of_each_ledger_finds_out_that_the_database_is_short_of
 def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return what becomes the number of callers in each batch that is sent."""
     sizes: list[int] = []
-    call = append.call
+    send = AppendStatement.send
 
-    async def counted(statement: Any, batch: list[Append], tokens: SessionTokens) -> Any:
+    def counted(statement: AppendStatement, batch: list[Append], tokens: SessionTokens, done: Any) -> None:
         sizes.append(len(batch))
-        return await call(statement, batch, tokens)
+        send(statement, batch, tokens, done)
 
-    monkeypatch.setattr(writer_module, "call", counted)
+    monkeypatch.setattr(AppendStatement, "send", counted)
     return sizes
 
 

@@ -1,0 +1,198 @@
+"""A batch of appends in PostgreSQL's binary format: the parameters of the function `append`, in `0001_log.sql`.
+
+Most of them are arrays of rows. A row is the number of its fields, and then each field as its type, its length and its
+bytes. psycopg could send rows, too, but it would look up how to send each of the sixty fields of a command.
+"""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from infra.eventstore.append import Append, EventRow
+    from infra.postgres.pool import LedgerConnection
+    from infra.postgres.session_tokens import SessionTokens
+
+_INT, _BYTEA, _TEXT, _TIME, _UUID = 23, 17, 25, 1184, 2950
+_INTS, _UUIDS, _TEXTS, _BOOLEAN = 1007, 2951, 1009, 16
+_TRUE, _FALSE = b"\x01", b"\x00"
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+_length: Final = struct.Struct(">i").pack
+_head: Final = struct.Struct(">ii").pack  # of a field: its type and its length, which is -1 for NULL
+_empty: Final = struct.Struct(">iii").pack
+_array: Final = struct.Struct(">iiiii").pack  # dimensions, flag for NULLs, type of the elements, length, lower bound
+_NULL: Final = _length(-1)
+_NO_BYTES, _NO_TEXT, _NO_TIME, _NO_UUID = (_head(oid, -1) for oid in (_BYTEA, _TEXT, _TIME, _UUID))
+_NO_KEY: Final = _NO_BYTES + _NO_BYTES
+_NOTHING_SEALED: Final = _NO_UUID + _NO_BYTES
+_A_UUID: Final = _head(_UUID, 16)
+_a_time: Final = struct.Struct(">iiq").pack
+_an_int: Final = struct.Struct(">iii").pack
+_two_ints: Final = struct.Struct(">iii iii").pack
+# A whole expected version, after its length: 3 fields.
+_read: Final = struct.Struct(">ii iii ii16s iii").pack
+_READ_BYTES: Final = 4 + 12 + 24 + 12
+# An event's first fields, of 20: caller, stream, version, id.
+_event: Final = struct.Struct(">i iii ii16s iii ii16s").pack
+# A claim's first fields, of 4: caller, and the head of the claim.
+_claim: Final = struct.Struct(">i iii ii").pack
+
+
+class RowTypes(NamedTuple):
+    """The ids of the types of rows, and of arrays of them, which differ from database to database."""
+
+    caller: int
+    callers: int
+    read: int
+    reads: int
+    event: int
+    events: int
+    claim: int
+    claims: int
+
+    @property
+    def parameters(self) -> tuple[int, ...]:
+        """The types of the function's parameters."""
+        return (_INTS, _UUIDS, _TEXTS, self.callers, self.reads, self.events, self.claims, _BOOLEAN)
+
+
+async def row_types(connection: LedgerConnection) -> RowTypes:
+    """Look the types up; a migration may have replaced them."""
+    cursor = await connection.execute(
+        "SELECT t.oid::int, t.typarray::int FROM unnest(%s::text[]) WITH ORDINALITY AS n (name, i)"
+        " JOIN pg_type t ON t.oid = n.name::regtype ORDER BY n.i",
+        ([f"public.append_{name}" for name in ("caller", "read", "event", "claim")],),
+    )
+    return RowTypes(*(oid for row in await cursor.fetchall() for oid in row))
+
+
+def encoded(batch: Sequence[Append], tokens: SessionTokens, types: RowTypes) -> list[bytes]:
+    """Return the parameters of `append`."""
+    ledgers = [_array(1, 0, _INT, len(batch), 1)]
+    keys = [_array(1, 1, _UUID, len(batch), 1)]
+    roles = [_array(1, 0, _TEXT, len(batch), 1)]
+    callers: list[bytes] = []
+    reads: list[bytes] = []
+    events: list[bytes] = []
+    claims: list[bytes] = []
+    changing = False
+    first = 1
+    for number, request in enumerate(batch, 1):
+        count = len(request.events)
+        ledgers.append(_head(4, request.ledger_id))
+        key = request.api_key
+        keys.append(_NULL if key is None else _length(16) + key.int.to_bytes(16))
+        roles.append(_known(request.role)[4:])  # as an element, it does not bear its type
+        callers.append(_caller(request, tokens, first, count))
+        first += count
+        for stream, version in request.expected_versions:
+            uuid = stream.int.to_bytes(16)
+            reads.append(_read(_READ_BYTES, 3, _INT, 4, number, _UUID, 16, uuid, _INT, 4, version))
+        shared = _shared(request)
+        events += [_event_row(number, event, shared) for event in request.events]
+        for claim, expected, new in request.claims:
+            changing = changing or (expected is not None and new != expected)
+            row = b"".join((_claim(4, _INT, 4, number, _BYTEA, len(claim)), claim, _uuid(expected), _uuid(new)))
+            claims.append(_length(len(row)) + row)
+    return [
+        b"".join(ledgers),
+        b"".join(keys),
+        b"".join(roles),
+        _rows(types.caller, callers),
+        _rows(types.read, reads),
+        _rows(types.event, events),
+        _rows(types.claim, claims),
+        _TRUE if changing else _FALSE,
+    ]
+
+
+def _caller(request: Append, tokens: SessionTokens, first: int, count: int) -> bytes:
+    key = request.idempotency
+    row = b"".join((
+        b"\x00\x00\x00\x06",
+        _NO_KEY if key is None else _bytes(key) + _bytes(request.request_hash),
+        _bytes(tokens.key(request.api_key)),
+        _time(request.valid_until),
+        _two_ints(_INT, 4, first, _INT, 4, count),
+    ))  # fmt: skip
+    return _length(len(row)) + row
+
+
+def _shared(request: Append) -> bytes:
+    """Return the last fields of each event of a request."""
+    return b"".join((
+        _text(request.subject),
+        _known(request.source),
+        _A_UUID,
+        request.command_id.int.to_bytes(16),
+        _text(request.correlation_id),
+        _text(request.traceparent),
+        _text(request.creator_id),
+        _text(request.video_id),
+    ))  # fmt: skip
+
+
+def _event_row(number: int, event: EventRow, shared: bytes) -> bytes:
+    stream, version, id_, type_, type_version, effective, creator, causation, key_id, commitment, body, sealed = event
+    row = b"".join((
+        _event(
+            *(20, _INT, 4, number, _UUID, 16, stream.int.to_bytes(16), _INT, 4, version),
+            *(_UUID, 16, id_.int.to_bytes(16)),
+        ),
+        _of_type(type_, type_version),
+        _time(effective),
+        _A_UUID,
+        creator.int.to_bytes(16),
+        _uuid(causation),
+        _NOTHING_SEALED if key_id is None else _uuid(key_id) + _bytes(commitment),
+        _head(_BYTEA, len(body)),
+        body,
+        _bytes(sealed),
+        shared,
+    ))  # fmt: skip
+    return _length(len(row)) + row
+
+
+def _rows(oid: int, rows: list[bytes]) -> bytes:
+    if not rows:
+        return _empty(0, 0, oid)
+    return _array(1, 0, oid, len(rows), 1) + b"".join(rows)
+
+
+def _uuid(value: UUID | None) -> bytes:
+    return _NO_UUID if value is None else _A_UUID + value.int.to_bytes(16)
+
+
+def _bytes(value: bytes | None) -> bytes:
+    return _NO_BYTES if value is None else _head(_BYTEA, len(value)) + value
+
+
+def _time(value: datetime | None) -> bytes:
+    return _NO_TIME if value is None else _a_time(_TIME, 8, (value - _EPOCH) // _MICROSECOND)
+
+
+def _text(value: str | None) -> bytes:
+    if value is None:
+        return _NO_TEXT
+    text = value.encode()
+    return _head(_TEXT, len(text)) + text
+
+
+@lru_cache(maxsize=256)
+def _known(text: str) -> bytes:
+    """Encode a role or a source, of which there are few."""
+    return _text(text)
+
+
+@lru_cache(maxsize=256)
+def _of_type(type_: str, version: int) -> bytes:
+    """Encode an event's type and its version, of which there are few."""
+    return _text(type_) + _an_int(_INT, 4, version)
