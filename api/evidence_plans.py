@@ -70,9 +70,9 @@ class EvidenceRequest(Body):
     advertiser_id: Annotated[Id | None, Field(description="The advertiser account.", examples=["adv-7001"])] = None
     at: Annotated[Moment | None, Field(description="The time at which the ad ran. Default: now.")] = None
     code_id: Annotated[CodeIdText | None, Field(description="The code.")] = None
-    creator_id: CreatorId | None = None
-    first: Annotated[Position | None, Field(description="The first position.")] = None
-    last: Annotated[Position | None, Field(description="The last position.")] = None
+    creator_id: Annotated[CreatorId | None, Field(description="The creator's TikTok account.")] = None
+    first: Annotated[Position | None, Field(description="The first position.", examples=[1])] = None
+    last: Annotated[Position | None, Field(description="The last position.", examples=[42])] = None
     since: Annotated[Moment | None, Field(description="Events recorded at this time or later.")] = None
     until: Annotated[Moment | None, Field(description="Events recorded before this time.")] = None
     size: Annotated[

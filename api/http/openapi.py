@@ -220,15 +220,17 @@ def _add_receipt(document: dict[str, Any], route: Route, operation: dict[str, An
     """Add to a command that it can wait for the signed log, and to its answer the receipt."""
     if not route.is_command:
         return
-    schemas = document["components"]["schemas"]
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas["ReceiptEntry"] = ReceiptEntry.model_json_schema(ref_template=_REF + "{model}")
     schema = {"type": "string", "const": CHECKPOINT}
     wait = {"name": "wait", "in": "query", "required": False, "description": WAIT_DESCRIPTION, "schema": schema}
     operation.setdefault("parameters", []).append(wait)
+    described = {"$ref": f"{_REF}ReceiptEntry", "description": "The proof, if the command was sent with `wait`."}
     for status, response in operation["responses"].items():
         if status in {"200", "201"}:
-            name = response["content"]["application/json"]["schema"]["$ref"].removeprefix(_REF)
-            schemas[name]["properties"]["receipt"] = {"$ref": f"{_REF}ReceiptEntry"}
+            name = response["content"]["application/json"]["schema"].get("$ref", "").removeprefix(_REF)
+            if name in schemas:
+                schemas[name]["properties"]["receipt"] = described
 
 
 def _sent_headers(route: Route, method: str) -> list[str]:

@@ -87,7 +87,7 @@ def test_what_the_reference_says_of_a_route_stands_at_the_route() -> None:
     paths = openapi.reference(app)["paths"]
 
     mood, moods = paths["/v1/codes/{code_id}/moods"]["post"], paths["/v1/moods"]["get"]
-    parameters = ["code_id", "Idempotency-Key", "If-Match", "Ledger-History", "Correlation-Id", "Causation-Id"]
+    parameters = ["code_id", "Idempotency-Key", "If-Match", "Ledger-History", "Correlation-Id", "Causation-Id", "wait"]
     assert [one["name"] for one in mood["parameters"]] == parameters
     assert mood["requestBody"]["content"]["application/json"]["example"] == {"mood": "good"}
     assert {int(status) for status in mood["responses"]} == (
