@@ -147,8 +147,7 @@ def test_accesses_are_found_by_code_creator_video_and_route(world: World) -> Non
 
 
 def test_denied_attempts_are_found_by_their_reason(world: World) -> None:
-    auditor = world.as_role("auditor")
-    refused(auditor.get("/v1/keys"))
+    refused(world.as_role("subscriber").get("/v1/keys"))
     refused(world.brand().post("/v1/codes/lookup", json={"secret": "#guess-at-it"}))
     for reason in ("role_not_allowed", "code_unknown"):
         (found,) = noted(world, reason=reason)
