@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -324,8 +325,10 @@ def _seal() -> None:
     from infra.processes.background import run_beside
     from infra.processes.logs import configure_logs
     from infra.processes.supervisor import announce_ready, die_with_parent, exit_on_signals
+    from infra.proof.configured_witness import configured_witness
     from infra.proof.sealer import Sealer, SealerSettings
     from infra.proof.watcher import Watcher
+    from infra.proof.witness_client import FIRST_ROUND_S, WitnessClient
 
     settings = load_settings(unseals=False)
     signing_dir = settings.signing_dir or settings.data_dir / "signing"
@@ -335,9 +338,51 @@ def _seal() -> None:
     with database(settings) as place, exit_on_signals(), contextlib.suppress(KeyboardInterrupt, SystemExit):
         require_migrated(place.worker)
         chosen = SealerSettings(signing_dir, settings.log_name, frozenset(settings.public_logs))
-        sealer = Sealer(place.worker, chosen)
-        run_beside("watcher", Watcher(place.worker, signing_dir, sealer.differs).run)
+        asked_all = threading.Event()
+        sealer = Sealer(place.worker, chosen, functools.partial(asked_all.wait, FIRST_ROUND_S))
+        witnesses = [configured_witness(text) for text in settings.witnesses]
+        stop = functools.partial(sealer.differs, "witnesses")
+        run_beside("witnesses", WitnessClient(place.worker, signing_dir, witnesses, stop, asked_all).run)
+        stop = functools.partial(sealer.differs, "watcher")
+        run_beside("watcher", Watcher(place.worker, signing_dir, stop).run)
         sealer.run(announce_ready)
+
+
+@app.command()
+def witness(
+    name: Annotated[str, typer.Option(help="The witness's name, as others know it: such as witness.example/w1.")],
+    directory: Annotated[Path, typer.Option("--dir", help="The directory of its key, its logs and what it signed.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = 7380,
+) -> None:
+    """Run a witness: it signs checkpoints of the logs in the file DIR/logs, a verifier key in each line.
+
+    A witness has no database. It is worth something only if somebody else than the operator of the ledger runs it.
+    """
+    import time
+
+    from api.witness import serve_witness
+    from infra.processes.logs import configure_logs
+    from infra.processes.supervisor import announce_ready, die_with_parent
+    from infra.proof.notes import MalformedNote, VerifierKey
+    from infra.proof.witness import Witness, WitnessError
+
+    try:
+        opened = Witness(directory, name, lambda: int(time.time()))
+        VerifierKey.parse(opened.key.text)
+    except MalformedNote as error:
+        message = "a name has no blank and no +, and at most 255 characters"
+        raise typer.BadParameter(message, param_hint="--name") from error
+    except (OSError, WitnessError) as error:
+        raise SettingsError(str(error)) from error
+    die_with_parent()
+    configure_logs()
+
+    def started(url: str) -> None:
+        show(f"The witness is up at {url}. Its verifier key:", opened.key.text)
+        announce_ready()
+
+    serve_witness(opened, host, port, started)
 
 
 @app.command()

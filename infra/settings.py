@@ -34,6 +34,7 @@ from pydantic import (
 )
 
 from infra.auth.oidc_issuers import MAX_ISSUERS, Issuer
+from infra.proof.configured_witness import configured_witness
 
 PREFIX: Final = "SPARKLEDGER_"
 MASTER_KEY_BYTES: Final = 32
@@ -127,6 +128,13 @@ def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     if not origins or (origins != ("none",) and not all(_ORIGIN.fullmatch(origin) for origin in origins)):
         raise ValueError
     return origins
+
+
+def _witnesses(witnesses: tuple[str, ...]) -> tuple[str, ...]:
+    names = [configured_witness(text).key.name for text in witnesses]
+    if len(set(names)) < len(names):
+        raise ValueError
+    return witnesses
 
 
 def _issuers(issuers: tuple[Issuer, ...]) -> tuple[Issuer, ...]:
@@ -359,6 +367,13 @@ class Settings(BaseModel):
         "the database must not bring it back, so it is best on another disk. Default: `signing` under the data "
         "directory.",
         "name a directory, or a path where one can be created",
+    )
+    witnesses: Annotated[_Texts, AfterValidator(_witnesses)] = _setting(
+        (),
+        "The witnesses that the sealer asks to sign checkpoints: the verifier key of each and its URL, separated by a "
+        "blank. Default: no witness signs.",
+        "give KEY URL, several separated by commas, each witness once; a key has the form name+id+key, and the URL "
+        "begins with https:// or http://",
     )
     kafka_bootstrap_servers: Annotated[_Texts, AfterValidator(_brokers)] = _setting(
         (),

@@ -94,8 +94,13 @@ class _Sealed:
 class Sealer:
     """Seals all ledgers, for as long as it runs."""
 
-    def __init__(self, conninfo: str, settings: SealerSettings) -> None:
-        """Take the database, as a login that is or may become the worker's role."""
+    def __init__(
+        self, conninfo: str, settings: SealerSettings, before_signing: Callable[[], object] = lambda: None
+    ) -> None:
+        """Take the database, as a login that is or may become the worker's role.
+
+        `before_signing` is called when this sealer begins to lead, and may wait for a moment.
+        """
         self._session = session(conninfo, WORKER) | {
             "target_session_attrs": "primary",
             "application_name": "sparkledger sealer",
@@ -103,18 +108,19 @@ class Sealer:
         self._settings = settings
         self._sealed: dict[tuple[int, int], _Sealed] = {}
         self._stopped: dict[tuple[int, int], float] = {}
-        self._differences: dict[tuple[int, int], str] = {}
+        self._differences: dict[tuple[str, tuple[int, int]], str] = {}
+        self._before_signing = before_signing
 
-    def differs(self, log: tuple[int, int], reason: str | None) -> None:
+    def differs(self, source: str, log: tuple[int, int], reason: str | None) -> None:
         """Take the reason why a log, by ledger and generation, must not be sealed; None if there is none any more.
 
         It is also in the database, where others write what they find. Somebody who changes the database can remove it
-        there, and not here.
+        there, and not here. Each `source` has a reason of its own.
         """
         if reason is None:
-            self._differences.pop(log, None)
+            self._differences.pop((source, log), None)
         else:
-            self._differences[log] = reason
+            self._differences[source, log] = reason
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Lead and seal, until an exception ends it. While the database is away, it retries."""
@@ -138,6 +144,7 @@ class Sealer:
         # Another sealer may have led meanwhile.
         self._sealed.clear()
         self._stopped.clear()
+        self._before_signing()
         connection.execute(f"LISTEN {CHANNEL}")
         store = TreeStore(connection)
         while True:
@@ -161,7 +168,8 @@ class Sealer:
 
     def _seal(self, store: TreeStore, ledger: LedgerLog) -> bool:
         key = (ledger.ledger_id, ledger.generation)
-        difference = self._differences.get(key) or ledger.difference
+        found = [reason for (_, differs), reason in list(self._differences.items()) if differs == key]
+        difference = found[0] if found else ledger.difference
         if difference is not None:
             raise SealingStopped(difference)
         known = self._sealed.get(key)

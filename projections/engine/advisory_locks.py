@@ -24,3 +24,4 @@ class AdvisoryLock(IntEnum):
     ANCHOR = 7_290_123  # no second key
     WATCHER = 7_290_124  # no second key
     SEALED_CHECK = 7_290_125  # no second key
+    WITNESSES = 7_290_126  # no second key

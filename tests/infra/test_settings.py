@@ -21,6 +21,10 @@ from tests.infra.delivery.kafka.broker import certificate_and_key
 MASTER_KEY: Final = base64.b64encode(bytes(range(32))).decode()
 URL: Final = "postgresql://api:hunter2@db:5432/sparkledger"
 
+# The verifier keys of a witness and of a log.
+WITNESS = "w1.example+6078338f+BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+LOG_KEY = "w1.example+4796627c+AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
 
 def refusal(**variables: str) -> str:
     with pytest.raises(SettingsError) as refused:
@@ -86,6 +90,7 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "oidc_issuers": (),
         "log_name": None,
         "public_logs": (),
+        "witnesses": (),
         "signing_dir": None,
         "kafka_bootstrap_servers": (),
         "kafka_security_protocol": "PLAINTEXT",
@@ -145,6 +150,7 @@ def test_every_setting_is_read_from_its_variable(certificates: Path) -> None:
             "SPARKLEDGER_REQUESTS_PER_SECOND": "5",
             "SPARKLEDGER_LOG_NAME": "ledger.example:8443/log",
             "SPARKLEDGER_PUBLIC_LOGS": "main, other",
+            "SPARKLEDGER_WITNESSES": f"{WITNESS} https://w1.example/prefix",
             "SPARKLEDGER_SIGNING_DIR": "/nowhere/signing",
             "SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS": "one:9092, [::1]:9093",
             "SPARKLEDGER_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
@@ -176,6 +182,7 @@ def test_every_setting_is_read_from_its_variable(certificates: Path) -> None:
         requests_per_second=5,
         log_name="ledger.example:8443/log",
         public_logs=("main", "other"),
+        witnesses=(f"{WITNESS} https://w1.example/prefix",),
         signing_dir=Path("/nowhere/signing"),
         kafka_bootstrap_servers=("one:9092", "[::1]:9093"),
         kafka_security_protocol="SASL_SSL",
@@ -218,6 +225,10 @@ def test_an_empty_variable_counts_as_absent() -> None:
         ("LOG_NAME", "ledger+example", "host with a path"),
         ("PUBLIC_LOGS", "main,main", "each once"),
         ("PUBLIC_LOGS", "a b", "names of ledgers"),
+        ("WITNESSES", WITNESS, "KEY URL"),
+        ("WITNESSES", f"{WITNESS} ftp://w1.example", "https://"),
+        ("WITNESSES", f"{LOG_KEY} https://w1.example", "KEY URL"),
+        ("WITNESSES", f"{WITNESS} https://a.example, {WITNESS} https://b.example", "each witness once"),
         ("SIGNING_DIR", __file__, "directory"),
         ("KAFKA_BOOTSTRAP_SERVERS", "broker", "host:port"),
         ("KAFKA_SECURITY_PROTOCOL", "TLS", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import psycopg
 
@@ -47,7 +48,9 @@ class Watching(Sealing):
 
     def __init__(self, opened: Opened, settings: SealerSettings) -> None:
         super().__init__(opened, settings)
-        self.watcher = Watcher(opened.database.dsn(WORKER), settings.signing_dir, self.sealer.differs)
+        self.watcher = Watcher(
+            opened.database.dsn(WORKER), settings.signing_dir, partial(self.sealer.differs, "watcher")
+        )
 
     def minute(self) -> None:
         """Let the watcher do what it does in a minute, without its rests."""
