@@ -170,8 +170,19 @@ class CreatorKey:
 
     def unseal(self, sealed: bytes, associated_data: bytes) -> dict[str, Sealed]:
         """Unseal the fields of an event; raises `InvalidTag` where they were sealed for another row."""
+        return self.open_with_commitment(sealed, associated_data)[1]
+
+    def open_with_commitment(self, sealed: bytes, associated_data: bytes) -> tuple[bytes, dict[str, Sealed]]:
+        """Unseal the fields of an event, and return what an event that seals them commits to.
+
+        Raises:
+            InvalidTag: they were altered, or sealed for another row.
+            ValueError: the sealed part is malformed.
+
+        """
         plaintext = self._sealing.unseal(sealed, associated_data + self._id_bytes)
-        return {name: Sealed(value) for name, value in orjson.loads(plaintext[SALT_BYTES:]).items()}
+        fields = {name: Sealed(value) for name, value in orjson.loads(plaintext[SALT_BYTES:]).items()}
+        return hashlib.sha256(plaintext).digest(), fields
 
 
 def associated_data(ledger_id: int, stream_id: UUID, version: int, event_id: UUID, type_: str) -> bytes:

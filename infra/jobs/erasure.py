@@ -29,6 +29,7 @@ from infra.crypto.rotation import change_epoch
 from infra.errors import Unavailable
 from infra.eventstore.command_handler import CommandMetadata
 from infra.ids import uuid7
+from infra.jobs.derived_check import DerivedCheck
 from infra.postgres.roles import WORKER
 from infra.runtime import runtime
 
@@ -125,6 +126,7 @@ class Erasures:
         self._aggregates = aggregates
         self._keyring = aggregates.keyring
         self._key_admin = key_admin
+        self._check = DerivedCheck(database.conninfo, self._keyring)
 
     async def of(self, ledger_id: int, creator_id: str) -> Erasure | None:
         """Return a creator's erasure; None where none is recorded."""
@@ -169,6 +171,7 @@ class Erasures:
                 await self._key_admin.revoke(ledger_id, key_id, context=context)
         creator = (await self._keyring.ledger(ledger_id)).claim("creator", creator_id)
         async with self._database.connection(ledger_id) as connection:
+            await self._check.before_erasure(connection, ledger_id, stream[0].stream_id)
             row = await (await connection.execute("SELECT carry_out_erasure(%s, %s)", (ledger_id, creator))).fetchone()
         removed: UUID | None = row[0] if row else None
         if removed is not None:

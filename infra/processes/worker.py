@@ -14,6 +14,7 @@ from infra.delivery.webhooks.worker import WebhookWorker
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
 from infra.jobs.anchor import Anchoring
+from infra.jobs.derived_check import DerivedCheck
 from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
 from infra.jobs.retention import purging
@@ -120,12 +121,13 @@ async def run(
 def jobs(opened: Runtime, parts: frozenset[str]) -> list[Coroutine[Any, Any, None]]:
     """Return the jobs of a process with these parts.
 
-    Erasures and retention go with the expiry clock, so that a worker of several processes does them once.
+    Erasures, retention and checks go with the expiry clock, so that a worker of several processes does them once.
     """
     if "expiry" not in parts:
         return []
     erasures = Erasures(opened.database, opened.aggregates, opened.key_admin)
-    return [ExpiryClock(opened).run(), erasures.run(), purging(opened.database)]
+    check = DerivedCheck(opened.database.conninfo, opened.keyring)
+    return [ExpiryClock(opened).run(), erasures.run(), purging(opened.database), check.run()]
 
 
 def _waking(
