@@ -325,7 +325,7 @@ def _seal() -> None:
     from infra.processes.background import run_beside
     from infra.processes.logs import configure_logs
     from infra.processes.supervisor import announce_ready, die_with_parent, exit_on_signals
-    from infra.proof.configured_witness import configured_witness
+    from infra.proof.configured_witness import WitnessRefused, configured_witness
     from infra.proof.sealer import Sealer, SealerSettings
     from infra.proof.watcher import Watcher
     from infra.proof.witness_client import FIRST_ROUND_S, WitnessClient
@@ -340,7 +340,10 @@ def _seal() -> None:
         chosen = SealerSettings(signing_dir, settings.log_name, frozenset(settings.public_logs))
         asked_all = threading.Event()
         sealer = Sealer(place.worker, chosen, functools.partial(asked_all.wait, FIRST_ROUND_S))
-        witnesses = [configured_witness(text) for text in settings.witnesses]
+        try:
+            witnesses = [configured_witness(text) for text in settings.witnesses]
+        except WitnessRefused as error:
+            raise SettingsError(f"{variable('witnesses')}: {error}") from error
         stop = functools.partial(sealer.differs, "witnesses")
         run_beside("witnesses", WitnessClient(place.worker, signing_dir, witnesses, stop, asked_all).run)
         stop = functools.partial(sealer.differs, "watcher")

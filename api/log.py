@@ -154,6 +154,12 @@ class ConsistencyQuery(QueryModel):
     ] = None
 
 
+class CheckpointQuery(QueryModel):
+    witnessed: Annotated[
+        bool, Field(description="Whether to answer the newest checkpoint that witnesses have signed.")
+    ] = False
+
+
 router = APIRouter(route_class=Route, tags=["Audit"])
 
 
@@ -272,13 +278,15 @@ async def read_checkpoint(
     ledger: str,
     generation: str,
     caller: Annotated[Caller | None, allow("operator", "auditor", "admin", without_key=True)],
+    query: Annotated[CheckpointQuery, Query()],
 ) -> Response:
-    """Return the newest checkpoint of a log."""
+    """Return the newest checkpoint of a log, or the newest that witnesses have signed, with their signatures."""
     async with _turn(request, ledger, generation, caller):
         served = await _readable(request, ledger, generation, caller)
-    if served.checkpoint is None:
+        note = await _logs(request).witnessed(served, _reader(caller)) if query.witnessed else served.checkpoint
+    if note is None:
         raise Problem("log_unknown")
-    return Response(served.checkpoint, 200, _cache(served, "no-cache"), "text/plain; charset=utf-8")
+    return Response(note, 200, _cache(served, "no-cache"), "text/plain; charset=utf-8")
 
 
 @router.get("/log/{ledger}/{generation}/tile/{path:path}", include_in_schema=False)

@@ -27,10 +27,10 @@ from domain.values import Sealed
 from infra.crypto.envelope import MasterKeyError, associated_data
 from infra.crypto.epochs import EpochKeyMissing
 from infra.errors import Unavailable
+from infra.eventstore.differences import CHECKED, REPORT, RESOLVE, Difference
 from infra.eventstore.reader import COLUMNS, to_recorded
 from infra.postgres.pool import LedgerConnection, session
 from infra.postgres.roles import WORKER
-from infra.proof.differences import CHECKED, REPORT, RESOLVE, Difference
 from projections import VIEWS
 from projections.engine import checkpoints
 from projections.engine.advisory_locks import AdvisoryLock
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from infra.crypto.keyring import Keyring
-    from infra.proof.differences import Part
+    from infra.eventstore.differences import Part
     from projections.engine.page import Events
     from projections.engine.view import View
 

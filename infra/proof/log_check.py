@@ -17,8 +17,8 @@ from domain.changed_column import StoredRow, changed_column
 from domain.log_entry import UnencodableEvent, entry_of, hashed
 from domain.log_tiles import WIDTH, TileId, TreeEdge, split_hashes, subtree_hash, tile_of
 from domain.merkle import HASH_BYTES, complete_subtrees, join, leaf_hash, root_of
+from infra.eventstore.differences import Difference
 from infra.proof.checkpoints import Checkpoint, MalformedCheckpoint
-from infra.proof.differences import Difference
 from infra.proof.stored_events import stored_events
 
 if TYPE_CHECKING:

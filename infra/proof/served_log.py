@@ -32,6 +32,10 @@ _TILE: Final = """
 
 _ENTRIES: Final = "SELECT entries, bundle FROM log_entries(%s, %s, %s, %s)"
 
+_WITNESSED: Final = """
+    SELECT note FROM witnessed_checkpoints WHERE ledger_id = %s AND generation = %s ORDER BY size DESC LIMIT 1
+"""
+
 _SUMMARY: Final = """
     SELECT l.log_id, h.history, h.generation, t.origin, t.verifier_keys, t.checkpoint_size, t.checkpoint, t.stopped
     FROM ledgers l
@@ -116,6 +120,11 @@ class ServedLogs:
         place = (length, log.ledger_id, log.generation, level, wanted.index, length)
         row = await self._row(reader, _TILE, place)
         return None if row is None else bytes(row[0])
+
+    async def witnessed(self, log: ServedLog, reader: int | None) -> str | None:
+        """Return the newest checkpoint that witnesses have signed, or None if none has."""
+        row = await self._row(reader, _WITNESSED, (log.ledger_id, log.generation))
+        return None if row is None else str(row[0])
 
     async def summary(self, ledger_id: int) -> LogSummary:
         """Return what there is to know of a ledger's log.

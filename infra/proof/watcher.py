@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from domain.merkle import HASH_BYTES
+from infra.eventstore.differences import CHECKED, REPORT, RESOLVE, Difference
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
 from infra.proof.checkpoints import Checkpoint
-from infra.proof.differences import CHECKED, REPORT, RESOLVE, Difference
 from infra.proof.errors import SealingStopped
 from infra.proof.last_checkpoint import LastCheckpoint
 from infra.proof.log_check import LogCheck, Pass
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from infra.proof.differences import Part
+    from infra.eventstore.differences import Part
     from infra.proof.tree_store import LedgerLog
 
 MINUTE_S: Final = 60.0

@@ -24,10 +24,10 @@ from cryptography.exceptions import InvalidSignature
 
 from domain.log_tiles import subtree_hash, tile_of
 from domain.merkle import InvalidProof, complete_subtrees, consistency_parts, join, verify_consistency
+from infra.eventstore.differences import REPORT, RESOLVE
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
 from infra.proof.checkpoints import Checkpoint, MalformedCheckpoint
-from infra.proof.differences import REPORT, RESOLVE
 from infra.proof.errors import SealingStopped
 from infra.proof.last_checkpoint import LastCheckpoint
 from infra.proof.notes import MalformedNote, SignedNote, parse_signatures

@@ -348,3 +348,17 @@ def test_what_does_not_fit_the_signed_log_is_never_sent_as_a_proof(database: Tes
             assert refused(client.get("/v1/log/consistency", params={"old": 1})) == (500, "proof_failed")
             sql(database, "DELETE FROM log_tiles")
             assert refused(client.get("/v1/log/consistency", params={"old": 1})) == (500, "proof_failed")
+
+
+def test_the_newest_checkpoint_that_witnesses_have_signed_is_served(world: World) -> None:
+    sealed(world)
+    params = {"witnessed": "true"}
+    assert refused(world.client.get(address(world, "checkpoint"), params=params)) == (404, "log_unknown")
+    statement = """
+        INSERT INTO witnessed_checkpoints
+        SELECT t.ledger_id, 1, x.size, 'signed at ' || x.size, 1, now()
+        FROM log_trees t CROSS JOIN (VALUES (1), (2)) x (size)
+        WHERE t.ledger = %s
+    """
+    sql(world.server.database, statement, world.server.ledger)
+    assert world.client.get(address(world, "checkpoint"), params=params).text == "signed at 2"

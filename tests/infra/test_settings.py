@@ -21,9 +21,8 @@ from tests.infra.delivery.kafka.broker import certificate_and_key
 MASTER_KEY: Final = base64.b64encode(bytes(range(32))).decode()
 URL: Final = "postgresql://api:hunter2@db:5432/sparkledger"
 
-# The verifier keys of a witness and of a log.
+# The verifier key of a witness.
 WITNESS = "w1.example+6078338f+BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-LOG_KEY = "w1.example+4796627c+AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 
 def refusal(**variables: str) -> str:
@@ -227,7 +226,6 @@ def test_an_empty_variable_counts_as_absent() -> None:
         ("PUBLIC_LOGS", "a b", "names of ledgers"),
         ("WITNESSES", WITNESS, "KEY URL"),
         ("WITNESSES", f"{WITNESS} ftp://w1.example", "https://"),
-        ("WITNESSES", f"{LOG_KEY} https://w1.example", "KEY URL"),
         ("WITNESSES", f"{WITNESS} https://a.example, {WITNESS} https://b.example", "each witness once"),
         ("SIGNING_DIR", __file__, "directory"),
         ("KAFKA_BOOTSTRAP_SERVERS", "broker", "host:port"),

@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from domain.merkle import EMPTY_ROOT
-from infra.proof import witness as module
 from infra.proof.checkpoints import Checkpoint
 from infra.proof.durable_file import write_durably
 from infra.proof.notes import MalformedNote, SignedNote, VerifierKey, parse_signatures
@@ -185,7 +184,7 @@ def test_a_kill_before_the_answer_leaves_the_checkpoint_on_disk(
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_durably", dies)
+        patch.setattr("infra.proof.witness.write_durably", dies)
         with pytest.raises(Crash):
             witness.add_checkpoint(log.request(0, 5))
     witness.close()
