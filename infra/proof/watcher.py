@@ -57,20 +57,24 @@ class _Watched:
 
     Attributes:
         new_from: how far rows that were sealed lately have been compared.
+        unserved: what had been signed a minute ago and was not served yet; None if all was.
         under_way: the present pass; None between two.
         covered: how far the last complete pass went, and `covered_since` when it began.
         tiles: the hashes of full tiles that were right in a complete pass.
         open: the parts with a difference that no complete pass has found resolved.
+        wrong: the part that the last look at what is new has found a difference of; a pass cannot resolve that.
 
     """
 
     tiles: bytes
     new_from: int | None = None
+    unserved: int | None = None
     under_way: Pass | None = None
     found: bytearray = field(default_factory=bytearray)
     covered: int = 0
     covered_since: datetime | None = None
     open: dict[Part, Difference] = field(default_factory=dict)
+    wrong: Part | None = None
 
 
 class Watcher:
@@ -129,11 +133,12 @@ class Watcher:
         known = self._watched.get(_key(ledger))
         if known is None:
             known = self._watched[_key(ledger)] = _Watched(self._verified(ledger).read())
-        difference = check.roots(ledger, checkpoint, resigned)
+        difference = check.roots(ledger, checkpoint, resigned) or _not_served(store, ledger, known, checkpoint)
         after = checkpoint.size if known.new_from is None else known.new_from
         while difference is None and after < checkpoint.size:
             leaves, difference = check.stretch(ledger, after, checkpoint.size)
             after += len(leaves)
+        known.wrong = None if difference is None else difference.part
         if difference is not None:
             self._report(connection, ledger, known, difference)
         known.new_from = after
@@ -173,6 +178,8 @@ class Watcher:
             except OSError as error:
                 log.warning("What was compared of ledger %s cannot be noted: %s", ledger.name, error.strerror)
         for part in ("events", "tree", "keys"):
+            if part == known.wrong:
+                continue
             known.open.pop(part, None)
             row = connection.execute(RESOLVE, (ledger.ledger_id, ledger.generation, part)).fetchone()
             if row is not None:
@@ -217,6 +224,18 @@ class Watcher:
         present = {_key(ledger) for ledger in ledgers}
         for key in self._watched.keys() - present:
             del self._watched[key]
+
+
+def _not_served(store: TreeStore, ledger: LedgerLog, known: _Watched, signed: Checkpoint) -> Difference | None:
+    """Return that an older checkpoint is served than was signed a minute ago: what is signed is published at once."""
+    served = store.served(ledger)
+    size = -1 if served is None else served[1]
+    overdue = known.unserved is not None and size < known.unserved
+    known.unserved = signed.size if size < signed.size else None
+    if not overdue:
+        return None
+    message = f"The checkpoint of ledger {ledger.name} that is served is older than the one that was signed last."
+    return Difference("tree", None, "log_trees.checkpoint", message)
 
 
 def _key(ledger: LedgerLog) -> Key:

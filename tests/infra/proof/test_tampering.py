@@ -8,11 +8,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from domain.merkle import root_of
+from infra.jobs.log_restart import restart
 from infra.proof.sealer import SealerSettings
 from tests import given
-from tests.infra.opened import Opened, Tenant
-from tests.infra.proof.auditing import record, stopped, tamper
-from tests.infra.proof.sealing import watching
+from tests.infra.opened import MASTER_KEY, Opened, Tenant
+from tests.infra.proof.auditing import Auditor, record, stopped, tamper, verified
+from tests.infra.proof.sealing import seal, watching
 
 COLUMNS = """
     SELECT column_name, data_type FROM information_schema.columns
@@ -177,3 +179,88 @@ def execute(opened: Opened, statements: str) -> None:
     """Run several statements in one session, as a superuser."""
     with psycopg.connect(opened.database.dsn(), autocommit=True) as connection:
         connection.execute(statements)
+
+
+async def test_rows_tiles_and_checkpoint_that_are_replaced_alike_are_found_by_what_is_outside_the_database(
+    opened: Opened, settings: SealerSettings
+) -> None:
+    tenant = await opened.begin()
+    record(opened, tenant, 600)
+    with watching(opened, settings) as running:
+        running.seal_and_look()
+    [(keys,)] = opened.sql("SELECT verifier_keys FROM log_trees")
+    tamper(opened, "UPDATE events SET body = '{}' WHERE position = 300")
+    opened.sql("TRUNCATE log_trees, log_tiles")
+    # Whoever forges has no key of the log, and computes everything else anew.
+    seal(opened, SealerSettings(settings.signing_dir.with_name("forged"), settings.log_name))
+    opened.sql("UPDATE log_trees SET verifier_keys = %s", keys)
+    with watching(opened, settings) as running:
+        running.minute()
+        assert found(opened) == [("events", 257, "events and log_tiles"), ("tree", None, "log_tiles.hashes")]
+        record(opened, tenant, 601)
+        running.step()
+    assert "Events 257 to 512 of ledger main are not those that were sealed" in str(stopped(opened, tenant))
+
+
+@pytest.mark.parametrize("also_its_size", [False, True])
+async def test_an_older_checkpoint_that_is_served_again_is_found(
+    opened: Opened, settings: SealerSettings, also_its_size: bool
+) -> None:
+    tenant = await opened.begin()
+    record(opened, tenant, 300)
+    with watching(opened, settings) as running:
+        running.seal_and_look()
+        [(older, size)] = opened.sql("SELECT checkpoint, checkpoint_size FROM log_trees")
+        record(opened, tenant, 400)
+        running.seal_and_look()
+        opened.sql("UPDATE log_trees SET checkpoint = %s", older)
+        if also_its_size:
+            opened.sql("UPDATE log_trees SET checkpoint_size = %s", size)
+        running.minute()
+        running.minute()
+    assert found(opened) == [("tree", None, "log_trees.checkpoint")]
+
+
+async def test_a_key_that_sealed_parts_need_is_gone_only_if_the_log_says_so(
+    opened: Opened, settings: SealerSettings
+) -> None:
+    tenant = await opened.begin()
+    await opened.when(tenant, given.permission())
+    await opened.when(tenant, given.generate())
+    with watching(opened, settings) as running:
+        running.seal_and_look()
+        opened.sql("ALTER TABLE creator_keys DISABLE TRIGGER ALL")
+        opened.sql("CREATE TABLE kept AS SELECT * FROM creator_keys")
+        opened.sql("UPDATE creator_keys SET wrapped = NULL, erased_at = now()")
+        running.minute()
+        assert found(opened) == [("keys", 2, "creator_keys.wrapped")]
+        opened.sql("DELETE FROM creator_keys")
+        opened.sql("INSERT INTO creator_keys SELECT * FROM kept")
+        running.minute()
+        assert found(opened) == []
+        await opened.erase(tenant)
+        running.seal_and_look()
+        assert found(opened) == []
+
+
+async def test_what_was_found_does_not_stop_the_next_generation_and_the_old_one_stays_verifiable(
+    opened: Opened, settings: SealerSettings
+) -> None:
+    tenant = await opened.begin()
+    record(opened, tenant, 600)
+    with watching(opened, settings) as running:
+        running.seal_and_look()
+        auditor = Auditor(opened, tenant)
+        assert auditor.check() == 600
+        tamper(opened, "DELETE FROM events WHERE position > 580")
+        running.minute()
+        assert found(opened) == [("events", 581, "events")]
+        opened.sql("ALTER TABLE events ENABLE TRIGGER ALL")
+        await restart(opened.database.dsn(), MASTER_KEY, "main", "a loss")
+        record(opened, tenant, 700)
+        running.seal_and_look()
+        running.seal_and_look()
+        assert opened.sql("SELECT is_sealing_stopped()") == [(False,)]
+    assert Auditor(opened, tenant, generation=2).check() == 700
+    [(note, keys)] = opened.sql("SELECT checkpoint, verifier_keys FROM log_trees WHERE generation = 1")
+    assert root_of(auditor.tile_hashes()) == verified(note, keys).root == auditor.seen[0].root
