@@ -384,7 +384,7 @@ class DerivedCheck:
                 if getattr(row, column) != getattr(stored[key], column):
                     message = (
                         f"View {view.name} of ledger {ledger.name} differs from the log: column {column} of row "
-                        f"{key[1]}. Rebuild it: sparkledger rebuild {view.name}"
+                        f"{key[1]}. Rebuild it with `sparkledger rebuild {view.name}`."
                     )
                     position = getattr(row, "position", None)
                     return Difference("views", position, f"views.{view.table.name}.{column}", message)
