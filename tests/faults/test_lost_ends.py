@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,6 +69,9 @@ class Ledger:
         asyncio.run(create_views(servers[0].dsn()))
         key = asyncio.run(create_ledger(servers[0].dsn(), master_key(MASTER), "main"))
         self.http = http_client(f"http://127.0.0.1:{self.port}", key)
+
+    def close(self) -> None:
+        self.http.close()
 
     def environment(self, user: str) -> dict[str, str]:
         return {
@@ -178,9 +181,8 @@ def test_a_promoted_standby_that_lacks_the_last_event_stops_until_its_loss_is_ac
     standby = EmbeddedPostgres(folder / "standby")
     with primary:
         make_standby(primary, standby.cluster)
-        ledger = Ledger(folder, primary, standby)
         standby.start()
-        with ledger.running():
+        with closing(Ledger(folder, primary, standby)) as ledger, ledger.running():
             ledger.recorded("one", 1)
             ledger.recorded("two", 2)
             until(lambda: replayed(standby) == 2, WITHIN_S)
@@ -226,8 +228,8 @@ def replayed(standby: EmbeddedPostgres) -> int:
 def test_a_restored_dump_that_lacks_the_last_event_stops_until_its_loss_is_accepted(folder: Path) -> None:
     dump = folder / "sparkledger.dump"
     with EmbeddedPostgres(folder / "server") as server:
-        ledger = Ledger(folder, server)
         reached = make_conninfo(server.dsn(), hostaddr=None)
+        ledger = Ledger(folder, server)
         with ledger.running():
             ledger.recorded("one", 1)
             ledger.recorded("two", 2)
@@ -245,5 +247,5 @@ def test_a_restored_dump_that_lacks_the_last_event_stops_until_its_loss_is_accep
             str(dump),
         ]
         subprocess.run(restore, check=True, timeout=WITHIN_S)
-        with ledger.running():
+        with closing(ledger), ledger.running():
             check_lost_end(ledger, before)
