@@ -14,7 +14,9 @@ from urllib.parse import urlencode
 import orjson
 from starlette.responses import Response
 
+from api.http.media_types import JSON
 from api.http.problems import Problem
+from api.http.reads import TOGETHER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,16 +85,35 @@ class Api:
         return await self.call("GET", path, query)
 
     async def call(
-        self, method: str, path: str, query: Mapping[str, Any], body: bytes = b"", media_type: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        body: bytes = b"",
+        media_type: str = JSON,
+        *,
+        accept: str = JSON,
+        together: frozenset[str] = frozenset(),
     ) -> Reply:
         """Send a request, and collect its answer.
+
+        Args:
+            method: of HTTP.
+            path: the address, with what stands in it encoded.
+            query: its parameters; those that are None or empty are left out.
+            body: what is sent.
+            media_type: of the body.
+            accept: the media type of the answer.
+            together: the parameters that do not set a read apart in the access log: those of a control that is moved.
 
         Raises:
             Declined: the API refused.
 
         """
         collected = _Collected()
-        scope = self._scope(method, path, query, body, media_type, b"application/json")
+        scope = self._scope(method, path, query, body, media_type, accept.encode())
+        if together:
+            scope[TOGETHER] = together
         await self._request.app(scope, _sending(body), collected.send)
         reply = collected.reply()
         self.position = max(self.position, reply.position or 0)
@@ -122,7 +143,7 @@ class Api:
         accept: str,
         method: str = "GET",
         body: bytes = b"",
-        media_type: str = "application/json",
+        media_type: str = JSON,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Return an answer that is sent as the API makes it: an export, or a stream."""

@@ -29,6 +29,7 @@ ENVIRONMENT: Final = Environment(
 )
 ENVIRONMENT.filters.update(
     exact=wording.exact,
+    moment=wording.moment,
     number=wording.number,
     plain=wording.plain,
     span=wording.span,
@@ -57,6 +58,7 @@ def render(
     if block is None:
         content = ENVIRONMENT.get_template(template).render(values)
     else:
+        # A block that stands alone imports the macros it uses itself.
         content = render_block(ENVIRONMENT, template, block, values)
     return HTMLResponse(content, status, {**_headers(nonce), **(headers or {})})
 

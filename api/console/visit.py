@@ -89,6 +89,10 @@ class Visit:
         """Whether a part of the page is asked for, by htmx."""
         return headers.text(self.request, b"hx-request") == "true"
 
+    async def head(self) -> int:
+        """Return the last position of the ledger, which says nothing of what is there."""
+        return await services_of(self.request.scope).events.head(self.reader.key.ledger_id)
+
     async def form(self) -> dict[str, str]:
         """Return the fields of a form.
 
@@ -292,7 +296,7 @@ _ADVICE: Final[Mapping[int, str]] = {
 def problem_context(status: int, problem: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page of a problem shows."""
     return {
-        "status": status,
+        "http_status": status,
         "code": problem["code"],
         "heading": title(problem["code"]),
         "detail": problem["detail"],

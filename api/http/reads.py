@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 PLACE: Final = frozenset({"after", "before", "cursor", "limit", "at_least"})
 
 
+# In the scope of a request: parameters that do not set its read apart from others.
+TOGETHER: Final = "sparkledger.together"
+
+
 def reading(caller: Caller, *, rows: int = 1, subject: AccessSubject = NOTHING) -> None:
     """Say what is read: how many entries, and of what, if the address and the query do not say so."""
     caller.request.scope["reading"] = rows, subject
@@ -40,7 +44,9 @@ def note_read(caller: Caller, query: QueryModel | None) -> None:
     scope = caller.request.scope
     parameters: dict[str, Any] = {**scope["path_params"]}
     if query is not None and scope["query_string"]:
-        parameters |= query.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={*PLACE})
+        parameters |= query.model_dump(
+            mode="json", by_alias=True, exclude_unset=True, exclude=PLACE | scope.get(TOGETHER, PLACE)
+        )
     rows, subject = scope.get("reading", (1, NOTHING))
     if subject is NOTHING:
         subject = subject_of(parameters)

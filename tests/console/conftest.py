@@ -139,6 +139,12 @@ def seeded(seeded_server: tuple[Server, Seeded]) -> Seeded:
 
 
 @pytest.fixture
+def seeded_ledger(seeded_server: tuple[Server, Seeded]) -> Server:
+    """The server, with the ledger that all tests share."""
+    return seeded_server[0]
+
+
+@pytest.fixture
 def windows(browsers: Browsers, seeded_server: tuple[Server, Seeded]) -> Iterator[Windows]:
     """Windows on the ledger that all tests share. No test may ask another host for anything, or break a policy."""
     yield from _windows(browsers, seeded_server[0])

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.console.conftest import Windows
-from tests.console.seed import Seeded
+from tests.console.seed import ACCOUNT, VIDEO, Seeded
 
 # By tags: axe leaves out rules of WCAG 2.2 if it is not told to run them.
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
@@ -21,6 +21,9 @@ PAGES: dict[str, Callable[[Seeded], str]] = {
     "sign-in": lambda _: "/sign-in",
     "start": lambda _: "/",
     "not found": lambda _: "/nowhere",
+    "question": lambda _: "/question",
+    "verdict": lambda _: f"/question?video_id={VIDEO}&advertiser_id={ACCOUNT}",
+    "code": lambda seeded: f"/codes/{seeded.running['code_id']}?as_of=20",
 }
 
 

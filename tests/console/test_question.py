@@ -1,0 +1,112 @@
+"""The question: a verdict with its reason and evidence, at an address that keeps all three."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+from playwright.sync_api import Page, expect
+
+from tests.api.world import World, told
+from tests.console.conftest import Windows
+from tests.console.seed import ACCOUNT, OTHER_VIDEO, VIDEO, Seeded
+from tests.console.test_start import key_of, visitor
+from tests.serving import Server
+
+
+def _ask(page: Page, video_id: str, advertiser_id: str) -> None:
+    page.get_by_role("link", name="Ask the question").click()
+    page.get_by_label("Video").fill(video_id)
+    page.get_by_label("Advertiser account").fill(advertiser_id)
+    page.get_by_role("button", name="Ask").click()
+
+
+def _told(page: Page) -> tuple[str, list[str]]:
+    """Return the verdict and the evidence of a page."""
+    heading = page.get_by_role("heading", level=1).inner_text()
+    rows = page.locator("#evidence ~ .table tbody tr").all_inner_texts()
+    return heading, [re.sub(r"\s+", " ", row) for row in rows]
+
+
+def test_it_says_yes_or_no_why_and_what_proves_it_without_javascript(windows: Windows) -> None:
+    page = windows.open(key_of(windows.server, "auditor"), java_script_enabled=False)
+    _ask(page, f"https://www.tiktok.com/@ana.creates/video/{VIDEO}", ACCOUNT)
+    heading, evidence = _told(page)
+    assert heading == "Yes, it was authorized"
+    assert any("Advertiser adv-7001 redeemed the code." in row for row in evidence)
+    page.goto("/")
+    _ask(page, OTHER_VIDEO, ACCOUNT)
+    assert _told(page)[0] == "No: the code was revoked"
+    page.goto("/")
+    _ask(page, "7312345678901234999", ACCOUNT)
+    assert _told(page) == ("No: no code is recorded", [])
+
+
+def test_its_address_gives_the_same_answer_after_later_events(own_windows: Windows, own_world: World) -> None:
+    code = own_world.running()
+    page = own_windows.open(own_windows.server.admin_key)
+    page.goto(f"/question?video_id={code['video_id']}&advertiser_id=account-own")
+    before, address = _told(page), page.url
+    assert before[0] == "Yes, it was authorized"
+    asked = {"reason": "Wrong brand", "force": True, "effective_at": code["starts_at"]}
+    told(own_world.client.post(f"/v1/codes/{code['code_id']}/revocation", json=asked), 200)
+    page.goto(address)
+    assert _told(page) == before
+    page.get_by_role("button", name="Ask again, as known now").click()
+    assert _told(page)[0] == "No: the code was revoked"
+
+
+def test_it_is_recorded_once(seeded_ledger: Server) -> None:
+    key = key_of(seeded_ledger, "operator")
+    with visitor(seeded_ledger, key) as client:
+        answer = client.get(f"/question?video_id={VIDEO}&advertiser_id={ACCOUNT}", follow_redirects=True)
+    assert "Yes, it was authorized" in answer.text
+    with seeded_ledger.client() as administrator:
+        asked = {"route": "GET /v1/authorizations", "limit": 100}
+        accesses = told(administrator.get("/v1/accesses", params=asked), 200)["accesses"]
+    assert len([one for one in accesses if one["actor"]["key_name"] == "A operator"]) == 1
+
+
+def test_a_question_that_cannot_be_asked_says_what_is_wrong_at_its_field(windows: Windows) -> None:
+    page = windows.open(windows.server.admin_key)
+    page.goto(f"/question?video_id={VIDEO}&advertiser_id=not+an+id&at=2026-03-01T12:00")
+    expect(page.get_by_role("alert")).to_contain_text("Advertiser account:")
+    expect(page.get_by_label("Video")).to_have_value(VIDEO)
+
+
+def test_a_verdict_prints_on_one_page(windows: Windows) -> None:
+    page = windows.open(windows.server.admin_key)
+    page.goto(f"/question?video_id={VIDEO}&advertiser_id={ACCOUNT}")
+    printed = page.pdf(format="A4")
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
+
+
+def test_a_brand_sees_its_own_evidence_and_no_more_than_the_reason_of_others(windows: Windows, seeded: Seeded) -> None:
+    page = windows.open(key_of(windows.server, "brand"))
+    page.goto(f"/question?video_id={VIDEO}&advertiser_id={ACCOUNT}")
+    assert _told(page)[0] == "Yes, it was authorized"
+    page.goto(f"/question?video_id={seeded.unshared['video_id']}&advertiser_id={ACCOUNT}")
+    assert _told(page) == ("No: this account had not redeemed the code", [])
+
+
+def test_a_file_of_ten_thousand_lines_comes_back_with_counts_and_its_wrong_lines(
+    seeded_ledger: Server,
+) -> None:
+    lines = [f"{VIDEO},{ACCOUNT},", f"{OTHER_VIDEO},{ACCOUNT},", "no video,adv,"] + [f"{VIDEO},{ACCOUNT},"] * 9_997
+    file = ("agency.csv", "\n".join(["video_id,advertiser_id,at", *lines]), "text/csv")
+    with visitor(seeded_ledger, seeded_ledger.admin_key) as client:
+        counts = _send(client, file, "counts")
+        answers = _send(client, file, "file")
+        nothing = _send(client, ("empty.csv", "", "text/csv"), "counts")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", counts.text))
+    assert "9,998 of 10,000 were authorized" in text
+    assert "No 1 Lines with an error 1" in text
+    assert re.search(r"What is wrong 3 ", text)
+    assert answers.headers["content-disposition"] == 'attachment; filename="answers.csv"'
+    assert len(answers.text.splitlines()) == 10_001
+    assert nothing.status_code == 400
+
+
+def _send(client: httpx.Client, file: tuple[str, str, str], want: str) -> httpx.Response:
+    headers = {"Sec-Fetch-Site": "same-origin", "Accept": "text/html"}
+    return client.post("/question/file", files={"file": file}, data={"want": want}, headers=headers)
