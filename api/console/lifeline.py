@@ -158,7 +158,7 @@ def _campaigns(code: dict[str, Any], launches: Iterable[dict[str, Any]], axis: A
     for campaign in code["campaigns"][:BARS]:
         begins, ends, planned = (moment(campaign[name]) for name in ("starts_at", "stops_at", "ends_at"))
         position = launched.get(campaign["campaign_id"])
-        address = "#events" if position is None else f"/events/{position}"
+        address = "#events" if position is None else f"#event-{position}"
         name = campaign["name"] or campaign["campaign_id"]
         lane = Lane("Campaign")
         says = f"Campaign {name}: from {_said(begins)}, stops {_said(ends)}"
@@ -195,6 +195,6 @@ def _mark(group: Sequence[dict[str, Any]], axis: Axis, what: str) -> Mark:
     if len(group) == 1:
         late = " It was recorded late." if is_late(first) else ""
         says = f"{words(first['type'])}, {_said(at)}.{late} Event {first['position']}"
-        return Mark(axis.x(at), says, f"/events/{first['position']}", 1, kind)
+        return Mark(axis.x(at), says, f"#event-{first['position']}", 1, kind)
     says = f"{len(group)} {what} from {_said(at)} to {_said(moment(last['effective_at']))}: see the list"
     return Mark(axis.x(at), says, f"#event-{first['position']}", len(group), kind)

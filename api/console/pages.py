@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from api.console import assets, code, find, live, question, question_file, sign_in, start
+from api.console import assets, code, events, find, lists, live, question, question_file, sign_in, start
 from api.console.frame import render
 from api.console.visit import frame_of, problem_context
 from api.http import headers
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from api.http.problems import Problem
 
 # In the order of the navigation.
-MODULES: Final = (start, find, question, question_file, code)
+MODULES: Final = (start, find, question, question_file, lists, code, events)
 PAGES: Final[Sequence[Page]] = [page for module in MODULES for page in module.PAGES]
 ROUTES: Final[Sequence[Route]] = [*(page.route() for page in PAGES), *sign_in.ROUTES, live.ROUTE, assets.ROUTE]
 # Addresses of programs, whose answers are never pages.

@@ -102,11 +102,9 @@ class Visit:
         """
         return dict(await read_form(self.request))
 
-    def page(
-        self, template: str, *, block: str | None = None, status: int = 200, more: Any = None, **context: Any
-    ) -> Response:
+    def page(self, template: str, *, block: str | None = None, status: int = 200, **context: Any) -> Response:
         """Answer with a page, or with one block of it."""
-        return render(template, frame_of(self) | context, block=block, status=status, headers=more)
+        return render(template, frame_of(self) | context, block=block, status=status)
 
 
 def frame_of(visit: Visit | None, request: Request | None = None) -> dict[str, Any]:

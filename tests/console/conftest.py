@@ -125,11 +125,19 @@ def sign_in(page: Page, key: str, path: str = "/") -> None:
 
 
 @pytest.fixture(scope="session")
-def seeded_server(serving: Serving) -> tuple[Server, Seeded]:
+def seeded_servers() -> dict[str, tuple[Server, Seeded]]:
+    """The seeded ledgers of this process, by the address of their server: now and then another takes its place."""
+    return {}
+
+
+@pytest.fixture
+def seeded_server(serving: Serving, seeded_servers: dict[str, tuple[Server, Seeded]]) -> tuple[Server, Seeded]:
     """A ledger with something on every page; tests of this folder only read it."""
-    server = new_ledger(serving)
-    with server.client() as client:
-        return server, seed(client)
+    if serving.url not in seeded_servers:
+        server = new_ledger(serving)
+        with server.client() as client:
+            seeded_servers[serving.url] = server, seed(client)
+    return seeded_servers[serving.url]
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ PAGES: dict[str, Callable[[Seeded], str]] = {
     "not found": lambda _: "/nowhere",
     "question": lambda _: "/question",
     "verdict": lambda _: f"/question?video_id={VIDEO}&advertiser_id={ACCOUNT}",
+    "codes": lambda _: "/codes",
+    "event": lambda _: "/events/5",
     "code": lambda seeded: f"/codes/{seeded.running['code_id']}?as_of=20",
 }
 
@@ -38,6 +40,8 @@ def violations(page: Page) -> list[tuple[str, str]]:
         for kind in ("violations", "incomplete")
         for rule in found[kind]
         for node in rule["nodes"]
+        # Axe cannot tell what is behind the text of a drawing. It has the colours of notes, which are checked elsewhere.
+        if not (kind == "incomplete" and rule["id"] == "color-contrast" and node["html"].startswith("<text"))
     ]
 
 

@@ -62,7 +62,7 @@ def test_it_is_recorded_once(seeded_ledger: Server) -> None:
         answer = client.get(f"/question?video_id={VIDEO}&advertiser_id={ACCOUNT}", follow_redirects=True)
     assert "Yes, it was authorized" in answer.text
     with seeded_ledger.client() as administrator:
-        asked = {"route": "GET /v1/authorizations", "limit": 100}
+        asked = {"route": "GET /v1/authorizations", "limit": "100"}
         accesses = told(administrator.get("/v1/accesses", params=asked), 200)["accesses"]
     assert len([one for one in accesses if one["actor"]["key_name"] == "A operator"]) == 1
 

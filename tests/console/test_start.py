@@ -98,7 +98,7 @@ def test_each_count_leads_to_the_list_of_exactly_so_many(windows: Windows, seede
 
 def _rows(client: httpx.Client, address: str) -> int:
     parts = urlsplit(address)
-    answer: dict[str, Any] = told(client.get(f"/v1{parts.path}", params=parse_qsl(parts.query)), 200)
+    answer: dict[str, Any] = told(client.get(f"/v1{parts.path}", params=dict(parse_qsl(parts.query))), 200)
     return len(answer[parts.path.strip("/")])
 
 
