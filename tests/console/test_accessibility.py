@@ -40,7 +40,7 @@ def violations(page: Page) -> list[tuple[str, str]]:
         for kind in ("violations", "incomplete")
         for rule in found[kind]
         for node in rule["nodes"]
-        # Axe cannot tell what is behind the text of a drawing. It has the colours of notes, which are checked elsewhere.
+        # Axe cannot tell what is behind the text of a drawing. It has the colours of notes, which are checked as such.
         if not (kind == "incomplete" and rule["id"] == "color-contrast" and node["html"].startswith("<text"))
     ]
 
