@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -20,6 +20,7 @@ from api.http import headers
 from api.http.as_of import known_at, refuse_before_it_began, upto, wait_for_log
 from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
 from api.http.command_context import creator_of, ending, handle_command, policy_of, without_others
+from api.http.dependencies import current_codes_of
 from api.http.fields import (
     LATER,
     VIDEO_ID_EXACT,
@@ -52,6 +53,8 @@ from infra.auth.access_log import AccessSubject
 from infra.ids import uuid7
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from domain.recorded import RecordedEvent
     from infra.eventstore.command_handler import CommandResult
 
@@ -475,8 +478,33 @@ async def read_code(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
     """Read a code as it is now, as it was at a version, as the ledger knew it then, or as it was true then."""
-    await wait_for_log(caller, query.at_least)
-    stream = await stream_of(caller, headers.path_uuid(code_id, "code"))
+    if query.at_least is not None:
+        await wait_for_log(caller, query.at_least)
+    found = headers.path_uuid(code_id, "code")
+    if query.as_of is None and query.version is None and query.at is None:
+        code, position = await _current(caller, found)
+        clock, as_of = caller.services.now(), max(position, query.at_least or 0)
+    else:
+        code, clock, position, as_of = await _as_it_was(caller, found, query)
+    reading(caller, subject=AccessSubject(code.id, code.creator_id, code.video_id))
+    content = code_content(code, caller, now=clock, position=position) | {"as_of": as_of}
+    return answer(content, 200, version_headers(code.command_version, as_of))
+
+
+async def _current(caller: Caller, code_id: UUID) -> tuple[Code, int]:
+    """Return a code that the caller may read as it is now, and the position of its last event."""
+    found = await current_codes_of(caller.request.scope).find(caller.ledger_id, code_id)
+    if found is None:
+        raise Unknown("code")
+    code = cast("Code", found.aggregate)
+    if caller.role in LIMITED_TO_SUBJECTS:
+        caller.read_code(code)
+    return code, found.position
+
+
+async def _as_it_was(caller: Caller, code_id: UUID, query: CodeQuery) -> tuple[Code, datetime, int, int]:
+    """Return a code as a query asks, the clock of its state, its last position, and how far the ledger was read."""
+    stream = await stream_of(caller, code_id)
     clock = now = caller.services.now()
     as_of = max(stream[-1].position, query.at_least or 0)
     if query.as_of is not None:
@@ -495,9 +523,7 @@ async def read_code(
     else:
         stream, clock = effective_as_of(stream, query.at), query.at
         code = fold_code(stream)
-    reading(caller, subject=AccessSubject(code.id, code.creator_id, code.video_id))
-    content = code_content(code, caller, now=clock, position=stream[-1].position) | {"as_of": as_of}
-    return answer(content, 200, version_headers(code.command_version, as_of))
+    return code, clock, stream[-1].position, as_of
 
 
 async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:

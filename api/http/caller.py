@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import orjson
 from fastapi import Depends, Request
@@ -24,7 +26,6 @@ from infra.auth.access_log import AccessContext
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from uuid import UUID
 
     from api.http.middleware import Exchange
     from domain.code import Code
@@ -191,12 +192,11 @@ async def admit(request: Request, allowed: Allowed) -> Caller:
     request.scope["key"] = key
     exchange: Exchange = request.scope["exchange"]
     history = await services.histories.of(key.ledger_id)
-    exchange.history = str(history.history)
+    exchange.history = _spelled(history.history.int)
     requests = limits_of(request.scope).requests
-    wait_s = requests.wait_s(key.key_id)
+    wait_s = requests.take_or_wait_s(key.key_id.int)
     if wait_s > 0:
         raise too_many("too_many_requests", wait_s, requests.policy)
-    requests.take(key.key_id)
     exchange.of_key(key)
     own(request.scope, key.ledger_id)
     if key.role not in roles:
@@ -206,3 +206,9 @@ async def admit(request: Request, allowed: Allowed) -> Caller:
     if known is not None:
         history.require(known)
     return Caller(key, services, request, presented, history)
+
+
+@lru_cache(maxsize=1_024)
+def _spelled(number: int) -> bytes:
+    """Return a UUID as a header has it."""
+    return str(UUID(int=number)).encode()

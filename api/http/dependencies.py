@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
     from infra.eventstore.aggregate_reader import AggregateReader
     from infra.eventstore.command_handler import CommandHandler
+    from infra.eventstore.current_code import CurrentCodes
     from infra.eventstore.histories import Histories
     from infra.eventstore.reader import EventReader
     from infra.postgres.pool import Database
@@ -67,9 +68,9 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The buckets of every key, by key id."""
+    """The buckets of every key, by key id; those of all requests by its number, which is faster to look up."""
 
-    requests: Limit[UUID]
+    requests: Limit[int]
     guesses: GuessLimit[UUID] = field(default_factory=GuessLimit)
 
 
@@ -116,6 +117,11 @@ def services_of(scope: Scope) -> Services:
 def limits_of(scope: Scope) -> Limits:
     """Return the buckets of the application that serves this request."""
     return cast("Limits", scope["app"].state.limits)
+
+
+def current_codes_of(scope: Scope) -> CurrentCodes:
+    """Return what finds codes as they are now."""
+    return cast("CurrentCodes", scope["app"].state.current_codes)
 
 
 def places_of(scope: Scope) -> SharedPlaces:

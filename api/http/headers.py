@@ -13,7 +13,9 @@ from domain.values import ID_PATTERN
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Scope
 
+_BY_NAME: Final = "sparkledger.headers"
 # Bare or quoted: the header's draft, expired in April 2026, has a quoted string, and practice a bare one.
 _IDEMPOTENCY_KEY: Final = re.compile(r'"([\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
 _ENTITY_TAG: Final = re.compile(r'"(0|[1-9][0-9]{0,9})"')
@@ -157,15 +159,20 @@ def path_uuid(text: str, what: str) -> UUID:
 
 
 def of(request: Request) -> dict[bytes, list[bytes]]:
-    """Return the headers by name in lower case, kept with the request: to look through all of them for each that is
-    asked for took a tenth of a request.
-    """
-    scope = request.scope
-    known: dict[bytes, list[bytes]] | None = scope.get("sparkledger.headers")
-    if known is None:
-        known = scope["sparkledger.headers"] = {}
-        for name, value in scope["headers"]:
-            known.setdefault(name, []).append(value)
+    """Return a request's headers by name in lower case."""
+    known: dict[bytes, list[bytes]] | None = request.scope.get(_BY_NAME)
+    return by_name(request.scope) if known is None else known
+
+
+def by_name(scope: Scope) -> dict[bytes, list[bytes]]:
+    """Return a request's headers by name, and keep them with it: to look through all for each took a tenth of it."""
+    known: dict[bytes, list[bytes]] = {}
+    for name, value in scope["headers"]:
+        if name in known:
+            known[name].append(value)
+        else:
+            known[name] = [value]
+    scope[_BY_NAME] = known
     return known
 
 

@@ -46,9 +46,22 @@ class Limit(Generic[K]):
         """Return the seconds until the key has a token; 0 where it has one."""
         return max(0.0, (1 - self._tokens(key)) / self._per_second)
 
+    def take_or_wait_s(self, key: K) -> float:
+        """Take a token if the key has one, and return 0; otherwise return the seconds until it has one."""
+        now = self._clock()
+        tokens, since = self._buckets.get(key, (self._at_once, now))
+        tokens = min(self._at_once, tokens + (now - since) * self._per_second)
+        if tokens < 1:
+            return (1 - tokens) / self._per_second
+        self._keep(key, tokens - 1, now)
+        return 0.0
+
     def take(self, key: K) -> None:
         """Take a token, on credit where there is none: what was let in together is paid for together."""
-        self._buckets[key] = (self._tokens(key) - 1, self._clock())
+        self._keep(key, self._tokens(key) - 1, self._clock())
+
+    def _keep(self, key: K, tokens: float, now: float) -> None:
+        self._buckets[key] = (tokens, now)
         self._buckets.move_to_end(key)
         if len(self._buckets) > MAX_KEYS:
             self._buckets.popitem(last=False)
@@ -104,7 +117,7 @@ class Slots(Generic[K]):
 
     def take(self, key: K, places: int = 1) -> None:
         """Take places."""
-        self._taken[key] = self.taken(key) + places
+        self._taken[key] = self._taken.get(key, 0) + places
 
     def give_back(self, key: K, places: int = 1) -> None:
         """Give places back that were taken."""

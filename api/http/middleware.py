@@ -9,19 +9,20 @@ import asyncio
 import functools
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect, Request
 
+from api.http import headers
 from api.http.limits import Slots
 from api.http.places import PlaceFigures
 from api.http.problems import Problem, as_problem
 from infra.ids import random_16
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from uuid import UUID
+    from collections.abc import Awaitable, Callable
 
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,6 +50,9 @@ _SECONDS: Final = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 _IN_FLIGHT: Final = Gauge("sparkledger_http_requests_in_flight", "Requests in progress.")
+# Counted in a set, which costs less than the gauge's lock, twice for each request.
+_in_flight: Final[set[Exchange]] = set()
+_IN_FLIGHT.set_function(lambda: len(_in_flight))
 # The labels of what no route answers, also if another method of the same address does: nothing that a stranger made up
 # becomes a time series.
 UNMATCHED: Final = ("other", "none")
@@ -60,11 +64,11 @@ _HEADERS: Final = (
     (b"x-frame-options", b"DENY"),
 )
 # Where an answer does not say otherwise: answers are for the caller alone, and never a page.
-_DEFAULTS: Final = (
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-)
+_DEFAULTS: Final = {
+    b"referrer-policy": b"no-referrer",
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+}
 
 _CROWDED: Final = "Too many requests are already in progress. Nothing was done. Try again in a moment."
 _CROWDED_BY_A_KEY: Final = (
@@ -101,6 +105,8 @@ class RequestMiddleware:
         waiting: Waiting | None = None,
         damaged: Callable[[Exception], Exception | None] = lambda _: None,
         page_for: Callable[[Request, Problem], Response | None] = lambda _request, _problem: None,
+        refuses: tuple[type[Exception], ...] = (),
+        refused: Callable[[Scope, Any], Awaitable[Response]] | None = None,
     ) -> None:
         """Wrap the application.
 
@@ -111,10 +117,14 @@ class RequestMiddleware:
             waiting: counts the requests that wait, also for others to see.
             damaged: returns what is answered instead, if an error means that stored data is damaged.
             page_for: returns the page for a problem, if a person's browser asked; None for programs.
+            refuses: what the application raises on purpose, before it answers.
+            refused: returns what is answered where it did.
 
         """
         self._page_for = page_for
         self._damaged = damaged
+        self._refuses = refuses
+        self._refused = refused
         self._waiting = waiting or Waiting()
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -134,45 +144,60 @@ class RequestMiddleware:
         exchange = Exchange(receive, send, _LARGER_BODIES.get(scope["path"], self._max_body_bytes), self._waiting)
         scope["request_id"] = exchange.request_id
         scope["exchange"] = exchange
-        _IN_FLIGHT.inc()
+        _in_flight.add(exchange)
         began = time.perf_counter()
         try:
             await self._answer(scope, exchange)
         finally:
-            _IN_FLIGHT.dec()
+            # The server keeps the scope where the exchange finds it: left in there, it would be a circle, and each
+            # request would leave its objects to the garbage collector, which stops the process to look for them.
+            del scope["exchange"]
+            _in_flight.discard(exchange)
             self._waiting.end(exchange)
             requests, seconds = _series(*_labels(scope), exchange.status)
             requests.inc()
             seconds.observe(time.perf_counter() - began)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+        # No problem that was raised has a name here: it knows this frame, and each would be left to the collector.
         try:
             exchange.refuse_announced(scope)
             self._waiting.begin(exchange)
             async with asyncio.timeout(self._max_request_s) as exchange.timeout:
-                await self._app(scope, exchange.receive, exchange.send)
+                try:
+                    await self._app(scope, exchange.receive, exchange.send)
+                except self._refuses as error:
+                    if self._refused is None or exchange.begun:
+                        raise
+                    response = await self._refused(scope, error)
+                    await response(scope, exchange.receive, exchange.send)
                 return
         except TimeoutError as error:
-            mine = exchange.timeout is not None and exchange.timeout.expired()
-            if mine and exchange.reading:
-                # What comes late would be taken for the next request.
-                problem = Problem("body_too_slow", headers={"Connection": "close"})
-            else:
-                problem = Problem("timed_out", headers={"Retry-After": "1"}) if mine else as_problem(error)
+            response = self._response(scope, _timed_out(exchange, error))
             log.warning("Request %s timed out.", exchange.request_id)
-        except Problem as refused:
-            problem = refused
         except ClientDisconnect:
             # Nobody is left to answer, and nothing of ours broke.
             exchange.status = exchange.status or LEFT
             return
         except Exception as error:  # the last resort: whatever broke, the caller gets an answer and we a traceback
-            problem = as_problem(self._damaged(error) or error)
-            log.exception("Request %s failed.", exchange.request_id)
+            response = self._response(scope, as_problem(self._damaged(error) or error))
+            if exchange.begun or not isinstance(error, Problem):
+                log.exception("Request %s failed.", exchange.request_id)
         exchange.timeout = None
         if not exchange.begun:
-            answer = self._page_for(Request(scope), problem) or problem.response(exchange.request_id)
-            await answer(scope, exchange.receive, exchange.send)
+            await response(scope, exchange.receive, exchange.send)
+
+    def _response(self, scope: Scope, problem: Problem) -> Response:
+        return self._page_for(Request(scope), problem) or problem.response(scope["request_id"])
+
+
+def _timed_out(exchange: Exchange, error: TimeoutError) -> Problem:
+    if exchange.timeout is None or not exchange.timeout.expired():
+        return as_problem(error)  # some other limit
+    if exchange.reading:
+        # What comes late would be taken for the next request.
+        return Problem("body_too_slow", headers={"Connection": "close"})
+    return Problem("timed_out", headers={"Retry-After": "1"})
 
 
 class Waiting:
@@ -200,7 +225,8 @@ class Waiting:
         self.of_a_key = of_a_key
         self._exchanges: set[Exchange] = set()
         self._ledgers: Slots[int] = Slots()
-        self._keys: Slots[UUID] = Slots()
+        # By the number of a key's id: a UUID's own hash is computed in Python.
+        self._keys: Slots[int] = Slots()
 
     def begin(self, exchange: Exchange) -> None:
         """Let a request wait, where there is room."""
@@ -210,25 +236,28 @@ class Waiting:
 
     def of_key(self, exchange: Exchange, key: ApiKey) -> None:
         """Count a request that waits as its key's, where that and its ledger have room."""
-        if self._keys.taken(key.key_id) >= self.of_a_key:
+        number = key.key_id.int
+        if self._keys.taken(number) >= self.of_a_key:
             raise Problem("too_many_requests", _CROWDED_BY_A_KEY, headers={"Retry-After": "1"})
         if self._ledgers.taken(key.ledger_id) >= self.of_a_ledger:
             raise Problem("too_many_requests", _CROWDED_BY_A_LEDGER, headers={"Retry-After": "1"})
-        self._keys.take(key.key_id)
+        self._keys.take(number)
         self._ledgers.take(key.ledger_id)
         exchange.key = key
 
     def end(self, exchange: Exchange) -> None:
         """Let it wait no longer; again, nothing changes."""
         self._exchanges.discard(exchange)
-        if exchange.key is not None:
-            self._keys.give_back(exchange.key.key_id)
-            self._ledgers.give_back(exchange.key.ledger_id)
+        key = exchange.key
+        if key is not None:
+            self._keys.give_back(key.key_id.int)
+            self._ledgers.give_back(key.ledger_id)
             exchange.key = None
 
     def figures(self) -> PlaceFigures:
         """Return whose requests wait."""
-        return PlaceFigures(self.most, self.of_a_ledger, self._ledgers.all(), self._keys.all(), {})
+        keys = {UUID(int=number): taken for number, taken in self._keys.all().items()}
+        return PlaceFigures(self.most, self.of_a_ledger, self._ledgers.all(), keys, {})
 
 
 class Exchange:
@@ -253,7 +282,7 @@ class Exchange:
         """Give the request an id; it leaves those that are waiting when its answer begins."""
         self._waiting = waiting
         self.key: ApiKey | None = None
-        self.history: str | None = None
+        self.history: bytes | None = None
         self.reading = False
         self.request_id = random_16().hex()
         self.status = 0
@@ -280,8 +309,8 @@ class Exchange:
 
     def refuse_announced(self, scope: Scope) -> None:
         """Refuse a body that says of itself that it is too large, before any of it is read."""
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value[:20]) > self._max_body_bytes:
+        for value in headers.by_name(scope).get(b"content-length", ()):
+            if value.isdigit() and int(value[:20]) > self._max_body_bytes:
                 raise self._too_large()
 
     async def receive(self) -> Message:
@@ -305,15 +334,17 @@ class Exchange:
             self._waiting.end(self)
             if self.timeout is not None and not self.timeout.expired():
                 self.timeout.reschedule(None)
-            headers = message["headers"]
-            given = {name for name, _ in headers}
-            message["headers"] = [
-                *headers,
-                (b"request-id", self.request_id.encode()),
-                *(() if self.history is None else ((b"ledger-history", self.history.encode()),)),
-                *_HEADERS,
-                *(default for default in _DEFAULTS if default[0] not in given),
-            ]
+            given = message["headers"]
+            sent = [*given, (b"request-id", self.request_id.encode())]
+            if self.history is not None:
+                sent.append((b"ledger-history", self.history))
+            sent += _HEADERS
+            names = dict(given)
+            if names.keys().isdisjoint(_DEFAULTS):
+                sent += _DEFAULTS.items()
+            else:
+                sent += [(name, value) for name, value in _DEFAULTS.items() if name not in names]
+            message["headers"] = sent
         await self._send(message)
 
     def _too_large(self) -> Problem:

@@ -14,6 +14,7 @@ import socket
 from collections import Counter
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -77,24 +78,30 @@ async def abort(scope: Scope) -> None:
 
     So nobody takes what was sent for the whole.
     """
-    extension = scope.get("extensions", {}).get(_CONNECTION)
-    if extension is not None:
-        extension["abort"]()
+    connection = _connection(scope)
+    if connection is not None:
+        connection.abort()
         # The connection learns of its end in the loop's next round.
         await asyncio.sleep(0)
 
 
 def outstanding(scope: Scope) -> int:
     """Return how many bytes of what a request's connection sends have not been taken yet."""
-    extension = scope.get("extensions", {}).get(_CONNECTION)
-    return 0 if extension is None else int(extension["outstanding"]())
+    connection = _connection(scope)
+    return 0 if connection is None else connection.outstanding()
 
 
 def own(scope: Scope, ledger_id: int) -> None:
     """Say whose answers a request's connection sends, now that it is known."""
-    extension = scope.get("extensions", {}).get(_CONNECTION)
-    if extension is not None:
-        extension["own"](ledger_id)
+    connection = _connection(scope)
+    if connection is not None:
+        connection.owner = ledger_id
+
+
+def _connection(scope: Scope) -> Gathering | None:
+    """Return what sends a request's answer; None in tests without a server."""
+    found: Gathering | None = scope.get("extensions", {}).get(_CONNECTION)
+    return found
 
 
 class _Unheard(list[tuple[bytes, bytes]]):
@@ -147,6 +154,7 @@ class BoundedProtocol(HttpToolsProtocol):
     made_at = 0.0
     gave_way = False
     _gathering: Gathering
+    _extensions: dict[str, Any]
     # Of several requests that came together, the one whose turn it is.
     _answered: RequestResponseCycle | None = None
 
@@ -157,6 +165,8 @@ class BoundedProtocol(HttpToolsProtocol):
             sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self.made_at = self.loop.time()
         self._gathering = transport = Gathering(transport, self.loop)
+        # For streams whose client takes nothing any more: closing would wait until it has taken what is buffered.
+        self._extensions = {_CONNECTION: transport}
         super().connection_made(transport)
         # Whoever asks for a WebSocket is answered as if they had not: nothing here speaks it.
         self.ws_protocol_class = None
@@ -282,10 +292,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin a head."""
         self._in_head = True
         super().on_message_begin()
-        # For streams whose client takes nothing any more: closing would wait until it has taken what is buffered.
-        self.scope["extensions"] = {
-            _CONNECTION: {"abort": self.transport.abort, "own": self._own, "outstanding": self._gathering.outstanding}
-        }
+        self.scope["extensions"] = self._extensions
 
     def on_headers_complete(self) -> None:
         """Stop waiting: the head is whole, and the application limits the body."""
@@ -302,15 +309,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refused_head(self) -> bytes | None:
         """Return what a head is answered that is refused."""
-        named: dict[bytes, list[bytes]] = {b"host": [], b"transfer-encoding": []}
-        size = len(self.url)
-        for name, value in self.headers:
-            size += len(name) + len(value) + len(b": \r\n")
-            if name in named:
-                named[name].append(value)
-        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+        given = self.headers
+        size = len(self.url) + sum(map(len, chain.from_iterable(given))) + len(given) * len(b": \r\n")
+        if size > MAX_HEAD_BYTES or len(given) > MAX_HEADERS:
             return _TOO_LARGE
-        version, hosts, codings = self.parser.get_http_version(), named[b"host"], named[b"transfer-encoding"]
+        version = self.parser.get_http_version()
+        hosts = [value for name, value in given if name == b"host"]
+        codings = [value for name, value in given if name == b"transfer-encoding"]
         chunked = version == "1.1" and [coding.lower() for coding in codings] == [b"chunked"]
         one_host = len(hosts) == 1 or (version == "1.0" and not hosts)
         if (
@@ -321,9 +326,6 @@ class BoundedProtocol(HttpToolsProtocol):
         ):
             return _NOT_HTTP
         return None
-
-    def _own(self, owner: object) -> None:
-        self._gathering.owner = owner
 
     def _heard(self) -> None:
         if self._silence is not None:

@@ -16,9 +16,23 @@ if TYPE_CHECKING:
 NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
+class _Json(Response):
+    """A response whose body is JSON, always: so its headers need not be looked through for what is missing."""
+
+    media_type = "application/json"
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        """Encode the headers, and add those of the body."""
+        self.raw_headers = [
+            *[(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()],
+            (b"content-length", b"%d" % len(self.body)),
+            (b"content-type", b"application/json"),
+        ]
+
+
 def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return JSON: times in UTC with Z, ids as text."""
-    return Response(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, headers, "application/json")
+    return _Json(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, headers)
 
 
 def version_headers(version: int, position: int) -> dict[str, str]:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from starlette.responses import Response
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from domain.values import Role
 
@@ -111,19 +111,7 @@ class Route(APIRoute):
     def __init__(self, *args: Any, **more: Any) -> None:
         """Take what FastAPI takes, and answer without what it wraps around a route for features not used here."""
         super().__init__(*args, **more)
-        handle = self.get_route_handler()
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if "%" in scope["path"]:
-                scope["path"] = unquote(scope["path"])
-                scope["path_params"] = {name: unquote(value) for name, value in scope["path_params"].items()}
-            if HEAD in scope and self.operation.streams:
-                raise Problem("method_not_allowed")
-            # What is raised is answered by the application, once for all routes: `api.http.app`.
-            response = await handle(Request(scope, receive, send))
-            await response(scope, receive, send)
-
-        self.app = app
+        self.app = self._app()
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -173,10 +161,13 @@ class Route(APIRoute):
         trace = "noted" if self.operation.trace is None and self.methods == {"GET"} else self.operation.trace
         return bool(self.roles) and trace == "noted"
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request: it reads as the signature says, then calls the route."""
+    def _app(self) -> ASGIApp:  # noqa: C901 - the way of a request is one piece, to be read from top to bottom
+        """Return what answers a request: it reads as the signature says, calls the route, and sends its answer.
+
+        What is raised is answered by the application, once for all routes: `api.http.app`.
+        """
         endpoint, allowed, notes_reads = self.endpoint, self._allowed, self.notes_reads
-        large, is_command = self.operation.large, self.is_command
+        large, is_command, streams = self.operation.large, self.is_command, self.operation.streams
         types = typing.get_type_hints(endpoint)
         named = {kind: name for name, kind in types.items() if kind in {Caller, Caller | None, Request}}
         caller_name, request_name = named.get(Caller) or named.get(Caller | None), named.get(Request)
@@ -184,9 +175,16 @@ class Route(APIRoute):
         body_name, body_type = _of_kind(types, Body)
         body_adapter: TypeAdapter[Any] | None = None if body_type is None else TypeAdapter(body_type)
         known_fields = KnownFields(model_in(body_type) or BaseModel)
+        nothing_asked = None if query_type is None else _of_no_query(query_type)
 
-        async def handler(request: Request) -> Response:
-            arguments: dict[str, Any] = {**request.path_params}
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901 - as above
+            if "%" in scope["path"]:
+                scope["path"] = unquote(scope["path"])
+                scope["path_params"] = {name: unquote(value) for name, value in scope["path_params"].items()}
+            if streams and HEAD in scope:
+                raise Problem("method_not_allowed")
+            request = Request(scope, receive, send)
+            arguments: dict[str, Any] = {**scope["path_params"]}
             caller: Caller | None = None
             if caller_name is not None:
                 if not allowed.without_key or headers.of(request).get(b"authorization"):
@@ -195,7 +193,8 @@ class Route(APIRoute):
             if request_name is not None:
                 arguments[request_name] = request
             if query_name is not None and query_type is not None:
-                arguments[query_name] = await read_query(request, query_type, caller)
+                query = None if scope["query_string"] else nothing_asked
+                arguments[query_name] = query or await read_query(request, query_type, caller)
             # May hold a secret: from here on there is the model, whose secrets do not print, and a hash.
             sent = None
             if body_name is not None and body_adapter is not None:
@@ -208,32 +207,39 @@ class Route(APIRoute):
                 caller.keep_request_hash(sent)
             del sent
             # No command has a query of its own, so one without a query spends nothing on receipts.
-            waits_for = caller if is_command and request.scope["query_string"] else None
-            answer = await _answer(endpoint, arguments, caller if large else None, waits_for)
+            if caller is not None and (large or (is_command and scope["query_string"])):
+                response = await _answer(endpoint, arguments, caller, large=large)
+            else:
+                response = await endpoint(**arguments)
             if notes_reads and caller is not None:
                 note_read(caller, arguments.get(query_name) if query_name is not None else None)
-            return answer
+            await response(scope, receive, send)
 
-        return handler
+        return app
 
 
 async def _answer(
-    endpoint: Callable[..., Coroutine[Any, Any, Response]],
-    arguments: dict[str, Any],
-    large_for: Caller | None,
-    receipt_for: Caller | None,
+    endpoint: Callable[..., Coroutine[Any, Any, Response]], arguments: dict[str, Any], caller: Caller, *, large: bool
 ) -> Response:
     """Call a route; if its answer may be large, in the caller's place. A command's query may ask for a receipt."""
-    if receipt_for is not None and wants_receipt(receipt_for.request):
-        began_at = asyncio.get_running_loop().time()
-        answer = await endpoint(**arguments)
-        await add_receipt(receipt_for, answer, began_at)
-        return answer
-    if large_for is None:
+    if large:
+        pages = places_of(caller.request.scope).pages
+        async with pages.place(caller.ledger_id, caller.key.key_id):
+            return await endpoint(**arguments)
+    if not wants_receipt(caller.request):
         return await endpoint(**arguments)
-    pages = places_of(large_for.request.scope).pages
-    async with pages.place(large_for.ledger_id, large_for.key.key_id):
-        return await endpoint(**arguments)
+    began_at = asyncio.get_running_loop().time()
+    answer = await endpoint(**arguments)
+    await add_receipt(caller, answer, began_at)
+    return answer
+
+
+def _of_no_query(model: type[M]) -> M | None:
+    """Return the model of an empty query, made once for all requests; None if the query cannot be empty."""
+    try:
+        return model.model_validate({})
+    except ValidationError:
+        return None
 
 
 async def read_query(request: Request, model: type[M], caller: Caller | None) -> M:

@@ -84,9 +84,10 @@ class Read(NamedTuple):
 class _Count:
     """How often something was read."""
 
-    __slots__ = ("reads", "request_id", "rows")
+    __slots__ = ("read", "reads", "request_id", "rows")
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, read: Read, request_id: str) -> None:
+        self.read = read
         self.reads = 0
         self.rows = 0
         self.request_id = request_id
@@ -98,7 +99,7 @@ class ReadLog:
     def __init__(self, database: Database) -> None:
         """Take the database."""
         self._database = database
-        self._pending: dict[int, dict[Read, _Count]] = {}
+        self._pending: dict[int, dict[tuple[object, ...], _Count]] = {}
         self._entries = 0
         self._writing: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -133,7 +134,7 @@ class ReadLog:
         """Write what was noted until now; what cannot be written is kept."""
         pending, self._pending, self._entries = self._pending, {}, 0
         left = [
-            (ledger_id, list(counts.items())[first : first + MAX_ROWS])
+            (ledger_id, list(counts.values())[first : first + MAX_ROWS])
             for ledger_id, counts in pending.items()
             for first in range(0, len(counts), MAX_ROWS)
         ]
@@ -149,14 +150,17 @@ class ReadLog:
         finally:
             # Also what was cut off by the end of the process, to be counted as lost.
             for ledger_id, part in left:
-                for read, count in part:
-                    self._count(ledger_id, read, count.rows, count.request_id, count.reads)
+                for count in part:
+                    self._count(ledger_id, count.read, count.rows, count.request_id, count.reads)
 
     def _count(self, ledger_id: int, read: Read, rows: int, request_id: str, reads: int = 1) -> None:
         counts = self._pending.setdefault(ledger_id, {})
-        count = counts.get(read)
+        # By the numbers of ids: a UUID's own hash and comparison are computed in Python.
+        key_id, *more, code_id, creator_id, video_id = read
+        same = (key_id.int, *more, None if code_id is None else code_id.int, creator_id, video_id)
+        count = counts.get(same)
         if count is None:
-            count = counts[read] = _Count(request_id)
+            count = counts[same] = _Count(read, request_id)
             self._entries += 1
         count.reads += reads
         count.rows += rows
@@ -175,11 +179,11 @@ class ReadLog:
                 return
             await self.write()
 
-    async def _write_part(self, ledger_id: int, part: Sequence[tuple[Read, _Count]]) -> None:
+    async def _write_part(self, ledger_id: int, part: Sequence[_Count]) -> None:
         # The minute in which it is written: an entry is never added to long after it was made.
         minute = b"%d" % (time.time() // _MINUTE_S)
         # In one order everywhere, so that two processes never wait for each other's rows crosswise.
-        rows = sorted(((_group(minute, read), read, count) for read, count in part), key=itemgetter(0))
+        rows = sorted(((_group(minute, count.read), count.read, count) for count in part), key=itemgetter(0))
         columns = (
             Uuids([uuid7() for _ in rows]),
             Uuids([UUID(bytes=group) for group, _, _ in rows]),
