@@ -11,7 +11,7 @@ import pytest
 from infra.postgres.pool import LedgerConnection, session
 from infra.postgres.prepared_statement import Statement
 from infra.postgres.roles import API
-from projections.engine.array_columns import Byteas, Ints
+from projections.engine.array_columns import Array, Byteas, Ints, encoded
 from tests.infra.opened import Opened
 from tests.waiting import until
 
@@ -22,6 +22,10 @@ SLEEPING = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'S
 LARGE = [b"x" * 1_000_000] * 8
 
 
+def sent(*columns: Array) -> list[bytes]:
+    return [encoded(column) for column in columns]
+
+
 @pytest.fixture
 async def connection(opened: Opened) -> AsyncIterator[LedgerConnection]:
     async with await LedgerConnection.connect(**session(opened.database.dsn(API), API)) as connection:
@@ -30,23 +34,23 @@ async def connection(opened: Opened) -> AsyncIterator[LedgerConnection]:
 
 async def test_rows_come_back_as_values(connection: LedgerConnection) -> None:
     statement = Statement(connection, "sum", 2)
-    await statement.prepare(SUM, (Byteas, Ints))
-    assert await statement.call([Byteas([b"ab", None]), Ints([1, 2])]) == [(2, 3)]
-    assert await statement.call([Byteas([None]), Ints([None])]) == [(None, None)]
+    await statement.prepare(SUM, (Byteas.oid, Ints.oid))
+    assert await statement.call(sent(Byteas([b"ab", None]), Ints([1, 2]))) == [(2, 3)]
+    assert await statement.call(sent(Byteas([None]), Ints([None]))) == [(None, None)]
 
 
 async def test_what_no_socket_takes_at_once_arrives_whole(connection: LedgerConnection) -> None:
     statement = Statement(connection, "sum", 2)
-    await statement.prepare(SUM, (Byteas, Ints))
-    assert await statement.call([Byteas(LARGE), Ints([1] * 8)]) == [(8_000_000, 8)]
+    await statement.prepare(SUM, (Byteas.oid, Ints.oid))
+    assert await statement.call(sent(Byteas(LARGE), Ints([1] * 8))) == [(8_000_000, 8)]
 
 
 async def test_a_call_that_the_database_refuses_leaves_the_session_usable(connection: LedgerConnection) -> None:
     statement = Statement(connection, "by_zero", 1)
-    await statement.prepare(BY_ZERO, (Ints,))
+    await statement.prepare(BY_ZERO, (Ints.oid,))
     with pytest.raises(psycopg.errors.DivisionByZero):
-        await statement.call([Ints([0])])
-    assert await statement.call([Ints([1])]) == [(1,)]
+        await statement.call(sent(Ints([0])))
+    assert await statement.call(sent(Ints([1]))) == [(1,)]
     assert await (await connection.execute("SELECT 2")).fetchone() == (2,)
 
 
@@ -84,10 +88,10 @@ async def test_a_session_that_was_ended_is_known_to_be_closed(
     opened: Opened, connection: LedgerConnection, columns: list[Byteas | Ints]
 ) -> None:
     statement = Statement(connection, "sum", 2)
-    await statement.prepare(SUM, (Byteas, Ints))
+    await statement.prepare(SUM, (Byteas.oid, Ints.oid))
     pid = connection.info.backend_pid
     opened.sql("SELECT pg_terminate_backend(%s, 5000)", pid)
     until(lambda: not opened.sql("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid))
     with pytest.raises(psycopg.Error):
-        await statement.call(columns)
+        await statement.call(sent(*columns))
     assert connection.closed
