@@ -101,7 +101,7 @@ def test_a_file_of_ten_thousand_lines_comes_back_with_counts_and_its_wrong_lines
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", counts.text))
     assert "9,998 of 10,000 were authorized" in text
     assert "No 1 Lines with an error 1" in text
-    assert re.search(r"What is wrong 3 ", text)
+    assert re.search(r"What is wrong 4 ", text)
     assert answers.headers["content-disposition"] == 'attachment; filename="answers.csv"'
     assert len(answers.text.splitlines()) == 10_001
     assert nothing.status_code == 400
