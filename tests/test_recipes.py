@@ -41,6 +41,11 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             "a brand's key may ask about codes that were shared with it or that it redeemed",
         ),
         "api/catch_up.py": ({"CodeGenerated"}, "the video of a code is in its first event only"),
+        "api/console/code.py": ({"Revoked", "Superseded"}, "the page links an end of a code to the event that says so"),
+        "api/console/lifeline.py": (
+            {"Extended", "Shared", "Redeemed", "CampaignLaunched", "CampaignEnded", "Revoked"},
+            "the picture of a code's life has a lane for each of these",
+        ),
         "api/event_content.py": ({"Shared", "NoteAdded"}, "notes are sealed in two events"),
         "api/evidence_bundle.py": ({"CodeGenerated"}, "evidence of a no shows of every other code its video"),
         "api/evidence_plans.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
@@ -84,6 +89,10 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             _WHICH_AGGREGATE,
         ),
         "infra/jobs/erasure.py": ({"CreatorErased"}, "the job destroys the key after the event"),
+        "infra/jobs/derived_check.py": (
+            {"PermissionEnabled", "PermissionDisabled", "CodeGenerated", "AdvertiserNamed"},
+            "the claims that these events take are computed here again",
+        ),
         "infra/proof/bundle_check.py": ({"CodeGenerated", "AdvertiserNamed"}, _WHICH_AGGREGATE),
         "infra/proof/evidence_log.py": ({"CreatorErased"}, "SQL that finds which keys an erasure destroyed"),
         "infra/proof/log_check.py": ({"CreatorErased"}, "SQL that finds which keys an erasure destroyed"),
