@@ -110,7 +110,13 @@ _STREAMS: Final = (
 )
 
 # How many names the first event of a stream claims.
-_CLAIMED_BY: Final = {"PermissionEnabled": 1, "PermissionDisabled": 1, "AdvertiserNamed": 1, "CodeGenerated": 2}
+_CLAIMED_BY: Final = {
+    "PermissionEnabled": 1,
+    "PermissionDisabled": 1,
+    "AdvertiserNamed": 1,
+    "CodeGenerated": 2,
+    "VideoBound": 2,
+}
 
 log = logging.getLogger(__name__)
 
@@ -273,6 +279,10 @@ class DerivedCheck:
                 claims.append((row, "its creator", keys.claim("creator", row.creator_id)))
             elif row.type == "AdvertiserNamed":
                 claims.append((row, "its account", keys.claim("advertiser", orjson.loads(row.body)["advertiser_id"])))
+            elif row.type == "VideoBound":
+                claims.append(
+                    (row, "the binding of its video", keys.claim("binding", orjson.loads(row.body)["video_id"]))
+                )
             elif row.type == "CodeGenerated" and "secret" in fields:
                 claims.append((row, "its secret", keys.claim("secret", secret_name(fields["secret"]))))
         found += await self._claimed(connection, ledger, claims)

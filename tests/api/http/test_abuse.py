@@ -64,7 +64,7 @@ def test_a_refusal_is_told_with_who_why_and_from_where(world: World) -> None:
 def test_where_it_came_from_is_the_administrators_to_see_and_not_in_clear(world: World) -> None:
     auditor = world.as_role("auditor")
     auditor.headers["User-Agent"] = AGENT
-    refused(auditor.get("/v1/keys"))
+    refused(auditor.post("/v1/keys", json={"role": "auditor"}))
 
     (seen,) = refusals(world, auditor)
     assert (seen["refused"], seen["address"], seen["user_agent"], seen["path"]) == ("role_not_allowed", *[None] * 3)
@@ -84,20 +84,21 @@ def test_where_it_came_from_is_the_administrators_to_see_and_not_in_clear(world:
 def test_after_so_many_an_hour_a_keys_refusals_are_only_counted(world: World) -> None:
     auditor = world.as_role("auditor")
     for _ in range(RECORDED_PER_HOUR + 5):
-        refused(auditor.get("/v1/keys"))
+        refused(auditor.post("/v1/keys", json={"role": "auditor"}))
     # Twice as many, where the hour struck in between.
     assert RECORDED_PER_HOUR <= len(refusals(world)) <= RECORDED_PER_HOUR + 5
     assert counted(world) == {"role_not_allowed": RECORDED_PER_HOUR + 5}
 
 
 def test_another_ledgers_refusals_are_hidden(world: World) -> None:
-    refused(world.as_role("auditor").get("/v1/keys"))
+    refused(world.as_role("auditor").post("/v1/keys", json={"role": "auditor"}))
     assert refusals(world.another()) == []
 
 
 def test_who_it_comes_from_is_what_the_connection_says_and_not_a_header(world: World) -> None:
     auditor = world.as_role("auditor")
-    refused(auditor.get("/v1/keys", headers={"X-Forwarded-For": "203.0.113.7", "Forwarded": "for=203.0.113.7"}))
+    forwarded = {"X-Forwarded-For": "203.0.113.7", "Forwarded": "for=203.0.113.7"}
+    refused(auditor.post("/v1/keys", json={"role": "auditor"}, headers=forwarded))
     assert [access["address"] for access in refusals(world)] == ["127.0.0.1"]
 
 

@@ -53,9 +53,15 @@ async def tenant(opened: Opened) -> Tenant:
     now = datetime.now(UTC)
     campaign = replace(given.CAMPAIGN, starts_at=now + timedelta(days=1), ends_at=now + timedelta(days=9))
     for command in (
-        *(given.generate(), given.share(note="for spring"), given.redeem(), given.advertiser(), given.note()),
+        *(
+            given.generate(),
+            given.share(note="for spring"),
+            given.redeem(),
+            given.advertiser(),
+            given.note(),
+        ),
         *(given.launch(campaign), given.extend(days=60), given.end(), given.revoke()),
-        *(given.generate(given.OTHER_CODE, secret=given.OTHER_SECRET), given.permission(enabled=False)),
+        *(given.generate(given.OTHER_CODE, secret=given.OTHER_SECRET), given.permission(enabled=False), given.bind()),
     ):
         await opened.when(tenant, command)
     await opened.apply()
