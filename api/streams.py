@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 from functools import cached_property
+from http import HTTPStatus
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from uuid import UUID
@@ -64,6 +65,7 @@ from infra.eventstore.serialization import UnreadableEvent
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 
+    from starlette.requests import Request
     from starlette.types import Message, Receive, Scope, Send
 
     from api.event_content import KeyNames
@@ -104,6 +106,9 @@ ENDINGS: Final[dict[Ending, str]] = {
     "shutting_down": "The server is stopping. Reconnect with Last-Event-ID.",
     "unavailable": "The log cannot be read now. Reconnect with Last-Event-ID.",
 }
+PATH: Final = "/v1/events/stream"
+# Statuses after which the same request can succeed.
+_LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _OPEN: Final = Gauge("sparkledger_streams", "Open event streams.")
 _ENDED: Final = Counter("sparkledger_streams_ended", "Event streams ended by the server, by reason.", ["reason"])
 _SENT: Final = Counter("sparkledger_stream_events", "Events sent to event streams.")
@@ -219,7 +224,7 @@ class Stream(EventSourceResponse):
             await self._streams.admit(self)
         except (Problem, Unavailable) as full:
             _ENDED.labels("no_room").inc()
-            await _NoRoom(full.detail)(scope, receive, send)
+            await _EndedStream("no_room", full.detail)(scope, receive, send)
             return
         async with (
             self._streams.admitted(self),
@@ -359,16 +364,31 @@ def _in_chunks(events: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         size += len(event)
 
 
-class _NoRoom(Response):
+class _EndedStream(Response):
     """A stream that ends before it begins, and says when to come back."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, detail: str) -> None:
-        """Say why there is no room."""
-        reason = orjson.dumps({"code": "no_room", "detail": detail})
+    def __init__(self, code: Literal["no_room", "unavailable"], detail: str) -> None:
+        """Say why it ends."""
+        reason = orjson.dumps({"code": code, "detail": detail})
         content = b"retry: %d\n\nevent: end\ndata: %b\n\n" % (RETRY_AFTER_S * 1000, reason)
         super().__init__(content, headers={"Cache-Control": "no-store"})
+
+
+def ended_stream(request: Request, problem: Problem) -> Response | None:
+    """Return a stream that ends at once, if a browser asked for one and must come back later; else None.
+
+    A browser's EventSource reconnects after a stream that ended, and never after another status. It is recognised by
+    its stream token, because it cannot send a key.
+    """
+    if problem.status_code not in _LATER or request.url.path != PATH or "token" not in request.query_params:
+        return None
+    code: Literal["no_room", "unavailable"] = (
+        "no_room" if problem.status_code == HTTPStatus.TOO_MANY_REQUESTS else "unavailable"
+    )
+    _ENDED.labels(code).inc()
+    return _EndedStream(code, problem.detail)
 
 
 class Streams:
@@ -591,7 +611,7 @@ class Streams:
             return True
 
 
-@router.get("/v1/events/stream", status_code=200, response_class=Stream, operation_id="streamEvents")
+@router.get(PATH, status_code=200, response_class=Stream, operation_id="streamEvents")
 @Operation(trace="recorded", request_headers=("Last-Event-ID",), answer_headers=("Ledger-Position",), streams=True)
 async def stream_events(
     query: Annotated[StreamQuery, Query()],

@@ -148,6 +148,11 @@ _RAISED: Final = (
 )
 
 
+def _special_answer(request: Request, problem: Problem) -> Response | None:
+    """Return what a browser gets in place of a problem: a page, or a stream that ends at once; None for programs."""
+    return pages.problem_answer(request, problem) or streams.ended_stream(request, problem)
+
+
 class Application(FastAPI):
     """FastAPI's description of the routes; the only middleware is `RequestMiddleware`.
 
@@ -188,7 +193,7 @@ class Application(FastAPI):
             max_request_s=self._max_request_s,
             waiting=self._waiting,
             damaged=self._damaged,
-            page_for=pages.problem_answer,
+            page_for=_special_answer,
             refuses=_RAISED,
             refused=self._response,
         )
@@ -212,7 +217,7 @@ class Application(FastAPI):
         if problem.code == "method_not_allowed":
             methods = sorted(self._routes.methods(scope["path"]))
             problem = Problem(problem.code, headers={"Allow": ", ".join(methods)})
-        return pages.problem_answer(request, problem) or problem.response(scope["request_id"])
+        return _special_answer(request, problem) or problem.response(scope["request_id"])
 
 
 def create_app(

@@ -22,6 +22,8 @@ import api.event_content
 import api.http.transport
 import api.streams
 import infra.eventstore.live_subscription
+from infra.auth.stream_tokens import StreamTokens
+from infra.errors import Unavailable
 from tests.api.streaming import Frame, following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
 from tests.waiting import until
@@ -687,6 +689,23 @@ def test_a_token_shows_what_its_key_can_read_alone_and_not_the_key(world: World)
     world.permit()
     with following(browser(world), token=token, after=0) as stream:
         assert [event["creator_id"] for event in stream.take(1)] == [OWN_CREATOR]
+
+
+def test_a_browser_comes_back_after_the_database_was_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = token_of(world.client)
+
+    async def away(*_: object) -> None:
+        raise Unavailable("The database cannot be reached.")
+
+    with monkeypatch.context() as while_away:
+        while_away.setattr(StreamTokens, "open", away)
+        answer = browser(world).get("/v1/events/stream", params={"token": token})
+    # An EventSource takes another status as final.
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+    reason = '{"code":"unavailable","detail":"The database cannot be reached."}'
+    assert answer.text == f"retry: {api.streams.RETRY_AFTER_S * 1000}\n\nevent: end\ndata: {reason}\n\n"
+    with following(browser(world), token=token):
+        pass
 
 
 @pytest.mark.parametrize("token", ["", "x", "slt_x", "slt_" + "A" * 200])
