@@ -61,6 +61,8 @@ class Statement:
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
         def done(rows: list[Any], error: Exception | None) -> None:
+            if answer.done():  # it was cancelled in the same turn of the loop in which the result came
+                return
             if error is not None:
                 answer.set_exception(error)
             else:

@@ -213,6 +213,10 @@ ASKED: dict[str, list[Ask]] = {
         lambda client, of: client.post(f"/v1/keys/{of.key_id}/rotation", json={"overlap_seconds": 0})
     ],
     "DELETE /v1/keys/{key_id}": [lambda client, of: client.delete(f"/v1/keys/{of.key_id}")],
+    "POST /v1/evidence": [
+        lambda client, of: client.post("/v1/evidence", json={"kind": "code", "code_id": of.code_id}),
+        lambda client, of: client.post("/v1/evidence", json={"kind": "creator", "creator_id": of.creator_id}),
+    ],
     "POST /v1/webhooks": [
         lambda client, of: client.post(
             "/v1/webhooks", json={"url": "https://receiver.example/", "creator_ids": [of.creator_id]}

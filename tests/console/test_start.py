@@ -26,10 +26,10 @@ SUBJECTS: dict[str, dict[str, list[str]]] = {
 }
 
 
-def key_of(server: Server, role: str) -> str:
+def key_of(server: Server, role: str, name: str = "A person") -> str:
     """Return a fresh key of a role, for the subjects of the seeded ledger."""
     with server.client() as client:
-        made = client.post("/v1/keys", json={"role": role, "name": f"A {role}", "subjects": SUBJECTS[role]})
+        made = client.post("/v1/keys", json={"role": role, "name": name, "subjects": SUBJECTS[role]})
         return str(told(made, 201)["key"])
 
 
@@ -103,16 +103,15 @@ def _rows(client: httpx.Client, address: str) -> int:
 
 
 def test_opening_it_is_one_entry_for_each_list(seeded_ledger: Server) -> None:
-    key = key_of(seeded_ledger, "auditor")
+    key = key_of(seeded_ledger, "auditor", "Counted")
     with visitor(seeded_ledger, key) as client:
         for _ in range(5):
             assert client.get("/").status_code == 200
     seeded_ledger.serving.call(seeded_ledger.serving.api.reads.write())
     with seeded_ledger.client() as administrator:
         accesses = told(administrator.get("/v1/accesses", params={"limit": 50}), 200)["accesses"]
-    ours = [one for one in accesses if one["actor"]["key_name"] == "A auditor" and one["route"].startswith("GET /v1/")]
-    latest = ours[0]["actor"]["key_id"]
-    reads = [(one["route"], str(one["query"])) for one in ours if one["actor"]["key_id"] == latest]
+    ours = [one for one in accesses if one["actor"]["key_name"] == "Counted" and one["route"].startswith("GET /v1/")]
+    reads = [(one["route"], str(one["query"])) for one in ours]
     # Two minutes, where one ended meanwhile.
     assert len(set(reads)) == 5
     assert len(reads) <= 10

@@ -23,7 +23,7 @@ class Queries:
         read, streams = Database.read, opened.events.streams
 
         async def counted(database: Database, *args: Any) -> Any:
-            self.all += 1
+            self.all += database is opened.api.database
             return await read(database, *args)
 
         async def counted_streams(*args: Any) -> Any:

@@ -69,7 +69,6 @@ async def test_a_change_of_any_column_is_found_with_its_position_and_the_column(
         running.seal_and_look()
         assert found(opened) == []
         for column, type_ in opened.sql(COLUMNS):
-            opened.sql("ALTER TABLE events DROP CONSTRAINT IF EXISTS events_check")
             opened.sql(f"UPDATE events SET {column} = {CHANGES[type_].format(column)} WHERE position = 2")
             running.minute()
             named[column] = found(opened)
@@ -169,7 +168,6 @@ async def test_changed_rows_and_tiles_are_found_at_their_position_within_the_nex
         running.seal_and_look()
         assert found(opened) == []
         opened.sql("ALTER TABLE events DISABLE TRIGGER ALL")
-        opened.sql("ALTER TABLE events DROP CONSTRAINT events_position_check")
         execute(opened, statements)
         running.minute()
         assert expected in found(opened)
