@@ -290,5 +290,5 @@ async def _by_words(
             within = replace(within, high=last, at_least=min(within.at_least, last - 1))
         else:
             within = replace(within, low=last)
-        # Whoever else waits for this process comes first.
+        # Others that wait for this process come first.
         await asyncio.sleep(0)

@@ -90,7 +90,7 @@ async def make_evidence(
 def machine_viewer(
     ledger_id: int, events: EventReader, views: ViewReader, keys: LedgerKeys, source: EvidenceLog
 ) -> Viewer:
-    """Return the command line as a viewer: whoever runs it can read the database."""
+    """Return the command line as a viewer: its user can read the database."""
 
     def anything(_: object) -> None:
         """Refuse nothing."""

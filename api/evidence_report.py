@@ -119,8 +119,8 @@ def report_page(
     more = certified.count - len(events)
     further = f"<p>{more:,} more events are shown in the files of this bundle.</p>" if more > 0 else ""
     hidden = (
-        f"<p>Of {withheld:,} events the bundle shows type and times, and not what they say: whoever it was made for "
-        "may not read it, or it does not bear on the matter. None of them is left out.</p>"
+        f"<p>Of {withheld:,} events the bundle shows type and times, and not what they say: the key that it was made "
+        "for may not read it, or it does not bear on the matter. None of them is left out.</p>"
         if withheld
         else ""
     )

@@ -233,6 +233,6 @@ def _sending(body: bytes, then: Receive | None = None) -> Receive:
         if then is not None:
             return await then()
         await asyncio.Event().wait()
-        raise AssertionError  # nobody sets it: whoever waits is cancelled
+        raise AssertionError  # nobody sets it: the waiting task is cancelled
 
     return receive

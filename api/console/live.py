@@ -1,7 +1,7 @@
 """What keeps an open page current: how many events are new, and that the session has ended.
 
 It tells positions and nothing of events, so it is no read, and a page that stays open all day adds nothing to the
-access log. Whoever wants to see what is new clicks.
+access log. A person who wants to see what is new clicks.
 """
 
 from __future__ import annotations

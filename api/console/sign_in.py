@@ -34,8 +34,8 @@ MAX_KEY_CHARACTERS: Final = 512
 
 _EMPTY: Final = "Paste the key that you were given."
 _WRONG: Final = (
-    "This key opens nothing here. It may be mistyped, revoked or expired, or belong to another server. Ask whoever "
-    "gave it to you."
+    "This key opens nothing here. It may be mistyped, revoked or expired, or belong to another server. Ask the "
+    "person who gave it to you."
 )
 _SUBSCRIBER: Final = (
     "This is the key of a program that subscribes to events. It reads the stream and nothing else, so there is nothing "

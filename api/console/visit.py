@@ -108,7 +108,7 @@ class Visit:
 
 
 def frame_of(visit: Visit | None, request: Request | None = None) -> dict[str, Any]:
-    """Return what the frame of a page shows; for whoever is not signed in, next to nothing."""
+    """Return what the frame of a page shows; for somebody who is not signed in, next to nothing."""
     request = visit.request if visit is not None else request
     assert request is not None  # noqa: S101 - a page is always asked for
     pages = request.app.state.console.pages

@@ -188,7 +188,7 @@ async def admit(request: Request, allowed: Allowed) -> Caller:
     key = None if presented is None else await services.authenticator.authenticate(presented, services.now())
     if key is None or presented is None:
         raise unauthenticated()
-    # For whoever tells of a refusal: from here on it is known who is refused.
+    # For the record of a refusal: from here on it is known who is refused.
     request.scope["key"] = key
     exchange: Exchange = request.scope["exchange"]
     history = await services.histories.of(key.ledger_id)

@@ -44,7 +44,7 @@ class Services:
 
     Attributes:
         now: the clock, aware and in UTC.
-        on_keys_changed: what is called when keys have changed; whoever remembers anything of them adds itself.
+        on_keys_changed: what is called when keys have changed; what remembers anything of them adds itself.
 
     """
 

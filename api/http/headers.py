@@ -129,7 +129,7 @@ def media_type(request: Request) -> str | None:
 
 
 def path_id(text: str) -> str:
-    """Return an id that stands in the path, chosen by whoever calls us."""
+    """Return an id that stands in the path, chosen by the client."""
     if re.fullmatch(ID_PATTERN, text) is None:
         raise Problem("malformed_path")
     return text

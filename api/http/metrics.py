@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from api.http.dependencies import Services, SharedPlaces
     from api.http.places import PlaceFigures
 
-# A database that is away must not keep whoever asks from this process's own figures.
+# A database that is away must not keep anybody from this process's own figures.
 WAIT_S: Final = 1.0
 # Of each kind of place. There may be any number of ledgers.
 LEDGERS_SHOWN: Final = 10

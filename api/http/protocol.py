@@ -168,7 +168,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # For streams whose client takes nothing any more: closing would wait until it has taken what is buffered.
         self._extensions = {_CONNECTION: transport}
         super().connection_made(transport)
-        # Whoever asks for a WebSocket is answered as if they had not: nothing here speaks it.
+        # A request for a WebSocket is answered as if it were none, because nothing here speaks it.
         self.ws_protocol_class = None
         self.logger = _Quiet(self.logger)  # type: ignore[assignment] # it has all that is used of a logger
         crowded = self._counted()
@@ -226,7 +226,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting, and tell whoever answers."""
+        """Stop waiting, and notify what answers."""
         if self.address is not None:
             self._of_addresses[self.address] -= 1
             if not self._of_addresses[self.address]:
@@ -258,7 +258,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Begin to count anew."""
+        """Begin to count again."""
         self._beside = 0
         super().on_message_complete()
 

@@ -1,6 +1,6 @@
 """Receipts: a command that was sent with `?wait=checkpoint` waits for the signed log, and its answer carries the proof.
 
-Whoever keeps a receipt refutes every later log that lacks the event. A command without `wait` costs nothing here, and
+A receipt refutes every later log that lacks the event. A command without `wait` costs nothing here, and
 none fails because of the wait: it is recorded by then, and its answer says that the receipt is pending.
 """
 

@@ -37,7 +37,7 @@ BACKLOG: Final = 2048
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with the signals left to whoever runs it."""
+    """uvicorn's server, with the signals left to its caller."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -25,7 +25,7 @@ class SingleFlight(Generic[T]):
         self._until = -math.inf
 
     async def __call__(self) -> T:
-        """Return the answer, or raise what looking it up raised; whoever leaves keeps nobody from it."""
+        """Return the answer, or raise what looking it up raised; a caller that leaves keeps nobody from it."""
         if self._answer is None or (self._answer.done() and time.monotonic() >= self._until):
             self._answer = asyncio.create_task(self._looked_up(), name="look-up for all who ask")
         return await asyncio.shield(self._answer)

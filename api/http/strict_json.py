@@ -1,4 +1,4 @@
-"""JSON in which an object names a field twice: whoever looked at it before us may have believed the other one."""
+"""JSON in which an object names a field twice: what read it before us may have taken the other value."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A transport that sends what is written in one turn of the event loop at once.
 
 uvicorn writes the head of an answer and then its body, each of which uvloop hands to the system in a call of its own.
-Both together take one call here, and one wake-up at whoever reads them.
+Both together take one call here, and one wake-up of their reader.
 
 Anyone who takes nothing of what waits for them is dropped: to close would wait for them, too, and keep it in memory.
 What waits for all of them together is limited: beyond that, who has waited longest is dropped, of the ledger for which
@@ -131,7 +131,7 @@ class Gathering(asyncio.Transport):
         return self._transport.get_extra_info(name, default)
 
     def get_write_buffer_size(self) -> int:
-        """Return how many bytes wait for whoever reads them."""
+        """Return how many bytes wait for their reader."""
         return self._transport.get_write_buffer_size() + sum(map(len, self._written))
 
     def outstanding(self) -> int:
