@@ -57,14 +57,14 @@ def test_its_address_gives_the_same_answer_after_later_events(own_windows: Windo
 
 
 def test_it_is_recorded_once(seeded_ledger: Server) -> None:
-    key = key_of(seeded_ledger, "operator")
+    key = key_of(seeded_ledger, "operator", "One who asks")
     with visitor(seeded_ledger, key) as client:
         answer = client.get(f"/question?video_id={VIDEO}&advertiser_id={ACCOUNT}", follow_redirects=True)
     assert "Yes, it was authorized" in answer.text
     with seeded_ledger.client() as administrator:
         asked = {"route": "GET /v1/authorizations", "limit": "100"}
         accesses = told(administrator.get("/v1/accesses", params=asked), 200)["accesses"]
-    assert len([one for one in accesses if one["actor"]["key_name"] == "A operator"]) == 1
+    assert len([one for one in accesses if one["actor"]["key_name"] == "One who asks"]) == 1
 
 
 def test_a_question_that_cannot_be_asked_says_what_is_wrong_at_its_field(windows: Windows) -> None:

@@ -136,7 +136,11 @@ class WebhookWorker:
             self._resolver.close()
 
     async def _serve(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        task = asyncio.current_task()
         while True:
+            # A cancellation can be lost where an error of the database takes its place, and that is only logged.
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
             # First of all: what a sender wrote when it ended, such as a disabled webhook, must be read below.
             await self._reap(connection)
             # On the connection that holds the locks: its answer shows that they are still held.
