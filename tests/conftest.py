@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import itertools
 import shutil
 import uuid
@@ -63,8 +64,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Run one process more than there are cores, since tests wait a good part of their time; each has its servers."""
-    return min((psutil.cpu_count() or 1) + 1, 5)
+    """Run one process more than there are cores, since tests wait a good part of their time; each has its servers.
+
+    Continuous integration runs as many as there are cores: that takes longer, and nothing waits for a core until it is
+    late.
+    """
+    cores = psutil.cpu_count() or 1
+    return min(cores if os.environ.get("CI") else cores + 1, 5)
 
 
 def pytest_configure() -> None:
