@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import os
 import itertools
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
