@@ -23,7 +23,7 @@ CHANNEL: Final = "sparkledger_events"
 RETRY_S: Final = 1.0
 # The shortest time between two NOTIFY statements. Each is a transaction of its own: one for every command would cost as
 # much as the commands.
-NOTIFY_EVERY_S: Final = 0.025
+NOTIFY_EVERY_S: Final = 0.01
 
 log = logging.getLogger(__name__)
 
