@@ -29,6 +29,7 @@ from infra.views.progress_display import Lines, line
 from projections import VIEWS, codes, event_index
 from projections.engine.projector import PoisonEvent
 from projections.engine.rebuild import RebuildProgress
+from projections.engine.shared_reader import SharedLog
 from projections.engine.view import SHADOW_SUFFIX
 from tests.bench.lives import fill
 from tests.conftest import TestDatabase
@@ -138,7 +139,9 @@ def test_a_rebuild_that_is_killed_resumes(filled: Filled) -> None:
     ]
 
 
-def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled) -> None:
+def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    # However busy the machine is: after a quarter of a second, the others would go on, and a late view read again.
+    monkeypatch.setattr(SharedLog.__init__, "__kwdefaults__", {"patience_s": 60.0})
     told: list[RebuildProgress] = []
     asyncio.run(commands.rebuild(filled.database.dsn(), [view.name for view in VIEWS], lambda p, _: told.append(p)))
     assert {filled.position(view.name) for view in VIEWS} == {EVENTS}
@@ -147,8 +150,7 @@ def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled) -> No
     }
     reads = "SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'events'"
     until(lambda: filled.sql(reads)[0][0] >= EVENTS)
-    # A view that is begun late on a busy machine may read some again.
-    assert filled.sql(reads)[0][0] < len(VIEWS) // 2 * EVENTS, "and not once for each view"
+    assert filled.sql(reads)[0][0] < 2 * EVENTS, "and not once for each view"
 
 
 def test_a_view_that_cannot_be_rebuilt_keeps_no_other_from_it(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
