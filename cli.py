@@ -109,6 +109,7 @@ def main() -> None:
     from infra.errors import KeyNotRotatable, Unavailable
     from infra.postgres.embedded.cluster import PostgresError
     from infra.postgres.migrate import MigrationError
+    from infra.postgres.server_check import UnsuitableServer
     from infra.process_limits import forbid_core_dumps
     from infra.processes.supervisor import SupervisorError
     from projections.engine.projector import PoisonEvent
@@ -118,7 +119,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (
-        *(SettingsError, PostgresError, SupervisorError, MigrationError, MasterKeyError),
+        *(SettingsError, PostgresError, SupervisorError, MigrationError, UnsuitableServer, MasterKeyError),
         *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused, RebuildInProgress, PoisonEvent),
     ) as error:
         _fail(str(error) or str(error.__doc__))
@@ -306,9 +307,11 @@ def _work_together(place: Place, master_key: KeyProvider, parts: frozenset[str])
     from infra.crypto.rotation import require_master_keys
     from infra.postgres.migrate import require_migrated
     from infra.postgres.roles import WORKER
+    from infra.postgres.server_check import require_suitable_server
     from infra.processes.supervisor import Supervisor, announce_ready
 
     # Here, so that what is wrong is said once.
+    require_suitable_server(place.worker, WORKER)
     require_migrated(place.worker)
     require_master_keys(place.worker, WORKER, master_key)
     workers = _workers(parts)
@@ -322,6 +325,8 @@ def _work_together(place: Place, master_key: KeyProvider, parts: frozenset[str])
 def _seal() -> None:
     """Run the sealer, which is a process of its own: nothing else has the signing keys, or its memory."""
     from infra.postgres.migrate import require_migrated
+    from infra.postgres.roles import WORKER
+    from infra.postgres.server_check import require_suitable_server
     from infra.processes.background import run_beside
     from infra.processes.logs import configure_logs
     from infra.processes.supervisor import announce_ready, die_with_parent, exit_on_signals
@@ -336,6 +341,7 @@ def _seal() -> None:
     configure_logs()
     # A signal that asks for the end is obeyed at any point, and is no failure.
     with database(settings) as place, exit_on_signals(), contextlib.suppress(KeyboardInterrupt, SystemExit):
+        require_suitable_server(place.worker, WORKER)
         require_migrated(place.worker)
         chosen = SealerSettings(signing_dir, settings.log_name, frozenset(settings.public_logs))
         asked_all = threading.Event()

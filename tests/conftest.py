@@ -21,6 +21,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped] 
 
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
+from infra.postgres.server_check import MAY_LOSE_DATA
 from tests.places import directory
 
 if TYPE_CHECKING:
@@ -42,7 +43,14 @@ TOGETHER = {
 }
 LONGEST = "tests/api/http/test_openapi.py::test_schemathesis_finds_nothing"
 # Nothing is asked of the disk, and the log stays small, since it may be kept in memory.
-FORGETFUL = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "128MB", "max_connections": "200"}
+FORGETFUL = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_wal_size": "128MB",
+    "max_connections": "200",
+    # Otherwise no process would start on it.
+    MAY_LOSE_DATA: "on",
+}
 TESTS_OF_A_SERVER = 100
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from api.demo import run_demo
 from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.server_check import MAY_LOSE_DATA
 from tests.infra.delivery.kafka.broker import Broker
 from tests.infra.delivery.kafka.fixtures import kafka
 from tests.infra.delivery.kafka.publishing import events, once_and_in_order
@@ -106,7 +107,7 @@ class Stack:
 @pytest.fixture(name="server")
 def own_server() -> Iterator[EmbeddedPostgres]:
     place = directory("compose")
-    with EmbeddedPostgres(place, {"fsync": "off"}) as running:
+    with EmbeddedPostgres(place, {"fsync": "off", MAY_LOSE_DATA: "on"}) as running:
         yield running
     shutil.rmtree(place)
 

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from infra.delivery.kafka.publication_status import DestinationLag, destination_lags
 from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.delivery_store import WebhookLag, webhook_lags
+from infra.eventstore.histories import stopped_ledgers
 from infra.jobs.expiry_figures import Figures, read_figures
 from infra.proof.sealing_status import SealingFigures, sealing_figures
 from infra.views.status import ViewStatus, status_in_all_ledgers
@@ -68,6 +69,21 @@ class _OfExpiry(Collector):
             "sparkledger_expiry_late_seconds",
             "How long the oldest unrecorded expiry or reminder has been due. 0 if none is due.",
             known.late_s(self._now),
+        )
+
+
+class _OfLedgers(Collector):
+    """How many ledgers take no commands."""
+
+    def __init__(self, stopped: int) -> None:
+        self._stopped = stopped
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the figure."""
+        yield GaugeMetricFamily(
+            "sparkledger_ledgers_stopped",
+            "Ledgers that take no commands, because they may have lost events.",
+            self._stopped,
         )
 
 
@@ -256,10 +272,12 @@ async def _worker_metrics(services: Services) -> CollectorRegistry:
             published = await destination_lags(services.database)
             webhooks = await webhook_lags(services.database)
             sealing = await sealing_figures(services.database)
+            stopped, _ = await stopped_ledgers(services.database)
     except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong
         log.debug("The worker's metrics cannot be read: %s", error)
         return registry
     registry.register(_OfExpiry(figures, services.now()))
+    registry.register(_OfLedgers(stopped))
     registry.register(_OfViews(statuses))
     registry.register(_OfLogs(sealing, services.now()))
     if published:

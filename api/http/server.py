@@ -20,6 +20,7 @@ from infra.crypto.rotation import require_master_keys
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.migrate import require_migrated
 from infra.postgres.roles import API
+from infra.postgres.server_check import require_suitable_server
 from infra.process_limits import raise_file_limit, tune_garbage_collector
 from infra.runtime import runtime
 
@@ -57,11 +58,13 @@ def run(
         started: told the URL once requests are answered.
 
     Raises:
+        UnsuitableServer: the database server would lose or mix up what is recorded.
         MigrationError: the database lacks a migration.
         MasterKeyError: a master key that keys are wrapped with was not given.
         LookupError: the address cannot be listened on.
 
     """
+    require_suitable_server(conninfo, API)
     require_migrated(conninfo)
     require_master_keys(conninfo, API, master_key)
     with contextlib.ExitStack() as opened:

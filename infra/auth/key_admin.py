@@ -44,7 +44,8 @@ _OF_HASH: Final = f"""
 _WORKS: Final = """
     SELECT (h.ends_at IS NULL OR h.ends_at > now())
            AND k.revoked_at IS NULL
-           AND (k.expires_at IS NULL OR k.expires_at > now())
+           AND (k.expires_at IS NULL OR k.expires_at > now()),
+           confirm_commits()
     FROM api_key_hashes h
     JOIN api_keys k ON k.key_id = h.key_id
     WHERE h.hash = %s
@@ -112,7 +113,7 @@ _OVERLAP: Final = """
 
 _REVOKE: Final = "SELECT revoke_key(%s, %s, %s, %s)"
 
-_EXISTS: Final = "SELECT 1 FROM api_keys WHERE ledger_id = %s AND key_id = %s"
+_EXISTS: Final = "SELECT confirm_commits() FROM api_keys WHERE ledger_id = %s AND key_id = %s"
 
 _LOCK_VALID: Final = "SELECT hold_key(%s, %s)"
 
@@ -291,7 +292,7 @@ class KeyAdmin:
             row = await (await connection.execute(_WORKS, (hashed,))).fetchone()
             return None if row is None else bool(row[0])
 
-        return await self._database.read(None, query)
+        return await self._database.look_up(None, query)
 
     async def first_key(self, ledger_id: int, name: str) -> UUID | None:
         """Return the oldest valid key of an administrator that was made on this machine under a name, if any."""

@@ -198,6 +198,8 @@ async def change_epoch(conninfo: str, key_provider: KeyProvider) -> bool:
         await _seal_in(connection, key_provider.epochs, present)
         if await _is_true(connection, _BEHIND, STANDBY_S):
             return False
+        # What was sealed again may be the work of a process that has died, and be on no standby yet.
+        await connection.confirm()
         ended = [row[0] for row in await (await connection.execute(_ENDED_EPOCHS)).fetchall()]
         for epoch_id in ended:
             key_provider.epochs.destroy(epoch_id)

@@ -46,6 +46,10 @@ class AppendStatement:
         self._types = await row_types(self._connection)
         await self._statement.prepare(TEXT, self._types.parameters)
 
+    def give_up(self, after_s: float) -> None:
+        """Close the session if a batch has had no answer for so long."""
+        self._statement.give_up(after_s)
+
     async def call(self, batch: Sequence[Append], tokens: SessionTokens) -> list[Outcome]:
         """Append a batch, and return the outcomes, in the order of the batch.
 

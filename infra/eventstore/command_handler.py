@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, cast
@@ -23,6 +24,7 @@ from domain.values import When
 from infra.crypto.envelope import associated_data
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
 from infra.eventstore.append import Append, Appended, ConcurrencyConflict, EventRow, Mismatch, Replayed
+from infra.eventstore.reader import EventAt
 from infra.eventstore.repository import AnyAggregate, Loaded, Repository, replayed
 from infra.eventstore.serialization import event_type, split_sealed
 from infra.ids import uuid7
@@ -146,7 +148,7 @@ class CommandHandler:
         finally:
             self._running.discard(running)
 
-    async def _handle(  # noqa: C901, PLR0912 - the loop is one piece, to be read from top to bottom
+    async def _handle(  # noqa: C901, PLR0912, PLR0915 - the loop is one piece, to be read from top to bottom
         self,
         metadata: CommandMetadata,
         decide: Callable[[Ledger, When], Awaitable[Decision[A] | None]],
@@ -190,7 +192,10 @@ class CommandHandler:
                 if decision is None:
                     return CommandResult(None, 0, when.now, 0, replayed=False, creator_stream=None)
                 if not events:
-                    return _unchanged(repository, when, decision)
+                    if await self._is_recorded(ledger_id, repository, decision.aggregate.id):
+                        return _unchanged(repository, when, decision)
+                    allow_stale, retries = False, retries + 1  # a failover has lost what was read
+                    continue
 
                 # Append. A refusal is recorded without the idempotency key: the same request may succeed later.
                 once = None if refusal is not None else idempotency
@@ -244,6 +249,7 @@ class CommandHandler:
         repository = await self._aggregates.repository(metadata.ledger_id)
         await repository.prefetch(list(decides))
         results: dict[UUID, CommandResult[A] | Exception] = {}
+        unchanged: dict[UUID, CommandResult[A]] = {}
         pending: list[tuple[UUID, Decision[A], Sequence[Event], Append]] = []
         for stream_id in repository.loaded:
             now = self.now()
@@ -257,7 +263,11 @@ class CommandHandler:
                 append = await self._append(metadata, uuid7(), None, when, repository, decision, events)
                 pending.append((stream_id, decision, events, append))
             elif decision.refusal is None:
-                results[stream_id] = _unchanged(repository, when, decision)
+                unchanged[stream_id] = _unchanged(repository, when, decision)
+        recorded = await asyncio.gather(
+            *(self._is_recorded(metadata.ledger_id, repository, stream_id) for stream_id in unchanged)
+        )
+        results.update(itertools.compress(unchanged.items(), recorded))
         outcomes = await asyncio.gather(
             *(self._writer.append(append) for *_, append in pending), return_exceptions=True
         )
@@ -383,6 +393,14 @@ class CommandHandler:
         if isinstance(outcome, Mismatch):
             raise IdempotencyMismatch
         raise KeyNoLongerValid
+
+    async def _is_recorded(self, ledger_id: int, repository: Repository, stream_id: UUID) -> bool:
+        """Tell whether no failover can lose the newest event of an aggregate that was read.
+
+        To answer that a command changes nothing is to answer that what it asks for is recorded.
+        """
+        event_ids = repository.loaded[stream_id].event_ids
+        return bool(await self._events.recorded(ledger_id, EventAt(stream_id, len(event_ids), event_ids[-1])))
 
     async def _first_result(self, metadata: CommandMetadata, idempotency: bytes) -> CommandResult[Any] | None:
         known = await self._events.command(metadata.ledger_id, idempotency)

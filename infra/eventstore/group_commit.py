@@ -2,7 +2,8 @@
 
 No timer makes a batch: a batch is what arrived while the last one committed. Each append gets an outcome of its own; a
 refusal, a replay or a faulty row of one does not affect the others. If the connection is lost during a commit, the
-writer finds out what was committed: it ends the old session first, then looks for the events of each append.
+writer finds out what was committed: it ends the old session first, then looks for the events of each append, and waits
+until a failover cannot lose what it found.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ RESOLVE_WITHIN_S: Final = 15
 RECONNECT_EVERY_S: Final = 0.2
 # How long a new session may take until it can append; the server's own limits only begin with the session.
 SESSION_WITHIN_S: Final = 15
+# How long a batch may take. The server itself limits a statement to 10 seconds, but not the wait for its standby, and
+# one that is frozen limits nothing. Together with the look-up it is less than a request has.
+ANSWER_WITHIN_S: Final = 12
+WATCH_EVERY_S: Final = 0.5
 # How often an append is sent again after its connection was lost: it may itself be the cause.
 MAX_SENT: Final = 3
 # After so many ledgers in a row for which the database is short of something, the rest of the batch is given up.
@@ -54,10 +59,20 @@ IN_DOUBT: Final = (
     "was recorded. Send it again with the same Idempotency-Key: it is recorded only once."
 )
 
+NO_ANSWER: Final = "the server has not answered in time"
+
 # `append` was replaced while a session had it prepared.
 _OUTDATED: Final = (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName)
 
 log = logging.getLogger(__name__)
+
+
+class _Unconfirmed(Exception):
+    """The server has warned of something with a batch: its commit may not have waited for its standby."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        super().__init__("the wait for the standby was cancelled")
+        self.outcomes = outcomes
 
 
 class GroupCommitWriter:
@@ -73,6 +88,7 @@ class GroupCommitWriter:
         on_commit: Callable[[], None] = lambda: None,
         on_session: Callable[[int], None] = lambda _: None,
         damage: Damage | None = None,
+        answer_within_s: float = ANSWER_WITHIN_S,
         resolve_within_s: float = RESOLVE_WITHIN_S,
     ) -> None:
         """Prepare; `start` starts it.
@@ -86,6 +102,7 @@ class GroupCommitWriter:
             on_session: called with the number of each new session. After a failover the log may have lost its end, so
                 caches of the log must be dropped.
             damage: notes what the database finds damaged.
+            answer_within_s: how long a batch may take, in seconds, before its session is given up as lost.
             resolve_within_s: how long the events of a lost commit are looked for, in seconds.
 
         """
@@ -99,6 +116,7 @@ class GroupCommitWriter:
         # The number of the session. A decision on what was cached during another session is made again.
         self._sessions = 0
         self._warned_at = -math.inf
+        self._answer_within_s = answer_within_s
         self._resolve_within_s = resolve_within_s
         self._waiting: deque[Append] = deque()
         self._wake = asyncio.Event()
@@ -106,6 +124,7 @@ class GroupCommitWriter:
         self._statement: AppendStatement | None = None
         self._backend: Backend | None = None
         self._task: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._stopping = False
         # Whether a batch is under way, or the task is at work: then what arrives waits.
         self._busy = True
@@ -118,6 +137,7 @@ class GroupCommitWriter:
     def start(self) -> None:
         """Start to write."""
         self._task = asyncio.create_task(self._run(), name="writer")
+        self._watching = asyncio.create_task(self._watch(), name="watch of the writer")
 
     async def stop(self) -> None:
         """Stop after the batch that is being committed; appends that still wait are refused as unavailable."""
@@ -125,6 +145,8 @@ class GroupCommitWriter:
         self._wake.set()
         if self._task is not None:
             await self._task
+        if self._watching is not None:
+            self._watching.cancel()
         while self._waiting:
             _resolve(self._waiting.popleft(), Unavailable(STOPPING))
         if self._connection is not None:
@@ -196,6 +218,8 @@ class GroupCommitWriter:
     def _landed(self, outcomes: list[Outcome], error: Exception | None) -> None:
         """Answer a batch that was sent without the task, and send the next one; or leave it to the task."""
         batch, self._sent = self._sent or [], None
+        if error is None:
+            error = self._unconfirmed(outcomes)
         if error is not None:
             self._failed = (batch, error)
             self._wake.set()
@@ -209,6 +233,22 @@ class GroupCommitWriter:
             self._wake.set()
         else:
             self._send()
+
+    def _unconfirmed(self, outcomes: list[Outcome]) -> _Unconfirmed | None:
+        """Return the error for a batch whose commit may not have waited for its standby; None if it has."""
+        connection = self._connection
+        return _Unconfirmed(outcomes) if connection is not None and connection.unconfirmed else None
+
+    async def _confirmed(self) -> bool:
+        """Tell whether a standby has what was committed; otherwise the session is closed."""
+        assert self._connection is not None  # noqa: S101 - something was committed on it
+        try:
+            async with asyncio.timeout(self._resolve_within_s):
+                await self._connection.confirm()
+        except (psycopg.Error, TimeoutError):
+            await self._connection.close()
+            return False
+        return True
 
     def _answer(self, batch: list[Append], outcomes: list[Outcome]) -> None:
         """Resolve a batch with what became of it."""
@@ -239,6 +279,13 @@ class GroupCommitWriter:
                 self._send()
             await self._wake.wait()
             self._wake.clear()
+
+    async def _watch(self) -> None:
+        """Give a session up that does not answer. One task looks at all batches, so that none needs a timer."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            if self._statement is not None:
+                self._statement.give_up(self._answer_within_s)
 
     async def _defended(self, batch: list[Append], work: Awaitable[None]) -> None:
         """Answer a batch with an error if there is a defect in the writer itself, which goes on."""
@@ -324,6 +371,9 @@ class GroupCommitWriter:
         try:
             batch = await self._of_whole_logs(connection, batch)
             outcomes = await statement.call(batch, self._tokens) if batch else []
+            unconfirmed = self._unconfirmed(outcomes)
+            if unconfirmed is not None:
+                raise unconfirmed  # noqa: TRY301 - what follows is the same as for an error of the database
         except Exception as error:  # noqa: BLE001 - also rows that cannot be encoded: the writer must survive every append
             return await self._excused(batch, error, prepared_again=prepared_again)
         self._answer(batch, outcomes)
@@ -341,9 +391,12 @@ class GroupCommitWriter:
                 return error
             await self._connection.close()
             return await self._attempt(batch, prepared_again=True)
+        if isinstance(error, _Unconfirmed) and await self._confirmed():
+            self._answer(batch, error.outcomes)
+            return None
         if not self._connection.closed:
             return error
-        self._warn(error, "The connection was lost during an append; looking up whether it was committed")
+        self._warn(error, "It is not known whether an append was committed; looking it up")
         await self._resolve_in_doubt(batch)
         return None
 
@@ -380,11 +433,15 @@ class GroupCommitWriter:
         if self._guard is None:
             return batch
         refused: dict[int, Exception] = {}
-        for ledger_id in {request.ledger_id for request in batch}:
-            try:
-                await self._guard.require_whole(connection, ledger_id)
-            except Unavailable as error:
-                refused[ledger_id] = error
+        try:
+            async with asyncio.timeout(self._answer_within_s):
+                for ledger_id in {request.ledger_id for request in batch}:
+                    try:
+                        await self._guard.require_whole(connection, ledger_id)
+                    except Unavailable as error:
+                        refused[ledger_id] = error
+        except TimeoutError:
+            raise psycopg.OperationalError(NO_ANSWER) from None
         for request in batch:
             if request.ledger_id in refused:
                 _resolve(request, refused[request.ledger_id])
@@ -425,7 +482,8 @@ class GroupCommitWriter:
         """Look for the events of each append, and retry while the database cannot be reached.
 
         The old session may still be committing, so it is ended before anything is looked up. A look-up alone might find
-        nothing, and a moment later the events would be there.
+        nothing, and a moment later the events would be there. What is found is confirmed on the session that found it:
+        another one may be on another server.
         """
         lost = self._backend
         loop = asyncio.get_running_loop()
@@ -435,9 +493,12 @@ class GroupCommitWriter:
                 async with asyncio.timeout_at(deadline):
                     connection, _ = await self._connected()
                     await end_session(connection, lost)
-                    return [
+                    found = [
                         await recorded(connection, request.ledger_id, request.events, self._tokens) for request in batch
                     ]
+                    if any(found):
+                        await connection.confirm()
+                    return found
             except (psycopg.Error, TimeoutError):
                 if self._connection is not None:
                     await self._connection.close()  # it may have been interrupted in another role

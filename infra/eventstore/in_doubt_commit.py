@@ -1,11 +1,13 @@
 """In-doubt commits: how to find out whether a commit whose connection was lost took place.
 
-The old session is ended first, because until then it may still commit; then its events are looked for.
+The old session is ended first, because until then it may still commit; then its events are looked for. What is found
+counts only once a failover can no longer lose it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
 
 # The process id of a session and its start: by now, the same id may belong to another session.
 Backend = tuple[int, "datetime"]
+
+# How often a session that waits for a standby is looked at.
+ENDED_POLL_S: Final = 0.05
+
+# A session that waits for a standby has committed, and would show that if it were ended before the standby has it. It
+# ends by itself afterwards, since nobody is left to answer.
+_END: Final = """
+    SELECT CASE WHEN wait_event = 'SyncRep' THEN false ELSE pg_terminate_backend(pid, 1000) END
+    FROM pg_stat_activity
+    WHERE pid = %s AND backend_start = %s
+"""
 
 
 async def own_backend(connection: LedgerConnection) -> Backend | None:
@@ -30,16 +43,13 @@ async def own_backend(connection: LedgerConnection) -> Backend | None:
 
 
 async def end_session(connection: LedgerConnection, lost: Backend | None) -> None:
-    """End a lost session, and wait until it is gone."""
+    """End a lost session, and wait until it is gone. One that waits for a standby is waited for."""
     if lost is None:
         return
     await connection.execute("SET ROLE NONE")
-    gone = False
-    while not gone:
-        cursor = await connection.execute(
-            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s", lost
-        )
-        gone = await cursor.fetchone() is None
+    while (found := await (await connection.execute(_END, lost)).fetchone()) is not None:
+        if not found[0]:
+            await asyncio.sleep(ENDED_POLL_S)
     await connection.execute("RESET ROLE")
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from domain.recorded import RecordedEvent
@@ -16,7 +16,7 @@ from domain.values import CLOCK, Actor
 from infra.errors import Unavailable
 from infra.eventstore.serialization import to_event
 from infra.postgres.batch_loader import BatchLoader
-from projections.engine.array_columns import Byteas, Uuids
+from projections.engine.array_columns import Byteas, Ints, Uuids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,8 +93,26 @@ _SEALED: Final = """
     WHERE e.ledger_id = %b AND e.position = ANY (%b) AND e.sealed IS NOT NULL
 """
 
+# Once, if there is any: a subquery that depends on no row runs when the first row needs it.
+_RECORDED: Final = """
+    SELECT e.stream_id, e.version, e.event_id, (SELECT confirm_commits())
+    FROM unnest(%b, %b, %b) AS x (stream_id, version, event_id)
+    CROSS JOIN LATERAL (
+        SELECT * FROM events e WHERE e.ledger_id = %b AND e.stream_id = x.stream_id AND e.version = x.version
+    ) e
+    WHERE e.event_id = x.event_id
+"""
+
 # Larger than any position: the upper bound of a page without one.
 _END: Final = 2**62
+
+
+class EventAt(NamedTuple):
+    """An event at its place in a stream."""
+
+    stream_id: UUID
+    version: int
+    event_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +132,9 @@ class EventReader:
         stream: reads one stream.
         claimed: reads the stream that holds a claim.
         event: reads the event at a position.
-        command: reads the request hash, and the first and last position, of the command with an idempotency key.
+        command: reads the request hash, and the first and last position, of the command with an idempotency key. What
+            it finds, a failover can no longer lose.
+        recorded: tells whether a stream has an event at a version, and a failover can no longer lose it.
 
     """
 
@@ -125,6 +145,7 @@ class EventReader:
         self.claimed = BatchLoader(self._claimed)
         self.event = BatchLoader(self._at)
         self.command = BatchLoader(self._commands)
+        self.recorded = BatchLoader(self._recorded)
 
     async def streams(self, ledger_id: int, stream_ids: Sequence[UUID]) -> dict[UUID, list[RecordedEvent]]:
         """Read whole streams, by stream. A stream that does not exist is absent."""
@@ -204,18 +225,28 @@ class EventReader:
 
     async def _commands(self, ledger_id: int, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int, int]]:
         query = """
-            SELECT key, request_hash, first_position, last_position FROM commands
+            SELECT key, request_hash, first_position, last_position, (SELECT confirm_commits()) FROM commands
             WHERE ledger_id = %b AND key = ANY (%b)
         """
-        rows = await self._rows(ledger_id, query, (ledger_id, Byteas(keys)))
+        rows = await self._found(ledger_id, query, (ledger_id, Byteas(keys)))
         return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
-    async def _rows(self, ledger_id: int, query: str, parameters: Sequence[Any]) -> list[Any]:
-        async def run(connection: LedgerConnection) -> list[Any]:
-            await connection.reused.execute(query, parameters, prepare=True)
-            return await connection.reused.fetchall()
+    async def _recorded(self, ledger_id: int, events: Sequence[EventAt]) -> dict[EventAt, bool]:
+        streams, versions, ids = zip(*events, strict=True)
+        rows = await self._found(ledger_id, _RECORDED, (Uuids(streams), Ints(versions), Uuids(ids), ledger_id))
+        return {EventAt(*row[:3]): row[3] for row in rows}
 
-        return await self._database.read(ledger_id, run)
+    async def _rows(self, ledger_id: int, query: str, parameters: Sequence[Any]) -> list[Any]:
+        return await self._database.read(ledger_id, partial(_fetched, query, parameters))
+
+    async def _found(self, ledger_id: int, query: str, parameters: Sequence[Any]) -> list[Any]:
+        """Return the rows of a query that confirms what it finds."""
+        return await self._database.look_up(ledger_id, partial(_fetched, query, parameters))
+
+
+async def _fetched(query: str, parameters: Sequence[Any], connection: LedgerConnection) -> list[Any]:
+    await connection.reused.execute(query, parameters, prepare=True)
+    return await connection.reused.fetchall()
 
 
 def to_recorded(row: Sequence[Any]) -> RecordedEvent:

@@ -65,7 +65,12 @@ _PENDING: Final = """
     LIMIT %s
 """
 
-_DEED: Final = "SELECT removed_at, carried_out_at FROM erasures WHERE ledger_id = %s AND position = %s"
+_DEED: Final = """
+    SELECT removed_at, carried_out_at, CASE WHEN carried_out_at IS NOT NULL THEN confirm_commits() END
+    FROM erasures
+    WHERE ledger_id = %s
+    AND position = %s
+"""
 # Whether an erasure waits for the end of an epoch, and the pause after the last change of the epoch is over: so many
 # times as long as that change took. One that was interrupted goes on at once.
 _DUE: Final = """
@@ -232,9 +237,9 @@ class Erasures:
     async def _deed(self, ledger_id: int, position: int) -> tuple[datetime | None, datetime | None]:
         async def query(connection: LedgerConnection) -> tuple[datetime | None, datetime | None]:
             row = await (await connection.execute(_DEED, (ledger_id, position))).fetchone()
-            return row or (None, None)
+            return (row[0], row[1]) if row else (None, None)
 
-        return await self._database.read(ledger_id, query)
+        return await self._database.look_up(ledger_id, query)
 
     async def _keys(self, ledger_id: int, creator_id: str) -> list[UUID]:
         async def query(connection: LedgerConnection) -> list[UUID]:

@@ -1,4 +1,9 @@
-"""Connections to PostgreSQL: a pool of sessions, each bound to one ledger at a time by row-level security."""
+"""Connections to PostgreSQL: a pool of sessions, each bound to one ledger at a time by row-level security.
+
+The binding is a setting of the session, and the program remembers it, so that an ordinary read is one statement. That
+is safe only if nobody else uses the session. A pooler lends one session to several clients in turn. So each connection
+is asked once, when it is made, whether the session at its other end is its own.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,14 @@ from infra.postgres.session_tokens import SessionTokens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from typing import Self
 
 T = TypeVar("T")
 
 # The limits of a session.
 STATEMENT_TIMEOUT_MS: Final = 10_000
 LOCK_TIMEOUT_MS: Final = 5_000
+IDLE_TIMEOUT_MS: Final = 60_000
 CONNECT_TIMEOUT_S: Final = 5
 VANISHED_MS: Final = 30_000
 POOL_WAIT_S: Final = 5
@@ -32,6 +39,15 @@ SHARED_POOL_SIZE: Final = 8
 # Errors of a database that cannot serve now. A standby, or a server short of disk, may refuse only to write.
 SHORT: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
 AWAY: Final = "The database cannot be reached. Try again in a moment."
+UNCONFIRMED: Final = (
+    "No standby of the database confirms that it has what was found, so a failover could lose it. "
+    "Try again in a moment."
+)
+
+# How long a look-up waits for a standby, longer than for a session, and how many do so at once: the other sessions are
+# for reads, which need no standby.
+CONFIRM_WITHIN_S: Final = 8
+CONFIRMING_AT_ONCE: Final = 2
 
 # Errors after which the session is still alive: a second attempt would only add load.
 _NOT_DEAD: Final = (
@@ -42,14 +58,78 @@ _NOT_DEAD: Final = (
     psycopg.errors.DeadlockDetected,
 )
 
+POOLED: Final = (
+    "The database URL leads to a connection pooler, such as pgbouncer, which lends sessions to several clients and "
+    "forgets how they were set. Name PostgreSQL's own host and port instead: each process keeps a dozen sessions at "
+    "most, and needs no pooler."
+)
+
 # No ledger's id. A session has it while its ledger changes, and keeps it if that is cancelled.
 _UNKNOWN: Final = -1
 
 
+class PooledSession(psycopg.OperationalError):
+    """The session at the other end of a connection belongs to a pooler."""
+
+
+class UnconfirmedCommit(psycopg.OperationalError):
+    """The wait of a commit for its standby was cancelled, so a failover may lose it."""
+
+
 class LedgerConnection(psycopg.AsyncConnection[Any]):
-    """A session that knows the ledger that its row-level security is bound to; None if it is bound to none."""
+    """A session of its own, and the ledger that its row-level security is bound to.
+
+    Attributes:
+        ledger_id: that ledger; None if it is bound to none.
+        unconfirmed: whether the server has warned of something. A commit whose wait for a standby was cancelled
+            succeeds with a warning, in the language of the server.
+
+    """
 
     ledger_id: int | None = None
+    unconfirmed = False
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **settings: Any) -> Self:
+        """Connect to PostgreSQL itself.
+
+        Raises:
+            PooledSession: a pooler answered.
+
+        """
+        connection = await super().connect(conninfo, **settings)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, TimeoutError):
+                message = "the server has not answered in time"
+                raise psycopg.OperationalError(message) from None
+            raise
+        if row is None or not _is_own(connection, row[0]):
+            await connection.close()
+            raise PooledSession(POOLED)
+
+        def noticed(notice: psycopg.errors.Diagnostic) -> None:
+            if notice.severity_nonlocalized == "WARNING":
+                connection.unconfirmed = True
+
+        connection.add_notice_handler(noticed)
+        return connection
+
+    async def confirm(self) -> None:
+        """Wait until no failover can lose what this session has seen.
+
+        Raises:
+            UnconfirmedCommit: the wait was cancelled.
+
+        """
+        self.unconfirmed = False
+        await self.execute("SELECT confirm_commits()")
+        if self.unconfirmed:
+            message = "the wait for the standby was cancelled"
+            raise UnconfirmedCommit(message)
 
     @cached_property
     def reused(self) -> psycopg.AsyncCursor[Any]:
@@ -65,6 +145,11 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
             self.ledger_id = ledger_id
 
 
+def _is_own(connection: LedgerConnection, pid: int) -> bool:
+    """Return whether a session's process is the one that was named to us at the start: a pooler names another one."""
+    return connection.info.backend_pid == pid
+
+
 # For sessions that call `append`: its statements use indexes, whatever the tables held when they were planned.
 APPENDING: Final = (
     " -c plan_cache_mode=force_generic_plan -c enable_hashjoin=off -c enable_mergejoin=off -c enable_bitmapscan=off"
@@ -77,7 +162,7 @@ def session(
     """Return the parameters of a connection: the role whose rights it has, its limits, its time zone."""
     options = (
         f"-c role={role} -c statement_timeout={statement_timeout_ms} -c lock_timeout={LOCK_TIMEOUT_MS}"
-        " -c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+        f" -c timezone=UTC -c idle_in_transaction_session_timeout={IDLE_TIMEOUT_MS}"
         # A client that vanished holds its locks and leases until the server notices.
         f" -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
         f" -c tcp_user_timeout={VANISHED_MS}"
@@ -119,6 +204,7 @@ class Database:
         self.role = role
         self._size_of_a_ledger = size_of_a_ledger or size
         self._shares: dict[int, asyncio.Semaphore] = {}
+        self._confirming = asyncio.Semaphore(CONFIRMING_AT_ONCE)
         self.tokens = SessionTokens()
         self.damage = Damage()
         settings = session(conninfo, role)
@@ -153,7 +239,10 @@ class Database:
         try:
             async with self._pool.connection() as connection:
                 await connection.bind(ledger_id, self.tokens)
+                connection.unconfirmed = False
                 yield connection
+                if connection.unconfirmed:
+                    await connection.confirm()
         except OF_THE_DATABASE as error:
             raise self.damage.found(error) or error from error
         except (PoolTimeout, *SHORT) as error:
@@ -179,6 +268,19 @@ class Database:
         except TimeoutError:
             raise Unavailable(AWAY) from None
         return share
+
+    async def look_up(self, ledger_id: int | None, query: Callable[[LedgerConnection], Awaitable[T]]) -> T:
+        """Run a query that selects `confirm_commits()` with what it finds.
+
+        Raises:
+            Unavailable: no standby confirmed it in time, or as `read` raises it.
+
+        """
+        try:
+            async with asyncio.timeout(CONFIRM_WITHIN_S), self._confirming:
+                return await self.read(ledger_id, query)
+        except TimeoutError:
+            raise Unavailable(UNCONFIRMED) from None
 
     async def read(self, ledger_id: int | None, query: Callable[[LedgerConnection], Awaitable[T]]) -> T:
         """Run a query that changes nothing; if its session turns out to be dead, run it once more.

@@ -40,6 +40,7 @@ class Statement:
         self._done: Done | None = None
         self._socket = -1
         self._flushed = True
+        self._sent_at = 0.0
 
     async def prepare(self, text: str, types: Sequence[int]) -> None:
         """Have the database parse the statement, whose parameters `$1`, `$2` and so on have the types with these ids.
@@ -94,10 +95,20 @@ class Statement:
             pgconn.finish()
             raise
         loop = asyncio.get_running_loop()
-        self._done, self._socket = done, pgconn.socket
+        self._done, self._socket, self._sent_at = done, pgconn.socket, loop.time()
         loop.add_reader(self._socket, self._ready)
         if not self._flushed:
             loop.add_writer(self._socket, self._ready)
+
+    def give_up(self, after_s: float) -> None:
+        """Close the session if a call has had no answer for so long; then it is not known whether it had an effect.
+
+        A server that is frozen, or waits for a standby, keeps its connections and says nothing.
+        """
+        if self._done is not None and asyncio.get_running_loop().time() - self._sent_at > after_s:
+            done, _ = self._end()
+            self._pgconn.finish()
+            done([], errors.OperationalError(f"the server has not answered for {after_s:g} s"))
 
     def _ready(self) -> None:
         """Go on where the socket can be read, or written."""

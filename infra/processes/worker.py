@@ -20,6 +20,7 @@ from infra.jobs.expiry_clock import ExpiryClock
 from infra.jobs.retention import purging
 from infra.postgres.migrate import require_migrated
 from infra.postgres.roles import WORKER
+from infra.postgres.server_check import require_suitable_server
 from infra.process_limits import GC_YOUNG_OBJECTS, raise_file_limit, tune_garbage_collector
 from infra.runtime import runtime
 from infra.views.commands import connect
@@ -72,10 +73,12 @@ async def run(
         started: called once everything runs.
 
     Raises:
+        UnsuitableServer: the database server would lose or mix up what is recorded.
         MigrationError: the database lacks a migration.
         MasterKeyError: a master key that keys are wrapped with was not given.
 
     """
+    require_suitable_server(conninfo, WORKER)
     require_migrated(conninfo)
     require_master_keys(conninfo, WORKER, master_key)
     tune_garbage_collector(GC_YOUNG_OBJECTS)

@@ -141,7 +141,8 @@ class Sealer:
         """Become the leader, and seal for as long as the session lasts."""
         while not leads(connection):
             time.sleep(LEAD_EVERY_S)
-        # Another sealer may have led meanwhile.
+        # Another sealer may have led meanwhile. A tree of its that is on no standby yet must not be signed.
+        connection.execute("SELECT confirm_commits()")
         self._sealed.clear()
         self._stopped.clear()
         self._before_signing()

@@ -130,11 +130,12 @@ def scene() -> Iterator[Scene]:
     """Prepare ledgers on a PostgreSQL of its own."""
     directory = Path(tempfile.mkdtemp(prefix="sl-told-"))
     with durable() as database:
-        yield Scene(database, asyncio.run(_begin(database)), directory)
+        yield Scene(database, asyncio.run(begin(database)), directory)
     shutil.rmtree(directory)
 
 
-async def _begin(database: TestDatabase) -> list[Writes]:
+async def begin(database: TestDatabase) -> list[Writes]:
+    """Begin the ledgers."""
     async with opening(database) as opened:
         return [await _begin_one(opened, f"ledger-{n}") for n in range(LEDGERS)]
 

@@ -26,11 +26,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.postgres.embedded.cluster import Cluster, binary, server_user
+from infra.postgres.embedded.cluster import binary
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
+from tests.faults.standbys import make_standby
 from tests.keys import ERASURE_KEYS, master_key
 from tests.serving import REPOSITORY, http_client
 from tests.test_compose_commands import free_port
@@ -196,26 +197,6 @@ def test_a_promoted_standby_that_lacks_the_last_event_stops_until_its_loss_is_ac
                 check_lost_end(ledger, before)
             finally:
                 standby.stop()
-
-
-def make_standby(primary: EmbeddedPostgres, standby: Cluster) -> None:
-    """Copy a running server for another one to follow it."""
-    reached = make_conninfo(primary.dsn(dbname="postgres"), hostaddr=None)
-    copy = [
-        str(binary("pg_basebackup")),
-        "--dbname",
-        reached,
-        "--pgdata",
-        str(standby.directory),
-        "--checkpoint=fast",
-        "-R",
-    ]
-    subprocess.run(copy, check=True, timeout=WITHIN_S)
-    user = server_user(primary.cluster)
-    if user is not None:
-        # Nobody else passes through the directory in which the primary listens.
-        for path in (standby.directory, *standby.directory.rglob("*")):
-            os.chown(path, user.uid, user.gid)
 
 
 def replayed(standby: EmbeddedPostgres) -> int:

@@ -22,6 +22,7 @@ class Proxy:
         cut_request: asked for each request of a client; where it says so, the connection ends instead of sending it.
         hold_reply: asked likewise; where it says so, the server gets the request, and when its whole reply is here the
             connection ends instead of passing it on.
+        swallow: asked likewise; where it says so, the request is dropped, and the connection stays open.
         refusing: new connections end at once, as if the server were gone.
         cuts: how many connections were cut.
 
@@ -31,6 +32,7 @@ class Proxy:
         self._server = server
         self.cut_request: Callable[[bytes], bool] = lambda _: False
         self.hold_reply: Callable[[bytes], bool] = lambda _: False
+        self.swallow: Callable[[bytes], bool] = lambda _: False
         self.refusing = False
         self.cuts = 0
         self.replied = asyncio.Event()
@@ -87,6 +89,8 @@ class _Session:
             if self._proxy.cut_request(request):
                 self._proxy.cuts += 1
                 return
+            if self._proxy.swallow(request):
+                continue
             self._holding = self._holding or self._proxy.hold_reply(request)
             self._server[1].write(request)
             await self._server[1].drain()

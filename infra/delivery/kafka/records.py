@@ -63,8 +63,9 @@ _AFTER: Final = (
 """
 )
 
+# Asked after a page was read: what is published, no failover may lose, because progress names it.
 _HISTORIES: Final = """
-    SELECT DISTINCT ON (h.ledger_id) h.ledger_id, h.history
+    SELECT DISTINCT ON (h.ledger_id) h.ledger_id, h.history, (SELECT confirm_commits())
     FROM histories h
     WHERE h.ledger_id = ANY (%b)
     ORDER BY h.ledger_id, h.generation DESC
@@ -242,11 +243,11 @@ class RecordReader:
         return KafkaRecord(self._progress, 0, ledger_name.encode(), value, _STATE_HEADERS, _timestamp_ms(last))
 
     def _histories(self, ledger_ids: AbstractSet[int]) -> Mapping[int, UUID]:
-        """Return the present history of each ledger."""
+        """Return the present history of each ledger, once no failover can lose what was read before."""
         if not ledger_ids:
             return {}
         self._cursor.execute(_HISTORIES, (Ints(sorted(ledger_ids)),), prepare=True)
-        return dict(self._cursor.fetchall())
+        return {row[0]: row[1] for row in self._cursor.fetchall()}
 
     def _streams_before(self, ledger_id: int, versions: Mapping[UUID, int]) -> Mapping[UUID, Sequence[RecordedEvent]]:
         columns = (Uuids(list(versions)), Ints(list(versions.values())))

@@ -94,7 +94,7 @@ _WRITE_PROGRESS: Final = """
 """
 
 _ALREADY_WRITTEN: Final = """
-    SELECT 1
+    SELECT confirm_commits()
     FROM webhook_progress
     WHERE webhook_id = %(webhook_id)s
     AND lease = %(lease)s

@@ -39,7 +39,9 @@ async def first_answer(connection: LedgerConnection, owner: Owner, request: Idem
     )
     if cursor.rowcount == 1:
         return None
-    cursor = await connection.execute("SELECT request_hash, told FROM webhook_requests WHERE key = %s", (key,))
+    cursor = await connection.execute(
+        "SELECT request_hash, told, confirm_commits() FROM webhook_requests WHERE key = %s", (key,)
+    )
     row = await cursor.fetchone()
     if row is None or row[0] != request.request_hash:
         raise IdempotencyMismatch

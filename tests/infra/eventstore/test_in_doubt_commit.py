@@ -101,6 +101,30 @@ async def test_a_request_that_never_arrived_is_retried(
     assert count(opened) == 6
 
 
+async def test_a_server_that_never_answers_is_given_up_and_the_request_is_retried(
+    opened: Opened, tenant: Tenant, tmp_path: Path
+) -> None:
+    """As one that is frozen: its connection stays open."""
+    async with proxied(opened.database.dsn(API), tmp_path) as (proxy, dsn):
+        writer = GroupCommitWriter(dsn, API, tokens=opened.api.database.tokens, answer_within_s=1.0)
+        writer.start()
+        await writer.append(by(tenant, row(uuid7())))
+        swallowed: list[bytes] = []
+
+        def swallow(request: bytes) -> bool:
+            if marked(request) and not swallowed:
+                swallowed.append(request)
+                return True
+            return False
+
+        proxy.swallow = swallow
+        outcomes = await together(writer, requests(tenant))
+        await writer.stop()
+    assert len(swallowed) == 1
+    assert positions(outcomes) == [(n, n) for n in range(2, 7)]
+    assert count(opened) == 6
+
+
 async def test_each_caller_of_a_lost_batch_gets_the_answer_that_is_its_own(
     opened: Opened, tenant: Tenant, proxy_and_writer: tuple[Proxy, GroupCommitWriter]
 ) -> None:

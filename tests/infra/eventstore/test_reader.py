@@ -98,6 +98,10 @@ async def test_events_and_commands_asked_for_together_are_one_query_each(opened:
             asked.append(query)
             return await super()._rows(ledger_id, query, parameters)
 
+        async def _found(self, ledger_id: int, query: str, parameters: Any) -> list[Any]:
+            asked.append(query)
+            return await super()._found(ledger_id, query, parameters)
+
     store = Counting(opened.api.database)
     events = await asyncio.gather(*(store.event(tenant.ledger_id, position) for position in [3, 1, 99, 5]))
     assert [event and event.position for event in events] == [3, 1, None, 5]

@@ -1,0 +1,109 @@
+"""A failover to a synchronous standby: everything that was acknowledged is there, whatever was cut on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from infra.eventstore.group_commit import GroupCommitWriter
+from infra.postgres.embedded.cluster import DATABASE
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.migrate import migrate
+from infra.postgres.roles import WORKER
+from tests.conftest import TestDatabase
+from tests.faults.durable import begin
+from tests.faults.standbys import WITHIN_S, make_standby, wait_for_a_standby
+from tests.infra.eventstore.appends import accept
+from tests.infra.eventstore.checker import held, problems
+from tests.infra.eventstore.load import MARK, Load
+from tests.infra.eventstore.notebook import Notebook, noted
+from tests.infra.proxy import proxied
+
+TASKS = 16
+EVENTS = 300
+
+_WRITTEN = f"SELECT 1 FROM events HAVING count(*) >= {EVENTS}"
+_WAITS = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%append(%'"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="sl-failover-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+async def until_found(connection: psycopg.AsyncConnection[Any], query: str) -> None:
+    """Wait until a query finds something, while everything else in this process goes on."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            if await (await connection.execute(query)).fetchone() is not None:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def under_load(
+    primary: EmbeddedPostgres, standby: EmbeddedPostgres, ledgers: list[int], book: Notebook, folder: Path
+) -> None:
+    """Write, lose the standby, and cut the connection while a commit waits for it; return once all are answered."""
+    (folder / "proxy").mkdir()
+    ended = False
+    async with (
+        proxied(primary.dsn(WORKER), folder / "proxy") as (proxy, dsn),
+        await psycopg.AsyncConnection.connect(primary.dsn(), autocommit=True) as reading,
+        await psycopg.AsyncConnection.connect(primary.dsn(), autocommit=True) as watching,
+    ):
+        hosts = f"{conninfo_to_dict(dsn)['host']},{conninfo_to_dict(standby.dsn())['host']}"
+        writer = GroupCommitWriter(make_conninfo(dsn, host=hosts), WORKER, answer_within_s=2, resolve_within_s=2)
+        # Those that find the ledger locked by the commit that waits are refused sooner.
+        writer._session["options"] += " -c lock_timeout=500"
+        writer.start()
+        load = Load(writer, reading, ledgers, book)
+        tasks = [asyncio.create_task(load.write(lambda: ended)) for _ in range(TASKS)]
+
+        await until_found(watching, _WRITTEN)
+        await asyncio.to_thread(standby.stop)
+        await until_found(watching, _WAITS)
+        ended = True
+        await proxy.close()
+        await asyncio.gather(*tasks)
+        await writer.stop()
+
+
+def test_a_failover_loses_nothing_acknowledged_though_the_connection_was_cut_during_a_commit(folder: Path) -> None:
+    """Whoever ended the waiting session, and looked, would find its commit: on the primary, and nowhere else."""
+    primary, standby = EmbeddedPostgres(folder / "primary"), EmbeddedPostgres(folder / "standby")
+    book = Notebook(folder / "told.jsonl")
+    with primary:
+        migrate(primary.dsn())
+        database = TestDatabase(primary, DATABASE)
+        accept(database, "Marked")
+        ledgers = [writes.ledger_id for writes in asyncio.run(begin(database))]
+        make_standby(primary, standby.cluster)
+        standby.start()
+        wait_for_a_standby(primary)
+        asyncio.run(under_load(primary, standby, ledgers, book, folder))
+    book.close()
+    with standby:
+        with psycopg.connect(standby.dsn(), autocommit=True) as connection:
+            assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
+        log = held(standby.dsn(), MARK)
+
+    told = [attempt.told for attempt in noted(folder / "told.jsonl")]
+    answers = Counter(attempt.answer for attempt in told)
+    sys.stdout.write(f"{len(log)} events; {dict(answers)}\n")
+    assert problems(told, log) == []
+    assert answers["recorded"] > TASKS
+    # It was cut in the middle of a commit; otherwise it was no test.
+    assert answers["unknown"] > 0
