@@ -255,6 +255,12 @@ _CODES_OF_VIDEOS: Final = """
     AND type IN ('CodeGenerated', 'VideoBound')
 """
 
+_LAST: Final = """
+    SELECT coalesce(max(position), 0)
+    FROM views.history
+    WHERE ledger_id = %s
+"""
+
 # A binary search: recorded_at never decreases with position. An event that the view skips counts as recorded with the
 # one before it.
 _LAST_BEFORE: Final = """
@@ -309,6 +315,9 @@ async def search(
         max_seconds: the seconds after which it gives up.
 
     """
+    if any(_rules_out_streams(condition) for condition in conditions):
+        # What the view reads from here on may be of a stream that is not found below, and would pass.
+        before = min(before, await _end(cur, ledger_id))
     ranges, passes = await _plan(cur, ledger_id, conditions, after, before)
     found: list[int] = []
     budget = _Budget(max_rows_scanned, max_seconds)
@@ -398,6 +407,17 @@ async def _plan(
         for first, last in positions
     ]
     return [part for part in parts if part.low + 1 < part.high], passes
+
+
+def _rules_out_streams(condition: Condition) -> bool:
+    return isinstance(condition, Among) and condition.negated and condition.field in {"creator_id", "video_id"}
+
+
+async def _end(cur: AsyncCursor[Any], ledger_id: int) -> int:
+    """Return the position after the last one that the view has."""
+    await cur.execute(_LAST, (ledger_id,))
+    row = await cur.fetchone()
+    return 1 if row is None else int(row[0]) + 1
 
 
 def _intersection(ranges: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

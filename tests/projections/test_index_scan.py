@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from random import Random
 from types import SimpleNamespace
@@ -130,6 +130,45 @@ async def test_times_are_found_around_an_event_that_the_history_skips(
         if all(isinstance(condition, Between) for condition in conditions):
             found = await index_scan.search(api, 1, conditions, limit=100)
             assert (conditions, found.positions) == (conditions, [p for p in expected if p != position])
+
+
+class Overtaken:
+    """A cursor of a view that reads on as soon as a search has looked up which streams are meant."""
+
+    def __init__(self, cur: Cursor, read_on: Callable[[], Awaitable[None]]) -> None:
+        self._cur = cur
+        self._read_on = read_on
+
+    async def execute(self, query: Any, parameters: Any) -> None:
+        await self._cur.execute(query, parameters)
+        if isinstance(query, str) and "SELECT DISTINCT" in query:
+            self._streams = await self._cur.fetchall()
+            await self._read_on()
+
+    async def fetchall(self) -> Any:
+        return self._streams
+
+    async def fetchone(self) -> Any:
+        return await self._cur.fetchone()
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("condition", [no("creator_id", "creator-2"), no("video_id", "video-2")])
+async def test_what_the_view_reads_during_a_search_does_not_pass_as_of_another_creator_or_video(
+    follow: Followed, api: Cursor, condition: Among, *, descending: bool
+) -> None:
+    log = MemoryLog(told())
+    whole = log.ledgers[1]
+    log.ledgers[1] = whole[:4]
+    await follow(event_index.VIEW, log)
+
+    async def read_on() -> None:
+        log.ledgers[1] = whole
+        await follow(event_index.VIEW, log)
+
+    overtaken: Any = Overtaken(api, read_on)
+    found = await index_scan.search(overtaken, 1, [condition], limit=100, descending=descending)
+    assert sorted(found.positions) == [1, 2, 3, 4]
 
 
 async def test_pages_of_positions_together_are_the_whole(follow: Followed, api: Cursor) -> None:
