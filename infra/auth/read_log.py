@@ -102,6 +102,8 @@ class ReadLog:
         self._pending: dict[int, dict[tuple[object, ...], _Count]] = {}
         self._entries = 0
         self._writing: asyncio.Task[None] | None = None
+        # One write at a time: the next one returns only when what the one before has taken is written.
+        self._one_write = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._failed = False
 
@@ -132,6 +134,10 @@ class ReadLog:
 
     async def write(self) -> None:
         """Write what was noted until now; what cannot be written is kept."""
+        async with self._one_write:
+            await self._write_pending()
+
+    async def _write_pending(self) -> None:
         pending, self._pending, self._entries = self._pending, {}, 0
         left = [
             (ledger_id, list(counts.values())[first : first + MAX_ROWS])

@@ -81,6 +81,16 @@ async def test_what_is_noted_is_written_soon(opened: Database) -> None:
     assert len(await entries(opened)) == 1
 
 
+async def test_a_write_ends_when_what_another_one_has_taken_is_written_too(opened: Database) -> None:
+    reads = ReadLog(opened)
+    reads.note(1, READ, 1, "a")
+    first = asyncio.create_task(reads.write())
+    await asyncio.sleep(0)  # it has taken what there is, and waits for the database
+    await reads.write()
+    assert [entry.request_id for entry in await entries(opened)] == ["a"]
+    await first
+
+
 async def test_what_cannot_be_written_is_kept_and_at_some_point_no_more_is_answered(
     opened: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
