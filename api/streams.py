@@ -37,7 +37,7 @@ from api.event_filters import Conditions
 from api.event_search import query_of, words_test
 from api.http import answer_fields as answered
 from api.http.caller import Caller, allow
-from api.http.headers import idempotency_key, last_event_id
+from api.http.headers import idempotency_key, last_event_id, repeated_event_id
 from api.http.models import Answer, Body
 from api.http.places import Places
 from api.http.problems import (
@@ -107,6 +107,7 @@ ENDINGS: Final[dict[Ending, str]] = {
     "unavailable": "The log cannot be read now. Reconnect with Last-Event-ID.",
 }
 PATH: Final = "/v1/events/stream"
+EVENT_STREAM: Final = "text/event-stream"
 # Statuses after which the same request can succeed.
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _OPEN: Final = Gauge("sparkledger_streams", "Open event streams.")
@@ -172,7 +173,7 @@ def stream_places() -> Places:
 class Stream(EventSourceResponse):
     """One client's stream."""
 
-    media_type = "text/event-stream"
+    media_type = EVENT_STREAM
 
     def __init__(
         self, streams: Streams, caller: Caller, parameters: Mapping[str, Any], selection: EventFilter, catch_up: CatchUp
@@ -224,7 +225,7 @@ class Stream(EventSourceResponse):
             await self._streams.admit(self)
         except (Problem, Unavailable) as full:
             _ENDED.labels("no_room").inc()
-            await _EndedStream("no_room", full.detail)(scope, receive, send)
+            await _EndedStream(self._caller.request, "no_room", full.detail)(scope, receive, send)
             return
         async with (
             self._streams.admitted(self),
@@ -365,30 +366,37 @@ def _in_chunks(events: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 
 class _EndedStream(Response):
-    """A stream that ends before it begins, and says when to come back."""
+    """A stream that ends before it begins, and says when to come back.
 
-    media_type = "text/event-stream"
+    It repeats the id that the client has sent: many clients take the id of whatever comes last.
+    """
 
-    def __init__(self, code: Literal["no_room", "unavailable"], detail: str) -> None:
+    media_type = EVENT_STREAM
+
+    def __init__(self, request: Request, code: Literal["no_room", "unavailable"], detail: str) -> None:
         """Say why it ends."""
         reason = orjson.dumps({"code": code, "detail": detail})
-        content = b"retry: %d\n\nevent: end\ndata: %b\n\n" % (RETRY_AFTER_S * 1000, reason)
+        seen = repeated_event_id(request)
+        repeated = b"" if seen is None else b"id: %b\n" % seen.encode()
+        content = b"retry: %d\n%b\nevent: end\ndata: %b\n\n" % (RETRY_AFTER_S * 1000, repeated, reason)
         super().__init__(content, headers={"Cache-Control": "no-store"})
 
 
 def ended_stream(request: Request, problem: Problem) -> Response | None:
-    """Return a stream that ends at once, if a browser asked for one and must come back later; else None.
+    """Return a stream that ends at once, if an EventSource asked for one and must come back later; else None.
 
-    A browser's EventSource reconnects after a stream that ended, and never after another status. It is recognised by
-    its stream token, because it cannot send a key.
+    An EventSource reconnects after a stream that ended, and never after another status. It is recognised by the media
+    type that it must send (WHATWG HTML, "Server-sent events"), or by a stream token.
     """
-    if problem.status_code not in _LATER or request.url.path != PATH or "token" not in request.query_params:
+    if problem.status_code not in _LATER or request.url.path != PATH:
+        return None
+    if EVENT_STREAM not in request.headers.get("accept", "") and "token" not in request.query_params:
         return None
     code: Literal["no_room", "unavailable"] = (
         "no_room" if problem.status_code == HTTPStatus.TOO_MANY_REQUESTS else "unavailable"
     )
     _ENDED.labels(code).inc()
-    return _EndedStream(code, problem.detail)
+    return _EndedStream(request, code, problem.detail)
 
 
 class Streams:

@@ -100,6 +100,12 @@ def last_event_id(request: Request) -> tuple[UUID | None, int] | None:
     return (UUID(seen[1]) if seen[1] else None), int(seen[2])
 
 
+def repeated_event_id(request: Request) -> str | None:
+    """Return `Last-Event-ID` as it was sent, if it can be an id of the stream."""
+    given = request.headers.get("last-event-id", "")
+    return given if _LAST_EVENT_ID.fullmatch(given) else None
+
+
 def bearer(request: Request) -> str | None:
     """Return the API key that was presented."""
     given = of(request).get(b"authorization", ())

@@ -24,6 +24,7 @@ import api.streams
 import infra.eventstore.live_subscription
 from infra.auth.stream_tokens import StreamTokens
 from infra.errors import Unavailable
+from infra.eventstore.reader import EventReader
 from tests.api.streaming import Frame, following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
 from tests.waiting import until
@@ -77,10 +78,11 @@ def test_the_last_event_id_outdoes_what_the_address_says(world: World) -> None:
 def test_one_that_comes_from_far_back_is_handed_over_without_a_gap(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Neither the subscription nor a page holds what there is to catch up with.
+    # Neither the subscription nor a page holds what there is to catch up with. The subscription keeps all that is
+    # recorded meanwhile, so that the client does not fall behind once it has caught up.
     monkeypatch.setattr(infra.eventstore.live_subscription, "READ_AHEAD_EVENTS", 5)
-    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS", 5)
-    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_LEAST", 5)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS", 30)
+    monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_EVENTS_LEAST", 30)
     monkeypatch.setattr(api.catch_up, "PAGE_EVENTS", 7)
     for _ in range(12):
         world.running()
@@ -691,19 +693,32 @@ def test_a_token_shows_what_its_key_can_read_alone_and_not_the_key(world: World)
         assert [event["creator_id"] for event in stream.take(1)] == [OWN_CREATOR]
 
 
-def test_a_browser_comes_back_after_the_database_was_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("client", ["a browser with a token", "an EventSource with a key", "another program"])
+def test_an_eventsource_comes_back_after_the_database_was_away(
+    world: World, monkeypatch: pytest.MonkeyPatch, client: str
+) -> None:
     token = token_of(world.client)
 
     async def away(*_: object) -> None:
         raise Unavailable("The database cannot be reached.")
 
     with monkeypatch.context() as while_away:
-        while_away.setattr(StreamTokens, "open", away)
-        answer = browser(world).get("/v1/events/stream", params={"token": token})
+        if client == "a browser with a token":
+            while_away.setattr(StreamTokens, "open", away)
+            answer = browser(world).get("/v1/events/stream", params={"token": token})
+        else:
+            while_away.setattr(EventReader, "head", away)
+            accept = "text/event-stream" if client == "an EventSource with a key" else "*/*"
+            answer = world.client.get("/v1/events/stream", headers={"Accept": accept, "Last-Event-ID": "0"})
+    if client == "another program":
+        assert refused(answer) == (503, "unavailable")
+        return
     # An EventSource takes another status as final.
     assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
     reason = '{"code":"unavailable","detail":"The database cannot be reached."}'
-    assert answer.text == f"retry: {api.streams.RETRY_AFTER_S * 1000}\n\nevent: end\ndata: {reason}\n\n"
+    # Clients take the id of what comes last, so it is the one that they have sent.
+    repeated = "id: 0\n" if client == "an EventSource with a key" else ""
+    assert answer.text == f"retry: {api.streams.RETRY_AFTER_S * 1000}\n{repeated}\nevent: end\ndata: {reason}\n\n"
     with following(browser(world), token=token):
         pass
 
