@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 MAX_WAITING: Final = 2_000
 MAX_BATCH_CALLERS: Final = 256
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
+# From so many callers on, half of them go into one batch: the database commits it while the others decide. With fewer,
+# a second commit would take longer than what is decided meanwhile.
+HALVED_FROM: Final = 6
 # How long the events of a lost commit are looked for before callers are told that its outcome is unknown.
 RESOLVE_WITHIN_S: Final = 15
 RECONNECT_EVERY_S: Final = 0.2
@@ -130,6 +133,9 @@ class GroupCommitWriter:
         self._busy = True
         # Whether the next batch is to be sent in the loop's next turn, with all that arrives until then.
         self._called = False
+        # How many callers the last batch had; and while the next one is taken, how many were just answered, and may
+        # send their next command.
+        self._last = self._answered = 0
         # The batch that was sent without the task; and one that failed so, with the error, for the task to look into.
         self._sent: list[Append] | None = None
         self._failed: tuple[list[Append], Exception] | None = None
@@ -232,7 +238,9 @@ class GroupCommitWriter:
         if self._stopping:
             self._wake.set()
         else:
+            self._answered = len(batch)
             self._send()
+            self._answered = 0
 
     def _unconfirmed(self, outcomes: list[Outcome]) -> _Unconfirmed | None:
         """Return the error for a batch whose commit may not have waited for its standby; None if it has."""
@@ -303,7 +311,8 @@ class GroupCommitWriter:
         size = 0
         if len(self._waiting) > MAX_BATCH_CALLERS:
             self._waiting = _in_turn(self._waiting)
-        while self._waiting and len(batch) < MAX_BATCH_CALLERS and size < MAX_BATCH_BYTES:
+        limit = self._batch_limit()
+        while self._waiting and len(batch) < limit and size < MAX_BATCH_BYTES:
             request = self._waiting.popleft()
             if request.answer.done():
                 continue  # its caller gave up
@@ -316,7 +325,19 @@ class GroupCommitWriter:
             written.update(writes)
             read.update(reads)
         self._waiting.extendleft(reversed(held))
+        self._last = len(batch)
         return batch
+
+    def _batch_limit(self) -> int:
+        """Return how many callers the next batch may have.
+
+        If it took all that wait, there would at some point be one batch of everybody, or it would alternate with one of
+        very few; and this process would only wait while the large one is committed. After a pause, all go together.
+        """
+        taking_part = len(self._waiting) + self._answered
+        if taking_part < HALVED_FROM or (self._answered == 0 and self._last < HALVED_FROM):
+            return MAX_BATCH_CALLERS
+        return min(MAX_BATCH_CALLERS, (taking_part + 1) // 2)
 
     async def _commit(self, batch: list[Append]) -> None:
         """Append a batch, and resolve all of it, whatever happens."""

@@ -199,6 +199,23 @@ async def test_a_batch_is_bounded(
     assert sizes == batches
 
 
+async def test_half_of_those_who_send_one_command_after_another_decide_while_the_other_half_is_committed(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await opened.begin()
+    sizes = counted_batches(monkeypatch)
+    async with writing(opened.database) as writer:
+
+        async def sends() -> None:
+            for _ in range(5):
+                await writer.append(appending(tenant.ledger_id, row(uuid7())))
+
+        await asyncio.gather(*(sends() for _ in range(16)))
+    large = [number for number, size in enumerate(sizes) if size > 8]
+    assert not {number + 1 for number in large} & set(large), sizes
+    assert sum(sizes) == 80
+
+
 async def test_one_caller_of_each_ledger_finds_out_that_the_database_is_short_of_something(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
