@@ -223,6 +223,8 @@ def _prepare(directory: Path, settings: Path, jars: str) -> None:
         "listener.name.oauth.oauthbearer.sasl.server.callback.handler.class": (
             f"{OAUTHBEARER}.OAuthBearerValidatorCallbackHandler"
         ),
+        # Without the validator's name, the broker looks at a token as a client would, without its signature.
+        "sasl.oauthbearer.jwt.validator.class": f"{OAUTHBEARER}.BrokerJwtValidator",
         "sasl.oauthbearer.jwks.endpoint.url": (directory / JWKS).as_uri(),
         "sasl.oauthbearer.expected.audience": AUDIENCE,
         "listener.name.tls.ssl.keystore.type": "PEM",
@@ -321,7 +323,7 @@ def shared(directory: Path, owner: int) -> Iterator[Broker]:
             known["users"] -= 1
             if known["users"] == 0:
                 stop(broker)
-                # Whoever comes later begins a new one.
+                # A later process begins a new one.
                 (directory / "server.properties").unlink()
                 shutil.rmtree(directory / "data", ignore_errors=True)
 

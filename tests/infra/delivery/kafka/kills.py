@@ -94,7 +94,7 @@ class Transactions:
             while not self._open():
                 assert time.monotonic() < deadline, "no transaction was seen"
             process.send_signal(signal.SIGSTOP)
-            # Its end may be on its way already: whoever is stopped sends it no more.
+            # Its end may be on its way already: a publisher that is stopped sends it no more.
             until_s = time.monotonic() + ENDED_WITHIN_S
             while self._open():
                 if time.monotonic() > until_s:

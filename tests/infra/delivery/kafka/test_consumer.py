@@ -424,7 +424,7 @@ def test_a_database_that_was_away_when_partitions_move_to_another_process_is_wai
     send(1, 1)
     with first.running():
         until(lambda: first.handled() == [1], WITHIN_S)
-        # It has nothing to do, and does not notice until Kafka shares the partitions out anew.
+        # It has nothing to do, and does not notice until Kafka assigns the partitions again.
         second.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'first'")
         with second.running():
             until(lambda: "ours starts again in" in caplog.text, WITHIN_S)
@@ -449,7 +449,7 @@ def test_a_gap_in_a_codes_versions_stops_it(database: TestDatabase, kafka: Broke
 
 
 def read_again_from_the_beginning(reading: Reading, *, pruned: bool = False) -> None:
-    """As after the topic was deleted and published anew; where old events were deleted, none is known by its id."""
+    """As after the topic was deleted and published again; where old events were deleted, none is known by its id."""
     reading.sql("DELETE FROM sparkledger_positions RETURNING 1")
     if pruned:
         reading.sql("DELETE FROM sparkledger_events RETURNING 1")

@@ -123,3 +123,26 @@ async def test_events_are_published_to_a_cluster_that_asks_for_tokens(
     ):
         assert [record.position for record in topic.until(1)] == [1]
     assert asked
+
+
+@pytest.mark.parametrize("refuses", ["the authorization server", "the broker"])
+async def test_a_refused_token_shows_in_one_line_that_does_not_repeat_it(
+    kafka: Broker, opened: Opened, prefix: str, refuses: str
+) -> None:
+    await opened.when(await opened.begin(), given.permission())
+    answer: tuple[int, dict[str, object]] = (401, {"error": "invalid_client"})
+    refused = token(kafka)[:-8] + "AAAAAAAA"  # its signature is not the one of its text
+    if refuses == "the broker":
+        answer = (200, {"access_token": refused, "expires_in": 600})
+
+    with (
+        authorization_server(*[answer] * 2_000) as (url, _),
+        publishing(opened.database, kafka.oauth, prefix, **token_login(kafka, url)),
+    ):
+        until(lambda: opened.sql("SELECT 1 FROM publications WHERE error IS NOT NULL") != [], 60)
+        ((error,),) = opened.sql("SELECT error FROM publications")
+
+    assert "SPARKLEDGER_KAFKA_SASL_USERNAME" in error if refuses == "the broker" else "Check the user name" in error
+    assert refused not in error
+    assert PASSWORD not in error
+    assert "\n" not in error
