@@ -84,6 +84,9 @@ async def test_a_revoked_key_writes_no_more_and_not_by_any_means(opened: Opened,
         pytest.param({"event": {"type": "Invented"}}, id="a type of event that there is not"),
         pytest.param({"event": {"type_version": 99}}, id="a version that nobody can read"),
         pytest.param({"event": {"type": "CreatorErased"}}, id="an event that another role records"),
+        pytest.param({"event": {"sealed": b"s", "commitment": b"c"}}, id="a sealed part without its key"),
+        pytest.param({"event": {"sealed": b"s", "key_id": UUID(int=9)}}, id="a sealed part without its commitment"),
+        pytest.param({"event": {"key_id": UUID(int=9)}}, id="a key for no sealed part"),
     ],
 )
 async def test_no_caller_records_what_the_program_never_would(
