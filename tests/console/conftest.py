@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Playwright,
+    Request,
+    sync_playwright,
+)
 
 from tests.absent import absent
 from tests.api.world import World
@@ -121,7 +130,13 @@ def sign_in(page: Page, key: str, path: str = "/") -> None:
     """Sign in as a person would."""
     page.goto(f"/sign-in?next={path}")
     page.get_by_label("API key").fill(key)
-    page.get_by_role("button", name="Sign in").click()
+    follow(page.get_by_role("button", name="Sign in"))
+
+
+def follow(leads: Locator) -> None:
+    """Click on what leads to a page, and wait until that page is there as a whole."""
+    with leads.page.expect_navigation():
+        leads.click()
 
 
 @pytest.fixture(scope="session")

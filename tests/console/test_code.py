@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from api.console.lifeline import APART, Axis, axis_of, lanes_of
 from tests.api.world import World, told
-from tests.console.conftest import Windows
+from tests.console.conftest import Windows, follow
 from tests.console.seed import Seeded
 from tests.console.test_start import SUBJECTS, key_of, visitor
 from tests.serving import Server
@@ -57,7 +57,7 @@ def test_it_says_where_todays_knowledge_differs_from_what_was_known_then(
     expect(page.locator(".stated")).to_contain_text("Redeemed")
     expect(page.locator(".differs")).to_contain_text("Today the ledger knows more about that moment.")
     expect(page.locator(".differs")).to_contain_text("State: then redeemed, today revoked")
-    page.locator("fieldset", has_text="As known on").get_by_role("link", name="Now").click()
+    follow(page.locator("fieldset", has_text="As known on").get_by_role("link", name="Now"))
     expect(page.locator(".stated")).to_contain_text("Revoked")
     assert page.locator(".differs").count() == 0
     assert "as_of" not in page.url
@@ -135,7 +135,7 @@ def test_a_long_history_shows_few_rows_and_leads_on(own_windows: Windows, own_wo
     page.goto(f"/codes/{code['code_id']}")
     assert page.locator("tbody tr").count() == 100
     assert page.locator("*").count() < 2_000
-    page.get_by_role("link", name="The next events").click()
+    follow(page.get_by_role("link", name="The next events"))
     assert page.locator("tbody tr").count() == 11
 
 

@@ -8,17 +8,17 @@ import httpx
 from playwright.sync_api import Page, expect
 
 from tests.api.world import World, told
-from tests.console.conftest import Windows
+from tests.console.conftest import Windows, follow
 from tests.console.seed import ACCOUNT, OTHER_VIDEO, VIDEO, Seeded
 from tests.console.test_start import key_of, visitor
 from tests.serving import Server
 
 
 def _ask(page: Page, video_id: str, advertiser_id: str) -> None:
-    page.get_by_role("link", name="Ask the question").click()
+    follow(page.get_by_role("link", name="Ask the question"))
     page.get_by_label("Video").fill(video_id)
     page.get_by_label("Advertiser account").fill(advertiser_id)
-    page.get_by_role("button", name="Ask").click()
+    follow(page.get_by_role("button", name="Ask"))
 
 
 def _told(page: Page) -> tuple[str, list[str]]:
@@ -52,7 +52,7 @@ def test_its_address_gives_the_same_answer_after_later_events(own_windows: Windo
     told(own_world.client.post(f"/v1/codes/{code['code_id']}/revocation", json=asked), 200)
     page.goto(address)
     assert _told(page) == before
-    page.get_by_role("button", name="Ask again, as known now").click()
+    follow(page.get_by_role("button", name="Ask again, as known now"))
     assert _told(page)[0] == "No: the code was revoked"
 
 

@@ -17,7 +17,7 @@ from api.http.limits import Limit
 from api.http.problems import Problem
 from tests.api.processes import serving_process
 from tests.api.world import World, told
-from tests.console.conftest import Windows, sign_in
+from tests.console.conftest import Windows, follow, sign_in
 from tests.serving import Server
 
 SIGN_IN = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
@@ -49,7 +49,7 @@ def test_a_key_signs_in_says_as_whom_and_leads_to_what_was_asked_for(
     page = own_windows.open(java_script_enabled=javascript)
     page.goto("/?from=a-mail")
     page.get_by_label("API key").fill(new_key(own_world)["key"])
-    page.get_by_role("button", name="Sign in").click()
+    follow(page.get_by_role("button", name="Sign in"))
     assert page.url.endswith("/?from=a-mail")
     page.locator("details.who summary").click()
     expect(page.locator("details.who")).to_contain_text("in the role auditor")

@@ -31,7 +31,7 @@ def test_a_killed_postgres_loses_nothing_that_was_acknowledged(scene: Scene) -> 
         assert [program.rest()[-1] for program in (one, two)] == ["done", "done"], (one.printed, two.printed)
 
     assert scene.problems() == []
-    # Whoever writes sends again until it is answered, so in the end everything was.
+    # Writers send again until it is answered, so in the end everything was.
     assert scene.unacknowledged() == []
     told = scene.told()
     unknown = sum(attempt.answer == "unknown" for attempt in told)

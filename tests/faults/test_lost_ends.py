@@ -159,6 +159,8 @@ def check_lost_end(ledger: Ledger, before: str) -> None:
     assert accepted.returncode == 0, accepted.stderr
     assert "goes on as generation 2, from position 3 on. Events up to position 2 are the same." in accepted.stdout
     until(lambda: ledger.permit("after").is_success, WITHIN_S)
+    # The API's readers have a session of their own: they may hear of it a second after the writer.
+    until(lambda: ledger.http.get("/v1/events").is_success, WITHIN_S)
 
     events = ledger.http.get("/v1/events")
     shown = [(event["position"], event["type"], event["creator_id"]) for event in events.json()["events"][:2]]

@@ -37,7 +37,7 @@ while True:
     if record is None:
         continue
     if record.error():
-        print(record.error(), file=sys.stderr, flush=True)  # noqa: T201 - whoever started this reads it
+        print(record.error(), file=sys.stderr, flush=True)  # noqa: T201 - the process that started this one reads it
         continue
     partition, offset = record.partition(), record.offset()
     assert partition is not None

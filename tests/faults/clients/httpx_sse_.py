@@ -25,7 +25,7 @@ with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_
                         continue
                     event = json.loads(sent.data)
                     name = event.get("code_id") or event.get("creator_id")
-                    print(  # noqa: T201 - whoever started this reads it
+                    print(  # noqa: T201 - the process that started this one reads it
                         json.dumps([event["position"], name, event["event_id"], event["stream_version"]]), flush=True
                     )
         except (httpx.HTTPError, SSEError) as error:

@@ -22,7 +22,7 @@ consumer = KafkaConsumer(
 )
 for record in consumer:
     headers = {name: value.decode() for name, value in record.headers}
-    print(  # noqa: T201 - whoever started this reads it
+    print(  # noqa: T201 - the process that started this one reads it
         json.dumps(
             [int(headers["ce_sequence"]), headers["ce_subject"], headers["ce_id"], int(headers["ce_streamversion"])]
         ),
