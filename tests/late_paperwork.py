@@ -274,7 +274,7 @@ def answer(facts: list[Fact], video: str, advertiser: str, at: datetime) -> tupl
     """Answer the question from the world as it stood: reason, code, window, permission, and whether it was shared."""
     world = told(facts, at)
     slips = [slip for slip in world.slips.values() if slip.video == video]
-    # What was generated later was there already to whoever asks today: its window had not begun, or nobody had it.
+    # What was generated later was there already to a person who asks today: its window had not begun, or nobody had it.
     last = told(facts, facts[-1].at)
     slips += [
         _as_generated(fact)

@@ -32,7 +32,7 @@ Decided = Decision[Code] | Decision[Creator] | Decision[Advertiser] | Decision[V
 
 
 class Conflict(Exception):
-    """Another writer came first; decide anew."""
+    """Another writer came first; decide again."""
 
 
 class MemoryLedger:

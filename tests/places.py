@@ -18,7 +18,7 @@ ROOM_BYTES: Final = 4 * 2**30
 
 
 def directory(name: str) -> Path:
-    """Make a directory that every user may pass through, as pytest's own are not; whoever asks for it removes it."""
+    """Make a directory that every user may pass through, as pytest's own are not; the caller removes it."""
     if not _roomy(MEMORY):
         made = Path(tempfile.mkdtemp(prefix=f"sl-{name}-"))
     else:

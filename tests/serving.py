@@ -76,7 +76,7 @@ def http_client(url: str, key: str | None = None) -> httpx.Client:
 
 
 class Clock:
-    """The server's clock: real time, moved forward by whoever must not wait for it."""
+    """The server's clock: real time, moved forward by tests that must not wait for it."""
 
     def __init__(self) -> None:
         self.ahead = datetime.now(UTC) - datetime.now(UTC)

@@ -48,11 +48,11 @@ pytestmark = pytest.mark.timeout(600)
 
 LEDGER: Final = "canaries"
 SECRET: Final = "#cAnary/s3cret+that=TikTok/made==tail"
-# A secret that nobody generated: whoever mistypes one types nearly the right one.
+# A secret that nobody generated: a person who mistypes one types nearly the right one.
 MISTYPED: Final = "#mIstyped/cAnary+s3cret=of/somebody==tail"
 NOTE: Final = "Zebedina Quackenbush rang, +1 555 0199"
 REMARK: Final = "leave Zebedina Quackenbush alone"
-# What others give whoever may post to them, often in the path alone; and what somebody calls that.
+# What others give to clients that may post to them, often in the path alone; and what somebody calls that.
 HOOK: Final = "T0K3N-of-a-cAnary-in-a-path"
 HOOK_URL: Final = f"https://receiver.invalid/hook/{HOOK}?to=channel"
 INBOX: Final = "the phone of Zebedina Quackenbush"
@@ -110,7 +110,7 @@ def shapes(text: str) -> set[bytes]:
 
 
 def hashes(text: str) -> set[bytes]:
-    """Return unkeyed hashes of a text, which whoever guesses it could compare."""
+    """Return unkeyed hashes of a text, with which a guess could be compared."""
     digests = {hashlib.new(name, text.encode()).hexdigest() for name in ("md5", "sha1", "sha256", "sha512")}
     return {digest[:32].encode() for digest in digests}
 
@@ -178,7 +178,7 @@ class Walk:
         if path.endswith("/history") and answer.status_code == 200:
             shows = (*shows, *self.noted)
         if path.startswith("/v1/webhooks") and answer.status_code == 200:
-            shows = (*shows, "hook", *NAMES)  # where events go, to whoever has them sent there
+            shows = (*shows, "hook", *NAMES)  # where events go, to the client that has them sent there
         searched = path == "/v1/exports/events" and "q" in (more.get("params") or {})
         if path == "/v1/accesses" or searched:
             shows = tuple(CANARIES)  # who read and exported what: what was searched for is told there

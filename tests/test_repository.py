@@ -211,7 +211,7 @@ def test_make_help_lists_every_target_and_is_the_default() -> None:
     ],
 )
 def test_a_target_runs_the_tests_that_args_name_and_no_others(target: str, args: str, expected: set[str]) -> None:
-    # The environment of this run is taken for installed, whoever made it.
+    # The environment of this run is taken for installed, however it was made.
     args = f"{args} --collect-only --quiet -p no:cacheprovider"
     listed = run("make", "--old-file", ".venv/.dev", target, f"ARGS={args}")
 

@@ -115,7 +115,7 @@ class Statement:
         try:
             if not self._finished():
                 return
-        except Exception as error:  # noqa: BLE001 - whoever waits for the result gets it
+        except Exception as error:  # noqa: BLE001 - the caller that waits for the result gets it
             # Nothing else can be sent on a session whose result was not read.
             done, _ = self._end()
             self._pgconn.finish()

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def run_beside(name: str, target: Callable[[], None]) -> None:
-    """Run something for as long as the process runs. If it fails, the process ends, and whoever started it restarts it.
+    """Run something for as long as the process runs. If it fails, the process ends, and its supervisor restarts it.
 
     A part that is silently missing would be worse than a restart.
     """

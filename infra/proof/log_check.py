@@ -142,7 +142,7 @@ class LogCheck:
         Args:
             ledger: whose log.
             signed: the checkpoint that was signed last, from outside the database.
-            resigned: the same, signed anew: Ed25519 gives the same signature for the same text.
+            resigned: the same, signed again: Ed25519 gives the same signature for the same text.
 
         """
         size = signed.size

@@ -2,7 +2,7 @@
 
 The protocol is https://c2sp.org/tlog-witness. A witness knows the keys of some logs, and keeps the last checkpoint of
 each in a file, which is on disk before a signature leaves. It has no database, and needs none of a ledger: a customer
-or an auditor runs it elsewhere, out of reach of whoever runs the ledger.
+or an auditor runs it elsewhere, out of reach of the ledger's operator.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def test_the_secret_of_an_erased_creators_code_is_shown_to_nobody(world: World) 
     told(erase(world), 200)
     reveal = world.client.post(f"/v1/codes/{code['code_id']}/reveals", json={"reason": "lost"})
     assert refused(reveal) == (409, "creator_erased")
-    # Not even to who was shown it before: told again for its Idempotency-Key, a secret is unsealed anew.
+    # Not even to who was shown it before: told again for its Idempotency-Key, a secret is unsealed again.
     assert refused(world.client.post("/v1/codes", json=asked, headers=once)) == (409, "creator_erased")
     revealed = told(world.client.post(f"/v1/codes/{other['code_id']}/reveals", json={"reason": "lost"}), 200)
     assert revealed["secret"] == other["secret"]

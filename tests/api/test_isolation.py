@@ -502,7 +502,7 @@ def test_a_creator_is_not_told_which_code_of_others_is_in_the_way(world: World) 
     answer = world.creator().post("/v1/codes", json=asked)
     assert refused(answer) == (409, "live_code_exists")
     assert theirs["code_id"] not in answer.text
-    # Whoever may read it is told.
+    # Those who may read it are told.
     assert world.client.post("/v1/codes", json=asked).json()["conflict_id"] == theirs["code_id"]
     own = world.generate(OWN_CREATOR, video_id="video-of-its-own")
     answer = world.creator().post("/v1/codes", json=asked | {"video_id": "video-of-its-own"})

@@ -84,7 +84,7 @@ def _kept() -> dict[str, Any]:
 
 def _keep(results: dict[str, Any]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
-    # Replaced as a whole: whoever interrupts this keeps the figures of before.
+    # Replaced as a whole: an interruption keeps the figures of before.
     written = RESULTS.with_suffix(".new")
     written.write_text(json.dumps(results, indent=2) + "\n")
     written.replace(RESULTS)

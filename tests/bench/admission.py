@@ -3,7 +3,7 @@
     python -m tests.bench.admission
 
 Microseconds of this process's processor, and of the clock on the wall beside them, each the median of several runs.
-`remembered` is what nearly every request costs; a key is looked up anew once a second, in one query for all requests
+`remembered` is what nearly every request costs; a key is looked up again once a second, in one query for all requests
 that wait for it together.
 """
 
@@ -91,7 +91,7 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
         async with runtime(dsn, API, master, [configured]) as opened:
             authenticator = opened.authenticator
             figures: dict[str, dict[str, float]] = {}
-            # As the door has it: a request is made anew each time, for it remembers its headers.
+            # As the door has it: a request is made again each time, for it remembers its headers.
             for name, bearer in (("key", key), ("token", issuer.token())):
                 await admit(_request(opened, bearer), Allowed(ADMITTED))
                 scope = _request(opened, bearer).scope
@@ -105,7 +105,7 @@ async def _measure(dsn: str, master: MasterKey, key: str) -> dict[str, dict[str,
                 authenticator.forget()
                 await authenticator.authenticate(key, datetime.now(UTC))
 
-            figures["key, looked up anew"] = await _microseconds(looked_up, LOOKED_UP)
+            figures["key, looked up again"] = await _microseconds(looked_up, LOOKED_UP)
             bearers = cast("Any", authenticator)._token_identities
             for by in issuer.signers:
                 token = issuer.token(by=by)

@@ -91,7 +91,7 @@ class Load:
                 )
                 assert set(figures.statuses) == {201}, f"answered {figures.statuses}"
                 self.slices.append((began, time.time(), figures.latencies))
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the thread raises it
+        except BaseException as error:  # noqa: BLE001 - the caller that waits for the thread raises it
             self.error = error
 
     def between(self, begin: float, end: float) -> dict[str, float]:

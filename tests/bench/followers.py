@@ -72,7 +72,7 @@ async def follow(url: str, clients: int, keys: list[str]) -> dict[str, float]:
         if len(followers) % 50 == 0:
             await followers[-1].begun
     await asyncio.gather(*(follower.begun for follower in followers))
-    print("following", flush=True)  # noqa: T201 - whoever started this process waits for it
+    print("following", flush=True)  # noqa: T201 - the process that started this one waits for it
     await asyncio.to_thread(sys.stdin.read)
     found = sorted(latencies) or [0.0]
     return {

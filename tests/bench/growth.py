@@ -1,7 +1,7 @@
 """`growth`: what an append and a load cost with many events present, against what they cost with few.
 
 On hot streams, warmed: the streams that are appended to and loaded are recent, as they are in use; the events beneath
-are those of older codes. Beside it, with all of them present, the cold figures: a server begun anew with few buffers,
+are those of older codes. Beside it, with all of them present, the cold figures: a server restarted with few buffers,
 appends right after a checkpoint, loads of streams that nobody asked for since.
 """
 

@@ -2,7 +2,7 @@
 
 Told once as stories, by the commands themselves, then written by the database many times over with other ids and
 days: through the commands a million events would take minutes. What happens to a code stands far from its beginning,
-with tens of thousands of other events between, so that whoever follows finds it neither in the same page nor in the
+with tens of thousands of other events between, so that a follower finds it neither in the same page nor in the
 one before.
 """
 

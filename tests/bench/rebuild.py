@@ -77,7 +77,7 @@ async def _follow(server: EmbeddedPostgres, ledger_id: int, events: int) -> dict
 
 
 def _filled_anew(server: EmbeddedPostgres, names: list[str], events: int) -> float:
-    """Fill views anew; return events a second, the switch included, and nothing of what was filled before."""
+    """Rebuild views; return events a second, the switch included, and nothing of what was filled before."""
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         # Else the vacuum and the checkpoint that follow on so many rows would fall on the next to be measured.
         connection.execute("VACUUM ANALYZE")
@@ -103,7 +103,7 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
         equal = _rows(server) == live
         rates["all"] = _filled_anew(server, names, events)
         equal = equal and _rows(server) == live
-    assert equal, "the rows of a view that was filled anew are not the live ones"
+    assert equal, "the rows of a view that was rebuilt are not the live ones"
     return {
         "events_per_second": rates,
         "following": followed,

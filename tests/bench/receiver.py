@@ -54,4 +54,4 @@ async def receive() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(uvloop.run(receive())))  # noqa: T201 - whoever started this process waits for it
+    print(json.dumps(uvloop.run(receive())))  # noqa: T201 - the process that started this one waits for it

@@ -8,7 +8,7 @@ from infra.settings import load_settings
 
 
 def _say(url: str) -> None:
-    print(url, flush=True)  # noqa: T201 - whoever started this process waits for it
+    print(url, flush=True)  # noqa: T201 - the process that started this one waits for it
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each event changed: before and after, whoever recorded it and however late."""
+"""What each event changed: before and after, by whom and however late it was recorded."""
 
 from __future__ import annotations
 

@@ -113,7 +113,9 @@ async def test_a_code_recorded_late_was_generated_and_revoked_when_that_was_true
 async def test_a_code_of_another_ledger_is_unknown(follow: Followed, api: Cursor) -> None:
     await follow(codes.VIEW, MemoryLog(given.unknown(), given.shared()))
     assert await code_row(api, 1, CODE) is None
-    assert await code_row(api, 2, CODE) is None, "row-level security hides it from whoever asks for the wrong ledger"
+    assert await code_row(api, 2, CODE) is None, (
+        "row-level security hides it from a caller that asks for the wrong ledger"
+    )
     assert await codes.search(api, 2, now=NOW, limit=10, brand_ids=[BRAND]) == []
 
 

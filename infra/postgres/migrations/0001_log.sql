@@ -11,7 +11,7 @@ CREATE TABLE ledgers (
 );
 
 -- Which ledger a session of the API sees, and which key a caller of `append` writes with, is proven and not claimed: by
--- a token that `authenticate` hands out to whoever presents the hash of a key. A login that was stolen, and no key with
+-- a token that `authenticate` hands out to a caller that presents the hash of a key. A login that was stolen, and no key with
 -- it, sees nothing and writes nothing.
 --
 -- A token is a keyed hash under a secret of this database that no login of the program can read. It depends on no
@@ -254,7 +254,7 @@ $$;
 -- `as_of` turns a time into a position: the last one recorded by then, 0 before the first. recorded_at never decreases
 -- with position, so halving finds it with a few reads of the primary key and no index of its own.
 --
--- An append takes its moment before its commit, so a moment of just now may still get an event: whoever asks about one
+-- An append takes its moment before its commit, so a moment of just now may still get an event: a query about one
 -- waits for the appends under way, and only then looks. The same moment then always gives the same position.
 CREATE FUNCTION position_at(of_ledger int, moment timestamptz) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -345,7 +345,7 @@ CREATE TYPE append_claim AS (
 -- passed `before`), and one row with outcome 'base' for each ledger: a = the last position before, b = the ledger,
 -- at = the moment of recording.
 --
--- Its plans must not be those of the empty tables a ledger begins with: whoever calls it sets `plan_cache_mode` and
+-- Its plans must not be those of the empty tables a ledger begins with: its caller sets `plan_cache_mode` and
 -- the planner's choices for the session, which costs nothing, where a SET of the function's own costs 8 us each.
 CREATE FUNCTION append(
     c_ledger int[], c_api_key uuid[], c_role text[], callers append_caller[], reads append_read[], news append_event[],
@@ -419,9 +419,9 @@ BEGIN
         WHERE f.why IS NOT NULL
         UNION ALL
         -- 1: The same command came before: its first answer stands.
-        -- 2: Whoever writes has a key of this ledger and this role, which is still valid (a cache may outlive it by a
+        -- 2: The writer has a key of this ledger and this role, which is still valid (a cache may outlive it by a
         --    second), and proves by its token that it was presented; the clock, whose login is a worker's, has none.
-        -- 3: Decided inside a window that has ended by the moment that would be recorded: decide anew, by that moment.
+        -- 3: Decided inside a window that has ended by the moment that would be recorded: decide again, by that moment.
         SELECT CASE WHEN m.key IS NOT NULL THEN 1 WHEN k.refused THEN 2 ELSE 3 END, c.i,
                CASE WHEN m.key IS NULL THEN CASE WHEN k.refused THEN 'key' ELSE 'conflict' END
                     WHEN m.request_hash = c.hash THEN 'replay' ELSE 'mismatch' END,

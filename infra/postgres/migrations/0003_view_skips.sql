@@ -27,7 +27,7 @@ CREATE POLICY every_ledger ON view_skips TO sparkledger_worker
 GRANT SELECT ON view_skips TO sparkledger_api;
 GRANT SELECT, INSERT ON view_skips TO sparkledger_worker;
 
--- How often a view was filled anew.
+-- How often a view was rebuilt.
 ALTER TABLE view_versions ADD COLUMN rebuilds int NOT NULL DEFAULT 0;
 
 -- How far each view is, in all ledgers together, for the metrics. The API sees one ledger at a time, so this goes around

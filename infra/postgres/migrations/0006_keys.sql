@@ -56,7 +56,7 @@ GRANT INSERT, UPDATE (last_used_at) ON api_key_uses TO sparkledger_api;
 -- Changes of keys are recorded as accesses are, also those that are made at the command line.
 GRANT INSERT, UPDATE (reads, row_count, complete, ended_at) ON accesses TO sparkledger_worker;
 
--- Every API process hears of it and forgets what it remembers of keys, whoever made the change.
+-- Every API process hears of it and forgets what it remembers of keys, from whichever process the change comes.
 CREATE FUNCTION tell_of_keys() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NOTIFY sparkledger_keys;

@@ -52,7 +52,7 @@ REVOKE INSERT ON creator_keys FROM sparkledger_api, sparkledger_worker;
 GRANT INSERT (ledger_id, key_id, creator, wrapped) ON creator_keys TO sparkledger_api, sparkledger_worker;
 GRANT UPDATE (fingerprint_key) ON ledgers TO sparkledger_log;
 
--- A process that has not heard of a rotation must not store a key that the next one would not look for. Whoever stores
+-- A process that has not heard of a rotation must not store a key that the next one would not look for. A process that stores
 -- one holds the present master key's row until its commit, and a rotation waits for that before it begins to look.
 CREATE FUNCTION wrapped_with_the_present_master_key() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$

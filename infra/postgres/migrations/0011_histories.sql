@@ -89,7 +89,7 @@ CREATE TRIGGER continue_history AFTER INSERT ON events
 GRANT DELETE ON anchored_ledgers, history_checks TO sparkledger_log;
 
 -- Which database this is, as far as anyone can tell who asks it: another server, another timeline, a restart, which a
--- restored copy of the files needs, and a restored dump, which makes the table of events anew, all show.
+-- restored copy of the files needs, and a restored dump, which creates the table of events again, all show.
 CREATE FUNCTION database_identity() RETURNS text LANGUAGE sql STABLE
 RETURN concat_ws(
     '/',

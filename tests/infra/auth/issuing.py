@@ -118,7 +118,7 @@ def issuing() -> Iterator[TestIssuer]:
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            # Whoever asked may have had enough.
+            # The client may have had enough.
             with suppress(BrokenPipeError, ConnectionResetError):
                 self.wfile.write(body)
 

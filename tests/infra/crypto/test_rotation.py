@@ -113,7 +113,7 @@ async def test_a_service_takes_the_place_of_a_key_in_the_environment(opened: Ope
     service = Service()
     before = listening(opened)
     async with process(opened, service) as other:
-        # Whoever begins to listen forgets what may have changed meanwhile.
+        # A process that begins to listen forgets what may have changed meanwhile.
         await until(lambda: listening(opened) > before)
         assert await reads(other, tenant) == await reads(other, tenant) == SECRETS
     # Once for each creator: what was unwrapped stays in memory.

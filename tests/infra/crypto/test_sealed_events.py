@@ -119,7 +119,7 @@ async def test_the_commitment_is_verified_from_salt_and_plaintext_without_a_key(
 
 
 async def test_the_same_note_twice_has_two_commitments(opened: Opened) -> None:
-    """Without a salt, whoever guesses a note could confirm the guess."""
+    """Without a salt, a guess of a note could be confirmed."""
     tenant = await canaries(opened)
     assert (await sealed_row(opened, tenant, 3))[2] != (await sealed_row(opened, tenant, 4))[2]
 

@@ -1,6 +1,6 @@
 """Compares what callers were told with what the log holds. It knows the table of events, and nothing of what fills it.
 
-Whoever writes puts a mark of its own into the body of each event of a command, the same mark in every attempt at that
+Each writer puts a mark of its own into the body of each event of a command, the same mark in every attempt at that
 command, and notes what it was told. Then, for each command:
 
 - told that it is recorded, it is there exactly once, whole, at the positions and up to the version it was told;

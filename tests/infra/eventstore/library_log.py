@@ -51,7 +51,7 @@ class SynchronousLog:
         return database, notifier, writer, listener, asyncio.create_task(self._look_again())
 
     def close(self) -> None:
-        """Stop after what is being committed; whoever still waits is told to come back."""
+        """Stop after what is being committed; callers that still wait are asked to come back."""
         self._wait(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

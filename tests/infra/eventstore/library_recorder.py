@@ -9,7 +9,7 @@ application wants them, go to a second ledger named `orders:snapshots`.
 
 A row has columns that the library knows nothing of. Its events are recorded by `application` in the role and `library`
 in the source, without an API key; the creator's stream is the event's own; the topic is the type; the stored state is
-the clear body, byte for byte, and whoever sets CIPHER_KEY encrypts it before it comes here. Our own views read every
+the clear body, byte for byte; with CIPHER_KEY, the library encrypts it before it comes here. Our own views read every
 ledger of a database and stop at a type they do not know, so such an application belongs in a database of its own.
 """
 

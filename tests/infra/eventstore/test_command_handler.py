@@ -1,4 +1,4 @@
-"""Commands that race each other on a real log: what the rules promise holds whoever comes first."""
+"""Commands that race each other on a real log: what the rules promise holds, in whatever order they come."""
 
 from __future__ import annotations
 

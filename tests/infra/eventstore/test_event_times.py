@@ -111,7 +111,7 @@ async def test_in_an_empty_ledger_every_moment_is_before_the_first_position(open
 
 
 async def test_a_moment_of_just_now_waits_for_the_appends_under_way(opened: Opened) -> None:
-    """An append takes its moment before its commit: whoever did not wait could be answered otherwise a moment later."""
+    """An append takes its moment before its commit: a query that did not wait could get another answer later."""
     tenant = await opened.begin()
     store = opened.events
     moment = datetime.now(UTC)
@@ -125,7 +125,7 @@ async def test_a_moment_of_just_now_waits_for_the_appends_under_way(opened: Open
 
 
 async def test_a_moment_that_the_databases_clock_has_not_passed_is_waited_for(opened: Opened) -> None:
-    """Whoever asks may have a clock that is ahead: an answer at once would be another a moment later."""
+    """The caller may have a clock that is ahead: an answer at once would be another a moment later."""
     tenant = await opened.begin()
     store = opened.events
     moment = datetime.now(UTC) + timedelta(seconds=0.5)

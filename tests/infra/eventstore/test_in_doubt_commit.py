@@ -65,7 +65,7 @@ def positions(outcomes: list[Any]) -> list[tuple[int, int]]:
     return [(outcome.first, outcome.last) for outcome in outcomes if isinstance(outcome, Appended)]
 
 
-# Whoever logs in: the API's own role, or a superuser that takes it on.
+# The login: the API's own role, or a superuser that takes it on.
 @pytest.mark.parametrize("user", [API, "postgres"])
 async def test_a_session_ended_before_its_commit_is_retried(opened: Opened, tenant: Tenant, user: str) -> None:
     async with writing(opened.database, user=user, role=API, tokens=opened.api.database.tokens) as writer:
@@ -164,7 +164,7 @@ async def test_a_lost_session_that_would_still_commit_is_ended_before_anyone_loo
 ) -> None:
     """It waits for a lock and does not notice that nobody listens: a look-up alone would see nothing, then it commits.
 
-    Whoever only looked would send the events again, and tell their caller of a conflict with itself.
+    A writer that only looked would send the events again, and tell their caller of a conflict with itself.
     """
     async with proxied(opened.database.dsn(user), tmp_path) as (proxy, dsn):
         writer = GroupCommitWriter(dsn, API, tokens=opened.api.database.tokens)

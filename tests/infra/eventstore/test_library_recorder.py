@@ -74,7 +74,7 @@ class TestApplicationRecorder(OnALedger, cases.ApplicationRecorderTestCase[Ledge
         return LedgerApplicationRecorder(self.log, new_ledger(self.database))
 
     def test_insert_subscribe(self) -> None:
-        # The library leaves this one to whoever can follow.
+        # The library leaves this one to readers that can follow.
         self.optional_test_insert_subscribe()
 
 

@@ -1,4 +1,4 @@
-"""Positions under concurrency: dense from 1, in commit order, whoever fights for what."""
+"""Positions under concurrency: dense from 1, in commit order, however many writers contend."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_two_writers_with_32_tasks_on_three_ledgers_agree_with_the_log(ope
 
 
 async def test_batches_that_name_their_ledgers_in_opposite_orders_do_not_deadlock(opened: Opened) -> None:
-    """Both are stopped in the middle of taking locks: whoever did not sort them would hold what the other needs."""
+    """Both are stopped in the middle of taking locks: without sorting, each would hold what the other needs."""
     tenants = [await opened.begin(f"ledger-{n}") for n in range(3)]
     ledgers = [tenant.ledger_id for tenant in tenants]
     async with writing(opened.database) as one, writing(opened.database) as two:

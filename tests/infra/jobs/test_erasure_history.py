@@ -193,7 +193,7 @@ def view_rows(opened: Opened, tenant: Tenant) -> dict[str, list[Any]]:
 
 
 async def rebuilt(opened: Opened) -> None:
-    """Fill every view anew."""
+    """Rebuild every view."""
     async with AsyncExitStack() as stack:
         database = Database(opened.database.dsn(WORKER), WORKER, size=1)
         await database.open()

@@ -1,4 +1,4 @@
-"""The expiry clock: what is due is recorded once, whoever else is at it, and nothing wrong holds up the rest."""
+"""The expiry clock: what is due is recorded once, though others are at it too, and nothing wrong holds up the rest."""
 
 from __future__ import annotations
 

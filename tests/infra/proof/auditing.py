@@ -1,4 +1,4 @@
-"""An auditor of signed logs, who trusts nothing but the verifier keys: signatures, tiles and entries, checked anew."""
+"""An auditor of signed logs, who trusts nothing but the verifier keys: signatures, tiles and entries, checked again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever changes the database as a superuser: what finds it, and where. docs/proof.md has the table."""
+"""Changes of the database by a superuser: what finds them, and where. docs/proof.md has the table."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ async def test_rows_tiles_and_checkpoint_that_are_replaced_alike_are_found_by_wh
     [(keys,)] = opened.sql("SELECT verifier_keys FROM log_trees")
     tamper(opened, "UPDATE events SET body = '{}' WHERE position = 300")
     opened.sql("TRUNCATE log_trees, log_tiles")
-    # Whoever forges has no key of the log, and computes everything else anew.
+    # The forger has no key of the log, and computes everything else again.
     seal(opened, SealerSettings(settings.signing_dir.with_name("forged"), settings.log_name))
     opened.sql("UPDATE log_trees SET verifier_keys = %s", keys)
     with watching(opened, settings) as running:

@@ -229,7 +229,7 @@ async def test_views_that_share_a_reader_are_held_up_neither_by_each_others_lock
 
 
 class DeadlyLog(MemoryLog):
-    """Whoever reads a page of it loses all sessions, a moment later or at once."""
+    """A reader of a page of it loses all sessions, a moment later or at once."""
 
     def __init__(self, killer: Cursor, log: MemoryLog, kills: int) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ async def drop(cur: Cursor, view: View[Any]) -> None:
 
 
 class HaltingLog(MemoryLog):
-    """A log that gives so many pages, and keeps whoever asks for more."""
+    """A log that gives so many pages, and keeps a reader that asks for more."""
 
     def __init__(self, log: MemoryLog, pages: int) -> None:
         super().__init__()

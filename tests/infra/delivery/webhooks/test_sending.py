@@ -618,7 +618,7 @@ async def test_a_sender_that_was_overtaken_writes_nothing_more(post: Post, caplo
         post.opened.sql("UPDATE webhook_progress SET lease = lease + 1")
         await post.share(post.codes[0], 3)
         await post.caught_up(webhook_id)
-    # It noticed, let go, and began anew: at least once.
+    # It noticed, let go, and began again: at least once.
     assert set(receiver.positions) == {1, 2, 3, 4, 5}
     assert in_order(receiver.received)
     assert "taken over" in caplog.text
