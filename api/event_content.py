@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from domain.recorded import Event, RecordedEvent
     from infra.auth.key_admin import KeyAdmin
     from infra.eventstore.event_rows import Row
+    from infra.proof.sealed_sizes import SealedSize
 
 
 class ActorEntry(Answer):
@@ -36,6 +37,41 @@ class ActorEntry(Answer):
     key_name: Annotated[str | None, Field(description="The name of the key.")]
     role: Annotated[Role | Literal["clock"], Field(description="The role in which the key acted.")]
     subject: Annotated[str | None, Field(description="The creator or advertiser account that the key acted for.")]
+
+
+class ProofStatus(Answer):
+    """Whether the signed log covers an event, by its position alone. Nothing is verified here."""
+
+    state: Annotated[
+        Literal["pending", "sealed", "witnessed"],
+        Field(description="Whether a signed checkpoint covers the event, and whether witnesses have cosigned it."),
+    ]
+    size: Annotated[
+        int | None, Field(description="How many events this checkpoint covers. Null while the event is pending.")
+    ]
+    witnesses: Annotated[
+        list[str], Field(description="The witnesses that have cosigned a checkpoint which covers the event.")
+    ]
+
+
+class SealedUpto(Answer):
+    """How far the signed log goes, and how late it is."""
+
+    size: Annotated[int, Field(ge=0, description="How many events the newest signed checkpoint covers.")]
+    witnessed_size: Annotated[
+        int, Field(ge=0, description="How many events the newest checkpoint covers that witnesses have cosigned.")
+    ]
+    sealed_at: Annotated[
+        answered.Moment | None, Field(description="When the newest checkpoint was signed. Null before the first.")
+    ]
+    pending_since: Annotated[
+        answered.Moment | None,
+        Field(
+            description="When the oldest event was recorded that no checkpoint covers yet. Null if all are covered. "
+            "More than some seconds ago means that sealing is late."
+        ),
+    ]
+    stopped: Annotated[bool, Field(description="Whether sealing has stopped and needs an operator.")]
 
 
 class EventAnswer(BaseModel):
@@ -83,6 +119,10 @@ class EventAnswer(BaseModel):
         Literal[True],
         Field(description="True if this version of the program cannot read the event. Then there is no `body`."),
     ] = Field(default_factory=absent)
+    proof: Annotated[
+        ProofStatus,
+        Field(description="Whether the signed log covers the event, as of when it was read. Nothing is verified here."),
+    ]
 
 
 # What every event of the library has; all but the stream is beside the body, under our own names.
@@ -118,6 +158,9 @@ CSV_COLUMNS: Final = (
     "correlation_id",
     "causation_id",
     "summary",
+    "proof_state",
+    "proof_size",
+    "proof_witnesses",
     "body",
 )
 _RESTLESS: Final = "The names of API keys are changing too quickly. Try again in a moment."
@@ -254,6 +297,13 @@ def visible_to(caller: Caller, recorded: RecordedEvent) -> bool:
     return (brand_id is None and advertiser_id is None) or caller.is_party_to((brand_id,), (advertiser_id,))
 
 
+def with_proof(contents: list[dict[str, Any]], sealed: SealedSize) -> list[dict[str, Any]]:
+    """Say of each event whether the signed log covers it."""
+    for content in contents:
+        content["proof"] = sealed.status(content["position"])
+    return contents
+
+
 def ndjson(contents: Iterable[dict[str, Any]]) -> bytes:
     """Return one event a line."""
     return b"".join(
@@ -268,6 +318,8 @@ def csv_text(contents: Iterable[dict[str, Any]]) -> bytes:
             *(content.get(column) for column in CSV_COLUMNS[:11]),
             *(content["actor"][column] for column in ("key_id", "key_name", "role", "subject")),
             *(content[column] for column in CSV_COLUMNS[15:19]),
+            *(content["proof"][name] for name in ("state", "size")),
+            " ".join(content["proof"]["witnesses"]),
             content.get("body"),
         ]
         for content in contents

@@ -14,7 +14,18 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from api.access_log import record_access, subject_of_search
-from api.event_content import EventAnswer, csv_head, csv_text, event_content, names_in, names_of, ndjson, row_content
+from api.event_content import (
+    EventAnswer,
+    SealedUpto,
+    csv_head,
+    csv_text,
+    event_content,
+    names_in,
+    names_of,
+    ndjson,
+    row_content,
+    with_proof,
+)
 from api.event_filters import Filters
 from api.event_search import SearchRange, index_stopped, query_of, search_events
 from api.http import headers
@@ -45,32 +56,6 @@ if TYPE_CHECKING:
 # Shorter than the limit of a request, with what a search may take.
 MAX_WAIT_S: Final = 20
 Seconds = Annotated[int, Field(ge=0, le=MAX_WAIT_S), BeforeValidator(whole_number)]
-
-
-class SealingStatus(Answer):
-    state: Annotated[
-        Literal["pending", "sealed", "witnessed"],
-        Field(description="Whether a signed checkpoint covers the event, and whether witnesses have cosigned it."),
-    ]
-    size: Annotated[
-        int | None, Field(description="How many events this checkpoint covers. Null while the event is pending.")
-    ]
-
-
-class SealedUpto(Answer):
-    size: Annotated[int, Field(ge=0, description="How many events the newest signed checkpoint covers.")]
-    witnessed_size: Annotated[
-        int, Field(ge=0, description="How many events the newest checkpoint covers that witnesses have cosigned.")
-    ]
-
-
-class EventWithStatus(EventAnswer):
-    """One event, and whether the signed log covers it."""
-
-    proof: Annotated[
-        SealingStatus,
-        Field(description="Whether the signed log covers the event, by its position alone. Nothing is verified here."),
-    ]
 
 
 class EventsAnswer(Answer):
@@ -160,7 +145,8 @@ async def list_events(
     if query.wait is not None:
         page = await _next_page(caller, query, parsed, page)
     names = await names_in(caller.request.app.state.key_names, caller.ledger_id, page.shown)
-    contents = [row_content(row, names) for row in page.shown]
+    sealed = await caller.request.app.state.sealed_sizes.of(caller.ledger_id)
+    contents = with_proof([row_content(row, names) for row in page.shown], sealed)
     format_ = wanted_format(headers.text(caller.request, b"accept"))
     answer_headers = {
         "Vary": "Accept",
@@ -195,13 +181,13 @@ async def list_events(
                 "prev_cursor": page.cursors["prev"],
                 "complete": page.found.complete,
                 "looked_through": page.found.rows_scanned,
-                "sealed": (await caller.request.app.state.sealed_sizes.of(caller.ledger_id))._asdict(),
+                "sealed": sealed.content(),
                 **total,
             }
             return answer(content, 200, answer_headers)
 
 
-@router.get("/v1/events/{position}", response_model=EventWithStatus, operation_id="readEvent")
+@router.get("/v1/events/{position}", response_model=EventAnswer, operation_id="readEvent")
 @Operation(trace="recorded", answer_headers=("Ledger-Position",))
 async def read_event(
     position: str, caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")]
@@ -218,8 +204,7 @@ async def read_event(
     parameters = {"position": found[0].position}
     await record_access(caller, parameters, rows=1, format=JSON, subject=subject_of(content))
     sealed = await caller.request.app.state.sealed_sizes.of(caller.ledger_id)
-    content["proof"] = sealed.status(found[0].position)
-    return answer(content, 200, {"Ledger-Position": str(found[0].position)})
+    return answer(with_proof([content], sealed)[0], 200, {"Ledger-Position": str(found[0].position)})
 
 
 @dataclass(frozen=True, slots=True)

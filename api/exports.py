@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from api.access_log import record_access, subject_of_search
-from api.event_content import CSV_COLUMNS, csv_head, csv_text, names_in, ndjson, row_content
+from api.event_content import CSV_COLUMNS, csv_head, csv_text, names_in, ndjson, row_content, with_proof
 from api.event_filters import Filters
 from api.event_search import SearchRange, index_stopped, query_of, search_events
 from api.export_files import digest_of
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from api.query_language import ParsedQuery
     from infra.eventstore.event_rows import Row
     from infra.eventstore.histories import History
+    from infra.proof.sealed_sizes import SealedSize
     from infra.views.reader import ViewReader
 
 
@@ -92,6 +93,7 @@ class Export:
         upto: the position up to which all is exported that was asked for: the head, or less where the history has
             stopped.
         began_at: when it began.
+        sealed: how far the signed log went then; `proof` of each event says what follows from that.
         low: the position before the first that may be exported.
         high: the position after the last.
         events: how many were exported so far.
@@ -108,6 +110,7 @@ class Export:
     format: Format
     head: int
     began_at: datetime
+    sealed: SealedSize
     bom: bool = False
     low: int = 0
     high: int = END
@@ -163,7 +166,7 @@ class Export:
                 if go_on is not None:
                     await go_on()
                 names = await names_in(key_names, self.ledger_id, rows)
-                contents = [row_content(row, names) for row in rows]
+                contents = with_proof([row_content(row, names) for row in rows], self.sealed)
                 yield self._noted((csv_text if self.format == "csv" else ndjson)(contents), rows)
                 await asyncio.sleep(0)
         finally:
@@ -202,6 +205,7 @@ class Export:
             "head": self.head,
             "upto": self.upto,
             "began_at": self.began_at,
+            "sealed": self.sealed.content(),
             "bytes": self._bytes,
             "sha256": self._digest.hexdigest(),
         }
@@ -230,7 +234,8 @@ async def export_events(
     The export is streamed and ends with a trailer. In NDJSON, it is a last line `{"trailer": {…}}`. In CSV, it is a
     last row whose `position` is `end`. The trailer has the id of the log and its history, the number of events, their
     first and last position, the query, the ledger's last position when the export began (`head`), the position up to
-    which was searched (`upto`, less than `head` only if the searched view has stopped), the SHA-256 of every byte
+    which was searched (`upto`, less than `head` only if the searched view has stopped), how far the signed log went
+    then (`sealed`, to which `proof` of each event refers), the SHA-256 of every byte
     before it, and the SHA-256 of its own other fields. An export without a trailer is incomplete. Exports are recorded
     in the access log before the first byte is sent.
     """
@@ -251,6 +256,7 @@ async def export_events(
         format=query.format,
         head=head,
         began_at=services.now(),
+        sealed=await caller.request.app.state.sealed_sizes.of(caller.ledger_id),
         bom=query.bom is True,
         low=query.after or 0,
         high=END if query.before is None else query.before,

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.access_log import record_access
 from api.codes import stream_of
-from api.event_content import EventAnswer, event_content, names_of, unsealed_notes, visible_to
+from api.event_content import EventAnswer, SealedUpto, event_content, names_of, unsealed_notes, visible_to, with_proof
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import known_at, refuse_before_it_began, upto, wait_for_log
@@ -55,6 +55,7 @@ class EventWithChanges(EventAnswer):
 class HistoryAnswer(Answer):
     events: Annotated[list[EventWithChanges], Field(description="The events in the order of recording, oldest first.")]
     next: answered.Next
+    sealed: Annotated[SealedUpto, Field(description="The signed log of the ledger, to which `proof` refers.")]
 
 
 class HistoryQuery(QueryModel):
@@ -161,9 +162,10 @@ async def _page(
     ]
     page = page_of(kept, query.limit, lambda one: encode(one.position, same_query))
     shown = page.rows
-    names, texts, _ = await asyncio.gather(
+    names, texts, sealed, _ = await asyncio.gather(
         names_of(caller, shown),
         unsealed_notes(caller, shown if notes else ()),
+        caller.request.app.state.sealed_sizes.of(caller.ledger_id),
         record_access(
             caller,
             subject | query.model_dump(mode="json", exclude_none=True),
@@ -180,4 +182,5 @@ async def _page(
     ]
     cursors = with_history(caller.history.history, {"next": page.next})
     link = link_header(caller.request, **cursors)
-    return answer({"events": events, **cursors}, 200, {**answer_headers, **link})
+    content = {"events": with_proof(events, sealed), "sealed": sealed.content(), **cursors}
+    return answer(content, 200, {**answer_headers, **link})

@@ -41,6 +41,7 @@ from infra.postgres.pool import Database
 from infra.postgres.roles import API
 from infra.proof.evidence_log import EvidenceLog
 from infra.proof.proofs import ProofFailed
+from infra.proof.sealed_sizes import SealedSizes
 from infra.views.reader import ViewReader
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ async def export(where: LedgerAddress, query: ExportQuery, path: Path, say: Call
             format=query.format,
             head=await opened.store.head(opened.ledger_id),
             began_at=datetime.now(UTC),
+            sealed=await SealedSizes(opened.database).of(opened.ledger_id),
             bom=query.bom is True,
             notes=AggregateReader(opened.store, opened.keyring, AggregateCache()).notes,
         )

@@ -32,7 +32,7 @@ from starlette.responses import Response
 
 from api.access_log import record_access
 from api.catch_up import CatchUp
-from api.event_content import event_content
+from api.event_content import event_content, with_proof
 from api.event_filters import Conditions
 from api.event_search import query_of, words_test
 from api.http import answer_fields as answered
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
     from infra.auth.stream_tokens import StreamToken
     from infra.eventstore.live_subscription import LiveSubscription
+    from infra.proof.sealed_sizes import SealedSizes
 
 MAX_STREAMS: Final = 2_000
 MAX_STREAMS_OF_A_LEDGER: Final = MAX_STREAMS // 2
@@ -408,8 +409,9 @@ class Streams:
 
     """
 
-    def __init__(self, services: Services, key_names: KeyNames, places: Places) -> None:
+    def __init__(self, services: Services, key_names: KeyNames, places: Places, sealed_sizes: SealedSizes) -> None:
         """Prepare; nothing runs until somebody opens a stream."""
+        self._sealed_sizes = sealed_sizes
         self._services = services
         self._places = places
         self._key_names = key_names
@@ -501,10 +503,11 @@ class Streams:
         await self.notice_changed_keys(ledger_id)
         key_ids = {recorded.actor.key_id for recorded in page} - {CLOCK.key_id}
         names = await self._key_names.of(ledger_id, key_ids) if key_ids else {}
+        sealed = await self._sealed_sizes.of(ledger_id)
+        contents = with_proof([event_content(recorded, names) for recorded in page], sealed)
         return [
-            b"%d\ndata: %b\n\n"
-            % (recorded.position, orjson.dumps(event_content(recorded, names), option=orjson.OPT_UTC_Z))
-            for recorded in page
+            b"%d\ndata: %b\n\n" % (content["position"], orjson.dumps(content, option=orjson.OPT_UTC_Z))
+            for content in contents
         ]
 
     async def notice_changed_keys(self, ledger_id: int) -> None:

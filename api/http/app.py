@@ -259,7 +259,7 @@ def create_app(
     app.state.places = places = SharedPlaces(
         waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places(), Turns()
     )
-    app.state.streams = Streams(services, app.state.key_names, places.streams)
+    app.state.streams = Streams(services, app.state.key_names, places.streams, app.state.sealed_sizes)
     services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))
     app.state.stopped = SingleFlight(functools.partial(health.stopped_consumers, services))
     app.state.metrics = SingleFlight(functools.partial(render_metrics, services, places, app.state.streams.observe))

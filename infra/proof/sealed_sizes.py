@@ -3,40 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from infra.postgres.pool import Database, LedgerConnection
 
 # Sealing takes about half a second, so nothing is told much later than it could be.
 KEEP_S: Final = 0.25
 MAX_LEDGERS: Final = 1_000
 
+# What witnesses have signed counts, also of one that is not asked any more: the checkpoint has its signature.
 _NEWEST: Final = """
-    SELECT t.checkpoint_size, coalesce((
-        SELECT max(w.size) FROM witnessed_checkpoints w
+    SELECT coalesce(t.checkpoint_size, 0), t.checkpoint_at, t.stopped IS NOT NULL, n.recorded_at, t.origin,
+        w.size, w.note, s.witnesses, s.sizes
+    FROM ledgers l
+    LEFT JOIN log_trees t ON t.ledger_id = l.ledger_id
+        AND t.generation = (SELECT max(h.generation) FROM histories h WHERE h.ledger_id = l.ledger_id)
+    LEFT JOIN events n ON n.ledger_id = l.ledger_id AND n.position = coalesce(t.checkpoint_size, 0) + 1
+    LEFT JOIN LATERAL (
+        SELECT w.size, w.note FROM witnessed_checkpoints w
         WHERE w.ledger_id = t.ledger_id AND w.generation = t.generation
-    ), 0)
-    FROM log_trees t
-    WHERE t.ledger_id = %s AND t.checkpoint IS NOT NULL
-    AND t.generation = (SELECT max(h.generation) FROM histories h WHERE h.ledger_id = t.ledger_id)
+        ORDER BY w.size DESC
+        LIMIT 1
+    ) w ON true
+    CROSS JOIN LATERAL (
+        SELECT array_agg(s.witness) AS witnesses, array_agg(s.size) AS sizes FROM log_witnesses s
+        WHERE s.ledger_id = t.ledger_id AND s.generation = t.generation AND s.cosigned_at IS NOT NULL
+    ) s
+    WHERE l.ledger_id = %s
 """
+_SIGNER: Final = re.compile("^— ([^ ]+) ", re.MULTILINE)
 
 
-class SealedSize(NamedTuple):
-    """How many events the newest checkpoint covers, and how many the newest one that witnesses have cosigned."""
+@dataclass(frozen=True, slots=True)
+class SealedSize:
+    """How far the signed log of a ledger goes.
+
+    Attributes:
+        size: how many events the newest checkpoint covers.
+        witnessed_size: how many the newest one covers that witnesses have cosigned.
+        witnesses: by name, how many events the newest checkpoint covers that a witness has cosigned.
+        sealed_at: when the newest checkpoint was signed; None before the first.
+        pending_since: when the oldest event was recorded that no checkpoint covers; None if all are covered.
+        stopped: whether the sealer has stopped, and waits for an operator.
+
+    """
 
     size: int
     witnessed_size: int
+    witnesses: tuple[tuple[str, int], ...] = ()
+    sealed_at: datetime | None = None
+    pending_since: datetime | None = None
+    stopped: bool = False
 
     def status(self, position: int) -> dict[str, object]:
         """Return what is known of the event at a position, by its position alone."""
         if position > self.size:
-            return {"state": "pending", "size": None}
+            return {"state": "pending", "size": None, "witnesses": []}
         if position > self.witnessed_size:
-            return {"state": "sealed", "size": self.size}
-        return {"state": "witnessed", "size": self.witnessed_size}
+            return {"state": "sealed", "size": self.size, "witnesses": []}
+        names = [name for name, size in self.witnesses if size >= position]
+        return {"state": "witnessed", "size": self.witnessed_size, "witnesses": names}
+
+    def content(self) -> dict[str, object]:
+        """Return what is known of the log as a whole, and how late it is."""
+        return {
+            "size": self.size,
+            "witnessed_size": self.witnessed_size,
+            "sealed_at": self.sealed_at,
+            "pending_since": self.pending_since,
+            "stopped": self.stopped,
+        }
 
 
 class SealedSizes:
@@ -65,6 +107,14 @@ class SealedSizes:
     async def _looked_up(self, ledger_id: int) -> SealedSize:
         async def query(connection: LedgerConnection) -> SealedSize:
             row = await (await connection.execute(_NEWEST, (ledger_id,))).fetchone()
-            return SealedSize(0, 0) if row is None else SealedSize(*row)
+            if row is None:
+                return SealedSize(0, 0)
+            size, sealed_at, stopped, pending_since, origin, witnessed_size, note, names, sizes = row
+            known = dict(zip(names or (), sizes or (), strict=True))
+            for name in () if note is None else _SIGNER.findall(note):
+                if name != origin:
+                    known[name] = max(witnessed_size, known.get(name, 0))
+            witnesses = tuple(sorted(known.items()))
+            return SealedSize(size, witnessed_size or 0, witnesses, sealed_at, pending_since, stopped)
 
         return await self._database.read(ledger_id, query)

@@ -65,6 +65,7 @@ def test_an_export_is_the_trail_and_a_trailer(world: World) -> None:
         "head": 6,
         "upto": 6,
         "began_at": trailer["began_at"],
+        "sealed": trailer["sealed"],
         "bytes": len(page),
         "sha256": hashlib.sha256(page).hexdigest(),
         "trailer_sha256": digest_of(trailer),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +18,10 @@ from domain.merkle import leaf_hash, verify_inclusion
 from infra.errors import Unavailable
 from infra.proof.proofs import ProofFailed, Proofs
 from infra.proof.sealed_sizes import SealedSize, SealedSizes
+from tests.api.streaming import following
 from tests.api.world import TERMS, World, refused, told
 from tests.infra.proof.auditing import verified
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("unkept")
 
@@ -135,22 +140,73 @@ def test_a_command_that_does_not_wait_never_looks_at_the_log(world: World, monke
 # -- What reads of events say
 
 
-def test_reads_of_events_say_how_far_the_log_is_sealed(world: World) -> None:
-    world.permit("one")
-    assert told(world.client.get("/v1/events/1"), 200)["proof"] == {"state": "pending", "size": None}
-    assert told(world.client.get("/v1/events"), 200)["sealed"] == {"size": 0, "witnessed_size": 0}
+PENDING: dict[str, Any] = {"state": "pending", "size": None, "witnesses": []}
+SEALED = {"state": "sealed", "size": 1, "witnesses": []}
 
 
-def test_an_event_is_sealed_or_witnessed_by_its_position(world: World) -> None:
+def of_the_log(world: World) -> dict[str, Any]:
+    """Return how far the log goes, as every list of events says it."""
+    return dict(told(world.client.get("/v1/events"), 200)["sealed"])
+
+
+def statuses(world: World, *, created: str) -> dict[str, list[Any]]:
+    """Return the proof status of the first two events, wherever they are read."""
+    trail = world.client.get("/v1/events", params={"limit": 2})
+    lines = world.client.get("/v1/events", params={"limit": 2}, headers={"Accept": "application/x-ndjson"})
+    export = world.client.get("/v1/exports/events").text.splitlines()
+    history = world.client.get(f"/v1/creators/{created}/permission/history")
+    table = csv.DictReader(io.StringIO(world.client.get("/v1/exports/events", params={"format": "csv"}).text))
+    with following(world.client, after=0) as stream:
+        streamed = stream.take(2)
+    return {
+        "trail": [event["proof"] for event in told(trail, 200)["events"]],
+        "lines": [json.loads(line)["proof"] for line in lines.text.splitlines()],
+        "export": [json.loads(line)["proof"] for line in export[:2]],
+        "history": [event["proof"] for event in told(history, 200)["events"]],
+        "single": [told(world.client.get(f"/v1/events/{n}"), 200)["proof"] for n in (1, 2)],
+        "stream": [event["proof"] for event in streamed],
+        "table": [
+            {
+                "state": row["proof_state"],
+                "size": int(row["proof_size"]) if row["proof_size"] else None,
+                "witnesses": row["proof_witnesses"].split(),
+            }
+            for row in list(table)[:2]
+        ],
+    }
+
+
+def test_every_read_of_an_event_says_whether_it_is_sealed(world: World) -> None:
     world.permit("one")
     world.server.serving.seal()
-    world.permit("two")
-    assert told(world.client.get("/v1/events/1"), 200)["proof"] == {"state": "sealed", "size": 1}
-    assert told(world.client.get("/v1/events/2"), 200)["proof"] == {"state": "pending", "size": None}
-    assert [SealedSize(3, 2).status(position) for position in (2, 3, 4)] == [
-        {"state": "witnessed", "size": 2},
-        {"state": "sealed", "size": 3},
-        {"state": "pending", "size": None},
+    told(world.client.put("/v1/creators/one/permission", json={"enabled": False}), 200)
+    until(lambda: of_the_log(world)["size"] == 1)
+    reads = statuses(world, created="one")
+    assert {read: proofs for read, proofs in reads.items() if proofs != [SEALED, PENDING]} == {}
+
+
+def test_lists_say_how_late_sealing_is(world: World) -> None:
+    world.permit("one")
+    [first] = told(world.client.get("/v1/events"), 200)["events"]
+    until(lambda: of_the_log(world)["pending_since"] == first["recorded_at"])
+    late = of_the_log(world)
+    assert (late["size"], late["witnessed_size"], late["sealed_at"], late["stopped"]) == (0, 0, None, False)
+    world.server.serving.seal()
+    until(lambda: of_the_log(world)["size"] == 1)
+    sealed = of_the_log(world)
+    assert (sealed["pending_since"], sealed["sealed_at"] > first["recorded_at"]) == (None, True)
+    history = told(world.client.get("/v1/creators/one/permission/history"), 200)["sealed"]
+    trailer = json.loads(world.client.get("/v1/exports/events").text.splitlines()[-1])["trailer"]
+    assert history == trailer["sealed"] == sealed
+
+
+def test_an_event_is_witnessed_by_those_that_have_cosigned_a_checkpoint_that_covers_it() -> None:
+    known = SealedSize(4, 3, (("w1", 3), ("w2", 2), ("w3", 0)))
+    assert [known.status(position) for position in (2, 3, 4, 5)] == [
+        {"state": "witnessed", "size": 3, "witnesses": ["w1", "w2"]},
+        {"state": "witnessed", "size": 3, "witnesses": ["w1"]},
+        {"state": "sealed", "size": 4, "witnesses": []},
+        PENDING,
     ]
 
 
