@@ -8,7 +8,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -21,16 +23,22 @@ from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.postgres.roles import WORKER
 from tests.conftest import TestDatabase
+from tests.faults.callers import MARK as CALLED
+from tests.faults.callers import Callers
 from tests.faults.durable import begin
 from tests.faults.standbys import WITHIN_S, make_standby, wait_for_a_standby
+from tests.faults.test_lost_ends import Ledger
 from tests.infra.eventstore.appends import accept
-from tests.infra.eventstore.checker import held, problems
+from tests.infra.eventstore.checker import Told, held, problems
 from tests.infra.eventstore.load import MARK, Load
 from tests.infra.eventstore.notebook import Notebook, noted
 from tests.infra.proxy import proxied
+from tests.waiting import until
 
 TASKS = 16
 EVENTS = 300
+# Of callers of the API, before and after.
+COMMANDS = 60
 
 _WRITTEN = f"SELECT 1 FROM events HAVING count(*) >= {EVENTS}"
 _WAITS = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%append(%'"
@@ -107,3 +115,42 @@ def test_a_failover_loses_nothing_acknowledged_though_the_connection_was_cut_dur
     assert answers["recorded"] > TASKS
     # It was cut in the middle of a commit; otherwise it was no test.
     assert answers["unknown"] > 0
+
+
+def test_the_program_goes_on_by_itself_after_a_failover_and_nothing_acknowledged_is_lost(folder: Path) -> None:
+    """The primary ends at once, as if it had lost its power, and the standby is promoted, while callers go on."""
+    primary, standby = EmbeddedPostgres(folder / "primary"), EmbeddedPostgres(folder / "standby")
+    with primary, closing(Ledger(folder, primary, standby)) as ledger:
+        make_standby(primary, standby.cluster)
+        with standby, ledger.running():
+            wait_for_a_standby(primary)
+            ledger.recorded("first", 1)
+            callers = Callers(ledger)
+            with callers.calling():
+                callers.until_recorded(COMMANDS)
+                acknowledged = callers.recorded()
+                primary.stop(0)
+                lost_at = monotonic()
+                with psycopg.connect(standby.dsn(), autocommit=True) as connection:
+                    assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
+                callers.until_recorded(COMMANDS)
+            again_at = min(one.ended for one in callers.told if one.answer == "recorded" and one.began > lost_at)
+
+            log = held(standby.dsn(), CALLED)
+            told = [Told(1, "first", 1, "recorded", 1, 1), *callers.told]
+            answers = Counter(one.answer for one in callers.told)
+            sys.stdout.write(
+                f"{acknowledged} before and {callers.recorded() - acknowledged} after; {len(log)} events;"
+                f" {dict(answers)}; again after {again_at - lost_at:.1f} s\n"
+            )
+            assert problems(told, log) == []
+            # Views and the anchor go on, too.
+            last = log[-1].position
+            until(lambda: view_position(ledger) >= last, WITHIN_S)
+            until(lambda: ledger.anchored() == last, WITHIN_S)
+
+
+def view_position(ledger: Ledger) -> int:
+    """Return how far the view of codes has read; 0 while it cannot be asked."""
+    answer = ledger.http.get("/v1/codes")
+    return int(answer.headers["ledger-position"]) if answer.is_success else 0

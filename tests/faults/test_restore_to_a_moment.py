@@ -10,28 +10,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-import httpx
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from infra.postgres.embedded.cluster import binary
 from infra.postgres.embedded.server import EmbeddedPostgres
+from tests.faults.callers import MARK, Callers
 from tests.faults.standbys import WITHIN_S, give
 from tests.faults.test_lost_ends import Ledger
 from tests.infra.eventstore.checker import Told, held, problems
 from tests.waiting import until
 
-CALLERS: Final = 4
 # Commands before the backup, before the moment, and after it.
 COMMANDS: Final = 60
 
@@ -46,48 +43,6 @@ def folder() -> Iterator[Path]:
     (made / "archive").mkdir(mode=0o777)
     yield made
     shutil.rmtree(made)
-
-
-class Callers:
-    """Callers that switch on the permission of one creator after another, and note what they were told."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._ended = threading.Event()
-        self.told: list[Told] = []
-
-    @contextmanager
-    def calling(self) -> Iterator[None]:
-        """Call until the block ends."""
-        with ThreadPoolExecutor(CALLERS) as callers:
-            calls = [callers.submit(self._call, number) for number in range(CALLERS)]
-            try:
-                yield
-            finally:
-                self._ended.set()
-        for call in calls:
-            call.result()
-
-    def until_told(self, more: int) -> None:
-        """Wait until so many more commands are acknowledged."""
-        reached = len(self.told) + more
-        until(lambda: len(self.told) >= reached, WITHIN_S)
-
-    def _call(self, caller: int) -> None:
-        number = 0
-        while not self._ended.is_set():
-            number += 1
-            creator_id, began = f"creator-{caller}-{number}", monotonic()
-            answer: Literal["recorded", "unknown"] = "unknown"
-            position = 0
-            try:
-                response = self._ledger.permit(creator_id)
-            except httpx.TransportError:
-                pass
-            else:
-                if response.is_success:
-                    answer, position = "recorded", response.json()["position"]
-            self.told.append(Told(1, creator_id, 1, answer, position, position, began=began, ended=monotonic()))
 
 
 def expected(told: Told, before: float, after: float) -> Told:
@@ -137,13 +92,13 @@ def test_a_restore_to_a_moment_has_all_that_was_acknowledged_by_then_and_nothing
             before = ledger.recorded("first", 1)
             callers = Callers(ledger)
             with callers.calling():
-                callers.until_told(COMMANDS)
+                callers.until_recorded(COMMANDS)
                 back_up(server, folder / "base")
-                callers.until_told(COMMANDS)
+                callers.until_recorded(COMMANDS)
                 began = monotonic()
                 moment = asked(server, "SELECT clock_timestamp()::text")
                 ended = monotonic()
-                callers.until_told(COMMANDS)
+                callers.until_recorded(COMMANDS)
             last = asked(server, "SELECT max(position) FROM events")
             until(lambda: ledger.anchored() == last, WITHIN_S)
             segment = asked(server, "SELECT pg_walfile_name(pg_switch_wal())")
@@ -153,7 +108,7 @@ def test_a_restore_to_a_moment_has_all_that_was_acknowledged_by_then_and_nothing
             try:
                 restore(folder / "base", archive, moment, restored, server)
                 told = [Told(1, "first", 1, "recorded", 1, 1), *(expected(one, began, ended) for one in callers.told)]
-                log = held(restored.dsn(), "creator_id")
+                log = held(restored.dsn(), MARK)
                 sys.stdout.write(f"{last} events, {len(log)} of them at the moment\n")
                 assert problems(told, log) == []
                 assert COMMANDS < len(log) < last
