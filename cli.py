@@ -758,7 +758,7 @@ def export(
     from api.http.query_params import MAX_Q_CHARACTERS
 
     if verify is not None and file is None:
-        show(f"{verify} is complete: {export_files.verify(verify)}.")
+        show(f"{verify} is complete: {export_files.verify_export(verify)}.")
         return
     if file is None or verify is not None:
         raise typer.BadParameter("name the file to write, or the file to --verify")
@@ -796,6 +796,60 @@ def authorizations(
                 offline.LedgerAddress(place, key, ledger), asked, file, output, say, video_ids=load_settings().video_ids
             )
         )
+
+
+@app.command("import")
+def import_sheet(
+    file: Annotated[Path, typer.Argument(help="The sheet: a CSV or TSV in UTF-8, or an XLSX workbook.", exists=True)],
+    record: Annotated[bool, typer.Option("--record", help="Record the rows. Default: only say what would be.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write the same sheet with two columns added: what becomes of each row, and why."),
+    ] = None,
+    dates: Annotated[str | None, typer.Option(help="The order in days such as 03/04/2026: dmy or mdy.")] = None,
+    time_zone: Annotated[str | None, typer.Option(help="The time zone of days and times. Default: UTC.")] = None,
+    days: Annotated[
+        int | None, typer.Option(help="The length of every window of which a row states only one end.")
+    ] = None,
+    terms: Annotated[
+        str | None, typer.Option(help="The terms that the creators accepted, for rows that do not say which.")
+    ] = None,
+    permission: Annotated[
+        bool, typer.Option("--permission", help="State that all ad authorizations were on when codes were generated.")
+    ] = False,
+    columns: Annotated[
+        str | None, typer.Option(help="Which column is what, such as secret=F,video_id=C; note= is not read.")
+    ] = None,
+    header: Annotated[int | None, typer.Option(help="The row that names the columns. Default: it is found.")] = None,
+    record_differences: Annotated[
+        bool, typer.Option("--record-differences", help="Record on codes in what their rows differ, as notes.")
+    ] = False,
+    ledger: Annotated[str, typer.Option(help="Whose codes.")] = "main",
+) -> None:
+    """Import a sheet of codes. Without --record, say what would become of each row, and record nothing.
+
+    Importing the same sheet again records nothing. Exits with 1 if rows differ, are refused or are unclear.
+    """
+    from api import offline, offline_import
+    from domain.values import Policy
+
+    settings = load_settings()
+    given = {"record": record, "dates": dates, "time_zone": time_zone, "days": days, "terms": terms}
+    given |= {"permission": permission, "columns": columns, "header": header, "record_differences": record_differences}
+    asked = _wanted(functools.partial(offline_import.import_query, **given))
+    policy = Policy(settings.allowed_days, settings.extend_after_expiry)
+
+    async def imported(place: Place, key: KeyProvider) -> Any:
+        where = offline.LedgerAddress(place, key, ledger)
+        action = offline_import.import_sheet(
+            where, asked, file, report, say, policy=policy, video_ids=settings.video_ids
+        )
+        return await (_after_check(place, action) if record else action)
+
+    with _progress() as say:
+        run, described = _with_database(imported)
+    show(*described, *offline_import.summary(run))
+    raise typer.Exit(1 if run.counts["differs"] + run.counts["refused"] + run.counts["unclear"] else 0)
 
 
 @app.command()

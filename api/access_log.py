@@ -105,7 +105,9 @@ ActorFilter = Annotated[
 ]
 
 
-class AccessesQuery(QueryModel):
+class AccessesFilters(QueryModel):
+    """Which accesses are listed."""
+
     actor: Annotated[
         ActorFilter | None,
         Field(description="Only accesses with this key, given by id, or from the command line (`machine`)."),
@@ -130,8 +132,6 @@ class AccessesQuery(QueryModel):
     ] = None
     video_id_exact: Exact = None
     video_id: Annotated[VideoId | None, Field(description="Only reads of one code of this video.")] = None
-    limit: Limit = LIMIT
-    cursor: EitherCursor = None
 
     @model_validator(mode="after")
     def _no_empty_range(self) -> Self:
@@ -162,6 +162,11 @@ class AccessesQuery(QueryModel):
     def cursor_scope(self) -> dict[str, Any]:
         """Return what must be the same for a cursor to be good."""
         return {"of": "accesses", **self.model_dump(exclude={"cursor", "limit"}, exclude_none=True)}
+
+
+class AccessesQuery(AccessesFilters):
+    limit: Limit = LIMIT
+    cursor: EitherCursor = None
 
 
 # An id has 127 bits, as it begins with the time; the page before that of the last one has a cursor too.

@@ -38,7 +38,7 @@ from domain.errors import NotAllowed
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
     from uuid import UUID
 
     from api.authorization_lines import BatchContext, Format
@@ -171,8 +171,11 @@ class Upload:
         await places_of(caller.request.scope).uploads.enter(caller.ledger_id, caller.key.key_id)
         return cls(caller)
 
-    async def receive(self) -> None:
+    async def receive(self, check: Callable[[IO[bytes]], None] | None = None) -> None:
         """Take the batch in whole: a client that sends and does not read would else wait for us, and we for it.
+
+        Args:
+            check: refuses what is too long in another way than by its bytes; by default, by the lines of a batch.
 
         Raises:
             Problem: it is too long, or the ledger has too much of batches already.
@@ -185,7 +188,7 @@ class Upload:
                 self._bytes += len(chunk)
                 self.file.write(chunk)
             self.file.seek(0)
-            _refuse_longer(self.file)
+            (check or _refuse_longer)(self.file)
         except OSError:
             log.exception("A batch cannot be kept.")
             raise Unavailable(_NO_ROOM, RETRY_AFTER_S) from None

@@ -149,7 +149,9 @@ class CampaignsAnswer(Answer):
     position: answered.ReadUpto
 
 
-class CampaignsQuery(QueryModel):
+class CampaignsFilters(QueryModel):
+    """Which campaigns are listed, and in which order."""
+
     running: Annotated[Flag | None, Field(description="Only campaigns that run, or only those that have stopped.")] = (
         None
     )
@@ -166,14 +168,17 @@ class CampaignsQuery(QueryModel):
     video_id_exact: Exact = None
     video_id: ByVideo = None
     code_id: ByCode = None
-    limit: Limit = LIMIT
-    cursor: NextCursor = None
-    at_least: AtLeast = None
 
     @model_validator(mode="after")
     def _no_empty_range(self) -> Self:
         refuse_empty(self.stops_from, self.stops_before, "stops_from", "stops_before")
         return self
+
+
+class CampaignsQuery(CampaignsFilters):
+    limit: Limit = LIMIT
+    cursor: NextCursor = None
+    at_least: AtLeast = None
 
 
 router = APIRouter(route_class=Route)

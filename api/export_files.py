@@ -48,6 +48,19 @@ class Verified:
         return f"{self.events:,} events{between}, of a ledger that had reached {self.head:,}{searched}"
 
 
+@dataclass(frozen=True, slots=True)
+class VerifiedList:
+    """What a whole export of a list says of itself."""
+
+    name: str
+    rows: int
+    sha256: str
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return f"{self.rows:,} rows of the list of {self.name}"
+
+
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Write a file beside its place, readable only by its owner, and move it there when it is whole and on the disk."""
@@ -73,7 +86,15 @@ def digest_of(trailer: Mapping[str, Any]) -> str:
 
 
 def verify(path: Path) -> Verified:
-    """Check an export against its trailer, in constant memory.
+    """Check an export of events, as `verify_export` does."""
+    found = verify_export(path)
+    if isinstance(found, VerifiedList):
+        raise ExportError(f"{path} is an export of the list of {found.name}, and not of events.")
+    return found
+
+
+def verify_export(path: Path) -> Verified | VerifiedList:
+    """Check an export of events or of a list against its trailer, in constant memory.
 
     Raises:
         ExportError: it was cut off, or changed, or is none.
@@ -92,6 +113,11 @@ def verify(path: Path) -> Verified:
             lines += block.count(b"\n")
         if (digest.hexdigest(), begins) != (trailer.sha256, trailer.bytes):
             raise ExportError(f"{path} was changed: its SHA-256 differs from the one in its trailer. Export it again.")
+        if isinstance(trailer, _ListTrailer):
+            rows = _count_rows(file, begins) if table else lines
+            if rows != trailer.rows:
+                raise ExportError(f"{path} contains {rows:,} rows, but its trailer says {trailer.rows:,}.")
+            return VerifiedList(trailer.list, trailer.rows, trailer.sha256)
         held = _rows(file, begins) if table else (lines, *_positions(file, begins))
     said = (trailer.events, trailer.first, trailer.last)
     if held != said:
@@ -141,7 +167,19 @@ class _Trailer(BaseModel):
         return self
 
 
-def _trailer(line: bytes) -> tuple[_Trailer, bool]:
+class _ListTrailer(BaseModel):
+    """What is read of the trailer of a list."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    list: str
+    rows: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+    trailer_sha256: str
+
+
+def _trailer(line: bytes) -> tuple[_Trailer | _ListTrailer, bool]:
     """Return what the last line of an export says, and whether it is as it was written."""
     try:
         if line.startswith(b"{"):
@@ -151,7 +189,7 @@ def _trailer(line: bytes) -> tuple[_Trailer, bool]:
             if cells[0] != "end":
                 raise ExportError(_CUT_OFF)
             trailer = orjson.loads(cells[-1])
-        found = _Trailer.model_validate(trailer)
+        found = (_ListTrailer if "list" in trailer else _Trailer).model_validate(trailer)
         return found, found.trailer_sha256 == digest_of(trailer)
     except (ValueError, LookupError, TypeError, csv.Error):
         raise ExportError(_CUT_OFF) from None
@@ -178,10 +216,24 @@ def _positions(file: IO[bytes], upto: int) -> tuple[int | None, int | None]:
 
 
 def _rows(file: IO[bytes], upto: int) -> tuple[int, int | None, int | None]:
-    """Count the rows of a table, without its head, and return the first and the last position.
+    """Count the rows of a table, without its head, and return the first and the last position."""
+    count, first, last = 0, None, None
+    try:
+        for row in _table_rows(file, upto):
+            count, last = count + 1, int(row[0])
+            first = last if first is None else first
+    except (ValueError, LookupError):
+        raise ExportError(_NO_EVENT) from None
+    return count, first, last
 
-    A cell may hold the end of a line.
-    """
+
+def _count_rows(file: IO[bytes], upto: int) -> int:
+    """Count the rows of a table, without its head."""
+    return sum(1 for _ in _table_rows(file, upto))
+
+
+def _table_rows(file: IO[bytes], upto: int) -> Iterator[list[str]]:
+    """Yield the rows of a table, without its head. A cell may hold the end of a line."""
     file.seek(0)
 
     def lines() -> Iterator[str]:
@@ -193,13 +245,7 @@ def _rows(file: IO[bytes], upto: int) -> tuple[int, int | None, int | None]:
     try:
         rows = csv.reader(lines())
         next(rows, None)
-        count, first, last = 0, None, None
-        for row in rows:
-            count, last = count + 1, int(row[0])
-            first = last if first is None else first
-    except (ValueError, LookupError):
-        raise ExportError(_NO_EVENT) from None
+        yield from rows
     except csv.Error:
         message = "The file contains a cell that is too long for an export. It was changed. Export it again."
         raise ExportError(message) from None
-    return count, first, last

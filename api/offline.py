@@ -140,9 +140,9 @@ def export_query(q: str | None, file: Path, *, bom: bool = False, video_ids: Vid
         sent = {name: value for name, value in given.items() if value is not None}
         return ExportQuery.model_validate(sent, context=VideoIdPolicy(video_ids))
     except ValidationError as error:
-        raise ValueError(_said(malformed("malformed_query", error, ExportQuery), q or "")) from None
+        raise ValueError(said(malformed("malformed_query", error, ExportQuery), q or "")) from None
     except Problem as problem:
-        raise ValueError(_said(problem, q or "")) from None
+        raise ValueError(said(problem, q or "")) from None
 
 
 def batch_query(as_of: str | None) -> BatchQuery:
@@ -167,12 +167,12 @@ async def export(where: LedgerAddress, query: ExportQuery, path: Path, say: Call
         Unavailable: the database is away, or the history has not been read so far.
 
     """
-    _refuse_taken(path)
+    refuse_taken(path)
     async with open_ledger(where) as opened:
         try:
             parsed = with_key_ids(query.parsed(), await opened.names.of(opened.ledger_id, ()))
         except Problem as problem:
-            raise LookupError(_said(problem, query.q or "")) from None
+            raise LookupError(said(problem, query.q or "")) from None
         exported = Export(
             ledger_id=opened.ledger_id,
             ledger=where.ledger,
@@ -191,7 +191,7 @@ async def export(where: LedgerAddress, query: ExportQuery, path: Path, say: Call
         access_id = await opened.record_access("sparkledger export", exported.parameters, media_type)
         progress, complete = Progress(say, "events"), False
         try:
-            with _written(path) as file:
+            with written_file(path) as file:
                 async for piece in exported.pieces(opened.views, opened.names):
                     file.write(piece)
                     progress.reached(exported.events)
@@ -226,14 +226,14 @@ async def ask(
 
     """
     if output is not None:
-        _refuse_taken(output)
+        refuse_taken(output)
     async with open_ledger(where) as opened:
         try:
             context = await batch_context(
                 opened.views, opened.store, opened.ledger_id, opened.keys, query, datetime.now(UTC)
             )
         except Problem as problem:
-            raise OfflineError(_said(problem)) from None
+            raise OfflineError(said(problem)) from None
         format_ = _format(output or path)
         parameters = query.model_dump(mode="json", exclude_none=True) | {"as_of": context.as_of}
         access_id = await opened.record_access(
@@ -242,8 +242,8 @@ async def ask(
         progress, complete, wrong = Progress(say, "lines"), False, 0
         try:
             with (
-                _opened(path) as source,
-                nullcontext(sys.stdout.buffer) if output is None else _written(output) as file,
+                opened_file(path) as source,
+                nullcontext(sys.stdout.buffer) if output is None else written_file(output) as file,
             ):
                 async for piece, lines in answer_lines(
                     read_lines(source, _format(path), video_ids), opened.views.evidence, context, format_
@@ -285,7 +285,7 @@ async def evidence(where: LedgerAddress, request: EvidenceRequest, path: Path, s
         Unavailable: the database is away.
 
     """
-    _refuse_taken(path)
+    refuse_taken(path)
     async with open_ledger(where) as opened:
         source = EvidenceLog(opened.database)
         signed = await source.keep(opened.ledger_id, request.size)
@@ -297,13 +297,13 @@ async def evidence(where: LedgerAddress, request: EvidenceRequest, path: Path, s
         try:
             plan = await plan_of(viewer, request, signed, datetime.now(UTC))
         except Problem as problem:
-            raise OfflineError(_said(problem)) from None
+            raise OfflineError(said(problem)) from None
         bundle = Bundle(signed, plan, source, evidence_signer(opened.keys, signed.origin), software())
         parameters = request.model_dump(mode="json", exclude_none=True) | {"size": signed.size}
         access_id = await opened.record_access("sparkledger evidence", parameters, ZIP)
         progress, complete = Progress(say, "events"), False
         try:
-            with _written(path) as file:
+            with written_file(path) as file:
                 async for piece in bundle.pieces():
                     file.write(piece)
                     progress.reached(bundle.shown)
@@ -320,15 +320,21 @@ def _format(path: Path) -> Format:
     return "csv" if path.suffix.lower() == ".csv" else "ndjson"
 
 
-def _refuse_taken(path: Path) -> None:
+def refuse_taken(path: Path) -> None:
     """Refuse to write over a file: before anything is entered as read, and once more when it is written."""
     if path.exists():
         raise OfflineError(f"{path} already exists. Name another file, or move that one away.")
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[IO[bytes]]:
-    _refuse_taken(path)
+def written_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that is there whole or not at all, and was not there before.
+
+    Raises:
+        OfflineError: it is there already, or cannot be written.
+
+    """
+    refuse_taken(path)
     try:
         with written_atomically(path) as file:
             yield file
@@ -337,7 +343,13 @@ def _written(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def opened_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading.
+
+    Raises:
+        OfflineError: it cannot be read.
+
+    """
     try:
         file = path.open("rb")
     except OSError as error:
@@ -346,7 +358,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _said(problem: Problem, text: str = "") -> str:
+def said(problem: Problem, text: str = "") -> str:
     """Say what is wrong with what was asked; where it is in a query, with the character pointed at."""
     lines = []
     for error in problem.members.get("errors", ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import Field
@@ -13,10 +14,10 @@ from api.http import headers
 from api.http.as_of import known_at, upto, wait_for_log
 from api.http.caller import Caller, allow
 from api.http.command_context import handle_command
-from api.http.cursors import encode_time
+from api.http.cursors import MAX_KEY, decode, encode, encode_time
 from api.http.dependencies import DatabaseCursor
 from api.http.models import Answer, Command
-from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
+from api.http.pagination import Page, creators_asked, page_answer, page_of, place_after, same_query
 from api.http.query_params import LIMIT, AsOf, At, AtLeast, Flag, InTime, Limit, NextCursor, QueryModel
 from api.http.responses import answer, command_headers, version_headers
 from api.http.route import Operation, Route
@@ -26,10 +27,12 @@ from domain.commands import Decision, Ledger
 from domain.creator import Creator, replay_creator
 from domain.pasted import creator_name
 from domain.values import FOREVER, When
+from infra.eventstore.serialization import UnreadableEvent
 from infra.ids import uuid7
 from projections import codes, permissions
 
 if TYPE_CHECKING:
+    from domain.recorded import RecordedEvent
     from projections.permissions import PermissionRow
 
 
@@ -69,10 +72,17 @@ class PermissionQuery(QueryModel):
     at_least: AtLeast = None
 
 
-class PermissionsQuery(InTime):
+class PermissionsFilters(InTime):
+    """Which permissions are listed."""
+
+    as_of: AsOf = None
+    at: At = None
     enabled: Annotated[Flag | None, Field(description="Only permissions that are on, or only those that are off.")] = (
         None
     )
+
+
+class PermissionsQuery(PermissionsFilters):
     limit: Limit = LIMIT
     cursor: NextCursor = None
     at_least: AtLeast = None
@@ -184,7 +194,13 @@ async def list_permissions(
     query: Annotated[PermissionsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
 ) -> Response:
-    """List creators by the last change of their Ad Authorization. A creator's key sees its own."""
+    """List creators by the last change of their Ad Authorization. A creator's key sees its own.
+
+    With `as_of`, list the permissions as the ledger knew them then, and with `at`, as they were true then, the creator
+    who became known last first. Such a page can have fewer entries than `limit` and still have a `next`.
+    """
+    if query.as_of is not None or query.at is not None:
+        return await _list_as_it_was(query, caller)
     creator_ids = await creators_asked(caller, None)
 
     async def page(cur: DatabaseCursor) -> list[PermissionRow]:
@@ -204,6 +220,52 @@ async def list_permissions(
     )
     page_found = page_of(found, query.limit, lambda row: encode_time(row.since, row.position, same_query(query)))
     return page_answer(caller, "permissions", page_found, _permission, position)
+
+
+async def _list_as_it_was(query: PermissionsQuery, caller: Caller) -> Response:
+    scope, services = same_query(query), caller.services
+    creator_ids = await creators_asked(caller, None)
+    await wait_for_log(caller, query.at_least)
+    if query.as_of is None:
+        position = await services.events.head(caller.ledger_id)
+    else:
+        position, _ = await known_at(caller, query.as_of, services.now())
+    before = UUID(int=MAX_KEY if query.cursor is None else decode(query.cursor, scope, MAX_KEY))
+
+    async def page(cur: DatabaseCursor) -> list[PermissionRow]:
+        return await permissions.newest(
+            cur, caller.ledger_id, before=before, limit=query.limit + 1, creator_ids=creator_ids
+        )
+
+    rows, _ = await services.views.read(caller.ledger_id, page, view=permissions.NAME, at_least=position)
+    following = None if len(rows) <= query.limit else encode(rows[query.limit - 1].creator_stream.int, scope)
+    streams = await services.events.streams(caller.ledger_id, [row.creator_stream for row in rows[: query.limit]])
+    found = [
+        content
+        for row in rows[: query.limit]
+        if (content := _as_it_was(upto(streams.get(row.creator_stream, []), position), query)) is not None
+    ]
+    return page_answer(caller, "permissions", Page(found, following), lambda content: content, position)
+
+
+def _as_it_was(known: list[RecordedEvent], query: PermissionsQuery) -> dict[str, Any] | None:
+    """Return a permission from what was known of it; None if it was not there yet, or a filter leaves it out."""
+    kept = known if query.at is None else effective_as_of(known, query.at)
+    if not kept or isinstance(known[0].event, UnreadableEvent):
+        return None
+    creator, moment = replay_creator(known), query.at or FOREVER
+    enabled, since = creator.enabled_by(moment), creator.since(moment)
+    if since is None or (query.enabled is not None and enabled != query.enabled):
+        return None
+    if (query.from_ is not None and since < query.from_) or (query.to is not None and since >= query.to):
+        return None
+    return {
+        "creator_id": creator.creator_id,
+        "enabled": enabled,
+        "since": since,
+        "version": kept[-1].stream_version,
+        "position": kept[-1].position,
+    }
 
 
 def _permission(row: PermissionRow) -> dict[str, Any]:

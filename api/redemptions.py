@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http import headers
-from api.http.as_of import upto
+from api.http.as_of import position_asked, upto
 from api.http.caller import Caller, allow
 from api.http.command_context import handle_command, without_others
 from api.http.cursors import encode_time
@@ -22,6 +22,7 @@ from api.http.pagination import creators_asked, page_answer, page_of, place_afte
 from api.http.problems import malformed_query
 from api.http.query_params import (
     LIMIT,
+    AsOf,
     AtLeast,
     ByAdvertiser,
     ByCode,
@@ -134,7 +135,9 @@ RefusedFor = Annotated[
 ]
 
 
-class RedemptionsQuery(InTime):
+class RedemptionsFilters(InTime):
+    """Which redemptions and refused attempts are listed."""
+
     refused: Annotated[Flag | None, Field(description="Only refused attempts, or only successful redemptions.")] = None
     reason: Annotated[
         RefusedFor | None, Field(description="Only attempts refused for this reason.", examples=["code_expired"])
@@ -151,9 +154,7 @@ class RedemptionsQuery(InTime):
     video_id_exact: Exact = None
     video_id: ByVideo = None
     code_id: ByCode = None
-    limit: Limit = LIMIT
-    cursor: NextCursor = None
-    at_least: AtLeast = None
+    as_of: AsOf = None
 
     @model_validator(mode="after")
     def _no_refused_redemptions(self) -> Self:
@@ -165,6 +166,12 @@ class RedemptionsQuery(InTime):
                 "Only successful redemptions have this. It cannot be combined with filters for refused attempts.",
             )
         return self
+
+
+class RedemptionsQuery(RedemptionsFilters):
+    limit: Limit = LIMIT
+    cursor: NextCursor = None
+    at_least: AtLeast = None
 
 
 # The views that the list of redemptions is joined with.
@@ -259,8 +266,11 @@ async def list_redemptions(
 
     creator_ids = await creators_asked(caller, query.creator_id)
 
+    last, at_least = await position_asked(caller, query.as_of, query.at_least)
+
     async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[AttemptRow]], int]:
-        upto = await checkpoints.position_reached(cur, caller.ledger_id, redemptions.NAME, *_JOINED)
+        reached = await checkpoints.position_reached(cur, caller.ledger_id, redemptions.NAME, *_JOINED)
+        upto = min(reached, last)
         found = await redemptions.search(
             cur,
             caller.ledger_id,
@@ -281,7 +291,7 @@ async def list_redemptions(
         return found, upto
 
     (found, upto), _ = await caller.services.views.read(
-        caller.ledger_id, page, view=redemptions.NAME, also=_JOINED, at_least=query.at_least
+        caller.ledger_id, page, view=redemptions.NAME, also=_JOINED, at_least=at_least
     )
     page_found = page_of(found, query.limit, lambda one: encode_time(one.row.at, one.row.position, same_query(query)))
     return page_answer(caller, "redemptions", page_found, _attempt, upto)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from api.code_answer import CodeAnswer, code_answer
 from api.http import answer_fields as answered
 from api.http import headers
+from api.http.as_of import position_asked
 from api.http.caller import Caller, allow
 from api.http.command_context import creator_of, handle_command
 from api.http.cursors import encode_time
@@ -20,6 +21,7 @@ from api.http.models import Answer, Command
 from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
 from api.http.query_params import (
     LIMIT,
+    AsOf,
     AtLeast,
     ByAdvertiser,
     ByCode,
@@ -76,7 +78,9 @@ class SharesAnswer(Answer):
     position: answered.ReadUpto
 
 
-class SharesQuery(InTime):
+class SharesFilters(InTime):
+    """Which shares are listed."""
+
     brand_id: Annotated[Id | None, Field(description="Only with this brand.", examples=["acme"])] = None
     advertiser_id: ByAdvertiser = None
     creator_id: ByCreator = None
@@ -84,6 +88,10 @@ class SharesQuery(InTime):
     video_id: ByVideo = None
     code_id: ByCode = None
     channel: Annotated[Channel | None, Field(description="Only over this channel.", examples=["dm"])] = None
+    as_of: AsOf = None
+
+
+class SharesQuery(SharesFilters):
     limit: Limit = LIMIT
     cursor: NextCursor = None
     at_least: AtLeast = None
@@ -133,8 +141,11 @@ async def list_shares(
 
     creator_ids = await creators_asked(caller, query.creator_id)
 
+    last, at_least = await position_asked(caller, query.as_of, query.at_least)
+
     async def page(cur: DatabaseCursor) -> tuple[list[WithCodeFacts[ShareRow]], int]:
-        upto = await checkpoints.position_reached(cur, caller.ledger_id, shares.NAME, codes.NAME)
+        reached = await checkpoints.position_reached(cur, caller.ledger_id, shares.NAME, codes.NAME)
+        upto = min(reached, last)
         found = await shares.search(
             cur,
             caller.ledger_id,
@@ -155,7 +166,7 @@ async def list_shares(
         return found, upto
 
     (found, upto), _ = await caller.services.views.read(
-        caller.ledger_id, page, view=shares.NAME, also=(codes.NAME,), at_least=query.at_least
+        caller.ledger_id, page, view=shares.NAME, also=(codes.NAME,), at_least=at_least
     )
     page_found = page_of(
         found, query.limit, lambda one: encode_time(one.row.shared_at, one.row.position, same_query(query))

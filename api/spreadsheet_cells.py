@@ -61,14 +61,19 @@ def unguarded(cell: str) -> str:
     return _GUARDED_FORMULA.sub(r"\1\2", cell)
 
 
+def cell_text(value: Any) -> str:
+    """Return a value as a cell shows it: as in JSON, so that a time reads the same in both, without JSON's quotes."""
+    return value if isinstance(value, str) else _json(value).strip('"')
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
         return guarded(value)
-    # As in JSON, so that a time reads the same in both; what JSON quotes is text already. Written as an escape, what
-    # would begin a formula stays the same JSON, for it is within a text: no semicolon is anywhere else.
-    return _FORMULA_IN_JSON.sub(lambda found: f"{found[1]}\\u{ord(found[2]):04x}", _json(value).strip('"'))
+    # Written as an escape, what would begin a formula stays the same JSON, for it is within a text: no semicolon is
+    # anywhere else.
+    return _FORMULA_IN_JSON.sub(lambda found: f"{found[1]}\\u{ord(found[2]):04x}", cell_text(value))
 
 
 def _json(value: Any) -> str:

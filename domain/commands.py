@@ -20,6 +20,7 @@ from domain.creator import Creator
 from domain.errors import Malformed, Refused, StaleVersion, Unknown
 from domain.pasted import creator_name, secret_name
 from domain.periods import Extension, overlap
+from domain.sheet_import import SheetImport
 from domain.values import Policy, Sealed, When, Window
 from domain.video import Video
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from domain.recorded import Event
 
-A = TypeVar("A", Code, Creator, Advertiser, Video)
+A = TypeVar("A", Code, Creator, Advertiser, Video, SheetImport)
 # Raises `NotAllowed` where the caller may not change a code; called before any rule speaks of it.
 Authorize = Callable[[Code], None]
 

@@ -146,6 +146,19 @@ class Creator(Recording, Aggregate):
             return False
         return [known.enabled for known in self._in_effect() if known.at <= moment][-1:] == [True]
 
+    def since(self, moment: datetime) -> datetime | None:
+        """Return since when the switch is as it was at a time; None if it was never set by then."""
+        # Of the same time, the last recorded counts.
+        known = {switch.at: switch.enabled for switch in self._in_effect() if switch.at <= moment}
+        if self.erased_at is not None and self.erased_at <= moment:
+            known[self.erased_at] = False
+        since: datetime | None = None
+        for at in sorted(known, reverse=True):
+            if since is not None and known[at] != known[since]:
+                break
+            since = at
+        return since
+
     def _in_effect(self) -> list[Switch]:
         """Return the switches in the order of effective time. Of the same time, the last recorded comes last."""
         return [switch for _, switch in sorted(self.switches.items(), key=lambda item: (item[1].at, item[0]))]

@@ -10,6 +10,7 @@ from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.log import Log
+from domain.sheet_import import SheetImport
 from domain.video import Video
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def _event_types() -> dict[str, type[Event]]:
     found: dict[str, type[Event]] = {}
-    for aggregate in (Creator, Code, Advertiser, Video, Log):
+    for aggregate in (Creator, Code, Advertiser, Video, SheetImport, Log):
         classes = [kind for kind in vars(aggregate).values() if isinstance(kind, type)]
         events = [kind for kind in classes if issubclass(kind, aggregate.Event)]
         # A class that others inherit from is never recorded itself.

@@ -8,6 +8,7 @@ from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.log import Log
+from domain.sheet_import import SheetImport
 from domain.video import Video
 
 if TYPE_CHECKING:
@@ -78,6 +79,15 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
         case Code.ExpiryApproaching():
             days = "1 day" if event.days_left == 1 else f"{event.days_left} days"
             return f"The code expires within {days}, at {_day(event.expires_at)}."
+        case SheetImport.Started():
+            return f"The import of a sheet with {_rows(event.rows)} began. Its SHA-256 is {event.file_sha256}."
+        case SheetImport.Ended():
+            done = "ended" if event.complete else "was interrupted"
+            return (
+                f"The import {done}: {_rows(event.new)} new, {event.changed} added to known codes, "
+                f"{event.known} known already, {event.differs} different, {event.refused} refused, "
+                f"{event.unclear} unclear."
+            )
         case Log.Restarted():
             lost = "" if event.lost_position is None else f" Events up to position {event.lost_position} were lost."
             after = "" if event.common_position is None else f" after position {event.common_position}"
@@ -120,6 +130,10 @@ def _why(verdict: Verdict) -> str:
         "expired": f"it was after the code's window{end}",
         "revoked": "the code had been revoked",
     }[verdict.reason]
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def _day(moment: datetime) -> str:

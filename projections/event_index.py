@@ -16,6 +16,7 @@ from domain.code import Code
 from domain.creator import Creator
 from domain.log import Log
 from domain.pasted import creator_name
+from domain.sheet_import import SheetImport
 from domain.video import Video
 from projections.engine.table import Table
 from projections.engine.view import View
@@ -133,5 +134,7 @@ VIEW: Final = View(
     VERSION,
     EVENT_INDEX,
     row_of=lambda recorded: recorded.position,
-    creates=dict.fromkeys((Creator.Event, Code.Event, Advertiser.Event, Video.Event, Log.Event), indexed),
+    creates=dict.fromkeys(
+        (Creator.Event, Code.Event, Advertiser.Event, Video.Event, SheetImport.Event, Log.Event), indexed
+    ),
 )

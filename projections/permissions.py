@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "permissions"
-VERSION: Final = 5
+VERSION: Final = 6
 
 
 @dataclass(slots=True)
@@ -71,6 +71,7 @@ PERMISSIONS: Final = Table(
     """,
     indexes=(
         "CREATE INDEX ON {table} (ledger_id, since, position)",
+        "CREATE INDEX ON {table} (ledger_id, creator_stream)",
         # Few creators among many may have it off, or on.
         "CREATE INDEX ON {table} (ledger_id, enabled, since, position)",
     ),
@@ -126,6 +127,39 @@ async def one(cur: AsyncCursor[Any], ledger_id: int, creator_id: str) -> Permiss
     """Return a creator's permission; None if it was never switched on, which reads as disabled at version 0."""
     rows = await PERMISSIONS.fetch(cur, _ONE, {"ledger_id": ledger_id, "creator_id": creator_id})
     return rows[0] if rows else None
+
+
+_BY_STREAM: Final = sql.SQL("""
+    SELECT {columns}
+    FROM views.permissions t
+    WHERE t.ledger_id = %(ledger_id)s
+    AND t.creator_stream < %(before)s
+    AND (%(creator_ids)s::text[] IS NULL OR t.creator_id = ANY (%(creator_ids)s::text[]))
+    ORDER BY t.creator_stream DESC
+    LIMIT %(limit)s
+""").format(columns=PERMISSIONS.select())
+
+
+async def newest(
+    cur: AsyncCursor[Any], ledger_id: int, *, before: UUID, limit: int, creator_ids: Collection[str] | None = None
+) -> list[PermissionRow]:
+    """Return permissions by their streams, those that began last first, of any of these creators.
+
+    Args:
+        cur: bound to the ledger; rows as tuples.
+        ledger_id: the ledger.
+        before: the stream of the last row of the page before.
+        limit: maximum number of rows.
+        creator_ids: of any of these creators; an empty collection matches nothing.
+
+    """
+    asked = {
+        "ledger_id": ledger_id,
+        "before": before,
+        "limit": limit,
+        "creator_ids": None if creator_ids is None else list(creator_ids),
+    }
+    return await PERMISSIONS.fetch(cur, _BY_STREAM, asked)
 
 
 async def search(

@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from projections.code_facts import WithCodeFacts
 
 NAME: Final = "redemptions"
-VERSION: Final = 3
+VERSION: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
-    """One attempt to redeem, at an effective time.
+    """One record of an attempt to redeem, at an effective time.
+
+    A redemption that is recorded again, because it was earlier, has a row for each record: lists as of an earlier
+    position show the other.
 
     Attributes:
         attempt: what identifies it: the code and the account of a redemption, the position of a refusal.
@@ -63,7 +66,7 @@ class AttemptRow:
 REDEMPTIONS: Final = Table(
     "redemptions",
     AttemptRow,
-    key=("ledger_id", "attempt"),
+    key=("ledger_id", "position"),
     ddl="""
         CREATE TABLE {table} (
             ledger_id               int NOT NULL,
@@ -76,10 +79,11 @@ REDEMPTIONS: Final = Table(
             shared_with_advertiser  boolean,
             at                      timestamptz NOT NULL,
             recorded_at             timestamptz NOT NULL,
-            PRIMARY KEY (ledger_id, attempt)
+            PRIMARY KEY (ledger_id, position)
         )
     """,
     indexes=(
+        "CREATE INDEX ON {table} (ledger_id, attempt, position) WHERE refused IS NULL",
         "CREATE INDEX ON {table} (ledger_id, at, position)",
         "CREATE INDEX ON {table} (ledger_id, code_id, at, position)",
         "CREATE INDEX ON {table} (ledger_id, creator_stream, at, position)",
@@ -137,7 +141,7 @@ VIEW: Final = View(
     NAME,
     VERSION,
     REDEMPTIONS,
-    row_of=attempt,
+    row_of=lambda recorded: recorded.position,
     creates={Code.Redeemed: redeemed, Code.RedemptionRefused: refused},
 )
 
@@ -174,6 +178,20 @@ _SHARED: Final = """
 _NOT_SHARED: Final = f"t.refused IS NULL AND t.shared_with_advertiser IS NOT TRUE AND NOT ({_SHARED})"
 
 
+# The last record of a redemption counts. OFFSET 0 makes the planner look up row by row.
+_LAST_RECORD: Final = """
+    (t.refused IS NOT NULL OR NOT EXISTS (
+        SELECT FROM views.redemptions l
+        WHERE l.ledger_id = t.ledger_id
+        AND l.attempt = t.attempt
+        AND l.refused IS NULL
+        AND l.position > t.position
+        AND l.position <= %(upto)s
+        OFFSET 0
+    ))
+"""
+
+
 async def search(
     cur: AsyncCursor[Any],
     ledger_id: int,
@@ -197,8 +215,8 @@ async def search(
     Args:
         cur: bound to the ledger; rows as tuples.
         ledger_id: the ledger.
-        upto: the position that this view and those of codes, shares and advertisers have read: what is later is left
-            out.
+        upto: a position that this view and those of codes, shares and advertisers have read: what was recorded later
+            is left out.
         limit: maximum number of rows.
         after: `at` and `position` of the last row of the page before.
         refused: only refusals, or only redemptions.
@@ -218,6 +236,7 @@ async def search(
     query.one_of({"advertiser_id": visible_advertisers})
     query.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason)
     query.between(since, until)
+    query.where(_LAST_RECORD)
     if refused is not None:
         query.where("t.refused IS NOT NULL" if refused else "t.refused IS NULL")
     if shared is not None:

@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from projections.code_facts import WithCodeFacts
 
 NAME: Final = "shares"
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ShareRow:
-    """One share of a code with a brand, perhaps for one of its advertiser accounts.
+    """One record of a share of a code with a brand, perhaps for one of its advertiser accounts.
 
-    `share` is what identifies it; `shared_at` is the effective time; `position` is the event's.
+    `share` is what identifies it; `shared_at` is the effective time; `position` is the event's. A share that is
+    recorded again, because it was earlier, has a row for each record: lists as of an earlier position show the other.
     """
 
     ledger_id: int
@@ -52,7 +53,7 @@ class ShareRow:
 SHARES: Final = Table(
     "shares",
     ShareRow,
-    key=("ledger_id", "share"),
+    key=("ledger_id", "position"),
     ddl="""
         CREATE TABLE {table} (
             ledger_id       int NOT NULL,
@@ -65,10 +66,11 @@ SHARES: Final = Table(
             channel         text NOT NULL,
             shared_at       timestamptz NOT NULL,
             recorded_at     timestamptz NOT NULL,
-            PRIMARY KEY (ledger_id, share)
+            PRIMARY KEY (ledger_id, position)
         )
     """,
     indexes=(
+        "CREATE INDEX ON {table} (ledger_id, share, position)",
         "CREATE INDEX ON {table} (ledger_id, shared_at, position)",
         "CREATE INDEX ON {table} (ledger_id, code_id, shared_at, position)",
         "CREATE INDEX ON {table} (ledger_id, creator_stream, shared_at, position)",
@@ -79,18 +81,16 @@ SHARES: Final = Table(
 )
 
 
-def share(recorded: RecordedEvent) -> str:
+def share(event: Code.Shared, code_id: UUID) -> str:
     """Return what identifies a share, as `domain.campaign.Share` does."""
-    event = recorded.event
-    assert isinstance(event, Code.Shared)  # noqa: S101 - the view reads no others
     said = (event.brand_id, event.channel, event.advertiser_id, event.note_fingerprint)
-    return " ".join([str(recorded.stream_id), *(one or "" for one in said)])  # no id has a blank
+    return " ".join([str(code_id), *(one or "" for one in said)])  # no id has a blank
 
 
 def shared(ledger_id: int, recorded: RecordedEvent, event: Code.Shared) -> ShareRow:
     return ShareRow(
         ledger_id=ledger_id,
-        share=share(recorded),
+        share=share(event, recorded.stream_id),
         position=recorded.position,
         code_id=recorded.stream_id,
         creator_stream=recorded.creator_stream,
@@ -106,9 +106,22 @@ VIEW: Final = View(
     NAME,
     VERSION,
     SHARES,
-    row_of=share,
+    row_of=lambda recorded: recorded.position,
     creates={Code.Shared: shared},
 )
+
+
+# The last record of a share counts. OFFSET 0 makes the planner look up row by row.
+_LAST_RECORD: Final = """
+    NOT EXISTS (
+        SELECT FROM views.shares l
+        WHERE l.ledger_id = t.ledger_id
+        AND l.share = t.share
+        AND l.position > t.position
+        AND l.position <= %(upto)s
+        OFFSET 0
+    )
+"""
 
 
 async def search(
@@ -134,7 +147,7 @@ async def search(
     Args:
         cur: bound to the ledger; rows as tuples.
         ledger_id: the ledger.
-        upto: the position that both this view and the view of codes have read: later shares are left out.
+        upto: a position that both this view and the view of codes have read: what was recorded later is left out.
         limit: maximum number of rows.
         after: `shared_at` and `position` of the last row of the page before.
         code_id: of this code.
@@ -155,4 +168,5 @@ async def search(
     query.one_of({"brand_id": visible_brands, "advertiser_id": visible_advertisers})
     query.equal(code_id=code_id, brand_id=brand_id, advertiser_id=advertiser_id, channel=channel)
     query.between(since, until)
+    query.where(_LAST_RECORD)
     return await code_facts.fetch_page(cur, SHARES, query, upto)

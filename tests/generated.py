@@ -22,7 +22,16 @@ from uuid import UUID
 from eventsourcing.domain import Aggregate
 from eventsourcing.utils import get_topic
 
-from api import authorization_batch, authorization_lines, event_search, query_language, stats, streams
+from api import (
+    authorization_batch,
+    authorization_lines,
+    event_search,
+    import_run,
+    query_language,
+    sheet_files,
+    stats,
+    streams,
+)
 from api.http import fields as fields_
 from api.http import limits as limit
 from api.http import (
@@ -47,6 +56,7 @@ from domain.creator import Creator
 from domain.errors import REFUSALS
 from domain.event_types import EVENT_TYPES
 from domain.log import Log
+from domain.sheet_import import SheetImport
 from domain.summaries import summary
 from domain.values import Role, Sealed
 from domain.video import Video
@@ -266,6 +276,17 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         reason="Restored from the backup of last night",
     )
     pending += cast("list[Event]", restarted.pending_events)
+    imported = SheetImport.begin(
+        UUID("0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b40"),
+        at=story.clock(),
+        file_sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        rows=120,
+        columns={"1!A": "creator_id", "1!C": "video_id", "1!F": "secret", "1!G": "expires_at"},
+        options={"terms": "2026-01", "time_zone": "Europe/Berlin"},
+    )
+    counts = {"new": 97, "changed": 0, "known": 12, "differs": 3, "refused": 2, "unclear": 6}
+    imported.end(complete=True, counts=counts, at=story.clock())
+    pending += cast("list[Event]", imported.pending_events)
     first: dict[str, tuple[Event, dict[str, str]]] = {}
     for event in pending:
         first.setdefault(get_topic(type(event)), (event, split_sealed(event)[1]))
@@ -327,6 +348,8 @@ def _subject_of(kind: type[Any]) -> str:
         return "advertiser account"
     if issubclass(kind, Log.Event):
         return "log"
+    if issubclass(kind, SheetImport.Event):
+        return "sheet"
     if issubclass(kind, Video.Event):
         return "video"
     return "creator" if issubclass(kind, Creator.Event) else "code"
@@ -429,6 +452,20 @@ def limits() -> str:
                 f"{middleware.MAX_BATCH_BYTES // kib**2} MiB in total"
             ),
         ),
+        (
+            "sheets that are imported",
+            (
+                f"{sheet_files.MAX_ROWS:,} rows of {sheet_files.MAX_COLUMNS} columns, "
+                f"{sheet_files.MAX_CELL_CHARACTERS:,} characters in a cell, {sheet_files.MAX_SHEETS} sheets; "
+                f"{middleware.MAX_BATCH_BYTES // kib**2} MiB, on the command line "
+                f"{sheet_files.MAX_FILE_BYTES // kib**2} MiB; unpacked {sheet_files.MAX_UNPACKED_BYTES // kib**2} MiB"
+            ),
+        ),
+        (
+            "the process that reads a sheet",
+            f"{sheet_files.MAX_READER_MEMORY_BYTES // kib**2:,} MiB of memory, {sheet_files.MAX_READER_S} s",
+        ),
+        ("rows of an import that are recorded at the same time", f"{import_run.AT_ONCE}"),
         (
             "exports and batches, for each API process",
             (

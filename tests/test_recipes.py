@@ -145,6 +145,8 @@ RAISED_TWICE: Final = {
 READ_TWICE: Final = {
     "oidc_issuers": "migrate tells the database which issuers it may believe the API about",
     "data_dir": "the embedded PostgreSQL and the generated master key are in the same directory",
+    "allowed_days": "commands over HTTP are decided by it, and imports of the command line",
+    "extend_after_expiry": "as allowed_days",
     "host": "the API listens there, and the demo connects to it",
     "port": "the API listens there, and the demo connects to it",
     "webhook_networks": "checked when a webhook is created, and again when it is sent to",

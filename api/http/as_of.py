@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from api.http.caller import Caller
+from api.http.fields import MAX_POSITION
 from api.http.problems import Problem, ahead_of_ledger, malformed_query
 from domain.code import replay_code
 from infra.errors import Unavailable
@@ -45,6 +46,19 @@ async def known_in(store: EventReader, ledger_id: int, as_of: datetime | int, no
     if not recorded:
         raise ahead_of_ledger(await store.head(ledger_id))
     return as_of, recorded[0].recorded_at
+
+
+async def position_asked(caller: Caller, as_of: datetime | int | None, at_least: int | None) -> tuple[int, int | None]:
+    """Return the last position that a list may show, and the one that its view must have read.
+
+    Raises:
+        Problem: `as_of` is in the future, or beyond the end of the ledger.
+
+    """
+    if as_of is None:
+        return MAX_POSITION, at_least
+    position, _ = await known_at(caller, as_of, caller.services.now())
+    return position, max(position, at_least or 0)
 
 
 async def wait_for_log(caller: Caller, at_least: int | None) -> None:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from infra.auth.api_keys import ApiKey
 
 MAX_BODY_BYTES: Final = 1024 * 1024
-# Of batches of authorizations, which are kept on disk while they are answered.
+# Of batches of authorizations and of sheets, which are kept on disk while they are answered.
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
-_LARGER_BODIES: Final = {"/v1/authorizations/batch": MAX_BATCH_BYTES}
+_LARGER_BODIES: Final = {"/v1/authorizations/batch": MAX_BATCH_BYTES, "/v1/imports": MAX_BATCH_BYTES}
 # Longer than the longest wait that a read may ask for, and than the database's own limit for a statement.
 MAX_REQUEST_S: Final = 30.0
 # Requests that wait for their answer to begin; streams that have begun have a limit of their own.

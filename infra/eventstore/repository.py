@@ -19,6 +19,7 @@ from domain.creator import Creator, replay_creator
 from domain.errors import Unknown
 from domain.pasted import secret_name
 from domain.recorded import RecordedEvent
+from domain.sheet_import import SheetImport
 from domain.video import Video, replay_video
 from infra.recent_cache import RecentCache
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from infra.crypto.keyring import Keyring
     from infra.eventstore.reader import EventReader
 
-AnyAggregate = Code | Creator | Advertiser | Video
-T = TypeVar("T", Code, Creator, AnyAggregate)
+AnyAggregate = Code | Creator | Advertiser | Video | SheetImport
+T = TypeVar("T", Code, Creator, SheetImport, AnyAggregate)
 
 # About 3 KB each.
 MAX_CACHED_AGGREGATES: Final = 20_000

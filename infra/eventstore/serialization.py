@@ -20,6 +20,7 @@ from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.log import Log
+from domain.sheet_import import SheetImport
 from domain.values import Sealed
 from domain.video import Video
 from infra.errors import Unreadable
@@ -38,6 +39,7 @@ _AGGREGATES: Final[dict[type[Any], str]] = {
     Creator.Disabled: Creator.TOPIC,
     Advertiser.Named: Advertiser.TOPIC,
     Video.Bound: Video.TOPIC,
+    SheetImport.Started: SheetImport.TOPIC,
     Log.Restarted: Log.TOPIC,
 }
 

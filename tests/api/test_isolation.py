@@ -140,6 +140,11 @@ def asking_in_bulk(client: httpx.Client, of: Things) -> httpx.Response:
     return client.post("/v1/authorizations/batch", content=body, headers={"Content-Type": "text/csv"})
 
 
+def importing(client: httpx.Client, of: Things) -> httpx.Response:
+    sheet = f"creator,video,code,terms,end\n{of.creator_id},{of.video_id},{of.secret},{TERMS},{days(30)[:10]}\n"
+    return client.post("/v1/imports", content=sheet, headers={"Content-Type": "text/csv"})
+
+
 # Reads come before commands, and what gives the asking ledger things of its own comes last.
 ASKED: dict[str, list[Ask]] = {
     "GET /v1/log": [getting("/v1/log")],
@@ -181,6 +186,13 @@ ASKED: dict[str, list[Ask]] = {
         lambda client, of: client.post("/v1/stream-tokens", json={"filters": {"creator_id": of.creator_id}})
     ],
     "GET /v1/exports/events": [exporting],
+    "GET /v1/exports/codes": [getting("/v1/exports/codes", name) for name in ("creator_id", "brand_id", "video_id")],
+    "GET /v1/exports/permissions": [getting("/v1/exports/permissions")],
+    "GET /v1/exports/shares": [getting("/v1/exports/shares", name) for name in ("code_id", "brand_id")],
+    "GET /v1/exports/redemptions": [getting("/v1/exports/redemptions", name) for name in ("code_id", "creator_id")],
+    "GET /v1/exports/campaigns": [getting("/v1/exports/campaigns", name) for name in ("code_id", "campaign_id")],
+    "GET /v1/exports/accesses": [getting("/v1/exports/accesses", "code_id")],
+    "POST /v1/imports": [importing],
     "GET /v1/accesses": [
         getting("/v1/accesses"),
         *(getting("/v1/accesses", name) for name in ("code_id", "creator_id", "video_id")),

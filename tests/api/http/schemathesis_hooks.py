@@ -12,7 +12,7 @@ import schemathesis
 REACHED = 1
 
 # Questions in bulk come as lines: to a machine that tests they are any text.
-schemathesis.serializer.alias(["application/x-ndjson", "text/csv"], "text/plain")
+schemathesis.serializer.alias(["application/x-ndjson", "text/csv", "text/tab-separated-values"], "text/plain")
 
 
 @schemathesis.hook

@@ -12,6 +12,7 @@ from api.event_content import event_content
 from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.log import Log
+from domain.sheet_import import SheetImport
 from domain.values import CLOCK
 from domain.video import Video
 from infra.delivery.cloud_events import cloud_event, rfc3339, sequence_of, structured
@@ -98,7 +99,7 @@ def test_a_message_stands_by_itself(name: str) -> None:
     elif isinstance(recorded.event, Video.Event):
         assert (event.key, event.attributes["subject"]) == ("7312345678901234567", "videos/7312345678901234567")
         assert ids == {"video_id": "7312345678901234567"}
-    elif isinstance(recorded.event, Log.Event):
+    elif isinstance(recorded.event, Log.Event | SheetImport.Event):
         assert (event.attributes["subject"], ids) == ("ledger", {})
     else:
         assert event.attributes["subject"] == "creators/ana.creates"

@@ -1,0 +1,303 @@
+"""The route that imports sheets: first as a dry run, which records nothing, and then for good."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import timedelta
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import Field, StringConstraints, model_validator
+from starlette.responses import Response
+
+from api.access_log import record_access
+from api.authorization_batch import Upload
+from api.http import headers
+from api.http.caller import Caller, allow
+from api.http.command_context import policy_of
+from api.http.fields import SingleLine
+from api.http.places import MIB
+from api.http.problems import Problem, malformed_body, malformed_query
+from api.http.query_params import Flag, Number, QueryModel
+from api.http.route import Operation, Route
+from api.http.streaming_download import StreamingDownload, refuse_revoked
+from api.import_run import FATES, Import, ImportOptions
+from api.sheet_cells import MAX_DAYS, MAX_TERMS_CHARACTERS, Reading
+from api.sheet_columns import FIELDS, column_index, column_letters
+from api.sheet_files import SheetError, read_sheets
+from infra.errors import KeyNoLongerValid, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+    from uuid import UUID
+
+    from api.import_run import RowOutcome
+    from api.sheet_columns import Field as SheetField
+    from api.sheet_files import ReadSheets
+    from domain.pasted import VideoIds
+
+NDJSON: Final = "application/x-ndjson"
+XLSX: Final = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+MEDIA_TYPES: Final = (XLSX, "text/csv", "text/tab-separated-values")
+_COLUMN: Final = re.compile(r"(?P<field>[a-z_]+)=(?P<letters>[A-Za-z]{0,3})")
+_BLOCK: Final = MIB
+
+# No schema: what a file is follows from its content, and a row that says too little is answered with that.
+_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            media_type: {"schema": {}, "example": f"Creator{separator}Video{separator}Spark Code\n"}
+            if separator
+            else {"schema": {"type": "string", "format": "binary"}}
+            for media_type, separator in zip(MEDIA_TYPES, ("", ",", "\t"), strict=True)
+        },
+    }
+}
+
+router = APIRouter(route_class=Route, tags=["Commands"])
+
+
+class ImportQuery(QueryModel):
+    record: Annotated[
+        Flag, Field(description="Record the rows. Default: only say what would become of each row, and record nothing.")
+    ] = False
+    dates: Annotated[
+        Literal["dmy", "mdy"] | None,
+        Field(description="The order of day and month in days such as 03/04/2026. Default: such a row is unclear."),
+    ] = None
+    time_zone: Annotated[
+        str,
+        StringConstraints(max_length=64),
+        Field(
+            description="The time zone of days, and of times without an offset, by its IANA name.",
+            examples=["America/Los_Angeles"],
+        ),
+    ] = "UTC"
+    days: Annotated[
+        Number | None,
+        Field(description="The length of every window of which a row states only one end, in days.", examples=[30]),
+    ] = None
+    terms: Annotated[
+        SingleLine | None,
+        Field(
+            max_length=MAX_TERMS_CHARACTERS,
+            description="The version of TikTok's advertising terms that the creators accepted, for rows that do not "
+            "say which.",
+            examples=["2026-01"],
+        ),
+    ] = None
+    permission: Annotated[
+        Flag,
+        Field(
+            description="State that the ad authorization of every creator was on when their codes were generated. It "
+            "is recorded where nothing is recorded for that time. A column `permission` says it for one row."
+        ),
+    ] = False
+    columns: Annotated[
+        str | None,
+        StringConstraints(max_length=500),
+        Field(
+            description="Which column is what, if its name does not say it: `field=LETTERS`, separated by commas. "
+            f"Without letters, the field is not read. Fields: {', '.join(FIELDS)}.",
+            examples=["secret=F,video_id=C,note="],
+        ),
+    ] = None
+    header: Annotated[
+        Number | None, Field(description="The number of the row that names the columns. Default: it is found.")
+    ] = None
+    record_differences: Annotated[
+        Flag,
+        Field(description="With `record`: record on each code in what its row contradicts it, as a note."),
+    ] = False
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.days is not None and self.days > MAX_DAYS:
+            raise malformed_query("days", f"A window has at most {MAX_DAYS:,} days.")
+        if self.record_differences and not self.record:
+            raise malformed_query("record_differences", "Differences are recorded only with `record=true`.")
+        _zone(self.time_zone)
+        given_columns(self.columns)
+        return self
+
+    def options(self, video_ids: VideoIds) -> ImportOptions:
+        """Return how the sheet is imported."""
+        reading = Reading(
+            dates=self.dates,
+            zone=_zone(self.time_zone),
+            length=None if self.days is None else timedelta(days=self.days),
+            terms_version=self.terms,
+            permission=self.permission,
+            video_ids=video_ids,
+        )
+        return ImportOptions(reading, self.record, self.record_differences, given_columns(self.columns), self.header)
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise malformed_query("time_zone", "Unknown time zone. Use an IANA name, such as Europe/Berlin.") from None
+
+
+def given_columns(text: str | None) -> dict[SheetField, int | None]:
+    """Read which columns are named by whoever imports.
+
+    Raises:
+        Problem: it names no field or no column, or one of them twice.
+
+    """
+    given: dict[SheetField, int | None] = {}
+    for part in text.split(",") if text else ():
+        found = _COLUMN.fullmatch(part.strip())
+        field = None if found is None else next((one for one in FIELDS if one == found["field"]), None)
+        if found is None or field is None:
+            raise malformed_query("columns", f"Expected field=LETTERS. The fields are {', '.join(FIELDS)}.")
+        column = column_index(found["letters"]) if found["letters"] else None
+        if field in given or (column is not None and column in given.values()):
+            raise malformed_query("columns", "A field or a column is named twice.")
+        given[field] = column
+    return given
+
+
+@router.post("/v1/imports", response_class=Response, openapi_extra=_BODY, operation_id="importSheet")
+@Operation(trace="recorded", other_formats=(NDJSON,))
+async def import_sheet(
+    query: Annotated[ImportQuery, Query()],
+    request: Request,
+    caller: Annotated[Caller, allow("operator", "admin")],
+) -> Response:
+    """Import a sheet of codes: a CSV or TSV in UTF-8, or an XLSX workbook. By default, this is a dry run.
+
+    The response is NDJSON: a first line `{"import": {…}}` says how the sheet is read, then comes a line for each row,
+    and a last line `{"summary": {…}}`. A response without a summary is incomplete: send the sheet again. A row's `fate`
+    is `new`, `changed` (known, and more is recorded of it), `known`, `differs` (it contradicts what is recorded),
+    `refused` or `unclear`. With `record=true`, rows that are new or changed are recorded, each whole or not at all.
+    Importing the same sheet again records nothing.
+    """
+    headers.idempotency_key(request)  # a repeat changes nothing, but a malformed one is a mistake
+    if headers.media_type(request) not in MEDIA_TYPES:
+        raise Problem("unsupported_media_type", f"Send the sheet as `Content-Type: {'`, `'.join(MEDIA_TYPES)}`.")
+    upload = await Upload.begin(caller)
+    try:
+        await upload.receive(lambda _: None)
+        sha256 = digest_of(upload.file)
+        file = await read_sheets(upload.file)
+    except SheetError as error:
+        raise malformed_body("", str(error)) from None
+    finally:
+        upload.close()
+    try:
+        run = Import(
+            caller.services.aggregates,
+            caller.services.handler,
+            ledger_id=caller.ledger_id,
+            actor=caller.actor(None),
+            policy=policy_of(caller),
+            file=file,
+            file_sha256=sha256,
+            options=query.options(caller.services.settings.video_ids),
+        )
+    except SheetError as error:
+        file.__exit__()
+        raise malformed_body("", str(error)) from None
+    return _answer(caller, query, run, file, sha256)
+
+
+def _answer(caller: Caller, query: ImportQuery, run: Import, file: ReadSheets, sha256: str) -> Response:
+    parameters = query.model_dump(mode="json", exclude_unset=True) | {"sha256": sha256}
+    access: list[UUID] = []
+
+    async def begin() -> None:
+        access.append(await record_access(caller, parameters, rows=0, format=NDJSON, complete=None))
+
+    async def end(complete: bool) -> None:
+        file.__exit__()
+        for access_id in access:
+            await caller.services.views.access_log.end(
+                caller.ledger_id, access_id, rows=run.counts.total(), complete=complete
+            )
+
+    return StreamingDownload(
+        caller, _pieces(caller, run, file, sha256), begin=begin, end=end, headers={}, media_type=NDJSON
+    )
+
+
+async def _pieces(caller: Caller, run: Import, file: ReadSheets, sha256: str) -> AsyncGenerator[bytes]:
+    yield line(import_content(run, file, sha256))
+    try:
+        async for outcomes in run.outcomes():
+            yield b"".join(line(row_content(outcome)) for outcome in outcomes)
+            await refuse_revoked(caller)
+    except KeyNoLongerValid as error:
+        raise Unavailable(str(error)) from None
+    yield line(summary_content(run))
+
+
+def line(content: Mapping[str, Any]) -> bytes:
+    """Return a line of the answer."""
+    return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+
+
+def import_content(run: Import, file: ReadSheets, sha256: str) -> dict[str, Any]:
+    """Return how a sheet is read."""
+    sheets = [
+        {
+            "sheet": number,
+            "name": sheet.name,
+            "header": None if sheet.columns is None else sheet.columns.header,
+            "columns": {}
+            if sheet.columns is None
+            else {field: column_letters(index) for field, index in sheet.columns.fields.items()},
+            "not_read": [] if sheet.columns is None else [column_letters(index) for index in sheet.columns.not_read],
+        }
+        for number, sheet in enumerate(run.sheets, 1)
+    ]
+    return {
+        "import": {
+            "import_id": run.import_id,
+            "sha256": sha256,
+            "recording": run.recording,
+            "rows": run.rows,
+            "sheets": sheets,
+            "hidden": file.hidden,
+        }
+    }
+
+
+def row_content(outcome: RowOutcome) -> dict[str, Any]:
+    """Return what became of a row; what there is nothing to say of is left out."""
+    content: dict[str, Any] = {"sheet": outcome.row.sheet + 1, "row": outcome.row.number, "fate": outcome.fate}
+    said = outcome._asdict()
+    for name in ("code_id", "position", "field", "column", "reason", "detail", "conflict_id"):
+        if said[name] is not None:
+            content[name] = said[name]
+    if outcome.differences:
+        content["differences"] = [difference._asdict() for difference in outcome.differences]
+    return content
+
+
+def summary_content(run: Import) -> dict[str, Any]:
+    """Return how many rows had each fate."""
+    recorded = run.started is not None
+    return {
+        "summary": {
+            "import_id": run.import_id if recorded else None,
+            "recorded": recorded,
+            "rows": run.counts.total(),
+            **{fate: run.counts[fate] for fate in FATES},
+        }
+    }
+
+
+def digest_of(file: IO[bytes]) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
