@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import select
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +106,37 @@ class TestDatabase:
     __test__ = False
     cluster: EmbeddedPostgres
     name: str
+    _kept: list[psycopg.Connection[Any]] = field(default_factory=list, repr=False, compare=False)
 
     def dsn(self, user: str = "postgres") -> str:
         """Return how to reach it as a user: postgres, sparkledger_api or sparkledger_worker."""
         return self.cluster.dsn(user, self.name)
+
+    def sql(self, query: Any, parameters: Sequence[Any] | None = None) -> list[Any]:
+        """Ask the database itself, as its superuser, as in a session of its own.
+
+        The session is kept and reset, since to begin one takes longer than most questions.
+        """
+        session = self._session()
+        try:
+            cursor = session.execute(query, parameters)
+            return cursor.fetchall() if cursor.description else []
+        finally:
+            if not session.closed:
+                session.execute("DISCARD ALL")
+
+    def _session(self) -> psycopg.Connection[Any]:
+        # What an idle session hears unasked is that it has ended.
+        if self._kept and (self._kept[0].closed or select.select([self._kept[0]], [], [], 0)[0]):
+            self.close()
+        if not self._kept:
+            self._kept.append(psycopg.connect(self.dsn(), autocommit=True, prepare_threshold=None))
+        return self._kept[0]
+
+    def close(self) -> None:
+        """End the session that is kept."""
+        while self._kept:
+            self._kept.pop().close()
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +166,9 @@ def _database(cluster: EmbeddedPostgres) -> Iterator[TestDatabase]:
                 sql.Identifier(name), sql.Identifier(TEMPLATE)
             )
         )
-        yield TestDatabase(cluster, name)
+        database = TestDatabase(cluster, name)
+        yield database
+        database.close()
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

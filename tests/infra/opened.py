@@ -9,8 +9,6 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import psycopg
-
 from domain.values import Actor, Role
 from infra.auth.access_log import COMMAND_LINE
 from infra.auth.api_keys import ApiKey
@@ -30,7 +28,7 @@ from projections import VIEWS
 from projections.engine.projector import Projector
 from tests.conftest import TestDatabase
 from tests.given import CREATOR, Command, erase
-from tests.infra.session_tokens import present
+from tests.infra.session_tokens import admit
 from tests.keys import master_key
 
 MASTER_KEY = master_key(bytes(range(32)))
@@ -104,7 +102,7 @@ class Opened:
 
     def present(self, ledger_id: int, key_id: UUID) -> None:
         """Give the API process the tokens that it would get if a key of the ledger were presented to it."""
-        present(self.api.database, ledger_id, key_id)
+        admit(self.api.database.tokens, self.database.sql, ledger_id, key_id)
 
     async def when(self, tenant: Tenant, command: Command, key: str | None = None, **fields: Any) -> CommandResult[Any]:
         """Carry a command out, for a key that was presented, if need be now."""
@@ -143,9 +141,7 @@ class Opened:
 
     def sql(self, query: str, *parameters: Any) -> list[Any]:
         """Ask the database itself, as its superuser."""
-        with psycopg.connect(self.database.dsn(), autocommit=True) as connection:
-            cursor = connection.execute(query, parameters)
-            return cursor.fetchall() if cursor.description else []
+        return self.database.sql(query, parameters)
 
 
 @asynccontextmanager

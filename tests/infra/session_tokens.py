@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -11,13 +13,21 @@ from infra.postgres.pool import Database
 from infra.postgres.session_tokens import SessionTokens
 from tests.conftest import TestDatabase
 
+# Asks a database as its superuser, and returns the rows.
+Ask = Callable[[str, Sequence[Any]], list[Any]]
+
 
 def present(database: Database, ledger_id: int, key_id: UUID | None = None) -> None:
     """Let a pool's process prove that a ledger, and a key of it, were presented to it."""
     with psycopg.connect(make_conninfo(database.conninfo, user="postgres"), autocommit=True) as connection:
-        database.tokens.admit_ledger(ledger_id, _one(connection, "SELECT ledger_token(%s)", ledger_id))
-        if key_id is not None:
-            database.tokens.admit_key(key_id, _one(connection, "SELECT key_token(%s, %s)", ledger_id, key_id))
+        admit(database.tokens, lambda query, given: connection.execute(query, given).fetchall(), ledger_id, key_id)
+
+
+def admit(tokens: SessionTokens, ask: Ask, ledger_id: int, key_id: UUID | None = None) -> None:
+    """Admit a ledger, and a key of it, to a process's tokens."""
+    tokens.admit_ledger(ledger_id, bytes(ask("SELECT ledger_token(%s)", (ledger_id,))[0][0]))
+    if key_id is not None:
+        tokens.admit_key(key_id, bytes(ask("SELECT key_token(%s, %s)", (ledger_id, key_id))[0][0]))
 
 
 def present_all(database: Database) -> None:
@@ -31,12 +41,5 @@ def present_all(database: Database) -> None:
 def bound_to(database: TestDatabase, ledger_id: int) -> str:
     """Return what `sparkledger.ledger` must be for a session of the API to see a ledger."""
     tokens = SessionTokens()
-    with psycopg.connect(database.dsn(), autocommit=True) as connection:
-        tokens.admit_ledger(ledger_id, _one(connection, "SELECT ledger_token(%s)", ledger_id))
+    admit(tokens, database.sql, ledger_id)
     return tokens.setting(ledger_id)
-
-
-def _one(connection: psycopg.Connection, query: str, *parameters: object) -> bytes:
-    row = connection.execute(query, parameters).fetchone()
-    assert row is not None
-    return bytes(row[0])

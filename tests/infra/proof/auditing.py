@@ -30,9 +30,7 @@ TILES = "SELECT level, index, hashes FROM log_tiles WHERE ledger_id = %s AND gen
 
 def sql(database: TestDatabase, query: str, *parameters: Any) -> list[Any]:
     """Ask a database itself, as its superuser."""
-    with psycopg.connect(database.dsn(), autocommit=True) as connection:
-        cursor = connection.execute(query, parameters or None)
-        return cursor.fetchall() if cursor.description else []
+    return database.sql(query, parameters or None)
 
 
 def record(opened: Opened, tenant: Tenant, upto: int) -> None:

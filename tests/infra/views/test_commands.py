@@ -60,9 +60,7 @@ class Filled:
 
     def sql(self, query: str, *parameters: Any) -> list[Any]:
         """Ask the database itself."""
-        with psycopg.connect(self.database.dsn(), autocommit=True) as connection:
-            cursor = connection.execute(query.encode(), parameters)
-            return cursor.fetchall() if cursor.description else []
+        return self.database.sql(query, parameters)
 
     def position(self, view: str) -> int:
         """How far a view has read."""

@@ -38,13 +38,13 @@ class Reading:
     def __init__(
         self, database: TestDatabase, kafka: Broker, prefix: str, fail: Any = None, application: str = "reading"
     ) -> None:
-        self.dsn = f"{database.dsn()} application_name={application}"
-        with psycopg.connect(self.dsn) as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS handled (n serial, subject text, sequence bigint)")
+        self.sql = database.sql
+        self.sql("CREATE TABLE IF NOT EXISTS handled (n serial, subject text, sequence bigint)")
         self.fail = fail or (lambda _event: None)
         self.tried: list[int] = []
+        dsn = f"{database.dsn()} application_name={application}"
         self.consumer = Consumer(
-            self.dsn, kafka.plain, events_topic(prefix).name, name="ours", handle=self.handle, attempts=3, pause_s=0.05
+            dsn, kafka.plain, events_topic(prefix).name, name="ours", handle=self.handle, attempts=3, pause_s=0.05
         )
         self.error: BaseException | None = None
 
@@ -66,10 +66,6 @@ class Reading:
         yield
         self.consumer.stop()
         thread.join(20)
-
-    def sql(self, query: str) -> list[Any]:
-        with psycopg.connect(self.dsn) as connection:
-            return connection.execute(query).fetchall()
 
     def handled(self) -> list[int]:
         return [sequence for (sequence,) in self.sql("SELECT sequence FROM handled ORDER BY sequence")]
@@ -338,8 +334,7 @@ def test_what_the_database_refuses_to_do_for_an_event_is_no_outage_but_a_dead_le
 
     reading = Reading(database, kafka, prefix)
     reading.consumer._handle = handle
-    with psycopg.connect(reading.dsn) as connection:
-        connection.execute("CREATE TABLE names (name text PRIMARY KEY)")
+    reading.sql("CREATE TABLE names (name text PRIMARY KEY)")
     for number in (1, 2, 3):
         send(number, number)
     with reading.running():
@@ -515,10 +510,9 @@ async def test_the_example_ends_with_the_same_table_however_often_it_is_killed(
         return subprocess.Popen(command, env=environment, cwd=ROOT / "docs" / "consumer")
 
     def allowed() -> list[Any]:
-        with psycopg.connect(dsn) as connection:
-            if connection.execute("SELECT to_regclass('ads.allowed')").fetchone() == (None,):
-                return []
-            return connection.execute("SELECT video_id, advertiser_id, until FROM allowed ORDER BY 1, 2").fetchall()
+        if opened.sql("SELECT to_regclass('ads.allowed')") == [(None,)]:
+            return []
+        return opened.sql("SELECT video_id, advertiser_id, until FROM ads.allowed ORDER BY 1, 2")
 
     with publishing(opened.database, kafka.plain, prefix) as publisher:
         await opened.when(tenant, given.generate())
