@@ -332,6 +332,7 @@ def _seal() -> None:
     from infra.processes.supervisor import announce_ready, die_with_parent, exit_on_signals
     from infra.proof.configured_witness import WitnessRefused, configured_witness
     from infra.proof.sealer import Sealer, SealerSettings
+    from infra.proof.time_stamps import TimeStamps
     from infra.proof.watcher import Watcher
     from infra.proof.witness_client import FIRST_ROUND_S, WitnessClient
 
@@ -352,6 +353,8 @@ def _seal() -> None:
             raise SettingsError(f"{variable('witnesses')}: {error}") from error
         stop = functools.partial(sealer.differs, "witnesses")
         run_beside("witnesses", WitnessClient(place.worker, signing_dir, witnesses, stop, asked_all).run)
+        if settings.tsa_url is not None:
+            run_beside("time stamps", TimeStamps(place.worker, settings.tsa_url).run)
         stop = functools.partial(sealer.differs, "watcher")
         run_beside("watcher", Watcher(place.worker, signing_dir, stop).run)
         sealer.run(announce_ready)
@@ -663,6 +666,45 @@ def ledgers_restart(
     )
 
 
+@ledgers.command("rotate-key")
+def ledgers_rotate_key(
+    ledger: str,
+    retire_old: Annotated[
+        bool, typer.Option("--retire-old", help="The second step: the older key signs no more, and is destroyed.")
+    ] = False,
+    compromised: Annotated[
+        bool, typer.Option("--compromised", help="Somebody else may have the key: begin a generation with another one.")
+    ] = False,
+    reason: Annotated[
+        str | None,
+        typer.Option(help="Why. Kept permanently and unencrypted, so do not name a person.", callback=_in_clear),
+    ] = None,
+) -> None:
+    """Let another key sign the log of a ledger. Run it where the sealer's directory is, and then with --retire-old."""
+    from api.http.fields import MAX_REASON_CHARACTERS
+    from infra.jobs.log_keys import Step, change_keys
+
+    if retire_old and compromised:
+        raise typer.BadParameter("a compromised key is not retired, it ends at once", param_hint="--compromised")
+    if reason is not None and not 1 <= len(reason.strip()) <= MAX_REASON_CHARACTERS:
+        message = f"a reason must have 1 to {MAX_REASON_CHARACTERS} characters"
+        raise typer.BadParameter(message, param_hint="--reason")
+    settings = load_settings()
+    signing_dir = settings.signing_dir or settings.data_dir / "signing"
+    step: Step = "compromise" if compromised else "retire" if retire_old else "add"
+    done = _with_database(
+        lambda place, key: _after_check(place, change_keys(place.owner, key, signing_dir, ledger, step, reason))
+    )
+    said = {
+        "add": f"Another key signs the log of {ledger} from event {done.position:,} on, beside the present one. Give "
+        "it to witnesses and to everyone who verifies. Then run this with --retire-old.",
+        "retire": f"The older key signs the log of {ledger} no more from event {done.position:,} on. This one remains:",
+        "compromise": f"Ledger {ledger} goes on as generation {done.generation}, from event {done.position:,} on, with "
+        "another key. Tell everyone who has the old one, and witnesses: what it alone has signed counts for nothing.",
+    }
+    show(said[step], *done.verifier_keys)
+
+
 def _anchors(settings: Settings) -> AnchorFile:
     from infra.jobs.anchor import AnchorFile
 
@@ -866,6 +908,9 @@ def evidence(
     since: Annotated[str | None, typer.Option(help="For a range: recorded at this time or later.")] = None,
     until: Annotated[str | None, typer.Option(help="For a range: recorded before this time.")] = None,
     size: Annotated[int | None, typer.Option(help="As of the checkpoint with so many events. Default: newest.")] = None,
+    short: Annotated[
+        bool, typer.Option("--short", help="Prove by sealed heads, and show only the entries since then.")
+    ] = False,
     ledger: Annotated[str, typer.Option(help="Whose events.")] = "main",
 ) -> None:
     """Make an evidence bundle, which others verify without trusting this server."""
@@ -873,7 +918,7 @@ def evidence(
 
     given = {"kind": kind, "video_id": video, "advertiser_id": advertiser, "at": at, "code_id": code}
     given |= {"creator_id": creator, "since": since, "until": until}
-    numbers = {"first": first, "last": last, "size": size}
+    numbers = {"first": first, "last": last, "size": size, "short": short or None}
     read = functools.partial(offline.evidence_request, load_settings().video_ids, **given, **numbers)
     asked = _wanted(read)
     with _progress() as say:
@@ -889,6 +934,13 @@ def verify(
     witness: Annotated[
         list[str] | None, typer.Option(help="The verifier key of a witness that must have signed, or a file.")
     ] = None,
+    quorum: Annotated[
+        int | None, typer.Option(help="How many of the witnesses must have signed. Default: all.")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="A tlog-policy file: keys that you trust, and who must have signed.", exists=True),
+    ] = None,
     unpinned: Annotated[bool, typer.Option("--unpinned", help="Accept the key that came with the bundle.")] = False,
     checkpoint: Annotated[
         Path | None, typer.Option(help="A checkpoint that you kept: the log must continue it.", exists=True)
@@ -898,9 +950,14 @@ def verify(
     ] = None,
     max_age: Annotated[float | None, typer.Option(help="How many hours old a witness's time may be.")] = None,
     about: Annotated[str | None, typer.Option(help="What it must be about, such as code:ID or ledger.")] = None,
+    tsa: Annotated[
+        Path | None, typer.Option(help="Certificates of time-stamping authorities that you trust (PEM).", exists=True)
+    ] = None,
 ) -> None:
     """Verify an evidence bundle. Needs no database and no network. Each line is a verdict; 1 if one is not good."""
     import zipfile
+
+    from cryptography.x509 import load_pem_x509_certificates
 
     from infra.proof import verify as verifier
     from infra.proof.bundle_check import check_bundle
@@ -910,13 +967,16 @@ def verify(
             bundle,
             keys=verifier.vkeys(key or []),
             witnesses=verifier.vkeys(witness or []),
+            quorum=quorum,
+            policy=None if policy is None else verifier.Policy(policy.read_text()),
             unpinned=unpinned,
             older=None if checkpoint is None else checkpoint.read_bytes(),
             receipts=[path.read_bytes() for path in receipt or []],
             max_age_s=None if max_age is None else max_age * 3600,
             about=about,
+            authorities=[] if tsa is None else load_pem_x509_certificates(tsa.read_bytes()),
         )
-    except (OSError, verifier.Wrong, UnicodeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, verifier.Wrong, zipfile.BadZipFile) as error:
         message = f"This cannot be used: {error}."
         raise typer.BadParameter(message) from error
     show(*str(report).splitlines(), "", verifier.conclusion(report))

@@ -20,8 +20,11 @@ from api.bag import Bag
 from api.evidence_lines import CSV_COLUMNS, Level, event_fields, ndjson_lines, table_lines
 from api.evidence_report import Certified, certification, report_page
 from api.spreadsheet_cells import csv_lines
+from domain.log_entry import entry_of
+from domain.merkle import InvalidProof, leaf_hash, verify_inclusion
 from infra.proof import verify
-from infra.proof.evidence_log import EvidenceRow
+from infra.proof.evidence_log import EvidenceRow, Heads, bounding
+from infra.proof.proofs import ProofFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -47,6 +50,9 @@ class Plan:
         run: the first and the last position of the entries that are shown; all, where others are searched for.
         level: how much of an event is shown.
         answer: the answer to the question, if it is about one.
+        heads: what proves that nothing before the run of entries is left out, if the run does not have all entries.
+        bounded: the positions whose time is to be bounded by witnesses; by default those that are shown, and of a range
+            its ends.
         with_creator_stream: whether its reader may know by what to find all events of a creator.
         role: for whom it was made.
 
@@ -59,6 +65,15 @@ class Plan:
     role: str
     answer: Mapping[str, Any] | None = None
     with_creator_stream: bool = True
+    bounded: Sequence[int] = ()
+    heads: Heads | None = None
+
+    @property
+    def timed(self) -> Sequence[int]:
+        """The positions whose time is to be bounded by witnesses, in ascending order."""
+        if self.bounded or not isinstance(self.wanted, range):
+            return self.bounded or self.wanted
+        return (self.wanted[0], self.wanted[-1])
 
 
 @dataclass(slots=True)
@@ -132,14 +147,23 @@ class Bundle:
             async for entries in self.source.entries(log, first, last):
                 write(entries)
                 yield bag.taken()
+        async for name, content in self._of_the_log():
+            bag.add(name, content)
         beside = await self.source.hashes_beside(log, first, last)
         run = {"first": first, "hashes": [base64.b64encode(one).decode() for one in beside]}
         bag.add("data/proof/run.json", _json(run))
         bag.add("data/proof/checkpoint", log.note.encode())
+        bounds = bounding(await self.source.cosigned_sizes(log), plan.timed, plan.run)
+        for size, note in await self.source.cosigned(log, bounds):
+            bag.add(f"data/proof/cosigned/{size}", note.encode())
+        for size, note, response in await self.source.stamped(log, plan.timed, plan.run):
+            bag.add(f"data/proof/stamped/{size}", note.encode())
+            bag.add(f"data/proof/stamped/{size}.tsr", response)
         bag.add("data/answer.json", _json(self._stated()))
         bag.add("data/keys/log.vkeys", "".join(f"{key}\n" for key in log.verifier_keys).encode())
         bag.add("data/keys/evidence.vkey", f"{self.signer.verifier_key}\n".encode())
-        bag.add("data/keys/policy", f"log {log.verifier_keys[0]}\nquorum none\n".encode())
+        bag.add("data/keys/witnesses.vkeys", "".join(f"{key}\n" for key in log.witness_keys).encode())
+        bag.add("data/keys/policy", policy_of(log).encode())
         bag.add("data/verify.py", _VERIFIER)
         certified = Certified(self.name, plan.about, log, plan.answer, seen.count, seen.by_type, self.software)
         bag.add("data/CERTIFICATION.md", certification(certified).encode())
@@ -153,6 +177,54 @@ class Bundle:
             ]
         )
         yield bag.taken()
+
+    async def _of_the_log(self) -> AsyncGenerator[tuple[str, bytes]]:
+        """Yield what the log says of itself: of its keys, and of its heads if they are in the place of entries."""
+        log, plan = self.log, self.plan
+        own = await self.source.positions(log, [log.log_id])
+        if plan.heads is None:
+            own = [position for position in own if plan.run[0] <= position <= plan.run[1]]
+        lines = [ndjson_lines(map(_of_the_log, rows)) async for rows in self.source.pages(log, own)]
+        if lines:
+            yield "data/proof/log.ndjson", b"".join(lines)
+        for size, note in await self.source.handovers(log):
+            yield f"data/proof/keys/{size}", note.encode()
+        if plan.heads is not None:
+            async for file in self._heads(plan.heads, own):
+                yield file
+
+    async def _heads(self, heads: Heads, own: Sequence[int]) -> AsyncGenerator[tuple[str, bytes]]:
+        """Yield the files that prove that nothing before the run is left out."""
+        log, first = self.log, self.plan.run[0]
+        proven = [
+            {
+                "index": one.place,
+                "key": one.key.hex(),
+                "count": one.head.events,
+                "chain": one.head.chain.hex(),
+                "hashes": [base64.b64encode(part).decode() for part in one.hashes],
+            }
+            for one in heads.proven
+        ]
+        yield "data/proof/heads.json", _json({"keys": heads.keys, "heads": proven})
+        async for rows in self.source.pages(log, [heads.position]):
+            yield (
+                "data/proof/heads.ndjson",
+                ndjson_lines(event_fields(row, Level.ALL, with_creator_stream=False) for row in rows),
+            )
+        early = sorted({p for p in (*self.plan.wanted, *own) if p < first})
+        found = []
+        async for rows in self.source.pages(log, early):
+            proofs = await self.source.inclusion(log, [row.event.position for row in rows])
+            for row, hashes in zip(rows, proofs, strict=True):
+                of_entry = entry_of(log.log_id, row.event)
+                try:
+                    verify_inclusion(row.event.position - 1, log.size, leaf_hash(of_entry), hashes, log.checkpoint.root)
+                except InvalidProof as error:
+                    raise ProofFailed(str(error)) from error
+                encoded = [base64.b64encode(one).decode() for one in (of_entry, *hashes)]
+                found.append({"position": row.event.position, "entry": encoded[0], "hashes": encoded[1:]})
+        yield "data/proof/early.json", _json(found)
 
     async def _events(self) -> AsyncGenerator[list[dict[str, Any]]]:
         """Yield what is shown of the events, a page at a time."""
@@ -186,6 +258,23 @@ class Bundle:
             },
             "made_for": self.plan.role,
         }
+
+
+def _of_the_log(row: EvidenceRow) -> dict[str, Any]:
+    """Return what everyone is shown of an event of the log itself: what became of its keys, and of others the type."""
+    level = Level.ALL if row.event.type.startswith("LogKey") else Level.ENVELOPE
+    return event_fields(row, level, with_creator_stream=False)
+
+
+def policy_of(log: SignedLog) -> str:
+    """Return a tlog-policy file: the log's key, and all witnesses that have cosigned the checkpoint.
+
+    It is for programs of others, and to begin a policy of one's own with.
+    """
+    names = [f"w{number}" for number, _ in enumerate(log.witness_keys, 1)]
+    witnesses = [f"witness {name} {key}" for name, key in zip(names, log.witness_keys, strict=True)]
+    group = [f"group witnesses all {' '.join(names)}", "quorum witnesses"] if names else ["quorum none"]
+    return "".join(f"{line}\n" for line in (f"log {log.verifier_keys[0]}", *witnesses, *group))
 
 
 def with_erasures(positions: Sequence[int], erasures: Mapping[UUID, int]) -> list[int]:

@@ -9,7 +9,7 @@ an answer            a yes rests on one code; a no rests on all codes of the vid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from uuid import UUID
@@ -27,9 +27,10 @@ from api.http.problems import Problem
 from domain.code import Code, replay_code
 from domain.creator import Creator
 from domain.errors import Unknown
+from domain.heads import creator_key, stream_key
 from infra.crypto.envelope import LedgerKeys
 from infra.eventstore.reader import EventReader
-from infra.proof.evidence_log import MAX_POSITIONS, MAX_RANGE, EvidenceLog
+from infra.proof.evidence_log import MAX_POSITIONS, MAX_RANGE, EvidenceLog, reaching
 from infra.views.reader import ViewReader
 from projections import codes
 
@@ -47,10 +48,16 @@ _FIELDS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     "range": (frozenset(), frozenset({"first", "last", "since", "until"})),
     "ledger": (frozenset(), frozenset()),
 }
+SHORT: Final = frozenset({"code", "creator", "answer"})
+# Events of a short bundle: each has a proof of its own.
+MAX_SHORT: Final = 2_000
+NOT_SHORT: Final = "There is no short form of this yet. Ask for it without `short`."
 NO_OF_OTHERS: Final = (
     "A bundle that proves that there is no authorization shows codes of other accounts. Ask an auditor of the ledger."
 )
 NOT_COVERED: Final = "The signed log does not cover this yet. Try again in a second."
+# Events of a no whose times are bounded: a video has few codes.
+MAX_BOUNDED: Final = 10_000
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -75,6 +82,13 @@ class EvidenceRequest(Body):
     last: Annotated[Position | None, Field(description="The last position.", examples=[42])] = None
     since: Annotated[Moment | None, Field(description="Events recorded at this time or later.")] = None
     until: Annotated[Moment | None, Field(description="Events recorded before this time.")] = None
+    short: Annotated[
+        bool | None,
+        Field(
+            description="Of a code, a creator or a yes: prove by the newest sealed heads that nothing is left out, and "
+            "show only the entries since then. Such a bundle is small, and cannot be made again to the byte."
+        ),
+    ] = None
     size: Annotated[
         Position | None,
         Field(
@@ -86,11 +100,13 @@ class EvidenceRequest(Body):
     @model_validator(mode="after")
     def _fields_of_its_kind(self) -> Self:
         needed, allowed = _FIELDS[self.kind]
-        given = self.model_fields_set - {"kind", "size"}
+        given = self.model_fields_set - {"kind", "size", "short"}
         given = {name for name in given if getattr(self, name) is not None}
         pair = given in ({"first", "last"}, {"since", "until"})
         if not needed <= given <= needed | allowed or (self.kind == "range" and not pair):
             raise PydanticCustomError("evidence_fields", "These fields do not belong to this kind of evidence.")
+        if self.short and self.kind not in SHORT:
+            raise PydanticCustomError("evidence_short", "Only evidence of a code, a creator or an answer can be short.")
         first, last, since, until = self.first, self.last, self.since, self.until
         if (first and last and first > last) or (since and until and since >= until):
             raise PydanticCustomError("evidence_range", "The range ends before it begins.")
@@ -139,16 +155,46 @@ async def plan_of(viewer: Viewer, request: EvidenceRequest, log: SignedLog, now:
     """
     match request.kind:
         case "code":
-            return await _of_code(viewer, UUID(request.code_id), log)
+            plan = await _of_code(viewer, UUID(request.code_id), log)
         case "creator":
-            return await _of_creator(viewer, request.creator_id or "", log)
+            plan = await _of_creator(viewer, request.creator_id or "", log)
         case "answer":
-            return await _of_answer(viewer, request, log, now)
+            plan = await _of_answer(viewer, request, log, now)
+        case _:
+            return await _of_ledger(viewer, request, log, now)
+    return await _shortened(viewer, plan, log) if request.short else plan
+
+
+async def _of_ledger(viewer: Viewer, request: EvidenceRequest, log: SignedLog, now: datetime) -> Plan:
     if not viewer.sees_all:
         raise Problem("not_allowed", "Only operators, auditors and admins may read a whole ledger or a part of it.")
     if request.kind == "ledger":
         return Plan({"kind": "ledger"}, range(1, log.size + 1), (1, log.size), everything, viewer.role)
     return await _of_range(viewer, request, log, now)
+
+
+async def _shortened(viewer: Viewer, plan: Plan, log: SignedLog) -> Plan:
+    """Return the same plan with the heads in the place of all entries before them.
+
+    Raises:
+        Problem: no heads are sealed yet, or the plan rests on more than some streams.
+
+    """
+    about, answer = plan.about, plan.answer
+    if isinstance(plan.wanted, range) or len(plan.wanted) > MAX_SHORT:
+        raise Problem("log_unknown", NOT_SHORT)
+    keys = [stream_key(log.log_id)]
+    if about["kind"] == "creator":
+        keys.append(creator_key(UUID(about["creator_stream"])))
+    elif about["kind"] == "code":
+        keys.append(stream_key(UUID(about["code_id"])))
+    elif answer is not None:
+        code = await viewer.events.stream(viewer.ledger_id, UUID(str(answer["code_id"]))) or []
+        keys += [stream_key(one) for one in {code[0].stream_id, code[0].creator_stream}]
+    heads = await viewer.source.heads(log, keys)
+    if heads is None:
+        raise Problem("log_unknown", NOT_SHORT)
+    return replace(plan, run=(heads.upto + 1, log.size), heads=heads)
 
 
 async def _of_code(viewer: Viewer, code_id: UUID, log: SignedLog) -> Plan:
@@ -194,7 +240,9 @@ async def _of_range(viewer: Viewer, request: EvidenceRequest, log: SignedLog, no
     if last - first >= MAX_RANGE and (first, last) != (1, log.size):
         raise Problem("not_allowed", f"A range can have {MAX_RANGE:,} events. Ask for several, or for the ledger.")
     levels = dict.fromkeys(range(first, last + 1), Level.ALL)
-    return Plan(about, range(run[0], run[1] + 1), run, by_position(levels), viewer.role)
+    shown = range(run[0], run[1] + 1)
+    run = reaching(await viewer.source.cosigned_sizes(log), run)
+    return Plan(about, shown, run, by_position(levels), viewer.role)
 
 
 async def _of_answer(viewer: Viewer, request: EvidenceRequest, log: SignedLog, now: datetime) -> Plan:
@@ -222,7 +270,11 @@ async def _of_answer(viewer: Viewer, request: EvidenceRequest, log: SignedLog, n
         return Plan(about, positions, (1, log.size), everything, viewer.role, answer)
     creators = {stream[0].creator_stream for stream in evidence.codes.values() if stream}
     own = frozenset({*evidence.codes, *creators, *owners})
-    return Plan(about, range(1, log.size + 1), (1, log.size), of_streams(own), viewer.role, answer)
+    of_codes = sorted(one.position for stream in evidence.codes.values() for one in stream if one.position <= log.size)
+    everything_shown = range(1, log.size + 1)
+    return Plan(
+        about, everything_shown, (1, log.size), of_streams(own), viewer.role, answer, bounded=of_codes[:MAX_BOUNDED]
+    )
 
 
 async def _of_found(

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from api.access_log import record_access
 from api.bag import evidence_signer
+from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.dependencies import services_of
@@ -86,6 +87,19 @@ class Strangers:
             self._turns.release()
 
 
+class WitnessEntry(Answer):
+    name: Annotated[str, Field(description="The witness's name.")]
+    vkey: Annotated[
+        str | None,
+        Field(
+            description="Its verifier key. Take it from whoever runs the witness: from here it proves nothing. Null "
+            "until it has cosigned."
+        ),
+    ]
+    size: Annotated[int, Field(ge=0, description="How many events the newest checkpoint covers that it has cosigned.")]
+    cosigned_at: Annotated[answered.Moment | None, Field(description="When it cosigned that one, by its own clock.")]
+
+
 class LogAnswer(Answer):
     log_id: Annotated[UUID, Field(description="The log's id. It is fixed for ever, and in every envelope.")]
     history: Annotated[UUID, Field(description="The id of the ledger's present history, as in Ledger-History.")]
@@ -107,6 +121,7 @@ class LogAnswer(Answer):
     evidence_vkey: Annotated[
         str | None, Field(description="The verifier key of the ledger's evidence bundles. It is never a key of a log.")
     ]
+    witnesses: Annotated[list[WitnessEntry], Field(description="The witnesses that are asked to cosign checkpoints.")]
     state: Annotated[
         Literal["sealing", "stopped", "not_begun"],
         Field(description="Whether new events are being sealed. `stopped` needs an operator."),
@@ -169,7 +184,9 @@ async def read_log(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "subscriber", "admin")],
 ) -> Response:
     """Read the state of the ledger's signed log: its name and keys for verifiers, and its newest checkpoint."""
-    summary = await ServedLogs(caller.services.database).summary(caller.ledger_id)
+    logs = ServedLogs(caller.services.database)
+    summary = await logs.summary(caller.ledger_id)
+    witnesses = await logs.witnesses(caller.ledger_id, summary.generation)
     keys = await caller.services.aggregates.keyring.ledger(caller.ledger_id)
     state = "not_begun" if summary.origin is None else "sealing" if summary.stopped is None else "stopped"
     return answer(
@@ -182,6 +199,10 @@ async def read_log(
             "size": summary.size or 0,
             "checkpoint": summary.checkpoint,
             "evidence_vkey": None if summary.origin is None else evidence_signer(keys, summary.origin).verifier_key,
+            "witnesses": [
+                {"name": one.name, "vkey": one.verifier_key, "size": one.size, "cosigned_at": one.cosigned_at}
+                for one in witnesses
+            ],
             "state": state,
         },
         200,

@@ -92,9 +92,22 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
             lost = "" if event.lost_position is None else f" Events up to position {event.lost_position} were lost."
             after = "" if event.common_position is None else f" after position {event.common_position}"
             return f"The log goes on as generation {event.generation}{after}.{lost}"
+        case Log.HeadsSealed():
+            return f"The heads of {event.keys} streams and creators were sealed, as of position {event.upto}."
+        case Log.KeyAdded():
+            return f"The log is signed by another key as well: {_key(event.vkey)}."
+        case Log.KeyRetired():
+            return f"The log is not signed any more by the key {_key(event.vkey)}."
+        case Log.KeyCompromised():
+            return f"The key {_key(event.vkey)} of the log is compromised: what it alone has signed counts for nothing."
         case _:
             message = f"no sentence is written for {type(event).__name__}"
             raise NotImplementedError(message)
+
+
+def _key(vkey: str) -> str:
+    """Return the name and the id of a verifier key."""
+    return vkey.rpartition("+")[0]
 
 
 def verdict_summary(verdict: Verdict, video_id: str, advertiser_id: str, at: datetime) -> str:

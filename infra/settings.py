@@ -181,6 +181,14 @@ def _token_url(url: str | None) -> str | None:
     return url
 
 
+def _tsa_url(url: str | None) -> str | None:
+    # A stamp is signed, so that it may travel in clear.
+    parts = urlsplit(url or "https://x")
+    if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username or parts.fragment:
+        raise ValueError
+    return url
+
+
 def _copies(copies: int) -> int:
     if copies == 0:
         raise ValueError
@@ -375,6 +383,12 @@ class Settings(BaseModel):
         "blank. Default: no witness signs.",
         "give KEY URL, several separated by commas, each witness once; a key has the form name+id+key, and the URL "
         "begins with https:// or http://",
+    )
+    tsa_url: Annotated[str | None, AfterValidator(_tsa_url)] = _setting(
+        None,
+        "The URL of the time-stamping authority (RFC 3161) that stamps a checkpoint of each log once an hour. Evidence "
+        "bundles have the stamps. Default: none.",
+        "give a URL that begins with https:// or http://, without a user name",
     )
     kafka_bootstrap_servers: Annotated[_Texts, AfterValidator(_brokers)] = _setting(
         (),

@@ -266,6 +266,7 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         pending += _decided(story, command)
     restarted = Log.begin(
         UUID("0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b00"),
+        Log.Restarted,
         at=story.clock(),
         generation=2,
         history="5d0a2b9e-4f3c-4a57-9a43-0f6f6b7a1c02",
@@ -275,6 +276,21 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         lost_event_id="0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b05",
         reason="Restored from the backup of last night",
     )
+    for kind, why in (
+        (Log.KeyAdded, "The yearly change of keys"),
+        (Log.KeyRetired, "The yearly change of keys"),
+        (Log.KeyCompromised, "The disk of the sealer was stolen"),
+    ):
+        restarted.change(
+            kind,
+            at=story.clock(),
+            generation=2,
+            vkey="ledger.acme.example/log/main/2+0a1b2c3d+AZh1sNyLz0m3v3wS0mJrB9QvJYI2hYt5rW6l0nX1b2c3",
+            ml_dsa_vkey="ledger.acme.example/log/main/2+4e5f6a7b+BqeQTOHRRSRCFZB0YNITkLSydjzN9x5meov0TM9e",
+            reason=why,
+        )
+    heads = {"generation": 2, "upto": 9_721, "root": "4nL0v1sH2mG0T7mB5mX2Qm7lW2t0d3kq0lZk1tqX1nE=", "keys": 3_204}
+    restarted.change(Log.HeadsSealed, at=story.clock(), format=1, **heads)
     pending += cast("list[Event]", restarted.pending_events)
     imported = SheetImport.begin(
         UUID("0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b40"),

@@ -45,11 +45,15 @@ from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
 from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
+from infra.jobs.heads import HeadsJob
+from infra.jobs.log_keys import Changed, Step, change_keys
 from infra.postgres.pool import Database
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
+from infra.proof.configured_witness import ConfiguredWitness
 from infra.proof.sealer import Sealer, SealerSettings
 from infra.proof.tree_store import TreeStore
+from infra.proof.witness_client import WitnessClient
 from infra.runtime import runtime
 from infra.settings import load_settings
 from infra.views.commands import connect
@@ -173,6 +177,25 @@ class Serving:
             store = TreeStore(connection)
             while sealer.step(store):
                 pass
+
+    def cosign(self, *witnesses: ConfiguredWitness) -> None:
+        """Let witnesses cosign the newest checkpoint of every log that they know."""
+        client = WitnessClient(self.database.dsn(WORKER), self._signing, witnesses, lambda *_: None, threading.Event())
+        with psycopg.connect(self.database.dsn(WORKER), autocommit=True) as connection:
+            client.round(connection)
+
+    def change_keys(self, ledger: str, step: Step, reason: str | None = None) -> Changed:
+        """Take a step of a change of signing keys, as the command line does."""
+        return asyncio.run(change_keys(self.database.dsn(), self.master_key, self._signing, ledger, step, reason))
+
+    def seal_heads(self) -> None:
+        """Seal the heads of all logs, as a worker does."""
+
+        async def run() -> None:
+            async with runtime(self.database.dsn(WORKER), WORKER, self.master_key) as worker:
+                await HeadsJob(worker, every_s=0).round()
+
+        asyncio.run(run())
 
     def new_ledger(self) -> tuple[str, str]:
         """Begin a ledger; return its name, and the key of its administrator."""

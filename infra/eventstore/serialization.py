@@ -41,6 +41,10 @@ _AGGREGATES: Final[dict[type[Any], str]] = {
     Video.Bound: Video.TOPIC,
     SheetImport.Started: SheetImport.TOPIC,
     Log.Restarted: Log.TOPIC,
+    Log.KeyAdded: Log.TOPIC,
+    Log.KeyRetired: Log.TOPIC,
+    Log.KeyCompromised: Log.TOPIC,
+    Log.HeadsSealed: Log.TOPIC,
 }
 
 

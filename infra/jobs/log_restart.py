@@ -7,23 +7,18 @@ first anchor of the new history.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
-from domain.log import Log, replay_log
-from infra.auth.access_log import AccessContext
-from infra.auth.ledger_admin import LedgerAdmin
-from infra.eventstore.append import Append, Appended, EventRow
+from domain.log import Log
 from infra.eventstore.histories import read_history
-from infra.eventstore.serialization import clear_body, event_type
-from infra.ids import uuid7
+from infra.jobs.log_events import as_command_line, record
 from infra.postgres.roles import WORKER
 from infra.runtime import runtime
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from domain.recorded import Event
     from infra.crypto.master_keys import KeyProvider
     from infra.eventstore.histories import History
     from infra.postgres.pool import LedgerConnection
@@ -58,21 +53,16 @@ class _Anchored(NamedTuple):
 async def restart(conninfo: str, key_provider: KeyProvider, ledger: str, reason: str | None) -> Restarted:
     """Let the log of a ledger go on as another generation, for the command line.
 
-    The event must name a key as its actor, so a key is created for it and revoked afterwards.
-
     Raises:
         LookupError: there is no such ledger.
 
     """
     # Nothing else decides whether the log may be written to: that is what this is for.
-    async with runtime(conninfo, WORKER, key_provider, guarded=False) as opened:
-        ledger_id = await LedgerAdmin(opened.database, opened.keyring).id_of(ledger)
-        context = AccessContext(route="sparkledger ledgers restart")
-        key, _, _ = await opened.key_admin.create(ledger_id, role="admin", name="command line", context=context)
-        try:
-            return await _append(opened, ledger_id, key.key_id, reason)
-        finally:
-            await opened.key_admin.revoke(ledger_id, key.key_id, context=context)
+    async with (
+        runtime(conninfo, WORKER, key_provider, guarded=False) as opened,
+        as_command_line(opened, ledger, "sparkledger ledgers restart") as (ledger_id, key_id),
+    ):
+        return await _append(opened, ledger_id, key_id, reason)
 
 
 async def _append(opened: Runtime, ledger_id: int, key_id: UUID, reason: str | None) -> Restarted:
@@ -96,45 +86,7 @@ async def _append(opened: Runtime, ledger_id: int, key_id: UUID, reason: str | N
         facts |= {"lost_position": anchored.position, "lost_event_id": str(anchored.event_id)}
         if anchored.history != known.history:
             facts["lost_history"] = str(anchored.history)
-    stream = (await opened.events.streams(ledger_id, [known.log_id])).get(known.log_id, [])
-    at = opened.handler.now()
-    if stream:
-        log = replay_log(stream)
-        log.restart(at=at, **facts)
-    else:
-        log = Log.begin(known.log_id, at=at, **facts)
-    (event,) = cast("list[Event]", list(log.collect_events()))
-    type_, type_version = event_type(event)
-    row_ = EventRow(
-        stream_id=known.log_id,
-        version=len(stream) + 1,
-        event_id=uuid7(),
-        type=type_,
-        type_version=type_version,
-        effective_at=None,
-        creator_stream=known.log_id,
-        causation_id=None,
-        key_id=None,
-        commitment=None,
-        body=clear_body(event),
-        sealed=None,
-    )
-    append = Append(
-        ledger_id=ledger_id,
-        events=[row_],
-        expected_versions=[(known.log_id, len(stream))],
-        claims=[],
-        role="admin",
-        source="operator",
-        command_id=uuid7(),
-        api_key=key_id,
-    )
-    match await opened.writer.append(append):
-        case Appended(last=position):
-            pass
-        case _:
-            message = "Another restart of this log was recorded just now. Look at it before you start another."
-            raise LookupError(message)
+    position = await record(opened, ledger_id, key_id, known.log_id, [(Log.Restarted, facts)])
     return Restarted(position, facts["generation"], UUID(facts["history"]), common)
 
 

@@ -17,6 +17,7 @@ from infra.jobs.anchor import Anchoring
 from infra.jobs.derived_check import DerivedCheck
 from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
+from infra.jobs.heads import HeadsJob
 from infra.jobs.retention import purging
 from infra.postgres.migrate import require_migrated
 from infra.postgres.roles import WORKER
@@ -130,7 +131,7 @@ def jobs(opened: Runtime, parts: frozenset[str]) -> list[Coroutine[Any, Any, Non
         return []
     erasures = Erasures(opened.database, opened.aggregates, opened.key_admin)
     check = DerivedCheck(opened.database.conninfo, opened.keyring)
-    return [ExpiryClock(opened).run(), erasures.run(), purging(opened.database), check.run()]
+    return [ExpiryClock(opened).run(), erasures.run(), purging(opened.database), check.run(), HeadsJob(opened).run()]
 
 
 def _waking(

@@ -1,18 +1,19 @@
 """Verification of evidence bundles with everything at hand: `verify.py`, and what that file alone cannot do.
 
-Two checks come on top: the signature of ML-DSA-44, and the answer to the question computed once more, by the domain's
-own code. `verify.py` computes it with code of its own, so a mistake in either shows.
+Three checks come on top: the signature of ML-DSA-44, time stamps of an authority, and the answer to the question,
+computed once more by the domain's own code. `verify.py` has code of its own for it, so a mistake in either shows.
 """
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
+from rfc3161_client import VerificationError, VerifierBuilder, decode_timestamp_response
 
 from domain.advertiser import Advertiser
 from domain.authorization import verdict
@@ -26,13 +27,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from cryptography.x509 import Certificate
 
 _NO_STREAM: Final = UUID(int=0)
 _TIME_BYTES: Final = 8
 
 
-def check_bundle(path: Path, *, keys: Sequence[verify.Key], **options: Any) -> verify.Report:
+def check_bundle(
+    path: Path, *, keys: Sequence[verify.Key], authorities: Sequence[Certificate] = (), **options: Any
+) -> verify.Report:
     """Verify a bundle; the options are those of `verify.verify`.
+
+    Args:
+        path: the bundle.
+        keys: the verifier keys that are trusted.
+        authorities: the certificates of time-stamping authorities that are trusted; without any, no stamp is checked.
+        options: all others.
 
     Raises:
         OSError, zipfile.BadZipFile: the bundle cannot be read.
@@ -41,7 +51,10 @@ def check_bundle(path: Path, *, keys: Sequence[verify.Key], **options: Any) -> v
     report = verify.verify(path, keys=keys, **options)
     if report.good:
         bundle = verify.Bundle(path)
-        _check_ml_dsa(bundle, keys, report)
+        policy = options.get("policy")
+        _check_ml_dsa(bundle, [*keys, *(policy.keys if policy is not None else ())], report)
+        if authorities:
+            _check_stamps(bundle, authorities, report)
         stated = json.loads(bundle.read("data/answer.json"))
         if stated["about"]["kind"] == "answer":
             _check_answer(bundle, stated, report)
@@ -64,6 +77,41 @@ def _check_ml_dsa(bundle: verify.Bundle, keys: Sequence[verify.Key], report: ver
                 return
         if signed:
             report.ok(f"signed by {note.origin} with ML-DSA-44, too, with the key that you named")
+
+
+def _check_stamps(bundle: verify.Bundle, authorities: Sequence[Certificate], report: verify.Report) -> None:
+    """Check each time stamp, and that no event which it covers claims to have been recorded later."""
+    sizes = verify.stamped_sizes(bundle)
+    if not sizes:
+        report.no("time stamp: the bundle has none")
+    builder = VerifierBuilder()
+    for certificate in authorities:
+        builder = builder.add_root_certificate(certificate)
+    verifier = builder.build()
+    for size in sizes:
+        data, response = (bundle.read(f"data/proof/stamped/{size}{end}") for end in ("", ".tsr"))
+        try:
+            decoded = decode_timestamp_response(response)
+            verifier.verify_message(decoded, data)
+        except (ValueError, VerificationError) as error:
+            report.no(f"time stamp: the one of {size:,} events is not of an authority that you named: {error}")
+            continue
+        at = decoded.tst_info.gen_time.astimezone(UTC)
+        late = _recorded_after(bundle, size, at + timedelta(seconds=verify.SKEW_S))
+        if late is None:
+            report.ok(f"time stamp: events up to {size:,} were recorded no later than {at:%Y-%m-%d %H:%M:%S} UTC")
+        else:
+            report.no(f"time stamp: event {late} states that it was recorded after the authority had stamped it")
+
+
+def _recorded_after(bundle: verify.Bundle, size: int, at: datetime) -> int | None:
+    """Return the first event up to a position that states a later time of recording."""
+    with bundle.open("data/events.ndjson") as lines:
+        for line in lines:
+            event = json.loads(line)
+            if event["position"] <= size and datetime.fromisoformat(event["recorded_at"]) > at:
+                return int(event["position"])
+    return None
 
 
 def _check_answer(bundle: verify.Bundle, stated: dict[str, Any], report: verify.Report) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 from domain.merkle import HASH_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
@@ -107,8 +109,43 @@ class LogSigner:
         )
         return f"{text}\n{''.join(lines)}"
 
+    def lines(self, checkpoint: Checkpoint, at: int) -> str:
+        """Return the lines of the signatures alone."""
+        return self.sign(checkpoint, at).partition("\n\n")[2]
+
     def _line(self, kind: int, signature: bytes) -> str:
         return f"— {self.origin} {_base64(key_id(self.origin, kind, self._public[kind]) + signature)}\n"
+
+
+class LogSigners:
+    """Signs the checkpoints of one log with each of its pairs of keys; there are two while one takes over."""
+
+    def __init__(self, signers: Sequence[LogSigner]) -> None:
+        """Take the signers of one origin, at least one, the oldest first."""
+        self.signers = signers
+        self.origin = signers[0].origin
+
+    @property
+    def verifier_keys(self) -> list[str]:
+        """The public keys as verifiers expect them, the oldest pair first."""
+        return [key for signer in self.signers for key in signer.verifier_keys]
+
+    def only(self, verifier_keys: Collection[str]) -> LogSigners:
+        """Return a signer with the pairs of these public keys alone.
+
+        Raises:
+            LookupError: there are none, or some have no private key here.
+
+        """
+        kept = [signer for signer in self.signers if not set(verifier_keys).isdisjoint(signer.verifier_keys)]
+        if {key for signer in kept for key in signer.verifier_keys} != set(verifier_keys) or not kept:
+            raise LookupError
+        return LogSigners(kept)
+
+    def sign(self, checkpoint: Checkpoint, at: int) -> str:
+        """Return the signed note of a checkpoint of this log; `at` is in seconds since 1970."""
+        first, *others = self.signers
+        return first.sign(checkpoint, at) + "".join(one.lines(checkpoint, at) for one in others)
 
 
 def key_id(name: str, kind: int, public_key: bytes) -> bytes:

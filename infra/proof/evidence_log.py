@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
+from domain.heads import Head, head_leaf
 from domain.log_entry import ENTRY_BYTES, Bytes, StoredEvent, hashed
 from domain.log_tiles import WIDTH, TreeEdge
-from domain.merkle import InvalidProof, leaf_hash, range_parts, verify_range
+from domain.merkle import InvalidProof, inclusion_parts, leaf_hash, range_parts, root_of, verify_range
 from infra.proof.checkpoints import Checkpoint
+from infra.proof.notes import SignedNote, VerifierKey
 from infra.proof.proofs import ProofFailed, Proofs
 from projections.engine.array_columns import Bigints, Uuids
 
@@ -25,6 +29,14 @@ MAX_POSITIONS: Final = 1_000_000
 # Events of a range that is not the whole ledger: their hashes are kept until its end.
 MAX_RANGE: Final = 100_000
 _NO_ROOT: Final = "the stored events do not lead to the signed root"
+# Earlier checkpoints with cosignatures that a bundle has at most, to bound the times of its events.
+MAX_COSIGNED: Final = 48
+# Checkpoints with a time stamp that a bundle has at most.
+MAX_STAMPED: Final = 12
+# Heads that are read for a proof: of a log with more, the whole list of entries is the proof.
+MAX_HEADS: Final = 200_000
+# Entries that a run has at most besides its own, so that it reaches to such a checkpoint.
+MAX_BESIDE: Final = 10_000
 # Before each entry in a bundle of entries.
 _LENGTH_BYTES: Final = 2
 
@@ -37,14 +49,20 @@ _CHECKPOINT: Final = """
         WHERE l.ledger_id = %(ledger)s AND t.checkpoint IS NOT NULL
         AND t.generation = (SELECT max(h.generation) FROM histories h WHERE h.ledger_id = l.ledger_id)
     ), known AS (
-        SELECT 1 AS rank, k.size, k.note, true AS kept
+        SELECT 1 AS rank, k.size, k.note, k.witnesses, true AS kept
         FROM evidence_checkpoints k JOIN log USING (ledger_id, generation)
         UNION ALL
-        SELECT 2, w.size, w.note, false FROM witnessed_checkpoints w JOIN log USING (ledger_id, generation)
+        SELECT 2, w.size, w.note, w.witnesses, false FROM witnessed_checkpoints w JOIN log USING (ledger_id, generation)
         UNION ALL
-        SELECT 3, log.checkpoint_size, log.checkpoint, false FROM log
+        SELECT 3, log.checkpoint_size, log.checkpoint, 0, false FROM log
     )
-    SELECT log.log_id, log.generation, log.origin, log.verifier_keys, known.note, known.kept
+    SELECT log.log_id, log.generation, log.origin, log.verifier_keys, known.note, known.witnesses, known.kept,
+        ARRAY(SELECT k.verifier_key FROM witness_keys k WHERE k.ledger_id = log.ledger_id ORDER BY k.verifier_key),
+        ARRAY(
+            SELECT x.key FROM log_handovers h CROSS JOIN unnest(h.verifier_keys) WITH ORDINALITY AS x (key, place)
+            WHERE h.ledger_id = log.ledger_id AND h.generation = log.generation
+            ORDER BY h.size, x.place
+        )
     FROM log CROSS JOIN known
     WHERE CASE WHEN %(size)s::bigint IS NULL THEN known.rank > 1 ELSE known.size = %(size)s END
     ORDER BY known.rank, known.size DESC
@@ -52,8 +70,64 @@ _CHECKPOINT: Final = """
 """
 
 _KEEP: Final = """
-    INSERT INTO evidence_checkpoints (ledger_id, generation, size, note) VALUES (%s, %s, %s, %s)
+    INSERT INTO evidence_checkpoints (ledger_id, generation, size, note, witnesses) VALUES (%s, %s, %s, %s, %s)
     ON CONFLICT DO NOTHING
+"""
+# One that was kept without cosignatures stays so: the same evidence has the same bytes.
+_COSIGNED: Final = """
+    SELECT x.size
+    FROM (
+        SELECT w.ledger_id, w.generation, w.size FROM witnessed_checkpoints w
+        UNION
+        SELECT k.ledger_id, k.generation, k.size FROM evidence_checkpoints k WHERE k.witnesses > 0
+    ) x
+    WHERE x.ledger_id = %(ledger)s AND x.generation = %(generation)s AND x.size BETWEEN 1 AND %(size)s - 1
+    AND NOT EXISTS (
+        SELECT FROM evidence_checkpoints k
+        WHERE k.ledger_id = x.ledger_id AND k.generation = x.generation AND k.size = x.size AND k.witnesses = 0
+    )
+    ORDER BY x.size
+"""
+_KEEP_COSIGNED: Final = """
+    INSERT INTO evidence_checkpoints (ledger_id, generation, size, note, witnesses)
+    SELECT w.ledger_id, w.generation, w.size, w.note, w.witnesses
+    FROM witnessed_checkpoints w
+    WHERE w.ledger_id = %s AND w.generation = %s AND w.size = ANY (%s)
+    ON CONFLICT DO NOTHING
+"""
+_HANDOVERS: Final = """
+    SELECT h.size, h.note
+    FROM log_handovers h
+    WHERE h.ledger_id = %s AND h.generation = %s AND h.size < %s
+    ORDER BY h.size
+"""
+# Those that were there when the checkpoint of the evidence was kept: the same evidence has the same bytes.
+_STAMPED: Final = """
+    SELECT s.size
+    FROM stamped_checkpoints s
+    JOIN evidence_checkpoints k ON k.ledger_id = s.ledger_id AND k.generation = s.generation AND k.size = %(size)s
+    WHERE s.ledger_id = %(ledger)s AND s.generation = %(generation)s AND s.size <= %(size)s AND s.stored_at <= k.kept_at
+    ORDER BY s.size
+"""
+_STAMPS: Final = """
+    SELECT s.size, s.note, s.response
+    FROM stamped_checkpoints s
+    WHERE s.ledger_id = %s AND s.generation = %s AND s.size = ANY (%s)
+    ORDER BY s.size
+"""
+_HEADS: Final = """
+    SELECT s.upto, s.keys, s.root, s.position
+    FROM sealed_heads s
+    WHERE s.ledger_id = %b AND s.generation = %b AND s.position <= %b
+"""
+_ALL_HEADS: Final = """
+    SELECT h.key, h.count, h.chain FROM log_heads h WHERE h.ledger_id = %b AND h.generation = %b ORDER BY h.key
+"""
+_KEPT_COSIGNED: Final = """
+    SELECT k.size, k.note
+    FROM evidence_checkpoints k
+    WHERE k.ledger_id = %s AND k.generation = %s AND k.size = ANY (%s) AND k.witnesses > 0
+    ORDER BY k.size
 """
 
 _ENTRIES: Final = "SELECT entries, bundle FROM log_entries(%b, %b, %b, %b)"
@@ -102,6 +176,7 @@ class SignedLog:
 
     Attributes:
         note: the signed checkpoint, with the cosignatures that it was kept with.
+        witness_keys: the verifier keys of the witnesses that have cosigned it.
 
     """
 
@@ -112,11 +187,39 @@ class SignedLog:
     verifier_keys: list[str]
     note: str
     checkpoint: Checkpoint
+    witness_keys: Sequence[str] = ()
 
     @property
     def size(self) -> int:
         """How many events the checkpoint covers."""
         return self.checkpoint.size
+
+
+class ProvenHead(NamedTuple):
+    """A head in the tree of heads: its place and its proof."""
+
+    place: int
+    key: bytes
+    head: Head
+    hashes: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The heads of a log as an event of it has sealed them, as far as they were asked for.
+
+    Attributes:
+        upto: the position up to which they say everything.
+        keys: how many heads there are.
+        position: of the event.
+        proven: those that were asked for, and for one that there is not its neighbours, in order.
+
+    """
+
+    upto: int
+    keys: int
+    position: int
+    proven: Sequence[ProvenHead]
 
 
 class EvidenceLog:
@@ -143,13 +246,91 @@ class EvidenceLog:
             found = await _chosen(connection, ledger_id, size)
             if found is None or found[0].size == 0 or found[1]:
                 return None if found is None else found[0]
-            log = found[0]
-            await connection.execute(_KEEP, (ledger_id, log.generation, log.size, log.note))
+            log, _, witnesses = found
+            await connection.execute(_KEEP, (ledger_id, log.generation, log.size, log.note, witnesses))
             # Another may have kept it at the same moment, with other cosignatures.
             kept = await _chosen(connection, ledger_id, log.size)
             return log if kept is None else kept[0]
 
         return await self._database.read(ledger_id, choose)
+
+    async def cosigned_sizes(self, log: SignedLog) -> list[int]:
+        """Return the sizes of earlier checkpoints that witnesses have cosigned, in ascending order."""
+
+        async def read(connection: LedgerConnection) -> list[int]:
+            place = {"ledger": log.ledger_id, "generation": log.generation, "size": log.size}
+            return [row[0] for row in await (await connection.execute(_COSIGNED, place)).fetchall()]
+
+        return await self._database.read(log.ledger_id, read)
+
+    async def cosigned(self, log: SignedLog, sizes: Sequence[int]) -> list[tuple[int, str]]:
+        """Return checkpoints of these sizes with their cosignatures; they are kept from now on."""
+
+        async def keep(connection: LedgerConnection) -> list[tuple[int, str]]:
+            place = (log.ledger_id, log.generation, list(sizes))
+            await connection.execute(_KEEP_COSIGNED, place)
+            return list(await (await connection.execute(_KEPT_COSIGNED, place)).fetchall())
+
+        return await self._database.read(log.ledger_id, keep) if sizes else []
+
+    async def stamped(
+        self, log: SignedLog, positions: Sequence[int], run: tuple[int, int]
+    ) -> list[tuple[int, str, bytes]]:
+        """Return checkpoints with their time stamps: for each event the first that covers it, as far as a run shows."""
+
+        async def read(connection: LedgerConnection) -> list[tuple[int, str, bytes]]:
+            place = {"ledger": log.ledger_id, "generation": log.generation, "size": log.size}
+            found = [row[0] for row in await (await connection.execute(_STAMPED, place)).fetchall()]
+            sizes = covering(found, positions, run)
+            if not sizes:
+                return []
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_STAMPS, (log.ledger_id, log.generation, sizes))
+            return list(await cursor.fetchall())
+
+        return await self._database.read(log.ledger_id, read)
+
+    async def heads(self, log: SignedLog, wanted: Sequence[bytes]) -> Heads | None:
+        """Return the newest heads, with proofs of those with these keys; None if this checkpoint covers none.
+
+        Raises:
+            ProofFailed: the stored heads are not those that were sealed.
+
+        """
+
+        async def read(connection: LedgerConnection) -> tuple[Any, list[Any]]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_HEADS, (log.ledger_id, log.generation, log.size))
+            sealed = await cursor.fetchone()
+            if sealed is None or sealed[1] > MAX_HEADS:
+                return None, []
+            await cursor.execute(_ALL_HEADS, (log.ledger_id, log.generation))
+            return sealed, await cursor.fetchall()
+
+        # One statement would be one snapshot; here the heads must lead to the root.
+        sealed, rows = await self._database.read(log.ledger_id, read)
+        if sealed is None:
+            return None
+        upto, keys, root, position = sealed
+        return Heads(upto, keys, position, await asyncio.to_thread(proven_heads, rows, wanted, root))
+
+    async def inclusion(self, log: SignedLog, positions: Sequence[int]) -> list[list[bytes]]:
+        """Return the proof of each entry at these positions, which the caller verifies."""
+        return [
+            await Proofs(self._database).hashes_of(
+                log.ledger_id, log.generation, inclusion_parts(position - 1, log.size)
+            )
+            for position in positions
+        ]
+
+    async def handovers(self, log: SignedLog) -> list[tuple[int, str]]:
+        """Return what was signed before when the log's keys changed: by those of before and those of after."""
+
+        async def read(connection: LedgerConnection) -> list[tuple[int, str]]:
+            cursor = await connection.execute(_HANDOVERS, (log.ledger_id, log.generation, log.size))
+            return list(await cursor.fetchall())
+
+        return await self._database.read(log.ledger_id, read)
 
     async def entries(self, log: SignedLog, first: int, last: int) -> AsyncGenerator[bytes]:
         """Yield the entries at positions `first` to `last`, joined, some hundred at a time.
@@ -225,16 +406,83 @@ class EvidenceLog:
         return await self._database.read(ledger_id, run)
 
 
-async def _chosen(connection: LedgerConnection, ledger_id: int, size: int | None) -> tuple[SignedLog, bool] | None:
+def proven_heads(rows: Sequence[tuple[bytes, int, bytes]], wanted: Sequence[bytes], root: bytes) -> list[ProvenHead]:
+    """Return the proofs of heads, and for each key that there is not those of its neighbours.
+
+    Raises:
+        ProofFailed: the heads do not lead to the root.
+
+    """
+    keys = [bytes(key) for key, _, _ in rows]
+    leaves = [leaf_hash(head_leaf(bytes(key), Head(count, bytes(chain)))) for key, count, chain in rows]
+    if root_of(leaves) != root:
+        message = "the stored heads are not those that were sealed"
+        raise ProofFailed(message)
+    places = set()
+    for key in wanted:
+        at = bisect_left(keys, key)
+        places |= {at} if at < len(keys) and keys[at] == key else {at - 1, at}
+    return [
+        ProvenHead(
+            at,
+            keys[at],
+            Head(rows[at][1], bytes(rows[at][2])),
+            [root_of(leaves[part.start : part.stop]) for part in inclusion_parts(at, len(leaves))],
+        )
+        for at in sorted(places)
+        if 0 <= at < len(keys)
+    ]
+
+
+def bounding(sizes: Sequence[int], positions: Sequence[int], run: tuple[int, int]) -> list[int]:
+    """Return which of these sizes lie next to events, before and after, as far as a run of entries shows their roots.
+
+    Args:
+        sizes: of checkpoints that witnesses have cosigned, in ascending order.
+        positions: the events whose time is to be bounded, in ascending order.
+        run: the first and the last position of the entries.
+
+    """
+    usable = [size for size in sizes if max(run[0] - 1, 1) <= size <= run[1]]
+    beside = {bisect_left(usable, position) + offset for position in positions for offset in (-1, 0)}
+    chosen = [usable[place] for place in sorted(beside) if 0 <= place < len(usable)]
+    every = -(-len(chosen) // MAX_COSIGNED)
+    return chosen if every <= 1 else sorted({*chosen[::every], chosen[-1]})
+
+
+def covering(sizes: Sequence[int], positions: Sequence[int], run: tuple[int, int]) -> list[int]:
+    """Return the first of these sizes that covers each event, as far as a run of entries shows their roots."""
+    usable = [size for size in sizes if run[0] <= size <= run[1]]
+    chosen = sorted({usable[at] for p in positions if (at := bisect_left(usable, p)) < len(usable)})
+    every = -(-len(chosen) // MAX_STAMPED)
+    return chosen if every <= 1 else sorted({*chosen[::every], chosen[-1]})
+
+
+def reaching(sizes: Sequence[int], run: tuple[int, int]) -> tuple[int, int]:
+    """Return a run of entries that reaches to the next cosigned checkpoints on both sides, if they are near."""
+    first, last = run
+    before, after = bisect_left(sizes, first) - 1, bisect_left(sizes, last)
+    if before >= 0 and first - sizes[before] <= MAX_BESIDE:
+        first = sizes[before] + 1
+    if after < len(sizes) and sizes[after] - last <= MAX_BESIDE:
+        last = sizes[after]
+    return first, last
+
+
+async def _chosen(connection: LedgerConnection, ledger_id: int, size: int | None) -> tuple[SignedLog, bool, int] | None:
     cursor = connection.cursor(binary=True)
     await cursor.execute(_CHECKPOINT, {"ledger": ledger_id, "size": size})
     row = await cursor.fetchone()
     if row is None:
         return None
-    log_id, generation, origin, keys, note, kept = row
-    text, _, _ = note.partition("\n\n")
-    checkpoint = Checkpoint.parse(f"{text}\n".encode())
-    return SignedLog(ledger_id, log_id, generation, origin, keys, note, checkpoint), kept
+    log_id, generation, origin, keys, note, witnesses, kept, witness_keys, former = row
+    parsed = SignedNote.parse(note.encode())
+    # Those that signed this checkpoint: an older one has the signatures of keys that were retired since.
+    keys, cosigners = (
+        [key for key in dict.fromkeys(some) if parsed.by(VerifierKey.parse(key))]
+        for some in ([*former, *keys], witness_keys)
+    )
+    return SignedLog(ledger_id, log_id, generation, origin, keys, note, parsed.checkpoint, cosigners), kept, witnesses
 
 
 def _row(row: Sequence[Any]) -> EvidenceRow:

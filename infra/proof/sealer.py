@@ -27,10 +27,11 @@ from domain.merkle import EMPTY_ROOT, complete_subtrees, join, leaf_hash
 from infra.eventstore.notifications import CHANNEL
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
-from infra.proof.checkpoints import MAX_ORIGIN_BYTES, Checkpoint, LogSigner
+from infra.proof.checkpoints import MAX_ORIGIN_BYTES, Checkpoint, LogSigners
 from infra.proof.errors import Overtaken, SealingStopped
 from infra.proof.last_checkpoint import LastCheckpoint
-from infra.proof.signing_keys import create_signer, load_signer
+from infra.proof.log_keys import active_keys, retired_keys
+from infra.proof.signing_keys import create_signer, destroy_pairs, load_signer
 from infra.proof.tree_store import LedgerLog, TreeStore, last_tile
 from projections.engine.advisory_locks import AdvisoryLock
 
@@ -80,15 +81,17 @@ class _Sealed:
     Attributes:
         last: the leaf hashes of the last tile, whose first leaf is `last_first`.
         unpublished: whether the tree is larger than the checkpoint that is served.
+        changed: whether something happened to the log itself, so that it must be opened again: to its keys, perhaps.
 
     """
 
-    signer: LogSigner
+    signer: LogSigners
     last_signed: LastCheckpoint
     edge: TreeEdge
     last_first: int
     last: list[bytes]
     unpublished: bool
+    changed: bool = False
 
 
 class Sealer:
@@ -187,8 +190,11 @@ class Sealer:
             store.resume(ledger, public=self._is_public(ledger))
             if self._stopped.pop(key, None) is not None:
                 log.info("The log of ledger %s is sealed again.", ledger.name)
-        self._sealed[key] = sealed
-        return ledger.head > sealed.edge.size
+        if sealed.changed:
+            self._sealed.pop(key, None)
+        else:
+            self._sealed[key] = sealed
+        return sealed.changed or ledger.head > sealed.edge.size
 
     def _grow(self, store: TreeStore, ledger: LedgerLog, sealed: _Sealed) -> None:
         """Add the next events, after looking again at those of the last tile."""
@@ -205,6 +211,7 @@ class Sealer:
         if len(leaves) < len(sealed.last):
             raise SealingStopped(_lost(ledger, before))
         new = leaves[len(sealed.last) :]
+        sealed.changed = any(event.stream_id == ledger.log_id for event in events[len(sealed.last) :])
         tiles = sealed.edge.grow(new)
         store.grow(ledger, before, sealed.edge, tiles)
         size = sealed.edge.size
@@ -233,10 +240,14 @@ class Sealer:
                 "nothing shows whether the database is the one that was signed. Restore it."
             )
             raise SealingStopped(message)
-        signer = load_signer(self._settings.signing_dir, ledger.log_id, tree.origin)
-        if signer.verifier_keys != tree.verifier_keys:
+        present = load_signer(self._settings.signing_dir, ledger.log_id, tree.origin)
+        changes = store.key_changes(ledger, tree.size)
+        active = active_keys(tree.verifier_keys, changes, ledger.generation)
+        try:
+            signer = present.only(active)
+        except LookupError:
             message = f"The signing key of ledger {ledger.name} is not the one that its log began with. Restore that."
-            raise SealingStopped(message)
+            raise SealingStopped(message) from None
         if signed.origin != tree.origin:
             message = (
                 f"The checkpoint in {last_signed.path} belongs to the log {signed.origin}, and not to {tree.origin}."
@@ -249,7 +260,29 @@ class Sealer:
             message = f"The tiles of ledger {ledger.name} do not lead to the root that was signed at {signed.size}."
             raise SealingStopped(message)
         first, last = last_tile(store, ledger, tree.size)
-        return _Sealed(signer, last_signed, edge, first, last, tree.checkpoint_size != tree.size)
+        sealed = _Sealed(signer, last_signed, edge, first, last, tree.checkpoint_size != tree.size)
+        if active != tree.verifier_keys:
+            self._change_keys(store, ledger, sealed, present, tree.verifier_keys)
+        if retired := retired_keys(changes, ledger.generation):
+            destroy_pairs(self._settings.signing_dir, ledger.log_id, tree.origin, retired)
+        return sealed
+
+    def _change_keys(
+        self, store: TreeStore, ledger: LedgerLog, sealed: _Sealed, present: LogSigners, before: list[str]
+    ) -> None:
+        """Sign the tree with the keys of before and after, so that those who have the old ones can follow."""
+        checkpoint = Checkpoint(sealed.signer.origin, sealed.edge.size, sealed.edge.root)
+        after = sealed.signer.verifier_keys
+        try:
+            both = present.only({*before, *after})
+        except LookupError:
+            message = f"A signing key of ledger {ledger.name} that is to be replaced is missing. Restore it."
+            raise SealingStopped(message) from None
+        sealed.last_signed.advance(checkpoint)
+        at = int(time.time())
+        store.change_keys(ledger, before, after, (both.sign(checkpoint, at), sealed.signer.sign(checkpoint, at)))
+        sealed.unpublished = False
+        log.info("The log of ledger %s is signed by other keys from %s events on.", ledger.name, checkpoint.size)
 
     def _begin(self, store: TreeStore, ledger: LedgerLog, last_signed: LastCheckpoint) -> _Sealed:
         """Begin a log: key and checkpoint first, so that a tree that is stored always has both."""

@@ -13,6 +13,8 @@ from domain.log_tiles import WIDTH, TileRequest
 from domain.merkle import HASH_BYTES
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from infra.postgres.pool import Database, LedgerConnection
 
 # A tile may have grown since, and is served as far as it was asked for.
@@ -34,6 +36,19 @@ _ENTRIES: Final = "SELECT entries, bundle FROM log_entries(%s, %s, %s, %s)"
 
 _WITNESSED: Final = """
     SELECT note FROM witnessed_checkpoints WHERE ledger_id = %s AND generation = %s ORDER BY size DESC LIMIT 1
+"""
+
+_WITNESSES: Final = """
+    SELECT w.witness, k.verifier_key, w.size, w.cosigned_at
+    FROM log_witnesses w
+    LEFT JOIN LATERAL (
+        SELECT k.verifier_key FROM witness_keys k
+        WHERE k.ledger_id = w.ledger_id AND starts_with(k.verifier_key, w.witness || '+')
+        ORDER BY k.first_at DESC
+        LIMIT 1
+    ) k ON true
+    WHERE w.ledger_id = %s AND w.generation = %s
+    ORDER BY w.witness
 """
 
 _SUMMARY: Final = """
@@ -76,6 +91,16 @@ class LogSummary:
     size: int | None
     checkpoint: str | None
     stopped: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogWitness:
+    """A witness that is asked to cosign a log, and what it has cosigned; without a key before the first time."""
+
+    name: str
+    verifier_key: str | None
+    size: int
+    cosigned_at: datetime | None
 
 
 class ServedLogs:
@@ -138,6 +163,16 @@ class ServedLogs:
             message = f"there is no ledger {ledger_id}"
             raise LookupError(message)
         return LogSummary(*row)
+
+    async def witnesses(self, ledger_id: int, generation: int) -> list[LogWitness]:
+        """Return the witnesses of a log."""
+
+        async def run(connection: LedgerConnection) -> list[LogWitness]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_WITNESSES, (ledger_id, generation))
+            return [LogWitness(*row) for row in await cursor.fetchall()]
+
+        return await self._database.read(ledger_id, run)
 
     async def _row(self, reader: int | None, query: str, parameters: tuple[Any, ...]) -> Any:
         async def run(connection: LedgerConnection) -> Any:

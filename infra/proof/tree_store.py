@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from domain.log_tiles import WIDTH, TileId, TreeEdge, split_hashes
+from infra.proof.checkpoints import Checkpoint
 from infra.proof.errors import Overtaken, SealingStopped
+from infra.proof.log_keys import KEY_CHANGES, KeyChange
 from infra.proof.stored_events import stored_events
 from projections.engine.array_columns import Bigints, Byteas, Ints
 
@@ -76,6 +78,17 @@ _PUBLISH: Final = """
     UPDATE log_trees
     SET checkpoint = %s, checkpoint_size = %s, checkpoint_at = clock_timestamp(), stopped = NULL
     WHERE ledger_id = %s AND generation = %s AND coalesce(checkpoint_size, -1) < %s
+"""
+
+# A checkpoint that is signed by other keys than the same one before.
+_CHANGE_KEYS: Final = """
+    UPDATE log_trees
+    SET verifier_keys = %s, checkpoint = %s, checkpoint_size = %s, checkpoint_at = clock_timestamp()
+    WHERE ledger_id = %s AND generation = %s AND coalesce(checkpoint_size, -1) <= %s
+"""
+_HAND_OVER: Final = """
+    INSERT INTO log_handovers (ledger_id, generation, size, verifier_keys, note) VALUES (%s, %s, %s, %s, %s)
+    ON CONFLICT DO NOTHING
 """
 
 _STOP: Final = "UPDATE log_trees SET stopped = %s WHERE ledger_id = %s AND generation = %s"
@@ -178,6 +191,27 @@ class TreeStore:
     def publish(self, log: LedgerLog, note: str, size: int) -> None:
         """Publish a signed checkpoint, if it is larger than the one that is served."""
         self._connection.execute(_PUBLISH, (note, size, log.ledger_id, log.generation, size))
+
+    def key_changes(self, log: LedgerLog, upto: int) -> list[KeyChange]:
+        """Return what was recorded of a log's keys, up to a position."""
+        return [KeyChange(*row) for row in self._connection.execute(KEY_CHANGES, (log.ledger_id, log.log_id, upto))]
+
+    def change_keys(self, log: LedgerLog, before: Sequence[str], after: Sequence[str], notes: tuple[str, str]) -> None:
+        """Let other keys sign a log from now on.
+
+        Args:
+            log: the log.
+            before: the verifier keys that signed it.
+            after: those that sign it from now on.
+            notes: the newest checkpoint, signed by both, and signed by those of after alone, which is served.
+
+        """
+        handover, served = notes
+        size = Checkpoint.parse(served.partition("\n\n")[0].encode() + b"\n").size
+        with self._connection.transaction():
+            self._connection.execute(_HAND_OVER, (log.ledger_id, log.generation, size, list(before), handover))
+            place = (log.ledger_id, log.generation)
+            self._connection.execute(_CHANGE_KEYS, (list(after), served, size, *place, size))
 
     def stop(self, log: LedgerLog, reason: str) -> None:
         """Write down why a log is not sealed any more."""

@@ -22,6 +22,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:  # files beside this one 
 
 import argparse
 import base64
+import bisect
 import csv
 import hashlib
 import io
@@ -143,6 +144,57 @@ class Key:
             signed = b"cosignature/v1\ntime %d\n" % at + text
             return at if ed25519_verifies(self.public, signed, signature[8:]) else None
         return None
+
+
+class Policy:
+    """Which signatures are demanded, as a file of c2sp.org/tlog-policy says it.
+
+    log VKEY                    a log that is trusted
+    witness NAME VKEY           a witness, under a name for this file
+    group NAME K MEMBER …       K of these witnesses and groups, or `any`, or `all`
+    quorum NAME                 what must have signed; `none` demands nothing
+    """
+
+    def __init__(self, text: str) -> None:
+        self.keys: list[Key] = []
+        self.witnesses: dict[str, Key] = {}
+        self.groups: dict[str, tuple[int, list[str]]] = {}
+        self.quorum: str | None = None
+        for line in text.split("\n"):
+            match line.split("#")[0].split():
+                case []:
+                    continue
+                case ["log", vkey] | ["log", vkey, _]:
+                    self.keys.append(Key(vkey))
+                case ["witness", name, vkey] | ["witness", name, vkey, _] if self._is_new(name):
+                    self.witnesses[name] = Key(vkey)
+                case ["group", name, count, *members] if self._is_new(name) and self._are_known(members):
+                    least = {"any": "1", "all": str(len(members))}.get(count, count)
+                    if not re.fullmatch(r"[1-9][0-9]{0,3}", least) or int(least) > len(members):
+                        raise Wrong(f"the policy demands {count} of the {len(members)} members of {name}")
+                    self.groups[name] = int(least), members
+                case ["quorum", name] if self.quorum is None and (name == "none" or self._are_known([name])):
+                    self.quorum = name
+                case _:
+                    raise Wrong(f"the policy has a line that cannot be used: {line.strip()[:60]!r}")
+        if self.quorum is None:
+            raise Wrong("the policy has no line `quorum`")
+        if len({key.public for key in self.witnesses.values()}) < len(self.witnesses):
+            raise Wrong("the policy has one key under two names")
+
+    def _is_new(self, name: str) -> bool:
+        return name != "none" and name not in self.witnesses and name not in self.groups
+
+    def _are_known(self, names: Sequence[str]) -> bool:
+        return len(set(names)) == len(names) and all(name in self.witnesses or name in self.groups for name in names)
+
+    def is_met(self, signed: Iterable[bytes], name: str | None = None) -> bool:
+        """Tell whether the witnesses with these public keys are enough."""
+        name, signed = name or self.quorum or "none", list(signed)
+        if name in self.groups:
+            least, members = self.groups[name]
+            return sum(self.is_met(signed, member) for member in members) >= least
+        return name == "none" or self.witnesses[name].public in signed
 
 
 class Note:
@@ -437,8 +489,10 @@ def answer_from(events: Iterable[Event], video_id: str, advertiser_id: str, at: 
 
 CSV_COLUMNS = (*ENVELOPE, *CONTENT[:-3], "body")
 FORMAT = "sparkledger evidence 1"
-# What two clocks may differ by.
-SKEW = timedelta(minutes=1)
+# What two clocks may differ by, and how long a new event may take until it is in a checkpoint that a witness is shown.
+SKEW_S, LAG_S = 60, 300
+# Of so many events the times are listed one by one.
+MAX_TIMES = 12
 MAX_LINE_BYTES = 4 << 20
 
 
@@ -536,13 +590,22 @@ def _check_files(bundle: Bundle, keys: Sequence[Key], report: Report) -> None:
 
 
 def _check_signatures(
-    signed: Checkpoint, keys: Sequence[Key], enclosed: Sequence[Key], report: Report, *, unpinned: bool
+    signed: Checkpoint,
+    keys: Sequence[Key],
+    introduced: Sequence[tuple[Key, int]],
+    enclosed: Sequence[Key],
+    report: Report,
+    *,
+    unpinned: bool,
 ) -> None:
     """Check who signed the checkpoint."""
     pinned = [key for key in keys if key.name == signed.origin and key.kind == ED25519]
     own = [key for key in enclosed if key.name == signed.origin and key.kind == ED25519]
     if any(signed.verified_by(key) is not None for key in pinned):
         report.ok(f"signed by {signed.origin}, with the key that you named; it covers {signed.size:,} events")
+    elif by := [at for key, at in introduced if signed.verified_by(key) is not None]:
+        text = f"signed by {signed.origin}, with a key that the one that you named has introduced"
+        report.ok(f"{text} in event {by[0]}; it covers {signed.size:,} events")
     elif pinned:
         report.no(f"signed: not by the key of {signed.origin} that you named")
     elif keys:
@@ -557,22 +620,101 @@ def _check_signatures(
         report.note("signed: ML-DSA-44 signatures are not checked here; `sparkledger verify` checks them")
 
 
-def _check_witnesses(signed: Checkpoint, witnesses: Sequence[Key], report: Report) -> int | None:
-    """Check that each named witness has seen the checkpoint; return the newest time that one states."""
-    times = []
-    for key in witnesses:
-        at = signed.verified_by(key)
-        if not at:
-            report.no(f"witnessed: {key.name} has not cosigned this checkpoint")
+def _check_log_keys(
+    bundle: Bundle, run: Run, log_id: bytes, keys: Sequence[Key], report: Report
+) -> list[tuple[Key, int]]:
+    """Follow what the log says of its own keys; return those that a key which was named has introduced, and where.
+
+    A new key is introduced by an event of the log, under a checkpoint that a trusted key has signed. Everything that
+    the log says of itself is in the stream that bears its id, so that none of it can be left out.
+    """
+    changes, shown, last = [], set[int](), 0
+    if "data/proof/log.ndjson" in bundle.names:
+        with bundle.open("data/proof/log.ndjson") as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                event, level = _read_event(line, run, log_id, last)
+                last = event["position"]
+                shown.add(last)
+                if _uuid(event["stream_id"]) != log_id or not event["type"].startswith("LogKey"):
+                    continue
+                if level < ALL:
+                    raise Wrong(f"incomplete: the log's keys: what event {last}, {event['type']}, says is not shown")
+                changes.append((last, event["type"], json.loads(event["body"])))
+    all_of_them = run.positions(b"stream", log_id)
+    if all_of_them is None:
+        report.note("keys: what became of the log's keys cannot be told from a part of its entries")
+    elif missing := set(all_of_them) - shown:
+        report.no(f"incomplete: the log's keys: the event at position {min(missing)}, of the log itself, is not shown")
+    for at, type_, body in changes:
+        key = Key(body["vkey"])
+        if type_ == "LogKeyCompromised" and any(key.public == named.public for named in keys):
+            report.no(f"keys: the key {key.name}+{key.id.hex()} that you named is compromised, says event {at}")
         else:
-            times.append(at)
-            report.ok(f"witnessed by {key.name} at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC")
-    others = {name for name, _, _ in signed.signatures} - {signed.origin} - {key.name for key in witnesses}
+            report.note(f"keys: event {at}, {type_}: {key.name}+{key.id.hex()}")
+    return _introduced(bundle, run, keys, changes, report)
+
+
+def _introduced(
+    bundle: Bundle, run: Run, keys: Sequence[Key], changes: Sequence[tuple[int, str, Event]], report: Report
+) -> list[tuple[Key, int]]:
+    """Return the keys that the log has added under a checkpoint that a trusted key of this log has signed, and where.
+
+    Other keys that were named, such as the one that signs bundles, introduce nobody.
+    """
+    introduced: list[tuple[Key, int]] = []
+    sizes = [name.rpartition("/")[2] for name in bundle.names if re.fullmatch(r"data/proof/keys/[1-9][0-9]*", name)]
+    for size in sorted(map(int, sizes)):
+        handover = Checkpoint(bundle.read(f"data/proof/keys/{size}"))
+        known = [key for key in (*keys, *(key for key, _ in introduced)) if key.name == run.signed.origin]
+        if handover.origin != run.signed.origin or not any(handover.verified_by(key) is not None for key in known):
+            continue
+        root = run.root_at(handover.size)
+        if root is None:
+            continue  # these entries do not reach so far back
+        if handover.root != root:
+            report.no(
+                f"FORK: the log was handed to another key in a state that contradicts this one:\n      {handover}"
+            )
+            continue
+        added = [(at, body) for at, type_, body in changes if type_ == "LogKeyAdded" and at <= handover.size]
+        introduced += [(Key(body["vkey"]), at) for at, body in added if Key(body["vkey"]).name == run.signed.origin]
+    return introduced
+
+
+def _check_witnesses(
+    signed: Checkpoint, witnesses: Sequence[Key], quorum: int | None, policy: Policy | None, report: Report
+) -> list[int]:
+    """Check that as many named witnesses have seen the checkpoint as must have; return the times that they state."""
+    named = [*witnesses, *(policy.witnesses.values() if policy is not None else ())]
+    times: dict[bytes, int] = {}
+    for number, key in enumerate(named):
+        at = signed.verified_by(key)
+        if at and key.public not in times:  # a witness that is named twice is one
+            times[key.public] = at
+            report.ok(f"witnessed by {key.name} at {clock(at)} UTC")
+        elif not at and number < len(witnesses) and quorum is None:
+            report.no(f"witnessed: {key.name} has not cosigned this checkpoint")
+        elif not at:
+            report.note(f"witnessed: {key.name} has not cosigned this checkpoint")
+    if quorum is not None:
+        keys = {key.public for key in witnesses}
+        text = f"{len(keys & times.keys())} of the {len(keys)} witnesses that you named have cosigned; you demand"
+        (report.ok if len(keys & times.keys()) >= quorum > 0 else report.no)(f"quorum: {text} {quorum}")
+    if policy is not None and policy.quorum != "none":
+        met = policy.is_met(times)
+        text = f"quorum: your policy demands {policy.quorum}, and the witnesses above are"
+        (report.ok if met else report.no)(f"{text} {'enough' if met else 'not enough'}")
+    others = {name for name, _, _ in signed.signatures} - {signed.origin} - {key.name for key in named}
     if others:
         report.note(f"witnessed: signatures of {', '.join(sorted(others))} are not checked; name keys with --witness")
-    elif not witnesses:
+    elif not named:
         report.note("not witnessed: nobody but the log's operator has confirmed this state of the log")
-    return max(times, default=None)
+    return list(times.values())
+
+
+def clock(seconds: float) -> str:
+    """Return a time to the second."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 class Run:
@@ -582,6 +724,7 @@ class Run:
         proof = json.loads(bundle.read("data/proof/run.json"))
         self.data = bundle.read("data/proof/entries.bin")
         self.first, self.signed = proof["first"], signed
+        self.beside = [unbase64(one) for one in proof["hashes"]]
         if len(self.data) % ENTRY_BYTES or not self.data:
             raise Wrong("entries: the file is empty or was cut off")
         self.last = self.first + len(self.data) // ENTRY_BYTES - 1
@@ -589,15 +732,80 @@ class Run:
             raise Wrong("entries: the format of an entry is not known here")
         sha256, data = hashlib.sha256, self.data
         self.leaves = [sha256(b"\0" + data[i : i + 65]).digest() for i in range(0, len(data), ENTRY_BYTES)]
-        root = root_with(self.leaves, self.first - 1, signed.size, [unbase64(one) for one in proof["hashes"]])
+        root = root_with(self.leaves, self.first - 1, signed.size, self.beside)
         if root != signed.root:
             raise Wrong("entries: they do not lead to the signed root. One was changed, left out or added")
+
+        self.early = dict[int, bytes]()
+        self.heads: Heads | None = None
 
     @property
     def whole(self) -> bool:
         return (self.first, self.last) == (1, self.signed.size)
 
+    def take_heads(self, bundle: Bundle, log_id: bytes) -> None:
+        """Take what proves that nothing before the run is left out: sealed heads, and entries that have own proofs."""
+        for one in json.loads(bundle.read("data/proof/early.json")):
+            position, entry = one["position"], unbase64(one["entry"])
+            path = [unbase64(part) for part in one["hashes"]]
+            root = root_by_path(leaf_hash(entry), position - 1, self.signed.size, path)
+            if root != self.signed.root or len(entry) != ENTRY_BYTES or entry[0] != 1 or position >= self.first:
+                raise Wrong(f"entries: the one at position {position} does not lead to the signed root")
+            self.early[position] = entry
+        event, level = _read_event(bundle.read("data/proof/heads.ndjson"), self, log_id, 0)
+        stream = hashlib.sha256(b"sparkledger/heads/log/v1\n" + log_id).digest()[:16]
+        if level < ALL or event["type"] != "HeadsSealed" or _uuid(event["stream_id"]) != stream:
+            raise Wrong("heads: the event that is shown does not seal the heads of this log")
+        self.heads = Heads(
+            json.loads(bundle.read("data/proof/heads.json")), json.loads(event["body"]), event["position"]
+        )
+        if self.heads.upto != self.first - 1 or self.last != self.signed.size:
+            raise Wrong("heads: they end elsewhere than the entries begin")
+
+    def positions(self, kind: bytes, stream: bytes) -> list[int] | None:
+        """Return the positions of all events of a stream, or of a creator; None if the bundle does not tell.
+
+        Raises:
+            Wrong: the entries before the run are not all that the heads say.
+
+        """
+        since = self.tagged(kind, stream)
+        if self.whole:
+            return since
+        if self.heads is None:
+            return None
+        place = 1 if kind == b"stream" else 17
+        before = [
+            position
+            for position, entry in sorted(self.early.items())
+            if entry[place : place + 16] == tag(kind, stream, position)
+        ]
+        count, chain = self.heads.of(kind, stream)
+        found = bytes(HASH_BYTES)
+        for position in before:
+            found = hashlib.sha256(found + leaf_hash(self.early[position])).digest()
+        if (len(before), found) != (count, chain):
+            raise Wrong(
+                f"incomplete: the heads have {count} events up to {self.heads.upto}, and {len(before)} are here"
+            )
+        return before + since
+
+    def root_at(self, size: int) -> bytes | None:
+        """Return the root that the log had at another size, if these entries show it: every tree contains its past."""
+        begin = self.first - 1
+        if not begin <= size <= self.last or size == 0:
+            return None
+        left = self.beside[: begin.bit_count()]  # what is left of the run: a part for each 1 of its size in binary
+        if size > begin:
+            return root_with(self.leaves[: size - begin], begin, size, left)
+        root = left[-1]
+        for one in reversed(left[:-1]):
+            root = node_hash(one, root)
+        return root
+
     def entry(self, position: int) -> bytes:
+        if position in self.early:
+            return self.early[position]
         begin = (position - self.first) * ENTRY_BYTES
         return self.data[begin : begin + ENTRY_BYTES]
 
@@ -617,6 +825,71 @@ class Run:
         ]
 
 
+class Heads:
+    """How many events of each stream and creator there were, and a chain of them, as an event of the log has sealed it.
+
+    A head is 01, a key, the number of events and the chain: SHA-256 over the chain before and the event's leaf hash.
+    The heads, sorted by key, are the leaves of a tree, whose root is in the event.
+    """
+
+    def __init__(self, shown: Event, sealed: Event, position: int) -> None:
+        self.upto, self.keys, self.position = sealed["upto"], sealed["keys"], position
+        self.known: dict[bytes, tuple[int, int, bytes]] = {}
+        if sealed["format"] != 1 or shown["keys"] != self.keys:
+            raise Wrong("heads: their format is not known here")
+        for one in shown["heads"]:
+            key, count, chain = bytes.fromhex(one["key"]), one["count"], bytes.fromhex(one["chain"])
+            leaf = leaf_hash(b"\1" + key + count.to_bytes(8, "big") + chain)
+            path = [unbase64(part) for part in one["hashes"]]
+            sizes = (len(key), len(chain))
+            if sizes != (16, HASH_BYTES) or root_by_path(leaf, one["index"], self.keys, path) != unbase64(
+                sealed["root"]
+            ):
+                raise Wrong("heads: one does not lead to the root that the log has sealed")
+            self.known[key] = (one["index"], count, chain)
+        if sorted(self.known) != sorted(self.known, key=lambda key: self.known[key][0]):
+            raise Wrong("heads: they are not in the order of their keys")
+
+    def of(self, kind: bytes, stream: bytes) -> tuple[int, bytes]:
+        """Return the number of events and their chain; that there are none is proven by two neighbours.
+
+        Raises:
+            Wrong: nothing proves how many there are.
+
+        """
+        key = hashlib.sha256(b"sparkledger/heads/" + kind + b"/v1\n" + stream).digest()[:16]
+        if key in self.known:
+            return self.known[key][1:]
+        below = max((index for other, (index, _, _) in self.known.items() if other < key), default=-1)
+        above = min((index for other, (index, _, _) in self.known.items() if other > key), default=self.keys)
+        if above != below + 1:
+            raise Wrong("incomplete: nothing proves how many events there were before the entries of this bundle")
+        return 0, bytes(HASH_BYTES)
+
+
+class Times:
+    """When witnesses saw the log at which size. What they saw was recorded before, and what they did not see after."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.seen: list[tuple[int, int]] = []
+
+    def add(self, size: int, times: Sequence[int]) -> None:
+        """Take the times, in seconds, that witnesses state of a checkpoint; of several, none is believed too much."""
+        if times:
+            at = bisect.bisect_left(self.sizes, size)
+            self.sizes.insert(at, size)
+            self.seen.insert(at, (min(times), max(times)))
+
+    def of(self, position: int) -> tuple[int | None, int | None]:
+        """Return after and before which time the event at a position was recorded, as far as witnesses say."""
+        at = bisect.bisect_left(self.sizes, position)
+        return (
+            self.seen[at - 1][0] if at > 0 else None,
+            self.seen[at][1] if at < len(self.sizes) else None,
+        )
+
+
 class Shown:
     """The events of a bundle, as far as they are needed after each was checked against its entry.
 
@@ -632,7 +905,8 @@ class Shown:
         self.kept: dict[int, Event] = {}
         self.versions: dict[str, list[int]] = {}
         self.count = self.lacks_creator = 0
-        self.out_of_order = self.late = 0
+        self.out_of_order = self.late = self.early = 0
+        self.bounded = self.bounded_above = self.widest = 0
 
     def missing(self, positions: Iterable[int]) -> int | None:
         """Return the first of these positions of which nothing is shown."""
@@ -667,7 +941,7 @@ def _level(event: Event) -> int:
 
 def _check_event(event: Event, run: Run, log_id: bytes) -> None:
     position = event["position"]
-    if not run.first <= position <= run.last:
+    if not run.first <= position <= run.last and position not in run.early:
         raise Wrong("its position: the bundle has no entry for it")
     entry = run.entry(position)
     if entry[1:17] != tag(b"stream", _uuid(event["stream_id"]), position):
@@ -713,26 +987,24 @@ def _is_needed(event: Event, level: int, about: Event) -> bool:
     return about["kind"] != "ledger" and (about["kind"] != "answer" or level == ALL or event["type"] in DECIDING)
 
 
-def _check_events(bundle: Bundle, run: Run, about: Event, log_id: bytes, newest: int | None) -> tuple[Shown, bool]:
+def _check_events(bundle: Bundle, run: Run, about: Event, log_id: bytes, times: Times) -> tuple[Shown, bool]:
     """Check each event that is shown against its entry; return them, and whether the table says the same.
 
     Raises:
         Wrong: an event was tampered with, or there is none.
 
     """
-    shown, last, recorded, same = Shown(run.last), 0, b"", True
-    bound = None if newest is None else _time(str(datetime.fromtimestamp(newest, UTC) + SKEW))
+    shown, last, recorded, same = Shown(run.last), 0, EPOCH, True
     with bundle.open("data/events.ndjson") as file, bundle.open("data/events.csv") as table:
         rows = csv.reader(io.TextIOWrapper(table, encoding="utf-8", newline=""), strict=True)
         same = next(rows, None) == list(CSV_COLUMNS)
         while line := file.readline(MAX_LINE_BYTES):
             event, level = _read_event(line, run, log_id, last)
-            at = _time(event["recorded_at"])
+            at = moment(event["recorded_at"])
             position = event["position"]
             if at < recorded:
                 shown.out_of_order = shown.out_of_order or position
-            if bound is not None and at > bound:
-                shown.late = shown.late or position
+            _check_time(position, at, times, shown)
             same = same and _is_row_of(event, next(rows, []))
             last, recorded = position, at
             shown.levels[position] = level
@@ -753,23 +1025,93 @@ def _is_row_of(event: Event, row: list[str]) -> bool:
     return row == cells or "\0".join(row).replace("'", "") == "\0".join(cells).replace("'", "")
 
 
-def _check_times(shown: Shown, newest: int | None, report: Report) -> None:
+def _check_time(position: int, at: datetime, times: Times, shown: Shown) -> None:
+    """Compare when an event states that it was recorded with what witnesses had and had not seen."""
+    after, before = times.of(position)
+    seconds = (at - EPOCH) // MICROSECOND / 1_000_000
+    if before is not None and seconds > before + SKEW_S:
+        shown.late = shown.late or position
+    if after is not None and seconds < after - LAG_S:
+        shown.early = shown.early or position
+    if before is not None:
+        shown.bounded_above += 1
+        if after is not None:
+            shown.bounded += 1
+            shown.widest = max(shown.widest, before - after)
+
+
+def _check_times(shown: Shown, times: Times, report: Report) -> None:
+    """Say when the events were recorded, as far as the clocks of witnesses show it."""
     if shown.out_of_order:
         report.no(f"times: event {shown.out_of_order} was recorded before the event that is shown before it")
     if shown.late:
         report.no(f"times: event {shown.late} states that it was recorded after a witness had seen it")
-    elif newest is not None:
-        report.ok("recorded between: no later than the witness's time above; the earliest time is the log's own word")
-    else:
+    if shown.early:
+        report.no(f"times: event {shown.early} states that it was recorded before a witness saw the log without it")
+    if not shown.bounded_above:
         report.note("recorded between: the times of recording are the log's own word; no clock of others confirms them")
+    elif not (shown.late or shown.early):
+        report.ok(
+            f"recorded between: {shown.bounded_above:,} of {shown.count:,} events no later than a witness saw them; "
+            f"{shown.bounded:,} of these also not before it saw the log without them, the widest within "
+            f"{timedelta(seconds=shown.widest)}"
+        )
+        said = [p for p, event in sorted(shown.kept.items()) if shown.levels[p] > JUST_ENVELOPE]
+        for position in said if len(said) <= MAX_TIMES else ():
+            after, before = times.of(position)
+            if before is not None:
+                since = "no witness's time before it" if after is None else f"after {clock(after)}"
+                text = f"event {position}, {shown.kept[position]['type']}: {since}, before {clock(before)} UTC"
+                report.note(f"recorded between: {text}, by witnesses")
+
+
+def _check_earlier(bundle: Bundle, run: Run, witnesses: Sequence[Key], times: Times, report: Report) -> None:
+    """Take the times of earlier checkpoints that the named witnesses have cosigned, once the log contains them.
+
+    A cosignature covers origin, size and root, so it says all that counts here: when the witness saw this state.
+    """
+    for name in sorted(name for name in bundle.names if name.startswith("data/proof/cosigned/")):
+        earlier = Checkpoint(bundle.read(name))
+        seen = [at for key in witnesses if (at := earlier.verified_by(key))]
+        if not seen:
+            continue
+        root = run.root_at(earlier.size)
+        if earlier.origin != run.signed.origin or root is None:
+            report.no(f"cosigned: {name} is of another log, or does not fit the entries of this bundle")
+        elif earlier.root != root:
+            report.no(f"FORK: a witness has cosigned a state that contradicts this one:\n      {earlier}")
+        elif earlier.size != run.signed.size:
+            times.add(earlier.size, seen)
+
+
+def stamped_sizes(bundle: Bundle) -> list[int]:
+    """Return the sizes of the checkpoints that have a time stamp of an authority."""
+    found = (re.fullmatch(r"data/proof/stamped/([1-9][0-9]{0,18})", name) for name in bundle.names)
+    return sorted(int(one[1]) for one in found if one)
+
+
+def _check_stamps(bundle: Bundle, run: Run, report: Report) -> None:
+    """Check that the log contains each checkpoint that was stamped. The stamp itself needs another program."""
+    for size in stamped_sizes(bundle):
+        data, response = (bundle.read(f"data/proof/stamped/{size}{end}") for end in ("", ".tsr"))
+        stamped = Checkpoint(data)
+        if (stamped.origin, stamped.size, stamped.root) != (run.signed.origin, size, run.root_at(size)):
+            report.no(f"time stamp: the checkpoint of {size:,} events that was stamped is not a state of this log")
+        elif hashlib.sha256(data).digest() not in response:
+            report.no(f"time stamp: the one of {size:,} events is of another file")
+        else:
+            report.note(
+                f"time stamp: of events up to {size:,}; not checked here. Unpack, go to data/proof/stamped, run:"
+            )
+            report.note(f"  openssl ts -verify -data {size} -in {size}.tsr -CAfile YOUR-TSA.pem")
 
 
 def _check_stream(run: Run, shown: Shown, kind: bytes, stream: str, what: str, report: Report) -> bool:
     """Check that every entry of a stream, or of a creator, is shown, with versions 1, 2, 3 … in each stream."""
-    if not run.whole:
+    tagged = run.positions(kind, _uuid(stream))
+    if tagged is None:
         report.no(f"incomplete: {what} needs all {run.signed.size:,} entries of the log, and the bundle lacks some")
         return False
-    tagged = run.tagged(kind, _uuid(stream))
     missing = shown.missing(tagged)
     if missing is not None or not tagged:
         place = "the log has no event of it" if missing is None else f"the event at position {missing} is not shown"
@@ -779,7 +1121,11 @@ def _check_stream(run: Run, shown: Shown, kind: bytes, stream: str, what: str, r
     if broken is not None:
         report.no(f"incomplete: {what}: the versions of stream {broken} have a gap, or one is there twice")
         return False
-    report.ok(f"complete for {what}: {len(tagged):,} events, found by searching all {run.signed.size:,} entries")
+    if run.heads is None:
+        how = f"found by searching all {run.signed.size:,} entries"
+    else:
+        how = f"by the heads that event {run.heads.position} has sealed, and {run.last - run.first + 1:,} entries since"
+    report.ok(f"complete for {what}: {len(tagged):,} events, {how}")
     return True
 
 
@@ -923,13 +1269,8 @@ def _check_older(run: Run, older: Checkpoint, keys: Sequence[Key], report: Repor
     if older.size > signed.size:
         report.no(f"consistent: your checkpoint is newer ({older.size:,} events) than the bundle; ask for a newer one")
         return
-    if older.size == signed.size:
-        root = signed.root
-    elif older.size == 0:
-        root = older.root
-    elif run.first == 1 and run.last >= older.size:
-        root = root_of(run.leaves[: older.size])
-    else:
+    root = signed.root if older.size == signed.size else older.root if older.size == 0 else run.root_at(older.size)
+    if root is None:
         report.no("consistent: cannot be told from the entries of this bundle; ask for one with all entries")
         return
     if root == older.root:
@@ -994,6 +1335,8 @@ def verify(
     *,
     keys: Sequence[Key] = (),
     witnesses: Sequence[Key] = (),
+    quorum: int | None = None,
+    policy: Policy | None = None,
     unpinned: bool = False,
     older: bytes | None = None,
     receipts: Sequence[bytes] = (),
@@ -1008,6 +1351,8 @@ def verify(
 
     """
     report = Report()
+    if policy is not None:
+        keys = [*keys, *policy.keys]
     try:
         bundle = Bundle(path)
         _check_files(bundle, keys, report)
@@ -1019,27 +1364,31 @@ def verify(
             report.note(f"about: {describe(topic)}. Is that what you asked?")
         signed = Checkpoint(bundle.read("data/proof/checkpoint"))
         enclosed = [Key(line) for line in bundle.read("data/keys/log.vkeys").decode().split("\n")[:-1]]
-        _check_signatures(signed, keys, enclosed, report, unpinned=unpinned)
-        newest = _check_witnesses(signed, witnesses, report)
-        trusted = keys or (enclosed if unpinned else [])
-        if max_age_s is not None:
-            _check_age(newest, max_age_s, time.time() if now is None else now, report)
         run = Run(bundle, signed)
+        if "data/proof/heads.json" in bundle.names:
+            run.take_heads(bundle, log_id)
+        introduced = _check_log_keys(bundle, run, log_id, keys, report)
+        _check_signatures(signed, keys, introduced, enclosed, report, unpinned=unpinned)
+        seen = _check_witnesses(signed, witnesses, quorum, policy, report)
+        trusted = [*keys, *(key for key, _ in introduced)] or (enclosed if unpinned else [])
+        if max_age_s is not None:
+            _check_age(max(seen, default=None), max_age_s, time.time() if now is None else now, report)
         report.ok(f"entries: {run.first:,} to {run.last:,} of {signed.size:,} lead to the signed root")
-        shown, same = _check_events(bundle, run, topic, log_id, newest)
+        times = Times()
+        times.add(signed.size, seen)
+        _check_earlier(bundle, run, [*witnesses, *(policy.witnesses.values() if policy else ())], times, report)
+        shown, same = _check_events(bundle, run, topic, log_id, times)
         report.ok(f"events: each of the {shown.count:,} that are shown is the one in the signed log")
         if not same:
             report.no("events: events.csv does not say what events.ndjson says")
         _check_grain(run, shown, topic, stated, report)
         _check_erased(shown, report)
-        _check_times(shown, newest, report)
+        _check_times(shown, times, report)
         if older is not None:
             _check_older(run, Checkpoint(older), trusted, report)
         for receipt in receipts:
             _check_receipt(run, receipt, trusted, report)
-        if "data/proof/checkpoint.tsr" in bundle.names:
-            report.note("time stamp: not checked here. Unpack the bundle, and run in its folder data/proof:")
-            report.note("  openssl ts -verify -data checkpoint -in checkpoint.tsr -CAfile YOUR-TSA.pem")
+        _check_stamps(bundle, run, report)
     except Wrong as wrong:
         report.no(str(wrong))
     except (AttributeError, IndexError, KeyError, TypeError, UnicodeError, ValueError) as error:
@@ -1097,6 +1446,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--witness", action="append", default=[], help="the verifier key of a witness that must have signed"
     )
+    parser.add_argument(
+        "--quorum", type=int, metavar="K", help="how many of the witnesses must have signed; by default all of them"
+    )
+    parser.add_argument(
+        "--policy", type=Path, help="a file of c2sp.org/tlog-policy: the keys that you trust, and who must have signed"
+    )
     parser.add_argument("--unpinned", action="store_true", help="accept the key that came with the bundle")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint that you kept: the log must continue it")
     parser.add_argument(
@@ -1110,6 +1465,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.bundle,
             keys=vkeys(given.key),
             witnesses=vkeys(given.witness),
+            quorum=given.quorum,
+            policy=given.policy and Policy(given.policy.read_text()),
             unpinned=given.unpinned,
             older=given.checkpoint and given.checkpoint.read_bytes(),
             receipts=[path.read_bytes() for path in given.receipt],

@@ -80,6 +80,8 @@ _KEEP: Final = """
     WHERE c.witnesses <= excluded.witnesses
 """
 # The first of each hour stays.
+_KEPT_NOTE: Final = "SELECT note FROM witnessed_checkpoints WHERE ledger_id = %s AND generation = %s AND size = %s"
+_KEEP_KEY: Final = "INSERT INTO witness_keys (ledger_id, verifier_key) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 _PURGE: Final = """
     DELETE FROM witnessed_checkpoints c
     WHERE c.ledger_id = %(ledger)s AND c.generation = %(generation)s
@@ -217,6 +219,7 @@ class WitnessClient:
                 lines.append(answer.line)
                 self._begun.add((name, place))
                 connection.execute(_COSIGNED, (*place, name, asked.checkpoint.size, answer.at))
+                connection.execute(_KEEP_KEY, (ledger.ledger_id, answer.witness.key.text))
                 continue
             problem = answer.contradiction or answer.problem
             log.warning("Witness %s has not signed the log of ledger %s: %s", name, ledger.name, problem)
@@ -231,8 +234,9 @@ class WitnessClient:
             self._stop(place, None)
             connection.execute(RESOLVE, (*place, "witnesses"))
         if lines:
-            note = f"{asked.note}{''.join(lines)}"
-            connection.execute(_KEEP, (*place, asked.checkpoint.size, note, len(lines)))
+            kept = connection.execute(_KEPT_NOTE, (*place, asked.checkpoint.size)).fetchone()
+            note, count = _with_cosignatures(asked.note if kept is None else kept[0], lines)
+            connection.execute(_KEEP, (*place, asked.checkpoint.size, note, count))
             purge = {"ledger": ledger.ledger_id, "generation": ledger.generation, "kept": KEPT}
             connection.execute(_PURGE, purge)
 
@@ -333,6 +337,18 @@ class WitnessClient:
     def _leads(self, connection: psycopg.Connection) -> bool:
         row = connection.execute(_LEAD, (AdvisoryLock.WITNESSES,)).fetchone()
         return row is not None and bool(row[0])
+
+
+def _with_cosignatures(note: str, lines: Sequence[str]) -> tuple[str, int]:
+    """Return a note with more cosignatures, and how many it has then.
+
+    Of each witness the first one stays: the earlier it saw the checkpoint, the better its time bounds that of events.
+    """
+    parsed = SignedNote.parse(note.encode())
+    kept = [one for one in parsed.signatures if one.name != parsed.checkpoint.origin]
+    known = {(one.name, one.key_id) for one in kept}
+    fresh = [one for one in parse_signatures("".join(lines).encode()) if (one.name, one.key_id) not in known]
+    return f"{note}{''.join(one.line for one in fresh)}", len(kept) + len(fresh)
 
 
 class _Steps:

@@ -25,3 +25,5 @@ class AdvisoryLock(IntEnum):
     WATCHER = 7_290_124  # no second key
     SEALED_CHECK = 7_290_125  # no second key
     WITNESSES = 7_290_126  # no second key
+    TIME_STAMPS = 7_290_127  # no second key
+    HEADS = 7_290_128  # no second key

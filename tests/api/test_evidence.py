@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from infra.proof.bundle_check import check_bundle
 from tests.api.world import OTHER_ACCOUNT, OTHER_BRAND, OWN_ACCOUNT, OWN_BRAND, OWN_CREATOR, World, days, refused, told
 from tests.conftest import TestDatabase
 from tests.infra.proof.auditing import sql
+from tests.infra.proof.witnessing import serving as witnessing
 from tests.serving import Serving, new_ledger
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("unkept")
 
@@ -183,6 +186,46 @@ def test_what_there_is_not_or_is_not_sealed_yet_has_no_evidence(world: World) ->
         {"kind": "answer", "video_id": code["video_id"]},
     ):
         assert refused(world.client.post("/v1/evidence", json=malformed)) == (422, "malformed_body")
+
+
+def test_a_bundle_names_its_witnesses_and_their_clocks_bound_its_times(
+    busy: tuple[World, dict[str, Any]], tmp_path: Path
+) -> None:
+    world, code = busy
+    serving = world.server.serving
+
+    def cosigned() -> bool:
+        """Seal and let the witness cosign; tell whether it has cosigned everything."""
+        serving.seal()
+        witness.know_keys(told(world.client.get("/v1/log"), 200)["vkeys"][:1])
+        serving.cosign(witness.configured)
+        of_log = told(world.client.get("/v1/log"), 200)["witnesses"]
+        return [(one["name"], one["size"]) for one in of_log] == [("w1.example", world.head())]
+
+    with witnessing(tmp_path / "w1", "w1.example", lambda: int(time.time())) as witness:
+        until(cosigned)
+        before = world.head()
+        told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json={"reason": "over", "force": True}), 200)
+        until(cosigned)
+    [known] = told(world.client.get("/v1/log"), 200)["witnesses"]
+    assert known["vkey"] == witness.witness.key.text
+    asked = {"kind": "code", "code_id": code["code_id"]}
+    data = make(world, **asked)
+    assert files(data)["data/keys/witnesses.vkeys"].decode().split() == [known["vkey"]]
+    assert f"data/proof/cosigned/{before}" in files(data)
+    policy = verify.Policy(files(data)["data/keys/policy"].decode())
+    report = verdicts(world, data, tmp_path, witnesses=verify.vkeys([known["vkey"]]), quorum=1, policy=policy)
+    assert len(complete(report)) == 1
+    revoked = next(event["position"] for event in events_in(data) if event["type"] == "Revoked")
+    [said] = [text for _, text in report.lines if text.startswith(f"recorded between: event {revoked}, Revoked: after")]
+    assert said.endswith("UTC, by witnesses")
+    # What a bundle was made with is kept, whatever else is forgotten.
+    forget = "DELETE FROM witnessed_checkpoints w USING log_trees t WHERE t.ledger_id = w.ledger_id AND t.ledger = %s"
+    sql(world.server.database, forget, world.server.ledger)
+    assert make(world, size=world.head(), **asked) == data
+    part = make(world, kind="range", first=revoked, last=revoked)
+    assert json.loads(files(part)["data/proof/run.json"])["first"] == before + 1
+    assert verdicts(world, part, tmp_path, witnesses=verify.vkeys([known["vkey"]]), quorum=1).good
 
 
 def test_the_making_of_evidence_is_recorded(busy: tuple[World, dict[str, Any]]) -> None:

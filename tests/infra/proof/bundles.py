@@ -26,7 +26,8 @@ from domain.recorded import RecordedEvent
 from infra.eventstore.serialization import split_sealed
 from infra.proof import verify
 from infra.proof.checkpoints import Checkpoint, LogSigner
-from infra.proof.evidence_log import EvidenceRow, SignedLog
+from infra.proof.evidence_log import EvidenceRow, SignedLog, covering
+from infra.proof.notes import Cosigner
 from infra.proof.proofs import EventProof
 from tests.given import Story
 
@@ -46,6 +47,13 @@ class Log:
     bag_signer: BagSigner = field(default_factory=lambda: BagSigner(f"{ORIGIN}/evidence", Ed25519PrivateKey.generate()))
     # What a sealer that lies puts into the tree in place of an entry, by position.
     forged: dict[int, bytes] = field(default_factory=dict)
+    witnesses: list[Cosigner] = field(default_factory=list)
+    # When witnesses have cosigned earlier checkpoints, by their size.
+    cosigned_at: dict[int, int] = field(default_factory=dict)
+    # Checkpoints and the time stamps over their bytes, by size.
+    stamps: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    # What was signed by the keys of before and after when they changed, by its size.
+    handed_over: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, story: Story) -> Log:
@@ -99,6 +107,27 @@ class Log:
             for event in events
             if event.type == "CreatorErased" and event.stream_id in creator_streams
         }
+
+    async def positions(self, log: SignedLog, streams: Sequence[UUID]) -> list[int]:
+        return [row.event.position for row in self.rows[: log.size] if row.event.stream_id in streams]
+
+    async def handovers(self, log: SignedLog) -> list[tuple[int, str]]:
+        return [(size, note) for size, note in self.handed_over.items() if size < log.size]
+
+    async def stamped(
+        self, _: SignedLog, positions: Sequence[int], run: tuple[int, int]
+    ) -> list[tuple[int, str, bytes]]:
+        return [(size, *self.stamps[size]) for size in covering(sorted(self.stamps), positions, run)]
+
+    async def cosigned_sizes(self, log: SignedLog) -> list[int]:
+        return sorted(size for size in self.cosigned_at if size < log.size)
+
+    async def cosigned(self, _: SignedLog, sizes: Sequence[int]) -> list[tuple[int, str]]:
+        return [(size, self.cosign(self.signed(size), self.cosigned_at[size])) for size in sizes]
+
+    def cosign(self, signed: SignedLog, at: int) -> str:
+        """Return a checkpoint that all witnesses have cosigned at a time."""
+        return signed.note + "".join(witness.cosign(signed.checkpoint, at) for witness in self.witnesses)
 
     # -- Bundles.
 

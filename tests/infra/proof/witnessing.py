@@ -34,8 +34,11 @@ class Served:
 
     def know(self, opened: Opened) -> None:
         """Let the witness know every log of a database."""
-        keys = [VerifierKey.parse(keys[0]).text for (keys,) in opened.sql("SELECT verifier_keys FROM log_trees")]
-        self._logs.write_text("\n".join(keys))
+        self.know_keys([keys[0] for (keys,) in opened.sql("SELECT verifier_keys FROM log_trees")])
+
+    def know_keys(self, keys: Sequence[str]) -> None:
+        """Let the witness know logs by their verifier keys."""
+        self._logs.write_text("\n".join(VerifierKey.parse(key).text for key in keys))
         self.witness.read_logs()
 
 

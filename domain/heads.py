@@ -1,0 +1,58 @@
+"""Heads: for each stream and each creator of a log, how many events it has, and a chain of hashes over them.
+
+The heads of all events up to a position, sorted by key, are the leaves of a Merkle tree, whose root is an event of the
+log. So a few hashes prove that the events which are shown of a code are all that it had, or that there were none.
+
+    key     16 bytes: a hash of the id, so that those beside an absent key tell nothing
+    chain   SHA-256(chain before ‖ leaf hash of the event), from 32 zero bytes on
+    leaf    01 ‖ key ‖ u64 count ‖ chain
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+KEY_BYTES: Final = 16
+FORMAT: Final = 1
+
+
+class Head(NamedTuple):
+    """What is known of the events of one key."""
+
+    events: int
+    chain: bytes
+
+    def after(self, leaves: Iterable[bytes]) -> Head:
+        """Return the head after more events, of which these are the leaf hashes."""
+        events, chain = self
+        for leaf in leaves:
+            events, chain = events + 1, hashlib.sha256(chain + leaf).digest()
+        return Head(events, chain)
+
+
+NO_EVENTS: Final = Head(0, bytes(32))
+
+
+def stream_key(stream_id: UUID) -> bytes:
+    """Return the key of a stream."""
+    return hashlib.sha256(b"sparkledger/heads/stream/v1\n" + stream_id.bytes).digest()[:KEY_BYTES]
+
+
+def creator_key(creator_stream: UUID) -> bytes:
+    """Return the key of all events of a creator: those of the permission and of all codes."""
+    return hashlib.sha256(b"sparkledger/heads/creator/v1\n" + creator_stream.bytes).digest()[:KEY_BYTES]
+
+
+def heads_stream(log_id: UUID) -> UUID:
+    """Return the stream in which the heads of a log are recorded: everyone who knows the log finds them."""
+    return UUID(bytes=hashlib.sha256(b"sparkledger/heads/log/v1\n" + log_id.bytes).digest()[:16])
+
+
+def head_leaf(key: bytes, head: Head) -> bytes:
+    """Return a leaf of the tree of heads."""
+    return b"\1" + key + head.events.to_bytes(8, "big") + head.chain

@@ -1,0 +1,197 @@
+"""Seals the heads of each log: once an hour, or after 65,536 events, if anything happened.
+
+The heads are kept in a table, and only those of keys with new events change. Their root is recorded as `HeadsSealed`,
+an event like any other, so it is signed and witnessed with the rest. Nothing of this delays a command or the sealer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from domain.heads import FORMAT, NO_EVENTS, Head, creator_key, head_leaf, heads_stream, stream_key
+from domain.log import Log
+from domain.log_tiles import WIDTH, TreeEdge, split_hashes
+from domain.merkle import leaf_hash
+from infra.errors import Unavailable
+from infra.jobs.log_events import record
+from infra.postgres.pool import session
+from infra.postgres.roles import WORKER
+from projections.engine.advisory_locks import AdvisoryLock
+from projections.engine.array_columns import Bigints, Byteas
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from infra.runtime import Runtime
+
+EVERY_S: Final = 3_600.0
+EVERY_EVENTS: Final = 65_536
+LOOK_EVERY_S: Final = 60.0
+AWAY_S: Final = 5.0
+# Events that are added, and heads that are hashed, at a time.
+STRETCH: Final = 8_192
+
+# Logs of present generations with events that the newest heads do not have, besides those that record heads.
+_DUE: Final = """
+    SELECT l.ledger_id, l.name, l.log_id, t.generation, coalesce(s.upto, 0), t.checkpoint_size
+    FROM ledgers l
+    JOIN log_trees t ON t.ledger_id = l.ledger_id
+    JOIN events f ON f.ledger_id = l.ledger_id AND f.position = 1
+    LEFT JOIN sealed_heads s ON s.ledger_id = t.ledger_id AND s.generation = t.generation
+    WHERE t.checkpoint_size > coalesce(s.position, 0) AND t.stopped IS NULL
+    AND t.generation = (SELECT max(h.generation) FROM histories h WHERE h.ledger_id = l.ledger_id)
+    AND (
+        coalesce(s.sealed_at, f.recorded_at) <= clock_timestamp() - make_interval(secs => %s)
+        OR t.checkpoint_size - coalesce(s.upto, 0) >= %s
+    )
+    ORDER BY l.ledger_id
+"""
+_EVENTS: Final = """
+    SELECT e.position, e.stream_id, e.creator_stream
+    FROM events e
+    WHERE e.ledger_id = %b AND e.position > %b AND e.position <= %b
+    ORDER BY e.position
+"""
+_TILES: Final = """
+    SELECT t.index, t.hashes
+    FROM log_tiles t
+    WHERE t.ledger_id = %b AND t.generation = %b AND t.level = 0 AND t.index BETWEEN %b AND %b
+    ORDER BY t.index
+"""
+_KNOWN: Final = "SELECT key, count, chain FROM log_heads WHERE ledger_id = %b AND generation = %b AND key = ANY (%b)"
+_STORE: Final = """
+    INSERT INTO log_heads (ledger_id, generation, key, count, chain)
+    SELECT %b, %b, x.key, x.count, x.chain
+    FROM unnest(%b::bytea[], %b::bigint[], %b::bytea[]) AS x (key, count, chain)
+    ON CONFLICT (ledger_id, generation, key) DO UPDATE SET count = excluded.count, chain = excluded.chain
+"""
+_ALL: Final = "SELECT key, count, chain FROM log_heads WHERE ledger_id = %s AND generation = %s ORDER BY key"
+_SEALED: Final = """
+    INSERT INTO sealed_heads (ledger_id, generation, upto, keys, root, position) VALUES (%s, %s, %s, %s, %s, %s)
+    ON CONFLICT (ledger_id, generation) DO UPDATE
+    SET upto = excluded.upto, keys = excluded.keys, root = excluded.root, position = excluded.position,
+        sealed_at = clock_timestamp()
+"""
+_LEAD: Final = "SELECT pg_try_advisory_lock(%s) AND NOT pg_is_in_recovery()"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A log whose heads are to be sealed up to a position."""
+
+    ledger_id: int
+    name: str
+    log_id: UUID
+    generation: int
+    after: int
+    upto: int
+
+
+class HeadsJob:
+    """Seals the heads of all logs, for as long as it runs."""
+
+    def __init__(self, opened: Runtime, every_s: float = EVERY_S) -> None:
+        """Take the runtime of a worker, and the seconds between two heads of a log."""
+        self._opened = opened
+        self._every_s = every_s
+        self._session = session(opened.database.conninfo, WORKER) | {"application_name": "sparkledger heads"}
+
+    async def run(self) -> None:
+        """Seal heads until cancelled. While the database is away, it retries."""
+        while True:
+            try:
+                await self.round()
+                await asyncio.sleep(LOOK_EVERY_S)
+            except (Unavailable, psycopg.OperationalError) as error:
+                log.warning("Heads are sealed later: %s", " ".join(str(error).split()))
+                await asyncio.sleep(AWAY_S)
+
+    async def round(self) -> None:
+        """Seal the heads of each log that is due."""
+        connection = await asyncio.to_thread(psycopg.connect, **self._session | {"autocommit": False})
+        try:
+            due = await asyncio.to_thread(_look, connection, self._every_s)
+            for one in due:
+                try:
+                    await self._seal(connection, one)
+                except LookupError as error:
+                    # The others must not wait for one whose log is damaged.
+                    log.warning("The heads of ledger %s are sealed later: %s", one.name, error)
+                    await asyncio.to_thread(connection.rollback)
+        finally:
+            await asyncio.to_thread(connection.close)
+
+    async def _seal(self, connection: psycopg.Connection, due: _Due) -> None:
+        """Bring the heads of a log up to date, record their root, and only then keep them."""
+        keys, root = await asyncio.to_thread(_bring_up, connection, due)
+        facts = {
+            "generation": due.generation,
+            "upto": due.upto,
+            "root": base64.b64encode(root).decode(),
+            "keys": keys,
+            "format": FORMAT,
+        }
+        stream = heads_stream(due.log_id)
+        position = await record(self._opened, due.ledger_id, None, stream, [(Log.HeadsSealed, facts)], role="clock")
+        await asyncio.to_thread(_keep, connection, due, keys, root, position)
+
+
+def _look(connection: psycopg.Connection, every_s: float) -> list[_Due]:
+    """Return the logs that are due; none if another process does this."""
+    with connection.transaction():
+        leads = connection.execute(_LEAD, (AdvisoryLock.HEADS,)).fetchone()
+        if leads is None or not leads[0]:
+            return []
+        rows = connection.execute(_DUE, (every_s, EVERY_EVENTS)).fetchall()
+    return [_Due(*row) for row in rows]
+
+
+def _bring_up(connection: psycopg.Connection, due: _Due) -> tuple[int, bytes]:
+    """Add all events to the heads, in a transaction that goes on; return how many heads there are, and their root.
+
+    Raises:
+        LookupError: events or tiles are missing.
+
+    """
+    for after in range(due.after, due.upto, STRETCH):
+        _add(connection, due, after, min(after + STRETCH, due.upto))
+    edge = TreeEdge()
+    with connection.cursor("heads", binary=True) as cursor:
+        cursor.itersize = STRETCH
+        cursor.execute(_ALL, (due.ledger_id, due.generation))
+        while rows := cursor.fetchmany(STRETCH):
+            edge.grow([leaf_hash(head_leaf(key, Head(count, chain))) for key, count, chain in rows])
+    return edge.size, edge.root
+
+
+def _add(connection: psycopg.Connection, due: _Due, after: int, upto: int) -> None:
+    cursor = connection.cursor(binary=True)
+    first = after // WIDTH
+    tiles = cursor.execute(_TILES, (due.ledger_id, due.generation, first, (upto - 1) // WIDTH)).fetchall()
+    leaves = [leaf for _, hashes in tiles for leaf in split_hashes(hashes)][after - first * WIDTH :]
+    events = cursor.execute(_EVENTS, (due.ledger_id, after, upto)).fetchall()
+    if len(events) != upto - after or len(leaves) < len(events):
+        raise LookupError(f"events or tiles of ledger {due.name} are missing")
+    added: dict[bytes, list[bytes]] = {}
+    for (_, stream_id, creator_stream), leaf in zip(events, leaves, strict=False):
+        for key in (stream_key(stream_id), creator_key(creator_stream)):
+            added.setdefault(key, []).append(leaf)
+    keys = list(added)
+    place: tuple[Any, ...] = (due.ledger_id, due.generation)
+    known = {row[0]: Head(*row[1:]) for row in cursor.execute(_KNOWN, (*place, Byteas(keys))).fetchall()}
+    heads = [known.get(key, NO_EVENTS).after(added[key]) for key in keys]
+    columns = Byteas(keys), Bigints([head.events for head in heads]), Byteas([head.chain for head in heads])
+    cursor.execute(_STORE, (*place, *columns))
+
+
+def _keep(connection: psycopg.Connection, due: _Due, keys: int, root: bytes, position: int) -> None:
+    connection.execute(_SEALED, (due.ledger_id, due.generation, due.upto, keys, root, position))
+    connection.commit()
