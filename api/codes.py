@@ -20,6 +20,7 @@ from api.http import headers
 from api.http.as_of import known_at, refuse_before_it_began, upto, wait_for_log
 from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
 from api.http.command_context import creator_of, ending, handle_command, policy_of, without_others
+from api.http.denied_attempts import NOT_KNOWN_YET
 from api.http.dependencies import current_codes_of
 from api.http.fields import (
     LATER,
@@ -40,7 +41,7 @@ from api.http.guessing import guessing
 from api.http.models import Body, Command, ImmediateCommand
 from api.http.problems import Problem, malformed_body
 from api.http.query_params import AsOf, At, AtLeast, Number, QueryModel
-from api.http.reads import reading
+from api.http.reads import note_read, reading
 from api.http.responses import NO_STORE, answer, created_or_repeated, version_headers
 from api.http.route import Operation, Route
 from domain import commands
@@ -486,7 +487,7 @@ async def read_code(
         clock, as_of = caller.services.now(), max(position, query.at_least or 0)
     else:
         code, clock, position, as_of = await _as_it_was(caller, found, query)
-    reading(caller, subject=AccessSubject(code.id, code.creator_id, code.video_id))
+    reading(caller, subject=subject_of_code(code))
     content = code_content(code, caller, now=clock, position=position) | {"as_of": as_of}
     return answer(content, 200, version_headers(code.command_version, as_of))
 
@@ -509,9 +510,12 @@ async def _as_it_was(caller: Caller, code_id: UUID, query: CodeQuery) -> tuple[C
     as_of = max(stream[-1].position, query.at_least or 0)
     if query.as_of is not None:
         as_of, clock = await known_at(caller, query.as_of, now)
-        stream = upto(stream, as_of)
+        whole, stream = stream, upto(stream, as_of)
         if not stream:
-            raise Unknown("code")
+            # It is said that the ledger did not know the code yet, which is a read of it.
+            reading(caller, subject=subject_of_code(replay_code(whole)))
+            note_read(caller, query)
+            raise not_known_yet(caller)
     if query.version is not None:
         if query.version > stream[-1].stream_version:
             raise Problem("version_unknown")
@@ -524,6 +528,17 @@ async def _as_it_was(caller: Caller, code_id: UUID, query: CodeQuery) -> tuple[C
         stream, clock = effective_as_of(stream, query.at), query.at
         code = fold_code(stream)
     return code, clock, stream[-1].position, as_of
+
+
+def subject_of_code(code: Code) -> AccessSubject:
+    """Return what a read of a code is entered under."""
+    return AccessSubject(code.id, code.creator_id, code.video_id)
+
+
+def not_known_yet(caller: Caller) -> Unknown:
+    """Return the refusal of a code that the caller may read, for a time by which the ledger did not know it."""
+    caller.request.scope[NOT_KNOWN_YET] = True
+    return Unknown("code")
 
 
 async def stream_of(caller: Caller, code_id: UUID) -> list[RecordedEvent]:

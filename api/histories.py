@@ -10,7 +10,7 @@ from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
 from api.access_log import record_access
-from api.codes import stream_of
+from api.codes import not_known_yet, stream_of, subject_of_code
 from api.event_content import EventAnswer, SealedUpto, event_content, names_of, unsealed_notes, visible_to, with_proof
 from api.http import answer_fields as answered
 from api.http import headers
@@ -24,7 +24,6 @@ from api.http.responses import answer, version_headers
 from api.http.route import Operation, Route
 from domain.changes import COUNTS, changes_of_code, changes_of_permission
 from domain.code import effective_as_of, replay_code
-from domain.errors import Unknown
 from infra.auth.access_log import AccessSubject
 
 if TYPE_CHECKING:
@@ -86,9 +85,16 @@ async def read_history(
     position = max(stream[-1].position, query.at_least or 0)
     if query.as_of is not None:
         position, _ = await known_at(caller, query.as_of, caller.services.now())
-        stream = upto(stream, position)
+        whole, stream = stream, upto(stream, position)
         if not stream:
-            raise Unknown("code")
+            await record_access(
+                caller,
+                {"code_id": code_id, **query.model_dump(mode="json", exclude_none=True)},
+                rows=0,
+                format="application/json",
+                subject=subject_of_code(replay_code(whole)),
+            )
+            raise not_known_yet(caller)
     refuse_before_it_began(stream, query.at)
     changed_events = [one for one in zip(stream, changes_of_code(stream), strict=True) if visible_to(caller, one[0])]
     if caller.role == "brand":
@@ -102,7 +108,7 @@ async def read_history(
         {"code_id": code_id},
         changed_events,
         version_headers(code.command_version, position),
-        AccessSubject(code.id, code.creator_id, code.video_id),
+        subject_of_code(code),
         notes=caller.role != "brand",
     )
 

@@ -19,7 +19,7 @@ from api.http.problems import Problem
 from api.http.reads import TOGETHER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from starlette.requests import Request
     from starlette.types import Message, Receive, Scope, Send
@@ -94,6 +94,7 @@ class Api:
         *,
         accept: str = JSON,
         together: frozenset[str] = frozenset(),
+        idempotency_key: str | None = None,
     ) -> Reply:
         """Send a request, and collect its answer.
 
@@ -105,6 +106,7 @@ class Api:
             media_type: of the body.
             accept: the media type of the answer.
             together: the parameters that do not set a read apart in the access log: those of a control that is moved.
+            idempotency_key: of a form, so that it is carried out once however often it is sent.
 
         Raises:
             Declined: the API refused.
@@ -112,6 +114,8 @@ class Api:
         """
         collected = _Collected()
         scope = self._scope(method, path, query, body, media_type, accept.encode())
+        if idempotency_key is not None:
+            scope["headers"].append((b"idempotency-key", idempotency_key.encode("ascii", "replace")))
         if together:
             scope[TOGETHER] = together
         await self._request.app(scope, _sending(body), collected.send)
@@ -145,10 +149,11 @@ class Api:
         body: bytes = b"",
         media_type: str = JSON,
         headers: Mapping[str, str] | None = None,
+        refused: Callable[[Declined], Response],
     ) -> Response:
-        """Return an answer that is sent as the API makes it: an export, or a stream."""
+        """Return an answer that is sent as the API makes it; `refused` makes the page for a refusal."""
         scope = self._scope(method, path, query, body, media_type, accept.encode())
-        return _PassedOn(self._request, scope, body, headers or {})
+        return _PassedOn(self._request, scope, body, headers or {}, refused)
 
     def _scope(
         self, method: str, path: str, query: Mapping[str, Any], body: bytes, media_type: str, accept: bytes
@@ -203,22 +208,38 @@ class _Collected:
 class _PassedOn(Response):
     """An answer of the API, sent as it is made, with the headers of a page's answer."""
 
-    def __init__(self, request: Request, scope: Scope, body: bytes, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        scope: Scope,
+        body: bytes,
+        headers: Mapping[str, str],
+        refused: Callable[[Declined], Response],
+    ) -> None:
         super().__init__()
         self._request = request
         self._scope = scope
         self._sent = body
         self._more = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self._refused = refused
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - it has its own
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal: _Collected | None = None
+
         async def passed(message: Message) -> None:
+            nonlocal refusal
+            passed_on = message
             if message["type"] == "http.response.start":
-                own = {name for name, _ in self._more} if message["status"] < 400 else set()  # noqa: PLR2004
+                if message["status"] >= 400:  # noqa: PLR2004 - where refusals begin
+                    refusal = _Collected()
+                own = {name for name, _ in self._more}
                 kept = [h for h in message["headers"] if h[0] in _PASSED and h[0] not in own]
-                message = {**message, "headers": [*kept, *(self._more if own else ())]}
-            await send(message)
+                passed_on = {**message, "headers": [*kept, *self._more]}
+            await (send(passed_on) if refusal is None else refusal.send(message))
 
         await self._request.app(self._scope, _sending(self._sent, receive), passed)
+        if refusal is not None:
+            await self._refused(Declined(refusal.reply()))(scope, receive, send)
 
 
 def _sending(body: bytes, then: Receive | None = None) -> Receive:

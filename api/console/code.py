@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
 from api.console.adapter import Declined
+from api.console.commands import COMMANDS
 from api.console.lifeline import axis_of, is_late, lanes_of
 from api.console.visit import Page
-from api.console.wording import moment, stated
+from api.console.wording import field, moment, stated
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from starlette.responses import Response
 
-    from api.console.adapter import Reply
+    from api.console.commands import Command
     from api.console.visit import Visit
 
+# *As true on* and *as known on*; None is now.
+Times = tuple[str | None, str | None]
+State = dict[str, Any]
 # Events of its history on one page.
 EVENTS: Final = 100
 # Shares, redemptions and campaigns that the state of a code shows of each.
@@ -46,18 +52,19 @@ async def _show(visit: Visit) -> Response:
     if "together" in visit.query and at is not None:
         as_of = at
     if visit.is_partial:
-        then = await _then(visit, path, at, as_of)
-        return visit.page("code.html", block="then", **then)
-    code, history, then, head = await asyncio.gather(
-        visit.api.call("GET", path, {}, together=_TIMES),
+        states = await _states(visit, path, {(at, as_of), (at, None)})
+        return visit.page("code.html", block="then", **_then(visit, states, at, as_of))
+    states, history, head = await asyncio.gather(
+        _states(visit, path, {(at, as_of), (at, None), (None, None)}),
         visit.api.get(f"{path}/history", limit=EVENTS, cursor=visit.query.get("after")),
-        _then(visit, path, at, as_of),
         visit.head(),
     )
     # A code is read from the log itself, all of it.
     visit.api.position = head
     events = history.json["events"]
-    now_known = code.json
+    now_known = states[None, None]
+    # Only at a time can a code not have begun, or not be known.
+    assert now_known is not None  # noqa: S101
     axis = axis_of(now_known, events, visit.now)
     return visit.page(
         "code.html",
@@ -70,36 +77,58 @@ async def _show(visit: Visit) -> Response:
         ticks=axis.ticks(),
         now_x=axis.x(visit.now) if axis.begins < visit.now < axis.ends else None,
         at_x=axis.x(moment(at)) if at is not None else None,
-        **then,
+        commands=_commands(visit, now_known),
+        **_then(visit, states, at, as_of),
     )
 
 
-async def _then(visit: Visit, path: str, at: str | None, as_of: str | None) -> dict[str, Any]:
+def _commands(visit: Visit, code: dict[str, Any]) -> list[Command]:
+    """Return what the reader can do to a code as it is: not what is sure to be refused."""
+    possible = {"note", "reveal"}
+    if code["state"] != "revoked":
+        possible |= {"extend", "revoke"}
+    if code["live"]:
+        possible |= {"share"} | ({"launch"} if code["redemptions"] else set())
+    if any(campaign["running"] for campaign in code["campaigns"]):
+        possible.add("end")
+    if not visit.reader.key.reveals:
+        possible.discard("reveal")
+    return [one for one in COMMANDS if one.name in possible and visit.role in one.roles]
+
+
+def _then(visit: Visit, states: Mapping[Times, State | None], at: str | None, as_of: str | None) -> dict[str, Any]:
     """Return what the page says of the chosen times: the state as it was known, and how today's knowledge differs."""
-    asked, known = await asyncio.gather(_state(visit, path, at, as_of), _state(visit, path, at, None))
+    asked, known = states[at, as_of], states[at, None]
     return {
         "path": f"/codes/{quote(visit.path('code_id'), safe='')}",
         "at": at,
         "as_of": as_of,
-        "at_field": _field(at),
-        "as_of_field": _field(as_of),
+        "at_field": field(at),
+        "as_of_field": field(as_of),
         "is_together": "together" in visit.query,
         "steps": {"at": _steps(visit, "at", at), "as_of": _steps(visit, "as_of", as_of)},
-        "state": asked.json if asked is not None else None,
-        "known": known.json if known is not None else None,
+        "state": asked,
+        "known": known,
         "differences": _differences(asked, known) if as_of is not None else [],
         "shown": SHOWN,
     }
 
 
-async def _state(visit: Visit, path: str, at: str | None, as_of: str | None) -> Reply | None:
+async def _states(visit: Visit, path: str, wanted: Collection[Times]) -> dict[Times, State | None]:
+    """Return the states of the code at several times, each read once."""
+    found = await asyncio.gather(*(_state(visit, path, at, as_of) for at, as_of in wanted))
+    return dict(zip(wanted, found, strict=True))
+
+
+async def _state(visit: Visit, path: str, at: str | None, as_of: str | None) -> State | None:
     """Return a state of the code; None where it had not begun, or was not known yet."""
     try:
-        return await visit.api.call("GET", path, {"at": at, "as_of": as_of}, together=_TIMES)
+        found: State = (await visit.api.call("GET", path, {"at": at, "as_of": as_of}, together=_TIMES)).json
     except Declined as declined:
         if declined.code in {"code_not_begun", "code_unknown"} and (at is not None or as_of is not None):
             return None
         raise
+    return found
 
 
 def _note(event: dict[str, Any]) -> str:
@@ -108,14 +137,13 @@ def _note(event: dict[str, Any]) -> str:
     return str(body.get("text") or body.get("note") or "")
 
 
-def _differences(asked: Reply | None, known: Reply | None) -> list[tuple[str, Any, Any]]:
+def _differences(asked: State | None, known: State | None) -> list[tuple[str, Any, Any]]:
     """Return what is known today of the same moment, and was not known then: name, then, today."""
     if asked is None or known is None:
         return [] if asked is known else [("Known", asked is not None, known is not None)]
-    then, today = asked.json, known.json
-    found = [(name, then[key], today[key]) for key, name in _COMPARED.items() if then[key] != today[key]]
+    found = [(name, asked[key], known[key]) for key, name in _COMPARED.items() if asked[key] != known[key]]
     found += [
-        (name, len(then[key]), len(today[key])) for key, name in _COUNTED.items() if len(then[key]) != len(today[key])
+        (name, len(asked[key]), len(known[key])) for key, name in _COUNTED.items() if len(asked[key]) != len(known[key])
     ]
     return found
 
@@ -123,28 +151,21 @@ def _differences(asked: Reply | None, known: Reply | None) -> list[tuple[str, An
 def _chosen(visit: Visit, name: str) -> str | None:
     """Return a time, or a position, of the address; a time without a zone is in UTC, as its field says."""
     text = visit.query.get(name, "").strip()
-    if not text:
-        return None
+    if not text or text.isdigit():
+        # A position, though Python reads some as a date.
+        return text or None
     try:
         read = datetime.fromisoformat(text)
     except ValueError:
-        # Positions, and what is neither: the API says what is wrong with that.
+        # The API says what is wrong with it.
         return text
     return stated(read if read.tzinfo is not None else datetime.fromisoformat(f"{text}+00:00"))
-
-
-def _field(text: str | None) -> str:
-    """Return a chosen time as its field has it; nothing for a position."""
-    try:
-        return moment(text).strftime("%Y-%m-%dT%H:%M:%S") if text else ""
-    except ValueError:
-        return ""
 
 
 def _steps(visit: Visit, name: str, chosen: str | None) -> list[tuple[str, str, bool]]:
     """Return the buttons of a control: what they say, their address, and whether they can be pressed."""
     try:
-        around = moment(chosen) if chosen else visit.now.replace(microsecond=0)
+        around = moment(chosen) if chosen and not chosen.isdigit() else visit.now.replace(microsecond=0)
     except ValueError:
         around = visit.now.replace(microsecond=0)
     moves = (("30 days earlier", -30), ("1 day earlier", -1), ("1 day later", 1), ("30 days later", 30))

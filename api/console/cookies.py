@@ -17,16 +17,17 @@ OVER_TLS: Final = "__Host-sparkledger"
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
 
 
-def cookie_name(request: Request) -> str | None:
-    """Return the name of the cookie; None where nobody can sign in: over plain HTTP, from another machine.
+def cookie_name(request: Request, about: str = "") -> str | None:
+    """Return the name of a cookie; None where nobody can sign in: over plain HTTP, from another machine.
 
     On this machine plain HTTP is accepted. Browsers share cookies among the ports of a host, so the port is in the
     name: two servers on two ports keep two sessions.
     """
+    more = f"-{about}" if about else ""
     if request.scope["scheme"] == "https":
-        return OVER_TLS
+        return f"{OVER_TLS}{more}"
     host, port = host_of(request)
-    return f"sparkledger-{port}" if is_loopback(host) else None
+    return f"sparkledger-{port}{more}" if is_loopback(host) else None
 
 
 def host_of(request: Request) -> tuple[str, str]:
@@ -53,16 +54,20 @@ def session_id(request: Request) -> str | None:
     return None if name is None else request.cookies.get(name)
 
 
-def set_cookie(request: Request, response: Response, value: str) -> None:
-    """Have the browser keep a session until it is closed."""
-    name = cookie_name(request)
+def set_cookie(
+    request: Request, response: Response, value: str, about: str = "", *, max_age: int | None = None
+) -> None:
+    """Have the browser keep a session, or something else for a number of seconds, until it is closed."""
+    name = cookie_name(request, about)
     assert name is not None  # noqa: S101 - nobody signs in where there is none
     # Lax: with Strict, anyone who follows a link from a mail would look signed out.
-    response.set_cookie(name, value, path="/", secure=name == OVER_TLS, httponly=True, samesite="lax")
+    secure = name.startswith(OVER_TLS)
+    response.set_cookie(name, value, max_age, path="/", secure=secure, httponly=True, samesite="lax")
 
 
-def drop_cookie(request: Request, response: Response) -> None:
-    """Have the browser forget a session."""
-    name = cookie_name(request)
+def drop_cookie(request: Request, response: Response, about: str = "") -> None:
+    """Have the browser forget a session, or something else."""
+    name = cookie_name(request, about)
     if name is not None:
-        response.delete_cookie(name, path="/", secure=name == OVER_TLS, httponly=True, samesite="lax")
+        secure = name.startswith(OVER_TLS)
+        response.delete_cookie(name, path="/", secure=secure, httponly=True, samesite="lax")

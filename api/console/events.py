@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, urlencode
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import orjson
 
 from api.console.adapter import Declined
+from api.console.filters import ACCOUNT, CREATOR, VIDEO, asked_of, filter_form, times, without_empty
+from api.console.forms import Field, choice
 from api.console.visit import Page
+from api.http.media_types import CSV, NDJSON
+from api.http.problems import Problem
+from domain.event_types import EVENT_TYPES
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -17,22 +22,97 @@ if TYPE_CHECKING:
     from domain.values import Role
 
 READERS: Final[frozenset[Role]] = frozenset({"admin", "operator", "auditor", "creator"})
+# Whose keys read all of the ledger, and so may export it.
+EXPORT: Final = READERS - {"creator"}
+FORMATS: Final = {"csv": CSV, "ndjson": NDJSON}
 ROWS: Final = 100
+# Of a history that is read for what one event changed. Of a longer one the code's own page shows it.
+HISTORY: Final = 1_000
+FIELDS: Final = (
+    choice("type", "Type", EVENT_TYPES),
+    CREATOR,
+    VIDEO,
+    ACCOUNT,
+    Field("code_id", "Code", hint="its id"),
+    *times("Recorded"),
+)
+# Searches to begin with: what they find, and how they are written.
+EXAMPLES: Final = (
+    ("Revocations and refused redemptions", "type:Revoked,RedemptionRefused"),
+    ("What was recorded more than a day late", "late:>1d"),
+    ("What operators recorded for others", "source:operator"),
+    ("Shares that were not by direct message", "type:Shared -channel:dm"),
+    ("Everything of 2026", "recorded:2026"),
+)
 
 
 async def _trail(visit: Visit) -> Response:
-    filters = {key: text for key, text in visit.query.items() if key not in {"cursor", "limit", "order"}}
-    asked = {**filters, "order": "desc", "limit": ROWS, "cursor": visit.query.get("cursor")}
+    if (tidied := without_empty(visit)) is not None:
+        return tidied
+    asked = asked_of(visit, FIELDS)
+    sought = {**asked, "order": "desc", "limit": ROWS, "cursor": visit.query.get("cursor"), "total": "estimate"}
     try:
-        answer = (await visit.api.call("GET", "/v1/events", asked)).json
+        answer = (await visit.api.call("GET", "/v1/events", sought)).json
     except Declined as declined:
         if declined.status != 400:  # noqa: PLR2004 - a query that cannot be understood
             raise
-        errors = declined.problem.get("errors", []) or [{"problem": str(declined)}]
-        return visit.page("trail.html", status=400, filters=filters, events=[], more=None, answer={}, errors=errors)
-    following = answer.get("next_cursor")
-    more = None if following is None else f"/events?{urlencode({**filters, 'cursor': following})}"
-    return visit.page("trail.html", filters=filters, events=answer["events"], more=more, answer=answer, errors=[])
+        return _misunderstood(visit, asked, declined)
+    form = filter_form("/events", FIELDS, asked)
+    return visit.page(
+        "trail.html",
+        form=form,
+        query=asked.get("q", ""),
+        wrong=None,
+        events=answer["events"],
+        answer=answer,
+        newer=_beside(form, answer["prev_cursor"]),
+        older=_beside(form, answer["next_cursor"]),
+        exports=[(name, form.address("/events/export", format=name)) for name in FORMATS if visit.role in EXPORT],
+        examples=EXAMPLES,
+    )
+
+
+def _beside(form: Any, cursor: str | None) -> str | None:
+    return None if cursor is None else form.address(cursor=cursor)
+
+
+def _misunderstood(visit: Visit, asked: dict[str, str], declined: Declined) -> Response:
+    """Show what is wrong with a search, at the character where it goes wrong."""
+    errors = declined.problem.get("errors", [])
+    found = next((one for one in errors if one.get("pointer") == "/q"), None)
+    if found is not None and found.get("reason") == "contains_secret":
+        # It is not shown again: others may look at the screen, or print the page.
+        asked = {name: text for name, text in asked.items() if name != "q"}
+    form = filter_form("/events", (*FIELDS, Field("q", "Search")), asked, declined)
+    query, wrong = asked.get("q", ""), None
+    if found is not None:
+        at = found.get("offset")
+        place = None if at is None or not query else (query[:at], query[at : at + 1], query[at + 1 :])
+        wrong = {"problem": found["problem"], "place": place, "character": 0 if at is None else at + 1}
+    return visit.page(
+        "trail.html",
+        status=400,
+        form=filter_form("/events", FIELDS, asked) if wrong is not None and len(errors) == 1 else form,
+        query=query,
+        wrong=wrong,
+        events=[],
+        answer=None,
+        newer=None,
+        older=None,
+        exports=[],
+        examples=EXAMPLES,
+    )
+
+
+async def _export(visit: Visit) -> Response:
+    """Pass on an export of the API, as a file."""
+    query = {name: text for name, text in visit.query.items() if name != "cursor"}
+    accept = FORMATS.get(query.get("format", ""))
+    if accept is None:
+        raise Problem("malformed_query", "An export is a file of the format csv or ndjson.")
+    # Spreadsheets take a file without a mark for an older encoding.
+    query |= {"bom": "true"} if accept == CSV else {}
+    return visit.passed_on("/v1/exports/events", query, accept=accept)
 
 
 async def _event(visit: Visit) -> Response:
@@ -40,10 +120,46 @@ async def _event(visit: Visit) -> Response:
     event = reply.json
     # Indented from what was answered: Python keeps every number as it was stored.
     stored = orjson.dumps(event, option=orjson.OPT_INDENT_2).decode()
-    return visit.page("event.html", event=event, stored=stored)
+    position = event["position"]
+    beside = visit.role in EXPORT
+    return visit.page(
+        "event.html",
+        event=event,
+        stored=stored,
+        changes=await _changes(visit, event),
+        earlier=position - 1 if beside and position > 1 else None,
+        later=position + 1 if beside and position < visit.seen else None,
+    )
+
+
+async def _changes(visit: Visit, event: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return what an event changed; None where its history does not say, or is too long."""
+    if event["stream_version"] > HISTORY:
+        return None
+    if "code_id" in event:
+        path = f"/v1/codes/{quote(event['code_id'], safe='')}/history"
+    elif "creator_id" in event:
+        path = f"/v1/creators/{quote(event['creator_id'], safe='')}/permission/history"
+    else:
+        return None
+    reply = await visit.api.read_or_none(path, as_of=event["position"], limit=HISTORY)
+    found = [] if reply is None else [one for one in reply.json["events"] if one["position"] == event["position"]]
+    return found[0]["changes"] if found else None
+
+
+async def _proof(visit: Visit) -> Response:
+    """Pass on the proof that an event is in the signed log, as a file that verifiers read."""
+    position = visit.path("position")
+    path = f"/v1/events/{quote(position, safe='')}/proof"
+    # Before a file is promised: while the log does not cover the event, the answer is a page that says so.
+    reply = await visit.api.call("GET", path, {"format": "tlog-proof"}, accept="*/*")
+    named = {"Content-Disposition": f'attachment; filename="event-{position}.tlog-proof"'}
+    return visit.file(reply, named)
 
 
 PAGES: Final = (
     Page("/events", _trail, nav="Trail", roles=READERS, parts=("/events",)),
+    Page("/events/export", _export, roles=EXPORT),
     Page("/events/{position}", _event, roles=READERS),
+    Page("/events/{position}/proof", _proof, roles=READERS),
 )

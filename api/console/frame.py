@@ -29,6 +29,7 @@ ENVIRONMENT: Final = Environment(
 )
 ENVIRONMENT.filters.update(
     exact=wording.exact,
+    field=wording.field,
     moment=wording.moment,
     number=wording.number,
     plain=wording.plain,

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from api.console.events import READERS
 from api.console.frame import ENVIRONMENT
 from api.console.origins import refuse_forged
 from api.console.visit import query_of, reader_of
@@ -56,7 +57,8 @@ async def _events(request: Request, reader: Reader, after: int | None) -> AsyncI
             if after is None:
                 after = await services_of(request.scope).events.head(reader.key.ledger_id)
             told = after
-            while not streams.closing:
+            # One that is closed or hidden gives its place back at once, and not when something is sent to it.
+            while not streams.closing and not await request.is_disconnected():
                 # A tab that is closed must not cost a session of the database in the middle of a query.
                 head = await asyncio.shield(_look(request, reader))
                 if head is None:
@@ -64,7 +66,11 @@ async def _events(request: Request, reader: Reader, after: int | None) -> AsyncI
                     return
                 if head > told:
                     told = head
-                    shown = template.render(count=head - after, after=after).strip().replace("\n", " ")
+                    shown = (
+                        template.render(count=head - after, after=after, reads=reader.key.role in READERS)
+                        .strip()
+                        .replace("\n", " ")
+                    )
                     # The id is where the page began to count, so a tab that comes back still counts from there.
                     yield b"id: %d\ndata: %b\n\n" % (after, shown.encode())
                 elif looks % HEARTBEAT_EVERY == 0:

@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from api.console import assets, code, events, find, lists, live, question, question_file, sign_in, start
+from api.console import (
+    accesses,
+    assets,
+    code,
+    commands,
+    events,
+    find,
+    give,
+    keys,
+    lists,
+    live,
+    proof,
+    question,
+    question_file,
+    sign_in,
+    sign_in_elsewhere,
+    start,
+    statistics,
+    system,
+    use,
+)
 from api.console.frame import render
 from api.console.visit import frame_of, problem_context
 from api.http import headers
@@ -20,9 +40,31 @@ if TYPE_CHECKING:
     from api.http.problems import Problem
 
 # In the order of the navigation.
-MODULES: Final = (start, find, question, question_file, lists, code, events)
+MODULES: Final = (
+    start,
+    find,
+    give,
+    use,
+    question,
+    question_file,
+    lists,
+    code,
+    commands,
+    events,
+    proof,
+    statistics,
+    accesses,
+    keys,
+    system,
+)
 PAGES: Final[Sequence[Page]] = [page for module in MODULES for page in module.PAGES]
-ROUTES: Final[Sequence[Route]] = [*(page.route() for page in PAGES), *sign_in.ROUTES, live.ROUTE, assets.ROUTE]
+ROUTES: Final[Sequence[Route]] = [
+    *(page.route() for page in PAGES),
+    *sign_in.ROUTES,
+    *sign_in_elsewhere.ROUTES,
+    live.ROUTE,
+    assets.ROUTE,
+]
 # Addresses of programs, whose answers are never pages.
 _OF_PROGRAMS: Final = ("/v1", "/metrics", "/livez", "/readyz", "/openapi.json", "/asyncapi.json", "/schemas")
 

@@ -7,7 +7,6 @@ gives the same verdict, reason and evidence for good.
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
@@ -15,7 +14,7 @@ from starlette.responses import RedirectResponse
 
 from api.console.adapter import Declined
 from api.console.visit import Page
-from api.console.wording import moment, stated
+from api.console.wording import field, in_utc, stated
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -29,8 +28,6 @@ HISTORY: Final = 200
 READS_EVENTS: Final = ASKS - {"brand"}
 OTHERS: Final = 3
 _ASKED: Final = ("video_id", "advertiser_id", "at", "as_of")
-# As browsers send a date and a time that have no zone: in UTC, as the field says.
-_WITHOUT_ZONE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?")
 
 # In words, with what to do about it. The sentence of the API says the rest.
 REASONS: Final = {
@@ -50,9 +47,8 @@ async def _show(visit: Visit) -> Response:
     asked: dict[str, str] = {name: visit.query[name].strip() for name in _ASKED if name in visit.query}
     if "video_id" not in asked and "advertiser_id" not in asked:
         return _form(visit, asked)
-    at = asked.get("at", "")
-    if _WITHOUT_ZONE.fullmatch(at):
-        asked["at"] = at = f"{at}Z"
+    if at := in_utc(asked.get("at", "")):
+        asked["at"] = at
     if "as_of" not in asked or not at:
         # Both times, before it is asked: the question is recorded once, and its address is one to keep.
         asked["as_of"] = asked.get("as_of") or str(await visit.head())
@@ -75,7 +71,7 @@ def _form(visit: Visit, asked: dict[str, str], declined: Declined | None = None)
         "question.html",
         status=200 if declined is None else declined.status,
         asked=asked,
-        at_local=_local(asked.get("at")),
+        at_local=field(asked.get("at")),
         errors=errors,
         accounts=sorted(visit.reader.key.subjects.advertiser_ids),
     )
@@ -87,7 +83,7 @@ async def _answered(visit: Visit, asked: dict[str, str], verdict: dict[str, Any]
     return visit.page(
         "verdict.html",
         asked=asked,
-        at_local=_local(asked["at"]),
+        at_local=field(asked["at"]),
         verdict=verdict,
         heading=heading,
         explained=explained,
@@ -116,16 +112,6 @@ async def _evidence(visit: Visit, verdict: dict[str, Any]) -> dict[int, dict[str
         single = await asyncio.gather(*(visit.api.read_or_none(f"/v1/events/{position}") for position in others))
         found |= {reply.json["position"]: reply.json for reply in single if reply is not None}
     return found
-
-
-def _local(text: str | None) -> str:
-    """Return a time as the field for one has it, in UTC."""
-    if not text:
-        return ""
-    try:
-        return moment(text).strftime("%Y-%m-%dT%H:%M:%S")
-    except ValueError:
-        return ""
 
 
 PAGES: Final = (Page("/question", _show, nav="Question", roles=ASKS),)

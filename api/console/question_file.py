@@ -39,7 +39,7 @@ async def _ask(visit: Visit) -> Response:
         raise Problem("malformed_request", _NO_FILE)
     if form.get("want") == b"file":
         named = {"Content-Disposition": 'attachment; filename="answers.csv"'}
-        return visit.api.passed_on(_BATCH, {}, accept=CSV, method="POST", body=content, media_type=CSV, headers=named)
+        return visit.passed_on(_BATCH, {}, accept=CSV, method="POST", body=content, media_type=CSV, headers=named)
     reply = await visit.api.call("POST", _BATCH, {}, content, CSV, accept=LINES)
     answers = [orjson.loads(line) for line in reply.content.splitlines()]
     wrong = [one for one in answers if one.get("error")]

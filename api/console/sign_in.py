@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
 import orjson
 from starlette.requests import Request
@@ -56,16 +57,21 @@ async def _show(request: Request) -> Response:
         notice = "Your session has ended: the key was revoked or has expired, or you were away for half an hour."
     elif "out" in query:
         notice = "You are signed out."
-    return _page(request, wanted, notice=notice)
+    return page(request, wanted, notice=notice)
 
 
-def _page(request: Request, wanted: str, *, status: int = 200, notice: str = "", error: str = "") -> Response:
+def page(request: Request, wanted: str, *, status: int = 200, notice: str = "", error: str = "") -> Response:
+    """Return the page to sign in, which leads to what was wanted."""
     context: dict[str, Any] = {
         "wanted": wanted,
         "notice": notice,
         "error": error,
         "is_refused": cookie_name(request) is None,
         "host": host_of(request)[0],
+        "elsewhere": [
+            {"name": client.name, "address": f"/sign-in/with/{number}?{urlencode({'next': wanted})}"}
+            for number, client in enumerate(request.app.state.console.clients)
+        ],
     }
     return render("sign_in.html", frame_of(None, request) | context, status=status)
 
@@ -75,21 +81,21 @@ async def _sign_in(request: Request) -> Response:
     form = dict(await read_form(request))
     wanted = local_address(form.get("next", "/"))
     if cookie_name(request) is None:
-        return _page(request, wanted, status=403)
+        return page(request, wanted, status=403)
     presented = form.get("key", "").strip()[:MAX_KEY_CHARACTERS]
     if not presented.isascii() or not presented:
-        return _page(request, wanted, status=422, error=_EMPTY if not presented else _WRONG)
+        return page(request, wanted, status=422, error=_EMPTY if not presented else _WRONG)
     address = request.client.host if request.client is not None else ""
     wrong_keys = request.app.state.console.wrong_keys
     if wrong_keys.wait_s(address) > 0:
-        return _page(request, wanted, status=429, error=_TOO_MANY)
+        return page(request, wanted, status=429, error=_TOO_MANY)
     key = await opened_by(request, presented)
     if key is None:
         wrong_keys.take(address)
         log.info("Request %s tried to sign in with a key that opens nothing.", request.scope["request_id"])
-        return _page(request, wanted, status=403, error=_WRONG)
+        return page(request, wanted, status=403, error=_WRONG)
     if key.role not in PEOPLE:
-        return _page(request, wanted, status=403, error=_SUBSCRIBER)
+        return page(request, wanted, status=403, error=_SUBSCRIBER)
     # Not before it is recorded: nobody reads here of whom the access log does not say that they were there.
     await record(request, key)
     response = RedirectResponse(wanted, 303)

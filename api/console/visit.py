@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -17,19 +18,23 @@ from api.console.cookies import drop_cookie, session_id
 from api.console.frame import render
 from api.console.origins import refuse_forged
 from api.http import headers
+from api.http.command_context import policy_here
 from api.http.dependencies import services_of
 from api.http.limits import Limit
 from api.http.problems import Problem, title
 from api.http.protocol import own
+from api.http.responses import NO_STORE
 from domain.errors import NotAllowed
 from domain.values import Role
 from infra.auth.api_keys import ApiKey
 from infra.auth.console_sessions import ConsoleSession, ConsoleSessions
+from infra.auth.oidc_client import OidcClient, SignInFailed
 from infra.errors import TokenRefused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from api.console.adapter import Reply
     from api.http.dependencies import Services
 
 SIGN_IN: Final = "/sign-in"
@@ -62,6 +67,7 @@ class Visit:
     Attributes:
         api: the API, as the reader may use it.
         query: the parameters of the address; of those sent twice, the last.
+        seen: the last position of the ledger when it began: what is recorded later is new to the page.
 
     """
 
@@ -69,6 +75,7 @@ class Visit:
     reader: Reader
     api: Api
     query: dict[str, str] = field(default_factory=dict)
+    seen: int = 0
 
     @property
     def role(self) -> Role:
@@ -79,6 +86,11 @@ class Visit:
     def now(self) -> datetime:
         """The server's clock."""
         return services_of(self.request.scope).now()
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The lengths in days that a window can have, by the settings."""
+        return policy_here(services_of(self.request.scope)).allowed_days
 
     def path(self, name: str) -> str:
         """Return what stands in the address in place of a name."""
@@ -106,6 +118,15 @@ class Visit:
         """Answer with a page, or with one block of it."""
         return render(template, frame_of(self) | context, block=block, status=status)
 
+    def passed_on(self, path: str, query: Mapping[str, Any], **more: Any) -> Response:
+        """Answer with what the API answers, as it makes it; a refusal is a page."""
+        return self.api.passed_on(path, query, refused=lambda declined: refusal_page(self, declined), **more)
+
+    def file(self, reply: Reply, headers: Mapping[str, str]) -> Response:
+        """Answer with a file that the API made."""
+        media_type = reply.headers.get(b"content-type", b"application/octet-stream").decode("latin-1")
+        return Response(reply.content, 200, {**NO_STORE, **headers, "Content-Type": media_type})
+
 
 def frame_of(visit: Visit | None, request: Request | None = None) -> dict[str, Any]:
     """Return what the frame of a page shows; for somebody who is not signed in, next to nothing."""
@@ -113,11 +134,13 @@ def frame_of(visit: Visit | None, request: Request | None = None) -> dict[str, A
     assert request is not None  # noqa: S101 - a page is always asked for
     pages = request.app.state.console.pages
     path = request.scope["path"]
-    places = [] if visit is None else [one for one in pages if one.nav and visit.role in one.roles]
+    shown = [] if visit is None else [one for one in pages if visit.role in one.roles]
     return {
         "reader": None if visit is None else visit.reader,
         "position": 0 if visit is None else visit.api.position,
-        "places": [{"name": one.nav, "path": one.path, "is_here": one.covers(path)} for one in places],
+        "seen": 0 if visit is None else visit.seen,
+        "places": [{"name": one.nav, "path": one.path, "is_here": one.covers(path)} for one in shown if one.nav],
+        "menu": [{"name": one.more, "path": one.path, "is_here": one.covers(path)} for one in shown if one.more],
         "now": services_of(request.scope).now(),
     }
 
@@ -131,6 +154,7 @@ class Page:
         show: what answers a visit.
         methods: how it is asked for.
         nav: what it is called in the navigation; None where it is not in it.
+        more: what it is called in the menu beside the navigation, for what is needed less often.
         roles: whose navigation it is in. Whether they may read is the API's to say.
         parts: the beginnings of other addresses that belong to this place of the navigation.
 
@@ -140,6 +164,7 @@ class Page:
     show: Callable[[Visit], Awaitable[Response]]
     methods: tuple[str, ...] = ("GET",)
     nav: str | None = None
+    more: str | None = None
     roles: frozenset[Role] = PEOPLE
     parts: tuple[str, ...] = ()
 
@@ -158,6 +183,7 @@ class Page:
             own(request.scope, reader.key.ledger_id)
             visit = Visit(request, reader, Api(request, reader.session.presented), dict(query_of(request)))
             try:
+                visit.seen = await visit.head()
                 return await self.show(visit)
             except Declined as declined:
                 return refusal_page(visit, declined)
@@ -170,6 +196,7 @@ class Console:
 
     Attributes:
         sessions: who is signed in.
+        clients: the identity providers at which one can sign in.
         pages: every page that asks for a session.
         wrong_keys: how many wrong keys each address may still present.
 
@@ -178,8 +205,15 @@ class Console:
     def __init__(self, services: Services, pages: Sequence[Page]) -> None:
         """Take what requests need, and the pages."""
         self.sessions = ConsoleSessions(services.database, services.keyring)
+        self.clients = [OidcClient(one) for one in services.settings.oidc_issuers if one.client_id is not None]
+        # Renewals that are under way, so that an identity provider is asked once for all pages of a session.
+        self.renewals: dict[bytes, asyncio.Task[str | None]] = {}
         self.pages = pages
         self.wrong_keys: Limit[str] = Limit(WRONG_KEYS_AT_ONCE, WRONG_KEYS_PER_SECOND)
+
+    def client_of(self, issuer: str) -> OidcClient | None:
+        """Return the client of an identity provider; None where it is configured no more."""
+        return next((client for client in self.clients if client.issuer.issuer == issuer), None)
 
 
 async def reader_of(request: Request, *, used: bool = True) -> Reader | None:
@@ -195,10 +229,47 @@ async def reader_of(request: Request, *, used: bool = True) -> Reader | None:
     if session is None:
         return None
     key = await opened_by(request, session.presented)
+    if key is None and session.renewal is not None:
+        session, key = await _renewed(request, presented, session)
     if key is None or key.key_id != session.key_id:
         await sessions.end(session, session.ledger_id)
         return None
     return Reader(session, key)
+
+
+async def _renewed(request: Request, session_id: str, session: ConsoleSession) -> tuple[ConsoleSession, ApiKey | None]:
+    """Get a new token for a session whose old one opens nothing any more; return the session and what it opens now."""
+    console: Console = request.app.state.console
+    renewing = console.renewals.get(session.hash)
+    if renewing is None:
+        renewing = asyncio.create_task(_new_token(console, session_id, session), name="renewal of a session")
+        console.renewals[session.hash] = renewing
+        renewing.add_done_callback(lambda _: console.renewals.pop(session.hash, None))
+    # Other pages wait for the same renewal, so one that is closed must not cancel it.
+    token = await asyncio.shield(renewing)
+    if token is None:
+        return session, None
+    return replace(session, presented=token), await opened_by(request, token)
+
+
+async def _new_token(console: Console, session_id: str, session: ConsoleSession) -> str | None:
+    """Return the new token of a session; None if the identity provider gives none."""
+    current = await console.sessions.find(session_id, used=False)
+    if current is None or current.renewal is None:
+        return None
+    if current.presented != session.presented:
+        # Another page's renewal came in between.
+        return current.presented
+    issuer, renewal = current.renewal
+    client = console.client_of(issuer)
+    if client is None:
+        return None
+    try:
+        signed_in = await client.renew(renewal)
+    except SignInFailed:
+        return None
+    await console.sessions.renewed(session_id, session, signed_in.token, (issuer, signed_in.renewal or renewal))
+    return signed_in.token
 
 
 async def opened_by(request: Request, presented: str) -> ApiKey | None:

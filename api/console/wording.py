@@ -13,6 +13,8 @@ from markupsafe import Markup, escape
 # look like nothing (Unicode 16, categories Cc, Cf, Zl, Zp, and a few letters).
 _FILLERS: Final = frozenset("\u115f\u1160\u3164\uffa0\u034f\u2800")
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co"})
+# As browsers send a date and a time that have no zone: in UTC, as their field says.
+_WITHOUT_ZONE: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:\d\d(?:\.\d+)?)?")
 _WORD: Final = re.compile(r"[_-]+|(?<=[a-z])(?=[A-Z])")
 # Text is shown so far; the rest is counted.
 MAX_SHOWN_CHARACTERS: Final = 2_000
@@ -51,6 +53,23 @@ def exact(value: str | datetime | None) -> Markup:
 def stated(value: str | datetime) -> str:
     """Return a time as addresses have it."""
     return moment(value).isoformat().replace("+00:00", "Z")
+
+
+def in_utc(text: str) -> str:
+    """Return a time of a form or an address as the API takes it; what is no time is returned as it is."""
+    text = text.strip()
+    found = _WITHOUT_ZONE.fullmatch(text)
+    # Browsers leave out seconds that are zero.
+    return text if found is None else f"{found[1]}{found[2] or ':00'}Z"
+
+
+def field(value: str | None) -> str:
+    """Return a time as the field for one has it, in UTC; nothing for what is no time."""
+    try:
+        # Digits alone are a position, though Python reads some as a date.
+        return moment(in_utc(value)).strftime("%Y-%m-%dT%H:%M:%S") if value and not value.isdigit() else ""
+    except ValueError:
+        return ""
 
 
 def span(value: timedelta) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
+    from api.http.dependencies import Services
     from domain.code import Code
     from domain.commands import A, Decision, Ledger
     from domain.values import When
@@ -112,8 +113,12 @@ async def load_code(caller: Caller, code_id: UUID) -> Code:
 
 def policy_of(caller: Caller) -> Policy:
     """Return what the settings decide where TikTok's sources disagree."""
-    settings = caller.services.settings
-    return Policy(settings.allowed_days, settings.extend_after_expiry)
+    return policy_here(caller.services)
+
+
+def policy_here(services: Services) -> Policy:
+    """Return the same, for whoever has not asked for anything yet."""
+    return Policy(services.settings.allowed_days, services.settings.extend_after_expiry)
 
 
 def _refuse_effective_at(caller: Caller, pointer: str, moment: datetime) -> None:

@@ -24,6 +24,9 @@ RECORDED_CODES: Final = frozenset(
 # Where a code is named by its secret: what is unknown there may be a guess.
 BY_SECRET: Final = frozenset({"/v1/redemptions", "/v1/codes/lookup"})
 
+# In the scope of a request: its reader may read what was asked for, which was not known yet at the time asked about.
+NOT_KNOWN_YET: Final = "sparkledger.not_known_yet"
+
 # What a denied attempt is recorded as.
 DeniedReason = Literal[
     "role_not_allowed",
@@ -41,7 +44,7 @@ log = logging.getLogger(__name__)
 async def record_denied_attempt(request: Request, problem: Problem) -> None:
     """Record a refused attempt, where it is one and its key is known; the refusal stands whether or not that works."""
     key: ApiKey | None = request.scope.get("key")
-    if key is None or problem.code not in RECORDED_CODES:
+    if key is None or problem.code not in RECORDED_CODES or NOT_KNOWN_YET in request.scope:
         return
     route = request.scope["route"].path
     path = (("path", value) for value in request.path_params.values())

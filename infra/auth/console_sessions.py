@@ -7,12 +7,14 @@ jar alone opens anything, and a session is never worth more than its key: that i
 
 from __future__ import annotations
 
+import base64
 import re
 import secrets
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
 from cryptography.exceptions import InvalidTag
 
 from infra.crypto.envelope import SealingKey
@@ -48,6 +50,7 @@ _CROWD_OUT: Final = """
     )
 """
 _FIND: Final = "SELECT ledger_id, key_id, sealed, expires_at FROM console_session(%s, %s, %s)"
+_RENEW: Final = "UPDATE console_sessions SET sealed = %s WHERE ledger_id = %s AND hash = %s"
 _END: Final = "DELETE FROM console_sessions WHERE ledger_id = %s AND hash = %s"
 PURGE: Final = """
     DELETE FROM console_sessions WHERE hash IN (
@@ -65,6 +68,7 @@ class ConsoleSession:
         hash: under which it is stored.
         presented: the key or token that the person signed in with.
         expires_at: when it ends at the latest.
+        renewal: the identity provider, and what gets a new token there; None where nothing does.
 
     """
 
@@ -73,6 +77,7 @@ class ConsoleSession:
     key_id: UUID
     presented: str = field(repr=False)
     expires_at: datetime
+    renewal: tuple[str, str] | None = field(default=None, repr=False)
 
 
 class ConsoleSessions:
@@ -83,7 +88,7 @@ class ConsoleSessions:
         self._database = database
         self._keyring = keyring
 
-    async def begin(self, key: ApiKey, presented: str) -> str:
+    async def begin(self, key: ApiKey, presented: str, renewal: tuple[str, str] | None = None) -> str:
         """Begin a session of somebody who presented a valid key or token; return what their cookie says.
 
         Raises:
@@ -92,7 +97,7 @@ class ConsoleSessions:
         """
         session_id = secrets.token_urlsafe(ID_BYTES)
         hashed, sealing = await self._keys(session_id)
-        sealed = sealing.seal(presented.encode(), hashed)
+        sealed = sealing.seal(orjson.dumps([presented, renewal]), hashed)
         async with self._database.connection(key.ledger_id) as connection, connection.transaction():
             await connection.execute(_BEGIN, (hashed, key.ledger_id, key.key_id, sealed, LONGEST))
             most = {"ledger_id": key.ledger_id, "key_id": key.key_id, "most": MAX_OF_A_KEY}
@@ -122,10 +127,35 @@ class ConsoleSessions:
             return None
         ledger_id, key_id, sealed, expires_at = row
         try:
-            presented = sealing.unseal(bytes(sealed), hashed).decode()
+            presented, renewal = orjson.loads(sealing.unseal(bytes(sealed), hashed))
         except (InvalidTag, ValueError):
             return None
-        return ConsoleSession(hashed, ledger_id, key_id, presented, expires_at)
+        return ConsoleSession(hashed, ledger_id, key_id, presented, expires_at, renewal and tuple(renewal))
+
+    async def renewed(self, session_id: str, session: ConsoleSession, token: str, renewal: tuple[str, str]) -> None:
+        """Keep the new token of a session whose old one has expired.
+
+        Raises:
+            Unavailable: the database is away.
+
+        """
+        hashed, sealing = await self._keys(session_id)
+        sealed = sealing.seal(orjson.dumps([token, renewal]), hashed)
+        async with self._database.connection(session.ledger_id) as connection:
+            await connection.execute(_RENEW, (sealed, session.ledger_id, hashed))
+
+    async def sealed(self, content: bytes, purpose: str) -> str:
+        """Return a text that says nothing to whoever keeps it, and that nobody else can make."""
+        sealing = SealingKey((await self._keyring.hashing()).derived(purpose))
+        return base64.urlsafe_b64encode(sealing.seal(content, purpose.encode())).decode()
+
+    async def unsealed(self, text: str, purpose: str) -> bytes | None:
+        """Return what was sealed for a purpose; None if it was changed, or sealed for another."""
+        sealing = SealingKey((await self._keyring.hashing()).derived(purpose))
+        try:
+            return sealing.unseal(base64.urlsafe_b64decode(text), purpose.encode())
+        except (InvalidTag, ValueError):
+            return None
 
     async def end(self, session: ConsoleSession, ledger_id: int) -> None:
         """End a session, in the ledger of its key.

@@ -149,14 +149,14 @@ async def fetch_keys(issuer: Issuer) -> list[SigningKey]:
     ) as client:
         address = issuer.jwks_uri
         if address is None:
-            document = await _json(client, issuer.issuer.rstrip("/") + DISCOVERY)
+            document = await fetch_json(client, issuer.issuer.rstrip("/") + DISCOVERY)
             if document.get("issuer") != issuer.issuer:
                 raise IssuerError("its discovery document names another issuer")
             address = str(document.get("jwks_uri"))
             problem = advertised_address_problem(issuer.issuer, address)
             if problem is not None:
                 raise IssuerError(f"its jwks_uri is not allowed: {problem}")
-        listed = (await _json(client, address)).get("keys")
+        listed = (await fetch_json(client, address)).get("keys")
     if not isinstance(listed, list):
         raise IssuerError("its key set has no keys")
     found = [signing_key(one) for one in listed[:MAX_KEYS] if isinstance(one, dict)]
@@ -185,12 +185,25 @@ def signing_key(jwk: Mapping[str, Any]) -> SigningKey | None:
     return SigningKey(key_id, algorithm, key)
 
 
-async def _json(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
-    """Fetch one JSON object of at most `MAX_BYTES`."""
+async def fetch_json(
+    client: httpx.AsyncClient,
+    address: str,
+    *,
+    form: Mapping[str, str] | None = None,
+    login: tuple[str, str] | None = None,
+) -> dict[str, Any]:
+    """Fetch one JSON object of at most `MAX_BYTES`, or post a form for it.
+
+    Raises:
+        IssuerError: the answer is something else.
+        httpx.HTTPError: there is none.
+
+    """
     body = b""
     # Uncompressed, so that a small response cannot become a large one here.
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-    async with client.stream("GET", address, headers=headers) as answer:
+    method = "GET" if form is None else "POST"
+    async with client.stream(method, address, headers=headers, data=form, auth=login) as answer:
         if answer.status_code != httpx.codes.OK:
             raise IssuerError(f"{address} responded with status {answer.status_code}")
         async for piece in answer.aiter_raw():

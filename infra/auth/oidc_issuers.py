@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from domain.errors import NotAllowed
 from domain.pasted import Unusable, canonical_creator_id
@@ -26,6 +26,7 @@ LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _ID: Final = re.compile(ID_PATTERN)
 _Text = Annotated[str, Field(min_length=1, max_length=512)]
+_Scope = Annotated[str, Field(pattern=r"^[!#-\[\]-~]{1,128}$")]
 _Ledger = Annotated[str, Field(pattern=ID_PATTERN)]
 
 
@@ -75,6 +76,13 @@ class Issuer(BaseModel):
     creator_ids_claim: _Text | None = None
     brand_ids_claim: _Text | None = None
     advertiser_ids_claim: _Text | None = None
+    # The console as a client of the issuer; absent: people sign in with keys.
+    client_id: _Text | None = None
+    # Absent: the console is a public client, which proves with PKCE alone that it began.
+    client_secret: SecretStr | None = None
+    scopes: tuple[_Scope, ...] = ()
+    # What the page to sign in calls it.
+    name: _Text | None = None
 
     @field_validator("issuer", "jwks_uri")
     @classmethod
@@ -88,6 +96,8 @@ class Issuer(BaseModel):
     def _check_together(self) -> Self:
         if not self.audience:
             raise ValueError("It needs an audience.")
+        if self.client_id is None and (self.client_secret is not None or self.scopes):
+            raise ValueError("Only a client has a client_secret or scopes: give its client_id too.")
         for one, claim, several in (
             ("ledger", self.ledger_claim, self.ledgers),
             ("role", self.role_claim, self.roles),

@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from tests.waiting import until
+
 VIDEO = "7312345678901234567"
 OTHER_VIDEO = "7312345678901234568"
 CREATOR, OTHER_CREATOR, QUIET_CREATOR = "ana.creates", "bo.dances", "cleo.cooks"
@@ -34,6 +36,13 @@ def told(answer: httpx.Response) -> dict[str, Any]:
     assert answer.status_code < 300, f"{answer.status_code}: {answer.text}"
     content: dict[str, Any] = answer.json()
     return content
+
+
+def shown(client: httpx.Client, view: str) -> None:
+    """Wait until a list shows all that was recorded."""
+    events = told(client.get("/v1/events", params={"order": "desc", "limit": 1}))["events"]
+    asked = {"at_least": events[0]["position"], "limit": 1}
+    until(lambda: client.get(f"/v1/{view}", params=asked).status_code == 200, 60)
 
 
 def seed(client: httpx.Client, now: datetime | None = None) -> Seeded:
@@ -110,4 +119,6 @@ def seed(client: httpx.Client, now: datetime | None = None) -> Seeded:
     launch(hostile, "hostile", -1, 0, 20, name=HOSTILE.replace("\u200b", "")[:100])
     post(f"/v1/codes/{hostile['code_id']}/notes", text=HOSTILE + "x" * 3000)
     permit(OTHER_CREATOR, enabled=False)
+    for view in ("codes", "campaigns", "redemptions", "shares", "permissions"):
+        shown(client, view)
     return Seeded(now, running, revoked, ended, ending, hostile, unshared)

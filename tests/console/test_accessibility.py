@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.console.conftest import Windows
-from tests.console.seed import ACCOUNT, VIDEO, Seeded
+from tests.console.seed import ACCOUNT, CREATOR, VIDEO, Seeded
 
 # By tags: axe leaves out rules of WCAG 2.2 if it is not told to run them.
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-WIDTHS = (1280, 360)
+# Each width and each scheme once: colours do not hang on the width, nor sizes on the scheme, and axe takes seconds.
+LOOKS: tuple[tuple[int, Literal["light", "dark"]], ...] = ((1280, "light"), (360, "dark"))
 # Each page, by what its address is made of.
 PAGES: dict[str, Callable[[Seeded], str]] = {
     "sign-in": lambda _: "/sign-in",
@@ -24,7 +25,19 @@ PAGES: dict[str, Callable[[Seeded], str]] = {
     "question": lambda _: "/question",
     "verdict": lambda _: f"/question?video_id={VIDEO}&advertiser_id={ACCOUNT}",
     "codes": lambda _: "/codes",
+    "a filter that is wrong": lambda _: "/codes?state=nope",
+    "trail": lambda _: "/events",
+    "a search that is wrong": lambda _: "/events?q=type:Nope",
     "event": lambda _: "/events/5",
+    "who looked": lambda _: "/accesses",
+    "proof": lambda _: "/proof",
+    "statistics": lambda _: "/statistics",
+    "keys": lambda _: "/keys",
+    "system": lambda _: "/system",
+    "give": lambda _: f"/give?creator_id={CREATOR}",
+    "use": lambda _: "/use",
+    "share": lambda seeded: f"/codes/{seeded.running['code_id']}/share",
+    "launch": lambda seeded: f"/codes/{seeded.running['code_id']}/launch",
     "code": lambda seeded: f"/codes/{seeded.running['code_id']}?as_of=20",
 }
 
@@ -48,12 +61,11 @@ def violations(page: Page) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing(windows: Windows, seeded: Seeded, name: str) -> None:
     page = windows.open(None if name == "sign-in" else windows.server.admin_key)
-    for width in WIDTHS:
+    for width, scheme in LOOKS:
         page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
         page.goto(PAGES[name](seeded))
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            assert violations(page) == [], (name, width, scheme)
+        assert violations(page) == [], (name, width, scheme)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -65,6 +77,49 @@ def test_nothing_but_tables_scrolls_sideways_even_at_twice_the_size(
         page.set_viewport_size({"width": width, "height": 800})
         page.goto(PAGES[name](seeded))
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# Of a page's links and buttons, those that are tried: the rest are rows of tables.
+TABS = 25
+FOCUSED = """
+() => {
+  const focused = document.activeElement;
+  if (focused === document.body) return null;
+  const box = focused.getBoundingClientRect();
+  // The middle of what of it is on the screen: some regions are higher than it.
+  const [top, bottom] = [Math.max(0, box.top), Math.min(innerHeight, box.bottom)];
+  const found = bottom > top && document.elementFromPoint(box.x + box.width / 2, (top + bottom) / 2);
+  return {seen: !!found && (focused.contains(found) || found.contains(focused)), what: focused.outerHTML.slice(0, 200)};
+}
+"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_the_keyboard_reaches_is_on_the_screen_and_under_nothing(
+    windows: Windows, seeded: Seeded, name: str
+) -> None:
+    page = windows.open(None if name == "sign-in" else windows.server.admin_key)
+    page.goto(PAGES[name](seeded))
+    reached = []
+    for _ in range(TABS):
+        page.keyboard.press("Tab")
+        focused = page.evaluate(FOCUSED)
+        if focused is None:
+            break
+        reached.append(focused)
+    assert len(reached) > 1
+    assert [one["what"] for one in reached if not one["seen"]] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_printed_page_has_its_text_and_nothing_to_press(windows: Windows, seeded: Seeded, name: str) -> None:
+    page = windows.open(None if name == "sign-in" else windows.server.admin_key)
+    page.emulate_media(media="print", color_scheme="dark")
+    page.goto(PAGES[name](seeded))
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    for what in ("button", ".button", "nav", "form.find", ".bottom"):
+        assert page.locator(what).filter(visible=True).count() == 0, what
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
 
 
 def test_the_keyboard_alone_opens_the_menu_and_signs_out(windows: Windows) -> None:

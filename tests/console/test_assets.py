@@ -16,7 +16,7 @@ VENDOR = FOLDER / "vendor"
 VENDORED = tomllib.loads((VENDOR / "vendor.toml").read_text())["package"]
 # Raw bytes of script and style.
 MAX_WEIGHT = 120_000
-MAX_STYLE = 16_384
+MAX_STYLE = 12_000
 
 
 def test_files_of_others_are_as_they_were_published() -> None:

@@ -1,32 +1,97 @@
-"""The lists and the trail: what their filters say is what they show."""
+"""The lists: what their filters say is what they show."""
 
 from __future__ import annotations
 
-import pytest
+import re
+from datetime import UTC, datetime, timedelta
 
-from tests.api.world import told
-from tests.console.seed import Seeded
+import pytest
+from playwright.sync_api import expect
+
+from api.console import lists
+from api.console.lists import FIELDS
+from tests.api.world import World, told
+from tests.console.conftest import Windows
+from tests.console.seed import Seeded, shown
 from tests.console.test_start import visitor
 from tests.serving import Server
 
+TEXTS = {"video_id": "7312345678901234567"}
+
 
 @pytest.mark.parametrize("name", ["codes", "campaigns", "redemptions", "shares", "permissions"])
-def test_a_list_shows_the_rows_that_the_api_answers(seeded_ledger: Server, name: str) -> None:
+def test_a_list_shows_the_rows_that_the_api_answers(seeded_ledger: Server, seeded: Seeded, name: str) -> None:
     with seeded_ledger.client() as client, visitor(seeded_ledger, seeded_ledger.admin_key) as reader:
         rows = told(client.get(f"/v1/{name}"), 200)[name]
         page = reader.get(f"/{name}")
     assert (page.status_code, page.text.count("<tr>")) == (200, len(rows) + 1)
 
 
-def test_a_filter_that_is_none_is_refused_as_a_page(seeded_ledger: Server) -> None:
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_a_filter_that_the_api_knows(seeded_ledger: Server, name: str) -> None:
     with visitor(seeded_ledger, seeded_ledger.admin_key) as reader:
-        page = reader.get("/codes?state=nope", headers={"Accept": "text/html"})
-    assert (page.status_code, "Malformed query" in page.text) == (400, True)
+        for one in FIELDS[name]:
+            values = [value for value, _ in one.choices] or (
+                ["2026-03-01T12:00"] if one.kind == "time" else [TEXTS.get(one.name, "somebody")]
+            )
+            for value in values:
+                assert reader.get(f"/{name}", params={one.name: value}).status_code == 200, (one.name, value)
 
 
-def test_an_event_is_shown_and_a_wrong_query_of_the_trail_is_said_on_it(seeded_ledger: Server, seeded: Seeded) -> None:
+@pytest.mark.parametrize("javascript", [True, False])
+def test_what_is_chosen_in_the_form_is_what_is_shown_and_is_in_the_address(
+    windows: Windows, seeded: Seeded, javascript: bool
+) -> None:
+    page = windows.open(windows.server.admin_key, java_script_enabled=javascript)
+    page.goto("/codes")
+    page.locator(".filters summary").click()
+    page.get_by_label("State").select_option("revoked")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.locator("tbody")).to_contain_text(seeded.revoked["video_id"])
+    expect(page.locator(".lead")).to_have_text("Only where state is Revoked. Show all")
+    assert page.url.endswith("/codes?state=revoked")
+    page.get_by_role("link", name="Show all").click()
+    expect(page.locator("tbody tr")).to_have_count(6)
+
+
+def test_a_filter_that_is_none_is_refused_at_its_field(windows: Windows) -> None:
+    page = windows.open(windows.server.admin_key)
+    page.goto("/codes?state=nope&live_at=2026-03-01T12:00&creator_id=ana.creates")
+    state = page.get_by_label("State")
+    expect(state).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#w-state")).to_be_visible()
+    expect(page.get_by_label("Creator")).to_have_value("ana.creates")
+    expect(page.get_by_label("Live at")).to_have_value(re.compile("^2026-03-01T12:00"))
+    page.goto("/codes?colour=red")
+    expect(page.get_by_role("alert")).to_contain_text("Unknown parameter.")
+
+
+def test_the_next_rows_have_the_same_filters(
+    seeded_ledger: Server, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "ROWS", 2)
     with visitor(seeded_ledger, seeded_ledger.admin_key) as reader:
-        event = reader.get(f"/events/{seeded.running['position']}")
-        wrong = reader.get("/events?q=type:Nope")
-    assert (event.status_code, seeded.running["code_id"] in event.text) == (200, True)
-    assert (wrong.status_code, 'role="alert"' in wrong.text) == (400, True)
+        first = reader.get("/codes?order=ending")
+        following = re.search(r'href="(/codes[?][^"]*cursor=[^"]*)">The next rows', first.text)
+        assert following is not None
+        second = reader.get(following[1].replace("&amp;", "&"))
+    assert "order=ending" in following[1]
+    seen = [set(re.findall(r"/codes/([0-9a-f-]{36})", page.text)) for page in (first, second)]
+    assert [len(one) for one in seen] == [2, 2]
+    assert seen[0] & seen[1] == set()
+    assert 'href="/codes?order=ending">To the beginning' in second.text
+
+
+def test_times_of_a_filter_are_in_utc_as_their_fields_say(own_windows: Windows, own_world: World) -> None:
+    code = own_world.generate()
+    shown(own_world.client, "codes")
+    ends = datetime.fromisoformat(code["expires_at"]).astimezone(UTC)
+    page = own_windows.open(own_windows.server.admin_key, timezone_id="Asia/Kolkata")
+    page.goto("/codes")
+    for seconds, count in ((0, 0), (1, 1)):
+        page.locator(".filters summary").click()
+        page.get_by_label("Window ends before").fill(f"{ends + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}")
+        page.get_by_role("button", name="Show", exact=True).click()
+        page.wait_for_url("**expires_before=**")
+        expect(page.locator("tbody tr")).to_have_count(count)

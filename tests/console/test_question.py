@@ -56,6 +56,20 @@ def test_its_address_gives_the_same_answer_after_later_events(own_windows: Windo
     assert _told(page)[0] == "No: the code was revoked"
 
 
+def test_a_time_of_the_form_is_in_utc_with_or_without_seconds(windows: Windows, seeded: Seeded) -> None:
+    page = windows.open(windows.server.admin_key, timezone_id="Asia/Kolkata")
+    page.goto("/question")
+    for entered, asked in (
+        ("2026-03-01T12:00", "2026-03-01T12:00:00Z"),
+        ("2026-03-01T12:00:30", "2026-03-01T12:00:30Z"),
+    ):
+        page.get_by_label("Video").fill(VIDEO)
+        page.get_by_label("Advertiser account").fill(ACCOUNT)
+        page.get_by_label("When").fill(entered)
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator(".kicker time")).to_have_attribute("datetime", asked)
+
+
 def test_it_is_recorded_once(seeded_ledger: Server) -> None:
     key = key_of(seeded_ledger, "operator", "One who asks")
     with visitor(seeded_ledger, key) as client:

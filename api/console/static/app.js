@@ -1,5 +1,5 @@
-// What pages do beyond links and forms: times in the reader's own zone, and the end of a session. Everything else works
-// without this file.
+// What pages do beyond links and forms: times in the reader's own zone, copying, and the end of a session. Everything
+// else works without this file.
 "use strict";
 
 (() => {
@@ -57,14 +57,28 @@
   addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
   // The live channel says so when the session has ended; what is loaded then is the page to sign in.
   document.addEventListener("ended", () => location.reload());
+  // A tab that is opened in the background never becomes hidden: its live channel has to hear that it is.
+  document.addEventListener("htmx:sse:after:connection", () => {
+    if (document.hidden) setTimeout(() => document.dispatchEvent(new Event("visibilitychange")));
+  });
   // A menu closes when something else is clicked, or with Escape.
   document.addEventListener("click", (event) => {
-    for (const menu of document.querySelectorAll("details.who[open]")) if (!menu.contains(event.target)) menu.open = false;
+    for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
-    for (const menu of document.querySelectorAll("details.who[open]")) { menu.open = false; menu.querySelector("summary").focus(); }
+    for (const menu of document.querySelectorAll("details.menu[open]")) { menu.open = false; menu.querySelector("summary").focus(); }
   });
+
+  // What has to be copied exactly is copied by a click; without this file it is selected as any text.
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    if (!navigator.clipboard) continue;
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+      button.textContent = "Copied";
+    });
+  }
 
   if (local) showTimes(document);
   showZone();

@@ -34,7 +34,7 @@ ALTER TABLE console_sessions FORCE ROW LEVEL SECURITY;
 CREATE POLICY one_ledger ON console_sessions TO sparkledger_api
     USING (ledger_id = (SELECT bound_ledger()));
 CREATE POLICY every_ledger ON console_sessions TO sparkledger_worker, sparkledger_log USING (true);
-GRANT SELECT, INSERT, DELETE ON console_sessions TO sparkledger_api;
+GRANT SELECT, INSERT, DELETE, UPDATE (sealed) ON console_sessions TO sparkledger_api;
 GRANT SELECT, DELETE ON console_sessions TO sparkledger_worker;
 GRANT SELECT, UPDATE (used_at) ON console_sessions TO sparkledger_log;
 

@@ -61,6 +61,19 @@ def test_a_refusal_is_told_with_who_why_and_from_where(world: World) -> None:
     assert counted(world) == dict.fromkeys([access["refused"] for access in found], 1)
 
 
+def test_a_code_that_was_not_known_yet_at_the_time_asked_about_is_read_and_no_attempt(world: World) -> None:
+    code = world.generate()
+    auditor = world.as_role("auditor")
+    before = code["position"] - 1
+    for path in (f"/v1/codes/{code['code_id']}", f"/v1/codes/{code['code_id']}/history"):
+        assert refused(auditor.get(path, params={"as_of": before})) == (404, "code_unknown")
+    world.server.serving.call(world.server.serving.api.reads.write())
+    assert refusals(world) == []
+    accesses = told(world.client.get("/v1/accesses", params={"code_id": code["code_id"]}), 200)["accesses"]
+    assert {one["route"] for one in accesses} == {"GET /v1/codes/{code_id}", "GET /v1/codes/{code_id}/history"}
+    assert [one["query"]["as_of"] for one in accesses] == [before, before]
+
+
 def test_where_it_came_from_is_the_administrators_to_see_and_not_in_clear(world: World) -> None:
     auditor = world.as_role("auditor")
     auditor.headers["User-Agent"] = AGENT

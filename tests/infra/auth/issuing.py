@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -69,6 +71,8 @@ class TestIssuer:
     # By path; what stands here is answered instead.
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    # By path; what answers a query and the form that was posted, with the request's headers.
+    handlers: dict[str, Callable[[dict[str, str], Message], Answer]] = field(default_factory=dict)
     # Nothing is answered while this is not set.
     open: threading.Event = field(default_factory=threading.Event)
 
@@ -92,10 +96,13 @@ class TestIssuer:
             told, by.private, by.algorithm, {name: value for name, value in head.items() if value is not None}
         )
 
-    def answer(self, path: str) -> Answer:
-        """Answer a request for a path."""
+    def answer(self, path: str, headers: Message | None = None) -> Answer:
+        """Answer a request for a path, with its query or the form that was posted."""
         self.asked.append(path)
         self.open.wait(30)
+        parts = urlsplit(path)
+        if parts.path in self.handlers:
+            return self.handlers[parts.path](dict(parse_qsl(parts.query)), headers or Message())
         if path in self.answers:
             return self.answers[path]
         if path == DISCOVERY:
@@ -113,7 +120,14 @@ def issuing() -> Iterator[TestIssuer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, headers, body = issuer.answer(self.path)
+            self._answer(issuer.answer(self.path))
+
+        def do_POST(self) -> None:
+            form = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            self._answer(issuer.answer(f"{self.path}?{form}", self.headers))
+
+        def _answer(self, answer: Answer) -> None:
+            status, headers, body = answer
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)

@@ -1,0 +1,82 @@
+"""The access log: who read what, who signed in, and who was refused?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, get_args
+
+from api.console.adapter import Declined
+from api.console.filters import CREATOR, VIDEO, asked_of, filter_form, without_empty
+from api.console.forms import Field, choice, either
+from api.console.visit import Page
+from api.http.denied_attempts import DeniedReason
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from api.console.visit import Visit
+    from domain.values import Role
+
+READERS: Final[frozenset[Role]] = frozenset({"admin", "operator", "auditor"})
+ROWS: Final = 100
+# Routes in words. What is not here is shown as the log has it.
+ROUTES: Final = {
+    "POST /sign-in": "Signed in with a key",
+    "GET /sign-in/done": "Signed in by an identity provider",
+    "POST /sign-out": "Signed out of the console",
+    "GET /v1/events": "Read the audit trail",
+    "GET /v1/events/{position}": "Read one event",
+    "GET /v1/events/{position}/proof": "Took the proof of an event",
+    "GET /v1/events/stream": "Followed the events",
+    "GET /v1/exports/events": "Exported events",
+    "POST /v1/evidence": "Made an evidence bundle",
+    "GET /v1/authorizations": "Asked the question",
+    "POST /v1/authorizations/batch": "Asked the question for a file",
+    "GET /v1/codes": "Read the list of codes",
+    "GET /v1/codes/{code_id}": "Read a code",
+    "GET /v1/codes/{code_id}/history": "Read the history of a code",
+    "POST /v1/codes/lookup": "Looked a code up by its secret",
+    "GET /v1/campaigns": "Read the list of campaigns",
+    "GET /v1/redemptions": "Read the list of redemptions",
+    "GET /v1/shares": "Read the list of shares",
+    "GET /v1/permissions": "Read the list of permissions",
+    "GET /v1/creators/{creator_id}/permission": "Read a creator’s permission",
+    "GET /v1/creators/{creator_id}/permission/history": "Read the history of a permission",
+    "GET /v1/accesses": "Read the access log",
+    "GET /v1/keys": "Read the list of keys",
+    "GET /v1/stats": "Read the figures",
+    "GET /v1/stats/days": "Read the figures of days",
+    "POST /v1/redemptions": "Tried to redeem a code",
+}
+FIELDS: Final = (
+    either("refused", "Outcome", "Refused", "Answered"),
+    choice("reason", "Refused because", get_args(DeniedReason)),
+    Field("route", "What was done", "choice", tuple(ROUTES.items())),
+    Field("actor", "Key", hint="its id, or machine"),
+    Field("code_id", "Code", hint="its id"),
+    CREATOR,
+    VIDEO,
+    Field("from", "From", "time", hint="UTC"),
+    Field("to", "Before", "time", hint="UTC"),
+)
+
+
+async def _show(visit: Visit) -> Response:
+    if (tidied := without_empty(visit)) is not None:
+        return tidied
+    asked = asked_of(visit, FIELDS)
+    try:
+        sought = {**asked, "cursor": visit.query.get("cursor"), "limit": ROWS}
+        answer = (await visit.api.call("GET", "/v1/accesses", sought)).json
+    except Declined as declined:
+        if declined.status != 400:  # noqa: PLR2004 - filters that cannot be understood
+            raise
+        form = filter_form("/accesses", FIELDS, asked, declined)
+        return visit.page("accesses.html", status=400, form=form, rows=None, newer=None, older=None, routes=ROUTES)
+    form = filter_form("/accesses", FIELDS, asked)
+    newer, older = (
+        None if answer[name] is None else form.address(cursor=answer[name]) for name in ("prev_cursor", "next_cursor")
+    )
+    return visit.page("accesses.html", form=form, rows=answer["accesses"], newer=newer, older=older, routes=ROUTES)
+
+
+PAGES: Final = (Page("/accesses", _show, more="Who looked", roles=READERS),)
