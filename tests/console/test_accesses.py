@@ -11,7 +11,7 @@ from api.console import accesses
 from api.console.accesses import FIELDS, ROUTES
 from api.console.forms import Field
 from tests.api.world import World, told
-from tests.console.conftest import Windows
+from tests.console.conftest import Windows, follow
 from tests.console.test_sign_in import new_key
 from tests.console.test_start import SUBJECTS, key_of, visitor
 from tests.serving import Server
@@ -31,7 +31,7 @@ def test_it_says_who_read_what_and_who_was_refused(own_windows: Windows, own_wor
     expect(refused).to_contain_text("from 127.0.0.1")
     page.locator(".filters summary").click()
     page.get_by_label("Outcome").select_option(label="Refused")
-    page.get_by_role("button", name="Show", exact=True).click()
+    follow(page.get_by_role("button", name="Show", exact=True))
     expect(page.locator("tbody tr")).to_have_count(1)
 
 
@@ -50,7 +50,7 @@ def test_a_key_leads_to_what_it_read(own_windows: Windows, own_world: World) -> 
     told(own_world.client.get("/v1/events"), 200)
     page = own_windows.open(own_windows.server.admin_key)
     page.goto("/accesses")
-    page.get_by_role("link", name="Legal").first.click()
+    follow(page.get_by_role("link", name="Legal").first)
     expect(page.locator("tbody tr", has_text="Read the audit trail")).to_have_count(1)
     expect(page.locator("tbody tr", has_text="admin")).to_have_count(0)
 

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from api.console import events
 from api.console.events import EXAMPLES, FIELDS
 from tests.api.world import World, told
-from tests.console.conftest import Windows
+from tests.console.conftest import Windows, follow
 from tests.console.seed import VIDEO, Seeded
 from tests.console.test_start import SUBJECTS, key_of, visitor
 from tests.serving import Server
@@ -56,7 +56,7 @@ def test_an_error_of_a_query_is_shown_at_its_character(
     page = windows.open(windows.server.admin_key)
     page.goto("/events")
     page.get_by_label("Search the trail").fill(query)
-    page.get_by_role("button", name="Search").click()
+    follow(page.get_by_role("button", name="Search"))
     expect(page.get_by_role("alert")).to_contain_text(f"It goes wrong at character {character}:")
     expect(page.locator("mark")).to_have_text(marked)
     expect(page.get_by_label("Search the trail")).to_have_value(query)
@@ -140,13 +140,13 @@ def test_each_role_reads_the_trail_as_far_as_it_may(seeded_ledger: Server, seede
 def test_an_event_says_what_it_changed_and_leads_to_its_neighbours(windows: Windows, seeded: Seeded) -> None:
     page = windows.open(windows.server.admin_key)
     page.goto("/events?q=type:Extended")
-    page.locator("tbody a.id").first.click()
+    follow(page.locator("tbody a.id").first)
     expect(page.get_by_role("heading", name="What it changed")).to_be_visible()
     row = page.locator("tbody tr", has_text="Expires at")
     expect(row.locator("td")).to_have_count(2)
     assert len(set(row.locator("td").all_inner_texts())) == 2
     position = int(page.url.rpartition("/")[2])
-    page.get_by_role("link", name=f"Event #{position + 1}").click()
+    follow(page.get_by_role("link", name=f"Event #{position + 1}"))
     expect(page.locator(".kicker")).to_contain_text(f"#{position + 1}")
 
 
@@ -179,7 +179,7 @@ def test_new_events_are_counted_and_nothing_moves_until_somebody_clicks(own_wind
     expect(pill).to_have_text("100 new events", timeout=60_000)
     assert page.evaluate("[scrollY, document.querySelectorAll('tbody tr').length]") == before
     assert page.evaluate("document.activeElement.id") == "query"
-    pill.click()
+    follow(pill)
     expect(page.locator("tbody tr")).to_have_count(100)
     accesses = told(own_world.client.get("/v1/accesses", params={"route": "GET /v1/events"}), 200)["accesses"]
     assert len([one for one in accesses if one["query"].get("order") == "desc" and one["rows"] in {2, 100}]) == 2

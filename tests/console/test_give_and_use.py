@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.api.world import World, told
-from tests.console.conftest import Windows
+from tests.console.conftest import Windows, follow
 from tests.console.seed import shown
 from tests.console.test_start import OURS, SUBJECTS, key_of, visitor
 from tests.serving import Server
@@ -32,44 +32,44 @@ def _creator(world: World, name: str = "ana.creates") -> str:
 @pytest.mark.parametrize("javascript", [True, False])
 def test_the_whole_story_on_a_phone(own_windows: Windows, own_world: World, javascript: bool) -> None:
     page = own_windows.open(_creator(own_world), java_script_enabled=javascript, **PHONE)
-    page.get_by_role("link", name="Give a code").click()
+    follow(page.get_by_role("link", name="Give a code"))
     _fits(page)
-    page.get_by_role("button", name="I switched it on").click()
+    follow(page.get_by_role("button", name="I switched it on"))
     expect(page.locator(".steps-list .done")).to_have_count(1)
     page.get_by_label("Video").fill(f"https://www.tiktok.com/@ana.creates/video/{VIDEO}")
     page.get_by_label("How long the code is good").select_option("30")
     page.get_by_label("The creator accepts these terms").check()
-    page.get_by_role("button", name="Generate the code").click()
+    follow(page.get_by_role("button", name="Generate the code"))
     secret = page.locator("#secret").inner_text()
     assert len(secret) > 20
     _fits(page)
-    page.get_by_role("link", name="I gave it to somebody").click()
+    follow(page.get_by_role("link", name="I gave it to somebody"))
     page.get_by_label("Brand").fill("acme")
     page.get_by_label("How it was handed over").select_option("dm")
-    page.get_by_role("button", name="Record a share").click()
+    follow(page.get_by_role("button", name="Record a share"))
     expect(page.get_by_role("heading", level=1)).to_contain_text(VIDEO)
     _fits(page)
     assert secret not in page.content()
 
     brand = own_windows.open(_brand(own_world), java_script_enabled=javascript, **PHONE)
-    brand.get_by_role("link", name="Use a code", exact=True).click()
+    follow(brand.get_by_role("link", name="Use a code", exact=True))
     brand.get_by_label("The code that you were sent").fill(f"  {secret}\n")
-    brand.get_by_role("button", name="See what it covers").click()
+    follow(brand.get_by_role("button", name="See what it covers"))
     expect(brand.get_by_role("heading", level=1)).to_have_text("This is what the code covers")
     expect(brand.locator("main")).to_contain_text(VIDEO)
     _fits(brand)
     brand.get_by_label("Advertiser account").select_option("adv-7001")
-    brand.get_by_role("button", name="Record the redemption").click()
+    follow(brand.get_by_role("button", name="Record the redemption"))
     expect(brand.get_by_role("heading", level=1)).to_have_text("Plan a campaign")
     expect(brand.get_by_label("Advertiser account")).to_have_value("adv-7001")
     brand.get_by_label("Campaign id").fill("spring-sale")
     brand.get_by_label("Budget").fill("500.00")
     brand.get_by_label("Planned end").fill("2099-01-01T00:00:00")
-    brand.get_by_role("button", name="See when it will stop").click()
+    follow(brand.get_by_role("button", name="See when it will stop"))
     expect(brand.locator("#plan")).to_contain_text("before its planned end")
     assert told(own_world.client.get("/v1/campaigns"), 200)["campaigns"] == []
     _fits(brand)
-    brand.get_by_role("button", name="Record the launch").click()
+    follow(brand.get_by_role("button", name="Record the launch"))
     expect(brand.locator(".parties")).to_contain_text("spring-sale")
     _fits(brand)
     assert all(secret not in url for url in own_windows.asked)
@@ -82,7 +82,7 @@ def test_a_refusal_is_a_sentence_at_its_step_and_what_was_entered_stays(own_wind
     own_world.permit("ana.creates", enabled=False)
     page.get_by_label("Video").fill(VIDEO)
     page.get_by_label("The creator accepts these terms").check()
-    page.get_by_role("button", name="Generate the code").click()
+    follow(page.get_by_role("button", name="Generate the code"))
     expect(page.locator(".steps-list > li").nth(1).get_by_role("alert")).to_contain_text("ad authorization is off")
     expect(page.get_by_label("Video")).to_have_value(VIDEO)
 
@@ -93,7 +93,7 @@ def test_a_video_that_cannot_be_read_is_said_at_its_field(own_windows: Windows, 
     page.goto("/give")
     page.get_by_label("Video").fill("https://vm.tiktok.com/ZMabcdef/")
     page.get_by_label("The creator accepts these terms").check()
-    page.get_by_role("button", name="Generate the code").click()
+    follow(page.get_by_role("button", name="Generate the code"))
     expect(page.locator("#w-video_id")).to_be_visible()
     expect(page.get_by_label("Video")).to_have_attribute("aria-invalid", "true")
 
@@ -102,7 +102,7 @@ def test_a_code_that_nobody_has_is_said_so_and_tried_once(own_windows: Windows, 
     page = own_windows.open(_brand(own_world))
     page.goto("/use")
     page.get_by_label("The code that you were sent").fill("#mistyped+code+that+nobody+has==")
-    page.get_by_role("button", name="See what it covers").click()
+    follow(page.get_by_role("button", name="See what it covers"))
     expect(page.get_by_role("alert")).to_contain_text("no such code")
     expect(page.get_by_label("The code that you were sent")).to_have_value("#mistyped+code+that+nobody+has==")
     counts = told(own_world.client.get("/v1/stats"), 200)["refused_attempts"]
@@ -125,21 +125,21 @@ def test_a_code_is_extended_shown_again_noted_and_revoked_by_its_creator(
     code = own_world.generate("ana.creates")
     page = own_windows.open(_creator(own_world), java_script_enabled=False)
     page.goto(f"/codes/{code['code_id']}")
-    page.get_by_role("link", name="Extend the window").click()
+    follow(page.get_by_role("link", name="Extend the window"))
     page.get_by_label("Length of the whole window").select_option("60")
-    page.get_by_role("button", name="Extend the window").click()
+    follow(page.get_by_role("button", name="Extend the window"))
     assert own_world.read(code)["expires_at"] > code["expires_at"]
-    page.get_by_role("link", name="Show the code again").click()
+    follow(page.get_by_role("link", name="Show the code again"))
     page.get_by_label("Why").fill("The brand lost it")
-    page.get_by_role("button", name="Show the code again").click()
+    follow(page.get_by_role("button", name="Show the code again"))
     expect(page.locator("#secret")).to_have_text(code["secret"])
     page.goto(f"/codes/{code['code_id']}/note")
     page.get_by_label("Note").fill("For the spring sale")
-    page.get_by_role("button", name="Add a note").click()
+    follow(page.get_by_role("button", name="Add a note"))
     expect(page.locator("q")).to_have_text("For the spring sale")
-    page.get_by_role("link", name="Revoke the code").click()
+    follow(page.get_by_role("link", name="Revoke the code"))
     page.get_by_label("Why").fill("Over")
-    page.get_by_role("button", name="Revoke the code").click()
+    follow(page.get_by_role("button", name="Revoke the code"))
     expect(page.locator(".lead").first).to_contain_text("Revoked")
     assert page.get_by_role("link", name="Extend the window").count() == 0
 
@@ -151,12 +151,12 @@ def test_a_running_campaign_is_ended_and_keeps_a_code_from_being_revoked(
     page = own_windows.open(own_windows.server.admin_key)
     page.goto(f"/codes/{code['code_id']}/revoke")
     page.get_by_label("Why").fill("Over")
-    page.get_by_role("button", name="Revoke the code").click()
+    follow(page.get_by_role("button", name="Revoke the code"))
     expect(page.get_by_role("alert")).to_be_visible()
     page.goto(f"/codes/{code['code_id']}")
-    page.get_by_role("link", name="End a campaign").click()
+    follow(page.get_by_role("link", name="End a campaign"))
     page.get_by_label("Campaign").select_option("campaign-1")
-    page.get_by_role("button", name="End a campaign").click()
+    follow(page.get_by_role("button", name="End a campaign"))
     expect(page.locator(".parties")).to_contain_text("does not run")
     assert own_world.read(code)["campaigns"][0]["ended_at"] is not None
 
@@ -168,7 +168,7 @@ def test_an_operator_records_what_happened_earlier(own_windows: Windows, own_wor
     page.goto(f"/codes/{code['code_id']}/share")
     page.get_by_label("Brand").fill("acme")
     page.get_by_label("When it happened").fill("2020-01-01T00:00:00")
-    page.get_by_role("button", name="Record a share").click()
+    follow(page.get_by_role("button", name="Record a share"))
     expect(page.get_by_role("alert").or_(page.locator(".wrong")).first).to_be_visible()
 
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.api.world import World, told
-from tests.console.conftest import Windows
+from tests.console.conftest import Windows, follow
 from tests.console.test_sign_in import is_sign_in, new_key
 from tests.console.test_start import OURS, SUBJECTS, key_of, visitor
 from tests.serving import Server
@@ -19,7 +19,7 @@ def _make(page: Page, name: str, role: str = "auditor", **subjects: str) -> str:
     page.locator("#f-name").fill(name)
     for label, text in subjects.items():
         page.get_by_label(label).fill(text)
-    page.get_by_role("button", name="Make the key").click()
+    follow(page.get_by_role("button", name="Make the key"))
     return page.locator("#secret").inner_text()
 
 
@@ -31,7 +31,7 @@ def test_a_key_is_made_shown_once_and_opens_what_its_role_may(
     key = _make(page, "Legal", "creator", Creators="ana.creates, bo.dances")
     listed = told(own_world.with_key(key).get("/v1/permissions"), 200)
     assert listed["permissions"] == []
-    page.get_by_role("link", name="All keys").click()
+    follow(page.get_by_role("link", name="All keys"))
     expect(page.locator("tbody tr", has_text="Legal")).to_contain_text("ana.creates, bo.dances")
     assert key not in page.content()
     assert all(key not in url for url in own_windows.asked)
@@ -55,7 +55,7 @@ def test_what_is_wrong_is_said_and_what_was_entered_stays(own_windows: Windows) 
     page.locator(".filters summary").click()
     page.locator("#f-role").select_option("creator")
     page.locator("#f-name").fill("Ana")
-    page.get_by_role("button", name="Make the key").click()
+    follow(page.get_by_role("button", name="Make the key"))
     expect(page.get_by_role("alert")).to_be_visible()
     expect(page.locator("#f-name")).to_have_value("Ana")
     expect(page.locator("#f-role")).to_have_value("creator")
@@ -66,7 +66,7 @@ def test_a_replaced_key_opens_for_the_overlap_and_the_new_one_at_once(own_window
     page = own_windows.open(own_windows.server.admin_key)
     page.goto(f"/keys/{old['key_id']}")
     page.get_by_label("The old text works for").select_option("1")
-    page.get_by_role("button", name="Replace the key").click()
+    follow(page.get_by_role("button", name="Replace the key"))
     new = page.locator("#secret").inner_text()
     assert new != old["key"]
     for key in (old["key"], new):
@@ -81,7 +81,7 @@ def test_a_revoked_key_shuts_out_whoever_uses_it_in_open_pages_too(own_windows: 
     page = own_windows.open(own_windows.server.admin_key)
     page.goto(f"/keys/{key['key_id']}")
     page.get_by_label("I mean the key Legal").check()
-    page.get_by_role("button", name="Revoke the key").click()
+    follow(page.get_by_role("button", name="Revoke the key"))
     expect(page.locator("tbody tr", has_text="Legal")).to_contain_text("revoked")
     expect(theirs.get_by_label("API key")).to_be_visible()
     assert is_sign_in(theirs)

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from api.console import lists
 from api.console.lists import FIELDS
 from tests.api.world import World, told
-from tests.console.conftest import Windows
+from tests.console.conftest import Windows, follow
 from tests.console.seed import Seeded, shown
 from tests.console.test_start import visitor
 from tests.serving import Server
@@ -46,12 +46,12 @@ def test_what_is_chosen_in_the_form_is_what_is_shown_and_is_in_the_address(
     page.goto("/codes")
     page.locator(".filters summary").click()
     page.get_by_label("State").select_option("revoked")
-    page.get_by_role("button", name="Show", exact=True).click()
+    follow(page.get_by_role("button", name="Show", exact=True))
     expect(page.locator("tbody tr")).to_have_count(1)
     expect(page.locator("tbody")).to_contain_text(seeded.revoked["video_id"])
     expect(page.locator(".lead")).to_have_text("Only where state is Revoked. Show all")
     assert page.url.endswith("/codes?state=revoked")
-    page.get_by_role("link", name="Show all").click()
+    follow(page.get_by_role("link", name="Show all"))
     expect(page.locator("tbody tr")).to_have_count(6)
 
 
@@ -92,6 +92,6 @@ def test_times_of_a_filter_are_in_utc_as_their_fields_say(own_windows: Windows, 
     for seconds, count in ((0, 0), (1, 1)):
         page.locator(".filters summary").click()
         page.get_by_label("Window ends before").fill(f"{ends + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}")
-        page.get_by_role("button", name="Show", exact=True).click()
+        follow(page.get_by_role("button", name="Show", exact=True))
         page.wait_for_url("**expires_before=**")
         expect(page.locator("tbody tr")).to_have_count(count)

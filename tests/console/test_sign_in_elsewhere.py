@@ -21,7 +21,7 @@ from infra.processes.worker import create_views
 from tests.api.processes import serving_process
 from tests.api.world import World, told
 from tests.conftest import TestDatabase
-from tests.console.conftest import Browsers
+from tests.console.conftest import Browsers, follow
 from tests.console.test_sign_in import new_key
 from tests.infra.auth.issuing import issuing
 from tests.infra.auth.provider import SECRET, Provider
@@ -57,7 +57,7 @@ def test_a_person_signs_in_without_javascript_and_the_access_log_names_them(plac
     context = browsers.browser().new_context(base_url=place.url, java_script_enabled=False)
     page = context.new_page()
     page.goto("/codes?state=revoked")
-    page.get_by_role("link", name="Sign in with Acme ID").click()
+    follow(page.get_by_role("link", name="Sign in with Acme ID"))
     expect(page.get_by_role("heading", level=1)).to_have_text("Codes")
     assert page.url == f"{place.url}/codes?state=revoked"
     page.locator("details.who summary").click()

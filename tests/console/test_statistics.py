@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from api.console.statistics import LINES, SERIES, chart_of
 from tests.api.world import told
-from tests.console.conftest import Windows
+from tests.console.conftest import Windows, follow
 from tests.console.seed import Seeded
 from tests.console.test_start import SUBJECTS, key_of, visitor
 from tests.serving import Server
@@ -38,7 +38,7 @@ def test_it_is_complete_without_javascript_and_days_are_chosen_by_a_form(windows
     expect(page.locator("figure")).to_have_count(len(SERIES))
     page.locator("#from").fill("2026-01-01")
     page.locator("#to").fill("2026-01-07")
-    page.get_by_role("button", name="Show", exact=True).click()
+    follow(page.get_by_role("button", name="Show", exact=True))
     expect(page.locator("tbody tr")).to_have_count(7)
     with page.expect_download() as downloading:
         page.get_by_role("link", name="CSV of these 7 days").click()

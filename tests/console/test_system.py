@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from tests.api.test_webhooks import create, record
 from tests.api.world import World, told
-from tests.console.conftest import Windows
+from tests.console.conftest import Windows, follow
 from tests.console.seed import Seeded
 from tests.console.test_start import SUBJECTS, key_of, visitor
 from tests.serving import Server
@@ -49,12 +49,12 @@ def test_dead_letters_are_sent_again_by_somebody_who_confirms_it(own_windows: Wi
     record(own_world, webhook_id, "messages", 5)
     page = own_windows.open(own_windows.server.admin_key)
     page.goto("/system")
-    page.get_by_role("link", name="The agency").click()
+    follow(page.get_by_role("link", name="The agency"))
     expect(page.locator("tbody tr")).to_have_count(5)
     page.get_by_role("button", name="Send them again").click()
     expect(page.locator("tbody tr")).to_have_count(5)
     page.get_by_label("Send the oldest 1,000 of them again").check()
-    page.get_by_role("button", name="Send them again").click()
+    follow(page.get_by_role("button", name="Send them again"))
     expect(page.locator("main").get_by_role("status")).to_have_text("5 messages are sent again.")
     expect(page.get_by_text("There are none.")).to_be_visible()
     assert told(own_world.client.get(f"/v1/webhooks/{webhook_id}"), 200)["waiting"] == 5
