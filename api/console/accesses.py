@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, get_args
 
 from api.console.adapter import Declined
+from api.console.exports import export_links, export_page
 from api.console.filters import CREATOR, VIDEO, asked_of, filter_form, without_empty
 from api.console.forms import Field, choice, either
 from api.console.visit import Page
@@ -76,7 +77,18 @@ async def _show(visit: Visit) -> Response:
     newer, older = (
         None if answer[name] is None else form.address(cursor=answer[name]) for name in ("prev_cursor", "next_cursor")
     )
-    return visit.page("accesses.html", form=form, rows=answer["accesses"], newer=newer, older=older, routes=ROUTES)
+    return visit.page(
+        "accesses.html",
+        form=form,
+        rows=answer["accesses"],
+        newer=newer,
+        older=older,
+        routes=ROUTES,
+        exports=export_links(form),
+    )
 
 
-PAGES: Final = (Page("/accesses", _show, more="Who looked", roles=READERS),)
+PAGES: Final = (
+    Page("/accesses", _show, more="Who looked", roles=READERS),
+    export_page("/accesses", roles=READERS),
+)

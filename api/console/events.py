@@ -8,11 +8,10 @@ from urllib.parse import quote
 import orjson
 
 from api.console.adapter import Declined
+from api.console.exports import export_links, export_page
 from api.console.filters import ACCOUNT, CREATOR, VIDEO, asked_of, filter_form, times, without_empty
 from api.console.forms import Field, choice
 from api.console.visit import Page
-from api.http.media_types import CSV, NDJSON
-from api.http.problems import Problem
 from domain.event_types import EVENT_TYPES
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 READERS: Final[frozenset[Role]] = frozenset({"admin", "operator", "auditor", "creator"})
 # Whose keys read all of the ledger, and so may export it.
 EXPORT: Final = READERS - {"creator"}
-FORMATS: Final = {"csv": CSV, "ndjson": NDJSON}
+FORMATS: Final = ("csv", "ndjson")
 ROWS: Final = 100
 # Of a history that is read for what one event changed. Of a longer one the code's own page shows it.
 HISTORY: Final = 1_000
@@ -67,7 +66,7 @@ async def _trail(visit: Visit) -> Response:
         answer=answer,
         newer=_beside(form, answer["prev_cursor"]),
         older=_beside(form, answer["next_cursor"]),
-        exports=[(name, form.address("/events/export", format=name)) for name in FORMATS if visit.role in EXPORT],
+        exports=export_links(form, FORMATS) if visit.role in EXPORT else [],
         examples=EXAMPLES,
     )
 
@@ -102,17 +101,6 @@ def _misunderstood(visit: Visit, asked: dict[str, str], declined: Declined) -> R
         exports=[],
         examples=EXAMPLES,
     )
-
-
-async def _export(visit: Visit) -> Response:
-    """Pass on an export of the API, as a file."""
-    query = {name: text for name, text in visit.query.items() if name != "cursor"}
-    accept = FORMATS.get(query.get("format", ""))
-    if accept is None:
-        raise Problem("malformed_query", "An export is a file of the format csv or ndjson.")
-    # Spreadsheets take a file without a mark for an older encoding.
-    query |= {"bom": "true"} if accept == CSV else {}
-    return visit.passed_on("/v1/exports/events", query, accept=accept)
 
 
 async def _event(visit: Visit) -> Response:
@@ -159,7 +147,7 @@ async def _proof(visit: Visit) -> Response:
 
 PAGES: Final = (
     Page("/events", _trail, nav="Trail", roles=READERS, parts=("/events",)),
-    Page("/events/export", _export, roles=EXPORT),
+    export_page("/events", FORMATS, EXPORT),
     Page("/events/{position}", _event, roles=READERS),
     Page("/events/{position}/proof", _proof, roles=READERS),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, get_args
 
 from api.console.adapter import Declined
+from api.console.exports import export_links, export_page
 from api.console.filters import ACCOUNT, BRAND, CREATOR, VIDEO, asked_of, filter_form, times, without_empty
 from api.console.forms import Field, choice, either
 from api.console.visit import PEOPLE, Page
@@ -31,6 +32,7 @@ LISTS: Final[dict[str, frozenset[Role]]] = {
     "shares": PEOPLE,
     "permissions": PEOPLE - {"brand"},
 }
+_EARLIER: Final = frozenset({"at", "as_of"})
 FIELDS: Final[dict[str, Sequence[Field]]] = {
     "codes": (
         choice("state", "State", get_args(State)),
@@ -40,6 +42,8 @@ FIELDS: Final[dict[str, Sequence[Field]]] = {
         ACCOUNT,
         Field("expires_before", "Window ends before", "time", hint="UTC"),
         Field("live_at", "Live at", "time", hint="UTC"),
+        Field("at", "As true on", "time", hint="UTC"),
+        Field("as_of", "As known on", "time", hint="UTC"),
         Field("order", "Order", "choice", (("newest", "Newest first"), ("ending", "Ending soonest first"))),
     ),
     "campaigns": (
@@ -90,7 +94,9 @@ def _shows(name: str) -> Callable[[Visit], Awaitable[Response]]:
             tabs=tabs,
             form=form,
             rows=answer[name],
-            missing=max(0, visit.seen - answer["position"]),
+            # A list as it was known earlier has all that it should.
+            missing=0 if asked.keys() & _EARLIER else max(0, visit.seen - answer["position"]),
+            exports=export_links(form),
             more=None if answer["next"] is None else form.address(cursor=answer["next"]),
             is_first=cursor is None,
         )
@@ -98,12 +104,15 @@ def _shows(name: str) -> Callable[[Visit], Awaitable[Response]]:
     return show
 
 
-PAGES: Final = tuple(
-    Page(
-        f"/{name}",
-        _shows(name),
-        nav="Lists" if name == "codes" else None,
-        parts=tuple(f"/{one}" for one in LISTS) if name == "codes" else (),
-    )
-    for name in LISTS
+PAGES: Final = (
+    *(
+        Page(
+            f"/{name}",
+            _shows(name),
+            nav="Lists" if name == "codes" else None,
+            parts=tuple(f"/{one}" for one in LISTS) if name == "codes" else (),
+        )
+        for name in LISTS
+    ),
+    *(export_page(f"/{name}") for name in LISTS),
 )

@@ -95,3 +95,29 @@ def test_times_of_a_filter_are_in_utc_as_their_fields_say(own_windows: Windows, 
         follow(page.get_by_role("button", name="Show", exact=True))
         page.wait_for_url("**expires_before=**")
         expect(page.locator("tbody tr")).to_have_count(count)
+
+
+@pytest.mark.parametrize("name", ["codes", "campaigns", "redemptions", "shares", "permissions", "accesses"])
+def test_a_list_is_taken_along_with_its_filters_as_the_api_exports_it(
+    seeded_ledger: Server, seeded: Seeded, name: str
+) -> None:
+    asked = "" if name == "accesses" else "&limit=2"
+    with visitor(seeded_ledger, seeded_ledger.admin_key) as reader, seeded_ledger.client() as client:
+        page = reader.get(f"/{name}")
+        for format_ in ("csv", "xlsx", "ndjson"):
+            file = reader.get(f"/{name}/export?format={format_}{asked}")
+            assert (file.status_code, "attachment" in file.headers["content-disposition"]) == (200, True)
+            assert f"/{name}/export?format={format_}" in page.text
+        lines = reader.get(f"/{name}/export?format=ndjson").text.splitlines()
+        rows = told(client.get(f"/v1/{name}"), 200)[name]
+    assert len(lines) - 1 >= min(len(rows), 1)
+
+
+def test_codes_are_listed_as_they_were_known_and_none_counts_as_missing(own_windows: Windows, own_world: World) -> None:
+    code = own_world.generate()
+    shown(own_world.client, "codes")
+    own_world.generate()
+    shown(own_world.client, "codes")
+    with visitor(own_windows.server, own_windows.server.admin_key) as reader:
+        page = reader.get(f"/codes?as_of={code['position']}")
+    assert (page.status_code, page.text.count("<tr>"), "not in it yet" in page.text) == (200, 2, False)
