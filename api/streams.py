@@ -688,7 +688,7 @@ async def _used_token(caller: Caller, query: StreamQuery) -> tuple[StreamToken |
         )
     use = await caller.services.stream_tokens.use(caller.ledger_id, caller.key.key_id, token, caller.services.now())
     if use is None:
-        raise unauthenticated()
+        raise unauthenticated(by_stream_token=True)
     return token, use
 
 

@@ -187,7 +187,7 @@ async def admit(request: Request, allowed: Allowed) -> Caller:
         request.scope["stream_token"] = token
     key = None if presented is None else await services.authenticator.authenticate(presented, services.now())
     if key is None or presented is None:
-        raise unauthenticated()
+        raise unauthenticated(by_stream_token="stream_token" in request.scope)
     # For the record of a refusal: from here on it is known who is refused.
     request.scope["key"] = key
     exchange: Exchange = request.scope["exchange"]

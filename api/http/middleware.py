@@ -77,6 +77,11 @@ _CROWDED_BY_A_KEY: Final = (
 _CROWDED_BY_A_LEDGER: Final = (
     "Too many requests with keys of this ledger are already in progress. Nothing was done. Try again in a moment."
 )
+_STOPPED: Final = "The server is stopping. Send the request again."
+_STOPPED_IN_DOUBT: Final = (
+    "The server is stopping. It is not known whether the command was recorded. Send it again with the same "
+    "Idempotency-Key: it is recorded only once."
+)
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +180,13 @@ class RequestMiddleware:
         except TimeoutError as error:
             response = self._response(scope, _timed_out(exchange, error))
             log.warning("Request %s timed out.", exchange.request_id)
+        except asyncio.CancelledError:
+            # The server stops, and cancels what was not answered in time. Its own answer would be a 500 without a word.
+            if exchange.begun:
+                raise
+            detail = _STOPPED if scope["method"] in {"GET", "HEAD"} else _STOPPED_IN_DOUBT
+            response = self._response(scope, Problem("unavailable", detail, headers={"Retry-After": "1"}))
+            log.warning("Request %s was cut short by the end of the server.", exchange.request_id)
         except ClientDisconnect:
             # Nobody is left to answer, and nothing of ours broke.
             exchange.status = exchange.status or LEFT

@@ -167,6 +167,10 @@ DETAILS: Final[dict[str, str]] = {
     ),
 }
 
+_STREAM_ENDED: Final = (
+    "The stream token was not used within its minute, or has ended, or is none. Create another one with "
+    "`POST /v1/stream-tokens`, and open the stream with it."
+)
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="sparkledger"'}
 # RFC 6750 has the name, so that a client knows to get another token.
 _INVALID_TOKEN: Final = {"WWW-Authenticate": 'Bearer realm="sparkledger", error="invalid_token"'}
@@ -330,9 +334,9 @@ def as_problem(error: Exception) -> Problem:  # noqa: C901, PLR0911, PLR0912 - o
             return Problem("internal_error")
 
 
-def unauthenticated() -> Problem:
-    """Return the problem of a caller without a valid key."""
-    return Problem("unauthenticated", headers=_CHALLENGE)
+def unauthenticated(*, by_stream_token: bool = False) -> Problem:
+    """Return the problem of a caller without a valid key; `by_stream_token` if a stream token was sent instead."""
+    return Problem("unauthenticated", _STREAM_ENDED if by_stream_token else None, headers=_CHALLENGE)
 
 
 def _of_status(error: HTTPException) -> Problem:

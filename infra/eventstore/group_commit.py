@@ -27,7 +27,7 @@ from infra.postgres.pool import APPENDING, SHORT, LedgerConnection, session
 from infra.postgres.session_tokens import SessionTokens
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
     from infra.eventstore.histories import HistoryGuard
 
@@ -292,8 +292,11 @@ class GroupCommitWriter:
         """Give a session up that does not answer. One task looks at all batches, so that none needs a timer."""
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
-            if self._statement is not None:
-                self._statement.give_up(self._answer_within_s)
+            try:
+                if self._statement is not None:
+                    self._statement.give_up(self._answer_within_s)
+            except Exception:  # without the watch, a frozen server would hold every command up
+                log.exception("The session of the group commit could not be given up")
 
     async def _defended(self, batch: list[Append], work: Awaitable[None]) -> None:
         """Answer a batch with an error if there is a defect in the writer itself, which goes on."""
@@ -309,9 +312,9 @@ class GroupCommitWriter:
         written: set[int | bytes] = set()
         read: set[int | bytes] = set()
         size = 0
-        if len(self._waiting) > MAX_BATCH_CALLERS:
-            self._waiting = _in_turn(self._waiting)
         limit = self._batch_limit()
+        if len(self._waiting) > limit:
+            self._waiting = _in_turn(self._waiting)
         while self._waiting and len(batch) < limit and size < MAX_BATCH_BYTES:
             request = self._waiting.popleft()
             if request.answer.done():
@@ -554,7 +557,7 @@ class GroupCommitWriter:
             log.warning("%s: %s", what, " ".join((said or str(error)).split()) or type(error).__name__)
 
 
-def _in_turn(waiting: Iterable[Append]) -> deque[Append]:
+def _in_turn(waiting: deque[Append]) -> deque[Append]:
     """Return appends in an order in which ledgers take turns, and those of each ledger keep theirs.
 
     So a ledger with many waiting appends delays the others by no more than its share of a batch.
@@ -562,6 +565,8 @@ def _in_turn(waiting: Iterable[Append]) -> deque[Append]:
     by_ledger: dict[int, list[Append]] = {}
     for request in waiting:
         by_ledger.setdefault(request.ledger_id, []).append(request)
+    if len(by_ledger) == 1:
+        return waiting
     rounds = itertools.zip_longest(*by_ledger.values())
     return deque(request for turn in rounds for request in turn if request is not None)
 

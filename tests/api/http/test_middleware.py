@@ -120,6 +120,31 @@ async def test_an_answer_that_takes_too_long_is_given_up() -> None:
     assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "timed_out", "1")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "says"),
+    [
+        ("POST", "/v1/redemptions", "It is not known whether the command was recorded."),
+        ("GET", "/v1/permissions", "Send the request again."),
+    ],
+)
+async def test_a_request_that_the_end_of_the_server_cuts_short_is_answered(method: str, path: str, says: str) -> None:
+    begun = asyncio.Event()
+
+    async def endless() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    body = {"secret": "#abc-of-nobody", "advertiser_id": "a"} if method == "POST" else None
+    async with client(endless) as opened:
+        asked = asyncio.create_task(opened.request(method, path, json=body))
+        await begun.wait()
+        asked.cancel()
+        answer = await asked
+    content = answer.json()
+    assert (answer.status_code, content["code"], content["retryable"]) == (503, "unavailable", True)
+    assert says in content["detail"]
+
+
 async def test_a_body_that_does_not_come_is_given_up_as_the_callers_delay() -> None:
     async def slow() -> AsyncIterator[bytes]:
         yield b"{"
