@@ -126,6 +126,8 @@ class GroupCommitWriter:
         self._connection: LedgerConnection | None = None
         self._statement: AppendStatement | None = None
         self._backend: Backend | None = None
+        # A session that was given up and may not have ended: nothing more is sent before it has, so that there is one.
+        self._lost: Backend | None = None
         self._task: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._stopping = False
@@ -216,6 +218,8 @@ class GroupCommitWriter:
     def _ready_statement(self) -> AppendStatement | None:
         """Return the statement to append with; None if something must be done before, for which the task is there."""
         if self._stopping or self._statement is None or self._connection is None or self._connection.closed:
+            return None
+        if self._lost is not None:
             return None
         if self._guard is not None and not all(self._guard.knows(request.ledger_id) for request in self._waiting):
             return None
@@ -427,7 +431,9 @@ class GroupCommitWriter:
     async def _opened(self, batch: list[Append]) -> tuple[LedgerConnection, AppendStatement] | None:
         """Return the session to append with; if there is none, resolve the batch as unavailable."""
         try:
-            return await self._connected()
+            connection, statement = await self._connected()
+            await self._end_lost(connection)
+            return connection, statement
         except (psycopg.Error, TimeoutError) as error:
             self._warn(error)
             for request in batch:
@@ -451,6 +457,18 @@ class GroupCommitWriter:
                 self._guard.new_session()
             self._on_session(self._sessions)
         return self._connection, self._statement
+
+    async def _end_lost(self, connection: LedgerConnection) -> None:
+        """End the session that was given up. It may hold the locks of its ledgers for as long as a standby is away."""
+        if self._lost is None:
+            return
+        try:
+            async with asyncio.timeout(self._answer_within_s):
+                await end_session(connection, self._lost)
+        except TimeoutError:
+            await connection.close()  # it may have been interrupted in another role
+            raise psycopg.OperationalError(NO_ANSWER) from None
+        self._lost = None
 
     async def _of_whole_logs(self, connection: LedgerConnection, batch: list[Append]) -> list[Append]:
         """Return the appends to logs that have lost nothing; the others are resolved as unavailable."""
@@ -509,7 +527,7 @@ class GroupCommitWriter:
         nothing, and a moment later the events would be there. What is found is confirmed on the session that found it:
         another one may be on another server.
         """
-        lost = self._backend
+        self._lost = lost = self._backend
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._resolve_within_s
         while True:
@@ -517,6 +535,7 @@ class GroupCommitWriter:
                 async with asyncio.timeout_at(deadline):
                     connection, _ = await self._connected()
                     await end_session(connection, lost)
+                    self._lost = None
                     found = [
                         await recorded(connection, request.ledger_id, request.events, self._tokens) for request in batch
                     ]

@@ -277,6 +277,7 @@ async def erase(conninfo: str, key_provider: KeyProvider, ledger: str, creator_i
         finally:
             await opened.key_admin.revoke(ledger_id, key.key_id, context=context)
         await erasures.carry_out(ledger_id, creator_id, context)
-        found = await erasures.of(ledger_id, creator_id)
+        # A worker may be ending the epoch at this moment.
+        found = await erasures.wait(ledger_id, creator_id)
     assert found is not None  # noqa: S101 - it was recorded just now, or before
     return found

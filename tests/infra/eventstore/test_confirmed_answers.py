@@ -23,17 +23,19 @@ from infra.delivery.webhooks.delivery_store import DeliveryStore
 from infra.delivery.webhooks.idempotent_requests import IdempotentRequest
 from infra.delivery.webhooks.models import Owner, ProgressWrite
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+from infra.errors import Unavailable
 from infra.eventstore.append import Appended, Replayed
+from infra.eventstore.group_commit import IN_DOUBT, NOT_RECORDED
 from infra.ids import uuid7
 from infra.postgres import pool
 from infra.postgres.embedded.cluster import DATABASE
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.postgres.pool import session
-from infra.postgres.roles import WORKER
+from infra.postgres.roles import API, WORKER
 from tests import given
 from tests.conftest import FORGETFUL, TestDatabase
-from tests.infra.eventstore.appends import by, keyed_by, row
+from tests.infra.eventstore.appends import by, keyed_by, row, writing
 from tests.infra.holding import count, sent
 from tests.infra.opened import Opened, opening
 from tests.places import directory
@@ -87,6 +89,11 @@ class Replication:
                 if found is not None:
                     return int(found[0])
                 await asyncio.sleep(0.02)
+
+    async def waiting(self) -> list[int]:
+        """Return the sessions that wait for a standby, except the one that probes."""
+        cursor = await self._connection.execute(_WAITING, ("%", self._probing.info.backend_pid))
+        return [pid for (pid,) in await cursor.fetchall()]
 
     async def cancel(self, pid: int) -> None:
         """Cancel the wait of a session, as an administrator may."""
@@ -308,6 +315,24 @@ async def test_a_commit_whose_wait_was_cancelled_is_not_acknowledged_before_a_st
     assert isinstance(outcome, Appended)
     assert (outcome.first, outcome.last) == (1, 1)
     assert count(opened) == before + 1
+
+
+async def test_while_a_commit_waits_for_its_standby_no_other_is_begun(opened: Opened, replication: Replication) -> None:
+    """Each would keep a session and its ledgers' locks, as long as the standby is away."""
+    tenants = [await opened.begin(f"waiting-{number}") for number in range(3)]
+    limits = {"answer_within_s": 0.5, "resolve_within_s": 0.5}
+    async with writing(opened.database, user=API, role=API, tokens=opened.api.database.tokens, **limits) as writer:
+        async with replication.lost():
+            told = []
+            for tenant in tenants:
+                with pytest.raises(Unavailable) as refused:
+                    await writer.append(by(tenant, row(uuid7())))
+                told.append(str(refused.value))
+            assert len(await replication.waiting()) == 1
+        outcomes = [await writer.append(by(tenant, row(uuid7()))) for tenant in tenants]
+    assert told == [IN_DOUBT, NOT_RECORDED, NOT_RECORDED]
+    # The first one of the first ledger was recorded.
+    assert [outcome.first for outcome in outcomes if isinstance(outcome, Appended)] == [2, 1, 1]
 
 
 async def test_a_change_of_keys_whose_wait_was_cancelled_is_not_answered_before_a_standby_has_it(
