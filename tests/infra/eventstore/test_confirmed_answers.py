@@ -320,8 +320,10 @@ async def test_a_commit_whose_wait_was_cancelled_is_not_acknowledged_before_a_st
 async def test_while_a_commit_waits_for_its_standby_no_other_is_begun(opened: Opened, replication: Replication) -> None:
     """Each would keep a session and its ledgers' locks, as long as the standby is away."""
     tenants = [await opened.begin(f"waiting-{number}") for number in range(3)]
-    limits = {"answer_within_s": 0.5, "resolve_within_s": 0.5}
-    async with writing(opened.database, user=API, role=API, tokens=opened.api.database.tokens, **limits) as writer:
+    tokens = opened.api.database.tokens
+    async with writing(
+        opened.database, user=API, role=API, tokens=tokens, answer_within_s=0.5, resolve_within_s=0.5
+    ) as writer:
         async with replication.lost():
             told = []
             for tenant in tenants:
