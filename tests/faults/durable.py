@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,8 +46,9 @@ def durable() -> Iterator[TestDatabase]:
             assert connection.execute("SHOW fsync").fetchone() == ("on",)
             assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
         migrate(server.dsn())
-        accept(TestDatabase(server, DATABASE), "Tested", "Marked")
-        yield TestDatabase(server, DATABASE)
+        with closing(TestDatabase(server, DATABASE)) as database:
+            accept(database, "Tested", "Marked")
+            yield database
     shutil.rmtree(directory)
 
 

@@ -95,9 +95,9 @@ def test_a_failover_loses_nothing_acknowledged_though_the_connection_was_cut_dur
     book = Notebook(folder / "told.jsonl")
     with primary:
         migrate(primary.dsn())
-        database = TestDatabase(primary, DATABASE)
-        accept(database, "Marked")
-        ledgers = [writes.ledger_id for writes in asyncio.run(begin(database))]
+        with closing(TestDatabase(primary, DATABASE)) as database:
+            accept(database, "Marked")
+            ledgers = [writes.ledger_id for writes in asyncio.run(begin(database))]
         make_standby(primary, standby.cluster)
         standby.start()
         wait_for_a_standby(primary)

@@ -47,10 +47,11 @@ class Proxy:
         if self.refusing:
             writer.close()
             return
-        server = await asyncio.open_unix_connection(str(self._server))
         # A server's task that ends as cancelled is reported as an error by asyncio.
-        with contextlib.suppress(asyncio.CancelledError):
-            await _Session(self, (reader, writer), server).run()
+        with contextlib.suppress(asyncio.CancelledError), contextlib.closing(writer):
+            server = await asyncio.open_unix_connection(str(self._server))
+            with contextlib.closing(server[1]):
+                await _Session(self, (reader, writer), server).run()
 
     async def close(self) -> None:
         """End every connection."""

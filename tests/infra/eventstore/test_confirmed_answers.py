@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -64,8 +64,9 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 async def opened(server: EmbeddedPostgres) -> AsyncIterator[Opened]:
-    async with opening(TestDatabase(server, DATABASE)) as parts:
-        yield parts
+    with closing(TestDatabase(server, DATABASE)) as database:
+        async with opening(database) as parts:
+            yield parts
 
 
 @pytest.fixture
