@@ -92,6 +92,15 @@ def test_promtool_accepts_the_rules_and_they_fire_when_they_should(call: tuple[s
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+def test_each_alert_is_shown_to_fire() -> None:
+    cases = [
+        case
+        for test in yaml.safe_load((ALERTS.parent / "alerts_test.yml").read_text())["tests"]
+        for case in test["alert_rule_test"]
+    ]
+    assert {rule["alert"] for rule in rules()} == {case["alertname"] for case in cases if case["exp_alerts"]}
+
+
 def settings_of(unit: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in unit.read_text().splitlines():
