@@ -549,7 +549,8 @@ def test_a_client_that_reads_too_slowly_is_told_so_and_can_go_on(world: World, m
     monkeypatch.setattr(api.streams, "STALLED_S", 100)
     monkeypatch.setattr(api.http.transport, "STALLED_S", 100)
     deaf = Deaf(world)
-    record_megabytes(world, 4)
+    # Three times what is kept for it, by the system and by us.
+    record_megabytes(world, 2)
 
     # What was under way arrives whole, then the reason.
     text = deaf.rest().decode()
@@ -586,7 +587,7 @@ def test_the_connection_of_a_client_that_takes_nothing_is_dropped(
 def test_a_client_that_takes_a_little_now_and_then_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     until(lambda: len(world.server.serving.streams._streams) == 0)
     monkeypatch.setattr(api.streams, "STALLED_S", 1.0)
-    record_megabytes(world, 4)
+    record_megabytes(world, 1)
     slow = Deaf(world)
     pause = threading.Event()
     with slow.socket:
