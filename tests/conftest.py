@@ -64,6 +64,16 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # as above
     def _split_scope(self, nodeid: str) -> str:
         return next((shared for shared, tests in TOGETHER.items() if nodeid.startswith(tests)), nodeid)
 
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        """Forget what is done: else all of it is counted again after each test."""
+        nodeid = self.registered_collections[node][item_index]
+        scope = self._split_scope(nodeid)
+        work = self.assigned_work[node]
+        work[scope][nodeid] = True
+        if all(work[scope].values()):
+            del work[scope]
+        self._reschedule(node)
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
