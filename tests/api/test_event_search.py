@@ -29,9 +29,8 @@ AT_ONCE_S = 2.5
 
 
 def has_stopped(world: World) -> bool:
-    with psycopg.connect(world.server.database.dsn()) as connection:
-        row = connection.execute("SELECT state = 'failed' FROM view_versions WHERE view = 'history'").fetchone()
-    return row is not None and bool(row[0])
+    query = "SELECT 1 FROM view_versions WHERE view = 'history' AND state = 'failed'"
+    return world.server.database.sql(query) != []
 
 
 async def skip(world: World, position: int) -> None:
