@@ -222,6 +222,8 @@ def _rows(file: IO[bytes], upto: int) -> tuple[int, int | None, int | None]:
         for row in _table_rows(file, upto):
             count, last = count + 1, int(row[0])
             first = last if first is None else first
+    except ExportError:
+        raise
     except (ValueError, LookupError):
         raise ExportError(_NO_EVENT) from None
     return count, first, last

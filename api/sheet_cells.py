@@ -286,8 +286,10 @@ class _Cells:
         text = self._cells.get("video_id")
         if text is None:
             raise Unclear("video_id", "no_video")
+        # Of a code that is known, the video is only compared.
+        known = "code_id" in self._cells and "secret" not in self._cells
         try:
-            return video_id(text, self._reading.video_ids)
+            return video_id(text, self._reading.video_ids, exact=known)
         except Unusable as error:
             sentence = _ROUNDED if error.reason == "rounded_by_spreadsheet" else str(error)
             raise Unclear("video_id", error.reason, sentence) from None

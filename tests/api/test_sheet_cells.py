@@ -142,6 +142,12 @@ def test_an_end_without_a_start_is_enough_while_the_code_may_still_be_used() -> 
     assert facts_of(row | {"noted_at": "2026-04-03"}, Reading(), NOW).generated_by(NOW) == utc(2026, 4, 3)
 
 
+def test_the_video_of_a_code_that_is_known_may_look_rounded() -> None:
+    row: dict[Field, str] = {"code_id": "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20", "creator_id": "ana"}
+    facts = facts_of(row | {"video_id": "7312345678901230000"}, Reading(), NOW)
+    assert (facts.secret, facts.video_id, str(facts.code_id)) == (None, "7312345678901230000", row["code_id"])
+
+
 UNCLEAR: list[tuple[dict[str, str | None], Field, str]] = [
     ({"secret": None}, "secret", "no_code"),
     ({"secret": "two codes"}, "secret", "sentence"),
