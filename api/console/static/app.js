@@ -58,9 +58,10 @@
   // The live channel says so when the session has ended; what is loaded then is the page to sign in.
   document.addEventListener("ended", () => location.reload());
   // A tab that is opened in the background never becomes hidden: its live channel has to hear that it is.
-  document.addEventListener("htmx:sse:after:connection", () => {
-    if (document.hidden) setTimeout(() => document.dispatchEvent(new Event("visibilitychange")));
-  });
+  const sayIfHidden = () => setTimeout(() => { if (document.hidden) document.dispatchEvent(new Event("visibilitychange")); });
+  document.addEventListener("htmx:sse:after:connection", sayIfHidden);
+  // Its channel may have been there before this file was.
+  addEventListener("load", sayIfHidden);
   // A menu closes when something else is clicked, or with Escape.
   document.addEventListener("click", (event) => {
     for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
