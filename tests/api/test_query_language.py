@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.query_language import MAX_TERMS, MAX_VALUES, QUALIFIERS, ParsedQuery, QueryError, Words, parse
@@ -243,12 +243,14 @@ def queries(draw: st.DrawFn) -> tuple[str, ParsedQuery]:
     return space.join(terms), ParsedQuery(tuple(conditions), tuple(words))
 
 
+@settings(deadline=None)
 @given(queries())
 def test_a_query_means_what_it_was_written_for(query: tuple[str, ParsedQuery]) -> None:
     text, meant = query
     assert parse(text) == meant
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(max_size=60), st.text('atype:recorded,."-\\ 0126', max_size=60)))
 def test_any_text_is_a_query_or_goes_wrong_within_itself(text: str) -> None:
     asked = outcome(text)

@@ -19,7 +19,7 @@ IDS = st.from_regex(r"'{0,2}[0-9]{1,20}", fullmatch=True)
 TEXTS = st.one_of(TRICKY, IDS, st.text(max_size=20))
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=1_000, deadline=None)
 @for_all(st.lists(st.lists(TEXTS, min_size=1, max_size=4), max_size=4))
 def test_what_is_written_is_read_back_exactly(lines: list[list[str]]) -> None:
     table = [["position", "body"], *lines]
@@ -27,7 +27,7 @@ def test_what_is_written_is_read_back_exactly(lines: list[list[str]]) -> None:
         assert list(read_csv(mark + csv_lines(table).decode())) == table
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=1_000, deadline=None)
 @for_all(TEXTS, TEXTS)
 def test_two_texts_never_have_the_same_cell(one: str, other: str) -> None:
     assert unguarded(guarded(one)) == one
@@ -62,6 +62,7 @@ def test_a_cell_has_one_apostrophe_more_where_it_needs_a_guard(text: str) -> Non
     assert guarded(text) == CELLS[text]
 
 
+@settings(deadline=None)
 @for_all(TEXTS)
 def test_no_cell_begins_a_formula_or_is_a_number_that_a_spreadsheet_would_round(text: str) -> None:
     ((cell,),) = csv.reader(io.StringIO(csv_lines([[text]]).decode(), newline=""))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given as for_all
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from domain.changes import Change, changes_of_code, changes_of_permission
@@ -96,6 +97,7 @@ def test_a_permission_goes_on_and_off() -> None:
     ]
 
 
+@settings(deadline=None)
 @for_all(st.integers(0, 10**6))
 def test_what_one_event_left_is_what_the_next_found_but_for_the_clock(seed: int) -> None:
     for stream in happening(seed, 30).ledger.streams.values():
