@@ -568,7 +568,7 @@ def limits() -> str:
             f"{live_subscription.KEPT_EVENTS:,} events, {live_subscription.KEPT_BYTES // kib // kib} MiB",
         ),
         ("a stream whose client reads nothing", f"disconnected after {streams.STALLED_S:.0f} s"),
-        ("a ledger's webhooks", f"{webhooks.MAX_WEBHOOKS}"),
+        ("a ledger's webhooks", f"{webhooks.MAX_WEBHOOKS}, {webhooks.MAX_WEBHOOKS_OF_A_KEY} of one key"),
         (
             "a webhook's messages",
             f"{policy.in_flight} in progress, {policy.waiting:,} waiting, {delivery_store.KEEP_DEAD:,} dead",

@@ -139,7 +139,8 @@ DETAILS: Final[dict[str, str]] = {
     "version_unknown": "The code does not have this version yet.",
     "webhook_unknown": "This key has no such webhook.",
     "too_many_webhooks": (
-        "This ledger already has 100 webhooks, and 100 is the maximum. Delete a webhook that you no longer need."
+        "This ledger already has 100 webhooks, or this key 50 of them, and that is the maximum. Delete a webhook that "
+        "you no longer need."
     ),
     "webhook_disabled": "This webhook is disabled, so nothing is sent to it. Enable it first.",
     "webhook_key_invalid": (

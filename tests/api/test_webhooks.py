@@ -263,6 +263,13 @@ def test_a_ledger_has_a_bounded_number_of_webhooks(world: World, monkeypatch: py
     create(world.another().client)
 
 
+def test_the_webhooks_of_one_key_leave_room_for_those_of_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.delivery.webhooks.subscriptions, "MAX_WEBHOOKS_OF_A_KEY", 1)
+    create(world.client)
+    assert refused(world.client.post("/v1/webhooks", json={"url": URL})) == (409, "too_many_webhooks")
+    create(world.as_role("subscriber"))
+
+
 def test_a_test_is_taken_on(world: World) -> None:
     path = f"/v1/webhooks/{create(world.client)['webhook_id']}"
     message_id = told(world.client.post(f"{path}/test"), 202)["message_id"]

@@ -25,7 +25,7 @@ class WebhookDisabled(Exception):
 
 
 class TooManyWebhooks(Exception):
-    """The ledger has reached its limit of webhooks."""
+    """The ledger, or the key, has reached its limit of webhooks."""
 
 
 class OwnerKeyInvalid(Exception):

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from infra.postgres.pool import Database, LedgerConnection
 
 MAX_WEBHOOKS: Final = 100
+MAX_WEBHOOKS_OF_A_KEY: Final = MAX_WEBHOOKS // 2
 MAX_REPLAYED: Final = 1_000
 # Positions that are looked through for one request.
 MAX_REPLAY_SCANNED: Final = 100_000
@@ -84,6 +85,7 @@ _CREATE: Final = """
     VALUES (
         %s, %s, %s, %s, %s, %s, %s, %s, CASE WHEN %s THEN NULL ELSE 'asked' END, CASE WHEN %s THEN NULL ELSE now() END)
 """
+_COUNT: Final = "SELECT count(*), count(*) FILTER (WHERE key_id = %s) FROM webhooks"
 _CREATE_PROGRESS: Final = "INSERT INTO webhook_progress (webhook_id, ledger_id, position) VALUES (%s, %s, %s)"
 
 _CHANGE: Final = """
@@ -236,7 +238,7 @@ class WebhookSubscriptions:
             the owner has given it.
 
         Raises:
-            TooManyWebhooks: the ledger has reached its limit.
+            TooManyWebhooks: the ledger, or the key, has reached its limit.
             KeyNoLongerValid: the owner's key was revoked in the meantime; here and below.
             IdempotencyMismatch: the Idempotency-Key was used for another request; here and below.
 
@@ -248,8 +250,8 @@ class WebhookSubscriptions:
             webhook_id = uuid7() if answered is None else UUID(answered["webhook_id"])
             if answered is None:
                 await connection.execute(_LOCK_COUNT, (AdvisoryLock.WEBHOOK_COUNT, owner.ledger_id))
-                row = await (await connection.execute("SELECT count(*) FROM webhooks")).fetchone()
-                if row is None or row[0] >= MAX_WEBHOOKS:
+                row = await (await connection.execute(_COUNT, (owner.key_id,))).fetchone()
+                if row is None or row[0] >= MAX_WEBHOOKS or row[1] >= MAX_WEBHOOKS_OF_A_KEY:
                     raise TooManyWebhooks
                 columns = (
                     sealer.seal("url", url.encode(), webhook_id),
