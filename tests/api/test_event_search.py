@@ -29,8 +29,9 @@ AT_ONCE_S = 2.5
 
 
 def has_stopped(world: World) -> bool:
-    query = "SELECT 1 FROM view_versions WHERE view = 'history' AND state = 'failed'"
-    return world.server.database.sql(query) != []
+    with psycopg.connect(world.server.database.dsn()) as connection:
+        row = connection.execute("SELECT state = 'failed' FROM view_versions WHERE view = 'history'").fetchone()
+    return row is not None and bool(row[0])
 
 
 async def skip(world: World, position: int) -> None:
