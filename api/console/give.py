@@ -33,7 +33,9 @@ _CODE: Final = "code"
 
 
 async def _show(visit: Visit) -> Response:
-    return await _page(visit, _creator_of(visit, visit.query.get("creator_id", "")), {})
+    creator_id = _creator_of(visit, visit.query.get("creator_id", ""))
+    # After a switch, the page waits until the views have it.
+    return await _page(visit, creator_id, {}, at_least=visit.query.get("at_least"))
 
 
 def _creator_of(visit: Visit, text: str) -> str:
@@ -48,13 +50,19 @@ def _creator_of(visit: Visit, text: str) -> str:
 
 
 async def _page(
-    visit: Visit, creator_id: str, given: dict[str, str], declined: Declined | None = None, step: str = ""
+    visit: Visit,
+    creator_id: str,
+    given: dict[str, str],
+    declined: Declined | None = None,
+    step: str = "",
+    at_least: str | None = None,
 ) -> Response:
     permission: dict[str, Any] | None = None
     codes: Sequence[dict[str, Any]] = ()
     if creator_id:
-        permission = (await visit.api.get(f"/v1/creators/{quote(creator_id, safe='')}/permission")).json
-        codes = (await visit.api.get("/v1/codes", creator_id=creator_id, limit=SHOWN)).json["codes"]
+        path = f"/v1/creators/{quote(creator_id, safe='')}/permission"
+        permission = (await visit.api.get(path, at_least=at_least)).json
+        codes = (await visit.api.get("/v1/codes", creator_id=creator_id, limit=SHOWN, at_least=at_least)).json["codes"]
     errors = {} if declined is None else problems_of(declined)
     fields = _fields(visit)
     known = {one.name for one in fields}
@@ -97,12 +105,12 @@ async def _switch(visit: Visit) -> Response:
     body = orjson.dumps({"enabled": form.get("enabled") == "true"})
     path = f"/v1/creators/{quote(creator_id, safe='')}/permission"
     try:
-        await visit.api.call("PUT", path, {}, body, idempotency_key=form.get("form_id"))
+        reply = await visit.api.call("PUT", path, {}, body, idempotency_key=form.get("form_id"))
     except Declined as declined:
         if declined.status not in {400, 409, 422}:
             raise
         return await _page(visit, creator_id, {}, declined, _PERMISSION)
-    return RedirectResponse(f"/give?{urlencode({'creator_id': creator_id})}", 303)
+    return RedirectResponse(f"/give?{urlencode({'creator_id': creator_id, 'at_least': reply.json['position']})}", 303)
 
 
 async def _generate(visit: Visit) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -38,7 +38,8 @@ def flipped(cluster: EmbeddedPostgres, healthy: TestDatabase) -> Iterator[TestDa
         for page in range(0, len(content), 8192):
             content[page + 8100] ^= 1
         file.write_bytes(content)
-        yield TestDatabase(cluster, name)
+        with closing(TestDatabase(cluster, name)) as damaged:
+            yield damaged
         owner.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

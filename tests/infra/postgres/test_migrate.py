@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from uuid import uuid4
 
 import psycopg
@@ -36,12 +37,13 @@ def own_cluster() -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture
-def fresh(own_cluster: EmbeddedPostgres) -> TestDatabase:
+def fresh(own_cluster: EmbeddedPostgres) -> Iterator[TestDatabase]:
     """An empty database of an owner who may create roles and is no superuser, as a hoster would give one."""
     name = f"owned_{uuid4().hex}"
     with psycopg.connect(own_cluster.dsn(dbname="postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(OWNER)))
-    return TestDatabase(own_cluster, name)
+    with closing(TestDatabase(own_cluster, name)) as database:
+        yield database
 
 
 def test_a_fresh_database_gets_every_migration_in_order(fresh: TestDatabase) -> None:

@@ -23,7 +23,7 @@ from tests.serving import LiveServer
 from tests.waiting import until
 
 # As in `<coroutine object ExpiryClock.run at …>`.
-JOBS = ["ExpiryClock.run", "Erasures.run", "purging", "DerivedCheck.run"]
+JOBS = ["ExpiryClock.run", "Erasures.run", "purging", "DerivedCheck.run", "HeadsJob.run"]
 DELIVERIES = ["work", "--only", "webhooks"]
 ALL_ELSE = ["work", "--only", "anchor,expiry,kafka,views"]
 SEALER = ["work", "--only", "seal"]
