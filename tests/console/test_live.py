@@ -30,6 +30,7 @@ HIDE = """
 # Ten tabs on a machine that has other things to do.
 SLOW_S = 60
 LOOK_EVERY_MS = 200
+RELOADS = 3
 IN_BACKGROUND = """
 Object.defineProperty(document, "hidden", {value: true, configurable: true});
 Object.defineProperty(document, "visibilityState", {value: "hidden", configurable: true});
@@ -41,14 +42,26 @@ def _streams(world: World) -> int:
     return next(int(place["held"]) for place in places if place["place"] == "streams")
 
 
-def _wait_for_streams(page: Page, world: World, count: int) -> None:
+def _connected(page: Page, world: World) -> None:
+    """Wait until the page's live channel is there. A browser that was too busy to begin it gets the page again."""
+    for _ in range(RELOADS):
+        try:
+            _wait_for_streams(page, world, 1, SLOW_S / RELOADS)
+        except AssertionError:
+            page.reload()
+        else:
+            return
+    _wait_for_streams(page, world, 1)
+
+
+def _wait_for_streams(page: Page, world: World, count: int, within_s: float = SLOW_S) -> None:
     """Wait until so many streams are open; between looks the browser goes on, and the server has time for it."""
 
     def are_there() -> bool:
         page.wait_for_timeout(LOOK_EVERY_MS)
         return _streams(world) == count
 
-    until(are_there, SLOW_S)
+    until(are_there, within_s)
 
 
 def _in_background(context: BrowserContext, path: str) -> Page:
@@ -61,7 +74,7 @@ def _in_background(context: BrowserContext, path: str) -> Page:
 def test_ten_tabs_work_and_only_the_one_in_front_has_a_connection(own_windows: Windows, own_world: World) -> None:
     front = own_windows.open(own_windows.server.admin_key)
     expect(front.get_by_role("heading", name="Needs attention")).to_be_visible()
-    _wait_for_streams(front, own_world, 1)
+    _connected(front, own_world)
     others = [_in_background(front.context, path) for path in ("/codes", "/events", "/keys") * 3]
     for page in others:
         expect(page.locator("details.who")).to_be_visible()
