@@ -9,8 +9,8 @@
 
 What a dry run says of a row is what the commands say of it, after all rows before it. A row is recorded by one append,
 whole or not at all, and every event names its import and its row. Rows are judged a few dozen at a time; those that
-name the same code or the same video in their order. Whoever stops an import, or whose machine does, imports the same
-sheet again: what is recorded by then is known.
+name the same code or the same video in their order. After an import was stopped, by a person or a failure, the same
+sheet is imported again: what is recorded by then is known.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class ImportOptions:
         reading: how its cells are read.
         record: whether its rows are recorded; otherwise they are only judged.
         record_differences: whether each difference is recorded on its code, as a note.
-        columns: the columns that whoever imports has named, by field; None leaves a field out.
+        columns: the columns that the caller has named, by field; None leaves a field out.
         header: the number of the row that names the columns, if it is given.
 
     """

@@ -145,7 +145,7 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def given_columns(text: str | None) -> dict[SheetField, int | None]:
-    """Read which columns are named by whoever imports.
+    """Read which columns the caller names.
 
     Raises:
         Problem: it names no field or no column, or one of them twice.

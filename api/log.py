@@ -92,7 +92,7 @@ class WitnessEntry(Answer):
     vkey: Annotated[
         str | None,
         Field(
-            description="Its verifier key. Take it from whoever runs the witness: from here it proves nothing. Null "
+            description="Its verifier key. Take it from the witness's operator: from here it proves nothing. Null "
             "until it has cosigned."
         ),
     ]

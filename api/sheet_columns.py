@@ -2,7 +2,7 @@
 
 Names are compared without case, accents' encoding, spaces and punctuation. Of several columns for one field the one
 with the most precise name counts, and the others are reported as not read. Names that may mean two things, such as
-`date`, mean nothing: whoever imports says which column it is.
+`date`, mean nothing: the caller says which column it is.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def find_columns(
 
     Args:
         rows: the first rows that are not empty, each with its number.
-        given: columns that whoever imports has named: these count, and None leaves a field out.
+        given: columns that the caller has named: these count, and None leaves a field out.
         header: the number of the row that names the columns, if it is given.
 
     """

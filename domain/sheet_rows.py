@@ -76,7 +76,7 @@ class SheetFacts:
         starts_at, expires_at: the window, as far as it is stated.
         length: the length of the window, if it is stated; with an end, it gives the start.
         noted_at: when the row was written: by then there was the code, and facts without a time of their own hold.
-        permission: whether the row, or whoever imports it, says that the creator's ad authorization was on.
+        permission: whether the row, or the caller, says that the creator's ad authorization was on.
         share: with whom the code was shared, and `shared_at` when, if the row says so.
         redeemed_by: the account that entered the code, and `redeemed_at` when.
         revoked_at: when the code was revoked, and `reason` why.

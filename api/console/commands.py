@@ -139,7 +139,7 @@ COMMANDS: Final = (
         "reveal",
         "reveals",
         "Show the code again",
-        "Whoever has the code can use it. That you had it shown, and why, is an event of the trail.",
+        "Anyone who has the code can use it. That you had it shown, and why, is an event of the trail.",
         (Field("reason", "Why", is_required=True),),
         GIVES,
         lambda form: _entered(form, "reason"),

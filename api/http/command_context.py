@@ -117,7 +117,7 @@ def policy_of(caller: Caller) -> Policy:
 
 
 def policy_here(services: Services) -> Policy:
-    """Return the same, for whoever has not asked for anything yet."""
+    """Return the same, for a reader who has not asked for anything yet."""
     return Policy(services.settings.allowed_days, services.settings.extend_after_expiry)
 
 

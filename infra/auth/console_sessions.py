@@ -145,7 +145,7 @@ class ConsoleSessions:
             await connection.execute(_RENEW, (sealed, session.ledger_id, hashed))
 
     async def sealed(self, content: bytes, purpose: str) -> str:
-        """Return a text that says nothing to whoever keeps it, and that nobody else can make."""
+        """Return a text that says nothing to the browser that keeps it, and that nobody else can make."""
         sealing = SealingKey((await self._keyring.hashing()).derived(purpose))
         return base64.urlsafe_b64encode(sealing.seal(content, purpose.encode())).decode()
 

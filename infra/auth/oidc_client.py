@@ -3,9 +3,9 @@
     browser → console → issuer → browser → console → issuer: a token
               begin                        finish
 
-As RFC 9700 recommends: a code can be exchanged only by whoever began (state, PKCE), the ID token is for this sign-in
-(nonce), and addresses come from the issuer's own discovery document. What a person may do is decided by the token, as
-for programs: the access token if it is one that this server reads, or else the ID token.
+As RFC 9700 recommends: a code can be exchanged only by the browser that began (state, PKCE), the ID token is for this
+sign-in (nonce), and addresses come from the issuer's own discovery document. What a person may do is decided by the
+token, as for programs: the access token if it is one that this server reads, or else the ID token.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ async def _changes(
             raise LookupError("Two keys sign this log already. Retire the older one first, with --retire-old.")
         new = unused[0] if unused else add_pair(signing_dir, log_id, keys.origin)
         return [_change(Log.KeyAdded, generation, new.verifier_keys, reason)], new.verifier_keys
-    # Whoever has read the file has all its keys, also one that has signed nothing yet.
+    # A reader of the file has all its keys, also one that has signed nothing yet.
     replaced = len(unused) == len(present.signers)
     if not replaced:
         replace_pairs(signing_dir, log_id, keys.origin)

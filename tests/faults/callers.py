@@ -18,7 +18,7 @@ from tests.waiting import until
 
 CALLERS: Final = 4
 
-# What a command of theirs is known by in the log.
+# By what their commands are known in the log.
 MARK: Final = "creator_id"
 
 

@@ -90,7 +90,7 @@ async def under_load(
 
 
 def test_a_failover_loses_nothing_acknowledged_though_the_connection_was_cut_during_a_commit(folder: Path) -> None:
-    """Whoever ended the waiting session, and looked, would find its commit: on the primary, and nowhere else."""
+    """A look-up that ended the waiting session would find its commit: on the primary, and nowhere else."""
     primary, standby = EmbeddedPostgres(folder / "primary"), EmbeddedPostgres(folder / "standby")
     book = Notebook(folder / "told.jsonl")
     with primary:

@@ -1,7 +1,7 @@
 """A restore to a moment, as docs/running.md has it: what was acknowledged by then is there, and nothing later.
 
 The drill: a base backup under load, the archive of the write-ahead log, a new server that stops at the moment. The
-ledger then stops until the loss is accepted, and readers that have seen more are told.
+ledger then stops until the loss is accepted, and readers that have seen more learn of it.
 """
 
 from __future__ import annotations

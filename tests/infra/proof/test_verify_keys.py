@@ -76,7 +76,7 @@ def test_the_key_that_signs_bundles_introduces_nobody(
     changed: tuple[Log, LogSigner, LogSigner], tmp_path: Path
 ) -> None:
     log, old, _ = changed
-    # Whoever has the key of the bundles makes a log of their own, and hands it over to themselves.
+    # A thief of the bundles' key makes a log, and introduces it by that key.
     size = len(log.rows) - 1
     forged = replace(log, handed_over={size: log.bag_signer.sign(log.signed(size).checkpoint.text)})
     named = verify.vkeys([*old.verifier_keys, log.bag_signer.verifier_key])

@@ -1,4 +1,4 @@
-"""Witnesses in bundles: as many as whoever verifies demands, and their clocks bound when events were recorded."""
+"""Witnesses in bundles: as many as the verifier demands, and their clocks bound when events were recorded."""
 
 from __future__ import annotations
 
