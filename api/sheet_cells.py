@@ -1,7 +1,7 @@
 """Cells of a sheet, read as facts; or why a row is unclear, and in which cell.
 
-Nothing is guessed: a row that leaves open what it means records nothing, and the sentence says what to add. Whoever
-imports can state once, for the whole sheet, what it leaves open: the order of day and month, the time zone, the length
+Nothing is guessed: a row that leaves open what it means records nothing, and the sentence says what to add. The
+caller can state once, for the whole sheet, what it leaves open: the order of day and month, the time zone, the length
 of windows, the terms.
 """
 
