@@ -6,7 +6,8 @@ is further behind reads for itself until it catches up.
 
 Views do not wait for each other, with one exception. While the log is long, the view in front would soon leave all
 others to read for themselves. Before its next page pushes out a page that another view still needs, it waits, but no
-longer than that view has been busy with its last page for `patience_s`. No slow or locked table causes a longer wait.
+longer than until that view has been busy with its last page, or with its start, for `patience_s`. No slow or locked
+table causes a longer wait.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class SharedLog:
         self._times_forgotten = 0
 
     def reader(self) -> SharedLogReader:
-        """Return a reader for one view; `close` it when the view reads no more."""
+        """Return a reader for one view; `close` it when the view reads no more. To be called in a running loop."""
         reader = SharedLogReader(self)
         self._readers.add(reader)
         return reader
@@ -169,7 +170,8 @@ class SharedLog:
         return True
 
     def _needs_oldest(self, other: SharedLogReader) -> bool:
-        return other.positions is not None and self._kept[0].follows(other.positions)
+        # One that has not read yet may begin anywhere, so it counts as one that needs the oldest page.
+        return other.positions is None or self._kept[0].follows(other.positions)
 
 
 class SharedLogReader:
@@ -177,7 +179,7 @@ class SharedLogReader:
 
     Attributes:
         positions: those after which it will read next; None before its first page.
-        since: when it got its last page, in seconds by the loop's clock.
+        since: when it got its last page, or was made, in seconds by the loop's clock.
         newest: the newest kept page that it got.
 
     """
@@ -185,7 +187,7 @@ class SharedLogReader:
     def __init__(self, log: SharedLog) -> None:
         """Take the shared log."""
         self.positions: Mapping[int, int] | None = None
-        self.since = 0.0
+        self.since = asyncio.get_running_loop().time()
         self.newest: EventPage | None = None
         self._log = log
 

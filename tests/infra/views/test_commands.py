@@ -29,7 +29,6 @@ from infra.views.progress_display import Lines, line
 from projections import VIEWS, codes, event_index
 from projections.engine.projector import PoisonEvent
 from projections.engine.rebuild import RebuildProgress
-from projections.engine.shared_reader import SharedLog
 from projections.engine.view import SHADOW_SUFFIX
 from tests.bench.lives import fill
 from tests.conftest import TestDatabase
@@ -138,8 +137,8 @@ def test_a_rebuild_that_is_killed_resumes(filled: Filled) -> None:
 
 
 def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    # However busy the machine is: after a quarter of a second, the others would go on, and a late view read again.
-    monkeypatch.setattr(SharedLog.__init__, "__kwdefaults__", {"patience_s": 60.0})
+    # However busy the machine is: after five seconds, the others would go on, and a late view would read for itself.
+    monkeypatch.setattr(commands, "SHARED_READ_PATIENCE_S", 600.0)
     told: list[RebuildProgress] = []
     asyncio.run(commands.rebuild(filled.database.dsn(), [view.name for view in VIEWS], lambda p, _: told.append(p)))
     assert {filled.position(view.name) for view in VIEWS} == {EVENTS}

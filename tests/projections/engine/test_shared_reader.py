@@ -144,6 +144,18 @@ async def test_quick_readers_wait_for_a_slow_one_before_they_push_out_its_page(m
     assert log.pages <= -(-log.heads[1] // 10) + 2, "the log was read once"
 
 
+async def test_quick_readers_wait_for_one_that_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 30)
+    log = MemoryLog(LONG)
+    shared = SharedLog(log, patience_s=NEVER_S)
+    quick, late = shared.reader(), shared.reader()
+    running = asyncio.create_task(follow(quick, {}))
+    await until(lambda: log.pages == 3)
+    assert not running.done()
+    assert await follow(late, {}) == await running == log.heads
+    assert log.pages <= -(-log.heads[1] // 10) + 2, "the log was read once"
+
+
 async def test_no_reader_waits_for_one_that_hangs_or_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_reader, "EVENTS_KEPT_MAX", 30)
     log = MemoryLog(LONG)
