@@ -30,12 +30,13 @@ import json
 import re
 import time
 import zipfile
+import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Event = dict[str, Any]
 Point = tuple[int, int, int, int]
@@ -307,22 +308,26 @@ CONTENT = (
     *("event_id", "actor_key", "actor_role", "actor_subject", "source", "command_id", "causation_id"),
     *("correlation_id", "traceparent", "creator_id", "video_id", "body_bytes", "body_sha256", "sealed"),
 )
-ENTRY_BYTES, UUID_BYTES = 65, 16
+ENTRY_BYTES = 65
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.ASCII
+)
+RECORDED = re.compile(r"[^ ]{19}\.[0-9]{6}Z")
 
 
 def moment(text: str) -> datetime:
     """Return a time, which must have a zone."""
-    at = datetime.fromisoformat(text)
-    if at.tzinfo is None:
+    if TIME.fullmatch(text) is None:
         raise ValueError
-    return at
+    return datetime.fromisoformat(text)
 
 
 def _uuid(text: str) -> bytes:
-    data = bytes.fromhex(text.replace("-", ""))
-    if len(data) != UUID_BYTES:
+    """Return the bytes of an id, which must be spelled as ids are: streams are told apart by their spelling."""
+    if UUID.fullmatch(text) is None:
         raise ValueError
-    return data
+    return bytes.fromhex(text.replace("-", ""))
 
 
 def _text(text: str | None) -> bytes:
@@ -337,14 +342,15 @@ def _optional(text: str | None) -> bytes:
 
 
 def _time(text: str) -> bytes:
+    if RECORDED.fullmatch(text) is None:
+        raise ValueError
     return ((moment(text) - EPOCH) // MICROSECOND).to_bytes(8, "big", signed=True)
 
 
 def _hash(text: str) -> bytes:
-    data = bytes.fromhex(text)
-    if len(data) != HASH_BYTES:
+    if re.fullmatch(r"[0-9a-f]{64}", text) is None:
         raise ValueError
-    return data
+    return bytes.fromhex(text)
 
 
 def content_of(event: Event) -> bytes:
@@ -494,6 +500,13 @@ SKEW_S, LAG_S = 60, 300
 # Of so many events the times are listed one by one.
 MAX_TIMES = 12
 MAX_LINE_BYTES = 4 << 20
+
+
+# What Python raises of files that are not what they must be, or cannot be unpacked.
+MALFORMED = (
+    *(AttributeError, EOFError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, UnicodeError),
+    *(ValueError, zlib.error),
+)
 
 
 class Report:
@@ -910,7 +923,7 @@ class Shown:
 
     def missing(self, positions: Iterable[int]) -> int | None:
         """Return the first of these positions of which nothing is shown."""
-        return next((p for p in positions if p >= len(self.levels) or not self.levels[p]), None)
+        return next((p for p in positions if not 0 < p < len(self.levels) or not self.levels[p]), None)
 
     def gap(self, stream_ids: Iterable[str]) -> str | None:
         """Return a stream whose versions are not 1, 2, 3 …"""
@@ -930,7 +943,7 @@ _MAY = {"creator_stream", "erased_by"}
 def _level(event: Event) -> int:
     """Return what is shown of an event; it must have all fields of that and no others."""
     level = JUST_ENVELOPE if "content_sha256" in event else ALL if "body" in event else CONTENT_TOO
-    if event.keys() - _MAY != _FIELDS[level]:
+    if event.keys() - _MAY != _FIELDS[level] or any(isinstance(value, bool) for value in event.values()):
         raise ValueError
     if level == ALL:
         body = event["body"].encode()
@@ -996,7 +1009,8 @@ def _check_events(bundle: Bundle, run: Run, about: Event, log_id: bytes, times: 
     """
     shown, last, recorded, same = Shown(run.last), 0, EPOCH, True
     with bundle.open("data/events.ndjson") as file, bundle.open("data/events.csv") as table:
-        rows = csv.reader(io.TextIOWrapper(table, encoding="utf-8", newline=""), strict=True)
+        text = io.TextIOWrapper(table, encoding="utf-8", newline="")
+        rows = _rows_of(text)
         same = next(rows, None) == list(CSV_COLUMNS)
         while line := file.readline(MAX_LINE_BYTES):
             event, level = _read_event(line, run, log_id, last)
@@ -1017,6 +1031,15 @@ def _check_events(bundle: Bundle, run: Run, about: Event, log_id: bytes, times: 
     if not shown.count:
         raise Wrong("events: none is shown, so nothing is proven")
     return shown, same
+
+
+def _rows_of(table: IO[str]) -> Iterator[list[str]]:
+    """Yield the rows of a table. What is not well-formed is an empty row, and ends them."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    try:
+        yield from csv.reader(table, strict=True)
+    except csv.Error:
+        yield []
 
 
 def _is_row_of(event: Event, row: list[str]) -> bool:
@@ -1391,7 +1414,7 @@ def verify(
         _check_stamps(bundle, run, report)
     except Wrong as wrong:
         report.no(str(wrong))
-    except (AttributeError, IndexError, KeyError, TypeError, UnicodeError, ValueError) as error:
+    except MALFORMED as error:
         report.no(f"the bundle is malformed ({type(error).__name__})")
     return report
 

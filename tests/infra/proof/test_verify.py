@@ -21,11 +21,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from api.evidence_bundle import Plan, by_position, everything
 from api.evidence_lines import Level, event_fields, ndjson_lines
+from domain.log_entry import hashed
 from domain.merkle import leaf_hash, root_of
 from domain.values import Sealed
 from infra.proof import verify
 from infra.proof.bundle_check import check_bundle, domain_answer
 from infra.proof.checkpoints import Checkpoint, MalformedCheckpoint
+from infra.proof.evidence_log import EvidenceRow
 from tests import given
 from tests.domain.test_late_paperwork import in_time, late
 from tests.given import ADVERTISER, CODE, VIDEO, Story
@@ -36,13 +38,17 @@ VECTORS = Path(__file__).parent / "ed25519_vectors.txt"
 Bundle = dict[str, bytes]
 
 
-@pytest.fixture(scope="module")
-def story() -> Story:
-    """A code on which a campaign runs, and a second one of another creator and video."""
+def two_codes() -> Story:
+    """Tell of a code on which a campaign runs, and of a second one of another creator and video."""
     story = given.running()
     story.when(given.permission(creator_id="other"))
     story.when(given.generate(UUID(int=99), creator_id="other", video_id="video-2", secret=Sealed("#another-code")))
     return story
+
+
+@pytest.fixture(scope="module")
+def story() -> Story:
+    return two_codes()
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +301,9 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a field more": lambda e: e.update(summary="All is well."),
     "a field less": lambda e: e.pop("source"),
     "no position": lambda e: e.update(position=None),
+    "a stream in another spelling": lambda e: e.update(stream_id=e["stream_id"].replace("-", "")),
+    "a time in another spelling": lambda e: e.update(recorded_at=e["recorded_at"].replace("Z", "+00:00")),
+    "a truth for a number": lambda e: e.update(type_version=e["type_version"] == 1),
 }
 
 
@@ -358,6 +367,37 @@ def test_a_yes_without_its_revocation_is_incomplete(tmp_path: Path) -> None:
     )
     # Nor does it help to show that it happened, and not what it is.
     assert any("answer: authorized is False" in text for text in bad(log.verdicts(tmp_path, bundle)))
+
+
+def test_a_revocation_does_not_hide_behind_another_spelling_of_its_code(tmp_path: Path) -> None:
+    story = given.revoked()
+    log = Log.of(story)
+    at = story.clock()
+    bundle = log.bundle(log.plan({"kind": "ledger"}))
+    lines = [e for e in shown(bundle) if e["type"] != "Revoked"]
+    lie = domain_answer(lines, VIDEO, ADVERTISER, at)
+    assert lie["authorized"] is True
+
+    def respell(events: list[dict[str, Any]]) -> None:
+        for event in events:
+            if event["type"] == "Revoked":
+                event["stream_id"] = event["stream_id"].replace("-", "")
+
+    bundle = showing(log.bundle(log.answer(lie, at, VIDEO, ADVERTISER, [CODE, creator_stream(story)])), respell)
+    assert any(text.startswith("tampered: first at ") for text in bad(log.verdicts(tmp_path, bundle)))
+
+
+def test_a_table_that_is_not_well_formed_is_found_and_a_long_one_is_read(story: Story, tmp_path: Path) -> None:
+    log = Log.of(story)
+    row = log.rows[last_of_code(log) - 1]
+    body = json.dumps({"note": "x" * 200_000}).encode()
+    log.rows[row.event.position - 1] = EvidenceRow(row.event._replace(body=hashed(body)), body)
+    bundle = of_code(log)
+    assert log.verdicts(tmp_path, bundle).good
+    for other in (b'"' + bundle["data/events.csv"], bundle["data/events.csv"] + b'"x"y\r\n'):
+        assert bad(log.verdicts(tmp_path, {**bundle, "data/events.csv": other})) == [
+            "events: events.csv does not say what events.ndjson says"
+        ]
 
 
 # -- Keys, age, what was kept

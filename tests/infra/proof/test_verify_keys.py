@@ -47,9 +47,8 @@ def bundle_of(log: Log) -> dict[str, bytes]:
     return log.bundle(log.plan({"kind": "code", "code_id": str(CODE)}, [CODE]))
 
 
-@pytest.fixture
-def changed() -> tuple[Log, LogSigner, LogSigner]:
-    """A log that has added a key, is signed by it, and was handed over by the key of before; and both keys."""
+def with_another_key() -> tuple[Log, LogSigner, LogSigner]:
+    """Return a log that has added a key, is signed by it, and was handed over by the key of before; and both keys."""
     old, new = signer(), signer()
     rows = Log.of(given.running()).rows
     log = Log([*rows, of_the_log(rows[-1], "LogKeyAdded", new.verifier_keys)], old)
@@ -57,6 +56,11 @@ def changed() -> tuple[Log, LogSigner, LogSigner]:
     log.handed_over = {size: LogSigners([old, new]).sign(log.signed().checkpoint, AT)}
     last = of_the_log(log.rows[-1], "LogKeyRetired", old.verifier_keys, version=2)
     return replace(log, rows=[*log.rows, last], signer=new), old, new
+
+
+@pytest.fixture
+def changed() -> tuple[Log, LogSigner, LogSigner]:
+    return with_another_key()
 
 
 def not_by_it(log: Log) -> list[str]:

@@ -23,14 +23,18 @@ Bundle = dict[str, bytes]
 DAY_S = 24 * 3600
 
 
-@pytest.fixture
-def log() -> Log:
-    """A log with the story of one code, that three witnesses may cosign."""
+def with_witnesses() -> Log:
+    """Return a log with the story of one code, that three witnesses may cosign."""
     story = given.running()
     story.when(given.revoke(force=True))
     log = Log.of(story)
     log.witnesses = [Cosigner(f"w{number}.example", Ed25519PrivateKey.generate()) for number in (1, 2, 3)]
     return log
+
+
+@pytest.fixture
+def log() -> Log:
+    return with_witnesses()
 
 
 def bundle_of(log: Log, *signed_by: int, at: int = AT) -> Bundle:
