@@ -22,12 +22,16 @@ from tests import given
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.proof.auditing import Auditor, record
 from tests.infra.proof.sealing import seal
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
 ROWS = "SELECT key, count, chain FROM log_heads WHERE ledger_id = %s ORDER BY key"
 STREAMS = """
     SELECT stream_id, creator_stream FROM events WHERE ledger_id = %s AND position <= %s ORDER BY position
+"""
+SESSIONS = """
+    SELECT pid FROM pg_stat_activity WHERE application_name = 'sparkledger heads' AND datname = current_database()
 """
 RECORDED = (
     "SELECT position, stream_id, body FROM events WHERE ledger_id = %s AND type = 'HeadsSealed' ORDER BY position"
@@ -43,6 +47,8 @@ async def seal_heads(opened: Opened, every_s: float = 0.0) -> None:
     """Seal the heads of all logs, as a worker does."""
     async with runtime(opened.database.dsn(WORKER), WORKER, MASTER_KEY) as worker:
         await HeadsJob(worker, every_s).round()
+    # The next round would not lead as long as the server has not noticed that this session is over.
+    until(lambda: opened.sql(SESSIONS) == [])
 
 
 def naive(opened: Opened, tenant: Tenant, upto: int) -> list[tuple[bytes, int, bytes]]:

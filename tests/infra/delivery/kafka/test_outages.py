@@ -104,6 +104,8 @@ async def test_while_kafka_is_away_commands_go_on_and_the_lag_shows(
         await creators(opened, tenant, "a")
         publisher.wake()
         topic.until(1)
+        # The publisher may learn later than readers do that its transaction is committed.
+        until(lambda: opened.sql("SELECT position FROM publications") == [(1,)])
 
         own_kafka.stop(signal.SIGKILL)
         await creators(opened, tenant, "bcde")
