@@ -897,8 +897,8 @@ def import_sheet(
 @app.command()
 def evidence(
     file: Annotated[Path, typer.Argument(help="The ZIP file to write.")],
-    kind: Annotated[str, typer.Option(help="answer, code, creator, range or ledger.")] = "ledger",
-    video: Annotated[str | None, typer.Option(help="For an answer: the video.")] = None,
+    kind: Annotated[str, typer.Option(help="answer, code, creator, video, range or ledger.")] = "ledger",
+    video: Annotated[str | None, typer.Option(help="For an answer or a video: the video.")] = None,
     advertiser: Annotated[str | None, typer.Option(help="For an answer: the advertiser account.")] = None,
     at: Annotated[str | None, typer.Option(help="For an answer: the time at which the ad ran. Default: now.")] = None,
     code: Annotated[str | None, typer.Option(help="For a code: its id.")] = None,

@@ -41,6 +41,23 @@ LARGE: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
+class Grounds:
+    """What a short bundle about the same rests on.
+
+    Attributes:
+        keys: the heads that prove that no event before the run of entries is left out.
+        positions: the events that they count, and others that the bundle shows, in order.
+        video_salt: by what the head of a video is found. Every event since the heads is shown then, for no tag leads to
+            the codes of a video.
+
+    """
+
+    keys: Sequence[bytes]
+    positions: Sequence[int]
+    video_salt: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a bundle is about and shows.
 
@@ -50,7 +67,9 @@ class Plan:
         run: the first and the last position of the entries that are shown; all, where others are searched for.
         level: how much of an event is shown.
         answer: the answer to the question, if it is about one.
+        grounds: what a short bundle about the same rests on, if it is about something that has one.
         heads: what proves that nothing before the run of entries is left out, if the run does not have all entries.
+        not_short: why the bundle has all entries, if a short one was asked for.
         bounded: the positions whose time is to be bounded by witnesses; by default those that are shown, and of a range
             its ends.
         with_creator_stream: whether its reader may know by what to find all events of a creator.
@@ -66,7 +85,9 @@ class Plan:
     answer: Mapping[str, Any] | None = None
     with_creator_stream: bool = True
     bounded: Sequence[int] = ()
+    grounds: Grounds | None = None
     heads: Heads | None = None
+    not_short: str | None = None
 
     @property
     def timed(self) -> Sequence[int]:
@@ -147,8 +168,15 @@ class Bundle:
             async for entries in self.source.entries(log, first, last):
                 write(entries)
                 yield bag.taken()
-        async for name, content in self._of_the_log():
+        own = await self._own_positions()
+        async for name, content in self._of_the_log(own):
             bag.add(name, content)
+        if plan.heads is not None:
+            early = sorted({p for p in (*plan.wanted, *own) if p < first})
+            with bag.file("data/proof/early.ndjson", large=len(early) > LARGE) as write:
+                async for lines in self._early(early):
+                    write(lines)
+                    yield bag.taken()
         beside = await self.source.hashes_beside(log, first, last)
         run = {"first": first, "hashes": [base64.b64encode(one).decode() for one in beside]}
         bag.add("data/proof/run.json", _json(run))
@@ -165,7 +193,9 @@ class Bundle:
         bag.add("data/keys/witnesses.vkeys", "".join(f"{key}\n" for key in log.witness_keys).encode())
         bag.add("data/keys/policy", policy_of(log).encode())
         bag.add("data/verify.py", _VERIFIER)
-        certified = Certified(self.name, plan.about, log, plan.answer, seen.count, seen.by_type, self.software)
+        certified = Certified(
+            self.name, plan.about, log, plan.answer, seen.count, seen.by_type, self.software, self._form
+        )
         bag.add("data/CERTIFICATION.md", certification(certified).encode())
         page = report_page(certified, plan.role, seen.first, withheld=seen.withheld, erased=seen.erased)
         bag.add("data/REPORT.html", page.encode())
@@ -178,24 +208,33 @@ class Bundle:
         )
         yield bag.taken()
 
-    async def _of_the_log(self) -> AsyncGenerator[tuple[str, bytes]]:
+    @property
+    def _form(self) -> str:
+        """Which entries of the log the bundle has, and why."""
+        plan, heads = self.plan, self.plan.heads
+        if heads is not None:
+            return f"since event {heads.upto:,}, and before it the heads that event {heads.position:,} seals"
+        if plan.not_short is not None:
+            return f"all. The short form was asked for, but {plan.not_short}"
+        first, last = plan.run
+        return "all" if (first, last) == (1, self.log.size) else f"{first:,} to {last:,}"
+
+    async def _own_positions(self) -> list[int]:
+        """Return the positions of the events of the log itself that the bundle has."""
+        own = await self.source.positions(self.log, [self.log.log_id])
+        first, last = self.plan.run
+        return own if self.plan.heads is not None else [position for position in own if first <= position <= last]
+
+    async def _of_the_log(self, own: Sequence[int]) -> AsyncGenerator[tuple[str, bytes]]:
         """Yield what the log says of itself: of its keys, and of its heads if they are in the place of entries."""
-        log, plan = self.log, self.plan
-        own = await self.source.positions(log, [log.log_id])
-        if plan.heads is None:
-            own = [position for position in own if plan.run[0] <= position <= plan.run[1]]
+        log, heads = self.log, self.plan.heads
         lines = [ndjson_lines(map(_of_the_log, rows)) async for rows in self.source.pages(log, own)]
         if lines:
             yield "data/proof/log.ndjson", b"".join(lines)
         for size, note in await self.source.handovers(log):
             yield f"data/proof/keys/{size}", note.encode()
-        if plan.heads is not None:
-            async for file in self._heads(plan.heads, own):
-                yield file
-
-    async def _heads(self, heads: Heads, own: Sequence[int]) -> AsyncGenerator[tuple[str, bytes]]:
-        """Yield the files that prove that nothing before the run is left out."""
-        log, first = self.log, self.plan.run[0]
+        if heads is None:
+            return
         proven = [
             {
                 "index": one.place,
@@ -206,25 +245,29 @@ class Bundle:
             }
             for one in heads.proven
         ]
-        yield "data/proof/heads.json", _json({"keys": heads.keys, "heads": proven})
+        salt = {} if heads.video_salt is None else {"video_salt": heads.video_salt.hex()}
+        yield "data/proof/heads.json", _json({"keys": heads.keys, **salt, "heads": proven})
         async for rows in self.source.pages(log, [heads.position]):
-            yield (
-                "data/proof/heads.ndjson",
-                ndjson_lines(event_fields(row, Level.ALL, with_creator_stream=False) for row in rows),
-            )
-        early = sorted({p for p in (*self.plan.wanted, *own) if p < first})
-        found = []
-        async for rows in self.source.pages(log, early):
-            proofs = await self.source.inclusion(log, [row.event.position for row in rows])
-            for row, hashes in zip(rows, proofs, strict=True):
+            sealed = (event_fields(row, Level.ALL, with_creator_stream=False) for row in rows)
+            yield "data/proof/heads.ndjson", ndjson_lines(sealed)
+
+    async def _early(self, positions: Sequence[int]) -> AsyncGenerator[bytes]:
+        """Yield the entries of events before the run, each with its proof, as lines."""
+        log = self.log
+        proofs = self.source.inclusion(log, positions)
+        async for rows in self.source.pages(log, positions):
+            lines = []
+            for row in rows:
+                hashes = await anext(proofs)
                 of_entry = entry_of(log.log_id, row.event)
                 try:
                     verify_inclusion(row.event.position - 1, log.size, leaf_hash(of_entry), hashes, log.checkpoint.root)
                 except InvalidProof as error:
                     raise ProofFailed(str(error)) from error
                 encoded = [base64.b64encode(one).decode() for one in (of_entry, *hashes)]
-                found.append({"position": row.event.position, "entry": encoded[0], "hashes": encoded[1:]})
-        yield "data/proof/early.json", _json(found)
+                proof = {"position": row.event.position, "entry": encoded[0], "hashes": encoded[1:]}
+                lines.append(orjson.dumps(proof, option=orjson.OPT_APPEND_NEWLINE))
+            yield b"".join(lines)
 
     async def _events(self) -> AsyncGenerator[list[dict[str, Any]]]:
         """Yield what is shown of the events, a page at a time."""
@@ -249,6 +292,7 @@ class Bundle:
             "format": FORMAT,
             "about": self.plan.about,
             "answer": self.plan.answer,
+            "entries": self._form,
             "log": {
                 "log_id": log.log_id,
                 "origin": log.origin,

@@ -3,8 +3,12 @@
 a code, a creator    their events, found by searching all entries, which show that there are no others
 a range              its events and, for a time, its two neighbours
 the ledger           all events
-an answer            a yes rests on one code; a no rests on all codes of the video, so on every event of the log:
-                     of each code its video is shown, and of all other events the type
+a video              all events of all its codes; no tag leads to them, so of each other code its video is shown, and of
+                     all other events the type
+an answer            a yes rests on one code, a no on all codes of the video
+
+A short bundle has sealed heads in the place of the entries before them. What has no heads yet, or would not be smaller,
+is made with all entries, and says why.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from api.authorizations import about as asked_about
 from api.authorizations import authorization_verdict, verdict_content
-from api.evidence_bundle import Plan, by_position, everything, of_streams, with_erasures
+from api.evidence_bundle import Grounds, Plan, by_position, everything, of_streams, with_erasures
 from api.evidence_lines import Level, moment_text
 from api.http.fields import CodeIdText, CreatorId, Id, Moment, Position, VideoId
 from api.http.models import Body
@@ -27,7 +31,9 @@ from api.http.problems import Problem
 from domain.code import Code, replay_code
 from domain.creator import Creator
 from domain.errors import Unknown
-from domain.heads import creator_key, stream_key
+from domain.heads import VIDEO_SALT, creator_key, stream_key, video_key
+from domain.log_entry import ENTRY_BYTES
+from domain.merkle import HASH_BYTES
 from infra.crypto.envelope import LedgerKeys
 from infra.eventstore.reader import EventReader
 from infra.proof.evidence_log import MAX_POSITIONS, MAX_RANGE, EvidenceLog, reaching
@@ -35,23 +41,25 @@ from infra.views.reader import ViewReader
 from projections import codes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from domain.recorded import RecordedEvent
     from infra.proof.evidence_log import SignedLog
 
-Kind = Literal["answer", "code", "creator", "range", "ledger"]
+Kind = Literal["answer", "code", "creator", "video", "range", "ledger"]
 _FIELDS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     "answer": (frozenset({"video_id", "advertiser_id"}), frozenset({"at"})),
     "code": (frozenset({"code_id"}), frozenset()),
     "creator": (frozenset({"creator_id"}), frozenset()),
+    "video": (frozenset({"video_id"}), frozenset()),
     "range": (frozenset(), frozenset({"first", "last", "since", "until"})),
     "ledger": (frozenset(), frozenset()),
 }
-SHORT: Final = frozenset({"code", "creator", "answer"})
-# Events of a short bundle: each has a proof of its own.
-MAX_SHORT: Final = 2_000
-NOT_SHORT: Final = "There is no short form of this yet. Ask for it without `short`."
+SHORT: Final = frozenset({"code", "creator", "video", "answer"})
+# With more events from before the heads, each with a proof, a bundle is only short if all entries would be more bytes.
+FEW_PROOFS: Final = 2_000
+NO_HEADS: Final = "no heads are sealed yet that this state of the log covers."
+NOT_SMALLER: Final = "with a proof for each of {count:,} events it would be larger."
 NO_OF_OTHERS: Final = (
     "A bundle that proves that there is no authorization shows codes of other accounts. Ask an auditor of the ledger."
 )
@@ -70,7 +78,8 @@ class EvidenceRequest(Body):
         Kind,
         Field(
             description="`answer` takes video_id, advertiser_id and optionally at; `code` takes code_id; `creator` "
-            "takes creator_id; `range` takes first and last, or since and until; `ledger` takes nothing."
+            "takes creator_id; `video` takes video_id; `range` takes first and last, or since and until; "
+            "`ledger` takes nothing."
         ),
     ]
     video_id: Annotated[VideoId | None, Field(description="The video.")] = None
@@ -85,8 +94,9 @@ class EvidenceRequest(Body):
     short: Annotated[
         bool | None,
         Field(
-            description="Of a code, a creator or a yes: prove by the newest sealed heads that nothing is left out, and "
-            "show only the entries since then. Such a bundle is small, and cannot be made again to the byte."
+            description="Of a code, a creator, a video or an answer: prove by the newest sealed heads that nothing is "
+            "left out, and show only the entries since then. Such a bundle is small, and cannot be made again to the "
+            "byte. If there are no such heads, or it would not be smaller, it has all entries, and its report says why."
         ),
     ] = None
     size: Annotated[
@@ -106,7 +116,9 @@ class EvidenceRequest(Body):
         if not needed <= given <= needed | allowed or (self.kind == "range" and not pair):
             raise PydanticCustomError("evidence_fields", "These fields do not belong to this kind of evidence.")
         if self.short and self.kind not in SHORT:
-            raise PydanticCustomError("evidence_short", "Only evidence of a code, a creator or an answer can be short.")
+            raise PydanticCustomError(
+                "evidence_short", "Only evidence of a code, a creator, a video or an answer can be short."
+            )
         first, last, since, until = self.first, self.last, self.since, self.until
         if (first and last and first > last) or (since and until and since >= until):
             raise PydanticCustomError("evidence_range", "The range ends before it begins.")
@@ -158,6 +170,8 @@ async def plan_of(viewer: Viewer, request: EvidenceRequest, log: SignedLog, now:
             plan = await _of_code(viewer, UUID(request.code_id), log)
         case "creator":
             plan = await _of_creator(viewer, request.creator_id or "", log)
+        case "video":
+            plan = await _of_video(viewer, request.video_id or "", log)
         case "answer":
             plan = await _of_answer(viewer, request, log, now)
         case _:
@@ -174,27 +188,23 @@ async def _of_ledger(viewer: Viewer, request: EvidenceRequest, log: SignedLog, n
 
 
 async def _shortened(viewer: Viewer, plan: Plan, log: SignedLog) -> Plan:
-    """Return the same plan with the heads in the place of all entries before them.
-
-    Raises:
-        Problem: no heads are sealed yet, or the plan rests on more than some streams.
-
-    """
-    about, answer = plan.about, plan.answer
-    if isinstance(plan.wanted, range) or len(plan.wanted) > MAX_SHORT:
-        raise Problem("log_unknown", NOT_SHORT)
-    keys = [stream_key(log.log_id)]
-    if about["kind"] == "creator":
-        keys.append(creator_key(UUID(about["creator_stream"])))
-    elif about["kind"] == "code":
-        keys.append(stream_key(UUID(about["code_id"])))
-    elif answer is not None:
-        code = await viewer.events.stream(viewer.ledger_id, UUID(str(answer["code_id"]))) or []
-        keys += [stream_key(one) for one in {code[0].stream_id, code[0].creator_stream}]
-    heads = await viewer.source.heads(log, keys)
+    """Return the same plan with the heads in the place of all entries before them, or with why it is not."""
+    grounds = plan.grounds
+    assert grounds is not None  # noqa: S101 - all of SHORT have
+    heads = await viewer.source.heads(log, [stream_key(log.log_id), *grounds.keys])
     if heads is None:
-        raise Problem("log_unknown", NOT_SHORT)
-    return replace(plan, run=(heads.upto + 1, log.size), heads=heads)
+        return replace(plan, not_short=NO_HEADS)
+    early = [position for position in grounds.positions if position <= heads.upto]
+    proof_bytes = (ENTRY_BYTES + HASH_BYTES * log.size.bit_length()) * 4 // 3  # in base64
+    if len(early) > FEW_PROOFS and len(early) * proof_bytes > heads.upto * ENTRY_BYTES:
+        return replace(plan, not_short=NOT_SMALLER.format(count=len(early)))
+    run = (heads.upto + 1, log.size)
+    if grounds.video_salt is None:
+        since: Sequence[int] = [position for position in grounds.positions if position > heads.upto]
+    else:
+        since = range(run[0], run[1] + 1)
+    heads = replace(heads, video_salt=grounds.video_salt)
+    return replace(plan, wanted=[*early, *since], run=run, heads=heads)
 
 
 async def _of_code(viewer: Viewer, code_id: UUID, log: SignedLog) -> Plan:
@@ -219,7 +229,43 @@ async def _of_creator(viewer: Viewer, creator_id: str, log: SignedLog) -> Plan:
         raise Problem("not_allowed", f"This creator has more than {MAX_POSITIONS:,} events. Ask for the ledger.")
     shown_as = own[0].event.creator_id
     about = {"kind": "creator", "creator_id": shown_as, "creator_stream": str(stream_id)}
-    return Plan(about, positions, (1, log.size), everything, viewer.role)
+    grounds = Grounds([creator_key(stream_id)], positions)
+    return Plan(about, positions, (1, log.size), everything, viewer.role, grounds=grounds)
+
+
+async def _of_video(viewer: Viewer, video_id: str, log: SignedLog) -> Plan:
+    if not viewer.sees_all:
+        raise Problem("not_allowed", "A video can have codes of several creators. Ask for a code, or ask an auditor.")
+    await viewer.views.wait(viewer.ledger_id, codes.NAME, log.size)
+    evidence = await viewer.views.evidence.of_video(viewer.ledger_id, video_id)
+    about = {"kind": "video", "video_id": video_id}
+    return await _of_codes(viewer, about, log, video_id, evidence.codes, frozenset(evidence.codes))
+
+
+async def _of_codes(
+    viewer: Viewer,
+    about: dict[str, Any],
+    log: SignedLog,
+    video_id: str,
+    of_video: Mapping[UUID, Sequence[RecordedEvent]],
+    shown: frozenset[UUID],
+    answer: dict[str, Any] | None = None,
+) -> Plan:
+    """Return the plan of a bundle about all codes of a video, which shows these streams in full."""
+    salt = viewer.keys.derived(VIDEO_SALT)
+    keys = [video_key(salt, video_id), *(stream_key(code) for code in of_video)]
+    positions = await viewer.source.positions(log, sorted(shown))
+    of_codes = sorted(one.position for stream in of_video.values() for one in stream if one.position <= log.size)
+    return Plan(
+        about,
+        range(1, log.size + 1),
+        (1, log.size),
+        of_streams(shown),
+        viewer.role,
+        answer,
+        bounded=of_codes[:MAX_BOUNDED],
+        grounds=Grounds(keys, positions, salt),
+    )
 
 
 async def _of_range(viewer: Viewer, request: EvidenceRequest, log: SignedLog, now: datetime) -> Plan:
@@ -267,14 +313,11 @@ async def _of_answer(viewer: Viewer, request: EvidenceRequest, log: SignedLog, n
     if found.authorized and found.code_id is not None:
         creator = evidence.codes[found.code_id][0].creator_stream
         positions = await viewer.source.positions(log, [found.code_id, creator, *owners])
-        return Plan(about, positions, (1, log.size), everything, viewer.role, answer)
+        grounds = Grounds([stream_key(found.code_id), stream_key(creator)], positions)
+        return Plan(about, positions, (1, log.size), everything, viewer.role, answer, grounds=grounds)
     creators = {stream[0].creator_stream for stream in evidence.codes.values() if stream}
-    own = frozenset({*evidence.codes, *creators, *owners})
-    of_codes = sorted(one.position for stream in evidence.codes.values() for one in stream if one.position <= log.size)
-    everything_shown = range(1, log.size + 1)
-    return Plan(
-        about, everything_shown, (1, log.size), of_streams(own), viewer.role, answer, bounded=of_codes[:MAX_BOUNDED]
-    )
+    shown = frozenset({*evidence.codes, *creators, *owners})
+    return await _of_codes(viewer, about, log, video_id, evidence.codes, shown, answer)
 
 
 async def _of_found(
@@ -299,6 +342,7 @@ async def _of_found(
         viewer.role,
         answer,
         with_creator_stream=viewer.sees_creators,
+        grounds=Grounds([stream_key(known[0].stream_id)], positions),
     )
 
 

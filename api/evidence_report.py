@@ -31,6 +31,7 @@ class Certified:
         count: how many events are shown.
         by_type: how many of each type.
         software: what made it, and its version.
+        entries: which entries of the log it has, and why.
 
     """
 
@@ -41,6 +42,7 @@ class Certified:
     count: int
     by_type: Mapping[str, int]
     software: str
+    entries: str
 
 
 _STYLE: Final = """
@@ -87,6 +89,7 @@ _TITLES: Final = {
     "answer": "Was this video authorized?",
     "code": "The history of an authorization code",
     "creator": "All records of a creator",
+    "video": "All authorization codes of a video",
     "range": "A part of the ledger",
     "ledger": "The whole ledger",
 }
@@ -154,6 +157,7 @@ def report_page(
                 ("Events", f"{log.size:,}, as of the signed checkpoint in data/proof/checkpoint"),
                 ("Root", base64.b64encode(log.checkpoint.root).decode()),
                 ("Shown here", f"{certified.count:,} events"),
+                ("Entries of the log", certified.entries),
                 ("Made for", f"a key with the role {role}"),
                 ("Made by", certified.software),
             ]

@@ -1,7 +1,8 @@
-"""Heads: for each stream and each creator of a log, how many events it has, and a chain of hashes over them.
+"""Heads: for each stream, creator and video of a log, how many events it has, and a chain of hashes over them.
 
 The heads of all events up to a position, sorted by key, are the leaves of a Merkle tree, whose root is an event of the
-log. So a few hashes prove that the events which are shown of a code are all that it had, or that there were none.
+log. So a few hashes prove that the events which are shown of a code are all that it had, or that there were none. Of a
+video, the events that generated its codes are counted.
 
     key     16 bytes: a hash of the id, so that those beside an absent key tell nothing
     chain   SHA-256(chain before ‖ leaf hash of the event), from 32 zero bytes on
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 KEY_BYTES: Final = 16
-FORMAT: Final = 1
+FORMAT: Final = 2
+# For what the salt of a ledger's videos is derived from the ledger's key.
+VIDEO_SALT: Final = "heads of videos"
 
 
 class Head(NamedTuple):
@@ -46,6 +49,14 @@ def stream_key(stream_id: UUID) -> bytes:
 def creator_key(creator_stream: UUID) -> bytes:
     """Return the key of all events of a creator: those of the permission and of all codes."""
     return hashlib.sha256(b"sparkledger/heads/creator/v1\n" + creator_stream.bytes).digest()[:KEY_BYTES]
+
+
+def video_key(salt: bytes, video_id: str) -> bytes:
+    """Return the key of the codes of a video.
+
+    Ids of videos are public, so the ledger's salt is hashed with them: nobody can try a head for videos without it.
+    """
+    return hashlib.sha256(b"sparkledger/heads/video/v1\n" + salt + video_id.encode()).digest()[:KEY_BYTES]
 
 
 def heads_stream(log_id: UUID) -> UUID:

@@ -102,7 +102,7 @@ class Log(Recording, Aggregate):
         reason: str | None = None
 
     class HeadsSealed(Changed):
-        """How many events each stream and creator had up to a position: the root of a tree of that."""
+        """How many events each stream and creator, and codes each video, had up to a position: the root of a tree."""
 
         TOPIC = "HeadsSealed"
 
@@ -112,6 +112,7 @@ class Log(Recording, Aggregate):
         root: str
         keys: int
         format: int
+        video_salt_hash: str | None = None  # absent in format 1, which had no heads of videos
 
     Created = Restarted  # otherwise the library adds an event of that name, without a published name
 

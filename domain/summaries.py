@@ -93,7 +93,7 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
             after = "" if event.common_position is None else f" after position {event.common_position}"
             return f"The log goes on as generation {event.generation}{after}.{lost}"
         case Log.HeadsSealed():
-            return f"The heads of {event.keys} streams and creators were sealed, as of position {event.upto}."
+            return f"The heads of {event.keys} streams, creators and videos were sealed, as of position {event.upto}."
         case Log.KeyAdded():
             return f"The log is signed by another key as well: {_key(event.vkey)}."
         case Log.KeyRetired():

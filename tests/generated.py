@@ -290,7 +290,8 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
             reason=why,
         )
     heads = {"generation": 2, "upto": 9_721, "root": "4nL0v1sH2mG0T7mB5mX2Qm7lW2t0d3kq0lZk1tqX1nE=", "keys": 3_204}
-    restarted.change(Log.HeadsSealed, at=story.clock(), format=1, **heads)
+    salt = {"video_salt_hash": "mZ0o9WkqX1u5bQ8yHf3TgK2r7cVJdE6aL4sPnNwYxRA="}
+    restarted.change(Log.HeadsSealed, at=story.clock(), format=2, **heads, **salt)
     pending += cast("list[Event]", restarted.pending_events)
     imported = SheetImport.begin(
         UUID("0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b40"),

@@ -2,26 +2,39 @@
 
 The heads are kept in a table, and only those of keys with new events change. Their root is recorded as `HeadsSealed`,
 an event like any other, so it is signed and witnessed with the rest. Nothing of this delays a command or the sealer.
+Heads are read in the order of their keys, some thousand at a time, so memory does not grow with them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from domain.heads import FORMAT, NO_EVENTS, Head, creator_key, head_leaf, heads_stream, stream_key
+from domain.heads import (
+    FORMAT,
+    NO_EVENTS,
+    VIDEO_SALT,
+    Head,
+    creator_key,
+    head_leaf,
+    heads_stream,
+    stream_key,
+    video_key,
+)
 from domain.log import Log
-from domain.log_tiles import WIDTH, TreeEdge, split_hashes
+from domain.log_tiles import WIDTH, split_hashes
 from domain.merkle import leaf_hash
 from infra.errors import Unavailable
 from infra.jobs.log_events import record
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
+from infra.proof.head_blocks import BLOCK_HEADS, HeadBlocks
 from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.array_columns import Bigints, Byteas
 
@@ -34,8 +47,9 @@ EVERY_S: Final = 3_600.0
 EVERY_EVENTS: Final = 65_536
 LOOK_EVERY_S: Final = 60.0
 AWAY_S: Final = 5.0
-# Events that are added, and heads that are hashed, at a time.
+# Events that are added at a time, and heads that are hashed at a time.
 STRETCH: Final = 8_192
+HASHED: Final = 32 * BLOCK_HEADS
 
 # Logs of present generations with events that the newest heads do not have, besides those that record heads.
 _DUE: Final = """
@@ -53,7 +67,7 @@ _DUE: Final = """
     ORDER BY l.ledger_id
 """
 _EVENTS: Final = """
-    SELECT e.position, e.stream_id, e.creator_stream
+    SELECT e.stream_id, e.creator_stream, CASE e.type WHEN 'CodeGenerated' THEN e.video_id END
     FROM events e
     WHERE e.ledger_id = %b AND e.position > %b AND e.position <= %b
     ORDER BY e.position
@@ -73,10 +87,11 @@ _STORE: Final = """
 """
 _ALL: Final = "SELECT key, count, chain FROM log_heads WHERE ledger_id = %s AND generation = %s ORDER BY key"
 _SEALED: Final = """
-    INSERT INTO sealed_heads (ledger_id, generation, upto, keys, root, position) VALUES (%s, %s, %s, %s, %s, %s)
+    INSERT INTO sealed_heads (ledger_id, generation, upto, keys, root, blocks, position)
+    VALUES (%s, %s, %s, %s, %s, %s, %s)
     ON CONFLICT (ledger_id, generation) DO UPDATE
-    SET upto = excluded.upto, keys = excluded.keys, root = excluded.root, position = excluded.position,
-        sealed_at = clock_timestamp()
+    SET upto = excluded.upto, keys = excluded.keys, root = excluded.root, blocks = excluded.blocks,
+        position = excluded.position, sealed_at = clock_timestamp()
 """
 _LEAD: Final = "SELECT pg_try_advisory_lock(%s) AND NOT pg_is_in_recovery()"
 
@@ -131,17 +146,19 @@ class HeadsJob:
 
     async def _seal(self, connection: psycopg.Connection, due: _Due) -> None:
         """Bring the heads of a log up to date, record their root, and only then keep them."""
-        keys, root = await asyncio.to_thread(_bring_up, connection, due)
+        salt = (await self._opened.keyring.ledger(due.ledger_id)).derived(VIDEO_SALT)
+        blocks = await asyncio.to_thread(_bring_up, connection, due, salt)
         facts = {
             "generation": due.generation,
             "upto": due.upto,
-            "root": base64.b64encode(root).decode(),
-            "keys": keys,
+            "root": base64.b64encode(blocks.root).decode(),
+            "keys": blocks.heads,
             "format": FORMAT,
+            "video_salt_hash": base64.b64encode(hashlib.sha256(salt).digest()).decode(),
         }
         stream = heads_stream(due.log_id)
         position = await record(self._opened, due.ledger_id, None, stream, [(Log.HeadsSealed, facts)], role="clock")
-        await asyncio.to_thread(_keep, connection, due, keys, root, position)
+        await asyncio.to_thread(_keep, connection, due, blocks, position)
 
 
 def _look(connection: psycopg.Connection, every_s: float) -> list[_Due]:
@@ -154,25 +171,25 @@ def _look(connection: psycopg.Connection, every_s: float) -> list[_Due]:
     return [_Due(*row) for row in rows]
 
 
-def _bring_up(connection: psycopg.Connection, due: _Due) -> tuple[int, bytes]:
-    """Add all events to the heads, in a transaction that goes on; return how many heads there are, and their root.
+def _bring_up(connection: psycopg.Connection, due: _Due, salt: bytes) -> HeadBlocks:
+    """Add all events to the heads, in a transaction that goes on; return the tree of all heads.
 
     Raises:
         LookupError: events or tiles are missing.
 
     """
     for after in range(due.after, due.upto, STRETCH):
-        _add(connection, due, after, min(after + STRETCH, due.upto))
-    edge = TreeEdge()
+        _add(connection, due, salt, after, min(after + STRETCH, due.upto))
+    blocks = HeadBlocks()
     with connection.cursor("heads", binary=True) as cursor:
-        cursor.itersize = STRETCH
         cursor.execute(_ALL, (due.ledger_id, due.generation))
-        while rows := cursor.fetchmany(STRETCH):
-            edge.grow([leaf_hash(head_leaf(key, Head(count, chain))) for key, count, chain in rows])
-    return edge.size, edge.root
+        while rows := cursor.fetchmany(HASHED):
+            leaves = [leaf_hash(head_leaf(key, Head(count, chain))) for key, count, chain in rows]
+            blocks.grow([row[0] for row in rows], leaves)
+    return blocks
 
 
-def _add(connection: psycopg.Connection, due: _Due, after: int, upto: int) -> None:
+def _add(connection: psycopg.Connection, due: _Due, salt: bytes, after: int, upto: int) -> None:
     cursor = connection.cursor(binary=True)
     first = after // WIDTH
     tiles = cursor.execute(_TILES, (due.ledger_id, due.generation, first, (upto - 1) // WIDTH)).fetchall()
@@ -181,9 +198,11 @@ def _add(connection: psycopg.Connection, due: _Due, after: int, upto: int) -> No
     if len(events) != upto - after or len(leaves) < len(events):
         raise LookupError(f"events or tiles of ledger {due.name} are missing")
     added: dict[bytes, list[bytes]] = {}
-    for (_, stream_id, creator_stream), leaf in zip(events, leaves, strict=False):
+    for (stream_id, creator_stream, video_id), leaf in zip(events, leaves, strict=False):
         for key in (stream_key(stream_id), creator_key(creator_stream)):
             added.setdefault(key, []).append(leaf)
+        if video_id is not None:
+            added.setdefault(video_key(salt, video_id), []).append(leaf)
     keys = list(added)
     place: tuple[Any, ...] = (due.ledger_id, due.generation)
     known = {row[0]: Head(*row[1:]) for row in cursor.execute(_KNOWN, (*place, Byteas(keys))).fetchall()}
@@ -192,6 +211,7 @@ def _add(connection: psycopg.Connection, due: _Due, after: int, upto: int) -> No
     cursor.execute(_STORE, (*place, *columns))
 
 
-def _keep(connection: psycopg.Connection, due: _Due, keys: int, root: bytes, position: int) -> None:
-    connection.execute(_SEALED, (due.ledger_id, due.generation, due.upto, keys, root, position))
+def _keep(connection: psycopg.Connection, due: _Due, blocks: HeadBlocks, position: int) -> None:
+    place = (due.ledger_id, due.generation, due.upto)
+    connection.execute(_SEALED, (*place, blocks.heads, blocks.root, blocks.stored, position))
     connection.commit()

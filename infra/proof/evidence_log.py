@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-from domain.heads import Head, head_leaf
 from domain.log_entry import ENTRY_BYTES, Bytes, StoredEvent, hashed
 from domain.log_tiles import WIDTH, TreeEdge
-from domain.merkle import InvalidProof, inclusion_parts, leaf_hash, range_parts, root_of, verify_range
+from domain.merkle import InvalidProof, inclusion_parts, leaf_hash, range_parts, verify_range
 from infra.proof.checkpoints import Checkpoint
+from infra.proof.head_blocks import BLOCK_HEADS, HeadBlocks, ProvenHead
 from infra.proof.notes import SignedNote, VerifierKey
 from infra.proof.proofs import ProofFailed, Proofs
-from projections.engine.array_columns import Bigints, Uuids
+from projections.engine.array_columns import Bigints, Byteas, Uuids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -33,8 +32,10 @@ _NO_ROOT: Final = "the stored events do not lead to the signed root"
 MAX_COSIGNED: Final = 48
 # Checkpoints with a time stamp that a bundle has at most.
 MAX_STAMPED: Final = 12
-# Heads that are read for a proof: of a log with more, the whole list of entries is the proof.
-MAX_HEADS: Final = 200_000
+# How often heads are read again that are sealed at the same moment.
+HEADS_READS: Final = 3
+# Inclusion proofs that are made at a time, so that nobody else waits for long.
+SOME_PROOFS: Final = 50
 # Entries that a run has at most besides its own, so that it reaches to such a checkpoint.
 MAX_BESIDE: Final = 10_000
 # Before each entry in a bundle of entries.
@@ -116,12 +117,21 @@ _STAMPS: Final = """
     ORDER BY s.size
 """
 _HEADS: Final = """
-    SELECT s.upto, s.keys, s.root, s.position
+    SELECT s.upto, s.keys, s.root, s.position, s.blocks
     FROM sealed_heads s
     WHERE s.ledger_id = %b AND s.generation = %b AND s.position <= %b
 """
-_ALL_HEADS: Final = """
-    SELECT h.key, h.count, h.chain FROM log_heads h WHERE h.ledger_id = %b AND h.generation = %b ORDER BY h.key
+_BLOCKS: Final = """
+    SELECT x.first, h.key, h.count, h.chain
+    FROM unnest(%b::bytea[]) AS x (first)
+    CROSS JOIN LATERAL (
+        SELECT y.key, y.count, y.chain
+        FROM log_heads y
+        WHERE y.ledger_id = %b AND y.generation = %b AND y.key >= x.first
+        ORDER BY y.key
+        LIMIT %b
+    ) h
+    ORDER BY h.key
 """
 _KEPT_COSIGNED: Final = """
     SELECT k.size, k.note
@@ -195,15 +205,6 @@ class SignedLog:
         return self.checkpoint.size
 
 
-class ProvenHead(NamedTuple):
-    """A head in the tree of heads: its place and its proof."""
-
-    place: int
-    key: bytes
-    head: Head
-    hashes: Sequence[bytes]
-
-
 @dataclass(frozen=True, slots=True)
 class Heads:
     """The heads of a log as an event of it has sealed them, as far as they were asked for.
@@ -213,6 +214,7 @@ class Heads:
         keys: how many heads there are.
         position: of the event.
         proven: those that were asked for, and for one that there is not its neighbours, in order.
+        video_salt: by what heads of videos are found, if one was asked for.
 
     """
 
@@ -220,6 +222,7 @@ class Heads:
     keys: int
     position: int
     proven: Sequence[ProvenHead]
+    video_salt: bytes | None = None
 
 
 class EvidenceLog:
@@ -298,30 +301,44 @@ class EvidenceLog:
 
         """
 
-        async def read(connection: LedgerConnection) -> tuple[Any, list[Any]]:
+        async def read(connection: LedgerConnection) -> Heads | None:
             cursor = connection.cursor(binary=True)
             await cursor.execute(_HEADS, (log.ledger_id, log.generation, log.size))
             sealed = await cursor.fetchone()
-            if sealed is None or sealed[1] > MAX_HEADS:
-                return None, []
-            await cursor.execute(_ALL_HEADS, (log.ledger_id, log.generation))
-            return sealed, await cursor.fetchall()
+            if sealed is None:
+                return None
+            upto, keys, root, position, stored = sealed
+            blocks = HeadBlocks(stored, keys)
+            if blocks.root != root:
+                raise ProofFailed("the stored blocks of heads are not those that were sealed")
+            first = blocks.beginnings(wanted)
+            of_block: dict[bytes, list[Any]] = {}
+            await cursor.execute(_BLOCKS, (Byteas(list(first.values())), log.ledger_id, log.generation, BLOCK_HEADS))
+            for begins, *row in await cursor.fetchall():
+                of_block.setdefault(begins, []).append(row)
+            rows = {number: of_block.get(begins, []) for number, begins in first.items()}
+            return Heads(upto, keys, position, blocks.proven(rows, wanted))
 
-        # One statement would be one snapshot; here the heads must lead to the root.
-        sealed, rows = await self._database.read(log.ledger_id, read)
-        if sealed is None:
-            return None
-        upto, keys, root, position = sealed
-        return Heads(upto, keys, position, await asyncio.to_thread(proven_heads, rows, wanted, root))
+        # Each statement has a snapshot of its own, and the next heads may be sealed between two.
+        for _ in range(HEADS_READS - 1):
+            try:
+                return await self._database.read(log.ledger_id, read)
+            except ProofFailed:
+                continue
+        return await self._database.read(log.ledger_id, read)
 
-    async def inclusion(self, log: SignedLog, positions: Sequence[int]) -> list[list[bytes]]:
-        """Return the proof of each entry at these positions, which the caller verifies."""
-        return [
-            await Proofs(self._database).hashes_of(
-                log.ledger_id, log.generation, inclusion_parts(position - 1, log.size)
+    async def inclusion(self, log: SignedLog, positions: Sequence[int]) -> AsyncGenerator[list[bytes]]:
+        """Yield the proof of each entry at these positions, which the caller verifies."""
+        for begin in range(0, len(positions), SOME_PROOFS):
+            some = positions[begin : begin + SOME_PROOFS]
+            parts = [inclusion_parts(position - 1, log.size) for position in some]
+            hashes = await Proofs(self._database).hashes_of(
+                log.ledger_id, log.generation, [part for of_one in parts for part in of_one]
             )
-            for position in positions
-        ]
+            ends = 0
+            for of_one in parts:
+                ends += len(of_one)
+                yield hashes[ends - len(of_one) : ends]
 
     async def handovers(self, log: SignedLog) -> list[tuple[int, str]]:
         """Return what was signed before when the log's keys changed: by those of before and those of after."""
@@ -404,34 +421,6 @@ class EvidenceLog:
             return await cursor.fetchall()
 
         return await self._database.read(ledger_id, run)
-
-
-def proven_heads(rows: Sequence[tuple[bytes, int, bytes]], wanted: Sequence[bytes], root: bytes) -> list[ProvenHead]:
-    """Return the proofs of heads, and for each key that there is not those of its neighbours.
-
-    Raises:
-        ProofFailed: the heads do not lead to the root.
-
-    """
-    keys = [bytes(key) for key, _, _ in rows]
-    leaves = [leaf_hash(head_leaf(bytes(key), Head(count, bytes(chain)))) for key, count, chain in rows]
-    if root_of(leaves) != root:
-        message = "the stored heads are not those that were sealed"
-        raise ProofFailed(message)
-    places = set()
-    for key in wanted:
-        at = bisect_left(keys, key)
-        places |= {at} if at < len(keys) and keys[at] == key else {at - 1, at}
-    return [
-        ProvenHead(
-            at,
-            keys[at],
-            Head(rows[at][1], bytes(rows[at][2])),
-            [root_of(leaves[part.start : part.stop]) for part in inclusion_parts(at, len(leaves))],
-        )
-        for at in sorted(places)
-        if 0 <= at < len(keys)
-    ]
 
 
 def bounding(sizes: Sequence[int], positions: Sequence[int], run: tuple[int, int]) -> list[int]:

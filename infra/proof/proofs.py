@@ -192,9 +192,12 @@ async def _log(connection: LedgerConnection, ledger_id: int) -> _Log | None:
 async def _hashes(connection: LedgerConnection, ledger_id: int, generation: int, parts: Sequence[range]) -> list[bytes]:
     """Return the hashes of parts of the tree."""
     subtrees = [complete_subtrees(part) for part in parts]
-    tiles = await _tiles(connection, ledger_id, generation, {tile_of(one)[0] for part in subtrees for one in part})
+    # Proofs of several leaves have most of their large subtrees in common.
+    wanted = {one for part in subtrees for one in part}
+    tiles = await _tiles(connection, ledger_id, generation, {tile_of(one)[0] for one in wanted})
     try:
-        return [join([subtree_hash(one, tiles) for one in part]) for part in subtrees]
+        hashes = {one: subtree_hash(one, tiles) for one in wanted}
+        return [join([hashes[one] for one in part]) for part in subtrees]
     except LookupError as error:
         raise ProofFailed(f"a tile is missing: {error}") from error
 

@@ -494,7 +494,7 @@ def answer_from(events: Iterable[Event], video_id: str, advertiser_id: str, at: 
 # ── 5  The bundle. A verdict is a line: `ok`, `no`, or `--` for what is not claimed and not checked here.
 
 CSV_COLUMNS = (*ENVELOPE, *CONTENT[:-3], "body")
-FORMAT = "sparkledger evidence 1"
+FORMAT, HEADS_FORMAT = "sparkledger evidence 1", 2
 # What two clocks may differ by, and how long a new event may take until it is in a checkpoint that a witness is shown.
 SKEW_S, LAG_S = 60, 300
 # Of so many events the times are listed one by one.
@@ -758,13 +758,15 @@ class Run:
 
     def take_heads(self, bundle: Bundle, log_id: bytes) -> None:
         """Take what proves that nothing before the run is left out: sealed heads, and entries that have own proofs."""
-        for one in json.loads(bundle.read("data/proof/early.json")):
-            position, entry = one["position"], unbase64(one["entry"])
-            path = [unbase64(part) for part in one["hashes"]]
-            root = root_by_path(leaf_hash(entry), position - 1, self.signed.size, path)
-            if root != self.signed.root or len(entry) != ENTRY_BYTES or entry[0] != 1 or position >= self.first:
-                raise Wrong(f"entries: the one at position {position} does not lead to the signed root")
-            self.early[position] = entry
+        with bundle.open("data/proof/early.ndjson") as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                one = json.loads(line)
+                position, entry = one["position"], unbase64(one["entry"])
+                path = [unbase64(part) for part in one["hashes"]]
+                root = root_by_path(leaf_hash(entry), position - 1, self.signed.size, path)
+                if root != self.signed.root or len(entry) != ENTRY_BYTES or entry[0] != 1 or position >= self.first:
+                    raise Wrong(f"entries: the one at position {position} does not lead to the signed root")
+                self.early[position] = entry
         event, level = _read_event(bundle.read("data/proof/heads.ndjson"), self, log_id, 0)
         stream = hashlib.sha256(b"sparkledger/heads/log/v1\n" + log_id).digest()[:16]
         if level < ALL or event["type"] != "HeadsSealed" or _uuid(event["stream_id"]) != stream:
@@ -793,15 +795,16 @@ class Run:
             for position, entry in sorted(self.early.items())
             if entry[place : place + 16] == tag(kind, stream, position)
         ]
-        count, chain = self.heads.of(kind, stream)
-        found = bytes(HASH_BYTES)
-        for position in before:
-            found = hashlib.sha256(found + leaf_hash(self.early[position])).digest()
-        if (len(before), found) != (count, chain):
-            raise Wrong(
-                f"incomplete: the heads have {count} events up to {self.heads.upto}, and {len(before)} are here"
-            )
+        self.heads.check(kind, stream, [self.early[position] for position in before])
         return before + since
+
+    @property
+    def how(self) -> str:
+        """How it is known that nothing is left out."""
+        if self.heads is None:
+            return f"found by searching all {self.signed.size:,} entries"
+        since = self.last - self.first + 1
+        return f"by the heads that event {self.heads.position} has sealed, and {since:,} entries since"
 
     def root_at(self, size: int) -> bytes | None:
         """Return the root that the log had at another size, if these entries show it: every tree contains its past."""
@@ -839,38 +842,55 @@ class Run:
 
 
 class Heads:
-    """How many events of each stream and creator there were, and a chain of them, as an event of the log has sealed it.
+    """How many events of each stream, creator and video there were, and a chain of them, as an event has sealed it.
 
     A head is 01, a key, the number of events and the chain: SHA-256 over the chain before and the event's leaf hash.
-    The heads, sorted by key, are the leaves of a tree, whose root is in the event.
+    The heads, sorted by key, are the leaves of a tree, whose root is in the event. Of a video the codes are counted.
+    Its key has a salt in it, which the event commits to, so that heads cannot be tried for videos.
     """
 
     def __init__(self, shown: Event, sealed: Event, position: int) -> None:
         self.upto, self.keys, self.position = sealed["upto"], sealed["keys"], position
         self.known: dict[bytes, tuple[int, int, bytes]] = {}
-        if sealed["format"] != 1 or shown["keys"] != self.keys:
+        if sealed["format"] != HEADS_FORMAT or shown["keys"] != self.keys:
             raise Wrong("heads: their format is not known here")
+        self.salt = bytes.fromhex(shown.get("video_salt", ""))
+        if self.salt and hashlib.sha256(self.salt).digest() != unbase64(sealed["video_salt_hash"]):
+            raise Wrong("heads: the salt of videos is not the one that the log has sealed")
         for one in shown["heads"]:
             key, count, chain = bytes.fromhex(one["key"]), one["count"], bytes.fromhex(one["chain"])
-            leaf = leaf_hash(b"\1" + key + count.to_bytes(8, "big") + chain)
             path = [unbase64(part) for part in one["hashes"]]
-            sizes = (len(key), len(chain))
-            if sizes != (16, HASH_BYTES) or root_by_path(leaf, one["index"], self.keys, path) != unbase64(
-                sealed["root"]
-            ):
+            leaf = leaf_hash(b"\1" + key + count.to_bytes(8, "big") + chain)
+            root = root_by_path(leaf, one["index"], self.keys, path)
+            if (len(key), len(chain)) != (16, HASH_BYTES) or root != unbase64(sealed["root"]):
                 raise Wrong("heads: one does not lead to the root that the log has sealed")
             self.known[key] = (one["index"], count, chain)
         if sorted(self.known) != sorted(self.known, key=lambda key: self.known[key][0]):
             raise Wrong("heads: they are not in the order of their keys")
 
-    def of(self, kind: bytes, stream: bytes) -> tuple[int, bytes]:
-        """Return the number of events and their chain; that there are none is proven by two neighbours.
+    def check(self, kind: bytes, what: bytes, entries: Sequence[bytes]) -> None:
+        """Check that these are all entries of a stream, a creator or a video's codes, of those before the run.
 
         Raises:
-            Wrong: nothing proves how many there are.
+            Wrong: they are not, or nothing proves it.
 
         """
-        key = hashlib.sha256(b"sparkledger/heads/" + kind + b"/v1\n" + stream).digest()[:16]
+        count, chain = self._of(kind, what)
+        found = bytes(HASH_BYTES)
+        for entry in entries:
+            found = hashlib.sha256(found + leaf_hash(entry)).digest()
+        if (len(entries), found) != (count, chain):
+            raise Wrong(f"incomplete: the heads have {count} events up to {self.upto}, and {len(entries)} are here")
+
+    def check_video(self, video: str, entries: Sequence[bytes]) -> None:
+        """Check that these are the entries of all codes of a video that were generated before the run."""
+        if not self.salt:
+            raise Wrong("incomplete: the bundle lacks the salt by which the head of a video is found")
+        self.check(b"video", self.salt + video.encode(), entries)
+
+    def _of(self, kind: bytes, what: bytes) -> tuple[int, bytes]:
+        """Return the number of events and their chain; that there are none is proven by two neighbours."""
+        key = hashlib.sha256(b"sparkledger/heads/" + kind + b"/v1\n" + what).digest()[:16]
         if key in self.known:
             return self.known[key][1:]
         below = max((index for other, (index, _, _) in self.known.items() if other < key), default=-1)
@@ -997,7 +1017,8 @@ def _is_needed(event: Event, level: int, about: Event) -> bool:
         return True
     if about["kind"] == "range":
         return event["position"] in (about["first"] - 1, about["first"], about["last"], about["last"] + 1)
-    return about["kind"] != "ledger" and (about["kind"] != "answer" or level == ALL or event["type"] in DECIDING)
+    of_video = about["kind"] in ("answer", "video")
+    return about["kind"] != "ledger" and (not of_video or level == ALL or event["type"] in DECIDING)
 
 
 def _check_events(bundle: Bundle, run: Run, about: Event, log_id: bytes, times: Times) -> tuple[Shown, bool]:
@@ -1144,11 +1165,7 @@ def _check_stream(run: Run, shown: Shown, kind: bytes, stream: str, what: str, r
     if broken is not None:
         report.no(f"incomplete: {what}: the versions of stream {broken} have a gap, or one is there twice")
         return False
-    if run.heads is None:
-        how = f"found by searching all {run.signed.size:,} entries"
-    else:
-        how = f"by the heads that event {run.heads.position} has sealed, and {run.last - run.first + 1:,} entries since"
-    report.ok(f"complete for {what}: {len(tagged):,} events, {how}")
+    report.ok(f"complete for {what}: {len(tagged):,} events, {run.how}")
     return True
 
 
@@ -1243,26 +1260,49 @@ def _check_yes(run: Run, shown: Shown, _: Event, stated: Event, code: str, repor
 
 
 def _check_no(run: Run, shown: Shown, about: Event, _: Event, __: str, report: Report) -> None:
-    """A no rests on all codes of the video: every event of the log is shown by its type, each code by its video."""
-    what = f"all codes of video {about['video_id']}, on which a no rests"
-    if not _check_all(run, shown, what, report):
+    """A no rests on all codes of the video."""
+    _check_video(run, shown, about["video_id"], f"all codes of video {about['video_id']}, on which a no rests", report)
+
+
+def _check_video(run: Run, shown: Shown, video: str, what: str, report: Report) -> None:
+    """Check that all codes of a video are shown, and of each all events.
+
+    No tag leads to the codes of a video. So every event is shown by its type and each code by its video, or else only
+    those since the heads, of which one counts the codes of the video before.
+    """
+    missing = shown.missing(range(run.first, run.signed.size + 1))
+    if missing is not None or not (run.whole or run.heads):
+        report.no(f"incomplete: {what}: the event at position {missing or 1} is not shown")
         return
-    own = set()
-    for position, event in shown.kept.items():
-        if event["type"] == "CodeGenerated":
-            if shown.levels[position] == JUST_ENVELOPE:
-                report.no(f"incomplete: {what}: the video of the code at position {position} is not shown")
-                return
-            if event["video_id"] == about["video_id"]:
-                own.add(event["stream_id"])
-    for position, event in shown.kept.items():
-        if event["stream_id"] in own and event["type"] in DECIDING and shown.levels[position] < ALL:
-            report.no(f"incomplete: {what}: what event {position}, {event['type']}, says is not shown")
-            return
-    if (broken := shown.gap(own)) is not None:
+    codes, unsaid = _codes_of(shown, video)
+    if unsaid is not None:
+        report.no(f"incomplete: {what}: {unsaid} is not shown")
+    elif (broken := shown.gap(codes)) is not None:
         report.no(f"incomplete: {what}: the versions of stream {broken} have a gap, or one is there twice")
-        return
-    report.ok(f"complete for {what}: {len(own)} codes, found among all {run.signed.size:,} events")
+    else:
+        if run.heads is not None:
+            run.heads.check_video(video, [run.early[own[0]] for own in codes.values() if own[0] < run.first])
+            for stream, own in codes.items():
+                run.heads.check(b"stream", _uuid(stream), [run.early[p] for p in own if p < run.first])
+        how = f"found among all {run.signed.size:,} events" if run.whole else f"{run.how}, each shown by its type"
+        report.ok(f"complete for {what}: {len(codes)} codes, {how}")
+
+
+def _codes_of(shown: Shown, video: str) -> tuple[dict[str, list[int]], str | None]:
+    """Return the positions of each code of a video, and what must be shown of one and is not."""
+    codes: dict[str, list[int]] = {}
+    for position, event in shown.kept.items():
+        stream, level, type_ = event["stream_id"], shown.levels[position], event["type"]
+        if type_ == "CodeGenerated":
+            if level == JUST_ENVELOPE:
+                return codes, f"the video of the code at position {position}"
+            if event["video_id"] == video:
+                codes[stream] = []
+        if stream in codes:
+            codes[stream].append(position)
+            if type_ in DECIDING and level < ALL:
+                return codes, f"what event {position}, {type_}, says"
+    return codes, None
 
 
 def _check_erased(shown: Shown, report: Report) -> None:
@@ -1340,6 +1380,8 @@ def describe(about: Event) -> str:
             return f"code:{about['code_id']}"
         case "creator":
             return f"creator:{about['creator_id']}"
+        case "video":
+            return f"video:{about['video_id']}"
         case "answer":
             return f"answer:{about['video_id']}/{about['advertiser_id']}/{about['at']}"
     raise Wrong("the bundle is about something that is not known here")
@@ -1438,6 +1480,8 @@ def _check_grain(run: Run, shown: Shown, about: Event, stated: Event, report: Re
             _check_code(run, shown, about, report)
         case "creator":
             _check_creator(run, shown, about, report)
+        case "video":
+            _check_video(run, shown, about["video_id"], f"video {about['video_id']}", report)
         case "answer":
             _check_answer(run, shown, about, stated["answer"], report)
 

@@ -163,7 +163,7 @@ FILLED_BY_HAND = (
     "INSERT INTO log_handovers VALUES (%(ledger)s, 1, 1, ARRAY['key'], 'note')",
     "INSERT INTO stamped_checkpoints VALUES (%(ledger)s, 1, 1, 'note', 'response', now())",
     "INSERT INTO log_heads VALUES (%(ledger)s, 1, substring(sha256('') FROM 1 FOR 16), 1, sha256(''))",
-    "INSERT INTO sealed_heads VALUES (%(ledger)s, 1, 1, 1, sha256(''), 2)",
+    "INSERT INTO sealed_heads VALUES (%(ledger)s, 1, 1, 1, sha256(''), 2, now(), '')",
     """
     INSERT INTO view_skips (ledger_id, view, version, position, error, reason, skipped_by)
     VALUES (%(ledger)s, 'codes', 1, 1, 'error', 'reason', 'somebody')
