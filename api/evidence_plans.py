@@ -1,6 +1,7 @@
 """What an evidence bundle shows: which events of the signed log, and how much of each, for whom.
 
-a code, a creator    their events, found by searching all entries, which show that there are no others
+a code, a creator    their events, found by searching all entries, which show that there are no others; with a code
+                     the events of the permission that it rests on, for those who may read them
 a range              its events and, for a time, its two neighbours
 the ledger           all events
 a video              all events of all its codes; no tag leads to them, so of each other code its video is shown, and of
@@ -214,7 +215,20 @@ async def _of_code(viewer: Viewer, code_id: UUID, log: SignedLog) -> Plan:
     viewer.may_read_code(replay_code(stream))
     known = _covered(stream, log)
     about = {"kind": "code", "code_id": str(code_id)}
-    return await _of_found(viewer, about, log, known)
+    plan = await _of_found(viewer, about, log, known)
+    if not viewer.sees_creators:
+        return plan
+    # The erasure of the creator is among them.
+    creator = known[0].creator_stream
+    permission = await viewer.source.positions(log, [creator])
+    positions = sorted({*plan.wanted, *permission})
+    levels = {r.position: Level.ALL if viewer.may_see(r) else Level.ENVELOPE for r in known}
+    return replace(
+        plan,
+        wanted=positions,
+        level=by_position(levels | dict.fromkeys(permission, Level.ALL)),
+        grounds=Grounds([stream_key(code_id), stream_key(creator)], positions),
+    )
 
 
 async def _of_creator(viewer: Viewer, creator_id: str, log: SignedLog) -> Plan:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+# What the trailer of a dossier names in place of a list.
+DOSSIER: Final = "dossier"
 # The longest line there can be: what an event and a query hold is bounded, and a table quotes every quote.
 MAX_LINE_BYTES: Final = 256 * 1024
 _BLOCK: Final = 1 << 20
@@ -58,7 +60,11 @@ class VerifiedList:
 
     def __str__(self) -> str:
         """Say it in a line."""
-        return f"{self.rows:,} rows of the list of {self.name}"
+        return (
+            f"{self.rows:,} lines of a dossier"
+            if self.name == DOSSIER
+            else f"{self.rows:,} rows of the list of {self.name}"
+        )
 
 
 @contextlib.contextmanager

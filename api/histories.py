@@ -27,7 +27,7 @@ from domain.code import effective_as_of, replay_code
 from infra.auth.access_log import AccessSubject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from domain.changes import Change
     from domain.recorded import RecordedEvent
@@ -96,11 +96,7 @@ async def read_history(
             )
             raise not_known_yet(caller)
     refuse_before_it_began(stream, query.at)
-    changed_events = [one for one in zip(stream, changes_of_code(stream), strict=True) if visible_to(caller, one[0])]
-    if caller.role == "brand":
-        changed_events = [
-            (recorded, [c for c in changed if c.field not in COUNTS]) for recorded, changed in changed_events
-        ]
+    changed_events = visible_changes(caller, stream)
     code = replay_code(stream)
     return await _page(
         caller,
@@ -168,9 +164,8 @@ async def _page(
     ]
     page = page_of(kept, query.limit, lambda one: encode(one.position, same_query))
     shown = page.rows
-    names, texts, sealed, _ = await asyncio.gather(
-        names_of(caller, shown),
-        unsealed_notes(caller, shown if notes else ()),
+    events, sealed, _ = await asyncio.gather(
+        events_with_changes(caller, shown, changed, notes=notes),
         caller.request.app.state.sealed_sizes.of(caller.ledger_id),
         record_access(
             caller,
@@ -180,13 +175,36 @@ async def _page(
             subject=read,
         ),
     )
-    events: list[dict[str, Any]] = [
+    cursors = with_history(caller.history.history, {"next": page.next})
+    link = link_header(caller.request, **cursors)
+    content = {"events": with_proof(events, sealed), "sealed": sealed.content(), **cursors}
+    return answer(content, 200, {**answer_headers, **link})
+
+
+def visible_changes(caller: Caller, stream: Sequence[RecordedEvent]) -> list[tuple[RecordedEvent, list[Change]]]:
+    """Return the events of a code that the caller may read, with what each changed."""
+    visible = [one for one in zip(stream, changes_of_code(stream), strict=True) if visible_to(caller, one[0])]
+    if caller.role != "brand":
+        return visible
+    return [(recorded, [c for c in changed if c.field not in COUNTS]) for recorded, changed in visible]
+
+
+async def events_with_changes(
+    caller: Caller, shown: Sequence[RecordedEvent], changed: Mapping[int, Sequence[Change]], *, notes: bool
+) -> list[dict[str, Any]]:
+    """Return events as a history shows them.
+
+    Args:
+        caller: who reads them.
+        shown: the events.
+        changed: what each event changed, by position.
+        notes: whether the caller may read the notes.
+
+    """
+    names, texts = await asyncio.gather(names_of(caller, shown), unsealed_notes(caller, shown if notes else ()))
+    return [
         event_content(one, names, texts.get(one.position))
         | {"changes": [{"field": c.field, "before": c.before, "after": c.after} for c in changed[one.position]]}
         | ({"erased": True} if texts.get(one.position, {}) is None else {})
         for one in shown
     ]
-    cursors = with_history(caller.history.history, {"next": page.next})
-    link = link_header(caller.request, **cursors)
-    content = {"events": with_proof(events, sealed), "sealed": sealed.content(), **cursors}
-    return answer(content, 200, {**answer_headers, **link})

@@ -121,19 +121,48 @@ class ListSource:
         """Return the columns of a table: the path to each value in an entry."""
         return list(_paths(self.entry))
 
+    async def page(self, caller: Caller, asked: Mapping[str, Any], cursor: str | None, limit: int) -> ListPage:
+        """Return a page as the list's route answers it.
 
-_CODES: Final = ListSource("codes", code_list.CodeInList, code_list.CodesQuery, code_list.list_codes)
-_PERMISSIONS: Final = ListSource(
+        Args:
+            caller: who asks.
+            asked: the filters, validated; those that this list does not have are left out.
+            cursor: the `next` of the page before.
+            limit: how many entries at most.
+
+        """
+        known = {name: value for name, value in asked.items() if name in self.query.model_fields}
+        model: Any = self.query
+        answer = await self.read(model.model_construct(**known, limit=limit, cursor=cursor), caller)
+        content: dict[str, Any] = orjson.loads(bytes(answer.body))
+        following: str | None = content[self.next]
+        position = answer.headers.get("ledger-position")
+        return ListPage(
+            content[self.name],
+            None if following is None else following.partition(".")[2],
+            None if position is None else int(position),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """A page of a list: its entries, the cursor of the next one, and the position up to which it covers the ledger."""
+
+    entries: Sequence[dict[str, Any]]
+    next: str | None
+    position: int | None
+
+
+CODES: Final = ListSource("codes", code_list.CodeInList, code_list.CodesQuery, code_list.list_codes)
+PERMISSIONS: Final = ListSource(
     "permissions", permissions.PermissionInList, permissions.PermissionsQuery, permissions.list_permissions
 )
-_SHARES: Final = ListSource("shares", shares.ShareInList, shares.SharesQuery, shares.list_shares)
-_REDEMPTIONS: Final = ListSource(
+SHARES: Final = ListSource("shares", shares.ShareInList, shares.SharesQuery, shares.list_shares)
+REDEMPTIONS: Final = ListSource(
     "redemptions", redemptions.RedemptionInList, redemptions.RedemptionsQuery, redemptions.list_redemptions
 )
-_CAMPAIGNS: Final = ListSource(
-    "campaigns", campaigns.CampaignInList, campaigns.CampaignsQuery, campaigns.list_campaigns
-)
-_ACCESSES: Final = ListSource(
+CAMPAIGNS: Final = ListSource("campaigns", campaigns.CampaignInList, campaigns.CampaignsQuery, campaigns.list_campaigns)
+ACCESSES: Final = ListSource(
     "accesses", access_log.AccessEntry, access_log.AccessesQuery, access_log.list_accesses, "next_cursor"
 )
 
@@ -155,7 +184,7 @@ async def export_codes(
     sheet: how many rows there are, the query, and the positions up to which the first and the last page covered the
     ledger.
     """
-    return await _export(_CODES, query, caller)
+    return await _export(CODES, query, caller)
 
 
 @router.get("/v1/exports/permissions", response_class=Response, operation_id="exportPermissions")
@@ -165,7 +194,7 @@ async def export_permissions(
     caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")],
 ) -> Response:
     """Export the list of permissions, as CSV, XLSX or NDJSON, like the export of codes."""
-    return await _export(_PERMISSIONS, query, caller)
+    return await _export(PERMISSIONS, query, caller)
 
 
 @router.get("/v1/exports/shares", response_class=Response, operation_id="exportShares")
@@ -175,7 +204,7 @@ async def export_shares(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
     """Export the list of shares, as CSV, XLSX or NDJSON, like the export of codes."""
-    return await _export(_SHARES, query, caller)
+    return await _export(SHARES, query, caller)
 
 
 @router.get("/v1/exports/redemptions", response_class=Response, operation_id="exportRedemptions")
@@ -185,7 +214,7 @@ async def export_redemptions(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
     """Export the list of redemptions and refused attempts, as CSV, XLSX or NDJSON, like the export of codes."""
-    return await _export(_REDEMPTIONS, query, caller)
+    return await _export(REDEMPTIONS, query, caller)
 
 
 @router.get("/v1/exports/campaigns", response_class=Response, operation_id="exportCampaigns")
@@ -195,7 +224,7 @@ async def export_campaigns(
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
     """Export the list of campaigns, as CSV, XLSX or NDJSON, like the export of codes."""
-    return await _export(_CAMPAIGNS, query, caller)
+    return await _export(CAMPAIGNS, query, caller)
 
 
 @router.get("/v1/exports/accesses", response_class=Response, operation_id="exportAccesses")
@@ -205,7 +234,7 @@ async def export_accesses(
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],
 ) -> Response:
     """Export the access log, as CSV, XLSX or NDJSON, like the export of codes."""
-    return await _export(_ACCESSES, query, caller)
+    return await _export(ACCESSES, query, caller)
 
 
 @dataclass(slots=True)
@@ -229,7 +258,7 @@ class ListExport:
     rows: int = 0
     position_first: int | None = None
     position_last: int | None = None
-    _first: Response | None = None
+    _first: ListPage | None = None
     _bytes: int = 0
     _digest: Any = field(default_factory=hashlib.sha256)
 
@@ -244,8 +273,8 @@ class ListExport:
 
     def reached(self) -> Mapping[str, str]:
         """Return the header that says up to which position the first page covered the ledger."""
-        position = None if self._first is None else self._first.headers.get("ledger-position")
-        return {} if position is None else {"Ledger-Position": position}
+        position = None if self._first is None else self._first.position
+        return {} if position is None else {"Ledger-Position": str(position)}
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """Yield what the export consists of.
@@ -300,34 +329,27 @@ class ListExport:
             # It is compressed now, which takes a moment.
             await asyncio.shield(asyncio.to_thread(book.close))
 
-    async def _pages(self) -> AsyncGenerator[list[dict[str, Any]]]:
+    async def _pages(self) -> AsyncGenerator[Sequence[dict[str, Any]]]:
         """Yield the pages of the list, as its route answers them."""
         cursor: str | None = None
         while True:
             await refuse_revoked(self.caller)
-            answer = await self._read(cursor) if self._first is None else self._first
+            page = await self._read(cursor) if self._first is None else self._first
             self._first = None
-            content: dict[str, Any] = orjson.loads(bytes(answer.body))
-            position = answer.headers.get("ledger-position")
-            self.position_last = None if position is None else int(position)
+            self.position_last = page.position
             if self.position_first is None:
                 self.position_first = self.position_last
-            entries: list[dict[str, Any]] = content[self.source.name]
-            self.rows += len(entries)
-            if entries:
-                yield entries
-            following: str | None = content[self.source.next]
-            if following is None:
+            self.rows += len(page.entries)
+            if page.entries:
+                yield page.entries
+            cursor = page.next
+            if cursor is None:
                 return
-            cursor = following.partition(".")[2]
 
-    async def _read(self, cursor: str | None) -> Response:
-        query: Any = self.source.query
+    async def _read(self, cursor: str | None) -> ListPage:
         own = set(type(self.filters).model_fields) - {"format", "bom", "at_least"}
-        asked = {name: getattr(self.filters, name) for name in query.model_fields if name in own}
-        if "at_least" in query.model_fields:
-            asked["at_least"] = self.at_least
-        return await self.source.read(query.model_construct(**asked, limit=PAGE_ROWS, cursor=cursor), self.caller)
+        asked = {name: getattr(self.filters, name) for name in own} | {"at_least": self.at_least}
+        return await self.source.page(self.caller, asked, cursor, PAGE_ROWS)
 
     def _noted(self, piece: bytes) -> bytes:
         self._digest.update(piece)

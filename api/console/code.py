@@ -69,7 +69,7 @@ async def _show(visit: Visit) -> Response:
     return visit.page(
         "code.html",
         code=now_known,
-        events=[event | {"is_late": is_late(event), "note": _note(event)} for event in events],
+        events=[event | {"is_late": is_late(event), "note": note_of(event)} for event in events],
         next=history.json["next"],
         is_first="after" not in visit.query,
         axis=axis,
@@ -131,7 +131,7 @@ async def _state(visit: Visit, path: str, at: str | None, as_of: str | None) -> 
     return found
 
 
-def _note(event: dict[str, Any]) -> str:
+def note_of(event: dict[str, Any]) -> str:
     """Return what somebody wrote with an event; nothing if they wrote nothing, or the reader may not see it."""
     body = event.get("body", {})
     return str(body.get("text") or body.get("note") or "")

@@ -262,6 +262,7 @@ def _describe_in_path(parameter: dict[str, Any]) -> None:
         "creator_id": ("The creator's TikTok account.", {"pattern": _PATH_ID}, "ana.creates"),
         "video_id": ("The video.", {"pattern": _PATH_ID}, "7312345678901234567"),
         "advertiser_id": ("The advertiser account.", {"pattern": _PATH_ID}, "adv-7001"),
+        "brand_id": ("The brand.", {"pattern": _PATH_ID}, "acme"),
         "campaign_id": ("The campaign.", {}, "spring-sale"),
         "code_id": ("The code.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"),
         "key_id": ("The key's id.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b21"),

@@ -394,6 +394,7 @@ def tag(kind: bytes, stream: bytes, position: int) -> bytes:
 # ── 4  The question: was the video authorized for the advertiser account at that time? As docs/questions.md has it.
 
 # Part of the answer, and deciding nothing: a bundle may leave them out.
+PERMISSION = ("PermissionEnabled", "PermissionDisabled")
 NOT_DECIDING = ("permission_enabled", "shared")
 DECIDING = ("CodeGenerated", "Extended", "Shared", "Redeemed", "Superseded", "Revoked")
 
@@ -476,7 +477,7 @@ def answer_from(events: Iterable[Event], video_id: str, advertiser_id: str, at: 
     for event in read:
         streams.setdefault(event["stream_id"], []).append(event)
     codes = [s for s in streams.values() if s[0]["type"] == "CodeGenerated" and s[0]["video_id"] == video_id]
-    permissions = [e for e in read if e["type"] in ("PermissionEnabled", "PermissionDisabled", "CreatorErased")]
+    permissions = [e for e in read if e["type"] in (*PERMISSION, "CreatorErased")]
     owners = [e for e in read if e["type"] == "AdvertiserNamed" and e["facts"]["advertiser_id"] == advertiser_id]
     answers = [_answer_of(code, permissions, owners, advertiser_id, at) for code in codes]
     found = [one for one in answers if one[0]["authorized"]] or [one for one in answers if one[1][0] <= at]
@@ -1216,6 +1217,15 @@ def _check_code(run: Run, shown: Shown, about: Event, report: Report) -> None:
         return
     if not any(e["type"] == "CodeGenerated" for e in shown.kept.values() if e["stream_id"] == code):
         report.no(f"code {code}: this is the stream of something else")
+    # Bundles for brands do not show the permission.
+    creators = {e.get("creator_stream") for e in shown.kept.values() if e["stream_id"] == code}
+    for permission in sorted({e["stream_id"] for e in shown.kept.values() if e["type"] in PERMISSION}):
+        if permission in creators:
+            _check_stream(run, shown, b"stream", permission, "the permission that the code rests on", report)
+        else:
+            report.no(f"code {code}: a permission is shown that is not its creator's")
+    if not any(e["type"] in PERMISSION for e in shown.kept.values()):
+        report.note("permission: not shown; nothing is claimed of it")
     if withheld := shown.levels.count(JUST_ENVELOPE):
         report.note(f"withheld: what {withheld} events say; their types and times are shown, and none is left out")
 

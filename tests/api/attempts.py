@@ -51,6 +51,12 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/exports/redemptions": READERS,
     "GET /v1/exports/campaigns": READERS,
     "GET /v1/exports/accesses": {"operator", "auditor", "admin"},
+    "GET /v1/dossiers/creators/{creator_id}": READERS - {"brand"},
+    "GET /v1/dossiers/codes/{code_id}": READERS,
+    "GET /v1/dossiers/videos/{video_id}": {"operator", "auditor", "admin"},
+    "GET /v1/dossiers/brands/{brand_id}": READERS - {"creator"},
+    "GET /v1/dossiers/advertisers/{advertiser_id}": READERS - {"creator"},
+    "GET /v1/dossiers/keys/{key_id}": {"auditor", "admin"},
     "POST /v1/evidence": READERS,
     "POST /v1/imports": {"operator", "admin"},
     "GET /v1/accesses": {"operator", "auditor", "admin"},
@@ -276,6 +282,29 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     "GET /v1/exports/redemptions": (lambda _w, client, *_: client.get("/v1/exports/redemptions"), 200),
     "GET /v1/exports/campaigns": (lambda _w, client, *_: client.get("/v1/exports/campaigns"), 200),
     "GET /v1/exports/accesses": (lambda _w, client, *_: client.get("/v1/exports/accesses"), 200),
+    "GET /v1/dossiers/creators/{creator_id}": (
+        lambda _w, client, creator, *_: client.get(f"/v1/dossiers/creators/{creator}"),
+        200,
+    ),
+    "GET /v1/dossiers/codes/{code_id}": (
+        on_fresh(shared, lambda client, code, _: client.get(f"/v1/dossiers/codes/{code['code_id']}")),
+        200,
+    ),
+    "GET /v1/dossiers/videos/{video_id}": (lambda _w, client, *_: client.get("/v1/dossiers/videos/v"), 200),
+    "GET /v1/dossiers/brands/{brand_id}": (
+        lambda _w, client, _c, brand, _a: client.get(f"/v1/dossiers/brands/{brand}"),
+        200,
+    ),
+    "GET /v1/dossiers/advertisers/{advertiser_id}": (
+        lambda _w, client, _c, _b, account: client.get(f"/v1/dossiers/advertisers/{account}"),
+        200,
+    ),
+    "GET /v1/dossiers/keys/{key_id}": (
+        lambda world, client, *_: client.get(
+            f"/v1/dossiers/keys/{told(world.client.get('/v1/keys'), 200)['keys'][0]['key_id']}"
+        ),
+        200,
+    ),
     "POST /v1/evidence": (
         on_fresh(
             sealed,

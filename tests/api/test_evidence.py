@@ -75,8 +75,9 @@ def test_every_kind_of_evidence_holds_and_is_complete(busy: tuple[World, dict[st
     def shown(**asked: Any) -> list[str]:
         return complete(verdicts(world, make(world, **asked), tmp_path))
 
-    [of_code] = shown(kind="code", code_id=code["code_id"])
+    of_code, of_permission = shown(kind="code", code_id=code["code_id"])
     assert of_code == f"complete for code {code['code_id']}: 6 events, found by searching all {size} entries"
+    assert of_permission.startswith("complete for the permission that the code rests on: 1 events, ")
     [of_creator] = shown(kind="creator", creator_id=OWN_CREATOR)
     assert of_creator.startswith(f"complete for creator {OWN_CREATOR}: 8 events, ")
     assert len(shown(kind="range", first=2, last=5)) == 1
@@ -215,7 +216,7 @@ def test_a_bundle_names_its_witnesses_and_their_clocks_bound_its_times(
     assert f"data/proof/cosigned/{before}" in files(data)
     policy = verify.Policy(files(data)["data/keys/policy"].decode())
     report = verdicts(world, data, tmp_path, witnesses=verify.vkeys([known["vkey"]]), quorum=1, policy=policy)
-    assert len(complete(report)) == 1
+    assert len(complete(report)) == 2
     revoked = next(event["position"] for event in events_in(data) if event["type"] == "Revoked")
     [said] = [text for _, text in report.lines if text.startswith(f"recorded between: event {revoked}, Revoked: after")]
     assert said.endswith("UTC, by witnesses")
@@ -233,7 +234,7 @@ def test_the_making_of_evidence_is_recorded(busy: tuple[World, dict[str, Any]]) 
     make(world, kind="code", code_id=code["code_id"])
     [access, *_] = told(world.client.get("/v1/accesses"), 200)["accesses"]
     assert (access["route"], access["format"], access["rows"], access["complete"], access["code_id"]) == (
-        *("POST /v1/evidence", "application/zip", 6, True),
+        *("POST /v1/evidence", "application/zip", 7, True),
         code["code_id"],
     )
     assert access["query"] == {"kind": "code", "code_id": code["code_id"], "size": world.head()}

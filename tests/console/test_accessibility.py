@@ -38,6 +38,7 @@ PAGES: dict[str, Callable[[Seeded], str]] = {
     "use": lambda _: "/use",
     "share": lambda seeded: f"/codes/{seeded.running['code_id']}/share",
     "launch": lambda seeded: f"/codes/{seeded.running['code_id']}/launch",
+    "dossier": lambda _: f"/dossiers/creators/{CREATOR}",
     "code": lambda seeded: f"/codes/{seeded.running['code_id']}?as_of=20",
 }
 
