@@ -70,6 +70,7 @@ class Plan:
         grounds: what a short bundle about the same rests on, if it is about something that has one.
         heads: what proves that nothing before the run of entries is left out, if the run does not have all entries.
         not_short: why the bundle has all entries, if a short one was asked for.
+        video_salt: by what the heads of videos are found, if the bundle shows all of them.
         bounded: the positions whose time is to be bounded by witnesses; by default those that are shown, and of a range
             its ends.
         with_creator_stream: whether its reader may know by what to find all events of a creator.
@@ -88,6 +89,7 @@ class Plan:
     grounds: Grounds | None = None
     heads: Heads | None = None
     not_short: str | None = None
+    video_salt: bytes | None = None
 
     @property
     def timed(self) -> Sequence[int]:
@@ -287,7 +289,7 @@ class Bundle:
 
     def _stated(self) -> dict[str, Any]:
         """Return what the bundle states. All of it is a claim, until it is verified."""
-        log = self.log
+        log, salt = self.log, self.plan.video_salt
         return {
             "format": FORMAT,
             "about": self.plan.about,
@@ -299,6 +301,7 @@ class Bundle:
                 "generation": log.generation,
                 "size": log.size,
                 "root": base64.b64encode(log.checkpoint.root).decode(),
+                **({} if salt is None else {"video_salt": salt.hex()}),
             },
             "made_for": self.plan.role,
         }

@@ -184,7 +184,9 @@ async def _of_ledger(viewer: Viewer, request: EvidenceRequest, log: SignedLog, n
     if not viewer.sees_all:
         raise Problem("not_allowed", "Only operators, auditors and admins may read a whole ledger or a part of it.")
     if request.kind == "ledger":
-        return Plan({"kind": "ledger"}, range(1, log.size + 1), (1, log.size), everything, viewer.role)
+        salt = viewer.keys.derived(VIDEO_SALT)
+        whole = range(1, log.size + 1)
+        return Plan({"kind": "ledger"}, whole, (1, log.size), everything, viewer.role, video_salt=salt)
     return await _of_range(viewer, request, log, now)
 
 

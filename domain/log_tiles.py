@@ -78,7 +78,7 @@ def subtree_hash(subtree: Subtree, tiles: Mapping[TileId, bytes]) -> bytes:
 
     """
     tile, part = tile_of(subtree)
-    hashes = split_hashes(tiles[tile])[part.start : part.stop]
+    hashes = split_hashes(tiles[tile][part.start * HASH_BYTES : part.stop * HASH_BYTES])
     if len(hashes) < len(part):
         message = f"tile {tile.level}/{tile.index} ends before hash {part.stop}"
         raise LookupError(message)

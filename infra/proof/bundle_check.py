@@ -1,7 +1,8 @@
 """Verification of evidence bundles with everything at hand: `verify.py`, and what that file alone cannot do.
 
-Three checks come on top: the signature of ML-DSA-44, time stamps of an authority, and the answer to the question,
-computed once more by the domain's own code. `verify.py` has code of its own for it, so a mistake in either shows.
+Four checks come on top: the signature of ML-DSA-44, time stamps of an authority, of a whole ledger its sealed heads,
+and the answer to the question, computed once more by the domain's own code. `verify.py` has code of its own for it, so
+a mistake in either shows.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from domain.recorded import RecordedEvent
 from infra.eventstore.reader import to_recorded
 from infra.proof import verify
 from infra.proof.checkpoints import Checkpoint, cosigned
+from infra.proof.heads_check import check_heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,8 +58,11 @@ def check_bundle(
         if authorities:
             _check_stamps(bundle, authorities, report)
         stated = json.loads(bundle.read("data/answer.json"))
-        if stated["about"]["kind"] == "answer":
-            _check_answer(bundle, stated, report)
+        match stated["about"]["kind"]:
+            case "answer":
+                _check_answer(bundle, stated, report)
+            case "ledger":
+                check_heads(bundle, stated, report)
     return report
 
 

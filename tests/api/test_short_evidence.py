@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import api.evidence_plans
+import infra.jobs.heads
+from domain.heads import video_key
 from infra.proof import verify
 from infra.proof.bundle_check import check_bundle
 from tests.api.test_evidence import files
@@ -243,6 +245,28 @@ def test_only_the_event_that_seals_the_heads_of_this_log_counts(sealed: Sealed, 
     assert forged != bundle["data/proof/heads.ndjson"]
     [verdict] = bad(verdicts(world, {**bundle, "data/proof/heads.ndjson": forged}, tmp_path))
     assert verdict.startswith("tampered: first at event")
+
+
+def test_heads_that_do_not_count_a_code_are_found_by_those_who_have_the_whole_ledger(
+    sealed: Sealed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, *_ = sealed
+
+    def verdict_on_heads() -> tuple[str, str]:
+        answer = world.client.post("/v1/evidence", json={"kind": "ledger"})
+        [said] = [
+            line for line in verdicts(world, files(answer.content), tmp_path).lines if line[1].startswith("heads:")
+        ]
+        return said
+
+    assert verdict_on_heads() == ("ok", "heads: counted again, the newest 1 of 1 that were sealed, and they are right")
+    upto = world.head()
+    with monkeypatch.context() as lying:
+        lying.setattr(infra.jobs.heads, "video_key", lambda salt, video: video_key(salt, f"not {video}"))
+        world.server.serving.seal_heads()
+    world.server.serving.seal()
+    expected = f"heads: those that were sealed up to event {upto} do not count the events that there are"
+    assert verdict_on_heads() == ("no", expected)
 
 
 def test_what_cannot_be_short_has_all_entries_and_says_why(

@@ -1,0 +1,94 @@
+"""Sealed heads against the events that they count: for those who are shown a whole ledger, and so can count again.
+
+Short bundles rest on heads. One that counts too few events would let them leave the others out. It stays in the log for
+good, and here it is found.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from domain.heads import FORMAT, NO_EVENTS, Head, creator_key, head_leaf, heads_stream, stream_key, video_key
+from domain.log_entry import ENTRY_BYTES
+from domain.merkle import leaf_hash, root_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from infra.proof import verify
+
+# Heads that are hashed at most: of a log in which they were sealed often, the newest times are checked.
+MAX_HASHED: Final = 3_000_000
+_GENERATED: Final = "CodeGenerated"
+_SEALED: Final = "HeadsSealed"
+
+
+def check_heads(bundle: verify.Bundle, stated: dict[str, Any], report: verify.Report) -> None:
+    """Count the events of a whole ledger again, and compare the roots of heads that it has sealed.
+
+    The events were checked before: each is the one in the signed log, and none is missing.
+    """
+    log = stated["log"]
+    stream = str(heads_stream(UUID(log["log_id"])))
+    sealed = [
+        json.loads(event["body"])
+        for event in _events(bundle)
+        if event["type"] == _SEALED and event["stream_id"] == stream
+    ]
+    sealed = [facts for facts in sealed if (facts["generation"], facts["format"]) == (log["generation"], FORMAT)]
+    if not sealed:
+        return
+    salt = bytes.fromhex(log.get("video_salt") or "")
+    if base64.b64encode(hashlib.sha256(salt).digest()).decode() != sealed[-1].get("video_salt_hash"):
+        report.no("heads: the salt of videos in the bundle is not the one that the log has sealed last")
+        return
+    chosen = _newest(sealed)
+    wrong = _first_wrong(bundle, salt, chosen)
+    if wrong is not None:
+        report.no(f"heads: those that were sealed up to event {wrong:,} do not count the events that there are")
+    else:
+        counted = f"the newest {len(chosen)} of {len(sealed)} that were sealed"
+        report.ok(f"heads: counted again, {counted}, and they are right")
+
+
+def _newest(sealed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the newest times that heads were sealed, at least one, with no more heads than are hashed."""
+    chosen, hashed = [sealed[-1]], sealed[-1]["keys"]
+    for facts in reversed(sealed[:-1]):
+        hashed += facts["keys"]
+        if hashed > MAX_HASHED:
+            break
+        chosen.insert(0, facts)
+    return chosen
+
+
+def _first_wrong(bundle: verify.Bundle, salt: bytes, sealed: Sequence[dict[str, Any]]) -> int | None:
+    """Return up to which event the first heads go that are not those of the events."""
+    heads: dict[bytes, Head] = {}
+    due = list(sealed)
+    with bundle.open("data/proof/entries.bin") as entries:
+        for event in _events(bundle):
+            leaf = leaf_hash(entries.read(ENTRY_BYTES))
+            keys = [stream_key(UUID(event["stream_id"])), creator_key(UUID(event["creator_stream"]))]
+            if event["type"] == _GENERATED:
+                keys.append(video_key(salt, event["video_id"]))
+            for key in keys:
+                heads[key] = heads.get(key, NO_EVENTS).after((leaf,))
+            while due and due[0]["upto"] == event["position"]:
+                facts = due.pop(0)
+                root = root_of([leaf_hash(head_leaf(key, heads[key])) for key in sorted(heads)])
+                if (len(heads), base64.b64encode(root).decode()) != (facts["keys"], facts["root"]):
+                    return int(event["position"])
+            if not due:
+                return None
+    return int(due[0]["upto"])
+
+
+def _events(bundle: verify.Bundle) -> Iterator[dict[str, Any]]:
+    with bundle.open("data/events.ndjson") as lines:
+        for line in lines:
+            yield json.loads(line)
