@@ -165,7 +165,7 @@ def _run_everything(settings: Settings, place: Place) -> None:
             "  Lost it? Create another:    .venv/bin/sparkledger keys create --role admin",
             "",
         )
-    workers = _workers(frozenset({"views", "expiry", "kafka", "webhooks", "anchor"}))
+    workers = _workers(frozenset({"views", "expiry", "kafka", "webhooks", "alerts", "anchor"}))
     children = [_child("api", "serve"), *workers, _child("sealer", "work", "--only", SEAL)]
     with Supervisor(children, STOP_S) as supervisor:
         supervisor.start()
@@ -192,8 +192,10 @@ def _child(name: str, *words: str) -> Child:
 
 def _workers(parts: frozenset[str]) -> list[Child]:
     """Return the processes of a worker: deliveries run apart, so that no receiver can cost the rest anything."""
-    others = ",".join(sorted(parts - {"webhooks"}))
-    return [_child("worker", "work", "--only", others), _child("webhooks", "work", "--only", "webhooks")]
+    from infra.processes.worker import DELIVERIES
+
+    deliveries, others = (",".join(sorted(some)) for some in (parts & DELIVERIES, parts - DELIVERIES))
+    return [_child("worker", "work", "--only", others), _child("webhooks", "work", "--only", deliveries)]
 
 
 def _prepare(settings: Settings, place: Place) -> FirstKeys:
@@ -249,7 +251,7 @@ def serve() -> None:
 def work(
     only: Annotated[str, typer.Option(help="The parts of the worker to run, separated by commas.")] = "",
 ) -> None:
-    """Run only the worker: views, expiry, Kafka, and webhooks in a process of their own.
+    """Run only the worker: views, expiry, Kafka, and webhooks and alerts in a process of their own.
 
     The part `expiry` also carries out erasures and deletes what is past its time. `--only seal` runs the sealer of the
     signed logs instead.
@@ -258,7 +260,7 @@ def work(
 
     from infra.processes.logs import configure_logs
     from infra.processes.supervisor import announce_ready, die_with_parent
-    from infra.processes.worker import PARTS, run
+    from infra.processes.worker import DELIVERIES, PARTS, run
 
     wanted = frozenset(part.strip() for part in only.split(",") if part.strip()) or frozenset(PARTS)
     if wanted == {SEAL}:
@@ -277,7 +279,7 @@ def work(
     die_with_parent()
     configure_logs()
     with database(settings) as place:
-        if "webhooks" in wanted and len(wanted) > 1:
+        if wanted & DELIVERIES and wanted - DELIVERIES:
             _work_together(place, _master_key(settings), wanted)
             return
         publishers = []
@@ -287,6 +289,11 @@ def work(
             )
 
             publishers = publisher.publishers(place.worker, settings)
+        mail = None
+        if "alerts" in wanted:
+            from infra.delivery.alerts.channels import mail_server
+
+            mail = mail_server(settings)
         uvloop.run(
             run(
                 place.worker,
@@ -296,6 +303,7 @@ def work(
                 webhook_networks=settings.webhook_networks,
                 webhook_ca_file=settings.webhook_ca_file,
                 public_url=settings.public_url,
+                mail=mail,
                 anchors=_anchors(settings),
                 started=announce_ready,
             )

@@ -54,6 +54,8 @@ _LEDGER: Final = r"[A-Za-z0-9._:@-]{1,128}"
 _WITNESS: Final = re.compile(r"([^\s+]{1,255})\+[0-9a-f]{8}\+[A-Za-z0-9+/]+={0,2} +https?://\S+")
 # As a browser sends it: no path, no slash at the end, lower case.
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+_DOMAIN: Final = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_SENDER: Final = r"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*$"
 _LEDGER_TO_TOPICS: Final = re.compile(r"([A-Za-z0-9._:@*?\[\]!-]{1,128})=[A-Za-z0-9._-]{1,200}")
 _COMPRESSION_PACKAGES: Final = {"zstd": "zstandard", "lz4": "lz4", "snappy": "snappy"}
 _CERTIFICATE_FILES: Final = ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile")
@@ -179,6 +181,23 @@ def _token_url(url: str | None) -> str | None:
     if not parts.hostname:
         raise ValueError
     return url
+
+
+def _smtp_url(url: SecretStr) -> SecretStr:
+    parts = urlsplit(url.get_secret_value())
+    # `port` refuses what is no number.
+    if parts.scheme not in {"smtp", "smtps"} or not parts.hostname or parts.port == 0 or parts.query or parts.fragment:
+        raise ValueError
+    if parts.path not in {"", "/"} or (parts.username is None) != (parts.password is None):
+        raise ValueError
+    return url
+
+
+def _domains(domains: tuple[str, ...]) -> tuple[str, ...]:
+    domains = tuple(domain.lower() for domain in domains)
+    if domains != ("*",) and not all(_DOMAIN.fullmatch(domain) for domain in domains):
+        raise ValueError
+    return domains
 
 
 def _tsa_url(url: str | None) -> str | None:
@@ -350,6 +369,32 @@ class Settings(BaseModel):
         "certificates of your own authority.",
         "name a readable file with certificates in PEM",
     )
+    smtp_url: Annotated[SecretStr, AfterValidator(_smtp_url)] | None = _setting(
+        None,
+        "The mail server that alerts are handed to: `smtps://user:password@host` with TLS from the beginning (port "
+        "465), or `smtp://user:password@host` with STARTTLS (port 587), which only a server on this machine can do "
+        "without. Default: alerts are not sent by e-mail.",
+        "give smtps://user:password@host:port or smtp://user:password@host:port, with what is special in a password "
+        "percent-encoded",
+    )
+    smtp_from: str | None = _setting(
+        None,
+        "The address that e-mails come from.",
+        "give an e-mail address, such as alerts@ledger.example",
+        pattern=_SENDER,
+        max_length=254,
+    )
+    smtp_ca_file: Path | None = _setting(
+        None,
+        "A PEM file with the CA certificates that the mail server may have besides the well-known ones.",
+        "name a readable file with certificates in PEM",
+    )
+    alert_domains: Annotated[_Texts, AfterValidator(_domains)] = _setting(
+        (),
+        "The domains that alerts can be mailed to, or `*` for all. Everyone with a key can have alerts mailed there. "
+        "Default: the domain of SPARKLEDGER_SMTP_FROM.",
+        "give domains such as brand.example, several separated by commas, or *",
+    )
     oidc_issuers: Annotated[tuple[Issuer, ...], BeforeValidator(_from_json), AfterValidator(_issuers)] = _setting(
         (),
         "The OpenID Connect issuers whose bearer tokens are accepted, and the meaning of their claims: a "
@@ -454,6 +499,12 @@ class Settings(BaseModel):
         le=32,
     )
 
+    @property
+    def mail_domains(self) -> frozenset[str]:
+        """The domains that alerts can be mailed to."""
+        own = () if self.smtp_from is None else (self.smtp_from.rpartition("@")[2].lower(),)
+        return frozenset(self.alert_domains or own)
+
     @model_validator(mode="after")
     def _check_together(self, info: ValidationInfo) -> Self:
         for problem in _problems_together(self, unseals=(info.context or {}).get("unseals", True)):
@@ -528,6 +579,9 @@ def _problems_together(settings: Settings, *, unseals: bool) -> Iterator[str]:
             f"{variable('metrics_port')} is the same port as {variable('port')}: give another one, or unset it to have "
             "`/metrics` on the API's port"
         )
+    if (settings.smtp_url is None) != (settings.smtp_from is None):
+        given, absent = ("smtp_url", "smtp_from") if settings.smtp_from is None else ("smtp_from", "smtp_url")
+        yield f"{variable(given)} is set, but {variable(absent)} is not: set both, or neither to send no e-mail"
     yield from _login_problems(settings, unseals=unseals)
     yield from _master_key_problems(settings)
     yield from _kafka_problems(settings)
@@ -592,7 +646,7 @@ def _certificate_problems(settings: Settings) -> Iterator[str]:
     """Yield the files that no connection can be made with; later they would look like brokers or receivers away."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     certificate, key = settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile
-    for name in (*_CERTIFICATE_FILES, "webhook_ca_file"):
+    for name in (*_CERTIFICATE_FILES, "webhook_ca_file", "smtp_ca_file"):
         path = getattr(settings, name)
         try:
             if path is not None:

@@ -349,6 +349,10 @@ _OF_VIDEO: Final = """
     ORDER BY generated_position
 """
 
+_WITH_IDS: Final = sql.SQL(
+    "SELECT {columns} FROM views.codes t WHERE t.ledger_id = %(ledger_id)s AND t.code_id = ANY (%(ids)s)"
+)
+
 # The same as `CodeRow.live`.
 _LIVE_OF_CREATOR: Final = """
     SELECT count(*)
@@ -444,6 +448,13 @@ async def of_video(cur: AsyncCursor[Any], ledger_id: int, video_id: str) -> list
     """Return every code that a video ever had, oldest first."""
     await cur.execute(_OF_VIDEO, (ledger_id, video_id))
     return [row[0] for row in await cur.fetchall()]
+
+
+async def with_ids(cur: AsyncCursor[Any], ledger_id: int, code_ids: Collection[UUID]) -> dict[UUID, CodeRow]:
+    """Return codes by id; one that the view has not read yet is absent."""
+    query = _WITH_IDS.format(columns=CODES.select())
+    rows = await CODES.fetch(cur, query, {"ledger_id": ledger_id, "ids": list(code_ids)})
+    return {row.code_id: row for row in rows}
 
 
 async def live_of_creator(cur: AsyncCursor[Any], ledger_id: int, creator_id: str, now: datetime) -> int:

@@ -61,6 +61,9 @@ from domain.summaries import summary
 from domain.values import Role, Sealed
 from domain.video import Video
 from infra.auth import access_log, api_keys, denied_attempts, key_admin, oidc
+from infra.delivery.alerts import alert_store
+from infra.delivery.alerts import rules as alerts
+from infra.delivery.alerts.models import AlertPolicy
 from infra.delivery.webhooks import delivery_store, http_target
 from infra.delivery.webhooks import subscriptions as webhooks
 from infra.delivery.webhooks.models import DeliveryPolicy
@@ -172,7 +175,7 @@ for their own subjects, and the one after `others'` for the subjects of others. 
 lists, the response contains only what belongs to their own subjects. 403 means that the key's role or subjects do not
 allow the request. It is decided before any rule, so no refusal reveals the state of somebody else's code. What belongs
 to another ledger gets 404, like what does not exist. Without a valid key or token, the status is 401. A token is
-treated like a key of its role, except that it cannot create a webhook (403).
+treated like a key of its role, except that it cannot create a webhook, an alert or a calendar (403).
 
 The test in `tests/api/http/test_roles.py` sends every request of this table to a running server.
 
@@ -431,7 +434,7 @@ def refusals() -> str:
 def limits() -> str:
     """Return the table of limits."""
     kib = 1024
-    policy = DeliveryPolicy()
+    policy, alerting = DeliveryPolicy(), AlertPolicy()
     rows: list[tuple[str, str]] = [
         ("a request's body", f"{middleware.MAX_BODY_BYTES // kib:,} KiB"),
         ("an id", "1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`"),
@@ -577,6 +580,13 @@ def limits() -> str:
         ("a webhook's dead letters", f"kept for {delivery_store.KEEP_DEAD_DAYS} days"),
         ("a webhook's list of deliveries", f"{delivery_store.KEEP_ATTEMPTS:,} attempts"),
         ("a delivery attempt", f"{http_target.ATTEMPT_S:.0f} s"),
+        ("a ledger's alert rules", f"{alerts.MAX_RULES}, {alerts.MAX_RULES_OF_A_KEY} of one key"),
+        (
+            "an alert rule's messages",
+            f"one every {alerting.gap_s:.0f} s, each with {alerting.findings} findings; {alerting.waiting:,} waiting",
+        ),
+        ("an alert's attempts", f"{len(alerting.retries_s) + 1}, over {sum(alerting.retries_s) / 3600:.0f} h"),
+        ("an alert rule's list of messages", f"kept for {alert_store.KEEP_MESSAGES_DAYS} days"),
     ]
     return _table(("What", "Limit"), rows)
 

@@ -40,6 +40,7 @@ from infra.auth.ledger_admin import LedgerAdmin
 from infra.auth.stream_tokens import StreamTokens
 from infra.crypto.envelope import fresh_key
 from infra.crypto.keyring import Keyring
+from infra.delivery.alerts.rules import AlertRules
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
@@ -144,7 +145,14 @@ class Serving:
         self.master_key_text = base64.b64encode(key).decode()
         self.clock = Clock()
         # Tests name videos so that they can be told apart; which ids are TikTok's has tests of its own.
-        self.settings = load_settings({"SPARKLEDGER_VIDEO_IDS": "any"})
+        self.settings = load_settings(
+            {
+                "SPARKLEDGER_VIDEO_IDS": "any",
+                "SPARKLEDGER_SMTP_URL": "smtp://127.0.0.1:9",
+                "SPARKLEDGER_SMTP_FROM": "alerts@ledger.example",
+                "SPARKLEDGER_ALERT_DOMAINS": "ledger.example,brand.example",
+            }
+        )
         self.url = ""
         self._signing = directory("signing")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -232,7 +240,7 @@ class Serving:
             runtime(dsn(WORKER), WORKER, self.master_key) as worker,
         ):
             api.handler.now = worker.handler.now = self.clock
-            self.api = api
+            self.api, self.worker = api, worker
             # An operator's session, as the command line has: one for all tests, since each takes longer than a ledger.
             operator = Database(dsn(), WORKER, size=1)
             await operator.open()
@@ -268,6 +276,7 @@ class Serving:
                 now=self.clock,
                 database=api.database,
                 webhooks=WebhookSubscriptions(api.database, api.keyring),
+                alerts=AlertRules(api.database, api.keyring),
                 histories=api.histories,
                 stream_tokens=StreamTokens(api.database, api.keyring),
                 on_keys_changed=api.on_keys_changed,

@@ -12,7 +12,7 @@ PACKAGES = ("api", "infra", "projections", "domain")
 IN_INFRA = ("auth", "crypto", "delivery", "eventstore", "jobs", "postgres", "processes", "proof", "views")
 FOLDERS = (
     *("api/console", "api/http", "projections/engine", *(f"infra/{name}" for name in IN_INFRA)),
-    *("infra/delivery/kafka", "infra/delivery/webhooks"),
+    *("infra/delivery/alerts", "infra/delivery/kafka", "infra/delivery/webhooks"),
 )
 FILES = (
     *(f"infra/{name}.py" for name in ("errors", "ids", "process_limits", "recent_cache", "runtime", "settings")),

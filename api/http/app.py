@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from api import (
     access_log,
     advertisers,
+    alerts,
     api_keys,
     authorization_batch,
     authorizations,
@@ -91,6 +92,7 @@ TAGS: Final = [
     {"name": "Reads", "description": "Codes, permissions, the authorization question and statistics."},
     {"name": "Audit", "description": "The audit trail: every event, in the order of recording."},
     {"name": "Webhooks", "description": "Webhooks deliver events, signed by the Standard Webhooks specification."},
+    {"name": "Alerts", "description": "Alerts reach people by e-mail and chat, and calendars show when codes end."},
     {"name": "Erasure", "description": "Permanent destruction of the sealed data of a creator."},
     {"name": "Keys", "description": "Manage API keys."},
     {"name": "Health", "description": "Health and metrics, for operators."},
@@ -120,6 +122,7 @@ _RESOURCES: Final = (
     access_log,
     webhooks,
     webhook_deliveries,
+    alerts,
     advertisers,
     videos,
     erasure,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from infra.auth.read_log import ReadLog
     from infra.auth.stream_tokens import StreamTokens
     from infra.crypto.keyring import Keyring
+    from infra.delivery.alerts.rules import AlertRules
     from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
     from infra.eventstore.aggregate_reader import AggregateReader
     from infra.eventstore.command_handler import CommandHandler
@@ -61,6 +62,7 @@ class Services:
     now: Callable[[], datetime]
     database: Database
     webhooks: WebhookSubscriptions
+    alerts: AlertRules
     histories: Histories
     stream_tokens: StreamTokens
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)

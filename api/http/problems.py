@@ -47,6 +47,8 @@ STATUSES: Final[dict[str, int]] = {
     "malformed_request": 400,
     "unauthenticated": 401,
     "not_allowed": 403,
+    "alert_unknown": 404,
+    "calendar_unknown": 404,
     "campaign_unknown": 404,
     "code_not_begun": 404,
     "code_unknown": 404,
@@ -60,6 +62,10 @@ STATUSES: Final[dict[str, int]] = {
     "method_not_allowed": 405,
     **dict.fromkeys(SENTENCES, 409),
     "ahead_of_ledger": 409,
+    "alert_disabled": 409,
+    "alert_key_invalid": 409,
+    "too_many_alerts": 409,
+    "too_many_calendars": 409,
     "history_changed": 409,
     "key_not_rotatable": 409,
     "idempotency_key_in_use": 409,
@@ -137,6 +143,20 @@ DETAILS: Final[dict[str, str]] = {
     "route_unknown": "There is no such route.",
     "code_not_begun": "The code had not begun at that time: it began at `begun_at`.",
     "version_unknown": "The code does not have this version yet.",
+    "alert_unknown": "This key has no such alert rule.",
+    "alert_disabled": "This alert rule is disabled, so nothing is sent. Enable it first.",
+    "alert_key_invalid": (
+        "The API key of this alert rule was revoked or has expired. Create a new rule with a valid key."
+    ),
+    "too_many_alerts": (
+        "This ledger already has 200 alert rules, or this key 40 of them, and that is the maximum. Delete a rule that "
+        "you no longer need."
+    ),
+    "calendar_unknown": "There is no such calendar, or it is no longer valid.",
+    "too_many_calendars": (
+        "This ledger already has 500 calendars, or this key 50 of them, and that is the maximum. Delete a calendar "
+        "that you no longer need."
+    ),
     "webhook_unknown": "This key has no such webhook.",
     "too_many_webhooks": (
         "This ledger already has 100 webhooks, or this key 50 of them, and that is the maximum. Delete a webhook that "

@@ -1,4 +1,4 @@
-"""The worker process: views, the expiry clock, Kafka, webhooks, erasures and retention."""
+"""The worker process: views, the expiry clock, Kafka, webhooks, alerts, erasures and retention."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from infra.crypto.rotation import require_master_keys
+from infra.delivery.alerts.worker import AlertWorker
 from infra.delivery.webhooks.http_target import AllowedNetworks
 from infra.delivery.webhooks.worker import WebhookWorker
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
@@ -34,12 +35,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from infra.crypto.master_keys import KeyProvider
+    from infra.delivery.alerts.channels import MailServer
     from infra.delivery.kafka.publisher import Publisher
     from infra.jobs.anchor import AnchorFile
     from infra.postgres.pool import Database
     from infra.runtime import Runtime
 
-PARTS: Final = ("views", "expiry", "kafka", "webhooks", "anchor")
+PARTS: Final = ("views", "expiry", "kafka", "webhooks", "alerts", "anchor")
+# What waits for receivers, in a process of its own: no receiver can cost the rest anything.
+DELIVERIES: Final = frozenset({"webhooks", "alerts"})
 # How long the start waits for the first comparison of the logs with their anchors.
 CHECK_WITHIN_S: Final = 5.0
 # A publisher that has not ended its transaction after this time leaves it to be aborted by the next publisher.
@@ -57,6 +61,7 @@ async def run(
     webhook_networks: Sequence[str] = (),
     webhook_ca_file: Path | None = None,
     public_url: str | None = None,
+    mail: MailServer | None = None,
     anchors: AnchorFile | None = None,
     started: Callable[[], None] = lambda: None,
 ) -> None:
@@ -69,7 +74,8 @@ async def run(
         publishers: the publishers to Kafka; each runs in a thread of its own.
         webhook_networks: networks that webhooks may be sent to, besides public addresses.
         webhook_ca_file: certificates of authorities that webhooks trust besides the well-known ones.
-        public_url: where the API is reached, if known; messages name the schemas there.
+        public_url: where the API is reached, if known; messages name the schemas and pages there.
+        mail: the server for alerts by e-mail; None to send none.
         anchors: the file of the anchors; None to write none.
         started: called once everything runs.
 
@@ -102,6 +108,10 @@ async def run(
         tasks += [loop.create_task(job) for job in jobs(opened, parts)]
         if webhooks is not None:
             tasks.append(loop.create_task(webhooks.run()))
+        if "alerts" in parts:
+            allowed = AllowedNetworks(webhook_networks)
+            alerts = AlertWorker(opened, allowed, mail=mail, ca_file=webhook_ca_file, public_url=public_url)
+            tasks.append(loop.create_task(alerts.run()))
         if anchors is not None and "anchor" in parts:
             anchoring = Anchoring(conninfo, anchors)
             tasks.append(loop.create_task(anchoring.run()))

@@ -27,3 +27,5 @@ class AdvisoryLock(IntEnum):
     WITNESSES = 7_290_126  # no second key
     TIME_STAMPS = 7_290_127  # no second key
     HEADS = 7_290_128  # no second key
+    ALERTS = 7_290_129  # no second key
+    ALERT_COUNT = 7_290_130  # a ledger's id

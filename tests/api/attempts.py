@@ -83,6 +83,14 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/webhooks/{webhook_id}/dead-letters": WEBHOOKS,
     "POST /v1/webhooks/{webhook_id}/replays": WEBHOOKS,
     "POST /v1/webhooks/{webhook_id}/retries": WEBHOOKS,
+    "POST /v1/alerts": READERS,
+    "GET /v1/alerts": READERS,
+    "GET /v1/alerts/{rule_id}": READERS,
+    "PATCH /v1/alerts/{rule_id}": READERS,
+    "DELETE /v1/alerts/{rule_id}": READERS,
+    "POST /v1/alerts/{rule_id}/test": READERS,
+    "GET /v1/alerts/{rule_id}/deliveries": READERS,
+    "POST /v1/alerts/{rule_id}/replays": READERS,
     "PUT /v1/advertisers/{advertiser_id}": {"operator", "admin"},
     "GET /v1/advertisers/{advertiser_id}": {"operator", "auditor", "admin"},
     "PUT /v1/videos/{video_id}": {"operator", "admin"},
@@ -152,6 +160,19 @@ def opening(client: httpx.Client, creator: str) -> httpx.Response:
     answer = client.send(request, stream=True)
     answer.close()
     return answer
+
+
+ALERT = {"kind": "ending", "channel": "email", "address": "desk@brand.example"}
+
+
+def on_alert(method: str, path: str = "", **more: Any) -> Try:
+    """Return a request on an alert rule of the caller's own; there is none for whom may have none."""
+
+    def attempt(world: World, client: httpx.Client, *_: str) -> httpx.Response:
+        rule_id = client.post("/v1/alerts", json=ALERT).json().get("rule_id", "none")
+        return client.request(method, f"/v1/alerts/{rule_id}{path}", **more)
+
+    return attempt
 
 
 def on_webhook(method: str, path: str = "", **more: Any) -> Try:
@@ -347,6 +368,14 @@ REQUESTS: dict[str, tuple[Try, int]] = {
         lambda _w, client, creator, *_: client.post("/v1/stream-tokens", json={"filters": {"creator_id": creator}}),
         201,
     ),
+    "POST /v1/alerts": (lambda _w, client, *_: client.post("/v1/alerts", json=ALERT), 201),
+    "GET /v1/alerts": (lambda _w, client, *_: client.get("/v1/alerts"), 200),
+    "GET /v1/alerts/{rule_id}": (on_alert("GET"), 200),
+    "PATCH /v1/alerts/{rule_id}": (on_alert("PATCH", json={"enabled": False}), 200),
+    "DELETE /v1/alerts/{rule_id}": (on_alert("DELETE"), 204),
+    "POST /v1/alerts/{rule_id}/test": (on_alert("POST", "/test"), 202),
+    "GET /v1/alerts/{rule_id}/deliveries": (on_alert("GET", "/deliveries"), 200),
+    "POST /v1/alerts/{rule_id}/replays": (on_alert("POST", "/replays"), 202),
     "POST /v1/webhooks": (
         lambda _w, client, *_: client.post("/v1/webhooks", json={"url": "https://receiver.example/"}),
         201,
@@ -404,6 +433,14 @@ REQUESTS: dict[str, tuple[Try, int]] = {
 
 # What these ask for names no subject, so a creator or brand is not turned away for whose it is.
 WITHOUT_SUBJECT = {
+    "POST /v1/alerts",
+    "GET /v1/alerts",
+    "GET /v1/alerts/{rule_id}",
+    "PATCH /v1/alerts/{rule_id}",
+    "DELETE /v1/alerts/{rule_id}",
+    "POST /v1/alerts/{rule_id}/test",
+    "GET /v1/alerts/{rule_id}/deliveries",
+    "POST /v1/alerts/{rule_id}/replays",
     "POST /v1/authorizations/batch",  # line by line
     "POST /v1/codes/lookup",
     "GET /v1/codes",

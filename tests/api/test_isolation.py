@@ -20,6 +20,7 @@ from api.http.dependencies import Services
 from api.http.route import roles_by_route
 from infra.ids import uuid7
 from infra.settings import load_settings
+from tests.api.attempts import ALERT
 from tests.api.streaming import following
 from tests.api.world import (
     OTHER_ACCOUNT,
@@ -53,6 +54,7 @@ class Things:
     code_id: str
     key_id: str
     webhook_id: str
+    rule_id: str
     ledger: str
 
     def shown(self) -> list[str]:
@@ -81,7 +83,8 @@ def theirs(world: World) -> Things:
     world.server.serving.seal()
     webhook = told(world.client.post("/v1/webhooks", json={"url": "https://receiver.example/"}), 201)
     key_id = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)["key_id"]
-    return Things(*names, secret, code["code_id"], key_id, webhook["webhook_id"], world.server.ledger)
+    rule_id = told(world.client.post("/v1/alerts", json=ALERT | {"enabled": False}), 201)["rule_id"]
+    return Things(*names, secret, code["code_id"], key_id, webhook["webhook_id"], rule_id, world.server.ledger)
 
 
 def nobodys() -> Things:
@@ -89,7 +92,7 @@ def nobodys() -> Things:
     names = drawn_names()
     secret = f"#{uuid4()}{uuid4()}"
     ledger = f"ledger-{uuid4().hex[:12]}"
-    return Things(*names, secret, str(uuid7()), str(uuid7()), str(uuid7()), ledger)
+    return Things(*names, secret, *(str(uuid7()) for _ in range(4)), ledger)
 
 
 Ask = Callable[[httpx.Client, Things], httpx.Response]
@@ -120,6 +123,10 @@ def of_creator(path: str) -> Ask:
 
 def on_webhook(method: str, path: str = "", body: dict[str, Any] | None = None) -> Ask:
     return lambda client, of: client.request(method, f"/v1/webhooks/{of.webhook_id}{path}", json=body)
+
+
+def on_alert(method: str, path: str = "", body: dict[str, Any] | None = None) -> Ask:
+    return lambda client, of: client.request(method, f"/v1/alerts/{of.rule_id}{path}", json=body)
 
 
 def on_log(path: str) -> Ask:
@@ -220,6 +227,17 @@ ASKED: dict[str, list[Ask]] = {
     "GET /v1/webhooks/{webhook_id}/dead-letters": [on_webhook("GET", "/dead-letters")],
     "POST /v1/webhooks/{webhook_id}/replays": [on_webhook("POST", "/replays")],
     "POST /v1/webhooks/{webhook_id}/retries": [on_webhook("POST", "/retries")],
+    "GET /v1/alerts": [getting("/v1/alerts")],
+    "GET /v1/alerts/{rule_id}": [on_alert("GET")],
+    "PATCH /v1/alerts/{rule_id}": [on_alert("PATCH", body={"enabled": False})],
+    "DELETE /v1/alerts/{rule_id}": [on_alert("DELETE")],
+    "POST /v1/alerts/{rule_id}/test": [on_alert("POST", "/test")],
+    "GET /v1/alerts/{rule_id}/deliveries": [on_alert("GET", "/deliveries")],
+    "POST /v1/alerts/{rule_id}/replays": [on_alert("POST", "/replays")],
+    "POST /v1/alerts": [
+        lambda client, of: client.post("/v1/alerts", json=ALERT | {"creator_id": of.creator_id, "enabled": False}),
+        lambda client, of: client.post("/v1/alerts", json=ALERT | {"brand_id": of.brand_id, "enabled": False}),
+    ],
     "GET /v1/keys": [getting("/v1/keys")],
     "POST /v1/keys/{key_id}/rotation": [
         lambda client, of: client.post(f"/v1/keys/{of.key_id}/rotation", json={"overlap_seconds": 0})

@@ -27,6 +27,8 @@ TAKE_SECRETS: Final = {
     # A URL often is a credential. It is sealed.
     ("POST /v1/webhooks", "/url"),
     ("PATCH /v1/webhooks/{webhook_id}", "/url"),
+    ("POST /v1/alerts", "/address"),
+    ("PATCH /v1/alerts/{rule_id}", "/address"),
 }
 
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import SecretStr
 
 import cli
+from infra.delivery.alerts.channels import MailServer, mail_server
 from infra.settings import Settings, SettingsError, load_settings, settings_table
 from tests.infra.delivery.kafka.broker import certificate_and_key
 
@@ -85,6 +86,10 @@ def test_without_any_variable_the_defaults_are_those_of_the_contract() -> None:
         "cors_origins": ("none",),
         "webhook_networks": ("127.0.0.0/8", "::1/128"),
         "webhook_ca_file": None,
+        "smtp_url": None,
+        "smtp_from": None,
+        "smtp_ca_file": None,
+        "alert_domains": (),
         "public_url": None,
         "oidc_issuers": (),
         "log_name": None,
@@ -477,3 +482,53 @@ def test_authorities_that_webhooks_trust_are_read_at_the_start(certificates: Pat
 )
 def test_what_kafka_cannot_be_reached_with_is_refused_at_the_start(variables: dict[str, str], said: str) -> None:
     assert refusal(**variables).startswith(said)
+
+
+def test_a_mail_server_is_named_with_the_address_that_messages_come_from() -> None:
+    given = {
+        "SPARKLEDGER_SMTP_URL": "smtp://desk:p%40ss@mail.example",
+        "SPARKLEDGER_SMTP_FROM": "Alerts@Ledger.example",
+    }
+    assert mail_server(load_settings(given)) == MailServer(
+        "mail.example", 587, "starttls", "Alerts@Ledger.example", "desk", "p@ss"
+    )
+    assert load_settings(given).mail_domains == {"ledger.example"}
+    assert load_settings(given | {"SPARKLEDGER_ALERT_DOMAINS": "Brand.example,b.example"}).mail_domains == {
+        *("brand.example", "b.example")
+    }
+    assert mail_server(load_settings({})) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "port", "security"),
+    [
+        ("smtps://mail.example", 465, "tls"),
+        ("smtps://mail.example:10465", 10465, "tls"),
+        ("smtp://mail.example:25", 25, "starttls"),
+        ("smtp://127.0.0.1:2525", 2525, "none"),
+        ("smtp://[::1]", 587, "none"),
+        ("smtp://localhost", 587, "none"),
+        ("smtp://localhost.evil.example", 587, "starttls"),
+    ],
+)
+def test_only_a_mail_server_on_this_machine_is_spoken_to_without_encryption(url: str, port: int, security: str) -> None:
+    server = mail_server(load_settings({"SPARKLEDGER_SMTP_URL": url, "SPARKLEDGER_SMTP_FROM": "a@b.example"}))
+    assert server is not None
+    assert (server.port, server.security) == (port, security)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["mail.example", "http://mail.example", "smtp://", "smtp://user@mail.example", "smtp://m.example:x", "smtp://m/x"],
+)
+def test_a_mail_server_is_a_url_and_its_password_is_never_shown(url: str) -> None:
+    said = refusal(SMTP_URL=url, SMTP_FROM="a@b.example")
+    assert said.startswith("SPARKLEDGER_SMTP_URL is not valid (its value is not shown): give smtps://")
+
+
+def test_what_alerts_are_mailed_by_is_set_together_and_well_formed(tmp_path: Path) -> None:
+    assert refusal(SMTP_FROM="a@b.example").startswith("SPARKLEDGER_SMTP_FROM is set, but SPARKLEDGER_SMTP_URL is not")
+    assert refusal(SMTP_URL="smtp://localhost").startswith("SPARKLEDGER_SMTP_URL is set, but SPARKLEDGER_SMTP_FROM")
+    assert refusal(SMTP_FROM="a@b\nBcc: c@d").startswith("SPARKLEDGER_SMTP_FROM cannot be")
+    assert refusal(ALERT_DOMAINS="*,brand.example").startswith("SPARKLEDGER_ALERT_DOMAINS cannot be")
+    assert refusal(SMTP_CA_FILE=str(tmp_path / "none")).startswith("SPARKLEDGER_SMTP_CA_FILE names a file")

@@ -140,6 +140,20 @@ FILLED_BY_HAND = (
     VALUES (%(id)s, %(ledger)s, %(id)s, 'Tested', 1, now(), 'failed', 1)
     """,
     "INSERT INTO webhook_requests (ledger_id, key, request_hash) VALUES (%(ledger)s, '', '')",
+    """
+    INSERT INTO alert_rules (rule_id, ledger_id, key_id, kind, channel, address, zone)
+    VALUES (%(id)s, %(ledger)s, %(key)s, 'ending', 'email', '', 'UTC')
+    """,
+    "INSERT INTO alert_progress (rule_id, ledger_id) VALUES (%(id)s, %(ledger)s)",
+    """
+    INSERT INTO alert_messages (message_id, rule_id, ledger_id, findings, made_at, next_at)
+    VALUES (%(id)s, %(id)s, %(ledger)s, 1, now(), now())
+    """,
+    "INSERT INTO alert_findings (rule_id, ledger_id, finding, found_at) VALUES (%(id)s, %(ledger)s, 'found', now())",
+    """
+    INSERT INTO calendars (calendar_id, ledger_id, key_id, hash)
+    VALUES (%(id)s, %(ledger)s, %(key)s, uuid_send(%(id)s))
+    """,
     "INSERT INTO stream_tokens VALUES (%(ledger)s, %(id)s, %(key)s, 1, now())",
     """
     INSERT INTO console_sessions (hash, ledger_id, key_id, sealed, expires_at)

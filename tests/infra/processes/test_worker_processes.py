@@ -24,7 +24,7 @@ from tests.waiting import until
 
 # As in `<coroutine object ExpiryClock.run at …>`.
 JOBS = ["ExpiryClock.run", "Erasures.run", "purging", "DerivedCheck.run", "HeadsJob.run"]
-DELIVERIES = ["work", "--only", "webhooks"]
+DELIVERIES = ["work", "--only", "alerts,webhooks"]
 ALL_ELSE = ["work", "--only", "anchor,expiry,kafka,views"]
 SEALER = ["work", "--only", "seal"]
 
@@ -51,15 +51,16 @@ def working(database: TestDatabase) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_one_command_delivers_webhooks_and_seals_in_processes_of_their_own(live_server: LiveServer) -> None:
-    assert commands_of(live_server.process.pid) == [["serve"], ALL_ELSE, SEALER, DELIVERIES]
+    assert commands_of(live_server.process.pid) == [["serve"], DELIVERIES, ALL_ELSE, SEALER]
 
 
 def test_a_worker_delivers_webhooks_in_a_process_of_its_own_and_starts_it_again(database: TestDatabase) -> None:
     with working(database) as process:
-        until(lambda: commands_of(process.pid) == [ALL_ELSE, DELIVERIES])
-        (deliveries,) = [child for child in psutil.Process(process.pid).children() if child.cmdline()[-1] == "webhooks"]
+        until(lambda: commands_of(process.pid) == [DELIVERIES, ALL_ELSE])
+        children = psutil.Process(process.pid).children()
+        (deliveries,) = [child for child in children if child.cmdline()[-1] == DELIVERIES[-1]]
         deliveries.kill()
-        until(lambda: deliveries.pid not in psutil.pids() and commands_of(process.pid) == [ALL_ELSE, DELIVERIES])
+        until(lambda: deliveries.pid not in psutil.pids() and commands_of(process.pid) == [DELIVERIES, ALL_ELSE])
 
 
 @pytest.mark.parametrize(
