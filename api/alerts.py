@@ -131,10 +131,15 @@ class CreateAlert(Body):
         ),
     ]
     days: Annotated[Days | None, _DAYS] = None
-    creator_id: Annotated[CreatorName | None, Field(description="Only codes of this creator.")] = None
-    brand_id: Annotated[Id | None, Field(description="Only codes that were shared with this brand.")] = None
+    creator_id: Annotated[
+        CreatorName | None, Field(description="Only codes of this creator.", examples=["ana.creates"])
+    ] = None
+    brand_id: Annotated[
+        Id | None, Field(description="Only codes that were shared with this brand.", examples=["acme"])
+    ] = None
     advertiser_id: Annotated[
-        Id | None, Field(description="Only codes that were shared with this account, or redeemed by it.")
+        Id | None,
+        Field(description="Only codes that were shared with this account, or redeemed by it.", examples=["adv-7001"]),
     ] = None
     channel: Annotated[Channel, Field(description="`email`, or `chat` for services that take JSON with a `text`.")]
     address: Annotated[Address, _ADDRESS]

@@ -92,7 +92,7 @@ def nobodys() -> Things:
     names = drawn_names()
     secret = f"#{uuid4()}{uuid4()}"
     ledger = f"ledger-{uuid4().hex[:12]}"
-    return Things(*names, secret, *(str(uuid7()) for _ in range(4)), ledger)
+    return Things(*names, secret, str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), ledger)
 
 
 Ask = Callable[[httpx.Client, Things], httpx.Response]

@@ -47,7 +47,7 @@ class MailReceiver:
     async def handle_DATA(self, _server: Any, _session: Any, envelope: Envelope) -> str:  # noqa: N802 - as above
         if self.answer.startswith("250"):
             parsed = message_from_bytes(cast("bytes", envelope.content), policy=policy.default)
-            self.received.append((envelope.rcpt_tos, cast("EmailMessage", parsed)))
+            self.received.append((envelope.rcpt_tos, parsed))
         return self.answer
 
     def to(self, address: str) -> list[EmailMessage]:
