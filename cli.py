@@ -1025,6 +1025,7 @@ BENCHMARKS: Final = {
     "growth": "the cost of an append and of a load with many events, compared with few",
     "expiry": "many codes that expire in the same second, and the effect on commands",
     "question": "the authorization question, a page of the audit trail and an export, with a long log",
+    "console": "how soon the console's pages show something, what they cost, and the effect on the API; needs Chromium",
     "rebuild": "events per second when views are rebuilt from a long log",
     "lag": "the time from the response to a command until a view has it",
     "publish": "events per second to Kafka, and the time from commit to consumer; needs Java 17 and Maven",
@@ -1050,7 +1051,7 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="Use the full sizes: 10 million events, 100,000 expiries.")
+        bool, typer.Option("--full", help="Use the full sizes: 10 million events, a million codes, 100,000 expiries.")
     ] = False,
     budget: Annotated[
         bool,

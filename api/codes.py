@@ -483,7 +483,7 @@ async def read_code(
         await wait_for_log(caller, query.at_least)
     found = headers.path_uuid(code_id, "code")
     if query.as_of is None and query.version is None and query.at is None:
-        code, position = await _current(caller, found)
+        code, position = await current_code(caller, found)
         clock, as_of = caller.services.now(), max(position, query.at_least or 0)
     else:
         code, clock, position, as_of = await _as_it_was(caller, found, query)
@@ -492,7 +492,7 @@ async def read_code(
     return answer(content, 200, version_headers(code.command_version, as_of))
 
 
-async def _current(caller: Caller, code_id: UUID) -> tuple[Code, int]:
+async def current_code(caller: Caller, code_id: UUID) -> tuple[Code, int]:
     """Return a code that the caller may read as it is now, and the position of its last event."""
     found = await current_codes_of(caller.request.scope).find(caller.ledger_id, code_id)
     if found is None:

@@ -19,15 +19,14 @@ from api.event_content import (
     SealedUpto,
     csv_head,
     csv_text,
-    event_content,
     names_in,
-    names_of,
     ndjson,
     row_content,
     with_proof,
 )
 from api.event_filters import Filters
 from api.event_search import SearchRange, index_stopped, query_of, search_events
+from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import wait_for_log
 from api.http.caller import Caller, allow
@@ -40,7 +39,7 @@ from api.http.query_params import LIMIT, AtLeast, EitherCursor, Limit, whole_num
 from api.http.reads import subject_of
 from api.http.responses import answer
 from api.http.route import Operation, Route
-from infra.eventstore.event_rows import POSITION
+from infra.eventstore.event_rows import CAUSATION_ID, CREATOR_ID, EVENT_ID, POSITION, STREAM_ID
 from projections import event_index, index_scan
 
 if TYPE_CHECKING:
@@ -55,6 +54,8 @@ if TYPE_CHECKING:
 
 # Shorter than the limit of a request, with what a search may take.
 MAX_WAIT_S: Final = 20
+# Effects of one event that are named. An import has one for each row.
+MAX_EFFECTS: Final = 100
 Seconds = Annotated[int, Field(ge=0, le=MAX_WAIT_S), BeforeValidator(whole_number)]
 
 
@@ -85,6 +86,28 @@ class EventsAnswer(Answer):
     total: Annotated[int, Field(ge=0, description="The estimated total number of events, if requested.")] = Field(
         default_factory=absent
     )
+
+
+class RelatedEvent(Answer):
+    position: answered.EventPosition
+    type: Annotated[str, Field(description="What happened.", examples=["Revoked"])]
+
+
+class OneEventAnswer(EventAnswer):
+    """One event, with its cause and its effects."""
+
+    cause: Annotated[
+        RelatedEvent | None,
+        Field(description="The event that it follows from. Null if there is none in this ledger that you may read."),
+    ]
+    effects: Annotated[
+        list[RelatedEvent],
+        Field(
+            description=f"What followed from it, oldest first: at most {MAX_EFFECTS}. They appear once the view "
+            f"`{event_index.NAME}` has read them."
+        ),
+    ]
+    more_effects: Annotated[bool, Field(description="Whether more followed from it than are named.")]
 
 
 class EventsQuery(Filters):
@@ -187,24 +210,53 @@ async def list_events(
             return answer(content, 200, answer_headers)
 
 
-@router.get("/v1/events/{position}", response_model=EventAnswer, operation_id="readEvent")
+@router.get("/v1/events/{position}", response_model=OneEventAnswer, operation_id="readEvent")
 @Operation(trace="recorded", answer_headers=("Ledger-Position",))
 async def read_event(
     position: str, caller: Annotated[Caller, allow("creator", "operator", "auditor", "admin")]
 ) -> Response:
-    """Read one event by its position."""
-    store = caller.services.events
-    found = await store.at_positions(caller.ledger_id, [int(position)]) if _POSITION.fullmatch(position) else []
-    if not found:
+    """Read one event by its position, with what caused it and what followed from it."""
+    rows = await _row_at(caller, int(position)) if _POSITION.fullmatch(position) else []
+    if not rows:
         raise Problem("event_unknown")
+    row = rows[0]
     if caller.role == "creator":
-        caller.act_for_creator(found[0].creator_id or "")
-    names = await names_of(caller, found)
-    content = event_content(found[0], names)
-    parameters = {"position": found[0].position}
+        caller.act_for_creator(row[CREATOR_ID] or "")
+    names = await names_in(caller.request.app.state.key_names, caller.ledger_id, rows)
+    content = row_content(row, names)
+    parameters = {"position": row[POSITION]}
     await record_access(caller, parameters, rows=1, format=JSON, subject=subject_of(content))
+    related = await _related(caller, row)
     sealed = await caller.request.app.state.sealed_sizes.of(caller.ledger_id)
-    return answer(with_proof([content], sealed)[0], 200, {"Ledger-Position": str(found[0].position)})
+    return answer(with_proof([content | related], sealed)[0], 200, {"Ledger-Position": str(row[POSITION])})
+
+
+async def _row_at(caller: Caller, position: int) -> Sequence[Row]:
+    return await caller.services.views.event_rows.at(caller.ledger_id, [position])
+
+
+async def _related(caller: Caller, row: Row) -> dict[str, Any]:
+    """Return what an event follows from, and what follows from it; a creator sees only what concerns them."""
+    services, cause_id = caller.services, row[CAUSATION_ID]
+    cause = None
+    if cause_id is not None:
+        cause = await services.events.by_id(caller.ledger_id, cause_id, row[STREAM_ID])
+    only = None
+    if caller.role == "creator":
+        (own,) = await services.events.at_positions(caller.ledger_id, [row[POSITION]])
+        only = own.creator_stream
+    if cause is not None and only not in {None, cause.creator_stream}:
+        cause = None
+
+    async def effects(cur: DatabaseCursor) -> list[tuple[int, str]]:
+        return await event_index.effects(cur, caller.ledger_id, row[EVENT_ID], only, MAX_EFFECTS + 1)
+
+    found, _ = await services.views.read(caller.ledger_id, effects, view=event_index.NAME)
+    return {
+        "cause": None if cause is None else {"position": cause.position, "type": cause.type},
+        "effects": [{"position": position, "type": type_} for position, type_ in found[:MAX_EFFECTS]],
+        "more_effects": len(found) > MAX_EFFECTS,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from starlette.responses import Response
 
 from api.access_log import record_access
-from api.codes import not_known_yet, stream_of, subject_of_code
+from api.codes import current_code, not_known_yet, stream_of, subject_of_code
 from api.event_content import EventAnswer, SealedUpto, event_content, names_of, unsealed_notes, visible_to, with_proof
 from api.http import answer_fields as answered
 from api.http import headers
@@ -19,18 +20,35 @@ from api.http.caller import Caller, allow
 from api.http.cursors import decode, encode, link_header, with_history
 from api.http.models import Answer, absent
 from api.http.pagination import page_of
-from api.http.query_params import MAX_LIMIT, AsOf, At, AtLeast, LongLimit, NextCursor, QueryModel
+from api.http.query_params import (
+    MAX_LIMIT,
+    AnyPosition,
+    AsOf,
+    At,
+    AtLeast,
+    LongLimit,
+    NextCursor,
+    QueryModel,
+    whole_number,
+)
 from api.http.responses import answer, version_headers
 from api.http.route import Operation, Route
 from domain.changes import COUNTS, changes_of_code, changes_of_permission
 from domain.code import effective_as_of, replay_code
 from infra.auth.access_log import AccessSubject
+from infra.eventstore.reader import Spread
+from projections.event_index import LATE_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from uuid import UUID
 
     from domain.changes import Change
     from domain.recorded import RecordedEvent
+
+
+MAX_SPANS: Final = 200
+Spans = Annotated[int, Field(ge=1, le=MAX_SPANS), BeforeValidator(whole_number)]
 
 
 class ChangeEntry(Answer):
@@ -51,10 +69,27 @@ class EventWithChanges(EventAnswer):
     ] = Field(default_factory=absent)
 
 
+class SpreadEntry(Answer):
+    """The events of one type in one span of time."""
+
+    type: Annotated[str, Field(description="What happened.", examples=["Shared"])]
+    count: Annotated[int, Field(ge=1, description="How many events.")]
+    begins: Annotated[answered.Moment, Field(description="The earliest effective time.")]
+    ends: Annotated[answered.Moment, Field(description="The latest effective time.")]
+    position: Annotated[answered.EventPosition, Field(description="The position of the first that was recorded.")]
+    late: Annotated[int, Field(ge=0, description="How many were recorded more than an hour after they happened.")]
+
+
 class HistoryAnswer(Answer):
     events: Annotated[list[EventWithChanges], Field(description="The events in the order of recording, oldest first.")]
     next: answered.Next
     sealed: Annotated[SealedUpto, Field(description="The signed log of the ledger, to which `proof` refers.")]
+
+
+class CodeHistoryAnswer(HistoryAnswer):
+    spread: Annotated[
+        list[SpreadEntry], Field(description="How all events of the history are spread over time, if requested.")
+    ] = Field(default_factory=absent)
 
 
 class HistoryQuery(QueryModel):
@@ -65,14 +100,26 @@ class HistoryQuery(QueryModel):
     at_least: AtLeast = None
 
 
+class CodeHistoryQuery(HistoryQuery):
+    after: Annotated[AnyPosition | None, Field(description="Only events after this position.", examples=[0])] = None
+    spread: Annotated[
+        Spans | None,
+        Field(
+            description="Adds how all events of the history are spread over time: counted by type in so many equal "
+            "spans from the first to the last.",
+            examples=[40],
+        ),
+    ] = None
+
+
 router = APIRouter(route_class=Route, tags=["Reads"])
 
 
-@router.get("/v1/codes/{code_id}/history", response_model=HistoryAnswer, operation_id="readHistory")
+@router.get("/v1/codes/{code_id}/history", response_model=CodeHistoryAnswer, operation_id="readHistory")
 @Operation(large=True, trace="recorded", answer_headers=("ETag", "Ledger-Position"))
 async def read_history(
     code_id: str,
-    query: Annotated[HistoryQuery, Query()],
+    query: Annotated[CodeHistoryQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
     """Read the history of a code, oldest first, with the changes of each event and the text of its notes.
@@ -81,7 +128,10 @@ async def read_history(
     time. A brand's key reads what concerns it.
     """
     await wait_for_log(caller, query.at_least)
-    stream = await stream_of(caller, headers.path_uuid(code_id, "code"))
+    found = headers.path_uuid(code_id, "code")
+    if query.as_of is None and query.at is None and caller.role != "brand":
+        return await _as_it_is(caller, query, found)
+    stream = await stream_of(caller, found)
     position = max(stream[-1].position, query.at_least or 0)
     if query.as_of is not None:
         position, _ = await known_at(caller, query.as_of, caller.services.now())
@@ -98,6 +148,8 @@ async def read_history(
     refuse_before_it_began(stream, query.at)
     changed_events = visible_changes(caller, stream)
     code = replay_code(stream)
+    shown = [recorded for recorded, _ in changed_events]
+    spread = spread_over(shown if query.at is None else effective_as_of(shown, query.at), query.spread or 0)
     return await _page(
         caller,
         query,
@@ -106,7 +158,51 @@ async def read_history(
         version_headers(code.command_version, position),
         subject_of_code(code),
         notes=caller.role != "brand",
+        more={} if query.spread is None else {"spread": [asdict(one) for one in spread]},
     )
+
+
+async def _as_it_is(caller: Caller, query: CodeHistoryQuery, code_id: UUID) -> Response:
+    """Answer one page of all that is recorded of a code, without reading what comes after it."""
+    code, last = await current_code(caller, code_id)
+    after = _place(query, code_id)
+    stream = await caller.services.aggregates.code_part(caller.ledger_id, code_id, after=after, count=query.limit + 1)
+    shown = (recorded for recorded in stream if recorded.position > after)
+    spread = query.spread and await caller.services.events.spread(caller.ledger_id, code_id, query.spread)
+    return await _page(
+        caller,
+        query,
+        {"code_id": str(code_id)},
+        list(zip(shown, changes_of_code(stream, after), strict=True)),
+        version_headers(code.command_version, max(last, query.at_least or 0)),
+        subject_of_code(code),
+        notes=True,
+        more={"spread": [asdict(one) for one in spread]} if spread else {},
+    )
+
+
+def spread_over(recorded: Sequence[RecordedEvent], spans: int) -> list[Spread]:
+    """Count events by type, in so many equal spans of the time from the first to the last, the earliest first."""
+    if not recorded or not spans:
+        return []
+    begins = min(one.effective_at for one in recorded)
+    length = max(one.effective_at for one in recorded) - begins
+    groups: dict[tuple[str, int], list[RecordedEvent]] = {}
+    for one in recorded:
+        span = min(spans - 1, int((one.effective_at - begins) / length * spans)) if length else 0
+        groups.setdefault((one.type, span), []).append(one)
+    counted = [
+        Spread(
+            group[0].type,
+            len(group),
+            min(one.effective_at for one in group),
+            max(one.effective_at for one in group),
+            min(one.position for one in group),
+            sum(one.recorded_at - one.effective_at > LATE_AFTER for one in group),
+        )
+        for group in groups.values()
+    ]
+    return sorted(counted, key=lambda one: (one.begins, one.position))
 
 
 @router.get(
@@ -144,19 +240,20 @@ async def _page(
     caller: Caller,
     query: HistoryQuery,
     subject: dict[str, str],
-    changed_events: Iterable[tuple[RecordedEvent, list[Change]]],
+    changed_events: Sequence[tuple[RecordedEvent, list[Change]]],
     answer_headers: dict[str, str],
     read: AccessSubject,
     *,
     notes: bool,
+    more: Mapping[str, Any] | None = None,
 ) -> Response:
     """Answer one page of events with their changes; where `at` is given, only those that had taken effect by then.
 
     That it is read is recorded before it is answered: notes are opened here.
     """
     (of,) = subject.values()
-    same_query = {"of": of, **query.model_dump(exclude={"cursor", "limit", "at_least"})}
-    after = 0 if query.cursor is None else decode(query.cursor, same_query)
+    same_query = _same(query, of)
+    after = _place(query, of)
     changed = {recorded.position: changes for recorded, changes in changed_events}
     recorded = [one for one, _ in changed_events]
     kept = [
@@ -177,7 +274,7 @@ async def _page(
     )
     cursors = with_history(caller.history.history, {"next": page.next})
     link = link_header(caller.request, **cursors)
-    content = {"events": with_proof(events, sealed), "sealed": sealed.content(), **cursors}
+    content = {"events": with_proof(events, sealed), "sealed": sealed.content(), **cursors, **(more or {})}
     return answer(content, 200, {**answer_headers, **link})
 
 
@@ -208,3 +305,14 @@ async def events_with_changes(
         | ({"erased": True} if texts.get(one.position, {}) is None else {})
         for one in shown
     ]
+
+
+def _same(query: HistoryQuery, of: object) -> dict[str, Any]:
+    """Return what must be the same for a cursor to be good."""
+    return {"of": str(of), **query.model_dump(exclude={"cursor", "limit", "at_least", "after", "spread"})}
+
+
+def _place(query: HistoryQuery, of: object) -> int:
+    """Return the position that a page begins after."""
+    after = (isinstance(query, CodeHistoryQuery) and query.after) or 0
+    return after if query.cursor is None else max(after, decode(query.cursor, _same(query, of)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from domain.code import Code
+from domain.code import Code, let_grow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,14 +33,25 @@ class Change:
     after: Any
 
 
-def changes_of_code(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
+def changes_of_code(stream: Sequence[RecordedEvent], after: int = 0) -> Iterator[list[Change]]:
     """Yield the changes of each event of a code's stream. Events that only add to the record have none.
 
     A window ends by the clock before anyone records it, so an expiry changed what was true at the end of the
     window. A code is superseded from a moment on, so that changed what was true at that moment.
+
+    Args:
+        stream: the stream from its first event on.
+        after: the position after which events are looked at; those before only lead there.
+
     """
     code: Code | None = None
     for recorded in stream:
+        if recorded.position <= after:
+            code = recorded.event.mutate(code)
+            assert code is not None  # noqa: S101 - an event always leaves an aggregate behind
+            if recorded is stream[0]:
+                let_grow(code)
+            continue
         moment = recorded.effective_at - _JUST_BEFORE
         before = {} if code is None else _of_code(code, moment)
         field, known_at = ("", None) if code is None else code.known_since(recorded.event)
@@ -49,6 +60,8 @@ def changes_of_code(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:
         from_then_on = isinstance(recorded.event, Code.Expired | Code.Superseded)
         earlier = [] if known_at is None else [Change(field, known_at, recorded.effective_at)]
         yield _differences(before, _of_code(code, recorded.effective_at if from_then_on else moment)) + earlier
+        if recorded is stream[0]:
+            let_grow(code)
 
 
 def changes_of_permission(stream: Sequence[RecordedEvent]) -> Iterator[list[Change]]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self, TypeVar, cast
 
 from eventsourcing.domain import Aggregate
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from domain.recorded import RecordedEvent
 
+K = TypeVar("K")
+V = TypeVar("V")
 # The same refusal of the same advertiser is recorded once in this time; what comes sooner is only counted.
 REFUSAL_REPEAT_AFTER = timedelta(hours=1)
 
@@ -96,7 +98,7 @@ class Code(Recording, Aggregate):
             aggregate.launches = {}
             aggregate.recorded_stops = {}
             aggregate.refusals = {}
-            aggregate.notes = frozenset()
+            aggregate.notes = {}
             aggregate.revoked_at = None
             aggregate.revoked_in = None
             aggregate.superseded_at = None
@@ -128,7 +130,7 @@ class Code(Recording, Aggregate):
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
             extension = Extension(self.timestamp, self.expires_at)
-            aggregate.extensions = {**aggregate.extensions, self.originator_version: extension}
+            aggregate.extensions = _with(aggregate.extensions, self.originator_version, extension)
 
     class Shared(Changed):
         """The creator handed the code to a brand; the same again is recorded only where it was earlier."""
@@ -145,7 +147,7 @@ class Code(Recording, Aggregate):
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
             share = Share(self.brand_id, self.channel, self.advertiser_id, self.note_fingerprint)
-            aggregate.shares = {**aggregate.shares, share: self.timestamp}
+            aggregate.shares = _with(aggregate.shares, share, self.timestamp)
 
     class Redeemed(Changed):
         """An advertiser account entered the code; the same again is recorded only where it was earlier."""
@@ -158,9 +160,9 @@ class Code(Recording, Aggregate):
 
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
-            aggregate.redemptions = {**aggregate.redemptions, self.advertiser_id: self.timestamp}
-            shared = {self.advertiser_id: self.shared_with_advertiser}
-            aggregate.shared_when_redeemed = {**aggregate.shared_when_redeemed, **shared}
+            aggregate.redemptions = _with(aggregate.redemptions, self.advertiser_id, self.timestamp)
+            known, shared = aggregate.shared_when_redeemed, self.shared_with_advertiser
+            aggregate.shared_when_redeemed = _with(known, self.advertiser_id, shared)
 
     class RedemptionRefused(Event):
         """An advertiser entered the code when it could not be used; no outsider can make the owner's command stale."""
@@ -172,7 +174,7 @@ class Code(Recording, Aggregate):
         reason: str
 
         def apply(self, aggregate: Code) -> None:
-            aggregate.refusals = {**aggregate.refusals, (self.advertiser_id, self.reason): self.timestamp}
+            aggregate.refusals = _with(aggregate.refusals, (self.advertiser_id, self.reason), self.timestamp)
 
     class CampaignLaunched(Changed):
         """A brand launched an ad on the code; while it runs, caption and creative are locked."""
@@ -205,7 +207,7 @@ class Code(Recording, Aggregate):
                 creative_sha256=self.creative_sha256,
                 launched_at=self.timestamp,
             )
-            aggregate.launches = {**aggregate.launches, self.campaign_id: campaign}
+            aggregate.launches = _with(aggregate.launches, self.campaign_id, campaign)
 
     class CampaignEnded(Changed):
         """A campaign stopped before its own end: by the brand, or because the code expired or was revoked."""
@@ -221,7 +223,7 @@ class Code(Recording, Aggregate):
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
             key = (self.campaign_id, self.cause)
-            aggregate.recorded_stops = {**aggregate.recorded_stops, key: self.timestamp}
+            aggregate.recorded_stops = _with(aggregate.recorded_stops, key, self.timestamp)
 
     class Revealed(Event):
         """Somebody was shown the secret again, and said why."""
@@ -242,7 +244,7 @@ class Code(Recording, Aggregate):
         text: Sealed | None = None
 
         def apply(self, aggregate: Code) -> None:
-            aggregate.notes = aggregate.notes | {(self.note_fingerprint, self.about_position)}
+            aggregate.notes = _with(aggregate.notes, (self.note_fingerprint, self.about_position), None)
 
     class Superseded(Changed):
         """Another code took over the video: no new account redeems this one, and it is not shared or extended."""
@@ -283,7 +285,7 @@ class Code(Recording, Aggregate):
 
         def apply(self, aggregate: Code) -> None:
             super().apply(aggregate)
-            aggregate.expiries = {**aggregate.expiries, self.expires_at: self.originator_version}
+            aggregate.expiries = _with(aggregate.expiries, self.expires_at, self.originator_version)
 
     class ExpiryApproaching(Event):
         """The end came within 30, 14, 7 or 1 days, after it was set; if several were crossed unseen, only the last."""
@@ -316,7 +318,7 @@ class Code(Recording, Aggregate):
         launches: dict[str, Campaign]
         recorded_stops: dict[tuple[str, str], datetime]  # by campaign and cause
         refusals: dict[tuple[str, str], datetime]
-        notes: frozenset[tuple[str, int | None]]
+        notes: dict[tuple[str, int | None], None]
         revoked_at: datetime | None
         revoked_in: int | None  # the version
         superseded_at: datetime | None
@@ -871,12 +873,55 @@ def _differs(given: str | None, recorded: str | None) -> bool:
     return given is not None and recorded is not None and given != recorded
 
 
+class _Growing(dict[Any, Any]):
+    """A dict of a code that is being replayed. Nobody else has it yet, so what is added is added in place."""
+
+
+# What a code has more of with each event.
+_GROWS: Final = (
+    "extensions",
+    "shares",
+    "redemptions",
+    "shared_when_redeemed",
+    "launches",
+    "recorded_stops",
+    "refusals",
+    "notes",
+    "expiries",
+)
+# From so many events on, copies of all that grows would take longer than the events themselves.
+LONG: Final = 64
+
+
+def _with(known: dict[K, V], key: K, value: V) -> dict[K, V]:
+    """Return a dict with one entry more: a copy, because other copies of the code may share it."""
+    if type(known) is _Growing:
+        known[key] = value
+        return known
+    return {**known, key: value}
+
+
+def let_grow(code: Code) -> None:
+    """Have the events that follow add to what a code has in place. Nobody else may have the code yet."""
+    vars(code).update({name: _Growing(vars(code)[name]) for name in _GROWS})
+
+
+def grown(code: Code) -> Code:
+    """Return a code that grew in place, from now on with copies for each event."""
+    vars(code).update({name: dict(vars(code)[name]) for name in _GROWS})
+    return code
+
+
 def replay_code(stream: Sequence[RecordedEvent]) -> Code:
     """Build a code from its whole stream, or from the head of it."""
     code = None
-    for recorded in stream:
+    for recorded in stream[:1]:
         code = recorded.event.mutate(code)
-    return cast("Code", code)
+    if len(stream) >= LONG:
+        let_grow(cast("Code", code))
+    for recorded in stream[1:]:
+        code = recorded.event.mutate(code)
+    return grown(cast("Code", code)) if len(stream) >= LONG else cast("Code", code)
 
 
 def effective_as_of(stream: Sequence[RecordedEvent], at: datetime) -> list[RecordedEvent]:
@@ -891,8 +936,10 @@ def effective_as_of(stream: Sequence[RecordedEvent], at: datetime) -> list[Recor
 def fold_code(kept: Sequence[RecordedEvent]) -> Code:
     """Build a code from a stream with events left out: versions then have gaps, which replay refuses."""
     code = cast("Code", kept[0].event.mutate(None))
+    if len(kept) >= LONG:
+        let_grow(code)
     for recorded in kept[1:]:
         recorded.event.apply(code)
         code.version = recorded.stream_version
         code.modified_on = recorded.event.timestamp
-    return code
+    return grown(code) if len(kept) >= LONG else code

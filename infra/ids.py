@@ -39,6 +39,11 @@ def first_uuid7(moment: datetime) -> UUID:
     return UUID(int=(moment - _EPOCH) // timedelta(milliseconds=1) << 80)
 
 
+def time_of(uuid: UUID) -> datetime | None:
+    """Return the time that a UUIDv7 begins with; None for another UUID."""
+    return _EPOCH + timedelta(milliseconds=uuid.int >> 80) if uuid.version == 7 else None  # noqa: PLR2004 - v7
+
+
 def uuid7() -> UUID:
     """Return a UUIDv7: 48 bits of milliseconds since 1970, 74 random bits."""
     random = int.from_bytes(random_16())

@@ -1,14 +1,14 @@
 """Which events concern a code, creator, video, brand, advertiser or actor, and when were they recorded?
 
 Reads every event. Read by the audit trail, which searches here for positions (`index_scan.py`) and reads the events
-themselves from the log.
+themselves from the log; and by the read of one event, which finds here what followed from it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from domain.advertiser import Advertiser
@@ -22,10 +22,12 @@ from projections.engine.table import Table
 from projections.engine.view import View
 
 if TYPE_CHECKING:
+    from psycopg import AsyncCursor
+
     from domain.recorded import Event, RecordedEvent
 
 NAME: Final = "history"
-VERSION: Final = 5
+VERSION: Final = 6
 
 # An event that is recorded longer than this after it took effect is indexed as late. The clock's own events are seconds
 # late.
@@ -40,7 +42,7 @@ class EventIndexRow:
     a creator or of a video's codes are found by `creator_stream` and `code_id`: repeating the ids would double the
     largest index of all. `code_id` is the stream of a code, or of a video's binding, and None for other events; `actor`
     is a key's id, or "clock"; `channel` is a share's, `refused` the reason of a refused redemption; `late` tells that
-    the event was recorded long after it took effect.
+    the event was recorded long after it took effect; `causation_id` is the event that it follows from.
     """
 
     ledger_id: int
@@ -59,6 +61,7 @@ class EventIndexRow:
     recorded_at: datetime
     effective_at: datetime
     late: bool
+    causation_id: UUID | None
 
 
 EVENT_INDEX: Final = Table(
@@ -83,6 +86,7 @@ EVENT_INDEX: Final = Table(
             recorded_at         timestamptz NOT NULL,
             effective_at        timestamptz NOT NULL,
             late                boolean NOT NULL,
+            causation_id        uuid,
             PRIMARY KEY (ledger_id, position)
         ) WITH (autovacuum_vacuum_insert_scale_factor = 0.01)
     """,
@@ -103,6 +107,7 @@ EVENT_INDEX: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, type, position)",
         "CREATE INDEX ON {table} (ledger_id, source, position)",
         "CREATE INDEX ON {table} (ledger_id, position) WHERE late",
+        "CREATE INDEX ON {table} (ledger_id, causation_id, position) WHERE causation_id IS NOT NULL",
     ),
 )
 
@@ -126,6 +131,7 @@ def indexed(ledger_id: int, recorded: RecordedEvent, event: Event) -> EventIndex
         recorded_at=recorded.recorded_at,
         effective_at=recorded.effective_at,
         late=recorded.recorded_at - recorded.effective_at > LATE_AFTER,
+        causation_id=recorded.causation_id,
     )
 
 
@@ -138,3 +144,19 @@ VIEW: Final = View(
         (Creator.Event, Code.Event, Advertiser.Event, Video.Event, SheetImport.Event, Log.Event), indexed
     ),
 )
+
+_EFFECTS: Final = """
+SELECT h.position, h.type
+FROM views.history h
+WHERE h.ledger_id = %s AND h.causation_id = %s AND (%s::uuid IS NULL OR h.creator_stream = %s)
+ORDER BY h.position
+LIMIT %s
+"""
+
+
+async def effects(
+    cur: AsyncCursor[Any], ledger_id: int, event_id: UUID, creator_stream: UUID | None, limit: int
+) -> list[tuple[int, str]]:
+    """Return the position and the type of what followed from an event, oldest first; of one creator's, if given."""
+    await cur.execute(_EFFECTS, (ledger_id, event_id, creator_stream, creator_stream, limit))
+    return await cur.fetchall()

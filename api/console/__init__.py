@@ -16,7 +16,8 @@ What every page keeps to:
 
     address      it says everything that the page shows, so that it can be kept and sent; no state is elsewhere
     reading      works without JavaScript; htmx and `static/app.js` only make it quicker
-    htmx         an element with an hx- attribute also needs `hx-nonce="{{ nonce }}"`, or it does nothing
+    htmx         a page that uses it loads it, as `code.html` does; an element with an hx- attribute also needs
+                 `hx-nonce="{{ nonce }}"`, or it does nothing
     style        no `style=` and no `<style>`: the policy blocks them; bars and lines are SVG with geometry attributes
     times        `{{ moment|time }}`, which is in UTC and says so, and follows the reader's switch to local time
     what people  `{{ text|plain }}`, which shows characters that cannot be seen; all else is escaped

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 
 from api.console.adapter import Declined
 from api.console.commands import COMMANDS
-from api.console.lifeline import axis_of, is_late, lanes_of
+from api.console.lifeline import axis_of, density_of, is_late, lanes_of
 from api.console.visit import Page
 from api.console.wording import field, moment, stated
 
@@ -30,10 +30,13 @@ Times = tuple[str | None, str | None]
 State = dict[str, Any]
 # Events of its history on one page.
 EVENTS: Final = 100
+# Spans of time in which all of its events are counted, for the drawing.
+SPANS: Final = 200
 # Shares, redemptions and campaigns that the state of a code shows of each.
 SHOWN: Final = 20
+MAX_POSITION_DIGITS: Final = 18
 # What the address of a step keeps of the page's.
-_KEPT: Final = frozenset({"at", "as_of", "together", "after"})
+_KEPT: Final = frozenset({"at", "as_of", "together", "event"})
 _TIMES: Final = frozenset({"at", "as_of"})
 # What differs between two states in a way that a reader must know.
 _COMPARED: Final = {
@@ -54,32 +57,56 @@ async def _show(visit: Visit) -> Response:
     if visit.is_partial:
         states = await _states(visit, path, {(at, as_of), (at, None)})
         return visit.page("code.html", block="then", **_then(visit, states, at, as_of))
+    begin = _first_event(visit)
     states, history, head = await asyncio.gather(
         _states(visit, path, {(at, as_of), (at, None), (None, None)}),
-        visit.api.get(f"{path}/history", limit=EVENTS, cursor=visit.query.get("after")),
+        visit.api.get(f"{path}/history", limit=EVENTS, spread=SPANS, after=begin - 1),
         visit.head(),
     )
     # A code is read from the log itself, all of it.
     visit.api.position = head
-    events = history.json["events"]
+    events, spread = history.json["events"], history.json["spread"]
     now_known = states[None, None]
     # Only at a time can a code not have begun, or not be known.
     assert now_known is not None  # noqa: S101
-    axis = axis_of(now_known, events, visit.now)
+    axis = axis_of(now_known, spread, visit.now)
+    total = sum(group["count"] for group in spread)
+    here = {event["position"] for event in events}
+
+    def address(position: int) -> str:
+        shown = "" if position in here else _with_event(visit, position)
+        return f"{shown}#event-{position}"
+
     return visit.page(
         "code.html",
         code=now_known,
         events=[event | {"is_late": is_late(event), "note": note_of(event)} for event in events],
-        next=history.json["next"],
-        is_first="after" not in visit.query,
+        total=total,
+        kept={name: text for name, text in visit.query.items() if name in _KEPT and name != "event"},
+        next=_with_event(visit, events[-1]["position"] + 1) if history.json["next"] else None,
+        first=_with_event(visit, None) if begin > 1 else None,
         axis=axis,
-        lanes=lanes_of(now_known, events, axis),
+        lanes=lanes_of(now_known, spread, events, axis, address),
+        density=density_of(spread, axis) if total > EVENTS else [],
         ticks=axis.ticks(),
         now_x=axis.x(visit.now) if axis.begins < visit.now < axis.ends else None,
         at_x=axis.x(moment(at)) if at is not None else None,
         commands=_commands(visit, now_known),
         **_then(visit, states, at, as_of),
     )
+
+
+def _first_event(visit: Visit) -> int:
+    """Return the position from which on events are listed; what is none is the beginning."""
+    text = visit.query.get("event", "")
+    return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) <= MAX_POSITION_DIGITS else 1
+
+
+def _with_event(visit: Visit, position: int | None) -> str:
+    kept = {name: text for name, text in visit.query.items() if name in _KEPT and name != "event"}
+    query = urlencode(kept if position is None else {**kept, "event": position})
+    path = f"/codes/{quote(visit.path('code_id'), safe='')}"
+    return f"{path}?{query}" if query else path
 
 
 def _commands(visit: Visit, code: dict[str, Any]) -> list[Command]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
-
-import orjson
 
 from api.console.adapter import Declined
 from api.console.exports import export_links, export_page
 from api.console.filters import ACCOUNT, CREATOR, VIDEO, asked_of, filter_form, times, without_empty
 from api.console.forms import Field, choice
 from api.console.visit import Page
+from api.console.wording import indented
 from domain.event_types import EVENT_TYPES
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ READERS: Final[frozenset[Role]] = frozenset({"admin", "operator", "auditor", "cr
 EXPORT: Final = READERS - {"creator"}
 FORMATS: Final = ("csv", "ndjson")
 ROWS: Final = 100
-# Of a history that is read for what one event changed. Of a longer one the code's own page shows it.
+# Of a permission's history that is read for what one event changed.
 HISTORY: Final = 1_000
 FIELDS: Final = (
     choice("type", "Type", EVENT_TYPES),
@@ -105,33 +106,40 @@ def _misunderstood(visit: Visit, asked: dict[str, str], declined: Declined) -> R
 
 async def _event(visit: Visit) -> Response:
     reply = await visit.api.get(f"/v1/events/{quote(visit.path('position'), safe='')}")
-    event = reply.json
-    # Indented from what was answered: Python keeps every number as it was stored.
-    stored = orjson.dumps(event, option=orjson.OPT_INDENT_2).decode()
+    event, text = reply.json, reply.content.decode()
     position = event["position"]
     beside = visit.role in EXPORT
     return visit.page(
         "event.html",
         event=event,
-        stored=stored,
+        stored=_stored_body(text) if event["type_version"] == 1 and "body" in event else None,
+        answered=indented(text),
         changes=await _changes(visit, event),
         earlier=position - 1 if beside and position > 1 else None,
         later=position + 1 if beside and position < visit.seen else None,
     )
 
 
+def _stored_body(text: str) -> dict[str, Any]:
+    """Return the body of an event of the first format, which the API answers byte for byte as it is stored."""
+    # In no text of JSON does the name stand like this: there its quotes are escaped.
+    begins = text.index('"body":') + len('"body":')
+    body = text[begins : json.JSONDecoder().raw_decode(text, begins)[1]]
+    return {"text": body, "bytes": len(body.encode()), "sha256": hashlib.sha256(body.encode()).hexdigest()}
+
+
 async def _changes(visit: Visit, event: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Return what an event changed; None where its history does not say, or is too long."""
-    if event["stream_version"] > HISTORY:
-        return None
+    position = event["position"]
     if "code_id" in event:
         path = f"/v1/codes/{quote(event['code_id'], safe='')}/history"
-    elif "creator_id" in event:
+        reply = await visit.api.read_or_none(path, after=position - 1, limit=1)
+    elif "creator_id" in event and event["stream_version"] <= HISTORY:
         path = f"/v1/creators/{quote(event['creator_id'], safe='')}/permission/history"
+        reply = await visit.api.read_or_none(path, as_of=position, limit=HISTORY)
     else:
         return None
-    reply = await visit.api.read_or_none(path, as_of=event["position"], limit=HISTORY)
-    found = [] if reply is None else [one for one in reply.json["events"] if one["position"] == event["position"]]
+    found = [] if reply is None else [one for one in reply.json["events"] if one["position"] == position]
     return found[0]["changes"] if found else None
 
 

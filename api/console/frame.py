@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from jinja2_fragments import render_block
 from starlette.responses import HTMLResponse
 
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 NONCE_BYTES: Final = 16
 
+_TEMPLATES: Final = Path(__file__).parent / "templates"
+
 ENVIRONMENT: Final = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    # Read when the program starts: files that are replaced while it runs belong to another version.
+    loader=DictLoader({path.name: path.read_text(encoding="utf-8") for path in _TEMPLATES.glob("*.html")}),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    # Templates are the program's own files, and do not change while it runs.
     auto_reload=False,
 )
 ENVIRONMENT.filters.update(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from api.console.wording import moment, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 # Percent of the axis. On a screen of 360 pixels, marks 24 pixels wide stand beside each other from here on.
 APART: Final = 9.0
@@ -84,10 +84,10 @@ class Axis:
         return [(self.x(at), at) for at in (self.begins + step * n for n in range(1, TICKS + 1))]
 
 
-def axis_of(code: dict[str, Any], events: Sequence[dict[str, Any]], now: datetime) -> Axis:
+def axis_of(code: dict[str, Any], spread: Sequence[dict[str, Any]], now: datetime) -> Axis:
     """Return the time from the first to the last that is known of a code, with a margin."""
     known = [moment(code[name]) for name in ("starts_at", "expires_at", "generated_at", "revoked_at") if code[name]]
-    known += [moment(event["effective_at"]) for event in events]
+    known += [moment(group[name]) for group in spread for name in ("begins", "ends")]
     known += [moment(campaign["stops_at"]) for campaign in code["campaigns"]]
     if min(known) <= now <= max(known) + timedelta(days=30):
         known.append(now)
@@ -95,28 +95,50 @@ def axis_of(code: dict[str, Any], events: Sequence[dict[str, Any]], now: datetim
     return Axis(min(known) - margin, max(known) + margin)
 
 
-def lanes_of(code: dict[str, Any], events: Sequence[dict[str, Any]], axis: Axis) -> list[Lane]:
+def lanes_of(
+    code: dict[str, Any],
+    spread: Sequence[dict[str, Any]],
+    events: Sequence[dict[str, Any]],
+    axis: Axis,
+    address: Callable[[int], str],
+) -> list[Lane]:
     """Return the lanes of a code, those without anything left out.
 
     Args:
         code: as the API answers it, now.
+        spread: how all of its events are spread over time.
         events: those of its history that are on the page.
         axis: the time that is drawn.
+        address: returns where an event is, by its position.
 
     """
     by_type: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         by_type.setdefault(event["type"], []).append(event)
     named = {"Shared", "Redeemed", "CampaignLaunched", "CampaignEnded"}
-    others = [event for event in events if event["type"] not in named]
+
+    def marks(what: str, *types: str) -> list[Mark]:
+        wanted = [group for group in spread if (group["type"] in types if types else group["type"] not in named)]
+        return _clustered(wanted, axis, what, address)
+
     lanes = [
         _window(code, by_type.get("Extended", ()), axis),
-        Lane("Events", _clustered(others, axis, "events")),
-        Lane("Shared", _clustered(by_type.get("Shared", ()), axis, "shares")),
-        Lane("Redeemed", _clustered(by_type.get("Redeemed", ()), axis, "redemptions")),
+        Lane("Events", marks("events")),
+        Lane("Shared", marks("shares", "Shared")),
+        Lane("Redeemed", marks("redemptions", "Redeemed")),
         *_campaigns(code, by_type.get("CampaignLaunched", ()), axis),
     ]
     return [lane for lane in lanes if lane.marks or lane.bars]
+
+
+def density_of(spread: Sequence[dict[str, Any]], axis: Axis) -> list[tuple[int, float]]:
+    """Return where on the axis, in whole percent, events are, and how many: as a share of the most of any percent."""
+    counts: dict[int, int] = {}
+    for group in spread:
+        at = int(axis.x(moment(group["begins"])))
+        counts[at] = counts.get(at, 0) + group["count"]
+    most = max(counts.values(), default=1)
+    return [(at, round(count / most, 3)) for at, count in sorted(counts.items())]
 
 
 def is_late(event: dict[str, Any]) -> bool:
@@ -175,26 +197,27 @@ def _bar(axis: Axis, first: datetime, last: datetime, says: str, address: str, k
     return Bar(begins, max(0.6, round(axis.x(last) - begins, 3)), says, address, kind)
 
 
-def _clustered(events: Iterable[dict[str, Any]], axis: Axis, what: str) -> list[Mark]:
-    """Return a mark for each event, and one for all of those that would touch."""
-    groups: list[list[dict[str, Any]]] = []
+def _clustered(groups: Iterable[dict[str, Any]], axis: Axis, what: str, address: Callable[[int], str]) -> list[Mark]:
+    """Return a mark for each group of events, and one for all of those that would touch."""
+    clusters: list[list[dict[str, Any]]] = []
     begins = -APART
-    for event in sorted(events, key=lambda one: moment(one["effective_at"])):
-        x = axis.x(moment(event["effective_at"]))
-        if x - begins >= APART or not groups:
-            groups.append([])
+    for group in sorted(groups, key=lambda one: moment(one["begins"])):
+        x = axis.x(moment(group["begins"]))
+        if x - begins >= APART or not clusters:
+            clusters.append([])
             begins = x
-        groups[-1].append(event)
-    return [_mark(group, axis, what) for group in groups]
+        clusters[-1].append(group)
+    return [_mark(cluster, axis, what, address) for cluster in clusters]
 
 
-def _mark(group: Sequence[dict[str, Any]], axis: Axis, what: str) -> Mark:
-    first, last = group[0], group[-1]
-    at = moment(first["effective_at"])
-    kind = "revoked" if any(one["type"] == "Revoked" for one in group) else "late" if any(map(is_late, group)) else ""
-    if len(group) == 1:
-        late = " It was recorded late." if is_late(first) else ""
-        says = f"{words(first['type'])}, {_said(at)}.{late} Event {first['position']}"
-        return Mark(axis.x(at), says, f"#event-{first['position']}", 1, kind)
-    says = f"{len(group)} {what} from {_said(at)} to {_said(moment(last['effective_at']))}: see the list"
-    return Mark(axis.x(at), says, f"#event-{first['position']}", len(group), kind)
+def _mark(cluster: Sequence[dict[str, Any]], axis: Axis, what: str, address: Callable[[int], str]) -> Mark:
+    first = cluster[0]
+    at, position = moment(first["begins"]), min(group["position"] for group in cluster)
+    count, late = (sum(group[name] for group in cluster) for name in ("count", "late"))
+    kind = "revoked" if any(group["type"] == "Revoked" for group in cluster) else "late" if late else ""
+    if count == 1:
+        says = f"{words(first['type'])}, {_said(at)}.{' It was recorded late.' if late else ''} Event {position}"
+    else:
+        ends = max(moment(group["ends"]) for group in cluster)
+        says = f"{count:,} {what} from {_said(at)} to {_said(ends)}: see the list"
+    return Mark(axis.x(at), says, address(position), count, kind)

@@ -1,7 +1,10 @@
-"""What keeps an open page current: how many events are new, and that the session has ended.
+"""What keeps an open page current: which event is the last, and that the session has ended.
 
-It tells positions and nothing of events, so it is no read, and a page that stays open all day adds nothing to the
-access log. A person who wants to see what is new clicks.
+It tells a position and nothing of events, so it is no read, and a page that stays open all day adds nothing to the
+access log. The page counts what is new by it. A person who wants to see what is new clicks.
+
+It says the position again every few seconds, so a page that hears nothing knows that it lost the channel, and asks
+again: `static/app.js` says when.
 """
 
 from __future__ import annotations
@@ -14,11 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from api.console.events import READERS
-from api.console.frame import ENVIRONMENT
 from api.console.origins import refuse_forged
-from api.console.visit import query_of, reader_of
-from api.http import headers
+from api.console.visit import reader_of
 from api.http.dependencies import places_of, services_of
 from api.http.problems import Problem
 from infra.errors import Unavailable
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 # How soon an open page shows that its session ended. Changes of keys are known at once; this is for sign-outs.
 LOOK_EVERY_S: Final = 0.5
-HEARTBEAT_EVERY: Final = 30
-MAX_AFTER_DIGITS: Final = 18
+# Looks after which the position is said again. Pages wait twice as long for it.
+SAID_EVERY: Final = 30
+_TYPE: Final = "text/event-stream"
 _ENDED: Final = b"event: ended\ndata: ended\n\n"
 
 
@@ -41,22 +42,16 @@ async def _live(request: Request) -> Response:
     reader = await reader_of(request, used=False)
     if reader is None:
         # A tab that comes back after its session ended: it loads the page to sign in.
-        return Response(_ENDED, media_type="text/event-stream")
-    given = headers.text(request, b"last-event-id") or dict(query_of(request)).get("after", "")
-    after = int(given) if given.isascii() and given.isdigit() and len(given) <= MAX_AFTER_DIGITS else None
-    return StreamingResponse(_events(request, reader, after), media_type="text/event-stream")
+        return Response(_ENDED, media_type=_TYPE)
+    return StreamingResponse(_positions(request, reader), media_type=_TYPE)
 
 
-async def _events(request: Request, reader: Reader, after: int | None) -> AsyncIterator[bytes]:
+async def _positions(request: Request, reader: Reader) -> AsyncIterator[bytes]:
     streams: Streams = request.app.state.streams
-    template = ENVIRONMENT.get_template("live.html")
-    looks = 0
-    # Where there is no place, or the database is away, the stream ends, and the browser asks again later.
+    said, looks = -1, 0
+    # Where there is no place, or the database is away, the stream ends, and the page asks again later.
     with contextlib.suppress(Problem, Unavailable):
         async with places_of(request.scope).streams.place(reader.key.ledger_id, reader.key.key_id):
-            if after is None:
-                after = await services_of(request.scope).events.head(reader.key.ledger_id)
-            told = after
             # One that is closed or hidden gives its place back at once, and not when something is sent to it.
             while not streams.closing and not await request.is_disconnected():
                 # A tab that is closed must not cost a session of the database in the middle of a query.
@@ -64,17 +59,9 @@ async def _events(request: Request, reader: Reader, after: int | None) -> AsyncI
                 if head is None:
                     yield _ENDED
                     return
-                if head > told:
-                    told = head
-                    shown = (
-                        template.render(count=head - after, after=after, reads=reader.key.role in READERS)
-                        .strip()
-                        .replace("\n", " ")
-                    )
-                    # The id is where the page began to count, so a tab that comes back still counts from there.
-                    yield b"id: %d\ndata: %b\n\n" % (after, shown.encode())
-                elif looks % HEARTBEAT_EVERY == 0:
-                    yield b": open\n\n"
+                if head > said or looks % SAID_EVERY == 0:
+                    said = head
+                    yield b"data: %d\n\n" % head
                 looks += 1
                 await asyncio.sleep(LOOK_EVERY_S)
 

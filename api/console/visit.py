@@ -139,6 +139,7 @@ def frame_of(visit: Visit | None, request: Request | None = None) -> dict[str, A
         "reader": None if visit is None else visit.reader,
         "position": 0 if visit is None else visit.api.position,
         "seen": 0 if visit is None else visit.seen,
+        "reads_trail": any(one.path == "/events" for one in shown),
         "places": [{"name": one.nav, "path": one.path, "is_here": one.covers(path)} for one in shown if one.nav],
         "menu": [{"name": one.more, "path": one.path, "is_here": one.covers(path)} for one in shown if one.more],
         "now": services_of(request.scope).now(),

@@ -16,6 +16,8 @@ _INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co"})
 # As browsers send a date and a time that have no zone: in UTC, as their field says.
 _WITHOUT_ZONE: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:\d\d(?:\.\d+)?)?")
 _WORD: Final = re.compile(r"[_-]+|(?<=[a-z])(?=[A-Z])")
+# A text, a sign, or a word such as a number.
+_PART: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+')
 # Text is shown so far; the rest is counted.
 MAX_SHOWN_CHARACTERS: Final = 2_000
 
@@ -93,13 +95,31 @@ def words(value: str) -> str:
     return _WORD.sub(" ", value).strip().capitalize()
 
 
-def plain(value: object) -> Markup:
+def indented(text: str) -> str:
+    """Return JSON with each value on a line of its own. No value is read, so each number stays as it was written."""
+    lines, depth, empty = [""], 0, False
+    for part in _PART.findall(text):
+        if part in "]}":
+            depth -= 1
+            if not empty:
+                lines.append("  " * depth)
+        elif empty:
+            lines.append("  " * depth)
+        empty = part in "[{"
+        depth += empty
+        lines[-1] += ": " if part == ":" else part
+        if part == ",":
+            lines.append("  " * depth)
+    return "\n".join(lines)
+
+
+def plain(value: object, most: int = MAX_SHOWN_CHARACTERS) -> Markup:
     """Return text that somebody wrote, with each character that nobody would see, or that turns others around, named.
 
     It is isolated, so that it cannot change the order of what stands beside it.
     """
     text = str(value)
-    kept, left = text[:MAX_SHOWN_CHARACTERS], len(text) - MAX_SHOWN_CHARACTERS
+    kept, left = text[:most], len(text) - most
     shown = Markup().join(_named(c) if _is_hidden(c) else escape(c) for c in kept)
     more = Markup(' <span class="note">… and {} more characters</span>').format(number(left)) if left > 0 else ""
     return Markup("<bdi>{}</bdi>{}").format(shown, more)

@@ -52,13 +52,16 @@ class AggregateReader:
             Unreadable: its first event cannot be read.
 
         """
-        stream = await self.events.stream(ledger_id, code_id)
-        if not stream:
-            return []
-        first = stream[0].event
-        if isinstance(first, UnreadableEvent):
-            raise first.error
-        return stream if isinstance(first, Code.Generated) else []
+        return _of_a_code(await self.events.stream(ledger_id, code_id) or [])
+
+    async def code_part(self, ledger_id: int, code_id: UUID, *, after: int, count: int) -> list[RecordedEvent]:
+        """Read a code's events from the first on, up to `count` events after a position.
+
+        Raises:
+            Unreadable: its first event cannot be read.
+
+        """
+        return _of_a_code(await self.events.stream_part(ledger_id, code_id, after=after, count=count))
 
     async def creator_stream(self, ledger_id: int, creator_id: str) -> list[RecordedEvent]:
         """Read a creator's events; none if the permission was never switched."""
@@ -152,6 +155,16 @@ class AggregateReader:
             where = associated_data(ledger_id, r.stream_id, r.stream_version, r.event_id, r.type)
             fields[position] = key.unseal(stored.sealed, where)
         return fields
+
+
+def _of_a_code(stream: list[RecordedEvent]) -> list[RecordedEvent]:
+    """Return a stream if it is a code's; else nothing."""
+    if not stream:
+        return []
+    first = stream[0].event
+    if isinstance(first, UnreadableEvent):
+        raise first.error
+    return stream if isinstance(first, Code.Generated) else []
 
 
 def _note(fields: Mapping[str, Sealed]) -> str | None:

@@ -39,7 +39,11 @@ _COLUMNS: Final = """
     e.body
 """
 POSITION: Final = 0
+EVENT_ID: Final = 1
+STREAM_ID: Final = 4
 ACTOR_KEY: Final = 8
+CAUSATION_ID: Final = 13
+CREATOR_ID: Final = 14
 
 _BETWEEN: Final = (
     "SELECT"

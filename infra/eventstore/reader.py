@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
@@ -15,8 +16,10 @@ from domain.recorded import RecordedEvent
 from domain.values import CLOCK, Actor
 from infra.errors import Unavailable
 from infra.eventstore.serialization import to_event
+from infra.ids import time_of
 from infra.postgres.batch_loader import BatchLoader
 from projections.engine.array_columns import Byteas, Ints, Uuids
+from projections.event_index import LATE_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +47,39 @@ _STREAMS: Final = (
     ) e
 """
 )
+
+# A stream up to so many events after a position. The newest events are looked at first, so this is quick where it ends
+# near the end of the stream, and elsewhere takes a small part of what reading the events takes.
+_STREAM_PART: Final = (
+    "SELECT"
+    + COLUMNS
+    + """
+    FROM events e
+    WHERE e.ledger_id = %b AND e.stream_id = %b AND e.version <= %b + coalesce((
+        SELECT x.version FROM events x
+        WHERE x.ledger_id = %b AND x.stream_id = %b AND x.position <= %b
+        ORDER BY x.version DESC
+        LIMIT 1
+    ), 0)
+    ORDER BY e.version
+"""
+)
+
+# How the events of a stream are spread over so many equal spans of the time from its first to its last.
+_SPREAD: Final = """
+    SELECT e.type, count(*), min(e.effective_at), max(e.effective_at), min(e.position),
+           count(*) FILTER (WHERE e.recorded_at - e.effective_at > %b)
+    FROM events e, (
+        SELECT min(x.effective_at) AS begins, date_part('epoch', max(x.effective_at) - min(x.effective_at)) AS seconds
+        FROM events x
+        WHERE x.ledger_id = %b AND x.stream_id = %b
+    ) r
+    WHERE e.ledger_id = %b AND e.stream_id = %b
+    GROUP BY e.type, CASE WHEN r.seconds = 0 THEN 0 ELSE least(
+        %b - 1, floor(date_part('epoch', e.effective_at - r.begins) / r.seconds * %b)
+    ) END
+    ORDER BY 3, 5
+"""
 
 _CLAIMED: Final = (
     "SELECT c.claim,"
@@ -81,6 +117,28 @@ _AT_POSITIONS: Final = (
 """
 )
 
+# An event by its id: in a stream, and near the time that the id begins with, which is just before it was recorded. No
+# index has the ids: it would be written with every event, and read when somebody asks what caused one.
+_BY_ID_IN_STREAM: Final = """
+    SELECT e.position, e.type, e.creator_stream FROM events e
+    WHERE e.ledger_id = %b AND e.stream_id = %b AND e.event_id = %b
+"""
+_BY_ID_SINCE: Final = """
+    SELECT e.position, e.type, e.creator_stream
+    FROM (
+        SELECT position_at(%b, %b) AS position
+    ) since
+    CROSS JOIN LATERAL (
+        SELECT * FROM events e
+        WHERE e.ledger_id = %b AND e.position > since.position AND e.position <= since.position + %b
+        OFFSET 0
+    ) e
+    WHERE e.event_id = %b
+"""
+# An event is recorded so soon after its id was made, and no more than so many others in between.
+MADE_BEFORE: Final = timedelta(seconds=5)
+RECORDED_BETWEEN: Final = 20_000
+
 # Each sealed part with the key that opens it, both as of one snapshot. An erasure takes effect when it is recorded, not
 # when it is carried out: from then on no key is handed out, even if it still exists.
 _SEALED: Final = """
@@ -113,6 +171,26 @@ class EventAt(NamedTuple):
     stream_id: UUID
     version: int
     event_id: UUID
+
+
+class Place(NamedTuple):
+    """Where an event is, its type, and the stream of the creator whom it concerns."""
+
+    position: int
+    type: str
+    creator_stream: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The events of one type in one span of time: how many, from when to when, the first, and how many came late."""
+
+    type: str
+    count: int
+    begins: datetime
+    ends: datetime
+    position: int
+    late: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +233,17 @@ class EventReader:
             found.setdefault(row[4], []).append(to_recorded(row))
         return found
 
+    async def stream_part(self, ledger_id: int, stream_id: UUID, *, after: int, count: int) -> list[RecordedEvent]:
+        """Read a stream from its first event on, up to `count` events after a position."""
+        parameters = (ledger_id, stream_id, count, ledger_id, stream_id, after)
+        return [to_recorded(row) for row in await self._rows(ledger_id, _STREAM_PART, parameters)]
+
+    async def spread(self, ledger_id: int, stream_id: UUID, spans: int) -> list[Spread]:
+        """Count the events of a stream by type, in so many equal spans of time, the earliest first."""
+        of = (ledger_id, stream_id)
+        rows = await self._rows(ledger_id, _SPREAD, (LATE_AFTER, *of, *of, spans, spans))
+        return [Spread(*row) for row in rows]
+
     async def _claimed(self, ledger_id: int, claims: Sequence[bytes]) -> dict[bytes, list[RecordedEvent]]:
         rows = await self._rows(ledger_id, _CLAIMED, (Byteas(claims), ledger_id))
         found: dict[bytes, list[RecordedEvent]] = {}
@@ -184,6 +273,15 @@ class EventReader:
 
     async def _at(self, ledger_id: int, positions: Sequence[int]) -> dict[int, RecordedEvent]:
         return {recorded.position: recorded for recorded in await self.at_positions(ledger_id, positions)}
+
+    async def by_id(self, ledger_id: int, event_id: UUID, stream_id: UUID) -> Place | None:
+        """Find an event by its id: in a stream, or by the time that the id begins with; None if it is not found."""
+        rows = await self._rows(ledger_id, _BY_ID_IN_STREAM, (ledger_id, stream_id, event_id))
+        made_at = time_of(event_id)
+        if not rows and made_at is not None:
+            since = (ledger_id, made_at - MADE_BEFORE, ledger_id, RECORDED_BETWEEN, event_id)
+            rows = await self._rows(ledger_id, _BY_ID_SINCE, since)
+        return Place(*rows[0]) if rows else None
 
     async def position_at(self, ledger_id: int, moment: datetime) -> int:
         """Return the last position recorded at or before a moment; 0 before the first.

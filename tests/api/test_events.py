@@ -68,7 +68,8 @@ def test_an_event_reads_whole(world: World) -> None:
         "secret_given": False,
         "start_stated": True,
     }
-    assert event == told(world.client.get("/v1/events/2"), 200)
+    related = {"cause": None, "effects": [], "more_effects": False}
+    assert event | related == told(world.client.get("/v1/events/2"), 200)
 
 
 def test_a_permissions_event_names_its_creator_instead_of_a_code(world: World) -> None:
@@ -646,3 +647,40 @@ def test_what_cannot_wait_is_refused(world: World, query: dict[str, Any]) -> Non
 def test_a_time_that_lies_ahead_matches_nothing_yet(world: World) -> None:
     world.permit()
     assert trail(world, **{"from": days(1)}) == []
+
+
+def test_an_event_leads_to_its_cause_and_its_effects(world: World) -> None:
+    running = world.running()
+    asked = {"reason": "why", "force": True}
+    revoked = told(world.client.post(f"/v1/codes/{running['code_id']}/revocation", json=asked), 200)["position"]
+    cause = told(world.client.get(f"/v1/events/{revoked}"), 200)
+    other = world.generate("another.creator", video_id="another")
+    header = {"Causation-Id": cause["event_id"]}
+    told(world.client.post(f"/v1/codes/{other['code_id']}/notes", json={"text": "so"}, headers=header), 201)
+    until(lambda: world.client.get("/v1/events", params={"at_least": world.head(), "q": "type:Revoked"}).is_success)
+
+    def related(position: int, client: httpx.Client) -> tuple[Any, Any, bool]:
+        event = told(client.get(f"/v1/events/{position}"), 200)
+        return event["cause"], event["effects"], event["more_effects"]
+
+    ended = {"position": revoked - 1, "type": "CampaignEnded"}
+    noted = {"position": world.head(), "type": "NoteAdded"}
+    by = {"position": revoked, "type": "Revoked"}
+    assert related(revoked, world.client) == (None, [ended, noted], False)
+    assert related(ended["position"], world.client) == (by, [], False)
+    # Of another stream, found by the time that its id begins with.
+    assert related(noted["position"], world.client) == (by, [], False)
+    # A creator sees what concerns their own codes.
+    assert related(revoked, world.creator()) == (None, [ended], False)
+    theirs = world.as_role("creator", creator_ids=["another.creator"])
+    assert related(noted["position"], theirs) == (None, [], False)
+
+
+def test_a_cause_that_is_nowhere_is_not_made_up(world: World) -> None:
+    code = world.generate()
+    for unknown in ("0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20", "8c5f8e0e-1d5e-4f0e-9c3e-2f6a0f9b7d11"):
+        header = {"Causation-Id": unknown}
+        path = f"/v1/codes/{code['code_id']}/notes"
+        told(world.client.post(path, json={"text": unknown}, headers=header), 201)
+        event = told(world.client.get(f"/v1/events/{world.head()}"), 200)
+        assert (event["causation_id"], event["cause"]) == (unknown, None)

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from domain.code import LONG
 from infra.auth.access_log import Access, AccessLog
 from tests.api.world import OTHER_ACCOUNT, OTHER_BRAND, OWN_ACCOUNT, OWN_CREATOR, TERMS, World, days, refused, told
 from tests.waiting import until
@@ -236,3 +237,46 @@ def test_a_history_tells_the_text_of_notes_and_never_the_secret(world: World) ->
     assert events[2]["body"]["text"] == "a remark"
     assert code["secret"] not in answer.text
     assert answer.headers["etag"] == '"2"'
+
+
+def test_a_page_of_a_history_is_the_same_however_much_comes_before_and_after_it(world: World) -> None:
+    code = world.generate()
+    for number in range(LONG):
+        world.share(code, f"brand-{number}", f"account-{number}")
+    told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json={"reason": "why"}), 200)
+    whole = history(world, code, as_of=world.head())
+    pages = [history(world, code, after=one["position"] - 1, limit=2) for one in whole]
+    assert [page[0] for page in pages] == whole
+    assert [page[1:] for page in pages[:-1]] == [[one] for one in whole[1:]]
+    assert pages[-1][1:] == []
+
+
+def test_a_history_tells_how_its_events_are_spread_over_time(world: World) -> None:
+    world.permit(effective_at=days(-30))
+    code = world.generate(secret="#spread==", starts_at=days(-20), days=30, effective_at=days(-20))
+    path = f"/v1/codes/{code['code_id']}"
+    for number, day in enumerate((-19, -18.9, -10, -0.001)):
+        body = {"brand_id": f"brand-{number}", "channel": "dm", "effective_at": days(day)}
+        told(world.client.post(f"{path}/shares", json=body), 201)
+    asked = {"spread": 4, "limit": 1}
+    now = told(world.client.get(f"{path}/history", params=asked), 200)["spread"]
+    then = told(world.client.get(f"{path}/history", params={**asked, "as_of": world.head()}), 200)["spread"]
+    assert now == then
+    events = history(world, code)
+    effective = [event["effective_at"] for event in events]
+    assert now == [
+        {
+            "type": type_,
+            "count": last - first,
+            "begins": effective[first],
+            "ends": effective[last - 1],
+            "position": events[first]["position"],
+            "late": late,
+        }
+        for type_, first, last, late in (
+            ("CodeGenerated", 0, 1, 1),
+            ("Shared", 1, 3, 2),
+            ("Shared", 3, 4, 1),
+            ("Shared", 4, 5, 0),
+        )
+    ]

@@ -16,7 +16,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import append, expiry, growth, http, lag, publish, question, rebuild, stream, webhooks
+from tests.bench import append, console, expiry, growth, http, lag, publish, question, rebuild, stream, webhooks
 
 BENCHMARKS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "append": append.run,
@@ -24,6 +24,7 @@ BENCHMARKS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "growth": growth.run,
     "expiry": expiry.run,
     "question": question.run,
+    "console": console.run,
     "rebuild": rebuild.run,
     "lag": lag.run,
     "publish": publish.run,
@@ -31,7 +32,7 @@ BENCHMARKS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "webhooks": webhooks.run,
 }
 # Those that `--full` makes larger.
-SIZED: Final = frozenset({"growth", "expiry", "question", "rebuild"})
+SIZED: Final = frozenset({"growth", "expiry", "question", "console", "rebuild"})
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = Path(".bench/results.json")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 import httpx
 import orjson
+import psycopg
 import pytest
 from playwright.sync_api import expect
 
 from api.console import events
 from api.console.events import EXAMPLES, FIELDS
+from api.console.wording import indented
 from tests.api.world import World, told
 from tests.console.conftest import Windows, follow
 from tests.console.seed import VIDEO, Seeded
@@ -166,7 +169,7 @@ def test_the_proof_of_an_event_is_a_file_once_the_log_covers_it(own_windows: Win
 def test_new_events_are_counted_and_nothing_moves_until_somebody_clicks(own_windows: Windows, own_world: World) -> None:
     code = own_world.generate()
     page = own_windows.open(own_windows.server.admin_key)
-    with page.expect_response("**/live*"):
+    with page.expect_response("**/live"):
         page.goto("/events")
     page.set_viewport_size({"width": 700, "height": 300})
     box = page.get_by_label("Search the trail")
@@ -183,3 +186,31 @@ def test_new_events_are_counted_and_nothing_moves_until_somebody_clicks(own_wind
     expect(page.locator("tbody tr")).to_have_count(100)
     accesses = told(own_world.client.get("/v1/accesses", params={"route": "GET /v1/events"}), 200)["accesses"]
     assert len([one for one in accesses if one["query"].get("order") == "desc" and one["rows"] in {2, 100}]) == 2
+
+
+def test_an_event_shows_its_cause_its_effects_and_its_stored_bytes(own_windows: Windows, own_world: World) -> None:
+    code = own_world.running()
+    asked = {"reason": "why", "force": True}
+    position = told(own_world.client.post(f"/v1/codes/{code['code_id']}/revocation", json=asked), 200)["position"]
+    own_world.client.get("/v1/events", params={"at_least": position, "q": "type:Revoked"})
+    page = own_windows.open(own_windows.server.admin_key)
+    page.goto(f"/events/{position}")
+    effects = page.get_by_role("region", name="What followed from it")
+    expect(effects.get_by_role("listitem")).to_have_text([f"#{position - 1} Campaign ended"])
+    with psycopg.connect(own_world.server.database.dsn()) as connection:
+        query = "SELECT e.body FROM events e JOIN ledgers l USING (ledger_id) WHERE l.name = %s AND e.position = %s"
+        row = connection.execute(query, (own_world.server.ledger, position)).fetchone()
+    assert row is not None
+    stored = page.get_by_role("region", name="As it is stored", exact=True).last
+    expect(stored).to_have_text(row[0].decode())
+    expect(page.get_by_text(hashlib.sha256(row[0]).hexdigest())).to_be_visible()
+    follow(effects.get_by_role("link"))
+    expect(page.locator(".facts")).to_contain_text(f"Because ofRevoked #{position}")
+
+
+def test_numbers_and_order_of_json_stay_as_they_were_written() -> None:
+    text = '{"b":123456789012345678901,"a":[1.50,{}, []],"c":"x\\"{,:","d":{"e":-0.0,"f":null}}'
+    assert indented(text) == (
+        '{\n  "b": 123456789012345678901,\n  "a": [\n    1.50,\n    {},\n    []\n  ],\n  "c": "x\\"{,:",\n  "d": {\n'
+        '    "e": -0.0,\n    "f": null\n  }\n}'
+    )

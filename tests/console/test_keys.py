@@ -76,7 +76,7 @@ def test_a_replaced_key_opens_for_the_overlap_and_the_new_one_at_once(own_window
 def test_a_revoked_key_shuts_out_whoever_uses_it_in_open_pages_too(own_windows: Windows, own_world: World) -> None:
     key = new_key(own_world)
     theirs = own_windows.open(key["key"])
-    with theirs.expect_response("**/live*"):
+    with theirs.expect_response("**/live"):
         theirs.reload()
     page = own_windows.open(own_windows.server.admin_key)
     page.goto(f"/keys/{key['key_id']}")

@@ -1,16 +1,17 @@
-"""Open pages: what they cost, what they show while something stops, and that a tab nobody looks at costs nothing."""
+"""Open pages: what they cost, how they come back to what they lost, and what they show while something stops."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from api.console import visit
+from api.console import live, visit
 from domain.code import Code
+from infra.errors import Unavailable
 from projections import event_index
 from tests.api.test_event_search import has_stopped, skip
 from tests.api.world import World, told
@@ -30,7 +31,9 @@ HIDE = """
 # Ten tabs on a machine that has other things to do.
 SLOW_S = 60
 LOOK_EVERY_MS = 200
-RELOADS = 3
+# By the page's own clock: after so long without a word, and so long after a failure, it asks again.
+SILENT_MS = 36_000
+LONGEST_WAIT_MS = 20_000
 IN_BACKGROUND = """
 Object.defineProperty(document, "hidden", {value: true, configurable: true});
 Object.defineProperty(document, "visibilityState", {value: "hidden", configurable: true});
@@ -40,18 +43,6 @@ Object.defineProperty(document, "visibilityState", {value: "hidden", configurabl
 def _streams(world: World) -> int:
     places = told(world.client.get("/v1/stats"), 200)["places"]
     return next(int(place["held"]) for place in places if place["place"] == "streams")
-
-
-def _connected(page: Page, world: World) -> None:
-    """Wait until the page's live channel is there. A browser that was too busy to begin it gets the page again."""
-    for _ in range(RELOADS):
-        try:
-            _wait_for_streams(page, world, 1, SLOW_S / RELOADS)
-        except AssertionError:
-            page.reload()
-        else:
-            return
-    _wait_for_streams(page, world, 1)
 
 
 def _wait_for_streams(page: Page, world: World, count: int, within_s: float = SLOW_S) -> None:
@@ -74,7 +65,7 @@ def _in_background(context: BrowserContext, path: str) -> Page:
 def test_ten_tabs_work_and_only_the_one_in_front_has_a_connection(own_windows: Windows, own_world: World) -> None:
     front = own_windows.open(own_windows.server.admin_key)
     expect(front.get_by_role("heading", name="Needs attention")).to_be_visible()
-    _connected(front, own_world)
+    _wait_for_streams(front, own_world, 1)
     others = [_in_background(front.context, path) for path in ("/codes", "/events", "/keys") * 3]
     for page in others:
         expect(page.locator("details.who")).to_be_visible()
@@ -93,7 +84,7 @@ def test_a_hidden_tab_asks_for_nothing_and_counts_what_it_missed_when_it_is_show
     own_windows: Windows, own_world: World
 ) -> None:
     page = own_windows.open(own_windows.server.admin_key)
-    with page.expect_response("**/live*"):
+    with page.expect_response("**/live"):
         page.goto("/events")
     page.evaluate(HIDE, arg=True)
     _wait_for_streams(page, own_world, 0)
@@ -104,6 +95,74 @@ def test_a_hidden_tab_asks_for_nothing_and_counts_what_it_missed_when_it_is_show
     assert not [url for url in own_windows.asked[asked:] if "/live" in url and other.url not in url][1:]
     expect(page.locator("#live a")).to_have_count(0)
     page.evaluate(HIDE, arg=False)
+    expect(page.locator("#live a")).to_have_text("2 new events", timeout=1_000 * SLOW_S)
+
+
+def _silence(_: Route) -> None:
+    """Leave a request without an answer."""
+
+
+# What may come in place of the live channel.
+FAULTS: dict[str, Callable[[Route], None]] = {
+    "a refusal": lambda route: route.fulfill(status=503, content_type="application/problem+json", body="{}"),
+    "a page": lambda route: route.fulfill(content_type="text/html", body="<h1>Sign in</h1>"),
+    "no connection": lambda route: route.abort(),
+    "a channel that is cut": lambda route: route.fulfill(content_type="text/event-stream", body="data: 0\n\n"),
+    "silence": _silence,
+}
+COUNT = """
+window.asked = 0;
+window.failed = 0;
+window.EventSource = class extends EventSource {
+  constructor(address) {
+    super(address);
+    window.asked += 1;
+    this.addEventListener("error", () => { window.failed += 1; });
+  }
+};
+"""
+
+
+def test_a_page_gets_its_live_channel_back_whatever_came_in_its_place(
+    own_windows: Windows, own_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = own_windows.open(own_windows.server.admin_key)
+    left = list(FAULTS.values())
+    page.clock.install()
+    page.add_init_script(COUNT)
+    page.route("**/live", lambda route: left.pop(0)(route) if left else route.continue_())
+    page.goto("/events")
+    for number, name in enumerate(FAULTS, 1):
+        if name == "silence":
+            page.clock.run_for(SILENT_MS)
+        else:
+            page.wait_for_function("number => window.failed === number", arg=number)
+        page.clock.run_for(LONGEST_WAIT_MS)
+        assert page.evaluate("window.asked") == number + 1, name
+    _wait_for_streams(page, own_world, 1)
+    with monkeypatch.context() as broken:
+
+        async def away(*_: object) -> None:
+            raise Unavailable("The database is away.")
+
+        broken.setattr(live, "_look", away)
+        page.wait_for_function("number => window.failed === number", arg=len(FAULTS))
+    page.clock.run_for(LONGEST_WAIT_MS)
+    own_world.generate()
+    expect(page.locator("#live a")).to_contain_text("new event", timeout=1_000 * SLOW_S)
+    # A browser says of each fault what it was.
+    own_windows.errors[:] = [one for one in own_windows.errors if not one.startswith(("Failed to load", "EventSource"))]
+
+
+def test_a_reader_can_stop_the_counting_and_it_stays_so(own_windows: Windows, own_world: World) -> None:
+    page = own_windows.open(own_windows.server.admin_key)
+    _wait_for_streams(page, own_world, 1)
+    page.get_by_role("button", name="Stop counting new events").click()
+    _wait_for_streams(page, own_world, 0)
+    page.reload()
+    own_world.generate()
+    with page.expect_response("**/live"):
+        page.get_by_role("button", name="Count new events again").click()
     expect(page.locator("#live a")).to_have_text("2 new events", timeout=1_000 * SLOW_S)
 
 

@@ -83,7 +83,7 @@ def test_a_revoked_key_ends_the_page_and_the_session_of_everyone_who_signed_in_w
     key = new_key(own_world)
     page = own_windows.open(key["key"])
     without = own_windows.open(key["key"], java_script_enabled=False)
-    with page.expect_response("**/live*"):
+    with page.expect_response("**/live"):
         page.reload()
     told(own_world.client.delete(f"/v1/keys/{key['key_id']}"), 204)
     # By the live channel: nobody clicks here. Two seconds is what is promised.
@@ -96,7 +96,7 @@ def test_a_revoked_key_ends_the_page_and_the_session_of_everyone_who_signed_in_w
 def test_signing_out_in_one_tab_ends_the_others(own_windows: Windows, own_world: World) -> None:
     page = own_windows.open(new_key(own_world)["key"])
     other = page.context.new_page()
-    with other.expect_response("**/live*"):
+    with other.expect_response("**/live"):
         other.goto("/")
     page.locator("details.who summary").click()
     page.get_by_role("button", name="Sign out").click()

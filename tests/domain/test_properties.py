@@ -1,6 +1,7 @@
 """What holds in every story, whatever is asked, in whatever order and however late."""
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import combinations
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from domain.authorization import verdict
 from domain.campaign import Campaign
-from domain.code import Code, fold_code, replay_code
+from domain.code import LONG, Code, fold_code, replay_code
 from domain.creator import Creator, replay_creator
 from domain.errors import Refused
 from domain.periods import overlap
@@ -335,3 +336,17 @@ def test_nothing_is_sealed_for_a_creator_once_they_are_erased(tale: Tale) -> Non
         ):
             assert any(isinstance(read, Creator) and read.erased_at is None for read in decision.also_read)
         story.ledger.append(decision, now=story.clock(), actor=given.OPERATOR)
+
+
+def test_a_long_stream_builds_the_same_code_and_what_follows_changes_only_its_own_copy() -> None:
+    shares = [given.share(brand_id=f"brand-{number}") for number in range(LONG)]
+    *stream, last = given.after(given.generated(), *shares).stream(CODE)
+    one_by_one = None
+    for recorded in stream:
+        one_by_one = recorded.event.mutate(one_by_one)
+    assert len(stream) == LONG
+    for built in (replay_code(stream), fold_code(stream)):
+        assert vars(built) == vars(one_by_one)
+        later = copy(built)
+        last.event.apply(later)
+        assert (len(built.shares), len(later.shares)) == (LONG - 1, LONG)

@@ -32,6 +32,7 @@ def entry(recorded: RecordedEvent, **named: Any) -> tuple[Any, ...]:
         recorded_at=recorded.recorded_at,
         effective_at=recorded.effective_at,
         late=named.get("late", False),
+        causation_id=recorded.causation_id,
     )
     return tuple(getattr(row, column) for column in event_index.EVENT_INDEX.columns)
 

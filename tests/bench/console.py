@@ -1,0 +1,261 @@
+"""`console`: how soon pages show something with many codes and with a long history, and what they cost the API.
+
+A browser without a window reads pages over loopback, with the scripts and styles in its cache, as on every page but the
+first. First contentful paint is the browser's own figure. Beside it stands what the API's process needed of the
+processor for the page: that holds on a busy machine as well. The views are filled before, and do not run meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import itertools
+import json
+import secrets
+import shutil
+import statistics
+import threading
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import httpx
+import psutil
+import psycopg
+from playwright.sync_api import Page, sync_playwright
+
+from api.console.assets import ASSETS
+from infra.auth.key_commands import create_ledger
+from infra.crypto.envelope import fresh_key
+from infra.eventstore.all_ledgers_reader import AllLedgersReader
+from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.pool import Database
+from infra.postgres.roles import API, WORKER
+from infra.processes.worker import create_views
+from infra.views.commands import connect
+from projections import VIEWS
+from projections.engine.rebuild import rebuild
+from tests.bench.client import Figures, drive, http
+from tests.bench.http import _serve, process
+from tests.bench.lives import fill
+from tests.bench.place import RUNS, SETTINGS, postgres
+from tests.keys import master_key_of
+
+# About 45 of 100 events generate a code.
+EVENTS: Final = 220_000
+FULL: Final = 2_250_000
+HISTORY: Final = 10_000
+LOADS: Final = 5
+# People who read, and how often each of them opens a page.
+SESSIONS: Final = 50
+CLICK_EVERY_S: Final = 10.0
+LOAD_PER_SECOND: Final = 200
+RUN_S: Final = 15.0
+CREATOR: Final = "long-history"
+OURS: Final = {"Sec-Fetch-Site": "same-origin"}
+PAINTED: Final = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+
+
+async def _fill_views(server: EmbeddedPostgres) -> None:
+    database = Database(server.dsn(WORKER), WORKER, size=2)
+    await database.open()
+    for view in VIEWS:
+        await rebuild(view, AllLedgersReader(database), lambda: connect(server.dsn(WORKER)))
+    await database.close()
+
+
+class LongHistory:
+    """A code to which something happens thousands of times, by the commands."""
+
+    def __init__(self, port: int, key: str) -> None:
+        self._port, self._key = port, key
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=self._headers(), trust_env=False) as client:
+            client.put(f"/v1/creators/{CREATOR}/permission", json={"enabled": True}).raise_for_status()
+            order = {"creator_id": CREATOR, "video_id": "7300000000000000001", "terms_version": "2026-01"}
+            code = client.post("/v1/codes", json=order).raise_for_status().json()
+        self.code_id, self._secret = code["code_id"], code["secret"]
+        self._number = itertools.count(1)
+
+    def record(self, events: int) -> int:
+        """Record at least so many events; return how many the code has then."""
+        count = 1
+        while count < events:
+            count += sum(drive([self._port], self._next, connections=8, seconds=1.0).statuses.values())
+        return count
+
+    def _next(self) -> bytes:
+        """Of five, three shares, one redemption and one note."""
+        number = next(self._number)
+        path, order = f"/v1/codes/{self.code_id}/shares", {"brand_id": f"brand-{number}", "channel": "dm"}
+        if number % 5 == 0:
+            path, order = "/v1/redemptions", {"secret": self._secret, "advertiser_id": f"account-{number}"}
+        elif number % 5 == 1:
+            path, order = f"/v1/codes/{self.code_id}/notes", {"text": f"Note {number}"}
+        return http("POST", path, self._key, json.dumps(order).encode(), secrets.token_hex(16))
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._key}"}
+
+
+class Reader:
+    """A person with a browser."""
+
+    def __init__(self, page: Page, api: psutil.Process, key: str) -> None:
+        self._page, self._api = page, api
+        page.goto("/sign-in")
+        page.get_by_label("API key").fill(key)
+        with page.expect_navigation():
+            page.get_by_role("button", name="Sign in").click()
+
+    def opens(self, path: str) -> dict[str, Any]:
+        """Open a page several times; return medians, without those of the first time."""
+        self._page.goto(path)
+        painted, processor = [], []
+        for _ in range(LOADS):
+            before = _processor_s(self._api)
+            self._page.goto(path)
+            self._page.wait_for_function(PAINTED)
+            painted.append(self._page.evaluate(PAINTED))
+            processor.append(1000 * (_processor_s(self._api) - before))
+        return {
+            "first_contentful_paint_ms": statistics.median(painted),
+            "api_processor_ms": statistics.median(processor),
+            "rows": self._page.locator("tbody tr").count(),
+            "elements": self._page.locator("*").count(),
+        }
+
+
+def _processor_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+@contextmanager
+def _clicking(port: int, key: str, paths: list[str]) -> Iterator[list[int]]:
+    """Have people open pages, each one every few seconds; yield the statuses that they were answered."""
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60))
+            for _ in range(SESSIONS)
+        ]
+        for client in clients:
+            client.post("/sign-in", data={"key": key}, headers=OURS)
+        answered: list[int] = []
+        over = threading.Event()
+
+        def click() -> None:
+            for number in itertools.count():
+                due = began + number * CLICK_EVERY_S / SESSIONS
+                if over.wait(max(0.0, due - time.monotonic())):
+                    return
+                answered.append(clients[number % SESSIONS].get(paths[number % len(paths)]).status_code)
+
+        began = time.monotonic()
+        clicks = threading.Thread(target=click)
+        clicks.start()
+        yield answered
+        over.set()
+        clicks.join()
+
+
+def _beside(port: int, key: str, paths: list[str], request: Callable[[], bytes]) -> dict[str, Any]:
+    """Measure reads of the API at a steady rate, in turns with and without people who click."""
+
+    def measured() -> Figures:
+        figures = drive([port], request, seconds=RUN_S, per_second=LOAD_PER_SECOND)
+        assert set(figures.statuses) == {200}, f"answered {figures.statuses}"
+        return figures
+
+    alone, beside, clicks = [], [], 0
+    for _ in range(RUNS):
+        alone.append(measured().p99_ms())
+        with _clicking(port, key, paths) as answered:
+            beside.append(measured().p99_ms())
+        assert set(answered) == {200}, f"pages answered {set(answered)}"
+        clicks += len(answered)
+    return {
+        "p99_ms_without": statistics.median(alone),
+        "p99_ms_with": statistics.median(beside),
+        "ratio": statistics.median(one / other for one, other in zip(beside, alone, strict=True)),
+        "sessions": SESSIONS,
+        "pages_opened": clicks,
+        "reads_per_second": LOAD_PER_SECOND,
+    }
+
+
+def _weights() -> dict[str, dict[str, int]]:
+    """Return the bytes of scripts and styles, and those that gzip would make of them."""
+    return {name: {"raw": len(one.content), "gzip": len(gzip.compress(one.content))} for name, one in ASSETS.items()}
+
+
+def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
+    """Measure on one PostgreSQL; `full` is a million codes."""
+    events = events or (FULL if full else EVENTS)
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        message = "The benchmark of the console needs a browser: apt-get install chromium."
+        raise LookupError(message)
+    master_text = base64.b64encode(fresh_key()).decode()
+    master = master_key_of(master_text)
+    with postgres() as server, ExitStack() as stack:
+        asyncio.run(create_views(server.dsn()))
+        key = asyncio.run(create_ledger(server.dsn(), master, "bench"))
+        with psycopg.connect(server.dsn()) as connection:
+            row = connection.execute("SELECT ledger_id FROM ledgers WHERE name = 'bench'").fetchone()
+            assert row is not None
+        fill(server, row[0], events)
+        port, api = stack.enter_context(
+            process("-m", "tests.bench.serve", environment=_serve(server, master_text, API))
+        )
+        history = LongHistory(port, key)
+        recorded = history.record(HISTORY)
+        asyncio.run(_fill_views(server))
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE")
+            row = connection.execute("SELECT count(*) FROM views.codes").fetchone()
+            assert row is not None
+            codes = [
+                str(one[0])
+                for one in connection.execute("SELECT code_id FROM views.codes ORDER BY random() LIMIT 500").fetchall()
+            ]
+        dossier = f"/codes/{history.code_id}"
+        pages = {
+            "start": "/",
+            "list of codes": "/codes",
+            "list of codes, ending first": "/codes?order=ending",
+            "list of one creator's codes": "/codes?creator_id=creator-1",
+            "dossier": f"/codes/{codes[0]}",
+            "dossier, long history": dossier,
+            "dossier, long history, as it was": f"{dossier}?as_of={events + recorded // 2}",
+            "trail": "/events",
+            "event": "/events/1000",
+        }
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            reader = Reader(browser.new_page(base_url=f"http://127.0.0.1:{port}"), api, key)
+            shown = {name: reader.opens(path) for name, path in pages.items()}
+            browser.close()
+
+        def read() -> bytes:
+            return http("GET", f"/v1/codes/{secrets.choice(codes)}", key)
+
+        clicked = [path for path in pages.values() if path != dossier and "as_of=" not in path]
+        beside = _beside(port, key, clicked, read)
+    return {
+        "pages": shown,
+        "api_beside_readers": beside,
+        "weights": _weights(),
+        "codes": row[0],
+        "events_of_the_long_history": recorded,
+        "loads": LOADS,
+        "settings": SETTINGS,
+    }
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description="Measure the pages of the console.")
+    parser.add_argument("--events", type=int, default=EVENTS)
+    print(json.dumps(run(events=parser.parse_args().events), indent=2))  # noqa: T201 - what a benchmark is for
