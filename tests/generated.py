@@ -129,6 +129,8 @@ Messages to Kafka and webhooks leave out `actor.key_name`, because a name can be
 that ended the campaign, `Expired` and `ExpiryApproaching` from the `CodeGenerated` or `Extended` that set the window's
 end, `Superseded` from the `CodeGenerated` of the other code. Such an event may have a lower position than its cause, if
 one command recorded both. For all other events it is the `Causation-Id` of the command, if it had one.
+`GET /v1/events/{position}` follows it both ways: `cause` is the position and the type of the event that is named, and
+`effects` are those of the events that name this one.
 
 An event that this version of the program cannot read (an unknown type, a newer version, a malformed body) is shown in
 the trail and its exports without its `body`, with `"unreadable": true`. Nothing is concluded without it: views and

@@ -68,7 +68,7 @@ def test_an_event_reads_whole(world: World) -> None:
         "secret_given": False,
         "start_stated": True,
     }
-    related = {"cause": None, "effects": [], "more_effects": False}
+    related: dict[str, Any] = {"cause": None, "effects": [], "more_effects": False}
     assert event | related == told(world.client.get("/v1/events/2"), 200)
 
 
@@ -663,8 +663,8 @@ def test_an_event_leads_to_its_cause_and_its_effects(world: World) -> None:
         event = told(client.get(f"/v1/events/{position}"), 200)
         return event["cause"], event["effects"], event["more_effects"]
 
-    ended = {"position": revoked - 1, "type": "CampaignEnded"}
-    noted = {"position": world.head(), "type": "NoteAdded"}
+    ended: dict[str, Any] = {"position": revoked - 1, "type": "CampaignEnded"}
+    noted: dict[str, Any] = {"position": world.head(), "type": "NoteAdded"}
     by = {"position": revoked, "type": "Revoked"}
     assert related(revoked, world.client) == (None, [ended, noted], False)
     assert related(ended["position"], world.client) == (by, [], False)
