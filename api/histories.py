@@ -168,7 +168,9 @@ async def _as_it_is(caller: Caller, query: CodeHistoryQuery, code_id: UUID) -> R
     after = _place(query, code_id)
     stream = await caller.services.aggregates.code_part(caller.ledger_id, code_id, after=after, count=query.limit + 1)
     shown = (recorded for recorded in stream if recorded.position > after)
-    spread = query.spread and await caller.services.events.spread(caller.ledger_id, code_id, query.spread)
+    spread: list[Spread] = []
+    if query.spread is not None:
+        spread = await caller.services.events.spread(caller.ledger_id, code_id, query.spread, late_after=LATE_AFTER)
     return await _page(
         caller,
         query,

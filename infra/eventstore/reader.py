@@ -19,7 +19,6 @@ from infra.eventstore.serialization import to_event
 from infra.ids import time_of
 from infra.postgres.batch_loader import BatchLoader
 from projections.engine.array_columns import Byteas, Ints, Uuids
-from projections.event_index import LATE_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -238,10 +237,10 @@ class EventReader:
         parameters = (ledger_id, stream_id, count, ledger_id, stream_id, after)
         return [to_recorded(row) for row in await self._rows(ledger_id, _STREAM_PART, parameters)]
 
-    async def spread(self, ledger_id: int, stream_id: UUID, spans: int) -> list[Spread]:
+    async def spread(self, ledger_id: int, stream_id: UUID, spans: int, *, late_after: timedelta) -> list[Spread]:
         """Count the events of a stream by type, in so many equal spans of time, the earliest first."""
         of = (ledger_id, stream_id)
-        rows = await self._rows(ledger_id, _SPREAD, (LATE_AFTER, *of, *of, spans, spans))
+        rows = await self._rows(ledger_id, _SPREAD, (late_after, *of, *of, spans, spans))
         return [Spread(*row) for row in rows]
 
     async def _claimed(self, ledger_id: int, claims: Sequence[bytes]) -> dict[bytes, list[RecordedEvent]]:
