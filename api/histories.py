@@ -40,7 +40,7 @@ from infra.eventstore.reader import Spread
 from projections.event_index import LATE_AFTER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from domain.changes import Change
