@@ -203,7 +203,7 @@ def _add(connection: psycopg.Connection, due: _Due, salt: bytes, after: int, upt
             added.setdefault(key, []).append(leaf)
         if video_id is not None:
             added.setdefault(video_key(salt, video_id), []).append(leaf)
-    keys = list(added)
+    keys = sorted(added)  # neighbours in the index are then written together
     place: tuple[Any, ...] = (due.ledger_id, due.generation)
     known = {row[0]: Head(*row[1:]) for row in cursor.execute(_KNOWN, (*place, Byteas(keys))).fetchall()}
     heads = [known.get(key, NO_EVENTS).after(added[key]) for key in keys]

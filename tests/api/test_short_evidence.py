@@ -19,6 +19,7 @@ from infra.proof.bundle_check import check_bundle
 from tests.api.test_evidence import files
 from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
 from tests.infra.proof.bundles import Log, bad, showing, shown, stating
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("unkept")
 
@@ -267,6 +268,27 @@ def test_heads_that_do_not_count_a_code_are_found_by_those_who_have_the_whole_le
     world.server.serving.seal()
     expected = f"heads: those that were sealed up to event {upto} do not count the events that there are"
     assert verdict_on_heads() == ("no", expected)
+
+
+def test_another_generation_counts_from_the_first_event_and_evidence_of_the_one_before_still_holds(
+    sealed: Sealed, tmp_path: Path
+) -> None:
+    world, code, *_ = sealed
+    serving, ledger = world.server.serving, world.server.ledger
+    asked = {"kind": "answer", "video_id": code["video_id"], "advertiser_id": "account-none"}
+    before, keys = short(world, **asked), told(world.client.get("/v1/log"), 200)["vkeys"]
+    done = serving.change_keys(ledger, "compromise", "the disk was stolen")
+    serving.seal()
+    until(lambda: told(world.client.get("/v1/log"), 200)["generation"] == done.generation)
+    assert HEADS not in short(world, **asked), "the heads of before are of another log"
+    serving.seal_heads()
+    serving.seal()
+    after = short(world, **asked)
+    assert json.loads(after["data/answer.json"])["log"]["generation"] == done.generation
+    report = verdicts(world, after, tmp_path)
+    assert report.good, str(report)
+    report = check_bundle(Log([]).written(tmp_path, before), keys=verify.vkeys(keys))
+    assert report.good, str(report)
 
 
 def test_what_cannot_be_short_has_all_entries_and_says_why(
