@@ -9,6 +9,8 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`; wh
 from __future__ import annotations
 
 import argparse
+import base64
+import hashlib
 import json
 import re
 import sys
@@ -92,6 +94,8 @@ README: Final = "README.md"
 RUNNING: Final = "docs/running.md"
 DECISIONS: Final = "docs/decisions"
 QUESTIONS: Final = "docs/questions.md"
+EVIDENCE: Final = "docs/evidence.md"
+VERIFIER_PAGE: Final = "infra/proof/verify.html"
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 _INTRODUCTION: Final = """\
@@ -623,7 +627,26 @@ def views_table() -> str:
     return _table(("View", "Question", "Reads, and is read by"), rows)
 
 
+def verifier_page() -> str:
+    """Return verify.html with a policy that lets exactly its own script and style run."""
+    text = (ROOT / VERIFIER_PAGE).read_text()
+    for part in ("script", "style"):
+        (content,) = re.findall(f"<{part}>(.*?)</{part}>", text, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        text, replaced = re.subn(f"({part}-src) 'sha256-[^']+'", rf"\1 'sha256-{digest}'", text)
+        assert replaced == 1, f"the policy of {VERIFIER_PAGE} has {replaced} hashes of its {part}"
+    return text
+
+
+def verifiers() -> str:
+    """Return the table of verifiers that are one file, each with its hash."""
+    contents = {VERIFIER_PAGE: verifier_page(), "infra/proof/verify.py": (ROOT / "infra/proof/verify.py").read_text()}
+    rows = [(f"`{path}`", f"`{hashlib.sha256(text.encode()).hexdigest()}`") for path, text in contents.items()]
+    return _table(("File", "SHA-256"), rows)
+
+
 TABLES: Final[dict[str, dict[str, Callable[[], str]]]] = {
+    EVIDENCE: {"verifiers": verifiers},
     QUESTIONS: {"views": views_table},
     README: {"problems": problems},
     RECORDING: {"refusals": refusals},
@@ -649,7 +672,7 @@ def with_tables(page: str) -> str:
 
 def pages() -> dict[str, str]:
     """Return every page that holds something generated, as it should be."""
-    written = {EVENTS: events_page(), ROLES_PAGE: roles_page(), **schema_pages()}
+    written = {EVENTS: events_page(), ROLES_PAGE: roles_page(), VERIFIER_PAGE: verifier_page(), **schema_pages()}
     return {**written, **{page: with_tables(page) for page in TABLES}}
 
 

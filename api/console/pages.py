@@ -25,6 +25,7 @@ from api.console import (
     statistics,
     system,
     use,
+    verifier,
 )
 from api.console.frame import render
 from api.console.visit import frame_of, problem_context
@@ -66,6 +67,7 @@ ROUTES: Final[Sequence[Route]] = [
     *sign_in_elsewhere.ROUTES,
     live.ROUTE,
     assets.ROUTE,
+    verifier.ROUTE,
 ]
 # Addresses of programs, whose answers are never pages.
 _OF_PROGRAMS: Final = ("/v1", "/metrics", "/livez", "/readyz", "/openapi.json", "/asyncapi.json", "/schemas")

@@ -104,6 +104,13 @@ class Tab:
         self.click(selector)
         self._act("key", *({"type": kind, "value": one} for one in text for kind in ("keyDown", "keyUp")))
 
+    def pick(self, selector: str, path: Path) -> None:
+        """Have a field for files hold one."""
+        locator = {"type": "css", "value": selector}
+        (node, *_) = self._command("browsingContext.locateNodes", context=self._context, locator=locator)["nodes"]
+        element = {"sharedId": node["sharedId"]}
+        self._command("input.setFiles", context=self._context, element=element, files=[str(path)])
+
     def _act(self, kind: str, *actions: dict[str, Any]) -> None:
         source = {"type": kind, "id": kind, "actions": list(actions)}
         self._command("input.performActions", context=self._context, actions=[source])
