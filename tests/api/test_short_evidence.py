@@ -38,6 +38,10 @@ class Sealed(NamedTuple):
 
 @pytest.fixture
 def sealed(world: World) -> Sealed:
+    return sealed_in(world)
+
+
+def sealed_in(world: World) -> Sealed:
     earlier = world.generate()
     successor = {"secret": "#its/successor+0123456789", "supersedes": earlier["code_id"]}
     code = world.generate(video_id=earlier["video_id"], **successor) | {"secret": successor["secret"]}

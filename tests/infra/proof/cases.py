@@ -12,7 +12,10 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+import api.http.single_flight
 from infra.proof import verify
+from tests.api import test_short_evidence
+from tests.api.world import World
 from tests.infra.proof import test_verify, test_verify_keys, test_verify_witnesses
 from tests.infra.proof.bundles import Log
 
@@ -96,8 +99,8 @@ def key_text(key: verify.Key) -> str:
     return f"{key.name}+{key.id.hex()}+{base64.b64encode(bytes([key.kind]) + key.public).decode()}"
 
 
-def recorded(folder: Path) -> list[Case]:
-    """Run the tests, and return each bundle that they verify."""
+def recorded(folder: Path, world: World) -> list[Case]:
+    """Run the tests, those of short evidence in a fresh ledger, and return each bundle that they verify."""
     recorder, written = Recorder(), Log.written
 
     def smaller(log: Log, where: Path, bundle: Mapping[str, bytes]) -> Path:
@@ -108,19 +111,22 @@ def recorded(folder: Path) -> list[Case]:
         patch.object(verify, "verify", recorder),
         patch.object(verify, "Policy", KeptPolicy),
         patch.object(Log, "written", smaller),
+        patch.object(api.http.single_flight, "KEEP_S", 0),
     ):
         story = test_verify.two_codes()
         of_the_story = {"story": story, "log": Log.of(story)}
         _run(recorder, folder, test_verify, lambda: of_the_story)
         _run(recorder, folder, test_verify_keys, lambda: {"changed": test_verify_keys.with_another_key()})
         _run(recorder, folder, test_verify_witnesses, lambda: {"log": test_verify_witnesses.with_witnesses()})
+        sealed = test_short_evidence.sealed_in(world)
+        _run(recorder, folder, test_short_evidence, lambda: {"sealed": sealed})
     return recorder.kept
 
 
 def _run(recorder: Recorder, folder: Path, module: ModuleType, fixtures: Callable[[], Mapping[str, Any]]) -> None:
     for name, test in inspect.getmembers(module, inspect.isfunction):
         wanted = inspect.signature(test).parameters
-        if not name.startswith("test_") or "tmp_path" not in wanted or name in LEFT_OUT:
+        if not name.startswith("test_") or "tmp_path" not in wanted or name in LEFT_OUT or "monkeypatch" in wanted:
             continue
         for number, parameters in enumerate(_parametrized(test)):
             recorder.name = name
