@@ -176,6 +176,8 @@ def test_a_page_that_is_stale_is_named_and_can_be_refreshed(
 ) -> None:
     shutil.copy(ROOT / "README.md", tmp_path)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    (tmp_path / "infra").mkdir()
+    shutil.copytree(ROOT / "infra/proof", tmp_path / "infra/proof")
     monkeypatch.setattr(generated, "ROOT", tmp_path)
     (tmp_path / "README.md").write_text(README.replace("`unauthenticated`", "`unknown`"))
 
