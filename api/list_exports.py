@@ -1,4 +1,4 @@
-"""Exports of lists: codes, permissions, shares, redemptions, campaigns and accesses, whole, as CSV, XLSX or NDJSON.
+"""Exports of lists (codes, permissions, shares, redemptions, campaigns, figures, accesses) as CSV, XLSX or NDJSON.
 
 An export is the list's own pages, one after another, with the same filters and the same rights: what a key sees in a
 list is what it can export. Rows are read a page at a time, so each is as of the position up to which its page covers
@@ -26,7 +26,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, model_validator
 from starlette.responses import Response
 
-from api import access_log, campaigns, code_list, permissions, redemptions, shares
+from api import access_log, campaigns, code_list, figures, permissions, redemptions, shares
 from api.access_log import record_access
 from api.export_files import digest_of
 from api.http.caller import Caller, allow
@@ -91,6 +91,10 @@ class RedemptionsExport(WaitingFormat, redemptions.RedemptionsFilters):
 
 
 class CampaignsExport(WaitingFormat, campaigns.CampaignsFilters):
+    pass
+
+
+class FiguresExport(WaitingFormat, figures.FiguresFilters):
     pass
 
 
@@ -162,6 +166,7 @@ REDEMPTIONS: Final = ListSource(
     "redemptions", redemptions.RedemptionInList, redemptions.RedemptionsQuery, redemptions.list_redemptions
 )
 CAMPAIGNS: Final = ListSource("campaigns", campaigns.CampaignInList, campaigns.CampaignsQuery, campaigns.list_campaigns)
+FIGURES: Final = ListSource("figures", figures.FigureEntry, figures.FiguresQuery, figures.list_figures)
 ACCESSES: Final = ListSource(
     "accesses", access_log.AccessEntry, access_log.AccessesQuery, access_log.list_accesses, "next_cursor"
 )
@@ -225,6 +230,16 @@ async def export_campaigns(
 ) -> Response:
     """Export the list of campaigns, as CSV, XLSX or NDJSON, like the export of codes."""
     return await _export(CAMPAIGNS, query, caller)
+
+
+@router.get("/v1/exports/figures", response_class=Response, operation_id="exportFigures")
+@_OPERATION
+async def export_figures(
+    query: Annotated[FiguresExport, Query()],
+    caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
+) -> Response:
+    """Export figures by creator, brand, advertiser account, video or month, like the export of codes."""
+    return await _export(FIGURES, query, caller)
 
 
 @router.get("/v1/exports/accesses", response_class=Response, operation_id="exportAccesses")

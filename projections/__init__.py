@@ -8,6 +8,7 @@ from projections import (
     codes,
     event_index,
     expiring,
+    figures,
     permissions,
     redemptions,
     shares,
@@ -26,4 +27,5 @@ VIEWS: Final[tuple[View[Any], ...]] = (
     campaigns.VIEW,
     expiring.VIEW,
     statistics.VIEW,
+    figures.VIEW,
 )

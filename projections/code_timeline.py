@@ -46,8 +46,8 @@ Figure = tuple[str, str, datetime]
 
 
 @dataclass(slots=True)
-class CodeTimelineRow:
-    """The timeline of one code, in effective times.
+class CodePeriods:
+    """The periods in which the window of one code was open, in effective times.
 
     Attributes:
         issued_at: when the code was generated, or when its window began if it was recorded late.
@@ -56,12 +56,6 @@ class CodeTimelineRow:
         first_set_at: the effective time of the extension that set `first_end`; None without one.
         moved: under `ends`, the further periods in order: when each began, its end, and the effective time of the
             extension that set that end. None without any.
-        shared_at, redeemed_at: the first time; None if there was none.
-        superseded_at: from when on another code had its video.
-        counted: when each share and each redemption took effect, in RFC 3339, by what identifies it. What is
-            recorded again, because it was earlier than was known, counts once. None without any.
-        campaigns: by campaign id, in RFC 3339: its own end, its launch, when somebody ended it, and when its code was
-            revoked, if an event said so; the last two are None if that did not happen. None without campaigns.
 
     """
 
@@ -73,6 +67,22 @@ class CodeTimelineRow:
     first_set_at: datetime | None
     expires_at: datetime
     moved: dict[str, Any] | None
+
+
+@dataclass(slots=True)
+class CodeTimelineRow(CodePeriods):
+    """The timeline of one code, in effective times.
+
+    Attributes:
+        shared_at, redeemed_at: the first time; None if there was none.
+        superseded_at: from when on another code had its video.
+        counted: when each share and each redemption took effect, in RFC 3339, by what identifies it. What is
+            recorded again, because it was earlier than was known, counts once. None without any.
+        campaigns: by campaign id, in RFC 3339: its own end, its launch, when somebody ended it, and when its code was
+            revoked, if an event said so; the last two are None if that did not happen. None without campaigns.
+
+    """
+
     shared_at: datetime | None
     redeemed_at: datetime | None
     superseded_at: datetime | None
@@ -81,20 +91,21 @@ class CodeTimelineRow:
     campaigns: dict[str, Any] | None
 
 
-def move_end(row: CodeTimelineRow, moment: datetime, end: datetime) -> None:
+def move_end(row: CodePeriods, moment: datetime, end: datetime) -> None:
     """Move the end of a code's window at a moment.
 
     If the window had not ended by then, the code's states are the same as if it had had the new end all the time. So
     the row grows only with extensions after a lapse.
     """
-    first, *further = extended(_periods(row), Extension(moment, end))
+    first, *further = extended(periods_of(row), Extension(moment, end))
     row.first_end, row.first_set_at = first.expires_at, None if first.set_at == NEVER else first.set_at
     ends = [[moment.isoformat() for moment in period] for period in further]
     row.moved = {"ends": ends} if ends else None
     row.expires_at = (further or [first])[-1].expires_at
 
 
-def _periods(row: CodeTimelineRow) -> list[Period]:
+def periods_of(row: CodePeriods) -> list[Period]:
+    """Return the periods in which a code's window was open, in their order."""
     further = [] if row.moved is None else row.moved["ends"]
     return [
         Period(row.issued_at, row.first_end, row.first_set_at or NEVER),
@@ -104,7 +115,7 @@ def _periods(row: CodeTimelineRow) -> list[Period]:
 
 def transitions(row: CodeTimelineRow) -> list[tuple[datetime, State]]:
     """Return the moment at which a code entered each of its states, from its issue on, by effective times."""
-    first, *further = _periods(row)
+    first, *further = periods_of(row)
     moments = [row.issued_at, row.first_end, *(moment for period in further for moment in period[:2])]
     turns = (row.shared_at, row.redeemed_at, row.superseded_at, row.revoked_at)
     moments += [moment for moment in turns if moment is not None]
@@ -147,7 +158,7 @@ def count_transitions(row: CodeTimelineRow, figures: Counter[Figure], count: int
 
 def count_campaign_stops(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
     """Add the stops of a code's campaigns to the figures of their days; with a count of -1, subtract them."""
-    open_in = _periods(row) if row.campaigns else []
+    open_in = periods_of(row) if row.campaigns else []
     for moments in (row.campaigns or {}).values():
         ends_at, launched_at = map(datetime.fromisoformat, moments[:2])
         ended_at, revoked_at = [None if text is None else datetime.fromisoformat(text) for text in moments[2:]]

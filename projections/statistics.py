@@ -122,7 +122,7 @@ DAYS: Final = Table(
         ) WITH (fillfactor = 50)
     """,
     indexes=("CREATE INDEX ON {table} (ledger_id, day)",),
-    adds="count",
+    adds=("count",),
 )
 
 

@@ -28,6 +28,7 @@ from api import (
     authorization_batch,
     authorization_lines,
     event_search,
+    figures,
     import_run,
     query_language,
     sheet_files,
@@ -460,6 +461,8 @@ def limits() -> str:
             ),
         ),
         ("statistics by day", f"{stats.MAX_STATISTICS_DAYS} days"),
+        ("figures", f"{figures.MAX_MONTHS} months"),
+        ("spend at risk", f"codes that end within {figures.MAX_DAYS_AHEAD} days"),
         (
             "a query of the audit trail (`q`)",
             f"{query_params.MAX_Q_CHARACTERS} characters, {query_language.MAX_TERMS} terms",

@@ -139,6 +139,7 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             {"code_expired", "code_revoked"},
             "also the stored cause of the end of a campaign",
         ),
+        "projections/figures.py": ({"code_expired"}, "also the stored cause of the end of a campaign"),
         "projections/statistics.py": ({"code_expired"}, "also the stored cause of the end of a campaign"),
     },
 }

@@ -52,6 +52,9 @@ ROUTES: Final = {
     "GET /v1/keys": "Read the list of keys",
     "GET /v1/stats": "Read the figures",
     "GET /v1/stats/days": "Read the figures of days",
+    "GET /v1/stats/figures": "Read figures by month or party",
+    "GET /v1/stats/spend-at-risk": "Read the spend at risk",
+    "GET /v1/exports/figures": "Exported figures",
     "POST /v1/redemptions": "Tried to redeem a code",
 }
 FIELDS: Final = (

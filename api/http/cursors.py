@@ -80,6 +80,30 @@ def decode_time(text: str, query: object) -> tuple[datetime, int]:
     return moment, position
 
 
+def encode_text(place: str, query: object) -> str:
+    """Return the cursor of a page that ended at a place with a name."""
+    raw = place.encode()
+    return base64.urlsafe_b64encode(raw + _check(raw, query)).decode().rstrip("=")
+
+
+def decode_text(text: str, query: object) -> str:
+    """Return the place that a cursor was made of.
+
+    Raises:
+        Problem: it was changed, or given out for another query.
+
+    """
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        place = raw[:-_CHECK_BYTES].decode()
+    except (binascii.Error, ValueError):
+        raise Problem("malformed_cursor") from None
+    # No database stores the character NUL.
+    if encode_text(place, query) != text or "\0" in place:
+        raise Problem("malformed_cursor")
+    return place
+
+
 def encode_two_way(place: int, query: object, *, back: bool) -> str:
     """Return the cursor of the page after a place, or with `back` of the one before it; a place has 127 bits."""
     return encode(place << 1 | back, query)

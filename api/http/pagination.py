@@ -13,7 +13,7 @@ from api.http.reads import reading
 from api.http.responses import answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from projections.engine.paging import Keyset
 
@@ -80,11 +80,20 @@ def page_of(found: Sequence[R], limit: int, cursor: Callable[[R], str]) -> Page[
 
 
 def page_answer(
-    caller: Caller, name: str, page: Page[R], content: Callable[[R], dict[str, Any]], position: int | None = None
+    caller: Caller,
+    name: str,
+    page: Page[R],
+    content: Callable[[R], dict[str, Any]],
+    position: int | None = None,
+    *,
+    more: Mapping[str, Any] | None = None,
 ) -> Response:
-    """Answer a page under a name, and the position up to which the list has read the ledger, where it reads that."""
+    """Answer a page under a name, and the position up to which the list has read the ledger, where it reads that.
+
+    `more` is what the answer says besides.
+    """
     cursors = with_history(caller.history.history, {"next": page.next})
-    contents = {name: [content(row) for row in page.rows], **cursors}
+    contents = {name: [content(row) for row in page.rows], **(more or {}), **cursors}
     reading(caller, rows=len(page.rows))
     link = link_header(caller.request, **cursors)
     if position is None:

@@ -79,12 +79,13 @@ class Table(Generic[R]):
         key: Sequence[str],
         ddl: LiteralString,
         indexes: Sequence[LiteralString] = (),
-        adds: str | None = None,
+        adds: Sequence[str] = (),
     ) -> None:
         """Derive the statements from the row's fields.
 
         `ddl` creates `{table}`. Each of `indexes` creates an index without naming it, because two versions of the table
-        exist during a rebuild. In a table of counts, `adds` names the column whose values are added, not overwritten.
+        exist during a rebuild. In a table of counts, `adds` names the columns whose values are added, not overwritten:
+        all that are not in the key, after those of the key.
         """
         self.name = name
         self.row = row
@@ -92,7 +93,7 @@ class Table(Generic[R]):
         self.columns = [column.name for column in fields(row)]  # type: ignore[arg-type] # a row is a dataclass
         self._ddl: Final = ddl
         self._indexes: Final = tuple(indexes)
-        self._adds: Final = adds
+        self._adds: Final = frozenset(adds)
         types = get_type_hints(row)
         self._arrays = [array_of(types[column]) for column in self.columns]
         self._decoders = [(i, decode) for i, c in enumerate(self.columns) if (decode := decoder_of(types[c]))]
@@ -151,14 +152,21 @@ class Table(Generic[R]):
 
     def merged(self, rows: Iterable[R]) -> Iterable[R]:
         """Return one row a key, as a statement requires: the last one, or in a table of counts the sum."""
-        if self._adds is None:
+        if not self._adds:
             return {self.key_of(row): row for row in rows}.values()
-        sums: dict[Any, int] = {}
+        sums: dict[Any, list[int]] = {}
+        values, key_columns = self._values, len(self.key)
         for row in rows:
-            key = self.key_of(row)
-            sums[key] = sums.get(key, 0) + getattr(row, self._adds)
+            key, counts = (of_row := values(row))[:key_columns], of_row[key_columns:]
+            known = sums.get(key)
+            if known is None:
+                sums[key] = list(counts)
+            else:
+                for i, count in enumerate(counts):
+                    if count:
+                        known[i] += count
         # A sum of zero is written too: otherwise the rows would depend on where pages end.
-        return [self.row(**dict(zip(self.key, key, strict=True)), **{self._adds: sum_}) for key, sum_ in sums.items()]
+        return [self.row(*key, *counts) for key, counts in sums.items()]
 
     async def create(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
         """Create the table, with its row-level security and without indexes."""
@@ -226,7 +234,7 @@ class Table(Generic[R]):
     def _write_statement(self, suffix: str) -> bytes:
         comma = sql.SQL(", ")
         overwritten = [
-            sql.SQL("{0} = t.{0} + excluded.{0}" if column == self._adds else "{0} = excluded.{0}").format(
+            sql.SQL("{0} = t.{0} + excluded.{0}" if column in self._adds else "{0} = excluded.{0}").format(
                 sql.Identifier(column)
             )
             for column in self.columns

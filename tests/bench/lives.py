@@ -20,6 +20,7 @@ from tests import given
 from tests.given import CODE, NOW, Story
 
 CREATORS: Final = 1_000
+BRANDS: Final = 500
 # So many codes begin, then so many of them are shared, and so on.
 GROUPS: Final = 1_000
 CHUNK: Final = 500_000
@@ -66,6 +67,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT c.code, c.code %% %(creators)s + 1 AS creator, md5('creator-' || c.code %% %(creators)s + 1)::uuid
                AS creator_stream, md5('key-' || c.code %% 50)::uuid AS actor,
+           c.code %% %(brands)s + 1 AS brand,
            %(now)s - (%(upto)s - n) * %(apart)s AS at, (%(now)s - (%(upto)s - c.generated_position) * %(apart)s)::date
                AS day
 ) x
@@ -107,6 +109,7 @@ def _told() -> list[tuple[int, int, str, str]]:
 def _others(body: str) -> str:
     """Mark what is another for each code: its creator, ids that end in its number, days counted from its own."""
     body = body.replace('"creator-1"', '"creator-@creator@"')
+    body = body.replace('"brand-1"', '"brand-@brand@"')
     body = re.sub(r'-1"', '-@code@"', body)
     return re.sub(r"\d{4}-\d\d-\d\d(?=T)", lambda day: f"@{(date.fromisoformat(day[0]) - NOW.date()).days}@", body)
 
@@ -122,13 +125,14 @@ def _body(bodies: list[str]) -> sql.Composed:
     return sql.Composed([expression])
 
 
-def fill(database: Database, ledger_id: int, upto: int) -> None:
-    """Fill an empty ledger with events up to a position."""
+def fill(database: Database, ledger_id: int, upto: int, creators: int = CREATORS) -> None:
+    """Fill an empty ledger with events up to a position, of so many creators."""
     lives = [(code, version, type_, _others(body)) for code, version, type_, body in _told()]
     counts = {
         "ledger": ledger_id,
         "upto": upto,
-        "creators": CREATORS,
+        "creators": creators,
+        "brands": BRANDS,
         "groups": GROUPS,
         "codes": len({code for code, *_ in lives}),
         "block": GROUPS * len(lives),
@@ -144,7 +148,7 @@ def fill(database: Database, ledger_id: int, upto: int) -> None:
             )
         connection.execute("ANALYZE lives")
         connection.execute(sql.SQL(_PERMISSIONS).format(), counts)
-        for first in range(CREATORS + 1, upto + 1, CHUNK):
+        for first in range(creators + 1, upto + 1, CHUNK):
             connection.execute(events, {**counts, "first": first, "last": min(first + CHUNK - 1, upto)})
         connection.execute("VACUUM ANALYZE events")
         connection.execute("CHECKPOINT")

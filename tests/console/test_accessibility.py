@@ -32,6 +32,7 @@ PAGES: dict[str, Callable[[Seeded], str]] = {
     "who looked": lambda _: "/accesses",
     "proof": lambda _: "/proof",
     "statistics": lambda _: "/statistics",
+    "figures": lambda _: "/figures?by=creator",
     "keys": lambda _: "/keys",
     "system": lambda _: "/system",
     "give": lambda _: f"/give?creator_id={CREATOR}",

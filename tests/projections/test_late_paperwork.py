@@ -16,9 +16,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from projections import advertisers, campaigns, codes, permissions, redemptions, shares, statistics
+from projections import figures as by_month
 from projections.campaigns import CampaignRow
 from projections.code_timeline import bucket
 from projections.engine.view import View
+from projections.figures import MonthRow
 from projections.statistics import CountRow
 from tests import given
 from tests.domain.test_late_paperwork import differing, in_time, late, moments_of
@@ -29,6 +31,8 @@ from tests.projections.memory_log import MemoryLog
 
 # So many are enough for each of the queries' conditions to be missed if it is left out.
 BACKLOGS = 30
+# Those of each month that do not depend on when something was recorded, and that happen here.
+MONTHLY = set(by_month.FIGURES) - {"recorded", "late", "very_late", "refused", "reveals"}
 STOPPED = {
     "campaign_end": ("campaign_end", "campaign_end"),
     "ended": ("campaign_end", "campaign_end"),
@@ -63,6 +67,11 @@ def viewed(story: Story, now: datetime) -> dict[Any, Any]:
     for row in cast("list[CountRow]", rows(statistics.VIEW, story)[1][CountRow]):
         if row.count:
             found["figure", row.figure, row.label, row.day] = row.count
+    for month in cast("list[MonthRow]", rows(by_month.VIEW, story)[1][MonthRow]):
+        for figure in MONTHLY:
+            # Windows are counted by the model for the whole ledger alone.
+            if (count := getattr(month, figure)) and (figure, month.kind) != ("ended", "creator"):
+                found["month", figure, month.kind, month.party_id, month.month] = count
     return found
 
 
@@ -82,7 +91,9 @@ def happened(facts: list[Fact], now: datetime) -> dict[Any, Any]:
         for name, ad in slip.ads.items():
             assert ad.stopped is not None
             found["campaign", number, name] = (ad.launched, ad.stopped[0], STOPPED[ad.stopped[1]][0])
-    return found | {("figure", *key): count for key, count in figures(facts).items() if count}
+    daily = figures(facts)
+    found |= {("month", *key): count for key, count in monthly(facts, daily).items() if count}
+    return found | {("figure", *key): count for key, count in daily.items() if count}
 
 
 def figures(facts: list[Fact]) -> Counter[tuple[str, str, datetime]]:
@@ -113,6 +124,59 @@ def figures(facts: list[Fact]) -> Counter[tuple[str, str, datetime]]:
             first = min(slip.redeemed.values())
             found["redeemed_after", bucket(first - slip.begun()), day(first)] += 1
     return found
+
+
+class Monthly(Counter[tuple[str, str, str, datetime]]):
+    """Figures by name, kind of party, party and month."""
+
+    def add(self, figure: str, at: datetime, *parties: tuple[str, str], count: int = 1) -> None:
+        for kind, party_id in parties:
+            self[figure, kind, party_id, day(at).replace(day=1)] += count
+
+
+def monthly(facts: list[Fact], daily: Counter[tuple[str, str, datetime]]) -> Monthly:
+    """Count what happened month by month, for the ledger and for each party."""
+    found = Monthly()
+    world = told(facts, facts[-1].at + 4_000 * DAY)
+    for (figure, _, at), ended in daily.items():
+        if figure == "ended":
+            found.add("ended", at, ("ledger", ""), count=ended)
+    for fact in facts:
+        if fact.kind == "extend":
+            found.add("extended", fact.at, ("ledger", ""), ("creator", world.slips[fact.code or 0].creator))
+    for slip in world.slips.values():
+        whole = (("ledger", ""), ("creator", slip.creator))
+        found.add("issued", slip.begun(), *whole)
+        if slip.revoked is not None:
+            found.add("revoked", slip.revoked, *whole)
+        _add_shares(found, slip, whole)
+        _add_redemptions(found, slip, whole)
+        for ad in slip.ads.values():
+            assert ad.stopped is not None
+            found.add("launched", ad.launched, *whole, ("advertiser", ad.advertiser))
+            beyond = STOPPED[ad.stopped[1]][0] == "code_end"
+            found.add("beyond", ad.launched, *whole, ("advertiser", ad.advertiser), count=int(beyond))
+    return found
+
+
+def _add_shares(found: Monthly, slip: Slip, whole: tuple[tuple[str, str], ...]) -> None:
+    given_to: dict[tuple[str, str], list[datetime]] = {}
+    for (brand, account), at in slip.shared.items():
+        parties = [*whole, ("brand", brand), *([] if account is None else [("advertiser", account)])]
+        found.add("shares", at, *parties)
+        for party in parties:
+            given_to.setdefault(party, []).append(at)
+    for party, moments in given_to.items():
+        found.add("codes_shared", min(moments), party)
+
+
+def _add_redemptions(found: Monthly, slip: Slip, whole: tuple[tuple[str, str], ...]) -> None:
+    for account, at in slip.redeemed.items():
+        found.add("redemptions", at, *whole, ("advertiser", account))
+    first = [(min(slip.redeemed.values()), party) for party in whole if slip.redeemed]
+    for at, party in (*first, *((at, ("advertiser", account)) for account, at in slip.redeemed.items())):
+        found.add("codes_redeemed", at, party)
+        found.add("redeemed_after_s", at, party, count=(at - slip.begun()) // timedelta(seconds=1))
 
 
 def turns(facts: list[Fact]) -> set[datetime]:
