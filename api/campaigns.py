@@ -12,9 +12,10 @@ from starlette.responses import Response
 from api.code_answer import BudgetEntry, CodeAnswer, code_answer
 from api.http import answer_fields as answered
 from api.http import headers
+from api.http.as_of import wait_for_log
 from api.http.caller import Caller, allow
 from api.http.command_context import ending, handle_command, load_code
-from api.http.cursors import encode_time
+from api.http.cursors import decode, encode, encode_time
 from api.http.dependencies import DatabaseCursor
 from api.http.fields import (
     AdvertiserId,
@@ -30,9 +31,12 @@ from api.http.fields import (
     Targeting,
 )
 from api.http.models import Answer, Body, Command
-from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
+from api.http.pagination import Page, creators_asked, page_answer, page_of, place_after, same_query
+from api.http.problems import malformed_query
 from api.http.query_params import (
     LIMIT,
+    AsOf,
+    At,
     AtLeast,
     ByAdvertiser,
     ByCode,
@@ -47,6 +51,8 @@ from api.http.query_params import (
 )
 from api.http.responses import created_or_repeated
 from api.http.route import Operation, Route
+from api.past_campaigns import PastCampaignFilters, past_campaigns
+from api.past_codes import moment_of
 from domain import commands
 from domain.campaign import Campaign
 from domain.code import Code
@@ -169,6 +175,24 @@ class CampaignsFilters(QueryModel):
     video_id: ByVideo = None
     code_id: ByCode = None
 
+    as_of: AsOf = None
+    at: At = None
+
+    @property
+    def as_it_was(self) -> bool:
+        """Whether the list is asked for as of an earlier moment."""
+        return self.as_of is not None or self.at is not None
+
+    @model_validator(mode="after")
+    def _last_first_of_what_was(self) -> Self:
+        if self.as_it_was and "order" in self.model_fields_set:
+            raise malformed_query(
+                "order",
+                "A list as of an earlier moment has the campaign first that was recorded last. Leave this out, or "
+                "`as_of` and `at`.",
+            )
+        return self
+
     @model_validator(mode="after")
     def _no_empty_range(self) -> Self:
         refuse_empty(self.stops_from, self.stops_before, "stops_from", "stops_before")
@@ -284,7 +308,13 @@ async def list_campaigns(
     query: Annotated[CampaignsQuery, Query()],
     caller: Annotated[Caller, allow("creator", "brand", "operator", "auditor", "admin")],
 ) -> Response:
-    """List campaigns by the time at which they stop, and what stops them. Keys of creators and brands see their own."""
+    """List campaigns by the time at which they stop, and what stops them. Keys of creators and brands see their own.
+
+    With `as_of`, list the campaigns as the ledger knew them then, and with `at`, as they were true then, the one that
+    was recorded last first. Such a page can have fewer entries than `limit` and still have a `next`.
+    """
+    if query.as_it_was:
+        return await _list_as_it_was(query, caller)
     caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
     now = caller.services.now()
 
@@ -315,6 +345,42 @@ async def list_campaigns(
     )
     page_found = page_of(found, query.limit, lambda row: encode_time(row.stops_at, row.position, same_query(query)))
     return page_answer(caller, "campaigns", page_found, lambda row: _campaign(row, now), position)
+
+
+async def _list_as_it_was(query: CampaignsQuery, caller: Caller) -> Response:
+    scope = same_query(query)
+    caller.check_filters(creator_id=query.creator_id, brand_id=None, advertiser_id=query.advertiser_id)
+    creator_ids = await creators_asked(caller, query.creator_id)
+    accounts = caller.key.subjects.advertiser_ids if caller.role == "brand" else None
+    if query.advertiser_id is not None:
+        accounts = frozenset({query.advertiser_id})
+    await wait_for_log(caller, query.at_least)
+    moment = await moment_of(caller, query.as_of, query.at)
+
+    async def candidates(before: int, count: int) -> list[CampaignRow]:
+        async def page(cur: DatabaseCursor) -> list[CampaignRow]:
+            return await campaigns.newest(
+                cur,
+                caller.ledger_id,
+                before=before,
+                limit=count,
+                creator_ids=creator_ids,
+                advertiser_ids=accounts,
+                code_id=query.code_id,
+                video_id=query.video_id,
+                campaign_id=query.campaign_id,
+            )
+
+        rows, _ = await caller.services.views.read(
+            caller.ledger_id, page, view=campaigns.NAME, at_least=moment.position
+        )
+        return rows
+
+    filters = PastCampaignFilters(query.running, query.stop_reason, query.stops_from, query.stops_before)
+    after_key = None if query.cursor is None else decode(query.cursor, scope)
+    found, following = await past_campaigns(caller, moment, filters, candidates, after_key=after_key, limit=query.limit)
+    page_found = Page(found, None if following is None else encode(following, scope))
+    return page_answer(caller, "campaigns", page_found, lambda row: _campaign(row, moment.clock), moment.position)
 
 
 async def _without_others(refusal: Refused, caller: Caller, code_id: UUID) -> Refused:

@@ -136,16 +136,24 @@ def past_content(past: PastCode, caller: Caller, moment: Moment) -> dict[str, An
 
 
 def _as_it_was(row: CodeRow, stream: Sequence[RecordedEvent], moment: Moment) -> PastCode | None:
-    """Return a code as it was; None if it was not there yet, or if its beginning cannot be read."""
+    past = code_as_it_was(stream, moment)
+    return None if past is None else PastCode(row, *past)
+
+
+def code_as_it_was(stream: Sequence[RecordedEvent], moment: Moment) -> tuple[Code, int] | None:
+    """Return a code as it was, and the position of its last event by then.
+
+    None if it was not there yet, or if its beginning cannot be read.
+    """
     known = upto(list(stream), moment.position)
     if not known or isinstance(known[0].event, UnreadableEvent):
         return None
     if moment.at is None:
-        return PastCode(row, replay_code(known), known[-1].position)
+        return replay_code(known), known[-1].position
     if moment.at < replay_code(known).begun_at:
         return None
     kept = effective_as_of(known, moment.at)
-    return PastCode(row, fold_code(kept), kept[-1].position)
+    return fold_code(kept), kept[-1].position
 
 
 def _passes(code: Code, filters: PastFilters, caller: Caller, moment: Moment) -> bool:

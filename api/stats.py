@@ -190,6 +190,10 @@ class DaysQuery(QueryModel):
         None
     )
     to: Annotated[UtcDay | None, Field(description="The last day, in UTC. Default: today.")] = None
+    as_of: Annotated[
+        UtcDay | None,
+        Field(description="Answer as the ledger knew at the end of this day, in UTC, which must be over."),
+    ] = None
     at_least: AtLeast = None
 
 
@@ -246,9 +250,16 @@ async def read_days(
 ) -> Response:
     """Show for each day the states of codes, the time to redemption, refusals, and what stopped campaigns.
 
-    At most 400 days, in UTC and effective time.
+    At most 400 days, in UTC and effective time. With `as_of`, the answer is what was known at the end of that day, and
+    never changes.
     """
     now = caller.services.now()
+    at_least = query.at_least
+    if query.as_of is not None:
+        if query.as_of >= day_of(now):
+            raise malformed_query("as_of", "This day is not over. What the ledger will know then is not known.")
+        known = await caller.services.events.position_at(caller.ledger_id, _last_moment(query.as_of))
+        at_least = max(known, at_least or 0)
     last = query.to or day_of(now)
     first = query.from_ or last - timedelta(days=DAYS)
     if first > last:
@@ -259,16 +270,22 @@ async def read_days(
         raise malformed_query("to", f"The range has more than {MAX_STATISTICS_DAYS} days.")
 
     async def figures(cur: DatabaseCursor) -> list[Day]:
-        return await statistics.by_day(cur, caller.ledger_id, first=first, last=last, now=now)
+        return await statistics.by_day(cur, caller.ledger_id, first=first, last=last, now=now, known=query.as_of)
 
     days, position = await caller.services.views.read(
-        caller.ledger_id, figures, view=statistics.NAME, at_least=query.at_least
+        caller.ledger_id, figures, view=statistics.NAME, at_least=at_least
     )
+    if query.as_of is not None:
+        position = known
     counted = await caller.services.denied_attempts.by_day(
-        caller.ledger_id, since=first, until=last + timedelta(days=1)
+        caller.ledger_id, since=first, until=min(last, query.as_of or last) + timedelta(days=1)
     )
     content = {"days": [_day(day, counted.get(day.day, {})) for day in days], "position": position}
     return answer(content, 200, {"Ledger-Position": str(position)})
+
+
+def _last_moment(day: datetime) -> datetime:
+    return day + timedelta(days=1) - timedelta(microseconds=1)
 
 
 def _places(caller: Caller) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
+from psycopg import sql
+
 from domain import periods
 from domain.campaign import CampaignStop, first_stop
 from domain.code import Code
@@ -289,6 +291,52 @@ VIEW: Final = View(
     },
     secondary=[CAMPAIGNS],
 )
+
+
+_NEWEST: Final = sql.SQL("""
+    SELECT {columns}
+    FROM views.campaign_stops t
+    WHERE t.ledger_id = %(ledger_id)s
+    AND t.position < %(before)s
+    {filters}
+    ORDER BY t.position DESC
+    LIMIT %(limit)s
+""")
+
+
+async def newest(
+    cur: AsyncCursor[Any],
+    ledger_id: int,
+    *,
+    before: int,
+    limit: int,
+    creator_ids: Collection[str] | None = None,
+    advertiser_ids: Collection[str] | None = None,
+    **equal: Any,
+) -> list[CampaignRow]:
+    """Return campaigns, those that were recorded last first, whatever became of them.
+
+    Args:
+        cur: bound to the ledger; rows as tuples.
+        ledger_id: the ledger.
+        before: the position of the last row of the page before.
+        limit: maximum number of rows.
+        creator_ids: on any of these creators' codes; an empty collection matches nothing.
+        advertiser_ids: of any of these accounts; an empty collection matches nothing.
+        equal: values of columns; None requires nothing.
+
+    """
+    given = {name: value for name, value in equal.items() if value is not None}
+    filters = [sql.SQL("AND t.{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in given]
+    parameters: dict[str, Any] = {"ledger_id": ledger_id, "before": before, "limit": limit, **given}
+    for column, ids in (("creator_id", creator_ids), ("advertiser_id", advertiser_ids)):
+        if ids is not None:
+            name = f"{column}s"
+            any_of = sql.SQL("AND t.{} = ANY ({}::text[])")
+            filters.append(any_of.format(sql.Identifier(column), sql.Placeholder(name)))
+            parameters[name] = list(ids)
+    query = _NEWEST.format(columns=CAMPAIGNS.select(), filters=sql.SQL(" ").join(filters))
+    return await CAMPAIGNS.fetch(cur, query, parameters)
 
 
 async def search(

@@ -6,7 +6,8 @@ list of codes for those that were live at a moment. Days are of effective time, 
 A code's row holds its whole timeline of states, including the end of its window, which no event need record. The code's
 figures follow from it: on which day it enters and leaves each state. An event changes the row, and the difference in
 the figures is added to the counts of the days. The states on any day, past or ahead, are therefore sums over days,
-however many codes there are.
+however many codes there are. Each difference is kept under the day on which it was recorded. So what was known of any
+day at the end of another is a sum, too.
 """
 
 from __future__ import annotations
@@ -36,18 +37,19 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "statistics"
-VERSION: Final = 4
+VERSION: Final = 5
 COUNTED_STATES: Final[tuple[State, ...]] = ("generated", "shared", "redeemed", "superseded", "expired", "revoked")
 
 
 @dataclass(slots=True)
 class CountRow:
-    """The count of a figure on the day that begins at `day` in UTC."""
+    """What was recorded on one day about the count of a figure on another, given by their beginnings in UTC."""
 
     ledger_id: int
     figure: str
     label: str
     day: datetime
+    recorded: datetime
     count: int
 
 
@@ -110,15 +112,16 @@ TIMELINES: Final = Table(
 DAYS: Final = Table(
     "statistics_days",
     CountRow,
-    key=("ledger_id", "figure", "label", "day"),
+    key=("ledger_id", "figure", "label", "day", "recorded"),
     ddl="""
         CREATE TABLE {table} (
             ledger_id       int NOT NULL,
             figure          text NOT NULL,
             label           text NOT NULL,
             day             timestamptz NOT NULL,
+            recorded        timestamptz NOT NULL,
             count           bigint NOT NULL,
-            PRIMARY KEY (ledger_id, figure, label, day)
+            PRIMARY KEY (ledger_id, figure, label, day, recorded)
         ) WITH (fillfactor = 50)
     """,
     indexes=("CREATE INDEX ON {table} (ledger_id, day)",),
@@ -126,12 +129,9 @@ DAYS: Final = Table(
 )
 
 
-def _one(row: CodeTimelineRow, figure: str, label: str, moment: datetime) -> CountRow:
-    return CountRow(row.ledger_id, figure, label, day_of(moment), 1)
-
-
-def _rows(row: CodeTimelineRow, figures: Counter[Figure]) -> list[CountRow]:
-    return [CountRow(row.ledger_id, *figure, count) for figure, count in figures.items() if count]
+def _rows(row: CodeTimelineRow, recorded: RecordedEvent, figures: Counter[Figure]) -> list[CountRow]:
+    on = day_of(recorded.recorded_at)
+    return [CountRow(row.ledger_id, *figure, on, count) for figure, count in figures.items() if count]
 
 
 # Handlers, in the order of a code's life: each subtracts the code's figures, changes the row, and adds them again.
@@ -156,10 +156,10 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
     )
 
 
-def issued(row: CodeTimelineRow, _recorded: RecordedEvent, _event: Code.Generated) -> list[CountRow]:
+def issued(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Generated) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     count_transitions(row, figures, 1)
-    return _rows(row, figures)
+    return _rows(row, recorded, figures)
 
 
 def extended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Extended) -> list[CountRow]:
@@ -169,7 +169,7 @@ def extended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Extended
     move_end(row, recorded.effective_at, event.expires_at)
     count_transitions(row, figures, 1)
     count_campaign_stops(row, figures, 1)
-    return _rows(row, figures)
+    return _rows(row, recorded, figures)
 
 
 def shared(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Shared) -> list[CountRow]:
@@ -180,7 +180,7 @@ def shared(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Shared) ->
         row.shared_at = recorded.effective_at
         _known_at(row, recorded.effective_at)
         count_transitions(row, figures, 1)
-    return _rows(row, figures)
+    return _rows(row, recorded, figures)
 
 
 def redeemed(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Redeemed) -> list[CountRow]:
@@ -190,7 +190,7 @@ def redeemed(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Redeemed
         row.redeemed_at = recorded.effective_at
         _known_at(row, recorded.effective_at)
         count_transitions(row, figures, 1)
-    return _rows(row, figures)
+    return _rows(row, recorded, figures)
 
 
 def _counted_once(row: CodeTimelineRow, figure: str, key: str, at: datetime) -> Counter[Figure]:
@@ -210,7 +210,7 @@ def _known_at(row: CodeTimelineRow, at: datetime) -> None:
 
 
 def redemption_refused(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.RedemptionRefused) -> list[CountRow]:
-    return [_one(row, "refused", event.reason, recorded.effective_at)]
+    return _rows(row, recorded, Counter({("refused", event.reason, day_of(recorded.effective_at)): 1}))
 
 
 def campaign_launched(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.CampaignLaunched) -> list[CountRow]:
@@ -225,7 +225,7 @@ def campaign_launched(row: CodeTimelineRow, recorded: RecordedEvent, event: Code
     launched = [event.ends_at.isoformat(), recorded.effective_at.isoformat(), *ends]
     row.campaigns = {**known, event.campaign_id: launched}
     count_campaign_stops(row, figures, 1)
-    return _rows(row, figures)
+    return _rows(row, recorded, figures)
 
 
 def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.CampaignEnded) -> list[CountRow]:
@@ -241,15 +241,15 @@ def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Ca
         revoked_at = recorded.effective_at.isoformat()
     row.campaigns = {**known, event.campaign_id: [ends_at, launched_at, ended_at, revoked_at]}
     count_campaign_stops(row, figures, 1)
-    return _rows(row, figures)
+    return _rows(row, recorded, figures)
 
 
-def superseded(row: CodeTimelineRow, _recorded: RecordedEvent, event: Code.Superseded) -> list[CountRow]:
+def superseded(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Superseded) -> list[CountRow]:
     figures: Counter[Figure] = Counter()
     count_transitions(row, figures, -1)
     row.superseded_at = event.superseded_at
     count_transitions(row, figures, 1)
-    return _rows(row, figures)
+    return _rows(row, recorded, figures)
 
 
 def revoked(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Revoked) -> list[CountRow]:
@@ -259,7 +259,7 @@ def revoked(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Revoked)
     row.revoked_at = min(recorded.effective_at, row.revoked_at or recorded.effective_at)
     count_transitions(row, figures, 1)
     count_campaign_stops(row, figures, 1)
-    return _rows(row, figures)
+    return _rows(row, recorded, figures)
 
 
 VIEW: Final = View(
@@ -291,6 +291,7 @@ _SUMS: Final = """
     WHERE ledger_id = %(ledger_id)s
     AND figure = %(figure)s
     AND day <= %(last)s
+    AND recorded <= %(known)s
     GROUP BY label
     ORDER BY label
 """
@@ -342,10 +343,15 @@ _ENDING_ON_DAYS: Final = """
 # A day's figures as one object: a tenth of the rows to fetch.
 _BY_DAY: Final = """
     SELECT day, jsonb_object_agg(figure || ' ' || label, count)
-    FROM views.statistics_days
-    WHERE ledger_id = %(ledger_id)s
-    AND day >= %(first)s
-    AND day <= %(last)s
+    FROM (
+        SELECT day, figure, label, sum(count)::bigint AS count
+        FROM views.statistics_days
+        WHERE ledger_id = %(ledger_id)s
+        AND day >= %(first)s
+        AND day <= %(last)s
+        AND recorded <= %(known)s
+        GROUP BY day, figure, label
+    ) s
     GROUP BY day
 """
 
@@ -370,25 +376,36 @@ async def count_ahead(cur: AsyncCursor[Any], ledger_id: int, *, now: datetime, u
 
 async def totals(cur: AsyncCursor[Any], ledger_id: int, figure: str) -> dict[str, int]:
     """Return the total of a figure over all days, by label."""
-    await cur.execute(_SUMS, {"ledger_id": ledger_id, "figure": figure, "last": "infinity"})
+    await cur.execute(_SUMS, {"ledger_id": ledger_id, "figure": figure, "last": "infinity", "known": "infinity"})
     return dict(await cur.fetchall())
 
 
-async def by_day(cur: AsyncCursor[Any], ledger_id: int, *, first: datetime, last: datetime, now: datetime) -> list[Day]:
+async def by_day(
+    cur: AsyncCursor[Any],
+    ledger_id: int,
+    *,
+    first: datetime,
+    last: datetime,
+    now: datetime,
+    known: datetime | None = None,
+) -> list[Day]:
     """Return the figures of every day from `first` to `last`, both included and both the beginning of a day in UTC.
 
-    The states on days ahead are those that codes will have if nothing more happens.
+    The states on days ahead are those that codes will have if nothing more happens. With `known`, the figures are those
+    that were known at the end of that day.
     """
-    counts = await _at_end_of(cur, ledger_id, first - timedelta(days=1))
-    await cur.execute(_BY_DAY, {"ledger_id": ledger_id, "first": first, "last": last})
+    counts = await _at_end_of(cur, ledger_id, first - timedelta(days=1), known)
+    asked = {"ledger_id": ledger_id, "first": first, "last": last, "known": known or "infinity"}
+    await cur.execute(_BY_DAY, asked)
     found: dict[datetime, Mapping[str, int]] = dict(await cur.fetchall())
-    today = await _later_today(cur, ledger_id, now) if first <= day_of(now) <= last else {}
+    has_today = known is None and first <= day_of(now) <= last
+    today = await _later_today(cur, ledger_id, now) if has_today else {}
     days = []
     for number in range((last - first).days + 1):
         moment = first + timedelta(days=number)
         day = _day(moment, counts, found.get(moment, {}))
         counts = dict(day.codes)
-        if moment == day_of(now):
+        if has_today and moment == day_of(now):
             day.codes = _states_now(day.codes, today)
         days.append(day)
     return days
@@ -416,8 +433,10 @@ def _day(moment: datetime, before: Mapping[State, int], counted: Mapping[str, in
     )
 
 
-async def _at_end_of(cur: AsyncCursor[Any], ledger_id: int, day: datetime) -> dict[State, int]:
-    await cur.execute(_SUMS, {"ledger_id": ledger_id, "figure": "state", "last": day})
+async def _at_end_of(
+    cur: AsyncCursor[Any], ledger_id: int, day: datetime, known: datetime | None = None
+) -> dict[State, int]:
+    await cur.execute(_SUMS, {"ledger_id": ledger_id, "figure": "state", "last": day, "known": known or "infinity"})
     counts: dict[State, int] = dict.fromkeys(COUNTED_STATES, 0)
     return counts | dict(await cur.fetchall())
 

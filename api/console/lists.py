@@ -55,6 +55,8 @@ FIELDS: Final[dict[str, Sequence[Field]]] = {
         VIDEO,
         Field("stops_from", "Stops from", "time", hint="UTC"),
         Field("stops_before", "Stops before", "time", hint="UTC"),
+        Field("at", "As true on", "time", hint="UTC"),
+        Field("as_of", "As known on", "time", hint="UTC"),
         Field("order", "Order", "choice", (("asc", "Stopping soonest first"), ("desc", "Stopping last first"))),
     ),
     "redemptions": (

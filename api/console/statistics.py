@@ -111,8 +111,9 @@ def _round_up(value: int) -> int:
 
 def _asked(visit: Visit) -> dict[str, str]:
     """Return the first and the last day that are asked for."""
-    asked: dict[str, str] = {name: visit.query[name] for name in ("from", "to") if name in visit.query}
+    asked: dict[str, str] = {name: visit.query[name] for name in ("from", "to", "as_of") if name in visit.query}
     days = visit.query.get("days")
+    asked = {name: text for name, text in asked.items() if text}
     if days is not None and days in {str(count) for count, _ in SPANS}:
         today = visit.now.date()
         return {"from": str(today - timedelta(days=int(days) - 1)), "to": str(today)}
@@ -130,6 +131,7 @@ async def _show(visit: Visit) -> Response:
             raise
         errors = problems_of(declined)
     charts = [chart_of(name, title, [(day["day"], value(day)) for day in days]) for name, title, value in SERIES]
+    known = {name: asked[name] for name in ("as_of",) if name in asked}
     ends = (days[0]["day"], days[-1]["day"]) if days else (asked.get("from", ""), asked.get("to", ""))
     return visit.page(
         "statistics.html",
@@ -142,7 +144,8 @@ async def _show(visit: Visit) -> Response:
         errors=errors,
         spans=SPANS,
         ticks=_ticks(days),
-        file=f"/statistics/file?{urlencode({'from': ends[0], 'to': ends[1]})}",
+        file=f"/statistics/file?{urlencode({'from': ends[0], 'to': ends[1], **known})}",
+        as_of=asked.get("as_of", ""),
         height=HEIGHT,
     )
 

@@ -119,6 +119,63 @@ def test_a_key_sees_in_a_list_of_the_past_what_concerned_it_then(lived: World) -
     assert {row["creator_id"] for row in listed(lived, "codes", creator, as_of=lived.head())} == {OWN_CREATOR}
 
 
+def test_a_list_of_campaigns_says_at_every_position_what_each_code_says_there(lived: World) -> None:
+    second = lived.generate("ben", video_id="7312345678901234599", days=60)
+    lived.redeem(second)
+    lived.launch(second, "campaign-2", ends_at=days(90))
+    told(lived.client.post(f"/v1/codes/{second['code_id']}/campaigns/campaign-2/end", json={}), 200)
+    for position in range(lived.head() + 1):
+        rows = listed(lived, "campaigns", as_of=position)
+        ones = [campaign_of(lived.read(row, as_of=position), row["campaign_id"]) for row in rows]
+        shown = ("running", "stops_at", "ended_at", "ends_at", "launched_at", "advertiser_id")
+        assert [[row[name] for name in shown] for row in rows] == [[one[name] for name in shown] for one in ones]
+    assert [row["campaign_id"] for row in rows] == ["campaign-2", "campaign-1"]
+    queries: tuple[dict[str, Any], ...] = (
+        {},
+        {"creator_id": "ben"},
+        {"running": "false"},
+        {"stop_reason": "code_end"},
+        {"code_id": rows[1]["code_id"]},
+    )
+    for query in queries:
+        now = sorted(listed(lived, "campaigns", at_least=lived.head(), **query), key=str)
+        assert sorted(listed(lived, "campaigns", as_of=lived.head(), **query), key=str) == now
+    launched = min(row["position"] for row in rows)
+    assert listed(lived, "campaigns", as_of=launched - 1) == []
+    assert listed(lived, "campaigns", at=days(-10)) == []
+    assert [row["campaign_id"] for row in listed(lived, "campaigns", lived.brand(), as_of=launched)] == ["campaign-1"]
+    assert listed(lived, "campaigns", lived.creator(), as_of=lived.head()) == []
+    ordered = lived.client.get("/v1/campaigns", params={"as_of": 1, "order": "asc"})
+    assert refused(ordered) == (400, "malformed_query")
+
+
+def test_a_campaign_that_was_launched_or_revoked_late_is_listed_as_it_was_known_and_as_it_was_true(
+    world: World,
+) -> None:
+    world.permit(effective_at=days(-30))
+    code = world.generate(starts_at=days(-20), days=60)
+    redemption = {"secret": code["secret"], "advertiser_id": OWN_ACCOUNT, "effective_at": days(-19)}
+    told(world.client.post("/v1/redemptions", json=redemption), 201)
+    world.launch(code, starts_at=days(-10), ends_at=days(90), effective_at=days(-10))
+    before = world.head()
+    late = {"reason": "why", "force": True, "effective_at": days(-5)}
+    told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json=late), 200)
+    (known,) = listed(world, "campaigns", as_of=before)
+    assert (known["running"], known["stop_reason"], known["stops_at"][:10]) == (True, "code_end", days(40)[:10])
+    (true,) = listed(world, "campaigns", at=days(-4))
+    assert (true["running"], true["ended_by"], true["stops_at"][:10]) == (False, "code_revoked", days(-5)[:10])
+    (earlier,) = listed(world, "campaigns", at=days(-6))
+    assert (earlier["running"], earlier["ended_by"]) == (True, None)
+    assert listed(world, "campaigns", at=days(-11)) == []
+    assert listed(world, "campaigns", as_of=before, running="false") == []
+
+
+def campaign_of(code: dict[str, Any], campaign_id: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = [one for one in code["campaigns"] if one["campaign_id"] == campaign_id]
+    (one,) = found
+    return one
+
+
 def test_a_share_and_a_redemption_are_listed_as_they_were_known(world: World) -> None:
     world.permit(effective_at=days(-30))
     code = world.generate(starts_at=days(-20))

@@ -126,6 +126,21 @@ def test_the_states_of_today_are_those_of_now(world: World) -> None:
     assert read_days(world, **{"from": day(0)})[day(0)]["codes"] == NONE | {"generated": 1}
 
 
+def test_days_are_answered_as_they_were_known(world: World) -> None:
+    world.permit(effective_at=days(-9))
+    code = world.generate(starts_at=days(-6))
+    told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json={"reason": "why"}), 200)
+    query = {"from": day(-7), "to": day(0), "at_least": world.head()}
+    now = told(world.client.get("/v1/stats/days", params=query), 200)
+    assert now["days"][-1]["codes"] == NONE | {"revoked": 1}
+    yesterday = told(world.client.get("/v1/stats/days", params=query | {"as_of": day(-1)}), 200)
+    assert [one["codes"] for one in yesterday["days"]] == [NONE] * 8, "nothing was recorded by then"
+    assert yesterday["position"] == 0
+    for wrong in (day(0), day(1), "2026-3-1", days(-2)):
+        asked = world.client.get("/v1/stats/days", params={"as_of": wrong})
+        assert refused(asked) == (400, "malformed_query")
+
+
 @pytest.mark.parametrize(
     "query",
     [

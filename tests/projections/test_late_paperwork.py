@@ -65,14 +65,14 @@ def viewed(story: Story, now: datetime) -> dict[Any, Any]:
     for row in rows(redemptions.VIEW, story)[0]:
         found["redemption", row.code_id.int, row.advertiser_id] = (row.refused, row.at)
     for row in cast("list[CountRow]", rows(statistics.VIEW, story)[1][CountRow]):
-        if row.count:
-            found["figure", row.figure, row.label, row.day] = row.count
+        key = ("figure", row.figure, row.label, row.day)
+        found[key] = found.get(key, 0) + row.count
     for month in cast("list[MonthRow]", rows(by_month.VIEW, story)[1][MonthRow]):
         for figure in MONTHLY:
             # Windows are counted by the model for the whole ledger alone.
             if (count := getattr(month, figure)) and (figure, month.kind) != ("ended", "creator"):
                 found["month", figure, month.kind, month.party_id, month.month] = count
-    return found
+    return {key: value for key, value in found.items() if key[0] != "figure" or value}
 
 
 def happened(facts: list[Fact], now: datetime) -> dict[Any, Any]:

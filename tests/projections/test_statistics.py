@@ -84,6 +84,22 @@ async def test_the_states_of_every_day_are_what_was_true_when_it_ended(
     await forget(worker)
 
 
+@settings(max_examples=10, deadline=None, suppress_health_check=[*HealthCheck])
+@for_all(st.integers(0, 10**6), st.integers(0, 10**6))
+async def test_what_was_known_at_the_end_of_a_day_is_what_a_ledger_of_that_day_says(
+    follow: Followed, worker: Cursor, seed: int, chosen: int
+) -> None:
+    story = recorded_late(seed, 40)
+    log = MemoryLog(story)
+    known = day_of(log.ledgers[1][chosen % len(log.ledgers[1])].recorded_at)
+    log.ledgers[2] = [recorded for recorded in log.ledgers[1] if day_of(recorded.recorded_at) <= known]
+    await follow(statistics.VIEW, log, page_events=50)
+    days = {"first": TODAY - 40 * DAY, "last": day_of(story.clock()) + 70 * DAY}
+    found = await statistics.by_day(worker, 1, now=story.clock(), known=known, **days)
+    assert found == await statistics.by_day(worker, 2, now=known + DAY - JUST_BEFORE, **days)
+    await forget(worker)
+
+
 async def test_a_code_counts_by_the_clock_before_anyone_records_that_it_expired(follow: Followed, api: Cursor) -> None:
     story = given.shared()
     await follow(statistics.VIEW, MemoryLog(story))

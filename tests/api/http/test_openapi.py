@@ -126,7 +126,7 @@ def test_every_read_of_what_the_log_holds_says_how_far_it_has_read(reference: di
         if route.startswith("GET /v1/") and {"Reads", "Audit", "Erasure"} & {*operation["tags"]}:
             assert "Ledger-Position" in operation["responses"]["200"]["headers"], route
     questions = (ROOT / "docs" / "questions.md").read_text()
-    named = {f"GET {path}" for path in re.findall(r"`GET (/v1/[a-z_/{}]+)", questions)}
+    named = {f"GET {path}" for path in re.findall(r"`GET (/v1/[a-z_/{}-]+)", questions)}
     assert {"GET /v1/accesses", "GET /v1/stats/days"} <= named
     assert named <= {
         route
