@@ -130,7 +130,7 @@ def test_days_are_answered_as_they_were_known(world: World) -> None:
     world.permit(effective_at=days(-9))
     code = world.generate(starts_at=days(-6))
     told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json={"reason": "why"}), 200)
-    query = {"from": day(-7), "to": day(0), "at_least": world.head()}
+    query: dict[str, Any] = {"from": day(-7), "to": day(0), "at_least": world.head()}
     now = told(world.client.get("/v1/stats/days", params=query), 200)
     assert now["days"][-1]["codes"] == NONE | {"revoked": 1}
     yesterday = told(world.client.get("/v1/stats/days", params=query | {"as_of": day(-1)}), 200)
