@@ -262,17 +262,14 @@ async def create_alert(
 
     A rule reports what its key can see, and sends nothing more once the key is no longer valid.
     """
-    _refuse_token(caller)
+    refuse_token(caller)
     about = About(body.creator_id, body.brand_id, body.advertiser_id)
-    named = [name for name in ("creator_id", "brand_id", "advertiser_id") if getattr(body, name) is not None]
-    if len(named) > 1:
-        raise malformed_body(f"/{named[1]}", "Send only one of creator_id, brand_id and advertiser_id.")
-    caller.check_filters(creator_id=body.creator_id, brand_id=body.brand_id, advertiser_id=body.advertiser_id)
+    named = one_of(caller, body.creator_id, body.brand_id, body.advertiser_id)
     if body.kind == "stopped":
         if caller.role not in OF_THE_DESK:
             raise NotAllowed("Only keys of the roles operator, auditor and admin can be told what has stopped.")
-        if named:
-            raise malformed_body(f"/{named[0]}", "What has stopped concerns all. Leave this out.")
+        if named is not None:
+            raise malformed_body(f"/{named}", "What has stopped concerns all. Leave this out.")
     if body.days is not None and body.kind != "ending":
         raise malformed_body("/days", "Only rules of the kind `ending` have days. Leave this out.")
     days = list(REMINDER_DAYS) if body.days is None else body.days
@@ -394,9 +391,28 @@ async def replay_alerts(
     return answer({"replayed": replayed}, 202, replay_header(again))
 
 
-def _refuse_token(caller: Caller) -> None:
+def refuse_token(caller: Caller) -> None:
+    """Refuse the bearer of a token: what is made here works long after the token has ended."""
     if caller.key.kind == "token":
-        raise NotAllowed("An alert needs an API key, not a token, because tokens expire. Create it with a key.")
+        raise NotAllowed(
+            "Alerts and calendars need an API key, not a token, because tokens expire. Create them with a key."
+        )
+
+
+def one_of(caller: Caller, creator_id: str | None, brand_id: str | None, advertiser_id: str | None) -> str | None:
+    """Return which of these is given, if one is.
+
+    Raises:
+        Problem: there are several.
+        NotAllowed: the key does not act for it.
+
+    """
+    given = {"creator_id": creator_id, "brand_id": brand_id, "advertiser_id": advertiser_id}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise malformed_body(f"/{named[1]}", "Send only one of creator_id, brand_id and advertiser_id.")
+    caller.check_filters(**given)
+    return named[0] if named else None
 
 
 def _path_rule(text: str) -> UUID:

@@ -35,6 +35,7 @@ from api import (
     stats,
     streams,
 )
+from api.calendars import READS_AT_ONCE
 from api.http import fields as fields_
 from api.http import limits as limit
 from api.http import (
@@ -64,7 +65,7 @@ from domain.summaries import summary
 from domain.values import Role, Sealed
 from domain.video import Video
 from infra.auth import access_log, api_keys, denied_attempts, key_admin, oidc
-from infra.delivery.alerts import alert_store
+from infra.delivery.alerts import alert_store, calendars
 from infra.delivery.alerts import rules as alerts
 from infra.delivery.alerts.models import AlertPolicy
 from infra.delivery.webhooks import delivery_store, http_target
@@ -595,6 +596,14 @@ def limits() -> str:
             f"one every {alerting.gap_s:.0f} s, each with {alerting.findings} findings; {alerting.waiting:,} waiting",
         ),
         ("an alert's attempts", f"{len(alerting.retries_s) + 1}, over {sum(alerting.retries_s) / 3600:.0f} h"),
+        ("a ledger's calendars", f"{calendars.MAX_CALENDARS}, {calendars.MAX_CALENDARS_OF_A_KEY} of one key"),
+        (
+            "a calendar",
+            (
+                f"{calendars.MAX_EVENTS:,} ends, from {calendars.PAST.days} days ago to {calendars.AHEAD.days} days "
+                f"ahead, and {calendars.MAX_CANCELLED} revoked codes; {READS_AT_ONCE} reads at once, then one a minute"
+            ),
+        ),
         ("an alert rule's list of messages", f"kept for {alert_store.KEEP_MESSAGES_DAYS} days"),
     ]
     return _table(("What", "Limit"), rows)

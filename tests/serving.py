@@ -40,6 +40,7 @@ from infra.auth.ledger_admin import LedgerAdmin
 from infra.auth.stream_tokens import StreamTokens
 from infra.crypto.envelope import fresh_key
 from infra.crypto.keyring import Keyring
+from infra.delivery.alerts.calendars import Calendars
 from infra.delivery.alerts.rules import AlertRules
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
@@ -277,6 +278,7 @@ class Serving:
                 database=api.database,
                 webhooks=WebhookSubscriptions(api.database, api.keyring),
                 alerts=AlertRules(api.database, api.keyring),
+                calendars=Calendars(api.database, api.keyring, api.aggregates),
                 histories=api.histories,
                 stream_tokens=StreamTokens(api.database, api.keyring),
                 on_keys_changed=api.on_keys_changed,

@@ -19,6 +19,7 @@ from api import (
     api_keys,
     authorization_batch,
     authorizations,
+    calendars,
     campaigns,
     code_list,
     codes,
@@ -125,6 +126,7 @@ _RESOURCES: Final = (
     webhooks,
     webhook_deliveries,
     alerts,
+    calendars,
     advertisers,
     videos,
     erasure,
@@ -263,6 +265,7 @@ def create_app(
     app.state.limits = Limits(Limit(per_second, per_second))
     app.state.current_codes = CurrentCodes(services.database, services.aggregates)
     app.state.strangers = log.Strangers()
+    app.state.calendar_reads = Limit(calendars.READS_AT_ONCE, calendars.READS_PER_SECOND)
     app.state.public_logs = SingleFlight(ServedLogs(services.database).public)
     app.state.sealed_sizes = SealedSizes(services.database)
     app.state.receipts = WaitingForReceipts()

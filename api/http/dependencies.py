@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from infra.auth.read_log import ReadLog
     from infra.auth.stream_tokens import StreamTokens
     from infra.crypto.keyring import Keyring
+    from infra.delivery.alerts.calendars import Calendars
     from infra.delivery.alerts.rules import AlertRules
     from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
     from infra.eventstore.aggregate_reader import AggregateReader
@@ -63,6 +64,7 @@ class Services:
     database: Database
     webhooks: WebhookSubscriptions
     alerts: AlertRules
+    calendars: Calendars
     histories: Histories
     stream_tokens: StreamTokens
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)

@@ -17,6 +17,7 @@ from api.http.dependencies import Services
 from api.http.protocol import bounded_by_address
 from infra.auth.stream_tokens import StreamTokens
 from infra.crypto.rotation import require_master_keys
+from infra.delivery.alerts.calendars import Calendars
 from infra.delivery.alerts.rules import AlertRules
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.postgres.migrate import require_migrated
@@ -103,6 +104,7 @@ async def _serve(
             database=opened.database,
             webhooks=WebhookSubscriptions(opened.database, opened.keyring),
             alerts=AlertRules(opened.database, opened.keyring),
+            calendars=Calendars(opened.database, opened.keyring, opened.aggregates),
             histories=opened.histories,
             stream_tokens=StreamTokens(opened.database, opened.keyring),
             on_keys_changed=opened.on_keys_changed,

@@ -94,6 +94,9 @@ ROLES: dict[str, set[str]] = {
     "POST /v1/alerts/{rule_id}/test": READERS,
     "GET /v1/alerts/{rule_id}/deliveries": READERS,
     "POST /v1/alerts/{rule_id}/replays": READERS,
+    "POST /v1/calendars": READERS,
+    "GET /v1/calendars": READERS,
+    "DELETE /v1/calendars/{calendar_id}": READERS,
     "PUT /v1/advertisers/{advertiser_id}": {"operator", "admin"},
     "GET /v1/advertisers/{advertiser_id}": {"operator", "auditor", "admin"},
     "PUT /v1/videos/{video_id}": {"operator", "admin"},
@@ -104,6 +107,7 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/keys": {"auditor", "admin"},
     "POST /v1/keys/{key_id}/rotation": {"admin"},
     "DELETE /v1/keys/{key_id}": {"admin"},
+    "GET /calendar/{secret}.ics": set(),
     "GET /livez": set(),
     "GET /readyz": set(),
     "GET /metrics": set(),
@@ -174,6 +178,16 @@ def on_alert(method: str, path: str = "", **more: Any) -> Try:
     def attempt(world: World, client: httpx.Client, *_: str) -> httpx.Response:
         rule_id = client.post("/v1/alerts", json=ALERT).json().get("rule_id", "none")
         return client.request(method, f"/v1/alerts/{rule_id}{path}", **more)
+
+    return attempt
+
+
+def on_calendar(method: str, path: str) -> Try:
+    """Return a request on a calendar of the caller's own; there is none for whom may have none."""
+
+    def attempt(_world: World, client: httpx.Client, *_: str) -> httpx.Response:
+        made = client.post("/v1/calendars", json={}).json()
+        return client.request(method, path.format(made.get("calendar_id", "none")))
 
     return attempt
 
@@ -382,6 +396,9 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     "POST /v1/alerts/{rule_id}/test": (on_alert("POST", "/test"), 202),
     "GET /v1/alerts/{rule_id}/deliveries": (on_alert("GET", "/deliveries"), 200),
     "POST /v1/alerts/{rule_id}/replays": (on_alert("POST", "/replays"), 202),
+    "POST /v1/calendars": (lambda _w, client, *_: client.post("/v1/calendars", json={}), 201),
+    "GET /v1/calendars": (lambda _w, client, *_: client.get("/v1/calendars"), 200),
+    "DELETE /v1/calendars/{calendar_id}": (on_calendar("DELETE", "/v1/calendars/{}"), 204),
     "POST /v1/webhooks": (
         lambda _w, client, *_: client.post("/v1/webhooks", json={"url": "https://receiver.example/"}),
         201,
@@ -439,6 +456,9 @@ REQUESTS: dict[str, tuple[Try, int]] = {
 
 # What these ask for names no subject, so a creator or brand is not turned away for whose it is.
 WITHOUT_SUBJECT = {
+    "POST /v1/calendars",
+    "GET /v1/calendars",
+    "DELETE /v1/calendars/{calendar_id}",
     "POST /v1/alerts",
     "GET /v1/alerts",
     "GET /v1/alerts/{rule_id}",

@@ -55,6 +55,7 @@ class Things:
     key_id: str
     webhook_id: str
     rule_id: str
+    calendar_id: str
     ledger: str
 
     def shown(self) -> list[str]:
@@ -84,7 +85,10 @@ def theirs(world: World) -> Things:
     webhook = told(world.client.post("/v1/webhooks", json={"url": "https://receiver.example/"}), 201)
     key_id = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)["key_id"]
     rule_id = told(world.client.post("/v1/alerts", json=ALERT | {"enabled": False}), 201)["rule_id"]
-    return Things(*names, secret, code["code_id"], key_id, webhook["webhook_id"], rule_id, world.server.ledger)
+    calendar_id = told(world.client.post("/v1/calendars", json={}), 201)["calendar_id"]
+    return Things(
+        *names, secret, code["code_id"], key_id, webhook["webhook_id"], rule_id, calendar_id, world.server.ledger
+    )
 
 
 def nobodys() -> Things:
@@ -92,7 +96,7 @@ def nobodys() -> Things:
     names = drawn_names()
     secret = f"#{uuid4()}{uuid4()}"
     ledger = f"ledger-{uuid4().hex[:12]}"
-    return Things(*names, secret, str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), ledger)
+    return Things(*names, secret, str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), ledger)
 
 
 Ask = Callable[[httpx.Client, Things], httpx.Response]
@@ -238,6 +242,12 @@ ASKED: dict[str, list[Ask]] = {
         lambda client, of: client.post("/v1/alerts", json=ALERT | {"creator_id": of.creator_id, "enabled": False}),
         lambda client, of: client.post("/v1/alerts", json=ALERT | {"brand_id": of.brand_id, "enabled": False}),
     ],
+    "GET /v1/calendars": [getting("/v1/calendars")],
+    "DELETE /v1/calendars/{calendar_id}": [lambda client, of: client.delete(f"/v1/calendars/{of.calendar_id}")],
+    "POST /v1/calendars": [
+        lambda client, of: client.post("/v1/calendars", json={"creator_id": of.creator_id}),
+        lambda client, of: client.post("/v1/calendars", json={"brand_id": of.brand_id}),
+    ],
     "GET /v1/keys": [getting("/v1/keys")],
     "POST /v1/keys/{key_id}/rotation": [
         lambda client, of: client.post(f"/v1/keys/{of.key_id}/rotation", json={"overlap_seconds": 0})
@@ -284,7 +294,7 @@ ASKED: dict[str, list[Ask]] = {
 }
 
 _VARIES = re.compile(
-    r"slk_\w+|slt_[\w-]+|whsec_[\w+/=]+"  # secrets that are drawn
+    r"slk_\w+|slt_[\w-]+|calendar/[\w-]{43}|whsec_[\w+/=]+"  # secrets that are drawn
     r"|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|[0-9]{8}T[0-9]{6}Z"
     r"|[0-9a-f]{64}|[0-9a-f]{32}|ledger-[0-9a-f]{12}"

@@ -28,7 +28,7 @@ PURGE_ROWS: Final = 10_000
 _RULES: Final = """
     SELECT r.rule_id, r.ledger_id, r.kind, r.days, k.role, k.creator_ids, k.brand_ids, k.advertiser_ids,
            r.creator_id, r.brand_id, r.advertiser_id, r.channel, r.address, r.zone, r.digest_at, r.quiet_from,
-           r.quiet_until, p.position, p.history, p.made_at,
+           r.quiet_until, p.position, p.history, p.since, p.made_at,
            k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp()),
            (SELECT h.history FROM histories h WHERE h.ledger_id = r.ledger_id ORDER BY h.generation DESC LIMIT 1),
            CASE WHEN c.ledger_id IS NULL THEN a.ledger_id IS NULL ELSE c.problem IS NULL END

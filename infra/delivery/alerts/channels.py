@@ -11,7 +11,7 @@ import ssl
 from dataclasses import dataclass, field
 from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP as SMTP_POLICY
+from email.policy import SMTP
 from email.utils import format_datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Literal
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # The time for one attempt to send an e-mail, from the look-up of the server to its last answer.
 MAIL_S: Final = 30.0
 CHAT_CHARACTERS_MAX: Final = 12_000
+# As long as a subject can be: some programs show a blank before a folded one. In 7 bits, as every server takes it.
+_POLICY: Final = SMTP.clone(max_line_length=240, cte_type="7bit")
 _CHAT_HEADERS: Final = {"content-type": "application/json", "user-agent": "sparkledger-alerts/1"}
 # A chat that is not there any more.
 _GONE: Final = frozenset({404, 410})
@@ -131,7 +133,7 @@ class MailChannel:
         message = self.message(to, text, message_id, made_at)
         try:
             async with asyncio.timeout(MAIL_S), client:
-                await client.send_message(message, sender=server.sender, recipients=[to])
+                await client.sendmail(server.sender, [to], message.as_bytes())
         except aiosmtplib.SMTPRecipientsRefused as refused:
             code = refused.recipients[0].code if refused.recipients else 0
             return Attempted(f"The mail server refused the recipient ({code}).", final=code >= _FIRST_OF_REFUSALS)
@@ -147,7 +149,7 @@ class MailChannel:
 
     def message(self, to: str, text: AlertText, message_id: UUID, made_at: datetime) -> EmailMessage:
         """Return the e-mail. A repeated attempt has the same id, by which receivers recognise it."""
-        message = EmailMessage(policy=SMTP_POLICY)
+        message = EmailMessage(policy=_POLICY)
         message["From"] = Address("Sparkledger", addr_spec=self._server.sender)
         message["To"] = Address(addr_spec=to)
         message["Subject"] = text.subject

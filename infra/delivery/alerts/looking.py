@@ -69,7 +69,9 @@ async def look(
         fresh = [rule for rule in rules if rule.position is None or rule.looked_in != rule.history]
         for rule in fresh:
             creators = await creators_seen(aggregates, ledger_id, rule.sight)
-            looked.append((rule, upto, await _first_look(cur, rule, creators, now, policy)))
+            # An attempt is no state that could be looked at: the events from the rule's beginning on are.
+            position = min(rule.since, upto) if rule.kind == "refused_attempts" else upto
+            looked.append((rule, position, await _first_look(cur, rule, creators, now, policy)))
         behind = [rule for rule in rules if rule not in fresh and (rule.position or 0) < upto]
         if not behind:
             return looked

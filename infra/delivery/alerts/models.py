@@ -175,6 +175,7 @@ class ActiveRule:
     Attributes:
         position: everything up to here was looked at; None before the first look.
         looked_in: the history that the position is of.
+        since: the end of the log when the rule was created or enabled.
         history: the present history of the ledger.
         whole: whether nothing speaks against handing out the ledger's events.
         made_at: when its last message was made.
@@ -191,6 +192,7 @@ class ActiveRule:
     timing: Timing
     position: int | None
     looked_in: UUID | None
+    since: int
     made_at: datetime | None
     key_valid: bool
     history: UUID

@@ -72,7 +72,10 @@ _CREATE: Final = """
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, CASE WHEN %s THEN NULL ELSE 'asked' END,
             CASE WHEN %s THEN NULL ELSE now() END)
 """
-_CREATE_PROGRESS: Final = "INSERT INTO alert_progress (rule_id, ledger_id) VALUES (%s, %s)"
+_CREATE_PROGRESS: Final = """
+    INSERT INTO alert_progress (rule_id, ledger_id, since)
+    SELECT %(rule_id)s, %(ledger_id)s, coalesce(max(e.position), 0) FROM events e WHERE e.ledger_id = %(ledger_id)s
+"""
 
 _CHANGE: Final = """
     UPDATE alert_rules
@@ -83,7 +86,12 @@ _CHANGE: Final = """
     WHERE rule_id = %(rule_id)s
 """
 # What happened meanwhile is no news any more: it looks at what holds now.
-_LOOK_AFRESH: Final = "UPDATE alert_progress SET position = NULL WHERE rule_id = %s"
+_LOOK_AFRESH: Final = """
+    UPDATE alert_progress p
+    SET position = NULL,
+        since = (SELECT coalesce(max(e.position), 0) FROM events e WHERE e.ledger_id = p.ledger_id)
+    WHERE rule_id = %s
+"""
 
 _WAITING_TESTS: Final = """
     SELECT message_id FROM alert_messages
@@ -155,7 +163,8 @@ class AlertRules:
                     *(rule.enabled, rule.enabled),
                 )
                 await connection.execute(_CREATE, (rule_id, owner.ledger_id, owner.key_id, *columns))
-                await connection.execute(_CREATE_PROGRESS, (rule_id, owner.ledger_id))
+                created = {"rule_id": rule_id, "ledger_id": owner.ledger_id}
+                await connection.execute(_CREATE_PROGRESS, created)
                 await remember_answer(connection, owner, request, rule_id=rule_id)
             return await _one(connection, owner, rule_id, sealer), answered is not None
 

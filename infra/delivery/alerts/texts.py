@@ -124,7 +124,7 @@ def _described(number: int, kind: AlertKind, entry: Entry, now: datetime, head: 
     lines = [f"{number}. Code {code.masked} of {code.creator_id}"]
     if found.campaign_id is not None:
         lines.append(f"   Campaign: {found.campaign_id} of account {found.advertiser_id}")
-    lines.append(f"   Video:    {_video(code)}")
+    lines.append(f"   Video:    {video_link(code)}")
     if kind == "refused_attempts":
         lines.append(f"   Account:  {found.advertiser_id}")
         lines.append(f"   Reason:   {(found.reason or '').replace('_', ' ')}")
@@ -142,7 +142,8 @@ def _footer(head: Letterhead) -> list[str]:
     return [f"You get this by the alert rule {head.rule_id} of the ledger {head.ledger}.{change}"]
 
 
-def _video(code: CodeRow) -> str:
+def video_link(code: CodeRow) -> str:
+    """Return the link to a code's post; the id of the video where it is none of TikTok's."""
     if _TIKTOK_VIDEO.fullmatch(code.video_id) and _TIKTOK_HANDLE.fullmatch(code.creator_id):
         return f"https://www.tiktok.com/@{code.creator_id}/video/{code.video_id}"
     return code.video_id

@@ -38,6 +38,8 @@ CREATE TABLE alert_progress (
     -- Everything up to here was looked at, in this history of the log. Absent before the first look.
     position        bigint,
     history         uuid,
+    -- The end of the log when the rule was created or enabled: what is no state is reported from then on.
+    since           bigint NOT NULL,
     -- When its last message was made.
     made_at         timestamptz,
     sent            bigint NOT NULL DEFAULT 0,
@@ -118,7 +120,7 @@ END $$;
 GRANT SELECT ON alert_rules, alert_progress, alert_messages, alert_findings, calendars
     TO sparkledger_api, sparkledger_worker;
 GRANT INSERT, UPDATE, DELETE ON alert_rules TO sparkledger_api;
-GRANT INSERT, UPDATE (position) ON alert_progress TO sparkledger_api;
+GRANT INSERT, UPDATE (position, since) ON alert_progress TO sparkledger_api;
 GRANT INSERT, UPDATE (state, attempts, next_at) ON alert_messages TO sparkledger_api;
 GRANT INSERT, DELETE, UPDATE (read_at) ON calendars TO sparkledger_api;
 GRANT UPDATE (disabled, disabled_at) ON alert_rules TO sparkledger_worker;
@@ -131,10 +133,12 @@ GRANT SELECT ON alert_rules, alert_progress, alert_messages, calendars TO sparkl
 CREATE FUNCTION calendar_of(presented bytea)
 RETURNS TABLE (calendar_id uuid, ledger_id int, ledger_token bytea, log_id uuid, ledger_name text, key_id uuid,
                role text, creator_ids text[], brand_ids text[], advertiser_ids text[], creator_id text, brand_id text,
-               advertiser_id text)
+               advertiser_id text, unread boolean)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT c.calendar_id, c.ledger_id, ledger_token(c.ledger_id), l.log_id, l.name, k.key_id, k.role, k.creator_ids,
-           k.brand_ids, k.advertiser_ids, c.creator_id, c.brand_id, c.advertiser_id
+           k.brand_ids, k.advertiser_ids, c.creator_id, c.brand_id, c.advertiser_id,
+           -- To a quarter of an hour, for calendars are read again and again; a standby keeps no note.
+           NOT pg_is_in_recovery() AND (c.read_at IS NULL OR c.read_at < now() - interval '15 minutes')
     FROM calendars c
     JOIN ledgers l ON l.ledger_id = c.ledger_id
     JOIN api_keys k ON k.key_id = c.key_id

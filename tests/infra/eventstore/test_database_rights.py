@@ -144,7 +144,7 @@ FILLED_BY_HAND = (
     INSERT INTO alert_rules (rule_id, ledger_id, key_id, kind, channel, address, zone)
     VALUES (%(id)s, %(ledger)s, %(key)s, 'ending', 'email', '', 'UTC')
     """,
-    "INSERT INTO alert_progress (rule_id, ledger_id) VALUES (%(id)s, %(ledger)s)",
+    "INSERT INTO alert_progress (rule_id, ledger_id, since) VALUES (%(id)s, %(ledger)s, 0)",
     """
     INSERT INTO alert_messages (message_id, rule_id, ledger_id, findings, made_at, next_at)
     VALUES (%(id)s, %(id)s, %(ledger)s, 1, now(), now())

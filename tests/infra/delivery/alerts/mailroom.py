@@ -114,7 +114,7 @@ class Mailroom:
         return AlertWorker(
             self.serving.worker,
             AllowedNetworks(["127.0.0.0/8"]),
-            mail=replace(server, **self._mail, **changes),
+            mail=replace(server, **self._mail | changes),
             public_url="https://console.example",
             policy=FAST,
             now=self.clock,
@@ -176,7 +176,7 @@ class Mailroom:
 
 
 def _authenticate(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
-    return AuthResult(success=(data.login.decode(), data.password.decode()) == LOGIN)
+    return AuthResult(success=(data.login.decode(), data.password.decode()) == LOGIN, handled=False)
 
 
 @contextmanager
@@ -193,4 +193,4 @@ def mailroom(world: World, context: ssl.SSLContext | None = None, **mail: Any) -
 def text_of(message: EmailMessage) -> str:
     """Return what a person reads of a message."""
     part: Callable[[], Any] = message.get_content
-    return cast("str", part())
+    return cast("str", part()).replace("\r\n", "\n")
