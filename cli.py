@@ -1028,6 +1028,7 @@ BENCHMARKS: Final = {
     "console": "how soon the console's pages show something, what they cost, and the effect on the API; needs Chromium",
     "rebuild": "events per second when views are rebuilt from a long log",
     "lag": "the time from the response to a command until a view has it",
+    "proof": "the signed log: sealing, proofs, lag, heads, bundles and their verifiers, and commands beside the sealer",
     "publish": "events per second to Kafka, and the time from commit to consumer; needs Java 17 and Maven",
     "stream": "the time from recording an event until 100 and 1,000 stream clients have it",
     "webhooks": "events per second delivered to one receiver",

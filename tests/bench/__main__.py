@@ -16,7 +16,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import append, console, expiry, growth, http, lag, publish, question, rebuild, stream, webhooks
+from tests.bench import append, console, expiry, growth, http, lag, proof, publish, question, rebuild, stream, webhooks
 
 BENCHMARKS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "append": append.run,
@@ -27,12 +27,13 @@ BENCHMARKS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "console": console.run,
     "rebuild": rebuild.run,
     "lag": lag.run,
+    "proof": proof.run,
     "publish": publish.run,
     "stream": stream.run,
     "webhooks": webhooks.run,
 }
 # Those that `--full` makes larger.
-SIZED: Final = frozenset({"growth", "expiry", "question", "console", "rebuild"})
+SIZED: Final = frozenset({"growth", "expiry", "question", "console", "proof", "rebuild"})
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = Path(".bench/results.json")
 
