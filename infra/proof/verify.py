@@ -125,6 +125,20 @@ def unbase64(text: str) -> bytes:
     return data
 
 
+def unbase64_all(texts: object) -> list[bytes]:
+    """Decode a list of base64."""
+    if not isinstance(texts, list):
+        raise TypeError
+    return [unbase64(one) for one in texts]
+
+
+def whole(number: object) -> int:
+    """Return a number, which must be a whole one and neither a truth nor a text."""
+    if type(number) is not int:
+        raise TypeError
+    return number
+
+
 class Key:
     """A verifier key, `name+id+key`, as whoever verifies was given it."""
 
@@ -283,7 +297,7 @@ def root_with(leaves: list[bytes], first: int, size: int, others: list[bytes]) -
 
 def root_by_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
     """Return the root that an inclusion proof leads to (RFC 9162, 2.1.3.2)."""
-    if not 0 <= index < size or any(len(one) != HASH_BYTES for one in path):
+    if not 0 <= whole(index) < size or any(len(one) != HASH_BYTES for one in path):
         raise Wrong("the inclusion proof does not fit")
     node, last = index, size - 1
     for sibling in path:
@@ -349,10 +363,18 @@ def _time(text: str) -> bytes:
     return ((moment(text) - EPOCH) // MICROSECOND).to_bytes(8, "big", signed=True)
 
 
-def _hash(text: str) -> bytes:
-    if re.fullmatch(r"[0-9a-f]{64}", text) is None:
+def unhex(text: str) -> bytes:
+    """Return the bytes of hexadecimal digits, of which each text has one spelling."""
+    if re.fullmatch(r"([0-9a-f]{2})*", text) is None:
         raise ValueError
     return bytes.fromhex(text)
+
+
+def _hash(text: str) -> bytes:
+    data = unhex(text)
+    if len(data) != HASH_BYTES:
+        raise ValueError
+    return data
 
 
 def content_of(event: Event) -> bytes:
@@ -532,7 +554,13 @@ class Report:
         return any(mark == "ok" for mark, _ in self.lines) and all(mark != "no" for mark, _ in self.lines)
 
     def __str__(self) -> str:
-        return "".join(f"{mark}  {text}\n" for mark, text in self.lines)
+        return "".join(f"{mark}  {_visible(text)}\n" for mark, text in self.lines)
+
+
+def _visible(text: str) -> str:
+    """Return a verdict as it is printed: nothing in it moves the cursor, hides text, or looks like a verdict."""
+    first, *more = ("".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in line) for line in text.split("\n"))
+    return "\n      ".join([first, *(line.lstrip(" ") for line in more)])
 
 
 class Bundle:
@@ -564,6 +592,10 @@ class Bundle:
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
             return file.read()
+
+    def load(self, name: str) -> Any:
+        """Return what is written in a file of JSON, in UTF-8 and no other encoding."""
+        return json.loads(self.read(name).decode())
 
     def sha256(self, name: str) -> str:
         digest = hashlib.sha256()
@@ -739,10 +771,10 @@ class Run:
     """The contiguous run of entries that a bundle holds: it leads to the signed root."""
 
     def __init__(self, bundle: Bundle, signed: Checkpoint) -> None:
-        proof = json.loads(bundle.read("data/proof/run.json"))
+        proof = bundle.load("data/proof/run.json")
         self.data = bundle.read("data/proof/entries.bin")
-        self.first, self.signed = proof["first"], signed
-        self.beside = [unbase64(one) for one in proof["hashes"]]
+        self.first, self.signed = whole(proof["first"]), signed
+        self.beside = unbase64_all(proof["hashes"])
         if len(self.data) % ENTRY_BYTES or not self.data:
             raise Wrong("entries: the file is empty or was cut off")
         self.last = self.first + len(self.data) // ENTRY_BYTES - 1
@@ -765,9 +797,9 @@ class Run:
         """Take what proves that nothing before the run is left out: sealed heads, and entries that have own proofs."""
         with bundle.open("data/proof/early.ndjson") as file:
             while line := file.readline(MAX_LINE_BYTES):
-                one = json.loads(line)
-                position, entry = one["position"], unbase64(one["entry"])
-                path = [unbase64(part) for part in one["hashes"]]
+                one = json.loads(line.decode())
+                position, entry = whole(one["position"]), unbase64(one["entry"])
+                path = unbase64_all(one["hashes"])
                 root = root_by_path(leaf_hash(entry), position - 1, self.signed.size, path)
                 if root != self.signed.root or len(entry) != ENTRY_BYTES or entry[0] != 1 or position >= self.first:
                     raise Wrong(f"entries: the one at position {position} does not lead to the signed root")
@@ -776,9 +808,7 @@ class Run:
         stream = hashlib.sha256(b"sparkledger/heads/log/v1\n" + log_id).digest()[:16]
         if level < ALL or event["type"] != "HeadsSealed" or _uuid(event["stream_id"]) != stream:
             raise Wrong("heads: the event that is shown does not seal the heads of this log")
-        self.heads = Heads(
-            json.loads(bundle.read("data/proof/heads.json")), json.loads(event["body"]), event["position"]
-        )
+        self.heads = Heads(bundle.load("data/proof/heads.json"), json.loads(event["body"]), event["position"])
         if self.heads.upto != self.first - 1 or self.last != self.signed.size:
             raise Wrong("heads: they end elsewhere than the entries begin")
 
@@ -859,12 +889,12 @@ class Heads:
         self.known: dict[bytes, tuple[int, int, bytes]] = {}
         if sealed["format"] != HEADS_FORMAT or shown["keys"] != self.keys:
             raise Wrong("heads: their format is not known here")
-        self.salt = bytes.fromhex(shown.get("video_salt", ""))
+        self.salt = unhex(shown.get("video_salt", ""))
         if self.salt and hashlib.sha256(self.salt).digest() != unbase64(sealed["video_salt_hash"]):
             raise Wrong("heads: the salt of videos is not the one that the log has sealed")
         for one in shown["heads"]:
-            key, count, chain = bytes.fromhex(one["key"]), one["count"], bytes.fromhex(one["chain"])
-            path = [unbase64(part) for part in one["hashes"]]
+            key, count, chain = unhex(one["key"]), whole(one["count"]), unhex(one["chain"])
+            path = unbase64_all(one["hashes"])
             leaf = leaf_hash(b"\1" + key + count.to_bytes(8, "big") + chain)
             root = root_by_path(leaf, one["index"], self.keys, path)
             if (len(key), len(chain)) != (16, HASH_BYTES) or root != unbase64(sealed["root"]):
@@ -1198,7 +1228,7 @@ def _check_ledger(run: Run, shown: Shown, report: Report) -> None:
 
 
 def _check_range(run: Run, shown: Shown, about: Event, report: Report) -> None:
-    first, last = about["first"], about["last"]
+    first, last = whole(about["first"]), whole(about["last"])
     missing = shown.missing(range(first, last + 1))
     if missing is not None or last < first:
         report.no(f"incomplete: positions {first} to {last}: the event at position {missing or first} is not shown")
@@ -1406,7 +1436,7 @@ def describe(about: Event) -> str:
 
 def _stated(bundle: Bundle) -> Event:
     """Return what the bundle says that it shows: a claim."""
-    stated: Event = json.loads(bundle.read("data/answer.json"))
+    stated: Event = bundle.load("data/answer.json")
     if stated.get("format") != FORMAT:
         raise Wrong(f"this bundle is not of the format {FORMAT!r}, which is the only one known here")
     return stated
