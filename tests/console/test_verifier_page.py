@@ -9,7 +9,7 @@ import json
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,13 +72,21 @@ def kept() -> list[Case]:
 def cases(kept: list[Case], serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     """Every bundle that the tests of `verify.py` verify, and what it says."""
     if not kept:
-        server = new_ledger(serving)
-        with server.client() as client:
-            world = World(server, client)
-            kept += recorded(tmp_path_factory.mktemp("cases"), world)
-            for one in world.clients:
-                one.close()
+        with ExitStack() as opened:
+
+            def fresh() -> World:
+                server = new_ledger(serving)
+                world = World(server, opened.enter_context(server.client()))
+                opened.push(lambda *_: _close(world))
+                return world
+
+            kept += recorded(tmp_path_factory.mktemp("cases"), fresh)
     return kept
+
+
+def _close(world: World) -> None:
+    for client in world.clients:
+        client.close()
 
 
 def check_all(cases: list[Case], check: Callable[[str, Any], Any]) -> None:

@@ -99,8 +99,8 @@ def key_text(key: verify.Key) -> str:
     return f"{key.name}+{key.id.hex()}+{base64.b64encode(bytes([key.kind]) + key.public).decode()}"
 
 
-def recorded(folder: Path, world: World) -> list[Case]:
-    """Run the tests, those of short evidence in a fresh ledger, and return each bundle that they verify."""
+def recorded(folder: Path, fresh: Callable[[], World]) -> list[Case]:
+    """Run the tests, those of short evidence each in a fresh ledger, and return each bundle that they verify."""
     recorder, written = Recorder(), Log.written
 
     def smaller(log: Log, where: Path, bundle: Mapping[str, bytes]) -> Path:
@@ -118,8 +118,7 @@ def recorded(folder: Path, world: World) -> list[Case]:
         _run(recorder, folder, test_verify, lambda: of_the_story)
         _run(recorder, folder, test_verify_keys, lambda: {"changed": test_verify_keys.with_another_key()})
         _run(recorder, folder, test_verify_witnesses, lambda: {"log": test_verify_witnesses.with_witnesses()})
-        sealed = test_short_evidence.sealed_in(world)
-        _run(recorder, folder, test_short_evidence, lambda: {"sealed": sealed})
+        _run(recorder, folder, test_short_evidence, lambda: {"sealed": test_short_evidence.sealed_in(fresh())})
     return recorder.kept
 
 
