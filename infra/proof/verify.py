@@ -325,6 +325,7 @@ CONTENT = (
 )
 ENTRY_BYTES = 65
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+HEX = re.compile(r"(?:[0-9a-f]{2})*")
 TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.ASCII
 )
@@ -339,6 +340,7 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
+@functools.lru_cache(maxsize=4096)  # ids of streams and keys come again
 def _uuid(text: str) -> bytes:
     """Return the bytes of an id, which must be spelled as ids are: streams are told apart by their spelling."""
     if UUID.fullmatch(text) is None:
@@ -357,6 +359,7 @@ def _optional(text: str | None) -> bytes:
     return b"\0" if text is None else b"\1" + _uuid(text)
 
 
+@functools.lru_cache(maxsize=8)
 def _time(text: str) -> bytes:
     if RECORDED.fullmatch(text) is None:
         raise ValueError
@@ -365,7 +368,7 @@ def _time(text: str) -> bytes:
 
 def unhex(text: str) -> bytes:
     """Return the bytes of hexadecimal digits, of which each text has one spelling."""
-    if re.fullmatch(r"([0-9a-f]{2})*", text) is None:
+    if HEX.fullmatch(text) is None:
         raise ValueError
     return bytes.fromhex(text)
 
