@@ -53,7 +53,7 @@ class Concern:
     roles: frozenset[Role] = PEOPLE
 
 
-def _concerns(now: datetime) -> list[Concern]:
+def _concerns(now: datetime, role: Role) -> list[Concern]:
     # The end of a day, so that what is read and what a link leads to are the same all day.
     until = (now + timedelta(days=SOON_DAYS + 1)).replace(hour=0, minute=0, second=0, microsecond=0)
     return [
@@ -62,7 +62,9 @@ def _concerns(now: datetime) -> list[Concern]:
             {"order": "ending", "expires_before": stated(until)},
             "code ends within a week",
             "codes end within a week",
-            "Ask the creator to extend it while ads still need it.",
+            "Extend it while ads still need it."
+            if role == "creator"
+            else "Ask the creator to extend it while ads still need it.",
             "No code ends within a week.",
         ),
         Concern(
@@ -78,7 +80,7 @@ def _concerns(now: datetime) -> list[Concern]:
             {"shared": "false"},
             "code was redeemed by an account that it was not shared with",
             "codes were redeemed by accounts that they were not shared with",
-            "Ask how the account got the code.",
+            "Find out how the account got the code.",
             "No code was redeemed by an account that it was not shared with.",
         ),
         Concern(
@@ -102,7 +104,7 @@ def _concerns(now: datetime) -> list[Concern]:
 
 
 async def _show(visit: Visit) -> Response:
-    concerns = [one for one in _concerns(visit.now) if visit.role in one.roles]
+    concerns = [one for one in _concerns(visit.now, visit.role) if visit.role in one.roles]
     found = await asyncio.gather(*(_found(visit, one) for one in concerns))
     return visit.page(
         "start.html",

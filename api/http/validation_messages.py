@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 MAX_NAME_CHARACTERS: Final = 24
 _PLAIN_NAME: Final = re.compile(rf"(?=.{{1,{MAX_NAME_CHARACTERS}}}\Z)[A-Za-z]+(?:_[A-Za-z]+)*")
 # What the access log calls a route. Which routes there are, the application knows.
-ROUTE_PATTERN: Final = r"^((GET|POST|PUT|DELETE) /[A-Za-z0-9/_.{}-]{0,100}|sparkledger( [a-z-]{1,20}){1,2}|first use)$"
+ROUTE_PATTERN: Final = (
+    r"^((GET|POST|PUT|PATCH|DELETE) /[A-Za-z0-9/_.{}-]{0,100}|sparkledger( [a-z-]{1,20}){1,2}|first use|erasure)$"
+)
 ROUTE_EXPECTED: Final = "Expected a route as the access log shows it, such as `GET /v1/codes/{code_id}`."
 _PATTERNS: Final = {
     ROUTE_PATTERN: ROUTE_EXPECTED,

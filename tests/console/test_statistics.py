@@ -28,7 +28,7 @@ def test_drawing_table_and_file_say_what_the_api_answers(seeded_ledger: Server, 
         total = sum(value(day) for day in days)
         assert sum(int(row[name]) for row in rows) == total, name
         assert f"{title}: {total:,} in all" in page.text
-    assert page.text.count('<th scope="row">') == 90
+    assert page.text.count('<th scope="row" class="day">') == 90
     assert sum(value(day) for _, _, value in SERIES for day in days) > 0
 
 
