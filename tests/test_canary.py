@@ -177,8 +177,8 @@ class Walk:
         label = f"{method} {path} {answer.status_code}"
         if path.endswith("/history") and answer.status_code == 200:
             shows = (*shows, *self.noted)
-        if path.startswith("/v1/webhooks") and answer.status_code == 200:
-            shows = (*shows, "hook", *NAMES)  # where events go, to the client that has them sent there
+        if path.startswith(("/v1/webhooks", "/v1/alerts", "/v1/calendars")) and answer.status_code == 200:
+            shows = (*shows, "hook", *NAMES)  # where events and alerts go, to the client that has them sent there
         searched = path == "/v1/exports/events" and "q" in (more.get("params") or {})
         if path in {"/v1/accesses", "/v1/exports/accesses"} or searched:
             shows = tuple(CANARIES)  # who read and exported what: what was searched for is told there
@@ -236,6 +236,17 @@ def told_first(walk: Walk) -> dict[str, Any]:
     told(ask("POST", f"{at}/test"), 202)
     for read in (at, f"{at}/deliveries", f"{at}/dead-letters"):
         told(ask("GET", read), 200)
+    alert = {"kind": "ending", "channel": "chat", "address": HOOK_URL, "name": INBOX}
+    rule = told(ask("POST", "/v1/alerts", json=alert), 201)
+    walk.answers.pop()
+    at = f"/v1/alerts/{rule['rule_id']}"
+    told(ask("PATCH", at, json={"address": f"{HOOK_URL}s", "name": f"{INBOX} and others"}), 200)
+    told(ask("POST", f"{at}/test"), 202)
+    told(ask("GET", f"{at}/deliveries"), 200)
+    calendar = told(ask("POST", "/v1/calendars", json={"name": INBOX}), 201)
+    walk.answers.pop()
+    walk.credentials.append(f"calendar_{calendar['address'].removeprefix('/calendar/').removesuffix('.ics')}")
+    assert ask("GET", calendar["address"], headers={"Authorization": ""}).status_code == 200
     return code
 
 
@@ -246,6 +257,7 @@ def read_all(walk: Walk, code: dict[str, Any]) -> None:
     for read in (
         *(path, "/v1/codes", "/v1/shares", "/v1/redemptions", "/v1/campaigns", "/v1/permissions", "/v1/stats"),
         *("/v1/events", "/v1/events/3", "/v1/exports/events", "/v1/exports/events?format=csv", "/v1/stats/days"),
+        *("/v1/alerts", "/v1/calendars"),
         *("/v1/accesses", "/v1/keys", "/v1/webhooks", "/metrics", "/livez", "/readyz", "/openapi.json", "/docs"),
         f"/v1/authorizations?video_id=video-1&advertiser_id={OWN_ACCOUNT}",
         f"/v1/creators/{OWN_CREATOR}/permission/history",

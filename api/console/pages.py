@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from api.console import (
     accesses,
+    alerts,
     assets,
     code,
     commands,
@@ -59,6 +60,7 @@ MODULES: Final = (
     statistics,
     figures,
     accesses,
+    alerts,
     keys,
     system,
 )

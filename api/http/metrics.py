@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from infra.delivery.alerts.alert_store import AlertFigures, alert_figures
 from infra.delivery.kafka.publication_status import DestinationLag, destination_lags
 from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.delivery_store import WebhookLag, webhook_lags
@@ -222,6 +223,31 @@ class _OfWebhooks(Collector):
         yield attempts
 
 
+class _OfAlerts(Collector):
+    """How alerts are, in all ledgers."""
+
+    def __init__(self, figures: AlertFigures, now: datetime) -> None:
+        self._figures = figures
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure."""
+        known = self._figures
+        gauges = {
+            "rules": ("Alert rules that are enabled.", known.rules),
+            "calendars": ("Calendars.", known.calendars),
+            "waiting": ("Messages of alerts that are not sent yet.", known.waiting),
+            "dead": ("Messages of alerts that were given up.", known.dead),
+            "lag_seconds": ("The age of the oldest message that waits.", lag_seconds(known.oldest, self._now)),
+        }
+        for name, (description, value) in gauges.items():
+            yield GaugeMetricFamily(f"sparkledger_alerts_{name}", description, value)
+        attempts = CounterMetricFamily("sparkledger_alerts_attempts", "Attempts to send.", labels=["outcome"])
+        attempts.add_metric(["sent"], known.sent)
+        attempts.add_metric(["failed"], known.failed)
+        yield attempts
+
+
 class _OfPlaces(Collector):
     """Who holds what all ledgers share of this process: the ledgers that hold most, by their numbers."""
 
@@ -271,6 +297,7 @@ async def _worker_metrics(services: Services) -> CollectorRegistry:
             statuses = await status_in_all_ledgers(services.database)
             published = await destination_lags(services.database)
             webhooks = await webhook_lags(services.database)
+            alerts = await alert_figures(services.database)
             sealing = await sealing_figures(services.database)
             stopped, _ = await stopped_ledgers(services.database)
     except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong
@@ -280,6 +307,7 @@ async def _worker_metrics(services: Services) -> CollectorRegistry:
     registry.register(_OfLedgers(stopped))
     registry.register(_OfViews(statuses))
     registry.register(_OfLogs(sealing, services.now()))
+    registry.register(_OfAlerts(alerts, services.now()))
     if published:
         registry.register(_OfPublishing(published, services.now()))
     if webhooks:

@@ -34,6 +34,7 @@ PAGES: dict[str, Callable[[Seeded], str]] = {
     "statistics": lambda _: "/statistics",
     "figures": lambda _: "/figures?by=creator",
     "keys": lambda _: "/keys",
+    "alerts": lambda _: "/alerts",
     "system": lambda _: "/system",
     "give": lambda _: f"/give?creator_id={CREATOR}",
     "use": lambda _: "/use",

@@ -5,6 +5,7 @@ Everything is written on the session that holds the lock of alerts. Who has lost
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from infra.auth.api_keys import Subjects
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from infra.delivery.alerts.models import MessageState
-    from infra.postgres.pool import LedgerConnection
+    from infra.postgres.pool import Database, LedgerConnection
 
 # Longer than the furthest reminder before an end: what was reported of an end is remembered until it is over.
 KEEP_FINDINGS_DAYS: Final = 60
@@ -152,6 +153,36 @@ _PURGE_FINDINGS: Final = """
     AND f.message_id IS NOT NULL AND f.found_at < %s - make_interval(days => %s)
     AND NOT EXISTS (SELECT FROM alert_messages m WHERE m.message_id = f.message_id AND m.state = 'waiting')
 """
+
+
+@dataclass(frozen=True, slots=True)
+class AlertFigures:
+    """How alerts are, in all ledgers.
+
+    Attributes:
+        rules: enabled rules.
+        waiting, dead: messages that wait, and that were given up.
+        sent, failed: attempts in all.
+        oldest: when the message was made that has waited longest; None where none waits.
+
+    """
+
+    rules: int
+    calendars: int
+    waiting: int
+    dead: int
+    sent: int
+    failed: int
+    oldest: datetime | None
+
+
+async def alert_figures(database: Database) -> AlertFigures:
+    """Return how alerts are, for metrics. Both database roles may ask."""
+
+    async def query(connection: LedgerConnection) -> Any:
+        return await (await connection.execute("SELECT * FROM alert_figures()")).fetchone()
+
+    return AlertFigures(*await database.read(None, query))
 
 
 async def load_rules(connection: LedgerConnection) -> list[ActiveRule]:
