@@ -109,6 +109,8 @@ async def _event(visit: Visit) -> Response:
     event, text = reply.json, reply.content.decode()
     position = event["position"]
     beside = visit.role in EXPORT
+    # What followed from it is shown as of now.
+    visit.api.position = visit.seen
     return visit.page(
         "event.html",
         event=event,

@@ -88,7 +88,7 @@ async def _answered(visit: Visit, asked: dict[str, str], verdict: dict[str, Any]
         heading=heading,
         explained=explained,
         evidence=[{"position": position, "event": events.get(position)} for position in verdict["evidence"]],
-        address=f"/question?{urlencode(asked)}",
+        address=f"{visit.site}/question?{urlencode(asked)}",
         errors=[],
         accounts=sorted(visit.reader.key.subjects.advertiser_ids),
     )

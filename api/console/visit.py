@@ -83,6 +83,11 @@ class Visit:
         return self.reader.key.role
 
     @property
+    def site(self) -> str:
+        """Where the console is, as the reader's browser calls it: with it, an address on paper is whole."""
+        return f"{self.request.scope['scheme']}://{headers.text(self.request, b'host')}"
+
+    @property
     def now(self) -> datetime:
         """The server's clock."""
         return services_of(self.request.scope).now()

@@ -15,11 +15,13 @@ import json
 import secrets
 import shutil
 import statistics
+import sys
 import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import httpx
@@ -56,7 +58,26 @@ LOAD_PER_SECOND: Final = 200
 RUN_S: Final = 15.0
 CREATOR: Final = "long-history"
 OURS: Final = {"Sec-Fetch-Site": "same-origin"}
-PAINTED: Final = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+HISTORY_DAYS: Final = 20
+# Of ten events, seven shares, two redemptions and one that was refused.
+_HISTORY: Final = """
+INSERT INTO events (
+    ledger_id, position, stream_id, version, event_id, type, type_version, recorded_at, effective_at, creator_stream,
+    actor_key, actor_role, source, command_id, creator_id, video_id, format, body)
+SELECT g.ledger_id, g.position + n, g.stream_id, 1 + n, gen_random_uuid(), x.type, 1, g.recorded_at,
+       %(began)s + n * interval '1 day' * %(days)s / %(events)s, g.creator_stream, g.actor_key, g.actor_role, g.source,
+       gen_random_uuid(), g.creator_id, g.video_id, 1, convert_to(x.body, 'UTF8')
+FROM events g
+CROSS JOIN generate_series(1, %(events)s - 1) AS n
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN n %% 10 < 7 THEN 'Shared' WHEN n %% 10 < 9 THEN 'Redeemed' ELSE 'RedemptionRefused' END AS type,
+           CASE WHEN n %% 10 < 7 THEN '{"brand_id":"brand-' || n || '","channel":"dm"}'
+                WHEN n %% 10 < 9 THEN '{"advertiser_id":"account-' || n || '","shared_with_advertiser":false}'
+                ELSE '{"advertiser_id":"account-' || n || '","reason":"code_expired"}' END AS body
+) x
+WHERE g.stream_id = %(code)s AND g.version = 1
+"""
+PAINTED: Final = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 
 
 async def _fill_views(server: EmbeddedPostgres) -> None:
@@ -67,37 +88,26 @@ async def _fill_views(server: EmbeddedPostgres) -> None:
     await database.close()
 
 
-class LongHistory:
-    """A code to which something happens thousands of times, by the commands."""
-
-    def __init__(self, port: int, key: str) -> None:
-        self._port, self._key = port, key
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=self._headers(), trust_env=False) as client:
-            client.put(f"/v1/creators/{CREATOR}/permission", json={"enabled": True}).raise_for_status()
-            order = {"creator_id": CREATOR, "video_id": "7300000000000000001", "terms_version": "2026-01"}
-            code = client.post("/v1/codes", json=order).raise_for_status().json()
-        self.code_id, self._secret = code["code_id"], code["secret"]
-        self._number = itertools.count(1)
-
-    def record(self, events: int) -> int:
-        """Record at least so many events; return how many the code has then."""
-        count = 1
-        while count < events:
-            count += sum(drive([self._port], self._next, connections=8, seconds=1.0).statuses.values())
-        return count
-
-    def _next(self) -> bytes:
-        """Of five, three shares, one redemption and one note."""
-        number = next(self._number)
-        path, order = f"/v1/codes/{self.code_id}/shares", {"brand_id": f"brand-{number}", "channel": "dm"}
-        if number % 5 == 0:
-            path, order = "/v1/redemptions", {"secret": self._secret, "advertiser_id": f"account-{number}"}
-        elif number % 5 == 1:
-            path, order = f"/v1/codes/{self.code_id}/notes", {"text": f"Note {number}"}
-        return http("POST", path, self._key, json.dumps(order).encode(), secrets.token_hex(16))
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key}"}
+def _long_history(server: EmbeddedPostgres, port: int, key: str, events: int) -> str:
+    """Record a code by the commands, and write as many events of it as it is to have; return its id."""
+    began = datetime.now(UTC) - timedelta(days=HISTORY_DAYS)
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=60) as client:
+        enabled = {"enabled": True, "effective_at": began.isoformat()}
+        client.put(f"/v1/creators/{CREATOR}/permission", json=enabled).raise_for_status()
+        order = {
+            "creator_id": CREATOR,
+            "video_id": "7300000000000000001",
+            "terms_version": "2026-01",
+            "secret": "#long/history/of+a/code==",
+            "starts_at": began.isoformat(),
+            "effective_at": began.isoformat(),
+            "days": 2 * HISTORY_DAYS,
+        }
+        code_id = str(client.post("/v1/codes", json=order).raise_for_status().json()["code_id"])
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(_HISTORY, {"code": code_id, "events": events, "began": began, "days": HISTORY_DAYS})
+    return code_id
 
 
 class Reader:
@@ -186,6 +196,10 @@ def _beside(port: int, key: str, paths: list[str], request: Callable[[], bytes])
     }
 
 
+def _say(what: str) -> None:
+    sys.stderr.write(f"  {what} …\n")
+
+
 def _weights() -> dict[str, dict[str, int]]:
     """Return the bytes of scripts and styles, and those that gzip would make of them."""
     return {name: {"raw": len(one.content), "gzip": len(gzip.compress(one.content))} for name, one in ASSETS.items()}
@@ -206,12 +220,12 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
         with psycopg.connect(server.dsn()) as connection:
             row = connection.execute("SELECT ledger_id FROM ledgers WHERE name = 'bench'").fetchone()
             assert row is not None
+        _say("filling")
         fill(server, row[0], events)
         port, api = stack.enter_context(
             process("-m", "tests.bench.serve", environment=_serve(server, master_text, API))
         )
-        history = LongHistory(port, key)
-        recorded = history.record(HISTORY)
+        long = _long_history(server, port, key, HISTORY)
         asyncio.run(_fill_views(server))
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute("VACUUM ANALYZE")
@@ -221,7 +235,7 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
                 str(one[0])
                 for one in connection.execute("SELECT code_id FROM views.codes ORDER BY random() LIMIT 500").fetchall()
             ]
-        dossier = f"/codes/{history.code_id}"
+        dossier = f"/codes/{long}"
         pages = {
             "start": "/",
             "list of codes": "/codes",
@@ -229,11 +243,12 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
             "list of one creator's codes": "/codes?creator_id=creator-1",
             "dossier": f"/codes/{codes[0]}",
             "dossier, long history": dossier,
-            "dossier, long history, as it was": f"{dossier}?as_of={events + recorded // 2}",
+            "dossier, long history, as it was": f"{dossier}?as_of={events + HISTORY // 2}",
             "trail": "/events",
             "event": "/events/1000",
         }
         with sync_playwright() as playwright:
+            _say("opening pages")
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             reader = Reader(browser.new_page(base_url=f"http://127.0.0.1:{port}"), api, key)
             shown = {name: reader.opens(path) for name, path in pages.items()}
@@ -242,6 +257,7 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
         def read() -> bytes:
             return http("GET", f"/v1/codes/{secrets.choice(codes)}", key)
 
+        _say("reading beside people who click")
         clicked = [path for path in pages.values() if path != dossier and "as_of=" not in path]
         beside = _beside(port, key, clicked, read)
     return {
@@ -249,7 +265,7 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
         "api_beside_readers": beside,
         "weights": _weights(),
         "codes": row[0],
-        "events_of_the_long_history": recorded,
+        "events_of_the_long_history": HISTORY,
         "loads": LOADS,
         "settings": SETTINGS,
     }

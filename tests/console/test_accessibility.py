@@ -15,8 +15,12 @@ from tests.console.seed import ACCOUNT, CREATOR, VIDEO, Seeded
 # By tags: axe leaves out rules of WCAG 2.2 if it is not told to run them.
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-# Each width and each scheme once: colours do not hang on the width, nor sizes on the scheme, and axe takes seconds.
-LOOKS: tuple[tuple[int, Literal["light", "dark"]], ...] = ((1280, "light"), (360, "dark"))
+LOOKS: tuple[tuple[int, Literal["light", "dark"]], ...] = (
+    (1280, "light"),
+    (1280, "dark"),
+    (360, "dark"),
+    (360, "light"),
+)
 # Each page, by what its address is made of.
 PAGES: dict[str, Callable[[Seeded], str]] = {
     "sign-in": lambda _: "/sign-in",
@@ -47,8 +51,6 @@ PAGES: dict[str, Callable[[Seeded], str]] = {
 
 def violations(page: Page) -> list[tuple[str, str]]:
     """Return what breaks a rule, and what axe could not decide, with where it is."""
-    # Where a test has opened the page, the policy lets it run what the page could not.
-    page.evaluate(AXE)
     found: dict[str, Any] = page.evaluate("tags => axe.run(document, {runOnly: {type: 'tag', values: tags}})", TAGS)
     assert found["passes"], "axe checked nothing"
     return [
@@ -64,11 +66,15 @@ def violations(page: Page) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing(windows: Windows, seeded: Seeded, name: str) -> None:
     page = windows.open(None if name == "sign-in" else windows.server.admin_key)
+    page.goto(PAGES[name](seeded))
+    # Where a test has opened the page, the policy lets it run what the page could not.
+    page.evaluate(AXE)
     for width, scheme in LOOKS:
         page.set_viewport_size({"width": width, "height": 800})
         page.emulate_media(color_scheme=scheme)
-        page.goto(PAGES[name](seeded))
         assert violations(page) == [], (name, width, scheme)
+    # Nothing moves, so nothing has to hold still for those who ask for less motion.
+    assert page.evaluate("document.getAnimations().length") == 0
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -76,10 +82,12 @@ def test_nothing_but_tables_scrolls_sideways_even_at_twice_the_size(
     windows: Windows, seeded: Seeded, name: str
 ) -> None:
     page = windows.open(None if name == "sign-in" else windows.server.admin_key)
-    for width in (360, 320):
+    page.goto(PAGES[name](seeded))
+    # A phone; a window of 640 pixels at twice the size, of a page and of its text alone.
+    for width, text in ((360, "1rem"), (320, "1rem"), (640, "32px")):
         page.set_viewport_size({"width": width, "height": 800})
-        page.goto(PAGES[name](seeded))
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate("size => { document.documentElement.style.fontSize = size; }", "" if text == "1rem" else text)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, text
 
 
 # Of a page's links and buttons, those that are tried: the rest are rows of tables.
@@ -112,6 +120,57 @@ def test_what_the_keyboard_reaches_is_on_the_screen_and_under_nothing(
         reached.append(focused)
     assert len(reached) > 1
     assert [one["what"] for one in reached if not one["seen"]] == []
+
+
+def test_what_counts_new_events_hides_nothing_that_the_keyboard_reaches(windows: Windows, seeded: Seeded) -> None:
+    page = windows.open(windows.server.admin_key)
+    page.set_viewport_size({"width": 360, "height": 640})
+    page.goto(f"/codes/{seeded.running['code_id']}")
+    page.evaluate(
+        """() => {
+          const link = document.getElementById("live").appendChild(document.createElement("a"));
+          link.href = "/events";
+          link.textContent = "1,234 new events";
+        }"""
+    )
+    hidden = []
+    for _ in range(4 * TABS):
+        page.keyboard.press("Tab")
+        focused = page.evaluate(FOCUSED)
+        if focused is None:
+            break
+        hidden += [] if focused["seen"] else [focused["what"]]
+    assert hidden == []
+
+
+def test_the_keyboard_alone_leads_from_signing_in_to_an_answer(windows: Windows, seeded: Seeded) -> None:
+    page = windows.open()
+    page.goto("/sign-in")
+    with page.expect_navigation():
+        page.keyboard.type(windows.server.admin_key)
+        page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "q"
+
+    def on_to(text: str) -> None:
+        for _ in range(TABS):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.innerText ?? ''").strip().startswith(text):
+                return
+        raise AssertionError(text)
+
+    on_to("Was a video authorized")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    for _ in range(TABS):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.name") == "video_id":
+            break
+    page.keyboard.type(VIDEO)
+    page.keyboard.press("Tab")
+    page.keyboard.type(ACCOUNT)
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Yes, it was authorized")
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -201,7 +201,7 @@ def test_an_event_shows_its_cause_its_effects_and_its_stored_bytes(own_windows: 
         query = "SELECT e.body FROM events e JOIN ledgers l USING (ledger_id) WHERE l.name = %s AND e.position = %s"
         row = connection.execute(query, (own_world.server.ledger, position)).fetchone()
     assert row is not None
-    stored = page.get_by_role("region", name="As it is stored", exact=True).last
+    stored = page.get_by_role("region", name="The stored body")
     expect(stored).to_have_text(row[0].decode())
     expect(page.get_by_text(hashlib.sha256(row[0]).hexdigest())).to_be_visible()
     follow(effects.get_by_role("link"))
