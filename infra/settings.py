@@ -353,8 +353,8 @@ class Settings(BaseModel):
     )
     webhook_networks: _Networks = _setting(
         ("127.0.0.0/8", "::1/128"),
-        "The networks, besides public addresses, that webhooks can be sent to, or `none`. List only networks "
-        "of your own receivers: everyone with a subscriber key can cause requests to them.",
+        "The networks, besides public addresses, that webhooks and alerts can be sent to, or `none`. List only "
+        "networks of your own receivers: everyone with a key, but creators and brands, can cause requests to them.",
         "give networks such as 10.1.0.0/16 or 10.1.2.3/32, several separated by commas, or none",
     )
     public_url: Annotated[str | None, AfterValidator(_public_url)] = _setting(

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import aiosmtplib
 import orjson
 
-from infra.delivery.webhooks.http_target import HttpTarget
+from infra.delivery.webhooks.http_target import AllowedNetworks, HttpTarget
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from infra.delivery.alerts.texts import AlertText
-    from infra.delivery.webhooks.http_target import AllowedNetworks, Resolver
+    from infra.delivery.webhooks.http_target import Resolver
     from infra.settings import Settings
 
 # The time for one attempt to send an e-mail, from the look-up of the server to its last answer.
@@ -37,6 +37,8 @@ CHAT_CHARACTERS_MAX: Final = 12_000
 # As long as a subject can be: some programs show a blank before a folded one. In 7 bits, as every server takes it.
 _POLICY: Final = SMTP.clone(max_line_length=240, cte_type="7bit")
 _CHAT_HEADERS: Final = {"content-type": "application/json", "user-agent": "sparkledger-alerts/1"}
+# No network but the public one. Creators and brands are outsiders, who must not make this machine call its neighbours.
+PUBLIC_ONLY: Final = AllowedNetworks(())
 # A chat that is not there any more.
 _GONE: Final = frozenset({404, 410})
 _FIRST_OF_REFUSALS: Final = 500
@@ -170,9 +172,15 @@ class ChatChannel:
         self._resolver = resolver
         self._context = context
 
-    async def send(self, url: str, text: AlertText, message_id: UUID, ledger_id: int) -> Attempted:
-        """Send a message once. Every failure of the network or the receiver is a result, not an exception."""
-        target = HttpTarget(url, ledger_id, self._networks, self._resolver, self._context, 1)
+    async def send(
+        self, url: str, text: AlertText, message_id: UUID, ledger_id: int, *, public_only: bool
+    ) -> Attempted:
+        """Send a message once. Every failure of the network or the receiver is a result, not an exception.
+
+        With `public_only` the networks of the setting are closed to it.
+        """
+        networks = PUBLIC_ONLY if public_only else self._networks
+        target = HttpTarget(url, ledger_id, networks, self._resolver, self._context, 1)
         try:
             result = await target.post(_CHAT_HEADERS | {"idempotency-key": str(message_id)}, chat_body(text))
         finally:

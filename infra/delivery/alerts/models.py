@@ -71,6 +71,11 @@ class Sight:
     subjects: Subjects
     about: About
 
+    @property
+    def is_outsiders(self) -> bool:
+        """Whether the key is a creator's or a brand's, who is no part of the organisation that keeps the ledger."""
+        return self.role in {"creator", "brand"}
+
     def sees(self, creator_id: str, brand_ids: set[str], advertiser_ids: set[str]) -> bool:
         """Return whether a code is seen, by its creator, and by whom it was shared with or redeemed by."""
         ours, about = self.subjects, self.about

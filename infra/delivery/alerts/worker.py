@@ -224,7 +224,9 @@ class AlertWorker:
             await alert_store.settle(connection, message, "void", now)
             return
         if rule.channel == "chat":
-            sending = self._chat.send(address, text, message.message_id, rule.ledger_id)
+            sending = self._chat.send(
+                address, text, message.message_id, rule.ledger_id, public_only=rule.sight.is_outsiders
+            )
         else:
             assert self._mail is not None  # noqa: S101 - looked at above
             sending = self._mail.send(address, text, message.message_id, message.made_at)

@@ -53,6 +53,21 @@ def test_a_chat_in_another_network_is_refused_when_the_rule_is_made(world: World
     assert refused(world.client.post("/v1/alerts", json=asked)) == (422, "malformed_body")
 
 
+def test_creators_and_brands_cannot_have_anything_sent_to_this_machine_or_its_networks(
+    room: Mailroom, world: World
+) -> None:
+    asked = {"kind": "ending", "channel": "chat", "address": room.chat.url}
+    for outsider in (world.creator(), brand := world.brand()):
+        assert refused(outsider.post("/v1/alerts", json=asked)) == (422, "malformed_body")
+    # A name is looked up only when a message is sent.
+    named = room.chat.url.replace("127.0.0.1", "localhost")
+    rule = room.rule(client=brand, channel="chat", address=named)
+    told(brand.post(f"/v1/alerts/{rule['rule_id']}/test"), 202)
+    room.step()
+    assert room.read(rule)["error"] == "The host name resolves to an address that webhooks must not use."
+    assert room.chat.received == []
+
+
 def test_mail_goes_by_starttls_with_a_login_and_a_certificate_of_our_own(world: World, tmp_path: Path) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     for path, text in zip((certificate, key), certificate_and_key(), strict=True):
