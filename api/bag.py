@@ -58,10 +58,12 @@ def evidence_signer(keys: LedgerKeys, origin: str) -> BagSigner:
 class Bag:
     """A bag that is being written."""
 
-    def __init__(self, folder: str, signer: BagSigner) -> None:
-        """Take the name of its one folder, and who signs it."""
+    def __init__(self, folder: str, signer: BagSigner, *, keep_bytes: int = 0) -> None:
+        """Take the name of its one folder, who signs it, and up to how many bytes of files it keeps for a copy."""
         self._folder = folder
         self._signer = signer
+        self._kept: dict[str, bytearray] | None = {}
+        self._left = keep_bytes
         self._sink = _Sink()
         self._zip = zipfile.ZipFile(cast("IO[bytes]", self._sink), "w", zipfile.ZIP_STORED)
         self._hashes: dict[str, str] = {}
@@ -79,11 +81,30 @@ class Bag:
             def write(piece: bytes) -> None:
                 digest.update(piece)
                 file.write(piece)
+                self._keep(name, piece)
                 if name.startswith(PAYLOAD):
                     self._bytes += len(piece)
 
             yield write
         self._hashes[name] = digest.hexdigest()
+
+    def _keep(self, name: str, piece: bytes) -> None:
+        if self._kept is not None:
+            self._left -= len(piece)
+            self._kept.setdefault(name, bytearray()).extend(piece)
+            if self._left < 0:
+                self._kept = None
+
+    def copied(self) -> bytes | None:
+        """Return the files that were written so far as a bag of their own; None if they are more than it keeps."""
+        files, self._kept = self._kept, None
+        if files is None:
+            return None
+        copy = Bag(self._folder, self._signer)
+        for name, content in files.items():
+            copy.add(name, bytes(content))
+        copy.finish([])
+        return copy.taken()
 
     def add(self, name: str, content: bytes) -> None:
         """Write a file that is at hand."""

@@ -36,6 +36,8 @@ FORMAT: Final = "sparkledger evidence 1"
 _VERIFIER: Final = Path(verify.__file__).read_bytes()
 # Events that the report lists; the others are in the files for programs and spreadsheets.
 MAX_REPORTED: Final = 500
+# A bundle whose files are no larger is in its own report once more, which checks it when it is opened.
+MAX_ENCLOSED_BYTES: Final = 512 * 1024
 # A file of more events or entries is written so that it may have gigabytes.
 LARGE: Final = 10_000
 
@@ -151,7 +153,7 @@ class Bundle:
             Unavailable: the database is away.
 
         """
-        bag, log, plan = Bag(self.name, self.signer), self.log, self.plan
+        bag, log, plan = Bag(self.name, self.signer, keep_bytes=MAX_ENCLOSED_BYTES), self.log, self.plan
         first, last = plan.run
         seen = _Seen()
         large = max(len(plan.wanted), last - first) > LARGE
@@ -194,12 +196,15 @@ class Bundle:
         bag.add("data/keys/evidence.vkey", f"{self.signer.verifier_key}\n".encode())
         bag.add("data/keys/witnesses.vkeys", "".join(f"{key}\n" for key in log.witness_keys).encode())
         bag.add("data/keys/policy", policy_of(log).encode())
+        enclosed = bag.copied()
         bag.add("data/verify.py", _VERIFIER)
         certified = Certified(
             self.name, plan.about, log, plan.answer, seen.count, seen.by_type, self.software, self._form
         )
         bag.add("data/CERTIFICATION.md", certification(certified).encode())
-        page = report_page(certified, plan.role, seen.first, withheld=seen.withheld, erased=seen.erased)
+        page = report_page(
+            certified, plan.role, seen.first, withheld=seen.withheld, erased=seen.erased, enclosed=enclosed
+        )
         bag.add("data/REPORT.html", page.encode())
         bag.finish(
             [

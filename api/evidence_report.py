@@ -1,19 +1,25 @@
 """What people read of an evidence bundle: a report that prints to a clean PDF, and a draft certification to sign.
 
-Neither is proof, and both say so: what counts are the verdicts of a verifier.
+Neither is proof, and both say so: what counts are the verdicts of a verifier. The report of a small bundle brings the
+bundle and the code of `verify.html`, and checks itself when it is opened. Whoever forges the one can forge the other,
+so it takes no key, and never says more than that everything fits together.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from infra.eventstore.event_metadata import summary_of
 from infra.eventstore.serialization import to_event
+from infra.proof import verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,8 +52,8 @@ class Certified:
 
 
 _STYLE: Final = """
-:root { --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --paper: #fff; --tint: #f5f7fa; --good: #0b6b43;
-  --bad: #9b2c1f; }
+:root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --paper: #fff; --tint: #f5f7fa;
+  --good: #0b6b43; --bad: #9b2c1f; }
 * { box-sizing: border-box; }
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif;
   color: var(--ink); background: var(--paper); margin: 0 auto; padding: 48px 32px 64px; max-width: 940px; }
@@ -76,14 +82,49 @@ td.time { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .late { color: var(--bad); }
 footer { margin-top: 40px; border-top: 1px solid var(--line); padding-top: 12px; color: var(--soft);
   font-size: 12.5px; }
+.table { border: 0; border-radius: 0; } .verdict { margin-top: 0; } .verdict h2 { outline: none; }
 @page { size: A4; margin: 18mm 16mm; }
 @media print {
+  .listed { display: none; }
   body { padding: 0; max-width: none; font-size: 10.5pt; }
   h2 { break-after: avoid; } tr, .answer, pre { break-inside: avoid; } thead { display: table-header-group; }
   .answer, pre { background: none; }
 }
 """
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+_PAGE: Final = Path(verify.__file__).with_suffix(".html").read_text()
+
+
+def _part_of_page(name: str) -> str:
+    """Return the script or the style of verify.html."""
+    (content,) = re.findall(f"<{name}>(.*?)</{name}>", _PAGE, flags=re.DOTALL)
+    return str(content)
+
+
+def _source(content: str) -> str:
+    """Return how a policy names a script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+_SCRIPT: Final = _part_of_page("script")
+_PAGE_STYLE: Final = _part_of_page("style")
+_POLICY: Final = (
+    f"default-src 'none'; script-src {_source(_SCRIPT)}; style-src {_source(_PAGE_STYLE)} {_source(_STYLE)}; "
+    "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_CHECKS_ITSELF: Final = """\
+<h2>What this page finds when it checks itself</h2>
+<p>When it is opened, it checks the events that came with it, in the browser and without any network, as
+<code>verify.html</code> does. <b>What that proves:</b> that nothing was damaged on the way, and that the events, their
+proofs and the answer fit together. <b>What it does not prove:</b> who made them. This page came with what it checks,
+and whoever forges the events can forge the page as well. So it takes no key, and is never green.</p>
+<p id="busy" hidden>Checking …</p>
+<noscript><p><b>It could not check itself:</b> this browser or preview does not run its script.</p></noscript>
+<div id="result" hidden></div>
+"""
+_TOO_LARGE: Final = """\
+<h2>Why this page does not check itself</h2>
+<p>The bundle is too large for a page to bring it once more. A verifier checks the ZIP file.</p>
+"""
 # What people call the bundles.
 _TITLES: Final = {
     "answer": "Was this video authorized?",
@@ -104,7 +145,13 @@ _WORDS: Final = {
 
 
 def report_page(
-    certified: Certified, role: str, events: Sequence[Mapping[str, Any]], *, withheld: int, erased: int
+    certified: Certified,
+    role: str,
+    events: Sequence[Mapping[str, Any]],
+    *,
+    withheld: int,
+    erased: int,
+    enclosed: bytes | None,
 ) -> str:
     """Return the report, one file that loads nothing.
 
@@ -114,6 +161,7 @@ def report_page(
         events: those that it lists, with all that they say.
         withheld: of how many events the bundle does not show what they say.
         erased: of how many events a sealed part was erased.
+        enclosed: the bundle without its report, which the page checks when it is opened; None if it is too large.
 
     """
     log, about = certified.log, certified.about
@@ -139,6 +187,7 @@ def report_page(
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)} · {escape(certified.bundle)}</title>
+<style>{_PAGE_STYLE}</style>
 <style>{_STYLE}</style>
 </head>
 <body>
@@ -146,6 +195,7 @@ def report_page(
 <p class="kind">Evidence from a signed log</p>
 <h1>{escape(title)}</h1>
 </header>
+<main>
 {_answer(certified.answer)}
 <h2>What this is about</h2>
 {_list(_about(about))}
@@ -164,31 +214,45 @@ def report_page(
         )
     }
 <h2>How to check it</h2>
-<p>This page is for reading and proves nothing by itself. What counts are the lines that a verifier prints. Take
-<code>verify.py</code> from where you trust it, and the verifier key of the log from the operator over another way than
-this bundle. The verifier needs Python 3.11 or newer and nothing else, and no network.</p>
+<p>This page is for reading. What counts is what a verifier says that did not come with the bundle. Take one from where
+you trust it, and the verifier key of the log from the operator over another way than this bundle. No network is needed.
+In a browser, <code>verify.html</code>: open the file from your disk, choose the ZIP file and paste the key. Or, with
+Python 3.11 or newer and nothing else, <code>verify.py</code>:</p>
 <pre>python3 -I verify.py {escape(certified.bundle)}.zip --key LOG.vkey</pre>
 <p>Each line of its output is one verdict. <code>ok</code> holds, <code>no</code> does not, and <code>--</code> was not
 checked or is not claimed. That no file was changed on its way can also be checked with programs of others, in the
 unpacked folder:</p>
 <pre>sha256sum -c manifest-sha256.txt
 bagit.py --validate .</pre>
+{_TOO_LARGE if enclosed is None else _CHECKS_ITSELF}
 <h2>What was recorded</h2>
 {hidden}{gone}
+<div class="table" tabindex="0" role="region" aria-label="What was recorded">
 <table>
 <thead><tr><th class="number">Position</th><th>Took effect</th><th>Recorded</th><th>Event</th><th>By</th></tr></thead>
 <tbody>{listed}</tbody>
 </table>
+</div>
 {further}
 <h2>What this does not prove</h2>
 <p>The log proves what was recorded, that it was not changed since it was signed, and, where the verifier says so, that
 nothing is left out. It does not prove that what was recorded is true, or who used a key. The time at which something
 took effect is what its recorder stated; the time of recording is the ledger's clock, unless a witness or a time stamp
 confirms it. Without the signature of a witness, the operator could have shown another log to somebody else.</p>
+</main>
 <footer>{escape(certified.bundle)} · all times in UTC · CERTIFICATION.md is a draft for a person to sign</footer>
+{_enclosed(enclosed)}
 </body>
 </html>
 """
+
+
+def _enclosed(bundle: bytes | None) -> str:
+    """Return the bundle as text that no browser runs, and the script that checks it."""
+    if bundle is None:
+        return ""
+    data = base64.b64encode(bundle).decode()
+    return f'<script type="application/zip" id="enclosed">{data}</script>\n<script>{_SCRIPT}</script>'
 
 
 def certification(certified: Certified) -> str:

@@ -32,6 +32,9 @@ TEMPLATE = "template_migrated"
 # What takes seconds to start, and the tests that share it: one process runs them all.
 TOGETHER = {
     "walk": ("tests/test_canary.py",),
+    "verifiers": tuple(
+        f"tests/console/test_verifier_page.py::test_{browser}_says" for browser in ("chromium", "firefox", "webkit")
+    ),
     "kafka": ("tests/infra/delivery/kafka/test_outages.py",),
     "up": (
         "tests/api/http/test_protocol.py::test_a_head_that_does_not_end_is_refused_and_the_connection_closed",

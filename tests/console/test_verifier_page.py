@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from api import evidence_bundle
 from api.console import verifier
 from infra.proof import verify
 from tests import given
@@ -30,6 +32,7 @@ from tests.console.test_accessibility import LOOKS, violations
 from tests.console.webkit import webkit
 from tests.given import CODE
 from tests.infra.proof.bundles import Log, showing
+from tests.infra.proof.bundles import files as unpacked
 from tests.infra.proof.cases import Case, key_text, questions, recorded
 from tests.infra.proof.test_verify import VECTORS, two_codes
 from tests.serving import Serving, new_ledger
@@ -60,6 +63,8 @@ HOLDS: Final = ["verdict good", "This bundle holds"]
 GREY: Final = ["verdict open", "Consistent in itself. Whose it is was not checked"]
 FAILS: Final = ["verdict bad", "This bundle does not hold"]
 UNUSABLE: Final = ["verdict bad", "This cannot be used"]
+# The first of these tests runs all tests of the other verifier before.
+GATHERING: Final = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +120,8 @@ def without_names_of_errors(lines: list[tuple[str, str]]) -> list[tuple[str, str
 
 
 @contextmanager
-def opened(browsers: Browsers) -> Iterator[Page]:
-    """Open the page from disk; it may ask for nothing else, and break no policy."""
+def opened(browsers: Browsers, file: Path = PAGE) -> Iterator[Page]:
+    """Open a page from disk; it may ask for nothing else, and break no policy."""
     context = browsers.browser().new_context(timezone_id="Asia/Tokyo", locale="de-DE")
     asked: list[str] = []
     errors: list[str] = []
@@ -124,10 +129,10 @@ def opened(browsers: Browsers) -> Iterator[Page]:
     page = context.new_page()
     page.on("console", lambda message: errors.append(message.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(PAGE.as_uri())
+    page.goto(file.as_uri())
     try:
         yield page
-        assert asked == [PAGE.as_uri()]
+        assert asked == [file.as_uri()]
         assert errors == []
     finally:
         context.close()
@@ -136,11 +141,13 @@ def opened(browsers: Browsers) -> Iterator[Page]:
 # -- The same verdicts
 
 
+@GATHERING
 def test_chromium_says_of_every_bundle_what_the_other_verifier_says(browsers: Browsers, cases: list[Case]) -> None:
     with opened(browsers) as page:
         check_all(cases, page.evaluate)
 
 
+@GATHERING
 def test_firefox_says_of_every_bundle_what_the_other_verifier_says(cases: list[Case], tmp_path: Path) -> None:
     if firefox_.BINARY is None:
         absent("The second browser needs Firefox: apt-get install firefox-esr")
@@ -163,6 +170,7 @@ def test_firefox_says_of_every_bundle_what_the_other_verifier_says(cases: list[C
         assert tab.errors == []
 
 
+@GATHERING
 def test_webkit_says_of_every_bundle_what_the_other_verifier_says(cases: list[Case], tmp_path: Path) -> None:
     if webkit_.DRIVER is None or webkit_.SCREEN is None:
         absent("The third browser needs WebKit and a screen: apt-get install webkit2gtk-driver xvfb")
@@ -314,6 +322,50 @@ def test_what_was_recorded_is_listed_as_it_was_checked(browsers: Browsers, tmp_p
         lie = showing(log.bundle(log.plan({"kind": "code", "code_id": str(CODE)}, [CODE])), lambda events: events.pop())
         assert check(page, log.written(tmp_path, lie), log.signer.verifier_keys[0]) == FAILS
         expect(table).to_be_hidden()
+
+
+# -- The report of a bundle
+
+
+def report_of(bundle: Path) -> str:
+    with zipfile.ZipFile(bundle) as read:
+        return next(read.read(name).decode() for name in read.namelist() if name.endswith("/REPORT.html"))
+
+
+def test_a_report_checks_itself_from_disk_and_is_never_green(browsers: Browsers, tmp_path: Path) -> None:
+    bundle, _ = good_bundle(tmp_path)
+    report = tmp_path / "REPORT.html"
+    whole = report_of(bundle)
+    enclosed = whole.partition('id="enclosed">')[2].partition("</script>")[0]
+    # An event of what it brings says something else.
+    files = {
+        name: content for name, content in unpacked(base64.b64decode(enclosed)).items() if name.startswith("data/")
+    }
+    lie = files | {"data/events.ndjson": files["data/events.ndjson"].replace(b"creator-1", b"creator-2")}
+    other = base64.b64encode(Log.of(two_codes()).written(tmp_path, lie).read_bytes()).decode()
+    assert lie != files
+    for text, expected in ((whole, GREY), (whole.replace(enclosed, other), FAILS)):
+        report.write_text(text)
+        with opened(browsers, report) as page:
+            page.locator("#headline").wait_for()
+            assert page.evaluate(SHOWN) == expected
+            expect(page.get_by_text("whoever forges the events can forge the page as well")).to_be_visible()
+            expect(page.get_by_role("heading", name="The history of an authorization code")).to_be_visible()
+            assert page.locator("textarea, input, button").count() == 0
+            for width, scheme in LOOKS:
+                page.set_viewport_size({"width": width, "height": 800})
+                page.emulate_media(color_scheme=scheme)
+                assert violations(page) == [], (width, scheme, expected)
+
+
+def test_a_report_that_cannot_bring_its_bundle_says_so(browsers: Browsers, tmp_path: Path) -> None:
+    with patch.object(evidence_bundle, "MAX_ENCLOSED_BYTES", 1_000):
+        bundle, _ = good_bundle(tmp_path)
+    report = tmp_path / "REPORT.html"
+    report.write_text(report_of(bundle))
+    with opened(browsers, report) as page:
+        expect(page.get_by_text("The bundle is too large for a page to bring it once more.")).to_be_visible()
+        expect(page.locator("script")).to_have_count(0)
 
 
 # -- ZIP files
