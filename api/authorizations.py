@@ -44,8 +44,8 @@ class AuthorizationAnswer(Answer):
 
     authorized: Annotated[bool, Field(description="Whether the video was authorized.")]
     reason: Annotated[
-        Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked"],
-        Field(description="The reason, based only on code, window, revocation and redemption."),
+        Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked", "rights_ended"],
+        Field(description="The reason, based only on code, window, revocation, usage rights and redemption."),
     ]
     video_id: answered.VideoId
     advertiser_id: answered.AdvertiserId
@@ -62,6 +62,17 @@ class AuthorizationAnswer(Answer):
         ),
     ]
     expires_at: Annotated[answered.Moment | None, Field(description="The end of the code's window (excluded).")]
+    rights_until: Annotated[
+        answered.Moment | None, Field(description="The end of the usage rights (excluded), if one was stated by then.")
+    ]
+    ends_at: Annotated[
+        answered.Moment | None,
+        Field(description="The effective end: the end of the window, the revocation or the end of the usage rights."),
+    ]
+    ends_by: Annotated[
+        Literal["code", "rights"] | None,
+        Field(description="What ends first: the code, by its window or a revocation, or the rights."),
+    ]
     permission_enabled: Annotated[bool, Field(description="Whether the creator's Ad Authorization was on.")]
     shared: Annotated[
         bool | None,
@@ -187,6 +198,7 @@ def verdict_content(found: Verdict, video_id: str, advertiser_id: str, at: datet
     A caller who may not read the code does not see its evidence.
     """
     told = found.code_id is not None or found.reason == "no_code"
+    end = found.end
     return {
         "video_id": video_id,
         "advertiser_id": advertiser_id,
@@ -199,6 +211,9 @@ def verdict_content(found: Verdict, video_id: str, advertiser_id: str, at: datet
         "starts_at": found.starts_at,
         "start_stated": None if found.code_id is None else found.start_stated,
         "expires_at": found.expires_at,
+        "rights_until": found.rights_until,
+        "ends_at": None if end is None else end.at,
+        "ends_by": None if end is None else end.by,
         "permission_enabled": found.permission_enabled,
         "shared": found.shared,
         "evidence": found.evidence,
@@ -236,7 +251,7 @@ def authorization_verdict(
     found = replace(found, warnings=_warnings(evidence, known, readable, video, answers_by))
     if told:
         return found
-    return replace(found, code_id=None, starts_at=None, expires_at=None, evidence=(), events=())
+    return replace(found, code_id=None, starts_at=None, expires_at=None, rights_until=None, evidence=(), events=())
 
 
 def _warnings(

@@ -54,7 +54,7 @@ from api.http.route import Operation, Route
 from api.past_campaigns import PastCampaignFilters, past_campaigns
 from api.past_codes import moment_of
 from domain import commands
-from domain.campaign import Campaign
+from domain.campaign import Campaign, StopReason
 from domain.code import Code
 from domain.commands import Decision, Ledger
 from domain.errors import Refused, Unknown
@@ -136,12 +136,7 @@ class CampaignInList(Answer):
         bool, Field(description="Whether it runs: launched, even if only scheduled, and not stopped yet.")
     ]
     stops_at: Annotated[answered.Moment, Field(description="When it stops or stopped.")]
-    stop_reason: Annotated[
-        Literal["code_end", "campaign_end"],
-        Field(
-            description="What stops it: `code_end` (its code expires or is revoked) or `campaign_end` (its own end)."
-        ),
-    ]
+    stop_reason: answered.StopReason
     ended_at: Annotated[answered.Moment | None, Field(description="When it was ended before its planned end.")]
     ended_by: Annotated[
         Literal["ended", "code_expired", "code_revoked"] | None, Field(description="The recorded cause of that.")
@@ -162,8 +157,8 @@ class CampaignsFilters(QueryModel):
         None
     )
     stop_reason: Annotated[
-        Literal["code_end", "campaign_end"] | None,
-        Field(description="Only campaigns stopped by their code, or only by their own end."),
+        StopReason | None,
+        Field(description="Only campaigns stopped by their code, by the usage rights, or by their own end."),
     ] = None
     stops_from: Annotated[Moment | None, Field(description="Only campaigns that stop at this time or later.")] = None
     stops_before: Annotated[Moment | None, Field(description="Only campaigns that stop before this time.")] = None
@@ -400,6 +395,7 @@ def _warnings(code: Code, campaign_id: str, now: datetime) -> list[str]:
     why = {
         "code_expired": "when the code's window ended" if over else "when the code's window ends",
         "code_revoked": "when the code was revoked",
+        "rights_ended": "when the usage rights ended" if over else "when the usage rights end",
     }.get(by)
     if why is None:
         return []

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from api.http import answer_fields as answered
 from api.http.models import Answer
 from api.http.responses import answer, command_headers
+from domain.campaign import STOP_REASONS
 from domain.values import Channel
 
 if TYPE_CHECKING:
@@ -56,9 +57,27 @@ class CampaignEntry(Answer):
     ended_at: Annotated[answered.Moment | None, Field(description="When it was ended, if it was.")]
     stops_at: Annotated[
         answered.Moment,
-        Field(description="When it stops or stopped: at its planned end, the end of the window, or when it was ended."),
+        Field(
+            description="When it stops or stopped: at its planned end, the end of the window or of the rights, or when "
+            "it was ended."
+        ),
     ]
+    stop_reason: answered.StopReason
     running: Annotated[bool, Field(description="Whether it runs: launched and not stopped yet.")]
+
+
+class UsageRightsEntry(Answer):
+    """Usage rights as they were stated last. The reference to the contract is in the history, with the notes."""
+
+    until: Annotated[answered.Moment | None, Field(description="When they end (excluded). Null if no end was agreed.")]
+    platforms: Annotated[
+        list[str] | None,
+        Field(description="Where the video may be used. Null if nothing was stated.", examples=[["tiktok"]]),
+    ]
+    edits_allowed: Annotated[
+        bool | None, Field(description="Whether the video may be edited. Null if nothing was stated.")
+    ]
+    stated_at: Annotated[answered.Moment, Field(description="The effective time of the statement.")]
 
 
 class CodeSummary(Answer):
@@ -75,6 +94,11 @@ class CodeSummary(Answer):
     starts_at: answered.StartsAt
     expires_at: answered.ExpiresAt
     start_stated: answered.StartStated
+    usage_rights: Annotated[
+        UsageRightsEntry | None, Field(description="The usage rights beside the code. Null if nobody stated any.")
+    ]
+    ends_at: answered.EndsAt
+    ends_by: answered.EndsBy
     supersedes: Annotated[UUID | None, Field(description="The code that this one superseded.")]
     superseded_by: Annotated[UUID | None, Field(description="The code that supersedes this one.")]
     superseded_at: Annotated[answered.Moment | None, Field(description="From when on it is superseded.")]
@@ -125,6 +149,7 @@ def code_answer(
 
 def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datetime, *, whole: bool) -> dict[str, Any]:
     """Return what every answer about a code has, in the order of `CodeSummary`; a brand sees not the `whole` of it."""
+    end = code.effective_end
     return {
         "code_id": code_id,
         "masked": code.masked,
@@ -135,12 +160,28 @@ def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datet
         "starts_at": window.starts_at,
         "expires_at": window.expires_at,
         "start_stated": code.start_stated,
+        "usage_rights": _rights(code),
+        "ends_at": end.at,
+        "ends_by": end.by,
         "supersedes": code.supersedes if whole else None,
         "superseded_by": code.superseded_by if whole else None,
         "superseded_at": code.superseded_at,
         "revoked_at": code.revoked_at,
         "state": code.state(now),
         "live": code.live(now),
+    }
+
+
+def _rights(code: Code | CodeRow) -> dict[str, Any] | None:
+    stated = code.usage_rights
+    if stated is None:
+        return None
+    rights = stated.rights
+    return {
+        "until": rights.until,
+        "platforms": rights.platforms,
+        "edits_allowed": rights.edits_allowed,
+        "stated_at": stated.at,
     }
 
 
@@ -194,6 +235,7 @@ def _everyone(_brand_ids: object, _advertiser_ids: object) -> bool:
 
 
 def _campaign(campaign: Campaign, code: Code, *, running: bool) -> dict[str, Any]:
+    stop = code.stop(campaign)
     return {
         "campaign_id": campaign.campaign_id,
         "advertiser_id": campaign.advertiser_id,
@@ -204,6 +246,7 @@ def _campaign(campaign: Campaign, code: Code, *, running: bool) -> dict[str, Any
         "ends_at": campaign.ends_at,
         "launched_at": campaign.launched_at,
         "ended_at": campaign.ended_at,
-        "stops_at": code.stops_at(campaign),
+        "stops_at": stop.at,
+        "stop_reason": STOP_REASONS[stop.by],
         "running": running,
     }

@@ -72,6 +72,9 @@ class CodesFilters(QueryModel):
         Field(description="Only codes shared with or redeemed by this advertiser account.", examples=["adv-7001"]),
     ] = None
     expires_before: Annotated[Moment | None, Field(description="Only codes whose window ends before this time.")] = None
+    rights_until: Annotated[Moment | None, Field(description="Only codes whose usage rights end before this time.")] = (
+        None
+    )
     live_at: Annotated[
         Moment | None,
         Field(
@@ -175,6 +178,7 @@ async def list_codes(
             visible_brands=ours.brand_ids if brand else None,
             visible_advertisers=ours.advertiser_ids if brand else None,
             expires_before=query.expires_before,
+            rights_before=query.rights_until,
             live_at=query.live_at,
         )
 
@@ -222,7 +226,7 @@ async def _list_as_it_was(query: CodesQuery, caller: Caller) -> Response:
         rows, _ = await caller.services.views.read(caller.ledger_id, page, view=codes.NAME, at_least=moment.position)
         return rows
 
-    filters = PastFilters(query.state, query.brand_id, query.advertiser_id, query.expires_before)
+    filters = PastFilters(query.state, query.brand_id, query.advertiser_id, query.expires_before, query.rights_until)
     after_key = None if query.cursor is None else decode(query.cursor, scope)
     found, following = await past_codes(caller, moment, filters, candidates, after_key=after_key, limit=query.limit)
     page_found = Page(found, None if following is None else encode(following, scope))

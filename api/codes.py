@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Self, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
@@ -24,6 +24,8 @@ from api.http.denied_attempts import NOT_KNOWN_YET
 from api.http.dependencies import current_codes_of
 from api.http.fields import (
     LATER,
+    MAX_PLATFORMS,
+    PLATFORM_PATTERN,
     VIDEO_ID_EXACT,
     CaptionHash,
     CodeIdText,
@@ -49,6 +51,7 @@ from domain.code import Code, effective_as_of, fold_code, replay_code
 from domain.commands import Decision, Ledger
 from domain.errors import REFUSALS, NotAllowed, Refused, Unknown
 from domain.pasted import creator_name
+from domain.rights import UsageRights
 from domain.values import Sealed, When
 from infra.auth.access_log import AccessSubject
 from infra.ids import uuid7
@@ -71,6 +74,42 @@ class Revoked(Body):
 
     effective_at: Annotated[Moment, Field(description="When the code was revoked.")]
     reason: Annotated[Reason, Field(description="Why the code was revoked.")]
+
+
+Platform = Annotated[str, StringConstraints(pattern=PLATFORM_PATTERN), Field(examples=["tiktok"])]
+
+
+class UsageRightsBody(Body):
+    """Usage rights that a contract gives beside the code. What is left out is not stated."""
+
+    until: Annotated[
+        Moment | None,
+        Field(description="When they end (excluded). Null if no end was agreed.", examples=[LATER]),
+    ] = None
+    platforms: Annotated[
+        list[Platform] | None,
+        Field(max_length=MAX_PLATFORMS, description="Where the video may be used.", examples=[["tiktok"]]),
+    ] = None
+    edits_allowed: Annotated[bool | None, Field(description="Whether the video may be edited.")] = None
+    contract_reference: Annotated[
+        Note | None,
+        Field(
+            description="Where the contract is, such as its number. It is stored encrypted.", examples=["C-2026-117"]
+        ),
+    ] = None
+
+    def rights(self) -> UsageRights:
+        """Return the rights, without the mark of the contract."""
+        platforms = None if self.platforms is None else tuple(sorted(set(self.platforms)))
+        return UsageRights(self.until, platforms, self.edits_allowed)
+
+    def contract(self) -> Sealed | None:
+        """Return the reference to the contract."""
+        return None if self.contract_reference is None else Sealed(self.contract_reference)
+
+
+class StateRights(UsageRightsBody, Command):
+    """The usage rights. They take the place of those that were stated before."""
 
 
 class GenerateCode(Command):
@@ -122,6 +161,9 @@ class GenerateCode(Command):
             description="The code of the same creator and video that this one supersedes. It must be valid now. "
             "`If-Match` then names its version."
         ),
+    ] = None
+    usage_rights: Annotated[
+        UsageRightsBody | None, Field(description="The usage rights that a contract gives beside the code.")
     ] = None
     revoked: Annotated[
         Revoked | None,
@@ -248,6 +290,7 @@ _LINKS: Final = {
             "revealCode",
             "revokeCode",
             "shareCode",
+            "stateUsageRights",
         )
     },
     **{name: {"operationId": name, "requestBody": _BY_SECRET} for name in ("lookupCode", "redeemCode")},
@@ -302,6 +345,8 @@ async def generate_code(
             secret=secret,
             secret_given=body.secret is not None,
             caption_sha256=body.caption_sha256,
+            rights=None if body.usage_rights is None else body.usage_rights.rights(),
+            contract_reference=None if body.usage_rights is None else body.usage_rights.contract(),
             revoked=revoked,
             supersedes=supersedes,
             if_match=if_match,
@@ -469,6 +514,35 @@ async def add_note(
 
     result = await handle_command(caller, body, await creator_of(caller, code), decide)
     return code_answer(result, caller, created_or_repeated(result))
+
+
+@router.put(
+    "/v1/codes/{code_id}/usage-rights", response_model=CodeAnswer, tags=["Commands"], operation_id="stateUsageRights"
+)
+@Operation(request_headers=("If-Match",), example={"until": LATER, "platforms": ["tiktok"], "edits_allowed": False})
+async def state_usage_rights(
+    code_id: str, body: StateRights, caller: Annotated[Caller, allow("creator", "operator", "admin")]
+) -> Response:
+    """State the usage rights that a contract gives beside a code, in place of what was stated before.
+
+    Rights change no state of the code and refuse nothing. When they end, the authorization question answers no
+    (`rights_ended`), and campaigns stop. Repeating it changes nothing.
+    """
+    code, if_match = headers.path_uuid(code_id, "code"), headers.if_match(caller.request)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        return await commands.state_rights(
+            ledger,
+            code,
+            body.rights(),
+            body.contract(),
+            if_match=if_match,
+            authorize=caller.change_code,
+            when=when,
+        )
+
+    result = await handle_command(caller, body, await creator_of(caller, code), decide)
+    return code_answer(result, caller, 200)
 
 
 @router.get("/v1/codes/{code_id}", response_model=CodeReadAnswer, tags=["Reads"], operation_id="readCode")

@@ -227,7 +227,9 @@ async def unsealed_notes(caller: Caller, recorded: Sequence[RecordedEvent]) -> d
     noted = [
         r
         for r in recorded
-        if isinstance(r.event, Code.NoteAdded) or (isinstance(r.event, Code.Shared) and r.event.note_fingerprint)
+        if isinstance(r.event, Code.NoteAdded)
+        or (isinstance(r.event, Code.Shared) and r.event.note_fingerprint)
+        or (isinstance(r.event, Code.RightsStated) and r.event.contract_fingerprint)
     ]
     if not noted:
         return {}

@@ -318,6 +318,7 @@ async def _of_answer(viewer: Viewer, request: EvidenceRequest, log: SignedLog, n
     about = {"kind": "answer", "video_id": video_id, "advertiser_id": advertiser_id, "at": moment_text(at)}
     answer = verdict_content(found, video_id, advertiser_id, at, log.size)
     answer |= {"starts_at": _text(found.starts_at), "expires_at": _text(found.expires_at)}
+    answer |= {"rights_until": _text(found.rights_until), "ends_at": found.end and _text(found.end.at)}
     if not viewer.sees_all:
         if not found.authorized or found.code_id is None:
             raise Problem("not_allowed", NO_OF_OTHERS)

@@ -141,6 +141,7 @@ _WORDS: Final = {
     "not_started": "Not authorized: the window had not started",
     "expired": "Not authorized: the window had ended",
     "revoked": "Not authorized: the code was revoked",
+    "rights_ended": "Not authorized: the usage rights had ended",
 }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from api.past_codes import code_as_it_was
+from domain.campaign import STOP_REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
     from api.http.caller import Caller
     from api.past_codes import Moment
+    from domain.campaign import StopReason
     from domain.code import Code
-    from projections.campaigns import CampaignRow, StopReason
+    from projections.campaigns import CampaignRow
 
 # Campaigns that are read at a time, and at most for one page.
 CAMPAIGNS_AT_ONCE: Final = 100
@@ -112,5 +114,5 @@ def _as_it_was(row: CampaignRow, code: Code | None) -> CampaignRow | None:
         ended_at=campaign.ended_at,
         cause=campaign.ended_by,
         stops_at=stop.at,
-        stop_reason="campaign_end" if stop.by in {"campaign_end", "ended"} else "code_end",
+        stop_reason=STOP_REASONS[stop.by],
     )

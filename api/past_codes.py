@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from api.code_answer import code_summary
 from api.http.as_of import known_at, upto
 from domain.code import Code, effective_as_of, fold_code, replay_code
+from domain.values import FOREVER
 from infra.eventstore.serialization import UnreadableEvent
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class PastFilters:
     brand_id: str | None = None
     advertiser_id: str | None = None
     expires_before: datetime | None = None
+    rights_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,5 +168,8 @@ def _passes(code: Code, filters: PastFilters, caller: Caller, moment: Moment) ->
     if filters.advertiser_id is not None and filters.advertiser_id not in accounts:
         return False
     if filters.expires_before is not None and code.window.expires_at >= filters.expires_before:
+        return False
+    rights_until = code.rights_until(FOREVER)
+    if filters.rights_before is not None and (rights_until is None or rights_until >= filters.rights_before):
         return False
     return filters.state is None or code.state(moment.clock) == filters.state

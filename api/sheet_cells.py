@@ -8,13 +8,14 @@ of windows, the terms.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Final, Literal
 from uuid import UUID
 
-from api.http.fields import MAX_REASON_CHARACTERS, MAX_TEXT_CHARACTERS
+from api.http.fields import MAX_PLATFORMS, MAX_REASON_CHARACTERS, MAX_TEXT_CHARACTERS, PLATFORM_PATTERN
 from api.sheet_columns import Field
 from domain.campaign import Share
 from domain.pasted import (
@@ -162,6 +163,8 @@ _SENTENCES: Final = {
     "account_alone": "The row names an advertiser account, and neither a brand that the code was shared with nor when "
     "the account entered the code. Add one of them.",
     "no_account": "The row says when the code was entered, and not by which advertiser account. Add the account.",
+    "not_platforms": "Expected names of platforms with commas or spaces between, such as tiktok, instagram.",
+    "no_rights": "The row says when or by which contract usage rights were stated, and not which. Add their end.",
     "no_revocation_date": "The row gives a reason for a revocation, and not when the code was revoked. Add the day.",
     "too_long": "This text is too long.",
 }
@@ -234,7 +237,12 @@ def facts_of(cells: Mapping[Field, str], reading: Reading, now: datetime) -> She
         redeemed_at=row.past("redeemed_at"),
         revoked_at=row.past("revoked_at"),
         reason=row.text("reason", MAX_REASON_CHARACTERS),
-        note=row.note(),
+        rights_until=row.time("rights_until"),
+        platforms=row.platforms(),
+        edits_allowed=None if "edits_allowed" not in cells else row.is_yes("edits_allowed"),
+        contract_reference=row.sealed("contract_reference"),
+        rights_stated_at=row.past("rights_stated_at"),
+        note=row.sealed("note"),
     )
     _check_together(facts, now)
     return facts
@@ -254,6 +262,8 @@ def _check_together(facts: SheetFacts, now: datetime) -> None:
         raise Unclear("advertiser_id", "account_alone")
     if facts.share is not None and facts.shared_at is None and ends is not None and ends <= facts.shared_by(now):
         raise Unclear("shared_at", "no_share_date")
+    if (facts.rights_stated_at or facts.contract_reference) is not None and not facts.states_rights:
+        raise Unclear("rights_until", "no_rights")
     if facts.reason is not None and facts.revoked_at is None:
         raise Unclear("revoked_at", "no_revocation_date")
 
@@ -312,12 +322,26 @@ class _Cells:
         text = self._cells.get("permission")
         if text is None:
             return self._reading.permission
-        text = text.removesuffix(_AS_PICTURE)
-        if text.casefold() in _NO:
+        if not self.is_yes("permission"):
             raise Unclear("permission", "permission_off")
-        if text.casefold() not in _YES:
-            raise Unclear("permission", "not_yes_or_no")
         return True
+
+    def is_yes(self, field: Field) -> bool:
+        text = self._cells[field].removesuffix(_AS_PICTURE).casefold()
+        if text not in _YES | _NO:
+            raise Unclear(field, "not_yes_or_no")
+        return text in _YES
+
+    def platforms(self) -> tuple[str, ...] | None:
+        text = self._cells.get("platforms")
+        if text is None:
+            return None
+        names = sorted(
+            {name for name in re.split(r"[\s,;/+&]+", unicodedata.normalize("NFKC", text).casefold()) if name}
+        )
+        if not 1 <= len(names) <= MAX_PLATFORMS or not all(re.fullmatch(PLATFORM_PATTERN, name) for name in names):
+            raise Unclear("platforms", "not_platforms")
+        return tuple(names)
 
     def id(self, field: Field) -> str | None:
         text = self._cells.get(field)
@@ -345,10 +369,10 @@ class _Cells:
             raise Unclear(field, "contains_secret", SENTENCES["contains_secret"])
         return " ".join(text.split())
 
-    def note(self) -> Sealed | None:
-        text = self._cells.get("note")
+    def sealed(self, field: Field) -> Sealed | None:
+        text = self._cells.get(field)
         if text is not None and len(text) > MAX_TEXT_CHARACTERS:
-            raise Unclear("note", "too_long")
+            raise Unclear(field, "too_long")
         return None if text is None else Sealed(text)
 
     def length(self) -> timedelta | None:

@@ -31,6 +31,11 @@ Field = Literal[
     "redeemed_at",
     "revoked_at",
     "reason",
+    "rights_until",
+    "platforms",
+    "edits_allowed",
+    "contract_reference",
+    "rights_stated_at",
     "note",
 ]
 FIELDS: Final[tuple[Field, ...]] = get_args(Field)
@@ -133,6 +138,23 @@ NAMES: Final[Mapping[Field, tuple[str, ...]]] = {
         "révoqué le",
     ),
     "reason": ("reason", "revocation reason", "撤销原因", "Grund", "motivo", "raison"),
+    "rights_until": (
+        *("usage rights until", "usage rights end", "rights until", "rights end", "usage end", "usage until"),
+        *("usage rights expiration", "usage rights expiry", "licence end", "license end"),
+        *("使用权到期", "使用权截止日期", "Nutzungsrechte bis", "derechos de uso hasta", "droits d'usage jusqu'au"),
+        *("direitos de uso até", "使用権終了日"),
+    ),
+    # A column that is just named `Platform` or `Contract` is about something else as often.
+    "platforms": ("usage rights platforms", "usage platforms", "rights platforms", "使用权平台"),
+    "edits_allowed": (
+        "usage rights edits allowed",
+        "edits allowed",
+        "editing allowed",
+        "允许编辑",
+        "Bearbeitung erlaubt",
+    ),
+    "contract_reference": ("usage rights contract", "contract reference", "使用权合同", "Vertrag der Nutzungsrechte"),
+    "rights_stated_at": ("usage rights stated at", "usage rights stated on", "usage rights agreed on"),
     "note": (
         *("note", "notes", "comment", "comments", "remark", "remarks", "备注", "備考", "Notiz", "Notizen"),
         *("Bemerkung", "notas", "nota", "comentarios", "remarque", "remarques", "observações"),

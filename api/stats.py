@@ -111,7 +111,7 @@ class CampaignFigures(Answer):
         Field(
             description=(
                 "The number of campaigns that stop on this day, by `campaign_end`, `window_end` (the code's "
-                "window ends before the campaign's planned end) or `revocation`."
+                "window ends before the campaign's planned end), `rights_end` (the usage rights do) or `revocation`."
             ),
             examples=[{"campaign_end": 4, "window_end": 1}],
         ),

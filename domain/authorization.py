@@ -1,8 +1,8 @@
 """The authorization question: was this video authorized for this advertiser at this time?
 
-The reason depends only on code, window, revocation and redemption. The creator's permission and the shares are part of
-the answer, but do not decide it: running ads stay valid when a permission goes off, and codes are shared in chats that
-nobody may have recorded.
+The reason depends only on code, window, revocation, usage rights and redemption. The creator's permission and the
+shares are part of the answer, but do not decide it: running ads stay valid when a permission goes off, and codes are
+shared in chats that nobody may have recorded.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
 from domain.pasted import creator_name
 from domain.recorded import Event, RecordedEvent
+from domain.rights import End, effective_end
 from domain.values import Window
 from domain.video import Video
 
@@ -26,9 +27,17 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-Reason = Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked"]
+Reason = Literal["authorized", "no_code", "not_redeemed", "not_started", "expired", "revoked", "rights_ended"]
 
-_DECIDING: Final = (Code.Generated, Code.Extended, Code.Shared, Code.Redeemed, Code.Superseded, Code.Revoked)
+_DECIDING: Final = (
+    Code.Generated,
+    Code.Extended,
+    Code.RightsStated,
+    Code.Shared,
+    Code.Redeemed,
+    Code.Superseded,
+    Code.Revoked,
+)
 # The types of events that decide the answer. All others can be left out of a stream before the question is asked.
 BEARING: Final = tuple(
     name
@@ -42,6 +51,7 @@ Effect = Literal["begins", "changes", "ends"]
 EFFECTS: Final[Mapping[type[Event], Effect]] = {
     Code.Redeemed: "begins",
     Code.Extended: "changes",
+    Code.RightsStated: "changes",
     Code.Revoked: "ends",
     Code.Expired: "ends",
 }
@@ -58,6 +68,7 @@ class Verdict:
     code_id: UUID | None = None
     starts_at: datetime | None = None
     expires_at: datetime | None = None
+    rights_until: datetime | None = None
     permission_enabled: bool = False
     shared: bool | None = False
     evidence: tuple[int, ...] = ()
@@ -69,6 +80,14 @@ class Verdict:
     def authorized(self) -> bool:
         """Whether the video was authorized."""
         return self.reason == "authorized"
+
+    @property
+    def end(self) -> End | None:
+        """When the code could be used no longer, and by what; None without a code."""
+        if self.expires_at is None:
+            return None
+        revoked = (r.effective_at for r in self.events if isinstance(r.event, Code.Revoked))
+        return effective_end(self.expires_at, min(revoked, default=None), self.rights_until)
 
     @property
     def creator_id(self) -> str | None:
@@ -165,9 +184,10 @@ def _of_code(
     owner = sorted((r for r in advertiser if r.effective_at <= shared_by), key=_effective)[-1:]
     brand_id = next((r.event.brand_id for r in owner if isinstance(r.event, Advertiser.Named)), None)
     brand_ids = frozenset() if brand_id is None else frozenset({brand_id})
-    # Asked about a time before it was generated, its window is what it was then, with extensions of that moment.
+    # Asked about a time before it was generated, its window and rights are what they were then.
     born = max(at, code.generated_at)
-    further = [r for r in effective_as_of(stream, born) if r not in kept and isinstance(r.event, Code.Extended)]
+    set_then = Code.Extended | Code.RightsStated
+    further = [r for r in effective_as_of(stream, born) if r not in kept and isinstance(r.event, set_then)]
     deciding = [recorded for recorded in [*kept, *further] if _decides(recorded, advertiser_id, brand_id)]
     switches = sorted(effective_as_of(permissions.get(stream[0].creator_stream, ()), at), key=_effective)[-1:]
     # Anyone who entered the code may have been known to act for the brand.
@@ -177,12 +197,14 @@ def _of_code(
     window = Window(known.window.starts_at, known.end_at(born))
     # Whose the account is makes a difference only to what was shared.
     owner = owner if any(shared_at <= shared_by for shared_at in code.shares.values()) else []
+    rights_until = known.rights_until(born)
     events = tuple(sorted([*deciding, *switches, *owner], key=attrgetter("position")))
     answer = Verdict(
-        reason=_reason(code, window, advertiser_id, at),
+        reason=_reason(code, window, rights_until, advertiser_id, at),
         code_id=code.id,
         starts_at=window.starts_at,
         expires_at=window.expires_at,
+        rights_until=rights_until,
         permission_enabled=any(isinstance(switch.event, Creator.Enabled) for switch in switches),
         shared=named or code.was_shared_with(advertiser_id, brand_ids, by=shared_by),
         evidence=tuple(r.position for r in events),
@@ -196,20 +218,22 @@ def _effective(recorded: RecordedEvent) -> tuple[datetime, int]:
     return recorded.effective_at, recorded.position
 
 
-def _reason(code: Code, window: Window, advertiser_id: str, at: datetime) -> Reason:
+def _reason(code: Code, window: Window, rights_until: datetime | None, advertiser_id: str, at: datetime) -> Reason:
     if code.revoked_at is not None:
         return "revoked"
     if not window.started_by(at):
         return "not_started"
     if window.ended_by(at):
         return "expired"
+    if rights_until is not None and rights_until <= at:
+        return "rights_ended"
     return "authorized" if advertiser_id in code.redemptions else "not_redeemed"
 
 
 def _decides(recorded: RecordedEvent, advertiser_id: str, brand_id: str | None) -> bool:
     """Return whether an event decides the answer for this advertiser; a share does if it may have been meant for it."""
     match recorded.event:
-        case Code.Generated() | Code.Extended() | Code.Revoked():
+        case Code.Generated() | Code.Extended() | Code.RightsStated() | Code.Revoked():
             return True
         case Code.Redeemed(advertiser_id=redeemer):
             return redeemer == advertiser_id

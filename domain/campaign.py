@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from domain.values import Channel
 
-EndedBy = Literal["campaign_end", "ended", "code_expired", "code_revoked"]
+# What stops a campaign: its code, because its window ends or it is revoked; the usage rights; or the campaign itself.
+StopReason = Literal["code_end", "rights_end", "campaign_end"]
+EndedBy = Literal["campaign_end", "ended", "code_expired", "code_revoked", "rights_ended"]
+
+
+STOP_REASONS: Final[Mapping[EndedBy, StopReason]] = {
+    "campaign_end": "campaign_end",
+    "ended": "campaign_end",
+    "code_expired": "code_end",
+    "code_revoked": "code_end",
+    "rights_ended": "rights_end",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ def two_decimals(amount: str) -> str:
 
 
 class CampaignStop(NamedTuple):
-    """When a campaign stops or stopped, and what stops it: its own end, somebody, or the end of its code."""
+    """When a campaign stops or stopped, and what stops it: its own end, somebody, or the end of its code or rights."""
 
     at: datetime
     by: EndedBy
@@ -59,6 +71,7 @@ def first_stop(
     ended_at: datetime | None = None,
     lapses_at: datetime | None = None,
     revoked_at: datetime | None = None,
+    rights_end_at: datetime | None = None,
 ) -> CampaignStop:
     """Return what stops a campaign first; at the same time, the first of these.
 
@@ -67,6 +80,7 @@ def first_stop(
         ended_at: when somebody ended it.
         lapses_at: the first end of its code's window after its launch.
         revoked_at: when its code was revoked, or its launch if that was later.
+        rights_end_at: the first time after its launch at which the usage rights had ended.
 
     """
     moments: dict[EndedBy, datetime | None] = {
@@ -74,6 +88,7 @@ def first_stop(
         "ended": ended_at,
         "code_expired": lapses_at,
         "code_revoked": revoked_at,
+        "rights_ended": rights_end_at,
     }
     known = {by: moment for by, moment in moments.items() if moment is not None}
     first = min(known, key=known.__getitem__)

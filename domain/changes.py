@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from domain.creator import Creator
     from domain.recorded import RecordedEvent
+    from domain.rights import UsageRights
 
 _JUST_BEFORE: Final = timedelta(microseconds=1)
 # Numbers of things that also name other brands and accounts.
@@ -78,6 +79,7 @@ def _of_code(code: Code, moment: datetime) -> dict[str, Any]:
         "state": code.state(moment),
         "starts_at": code.window.starts_at,
         "expires_at": code.window.expires_at,
+        "usage_rights": code.usage_rights and _rights(code.usage_rights.rights),
         "superseded_at": code.superseded_at,
         "revoked_at": code.revoked_at,
         "shares": len(code.shares),
@@ -86,6 +88,10 @@ def _of_code(code: Code, moment: datetime) -> dict[str, Any]:
         "caption_sha256": code.caption_sha256,
         "creative_sha256": code.creative_sha256,
     }
+
+
+def _rights(rights: UsageRights) -> dict[str, Any]:
+    return {"until": rights.until, "platforms": rights.platforms, "edits_allowed": rights.edits_allowed}
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:

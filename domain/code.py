@@ -3,6 +3,7 @@
     CodeGenerated ──Shared──▶ ──Redeemed──▶ ──CampaignLaunched──▶ ──CampaignEnded──▶ … Revoked (final)
           └──────────── Extended, again and again ────────────┘           └ Expired (until extended)
           │                └ Superseded, by another code of the same video
+          ├ UsageRightsStated, again and again: what a contract allows beside the code
           └ ExpiryApproaching, at a few thresholds before each end
 
 Facts may be recorded late and in any order. So events only add what they say, and whatever follows from several facts
@@ -28,7 +29,9 @@ from domain.errors import Refused, Unknown
 from domain.periods import Extension, Period, end_by, in_effect, lapse_after, overlap, periods, until
 from domain.recording import Recording
 from domain.reminders import Reminder, reminders
-from domain.values import BRAND_SIDE, CREATOR_SIDE, Channel, Sealed, State, When, Window, masked, state_of
+from domain.rights import End, Statement, UsageRights, effective_end, ended_after, stated_by
+from domain.rights import in_effect as rights_in_effect
+from domain.values import BRAND_SIDE, CREATOR_SIDE, FOREVER, Channel, Sealed, State, When, Window, masked, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,6 +95,7 @@ class Code(Recording, Aggregate):
             aggregate.supersedes = self.supersedes
             aggregate.first_caption_sha256 = self.caption_sha256
             aggregate.extensions = {}
+            aggregate.statements = {}
             aggregate.shares = {}
             aggregate.redemptions = {}
             aggregate.shared_when_redeemed = {}
@@ -246,6 +250,29 @@ class Code(Recording, Aggregate):
         def apply(self, aggregate: Code) -> None:
             aggregate.notes = _with(aggregate.notes, (self.note_fingerprint, self.about_position), None)
 
+    class RightsStated(Changed):
+        """Somebody stated the usage rights that a contract gives beside the code; this takes the place of what was."""
+
+        TOPIC = "UsageRightsStated"
+
+        RECORDED_BY = CREATOR_SIDE
+        rights_end_at: datetime | None = None
+        platforms: list[str] | None = None
+        edits_allowed: bool | None = None
+        contract_fingerprint: str | None = None
+        contract_reference: Sealed | None = None
+
+        def apply(self, aggregate: Code) -> None:
+            super().apply(aggregate)
+            statement = Statement(self.timestamp, self.rights)
+            aggregate.statements = {**aggregate.statements, self.originator_version: statement}
+
+        @property
+        def rights(self) -> UsageRights:
+            """The rights that are stated."""
+            platforms = None if self.platforms is None else tuple(self.platforms)
+            return UsageRights(self.rights_end_at, platforms, self.edits_allowed, self.contract_fingerprint)
+
     class Superseded(Changed):
         """Another code took over the video: no new account redeems this one, and it is not shared or extended."""
 
@@ -312,6 +339,7 @@ class Code(Recording, Aggregate):
         supersedes: str | None
         first_caption_sha256: str | None
         extensions: dict[int, Extension]  # by version
+        statements: dict[int, Statement]  # of usage rights, by version
         shares: dict[Share, datetime]
         redemptions: dict[str, datetime]
         shared_when_redeemed: dict[str, bool | None]  # as far as it was known when it was recorded
@@ -504,8 +532,28 @@ class Code(Recording, Aggregate):
                 "the launch was earlier.",
             )
         known = _known(self.recorded_stops.get((campaign_id, "ended")), when)
-        if not known and when.at < self._stop(campaign, lapsing=not when.late).at:
+        # Nobody but people stops an ad whose rights have ended: when they did is worth recording.
+        if not known and when.at < self._stop(campaign, lapsing=not when.late, rights=False).at:
             self._end(campaign, "ended", reason, at=when.at)
+
+    def state_rights(self, rights: UsageRights, contract_reference: Sealed | None, *, when: When) -> None:
+        """Record the usage rights that are agreed beside the code. A repeat records nothing.
+
+        If it is recorded late, it is a repeat only if the same was stated for exactly that moment: between two known
+        statements, there may have been others.
+        """
+        last = stated_by(rights_in_effect(self.statements), when.at if when.late else FOREVER)
+        if last is not None and last.rights == rights and (not when.late or last.at == when.at):
+            return
+        self.trigger_event(
+            Code.RightsStated,
+            timestamp=when.at,
+            rights_end_at=rights.until,
+            platforms=None if rights.platforms is None else list(rights.platforms),
+            edits_allowed=rights.edits_allowed,
+            contract_fingerprint=rights.contract_fingerprint,
+            contract_reference=contract_reference,
+        )
 
     def supersede(self, successor_id: UUID, superseded_at: datetime, *, when: When) -> None:
         """Record that another code takes over the video from a moment on.
@@ -588,6 +636,21 @@ class Code(Recording, Aggregate):
         """When what set the window's end took effect."""
         set_by = in_effect(self.extensions)
         return set_by[-1].at if set_by else self.generated_at
+
+    @property
+    def usage_rights(self) -> Statement | None:
+        """The statement of usage rights that took effect last; None if there is none."""
+        return stated_by(rights_in_effect(self.statements), FOREVER) if self.statements else None
+
+    def rights_until(self, moment: datetime) -> datetime | None:
+        """Return the end of the usage rights as of a moment; None if nobody stated one."""
+        stated = stated_by(rights_in_effect(self.statements), moment) if self.statements else None
+        return None if stated is None else stated.rights.until
+
+    @property
+    def effective_end(self) -> End:
+        """The earlier of the code's end and that of the usage rights, by all that is known."""
+        return effective_end(self.window.expires_at, self.revoked_at, self.rights_until(FOREVER))
 
     @property
     def begun_at(self) -> datetime:
@@ -764,8 +827,10 @@ class Code(Recording, Aggregate):
         extensions = self.extensions if extension is None else {**self.extensions, self.version + 1: extension}
         return periods(Window(self._starts_at, self.first_window.expires_at), extensions)
 
-    def _stop(self, campaign: Campaign, *, lapsing: bool = True, revoked: bool = True) -> CampaignStop:
-        """Return what stops a campaign first, leaving lapses of the window or revocations out of account on request."""
+    def _stop(
+        self, campaign: Campaign, *, lapsing: bool = True, revoked: bool = True, rights: bool = True
+    ) -> CampaignStop:
+        """Return what stops a campaign first, without regard to some causes on request."""
         name, launched_at = campaign.campaign_id, _launched_at(campaign)
         revoked_at = self.recorded_stops.get((name, "code_revoked"))
         if self.revoked_at is not None:
@@ -776,7 +841,11 @@ class Code(Recording, Aggregate):
             ended_at=self.recorded_stops.get((name, "ended")),
             lapses_at=lapse_after(self._periods(), launched_at) if lapsing else None,
             revoked_at=revoked_at if revoked else None,
+            rights_end_at=self._rights_end_after(launched_at) if rights else None,
         )
+
+    def _rights_end_after(self, moment: datetime) -> datetime | None:
+        return ended_after(rights_in_effect(self.statements), moment) if self.statements else None
 
     def _with_end(self, campaign: Campaign) -> Campaign:
         at, by = self._stop(campaign)
@@ -822,7 +891,9 @@ class Code(Recording, Aggregate):
         if campaign.caption_sha256 is None and campaign.creative_sha256 is None:
             return  # a campaign that states nothing contradicts nothing
         launched_at = _launched_at(campaign)
-        ends = [campaign.ends_at, lapse_after(self._periods(), launched_at), *([] if ended is None else [ended.at])]
+        rights_end = self._rights_end_after(launched_at)
+        others = [None if ended is None else ended.at, rights_end]
+        ends = [campaign.ends_at, lapse_after(self._periods(), launched_at), *(m for m in others if m is not None)]
         run = Window(max(campaign.starts_at, launched_at), min(ends))
         for other in self.launches.values():
             other_run = Window(max(other.starts_at, _launched_at(other)), self._stop(other).at)

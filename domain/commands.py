@@ -20,6 +20,7 @@ from domain.creator import Creator
 from domain.errors import Malformed, Refused, StaleVersion, Unknown
 from domain.pasted import creator_name, secret_name
 from domain.periods import Extension, overlap
+from domain.rights import UsageRights
 from domain.sheet_import import SheetImport
 from domain.values import Policy, Sealed, When, Window
 from domain.video import Video
@@ -266,6 +267,8 @@ async def generate(
     secret: Sealed,
     secret_given: bool = False,
     caption_sha256: str | None = None,
+    rights: UsageRights | None = None,
+    contract_reference: Sealed | None = None,
     revoked: Ending | None = None,
     supersedes: UUID | None = None,
     if_match: int | None = None,
@@ -276,6 +279,8 @@ async def generate(
 
     The window lasts `days` from `starts_at`, which is when the code was generated unless somebody says otherwise. Where
     the secret is given, `expires_at` may name its end instead; without a start, nobody stated when it began.
+
+    With usage rights, these are stated in the same append, as of the same moment.
 
     A code that was revoked before another one took its video is recorded with its revocation where that other one is on
     record already: by itself it would keep the other's time, and it could not be revoked before it is there.
@@ -327,6 +332,7 @@ async def generate(
         supersedes=supersedes,
         at=when.at,
     )
+    await _state_first(ledger, code, rights, contract_reference, when)
     if revoked is not None:
         revoked_when = When(when.now, revoked.at)
         code.refuse_before_it_began(revoked_when)
@@ -524,6 +530,46 @@ async def add_note(
     creator = await _not_erased(ledger, code.creator_id)
     code.add_note(text, await ledger.note_mark(code.creator_id, text), about_position, at=when.at)
     return Decision(code, [creator])
+
+
+async def state_rights(
+    ledger: Ledger,
+    code_id: UUID,
+    rights: UsageRights,
+    contract_reference: Sealed | None,
+    *,
+    if_match: int | None,
+    authorize: Authorize,
+    when: When,
+) -> Decision[Code]:
+    """State the usage rights of a code; `rights` are without the mark of the contract's reference.
+
+    Raises:
+        Refused: `creator_erased`, where there is no key to seal the reference with.
+
+    """
+    code = await _matching(ledger, code_id, authorize, if_match, when)
+    creator = await _not_erased(ledger, code.creator_id)
+    code.state_rights(await _marked(ledger, code.creator_id, rights, contract_reference), contract_reference, when=when)
+    return Decision(code, [creator])
+
+
+async def _state_first(
+    ledger: Ledger, code: Code, rights: UsageRights | None, contract_reference: Sealed | None, when: When
+) -> None:
+    """State the usage rights that a new code comes with, if any were sent."""
+    if rights is not None:
+        rights = await _marked(ledger, code.creator_id, rights, contract_reference)
+        code.state_rights(rights, contract_reference, when=when)
+
+
+async def _marked(
+    ledger: Ledger, creator_id: str, rights: UsageRights, contract_reference: Sealed | None
+) -> UsageRights:
+    """Return usage rights with the mark by which the reference to their contract is known."""
+    if contract_reference is None:
+        return rights
+    return rights._replace(contract_fingerprint=await ledger.note_mark(creator_id, contract_reference))
 
 
 async def record_due(ledger: Codes, code_id: UUID, *, when: When) -> Decision[Code]:

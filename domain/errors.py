@@ -87,6 +87,7 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
     "revoke": ("campaign_running",),
     "reveal": ("creator_erased",),
     "note": ("creator_erased",),
+    "rights": ("creator_erased",),
     "erase": (),
 }
 

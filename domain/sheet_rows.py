@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from domain import commands
 from domain.commands import Decision, OfVideo
 from domain.pasted import creator_name
+from domain.rights import UsageRights
 from domain.sheet_import import SheetImport
 from domain.values import Sealed, When
 
@@ -80,6 +81,8 @@ class SheetFacts:
         share: with whom the code was shared, and `shared_at` when, if the row says so.
         redeemed_by: the account that entered the code, and `redeemed_at` when.
         revoked_at: when the code was revoked, and `reason` why.
+        rights_until, platforms, edits_allowed, contract_reference: usage rights, as far as the row states them, and
+            `rights_stated_at` since when they hold.
         note: a remark.
 
     """
@@ -101,6 +104,11 @@ class SheetFacts:
     redeemed_at: StatedTime | None = None
     revoked_at: StatedTime | None = None
     reason: str | None = None
+    rights_until: StatedTime | None = None
+    platforms: tuple[str, ...] | None = None
+    edits_allowed: bool | None = None
+    contract_reference: Sealed | None = None
+    rights_stated_at: StatedTime | None = None
     note: Sealed | None = None
 
     @property
@@ -125,6 +133,20 @@ class SheetFacts:
         """Return by when the code had been generated, as far as the row says it."""
         noted = None if self.noted_at is None else self.noted_at.first
         return min(moment for moment in (now, noted, self.begins) if moment is not None)
+
+    @property
+    def states_rights(self) -> bool:
+        """Whether the row says which usage rights there are."""
+        return any(one is not None for one in (self.rights_until, self.platforms, self.edits_allowed))
+
+    def rights_beside(self, known: UsageRights) -> UsageRights:
+        """Return usage rights as the row states them, and else as they are known."""
+        until = self.rights_until
+        return known._replace(
+            until=known.until if until is None or _includes(until, known.until) else until.last,
+            platforms=known.platforms if self.platforms is None else self.platforms,
+            edits_allowed=known.edits_allowed if self.edits_allowed is None else self.edits_allowed,
+        )
 
     def shared_by(self, now: datetime) -> datetime:
         """Return by when the code had been shared."""
@@ -191,7 +213,7 @@ async def record_row(ledger: Ledger, policy: Policy, code_id: UUID, facts: Sheet
         if differences:
             return RowDecision(Decision(known), existing=True, differences=differences)
         row = _Row(ledger, Decision(known), now)
-    await _add_facts(row, facts)
+    await _add_facts(row, facts, is_new=known is None)
     return RowDecision(row.decision, existing=known is not None)
 
 
@@ -208,7 +230,7 @@ async def _known_code(ledger: Ledger, facts: SheetFacts) -> Code | None:
     return await ledger.code(facts.code_id)
 
 
-async def _add_facts(row: _Row, facts: SheetFacts) -> None:
+async def _add_facts(row: _Row, facts: SheetFacts, *, is_new: bool) -> None:
     """Add what the row says besides the code itself, as far as it is not known."""
     code, now = row.made, row.now
     if facts.share is not None and not _is_shared(code, facts.share, facts.shared_at):
@@ -225,6 +247,8 @@ async def _add_facts(row: _Row, facts: SheetFacts) -> None:
             lambda ledger, when: commands.redeem(ledger, _SECRET_OF_ROW, account, frozenset(), when=when),
             redeemed_at.first,
         )
+    if facts.states_rights:
+        await _add_rights(row, facts, is_new=is_new)
     if facts.revoked_at is not None and code.revoked_at is None:
         reason = facts.reason or NO_REASON
         await row.add(
@@ -241,6 +265,25 @@ async def _add_facts(row: _Row, facts: SheetFacts) -> None:
             ),
             now,
         )
+
+
+async def _add_rights(row: _Row, facts: SheetFacts, *, is_new: bool) -> None:
+    """Add the usage rights that the row states, as far as they are not known."""
+    code, contract = row.made, facts.contract_reference
+    known = UsageRights() if code.usage_rights is None else code.usage_rights.rights
+    rights = facts.rights_beside(known)
+    if contract is not None:
+        rights = rights._replace(contract_fingerprint=await row.note_mark(code.creator_id, contract))
+    if code.usage_rights is not None and rights == known:
+        return
+    stated = facts.rights_stated_at or facts.noted_at
+    by = facts.generated_by(row.now) if is_new else row.now
+    await row.add(
+        lambda ledger, when: commands.state_rights(
+            ledger, code.id, rights, contract, if_match=None, authorize=_anyone, when=when
+        ),
+        by if stated is None else stated.first,
+    )
 
 
 async def note_differences(
@@ -368,6 +411,23 @@ def _differences(code: Code, facts: SheetFacts) -> Iterator[Difference]:
     revoked_at = facts.revoked_at
     if revoked_at is not None and code.revoked_at is not None and not revoked_at.includes(code.revoked_at):
         yield Difference("revoked_at", _said(code.revoked_at), _said(revoked_at.first))
+    yield from _rights_differences(code, facts)
+
+
+def _rights_differences(code: Code, facts: SheetFacts) -> Iterator[Difference]:
+    if code.usage_rights is None:
+        return
+    until, platforms, edits_allowed, _ = code.usage_rights.rights
+    if facts.rights_until is not None and until is not None and not facts.rights_until.includes(until):
+        yield Difference("rights_until", _said(until), _said(facts.rights_until.last))
+    if facts.platforms is not None and platforms is not None and facts.platforms != platforms:
+        yield Difference("platforms", " ".join(platforms), " ".join(facts.platforms))
+    if facts.edits_allowed is not None and edits_allowed is not None and facts.edits_allowed != edits_allowed:
+        yield Difference("edits_allowed", str(edits_allowed).lower(), str(facts.edits_allowed).lower())
+
+
+def _includes(stated: StatedTime, recorded: datetime | None) -> bool:
+    return recorded is not None and stated.includes(recorded)
 
 
 def _said(moment: datetime) -> str:

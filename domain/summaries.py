@@ -70,6 +70,12 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
         case Code.NoteAdded():
             about = "" if event.about_position is None else f" about position {event.about_position}"
             return f"A note was added{about}."
+        case Code.RightsStated():
+            end = "without an end" if event.rights_end_at is None else f"until {_day(event.rights_end_at)}"
+            where = "" if event.platforms is None else f", on {', '.join(event.platforms)}"
+            edits = {True: ", edits allowed", False: ", no edits", None: ""}[event.edits_allowed]
+            contract = "" if event.contract_fingerprint is None else ", by a contract whose reference is sealed"
+            return f"Usage rights were stated: {end}{where}{edits}{contract}."
         case Code.Superseded():
             return f"The code was superseded by another from {_day(event.superseded_at)} on."
         case Code.Revoked():
@@ -135,6 +141,7 @@ def verdict_summary(verdict: Verdict, video_id: str, advertiser_id: str, at: dat
 def _why(verdict: Verdict) -> str:
     start = "" if verdict.starts_at is None else f", which begins at {_day(verdict.starts_at)}"
     end = "" if verdict.expires_at is None else f", which ends at {_day(verdict.expires_at)}"
+    rights = "" if verdict.rights_until is None else f" at {_day(verdict.rights_until)}"
     return {
         "authorized": f"the account had redeemed the code inside its window{end}",
         "no_code": "no code of this video is known",
@@ -142,6 +149,7 @@ def _why(verdict: Verdict) -> str:
         "not_started": f"it was before the code's window{start}",
         "expired": f"it was after the code's window{end}",
         "revoked": "the code had been revoked",
+        "rights_ended": f"the usage rights had ended{rights}",
     }[verdict.reason]
 
 

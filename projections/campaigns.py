@@ -1,25 +1,26 @@
-"""Which campaigns exist, and on which day does each stop, by its own end or by its code's?
+"""Which campaigns exist, and on which day does each stop, by its own end, its code's, or that of the rights?
 
 Reads the events that begin a code, move its window or revoke it, and that launch or end its campaigns. Read by the list
 of campaigns. A campaign stops at whichever comes first: its own end, an end by someone, the end of the code's window,
-or the code's revocation. Every extension of the code moves that day, and one that is recorded late can undo an end of
-the window. So all campaigns of a code are rewritten when its window moves or it is revoked. Whether a campaign runs is
-computed when it is asked for.
+the code's revocation, or the end of the usage rights. Every extension of the code moves that day, and one that is
+recorded late can undo an end of the window. So all campaigns of a code are rewritten when its window moves, its rights
+are stated, or it is revoked. Whether a campaign runs is computed when it is asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from psycopg import sql
 
 from domain import periods
-from domain.campaign import CampaignStop, first_stop
+from domain.campaign import STOP_REASONS, CampaignStop, StopReason, first_stop
 from domain.code import Code
 from domain.periods import Extension, Period, first_period, lapse_after
+from domain.rights import Statement, UsageRights, ended_after
 from domain.values import Window
 from projections.engine import paging
 from projections.engine.paging import Keyset, ListQuery
@@ -34,10 +35,8 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "campaigns"
-VERSION: Final = 3
-
-# What stops a campaign: its code, because its window ends or it is revoked; or the campaign itself.
-StopReason = Literal["code_end", "campaign_end"]
+_CUT: Final[tuple[StopReason, ...]] = ("code_end", "rights_end")
+VERSION: Final = 4
 
 
 @dataclass(slots=True)
@@ -45,7 +44,8 @@ class CodeWithCampaigns:
     """A code, as far as its campaigns depend on it.
 
     `open_in` has under `periods` those in which its window was open, in their order: start, end, and the effective time
-    of the extension that set the end, all in RFC 3339.
+    of the extension that set the end, all in RFC 3339. Under `rights` it has the statements of usage rights, in the
+    order in which they took effect: when, and their end or None.
 
     `campaigns` has, by campaign id, the facts of its row: `position`, `advertiser_id`, `name`, `amount`, `currency`, in
     RFC 3339 `starts_at`, `ends_at` and `launched_at`, and under `ends` when it was recorded to have ended, by cause.
@@ -67,7 +67,7 @@ class CampaignRow:
     Attributes:
         position: of its launch.
         stops_at: when it stops, or has stopped.
-        stop_reason: what stops it: `code_end` or `campaign_end`.
+        stop_reason: what stops it: `code_end`, `rights_end` or `campaign_end`.
         ended_at, cause: if an event ended it, when and why: `ended` (by someone), `code_expired` or `code_revoked`;
             None while it runs, and if it came to its own end.
 
@@ -162,6 +162,7 @@ def campaign_stop(
     *,
     open_in: Sequence[Period],
     revoked_at: datetime | None,
+    rights: Sequence[Statement] = (),
 ) -> CampaignStop:
     """Return when a campaign stops, and what stops it, as `Code.stop` does.
 
@@ -172,6 +173,7 @@ def campaign_stop(
         ended_with_code_at: when an event said that a revocation of the code ended it.
         open_in: the periods in which its code's window was open.
         revoked_at: when its code was revoked.
+        rights: the statements of usage rights, in the order in which they took effect.
 
     """
     revocations = [] if revoked_at is None else [max(launched_at, revoked_at)]
@@ -181,7 +183,25 @@ def campaign_stop(
         ended_at=ended_at,
         lapses_at=lapse_after(open_in, launched_at),
         revoked_at=min(revocations, default=None),
+        rights_end_at=ended_after(rights, launched_at) if rights else None,
     )
+
+
+def with_statement(known: Sequence[Any], recorded: RecordedEvent, event: Code.RightsStated) -> list[Any]:
+    """Return statements of usage rights, as views keep them, with one more: when it took effect, and its end."""
+    until = None if event.rights_end_at is None else event.rights_end_at.isoformat()
+    # Of the same time, the last recorded counts.
+    return sorted(
+        [*known, [recorded.effective_at.isoformat(), until]], key=lambda stated: datetime.fromisoformat(stated[0])
+    )
+
+
+def statements(known: Sequence[Any]) -> list[Statement]:
+    """Return statements of usage rights from what views keep of them."""
+    return [
+        Statement(datetime.fromisoformat(at), UsageRights(None if until is None else datetime.fromisoformat(until)))
+        for at, until in known
+    ]
 
 
 # Handlers, in the order of a code's life.
@@ -202,7 +222,12 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
 
 def extended(row: CodeWithCampaigns, recorded: RecordedEvent, event: Code.Extended) -> list[CampaignRow]:
     extension = Extension(recorded.effective_at, event.expires_at)
-    row.open_in = _stored(periods.extended(_periods(row), extension))
+    row.open_in = {**row.open_in, **_stored(periods.extended(_periods(row), extension))}
+    return [_campaign(row, campaign_id) for campaign_id in row.campaigns]
+
+
+def rights_stated(row: CodeWithCampaigns, recorded: RecordedEvent, event: Code.RightsStated) -> list[CampaignRow]:
+    row.open_in = {**row.open_in, "rights": with_statement(row.open_in.get("rights", ()), recorded, event)}
     return [_campaign(row, campaign_id) for campaign_id in row.campaigns]
 
 
@@ -245,6 +270,7 @@ def _campaign(code: CodeWithCampaigns, campaign_id: str) -> CampaignRow:
         ends.get("code_revoked"),
         open_in=open_in,
         revoked_at=code.revoked_at,
+        rights=statements(code.open_in.get("rights", ())),
     )
     recorded = ends.get(stop.by) == stop.at
     return CampaignRow(
@@ -265,7 +291,7 @@ def _campaign(code: CodeWithCampaigns, campaign_id: str) -> CampaignRow:
         ended_at=stop.at if recorded else None,
         cause=stop.by if recorded else None,
         stops_at=stop.at,
-        stop_reason="campaign_end" if stop.by in {"campaign_end", "ended"} else "code_end",
+        stop_reason=STOP_REASONS[stop.by],
     )
 
 
@@ -285,6 +311,7 @@ VIEW: Final = View(
     creates={Code.Generated: generated},
     updates={
         Code.Extended: extended,
+        Code.RightsStated: rights_stated,
         Code.CampaignLaunched: campaign_launched,
         Code.CampaignEnded: campaign_ended,
         Code.Revoked: revoked,
@@ -349,6 +376,7 @@ async def search(
     descending: bool = False,
     running: bool | None = None,
     stop_reason: StopReason | None = None,
+    is_cut: bool = False,
     stops_from: datetime | None = None,
     stops_before: datetime | None = None,
     code_id: UUID | None = None,
@@ -368,7 +396,8 @@ async def search(
         after: `stops_at` and `position` of the last row of the page before.
         descending: the last to stop first.
         running: that run, or that have stopped.
-        stop_reason: stopped by their code, or by their own end.
+        stop_reason: stopped by their code, by the end of its usage rights, or by their own end.
+        is_cut: only those that something else than their own end stops.
         stops_from: that stop, or stopped, at this moment or later.
         stops_before: that stop, or stopped, before this moment.
         code_id: on this code.
@@ -389,6 +418,8 @@ async def search(
         campaign_id=campaign_id,
         advertiser_id=advertiser_id,
     )
+    if is_cut:
+        query.one_of({"stop_reason": _CUT})
     query.between(stops_from, stops_before)
     if running is not None:
         query.where("t.stops_at > %(now)s AND t.ended_at IS NULL" if running else "t.stops_at <= %(now)s", now=now)

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from domain.periods import NEVER, Extension, Period, extended
 from domain.values import state_of
-from projections.campaigns import campaign_stop
+from projections.campaigns import campaign_stop, statements
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -39,6 +39,7 @@ _STOPPED_BY: Final[dict[EndedBy, str]] = {
     "ended": "campaign_end",
     "code_expired": "window_end",
     "code_revoked": "revocation",
+    "rights_ended": "rights_end",
 }
 
 # A figure's name, its label, and the beginning of its day.
@@ -74,6 +75,8 @@ class CodeTimelineRow(CodePeriods):
     """The timeline of one code, in effective times.
 
     Attributes:
+        rights: under `stated`, the statements of usage rights in the order in which they took effect: when, and their
+            end or None. None without any.
         shared_at, redeemed_at: the first time; None if there was none.
         superseded_at: from when on another code had its video.
         counted: when each share and each redemption took effect, in RFC 3339, by what identifies it. What is
@@ -83,6 +86,7 @@ class CodeTimelineRow(CodePeriods):
 
     """
 
+    rights: dict[str, Any] | None
     shared_at: datetime | None
     redeemed_at: datetime | None
     superseded_at: datetime | None
@@ -159,10 +163,13 @@ def count_transitions(row: CodeTimelineRow, figures: Counter[Figure], count: int
 def count_campaign_stops(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
     """Add the stops of a code's campaigns to the figures of their days; with a count of -1, subtract them."""
     open_in = periods_of(row) if row.campaigns else []
+    rights = statements(row.rights["stated"]) if row.rights and row.campaigns else ()
     for moments in (row.campaigns or {}).values():
         ends_at, launched_at = map(datetime.fromisoformat, moments[:2])
         ended_at, revoked_at = [None if text is None else datetime.fromisoformat(text) for text in moments[2:]]
-        stop = campaign_stop(ends_at, launched_at, ended_at, revoked_at, open_in=open_in, revoked_at=row.revoked_at)
+        stop = campaign_stop(
+            ends_at, launched_at, ended_at, revoked_at, open_in=open_in, revoked_at=row.revoked_at, rights=rights
+        )
         figures["stopped", _STOPPED_BY[stop.by], day_of(stop.at)] += count
 
 

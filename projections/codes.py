@@ -16,6 +16,7 @@ from uuid import UUID
 from psycopg import sql
 
 from domain.code import Code
+from domain.rights import End, Statement, UsageRights, effective_end
 from domain.values import State, state_of
 from projections.engine.paging import Keyset
 from projections.engine.table import Table
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "codes"
-VERSION: Final = 6
+VERSION: Final = 7
 
 
 @dataclass(slots=True)
@@ -41,6 +42,8 @@ class CodeRow:
         generated_position: of its first event; "newest first" means by this, descending.
         starts_at: the start of the window; if nobody stated it (`start_stated`), the first that is known of the code.
         generated_at, revoked_at: effective times.
+        rights_until: the end of the usage rights, by the statement of them that took effect last, at `rights_at`.
+        rights: what else it says, `platforms` and `edits_allowed`; None before the first.
         superseded_at, superseded_by: from when on which other code has its video; None without one.
         supersedes: the code whose place it took.
         extended_at: the effective time of the extension that set the end; None before the first.
@@ -61,6 +64,9 @@ class CodeRow:
     start_stated: bool
     expires_at: datetime
     extended_at: datetime | None
+    rights_until: datetime | None
+    rights_at: datetime | None
+    rights: dict[str, Any] | None
     generated_at: datetime
     generated_position: int
     revoked_at: datetime | None
@@ -86,6 +92,19 @@ class CodeRow:
             shared=self.was_shared,
         )
 
+    @property
+    def effective_end(self) -> End:
+        """The earlier of the code's end and that of the usage rights."""
+        return effective_end(self.expires_at, self.revoked_at, self.rights_until)
+
+    @property
+    def usage_rights(self) -> Statement | None:
+        """The usage rights, without the contract; None if nobody stated any."""
+        if self.rights_at is None or self.rights is None:
+            return None
+        rights = UsageRights(self.rights_until, self.rights["platforms"], self.rights["edits_allowed"])
+        return Statement(self.rights_at, rights)
+
     def live(self, moment: datetime) -> bool:
         """Return whether the code is unrevoked and inside its window."""
         return self.revoked_at is None and self.starts_at <= moment < self.expires_at
@@ -108,6 +127,9 @@ CODES: Final = Table(
             start_stated        boolean NOT NULL,
             expires_at          timestamptz NOT NULL,
             extended_at         timestamptz,
+            rights_until        timestamptz,
+            rights_at           timestamptz,
+            rights              jsonb,
             generated_at        timestamptz NOT NULL,
             generated_position  bigint NOT NULL,
             revoked_at          timestamptz,
@@ -140,6 +162,7 @@ CODES: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, video_id, generated_position)",
         "CREATE INDEX ON {table} (ledger_id, expires_at, generated_position, stage, starts_at, superseded_at)",
         "CREATE INDEX ON {table} (ledger_id, generated_position) WHERE revoked_at IS NOT NULL",
+        "CREATE INDEX ON {table} (ledger_id, generated_position, rights_until) WHERE rights_until IS NOT NULL",
         """
         CREATE INDEX ON {table} (ledger_id, generated_position, expires_at, superseded_at)
         WHERE superseded_at IS NOT NULL AND revoked_at IS NULL
@@ -163,6 +186,9 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         start_stated=event.start_stated,
         expires_at=event.expires_at,
         extended_at=None,
+        rights_until=None,
+        rights_at=None,
+        rights=None,
         generated_at=recorded.effective_at,
         generated_position=recorded.position,
         revoked_at=None,
@@ -204,6 +230,13 @@ def extended(row: CodeRow, recorded: RecordedEvent, event: Code.Extended) -> Non
         row.expires_at, row.extended_at = event.expires_at, recorded.effective_at
 
 
+def rights_stated(row: CodeRow, recorded: RecordedEvent, event: Code.RightsStated) -> None:
+    changed(row, recorded, event)
+    if row.rights_at is None or recorded.effective_at >= row.rights_at:
+        row.rights_until, row.rights_at = event.rights_end_at, recorded.effective_at
+        row.rights = {"platforms": event.platforms, "edits_allowed": event.edits_allowed}
+
+
 def shared(row: CodeRow, recorded: RecordedEvent, event: Code.Shared) -> list[PartyRow]:
     known(row, recorded, event)
     row.was_shared = True
@@ -241,6 +274,7 @@ VIEW: Final = View(
         Code.Event: happened,
         Code.Changed: changed,
         Code.Extended: extended,
+        Code.RightsStated: rights_stated,
         Code.Shared: shared,
         Code.Redeemed: redeemed,
         Code.RedemptionRefused: redemption_refused,
@@ -384,6 +418,7 @@ async def search(
     visible_brands: Collection[str] | None = None,
     visible_advertisers: Collection[str] | None = None,
     expires_before: datetime | None = None,
+    rights_before: datetime | None = None,
     live_at: datetime | None = None,
 ) -> list[CodeRow]:
     """Return the codes that pass every filter, newest first, or with `ending_after` the first to end first.
@@ -405,6 +440,7 @@ async def search(
             brands or accounts, or redeemed by any of the accounts. Both None: all codes.
         visible_advertisers: see `visible_brands`.
         expires_before: with a window that ends before this moment.
+        rights_before: with usage rights that end before this moment.
         live_at: live at this moment of effective time, by what is known now. The view of statistics, which knows of
             lapses, must have read as far as this one.
 
@@ -427,6 +463,9 @@ async def search(
     if expires_before is not None:
         filters.append(sql.SQL("AND t.expires_at < %(expires_before)s"))
         parameters["expires_before"] = expires_before
+    if rights_before is not None:
+        filters.append(sql.SQL("AND t.rights_until < %(rights_before)s"))
+        parameters["rights_before"] = rights_before
     if ending_after is not None:
         filters += [_ENDS_BEYOND] if live_at is not None else [_ENDS_BEYOND, _NOT_REVOKED]
         parameters |= {"after_end": ending_after[0], "after_key": ending_after[1]}

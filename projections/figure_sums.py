@@ -190,7 +190,7 @@ _AT_RISK: Final = sql.SQL("""
         FROM views.campaign_stops t
         {owners}
         WHERE t.ledger_id = %(ledger_id)s
-        AND t.stop_reason = 'code_end'
+        AND t.stop_reason IN ('code_end', 'rights_end')
         AND t.stops_at > %(now)s
         AND t.stops_at < %(until)s
         AND t.ended_at IS NULL

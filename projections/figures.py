@@ -16,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from domain.campaign import two_decimals
+from domain.campaign import STOP_REASONS, two_decimals
 from domain.code import Code
-from projections.campaigns import campaign_stop
+from projections.campaigns import campaign_stop, statements, with_statement
 from projections.code_timeline import CodePeriods, move_end, periods_of
 from projections.engine.table import Table
 from projections.engine.view import View
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "figures"
-VERSION: Final = 1
+VERSION: Final = 2
 
 Kind = Literal["ledger", "creator", "brand", "advertiser"]
 
@@ -52,6 +52,8 @@ class CodeFiguresRow(CodePeriods):
         campaigns: by campaign id: in RFC 3339 its own end, its launch, when somebody ended it, and when its code was
             revoked, if an event said so; then its advertiser account, its planned spend in hundredths, and the currency
             of that. None without campaigns.
+        rights: under `stated`, the statements of usage rights in the order in which they took effect: when, and their
+            end or None. None without any.
         months: by month, such as `2026-03`: the code's figures, in the order of `FIGURES`.
 
     """
@@ -63,6 +65,7 @@ class CodeFiguresRow(CodePeriods):
     revoked_at: datetime | None
     counted: dict[str, Any] | None
     campaigns: dict[str, Any] | None
+    rights: dict[str, Any] | None
     months: dict[str, Any]
 
 
@@ -146,6 +149,7 @@ CODES: Final = Table(
             revoked_at      timestamptz,
             counted         jsonb,
             campaigns       jsonb,
+            rights          jsonb,
             months          jsonb NOT NULL,
             PRIMARY KEY (ledger_id, code_id)
         ) WITH (fillfactor = 80) -- no update changes an indexed column: it stays in its block while that has room
@@ -376,6 +380,7 @@ def _count_beyond(row: CodeFiguresRow, changes: _Changes, count: int) -> None:
     if not row.campaigns:
         return
     open_in = periods_of(row)
+    rights = () if row.rights is None else statements(row.rights["stated"])
     for ends_at, launched_at, ended_at, revoked_at, advertiser_id, *_ in row.campaigns.values():
         launch = datetime.fromisoformat(launched_at)
         stop = campaign_stop(
@@ -385,8 +390,9 @@ def _count_beyond(row: CodeFiguresRow, changes: _Changes, count: int) -> None:
             None if revoked_at is None else datetime.fromisoformat(revoked_at),
             open_in=open_in,
             revoked_at=row.revoked_at,
+            rights=rights,
         )
-        if stop.by not in {"campaign_end", "ended"}:  # its code, then
+        if STOP_REASONS[stop.by] == "code_end":
             changes.of_code(BEYOND, launch, count)
             changes.of_party("advertiser", advertiser_id, BEYOND, launch, count)
 
@@ -433,6 +439,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         revoked_at=None,
         counted=None,
         campaigns=None,
+        rights=None,
         months={},
     )
 
@@ -452,6 +459,16 @@ def extended(row: CodeFiguresRow, recorded: RecordedEvent, event: Code.Extended)
     _count_beyond(row, changes, -1)
     move_end(row, recorded.effective_at, event.expires_at)
     _count_ends(row, changes, 1)
+    _count_beyond(row, changes, 1)
+    changes.late(recorded)
+    return changes.apply(row)
+
+
+def rights_stated(row: CodeFiguresRow, recorded: RecordedEvent, event: Code.RightsStated) -> list[Sum]:
+    changes = _Changes()
+    _count_beyond(row, changes, -1)
+    known = () if row.rights is None else row.rights["stated"]
+    row.rights = {"stated": with_statement(known, recorded, event)}
     _count_beyond(row, changes, 1)
     changes.late(recorded)
     return changes.apply(row)
@@ -578,6 +595,7 @@ VIEW: Final = View(
     updates={
         Code.Generated: issued,
         Code.Extended: extended,
+        Code.RightsStated: rights_stated,
         Code.Shared: shared,
         Code.Redeemed: redeemed,
         Code.RedemptionRefused: redemption_refused,

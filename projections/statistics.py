@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, LiteralString
 
 from domain.code import Code
 from domain.values import State
+from projections.campaigns import with_statement
 from projections.code_timeline import (
     CodeTimelineRow,
     Figure,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "statistics"
-VERSION: Final = 5
+VERSION: Final = 6
 COUNTED_STATES: Final[tuple[State, ...]] = ("generated", "shared", "redeemed", "superseded", "expired", "revoked")
 
 
@@ -63,7 +64,7 @@ class Day:
         ended: windows that end.
         redeemed_after: codes redeemed for the first time, by the upper bound in seconds of the time since their issue.
         refused: recorded refusals of redemptions, by reason.
-        stopped: campaigns that stop, by what stops them: `campaign_end`, `window_end` or `revocation`.
+        stopped: campaigns that stop, by what stops them: `campaign_end`, `window_end`, `revocation` or `rights_end`.
 
     """
 
@@ -93,6 +94,7 @@ TIMELINES: Final = Table(
             first_set_at    timestamptz,
             expires_at      timestamptz NOT NULL,
             moved           jsonb,
+            rights          jsonb,
             shared_at       timestamptz,
             redeemed_at     timestamptz,
             superseded_at   timestamptz,
@@ -147,6 +149,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
         first_set_at=None,
         expires_at=event.expires_at,
         moved=None,
+        rights=None,
         shared_at=None,
         redeemed_at=None,
         superseded_at=None,
@@ -168,6 +171,15 @@ def extended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Extended
     count_campaign_stops(row, figures, -1)
     move_end(row, recorded.effective_at, event.expires_at)
     count_transitions(row, figures, 1)
+    count_campaign_stops(row, figures, 1)
+    return _rows(row, recorded, figures)
+
+
+def rights_stated(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.RightsStated) -> list[CountRow]:
+    figures: Counter[Figure] = Counter()
+    count_campaign_stops(row, figures, -1)
+    known = () if row.rights is None else row.rights["stated"]
+    row.rights = {"stated": with_statement(known, recorded, event)}
     count_campaign_stops(row, figures, 1)
     return _rows(row, recorded, figures)
 
@@ -271,6 +283,7 @@ VIEW: Final = View(
     updates={
         Code.Generated: issued,
         Code.Extended: extended,
+        Code.RightsStated: rights_stated,
         Code.Shared: shared,
         Code.Redeemed: redeemed,
         Code.RedemptionRefused: redemption_refused,

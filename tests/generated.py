@@ -197,6 +197,7 @@ _WORDS: Final[dict[Any, str]] = {
     Sealed: "string",
     Any: "any JSON",
     dict[str, str]: "object of strings",
+    list[str]: "list of strings",
 }
 
 
@@ -265,6 +266,7 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
     story.later(days=8)
     late: tuple[given.Command, ...] = (
         given.record_due(),
+        given.rights(given.NOW, platforms=("tiktok",), edits_allowed=False, contract="C-2026-117"),
         given.redeem(secret, advertiser_id="adv-9999"),
         given.revoke(reason="The agreement ended"),
         given.permission(creator_id=creator, enabled=False),

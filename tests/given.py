@@ -22,6 +22,7 @@ from domain.code import Code, Ending
 from domain.commands import Decision, Ledger
 from domain.errors import Refused
 from domain.recorded import RecordedEvent
+from domain.rights import UsageRights
 from domain.values import Actor, Channel, Policy, Sealed, When
 from tests.memory_ledger import Decided, MemoryLedger
 
@@ -177,6 +178,7 @@ def generate(
     secret: Sealed = SECRET,
     secret_given: bool = False,
     caption_sha256: str | None = None,
+    rights: UsageRights | None = None,
     revoked: Ending | None = None,
     supersedes: UUID | None = None,
     if_match: int | None = None,
@@ -195,6 +197,7 @@ def generate(
         secret=secret,
         secret_given=secret_given,
         caption_sha256=caption_sha256,
+        rights=rights,
         revoked=revoked,
         supersedes=supersedes,
         if_match=if_match,
@@ -298,6 +301,26 @@ def note(
 ) -> Command:
     return lambda ledger, when: commands.add_note(
         ledger, code_id, Sealed(text), about_position, if_match=if_match, authorize=anyone, when=when
+    )
+
+
+def rights(
+    until: datetime | None = None,
+    code_id: UUID = CODE,
+    *,
+    platforms: tuple[str, ...] | None = None,
+    edits_allowed: bool | None = None,
+    contract: str | None = None,
+    if_match: int | None = None,
+) -> Command:
+    return lambda ledger, when: commands.state_rights(
+        ledger,
+        code_id,
+        UsageRights(until, platforms, edits_allowed),
+        None if contract is None else Sealed(contract),
+        if_match=if_match,
+        authorize=anyone,
+        when=when,
     )
 
 

@@ -66,6 +66,8 @@ class Slip:
     revoked: datetime | None = None
     replaces: int | None = None
     replaced: datetime | None = None
+    rights: datetime | None = None
+    rights_over: datetime | None = None
 
     @property
     def held_until(self) -> datetime:
@@ -75,6 +77,13 @@ class Slip:
     def begun(self) -> datetime:
         """When it was there: its window had begun, or the creator had it."""
         return min(self.starts, self.generated)
+
+    def stops(self, ad: Ad) -> tuple[datetime, str]:
+        """When an ad stops by itself, with the code, or with the rights, and why."""
+        ends = [(ad.ends, "campaign_end"), (self.ends, "code_expired")]
+        if self.rights_over is not None:
+            ends.append((max(self.rights_over, ad.launched), "rights_ended"))
+        return min(ends, key=lambda end: end[0])
 
     def open(self, now: datetime) -> bool:
         return self.revoked is None and self.starts <= now < self.ends
@@ -95,8 +104,8 @@ class World:
         self.now = now
         for slip in self.slips.values():
             for ad in slip.ads.values():
-                if ad.stopped is None and min(ad.ends, slip.ends) <= now:
-                    ad.stopped = (ad.ends, "campaign_end") if ad.ends <= slip.ends else (slip.ends, "code_expired")
+                if ad.stopped is None and slip.stops(ad)[0] <= now:
+                    ad.stopped = slip.stops(ad)
 
     def happen(self, fact: Fact) -> bool:
         """Let a fact happen, if the rules allow it at its time."""
@@ -156,6 +165,13 @@ class World:
         slip.ends = ends
         return True
 
+    def rights(self, fact: Fact, until: datetime | None) -> bool:
+        """Let somebody state until when the code may be used: nothing refuses that, and nobody undoes what stopped."""
+        slip = self.slips[fact.code or 0]
+        slip.rights = until
+        slip.rights_over = None if until is None else max(until, fact.at)
+        return True
+
     def share(self, fact: Fact, brand: str, advertiser: str | None) -> bool:
         slip = self.slips[fact.code or 0]
         if slip.revoked is not None or slip.ends <= fact.at or not self.permission.get(slip.creator):
@@ -182,13 +198,14 @@ class World:
         if not slip.starts <= said["starts"] < slip.ends:
             return False
         caption = said["caption"]
-        begins, stops = max(fact.at, said["starts"]), min(said["ends"], slip.ends)
+        launched = Ad(advertiser, fact.at, said["starts"], said["ends"], caption)
+        begins, stops = max(fact.at, said["starts"]), slip.stops(launched)[0]
         for ad in slip.ads.values():
-            run = max(ad.launched, ad.starts), ad.stopped[0] if ad.stopped else min(ad.ends, slip.ends)
+            run = max(ad.launched, ad.starts), ad.stopped[0] if ad.stopped else slip.stops(ad)[0]
             shown = ad.caption or self._caption_before(slip, ad)
             if max(begins, run[0]) < min(stops, run[1]) and caption and shown and caption != shown:
                 return False
-        slip.ads[name] = Ad(advertiser, fact.at, said["starts"], said["ends"], caption)
+        slip.ads[name] = launched
         return True
 
     def end(self, fact: Fact, name: str) -> bool:
@@ -271,7 +288,7 @@ def state_of_slip(slip: Slip, world: World) -> str:
 
 
 def answer(facts: list[Fact], video: str, advertiser: str, at: datetime) -> tuple[Any, ...]:
-    """Answer the question from the world as it stood: reason, code, window, permission, and whether it was shared."""
+    """Answer the question from the world as it stood: reason, code, window, rights, permission, if it was shared."""
     world = told(facts, at)
     slips = [slip for slip in world.slips.values() if slip.video == video]
     # What was generated later was there already to a person who asks today: its window had not begun, or nobody had it.
@@ -289,11 +306,21 @@ def answer(facts: list[Fact], video: str, advertiser: str, at: datetime) -> tupl
             reason = "not_started"
         elif slip.ends <= at:
             reason = "expired"
+        elif slip.rights_over is not None and slip.rights_over <= at:
+            reason = "rights_ended"
         else:
             reason = "authorized" if advertiser in slip.redeemed else "not_redeemed"
         rank = (reason == "authorized", slip.starts, slip.generated)
         shared = slip.was_shared.get(advertiser, world.shared_with(slip, advertiser))
-        said = (reason, slip.number, slip.starts, slip.ends, world.permission.get(slip.creator, False), shared)
+        said = (
+            reason,
+            slip.number,
+            slip.starts,
+            slip.ends,
+            slip.rights,
+            world.permission.get(slip.creator, False),
+            shared,
+        )
         found.append((rank, said, slip))
     authorizing = [one for one in found if one[0][0]] or [one for one in found if one[2].starts <= at]
     if not authorizing:  # nothing had begun: what comes first, if it comes at all
@@ -301,7 +328,7 @@ def answer(facts: list[Fact], video: str, advertiser: str, at: datetime) -> tupl
         authorizing = [one for one in coming if one[2].starts == min(other[2].starts for other in coming)]
     replaced = {slip.replaces for _, _, slip in authorizing}
     left = [one for one in authorizing if one[2].number not in replaced]
-    return max(left, key=lambda one: one[0])[1] if left else ("no_code", None, None, None, False, False)
+    return max(left, key=lambda one: one[0])[1] if left else ("no_code", None, None, None, None, False, False)
 
 
 def _as_generated(fact: Fact) -> Slip:
@@ -337,6 +364,7 @@ def _tried(random: Random, world: World, now: datetime) -> Iterator[Fact]:
     for _ in range(20):
         kind = random.choice(
             ["permit", "name", *["generate"] * 3, *["extend"] * 3, *["share"] * 2, *["redeem"] * 4, *["launch"] * 5]
+            + ["rights"] * 2
             + ["end"] * 2
             + ["revoke"]
         )
@@ -383,11 +411,14 @@ def _generated(random: Random, world: World, now: datetime) -> dict[str, Any]:
     }
 
 
-def _of_slip(random: Random, kind: str, slip: Slip, now: datetime) -> dict[str, Any]:
+def _of_slip(random: Random, kind: str, slip: Slip, now: datetime) -> dict[str, Any]:  # noqa: PLR0911 - one for each
     advertiser = random.choice(ADVERTISERS)
     match kind:
         case "extend":
             return {"ends": max(slip.ends, now) + timedelta(days=random.randint(1, 40), minutes=random.randint(0, 99))}
+        case "rights":
+            until = now + timedelta(days=random.randint(-5, 40), minutes=random.randint(0, 99))
+            return {"until": None if random.random() < 0.2 else until}
         case "share":
             return {"brand": random.choice(BRANDS), "advertiser": random.choice([None, advertiser])}
         case "redeem":

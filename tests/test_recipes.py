@@ -46,7 +46,10 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
             {"Extended", "Shared", "Redeemed", "CampaignLaunched", "CampaignEnded", "Revoked"},
             "the picture of a code's life has a lane for each of these",
         ),
-        "api/event_content.py": ({"Shared", "NoteAdded"}, "notes are sealed in two events"),
+        "api/event_content.py": (
+            {"Shared", "NoteAdded", "UsageRightsStated"},
+            "texts of people are sealed in three events",
+        ),
         "api/evidence_bundle.py": ({"CodeGenerated"}, "evidence of a no shows of every other code its video"),
         "api/evidence_plans.py": ({"CodeGenerated"}, _WHICH_AGGREGATE),
         "api/query_language.py": (
@@ -56,7 +59,7 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
         "domain/authorization.py": (
             {
                 *{"PermissionEnabled", "CodeGenerated", "Extended", "Shared", "Redeemed", "Revoked", "Superseded"},
-                *{"AdvertiserNamed", "Expired"},
+                *{"AdvertiserNamed", "Expired", "UsageRightsStated"},
             },
             "the authorization question is answered from the log, not from a view",
         ),
@@ -106,7 +109,7 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
         "infra/proof/verify.py": (
             {
                 *{"PermissionEnabled", "PermissionDisabled", "CreatorErased", "CodeGenerated", "Extended", "Shared"},
-                *{"Redeemed", "Revoked", "Superseded", "AdvertiserNamed"},
+                *{"Redeemed", "Revoked", "Superseded", "AdvertiserNamed", "UsageRightsStated"},
             },
             "a recipient of evidence has this one file and nothing else of the program",
         ),

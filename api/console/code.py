@@ -43,6 +43,7 @@ _COMPARED: Final = {
     "state": "State",
     "starts_at": "Window begins",
     "expires_at": "Window ends",
+    "ends_at": "Use ends",
     "revoked_at": "Revoked",
     "superseded_at": "Superseded",
 }
@@ -111,7 +112,7 @@ def _with_event(visit: Visit, position: int | None) -> str:
 
 def _commands(visit: Visit, code: dict[str, Any]) -> list[Command]:
     """Return what the reader can do to a code as it is: not what is sure to be refused."""
-    possible = {"note", "reveal"}
+    possible = {"note", "reveal", "rights"}
     if code["state"] != "revoked":
         possible |= {"extend", "revoke"}
     if code["live"]:
@@ -161,7 +162,7 @@ async def _state(visit: Visit, path: str, at: str | None, as_of: str | None) -> 
 def note_of(event: dict[str, Any]) -> str:
     """Return what somebody wrote with an event; nothing if they wrote nothing, or the reader may not see it."""
     body = event.get("body", {})
-    return str(body.get("text") or body.get("note") or "")
+    return str(body.get("text") or body.get("note") or body.get("contract_reference") or "")
 
 
 def _differences(asked: State | None, known: State | None) -> list[tuple[str, Any, Any]]:

@@ -50,6 +50,7 @@ class Command:
         roles: whose keys may do it.
         body: makes the body of the API's request out of what was entered.
         is_final: whether it cannot be taken back.
+        method: of the API's request.
 
     """
 
@@ -61,6 +62,7 @@ class Command:
     roles: frozenset[Role]
     body: Callable[[dict[str, str]], dict[str, Any]]
     is_final: bool = False
+    method: str = "POST"
 
 
 def _entered(form: dict[str, str], *names: str) -> dict[str, Any]:
@@ -72,6 +74,17 @@ def _extension(form: dict[str, str]) -> dict[str, Any]:
     if form.get("expires_at"):
         return {"expires_at": in_utc(form["expires_at"])}
     return {"days": int(form["days"])} if form.get("days", "").isdecimal() else {}
+
+
+def _rights(form: dict[str, str]) -> dict[str, Any]:
+    body = _entered(form, "contract_reference")
+    if form.get("until"):
+        body["until"] = in_utc(form["until"])
+    if platforms := [one.strip().lower() for one in form.get("platforms", "").split(",") if one.strip()]:
+        body["platforms"] = platforms
+    if form.get("edits_allowed") in {"true", "false"}:
+        body["edits_allowed"] = form["edits_allowed"] == "true"
+    return body
 
 
 def _revocation(form: dict[str, str]) -> dict[str, Any]:
@@ -120,6 +133,22 @@ COMMANDS: Final = (
         ),
         GIVES,
         lambda form: _entered(form, "brand_id", "advertiser_id", "channel", "note"),
+    ),
+    Command(
+        "rights",
+        "usage-rights",
+        "State the usage rights",
+        "What the contract allows beside the code. If the rights end before the code, ads must stop then. This takes "
+        "the place of what was stated before.",
+        (
+            Field("until", "Rights end", "time", hint="UTC; empty: no end was agreed"),
+            Field("platforms", "Platforms", hint="with commas between, such as tiktok, instagram"),
+            Field("edits_allowed", "Edits", "choice", (("true", "allowed"), ("false", "not allowed"))),
+            Field("contract_reference", "Contract", hint="its number or place; stored encrypted"),
+        ),
+        GIVES,
+        _rights,
+        method="PUT",
     ),
     Command(
         "revoke",
@@ -222,7 +251,7 @@ def _shows(command: Command) -> Callable[[Visit], Awaitable[Response]]:
         route = command.route.format(campaign_id=quote(form.get("campaign_id", ""), safe=""))
         try:
             reply = await visit.api.call(
-                "POST", f"{path}/{route}", {}, orjson.dumps(body), idempotency_key=form.get("form_id")
+                command.method, f"{path}/{route}", {}, orjson.dumps(body), idempotency_key=form.get("form_id")
             )
         except Declined as declined:
             if declined.status not in {400, 409, 422}:
@@ -274,13 +303,20 @@ def _first(visit: Visit, command: Command, code: dict[str, Any]) -> dict[str, st
         }
     if command.name == "extend":
         return {"days": "60"}
+    if command.name == "rights" and (known := code["usage_rights"]) is not None:
+        edits = {True: "true", False: "false"}.get(known["edits_allowed"], "")
+        return {
+            "until": known["until"] or "",
+            "platforms": ", ".join(known["platforms"] or ()),
+            "edits_allowed": edits,
+        }
     return {"channel": get_args(Channel)[0]}
 
 
 def _plan(form: dict[str, str], code: dict[str, Any]) -> dict[str, Any] | None:
     """Return when a campaign will stop, and whether that is before its planned end; None if that cannot be read."""
     try:
-        planned, ends = moment(in_utc(form["ends_at"])), moment(code["expires_at"])
+        planned, ends = moment(in_utc(form["ends_at"])), moment(code["ends_at"])
         begins = moment(in_utc(form["starts_at"]))
     except (KeyError, ValueError):
         return None

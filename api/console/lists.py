@@ -41,6 +41,7 @@ FIELDS: Final[dict[str, Sequence[Field]]] = {
         BRAND,
         ACCOUNT,
         Field("expires_before", "Window ends before", "time", hint="UTC"),
+        Field("rights_until", "Rights end before", "time", hint="UTC"),
         Field("live_at", "Live at", "time", hint="UTC"),
         Field("at", "As true on", "time", hint="UTC"),
         Field("as_of", "As known on", "time", hint="UTC"),
@@ -48,7 +49,12 @@ FIELDS: Final[dict[str, Sequence[Field]]] = {
     ),
     "campaigns": (
         either("running", "Runs", "Running", "Stopped"),
-        Field("stop_reason", "Stopped by", "choice", (("code_end", "Its code"), ("campaign_end", "Its own end"))),
+        Field(
+            "stop_reason",
+            "Stopped by",
+            "choice",
+            (("code_end", "Its code"), ("rights_end", "The usage rights"), ("campaign_end", "Its own end")),
+        ),
         Field("campaign_id", "Campaign id"),
         ACCOUNT,
         CREATOR,

@@ -39,6 +39,10 @@ REASONS: Final = {
     ),
     "not_started": ("No: the window had not begun", "The code was good only from a later time on."),
     "expired": ("No: the code had expired", "Its window was over. The creator can extend it from then on."),
+    "rights_ended": (
+        "No: the usage rights had ended",
+        "The code’s window was open, but the contract allowed its use no longer. Agree on more time, and state it.",
+    ),
     "revoked": ("No: the code was revoked", "The creator, or somebody for them, had withdrawn it for good."),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import Field, WithJsonSchema
@@ -32,6 +32,21 @@ StartStated = Annotated[
     ),
 ]
 ExpiresAt = Annotated[Moment, Field(description="The end of the window (excluded).")]
+EndsAt = Annotated[
+    Moment,
+    Field(description="The effective end: the end of the window, the revocation or the end of the usage rights."),
+]
+EndsBy = Annotated[
+    Literal["code", "rights"],
+    Field(description="What ends first: the code, by its window or a revocation, or the rights."),
+]
+StopReason = Annotated[
+    Literal["code_end", "rights_end", "campaign_end"],
+    Field(
+        description="What stops it: `code_end` (its code expires or is revoked), `rights_end` (the usage rights end) "
+        "or `campaign_end` (its own end)."
+    ),
+]
 Hash = Annotated[str | None, Field(description="The SHA-256 in lowercase hexadecimal, if one was recorded.")]
 Next = Annotated[str | None, Field(description="The cursor of the next page, or null on the last page.")]
 ReadUpto = Annotated[Position, Field(description="The position up to which the list covers the ledger.")]

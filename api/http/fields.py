@@ -45,6 +45,9 @@ NO_CURRENCIES: Final = frozenset({"XTS", "XXX"})
 NO_NUL: Final = r"^[^\u0000]*$"
 SHA256_PATTERN: Final = r"^[0-9a-f]{64}$"
 AMOUNT_PATTERN: Final = r"^([1-9][0-9]{0,11}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"
+# Of usage rights.
+MAX_PLATFORMS: Final = 20
+PLATFORM_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{0,31}$"
 CURRENCY_PATTERN: Final = r"^[A-Z]{3}$"
 UUID_PATTERN: Final = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 NO_CONTROL: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"

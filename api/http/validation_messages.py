@@ -17,6 +17,7 @@ from api.http.fields import (
     ID_EXPECTED,
     NO_CONTROL,
     NO_NUL,
+    PLATFORM_PATTERN,
     SHA256_PATTERN,
     UUID_PATTERN,
 )
@@ -43,6 +44,7 @@ _PATTERNS: Final = {
     SHA256_PATTERN: "Expected a SHA-256 in lowercase hexadecimal: 64 of the characters 0-9 a-f.",
     AMOUNT_PATTERN: 'Expected an amount above 0 with at most 2 decimals, as a string such as "500.00".',
     CURRENCY_PATTERN: "Expected an ISO 4217 code, such as USD.",
+    PLATFORM_PATTERN: "Expected a platform's name: 1 to 32 lowercase letters, digits or . _ -, such as tiktok.",
     UUID_PATTERN: "Expected a UUID in lowercase.",
 }
 _TYPES: Final = {

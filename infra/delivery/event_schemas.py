@@ -18,6 +18,7 @@ from domain.advertiser import Advertiser
 from domain.code import Code
 from domain.creator import Creator
 from domain.event_types import EVENT_TYPES
+from domain.rights import EndsBy
 from domain.values import Channel, Role, Sealed, Source, State
 from domain.video import Video
 
@@ -33,6 +34,9 @@ _TIME: Final = {"type": "string", "format": "date-time"}
 _UUID: Final = {"type": "string", "format": "uuid"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _NUMBER: Final = {"type": "integer", "minimum": 1}
+# Records of a code's state from before these were added lack them.
+_ADDED_TO_STATE: Final = frozenset({"usage_rights", "ends_at", "ends_by"})
+
 _TYPES: Final[dict[Any, dict[str, Any]]] = {
     str: _TEXT,
     int: {"type": "integer"},
@@ -40,6 +44,7 @@ _TYPES: Final[dict[Any, dict[str, Any]]] = {
     datetime: _TIME,
     Any: {},
     dict[str, str]: {"type": "object", "additionalProperties": _TEXT},
+    list[str]: {"type": "array", "items": _TEXT},
 }
 
 
@@ -148,6 +153,12 @@ def code_state_schema() -> dict[str, Any]:
         "launched_at": _TIME,
         "ended_at": _or_null(_TIME),
     }
+    rights = {
+        "until": _or_null(_TIME),
+        "platforms": _or_null({"type": "array", "items": _TEXT}),
+        "edits_allowed": _or_null({"type": "boolean"}),
+        "stated_at": _TIME,
+    }
     properties = {
         "ledger": _TEXT,
         "code_id": _UUID,
@@ -158,6 +169,9 @@ def code_state_schema() -> dict[str, Any]:
         "generated_at": _TIME,
         "starts_at": _TIME,
         "expires_at": _TIME,
+        "usage_rights": _or_null(_object(rights)),
+        "ends_at": _TIME,
+        "ends_by": {"enum": list(get_args(EndsBy))},
         "revoked_at": _or_null(_TIME),
         "state": {"enum": list(get_args(State))},
         "caption_sha256": _or_null(_TEXT),
@@ -177,11 +191,12 @@ def code_state_schema() -> dict[str, Any]:
     }
     about = (
         "The state of a code after its event at `position`. It does not change when the code expires by the "
-        "clock: compare `expires_at` with the clock. Lists contain the newest 100 entries, counts count all, and "
-        "`truncated` says whether entries were left out. No record is ever deleted: the codes of an erased creator get "
-        "another one, with `erased`."
+        "clock: compare `ends_at` and `expires_at` with the clock. Lists contain the newest 100 entries, counts count "
+        "all, and `truncated` says whether entries were left out. No record is ever deleted: the codes of an erased "
+        "creator get another one, with `erased`."
     )
-    return _schema(f"{CODE_STATE}.v1", about, properties, list(properties))
+    required = [name for name in properties if name not in _ADDED_TO_STATE]
+    return _schema(f"{CODE_STATE}.v1", about, properties, required)
 
 
 def _schema(title: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:

@@ -421,14 +421,15 @@ def tag(kind: bytes, stream: bytes, position: int) -> bytes:
 # ── 4  The question: was the video authorized for the advertiser account at that time? As docs/questions.md has it.
 
 # Part of the answer, and deciding nothing: a bundle may leave them out.
-PERMISSION = ("PermissionEnabled", "PermissionDisabled")
 NOT_DECIDING = ("permission_enabled", "shared")
-DECIDING = ("CodeGenerated", "Extended", "Shared", "Redeemed", "Superseded", "Revoked")
+PERMISSION = ("PermissionEnabled", "PermissionDisabled")
+ENDING = ("CodeGenerated", "Extended", "UsageRightsStated", "Revoked")
+DECIDING = ("CodeGenerated", "Extended", "Shared", "Redeemed", "Superseded", "Revoked", "UsageRightsStated")
 
 
 def _fold(events: Sequence[Event]) -> Event:
     """Return a code as its events make it, in the order of recording."""
-    code: Event = {"extensions": [], "shares": {}, "redemptions": {}, "named": {}, "revoked": False}
+    code: Event = {"extensions": [], "rights": [], "shares": {}, "redemptions": {}, "named": {}, "revoked": False}
     for event in events:
         body, at = event["facts"], event["effective"]
         if event["type"] == "CodeGenerated":
@@ -436,6 +437,9 @@ def _fold(events: Sequence[Event]) -> Event:
             code |= {"start_stated": body.get("start_stated", True), "supersedes": body.get("supersedes")}
         elif event["type"] == "Extended":
             code["extensions"].append((at, event["version"], moment(body["expires_at"])))
+        elif event["type"] == "UsageRightsStated":
+            until = body.get("rights_end_at")
+            code["rights"].append((at, event["version"], None if until is None else moment(until)))
         elif event["type"] == "Shared":
             names = ("brand_id", "channel", "advertiser_id", "note_fingerprint")
             code["shares"][tuple(body.get(name) for name in names)] = at
@@ -462,6 +466,7 @@ def _answer_of(
         starts = min([known["generated"], *known["shares"].values(), *known["redemptions"].values()])
     born = max(at, code["generated"])
     ends = ([known["ends"]] + [end for since, _, end in sorted(known["extensions"]) if since <= born])[-1]
+    rights = [until for since, _, until in sorted(known["rights"], key=lambda stated: stated[:2]) if since <= born]
     redeemed_at = code["redemptions"].get(advertiser_id)
     if code["revoked"]:
         reason = "revoked"
@@ -469,6 +474,8 @@ def _answer_of(
         reason = "not_started"
     elif at >= ends:
         reason = "expired"
+    elif rights and rights[-1] is not None and at >= rights[-1]:
+        reason = "rights_ended"
     else:
         reason = "not_redeemed" if redeemed_at is None else "authorized"
     by = at if redeemed_at is None else min(at, redeemed_at)
@@ -1300,7 +1307,7 @@ def _check_yes(run: Run, shown: Shown, _: Event, stated: Event, code: str, repor
         return
     own = [event for event in shown.kept.values() if event["stream_id"] == code]
     for event in own:
-        if event["type"] in ("CodeGenerated", "Extended", "Revoked") and shown.levels[event["position"]] < ALL:
+        if event["type"] in ENDING and shown.levels[event["position"]] < ALL:
             report.no(f"incomplete: what event {event['position']}, {event['type']}, says is not shown")
     creator = own[0].get("creator_stream")
     if creator is None or stated["permission_enabled"] is None:

@@ -34,6 +34,7 @@ ROLES: dict[str, set[str]] = {
     "POST /v1/codes/{code_id}/revocation": CREATORS,
     "POST /v1/codes/{code_id}/reveals": CREATORS,
     "POST /v1/codes/{code_id}/notes": CREATORS,
+    "PUT /v1/codes/{code_id}/usage-rights": CREATORS,
     "GET /v1/codes": READERS,
     "GET /v1/codes/{code_id}": READERS,
     "GET /v1/codes/{code_id}/history": READERS,
@@ -281,6 +282,15 @@ REQUESTS: dict[str, tuple[Try, int]] = {
     ),
     "POST /v1/codes/{code_id}/revocation": (on_fresh(generated, on_code("revocation", {"reason": "why"})), 200),
     "POST /v1/codes/{code_id}/reveals": (on_fresh(generated, on_code("reveals", {"reason": "why"})), 200),
+    "PUT /v1/codes/{code_id}/usage-rights": (
+        on_fresh(
+            generated,
+            lambda client, code, _: client.put(
+                f"/v1/codes/{code['code_id']}/usage-rights", json={"platforms": ["tiktok"]}
+            ),
+        ),
+        200,
+    ),
     "POST /v1/codes/{code_id}/notes": (on_fresh(generated, on_code("notes", {"text": "so"})), 201),
     "GET /v1/codes": (lambda _w, client, *_: client.get("/v1/codes"), 200),
     "GET /v1/codes/{code_id}": (

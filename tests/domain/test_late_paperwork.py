@@ -34,7 +34,7 @@ COUNTED: Counter[str] = Counter()
 many = settings(max_examples=150, deadline=None)
 
 
-def command(fact: Fact, ended: Ending | None = None) -> Command:  # noqa: PLR0911 - one return for each kind
+def command(fact: Fact, ended: Ending | None = None) -> Command:  # noqa: C901, PLR0911 - one return for each kind
     """Return the command that records a fact."""
     said, code = fact.facts, UUID(int=fact.code or 0)
     match fact.kind:
@@ -62,6 +62,8 @@ def command(fact: Fact, ended: Ending | None = None) -> Command:  # noqa: PLR091
             )
         case "extend":
             return given.extend(code, expires_at=said["ends"])
+        case "rights":
+            return given.rights(said["until"], code)
         case "share":
             return given.share(code, brand_id=said["brand"], advertiser_id=said["advertiser"])
         case "redeem":
@@ -181,7 +183,7 @@ def known(story: Story, facts: list[Fact], moments: list[datetime]) -> dict[Any,
                 v = verdict(of_video, story.ledger.streams, advertiser, moment, account(story, advertiser))
                 number = None if v.code_id is None else v.code_id.int
                 found["question", video, advertiser, moment] = (
-                    *(v.reason, number, v.starts_at, v.expires_at),
+                    *(v.reason, number, v.starts_at, v.expires_at, v.rights_until),
                     v.permission_enabled,
                     v.shared,
                 )
@@ -219,6 +221,7 @@ def moments_of(facts: list[Fact], random: Random) -> list[datetime]:
     """Return moments at which something happened, just before them, and some between."""
     turns = [fact.at for fact in facts]
     turns += [fact.facts["ends"] for fact in facts if "ends" in fact.facts]
+    turns += [fact.facts["until"] for fact in facts if fact.facts.get("until") is not None]
     some = random.sample(turns, min(6, len(turns)))
     hours = int((facts[-1].at + 60 * DAY - facts[0].at) / timedelta(hours=1))
     between = [facts[0].at + timedelta(hours=random.randint(0, hours), minutes=17) for _ in range(4)]

@@ -52,6 +52,7 @@ COMMANDS = {
     "force revoke": given.revoke(force=True),
     "reveal": given.reveal(),
     "note": given.note(),
+    "rights": given.rights(NOW + timedelta(days=20)),
     "clock": given.record_due(),
     "erase": given.erase(),
     "name account": given.advertiser(),
@@ -77,6 +78,7 @@ unknown        | revoke       | code_unknown
 unknown        | force revoke | code_unknown
 unknown        | reveal       | code_unknown
 unknown        | note         | code_unknown
+unknown        | rights       | code_unknown
 unknown        | clock        | code_unknown
 unknown        | erase        | creator_unknown
 unknown        | name account | AdvertiserNamed
@@ -98,6 +100,7 @@ permitted      | revoke       | code_unknown
 permitted      | force revoke | code_unknown
 permitted      | reveal       | code_unknown
 permitted      | note         | code_unknown
+permitted      | rights       | code_unknown
 permitted      | clock        | code_unknown
 permitted      | erase        | CreatorErased
 permitted      | name account | AdvertiserNamed
@@ -119,6 +122,7 @@ generated      | revoke       | Revoked
 generated      | force revoke | Revoked
 generated      | reveal       | CodeRevealed
 generated      | note         | NoteAdded
+generated      | rights       | UsageRightsStated
 generated      | clock        | nothing
 generated      | erase        | CreatorErased
 generated      | name account | AdvertiserNamed
@@ -140,6 +144,7 @@ not started    | revoke       | Revoked
 not started    | force revoke | Revoked
 not started    | reveal       | CodeRevealed
 not started    | note         | NoteAdded
+not started    | rights       | UsageRightsStated
 not started    | clock        | nothing
 not started    | erase        | CreatorErased
 not started    | name account | AdvertiserNamed
@@ -161,6 +166,7 @@ shared         | revoke       | Revoked
 shared         | force revoke | Revoked
 shared         | reveal       | CodeRevealed
 shared         | note         | NoteAdded
+shared         | rights       | UsageRightsStated
 shared         | clock        | nothing
 shared         | erase        | CreatorErased
 shared         | name account | AdvertiserNamed
@@ -182,6 +188,7 @@ redeemed       | revoke       | Revoked
 redeemed       | force revoke | Revoked
 redeemed       | reveal       | CodeRevealed
 redeemed       | note         | NoteAdded
+redeemed       | rights       | UsageRightsStated
 redeemed       | clock        | nothing
 redeemed       | erase        | CreatorErased
 redeemed       | name account | AdvertiserNamed
@@ -203,6 +210,7 @@ running        | revoke       | campaign_running
 running        | force revoke | CampaignEnded Revoked
 running        | reveal       | CodeRevealed
 running        | note         | NoteAdded
+running        | rights       | UsageRightsStated
 running        | clock        | nothing
 running        | erase        | CreatorErased
 running        | name account | AdvertiserNamed
@@ -224,6 +232,7 @@ campaign ended | revoke       | Revoked
 campaign ended | force revoke | Revoked
 campaign ended | reveal       | CodeRevealed
 campaign ended | note         | NoteAdded
+campaign ended | rights       | UsageRightsStated
 campaign ended | clock        | nothing
 campaign ended | erase        | CreatorErased
 campaign ended | name account | AdvertiserNamed
@@ -245,6 +254,7 @@ approaching    | revoke       | Revoked
 approaching    | force revoke | Revoked
 approaching    | reveal       | CodeRevealed
 approaching    | note         | NoteAdded
+approaching    | rights       | UsageRightsStated
 approaching    | clock        | ExpiryApproaching
 approaching    | erase        | CreatorErased
 approaching    | name account | AdvertiserNamed
@@ -266,6 +276,7 @@ window over    | revoke       | Expired Revoked
 window over    | force revoke | Expired Revoked
 window over    | reveal       | CodeRevealed
 window over    | note         | NoteAdded
+window over    | rights       | UsageRightsStated
 window over    | clock        | Expired
 window over    | erase        | CreatorErased
 window over    | name account | AdvertiserNamed
@@ -287,6 +298,7 @@ cut off        | revoke       | CampaignEnded Expired Revoked
 cut off        | force revoke | CampaignEnded Expired Revoked
 cut off        | reveal       | CodeRevealed
 cut off        | note         | NoteAdded
+cut off        | rights       | UsageRightsStated
 cut off        | clock        | CampaignEnded Expired
 cut off        | erase        | CreatorErased
 cut off        | name account | AdvertiserNamed
@@ -308,6 +320,7 @@ expired        | revoke       | Revoked
 expired        | force revoke | Revoked
 expired        | reveal       | CodeRevealed
 expired        | note         | NoteAdded
+expired        | rights       | UsageRightsStated
 expired        | clock        | nothing
 expired        | erase        | CreatorErased
 expired        | name account | AdvertiserNamed
@@ -329,6 +342,7 @@ revived        | revoke       | Revoked
 revived        | force revoke | Revoked
 revived        | reveal       | CodeRevealed
 revived        | note         | NoteAdded
+revived        | rights       | UsageRightsStated
 revived        | clock        | nothing
 revived        | erase        | CreatorErased
 revived        | name account | AdvertiserNamed
@@ -350,6 +364,7 @@ superseded     | revoke       | Revoked
 superseded     | force revoke | Revoked
 superseded     | reveal       | CodeRevealed
 superseded     | note         | NoteAdded
+superseded     | rights       | UsageRightsStated
 superseded     | clock        | nothing
 superseded     | erase        | CreatorErased
 superseded     | name account | AdvertiserNamed
@@ -371,6 +386,7 @@ revoked        | revoke       | nothing
 revoked        | force revoke | nothing
 revoked        | reveal       | CodeRevealed
 revoked        | note         | NoteAdded
+revoked        | rights       | UsageRightsStated
 revoked        | clock        | nothing
 revoked        | erase        | CreatorErased
 revoked        | name account | AdvertiserNamed
@@ -392,6 +408,7 @@ permission off | revoke       | Revoked
 permission off | force revoke | Revoked
 permission off | reveal       | CodeRevealed
 permission off | note         | NoteAdded
+permission off | rights       | UsageRightsStated
 permission off | clock        | nothing
 permission off | erase        | CreatorErased
 permission off | name account | AdvertiserNamed
@@ -413,6 +430,7 @@ bound          | revoke       | Revoked
 bound          | force revoke | Revoked
 bound          | reveal       | CodeRevealed
 bound          | note         | NoteAdded
+bound          | rights       | UsageRightsStated
 bound          | clock        | nothing
 bound          | erase        | CreatorErased
 bound          | name account | AdvertiserNamed
@@ -434,6 +452,7 @@ bound away     | revoke       | Revoked
 bound away     | force revoke | Revoked
 bound away     | reveal       | CodeRevealed
 bound away     | note         | NoteAdded
+bound away     | rights       | UsageRightsStated
 bound away     | clock        | nothing
 bound away     | erase        | CreatorErased
 bound away     | name account | AdvertiserNamed
@@ -455,6 +474,7 @@ erased         | revoke       | Revoked
 erased         | force revoke | Revoked
 erased         | reveal       | creator_erased
 erased         | note         | creator_erased
+erased         | rights       | creator_erased
 erased         | clock        | nothing
 erased         | erase        | nothing
 erased         | name account | AdvertiserNamed

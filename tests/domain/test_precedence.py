@@ -175,6 +175,10 @@ def note(holds: set[str]) -> tuple[Story, Command]:
     return tell(given.redeemed(), ("creator_erased" in holds, given.erase())), given.note()
 
 
+def rights(holds: set[str]) -> tuple[Story, Command]:
+    return tell(given.redeemed(), ("creator_erased" in holds, given.erase())), given.rights(NOW)
+
+
 def bind(holds: set[str]) -> tuple[Story, Command]:
     return tell(given.generated(), ("creator_erased" in holds, given.erase())), given.bind()
 
@@ -189,6 +193,7 @@ SITUATIONS: dict[str, Callable[[set[str]], tuple[Story, Command]]] = {
     "revoke": revoke,
     "reveal": reveal,
     "note": note,
+    "rights": rights,
     "bind": bind,
 }
 # A window that has not begun is not over, and no campaign runs on a code that was revoked or has expired.

@@ -224,3 +224,24 @@ def test_an_import_begins_and_ends_once() -> None:
     ended = end_import(begun.aggregate, complete=True, counts=counts, when=when)
     end_import(ended.aggregate, complete=False, counts=counts, when=when)
     assert [type(event) for event in ended.aggregate.pending_events] == [SheetImport.Started, SheetImport.Ended]
+
+
+def test_usage_rights_of_a_row_are_stated_once_and_what_it_leaves_out_stays() -> None:
+    story = permitted()
+    until = StatedTime(MARCH + 19 * DAY, MARCH + 20 * DAY)
+    facts = replace(FACTS, rights_until=until, contract_reference=Sealed("C-117"))
+    assert recorded(story, facts) == [("CodeGenerated", MARCH), ("UsageRightsStated", MARCH)]
+    assert recorded(story, facts) == []
+    # The end of a day agrees with every time in it, and another column is added to what is known.
+    more = replace(FACTS, rights_until=until, edits_allowed=False, rights_stated_at=at(MARCH + DAY))
+    assert recorded(story, more) == [("UsageRightsStated", MARCH + DAY)]
+    stated = story.code().usage_rights
+    assert stated is not None
+    assert (stated.rights.until, stated.rights.edits_allowed) == (MARCH + 20 * DAY, False)
+    assert stated.rights.contract_fingerprint is not None
+    other = replace(more, rights_until=at(MARCH + 25 * DAY), edits_allowed=True)
+    found = decided(story, other)
+    assert [(one.field, one.sheet) for one in found.differences] == [
+        ("rights_until", (MARCH + 25 * DAY).isoformat().replace("+00:00", "Z")),
+        ("edits_allowed", "true"),
+    ]

@@ -18,6 +18,7 @@ from tests.given import CAMPAIGN, NOW, Story
 
 NOTE = "for the spring campaign of somebody"
 REMARK = "this was meant for somebody else"
+CONTRACT = "the contract of somebody"
 
 
 def everything() -> Story:
@@ -35,6 +36,10 @@ def everything() -> Story:
         given.reveal(),
         given.note(text=REMARK),
         given.note(text=REMARK, about_position=3),
+        given.rights(
+            NOW + timedelta(days=90), platforms=("instagram", "tiktok"), edits_allowed=False, contract=CONTRACT
+        ),
+        given.rights(),
         given.launch(replace(CAMPAIGN, campaign_id="campaign-2")),
     )
     given.after(story.later(days=16), given.record_due())
@@ -66,6 +71,11 @@ SENTENCES = [
     "The secret was revealed again.",
     "A note was added.",
     "A note was added about position 3.",
+    (
+        "Usage rights were stated: until 2026-05-30 12:00 UTC, on instagram, tiktok, no edits, by a contract whose "
+        "reference is sealed."
+    ),
+    "Usage rights were stated: without an end.",
     f"Advertiser advertiser-1 launched campaign campaign-2 {LAUNCHED}",
     "The code expires within 14 days, at 2026-03-31 12:00 UTC.",
     "The code expires within 1 day, at 2026-03-31 12:00 UTC.",
@@ -131,7 +141,7 @@ def test_no_sentence_holds_a_sealed_text() -> None:
     story = everything()
     sealed = {text for texts in story.ledger.sealed.values() for text in texts.values()}
     sentences = " ".join(summary(with_sealed_texts(story, r)) for r in story.ledger.events)
-    assert sealed == {given.SECRET, given.OTHER_SECRET, Sealed(NOTE), Sealed(REMARK)}
+    assert sealed == {given.SECRET, given.OTHER_SECRET, Sealed(NOTE), Sealed(REMARK), Sealed(CONTRACT)}
     assert not [str(text) for text in sealed if text in sentences]
 
 

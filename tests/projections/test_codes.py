@@ -41,6 +41,9 @@ def row(story: Story, **differs: Any) -> CodeRow:
         "start_stated": True,
         "expires_at": NOW + MONTH,
         "extended_at": None,
+        "rights_until": None,
+        "rights_at": None,
+        "rights": None,
         "generated_at": NOW,
         "generated_position": 2,
         "revoked_at": None,
@@ -67,6 +70,15 @@ CASES: list[tuple[Story, dict[str, Any]]] = [
     (given.redeemed(), {**REDEEMED, "version": 3}),
     (given.after(given.redeemed(), given.reveal(), given.note()), {**REDEEMED, "version": 3}),
     (given.running(), {**REDEEMED, "version": 4}),
+    (
+        given.after(given.generated(), given.rights(NOW + MONTH / 2, platforms=("tiktok",), edits_allowed=True)),
+        {
+            "rights_until": NOW + MONTH / 2,
+            "rights_at": NOW,
+            "rights": {"platforms": ["tiktok"], "edits_allowed": True},
+            "version": 2,
+        },
+    ),
     (
         given.campaign_ended(),
         {**REDEEMED, "version": 5},

@@ -122,7 +122,7 @@ async def test_a_code_that_lapsed_and_was_extended_was_expired_in_between(follow
 
 
 def test_a_code_that_is_extended_again_and_again_before_it_ends_keeps_one_end() -> None:
-    row = CodeTimelineRow(1, CODE, NOW, True, NOW + DAY, None, NOW + DAY, *[None] * 7)
+    row = CodeTimelineRow(1, CODE, NOW, True, NOW + DAY, None, NOW + DAY, *[None] * 8)
     for number in range(1, 1000):
         move_end(row, NOW + number * DAY / 2, NOW + (number + 2) * DAY / 2)
     assert (row.first_end, row.moved) == (NOW + 1001 * DAY / 2, None)

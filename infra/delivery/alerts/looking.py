@@ -116,7 +116,7 @@ async def _found(
                     limit=_PAGE,
                     code_id=row.code_id,
                     campaign_id=event.campaign_id,
-                    stop_reason="code_end",
+                    is_cut=True,
                     running=True,
                 )
                 found += [_outlives(one) for one in launched if rule.sight.sees_account(one.advertiser_id)]
@@ -215,7 +215,7 @@ async def _outliving(
             now=now,
             limit=_PAGE,
             after=after,
-            stop_reason="code_end",
+            is_cut=True,
             stops_from=now,
             running=True,
             creator_ids=creators,

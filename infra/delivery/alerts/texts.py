@@ -38,14 +38,17 @@ _SUBJECTS: Final[dict[AlertKind, tuple[str, str]]] = {
 }
 _INTRODUCTIONS: Final[dict[AlertKind, str]] = {
     "ending": "These Spark codes end soon. An ad that runs on a code stops when the code ends.",
-    "campaign_outlives_code": "These campaigns are planned beyond the end of their Spark code. They stop with it.",
+    "campaign_outlives_code": (
+        "These campaigns are planned beyond the end of their Spark code, or of the usage rights to it. They stop then."
+    ),
     "refused_attempts": "Somebody tried to use these Spark codes, and was refused.",
     "stopped": "This has stopped, and what depends on it falls behind:",
 }
 _ADVICE: Final[dict[AlertKind, str]] = {
     "ending": "If an ad has to run longer, ask the creator to extend the code in TikTok, and record the extension.",
     "campaign_outlives_code": (
-        "Ask the creator to extend the code in TikTok and record the extension, or end the campaign earlier."
+        "Ask the creator to extend the code in TikTok and record the extension, or agree on longer rights and state "
+        "them, or end the campaign earlier."
     ),
     "refused_attempts": (
         "If the account may use the code, find out what is missing: the reason says it. If not, ask where it has the "

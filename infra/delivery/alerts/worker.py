@@ -305,7 +305,7 @@ class AlertWorker:
 
 
 async def _still_outlives(cur: psycopg.AsyncCursor[object], rule: ActiveRule, found: Finding, now: datetime) -> bool:
-    """Return whether a campaign still runs until its code ends."""
+    """Return whether a campaign still runs until its code or the usage rights end."""
     running = await campaigns.search(
         cur,
         rule.ledger_id,
@@ -313,7 +313,7 @@ async def _still_outlives(cur: psycopg.AsyncCursor[object], rule: ActiveRule, fo
         limit=BATCH,
         code_id=found.code_id,
         campaign_id=found.campaign_id,
-        stop_reason="code_end",
+        is_cut=True,
         running=True,
     )
     return any(one.stops_at == found.ends_at for one in running)

@@ -90,7 +90,7 @@ def state_content(
     code: Code, ledger_name: str, recorded: RecordedEvent, *, creator_erased: bool = False
 ) -> dict[str, Any]:
     """Return a code after an event, with the field names of the API."""
-    campaigns = code.campaigns
+    campaigns, end = code.campaigns, code.effective_end
     return {
         "ledger": ledger_name,
         "code_id": code.id,
@@ -101,6 +101,9 @@ def state_content(
         "generated_at": code.generated_at,
         "starts_at": code.window.starts_at,
         "expires_at": code.window.expires_at,
+        "usage_rights": _rights(code),
+        "ends_at": end.at,
+        "ends_by": end.by,
         "revoked_at": code.revoked_at,
         "state": code.state(recorded.recorded_at),
         "caption_sha256": code.caption_sha256,
@@ -128,6 +131,20 @@ def state_content(
         "stream_version": recorded.stream_version,
         "position": recorded.position,
         "recorded_at": recorded.recorded_at,
+    }
+
+
+def _rights(code: Code) -> dict[str, Any] | None:
+    """Return the usage rights of a code, without the contract; None if nobody stated any."""
+    stated = code.usage_rights
+    if stated is None:
+        return None
+    rights = stated.rights
+    return {
+        "until": rights.until,
+        "platforms": rights.platforms,
+        "edits_allowed": rights.edits_allowed,
+        "stated_at": stated.at,
     }
 
 
