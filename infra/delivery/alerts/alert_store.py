@@ -88,6 +88,7 @@ _DUE: Final = """
     FROM alert_messages
     WHERE state = 'waiting'
     AND next_at <= %s
+    AND rule_id = ANY (%s)
     AND message_id <> ALL (%s)
     ORDER BY next_at, message_id
     LIMIT %s
@@ -252,12 +253,11 @@ async def make_message(connection: LedgerConnection, rule: ActiveRule, limit: in
 async def due(
     connection: LedgerConnection, rules: dict[UUID, ActiveRule], now: datetime, *, besides: Collection[UUID], limit: int
 ) -> list[DueMessage]:
-    """Return messages of enabled rules that are due, besides those that are being sent."""
-    rows = await (await connection.execute(_DUE, (now, list(besides), limit))).fetchall()
+    """Return messages of rules that are due, besides those that are being sent."""
+    rows = await (await connection.execute(_DUE, (now, list(rules), list(besides), limit))).fetchall()
     return [
         DueMessage(message_id, rules[rule_id], test, attempts, made_at)
         for message_id, rule_id, test, attempts, made_at in rows
-        if rule_id in rules
     ]
 
 

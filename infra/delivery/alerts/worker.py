@@ -191,7 +191,11 @@ class AlertWorker:
         now = self._now()
         besides = [message.message_id for message in self._sending.values()]
         busy = Counter(message.rule.ledger_id for message in self._sending.values())
-        for message in await alert_store.due(connection, rules, now, besides=besides, limit=BATCH):
+        # A ledger whose receivers hang leaves the batch to the others.
+        free = {
+            rule_id: rule for rule_id, rule in rules.items() if busy[rule.ledger_id] < self._policy.in_flight_of_ledger
+        }
+        for message in await alert_store.due(connection, free, now, besides=besides, limit=BATCH):
             ledger_id, timing = message.rule.ledger_id, message.rule.timing
             if len(self._sending) >= self._policy.in_flight:
                 break

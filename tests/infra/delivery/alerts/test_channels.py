@@ -208,3 +208,19 @@ def test_a_server_that_sends_no_mail_says_so_and_chats_go_on(room: Mailroom, wor
     room.worker._mail = None
     room.step()
     assert room.read(rule)["error"] == "This server sends no e-mail: SPARKLEDGER_SMTP_URL is not set."
+
+
+def test_messages_of_a_rule_that_is_off_hold_up_no_other(room: Mailroom, world: World) -> None:
+    off = room.rule(address=f"off-{room.address}")
+    world.server.database.sql(
+        "INSERT INTO alert_messages (message_id, rule_id, ledger_id, test, findings, made_at, next_at)"
+        " SELECT gen_random_uuid(), rule_id, ledger_id, true, 0, now(), now() - interval '1 hour'"
+        " FROM alert_rules, generate_series(1, 60) WHERE rule_id = %s",
+        (off["rule_id"],),
+    )
+    told(world.client.patch(f"/v1/alerts/{off['rule_id']}", json={"enabled": False}), 200)
+    rule = room.rule()
+    told(world.client.post(f"/v1/alerts/{rule['rule_id']}/test"), 202)
+    room.step()
+    assert len(room.messages) == 1
+    assert room.inbox.to(off["address"]) == []
