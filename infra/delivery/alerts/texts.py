@@ -21,6 +21,9 @@ SUBJECT_CHARACTERS_MAX: Final = 200
 # What TikTok's addresses of posts have.
 _TIKTOK_VIDEO: Final = re.compile(r"[0-9]{15,20}")
 _TIKTOK_HANDLE: Final = re.compile(r"[A-Za-z0-9._]{1,64}")
+_HOUR: Final = timedelta(hours=1)
+_DAY: Final = timedelta(days=1)
+_DAYS_FROM: Final = timedelta(hours=36)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 # Of one finding, and of several, the first of which is the most urgent.
@@ -159,14 +162,14 @@ def _moment(moment: datetime, zone: str) -> str:
 
 
 def _distance(left: timedelta) -> str:
+    """Return how far a moment is, rounded: a message of seven days before comes a few seconds later."""
     if left <= timedelta(0):
         return "which is over"
-    if left < timedelta(hours=1):
+    unit, name = (_DAY, "day") if left >= _DAYS_FROM else (_HOUR, "hour")
+    count = (left + unit / 2) // unit
+    if count == 0:
         return "in less than an hour"
-    if left < timedelta(days=2):
-        hours = left // timedelta(hours=1)
-        return f"in {hours} {'hour' if hours == 1 else 'hours'}"
-    return f"in {left // timedelta(days=1)} days"
+    return f"in {count} {name}" if count == 1 else f"in {count} {name}s"
 
 
 def _one_line(text: str) -> str:

@@ -17,6 +17,7 @@ from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
 from infra.postgres.migrate import migrate
 from infra.processes.worker import create_views
+from tests.api.attempts import ALERT
 from tests.api.processes import serving_process
 from tests.api.world import OTHER_CREATOR, OWN_CREATOR, refused, told
 from tests.conftest import TestDatabase
@@ -142,6 +143,8 @@ def test_no_webhook_is_made_with_a_token_for_it_would_outlive_the_token(place: P
             "role subscriber."
         )
         assert told(client.get("/v1/webhooks"), 200) == {"webhooks": []}
+    for path, body in (("/v1/alerts", ALERT), ("/v1/calendars", {})):
+        assert refused(heads.post(path, json=body)) == (403, "not_allowed")
 
     # With a key it is made, as the sentence says; an administrator's token looks after it as a key does.
     key = told(place.client(place.admin_key).post("/v1/keys", json={"role": "subscriber"}), 201)

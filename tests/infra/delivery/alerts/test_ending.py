@@ -14,7 +14,7 @@ from tests.infra.delivery.alerts.mailroom import Mailroom, text_of
 NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
 
 
-def recorded(world: World, creator_id: str = OWN_CREATOR, *, left_days: float = 6.5, **more: Any) -> dict[str, Any]:
+def recorded(world: World, creator_id: str = OWN_CREATOR, *, left_days: float = 6.3, **more: Any) -> dict[str, Any]:
     """Record a code that TikTok generated long ago, and that ends in some days."""
     began = datetime.now(UTC) - timedelta(days=40)
     world.permit(creator_id, effective_at=began.isoformat())
@@ -65,7 +65,7 @@ def test_a_new_rule_reports_what_ends_soon_already_and_each_code_once(room: Mail
     text = text_of(message)
     assert text.index(soon["code_id"]) < text.index(later["code_id"])
     assert far["code_id"] not in text
-    assert "in 11 hours" in text
+    assert "in 12 hours" in text
 
 
 def test_an_extended_code_is_not_reported_and_its_new_end_is(room: Mailroom, world: World) -> None:
