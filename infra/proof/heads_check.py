@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
+
+import orjson
 
 from domain.heads import FORMAT, NO_EVENTS, Head, creator_key, head_leaf, heads_stream, stream_key, video_key
 from domain.log_entry import ENTRY_BYTES
@@ -36,7 +37,7 @@ def check_heads(bundle: verify.Bundle, stated: dict[str, Any], report: verify.Re
     log = stated["log"]
     stream = str(heads_stream(UUID(log["log_id"])))
     sealed = [
-        json.loads(event["body"])
+        orjson.loads(event["body"])
         for event in _events(bundle, _SEALED.encode())
         if event["type"] == _SEALED and event["stream_id"] == stream
     ]
@@ -69,17 +70,18 @@ def _newest(sealed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _first_wrong(bundle: verify.Bundle, salt: bytes, sealed: Sequence[dict[str, Any]]) -> int | None:
     """Return up to which event the first heads go that are not those of the events."""
-    heads: dict[bytes, Head] = {}
-    due = list(sealed)
+    heads: dict[bytes, tuple[int, bytes]] = {}  # plain: there are millions of events
+    due, sha256 = list(sealed), hashlib.sha256
     with bundle.open("data/proof/entries.bin") as entries:
         for event in _events(bundle):
             leaf = leaf_hash(entries.read(ENTRY_BYTES))
             of_video = (video_key(salt, event["video_id"]),) if event["type"] == _GENERATED else ()
             for key in (*_keys(event["stream_id"], event["creator_stream"]), *of_video):
-                heads[key] = heads.get(key, NO_EVENTS).after((leaf,))
+                count, chain = heads.get(key, NO_EVENTS)
+                heads[key] = count + 1, sha256(chain + leaf).digest()
             while due and due[0]["upto"] == event["position"]:
                 facts = due.pop(0)
-                root = root_of([leaf_hash(head_leaf(key, heads[key])) for key in sorted(heads)])
+                root = root_of([leaf_hash(head_leaf(key, Head(*heads[key]))) for key in sorted(heads)])
                 if (len(heads), base64.b64encode(root).decode()) != (facts["keys"], facts["root"]):
                     return int(event["position"])
             if not due:
@@ -97,4 +99,4 @@ def _events(bundle: verify.Bundle, having: bytes = b"") -> Iterator[dict[str, An
     with bundle.open("data/events.ndjson") as lines:
         for line in lines:
             if having in line:
-                yield json.loads(line)
+                yield orjson.loads(line)

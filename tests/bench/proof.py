@@ -62,8 +62,8 @@ LOOK_EVERY_S: Final = 0.002
 MEMORY_EVERY_S: Final = 0.05
 WITHIN_S: Final = 120.0
 # `append` with the sealer and without it, in turns.
-TURNS: Final = 5
-TURN_S: Final = 4.0
+TURNS: Final = 10
+TURN_S: Final = 2.0
 IN_FLIGHT: Final = 32
 
 _SIZE: Final = "SELECT coalesce(max(checkpoint_size), 0) FROM log_trees WHERE ledger_id = %s"
