@@ -1,4 +1,4 @@
-"""Calendars as RFC 5545 (iCalendar) writes them: one event for each end of a code.
+"""Calendars as RFC 5545 (iCalendar) writes them: one event for the end of each code, or of its usage rights if earlier.
 
 An event keeps its UID for as long as its code exists, and its SEQUENCE is the code's version. So a calendar moves the
 event when the code is extended, and takes it away when the code is revoked. Nothing is said that opens a code.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
+from domain.rights import effective_end
 from infra.delivery.alerts.texts import video_link
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ LINE_OCTETS: Final = 75
 # How often calendars are asked to look again.
 REFRESH: Final = "PT1H"
 # Changes whenever what is written of a code changes, so that an ETag of an older program is none of this one.
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 
 def etag(rows: Sequence[CodeRow], name: str, public_url: str | None) -> str:
@@ -53,19 +54,26 @@ def calendar_text(rows: Sequence[CodeRow], name: str, log_id: UUID, public_url: 
 
 
 def _event(row: CodeRow, log_id: UUID, public_url: str | None) -> Iterator[str]:
-    changed_at = max(filter(None, (row.generated_at, row.extended_at, row.revoked_at)))
+    changed_at = max(filter(None, (row.generated_at, row.extended_at, row.rights_at, row.revoked_at)))
     revoked = row.revoked_at is not None
+    # The event of a revoked code is taken away from where it was.
+    end = effective_end(row.expires_at, None, row.rights_until)
     yield "BEGIN:VEVENT"
     yield f"UID:{row.code_id}@{log_id}"
     yield f"DTSTAMP:{_moment(changed_at)}"
     yield f"LAST-MODIFIED:{_moment(changed_at)}"
     yield f"SEQUENCE:{row.version}"
     yield f"STATUS:{'CANCELLED' if revoked else 'CONFIRMED'}"
-    yield f"DTSTART:{_moment(row.expires_at)}"
+    yield f"DTSTART:{_moment(end.at)}"
     yield "TRANSP:TRANSPARENT"
-    summary = f"Spark code of {row.creator_id} ends"
+    by_rights = end.by == "rights"
+    summary = (
+        f"{'Usage rights to a ' if by_rights else ''}Spark code of {row.creator_id} {'end' if by_rights else 'ends'}"
+    )
     yield f"SUMMARY:{_text(f'Revoked: {summary}' if revoked else summary)}"
-    said = [f"Video: {video_link(row)}", f"Ends: {row.expires_at:%Y-%m-%d %H:%M} UTC"]
+    said = [f"Video: {video_link(row)}", f"Ends: {end.at:%Y-%m-%d %H:%M} UTC"]
+    if by_rights:
+        said.append(f"The code ends later: {row.expires_at:%Y-%m-%d %H:%M} UTC")
     if public_url is not None:
         page = f"{public_url}/codes/{row.code_id}"
         said.append(f"Page: {page}")

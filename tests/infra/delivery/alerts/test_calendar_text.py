@@ -26,6 +26,9 @@ ROW = CodeRow(
     start_stated=True,
     expires_at=NOW + timedelta(days=30),
     extended_at=None,
+    rights_until=None,
+    rights_at=None,
+    rights=None,
     generated_at=NOW,
     generated_position=2,
     revoked_at=None,
@@ -118,3 +121,18 @@ def test_a_tag_changes_with_what_is_written() -> None:
         etag([ROW], "name", "https://c.example"),
     ):
         assert other != tag
+
+
+def test_usage_rights_that_end_before_the_code_move_its_event_and_say_so() -> None:
+    rights = {"platforms": None, "edits_allowed": None}
+    stated = replace(
+        ROW, rights_until=NOW + timedelta(days=9), rights_at=NOW + timedelta(days=1), rights=rights, version=2
+    )
+    (event,) = events(stated)
+    assert (event["start"], event["stamp"], event["sequence"]) == (stated.rights_until, stated.rights_at, 2)
+    assert event["summary"] == "Usage rights to a Spark code of ana.creates end"
+    assert event["description"].splitlines()[1:3] == [
+        "Ends: 2026-03-10 12:00 UTC",
+        "The code ends later: 2026-03-31 12:00 UTC",
+    ]
+    assert events(replace(stated, rights_until=NOW + timedelta(days=90)))[0]["start"] == ROW.expires_at
