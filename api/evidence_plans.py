@@ -269,7 +269,8 @@ async def _of_codes(
 ) -> Plan:
     """Return the plan of a bundle about all codes of a video, which shows these streams in full."""
     salt = viewer.keys.derived(VIDEO_SALT)
-    keys = [video_key(salt, video_id), *(stream_key(code) for code in of_video)]
+    # The permission that is stated with an answer rests on all of its own events.
+    keys = [video_key(salt, video_id), *(stream_key(stream) for stream in shown.union(of_video))]
     positions = await viewer.source.positions(log, sorted(shown))
     of_codes = sorted(one.position for stream in of_video.values() for one in stream if one.position <= log.size)
     return Plan(

@@ -324,6 +324,8 @@ CONTENT = (
     *("correlation_id", "traceparent", "creator_id", "video_id", "body_bytes", "body_sha256", "sealed"),
 )
 ENTRY_BYTES = 65
+SEALED = {"key_id", "commitment", "bytes", "sha256"}
+ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 HEX = re.compile(r"(?:[0-9a-f]{2})*")
 TIME = re.compile(
@@ -537,6 +539,9 @@ MAX_TIMES = 12
 MAX_LINE_BYTES = 4 << 20
 
 
+# The names of files. Others could be unpacked to another place than the one where they were checked.
+FILE_NAME = re.compile(r"([A-Za-z0-9._-]*[A-Za-z0-9_-]/)+[A-Za-z0-9._-]*[A-Za-z0-9_-]")
+
 # What Python raises of files that are not what they must be, or cannot be unpacked.
 MALFORMED = (
     *(AttributeError, EOFError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, UnicodeError),
@@ -589,7 +594,9 @@ class Bundle:
             if any(not name.startswith(self.top) for name in self.names):
                 raise Wrong("the ZIP file holds more than one folder")
             self.names = [name[len(self.top) :] for name in self.names]
-        if len(set(self.names)) != len(self.names):
+            if not all(FILE_NAME.fullmatch(self.top + name) for name in self.names):
+                raise Wrong("a file of the ZIP file has a name that no file of a bundle has")
+        if len({name.lower() for name in self.names}) != len(self.names):
             raise Wrong("a file is in the bundle twice")
 
     def open(self, name: str) -> IO[bytes]:
@@ -647,6 +654,7 @@ def _check_files(bundle: Bundle, keys: Sequence[Key], report: Report) -> None:
         report.ok(f"bundle: signed as a whole by {', '.join(by)}")
     else:
         report.note("bundle: signed as a whole, by a key that you did not name; the verdicts below do not rest on it")
+        report.note("bundle: so REPORT.html and the words of answer.json may be anybody's; trust what these lines say")
 
 
 def _check_signatures(
@@ -722,6 +730,7 @@ def _introduced(
     Other keys that were named, such as the one that signs bundles, introduce nobody.
     """
     introduced: list[tuple[Key, int]] = []
+    stolen = {Key(body["vkey"]).public for _, type_, body in changes if type_ == "LogKeyCompromised"}
     sizes = [name.rpartition("/")[2] for name in bundle.names if re.fullmatch(r"data/proof/keys/[1-9][0-9]*", name)]
     for size in sorted(map(int, sizes)):
         handover = Checkpoint(bundle.read(f"data/proof/keys/{size}"))
@@ -737,7 +746,8 @@ def _introduced(
             )
             continue
         added = [(at, body) for at, type_, body in changes if type_ == "LogKeyAdded" and at <= handover.size]
-        introduced += [(Key(body["vkey"]), at) for at, body in added if Key(body["vkey"]).name == run.signed.origin]
+        found = [(Key(body["vkey"]), at) for at, body in added]
+        introduced += [(key, at) for key, at in found if key.name == run.signed.origin and key.public not in stolen]
     return introduced
 
 
@@ -1012,6 +1022,8 @@ def _level(event: Event) -> int:
     level = JUST_ENVELOPE if "content_sha256" in event else ALL if "body" in event else CONTENT_TOO
     if event.keys() - _MAY != _FIELDS[level] or bool in map(type, event.values()):
         raise ValueError
+    if event.get("sealed") is not None and event["sealed"].keys() != SEALED:
+        raise ValueError
     if level == ALL:
         body = event["body"].encode()
         if len(body) != event["body_bytes"] or hashlib.sha256(body).hexdigest() != event["body_sha256"]:
@@ -1114,7 +1126,7 @@ def _rows_of(table: IO[str]) -> Iterator[list[str]]:
 def _is_row_of(event: Event, row: list[str]) -> bool:
     """Tell whether a row of the table shows an event, whatever apostrophes guard its cells."""
     cells = ["" if (value := event.get(name)) is None else str(value) for name in CSV_COLUMNS]
-    return row == cells or "\0".join(row).replace("'", "") == "\0".join(cells).replace("'", "")
+    return [cell.replace("'", "") for cell in row] == [cell.replace("'", "") for cell in cells]
 
 
 def _check_time(position: int, at: datetime, times: Times, shown: Shown) -> None:
@@ -1235,6 +1247,7 @@ def _check_ledger(run: Run, shown: Shown, report: Report) -> None:
         report.no(f"incomplete: the ledger: the versions of stream {broken} have a gap, or one is there twice")
     else:
         report.ok(f"complete for the ledger: all {run.signed.size:,} events, with every stream and tag computed again")
+        _note_withheld(shown, report)
 
 
 def _check_range(run: Run, shown: Shown, about: Event, report: Report) -> None:
@@ -1273,7 +1286,11 @@ def _check_code(run: Run, shown: Shown, about: Event, report: Report) -> None:
             report.no(f"code {code}: a permission is shown that is not its creator's")
     if not any(e["type"] in PERMISSION for e in shown.kept.values()):
         report.note("permission: not shown; nothing is claimed of it")
-    if withheld := shown.levels.count(JUST_ENVELOPE):
+    _note_withheld(shown, report)
+
+
+def _note_withheld(shown: Shown, report: Report) -> None:
+    if withheld := shown.levels.count(JUST_ENVELOPE) + shown.levels.count(CONTENT_TOO):
         report.note(f"withheld: what {withheld} events say; their types and times are shown, and none is left out")
 
 
@@ -1283,6 +1300,7 @@ def _check_creator(run: Run, shown: Shown, about: Event, report: Report) -> None
         own = [e for e in shown.kept.values() if e["stream_id"] == stream]
         if not own or any(e.get("creator_id") != creator for e in own):
             report.no(f"creator {creator}: the stream that was searched for is not this creator's")
+        _note_withheld(shown, report)
 
 
 def _check_answer(run: Run, shown: Shown, about: Event, stated: Event, report: Report) -> None:
@@ -1295,13 +1313,29 @@ def _check_answer(run: Run, shown: Shown, about: Event, stated: Event, report: R
         if given != value and not (name in NOT_DECIDING and given is None):
             report.no(f"answer: {name} is {value} by the events, and the bundle states {given}")
             return
+    code = next((e for e in said if e["stream_id"] == found["code_id"]), None)
+    known = {"video_id": about["video_id"], "advertiser_id": about["advertiser_id"], "as_of": run.signed.size}
+    known |= {"creator_id": None if code is None else code["creator_id"]}
+    for name, value in known.items():
+        if stated.get(name, value) != value:
+            report.no(f"answer: {name} is {value}, and the bundle states another")
+            return
     word = "AUTHORIZED" if found["authorized"] else f"NOT AUTHORIZED ({found['reason']})"
     question = f"video {about['video_id']}, account {about['advertiser_id']}, at {about['at']}"
     report.ok(f"answer: {word}, computed from the events: {question}")
-    (_check_yes if found["authorized"] else _check_no)(run, shown, about, stated, found["code_id"], report)
+    if found["authorized"]:
+        _check_yes(run, shown, found["code_id"], report)
+    else:
+        video = about["video_id"]
+        _check_video(run, shown, video, f"all codes of video {video}, on which a no rests", report)
+    if code is not None:
+        _check_permission(run, shown, stated, code.get("creator_stream"), report)
+        if stated["shared"] is not None:
+            text = "by the events that are shown; whether another says whose the account is, was not checked"
+            report.note(f"shared: {stated['shared']} {text}. The answer does not rest on it")
 
 
-def _check_yes(run: Run, shown: Shown, _: Event, stated: Event, code: str, report: Report) -> None:
+def _check_yes(run: Run, shown: Shown, code: str, report: Report) -> None:
     """A yes rests on one code: all its events are there, and all that could end it say what they say."""
     if not _check_stream(run, shown, b"stream", code, f"code {code}, on which a yes rests", report):
         return
@@ -1309,16 +1343,19 @@ def _check_yes(run: Run, shown: Shown, _: Event, stated: Event, code: str, repor
     for event in own:
         if event["type"] in ENDING and shown.levels[event["position"]] < ALL:
             report.no(f"incomplete: what event {event['position']}, {event['type']}, says is not shown")
-    creator = own[0].get("creator_stream")
-    if creator is None or stated["permission_enabled"] is None:
+
+
+def _check_permission(run: Run, shown: Shown, stated: Event, creator: str | None, report: Report) -> None:
+    """What is stated of the creator's permission rests on all events of it, and on what each says."""
+    what = "the creator's permission"
+    if stated["permission_enabled"] is None:
         report.note("permission: not shown; the answer does not rest on it")
-    else:
-        _check_stream(run, shown, b"stream", creator, "the creator's permission", report)
-
-
-def _check_no(run: Run, shown: Shown, about: Event, _: Event, __: str, report: Report) -> None:
-    """A no rests on all codes of the video."""
-    _check_video(run, shown, about["video_id"], f"all codes of video {about['video_id']}, on which a no rests", report)
+    elif creator is None:
+        report.no(f"incomplete: {what}: whose code it is, is not shown")
+    elif _check_stream(run, shown, b"stream", creator, what, report):
+        hidden = [p for p in run.positions(b"stream", _uuid(creator)) or () if shown.levels[p] < ALL]
+        if hidden:
+            report.no(f"incomplete: {what}: what event {hidden[0]} says is not shown")
 
 
 def _check_video(run: Run, shown: Shown, video: str, what: str, report: Report) -> None:
@@ -1372,6 +1409,7 @@ def _check_erased(shown: Shown, report: Report) -> None:
             or cause["type"] != "CreatorErased"
             or event.get("creator_stream") != cause["stream_id"]
             or event.get("sealed") is None
+            or cause["position"] < event["position"]
         ):
             report.no(f"missing: the sealed part of event {event['position']}; no erasure of its creator is shown")
             return
@@ -1444,11 +1482,25 @@ def describe(about: Event) -> str:
     raise Wrong("the bundle is about something that is not known here")
 
 
+# How what a bundle can be about is spelled. An id that only looks like another has no codes, which would prove nothing.
+SPELLED = {"video_id": ID, "advertiser_id": ID, "code_id": UUID, "creator_stream": UUID}
+SPELLED |= {"at": TIME, "from": TIME, "until": TIME}
+
+
 def _stated(bundle: Bundle) -> Event:
-    """Return what the bundle says that it shows: a claim."""
-    stated: Event = bundle.load("data/answer.json")
+    """Return what the bundle says that it shows: a claim, of which there must be one reading."""
+    text = bundle.read("data/answer.json").decode()
+    stated: Event = json.loads(text)
     if stated.get("format") != FORMAT:
         raise Wrong(f"this bundle is not of the format {FORMAT!r}, which is the only one known here")
+    if json.dumps(stated, ensure_ascii=False, indent=2) + "\n" != text:
+        raise Wrong("about: answer.json is not in the one spelling of bundles, so others could read something else")
+    about = stated["about"]
+    for name, form in SPELLED.items():
+        if name in about and not (isinstance(about[name], str) and form.fullmatch(about[name])):
+            raise Wrong(f"about: {name} is not spelled as a ledger spells it")
+    if any(type(about.get(name, 1)) is not int for name in ("first", "last")):
+        raise Wrong("about: the positions are not numbers")
     return stated
 
 
@@ -1485,6 +1537,7 @@ def verify(
         else:
             report.note(f"about: {describe(topic)}. Is that what you asked?")
         signed = Checkpoint(bundle.read("data/proof/checkpoint"))
+        _check_state(stated["log"], signed, report)
         enclosed = [Key(line) for line in bundle.read("data/keys/log.vkeys").decode().split("\n")[:-1]]
         run = Run(bundle, signed)
         if "data/proof/heads.json" in bundle.names:
@@ -1493,8 +1546,7 @@ def verify(
         _check_signatures(signed, keys, introduced, enclosed, report, unpinned=unpinned)
         seen = _check_witnesses(signed, witnesses, quorum, policy, report)
         trusted = [*keys, *(key for key, _ in introduced)] or (enclosed if unpinned else [])
-        if max_age_s is not None:
-            _check_age(max(seen, default=None), max_age_s, time.time() if now is None else now, report)
+        _check_age(max(seen, default=None), max_age_s, time.time() if now is None else now, report)
         report.ok(f"entries: {run.first:,} to {run.last:,} of {signed.size:,} lead to the signed root")
         times = Times()
         times.add(signed.size, seen)
@@ -1518,8 +1570,17 @@ def verify(
     return report
 
 
-def _check_age(newest: int | None, max_age_s: float, now: float, report: Report) -> None:
-    if newest is None:
+def _check_state(stated: Event, signed: Checkpoint, report: Report) -> None:
+    known = {"origin": signed.origin, "size": signed.size, "root": base64.b64encode(signed.root).decode()}
+    if any(stated[name] != value for name, value in known.items()):
+        report.no("about: answer.json names another state of the log than the checkpoint")
+
+
+def _check_age(newest: int | None, max_age_s: float | None, now: float, report: Report) -> None:
+    if max_age_s is None:
+        since = "this state of the log" if newest is None else f"{clock(newest)} UTC, when a witness saw it"
+        report.note(f"age: what was recorded since {since}, such as a revocation, is not here; see --max-age")
+    elif newest is None:
         report.no("age: no witness that you named states a time, so the age of the checkpoint is not known")
     elif now - newest > max_age_s:
         report.no(f"age: the newest time of a witness is {(now - newest) / 3600:,.1f} hours ago")

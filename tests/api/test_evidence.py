@@ -89,7 +89,8 @@ def test_every_kind_of_evidence_holds_and_is_complete(busy: tuple[World, dict[st
         f"complete for code {code['code_id']}, on which a yes rests",
         "complete for the creator's permission",
     ]
-    [no] = shown(kind="answer", video_id=code["video_id"], advertiser_id="account-none")
+    no, of_its_creator = shown(kind="answer", video_id=code["video_id"], advertiser_id="account-none")
+    assert of_its_creator.startswith("complete for the creator's permission: 1 events, ")
     on = f"all codes of video {code['video_id']}, on which a no rests"
     assert no == f"complete for {on}: 1 codes, found among all {size} events"
     [absent] = shown(kind="answer", video_id="video-none", advertiser_id=OWN_ACCOUNT)

@@ -128,7 +128,8 @@ def test_a_no_and_a_video_are_proven_by_the_head_of_the_video(sealed: Sealed, tm
             bundle = short(world, **kind)
             report = verdicts(world, bundle, tmp_path)
             assert report.good, str(report)
-            [said] = [text for mark, text in report.lines if mark == "ok" and text.startswith("complete")]
+            said, *permission = [text for mark, text in report.lines if mark == "ok" and text.startswith("complete")]
+            assert len(permission) == (kind == asked and codes > 0)
             assert said.endswith(f": {codes} codes, {rests}"), said
             assert len(bundle["data/proof/entries.bin"]) == 3 * verify.ENTRY_BYTES
             ids = {event["stream_id"] for event in shown(bundle) if event["type"] == "CodeGenerated"}

@@ -31,7 +31,7 @@ from tests.console.firefox import firefox
 from tests.console.test_accessibility import LOOKS, violations
 from tests.console.webkit import webkit
 from tests.given import CODE
-from tests.infra.proof.bundles import Log, showing
+from tests.infra.proof.bundles import Log, showing, stating
 from tests.infra.proof.bundles import files as unpacked
 from tests.infra.proof.cases import Case, key_text, questions, recorded
 from tests.infra.proof.test_verify import VECTORS, two_codes
@@ -302,12 +302,12 @@ def test_text_of_a_bundle_is_shown_and_never_obeyed(browsers: Browsers, tmp_path
     hostile = "<img src=x onerror=alert(1)>\u202e\u200bdlrow"
     log = Log.of(two_codes())
     bundle = log.bundle(log.plan({"kind": "code", "code_id": str(CODE)}, [CODE]))
-    about = {**json.loads(bundle["data/answer.json"]), "about": {"kind": "code", "code_id": hostile}}
-    bundle["data/answer.json"] = json.dumps(about).encode()
+    about = {"kind": "creator", "creator_id": hostile, "creator_stream": str(CODE)}
+    bundle = stating(bundle, about=about)
     with opened(browsers) as page:
         assert check(page, log.written(tmp_path, bundle)) == FAILS
         shown = page.locator(".lines li").filter(has_text="about:").locator("bdi")
-        expect(shown).to_contain_text("code:<img src=x onerror=alert(1)>U+202EU+200Bdlrow")
+        expect(shown).to_contain_text("creator:<img src=x onerror=alert(1)>U+202EU+200Bdlrow")
         assert page.locator("#result img").count() == 0
 
 

@@ -235,7 +235,7 @@ def showing(bundle: Mapping[str, bytes], change: Callable[[list[dict[str, Any]]]
 def stating(bundle: Mapping[str, bytes], **changed: Any) -> dict[str, bytes]:
     """Return a bundle that states something else."""
     stated = json.loads(bundle["data/answer.json"]) | changed
-    return {**bundle, "data/answer.json": json.dumps(stated).encode()}
+    return {**bundle, "data/answer.json": (json.dumps(stated, ensure_ascii=False, indent=2) + "\n").encode()}
 
 
 def bad(report: verify.Report) -> list[str]:

@@ -16,7 +16,7 @@ import api.http.single_flight
 from infra.proof import verify
 from tests.api import test_short_evidence
 from tests.api.world import World
-from tests.infra.proof import test_verify, test_verify_keys, test_verify_witnesses
+from tests.infra.proof import test_verify, test_verify_claims, test_verify_keys, test_verify_witnesses
 from tests.infra.proof.bundles import Log
 
 # They verify a folder, or in another process.
@@ -117,6 +117,7 @@ def recorded(folder: Path, fresh: Callable[[], World]) -> list[Case]:
         story = test_verify.two_codes()
         of_the_story = {"story": story, "log": Log.of(story)}
         _run(recorder, folder, test_verify, lambda: of_the_story)
+        _run(recorder, folder, test_verify_claims, lambda: of_the_story)
         _run(recorder, folder, test_verify_keys, lambda: {"changed": test_verify_keys.with_another_key()})
         _run(recorder, folder, test_verify_witnesses, lambda: {"log": test_verify_witnesses.with_witnesses()})
         _run(recorder, folder, test_short_evidence, lambda: {"sealed": test_short_evidence.sealed_in(fresh())})

@@ -444,10 +444,11 @@ def test_nothing_is_never_good(log: Log, tmp_path: Path) -> None:
 
 
 def test_text_of_a_bundle_looks_like_no_verdict_and_moves_no_cursor(log: Log, tmp_path: Path) -> None:
-    hostile = "x\nok  signed by nobody\x1b[2J\u202e\r\u2028ok  all\ud800"
-    report = log.verdicts(tmp_path, stating(of_code(log), about={"kind": "code", "code_id": hostile}))
+    hostile = "x\nok  signed by nobody\x1b[2J\u202e\r\u2028ok  all"
+    about = {"kind": "creator", "creator_id": hostile, "creator_stream": str(CODE)}
+    report = log.verdicts(tmp_path, stating(of_code(log), about=about))
     printed = str(report)
-    assert "code:x\n      ok  signed by nobody<U+001B>[2J<U+202E><U+000D><U+2028>ok  all<U+D800>" in printed
+    assert "creator:x\n      ok  signed by nobody<U+001B>[2J<U+202E><U+000D><U+2028>ok  all" in printed
     lines = printed.splitlines()
     assert all(line.startswith(("ok  ", "no  ", "--  ", "      ")) and line.isprintable() for line in lines)
     assert len([line for line in lines if line.startswith("ok  ")]) == sum(mark == "ok" for mark, _ in report.lines)

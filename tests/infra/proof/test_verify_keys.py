@@ -76,6 +76,14 @@ def test_a_key_of_the_log_introduces_the_next(changed: tuple[Log, LogSigner, Log
     assert bad(log.verdicts(tmp_path, bundle, keys=verify.vkeys(signer().verifier_keys))) == not_by_it(log)
 
 
+def test_a_key_that_was_introduced_and_then_compromised_counts_for_nothing(
+    changed: tuple[Log, LogSigner, LogSigner], tmp_path: Path
+) -> None:
+    log, old, new = changed
+    log = replace(log, rows=[*log.rows, of_the_log(log.rows[-1], "LogKeyCompromised", new.verifier_keys, version=3)])
+    assert bad(log.verdicts(tmp_path, bundle_of(log), keys=verify.vkeys(old.verifier_keys))) == not_by_it(log)
+
+
 def test_the_key_that_signs_bundles_introduces_nobody(
     changed: tuple[Log, LogSigner, LogSigner], tmp_path: Path
 ) -> None:
