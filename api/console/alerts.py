@@ -39,13 +39,13 @@ _WHOSE: Final = (
 )
 FIELDS: Final = (
     Field("kind", "Reports", "choice", tuple(KINDS.items()), is_required=True),
-    Field("days", "Days before the end", "choice", DAYS, is_required=True, hint="for codes that end soon"),
+    Field("days", "Days before the end", "choice", DAYS, is_required=True, hint="of codes"),
     Field("channel", "By", "choice", (("email", "e-mail"), ("chat", "chat")), is_required=True),
-    Field("address", "Address", hint="an e-mail address, or the URL of the chat", is_required=True),
+    Field("address", "Address", hint="e-mail, or a chat’s URL", is_required=True),
     Field("name", "Name", hint="for you"),
     *_WHOSE,
     Field("zone", "Time zone", hint="such as Europe/Berlin"),
-    Field("digest_at", "Once a day at", hint="such as 08:00; empty: at once"),
+    Field("digest_at", "Once a day at", hint="08:00; empty: at once"),
     Field("quiet_from", "Nothing from", hint="such as 20:00"),
     Field("quiet_until", "until", hint="such as 07:00"),
 )

@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse
 
 from api.console.adapter import Declined
 from api.console.forms import Field, new_form_id, problems_of
-from api.console.visit import Page
+from api.console.visit import Page, not_offered
 from api.console.wording import in_utc, moment
 from domain.values import Channel
 
@@ -240,6 +240,8 @@ def _shows(command: Command) -> Callable[[Visit], Awaitable[Response]]:
     async def show(visit: Visit) -> Response:
         path = f"/v1/codes/{quote(visit.path('code_id'), safe='')}"
         code = (await visit.api.get(path)).json
+        if visit.request.method == "GET" and visit.role not in command.roles:
+            return not_offered(visit)
         if visit.request.method == "GET":
             return _form(visit, command, code, _first(visit, command, code), {})
         form = await visit.form()

@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse
 from api.console.adapter import Declined
 from api.console.commands import EFFECTIVE_AT, GIVES, RECORDS_LATE, lengths_of
 from api.console.forms import Field, new_form_id, problems_of
-from api.console.visit import Page
+from api.console.visit import Page, not_offered
 from api.console.wording import in_utc
 from domain.pasted import Unusable, canonical_creator_id
 
@@ -33,6 +33,8 @@ _CODE: Final = "code"
 
 
 async def _show(visit: Visit) -> Response:
+    if visit.role not in GIVES:
+        return not_offered(visit)
     creator_id = _creator_of(visit, visit.query.get("creator_id", ""))
     # After a switch, the page waits until the views have it.
     return await _page(visit, creator_id, {}, at_least=visit.query.get("at_least"))

@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse
 from api.console.adapter import Declined
 from api.console.commands import EFFECTIVE_AT, RECORDS_LATE, USES
 from api.console.forms import Field, new_form_id, problems_of
-from api.console.visit import Page
+from api.console.visit import Page, not_offered
 from api.console.wording import in_utc
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ FIELDS: Final = (
 
 
 async def _show(visit: Visit) -> Response:
-    return _page(visit, {})
+    return _page(visit, {}) if visit.role in USES else not_offered(visit)
 
 
 def _page(

@@ -368,6 +368,13 @@ _ADVICE: Final[Mapping[int, str]] = {
 }
 
 
+def not_offered(visit: Visit) -> Response:
+    """Return the page in place of a form that the API would refuse to a reader's role."""
+    detail = f"A key with the role {visit.role} is not allowed to do this."
+    told = {"code": "not_allowed", "detail": detail, "request_id": visit.request.scope["request_id"]}
+    return visit.page("problem.html", status=403, **problem_context(403, told))
+
+
 def problem_context(status: int, problem: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page of a problem shows."""
     return {

@@ -51,6 +51,9 @@ def test_a_calendar_is_shown_once_opens_without_a_key_and_is_ended(own_windows: 
     assert httpx.get(address, trust_env=False).text.startswith("BEGIN:VCALENDAR")
     follow(page.get_by_role("link", name="All alerts and calendars"))
     expect(page.locator("tbody tr", has_text="My calendar")).to_be_visible()
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.set_viewport_size({"width": 1280, "height": 740})
     assert address not in page.content()
     follow(page.locator("tbody tr", has_text="My calendar").get_by_role("button"))
     assert httpx.get(address, trust_env=False).status_code == 404

@@ -176,7 +176,10 @@ def test_an_operator_records_what_happened_earlier(own_windows: Windows, own_wor
 def test_each_role_is_offered_what_it_may_do(seeded_ledger: Server, role: str) -> None:
     with visitor(seeded_ledger, key_of(seeded_ledger, role)) as client:
         start = client.get("/").text
+        forms = {path: client.get(path).status_code for path in ("/give", "/use")}
         given = client.post("/give/permission", data={"creator_id": "dee", "enabled": "false"}, headers=OURS)
     assert ('href="/give"' in start) is (role in {"creator", "operator", "admin"})
     assert ('href="/use"' in start) is (role in {"brand", "operator", "admin"})
+    assert forms["/give"] == (200 if role in {"creator", "operator", "admin"} else 403)
+    assert forms["/use"] == (200 if role in {"brand", "operator", "admin"} else 403)
     assert given.status_code == (303 if role in {"operator", "admin"} else 403)
