@@ -1029,6 +1029,7 @@ BENCHMARKS: Final = {
     "expiry": "many codes that expire in the same second, and the effect on commands",
     "question": "the authorization question, a page of the audit trail and an export, with a long log",
     "console": "how soon the console's pages show something, what they cost, and the effect on the API; needs Chromium",
+    "figures": "sums by party and month, and lists of the past, with many codes",
     "rebuild": "events per second when views are rebuilt from a long log",
     "lag": "the time from the response to a command until a view has it",
     "proof": "the signed log: sealing, proofs, lag, heads, bundles and their verifiers, and commands beside the sealer",

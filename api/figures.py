@@ -88,7 +88,7 @@ class FigureEntry(Sums, Keyed):  # in this order the key is the first column of 
 
 class FiguresAnswer(Answer):
     figures: Annotated[list[FigureEntry], Field(description="By key, or by `sort` with the most first.")]
-    totals: Annotated[Sums, Field(description="The sums over all pages.")]
+    totals: Annotated[Sums, Field(description="The sums of all that is asked for: of the ledger, if nobody is named.")]
     next: answered.Next
     position: answered.ReadUpto
 
@@ -455,10 +455,11 @@ async def _whose(query: FiguresFilters, caller: Caller) -> tuple[Whose, Whose]:
             whose = Whose("brand", ids=ours.brand_ids, accounts=ours.advertiser_ids, owned=False)
         case _:
             whose = Whose()
-    # Each code has one creator, so the sums over creators and videos are those of the ledger or of the creators.
+    # Where nobody is named, the sums over all parties are those of the ledger. It has sums of its own, and so have
+    # creators for their videos.
     if whose.by == "video" and whose.ids is None:
         return whose, Whose() if creator_ids is None else Whose("creator", ids=creator_ids)
-    if whose.by == "creator" and creator_ids is None:
+    if whose.by is not None and whose.ids is None and whose.accounts is None and creator_ids is None:
         return whose, Whose()
     return whose, replace(whose)
 

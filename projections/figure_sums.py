@@ -6,7 +6,7 @@ are those of its shares, and those of the accounts that belong to it by what is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from psycopg import sql
@@ -155,11 +155,21 @@ _SOMETHING: Final = sql.SQL(
 _GROUPED: Final = sql.SQL("""
     SELECT key, {sums}
     FROM ({source}) s
-    {after_key}
+    {after}
     GROUP BY key
     HAVING {something}
-    {after_count}
-    ORDER BY {order}
+    ORDER BY key
+    LIMIT %(limit)s
+""")
+
+# Only what decides the order: all figures are then added up for the page alone.
+_RANKED: Final = sql.SQL("""
+    SELECT key
+    FROM ({source}) s
+    GROUP BY key
+    HAVING {something}
+    {after}
+    ORDER BY sum({sort}) DESC, key
     LIMIT %(limit)s
 """)
 
@@ -283,31 +293,32 @@ async def by_party(
         after: the last party of the page before: its count of the figure, or 0 without one, and its id.
 
     """
-    parameters = _parameters(ledger_id, whose, months) | {"limit": limit}
-    after_key, after_count = sql.SQL(""), sql.SQL("")
-    order: sql.Composable = sql.SQL("key")
-    if after is not None:
-        parameters |= {"after_count": after[0], "after_key": after[1]}
-    if sort is None:
-        after_key = sql.SQL("" if after is None else "WHERE key > %(after_key)s")
-    else:
-        count = sql.SQL("sum({})").format(sql.Identifier(sort))
-        order = sql.SQL("{} DESC, key").format(count)
-        if after is not None:
-            later = "AND ({0} < %(after_count)s OR ({0} = %(after_count)s AND key > %(after_key)s))"
-            after_count = sql.SQL(later).format(count)  # type: ignore[assignment] # composed as well
-    query = _GROUPED.format(
-        sums=_SUMS,
-        source=_source(whose),
-        something=_SOMETHING,
-        after_key=after_key,
-        after_count=after_count,
-        order=order,
-    )
+    asked = {"limit": limit} | ({} if after is None else {"after_count": after[0], "after_key": after[1]})
+    if sort is not None:
+        ranked = await _ranked(cur, whose, _parameters(ledger_id, whose, months) | asked, sort, after)
+        found = await by_party(cur, ledger_id, replace(whose, ids=ranked), months, limit=limit) if ranked else []
+        return sorted(found, key=lambda figures: ranked.index(figures.key))
+    parameters = _parameters(ledger_id, whose, months) | asked
+    later = sql.SQL("" if after is None else "WHERE key > %(after_key)s")
+    query = _GROUPED.format(sums=_SUMS, source=_source(whose), something=_SOMETHING, after=later)
     await cur.execute(query, parameters)
-    found = {row[0]: _figures(row[0], row[1:]) for row in await cur.fetchall()}
-    await _add_spend(cur, whose, parameters, found, sql.SQL("key"))
-    return list(found.values())
+    by_key = {row[0]: _figures(row[0], row[1:]) for row in await cur.fetchall()}
+    await _add_spend(cur, whose, parameters, by_key, sql.SQL("key"))
+    return list(by_key.values())
+
+
+async def _ranked(
+    cur: AsyncCursor[Any], whose: Whose, parameters: Mapping[str, Any], sort: str, after: tuple[int, str] | None
+) -> list[str]:
+    """Return the parties of a page, those with the most of a figure first."""
+    column = sql.Identifier(sort)
+    later: sql.Composable = sql.SQL("")
+    if after is not None:
+        beyond = "AND (sum({0}) < %(after_count)s OR (sum({0}) = %(after_count)s AND key > %(after_key)s))"
+        later = sql.SQL(beyond).format(column)
+    query = _RANKED.format(source=_source(whose), something=_SOMETHING, after=later, sort=column)
+    await cur.execute(query, parameters)
+    return [key for (key,) in await cur.fetchall()]
 
 
 async def by_month(cur: AsyncCursor[Any], ledger_id: int, whose: Whose, months: Months) -> list[Figures]:

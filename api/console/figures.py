@@ -77,11 +77,14 @@ async def _show(visit: Visit) -> Response:
         form = filter_form("/figures", FIELDS, asked, declined)
         return visit.page("figures.html", status=400, form=form, by=by, tabs=tabs, rows=None)
     form = filter_form("/figures", FIELDS, asked)
-    hidden = OF_CODES if answer["totals"]["issued"] is None else frozenset()
+    limits = {name: text for name, text in asked.items() if name != "by"}
+    is_of_codes = by not in {"brand", "advertiser"} and answer["totals"]["issued"] is not None
+    hidden = frozenset() if is_of_codes else OF_CODES
     shown = {name: title for name, title in COLUMNS.items() if name not in hidden}
     return visit.page(
         "figures.html",
         form=form,
+        limits=filter_form(f"/figures?by={by}", FIELDS, limits),
         by=by,
         said=SAID[by],
         tabs=tabs,

@@ -16,7 +16,21 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import append, console, expiry, growth, http, lag, proof, publish, question, rebuild, stream, webhooks
+from tests.bench import (
+    append,
+    console,
+    expiry,
+    figures,
+    growth,
+    http,
+    lag,
+    proof,
+    publish,
+    question,
+    rebuild,
+    stream,
+    webhooks,
+)
 
 BENCHMARKS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "append": append.run,
@@ -25,6 +39,7 @@ BENCHMARKS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "expiry": expiry.run,
     "question": question.run,
     "console": console.run,
+    "figures": figures.run,
     "rebuild": rebuild.run,
     "lag": lag.run,
     "proof": proof.run,
@@ -33,7 +48,7 @@ BENCHMARKS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "webhooks": webhooks.run,
 }
 # Those that `--full` makes larger.
-SIZED: Final = frozenset({"growth", "expiry", "question", "console", "proof", "rebuild"})
+SIZED: Final = frozenset({"growth", "expiry", "figures", "question", "console", "proof", "rebuild"})
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = Path(".bench/results.json")
 
@@ -66,9 +81,9 @@ def main(name: str | None, *, as_json: bool, full: bool, budget: bool = False, b
         print(json.dumps(results[name] if name else results, indent=2))  # noqa: T201
         return
     console = Console()
-    for wanted, figures in results.items():
+    for wanted, measured in results.items():
         table = Table("figure", "value", title=wanted)
-        for figure, value in _flat(figures):
+        for figure, value in _flat(measured):
             table.add_row(figure, f"{value:,.2f}" if isinstance(value, float) else str(value))
         console.print(table)
 
