@@ -28,7 +28,7 @@ from tests.console import firefox as firefox_
 from tests.console import webkit as webkit_
 from tests.console.conftest import Browsers, Windows
 from tests.console.firefox import firefox
-from tests.console.test_accessibility import LOOKS, violations
+from tests.console.test_accessibility import AXE, LOOKS, violations
 from tests.console.webkit import webkit
 from tests.given import CODE
 from tests.infra.proof.bundles import Log, showing, stating
@@ -352,6 +352,7 @@ def test_a_report_checks_itself_from_disk_and_is_never_green(browsers: Browsers,
             expect(page.get_by_text("whoever forges the events can forge the page as well")).to_be_visible()
             expect(page.get_by_role("heading", name="The history of an authorization code")).to_be_visible()
             assert page.locator("textarea, input, button").count() == 0
+            page.evaluate(AXE)
             for width, scheme in LOOKS:
                 page.set_viewport_size({"width": width, "height": 800})
                 page.emulate_media(color_scheme=scheme)
@@ -479,6 +480,7 @@ def test_people_with_disabilities_can_use_it(browsers: Browsers, tmp_path: Path)
     bundle, vkey = good_bundle(tmp_path)
     with opened(browsers) as page:
         expect(page.get_by_text("You opened this page from a server.")).to_be_hidden()
+        page.evaluate(AXE)
         for width, scheme in LOOKS:
             page.set_viewport_size({"width": width, "height": 800})
             page.emulate_media(color_scheme=scheme)
