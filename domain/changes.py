@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from domain.code import Code, let_grow
+from domain.rights import UsageRights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from domain.creator import Creator
     from domain.recorded import RecordedEvent
-    from domain.rights import UsageRights
 
 _JUST_BEFORE: Final = timedelta(microseconds=1)
 # Numbers of things that also name other brands and accounts.
@@ -75,11 +75,14 @@ def changes_of_permission(stream: Sequence[RecordedEvent]) -> Iterator[list[Chan
 
 
 def _of_code(code: Code, moment: datetime) -> dict[str, Any]:
+    rights = UsageRights() if code.usage_rights is None else code.usage_rights.rights
     return {
         "state": code.state(moment),
         "starts_at": code.window.starts_at,
         "expires_at": code.window.expires_at,
-        "usage_rights": code.usage_rights and _rights(code.usage_rights.rights),
+        "rights_until": rights.until,
+        "platforms": rights.platforms,
+        "edits_allowed": rights.edits_allowed,
         "superseded_at": code.superseded_at,
         "revoked_at": code.revoked_at,
         "shares": len(code.shares),
@@ -88,10 +91,6 @@ def _of_code(code: Code, moment: datetime) -> dict[str, Any]:
         "caption_sha256": code.caption_sha256,
         "creative_sha256": code.creative_sha256,
     }
-
-
-def _rights(rights: UsageRights) -> dict[str, Any]:
-    return {"until": rights.until, "platforms": rights.platforms, "edits_allowed": rights.edits_allowed}
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:

@@ -144,7 +144,7 @@ COMMANDS: Final = (
             Field("until", "Rights end", "time", hint="UTC; empty: no end was agreed"),
             Field("platforms", "Platforms", hint="with commas between, such as tiktok, instagram"),
             Field("edits_allowed", "Edits", "choice", (("true", "allowed"), ("false", "not allowed"))),
-            Field("contract_reference", "Contract", hint="its number or place; stored encrypted"),
+            Field("contract_reference", "Contract", hint="its number or place; stored encrypted; enter it each time"),
         ),
         GIVES,
         _rights,

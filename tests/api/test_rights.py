@@ -55,14 +55,14 @@ def test_rights_come_with_a_new_code_in_one_answer(world: World) -> None:
 
 def test_the_reference_to_the_contract_is_sealed_and_read_with_the_notes(world: World) -> None:
     code = world.generate()
-    position = state_rights(world, code, contract_reference=CONTRACT)["position"]
+    position = state_rights(world, code, platforms=["tiktok"], contract_reference=CONTRACT)["position"]
     world.share(code)
     trail = world.client.get("/v1/events").text + world.client.get(f"/v1/events/{position}").text
     assert CONTRACT not in trail
     history = f"/v1/codes/{code['code_id']}/history"
     stated = told(world.creator().get(history), 200)["events"][1]
     assert stated["body"]["contract_reference"] == CONTRACT
-    assert [one["field"] for one in stated["changes"]] == ["usage_rights"]
+    assert stated["changes"] == [{"field": "platforms", "before": None, "after": ["tiktok"]}]
     assert CONTRACT not in world.brand().get(history).text
     [event] = [
         one
