@@ -122,3 +122,22 @@ def test_codes_long_past_and_far_ahead_are_left_out(world: World) -> None:
         }
         told(world.client.post("/v1/codes", json=asked), 201)
     assert shown(read(world, subscribe(world.client))) == {}
+
+
+def test_reads_of_a_calendar_are_counted_in_the_access_log_without_its_address(world: World) -> None:
+    calendar = subscribe(world.client, creator_id=OWN_CREATOR)
+    for _ in range(3):
+        read(world, calendar)
+    world.server.serving.call(world.server.serving.api.reads.write())
+    asked = {"route": "GET /calendar/{secret}.ics"}
+    entries = told(world.client.get("/v1/accesses", params=asked), 200)["accesses"]
+    # One, or two where a minute ended in between.
+    assert sum(entry["reads"] for entry in entries) == 3
+    assert len(entries) <= 2
+    assert {(entry["query"]["calendar_id"], entry["creator_id"]) for entry in entries} == {
+        (calendar["calendar_id"], OWN_CREATOR)
+    }
+    secret = calendar["address"].removeprefix("/calendar/").removesuffix(".ics")
+    assert secret not in str(entries)
+    (listed,) = told(world.client.get("/v1/calendars"), 200)["calendars"]
+    assert listed["read_at"] is not None
