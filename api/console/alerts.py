@@ -29,7 +29,7 @@ KINDS: Final = {
     "ending": "codes that end soon",
     "campaign_outlives_code": "campaigns that are longer than their code",
     "refused_attempts": "refused attempts to use a code",
-    "stopped": "what has stopped (operators, auditors, administrators)",
+    "stopped": "what has stopped",
 }
 DAYS: Final = (("30,14,7,1", "30, 14, 7 and 1"), ("14,7,1", "14, 7 and 1"), ("7,1", "7 and 1"), ("1", "1"))
 _WHOSE: Final = (
