@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 import socket
 import zipfile
@@ -96,7 +97,6 @@ def _close(world: World) -> None:
 
 def check_all(cases: list[Case], check: Callable[[str, Any], Any]) -> None:
     """Compare the verdicts on every bundle."""
-    assert len(cases) > 180
     assert any("by the heads that event" in text for case in cases for _, text in case.lines or [])
     assert {case.good for case in cases} == {True, False}
     for case in cases:
@@ -112,6 +112,12 @@ def check_all(cases: list[Case], check: Callable[[str, Any], Any]) -> None:
         named = bool(case.options["keys"] or case.options["policy"])
         assert is_pinned or not (is_good and named), case.name
         assert named or not is_pinned, case.name
+
+
+def fewer(cases: list[Case]) -> list[Case]:
+    """Return all bundles that do not hold, and of each test one that does."""
+    holding = {case.name: case for case in cases if case.good}
+    return [case for case in cases if not case.good or case is holding[case.name]]
 
 
 def without_names_of_errors(lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -144,6 +150,7 @@ def opened(browsers: Browsers, file: Path = PAGE) -> Iterator[Page]:
 @GATHERING
 def test_chromium_says_of_every_bundle_what_the_other_verifier_says(browsers: Browsers, cases: list[Case]) -> None:
     with opened(browsers) as page:
+        assert len(cases) > 180
         check_all(cases, page.evaluate)
 
 
@@ -158,7 +165,7 @@ def test_firefox_says_of_every_bundle_what_the_other_verifier_says(cases: list[C
         def check(function: str, asked: Any) -> Any:
             return json.loads(tab.evaluate(f"({function})({json.dumps(asked)}).then(JSON.stringify)"))
 
-        check_all(cases, check)
+        check_all(fewer(cases), check)
         bundle, vkey = good_bundle(tmp_path)
         tab.pick("#bundle", bundle)
         for typed, expected in ((None, GREY), (vkey, HOLDS)):
@@ -176,7 +183,7 @@ def test_webkit_says_of_every_bundle_what_the_other_verifier_says(cases: list[Ca
         absent("The third browser needs WebKit and a screen: apt-get install webkit2gtk-driver xvfb")
     with webkit(tmp_path) as tab:
         tab.go(PAGE.as_uri())
-        check_all(cases, tab.call)
+        check_all(fewer(cases), tab.call)
         bundle, vkey = good_bundle(tmp_path)
         tab.type("#bundle", str(bundle))
         for typed, expected in ((None, GREY), (vkey, HOLDS)):
@@ -344,7 +351,7 @@ def test_a_report_checks_itself_from_disk_and_is_never_green(browsers: Browsers,
     lie = files | {"data/events.ndjson": files["data/events.ndjson"].replace(b"creator-1", b"creator-2")}
     other = base64.b64encode(Log.of(two_codes()).written(tmp_path, lie).read_bytes()).decode()
     assert lie != files
-    for text, expected in ((whole, GREY), (whole.replace(enclosed, other), FAILS)):
+    for looks, text, expected in ((LOOKS[::2], whole, GREY), (LOOKS[1::2], whole.replace(enclosed, other), FAILS)):
         report.write_text(text)
         with opened(browsers, report) as page:
             page.locator("#headline").wait_for()
@@ -353,7 +360,7 @@ def test_a_report_checks_itself_from_disk_and_is_never_green(browsers: Browsers,
             expect(page.get_by_role("heading", name="The history of an authorization code")).to_be_visible()
             assert page.locator("textarea, input, button").count() == 0
             page.evaluate(AXE)
-            for width, scheme in LOOKS:
+            for width, scheme in looks:
                 page.set_viewport_size({"width": width, "height": 800})
                 page.emulate_media(color_scheme=scheme)
                 assert violations(page) == [], (width, scheme, expected)
@@ -469,6 +476,7 @@ def test_the_server_hands_it_out_as_it_is_and_it_says_where_it_came_from(windows
     anybody = windows.open()
     anybody.goto("/verify.html")
     expect(anybody.get_by_text("You opened this page from a server.")).to_be_visible()
+    anybody.evaluate(AXE)
     assert violations(anybody) == []
     answer = httpx.get(f"{windows.server.url}/verify.html", trust_env=False)
     assert answer.content == PAGE.read_bytes() == verifier.CONTENT
@@ -481,14 +489,14 @@ def test_people_with_disabilities_can_use_it(browsers: Browsers, tmp_path: Path)
     with opened(browsers) as page:
         expect(page.get_by_text("You opened this page from a server.")).to_be_hidden()
         page.evaluate(AXE)
-        for width, scheme in LOOKS:
+        page.get_by_text("Demand more").click()
+        # Each look with another verdict: axe takes seconds.
+        for (width, scheme), keys in zip(LOOKS, itertools.cycle((vkey, "nonsense", ""))):
             page.set_viewport_size({"width": width, "height": 800})
             page.emulate_media(color_scheme=scheme)
-            for keys in (vkey, "", "nonsense"):
-                check(page, bundle, keys)
-                page.get_by_text("Demand more").click()
-                assert violations(page) == [], (width, scheme, keys)
-                assert page.evaluate("document.documentElement.scrollWidth") <= width
+            check(page, bundle, keys)
+            assert violations(page) == [], (width, scheme, keys)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.emulate_media(media="print", color_scheme="dark")
         check_again = page.get_by_role("button", name="Check the bundle")
         expect(check_again).to_be_hidden()
