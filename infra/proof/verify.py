@@ -459,13 +459,18 @@ def _last_by(events: Sequence[Event], at: datetime) -> Event | None:
 
 
 def _answer_of(
-    stream: Sequence[Event], permissions: Sequence[Event], owners: Sequence[Event], advertiser_id: str, at: datetime
+    stream: Sequence[Event],
+    uses: Sequence[datetime],
+    permissions: Sequence[Event],
+    owners: Sequence[Event],
+    advertiser_id: str,
+    at: datetime,
 ) -> tuple[Event, tuple[Any, ...]]:
     code = _fold([e for e in stream if e["effective"] <= at or e["type"] == "CodeGenerated"])
     known = _fold(stream)
     starts = known["starts"]
     if not known["start_stated"]:
-        starts = min([known["generated"], *known["shares"].values(), *known["redemptions"].values()])
+        starts = min([known["generated"], *uses])
     born = max(at, code["generated"])
     ends = ([known["ends"]] + [end for since, _, end in sorted(known["extensions"]) if since <= born])[-1]
     rights = [until for since, _, until in sorted(known["rights"], key=lambda stated: stated[:2]) if since <= born]
@@ -505,17 +510,24 @@ NO_CODE = {"authorized": False, "reason": "no_code", "code_id": None, "starts_at
 
 
 def answer_from(events: Iterable[Event], video_id: str, advertiser_id: str, at: datetime) -> Event:
-    """Return the answer that follows from events whose bodies are shown."""
-    read = [{**e, "facts": json.loads(e["body"]), "effective": moment(e["effective_at"])} for e in events]
-    for event in read:
-        event.setdefault("creator_stream", None)
+    """Return the answer that follows from events whose bodies are shown; of others, their type and time can matter."""
+    read: list[Event] = []
+    uses: dict[str, list[datetime]] = {}
+    for e in events:
+        effective = moment(e["effective_at"])
+        if e["type"] in ("Shared", "Redeemed"):
+            uses.setdefault(e["stream_id"], []).append(effective)
+        if "body" in e:
+            read.append({"creator_stream": None, **e, "facts": json.loads(e["body"]), "effective": effective})
     streams: dict[str, list[Event]] = {}
     for event in read:
         streams.setdefault(event["stream_id"], []).append(event)
     codes = [s for s in streams.values() if s[0]["type"] == "CodeGenerated" and s[0]["video_id"] == video_id]
     permissions = [e for e in read if e["type"] in (*PERMISSION, "CreatorErased")]
     owners = [e for e in read if e["type"] == "AdvertiserNamed" and e["facts"]["advertiser_id"] == advertiser_id]
-    answers = [_answer_of(code, permissions, owners, advertiser_id, at) for code in codes]
+    answers = [
+        _answer_of(code, uses.get(code[0]["stream_id"], []), permissions, owners, advertiser_id, at) for code in codes
+    ]
     found = [one for one in answers if one[0]["authorized"]] or [one for one in answers if one[1][0] <= at]
     if not found and answers:
         coming = [one for one in answers if one[0]["reason"] != "revoked"] or answers
@@ -1305,15 +1317,15 @@ def _check_creator(run: Run, shown: Shown, about: Event, report: Report) -> None
 
 def _check_answer(run: Run, shown: Shown, about: Event, stated: Event, report: Report) -> None:
     """Compute the answer again, and check that every event is shown that could have changed it."""
-    said = [e for p, e in shown.kept.items() if shown.levels[p] == ALL]
-    found = answer_from(said, about["video_id"], about["advertiser_id"], moment(about["at"]))
+    found = answer_from(shown.kept.values(), about["video_id"], about["advertiser_id"], moment(about["at"]))
     for name, value in found.items():
         given = stated[name]
         given = moment(given) if isinstance(value, datetime) and given is not None else given
         if given != value and not (name in NOT_DECIDING and given is None):
             report.no(f"answer: {name} is {value} by the events, and the bundle states {given}")
             return
-    code = next((e for e in said if e["stream_id"] == found["code_id"]), None)
+    own = (e for e in shown.kept.values() if e["stream_id"] == found["code_id"])
+    code = next((e for e in own if "creator_id" in e), None)
     known = {"video_id": about["video_id"], "advertiser_id": about["advertiser_id"], "as_of": run.signed.size}
     known |= {"creator_id": None if code is None else code["creator_id"]}
     for name, value in known.items():

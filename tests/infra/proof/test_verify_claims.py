@@ -211,3 +211,19 @@ def test_a_row_of_the_table_has_the_cells_of_its_event(log: Log, story: Story, t
     assert bad(log.verdicts(tmp_path, {**bundle, "data/events.csv": table})) == [
         "events: events.csv does not say what events.ndjson says"
     ]
+
+
+def test_a_window_that_nobody_stated_begins_with_the_first_use_that_is_on_record_whoever_made_it() -> None:
+    def event(position: int, type_: str, day: int, body: dict[str, Any] | None) -> dict[str, Any]:
+        made = {"position": position, "stream_id": str(CODE), "version": position, "type": type_, "video_id": VIDEO}
+        shown = {} if body is None else {"body": json.dumps(body)}
+        return made | shown | {"effective_at": f"2026-03-{day:02}T00:00:00.000000Z"}
+
+    window = {"starts_at": "2026-03-09T00:00:00Z", "expires_at": "2026-04-01T00:00:00Z", "start_stated": False}
+    events = [
+        event(1, "CodeGenerated", 9, window),
+        event(2, "Redeemed", 5, None),  # by another account, so that its brand does not see by which
+        event(3, "Redeemed", 10, {"advertiser_id": ADVERTISER}),
+    ]
+    found = verify.answer_from(events, VIDEO, ADVERTISER, verify.moment("2026-03-12T00:00:00Z"))
+    assert (found["reason"], found["starts_at"]) == ("authorized", verify.moment("2026-03-05T00:00:00Z"))
