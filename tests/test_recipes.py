@@ -510,8 +510,7 @@ def test_a_migration_is_one_file_that_no_other_names() -> None:
     (pattern,) = rooms.files
     folder = ROOT / pattern
     migrations = sorted(path.name for path in folder.parent.glob("*.sql"))
-    numbers = [name[:4] for name in migrations]
-    assert len(set(numbers)) == len(numbers)
+    assert [name[:4] for name in migrations] == [f"{number:04}" for number in range(1, len(migrations) + 1)]
     for name in migrations:
         assert files_with_text(name) == set()
         assert files_with_text(name.removesuffix(".sql")) == set()

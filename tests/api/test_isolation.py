@@ -156,6 +156,20 @@ def importing(client: httpx.Client, of: Things) -> httpx.Response:
     return client.post("/v1/imports", content=sheet, headers={"Content-Type": "text/csv"})
 
 
+DOSSIERS = {
+    "creator": "creator_id",
+    "code": "code_id",
+    "video": "video_id",
+    "brand": "brand_id",
+    "advertiser": "advertiser_id",
+    "key": "key_id",
+}
+
+
+def dossier(kind: str, name: str) -> Ask:
+    return lambda client, of: client.get(f"/v1/dossiers/{kind}s/{getattr(of, name)}")
+
+
 # Reads come before commands, and what gives the asking ledger things of its own comes last.
 ASKED: dict[str, list[Ask]] = {
     "GET /v1/log": [getting("/v1/log")],
@@ -208,7 +222,15 @@ ASKED: dict[str, list[Ask]] = {
         getting("/v1/accesses"),
         *(getting("/v1/accesses", name) for name in ("code_id", "creator_id", "video_id")),
     ],
+    **{f"GET /v1/dossiers/{kind}s/{{{name}}}": [dossier(kind, name)] for kind, name in DOSSIERS.items()},
     "GET /v1/stats": [getting("/v1/stats")],
+    "GET /v1/stats/figures": [
+        getting("/v1/stats/figures", by="creator"),
+        *(getting("/v1/stats/figures", name, by="month") for name in ("creator_id", "brand_id", "video_id")),
+    ],
+    "GET /v1/stats/spend-at-risk": [getting("/v1/stats/spend-at-risk")],
+    "GET /v1/exports/figures": [getting("/v1/exports/figures", by="creator")],
+    "PUT /v1/codes/{code_id}/usage-rights": [on_code("PUT", "/usage-rights", {"until": days(20)})],
     "GET /v1/stats/days": [getting("/v1/stats/days")],
     "POST /v1/codes/lookup": [lambda client, of: client.post("/v1/codes/lookup", json={"secret": of.secret})],
     "POST /v1/redemptions": [
@@ -354,7 +376,7 @@ def test_what_takes_an_id_of_another_ledger_is_unknown_there(world: World, their
     by_path = {
         route: {ask(stranger, theirs).status_code for ask in requests}
         for route, requests in ASKED.items()
-        if "{" in route and not re.search(r"{(creator|advertiser|video)_id}", route)
+        if "{" in route and not re.search(r"{(creator|advertiser|video|brand)_id}", route)
     }
     assert by_path == {route: {404} for route in by_path}
     assert len(by_path) > 15
