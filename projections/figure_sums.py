@@ -221,7 +221,7 @@ _WITHOUT_SHARES: Final = sql.SQL(", ").join(
     for figure in FIGURES
 )
 _OF_CODE: Final = sql.SQL(", ").join(
-    # Sums of int are several times as fast as those of bigint, which PostgreSQL adds up as numbers of any length.
+    # Of the types that the table of months has, so that both sources of a sum add up alike.
     sql.SQL("(m.counts ->> {0})::{2} AS {1}").format(
         sql.Literal(i), sql.Identifier(figure), sql.SQL("bigint" if figure == "redeemed_after_s" else "int")
     )
