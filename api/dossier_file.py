@@ -99,7 +99,9 @@ class Dossier:
             "Ledger-Position": str(self.position),
             "Content-Disposition": f'attachment; filename="{name.replace(":", "_")}"',
         }
-        return StreamingDownload(self.caller, self._lines(), begin=begin, end=end, headers=headers, media_type=NDJSON)
+        firsts: list[Sequence[Mapping[str, Any]]] = [await anext(one.pages, ()) for one in self.sections]
+        lines = self._lines(firsts)
+        return StreamingDownload(self.caller, lines, begin=begin, end=end, headers=headers, media_type=NDJSON)
 
     async def _part(self, section: Section, limit: int) -> dict[str, Any]:
         entries: list[Mapping[str, Any]] = []
@@ -112,14 +114,14 @@ class Dossier:
         self.entries += len(shown)
         return {"name": section.name, "complete": len(entries) <= limit, "entries": shown}
 
-    async def _lines(self) -> AsyncGenerator[bytes]:
+    async def _lines(self, firsts: Sequence[Sequence[Mapping[str, Any]]]) -> AsyncGenerator[bytes]:
         digest, size, counts = hashlib.sha256(), 0, dict.fromkeys((one.name for one in self.sections), 0)
         first = _line({"dossier": self._head()})
         digest.update(first)
         size += len(first)
         yield first
-        for section in self.sections:
-            async for page in section.pages:
+        for section, begun in zip(self.sections, firsts, strict=True):
+            async for page in _from(begun, section.pages):
                 await refuse_revoked(self.caller)
                 piece = b"".join(_line({"section": section.name, "entry": entry}) for entry in page)
                 digest.update(piece)
@@ -155,6 +157,15 @@ class Dossier:
             "left_out": [{"section": name, "why": why} for name, why in self.left_out.items()],
             "evidence": self.evidence,
         }
+
+
+async def _from(
+    first: Sequence[Mapping[str, Any]], rest: AsyncGenerator[Sequence[Mapping[str, Any]]]
+) -> AsyncGenerator[Sequence[Mapping[str, Any]]]:
+    if first:
+        yield first
+    async for page in rest:
+        yield page
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

@@ -39,6 +39,7 @@ from api.http.query_params import LIMIT, AtLeast, EitherCursor, Limit, whole_num
 from api.http.reads import subject_of
 from api.http.responses import answer
 from api.http.route import Operation, Route
+from infra.errors import Unavailable
 from infra.eventstore.event_rows import CAUSATION_ID, CREATOR_ID, EVENT_ID, POSITION, STREAM_ID
 from projections import event_index, index_scan
 
@@ -251,11 +252,16 @@ async def _related(caller: Caller, row: Row) -> dict[str, Any]:
     async def effects(cur: DatabaseCursor) -> list[tuple[int, str]]:
         return await event_index.effects(cur, caller.ledger_id, row[EVENT_ID], only, MAX_EFFECTS + 1)
 
-    found, _ = await services.views.read(caller.ledger_id, effects, view=event_index.NAME)
+    try:
+        found, _ = await services.views.read(caller.ledger_id, effects, view=event_index.NAME)
+        more = len(found) > MAX_EFFECTS
+    except Unavailable:
+        # The view is being rebuilt. The event itself needs none, and there may be effects.
+        found, more = [], True
     return {
         "cause": None if cause is None else {"position": cause.position, "type": cause.type},
         "effects": [{"position": position, "type": type_} for position, type_ in found[:MAX_EFFECTS]],
-        "more_effects": len(found) > MAX_EFFECTS,
+        "more_effects": more,
     }
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DOSSIER: Final = "dossier"
 # The longest line there can be: what an event and a query hold is bounded, and a table quotes every quote.
 MAX_LINE_BYTES: Final = 256 * 1024
+# More than any cell of an export has.
+MAX_CELL_CHARACTERS: Final = 131_072
 _BLOCK: Final = 1 << 20
 
 
@@ -250,6 +252,8 @@ def _table_rows(file: IO[bytes], upto: int) -> Iterator[list[str]]:
             left -= len(line)
             yield line.decode(errors="replace")
 
+    # The limit is the process's, and other readers need another.
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
     try:
         rows = csv.reader(lines())
         next(rows, None)

@@ -40,8 +40,13 @@ def first_uuid7(moment: datetime) -> UUID:
 
 
 def time_of(uuid: UUID) -> datetime | None:
-    """Return the time that a UUIDv7 begins with; None for another UUID."""
-    return _EPOCH + timedelta(milliseconds=uuid.int >> 80) if uuid.version == 7 else None  # noqa: PLR2004 - v7
+    """Return the time that a UUIDv7 begins with; None for another UUID, or a time beyond the year 9999."""
+    if uuid.version != 7:  # noqa: PLR2004 - v7
+        return None
+    try:
+        return _EPOCH + timedelta(milliseconds=uuid.int >> 80)
+    except OverflowError:
+        return None
 
 
 def uuid7() -> UUID:

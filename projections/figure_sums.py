@@ -149,7 +149,7 @@ _SPEND_OF_VIDEOS: Final = sql.SQL("""
 
 # Facts that were recorded again on another day can leave a sum of nothing.
 _SOMETHING: Final = sql.SQL(
-    "sum(issued + extended + shares + redemptions + refused + reveals + revoked + ended + launched) > 0"
+    "sum(issued + extended + shares + redemptions + refused + reveals + revoked + ended + launched + late) > 0"
 )
 
 _GROUPED: Final = sql.SQL("""

@@ -166,7 +166,7 @@ class Walk:
     answers: list[tuple[str, bytes, frozenset[str]]] = field(default_factory=list)
     # Keys and webhooks' secrets that were handed out on the way.
     credentials: list[str] = field(default_factory=list)
-    # What a code's history shows: its notes, until its creator is erased.
+    # What a code's history and its dossier show: its notes, until its creator is erased.
     noted: tuple[str, ...] = NAMES
 
     def ask(self, method: str, path: str, *, shows: tuple[str, ...] = (), **more: Any) -> httpx.Response:
@@ -175,7 +175,7 @@ class Walk:
         answer = client.request(method, path, **more)
         head = "\n".join(f"{name}: {value}" for name, value in answer.headers.items())
         label = f"{method} {path} {answer.status_code}"
-        if path.endswith("/history") and answer.status_code == 200:
+        if (path.endswith("/history") or path.startswith("/v1/dossiers/codes/")) and answer.status_code == 200:
             shows = (*shows, *self.noted)
         if path.startswith(("/v1/webhooks", "/v1/alerts", "/v1/calendars")) and answer.status_code == 200:
             shows = (*shows, "hook", *NAMES)  # where events and alerts go, to the client that has them sent there

@@ -69,7 +69,7 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
         ),
         "infra/delivery/alerts/alert_store.py": ({"CreatorErased"}, "no alert names an erased creator"),
         "infra/delivery/alerts/looking.py": (
-            {"CampaignLaunched", "RedemptionRefused"},
+            {"CampaignLaunched", "UsageRightsStated", "RedemptionRefused"},
             "what rules report is found in the events that record it",
         ),
         "infra/auth/erasure_lock.py": ({"CreatorErased"}, "keys of an erased creator stop working"),

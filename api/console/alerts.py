@@ -153,6 +153,10 @@ async def _delete(visit: Visit) -> Response:
     return RedirectResponse("/alerts", 303)
 
 
+async def _back(_visit: Visit) -> Response:
+    return RedirectResponse("/alerts", 303)
+
+
 def _rule(visit: Visit) -> str:
     return f"/v1/alerts/{quote(visit.path('rule_id'), safe='')}"
 
@@ -165,6 +169,8 @@ PAGES: Final = (
     Page("/alerts", _list, more="Alerts", roles=PEOPLE, parts=("/alerts",)),
     Page("/alerts", _create, methods=("POST",), roles=PEOPLE),
     Page("/alerts/calendars", _create_calendar, methods=("POST",), roles=PEOPLE),
+    # For a page that is loaded again after a calendar was made.
+    Page("/alerts/calendars", _back, roles=PEOPLE),
     Page("/alerts/calendars/{calendar_id}/deletion", _end_calendar, methods=("POST",), roles=PEOPLE),
     Page("/alerts/{rule_id}", _one, roles=PEOPLE),
     Page("/alerts/{rule_id}/test", _test, methods=("POST",), roles=PEOPLE),

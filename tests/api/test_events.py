@@ -678,7 +678,12 @@ def test_an_event_leads_to_its_cause_and_its_effects(world: World) -> None:
 
 def test_a_cause_that_is_nowhere_is_not_made_up(world: World) -> None:
     code = world.generate()
-    for unknown in ("0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20", "8c5f8e0e-1d5e-4f0e-9c3e-2f6a0f9b7d11"):
+    beyond_the_year_9999 = "ffffffff-ffff-7fff-bfff-ffffffffffff"
+    for unknown in (
+        "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20",
+        "8c5f8e0e-1d5e-4f0e-9c3e-2f6a0f9b7d11",
+        beyond_the_year_9999,
+    ):
         header = {"Causation-Id": unknown}
         path = f"/v1/codes/{code['code_id']}/notes"
         told(world.client.post(path, json={"text": unknown}, headers=header), 201)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 import httpx
 from playwright.sync_api import Page, expect
@@ -12,6 +13,7 @@ from tests.console.conftest import Windows, follow
 from tests.console.seed import ACCOUNT, OTHER_VIDEO, VIDEO, Seeded
 from tests.console.test_start import key_of, visitor
 from tests.serving import Server
+from tests.waiting import until
 
 
 def _ask(page: Page, video_id: str, advertiser_id: str) -> None:
@@ -44,6 +46,8 @@ def test_it_says_yes_or_no_why_and_what_proves_it_without_javascript(windows: Wi
 
 def test_its_address_gives_the_same_answer_after_later_events(own_windows: Windows, own_world: World) -> None:
     code = own_world.running()
+    # The form has whole seconds.
+    until(lambda: datetime.now(UTC).replace(microsecond=0) > datetime.fromisoformat(code["starts_at"]))
     page = own_windows.open(own_windows.server.admin_key)
     page.goto(f"/question?video_id={code['video_id']}&advertiser_id=account-own")
     before, address = _told(page), page.url

@@ -196,6 +196,12 @@ class Calendars:
                 rows = await codes_ending(
                     cur, ledger_id, sight, creators, now, after=after, before=before, limit=MAX_EVENTS
                 )
+                by_rights = [
+                    row
+                    for row in await _with_rights(cur, found, creators, now)
+                    if row.revoked_at is None and row.expires_at >= before and (row.rights_until or now) > now - PAST
+                ]
+                rows += by_rights[: MAX_EVENTS - len(rows)]
                 rows += [
                     row
                     for row in await _revoked(cur, found, creators, now)
@@ -219,21 +225,30 @@ class Calendars:
             yield connection
 
 
+async def _with_rights(cur: Any, found: FoundCalendar, creators: Any, now: datetime) -> list[CodeRow]:
+    """Return the newest codes whose usage rights end soon: their own end may be years ahead."""
+    return await _seen(cur, found, creators, now, limit=MAX_EVENTS, rights_before=now + AHEAD)
+
+
 async def _revoked(cur: Any, found: FoundCalendar, creators: Any, now: datetime) -> list[CodeRow]:
     """Return the newest codes that are revoked: calendars that have them must take them away."""
+    return await _seen(cur, found, creators, now, limit=MAX_CANCELLED, state="revoked")
+
+
+async def _seen(cur: Any, found: FoundCalendar, creators: Any, now: datetime, **more: Any) -> list[CodeRow]:
+    """Return the newest codes that a calendar's key sees."""
     sight, about = found.sight, found.sight.about
     brand = sight.role == "brand"
     return await codes.search(
         cur,
         found.ledger_id,
         now=now,
-        limit=MAX_CANCELLED,
-        state="revoked",
         creator_ids=creators,
         brand_ids=None if about.brand_id is None else {about.brand_id},
         advertiser_ids=None if about.advertiser_id is None else {about.advertiser_id},
         visible_brands=sight.subjects.brand_ids if brand else None,
         visible_advertisers=sight.subjects.advertiser_ids if brand else None,
+        **more,
     )
 
 

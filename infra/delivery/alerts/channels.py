@@ -133,9 +133,12 @@ class MailChannel:
             timeout=MAIL_S,
         )
         message = self.message(to, text, message_id, made_at)
+        # How the connection ends after that makes no difference.
+        accepted = False
         try:
             async with asyncio.timeout(MAIL_S), client:
                 await client.sendmail(server.sender, [to], message.as_bytes())
+                accepted = True
         except aiosmtplib.SMTPRecipientsRefused as refused:
             code = refused.recipients[0].code if refused.recipients else 0
             return Attempted(f"The mail server refused the recipient ({code}).", final=code >= _FIRST_OF_REFUSALS)
@@ -144,9 +147,11 @@ class MailChannel:
         except aiosmtplib.SMTPResponseException as refused:
             return Attempted(f"The mail server refused the message ({refused.code}).")
         except (TimeoutError, aiosmtplib.SMTPTimeoutError):
-            return Attempted(f"The mail server did not answer within {MAIL_S:.0f} seconds.")
+            if not accepted:
+                return Attempted(f"The mail server did not answer within {MAIL_S:.0f} seconds.")
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
-            return Attempted(_why_not_sent(error))
+            if not accepted:
+                return Attempted(_why_not_sent(error))
         return Attempted()
 
     def message(self, to: str, text: AlertText, message_id: UUID, made_at: datetime) -> EmailMessage:

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from projections.engine.paging import Keyset
 
 # The events that rules are about. By name, because the query asks for them by name.
-TYPES: Final = tuple(event.TOPIC for event in (Code.ExpiryApproaching, Code.CampaignLaunched, Code.RedemptionRefused))
+TYPES: Final = tuple(
+    event.TOPIC for event in (Code.ExpiryApproaching, Code.CampaignLaunched, Code.RightsStated, Code.RedemptionRefused)
+)
 _INSTANT: Final = timedelta(microseconds=1)
 _BEYOND: Final = 2**62
 _PAGE: Final = 200
@@ -80,9 +82,11 @@ async def look(
         events = await _events(connection, ledger_id, after, upto)
         code_ids = {recorded.stream_id for recorded in events}
         rows = await codes.with_ids(cur, ledger_id, code_ids) if code_ids else {}
+        # By the position of an event: they are the same for every rule.
+        cut: dict[int, Sequence[CampaignRow]] = {}
         for rule in behind:
             ahead = [recorded for recorded in events if recorded.position > (rule.position or 0)]
-            looked.append((rule, max(upto, rule.position or 0), await _found(cur, rule, ahead, rows, now)))
+            looked.append((rule, max(upto, rule.position or 0), await _found(cur, rule, ahead, rows, cut, now)))
     return looked
 
 
@@ -98,6 +102,7 @@ async def _found(
     rule: ActiveRule,
     events: Sequence[RecordedEvent],
     rows: Mapping[UUID, CodeRow],
+    cut: dict[int, Sequence[CampaignRow]],
     now: datetime,
 ) -> list[Finding]:
     found: list[Finding] = []
@@ -108,18 +113,22 @@ async def _found(
         match rule.kind, event:
             case "ending", Code.ExpiryApproaching() if event.days_left in rule.days:
                 found.append(ending(row, event.expires_at, event.days_left))
-            case "campaign_outlives_code", Code.CampaignLaunched():
-                launched = await campaigns.search(
-                    cur,
-                    rule.ledger_id,
-                    now=now,
-                    limit=_PAGE,
-                    code_id=row.code_id,
-                    campaign_id=event.campaign_id,
-                    is_cut=True,
-                    running=True,
-                )
-                found += [_outlives(one) for one in launched if rule.sight.sees_account(one.advertiser_id)]
+            case "campaign_outlives_code", Code.CampaignLaunched() | Code.RightsStated():
+                if recorded.position not in cut:
+                    # Rights that are stated later can stop any campaign of the code.
+                    launched = event.campaign_id if isinstance(event, Code.CampaignLaunched) else None
+                    cut[recorded.position] = await campaigns.search(
+                        cur,
+                        rule.ledger_id,
+                        now=now,
+                        limit=_PAGE,
+                        code_id=row.code_id,
+                        campaign_id=launched,
+                        is_cut=True,
+                        running=True,
+                    )
+                seen = [one for one in cut[recorded.position] if rule.sight.sees_account(one.advertiser_id)]
+                found += [_outlives(one) for one in seen]
             case "refused_attempts", Code.RedemptionRefused() if rule.sight.sees_account(event.advertiser_id):
                 found.append(
                     Finding(

@@ -12,6 +12,7 @@ import logging
 import ssl
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
@@ -155,7 +156,9 @@ class AlertWorker:
         if rules:
             await self._look(connection, rules)
             await self._make(connection, rules)
-            await self._send(connection, {rule.rule_id: rule for rule in rules if rule.whole})
+            # That a ledger may have lost events is itself something to report.
+            sending = {rule.rule_id: rule for rule in rules if rule.whole or rule.kind == "stopped"}
+            await self._send(connection, sending)
         if time.monotonic() >= self._cleaned_at + CLEAN_UP_EVERY_S:
             self._cleaned_at = time.monotonic()
             await alert_store.purge(connection, self._now())
@@ -181,10 +184,13 @@ class AlertWorker:
             count, found_at = waiting.get(rule.rule_id, (0, now))
             if not count:
                 continue
-            ready_at = found_at + timedelta(seconds=self._policy.collect_s)
+            ready_at = again_at = found_at + timedelta(seconds=self._policy.collect_s)
             if rule.made_at is not None:
-                ready_at = max(ready_at, rule.made_at + timedelta(seconds=self._policy.gap_s))
-            if send_at(rule.timing, ready_at) <= now:
+                again_at = max(ready_at, rule.made_at + timedelta(seconds=self._policy.gap_s))
+            # A digest too large for one message goes on after the gap, and not on the next day.
+            daily = rule.timing.digest_at is not None
+            at = max(send_at(rule.timing, ready_at), again_at) if daily else send_at(rule.timing, again_at)
+            if at <= now:
                 await alert_store.make_message(connection, rule, self._policy.findings, now)
 
     async def _send(self, connection: LedgerConnection, rules: dict[UUID, ActiveRule]) -> None:
@@ -268,8 +274,10 @@ class AlertWorker:
                     superseded = row.superseded_at is not None and row.superseded_at <= now
                     if row.revoked_at is None and not superseded and row.expires_at == found.ends_at:
                         entries[row.code_id] = Entry(found, row)
-                elif rule.kind == "refused_attempts" or await _still_outlives(cur, rule, found, now):
+                elif rule.kind == "refused_attempts":
                     entries[found.finding] = Entry(found, row)
+                elif (stops_at := await _stops_early(cur, rule, found, now)) is not None:
+                    entries[found.finding] = Entry(replace(found, ends_at=stops_at), row)
         return list(entries.values())
 
     async def _postpone(self, connection: LedgerConnection, message: DueMessage, now: datetime, error: str) -> None:
@@ -308,8 +316,10 @@ class AlertWorker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _still_outlives(cur: psycopg.AsyncCursor[object], rule: ActiveRule, found: Finding, now: datetime) -> bool:
-    """Return whether a campaign still runs until its code or the usage rights end."""
+async def _stops_early(
+    cur: psycopg.AsyncCursor[object], rule: ActiveRule, found: Finding, now: datetime
+) -> datetime | None:
+    """Return when the end of the code or of its usage rights stops a campaign; None if neither does."""
     running = await campaigns.search(
         cur,
         rule.ledger_id,
@@ -320,4 +330,4 @@ async def _still_outlives(cur: psycopg.AsyncCursor[object], rule: ActiveRule, fo
         is_cut=True,
         running=True,
     )
-    return any(one.stops_at == found.ends_at for one in running)
+    return running[0].stops_at if running else None

@@ -127,7 +127,7 @@ async def test_between_the_server_and_a_route_there_are_four_calls() -> None:
     await connection.ask(ONE)
     connection.close()
     assert codes.stack == [
-        "_current",
+        "current_code",
         "read_code",
         "Route._app.<locals>.app",
         "RequestMiddleware._answer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,47 @@ def test_a_digest_has_all_of_a_day_and_comes_at_its_hour(room: Mailroom, world: 
     room.step()
     (message,) = room.messages
     assert all(code["code_id"] in text_of(message) for code in codes)
+
+
+def test_what_is_too_much_for_one_digest_goes_on_after_a_moment(room: Mailroom, world: World) -> None:
+    room.worker._policy = replace(room.worker._policy, findings=1, gap_s=30)
+    room.rule(digest_at="08:00", zone="Europe/Berlin")
+    codes = [recorded(world), recorded(world)]
+    room.wait_for("ExpiryApproaching", 2)
+    today = datetime.now(UTC).replace(hour=9, minute=0, second=0, microsecond=0)
+    for hours in (0, 23, 23.1):
+        room.at(today + timedelta(hours=hours))
+        room.step()
+    texts = [text_of(message) for message in room.messages]
+    assert len(texts) == 2
+    assert all(any(code["code_id"] in text for text in texts) for code in codes)
+
+
+def test_a_campaign_that_rights_or_another_end_stop_is_reported_with_the_day_that_holds(
+    room: Mailroom, world: World
+) -> None:
+    room.rule(kind="campaign_outlives_code")
+    room.step()
+    code = world.generate()
+    world.redeem(code)
+    world.launch(code, "within", ends_at=days(20))
+    room.caught_up()
+    room.step()
+    assert room.messages == []
+    path = f"/v1/codes/{code['code_id']}/usage-rights"
+    told(world.client.put(path, json={"until": days(10)}), 200)
+    room.caught_up()
+    # Found, but its message is not made before the end moves.
+    room.worker._policy = replace(room.worker._policy, collect_s=3_600)
+    room.step()
+    assert room.messages == []
+    until = days(15)
+    told(world.client.put(path, json={"until": until}), 200)
+    room.caught_up()
+    room.worker._policy = replace(room.worker._policy, collect_s=0)
+    room.step()
+    (message,) = room.messages
+    assert until[:10] in message["Subject"]
 
 
 def test_a_campaign_that_outlives_its_code_is_reported_to_those_who_may_see_it(room: Mailroom, world: World) -> None:

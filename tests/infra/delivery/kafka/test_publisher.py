@@ -136,6 +136,9 @@ async def test_the_state_topic_ends_with_each_code_as_it_stands(kafka: Broker, o
                 "generated_at": generated.effective_at,
                 "starts_at": generated.event.starts_at,  # type: ignore[attr-defined]
                 "expires_at": extended.event.expires_at,  # type: ignore[attr-defined]
+                "usage_rights": None,
+                "ends_at": revoked.effective_at,
+                "ends_by": "code",
                 "revoked_at": revoked.effective_at,
                 "state": "revoked",
                 "caption_sha256": None,
