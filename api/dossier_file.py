@@ -99,7 +99,7 @@ class Dossier:
             "Ledger-Position": str(self.position),
             "Content-Disposition": f'attachment; filename="{name.replace(":", "_")}"',
         }
-        firsts: list[Sequence[Mapping[str, Any]]] = [await anext(one.pages, ()) for one in self.sections]
+        firsts: list[Sequence[Mapping[str, Any]]] = [await _first(one.pages) for one in self.sections]
         lines = self._lines(firsts)
         return StreamingDownload(self.caller, lines, begin=begin, end=end, headers=headers, media_type=NDJSON)
 
@@ -157,6 +157,13 @@ class Dossier:
             "left_out": [{"section": name, "why": why} for name, why in self.left_out.items()],
             "evidence": self.evidence,
         }
+
+
+async def _first(pages: AsyncGenerator[Sequence[Mapping[str, Any]]]) -> Sequence[Mapping[str, Any]]:
+    """Return the first page, if there is one. (`anext` with a default fails in Python 3.11.)"""
+    async for page in pages:
+        return page
+    return ()
 
 
 async def _from(
