@@ -66,11 +66,15 @@ from projections.engine.shared_reader import SharedLog
 from tests.conftest import TestDatabase
 from tests.keys import master_key
 from tests.places import directory
+from tests.waiting import until
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 60
 # Views follow events together that come within so many seconds, unless a view is read meanwhile.
 GATHER_S = 0.1
+HEADS_SESSIONS = """
+    SELECT pid FROM pg_stat_activity WHERE application_name = 'sparkledger heads' AND datname = current_database()
+"""
 # Made once: reading the certificates of all authorities would be most of what a client costs.
 TLS = ssl.create_default_context()
 
@@ -205,6 +209,8 @@ class Serving:
                 await HeadsJob(worker, every_s=0).round()
 
         asyncio.run(run())
+        # The next round would not lead as long as the server has not noticed that this session is over.
+        until(lambda: not self.database.sql(HEADS_SESSIONS))
 
     def new_ledger(self) -> tuple[str, str]:
         """Begin a ledger; return its name, and the key of its administrator."""

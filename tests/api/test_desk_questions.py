@@ -29,7 +29,9 @@ class Desk:
     def __init__(self, world: World) -> None:
         world.permit(effective_at=days(-60))
         told(world.client.put(f"/v1/advertisers/{OWN_ACCOUNT}", json={"brand_id": OWN_BRAND}), 200)
-        code = world.generate(video_id=VIDEO, starts_at=days(-4), days=7)
+        # In this year, on its first days too.
+        begins = max(days(-4), f"{datetime.now(UTC).year}-01-01T00:00:00+00:00")
+        code = world.generate(video_id=VIDEO, starts_at=begins, days=7)
         world.share(code)
         world.redeem(code)
         world.redeem(code, OTHER_ACCOUNT)

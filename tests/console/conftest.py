@@ -22,6 +22,7 @@ from playwright.sync_api import (
     Page,
     Playwright,
     Request,
+    expect,
     sync_playwright,
 )
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # The same browser without windows takes less than half of the processor's time.
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+# A page may come late on a busy machine: no time decides a test, but for those that name theirs.
+expect.set_options(timeout=15_000)
 # What browsers say of answers that are refused on purpose.
 EXPECTED_ERRORS = ("Failed to load resource: the server responded with a status of",)
 

@@ -38,10 +38,10 @@ def told(answer: httpx.Response) -> dict[str, Any]:
     return content
 
 
-def shown(client: httpx.Client, view: str) -> None:
+def shown(client: httpx.Client, view: str, **query: str) -> None:
     """Wait until a list shows all that was recorded."""
     events = told(client.get("/v1/events", params={"order": "desc", "limit": 1}))["events"]
-    asked = {"at_least": events[0]["position"], "limit": 1}
+    asked = {"at_least": events[0]["position"]} | query
     until(lambda: client.get(f"/v1/{view}", params=asked).status_code == 200, 60)
 
 
@@ -121,4 +121,7 @@ def seed(client: httpx.Client, now: datetime | None = None) -> Seeded:
     permit(OTHER_CREATOR, enabled=False)
     for view in ("codes", "campaigns", "redemptions", "shares", "permissions"):
         shown(client, view)
+    shown(client, "stats/figures", by="creator")
+    shown(client, "stats/days")
+    shown(client, "events", type="CodeGenerated")
     return Seeded(now, running, revoked, ended, ending, hostile, unshared)

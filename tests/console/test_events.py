@@ -19,6 +19,7 @@ from tests.console.conftest import Windows, follow
 from tests.console.seed import VIDEO, Seeded
 from tests.console.test_start import SUBJECTS, key_of, visitor
 from tests.serving import Server
+from tests.waiting import until
 
 ROW = re.compile(r'href="/events/(\d+)">#')
 
@@ -192,7 +193,8 @@ def test_an_event_shows_its_cause_its_effects_and_its_stored_bytes(own_windows: 
     code = own_world.running()
     asked = {"reason": "why", "force": True}
     position = told(own_world.client.post(f"/v1/codes/{code['code_id']}/revocation", json=asked), 200)["position"]
-    own_world.client.get("/v1/events", params={"at_least": position, "q": "type:Revoked"})
+    searched = {"at_least": position, "q": "type:Revoked"}
+    until(lambda: own_world.client.get("/v1/events", params=searched).is_success)
     page = own_windows.open(own_windows.server.admin_key)
     page.goto(f"/events/{position}")
     effects = page.get_by_role("region", name="What followed from it")
