@@ -96,7 +96,7 @@ class SharedLog:
             under_way = next((read for read in self._under_way if read.positions == positions), None)
             if under_way is not None:
                 await under_way.done.wait()
-            elif not await self._waited_for_others(reader):
+            elif not await self._waited_for_others(reader, limit):
                 return await self._read(reader, positions, limit)
 
     def _kept_after(self, reader: SharedLogReader, positions: Mapping[int, int], limit: int) -> EventPage | None:
@@ -153,9 +153,10 @@ class SharedLog:
     def _full(self) -> bool:
         return self._kept_events > EVENTS_KEPT_MAX or len(self._kept) > PAGES_KEPT_MAX
 
-    async def _waited_for_others(self, reader: SharedLogReader) -> bool:
-        """Wait a while if the next page would push out one that another reader still needs; return whether it did."""
-        if not self._kept or self._kept_events < EVENTS_KEPT_MAX or reader.newest is not self._kept[-1]:
+    async def _waited_for_others(self, reader: SharedLogReader, limit: int) -> bool:
+        """Wait a while if the next page could push out one that another reader still needs; return whether it did."""
+        fits = self._kept_events + limit <= EVENTS_KEPT_MAX and len(self._kept) < PAGES_KEPT_MAX
+        if not self._kept or fits or reader.newest is not self._kept[-1]:
             return False
         now = asyncio.get_running_loop().time()
         left = max(
