@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-WITHIN_S = 60.0
+WITHIN_S = 15.0
 LOOK_EVERY_S = 0.02
 
 

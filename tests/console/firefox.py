@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BINARY: Final = shutil.which("firefox-esr") or shutil.which("firefox")
-START_S: Final = 120.0
+START_S: Final = 60.0
 ANSWER_S: Final = 60.0
 ENTER: Final = "\ue007"
 # Nothing that the browser does on its own: a test looks at what pages ask for.
