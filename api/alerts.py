@@ -117,6 +117,13 @@ QuietFrom = Annotated[
 QuietUntil = Annotated[
     TimeOfDay | None, Field(description="When what was found in the quiet hours is sent.", examples=["07:00"])
 ]
+# What a rule or a calendar is about.
+OfCreator = Annotated[CreatorName | None, Field(description="Only codes of this creator.", examples=["ana.creates"])]
+OfBrand = Annotated[Id | None, Field(description="Only codes that were shared with this brand.", examples=["acme"])]
+OfAdvertiser = Annotated[
+    Id | None,
+    Field(description="Only codes that were shared with this account, or redeemed by it.", examples=["adv-7001"]),
+]
 RuleName = Annotated[Name | None, Field(description="A name for people. It is sealed.", examples=["The desk"])]
 
 
@@ -132,16 +139,9 @@ class CreateAlert(Body):
         ),
     ]
     days: Annotated[Days | None, _DAYS] = None
-    creator_id: Annotated[
-        CreatorName | None, Field(description="Only codes of this creator.", examples=["ana.creates"])
-    ] = None
-    brand_id: Annotated[
-        Id | None, Field(description="Only codes that were shared with this brand.", examples=["acme"])
-    ] = None
-    advertiser_id: Annotated[
-        Id | None,
-        Field(description="Only codes that were shared with this account, or redeemed by it.", examples=["adv-7001"]),
-    ] = None
+    creator_id: OfCreator = None
+    brand_id: OfBrand = None
+    advertiser_id: OfAdvertiser = None
     channel: Annotated[Channel, Field(description="`email`, or `chat` for services that take JSON with a `text`.")]
     address: Annotated[Address, _ADDRESS]
     name: RuleName = None

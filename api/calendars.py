@@ -16,12 +16,12 @@ from pydantic import Field
 from starlette.responses import Response
 
 from api.access_log import record_access
-from api.alerts import one_of, refuse_token
+from api.alerts import OfAdvertiser, OfBrand, OfCreator, one_of, refuse_token
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.dependencies import services_of
-from api.http.fields import CreatorName, Id, Name
+from api.http.fields import Name
 from api.http.models import Answer, Body
 from api.http.problems import Problem, too_many
 from api.http.responses import NO_STORE, answer, replay_header
@@ -53,16 +53,9 @@ _HEADERS: Final = {
 
 
 class CreateCalendar(Body):
-    creator_id: Annotated[
-        CreatorName | None, Field(description="Only codes of this creator.", examples=["ana.creates"])
-    ] = None
-    brand_id: Annotated[
-        Id | None, Field(description="Only codes that were shared with this brand.", examples=["acme"])
-    ] = None
-    advertiser_id: Annotated[
-        Id | None,
-        Field(description="Only codes that were shared with this account, or redeemed by it.", examples=["adv-7001"]),
-    ] = None
+    creator_id: OfCreator = None
+    brand_id: OfBrand = None
+    advertiser_id: OfAdvertiser = None
     name: Annotated[Name | None, Field(description="A name for people. It is sealed.", examples=["The desk"])] = None
 
 
@@ -142,7 +135,7 @@ async def delete_calendar(
 
 @router.get("/calendar/{secret}.ics", include_in_schema=False)
 async def read_calendar(request: Request, secret: str) -> Response:
-    """Return a calendar (RFC 5545) to whoever knows its address."""
+    """Return a calendar (RFC 5545) to everyone who knows its address."""
     services = services_of(request.scope)
     async with request.app.state.strangers.turn():
         found = await services.calendars.find(secret)

@@ -190,7 +190,7 @@ async def video_dossier(
     query: Annotated[DossierQuery, Query()],
     caller: Annotated[Caller, allow("operator", "auditor", "admin")],
 ) -> Response:
-    """Read everything about a video: its codes, whoever's they are, what was done with them, all events, who looked."""
+    """Read everything about a video: the codes of all creators, what was done with them, all events, who looked."""
     video_id = headers.path_id(video_id)
     position = await _begun(caller, query)
     sections = [

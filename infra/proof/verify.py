@@ -140,7 +140,7 @@ def whole(number: object) -> int:
 
 
 class Key:
-    """A verifier key, `name+id+key`, as whoever verifies was given it."""
+    """A verifier key, `name+id+key`, as it was given to the person who verifies."""
 
     def __init__(self, vkey: str) -> None:
         self.name, _, rest = vkey.strip().partition("+")
@@ -1431,7 +1431,7 @@ def _check_erased(shown: Shown, report: Report) -> None:
 
 
 def _check_older(run: Run, older: Checkpoint, keys: Sequence[Key], report: Report) -> None:
-    """Check that the log continues the checkpoint that whoever verifies has kept."""
+    """Check that the log continues the checkpoint that the person who verifies has kept."""
     signed = run.signed
     if older.origin != signed.origin or not any(older.verified_by(key) is not None for key in keys):
         report.no("consistent: your checkpoint is of another log, or not signed by a key that you named")
@@ -1450,7 +1450,7 @@ def _check_older(run: Run, older: Checkpoint, keys: Sequence[Key], report: Repor
 
 
 def _check_receipt(run: Run, data: bytes, keys: Sequence[Key], report: Report) -> None:
-    """Check that the log of the bundle still has the event of a receipt that whoever verifies has kept."""
+    """Check that the log of the bundle still has the event of a receipt that the person who verifies has kept."""
     signed = run.signed
     head, _, note = data.partition(b"\n\n")
     lines = head.decode().split("\n")
