@@ -32,6 +32,7 @@ def _creator(world: World, name: str = "ana.creates") -> str:
 @pytest.mark.parametrize("javascript", [True, False])
 def test_the_whole_story_on_a_phone(own_windows: Windows, own_world: World, javascript: bool) -> None:
     page = own_windows.open(_creator(own_world), java_script_enabled=javascript, **PHONE)
+    page.goto("/")
     follow(page.get_by_role("link", name="Give a code"))
     _fits(page)
     follow(page.get_by_role("button", name="I switched it on"))
@@ -52,6 +53,7 @@ def test_the_whole_story_on_a_phone(own_windows: Windows, own_world: World, java
     assert secret not in page.content()
 
     brand = own_windows.open(_brand(own_world), java_script_enabled=javascript, **PHONE)
+    brand.goto("/")
     follow(brand.get_by_role("link", name="Use a code", exact=True))
     brand.get_by_label("The code that you were sent").fill(f"  {secret}\n")
     follow(brand.get_by_role("button", name="See what it covers"))

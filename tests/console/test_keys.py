@@ -77,7 +77,7 @@ def test_a_revoked_key_shuts_out_whoever_uses_it_in_open_pages_too(own_windows: 
     key = new_key(own_world)
     theirs = own_windows.open(key["key"])
     with theirs.expect_response("**/live"):
-        theirs.reload()
+        theirs.goto("/")
     page = own_windows.open(own_windows.server.admin_key)
     page.goto(f"/keys/{key['key_id']}")
     page.get_by_label("I mean the key Legal").check()

@@ -65,6 +65,7 @@ def _in_background(context: BrowserContext, path: str) -> Page:
 
 def test_ten_tabs_work_and_only_the_one_in_front_has_a_connection(own_windows: Windows, own_world: World) -> None:
     front = own_windows.open(own_windows.server.admin_key)
+    front.goto("/")
     expect(front.get_by_role("heading", name="Needs attention")).to_be_visible()
     _wait_for_streams(front, own_world, 1)
     others = [_in_background(front.context, path) for path in ("/codes", "/events", "/keys") * 3]
@@ -92,6 +93,7 @@ def test_a_hidden_tab_asks_for_nothing_and_counts_what_it_missed_when_it_is_show
     asked = len(own_windows.asked)
     own_world.generate()
     other = own_windows.open(own_windows.server.admin_key)
+    other.goto("/")
     expect(other.get_by_role("heading", name="Needs attention")).to_be_visible()
     assert not [url for url in own_windows.asked[asked:] if "/live" in url and other.url not in url][1:]
     expect(page.locator("#live a")).to_have_count(0)
@@ -160,6 +162,7 @@ def test_a_page_gets_its_live_channel_back_whatever_came_in_its_place(
 
 def test_a_reader_can_stop_the_counting_and_it_stays_so(own_windows: Windows, own_world: World) -> None:
     page = own_windows.open(own_windows.server.admin_key)
+    page.goto("/")
     _wait_for_streams(page, own_world, 1)
     page.get_by_role("button", name="Stop counting new events").click()
     _wait_for_streams(page, own_world, 0)

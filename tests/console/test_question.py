@@ -32,6 +32,7 @@ def _told(page: Page) -> tuple[str, list[str]]:
 
 def test_it_says_yes_or_no_why_and_what_proves_it_without_javascript(windows: Windows) -> None:
     page = windows.open(key_of(windows.server, "auditor"), java_script_enabled=False)
+    page.goto("/")
     _ask(page, f"https://www.tiktok.com/@ana.creates/video/{VIDEO}", ACCOUNT)
     heading, evidence = _told(page)
     assert heading == "Yes, it was authorized"

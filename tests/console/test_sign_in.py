@@ -84,7 +84,8 @@ def test_a_revoked_key_ends_the_page_and_the_session_of_everyone_who_signed_in_w
     page = own_windows.open(key["key"])
     without = own_windows.open(key["key"], java_script_enabled=False)
     with page.expect_response("**/live"):
-        page.reload()
+        page.goto("/")
+    without.goto("/")
     told(own_world.client.delete(f"/v1/keys/{key['key_id']}"), 204)
     # By the live channel: nobody clicks here. Two seconds is what is promised.
     expect(page.get_by_label("API key")).to_be_visible(timeout=2_000)
@@ -95,6 +96,7 @@ def test_a_revoked_key_ends_the_page_and_the_session_of_everyone_who_signed_in_w
 
 def test_signing_out_in_one_tab_ends_the_others(own_windows: Windows, own_world: World) -> None:
     page = own_windows.open(new_key(own_world)["key"])
+    page.goto("/")
     other = page.context.new_page()
     with other.expect_response("**/live"):
         other.goto("/")
@@ -271,6 +273,7 @@ def test_two_servers_on_two_ports_keep_two_sessions_and_a_restart_keeps_them(
     here, there = new_key(own_world), new_key(own_world)
     master = server.serving.master_key_text
     page = own_windows.open(here["key"])
+    page.goto("/")
     with serving_process(server.database, master) as url:
         other = page.context.new_page()
         other.goto(f"{url}/sign-in")

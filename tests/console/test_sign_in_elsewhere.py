@@ -16,11 +16,12 @@ from playwright.sync_api import expect
 from infra.auth.key_commands import create_ledger
 from infra.auth.oidc_client import OidcClient, SignedIn, SignInFailed
 from infra.crypto.envelope import fresh_key
+from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.processes.worker import create_views
 from tests.api.processes import serving_process
 from tests.api.world import World, told
-from tests.conftest import TestDatabase
+from tests.conftest import _database
 from tests.console.conftest import Browsers, follow
 from tests.console.test_sign_in import new_key
 from tests.infra.auth.issuing import issuing
@@ -38,18 +39,25 @@ class Place:
     admin_key: str
 
 
-@pytest.fixture
-def place(database: TestDatabase) -> Iterator[Place]:
-    master = base64.b64encode(fresh_key()).decode()
-    asyncio.run(create_views(database.dsn()))
-    admin = asyncio.run(create_ledger(database.dsn(), master_key_of(master), "main"))
-    with issuing() as issuer:
+@pytest.fixture(scope="module")
+def shared_place(cluster: EmbeddedPostgres) -> Iterator[Place]:
+    """One for all tests of this module, since a process is costly to start."""
+    with _database(cluster) as database, issuing() as issuer:
+        master = base64.b64encode(fresh_key()).decode()
+        asyncio.run(create_views(database.dsn()))
+        admin = asyncio.run(create_ledger(database.dsn(), master_key_of(master), "main"))
         provider = Provider(issuer)
         configured = provider.configured(role_claim="groups", roles={"legal": "auditor", "feeds": "subscriber"})
         issuers = json.dumps([configured.model_dump(mode="json", exclude_unset=True) | {"client_secret": SECRET}])
         migrate(database.dsn(), issuers=configured.grants())
         with serving_process(database, master, oidc_issuers=issuers) as url:
             yield Place(url, provider, admin)
+
+
+@pytest.fixture
+def place(shared_place: Place) -> Place:
+    shared_place.provider.claims, shared_place.provider.declines = {}, False
+    return shared_place
 
 
 def test_a_person_signs_in_without_javascript_and_the_access_log_names_them(place: Place, browsers: Browsers) -> None:

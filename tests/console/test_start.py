@@ -87,6 +87,7 @@ def test_a_role_that_cannot_look_up_is_told_so_and_the_secret_is_looked_up_nowhe
 def test_each_count_leads_to_the_list_of_exactly_so_many(windows: Windows, seeded_ledger: Server, role: str) -> None:
     key = key_of(seeded_ledger, role)
     page = windows.open(key, java_script_enabled=False)
+    page.goto("/")
     expect(page.get_by_role("heading", name="Needs attention")).to_be_visible()
     counted = {
         str(link.get_attribute("href")): str(link.locator("b").text_content()) for link in page.locator("a.count").all()
@@ -126,6 +127,7 @@ def test_names_that_several_things_have_are_a_choice(own_windows: Windows, serve
         position = told(client.post(f"/v1/codes/{code['code_id']}/shares", json=share), 201)["position"]
         told(client.get("/v1/codes", params={"at_least": position}), 200)
     page = own_windows.open(server.admin_key)
+    page.goto("/")
     page.get_by_role("search").get_by_role("textbox").fill(OTHER_CREATOR)
     page.get_by_role("button", name="Find").click()
     expect(page.get_by_role("heading", name="Several things have this name")).to_be_visible()
