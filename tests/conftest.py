@@ -35,6 +35,10 @@ TOGETHER = {
     "verifiers": tuple(
         f"tests/console/test_verifier_page.py::test_{browser}_says" for browser in ("chromium", "firefox", "webkit")
     ),
+    "provider": ("tests/console/test_sign_in_elsewhere.py",),
+    "issuer": ("tests/api/http/test_bearer_tokens.py",),
+    "linter": ("tests/test_imports.py",),
+    "recipes": ("tests/test_recipes.py",),
     "kafka": ("tests/infra/delivery/kafka/test_outages.py",),
     "up": (
         "tests/api/http/test_protocol.py::test_a_head_that_does_not_end_is_refused_and_the_connection_closed",

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,18 +47,21 @@ def named(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@cache
 def prose(page: Path) -> str:
     """Return a page without its blocks of code."""
     return FENCED.sub("", page.read_text())
 
 
-def code(page: Path) -> Iterator[str]:
-    """Yield every line of a block of code, and every piece of code within a sentence."""
-    for block in FENCED.findall(page.read_text()):
-        yield from block.splitlines()[1:-1]
-    yield from re.findall(r"`([^`]+)`", prose(page))
+@cache
+def code(page: Path) -> tuple[str, ...]:
+    """Return every line of a block of code, and every piece of code within a sentence."""
+    blocks = FENCED.findall(page.read_text())
+    lines = (line for block in blocks for line in block.splitlines()[1:-1])
+    return *lines, *re.findall(r"`([^`]+)`", prose(page))
 
 
+@cache
 def anchors(page: Path) -> set[str]:
     """Return what a link to a heading of the page may name, by the rule that most readers of Markdown follow."""
     titles = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
@@ -100,6 +104,7 @@ def targets() -> set[str]:
     return set(re.findall(r"^([.a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
+@cache
 def commands() -> dict[str, Any]:
     """Return every command of the command line by its words, groups included."""
     program = typer.main.get_command(cli.app)

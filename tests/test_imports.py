@@ -3,7 +3,9 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -20,14 +22,52 @@ FILES = (
 )
 
 
-def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+# The program lint-imports, loaded once: each line names a folder to check, and a file for what is said of it.
+LINTER = """
+import os, sys
+from importlinter.cli import lint_imports_command
+
+for line in sys.stdin:
+    folder, said = line.rstrip("\\n").split("\\t")
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        with open(said, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        lint_imports_command(["--no-logo", "--no-cache"])
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Linted(NamedTuple):
+    """What the check ended with, and what it said."""
+
+    returncode: int
+    stdout: str
+
+
+LintImports = Callable[[Path], Linted]
+
+
+@pytest.fixture(scope="session")
+def lint_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LintImports]:
+    """Checks the imports of a folder, in a process of its own."""
+    said = tmp_path_factory.mktemp("lint-imports") / "said"
+    with subprocess.Popen(
+        [sys.executable, "-c", LINTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        reading, writing = process.stdout, process.stdin
+        assert reading is not None
+        assert writing is not None
+
+        def lint(folder: Path) -> Linted:
+            writing.write(f"{folder}\t{said}\n")
+            writing.flush()
+            return Linted(int(reading.readline()), said.read_text())
+
+        yield lint
+        writing.close()
 
 
 @pytest.fixture
@@ -43,17 +83,17 @@ def house(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_file_of_the_api_that_stands_in_no_layer_is_found(house: Path) -> None:
+def test_a_file_of_the_api_that_stands_in_no_layer_is_found(house: Path, lint_imports: LintImports) -> None:
     (house / "api" / "moods.py").touch()
     assert "api.moods" in lint_imports(house).stdout
 
 
-def test_every_package_imports_to_the_right_only() -> None:
+def test_every_package_imports_to_the_right_only(lint_imports: LintImports) -> None:
     result = lint_imports(ROOT)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == 0, result.stdout
 
 
-def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
+def test_the_check_accepts_what_the_rule_allows(house: Path, lint_imports: LintImports) -> None:
     (house / "cli.py").write_text("import api, infra, projections, domain\n")
     (house / "api" / "http" / "app.py").write_text(
         "import fastapi, starlette, api.codes, infra.delivery.kafka.connection, projections.codes, domain\n"
@@ -66,7 +106,7 @@ def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
 
     result = lint_imports(house)
 
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize(
@@ -107,7 +147,9 @@ def test_the_check_accepts_what_the_rule_allows(house: Path) -> None:
         ("api/http/app.py", "kafka", "kafka stays in infra.delivery.kafka.connection and infra.delivery.kafka.topics"),
     ],
 )
-def test_the_check_names_the_rule_that_an_import_breaks(house: Path, module: str, imported: str, rule: str) -> None:
+def test_the_check_names_the_rule_that_an_import_breaks(
+    house: Path, lint_imports: LintImports, module: str, imported: str, rule: str
+) -> None:
     (house / module).write_text(f"import {imported}\n")
     if imported.partition(".")[0] in PACKAGES and "." in imported:
         (house / f"{imported.replace('.', '/')}.py").touch()
@@ -119,7 +161,7 @@ def test_the_check_names_the_rule_that_an_import_breaks(house: Path, module: str
 
 
 @pytest.mark.parametrize("folder", ["domain", "projections", "projections/engine", "infra/auth", "api/http"])
-def test_the_check_refuses_a_circle(house: Path, folder: str) -> None:
+def test_the_check_refuses_a_circle(house: Path, lint_imports: LintImports, folder: str) -> None:
     package = folder.replace("/", ".")
     (house / folder / "hen.py").write_text(f"import {package}.egg\n")
     (house / folder / "egg.py").write_text(f"import {package}.hen\n")
@@ -130,7 +172,7 @@ def test_the_check_refuses_a_circle(house: Path, folder: str) -> None:
     assert "no circle among files or folders BROKEN" in result.stdout
 
 
-def test_a_new_folder_of_infra_must_be_given_its_layer(house: Path) -> None:
+def test_a_new_folder_of_infra_must_be_given_its_layer(house: Path, lint_imports: LintImports) -> None:
     (house / "infra" / "attic").mkdir()
     (house / "infra" / "attic" / "__init__.py").touch()
 

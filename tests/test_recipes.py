@@ -213,6 +213,7 @@ class Named(NamedTuple):
     Attributes:
         attributes: `owner.name`, where the owner is the last word before the dot.
         texts: every string constant.
+        lines: all of them as one text.
         imports: `module.name`.
         defined: names of functions and of variables that are assigned.
 
@@ -220,19 +221,22 @@ class Named(NamedTuple):
 
     attributes: frozenset[str]
     texts: frozenset[str]
+    lines: str
     imports: frozenset[str]
     defined: frozenset[str]
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
     """Yield the nodes of a tree, docstrings and examples left out."""
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.keyword) and child.arg in {"example", "examples"}:
-            continue
-        if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
-            continue
-        yield child
-        yield from nodes(child)
+    left = [tree]
+    while left:
+        for child in ast.iter_child_nodes(left.pop()):
+            if isinstance(child, ast.keyword) and child.arg in {"example", "examples"}:
+                continue
+            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+                continue
+            left.append(child)
+            yield child
 
 
 @cache
@@ -257,7 +261,7 @@ def named_in(tree: ast.AST) -> Named:
                 imports.update(f"{module}.{alias.name}" for alias in node.names)
             case ast.FunctionDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
                 defined.add(name)
-    return Named(frozenset(attributes), frozenset(texts), frozenset(imports), frozenset(defined))
+    return Named(frozenset(attributes), frozenset(texts), "\n".join(texts), frozenset(imports), frozenset(defined))
 
 
 @cache
@@ -281,11 +285,7 @@ def files_with_attribute(name: str) -> set[str]:
 
 def files_with_text(text: str) -> set[str]:
     """Return the files of the program with a text that is the name, or with SQL that quotes it."""
-    return {
-        path
-        for path, named in program().items()
-        if text in named.texts or any(f"'{text}'" in other for other in named.texts)
-    }
+    return {path for path, named in program().items() if text in named.texts or f"'{text}'" in named.lines}
 
 
 def beyond(kind: str, found: dict[str, Collection[str]]) -> dict[str, set[str]]:

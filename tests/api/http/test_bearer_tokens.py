@@ -1,4 +1,7 @@
-"""Bearer tokens over HTTP: a process with an issuer in its settings, and what a bearer may and is told."""
+"""Bearer tokens over HTTP: a process with an issuer in its settings, and what a bearer may and is told.
+
+All tests share the process. Each has a ledger of its own, which its tokens name.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,33 @@ import pytest
 
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
+from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.processes.worker import create_views
 from tests.api.attempts import ALERT
 from tests.api.processes import serving_process
 from tests.api.world import OTHER_CREATOR, OWN_CREATOR, refused, told
-from tests.conftest import TestDatabase
+from tests.conftest import _database
 from tests.infra.auth.issuing import TestIssuer, issuing, signer
 from tests.keys import master_key_of
+
+# As many as there are tests.
+LEDGERS = 4
 
 
 @dataclass(frozen=True)
 class Place:
-    """A process that takes the tokens of an issuer, and its administrator's key."""
+    """A process that takes the tokens of an issuer for a ledger, and the key of that ledger's administrator."""
 
     url: str
     issuer: TestIssuer
+    ledger: str
     admin_key: str
     opened: ExitStack
+
+    def token(self, **claims: Any) -> str:
+        """Sign a token for the ledger."""
+        return self.issuer.token(**{"ledger": self.ledger, **claims})
 
     def client(self, bearer: str) -> httpx.Client:
         """Return a client that presents a key or a token."""
@@ -40,13 +52,18 @@ class Place:
         return self.opened.enter_context(httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=20))
 
 
-@pytest.fixture
-def place(database: TestDatabase) -> Iterator[Place]:
-    master = base64.b64encode(fresh_key()).decode()
-    asyncio.run(create_views(database.dsn()))
-    admin = asyncio.run(create_ledger(database.dsn(), master_key_of(master), "main"))
-    with issuing() as issuer, ExitStack() as opened:
+@pytest.fixture(scope="module")
+def places(cluster: EmbeddedPostgres) -> Iterator[Iterator[Place]]:
+    with _database(cluster) as database, issuing() as issuer, ExitStack() as opened:
+        master = base64.b64encode(fresh_key()).decode()
+        asyncio.run(create_views(database.dsn()))
+        admins = {
+            name: asyncio.run(create_ledger(database.dsn(), master_key_of(master), name))
+            for name in (f"ledger-{number}" for number in range(LEDGERS))
+        }
         configured = issuer.configured(
+            ledger_claim="ledger",
+            ledgers={name: name for name in admins},
             role_claim="groups",
             roles={"makers": "creator", "legal": "auditor", "feeds": "subscriber", "heads": "admin"},
             creator_ids_claim="creators",
@@ -54,7 +71,12 @@ def place(database: TestDatabase) -> Iterator[Place]:
         issuers = json.dumps([configured.model_dump(exclude_unset=True)])
         migrate(database.dsn(), issuers=configured.grants())
         url = opened.enter_context(serving_process(database, master, oidc_issuers=issuers))
-        yield Place(url, issuer, admin, opened)
+        yield (Place(url, issuer, name, admin, opened) for name, admin in admins.items())
+
+
+@pytest.fixture
+def place(places: Iterator[Place]) -> Place:
+    return next(places)
 
 
 def switch(client: httpx.Client, creator_id: str, **headers: str) -> httpx.Response:
@@ -63,7 +85,7 @@ def switch(client: httpx.Client, creator_id: str, **headers: str) -> httpx.Respo
 
 def test_a_bearer_acts_as_their_token_says_and_under_an_id_of_their_own(place: Place) -> None:
     facts: dict[str, Any] = {"sub": "ana@id.example", "groups": ["makers"], "creators": [OWN_CREATOR]}
-    first, second = (place.client(place.issuer.token(jti=jti, **facts)) for jti in ("1", "2"))
+    first, second = (place.client(place.token(jti=jti, **facts)) for jti in ("1", "2"))
     answers = [switch(client, OWN_CREATOR, **{"Idempotency-Key": "once"}) for client in (first, second)]
 
     assert [answer.status_code for answer in answers] == [200, 200]
@@ -95,7 +117,7 @@ def test_a_bearer_acts_as_their_token_says_and_under_an_id_of_their_own(place: P
 
 def test_a_bearer_whose_token_was_narrowed_gets_no_first_answer_again(place: Place) -> None:
     bearer: dict[str, Any] = {"sub": "ana@id.example"}
-    wide = place.client(place.issuer.token(**bearer, groups=["heads"]))
+    wide = place.client(place.token(**bearer, groups=["heads"]))
     assert switch(wide, OWN_CREATOR).status_code == 200
     asked: dict[str, Any] = {
         "json": {"creator_id": OWN_CREATOR, "video_id": "7312345678901234567", "terms_version": "1"},
@@ -106,21 +128,21 @@ def test_a_bearer_whose_token_was_narrowed_gets_no_first_answer_again(place: Pla
     path = f"/v1/codes/{code['code_id']}/notes"
     assert wide.post(path, **noted).status_code == 201
 
-    narrow = place.client(place.issuer.token(**bearer, groups=["makers"], creators=[OTHER_CREATOR]))
+    narrow = place.client(place.token(**bearer, groups=["makers"], creators=[OTHER_CREATOR]))
     for answer in (narrow.post("/v1/codes", **asked), narrow.post(path, **noted)):
         assert refused(answer) == (403, "not_allowed")
         assert code["secret"] not in answer.text
-    own = place.client(place.issuer.token(**bearer, groups=["makers"], creators=[OWN_CREATOR]))
+    own = place.client(place.token(**bearer, groups=["makers"], creators=[OWN_CREATOR]))
     assert told(own.post("/v1/codes", **asked), 201) == code
 
 
 def test_a_token_that_is_refused_says_so_and_why_and_nothing_of_itself(place: Place) -> None:
     issuer = place.issuer
     for token, detail in (
-        (issuer.token(exp=1), "has expired"),
-        (issuer.token(aud="another"), "another audience"),
-        (issuer.token(by=signer("ES256", issuer.signers[0].key_id)), "signature"),
-        (issuer.token(iss="https://nobody.example"), "issuer"),
+        (place.token(exp=1), "has expired"),
+        (place.token(aud="another"), "another audience"),
+        (place.token(by=signer("ES256", issuer.signers[0].key_id)), "signature"),
+        (place.token(iss="https://nobody.example"), "issuer"),
         ("eyJhbGciOiJub25lIn0.e30.", "not signed"),
     ):
         answer = place.client(token).get("/v1/codes")
@@ -129,12 +151,12 @@ def test_a_token_that_is_refused_says_so_and_why_and_nothing_of_itself(place: Pl
         assert detail in answer.json()["detail"]
         assert token not in answer.text
 
-    nobody = place.client(issuer.token(groups=["others"])).get("/v1/codes")
+    nobody = place.client(place.token(groups=["others"])).get("/v1/codes")
     assert refused(nobody) == (403, "not_allowed")
 
 
 def test_no_webhook_is_made_with_a_token_for_it_would_outlive_the_token(place: Place) -> None:
-    feeds, heads = (place.client(place.issuer.token(sub=sub, groups=[sub])) for sub in ("feeds", "heads"))
+    feeds, heads = (place.client(place.token(sub=sub, groups=[sub])) for sub in ("feeds", "heads"))
     for client in (feeds, heads):
         answer = client.post("/v1/webhooks", json={"url": "https://receiver.example/"})
         assert refused(answer) == (403, "not_allowed")
