@@ -34,6 +34,8 @@ LINE: Final = "sparkledger: "
 ONLY_FOR_MIGRATE: Final = ("admin_key", "migration_database_url", "api_password", "worker_password")
 # Settings of the master key, which the sealer does not need.
 MASTER_KEYS: Final = ("master_key", "master_key_previous", "master_key_file")
+# More processes would wait for PostgreSQL, and for each other's counts.
+REBUILD_JOBS_MAX: Final = 32
 # The part of the worker that runs in a process of its own.
 SEAL: Final = "seal"
 
@@ -113,14 +115,14 @@ def main() -> None:
     from infra.process_limits import forbid_core_dumps
     from infra.processes.supervisor import SupervisorError
     from projections.engine.projector import PoisonEvent
-    from projections.engine.rebuild import RebuildInProgress
+    from projections.engine.rebuild import PartFailed, RebuildInProgress
 
     forbid_core_dumps()
     try:
         app(standalone_mode=True)
     except (
         *(SettingsError, PostgresError, SupervisorError, MigrationError, UnsuitableServer, MasterKeyError),
-        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused, RebuildInProgress, PoisonEvent),
+        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused, RebuildInProgress, PartFailed, PoisonEvent),
     ) as error:
         _fail(str(error) or str(error.__doc__))
     except psycopg.OperationalError as error:
@@ -417,7 +419,18 @@ def migrate() -> None:
 
 
 @app.command()
-def rebuild(view: Annotated[str, typer.Argument(help="The view to rebuild, or `all`.")]) -> None:
+def rebuild(
+    view: Annotated[str, typer.Argument(help="The view to rebuild, or `all`.")],
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=REBUILD_JOBS_MAX,
+            help="How many processes fill the tables, each with the rows of some of the codes. PostgreSQL needs "
+            "processors, too.",
+        ),
+    ] = 1,
+) -> None:
     """Rebuild a view in shadow tables, then swap it in. Reads continue meanwhile. An interrupted rebuild resumes."""
     import uvloop
 
@@ -430,7 +443,7 @@ def rebuild(view: Annotated[str, typer.Argument(help="The view to rebuild, or `a
         message = f"there is no view {view}; the views are {', '.join(names)}, or all of them: all"
         raise typer.BadParameter(message)
     with database(load_settings()) as place, showing(show) as shown:
-        uvloop.run(fill(place.worker, names if view == "all" else [view], shown))
+        uvloop.run(fill(place.worker, names if view == "all" else [view], shown, jobs=jobs))
 
 
 @views.command("list")
@@ -1036,6 +1049,7 @@ BENCHMARKS: Final = {
     "publish": "events per second to Kafka, and the time from commit to consumer; needs Java 17 and Maven",
     "stream": "the time from recording an event until 100 and 1,000 stream clients have it",
     "webhooks": "events per second delivered to one receiver",
+    "peers": "appends of other event stores on PostgreSQL; only by name, because npm fetches two of them",
 }
 
 
@@ -1060,15 +1074,18 @@ def bench(
     ] = False,
     budget: Annotated[
         bool,
-        typer.Option("--budget", help="append only: show where the processor's time goes, by layer and by statement."),
+        typer.Option(
+            "--budget",
+            help="append and rebuild: show where the processor's time goes, by layer; of append by statement.",
+        ),
     ] = False,
     base: Annotated[
         Path | None,
         typer.Option(help="With --budget: another checkout, with its .venv, to measure in turns with this one."),
     ] = None,
 ) -> None:
-    if (budget or base is not None) and (name != "append" or not budget):
-        raise typer.BadParameter("--budget is for `bench append`, and --base for --budget.")
+    if (budget or base is not None) and (name not in {"append", "rebuild"} or not budget):
+        raise typer.BadParameter("--budget is for `bench append` and `bench rebuild`, and --base for --budget.")
     try:
         from tests.bench.__main__ import main as measure
     except ImportError as error:

@@ -7,6 +7,7 @@ event has recorded it yet.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -18,7 +19,7 @@ from domain.values import state_of
 from projections.campaigns import campaign_stop, statements
 
 if TYPE_CHECKING:
-    from collections import Counter
+    from collections.abc import Sequence
 
     from domain.campaign import EndedBy
     from domain.values import State
@@ -44,6 +45,8 @@ _STOPPED_BY: Final[dict[EndedBy, str]] = {
 
 # A figure's name, its label, and the beginning of its day.
 Figure = tuple[str, str, datetime]
+# By how much figures change. A Counter takes three times as long.
+Figures = defaultdict[Figure, int]
 
 
 @dataclass(slots=True)
@@ -117,8 +120,34 @@ def periods_of(row: CodePeriods) -> list[Period]:
     ]
 
 
-def transitions(row: CodeTimelineRow) -> list[tuple[datetime, State]]:
+def transitions(row: CodeTimelineRow) -> Sequence[tuple[datetime, State]]:
     """Return the moment at which a code entered each of its states, from its issue on, by effective times."""
+    return _in_order(row) or _in_any_order(row)
+
+
+def _in_order(row: CodeTimelineRow) -> Sequence[tuple[datetime, State]]:
+    """Return the transitions of a code that was shared, was redeemed and ends, in that order, as most do; else none."""
+    if row.moved is not None or row.superseded_at is not None or row.revoked_at is not None:
+        return ()
+    last = row.issued_at
+    entered: list[tuple[datetime, State]] = [(last, "generated")]
+    if (moment := row.shared_at) is not None:
+        if moment <= last:
+            return ()
+        entered.append((moment, "shared"))
+        last = moment
+    if (moment := row.redeemed_at) is not None:
+        if moment <= last:
+            return ()
+        entered.append((moment, "redeemed"))
+        last = moment
+    if row.first_end <= last:
+        return ()
+    entered.append((row.first_end, "expired"))
+    return entered
+
+
+def _in_any_order(row: CodeTimelineRow) -> list[tuple[datetime, State]]:
     first, *further = periods_of(row)
     moments = [row.issued_at, row.first_end, *(moment for period in further for moment in period[:2])]
     turns = (row.shared_at, row.redeemed_at, row.superseded_at, row.revoked_at)
@@ -144,7 +173,7 @@ def _state(row: CodeTimelineRow, moment: datetime, end: datetime) -> State:
     )
 
 
-def count_transitions(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
+def count_transitions(row: CodeTimelineRow, figures: Figures, count: int) -> None:
     """Add a code's transitions to the figures of their days; with a count of -1, subtract them."""
     figures["issued", "", day_of(row.issued_at)] += count
     left: State | None = None
@@ -160,11 +189,13 @@ def count_transitions(row: CodeTimelineRow, figures: Counter[Figure], count: int
         figures["redeemed_after", bucket(row.redeemed_at - row.issued_at), day_of(row.redeemed_at)] += count
 
 
-def count_campaign_stops(row: CodeTimelineRow, figures: Counter[Figure], count: int) -> None:
+def count_campaign_stops(row: CodeTimelineRow, figures: Figures, count: int) -> None:
     """Add the stops of a code's campaigns to the figures of their days; with a count of -1, subtract them."""
-    open_in = periods_of(row) if row.campaigns else []
-    rights = statements(row.rights["stated"]) if row.rights and row.campaigns else ()
-    for moments in (row.campaigns or {}).values():
+    if not row.campaigns:
+        return
+    open_in = periods_of(row)
+    rights = statements(row.rights["stated"]) if row.rights else ()
+    for moments in row.campaigns.values():
         ends_at, launched_at = map(datetime.fromisoformat, moments[:2])
         ended_at, revoked_at = [None if text is None else datetime.fromisoformat(text) for text in moments[2:]]
         stop = campaign_stop(

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from operator import add
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from domain.campaign import STOP_REASONS, two_decimals
 from domain.code import Code
@@ -69,8 +70,7 @@ class CodeFiguresRow(CodePeriods):
     months: dict[str, Any]
 
 
-@dataclass(slots=True)
-class MonthRow:
+class MonthRow(NamedTuple):
     """The figures of one party in the month that begins at `month` in UTC.
 
     Attributes:
@@ -116,8 +116,7 @@ class MonthRow:
     very_late: int
 
 
-@dataclass(slots=True)
-class SpendRow:
+class SpendRow(NamedTuple):
     """The planned spend, in hundredths of a currency, on the campaigns that a party's codes had launched in a month."""
 
     ledger_id: int
@@ -261,6 +260,8 @@ def _beginning_of(year: int, month: int) -> datetime:
 
 Party = tuple[Kind, str]
 Sum = MonthRow | SpendRow
+# A third of the time of calling the class.
+_month: Final = MonthRow._make
 
 
 class _Changes:
@@ -318,11 +319,11 @@ class _Changes:
         for month, counts in self._code.items():
             name = _name_of(month)
             before = known.get(name)
-            known[name] = counts if before is None else [x + y for x, y in zip(before, counts, strict=True)]
-            rows.append(MonthRow(ledger_id, "ledger", "", month, *counts))
-            rows.append(MonthRow(ledger_id, "creator", creator_id, month, *counts))
+            known[name] = counts if before is None else [*map(add, before, counts)]
+            rows.append(_month((ledger_id, "ledger", "", month, *counts)))
+            rows.append(_month((ledger_id, "creator", creator_id, month, *counts)))
         for (kind, party_id, month), counts in self._parties.items():
-            rows.append(MonthRow(ledger_id, kind, party_id, month, *counts))
+            rows.append(_month((ledger_id, kind, party_id, month, *counts)))
         for spent, hundredths in self._spend.items():
             rows.append(SpendRow(ledger_id, *spent, hundredths))
         return rows

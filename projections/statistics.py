@@ -12,18 +12,18 @@ day at the end of another is a sum, too.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, LiteralString
+from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple
 
 from domain.code import Code
 from domain.values import State
 from projections.campaigns import with_statement
 from projections.code_timeline import (
     CodeTimelineRow,
-    Figure,
+    Figures,
     count_campaign_stops,
     count_transitions,
     day_of,
@@ -42,8 +42,7 @@ VERSION: Final = 6
 COUNTED_STATES: Final[tuple[State, ...]] = ("generated", "shared", "redeemed", "superseded", "expired", "revoked")
 
 
-@dataclass(slots=True)
-class CountRow:
+class CountRow(NamedTuple):
     """What was recorded on one day about the count of a figure on another, given by their beginnings in UTC."""
 
     ledger_id: int
@@ -51,7 +50,7 @@ class CountRow:
     label: str
     day: datetime
     recorded: datetime
-    count: int
+    count: int  # type: ignore[assignment] # the method of tuples of that name is not used
 
 
 @dataclass(slots=True)
@@ -131,9 +130,13 @@ DAYS: Final = Table(
 )
 
 
-def _rows(row: CodeTimelineRow, recorded: RecordedEvent, figures: Counter[Figure]) -> list[CountRow]:
+# A third of the time of calling the class.
+_count: Final = CountRow._make
+
+
+def _rows(row: CodeTimelineRow, recorded: RecordedEvent, figures: Figures) -> list[CountRow]:
     on = day_of(recorded.recorded_at)
-    return [CountRow(row.ledger_id, *figure, on, count) for figure, count in figures.items() if count]
+    return [_count((row.ledger_id, *figure, on, count)) for figure, count in figures.items() if count]
 
 
 # Handlers, in the order of a code's life: each subtracts the code's figures, changes the row, and adds them again.
@@ -160,13 +163,13 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
 
 
 def issued(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Generated) -> list[CountRow]:
-    figures: Counter[Figure] = Counter()
+    figures: Figures = defaultdict(int)
     count_transitions(row, figures, 1)
     return _rows(row, recorded, figures)
 
 
 def extended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Extended) -> list[CountRow]:
-    figures: Counter[Figure] = Counter()
+    figures: Figures = defaultdict(int)
     count_transitions(row, figures, -1)
     count_campaign_stops(row, figures, -1)
     move_end(row, recorded.effective_at, event.expires_at)
@@ -176,7 +179,7 @@ def extended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Extended
 
 
 def rights_stated(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.RightsStated) -> list[CountRow]:
-    figures: Counter[Figure] = Counter()
+    figures: Figures = defaultdict(int)
     count_campaign_stops(row, figures, -1)
     known = () if row.rights is None else row.rights["stated"]
     row.rights = {"stated": with_statement(known, recorded, event)}
@@ -205,10 +208,10 @@ def redeemed(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Redeemed
     return _rows(row, recorded, figures)
 
 
-def _counted_once(row: CodeTimelineRow, figure: str, key: str, at: datetime) -> Counter[Figure]:
+def _counted_once(row: CodeTimelineRow, figure: str, key: str, at: datetime) -> Figures:
     """Count a fact on its day, and no longer on the later day on which it was counted before."""
     known = row.counted or {}
-    figures: Counter[Figure] = Counter()
+    figures: Figures = defaultdict(int)
     if key in known:
         figures[figure, "", day_of(datetime.fromisoformat(known[key]))] -= 1
     figures[figure, "", day_of(at)] += 1
@@ -222,11 +225,11 @@ def _known_at(row: CodeTimelineRow, at: datetime) -> None:
 
 
 def redemption_refused(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.RedemptionRefused) -> list[CountRow]:
-    return _rows(row, recorded, Counter({("refused", event.reason, day_of(recorded.effective_at)): 1}))
+    return _rows(row, recorded, defaultdict(int, {("refused", event.reason, day_of(recorded.effective_at)): 1}))
 
 
 def campaign_launched(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.CampaignLaunched) -> list[CountRow]:
-    figures: Counter[Figure] = Counter()
+    figures: Figures = defaultdict(int)
     count_campaign_stops(row, figures, -1)
     known = row.campaigns or {}
     ends = [None, None]
@@ -243,7 +246,7 @@ def campaign_launched(row: CodeTimelineRow, recorded: RecordedEvent, event: Code
 def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.CampaignEnded) -> list[CountRow]:
     if event.cause == "code_expired":
         return []  # the window says so, if it is true
-    figures: Counter[Figure] = Counter()
+    figures: Figures = defaultdict(int)
     known = row.campaigns or {}
     count_campaign_stops(row, figures, -1)
     ends_at, launched_at, ended_at, revoked_at = known[event.campaign_id]
@@ -257,7 +260,7 @@ def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Ca
 
 
 def superseded(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Superseded) -> list[CountRow]:
-    figures: Counter[Figure] = Counter()
+    figures: Figures = defaultdict(int)
     count_transitions(row, figures, -1)
     row.superseded_at = event.superseded_at
     count_transitions(row, figures, 1)
@@ -265,7 +268,7 @@ def superseded(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Supers
 
 
 def revoked(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Revoked) -> list[CountRow]:
-    figures: Counter[Figure] = Counter()
+    figures: Figures = defaultdict(int)
     count_transitions(row, figures, -1)
     count_campaign_stops(row, figures, -1)
     row.revoked_at = min(recorded.effective_at, row.revoked_at or recorded.effective_at)

@@ -14,6 +14,7 @@ from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.pool import Database, session
 from infra.postgres.roles import WORKER
 from infra.process_limits import GC_YOUNG_OBJECTS, tune_garbage_collector
+from infra.views.part_processes import Processes
 from infra.views.status import ViewStatus, status_in_all_ledgers
 from projections import VIEWS
 from projections.engine import skipped_events
@@ -55,15 +56,19 @@ def view_named(name: str) -> View[Any]:
     return view
 
 
-async def rebuild(conninfo: str, names: Sequence[str], on_progress: Callable[[RebuildProgress, int], None]) -> None:
+async def rebuild(
+    conninfo: str, names: Sequence[str], on_progress: Callable[[RebuildProgress, int], None], *, jobs: int = 1
+) -> None:
     """Rebuild views in shadow tables from one reading of the log, and swap each in as soon as it is complete.
 
-    A view that cannot be rebuilt keeps its old rows, and no other view waits for it.
+    A view that cannot be rebuilt keeps its old rows, and no other view waits for it. With several `jobs`, as many
+    processes fill a part of all of these views each, from one reading of that part.
 
     Args:
         conninfo: the database, with a login that is or may become the worker's role.
         names: of the views.
         on_progress: called after each page with a view's progress, and the number of events in all at the start.
+        jobs: how many processes fill the views; with one, this one does.
 
     Raises:
         LookupError: there is no view of one of these names.
@@ -79,16 +84,21 @@ async def rebuild(conninfo: str, names: Sequence[str], on_progress: Callable[[Re
         total = sum((await all_ledgers.heads()).values())
         shared = SharedLog(all_ledgers, patience_s=SHARED_READ_PATIENCE_S)
 
-        async def one(view: View[Any]) -> None:
+        async def one(view: View[Any], processes: Processes) -> None:
             reader = shared.reader()
             try:
                 await rebuild_view(
-                    view, reader, lambda: connect(conninfo), lambda progress: on_progress(progress, total)
+                    view,
+                    reader,
+                    lambda: connect(conninfo),
+                    lambda progress: on_progress(progress, total),
+                    processes=processes,
                 )
             finally:
                 reader.close()
 
-        outcomes = await asyncio.gather(*(one(view) for view in views), return_exceptions=True)
+        async with Processes(conninfo, all_ledgers, jobs) as processes:
+            outcomes = await asyncio.gather(*(one(view, processes) for view in views), return_exceptions=True)
     finally:
         await database.close()
     for outcome in outcomes:

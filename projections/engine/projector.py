@@ -19,6 +19,7 @@ from projections.engine import checkpoints
 from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.checkpoints import CheckpointConflict
 from projections.engine.page import EventPage, PositionGap, Span
+from projections.engine.parts import Part
 from projections.engine.skipped_events import NO_SKIPS, load_skip_rules
 from projections.engine.view import SHADOW_SUFFIX, RowChanges, View
 
@@ -82,19 +83,24 @@ class Projector:
     """One view's tables, or its shadow tables, on one session, with the positions that they have reached.
 
     Attributes:
-        name: in the durable tables: the view's name, for shadow tables with `SHADOW_SUFFIX`.
+        name: in the durable tables: the view's name, for shadow tables with `SHADOW_SUFFIX`, or the part's.
         positions: by ledger, after the last page.
         stopped: the view is recorded as stopped, and has not read past that event yet.
         skip_rules: what this version of the view skips.
 
     """
 
-    def __init__(self, view: View[Any], connection: AsyncConnection[Any], *, shadow: bool = False) -> None:
-        """Take the view, and a worker's session in autocommit; `shadow` chooses the shadow tables."""
+    def __init__(
+        self, view: View[Any], connection: AsyncConnection[Any], *, shadow: bool = False, part: Part | None = None
+    ) -> None:
+        """Take the view, and a worker's session in autocommit.
+
+        `shadow` chooses the shadow tables; `part`, those of their rows that another process does not fill.
+        """
         self.view = view
         self.connection = connection
         self.suffix = SHADOW_SUFFIX if shadow else ""
-        self.name = view.name + self.suffix
+        self.name = part.name(view.name) if part else view.name + self.suffix
         self.positions: dict[int, int] = {}
         self.stopped = False
         self.skip_rules = NO_SKIPS

@@ -1,19 +1,20 @@
 """The rebuild of a view in shadow tables, which replace the view's own in one transaction.
 
-Meanwhile the old rows are read and kept up to date. An interrupted rebuild resumes.
+Meanwhile the old rows are read and kept up to date. An interrupted rebuild resumes. Several processes may fill the
+shadow tables at the same time, each a part of them, up to where the log ended at the start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import psycopg
 
-from projections.engine import checkpoints
+from projections.engine import checkpoints, parts
 from projections.engine.projector import PAGE_EVENTS_MAX, Connect, EventLog, PoisonEvent, Projector
 from projections.engine.view import SHADOW_SUFFIX, View
 
@@ -26,6 +27,35 @@ SWAP_ATTEMPTS_MAX: Final = 120
 
 class RebuildInProgress(Exception):
     """The view is being rebuilt already."""
+
+
+class PartFailed(Exception):
+    """A process that fills a part of a view has failed."""
+
+
+class PartProcesses(Protocol):
+    """Processes that fill parts of shadow tables.
+
+    Attributes:
+        count: how many there are.
+
+    """
+
+    count: int
+
+    async def heads(self) -> Mapping[int, int]:
+        """Return the last position of each ledger that has events."""
+
+    async def fill(self, view: str, count: int, upto: Mapping[int, int], on_page: Callable[[int], None]) -> None:
+        """Fill the parts of a view, so many, up to these positions.
+
+        `on_page` is called after each page of a part with the number of positions that it covers.
+
+        Raises:
+            PoisonEvent: the view cannot apply an event.
+            PartFailed: a process failed.
+
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +85,7 @@ async def rebuild(
     *,
     resume: bool = True,
     page_events: int = PAGE_EVENTS_MAX,
+    processes: PartProcesses | None = None,
 ) -> RebuildProgress:
     """Rebuild a view from the log in shadow tables, then swap them in.
 
@@ -68,10 +99,13 @@ async def rebuild(
         on_progress: called after each page, and as each phase begins.
         resume: whether to resume an interrupted rebuild.
         page_events: events in a page.
+        processes: fill parts of the shadow tables, if there are several. A rebuild that was interrupted while they did
+            resumes with as many parts as before, or without `processes` begins again.
 
     Raises:
         RebuildInProgress: the view is being rebuilt already.
         PoisonEvent: the view cannot apply an event; the old rows stay as they are.
+        PartFailed: a process that fills a part failed; the old rows stay as they are.
         psycopg.OperationalError: the database cannot be reached, or the old tables were in use for a minute on end.
 
     """
@@ -81,10 +115,12 @@ async def rebuild(
         await projector.prepare()
         if not await checkpoints.try_to_lead(connection.cursor(), projector.name):
             raise RebuildInProgress(f"View {view.name} is already being rebuilt by another process.")
-        await _start_or_resume(projector, resume=resume)
+        await _start_or_resume(projector, resume=resume, in_parts=processes is not None)
         log.forget()
         try:
             progress.add(projector, 0)
+            if processes is not None:
+                await _fill_parts(projector, processes, progress)
             await projector.apply_all(log, page_events, lambda events: progress.add(projector, events))
             progress.enter("indexing")
             async with connection.transaction():
@@ -116,6 +152,15 @@ class _ProgressReporter:
         self._position = sum(projector.positions.values())
         self._report()
 
+    def resume(self, events: int) -> None:
+        self._position += events
+        self._report()
+
+    def move(self, events: int) -> None:
+        self._events += events
+        self._position += events
+        self._report()
+
     def enter(self, phase: str) -> RebuildProgress:
         self._phase = phase
         return self._report()
@@ -127,17 +172,54 @@ class _ProgressReporter:
         return progress
 
 
-async def _start_or_resume(projector: Projector, *, resume: bool) -> None:
+async def _start_or_resume(projector: Projector, *, resume: bool, in_parts: bool) -> None:
     connection, view = projector.connection, projector.view
     async with connection.transaction():
         cur = connection.cursor()
         interrupted = await checkpoints.load_state(cur, projector.name)
-        if interrupted is not None and not (resume and interrupted.version == view.version):
+        resumes = resume and interrupted is not None and interrupted.version == view.version
+        if resumes and not in_parts:
+            resumes = not await parts.load(cur, view.name, view.version)
+        if interrupted is not None and not resumes:
             for table in view.tables:
                 await table.drop(cur, SHADOW_SUFFIX)
             await checkpoints.delete(cur, [projector.name])
+            await parts.drop(cur, view.name)
     await projector.create(indexes=False)
     await projector.find()
+
+
+async def _fill_parts(projector: Projector, processes: PartProcesses, progress: _ProgressReporter) -> None:
+    """Have processes fill the parts that have begun, or new ones, up to where the log ends now."""
+    connection, view = projector.connection, projector.view
+    upto = await processes.heads()
+    async with connection.transaction():
+        cur = connection.cursor()
+        begun = await parts.load(cur, view.name, view.version)
+        count = len(begun) or processes.count
+        if count == 1 or not upto:
+            return
+        if not begun:
+            await parts.begin(cur, view.name, view.version, count, upto)
+            begun = await parts.load(cur, view.name, view.version)
+    # Ledgers that are newer than the parts are read after them.
+    (known, *_) = begun.values()
+    # By all parts together, in earlier runs and in this one, since they began.
+    passed = sum(sum(positions.values()) for positions in begun.values())
+    passed -= count * sum(projector.positions.get(ledger_id, 0) for ledger_id in known)
+    progress.resume(passed // count)
+
+    def on_page(positions: int) -> None:
+        nonlocal passed
+        before, passed = passed, passed + positions
+        progress.move(passed // count - before // count)
+
+    await processes.fill(view.name, count, {ledger_id: upto[ledger_id] for ledger_id in known}, on_page)
+    async with connection.transaction():
+        await parts.join(connection.cursor(), view.name, view.version)
+    await projector.find()
+    if projector.stopped:
+        projector.stopped = not await checkpoints.record_recovery(connection.cursor(), projector.name, "building")
 
 
 async def _swap_in_when_free(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar, get_type_hints
 
 from psycopg import sql
@@ -66,7 +66,8 @@ class Table(Generic[R]):
 
     Attributes:
         name: of the table that is read; a shadow table has a suffix.
-        row: the dataclass of its rows, whose fields are its columns in order.
+        row: the class of its rows, whose fields are its columns in order: a dataclass, or a named tuple for rows that
+            are only made and written, as those of a table of counts.
         key: its primary key: `ledger_id`, and the columns that name a row within its ledger.
 
     """
@@ -85,19 +86,22 @@ class Table(Generic[R]):
 
         `ddl` creates `{table}`. Each of `indexes` creates an index without naming it, because two versions of the table
         exist during a rebuild. In a table of counts, `adds` names the columns whose values are added, not overwritten:
-        all that are not in the key, after those of the key.
+        all that are not in the key, after those of the key; its rows are named tuples.
         """
         self.name = name
         self.row = row
         self.key = tuple(key)
-        self.columns = [column.name for column in fields(row)]  # type: ignore[arg-type] # a row is a dataclass
+        self.columns = list(getattr(row, "_fields", ())) or [column.name for column in fields(row)]  # type: ignore[arg-type] # a row is a dataclass
         self._ddl: Final = ddl
         self._indexes: Final = tuple(indexes)
         self._adds: Final = frozenset(adds)
         types = get_type_hints(row)
         self._arrays = [array_of(types[column]) for column in self.columns]
         self._decoders = [(i, decode) for i, c in enumerate(self.columns) if (decode := decoder_of(types[c]))]
-        self._values = attrgetter(*self.columns)
+        # Of a row, the values of its columns: a tuple is that itself.
+        self._values: Callable[[R], Sequence[Any]] | None = (
+            None if issubclass(row, tuple) else attrgetter(*self.columns)
+        )
         self.key_of = attrgetter(*self.key)
         self._load = cache(self._load_statement)
         self._insert = cache(self._insert_statement)
@@ -146,27 +150,26 @@ class Table(Generic[R]):
         """
         await cur.execute(self._insert(suffix), self._parameters(rows))
 
-    def _parameters(self, rows: Iterable[R]) -> list[Array]:
-        columns = zip(*map(self._values, rows), strict=True)
+    def _parameters(self, rows: Iterable[Any]) -> list[Array]:
+        columns = zip(*(rows if self._values is None else map(self._values, rows)), strict=True)
         return [array(column) for (array, _), column in zip(self._arrays, columns, strict=True)]
 
-    def merged(self, rows: Iterable[R]) -> Iterable[R]:
-        """Return one row a key, as a statement requires: the last one, or in a table of counts the sum."""
+    def merged(self, rows: Iterable[Any]) -> Iterable[Any]:
+        """Return one row a key, as a statement requires: the last one, or in a table of counts the sum.
+
+        Sums are in the order of their keys: otherwise processes that add to the same counts could wait for each other
+        in a circle.
+        """
         if not self._adds:
             return {self.key_of(row): row for row in rows}.values()
-        sums: dict[Any, list[int]] = {}
-        values, key_columns = self._values, len(self.key)
+        sums: dict[Any, Sequence[int]] = {}
+        key_columns = len(self.key)
         for row in rows:
-            key, counts = (of_row := values(row))[:key_columns], of_row[key_columns:]
+            key, counts = row[:key_columns], row[key_columns:]
             known = sums.get(key)
-            if known is None:
-                sums[key] = list(counts)
-            else:
-                for i, count in enumerate(counts):
-                    if count:
-                        known[i] += count
+            sums[key] = counts if known is None else [*map(add, known, counts)]
         # A sum of zero is written too: otherwise the rows would depend on where pages end.
-        return [self.row(*key, *counts) for key, counts in sums.items()]
+        return [self.row(*key, *counts) for key, counts in sorted(sums.items())]
 
     async def create(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
         """Create the table, with its row-level security and without indexes."""

@@ -153,7 +153,8 @@ async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
     return done / (time.perf_counter() - began)
 
 
-async def _ours(server: EmbeddedPostgres) -> dict[str, float]:
+async def ours(server: EmbeddedPostgres) -> dict[str, float]:
+    """Return commands a second of this process, by how many at a time."""
     master = master_key(fresh_key())
     await create_ledger(server.dsn(), master, "bench")
     key, _ = await create_key(server.dsn(), master, "bench", "operator", None)
@@ -178,7 +179,7 @@ class Plain(Aggregate):
         self.video, self.creator, self.days = video, creator, days
 
 
-def _library(server: EmbeddedPostgres, threads: int) -> float:
+def library(server: EmbeddedPostgres, threads: int) -> float:
     """Return `app.save` calls a second of the library's own PostgreSQL recorder: one new aggregate each."""
     place = conninfo_to_dict(server.dsn())
     application: Any = Application(
@@ -216,16 +217,16 @@ def run(*, budget: bool = False, base: Path | None = None) -> dict[str, Any]:
         return {"budget": measure_budget(base)}
     with postgres() as server:
         plain = {str(clients): median(lambda clients=clients: pgbench(server, clients)) for clients in CLIENTS}  # type: ignore[misc]
-        ours = uvloop.run(_ours(server))
-        library = {str(threads): _library(server, threads) for threads in CLIENTS}
+        here = uvloop.run(ours(server))
+        saved = {str(threads): library(server, threads) for threads in CLIENTS}
     return {
-        "events_per_second": ours,
+        "events_per_second": here,
         "pgbench": plain,
-        "eventsourcing": library,
+        "eventsourcing": saved,
         "ratios": {
-            "32 in flight to pgbench at 32": ours["32"] / plain["32"],
-            "32 in flight to eventsourcing at its best": ours["32"] / max(library.values()),
-            "1 in flight to eventsourcing at 1": ours["1"] / library["1"],
+            "32 in flight to pgbench at 32": here["32"] / plain["32"],
+            "32 in flight to eventsourcing at its best": here["32"] / max(saved.values()),
+            "1 in flight to eventsourcing at 1": here["1"] / saved["1"],
         },
         "settings": SETTINGS,
         "runs": RUNS,

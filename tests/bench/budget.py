@@ -31,11 +31,11 @@ MODES: Final = ("plain", "layers", "statements", "counts")
 class Side:
     """A process that measures one checkout."""
 
-    def __init__(self, checkout: Path) -> None:
+    def __init__(self, checkout: Path, runs: str = "budget_run.py", *words: str) -> None:
         python = checkout / ".venv/bin/python"
-        script = _RUN.format(str(ROOT / "tests/bench/budget_run.py"))
+        script = _RUN.format(str(ROOT / "tests/bench" / runs))
         self._process = subprocess.Popen(
-            [str(python if python.exists() else sys.executable), "-c", script],
+            [str(python if python.exists() else sys.executable), "-c", script, *words],
             cwd=checkout,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -46,12 +46,16 @@ class Side:
     def ready(self) -> None:
         self._answer()
 
+    def ask(self, **order: Any) -> Any:
+        """Have it do something, and return its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
     def measure(self, in_flight: int, mode: str, seconds: float) -> None:
         """Have one slice run."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"in_flight": in_flight, "seconds": seconds, "mode": mode}) + "\n")
-        self._process.stdin.flush()
-        self.slices.setdefault((in_flight, mode), []).append(self._answer())
+        self.slices.setdefault((in_flight, mode), []).append(self.ask(in_flight=in_flight, mode=mode, seconds=seconds))
 
     def close(self) -> None:
         assert self._process.stdin is not None

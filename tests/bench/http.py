@@ -14,8 +14,10 @@ import secrets
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +30,7 @@ from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from tests.bench.client import Figures, drive, http
-from tests.bench.place import RUNS, SETTINGS, postgres
+from tests.bench.place import RUNS, SETTINGS, postgres, processor_s
 from tests.keys import ERASURE_KEYS, master_key_of
 
 ROOT: Final = Path(__file__).parents[2]
@@ -99,16 +101,51 @@ def _measured(ports: list[int], request: Callable[[], bytes], expected: int, per
     return figures
 
 
-def _rounds(runs: list[tuple[str, Callable[[], Figures]]]) -> dict[str, tuple[float, float]]:
-    """Run each in turn, several times; return the medians of rate and p99 in milliseconds by name."""
-    rates: dict[str, list[float]] = {}
-    p99s: dict[str, list[float]] = {}
+class Processors:
+    """The processor's time of all that takes part in a run: on few cores, the sum limits what can be answered."""
+
+    def __init__(self, server: EmbeddedPostgres, apis: list[psutil.Process]) -> None:
+        self._server, self._apis = server, apis
+
+    def seconds(self) -> dict[str, float]:
+        """Return what each has used so far."""
+        apis = [api.cpu_times() for api in self._apis]
+        return {
+            "api": sum(times.user + times.system for times in apis),
+            "postgres": processor_s(self._server),
+            "client": time.process_time(),
+        }
+
+
+@dataclass(frozen=True)
+class Median:
+    """The medians of some runs: requests a second, p99, and microseconds of the processor for a request."""
+
+    rate: float
+    p99_ms: float
+    processor_us: dict[str, float]
+
+
+def _rounds(runs: list[tuple[str, Callable[[], Figures]]], processors: Processors) -> dict[str, Median]:
+    """Run each in turn, several times; return the medians by name."""
+    found: dict[str, list[Median]] = {}
     for _ in range(RUNS):
         for name, run in runs:
+            before = processors.seconds()
             figures = run()
-            rates.setdefault(name, []).append(figures.per_second)
-            p99s.setdefault(name, []).append(figures.p99_ms())
-    return {name: (statistics.median(rates[name]), statistics.median(p99s[name])) for name in rates}
+            us = {
+                who: (seconds - before[who]) / len(figures.latencies) * 1e6
+                for who, seconds in processors.seconds().items()
+            }
+            found.setdefault(name, []).append(Median(figures.per_second, figures.p99_ms(), us))
+    return {
+        name: Median(
+            statistics.median(one.rate for one in medians),
+            statistics.median(one.p99_ms for one in medians),
+            {who: statistics.median(one.processor_us[who] for one in medians) for who in medians[0].processor_us},
+        )
+        for name, medians in found.items()
+    }
 
 
 def _serve(server: EmbeddedPostgres, master: str, role: str) -> dict[str, str]:
@@ -129,12 +166,13 @@ def run() -> dict[str, Any]:
         requests = Requests(asyncio.run(create_ledger(server.dsn(), master_key_of(master), "bench")))
         environment = _serve(server, master, API)
         port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))
-        second, _ = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))
+        second, other = stack.enter_context(process("-m", "tests.bench.serve", environment=environment))
         bare, _ = stack.enter_context(process("-m", "tests.bench.bare"))
         requests.prepare(port, 500, 3_000)
         _fill_views(server, master)
         drive([port], requests.issue, seconds=2.0)
         began_mb = api.memory_info().rss / 2**20
+        processors = Processors(server, [api, other])
         one = _rounds(
             [
                 ("bare POST", lambda: _measured([bare], requests.issue, 201)),
@@ -143,23 +181,26 @@ def run() -> dict[str, Any]:
                 ("GET /v1/codes/{code_id}", lambda: _measured([port], requests.read, 200)),
                 ("POST /v1/redemptions", lambda: _measured([port], requests.redeem, 201)),
                 ("two: POST /v1/codes", lambda: _measured([port, second], requests.issue, 201)),
-            ]
+            ],
+            processors,
         )
-        top = one["POST /v1/codes"][0]
-        half = _rounds([("half", lambda: _measured([port], requests.issue, 201, per_second=top / 2))])["half"]
+        top = one["POST /v1/codes"].rate
+        paced = [("half", lambda: _measured([port], requests.issue, 201, per_second=top / 2))]
+        half = _rounds(paced, processors)["half"]
         ended_mb = api.memory_info().rss / 2**20
     ours = {name: figures for name, figures in one.items() if "bare" not in name and "two" not in name}
     return {
-        "requests_per_second": {name: rate for name, (rate, _) in ours.items()},
-        "two_processes": {"POST /v1/codes": one["two: POST /v1/codes"][0]},
-        "bare": {"POST": one["bare POST"][0], "GET": one["bare GET"][0]},
-        "p99_ms": {name: p99 for name, (_, p99) in ours.items()},
-        "p99_ms_half_load": {"POST /v1/codes": half[1]},
+        "requests_per_second": {name: median.rate for name, median in ours.items()},
+        "two_processes": {"POST /v1/codes": one["two: POST /v1/codes"].rate},
+        "bare": {"POST": one["bare POST"].rate, "GET": one["bare GET"].rate},
+        "p99_ms": {name: median.p99_ms for name, median in ours.items()},
+        "p99_ms_half_load": {"POST /v1/codes": half.p99_ms},
+        "processor_us": {name: one[name].processor_us for name in (*ours, "two: POST /v1/codes")},
         "rss_mb": {"start": began_mb, "end": ended_mb},
         "ratios": {
-            "POST /v1/codes to bare": top / one["bare POST"][0],
-            "GET /v1/codes/{code_id} to bare": one["GET /v1/codes/{code_id}"][0] / one["bare GET"][0],
-            "two processes to one": one["two: POST /v1/codes"][0] / top,
+            "POST /v1/codes to bare": top / one["bare POST"].rate,
+            "GET /v1/codes/{code_id} to bare": one["GET /v1/codes/{code_id}"].rate / one["bare GET"].rate,
+            "two processes to one": one["two: POST /v1/codes"].rate / top,
         },
         "settings": SETTINGS,
         "runs": RUNS,

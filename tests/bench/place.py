@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
+import psutil
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from infra.postgres.embedded.cluster import binary
 from infra.postgres.embedded.server import EmbeddedPostgres
@@ -73,16 +77,56 @@ def postgres(settings: dict[str, str] | None = None, directory: Path | None = No
         yield server
 
 
-def pgbench(server: EmbeddedPostgres, clients: int) -> float:
-    """Return how many plain INSERTs of one row a second PostgreSQL commits, one a transaction, prepared."""
+def forget(directory: Path) -> None:
+    """Have the system drop from memory what it has read of tables, as it does when others need the memory."""
+    for path in directory.glob("**/base/*/*"):
+        with suppress(OSError), path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def forgetting(directory: Path, every_s: float = 1.0) -> Iterator[None]:
+    """Have the system drop it again and again."""
+    over = threading.Event()
+
+    def drop() -> None:
+        while not over.wait(every_s):
+            forget(directory)
+
+    forget(directory)
+    thread = threading.Thread(target=drop)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def processor_s(server: EmbeddedPostgres) -> float:
+    """Return the seconds of the processor that all processes of a PostgreSQL have used, the ended ones included."""
+    assert server.pid is not None, "it runs"
+    postmaster = psutil.Process(server.pid)
+    own = postmaster.cpu_times()
+    seconds = own.user + own.system + own.children_user + own.children_system
+    for child in postmaster.children():
+        with suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            seconds += times.user + times.system
+    return float(seconds)
+
+
+def pgbench(server: EmbeddedPostgres, clients: int, statement: str = _INSERT, database: str | None = None) -> float:
+    """Return how many statements a second PostgreSQL commits, one a transaction, prepared: plain INSERTs of one row."""
+    dsn = server.dsn() if database is None else make_conninfo(server.dsn(), dbname=database)
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
-        script.write(_INSERT)
+        script.write(statement)
         script.flush()
         done = subprocess.run(
             [
                 str(binary("pgbench")),
                 *("-n", "-M", "prepared", "-f", script.name, "-c", str(clients), "-j", "2", "-T", str(PGBENCH_S)),
-                server.dsn(),
+                dsn,
             ],
             capture_output=True,
             text=True,

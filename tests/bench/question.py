@@ -2,7 +2,8 @@
 
 Over HTTP against one API process, one request at a time, each about another code or another part of the ledger; the
 first of each kind are not counted, for they find nothing in memory. Every answer is entered into the log of accesses
-before it is given, with fsync on.
+before it is given, with fsync on. The page is asked for once more with little memory for buffers, while the system is
+made to forget what it has read every second: worse than after an hour in which others needed the memory.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from projections.engine.rebuild import rebuild
 from tests.bench.client import Figures, drive, http
 from tests.bench.http import _serve, process
 from tests.bench.lives import CREATORS, fill
-from tests.bench.place import SETTINGS, postgres
+from tests.bench.place import SETTINGS, forgetting, place, postgres, restarted
 from tests.keys import master_key_of
 
 EVENTS: Final = 1_000_000
@@ -44,6 +45,8 @@ EXPORTED: Final = 1_000_000
 WARM_S: Final = 5.0
 RUN_S: Final = 15.0
 BUFFERS: Final = {"shared_buffers": "4GB"}
+# Buffers for little more than the upper levels of the indexes.
+COLD: Final = {"shared_buffers": "64MB"}
 KEYS: Final = 50
 TYPES: Final = ("Shared", "Redeemed", "CampaignLaunched", "Extended", "Revoked", "CodeGenerated")
 
@@ -137,30 +140,39 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
     events = events or (FULL if full else EVENTS)
     master_text = base64.b64encode(fresh_key()).decode()
     master = master_key_of(master_text)
-    with postgres(BUFFERS) as server:
-        asyncio.run(create_views(server.dsn()))
-        asyncio.run(create_ledger(server.dsn(), master, "bench"))
-        key, text = asyncio.run(create_key(server.dsn(), master, "bench", "auditor", None))
-        fill(server, key.ledger_id, events)
-        asyncio.run(_fill_views(server))
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute("VACUUM ANALYZE")
-            connection.execute("CHECKPOINT")
-            row = connection.execute("SELECT count(*) FROM views.codes").fetchone()
-            assert row is not None
-        asked = Asked(text, server, key.ledger_id, events)
-        with process("-m", "tests.bench.serve", environment=_serve(server, master_text, API)) as (port, api):
-            question, page = _measured(port, asked.question), _measured(port, asked.page)
-            resident = api.memory_info().rss
-            exported, seconds = _export(port, text, min(events, EXPORTED) + 1)
-            grown = api.memory_info().rss - resident
+    with place() as directory:
+        with postgres(BUFFERS, directory) as server:
+            asyncio.run(create_views(server.dsn()))
+            asyncio.run(create_ledger(server.dsn(), master, "bench"))
+            key, text = asyncio.run(create_key(server.dsn(), master, "bench", "auditor", None))
+            fill(server, key.ledger_id, events)
+            asyncio.run(_fill_views(server))
+            with psycopg.connect(server.dsn(), autocommit=True) as connection:
+                connection.execute("VACUUM ANALYZE")
+                connection.execute("CHECKPOINT")
+                row = connection.execute("SELECT count(*) FROM views.codes").fetchone()
+                assert row is not None
+            asked = Asked(text, server, key.ledger_id, events)
+            with process("-m", "tests.bench.serve", environment=_serve(server, master_text, API)) as (port, api):
+                question, page = _measured(port, asked.question), _measured(port, asked.page)
+                resident = api.memory_info().rss
+                exported, seconds = _export(port, text, min(events, EXPORTED) + 1)
+                grown = api.memory_info().rss - resident
+        with (
+            restarted(directory, COLD) as server,
+            process("-m", "tests.bench.serve", environment=_serve(server, master_text, API)) as (port, _),
+            forgetting(directory),
+        ):
+            cold = _measured(port, asked.page)
     return {
         "question_p99_ms": question.p99_ms(),
         "page_p99_ms": page.p99_ms(),
+        "page_cold_p99_ms": cold.p99_ms(),
         "events": events,
         "codes": row[0],
         "question_p50_ms": sorted(question.latencies)[len(question.latencies) // 2] * 1000,
         "page_p50_ms": sorted(page.latencies)[len(page.latencies) // 2] * 1000,
+        "page_cold_p50_ms": sorted(cold.latencies)[len(cold.latencies) // 2] * 1000,
         "export_events_per_second": exported / seconds,
         "export_rss_growth_mb": grown / 2**20,
         "settings": {**SETTINGS, **BUFFERS},

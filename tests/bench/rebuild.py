@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -25,6 +26,7 @@ from infra.processes.worker import create_views, views_followed
 from infra.views.commands import rebuild
 from infra.views.progress_display import Lines
 from projections import VIEWS
+from tests.bench.fills import run as measure_budget
 from tests.bench.lives import fill
 from tests.bench.place import SETTINGS, postgres
 from tests.keys import master_key
@@ -87,8 +89,15 @@ def _filled_anew(server: EmbeddedPostgres, names: list[str], events: int) -> flo
     return events / (time.perf_counter() - began)
 
 
-def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
-    """Measure on so many events, a million if nothing else is said; `full` is ten million."""
+def run(
+    *, full: bool = False, events: int | None = None, budget: bool = False, base: Path | None = None
+) -> dict[str, Any]:
+    """Measure on so many events, a million if nothing else is said; `full` is ten million.
+
+    With `budget`, measure instead where the processor's time of each view goes, beside that of another checkout.
+    """
+    if budget:
+        return {"budget": measure_budget(base)}
     events = events or (FULL if full else EVENTS)
     with postgres(BUFFERS) as server:
         asyncio.run(create_ledger(server.dsn(), master_key(fresh_key()), "bench"))

@@ -185,4 +185,4 @@ async def test_another_ledgers_figures_are_not_counted(follow: Followed, api: Cu
 
 
 def test_every_figure_has_a_column() -> None:
-    assert list(MonthRow.__slots__)[4:] == list(figures.FIGURES)
+    assert list(MonthRow._fields)[4:] == list(figures.FIGURES)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from typer.testing import CliRunner
@@ -28,8 +29,9 @@ from infra.views import commands
 from infra.views.progress_display import Lines, line
 from projections import VIEWS, codes, event_index
 from projections.engine.projector import PoisonEvent
-from projections.engine.rebuild import RebuildProgress
+from projections.engine.rebuild import PartFailed, RebuildProgress
 from projections.engine.view import SHADOW_SUFFIX
+from tests.bench import lives
 from tests.bench.lives import fill
 from tests.conftest import TestDatabase
 from tests.keys import ERASURE_KEYS, master_key
@@ -134,6 +136,86 @@ def test_a_rebuild_that_is_killed_resumes(filled: Filled) -> None:
     assert filled.sql("SELECT view, state, rebuilds FROM view_versions WHERE view LIKE 'codes%%'") == [
         ("codes", "following", 2)
     ]
+
+
+def test_a_rebuild_by_several_processes_survives_that_one_is_killed_and_then_that_all_are(begun: Filled) -> None:
+    filled, events = begun, 12_000  # a page of two parts covers 4,000
+    fill(filled.database, filled.ledger_id, events)
+    asyncio.run(commands.rebuild(filled.database.dsn(), ["codes"], lambda *_: None))
+    whole = filled.rows("codes")
+    with filled.running("rebuild", "codes", "--jobs", "2") as process:
+        until(lambda: min(of_parts(filled), default=0) > 0, within_s=60)
+        with psycopg.connect(filled.database.dsn()) as holding:
+            holding.execute("LOCK TABLE views.codes_next IN ACCESS EXCLUSIVE MODE")
+            assert 0 < min(of_parts(filled)) < events, "they have not come to their end before they were held"
+            first, second = parts_of(process)
+            first.kill()
+            until(lambda: len(parts_of(process) - {first}) == 2, within_s=60)
+            assert second in parts_of(process), "only the one that was killed is started again"
+            process.send_signal(signal.SIGKILL)
+            assert process.wait(10) == -signal.SIGKILL
+            until(lambda: not second.is_running() or second.status() == psutil.STATUS_ZOMBIE, within_s=60)
+            left = of_parts(filled)
+    assert filled.rows("codes") == whole, "the rows that are read are the old ones"
+    filled.sql("SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE usename = %s", WORKER)
+
+    told = filled.said("rebuild", "codes", "--jobs", "3")
+    done = re.search(r"codes: done, ([\d,]+) events in [\d.]+ s \([\d,]+ a second\)", told)
+    assert done, told
+    assert int(done[1].replace(",", "")) == events - sum(left) // len(left), "two parts resume, whatever is asked for"
+    assert filled.rows("codes") == whole
+    assert of_parts(filled) == []
+
+
+def of_parts(filled: Filled) -> list[int]:
+    """How far the parts of a rebuild have come."""
+    rows = filled.sql("SELECT position FROM view_positions WHERE view LIKE 'codes\\__\\_of\\__\\_next'")
+    return [position for (position,) in rows]
+
+
+def parts_of(process: subprocess.Popen[str]) -> set[psutil.Process]:
+    """Return the living processes that fill parts."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return {child for child in children if child.status() != psutil.STATUS_ZOMBIE}
+
+
+def test_several_processes_fill_all_views_with_the_same_rows(begun: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives, "GROUPS", 40)  # whole lives of codes in few events
+    fill(begun.database, begun.ledger_id, 2_500, creators=40)
+    names = [view.name for view in VIEWS]
+    asyncio.run(commands.rebuild(begun.database.dsn(), names, lambda *_: None))
+    tables = [table.name for view in VIEWS for table in view.tables]
+    whole = [begun.rows(table) for table in tables]
+    told: list[RebuildProgress] = []
+    asyncio.run(commands.rebuild(begun.database.dsn(), names, lambda p, _: told.append(p), jobs=2))
+    assert [begun.rows(table) for table in tables] == whole
+    assert {(p.view, p.events, p.position) for p in told if p.phase == "done"} == {
+        (name, 2_500, 2_500) for name in names
+    }
+    assert begun.sql("SELECT DISTINCT state FROM view_versions") == [("following",)]
+
+
+def test_an_event_that_stops_one_of_several_processes_can_be_skipped(
+    begun: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lives, "GROUPS", 40)
+    fill(begun.database, begun.ledger_id, 1_000, creators=40)
+    begun.sql("ALTER TABLE events DISABLE TRIGGER ALL")
+    begun.sql("UPDATE events SET body = 'nobody can read this' WHERE position = 500")
+    with pytest.raises(PoisonEvent, match="View codes_next stops before event 500 of ledger 1"):
+        asyncio.run(commands.rebuild(begun.database.dsn(), ["codes"], lambda *_: None, jobs=2))
+    asyncio.run(commands.skip(begun.database.dsn(), "codes", "acme", 500, "a test", "me", and_later=True))
+    asyncio.run(commands.rebuild(begun.database.dsn(), ["codes"], lambda *_: None, jobs=2))
+    assert begun.position("codes") == 1_000
+
+
+def test_a_process_that_always_dies_fails_the_rebuild_which_then_says_so(
+    begun: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(begun.database, begun.ledger_id, 100, creators=40)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(PartFailed, match=r"ended 4 times, at last with exit code 1\. Start the rebuild again"):
+        asyncio.run(commands.rebuild(begun.database.dsn(), ["codes"], lambda *_: None, jobs=2))
 
 
 def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,105 @@
+"""A process that fills parts of views, as `part_processes.py` orders it to, and that ends with its standard input.
+
+Both sides write lines of JSON. The first line that it is given names the database. Each further one is an order: the
+view, the part, and the positions to fill it up to. It answers with a line for each page, and one for the outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+import uvloop
+
+from infra.eventstore.part_reader import PartReader
+from infra.postgres.pool import Database
+from infra.postgres.roles import WORKER
+from infra.process_limits import GC_YOUNG_OBJECTS, forbid_core_dumps, tune_garbage_collector
+from infra.views.commands import SHARED_READ_PATIENCE_S, connect, view_named
+from projections.engine.checkpoints import CheckpointConflict
+from projections.engine.parts import Part
+from projections.engine.projector import PAGE_EVENTS_MAX, PoisonEvent, Projector
+from projections.engine.shared_reader import SharedLog
+
+if TYPE_CHECKING:
+    from projections.engine.shared_reader import SharedLogReader
+
+# A process that was ended may still commit its last page, which this one must see before it continues.
+CONFLICTS_MAX: Final = 10
+CONFLICT_PAUSE_S: Final = 0.2
+LINE_BYTES_MAX: Final = 1 << 20
+
+
+async def serve() -> None:
+    """Follow orders until the standard input ends."""
+    lines = asyncio.StreamReader(limit=LINE_BYTES_MAX)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    conninfo = orjson.loads(await lines.readline())["conninfo"]
+    database = Database(conninfo, WORKER)
+    await database.open()
+    # The views of a part share one reading of it.
+    readings: dict[tuple[Part, tuple[tuple[int, int], ...]], SharedLog] = {}
+    tasks = []
+    async for line in lines:
+        order = orjson.loads(line)
+        part = Part(*order["part"])
+        upto = tuple((ledger_id, position) for ledger_id, position in order["upto"])
+        reading = readings.get((part, upto))
+        if reading is None:
+            reader = PartReader(database, part, dict(upto))
+            reading = readings[part, upto] = SharedLog(reader, patience_s=SHARED_READ_PATIENCE_S)
+        tasks.append(asyncio.create_task(_carry_out(conninfo, order["view"], part, reading.reader())))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await database.close()
+
+
+async def _carry_out(conninfo: str, view: str, part: Part, log: SharedLogReader) -> None:
+    """Fill a part of a view, and say what became of it."""
+    to = {"view": view, "part": list(part)}
+    try:
+        await _fill(conninfo, view, part, log)
+    except PoisonEvent as poison:
+        _say({**to, "outcome": "poison", "at": poison.at, "reason": poison.reason})
+    except Exception as error:  # noqa: BLE001 - whatever it is, the process that ordered it says it
+        _say({**to, "outcome": "failed", "reason": f"{type(error).__name__}: {error}"})
+    else:
+        _say({**to, "outcome": "done"})
+    finally:
+        log.close()
+
+
+async def _fill(conninfo: str, view: str, part: Part, log: SharedLogReader) -> None:
+    def on_page(positions: int) -> None:
+        _say({"view": view, "part": list(part), "positions": positions})
+
+    async with await connect(conninfo) as connection:
+        projector = Projector(view_named(view), connection, shadow=True, part=part)
+        await projector.prepare()
+        for attempt in range(1, CONFLICTS_MAX + 1):
+            await projector.find()
+            try:
+                await projector.apply_all(log, PAGE_EVENTS_MAX, on_page)
+            except CheckpointConflict:
+                if attempt == CONFLICTS_MAX:
+                    raise
+                await asyncio.sleep(CONFLICT_PAUSE_S)
+            else:
+                return
+
+
+def _say(message: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(orjson.dumps(message) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    # Ctrl-C goes to every process of the terminal. This one ends when the one that ordered it here does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forbid_core_dumps()
+    tune_garbage_collector(GC_YOUNG_OBJECTS)
+    uvloop.run(serve())
