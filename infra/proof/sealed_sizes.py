@@ -18,13 +18,20 @@ KEEP_S: Final = 0.25
 MAX_LEDGERS: Final = 1_000
 
 # What witnesses have signed counts, also of one that is not asked any more: the checkpoint has its signature.
+# OFFSET 0 makes the size a column, which an index is used for (infra/postgres/roles.py says why).
 _NEWEST: Final = """
-    SELECT coalesce(t.checkpoint_size, 0), t.checkpoint_at, t.stopped IS NOT NULL, n.recorded_at, t.origin,
-        w.size, w.note, s.witnesses, s.sizes
+    SELECT z.size, t.checkpoint_at, t.stopped IS NOT NULL,
+        (
+            SELECT n.recorded_at FROM events n
+            WHERE n.ledger_id = l.ledger_id AND n.position > z.size
+            ORDER BY n.position
+            LIMIT 1
+        ),
+        t.origin, w.size, w.note, s.witnesses, s.sizes
     FROM ledgers l
     LEFT JOIN log_trees t ON t.ledger_id = l.ledger_id
         AND t.generation = (SELECT max(h.generation) FROM histories h WHERE h.ledger_id = l.ledger_id)
-    LEFT JOIN events n ON n.ledger_id = l.ledger_id AND n.position = coalesce(t.checkpoint_size, 0) + 1
+    CROSS JOIN LATERAL (SELECT coalesce(t.checkpoint_size, 0) AS size OFFSET 0) z
     LEFT JOIN LATERAL (
         SELECT w.size, w.note FROM witnessed_checkpoints w
         WHERE w.ledger_id = t.ledger_id AND w.generation = t.generation

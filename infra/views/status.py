@@ -55,6 +55,7 @@ _IN_ALL_LEDGERS: Final = """
     FROM views_in_all_ledgers()
 """
 
+# OFFSET 0 makes the position a column, which an index is used for (infra/postgres/roles.py says why).
 _IN_ONE: Final = """
     SELECT v.view, v.version, v.state, v.rebuilds, coalesce(p.position, 0),
            greatest(h.position - coalesce(p.position, 0), 0),
@@ -64,11 +65,12 @@ _IN_ONE: Final = """
     FROM view_versions v
     CROSS JOIN (SELECT coalesce(max(e.position), 0) AS position FROM events e WHERE e.ledger_id = %(ledger_id)s) h
     LEFT JOIN view_positions p ON p.view = v.view AND p.version = v.version AND p.ledger_id = %(ledger_id)s
-    LEFT JOIN LATERAL (
-        SELECT e.recorded_at
-        FROM events e
-        WHERE e.ledger_id = %(ledger_id)s AND e.position = coalesce(p.position, 0) + 1
-    ) next ON true
+    CROSS JOIN LATERAL (SELECT coalesce(p.position, 0) + 1 AS position OFFSET 0) due
+    CROSS JOIN LATERAL (
+        SELECT (
+            SELECT e.recorded_at FROM events e WHERE e.ledger_id = %(ledger_id)s AND e.position = due.position
+        ) AS recorded_at
+    ) next
     ORDER BY v.view
 """
 

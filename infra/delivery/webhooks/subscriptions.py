@@ -55,14 +55,21 @@ _COLUMNS: Final = """
     m.waiting, m.dead, p.failures, p.delivered, p.failed, p.delivered_at, p.failed_at, p.error, p.paused_until
 """
 
+# OFFSET 0 makes the position a column, which an index is used for (infra/postgres/roles.py says why).
 _FROM: Final = """
     FROM webhooks w
     JOIN webhook_progress p ON p.webhook_id = w.webhook_id
     CROSS JOIN LATERAL (
         SELECT coalesce(max(e.position), 0) AS head FROM events e WHERE e.ledger_id = w.ledger_id
     ) h
-    LEFT JOIN events n ON n.ledger_id = w.ledger_id
-        AND n.position = CASE WHEN w.moved > p.moved THEN w.moved_to ELSE p.position END + 1
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN w.moved > p.moved THEN w.moved_to ELSE p.position END + 1 AS position OFFSET 0
+    ) due
+    CROSS JOIN LATERAL (
+        SELECT (
+            SELECT e.recorded_at FROM events e WHERE e.ledger_id = w.ledger_id AND e.position = due.position
+        ) AS recorded_at
+    ) n
     CROSS JOIN LATERAL (
         SELECT count(*) FILTER (WHERE NOT dead) AS waiting, count(*) FILTER (WHERE dead) AS dead
         FROM webhook_messages m WHERE m.webhook_id = w.webhook_id
