@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from projections.code_facts import WithCodeFacts
 
 NAME: Final = "redemptions"
-VERSION: Final = 4
+VERSION: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class AttemptRow:
     Attributes:
         attempt: what identifies it: the code and the account of a redemption, the position of a refusal.
         refused: the refusal's reason; None for a redemption.
-        shared_with_advertiser: in the table, true if that was known when it was recorded; in lists, whether the code
-            had been shared with the account by then, None if that is not known. None for a refusal.
+        shared_with_advertiser: whether the code had been shared with the account by then, None if that is not known:
+            in the table, by what was known when it was recorded; in lists, by what is known now. None for a refusal.
 
     """
 
@@ -92,11 +92,8 @@ REDEMPTIONS: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NULL",
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NOT NULL",
         "CREATE INDEX ON {table} (ledger_id, refused, at, position) WHERE refused IS NOT NULL",
-        # Among these are the codes that were never shared with anyone who redeemed them.
-        """
-        CREATE INDEX ON {table} (ledger_id, at, position)
-        WHERE refused IS NULL AND shared_with_advertiser IS NOT TRUE
-        """,
+        # Nearly all that were never shared with who redeemed them are among these.
+        "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NULL AND shared_with_advertiser IS FALSE",
     ),
 )
 
@@ -116,7 +113,7 @@ def redeemed(ledger_id: int, recorded: RecordedEvent, event: Code.Redeemed) -> A
         creator_stream=recorded.creator_stream,
         advertiser_id=event.advertiser_id,
         refused=None,
-        shared_with_advertiser=event.shared_with_advertiser or None,
+        shared_with_advertiser=event.shared_with_advertiser,
         at=recorded.effective_at,
         recorded_at=recorded.recorded_at,
     )
@@ -148,11 +145,16 @@ VIEW: Final = View(
 
 # As `Code.was_shared_with` says, by the time of a redemption `t`. Of an account of which nobody had said whose it is, a
 # share only with brands says nothing.
-_SHARED: Final = """
+_MADE: Final = """
+    s.ledger_id = t.ledger_id AND s.code_id = t.code_id AND s.shared_at <= t.at AND s.position <= %(upto)s
+"""
+_SHARED: Final = f"""
     CASE WHEN t.refused IS NOT NULL THEN NULL WHEN t.shared_with_advertiser THEN true ELSE (
         SELECT CASE
-            WHEN bool_or(s.advertiser_id = t.advertiser_id OR s.brand_id = o.brand_id) THEN true
-            WHEN o.brand_id IS NULL AND bool_or(s.code_id IS NOT NULL AND s.advertiser_id IS NULL) THEN NULL
+            WHEN EXISTS (SELECT FROM views.shares s WHERE {_MADE} AND s.advertiser_id = t.advertiser_id) THEN true
+            WHEN o.brand_id IS NOT NULL
+            THEN EXISTS (SELECT FROM views.shares s WHERE {_MADE} AND s.brand_id = o.brand_id)
+            WHEN EXISTS (SELECT FROM views.shares s WHERE {_MADE} AND s.advertiser_id IS NULL) THEN NULL
             ELSE false
         END
         FROM (
@@ -166,16 +168,20 @@ _SHARED: Final = """
                 ORDER BY a.since DESC, a.position DESC
                 LIMIT 1
             ) AS brand_id
+            OFFSET 0
         ) o
-        LEFT JOIN views.shares s
-            ON s.ledger_id = t.ledger_id
-            AND s.code_id = t.code_id
-            AND s.shared_at <= t.at
-            AND s.position <= %(upto)s
-        GROUP BY o.brand_id
     ) END
-"""
-_NOT_SHARED: Final = f"t.refused IS NULL AND t.shared_with_advertiser IS NOT TRUE AND NOT ({_SHARED})"
+"""  # noqa: S608 - a constant is inserted
+# Where it was not known when a code was redeemed, only what was said of the account can make it known that it was not.
+_NOT_SHARED: Final = (
+    f"t.refused IS NULL AND t.shared_with_advertiser IS FALSE AND NOT ({_SHARED})",
+    f"""
+    t.refused IS NULL AND t.shared_with_advertiser IS NULL AND NOT ({_SHARED})
+    AND t.advertiser_id IN (
+        SELECT a.advertiser_id FROM views.advertisers a WHERE a.ledger_id = %(ledger_id)s AND a.position <= %(upto)s
+    )
+    """,  # noqa: S608 - a constant is inserted
+)
 
 
 # The last record of a redemption counts. OFFSET 0 makes the planner look up row by row.
@@ -231,15 +237,19 @@ async def search(
         visible_advertisers: the accounts whose attempts a brand's key may see. None: all attempts.
 
     """
-    query = ListQuery(NAME, "at", ledger_id, limit, after)
-    await code_facts.require_video_and_creators(cur, query, video_id, creator_ids)
-    query.one_of({"advertiser_id": visible_advertisers})
-    query.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason)
-    query.between(since, until)
-    query.where(_LAST_RECORD)
-    if refused is not None:
-        query.where("t.refused IS NOT NULL" if refused else "t.refused IS NULL")
-    if shared is not None:
-        query.where(_SHARED if shared else _NOT_SHARED)
-    found = await code_facts.fetch_page(cur, REDEMPTIONS, query, upto, more=sql.SQL(_SHARED))
+    found: list[WithCodeFacts[AttemptRow]] = []
+    # What no index has in one order is read in parts, of which each has its own.
+    for part in _NOT_SHARED if shared is False else (_SHARED if shared else None,):
+        query = ListQuery(NAME, "at", ledger_id, limit, after)
+        await code_facts.require_video_and_creators(cur, query, video_id, creator_ids)
+        query.one_of({"advertiser_id": visible_advertisers})
+        query.equal(code_id=code_id, advertiser_id=advertiser_id, refused=reason)
+        query.between(since, until)
+        query.where(_LAST_RECORD)
+        if refused is not None:
+            query.where("t.refused IS NOT NULL" if refused else "t.refused IS NULL")
+        if part is not None:
+            query.where(part)
+        found += await code_facts.fetch_page(cur, REDEMPTIONS, query, upto, more=sql.SQL(_SHARED))
+    found = sorted(found, key=lambda one: (one.row.at, one.row.position), reverse=True)[:limit]
     return [replace(one, row=replace(one.row, shared_with_advertiser=one.more), more=None) for one in found]

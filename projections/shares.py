@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from projections.code_facts import WithCodeFacts
 
 NAME: Final = "shares"
-VERSION: Final = 3
+VERSION: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,8 @@ SHARES: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, brand_id, shared_at, position)",
         "CREATE INDEX ON {table} (ledger_id, advertiser_id, shared_at, position) WHERE advertiser_id IS NOT NULL",
         "CREATE INDEX ON {table} (ledger_id, channel, shared_at, position)",
+        # Whether a code that was shared thousands of times was shared with an account.
+        "CREATE INDEX ON {table} (ledger_id, code_id, advertiser_id) WHERE advertiser_id IS NOT NULL",
     ),
 )
 
