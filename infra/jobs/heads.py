@@ -2,7 +2,8 @@
 
 The heads are kept in a table, and only those of keys with new events change. Their root is recorded as `HeadsSealed`,
 an event like any other, so it is signed and witnessed with the rest. Nothing of this delays a command or the sealer.
-Heads are read in the order of their keys, some thousand at a time, so memory does not grow with them.
+Heads are read in the order of their keys, some thousand at a time, so memory does not grow with them. Of many new
+events, what they add is sorted by key in temporary files first: 48 bytes for each of the two or three keys of an event.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import asyncio
 import base64
 import hashlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
 from domain.heads import (
     FORMAT,
+    KEY_BYTES,
     NO_EVENTS,
     VIDEO_SALT,
     Head,
@@ -29,7 +34,7 @@ from domain.heads import (
 )
 from domain.log import Log
 from domain.log_tiles import WIDTH, split_hashes
-from domain.merkle import leaf_hash
+from domain.merkle import HASH_BYTES, leaf_hash
 from infra.errors import Unavailable
 from infra.jobs.log_events import record
 from infra.postgres.pool import session
@@ -39,6 +44,7 @@ from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.array_columns import Bigints, Byteas
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from infra.runtime import Runtime
@@ -50,6 +56,11 @@ AWAY_S: Final = 5.0
 # Events that are added at a time, and heads that are hashed at a time.
 STRETCH: Final = 8_192
 HASHED: Final = 32 * BLOCK_HEADS
+# Of more new events, what they add is sorted first. So many of what is added are in memory at a time, about.
+FEW_EVENTS: Final = 8 * STRETCH
+SORTED: Final = 16_384
+MAX_FILES: Final = 500
+_ADDED_BYTES: Final = KEY_BYTES + HASH_BYTES
 
 # Logs of present generations with events that the newest heads do not have, besides those that record heads.
 _DUE: Final = """
@@ -125,7 +136,7 @@ class HeadsJob:
             try:
                 await self.round()
                 await asyncio.sleep(LOOK_EVERY_S)
-            except (Unavailable, psycopg.OperationalError) as error:
+            except (Unavailable, psycopg.OperationalError, OSError) as error:
                 log.warning("Heads are sealed later: %s", " ".join(str(error).split()))
                 await asyncio.sleep(AWAY_S)
 
@@ -178,8 +189,11 @@ def _bring_up(connection: psycopg.Connection, due: _Due, salt: bytes) -> HeadBlo
         LookupError: events or tiles are missing.
 
     """
-    for after in range(due.after, due.upto, STRETCH):
-        _add(connection, due, salt, after, min(after + STRETCH, due.upto))
+    if due.upto - due.after <= FEW_EVENTS:
+        for after in range(due.after, due.upto, STRETCH):
+            _store(connection, due, _by_key(_added(connection, due, salt, after)))
+    else:
+        _add_many(connection, due, salt)
     blocks = HeadBlocks()
     with connection.cursor("heads", binary=True) as cursor:
         cursor.execute(_ALL, (due.ledger_id, due.generation))
@@ -189,20 +203,52 @@ def _bring_up(connection: psycopg.Connection, due: _Due, salt: bytes) -> HeadBlo
     return blocks
 
 
-def _add(connection: psycopg.Connection, due: _Due, salt: bytes, after: int, upto: int) -> None:
+def _added(connection: psycopg.Connection, due: _Due, salt: bytes, after: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the key of each head that a stretch of events adds to, with the hash that is added."""
     cursor = connection.cursor(binary=True)
-    first = after // WIDTH
+    first, upto = after // WIDTH, min(after + STRETCH, due.upto)
     tiles = cursor.execute(_TILES, (due.ledger_id, due.generation, first, (upto - 1) // WIDTH)).fetchall()
     leaves = [leaf for _, hashes in tiles for leaf in split_hashes(hashes)][after - first * WIDTH :]
     events = cursor.execute(_EVENTS, (due.ledger_id, after, upto)).fetchall()
     if len(events) != upto - after or len(leaves) < len(events):
         raise LookupError(f"events or tiles of ledger {due.name} are missing")
-    added: dict[bytes, list[bytes]] = {}
     for (stream_id, creator_stream, video_id), leaf in zip(events, leaves, strict=False):
-        for key in (stream_key(stream_id), creator_key(creator_stream)):
-            added.setdefault(key, []).append(leaf)
+        yield stream_key(stream_id), leaf
+        yield creator_key(creator_stream), leaf
         if video_id is not None:
-            added.setdefault(video_key(salt, video_id), []).append(leaf)
+            yield video_key(salt, video_id), leaf
+
+
+def _by_key(added: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
+    by_key: dict[bytes, list[bytes]] = {}
+    for key, leaf in added:
+        by_key.setdefault(key, []).append(leaf)
+    return by_key
+
+
+def _add_many(connection: psycopg.Connection, due: _Due, salt: bytes) -> None:
+    """Add many events, each head once and in the order of keys: neighbours in the index are written together."""
+    count = min(3 * (due.upto - due.after) // SORTED + 1, MAX_FILES)
+    with ExitStack() as stack:
+        files = [stack.enter_context(TemporaryFile()) for _ in range(count)]
+        for after in range(due.after, due.upto, STRETCH):
+            for key, leaf in _added(connection, due, salt, after):
+                files[int.from_bytes(key[:2]) * count >> 16].write(key + leaf)
+        # PostgreSQL stores those of one file while those of the next are hashed.
+        storing = stack.enter_context(ThreadPoolExecutor(1))
+        stored = storing.submit(_store, connection, due, {})
+        for file in files:
+            file.seek(0)
+            data = file.read()
+            pieces = [data[i : i + _ADDED_BYTES] for i in range(0, len(data), _ADDED_BYTES)]
+            by_key = _by_key((piece[:KEY_BYTES], piece[KEY_BYTES:]) for piece in pieces)
+            stored.result()
+            stored = storing.submit(_store, connection, due, by_key)
+        stored.result()
+
+
+def _store(connection: psycopg.Connection, due: _Due, added: Mapping[bytes, Sequence[bytes]]) -> None:
+    cursor = connection.cursor(binary=True)
     keys = sorted(added)  # neighbours in the index are then written together
     place: tuple[Any, ...] = (due.ledger_id, due.generation)
     known = {row[0]: Head(*row[1:]) for row in cursor.execute(_KNOWN, (*place, Byteas(keys))).fetchall()}

@@ -8,7 +8,13 @@ a mistake in either shows.
 from __future__ import annotations
 
 import json
+import os
+import zipfile
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -23,20 +29,32 @@ from domain.recorded import RecordedEvent
 from infra.eventstore.reader import to_recorded
 from infra.proof import verify
 from infra.proof.checkpoints import Checkpoint, cosigned
-from infra.proof.heads_check import check_heads
+from infra.proof.event_check import Doubtful, SpreadReading
+from infra.proof.heads_check import verdict_on_heads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from cryptography.x509 import Certificate
 
 _NO_STREAM: Final = UUID(int=0)
 _TIME_BYTES: Final = 8
+_EVENTS: Final = "data/events.ndjson"
+
+
+# Of a bundle with more, the events are checked by all processors: other processes need half a second to start.
+SPREAD_BYTES: Final = 32 << 20
 
 
 def check_bundle(
-    path: Path, *, keys: Sequence[verify.Key], authorities: Sequence[Certificate] = (), **options: Any
+    path: Path,
+    *,
+    keys: Sequence[verify.Key],
+    authorities: Sequence[Certificate] = (),
+    spread_bytes: int = SPREAD_BYTES,
+    **options: Any,
 ) -> verify.Report:
     """Verify a bundle; the options are those of `verify.verify`.
 
@@ -44,14 +62,20 @@ def check_bundle(
         path: the bundle.
         keys: the verifier keys that are trusted.
         authorities: the certificates of time-stamping authorities that are trusted; without any, no stamp is checked.
+        spread_bytes: of more bytes of events, the checks are spread over all processors.
         options: all others.
 
     Raises:
         OSError, zipfile.BadZipFile: the bundle cannot be read.
 
     """
-    report = verify.verify(path, keys=keys, **options)
-    if report.good:
+    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    spread = processes > 1 and _events_bytes(path) > spread_bytes
+    with _executor(processes) if spread else nullcontext() as executor:
+        heads = None if executor is None else executor.submit(verdict_on_heads, path)
+        report = _verified(path, executor, processes, keys=keys, **options)
+        if not report.good:
+            return report
         bundle = verify.Bundle(path)
         policy = options.get("policy")
         _check_ml_dsa(bundle, [*keys, *(policy.keys if policy is not None else ())], report)
@@ -62,8 +86,41 @@ def check_bundle(
             case "answer":
                 _check_answer(bundle, stated, report)
             case "ledger":
-                check_heads(bundle, stated, report)
+                counted = verdict_on_heads(path) if heads is None else heads.result()
+                if counted is not None:
+                    right, line = counted
+                    (report.ok if right else report.no)(line)
     return report
+
+
+@contextmanager
+def _executor(processes: int) -> Iterator[Executor]:
+    """Give other processes; what they have not begun when they are no longer needed is dropped."""
+    executor = ProcessPoolExecutor(processes, get_context("spawn"))
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _events_bytes(path: Path) -> int:
+    """Return how many bytes of events a bundle shows; 0 if it cannot be read, which is found out later."""
+    try:
+        bundle = verify.Bundle(path)
+        if bundle.zip is None:
+            return (path / _EVENTS).stat().st_size
+        return bundle.zip.getinfo(bundle.top + _EVENTS).file_size
+    except (OSError, verify.Wrong, zipfile.BadZipFile, *verify.MALFORMED):
+        return 0
+
+
+def _verified(path: Path, executor: Executor | None, processes: int, **options: Any) -> verify.Report:
+    """Verify a bundle with other processes, and with `verify.py` alone if these find anything unusual."""
+    if executor is not None:
+        reading = partial(SpreadReading, executor=executor, processes=processes)
+        with suppress(Doubtful, BrokenExecutor):
+            return verify.verify(path, reading=reading, **options)
+    return verify.verify(path, **options)
 
 
 def _check_ml_dsa(bundle: verify.Bundle, keys: Sequence[verify.Key], report: verify.Report) -> None:
@@ -111,7 +168,7 @@ def _check_stamps(bundle: verify.Bundle, authorities: Sequence[Certificate], rep
 
 def _recorded_after(bundle: verify.Bundle, size: int, at: datetime) -> int | None:
     """Return the first event up to a position that states a later time of recording."""
-    with bundle.open("data/events.ndjson") as lines:
+    with bundle.open(_EVENTS) as lines:
         for line in lines:
             event = json.loads(line)
             if event["position"] <= size and datetime.fromisoformat(event["recorded_at"]) > at:
@@ -123,7 +180,7 @@ def _check_answer(bundle: verify.Bundle, stated: dict[str, Any], report: verify.
     """Compute the answer with the domain's code from the events that were checked already."""
     about, given = stated["about"], stated["answer"]
     found = domain_answer(
-        (json.loads(line) for line in bundle.read("data/events.ndjson").splitlines()),
+        (json.loads(line) for line in bundle.read(_EVENTS).splitlines()),
         about["video_id"],
         about["advertiser_id"],
         datetime.fromisoformat(about["at"]),

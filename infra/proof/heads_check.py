@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -17,11 +18,11 @@ import orjson
 from domain.heads import FORMAT, NO_EVENTS, Head, creator_key, head_leaf, heads_stream, stream_key, video_key
 from domain.log_entry import ENTRY_BYTES
 from domain.merkle import leaf_hash, root_of
+from infra.proof import verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from infra.proof import verify
+    from pathlib import Path
 
 # Heads that are hashed at most: of a log in which they were sealed often, the newest times are checked.
 MAX_HASHED: Final = 3_000_000
@@ -29,12 +30,15 @@ _GENERATED: Final = "CodeGenerated"
 _SEALED: Final = "HeadsSealed"
 
 
-def check_heads(bundle: verify.Bundle, stated: dict[str, Any], report: verify.Report) -> None:
+def verdict_on_heads(path: Path) -> tuple[bool, str] | None:
     """Count the events of a whole ledger again, and compare the roots of heads that it has sealed.
 
-    The events were checked before: each is the one in the signed log, and none is missing.
+    Whether each event is the one in the signed log, and none is missing, is checked by `verify.py`.
+
+    Returns: whether they are right, and a line that says so; None if no heads were sealed.
     """
-    log = stated["log"]
+    bundle = verify.Bundle(path)
+    log = json.loads(bundle.read("data/answer.json"))["log"]
     stream = str(heads_stream(UUID(log["log_id"])))
     sealed = [
         orjson.loads(event["body"])
@@ -43,18 +47,16 @@ def check_heads(bundle: verify.Bundle, stated: dict[str, Any], report: verify.Re
     ]
     sealed = [facts for facts in sealed if (facts["generation"], facts["format"]) == (log["generation"], FORMAT)]
     if not sealed:
-        return
+        return None
     salt = bytes.fromhex(log.get("video_salt") or "")
     if base64.b64encode(hashlib.sha256(salt).digest()).decode() != sealed[-1].get("video_salt_hash"):
-        report.no("heads: the salt of videos in the bundle is not the one that the log has sealed last")
-        return
+        return False, "heads: the salt of videos in the bundle is not the one that the log has sealed last"
     chosen = _newest(sealed)
     wrong = _first_wrong(bundle, salt, chosen)
     if wrong is not None:
-        report.no(f"heads: those that were sealed up to event {wrong:,} do not count the events that there are")
-    else:
-        counted = f"the newest {len(chosen)} of {len(sealed)} that were sealed"
-        report.ok(f"heads: counted again, {counted}, and they are right")
+        return False, f"heads: those that were sealed up to event {wrong:,} do not count the events that there are"
+    counted = f"the newest {len(chosen)} of {len(sealed)} that were sealed"
+    return True, f"heads: counted again, {counted}, and they are right"
 
 
 def _newest(sealed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

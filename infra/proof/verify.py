@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Event = dict[str, Any]
 Point = tuple[int, int, int, int]
@@ -712,7 +712,7 @@ def _check_log_keys(
     if "data/proof/log.ndjson" in bundle.names:
         with bundle.open("data/proof/log.ndjson") as file:
             while line := file.readline(MAX_LINE_BYTES):
-                event, level = _read_event(line, run, log_id, last)
+                event, level = read_event(line, run, log_id, last)
                 last = event["position"]
                 shown.add(last)
                 if _uuid(event["stream_id"]) != log_id or not event["type"].startswith("LogKey"):
@@ -836,7 +836,7 @@ class Run:
                 if root != self.signed.root or len(entry) != ENTRY_BYTES or entry[0] != 1 or position >= self.first:
                     raise Wrong(f"entries: the one at position {position} does not lead to the signed root")
                 self.early[position] = entry
-        event, level = _read_event(bundle.read("data/proof/heads.ndjson"), self, log_id, 0)
+        event, level = read_event(bundle.read("data/proof/heads.ndjson"), self, log_id, 0)
         stream = hashlib.sha256(b"sparkledger/heads/log/v1\n" + log_id).digest()[:16]
         if level < ALL or event["type"] != "HeadsSealed" or _uuid(event["stream_id"]) != stream:
             raise Wrong("heads: the event that is shown does not seal the heads of this log")
@@ -889,6 +889,8 @@ class Run:
     def entry(self, position: int) -> bytes:
         if position in self.early:
             return self.early[position]
+        if not self.first <= position <= self.last:
+            raise Wrong("its position: the bundle has no entry for it")
         begin = (position - self.first) * ENTRY_BYTES
         return self.data[begin : begin + ENTRY_BYTES]
 
@@ -1029,7 +1031,7 @@ _MAY = {"creator_stream", "erased_by"}
 WRITTEN = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def _level(event: Event) -> int:
+def level_of(event: Event) -> int:
     """Return what is shown of an event; it must have all fields of that and no others."""
     level = JUST_ENVELOPE if "content_sha256" in event else ALL if "body" in event else CONTENT_TOO
     if event.keys() - _MAY != _FIELDS[level] or bool in map(type, event.values()):
@@ -1043,11 +1045,14 @@ def _level(event: Event) -> int:
     return level
 
 
-def _check_event(event: Event, run: Run, log_id: bytes) -> None:
+def check_event(event: Event, entry: bytes, log_id: bytes) -> None:
+    """Compare an event with its entry.
+
+    Raises:
+        Wrong: they differ; the message says in what.
+
+    """
     position = event["position"]
-    if not run.first <= position <= run.last and position not in run.early:
-        raise Wrong("its position: the bundle has no entry for it")
-    entry = run.entry(position)
     if entry[1:17] != tag(b"stream", _uuid(event["stream_id"]), position):
         raise Wrong("its stream or position")
     if "creator_stream" in event and entry[17:33] != tag(b"creator", _uuid(event["creator_stream"]), position):
@@ -1056,7 +1061,7 @@ def _check_event(event: Event, run: Run, log_id: bytes) -> None:
         raise Wrong("its times, type, actor or contents")
 
 
-def _read_event(line: bytes, run: Run, log_id: bytes, last: int) -> tuple[Event, int]:
+def read_event(line: bytes, run: Run, log_id: bytes, last: int) -> tuple[Event, int]:
     """Return the event of a line, and what is shown of it.
 
     Raises:
@@ -1070,8 +1075,8 @@ def _read_event(line: bytes, run: Run, log_id: bytes, last: int) -> tuple[Event,
         position = event["position"]
         if WRITTEN(event) + "\n" != text:
             position = 0
-        level = _level(event)
-        _check_event(event, run, log_id)
+        level = level_of(event)
+        check_event(event, run.entry(event["position"]), log_id)
     except Wrong as wrong:
         raise Wrong(f"tampered: first at event {position}: it is not the one in the signed log: {wrong}") from None
     except (AttributeError, KeyError, OverflowError, TypeError, UnicodeError, ValueError):
@@ -1093,37 +1098,56 @@ def _is_needed(event: Event, level: int, about: Event) -> bool:
     return about["kind"] != "ledger" and (not of_video or level == ALL or event["type"] in DECIDING)
 
 
-def _check_events(bundle: Bundle, run: Run, about: Event, log_id: bytes, times: Times) -> tuple[Shown, bool]:
-    """Check each event that is shown against its entry; return them, and whether the table says the same.
+class Reading:
+    """Reads the events that are shown, checks each against its entry, and says what is shown of it.
+
+    Attributes:
+        same: whether the table says the same, as far as it was read.
+
+    """
+
+    def __init__(self, bundle: Bundle, run: Run, log_id: bytes) -> None:
+        self.bundle, self.run, self.log_id = bundle, run, log_id
+        self.same = True
+
+    def __iter__(self) -> Iterator[tuple[Event, int]]:
+        last = 0
+        with self.bundle.open("data/events.ndjson") as file, self.bundle.open("data/events.csv") as table:
+            text = io.TextIOWrapper(table, encoding="utf-8", newline="")
+            rows = _rows_of(text)
+            self.same = next(rows, None) == list(CSV_COLUMNS)
+            while line := file.readline(MAX_LINE_BYTES):
+                event, level = read_event(line, self.run, self.log_id, last)
+                self.same = self.same and _is_row_of(event, next(rows, []))
+                last = event["position"]
+                yield event, level
+            self.same = self.same and next(rows, None) is None
+
+
+def _check_events(reading: Reading, about: Event, times: Times) -> Shown:
+    """Check each event that is shown; return them.
 
     Raises:
         Wrong: an event was tampered with, or there is none.
 
     """
-    shown, last, recorded, same = Shown(run.last), 0, EPOCH, True
-    with bundle.open("data/events.ndjson") as file, bundle.open("data/events.csv") as table:
-        text = io.TextIOWrapper(table, encoding="utf-8", newline="")
-        rows = _rows_of(text)
-        same = next(rows, None) == list(CSV_COLUMNS)
-        while line := file.readline(MAX_LINE_BYTES):
-            event, level = _read_event(line, run, log_id, last)
-            at = moment(event["recorded_at"])
-            position = event["position"]
-            if at < recorded:
-                shown.out_of_order = shown.out_of_order or position
-            _check_time(position, at, times, shown)
-            same = same and _is_row_of(event, next(rows, []))
-            last, recorded = position, at
-            shown.levels[position] = level
-            shown.count += 1
-            shown.versions.setdefault(event["stream_id"], []).append(event["version"])
-            shown.lacks_creator += "creator_stream" not in event
-            if _is_needed(event, level, about):
-                shown.kept[position] = event
-        same = same and next(rows, None) is None
+    shown, recorded = Shown(reading.run.last), EPOCH
+    for event, level in reading:
+        at = moment(event["recorded_at"])
+        position = event["position"]
+        if at < recorded:
+            shown.out_of_order = shown.out_of_order or position
+        _check_time(position, at, times, shown)
+        recorded = at
+        shown.levels[position] = level
+        shown.count += 1
+        shown.versions.setdefault(event["stream_id"], []).append(event["version"])
+        shown.lacks_creator += "creator_stream" not in event
+        if _is_needed(event, level, about):
+            shown.kept[position] = event
     if not shown.count:
         raise Wrong("events: none is shown, so nothing is proven")
-    return shown, same
+    return shown
 
 
 def _rows_of(table: IO[str]) -> Iterator[list[str]]:
@@ -1138,7 +1162,7 @@ def _rows_of(table: IO[str]) -> Iterator[list[str]]:
 def _is_row_of(event: Event, row: list[str]) -> bool:
     """Tell whether a row of the table shows an event, whatever apostrophes guard its cells."""
     cells = ["" if (value := event.get(name)) is None else str(value) for name in CSV_COLUMNS]
-    return [cell.replace("'", "") for cell in row] == [cell.replace("'", "") for cell in cells]
+    return row == cells or [cell.replace("'", "") for cell in row] == [cell.replace("'", "") for cell in cells]
 
 
 def _check_time(position: int, at: datetime, times: Times, shown: Shown) -> None:
@@ -1529,6 +1553,7 @@ def verify(
     max_age_s: float | None = None,
     about: str | None = None,
     now: float | None = None,
+    reading: Callable[[Bundle, Run, bytes], Reading] = Reading,
 ) -> Report:
     """Verify a bundle.
 
@@ -1563,9 +1588,10 @@ def verify(
         times = Times()
         times.add(signed.size, seen)
         _check_earlier(bundle, run, [*witnesses, *(policy.witnesses.values() if policy else ())], times, report)
-        shown, same = _check_events(bundle, run, topic, log_id, times)
+        events = reading(bundle, run, log_id)
+        shown = _check_events(events, topic, times)
         report.ok(f"events: each of the {shown.count:,} that are shown is the one in the signed log")
-        if not same:
+        if not events.same:
             report.no("events: events.csv does not say what events.ndjson says")
         _check_grain(run, shown, topic, stated, report)
         _check_erased(shown, report)

@@ -27,11 +27,12 @@ from domain.values import Sealed
 from infra.proof import verify
 from infra.proof.bundle_check import check_bundle, domain_answer
 from infra.proof.checkpoints import Checkpoint, MalformedCheckpoint
+from infra.proof.event_check import Doubtful
 from infra.proof.evidence_log import EvidenceRow
 from tests import given
 from tests.domain.test_late_paperwork import in_time, late
 from tests.given import ADVERTISER, CODE, VIDEO, Story
-from tests.infra.proof.bundles import AT, LOG_ID, Log, bad, showing, shown, stating
+from tests.infra.proof.bundles import AT, LOG_ID, Log, bad, showing, shown, spread, stating
 from tests.late_paperwork import ADVERTISERS, DAY, START, VIDEOS, happenings
 
 VECTORS = Path(__file__).parent / "ed25519_vectors.txt"
@@ -644,6 +645,23 @@ def test_the_program_checks_more_than_the_file(log: Log, story: Story, tmp_path:
     wrong = {**bundle, "data/proof/checkpoint": head + b"\n\n" + ed25519 + damaged}
     report = check_bundle(log.written(tmp_path, wrong), keys=log.keys)
     assert bad(report) == [f"signed: the ML-DSA-44 signature of {log.signer.origin} is wrong"]
+
+
+def test_a_large_bundle_is_checked_by_other_processes_with_the_same_verdicts(log: Log, tmp_path: Path) -> None:
+    bundle = log.bundle(log.plan({"kind": "ledger"}))
+    path = log.written(tmp_path, bundle)
+    assert check_bundle(path, keys=log.keys, spread_bytes=0).lines == check_bundle(path, keys=log.keys).lines
+    [verdict] = bad(check_bundle(log.written(tmp_path, showing(bundle, dropped(3))), keys=log.keys, spread_bytes=0))
+    assert verdict.startswith("incomplete")
+
+
+@pytest.mark.parametrize("rows", [b"", b"one more\r\n"], ids=["fewer", "more"])
+def test_what_is_not_as_the_program_writes_it_is_left_to_the_verifier(log: Log, rows: bytes, tmp_path: Path) -> None:
+    bundle = log.bundle(log.plan({"kind": "ledger"}))
+    table = bundle["data/events.csv"].splitlines(keepends=True)
+    wrong = {**bundle, "data/events.csv": b"".join([*table[:-1], rows or b"", *(table[-1:] if rows else [])])}
+    with pytest.raises(Doubtful):
+        spread(log.written(tmp_path, wrong), keys=log.keys)
 
 
 def test_a_bags_signature_is_no_checkpoint_and_its_key_no_logs(log: Log) -> None:
