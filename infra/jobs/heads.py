@@ -39,6 +39,7 @@ from infra.errors import Unavailable
 from infra.jobs.log_events import record
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
+from infra.postgres.timelines import ServerConnection
 from infra.proof.head_blocks import BLOCK_HEADS, HeadBlocks
 from projections.engine.advisory_locks import AdvisoryLock
 from projections.engine.array_columns import Bigints, Byteas
@@ -142,7 +143,7 @@ class HeadsJob:
 
     async def round(self) -> None:
         """Seal the heads of each log that is due."""
-        connection = await asyncio.to_thread(psycopg.connect, **self._session | {"autocommit": False})
+        connection = await asyncio.to_thread(ServerConnection.connect, **self._session | {"autocommit": False})
         try:
             due = await asyncio.to_thread(_look, connection, self._every_s)
             for one in due:

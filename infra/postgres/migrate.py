@@ -11,6 +11,7 @@ from psycopg import sql
 
 from domain.event_types import EVENT_TYPES
 from infra.postgres.roles import LOG, ROLES
+from infra.postgres.timelines import ServerConnection
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def migrate(
 
     """
     applied = []
-    with psycopg.connect(conninfo, autocommit=True) as connection:
+    with ServerConnection.connect(conninfo, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (AdvisoryLock.MIGRATION,))
         _create_roles(connection, passwords or {})
         connection.execute(

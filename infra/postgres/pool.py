@@ -18,6 +18,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from infra.errors import Unavailable
 from infra.postgres.damage import OF_THE_DATABASE, Damage
 from infra.postgres.session_tokens import SessionTokens
+from infra.postgres.timelines import PLACE, Place, Servers, cut_in_loop, require_newest, shut_down, standby_will_do
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -83,24 +84,32 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
         ledger_id: that ledger; None if it is bound to none.
         unconfirmed: whether the server has warned of something. A commit whose wait for a standby was cancelled
             succeeds with a warning, in the language of the server.
+        place: the server, as it was when the session began.
 
     """
 
     ledger_id: int | None = None
     unconfirmed = False
+    place: Place | None = None
+    _loop: asyncio.AbstractEventLoop
 
     @classmethod
     async def connect(cls, conninfo: str = "", **settings: Any) -> Self:
-        """Connect to PostgreSQL itself.
+        """Connect to PostgreSQL itself; of several servers, to the newest primary.
 
         Raises:
             PooledSession: a pooler answered.
+            FormerPrimary: another server was promoted in the place of the one that answered.
+            NoPrimary: none of several servers can be used.
 
         """
+        servers = Servers.named(conninfo)
+        if servers is not None:
+            conninfo = await servers.choose_async(standby_will_do=standby_will_do(conninfo, settings))
         connection = await super().connect(conninfo, **settings)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+                row = await (await connection.execute(f"SELECT pg_backend_pid(), {PLACE}")).fetchone()
         except BaseException as error:
             await connection.close()
             if isinstance(error, TimeoutError):
@@ -110,6 +119,14 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
         if row is None or not _is_own(connection, row[0]):
             await connection.close()
             raise PooledSession(POOLED)
+        connection.place = Place(*row[1:])
+        try:
+            require_newest(connection.place)
+        except BaseException:
+            await connection.close()
+            raise
+        if servers is not None:
+            connection.keep_in(servers)
 
         def noticed(notice: psycopg.errors.Diagnostic) -> None:
             if notice.severity_nonlocalized == "WARNING":
@@ -117,6 +134,19 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
 
         connection.add_notice_handler(noticed)
         return connection
+
+    def keep_in(self, servers: Servers) -> None:
+        """Have the session cut as soon as its server is a former primary."""
+        self._loop = asyncio.get_running_loop()
+        servers.keep(self)
+
+    def cut(self) -> None:
+        """Have whoever uses the session find it lost; called from another thread."""
+        cut_in_loop(self._loop, self._cut)
+
+    def _cut(self) -> None:
+        if not self.closed:
+            shut_down(self.fileno())
 
     async def confirm(self) -> None:
         """Wait until no failover can lose what this session has seen.

@@ -27,6 +27,7 @@ from domain.merkle import EMPTY_ROOT, complete_subtrees, join, leaf_hash
 from infra.eventstore.notifications import CHANNEL
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
+from infra.postgres.timelines import ServerConnection
 from infra.proof.checkpoints import MAX_ORIGIN_BYTES, Checkpoint, LogSigners
 from infra.proof.errors import Overtaken, SealingStopped
 from infra.proof.last_checkpoint import LastCheckpoint
@@ -130,7 +131,7 @@ class Sealer:
         away = False
         while True:
             try:
-                with psycopg.connect(**self._session) as connection:
+                with ServerConnection.connect(**self._session) as connection:
                     started()
                     away = False
                     self.lead(connection)

@@ -21,6 +21,7 @@ from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, decode_timest
 
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
+from infra.postgres.timelines import ServerConnection
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class TimeStamps:
         """Have checkpoints stamped until the process ends. While the database is away, it retries."""
         while True:
             try:
-                with psycopg.connect(**self._session) as connection:
+                with ServerConnection.connect(**self._session) as connection:
                     while not self._leads(connection):
                         rest(AWAY_S)
                     while True:

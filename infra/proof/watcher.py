@@ -22,6 +22,7 @@ from domain.merkle import HASH_BYTES
 from infra.eventstore.differences import CHECKED, REPORT, RESOLVE, Difference
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
+from infra.postgres.timelines import ServerConnection
 from infra.proof.checkpoints import Checkpoint
 from infra.proof.errors import SealingStopped
 from infra.proof.last_checkpoint import LastCheckpoint
@@ -102,7 +103,7 @@ class Watcher:
         """Watch until the process ends. While the database is away, it retries."""
         while True:
             try:
-                with psycopg.connect(**self._session) as connection:
+                with ServerConnection.connect(**self._session) as connection:
                     while not _leads(connection):
                         time.sleep(LEAD_EVERY_S)
                     while True:

@@ -27,6 +27,7 @@ from domain.merkle import InvalidProof, complete_subtrees, consistency_parts, jo
 from infra.eventstore.differences import REPORT, RESOLVE
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
+from infra.postgres.timelines import ServerConnection
 from infra.proof.checkpoints import Checkpoint, MalformedCheckpoint
 from infra.proof.errors import SealingStopped
 from infra.proof.last_checkpoint import LastCheckpoint
@@ -162,7 +163,7 @@ class WitnessClient:
         """Ask until the process ends. While the database is away, it retries."""
         while True:
             try:
-                with psycopg.connect(**self._session) as connection:
+                with ServerConnection.connect(**self._session) as connection:
                     while not self._leads(connection):
                         self._asked_all.set()
                         time.sleep(AWAY_S)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
-from infra.postgres.pool import Database, session
+from infra.postgres.pool import Database, LedgerConnection, session
 from infra.postgres.roles import WORKER
 from infra.process_limits import GC_YOUNG_OBJECTS, tune_garbage_collector
 from infra.views.part_processes import Processes
@@ -39,7 +39,7 @@ SKIPS_SHOWN_MAX: Final = 1_000
 
 async def connect(conninfo: str) -> psycopg.AsyncConnection[Any]:
     """Open a worker's session without a statement timeout: building an index on a long log takes its time."""
-    return await psycopg.AsyncConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0))
+    return await LedgerConnection.connect(**session(conninfo, WORKER, statement_timeout_ms=0))
 
 
 def view_named(name: str) -> View[Any]:

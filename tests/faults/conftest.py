@@ -7,8 +7,8 @@ import pytest
 from tests.faults import durable
 from tests.faults.durable import SHORT, Scene
 
-# It starts everything that there is, and clients beside it: minutes of work for a machine.
-collect_ignore = ["test_chaos.py"] if SHORT else []
+# They start everything that there is, and clients or a cluster beside it: minutes of work for a machine.
+collect_ignore = ["test_chaos.py", "test_patroni.py"] if SHORT else []
 
 
 @pytest.fixture

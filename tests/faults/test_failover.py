@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -22,12 +23,13 @@ from infra.postgres.embedded.cluster import DATABASE
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.migrate import migrate
 from infra.postgres.roles import WORKER
+from infra.postgres.timelines import ServerConnection
 from tests.conftest import TestDatabase
 from tests.faults.callers import MARK as CALLED
 from tests.faults.callers import Callers
 from tests.faults.durable import begin
 from tests.faults.standbys import WITHIN_S, make_standby, wait_for_a_standby
-from tests.faults.test_lost_ends import Ledger
+from tests.faults.test_lost_ends import Ledger, reach
 from tests.infra.eventstore.appends import accept
 from tests.infra.eventstore.checker import Told, held, problems
 from tests.infra.eventstore.load import MARK, Load
@@ -148,6 +150,49 @@ def test_the_program_goes_on_by_itself_after_a_failover_and_nothing_acknowledged
             last = log[-1].position
             until(lambda: view_position(ledger) >= last, WITHIN_S)
             until(lambda: ledger.anchored() == last, WITHIN_S)
+
+
+def test_a_former_primary_that_wakes_gets_no_command_though_it_is_named_first(folder: Path) -> None:
+    """Replication is asynchronous, so the former primary would acknowledge whatever it is sent."""
+    primary, standby = EmbeddedPostgres(folder / "primary"), EmbeddedPostgres(folder / "standby")
+    with primary, closing(Ledger(folder, primary, standby)) as ledger:
+        make_standby(primary, standby.cluster)
+        with standby, ledger.running():
+            ledger.recorded("first", 1)
+            until(lambda: events(standby) == 1, WITHIN_S)
+            try:
+                tell(primary, signal.SIGSTOP)
+                frozen_at = monotonic()
+                with psycopg.connect(standby.dsn(), autocommit=True) as connection:
+                    assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
+                until(lambda: ledger.permit("second").is_success, WITHIN_S)
+                again_s = monotonic() - frozen_at
+            finally:
+                tell(primary, signal.SIGCONT)
+            until(lambda: events(primary) == 1, WITHIN_S)
+
+            callers = Callers(ledger)
+            with callers.calling():
+                callers.until_recorded(COMMANDS)
+            with ServerConnection.connect(reach("postgres", primary, standby)) as newcomer:
+                assert newcomer.execute("SELECT count(*) FROM events").fetchone() == (events(standby),)
+            sys.stdout.write(f"{callers.recorded()} after it woke; again after {again_s:.1f} s\n")
+            assert events(primary) == 1
+            told = [Told(1, "first", 1, "recorded", 1, 1), Told(1, "second", 1, "recorded", 2, 2), *callers.told]
+            assert problems(told, held(standby.dsn(), CALLED)) == []
+
+
+def tell(server: EmbeddedPostgres, number: int) -> None:
+    """Send a signal to each process of a server."""
+    for process in server.cluster.processes():
+        process.send_signal(number)
+
+
+def events(server: EmbeddedPostgres) -> int:
+    with psycopg.connect(server.dsn()) as connection:
+        row = connection.execute("SELECT count(*) FROM events").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def view_position(ledger: Ledger) -> int:

@@ -9,12 +9,13 @@ takes nothing from it.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
+from infra.postgres.timelines import ServerConnection
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Lease:
 
     def __init__(self, conninfo: str, destination: str) -> None:
         """Connect; raises `psycopg.OperationalError` where the database is away."""
-        self._connection: psycopg.Connection[Any] = psycopg.connect(**session(conninfo, WORKER))
+        self._connection = ServerConnection.connect(**session(conninfo, WORKER))
         self._destination = destination
         self._generation = 0
         self._ended = threading.Event()

@@ -44,6 +44,7 @@ from infra.delivery.kafka.topics import TopicProblem, events_topic, progress_top
 from infra.postgres.pool import session
 from infra.postgres.roles import WORKER
 from infra.postgres.single_thread_executor import SingleThreadExecutor
+from infra.postgres.timelines import ServerConnection
 from projections.engine.array_columns import Bigints, Ints
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Publisher:
             try:
                 with (
                     Lease(self._conninfo, self._destination.prefix) as lease,
-                    psycopg.connect(**session(self._conninfo, WORKER)) as connection,
+                    ServerConnection.connect(**session(self._conninfo, WORKER)) as connection,
                 ):
                     # The status is a copy for people, so it may be lost.
                     connection.execute("SET synchronous_commit = off")

@@ -27,7 +27,7 @@ from infra.delivery.webhooks.signing import WebhookSealer, payload
 from infra.errors import Unavailable
 from infra.eventstore.live_subscription import LiveSubscriptions
 from infra.eventstore.serialization import UnreadableEvent
-from infra.postgres.pool import session
+from infra.postgres.pool import LedgerConnection, session
 from infra.postgres.roles import WORKER
 from projections.engine.advisory_locks import AdvisoryLock
 
@@ -123,7 +123,7 @@ class WebhookWorker:
         try:
             while True:
                 try:
-                    async with await psycopg.AsyncConnection.connect(**self._session) as connection:
+                    async with await LedgerConnection.connect(**self._session) as connection:
                         await self._serve(connection)
                 except (psycopg.OperationalError, Unavailable) as error:
                     log.warning("Webhooks are waiting for the database: %s", " ".join(str(error).split()))

@@ -1,0 +1,394 @@
+"""Which of several servers is the primary, and that no session stays with one that was.
+
+A standby that is promoted begins a new timeline, whose number is greater. The primary before it may come back and not
+know: it was frozen, or nobody could reach it to stop it. It still says that it is the primary, and may be the first one
+that a database URL names. So a process remembers the newest timeline that it has seen on any of its servers, and uses
+no primary with an older one.
+
+    Place     what a server says of itself: its cluster, its timeline, whether it is a standby
+    Servers   the servers that a database URL names; a thread asks each of them once a second
+
+Where a URL names several servers, a new session goes straight to the newest primary, and sessions with an older one are
+cut within about a second. What an old primary acknowledges in that second, only synchronous replication prevents: its
+commits then wait for a standby that it does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+    from typing import Self
+
+# How often each server is asked, and how long it may take to answer.
+ASK_EVERY_S: Final = 1.0
+ANSWER_WITHIN_S: Final = 3.0
+# How long the first session of a process waits until every server has answered, or has failed to.
+FIRST_ANSWERS_WITHIN_S: Final = 3.0
+# How long a new session waits for a primary, before its caller is told that there is none.
+PRIMARY_WITHIN_S: Final = 2.0
+# Servers that nobody has had a session with for so long are not asked any more, until the next session.
+UNUSED_S: Final = 10.0
+
+# For a connection to ask what server it has reached. A standby knows of a new timeline before it is promoted itself, as
+# soon as it follows a primary that was.
+PLACE: Final = """
+    (pg_control_system()).system_identifier,
+    greatest(
+        (pg_control_checkpoint()).timeline_id,
+        (pg_control_recovery()).min_recovery_end_timeline,
+        CASE
+            WHEN NOT pg_is_in_recovery()
+                THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer
+        END
+    ),
+    pg_is_in_recovery()
+"""
+# Values of `target_session_attrs` for which a standby will do.
+_STANDBY_WILL_DO: Final = frozenset({"any", "read-only", "standby", "prefer-standby"})
+
+_FORMER: Final = (
+    "The server is a former primary: it has timeline {old}, and another one was promoted to timeline {new}. Nothing is "
+    "read or recorded there. Stop it, or let it follow the new primary (pg_rewind). If it is to be the primary again, "
+    "restart this process."
+)
+_NONE: Final = "None of the servers in the database URL is the newest primary: {what}"
+
+
+class FormerPrimary(psycopg.OperationalError):
+    """Another server was promoted in this one's place."""
+
+
+class NoPrimary(psycopg.OperationalError):
+    """No server that a URL names can be used."""
+
+
+class Place(NamedTuple):
+    """What a server says of itself.
+
+    Attributes:
+        system: the identifier that a primary and its standbys share.
+        timeline: the newest that the server knows of.
+        standby: whether it takes no writes.
+
+    """
+
+    system: int
+    timeline: int
+    standby: bool
+
+
+log = logging.getLogger(__name__)
+
+# The newest timeline of each cluster that this process has seen.
+_newest: dict[int, int] = {}
+_lock = threading.Lock()
+
+
+def note(place: Place) -> bool:
+    """Remember a timeline; return whether it is newer than what was known."""
+    with _lock:
+        newer = place.timeline > _newest.get(place.system, 0)
+        if newer:
+            _newest[place.system] = place.timeline
+        return newer
+
+
+def require_newest(place: Place) -> None:
+    """Refuse a primary in whose place another one was promoted.
+
+    Raises:
+        FormerPrimary: it is one.
+
+    """
+    note(place)
+    newest = _newest[place.system]
+    if not place.standby and place.timeline < newest:
+        raise FormerPrimary(_FORMER.format(old=place.timeline, new=newest))
+
+
+class _Cuttable(Protocol):
+    """A session that can be cut from the thread that watches servers."""
+
+    place: Place | None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+
+    def cut(self) -> None:
+        """Have whoever uses the session find that its connection is lost."""
+
+
+class Servers:
+    """The servers that a database URL names, and the sessions of this process with them."""
+
+    _of: Final[dict[str, Servers]] = {}
+
+    def __init__(self, servers: list[str]) -> None:
+        """Take how to reach each server."""
+        self._servers = servers
+        self._places: list[Place | None] = [None] * len(servers)
+        self._asked: set[int] = set()
+        self._changed = threading.Condition()
+        self._sessions: weakref.WeakSet[_Cuttable] = weakref.WeakSet()
+        self._watched = False
+        self._began = self._used = 0.0
+
+    @classmethod
+    def named(cls, conninfo: str) -> Servers | None:
+        """Return the servers that a URL names, each process's own; None if it names one."""
+        whole = conninfo_to_dict(conninfo)
+        if not any("," in str(whole.get(name) or "") for name in ("host", "hostaddr", "port")):
+            return None
+        with _lock:
+            found = cls._of.get(conninfo)
+            if found is None:
+                found = cls._of[conninfo] = cls(split(conninfo))
+            return found
+
+    def choose(self, *, standby_will_do: bool) -> str:
+        """Return how to reach the newest primary, or else a standby if that will do; waits a moment if there is none.
+
+        Raises:
+            NoPrimary: there is none.
+
+        """
+        with self._changed:
+            self._use()
+            self._changed.wait_for(self._all_asked, max(0.0, self._began + FIRST_ANSWERS_WITHIN_S - time.monotonic()))
+            self._changed.wait_for(lambda: self._chosen(standby_will_do) is not None, PRIMARY_WITHIN_S)
+            chosen = self._chosen(standby_will_do)
+            if chosen is None:
+                raise NoPrimary(_NONE.format(what=self._said()))
+            return chosen
+
+    async def choose_async(self, *, standby_will_do: bool) -> str:
+        """As `choose`, without blocking."""
+        with self._changed:
+            self._use()
+            chosen = self._chosen(standby_will_do) if self._all_asked() else None
+        if chosen is None:
+            chosen = await asyncio.to_thread(self.choose, standby_will_do=standby_will_do)
+        return chosen
+
+    def keep(self, session: _Cuttable) -> None:
+        """Cut a session as soon as its server is a former primary."""
+        with self._changed:
+            self._sessions.add(session)
+
+    def _use(self) -> None:
+        """Begin to ask the servers, unless they are being asked; the lock is held."""
+        self._used = time.monotonic()
+        if not self._watched:
+            self._watched, self._began = True, self._used
+            self._asked.clear()
+            watch = threading.Thread(target=lambda: asyncio.run(self._watch()), name="watch of servers", daemon=True)
+            watch.start()
+
+    def _all_asked(self) -> bool:
+        return len(self._asked) == len(self._servers)
+
+    def _chosen(self, standby_will_do: bool) -> str | None:
+        standby = None
+        for server, place in zip(self._servers, self._places, strict=True):
+            if place is None:
+                continue
+            if not place.standby and place.timeline == _newest.get(place.system):
+                return server
+            if place.standby and standby_will_do and standby is None:
+                standby = server
+        # Not while it is unknown who else there is: the primary is better.
+        return standby if self._all_asked() else None
+
+    def _said(self) -> str:
+        said = []
+        for server, place in zip(self._servers, self._places, strict=True):
+            one = conninfo_to_dict(server)
+            name = f"{one.get('host') or one.get('hostaddr')}:{one.get('port') or 5432}"
+            if place is None:
+                said.append(f"{name} does not answer")
+            elif place.standby:
+                said.append(f"{name} is a standby")
+            else:
+                said.append(f"{name} is a former primary, of timeline {place.timeline}")
+        return "; ".join(said)
+
+    async def _watch(self) -> None:
+        asking = [asyncio.create_task(self._ask(number)) for number in range(len(self._servers))]
+        while self._in_use():  # noqa: ASYNC110 - it is time that ends the use
+            await asyncio.sleep(ASK_EVERY_S)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    def _in_use(self) -> bool:
+        with self._changed:
+            if any(not session.closed for session in list(self._sessions)):
+                self._used = time.monotonic()
+            self._watched = time.monotonic() < self._used + UNUSED_S
+            return self._watched
+
+    async def _ask(self, number: int) -> None:
+        """Ask a server again and again."""
+        while True:
+            with suppress(psycopg.Error, OSError, TimeoutError):
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    connection = await psycopg.AsyncConnection.connect(
+                        self._servers[number],
+                        autocommit=True,
+                        connect_timeout=int(ANSWER_WITHIN_S),
+                        application_name="sparkledger watch",
+                        target_session_attrs="any",
+                    )
+                try:
+                    while True:
+                        self._note(number, await _place(connection))
+                        await asyncio.sleep(ASK_EVERY_S)
+                finally:
+                    await connection.close()
+            self._note(number, None)
+            await asyncio.sleep(ASK_EVERY_S)
+
+    def _note(self, number: int, place: Place | None) -> None:
+        """Take what a server said of itself, or that it did not answer; cut the sessions of former primaries."""
+        if place is not None:
+            note(place)
+        with self._changed:
+            self._places[number] = place
+            self._asked.add(number)
+            self._changed.notify_all()
+            sessions = [session for session in self._sessions if not session.closed and _is_former(session.place)]
+        if sessions:
+            log.warning("%d sessions with a former primary are cut: another server was promoted", len(sessions))
+        for session in sessions:
+            session.cut()
+
+
+async def _place(connection: psycopg.AsyncConnection[Any]) -> Place:
+    """Ask a server what it is.
+
+    Raises:
+        psycopg.OperationalError: it does not answer, or not in time.
+
+    """
+    asking = asyncio.create_task(connection.execute(f"SELECT {PLACE}"))
+    await asyncio.wait({asking}, timeout=ANSWER_WITHIN_S)
+    if not asking.done():
+        # Cancelling would ask the server to stop, and wait for its answer, which may be frozen.
+        shut_down(connection.fileno())
+    row = await (await asking).fetchone()
+    assert row is not None  # noqa: S101 - a SELECT without a FROM answers one row
+    return Place(*row)
+
+
+def _is_former(place: Place | None) -> bool:
+    return place is not None and not place.standby and place.timeline < _newest.get(place.system, 0)
+
+
+def standby_will_do(conninfo: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a session is also one with a standby."""
+    attrs = settings.get("target_session_attrs") or conninfo_to_dict(conninfo).get("target_session_attrs") or "any"
+    return attrs in _STANDBY_WILL_DO
+
+
+def split(conninfo: str) -> list[str]:
+    """Return how to reach each of the servers that a URL names."""
+    whole = {name: value for name, value in conninfo_to_dict(conninfo).items() if value is not None}
+    lists = {name: str(whole[name]).split(",") for name in ("host", "hostaddr", "port") if name in whole}
+    count = max(len(values) for values in lists.values())
+    return [
+        make_conninfo(
+            "", **(whole | {name: values[number if len(values) > 1 else 0] for name, values in lists.items()})
+        )
+        for number in range(count)
+    ]
+
+
+def shut_down(descriptor: int) -> None:
+    """End both ways of a connection whose descriptor somebody else has, who then finds it lost."""
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
+
+
+def cut_in_loop(loop: asyncio.AbstractEventLoop, cut: Callable[[], None]) -> None:
+    """Have a session cut in the thread that uses it, where nobody closes it meanwhile."""
+    with suppress(RuntimeError):  # the loop has ended, and the session with it
+        loop.call_soon_threadsafe(cut)
+
+
+class ServerConnection(psycopg.Connection[Any]):
+    """A session of a thread with the newest primary."""
+
+    place: Place | None = None
+    # A copy of the connection's descriptor: the thread that watches may use it while this one closes the session.
+    _copy: socket.socket | None = None
+    _guard: threading.Lock
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **settings: Any) -> Self:
+        """Connect to the newest primary.
+
+        Raises:
+            FormerPrimary: in the place of the only one that answers, another one was promoted.
+            NoPrimary: none of the servers that are named can be used.
+
+        """
+        servers = Servers.named(conninfo)
+        if servers is not None:
+            conninfo = servers.choose(standby_will_do=standby_will_do(conninfo, settings))
+        connection = super().connect(conninfo, **settings)
+        try:
+            row = connection.execute(f"SELECT {PLACE}").fetchone()
+            if not connection.autocommit:
+                connection.commit()
+            assert row is not None  # noqa: S101 - as above
+            connection.place = Place(*row)
+            require_newest(connection.place)
+            if servers is not None:
+                connection.keep_in(servers)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def keep_in(self, servers: Servers) -> None:
+        """Have the session cut as soon as its server is a former primary."""
+        self._guard = threading.Lock()
+        self._copy = socket.socket(fileno=os.dup(self.fileno()))
+        servers.keep(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the transaction, and close the session; psycopg leaves out what it finds lost."""
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the session."""
+        super().close()
+        if self._copy is not None:
+            with self._guard:
+                self._copy.close()
+
+    def cut(self) -> None:
+        """Have the thread that uses the session find it lost."""
+        if self._copy is not None:
+            with self._guard, suppress(OSError):
+                self._copy.shutdown(socket.SHUT_RDWR)
