@@ -120,7 +120,10 @@ def plain(value: object, most: int = MAX_SHOWN_CHARACTERS) -> Markup:
     """
     text = str(value)
     kept, left = text[:most], len(text) - most
-    shown = Markup().join(_named(c) if _is_hidden(c) else escape(c) for c in kept)
+    if kept.isascii() and kept.isprintable():  # as nearly all are
+        shown = escape(kept)
+    else:
+        shown = Markup().join(_named(c) if _is_hidden(c) else escape(c) for c in kept)
     more = Markup(' <span class="note">… and {} more characters</span>').format(number(left)) if left > 0 else ""
     return Markup("<bdi>{}</bdi>{}").format(shown, more)
 
