@@ -196,6 +196,13 @@ FIGURES: Final = (
     VERY_LATE_FACTS,
 ) = range(len(FIGURES))
 
+
+def _of_the_ledger(key: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return the key of the ledger's sum to which a creator's is added: each code has one creator."""
+    ledger_id, kind, _, *rest = key
+    return (ledger_id, "ledger", "", *rest) if kind == "creator" else None
+
+
 MONTHS: Final = Table(
     "figures_months",
     MonthRow,
@@ -226,6 +233,7 @@ MONTHS: Final = Table(
         ) WITH (fillfactor = 50)
     """,
     adds=FIGURES,
+    also=_of_the_ledger,
 )
 
 SPEND: Final = Table(
@@ -244,6 +252,7 @@ SPEND: Final = Table(
         ) WITH (fillfactor = 50)
     """,
     adds=("hundredths",),
+    also=_of_the_ledger,
 )
 
 
@@ -320,7 +329,6 @@ class _Changes:
             name = _name_of(month)
             before = known.get(name)
             known[name] = counts if before is None else [*map(add, before, counts)]
-            rows.append(_month((ledger_id, "ledger", "", month, *counts)))
             rows.append(_month((ledger_id, "creator", creator_id, month, *counts)))
         for (kind, party_id, month), counts in self._parties.items():
             rows.append(_month((ledger_id, kind, party_id, month, *counts)))
@@ -546,7 +554,7 @@ def _count_launch(
     account, hundredths, currency = spent
     changes.of_code(LAUNCHED, at, count)
     changes.of_party("advertiser", account, LAUNCHED, at, count)
-    parties: tuple[Party, ...] = (("ledger", ""), ("creator", row.creator_id), ("advertiser", account))
+    parties: tuple[Party, ...] = (("creator", row.creator_id), ("advertiser", account))
     for kind, party_id in parties:
         changes.spend(kind, party_id, currency, at, count * hundredths)
 

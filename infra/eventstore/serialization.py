@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
 
 import orjson
 from eventsourcing.domain import Aggregate
@@ -158,18 +158,21 @@ def to_event(
 def _readable_event(
     type_: str, type_version: int, stream_id: UUID, version: int, effective_at: datetime, body: bytes
 ) -> Event:
-    kind, required = _format(type_)
-    current = _event_type(kind)[1]
+    kind, current, required, times, aggregate = _format(type_)
     if not 1 <= type_version <= current:
         raise _Unreadable(f"Version {type_version} of {type_} is not known here. The newest known is {current}.")
-    fields = _TRANSCODER.decode(body)
     if current == 1:
         # As the library's mapper does where there is nothing to upcast, but without looking for it.
+        fields = orjson.loads(body)
+        for name in times:
+            if (text := fields.get(name)) is not None:
+                fields[name] = datetime.fromisoformat(text)
         fields["originator_id"] = stream_id
         fields["originator_version"] = version
         event = object.__new__(kind)
         object.__setattr__(event, "__dict__", fields)
     else:
+        fields = _TRANSCODER.decode(body)
         if fields.get("class_version", 1) != type_version:
             raise _Unreadable("Its body has another version than its row.")
         event = cast("Event", _MAPPER.to_domain_event(StoredEvent(stream_id, version, type_, body)))
@@ -177,7 +180,6 @@ def _readable_event(
     if not required <= fields.keys():
         raise _Unreadable(f"Its body lacks {', '.join(sorted(required - fields.keys()))}.")
     fields["timestamp"] = effective_at
-    aggregate = _AGGREGATES.get(kind)
     if aggregate is not None:
         fields["originator_topic"] = aggregate
     return event
@@ -187,9 +189,28 @@ class _Unreadable(Exception):
     """Why an event cannot be read."""
 
 
+class _Format(NamedTuple):
+    """How the events of a type are read.
+
+    Attributes:
+        kind: their class.
+        version: the newest version of their format.
+        required: the fields that a body must have.
+        times: the fields that are times, by the naming rule of events.
+        aggregate: the class of the aggregate that they begin, if they do.
+
+    """
+
+    kind: type[Event]
+    version: int
+    required: frozenset[str]
+    times: tuple[str, ...]
+    aggregate: str | None
+
+
 @cache
-def _format(type_: str) -> tuple[type[Event], frozenset[str]]:
-    """Return the class of a type, and the fields that a body must have.
+def _format(type_: str) -> _Format:
+    """Return how the events of a type are read.
 
     Raises:
         _Unreadable: there is no such type.
@@ -202,9 +223,11 @@ def _format(type_: str) -> tuple[type[Event], frozenset[str]]:
         kind = None
     if kind is None:
         raise _Unreadable(f"The type {type_} is not known here.")
-    required = (
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.name not in _BESIDE and field.default is dataclasses.MISSING
+    fields = [field for field in dataclasses.fields(kind) if field.name not in _BESIDE]
+    return _Format(
+        kind,
+        _event_type(kind)[1],
+        frozenset(field.name for field in fields if field.default is dataclasses.MISSING),
+        tuple(field.name for field in fields if field.name.endswith("_at")),
+        _AGGREGATES.get(kind),
     )
-    return kind, frozenset(required)

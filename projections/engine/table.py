@@ -81,12 +81,14 @@ class Table(Generic[R]):
         ddl: LiteralString,
         indexes: Sequence[LiteralString] = (),
         adds: Sequence[str] = (),
+        also: Callable[[Any], Any] | None = None,
     ) -> None:
         """Derive the statements from the row's fields.
 
         `ddl` creates `{table}`. Each of `indexes` creates an index without naming it, because two versions of the table
         exist during a rebuild. In a table of counts, `adds` names the columns whose values are added, not overwritten:
-        all that are not in the key, after those of the key; its rows are named tuples.
+        all that are not in the key, after those of the key; its rows are named tuples. `also` then returns the key of a
+        wider sum to which what is added to a key is added as well, or None.
         """
         self.name = name
         self.row = row
@@ -95,6 +97,7 @@ class Table(Generic[R]):
         self._ddl: Final = ddl
         self._indexes: Final = tuple(indexes)
         self._adds: Final = frozenset(adds)
+        self._also: Final = also
         types = get_type_hints(row)
         self._arrays = [array_of(types[column]) for column in self.columns]
         self._decoders = [(i, decode) for i, c in enumerate(self.columns) if (decode := decoder_of(types[c]))]
@@ -168,6 +171,10 @@ class Table(Generic[R]):
             key, counts = row[:key_columns], row[key_columns:]
             known = sums.get(key)
             sums[key] = counts if known is None else [*map(add, known, counts)]
+        for key, counts in list(sums.items()) if self._also else ():
+            if (wider := self._also(key)) is not None:  # type: ignore[misc] # it was asked for
+                known = sums.get(wider)
+                sums[wider] = counts if known is None else [*map(add, known, counts)]
         # A sum of zero is written too: otherwise the rows would depend on where pages end.
         return [self.row(*key, *counts) for key, counts in sorted(sums.items())]
 

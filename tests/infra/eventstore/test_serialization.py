@@ -159,7 +159,7 @@ def unreadable(type_: str, version: int, body: bytes) -> str:
         ("Revoked", 0, b'{"reason":"r"}', "Version 0 of Revoked is not known here. The newest known is 1."),
         ("ParcelWeighed", 2, b'{"pounds":2}', "Its body has another version than its row."),
         ("Revoked", 1, b"no JSON", "Its body is malformed (JSONDecodeError)."),
-        ("Revoked", 1, b"[1]", "Its body is malformed (AttributeError)."),
+        ("Revoked", 1, b"[1]", "Its body is malformed (TypeError)."),
         ("Expired", 1, b'{"expires_at":"soon"}', "Its body is malformed (ValueError)."),
         ("Revoked", 1, b"{}", "Its body lacks reason."),
     ],
