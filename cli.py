@@ -884,6 +884,9 @@ def import_sheet(
         str | None, typer.Option(help="Which column is what, such as secret=F,video_id=C; note= is not read.")
     ] = None,
     header: Annotated[int | None, typer.Option(help="The row that names the columns. Default: it is found.")] = None,
+    mapping: Annotated[
+        str | None, typer.Option(help="The name of a saved mapping. Other options count before it.")
+    ] = None,
     record_differences: Annotated[
         bool, typer.Option("--record-differences", help="Record on codes in what their rows differ, as notes.")
     ] = False,
@@ -899,8 +902,9 @@ def import_sheet(
     settings = load_settings()
     given = {"record": record, "dates": dates, "time_zone": time_zone, "days": days, "terms": terms}
     given |= {"permission": permission, "columns": columns, "header": header, "record_differences": record_differences}
+    given |= {"mapping": mapping}
     asked = _wanted(functools.partial(offline_import.import_query, **given))
-    policy = Policy(settings.allowed_days, settings.extend_after_expiry)
+    policy = Policy(settings.allowed_days, settings.extend_after_expiry, settings.codes_without_secret)
 
     async def imported(place: Place, key: KeyProvider) -> Any:
         where = offline.LedgerAddress(place, key, ledger)

@@ -235,6 +235,10 @@ class RevealCode(ImmediateCommand):
     reason: Annotated[Reason, Field(description="Why the secret is needed again.", examples=["The brand lost it"])]
 
 
+class AttachSecret(Command):
+    secret: Annotated[RecordedSecret, Field(description="The code that TikTok generated, as it was pasted.")]
+
+
 class AddNote(Command):
     text: Annotated[
         Note, Field(description="The note. It is stored encrypted.", examples=["Position 12 named the wrong brand."])
@@ -283,6 +287,7 @@ _LINKS: Final = {
         name: {"operationId": name, "parameters": _BY_ID}
         for name in (
             "addNote",
+            "attachSecret",
             "extendCode",
             "launchCampaign",
             "readCode",
@@ -404,6 +409,38 @@ async def _shown_again(code: Code, caller: Caller) -> Sealed | None:
     parameters = {"code_id": str(code.id), "replayed": True, "secret": "shown" if shown else "withheld"}
     await record_access(caller, parameters, rows=1, format="application/json")
     return secret
+
+
+@router.post(
+    "/v1/codes/{code_id}/secret",
+    status_code=201,
+    response_model=CodeAnswer,
+    tags=["Commands"],
+    operation_id="attachSecret",
+)
+@Operation(request_headers=("If-Match",), repeats=True, example={"secret": "#k9/Tz+example+of+a+spark+ad+code=="})
+async def attach_secret(
+    code_id: str, body: AttachSecret, caller: Annotated[Caller, allow("creator", "operator", "admin")]
+) -> Response:
+    """Attach the secret of a code that was recorded without it. This is possible once, and cannot be undone."""
+    code, if_match, secret = headers.path_uuid(code_id, "code"), headers.if_match(caller.request), Sealed(body.secret)
+
+    async def decide(ledger: Ledger, when: When) -> Decision[Code]:
+        return await commands.attach_secret(
+            ledger, code, secret, if_match=if_match, authorize=caller.change_code, when=when
+        )
+
+    subject = await creator_of(caller, code)
+    # Who brings a secret learns whether it is recorded, also by recording it.
+    with guessing(caller, secret) as guess:
+        try:
+            result = await handle_command(caller, body, subject, decide)
+        except Refused as refusal:
+            if refusal.code == "secret_exists":
+                guess.miss()
+            raise await without_others(refusal, caller) from None
+        guess.miss()
+    return code_answer(result, caller, created_or_repeated(result))
 
 
 @router.post(

@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 from uuid import UUID
@@ -27,6 +27,7 @@ from uuid import UUID
 from api.sheet_cells import Reading, Unclear, facts_of
 from api.sheet_columns import HEADER_ROWS, Columns, Field, column_letters, find_columns, is_trailer
 from api.sheet_files import ReadSheets, SheetError, SheetRow
+from api.sheet_joins import JoinedRow, SheetJoins
 from domain import commands
 from domain.errors import Refused
 from domain.pasted import creator_name, secret_name
@@ -34,6 +35,7 @@ from domain.sheet_import import SheetImport
 from domain.sheet_rows import (
     Difference,
     RowDecision,
+    SeveralCodes,
     SheetFacts,
     begin_import,
     end_import,
@@ -109,6 +111,8 @@ class ImportOptions:
         record_differences: whether each difference is recorded on its code, as a note.
         columns: the columns that the caller has named, by field; None leaves a field out.
         header: the number of the row that names the columns, if it is given.
+        named: the names that columns have in this source, by field.
+        mapping: the name of the saved mapping that says so, if one does.
 
     """
 
@@ -117,6 +121,8 @@ class ImportOptions:
     record_differences: bool = False
     columns: Mapping[Field, int | None] = field(default_factory=dict)
     header: int | None = None
+    named: Mapping[Field, str] = field(default_factory=dict)
+    mapping: str | None = None
 
 
 class Import:
@@ -159,7 +165,8 @@ class Import:
         self._policy = policy
         self._file = file
         self._file_sha256 = file_sha256
-        self._options = options
+        reading = replace(options.reading, codes_without_secret=policy.codes_without_secret)
+        self._options = replace(options, reading=reading)
         self._pretended = Pretended()
         self._begins = asyncio.Lock()
         self._cause: UUID | None = None
@@ -170,8 +177,14 @@ class Import:
                 "such as `Spark Code` and `Video`. Or say which column is what, with `columns`."
             )
 
+        self._joins = SheetJoins(file, [sheet.columns for sheet in self.sheets], self._is_below_names)
         # Counted now, because the rows are read from one place at a time.
         self.rows = sum(map(self._is_data, file))
+
+    @property
+    def mapping(self) -> str | None:
+        """The name of the mapping by which the sheet is read."""
+        return self._options.mapping
 
     @property
     def recording(self) -> bool:
@@ -179,6 +192,9 @@ class Import:
         return self._options.record
 
     def _is_data(self, row: SheetRow) -> bool:
+        return self._is_below_names(row) and self._joins.is_judged(row)
+
+    def _is_below_names(self, row: SheetRow) -> bool:
         columns = self.sheets[row.sheet].columns
         return columns is not None and row.number > columns.header and not is_trailer(row.cells)
 
@@ -213,13 +229,7 @@ class Import:
                 if isinstance(facts, RowOutcome):
                     tasks.append(asyncio.create_task(_at_once(facts)))
                     continue
-                names: tuple[str, ...] = (
-                    f"code {facts.code_id}" if facts.secret is None else f"secret {secret_name(facts.secret)}",
-                    f"video {facts.video_id}",
-                    f"creator {creator_name(facts.creator_id)}",
-                )
-                # Only a row that may switch the permission must not meet another one of its creator.
-                names = names if facts.permission else names[:2]
+                names = _names(facts)
                 earlier = [last[name] for name in names if name in last]
                 task = asyncio.create_task(self._after(earlier, row, facts))
                 tasks.append(task)
@@ -232,25 +242,31 @@ class Import:
             raise
 
     def _facts(self, row: SheetRow, now: datetime) -> SheetFacts | RowOutcome:
-        columns = self.sheets[row.sheet].columns
-        assert columns is not None  # noqa: S101 - otherwise it is not data
-        cells = {
-            name: row.cells[index]
-            for name, index in columns.fields.items()
-            if index < len(row.cells) and row.cells[index]
-        }
+        joined = self._joins.joined(row)
+        if joined.unclear is not None:
+            return self._unclear(row, Unclear(*joined.unclear), joined)
         try:
-            return facts_of(cells, self._options.reading, now)
+            return facts_of(joined.cells, self._options.reading, now)
         except Unclear as unclear:
-            index = columns.fields.get(unclear.field)
-            return RowOutcome(
-                row,
-                "unclear",
-                field=unclear.field,
-                column=None if index is None else column_letters(index),
-                reason=unclear.reason,
-                detail=unclear.sentence,
-            )
+            return self._unclear(row, unclear, joined)
+
+    def _unclear(self, row: SheetRow, unclear: Unclear, joined: JoinedRow | None = None) -> RowOutcome:
+        columns = self.sheets[row.sheet].columns
+        index = None if columns is None else columns.fields.get(unclear.field)
+        place = None if joined is None else joined.taken.get(unclear.field)
+        said = ""
+        if place is not None:
+            said = f" It is from row {place.number} of sheet {place.sheet + 1}."
+        elif joined is not None and (unclear.field in joined.left_open or joined.unclear is not None):
+            said = joined.said
+        return RowOutcome(
+            row,
+            "unclear",
+            field=unclear.field,
+            column=None if index is None or place is not None else column_letters(index),
+            reason=unclear.reason,
+            detail=f"{unclear.sentence}{said}",
+        )
 
     async def _after(self, earlier: Sequence[asyncio.Task[RowOutcome]], row: SheetRow, facts: SheetFacts) -> RowOutcome:
         for task in earlier:
@@ -265,6 +281,8 @@ class Import:
                 detail=refusal.detail,
                 conflict_id=refusal.conflict_id,
             )
+        except SeveralCodes:
+            return self._unclear(row, Unclear("secret", "several_codes"))
 
     async def _row(self, row: SheetRow, facts: SheetFacts) -> RowOutcome:
         code_id = uuid7()
@@ -395,9 +413,22 @@ def _sheets(file: ReadSheets, options: ImportOptions) -> list[SheetColumns]:
         if len(first[row.sheet]) < HEADER_ROWS:
             first[row.sheet].append((row.number, row.cells))
     return [
-        SheetColumns(name, find_columns(rows, options.columns, options.header))
+        SheetColumns(name, find_columns(rows, options.columns, options.header, options.named))
         for name, rows in zip(file.names, first, strict=True)
     ]
+
+
+def _names(facts: SheetFacts) -> list[str]:
+    """Return what a row names: of two rows that name the same, the later one waits for the earlier one."""
+    names = [f"video {facts.video_id}"]
+    if facts.secret is not None:
+        names.append(f"secret {secret_name(facts.secret)}")
+    if facts.code_id is not None:
+        names.append(f"code {facts.code_id}")
+    # Only a row that may switch the permission must not meet another one of its creator.
+    if facts.permission:
+        names.append(f"creator {creator_name(facts.creator_id)}")
+    return names
 
 
 async def _at_once(outcome: RowOutcome) -> RowOutcome:
@@ -430,6 +461,7 @@ def _outcome(row: SheetRow, found: RowDecision, events: int) -> RowOutcome:
 def _said_options(options: ImportOptions) -> dict[str, str]:
     reading = options.reading
     said = {
+        "mapping": options.mapping,
         "dates": reading.dates,
         "time_zone": str(reading.zone),
         "days": None if reading.length is None else str(reading.length.days),

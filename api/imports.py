@@ -6,7 +6,7 @@ import hashlib
 import re
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -24,16 +24,19 @@ from api.http.problems import Problem, malformed_body, malformed_query
 from api.http.query_params import Flag, Number, QueryModel
 from api.http.route import Operation, Route
 from api.http.streaming_download import StreamingDownload, refuse_revoked
+from api.import_mappings import mapping_of, refusals_as_problems
 from api.import_run import FATES, Import, ImportOptions
-from api.sheet_cells import MAX_DAYS, MAX_TERMS_CHARACTERS, Reading
+from api.sheet_cells import MAX_DAYS, MAX_TERMS_CHARACTERS, Reading, is_time_zone
 from api.sheet_columns import FIELDS, column_index, column_letters
 from api.sheet_files import SheetError, read_sheets
+from domain.values import ID_PATTERN
 from infra.errors import KeyNoLongerValid, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from uuid import UUID
 
+    from api.import_mappings import MappingBody
     from api.import_run import RowOutcome
     from api.sheet_columns import Field as SheetField
     from api.sheet_files import ReadSheets
@@ -109,6 +112,15 @@ class ImportQuery(QueryModel):
     header: Annotated[
         Number | None, Field(description="The number of the row that names the columns. Default: it is found.")
     ] = None
+    mapping: Annotated[
+        str | None,
+        StringConstraints(pattern=ID_PATTERN),
+        Field(
+            description="The name of a saved mapping by which the sheet is read. What this request says itself counts "
+            "before it.",
+            examples=["agency-north"],
+        ),
+    ] = None
     record_differences: Annotated[
         Flag,
         Field(description="With `record`: record on each code in what its row contradicts it, as a note."),
@@ -120,28 +132,35 @@ class ImportQuery(QueryModel):
             raise malformed_query("days", f"A window has at most {MAX_DAYS:,} days.")
         if self.record_differences and not self.record:
             raise malformed_query("record_differences", "Differences are recorded only with `record=true`.")
-        _zone(self.time_zone)
+        if not is_time_zone(self.time_zone):
+            raise malformed_query("time_zone", "Unknown time zone. Use an IANA name, such as Europe/Berlin.")
         given_columns(self.columns)
         return self
 
-    def options(self, video_ids: VideoIds) -> ImportOptions:
-        """Return how the sheet is imported."""
+    def options(self, video_ids: VideoIds, mapping: MappingBody | None = None) -> ImportOptions:
+        """Return how the sheet is imported: as this says it, else as its mapping does."""
+        said = self
+        columns = given_columns(self.columns)
+        named: dict[SheetField, str] = {}
+        if mapping is not None:
+            kept = mapping.model_fields_set - self.model_fields_set - {"columns"}
+            said = self.model_copy(update={name: getattr(mapping, name) for name in kept})
+            for field, name in (mapping.columns or {}).items():
+                if field not in columns and name is None:
+                    columns[field] = None
+                elif field not in columns and name is not None:
+                    named[field] = name
         reading = Reading(
-            dates=self.dates,
-            zone=_zone(self.time_zone),
-            length=None if self.days is None else timedelta(days=self.days),
-            terms_version=self.terms,
-            permission=self.permission,
+            dates=said.dates,
+            zone=ZoneInfo(said.time_zone),
+            length=None if said.days is None else timedelta(days=said.days),
+            terms_version=said.terms,
+            permission=said.permission,
             video_ids=video_ids,
         )
-        return ImportOptions(reading, self.record, self.record_differences, given_columns(self.columns), self.header)
-
-
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise malformed_query("time_zone", "Unknown time zone. Use an IANA name, such as Europe/Berlin.") from None
+        return ImportOptions(
+            reading, said.record, said.record_differences, columns, said.header, named=named, mapping=self.mapping
+        )
 
 
 def given_columns(text: str | None) -> dict[SheetField, int | None]:
@@ -165,7 +184,7 @@ def given_columns(text: str | None) -> dict[SheetField, int | None]:
 
 
 @router.post("/v1/imports", response_class=Response, openapi_extra=_BODY, operation_id="importSheet")
-@Operation(trace="recorded", other_formats=(NDJSON,))
+@Operation(trace="recorded", refusals=(404,), other_formats=(NDJSON,))
 async def import_sheet(
     query: Annotated[ImportQuery, Query()],
     request: Request,
@@ -180,6 +199,10 @@ async def import_sheet(
     Importing the same sheet again records nothing.
     """
     headers.idempotency_key(request)  # a repeat changes nothing, but a malformed one is a mistake
+    mapping = None
+    if query.mapping is not None:
+        with refusals_as_problems():
+            mapping = mapping_of(await caller.services.mappings.find(caller.ledger_id, query.mapping))
     if headers.media_type(request) not in MEDIA_TYPES:
         raise Problem("unsupported_media_type", f"Send the sheet as `Content-Type: {'`, `'.join(MEDIA_TYPES)}`.")
     upload = await Upload.begin(caller)
@@ -200,7 +223,7 @@ async def import_sheet(
             policy=policy_of(caller),
             file=file,
             file_sha256=sha256,
-            options=query.options(caller.services.settings.video_ids),
+            options=query.options(caller.services.settings.video_ids, mapping),
         )
     except SheetError as error:
         file.__exit__()
@@ -262,6 +285,7 @@ def import_content(run: Import, file: ReadSheets, sha256: str) -> dict[str, Any]
             "import_id": run.import_id,
             "sha256": sha256,
             "recording": run.recording,
+            "mapping": run.mapping,
             "rows": run.rows,
             "sheets": sheets,
             "hidden": file.hidden,

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from api.http.problems import Problem, malformed
+from api.import_mappings import mapping_of
 from api.import_run import FATES, Import
 from api.imports import ImportQuery, digest_of, import_content, summary_content
 from api.offline import (
@@ -28,6 +29,7 @@ from api.spreadsheet_cells import BYTE_ORDER_MARK, csv_lines
 from api.workbooks import WorkbookWriter
 from domain.values import Actor, Policy
 from infra.auth.access_log import AccessContext
+from infra.imports.mappings import MappingNotFound, SheetMappings
 from infra.postgres.roles import WORKER
 from infra.runtime import runtime
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
+    from api.import_mappings import MappingBody
     from api.import_run import RowOutcome
     from domain.pasted import VideoIds
     from infra.runtime import Runtime
@@ -91,6 +94,9 @@ async def import_sheet(
             open_ledger(where) as opened,
             _acting(where, opened.ledger_id, record=query.record) as (process, actor),
         ):
+            mapping = None
+            if query.mapping is not None:
+                mapping = await _mapping(process, opened.ledger_id, query.mapping)
             run = Import(
                 process.aggregates,
                 process.handler,
@@ -99,7 +105,7 @@ async def import_sheet(
                 policy=policy,
                 file=file,
                 file_sha256=sha256,
-                options=query.options(video_ids),
+                options=query.options(video_ids, mapping),
             )
             described = list(_described(import_content(run, file, sha256)["import"]))
             parameters = query.model_dump(mode="json", exclude_unset=True) | {"sha256": sha256}
@@ -135,6 +141,13 @@ def summary(run: Import) -> list[str]:
     if run.started is not None:
         return [*lines, f"Recorded as import {run.import_id}."]
     return [*lines, "Nothing was recorded." if run.recording else "Nothing was recorded: this was a dry run."]
+
+
+async def _mapping(process: Runtime, ledger_id: int, name: str) -> MappingBody:
+    try:
+        return mapping_of(await SheetMappings(process.database).find(ledger_id, name))
+    except MappingNotFound:
+        raise OfflineError(f"No mapping is saved under the name {name} in this ledger.") from None
 
 
 @asynccontextmanager

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import position_asked, upto
-from api.http.caller import Caller, allow
+from api.http.caller import ACTS_FOR_ALL, Caller, allow
 from api.http.command_context import handle_command, without_others
 from api.http.cursors import encode_time
 from api.http.dependencies import DatabaseCursor
-from api.http.fields import VIDEO_ID_EXACT, AdvertiserId, Secret, VideoId
+from api.http.fields import VIDEO_ID_EXACT, AdvertiserId, CodeIdText, Secret, VideoId
 from api.http.guessing import guessing
 from api.http.models import Answer, Body, Command
 from api.http.pagination import creators_asked, page_answer, page_of, place_after, same_query
@@ -42,7 +44,7 @@ from domain import commands
 from domain.advertiser import replay_advertiser
 from domain.code import Code
 from domain.commands import Decision, Ledger
-from domain.errors import REFUSALS, Refused, Unknown
+from domain.errors import REFUSALS, NotAllowed, Refused, Unknown
 from domain.values import Sealed, When
 from infra.auth.access_log import AccessSubject
 from projections import advertisers, codes, redemptions, shares
@@ -72,10 +74,34 @@ class LookupCode(Body):
 
 
 class RedeemCode(Command):
-    secret: Secret
+    """Send exactly one of `secret` and `code_id`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["secret"], "properties": {"secret": {"type": "string"}, "code_id": {"type": "null"}}},
+                {"required": ["code_id"], "properties": {"code_id": {"type": "string"}, "secret": {"type": "null"}}},
+            ],
+        }
+    )
+
+    secret: Secret | None = None
+    code_id: Annotated[
+        CodeIdText | None,
+        Field(
+            description="The code, in place of its secret, which may not be known here. Only for keys with the role "
+            "operator or admin."
+        ),
+    ] = None
     advertiser_id: AdvertiserId
     video_id_exact: Annotated[bool, Field(description=VIDEO_ID_EXACT)] = False
     expected_video_id: ExpectedVideoId = None
+
+    @model_validator(mode="after")
+    def _one_code(self) -> Self:
+        if (self.secret is None) == (self.code_id is None):
+            raise PydanticCustomError("one_of", "Send exactly one of secret and code_id.")
+        return self
 
 
 class LookupAnswer(Answer):
@@ -218,8 +244,12 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
 async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand", "operator", "admin")]) -> Response:
     """Record that an advertiser account entered a code. Repeating it for the same account returns 200."""
     caller.act_for_advertiser(body.advertiser_id)
+    if body.code_id is not None and caller.role not in ACTS_FOR_ALL:
+        raise NotAllowed("Only keys with the role operator or admin can name a code by its id. Send its secret.")
     if_match = headers.if_match(caller.request)
-    secret, brand_ids = Sealed(body.secret), caller.key.subjects.brand_ids
+    secret = None if body.secret is None else Sealed(body.secret)
+    code_id = None if body.code_id is None else UUID(body.code_id)
+    brand_ids = caller.key.subjects.brand_ids
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         return await commands.redeem(
@@ -227,15 +257,18 @@ async def redeem_code(body: RedeemCode, caller: Annotated[Caller, allow("brand",
             secret,
             body.advertiser_id,
             brand_ids,
+            code_id=code_id,
             expected_video_id=body.expected_video_id,
             if_match=if_match,
             when=when,
         )
 
-    with guessing(caller, body.secret) as guess:
+    with guessing(caller, secret or "") as guess:
         try:
             result = await handle_command(caller, body, body.advertiser_id, decide)
         except Unknown:
+            if secret is None:
+                raise
             raise guess.unknown() from None
         except Refused as refusal:
             raise await without_others(refusal, caller) from None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Final, Literal
 from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from api.http.fields import MAX_PLATFORMS, MAX_REASON_CHARACTERS, MAX_TEXT_CHARACTERS, PLATFORM_PATTERN
 from api.sheet_columns import Field
@@ -140,10 +141,14 @@ _LENGTH: Final = re.compile(r"(?P<days>[0-9]{1,4})\s*(?P<unit>days?|d|tage?|d[iÃ
 _LAST_MONTH: Final = 12
 
 _SENTENCES: Final = {
-    "no_code": "The row has no code. Only a code whose text is known can be recorded: ask the creator for it.",
+    "no_code": "The row has no code. Ask the creator for it. A code whose text is not known is recorded only where "
+    "SPARKLEDGER_CODES_WITHOUT_SECRET is true.",
+    "several_codes": "The row has no code, and several codes of its video have this window. Add the code or a start.",
     "not_a_code_id": "Expected the id of a code, which is a UUID.",
     "no_video": "The row names no video. Which video a code is for is not guessed: add the link of the post.",
     "no_creator": "The row names no creator, and the link does not either. Add the creator's handle.",
+    "whose_code": "The row has no code, and which one of another sheet is its code is not clear. Add the code.",
+    "several_names": "Several creators have this name. Add the handle.",
     "link_names_other": "The link names another creator than the row. Check whose video it is.",
     "no_terms": "The row does not say which advertising terms the creator accepted. Add a column, or state the terms "
     "of all rows with `terms`.",
@@ -170,6 +175,15 @@ _SENTENCES: Final = {
 }
 
 
+def is_time_zone(name: str) -> bool:
+    """Return whether a text is the IANA name of a time zone."""
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
 class Unclear(Exception):
     """Why nothing can be recorded of a row: the field whose cell is the reason, a stable name, and a sentence."""
 
@@ -192,6 +206,7 @@ class Reading:
         terms_version: the terms that the creators of all rows accepted, if a row does not say which.
         permission: whether the ad authorization of all creators was on when their codes were generated.
         video_ids: which ids of videos are accepted.
+        codes_without_secret: whether a row without a code is about a code whose text is not known.
 
     """
 
@@ -201,6 +216,7 @@ class Reading:
     terms_version: str | None = None
     permission: bool = False
     video_ids: VideoIds = "tiktok"
+    codes_without_secret: bool = False
 
 
 def facts_of(cells: Mapping[Field, str], reading: Reading, now: datetime) -> SheetFacts:
@@ -212,11 +228,12 @@ def facts_of(cells: Mapping[Field, str], reading: Reading, now: datetime) -> She
     """
     row = _Cells(cells, reading, now)
     code_id, video = row.code_id(), row.video()
-    secret = None if code_id is not None and "secret" not in cells else row.secret()
+    secret = row.secret(needed=code_id is None and not reading.codes_without_secret)
     starts_at, expires_at, length = row.time("starts_at"), row.end(), row.length()
     noted_at = row.past("noted_at")
     # Of a code that is known, a row need not say everything.
-    if secret is not None and expires_at is None and (starts_at is None or length is None):
+    can_be_new = secret is not None or code_id is None
+    if can_be_new and expires_at is None and (starts_at is None or length is None):
         raise Unclear("expires_at", "no_end")
     terms_version = row.text("terms_version", MAX_TERMS_CHARACTERS)
     facts = SheetFacts(
@@ -252,9 +269,9 @@ def _check_together(facts: SheetFacts, now: datetime) -> None:
     begins, ends = facts.begins, facts.ends
     if begins is not None and ends is not None and ends <= begins:
         raise Unclear("expires_at", "ends_first")
-    if facts.secret is not None and ends is not None and ends <= facts.generated_by(now):
+    if facts.can_be_new and ends is not None and ends <= facts.generated_by(now):
         raise Unclear("starts_at", "no_start")
-    if facts.secret is not None and not facts.terms_version:
+    if facts.can_be_new and not facts.terms_version:
         raise Unclear("terms_version", "no_terms")
     if facts.redeemed_at is not None and facts.redeemed_by is None:
         raise Unclear("advertiser_id", "no_account")
@@ -283,10 +300,12 @@ class _Cells:
         except ValueError:
             raise Unclear("code_id", "not_a_code_id") from None
 
-    def secret(self) -> Sealed:
+    def secret(self, *, needed: bool) -> Sealed | None:
         text = self._cells.get("secret")
         if text is None:
-            raise Unclear("secret", "no_code")
+            if needed:
+                raise Unclear("secret", "no_code")
+            return None
         try:
             return Sealed(recorded_secret(text))
         except Unusable as error:

@@ -37,6 +37,7 @@ Field = Literal[
     "contract_reference",
     "rights_stated_at",
     "note",
+    "name",
 ]
 FIELDS: Final[tuple[Field, ...]] = get_args(Field)
 # The rows among which the names of the columns are looked for.
@@ -159,7 +160,35 @@ NAMES: Final[Mapping[Field, tuple[str, ...]]] = {
         *("note", "notes", "comment", "comments", "remark", "remarks", "备注", "備考", "Notiz", "Notizen"),
         *("Bemerkung", "notas", "nota", "comentarios", "remarque", "remarques", "observações"),
     ),
+    # Of the creator. It is recorded nowhere: sheets of a workbook are joined by it.
+    "name": (
+        *("name", "creator name", "influencer name", "full name", "real name", "display name", "talent name", "talent"),
+        *(
+            "姓名",
+            "达人昵称",
+            "昵称",
+            "名前",
+            "nombre",
+            "nombre completo",
+            "nom",
+            "nom complet",
+            "nome",
+            "nome completo",
+        ),
+    ),
 }
+# What names the creator in a sheet that has their handle in another column.
+_NAMES_TOO: Final = (
+    "creator",
+    "influencer",
+    "达人",
+    "创作者",
+    "クリエイター",
+    "Creatorin",
+    "creador",
+    "créateur",
+    "criador",
+)
 _PUNCTUATION: Final = re.compile(r"[\W_]+")
 
 
@@ -177,6 +206,7 @@ def _ranks() -> dict[str, tuple[Field, int]]:
 
 
 _RANKS: Final = _ranks()
+_MAY_BE_NAMES: Final = frozenset(map(normal_name, _NAMES_TOO))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +226,10 @@ class Columns:
 
 
 def find_columns(
-    rows: Sequence[tuple[int, Sequence[str]]], given: Mapping[Field, int | None], header: int | None = None
+    rows: Sequence[tuple[int, Sequence[str]]],
+    given: Mapping[Field, int | None],
+    header: int | None = None,
+    named: Mapping[Field, str] | None = None,
 ) -> Columns | None:
     """Find the columns of a sheet; None if no row names them, and they are not given either.
 
@@ -204,31 +237,43 @@ def find_columns(
         rows: the first rows that are not empty, each with its number.
         given: columns that the caller has named: these count, and None leaves a field out.
         header: the number of the row that names the columns, if it is given.
+        named: names that columns have in this source, by field; they count before the names that are known.
 
     """
+    ranks = _RANKS | {normal_name(name): (field, -1) for field, name in (named or {}).items()}
     best: Columns | None = None
     for number, cells in rows[:HEADER_ROWS]:
         if header is not None and number != header:
             continue
-        found, names = _named(number, cells, given)
+        found, names = _named(number, cells, given, ranks)
         enough = names > 0 and len(found.fields) >= _MIN_NAMES and not _KEY_FIELDS.isdisjoint(found.fields)
         if (enough or header is not None) and (best is None or len(found.fields) > len(best.fields)):
             best = found
     if best is None and any(column is not None for column in given.values()):
-        return _named(0, (), given)[0]
+        return _named(0, (), given, ranks)[0]
     return best
 
 
-def _named(number: int, cells: Sequence[str], given: Mapping[Field, int | None]) -> tuple[Columns, int]:
+def _named(
+    number: int,
+    cells: Sequence[str],
+    given: Mapping[Field, int | None],
+    ranks: Mapping[str, tuple[Field, int]],
+) -> tuple[Columns, int]:
     """Return the columns that a row names, with those that are given, and how many names are known."""
     taken = {column for column in given.values() if column is not None}
     ranked: dict[Field, tuple[int, int]] = {}
     for index, cell in enumerate(cells):
-        field, rank = _RANKS.get(normal_name(cell), (None, 0))
+        field, rank = ranks.get(normal_name(cell), (None, 0))
         if field is not None and field not in given and index not in taken:
             ranked[field] = min((rank, index), ranked.get(field, (rank, index)))
     fields = {field: column for field, column in given.items() if column is not None}
     fields |= {field: index for field, (_, index) in ranked.items()}
+    if "name" not in fields and "name" not in given:
+        used = set(fields.values())
+        names = [i for i, cell in enumerate(cells) if normal_name(cell) in _MAY_BE_NAMES and i not in used]
+        if names:
+            fields["name"] = names[0]
     read = set(fields.values())
     return Columns(number, fields, tuple(i for i, cell in enumerate(cells) if cell and i not in read)), len(ranked)
 

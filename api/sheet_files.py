@@ -107,6 +107,18 @@ class ReadSheets:
         for line in itertools.islice(self.lines, self.rows):
             yield SheetRow(*orjson.loads(line))
 
+    def located(self) -> Iterator[tuple[int, int, SheetRow]]:
+        """Yield the rows with their places, by which `at` finds them: the first byte, and how many there are."""
+        self.lines.seek(0)
+        offset = 0
+        for line in itertools.islice(self.lines, self.rows):
+            yield offset, len(line), SheetRow(*orjson.loads(line))
+            offset += len(line)
+
+    def at(self, offset: int, length: int) -> SheetRow:
+        """Return the row at a place, also while others are read."""
+        return SheetRow(*orjson.loads(os.pread(self.lines.fileno(), length, offset)))
+
     def __enter__(self) -> Self:
         """Keep the rows until the context ends."""
         return self

@@ -4,6 +4,7 @@
           └──────────── Extended, again and again ────────────┘           └ Expired (until extended)
           │                └ Superseded, by another code of the same video
           ├ UsageRightsStated, again and again: what a contract allows beside the code
+          ├ CodeSecretAttached, once: the secret of a code that was recorded without it
           └ ExpiryApproaching, at a few thresholds before each end
 
 Facts may be recorded late and in any order. So events only add what they say, and whatever follows from several facts
@@ -74,8 +75,8 @@ class Code(Recording, Aggregate):
         terms_accepted_at: datetime
         starts_at: datetime
         expires_at: datetime
-        masked: str
-        fingerprint: str
+        masked: str | None = None
+        fingerprint: str | None = None
         secret: Sealed | None = None
         caption_sha256: str | None = None
         secret_given: bool = False
@@ -87,10 +88,10 @@ class Code(Recording, Aggregate):
             aggregate.video_id = self.video_id
             aggregate.terms_version = self.terms_version
             aggregate.masked = self.masked
-            aggregate.fingerprint = self.fingerprint
+            aggregate.secret_in = None if self.masked is None else self.originator_version
             aggregate.generated_at = self.timestamp
             aggregate.first_window = Window(self.starts_at, self.expires_at)
-            aggregate.secret_given = self.secret_given
+            aggregate.was_recorded = self.was_recorded
             aggregate.start_stated = self.start_stated
             aggregate.supersedes = self.supersedes
             aggregate.first_caption_sha256 = self.caption_sha256
@@ -112,6 +113,11 @@ class Code(Recording, Aggregate):
             aggregate.reminded = None
             aggregate.command_version = self.originator_version
 
+        @property
+        def was_recorded(self) -> bool:
+            """Whether TikTok generated the code, and it was only recorded here."""
+            return self.secret_given or self.masked is None
+
     Created = Generated  # the library would else add an event of that name, with no wire name of its own
 
     class Changed(Event):
@@ -121,6 +127,21 @@ class Code(Recording, Aggregate):
 
         def apply(self, aggregate: Code) -> None:
             aggregate.command_version = self.originator_version
+
+    class SecretAttached(Changed):
+        """Somebody brought the secret of a code that was recorded without it; there is one of these at most."""
+
+        TOPIC = "CodeSecretAttached"
+
+        RECORDED_BY = CREATOR_SIDE
+        masked: str
+        fingerprint: str
+        secret: Sealed | None = None
+
+        def apply(self, aggregate: Code) -> None:
+            super().apply(aggregate)
+            aggregate.masked = self.masked
+            aggregate.secret_in = self.originator_version
 
     class Extended(Changed):
         """The owner moved the end of the window; recorded late, it undoes an end that came after it took effect."""
@@ -330,11 +351,11 @@ class Code(Recording, Aggregate):
         creator_id: str
         video_id: str
         terms_version: str
-        masked: str
-        fingerprint: str
+        masked: str | None  # None as long as the secret is not known
+        secret_in: int | None  # the version of the event that has the secret
         generated_at: datetime
         first_window: Window
-        secret_given: bool
+        was_recorded: bool
         start_stated: bool
         supersedes: str | None
         first_caption_sha256: str | None
@@ -368,9 +389,9 @@ class Code(Recording, Aggregate):
         terms_version: str,
         window: Window,
         start_stated: bool,
-        secret: Sealed,
+        secret: Sealed | None,
         secret_given: bool,
-        fingerprint: str,
+        fingerprint: str | None,
         caption_sha256: str | None,
         supersedes: UUID | None,
         at: datetime,
@@ -386,13 +407,19 @@ class Code(Recording, Aggregate):
             terms_accepted_at=at,
             starts_at=window.starts_at,
             expires_at=window.expires_at,
-            masked=masked(secret),
+            masked=None if secret is None else masked(secret),
             fingerprint=fingerprint,
             secret=secret,
             caption_sha256=caption_sha256,
             secret_given=secret_given,
             start_stated=start_stated,
             supersedes=None if supersedes is None else str(supersedes),
+        )
+
+    def attach_secret(self, secret: Sealed, fingerprint: str, *, at: datetime) -> None:
+        """Record the secret of a code that was recorded without it."""
+        self.trigger_event(
+            Code.SecretAttached, timestamp=at, masked=masked(secret), fingerprint=fingerprint, secret=secret
         )
 
     def extend(self, new_end: datetime, *, when: When) -> None:
@@ -592,7 +619,14 @@ class Code(Recording, Aggregate):
         self.trigger_event(Code.Revoked, timestamp=when.at, reason=reason, forced=force and bool(running))
 
     def reveal(self, reason: str, *, at: datetime) -> None:
-        """Record that the secret is shown again; every reveal is an event of its own."""
+        """Record that the secret is shown again; every reveal is an event of its own.
+
+        Raises:
+            Refused: `secret_unknown`.
+
+        """
+        if self.masked is None:
+            raise Refused("secret_unknown")
         self.trigger_event(Code.Revealed, timestamp=at, reason=reason)
 
     def add_note(self, text: Sealed, note_fingerprint: str, about_position: int | None, *, at: datetime) -> None:
@@ -864,6 +898,11 @@ class Code(Recording, Aggregate):
         """Raise `other_video` where the code is meant for another video than somebody expects."""
         if expected_video_id is not None and expected_video_id != self.video_id:
             raise Refused("other_video")
+
+    def refuse_known_secret(self) -> None:
+        """Raise `secret_known` where the secret of the code is recorded."""
+        if self.masked is not None:
+            raise Refused("secret_known")
 
     def refuse_revoked(self, when: When) -> None:
         """Raise `code_revoked` where it was by then."""

@@ -264,7 +264,7 @@ async def generate(
     days: int = 30,
     starts_at: datetime | None = None,
     expires_at: datetime | None = None,
-    secret: Sealed,
+    secret: Sealed | None,
     secret_given: bool = False,
     caption_sha256: str | None = None,
     rights: UsageRights | None = None,
@@ -278,7 +278,8 @@ async def generate(
     """Begin a code for a video: issue one, or record one that TikTok generated, whose window is what it is.
 
     The window lasts `days` from `starts_at`, which is when the code was generated unless somebody says otherwise. Where
-    the secret is given, `expires_at` may name its end instead; without a start, nobody stated when it began.
+    the secret is given, `expires_at` may name its end instead; without a start, nobody stated when it began. A code
+    that TikTok generated can be recorded without its secret (None), which may be attached later.
 
     With usage rights, these are stated in the same append, as of the same moment.
 
@@ -304,8 +305,9 @@ async def generate(
     _refuse_forbidden(creator, when)
     if not terms_version:
         raise Refused("terms_not_accepted")
-    window = _window(policy, days, starts_at, expires_at, when, secret_given=secret_given)
-    existing = await ledger.code_by_secret(secret)
+    recorded = secret_given or secret is None
+    window = _window(policy, days, starts_at, expires_at, when, was_recorded=recorded)
+    existing = None if secret is None else await ledger.code_by_secret(secret)
     if existing is not None:
         raise Refused("secret_exists", conflict_id=str(existing.id))
     if old is not None:
@@ -327,7 +329,7 @@ async def generate(
         start_stated=starts_at is not None or expires_at is None,
         secret=secret,
         secret_given=secret_given,
-        fingerprint=ledger.fingerprint(secret),
+        fingerprint=None if secret is None else ledger.fingerprint(secret),
         caption_sha256=caption_sha256,
         supersedes=supersedes,
         at=when.at,
@@ -339,13 +341,35 @@ async def generate(
         code.revoke(revoked.reason or "", force=False, when=revoked_when)
     _refuse_occupied(code, code.occupation(), codes)
     claims = [
-        Claim("secret", secret_name(secret), expected=None, new=code_id),
+        *_claimed_secret(secret, code_id),
         Claim("video", video_claim(video_id, known.next_claim), expected=None, new=code_id),
     ]
     also_read: list[Code | Creator | Video] = [creator, *codes, *known.bound()]
     if old is None:
         return Decision(code, also_read, claims)
     return Decision(code, also_read, claims, valid_until=old.window.expires_at, also_changed=[old])
+
+
+async def attach_secret(
+    ledger: Ledger, code_id: UUID, secret: Sealed, *, if_match: int | None, authorize: Authorize, when: When
+) -> Decision[Code]:
+    """Record the secret of a code that was recorded without it, once. The same secret again records nothing.
+
+    Raises:
+        Refused: `creator_erased`, where there is no key to seal it with; `secret_known`, `secret_exists`, in this
+            order.
+
+    """
+    code = await _matching(ledger, code_id, authorize, if_match, when)
+    creator = await _not_erased(ledger, code.creator_id)
+    existing = await ledger.code_by_secret(secret)
+    if existing is not None and existing.id == code.id:
+        return Decision(code)
+    code.refuse_known_secret()
+    if existing is not None:
+        raise Refused("secret_exists", conflict_id=str(existing.id))
+    code.attach_secret(secret, ledger.fingerprint(secret), at=when.at)
+    return Decision(code, [creator], _claimed_secret(secret, code.id))
 
 
 async def extend(
@@ -416,23 +440,25 @@ async def share(
 
 async def redeem(
     ledger: Ledger,
-    secret: Sealed,
+    secret: Sealed | None,
     advertiser_id: str,
     brand_ids: frozenset[str],
     *,
+    code_id: UUID | None = None,
     expected_video_id: str | None = None,
     if_match: int | None = None,
     when: When,
 ) -> Decision[Code]:
     """Record that an advertiser entered a code; a known one that cannot be used records the refusal.
 
-    The caller may say which video it is meant for; a code of another one is refused.
+    The code is named by its secret, or by its id where the secret is not known to the caller. The caller may say which
+    video it is meant for; a code of another one is refused.
 
     Raises:
-        Unknown: no code of this ledger has the secret.
+        Unknown: no code of this ledger has the secret, or the id.
 
     """
-    code = await ledger.code_by_secret(secret)
+    code = await (_named(ledger, code_id) if secret is None else ledger.code_by_secret(secret))
     if code is None:
         raise Unknown("code")
     _refuse_stale(if_match, code.command_version)
@@ -444,6 +470,10 @@ async def redeem(
         code.refuse_redemption(advertiser_id, refusal.code, when=when)
         return Decision(code, refusal=refusal)
     return Decision(code, [*others], claims, valid_until=code.window.expires_at)
+
+
+async def _named(ledger: Ledger, code_id: UUID | None) -> Code | None:
+    return None if code_id is None else await ledger.code(code_id)
 
 
 async def launch(
@@ -501,7 +531,7 @@ async def reveal(
     """Record that the secret is shown again.
 
     Raises:
-        Refused: `creator_erased`, where there is nothing left to show.
+        Refused: `creator_erased`, where there is nothing left to show; then `secret_unknown`.
 
     """
     code = await _matching(ledger, code_id, authorize, if_match, when)
@@ -632,11 +662,11 @@ def _window(
     expires_at: datetime | None,
     when: When,
     *,
-    secret_given: bool,
+    was_recorded: bool,
 ) -> Window:
     """Return a new code's window, if it is of a length that is allowed."""
     begins = starts_at or when.at
-    if not secret_given:
+    if not was_recorded:
         if days not in policy.allowed_days:
             raise Refused("duration_not_allowed", _allowed(policy))
         if begins > when.now + policy.longest:
@@ -669,12 +699,12 @@ def _new_end(
         raise Refused("later_extension")
     if expires_at is not None and code.ends_earlier_after(when.at, expires_at):
         raise Refused("later_extension", _ENDS_EARLIER)
-    longest = LONGEST_RECORDED if code.secret_given else policy.longest
+    longest = LONGEST_RECORDED if code.was_recorded else policy.longest
     if days is not None:
-        if not code.secret_given and days not in policy.allowed_days:
+        if not code.was_recorded and days not in policy.allowed_days:
             raise Refused("duration_not_allowed", _allowed(policy))
         new_end = code.window.starts_at + _bounded(days)
-        if not code.secret_given:
+        if not code.was_recorded:
             return new_end
     elif add_days is not None:
         new_end = code.end_at(when.horizon) + _bounded(add_days)
@@ -697,6 +727,11 @@ def _refuse_occupied(code: Code, occupation: Sequence[Window], codes: Sequence[C
         replaced = str(other.id) == code.supersedes or str(code.id) == other.supersedes
         if other.id != code.id and not replaced and overlap(occupation, other.occupation()):
             raise Refused("live_code_exists", conflict_id=str(other.id))
+
+
+def _claimed_secret(secret: Sealed | None, code_id: UUID) -> list[Claim]:
+    """Return the claim by which a code is found by its secret, if it has one."""
+    return [] if secret is None else [Claim("secret", secret_name(secret), expected=None, new=code_id)]
 
 
 def _no_further_code(video_id: str, known: OfVideo) -> Claim:

@@ -22,6 +22,8 @@ RefusalCode = Literal[
     "start_unknown",
     "later_extension",
     "duration_not_allowed",
+    "secret_unknown",
+    "secret_known",
     "secret_exists",
     "other_creator",
     "other_video",
@@ -59,6 +61,7 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
         "video_of_other_creator",
         "live_code_exists",
     ),
+    "attach": ("creator_erased", "secret_known", "secret_exists"),
     "extend": (
         "creator_erased",
         "permission_disabled",
@@ -85,7 +88,7 @@ REFUSALS: Final[dict[str, tuple[RefusalCode, ...]]] = {
     ),
     "end": (),
     "revoke": ("campaign_running",),
-    "reveal": ("creator_erased",),
+    "reveal": ("creator_erased", "secret_unknown"),
     "note": ("creator_erased",),
     "rights": ("creator_erased",),
     "erase": (),
@@ -112,6 +115,12 @@ SENTENCES: Final[dict[RefusalCode, str]] = {
         "An extension that took effect later is already recorded, so a number of days is ambiguous. Send expires_at."
     ),
     "duration_not_allowed": "This window length is not allowed.",
+    "secret_unknown": (
+        "The secret of this code is not known: the code was recorded without it. If you have it, attach it first."
+    ),
+    "secret_known": (
+        "The secret of this code is recorded already, and a secret is never replaced. If it is wrong, say so in a note."
+    ),
     "secret_exists": "A code with this secret is already recorded. Look it up instead of recording it again.",
     "other_creator": "The code to be superseded belongs to another creator. Name a code of this creator.",
     "other_video": "The code is for another video. Use the code of the video that you mean.",

@@ -3,26 +3,32 @@
 A row is recorded whole or not at all: the code, its share, its redemption, its revocation and its note are events of
 one stream, and go in with one append. A row that contradicts the ledger records nothing: its differences are returned.
 A row whose facts are known records nothing either, so that the same sheet can be imported again.
+
+A row without a code's text is about the code of its video that has its window. Codes of a video never share its time,
+so there is one at most, unless the window of several is the same because one was revoked or superseded.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from uuid import UUID
 
 from domain import commands
 from domain.commands import Decision, OfVideo
+from domain.errors import Refused, Unknown
 from domain.pasted import creator_name
+from domain.periods import overlap
 from domain.rights import UsageRights
 from domain.sheet_import import SheetImport
-from domain.values import Sealed, When
+from domain.values import Sealed, When, Window
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
     from typing import Any
-    from uuid import UUID
 
     from domain.advertiser import Advertiser
     from domain.campaign import Share
@@ -31,9 +37,13 @@ if TYPE_CHECKING:
     from domain.creator import Creator
     from domain.values import Policy
 
-# By which a row's own code is found, whether or not the row has its secret.
-_SECRET_OF_ROW: Final = Sealed()
+# The fields in which a row without a secret must agree with a code to be about it.
+_WINDOW: Final = frozenset({"starts_at", "expires_at"})
 NO_REASON: Final = "The sheet gives no reason."
+
+
+class SeveralCodes(Exception):
+    """A row without a secret may be about several codes of its video."""
 
 
 class StatedTime(NamedTuple):
@@ -70,8 +80,8 @@ class SheetFacts:
     """What one row says.
 
     Attributes:
-        secret, creator_id, video_id: the code, its creator and its video.
-        code_id: the code, if it is known and the row has not its secret.
+        secret, creator_id, video_id: the code, its creator and its video; no secret if the row has none.
+        code_id: the code, if it is known and the row names it.
         terms_version: the version of the advertising terms that the creator accepted.
         terms_stated: whether the row itself has the version.
         starts_at, expires_at: the window, as far as it is stated.
@@ -135,6 +145,11 @@ class SheetFacts:
         return min(moment for moment in (now, noted, self.begins) if moment is not None)
 
     @property
+    def can_be_new(self) -> bool:
+        """Whether the row may be about a code that is not known: one that it names by its id alone is."""
+        return self.secret is not None or self.code_id is None
+
+    @property
     def states_rights(self) -> bool:
         """Whether the row says which usage rights there are."""
         return any(one is not None for one in (self.rights_until, self.platforms, self.edits_allowed))
@@ -171,8 +186,11 @@ async def permission_since(ledger: Ledger, facts: SheetFacts, now: datetime) -> 
     Returns:
         The time; None if there is nothing to record.
 
+    Raises:
+        SeveralCodes: what the row is about is not clear.
+
     """
-    if not facts.permission or await _known_code(ledger, facts) is not None:
+    if not facts.permission or await _known_code(ledger, facts, now) is not None:
         return None
     at = facts.generated_by(now)
     creator = await ledger.creator(facts.creator_id)
@@ -188,51 +206,99 @@ async def record_row(ledger: Ledger, policy: Policy, code_id: UUID, facts: Sheet
 
     Raises:
         Refused: one of the commands that the row stands for is refused.
+        SeveralCodes: what the row is about is not clear.
 
     """
     now = when.now
-    known = await _known_code(ledger, facts)
+    known = await _known_code(ledger, facts, now)
+    decision: Decision[Code] | None = None
     if known is None:
-        assert facts.secret is not None  # noqa: S101 - only a row with a secret can be of a code that is not known
-        generated = await commands.generate(
-            ledger,
-            policy,
-            code_id=code_id,
-            creator_id=facts.creator_id,
-            video_id=facts.video_id,
-            terms_version=facts.terms_version,
-            starts_at=facts.begins,
-            expires_at=facts.ends,
-            secret=facts.secret,
-            secret_given=True,
-            when=When(now, facts.generated_by(now)),
-        )
-        row = _Row(ledger, generated, now)
-    else:
+        try:
+            decision = await _generate(ledger, policy, code_id, facts, now)
+        except Refused as refusal:
+            # The code of that time may be the row's own, recorded without its secret.
+            known = await _in_the_way(ledger, facts, refusal)
+            if known is None:
+                raise
+    if known is not None:
         differences = tuple(_differences(known, facts))
         if differences:
             return RowDecision(Decision(known), existing=True, differences=differences)
-        row = _Row(ledger, Decision(known), now)
+    row = _Row(ledger, decision or Decision(cast("Code", known)), now)
     await _add_facts(row, facts, is_new=known is None)
     return RowDecision(row.decision, existing=known is not None)
 
 
-async def _known_code(ledger: Ledger, facts: SheetFacts) -> Code | None:
+async def _generate(ledger: Ledger, policy: Policy, code_id: UUID, facts: SheetFacts, now: datetime) -> Decision[Code]:
+    return await commands.generate(
+        ledger,
+        policy,
+        code_id=code_id,
+        creator_id=facts.creator_id,
+        video_id=facts.video_id,
+        terms_version=facts.terms_version,
+        starts_at=facts.begins,
+        expires_at=facts.ends,
+        secret=facts.secret,
+        secret_given=facts.secret is not None,
+        when=When(now, facts.generated_by(now)),
+    )
+
+
+async def _known_code(ledger: Ledger, facts: SheetFacts, now: datetime) -> Code | None:
     """Return the code of a row, if it is known.
 
     Raises:
         Unknown: the row has only the code's id, and there is no such code.
+        SeveralCodes: what the row is about is not clear.
 
     """
-    if facts.secret is not None:
-        return await ledger.code_by_secret(facts.secret)
-    assert facts.code_id is not None  # noqa: S101 - a row has one or the other
-    return await ledger.code(facts.code_id)
+    if facts.secret is None:
+        return await (_of_video(ledger, facts, now) if facts.code_id is None else ledger.code(facts.code_id))
+    known = await ledger.code_by_secret(facts.secret)
+    if known is None and facts.code_id is not None:
+        with suppress(Unknown):  # a sheet that was exported from another ledger names codes of that one
+            known = await ledger.code(facts.code_id)
+        return None if known is None or known.masked is not None else known
+    return known
+
+
+async def _of_video(ledger: Ledger, facts: SheetFacts, now: datetime) -> Code | None:
+    """Return the code that a row without a secret is about, if it is known.
+
+    Where no code has the window of the row, it is the one that has a part of its time: they cannot both be right.
+    """
+    codes = (await ledger.of_video(facts.video_id)).codes
+    agree = [code for code in codes if not any(one.field in _WINDOW for one in _differences(code, facts))]
+    if len(agree) > 1:
+        agree = [code for code in agree if code.occupation()] or agree
+    if len(agree) > 1:
+        raise SeveralCodes
+    if not agree and facts.ends is not None:
+        time = [Window(facts.generated_by(now), facts.ends)]
+        agree = [code for code in codes if overlap(time, code.occupation())]
+    return agree[0] if len(agree) == 1 else None
+
+
+async def _in_the_way(ledger: Ledger, facts: SheetFacts, refusal: Refused) -> Code | None:
+    """Return the code that keeps a row's from its time, if it has no secret and contradicts the row in nothing."""
+    if refusal.code != "live_code_exists" or refusal.conflict_id is None or facts.secret is None:
+        return None
+    code = await ledger.code(UUID(refusal.conflict_id))
+    return None if code.masked is not None or any(_differences(code, facts)) else code
 
 
 async def _add_facts(row: _Row, facts: SheetFacts, *, is_new: bool) -> None:
     """Add what the row says besides the code itself, as far as it is not known."""
     code, now = row.made, row.now
+    secret = facts.secret
+    if secret is not None and code.masked is None:
+        await row.add(
+            lambda ledger, when: commands.attach_secret(
+                ledger, code.id, secret, if_match=None, authorize=_anyone, when=when
+            ),
+            now,
+        )
     if facts.share is not None and not _is_shared(code, facts.share, facts.shared_at):
         share = facts.share
         await row.add(
@@ -244,7 +310,7 @@ async def _add_facts(row: _Row, facts: SheetFacts, *, is_new: bool) -> None:
     account, redeemed_at = facts.redeemed_by, facts.redeemed_at
     if account is not None and redeemed_at is not None and not _is_by(code.redemptions.get(account), redeemed_at):
         await row.add(
-            lambda ledger, when: commands.redeem(ledger, _SECRET_OF_ROW, account, frozenset(), when=when),
+            lambda ledger, when: commands.redeem(ledger, None, account, frozenset(), code_id=code.id, when=when),
             redeemed_at.first,
         )
     if facts.states_rights:
@@ -358,8 +424,8 @@ class _Row:
     async def advertiser(self, advertiser_id: str) -> Advertiser | None:
         return await self._ledger.advertiser(advertiser_id)
 
-    async def code_by_secret(self, secret: Sealed) -> Code | None:  # noqa: ARG002 - a row has one secret
-        return self.made
+    async def code_by_secret(self, secret: Sealed) -> Code | None:
+        return await self._ledger.code_by_secret(secret)
 
     async def of_video(self, video_id: str) -> OfVideo:
         known = await self._ledger.of_video(video_id)

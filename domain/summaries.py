@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from domain.recorded import Event
 
 
-def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each event
+def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912, PLR0915 - one line for each event
     """Say in one sentence what happened."""
     match event:
         case Creator.Enabled():
@@ -36,10 +36,13 @@ def summary(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for
         case Code.Generated():
             start = f"from {_day(event.starts_at)} " if event.start_stated else ""
             beside = "" if event.start_stated else "; nobody stated when it began"
+            code = "a code whose secret is not known" if event.masked is None else f"code {event.masked}"
             return (
-                f"Creator {event.creator_id} accepted terms {event.terms_version} and generated code {event.masked} "
+                f"Creator {event.creator_id} accepted terms {event.terms_version} and generated {code} "
                 f"for video {event.video_id}, valid {start}until {_day(event.expires_at)}{beside}."
             )
+        case Code.SecretAttached():
+            return f"The secret of the code was attached: {event.masked}."
         case Code.Extended():
             return f"The code was extended from {_day(event.old_expires_at)} to {_day(event.expires_at)}."
         case Code.Shared():

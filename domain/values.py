@@ -102,11 +102,13 @@ class Policy:
     """Rules on which TikTok's sources disagree, and which are therefore configurable.
 
     Its API has lengths of 7, 30, 60 and 365 days; two clients of it also have 180. Its error table says that an
-    expired code can be revived, and one platform says that it cannot.
+    expired code can be revived, and one platform says that it cannot. Whether a code may be recorded whose secret is
+    not known is for those to say who answer for the record.
     """
 
     allowed_days: tuple[int, ...] = (7, 30, 60, 365)
     extend_after_expiry: bool = True
+    codes_without_secret: bool = False
 
     @property
     def longest(self) -> timedelta:

@@ -319,6 +319,11 @@ class Settings(BaseModel):
     extend_after_expiry: bool = _setting(
         default=True, description="Whether an expired code can be extended.", expects="give true or false"
     )
+    codes_without_secret: bool = _setting(
+        default=False,
+        description="Whether imports record a code whose secret is not known, from a row with a video and an end.",
+        expects="give true or false",
+    )
     video_ids: Literal["tiktok", "any"] = _setting(
         "tiktok",
         "Which video ids are accepted: `tiktok` for 15 to 20 digits, or `any` for ids of other platforms too. Links to "

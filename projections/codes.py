@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from domain.recorded import RecordedEvent
 
 NAME: Final = "codes"
-VERSION: Final = 7
+VERSION: Final = 8
 
 
 @dataclass(slots=True)
@@ -47,6 +47,7 @@ class CodeRow:
         superseded_at, superseded_by: from when on which other code has its video; None without one.
         supersedes: the code whose place it took.
         extended_at: the effective time of the extension that set the end; None before the first.
+        masked: the masked secret; None as long as the secret is not known.
         brand_ids, advertiser_ids: that it was shared with; the latter also those that redeemed it.
         was_shared, was_redeemed: whether it ever was. The events are not counted, because a share or redemption is
             recorded again if it was earlier than was known.
@@ -58,7 +59,7 @@ class CodeRow:
     creator_id: str
     creator_stream: UUID
     video_id: str
-    masked: str
+    masked: str | None
     terms_version: str
     starts_at: datetime
     start_stated: bool
@@ -121,7 +122,7 @@ CODES: Final = Table(
             creator_id          text NOT NULL,
             creator_stream      uuid NOT NULL,
             video_id            text NOT NULL,
-            masked              text NOT NULL,
+            masked              text,
             terms_version       text NOT NULL,
             starts_at           timestamptz NOT NULL,
             start_stated        boolean NOT NULL,
@@ -217,6 +218,11 @@ def changed(row: CodeRow, recorded: RecordedEvent, _event: Code.Event) -> None:
     row.position = recorded.position
 
 
+def secret_attached(row: CodeRow, recorded: RecordedEvent, event: Code.SecretAttached) -> None:
+    changed(row, recorded, event)
+    row.masked = event.masked
+
+
 def known(row: CodeRow, recorded: RecordedEvent, event: Code.Shared | Code.Redeemed) -> None:
     """Apply an event that shows that the code was there: if nobody stated its start, it began no later."""
     changed(row, recorded, event)
@@ -273,6 +279,7 @@ VIEW: Final = View(
     updates={
         Code.Event: happened,
         Code.Changed: changed,
+        Code.SecretAttached: secret_attached,
         Code.Extended: extended,
         Code.RightsStated: rights_stated,
         Code.Shared: shared,

@@ -455,7 +455,7 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
 
 def issued(row: CodeFiguresRow, recorded: RecordedEvent, event: Code.Generated) -> list[Sum]:
     changes = _Changes()
-    _count_issue(row, changes, 1, was_recorded=event.secret_given)
+    _count_issue(row, changes, 1, was_recorded=event.was_recorded)
     _count_ends(row, changes, 1)
     changes.late(recorded)
     return changes.apply(row)

@@ -249,13 +249,22 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
         given.launch(campaign),
         given.reveal(reason="The brand lost it"),
         given.note(text="Position 4 names the right brand.", about_position=4),
+        given.generate(
+            given.OTHER_CODE,
+            creator_id=creator,
+            video_id="7312345678901234575",
+            terms_version="2026-01",
+            secret=None,
+            expires_at=given.NOW + month,
+        ),
+        given.attach(Sealed("#m2/Xy+another+spark+ad+code=="), given.OTHER_CODE),
     )
     pending: list[Event] = []
     for command in told:
         pending += _decided(story, command)
     pending += _decided(story.later(days=53), given.record_due())
     successor = given.generate(
-        given.OTHER_CODE,
+        UUID(int=0xC0DE_3),
         creator_id=creator,
         video_id=video,
         terms_version="2026-01",

@@ -175,7 +175,7 @@ def generate(
     days: int = 30,
     starts_at: datetime | None = None,
     expires_at: datetime | None = None,
-    secret: Sealed = SECRET,
+    secret: Sealed | None = SECRET,
     secret_given: bool = False,
     caption_sha256: str | None = None,
     rights: UsageRights | None = None,
@@ -202,6 +202,12 @@ def generate(
         supersedes=supersedes,
         if_match=if_match,
         when=when,
+    )
+
+
+def attach(secret: Sealed = SECRET, code_id: UUID = CODE, *, if_match: int | None = None) -> Command:
+    return lambda ledger, when: commands.attach_secret(
+        ledger, code_id, secret, if_match=if_match, authorize=anyone, when=when
     )
 
 
@@ -245,14 +251,21 @@ def share(
 
 
 def redeem(
-    secret: Sealed = SECRET,
+    secret: Sealed | None = SECRET,
     *,
+    code_id: UUID | None = None,
     advertiser_id: str = ADVERTISER,
     brand_ids: frozenset[str] = frozenset(),
     expected_video_id: str | None = None,
 ) -> Command:
     return lambda ledger, when: commands.redeem(
-        ledger, secret, advertiser_id, brand_ids, expected_video_id=expected_video_id, when=when
+        ledger,
+        secret,
+        advertiser_id,
+        brand_ids,
+        code_id=code_id,
+        expected_video_id=expected_video_id,
+        when=when,
     )
 
 
@@ -349,6 +362,11 @@ def generated(**facts: Any) -> Story:
 def not_started() -> Story:
     """A code whose window begins in five days."""
     return generated(starts_at=NOW + timedelta(days=5))
+
+
+def without_secret() -> Story:
+    """A code that TikTok generated, whose secret nobody has brought."""
+    return generated(secret=None, expires_at=NOW + timedelta(days=30))
 
 
 def shared() -> Story:

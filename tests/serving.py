@@ -45,6 +45,7 @@ from infra.delivery.alerts.rules import AlertRules
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
+from infra.imports.mappings import SheetMappings
 from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
 from infra.jobs.heads import HeadsJob
@@ -153,6 +154,7 @@ class Serving:
         self.settings = load_settings(
             {
                 "SPARKLEDGER_VIDEO_IDS": "any",
+                "SPARKLEDGER_CODES_WITHOUT_SECRET": "true",
                 "SPARKLEDGER_SMTP_URL": "smtp://127.0.0.1:9",
                 "SPARKLEDGER_SMTP_FROM": "alerts@ledger.example",
                 "SPARKLEDGER_ALERT_DOMAINS": "ledger.example,brand.example",
@@ -285,6 +287,7 @@ class Serving:
                 webhooks=WebhookSubscriptions(api.database, api.keyring),
                 alerts=AlertRules(api.database, api.keyring),
                 calendars=Calendars(api.database, api.keyring, api.aggregates),
+                mappings=SheetMappings(api.database),
                 histories=api.histories,
                 stream_tokens=StreamTokens(api.database, api.keyring),
                 on_keys_changed=api.on_keys_changed,

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("api", "infra", "projections", "domain")
-IN_INFRA = ("auth", "crypto", "delivery", "eventstore", "jobs", "postgres", "processes", "proof", "views")
+IN_INFRA = ("auth", "crypto", "delivery", "eventstore", "imports", "jobs", "postgres", "processes", "proof", "views")
 FOLDERS = (
     *("api/console", "api/http", "projections/engine", *(f"infra/{name}" for name in IN_INFRA)),
     *("infra/delivery/alerts", "infra/delivery/kafka", "infra/delivery/webhooks"),

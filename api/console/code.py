@@ -117,9 +117,12 @@ def _commands(visit: Visit, code: dict[str, Any]) -> list[Command]:
         possible |= {"extend", "revoke"}
     if code["live"]:
         possible |= {"share"} | ({"launch"} if code["redemptions"] else set())
+        possible |= {"redeem"} if code["masked"] is None else set()
     if any(campaign["running"] for campaign in code["campaigns"]):
         possible.add("end")
-    if not visit.reader.key.reveals:
+    if code["masked"] is None:
+        possible.add("secret")
+    if code["masked"] is None or not visit.reader.key.reveals:
         possible.discard("reveal")
     return [one for one in COMMANDS if one.name in possible and visit.role in one.roles]
 

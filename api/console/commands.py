@@ -1,4 +1,4 @@
-"""What somebody does to a code: extend it, share it, revoke it, show its secret again, note something, run a campaign.
+"""What somebody does to a code: extend, share or revoke it, show or attach its secret, note something, run a campaign.
 
 Each is a form of its own, at an address below the code's. A refusal is a sentence at the form, and what was entered
 stays. A form that is sent twice is carried out once.
@@ -43,7 +43,7 @@ class Command:
 
     Attributes:
         name: the last part of its address.
-        route: below the code's address in the API.
+        route: below the code's address in the API; or an address of its own, to which the code's id is sent.
         title: what it does, as a heading and on its button.
         explained: what follows from it, and what cannot be undone.
         fields: what is entered.
@@ -174,6 +174,28 @@ COMMANDS: Final = (
         lambda form: _entered(form, "reason"),
     ),
     Command(
+        "secret",
+        "secret",
+        "Attach the code’s text",
+        "The code was recorded without its text. Whoever enters it here says that this is the text. It can be attached "
+        "once, and is never replaced.",
+        (Field("secret", "The code", "secret", is_required=True),),
+        GIVES,
+        # As it was pasted: what surrounds it is the API's to judge.
+        lambda form: {"secret": form.get("secret", "")},
+        is_final=True,
+    ),
+    Command(
+        "redeem",
+        "/v1/redemptions",
+        "Record a redemption",
+        "An advertiser account entered the code in TikTok Ads Manager. Its text is not known here, so that is recorded "
+        "without it.",
+        (Field("advertiser_id", "Advertiser account", is_required=True),),
+        RECORDS_LATE,
+        lambda form: _entered(form, "advertiser_id"),
+    ),
+    Command(
         "note",
         "notes",
         "Add a note",
@@ -250,10 +272,12 @@ def _shows(command: Command) -> Callable[[Visit], Awaitable[Response]]:
         body = command.body(form)
         if form.get("effective_at") and visit.role in RECORDS_LATE:
             body["effective_at"] = in_utc(form["effective_at"])
-        route = command.route.format(campaign_id=quote(form.get("campaign_id", ""), safe=""))
+        route = f"{path}/{command.route.format(campaign_id=quote(form.get('campaign_id', ''), safe=''))}"
+        if command.route.startswith("/"):
+            route, body["code_id"] = command.route, code["code_id"]
         try:
             reply = await visit.api.call(
-                command.method, f"{path}/{route}", {}, orjson.dumps(body), idempotency_key=form.get("form_id")
+                command.method, route, {}, orjson.dumps(body), idempotency_key=form.get("form_id")
             )
         except Declined as declined:
             if declined.status not in {400, 409, 422}:

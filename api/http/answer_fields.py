@@ -19,7 +19,13 @@ CreatorId = Annotated[str, Field(description="The creator's TikTok account.", ex
 VideoId = Annotated[str, Field(description="The video that the code is for.", examples=["7312345678901234567"])]
 AdvertiserId = Annotated[str, Field(description="The advertiser account.", examples=["adv-7001"])]
 BrandId = Annotated[str, Field(description="The brand.", examples=["acme"])]
-Masked = Annotated[str, Field(description="The masked secret: its last characters.", examples=["…Zx9A"])]
+Masked = Annotated[
+    str | None,
+    Field(
+        description="The masked secret: its last characters. Null if the code was recorded without its secret.",
+        examples=["…Zx9A"],
+    ),
+]
 Secret = Annotated[str, Field(description="The secret that the brand enters.", examples=["#k9/Tz+example=="])]
 CodeState = Annotated[State, Field(description="The state of the code now.", examples=["redeemed"])]
 Live = Annotated[bool, Field(description="Whether the code is not revoked and now is inside its window.")]

@@ -118,7 +118,8 @@ def policy_of(caller: Caller) -> Policy:
 
 def policy_here(services: Services) -> Policy:
     """Return the same, for a reader who has not asked for anything yet."""
-    return Policy(services.settings.allowed_days, services.settings.extend_after_expiry)
+    settings = services.settings
+    return Policy(settings.allowed_days, settings.extend_after_expiry, settings.codes_without_secret)
 
 
 def _refuse_effective_at(caller: Caller, pointer: str, moment: datetime) -> None:

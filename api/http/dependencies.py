@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from infra.eventstore.current_code import CurrentCodes
     from infra.eventstore.histories import Histories
     from infra.eventstore.reader import EventReader
+    from infra.imports.mappings import SheetMappings
     from infra.postgres.pool import Database
     from infra.settings import Settings
     from infra.views.reader import ViewReader
@@ -65,6 +66,7 @@ class Services:
     webhooks: WebhookSubscriptions
     alerts: AlertRules
     calendars: Calendars
+    mappings: SheetMappings
     histories: Histories
     stream_tokens: StreamTokens
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)

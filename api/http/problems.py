@@ -56,6 +56,7 @@ STATUSES: Final[dict[str, int]] = {
     "event_unknown": 404,
     "key_unknown": 404,
     "log_unknown": 404,
+    "mapping_unknown": 404,
     "route_unknown": 404,
     "version_unknown": 404,
     "webhook_unknown": 404,
@@ -66,6 +67,7 @@ STATUSES: Final[dict[str, int]] = {
     "alert_key_invalid": 409,
     "too_many_alerts": 409,
     "too_many_calendars": 409,
+    "too_many_mappings": 409,
     "history_changed": 409,
     "key_not_rotatable": 409,
     "idempotency_key_in_use": 409,
@@ -153,6 +155,8 @@ DETAILS: Final[dict[str, str]] = {
         "you no longer need."
     ),
     "calendar_unknown": "There is no such calendar, or it is no longer valid.",
+    "mapping_unknown": "No mapping is saved under this name in this ledger.",
+    "too_many_mappings": "This ledger already has 200 mappings, and that is the maximum. Delete a mapping first.",
     "too_many_calendars": (
         "This ledger already has 500 calendars, or this key 50 of them, and that is the maximum. Delete a calendar "
         "that you no longer need."

@@ -20,6 +20,7 @@ from infra.crypto.rotation import require_master_keys
 from infra.delivery.alerts.calendars import Calendars
 from infra.delivery.alerts.rules import AlertRules
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+from infra.imports.mappings import SheetMappings
 from infra.postgres.migrate import require_migrated
 from infra.postgres.roles import API
 from infra.postgres.server_check import require_suitable_server
@@ -105,6 +106,7 @@ async def _serve(
             webhooks=WebhookSubscriptions(opened.database, opened.keyring),
             alerts=AlertRules(opened.database, opened.keyring),
             calendars=Calendars(opened.database, opened.keyring, opened.aggregates),
+            mappings=SheetMappings(opened.database),
             histories=opened.histories,
             stream_tokens=StreamTokens(opened.database, opened.keyring),
             on_keys_changed=opened.on_keys_changed,

@@ -162,7 +162,7 @@ def code_state_schema() -> dict[str, Any]:
     properties = {
         "ledger": _TEXT,
         "code_id": _UUID,
-        "masked": _TEXT,
+        "masked": _or_null(_TEXT),
         "creator_id": _TEXT,
         "video_id": _TEXT,
         "terms_version": _TEXT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from domain.code import Code, effective_as_of, fold_code
+from domain.code import Code, effective_as_of, fold_code, replay_code
 from domain.creator import replay_creator
 from domain.errors import Refused, Unknown
 from domain.pasted import creator_name
@@ -99,8 +99,8 @@ class AggregateReader:
             live += sum(fold_code(effective_as_of(head, at)).live(at) for head in heads)
         return live
 
-    async def secret(self, ledger_id: int, code_id: UUID) -> Sealed:
-        """Unseal a code's secret.
+    async def secret(self, ledger_id: int, code_id: UUID) -> Sealed | None:
+        """Unseal a code's secret; None if it is not known.
 
         Raises:
             Unknown: there is no such code.
@@ -110,7 +110,11 @@ class AggregateReader:
         stream = await self.code_stream(ledger_id, code_id)
         if not stream:
             raise Unknown("code")
-        fields = (await self.unsealed(ledger_id, stream[:1]))[stream[0].position]
+        version = replay_code(stream).secret_in
+        if version is None:
+            return None
+        recorded = stream[version - 1]
+        fields = (await self.unsealed(ledger_id, [recorded]))[recorded.position]
         if fields is None:
             raise Refused("creator_erased")
         return fields["secret"]

@@ -49,9 +49,9 @@ class Pretended:
         if isinstance(changed, Creator):
             self.creators[creator_name(changed.creator_id)] = changed
         elif isinstance(changed, Code):
+            if secret is not None:
+                self.by_secret[ledger.fingerprint(secret_name(secret))] = changed.id
             if changed.id not in self.codes:
-                if secret is not None:
-                    self.by_secret[ledger.fingerprint(secret_name(secret))] = changed.id
                 self.by_video.setdefault(changed.video_id, []).append(changed.id)
             self.codes[changed.id] = changed
         return len(events)

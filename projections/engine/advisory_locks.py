@@ -29,3 +29,4 @@ class AdvisoryLock(IntEnum):
     HEADS = 7_290_128  # no second key
     ALERTS = 7_290_129  # no second key
     ALERT_COUNT = 7_290_130  # a ledger's id
+    MAPPING_COUNT = 7_290_131  # a ledger's id

@@ -25,6 +25,7 @@ ROLES: dict[str, set[str]] = {
     "PUT /v1/creators/{creator_id}/permission": CREATORS,
     "GET /v1/creators/{creator_id}/permission": READERS - {"brand"},
     "POST /v1/codes": CREATORS,
+    "POST /v1/codes/{code_id}/secret": CREATORS,
     "POST /v1/codes/{code_id}/extensions": CREATORS,
     "POST /v1/codes/{code_id}/shares": CREATORS,
     "POST /v1/codes/lookup": BRANDS,
@@ -61,6 +62,10 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/dossiers/keys/{key_id}": {"auditor", "admin"},
     "POST /v1/evidence": READERS,
     "POST /v1/imports": {"operator", "admin"},
+    "GET /v1/imports/mappings": {"operator", "auditor", "admin"},
+    "GET /v1/imports/mappings/{name}": {"operator", "auditor", "admin"},
+    "PUT /v1/imports/mappings/{name}": {"operator", "admin"},
+    "DELETE /v1/imports/mappings/{name}": {"operator", "admin"},
     "GET /v1/accesses": {"operator", "auditor", "admin"},
     "GET /v1/log": READERS | {"subscriber"},
     "GET /v1/log/consistency": READERS | {"subscriber"},
@@ -142,6 +147,10 @@ def generated(world: World, creator: str, _brand: str, _account: str) -> Any:
     return world.generate(creator)
 
 
+def without_secret(world: World, creator: str, _brand: str, _account: str) -> Any:
+    return world.without_secret(creator)
+
+
 def shared(world: World, creator: str, brand: str, account: str) -> Any:
     code = world.generate(creator)
     world.share(code, brand, account)
@@ -215,6 +224,16 @@ def on_log(path: str) -> Try:
     return attempt
 
 
+def saving(client: httpx.Client) -> httpx.Response:
+    return client.put("/v1/imports/mappings/agency", json={"dates": "dmy"})
+
+
+def saved(world: World) -> str:
+    """Save a mapping, and return its name."""
+    name: str = told(saving(world.client), 200)["name"]
+    return name
+
+
 def known(world: World) -> str:
     """Return a creator of whom something is recorded, and who is nobody's subject."""
     creator = f"creator-{uuid4()}"
@@ -247,6 +266,15 @@ REQUESTS: dict[str, tuple[Try, int]] = {
                 json={"creator_id": creator, "video_id": f"v-{datetime.now(UTC).timestamp()}", "terms_version": "1"},
             ),
         )[1],
+        201,
+    ),
+    "POST /v1/codes/{code_id}/secret": (
+        on_fresh(
+            without_secret,
+            lambda client, code, _: client.post(
+                f"/v1/codes/{code['code_id']}/secret", json={"secret": f"#attached+to={code['code_id']}"}
+            ),
+        ),
         201,
     ),
     "POST /v1/codes/{code_id}/extensions": (on_fresh(generated, on_code("extensions", {"days": 60})), 201),
@@ -366,6 +394,16 @@ REQUESTS: dict[str, tuple[Try, int]] = {
             "/v1/imports", content="video,code\nv,c\n", headers={"Content-Type": "text/csv"}
         ),
         200,
+    ),
+    "GET /v1/imports/mappings": (lambda _w, client, *_: client.get("/v1/imports/mappings"), 200),
+    "GET /v1/imports/mappings/{name}": (
+        lambda world, client, *_: client.get(f"/v1/imports/mappings/{saved(world)}"),
+        200,
+    ),
+    "PUT /v1/imports/mappings/{name}": (lambda _w, client, *_: saving(client), 200),
+    "DELETE /v1/imports/mappings/{name}": (
+        lambda world, client, *_: client.delete(f"/v1/imports/mappings/{saved(world)}"),
+        204,
     ),
     "GET /v1/accesses": (lambda _w, client, *_: client.get("/v1/accesses"), 200),
     "GET /v1/log": (lambda _w, client, *_: client.get("/v1/log"), 200),

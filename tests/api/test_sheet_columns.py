@@ -18,8 +18,9 @@ SHAPES = {
         "expires_at": 3,
         "permission": 4,
         "video_id": 6,
+        "name": 0,
     },
-    "Name|Spark Code|Clean TT Handle|Confrimed Rate": {"secret": 1, "creator_id": 2},
+    "Name|Spark Code|Clean TT Handle|Confrimed Rate": {"secret": 1, "creator_id": 2, "name": 0},
     "video_id|spark_code|spark_code_expiry_date|spark_code_expired|posted_date": {
         "video_id": 0,
         "secret": 1,
@@ -39,7 +40,7 @@ SHAPES = {
         "noted_at": 6,
         "note": 7,
     },
-    "auth_code|influencer_name|creator_username|notes": {"secret": 0, "creator_id": 2, "note": 3},
+    "auth_code|influencer_name|creator_username|notes": {"secret": 0, "creator_id": 2, "note": 3, "name": 1},
     "Benutzername|Videolink|Autorisierungscode|gültig bis|Laufzeit": {
         "creator_id": 0,
         "video_id": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -84,6 +85,15 @@ class World:
         self.permit(creator_id)
         asked = {"creator_id": creator_id, "video_id": f"video-{next(self._numbers)}", "terms_version": TERMS} | facts
         return told(self.client.post("/v1/codes", json=asked), 201)
+
+    def without_secret(self, creator_id: str = OWN_CREATOR) -> dict[str, Any]:
+        """Import a code whose secret is not known."""
+        self.permit(creator_id)
+        row = f"creator_id,video_id,expires_at\n{creator_id},video-{next(self._numbers)},{days(30)}\n"
+        asked = {"record": "true", "terms": TERMS}
+        answer = self.client.post("/v1/imports", content=row, headers={"Content-Type": "text/csv"}, params=asked)
+        _, imported, _ = map(json.loads, answer.text.splitlines())
+        return self.read(imported)
 
     def share(
         self, code: dict[str, Any], brand_id: str = OWN_BRAND, advertiser_id: str = OWN_ACCOUNT, **more: Any

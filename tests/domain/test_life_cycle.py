@@ -17,6 +17,7 @@ STATES = {
     "unknown": given.unknown,
     "permitted": given.permitted,
     "generated": given.generated,
+    "without secret": given.without_secret,
     "not started": given.not_started,
     "shared": given.shared,
     "redeemed": given.redeemed,
@@ -41,6 +42,7 @@ COMMANDS = {
     "generate": given.generate(OTHER_CODE, secret=OTHER_SECRET),
     # One that takes the first one's place.
     "supersede": given.generate(UUID(int=3), secret=Sealed("#third/secret+of-a-code=E5F6"), supersedes=CODE),
+    "attach": given.attach(),
     "extend": given.extend(expires_at=NOW + timedelta(days=90)),
     "share": given.share(),
     "redeem": given.redeem(),
@@ -68,6 +70,7 @@ unknown        | permit       | PermissionEnabled
 unknown        | forbid       | nothing
 unknown        | generate     | creator_unknown
 unknown        | supersede    | code_unknown
+unknown        | attach       | code_unknown
 unknown        | extend       | code_unknown
 unknown        | share        | code_unknown
 unknown        | redeem       | code_unknown
@@ -90,6 +93,7 @@ permitted      | permit       | nothing
 permitted      | forbid       | PermissionDisabled
 permitted      | generate     | CodeGenerated
 permitted      | supersede    | code_unknown
+permitted      | attach       | code_unknown
 permitted      | extend       | code_unknown
 permitted      | share        | code_unknown
 permitted      | redeem       | code_unknown
@@ -112,6 +116,7 @@ generated      | permit       | nothing
 generated      | forbid       | PermissionDisabled
 generated      | generate     | live_code_exists
 generated      | supersede    | Superseded CodeGenerated
+generated      | attach       | nothing
 generated      | extend       | Extended
 generated      | share        | Shared
 generated      | redeem       | Redeemed
@@ -130,10 +135,34 @@ generated      | bind         | VideoBound
 generated      | bind away    | VideoBound
 generated      | release      | nothing
 
+without secret | permit       | nothing
+without secret | forbid       | PermissionDisabled
+without secret | generate     | live_code_exists
+without secret | supersede    | Superseded CodeGenerated
+without secret | attach       | CodeSecretAttached
+without secret | extend       | Extended
+without secret | share        | Shared
+without secret | redeem       | code_unknown
+without secret | redeem anew  | code_unknown
+without secret | launch       | not_redeemed_by_advertiser
+without secret | end          | campaign_unknown
+without secret | revoke       | Revoked
+without secret | force revoke | Revoked
+without secret | reveal       | secret_unknown
+without secret | note         | NoteAdded
+without secret | rights       | UsageRightsStated
+without secret | clock        | nothing
+without secret | erase        | CreatorErased
+without secret | name account | AdvertiserNamed
+without secret | bind         | VideoBound
+without secret | bind away    | VideoBound
+without secret | release      | nothing
+
 not started    | permit       | nothing
 not started    | forbid       | PermissionDisabled
 not started    | generate     | live_code_exists
 not started    | supersede    | Superseded CodeGenerated
+not started    | attach       | nothing
 not started    | extend       | Extended
 not started    | share        | Shared
 not started    | redeem       | RedemptionRefused code_not_started
@@ -156,6 +185,7 @@ shared         | permit       | nothing
 shared         | forbid       | PermissionDisabled
 shared         | generate     | live_code_exists
 shared         | supersede    | Superseded CodeGenerated
+shared         | attach       | nothing
 shared         | extend       | Extended
 shared         | share        | nothing
 shared         | redeem       | Redeemed
@@ -178,6 +208,7 @@ redeemed       | permit       | nothing
 redeemed       | forbid       | PermissionDisabled
 redeemed       | generate     | live_code_exists
 redeemed       | supersede    | Superseded CodeGenerated
+redeemed       | attach       | nothing
 redeemed       | extend       | Extended
 redeemed       | share        | nothing
 redeemed       | redeem       | nothing
@@ -200,6 +231,7 @@ running        | permit       | nothing
 running        | forbid       | PermissionDisabled
 running        | generate     | live_code_exists
 running        | supersede    | Superseded CodeGenerated
+running        | attach       | nothing
 running        | extend       | Extended
 running        | share        | nothing
 running        | redeem       | nothing
@@ -222,6 +254,7 @@ campaign ended | permit       | nothing
 campaign ended | forbid       | PermissionDisabled
 campaign ended | generate     | live_code_exists
 campaign ended | supersede    | Superseded CodeGenerated
+campaign ended | attach       | nothing
 campaign ended | extend       | Extended
 campaign ended | share        | nothing
 campaign ended | redeem       | nothing
@@ -244,6 +277,7 @@ approaching    | permit       | nothing
 approaching    | forbid       | PermissionDisabled
 approaching    | generate     | live_code_exists
 approaching    | supersede    | Superseded CodeGenerated
+approaching    | attach       | nothing
 approaching    | extend       | Extended
 approaching    | share        | nothing
 approaching    | redeem       | nothing
@@ -266,6 +300,7 @@ window over    | permit       | nothing
 window over    | forbid       | PermissionDisabled
 window over    | generate     | CodeGenerated
 window over    | supersede    | code_expired
+window over    | attach       | nothing
 window over    | extend       | Expired Extended
 window over    | share        | code_expired
 window over    | redeem       | RedemptionRefused code_expired
@@ -288,6 +323,7 @@ cut off        | permit       | nothing
 cut off        | forbid       | PermissionDisabled
 cut off        | generate     | CodeGenerated
 cut off        | supersede    | code_expired
+cut off        | attach       | nothing
 cut off        | extend       | CampaignEnded Expired Extended
 cut off        | share        | code_expired
 cut off        | redeem       | RedemptionRefused code_expired
@@ -310,6 +346,7 @@ expired        | permit       | nothing
 expired        | forbid       | PermissionDisabled
 expired        | generate     | CodeGenerated
 expired        | supersede    | code_expired
+expired        | attach       | nothing
 expired        | extend       | Extended
 expired        | share        | code_expired
 expired        | redeem       | RedemptionRefused code_expired
@@ -332,6 +369,7 @@ revived        | permit       | nothing
 revived        | forbid       | PermissionDisabled
 revived        | generate     | live_code_exists
 revived        | supersede    | Superseded CodeGenerated
+revived        | attach       | nothing
 revived        | extend       | Extended
 revived        | share        | nothing
 revived        | redeem       | nothing
@@ -354,6 +392,7 @@ superseded     | permit       | nothing
 superseded     | forbid       | PermissionDisabled
 superseded     | generate     | secret_exists
 superseded     | supersede    | code_superseded
+superseded     | attach       | nothing
 superseded     | extend       | code_superseded
 superseded     | share        | code_superseded
 superseded     | redeem       | nothing
@@ -376,6 +415,7 @@ revoked        | permit       | nothing
 revoked        | forbid       | PermissionDisabled
 revoked        | generate     | CodeGenerated
 revoked        | supersede    | code_revoked
+revoked        | attach       | nothing
 revoked        | extend       | code_revoked
 revoked        | share        | code_revoked
 revoked        | redeem       | RedemptionRefused code_revoked
@@ -398,6 +438,7 @@ permission off | permit       | PermissionEnabled
 permission off | forbid       | nothing
 permission off | generate     | permission_disabled
 permission off | supersede    | permission_disabled
+permission off | attach       | nothing
 permission off | extend       | permission_disabled
 permission off | share        | permission_disabled
 permission off | redeem       | nothing
@@ -420,6 +461,7 @@ bound          | permit       | nothing
 bound          | forbid       | PermissionDisabled
 bound          | generate     | live_code_exists
 bound          | supersede    | Superseded CodeGenerated
+bound          | attach       | nothing
 bound          | extend       | Extended
 bound          | share        | Shared
 bound          | redeem       | Redeemed
@@ -442,6 +484,7 @@ bound away     | permit       | nothing
 bound away     | forbid       | PermissionDisabled
 bound away     | generate     | video_of_other_creator
 bound away     | supersede    | video_of_other_creator
+bound away     | attach       | nothing
 bound away     | extend       | video_of_other_creator
 bound away     | share        | Shared
 bound away     | redeem       | Redeemed
@@ -464,6 +507,7 @@ erased         | permit       | creator_erased
 erased         | forbid       | nothing
 erased         | generate     | creator_erased
 erased         | supersede    | creator_erased
+erased         | attach       | creator_erased
 erased         | extend       | creator_erased
 erased         | share        | creator_erased
 erased         | redeem       | nothing

@@ -106,6 +106,15 @@ def extend(holds: set[str]) -> tuple[Story, Command]:
     return story, lambda ledger, when: asked(ledger, when._replace(at=moment))
 
 
+def attach(holds: set[str]) -> tuple[Story, Command]:
+    story = tell(
+        given.generated() if "secret_known" in holds else given.without_secret(),
+        ("secret_exists" in holds, given.generate(OTHER_CODE, secret=OTHER_SECRET, video_id="video-2")),
+        ("creator_erased" in holds, given.erase()),
+    )
+    return story, given.attach(OTHER_SECRET)
+
+
 SUPERSEDE = given.generate(OTHER_CODE, secret=OTHER_SECRET, supersedes=given.CODE)
 
 
@@ -168,7 +177,8 @@ def permission(holds: set[str]) -> tuple[Story, Command]:
 
 
 def reveal(holds: set[str]) -> tuple[Story, Command]:
-    return tell(given.redeemed(), ("creator_erased" in holds, given.erase())), given.reveal()
+    story = given.without_secret() if "secret_unknown" in holds else given.redeemed()
+    return tell(story, ("creator_erased" in holds, given.erase())), given.reveal()
 
 
 def note(holds: set[str]) -> tuple[Story, Command]:
@@ -186,6 +196,7 @@ def bind(holds: set[str]) -> tuple[Story, Command]:
 SITUATIONS: dict[str, Callable[[set[str]], tuple[Story, Command]]] = {
     "permission": permission,
     "generate": generate,
+    "attach": attach,
     "extend": extend,
     "share": share,
     "redeem": redeem,

@@ -15,6 +15,7 @@ from domain.sheet_import import SheetImport
 from domain.sheet_rows import (
     Difference,
     RowDecision,
+    SeveralCodes,
     SheetFacts,
     StatedTime,
     begin_import,
@@ -53,9 +54,9 @@ def decided(story: given.Story, facts: SheetFacts, code_id: UUID = given.CODE) -
     return given.done(record_row(story.ledger, given.POLICY, code_id, facts, when=when))
 
 
-def recorded(story: given.Story, facts: SheetFacts) -> list[tuple[str, datetime]]:
+def recorded(story: given.Story, facts: SheetFacts, code_id: UUID = given.CODE) -> list[tuple[str, datetime]]:
     """Record a row, and return what it recorded, with the effective times."""
-    events = story.ledger.append(decided(story, facts).decision, now=story.clock(), actor=given.OPERATOR)
+    events = story.ledger.append(decided(story, facts, code_id).decision, now=story.clock(), actor=given.OPERATOR)
     return [(event.type, event.effective_at) for event in events]
 
 
@@ -245,3 +246,58 @@ def test_usage_rights_of_a_row_are_stated_once_and_what_it_leaves_out_stays() ->
         ("rights_until", (MARCH + 25 * DAY).isoformat().replace("+00:00", "Z")),
         ("edits_allowed", "true"),
     ]
+
+
+WITHOUT = replace(FACTS, secret=None)
+
+
+def test_a_row_without_a_secret_is_recorded_once_and_completed_by_one_that_has_it() -> None:
+    story = permitted()
+    assert recorded(story, WITHOUT) == [("CodeGenerated", MARCH)]
+    assert (story.code().masked, recorded(story, WITHOUT)) == (None, [])
+    later = replace(FACTS, redeemed_by=given.ADVERTISER, redeemed_at=at(MARCH + DAY))
+    completed = recorded(story, later, given.OTHER_CODE)
+    assert completed == [("CodeSecretAttached", given.NOW), ("Redeemed", MARCH + DAY)]
+    assert (story.code().masked, recorded(story, later), recorded(story, WITHOUT)) == ("…A1B2", [], [])
+
+
+def test_a_row_without_a_secret_is_redeemed_with_the_code() -> None:
+    facts = replace(WITHOUT, redeemed_by=given.ADVERTISER, redeemed_at=at(MARCH + DAY))
+    assert recorded(permitted(), facts) == [("CodeGenerated", MARCH), ("Redeemed", MARCH + DAY)]
+
+
+def test_a_row_without_a_secret_with_another_end_differs_from_the_code_of_its_time() -> None:
+    story = permitted()
+    recorded(story, FACTS)
+    found = decided(story, replace(WITHOUT, starts_at=None, noted_at=at(MARCH + DAY), expires_at=at(MARCH + 99 * DAY)))
+    assert [one.field for one in found.differences] == ["expires_at"]
+    # One of another time is another code.
+    after = replace(WITHOUT, starts_at=at(MARCH + 30 * DAY), expires_at=at(MARCH + 99 * DAY))
+    assert decided(story, after, given.OTHER_CODE).existing is False
+
+
+def test_a_secret_is_not_attached_to_a_code_that_its_row_contradicts() -> None:
+    story = permitted()
+    recorded(story, WITHOUT)
+    with pytest.raises(Refused) as refusal:
+        decided(story, replace(FACTS, expires_at=at(MARCH + 99 * DAY)), given.OTHER_CODE)
+    assert refusal.value.code == "live_code_exists"
+
+
+def test_a_row_without_a_secret_is_not_about_one_of_two_codes() -> None:
+    story = permitted()
+    recorded(story, replace(FACTS, revoked_at=at(MARCH + DAY)))
+    successor = replace(FACTS, secret=given.OTHER_SECRET, starts_at=at(MARCH + DAY))
+    when = When(story.clock(), story.clock())
+    second = given.done(record_row(story.ledger, given.POLICY, given.OTHER_CODE, successor, when=when))
+    story.ledger.append(second.decision, now=story.clock(), actor=given.OPERATOR)
+    with pytest.raises(SeveralCodes):
+        decided(story, replace(WITHOUT, starts_at=None))
+    assert decided(story, WITHOUT).decision.aggregate.id == given.CODE
+
+
+def test_a_row_that_names_a_code_without_a_secret_by_its_id_brings_it() -> None:
+    story = permitted()
+    recorded(story, WITHOUT)
+    brought = recorded(story, replace(FACTS, code_id=given.CODE), given.OTHER_CODE)
+    assert brought == [("CodeSecretAttached", given.NOW)]

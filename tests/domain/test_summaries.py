@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 from typing import cast
+from uuid import UUID
 
 import pytest
 from eventsourcing.utils import get_topic
@@ -19,6 +20,7 @@ from tests.given import CAMPAIGN, NOW, Story
 NOTE = "for the spring campaign of somebody"
 REMARK = "this was meant for somebody else"
 CONTRACT = "the contract of somebody"
+THIRD_SECRET = Sealed("#third/secret+of-a-code=E5F6")
 
 
 def everything() -> Story:
@@ -48,6 +50,9 @@ def everything() -> Story:
     relaunch = given.launch(replace(CAMPAIGN, campaign_id="campaign-3"))
     given.after(story, given.record_due(), given.extend(days=60), relaunch)
     given.after(story, given.generate(given.OTHER_CODE, secret=given.OTHER_SECRET, supersedes=given.CODE))
+    third = UUID(int=3)
+    without = given.generate(third, video_id="video-2", secret=None, expires_at=NOW + timedelta(days=60))
+    given.after(story, without, given.attach(THIRD_SECRET, third))
     return given.after(story, given.revoke(force=True), given.permission(enabled=False), given.erase())
 
 
@@ -86,6 +91,11 @@ SENTENCES = [
     f"Advertiser advertiser-1 launched campaign campaign-3 {LAUNCHED}",
     "The code was superseded by another from 2026-04-01 12:00 UTC on.",
     SUCCESSOR,
+    (
+        "Creator creator-1 accepted terms terms-2026 and generated a code whose secret is not known for video video-2, "
+        "valid until 2026-04-30 12:00 UTC; nobody stated when it began."
+    ),
+    "The secret of the code was attached: …E5F6.",
     "Campaign campaign-3 of advertiser advertiser-1 ended, because the code was revoked.",
     "The code was revoked by force.",
     "Creator creator-1 switched ad authorization off.",
@@ -141,7 +151,8 @@ def test_no_sentence_holds_a_sealed_text() -> None:
     story = everything()
     sealed = {text for texts in story.ledger.sealed.values() for text in texts.values()}
     sentences = " ".join(summary(with_sealed_texts(story, r)) for r in story.ledger.events)
-    assert sealed == {given.SECRET, given.OTHER_SECRET, Sealed(NOTE), Sealed(REMARK), Sealed(CONTRACT)}
+    secrets = {given.SECRET, given.OTHER_SECRET, THIRD_SECRET}
+    assert sealed == {*secrets, Sealed(NOTE), Sealed(REMARK), Sealed(CONTRACT)}
     assert not [str(text) for text in sealed if text in sentences]
 
 

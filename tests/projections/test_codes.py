@@ -94,6 +94,11 @@ CASES: list[tuple[Story, dict[str, Any]]] = [
         },
     ),
     (given.revoked(), {**REDEEMED, "version": 4, "revoked_at": NOW}),
+    (given.without_secret(), {"masked": None, "start_stated": False}),
+    (
+        given.after(given.without_secret(), given.attach()),
+        {"masked": "…A1B2", "start_stated": False, "version": 2},
+    ),
     (given.superseded(), {**REDEEMED, "version": 4, "superseded_at": NOW, "superseded_by": OTHER_CODE}),
 ]
 

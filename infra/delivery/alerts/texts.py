@@ -127,7 +127,8 @@ def _described(number: int, kind: AlertKind, entry: Entry, now: datetime, head: 
     found, code = entry.finding, entry.code
     if code is None:
         return [f"{number}. {found.reason}", ""]
-    lines = [f"{number}. Code {code.masked} of {code.creator_id}"]
+    named = "Code" if code.masked is None else f"Code {code.masked}"
+    lines = [f"{number}. {named} of {code.creator_id}"]
     if found.campaign_id is not None:
         lines.append(f"   Campaign: {found.campaign_id} of account {found.advertiser_id}")
     lines.append(f"   Video:    {video_link(code)}")

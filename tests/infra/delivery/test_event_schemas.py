@@ -131,7 +131,10 @@ def test_nothing_that_is_sealed_is_in_a_schema() -> None:
         assert not (properties.keys() | properties["body"]["properties"].keys()) & sealed.keys()
 
 
-@pytest.mark.parametrize("story", [given.generated, given.shared, given.running, given.campaign_ended, given.revoked])
+@pytest.mark.parametrize(
+    "story",
+    [given.generated, given.without_secret, given.shared, given.running, given.campaign_ended, given.revoked],
+)
 def test_every_state_is_as_its_schema_says(story: Any) -> None:
     stream = story().stream(given.CODE)
     content = state_content(replay_code(stream), "main", stream[-1])

@@ -154,6 +154,7 @@ FILLED_BY_HAND = (
     INSERT INTO calendars (calendar_id, ledger_id, key_id, hash)
     VALUES (%(id)s, %(ledger)s, %(key)s, uuid_send(%(id)s))
     """,
+    "INSERT INTO import_mappings VALUES (%(ledger)s, 'agency', '{}', now(), %(key)s)",
     "INSERT INTO stream_tokens VALUES (%(ledger)s, %(id)s, %(key)s, 1, now())",
     """
     INSERT INTO console_sessions (hash, ledger_id, key_id, sealed, expires_at)

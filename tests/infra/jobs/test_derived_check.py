@@ -76,6 +76,31 @@ async def test_what_nobody_changed_has_no_difference(opened: Opened, tenant: Ten
         assert parts == ["claims", "commitments", "views"]
 
 
+async def test_a_secret_that_is_attached_meanwhile_makes_no_difference(opened: Opened) -> None:
+    tenant = await opened.begin()
+    without = given.generate(secret=None, expires_at=datetime.now(UTC) + timedelta(days=30))
+    for command in (given.permission(), without):
+        await opened.when(tenant, command)
+    await opened.apply()
+    attached = False
+
+    async def rest(_: float) -> None:
+        """Attach it after the first stretch of events, before claims are counted."""
+        nonlocal attached
+        if not attached:
+            attached = True
+            await opened.when(tenant, given.attach())
+
+    async with checking(opened) as running:
+        await running.check.minute(running.connection, rest)
+        assert (attached, opened.sql(OPEN)) == (True, [])
+        await opened.apply()
+        # By now it is among the events, and expected.
+        assert await running.found() == []
+        opened.sql("DELETE FROM claims WHERE claim IN (SELECT claim FROM claims ORDER BY claim)")
+        assert [part for part, _, _ in await running.found()] == ["claims"]
+
+
 OTHER = "00000000-0000-7000-8000-00000000abcd"
 CHANGES: dict[str, tuple[str, tuple[str, int | None, str]]] = {
     "a commitment": (

@@ -1,0 +1,1 @@
+"""Imports of sheets: how their columns are saved under a name."""
