@@ -2,8 +2,7 @@
 
 The heads are kept in a table, and only those of keys with new events change. Their root is recorded as `HeadsSealed`,
 an event like any other, so it is signed and witnessed with the rest. Nothing of this delays a command or the sealer.
-Heads are read in the order of their keys, some thousand at a time, so memory does not grow with them. Of many new
-events, what they add is sorted by key in temporary files first: 48 bytes for each of the two or three keys of an event.
+Heads are read in the order of their keys, some thousand at a time, so memory does not grow with them.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ import base64
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -57,10 +54,10 @@ AWAY_S: Final = 5.0
 # Events that are added at a time, and heads that are hashed at a time.
 STRETCH: Final = 8_192
 HASHED: Final = 32 * BLOCK_HEADS
-# Of more new events, what they add is sorted first. So many of what is added are in memory at a time, about.
+# Of more new events, what they add is sorted before it is stored, in rounds of so many events: 38 MB at most.
 FEW_EVENTS: Final = 8 * STRETCH
-SORTED: Final = 16_384
-MAX_FILES: Final = 500
+ROUND: Final = 32 * STRETCH
+PARTS: Final = 64
 _ADDED_BYTES: Final = KEY_BYTES + HASH_BYTES
 
 # Logs of present generations with events that the newest heads do not have, besides those that record heads.
@@ -137,7 +134,7 @@ class HeadsJob:
             try:
                 await self.round()
                 await asyncio.sleep(LOOK_EVERY_S)
-            except (Unavailable, psycopg.OperationalError, OSError) as error:
+            except (Unavailable, psycopg.OperationalError) as error:
                 log.warning("Heads are sealed later: %s", " ".join(str(error).split()))
                 await asyncio.sleep(AWAY_S)
 
@@ -194,7 +191,8 @@ def _bring_up(connection: psycopg.Connection, due: _Due, salt: bytes) -> HeadBlo
         for after in range(due.after, due.upto, STRETCH):
             _store(connection, due, _by_key(_added(connection, due, salt, after)))
     else:
-        _add_many(connection, due, salt)
+        for after in range(due.after, due.upto, ROUND):
+            _add_many(connection, due, salt, after)
     blocks = HeadBlocks()
     with connection.cursor("heads", binary=True) as cursor:
         cursor.execute(_ALL, (due.ledger_id, due.generation))
@@ -227,24 +225,21 @@ def _by_key(added: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
     return by_key
 
 
-def _add_many(connection: psycopg.Connection, due: _Due, salt: bytes) -> None:
-    """Add many events, each head once and in the order of keys: neighbours in the index are written together."""
-    count = min(3 * (due.upto - due.after) // SORTED + 1, MAX_FILES)
-    with ExitStack() as stack:
-        files = [stack.enter_context(TemporaryFile()) for _ in range(count)]
-        for after in range(due.after, due.upto, STRETCH):
-            for key, leaf in _added(connection, due, salt, after):
-                files[int.from_bytes(key[:2]) * count >> 16].write(key + leaf)
-        # PostgreSQL stores those of one file while those of the next are hashed.
-        storing = stack.enter_context(ThreadPoolExecutor(1))
-        stored = storing.submit(_store, connection, due, {})
-        for file in files:
-            file.seek(0)
-            data = file.read()
-            pieces = [data[i : i + _ADDED_BYTES] for i in range(0, len(data), _ADDED_BYTES)]
+def _add_many(connection: psycopg.Connection, due: _Due, salt: bytes, after: int) -> None:
+    """Add a round of events in the order of their keys: neighbours in the index are written together."""
+    parts = [bytearray() for _ in range(PARTS)]
+    for begin in range(after, min(after + ROUND, due.upto), STRETCH):
+        for key, leaf in _added(connection, due, salt, begin):
+            parts[key[0] * PARTS >> 8] += key + leaf
+    # PostgreSQL stores one part while the next is taken apart.
+    with ThreadPoolExecutor(1) as executor:
+        stored = executor.submit(_store, connection, due, {})
+        for part in parts:
+            pieces = [bytes(part[i : i + _ADDED_BYTES]) for i in range(0, len(part), _ADDED_BYTES)]
+            part.clear()
             by_key = _by_key((piece[:KEY_BYTES], piece[KEY_BYTES:]) for piece in pieces)
             stored.result()
-            stored = storing.submit(_store, connection, due, by_key)
+            stored = executor.submit(_store, connection, due, by_key)
         stored.result()
 
 

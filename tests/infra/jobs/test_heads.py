@@ -74,14 +74,14 @@ def stored(opened: Opened, tenant: Tenant) -> list[tuple[bytes, int, bytes]]:
     return [(bytes(key), count, bytes(chain)) for key, count, chain in opened.sql(ROWS, tenant.ledger_id)]
 
 
-@pytest.mark.parametrize("few", [True, False], ids=["few at once", "sorted in files"])
+@pytest.mark.parametrize("few", [True, False], ids=["few", "many, sorted first"])
 async def test_the_heads_that_are_recorded_are_those_of_the_events(
     few: bool, opened: Opened, settings: SealerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So short that a stretch begins and ends within a tile.
     monkeypatch.setattr(heads, "STRETCH", 100)
     monkeypatch.setattr(heads, "FEW_EVENTS", heads.FEW_EVENTS if few else 0)
-    monkeypatch.setattr(heads, "SORTED", 100)
+    monkeypatch.setattr(heads, "ROUND", 200)
     tenant = await opened.begin()
     other = await opened.begin("other")
     for command in (given.permission(), given.generate(), given.share()):
