@@ -21,17 +21,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import psutil
 import psycopg
 
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
+from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
 from projections import VIEWS
 from tests.bench.client import drive
 from tests.bench.due_codes import fill
 from tests.bench.http import ROOT, Requests, _serve, process
-from tests.bench.place import SETTINGS, postgres
+from tests.bench.place import SETTINGS, postgres, processor_s
 from tests.keys import master_key_of
 
 CODES: Final = 5_000
@@ -108,11 +110,11 @@ class Load:
 
 
 @contextmanager
-def _working(environment: dict[str, str]) -> Iterator[None]:
+def _working(environment: dict[str, str]) -> Iterator[psutil.Process]:
     """Run a worker."""
     with subprocess.Popen([sys.executable, "-m", "cli", "work"], cwd=ROOT, env={**os.environ, **environment}) as worker:
         try:
-            yield
+            yield psutil.Process(worker.pid)
         finally:
             worker.terminate()
 
@@ -152,13 +154,13 @@ def _measure(codes: int, per_second: float, lead_s: float) -> dict[str, Any]:
     with postgres() as server, ExitStack() as stack:
         asyncio.run(create_views(server.dsn()))
         requests = Requests(asyncio.run(create_ledger(server.dsn(), master_key_of(master), "bench")))
-        port, _ = stack.enter_context(process("-m", "tests.bench.serve", environment=_serve(server, master, API)))
+        port, api = stack.enter_context(process("-m", "tests.bench.serve", environment=_serve(server, master, API)))
         requests.prepare(port, 0, 0)
         key, _ = asyncio.run(create_key(server.dsn(), master_key_of(master), "bench", "auditor", None))
         ledger = {"ledger": key.ledger_id, "views": len(VIEWS)}
         due = (datetime.now(UTC) + timedelta(seconds=lead_s)).replace(microsecond=0)
         asyncio.run(fill(server.dsn(), master_key_of(master), key.ledger_id, codes, due))
-        stack.enter_context(_working(_serve(server, master, WORKER)))
+        worker = stack.enter_context(_working(_serve(server, master, WORKER)))
         connection = stack.enter_context(psycopg.connect(server.dsn(), autocommit=True))
         try:
             _await(lambda: not _one(connection, _BEHIND, ledger)[0], due.timestamp() - BEFORE_S, "The views were late.")
@@ -166,10 +168,14 @@ def _measure(codes: int, per_second: float, lead_s: float) -> dict[str, Any]:
             raise ViewsLate(*late.args) from late
         time.sleep(max(0.0, due.timestamp() - BEFORE_S - time.time()))
         load = Load(port, requests.issue, per_second)
+        (head,) = _one(connection, "SELECT max(position) FROM events", {})
         with _loading(load):
-            ended = _recorded(connection, ledger, codes)
+            time.sleep(max(0.0, due.timestamp() - time.time()))
+            before = _processor_s(server, worker, api)
+            ended = _recorded(connection, ledger, codes, head)
         _await(lambda: not _one(connection, _BEHIND, ledger)[0], time.time() + WITHIN_S, "The views do not follow.")
         followed = time.time()
+        spent = {who: seconds - before[who] for who, seconds in _processor_s(server, worker, api).items()}
     seconds = (ended - due).total_seconds()
     meanwhile = load.between(due.timestamp(), ended.timestamp())
     return {
@@ -181,14 +187,23 @@ def _measure(codes: int, per_second: float, lead_s: float) -> dict[str, Any]:
         "meanwhile": meanwhile,
         "before": load.between(0, due.timestamp() - SLICE_S),
         "views_followed_s": followed - due.timestamp(),
+        # Until the views have followed, with what the commands meanwhile cost.
+        "processor_us_per_code": {who: seconds / codes * 1e6 for who, seconds in spent.items()},
         "settings": SETTINGS,
     }
 
 
-def _recorded(connection: psycopg.Connection[Any], ledger: dict[str, int], codes: int) -> datetime:
-    """Wait until so many expiries are recorded, and return when the last one was."""
+def _processor_s(server: EmbeddedPostgres, worker: psutil.Process, api: psutil.Process) -> dict[str, float]:
+    """Return the seconds of the processor that each has used so far, the worker with its children."""
+    processes = {"worker": [worker, *worker.children(recursive=True)], "api": [api]}
+    used = {who: sum(sum(one.cpu_times()[:2]) for one in of) for who, of in processes.items()}
+    return {**used, "postgres": processor_s(server)}
+
+
+def _recorded(connection: psycopg.Connection[Any], ledger: dict[str, int], codes: int, after: int) -> datetime:
+    """Wait until so many expiries are recorded after a position, and return when the last one was."""
     deadline = time.monotonic() + WITHIN_S
-    count, after, last = 0, _one(connection, "SELECT max(position) FROM events", {})[0], None
+    count, last = 0, None
     while count < codes:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{count} of {codes} expiries were recorded in {WITHIN_S:.0f} s.")

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import psycopg
 import uvloop
@@ -36,7 +37,7 @@ from tests.bench.place import PGBENCH_S, RUNS, SETTINGS, pgbench, postgres
 CLIENTS: Final = (1, 8, 32)
 FETCH_WITHIN_S: Final = 300
 MESSAGE_DB: Final = "@eventide/message-db@1.3.1"
-EMMETT: Final = ("@event-driven-io/emmett-postgresql@0.38.7", "@event-driven-io/emmett@0.38.7")
+EMMETT: Final = ("@event-driven-io/emmett-postgresql@0.42.0", "@event-driven-io/emmett@0.42.0")
 
 _WRITE_MESSAGE: Final = """
 SELECT message_store.write_message(
@@ -75,6 +76,7 @@ def _message_db(server: EmbeddedPostgres, directory: Path) -> Callable[[int], fl
     """Install message-db in a database of its own, in the order of its own scripts."""
     database = _fetched(directory, MESSAGE_DB) / "@eventide/message-db/database"
     with psycopg.connect(_new_database(server, "message_db"), autocommit=True) as connection:
+        connection.execute("SET search_path = message_store, public")
         for script in ("install.sh", "install-functions.sh", "install-indexes.sh"):
             for part in _sql_of(database / script):
                 connection.execute((database / part).read_bytes())
@@ -83,8 +85,11 @@ def _message_db(server: EmbeddedPostgres, directory: Path) -> Callable[[int], fl
 
 
 def _sql_of(script: Path) -> list[str]:
-    """Return the files of SQL that a script passes to psql, in its order."""
-    return re.findall(r"(?:schema|extensions|types|tables|functions|indexes)/[\w-]+\.sql", script.read_text())
+    """Return the files of SQL that a script passes to psql, in its order.
+
+    The extension that it creates is left out: PostgreSQL itself has the function that is used of it.
+    """
+    return re.findall(r"(?:schema|types|tables|functions|indexes)/[\w-]+\.sql", script.read_text())
 
 
 def _emmett(server: EmbeddedPostgres, directory: Path) -> Callable[[int], float]:
@@ -94,7 +99,9 @@ def _emmett(server: EmbeddedPostgres, directory: Path) -> Callable[[int], float]
     script = directory / "emmett.mjs"
     shutil.copy(Path(__file__).with_name("emmett.mjs"), script)
     place = conninfo_to_dict(_new_database(server, "emmett"))
-    url = f"postgresql://{place['user']}:none@{place['host']}:{place.get('port', 5432)}/emmett"
+    # Through the same socket as everything else.
+    at = urlencode({"host": str(place["host"]), "port": str(place.get("port", 5432))})
+    url = f"postgresql://{place['user']}:none@/emmett?{at}"
 
     def measured(clients: int) -> float:
         command = ("node", str(script), url, str(clients), str(PGBENCH_S))
