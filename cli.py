@@ -31,7 +31,10 @@ START_S: Final = 60.0
 STOP_S: Final = 2.5
 LINE: Final = "sparkledger: "
 # Settings with secrets that no process needs once the database is migrated.
-ONLY_FOR_MIGRATE: Final = ("admin_key", "migration_database_url", "api_password", "worker_password")
+ONLY_FOR_MIGRATE: Final = (
+    *("admin_key", "migration_database_url", "migration_databases"),
+    *("api_password", "worker_password"),
+)
 # Settings of the master key, which the sealer does not need.
 MASTER_KEYS: Final = ("master_key", "master_key_previous", "master_key_file")
 # More processes would wait for PostgreSQL, and for each other's counts.
@@ -57,11 +60,12 @@ app.add_typer(master_keys, name="master-key")
 
 @dataclass(frozen=True)
 class Place:
-    """A database as commands reach it: one connection string for each role."""
+    """A database as commands reach it: one connection string for each role, and the server's name if it has one."""
 
     owner: str
     api: str
     worker: str
+    name: str = ""
 
 
 @contextlib.contextmanager
@@ -92,6 +96,33 @@ def database(settings: Settings, *, begins: bool = False) -> Iterator[Place]:
         yield Place(cluster.dsn(), cluster.dsn("sparkledger_api"), cluster.dsn("sparkledger_worker"))
 
 
+@contextlib.contextmanager
+def servers(settings: Settings, *, begins: bool = False) -> Iterator[list[Place]]:
+    """Reach the configured servers: those of SPARKLEDGER_DATABASES, or the only one."""
+    if settings.databases is None:
+        with database(settings, begins=begins) as place:
+            yield [place]
+        return
+    from infra.servers import read_servers
+
+    api = read_servers(settings.databases)
+    owner, worker = (
+        api if file is None else read_servers(file)
+        for file in (settings.migration_databases, settings.worker_databases)
+    )
+    yield [Place(owner[name], api[name], worker[name], name) for name in api]
+
+
+def _home(places: list[Place], ledger: str) -> Place:
+    """Return the server of a ledger; if there is only one, nobody is asked."""
+    if len(places) == 1:
+        return places[0]
+    from infra.servers import home_of
+
+    name = home_of({place.name: place.owner for place in places}, ledger)
+    return next(place for place in places if place.name == name)
+
+
 def _in_clear(text: str | None) -> str | None:
     """Refuse a text that is kept in clear, if it contains a code."""
     from domain.pasted import SENTENCES, contains_secret
@@ -114,6 +145,7 @@ def main() -> None:
     from infra.postgres.server_check import UnsuitableServer
     from infra.process_limits import forbid_core_dumps
     from infra.processes.supervisor import SupervisorError
+    from infra.servers import ServersError
     from projections.engine.projector import PoisonEvent
     from projections.engine.rebuild import PartFailed, RebuildInProgress
 
@@ -122,7 +154,8 @@ def main() -> None:
         app(standalone_mode=True)
     except (
         *(SettingsError, PostgresError, SupervisorError, MigrationError, UnsuitableServer, MasterKeyError),
-        *(Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused, RebuildInProgress, PartFailed, PoisonEvent),
+        *(ServersError, Unavailable, LedgerExists, KeyNotRotatable, LookupError, Refused),
+        *(RebuildInProgress, PartFailed, PoisonEvent),
     ) as error:
         _fail(str(error) or str(error.__doc__))
     except psycopg.OperationalError as error:
@@ -145,19 +178,20 @@ def up() -> None:
 
     settings = load_settings()
     configure_logs()
-    if settings.database_url is not None:
-        with database(settings) as place:
-            _run_everything(settings, place)
+    if settings.database_url is not None or settings.databases is not None:
+        with servers(settings) as places:
+            _run_everything(settings, places)
         return
     # Until the supervisor takes the signals over, one that asks for the end still releases PostgreSQL.
     with exit_on_signals(), EmbeddedPostgres(settings.data_dir) as server:
-        _run_everything(settings, Place(server.dsn(), server.dsn("sparkledger_api"), server.dsn("sparkledger_worker")))
+        place = Place(server.dsn(), server.dsn("sparkledger_api"), server.dsn("sparkledger_worker"))
+        _run_everything(settings, [place])
 
 
-def _run_everything(settings: Settings, place: Place) -> None:
+def _run_everything(settings: Settings, places: list[Place]) -> None:
     from infra.processes.supervisor import Supervisor
 
-    generated, notice = _prepare(settings, place)
+    generated, notice = _prepare(settings, places)
     if notice is not None:
         show(notice, "")
     if generated is not None:
@@ -167,8 +201,10 @@ def _run_everything(settings: Settings, place: Place) -> None:
             "  Lost it? Create another:    .venv/bin/sparkledger keys create --role admin",
             "",
         )
-    workers = _workers(frozenset({"views", "expiry", "kafka", "webhooks", "alerts", "anchor"}))
-    children = [_child("api", "serve"), *workers, _child("sealer", "work", "--only", SEAL)]
+    parts = frozenset({"views", "expiry", "kafka", "webhooks", "alerts", "anchor"})
+    children = [_child("api", "serve")]
+    for place in places:
+        children += [*_workers(settings, place, parts), _child("sealer", "work", "--only", SEAL, place=place)]
     with Supervisor(children, STOP_S) as supervisor:
         supervisor.start()
         url = supervisor.wait_ready("api", START_S)
@@ -178,8 +214,16 @@ def _run_everything(settings: Settings, place: Place) -> None:
         supervisor.run()
 
 
-def _child(name: str, *words: str) -> Child:
-    """Return a command of this program, to be run as a process of its own."""
+def _child(name: str, *words: str, place: Place | None = None, anchors: Path | None = None) -> Child:
+    """Return a command of this program, to be run as a process of its own.
+
+    Args:
+        name: of the process.
+        words: of the command.
+        place: the server that it works for, if there are several: it is given no other.
+        anchors: its anchor file, if it is not the one of the settings.
+
+    """
     from infra.processes import supervisor
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:]), "PYTHONUNBUFFERED": "1"}
@@ -189,22 +233,36 @@ def _child(name: str, *words: str) -> Child:
     workers = environment.pop(variable("worker_database_url"), None)
     if workers is not None and words[0] == "work":
         environment[variable("database_url")] = workers
+    if words[0] == "serve":
+        environment.pop(variable("worker_databases"), None)
+    if place is not None and place.name:
+        for setting in ("databases", "worker_databases"):
+            environment.pop(variable(setting), None)
+        environment[variable("database_url")] = place.worker
+        name = f"{name}@{place.name}"
+    if anchors is not None:
+        environment[variable("anchor_file")] = str(anchors)
     return supervisor.Child(name, (sys.executable, "-m", "cli", *words), environment)
 
 
-def _workers(parts: frozenset[str]) -> list[Child]:
+def _workers(settings: Settings, place: Place, parts: frozenset[str]) -> list[Child]:
     """Return the processes of a worker: deliveries run apart, so that no receiver can cost the rest anything."""
     from infra.processes.worker import DELIVERIES
 
-    deliveries, others = (",".join(sorted(some)) for some in (parts & DELIVERIES, parts - DELIVERIES))
-    return [_child("worker", "work", "--only", others), _child("webhooks", "work", "--only", deliveries)]
+    anchors = _anchor_file(settings, place) if place.name else None
+    named = [("worker", parts - DELIVERIES), ("webhooks", parts & DELIVERIES)]
+    return [
+        _child(name, "work", "--only", ",".join(sorted(some)), place=place, anchors=anchors)
+        for name, some in named
+        if some
+    ]
 
 
-def _prepare(settings: Settings, place: Place) -> FirstKeys:
+def _prepare(settings: Settings, places: list[Place]) -> FirstKeys:
     """Migrate, and make the first ledger and its administrator."""
     import asyncio
 
-    from infra.auth.key_commands import first_keys
+    from infra.auth.key_commands import FIRST_LEDGER, first_keys, share_hashing
     from infra.postgres.migrate import migrate as apply
     from infra.processes.worker import create_views
 
@@ -216,10 +274,20 @@ def _prepare(settings: Settings, place: Place) -> FirstKeys:
         )
         if password is not None
     }
-    apply(place.owner, passwords, [grant for issuer in settings.oidc_issuers for grant in issuer.grants()])
-    asyncio.run(create_views(place.owner))
+    for place in places:
+        apply(place.owner, passwords, [grant for issuer in settings.oidc_issuers for grant in issuer.grants()])
+        asyncio.run(create_views(place.owner))
+    first = places[0]
+    if settings.databases is not None:
+        from infra.servers import number_servers
+
+        owners = {place.name: place.owner for place in places}
+        number_servers(owners)
+        asyncio.run(share_hashing(owners, _master_key(settings)))
+        with contextlib.suppress(LookupError):
+            first = _home(places, FIRST_LEDGER)
     admin = settings.admin_key.get_secret_value() if settings.admin_key else None
-    return asyncio.run(first_keys(place.owner, _master_key(settings), admin))
+    return asyncio.run(first_keys(first.owner, _master_key(settings), admin))
 
 
 def _welcome(settings: Settings, url: str) -> None:
@@ -227,7 +295,7 @@ def _welcome(settings: Settings, url: str) -> None:
         f"Sparkledger is up at {url}   (reference: {url}/docs, ready: {url}/readyz)",
         f"The console: open {url} in a browser, and sign in with a key.",
     ]
-    if settings.database_url is None:
+    if settings.database_url is None and settings.databases is None:
         lines.append(f"The data is in {settings.data_dir}. Ctrl-C stops everything.")
     show(*lines)
 
@@ -242,11 +310,12 @@ def serve() -> None:
     settings = load_settings()
     die_with_parent()
     configure_logs()
-    with database(settings) as place:
+    with servers(settings) as places:
         with importing():
             from api.http.server import run
 
-        run(settings, place.api, _master_key(settings), started=announce_ready)
+        apis = {place.name: place.api for place in places}
+        run(settings, apis, _master_key(settings), started=announce_ready)
 
 
 @app.command()
@@ -280,10 +349,11 @@ def work(
         raise SettingsError("SPARKLEDGER_KAFKA_BOOTSTRAP_SERVERS is not set: name the brokers, as host:port.")
     die_with_parent()
     configure_logs()
-    with database(settings) as place:
-        if wanted & DELIVERIES and wanted - DELIVERIES:
-            _work_together(place, _master_key(settings), wanted)
+    with servers(settings) as places:
+        if settings.databases is not None or (wanted & DELIVERIES and wanted - DELIVERIES):
+            _work_together(settings, places, wanted)
             return
+        place = places[0]
         publishers = []
         if publish:
             from infra.delivery.kafka import (
@@ -306,14 +376,14 @@ def work(
                 webhook_ca_file=settings.webhook_ca_file,
                 public_url=settings.public_url,
                 mail=mail,
-                anchors=_anchors(settings),
+                anchors=_anchors(settings, place),
                 started=announce_ready,
             )
         )
 
 
-def _work_together(place: Place, master_key: KeyProvider, parts: frozenset[str]) -> None:
-    """Run a worker as several processes, until a signal asks for the end."""
+def _work_together(settings: Settings, places: list[Place], parts: frozenset[str]) -> None:
+    """Run a worker as several processes, until a signal asks for the end; each works for one server."""
     from infra.crypto.rotation import require_master_keys
     from infra.postgres.migrate import require_migrated
     from infra.postgres.roles import WORKER
@@ -321,13 +391,26 @@ def _work_together(place: Place, master_key: KeyProvider, parts: frozenset[str])
     from infra.processes.supervisor import Supervisor, announce_ready
 
     # Here, so that what is wrong is said once.
-    require_suitable_server(place.worker, WORKER)
-    require_migrated(place.worker)
-    require_master_keys(place.worker, WORKER, master_key)
-    workers = _workers(parts)
+    for place in places:
+        require_suitable_server(place.worker, WORKER)
+        require_migrated(place.worker)
+        require_master_keys(place.worker, WORKER, _master_key(settings))
+    workers = [worker for place in places for worker in _workers(settings, place, parts)]
     with Supervisor(workers, STOP_S) as supervisor:
         supervisor.start()
         if all(supervisor.wait_ready(worker.name, START_S) is not None for worker in workers):
+            announce_ready()
+        supervisor.run()
+
+
+def _seal_together(places: list[Place]) -> None:
+    """Run a sealer for each server, until a signal asks for the end."""
+    from infra.processes.supervisor import Supervisor, announce_ready
+
+    sealers = [_child("sealer", "work", "--only", SEAL, place=place) for place in places]
+    with Supervisor(sealers, STOP_S) as supervisor:
+        supervisor.start()
+        if all(supervisor.wait_ready(sealer.name, START_S) is not None for sealer in sealers):
             announce_ready()
         supervisor.run()
 
@@ -350,6 +433,10 @@ def _seal() -> None:
     signing_dir = settings.signing_dir or settings.data_dir / "signing"
     die_with_parent()
     configure_logs()
+    if settings.databases is not None:
+        with servers(settings) as places:
+            _seal_together(places)
+        return
     # A signal that asks for the end is obeyed at any point, and is no failure.
     with database(settings) as place, exit_on_signals(), contextlib.suppress(KeyboardInterrupt, SystemExit):
         require_suitable_server(place.worker, WORKER)
@@ -411,8 +498,8 @@ def witness(
 def migrate() -> None:
     """Migrate the database to this version, and create the first ledger and its admin key."""
     settings = load_settings()
-    with database(settings, begins=True) as place:
-        generated, notice = _prepare(settings, place)
+    with servers(settings, begins=True) as places:
+        generated, notice = _prepare(settings, places)
     show("The database is up to date.", *([notice] if notice else []))
     if generated is not None:
         show(f"Admin key, shown only once: {generated}")
@@ -442,8 +529,12 @@ def rebuild(
     if view not in {*names, "all"}:
         message = f"there is no view {view}; the views are {', '.join(names)}, or all of them: all"
         raise typer.BadParameter(message)
-    with database(load_settings()) as place, showing(show) as shown:
-        uvloop.run(fill(place.worker, names if view == "all" else [view], shown, jobs=jobs))
+    with servers(load_settings()) as places:
+        for place in places:
+            if place.name:
+                show(f"Server {place.name}:")
+            with showing(show) as shown:
+                uvloop.run(fill(place.worker, names if view == "all" else [view], shown, jobs=jobs))
 
 
 @views.command("list")
@@ -453,10 +544,10 @@ def views_list() -> None:
 
     from infra.views.commands import overview
 
-    with database(load_settings()) as place:
-        found = asyncio.run(overview(place.worker))
-    for line in found.lines():
-        show(line)
+    with servers(load_settings()) as places:
+        for place in places:
+            found = asyncio.run(overview(place.worker))
+            show(*([f"Server {place.name}:"] if place.name else []), *found.lines())
 
 
 @views.command("skip")
@@ -482,7 +573,8 @@ def views_skip(
     if not reason.strip():
         message = "say why the view can skip the event"
         raise typer.BadParameter(message, param_hint="--reason")
-    with database(load_settings()) as place:
+    with servers(load_settings()) as places:
+        place = _home(places, ledger)
         asyncio.run(skip(place.worker, view, ledger, position, reason.strip(), current_user(), and_later=and_later))
     rest = " and all later events of the same code or creator" if and_later else ""
     show(f"View {view} skips event {position} of ledger {ledger}{rest}. The worker continues within seconds.")
@@ -543,7 +635,8 @@ def keys_create(
     minted, text = _with_database(
         lambda place, key: create_key(
             place.owner, key, ledger, checked, name, subjects, expires_at=ends, may_reveal=not no_reveal
-        )
+        ),
+        ledger,
     )
     show(f"{minted.key_id}  {minted.role}  {ledger}", f"Key, shown only once: {text}")
 
@@ -588,7 +681,7 @@ def keys_list(ledger: Annotated[str, typer.Option(help="The keys' ledger.")] = "
     """List a ledger's API keys, newest first. The keys themselves are not shown."""
     from infra.auth.key_commands import list_keys
 
-    for key in _with_database(lambda place, master: list_keys(place.owner, master, ledger)):
+    for key in _with_database(lambda place, master: list_keys(place.owner, master, ledger), ledger):
         state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
         if key.revoked_at is None and key.expires_at is not None:
             state = f"until {key.expires_at:%Y-%m-%d}"
@@ -610,7 +703,7 @@ def keys_rotate(
     from infra.auth.key_commands import rotate_key
 
     wanted = _checked_key_id(key_id)
-    text = _with_database(lambda place, key: rotate_key(place.owner, key, ledger, wanted, overlap_seconds))
+    text = _with_database(lambda place, key: rotate_key(place.owner, key, ledger, wanted, overlap_seconds), ledger)
     show(f"Key, shown only once: {text}")
 
 
@@ -620,7 +713,7 @@ def keys_revoke(key_id: str, ledger: Annotated[str, typer.Option(help="Whose key
     from infra.auth.key_commands import revoke_key
 
     wanted = _checked_key_id(key_id)
-    _with_database(lambda place, master: revoke_key(place.owner, master, ledger, wanted))
+    _with_database(lambda place, master: revoke_key(place.owner, master, ledger, wanted), ledger)
     show("Revoked.")
 
 
@@ -635,27 +728,127 @@ def _checked_key_id(key_id: str) -> Any:
 
 
 @ledgers.command("create")
-def ledgers_create(name: str) -> None:
+def ledgers_create(
+    name: str,
+    server: Annotated[
+        str | None, typer.Option(help="Its server, if there are several. Default: the first of the file.")
+    ] = None,
+) -> None:
     """Create a ledger and show its first admin key once."""
     import re
 
     from domain.values import ID_PATTERN
-    from infra.auth.key_commands import create_ledger
 
     if not re.fullmatch(ID_PATTERN, name):
         message = "a ledger's name must have 1 to 128 of: letters, digits, . _ : @ -"
         raise typer.BadParameter(message)
-    text = _with_database(lambda place, master: create_ledger(place.owner, master, name))
+    from infra.auth.ledger_admin import LedgerExists
+
+    text = _begin_ledger(load_settings(), name, server)
+    if text is None:
+        raise LedgerExists
     show(f"Ledger {name} was created.", f"Admin key, shown only once: {text}")
+
+
+def _begin_ledger(settings: Settings, ledger: str, server: str | None = None) -> str | None:
+    """Create a ledger, and return its administrator's key; None if there is a ledger of this name on any server."""
+    import asyncio
+
+    from infra.auth.key_commands import create_ledger
+    from infra.auth.ledger_admin import LedgerExists
+    from infra.servers import new_ledger_name
+
+    with servers(settings) as places:
+        place = _chosen(places, server)
+        with contextlib.ExitStack() as held:
+            if len(places) > 1:
+                workers = {one.name: one.owner for one in places}
+                if not held.enter_context(new_ledger_name(workers, ledger)):
+                    return None
+            with contextlib.suppress(LedgerExists):
+                return asyncio.run(create_ledger(place.owner, _master_key(settings), ledger))
+    return None
+
+
+def _chosen(places: list[Place], server: str | None) -> Place:
+    """Return the server that an option names; the first, if it names none."""
+    if server is None:
+        return places[0]
+    found = next((place for place in places if place.name == server), None)
+    if found is None:
+        known = ", ".join(place.name for place in places if place.name)
+        message = f"there is no server {server}; {f'the servers are {known}' if known else 'there is only one'}"
+        raise typer.BadParameter(message, param_hint="--server")
+    return found
 
 
 @ledgers.command("list")
 def ledgers_list() -> None:
-    """List the ledgers."""
+    """List the ledgers: where each is, if there are several servers, and how large."""
+    import asyncio
+
     from infra.auth.key_commands import list_ledgers
 
-    for ledger_id, name in _with_database(lambda place, master: list_ledgers(place.owner, master)):
-        show(f"{ledger_id:>6}  {name}")
+    settings = load_settings()
+    with servers(settings) as places:
+        for place in places:
+            where = f"  {place.name:<12}" if place.name else ""
+            for found in asyncio.run(list_ledgers(place.owner, _master_key(settings))):
+                size = f"{found.events:,} events, about {max(found.bytes / 1e6, 0.1):,.1f} MB"
+                show(f"{found.ledger_id:>6}  {found.name:<20}{where}  {size}")
+
+
+@ledgers.command("move")
+def ledgers_move(
+    ledger: str,
+    to: Annotated[str, typer.Option(help="The server that it moves to.")],
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Give up a move that was interrupted: the ledger stays where it is.")
+    ] = False,
+) -> None:
+    """Move a ledger to another server, while it is served. If interrupted, run it again.
+
+    Commands of the ledger wait for about a second at the end. The server that it has left keeps a copy, which is not
+    served: `ledgers forget` removes it.
+    """
+    from infra.jobs.ledger_move import LedgerMove, MoveError, Server
+    from infra.servers import leaving
+
+    settings = load_settings()
+    with servers(settings) as places, _progress() as say:
+        target = _chosen(places, to)
+        others = [place for place in places if place.name != target.name]
+        source = next((place for place in others if leaving(place.name, place.owner, ledger, to)), None)
+        if source is None:
+            source = _home(places, ledger)
+        if source.name == target.name:
+            message = f"Ledger {ledger} is on {to} already."
+            raise MoveError(message)
+        given = Server(source.name, source.owner), Server(target.name, target.owner)
+        with LedgerMove(ledger, *given, _master_key(settings), say) as move:
+            if undo:
+                move.undo()
+                say(f"Ledger {ledger} stays on {source.name}.")
+                return
+            moved = move.run()
+        say(
+            f"Ledger {ledger} is on {to} now, from position {moved.position:,} on. Commands waited for "
+            f"{moved.held_s:.2f} seconds. {source.name} keeps a copy that it does not serve: remove it with "
+            "`sparkledger ledgers forget`."
+        )
+
+
+@ledgers.command("forget")
+def ledgers_forget(
+    ledger: str, server: Annotated[str, typer.Option(help="The server that the ledger has moved away from.")]
+) -> None:
+    """Remove the copy of a ledger that has moved to another server. Reads that began before the move must be over."""
+    from infra.jobs import ledger_move
+
+    with servers(load_settings()) as places, _progress() as say:
+        place = _chosen(places, server)
+        ledger_move.forget(ledger, ledger_move.Server(place.name, place.owner), say)
+        say(f"{server} has nothing of ledger {ledger} any more.")
 
 
 @ledgers.command("restart")
@@ -679,7 +872,9 @@ def ledgers_restart(
     if reason is not None and not 1 <= len(reason.strip()) <= MAX_REASON_CHARACTERS:
         message = f"a reason must have 1 to {MAX_REASON_CHARACTERS} characters"
         raise typer.BadParameter(message, param_hint="--reason")
-    done = _with_database(lambda place, key: _after_check(place, log_restart.restart(place.owner, key, ledger, reason)))
+    done = _with_database(
+        lambda place, key: _after_check(place, log_restart.restart(place.owner, key, ledger, reason)), ledger
+    )
     common = "" if done.common_position is None else f" Events up to position {done.common_position:,} are the same."
     show(
         f"Ledger {ledger} goes on as generation {done.generation}, from position {done.position:,} on.{common}",
@@ -714,7 +909,7 @@ def ledgers_rotate_key(
     signing_dir = settings.signing_dir or settings.data_dir / "signing"
     step: Step = "compromise" if compromised else "retire" if retire_old else "add"
     done = _with_database(
-        lambda place, key: _after_check(place, change_keys(place.owner, key, signing_dir, ledger, step, reason))
+        lambda place, key: _after_check(place, change_keys(place.owner, key, signing_dir, ledger, step, reason)), ledger
     )
     said = {
         "add": f"Another key signs the log of {ledger} from event {done.position:,} on, beside the present one. Give "
@@ -726,37 +921,53 @@ def ledgers_rotate_key(
     show(said[step], *done.verifier_keys)
 
 
-def _anchors(settings: Settings) -> AnchorFile:
+def _anchors(settings: Settings, place: Place) -> AnchorFile:
     from infra.jobs.anchor import AnchorFile
 
-    return AnchorFile(settings.anchor_file or settings.data_dir / "anchor.json")
+    return AnchorFile(_anchor_file(settings, place))
+
+
+def _anchor_file(settings: Settings, place: Place) -> Path:
+    """Return the anchor file of a server: each has its own."""
+    file = settings.anchor_file or settings.data_dir / "anchor.json"
+    return file.with_name(f"{file.stem}-{place.name}{file.suffix}") if place.name else file
 
 
 async def _after_check(place: Place, action: Coroutine[Any, Any, T]) -> T:
     """Run what appends to a log once the logs were compared with their anchors: perhaps no worker runs that does it."""
     from infra.jobs.anchor import check_once
 
-    await check_once(place.owner, _anchors(load_settings()))
+    await check_once(place.owner, _anchors(load_settings(), place))
     return await action
 
 
 @master_keys.command("show")
 def master_key_show() -> None:
     """Show the configured master keys by short id, and how many keys each one wraps."""
+    import asyncio
+
     from infra.crypto import rotation
 
-    for state in _with_database(lambda place, key: rotation.states(place.owner, key)):
-        words = ["present" if state.present else "", "given" if state.given else "not given"]
-        show(f"{state.key_id}  {state.keys:>8,} keys  {', '.join(word for word in words if word)}")
+    settings = load_settings()
+    with servers(settings) as places:
+        for place in places:
+            where = f"  {place.name:<12}" if place.name else ""
+            for state in asyncio.run(rotation.states(place.owner, _master_key(settings))):
+                words = ["present" if state.present else "", "given" if state.given else "not given"]
+                show(f"{state.key_id}{where}  {state.keys:>8,} keys  {', '.join(word for word in words if word)}")
 
 
 @master_keys.command("rotate")
 def master_key_rotate() -> None:
     """Wrap every key with a new master key, while everything runs. If interrupted, run it again."""
+    import asyncio
+
     from infra.crypto import rotation
 
-    with _progress() as say:
-        new = _with_database(lambda place, key: rotation.rotate(place.owner, key, say))
+    settings, new = load_settings(), None
+    with _progress() as say, servers(settings) as places:
+        for place in places:
+            new = asyncio.run(rotation.rotate(place.owner, _master_key(settings), say)) or new
     if new is None:
         show(
             "There is nothing to do: every key is already wrapped with SPARKLEDGER_MASTER_KEY. To change the "
@@ -794,7 +1005,7 @@ def erase(
     if not yes:
         typer.confirm(f"After this, nobody can read the secrets and notes of {creator_id}. Erase?", abort=True)
     found = _with_database(
-        lambda place, key: _after_check(place, erasure.erase(place.owner, key, ledger, creator_id, reason))
+        lambda place, key: _after_check(place, erasure.erase(place.owner, key, ledger, creator_id, reason)), ledger
     )
     done = "The key is destroyed." if found.carried_out_at else "A worker destroys the key as soon as it can."
     show(f"Erased. The event is at position {found.recorded.position:,}. {done}")
@@ -833,7 +1044,9 @@ def export(
     checked = functools.partial(offline.export_query, bom=bom, video_ids=load_settings().video_ids)
     asked = _wanted(checked, query, file)
     with _progress() as say:
-        _with_database(lambda place, key: offline.export(offline.LedgerAddress(place, key, ledger), asked, file, say))
+        _with_database(
+            lambda place, key: offline.export(offline.LedgerAddress(place, key, ledger), asked, file, say), ledger
+        )
 
 
 @app.command()
@@ -857,7 +1070,8 @@ def authorizations(
         _with_database(
             lambda place, key: offline.ask(
                 offline.LedgerAddress(place, key, ledger), asked, file, output, say, video_ids=load_settings().video_ids
-            )
+            ),
+            ledger,
         )
 
 
@@ -914,7 +1128,7 @@ def import_sheet(
         return await (_after_check(place, action) if record else action)
 
     with _progress() as say:
-        run, described = _with_database(imported)
+        run, described = _with_database(imported, ledger)
     show(*described, *offline_import.summary(run))
     raise typer.Exit(1 if run.counts["differs"] + run.counts["refused"] + run.counts["unclear"] else 0)
 
@@ -947,7 +1161,9 @@ def evidence(
     read = functools.partial(offline.evidence_request, load_settings().video_ids, **given, **numbers)
     asked = _wanted(read)
     with _progress() as say:
-        _with_database(lambda place, key: offline.evidence(offline.LedgerAddress(place, key, ledger), asked, file, say))
+        _with_database(
+            lambda place, key: offline.evidence(offline.LedgerAddress(place, key, ledger), asked, file, say), ledger
+        )
 
 
 @app.command()
@@ -1022,8 +1238,10 @@ def demo() -> None:
     from infra.auth.key_commands import create_key, revoke_key
 
     settings = load_settings()
+    if settings.databases is not None:
+        _begin_ledger(settings, "demo")
     minted, key = _with_database(
-        lambda place, master: create_key(place.owner, master, "demo", "admin", "demo", create=True), settings
+        lambda place, master: create_key(place.owner, master, "demo", "admin", "demo", create=True), "demo", settings
     )
     from api.demo import run_demo
 
@@ -1034,7 +1252,7 @@ def demo() -> None:
         show("    .venv/bin/sparkledger keys create --ledger demo --role auditor")
     finally:
         # The key was only for this run.
-        _with_database(lambda place, master: revoke_key(place.owner, master, "demo", minted.key_id), settings)
+        _with_database(lambda place, master: revoke_key(place.owner, master, "demo", minted.key_id), "demo", settings)
     raise typer.Exit(outcome)
 
 
@@ -1104,13 +1322,13 @@ def version() -> None:
     show(installed_version("sparkledger"))
 
 
-def _with_database(action: Any, settings: Settings | None = None) -> Any:
-    """Run one asynchronous action on the database, as its owner."""
+def _with_database(action: Any, ledger: str, settings: Settings | None = None) -> Any:
+    """Run one asynchronous action on the database of a ledger, as its owner."""
     import asyncio
 
     settings = settings or load_settings()
-    with database(settings) as place:
-        return asyncio.run(action(place, _master_key(settings)))
+    with servers(settings) as places:
+        return asyncio.run(action(_home(places, ledger), _master_key(settings)))
 
 
 def _master_key(settings: Settings) -> KeyProvider:

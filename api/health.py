@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Request
@@ -9,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
-from api.http.dependencies import DatabaseCursor, services_of
+from api.http.dependencies import DatabaseCursor
 from api.http.models import Answer, absent
 from api.http.responses import answer
 from api.http.route import Operation, Route
@@ -32,8 +33,9 @@ class HealthAnswer(Answer):
     stopped: Annotated[
         list[str],
         Field(
-            description="The views that have stopped; `kafka` or `log` if publishing or the sealing of a log has; and "
-            "`history` if a ledger has lost events and cannot be written to."
+            description="The views that have stopped; `kafka` or `log` if publishing or the sealing of a log has; "
+            "`history` if a ledger has lost events and cannot be written to; and `server` if one of several database "
+            "servers cannot be used."
         ),
     ] = Field(default=[])
     damage: Annotated[
@@ -67,11 +69,12 @@ async def is_ready(request: Request) -> Response:
 
     A stopped view or subscriber, or damaged data, makes the state degraded, with status 200.
     """
-    obstacle = services_of(request.scope).handler.obstacle
-    if obstacle is not None:
-        raise Unavailable(obstacle)
+    servers: Sequence[Services] = request.app.state.servers
+    obstacles = [server.handler.obstacle for server in servers]
+    if None not in obstacles:
+        raise Unavailable(str(obstacles[0]))
     stopped: Sequence[str] = await request.app.state.stopped()
-    damage = services_of(request.scope).database.damage.reason
+    damage = next((server.database.damage.reason for server in servers if server.database.damage.reason), None)
     content: dict[str, Any] = {"status": "degraded" if stopped or damage else "ready", "stopped": stopped}
     return answer(content if damage is None else content | {"damage": damage})
 
@@ -82,8 +85,30 @@ async def read_metrics(request: Request) -> Response:
     return Response(await request.app.state.metrics(), 200, {"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def stopped_consumers(services: Services) -> Sequence[str]:
-    """Return which views and subscribers have stopped.
+async def stopped_consumers(servers: Sequence[Services]) -> Sequence[str]:
+    """Return which views and subscribers have stopped, on any server.
+
+    Raises:
+        Unavailable: every database is away, or takes no writes.
+
+    """
+    found = await asyncio.gather(*map(_stopped_on, servers), return_exceptions=True)
+    stopped: dict[str, None] = {}
+    unusable = []
+    for one in found:
+        if isinstance(one, Unavailable):
+            unusable.append(one)
+        elif isinstance(one, BaseException):
+            raise one
+        else:
+            stopped |= dict.fromkeys(one)
+    if len(unusable) == len(servers):
+        raise unusable[0]
+    return [*stopped, *(["server"] if unusable else [])]
+
+
+async def _stopped_on(services: Services) -> list[str]:
+    """Return which views and subscribers of one server have stopped.
 
     Raises:
         Unavailable: the database is away, or takes no writes.

@@ -568,7 +568,7 @@ class Streams:
                 except HistoryChanged as changed:
                     stream.members = history_members(changed)
                     self._end([stream], "history_changed")
-            if now.problem is not None or not now.checked:
+            if now.problem is not None or not now.checked or now.served_by is not None:
                 self._end(of_ledger, "unavailable")
 
     def end(self) -> None:

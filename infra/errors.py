@@ -1,6 +1,7 @@
 """What can go wrong between a command and the log, other than a rule saying no.
 
 Unavailable            the database is away, a queue is full or a wait ran out; the request may be sent again
+LedgerElsewhere        another server serves the ledger; the request may be sent again
 Unreadable             an event cannot be read by this version of the program, and so neither can what rests on it
 IdempotencyMismatch    the Idempotency-Key belongs to another request
 IdempotencyRunning     the first request with the Idempotency-Key is still running
@@ -11,6 +12,10 @@ TokenRefused           the bearer token cannot be trusted
 
 from __future__ import annotations
 
+from typing import Final
+
+MOVED: Final = "The ledger is moving to another server. Nothing was done. Try again in a moment."
+
 
 class Unavailable(Exception):
     """The service is unavailable."""
@@ -20,6 +25,22 @@ class Unavailable(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after = retry_after
+
+
+class LedgerElsewhere(Unavailable):
+    """Another server serves the ledger: it has moved there, or is being copied from there.
+
+    Attributes:
+        ledger_id: the ledger.
+        server: the name of that server.
+
+    """
+
+    def __init__(self, ledger_id: int, server: str) -> None:
+        """Say which ledger it is, and who serves it."""
+        super().__init__(MOVED)
+        self.ledger_id = ledger_id
+        self.server = server
 
 
 class Unreadable(Exception):

@@ -34,6 +34,7 @@ from pydantic import (
 )
 
 from infra.auth.oidc_issuers import MAX_ISSUERS, Issuer
+from infra.servers import read_servers
 
 PREFIX: Final = "SPARKLEDGER_"
 MASTER_KEY_BYTES: Final = 32
@@ -238,6 +239,23 @@ class Settings(BaseModel):
     )
     worker_database_url: _Conninfo | None = _setting(
         None, "The worker's connection. Default: the database URL.", _DATABASE
+    )
+    databases: Path | None = _setting(
+        None,
+        "Instead of the database URL: a file with the servers of an installation that has several, a line "
+        "`name = URL` for each. Only its owner may have access. Each ledger is on one of them; `main` begins on the "
+        "first.",
+        "name a file that this program can read, with one server a line",
+    )
+    migration_databases: Path | None = _setting(
+        None,
+        "The same for the table owner's connections. Default: those of SPARKLEDGER_DATABASES.",
+        "name a file that this program can read, with one server a line",
+    )
+    worker_databases: Path | None = _setting(
+        None,
+        "The same for the worker's connections. Default: those of SPARKLEDGER_DATABASES.",
+        "name a file that this program can read, with one server a line",
     )
     api_password: SecretStr | None = _setting(
         None, "The password that `migrate` sets for the role `sparkledger_api`.", "give a password"
@@ -587,6 +605,7 @@ def _problems_together(settings: Settings, *, unseals: bool) -> Iterator[str]:
     if (settings.smtp_url is None) != (settings.smtp_from is None):
         given, absent = ("smtp_url", "smtp_from") if settings.smtp_from is None else ("smtp_from", "smtp_url")
         yield f"{variable(given)} is set, but {variable(absent)} is not: set both, or neither to send no e-mail"
+    yield from _servers_problems(settings)
     yield from _login_problems(settings, unseals=unseals)
     yield from _master_key_problems(settings)
     yield from _kafka_problems(settings)
@@ -599,11 +618,34 @@ def _login_problems(settings: Settings, *, unseals: bool) -> Iterator[str]:
         if getattr(settings, name) is not None and settings.database_url is None:
             yield (f"{variable(name)} is set, but {url} is not: set both, or neither to use the embedded PostgreSQL")
     given = settings.master_key is not None or settings.master_key_file is not None
-    if settings.database_url is not None and unseals and not given:
+    at = url if settings.databases is None else variable("databases")
+    if (settings.database_url is not None or settings.databases is not None) and unseals and not given:
         yield (
-            f"{url} is set, but {key} is not: give 32 random bytes in base64, such as `openssl rand -base64 32` "
+            f"{at} is set, but {key} is not: give 32 random bytes in base64, such as `openssl rand -base64 32` "
             "prints, and keep them safe, because sealed data can never be read without them"
         )
+
+
+def _servers_problems(settings: Settings) -> Iterator[str]:
+    databases = variable("databases")
+    for name in ("database_url", "migration_database_url", "worker_database_url"):
+        if settings.databases is not None and getattr(settings, name) is not None:
+            yield f"{databases} and {variable(name)} are both set: set only one of them"
+    servers: list[str] | None = None
+    for name in ("databases", "migration_databases", "worker_databases"):
+        path = getattr(settings, name)
+        if path is None:
+            continue
+        if settings.databases is None:
+            yield f"{variable(name)} is set, but {databases} is not: set both"
+        try:
+            found = list(read_servers(path))
+        except ValueError as error:
+            yield f"{variable(name)} {error}"
+            continue
+        if servers is not None and found != servers:
+            yield f"{variable(name)} names other servers than {databases}, or in another order: name the same ones"
+        servers = servers or found
 
 
 def _master_key_problems(settings: Settings) -> Iterator[str]:

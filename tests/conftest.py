@@ -174,7 +174,8 @@ def cluster() -> Iterator[EmbeddedPostgres]:
 
 
 @contextmanager
-def _database(cluster: EmbeddedPostgres) -> Iterator[TestDatabase]:
+def fresh_database(cluster: EmbeddedPostgres) -> Iterator[TestDatabase]:
+    """Make a database with every migration applied and nothing in it."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(cluster.dsn(dbname="postgres"), autocommit=True) as connection:
         connection.execute(
@@ -192,7 +193,7 @@ def _database(cluster: EmbeddedPostgres) -> Iterator[TestDatabase]:
 @pytest.fixture
 def database(cluster: EmbeddedPostgres) -> Iterator[TestDatabase]:
     """A fresh database with every migration applied and nothing in it."""
-    with _database(cluster) as fresh:
+    with fresh_database(cluster) as fresh:
         yield fresh
 
 
@@ -229,7 +230,7 @@ class Servers:
         self._tests += 1
         if self._running is None or self._tests > TESTS_OF_A_SERVER:
             self.close()
-            database = self._opened.enter_context(_database(self._cluster))
+            database = self._opened.enter_context(fresh_database(self._cluster))
             self._running, self._tests = self._opened.enter_context(Serving(database)), 1
         return self._running
 

@@ -37,7 +37,7 @@ from infra.processes.worker import create_views
 from infra.runtime import runtime
 from tests.api.streaming import following
 from tests.api.world import OWN_ACCOUNT, OWN_BRAND, OWN_CREATOR, campaign, told
-from tests.conftest import TestDatabase, _database
+from tests.conftest import TestDatabase, fresh_database
 from tests.infra.opened import MASTER_KEY
 from tests.keys import ERASURE_KEYS
 from tests.serving import REPOSITORY
@@ -81,7 +81,7 @@ if sys.argv[1] == "api":
     from api.http.server import run
     for name in list(logging.Logger.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.DEBUG)
-    run(settings, conninfo, key_provider(settings), started=lambda url: print("ready", url, flush=True))
+    run(settings, {"": conninfo}, key_provider(settings), started=lambda url: print("ready", url, flush=True))
 else:
     from infra.processes.worker import PARTS, run
     for name in list(logging.Logger.manager.loggerDict):
@@ -351,7 +351,7 @@ class Walked:
 def walked(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walked]:
     """Walk once, before and after an erasure; what is left is searched by the tests below."""
     directory = tmp_path_factory.mktemp("canary")
-    with _database(cluster) as database:
+    with fresh_database(cluster) as database:
         with psycopg.connect(database.dsn(), autocommit=True) as owner:
             for name, value in (("log_statement", "all"), ("log_min_error_statement", "debug5")):
                 owner.execute(f'ALTER DATABASE "{database.name}" SET {name} = {value!r}')

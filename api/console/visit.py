@@ -20,6 +20,7 @@ from api.console.origins import refuse_forged
 from api.http import headers
 from api.http.command_context import policy_here
 from api.http.dependencies import services_of
+from api.http.homes import to_home_of
 from api.http.limits import Limit
 from api.http.problems import Problem, title
 from api.http.protocol import own
@@ -279,7 +280,11 @@ async def _new_token(console: Console, session_id: str, session: ConsoleSession)
 
 
 async def opened_by(request: Request, presented: str) -> ApiKey | None:
-    """Return the key that was presented, or that a token stands for; None if it opens nothing now."""
+    """Return the key that was presented, or that a token stands for; None if it opens nothing now.
+
+    What follows of the request is answered by the server of its ledger.
+    """
+    await to_home_of(request.scope, presented)
     services = services_of(request.scope)
     try:
         return await services.authenticator.authenticate(presented, services.now())

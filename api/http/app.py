@@ -47,12 +47,14 @@ from api import (
 )
 from api.authorization_batch import upload_bytes, upload_places
 from api.console import pages
+from api.console.cookies import session_id
 from api.console.visit import Console
 from api.event_content import EventAnswer, KeyNames
-from api.http import asyncapi, docs
+from api.http import asyncapi, docs, headers
 from api.http.cross_origin import CrossOrigin
 from api.http.denied_attempts import record_denied_attempt
-from api.http.dependencies import Limits, Services, SharedPlaces
+from api.http.dependencies import Limits, Services, SharedPlaces, services_of
+from api.http.homes import Homes
 from api.http.limits import Limit
 from api.http.metrics import render_metrics
 from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, RequestMiddleware, Waiting
@@ -203,7 +205,7 @@ class Application(FastAPI):
     def _stack(self) -> ASGIApp:
         """What a request passes; made with the first one, when all routes are there."""
         stack = RequestMiddleware(
-            self._to_route,
+            self.to_route,
             max_body_bytes=self._max_body_bytes,
             max_request_s=self._max_request_s,
             waiting=self._waiting,
@@ -218,7 +220,8 @@ class Application(FastAPI):
     def _routes(self) -> Routes:
         return Routes(self.router.routes)
 
-    def _to_route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def to_route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer a request that has passed the middleware."""
         if scope["type"] != "http":
             return self.router(scope, receive, send)
         return self._routes.find(scope).app(scope, receive, send)
@@ -235,18 +238,121 @@ class Application(FastAPI):
         return _special_answer(request, problem) or problem.response(scope["request_id"])
 
 
+class RoutedApplication(Application):
+    """The application of several servers: a request goes on to the application of its ledger's server.
+
+    Its own middleware is the only one that a request passes, so that a process has one limit of each kind.
+    """
+
+    def to_route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Hand a request on, that has passed the middleware."""
+        return self._to_home(scope, receive, send)
+
+    async def _to_home(self, scope: Scope, receive: Receive, send: Send) -> None:
+        home = await _home(self.state.homes, scope) if scope["type"] == "http" else self.state.homes.apps[0]
+        scope["app"] = home
+        try:
+            await home.to_route(scope, receive, send)
+        except Exception as error:
+            damage = services_of(scope).database.damage.found(error) if is_damage(error) else None
+            if damage is None:
+                raise
+            raise damage from error
+
+
+async def _home(homes: Homes, scope: Scope) -> Any:
+    """Return the application of the server that a request's ledger is on; of the first, if it shows nothing."""
+    request = Request(scope)
+    presented = headers.bearer(request)
+    if presented is not None:
+        return await homes.of_key(presented)
+    if scope["query_string"] and (text := request.query_params.get("token")) is not None:
+        # All servers seal tokens with the same key.
+        token = await services_of(scope).stream_tokens.open(text)
+        return homes.apps[0] if token is None else await homes.of_key(token.presented)
+    session = session_id(request)
+    if session is not None:
+        return await homes.find(session, _has_session)
+    kind, _, rest = scope["path"][1:].partition("/")
+    if kind == "calendar" and rest.endswith(".ics"):
+        return await homes.find(rest.removesuffix(".ics"), _has_calendar)
+    if kind == "log":
+        return await homes.find(rest.partition("/")[0], _has_public_log)
+    return homes.apps[0]
+
+
+async def _has_session(app: FastAPI, shown: str) -> bool:
+    return await app.state.console.sessions.find(shown, used=False) is not None
+
+
+async def _has_calendar(app: FastAPI, shown: str) -> bool:
+    async with app.state.strangers.turn():
+        return await app.state.services.calendars.find(shown) is not None
+
+
+async def _has_public_log(app: FastAPI, shown: str) -> bool:
+    return any(ledger == shown for ledger, _ in await app.state.public_logs())
+
+
 def create_app(
-    services: Services,
-    *,
+    *servers: Services,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_request_s: float = MAX_REQUEST_S,
     metrics: bool = True,
 ) -> FastAPI:
     """Build the application; anyone who calls this opens and closes its dependencies.
 
-    Without `metrics`, it does not answer `/metrics`: `create_metrics_app` does, on another port.
+    Args:
+        servers: what requests need, of each database server; the first answers what concerns no ledger.
+        max_body_bytes: the limit of a body.
+        max_request_s: until when an answer must have begun.
+        metrics: whether it answers `/metrics`; otherwise `create_metrics_app` does, on another port.
+
     """
     waiting = Waiting()
+    per_second = servers[0].settings.requests_per_second
+    limits = Limits(Limit(per_second, per_second))
+    places = SharedPlaces(
+        waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places(), Turns()
+    )
+    bounds: dict[str, Any] = {"max_body_bytes": max_body_bytes, "max_request_s": max_request_s}
+    apps = [_app(services, limits, places, metrics=metrics, **bounds) for services in servers]
+    homes = Homes(apps) if len(apps) > 1 else None
+    streams: list[Streams] = [app.state.streams for app in apps]
+    stopped = SingleFlight(functools.partial(health.stopped_consumers, servers))
+    figures = SingleFlight(functools.partial(render_metrics, servers, places, [one.observe for one in streams]))
+    for app in apps:
+        app.state.servers, app.state.homes, app.state.all_streams = servers, homes, streams
+        app.state.stopped, app.state.metrics = stopped, figures
+    if homes is None:
+        return apps[0]
+    routed = RoutedApplication(
+        waiting=waiting,
+        cors_origins=servers[0].settings.cors_origins,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
+        **bounds,
+    )
+    routed.state = apps[0].state
+    routed.router.routes.extend(apps[0].router.routes)
+    routed.openapi = apps[0].openapi  # type: ignore[method-assign]
+    return routed
+
+
+def _app(
+    services: Services,
+    limits: Limits,
+    places: SharedPlaces,
+    *,
+    max_body_bytes: int,
+    max_request_s: float,
+    metrics: bool,
+) -> Application:
+    """Build the application of one server, within the limits of the process."""
+    waiting = places.requests
     app = Application(
         max_body_bytes=max_body_bytes,
         max_request_s=max_request_s,
@@ -263,8 +369,7 @@ def create_app(
         telemetry=_NO_TELEMETRY,
     )
     app.state.services = services
-    per_second = services.settings.requests_per_second
-    app.state.limits = Limits(Limit(per_second, per_second))
+    app.state.limits = limits
     app.state.current_codes = CurrentCodes(services.database, services.aggregates)
     app.state.strangers = log.Strangers()
     app.state.calendar_reads = Limit(calendars.READS_AT_ONCE, calendars.READS_PER_SECOND)
@@ -272,13 +377,9 @@ def create_app(
     app.state.sealed_sizes = SealedSizes(services.database)
     app.state.receipts = WaitingForReceipts()
     app.state.key_names = KeyNames(services.key_admin)
-    app.state.places = places = SharedPlaces(
-        waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places(), Turns()
-    )
+    app.state.places = places
     app.state.streams = Streams(services, app.state.key_names, places.streams, app.state.sealed_sizes)
     services.on_keys_changed.extend((app.state.key_names.forget, app.state.streams.keys_changed))
-    app.state.stopped = SingleFlight(functools.partial(health.stopped_consumers, services))
-    app.state.metrics = SingleFlight(functools.partial(render_metrics, services, places, app.state.streams.observe))
     for resource in _RESOURCES:
         app.router.routes.extend(resource.router.routes)
     if metrics:

@@ -48,6 +48,7 @@ class Services:
     Attributes:
         now: the clock, aware and in UTC.
         on_keys_changed: what is called when keys have changed; what remembers anything of them adds itself.
+        server: the name of the database server, where ledgers are on several.
 
     """
 
@@ -70,6 +71,7 @@ class Services:
     histories: Histories
     stream_tokens: StreamTokens
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -26,8 +26,6 @@ from projections.engine.view import SHADOW_SUFFIX
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
-
-    from prometheus_client import Metric
 
     from api.http.dependencies import Services, SharedPlaces
     from api.http.places import PlaceFigures
@@ -276,10 +274,35 @@ class _OfPlaces(Collector):
         yield from (limit, share, waiting, held)
 
 
-async def render_metrics(services: Services, places: SharedPlaces, observe: Callable[[], None]) -> bytes:
-    """Return all figures; `observe` brings those of this process up to date."""
-    further = await _worker_metrics(services)
-    observe()
+class _OfServers(Collector):
+    """The figures of several servers, each with the name of its server."""
+
+    def __init__(self, servers: Mapping[str, CollectorRegistry]) -> None:
+        self._servers = servers
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure, for each server."""
+        families: dict[str, Metric] = {}
+        for name, registry in self._servers.items():
+            for family in registry.collect():
+                known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    known.add_sample(sample.name, {"server": name} | sample.labels, sample.value)
+        yield from families.values()
+
+
+async def render_metrics(
+    servers: Sequence[Services], places: SharedPlaces, observe: Sequence[Callable[[], None]]
+) -> bytes:
+    """Return all figures; each of `observe` brings some of this process up to date."""
+    found = await asyncio.gather(*map(_worker_metrics, servers))
+    for figures in observe:
+        figures()
+    further = found[0]
+    if len(servers) > 1:
+        further = CollectorRegistry(auto_describe=False)
+        names = [services.server for services in servers]
+        further.register(_OfServers(dict(zip(names, found, strict=True))))
     further.register(_OfPlaces(places.figures()))
     return await asyncio.to_thread(_render, further)
 

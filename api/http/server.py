@@ -28,11 +28,12 @@ from infra.process_limits import raise_file_limit, tune_garbage_collector
 from infra.runtime import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from fastapi import FastAPI
 
     from infra.crypto.master_keys import KeyProvider
+    from infra.runtime import Runtime
     from infra.settings import Settings
 
 # Requests that are being answered when the end is asked for have this long; the supervisor waits a second more.
@@ -50,13 +51,17 @@ class Server(uvicorn.Server):
 
 
 def run(
-    settings: Settings, conninfo: str, master_key: KeyProvider, *, started: Callable[[str], None] = lambda _: None
+    settings: Settings,
+    servers: Mapping[str, str],
+    master_key: KeyProvider,
+    *,
+    started: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         settings: where to listen, and what the rules leave to configuration.
-        conninfo: the database, as a login that is or may become the API's role.
+        servers: the databases by the names of their servers, each as a login that is or may become the API's role.
         master_key: who holds the key that the database's keys are wrapped with.
         started: told the URL once requests are answered.
 
@@ -67,20 +72,21 @@ def run(
         LookupError: the address cannot be listened on.
 
     """
-    require_suitable_server(conninfo, API)
-    require_migrated(conninfo)
-    require_master_keys(conninfo, API, master_key)
+    for conninfo in servers.values():
+        require_suitable_server(conninfo, API)
+        require_migrated(conninfo)
+        require_master_keys(conninfo, API, master_key)
     with contextlib.ExitStack() as opened:
         listener = opened.enter_context(_listen(settings.host, settings.port, "PORT"))
         metrics = None
         if settings.metrics_port is not None:
             metrics = opened.enter_context(_listen(settings.host, settings.metrics_port, "METRICS_PORT"))
-        uvloop.run(_serve(settings, conninfo, master_key, listener, metrics, started))
+        uvloop.run(_serve(settings, servers, master_key, listener, metrics, started))
 
 
 async def _serve(
     settings: Settings,
-    conninfo: str,
+    servers: Mapping[str, str],
     master_key: KeyProvider,
     listener: socket.socket,
     metrics: socket.socket | None,
@@ -89,37 +95,20 @@ async def _serve(
     loop = asyncio.get_running_loop()
     tune_garbage_collector()
     raise_file_limit()
-    async with runtime(conninfo, API, master_key, settings.oidc_issuers) as opened:
-        services = Services(
-            handler=opened.handler,
-            aggregates=opened.aggregates,
-            events=opened.events,
-            keyring=opened.keyring,
-            denied_attempts=opened.denied_attempts,
-            authenticator=opened.authenticator,
-            key_admin=opened.key_admin,
-            reads=opened.reads,
-            views=opened.views,
-            settings=settings,
-            now=lambda: datetime.now(UTC),
-            database=opened.database,
-            webhooks=WebhookSubscriptions(opened.database, opened.keyring),
-            alerts=AlertRules(opened.database, opened.keyring),
-            calendars=Calendars(opened.database, opened.keyring, opened.aggregates),
-            mappings=SheetMappings(opened.database),
-            histories=opened.histories,
-            stream_tokens=StreamTokens(opened.database, opened.keyring),
-            on_keys_changed=opened.on_keys_changed,
-        )
-        app = create_app(services, metrics=metrics is None)
+    async with contextlib.AsyncExitStack() as opened:
+        services = []
+        for name, conninfo in servers.items():
+            one = await opened.enter_async_context(runtime(conninfo, API, master_key, settings.oidc_issuers))
+            services.append(services_from(one, settings, name))
+        app = create_app(*services, metrics=metrics is None)
         server = _server(app, settings)
-        servers = [server]
+        listening = [server]
         beside: list[asyncio.Task[None]] = []
         if metrics is not None:
-            servers.append(_server(create_metrics_app(app), settings))
-            beside.append(loop.create_task(servers[-1].serve(sockets=[metrics])))
+            listening.append(_server(create_metrics_app(app), settings))
+            beside.append(loop.create_task(listening[-1].serve(sockets=[metrics])))
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _stop, servers, app.state.streams.end)
+            loop.add_signal_handler(number, _stop, listening, [one.end for one in app.state.all_streams])
         serving = loop.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
             await asyncio.sleep(0.01)
@@ -129,7 +118,34 @@ async def _serve(
             started(f"http://{shown}:{port}")
         await serving
         await asyncio.gather(*beside)
-        await app.state.streams.close()
+        for streams in app.state.all_streams:
+            await streams.close()
+
+
+def services_from(opened: Runtime, settings: Settings, server: str) -> Services:
+    """Return what requests need of one server."""
+    return Services(
+        handler=opened.handler,
+        aggregates=opened.aggregates,
+        events=opened.events,
+        keyring=opened.keyring,
+        denied_attempts=opened.denied_attempts,
+        authenticator=opened.authenticator,
+        key_admin=opened.key_admin,
+        reads=opened.reads,
+        views=opened.views,
+        settings=settings,
+        now=lambda: datetime.now(UTC),
+        database=opened.database,
+        webhooks=WebhookSubscriptions(opened.database, opened.keyring),
+        alerts=AlertRules(opened.database, opened.keyring),
+        calendars=Calendars(opened.database, opened.keyring, opened.aggregates),
+        mappings=SheetMappings(opened.database),
+        histories=opened.histories,
+        stream_tokens=StreamTokens(opened.database, opened.keyring),
+        on_keys_changed=opened.on_keys_changed,
+        server=server,
+    )
 
 
 def _server(app: FastAPI, settings: Settings) -> Server:
@@ -156,11 +172,12 @@ def believing(proxies: tuple[str, ...]) -> dict[str, Any]:
     return {"proxy_headers": True, "forwarded_allow_ips": list(proxies)}
 
 
-def _stop(servers: Sequence[Server], end_streams: Callable[[], None]) -> None:
+def _stop(servers: Sequence[Server], end_streams: Sequence[Callable[[], None]]) -> None:
     for server in servers:
         server.should_exit = True
     # The server waits for answers under way, and these would never be over.
-    end_streams()
+    for end in end_streams:
+        end()
 
 
 def _listen(host: str, port: int, setting: str) -> socket.socket:

@@ -118,6 +118,7 @@ class Authenticated:
         key: the key with this hash; None where there is none.
         ends_at: when this text of the key stops working, if it was replaced by a rotation.
         used: whether the key's first use is on record.
+        served_by: the server that serves the key's ledger, if it is another one.
 
     """
 
@@ -125,6 +126,7 @@ class Authenticated:
     key: ApiKey | None = None
     ends_at: datetime | None = None
     used: bool = False
+    served_by: str | None = None
 
     def valid(self, now: datetime) -> bool:
         """Return whether there is a key, and its text is valid at `now`."""

@@ -18,7 +18,7 @@ from infra.auth.api_keys import Authenticated, api_key
 from infra.auth.key_usage import KeyUsage
 from infra.auth.oidc import Tokens
 from infra.auth.token_identities import TokenIdentities, is_token
-from infra.errors import TokenRefused
+from infra.errors import LedgerElsewhere, TokenRefused
 from infra.postgres.batch_loader import BatchLoader
 from infra.recent_cache import RecentCache
 from projections.engine.array_columns import Byteas
@@ -119,10 +119,17 @@ class Authenticator:
         return True
 
     async def _find(self, hashed: bytes, now: datetime) -> Authenticated:
-        """Find what a hash belongs to, and have its use recorded."""
+        """Find what a hash belongs to, and have its use recorded.
+
+        Raises:
+            LedgerElsewhere: another server serves the ledger.
+
+        """
         found = self._cache.get(hashed)
         if found is None or monotonic() - found.at > CACHE_S:
             found = await self._look_up(_NO_LEDGER, hashed) or Authenticated(monotonic())
+            if found.key is not None and found.served_by is not None:
+                raise LedgerElsewhere(found.key.ledger_id, found.served_by)
             if found.key is not None and found.valid(now):
                 if found.used:
                     self._usage.note(found.key, now)
@@ -142,12 +149,13 @@ class Authenticator:
         found = dict.fromkeys(hashes, Authenticated(at))
         for row in await self._database.read(None, query):
             key = replace(api_key(row[5:]), request_key=hashing.hash(f"requests of {row[5]}"))
+            served_by = row[-1]
             self._database.tokens.admit_ledger(key.ledger_id, row[3])
             self._database.tokens.admit_key(key.key_id, row[4])
-            found[row[0]] = Authenticated(at, key, ends_at=row[1], used=row[2])
+            found[row[0]] = Authenticated(at, key, ends_at=row[1], used=row[2], served_by=served_by)
         # A row that was read while a key changed may be outdated; and a first use is not on record yet.
         if changes == self._changes:
             for hashed, one in found.items():
-                if one.key is None or one.used:
+                if one.served_by is None and (one.key is None or one.used):
                     self._cache.put(hashed, one)
         return found

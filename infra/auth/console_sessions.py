@@ -18,6 +18,7 @@ import orjson
 from cryptography.exceptions import InvalidTag
 
 from infra.crypto.envelope import SealingKey
+from infra.errors import LedgerElsewhere
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -49,7 +50,7 @@ _CROWD_OUT: Final = """
         LIMIT %(most)s
     )
 """
-_FIND: Final = "SELECT ledger_id, key_id, sealed, expires_at FROM console_session(%s, %s, %s)"
+_FIND: Final = "SELECT ledger_id, key_id, sealed, expires_at, served_by FROM console_session(%s, %s, %s)"
 _RENEW: Final = "UPDATE console_sessions SET sealed = %s WHERE ledger_id = %s AND hash = %s"
 _END: Final = "DELETE FROM console_sessions WHERE ledger_id = %s AND hash = %s"
 PURGE: Final = """
@@ -112,6 +113,7 @@ class ConsoleSessions:
             used: whether a person uses it now, which keeps it from ending as idle.
 
         Raises:
+            LedgerElsewhere: another server serves its ledger.
             Unavailable: the database is away.
 
         """
@@ -125,7 +127,9 @@ class ConsoleSessions:
         row = await self._database.read(None, query)
         if row is None:
             return None
-        ledger_id, key_id, sealed, expires_at = row
+        ledger_id, key_id, sealed, expires_at, served_by = row
+        if served_by is not None:
+            raise LedgerElsewhere(ledger_id, served_by)
         try:
             presented, renewal = orjson.loads(sealing.unseal(bytes(sealed), hashed))
         except (InvalidTag, ValueError):

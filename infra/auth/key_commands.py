@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from infra.auth.access_log import AccessContext
 from infra.auth.key_admin import KeyAdmin
 from infra.auth.ledger_admin import LedgerAdmin, LedgerExists
-from infra.crypto.keyring import Keyring
+from infra.crypto.envelope import fresh_key
+from infra.crypto.keyring import API_KEYS, Keyring
 from infra.postgres.pool import Database
 from infra.postgres.roles import WORKER
+from infra.servers import ServersError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from datetime import datetime
     from uuid import UUID
 
     from domain.values import Role
     from infra.auth.api_keys import ApiKey, Subjects
+    from infra.auth.ledger_admin import LedgerSize
     from infra.crypto.master_keys import KeyProvider
 
 FIRST_LEDGER: Final = "main"
@@ -107,6 +110,38 @@ async def first_keys(conninfo: str, key_provider: KeyProvider, admin_key: str | 
         return FirstKeys(generated=text if admin_key is None else None)
 
 
+async def share_hashing(conninfos: Mapping[str, str], key_provider: KeyProvider) -> None:
+    """Give all servers the same key to hash API keys with, so that each process finds each key.
+
+    Args:
+        conninfos: the servers by name, each as a login that may become the worker's role.
+        key_provider: the provider of the master key.
+
+    Raises:
+        ServersError: two of them have different ones.
+
+    """
+    source: tuple[str, bytes] | None = None
+    without = []
+    for name, conninfo in conninfos.items():
+        async with _as_worker(conninfo, key_provider) as opened:
+            key = await opened.keyring.shared(API_KEYS)
+        if key is None:
+            without.append(name)
+        elif source is None:
+            source = name, key
+        elif source[1] != key:
+            message = (
+                f"The servers {source[0]} and {name} hash API keys in different ways, because both were installations "
+                "of their own: they cannot be one."
+            )
+            raise ServersError(message)
+    key = fresh_key() if source is None else source[1]
+    for name in without:
+        async with _as_worker(conninfos[name], key_provider) as opened:
+            await opened.keyring.share(API_KEYS, key)
+
+
 async def create_key(
     conninfo: str,
     key_provider: KeyProvider,
@@ -158,8 +193,8 @@ async def create_ledger(conninfo: str, key_provider: KeyProvider, name: str) -> 
         return text
 
 
-async def list_ledgers(conninfo: str, key_provider: KeyProvider) -> list[tuple[int, str]]:
-    """Return the id and name of every ledger, oldest first."""
+async def list_ledgers(conninfo: str, key_provider: KeyProvider) -> list[LedgerSize]:
+    """Return every ledger and how large it is, oldest first."""
     async with _as_worker(conninfo, key_provider) as opened:
         return await opened.ledgers.ledgers()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 
@@ -12,6 +12,27 @@ from infra.crypto.keyring import fingerprint_purpose
 if TYPE_CHECKING:
     from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
+
+
+# A ledger's part of the database, by its number of events: its own rows could only be counted by reading them all.
+_SIZES: Final = """
+    SELECT l.ledger_id, l.name, h.position,
+           (pg_database_size(current_database()) * h.position / greatest(sum(h.position) OVER (), 1))::bigint
+    FROM ledgers l
+    CROSS JOIN LATERAL (
+        SELECT coalesce(max(e.position), 0) AS position FROM events e WHERE e.ledger_id = l.ledger_id
+    ) h
+    ORDER BY l.ledger_id
+"""
+
+
+class LedgerSize(NamedTuple):
+    """A ledger, and how large it is: its events, and about how many bytes it takes."""
+
+    ledger_id: int
+    name: str
+    events: int
+    bytes: int
 
 
 class LedgerExists(Exception):
@@ -72,11 +93,10 @@ class LedgerAdmin:
             raise LookupError(message)
         return ledger_id, token
 
-    async def ledgers(self) -> list[tuple[int, str]]:
-        """Return the id and name of every ledger, oldest first."""
+    async def ledgers(self) -> list[LedgerSize]:
+        """Return every ledger and how large it is, oldest first."""
 
-        async def query(connection: LedgerConnection) -> list[tuple[int, str]]:
-            cursor = await connection.execute("SELECT ledger_id, name FROM ledgers ORDER BY ledger_id")
-            return [(row[0], row[1]) for row in await cursor.fetchall()]
+        async def query(connection: LedgerConnection) -> list[LedgerSize]:
+            return [LedgerSize(*row) for row in await (await connection.execute(_SIZES)).fetchall()]
 
         return await self._database.read(None, query)

@@ -140,7 +140,8 @@ class Keyring:
 
         """
         if self._hashing is None:
-            self._hashing = ApiKeyHashing(await self._shared(API_KEYS))
+            stored = await self.shared(API_KEYS)
+            self._hashing = ApiKeyHashing(stored or await self.share(API_KEYS, fresh_key()))
         return self._hashing
 
     async def ledger(self, ledger_id: int) -> LedgerKeys:
@@ -259,22 +260,30 @@ class Keyring:
             raise LookupError(message)
         return present
 
-    async def _shared(self, name: str) -> bytes:
-        """Return a key of the whole database, created on first use."""
+    async def shared(self, name: str) -> bytes | None:
+        """Return a key of the whole database; None if there is none yet.
+
+        Raises:
+            MasterKeyError: it is wrapped with a master key that was not given.
+
+        """
 
         async def query(connection: LedgerConnection) -> tuple[bytes] | None:
             cursor = await connection.execute("SELECT wrapped FROM shared_keys WHERE purpose = %s", (name,))
             return await cursor.fetchone()
 
         row = await self._database.read(None, query)
-        if row is None:
-            wrapped = await self.wrap(fresh_key(), shared_purpose(name))
-            async with self._database.connection() as connection:
-                await connection.execute(
-                    "INSERT INTO shared_keys (purpose, wrapped) VALUES (%s, %s) ON CONFLICT DO NOTHING", (name, wrapped)
-                )
-                row = await query(connection)
-        if row is None:
+        return None if row is None else await self.unwrap(row[0], shared_purpose(name))
+
+    async def share(self, name: str, key: bytes) -> bytes:
+        """Store a key of the whole database, unless there is one; return the one that is stored."""
+        wrapped = await self.wrap(key, shared_purpose(name))
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "INSERT INTO shared_keys (purpose, wrapped) VALUES (%s, %s) ON CONFLICT DO NOTHING", (name, wrapped)
+            )
+        stored = await self.shared(name)
+        if stored is None:
             message = f"the shared key for {name} was made and then not found"
             raise LookupError(message)
-        return await self.unwrap(row[0], shared_purpose(name))
+        return stored

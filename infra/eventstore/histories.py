@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-from infra.errors import Unavailable
+from infra.errors import MOVED, Unavailable
 from infra.postgres.batch_loader import BatchLoader
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ GONE_BACK: Final = (
 )
 
 _HISTORY: Final = """
-    SELECT l.name, l.log_id, c.problem, c.ledger_id IS NOT NULL AS checked, a.ledger_id IS NOT NULL AS anchored,
+    SELECT l.name, l.log_id, l.served_by, c.problem,
+           c.ledger_id IS NOT NULL AS checked, a.ledger_id IS NOT NULL AS anchored,
            ARRAY(SELECT h.history FROM histories h WHERE h.ledger_id = l.ledger_id ORDER BY h.generation),
            ARRAY(SELECT h.generation FROM histories h WHERE h.ledger_id = l.ledger_id ORDER BY h.generation),
            ARRAY(SELECT h.common_position FROM histories h WHERE h.ledger_id = l.ledger_id ORDER BY h.generation),
@@ -88,6 +89,7 @@ class History:
         common: by each earlier history, the last position that it has in common with the present one.
         problem: why the log is not to be trusted; None if nothing speaks against it.
         checked: whether it is known to be whole in this database, or was never anchored.
+        served_by: the server that serves the ledger, if it is another one.
 
     """
 
@@ -98,6 +100,7 @@ class History:
     common: Mapping[UUID, int] = field(default_factory=dict)
     problem: str | None = None
     checked: bool = True
+    served_by: str | None = None
 
     def require(self, sent: UUID | None) -> None:
         """Refuse another history than the present one.
@@ -127,6 +130,8 @@ class History:
             Unavailable: it has, or nobody has looked yet.
 
         """
+        if self.served_by is not None:
+            raise Unavailable(MOVED)
         if self.problem is not None:
             raise Unavailable(f"{self.problem} {REMEDY.format(ledger=self.ledger)}", RETRY_AFTER_S)
         if not self.checked:
@@ -258,7 +263,7 @@ async def read_history(
     row: Any = await cursor.fetchone()
     if row is None:
         return None
-    name, log_id, problem, checked, anchored, histories, generations, commons, continues, event_id = row
+    name, log_id, served_by, problem, checked, anchored, histories, generations, commons, continues, event_id = row
     if acknowledged is not None and acknowledged.history == histories[-1]:
         if event_id == acknowledged.event_id:
             checked = True
@@ -271,4 +276,4 @@ async def read_history(
             break  # of what lies before, nobody knows how far it is the same
         least = min(least, commons[number])
         common |= {histories[number - 1]: int(least), continues[number]: int(least)}
-    return History(name, log_id, histories[-1], generations[-1], common, problem, checked or not anchored)
+    return History(name, log_id, histories[-1], generations[-1], common, problem, checked or not anchored, served_by)

@@ -60,6 +60,7 @@ _PENDING: Final = """
     SELECT e.ledger_id, e.creator_id
     FROM events e
     WHERE e.type = 'CreatorErased'
+    AND EXISTS (SELECT FROM ledgers l WHERE l.ledger_id = e.ledger_id) -- that this server serves
     AND NOT EXISTS (SELECT 1 FROM erasures d WHERE d.ledger_id = e.ledger_id AND d.position = e.position)
     ORDER BY e.ledger_id, e.position
     LIMIT %s

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from domain.event_types import EVENT_TYPES
-from infra.postgres.roles import LOG, ROLES
+from infra.postgres.roles import LOG, MOVER, ROLES
 from infra.postgres.timelines import ServerConnection
 from projections.engine.advisory_locks import AdvisoryLock
 
@@ -161,8 +161,8 @@ def _create_roles(connection: psycopg.Connection, passwords: dict[str, str]) -> 
     for role in ROLES:
         name = sql.Identifier(role)
         if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)).fetchone() is None:
-            # Only the role that owns the append may not log in at all.
-            login = sql.SQL("NOLOGIN" if role == LOG else "LOGIN")
+            # Those that own the append and move ledgers may not log in at all.
+            login = sql.SQL("NOLOGIN" if role in {LOG, MOVER} else "LOGIN")
             connection.execute(sql.SQL("CREATE ROLE {} {}").format(name, login))
         connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(name))
         if role in passwords:

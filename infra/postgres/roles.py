@@ -17,4 +17,8 @@ WORKER: Final = "sparkledger_worker"
 # Owns the functions that append. It may not log in.
 LOG: Final = "sparkledger_log"
 
-ROLES: Final = (API, WORKER, LOG)
+# Copies ledgers from one server to another, and removes copies that are not served. It may not log in: the owner takes
+# it on.
+MOVER: Final = "sparkledger_mover"
+
+ROLES: Final = (API, WORKER, LOG, MOVER)

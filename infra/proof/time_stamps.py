@@ -39,6 +39,7 @@ _GRANTED: Final = frozenset({0, 1})
 _DUE: Final = """
     SELECT t.ledger_id, t.generation, coalesce(w.size, t.checkpoint_size), coalesce(w.note, t.checkpoint), t.ledger
     FROM log_trees t
+    JOIN ledgers l ON l.ledger_id = t.ledger_id -- that this server serves
     LEFT JOIN LATERAL (
         SELECT w.size, w.note FROM witnessed_checkpoints w
         WHERE w.ledger_id = t.ledger_id AND w.generation = t.generation

@@ -30,3 +30,5 @@ class AdvisoryLock(IntEnum):
     ALERTS = 7_290_129  # no second key
     ALERT_COUNT = 7_290_130  # a ledger's id
     MAPPING_COUNT = 7_290_131  # a ledger's id
+    LEDGER_MOVE = 7_290_132  # a ledger's id
+    LEDGER_NAME = 7_290_133  # the name of a ledger that is created, hashed

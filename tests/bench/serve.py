@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from api.http.server import run
 from infra.crypto.master_keys import key_provider
+from infra.servers import read_servers
 from infra.settings import load_settings
 
 
@@ -13,5 +14,9 @@ def _say(url: str) -> None:
 
 if __name__ == "__main__":
     settings = load_settings()
-    assert settings.database_url is not None
-    run(settings, settings.database_url.get_secret_value(), key_provider(settings), started=_say)
+    if settings.databases is not None:
+        servers = read_servers(settings.databases)
+    else:
+        assert settings.database_url is not None
+        servers = {"": settings.database_url.get_secret_value()}
+    run(settings, servers, key_provider(settings), started=_say)

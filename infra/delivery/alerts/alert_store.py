@@ -34,6 +34,7 @@ _RULES: Final = """
            (SELECT h.history FROM histories h WHERE h.ledger_id = r.ledger_id ORDER BY h.generation DESC LIMIT 1),
            CASE WHEN c.ledger_id IS NULL THEN a.ledger_id IS NULL ELSE c.problem IS NULL END
     FROM alert_rules r
+    JOIN ledgers l ON l.ledger_id = r.ledger_id -- that this server serves
     JOIN alert_progress p ON p.rule_id = r.rule_id
     JOIN api_keys k ON k.key_id = r.key_id
     LEFT JOIN anchored_ledgers a ON a.ledger_id = r.ledger_id

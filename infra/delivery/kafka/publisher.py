@@ -66,6 +66,13 @@ _LEDGERS: Final = f"""
     WHERE {OF_DESTINATION}
 """
 
+_ARRIVED: Final = f"""
+    SELECT l.ledger_id, r.source_number, r.fenced
+    FROM arrivals r
+    JOIN ledgers l ON l.ledger_id = r.ledger_id
+    WHERE {OF_DESTINATION}
+"""
+
 _EVENT_AT: Final = "SELECT event_id FROM events WHERE ledger_id = %s AND position = %s"
 
 _STATE_EXPECTED: Final = """
@@ -191,10 +198,17 @@ class Publisher:
         log_reader = RecordReader(connection, self._destination, public_url=self._public_url)
         with topics(self._options, self._replication_factor) as checked:
             checked.ensure([self._progress])
-        producer = Producer(self._options, f"{self._destination.prefix}.publisher", self._compression)
+        row = connection.execute("SELECT number FROM this_server").fetchone()
+        several = row is not None
+        producer = Producer(self._options, self._transactional_id(0 if row is None else row[0]), self._compression)
         read_ahead = SingleThreadExecutor(f"reader for {self._destination.prefix}")
         try:
-            positions = self._resume(connection)
+            arrived = self._arrived(connection) if several else {}
+            self._fence_sources(arrived)
+            # A ledger that came from another server is read once it is known how far that has published it.
+            positions = dict.fromkeys(arrived, 0) | self._resume(connection)
+            if arrived:
+                connection.execute("UPDATE arrivals SET fenced = true WHERE ledger_id = ANY (%s)", (list(arrived),))
             self._woken.clear()
             # Before the status says `publishing`, because an event that cannot be read would stop publishing at once.
             page = log_reader.page(positions)
@@ -215,10 +229,29 @@ class Publisher:
                     page = next_page.result()
                 self._woken.wait(POLL_S)
                 self._woken.clear()
+                if several and self._arrived(connection).keys() - positions.keys():
+                    raise HistoryContinued("A ledger has come from another server.")
                 page = log_reader.page(positions)
         finally:
             read_ahead.leave()
             producer.abandon()
+
+    def _transactional_id(self, server: int) -> str:
+        """Return the id by which the publishers of a destination fence each other: those of one server alone."""
+        return f"{self._destination.prefix}.publisher" + (f".{server}" if server else "")
+
+    def _arrived(self, connection: psycopg.Connection[Any]) -> dict[int, tuple[int, bool]]:
+        """Return the ledgers that came from other servers: the number of each server, and whether it was fenced."""
+        rows = connection.execute(_ARRIVED, self._destination.parameters).fetchall()
+        return {ledger_id: (server, fenced) for ledger_id, server, fenced in rows}
+
+    def _fence_sources(self, arrived: Mapping[int, tuple[int, bool]]) -> None:
+        """End what the publishers of other servers have begun, of ledgers that came from there.
+
+        They go on with their other ledgers. What they have published of these is known then, and not published again.
+        """
+        for server in sorted({server for server, fenced in arrived.values() if not fenced}):
+            Producer(self._options, self._transactional_id(server), self._compression).abandon()
 
     def _resume(self, connection: psycopg.Connection[Any]) -> dict[int, int]:
         """Return how far each ledger is published. Older producers must be fenced before.

@@ -49,6 +49,7 @@ _AFTER: Final = (
     LEFT JOIN unnest(%b, %b) AS known (ledger_id, position) ON known.ledger_id = l.ledger_id
     LEFT JOIN anchored_ledgers a ON a.ledger_id = l.ledger_id
     LEFT JOIN history_checks c ON c.ledger_id = l.ledger_id AND c.database = (SELECT database_identity())
+    LEFT JOIN arrivals r ON r.ledger_id = l.ledger_id
     CROSS JOIN LATERAL (
         SELECT * FROM events e
         WHERE e.ledger_id = l.ledger_id AND e.position > coalesce(known.position, 0)
@@ -58,6 +59,8 @@ _AFTER: Final = (
     WHERE {OF_DESTINATION}
     -- Until it is decided what holds, nothing is handed out of a ledger that may have lost events.
     AND CASE WHEN c.ledger_id IS NULL THEN a.ledger_id IS NULL ELSE c.problem IS NULL END
+    -- How far another server has published a ledger that came from there is read in Kafka first.
+    AND (r.ledger_id IS NULL OR known.ledger_id IS NOT NULL)
     ORDER BY l.ledger_id, e.position
     LIMIT %b
 """

@@ -1,13 +1,16 @@
 -- The log and what stands beside it. Only durable tables are migrated; views are rebuilt from the log.
 -- Nothing here is newer than PostgreSQL 15, and no extension is used.
 
--- A ledger's row is locked by every append and never updated: an updated row would rot under a long snapshot.
+-- A ledger's row is locked by every append and never updated but when the ledger moves to another server: an updated
+-- row would rot under a long snapshot.
 CREATE TABLE ledgers (
     ledger_id       int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name            text NOT NULL UNIQUE CHECK (name ~ '^[A-Za-z0-9._:@-]{1,128}$' AND name NOT IN ('.', '..')),
     created_at      timestamptz NOT NULL DEFAULT now(),
     -- The key of fingerprints and claims, wrapped by the master key. It never changes: claims rest on it.
-    fingerprint_key bytea NOT NULL
+    fingerprint_key bytea NOT NULL,
+    -- The server that serves the ledger, if it is another one: it has moved there, or is being copied from there.
+    served_by       text
 );
 
 -- Which ledger a session of the API sees, and which key a caller of `append` writes with, is proven and not claimed: by
@@ -207,6 +210,9 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON view_versions, view_positions TO sparkle
 
 CREATE FUNCTION events_are_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF TG_OP = 'DELETE' AND current_user = 'sparkledger_mover' THEN
+        RETURN NULL; -- row-level security lets it delete copies of ledgers that other servers serve
+    END IF;
     RAISE EXCEPTION 'events are append-only: % is refused', TG_OP
         USING HINT = 'A wrong fact is answered by the command that undoes it, or by a note.';
 END $$;
@@ -226,6 +232,9 @@ BEGIN
         EXECUTE format('CREATE POLICY every_ledger ON %I TO sparkledger_worker, sparkledger_log USING (true)', name);
     END LOOP;
 END $$;
+-- Workers have nothing to do with a ledger that another server serves.
+ALTER POLICY every_ledger ON ledgers TO sparkledger_log;
+CREATE POLICY served_here ON ledgers TO sparkledger_worker USING (served_by IS NULL);
 
 GRANT SELECT ON ledgers, events, commands, claims, creator_keys, api_keys, refused_attempts
     TO sparkledger_api, sparkledger_worker, sparkledger_log;
@@ -371,9 +380,14 @@ BEGIN
         one_ledger := false;
         SELECT array_agg(DISTINCT x ORDER BY x) INTO locked FROM unnest(c_ledger) x;
     END IF;
-    PERFORM 1 FROM ledgers l WHERE l.ledger_id = ANY (locked) ORDER BY l.ledger_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM ledgers l
+    WHERE l.ledger_id = ANY (locked) AND l.served_by IS NULL
+    ORDER BY l.ledger_id FOR NO KEY UPDATE;
     GET DIAGNOSTICS found_ledgers = ROW_COUNT;
     IF found_ledgers <> cardinality(locked) THEN
+        IF EXISTS (SELECT FROM ledgers l WHERE l.ledger_id = ANY (locked) AND l.served_by IS NOT NULL) THEN
+            RAISE read_only_sql_transaction USING MESSAGE = 'another server serves the ledger';
+        END IF;
         RAISE foreign_key_violation USING MESSAGE = 'there is no such ledger';
     END IF;
     moment := clock_timestamp();

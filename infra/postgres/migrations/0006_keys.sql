@@ -75,11 +75,11 @@ CREATE FUNCTION authenticate(presented bytea[])
 RETURNS TABLE (hash bytea, ends_at timestamptz, used boolean, ledger_token bytea, key_token bytea, key_id uuid,
                ledger_id int, ledger_name text, name text, role text, creator_ids text[], brand_ids text[],
                advertiser_ids text[], created_at timestamptz, expires_at timestamptz, revoked_at timestamptz,
-               kind text, may_reveal boolean)
+               kind text, may_reveal boolean, served_by text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT h.hash, h.ends_at, u.key_id IS NOT NULL, ledger_token(k.ledger_id), key_token(k.ledger_id, k.key_id),
            k.key_id, k.ledger_id, l.name, k.name, k.role, k.creator_ids, k.brand_ids, k.advertiser_ids, k.created_at,
-           k.expires_at, k.revoked_at, k.kind, k.may_reveal
+           k.expires_at, k.revoked_at, k.kind, k.may_reveal, l.served_by
     FROM api_key_hashes h
     JOIN api_keys k ON k.key_id = h.key_id
     JOIN ledgers l ON l.ledger_id = k.ledger_id
@@ -114,7 +114,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT l.ledger_id,
            CASE WHEN is_trusted_role(l.ledger_id, NULL) OR is_worker() THEN ledger_token(l.ledger_id) END
     FROM ledgers l
-    WHERE l.name = wanted
+    WHERE l.name = wanted AND l.served_by IS NULL
 $$;
 
 -- A bearer's role and subjects are those of their tokens, and what is written down of them follows. Those of a key that

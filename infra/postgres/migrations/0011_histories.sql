@@ -65,7 +65,8 @@ BEGIN
     INSERT INTO histories (ledger_id, generation) VALUES (NEW.ledger_id, 1);
     RETURN NULL;
 END $$;
-CREATE TRIGGER begin_history AFTER INSERT ON ledgers FOR EACH ROW EXECUTE FUNCTION begin_history();
+CREATE TRIGGER begin_history AFTER INSERT ON ledgers
+    FOR EACH ROW WHEN (NEW.served_by IS NULL) EXECUTE FUNCTION begin_history();
 
 -- The next generation begins with the event that says so, in the same transaction: with no other way to begin one, the
 -- log itself names every history that it ever had.
@@ -85,7 +86,8 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER continue_history AFTER INSERT ON events
-    FOR EACH ROW WHEN (NEW.type = 'LogRestarted') EXECUTE FUNCTION continue_history();
+    FOR EACH ROW WHEN (NEW.type = 'LogRestarted' AND current_user <> 'sparkledger_mover')
+    EXECUTE FUNCTION continue_history();
 GRANT DELETE ON anchored_ledgers, history_checks TO sparkledger_log;
 
 -- Which database this is, as far as anyone can tell who asks it: another server, another timeline, a restart, which a
@@ -109,6 +111,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     LEFT JOIN anchored_ledgers a ON a.ledger_id = l.ledger_id
     LEFT JOIN history_checks c
         ON c.ledger_id = l.ledger_id AND (pg_is_in_recovery() OR c.database = database_identity())
+    WHERE l.served_by IS NULL
 $$;
 
 GRANT CREATE ON SCHEMA public TO sparkledger_log;

@@ -41,16 +41,18 @@ GRANT SELECT, UPDATE (used_at) ON console_sessions TO sparkledger_log;
 -- A cookie does not say which ledger it is for, so this look-up goes around row-level security, as that of keys does. It
 -- finds nothing but for the hash of a whole cookie. With `used`, the session counts as used now.
 CREATE FUNCTION console_session(presented bytea, used boolean, idle interval)
-RETURNS TABLE (ledger_id int, key_id uuid, sealed bytea, expires_at timestamptz)
+RETURNS TABLE (ledger_id int, key_id uuid, sealed bytea, expires_at timestamptz, served_by text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     IF used THEN
         UPDATE console_sessions s SET used_at = now()
-        WHERE s.hash = presented AND s.used_at > now() - idle AND s.expires_at > now();
+        WHERE s.hash = presented AND s.used_at > now() - idle AND s.expires_at > now()
+        AND EXISTS (SELECT FROM ledgers l WHERE l.ledger_id = s.ledger_id AND l.served_by IS NULL);
     END IF;
     RETURN QUERY
-        SELECT s.ledger_id, s.key_id, s.sealed, s.expires_at
+        SELECT s.ledger_id, s.key_id, s.sealed, s.expires_at, l.served_by
         FROM console_sessions s
+        JOIN ledgers l ON l.ledger_id = s.ledger_id
         WHERE s.hash = presented AND s.used_at > now() - idle AND s.expires_at > now();
 END $$;
 GRANT CREATE ON SCHEMA public TO sparkledger_log;

@@ -142,7 +142,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     FROM calendars c
     JOIN ledgers l ON l.ledger_id = c.ledger_id
     JOIN api_keys k ON k.key_id = c.key_id
-    WHERE c.hash = presented
+    WHERE c.hash = presented AND l.served_by IS NULL
     AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
 $$;
 

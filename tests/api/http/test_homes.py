@@ -1,0 +1,163 @@
+"""Ledgers on several servers: each key is answered by the server of its ledger, whatever it shows the key in."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import psycopg
+import pytest
+from psycopg import sql
+
+from infra.postgres.embedded.server import EmbeddedPostgres
+from tests.api.processes import serving_process
+from tests.api.streaming import following
+from tests.places import directory
+from tests.servers import MAIN, OTHER, Installation, installation
+from tests.serving import http_client
+from tests.waiting import until
+
+ACCOUNT = "/v1/advertisers/6900000000000000001"
+SIGN_IN = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
+
+
+@pytest.fixture(scope="module")
+def servers(cluster: EmbeddedPostgres) -> Iterator[Installation]:
+    place = directory("servers")
+    with installation(cluster, place) as made:
+        yield made
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def url(servers: Installation) -> Iterator[str]:
+    """One API process for both servers."""
+    settings = {"databases": servers.settings["DATABASES"], "database_url": ""}
+    with serving_process(servers.a, servers.settings["MASTER_KEY"], **settings) as address:
+        yield address
+
+
+def named(url: str, key: str, brand: str) -> int:
+    """Record whose an account is, and return the position."""
+    with http_client(url, key) as client:
+        answer = client.put(ACCOUNT, json={"brand_id": brand})
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["position"])
+
+
+def brand_of(url: str, key: str) -> str:
+    with http_client(url, key) as client:
+        answer = client.get(ACCOUNT)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["brand_id"])
+
+
+def test_commands_and_reads_go_to_the_server_of_the_keys_ledger(servers: Installation, url: str) -> None:
+    for ledger in (MAIN, OTHER):
+        named(url, servers.keys[ledger], f"brand-of-{ledger}")
+    assert {ledger: brand_of(url, servers.keys[ledger]) for ledger in (MAIN, OTHER)} == {
+        MAIN: f"brand-of-{MAIN}",
+        OTHER: f"brand-of-{OTHER}",
+    }
+    ids = [one.sql("SELECT DISTINCT ledger_id FROM events") for one in (servers.a, servers.b)]
+    assert ids == [[(1,)], [(1_000_001,)]]
+
+
+def test_a_key_that_no_server_knows_opens_nothing(url: str) -> None:
+    with http_client(url, "slk_unknown") as client:
+        assert client.get(ACCOUNT).status_code == 401
+
+
+def test_a_key_that_is_created_over_http_is_of_its_creators_ledger(servers: Installation, url: str) -> None:
+    with http_client(url, servers.keys[OTHER]) as client:
+        made = client.post("/v1/keys", json={"role": "operator", "name": "desk"})
+    named(url, made.json()["key"], "brand-by-the-new-key")
+    assert brand_of(url, servers.keys[OTHER]) == "brand-by-the-new-key"
+
+
+@pytest.mark.parametrize("ledger", [MAIN, OTHER])
+def test_a_stream_follows_its_ledger_wherever_that_is(servers: Installation, url: str, ledger: str) -> None:
+    with http_client(url, servers.keys[ledger]) as client, following(client) as stream:
+        position = named(url, servers.keys[ledger], f"streamed-of-{ledger}")
+        assert [event["position"] for event in stream.take(1)] == [position]
+
+
+@pytest.mark.parametrize("ledger", [MAIN, OTHER])
+def test_the_token_of_a_stream_leads_to_its_ledger(servers: Installation, url: str, ledger: str) -> None:
+    with http_client(url, servers.keys[ledger]) as client:
+        history = client.get(ACCOUNT).headers["ledger-history"]
+        token = client.post("/v1/stream-tokens", json={"filters": {}}).json()["token"]
+    with http_client(url) as client, client.stream("GET", "/v1/events/stream", params={"token": token}) as answer:
+        assert (answer.status_code, answer.headers["ledger-history"]) == (200, history)
+
+
+@pytest.mark.parametrize("ledger", [MAIN, OTHER])
+def test_somebody_signs_in_to_the_console_of_their_ledger(servers: Installation, url: str, ledger: str) -> None:
+    with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
+        answer = client.post("/sign-in", data={"key": servers.keys[ledger], "next": "/"}, headers=SIGN_IN)
+        assert answer.status_code == 303, answer.text
+        page = client.get("/codes")
+        assert page.status_code == 200, page.text
+        assert client.post("/sign-out", headers=SIGN_IN).headers["location"] == "/sign-in?out=1"
+    database = servers.a if ledger == MAIN else servers.b
+    assert database.sql("SELECT count(*) FROM accesses WHERE route = 'POST /sign-in'") == [(1,)]
+
+
+def test_health_and_figures_are_those_of_all_servers(url: str) -> None:
+    with http_client(url) as client:
+        assert client.get("/livez").json()["status"] == "alive"
+        assert client.get("/readyz").json() == {"status": "ready", "stopped": []}
+        figures = client.get("/metrics").text
+    assert 'sparkledger_ledgers_stopped{server="a"} 0.0' in figures
+    assert 'sparkledger_ledgers_stopped{server="b"} 0.0' in figures
+    assert figures.count("# TYPE sparkledger_view_position gauge") == 1
+
+
+def test_the_command_line_finds_a_ledger_and_lists_where_each_is(servers: Installation) -> None:
+    assert "other" in servers.command("keys", "create", "--ledger", OTHER, "--role", "auditor")
+    listed = [line.split()[:3] for line in servers.command("ledgers", "list").splitlines()]
+    assert listed == [["1", MAIN, "a"], ["1000001", OTHER, "b"]]
+
+
+@pytest.mark.parametrize("server", ["a", "b"])
+def test_a_name_is_taken_on_every_server(servers: Installation, server: str) -> None:
+    servers.command("ledgers", "create", OTHER, "--server", server, code=1)
+    for database in (servers.a, servers.b):
+        assert database.sql("SELECT count(*) FROM ledgers") == [(1,)]
+
+
+def test_a_server_that_there_is_not_is_wrong_usage(servers: Installation) -> None:
+    assert "the servers are a, b" in servers.command("ledgers", "create", "third", "--server", "c", code=2)
+
+
+def test_migrating_again_changes_nothing(servers: Installation) -> None:
+    assert servers.command("migrate") == "The database is up to date.\n"
+    numbers = [one.sql("SELECT name, number FROM this_server") for one in (servers.a, servers.b)]
+    assert numbers == [[("a", 0)], [("b", 1)]]
+
+
+@contextmanager
+def away(servers: Installation) -> Iterator[None]:
+    """Let nobody reach server b meanwhile."""
+    name = sql.Identifier(servers.b.name)
+    servers.b.close()
+    with psycopg.connect(servers.b.cluster.dsn(dbname="postgres"), autocommit=True) as operator:
+        operator.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+        try:
+            operator.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (servers.b.name,)
+            )
+            yield
+        finally:
+            operator.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+
+
+def test_a_server_that_is_away_stops_its_own_ledgers_alone(servers: Installation, url: str) -> None:
+    with away(servers):
+        with http_client(url, servers.keys[OTHER]) as client:
+            assert client.put(ACCOUNT, json={"brand_id": "late"}).status_code == 503
+        named(url, servers.keys[MAIN], "meanwhile")
+        with http_client(url) as client:
+            until(lambda: client.get("/readyz").json() == {"status": "degraded", "stopped": ["server"]}, 60)

@@ -1,0 +1,339 @@
+"""A ledger moves to another server while it is used: nothing is lost or doubled, and no two servers ever serve it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import httpx
+import psycopg
+import pytest
+
+from infra.jobs.ledger_move import STAYS, LedgerMove, Moved, MoveError, Server, forget, tables_of
+from infra.postgres.embedded.server import EmbeddedPostgres
+from tests.api.processes import serving_process
+from tests.api.streaming import following
+from tests.api.world import World, told
+from tests.conftest import TestDatabase
+from tests.keys import master_key_of
+from tests.places import directory
+from tests.servers import Installation, installation, shown
+from tests.serving import http_client
+from tests.waiting import until
+
+SIGN_IN = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
+# The points at which the command can end, in order.
+ALERT = {"kind": "ending", "channel": "chat", "address": "https://chat.example/hook"}
+POINTS = ["registered", "log", "changes", "held", "staged", "switching", "switched", "completed"]
+
+
+class Killed(BaseException):
+    """The command is ended here."""
+
+
+@pytest.fixture(scope="module")
+def servers(cluster: EmbeddedPostgres) -> Iterator[Installation]:
+    place = directory("moves")
+    with installation(cluster, place) as made:
+        yield made
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def url(servers: Installation) -> Iterator[str]:
+    settings = {"databases": servers.settings["DATABASES"], "database_url": "", "video_ids": "any"}
+    with serving_process(servers.a, servers.settings["MASTER_KEY"], **settings) as address:
+        yield address
+
+
+@dataclass
+class Ledger:
+    """A ledger that begins on server a, and its administrator's client."""
+
+    name: str
+    servers: Installation
+    url: str
+    key: str
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        return http_client(self.url, key or self.key)
+
+    @contextmanager
+    def world(self) -> Iterator[World]:
+        with self.client() as client:
+            world = World(cast("Any", self), client)
+            yield world
+            for one in world.clients:
+                one.close()
+
+    def move(self, reached: Callable[[str], None] = lambda _: None, *, back: bool = False) -> Moved:
+        """Move it to b as the command does, or back; `reached` is told how far that is."""
+        with self._moving(back=back) as move:
+            move.reached, move.linger_s = reached, 0.0
+            return move.run()
+
+    def undo(self) -> None:
+        """Undo its move to b as the command does."""
+        with self._moving() as move:
+            move.undo()
+
+    def _moving(self, *, back: bool = False) -> LedgerMove:
+        servers = [Server(name, one.dsn()) for name, one in (("a", self.servers.a), ("b", self.servers.b))]
+        source, target = reversed(servers) if back else servers
+        key = master_key_of(self.servers.settings["MASTER_KEY"])
+        return LedgerMove(self.name, source, target, key, lambda _: None)
+
+    def serving(self) -> list[str]:
+        """Return which servers serve it."""
+        query = "SELECT 1 FROM ledgers WHERE name = %s AND served_by IS NULL"
+        return [name for name, one in self.databases if one.sql(query, (self.name,))]
+
+    @property
+    def databases(self) -> list[tuple[str, TestDatabase]]:
+        return [("a", self.servers.a), ("b", self.servers.b)]
+
+    def rows(self, database: TestDatabase) -> dict[str, list[Any]]:
+        """Return what a server has of it, table by table; keys are wrapped and sealed by each server for itself."""
+        with psycopg.connect(database.dsn()) as connection:
+            tables = tables_of(connection)
+        found = {}
+        for table in tables:
+            query = (
+                f"SELECT to_jsonb(t) - 'wrapped' - 'public' FROM {table.name} t JOIN ledgers l USING (ledger_id)"
+                " WHERE l.name = %s ORDER BY 1"
+            )
+            found[table.name] = database.sql(query, (self.name,))
+        return found
+
+    def record(self, account: str) -> int:
+        """Record something, as often as it is refused for the moment; return the position."""
+        headers = {"Idempotency-Key": account}
+        found: list[httpx.Response] = []
+
+        def recorded() -> bool:
+            with self.client() as client:
+                answer = client.put(f"/v1/advertisers/{account}", json={"brand_id": "acme"}, headers=headers)
+            if answer.status_code == 503:
+                assert "retry-after" in answer.headers
+                return False
+            found.append(answer)
+            return True
+
+        until(recorded, 60)
+        return int(told(found[0], 200)["position"])
+
+    def accounts(self, database: TestDatabase) -> list[str]:
+        """Return the accounts of which a server's log has something recorded, in order."""
+        query = (
+            "SELECT convert_from(e.body, 'UTF8')::jsonb ->> 'advertiser_id'"
+            " FROM events e JOIN ledgers l USING (ledger_id)"
+            " WHERE l.name = %s AND e.type = 'AdvertiserNamed' ORDER BY e.position"
+        )
+        return [row[0] for row in database.sql(query, (self.name,))]
+
+
+@pytest.fixture
+def ledger(servers: Installation, url: str) -> Ledger:
+    name = f"moving-{uuid.uuid4().hex[:8]}"
+    return Ledger(name, servers, url, shown(servers.command("ledgers", "create", name)))
+
+
+class Load:
+    """Somebody who records one thing after another, and knows what was acknowledged."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._ended = threading.Event()
+        self.acknowledged: dict[str, int] = {}
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.wait(3)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def wait(self, more: int) -> None:
+        reached = len(self.acknowledged) + more
+        until(lambda: len(self.acknowledged) >= reached, 60)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            account = f"account-{len(self.acknowledged)}"
+            self.acknowledged[account] = self._ledger.record(account)
+
+
+def fill(world: World) -> None:
+    """Record something of every kind."""
+    world.running()
+    world.generate("creator-2")
+    told(world.client.post("/v1/webhooks", json={"url": "https://receiver.example/"}), 201)
+    told(world.client.post("/v1/alerts", json=ALERT), 201)
+    told(world.client.post("/v1/calendars", json={}), 201)
+    world.creator()
+
+
+def test_nothing_acknowledged_is_lost_or_doubled_while_a_ledger_moves(ledger: Ledger) -> None:
+    with ledger.world() as world:
+        fill(world)
+    with Load(ledger) as load:
+        moved = ledger.move()
+        load.wait(3)
+    assert ledger.serving() == ["b"]
+    assert moved.position > 0
+    accounts = ledger.accounts(ledger.servers.b)
+    assert accounts == list(load.acknowledged)
+    positions = ledger.servers.b.sql(
+        "SELECT position FROM events JOIN ledgers USING (ledger_id) WHERE name = %s ORDER BY 1", (ledger.name,)
+    )
+    assert [row[0] for row in positions] == list(range(1, len(positions) + 1))
+
+
+def test_what_a_server_has_of_a_ledger_moves_whole(ledger: Ledger) -> None:
+    with ledger.world() as world:
+        fill(world)
+        history = world.client.get("/v1/events").headers["ledger-history"]
+        ledger.move()
+        before, after = (ledger.rows(database) for _, database in ledger.databases)
+        assert {name for name, rows in before.items() if rows} >= {
+            *("accesses", "alert_rules", "api_keys", "calendars", "claims", "creator_keys", "events", "webhooks"),
+            *("webhook_progress", "histories"),
+        }
+        assert after == before
+        answer = world.client.get("/v1/events")
+        assert answer.headers["ledger-history"] == history
+        # Sealed under keys of creators, and claimed by keyed hashes.
+        code = next(event for event in answer.json()["events"] if event["type"] == "CodeGenerated")
+        path = f"/v1/codes/{code['code_id']}"
+        assert told(world.client.get(path), 200)["code_id"] == code["code_id"]
+        assert told(world.client.post(f"{path}/reveals", json={"reason": "asked"}), 200)["secret"]
+
+
+def test_a_stream_goes_on_at_the_next_position(ledger: Ledger) -> None:
+    with ledger.client() as client:
+        with following(client) as stream:
+            first = ledger.record("before")
+            assert [event["position"] for event in stream.take(1)] == [first]
+            last_id = stream.last_id
+            ledger.move()
+            assert stream.ending() == "unavailable"
+        second = ledger.record("after")
+        with following(client, last_id) as stream:
+            assert [event["position"] for event in stream.take(1)] == [second] == [first + 1]
+
+
+def test_somebody_who_is_signed_in_stays_so(ledger: Ledger) -> None:
+    with httpx.Client(base_url=ledger.url, trust_env=False, timeout=20) as client:
+        assert client.post("/sign-in", data={"key": ledger.key, "next": "/"}, headers=SIGN_IN).status_code == 303
+        ledger.move()
+        until(lambda: client.get("/codes").status_code == 200, 60)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_command_that_is_killed_leaves_one_server_and_can_be_run_again(ledger: Ledger, point: str) -> None:
+    for number in range(3):
+        ledger.record(f"account-{number}")
+
+    def reached(where: str) -> None:
+        if where == "began" and point == "changes":
+            ledger.record("account-changed")
+        if where == point:
+            raise Killed
+
+    with pytest.raises(Killed):
+        ledger.move(reached)
+    assert len(ledger.serving()) <= 1
+    ledger.record("account-between")
+    moved_already = point in {"switched", "completed"}
+    assert ledger.serving() == (["b"] if moved_already else ["a"])
+    ledger.move()
+    assert ledger.serving() == ["b"]
+    ledger.record("account-after")
+    changed = ["account-changed"] if point == "changes" else []
+    expected = [*(f"account-{number}" for number in range(3)), *changed, "account-between", "account-after"]
+    assert ledger.accounts(ledger.servers.b) == expected
+
+
+@pytest.mark.parametrize("point", ["registered", "staged"])
+def test_a_move_that_was_interrupted_is_undone(ledger: Ledger, point: str) -> None:
+    ledger.record("before")
+
+    def reached(where: str) -> None:
+        if where == point:
+            raise Killed
+
+    with pytest.raises(Killed):
+        ledger.move(reached)
+    ledger.undo()
+    assert ledger.serving() == ["a"]
+    assert not any(ledger.rows(ledger.servers.b).values())
+    ledger.record("after")
+    assert ledger.accounts(ledger.servers.a) == ["before", "after"]
+    number = ledger.servers.a.sql("SELECT ledger_id FROM ledgers WHERE name = %s", (ledger.name,))[0][0]
+    triggers = "SELECT count(*) FROM pg_trigger WHERE starts_with(tgname, %s)"
+    assert ledger.servers.a.sql(triggers, (f"departure_of_{number}_",)) == [(0,)]
+
+
+def test_a_copy_is_removed_and_the_ledger_can_move_back(ledger: Ledger) -> None:
+    with ledger.world() as world:
+        fill(world)
+    ledger.move()
+    with pytest.raises(MoveError, match="ledgers forget"):
+        ledger.move(back=True)
+    with pytest.raises(MoveError, match="no copy"):
+        forget(ledger.name, Server("b", ledger.servers.b.dsn()), lambda _: None)
+    forget(ledger.name, Server("a", ledger.servers.a.dsn()), lambda _: None)
+    assert ledger.servers.a.sql("SELECT count(*) FROM ledgers WHERE name = %s", (ledger.name,)) == [(0,)]
+    ledger.move(back=True)
+    assert ledger.serving() == ["a"]
+    assert ledger.record("home-again")
+
+
+def test_the_source_lets_nothing_be_written_to_a_copy(ledger: Ledger) -> None:
+    ledger.record("before")
+    ledger.move()
+    with psycopg.connect(ledger.servers.a.dsn(), autocommit=True) as connection:
+        of_ledger = "(SELECT ledger_id FROM ledgers WHERE name = %s)"
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            connection.execute(
+                f"INSERT INTO view_skips (ledger_id, view, version, position, error, reason, skipped_by)"
+                f" VALUES ({of_ledger}, 'codes', 1, 1, 'x', 'x', 'x')",
+                (ledger.name,),
+            )
+
+
+def test_every_table_with_a_ledger_moves_or_it_is_said_why_not(database: TestDatabase) -> None:
+    """A new table must have a primary key and the rights and policies that the role that copies has on the others."""
+    with psycopg.connect(database.dsn()) as connection:
+        moving = tables_of(connection)
+    names = {
+        row[0]
+        for row in database.sql(
+            "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'ledger_id'"
+            " WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace"
+        )
+    }
+    assert {table.name for table in moving} | STAYS.keys() == names
+    for table in moving:
+        assert table.key, f"{table.name} has no primary key"
+        rights = database.sql(
+            "SELECT has_table_privilege('sparkledger_mover', %(name)s, 'SELECT')"
+            " AND has_table_privilege('sparkledger_mover', %(name)s, 'INSERT')"
+            " AND has_table_privilege('sparkledger_mover', %(name)s, 'DELETE')",
+            cast("Any", {"name": table.name}),
+        )
+        assert rights == [(True,)], f"the role sparkledger_mover cannot copy {table.name}"
+        policies = database.sql(
+            "SELECT NOT c.relrowsecurity OR (SELECT count(*) FROM pg_policy p WHERE p.polrelid = c.oid"
+            " AND 'sparkledger_mover'::regrole = ANY (p.polroles)) = 2 FROM pg_class c WHERE c.relname = %s",
+            (table.name,),
+        )
+        assert policies == [(True,)], f"row-level security hides {table.name} from the role sparkledger_mover"
