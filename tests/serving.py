@@ -16,7 +16,8 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -71,7 +72,7 @@ from tests.waiting import until
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 60
-# Views follow events together that come within so many seconds, unless a view is read meanwhile.
+# Views follow events together that come within so many seconds; one that is read does so at once.
 GATHER_S = 0.1
 HEADS_SESSIONS = """
     SELECT pid FROM pg_stat_activity WHERE application_name = 'sparkledger heads' AND datname = current_database()
@@ -97,47 +98,61 @@ class Clock:
 
 
 class Followers:
-    """Wakes the views: at once while one is read, and otherwise a moment after an event.
+    """Wakes the views: each at once while it is read, and otherwise all together, a moment after an event.
 
-    Most tests record several events and then read. Ten views that followed each event at once would take more time than
-    the API itself.
+    Most tests record several events and then read one view. Ten views that followed each event at once would take more
+    time than the API itself.
     """
 
-    def __init__(self, wakes: list[asyncio.Event]) -> None:
+    def __init__(self, wakes: Mapping[str, asyncio.Event]) -> None:
         self._wakes = wakes
-        self._reads = 0
+        # The views that were not woken since the last event, and those that are read now.
+        self._behind: set[str] = set()
+        self._reads: Counter[str] = Counter()
         self._due: asyncio.TimerHandle | None = None
 
     def heard(self) -> None:
         """Take note of events."""
-        if self._reads:
-            self._wake()
-        elif self._due is None:
-            self._due = asyncio.get_running_loop().call_later(GATHER_S, self._wake)
+        self._behind.update(self._wakes)
+        self._wake({name for name, count in self._reads.items() if count})
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(GATHER_S, self._wake_all)
 
     def attend(self, reader: ViewReader) -> None:
         """Know when a view is read, or waited for."""
-        for name in ("read", "wait", "reach"):
-            setattr(reader, name, self._attended(getattr(reader, name)))
+        read, wait, reach = reader.read, reader.wait, reader.reach
 
-    def _attended(self, look: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def attended(*args: Any, **more: Any) -> Any:
-            if self._due is not None:
-                self._wake()
-            self._reads += 1
-            try:
-                return await look(*args, **more)
-            finally:
-                self._reads -= 1
+        async def attended_read(ledger_id: int, query: Any, *, view: str, also: Sequence[str] = (), **more: Any) -> Any:
+            with self._reading(view, *also):
+                return await read(ledger_id, query, view=view, also=also, **more)
 
-        return attended
+        async def attended_wait(ledger_id: int, view: str, *more: Any, **named: Any) -> None:
+            with self._reading(view):
+                await wait(ledger_id, view, *more, **named)
 
-    def _wake(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
-        for wake in self._wakes:
-            wake.set()
+        async def attended_reach(ledger_id: int, view: str, *more: Any, **named: Any) -> int:
+            with self._reading(view):
+                return await reach(ledger_id, view, *more, **named)
+
+        reader.read, reader.wait, reader.reach = attended_read, attended_wait, attended_reach  # type: ignore[method-assign]
+
+    @contextmanager
+    def _reading(self, *names: str) -> Iterator[None]:
+        self._reads.update(names)
+        self._wake(set(names))
+        try:
+            yield
+        finally:
+            self._reads.subtract(names)
+
+    def _wake_all(self) -> None:
+        self._due = None
+        self._wake(set(self._wakes))
+
+    def _wake(self, names: set[str]) -> None:
+        for name in names & self._behind:
+            self._behind.discard(name)
+            self._wakes[name].set()
 
 
 class Serving:
@@ -256,12 +271,9 @@ class Serving:
             keyring = Keyring(operator, self.master_key)
             self._key_admin, self._ledger_admin = KeyAdmin(operator, keyring), LedgerAdmin(operator, keyring)
             self.expiry = ExpiryClock(worker)
-            wakes = [asyncio.Event() for _ in VIEWS]
+            wakes = {view.name: asyncio.Event() for view in VIEWS}
             shared = SharedLog(AllLedgersReader(worker.database))
-            runners = [
-                Runner(view, shared.reader(), lambda: connect(dsn(WORKER)), wake)
-                for view, wake in zip(VIEWS, wakes, strict=True)
-            ]
+            runners = [Runner(view, shared.reader(), lambda: connect(dsn(WORKER)), wakes[view.name]) for view in VIEWS]
 
             followers = Followers(wakes)
             followers.attend(api.views)
@@ -270,7 +282,7 @@ class Serving:
             tasks = [asyncio.create_task(runner.run()) for runner in runners]
             tasks.append(asyncio.create_task(self.expiry.run()))
             erasures = Erasures(worker.database, worker.aggregates, worker.key_admin)
-            tasks.append(asyncio.create_task(erasures.run(poll_s=0.2)))
+            tasks.append(asyncio.create_task(erasures.run(poll_s=0.5)))
             services = Services(
                 handler=api.handler,
                 aggregates=api.aggregates,
