@@ -73,6 +73,7 @@ from infra.delivery.webhooks import subscriptions as webhooks
 from infra.delivery.webhooks.models import DeliveryPolicy
 from infra.eventstore import group_commit, live_subscription
 from infra.eventstore.serialization import clear_body, event_type, split_sealed
+from infra.imports import mappings
 from infra.jobs import retention
 from infra.settings import settings_table
 from infra.views import reader
@@ -506,6 +507,7 @@ def limits() -> str:
             "the process that reads a sheet",
             f"{sheet_files.MAX_READER_MEMORY_BYTES // kib**2:,} MiB of memory, {sheet_files.MAX_READER_S} s",
         ),
+        ("saved mappings of imports", f"{mappings.MAX_MAPPINGS} of a ledger, of 16 KiB each"),
         ("rows of an import that are recorded at the same time", f"{import_run.AT_ONCE}"),
         (
             "exports and batches, for each API process",
