@@ -17,7 +17,10 @@ FOLDERS = (
     *("infra/delivery/alerts", "infra/delivery/kafka", "infra/delivery/webhooks"),
 )
 FILES = (
-    *(f"infra/{name}.py" for name in ("errors", "ids", "process_limits", "recent_cache", "runtime", "settings")),
+    *(
+        f"infra/{name}.py"
+        for name in ("errors", "ids", "process_limits", "recent_cache", "runtime", "servers", "settings")
+    ),
     *(f"api/{file.name}" for file in (ROOT / "api").glob("*.py")),
 )
 
