@@ -162,3 +162,13 @@ def test_marks_that_would_touch_are_one_that_leads_to_the_list() -> None:
     assert all(later.x - earlier.x >= APART for earlier, later in itertools.pairwise(marks))
     assert marks[0].address == "#event-1"
     assert axis_of(code, spread, begins).begins < begins
+
+
+def test_a_code_without_its_text_offers_to_attach_it_and_to_redeem_without_it(own_world: World) -> None:
+    code = own_world.without_secret()
+    path = f"/codes/{code['code_id']}"
+    with visitor(own_world.server, own_world.server.admin_key) as reader:
+        page = reader.get(path).text
+        assert "A code whose text is not known" in page
+        assert [f'href="{path}/{name}"' in page for name in ("secret", "redeem", "reveal")] == [True, True, False]
+        assert [reader.get(f"{path}/{name}").status_code for name in ("secret", "redeem")] == [200, 200]
