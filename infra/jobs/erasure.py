@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import psycopg
-
 from domain import commands
 from domain.creator import Creator
 from domain.errors import Unknown
@@ -30,6 +28,7 @@ from infra.errors import Unavailable
 from infra.eventstore.command_handler import CommandMetadata
 from infra.ids import uuid7
 from infra.jobs.derived_check import DerivedCheck
+from infra.postgres.pool import SHORT
 from infra.postgres.roles import WORKER
 from infra.runtime import runtime
 
@@ -208,7 +207,7 @@ class Erasures:
                 while await self.remove_pending() == BATCH:
                     pass
                 await self.complete(REST_SHARE)
-            except (Unavailable, MasterKeyError, psycopg.OperationalError) as error:
+            except (Unavailable, MasterKeyError, *SHORT) as error:
                 log.warning("Erasures are delayed: %s", str(error).strip())
             await asyncio.sleep(poll_s)
 

@@ -42,7 +42,7 @@ from infra.servers import ServersError
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from infra.crypto.master_keys import KeyProvider
 
@@ -63,9 +63,13 @@ CONNECT_TIMEOUT_S: Final = 5
 LINGER_S: Final = 3.0
 
 NOTHING: Final = sql.SQL("")
+NOBODY: Final = UUID(int=0)
 LOG: Final = "events"
-# Copied in the switch alone: from its rows follows that everyone can read a log.
-LAST: Final = frozenset({"log_trees"})
+# Copied in the switch alone: the signed log ends where the log does, and an erasure must be carried out on the source,
+# because the number of its epoch means nothing to the target.
+LAST: Final = frozenset({"erasures", "log_trees"})
+# Rows of these tables that do not move: what a server has noted of its own copies of keys.
+OWN: Final = {"erasures": sql.SQL(" AND t.position > 0")}
 # Why tables with a `ledger_id` do not move.
 STAYS: Final = {
     "ledgers": "made first, with the key wrapped for the target",
@@ -77,6 +81,9 @@ STAYS: Final = {
     "departure_changes": "about the move itself",
     "arrivals": "about the move itself",
 }
+
+# What says whose copy of a ledger a server has, in the order in which it can be deleted.
+_REGISTERED: Final = ("departures", "arrivals", "ledgers")
 
 _TABLES: Final = """
     SELECT c.relname,
@@ -120,15 +127,32 @@ _TOGETHER: Final = """
         WHERE a.ledger_id = i.ledger_id AND a.together = i.together AND a.access_id <> i.access_id
     )
 """
-_ERASING: Final = "SELECT EXISTS (SELECT FROM erasures WHERE ledger_id = %s AND carried_out_at IS NULL)"
-# Keys of creators that are removed here stay in backups: they open no more once the present epoch has ended.
+_ERASING: Final = (
+    "SELECT EXISTS (SELECT FROM erasures WHERE ledger_id = %s AND position > 0 AND carried_out_at IS NULL)"
+)
+# Keys of creators that were removed stay in backups: they open no more once the epoch has ended that is present
+# afterwards. A statement of its own, after the one that removes them, because a worker may seal them again until then.
 _END_EPOCH: Final = """
     INSERT INTO erasures (ledger_id, position, creator_stream, epoch)
-    SELECT %(ledger_id)s, 0, %(nobody)s, e.number
+    SELECT %s, 0, %s, e.number
     FROM key_epochs e
-    WHERE e.present AND EXISTS (SELECT FROM creator_keys k WHERE k.ledger_id = %(ledger_id)s AND k.wrapped IS NOT NULL)
+    WHERE e.present
     ON CONFLICT (ledger_id, position) DO UPDATE SET epoch = excluded.epoch, carried_out_at = NULL
 """
+_REMOVE_KEYS: Final = """
+    WITH removed AS (DELETE FROM creator_keys WHERE ledger_id = %s RETURNING wrapped)
+    SELECT count(*) FROM removed WHERE wrapped IS NOT NULL
+"""
+_ERASED_MEANWHILE: Final = """
+    SELECT count(*) FROM pg_temp.incoming_creator_keys i
+    JOIN creator_keys k USING (ledger_id, key_id)
+    WHERE i.wrapped IS NULL AND k.wrapped IS NOT NULL
+"""
+_HAS_COPY: Final = """
+    SELECT 1 FROM arrivals a JOIN ledgers l USING (ledger_id)
+    WHERE a.ledger_id = %s AND a.arrived_at IS NULL AND l.served_by = %s
+"""
+_EVENTS_UPTO: Final = "SELECT count(*) FROM events WHERE ledger_id = %s AND position <= %s"
 
 
 class MoveError(ServersError):
@@ -235,6 +259,7 @@ class LedgerMove:
         """
         if self._begin():
             return Moved(self._complete(), 0.0)
+        self._require_same_log()
         self._note_changes()
         self.reached("began")
         self._copy_log()
@@ -244,6 +269,7 @@ class LedgerMove:
                 self._say(f"{self._ledger}: copying {table.name}")
                 self._copy(table)
         self.reached("tables")
+        self._require_whole_log()
         for _ in range(SWITCHES):
             self._follow()
             self.reached("followed")
@@ -275,11 +301,14 @@ class LedgerMove:
         self._ledger_id = row[0]
         self._require_alone()
         self._tables = tables_of(self._from)
-        # First here, so that it cannot be switched any more.
+        self._require_target()
+        # First here, so that it cannot be switched any more. Without this row, the triggers do nothing.
+        _delete_pages(self._from, "departure_changes", self._ledger_id)
         self._from.execute("DELETE FROM departures WHERE ledger_id = %s AND moved_at IS NULL", (self._ledger_id,))
+        self.reached("undoing")
         self._drop_triggers()
         self.reached("undone")
-        _remove(self._to, self._tables, self._ledger_id, self._say)
+        self._remove_copy()
 
     # -- begin
 
@@ -303,15 +332,14 @@ class LedgerMove:
             message = f"Ledger {self._ledger} has moved from {self._source.name} to {served_by}."
             raise MoveError(message)
         self._require_fresh_target()
+        if not self._require_target():
+            # What was changed after a move was undone, nobody noted.
+            self._remove_copy()
+        _drop_triggers(self._to, self._tables, self._ledger_id)
         self._from.execute(
             "INSERT INTO departures (ledger_id, target) VALUES (%s, %s) ON CONFLICT DO NOTHING",
             (self._ledger_id, self._target.name),
         )
-        row = self._from.execute("SELECT target FROM departures WHERE ledger_id = %s", (self._ledger_id,)).fetchone()
-        if row is None or row[0] != self._target.name:
-            other = "another server" if row is None else row[0]
-            message = f"Ledger {self._ledger} is being moved to {other}: finish that, or undo it with --undo."
-            raise MoveError(message)
         self.reached("registered")
         number = self._from.execute("SELECT number FROM this_server").fetchone()
         key = asyncio.run(self._fingerprint_key(name, wrapped))
@@ -331,6 +359,40 @@ class LedgerMove:
         if row is None or not row[0]:
             message = f"Ledger {self._ledger} is being moved by another command. Wait for it, or stop it."
             raise MoveError(message)
+
+    def _require_target(self) -> bool:
+        """Refuse a ledger that is being moved to another server; return whether it is being moved to this one."""
+        row = self._from.execute("SELECT target FROM departures WHERE ledger_id = %s", (self._ledger_id,)).fetchone()
+        if row is not None and row[0] != self._target.name:
+            message = f"Ledger {self._ledger} is being moved to {row[0]}: finish that, or undo it with --undo."
+            raise MoveError(message)
+        return row is not None
+
+    def _remove_copy(self) -> None:
+        """Remove what the target has of a move that was given up."""
+        if self._to.execute(_HAS_COPY, (self._ledger_id, self._source.name)).fetchone() is not None:
+            _remove(self._to, self._tables, self._ledger_id, self._say, self.reached)
+
+    def _require_same_log(self) -> None:
+        """Refuse to go on with a copy that has an event which the source has lost, by a failover or a restore."""
+        row = self._to.execute(_LAST, (self._ledger_id,)).fetchone()
+        if row is None:
+            return
+        same = self._from.execute(
+            "SELECT 1 FROM events WHERE ledger_id = %s AND position = %s AND event_id = %s", (self._ledger_id, *row)
+        ).fetchone()
+        if same is None:
+            raise MoveError(self._differs())
+
+    def _require_whole_log(self) -> None:
+        """Refuse a copy that lacks events before its last one."""
+        upto = self._number(self._to, _HEAD)
+        here, there = (one.execute(_EVENTS_UPTO, (self._ledger_id, upto)).fetchone() for one in (self._from, self._to))
+        if here != there:
+            raise MoveError(self._differs())
+
+    def _differs(self) -> str:
+        return f"The copy of ledger {self._ledger} differs from the ledger. Undo the move with --undo, and begin again."
 
     def _require_fresh_target(self) -> None:
         """Refuse a target that has a copy of the ledger from another time."""
@@ -389,7 +451,7 @@ class LedgerMove:
         return f"departure_of_{self._ledger_id}_{suffix}"
 
     def _drop_triggers(self) -> None:
-        _drop_triggers(self._from, self._tables, self._ledger_id, self._alter)
+        _drop_triggers(self._from, self._tables, self._ledger_id)
 
     def _alter(self, *statements: sql.Composed) -> None:
         """Change a table of the source, as its owner, without holding up others for long."""
@@ -416,7 +478,8 @@ class LedgerMove:
     def _copy(self, table: Table, more: sql.Composable = NOTHING) -> None:
         """Copy rows of the ledger; those that are there already are replaced."""
         with self._to.transaction():
-            self._fetch(table, sql.SQL("WHERE t.ledger_id = {}").format(self._ledger_id) + more)
+            own = OWN.get(table.name, NOTHING)
+            self._fetch(table, sql.SQL("WHERE t.ledger_id = {}").format(self._ledger_id) + own + more)
             self._store(table)
 
     def _fetch(self, table: Table, which: sql.Composable) -> None:
@@ -436,8 +499,10 @@ class LedgerMove:
 
     def _store(self, table: Table) -> None:
         """Bring rows from the temporary table of the target into their own."""
+        erased = 0
         if table.name == "creator_keys":
             asyncio.run(self._seal_again(table))
+            erased = (self._to.execute(_ERASED_MEANWHILE).fetchone() or (0,))[0]
         if table.name == "accesses":
             self._to.execute(_TOGETHER)
         self._to.execute(
@@ -445,6 +510,9 @@ class LedgerMove:
                 sql.Identifier(table.name), table.list, table.list, _incoming(table), table.replaces
             )
         )
+        if erased:
+            # The target has stored the key, too, and has it in backups.
+            self._to.execute(_END_EPOCH, (self._ledger_id, NOBODY))
 
     async def _seal_again(self, table: Table) -> None:
         """Wrap keys of creators with the master key of the target, and seal them in its epoch."""
@@ -565,8 +633,7 @@ class LedgerMove:
         """
         here, there = (one.execute(_LAST, (self._ledger_id,)).fetchone() or (0, None) for one in (self._from, self._to))
         if here != there:
-            message = f"The copy of ledger {self._ledger} differs from the ledger. Undo the move with --undo."
-            raise MoveError(message)
+            raise MoveError(self._differs())
         return int(here[0])
 
     # -- complete
@@ -627,26 +694,53 @@ def forget(ledger: str, server: Server, say: Callable[[str], None]) -> None:
             )
             raise MoveError(message)
         tables = tables_of(connection)
-        connection.execute(_END_EPOCH, {"ledger_id": row[0], "nobody": UUID(int=0)})
-        _remove(connection, [table for table in tables if table.name != "erasures"], row[0], say)
-        _drop_triggers(connection, tables, row[0], lambda *statements: _as_owner(connection, *statements))
+        _drop_triggers(connection, tables, row[0])
+        _remove(connection, tables, row[0], say)
 
 
 def _remove(
-    connection: psycopg.Connection[Any], tables: Sequence[Table], ledger_id: int, say: Callable[[str], None]
+    connection: psycopg.Connection[Any],
+    tables: Sequence[Table],
+    ledger_id: int,
+    say: Callable[[str], None],
+    reached: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Delete what a server has of a ledger that it does not serve, what views made of it, and the ledger's row last."""
+    """Delete what a server has of a ledger that it does not serve, and what views made of it.
+
+    What says whose copy it is goes last and at once, so that a command that was interrupted can be run again. Erasures
+    stay: the server's worker ends the epoch of the keys that are removed here.
+    """
     row = connection.execute("SELECT name FROM ledgers WHERE ledger_id = %s", (ledger_id,)).fetchone()
     if row is None:
         return
+    with connection.transaction():
+        removed = connection.execute(_REMOVE_KEYS, (ledger_id,)).fetchone()
+        if removed is not None and removed[0]:
+            connection.execute(_END_EPOCH, (ledger_id, NOBODY))
+    reached("keys removed")
     _remove_views(connection, ledger_id)
-    stays = [name for name in STAYS if name not in {"ledgers", "view_positions"}]
-    for name in [*(table.name for table in reversed(tables)), *stays, "ledgers"]:
-        delete = sql.SQL(
-            "DELETE FROM {0} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {0} WHERE ledger_id = {1} LIMIT {2}))"
-        ).format(sql.Identifier(name), ledger_id, PAGE_DELETED)
-        while connection.execute(delete).rowcount:
+    names = [table.name for table in reversed(tables) if table.name != "erasures"]
+    for name in [*names, *(name for name in STAYS if name not in {"view_positions", *_REGISTERED})]:
+        for _ in _deleted_pages(connection, name, ledger_id):
             say(f"{row[0]}: removing {name}")
+            reached(f"removing {name}")
+    with connection.transaction():
+        for name in _REGISTERED:
+            connection.execute(sql.SQL("DELETE FROM {} WHERE ledger_id = {}").format(sql.Identifier(name), ledger_id))
+
+
+def _delete_pages(connection: psycopg.Connection[Any], name: str, ledger_id: int) -> None:
+    for _ in _deleted_pages(connection, name, ledger_id):
+        pass
+
+
+def _deleted_pages(connection: psycopg.Connection[Any], name: str, ledger_id: int) -> Iterator[int]:
+    """Delete a ledger's rows of a table in pages, and yield after each."""
+    delete = sql.SQL(
+        "DELETE FROM {0} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {0} WHERE ledger_id = {1} LIMIT {2}))"
+    ).format(sql.Identifier(name), ledger_id, PAGE_DELETED)
+    while count := connection.execute(delete).rowcount:
+        yield count
 
 
 def _remove_views(connection: psycopg.Connection[Any], ledger_id: int) -> None:
@@ -666,12 +760,7 @@ def _remove_views(connection: psycopg.Connection[Any], ledger_id: int) -> None:
     connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(MOVER)))
 
 
-def _drop_triggers(
-    connection: psycopg.Connection[Any],
-    tables: Sequence[Table],
-    ledger_id: int,
-    alter: Callable[..., None],
-) -> None:
+def _drop_triggers(connection: psycopg.Connection[Any], tables: Sequence[Table], ledger_id: int) -> None:
     names = [f"departure_of_{ledger_id}_{suffix}" for suffix in ("changed", "deleted")]
     there = {
         (row[0], row[1])
@@ -688,7 +777,7 @@ def _drop_triggers(
             if (table.name, name) in there
         ]
         if drops:
-            alter(*drops)
+            _as_owner(connection, *drops)
 
 
 def _as_owner(connection: psycopg.Connection[Any], *statements: sql.Composed) -> None:

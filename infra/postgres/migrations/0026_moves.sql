@@ -57,7 +57,8 @@ GRANT EXECUTE ON FUNCTION confirm_commits TO sparkledger_log;
 
 -- The trigger of every table while a ledger leaves: it notes what is changed, waits while the last of it is copied, and
 -- lets nothing be changed of what is not served any more. But for three things: reads that were answered before are still
--- entered, and copied after; what a worker clears away is no loss; and keys of creators are sealed in new epochs.
+-- entered, and copied after; what a worker clears away is no loss; and epochs end, in which keys of creators are sealed.
+-- A move that is given up has no row first, and no triggers a moment later.
 CREATE FUNCTION note_departure() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -66,8 +67,11 @@ DECLARE
     left_at timestamptz;
 BEGIN
     SELECT d.moved_at INTO left_at FROM departures d WHERE d.ledger_id = of_ledger FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
     IF left_at IS NOT NULL AND NOT (TG_TABLE_NAME = 'accesses' AND TG_OP <> 'DELETE') THEN
-        IF is_worker() AND (TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND TG_TABLE_NAME = 'creator_keys')) THEN
+        IF is_worker() AND (TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND TG_TABLE_NAME IN ('creator_keys', 'erasures'))) THEN
             RETURN NULL;
         END IF;
         RAISE read_only_sql_transaction USING MESSAGE = 'another server serves the ledger';

@@ -14,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 
+from infra.jobs import ledger_move
 from infra.jobs.ledger_move import STAYS, LedgerMove, Moved, MoveError, Server, forget, tables_of
 from infra.postgres.embedded.server import EmbeddedPostgres
 from tests.api.processes import serving_process
@@ -77,9 +78,10 @@ class Ledger:
             move.reached, move.linger_s = reached, 0.0
             return move.run()
 
-    def undo(self) -> None:
+    def undo(self, reached: Callable[[str], None] = lambda _: None) -> None:
         """Undo its move to b as the command does."""
         with self._moving() as move:
+            move.reached = reached
             move.undo()
 
     def _moving(self, *, back: bool = False) -> LedgerMove:
@@ -280,6 +282,69 @@ def test_a_move_that_was_interrupted_is_undone(ledger: Ledger, point: str) -> No
     number = ledger.servers.a.sql("SELECT ledger_id FROM ledgers WHERE name = %s", (ledger.name,))[0][0]
     triggers = "SELECT count(*) FROM pg_trigger WHERE starts_with(tgname, %s)"
     assert ledger.servers.a.sql(triggers, (f"departure_of_{number}_",)) == [(0,)]
+
+
+def killed_at(point: str) -> Callable[[str], None]:
+    def reached(where: str) -> None:
+        if where == point:
+            raise Killed
+
+    return reached
+
+
+@pytest.mark.parametrize("point", ["undoing", "keys removed", "removing events"])
+def test_an_undo_that_is_killed_leaves_the_ledger_in_use_and_its_next_move_copies_all(
+    ledger: Ledger, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_move, "PAGE_DELETED", 2)
+    accounts = [f"account-{number}" for number in range(4)]
+    for account in accounts:
+        ledger.record(account)
+    with pytest.raises(Killed):
+        ledger.move(killed_at("staged"))
+    with pytest.raises(Killed):
+        ledger.undo(killed_at(point))
+    with ledger.client() as client:
+        made = told(client.post("/v1/webhooks", json={"url": "https://receiver.example/"}), 201)
+        ledger.move()
+        assert ledger.serving() == ["b"]
+        assert ledger.accounts(ledger.servers.b) == accounts
+        assert ledger.rows(ledger.servers.b) == ledger.rows(ledger.servers.a)
+        until(lambda: client.get(f"/v1/webhooks/{made['webhook_id']}").status_code == 200, 60)
+
+
+def test_a_copy_with_an_event_that_the_source_has_lost_is_refused(ledger: Ledger) -> None:
+    ledger.record("before")
+    with pytest.raises(Killed):
+        ledger.move(killed_at("log"))
+    with psycopg.connect(ledger.servers.b.dsn()) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(
+            "UPDATE events SET event_id = gen_random_uuid() FROM ledgers l"
+            " WHERE l.ledger_id = events.ledger_id AND l.name = %s",
+            (ledger.name,),
+        )
+    ledger.record("after")
+    with pytest.raises(MoveError, match="differs from the ledger"):
+        ledger.move()
+    ledger.undo()
+    ledger.move()
+    assert ledger.accounts(ledger.servers.b) == ["before", "after"]
+
+
+def test_keys_that_a_server_has_no_more_are_sealed_in_an_epoch_that_ends(ledger: Ledger) -> None:
+    with ledger.world() as world:
+        world.creator()
+        world.generate("creator-1")
+    number = ledger.servers.a.sql("SELECT ledger_id FROM ledgers WHERE name = %s", (ledger.name,))[0][0]
+    ends = "SELECT e.epoch = (SELECT number FROM key_epochs WHERE present) FROM erasures e WHERE ledger_id = %s"
+    with pytest.raises(Killed):
+        ledger.move(killed_at("tables"))
+    ledger.undo()
+    assert ledger.servers.b.sql(ends, (number,)) == [(True,)]
+    ledger.move()
+    forget(ledger.name, Server("a", ledger.servers.a.dsn()), lambda _: None)
+    assert ledger.servers.a.sql(ends, (number,)) == [(True,)]
 
 
 def test_a_copy_is_removed_and_the_ledger_can_move_back(ledger: Ledger) -> None:
