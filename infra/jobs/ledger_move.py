@@ -59,6 +59,10 @@ PAUSE_S: Final = 0.5
 LOCK_TIMEOUT_MS: Final = 2_000
 HELD_MS: Final = 10_000
 CONNECT_TIMEOUT_S: Final = 5
+# So much longer the source waits for the command before it ends its session.
+IDLE_MS: Final = 5_000
+# How often rows are copied again that refer to others which came later, or whose key the target has replaced meanwhile.
+TRIES: Final = 5
 # For so long after the switch, entries of the access log are copied that came late.
 LINGER_S: Final = 3.0
 
@@ -159,6 +163,17 @@ class MoveError(ServersError):
     """The ledger cannot be moved; the message says why, and what to do."""
 
 
+# Errors with which the switch is tried again: somebody else writes for too long, or it would take too long.
+_HELD_UP: Final = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.QueryCanceled,
+)
+# Errors with which rows are copied again: what they refer to is not here yet, or the target has another master key, or
+# another epoch, since they were wrapped.
+_AGAIN: Final = (psycopg.errors.ForeignKeyViolation, psycopg.errors.ObjectNotInPrerequisiteState)
+
+
 class Server(NamedTuple):
     """A server by its name, as the owner of its tables."""
 
@@ -235,6 +250,7 @@ class LedgerMove:
         self._opened = ExitStack()
         self._ledger_id = 0
         self._tables: list[Table] = []
+        self._held_until: float | None = None
         self.linger_s = LINGER_S
         # To be replaced by tests that end the command at any point.
         self.reached: Callable[[str], None] = lambda _: None
@@ -267,6 +283,7 @@ class LedgerMove:
         for table in self._tables:
             if table.name not in {LOG, *LAST}:
                 self._say(f"{self._ledger}: copying {table.name}")
+                self.reached(f"copying {table.name}")
                 self._copy(table)
         self.reached("tables")
         self._require_whole_log()
@@ -275,7 +292,7 @@ class LedgerMove:
             self.reached("followed")
             try:
                 held_s = self._switch()
-            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, _NotYet) as error:
+            except (*_HELD_UP, *_AGAIN, _NotYet) as error:
                 self._say(f"{self._ledger}: {' '.join(str(error).split()) or 'waiting'}; trying again")
                 time.sleep(PAUSE_S)
                 continue
@@ -477,13 +494,30 @@ class LedgerMove:
 
     def _copy(self, table: Table, more: sql.Composable = NOTHING) -> None:
         """Copy rows of the ledger; those that are there already are replaced."""
-        with self._to.transaction():
-            own = OWN.get(table.name, NOTHING)
-            self._fetch(table, sql.SQL("WHERE t.ledger_id = {}").format(self._ledger_id) + own + more)
-            self._store(table)
+        which = sql.SQL("WHERE t.ledger_id = {}").format(self._ledger_id) + OWN.get(table.name, NOTHING) + more
+        for attempt in range(TRIES):
+            try:
+                with self._to.transaction():
+                    self._fetch(table, which)
+                    self._store(table)
+            except _AGAIN:
+                if attempt == TRIES - 1:
+                    raise
+                self._copy_referred(table.references)
+            else:
+                return
+
+    def _copy_referred(self, names: frozenset[str]) -> None:
+        """Copy the tables that others refer to again: their rows may be newer."""
+        for table in self._tables:
+            if table.name == LOG and table.name in names:
+                self._copy_log()
+            elif table.name in names:
+                self._copy(table)
 
     def _fetch(self, table: Table, which: sql.Composable) -> None:
         """Bring rows of the source into a temporary table of the target."""
+        self._require_time()
         incoming = _incoming(table)
         self._to.execute(
             sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(incoming, sql.Identifier(table.name))
@@ -505,6 +539,9 @@ class LedgerMove:
             erased = (self._to.execute(_ERASED_MEANWHILE).fetchone() or (0,))[0]
         if table.name == "accesses":
             self._to.execute(_TOGETHER)
+        if table.name == "log_trees":
+            # Until the target serves the ledger. `arrivals` says which become public then.
+            self._to.execute("UPDATE pg_temp.incoming_log_trees SET public = false")
         self._to.execute(
             sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} {}").format(
                 sql.Identifier(table.name), table.list, table.list, _incoming(table), table.replaces
@@ -550,8 +587,20 @@ class LedgerMove:
 
     def _copy_changes(self) -> int:
         """Copy rows that were changed; they are forgotten on the source once the target has them."""
+        for attempt in range(TRIES):
+            try:
+                # A row and one that it refers to may be in different pages, so the page grows.
+                return self._copy_changed_page(PAGE_CHANGES * (attempt + 1) ** 2)
+            except _AGAIN:
+                if attempt == TRIES - 1:
+                    raise
+                self._copy_referred(frozenset(name for table in self._tables for name in table.references))
+        return 0
+
+    def _copy_changed_page(self, limit: int) -> int:
+        self._require_time()
         with self._from.transaction():
-            rows = self._from.execute(_TAKE_CHANGES, (self._ledger_id, PAGE_CHANGES)).fetchall()
+            rows = self._from.execute(_TAKE_CHANGES, (self._ledger_id, limit)).fetchall()
             if not rows:
                 return 0
             keys: dict[str, list[Any]] = {}
@@ -586,19 +635,41 @@ class LedgerMove:
 
     def _switch(self) -> float:
         """Hold the ledger, copy the rest, and end its time on the source; return for how long it was held."""
-        began_at = time.monotonic()
+        self._to.execute(sql.SQL("SET statement_timeout = {}").format(HELD_MS))
+        try:
+            return self._switch_held()
+        finally:
+            self._held_until = None
+            if not self._to.closed:
+                self._to.execute("SET statement_timeout = 0")
+
+    def _require_time(self) -> None:
+        """Let go of a ledger that was held for long enough."""
+        if self._held_until is not None and time.monotonic() >= self._held_until:
+            message = f"the last part took more than {HELD_MS / 1000:g} seconds"
+            raise _NotYet(message)
+
+    def _switch_held(self) -> float:
         stage = uuid4()
         with self._from.transaction():
             execute = self._from.execute
             execute(sql.SQL("SET LOCAL lock_timeout = {}").format(LOCK_TIMEOUT_MS))
-            execute(sql.SQL("SET LOCAL idle_in_transaction_session_timeout = {}").format(HELD_MS))
+            execute(sql.SQL("SET LOCAL statement_timeout = {}").format(HELD_MS))
+            execute(sql.SQL("SET LOCAL idle_in_transaction_session_timeout = {}").format(HELD_MS + IDLE_MS))
             # In the order in which everyone else locks them: appends first, then whatever else is written.
-            execute("SELECT FROM ledgers WHERE ledger_id = %s FOR NO KEY UPDATE", (self._ledger_id,))
+            row = execute(
+                "SELECT name, fingerprint_key FROM ledgers WHERE ledger_id = %s FOR NO KEY UPDATE", (self._ledger_id,)
+            ).fetchone()
+            began_at = time.monotonic()
+            self._held_until = began_at + HELD_MS / 1000
+            if row is None:
+                message = f"There is no ledger named {self._ledger} on {self._source.name} any more."
+                raise MoveError(message)
+            name, wrapped = row
             leaving = execute("SELECT 1 FROM departures WHERE ledger_id = %s FOR UPDATE", (self._ledger_id,))
             if leaving.fetchone() is None:
                 message = f"The move of ledger {self._ledger} was undone."
                 raise MoveError(message)
-            began_at = time.monotonic()
             self.reached("held")
             row = execute(_ERASING, (self._ledger_id,)).fetchone()
             if row is not None and row[0]:
@@ -610,10 +681,20 @@ class LedgerMove:
                 if table.name in LAST:
                     self._copy(table)
             position = self._compare()
+            self._advance_sequence()
+            # The master key of either server may have been replaced since the move began.
+            key = asyncio.run(self._fingerprint_key(name, wrapped))
+            self._to.execute("UPDATE ledgers SET fingerprint_key = %s WHERE ledger_id = %s", (key, self._ledger_id))
+            public = execute(
+                "SELECT coalesce(array_agg(generation), '{}') FROM log_trees WHERE ledger_id = %s AND public",
+                (self._ledger_id,),
+            ).fetchone()
             self._to.execute(
-                "UPDATE arrivals SET stage = %s, position = %s WHERE ledger_id = %s", (stage, position, self._ledger_id)
+                "UPDATE arrivals SET stage = %s, position = %s, public_generations = %s WHERE ledger_id = %s",
+                (stage, position, public[0] if public else [], self._ledger_id),
             )
             self.reached("staged")
+            self._require_time()
             execute("UPDATE ledgers SET served_by = %s WHERE ledger_id = %s", (self._target.name, self._ledger_id))
             execute(
                 "UPDATE departures SET stage = %s, position = %s, moved_at = clock_timestamp() WHERE ledger_id = %s",
@@ -644,7 +725,6 @@ class LedgerMove:
         if row is None or row[0] != self._target.name:
             message = f"Ledger {self._ledger} is not known to have moved to {self._target.name}."
             raise MoveError(message)
-        self._advance_sequence()
         done = self._to.execute("SELECT complete_arrival(%s, %s)", (self._ledger_id, row[1])).fetchone()
         if done is None or not done[0]:
             message = (
@@ -660,10 +740,11 @@ class LedgerMove:
         return self._number(self._to, _HEAD)
 
     def _advance_sequence(self) -> None:
-        """Let numbers that the target gives come after those that have moved."""
+        """Let numbers that the target gives come after those that have moved; they never go back."""
         self._to.execute(
-            "SELECT setval('webhook_attempts_attempt_id_seq', greatest(nextval('webhook_attempts_attempt_id_seq'),"
-            " (SELECT max(attempt_id) FROM webhook_attempts WHERE ledger_id = %s)))",
+            "SELECT setval('webhook_attempts_attempt_id_seq', m.last)"
+            " FROM (SELECT max(attempt_id) AS last FROM webhook_attempts WHERE ledger_id = %s) m"
+            " WHERE m.last > (SELECT last_value FROM webhook_attempts_attempt_id_seq)",
             (self._ledger_id,),
         )
 

@@ -35,6 +35,8 @@ CREATE TABLE arrivals (
     stage           uuid,
     position        bigint,
     arrived_at      timestamptz,
+    -- Which generations of the signed log everyone can read, once the ledger is served here.
+    public_generations int[] NOT NULL DEFAULT '{}',
     -- Whether the publisher of the source was fenced since, so that what it published is known.
     fenced          boolean NOT NULL DEFAULT false
 );
@@ -53,6 +55,7 @@ GRANT UPDATE (target) ON departures TO sparkledger_log; -- a row lock asks for i
 GRANT UPDATE (arrived_at) ON arrivals TO sparkledger_log;
 GRANT UPDATE (fenced) ON arrivals TO sparkledger_worker;
 GRANT UPDATE (served_by) ON ledgers TO sparkledger_log;
+GRANT UPDATE (public) ON log_trees TO sparkledger_log;
 GRANT EXECUTE ON FUNCTION confirm_commits TO sparkledger_log;
 
 -- The trigger of every table while a ledger leaves: it notes what is changed, waits while the last of it is copied, and
@@ -108,6 +111,9 @@ BEGIN
     IF found_at IS NULL THEN
         UPDATE arrivals SET arrived_at = clock_timestamp() WHERE ledger_id = of_ledger;
         UPDATE ledgers SET served_by = NULL WHERE ledger_id = of_ledger;
+        UPDATE log_trees t SET public = true
+        FROM arrivals a
+        WHERE a.ledger_id = of_ledger AND t.ledger_id = of_ledger AND t.generation = ANY (a.public_generations);
         NOTIFY sparkledger_keys;
     END IF;
     RETURN true;
@@ -150,5 +156,5 @@ BEGIN
     END LOOP;
 END $$;
 GRANT SELECT ON this_server, master_keys, key_epochs TO sparkledger_mover;
-GRANT UPDATE ON SEQUENCE webhook_attempts_attempt_id_seq TO sparkledger_mover;
+GRANT SELECT, UPDATE ON SEQUENCE webhook_attempts_attempt_id_seq TO sparkledger_mover;
 GRANT EXECUTE ON FUNCTION confirm_commits TO sparkledger_mover;

@@ -347,6 +347,56 @@ def test_keys_that_a_server_has_no_more_are_sealed_in_an_epoch_that_ends(ledger:
     assert ledger.servers.a.sql(ends, (number,)) == [(True,)]
 
 
+def test_what_changes_between_the_copies_of_two_tables_moves(ledger: Ledger) -> None:
+    made: list[str] = []
+
+    def reached(where: str) -> None:
+        if where == "copying api_key_hashes":
+            with ledger.client() as client:
+                made.append(told(client.post("/v1/keys", json={"role": "auditor", "name": "late"}), 201)["key"])
+
+    ledger.move(reached)
+    with ledger.client(made[0]) as client:
+        assert client.get("/v1/events").status_code == 200
+
+
+def test_a_ledger_that_cannot_be_copied_in_time_is_let_go(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_move, "HELD_MS", 0)
+    monkeypatch.setattr(ledger_move, "SWITCHES", 2)
+    with pytest.raises(MoveError, match="could not be held"):
+        ledger.move()
+    assert ledger.serving() == ["a"]
+    ledger.record("after")
+
+
+def test_a_public_log_is_public_on_one_server(ledger: Ledger) -> None:
+    ledger.servers.a.sql(
+        "INSERT INTO log_trees (ledger_id, generation, ledger, origin, verifier_keys, public, size, root)"
+        " SELECT ledger_id, 1, name, name, '{}', true, 0, '' FROM ledgers WHERE name = %s RETURNING 1",
+        (ledger.name,),
+    )
+    public = "SELECT public FROM log_trees WHERE ledger = %s"
+    with pytest.raises(Killed):
+        ledger.move(killed_at("staged"))
+    assert [one.sql(public, (ledger.name,)) for _, one in ledger.databases] == [[(True,)], [(False,)]]
+    ledger.move()
+    assert [one.sql(public, (ledger.name,)) for _, one in ledger.databases] == [[(False,)], [(True,)]]
+
+
+def test_the_key_of_a_ledger_is_wrapped_for_the_target_when_it_switches(ledger: Ledger) -> None:
+    ledger.record("before")
+    with pytest.raises(Killed):
+        ledger.move(killed_at("tables"))
+    spoilt = (
+        "UPDATE ledgers SET fingerprint_key = substring(fingerprint_key FROM 1 FOR 8) || 'spoilt'::bytea"
+        " WHERE name = %s RETURNING 1"
+    )
+    ledger.servers.b.sql(spoilt, (ledger.name,))
+    ledger.move()
+    ledger.record("after")
+    assert ledger.accounts(ledger.servers.b) == ["before", "after"]
+
+
 def test_a_copy_is_removed_and_the_ledger_can_move_back(ledger: Ledger) -> None:
     with ledger.world() as world:
         fill(world)
